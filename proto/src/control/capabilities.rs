@@ -1,0 +1,61 @@
+//! What a client can do beyond the least that its protocol version asks for.
+
+use std::ops::BitOr;
+
+use crate::varint;
+
+/// A set of abilities, one bit each. Bits that this version does not know are kept and have no
+/// effect: a peer of a later version may send them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Capabilities(u64);
+
+impl Capabilities {
+    /// No ability.
+    pub const NONE: Self = Self(0);
+    /// TCP flows.
+    pub const TCP: Self = Self(1 << 0);
+    /// UDP flows in QUIC datagrams.
+    pub const UDP: Self = Self(1 << 1);
+    /// UDP packets in fragments.
+    pub const FRAGMENTATION: Self = Self(1 << 2);
+    /// ServiceHealth messages.
+    pub const SERVICE_HEALTH: Self = Self(1 << 3);
+
+    /// The set with these bits; `None` if they do not fit into a varint.
+    pub const fn from_bits(bits: u64) -> Option<Self> {
+        if bits <= varint::MAX {
+            Some(Self(bits))
+        } else {
+            None
+        }
+    }
+
+    /// The bits as they stand on the wire.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Whether every ability of `other` is in this set.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The abilities that are in this set or in `other`.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Takes bits from a varint, which always fit.
+    pub(super) const fn from_varint(bits: u64) -> Self {
+        Self(bits)
+    }
+}
+
+impl BitOr for Capabilities {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        self.union(other)
+    }
+}

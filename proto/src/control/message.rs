@@ -1,0 +1,107 @@
+//! One message of the control stream.
+
+use super::{
+    AuthChallenge, AuthProof, FlowClosed, GoAway, Heartbeat, Register, RegisterAck, ServiceHealth,
+};
+use crate::error::DecodeError;
+use crate::varint;
+
+/// The longest message in bytes, type byte included, length not. A Register with every service
+/// offered takes 8.5 KiB; the rest is for the fields of later versions.
+pub const MESSAGE_BYTES_MAX: usize = 16 * 1024;
+
+const _: () = assert!(Register::ENCODED_BYTES_MAX < MESSAGE_BYTES_MAX / 2 + 1024);
+const _: () = assert!(RegisterAck::ENCODED_BYTES_MAX < MESSAGE_BYTES_MAX);
+
+const REGISTER: u8 = 1;
+const REGISTER_ACK: u8 = 2;
+const HEARTBEAT: u8 = 3;
+const FLOW_CLOSED: u8 = 4;
+const GO_AWAY: u8 = 5;
+const AUTH_CHALLENGE: u8 = 6;
+const AUTH_PROOF: u8 = 7;
+const SERVICE_HEALTH: u8 = 8;
+
+/// A message of the control stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Client: who it is and what it offers. The first message of a lane.
+    Register(Register),
+    /// Server: whether it takes the lane.
+    RegisterAck(RegisterAck),
+    /// Both: a sign of life.
+    Heartbeat(Heartbeat),
+    /// Both: a UDP flow is over.
+    FlowClosed(FlowClosed),
+    /// Both: no new flows, please; the lane will end.
+    GoAway(GoAway),
+    /// Server: prove that you know the token.
+    AuthChallenge(AuthChallenge),
+    /// Client: the proof.
+    AuthProof(AuthProof),
+    /// Client: whether a service can be reached.
+    ServiceHealth(ServiceHealth),
+}
+
+impl Message {
+    /// Appends the message with its length to `out`.
+    ///
+    /// # Panics
+    ///
+    /// If a field breaks its limit.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.push(self.type_byte());
+        match self {
+            Self::Register(body) => body.encode(out),
+            Self::RegisterAck(body) => body.encode(out),
+            Self::Heartbeat(body) => body.encode(out),
+            Self::FlowClosed(body) => body.encode(out),
+            Self::GoAway(body) => body.encode(out),
+            Self::AuthChallenge(body) => body.encode(out),
+            Self::AuthProof(body) => body.encode(out),
+            Self::ServiceHealth(body) => body.encode(out),
+        }
+        let length = out.len() - start;
+        assert!(
+            length <= MESSAGE_BYTES_MAX,
+            "a message of {length} bytes is too long"
+        );
+        varint::put(out, length as u64);
+        out[start..].rotate_right(varint::size(length as u64));
+    }
+
+    /// Reads the type byte and the fields; `None` if the type is not known.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Option<Self>, DecodeError> {
+        let Some((&type_byte, mut body)) = bytes.split_first() else {
+            return Err(DecodeError::Truncated {
+                field: "message type",
+            });
+        };
+        let buf = &mut body;
+        Ok(Some(match type_byte {
+            REGISTER => Self::Register(Register::decode(buf)?),
+            REGISTER_ACK => Self::RegisterAck(RegisterAck::decode(buf)?),
+            HEARTBEAT => Self::Heartbeat(Heartbeat::decode(buf)?),
+            FLOW_CLOSED => Self::FlowClosed(FlowClosed::decode(buf)?),
+            GO_AWAY => Self::GoAway(GoAway::decode(buf)?),
+            AUTH_CHALLENGE => Self::AuthChallenge(AuthChallenge::decode(buf)?),
+            AUTH_PROOF => Self::AuthProof(AuthProof::decode(buf)?),
+            SERVICE_HEALTH => Self::ServiceHealth(ServiceHealth::decode(buf)?),
+            _ => return Ok(None),
+        }))
+    }
+
+    fn type_byte(&self) -> u8 {
+        match self {
+            Self::Register(_) => REGISTER,
+            Self::RegisterAck(_) => REGISTER_ACK,
+            Self::Heartbeat(_) => HEARTBEAT,
+            Self::FlowClosed(_) => FLOW_CLOSED,
+            Self::GoAway(_) => GO_AWAY,
+            Self::AuthChallenge(_) => AUTH_CHALLENGE,
+            Self::AuthProof(_) => AUTH_PROOF,
+            Self::ServiceHealth(_) => SERVICE_HEALTH,
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Register: the first message of a lane, from the client.
+
+use super::Capabilities;
+use crate::error::DecodeError;
+use crate::service::{self, SERVICE_NAME_BYTES_MAX};
+use crate::varint;
+use crate::wire;
+
+/// The longest client id in bytes of UTF-8: a UUID takes 36, a DNS-like name fits.
+pub const CLIENT_ID_BYTES_MAX: usize = 128;
+
+/// The bytes of an instance id: a UUID (RFC 9562).
+pub const INSTANCE_ID_BYTES: usize = 16;
+
+/// The most services that one client offers. It bounds what a server keeps per client.
+pub const SERVICES_MAX: usize = 64;
+
+/// A client asks to take this lane into its name. Whether the numbers make sense together (versions,
+/// `lane_index` below `lane_count`) is for the server to judge: it answers with a reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Register {
+    /// The protocol version of the client, see [`PROTOCOL_VERSION`](crate::PROTOCOL_VERSION).
+    pub protocol_version: u64,
+    /// The name of the client: 1 to [`CLIENT_ID_BYTES_MAX`] bytes without control characters.
+    pub client_id: String,
+    /// Random bytes of this run of the client: lanes with equal client id and instance id belong
+    /// together.
+    pub instance_id: [u8; INSTANCE_ID_BYTES],
+    /// The index of this lane, from 0.
+    pub lane_index: u64,
+    /// How many lanes the client means to open in all.
+    pub lane_count: u64,
+    /// What the client can do.
+    pub capabilities: Capabilities,
+    /// The services behind the client, at most [`SERVICES_MAX`]. Today one without a name.
+    pub services: Vec<ServiceOffer>,
+}
+
+/// A service that a client offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceOffer {
+    /// The name, 0 to [`SERVICE_NAME_BYTES_MAX`] bytes without control characters.
+    pub name: String,
+}
+
+/// Whether an id can stand in a Register: 1 to [`CLIENT_ID_BYTES_MAX`] bytes and no control
+/// characters, because ids are logged.
+pub fn is_valid_client_id(id: &str) -> bool {
+    (1..=CLIENT_ID_BYTES_MAX).contains(&id.len()) && !id.chars().any(char::is_control)
+}
+
+impl Register {
+    /// The longest encoding in bytes, type byte not included.
+    pub(super) const ENCODED_BYTES_MAX: usize = varint::BYTES_MAX
+        + 2
+        + CLIENT_ID_BYTES_MAX
+        + INSTANCE_ID_BYTES
+        + 3 * varint::BYTES_MAX
+        + varint::size(SERVICES_MAX as u64)
+        + SERVICES_MAX * (2 + SERVICE_NAME_BYTES_MAX);
+
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        assert!(
+            is_valid_client_id(&self.client_id),
+            "client id {:?} is not valid",
+            self.client_id
+        );
+        assert!(
+            self.services.len() <= SERVICES_MAX,
+            "more than {SERVICES_MAX} services"
+        );
+        varint::put(out, self.protocol_version);
+        wire::put_bytes(out, self.client_id.as_bytes());
+        out.extend_from_slice(&self.instance_id);
+        varint::put(out, self.lane_index);
+        varint::put(out, self.lane_count);
+        varint::put(out, self.capabilities.bits());
+        varint::put(out, self.services.len() as u64);
+        for offer in &self.services {
+            service::put(out, &offer.name);
+        }
+    }
+
+    pub(super) fn decode(buf: &mut &[u8]) -> Result<Self, DecodeError> {
+        let protocol_version = wire::varint(buf, "protocol version")?;
+        let client_id = wire::text(buf, "client id", CLIENT_ID_BYTES_MAX)?;
+        if client_id.is_empty() {
+            return Err(DecodeError::OutOfRange {
+                field: "client id length",
+                value: 0,
+                min: 1,
+                max: CLIENT_ID_BYTES_MAX as u64,
+            });
+        }
+        Ok(Self {
+            protocol_version,
+            client_id: client_id.to_owned(),
+            instance_id: wire::array(buf, "instance id")?,
+            lane_index: wire::varint(buf, "lane index")?,
+            lane_count: wire::varint(buf, "lane count")?,
+            capabilities: Capabilities::from_varint(wire::varint(buf, "capabilities")?),
+            services: decode_services(buf)?,
+        })
+    }
+}
+
+fn decode_services(buf: &mut &[u8]) -> Result<Vec<ServiceOffer>, DecodeError> {
+    let count = wire::varint(buf, "services")?;
+    if count > SERVICES_MAX as u64 {
+        return Err(DecodeError::TooLong {
+            field: "services",
+            length: count,
+            max: SERVICES_MAX as u64,
+        });
+    }
+    (0..count)
+        .map(|_| {
+            Ok(ServiceOffer {
+                name: service::get(buf)?.to_owned(),
+            })
+        })
+        .collect()
+}
