@@ -1,0 +1,291 @@
+//! `[client]`: the role beside the service.
+
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use crate::address::{self, Target};
+use crate::secret::Secret;
+use crate::section::{self, Section};
+use crate::timing::Timing;
+use crate::tls_files::{self, Purpose};
+
+/// Most lanes to one server: one for each core that a connection id can name in its one byte.
+pub const LANES_MAX: u16 = 256;
+/// Most servers of one client: QMux's limit is 10; four times that still are few lanes.
+const SERVERS_MAX: usize = 40;
+/// Longest client id, in bytes: room for a pod's full DNS name.
+const CLIENT_ID_BYTES_MAX: usize = 253;
+
+const LANES_FORM: &str = r#""auto" or a number from 1 to 256"#;
+const SERVER_NAME_FORM: &str = "a host name or an IP address from the server's certificate";
+
+/// How many QUIC connections the client opens to each server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lanes {
+    /// As many as the cores of both sides need.
+    Auto,
+    /// This many, at most [`LANES_MAX`].
+    Count(NonZeroU16),
+}
+
+/// One server to register with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerTarget {
+    /// Host and port as written, as in `server.example.com:8443` or `[2001:db8::1]:8443`.
+    pub address: String,
+    /// The host part: a name or an IP address without brackets.
+    pub host: String,
+    /// The port part.
+    pub port: u16,
+    /// The name that the server's certificate must have; by default the host.
+    pub server_name: String,
+}
+
+/// The service behind this client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// A name or an IP address without brackets.
+    pub host: String,
+    /// The port, for TCP and UDP alike.
+    pub port: u16,
+}
+
+/// What the client proves besides its certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientAuth {
+    /// The secret for servers with `method = "token"`.
+    pub token: Option<Secret>,
+}
+
+/// The client's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCert {
+    /// PEM: the client's certificate, then any intermediate ones.
+    pub cert_file: PathBuf,
+    /// PEM: the private key of the first certificate.
+    pub key_file: PathBuf,
+}
+
+/// Whom the client trusts and how it identifies itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientTls {
+    /// PEM: the CAs that may issue a server's certificate.
+    pub ca_cert_file: PathBuf,
+    /// For servers with `method = "mtls"`.
+    pub client_cert: Option<ClientCert>,
+}
+
+/// The client role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// The name under which servers know this client; `None`: a fresh UUID at each start.
+    pub client_id: Option<String>,
+    /// How many QUIC connections to each server.
+    pub lanes: Lanes,
+    /// Time between two heartbeats to a server.
+    pub heartbeat_interval: Duration,
+    /// A server that was not heard of for this long is dialled anew. Above `heartbeat_interval`.
+    pub health_timeout: Duration,
+    /// How long open flows may go on after a signal to stop.
+    pub drain_timeout: Duration,
+    /// Where session tickets are kept between runs; `None`: in memory only.
+    pub state_dir: Option<PathBuf>,
+    /// At least one.
+    pub servers: Vec<ServerTarget>,
+    /// The service behind this client.
+    pub local: Local,
+    /// What the client proves besides its certificate.
+    pub auth: ClientAuth,
+    /// Whom the client trusts and how it identifies itself.
+    pub tls: ClientTls,
+}
+
+impl Client {
+    pub(crate) fn read(section: Section<'_>) -> Option<Self> {
+        let client_id = read_client_id(&section);
+        let lanes = read_lanes(&section);
+        let timing = Timing::read(&section);
+        let state_dir = section
+            .filled_string("state_dir", "a directory")
+            .map(|dir| section.report().resolve(dir.get_ref()));
+        let servers = read_servers(&section);
+        let local = Local::read(section.table("local"));
+        let auth = section.table("auth");
+        let token = Secret::read(&auth, "token");
+        let has_token = auth.has("token");
+        if let Some(method) = auth.stray("method") {
+            auth.problem_at(
+                "method",
+                &method,
+                "unknown key; the server alone chooses the method: set token for one with method = \
+                 \"token\", client_cert_file and client_key_file for one with method = \"mtls\"",
+            );
+        }
+        auth.finish();
+        let tls = ClientTls::read(section.table("tls"), has_token);
+        section.finish();
+        Some(Self {
+            client_id,
+            lanes,
+            heartbeat_interval: timing.heartbeat_interval,
+            health_timeout: timing.health_timeout,
+            drain_timeout: timing.drain_timeout,
+            state_dir,
+            servers,
+            local: local?,
+            auth: ClientAuth { token },
+            tls: tls?,
+        })
+    }
+}
+
+fn read_client_id(section: &Section<'_>) -> Option<String> {
+    let id = section.string("client_id", "a string")?;
+    let text = *id.get_ref();
+    if text.len() > CLIENT_ID_BYTES_MAX || text.chars().any(char::is_control) {
+        section.problem_at(
+            "client_id",
+            &id.span(),
+            format!(
+                "must be at most {CLIENT_ID_BYTES_MAX} bytes without control characters, or empty \
+                 for a fresh UUID at each start"
+            ),
+        );
+    }
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn read_lanes(section: &Section<'_>) -> Lanes {
+    let Some(value) = section.any("lanes") else {
+        return Lanes::Auto;
+    };
+    match value.as_ref() {
+        DeValue::String(text) if text == "auto" => return Lanes::Auto,
+        DeValue::Integer(_) => {
+            let count = section::whole_number(value.as_ref())
+                .and_then(|count| NonZeroU16::try_from(u16::try_from(count).ok()?).ok())
+                .filter(|count| count.get() <= LANES_MAX);
+            if let Some(count) = count {
+                return Lanes::Count(count);
+            }
+            let message = format!("is out of range; it must be {LANES_FORM}");
+            section.problem_at("lanes", &value.span(), message);
+        }
+        DeValue::String(text) => {
+            let message = format!("{text:?} is not known; it must be {LANES_FORM}");
+            section.problem_at("lanes", &value.span(), message);
+        }
+        other => section.wrong_type("lanes", &value.span(), other, LANES_FORM),
+    }
+    Lanes::Auto
+}
+
+fn read_servers(section: &Section<'_>) -> Vec<ServerTarget> {
+    let tables = section.tables("servers");
+    if tables.is_empty() {
+        let allowed = format!("at least one [[{}]]", section.key("servers"));
+        section.require("servers", &allowed);
+        section.refuse_empty_array("servers", &allowed);
+    }
+    if let Some(surplus) = tables.get(SERVERS_MAX) {
+        surplus.problem(format!(
+            "is one too many; there may be {SERVERS_MAX} servers"
+        ));
+    }
+    let mut seen: Vec<(String, usize)> = Vec::new();
+    tables
+        .into_iter()
+        .filter_map(|table| ServerTarget::read(table, &mut seen))
+        .collect()
+}
+
+impl ServerTarget {
+    /// `seen` holds the addresses of the servers before this one, each with its line.
+    fn read(section: Section<'_>, seen: &mut Vec<(String, usize)>) -> Option<Self> {
+        let target = address::required_target(&section, "address");
+        let name = section.filled_string("server_name", SERVER_NAME_FORM);
+        if let Some(name) = &name
+            && !address::is_host(name.get_ref())
+        {
+            let message = format!(
+                "{:?} is no name; it must be {SERVER_NAME_FORM}",
+                name.get_ref()
+            );
+            section.problem_at("server_name", &name.span(), message);
+        }
+        if let Some(target) = &target {
+            let Target { host, port, .. } = target.get_ref();
+            let plain = format!("{} {port}", host.to_ascii_lowercase());
+            match seen.iter().find(|(earlier, _)| *earlier == plain) {
+                Some((_, line)) => section.problem_at(
+                    "address",
+                    &target.span(),
+                    format!("is the server of line {line} again; each server may appear once"),
+                ),
+                None => seen.push((plain, section.report().line(&target.span()))),
+            }
+        }
+        section.finish();
+        let Target {
+            address,
+            host,
+            port,
+        } = target?.into_inner();
+        Some(Self {
+            address: address.to_owned(),
+            host: host.to_owned(),
+            port,
+            server_name: name.map_or(host, Spanned::into_inner).to_owned(),
+        })
+    }
+}
+
+impl Local {
+    fn read(section: Section<'_>) -> Option<Self> {
+        let form = r#"a host name or an IP address, as in "127.0.0.1""#;
+        section.require("host", form);
+        section.require("port", "a whole number from 1 to 65535");
+        let host = section.filled_string("host", form);
+        let port = section.integer("port", 1..=i64::from(u16::MAX));
+        if let Some(host) = &host
+            && !address::is_host(host.get_ref())
+        {
+            let message = format!("{:?} is no host; it must be {form}", host.get_ref());
+            section.problem_at("host", &host.span(), message);
+        }
+        section.finish();
+        Some(Self {
+            host: host?.into_inner().to_owned(),
+            port: u16::try_from(port?.into_inner()).ok()?,
+        })
+    }
+}
+
+impl ClientTls {
+    fn read(section: Section<'_>, has_token: bool) -> Option<Self> {
+        let ca_cert_file = tls_files::ca(&section, "ca_cert_file");
+        let with_cert = section.has("client_cert_file") || section.has("client_key_file");
+        let client_cert = if with_cert || !has_token {
+            tls_files::identity(
+                &section,
+                "client_cert_file",
+                "client_key_file",
+                Purpose::Client,
+            )
+        } else {
+            None
+        };
+        section.finish();
+        Some(Self {
+            ca_cert_file: ca_cert_file?,
+            client_cert: client_cert.map(|identity| ClientCert {
+                cert_file: identity.cert_file,
+                key_file: identity.key_file,
+            }),
+        })
+    }
+}

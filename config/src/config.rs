@@ -1,0 +1,199 @@
+//! The file as a whole.
+
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+use crate::admin::Admin;
+use crate::client::Client;
+use crate::conflicts::Claims;
+use crate::errors::{Errors, Problem};
+use crate::quic::Quic;
+use crate::report::Report;
+use crate::section::Section;
+use crate::server::Server;
+use crate::source::Source;
+use crate::udp::Udp;
+
+/// Largest config file, in bytes: a thousand times what anybody writes. A larger one is a mistake,
+/// such as the path of a log or a disk image.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// The full name of every key that a file may hold; those of arrays stand without their index.
+pub(crate) const KEYS: &[&str] = &[
+    "server.load_balancer",
+    "server.heartbeat_interval",
+    "server.health_timeout",
+    "server.drain_timeout",
+    "server.listeners.quic_addr",
+    "server.listeners.traffic_addr",
+    "server.listeners.protocol",
+    "server.auth.method",
+    "server.auth.ca_cert_file",
+    "server.auth.token",
+    "server.tls.server_cert_file",
+    "server.tls.server_key_file",
+    "server.tls.session_ticket_encryption_key_rotation_interval",
+    "server.tls.session_ticket_encryption_key_rotation_overlap",
+    "client.client_id",
+    "client.lanes",
+    "client.heartbeat_interval",
+    "client.health_timeout",
+    "client.drain_timeout",
+    "client.state_dir",
+    "client.servers.address",
+    "client.servers.server_name",
+    "client.local.host",
+    "client.local.port",
+    "client.auth.token",
+    "client.tls.ca_cert_file",
+    "client.tls.client_cert_file",
+    "client.tls.client_key_file",
+    "quic.congestion_control",
+    "quic.initial_stream_receive_window",
+    "quic.max_stream_receive_window",
+    "quic.initial_connection_receive_window",
+    "quic.max_connection_receive_window",
+    "quic.max_incoming_streams",
+    "quic.keep_alive_period",
+    "quic.handshake_idle_timeout",
+    "quic.max_idle_timeout",
+    "quic.allow_0rtt",
+    "quic.max_udp_payload",
+    "udp.session_timeout",
+    "udp.enable_fragmentation",
+    "admin.listen",
+];
+
+/// A configuration that has been checked: every path is resolved against the directory of the
+/// file, every certificate has been read, no two addresses collide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The file that it came from.
+    pub path: PathBuf,
+    /// The server role. At least one of the two roles is there.
+    pub server: Option<Server>,
+    /// The client role.
+    pub client: Option<Client>,
+    /// Transport settings of both roles.
+    pub quic: Quic,
+    /// UDP settings of both roles.
+    pub udp: Udp,
+    /// The admin endpoint, if there is to be one.
+    pub admin: Option<Admin>,
+    /// What works, but the operator should know; one line each, in the form of a [`Problem`].
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// Every problem that was found: the file cannot be read, is not TOML, holds a wrong value or
+    /// names a certificate that is not usable.
+    pub fn load(path: &Path) -> Result<Self, Errors> {
+        let text = read_file(path).map_err(|message| {
+            let message = format!("{message}; it must be a config file in TOML");
+            Errors::new(vec![Problem {
+                path: path.to_owned(),
+                position: None,
+                key: String::new(),
+                message,
+                excerpt: None,
+            }])
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks the text of a file. `path` is for messages, and its directory is where relative
+    /// paths start. The certificates that the text names are read.
+    ///
+    /// # Errors
+    /// As for [`Config::load`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Errors> {
+        let report = Report::new(Source { path, text });
+        let (table, syntax_errors) = DeTable::parse_recoverable(text);
+        if !syntax_errors.is_empty() {
+            // What a half-understood file lacks says nothing; syntax comes first.
+            for error in syntax_errors {
+                let span = error.span().unwrap_or(0..0);
+                let message = error.message().lines().collect::<Vec<_>>().join(" ");
+                report.problem("", &span, format!("is not valid TOML: {message}"));
+            }
+            report.finish()?;
+            unreachable!("syntax errors were reported");
+        }
+        let parts = Parts::read(Section::root(&report, table.get_ref()));
+        let warnings = report.finish()?;
+        Ok(Self {
+            path: path.to_owned(),
+            server: parts.server,
+            client: parts.client,
+            quic: parts.quic,
+            udp: parts.udp,
+            admin: parts.admin,
+            warnings,
+        })
+    }
+}
+
+struct Parts {
+    server: Option<Server>,
+    client: Option<Client>,
+    quic: Quic,
+    udp: Udp,
+    admin: Option<Admin>,
+}
+
+impl Parts {
+    fn read(root: Section<'_>) -> Self {
+        let mut claims = Claims::default();
+        let (server, client) = (root.table("server"), root.table("client"));
+        if !server.is_present() && !client.is_present() {
+            root.problem(
+                "holds no role; it must have a [server] section, a [client] section or both",
+            );
+        }
+        let server = if server.is_present() {
+            Server::read(server, &mut claims)
+        } else {
+            None
+        };
+        let client = if client.is_present() {
+            Client::read(client)
+        } else {
+            None
+        };
+        let quic = Quic::read(root.table("quic"));
+        let udp = Udp::read(root.table("udp"));
+        let admin_section = root.table("admin");
+        let admin = Admin::read(admin_section, &mut claims);
+        root.finish();
+        Self {
+            server,
+            client,
+            quic,
+            udp,
+            admin,
+        }
+    }
+}
+
+fn read_file(path: &Path) -> Result<String, String> {
+    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        _ => format!("cannot be read: {error}"),
+    })?;
+    if metadata.is_dir() {
+        return Err("is a directory".to_owned());
+    }
+    if metadata.len() > FILE_BYTES_MAX {
+        return Err(format!("is larger than {} MiB", FILE_BYTES_MAX >> 20));
+    }
+    let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+        format!("is not UTF-8 text (line {line})")
+    })
+}

@@ -1,0 +1,121 @@
+//! Which addresses the program will bind, and whether two of them cannot be bound together.
+
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+
+use toml::Spanned;
+
+use crate::section::Section;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    Tcp,
+    Udp,
+}
+
+#[derive(Debug)]
+struct Claim {
+    transport: Transport,
+    address: SocketAddr,
+    key: String,
+    span: Range<usize>,
+}
+
+/// Every address that was claimed so far.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    claims: Vec<Claim>,
+}
+
+impl Claims {
+    /// Claims a TCP address; reports it if an earlier claim overlaps.
+    pub(crate) fn tcp(&mut self, section: &Section<'_>, key: &str, address: &Spanned<SocketAddr>) {
+        self.claim(Transport::Tcp, section, key, address);
+    }
+
+    /// Claims a UDP address; reports it if an earlier claim overlaps.
+    pub(crate) fn udp(&mut self, section: &Section<'_>, key: &str, address: &Spanned<SocketAddr>) {
+        self.claim(Transport::Udp, section, key, address);
+    }
+
+    fn claim(
+        &mut self,
+        transport: Transport,
+        section: &Section<'_>,
+        key: &str,
+        address: &Spanned<SocketAddr>,
+    ) {
+        let claim = Claim {
+            transport,
+            address: *address.get_ref(),
+            key: section.key(key),
+            span: address.span(),
+        };
+        let earlier = self.claims.iter().find(|earlier| {
+            earlier.transport == transport && overlap(earlier.address, claim.address)
+        });
+        if let Some(earlier) = earlier {
+            let line = section.report().line(&earlier.span);
+            let transport = match transport {
+                Transport::Tcp => "TCP",
+                Transport::Udp => "UDP",
+            };
+            let message = format!(
+                "{transport} {} is already taken by {} ({}, line {line}); it must be another \
+                 address or port",
+                claim.address, earlier.key, earlier.address
+            );
+            section.problem_at(key, &claim.span, message);
+        } else {
+            self.claims.push(claim);
+        }
+    }
+}
+
+/// Whether one socket would get what is meant for the other: the same port, and the same address
+/// or a wildcard that includes the other one. `[::]` includes IPv4, as it does on Linux.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    one.port() == other.port() && {
+        let (one, other) = (one.ip().to_canonical(), other.ip().to_canonical());
+        one == other || includes(one, other) || includes(other, one)
+    }
+}
+
+fn includes(wildcard: IpAddr, address: IpAddr) -> bool {
+    match wildcard {
+        IpAddr::V4(wildcard) => wildcard.is_unspecified() && address.is_ipv4(),
+        IpAddr::V6(wildcard) => wildcard.is_unspecified(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overlaps(one: &str, other: &str) -> bool {
+        let parse = |text: &str| text.parse().expect("an address");
+        let verdict = overlap(parse(one), parse(other));
+        assert_eq!(
+            verdict,
+            overlap(parse(other), parse(one)),
+            "symmetric: {one} {other}"
+        );
+        verdict
+    }
+
+    #[test]
+    fn a_wildcard_overlaps_every_address_of_its_port() {
+        assert!(overlaps("0.0.0.0:80", "127.0.0.1:80"));
+        assert!(overlaps("[::]:80", "127.0.0.1:80"));
+        assert!(overlaps("[::]:80", "0.0.0.0:80"));
+        assert!(overlaps("[::]:80", "[::1]:80"));
+        assert!(overlaps("[::ffff:127.0.0.1]:80", "127.0.0.1:80"));
+    }
+
+    #[test]
+    fn other_ports_and_other_addresses_do_not_overlap() {
+        assert!(!overlaps("0.0.0.0:80", "0.0.0.0:81"));
+        assert!(!overlaps("127.0.0.1:80", "127.0.0.2:80"));
+        assert!(!overlaps("0.0.0.0:80", "[::1]:80"));
+    }
+}

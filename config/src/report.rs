@@ -1,0 +1,75 @@
+//! Collects what is wrong while a file is being read, so that one run tells everything.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use crate::errors::{Errors, Problem};
+use crate::source::{Position, Source};
+
+/// The problems and warnings of one file. Shared by every section of it, hence the cells; one thread only.
+pub(crate) struct Report<'a> {
+    source: Source<'a>,
+    problems: RefCell<Vec<Problem>>,
+    warnings: RefCell<Vec<String>>,
+}
+
+impl<'a> Report<'a> {
+    pub(crate) fn new(source: Source<'a>) -> Self {
+        Self {
+            source,
+            problems: RefCell::default(),
+            warnings: RefCell::default(),
+        }
+    }
+
+    /// Notes that `key`, which stands at `span`, is wrong.
+    pub(crate) fn problem(
+        &self,
+        key: impl Into<String>,
+        span: &Range<usize>,
+        message: impl Into<String>,
+    ) {
+        let Position { line, column } = self.source.position(span.start);
+        self.problems.borrow_mut().push(Problem {
+            path: self.source.path.to_owned(),
+            position: Some((line, column)),
+            key: key.into(),
+            message: message.into(),
+            excerpt: self.source.excerpt(span),
+        });
+    }
+
+    /// Notes something that works, but that the operator should know.
+    pub(crate) fn warning(&self, key: &str, span: &Range<usize>, message: &str) {
+        let Position { line, column } = self.source.position(span.start);
+        self.warnings.borrow_mut().push(format!(
+            "{}:{line}:{column}: {key}: {message}",
+            self.source.path.display()
+        ));
+    }
+
+    /// The line on which `span` starts, for messages that point at two places.
+    pub(crate) fn line(&self, span: &Range<usize>) -> usize {
+        self.source.position(span.start).line
+    }
+
+    /// A path from the file, made relative to the directory of the file.
+    pub(crate) fn resolve(&self, path: &str) -> PathBuf {
+        self.source
+            .path
+            .parent()
+            .unwrap_or(Path::new(""))
+            .join(path)
+    }
+
+    /// The warnings, if nothing is wrong.
+    pub(crate) fn finish(self) -> Result<Vec<String>, Errors> {
+        let problems = self.problems.into_inner();
+        if problems.is_empty() {
+            Ok(self.warnings.into_inner())
+        } else {
+            Err(Errors::new(problems))
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The text of a config file: where a byte stands in it, and what of it may be shown.
+
+use std::ops::Range;
+use std::path::Path;
+
+/// The longest line that a message quotes, in characters: longer ones would hide the message itself.
+const EXCERPT_CHARS_MAX: usize = 160;
+
+/// A config file's text together with its name.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) text: &'a str,
+}
+
+/// A place in a file; both numbers start at 1, the column counts characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Position {
+    pub(crate) line: usize,
+    pub(crate) column: usize,
+}
+
+impl<'a> Source<'a> {
+    /// Where the byte at `offset` stands. An offset past the end or inside a character counts as the one before it.
+    pub(crate) fn position(&self, offset: usize) -> Position {
+        let before = self.before(offset);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Position {
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
+    }
+
+    /// The line around `span` with a caret under it; `None` if quoting it could show a secret.
+    pub(crate) fn excerpt(&self, span: &Range<usize>) -> Option<String> {
+        let start = self.before(span.start).len();
+        let line_start = self.text[..start]
+            .rfind('\n')
+            .map_or(0, |newline| newline + 1);
+        let line = self.text[line_start..].lines().next()?.trim_end();
+        if line.trim().is_empty()
+            || line.chars().count() > EXCERPT_CHARS_MAX
+            || may_hold_secret(line)
+        {
+            return None;
+        }
+        // A line without a key is the middle of a multi-line value, which may be anything.
+        if !(line.contains('=') || line.trim_start().starts_with('[')) {
+            return None;
+        }
+        let indent: String = self.text[line_start..start]
+            .chars()
+            .map(|character| if character == '\t' { '\t' } else { ' ' })
+            .collect();
+        let end = self
+            .before(span.end)
+            .len()
+            .clamp(start, line_start + line.len().max(start - line_start));
+        let carets = self.text[start..end].chars().count().max(1);
+        Some(format!("{line}\n{indent}{}", "^".repeat(carets)))
+    }
+
+    fn before(&self, offset: usize) -> &'a str {
+        let mut end = offset.min(self.text.len());
+        while !self.text.is_char_boundary(end) {
+            end -= 1;
+        }
+        &self.text[..end]
+    }
+}
+
+/// Whether a line assigns to something that is called, or nearly called, a token. Misspelled keys count: the message
+/// about `tokne = "…"` must not print what follows.
+fn may_hold_secret(line: &str) -> bool {
+    const SECRET_LIKE: f64 = 0.7;
+    line.split('=').rev().skip(1).any(|assigned| {
+        let name = assigned
+            .trim_end()
+            .rsplit(|character: char| {
+                !(character.is_alphanumeric() || matches!(character, '_' | '-'))
+            })
+            .find(|part| !part.is_empty())
+            .unwrap_or_default()
+            .to_lowercase();
+        name.contains("secret")
+            || name.contains("pass")
+            || name.contains("tok")
+            || strsim::normalized_damerau_levenshtein(&name, "token") >= SECRET_LIKE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(text: &str) -> Source<'_> {
+        Source {
+            path: Path::new("dp.toml"),
+            text,
+        }
+    }
+
+    #[test]
+    fn positions_count_lines_and_characters_from_one() {
+        let text = "a = 1\nü = \"x\"\n";
+        assert_eq!(source(text).position(0), Position { line: 1, column: 1 });
+        assert_eq!(source(text).position(6), Position { line: 2, column: 1 });
+        assert_eq!(source(text).position(8), Position { line: 2, column: 2 });
+        assert_eq!(
+            source(text).position(7),
+            Position { line: 2, column: 1 },
+            "inside a character"
+        );
+        assert_eq!(
+            source(text).position(999),
+            Position { line: 3, column: 1 },
+            "past the end"
+        );
+    }
+
+    #[test]
+    fn an_excerpt_points_at_the_value() {
+        let text = "[server]\n  load_balancer = \"magic\"\n";
+        let start = text.find("\"magic").expect("is there");
+        let excerpt = source(text).excerpt(&(start..start + 7));
+        assert_eq!(
+            excerpt.as_deref(),
+            Some("  load_balancer = \"magic\"\n                  ^^^^^^^")
+        );
+    }
+
+    #[test]
+    fn a_line_that_may_hold_a_secret_is_not_quoted() {
+        for line in [
+            "token = \"hunter2\"",
+            "tokne = \"hunter2\"",
+            "tken=\"hunter2\"",
+            "auth = { method = \"token\", token = \"hunter2\" }",
+            "\"token\" = \"hunter2\"",
+            "Token= 'hunter2",
+            "hunter2",
+        ] {
+            assert_eq!(source(line).excerpt(&(0..1)), None, "{line}");
+        }
+        assert!(source("method = \"token\"").excerpt(&(0..1)).is_some());
+    }
+}

@@ -1,0 +1,44 @@
+//! `[udp]`: how visitors' datagrams are carried.
+
+use std::time::Duration;
+
+use crate::section::Section;
+use crate::units::{DAY, MILLISECOND};
+
+/// Settings for UDP flows, the same for both roles.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Udp {
+    /// A UDP flow without a packet in either direction for this long ends.
+    pub session_timeout: Duration,
+    /// Whether packets too large for one QUIC datagram are sent in pieces; otherwise they are
+    /// dropped and counted.
+    pub enable_fragmentation: bool,
+}
+
+impl Default for Udp {
+    fn default() -> Self {
+        Self {
+            // RFC 4787, REQ-5: a NAT keeps a UDP mapping for at least two minutes and is advised
+            // to keep it for five. A tunnel should not forget sooner than the NATs around it.
+            session_timeout: Duration::from_secs(5 * 60),
+            // As in QMux: a visitor expects that what an IP network carries passes the tunnel.
+            enable_fragmentation: true,
+        }
+    }
+}
+
+impl Udp {
+    pub(crate) fn read(section: Section<'_>) -> Self {
+        let defaults = Self::default();
+        let udp = Self {
+            session_timeout: section
+                .duration("session_timeout", MILLISECOND * 100..=DAY)
+                .map_or(defaults.session_timeout, toml::Spanned::into_inner),
+            enable_fragmentation: section
+                .boolean("enable_fragmentation")
+                .unwrap_or(defaults.enable_fragmentation),
+        };
+        section.finish();
+        udp
+    }
+}
