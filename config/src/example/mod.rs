@@ -1,0 +1,16 @@
+//! Commented configurations to start from, one for each role, with every key that there is.
+
+/// A configuration of the server role: the certificates that `qmux-ctl certs` makes, one listener.
+#[must_use]
+pub fn server() -> &'static str {
+    concat!(include_str!("server.toml"), include_str!("common.toml"))
+}
+
+/// A configuration of the client role, for the server of [`server`].
+#[must_use]
+pub fn client() -> &'static str {
+    concat!(include_str!("client.toml"), include_str!("common.toml"))
+}
+
+#[cfg(test)]
+mod tests;
