@@ -1,0 +1,3 @@
+//! Flows: one visitor's TCP connection or UDP source, carried by a lane.
+
+pub(crate) mod tcp;

@@ -1,0 +1,152 @@
+//! Counters of a core: one writer (the core), any reader, no lock and no read-modify-write.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter that only its core writes.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning core may call this: it is a plain load and store.
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Adds one.
+    pub(crate) fn increment(&self) {
+        self.add(1);
+    }
+
+    /// The value as last seen by this thread.
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
+        /// What one core counts. Every drop, refusal, reset and fallback has its own counter.
+        #[derive(Debug, Default)]
+        #[repr(align(128))] // Two cache lines: the counters of two cores never share one.
+        pub(crate) struct CoreCounters {
+            $($(#[doc = $doc])+ pub(crate) $name: Counter,)+
+        }
+
+        impl CoreCounters {
+            /// Calls `each` with the name, the explanation and the value of every counter.
+            pub(crate) fn for_each(&self, mut each: impl FnMut(&'static str, &'static str, u64)) {
+                $(each(stringify!($name), concat!($($doc),+).trim_start(), self.$name.get());)+
+            }
+        }
+    };
+}
+
+counters! {
+    /// UDP packets received that carry QUIC.
+    quic_packets_received,
+    /// Receive calls that brought at least one of them.
+    quic_receive_batches,
+    /// UDP packets sent that carry QUIC.
+    quic_packets_sent,
+    /// Send calls for them (one GSO batch each).
+    quic_send_batches,
+    /// Bytes of QUIC packets received.
+    quic_bytes_received,
+    /// Bytes of QUIC packets sent.
+    quic_bytes_sent,
+    /// Packets too large for the path (path MTU probes among them).
+    quic_sends_too_large,
+    /// Sends that failed for another reason than a full buffer.
+    quic_sends_failed,
+    /// Waits for room in a UDP socket's send buffer.
+    quic_send_waits,
+    /// Packets of no known connection.
+    quic_packets_unknown,
+    /// Packets that QUIC could not parse or decrypt.
+    quic_packets_invalid,
+    /// Packets that reached a core that does not own their lane and were handed to the one that does.
+    quic_packets_handed_over,
+    /// Packets that could not be handed over.
+    quic_packets_handover_dropped,
+    /// Handshakes refused because too many were incomplete.
+    handshakes_refused,
+    /// Handshakes that failed or timed out.
+    handshakes_failed,
+    /// Lanes established.
+    lanes_opened,
+    /// Lanes ended after they were established.
+    lanes_ended,
+    /// Registrations accepted.
+    registrations_accepted,
+    /// Registrations refused.
+    registrations_refused,
+    /// Lanes closed because nothing was heard within the health timeout.
+    lanes_unhealthy,
+    /// Heartbeats received.
+    heartbeats_received,
+    /// TCP visitors accepted.
+    visitors_accepted,
+    /// TCP visitors reset because no client could serve them.
+    visitors_refused,
+    /// TCP visitors or UDP flows handed to another core, because this one has no lane of the client.
+    visitors_handed_over,
+    /// TCP visitors or UDP packets that could not be handed over (mailbox full).
+    visitors_handover_dropped,
+    /// TCP flows that rode a lane of this core.
+    tcp_flows_opened,
+    /// TCP flows that ended with both directions complete.
+    tcp_flows_completed,
+    /// TCP flows that ended by a reset from either side or the end of their lane.
+    tcp_flows_reset,
+    /// TCP flows whose service could not be reached.
+    tcp_dials_failed,
+    /// Bytes from TCP sockets into the tunnel.
+    tcp_bytes_in,
+    /// Bytes from the tunnel to TCP sockets.
+    tcp_bytes_out,
+    /// UDP flows opened.
+    udp_flows_opened,
+    /// UDP flows ended.
+    udp_flows_ended,
+    /// UDP flows ended because nothing passed within the session timeout.
+    udp_flows_expired,
+    /// UDP datagrams of visitors or services into the tunnel.
+    udp_datagrams_in,
+    /// UDP datagrams from the tunnel to visitors or services.
+    udp_datagrams_out,
+    /// Bytes of UDP payload into the tunnel.
+    udp_bytes_in,
+    /// Bytes of UDP payload from the tunnel.
+    udp_bytes_out,
+    /// Datagrams that were sent as several fragments.
+    udp_datagrams_fragmented,
+    /// Datagrams put together again from fragments.
+    udp_datagrams_reassembled,
+    /// Datagrams dropped because the lane's queue was full.
+    udp_dropped_queue_full,
+    /// Datagrams dropped because they were too large for the path and fragmentation is off.
+    udp_dropped_too_large,
+    /// Datagrams dropped because no client could serve them.
+    udp_dropped_no_client,
+    /// Datagrams dropped because their flow is not known.
+    udp_dropped_unknown_flow,
+    /// Datagrams dropped because the local socket's buffer was full.
+    udp_dropped_socket_full,
+    /// Datagrams dropped because the local socket refused them.
+    udp_dropped_socket_error,
+    /// Datagrams dropped because a limit of flows was reached.
+    udp_dropped_flow_limit,
+    /// Datagrams or fragments that could not be decoded.
+    udp_dropped_malformed,
+    /// Incomplete datagrams given up (a fragment was lost, or a limit was reached).
+    udp_dropped_incomplete,
+    /// GSO sends that the kernel refused and that were repeated as single sends.
+    gso_fallbacks,
+    /// Mail taken from the mailbox.
+    mail_received,
+    /// Fatal errors of a core's own tasks.
+    internal_errors,
+}

@@ -1,0 +1,674 @@
+//! A lane: one QUIC connection, owned by one core, with the tasks that wait for its streams.
+//!
+//! The lane owns the quiche connection. Flows read and write streams through it, never keep a borrow across an
+//! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
+//! which is told by [`Lane::mark_dirty`].
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::time::Instant;
+
+use qmux_proto::control::Message;
+use qmux_proto::{FlowError, LaneError};
+use rustc_hash::FxBuildHasher;
+
+use super::endpoint::Endpoint;
+use super::event::Event;
+use crate::buffer::{Datagram, PooledBuffers, StreamBuf};
+
+/// quiche's connection with our buffers.
+pub(crate) type Connection = quiche::Connection<PooledBuffers>;
+
+/// The control stream (client-initiated, bidirectional; RFC 9000 section 2.1).
+pub(crate) const CONTROL_STREAM: u64 = 0;
+
+/// Bytes that flows may leave unsent in quiche, per lane. More costs cache misses (15 to 25 % of throughput) and makes
+/// the other flows of the lane wait; less starves GSO batches (measured: 128 to 256 KB).
+const QUEUE_BYTES_MAX: usize = 256 << 10;
+
+/// One waiting flow is woken for this much room in the queue.
+const ROOM_PER_WAITER: usize = 64 << 10;
+
+/// Bytes of a packet that are certainly not payload: header with a connection id, one byte of packet number, tag, the
+/// smallest stream frame header. Subtracting less than the truth keeps the estimate of what is queued from growing.
+const PACKET_OVERHEAD_MIN: usize = 1 + qmux_proto::CID_LEN + 1 + 16 + 2;
+
+/// Bytes of datagrams that may wait to be sent on a lane: about 30 ms at 1 Gbit/s. Newer ones are dropped and counted.
+pub(crate) const DATAGRAM_QUEUE_BYTES_MAX: usize = 4 << 20;
+
+/// Control messages that may wait for the peer to read its control stream: 64 KB is 4,000 FlowClosed messages.
+const CONTROL_BACKLOG_BYTES_MAX: usize = 64 << 10;
+
+/// What a role does with a lane's events. All calls come from the endpoint's tasks, outside of any borrow.
+pub(crate) trait LaneEvents {
+    /// The peer opened a stream that nobody has attached to.
+    fn stream_opened(&self, lane: &Rc<Lane>, stream: u64);
+    /// A datagram arrived.
+    fn datagram(&self, lane: &Rc<Lane>, data: &[u8]);
+    /// All datagrams of this turn have been delivered: send what was batched.
+    fn datagrams_done(&self, lane: &Rc<Lane>);
+    /// The lane has ended; its streams have been woken.
+    fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd);
+}
+
+/// Why a lane ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LaneEnd {
+    /// The peer closed it with one of our codes.
+    ClosedByPeer(LaneError, String),
+    /// The peer's QUIC stack closed it (transport or TLS error code).
+    TransportErrorByPeer(u64, String),
+    /// We closed it.
+    ClosedByUs(LaneError),
+    /// Our QUIC stack closed it (transport or TLS error code).
+    TransportErrorByUs(u64, String),
+    /// Nothing was heard within the idle timeout.
+    IdleTimeout,
+    /// The handshake did not complete in time.
+    HandshakeTimeout,
+}
+
+impl std::fmt::Display for LaneEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LaneEnd::ClosedByPeer(code, text) if text.is_empty() => {
+                write!(f, "closed by the peer: {code}")
+            }
+            LaneEnd::ClosedByPeer(code, text) => write!(f, "closed by the peer: {code}: {text}"),
+            LaneEnd::TransportErrorByPeer(code, text) => {
+                write!(f, "closed by the peer: {}", describe_transport_error(*code))?;
+                if text.is_empty() {
+                    Ok(())
+                } else {
+                    write!(f, ": {text}")
+                }
+            }
+            LaneEnd::ClosedByUs(code) => write!(f, "closed by us: {code}"),
+            LaneEnd::TransportErrorByUs(code, text) => {
+                write!(f, "closed by us: {}", describe_transport_error(*code))?;
+                if text.is_empty() {
+                    Ok(())
+                } else {
+                    write!(f, ": {text}")
+                }
+            }
+            LaneEnd::IdleTimeout => f.write_str("nothing heard within max_idle_timeout"),
+            LaneEnd::HandshakeTimeout => {
+                f.write_str("no answer: the handshake did not complete in time")
+            }
+        }
+    }
+}
+
+/// Names a QUIC transport error; those from 0x100 are TLS alerts (RFC 9000 section 20.1, RFC 8446 section 6).
+fn describe_transport_error(code: u64) -> String {
+    let alert = match code {
+        0x0 => return "no error".into(),
+        0x1..=0xff => return format!("QUIC transport error {code:#x}"),
+        0x128 => "handshake failure",
+        0x12a => "bad certificate",
+        0x12b => "unsupported certificate (wrong purpose?)",
+        0x12d => "certificate expired",
+        0x12c => "certificate revoked",
+        0x12e => "certificate unknown or not acceptable",
+        0x130 => "unknown CA",
+        0x131 => "access denied",
+        0x174 => "a client certificate is required",
+        0x178 => "no common application protocol: the peer is no qmux-dp",
+        _ => return format!("QUIC error {code:#x}"),
+    };
+    format!("TLS: {alert} (alert {})", code - 0x100)
+}
+
+/// What waits for one stream.
+#[derive(Debug, Default)]
+pub(crate) struct StreamWaiters {
+    /// Set when there may be something to read (also: FIN, reset, end of the lane).
+    pub(crate) readable: Event,
+    /// Set when there may be room to write (also: stopped, end of the lane).
+    pub(crate) writable: Event,
+    /// True while queued for room in the lane, so that it is queued once.
+    queued_for_room: Cell<bool>,
+}
+
+/// Outcome of reading a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum StreamRead {
+    /// This many bytes were read; the flag says that no more will come (FIN).
+    Bytes(usize, bool),
+    /// Nothing now: wait for `readable`.
+    Blocked,
+    /// The peer reset the stream, or the lane has ended.
+    Reset(FlowError),
+}
+
+/// Outcome of asking for room in a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum StreamRoom {
+    /// So many bytes may be written now (at least 1).
+    Bytes(usize),
+    /// None now: wait for `writable`.
+    Blocked,
+    /// The peer does not want more (STOP_SENDING), or the lane has ended.
+    Stopped(FlowError),
+}
+
+/// Why a datagram could not be queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DatagramRefused {
+    /// The lane's queue is full.
+    QueueFull,
+    /// Larger than a packet of this path carries.
+    TooLarge,
+    /// The lane has ended or the peer takes no datagrams.
+    Closed,
+}
+
+/// One QUIC connection of this core.
+pub(crate) struct Lane {
+    key: u64,
+    endpoint: Weak<Endpoint>,
+    pub(super) conn: RefCell<Connection>,
+    waiters: RefCell<HashMap<u64, Rc<StreamWaiters>, FxBuildHasher>>,
+    room_waiters: RefCell<VecDeque<Rc<StreamWaiters>>>,
+    events: OnceCell<Rc<dyn LaneEvents>>,
+    pub(super) dirty: Cell<bool>,
+    pub(super) touched: Cell<bool>,
+    /// Earliest entry in the endpoint's timers.
+    pub(super) armed: Cell<Option<Instant>>,
+    /// When pacing lets the next packet go.
+    pub(super) release_at: Cell<Option<Instant>>,
+    /// When an incomplete handshake is given up.
+    pub(super) handshake_deadline: Cell<Option<Instant>>,
+    /// True while the endpoint counts this lane among the incomplete handshakes.
+    pub(super) counted_incomplete: Cell<bool>,
+    /// The destination connection id of the client's first packet, until the handshake is complete.
+    pub(super) initial_id: RefCell<Option<Box<[u8]>>>,
+    /// Estimate of the bytes that wait in quiche to be sent for the first time.
+    queued: Cell<usize>,
+    established: Event,
+    was_established: Cell<bool>,
+    end: RefCell<Option<LaneEnd>>,
+    closed_by_us: Cell<Option<LaneError>>,
+    next_stream: Cell<u64>,
+    /// Control messages that stream 0 has not taken yet.
+    control_backlog: RefCell<Vec<u8>>,
+}
+
+impl Lane {
+    pub(super) fn new(
+        key: u64,
+        endpoint: Weak<Endpoint>,
+        conn: Connection,
+        handshake_deadline: Instant,
+    ) -> Rc<Lane> {
+        // Streams that we open are bidirectional: types 0 (client) and 1 (server); RFC 9000 section 2.1.
+        let next_stream = u64::from(conn.is_server());
+        Rc::new(Lane {
+            key,
+            endpoint,
+            conn: RefCell::new(conn),
+            waiters: RefCell::default(),
+            room_waiters: RefCell::default(),
+            events: OnceCell::new(),
+            dirty: Cell::new(false),
+            touched: Cell::new(false),
+            armed: Cell::new(None),
+            release_at: Cell::new(None),
+            handshake_deadline: Cell::new(Some(handshake_deadline)),
+            counted_incomplete: Cell::new(true),
+            initial_id: RefCell::new(None),
+            queued: Cell::new(0),
+            established: Event::default(),
+            was_established: Cell::new(false),
+            end: RefCell::new(None),
+            closed_by_us: Cell::new(None),
+            next_stream: Cell::new(next_stream),
+            control_backlog: RefCell::default(),
+        })
+    }
+
+    /// Number of this lane, unique within the process's lifetime on this core.
+    pub(crate) fn key(&self) -> u64 {
+        self.key
+    }
+
+    /// Says who handles this lane's events; once, right after it was made.
+    pub(crate) fn handle_events(&self, events: Rc<dyn LaneEvents>) {
+        let first = self.events.set(events).is_ok();
+        debug_assert!(first, "a lane has one handler");
+    }
+
+    /// The peer's current address.
+    pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
+        self.conn
+            .borrow()
+            .path_stats()
+            .find(|path| path.active)
+            .map(|path| path.peer_addr)
+    }
+
+    /// True once the handshake is complete, with the peer authenticated as far as TLS does it.
+    pub(crate) fn is_established(&self) -> bool {
+        self.was_established.get()
+    }
+
+    /// Waits until the handshake is complete or the lane has ended.
+    pub(crate) async fn established(&self) -> Result<(), LaneEnd> {
+        loop {
+            if let Some(end) = self.end() {
+                return Err(end);
+            }
+            if self.was_established.get() {
+                return Ok(());
+            }
+            self.established.wait().await;
+        }
+    }
+
+    /// Why the lane ended, if it has.
+    pub(crate) fn end(&self) -> Option<LaneEnd> {
+        self.end.borrow().clone()
+    }
+
+    /// True until the lane has ended or begun to close.
+    pub(crate) fn is_open(&self) -> bool {
+        self.end.borrow().is_none() && self.closed_by_us.get().is_none()
+    }
+
+    /// Runs `with` on the TLS session (for keying material and certificates).
+    pub(crate) fn with_tls<R>(&self, with: impl FnOnce(&mut boring::ssl::SslRef) -> R) -> R {
+        with(self.conn.borrow_mut().as_mut())
+    }
+
+    /// Closes the lane with `error`; the peer is told in the next flush.
+    pub(crate) fn close(&self, error: LaneError, text: &str) {
+        if self.closed_by_us.get().is_none() {
+            self.closed_by_us.set(Some(error));
+            // `Done`: it is closing already.
+            let _closing = self
+                .conn
+                .borrow_mut()
+                .close(true, error.code(), text.as_bytes());
+            self.wake_all();
+            self.mark_dirty();
+        }
+    }
+
+    /// Has the endpoint flush this lane after the tasks that are ready now.
+    pub(crate) fn mark_dirty(&self) {
+        if !self.dirty.replace(true)
+            && let Some(endpoint) = self.endpoint.upgrade()
+        {
+            endpoint.push_dirty(self.key);
+        }
+    }
+
+    // ---- streams -------------------------------------------------------------------------------------------------
+
+    /// Opens the next stream of ours, or says that the peer allows no more now.
+    pub(crate) fn open_stream(&self) -> Option<u64> {
+        let conn = self.conn.borrow();
+        if conn.peer_streams_left_bidi() == 0 || !self.is_open() {
+            return None;
+        }
+        let stream = self.next_stream.get();
+        self.next_stream.set(stream + 4);
+        Some(stream)
+    }
+
+    /// Registers the caller as the one who waits for `stream`.
+    pub(crate) fn attach(&self, stream: u64) -> Rc<StreamWaiters> {
+        let waiters = Rc::<StreamWaiters>::default();
+        self.waiters
+            .borrow_mut()
+            .insert(stream, Rc::clone(&waiters));
+        waiters
+    }
+
+    /// Ends the registration. Call it when the stream is done with in both directions.
+    pub(crate) fn detach(&self, stream: u64) {
+        self.waiters.borrow_mut().remove(&stream);
+    }
+
+    /// How much may be written to `stream` now, up to `want`.
+    pub(crate) fn room(&self, stream: u64, want: usize, waiters: &Rc<StreamWaiters>) -> StreamRoom {
+        if !self.is_open() {
+            return StreamRoom::Stopped(FlowError::Internal);
+        }
+        let free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
+        if free == 0 {
+            if !waiters.queued_for_room.replace(true) {
+                self.room_waiters.borrow_mut().push_back(Rc::clone(waiters));
+            }
+            return StreamRoom::Blocked;
+        }
+        let mut conn = self.conn.borrow_mut();
+        match conn.stream_capacity(stream) {
+            Ok(0) => {
+                // Arms `stream_writable_next`, and tells the peer what blocks us.
+                match conn.stream_writable(stream, 1) {
+                    Ok(true) => StreamRoom::Bytes(1),
+                    Ok(false) => StreamRoom::Blocked,
+                    Err(error) => StreamRoom::Stopped(flow_error(error)),
+                }
+            }
+            Ok(capacity) => StreamRoom::Bytes(capacity.min(free).min(want)),
+            Err(error) => StreamRoom::Stopped(flow_error(error)),
+        }
+    }
+
+    /// Gives bytes to `stream` without copying them. Returns what found no room.
+    ///
+    /// # Errors
+    /// The peer's reason if it stopped the stream.
+    pub(crate) fn write(
+        &self,
+        stream: u64,
+        bytes: StreamBuf,
+        fin: bool,
+    ) -> Result<Option<StreamBuf>, FlowError> {
+        if !self.is_open() {
+            return Err(FlowError::Internal);
+        }
+        let result = self
+            .conn
+            .borrow_mut()
+            .stream_send_zc(stream, bytes.clone(), fin);
+        self.mark_dirty();
+        match result {
+            Ok((sent, rest)) => {
+                self.queued.set(self.queued.get() + sent);
+                Ok(rest)
+            }
+            Err(quiche::Error::Done) => Ok(Some(bytes)),
+            Err(error) => Err(flow_error(error)),
+        }
+    }
+
+    /// Sends a FIN on `stream`; true if it was taken, false if the stream must become writable first.
+    ///
+    /// # Errors
+    /// The peer's reason if it stopped the stream.
+    pub(crate) fn finish(&self, stream: u64) -> Result<bool, FlowError> {
+        Ok(self.write(stream, StreamBuf::default(), true)?.is_none())
+    }
+
+    /// Reads what is there of `stream`.
+    pub(crate) fn read(&self, stream: u64, into: &mut [u8]) -> StreamRead {
+        if self.end.borrow().is_some() {
+            return StreamRead::Reset(FlowError::Internal);
+        }
+        let result = self.conn.borrow_mut().stream_recv(stream, into);
+        match result {
+            Ok((read, fin)) => {
+                self.mark_dirty(); // Flow control credit may have to be told.
+                StreamRead::Bytes(read, fin)
+            }
+            Err(quiche::Error::Done) => StreamRead::Blocked,
+            Err(error) => StreamRead::Reset(flow_error(error)),
+        }
+    }
+
+    /// Abandons the direction towards the peer: RESET_STREAM with `error`.
+    pub(crate) fn reset(&self, stream: u64, error: FlowError) {
+        self.shutdown(stream, quiche::Shutdown::Write, error);
+    }
+
+    /// Abandons the direction from the peer: STOP_SENDING with `error`.
+    pub(crate) fn stop(&self, stream: u64, error: FlowError) {
+        self.shutdown(stream, quiche::Shutdown::Read, error);
+    }
+
+    fn shutdown(&self, stream: u64, direction: quiche::Shutdown, error: FlowError) {
+        if self.is_open() {
+            // `Done`: that direction is over already.
+            let _over = self
+                .conn
+                .borrow_mut()
+                .stream_shutdown(stream, direction, error.code());
+            self.mark_dirty();
+        }
+    }
+
+    /// Queues a control message on stream 0. What quiche does not take now follows when the stream is writable.
+    ///
+    /// A peer that does not read its control stream would make the backlog grow: above
+    /// [`CONTROL_BACKLOG_BYTES_MAX`] the lane is closed.
+    pub(crate) fn send_control(&self, message: &Message) {
+        if !self.is_open() {
+            return;
+        }
+        let too_much = {
+            let mut backlog = self.control_backlog.borrow_mut();
+            message.encode(&mut backlog);
+            backlog.len() > CONTROL_BACKLOG_BYTES_MAX
+        };
+        if too_much {
+            self.close(
+                LaneError::ProtocolViolation,
+                "the control stream is not read",
+            );
+            return;
+        }
+        self.flush_control();
+    }
+
+    /// Writes as much of the control backlog as the stream takes. Called again when stream 0 becomes writable.
+    pub(crate) fn flush_control(&self) {
+        let mut backlog = self.control_backlog.borrow_mut();
+        if backlog.is_empty() {
+            return;
+        }
+        let result = self
+            .conn
+            .borrow_mut()
+            .stream_send(CONTROL_STREAM, &backlog, false);
+        match result {
+            Ok(sent) => {
+                backlog.drain(..sent);
+                drop(backlog);
+                self.mark_dirty();
+            }
+            Err(quiche::Error::Done) => {}
+            Err(error) => {
+                drop(backlog);
+                tracing::debug!(lane = self.key, %error, "control stream");
+                self.close(
+                    LaneError::ProtocolViolation,
+                    "the control stream was closed",
+                );
+            }
+        }
+    }
+
+    // ---- datagrams -----------------------------------------------------------------------------------------------
+
+    /// The largest datagram that one packet carries now; it changes with the path. 0: none can be sent.
+    pub(crate) fn datagram_room(&self) -> usize {
+        self.conn.borrow().dgram_max_writable_len().unwrap_or(0)
+    }
+
+    /// Queues a datagram.
+    ///
+    /// # Errors
+    /// The datagram is gone in each case; the caller counts it.
+    pub(crate) fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused> {
+        if !self.is_open() {
+            return Err(DatagramRefused::Closed);
+        }
+        let mut conn = self.conn.borrow_mut();
+        if conn.dgram_send_queue_byte_size() >= DATAGRAM_QUEUE_BYTES_MAX {
+            return Err(DatagramRefused::QueueFull);
+        }
+        let result = conn.dgram_send_buf(datagram);
+        drop(conn);
+        match result {
+            Ok(()) => {
+                self.mark_dirty();
+                Ok(())
+            }
+            Err(quiche::Error::Done) => Err(DatagramRefused::QueueFull),
+            Err(quiche::Error::BufferTooShort) => Err(DatagramRefused::TooLarge),
+            Err(_) => Err(DatagramRefused::Closed),
+        }
+    }
+
+    // ---- called by the endpoint ----------------------------------------------------------------------------------
+
+    /// A packet of `written` bytes was taken out of the connection.
+    pub(super) fn packet_sent(&self, written: usize) {
+        self.queued.set(
+            self.queued
+                .get()
+                .saturating_sub(written.saturating_sub(PACKET_OVERHEAD_MIN)),
+        );
+    }
+
+    /// Wakes flows that wait for room in the queue.
+    pub(super) fn wake_room_waiters(&self) {
+        let mut free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
+        let mut waiters = self.room_waiters.borrow_mut();
+        while free > 0
+            && let Some(waiter) = waiters.pop_front()
+        {
+            waiter.queued_for_room.set(false);
+            waiter.writable.set();
+            free = free.saturating_sub(ROOM_PER_WAITER);
+        }
+    }
+
+    /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the end.
+    pub(super) fn dispatch(self: &Rc<Self>) {
+        let mut conn = self.conn.borrow_mut();
+        if !self.was_established.get() && conn.is_established() {
+            self.was_established.set(true);
+            self.handshake_deadline.set(None);
+            self.established.set();
+        }
+        while let Some(stream) = conn.stream_writable_next() {
+            if let Some(waiters) = self.waiters.borrow().get(&stream) {
+                waiters.writable.set();
+            }
+            if stream == CONTROL_STREAM {
+                drop(conn);
+                self.flush_control();
+                conn = self.conn.borrow_mut();
+            }
+        }
+        while let Some(stream) = conn.stream_readable_next() {
+            let known = self
+                .waiters
+                .borrow()
+                .get(&stream)
+                .map(|waiters| waiters.readable.set())
+                .is_some();
+            // A stream of ours without waiters has been detached: late data for a flow that was given up.
+            let theirs = (stream & 1 == 1) != conn.is_server();
+            if !known && theirs {
+                drop(conn);
+                if let Some(events) = self.events.get() {
+                    events.stream_opened(self, stream);
+                }
+                conn = self.conn.borrow_mut();
+            } else if !known {
+                drop(conn);
+                self.discard(stream);
+                conn = self.conn.borrow_mut();
+            }
+        }
+        drop(conn);
+        self.deliver_datagrams();
+    }
+
+    /// Hands received datagrams on. Called more often than [`Lane::dispatch`] when many come in one turn.
+    pub(super) fn deliver_datagrams(self: &Rc<Self>) {
+        let Some(events) = self.events.get() else {
+            return;
+        };
+        let mut any = false;
+        loop {
+            let next = self.conn.borrow_mut().dgram_recv_buf();
+            let Ok(datagram) = next else { break };
+            any = true;
+            events.datagram(self, datagram.as_ref());
+        }
+        if any {
+            events.datagrams_done(self);
+        }
+    }
+
+    /// Reads and drops what is left of a stream that nobody waits for any more, so that it can be collected.
+    fn discard(&self, stream: u64) {
+        let mut conn = self.conn.borrow_mut();
+        while conn.stream_discard(stream, usize::MAX).is_ok() {}
+    }
+
+    /// Marks the lane as ended if its connection has closed. Returns true the first time.
+    pub(super) fn note_end(self: &Rc<Self>) -> bool {
+        if self.end.borrow().is_some() {
+            return false;
+        }
+        let end = {
+            let conn = self.conn.borrow();
+            if !conn.is_closed() {
+                return false;
+            }
+            let text = |reason: &[u8]| String::from_utf8_lossy(reason).into_owned();
+            if let Some(error) = self.closed_by_us.get() {
+                LaneEnd::ClosedByUs(error)
+            } else if let Some(error) = conn.peer_error() {
+                if error.is_app {
+                    LaneEnd::ClosedByPeer(
+                        LaneError::from_code(error.error_code),
+                        text(&error.reason),
+                    )
+                } else {
+                    LaneEnd::TransportErrorByPeer(error.error_code, text(&error.reason))
+                }
+            } else if let Some(error) = conn.local_error() {
+                if self.handshake_deadline.get().is_some() && error.is_app {
+                    LaneEnd::HandshakeTimeout
+                } else {
+                    LaneEnd::TransportErrorByUs(error.error_code, text(&error.reason))
+                }
+            } else if conn.is_timed_out() && !self.was_established.get() {
+                LaneEnd::HandshakeTimeout
+            } else {
+                LaneEnd::IdleTimeout
+            }
+        };
+        *self.end.borrow_mut() = Some(end.clone());
+        self.wake_all();
+        if let Some(events) = self.events.get() {
+            events.ended(self, &end);
+        }
+        true
+    }
+
+    fn wake_all(&self) {
+        for waiters in self.waiters.borrow().values() {
+            waiters.readable.set();
+            waiters.writable.set();
+        }
+        self.established.set();
+    }
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lane({})", self.key)
+    }
+}
+
+/// What a stream error means for its flow.
+fn flow_error(error: quiche::Error) -> FlowError {
+    match error {
+        quiche::Error::StreamReset(code) | quiche::Error::StreamStopped(code) => {
+            FlowError::from_code(code)
+        }
+        _ => FlowError::Internal,
+    }
+}

@@ -1,0 +1,12 @@
+//! QUIC on a core: one [`endpoint::Endpoint`] per socket, one [`lane::Lane`] per connection.
+//!
+//! Flows never touch the socket: they read and write streams of a lane, which marks the lane as having something to
+//! say; the endpoint's tasks receive in batches, wake the flows that can go on, and flush every such lane once.
+
+pub(crate) mod endpoint;
+pub(crate) mod event;
+pub(crate) mod lane;
+pub(crate) mod settings;
+pub(crate) mod timers;
+pub(crate) mod tls;
+mod transmit;

@@ -1,0 +1,64 @@
+//! From dp.toml's `[quic]` to a `quiche::Config`: windows, limits, congestion control, packet sizes.
+
+use boring::ssl::SslContextBuilder;
+use qmux_config::{CongestionControl, Quic};
+
+use crate::sys::udp::GSO_BYTES_MAX;
+
+/// Largest packet that we send. Four of this size fill a GSO send ([`GSO_BYTES_MAX`]) exactly; quiche's own limit of
+/// 16,383 would waste a quarter of it.
+pub(crate) const PACKET_BYTES_MAX: usize = GSO_BYTES_MAX / 4;
+
+/// Datagrams that may wait to be sent on a lane; they are counted and bounded in bytes as well (see
+/// `lane::DATAGRAM_QUEUE_BYTES_MAX`).
+const DATAGRAM_SEND_QUEUE: usize = 16_384;
+
+/// Datagrams that one receive turn may bring before they are handed on; the queue is drained above half of it. One
+/// packet of 16 KB carries at most 5,461 datagrams.
+pub(crate) const DATAGRAM_RECEIVE_QUEUE: usize = 16_384;
+
+/// Connection ids that a peer may hold at once: one in use, spare ones for a change of address (RFC 9000, 5.1.1).
+const ACTIVE_CONNECTION_IDS: u64 = 4;
+
+/// Packets in the first flight: RFC 9002 allows 10; behind a tunnel the path is usually known to carry more, and
+/// hystart or BBR find the limit.
+const INITIAL_WINDOW_PACKETS: usize = 32;
+
+const _: () = assert!(PACKET_BYTES_MAX <= 16_383 && PACKET_BYTES_MAX * 4 <= GSO_BYTES_MAX);
+
+/// The transport settings of one core, on the TLS context given.
+///
+/// # Errors
+/// If the TLS context is refused by quiche.
+pub(crate) fn transport(
+    quic: &Quic,
+    tls: SslContextBuilder,
+) -> Result<quiche::Config, quiche::Error> {
+    let mut config = quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls)?;
+    config.set_application_protos(&[qmux_proto::ALPN])?;
+    config.set_cc_algorithm(match quic.congestion_control {
+        CongestionControl::Bbr2 => quiche::CongestionControlAlgorithm::Bbr2Gcongestion,
+        CongestionControl::Cubic => quiche::CongestionControlAlgorithm::CUBIC,
+        CongestionControl::Reno => quiche::CongestionControlAlgorithm::Reno,
+    });
+    config.set_initial_congestion_window_packets(INITIAL_WINDOW_PACKETS);
+    config.enable_pacing(true);
+    config.discover_pmtu(true);
+    let payload = usize::from(quic.max_udp_payload).min(PACKET_BYTES_MAX);
+    config.set_max_send_udp_payload_size(payload);
+    config.set_max_recv_udp_payload_size(1 << 16);
+    config.set_initial_max_data(quic.initial_connection_receive_window);
+    config.set_max_connection_window(quic.max_connection_receive_window);
+    config.set_initial_max_stream_data_bidi_local(quic.initial_stream_receive_window);
+    config.set_initial_max_stream_data_bidi_remote(quic.initial_stream_receive_window);
+    config.set_max_stream_window(quic.max_stream_receive_window);
+    config.set_initial_max_streams_bidi(quic.max_incoming_streams);
+    config.set_initial_max_streams_uni(0);
+    config.enable_dgram(true, DATAGRAM_RECEIVE_QUEUE, DATAGRAM_SEND_QUEUE);
+    config
+        .set_max_idle_timeout(u64::try_from(quic.max_idle_timeout.as_millis()).unwrap_or(u64::MAX));
+    config.set_active_connection_id_limit(ACTIVE_CONNECTION_IDS);
+    config.set_disable_active_migration(false);
+    config.grease(false);
+    Ok(config)
+}

@@ -1,0 +1,118 @@
+//! Binding: every listening socket of every core, with the options that it needs.
+//!
+//! Sockets are bound once, from one place, in core order, because a reuseport group numbers its members by the
+//! order in which they were bound, and steering relies on it.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+/// Receive and send buffer asked for on QUIC and UDP traffic sockets, in bytes.
+///
+/// One GRO batch is up to 64 KB and a core may be away for a millisecond at several Gbit/s: 4 MiB holds about 8 ms
+/// of 4 Gbit/s. It is also the default `net.core.rmem_max` of current distributions' tuned profiles.
+pub(crate) const UDP_BUFFER_BYTES: usize = 4 << 20;
+
+/// Length of the accept queue; the kernel clamps it to `net.core.somaxconn`.
+const ACCEPT_BACKLOG: i32 = 4096;
+
+/// What the kernel granted of [`UDP_BUFFER_BYTES`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GrantedBuffers {
+    /// Receive buffer in bytes as usable by payload accounting (the kernel reports twice what was set).
+    pub(crate) receive_bytes: usize,
+    /// Send buffer in bytes.
+    pub(crate) send_bytes: usize,
+}
+
+/// Fails if `addr` is already in use by another program (or another instance of this one).
+///
+/// A reuseport group can be joined silently by any process of the same user; half of the traffic would then go to
+/// it. A plain bind without `SO_REUSEPORT` finds that out first.
+pub(crate) fn probe_free(addr: SocketAddr, tcp: bool) -> io::Result<()> {
+    let socket = if tcp {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket
+    } else {
+        Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?
+    };
+    dual_stack(&socket, addr)?;
+    socket.bind(&SockAddr::from(addr))
+}
+
+/// Binds a UDP socket that shares its port with the other cores' sockets.
+pub(crate) fn udp_reuseport(addr: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    dual_stack(&socket, addr)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&SockAddr::from(addr))?;
+    Ok(socket.into())
+}
+
+/// Binds a UDP socket on a free port of the wildcard address of `peer`'s family: a client's side of a lane.
+pub(crate) fn udp_towards(peer: SocketAddr) -> io::Result<UdpSocket> {
+    let any: SocketAddr = if peer.is_ipv4() {
+        (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    UdpSocket::bind(any)
+}
+
+/// Binds a listening TCP socket that shares its port with the other cores' sockets.
+pub(crate) fn tcp_reuseport(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    dual_stack(&socket, addr)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&SockAddr::from(addr))?;
+    socket.listen(ACCEPT_BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Raises the socket's buffers as far as the kernel allows and says what was granted.
+pub(crate) fn raise_udp_buffers(socket: &UdpSocket) -> io::Result<GrantedBuffers> {
+    let socket = socket2::SockRef::from(socket);
+    socket.set_recv_buffer_size(UDP_BUFFER_BYTES)?;
+    socket.set_send_buffer_size(UDP_BUFFER_BYTES)?;
+    // The kernel doubles the value for its own bookkeeping and reports the doubled one (socket(7)).
+    Ok(GrantedBuffers {
+        receive_bytes: socket.recv_buffer_size()? / 2,
+        send_bytes: socket.send_buffer_size()? / 2,
+    })
+}
+
+/// `[::]` accepts IPv4 too, as users of Go's listeners expect.
+fn dual_stack(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
+    if addr.is_ipv6() {
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_taken_by_a_reuseport_group_is_reported_as_taken() {
+        let first = udp_reuseport("127.0.0.1:0".parse().expect("literal")).expect("bind");
+        let addr = first.local_addr().expect("bound");
+        let error = probe_free(addr, false).expect_err("the group holds the port");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(udp_reuseport(addr).expect("a second member may join"));
+        drop(first);
+        probe_free(addr, false).expect("free again");
+    }
+
+    #[test]
+    fn a_listening_tcp_port_is_reported_as_taken() {
+        let first = tcp_reuseport("127.0.0.1:0".parse().expect("literal")).expect("bind");
+        let addr = first.local_addr().expect("bound");
+        let error = probe_free(addr, true).expect_err("someone listens");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+}

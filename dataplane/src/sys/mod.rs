@@ -1,0 +1,23 @@
+//! What the operating system gives us: sockets, steering, affinity, limits.
+//!
+//! Owns every `unsafe` block of the program and every system call that monoio does not make for us. It knows
+//! nothing of QUIC, lanes or flows. I/O is done by readiness: io_uring (or epoll) only says *when* a socket is
+//! ready, the bytes move by a plain non-blocking call into a buffer that we still own. That makes every wait
+//! cancellable without losing data, which a submitted io_uring read is not, and an idle flow needs no buffer.
+//! Measured beside completion-based reads it costs the same per byte (see `ARCHITECTURE.md`).
+
+pub(crate) mod bind;
+pub(crate) mod cpu;
+pub(crate) mod limits;
+pub(crate) mod steering;
+pub(crate) mod tcp;
+pub(crate) mod udp;
+pub(crate) mod wake;
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Borrows the descriptor of a monoio socket, which offers only its number.
+fn borrow<T: AsRawFd>(socket: &T) -> BorrowedFd<'_> {
+    // SAFETY: `socket` owns the descriptor and is borrowed for as long as the result lives, so it stays open.
+    unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
+}

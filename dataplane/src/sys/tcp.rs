@@ -1,0 +1,134 @@
+//! A TCP socket driven by readiness: monoio waits, plain non-blocking calls move the bytes.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+
+/// One connected TCP socket, owned by one core.
+#[derive(Debug)]
+pub(crate) struct TcpSocket {
+    io: monoio::net::TcpStream,
+}
+
+impl TcpSocket {
+    /// Adopts a connected socket on the current core. Nagle's algorithm is switched off: the tunnel forwards bytes
+    /// when they come and must not add a delay of its own.
+    pub(crate) fn adopt(stream: TcpStream) -> io::Result<TcpSocket> {
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        Ok(TcpSocket {
+            io: monoio::net::TcpStream::from_std(stream)?,
+        })
+    }
+
+    /// Connects to `addr` within `timeout`.
+    ///
+    /// # Errors
+    /// `TimedOut`, or what connect(2) reports.
+    pub(crate) async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpSocket> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        let pending = match socket.connect(&SockAddr::from(addr)) {
+            Ok(()) => false,
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => true,
+            Err(error) => return Err(error),
+        };
+        let socket = TcpSocket::adopt(socket.into())?;
+        if pending {
+            match monoio::time::timeout(timeout, socket.io.writable(false)).await {
+                Ok(ready) => ready?,
+                Err(_elapsed) => return Err(io::ErrorKind::TimedOut.into()),
+            }
+            if let Some(error) = SockRef::from(&super::borrow(&socket.io)).take_error()? {
+                return Err(error);
+            }
+        }
+        Ok(socket)
+    }
+
+    /// Reads what is there: `Ok(0)` is the peer's FIN, `WouldBlock` means wait for [`TcpSocket::readable`].
+    pub(crate) fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match rustix::net::recv(super::borrow(&self.io), &mut *into, RecvFlags::DONTWAIT) {
+                Ok((read, _)) => return Ok(read),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Writes what fits: `WouldBlock` means wait for [`TcpSocket::writable`].
+    pub(crate) fn try_write(&self, from: &[u8]) -> io::Result<usize> {
+        loop {
+            match rustix::net::send(
+                super::borrow(&self.io),
+                from,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            ) {
+                Err(rustix::io::Errno::INTR) => {}
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// Waits until a read would not block (data, FIN or an error is there). Cancel-safe.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.io.readable(false).await
+    }
+
+    /// Waits until a write would not block (room or an error is there). Cancel-safe.
+    pub(crate) async fn writable(&self) -> io::Result<()> {
+        self.io.writable(false).await
+    }
+
+    /// Sends a FIN; the other direction goes on.
+    pub(crate) fn shutdown_write(&self) -> io::Result<()> {
+        Ok(rustix::net::shutdown(
+            super::borrow(&self.io),
+            Shutdown::Write,
+        )?)
+    }
+
+    /// Makes the close, whenever it comes, a reset (RST) instead of a FIN.
+    pub(crate) fn reset_on_close(&self) {
+        // Fails only on a socket that is already gone, which is then reset enough.
+        let _gone = SockRef::from(&super::borrow(&self.io)).set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// A listening socket of one core.
+#[derive(Debug)]
+pub(crate) struct Acceptor {
+    io: monoio::net::TcpListener,
+}
+
+impl Acceptor {
+    /// Adopts a listening socket on the current core.
+    pub(crate) fn adopt(listener: TcpListener) -> io::Result<Acceptor> {
+        listener.set_nonblocking(true)?;
+        Ok(Acceptor {
+            io: monoio::net::TcpListener::from_std(listener)?,
+        })
+    }
+
+    /// Waits until a connection can be accepted.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.io.readable(false).await
+    }
+
+    /// Accepts one connection; `WouldBlock` means that there is none now.
+    pub(crate) fn try_accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (socket, addr) = SockRef::from(&super::borrow(&self.io)).accept()?;
+        let addr = addr.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+        Ok((socket.into(), addr))
+    }
+}
+
+/// Resets a connection that was accepted but cannot be served.
+pub(crate) fn refuse(stream: TcpStream) {
+    let _gone = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+    drop(stream);
+}

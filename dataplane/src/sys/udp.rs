@@ -1,0 +1,202 @@
+//! A UDP socket driven by readiness, with GSO, GRO and packet info through `quinn-udp`.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::os::fd::AsRawFd;
+
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+
+/// One GRO batch fits in this: the largest IP packet.
+const GRO_BUFFER_BYTES: usize = 1 << 16;
+
+/// GRO batches that one receive call may fill. Measured: 80 to 100 packets a call with 4 to 8.
+const GRO_BATCHES: usize = 8;
+
+/// Segments of one GSO send that the kernel accepts (`UDP_MAX_SEGMENTS`).
+pub(crate) const GSO_SEGMENTS_MAX: usize = 64;
+
+/// Bytes of one GSO send. 65,507 is the limit of IPv4; up to this value the batch still arrives as one GRO buffer on
+/// loopback, above it falls apart into single datagrams (measured).
+pub(crate) const GSO_BYTES_MAX: usize = 65_494;
+
+/// What the socket is for: it decides what happens to packets larger than the path's MTU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Carries QUIC: never fragmented by IP, too large a packet is an error (RFC 9000, section 14).
+    Quic,
+    /// Carries visitors' or services' datagrams of any size: IP fragments them where it must.
+    Traffic,
+}
+
+/// One UDP socket, owned by one core.
+#[derive(Debug)]
+pub(crate) struct UdpSocket {
+    io: monoio::net::udp::UdpSocket,
+    state: UdpSocketState,
+    local: SocketAddr,
+}
+
+/// Buffers of one receive call, reused for each.
+#[derive(Debug)]
+pub(crate) struct ReceiveBatch {
+    storage: Vec<u8>,
+    meta: [RecvMeta; GRO_BATCHES],
+    filled: usize,
+}
+
+/// One datagram (or QUIC packet) of a batch, to be processed in place.
+#[derive(Debug)]
+pub(crate) struct Received<'a> {
+    /// The payload.
+    pub(crate) data: &'a mut [u8],
+    /// Who sent it.
+    pub(crate) from: SocketAddr,
+    /// The local address that it was sent to, where the kernel tells.
+    pub(crate) to_ip: Option<IpAddr>,
+}
+
+impl ReceiveBatch {
+    /// Allocates the buffers (512 KB).
+    pub(crate) fn new() -> ReceiveBatch {
+        ReceiveBatch {
+            storage: vec![0; GRO_BUFFER_BYTES * GRO_BATCHES],
+            meta: [RecvMeta::default(); GRO_BATCHES],
+            filled: 0,
+        }
+    }
+
+    /// Calls `each` with every datagram of the last receive call, in order.
+    pub(crate) fn for_each(&mut self, mut each: impl FnMut(Received<'_>)) {
+        let buffers = self.storage.chunks_exact_mut(GRO_BUFFER_BYTES);
+        for (buffer, meta) in buffers.zip(&self.meta).take(self.filled) {
+            if meta.len == 0 {
+                each(Received {
+                    data: &mut [],
+                    from: meta.addr,
+                    to_ip: meta.dst_ip,
+                });
+                continue;
+            }
+            for data in buffer[..meta.len].chunks_mut(meta.stride.max(1)) {
+                each(Received {
+                    data,
+                    from: meta.addr,
+                    to_ip: meta.dst_ip,
+                });
+            }
+        }
+    }
+}
+
+impl UdpSocket {
+    /// Adopts a bound socket on the current core.
+    pub(crate) fn adopt(socket: StdUdpSocket, purpose: Purpose) -> io::Result<UdpSocket> {
+        let local = socket.local_addr()?;
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        if purpose == Purpose::Traffic {
+            allow_ip_fragmentation(&socket)?;
+        }
+        Ok(UdpSocket {
+            io: monoio::net::udp::UdpSocket::from_std(socket)?,
+            state,
+            local,
+        })
+    }
+
+    /// The address that the socket is bound to.
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Segments that one send may carry: 1 where the kernel or the device cannot do GSO (or stopped doing it).
+    pub(crate) fn gso_segments(&self) -> usize {
+        self.state.max_gso_segments().min(GSO_SEGMENTS_MAX)
+    }
+
+    /// Waits until something can be received. Cancel-safe.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.io.readable(false).await
+    }
+
+    /// Waits until something can be sent. Cancel-safe.
+    pub(crate) async fn writable(&self) -> io::Result<()> {
+        self.io.writable(false).await
+    }
+
+    /// Receives into `batch`; `WouldBlock` means wait for [`UdpSocket::readable`].
+    pub(crate) fn try_receive(&self, batch: &mut ReceiveBatch) -> io::Result<()> {
+        batch.filled = 0;
+        let mut buffers = batch.storage.chunks_exact_mut(GRO_BUFFER_BYTES);
+        let mut slices: [IoSliceMut<'_>; GRO_BATCHES] =
+            std::array::from_fn(|_| IoSliceMut::new(buffers.next().unwrap_or_default()));
+        let fd = super::borrow(&self.io);
+        batch.filled = self
+            .state
+            .recv(UdpSockRef::from(&fd), &mut slices, &mut batch.meta)?;
+        Ok(())
+    }
+
+    /// Sends `contents`, as segments of `segment` bytes if that is shorter; `WouldBlock` means wait for
+    /// [`UdpSocket::writable`].
+    pub(crate) fn try_send(
+        &self,
+        contents: &[u8],
+        segment: usize,
+        to: SocketAddr,
+        from_ip: Option<IpAddr>,
+    ) -> io::Result<()> {
+        let fd = super::borrow(&self.io);
+        self.state.try_send(
+            UdpSockRef::from(&fd),
+            &Transmit {
+                destination: to,
+                ecn: None,
+                contents,
+                segment_size: (segment < contents.len()).then_some(segment),
+                src_ip: from_ip,
+            },
+        )
+    }
+}
+
+/// Undoes what `quinn-udp` sets for QUIC: traffic datagrams may be larger than a packet.
+fn allow_ip_fragmentation(socket: &StdUdpSocket) -> io::Result<()> {
+    let options: &[(libc::c_int, libc::c_int, libc::c_int)] = if socket.local_addr()?.is_ipv4() {
+        &[(
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_DONT,
+        )]
+    } else {
+        &[
+            (
+                libc::IPPROTO_IPV6,
+                libc::IPV6_MTU_DISCOVER,
+                libc::IPV6_PMTUDISC_DONT,
+            ),
+            (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0),
+            (
+                libc::IPPROTO_IP,
+                libc::IP_MTU_DISCOVER,
+                libc::IP_PMTUDISC_DONT,
+            ),
+        ]
+    };
+    for (level, name, value) in options {
+        // SAFETY: the descriptor is open for the borrow's length, and `value` is a C int that lives until after the
+        // call, passed with its own size.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                *level,
+                *name,
+                (&raw const *value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
