@@ -32,7 +32,7 @@ fn handshake(
 ) -> Result<(), String> {
     let cert = |pem: &str| X509::from_pem(pem.as_bytes()).expect("certificate");
     let key = |pem: &str| PKey::private_key_from_pem(pem.as_bytes()).expect("key");
-    let mut acceptor = SslAcceptor::mozilla_modern(SslMethod::tls()).expect("acceptor");
+    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).expect("acceptor");
     acceptor
         .set_certificate(&cert(server.0))
         .expect("certificate");
