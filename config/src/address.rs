@@ -73,8 +73,8 @@ pub(crate) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     }
     if let Some(port) = text.strip_prefix(':') {
         return Err(format!(
-            "{text:?} has no IP address; it must be {LISTEN_FORM} (for every address of the host: \
-             \"0.0.0.0:{port}\" or \"[::]:{port}\")"
+            "{text:?} has no IP address; it must be \"0.0.0.0:{port}\" or \"[::]:{port}\" for every \
+             address of the host, or one of its addresses"
         ));
     }
     if text.parse::<IpAddr>().is_ok() {

@@ -25,6 +25,10 @@ const UDP_PAYLOAD_BYTES_MIN: i64 = 1200;
 /// bytes) fits; only loopback carries more.
 const UDP_PAYLOAD_BYTES_MAX: i64 = 16_383;
 
+/// Keep-alive periods in an idle timeout where only one of the two is given: two lost PINGs are no
+/// reason to give up.
+const PINGS_PER_TIMEOUT: u32 = 3;
+
 const _: () = assert!(RECEIVE_WINDOW_BYTES_MIN >= UDP_PAYLOAD_BYTES_MAX as u64);
 
 /// The congestion controller.
@@ -99,142 +103,123 @@ impl Default for Quic {
 impl Quic {
     pub(crate) fn read(section: Section<'_>) -> Self {
         let defaults = Self::default();
-        let window = |key| section.size(key, RECEIVE_WINDOW_BYTES_MIN..=RECEIVE_WINDOW_BYTES_MAX);
-        let windows = [
-            window("initial_stream_receive_window"),
-            window("max_stream_receive_window"),
-            window("initial_connection_receive_window"),
-            window("max_connection_receive_window"),
-        ];
         let choices = [
             ("bbr2", CongestionControl::Bbr2),
             ("cubic", CongestionControl::Cubic),
             ("reno", CongestionControl::Reno),
         ];
-        let keep_alive_period =
-            section.duration("keep_alive_period", MILLISECOND * 100..=SECOND * 3_600);
-        let max_idle_timeout =
-            section.duration("max_idle_timeout", MILLISECOND * 500..=SECOND * 3_600);
-        let quic = Self {
-            congestion_control: section
-                .choice("congestion_control", &choices)
-                .map_or(defaults.congestion_control, Spanned::into_inner),
-            initial_stream_receive_window: or(&windows[0], defaults.initial_stream_receive_window),
-            max_stream_receive_window: or(&windows[1], defaults.max_stream_receive_window),
-            initial_connection_receive_window: or(
-                &windows[2],
+        let congestion_control = section
+            .choice("congestion_control", &choices)
+            .map(Spanned::into_inner);
+        let (initial_stream_receive_window, max_stream_receive_window) = read_window(
+            &section,
+            (
+                "initial_stream_receive_window",
+                defaults.initial_stream_receive_window,
+            ),
+            (
+                "max_stream_receive_window",
+                defaults.max_stream_receive_window,
+            ),
+        );
+        let (initial_connection_receive_window, max_connection_receive_window) = read_window(
+            &section,
+            (
+                "initial_connection_receive_window",
                 defaults.initial_connection_receive_window,
             ),
-            max_connection_receive_window: or(&windows[3], defaults.max_connection_receive_window),
-            max_incoming_streams: section
-                .integer("max_incoming_streams", 1..=INCOMING_STREAMS_MAX)
-                .map_or(defaults.max_incoming_streams, |count| {
-                    u64::try_from(count.into_inner()).unwrap_or(defaults.max_incoming_streams)
-                }),
-            keep_alive_period: or(&keep_alive_period, defaults.keep_alive_period),
-            handshake_idle_timeout: section
-                .duration("handshake_idle_timeout", MILLISECOND * 100..=SECOND * 300)
-                .map_or(defaults.handshake_idle_timeout, Spanned::into_inner),
-            max_idle_timeout: or(&max_idle_timeout, defaults.max_idle_timeout),
-            allow_0rtt: section.boolean("allow_0rtt").unwrap_or(defaults.allow_0rtt),
-            max_udp_payload: section
-                .integer(
-                    "max_udp_payload",
-                    UDP_PAYLOAD_BYTES_MIN..=UDP_PAYLOAD_BYTES_MAX,
-                )
-                .map_or(defaults.max_udp_payload, |bytes| {
-                    u16::try_from(bytes.into_inner()).unwrap_or(defaults.max_udp_payload)
-                }),
-        };
-        quic.check_window(&section, "stream", &windows[0], &windows[1]);
-        quic.check_window(&section, "connection", &windows[2], &windows[3]);
-        quic.check_keep_alive(&section, &keep_alive_period, &max_idle_timeout);
+            (
+                "max_connection_receive_window",
+                defaults.max_connection_receive_window,
+            ),
+        );
+        let max_incoming_streams = section
+            .integer("max_incoming_streams", 1..=INCOMING_STREAMS_MAX)
+            .and_then(|count| u64::try_from(count.into_inner()).ok());
+        let (keep_alive_period, max_idle_timeout) = read_idle(&section, &defaults);
+        let handshake_idle_timeout = section
+            .duration("handshake_idle_timeout", MILLISECOND * 100..=SECOND * 300)
+            .map(Spanned::into_inner);
+        let allow_0rtt = section.boolean("allow_0rtt");
+        let max_udp_payload = section
+            .integer(
+                "max_udp_payload",
+                UDP_PAYLOAD_BYTES_MIN..=UDP_PAYLOAD_BYTES_MAX,
+            )
+            .and_then(|bytes| u16::try_from(bytes.into_inner()).ok());
         section.finish();
-        quic
-    }
-
-    fn check_window(
-        &self,
-        section: &Section<'_>,
-        of: &str,
-        initial: &Option<Spanned<u64>>,
-        max: &Option<Spanned<u64>>,
-    ) {
-        let (initial_bytes, max_bytes) = match of {
-            "stream" => (
-                self.initial_stream_receive_window,
-                self.max_stream_receive_window,
-            ),
-            _ => (
-                self.initial_connection_receive_window,
-                self.max_connection_receive_window,
-            ),
-        };
-        if initial_bytes <= max_bytes {
-            return;
-        }
-        let (initial_key, max_key) = (
-            format!("initial_{of}_receive_window"),
-            format!("max_{of}_receive_window"),
-        );
-        let (shown_initial, shown_max) = (
-            units::format_size(initial_bytes),
-            units::format_size(max_bytes),
-        );
-        match (initial, max) {
-            (Some(initial), _) => section.problem_at(
-                &initial_key,
-                &initial.span(),
-                format!(
-                    "{shown_initial} is above {max_key} ({shown_max}); it must be at most that, \
-                     or {max_key} larger"
-                ),
-            ),
-            (None, Some(max)) => section.problem_at(
-                &max_key,
-                &max.span(),
-                format!(
-                    "{shown_max} is below {initial_key} ({shown_initial} by default); it must be \
-                     at least that, or {initial_key} smaller"
-                ),
-            ),
-            (None, None) => unreachable!("the defaults are in order"),
-        }
-    }
-
-    fn check_keep_alive(
-        &self,
-        section: &Section<'_>,
-        keep_alive_period: &Option<Spanned<Duration>>,
-        max_idle_timeout: &Option<Spanned<Duration>>,
-    ) {
-        if self.keep_alive_period < self.max_idle_timeout {
-            return;
-        }
-        let keep_alive = units::format_duration(self.keep_alive_period);
-        let idle = units::format_duration(self.max_idle_timeout);
-        match (keep_alive_period, max_idle_timeout) {
-            (Some(period), _) => section.problem_at(
-                "keep_alive_period",
-                &period.span(),
-                format!(
-                    "{keep_alive} is not below max_idle_timeout ({idle}): connections would end \
-                     between two PINGs; it must be shorter, a third is usual"
-                ),
-            ),
-            (None, Some(timeout)) => section.problem_at(
-                "max_idle_timeout",
-                &timeout.span(),
-                format!(
-                    "{idle} is not above keep_alive_period ({keep_alive} by default): connections \
-                     would end between two PINGs; it must be longer, or keep_alive_period shorter"
-                ),
-            ),
-            (None, None) => unreachable!("the defaults are in order"),
+        Self {
+            congestion_control: congestion_control.unwrap_or(defaults.congestion_control),
+            initial_stream_receive_window,
+            max_stream_receive_window,
+            initial_connection_receive_window,
+            max_connection_receive_window,
+            max_incoming_streams: max_incoming_streams.unwrap_or(defaults.max_incoming_streams),
+            keep_alive_period,
+            handshake_idle_timeout: handshake_idle_timeout
+                .unwrap_or(defaults.handshake_idle_timeout),
+            max_idle_timeout,
+            allow_0rtt: allow_0rtt.unwrap_or(defaults.allow_0rtt),
+            max_udp_payload: max_udp_payload.unwrap_or(defaults.max_udp_payload),
         }
     }
 }
 
-fn or<T: Copy>(found: &Option<Spanned<T>>, default: T) -> T {
-    found.as_ref().map_or(default, |value| *value.get_ref())
+/// A window's initial and maximal size. Where only one is given and lies beyond the default of the
+/// other, the other follows it.
+fn read_window(
+    section: &Section<'_>,
+    (initial_key, initial_default): (&'static str, u64),
+    (max_key, max_default): (&'static str, u64),
+) -> (u64, u64) {
+    let range = RECEIVE_WINDOW_BYTES_MIN..=RECEIVE_WINDOW_BYTES_MAX;
+    let initial = section.size(initial_key, range.clone());
+    let max = section.size(max_key, range).map(Spanned::into_inner);
+    let Some(initial) = initial else {
+        let max = max.unwrap_or(max_default);
+        return (initial_default.min(max), max);
+    };
+    let initial_bytes = *initial.get_ref();
+    let max_bytes = max.unwrap_or(max_default.max(initial_bytes));
+    if initial_bytes > max_bytes {
+        let message = format!(
+            "{} is above {max_key} ({}); it must be at most that, or {max_key} larger",
+            units::format_size(initial_bytes),
+            units::format_size(max_bytes),
+        );
+        section.problem_at(initial_key, &initial.span(), message);
+    }
+    (initial_bytes, max_bytes)
+}
+
+/// The keep-alive period and the idle timeout. Where only one is given and the default of the other
+/// would not fit, the other follows it.
+fn read_idle(section: &Section<'_>, defaults: &Quic) -> (Duration, Duration) {
+    let period = section.duration("keep_alive_period", MILLISECOND * 100..=SECOND * 1_200);
+    let timeout = section
+        .duration("max_idle_timeout", MILLISECOND * 300..=SECOND * 3_600)
+        .map(Spanned::into_inner);
+    let Some(period) = period else {
+        let timeout = timeout.unwrap_or(defaults.max_idle_timeout);
+        return (
+            defaults.keep_alive_period.min(timeout / PINGS_PER_TIMEOUT),
+            timeout,
+        );
+    };
+    let period_given = *period.get_ref();
+    let timeout = timeout.unwrap_or(
+        defaults
+            .max_idle_timeout
+            .max(period_given * PINGS_PER_TIMEOUT),
+    );
+    if period_given >= timeout {
+        let message = format!(
+            "{} is not below max_idle_timeout ({}): connections would end between two PINGs; it \
+             must be shorter, a third is usual",
+            units::format_duration(period_given),
+            units::format_duration(timeout),
+        );
+        section.problem_at("keep_alive_period", &period.span(), message);
+    }
+    (period_given, timeout)
 }

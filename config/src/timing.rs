@@ -10,6 +10,9 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// Default time without a heartbeat after which a peer is unhealthy: as in QMux, two lost ones are
 /// no reason.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Where only one of the two is given, the other one keeps this ratio, so that shortening one in a
+/// config file does not make the other one wrong.
+const HEARTBEATS_PER_TIMEOUT: u32 = 3;
 /// Default time for open flows to end: as long as orchestrators usually wait before they kill.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -26,37 +29,31 @@ impl Timing {
         let heartbeat = section.duration("heartbeat_interval", MILLISECOND * 50..=SECOND * 3_600);
         let health = section.duration("health_timeout", MILLISECOND * 100..=DAY);
         let drain = section.duration("drain_timeout", Duration::ZERO..=DAY);
+        let heartbeat_given = heartbeat.as_ref().map(|it| *it.get_ref());
+        let health_given = health.as_ref().map(|it| *it.get_ref());
         let timing = Self {
-            heartbeat_interval: heartbeat
-                .as_ref()
-                .map_or(HEARTBEAT_INTERVAL, |it| *it.get_ref()),
-            health_timeout: health.as_ref().map_or(HEALTH_TIMEOUT, |it| *it.get_ref()),
-            drain_timeout: drain.as_ref().map_or(DRAIN_TIMEOUT, |it| *it.get_ref()),
+            heartbeat_interval: heartbeat_given.unwrap_or_else(|| {
+                HEARTBEAT_INTERVAL
+                    .min(health_given.unwrap_or(HEALTH_TIMEOUT) / HEARTBEATS_PER_TIMEOUT)
+            }),
+            health_timeout: health_given.unwrap_or_else(|| {
+                HEALTH_TIMEOUT.max(heartbeat_given.unwrap_or_default() * HEARTBEATS_PER_TIMEOUT)
+            }),
+            drain_timeout: drain.map_or(DRAIN_TIMEOUT, |it| it.into_inner()),
         };
-        if timing.health_timeout <= timing.heartbeat_interval {
-            let health_shown = units::format_duration(timing.health_timeout);
-            let heartbeat_shown = units::format_duration(timing.heartbeat_interval);
-            match (&health, &heartbeat) {
-                (Some(health), _) => section.problem_at(
-                    "health_timeout",
-                    &health.span(),
-                    format!(
-                        "{health_shown} is not above heartbeat_interval ({heartbeat_shown}): every \
-                         peer would be unhealthy between two heartbeats; it must be longer, three \
-                         times is usual"
-                    ),
+        if let Some(health) = &health
+            && timing.health_timeout <= timing.heartbeat_interval
+        {
+            section.problem_at(
+                "health_timeout",
+                &health.span(),
+                format!(
+                    "{} is not above heartbeat_interval ({}): every peer would be unhealthy between \
+                     two heartbeats; it must be longer, three times is usual",
+                    units::format_duration(timing.health_timeout),
+                    units::format_duration(timing.heartbeat_interval),
                 ),
-                (None, Some(heartbeat)) => section.problem_at(
-                    "heartbeat_interval",
-                    &heartbeat.span(),
-                    format!(
-                        "{heartbeat_shown} is not below health_timeout ({health_shown} by default): \
-                         every peer would be unhealthy between two heartbeats; it must be shorter, \
-                         or health_timeout longer"
-                    ),
-                ),
-                (None, None) => unreachable!("the defaults are in order"),
-            }
+            );
         }
         timing
     }

@@ -102,20 +102,18 @@ pub(crate) fn identity(
     key_key: &'static str,
     purpose: Purpose,
 ) -> Option<Identity> {
-    let who = match purpose {
-        Purpose::Server => "server's",
-        Purpose::Client => "client's",
+    let (cert_form, key_form) = match purpose {
+        Purpose::Server => (
+            "the path of a PEM file with the server's certificate",
+            "the path of a PEM file with the server's private key",
+        ),
+        Purpose::Client => (
+            "the path of a PEM file with the client's certificate, unless [client.auth] has a token",
+            "the path of a PEM file with the client's private key, unless [client.auth] has a token",
+        ),
     };
-    let cert_file = File::named(
-        section,
-        cert_key,
-        &format!("the path of a PEM file with the {who} certificate"),
-    );
-    let key_file = File::named(
-        section,
-        key_key,
-        &format!("the path of a PEM file with the {who} private key"),
-    );
+    let cert_file = File::named(section, cert_key, cert_form);
+    let key_file = File::named(section, key_key, key_form);
     let leaf = cert_file
         .as_ref()
         .and_then(|file| leaf(section, file, purpose));

@@ -1,0 +1,265 @@
+//! What valid texts mean.
+
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use qmux_config::{
+    Admin, ClientCert, CongestionControl, Lanes, Listener, ListenerProtocol, LoadBalancer, Local,
+    Quic, ServerAuth, ServerTarget, Udp,
+};
+
+use crate::fixture::{CLIENT, SERVER, accept, dir, edited, path};
+
+#[test]
+fn a_server_is_read_into_its_final_types() {
+    let config = accept(SERVER);
+    let server = config.server.expect("a server");
+    assert_eq!(config.path, path());
+    assert_eq!(config.client, None);
+    assert_eq!(config.admin, None);
+    assert_eq!(server.load_balancer, LoadBalancer::LeastConnections);
+    assert_eq!(server.heartbeat_interval, Duration::from_secs(10));
+    assert_eq!(server.health_timeout, Duration::from_secs(30));
+    assert_eq!(server.drain_timeout, Duration::from_secs(30));
+    let listener = Listener {
+        quic_addr: "0.0.0.0:8443".parse().expect("an address"),
+        traffic_addr: "0.0.0.0:8080".parse().expect("an address"),
+        protocol: ListenerProtocol::Both,
+    };
+    assert_eq!(server.listeners, [listener]);
+    assert_eq!(
+        server.auth,
+        ServerAuth::Mtls {
+            ca_cert_file: dir().join("certs/ca.crt")
+        }
+    );
+    assert_eq!(server.tls.server_cert_file, dir().join("certs/server.crt"));
+    assert_eq!(server.tls.server_key_file, dir().join("certs/server.key"));
+    let day = Duration::from_secs(86_400);
+    assert_eq!(
+        server.tls.session_ticket_encryption_key_rotation_interval,
+        day
+    );
+    assert_eq!(server.tls.session_ticket_encryption_key_rotation_overlap, 2);
+}
+
+#[test]
+fn a_client_is_read_into_its_final_types() {
+    let client = accept(CLIENT).client.expect("a client");
+    assert_eq!(client.client_id, None, "empty: a fresh one at each start");
+    assert_eq!(client.lanes, Lanes::Auto);
+    assert_eq!(client.drain_timeout, Duration::from_secs(30), "the default");
+    assert_eq!(client.state_dir, None);
+    let target = ServerTarget {
+        address: "server.example.com:8443".to_owned(),
+        host: "server.example.com".to_owned(),
+        port: 8443,
+        server_name: "server.example.com".to_owned(),
+    };
+    assert_eq!(client.servers, [target]);
+    assert_eq!(
+        client.local,
+        Local {
+            host: "127.0.0.1".to_owned(),
+            port: 3000
+        }
+    );
+    assert_eq!(client.auth.token, None);
+    let cert = ClientCert {
+        cert_file: dir().join("certs/client.crt"),
+        key_file: dir().join("certs/client.key"),
+    };
+    assert_eq!(client.tls.client_cert, Some(cert));
+    assert_eq!(client.tls.ca_cert_file, dir().join("certs/ca.crt"));
+}
+
+#[test]
+fn both_roles_may_share_a_file() {
+    let config = accept(&format!("{SERVER}{CLIENT}"));
+    assert!(config.server.is_some() && config.client.is_some());
+}
+
+#[test]
+fn every_common_key_is_read() {
+    let text = format!(
+        "{CLIENT}[quic]\ncongestion_control = \"cubic\"\ninitial_stream_receive_window = 65536\n\
+         max_stream_receive_window = \"1MiB\"\ninitial_connection_receive_window = \"128 KiB\"\n\
+         max_connection_receive_window = 0x20_0000\nmax_incoming_streams = 7\n\
+         keep_alive_period = \"1s\"\nhandshake_idle_timeout = \"2s\"\nmax_idle_timeout = \"1m30s\"\n\
+         allow_0rtt = false\nmax_udp_payload = 1452\n[udp]\nsession_timeout = \"90s\"\n\
+         enable_fragmentation = false\n[admin]\nlisten = \"127.0.0.1:9600\"\n"
+    );
+    let config = accept(&text);
+    let quic = Quic {
+        congestion_control: CongestionControl::Cubic,
+        initial_stream_receive_window: 64 << 10,
+        max_stream_receive_window: 1 << 20,
+        initial_connection_receive_window: 128 << 10,
+        max_connection_receive_window: 2 << 20,
+        max_incoming_streams: 7,
+        keep_alive_period: Duration::from_secs(1),
+        handshake_idle_timeout: Duration::from_secs(2),
+        max_idle_timeout: Duration::from_secs(90),
+        allow_0rtt: false,
+        max_udp_payload: 1452,
+    };
+    assert_eq!(config.quic, quic);
+    let udp = Udp {
+        session_timeout: Duration::from_secs(90),
+        enable_fragmentation: false,
+    };
+    assert_eq!(config.udp, udp);
+    let listen = "127.0.0.1:9600".parse().expect("an address");
+    assert_eq!(config.admin, Some(Admin { listen }));
+    assert_eq!(config.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn a_token_takes_the_place_of_certificates() {
+    let token = "0123456789abcdef";
+    let server = edited(
+        SERVER,
+        "method = \"mtls\"\n",
+        &format!("method = \"token\"\ntoken = {token:?}\n"),
+    );
+    let server = edited(&server, "ca_cert_file = \"certs/ca.crt\"\n", "");
+    let Some(server) = accept(&server).server else {
+        panic!("a server")
+    };
+    let ServerAuth::Token { token: read } = server.auth else {
+        panic!("{:?}", server.auth)
+    };
+    assert_eq!(read.expose(), token.as_bytes());
+
+    let client = edited(CLIENT, "client_cert_file = \"certs/client.crt\"\n", "");
+    let client = edited(&client, "client_key_file = \"certs/client.key\"\n", "");
+    let client = accept(&format!("{client}[client.auth]\ntoken = {token:?}\n")).client;
+    let client = client.expect("a client");
+    assert_eq!(client.tls.client_cert, None);
+    assert_eq!(
+        client.auth.token.expect("a token").expose(),
+        token.as_bytes()
+    );
+}
+
+#[test]
+fn what_has_no_effect_is_a_warning() {
+    let server = edited(
+        SERVER,
+        "method = \"mtls\"\n",
+        "token = \"0123456789abcdef\"\n",
+    );
+    let warnings = accept(&server).warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].ends_with(r#":11:9: server.auth.token: is not used with method = "mtls""#));
+    assert!(!warnings[0].contains("0123456789abcdef"));
+
+    let server = edited(
+        SERVER,
+        "method = \"mtls\"\n",
+        "method = \"token\"\ntoken = \"0123456789abcdef\"\n",
+    );
+    let warnings = accept(&server).warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("server.auth.ca_cert_file: is not used with method = \"token\""));
+}
+
+#[test]
+fn an_admin_endpoint_for_everybody_is_a_warning() {
+    let warnings = accept(&format!("{CLIENT}[admin]\nlisten = \"0.0.0.0:9600\"\n")).warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].contains("admin.listen: whoever can reach this address"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn lanes_may_be_counted() {
+    let client = accept(&edited(CLIENT, "lanes = \"auto\"", "lanes = 256")).client;
+    let count = NonZeroU16::new(256).expect("not zero");
+    assert_eq!(client.map(|client| client.lanes), Some(Lanes::Count(count)));
+}
+
+#[test]
+fn a_server_name_defaults_to_the_host() {
+    let text = edited(CLIENT, "server_name = \"server.example.com\"\n", "");
+    let text = edited(&text, "server.example.com:8443", "[2001:db8::1]:8443");
+    let servers = accept(&text)
+        .client
+        .map(|client| client.servers)
+        .unwrap_or_default();
+    assert_eq!(servers[0].address, "[2001:db8::1]:8443");
+    assert_eq!(servers[0].host, "2001:db8::1");
+    assert_eq!(servers[0].server_name, "2001:db8::1");
+}
+
+#[test]
+fn relative_paths_start_at_the_file_and_absolute_ones_stay() {
+    let state = format!("client_id = \"a\"\nstate_dir = {:?}", dir().join("state"));
+    let client = accept(&edited(CLIENT, "client_id = \"\"", &state))
+        .client
+        .expect("a client");
+    assert_eq!(client.state_dir, Some(dir().join("state")));
+    assert_eq!(client.client_id.as_deref(), Some("a"));
+    let client = accept(&edited(CLIENT, "client_id = \"\"", "state_dir = \"state\"")).client;
+    assert_eq!(
+        client.expect("a client").state_dir,
+        Some(dir().join("state"))
+    );
+}
+
+#[test]
+fn a_time_that_is_not_given_follows_the_one_that_is() {
+    let server = |heartbeat: &str, health: &str| {
+        let text = edited(SERVER, "heartbeat_interval = \"10s\"\n", heartbeat);
+        let text = edited(&text, "health_timeout = \"30s\"\n", health);
+        let server = accept(&text).server.expect("a server");
+        (
+            server.heartbeat_interval.as_secs_f64(),
+            server.health_timeout.as_secs_f64(),
+        )
+    };
+    assert_eq!(server("", ""), (10.0, 30.0));
+    assert_eq!(server("heartbeat_interval = \"1s\"\n", ""), (1.0, 30.0));
+    assert_eq!(server("heartbeat_interval = \"1m\"\n", ""), (60.0, 180.0));
+    assert_eq!(server("", "health_timeout = \"3s\"\n"), (1.0, 3.0));
+    assert_eq!(server("", "health_timeout = \"10m\"\n"), (10.0, 600.0));
+}
+
+#[test]
+fn a_limit_that_is_not_given_follows_the_one_that_is() {
+    let quic = |keys: &str| accept(&format!("{CLIENT}[quic]\n{keys}\n")).quic;
+    assert_eq!(
+        quic("max_idle_timeout = \"3s\"").keep_alive_period,
+        Duration::from_secs(1)
+    );
+    assert_eq!(
+        quic("max_idle_timeout = \"5m\"").keep_alive_period,
+        Duration::from_secs(10)
+    );
+    assert_eq!(
+        quic("keep_alive_period = \"1m\"").max_idle_timeout,
+        Duration::from_secs(180)
+    );
+    assert_eq!(
+        quic("max_stream_receive_window = \"1MiB\"").initial_stream_receive_window,
+        1 << 20
+    );
+    let connection = quic("initial_connection_receive_window = \"100MiB\"");
+    assert_eq!(connection.max_connection_receive_window, 100 << 20);
+}
+
+#[test]
+fn rotation_can_be_turned_off() {
+    let text = edited(
+        SERVER,
+        "rotation_interval = \"24h\"",
+        "rotation_interval = \"0s\"",
+    );
+    let server = accept(&text).server.expect("a server");
+    assert_eq!(
+        server.tls.session_ticket_encryption_key_rotation_interval,
+        Duration::ZERO
+    );
+}

@@ -1,0 +1,9 @@
+//! `dp.toml` from the outside: what is accepted, what is refused, and in which words.
+
+mod accepted;
+mod certificates;
+mod fixture;
+mod keys;
+mod relations;
+mod values;
+mod whole_file;
