@@ -87,6 +87,11 @@ impl Decoder {
         self.buffer.len() - self.start
     }
 
+    /// The bytes that the buffer occupies, used or not.
+    pub fn allocated_bytes(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     fn advance(&mut self) -> Result<Option<Message>, DecodeError> {
         loop {
             let mut rest = &self.buffer[self.start..];

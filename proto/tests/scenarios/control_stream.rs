@@ -164,3 +164,35 @@ fn a_decoder_that_nobody_drains_stays_bounded() {
         })
     ));
 }
+
+#[test]
+fn a_stream_that_never_pauses_between_messages_does_not_fill_the_memory() {
+    // Each piece ends inside a message, so the buffer is never empty.
+    let mut decoder = Decoder::new();
+    let bytes = encoded(&vec![heartbeat(1); 100]);
+    let (first, rest) = bytes.split_at(1);
+    decoder.feed(first).expect("it fits");
+    let piece = [rest, first].concat();
+    for _ in 0..1_000 {
+        decoder.feed(&piece).expect("it fits");
+        while decoder.next().expect("it is valid").is_some() {}
+        assert_eq!(decoder.buffered(), 1);
+    }
+    let allocated = decoder.allocated_bytes();
+    assert!(
+        allocated <= 8 * piece.len(),
+        "{allocated} bytes for pieces of {}",
+        piece.len()
+    );
+}
+
+#[test]
+fn an_idle_decoder_gives_the_memory_of_a_large_message_back() {
+    let mut decoder = Decoder::new();
+    decoder
+        .feed(&frame_of_unknown_type(MESSAGE_BYTES_MAX))
+        .expect("it fits");
+    assert!(decoder.allocated_bytes() >= MESSAGE_BYTES_MAX);
+    assert_eq!(decoder.next(), Ok(None));
+    assert!(decoder.allocated_bytes() <= 1024);
+}

@@ -145,6 +145,22 @@ fn a_last_fragment_that_comes_first_finds_its_place_in_a_larger_buffer() {
 }
 
 #[test]
+fn a_buffer_that_became_too_small_is_used_again() {
+    let mut bench = Bench::new(LIMITS);
+    let mut allocated = Vec::new();
+    for packet_id in 0..100 {
+        assert_eq!(bench.push((1, packet_id), (1, 2), b"z"), Ok(None));
+        let outcome = bench.push((1, packet_id), (0, 2), &[b'a'; 30_000]);
+        assert_eq!(
+            outcome.map(|packet| packet.map(|packet| packet.len())),
+            Ok(Some(30_001))
+        );
+        allocated.push(bench.reassembler.allocated_bytes());
+    }
+    assert_eq!(allocated, [(2 + 64) * 1024; 100]);
+}
+
+#[test]
 fn a_packet_of_one_fragment_comes_back_at_once() {
     let mut bench = Bench::new(LIMITS);
     assert_eq!(bench.push((1, 1), (0, 1), PART), Ok(Some(PART.to_vec())));
