@@ -13,12 +13,12 @@ const GIB: u64 = 1 << 30;
 
 /// Smallest receive window: one packet of the largest size (16,383 bytes) must fit, or a sender
 /// could never fill it.
-const RECEIVE_WINDOW_BYTES_MIN: u64 = 16 * KIB;
+pub(crate) const RECEIVE_WINDOW_BYTES_MIN: u64 = 16 * KIB;
 /// Largest receive window: 10 Gbit/s over 800 ms; more is a slip of the pen rather than a network.
-const RECEIVE_WINDOW_BYTES_MAX: u64 = GIB;
+pub(crate) const RECEIVE_WINDOW_BYTES_MAX: u64 = GIB;
 /// Most streams that a peer may have open: a million idle flows are already more than the sockets
 /// that one address has ports for.
-const INCOMING_STREAMS_MAX: i64 = 1 << 20;
+pub(crate) const INCOMING_STREAMS_MAX: i64 = 1 << 20;
 /// Smallest UDP payload that QUIC works with (RFC 9000, section 14).
 const UDP_PAYLOAD_BYTES_MIN: i64 = 1200;
 /// Largest UDP payload: the largest length that a two-byte varint holds. A jumbo frame (9,000

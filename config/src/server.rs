@@ -19,14 +19,14 @@ use crate::units::{self, DAY};
 const LISTENERS_MAX: usize = 64;
 /// Longest time between two ticket keys: a TLS 1.3 ticket lives seven days at most (RFC 8446,
 /// section 4.6.1), and a key that lives longer only widens what its theft exposes.
-const TICKET_KEY_ROTATION_INTERVAL_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+pub(crate) const TICKET_KEY_ROTATION_INTERVAL_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Shortest time between two ticket keys; below it tickets would be useless before they arrive.
 const TICKET_KEY_ROTATION_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Default time between two ticket keys, as QMux recommends.
 const TICKET_KEY_ROTATION_INTERVAL: Duration = DAY;
 /// Most old ticket keys: with daily rotation the eighth could open no ticket that is still valid.
 /// Twice that leaves room for faster rotation.
-const TICKET_KEY_ROTATION_OVERLAP_MAX: u8 = 16;
+pub(crate) const TICKET_KEY_ROTATION_OVERLAP_MAX: u8 = 16;
 /// Default number of old ticket keys, as QMux recommends.
 const TICKET_KEY_ROTATION_OVERLAP: u8 = 2;
 

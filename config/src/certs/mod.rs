@@ -18,9 +18,9 @@ use crate::address;
 
 pub use write::{FILE_NAMES, WriteError, write};
 
-/// How long certificates are valid unless told otherwise: 825 days is the most that some TLS
-/// libraries accept from a server, however private its CA.
-pub const DAYS_DEFAULT: u32 = 825;
+/// How long certificates are valid unless told otherwise: ten years, as in QMux. Both ends are this
+/// program, so the shorter limits of browsers do not count.
+pub const DAYS_DEFAULT: u32 = 3_650;
 /// Longest validity: a hundred years; more runs into the four digits of a year.
 pub const DAYS_MAX: u32 = 36_500;
 
