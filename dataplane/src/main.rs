@@ -1,10 +1,75 @@
 //! `qmux-dp`: an L4 reverse tunnel. See `ARCHITECTURE.md` for the layers and the path of a byte.
 
+mod bind;
 mod buffer;
+mod check;
+mod cli;
+mod client;
 mod core;
+mod exit;
 mod flow;
+mod logging;
 mod metrics;
 mod quic;
+mod ready;
+mod resolve;
+mod run;
+mod server;
 mod sys;
 
-fn main() {}
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use qmux_config::Config;
+
+use cli::{Cli, Command};
+use exit::Failure;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("qmux-dp: {failure}");
+            failure.code()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    logging::start(&cli.log)?;
+    match (cli.command, cli.config) {
+        (Some(Command::Demo { once: _ }), _) => Err(Failure::Running("not yet".into())),
+        (None, Some(path)) => {
+            let config =
+                Config::load(&path).map_err(|errors| Failure::Input(errors.to_string()))?;
+            for warning in &config.warnings {
+                tracing::warn!("{warning}");
+            }
+            let cores = run::core_count(cli.cores);
+            if cli.check {
+                return check::run(config, cores);
+            }
+            serve(config, cores)
+        }
+        (None, None) => Err(Failure::Input("--config is missing".into())),
+    }
+}
+
+fn serve(config: Config, cores: usize) -> Result<(), Failure> {
+    check::tls_contexts(&config)?;
+    let drain_timeout = drain_timeout(&config);
+    run::start(&Arc::new(config), cores)?.until_signal(drain_timeout)
+}
+
+/// The longer of both roles' times.
+fn drain_timeout(config: &Config) -> Duration {
+    let server = config.server.as_ref().map(|server| server.drain_timeout);
+    let client = config.client.as_ref().map(|client| client.drain_timeout);
+    server.max(client).unwrap_or_default()
+}

@@ -1,3 +1,4 @@
 //! Flows: one visitor's TCP connection or UDP source, carried by a lane.
 
 pub(crate) mod tcp;
+pub(crate) mod udp;

@@ -41,6 +41,11 @@ const INCOMPLETE_HANDSHAKES_MAX: usize = 1_024;
 /// Shortest first destination connection id that a client may choose (RFC 9000 section 7.2).
 const INITIAL_DCID_BYTES_MIN: usize = 8;
 
+thread_local! {
+    /// The receive buffers of this core, shared by its endpoints: they are used only within one call.
+    static RECEIVE: RefCell<ReceiveBatch> = RefCell::new(ReceiveBatch::new());
+}
+
 /// What owns an endpoint and is told of what concerns more than one lane.
 pub(crate) trait EndpointOwner {
     /// A peer begins a handshake: say who handles the lane's events. Not called on endpoints that only dial.
@@ -130,6 +135,11 @@ impl Endpoint {
         endpoint
     }
 
+    /// Says who owns the endpoint, where that could not be known when it was started.
+    pub(crate) fn set_owner(&self, owner: Rc<dyn EndpointOwner>) {
+        *self.owner.borrow_mut() = Some(owner);
+    }
+
     /// Begins a lane towards `peer`, aimed at the server core `aim` by the first byte of its connection id.
     ///
     /// # Errors
@@ -193,7 +203,6 @@ impl Endpoint {
     // ---- receiving -----------------------------------------------------------------------------------------------
 
     async fn receive_task(self: Rc<Self>) {
-        let mut batch = ReceiveBatch::new();
         loop {
             let ready = {
                 let mut readable = pin!(self.socket.readable());
@@ -215,7 +224,7 @@ impl Endpoint {
             loop {
                 let mut drained = false;
                 for _ in 0..RECEIVE_CALLS_PER_TURN {
-                    if !self.receive_once(&mut batch) {
+                    if !RECEIVE.with_borrow_mut(|batch| self.receive_once(batch)) {
                         drained = true;
                         break;
                     }

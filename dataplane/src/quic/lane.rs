@@ -268,6 +268,19 @@ impl Lane {
         }
     }
 
+    /// Waits until the lane begins to end, and says why.
+    pub(crate) async fn ended(&self) -> LaneEnd {
+        loop {
+            if let Some(end) = self.end() {
+                return end;
+            }
+            if let Some(error) = self.closed_by_us.get() {
+                return LaneEnd::ClosedByUs(error);
+            }
+            self.established.wait().await;
+        }
+    }
+
     /// Why the lane ended, if it has.
     pub(crate) fn end(&self) -> Option<LaneEnd> {
         self.end.borrow().clone()
@@ -613,7 +626,8 @@ impl Lane {
         }
         let end = {
             let conn = self.conn.borrow();
-            if !conn.is_closed() {
+            // Draining: a CONNECTION_CLOSE was sent or received, nothing more will pass (RFC 9000 section 10.2.2).
+            if !conn.is_closed() && !conn.is_draining() {
                 return false;
             }
             let text = |reason: &[u8]| String::from_utf8_lossy(reason).into_owned();

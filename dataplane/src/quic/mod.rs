@@ -3,10 +3,12 @@
 //! Flows never touch the socket: they read and write streams of a lane, which marks the lane as having something to
 //! say; the endpoint's tasks receive in batches, wake the flows that can go on, and flush every such lane once.
 
+pub(crate) mod control;
 pub(crate) mod endpoint;
 pub(crate) mod event;
 pub(crate) mod lane;
 pub(crate) mod settings;
 pub(crate) mod timers;
 pub(crate) mod tls;
+pub(crate) mod token;
 mod transmit;

@@ -1,0 +1,86 @@
+//! `--check`: everything that can be validated without serving anybody.
+
+use std::io::Write;
+
+use qmux_config::{Config, ServerAuth};
+
+use crate::client::ClientShared;
+use crate::exit::Failure;
+use crate::quic::{settings, tls};
+use crate::ready::Readiness;
+
+/// Builds what a start would build, short of running it.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub(crate) fn tls_contexts(config: &Config) -> Result<(), Failure> {
+    let input = |error: &dyn std::fmt::Display| Failure::Input(error.to_string());
+    if let Some(server) = &config.server {
+        let tls = tls::server(server).map_err(|error| input(&error))?;
+        settings::transport(&config.quic, tls).map_err(|error| input(&error))?;
+    }
+    if let Some(client) = &config.client {
+        let tls = tls::client(client).map_err(|error| input(&error))?;
+        settings::transport(&config.quic, tls).map_err(|error| input(&error))?;
+    }
+    Ok(())
+}
+
+/// Validates and prints what would run.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
+    tls_contexts(&config)?;
+    let config = std::sync::Arc::new(config);
+    let mut out = std::io::stdout().lock();
+    let mut say = |line: String| {
+        // A closed standard output is no reason to call a good config bad.
+        let _closed = writeln!(out, "{line}");
+    };
+    if let Some(server) = &config.server {
+        let auth = match &server.auth {
+            ServerAuth::Mtls { ca_cert_file } => format!("mtls, CA {}", ca_cert_file.display()),
+            ServerAuth::Token { .. } => "token".into(),
+        };
+        say(format!(
+            "server: {cores} cores, {:?}, clients authenticate by {auth}",
+            server.load_balancer
+        ));
+        for listener in &server.listeners {
+            crate::bind::probe(listener)?;
+            say(format!(
+                "  clients at {} (QUIC), visitors at {} ({:?})",
+                listener.quic_addr, listener.traffic_addr, listener.protocol
+            ));
+        }
+    }
+    if let Some(client) = &config.client {
+        let shared = ClientShared::new(&config, client, &std::sync::Arc::new(Readiness::new(1)));
+        say(format!(
+            "client: {cores} cores, lanes {:?}, service {}",
+            client.lanes, shared.service
+        ));
+        for server in &shared.servers {
+            let addresses = server.name.addresses();
+            if addresses.is_empty() {
+                return Err(Failure::Input(format!(
+                    "server address {} cannot be resolved",
+                    server.name
+                )));
+            }
+            say(format!(
+                "  server {} ({addresses:?}), certificate for {}",
+                server.name, server.server_name
+            ));
+        }
+        if shared.service.addresses().is_empty() {
+            return Err(Failure::Input(format!(
+                "local service {} cannot be resolved",
+                shared.service
+            )));
+        }
+    }
+    say("config is valid".into());
+    Ok(())
+}

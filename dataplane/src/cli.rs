@@ -1,0 +1,91 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::core::CORES_MAX;
+
+/// L4 reverse tunnel: publishes services behind NAT through public servers. TCP rides QUIC streams, UDP rides QUIC
+/// datagrams.
+#[derive(Debug, Parser)]
+#[command(
+    name = "qmux-dp",
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true
+)]
+pub(crate) struct Cli {
+    /// What to do instead of running a config
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    /// The configuration: [server], [client] or both
+    #[arg(long, value_name = "dp.toml", required = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Threads, one per core; default: the CPUs that the process may run on
+    #[arg(long, value_name = "N", value_parser = cores)]
+    pub(crate) cores: Option<usize>,
+    /// Validate config, certificates and addresses, print what would run, and exit
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// How logging is done
+    #[command(flatten)]
+    pub(crate) log: LogOptions,
+}
+
+/// What and how to log.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct LogOptions {
+    /// error, warn, info, debug or trace; or per module, as `info,qmux_dp::quic=debug`
+    #[arg(long, value_name = "LEVEL", default_value = "info", global = true)]
+    pub(crate) log_level: String,
+    /// One line of text per event, or one JSON object
+    #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// How a log event is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// What to do instead of running a config.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a service, a server and a client in this process on loopback, to try the tunnel out
+    Demo {
+        /// Send real traffic through the tunnel, report, and exit
+        #[arg(long)]
+        once: bool,
+    },
+}
+
+fn cores(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(cores) if (1..=CORES_MAX).contains(&cores) => Ok(cores),
+        _ => Err(format!("a number from 1 to {CORES_MAX} is allowed")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn cores_are_bounded() {
+        assert_eq!(cores("8"), Ok(8));
+        for bad in ["0", "257", "-1", "many", ""] {
+            assert!(cores(bad).is_err(), "{bad}");
+        }
+    }
+}

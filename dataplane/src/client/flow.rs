@@ -1,0 +1,127 @@
+//! A TCP flow on the client: read the Open header, dial the service, then pump.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use qmux_proto::open::OPEN_HEADER_BYTES_MAX;
+use qmux_proto::{FlowError, OpenHeader, Protocol};
+
+use super::lane::ClientLane;
+use crate::core::FlowCount;
+use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
+use crate::quic::lane::{StreamRead, StreamWaiters};
+use crate::resolve::Name;
+use crate::sys::tcp::TcpSocket;
+
+/// How long the service may take to accept a connection: a visitor waits for it, and a SYN is repeated after 1 and 3
+/// seconds (tcp(7)).
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes read together with the Open header. A visitor's first request mostly fits.
+const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
+
+/// Runs the flow on `stream` to its end.
+pub(super) async fn run(this: Rc<ClientLane>, stream: u64) {
+    let _count = FlowCount::new(&this.context);
+    let waiters = this.lane.attach(stream);
+    this.context.counters.tcp_flows_opened.increment();
+    let opened = match open(&this, stream, &waiters).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            this.lane.reset(stream, error);
+            this.lane.stop(stream, error);
+            this.lane.detach(stream);
+            this.context.counters.tcp_flows_reset.increment();
+            return;
+        }
+    };
+    let flow = TcpFlow {
+        socket: opened.socket,
+        lane: Rc::clone(&this.lane),
+        stream,
+        waiters,
+        reset_reason: FlowError::ServiceReset,
+        counters: Arc::clone(&this.context.counters),
+    };
+    if let TcpFlowEnd::Reset(reason) = tcp::run(flow, opened.early, opened.fin).await {
+        tracing::debug!(visitor = %opened.header.visitor, %reason, "flow reset");
+    }
+}
+
+struct Opened {
+    header: OpenHeader,
+    socket: TcpSocket,
+    /// What came behind the header.
+    early: Vec<u8>,
+    fin: bool,
+}
+
+async fn open(
+    this: &ClientLane,
+    stream: u64,
+    waiters: &StreamWaiters,
+) -> Result<Opened, FlowError> {
+    let mut bytes = Vec::with_capacity(FIRST_READ_BYTES);
+    loop {
+        let used = bytes.len();
+        bytes.resize(FIRST_READ_BYTES, 0);
+        let (read, fin) = match this.lane.read(stream, &mut bytes[used..]) {
+            StreamRead::Bytes(read, fin) => (read, fin),
+            StreamRead::Blocked => {
+                bytes.truncate(used);
+                waiters.readable.wait().await;
+                continue;
+            }
+            StreamRead::Reset(error) => return Err(error),
+        };
+        bytes.truncate(used + read);
+        match OpenHeader::decode(&bytes) {
+            Ok(Some((header, length))) => {
+                if header.protocol != Protocol::Tcp {
+                    return Err(FlowError::ProtocolViolation);
+                }
+                let socket = dial(this, &header).await?;
+                bytes.drain(..length);
+                return Ok(Opened {
+                    header,
+                    socket,
+                    early: bytes,
+                    fin,
+                });
+            }
+            Ok(None) if !fin => {}
+            Ok(None) | Err(_) => {
+                tracing::warn!(
+                    lane = this.lane.key(),
+                    "a stream without a valid Open header; flow reset"
+                );
+                return Err(FlowError::ProtocolViolation);
+            }
+        }
+    }
+}
+
+/// Connects to the first address of the service that answers.
+async fn dial(this: &ClientLane, header: &OpenHeader) -> Result<TcpSocket, FlowError> {
+    let service: &Name = &this.shared.service;
+    let mut last = io::Error::new(
+        io::ErrorKind::NotFound,
+        "the service's name cannot be resolved",
+    );
+    for addr in this.shared.service.addresses().iter() {
+        match TcpSocket::connect(*addr, DIAL_TIMEOUT).await {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    this.context.counters.tcp_dials_failed.increment();
+    let reason = match last.kind() {
+        io::ErrorKind::ConnectionRefused => FlowError::DialRefused,
+        io::ErrorKind::TimedOut => FlowError::DialTimeout,
+        _ => FlowError::DialFailed,
+    };
+    tracing::warn!(%service, visitor = %header.visitor, error = %last, %reason, "the service cannot be reached; flow reset");
+    Err(reason)
+}

@@ -1,0 +1,141 @@
+//! Sending one UDP packet into a lane: as one datagram if it fits, else as fragments if that is allowed.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+
+use qmux_proto::control::Message;
+use qmux_proto::datagram::{self, Header};
+
+use crate::buffer::Datagram;
+use crate::metrics::CoreCounters;
+use crate::quic::lane::{DatagramRefused, Lane};
+
+/// What a UDP flow needs of its lane. Tests put a lane of their own in its place.
+pub(crate) trait FlowLane {
+    /// Number of the lane, for the log.
+    fn key(&self) -> u64;
+    /// The largest datagram that one packet carries now. 0: none can be sent.
+    fn datagram_room(&self) -> usize;
+    /// Queues a datagram.
+    ///
+    /// # Errors
+    /// The datagram is gone in each case; the caller counts it.
+    fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused>;
+    /// Queues a control message.
+    fn send_control(&self, message: &Message);
+}
+
+impl FlowLane for Lane {
+    fn key(&self) -> u64 {
+        Lane::key(self)
+    }
+
+    fn datagram_room(&self) -> usize {
+        Lane::datagram_room(self)
+    }
+
+    fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused> {
+        Lane::send_datagram(self, datagram)
+    }
+
+    fn send_control(&self, message: &Message) {
+        Lane::send_control(self, message);
+    }
+}
+
+/// Sends one packet of `flow_id`. With an `introduction` (visitor and name of the service) the peer can make the flow
+/// of it. `packet_id` counts the flow's packets that are cut. What cannot be sent is dropped and counted.
+pub(crate) fn send(
+    lane: &dyn FlowLane,
+    flow_id: u64,
+    introduction: Option<(SocketAddr, &str)>,
+    payload: &[u8],
+    packet_id: &Cell<u64>,
+    fragmentation: bool,
+    counters: &CoreCounters,
+) {
+    let header = match introduction {
+        None => Header::Whole { flow_id },
+        Some((visitor, service)) => Header::First {
+            flow_id,
+            visitor,
+            service,
+        },
+    };
+    let room = lane.datagram_room();
+    let sent = if header.encoded_len() + payload.len() <= room {
+        send_datagram(lane, &header, payload)
+    } else if fragmentation && room > 0 {
+        send_fragments(lane, &header, payload, room, packet_id)
+            .inspect(|()| counters.udp_datagrams_fragmented.increment())
+    } else if room > 0 {
+        Err(DatagramRefused::TooLarge)
+    } else {
+        Err(DatagramRefused::Closed)
+    };
+    match sent {
+        Ok(()) => {
+            counters.udp_datagrams_in.increment();
+            counters.udp_bytes_in.add(payload.len() as u64);
+        }
+        Err(DatagramRefused::QueueFull) => counters.udp_dropped_queue_full.increment(),
+        Err(DatagramRefused::TooLarge) => counters.udp_dropped_too_large.increment(),
+        // The lane has ended a moment ago, or its peer takes no datagrams: there is nobody to serve this packet.
+        Err(DatagramRefused::Closed) => counters.udp_dropped_no_client.increment(),
+    }
+}
+
+fn send_datagram(
+    lane: &dyn FlowLane,
+    header: &Header<'_>,
+    payload: &[u8],
+) -> Result<(), DatagramRefused> {
+    let mut datagram = Datagram::with_capacity(header.encoded_len() + payload.len());
+    let bytes = datagram.bytes_mut();
+    header.encode(bytes);
+    bytes.extend_from_slice(payload);
+    lane.send_datagram(datagram)
+}
+
+/// Sends all fragments of a packet, or as many as the lane takes: without one of them the others are of no use.
+fn send_fragments(
+    lane: &dyn FlowLane,
+    header: &Header<'_>,
+    payload: &[u8],
+    room: usize,
+    packet_id: &Cell<u64>,
+) -> Result<(), DatagramRefused> {
+    let id = packet_id.get();
+    // The header's length depends on neither index nor count.
+    let longest = fragment_header(header, id, 0, 1).encoded_len();
+    let fragments = room
+        .checked_sub(longest)
+        .and_then(|room| datagram::split(payload.len(), room))
+        .ok_or(DatagramRefused::TooLarge)?;
+    packet_id.set(id + 1);
+    for (index, count, range) in fragments {
+        let header = fragment_header(header, id, index, count);
+        send_datagram(lane, &header, &payload[range])?;
+    }
+    Ok(())
+}
+
+fn fragment_header<'a>(whole: &Header<'a>, packet_id: u64, index: u8, count: u8) -> Header<'a> {
+    let flow_id = whole.flow_id();
+    match whole.introduction() {
+        None => Header::Fragment {
+            flow_id,
+            packet_id,
+            index,
+            count,
+        },
+        Some((visitor, service)) => Header::FirstFragment {
+            flow_id,
+            packet_id,
+            index,
+            count,
+            visitor,
+            service,
+        },
+    }
+}

@@ -1,0 +1,95 @@
+//! From a lane's datagrams to whole UDP packets: the reassembly of one lane, and its counters.
+
+use std::time::{Duration, Instant};
+
+use qmux_proto::datagram::Header;
+use qmux_proto::reassembly::{Counters, Limits};
+use qmux_proto::{DecodeError, Reassembler};
+
+use super::client::LANE_FLOWS_MAX;
+use crate::metrics::CoreCounters;
+
+/// What a lane's peer may make us hold of packets that are not complete.
+const LIMITS: Limits = Limits {
+    // So that a flow of the lane is never forgotten for another one.
+    flows_max: LANE_FLOWS_MAX,
+    packets_max: 1_024,
+    // Far more than overlap on a path that reorders; one flow must not take what all share.
+    packets_per_flow_max: 64,
+    // As much as a lane's queue of datagrams holds, twice.
+    bytes_max: 8 << 20,
+    // The parts of a packet are sent in one go: 64 KB take half a second at 1 Mbit/s. Twice that, and a long path.
+    age_max: Duration::from_secs(2),
+};
+
+const _: () = assert!(LIMITS.bytes_max >= 2 * crate::quic::lane::DATAGRAM_QUEUE_BYTES_MAX);
+
+/// The packets of one lane that are on their way in.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    reassembler: Reassembler,
+    reported: Counters,
+}
+
+/// What [`Incoming::decode`] found.
+pub(super) type Decoded<'a> = (Header<'a>, &'a [u8]);
+
+impl Incoming {
+    pub(super) fn new() -> Incoming {
+        Incoming {
+            reassembler: Reassembler::new(LIMITS),
+            reported: Counters::default(),
+        }
+    }
+
+    /// Splits a datagram into header and payload.
+    pub(super) fn decode(datagram: &[u8]) -> Result<Decoded<'_>, DecodeError> {
+        Header::decode(datagram)
+    }
+
+    /// The whole packet that `payload` is or completes.
+    pub(super) fn packet<'a>(
+        &'a mut self,
+        header: &Header<'_>,
+        payload: &'a [u8],
+        now: Instant,
+    ) -> Option<&'a [u8]> {
+        let Some((packet_id, index, count)) = header.fragment() else {
+            return Some(payload);
+        };
+        self.reassembler
+            .push(now, header.flow_id(), packet_id, index, count, payload)
+            .ok() // The reassembler has counted why not.
+            .flatten()
+    }
+
+    /// Forgets a flow that has ended.
+    pub(super) fn forget(&mut self, flow_id: u64) {
+        self.reassembler.forget_flow(flow_id);
+    }
+
+    /// Gives up what took too long, and adds what happened since the last call to the core's counters.
+    pub(super) fn sweep(&mut self, now: Instant, counters: &CoreCounters) {
+        self.reassembler.expire(now);
+        self.report(counters);
+    }
+
+    /// Adds what happened since the last call to the core's counters.
+    pub(super) fn report(&mut self, counters: &CoreCounters) {
+        let total = *self.reassembler.counters();
+        if total == self.reported {
+            return;
+        }
+        let given_up = |c: &Counters| c.expired + c.evicted + c.forgotten + c.broken;
+        let before = std::mem::replace(&mut self.reported, total);
+        counters
+            .udp_datagrams_reassembled
+            .add(total.completed - before.completed);
+        counters
+            .udp_dropped_incomplete
+            .add(given_up(&total) - given_up(&before));
+        counters
+            .udp_dropped_malformed
+            .add(total.refused - before.refused);
+    }
+}

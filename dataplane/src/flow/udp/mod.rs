@@ -1,0 +1,91 @@
+//! UDP flows: one visitor's source address each, carried by the DATAGRAM frames of a lane (RFC 9221).
+//!
+//! [`server::TrafficSocket`] owns a core's UDP traffic socket and the flows of its visitors; [`client::ClientFlows`]
+//! owns the flows of one lane, each with a socket of its own towards the service. Both send through [`encode`], take
+//! datagrams through [`incoming`] and give them to sockets through a [`batch::Batcher`]. Nothing here waits for room:
+//! a UDP datagram that finds none is dropped and counted, as it would be by a router.
+//!
+//! All of it lives on one core. No borrow of a `RefCell` is held across an `await` or a call to another module.
+
+// Until the server and the client are wired to this, much of it is used by tests alone.
+#![cfg_attr(
+    not(test),
+    allow(dead_code, reason = "the roles that use it are being written")
+)]
+
+pub(crate) mod batch;
+pub(crate) mod client;
+pub(crate) mod encode;
+mod expiry;
+mod incoming;
+mod notices;
+pub(crate) mod server;
+mod server_lane;
+mod table;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use crate::sys::udp::ReceiveBatch;
+
+/// Receive calls before the other tasks of the core get a turn; as for QUIC sockets.
+const RECEIVE_CALLS_PER_TURN: usize = 2;
+
+/// Longest time between two looks for expired flows: a flow outlives its timeout by no more than this.
+const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
+
+/// Shortest time between two looks, so that a tiny timeout does not keep an idle core awake.
+const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(50);
+
+/// Wait after an error of waiting itself, so that an error that persists does not spin.
+const WAIT_ERROR_PAUSE: Duration = Duration::from_millis(100);
+
+thread_local! {
+    /// The receive buffers of a core, shared by all sockets towards services: 512 KB for each would be too much.
+    static RECEIVE_BATCH: Cell<Option<ReceiveBatch>> = const { Cell::new(None) };
+}
+
+/// What `[udp]` of dp.toml says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct UdpSettings {
+    /// How long a flow lives without a datagram in either direction.
+    pub(crate) session_timeout: Duration,
+    /// Whether a datagram that is larger than the path's packets may be sent as several.
+    pub(crate) fragmentation: bool,
+}
+
+impl UdpSettings {
+    /// Time between two looks for expired flows.
+    fn sweep_interval(&self) -> Duration {
+        (self.session_timeout / 8).clamp(SWEEP_INTERVAL_MIN, SWEEP_INTERVAL_MAX)
+    }
+}
+
+/// Takes the core's receive buffers for the length of `with`, without a borrow that a call out could meet.
+fn with_receive_batch<R>(with: impl FnOnce(&mut ReceiveBatch) -> R) -> R {
+    let mut batch = RECEIVE_BATCH.take().unwrap_or_else(ReceiveBatch::new);
+    let result = with(&mut batch);
+    RECEIVE_BATCH.set(Some(batch));
+    result
+}
+
+/// The time, read once per turn of a lane: reading the clock for each datagram would cost 5 % of the core.
+#[derive(Debug, Default)]
+struct TurnClock(Cell<Option<Instant>>);
+
+impl TurnClock {
+    fn now(&self) -> Instant {
+        let now = self.0.get().unwrap_or_else(Instant::now);
+        self.0.set(Some(now));
+        now
+    }
+
+    fn turn_over(&self) {
+        self.0.set(None);
+    }
+}

@@ -1,0 +1,465 @@
+//! The server's side: a core's UDP traffic socket of one listener, and the flows of its visitors.
+//!
+//! A new visitor is routed once; its flow then stays with its lane until it expires, is closed or the lane ends. If
+//! the lane is on another core, the visitor's datagrams are handed over to it one by one, and that core answers from
+//! its own socket of the same port.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use qmux_proto::FlowError;
+use rustc_hash::FxBuildHasher;
+
+use super::batch::Batcher;
+use super::encode::FlowLane;
+pub(crate) use super::server_lane::LaneFlows;
+use super::table::{FLOWS_MAX, Flow, LaneToken, Table};
+use super::{RECEIVE_CALLS_PER_TURN, UdpSettings, WAIT_ERROR_PAUSE, with_receive_batch};
+use crate::metrics::CoreCounters;
+use crate::quic::event::{Event, yield_now};
+use crate::sys::udp::{ReceiveBatch, UdpSocket};
+
+/// What decides where visitors go, and knows the other cores. Called outside of any borrow.
+pub(crate) trait RouteUdp {
+    /// Picks a client for a new visitor.
+    fn route(&self, visitor: SocketAddr) -> Option<UdpRoute>;
+    /// Hands a datagram of a visitor whose flow lives on another core to it. False if that cannot be done now.
+    fn forward(&self, core: usize, packet: ForwardedUdp) -> bool;
+    /// Has core `core` forget where it sends the visitor's datagrams ([`TrafficSocket::forget_remote`]), because we
+    /// have no flow for them. May be lost: it is said again with each such datagram.
+    fn forget_remote(&self, core: usize, visitor: SocketAddr);
+}
+
+/// Where a visitor goes. A ticket is dropped when the flow ends.
+pub(crate) enum UdpRoute {
+    /// Through a lane of this core.
+    Local {
+        /// The lane.
+        lane: Rc<LaneFlows>,
+        /// Accounts for the flow.
+        ticket: Box<dyn Any>,
+    },
+    /// Through a lane of another core.
+    Remote {
+        /// That core.
+        core: usize,
+        /// The client, by the router's own number.
+        client: u64,
+        /// Accounts for the flow.
+        ticket: Box<dyn Any + Send>,
+    },
+}
+
+/// A visitor's datagram on its way to the core that has its flow.
+pub(crate) struct ForwardedUdp {
+    /// The core that received it.
+    pub(crate) from_core: usize,
+    /// The visitor.
+    pub(crate) visitor: SocketAddr,
+    /// The address that the visitor sent it to.
+    pub(crate) to_ip: Option<IpAddr>,
+    /// Its payload.
+    pub(crate) payload: Vec<u8>,
+    /// From the route, with the first datagram only.
+    pub(crate) ticket: Option<Box<dyn Any + Send>>,
+    /// From the route: the client whose lane carries the flow.
+    pub(crate) client: u64,
+}
+
+impl fmt::Debug for ForwardedUdp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ForwardedUdp")
+            .field("from_core", &self.from_core)
+            .field("visitor", &self.visitor)
+            .field("bytes", &self.payload.len())
+            .field("first", &self.ticket.is_some())
+            .field("client", &self.client)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a flow's datagrams go.
+#[derive(Clone)]
+pub(super) enum Place {
+    /// Into a lane of this core.
+    Local(Rc<LocalFlow>),
+    /// To another core. Such entries have a lane of their own in the table, whose flow ids nobody names.
+    Remote { core: usize, client: u64 },
+}
+
+/// A flow that rides a lane of this core.
+pub(super) struct LocalFlow {
+    pub(super) lane: Rc<LaneFlows>,
+    /// The address that the visitor uses: replies must come from it.
+    pub(super) to_ip: Cell<Option<IpAddr>>,
+    pub(super) packet_id: Cell<u64>,
+    /// Dropped with the flow.
+    _ticket: Box<dyn Any>,
+}
+
+/// One UDP traffic socket with its visitors' flows.
+pub(crate) struct TrafficSocket {
+    pub(super) socket: UdpSocket,
+    core: usize,
+    pub(super) settings: UdpSettings,
+    router: RefCell<Option<Rc<dyn RouteUdp>>>,
+    pub(super) counters: Arc<CoreCounters>,
+    pub(super) table: RefCell<Table<Place>>,
+    /// The table's lane of flows that live on other cores.
+    remote: LaneToken,
+    pub(super) lanes: RefCell<HashMap<LaneToken, Rc<LaneFlows>, FxBuildHasher>>,
+    pub(super) batcher: RefCell<Batcher>,
+    stopping: Cell<bool>,
+    closed: Cell<bool>,
+    /// One event for each task, because an event wakes one.
+    receive_over: Event,
+    sweep_over: Event,
+}
+
+impl TrafficSocket {
+    /// Starts the socket's tasks on the current core, whose index is `core`.
+    pub(crate) fn start(
+        socket: UdpSocket,
+        core: usize,
+        settings: UdpSettings,
+        router: Rc<dyn RouteUdp>,
+        counters: Arc<CoreCounters>,
+    ) -> Rc<TrafficSocket> {
+        let mut table = Table::new(settings.session_timeout, FLOWS_MAX);
+        let traffic = Rc::new(TrafficSocket {
+            socket,
+            core,
+            settings,
+            router: RefCell::new(Some(router)),
+            remote: table.add_lane(),
+            table: RefCell::new(table),
+            lanes: RefCell::default(),
+            batcher: RefCell::new(Batcher::new(Arc::clone(&counters))),
+            counters,
+            stopping: Cell::new(false),
+            closed: Cell::new(false),
+            receive_over: Event::default(),
+            sweep_over: Event::default(),
+        });
+        monoio::spawn(Rc::clone(&traffic).receive_task());
+        monoio::spawn(Rc::clone(&traffic).sweep_task());
+        traffic
+    }
+
+    /// Makes room for the flows that will ride `lane`.
+    pub(crate) fn attach_lane(self: &Rc<Self>, lane: Rc<impl FlowLane + 'static>) -> Rc<LaneFlows> {
+        let token = self.table.borrow_mut().add_lane();
+        let flows = LaneFlows::new(Rc::clone(self), token, lane);
+        self.lanes.borrow_mut().insert(token, Rc::clone(&flows));
+        flows
+    }
+
+    /// Takes no new visitors from now on. Those who have a flow go on.
+    pub(crate) fn stop(&self) {
+        self.stopping.set(true);
+    }
+
+    /// Flows that ride lanes of this core.
+    pub(crate) fn flow_count(&self) -> usize {
+        let table = self.table.borrow();
+        table.len() - table.lane_len(self.remote)
+    }
+
+    /// Ends all flows and the tasks; the socket closes with the last reference.
+    pub(crate) fn close(&self) {
+        if self.closed.replace(true) {
+            return;
+        }
+        self.stopping.set(true);
+        self.receive_over.set();
+        self.sweep_over.set();
+        let lanes: Vec<_> = self.lanes.borrow().values().cloned().collect();
+        for lane in lanes {
+            lane.end(Some(FlowError::Draining));
+        }
+        let remote = self.table.borrow_mut().end_lane(self.remote);
+        drop(remote);
+        let router = self.router.borrow_mut().take();
+        drop(router);
+    }
+
+    /// Forgets that the visitor's flow lives on another core: its next datagram is routed anew.
+    pub(crate) fn forget_remote(&self, visitor: SocketAddr) {
+        let flow = self.table.borrow_mut().close_visitor(visitor, self.remote);
+        drop(flow);
+    }
+
+    /// Processes a datagram that another core received. `lane` is the client's lane on this core, if there is one.
+    pub(crate) fn packet_from_other_core(
+        self: &Rc<Self>,
+        packet: ForwardedUdp,
+        lane: Option<Rc<LaneFlows>>,
+    ) {
+        let ForwardedUdp {
+            from_core,
+            visitor,
+            to_ip,
+            payload,
+            ticket,
+            ..
+        } = packet;
+        let now = Instant::now();
+        if let Some((Place::Local(flow), id, known)) = self.find(visitor, now) {
+            // A ticket that came with it is dropped: the flow has one.
+            flow.lane.send(&flow, visitor, to_ip, id, known, &payload);
+            return;
+        }
+        if let (Some(ticket), Some(lane)) = (ticket, lane)
+            && !self.stopping.get()
+            && lane.is_open()
+        {
+            self.forget_remote(visitor);
+            self.open_local(visitor, to_ip, lane, ticket, &payload, now);
+            return;
+        }
+        // The flow has ended here, or its lane has: whoever received the datagram shall route the visitor anew.
+        self.counters.udp_dropped_no_client.increment();
+        if let Some(router) = self.router() {
+            router.forget_remote(from_core, visitor);
+        }
+    }
+
+    // ---- from visitors -------------------------------------------------------------------------------------------
+
+    async fn receive_task(self: Rc<Self>) {
+        loop {
+            let ready = {
+                let mut readable = pin!(self.socket.readable());
+                poll_fn(|cx| {
+                    if self.receive_over.poll(cx).is_ready() {
+                        return Poll::Ready(None);
+                    }
+                    readable.as_mut().poll(cx).map(Some)
+                })
+                .await
+            };
+            match ready {
+                None => return,
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    self.counters.internal_errors.increment();
+                    tracing::error!(%error, "waiting for a UDP traffic socket failed");
+                    monoio::time::sleep(WAIT_ERROR_PAUSE).await;
+                    continue;
+                }
+            }
+            while !self.closed.get() && self.receive_turn() {
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Some receive calls. False once the socket is drained.
+    fn receive_turn(self: &Rc<Self>) -> bool {
+        with_receive_batch(|batch| (0..RECEIVE_CALLS_PER_TURN).all(|_| self.receive_once(batch)))
+    }
+
+    fn receive_once(self: &Rc<Self>, batch: &mut ReceiveBatch) -> bool {
+        match self.socket.try_receive(batch) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            // An ICMP error of an earlier send; the next call goes on (udp(7)).
+            Err(error) => {
+                tracing::debug!(%error, "receive on a UDP traffic socket");
+                return false;
+            }
+        }
+        let now = Instant::now();
+        batch.for_each(|received| self.packet(received.from, received.to_ip, received.data, now));
+        true
+    }
+
+    fn packet(
+        self: &Rc<Self>,
+        visitor: SocketAddr,
+        to_ip: Option<IpAddr>,
+        payload: &[u8],
+        now: Instant,
+    ) {
+        match self.find(visitor, now) {
+            Some((Place::Local(flow), id, known)) => {
+                flow.lane.send(&flow, visitor, to_ip, id, known, payload);
+            }
+            Some((Place::Remote { core, client }, ..)) => {
+                self.hand_over(core, client, visitor, to_ip, payload, None);
+            }
+            None => self.new_visitor(visitor, to_ip, payload, now),
+        }
+    }
+
+    /// The flow of a visitor that has just sent something: its place, its id and whether the peer knows it.
+    fn find(&self, visitor: SocketAddr, now: Instant) -> Option<(Place, u64, bool)> {
+        let mut table = self.table.borrow_mut();
+        let flow = table.from_visitor(visitor, now)?;
+        Some((flow.data.clone(), flow.id, flow.known))
+    }
+
+    fn new_visitor(
+        self: &Rc<Self>,
+        visitor: SocketAddr,
+        to_ip: Option<IpAddr>,
+        payload: &[u8],
+        now: Instant,
+    ) {
+        if self.stopping.get() {
+            self.counters.udp_dropped_no_client.increment();
+            return;
+        }
+        if !self.table.borrow().has_room() {
+            self.counters.udp_dropped_flow_limit.increment();
+            return;
+        }
+        match self.router().and_then(|router| router.route(visitor)) {
+            Some(UdpRoute::Local { lane, ticket }) if lane.is_open() => {
+                self.open_local(visitor, to_ip, lane, ticket, payload, now);
+            }
+            Some(UdpRoute::Remote {
+                core,
+                client,
+                ticket,
+            }) => {
+                let opened = self
+                    .table
+                    .borrow_mut()
+                    .open(visitor, self.remote, Place::Remote { core, client }, now)
+                    .is_ok();
+                if !opened {
+                    self.counters.udp_dropped_flow_limit.increment();
+                } else if self.hand_over(core, client, visitor, to_ip, payload, Some(ticket)) {
+                    self.counters.visitors_handed_over.increment();
+                } else {
+                    // The ticket is lost: the next datagram must get another one.
+                    self.forget_remote(visitor);
+                }
+            }
+            Some(UdpRoute::Local { .. }) | None => self.counters.udp_dropped_no_client.increment(),
+        }
+    }
+
+    fn open_local(
+        &self,
+        visitor: SocketAddr,
+        to_ip: Option<IpAddr>,
+        lane: Rc<LaneFlows>,
+        ticket: Box<dyn Any>,
+        payload: &[u8],
+        now: Instant,
+    ) {
+        let token = lane.token();
+        let flow = Rc::new(LocalFlow {
+            lane,
+            to_ip: Cell::new(to_ip),
+            packet_id: Cell::new(0),
+            _ticket: ticket,
+        });
+        let opened = self
+            .table
+            .borrow_mut()
+            .open(visitor, token, Place::Local(Rc::clone(&flow)), now)
+            .map(|flow| flow.id);
+        let Ok(id) = opened else {
+            self.counters.udp_dropped_flow_limit.increment();
+            return;
+        };
+        self.counters.udp_flows_opened.increment();
+        tracing::debug!(lane = flow.lane.key(), flow = id, %visitor, "UDP flow opened");
+        flow.lane.send(&flow, visitor, to_ip, id, false, payload);
+    }
+
+    fn hand_over(
+        &self,
+        core: usize,
+        client: u64,
+        visitor: SocketAddr,
+        to_ip: Option<IpAddr>,
+        payload: &[u8],
+        ticket: Option<Box<dyn Any + Send>>,
+    ) -> bool {
+        let packet = ForwardedUdp {
+            from_core: self.core,
+            visitor,
+            to_ip,
+            payload: payload.to_vec(),
+            ticket,
+            client,
+        };
+        let handed_over = self
+            .router()
+            .is_some_and(|router| router.forward(core, packet));
+        if !handed_over {
+            self.counters.visitors_handover_dropped.increment();
+        }
+        handed_over
+    }
+
+    fn router(&self) -> Option<Rc<dyn RouteUdp>> {
+        self.router.borrow().clone()
+    }
+
+    // ---- expiry --------------------------------------------------------------------------------------------------
+
+    async fn sweep_task(self: Rc<Self>) {
+        loop {
+            let mut sleep = pin!(monoio::time::sleep(self.settings.sweep_interval()));
+            let over = poll_fn(|cx| {
+                if self.sweep_over.poll(cx).is_ready() {
+                    return Poll::Ready(true);
+                }
+                sleep.as_mut().poll(cx).map(|()| false)
+            })
+            .await;
+            if over {
+                return;
+            }
+            self.sweep(Instant::now());
+        }
+    }
+
+    fn sweep(&self, now: Instant) {
+        loop {
+            let expired = self.table.borrow_mut().expire_next(now);
+            let Some(flow) = expired else { break };
+            self.counters_of_end(&flow, FlowError::Expired);
+            if let Place::Local(local) = &flow.data {
+                self.counters.udp_flows_expired.increment();
+                local.lane.tell_closed(flow.id, FlowError::Expired, now);
+                local.lane.forget(flow.id);
+            }
+        }
+        let lanes: Vec<_> = self.lanes.borrow().values().cloned().collect();
+        for lane in lanes {
+            lane.sweep(now);
+        }
+    }
+
+    /// Counts and logs the end of a flow that was taken out of the table.
+    pub(super) fn counters_of_end(&self, flow: &Flow<Place>, reason: FlowError) {
+        if let Place::Local(local) = &flow.data {
+            self.counters.udp_flows_ended.increment();
+            tracing::debug!(
+                lane = local.lane.key(), flow = flow.id, visitor = %flow.visitor, %reason, "UDP flow ended"
+            );
+        }
+    }
+}
+
+impl fmt::Debug for TrafficSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TrafficSocket({})", self.socket.local_addr())
+    }
+}

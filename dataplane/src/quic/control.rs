@@ -1,0 +1,107 @@
+//! Reading the control stream of a lane: messages, deadlines and the lane's end as one sequence of events.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Instant;
+
+use qmux_proto::LaneError;
+use qmux_proto::control::{Decoder, Message};
+
+use super::lane::{CONTROL_STREAM, Lane, StreamRead, StreamWaiters};
+
+/// Bytes read from the control stream at once. Messages are small: a heartbeat is 4 bytes.
+const READ_BYTES: usize = 2_048;
+
+/// What happened on the control stream.
+#[derive(Debug)]
+pub(crate) enum ControlEvent {
+    /// The peer sent a message.
+    Message(Message),
+    /// The deadline given has passed.
+    Deadline,
+    /// The lane has ended, or was closed because the peer broke the protocol.
+    Ended,
+}
+
+/// The reading side of a lane's control stream.
+pub(crate) struct ControlReader {
+    lane: Rc<Lane>,
+    waiters: Rc<StreamWaiters>,
+    decoder: Decoder,
+}
+
+impl ControlReader {
+    /// Attaches to the control stream.
+    pub(crate) fn new(lane: Rc<Lane>) -> ControlReader {
+        ControlReader {
+            waiters: lane.attach(CONTROL_STREAM),
+            lane,
+            decoder: Decoder::new(),
+        }
+    }
+
+    /// The next message, or the deadline, or the end.
+    pub(crate) async fn next(&mut self, deadline: Instant) -> ControlEvent {
+        loop {
+            match self.decoder.next() {
+                Ok(Some(message)) => return ControlEvent::Message(message),
+                Ok(None) => {}
+                Err(error) => return self.violation(&error.to_string()),
+            }
+            let mut bytes = [0; READ_BYTES];
+            match self.lane.read(CONTROL_STREAM, &mut bytes) {
+                StreamRead::Bytes(read, fin) => {
+                    if let Err(error) = self.decoder.feed(&bytes[..read]) {
+                        return self.violation(&error.to_string());
+                    }
+                    if fin {
+                        return self.violation("the control stream was finished");
+                    }
+                }
+                StreamRead::Blocked => {
+                    if !self.wait(deadline).await {
+                        return ControlEvent::Deadline;
+                    }
+                }
+                StreamRead::Reset(_) if self.lane.is_open() && self.lane.is_established() => {
+                    return self.violation("the control stream was reset");
+                }
+                StreamRead::Reset(_) => return ControlEvent::Ended,
+            }
+            if !self.lane.is_open() {
+                return ControlEvent::Ended;
+            }
+        }
+    }
+
+    /// False if the deadline came first.
+    async fn wait(&self, deadline: Instant) -> bool {
+        if deadline <= Instant::now() {
+            return false;
+        }
+        let mut sleep = pin!(monoio::time::sleep_until(deadline.into()));
+        poll_fn(|cx| {
+            if self.waiters.readable.poll(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            sleep.as_mut().poll(cx).map(|()| false)
+        })
+        .await
+    }
+
+    fn violation(&self, what: &str) -> ControlEvent {
+        if self.lane.is_open() {
+            tracing::warn!(lane = self.lane.key(), peer = ?self.lane.peer_addr(), what, "protocol violation; lane closed");
+            self.lane.close(LaneError::ProtocolViolation, what);
+        }
+        ControlEvent::Ended
+    }
+}
+
+impl Drop for ControlReader {
+    fn drop(&mut self) {
+        self.lane.detach(CONTROL_STREAM);
+    }
+}

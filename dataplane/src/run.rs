@@ -1,0 +1,243 @@
+//! From a validated config to running cores, and back: start, signals, drain, counters.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use qmux_config::Config;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::client::ClientShared;
+use crate::core::Cluster;
+use crate::core::mailbox::{Mail, Mailbox};
+use crate::core::runtime::{self, CoreReport, CoreSetup};
+use crate::exit::Failure;
+use crate::metrics::CoreCounters;
+use crate::ready::Readiness;
+use crate::resolve;
+use crate::server::ServerShared;
+use crate::server::registry::ClientPool;
+use crate::sys::{cpu, limits};
+
+/// Descriptors below which a busy server runs out: one per TCP flow.
+const OPEN_FILES_WANTED: u64 = 65_536;
+
+/// A running process's cores.
+pub(crate) struct Running {
+    cluster: Arc<Cluster>,
+    events: Receiver<Event>,
+    sender: Sender<Event>,
+    alive: usize,
+}
+
+#[derive(Debug)]
+enum Event {
+    Core(usize, CoreReport),
+    Signal,
+}
+
+/// Number of cores to run: as asked for, or the CPUs that we may use.
+pub(crate) fn core_count(asked: Option<usize>) -> usize {
+    let cpus = cpu::allowed_count();
+    let cores = asked.unwrap_or(cpus).min(crate::core::CORES_MAX);
+    if cores > cpus {
+        tracing::warn!(cores, cpus, "more cores than CPUs: threads share CPUs");
+    }
+    cores
+}
+
+/// Binds, starts all cores, and returns when each has started.
+///
+/// # Errors
+/// What could not be bound or started.
+pub(crate) fn start(config: &Arc<Config>, cores: usize) -> Result<Running, Failure> {
+    prepare_process();
+    let readiness = Arc::new(Readiness::new(
+        usize::from(config.server.is_some()) + usize::from(config.client.is_some()),
+    ));
+    let mut sockets = match &config.server {
+        Some(server) => crate::bind::all(server, cores)?
+            .into_iter()
+            .map(Some)
+            .collect::<Vec<_>>(),
+        None => (0..cores).map(|_| None).collect(),
+    };
+    let server = config.server.as_ref().map(|server| {
+        let pools = server
+            .listeners
+            .iter()
+            .map(|_| Arc::new(ClientPool::new(server.load_balancer, cores)));
+        Arc::new(ServerShared {
+            config: Arc::clone(config),
+            pools: pools.collect(),
+            instance_id: *uuid::Uuid::new_v4().as_bytes(),
+            ticket_key: std::array::from_fn(|_| rand::random()),
+        })
+    });
+    let client = config
+        .client
+        .as_ref()
+        .map(|client| Arc::new(ClientShared::new(config, client, &readiness)));
+    if let Some(client) = &client {
+        resolve::keep_fresh(client.names())
+            .map_err(|error| Failure::Running(format!("resolver: {error}")))?;
+    }
+    let (cluster, wakes) =
+        cluster(cores).map_err(|error| Failure::Running(format!("mailboxes: {error}")))?;
+    let (sender, events) = unbounded();
+    for (index, wake) in wakes.into_iter().enumerate() {
+        let setup = CoreSetup {
+            index,
+            cluster: Arc::clone(&cluster),
+            wake,
+            server: server.clone().zip(sockets[index].take()),
+            client: client.clone(),
+        };
+        let sender = sender.clone();
+        runtime::start(setup, move |report| {
+            // Fails only when `main` has returned already.
+            let _ended = sender.send(Event::Core(index, report));
+        })
+        .map_err(|error| Failure::Running(format!("thread of core {index}: {error}")))?;
+    }
+    let running = Running {
+        cluster,
+        events,
+        sender,
+        alive: cores,
+    };
+    running.wait_started(cores)?;
+    if let Some(server) = &config.server {
+        for listener in &server.listeners {
+            tracing::info!(quic = %listener.quic_addr, traffic = %listener.traffic_addr, protocol = ?listener.protocol, cores, "listening");
+        }
+        readiness.role_ready("server");
+    }
+    Ok(running)
+}
+
+fn prepare_process() {
+    if let Some(limit) = limits::raise_open_files()
+        && limit < OPEN_FILES_WANTED
+    {
+        tracing::warn!(
+            limit,
+            wanted = OPEN_FILES_WANTED,
+            "few open files are allowed; each TCP flow needs one (ulimit -n)"
+        );
+    }
+    if !monoio::utils::detect_uring() {
+        tracing::warn!("io_uring is not available (kernel or container forbids it); using epoll");
+    }
+}
+
+fn cluster(cores: usize) -> std::io::Result<(Arc<Cluster>, Vec<std::os::unix::net::UnixDatagram>)> {
+    let mut mailboxes = Vec::with_capacity(cores);
+    let mut wakes = Vec::with_capacity(cores);
+    for _ in 0..cores {
+        let (mailbox, wake) = Mailbox::new()?;
+        mailboxes.push(mailbox);
+        wakes.push(wake);
+    }
+    let counters = (0..cores).map(|_| Arc::<CoreCounters>::default()).collect();
+    Ok((
+        Arc::new(Cluster {
+            mailboxes,
+            counters,
+        }),
+        wakes,
+    ))
+}
+
+impl Running {
+    fn wait_started(&self, cores: usize) -> Result<(), Failure> {
+        let mut started = 0;
+        while started < cores {
+            match self.events.recv() {
+                Ok(Event::Core(_, CoreReport::Started)) => started += 1,
+                Ok(Event::Core(core, CoreReport::Ended(Err(why)))) => {
+                    return Err(Failure::Running(format!("core {core}: {why}")));
+                }
+                Ok(_) => {}
+                Err(_) => return Err(Failure::Running("the cores ended at their start".into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs until a signal or a core's failure, then drains. A second signal ends the process at once.
+    ///
+    /// # Errors
+    /// If a core failed.
+    pub(crate) fn until_signal(mut self, drain_timeout: Duration) -> Result<(), Failure> {
+        let sender = self.sender.clone();
+        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])
+            .map_err(|error| Failure::Running(format!("signal handlers: {error}")))?;
+        std::thread::spawn(move || {
+            for (count, _signal) in signals.forever().enumerate() {
+                if count > 0 {
+                    tracing::warn!("second signal: ending at once");
+                    std::process::exit(1);
+                }
+                let _ended = sender.send(Event::Signal);
+            }
+        });
+        match self.events.recv() {
+            Ok(Event::Signal) => {
+                tracing::info!(
+                    drain_timeout_ms = drain_timeout.as_millis() as u64,
+                    "stopping: no new flows, letting flows finish"
+                );
+                let _notified = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+            }
+            Ok(Event::Core(core, CoreReport::Ended(result))) => {
+                let why = result.err().unwrap_or_else(|| "it ended by itself".into());
+                return Err(Failure::Running(format!("core {core}: {why}")));
+            }
+            other => return Err(Failure::Running(format!("unexpected event {other:?}"))),
+        }
+        self.stop(drain_timeout)
+    }
+
+    /// Drains all cores and waits for their end.
+    ///
+    /// # Errors
+    /// If a core failed.
+    pub(crate) fn stop(&mut self, drain_timeout: Duration) -> Result<(), Failure> {
+        for mailbox in &self.cluster.mailboxes {
+            let mut mail = Mail::Drain {
+                timeout: drain_timeout,
+            };
+            while let Err(back) = mailbox.send(mail) {
+                mail = back;
+                std::thread::yield_now();
+            }
+        }
+        while self.alive > 0 {
+            match self.events.recv() {
+                Ok(Event::Core(_, CoreReport::Ended(Ok(())))) => self.alive -= 1,
+                Ok(Event::Core(core, CoreReport::Ended(Err(why)))) => {
+                    return Err(Failure::Running(format!("core {core}: {why}")));
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        self.log_counters();
+        Ok(())
+    }
+
+    /// One line per core with every counter that is not zero.
+    fn log_counters(&self) {
+        for (core, counters) in self.cluster.counters.iter().enumerate() {
+            let mut text = String::new();
+            counters.for_each(|name, _help, value| {
+                if value > 0 {
+                    text.push_str(&format!(" {name}={value}"));
+                }
+            });
+            tracing::info!("counters core={core}{text}");
+        }
+        tracing::info!("stopped");
+    }
+}

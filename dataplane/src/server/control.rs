@@ -1,0 +1,222 @@
+//! The server's end of a control stream: registration, authentication, heartbeats, GoAway.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use qmux_config::ServerAuth;
+use qmux_proto::control::{
+    Heartbeat, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
+};
+use qmux_proto::{LaneError, PROTOCOL_VERSION};
+
+use super::lane::ServerLane;
+use super::listener::ListenerCore;
+use crate::quic::control::{ControlEvent, ControlReader};
+use crate::quic::token;
+
+/// A client that has completed the handshake must register within this time.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Runs until the lane ends.
+pub(super) async fn run(this: Rc<ServerLane>) {
+    let mut reader = ControlReader::new(Rc::clone(&this.lane));
+    let Some(listener) = this.listener.upgrade() else {
+        return;
+    };
+    if register(&this, &listener, &mut reader).await {
+        serve(&this, &listener, &mut reader).await;
+    }
+}
+
+/// True once the lane is registered.
+async fn register(
+    this: &Rc<ServerLane>,
+    listener: &Rc<ListenerCore>,
+    reader: &mut ControlReader,
+) -> bool {
+    let deadline = Instant::now() + REGISTER_TIMEOUT;
+    let request = match reader.next(deadline).await {
+        ControlEvent::Message(Message::Register(request)) => request,
+        ControlEvent::Message(_) => {
+            this.lane.close(
+                LaneError::ProtocolViolation,
+                "the first message must be Register",
+            );
+            return false;
+        }
+        ControlEvent::Deadline => {
+            this.lane
+                .close(LaneError::Unauthenticated, "no Register message came");
+            return false;
+        }
+        ControlEvent::Ended => return false,
+    };
+    // Early data can be replayed by anyone who saw it: nothing is granted before the handshake is complete.
+    if this.lane.established().await.is_err() {
+        return false;
+    }
+    if request.protocol_version != PROTOCOL_VERSION {
+        let text = format!("this server speaks protocol version {PROTOCOL_VERSION}");
+        return refuse(
+            this,
+            listener,
+            &request,
+            RefuseReason::UnsupportedVersion,
+            &text,
+        );
+    }
+    if listener.is_draining() {
+        return refuse(
+            this,
+            listener,
+            &request,
+            RefuseReason::Draining,
+            "this server is shutting down",
+        );
+    }
+    if !authenticate(this, listener, &request, reader, deadline).await {
+        return false;
+    }
+    accept(this, listener, &request);
+    true
+}
+
+/// With mTLS the handshake has authenticated the client already; with a token it must prove that it knows it.
+async fn authenticate(
+    this: &Rc<ServerLane>,
+    listener: &Rc<ListenerCore>,
+    request: &Register,
+    reader: &mut ControlReader,
+    deadline: Instant,
+) -> bool {
+    let ServerAuth::Token { token } = &listener.server().auth else {
+        return true;
+    };
+    let challenge = token::challenge();
+    this.lane.send_control(&Message::AuthChallenge(challenge));
+    match reader.next(deadline).await {
+        ControlEvent::Message(Message::AuthProof(proof))
+            if token::verify(&this.lane, token, &challenge, &proof) =>
+        {
+            true
+        }
+        ControlEvent::Ended => false,
+        _ => {
+            // One attempt per lane, and no hint at what was wrong.
+            refuse(this, listener, request, RefuseReason::Unauthenticated, "")
+        }
+    }
+}
+
+fn refuse(
+    this: &Rc<ServerLane>,
+    listener: &Rc<ListenerCore>,
+    request: &Register,
+    reason: RefuseReason,
+    text: &str,
+) -> bool {
+    listener.counters().registrations_refused.increment();
+    tracing::warn!(client = request.client_id, peer = ?this.lane.peer_addr(), %reason, "registration refused");
+    this.lane.send_control(&Message::RegisterAck(listener.ack(
+        RegisterOutcome::Refused {
+            reason,
+            text: text.into(),
+        },
+    )));
+    let listener = Rc::clone(listener);
+    let lane = Rc::clone(&this.lane);
+    // The client closes when it has read the answer; should it not, the server does.
+    monoio::spawn(async move {
+        monoio::time::sleep(listener.server().heartbeat_interval.min(REGISTER_TIMEOUT)).await;
+        lane.close(LaneError::Refused, "");
+    });
+    false
+}
+
+fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register) {
+    let (membership, replaced) = listener.join(request);
+    if let Some(number) = replaced {
+        tracing::info!(
+            client = request.client_id,
+            "a new instance of this client takes over; the old one's lanes end"
+        );
+        listener.evict_everywhere(number);
+    }
+    if this.membership.set(membership).is_err() {
+        return; // A second Register on one lane is read by `serve`, never here.
+    }
+    listener.counters().registrations_accepted.increment();
+    this.last_heard.set(Instant::now());
+    listener.lane_registered(this);
+    this.lane.send_control(&Message::RegisterAck(
+        listener.ack(RegisterOutcome::Accepted),
+    ));
+    tracing::info!(
+        client = request.client_id,
+        peer = ?this.lane.peer_addr(),
+        lane = request.lane_index,
+        lanes = request.lane_count,
+        core = listener.core(),
+        "lane registered"
+    );
+}
+
+async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut ControlReader) {
+    let interval = listener.server().heartbeat_interval;
+    let mut next_beat = Instant::now() + interval;
+    let (mut sent, mut heard) = (0, 0);
+    loop {
+        let unhealthy_at = this.last_heard.get() + listener.server().health_timeout;
+        match reader.next(next_beat.min(unhealthy_at)).await {
+            ControlEvent::Message(message) => {
+                this.last_heard.set(Instant::now());
+                match message {
+                    Message::Heartbeat(beat) => {
+                        heard = beat.sequence;
+                        listener.counters().heartbeats_received.increment();
+                    }
+                    Message::FlowClosed(closed) => {
+                        if let Some(udp) = &this.udp {
+                            udp.flow_closed(closed.flow_id, closed.reason);
+                        }
+                    }
+                    Message::GoAway(away) => {
+                        tracing::info!(client = this.client_id(), reason = %away.reason, "client drains; no new flow goes to this lane");
+                        listener.lane_takes_no_more(this);
+                    }
+                    other => tracing::debug!(?other, "message without meaning here"),
+                }
+            }
+            ControlEvent::Deadline => {
+                let now = Instant::now();
+                if now >= this.last_heard.get() + listener.server().health_timeout {
+                    listener.counters().lanes_unhealthy.increment();
+                    tracing::warn!(client = this.client_id(), peer = ?this.lane.peer_addr(), "nothing heard within health_timeout; lane closed");
+                    listener.lane_takes_no_more(this);
+                    this.lane.close(LaneError::HealthTimeout, "");
+                    return;
+                }
+                if now >= next_beat {
+                    sent += 1;
+                    this.lane.send_control(&Message::Heartbeat(Heartbeat {
+                        sequence: sent,
+                        acknowledged: heard,
+                    }));
+                    next_beat = now + interval;
+                }
+            }
+            ControlEvent::Ended => return,
+        }
+    }
+}
+
+impl ListenerCore {
+    fn ack(&self, outcome: RegisterOutcome) -> RegisterAck {
+        RegisterAck {
+            outcome,
+            server_instance_id: self.server_instance_id(),
+            server_cores: self.cores() as u64,
+            lane_core: self.core() as u64,
+        }
+    }
+}

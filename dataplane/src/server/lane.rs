@@ -1,0 +1,102 @@
+//! A lane as the server sees it: whose it is, whether it takes flows, what to do with its events.
+
+use std::cell::{Cell, OnceCell};
+use std::rc::{Rc, Weak};
+use std::time::Instant;
+
+use qmux_proto::LaneError;
+
+use super::listener::ListenerCore;
+use super::registry::LaneMembership;
+use crate::flow::udp::server::LaneFlows;
+use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEnd, LaneEvents};
+
+/// One lane of one client.
+pub(super) struct ServerLane {
+    pub(super) lane: Rc<Lane>,
+    pub(super) listener: Weak<ListenerCore>,
+    /// Set by a successful registration.
+    pub(super) membership: OnceCell<LaneMembership>,
+    /// The lane's UDP flows, if the listener takes UDP.
+    pub(super) udp: Option<Rc<LaneFlows>>,
+    /// TCP flows on this lane.
+    pub(super) tcp_flows: Cell<usize>,
+    /// When the peer was last heard on the control stream.
+    pub(super) last_heard: Cell<Instant>,
+    control_started: Cell<bool>,
+}
+
+impl ServerLane {
+    pub(super) fn new(
+        lane: Rc<Lane>,
+        listener: Weak<ListenerCore>,
+        udp: Option<Rc<LaneFlows>>,
+    ) -> Rc<ServerLane> {
+        Rc::new(ServerLane {
+            lane,
+            listener,
+            membership: OnceCell::new(),
+            udp,
+            tcp_flows: Cell::new(0),
+            last_heard: Cell::new(Instant::now()),
+            control_started: Cell::new(false),
+        })
+    }
+
+    /// Who the client is, for logs.
+    pub(super) fn client_id(&self) -> &str {
+        self.membership
+            .get()
+            .map_or("(not registered)", |membership| {
+                membership.client().client_id.as_str()
+            })
+    }
+}
+
+/// Handler of the lane's events; holds the lane's state until it has ended.
+pub(super) struct ServerLaneEvents(pub(super) Rc<ServerLane>);
+
+impl LaneEvents for ServerLaneEvents {
+    fn stream_opened(&self, lane: &Rc<Lane>, stream: u64) {
+        let ServerLaneEvents(this) = self;
+        if stream != CONTROL_STREAM || this.control_started.replace(true) {
+            lane.close(
+                LaneError::ProtocolViolation,
+                "a client opens no stream but the control stream",
+            );
+            return;
+        }
+        monoio::spawn(super::control::run(Rc::clone(this)));
+    }
+
+    fn datagram(&self, _lane: &Rc<Lane>, data: &[u8]) {
+        if let Some(udp) = &self.0.udp
+            && self.0.membership.get().is_some()
+        {
+            udp.datagram(data);
+        }
+    }
+
+    fn datagrams_done(&self, _lane: &Rc<Lane>) {
+        if let Some(udp) = &self.0.udp {
+            udp.datagrams_done();
+        }
+    }
+
+    fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd) {
+        let this = &self.0;
+        if let Some(udp) = &this.udp {
+            udp.lane_ended();
+        }
+        if let Some(listener) = this.listener.upgrade() {
+            listener.lane_ended(this);
+        }
+        if this.membership.get().is_some() {
+            tracing::info!(client = this.client_id(), peer = ?lane.peer_addr(), %end, "lane ended");
+        } else if lane.is_established() {
+            tracing::info!(peer = ?lane.peer_addr(), %end, "lane ended before it was registered");
+        } else {
+            tracing::warn!(peer = ?lane.peer_addr(), %end, "handshake failed");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The server role on one core: its share of every listener.
+
+mod control;
+mod lane;
+pub(crate) mod listener;
+pub(crate) mod registry;
+
+use std::net::{TcpListener, UdpSocket};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use qmux_config::{Config, Server};
+
+use crate::core::CoreContext;
+use crate::core::mailbox::Mail;
+use listener::ListenerCore;
+use registry::ClientPool;
+
+/// The sockets of one listener on one core.
+#[derive(Debug)]
+pub(crate) struct ListenerSockets {
+    /// For QUIC.
+    pub(crate) quic: UdpSocket,
+    /// For TCP visitors, if the listener takes them.
+    pub(crate) tcp: Option<TcpListener>,
+    /// For UDP visitors, if the listener takes them.
+    pub(crate) udp: Option<UdpSocket>,
+}
+
+/// What all cores of the server role share.
+#[derive(Debug)]
+pub(crate) struct ServerShared {
+    /// The whole configuration.
+    pub(crate) config: Arc<Config>,
+    /// One pool of clients per listener.
+    pub(crate) pools: Vec<Arc<ClientPool>>,
+    /// Drawn at this process's start.
+    pub(crate) instance_id: [u8; 16],
+    /// The session ticket key of all cores.
+    pub(crate) ticket_key: [u8; TICKET_KEY_BYTES],
+}
+
+/// Length of a session ticket key in bytes: name, HMAC key, AES key (`SSL_CTX_set_tlsext_ticket_keys`).
+pub(crate) const TICKET_KEY_BYTES: usize = 48;
+
+impl ServerShared {
+    /// The `[server]` section. The role is only started if there is one.
+    pub(crate) fn server(&self) -> Option<&Server> {
+        self.config.server.as_ref()
+    }
+}
+
+/// The server role on one core.
+pub(crate) struct ServerCore {
+    listeners: Vec<Rc<ListenerCore>>,
+}
+
+impl ServerCore {
+    /// Starts this core's share of every listener.
+    ///
+    /// # Errors
+    /// With a text for the log if sockets or TLS contexts cannot be set up on this core.
+    pub(crate) fn start(
+        context: &Rc<CoreContext>,
+        shared: &Arc<ServerShared>,
+        sockets: Vec<ListenerSockets>,
+    ) -> Result<ServerCore, String> {
+        let listeners = sockets
+            .into_iter()
+            .enumerate()
+            .map(|(index, sockets)| ListenerCore::start(index, context, shared, sockets))
+            .collect::<Result<_, _>>()?;
+        Ok(ServerCore { listeners })
+    }
+
+    /// Takes mail meant for the server role; gives back what is not.
+    pub(crate) fn mail(&self, mail: Mail) -> Option<Mail> {
+        let listener = |index: usize| self.listeners.get(index);
+        match mail {
+            Mail::Visitor {
+                listener: index,
+                stream,
+                visitor,
+                ticket,
+            } => {
+                if let Some(listener) = listener(index) {
+                    listener.visitor_from_other_core(stream, visitor, ticket);
+                }
+            }
+            Mail::Datagram {
+                listener: index,
+                packet,
+            } => {
+                if let Some(listener) = listener(index) {
+                    listener.datagram_from_other_core(packet);
+                }
+            }
+            Mail::ForgetVisitor {
+                listener: index,
+                visitor,
+            } => {
+                if let Some(listener) = listener(index) {
+                    listener.forget_visitor(visitor);
+                }
+            }
+            Mail::Packet {
+                listener: index,
+                mut data,
+                from,
+                to_ip,
+            } => {
+                if let Some(listener) = listener(index) {
+                    listener.endpoint().inject(&mut data, from, to_ip);
+                }
+            }
+            Mail::Evict {
+                listener: index,
+                client,
+            } => {
+                if let Some(listener) = listener(index) {
+                    listener.evict(client);
+                }
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// Takes no new visitor and tells the clients so.
+    pub(crate) fn drain(&self, timeout: Duration) {
+        for listener in &self.listeners {
+            listener.drain(timeout);
+        }
+    }
+
+    /// Closes all lanes. They are told in the next flush.
+    pub(crate) fn close(&self) {
+        for listener in &self.listeners {
+            listener.close();
+        }
+    }
+}

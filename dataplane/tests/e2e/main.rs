@@ -1,0 +1,27 @@
+//! The tunnel end to end: real processes, real sockets, real peers.
+//!
+//! By default both roles are `qmux-dp`. `QMUX_E2E_SERVER` and `QMUX_E2E_CLIENT` name other programs that keep the
+//! same contracts, and `QMUX_E2E_SUBSET=wire` leaves out what is not about the protocol (counters, runtimes).
+//! `QMUX_E2E_FILE_MB`, `QMUX_E2E_SEQUENTIAL` and `QMUX_E2E_CONCURRENT` scale the largest tests.
+//!
+//! No test asserts how long anything takes. What is slow is measured in `bench`.
+
+mod back_pressure;
+mod balancing;
+mod certificates;
+mod cores;
+mod dns;
+mod half_close;
+mod http;
+mod iperf3;
+mod listeners;
+mod many_visitors;
+mod proxies;
+mod resets;
+mod restarts;
+mod runtimes;
+mod shutdown;
+mod support;
+mod tcp_echo;
+mod udp_echo;
+mod udp_flows;

@@ -1,0 +1,132 @@
+//! Certificates: good ones made once per process, and bad ones of every kind.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use qmux_config::certs::{CertsRequest, Generated, generate};
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+};
+use time::{Duration, OffsetDateTime};
+
+/// The name in the server's certificate.
+pub(crate) const SERVER_NAME: &str = "tunnel.test";
+
+/// The CA that both sides trust, a server's and a client's certificate.
+pub(crate) fn ours() -> &'static Generated {
+    static OURS: OnceLock<Generated> = OnceLock::new();
+    OURS.get_or_init(fresh)
+}
+
+/// The same by a CA that nobody trusts, of the same name.
+pub(crate) fn strangers() -> &'static Generated {
+    static STRANGERS: OnceLock<Generated> = OnceLock::new();
+    STRANGERS.get_or_init(fresh)
+}
+
+fn fresh() -> Generated {
+    let server_names = vec![SERVER_NAME.into(), "127.0.0.1".into(), "::1".into()];
+    generate(&CertsRequest {
+        server_names,
+        days: 30,
+    })
+    .expect("certificates")
+}
+
+/// A certificate and its key in PEM form.
+pub(crate) struct Identity {
+    pub(crate) cert_pem: String,
+    pub(crate) key_pem: String,
+}
+
+impl Identity {
+    /// Our client's.
+    pub(crate) fn client() -> Self {
+        Self {
+            cert_pem: ours().client_cert_pem.clone(),
+            key_pem: ours().client_key_pem.clone(),
+        }
+    }
+
+    /// A client's, by a CA that nobody trusts.
+    pub(crate) fn strange_client() -> Self {
+        Self {
+            cert_pem: strangers().client_cert_pem.clone(),
+            key_pem: strangers().client_key_pem.clone(),
+        }
+    }
+
+    /// Our server's, which is for servers alone.
+    pub(crate) fn server() -> Self {
+        Self {
+            cert_pem: ours().server_cert_pem.clone(),
+            key_pem: ours().server_key_pem.clone(),
+        }
+    }
+
+    /// A client's by our CA that ended yesterday.
+    pub(crate) fn expired_client() -> Self {
+        let now = OffsetDateTime::now_utc();
+        let mut params = leaf("qmux-dp client");
+        params.not_before = now - Duration::days(10);
+        params.not_after = now - Duration::days(1);
+        issue(params)
+    }
+
+    /// A client's by our CA that starts tomorrow.
+    pub(crate) fn future_client() -> Self {
+        let now = OffsetDateTime::now_utc();
+        let mut params = leaf("qmux-dp client");
+        params.not_before = now + Duration::days(1);
+        params.not_after = now + Duration::days(10);
+        issue(params)
+    }
+
+    /// A client's that nobody but itself vouches for.
+    pub(crate) fn self_signed_client() -> Self {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
+        let cert = leaf("qmux-dp client").self_signed(&key).expect("signed");
+        Self {
+            cert_pem: cert.pem(),
+            key_pem: key.serialize_pem(),
+        }
+    }
+
+    /// Writes the pair as `{name}.crt` and `{name}.key`.
+    pub(crate) fn write(&self, dir: &Path, name: &str) {
+        std::fs::write(dir.join(format!("{name}.crt")), &self.cert_pem).expect("written");
+        std::fs::write(dir.join(format!("{name}.key")), &self.key_pem).expect("written");
+    }
+}
+
+fn leaf(common_name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
+    let now = OffsetDateTime::now_utc();
+    params.not_before = now - Duration::hours(1);
+    params.not_after = now + Duration::days(30);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+/// Signs with our CA's key and name.
+fn issue(params: CertificateParams) -> Identity {
+    let ca_key = KeyPair::from_pem(&ours().ca_key_pem).expect("the CA's key");
+    let mut ca = CertificateParams::default();
+    ca.distinguished_name = DistinguishedName::new();
+    ca.distinguished_name
+        .push(DnType::CommonName, "qmux-dp CA");
+    let issuer = Issuer::new(ca, &ca_key);
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
+    let cert = params.signed_by(&key, &issuer).expect("signed");
+    Identity {
+        cert_pem: cert.pem(),
+        key_pem: key.serialize_pem(),
+    }
+}

@@ -1,0 +1,19 @@
+//! What the scenarios stand on: programs that cannot outlive the tests, free ports, certificates, services, visitors.
+//!
+//! Nothing here knows how the tunnel works inside: the harness speaks only the contracts (command line, dp.toml, log
+//! lines, sockets), so that it runs any pair of programs that keep them.
+
+pub(crate) mod certs;
+pub(crate) mod counters;
+pub(crate) mod limits;
+pub(crate) mod peers;
+pub(crate) mod ports;
+pub(crate) mod program;
+pub(crate) mod quic_probe;
+pub(crate) mod random;
+pub(crate) mod service;
+pub(crate) mod subject;
+pub(crate) mod tunnel;
+pub(crate) mod udp_visitor;
+pub(crate) mod visitor;
+pub(crate) mod wait;

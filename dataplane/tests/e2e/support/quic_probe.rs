@@ -1,0 +1,109 @@
+//! A bare QUIC client that shows a server any certificate, or none: the real client refuses bad ones of its own
+//! before it dials, so it cannot show what the server does about them.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use quiche::{CongestionControlAlgorithm, Config, Connection, PROTOCOL_VERSION, RecvInfo};
+
+use super::certs::{Identity, SERVER_NAME};
+use super::random::Random;
+use super::wait::PATIENCE;
+
+/// Application protocol of the tunnel.
+const ALPN: &[u8] = b"qmux-dp/1";
+/// QUIC packets of this client, in bytes.
+const PACKET_BYTES_MAX: usize = 1350;
+/// CRYPTO_ERROR codes: 0x0100 plus the TLS alert (RFC 9001, section 4.8).
+const CRYPTO_ERRORS: std::ops::RangeInclusive<u64> = 0x0100..=0x01ff;
+
+/// What a server made of a client.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It closed the connection with this TLS alert (RFC 8446, section 6).
+    Refused(u8),
+    /// It completed the handshake.
+    Admitted,
+}
+
+/// Shakes hands with `server`, showing `identity`.
+pub(crate) fn shake_hands(dir: &Path, server: SocketAddr, identity: Option<&Identity>) -> Verdict {
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).expect("a free port");
+    let local = socket.local_addr().expect("bound");
+    let mut config = config(dir, identity);
+    let mut id = [0; 16];
+    Random::new(u64::from(local.port())).fill(&mut id);
+    let id = quiche::ConnectionId::from_ref(&id);
+    let mut connection = quiche::connect(Some(SERVER_NAME), &id, local, server, &mut config)
+        .expect("a valid configuration");
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        send(&mut connection, &socket);
+        receive(&mut connection, &socket, local);
+        if let Some(error) = connection.peer_error() {
+            assert!(
+                !error.is_app && CRYPTO_ERRORS.contains(&error.error_code),
+                "the server closed the connection for another reason than TLS: {error:?}"
+            );
+            let alert = error.error_code & 0xff;
+            return Verdict::Refused(u8::try_from(alert).expect("one byte"));
+        }
+        // A ticket comes only after the server has judged the client's certificate; that the handshake is complete
+        // on this side says nothing (RFC 8446, section 4.6.1).
+        if connection.session().is_some() {
+            return Verdict::Admitted;
+        }
+    }
+    panic!("the server neither admitted nor refused this client");
+}
+
+fn config(dir: &Path, identity: Option<&Identity>) -> Config {
+    let mut config = Config::new(PROTOCOL_VERSION).expect("a supported version");
+    config.set_application_protos(&[ALPN]).expect("a protocol");
+    config.verify_peer(false);
+    if let Some(identity) = identity {
+        identity.write(dir, "probe");
+        let path = |ending: &str| -> PathBuf { dir.join(format!("probe.{ending}")) };
+        let (cert, key) = (path("crt"), path("key"));
+        let cert = config.load_cert_chain_from_pem_file(cert.to_str().expect("UTF-8"));
+        cert.expect("a certificate");
+        let key = config.load_priv_key_from_pem_file(key.to_str().expect("UTF-8"));
+        key.expect("a key");
+    }
+    config.set_max_idle_timeout(30_000);
+    config.set_initial_max_data(1 << 20);
+    config.set_initial_max_streams_bidi(16);
+    config.set_initial_max_stream_data_bidi_local(1 << 16);
+    config.set_initial_max_stream_data_bidi_remote(1 << 16);
+    config.set_cc_algorithm(CongestionControlAlgorithm::Reno);
+    config
+}
+
+fn send(connection: &mut Connection, socket: &UdpSocket) {
+    let mut packet = [0; PACKET_BYTES_MAX];
+    // `Done`: nothing to send for now.
+    while let Ok((length, info)) = connection.send(&mut packet) {
+        // Nobody there yet is a loss like any other.
+        let _lost = socket.send_to(&packet[..length], info.to);
+    }
+}
+
+fn receive(connection: &mut Connection, socket: &UdpSocket, local: SocketAddr) {
+    let longest = Duration::from_millis(100);
+    let timeout = connection.timeout().unwrap_or(longest).min(longest);
+    let timeout = timeout.max(Duration::from_millis(1));
+    socket.set_read_timeout(Some(timeout)).expect("timeout");
+    let mut bytes = [0; 1 << 16];
+    match socket.recv_from(&mut bytes) {
+        Ok((length, from)) => {
+            let info = RecvInfo { from, to: local };
+            // What cannot be read is left out, as QUIC wants it.
+            let _invalid = connection.recv(&mut bytes[..length], info);
+        }
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+        Err(error) => panic!("{error}"),
+    }
+    connection.on_timeout();
+}

@@ -1,0 +1,293 @@
+//! A tunnel for one test: a directory with certificates and configs, a server, a client.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::certs::{self, SERVER_NAME};
+use super::program::{Launch, Program};
+use super::{limits, ports, subject};
+
+/// Starts of a server on other ports before a clash of ports counts as a defect.
+const STARTS_MAX: usize = 5;
+
+/// Timings for tests in which a side must notice that the other one is gone.
+pub(crate) const ROLE_NOTICES_SOON: [&str; 2] =
+    ["heartbeat_interval = \"500ms\"", "health_timeout = \"4s\""];
+/// The same for the transport.
+pub(crate) const QUIC_NOTICES_SOON: [&str; 2] =
+    ["keep_alive_period = \"500ms\"", "max_idle_timeout = \"4s\""];
+
+/// The directory of a test: certificates, keys, configs. Gone when the test is.
+pub(crate) struct Site {
+    dir: TempDir,
+}
+
+impl Site {
+    /// With the good certificates in it.
+    pub(crate) fn new() -> Self {
+        limits::raise_open_files();
+        // On the disk that holds the build, because /tmp may be memory and one test makes a gigabyte.
+        let dir = TempDir::with_prefix_in("e2e-", env!("CARGO_TARGET_TMPDIR")).expect("directory");
+        qmux_config::certs::write(certs::ours(), dir.path(), false).expect("certificates");
+        Self { dir }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Writes a file and returns its path as text.
+    pub(crate) fn write(&self, name: &str, content: &str) -> String {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, content).expect("written");
+        path.to_str().expect("UTF-8").to_owned()
+    }
+}
+
+/// What differs from a plain server.
+pub(crate) struct ServerSetup {
+    pub(crate) cores: usize,
+    /// One listener for each: tcp, udp or both.
+    pub(crate) listeners: Vec<&'static str>,
+    /// Listen on `[::1]` rather than on 127.0.0.1.
+    pub(crate) ipv6: bool,
+    /// Further lines of `[server]`, `[quic]` and `[udp]`.
+    pub(crate) server: Vec<&'static str>,
+    pub(crate) quic: Vec<&'static str>,
+    pub(crate) udp: Vec<&'static str>,
+    /// Names of files in the site, without their endings.
+    pub(crate) ca: &'static str,
+    pub(crate) identity: &'static str,
+    pub(crate) env: Option<(&'static str, &'static str)>,
+}
+
+impl Default for ServerSetup {
+    fn default() -> Self {
+        Self {
+            cores: 1,
+            listeners: vec!["both"],
+            ipv6: false,
+            server: Vec::new(),
+            quic: Vec::new(),
+            udp: Vec::new(),
+            ca: "ca",
+            identity: "server",
+            env: None,
+        }
+    }
+}
+
+/// What differs from a plain client.
+pub(crate) struct ClientSetup {
+    /// What failures call it; clients of one site need different names.
+    pub(crate) name: &'static str,
+    pub(crate) cores: usize,
+    pub(crate) server_name: &'static str,
+    /// Further lines of `[client]`, `[quic]` and `[udp]`.
+    pub(crate) client: Vec<&'static str>,
+    pub(crate) quic: Vec<&'static str>,
+    pub(crate) udp: Vec<&'static str>,
+    /// Names of files in the site, without their endings.
+    pub(crate) ca: &'static str,
+    pub(crate) identity: &'static str,
+    pub(crate) env: Option<(&'static str, &'static str)>,
+}
+
+impl Default for ClientSetup {
+    fn default() -> Self {
+        Self {
+            name: "client",
+            cores: 1,
+            server_name: SERVER_NAME,
+            client: Vec::new(),
+            quic: Vec::new(),
+            udp: Vec::new(),
+            ca: "ca",
+            identity: "client",
+            env: None,
+        }
+    }
+}
+
+/// A pair of addresses of a server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listener {
+    pub(crate) quic: SocketAddr,
+    pub(crate) traffic: SocketAddr,
+}
+
+impl Listener {
+    fn free(ipv6: bool) -> Self {
+        let mut listener = Self {
+            quic: ports::free_address(),
+            traffic: ports::free_address(),
+        };
+        if ipv6 {
+            listener.quic.set_ip(IpAddr::V6(Ipv6Addr::LOCALHOST));
+            listener.traffic.set_ip(IpAddr::V6(Ipv6Addr::LOCALHOST));
+        }
+        listener
+    }
+}
+
+/// A server that is ready.
+pub(crate) struct Server {
+    pub(crate) program: Program,
+    pub(crate) listeners: Vec<Listener>,
+}
+
+impl Server {
+    /// Starts it and waits until it is ready; takes other ports if these are taken meanwhile.
+    pub(crate) fn start(site: &Site, setup: &ServerSetup) -> Self {
+        for _ in 0..STARTS_MAX {
+            let listeners: Vec<Listener> = setup
+                .listeners
+                .iter()
+                .map(|_| Listener::free(setup.ipv6))
+                .collect();
+            let program = Self::launch(site, setup, &listeners).start();
+            match program.wait_until_ready() {
+                Ok(()) => return Self { program, listeners },
+                Err(log) if log.contains("in use") => {}
+                Err(log) => panic!("the server ended instead of becoming ready:\n{log}"),
+            }
+        }
+        panic!("the server found its ports in use {STARTS_MAX} times");
+    }
+
+    /// How to start a server on these addresses.
+    pub(crate) fn launch(site: &Site, setup: &ServerSetup, listeners: &[Listener]) -> Launch {
+        let config = site.write("server.toml", &server_config(setup, listeners));
+        launch("server", subject::server(), &config, setup.cores, setup.env)
+    }
+
+    /// The only listener's traffic address.
+    pub(crate) fn traffic(&self) -> SocketAddr {
+        self.listeners[0].traffic
+    }
+
+    /// The only listener's QUIC address.
+    pub(crate) fn quic(&self) -> SocketAddr {
+        self.listeners[0].quic
+    }
+}
+
+fn server_config(setup: &ServerSetup, listeners: &[Listener]) -> String {
+    let mut config = section("server", &setup.server);
+    for (listener, protocol) in listeners.iter().zip(&setup.listeners) {
+        let Listener { quic, traffic } = listener;
+        config += &format!(
+            "[[server.listeners]]\nquic_addr = \"{quic}\"\ntraffic_addr = \"{traffic}\"\n\
+             protocol = \"{protocol}\"\n"
+        );
+    }
+    let (ca, identity) = (setup.ca, setup.identity);
+    config += &format!(
+        "[server.auth]\nmethod = \"mtls\"\nca_cert_file = \"{ca}.crt\"\n\
+         [server.tls]\nserver_cert_file = \"{identity}.crt\"\nserver_key_file = \"{identity}.key\"\n"
+    );
+    config + &section("quic", &setup.quic) + &section("udp", &setup.udp)
+}
+
+/// How to start a client of the server at `quic` with the service at `service`.
+pub(crate) fn client_launch(
+    site: &Site,
+    setup: &ClientSetup,
+    quic: SocketAddr,
+    service: SocketAddr,
+) -> Launch {
+    let file = format!("{}.toml", setup.name);
+    let config = site.write(&file, &client_config(setup, quic, service));
+    launch(
+        setup.name,
+        subject::client(),
+        &config,
+        setup.cores,
+        setup.env,
+    )
+}
+
+/// Starts a client and waits until it is ready.
+pub(crate) fn start_client(
+    site: &Site,
+    setup: &ClientSetup,
+    quic: SocketAddr,
+    service: SocketAddr,
+) -> Program {
+    let program = client_launch(site, setup, quic, service).start();
+    if let Err(log) = program.wait_until_ready() {
+        panic!("the client ended instead of becoming ready:\n{log}");
+    }
+    program
+}
+
+fn client_config(setup: &ClientSetup, quic: SocketAddr, service: SocketAddr) -> String {
+    let (server_name, ca, identity) = (setup.server_name, setup.ca, setup.identity);
+    let (host, port) = (service.ip(), service.port());
+    section("client", &setup.client)
+        + &format!(
+            "[[client.servers]]\naddress = \"{quic}\"\nserver_name = \"{server_name}\"\n\
+             [client.local]\nhost = \"{host}\"\nport = {port}\n\
+             [client.tls]\nca_cert_file = \"{ca}.crt\"\nclient_cert_file = \"{identity}.crt\"\n\
+             client_key_file = \"{identity}.key\"\n"
+        )
+        + &section("quic", &setup.quic)
+        + &section("udp", &setup.udp)
+}
+
+fn section(name: &str, lines: &[&str]) -> String {
+    let mut text = format!("[{name}]\n");
+    for line in lines {
+        text += line;
+        text.push('\n');
+    }
+    text
+}
+
+fn launch(
+    name: &str,
+    program: std::path::PathBuf,
+    config: &str,
+    cores: usize,
+    env: Option<(&str, &str)>,
+) -> Launch {
+    let launch = Launch::new(name, program)
+        .args(["--config", config])
+        .args(["--cores", &cores.to_string()]);
+    match env {
+        Some((name, value)) => launch.env(name, value),
+        None => launch,
+    }
+}
+
+/// A server and a client, both ready. (Fields are dropped in this order.)
+pub(crate) struct Tunnel {
+    pub(crate) client: Program,
+    pub(crate) server: Server,
+    pub(crate) site: Site,
+}
+
+impl Tunnel {
+    /// One core on each side, everything at its default.
+    pub(crate) fn to(service: SocketAddr) -> Self {
+        Self::with(&ServerSetup::default(), &ClientSetup::default(), service)
+    }
+
+    pub(crate) fn with(server: &ServerSetup, client: &ClientSetup, service: SocketAddr) -> Self {
+        let site = Site::new();
+        let server = Server::start(&site, server);
+        let client = start_client(&site, client, server.quic(), service);
+        Self {
+            client,
+            server,
+            site,
+        }
+    }
+
+    /// Where visitors go.
+    pub(crate) fn traffic(&self) -> SocketAddr {
+        self.server.traffic()
+    }
+}
