@@ -197,3 +197,35 @@ fn read_file(path: &Path) -> Result<String, String> {
         format!("is not UTF-8 text (line {line})")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every section with a key that none of them knows, so that each lists those that it knows.
+    const STRANGER_EVERYWHERE: &str = "stranger = 1\n\
+        [server]\nstranger = 1\n[[server.listeners]]\nstranger = 1\n[server.auth]\nstranger = 1\n\
+        [server.tls]\nstranger = 1\n[client]\nstranger = 1\n[[client.servers]]\nstranger = 1\n\
+        [client.local]\nstranger = 1\n[client.auth]\nstranger = 1\n[client.tls]\nstranger = 1\n\
+        [quic]\nstranger = 1\n[udp]\nstranger = 1\n[admin]\nstranger = 1\n";
+
+    #[test]
+    fn the_list_of_keys_is_what_the_sections_read() {
+        let errors =
+            Config::parse(STRANGER_EVERYWHERE, Path::new("dp.toml")).expect_err("strangers");
+        let mut read = Vec::new();
+        for problem in errors.problems() {
+            let Some((_, known)) = problem.message.split_once(" may hold ") else {
+                continue;
+            };
+            let section = problem.key.trim_end_matches("stranger").replace("[0]", "");
+            read.extend(known.split(", ").map(|key| format!("{section}{key}")));
+        }
+        let is_section = |name: &str| KEYS.iter().any(|key| key.starts_with(&format!("{name}.")));
+        read.retain(|key| !is_section(key));
+        read.sort_unstable();
+        let mut listed: Vec<&str> = KEYS.to_vec();
+        listed.sort_unstable();
+        assert_eq!(read, listed);
+    }
+}

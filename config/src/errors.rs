@@ -10,11 +10,13 @@ pub struct Problem {
     pub path: PathBuf,
     /// Line and column, both from 1; absent when the file as a whole is the problem.
     pub position: Option<(usize, usize)>,
-    /// The full name of the key, as in `server.listeners[0].quic_addr`; empty when the problem is not about a key.
+    /// The full name of the key, as in `server.listeners[0].quic_addr`; empty when the problem is
+    /// not about a key.
     pub key: String,
     /// What is wrong and what would be right, on one line.
     pub message: String,
-    /// The line of the file with a caret under the place, on two lines; absent where it could show a secret.
+    /// The line of the file with a caret under the place, on two lines; absent where it could show
+    /// a secret.
     pub excerpt: Option<String>,
 }
 
@@ -33,7 +35,8 @@ impl fmt::Display for Problem {
 
 /// All the problems of one config file; at least one.
 ///
-/// Displays each problem on a line that starts `path:line:column: key: `, followed by the line that it is about.
+/// Displays each problem on a line that starts `path:line:column: key: `, followed by the line that
+/// it is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Errors {
     problems: Vec<Problem>,

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::errors::{Errors, Problem};
 use crate::source::{Position, Source};
 
-/// The problems and warnings of one file. Shared by every section of it, hence the cells; one thread only.
+/// The problems and warnings of one file. Shared by every section of it, hence the cells; one
+/// thread only.
 pub(crate) struct Report<'a> {
     source: Source<'a>,
     problems: RefCell<Vec<Problem>>,

@@ -4,11 +4,12 @@ use std::fmt;
 
 use crate::section::Section;
 
-/// Shortest token that is accepted, in bytes: 128 bits if every byte were random, the least that resists guessing
-/// offline. QMux has the same limit.
+/// Shortest token that is accepted, in bytes: 128 bits if every byte were random, the least that
+/// resists guessing offline. QMux has the same limit.
 pub const SECRET_BYTES_MIN: usize = 16;
 
-/// A shared secret. Neither `Debug` nor `Display` shows it; [`Secret::expose`] is the only way to its bytes.
+/// A shared secret. Neither `Debug` nor `Display` shows it; [`Secret::expose`] is the only way to
+/// its bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -32,7 +33,8 @@ impl Secret {
         None
     }
 
-    /// Wraps a secret. Its length is not checked here: [`crate::Config`] does that, with a message that has a line.
+    /// Wraps a secret. Its length is not checked here: [`crate::Config`] does that, with a message
+    /// that has a line.
     #[must_use]
     pub fn new(secret: String) -> Self {
         Self(secret)

@@ -1,8 +1,9 @@
 //! Typed access to one table of the file.
 //!
-//! A [`Section`] answers each question about a key with a checked value or with `None`; whenever it says `None` about
-//! a key that is there, it has put the reason into the report. It remembers which keys were asked for, and
-//! [`Section::finish`] reports every other one: the code that reads a section is also the list of its keys.
+//! A [`Section`] answers each question about a key with a checked value or with `None`; whenever it
+//! says `None` about a key that is there, it has put the reason into the report. It remembers which
+//! keys were asked for, and [`Section::finish`] reports every other one: the code that reads a
+//! section is also the list of its keys.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -326,7 +327,8 @@ impl<'a> Section<'a> {
         None
     }
 
-    /// The value as it stands, for keys with a form of their own; `allowed` is for [`Section::wrong_type`].
+    /// The value as it stands, for keys with a form of their own; `allowed` is for
+    /// [`Section::wrong_type`].
     pub(crate) fn any(&self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
         self.find(key)
     }
@@ -352,7 +354,7 @@ impl<'a> Section<'a> {
             return;
         };
         let known = self.known.borrow();
-        for (key, _) in table.iter() {
+        for (key, _) in table {
             let name: &str = key.get_ref();
             if known.contains(&name) || self.known_strays.borrow().contains(&name) {
                 continue;

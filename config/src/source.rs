@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::path::Path;
 
-/// The longest line that a message quotes, in characters: longer ones would hide the message itself.
+/// The longest line that a message quotes, in characters: longer ones would hide the message
+/// itself.
 const EXCERPT_CHARS_MAX: usize = 160;
 
 /// A config file's text together with its name.
@@ -21,7 +22,8 @@ pub(crate) struct Position {
 }
 
 impl<'a> Source<'a> {
-    /// Where the byte at `offset` stands. An offset past the end or inside a character counts as the one before it.
+    /// Where the byte at `offset` stands. An offset past the end or inside a character counts as
+    /// the one before it.
     pub(crate) fn position(&self, offset: usize) -> Position {
         let before = self.before(offset);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -69,8 +71,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Whether a line assigns to something that is called, or nearly called, a token. Misspelled keys count: the message
-/// about `tokne = "…"` must not print what follows.
+/// Whether a line assigns to something that is called, or nearly called, a token. Misspelled keys
+/// count: the message about `tokne = "…"` must not print what follows.
 fn may_hold_secret(line: &str) -> bool {
     const SECRET_LIKE: f64 = 0.7;
     line.split('=').rev().skip(1).any(|assigned| {

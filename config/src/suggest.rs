@@ -5,7 +5,8 @@ const LETTERS_PER_EDIT: usize = 3;
 
 /// The candidate that `word` was probably meant to be, if any is near enough.
 ///
-/// Case, underscores and hyphens do not count, so that QMux's `maxidletimeout` finds `max_idle_timeout`.
+/// Case, underscores and hyphens do not count, so that QMux's `maxidletimeout` finds
+/// `max_idle_timeout`.
 pub(crate) fn nearest<'a>(
     word: &str,
     candidates: impl IntoIterator<Item = &'a str>,

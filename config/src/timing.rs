@@ -39,7 +39,7 @@ impl Timing {
             health_timeout: health_given.unwrap_or_else(|| {
                 HEALTH_TIMEOUT.max(heartbeat_given.unwrap_or_default() * HEARTBEATS_PER_TIMEOUT)
             }),
-            drain_timeout: drain.map_or(DRAIN_TIMEOUT, |it| it.into_inner()),
+            drain_timeout: drain.map_or(DRAIN_TIMEOUT, toml::Spanned::into_inner),
         };
         if let Some(health) = &health
             && timing.health_timeout <= timing.heartbeat_interval

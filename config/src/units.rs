@@ -20,9 +20,11 @@ pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     humantime::parse_duration(text.trim()).ok()
 }
 
-/// Writes a duration so that [`parse_duration`] reads the same one back, without the blanks between its parts.
+/// Writes a duration so that [`parse_duration`] reads the same one back, without the blanks between
+/// its parts.
 pub(crate) fn format_duration(duration: Duration) -> String {
-    // Days at most: humantime's years and months are averages, which nobody expects in a config file.
+    // Days at most: humantime's years and months are averages, which nobody expects in a config
+    // file.
     const DAY_S: u64 = 24 * 60 * 60;
     let days = duration.as_secs() / DAY_S;
     let rest = duration - Duration::from_secs(days * DAY_S);
@@ -48,7 +50,8 @@ pub(crate) fn parse_size(text: &str) -> Option<u64> {
         .map(|size| size.as_u64())
 }
 
-/// Writes a size in the largest binary unit that divides it, so that [`parse_size`] reads the same one back.
+/// Writes a size in the largest binary unit that divides it, so that [`parse_size`] reads the same
+/// one back.
 pub(crate) fn format_size(bytes: u64) -> String {
     const UNITS: [(u32, &str); 3] = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     UNITS

@@ -1,2 +1,62 @@
-//! Placeholder.
-fn main() {}
+//! `qmux-ctl`: what an operator needs before `qmux-dp` can start.
+//!
+//! Makes certificates, writes commented example configs, translates QMux's YAML. It never touches a
+//! running tunnel and never overwrites a file that it was not told to.
+
+#![forbid(unsafe_code)]
+
+mod certs;
+mod config;
+mod failure;
+mod import;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Certificates, example configs and import from QMux for qmux-dp.
+#[derive(Debug, Parser)]
+#[command(name = "qmux-ctl", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a private CA, a server certificate and a client certificate.
+    Certs(certs::Args),
+    /// Write a commented example config with every key.
+    Config(config::Args),
+    /// Translate QMux's server.yaml or client.yaml into a dp.toml.
+    Import(import::Args),
+}
+
+fn main() -> ExitCode {
+    // A bad command line exits with 2, by clap.
+    let result = match Cli::parse().command {
+        Command::Certs(args) => certs::run(args),
+        Command::Config(args) => config::run(&args),
+        Command::Import(args) => import::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("qmux-ctl: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

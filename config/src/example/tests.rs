@@ -113,7 +113,7 @@ fn collect_keys(name: &str, value: &toml::de::DeValue<'_>, keys: &mut Vec<String
     use toml::de::DeValue;
     match value {
         DeValue::Table(table) => {
-            for (key, value) in table.iter() {
+            for (key, value) in table {
                 let key = key.get_ref();
                 let name = if name.is_empty() {
                     key.to_string()
@@ -124,7 +124,7 @@ fn collect_keys(name: &str, value: &toml::de::DeValue<'_>, keys: &mut Vec<String
             }
         }
         DeValue::Array(array) => {
-            for value in array.iter() {
+            for value in array {
                 collect_keys(name, value.get_ref(), keys);
             }
         }

@@ -1,0 +1,54 @@
+//! `qmux-ctl certs`.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use qmux_config::certs::{self, CertsRequest, DAYS_DEFAULT, DAYS_MAX, GenerateError, WriteError};
+
+use crate::failure::Failure;
+use crate::output;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A DNS name or IP address under which clients dial the server; may be given several times.
+    #[arg(long = "server-name", value_name = "NAME", required = true)]
+    server_names: Vec<String>,
+    /// The directory for the six files; it is made if need be.
+    #[arg(long, value_name = "DIR", default_value = "certs")]
+    out: PathBuf,
+    /// How long the certificates are valid.
+    #[arg(long, value_name = "N", default_value_t = DAYS_DEFAULT,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(DAYS_MAX)))]
+    days: u32,
+    /// Replace files that are there already.
+    #[arg(long)]
+    force: bool,
+}
+
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let request = CertsRequest {
+        server_names: args.server_names,
+        days: args.days,
+    };
+    let generated = certs::generate(&request).map_err(|error| match error {
+        GenerateError::Library(_) => Failure::Internal(error.to_string()),
+        _ => Failure::Input(error.to_string()),
+    })?;
+    let paths = certs::write(&generated, &args.out, args.force).map_err(|error| match error {
+        WriteError::Exists(_) => Failure::Input(format!("{error} (--force replaces them)")),
+        WriteError::Io { path, error } => Failure::Write { path, error },
+    })?;
+    let mut text = String::new();
+    for path in paths {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "wrote {}", path.display());
+    }
+    let _ = write!(
+        text,
+        "\nThe server needs ca.crt, server.crt and server.key; a client ca.crt, client.crt and \
+         client.key.\nKeep ca.key away from both: whoever has it can make certificates that both \
+         trust.\nNext, for each of them: qmux-ctl config server --out dp.toml, or qmux-ctl config \
+         client --out dp.toml\n"
+    );
+    output::to_stdout(&text)
+}

@@ -1,0 +1,91 @@
+//! Writes a text to where it was asked for.
+
+use std::fs::Permissions;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use crate::failure::Failure;
+
+/// Who may read a file that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Readers {
+    /// Whoever the umask lets.
+    Usual,
+    /// The owner alone: the text holds a secret.
+    Owner,
+}
+
+/// Writes `text` to a file, which must not be there yet unless `force` is set. The file appears as
+/// a whole or not at all.
+pub(crate) fn to_file(
+    path: &Path,
+    text: &str,
+    readers: Readers,
+    force: bool,
+) -> Result<(), Failure> {
+    let failed = |error| Failure::Write {
+        path: path.to_owned(),
+        error,
+    };
+    let exists = || {
+        Failure::Input(format!(
+            "{} is already there; nothing was written (--force replaces it)",
+            path.display()
+        ))
+    };
+    // Said before any work is done; the decision is made by the system when the file appears.
+    if !force && path.symlink_metadata().is_ok() {
+        return Err(exists());
+    }
+    if path.is_dir() {
+        return Err(Failure::Input(format!(
+            "{} is a directory, not a file",
+            path.display()
+        )));
+    }
+    let dir = match path.parent() {
+        Some(dir) if dir != Path::new("") => dir.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix(".qmux-ctl-")
+        .permissions(permissions(readers))
+        .tempfile_in(dir)
+        .map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    let persisted = if force {
+        file.persist(path)
+    } else {
+        file.persist_noclobber(path)
+    };
+    match persisted {
+        Ok(_) => Ok(()),
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Err(exists()),
+        Err(error) => Err(failed(error.error)),
+    }
+}
+
+#[cfg(unix)]
+fn permissions(readers: Readers) -> Permissions {
+    use std::os::unix::fs::PermissionsExt as _;
+    Permissions::from_mode(match readers {
+        Readers::Usual => 0o666,
+        Readers::Owner => 0o600,
+    })
+}
+
+/// Writes `text` to standard output. Whoever reads it may stop early, as `head` does.
+pub(crate) fn to_stdout(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Write {
+            path: PathBuf::from("standard output"),
+            error,
+        }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,6 @@
+//! The program from the outside: what it writes, what it says, how it exits.
+
+mod certs;
+mod config;
+mod import;
+mod run;
