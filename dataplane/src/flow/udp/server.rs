@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 
@@ -23,7 +24,7 @@ use rustc_hash::FxBuildHasher;
 use super::batch::Batcher;
 use super::encode::FlowLane;
 pub(crate) use super::server_lane::LaneFlows;
-use super::table::{FLOWS_MAX, Flow, LaneToken, Table};
+use super::table::{FLOWS_MAX, LaneToken, Table};
 use super::{RECEIVE_CALLS_PER_TURN, UdpSettings, WAIT_ERROR_PAUSE, with_receive_batch};
 use crate::metrics::CoreCounters;
 use crate::quic::event::{Event, yield_now};
@@ -35,9 +36,8 @@ pub(crate) trait RouteUdp {
     fn route(&self, visitor: SocketAddr) -> Option<UdpRoute>;
     /// Hands a datagram of a visitor whose flow lives on another core to it. False if that cannot be done now.
     fn forward(&self, core: usize, packet: ForwardedUdp) -> bool;
-    /// Has core `core` forget where it sends the visitor's datagrams ([`TrafficSocket::forget_remote`]), because we
-    /// have no flow for them. May be lost: it is said again with each such datagram.
-    fn forget_remote(&self, core: usize, visitor: SocketAddr);
+    /// Not called any more: a core learns from the ticket's end that a flow is gone. To be removed with its callee.
+    fn forget_remote(&self, _core: usize, _visitor: SocketAddr) {}
 }
 
 /// Where a visitor goes. A ticket is dropped when the flow ends.
@@ -62,15 +62,13 @@ pub(crate) enum UdpRoute {
 
 /// A visitor's datagram on its way to the core that has its flow.
 pub(crate) struct ForwardedUdp {
-    /// The core that received it.
-    pub(crate) from_core: usize,
     /// The visitor.
     pub(crate) visitor: SocketAddr,
     /// The address that the visitor sent it to.
     pub(crate) to_ip: Option<IpAddr>,
     /// Its payload.
     pub(crate) payload: Vec<u8>,
-    /// From the route, with the first datagram only.
+    /// With the first datagram only. It holds the route's ticket.
     pub(crate) ticket: Option<Box<dyn Any + Send>>,
     /// From the route: the client whose lane carries the flow.
     pub(crate) client: u64,
@@ -79,7 +77,6 @@ pub(crate) struct ForwardedUdp {
 impl fmt::Debug for ForwardedUdp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ForwardedUdp")
-            .field("from_core", &self.from_core)
             .field("visitor", &self.visitor)
             .field("bytes", &self.payload.len())
             .field("first", &self.ticket.is_some())
@@ -94,7 +91,33 @@ pub(super) enum Place {
     /// Into a lane of this core.
     Local(Rc<LocalFlow>),
     /// To another core. Such entries have a lane of their own in the table, whose flow ids nobody names.
-    Remote { core: usize, client: u64 },
+    Remote(Rc<RemoteFlow>),
+}
+
+/// A flow that rides a lane of another core.
+pub(super) struct RemoteFlow {
+    core: usize,
+    client: u64,
+    /// Set by the other core when the flow is gone there, or was lost on the way to it.
+    gone: Arc<AtomicBool>,
+}
+
+/// The ticket of a flow on its way to another core, and then there: says when it is gone.
+struct Link {
+    gone: Arc<AtomicBool>,
+    _ticket: Box<dyn Any + Send>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+}
+
+impl RemoteFlow {
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
 }
 
 /// A flow that rides a lane of this core.
@@ -193,12 +216,6 @@ impl TrafficSocket {
         drop(router);
     }
 
-    /// Forgets that the visitor's flow lives on another core: its next datagram is routed anew.
-    pub(crate) fn forget_remote(&self, visitor: SocketAddr) {
-        let flow = self.table.borrow_mut().close_visitor(visitor, self.remote);
-        drop(flow);
-    }
-
     /// Processes a datagram that another core received. `lane` is the client's lane on this core, if there is one.
     pub(crate) fn packet_from_other_core(
         self: &Rc<Self>,
@@ -206,7 +223,6 @@ impl TrafficSocket {
         lane: Option<Rc<LaneFlows>>,
     ) {
         let ForwardedUdp {
-            from_core,
             visitor,
             to_ip,
             payload,
@@ -227,11 +243,15 @@ impl TrafficSocket {
             self.open_local(visitor, to_ip, lane, ticket, &payload, now);
             return;
         }
-        // The flow has ended here, or its lane has: whoever received the datagram shall route the visitor anew.
+        // The lane or the flow has ended meanwhile. The core that received the datagram knows by the ticket that is
+        // gone, and routes the visitor's next one anew.
         self.counters.udp_dropped_no_client.increment();
-        if let Some(router) = self.router() {
-            router.forget_remote(from_core, visitor);
-        }
+    }
+
+    /// Forgets that the visitor's flow lives on another core.
+    pub(crate) fn forget_remote(&self, visitor: SocketAddr) {
+        let flow = self.table.borrow_mut().close_visitor(visitor, self.remote);
+        drop(flow);
     }
 
     // ---- from visitors -------------------------------------------------------------------------------------------
@@ -295,8 +315,12 @@ impl TrafficSocket {
             Some((Place::Local(flow), id, known)) => {
                 flow.lane.send(&flow, visitor, to_ip, id, known, payload);
             }
-            Some((Place::Remote { core, client }, ..)) => {
-                self.hand_over(core, client, visitor, to_ip, payload, None);
+            Some((Place::Remote(flow), ..)) if !flow.is_gone() => {
+                self.hand_over(&flow, visitor, to_ip, payload, None);
+            }
+            Some((Place::Remote(_), ..)) => {
+                self.forget_remote(visitor);
+                self.new_visitor(visitor, to_ip, payload, now);
             }
             None => self.new_visitor(visitor, to_ip, payload, now),
         }
@@ -333,18 +357,26 @@ impl TrafficSocket {
                 client,
                 ticket,
             }) => {
+                let gone = Arc::new(AtomicBool::new(false));
+                let flow = Rc::new(RemoteFlow {
+                    core,
+                    client,
+                    gone: Arc::clone(&gone),
+                });
+                let link = Link {
+                    gone,
+                    _ticket: ticket,
+                };
+                let place = Place::Remote(Rc::clone(&flow));
                 let opened = self
                     .table
                     .borrow_mut()
-                    .open(visitor, self.remote, Place::Remote { core, client }, now)
+                    .open(visitor, self.remote, place, now)
                     .is_ok();
-                if !opened {
-                    self.counters.udp_dropped_flow_limit.increment();
-                } else if self.hand_over(core, client, visitor, to_ip, payload, Some(ticket)) {
-                    self.counters.visitors_handed_over.increment();
+                if opened {
+                    self.hand_over(&flow, visitor, to_ip, payload, Some(link));
                 } else {
-                    // The ticket is lost: the next datagram must get another one.
-                    self.forget_remote(visitor);
+                    self.counters.udp_dropped_flow_limit.increment();
                 }
             }
             Some(UdpRoute::Local { .. }) | None => self.counters.udp_dropped_no_client.increment(),
@@ -383,28 +415,25 @@ impl TrafficSocket {
 
     fn hand_over(
         &self,
-        core: usize,
-        client: u64,
+        flow: &RemoteFlow,
         visitor: SocketAddr,
         to_ip: Option<IpAddr>,
         payload: &[u8],
-        ticket: Option<Box<dyn Any + Send>>,
-    ) -> bool {
+        link: Option<Link>,
+    ) {
         let packet = ForwardedUdp {
-            from_core: self.core,
             visitor,
             to_ip,
             payload: payload.to_vec(),
-            ticket,
-            client,
+            ticket: link.map(|link| Box::new(link) as Box<dyn Any + Send>),
+            client: flow.client,
         };
         let handed_over = self
             .router()
-            .is_some_and(|router| router.forward(core, packet));
+            .is_some_and(|router| router.forward(flow.core, packet));
         if !handed_over {
             self.counters.visitors_handover_dropped.increment();
         }
-        handed_over
     }
 
     fn router(&self) -> Option<Rc<dyn RouteUdp>> {
@@ -431,14 +460,15 @@ impl TrafficSocket {
     }
 
     fn sweep(&self, now: Instant) {
+        // An entry for another core lives as long as the flow does there, which also sees the client's datagrams.
+        let lives_elsewhere =
+            |place: &Place| matches!(place, Place::Remote(flow) if !flow.is_gone());
         loop {
-            let expired = self.table.borrow_mut().expire_next(now);
+            let expired = self.table.borrow_mut().expire_next(now, lives_elsewhere);
             let Some(flow) = expired else { break };
-            self.counters_of_end(&flow, FlowError::Expired);
             if let Place::Local(local) = &flow.data {
                 self.counters.udp_flows_expired.increment();
-                local.lane.tell_closed(flow.id, FlowError::Expired, now);
-                local.lane.forget(flow.id);
+                local.lane.closed(&flow, FlowError::Expired, Some(now));
             }
         }
         let lanes: Vec<_> = self.lanes.borrow().values().cloned().collect();
@@ -446,20 +476,15 @@ impl TrafficSocket {
             lane.sweep(now);
         }
     }
-
-    /// Counts and logs the end of a flow that was taken out of the table.
-    pub(super) fn counters_of_end(&self, flow: &Flow<Place>, reason: FlowError) {
-        if let Place::Local(local) = &flow.data {
-            self.counters.udp_flows_ended.increment();
-            tracing::debug!(
-                lane = local.lane.key(), flow = flow.id, visitor = %flow.visitor, %reason, "UDP flow ended"
-            );
-        }
-    }
 }
 
 impl fmt::Debug for TrafficSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TrafficSocket({})", self.socket.local_addr())
+        write!(
+            f,
+            "TrafficSocket({} of core {})",
+            self.socket.local_addr(),
+            self.core
+        )
     }
 }

@@ -14,7 +14,7 @@ use super::encode::{self, FlowLane};
 use super::incoming::Incoming;
 use super::notices::Notices;
 use super::server::{LocalFlow, Place, TrafficSocket};
-use super::table::LaneToken;
+use super::table::{Flow, LaneToken};
 
 /// The service of flows: today there is one, without a name.
 const SERVICE: &str = "";
@@ -134,8 +134,7 @@ impl LaneFlows {
         }
         let closed = self.traffic.table.borrow_mut().close(self.token, flow_id);
         if let Some(flow) = closed {
-            self.traffic.counters_of_end(&flow, reason);
-            self.forget(flow_id);
+            self.closed(&flow, reason, None);
         }
     }
 
@@ -152,11 +151,11 @@ impl LaneFlows {
         let flows = self.traffic.table.borrow_mut().end_lane(self.token);
         let now = Instant::now();
         for flow in flows {
-            self.traffic
-                .counters_of_end(&flow, tell.unwrap_or(FlowError::Internal));
-            if let Some(reason) = tell {
-                self.tell_closed(flow.id, reason, now);
-            }
+            self.closed(
+                &flow,
+                tell.unwrap_or(FlowError::Internal),
+                tell.map(|_| now),
+            );
         }
         let this = self.traffic.lanes.borrow_mut().remove(&self.token);
         drop(this);
@@ -185,16 +184,23 @@ impl LaneFlows {
     }
 
     /// Tells the client that a flow is over, within the bounds of [`Notices`].
-    pub(super) fn tell_closed(&self, flow_id: u64, reason: FlowError, now: Instant) {
+    fn tell_closed(&self, flow_id: u64, reason: FlowError, now: Instant) {
         if self.notices.borrow_mut().may_tell(flow_id, now) {
             self.lane
                 .send_control(&Message::FlowClosed(FlowClosed { flow_id, reason }));
         }
     }
 
-    /// Forgets what is incomplete of a flow that has ended.
-    pub(super) fn forget(&self, flow_id: u64) {
-        self.incoming.borrow_mut().forget(flow_id);
+    /// Counts and logs the end of a flow that was taken out of the table, and tells the client if `tell_at` is given.
+    pub(super) fn closed(&self, flow: &Flow<Place>, reason: FlowError, tell_at: Option<Instant>) {
+        self.traffic.counters.udp_flows_ended.increment();
+        tracing::debug!(
+            lane = self.key(), flow = flow.id, visitor = %flow.visitor, %reason, "UDP flow ended"
+        );
+        self.incoming.borrow_mut().forget(flow.id);
+        if let Some(now) = tell_at {
+            self.tell_closed(flow.id, reason, now);
+        }
     }
 
     pub(super) fn sweep(&self, now: Instant) {

@@ -208,12 +208,21 @@ impl<T> Table<T> {
         flows
     }
 
-    /// Ends the next flow that was last active a timeout ago or longer.
-    pub(super) fn expire_next(&mut self, now: Instant) -> Option<Flow<T>> {
+    /// Ends the next flow that was last active a timeout ago or longer. Those that are `kept` live for another timeout.
+    pub(super) fn expire_next(
+        &mut self,
+        now: Instant,
+        kept: impl Fn(&T) -> bool,
+    ) -> Option<Flow<T>> {
         let (lanes, flows) = (&self.lanes, &self.flows);
         let (lane, id) = self.expiry.next_due(now, |(lane, id)| {
             let key = *lanes.get(&lane)?.by_id.get(&id)?;
-            Some(flows[key].last_activity)
+            let flow = &flows[key];
+            Some(if kept(&flow.data) {
+                now
+            } else {
+                flow.last_activity
+            })
         })?;
         self.close(lane, id)
     }
