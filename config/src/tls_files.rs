@@ -196,7 +196,7 @@ impl File {
             _ => {
                 self.problem(
                     section,
-                    "holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)",
+                    "holds no certificate in valid PEM form (-----BEGIN CERTIFICATE-----)",
                 );
                 None
             }
@@ -216,7 +216,7 @@ impl File {
             if text.contains("ENCRYPTED") {
                 "is protected by a passphrase; it must be a private key in PEM form without one"
             } else {
-                "holds no private key in PEM form (-----BEGIN PRIVATE KEY-----)"
+                "holds no private key in valid PEM form (-----BEGIN PRIVATE KEY-----)"
             },
         );
         None

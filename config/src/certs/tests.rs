@@ -138,6 +138,40 @@ fn neither_certificate_serves_in_the_other_role() {
     assert!(error.starts_with("server: "), "{error}");
 }
 
+/// What the check of config files relies on: a server certificate whose extended key usage is "any"
+/// and not also serverAuth is worth nothing to TLS.
+#[test]
+fn any_extended_usage_is_not_enough_for_a_server() {
+    let now = OffsetDateTime::now_utc();
+    let validity = (now - BACKDATED, now + Duration::DAY);
+    let ca_key = KeyPair::generate().expect("a key");
+    let mut ca = params("CA", validity);
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca_pem = ca.self_signed(&ca_key).expect("a CA").pem();
+    let issuer = Issuer::new(ca, &ca_key);
+    let issue_for = |usage| {
+        let mut leaf = params("a.example.com", validity);
+        leaf.subject_alt_names = vec![SanType::DnsName(
+            "a.example.com".try_into().expect("a name"),
+        )];
+        let (cert, key) = issue(leaf, usage, &issuer).expect("a certificate");
+        (cert.pem(), key.serialize_pem())
+    };
+    let client = issue_for(ExtendedKeyUsagePurpose::ClientAuth);
+    let verdict = |usage| {
+        let server = issue_for(usage);
+        handshake(
+            &ca_pem,
+            (&server.0, &server.1),
+            (&client.0, &client.1),
+            "a.example.com",
+        )
+    };
+    assert_eq!(verdict(ExtendedKeyUsagePurpose::ServerAuth), Ok(()));
+    let error = verdict(ExtendedKeyUsagePurpose::Any).expect_err("not a server's");
+    assert!(error.starts_with("client: "), "{error}");
+}
+
 #[test]
 fn certificates_of_another_ca_are_refused() {
     let (ours, theirs) = (certs(&["a.example.com"]), certs(&["a.example.com"]));

@@ -93,7 +93,7 @@ fn a_file_of_something_else_is_refused() {
     fs::write(own.path().join("certs/ca.crt"), "hello").expect("written");
     assert_eq!(
         problem(SERVER, own.path()),
-        "dp.toml:12:16: server.auth.ca_cert_file: certs/ca.crt holds no certificate in PEM form \
+        "dp.toml:12:16: server.auth.ca_cert_file: certs/ca.crt holds no certificate in valid PEM form \
          (-----BEGIN CERTIFICATE-----)"
     );
     let own = certs();
@@ -104,8 +104,8 @@ fn a_file_of_something_else_is_refused() {
     .expect("copied");
     assert_eq!(
         problem(SERVER, own.path()),
-        "dp.toml:15:19: server.tls.server_key_file: certs/server.key holds no private key in PEM \
-         form (-----BEGIN PRIVATE KEY-----)"
+        "dp.toml:15:19: server.tls.server_key_file: certs/server.key holds no private key in valid \
+         PEM form (-----BEGIN PRIVATE KEY-----)"
     );
 }
 
