@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::Generated;
 
-/// The files that [`write`] makes, in the order in which it returns them.
+/// The files that [`write()`] makes, in the order in which it returns them.
 pub const FILE_NAMES: [&str; 6] = [
     "ca.crt",
     "ca.key",
