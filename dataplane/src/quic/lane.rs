@@ -394,7 +394,7 @@ impl Lane {
         match result {
             Ok((sent, rest)) => {
                 self.queued.set(self.queued.get() + sent);
-                Ok(rest)
+                Ok(rest.filter(|rest| !rest.as_ref().is_empty()))
             }
             Err(quiche::Error::Done) => Ok(Some(bytes)),
             Err(error) => Err(flow_error(error)),
@@ -406,7 +406,16 @@ impl Lane {
     /// # Errors
     /// The peer's reason if it stopped the stream.
     pub(crate) fn finish(&self, stream: u64) -> Result<bool, FlowError> {
-        Ok(self.write(stream, StreamBuf::default(), true)?.is_none())
+        if !self.is_open() {
+            return Err(FlowError::Internal);
+        }
+        let result = self.conn.borrow_mut().stream_send(stream, &[], true);
+        self.mark_dirty();
+        match result {
+            Ok(_) => Ok(true),
+            Err(quiche::Error::Done) => Ok(false),
+            Err(error) => Err(flow_error(error)),
+        }
     }
 
     /// Reads what is there of `stream`.
