@@ -1,1 +1,78 @@
+//! A lane for tests: it keeps what is sent, until someone takes it.
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use qmux_proto::FlowError;
+use qmux_proto::control::Message;
+
+use super::encode::FlowLane;
+use crate::buffer::Datagram;
+use crate::quic::event::Event;
+use crate::quic::lane::DatagramRefused;
+
+/// One end of a lane.
+#[derive(Default)]
+pub(super) struct FakeLane {
+    pub(super) room: Cell<usize>,
+    pub(super) queue_max: Cell<usize>,
+    pub(super) datagrams: RefCell<VecDeque<Vec<u8>>>,
+    pub(super) control: RefCell<VecDeque<Message>>,
+    /// Something was sent.
+    pub(super) sent: Event,
+}
+
+impl FakeLane {
+    pub(super) fn new(room: usize) -> Rc<FakeLane> {
+        let lane = FakeLane::default();
+        lane.room.set(room);
+        lane.queue_max.set(usize::MAX);
+        Rc::new(lane)
+    }
+
+    /// Takes the datagrams that were sent.
+    pub(super) fn take(&self) -> Vec<Vec<u8>> {
+        self.datagrams.borrow_mut().drain(..).collect()
+    }
+
+    /// Takes the FlowClosed messages that were sent.
+    pub(super) fn take_closed(&self) -> Vec<(u64, FlowError)> {
+        let messages = self.control.borrow_mut().drain(..).collect::<Vec<_>>();
+        messages
+            .into_iter()
+            .map(|message| match message {
+                Message::FlowClosed(closed) => (closed.flow_id, closed.reason),
+                other => panic!("unexpected {other:?}"),
+            })
+            .collect()
+    }
+}
+
+impl FlowLane for FakeLane {
+    fn key(&self) -> u64 {
+        0
+    }
+
+    fn datagram_room(&self) -> usize {
+        self.room.get()
+    }
+
+    fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused> {
+        let mut datagrams = self.datagrams.borrow_mut();
+        if datagrams.len() >= self.queue_max.get() {
+            return Err(DatagramRefused::QueueFull);
+        }
+        if datagram.as_ref().len() > self.room.get() {
+            return Err(DatagramRefused::TooLarge);
+        }
+        datagrams.push_back(datagram.as_ref().to_vec());
+        self.sent.set();
+        Ok(())
+    }
+
+    fn send_control(&self, message: &Message) {
+        self.control.borrow_mut().push_back(message.clone());
+        self.sent.set();
+    }
+}

@@ -1,1 +1,374 @@
+//! The table against a model of it, by seeded simulation. Every run repeats by its seed:
+//! `QMUX_SEED=7 cargo test -p qmux-dp udp::table`.
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::rc::Rc;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::*;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+const LIMIT: usize = 200;
+const SEEDS: u64 = 20;
+const STEPS: usize = 5_000;
+
+/// Counts itself, as a ticket does.
+struct Ticket {
+    open: Rc<Cell<usize>>,
+    /// The flow lives elsewhere too, and must not expire here.
+    kept: bool,
+}
+
+impl Ticket {
+    fn new(open: &Rc<Cell<usize>>, kept: bool) -> Ticket {
+        open.set(open.get() + 1);
+        Ticket {
+            open: Rc::clone(open),
+            kept,
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.open.set(self.open.get() - 1);
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Expected {
+    lane: LaneToken,
+    id: u64,
+    known: bool,
+    last_activity: Instant,
+    kept: bool,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    opened: usize,
+    full: usize,
+    expired: usize,
+    kept: usize,
+    closed: usize,
+    ended_with_lane: usize,
+    known: usize,
+}
+
+struct Simulation {
+    random: StdRng,
+    now: Instant,
+    table: Table<Ticket>,
+    open: Rc<Cell<usize>>,
+    lanes: Vec<LaneToken>,
+    ended: Vec<LaneToken>,
+    model: BTreeMap<SocketAddr, Expected>,
+    ids: BTreeMap<LaneToken, u64>,
+    seen: Seen,
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Simulation {
+        Simulation {
+            random: StdRng::seed_from_u64(seed),
+            now: Instant::now(),
+            table: Table::new(TIMEOUT, LIMIT),
+            open: Rc::default(),
+            lanes: Vec::new(),
+            ended: Vec::new(),
+            model: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            seen: Seen::default(),
+        }
+    }
+
+    fn step(&mut self) {
+        match self.random.random_range(0..1_000) {
+            0..550 => self.packet(),
+            550..750 => self.reply(),
+            750..780 => self.introduce_again(),
+            780..850 => self.close(),
+            850..860 => self.close_visitor(),
+            860..870 => self.add_lane(),
+            870..874 => self.end_lane(),
+            874..960 => self.now += Duration::from_millis(self.random.random_range(0..2_000)),
+            _ => self.sweep(),
+        }
+    }
+
+    fn visitor(&mut self) -> SocketAddr {
+        let host = self.random.random_range(0..4);
+        let port = self.random.random_range(1..100);
+        (Ipv4Addr::new(192, 0, 2, host), port).into()
+    }
+
+    fn lane(&mut self) -> Option<LaneToken> {
+        let from = if self.random.random_bool(0.02) {
+            &self.ended
+        } else {
+            &self.lanes
+        };
+        (!from.is_empty()).then(|| from[self.random.random_range(0..from.len())])
+    }
+
+    /// A flow that there is, or a name that there is not.
+    fn flow(&mut self) -> Option<(LaneToken, u64)> {
+        let lane = self.lane()?;
+        let known: Vec<u64> = self
+            .model
+            .values()
+            .filter(|flow| flow.lane == lane)
+            .map(|flow| flow.id)
+            .collect();
+        let id = if known.is_empty() || self.random.random_bool(0.1) {
+            self.random.random_range(0..1_000)
+        } else {
+            known[self.random.random_range(0..known.len())]
+        };
+        Some((lane, id))
+    }
+
+    fn visitor_of(&self, lane: LaneToken, id: u64) -> Option<SocketAddr> {
+        self.model
+            .iter()
+            .find(|(_, flow)| (flow.lane, flow.id) == (lane, id))
+            .map(|(visitor, _)| *visitor)
+    }
+
+    fn packet(&mut self) {
+        let visitor = self.visitor();
+        let found = self
+            .table
+            .from_visitor(visitor, self.now)
+            .map(|flow| (flow.visitor, flow.lane, flow.id, flow.known));
+        if let Some(expected) = self.model.get_mut(&visitor) {
+            expected.last_activity = self.now;
+            let &mut Expected {
+                lane, id, known, ..
+            } = expected;
+            assert_eq!(found, Some((visitor, lane, id, known)));
+            return;
+        }
+        assert_eq!(found, None);
+        if let Some(lane) = self.lane() {
+            self.open(visitor, lane);
+        }
+    }
+
+    fn open(&mut self, visitor: SocketAddr, lane: LaneToken) {
+        let kept = self.random.random_bool(0.1);
+        let ticket = Ticket::new(&self.open, kept);
+        let opened = self
+            .table
+            .open(visitor, lane, ticket, self.now)
+            .map(|flow| (flow.id, flow.known));
+        if self.model.len() == LIMIT {
+            assert_eq!(opened, Err(OpenError::TableFull));
+            self.seen.full += 1;
+        } else if self.ended.contains(&lane) {
+            assert_eq!(opened, Err(OpenError::LaneEnded));
+        } else {
+            let next = self.ids.entry(lane).or_default();
+            assert_eq!(opened, Ok((*next, false)), "ids are never used again");
+            let expected = Expected {
+                lane,
+                id: *next,
+                known: false,
+                last_activity: self.now,
+                kept,
+            };
+            *next += 1;
+            self.model.insert(visitor, expected);
+            self.seen.opened += 1;
+        }
+    }
+
+    fn reply(&mut self) {
+        let Some((lane, id)) = self.flow() else {
+            return;
+        };
+        let found = self
+            .table
+            .from_lane(lane, id, self.now)
+            .map(|flow| (flow.visitor, flow.known));
+        let visitor = self.visitor_of(lane, id);
+        assert_eq!(found, visitor.map(|visitor| (visitor, true)));
+        if let Some(expected) = visitor.and_then(|visitor| self.model.get_mut(&visitor)) {
+            expected.known = true;
+            expected.last_activity = self.now;
+            self.seen.known += 1;
+        }
+    }
+
+    fn introduce_again(&mut self) {
+        let Some((lane, id)) = self.flow() else {
+            return;
+        };
+        let visitor = self.visitor_of(lane, id);
+        assert_eq!(self.table.introduce_again(lane, id), visitor.is_some());
+        if let Some(expected) = visitor.and_then(|visitor| self.model.get_mut(&visitor)) {
+            expected.known = false;
+        }
+    }
+
+    fn close(&mut self) {
+        let Some((lane, id)) = self.flow() else {
+            return;
+        };
+        let closed = self.table.close(lane, id).map(|flow| flow.visitor);
+        assert_eq!(closed, self.visitor_of(lane, id));
+        if let Some(visitor) = closed {
+            self.model.remove(&visitor);
+            self.seen.closed += 1;
+        }
+    }
+
+    fn close_visitor(&mut self) {
+        let visitor = self.visitor();
+        let Some(lane) = self.lane() else { return };
+        let there = self
+            .model
+            .get(&visitor)
+            .is_some_and(|flow| flow.lane == lane);
+        let closed = self.table.close_visitor(visitor, lane);
+        assert_eq!(closed.is_some(), there);
+        if there {
+            self.model.remove(&visitor);
+        }
+    }
+
+    fn add_lane(&mut self) {
+        let lane = self.table.add_lane();
+        assert!(!self.lanes.contains(&lane) && !self.ended.contains(&lane));
+        self.lanes.push(lane);
+    }
+
+    fn end_lane(&mut self) {
+        if self.lanes.is_empty() {
+            return;
+        }
+        let lane = self
+            .lanes
+            .swap_remove(self.random.random_range(0..self.lanes.len()));
+        self.ended.push(lane);
+        let mut ended: Vec<SocketAddr> = self
+            .table
+            .end_lane(lane)
+            .iter()
+            .map(|flow| flow.visitor)
+            .collect();
+        ended.sort();
+        let expected: Vec<SocketAddr> = self
+            .model
+            .iter()
+            .filter(|(_, flow)| flow.lane == lane)
+            .map(|(visitor, _)| *visitor)
+            .collect();
+        assert_eq!(ended, expected);
+        self.seen.ended_with_lane += ended.len();
+        self.model.retain(|_, flow| flow.lane != lane);
+    }
+
+    fn sweep(&mut self) {
+        while let Some(flow) = self.table.expire_next(self.now, |ticket| ticket.kept) {
+            let expected = self
+                .model
+                .remove(&flow.visitor)
+                .expect("it was in the table");
+            assert_eq!((expected.lane, expected.id), (flow.lane, flow.id));
+            assert!(!expected.kept, "a flow that is kept expired");
+            assert!(
+                expected.last_activity + TIMEOUT <= self.now,
+                "an active flow expired"
+            );
+            self.seen.expired += 1;
+        }
+        for (visitor, flow) in &self.model {
+            let due = flow.last_activity + TIMEOUT <= self.now;
+            self.seen.kept += usize::from(due && flow.kept);
+            assert!(!due || flow.kept, "{visitor} outlived its timeout");
+        }
+    }
+
+    /// Both indexes name each flow once, and nothing else; tickets, lanes and deadlines agree.
+    fn check(&self) {
+        let table = &self.table;
+        assert_eq!(table.len(), self.model.len());
+        assert_eq!(table.by_visitor.len(), self.model.len());
+        assert_eq!(self.open.get(), self.model.len(), "tickets");
+        assert!(table.len() <= LIMIT);
+        assert_eq!(table.has_room(), table.len() < LIMIT);
+        for (visitor, expected) in &self.model {
+            let key = table.by_visitor[visitor];
+            assert_eq!(table.lanes[&expected.lane].by_id[&expected.id], key);
+            let flow = &table.flows[key];
+            assert_eq!(flow.visitor, *visitor);
+            assert_eq!((flow.lane, flow.id), (expected.lane, expected.id));
+            assert_eq!(flow.known, expected.known);
+            assert_eq!(flow.last_activity, expected.last_activity);
+        }
+        let by_lane: usize = self.lanes.iter().map(|lane| table.lane_len(*lane)).sum();
+        assert_eq!(by_lane, self.model.len());
+        assert!(
+            self.ended
+                .iter()
+                .all(|lane| !table.lanes.contains_key(lane))
+        );
+        let entries = table.expiry.entries();
+        assert!(entries >= table.len(), "a flow without a deadline");
+        assert!(entries <= Expiry::<(LaneToken, u64)>::entries_max(LIMIT));
+    }
+
+    fn finish(mut self, seen: &mut Seen) {
+        for lane in std::mem::take(&mut self.lanes) {
+            drop(self.table.end_lane(lane));
+        }
+        assert_eq!(self.table.len(), 0);
+        assert_eq!(self.open.get(), 0, "each ticket was dropped");
+        seen.opened += self.seen.opened;
+        seen.full += self.seen.full;
+        seen.expired += self.seen.expired;
+        seen.kept += self.seen.kept;
+        seen.closed += self.seen.closed;
+        seen.ended_with_lane += self.seen.ended_with_lane;
+        seen.known += self.seen.known;
+    }
+}
+
+#[test]
+fn the_table_agrees_with_its_model() {
+    let seeds = match std::env::var("QMUX_SEED") {
+        Ok(seed) => vec![seed.parse().expect("QMUX_SEED is a number")],
+        Err(_) => (0..SEEDS).collect(),
+    };
+    let all = seeds.len() > 1;
+    let mut seen = Seen::default();
+    for seed in seeds {
+        println!("QMUX_SEED={seed}");
+        let mut simulation = Simulation::new(seed);
+        simulation.add_lane();
+        for _ in 0..STEPS {
+            simulation.step();
+            simulation.check();
+        }
+        simulation.finish(&mut seen);
+    }
+    for (count, what) in [
+        (seen.opened, "a flow that opened"),
+        (seen.full, "a full table"),
+        (seen.expired, "a flow that expired"),
+        (seen.kept, "a flow kept beyond its timeout"),
+        (seen.closed, "a flow that closed"),
+        (seen.ended_with_lane, "a flow that ended with its lane"),
+        (seen.known, "a flow that became known"),
+    ] {
+        assert!(
+            count > 0 || !all,
+            "the simulation never saw {what}: {seen:?}"
+        );
+    }
+}

@@ -1,0 +1,283 @@
+//! Visitors whose flow lives on another core: two traffic sockets on one thread, with mail between them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use qmux_proto::FlowError;
+use qmux_proto::datagram::Header;
+
+use super::super::UdpSettings;
+use super::super::fake::FakeLane;
+use super::super::server::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute};
+use super::support::{receive, run, socket, until};
+use crate::metrics::CoreCounters;
+use crate::sys::udp::UdpSocket;
+
+const LONG: Duration = Duration::from_secs(300);
+
+/// The core of whoever has a lane.
+const OWNER: usize = 1;
+const CLIENT: u64 = 77;
+
+struct Ticket(Arc<AtomicUsize>);
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Routes everything to the other core, and keeps the mail.
+#[derive(Default)]
+struct Router {
+    mail: RefCell<VecDeque<ForwardedUdp>>,
+    mailbox_full: Cell<bool>,
+    tickets: Arc<AtomicUsize>,
+    routed: Cell<usize>,
+}
+
+impl RouteUdp for Router {
+    fn route(&self, _visitor: SocketAddr) -> Option<UdpRoute> {
+        self.routed.set(self.routed.get() + 1);
+        self.tickets.fetch_add(1, Ordering::Relaxed);
+        Some(UdpRoute::Remote {
+            core: OWNER,
+            client: CLIENT,
+            ticket: Box::new(Ticket(Arc::clone(&self.tickets))),
+        })
+    }
+
+    fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {
+        assert_eq!((core, packet.client), (OWNER, CLIENT));
+        if self.mailbox_full.get() {
+            return false;
+        }
+        self.mail.borrow_mut().push_back(packet);
+        true
+    }
+}
+
+/// Routes nobody: all its flows come by mail.
+struct NoRoutes;
+
+impl RouteUdp for NoRoutes {
+    fn route(&self, _visitor: SocketAddr) -> Option<UdpRoute> {
+        None
+    }
+
+    fn forward(&self, _core: usize, _packet: ForwardedUdp) -> bool {
+        false
+    }
+}
+
+struct Cores {
+    receiver: Rc<TrafficSocket>,
+    receiver_counters: Arc<CoreCounters>,
+    addr: SocketAddr,
+    owner: Rc<TrafficSocket>,
+    owner_counters: Arc<CoreCounters>,
+    router: Rc<Router>,
+    visitor: UdpSocket,
+}
+
+impl Cores {
+    fn new(session_timeout: Duration) -> Cores {
+        let settings = UdpSettings {
+            session_timeout,
+            fragmentation: true,
+        };
+        let router = Rc::new(Router::default());
+        let (receiver_counters, owner_counters) =
+            <(Arc<CoreCounters>, Arc<CoreCounters>)>::default();
+        let front = socket();
+        let addr = front.local_addr();
+        Cores {
+            receiver: TrafficSocket::start(
+                front,
+                0,
+                settings,
+                Rc::clone(&router) as Rc<dyn RouteUdp>,
+                Arc::clone(&receiver_counters),
+            ),
+            receiver_counters,
+            addr,
+            owner: TrafficSocket::start(
+                socket(),
+                OWNER,
+                settings,
+                Rc::new(NoRoutes),
+                Arc::clone(&owner_counters),
+            ),
+            owner_counters,
+            router,
+            visitor: socket(),
+        }
+    }
+
+    fn lane(&self) -> (Rc<FakeLane>, Rc<LaneFlows>) {
+        let lane = FakeLane::new(1_150);
+        let flows = self.owner.attach_lane(Rc::clone(&lane));
+        (lane, flows)
+    }
+
+    fn visit(&self) {
+        self.visitor
+            .try_send(b"hello", 5, self.addr, None)
+            .expect("loopback");
+    }
+
+    /// One datagram of the visitor, received and carried to the core that owns the lane.
+    async fn visit_through(&self, lane: Option<&Rc<LaneFlows>>) {
+        self.visit();
+        until("mail", || !self.router.mail.borrow().is_empty()).await;
+        let packet = self.router.mail.borrow_mut().pop_front().expect("mail");
+        self.owner.packet_from_other_core(packet, lane.cloned());
+    }
+
+    fn tickets(&self) -> usize {
+        self.router.tickets.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn a_visitor_is_routed_once_and_its_datagrams_are_handed_over() {
+    run(async {
+        let cores = Cores::new(LONG);
+        let (lane, flows) = cores.lane();
+        for _ in 0..3 {
+            cores.visit_through(Some(&flows)).await;
+        }
+        assert_eq!((cores.router.routed.get(), cores.tickets()), (1, 1));
+        assert_eq!(
+            (cores.owner.flow_count(), cores.receiver.flow_count()),
+            (1, 0)
+        );
+        let datagrams = lane.take();
+        assert_eq!(datagrams.len(), 3);
+        for datagram in &datagrams {
+            let (header, payload) = Header::decode(datagram).expect("our own");
+            assert_eq!(
+                header.introduction(),
+                Some((cores.visitor.local_addr(), ""))
+            );
+            assert_eq!(payload, b"hello");
+        }
+        let mut reply = Vec::new();
+        Header::Whole { flow_id: 0 }.encode(&mut reply);
+        reply.extend_from_slice(b"there");
+        flows.datagram(&reply);
+        flows.datagrams_done();
+        assert_eq!(receive(&cores.visitor, 1).await[0].0, b"there");
+        cores.visit_through(Some(&flows)).await;
+        let (header, _) = Header::decode(&lane.take()[0])
+            .map(|(h, p)| (h.introduction().is_some(), p.len()))
+            .expect("our own");
+        assert!(!header, "the client knows the flow");
+        assert_eq!(cores.owner_counters.udp_flows_opened.get(), 1);
+        assert_eq!(cores.receiver_counters.udp_flows_opened.get(), 0);
+    });
+}
+
+#[test]
+fn a_flow_that_ended_on_its_core_is_routed_anew_by_the_next_datagram() {
+    run(async {
+        let cores = Cores::new(LONG);
+        let (_, first) = cores.lane();
+        cores.visit_through(Some(&first)).await;
+        first.lane_ended();
+        assert_eq!(cores.tickets(), 0);
+        let (lane, second) = cores.lane();
+        cores.visit_through(Some(&second)).await;
+        assert_eq!((cores.router.routed.get(), cores.tickets()), (2, 1));
+        assert_eq!(lane.take().len(), 1, "no datagram was lost");
+
+        second.flow_closed(0, FlowError::Expired);
+        assert_eq!(cores.tickets(), 0);
+        cores.visit_through(Some(&second)).await;
+        assert_eq!((cores.router.routed.get(), cores.tickets()), (3, 1));
+        assert_eq!(lane.take().len(), 1);
+    });
+}
+
+#[test]
+fn a_datagram_that_finds_neither_flow_nor_lane_is_counted() {
+    run(async {
+        let cores = Cores::new(LONG);
+        let (_, flows) = cores.lane();
+        cores.visit_through(None).await;
+        assert_eq!(cores.owner_counters.udp_dropped_no_client.get(), 1);
+        assert_eq!((cores.owner.flow_count(), cores.tickets()), (0, 0));
+        cores.visit_through(Some(&flows)).await;
+        assert_eq!((cores.owner.flow_count(), cores.tickets()), (1, 1));
+        cores.owner.stop();
+        flows.flow_closed(0, FlowError::NoError);
+        cores.visit_through(Some(&flows)).await;
+        assert_eq!((cores.owner.flow_count(), cores.tickets()), (0, 0));
+        assert_eq!(cores.owner_counters.udp_dropped_no_client.get(), 2);
+    });
+}
+
+#[test]
+fn a_full_mailbox_does_not_leave_a_visitor_without_a_route() {
+    run(async {
+        let cores = Cores::new(LONG);
+        let (_, flows) = cores.lane();
+        cores.router.mailbox_full.set(true);
+        cores.visit();
+        until("it is counted", || {
+            cores.receiver_counters.visitors_handover_dropped.get() == 1
+        })
+        .await;
+        assert_eq!(cores.tickets(), 0);
+        cores.router.mailbox_full.set(false);
+        cores.visit_through(Some(&flows)).await;
+        assert_eq!((cores.owner.flow_count(), cores.tickets()), (1, 1));
+    });
+}
+
+#[test]
+fn the_receiving_core_keeps_its_entry_as_long_as_the_flow_lives() {
+    run(async {
+        let cores = Cores::new(Duration::from_millis(200));
+        let (_, flows) = cores.lane();
+        cores.visit_through(Some(&flows)).await;
+        // Only the service talks, for several timeouts.
+        let mut reply = Vec::new();
+        Header::Whole { flow_id: 0 }.encode(&mut reply);
+        for _ in 0..60 {
+            flows.datagram(&reply);
+            flows.datagrams_done();
+            monoio::time::sleep(Duration::from_millis(10)).await;
+        }
+        cores.visit_through(Some(&flows)).await;
+        assert_eq!(cores.router.routed.get(), 1, "it was not forgotten");
+        until("the flow expires where it lives", || {
+            cores.owner.flow_count() == 0
+        })
+        .await;
+        assert_eq!(cores.tickets(), 0);
+        cores.visit_through(Some(&flows)).await;
+        assert_eq!(cores.router.routed.get(), 2);
+    });
+}
+
+#[test]
+fn both_sockets_let_go_of_everything_when_they_close() {
+    run(async {
+        let cores = Cores::new(LONG);
+        let (_, flows) = cores.lane();
+        cores.visit_through(Some(&flows)).await;
+        cores.owner.close();
+        cores.receiver.close();
+        assert_eq!(cores.tickets(), 0);
+        let (owner, receiver) = (Rc::downgrade(&cores.owner), Rc::downgrade(&cores.receiver));
+        drop((cores, flows));
+        let gone = |socket: &Weak<TrafficSocket>| socket.strong_count() == 0;
+        until("they are gone", || gone(&owner) && gone(&receiver)).await;
+    });
+}
