@@ -1,0 +1,110 @@
+//! TCP flows on the client: from a stream that the server opened to a connection with the service.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use qmux_proto::open::OPEN_HEADER_BYTES_MAX;
+use qmux_proto::{FlowError, OpenHeader, Protocol};
+use quinn::{RecvStream, SendStream};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tracing::{debug, trace};
+
+use super::Shared;
+use crate::lane::Lane;
+use crate::relay::{self, FlowEnd};
+
+/// How long the service may take to accept a connection.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the Open header may take to arrive; the server sends it in one piece.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Accepts flows until the lane ends.
+pub(super) async fn accept_flows(lane: &Arc<Lane>, shared: &Arc<Shared>) {
+    while let Ok((send, recv)) = lane.connection.accept_bi().await {
+        let (lane, shared) = (Arc::clone(lane), Arc::clone(shared));
+        tokio::spawn(async move {
+            let end = serve(send, recv, &lane, &shared).await;
+            debug!(?end, "TCP flow ended");
+        });
+    }
+}
+
+async fn serve(
+    mut send: SendStream,
+    mut recv: RecvStream,
+    lane: &Lane,
+    shared: &Shared,
+) -> FlowEnd {
+    let _counted = shared.tcp_flows.open();
+    let opening = async {
+        let early = timeout(HEADER_TIMEOUT, read_header(&mut recv))
+            .await
+            .unwrap_or(Err(FlowError::ProtocolViolation))?;
+        Ok((early, dial(shared).await?))
+    };
+    match opening.await {
+        Ok((early, socket)) => {
+            let reason = FlowError::ServiceReset;
+            relay::run(socket, (send, recv), early, reason, &lane.connection).await
+        }
+        Err(error) => {
+            relay::refuse(&mut send, &mut recv, error);
+            FlowEnd::Reset(error)
+        }
+    }
+}
+
+/// Reads the Open header. Returns what was read of the visitor's bytes behind it.
+async fn read_header(recv: &mut RecvStream) -> Result<Bytes, FlowError> {
+    let mut bytes = Bytes::new();
+    loop {
+        let chunk = recv
+            .read_chunk(OPEN_HEADER_BYTES_MAX, true)
+            .await
+            .map_err(|_| FlowError::Internal)?
+            .ok_or(FlowError::ProtocolViolation)?;
+        bytes = join(bytes, chunk.bytes);
+        let decoded = OpenHeader::decode(&bytes).map_err(|_| FlowError::ProtocolViolation)?;
+        if let Some((header, header_bytes)) = decoded {
+            trace!(?header, "flow opened");
+            if header.protocol != Protocol::Tcp {
+                return Err(FlowError::ProtocolViolation);
+            }
+            return Ok(bytes.split_off(header_bytes));
+        }
+    }
+}
+
+/// Almost always the header comes in one piece, and nothing is copied.
+fn join(before: Bytes, after: Bytes) -> Bytes {
+    if before.is_empty() {
+        return after;
+    }
+    let mut joined = BytesMut::from(before);
+    joined.extend_from_slice(&after);
+    joined.freeze()
+}
+
+async fn dial(shared: &Shared) -> Result<TcpStream, FlowError> {
+    let service = (shared.local.host.as_str(), shared.local.port);
+    match timeout(DIAL_TIMEOUT, TcpStream::connect(service)).await {
+        Ok(Ok(socket)) => {
+            // A service that is gone already is found by the relay.
+            let _gone = socket.set_nodelay(true);
+            Ok(socket)
+        }
+        Ok(Err(error)) => {
+            debug!(%error, "the service cannot be dialled");
+            Err(match error.kind() {
+                io::ErrorKind::ConnectionRefused => FlowError::DialRefused,
+                io::ErrorKind::TimedOut => FlowError::DialTimeout,
+                _ => FlowError::DialFailed,
+            })
+        }
+        Err(_) => Err(FlowError::DialTimeout),
+    }
+}

@@ -1,0 +1,81 @@
+//! QUIC endpoints: the sockets below quinn and what it is told about them.
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
+use socket2::{Domain, Protocol, Socket, Type};
+use tracing::warn;
+
+use crate::cid::CoreConnectionIds;
+use crate::gso_socket::GsoSocket;
+use crate::transport::Settings;
+
+/// Binds the socket of an endpoint. Where the system allows less than the buffers wanted it gives what it has.
+pub(crate) fn bind(address: SocketAddr, settings: &Settings) -> io::Result<UdpSocket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    if let Some(bytes) = settings.socket_buffer_bytes() {
+        for result in [
+            socket.set_recv_buffer_size(bytes),
+            socket.set_send_buffer_size(bytes),
+        ] {
+            if let Err(error) = result {
+                warn!(%error, "the buffers of the QUIC socket stay at the system's default");
+            }
+        }
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// The server's endpoint on a socket from [`bind`]. Call it on the runtime.
+pub(crate) fn server(
+    socket: UdpSocket,
+    config: ServerConfig,
+    settings: &Settings,
+) -> io::Result<Endpoint> {
+    let mut endpoint = endpoint_config(settings);
+    endpoint.cid_generator(|| Box::new(CoreConnectionIds));
+    start(endpoint, Some(config), socket, settings)
+}
+
+/// The client's endpoint. It reaches IPv4 and IPv6 servers, unless the host has no IPv6.
+pub(crate) fn client(settings: &Settings, server: SocketAddr) -> io::Result<Endpoint> {
+    let address: SocketAddr = match server {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0_u16; 8], 0).into(),
+    };
+    let socket = bind(address, settings)?;
+    start(endpoint_config(settings), None, socket, settings)
+}
+
+fn endpoint_config(settings: &Settings) -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    if settings.tuned() {
+        let result = config.max_udp_payload_size(settings.packet_bytes_max());
+        debug_assert!(result.is_ok(), "config allows at least 1,200 bytes");
+    }
+    config
+}
+
+fn start(
+    config: EndpointConfig,
+    server: Option<ServerConfig>,
+    socket: UdpSocket,
+    settings: &Settings,
+) -> io::Result<Endpoint> {
+    let runtime: Arc<dyn Runtime> = Arc::new(TokioRuntime);
+    if !settings.tuned() {
+        return Endpoint::new(config, server, socket, runtime);
+    }
+    let socket: Arc<dyn AsyncUdpSocket> = Arc::new(GsoSocket(runtime.wrap_udp_socket(socket)?));
+    Endpoint::new_with_abstract_socket(config, server, socket, runtime)
+}

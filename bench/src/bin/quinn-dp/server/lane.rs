@@ -1,0 +1,249 @@
+//! A lane on the server: from the handshake through the registration to its end.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use qmux_proto::control::{Message, RefuseReason, Register, RegisterAck, RegisterOutcome};
+use qmux_proto::{LaneError, PROTOCOL_VERSION};
+use quinn::{Endpoint, Incoming, SendStream};
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::registry::Registry;
+use super::udp_flow::UdpFlow;
+use super::{Listener, Shared, udp_traffic};
+use crate::cid::ONLY_CORE;
+use crate::control::{self, ControlError, ControlReader};
+use crate::lane::{self, Lane};
+
+/// The server's part of a lane.
+#[derive(Debug)]
+pub(super) struct ServerLane {
+    pub(super) lane: Lane,
+    register: Register,
+    udp_flows: RwLock<HashMap<u64, Arc<UdpFlow>>>,
+}
+
+impl ServerLane {
+    /// The index that the client gave it.
+    pub(super) fn index(&self) -> u64 {
+        self.register.lane_index
+    }
+
+    pub(super) fn add_udp_flow(&self, flow: &Arc<UdpFlow>) {
+        let mut flows = self
+            .udp_flows
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        flows.insert(flow.id(), Arc::clone(flow));
+    }
+
+    pub(super) fn udp_flow(&self, flow_id: u64) -> Option<Arc<UdpFlow>> {
+        let flows = self
+            .udp_flows
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        flows.get(&flow_id).cloned()
+    }
+
+    pub(super) fn remove_udp_flow(&self, flow_id: u64) -> Option<Arc<UdpFlow>> {
+        let mut flows = self
+            .udp_flows
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        flows.remove(&flow_id)
+    }
+
+    fn end_udp_flows(&self) {
+        let mut flows = self
+            .udp_flows
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (_, flow) in flows.drain() {
+            flow.end();
+        }
+    }
+}
+
+/// Accepts connections until the endpoint is closed.
+pub(super) async fn accept(endpoint: Endpoint, listener: Arc<Listener>) -> io::Result<()> {
+    while let Some(incoming) = endpoint.accept().await {
+        tokio::spawn(serve(incoming, Arc::clone(&listener)));
+    }
+    Ok(())
+}
+
+async fn serve(incoming: Incoming, listener: Arc<Listener>) {
+    let shared = &listener.shared;
+    let peer = incoming.remote_address();
+    let limit = shared.settings.handshake_timeout();
+    let connection = match timeout(limit, incoming).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            warn!(%peer, error = lane::describe_end(&error), "handshake failed");
+            return;
+        }
+        Err(_) => {
+            warn!(%peer, "the handshake did not complete in time");
+            return;
+        }
+    };
+    let registering = async {
+        let (send, recv) = connection
+            .accept_bi()
+            .await
+            .map_err(ControlError::LaneEnded)?;
+        let mut reader = ControlReader::new(recv);
+        match reader.next(limit).await? {
+            Message::Register(register) => Ok((send, reader, register)),
+            _ => Err(ControlError::Unexpected("the first one must be Register")),
+        }
+    };
+    let registered = timeout(limit, registering)
+        .await
+        .unwrap_or(Err(ControlError::Silent));
+    match registered {
+        Ok((send, reader, register)) => {
+            if let Err((reason, text)) = judge(&register, shared) {
+                refuse(connection, send, shared, reason, text).await;
+            } else {
+                run(connection, send, reader, register, &listener).await;
+            }
+        }
+        Err(error) => {
+            warn!(%peer, %error, "registration failed");
+            lane::close(&connection, error.lane_error(), &error.to_string());
+        }
+    }
+}
+
+/// Whether a lane can be taken.
+fn judge(register: &Register, shared: &Shared) -> Result<(), (RefuseReason, String)> {
+    if register.protocol_version != PROTOCOL_VERSION {
+        let text = format!(
+            "this server speaks version {PROTOCOL_VERSION}, not {}",
+            register.protocol_version
+        );
+        return Err((RefuseReason::UnsupportedVersion, text));
+    }
+    if register.lane_index >= register.lane_count {
+        let text = format!(
+            "lane index {} of {} lanes",
+            register.lane_index, register.lane_count
+        );
+        return Err((RefuseReason::BadRequest, text));
+    }
+    if shared.shutdown.has_started() {
+        return Err((RefuseReason::Draining, "the server stops".to_owned()));
+    }
+    Ok(())
+}
+
+fn ack(shared: &Shared, outcome: RegisterOutcome) -> Message {
+    Message::RegisterAck(RegisterAck {
+        outcome,
+        server_instance_id: shared.instance_id,
+        server_cores: 1,
+        lane_core: u64::from(ONLY_CORE),
+    })
+}
+
+async fn refuse(
+    connection: quinn::Connection,
+    mut send: SendStream,
+    shared: &Shared,
+    reason: RefuseReason,
+    text: String,
+) {
+    warn!(peer = %connection.remote_address(), %reason, text, "lane refused");
+    let message = ack(shared, RegisterOutcome::Refused { reason, text });
+    let told = async {
+        control::write(&mut send, &message).await?;
+        // Either of them fails only with the connection. The close must not overtake the reason.
+        let _ended = send.finish();
+        let _acknowledged = send.stopped().await;
+        Ok::<_, ControlError>(())
+    };
+    let _in_time = timeout(shared.settings.handshake_timeout(), told).await;
+    lane::close(&connection, LaneError::Refused, "");
+}
+
+async fn run(
+    connection: quinn::Connection,
+    mut send: SendStream,
+    reader: ControlReader,
+    register: Register,
+    listener: &Listener,
+) {
+    let (shared, registry) = (&listener.shared, &listener.registry);
+    let peer = connection.remote_address();
+    let (client, index) = (register.client_id.clone(), register.lane_index);
+    if let Err(error) = control::write(&mut send, &ack(shared, RegisterOutcome::Accepted)).await {
+        warn!(%peer, client, %error, "registration failed");
+        return;
+    }
+    let (lane, messages) = Lane::new(connection);
+    let lane = Arc::new(ServerLane {
+        lane,
+        register,
+        udp_flows: RwLock::default(),
+    });
+    registry.add(&lane, &lane.register);
+    info!(%peer, client, lane = index, "lane registered");
+
+    let datagrams = listener
+        .udp
+        .clone()
+        .map(|socket| tokio::spawn(udp_traffic::deliver(Arc::clone(&lane), socket)));
+    let interval = shared.timing.heartbeat_interval;
+    let end = tokio::select! {
+        read = read_messages(&lane, reader, shared, registry) => read,
+        written = control::write_messages(&lane.lane, send, messages, interval) => written,
+    };
+    registry.remove(&lane);
+    let reason = match end {
+        Err(error) => {
+            lane.lane.close(error.lane_error(), &error.to_string());
+            error.to_string()
+        }
+        Ok(()) => String::new(),
+    };
+    if let Some(datagrams) = datagrams {
+        datagrams.abort();
+    }
+    lane.end_udp_flows();
+    info!(%peer, client, lane = index, reason, "lane ended");
+}
+
+/// Handles the client's messages until the lane ends.
+async fn read_messages(
+    lane: &Arc<ServerLane>,
+    mut reader: ControlReader,
+    shared: &Shared,
+    registry: &Registry,
+) -> Result<(), ControlError> {
+    loop {
+        match reader.next(shared.timing.health_timeout).await? {
+            Message::Heartbeat(heartbeat) => lane.lane.hear(heartbeat.sequence),
+            Message::FlowClosed(closed) => {
+                if let Some(flow) = lane.remove_udp_flow(closed.flow_id) {
+                    debug!(flow = closed.flow_id, reason = %closed.reason, "UDP flow closed");
+                    flow.end();
+                }
+            }
+            Message::GoAway(go_away) => {
+                info!(client = lane.register.client_id, reason = %go_away.reason, "client drains");
+                registry.retire(lane);
+            }
+            // The service's health is not asked for; the client says it all the same.
+            Message::ServiceHealth(_) => {}
+            Message::Register(_) => return Err(ControlError::Unexpected("a second Register")),
+            Message::RegisterAck(_) | Message::AuthChallenge(_) | Message::AuthProof(_) => {
+                return Err(ControlError::Unexpected(
+                    "not for a registered client to say",
+                ));
+            }
+        }
+    }
+}
