@@ -26,9 +26,13 @@ use super::encode::{self, FlowLane};
 use super::expiry::Expiry;
 use super::incoming::Incoming;
 use super::notices::Notices;
-use super::{RECEIVE_CALLS_PER_TURN, TurnClock, UdpSettings, WAIT_ERROR_PAUSE, with_receive_batch};
+use super::{
+    EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, TurnClock, UdpSettings, WAIT_ERROR_PAUSE,
+    with_receive_batch,
+};
 use crate::metrics::CoreCounters;
 use crate::quic::event::{Event, yield_now};
+use crate::sys::bind::raise_udp_buffers;
 use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
 
 /// Flows of one lane. Each has a socket, and with one port per flow towards one service there are at most 28,232 of
@@ -43,6 +47,7 @@ pub(crate) struct ClientFlows {
     lane: Rc<dyn FlowLane>,
     service: ServiceAddr,
     settings: UdpSettings,
+    flows_max: usize,
     counters: Arc<CoreCounters>,
     // The server counts its flow ids up from 0, and is authenticated: a fast hash is safe.
     flows: RefCell<HashMap<u64, Rc<Flow>, FxBuildHasher>>,
@@ -80,10 +85,22 @@ impl ClientFlows {
         settings: UdpSettings,
         counters: Arc<CoreCounters>,
     ) -> Rc<ClientFlows> {
+        ClientFlows::with_limit(lane, service, settings, counters, LANE_FLOWS_MAX)
+    }
+
+    /// The same with another limit of flows, for tests.
+    pub(super) fn with_limit(
+        lane: Rc<dyn FlowLane>,
+        service: ServiceAddr,
+        settings: UdpSettings,
+        counters: Arc<CoreCounters>,
+        flows_max: usize,
+    ) -> Rc<ClientFlows> {
         let flows = Rc::new(ClientFlows {
             lane,
             service,
             settings,
+            flows_max,
             flows: RefCell::default(),
             expiry: RefCell::new(Expiry::new(settings.session_timeout)),
             incoming: RefCell::new(Incoming::new()),
@@ -101,6 +118,7 @@ impl ClientFlows {
     }
 
     /// The flows that are open.
+    #[allow(dead_code, reason = "for the gauges of the admin endpoint")]
     pub(crate) fn flow_count(&self) -> usize {
         self.flows.borrow().len()
     }
@@ -150,7 +168,8 @@ impl ClientFlows {
         self.end(None);
     }
 
-    /// Ends all flows and tells the server.
+    /// Ends all flows and tells the server. A lane that is closed needs no such thing.
+    #[allow(dead_code, reason = "for a lane that outlives its flows")]
     pub(crate) fn shutdown(&self) {
         self.end(Some(FlowError::Draining));
     }
@@ -181,7 +200,7 @@ impl ClientFlows {
             self.tell_closed(id, FlowError::UnknownFlow, now);
             return None;
         };
-        if self.flows.borrow().len() >= LANE_FLOWS_MAX {
+        if self.flows.borrow().len() >= self.flows_max {
             self.counters.udp_dropped_flow_limit.increment();
             self.tell_closed(id, FlowError::LimitReached, now);
             return None;
@@ -371,12 +390,19 @@ impl ClientFlows {
             if over {
                 return;
             }
-            self.sweep(Instant::now());
+            while self.expire(Instant::now()) {
+                yield_now().await;
+            }
+            self.incoming
+                .borrow_mut()
+                .sweep(Instant::now(), &self.counters);
+            self.notices.borrow_mut().turn_over();
         }
     }
 
-    fn sweep(&self, now: Instant) {
-        loop {
+    /// Ends some of the flows that are due. True if there may be more.
+    fn expire(&self, now: Instant) -> bool {
+        for _ in 0..EXPIRED_PER_TURN {
             let expired = {
                 let mut flows = self.flows.borrow_mut();
                 self.expiry
@@ -386,13 +412,12 @@ impl ClientFlows {
                     })
                     .and_then(|id| flows.remove(&id))
             };
-            let Some(flow) = expired else { break };
+            let Some(flow) = expired else { return false };
             self.counters.udp_flows_expired.increment();
             self.close(&flow, FlowError::Expired);
             self.tell_closed(flow.id, FlowError::Expired, now);
         }
-        self.incoming.borrow_mut().sweep(now, &self.counters);
-        self.notices.borrow_mut().turn_over();
+        true
     }
 }
 
@@ -405,6 +430,9 @@ fn connect(service: SocketAddr) -> io::Result<UdpSocket> {
     };
     let socket = StdUdpSocket::bind(any)?;
     socket.connect(service)?;
+    // As large as the kernel allows; what it grants was told for the sockets of the core. A service may answer in
+    // bursts, and the default holds about 90 datagrams of 1,000 bytes.
+    let _granted = raise_udp_buffers(&socket);
     UdpSocket::adopt(socket, Purpose::Traffic)
 }
 

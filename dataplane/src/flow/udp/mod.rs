@@ -7,12 +7,6 @@
 //!
 //! All of it lives on one core. No borrow of a `RefCell` is held across an `await` or a call to another module.
 
-// Until the server and the client are wired to this, much of it is used by tests alone.
-#![cfg_attr(
-    not(test),
-    allow(dead_code, reason = "the roles that use it are being written")
-)]
-
 pub(crate) mod batch;
 pub(crate) mod client;
 pub(crate) mod encode;
@@ -41,6 +35,9 @@ const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
 /// Shortest time between two looks, so that a tiny timeout does not keep an idle core awake.
 const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(50);
+
+/// Flows that expire before the other tasks of the core get a turn: a quarter of a millisecond's work.
+const EXPIRED_PER_TURN: usize = 256;
 
 /// Wait after an error of waiting itself, so that an error that persists does not spin.
 const WAIT_ERROR_PAUSE: Duration = Duration::from_millis(100);

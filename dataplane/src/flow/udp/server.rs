@@ -25,7 +25,9 @@ use super::batch::Batcher;
 use super::encode::FlowLane;
 pub(crate) use super::server_lane::LaneFlows;
 use super::table::{FLOWS_MAX, LaneToken, Table};
-use super::{RECEIVE_CALLS_PER_TURN, UdpSettings, WAIT_ERROR_PAUSE, with_receive_batch};
+use super::{
+    EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, UdpSettings, WAIT_ERROR_PAUSE, with_receive_batch,
+};
 use crate::metrics::CoreCounters;
 use crate::quic::event::{Event, yield_now};
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
@@ -193,6 +195,7 @@ impl TrafficSocket {
     }
 
     /// Flows that ride lanes of this core.
+    #[allow(dead_code, reason = "for the gauges of the admin endpoint")]
     pub(crate) fn flow_count(&self) -> usize {
         let table = self.table.borrow();
         table.len() - table.lane_len(self.remote)
@@ -329,7 +332,7 @@ impl TrafficSocket {
     /// The flow of a visitor that has just sent something: its place, its id and whether the peer knows it.
     fn find(&self, visitor: SocketAddr, now: Instant) -> Option<(Place, u64, bool)> {
         let mut table = self.table.borrow_mut();
-        let flow = table.from_visitor(visitor, now)?;
+        let flow = table.packet_from(visitor, now)?;
         Some((flow.data.clone(), flow.id, flow.known))
     }
 
@@ -455,26 +458,31 @@ impl TrafficSocket {
             if over {
                 return;
             }
-            self.sweep(Instant::now());
+            while self.expire(Instant::now()) {
+                yield_now().await;
+            }
+            let now = Instant::now();
+            let lanes: Vec<_> = self.lanes.borrow().values().cloned().collect();
+            for lane in lanes {
+                lane.sweep(now);
+            }
         }
     }
 
-    fn sweep(&self, now: Instant) {
+    /// Ends some of the flows that are due. True if there may be more.
+    fn expire(&self, now: Instant) -> bool {
         // An entry for another core lives as long as the flow does there, which also sees the client's datagrams.
         let lives_elsewhere =
             |place: &Place| matches!(place, Place::Remote(flow) if !flow.is_gone());
-        loop {
+        for _ in 0..EXPIRED_PER_TURN {
             let expired = self.table.borrow_mut().expire_next(now, lives_elsewhere);
-            let Some(flow) = expired else { break };
+            let Some(flow) = expired else { return false };
             if let Place::Local(local) = &flow.data {
                 self.counters.udp_flows_expired.increment();
                 local.lane.closed(&flow, FlowError::Expired, Some(now));
             }
         }
-        let lanes: Vec<_> = self.lanes.borrow().values().cloned().collect();
-        for lane in lanes {
-            lane.sweep(now);
-        }
+        true
     }
 }
 

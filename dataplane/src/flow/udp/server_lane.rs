@@ -61,6 +61,7 @@ impl LaneFlows {
     }
 
     /// The flows that ride the lane.
+    #[allow(dead_code, reason = "for the gauges of the admin endpoint")]
     pub(crate) fn flow_count(&self) -> usize {
         self.traffic.table.borrow().lane_len(self.token)
     }
@@ -87,7 +88,7 @@ impl LaneFlows {
         let id = header.flow_id();
         let found = table
             .borrow_mut()
-            .from_lane(self.token, id, now)
+            .packet_through(self.token, id, now)
             .and_then(|flow| match &flow.data {
                 Place::Local(local) => Some((flow.visitor, local.to_ip.get())),
                 Place::Remote { .. } => None,
@@ -175,7 +176,7 @@ impl LaneFlows {
         encode::send(
             &*self.lane,
             id,
-            (!known).then_some((visitor, SERVICE)),
+            (!known).then(|| (canonical(visitor), SERVICE)),
             payload,
             &flow.packet_id,
             self.traffic.settings.fragmentation,
@@ -209,6 +210,11 @@ impl LaneFlows {
             .sweep(now, &self.traffic.counters);
         self.notices.borrow_mut().turn_over();
     }
+}
+
+/// The address as the visitor knows it: a socket of both families sees IPv4 addresses mapped into IPv6.
+fn canonical(visitor: SocketAddr) -> SocketAddr {
+    SocketAddr::new(visitor.ip().to_canonical(), visitor.port())
 }
 
 impl fmt::Debug for LaneFlows {

@@ -135,7 +135,7 @@ impl<T> Table<T> {
     }
 
     /// A datagram came from `visitor`: its flow, if it has one.
-    pub(super) fn from_visitor(
+    pub(super) fn packet_from(
         &mut self,
         visitor: SocketAddr,
         now: Instant,
@@ -146,7 +146,7 @@ impl<T> Table<T> {
     }
 
     /// A datagram of a flow came through `lane`, so the peer knows that flow.
-    pub(super) fn from_lane(
+    pub(super) fn packet_through(
         &mut self,
         lane: LaneToken,
         id: u64,

@@ -143,7 +143,7 @@ impl Simulation {
         let visitor = self.visitor();
         let found = self
             .table
-            .from_visitor(visitor, self.now)
+            .packet_from(visitor, self.now)
             .map(|flow| (flow.visitor, flow.lane, flow.id, flow.known));
         if let Some(expected) = self.model.get_mut(&visitor) {
             expected.last_activity = self.now;
@@ -193,7 +193,7 @@ impl Simulation {
         };
         let found = self
             .table
-            .from_lane(lane, id, self.now)
+            .packet_through(lane, id, self.now)
             .map(|flow| (flow.visitor, flow.known));
         let visitor = self.visitor_of(lane, id);
         assert_eq!(found, visitor.map(|visitor| (visitor, true)));

@@ -3,5 +3,7 @@
 mod batching;
 mod encoding;
 mod handover;
+mod hostile_peers;
 mod support;
 mod through_lanes;
+mod world;

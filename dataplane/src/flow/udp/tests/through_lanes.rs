@@ -1,193 +1,14 @@
-//! Visitor to service and back, through a lane whose two ends are joined in memory.
+//! Visitor to service and back: payloads, and the lives of flows.
 
-use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use qmux_proto::FlowError;
-use qmux_proto::control::Message;
 use qmux_proto::datagram::Header;
 
-use super::super::UdpSettings;
 use super::super::client::ClientFlows;
-use super::super::fake::FakeLane;
-use super::super::server::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute};
-use super::support::{assert_payloads, payload, receive, run, socket, std_socket, until};
-use crate::metrics::CoreCounters;
-use crate::sys::udp::{ReceiveBatch, UdpSocket};
-
-const LONG: Duration = Duration::from_secs(300);
-const SHORT: Duration = Duration::from_millis(200);
-
-fn settings(session_timeout: Duration) -> UdpSettings {
-    UdpSettings {
-        session_timeout,
-        fragmentation: true,
-    }
-}
-
-/// Routes to the lane that is set, and counts tickets.
-#[derive(Default)]
-struct Router {
-    lane: RefCell<Option<Rc<LaneFlows>>>,
-    tickets: Rc<Cell<usize>>,
-    routed: Cell<usize>,
-}
-
-struct Ticket(Rc<Cell<usize>>);
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
-
-impl RouteUdp for Router {
-    fn route(&self, _visitor: SocketAddr) -> Option<UdpRoute> {
-        self.routed.set(self.routed.get() + 1);
-        let lane = self.lane.borrow().clone()?;
-        self.tickets.set(self.tickets.get() + 1);
-        Some(UdpRoute::Local {
-            lane,
-            ticket: Box::new(Ticket(Rc::clone(&self.tickets))),
-        })
-    }
-
-    fn forward(&self, _core: usize, _packet: ForwardedUdp) -> bool {
-        panic!("there is one core");
-    }
-}
-
-/// A lane with both its ends.
-struct Joined {
-    server_end: Rc<FakeLane>,
-    client_end: Rc<FakeLane>,
-    server: Rc<LaneFlows>,
-    client: Rc<ClientFlows>,
-    counters: Arc<CoreCounters>,
-}
-
-struct World {
-    traffic: Rc<TrafficSocket>,
-    addr: SocketAddr,
-    router: Rc<Router>,
-    counters: Arc<CoreCounters>,
-}
-
-impl World {
-    fn new(session_timeout: Duration) -> World {
-        let counters = Arc::new(CoreCounters::default());
-        let router = Rc::new(Router::default());
-        let socket = socket();
-        let addr = socket.local_addr();
-        let traffic = TrafficSocket::start(
-            socket,
-            0,
-            settings(session_timeout),
-            Rc::clone(&router) as Rc<dyn RouteUdp>,
-            Arc::clone(&counters),
-        );
-        World {
-            traffic,
-            addr,
-            router,
-            counters,
-        }
-    }
-
-    /// Joins a client and routes new visitors to it.
-    fn join(&self, service: SocketAddr, session_timeout: Duration) -> Joined {
-        let server_end = FakeLane::new(1_150);
-        let client_end = FakeLane::new(1_150);
-        let counters = Arc::new(CoreCounters::default());
-        let client = ClientFlows::new(
-            Rc::clone(&client_end),
-            Rc::new(move || Some(service)),
-            settings(session_timeout),
-            Arc::clone(&counters),
-        );
-        let server = self.traffic.attach_lane(Rc::clone(&server_end));
-        *self.router.lane.borrow_mut() = Some(Rc::clone(&server));
-        Joined {
-            server_end,
-            client_end,
-            server,
-            client,
-            counters,
-        }
-    }
-
-    /// Sends one datagram of a visitor.
-    fn visit(&self, visitor: &UdpSocket, payload: &[u8]) {
-        visitor
-            .try_send(payload, payload.len(), self.addr, None)
-            .expect("loopback takes it");
-    }
-}
-
-impl Joined {
-    /// Carries what was sent at one end to the other; true if that was something.
-    fn carry(&self) -> bool {
-        let to_client = self.server_end.take();
-        let to_server = self.client_end.take();
-        for datagram in &to_client {
-            self.client.datagram(datagram);
-        }
-        for datagram in &to_server {
-            self.server.datagram(datagram);
-        }
-        self.client.datagrams_done();
-        self.server.datagrams_done();
-        let closed_by_server = self.server_end.take_closed();
-        let closed_by_client = self.client_end.take_closed();
-        for (flow_id, reason) in &closed_by_server {
-            self.client.flow_closed(*flow_id, *reason);
-        }
-        for (flow_id, reason) in &closed_by_client {
-            self.server.flow_closed(*flow_id, *reason);
-        }
-        !(to_client.is_empty()
-            && to_server.is_empty()
-            && closed_by_client.is_empty()
-            && closed_by_server.is_empty())
-    }
-
-    /// Carries until `condition` holds.
-    async fn carry_until(&self, what: &str, mut condition: impl FnMut() -> bool) {
-        until(what, || {
-            self.carry();
-            condition()
-        })
-        .await;
-    }
-
-    /// Receives `count` datagrams at `socket` while the lane carries.
-    async fn receive(&self, socket: &UdpSocket, count: usize) -> Vec<(Vec<u8>, SocketAddr)> {
-        let mut batch = ReceiveBatch::new();
-        let mut received = Vec::new();
-        self.carry_until("datagrams through the lane", || {
-            while socket.try_receive(&mut batch).is_ok() {
-                batch.for_each(|datagram| received.push((datagram.data.to_vec(), datagram.from)));
-            }
-            received.len() >= count
-        })
-        .await;
-        received
-    }
-
-    /// Sends one datagram there and back, and returns who the service saw.
-    async fn echo(&self, world: &World, visitor: &UdpSocket, service: &UdpSocket) -> SocketAddr {
-        world.visit(visitor, b"ping");
-        let (request, peer) = self.receive(service, 1).await.remove(0);
-        assert_eq!(request, b"ping");
-        service.try_send(b"pong", 4, peer, None).expect("loopback");
-        let (reply, from) = self.receive(visitor, 1).await.remove(0);
-        assert_eq!((&reply[..], from), (&b"pong"[..], world.addr));
-        peer
-    }
-}
+use super::support::{adopt, assert_payloads, payload, run, socket, std_socket, until};
+use super::world::{LONG, SHORT, World, settings};
 
 #[test]
 fn payloads_of_all_sizes_pass_both_ways() {
@@ -460,8 +281,7 @@ fn a_service_that_comes_back_finds_its_flows() {
             (world.traffic.flow_count(), lane.client.flow_count()),
             (1, 1)
         );
-        let service =
-            super::support::adopt(std::net::UdpSocket::bind(addr).expect("the port is free again"));
+        let service = adopt(std::net::UdpSocket::bind(addr).expect("the port is free again"));
         lane.echo(&world, &visitor, &service).await;
         assert_eq!(world.counters.udp_flows_opened.get(), 1);
     });
@@ -493,122 +313,63 @@ fn a_service_without_an_address_refuses_the_flow() {
 }
 
 #[test]
-fn a_lane_cannot_use_the_flows_of_another() {
+fn a_client_with_all_the_flows_it_may_have_refuses_more() {
     run(async {
-        let (visitor, service) = (socket(), socket());
+        let (visitor, newcomer, service) = (socket(), socket(), socket());
         let world = World::new(LONG);
-        let theirs = world.join(service.local_addr(), LONG);
-        theirs.echo(&world, &visitor, &service).await;
-        let intruder = world.join(service.local_addr(), LONG);
-        let mut datagram = Vec::new();
-        Header::Whole { flow_id: 0 }.encode(&mut datagram);
-        intruder.server.datagram(&datagram);
-        intruder.server.datagram(&datagram);
-        intruder.server.flow_closed(0, FlowError::NoError);
-        intruder.server.flow_closed(0, FlowError::UnknownFlow);
-        intruder.server.datagrams_done();
-        assert_eq!(world.counters.udp_dropped_unknown_flow.get(), 2);
-        assert_eq!(
-            intruder.server_end.take_closed(),
-            [(0, FlowError::UnknownFlow)],
-            "told once in a turn"
+        let mut lane = world.join(service.local_addr(), LONG);
+        let addr = service.local_addr();
+        lane.client = ClientFlows::with_limit(
+            Rc::clone(&lane.client_end) as Rc<_>,
+            Rc::new(move || Some(addr)),
+            settings(LONG),
+            Arc::clone(&lane.counters),
+            1,
         );
-        assert_eq!(world.traffic.flow_count(), 1);
-        assert!(visitor.try_receive(&mut ReceiveBatch::new()).is_err());
-    });
-}
-
-#[test]
-fn datagrams_that_make_no_sense_are_dropped_and_counted() {
-    run(async {
-        let (visitor, service) = (socket(), socket());
-        let world = World::new(LONG);
-        let lane = world.join(service.local_addr(), LONG);
         lane.echo(&world, &visitor, &service).await;
-        let mut introduction = Vec::new();
-        let first = Header::First {
-            flow_id: 0,
-            visitor: visitor.local_addr(),
-            service: "",
-        };
-        first.encode(&mut introduction);
-        // A client does not introduce flows.
-        lane.server.datagram(&introduction);
-        for broken in [&[][..], &[0xc0][..], &[0x02, 0x00, 0x05, 0x03][..]] {
-            lane.server.datagram(broken);
-            lane.client.datagram(broken);
-        }
-        // Two fragments of one packet that contradict each other.
-        for count in [3, 4] {
-            let mut datagram = Vec::new();
-            let header = Header::Fragment {
-                flow_id: 0,
-                packet_id: 9,
-                index: count - 3,
-                count,
-            };
-            header.encode(&mut datagram);
-            datagram.extend_from_slice(b"part");
-            lane.server.datagram(&datagram);
-        }
-        lane.server.datagrams_done();
-        lane.client.datagrams_done();
-        assert_eq!(world.counters.udp_dropped_malformed.get(), 5);
-        assert_eq!(lane.counters.udp_dropped_malformed.get(), 3);
-        assert_eq!(world.counters.udp_dropped_incomplete.get(), 1);
-        lane.echo(&world, &visitor, &service).await;
-    });
-}
-
-#[test]
-fn a_fragment_that_is_lost_costs_its_packet_alone() {
-    run(async {
-        let (visitor, service) = (socket(), socket());
-        let world = World::new(LONG);
-        let lane = world.join(service.local_addr(), LONG);
-        for (number, bytes) in [3_000, 5_000, 4_000].into_iter().enumerate() {
-            world.visit(&visitor, &payload(number, bytes));
-        }
-        until("all are in the lane", || {
-            lane.server_end.datagrams.borrow().len() >= 12
+        world.visit(&newcomer, b"me too");
+        lane.carry_until("it is refused", || {
+            lane.counters.udp_dropped_flow_limit.get() == 1
         })
         .await;
-        // The second packet loses a part; the rest arrives backwards.
-        let mut datagrams = lane.server_end.take();
-        datagrams.remove(4);
-        for datagram in datagrams.iter().rev() {
-            lane.client.datagram(datagram);
-        }
-        lane.client.datagrams_done();
-        let received = receive(&service, 2).await;
-        assert_payloads(&received, &[payload(2, 4_000), payload(0, 3_000)]);
-        lane.client.flow_closed(0, FlowError::NoError);
-        lane.client.datagrams_done();
-        assert_eq!(lane.counters.udp_dropped_incomplete.get(), 1);
-        assert_eq!(lane.counters.udp_datagrams_reassembled.get(), 2);
+        lane.carry();
+        assert_eq!(
+            (world.traffic.flow_count(), lane.client.flow_count()),
+            (1, 1)
+        );
+        assert_eq!(world.router.tickets.get(), 1);
+        lane.echo(&world, &visitor, &service).await;
     });
 }
 
 #[test]
-fn notices_beyond_their_bound_are_left_out() {
+fn ipv4_visitors_of_a_socket_of_both_families_are_served() {
     run(async {
-        let world = World::new(LONG);
-        let lane = world.join(world.addr, LONG);
-        for flow_id in 0..5_000 {
-            let mut datagram = Vec::new();
-            Header::Whole { flow_id }.encode(&mut datagram);
-            lane.client.datagram(&datagram);
-            lane.client.datagrams_done();
+        let (visitor, service) = (socket(), socket());
+        let both = std::net::UdpSocket::bind("[::]:0").expect("IPv6 is there");
+        let mut world = World::on(adopt(both), LONG);
+        world.addr.set_ip(visitor.local_addr().ip());
+        let lane = world.join(service.local_addr(), LONG);
+        world.visit(&visitor, b"first");
+        until("a datagram in the lane", || {
+            !lane.server_end.datagrams.borrow().is_empty()
+        })
+        .await;
+        let introduced = {
+            let datagrams = lane.server_end.datagrams.borrow();
+            let (header, _) = Header::decode(&datagrams[0]).expect("our own");
+            header.introduction().map(|(visitor, _)| visitor)
+        };
+        assert_eq!(introduced, Some(visitor.local_addr()));
+        let peer = lane.receive(&service, 1).await[0].1;
+        let replies: Vec<_> = (0..100).map(|number| payload(number, 1_000)).collect();
+        for reply in &replies {
+            service
+                .try_send(reply, reply.len(), peer, None)
+                .expect("loopback");
         }
-        let told = lane.client_end.control.borrow().len();
-        assert!((1..=1_024).contains(&told), "told {told} times");
-        assert_eq!(lane.counters.udp_dropped_unknown_flow.get(), 5_000);
-        let all_closed = lane
-            .client_end
-            .control
-            .borrow()
-            .iter()
-            .all(|message| matches!(message, Message::FlowClosed(_)));
-        assert!(all_closed);
+        let received = lane.receive(&visitor, 100).await;
+        assert_payloads(&received, &replies);
+        assert!(received.iter().all(|(_, from)| *from == world.addr));
     });
 }
