@@ -4,6 +4,9 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
+use aws_lc_rs::hmac;
+use quinn::crypto::HmacKey;
+use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::warn;
@@ -11,6 +14,28 @@ use tracing::warn;
 use crate::cid::CoreConnectionIds;
 use crate::gso_socket::GsoSocket;
 use crate::transport::Settings;
+
+/// What the endpoints of a server have in common.
+pub(crate) struct QuicServer {
+    config: ServerConfig,
+    /// What stateless resets are computed with (RFC 9000 section 10.3).
+    reset_key: Arc<dyn HmacKey>,
+}
+
+impl QuicServer {
+    /// The reset key follows from the private key and thus survives a restart: a client of the run before learns with
+    /// its next packet that its lane is gone, rather than by its idle timeout.
+    pub(crate) fn new(tls: QuicServerConfig, private_key: &[u8], settings: &Settings) -> Self {
+        let mut config = ServerConfig::with_crypto(Arc::new(tls));
+        config.transport_config(settings.server());
+        let key = hmac::Key::new(hmac::HMAC_SHA256, private_key);
+        let derived = hmac::sign(&key, b"qmux-dp stateless reset");
+        Self {
+            config,
+            reset_key: Arc::new(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref())),
+        }
+    }
+}
 
 /// Binds the socket of an endpoint. Where the system allows less than the buffers wanted it gives what it has.
 pub(crate) fn bind(address: SocketAddr, settings: &Settings) -> io::Result<UdpSocket> {
@@ -39,12 +64,13 @@ pub(crate) fn bind(address: SocketAddr, settings: &Settings) -> io::Result<UdpSo
 /// The server's endpoint on a socket from [`bind`]. Call it on the runtime.
 pub(crate) fn server(
     socket: UdpSocket,
-    config: ServerConfig,
+    server: &QuicServer,
     settings: &Settings,
 ) -> io::Result<Endpoint> {
-    let mut endpoint = endpoint_config(settings);
+    let mut endpoint = EndpointConfig::new(Arc::clone(&server.reset_key));
+    adjust(&mut endpoint, settings);
     endpoint.cid_generator(|| Box::new(CoreConnectionIds));
-    start(endpoint, Some(config), socket, settings)
+    start(endpoint, Some(server.config.clone()), socket, settings)
 }
 
 /// The client's endpoint. It reaches IPv4 and IPv6 servers, unless the host has no IPv6.
@@ -54,16 +80,16 @@ pub(crate) fn client(settings: &Settings, server: SocketAddr) -> io::Result<Endp
         SocketAddr::V6(_) => ([0_u16; 8], 0).into(),
     };
     let socket = bind(address, settings)?;
-    start(endpoint_config(settings), None, socket, settings)
+    let mut endpoint = EndpointConfig::default();
+    adjust(&mut endpoint, settings);
+    start(endpoint, None, socket, settings)
 }
 
-fn endpoint_config(settings: &Settings) -> EndpointConfig {
-    let mut config = EndpointConfig::default();
+fn adjust(config: &mut EndpointConfig, settings: &Settings) {
     if settings.tuned() {
         let result = config.max_udp_payload_size(settings.packet_bytes_max());
         debug_assert!(result.is_ok(), "config allows at least 1,200 bytes");
     }
-    config
 }
 
 fn start(

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::control::Timing;
-use crate::endpoint;
+use crate::endpoint::{self, QuicServer};
 use crate::flows::FlowCount;
 use crate::shutdown::Shutdown;
 use crate::start_error::StartError;
@@ -74,14 +74,14 @@ pub(crate) struct Bound {
     config: Server,
     udp: Udp,
     settings: Settings,
-    quinn: quinn::ServerConfig,
+    quic: QuicServer,
     listeners: Vec<BoundListener>,
 }
 
 impl Bound {
     pub(crate) fn bind(config: &Server, udp: &Udp, settings: Settings) -> Result<Self, StartError> {
-        let mut quinn = quinn::ServerConfig::with_crypto(Arc::new(tls::server(config)?));
-        quinn.transport_config(settings.server());
+        let private_key = tls::server_key(config)?;
+        let quic = QuicServer::new(tls::server(config)?, private_key.secret_der(), &settings);
         let listeners = config
             .listeners
             .iter()
@@ -91,7 +91,7 @@ impl Bound {
             config: config.clone(),
             udp: udp.clone(),
             settings,
-            quinn,
+            quic,
             listeners,
         })
     }
@@ -124,7 +124,7 @@ impl Bound {
         let mut running = Running::default();
         for listener in self.listeners {
             let load_balancer = self.config.load_balancer;
-            running.start(listener, self.quinn.clone(), &shared, load_balancer)?;
+            running.start(listener, &self.quic, &shared, load_balancer)?;
         }
         info!(listeners = running.endpoints.len(), "server ready");
         running.until_stopped(&shared, shutdown).await
@@ -204,7 +204,7 @@ impl Running {
     fn start(
         &mut self,
         listener: BoundListener,
-        config: quinn::ServerConfig,
+        quic: &QuicServer,
         shared: &Arc<Shared>,
         load_balancer: LoadBalancer,
     ) -> io::Result<()> {
@@ -214,7 +214,7 @@ impl Running {
             protocol = protocol_name(listener.protocol),
             "listening"
         );
-        let endpoint = endpoint::server(listener.quic, config, &shared.settings)?;
+        let endpoint = endpoint::server(listener.quic, quic, &shared.settings)?;
         let udp = listener
             .udp
             .map(BatchSocket::new)

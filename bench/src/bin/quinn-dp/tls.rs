@@ -52,6 +52,11 @@ pub(crate) fn client(client: &Client) -> Result<QuicClientConfig, StartError> {
     QuicClientConfig::try_from(tls).map_err(failed(ca_cert_file, "is not usable for QUIC"))
 }
 
+/// The server's private key, for what else is derived from it.
+pub(crate) fn server_key(server: &Server) -> Result<PrivateKeyDer<'static>, StartError> {
+    key(&server.tls.server_key_file)
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }

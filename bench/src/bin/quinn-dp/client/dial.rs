@@ -26,7 +26,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) async fn accept_flows(lane: &Arc<Lane>, shared: &Arc<Shared>) {
     while let Ok((send, recv)) = lane.connection.accept_bi().await {
         let (lane, shared) = (Arc::clone(lane), Arc::clone(shared));
+        // Counted here and not in its task, so that draining cannot overlook it.
+        let counted = shared.tcp_flows.open();
         tokio::spawn(async move {
+            let _counted = counted;
             let end = serve(send, recv, &lane, &shared).await;
             debug!(?end, "TCP flow ended");
         });
@@ -39,7 +42,6 @@ async fn serve(
     lane: &Lane,
     shared: &Shared,
 ) -> FlowEnd {
-    let _counted = shared.tcp_flows.open();
     let opening = async {
         let early = timeout(HEADER_TIMEOUT, read_header(&mut recv))
             .await

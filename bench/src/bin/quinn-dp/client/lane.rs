@@ -187,22 +187,17 @@ async fn serve(
         () = dial::accept_flows(&lane, &shared) => Ok(()),
         () = Arc::clone(&udp).deliver() => Ok(()),
     };
+    shared.remove_lane(&lane);
+    udp.end_flows();
     let reason = match end {
         Err(error) => {
             lane.close(error.lane_error(), &error.to_string());
             error.to_string()
         }
-        Ok(()) => String::new(),
+        // A task that has no words for it saw the end first.
+        Ok(()) => lane::describe_end(&lane.connection.closed().await),
     };
-    shared.remove_lane(&lane);
-    udp.end_flows();
-    let end = lane.connection.closed().await;
-    info!(
-        lane = index,
-        reason,
-        end = lane::describe_end(&end),
-        "lane ended"
-    );
+    info!(lane = index, reason, "lane ended");
     // The server may not hear of it: then its idle timeout tells.
     let _in_time = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
 }

@@ -36,7 +36,10 @@ pub(super) async fn accept(socket: TcpListener, listener: Arc<Listener>) -> io::
         match socket.accept().await {
             Ok((socket, visitor)) => {
                 let listener = Arc::clone(&listener);
+                // Counted here and not in its task, so that draining cannot overlook it.
+                let counted = listener.shared.tcp_flows.open();
                 tokio::spawn(async move {
+                    let _counted = counted;
                     let end = serve(socket, visitor, traffic, &listener).await;
                     debug!(%visitor, ?end, "TCP flow ended");
                 });
@@ -55,7 +58,6 @@ async fn serve(
     traffic: SocketAddr,
     listener: &Listener,
 ) -> FlowEnd {
-    let _counted = listener.shared.tcp_flows.open();
     let refused = |error| {
         relay::reset_on_close(&socket);
         FlowEnd::Reset(error)
