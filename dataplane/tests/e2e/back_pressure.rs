@@ -86,10 +86,7 @@ fn a_visitor_that_does_not_read_stalls_the_service() {
     assert!(stalled_at < LENGTH, "everything went somewhere");
     assert_memory_is_bounded(&tunnel);
     visitor::receive_random(&mut stream, 1, LENGTH);
-    assert_eq!(
-        visitor::read_to_end(&mut stream),
-        Ending::Clean(Vec::new())
-    );
+    assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
     assert_memory_is_bounded(&tunnel);
 }
 
@@ -123,10 +120,7 @@ fn a_slow_reader_gets_every_byte() {
         }
         bytes.clear();
     }
-    assert_eq!(
-        visitor::read_to_end(&mut stream),
-        Ending::Clean(Vec::new())
-    );
+    assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
 }
 
 #[test]
@@ -147,9 +141,10 @@ fn a_stalled_flow_does_not_hold_up_the_others() {
     for stream in &mut stalled {
         stream.write_all(b"s").expect("sent");
         stream.set_nonblocking(true).expect("non-blocking");
-        wait::until_true("the service sends", || {
-            !matches!(stream.peek(&mut [0; 1]), Err(error) if error.kind() == ErrorKind::WouldBlock)
-        });
+        wait::until_true(
+            "the service sends",
+            || !matches!(stream.peek(&mut [0; 1]), Err(error) if error.kind() == ErrorKind::WouldBlock),
+        );
     }
     let mut lively = visitor::connect(tunnel.traffic());
     lively.write_all(b"e").expect("sent");

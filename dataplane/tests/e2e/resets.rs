@@ -41,10 +41,7 @@ fn a_services_reset_arrives_at_the_visitor_as_a_reset() {
     for _ in 0..20 {
         let mut stream = visitor::connect(tunnel.traffic());
         stream.write_all(b"x").expect("sent");
-        assert_eq!(
-            visitor::read_to_end(&mut stream),
-            Ending::Reset(Vec::new())
-        );
+        assert_eq!(visitor::read_to_end(&mut stream), Ending::Reset(Vec::new()));
     }
 }
 
@@ -122,10 +119,7 @@ fn a_service_that_is_down_resets_the_visitor_until_it_is_up() {
     let tunnel = Tunnel::to(address);
     for _ in 0..5 {
         let mut stream = visitor::connect(tunnel.traffic());
-        assert_eq!(
-            visitor::read_to_end(&mut stream),
-            Ending::Reset(Vec::new())
-        );
+        assert_eq!(visitor::read_to_end(&mut stream), Ending::Reset(Vec::new()));
     }
     let refused = |line: &str| line.to_lowercase().contains("refused");
     let line = tunnel.client.wait_for_line("the dial was refused", refused);
@@ -149,8 +143,5 @@ fn a_connection_without_a_client_is_reset() {
     stream
         .set_write_timeout(Some(Duration::from_secs(5)))
         .expect("timeout");
-    assert_eq!(
-        visitor::read_to_end(&mut stream),
-        Ending::Reset(Vec::new())
-    );
+    assert_eq!(visitor::read_to_end(&mut stream), Ending::Reset(Vec::new()));
 }

@@ -32,10 +32,7 @@ fn one_connection_carries_many_small_exchanges() {
         assert_eq!(visitor::read_exact(&mut stream, bytes.len()), bytes);
     }
     visitor::finish(&stream);
-    assert_eq!(
-        visitor::read_to_end(&mut stream),
-        Ending::Clean(Vec::new())
-    );
+    assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
 }
 
 #[test]
@@ -48,10 +45,7 @@ fn large_streams_in_both_directions_at_once_arrive_complete() {
             visitor::finish(&writer);
         });
         visitor::receive_random(&mut stream, 3, LENGTH);
-        assert_eq!(
-            visitor::read_to_end(&mut stream),
-            Ending::Clean(Vec::new())
-        );
+        assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
         sender.join().expect("the sender");
     });
     let tunnel = Tunnel::to(service.address);
@@ -62,11 +56,9 @@ fn large_streams_in_both_directions_at_once_arrive_complete() {
         visitor::finish(&writer);
     });
     visitor::receive_random(&mut stream, 4, LENGTH);
-    assert_eq!(
-        visitor::read_to_end(&mut stream),
-        Ending::Clean(Vec::new())
-    );
+    assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
     sender.join().expect("the sender");
+    service.wait_until_done();
 }
 
 #[test]
@@ -91,10 +83,7 @@ fn a_service_that_speaks_and_leaves_is_heard_to_the_end() {
     for _ in 0..50 {
         let mut stream = visitor::connect(tunnel.traffic());
         visitor::receive_random(&mut stream, 5, 300_000);
-        assert_eq!(
-            visitor::read_to_end(&mut stream),
-            Ending::Clean(Vec::new())
-        );
+        assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
     }
 }
 
@@ -109,10 +98,7 @@ fn an_empty_connection_reaches_the_service_and_ends_cleanly() {
     for _ in 0..20 {
         let mut stream = visitor::connect(tunnel.traffic());
         visitor::finish(&stream);
-        assert_eq!(
-            visitor::read_to_end(&mut stream),
-            Ending::Clean(Vec::new())
-        );
+        assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
     }
     assert_eq!(service.accepted(), 20);
 }

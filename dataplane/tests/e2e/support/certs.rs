@@ -1,5 +1,6 @@
 //! Certificates: good ones made once per process, and bad ones of every kind.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -71,7 +72,7 @@ impl Identity {
         let mut params = leaf("qmux-dp client");
         params.not_before = now - Duration::days(10);
         params.not_after = now - Duration::days(1);
-        issue(params)
+        issue(&params)
     }
 
     /// A client's by our CA that starts tomorrow.
@@ -80,7 +81,7 @@ impl Identity {
         let mut params = leaf("qmux-dp client");
         params.not_before = now + Duration::days(1);
         params.not_after = now + Duration::days(10);
-        issue(params)
+        issue(&params)
     }
 
     /// A client's that nobody but itself vouches for.
@@ -96,7 +97,10 @@ impl Identity {
     /// Writes the pair as `{name}.crt` and `{name}.key`.
     pub(crate) fn write(&self, dir: &Path, name: &str) {
         std::fs::write(dir.join(format!("{name}.crt")), &self.cert_pem).expect("written");
-        std::fs::write(dir.join(format!("{name}.key")), &self.key_pem).expect("written");
+        let key = dir.join(format!("{name}.key"));
+        std::fs::write(&key, &self.key_pem).expect("written");
+        let owner_only = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(key, owner_only).expect("our own file");
     }
 }
 
@@ -116,12 +120,11 @@ fn leaf(common_name: &str) -> CertificateParams {
 }
 
 /// Signs with our CA's key and name.
-fn issue(params: CertificateParams) -> Identity {
+fn issue(params: &CertificateParams) -> Identity {
     let ca_key = KeyPair::from_pem(&ours().ca_key_pem).expect("the CA's key");
     let mut ca = CertificateParams::default();
     ca.distinguished_name = DistinguishedName::new();
-    ca.distinguished_name
-        .push(DnType::CommonName, "qmux-dp CA");
+    ca.distinguished_name.push(DnType::CommonName, "qmux-dp CA");
     let issuer = Issuer::new(ca, &ca_key);
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
     let cert = params.signed_by(&key, &issuer).expect("signed");

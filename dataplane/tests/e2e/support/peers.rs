@@ -1,17 +1,18 @@
 //! Programs of other people, in the foreground, from a config of the test.
 
+use std::fs;
 use std::net::SocketAddr;
 
 use super::ports;
 use super::program::{Launch, Program};
 use super::tunnel::Site;
-use super::visitor;
 use super::wait;
 
 /// A server of somebody else that takes TCP connections.
 pub(crate) struct Peer {
-    pub(crate) program: Program,
     pub(crate) address: SocketAddr,
+    /// Runs as long as this does.
+    _program: Program,
 }
 
 /// Starts of a peer on other ports before a clash of ports counts as a defect.
@@ -19,7 +20,10 @@ const STARTS_MAX: usize = 5;
 
 impl Peer {
     /// Starts what `launch` describes for a free address and waits until it is ready.
-    fn start(launch: impl Fn(SocketAddr) -> Launch, ready: impl Fn(&Program, SocketAddr) -> bool) -> Self {
+    fn start(
+        launch: impl Fn(SocketAddr) -> Launch,
+        ready: impl Fn(&Program, SocketAddr) -> bool,
+    ) -> Self {
         for _ in 0..STARTS_MAX {
             let address = ports::free_address();
             let mut program = launch(address).start();
@@ -30,7 +34,10 @@ impl Peer {
                 ready(&program, address).then_some(true)
             });
             if serves {
-                return Self { program, address };
+                return Self {
+                    address,
+                    _program: program,
+                };
             }
             program.wait_for_exit();
             let log = program.lines().join("\n");
@@ -44,57 +51,82 @@ impl Peer {
 /// nginx that serves the files of `root` (and keeps connections alive).
 pub(crate) fn nginx(site: &Site, root: &str) -> Peer {
     let dir = site.path().display().to_string();
-    Peer::start(|address| {
-        let config = format!(
-            "daemon off;\nmaster_process off;\npid {dir}/nginx.pid;\nerror_log stderr;\n\
+    Peer::start(
+        |address| {
+            let config = format!(
+                "daemon off;\nmaster_process off;\npid {dir}/nginx.pid;\nerror_log stderr;\n\
              events {{ worker_connections 512; }}\n\
              http {{\n  access_log off;\n  sendfile on;\n  keepalive_requests 10000;\n\
              \x20 client_body_temp_path {dir}/t1;\n  proxy_temp_path {dir}/t2;\n  fastcgi_temp_path {dir}/t3;\n\
              \x20 uwsgi_temp_path {dir}/t4;\n  scgi_temp_path {dir}/t5;\n\
              \x20 server {{ listen {address}; root {root}; }}\n}}\n"
-        );
-        let config = site.write("nginx.conf", &config);
-        // The error log before the config is read, too.
-        Launch::new("nginx", "nginx")
-            .args(["-e", "stderr", "-p", &dir, "-c", &config])
-    }, accepts)
+            );
+            let config = site.write("nginx.conf", &config);
+            // The error log before the config is read, too.
+            Launch::new("nginx", "nginx").args(["-e", "stderr", "-p", &dir, "-c", &config])
+        },
+        listens,
+    )
 }
 
 /// HAProxy in TCP mode in front of `backend`, without the PROXY protocol.
 pub(crate) fn haproxy(site: &Site, backend: SocketAddr) -> Peer {
-    Peer::start(|address| {
-        let config = format!(
-            "global\n  maxconn 1000\ndefaults\n  mode tcp\n  timeout connect 30s\n  timeout client 60s\n\
+    Peer::start(
+        |address| {
+            let config = format!(
+                "global\n  maxconn 1000\ndefaults\n  mode tcp\n  timeout connect 30s\n  timeout client 60s\n\
              \x20 timeout server 60s\nlisten tunnel\n  bind {address}\n  server tunnel {backend}\n"
-        );
-        let config = site.write("haproxy.cfg", &config);
-        Launch::new("haproxy", "haproxy").args(["-db", "-f", &config])
-    }, accepts)
+            );
+            let config = site.write("haproxy.cfg", &config);
+            Launch::new("haproxy", "haproxy").args(["-db", "-f", &config])
+        },
+        listens,
+    )
 }
 
 /// dnsmasq that answers for `tunnel.test` alone, over UDP and TCP.
 pub(crate) fn dnsmasq(site: &Site, records: &[&str]) -> Peer {
-    Peer::start(|address| {
-        let config = format!(
-            "port={}\nlisten-address={}\nbind-interfaces\nno-resolv\nno-hosts\nno-daemon\nuser=root\npid-file=\n{}\n",
-            address.port(),
-            address.ip(),
-            records.join("\n")
-        );
-        let config = site.write("dnsmasq.conf", &config);
-        Launch::new("dnsmasq", "dnsmasq").arg(format!("--conf-file={config}"))
-    }, accepts)
+    Peer::start(
+        |address| {
+            let config = format!(
+                "port={}\nlisten-address={}\nbind-interfaces\nno-resolv\nno-hosts\nno-daemon\nuser=root\npid-file=\n{}\n",
+                address.port(),
+                address.ip(),
+                records.join("\n")
+            );
+            let config = site.write("dnsmasq.conf", &config);
+            Launch::new("dnsmasq", "dnsmasq").arg(format!("--conf-file={config}"))
+        },
+        listens,
+    )
 }
 
 /// An iperf3 server.
 pub(crate) fn iperf3_server() -> Peer {
-    Peer::start(|address| {
-        let (ip, port) = (address.ip().to_string(), address.port().to_string());
-        Launch::new("iperf3 server", "iperf3")
-            .args(["--server", "--bind", &ip, "--port", &port, "--forceflush"])
-    }, |program, _| program.stdout().contains("Server listening"))
+    Peer::start(
+        |address| {
+            let (ip, port) = (address.ip().to_string(), address.port().to_string());
+            Launch::new("iperf3 server", "iperf3").args([
+                "--server",
+                "--bind",
+                &ip,
+                "--port",
+                &port,
+                "--forceflush",
+            ])
+        },
+        |program, _| program.stdout().contains("Server listening"),
+    )
 }
 
-fn accepts(_program: &Program, address: SocketAddr) -> bool {
-    visitor::try_connect(address).is_ok()
+/// Whether somebody listens there. A connection would find that out too, but HAProxy would pass it on.
+fn listens(_program: &Program, address: SocketAddr) -> bool {
+    const LISTEN: &str = "0A";
+    let port = format!(":{:04X}", address.port());
+    let sockets = fs::read_to_string("/proc/net/tcp").expect("Linux");
+    sockets.lines().any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let local = fields.next().is_some_and(|local| local.ends_with(&port));
+        local && fields.nth(1) == Some(LISTEN)
+    })
 }

@@ -6,9 +6,9 @@ use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -135,7 +135,7 @@ struct Lines {
 impl Program {
     /// Lines of the present run, standard output and standard error as they came.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let lines = self.log.lines.lock().expect("log");
+        let lines = self.log.lock();
         lines.all[lines.run..]
             .iter()
             .map(|(_, line)| line.clone())
@@ -153,7 +153,7 @@ impl Program {
     }
 
     fn text_of(&self, wanted: Source) -> String {
-        let lines = self.log.lines.lock().expect("log");
+        let lines = self.log.lock();
         lines.all[lines.run..]
             .iter()
             .filter(|(source, _)| *source == wanted)
@@ -169,7 +169,7 @@ impl Program {
         matches: impl Fn(&str) -> bool,
     ) -> String {
         let deadline = Instant::now() + PATIENCE;
-        let mut lines = self.log.lines.lock().expect("log");
+        let mut lines = self.log.lock();
         loop {
             let found = lines.all[lines.run..]
                 .iter()
@@ -188,7 +188,7 @@ impl Program {
                 !left.is_zero(),
                 "{name} did not log this within {PATIENCE:?}: {what}"
             );
-            lines = self.log.changed.wait_timeout(lines, left).expect("log").0;
+            lines = self.log.wait(lines, left);
         }
     }
 
@@ -200,7 +200,7 @@ impl Program {
     /// Waits for the line that says that the program serves; `Err` if it ended instead.
     pub(crate) fn wait_until_ready(&self) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
-        let mut lines = self.log.lines.lock().expect("log");
+        let mut lines = self.log.lock();
         loop {
             if lines.all[lines.run..]
                 .iter()
@@ -220,7 +220,7 @@ impl Program {
                 !left.is_zero(),
                 "{name} did not become ready within {PATIENCE:?}"
             );
-            lines = self.log.changed.wait_timeout(lines, left).expect("log").0;
+            lines = self.log.wait(lines, left);
         }
     }
 
@@ -259,7 +259,7 @@ impl Program {
             reader.join().expect("a log reader");
         }
         self.log.push(Source::Harness, "---- started again".into());
-        let mut lines = self.log.lines.lock().expect("log");
+        let mut lines = self.log.lock();
         lines.run = lines.all.len();
         drop(lines);
         self.running = spawn(&self.launch, &self.log);
@@ -282,9 +282,7 @@ impl Drop for Program {
     fn drop(&mut self) {
         self.running.kill();
         if thread::panicking() {
-            let Ok(lines) = self.log.lines.lock() else {
-                return;
-            };
+            let lines = self.log.lock();
             let skipped = lines.all.len().saturating_sub(LINES_ON_FAILURE);
             let status = self.running.status;
             eprintln!("---- {}: {:?}", self.launch.name, self.launch.args);
@@ -307,13 +305,23 @@ impl Running {
 }
 
 impl Log {
+    /// Also after a test has panicked while it looked: the lines are then what it wants to show.
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, lines: MutexGuard<'a, Lines>, longest: Duration) -> MutexGuard<'a, Lines> {
+        let waited = self.changed.wait_timeout(lines, longest);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
     fn push(&self, source: Source, line: String) {
-        self.lines.lock().expect("log").all.push((source, line));
+        self.lock().all.push((source, line));
         self.changed.notify_all();
     }
 
     fn reading(&self, more: isize) {
-        let mut lines = self.lines.lock().expect("log");
+        let mut lines = self.lock();
         lines.reading = lines.reading.saturating_add_signed(more);
         drop(lines);
         self.changed.notify_all();

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use quiche::{CongestionControlAlgorithm, Config, Connection, PROTOCOL_VERSION, RecvInfo};
+use quiche::{Config, CongestionControlAlgorithm, Connection, PROTOCOL_VERSION, RecvInfo};
 
 use super::certs::{Identity, SERVER_NAME};
 use super::random::Random;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use socket2::SockRef;
 
 use super::visitor;
+use super::wait;
 
 /// Stack of a thread that serves one connection: there are a thousand of them.
 const STACK_BYTES: usize = 256 << 10;
@@ -25,6 +26,7 @@ pub(crate) struct TcpService {
     pub(crate) address: SocketAddr,
     listener: Arc<TcpListener>,
     accepted: Arc<AtomicUsize>,
+    ended: Arc<AtomicUsize>,
     failures: Arc<Mutex<Vec<String>>>,
     acceptor: Option<JoinHandle<()>>,
 }
@@ -44,22 +46,25 @@ impl TcpService {
         let address = listener.local_addr().expect("bound");
         let listener = Arc::new(listener);
         let accepted = Arc::new(AtomicUsize::new(0));
+        let ended = Arc::new(AtomicUsize::new(0));
         let failures = Arc::new(Mutex::new(Vec::new()));
         let acceptor = thread::spawn({
             let (listener, accepted) = (Arc::clone(&listener), Arc::clone(&accepted));
-            let failures = Arc::clone(&failures);
+            let (ended, failures) = (Arc::clone(&ended), Arc::clone(&failures));
             let serve = Arc::new(serve);
             move || {
                 while let Ok((stream, _)) = listener.accept() {
                     accepted.fetch_add(1, Ordering::SeqCst);
                     visitor::set_deadlines(&stream);
-                    let (serve, failures) = (Arc::clone(&serve), Arc::clone(&failures));
+                    let (serve, ended) = (Arc::clone(&serve), Arc::clone(&ended));
+                    let failures = Arc::clone(&failures);
                     thread::Builder::new()
                         .stack_size(STACK_BYTES)
                         .spawn(move || {
                             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| serve(stream))) {
                                 failures.lock().expect("failures").push(message(&*panic));
                             }
+                            ended.fetch_add(1, Ordering::SeqCst);
                         })
                         .expect("a thread");
                 }
@@ -69,6 +74,7 @@ impl TcpService {
             address,
             listener,
             accepted,
+            ended,
             failures,
             acceptor: Some(acceptor),
         }
@@ -93,8 +99,18 @@ impl TcpService {
         self.accepted.load(Ordering::SeqCst)
     }
 
+    /// Waits until every connection has been served to its end; panics if one failed. Tests whose service is the last
+    /// to receive end with it, because a tunnel that is torn down takes what is on its way with it.
+    pub(crate) fn wait_until_done(&self) {
+        wait::until_true("the service has served everybody", || {
+            let failures = self.failures();
+            assert!(failures.is_empty(), "the service failed: {failures:?}");
+            self.ended.load(Ordering::SeqCst) == self.accepted()
+        });
+    }
+
     /// Panics of the threads that serve so far.
-    pub(crate) fn failures(&self) -> Vec<String> {
+    fn failures(&self) -> Vec<String> {
         self.failures.lock().expect("failures").clone()
     }
 }

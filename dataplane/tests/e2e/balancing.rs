@@ -1,0 +1,128 @@
+//! Several clients of one listener share its visitors.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+
+use crate::support::program::Program;
+use crate::support::service::{TcpService, UdpService};
+use crate::support::tunnel::{
+    ClientSetup, QUIC_NOTICES_SOON, ROLE_NOTICES_SOON, Server, ServerSetup, Site, start_client,
+};
+use crate::support::udp_visitor::UdpVisitor;
+use crate::support::visitor;
+use crate::support::wait;
+
+/// One server, two clients, a service each.
+struct Pair {
+    clients: [Program; 2],
+    services: [TcpService; 2],
+    server: Server,
+    _site: Site,
+}
+
+impl Pair {
+    fn start(balancer: &'static str) -> Self {
+        let site = Site::new();
+        let mut keys = ROLE_NOTICES_SOON.to_vec();
+        keys.push(balancer);
+        let server = Server::start(
+            &site,
+            &ServerSetup {
+                server: keys,
+                quic: QUIC_NOTICES_SOON.to_vec(),
+                ..ServerSetup::default()
+            },
+        );
+        let services = [TcpService::echo(), TcpService::echo()];
+        let clients = [("first", 0), ("second", 1)].map(|(name, service): (_, usize)| {
+            let setup = ClientSetup {
+                name,
+                quic: QUIC_NOTICES_SOON.to_vec(),
+                ..ClientSetup::default()
+            };
+            start_client(&site, &setup, server.quic(), services[service].address)
+        });
+        Self {
+            clients,
+            services,
+            server,
+            _site: site,
+        }
+    }
+
+    fn accepted(&self) -> [usize; 2] {
+        [self.services[0].accepted(), self.services[1].accepted()]
+    }
+
+    /// A visitor that has been served and stays.
+    fn stay(&self) -> TcpStream {
+        let mut stream = visitor::connect(self.server.traffic());
+        stream.write_all(b"x").expect("sent");
+        visitor::read_exact(&mut stream, 1);
+        stream
+    }
+}
+
+#[test]
+fn least_connections_evens_out_visitors_that_stay() {
+    let pair = Pair::start("load_balancer = \"least-connections\"");
+    let staying: Vec<TcpStream> = (0..40).map(|_| pair.stay()).collect();
+    let [first, second] = pair.accepted();
+    assert_eq!(first + second, staying.len());
+    assert!(first.abs_diff(second) <= 2, "{first} and {second}");
+}
+
+#[test]
+fn least_connections_also_spreads_visitors_that_leave() {
+    let pair = Pair::start("load_balancer = \"least-connections\"");
+    for _ in 0..40 {
+        visitor::echo(pair.server.traffic(), b"quick");
+    }
+    let [first, second] = pair.accepted();
+    assert!(first > 0 && second > 0, "{first} and {second}");
+}
+
+#[test]
+fn round_robin_takes_turns() {
+    let pair = Pair::start("load_balancer = \"round-robin\"");
+    for _ in 0..40 {
+        visitor::echo(pair.server.traffic(), b"quick");
+    }
+    let [first, second] = pair.accepted();
+    assert_eq!(first + second, 40);
+    assert!(first.abs_diff(second) <= 2, "{first} and {second}");
+}
+
+#[test]
+fn udp_visitors_are_shared_too() {
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let services = [UdpService::echo(), UdpService::echo()];
+    let _clients = [("first", 0), ("second", 1)].map(|(name, service): (_, usize)| {
+        let setup = ClientSetup {
+            name,
+            ..ClientSetup::default()
+        };
+        start_client(&site, &setup, server.quic(), services[service].address)
+    });
+    let mut visitors: Vec<UdpVisitor> =
+        (0..20).map(|_| UdpVisitor::new(server.traffic())).collect();
+    for _ in 0..3 {
+        for visitor in &mut visitors {
+            visitor.echo(b"datagram");
+        }
+    }
+    let [first, second] = [services[0].sources(), services[1].sources()];
+    assert_eq!(first + second, 20, "a visitor stays with its client");
+    assert!(first.abs_diff(second) <= 2, "{first} and {second}");
+}
+
+#[test]
+fn the_other_client_takes_over_when_one_dies() {
+    let mut pair = Pair::start("load_balancer = \"round-robin\"");
+    pair.clients[0].kill();
+    // Visitors may still be sent to the dead one until the server has noticed.
+    wait::until_true("20 visitors in a row are served", || {
+        (0..20).all(|_| visitor::echo_works(pair.server.traffic()))
+    });
+}

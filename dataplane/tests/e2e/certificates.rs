@@ -1,0 +1,183 @@
+//! Who may connect to whom: a certificate that is wrong in any way is refused, and the log says so.
+
+use crate::support::certs::{self, Identity};
+use crate::support::quic_probe::{Verdict, shake_hands};
+use crate::support::service::TcpService;
+use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, client_launch};
+use crate::support::visitor;
+use crate::support::wait;
+
+/// TLS alerts with which a server may refuse a client's certificate (RFC 8446, section 6): bad_certificate (42) to
+/// certificate_unknown (46), unknown_ca (48), certificate_required (116).
+const ALERTS: [u8; 7] = [42, 43, 44, 45, 46, 48, 116];
+
+fn assert_server_refuses(identity: Option<&Identity>) {
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let verdict = shake_hands(site.path(), server.quic(), identity);
+    match verdict {
+        Verdict::Refused(alert) => assert!(ALERTS.contains(&alert), "alert {alert}"),
+        Verdict::Admitted => panic!("the server admitted it"),
+    }
+    let line = server
+        .program
+        .wait_for_line("why it refused", is_about_certificates);
+    assert!(line.contains("127.0.0.1"), "it does not say whom: {line}");
+    // It serves those who may come, still.
+    let good = shake_hands(site.path(), server.quic(), Some(&Identity::client()));
+    assert_eq!(good, Verdict::Admitted);
+}
+
+#[test]
+fn a_client_without_a_certificate_is_refused() {
+    assert_server_refuses(None);
+}
+
+#[test]
+fn a_client_of_another_ca_is_refused() {
+    assert_server_refuses(Some(&Identity::strange_client()));
+}
+
+#[test]
+fn a_client_whose_certificate_has_expired_is_refused() {
+    assert_server_refuses(Some(&Identity::expired_client()));
+}
+
+#[test]
+fn a_client_whose_certificate_is_not_valid_yet_is_refused() {
+    assert_server_refuses(Some(&Identity::future_client()));
+}
+
+#[test]
+fn a_client_with_a_servers_certificate_is_refused() {
+    assert_server_refuses(Some(&Identity::server()));
+}
+
+#[test]
+fn a_client_with_a_self_signed_certificate_is_refused() {
+    assert_server_refuses(Some(&Identity::self_signed_client()));
+}
+
+/// Starts a server and a client that do not go together, and returns what the client says about it.
+fn client_never_serves(
+    site: &Site,
+    server: &ServerSetup,
+    client: &ClientSetup,
+    says: impl Fn(&str) -> bool,
+) -> String {
+    let service = TcpService::echo();
+    let server = Server::start(site, server);
+    let client = client_launch(site, client, server.quic(), service.address).start();
+    // Visitors knock all the while.
+    let line = wait::until("the client says what is wrong", || {
+        let served = visitor::echo_works(server.traffic());
+        assert!(!served, "a visitor was served");
+        client.lines().into_iter().find(|line| says(line))
+    });
+    for _ in 0..3 {
+        let served = visitor::echo_works(server.traffic());
+        assert!(!served, "a visitor was served");
+    }
+    assert_eq!(service.accepted(), 0);
+    line
+}
+
+/// The name of a TLS alert about certificates (RFC 8446, section 6), or an explanation of it.
+fn is_about_certificates(line: &str) -> bool {
+    let line = line.to_lowercase().replace('_', " ");
+    line.contains("certificate") || line.contains("unknown ca")
+}
+
+#[test]
+fn a_client_of_another_ca_says_that_the_server_refused_it() {
+    let site = Site::new();
+    Identity::strange_client().write(site.path(), "strange");
+    let client = ClientSetup {
+        identity: "strange",
+        ..ClientSetup::default()
+    };
+    client_never_serves(
+        &site,
+        &ServerSetup::default(),
+        &client,
+        is_about_certificates,
+    );
+}
+
+#[test]
+fn a_server_of_another_ca_is_refused_by_the_client() {
+    let site = Site::new();
+    let strangers = certs::strangers();
+    let identity = Identity {
+        cert_pem: strangers.server_cert_pem.clone(),
+        key_pem: strangers.server_key_pem.clone(),
+    };
+    identity.write(site.path(), "strange");
+    let server = ServerSetup {
+        identity: "strange",
+        ..ServerSetup::default()
+    };
+    client_never_serves(
+        &site,
+        &server,
+        &ClientSetup::default(),
+        is_about_certificates,
+    );
+}
+
+#[test]
+fn a_server_of_another_name_is_refused_by_the_client() {
+    let site = Site::new();
+    let client = ClientSetup {
+        server_name: "other.test",
+        ..ClientSetup::default()
+    };
+    let line = client_never_serves(&site, &ServerSetup::default(), &client, |line| {
+        is_about_certificates(line) && line.contains("other.test")
+    });
+    assert!(line.contains("name"), "{line}");
+}
+
+#[test]
+fn a_server_of_another_address_is_refused_by_the_client() {
+    let site = Site::new();
+    let client = ClientSetup {
+        server_name: "192.0.2.1",
+        ..ClientSetup::default()
+    };
+    client_never_serves(&site, &ServerSetup::default(), &client, |line| {
+        is_about_certificates(line) && line.contains("192.0.2.1")
+    });
+}
+
+#[test]
+fn a_client_does_not_start_with_an_expired_certificate() {
+    let site = Site::new();
+    Identity::expired_client().write(site.path(), "expired");
+    let client = ClientSetup {
+        identity: "expired",
+        ..ClientSetup::default()
+    };
+    let nobody = crate::support::ports::free_address();
+    let mut client = client_launch(&site, &client, nobody, nobody).start();
+    assert_eq!(client.wait_for_exit().code(), Some(2));
+    let stderr = client.stderr();
+    assert!(
+        stderr.contains("expired.crt") && stderr.contains("expired on"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_client_does_not_start_with_a_servers_certificate() {
+    let site = Site::new();
+    let client = ClientSetup {
+        identity: "server",
+        ..ClientSetup::default()
+    };
+    let nobody = crate::support::ports::free_address();
+    let mut client = client_launch(&site, &client, nobody, nobody).start();
+    assert_eq!(client.wait_for_exit().code(), Some(2));
+    let stderr = client.stderr();
+    assert!(stderr.contains("not a client certificate"), "{stderr}");
+}

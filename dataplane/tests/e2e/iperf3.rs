@@ -1,0 +1,97 @@
+//! iperf3 through the tunnel: TCP in each direction, parallel streams, UDP. That it arrives; how fast is for `bench`.
+
+use serde_json::Value;
+
+use crate::support::peers;
+use crate::support::program::Launch;
+use crate::support::tunnel::Tunnel;
+
+/// Bytes of each TCP test.
+const TCP_BYTES: u64 = 256 << 20;
+/// iperf3 counts what the receiver has when the sender has sent all: less by what windows and buffers hold.
+const TCP_BYTES_ON_THE_WAY_MAX: u64 = 64 << 20;
+/// Bytes of each UDP test: at its rate below, about two seconds.
+const UDP_BYTES: u64 = 5 << 20;
+/// Slow enough for two cores that run other tests, too.
+const UDP_BITS_PER_SECOND: &str = "20M";
+/// Losses are UDP's right on a busy machine; many are the tunnel's fault.
+const UDP_LOST_PERCENT_MAX: f64 = 5.0;
+
+fn iperf3(args: &[&str], bytes: u64) -> Value {
+    let peer = peers::iperf3_server();
+    let tunnel = Tunnel::to(peer.address);
+    let traffic = tunnel.traffic();
+    let output = Launch::new("iperf3 client", "iperf3")
+        .args(["--json", "--client", &traffic.ip().to_string()])
+        .args(["--port", &traffic.port().to_string()])
+        .args(["--bytes", &bytes.to_string()])
+        .args(args)
+        .output();
+    let report: Value = serde_json::from_str(&output).expect("JSON");
+    assert!(report["error"].is_null(), "{}", report["error"]);
+    report
+}
+
+fn received_bytes(report: &Value) -> u64 {
+    let received = &report["end"]["sum_received"]["bytes"];
+    received.as_u64().unwrap_or_else(|| panic!("{report:#}"))
+}
+
+#[test]
+fn tcp_from_the_visitor() {
+    let report = iperf3(&[], TCP_BYTES);
+    let received = received_bytes(&report);
+    let least = TCP_BYTES - TCP_BYTES_ON_THE_WAY_MAX;
+    assert!(received >= least, "{}", report["end"]);
+}
+
+#[test]
+fn tcp_to_the_visitor() {
+    let report = iperf3(&["--reverse"], TCP_BYTES);
+    let received = received_bytes(&report);
+    let least = TCP_BYTES - TCP_BYTES_ON_THE_WAY_MAX;
+    assert!(received >= least, "{}", report["end"]);
+}
+
+#[test]
+fn tcp_in_parallel_streams() {
+    let report = iperf3(&["--parallel", "4"], TCP_BYTES);
+    let streams = report["end"]["streams"].as_array().expect("streams");
+    assert_eq!(streams.len(), 4);
+    for stream in streams {
+        let bytes = stream["receiver"]["bytes"].as_u64();
+        assert!(bytes.is_some_and(|bytes| bytes > 0), "{stream}");
+    }
+}
+
+#[test]
+fn tcp_both_ways_at_once() {
+    let report = iperf3(&["--bidir"], TCP_BYTES / 4);
+    assert!(received_bytes(&report) > 0, "{}", report["end"]);
+    let reverse = &report["end"]["sum_received_bidir_reverse"]["bytes"];
+    assert!(reverse.as_u64().is_some_and(|bytes| bytes > 0), "{reverse}");
+}
+
+fn udp(args: &[&str]) {
+    let rate = ["--udp", "--bitrate", UDP_BITS_PER_SECOND];
+    let report = iperf3(&[&rate, args].concat(), UDP_BYTES);
+    let sum = &report["end"]["sum"];
+    let lost = sum["lost_percent"].as_f64().expect("a share of losses");
+    assert!(lost <= UDP_LOST_PERCENT_MAX, "{sum}");
+    assert!(sum["packets"].as_u64().is_some_and(|it| it > 0), "{sum}");
+}
+
+#[test]
+fn udp_in_small_datagrams() {
+    udp(&["--length", "1150"]);
+}
+
+#[test]
+fn udp_in_large_datagrams() {
+    udp(&["--length", "8192"]);
+}
+
+#[test]
+fn udp_to_the_visitor() {
+    udp(&["--length", "1150", "--reverse"]);
+}

@@ -1,0 +1,57 @@
+//! Where io_uring is forbidden (old kernels, containers), epoll does the same work.
+
+use crate::support::random::Random;
+use crate::support::service::echo_both;
+use crate::support::subject;
+use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
+use crate::support::udp_visitor::UdpVisitor;
+use crate::support::visitor;
+
+/// monoio's own switch.
+const EPOLL: Option<(&str, &str)> = Some(("MONOIO_FORCE_LEGACY_DRIVER", "1"));
+
+#[test]
+fn tcp_and_udp_work_on_epoll() {
+    if subject::only_wire("tcp_and_udp_work_on_epoll") {
+        return;
+    }
+    let (tcp, _udp) = echo_both();
+    let server = ServerSetup {
+        cores: 2,
+        env: EPOLL,
+        ..ServerSetup::default()
+    };
+    let client = ClientSetup {
+        cores: 2,
+        env: EPOLL,
+        ..ClientSetup::default()
+    };
+    let tunnel = Tunnel::with(&server, &client, tcp.address);
+    for program in [&tunnel.server.program, &tunnel.client] {
+        let warned = |line: &str| line.contains("epoll");
+        program.wait_for_line("that it runs on epoll", warned);
+    }
+    let mut random = Random::new(1);
+    for length in [1, 1_000, 100_000, 5_000_000] {
+        visitor::echo(tunnel.traffic(), &random.bytes(length));
+    }
+    let mut datagrams = UdpVisitor::new(tunnel.traffic());
+    for size in [0, 1, 1_200, 9_000, 65_507] {
+        datagrams.echo(&random.bytes(size));
+    }
+}
+
+#[test]
+fn a_server_on_epoll_and_a_client_on_io_uring_go_together() {
+    if subject::only_wire("a_server_on_epoll_and_a_client_on_io_uring_go_together") {
+        return;
+    }
+    let (tcp, _udp) = echo_both();
+    let server = ServerSetup {
+        env: EPOLL,
+        ..ServerSetup::default()
+    };
+    let tunnel = Tunnel::with(&server, &ClientSetup::default(), tcp.address);
+    visitor::echo(tunnel.traffic(), &Random::new(2).bytes(1_000_000));
+    UdpVisitor::new(tunnel.traffic()).echo(b"datagram");
+}

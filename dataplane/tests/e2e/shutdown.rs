@@ -1,0 +1,187 @@
+//! SIGTERM: no new visitors, open flows end in peace, exit code 0. A second one: the end at once.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+
+use rustix::process::Signal;
+
+use crate::support::program::Program;
+use crate::support::service::TcpService;
+use crate::support::subject;
+use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
+use crate::support::visitor::{self, Ending};
+use crate::support::wait;
+
+/// Longer than any test runs: whoever ends earlier does not end because of it.
+const DRAIN_LONG: &str = "drain_timeout = \"10m\"";
+const DRAIN_SHORT: &str = "drain_timeout = \"1s\"";
+
+fn tunnel(service: SocketAddr, drain: &'static str) -> Tunnel {
+    let server = ServerSetup {
+        server: vec![drain],
+        ..ServerSetup::default()
+    };
+    let client = ClientSetup {
+        client: vec![drain],
+        ..ClientSetup::default()
+    };
+    Tunnel::with(&server, &client, service)
+}
+
+fn assert_stops(program: &mut Program) {
+    program.signal(Signal::TERM);
+    let status = program.wait_for_exit();
+    assert_eq!(status.code(), Some(0), "{status}");
+}
+
+#[test]
+fn idle_programs_stop_with_exit_code_0() {
+    let service = TcpService::echo();
+    let mut tunnel = tunnel(service.address, DRAIN_LONG);
+    visitor::echo(tunnel.traffic(), b"once");
+    assert_stops(&mut tunnel.client);
+    assert_stops(&mut tunnel.server.program);
+}
+
+#[test]
+fn sigint_stops_like_sigterm() {
+    let service = TcpService::echo();
+    let mut tunnel = tunnel(service.address, DRAIN_LONG);
+    for program in [&mut tunnel.server.program, &mut tunnel.client] {
+        program.signal(Signal::INT);
+        assert_eq!(program.wait_for_exit().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_server_without_clients_stops_with_exit_code_0() {
+    use crate::support::tunnel::{Server, Site};
+    let site = Site::new();
+    let mut server = Server::start(&site, &ServerSetup::default());
+    assert_stops(&mut server.program);
+}
+
+#[test]
+fn a_client_without_a_server_stops_with_exit_code_0() {
+    use crate::support::ports;
+    use crate::support::tunnel::{Site, client_launch};
+    let site = Site::new();
+    let nobody = ports::free_address();
+    let mut client = client_launch(&site, &ClientSetup::default(), nobody, nobody).start();
+    let tried = |line: &str| line.contains(&nobody.to_string());
+    client.wait_for_line("the server it cannot reach", tried);
+    assert_stops(&mut client);
+}
+
+/// A transfer in both directions that is under way when the signal comes, and ends only after it.
+fn transfer_survives(stop: impl FnOnce(&Tunnel)) -> Tunnel {
+    const PART: usize = 4 << 20;
+    let service = TcpService::echo();
+    let tunnel = tunnel(service.address, DRAIN_LONG);
+    let mut stream = visitor::connect(tunnel.traffic());
+    let bytes = crate::support::random::Random::new(1).bytes(PART);
+    visitor::exchange(&mut stream, &bytes);
+    stop(&tunnel);
+    // The signal has been taken when nobody is served any more.
+    wait::until_true("new visitors are refused", || {
+        !visitor::echo_works(tunnel.traffic())
+    });
+    for _ in 0..4 {
+        visitor::exchange(&mut stream, &bytes);
+    }
+    visitor::finish(&stream);
+    assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
+    tunnel
+}
+
+#[test]
+fn a_stopping_server_lets_a_transfer_finish() {
+    let mut tunnel = transfer_survives(|tunnel| tunnel.server.program.signal(Signal::TERM));
+    assert_eq!(tunnel.server.program.wait_for_exit().code(), Some(0));
+    assert!(tunnel.client.exited().is_none(), "the client goes on");
+}
+
+#[test]
+fn a_stopping_client_lets_a_transfer_finish() {
+    let mut tunnel = transfer_survives(|tunnel| tunnel.client.signal(Signal::TERM));
+    assert_eq!(tunnel.client.wait_for_exit().code(), Some(0));
+    let server = &mut tunnel.server.program;
+    assert!(server.exited().is_none(), "the server goes on");
+}
+
+#[test]
+fn a_flow_that_does_not_end_is_reset_when_the_drain_timeout_ends() {
+    let service = TcpService::echo();
+    for stops_server in [true, false] {
+        let mut tunnel = tunnel(service.address, DRAIN_SHORT);
+        let mut stream = visitor::connect(tunnel.traffic());
+        visitor::exchange(&mut stream, b"open");
+        let program = if stops_server {
+            &mut tunnel.server.program
+        } else {
+            &mut tunnel.client
+        };
+        assert_stops(program);
+        assert_eq!(visitor::read_to_end(&mut stream), Ending::Reset(Vec::new()));
+    }
+}
+
+#[test]
+fn a_second_signal_ends_either_program_at_once() {
+    let service = TcpService::echo();
+    for stops_server in [true, false] {
+        let mut tunnel = tunnel(service.address, DRAIN_LONG);
+        let mut stream = visitor::connect(tunnel.traffic());
+        visitor::exchange(&mut stream, b"open");
+        let address = tunnel.traffic();
+        let program = if stops_server {
+            &mut tunnel.server.program
+        } else {
+            &mut tunnel.client
+        };
+        program.signal(Signal::TERM);
+        wait::until_true("new visitors are refused", || !visitor::echo_works(address));
+        assert!(program.exited().is_none(), "it waits for the open flow");
+        visitor::exchange(&mut stream, b"still open");
+        program.signal(Signal::TERM);
+        program.wait_for_exit();
+    }
+}
+
+#[test]
+fn a_client_whose_server_stops_comes_back_to_the_next_one() {
+    let service = TcpService::echo();
+    let mut tunnel = tunnel(service.address, DRAIN_LONG);
+    visitor::echo(tunnel.traffic(), b"before");
+    assert_stops(&mut tunnel.server.program);
+    tunnel.server.program.restart();
+    let ready = tunnel.server.program.wait_until_ready();
+    ready.expect("it starts again");
+    visitor::wait_until_served(tunnel.traffic());
+}
+
+#[test]
+fn a_second_server_on_the_same_ports_names_the_address() {
+    use crate::support::tunnel::Server;
+    if subject::only_wire("a_second_server_on_the_same_ports_names_the_address") {
+        return;
+    }
+    let service = TcpService::echo();
+    let tunnel = tunnel(service.address, DRAIN_LONG);
+    let listeners = &tunnel.server.listeners;
+    let launch = Server::launch(&tunnel.site, &ServerSetup::default(), listeners);
+    let mut second = launch.start();
+    let status = second.wait_for_exit();
+    assert_eq!(status.code(), Some(2), "{status}");
+    let stderr = second.stderr();
+    let addresses = [listeners[0].quic, listeners[0].traffic];
+    let named = addresses.iter().any(|it| stderr.contains(&it.to_string()));
+    assert!(named && stderr.contains("in use"), "{stderr}");
+    // The first one is not disturbed: not one of these visitors went to the second one.
+    for _ in 0..50 {
+        visitor::echo(tunnel.traffic(), b"undisturbed");
+    }
+    let mut stream = visitor::connect(tunnel.traffic());
+    stream.write_all(b"x").expect("sent");
+    assert_eq!(visitor::read_exact(&mut stream, 1), b"x");
+}

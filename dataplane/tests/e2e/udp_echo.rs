@@ -1,0 +1,141 @@
+//! UDP payloads of every size come back unchanged, whatever they look like.
+
+use crate::support::random::Random;
+use crate::support::service::UdpService;
+use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
+use crate::support::udp_visitor::UdpVisitor;
+
+/// Around every boundary: none, a header's, QUIC's smallest packet, Ethernet's, the largest QUIC packet, UDP's largest.
+const SIZES: [usize; 17] = [
+    0, 1, 2, 3, 100, 1_150, 1_199, 1_200, 1_472, 1_473, 8_192, 16_000, 16_383, 16_384, 40_000,
+    65_506, 65_507,
+];
+/// Datagrams that may have to be sent again in one test, of dozens: a busy machine loses one now and then.
+const REPEATED_MAX: usize = 3;
+
+fn assert_echoes(tunnel: &Tunnel, sizes: &[usize]) {
+    let mut random = Random::new(1);
+    let mut visitor = UdpVisitor::new(tunnel.traffic());
+    for size in sizes {
+        for _ in 0..3 {
+            let bytes = random.bytes(*size);
+            visitor.echo(&bytes);
+        }
+    }
+    let repeated = visitor.repeated;
+    assert!(repeated <= REPEATED_MAX, "{repeated} datagrams were lost");
+}
+
+#[test]
+fn payloads_of_every_size_come_back() {
+    let service = UdpService::echo();
+    let tunnel = Tunnel::to(service.address);
+    assert_echoes(&tunnel, &SIZES);
+    assert_eq!(service.sources(), 1, "one visitor is one flow");
+}
+
+#[test]
+fn every_size_also_passes_where_packets_are_small() {
+    let service = UdpService::echo();
+    let server = ServerSetup {
+        quic: vec!["max_udp_payload = 1200"],
+        ..ServerSetup::default()
+    };
+    let client = ClientSetup {
+        quic: vec!["max_udp_payload = 1200"],
+        ..ClientSetup::default()
+    };
+    let tunnel = Tunnel::with(&server, &client, service.address);
+    assert_echoes(&tunnel, &SIZES);
+}
+
+#[test]
+fn every_size_from_0_to_1600_comes_back() {
+    let service = UdpService::echo();
+    let tunnel = Tunnel::to(service.address);
+    let mut random = Random::new(2);
+    let mut visitor = UdpVisitor::new(tunnel.traffic());
+    for size in 0..=1_600 {
+        visitor.echo(&random.bytes(size));
+    }
+    let repeated = visitor.repeated;
+    assert!(repeated <= REPEATED_MAX, "{repeated} datagrams were lost");
+}
+
+#[test]
+fn the_first_packet_of_a_flow_may_have_any_size() {
+    let service = UdpService::echo();
+    let tunnel = Tunnel::to(service.address);
+    let mut random = Random::new(3);
+    for size in SIZES {
+        UdpVisitor::new(tunnel.traffic()).echo(&random.bytes(size));
+    }
+    assert_eq!(service.sources(), SIZES.len());
+}
+
+#[test]
+fn payloads_that_look_like_headers_come_back() {
+    let service = UdpService::echo();
+    let tunnel = Tunnel::to(service.address);
+    let mut visitor = UdpVisitor::new(tunnel.traffic());
+    for first in [0x00, 0x01, 0x02, 0x03, 0x3f, 0x40, 0x7f, 0x80, 0xc0, 0xff] {
+        for third in [0x00, 0x40, 0x80, 0x81, 0x82, 0xff] {
+            for size in [3, 4, 12, 60, 1_200] {
+                let mut bytes = vec![first; size];
+                bytes[2] = third;
+                visitor.echo(&bytes);
+            }
+        }
+    }
+    let repeated = visitor.repeated;
+    assert!(repeated <= REPEATED_MAX, "{repeated} datagrams were lost");
+}
+
+#[test]
+fn a_burst_of_large_datagrams_is_not_mixed_up() {
+    let service = UdpService::echo();
+    let tunnel = Tunnel::to(service.address);
+    let mut visitor = UdpVisitor::new(tunnel.traffic());
+    visitor.echo(b"open the flow");
+    let mut random = Random::new(4);
+    for _ in 0..20 {
+        let burst: Vec<Vec<u8>> = (0..8)
+            .map(|_| {
+                let size = random.between(16_384..=65_507);
+                random.bytes(size)
+            })
+            .collect();
+        for bytes in &burst {
+            visitor.send(bytes);
+        }
+        // Anything put together from two datagrams fails in here; order and loss are UDP's.
+        let last = burst.last().expect("eight");
+        if !visitor.receive(last) {
+            visitor.echo(last);
+        }
+    }
+}
+
+#[test]
+fn without_fragmentation_small_datagrams_pass_and_large_ones_do_not() {
+    let service = UdpService::echo();
+    let server = ServerSetup {
+        udp: vec!["enable_fragmentation = false"],
+        ..ServerSetup::default()
+    };
+    let client = ClientSetup {
+        udp: vec!["enable_fragmentation = false"],
+        ..ClientSetup::default()
+    };
+    let tunnel = Tunnel::with(&server, &client, service.address);
+    let mut visitor = UdpVisitor::new(tunnel.traffic());
+    visitor.echo(&[1; 1_000]);
+    visitor.send(&[2; 65_507]);
+    // Datagrams of a flow keep their order here, so whatever came of the large one would have come by now.
+    visitor.echo(&[3; 1_000]);
+    assert_eq!(
+        service.received(),
+        2 + visitor.repeated,
+        "the large one passed"
+    );
+}
