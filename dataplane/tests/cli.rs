@@ -1,0 +1,356 @@
+//! The command line: what a person at a terminal sees, and the exit code that a script sees.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use qmux_config::certs::{CertsRequest, generate, write};
+use tempfile::TempDir;
+
+const SERVER: &str = r#"
+[server]
+load_balancer = "least-connections"
+[[server.listeners]]
+quic_addr = "QUIC"
+traffic_addr = "TRAFFIC"
+protocol = "both"
+[server.auth]
+method = "mtls"
+ca_cert_file = "ca.crt"
+[server.tls]
+server_cert_file = "server.crt"
+server_key_file = "server.key"
+"#;
+
+const CLIENT: &str = r#"
+[client]
+[[client.servers]]
+address = "127.0.0.1:8443"
+server_name = "tunnel.test"
+[client.local]
+host = "127.0.0.1"
+port = 3000
+[client.tls]
+ca_cert_file = "ca.crt"
+client_cert_file = "client.crt"
+client_key_file = "client.key"
+"#;
+
+/// A directory with certificates and a config.
+struct Site {
+    dir: TempDir,
+}
+
+impl Site {
+    fn new(config: &str) -> Self {
+        let dir = TempDir::with_prefix_in("cli-", env!("CARGO_TARGET_TMPDIR")).expect("directory");
+        let request = CertsRequest {
+            server_names: vec!["tunnel.test".into()],
+            days: 30,
+        };
+        let certs = generate(&request).expect("certificates");
+        write(&certs, dir.path(), false).expect("written");
+        fs::write(dir.path().join("dp.toml"), config).expect("written");
+        Self { dir }
+    }
+
+    /// With a server whose two addresses are free.
+    fn server() -> Self {
+        Self::new(&at(SERVER, free_address(), free_address()))
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("dp.toml")
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let config = self.config();
+        let config = config.to_str().expect("UTF-8");
+        qmux_dp(&[&["--config", config], args].concat())
+    }
+}
+
+fn at(config: &str, quic: SocketAddr, traffic: SocketAddr) -> String {
+    config
+        .replace("QUIC", &quic.to_string())
+        .replace("TRAFFIC", &traffic.to_string())
+}
+
+/// Free a moment ago: good enough for what never binds it for long.
+fn free_address() -> SocketAddr {
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    socket.local_addr().expect("bound")
+}
+
+/// Runs to the end. Whatever would go on for ever is none of these tests' business.
+fn qmux_dp(args: &[&str]) -> Output {
+    Command::new("timeout")
+        .args(["--signal=KILL", "60", env!("CARGO_BIN_EXE_qmux-dp")])
+        .args(args)
+        .output()
+        .expect("timeout(1) is part of coreutils")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+/// Ends with 2 and says all of `words`.
+fn assert_refused(output: &Output, words: &[&str]) -> String {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    for word in words {
+        assert!(text.contains(word), "no {word:?} in: {text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+    assert_eq!(stdout(output), "", "errors go to standard error");
+    text
+}
+
+#[test]
+fn help_names_every_option_and_ends_with_0() {
+    let output = qmux_dp(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = stdout(&output);
+    for word in [
+        "--config",
+        "--cores",
+        "--log-level",
+        "--log-format",
+        "--check",
+        "demo",
+    ] {
+        assert!(text.contains(word), "no {word} in: {text}");
+    }
+    assert_eq!(stderr(&output), "");
+    let demo = qmux_dp(&["demo", "--help"]);
+    assert_eq!(demo.status.code(), Some(0));
+    assert!(stdout(&demo).contains("--once"));
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    let output = qmux_dp(&["--version"]);
+    assert_eq!(output.status.code(), Some(0));
+    let expected = format!("qmux-dp {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(stdout(&output), expected);
+}
+
+#[test]
+fn no_argument_at_all_shows_the_usage() {
+    let output = qmux_dp(&[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("Usage"));
+}
+
+#[test]
+fn an_unknown_flag_is_named() {
+    assert_refused(&qmux_dp(&["--no-such-flag"]), &["--no-such-flag", "Usage"]);
+}
+
+#[test]
+fn a_misspelt_flag_gets_a_suggestion() {
+    let site = Site::server();
+    assert_refused(&site.run(&["--core", "2"]), &["--core", "--cores"]);
+}
+
+#[test]
+fn a_missing_config_file_is_named() {
+    let output = qmux_dp(&["--config", "/no/such/dp.toml"]);
+    assert_refused(&output, &["/no/such/dp.toml"]);
+}
+
+#[test]
+fn a_directory_is_no_config_file() {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().to_str().expect("UTF-8");
+    assert_refused(&qmux_dp(&["--config", path]), &[path]);
+}
+
+#[test]
+fn a_syntax_error_is_shown_with_its_line() {
+    let site = Site::new("[server]\n\nload_balancer = = 1\n");
+    let place = format!("{}:3:", site.config().display());
+    assert_refused(&site.run(&[]), &[&place]);
+}
+
+#[test]
+fn an_unknown_key_gets_a_suggestion_with_its_line() {
+    let config = at(SERVER, free_address(), free_address());
+    let site = Site::new(&config.replace("load_balancer", "load_balancr"));
+    let place = format!("{}:3:", site.config().display());
+    assert_refused(&site.run(&[]), &[&place, "load_balancr", "load_balancer"]);
+}
+
+#[test]
+fn a_wrong_value_is_shown_with_what_is_allowed() {
+    let config = at(SERVER, free_address(), free_address());
+    let site = Site::new(&config.replace("least-connections", "fastest"));
+    let words = [
+        "load_balancer",
+        "fastest",
+        "least-connections",
+        "round-robin",
+    ];
+    assert_refused(&site.run(&[]), &words);
+}
+
+#[test]
+fn a_missing_certificate_is_named() {
+    let site = Site::server();
+    fs::remove_file(site.dir.path().join("server.crt")).expect("was there");
+    assert_refused(&site.run(&[]), &["server.crt"]);
+}
+
+#[test]
+fn a_key_of_another_certificate_is_refused() {
+    let site = Site::server();
+    let (from, to) = ("client.key", "server.key");
+    fs::copy(site.dir.path().join(from), site.dir.path().join(to)).expect("copied");
+    assert_refused(&site.run(&["--check"]), &["server.key", "does not belong"]);
+}
+
+#[test]
+fn an_empty_config_is_refused() {
+    let site = Site::new("");
+    assert_refused(&site.run(&["--check"]), &["[server]", "[client]"]);
+}
+
+#[test]
+fn check_prints_what_would_run() {
+    let (quic, traffic) = (free_address(), free_address());
+    let site = Site::new(&at(SERVER, quic, traffic));
+    let output = site.run(&["--check", "--cores", "3"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    for word in [&quic.to_string(), &traffic.to_string(), "3"] {
+        assert!(text.contains(word), "no {word} in: {text}");
+    }
+    // Nothing was left bound.
+    TcpListener::bind(traffic).expect("free");
+    UdpSocket::bind(quic).expect("free");
+}
+
+#[test]
+fn check_prints_both_roles_of_one_file() {
+    let config = at(SERVER, free_address(), free_address()) + CLIENT;
+    let output = Site::new(&config).run(&["--check"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("server") && text.contains("client"), "{text}");
+    assert!(text.contains("127.0.0.1:8443") && text.contains("127.0.0.1:3000"));
+}
+
+#[test]
+fn check_finds_a_bad_config() {
+    let config = at(SERVER, free_address(), free_address());
+    let site = Site::new(&config.replace("\"both\"", "\"sctp\""));
+    assert_refused(&site.run(&["--check"]), &["protocol", "sctp", "udp"]);
+}
+
+#[test]
+fn check_finds_a_taken_address() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = taken.local_addr().expect("bound");
+    let site = Site::new(&at(SERVER, free_address(), address));
+    assert_refused(&site.run(&["--check"]), &[&address.to_string()]);
+}
+
+#[test]
+fn cores_out_of_range_are_refused_with_the_range() {
+    let site = Site::server();
+    for cores in ["0", "999", "-1", "many", ""] {
+        assert_refused(&site.run(&["--check", "--cores", cores]), &["--cores", "1"]);
+    }
+}
+
+#[test]
+fn more_cores_than_cpus_are_allowed() {
+    let output = Site::server().run(&["--check", "--cores", "64"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}
+
+#[test]
+fn a_taken_tcp_port_gives_one_clear_message() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = taken.local_addr().expect("bound");
+    let site = Site::new(&at(SERVER, free_address(), address));
+    let text = assert_refused(&site.run(&["--cores", "4"]), &[&address.to_string()]);
+    assert_eq!(text.matches(&address.to_string()).count(), 1, "{text}");
+}
+
+#[test]
+fn a_taken_udp_port_gives_one_clear_message() {
+    let taken = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = taken.local_addr().expect("bound");
+    let site = Site::new(&at(SERVER, address, free_address()));
+    let text = assert_refused(&site.run(&["--cores", "4"]), &[&address.to_string()]);
+    assert_eq!(text.matches(&address.to_string()).count(), 1, "{text}");
+}
+
+#[test]
+fn an_address_of_another_host_is_refused() {
+    let foreign: SocketAddr = "192.0.2.1:8443".parse().expect("a literal");
+    let site = Site::new(&at(SERVER, foreign, free_address()));
+    assert_refused(&site.run(&[]), &["192.0.2.1:8443"]);
+}
+
+#[test]
+fn a_bad_log_level_is_refused() {
+    let output = Site::server().run(&["--check", "--log-level", "loud=loud"]);
+    assert_refused(&output, &["--log-level", "info"]);
+}
+
+#[test]
+fn a_bad_log_format_is_refused_with_the_allowed_ones() {
+    let output = Site::server().run(&["--check", "--log-format", "xml"]);
+    assert_refused(&output, &["xml", "text", "json"]);
+}
+
+#[test]
+fn relative_paths_start_at_the_config_file() {
+    let site = Site::server();
+    let output = Command::new(env!("CARGO_BIN_EXE_qmux-dp"))
+        .args(["--check", "--config"])
+        .arg(site.config())
+        .current_dir(Path::new("/"))
+        .output()
+        .expect("started");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+}
+
+#[test]
+fn json_logs_are_json_and_no_log_has_colours() {
+    let taken = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let address = taken.local_addr().expect("bound");
+    let site = Site::new(&at(SERVER, address, free_address()));
+    // A key that anybody may read is worth a warning, so that there is something in the log.
+    let key = site.dir.path().join("server.key");
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    fs::set_permissions(key, everybody).expect("our own file");
+    for format in ["json", "text"] {
+        let text = stderr(&site.run(&["--log-format", format]));
+        assert!(text.contains("server.key"), "{text}");
+        assert!(!text.contains('\u{1b}'), "colours: {text:?}");
+        if format == "json" {
+            let line = text.lines().next().expect("the warning");
+            let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            assert_eq!(event["level"], "WARN");
+        }
+    }
+}
+
+#[test]
+fn the_demo_sends_real_traffic_and_reports() {
+    let output = qmux_dp(&["demo", "--once"]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}\n{}", stderr(&output));
+    for word in ["TCP", "UDP", "throughput", "latency"] {
+        assert!(text.contains(word), "no {word} in: {text}");
+    }
+}

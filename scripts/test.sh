@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Every check and every test, with a summary at the end. Ends with 0 only if all of them passed.
+#
+#   scripts/test.sh            everything, as CI runs it
+#   scripts/test.sh --quick    for developers: installs nothing, no fuzzing, the largest tests scaled down
+#
+# Needs no terminal and nothing cached. What a step prints is not hidden: look above the summary.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+quick=false
+case ${1-} in
+    '') ;;
+    --quick) quick=true ;;
+    *)
+        echo "test.sh: unknown option '$1'; allowed is --quick" >&2
+        exit 2
+        ;;
+esac
+
+fuzz_seconds=5
+if $quick; then
+    export QMUX_E2E_FILE_MB=${QMUX_E2E_FILE_MB:-64}
+    export QMUX_E2E_SEQUENTIAL=${QMUX_E2E_SEQUENTIAL:-500}
+    export QMUX_E2E_CONCURRENT=${QMUX_E2E_CONCURRENT:-200}
+else
+    scripts/setup.sh
+    # The build's own part of the output is long enough without progress bars.
+    export CARGO_TERM_PROGRESS_WHEN=never
+fi
+# shellcheck disable=SC1091 # not part of this repository
+command -v cargo >/dev/null || . "$HOME/.cargo/env"
+
+summary=()
+failed=0
+step() { # name command…
+    local name=$1 start=$SECONDS code=0
+    shift
+    echo
+    echo "==== $name: $*"
+    "$@" || code=$?
+    local took="$((SECONDS - start)) s"
+    if [ "$code" -eq 0 ]; then
+        summary+=("passed  $name ($took)")
+    else
+        summary+=("FAILED  $name (exit code $code, $took)")
+        failed=1
+    fi
+    return "$code"
+}
+finish() {
+    echo
+    echo "==== summary"
+    printf '%s\n' "${summary[@]}"
+    if [ "$failed" -eq 0 ]; then
+        echo "all passed in $SECONDS s"
+    else
+        echo "NOT all passed, in $SECONDS s"
+    fi
+    exit "$failed"
+}
+
+step "format" cargo fmt --all --check || true
+step "lints" cargo clippy --locked --workspace --all-targets -- -D warnings || true
+# Tests of binaries that do not build would only repeat that.
+step "build" cargo build --locked --workspace --bins || finish
+step "tests" cargo test --locked --workspace --no-fail-fast || true
+if ! $quick; then
+    step "fuzzing" proto/fuzz/run.sh "$fuzz_seconds" || true
+fi
+finish
