@@ -23,7 +23,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "dp.toml", required = true)]
     pub(crate) config: Option<PathBuf>,
     /// Threads, one per core; default: the CPUs that the process may run on
-    #[arg(long, value_name = "N", value_parser = cores)]
+    #[arg(long, value_name = "N", value_parser = cores, global = true)]
     pub(crate) cores: Option<usize>,
     /// Validate config, certificates and addresses, print what would run, and exit
     #[arg(long)]

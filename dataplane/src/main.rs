@@ -6,6 +6,7 @@ mod check;
 mod cli;
 mod client;
 mod core;
+mod demo;
 mod exit;
 mod flow;
 mod logging;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     logging::start(&cli.log)?;
     match (cli.command, cli.config) {
-        (Some(Command::Demo { once: _ }), _) => Err(Failure::Running("not yet".into())),
+        (Some(Command::Demo { once }), _) => demo::run(once, cli.cores),
         (None, Some(path)) => {
             let config =
                 Config::load(&path).map_err(|errors| Failure::Input(errors.to_string()))?;

@@ -71,6 +71,10 @@ counters! {
     quic_packets_handed_over,
     /// Packets that could not be handed over.
     quic_packets_handover_dropped,
+    /// Stateless resets sent for packets of unknown connections.
+    stateless_resets_sent,
+    /// The same, not sent because there were too many.
+    stateless_resets_suppressed,
     /// Handshakes refused because too many were incomplete.
     handshakes_refused,
     /// Handshakes that failed or timed out.
@@ -107,6 +111,8 @@ counters! {
     tcp_bytes_in,
     /// Bytes from the tunnel to TCP sockets.
     tcp_bytes_out,
+    /// FINs that were lost by QUIC and learned from the control stream.
+    fins_recovered,
     /// UDP flows opened.
     udp_flows_opened,
     /// UDP flows ended.

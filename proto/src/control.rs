@@ -10,6 +10,7 @@
 mod auth;
 mod capabilities;
 mod decoder;
+mod finished;
 mod flow_closed;
 mod go_away;
 mod heartbeat;
@@ -21,6 +22,7 @@ mod service_health;
 pub use auth::{AUTH_NONCE_BYTES, AUTH_PROOF_BYTES_MAX, AuthChallenge, AuthProof};
 pub use capabilities::Capabilities;
 pub use decoder::{BUFFER_BYTES_MAX, Decoder, FEED_BYTES_MAX};
+pub use finished::Finished;
 pub use flow_closed::FlowClosed;
 pub use go_away::{GoAway, GoAwayReason};
 pub use heartbeat::Heartbeat;

@@ -121,6 +121,7 @@ fn dial(
             config,
             accepts: false,
             handshake_timeout: core.shared.config.quic.handshake_idle_timeout,
+            reset_key: None,
             counters: Arc::clone(&core.context.counters),
         },
         None,
@@ -235,6 +236,7 @@ async fn serve(client: &Client, this: &ClientLane, reader: &mut ControlReader) -
                     Message::FlowClosed(closed) => {
                         this.udp.flow_closed(closed.flow_id, closed.reason)
                     }
+                    Message::Finished(finished) => this.lane.announced(finished),
                     Message::GoAway(away) => {
                         tracing::info!(peer = ?this.lane.peer_addr(), reason = %away.reason, "the server drains; this lane gets no new flow");
                     }

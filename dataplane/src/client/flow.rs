@@ -67,7 +67,7 @@ async fn open(
     loop {
         let used = bytes.len();
         bytes.resize(FIRST_READ_BYTES, 0);
-        let (read, fin) = match this.lane.read(stream, &mut bytes[used..]) {
+        let (read, fin) = match this.lane.read(stream, &mut bytes[used..], waiters) {
             StreamRead::Bytes(read, fin) => (read, fin),
             StreamRead::Blocked => {
                 bytes.truncate(used);

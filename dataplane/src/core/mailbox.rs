@@ -35,13 +35,6 @@ pub(crate) enum Mail {
         /// The datagram.
         packet: ForwardedUdp,
     },
-    /// The sending core has no flow for this visitor's datagrams: route them anew.
-    ForgetVisitor {
-        /// Which listener received them.
-        listener: usize,
-        /// The visitor.
-        visitor: SocketAddr,
-    },
     /// A QUIC packet for a lane of the receiving core.
     Packet {
         /// Which listener received it.

@@ -15,7 +15,7 @@ use std::task::Poll;
 
 use qmux_proto::FlowError;
 
-use crate::buffer::{Block, BlockSize, LARGE_BLOCK_BYTES};
+use crate::buffer::{Block, BlockSize, LARGE_BLOCK_BYTES, StreamBuf};
 use crate::metrics::CoreCounters;
 use crate::quic::event::{Event, yield_now};
 use crate::quic::lane::{Lane, StreamRead, StreamRoom, StreamWaiters};
@@ -67,6 +67,36 @@ enum Stop {
     Aborted,
     /// Only this direction is over.
     DirectionOver,
+}
+
+/// What follows the bytes that [`fill`] has read.
+enum Next {
+    /// Perhaps more: the buffer is full.
+    More,
+    /// Nothing now.
+    Nothing,
+    /// The end: all has been read.
+    Fin,
+    /// The socket was reset.
+    Error,
+}
+
+/// Reads until `into` is full or the socket has no more. So a FIN that follows the last bytes closely is seen with
+/// them and rides in their frame, and small segments are gathered; it costs no call more than reading once and then
+/// finding the socket empty.
+fn fill(socket: &TcpSocket, into: &mut [u8]) -> (usize, Next) {
+    let mut read = 0;
+    while read < into.len() {
+        match socket.try_read(&mut into[read..]) {
+            Ok(0) => return (read, Next::Fin),
+            Ok(more) => read += more,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return (read, Next::Nothing);
+            }
+            Err(_) => return (read, Next::Error),
+        }
+    }
+    (read, Next::More)
 }
 
 /// Runs the flow to its end. `early` are bytes that have already been read from the stream.
@@ -148,11 +178,7 @@ impl Shared {
 
     async fn pump_inward(&self) -> Result<(), Stop> {
         let TcpFlow {
-            socket,
-            lane,
-            stream,
-            counters,
-            ..
+            socket, counters, ..
         } = &self.flow;
         let mut size = BlockSize::Small;
         let mut moved = 0;
@@ -160,40 +186,55 @@ impl Shared {
             let room = self.wait_for_room().await?;
             let mut block = Block::take(size);
             let capacity = block.bytes().len().min(room);
-            match socket.try_read(&mut block.bytes_mut()[..capacity]) {
-                Ok(0) => {
-                    drop(block);
-                    return self.finish_stream().await;
+            let (read, next) = fill(socket, &mut block.bytes_mut()[..capacity]);
+            if read > 0 {
+                counters.tcp_bytes_in.add(read as u64);
+                size = size.after(read);
+                let fin = matches!(next, Next::Fin);
+                self.write_stream(block.freeze(read), fin).await?;
+                if fin {
+                    return Ok(());
                 }
-                Ok(read) => {
-                    counters.tcp_bytes_in.add(read as u64);
-                    size = size.after(read);
-                    let mut rest = match lane.write(*stream, block.freeze(read), false) {
-                        Ok(rest) => rest,
-                        Err(error) => return self.peer_stopped(error),
-                    };
-                    // Room was there a moment ago; should quiche take less, wait and offer the rest again.
-                    while let Some(bytes) = rest.take() {
-                        self.wait_for_room().await?;
-                        rest = match lane.write(*stream, bytes, false) {
-                            Ok(rest) => rest,
-                            Err(error) => return self.peer_stopped(error),
-                        };
-                    }
+            } else {
+                drop(block);
+            }
+            match next {
+                Next::More => {
                     moved += read;
                     if moved >= BYTES_PER_TURN {
                         moved = 0;
                         yield_now().await;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    drop(block);
+                Next::Nothing => {
                     moved = 0;
                     self.wait_socket_readable().await?;
                 }
-                Err(_) => return Err(self.abort(self.flow.reset_reason)),
+                Next::Fin => return self.finish_stream().await,
+                Next::Error => return Err(self.abort(self.flow.reset_reason)),
             }
         }
+    }
+
+    /// Gives all of `bytes` to the stream. There was room a moment ago; should quiche take less, waits for more.
+    async fn write_stream(&self, bytes: StreamBuf, fin: bool) -> Result<(), Stop> {
+        let TcpFlow {
+            lane,
+            stream,
+            waiters,
+            ..
+        } = &self.flow;
+        let mut rest = Some(bytes);
+        while let Some(bytes) = rest.take() {
+            rest = match lane.write(*stream, bytes, fin, waiters) {
+                Ok(rest) => rest,
+                Err(error) => return self.peer_stopped(error),
+            };
+            if rest.is_some() {
+                self.wait_for_room().await?;
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the stream takes at least one byte.
@@ -229,7 +270,7 @@ impl Shared {
             if self.aborted.get().is_some() {
                 return Err(Stop::Aborted);
             }
-            match lane.finish(*stream) {
+            match lane.finish(*stream, waiters) {
                 Ok(true) => return Ok(()),
                 Ok(false) => waiters.writable.wait().await,
                 // The peer wants no more, and there is no more: nothing was lost.
@@ -303,7 +344,7 @@ impl Shared {
                 return Err(Stop::Aborted);
             }
             let mut block = Block::take(size);
-            match lane.read(*stream, block.bytes_mut()) {
+            match lane.read(*stream, block.bytes_mut(), waiters) {
                 StreamRead::Bytes(read, fin) => {
                     size = size.after(read);
                     self.write_socket(&block.bytes()[..read]).await?;

@@ -51,7 +51,7 @@ impl ControlReader {
                 Err(error) => return self.violation(&error.to_string()),
             }
             let mut bytes = [0; READ_BYTES];
-            match self.lane.read(CONTROL_STREAM, &mut bytes) {
+            match self.lane.read(CONTROL_STREAM, &mut bytes, &self.waiters) {
                 StreamRead::Bytes(read, fin) => {
                     if let Err(error) = self.decoder.feed(&bytes[..read]) {
                         return self.violation(&error.to_string());

@@ -22,6 +22,7 @@ use rustc_hash::FxBuildHasher;
 
 use super::event::{Event, yield_now};
 use super::lane::{Connection, Lane};
+use super::reset::ResetKey;
 use super::settings::DATAGRAM_RECEIVE_QUEUE;
 use super::timers::Timers;
 use super::transmit::{Batch, Filled};
@@ -31,12 +32,19 @@ use crate::sys::udp::{ReceiveBatch, UdpSocket};
 /// Receive calls before the flows get a turn.
 const RECEIVE_CALLS_PER_TURN: usize = 2;
 
+/// Turns that a receive waits for a flush that should come first.
+const FLUSH_TURNS_MAX: usize = 8;
+
 /// GSO batches that one lane may send before the next lane gets its turn.
 const BATCHES_PER_TURN: usize = 4;
 
 /// Handshakes that may be incomplete at once on one endpoint; above it new ones are refused. Peers that have not
 /// authenticated must cost a bounded amount: one costs about 40 KB.
 const INCOMPLETE_HANDSHAKES_MAX: usize = 1_024;
+
+/// Stateless resets that one endpoint sends per second. After a restart every lane needs one; a flood must not make us
+/// answer without bound.
+const RESETS_PER_SECOND_MAX: u32 = 10_000;
 
 /// Shortest first destination connection id that a client may choose (RFC 9000 section 7.2).
 const INITIAL_DCID_BYTES_MIN: usize = 8;
@@ -74,6 +82,8 @@ pub(crate) struct EndpointSetup {
     pub(crate) accepts: bool,
     /// How long a handshake may take.
     pub(crate) handshake_timeout: Duration,
+    /// Derives reset tokens; an endpoint that dials has none.
+    pub(crate) reset_key: Option<ResetKey>,
     /// The core's counters.
     pub(crate) counters: Arc<CoreCounters>,
 }
@@ -86,6 +96,9 @@ pub(crate) struct Endpoint {
     accepts: bool,
     handshake_timeout: Duration,
     config: RefCell<quiche::Config>,
+    reset_key: Option<ResetKey>,
+    /// Stateless resets sent in the current second.
+    resets: Cell<(Instant, u32)>,
     owner: RefCell<Option<Rc<dyn EndpointOwner>>>,
     lanes: RefCell<HashMap<u64, Rc<Lane>, FxBuildHasher>>,
     /// Connection ids that we issued. Only we choose the keys, so a fast hash is safe.
@@ -98,6 +111,8 @@ pub(crate) struct Endpoint {
     flush: Event,
     timers: RefCell<Timers>,
     next_key: Cell<u64>,
+    /// True while received packets must wait for a flush.
+    flush_first: Cell<bool>,
     closing: Cell<bool>,
     stopped: Event,
     counters: Arc<CoreCounters>,
@@ -116,6 +131,8 @@ impl Endpoint {
             accepts: setup.accepts,
             handshake_timeout: setup.handshake_timeout,
             config: RefCell::new(setup.config),
+            reset_key: setup.reset_key,
+            resets: Cell::new((Instant::now(), 0)),
             owner: RefCell::new(owner),
             lanes: RefCell::default(),
             by_cid: RefCell::default(),
@@ -126,6 +143,7 @@ impl Endpoint {
             flush: Event::default(),
             timers: RefCell::default(),
             next_key: Cell::new(0),
+            flush_first: Cell::new(false),
             closing: Cell::new(false),
             stopped: Event::default(),
             counters: setup.counters,
@@ -195,6 +213,16 @@ impl Endpoint {
         self.finish_turn();
     }
 
+    /// The core's counters.
+    pub(super) fn counters(&self) -> &CoreCounters {
+        &self.counters
+    }
+
+    /// Holds back the next packets until what is to be sent has been sent once (see [`Lane::finish`]).
+    pub(super) fn flush_before_receiving(&self) {
+        self.flush_first.set(true);
+    }
+
     pub(super) fn push_dirty(&self, lane: u64) {
         self.dirty.borrow_mut().push_back(lane);
         self.flush.set();
@@ -222,6 +250,14 @@ impl Endpoint {
                 continue;
             }
             loop {
+                // A flush that waits for room in the socket is not waited for: the acknowledgements to be received
+                // may be what it needs.
+                for _ in 0..FLUSH_TURNS_MAX {
+                    if !self.flush_first.get() {
+                        break;
+                    }
+                    yield_now().await;
+                }
                 let mut drained = false;
                 for _ in 0..RECEIVE_CALLS_PER_TURN {
                     if !RECEIVE.with_borrow_mut(|batch| self.receive_once(batch)) {
@@ -358,11 +394,52 @@ impl Endpoint {
             counter.increment();
             return;
         }
-        if !self.accepts || self.closing.get() || data[0] & LONG_HEADER_BIT == 0 {
+        if data
+            .first()
+            .is_none_or(|first| first & LONG_HEADER_BIT == 0)
+        {
+            self.unknown_short_header(data, from, to_ip);
+            return;
+        }
+        if !self.accepts || self.closing.get() {
             self.counters.quic_packets_unknown.increment();
             return;
         }
         self.begin_handshake(data, from, to_ip);
+    }
+
+    /// On a server: a lane of an earlier process, mostly. On a client: a stateless reset, perhaps; only the lane can
+    /// tell, by its token.
+    fn unknown_short_header(
+        self: &Rc<Self>,
+        data: &mut [u8],
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+    ) {
+        if !self.accepts {
+            let lane = self.lanes.borrow().values().next().cloned();
+            match lane {
+                Some(lane) => self.feed(&lane, data, from, to_ip),
+                None => self.counters.quic_packets_unknown.increment(),
+            }
+            return;
+        }
+        self.counters.quic_packets_unknown.increment();
+        let Some(answer) = self.reset_key.as_ref().and_then(|key| key.answer(data)) else {
+            return;
+        };
+        let (mut since, mut sent) = self.resets.get();
+        if since.elapsed() >= Duration::from_secs(1) {
+            (since, sent) = (Instant::now(), 0);
+        }
+        self.resets.set((since, sent + 1));
+        if sent >= RESETS_PER_SECOND_MAX {
+            self.counters.stateless_resets_suppressed.increment();
+            return;
+        }
+        self.counters.stateless_resets_sent.increment();
+        // Best effort: the peer's next packet asks again.
+        let _lost = self.socket.try_send(&answer, answer.len(), from, to_ip);
     }
 
     /// The first packet of a connection (RFC 9000 section 5.2.2).
@@ -387,6 +464,11 @@ impl Endpoint {
             return;
         }
         let scid = self.new_cid();
+        if let Some(key) = &self.reset_key {
+            self.config
+                .borrow_mut()
+                .set_stateless_reset_token(Some(key.token(&scid)));
+        }
         let accepted = quiche::accept_with_buf_factory(
             &quiche::ConnectionId::from_ref(&scid),
             None,
@@ -472,10 +554,13 @@ impl Endpoint {
                 let lane = self.lanes.borrow().get(&key).cloned();
                 if let Some(lane) = lane {
                     lane.dirty.set(false);
+                    lane.bare_fin.set(false);
                     self.flush_lane(&lane, &mut batch, now).await;
                 }
             }
-            if !self.dirty.borrow().is_empty() {
+            if self.dirty.borrow().is_empty() {
+                self.flush_first.set(false);
+            } else {
                 yield_now().await;
             }
         }
@@ -633,7 +718,10 @@ impl Endpoint {
         }
         while conn.scids_left() > 0 {
             let id = self.new_cid();
-            let reset_token: u128 = rand::random();
+            let reset_token = self
+                .reset_key
+                .as_ref()
+                .map_or_else(rand::random, |key| key.token(&id));
             if conn
                 .new_scid(&quiche::ConnectionId::from_ref(&id), reset_token, false)
                 .is_err()

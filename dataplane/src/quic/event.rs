@@ -1,7 +1,8 @@
 //! A sticky event for one waiting task on the same thread: set before or during the wait, it is never lost.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 /// One event. At most one task waits for it at a time; a second one would replace the first.
@@ -40,15 +41,91 @@ impl Event {
     }
 }
 
+/// Tasks that have yielded, and the task that brings them back.
+#[derive(Default)]
+struct Yielded {
+    wakers: RefCell<Vec<Waker>>,
+    any: Event,
+}
+
+thread_local! {
+    static YIELDED: OnceCell<Rc<Yielded>> = const { OnceCell::new() };
+}
+
 /// Gives every task that is ready now a turn before the caller goes on.
+///
+/// A task that wakes itself while it runs goes to the *front* of monoio's queue (`scheduler.rs`: `yield_now`), so that
+/// nobody else gets a turn. Here another task, at the back of the queue, does the waking.
 pub(crate) async fn yield_now() {
-    let mut yielded = false;
+    let yielded = YIELDED.with(|cell| {
+        Rc::clone(cell.get_or_init(|| {
+            let yielded = Rc::<Yielded>::default();
+            monoio::spawn(bring_back(Rc::clone(&yielded)));
+            yielded
+        }))
+    });
+    let mut back = false;
     poll_fn(|cx| {
-        if std::mem::replace(&mut yielded, true) {
+        if std::mem::replace(&mut back, true) {
             return Poll::Ready(());
         }
-        cx.waker().wake_by_ref();
+        yielded.wakers.borrow_mut().push(cx.waker().clone());
+        yielded.any.set();
         Poll::Pending
     })
     .await;
+}
+
+async fn bring_back(yielded: Rc<Yielded>) {
+    let mut wakers = Vec::new();
+    loop {
+        yielded.any.wait().await;
+        std::mem::swap(&mut wakers, &mut *yielded.wakers.borrow_mut());
+        for waker in wakers.drain(..) {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_yields_lets_every_ready_task_run_first() {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
+            .enable_timer()
+            .build()
+            .expect("a runtime");
+        let order = runtime.block_on(async {
+            let order = Rc::<RefCell<Vec<&str>>>::default();
+            let (first, second) = (Rc::clone(&order), Rc::clone(&order));
+            let a = monoio::spawn(async move {
+                for _ in 0..3 {
+                    first.borrow_mut().push("a");
+                    yield_now().await;
+                }
+            });
+            let b = monoio::spawn(async move {
+                for _ in 0..3 {
+                    second.borrow_mut().push("b");
+                    yield_now().await;
+                }
+            });
+            a.await;
+            b.await;
+            order.take()
+        });
+        assert_eq!(order, ["a", "b", "a", "b", "a", "b"]);
+    }
+
+    #[test]
+    fn an_event_set_before_the_wait_is_not_lost() {
+        let event = Event::default();
+        event.set();
+        event.set();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_eq!(event.poll(&mut cx), Poll::Ready(()));
+        assert_eq!(event.poll(&mut cx), Poll::Pending);
+    }
 }

@@ -8,9 +8,9 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use qmux_proto::control::Message;
+use qmux_proto::control::{Finished, Message};
 use qmux_proto::{FlowError, LaneError};
 use rustc_hash::FxBuildHasher;
 
@@ -41,6 +41,9 @@ pub(crate) const DATAGRAM_QUEUE_BYTES_MAX: usize = 4 << 20;
 /// Control messages that may wait for the peer to read its control stream: 64 KB is 4,000 FlowClosed messages.
 const CONTROL_BACKLOG_BYTES_MAX: usize = 64 << 10;
 
+/// A FIN is repeated on the control stream this much later, together with all others of that time.
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(50);
+
 /// What a role does with a lane's events. All calls come from the endpoint's tasks, outside of any borrow.
 pub(crate) trait LaneEvents {
     /// The peer opened a stream that nobody has attached to.
@@ -64,6 +67,8 @@ pub(crate) enum LaneEnd {
     ClosedByUs(LaneError),
     /// Our QUIC stack closed it (transport or TLS error code).
     TransportErrorByUs(u64, String),
+    /// The peer does not know the lane any more: it was restarted.
+    StatelessReset,
     /// Nothing was heard within the idle timeout.
     IdleTimeout,
     /// The handshake did not complete in time.
@@ -93,6 +98,9 @@ impl std::fmt::Display for LaneEnd {
                 } else {
                     write!(f, ": {text}")
                 }
+            }
+            LaneEnd::StatelessReset => {
+                f.write_str("the peer was restarted and does not know this lane any more")
             }
             LaneEnd::IdleTimeout => f.write_str("nothing heard within max_idle_timeout"),
             LaneEnd::HandshakeTimeout => {
@@ -131,6 +139,12 @@ pub(crate) struct StreamWaiters {
     pub(crate) writable: Event,
     /// True while queued for room in the lane, so that it is queued once.
     queued_for_room: Cell<bool>,
+    /// Bytes written to the stream.
+    written: Cell<u64>,
+    /// Bytes read from it.
+    received: Cell<u64>,
+    /// How many the peer says that there will be in all ([`Finished`]).
+    announced: Cell<Option<u64>>,
 }
 
 /// Outcome of reading a stream.
@@ -195,6 +209,11 @@ pub(crate) struct Lane {
     next_stream: Cell<u64>,
     /// Control messages that stream 0 has not taken yet.
     control_backlog: RefCell<Vec<u8>>,
+    /// True while a FIN without data waits to be sent.
+    pub(super) bare_fin: Cell<bool>,
+    /// FINs to be repeated on the control stream.
+    announcements: RefCell<Vec<Finished>>,
+    this: Weak<Lane>,
 }
 
 impl Lane {
@@ -206,7 +225,7 @@ impl Lane {
     ) -> Rc<Lane> {
         // Streams that we open are bidirectional: types 0 (client) and 1 (server); RFC 9000 section 2.1.
         let next_stream = u64::from(conn.is_server());
-        Rc::new(Lane {
+        Rc::new_cyclic(|this| Lane {
             key,
             endpoint,
             conn: RefCell::new(conn),
@@ -227,6 +246,9 @@ impl Lane {
             closed_by_us: Cell::new(None),
             next_stream: Cell::new(next_stream),
             control_backlog: RefCell::default(),
+            bare_fin: Cell::new(false),
+            announcements: RefCell::default(),
+            this: Weak::clone(this),
         })
     }
 
@@ -382,6 +404,7 @@ impl Lane {
         stream: u64,
         bytes: StreamBuf,
         fin: bool,
+        waiters: &StreamWaiters,
     ) -> Result<Option<StreamBuf>, FlowError> {
         if !self.is_open() {
             return Err(FlowError::Internal);
@@ -394,6 +417,7 @@ impl Lane {
         match result {
             Ok((sent, rest)) => {
                 self.queued.set(self.queued.get() + sent);
+                waiters.written.set(waiters.written.get() + sent as u64);
                 Ok(rest.filter(|rest| !rest.as_ref().is_empty()))
             }
             Err(quiche::Error::Done) => Ok(Some(bytes)),
@@ -403,31 +427,80 @@ impl Lane {
 
     /// Sends a FIN on `stream`; true if it was taken, false if the stream must become writable first.
     ///
+    /// A FIN without data is not safe with quiche: it forgets the stream, FIN and all, once both directions are known
+    /// to be complete and all *data* is acknowledged (cloudflare/quiche issue 2525). So the endpoint sends it before
+    /// the next packet is processed, and a [`Finished`] message follows on the control stream in case it is lost.
+    ///
     /// # Errors
     /// The peer's reason if it stopped the stream.
-    pub(crate) fn finish(&self, stream: u64) -> Result<bool, FlowError> {
+    pub(crate) fn finish(&self, stream: u64, waiters: &StreamWaiters) -> Result<bool, FlowError> {
         if !self.is_open() {
             return Err(FlowError::Internal);
         }
         let result = self.conn.borrow_mut().stream_send(stream, &[], true);
-        self.mark_dirty();
         match result {
-            Ok(_) => Ok(true),
+            Ok(_) => {
+                self.mark_dirty();
+                if !self.bare_fin.replace(true)
+                    && let Some(endpoint) = self.endpoint.upgrade()
+                {
+                    endpoint.flush_before_receiving();
+                }
+                self.announce(Finished {
+                    stream_id: stream,
+                    final_size: waiters.written.get(),
+                });
+                Ok(true)
+            }
             Err(quiche::Error::Done) => Ok(false),
             Err(error) => Err(flow_error(error)),
         }
     }
 
+    /// Repeats a FIN on the control stream, together with others of the same moment: it is rarely needed.
+    fn announce(&self, finished: Finished) {
+        let first = {
+            let mut pending = self.announcements.borrow_mut();
+            pending.push(finished);
+            pending.len() == 1
+        };
+        if first && let Some(lane) = self.this.upgrade() {
+            monoio::spawn(async move {
+                monoio::time::sleep(ANNOUNCE_AFTER).await;
+                let pending = std::mem::take(&mut *lane.announcements.borrow_mut());
+                for finished in pending {
+                    lane.send_control(&Message::Finished(finished));
+                }
+            });
+        }
+    }
+
+    /// The peer repeats a FIN.
+    pub(crate) fn announced(&self, finished: Finished) {
+        if let Some(waiters) = self.waiters.borrow().get(&finished.stream_id) {
+            waiters.announced.set(Some(finished.final_size));
+            waiters.readable.set();
+        }
+    }
+
     /// Reads what is there of `stream`.
-    pub(crate) fn read(&self, stream: u64, into: &mut [u8]) -> StreamRead {
+    pub(crate) fn read(&self, stream: u64, into: &mut [u8], waiters: &StreamWaiters) -> StreamRead {
         if self.end.borrow().is_some() {
             return StreamRead::Reset(FlowError::Internal);
         }
         let result = self.conn.borrow_mut().stream_recv(stream, into);
         match result {
             Ok((read, fin)) => {
+                waiters.received.set(waiters.received.get() + read as u64);
                 self.mark_dirty(); // Flow control credit may have to be told.
                 StreamRead::Bytes(read, fin)
+            }
+            Err(quiche::Error::Done) if waiters.announced.get() == Some(waiters.received.get()) => {
+                // The FIN itself was lost and will not be repeated.
+                if let Some(endpoint) = self.endpoint.upgrade() {
+                    endpoint.counters().fins_recovered.increment();
+                }
+                StreamRead::Bytes(0, true)
             }
             Err(quiche::Error::Done) => StreamRead::Blocked,
             Err(error) => StreamRead::Reset(flow_error(error)),
@@ -659,8 +732,10 @@ impl Lane {
                 }
             } else if conn.is_timed_out() && !self.was_established.get() {
                 LaneEnd::HandshakeTimeout
-            } else {
+            } else if conn.is_timed_out() {
                 LaneEnd::IdleTimeout
+            } else {
+                LaneEnd::StatelessReset
             }
         };
         *self.end.borrow_mut() = Some(end.clone());

@@ -7,6 +7,7 @@ pub(crate) mod control;
 pub(crate) mod endpoint;
 pub(crate) mod event;
 pub(crate) mod lane;
+pub(crate) mod reset;
 pub(crate) mod settings;
 pub(crate) mod timers;
 pub(crate) mod tls;

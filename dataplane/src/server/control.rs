@@ -180,6 +180,7 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                             udp.flow_closed(closed.flow_id, closed.reason);
                         }
                     }
+                    Message::Finished(finished) => this.lane.announced(finished),
                     Message::GoAway(away) => {
                         tracing::info!(client = this.client_id(), reason = %away.reason, "client drains; no new flow goes to this lane");
                         listener.lane_takes_no_more(this);

@@ -26,6 +26,7 @@ use crate::metrics::CoreCounters;
 use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::quic::event::{Event, yield_now};
 use crate::quic::lane::{Lane, StreamRoom};
+use crate::quic::reset::ResetKey;
 use crate::quic::{settings, tls};
 use crate::sys::tcp::{Acceptor, TcpSocket, refuse};
 use crate::sys::udp::{Purpose, UdpSocket};
@@ -77,6 +78,7 @@ impl ListenerCore {
                 config,
                 accepts: true,
                 handshake_timeout: shared.config.quic.handshake_idle_timeout,
+                reset_key: Some(ResetKey::from_key_file(&server.tls.server_key_file)?),
                 counters: Arc::clone(&context.counters),
             },
             None,
@@ -409,12 +411,6 @@ impl ListenerCore {
         self.endpoint.stop_when_empty();
     }
 
-    pub(super) fn forget_visitor(&self, visitor: SocketAddr) {
-        if let Some(traffic) = &*self.traffic.borrow() {
-            traffic.forget_remote(visitor);
-        }
-    }
-
     pub(super) fn datagram_from_other_core(&self, packet: ForwardedUdp) {
         let traffic = self.traffic.borrow().clone();
         if let Some(traffic) = traffic {
@@ -432,7 +428,7 @@ async fn run_flow(flow: TcpFlow, header: &OpenHeader) -> TcpFlowEnd {
     header.encode(&mut encoded);
     let mut rest = Some(StreamBuf::copied(&encoded));
     while let Some(bytes) = rest.take() {
-        rest = match flow.lane.write(flow.stream, bytes, false) {
+        rest = match flow.lane.write(flow.stream, bytes, false, &flow.waiters) {
             Ok(rest) => rest,
             Err(_) => break, // The pumps find the same error and end the flow.
         };
@@ -507,13 +503,5 @@ impl RouteUdp for Owner {
             packet,
         };
         self.0.context.cluster.mailboxes[core].send(mail).is_ok()
-    }
-
-    fn forget_remote(&self, core: usize, visitor: SocketAddr) {
-        // May be lost: it is said again with the visitor's next datagram.
-        let _full = self.0.context.cluster.mailboxes[core].send(Mail::ForgetVisitor {
-            listener: self.0.index,
-            visitor,
-        });
     }
 }

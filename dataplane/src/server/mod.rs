@@ -96,14 +96,6 @@ impl ServerCore {
                     listener.datagram_from_other_core(packet);
                 }
             }
-            Mail::ForgetVisitor {
-                listener: index,
-                visitor,
-            } => {
-                if let Some(listener) = listener(index) {
-                    listener.forget_visitor(visitor);
-                }
-            }
             Mail::Packet {
                 listener: index,
                 mut data,

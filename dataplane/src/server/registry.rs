@@ -227,11 +227,6 @@ impl ClientPool {
         };
         chosen.map(|entry| FlowTicket::new(Arc::clone(entry)))
     }
-
-    /// Clients that are registered now.
-    pub(crate) fn client_count(&self) -> usize {
-        self.clients.load().len()
-    }
 }
 
 #[cfg(test)]
@@ -301,7 +296,7 @@ mod tests {
             Some(Some(1))
         );
         drop(second);
-        assert_eq!(pool.client_count(), 0);
+        assert_eq!(pool.clients.load().len(), 0);
         assert!(pool.pick().is_none());
     }
 
@@ -312,7 +307,7 @@ mod tests {
         lane.take_no_more();
         lane.take_no_more();
         assert!(pool.pick().is_none());
-        assert_eq!(pool.client_count(), 1);
+        assert_eq!(pool.clients.load().len(), 1);
     }
 
     #[test]
@@ -325,6 +320,6 @@ mod tests {
         let ticket = pool.pick().expect("the new one serves");
         assert_eq!(ticket.client().number, new.client().number);
         drop(old);
-        assert_eq!(pool.client_count(), 1);
+        assert_eq!(pool.clients.load().len(), 1);
     }
 }

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -13,6 +14,10 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 /// One GRO batch is up to 64 KB and a core may be away for a millisecond at several Gbit/s: 4 MiB holds about 8 ms
 /// of 4 Gbit/s. It is also the default `net.core.rmem_max` of current distributions' tuned profiles.
 pub(crate) const UDP_BUFFER_BYTES: usize = 4 << 20;
+
+/// How long an address in use is waited for.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+const RELEASE_POLL: Duration = Duration::from_millis(20);
 
 /// Length of the accept queue; the kernel clamps it to `net.core.somaxconn`.
 const ACCEPT_BACKLOG: i32 = 4096;
@@ -28,9 +33,24 @@ pub(crate) struct GrantedBuffers {
 
 /// Fails if `addr` is already in use by another program (or another instance of this one).
 ///
+/// An address in use is tried again for [`RELEASE_TIMEOUT`]: the kernel closes the sockets of a process that was killed
+/// with io_uring requests in flight a moment after the process is gone, and its successor must not fail for that.
+///
 /// A reuseport group can be joined silently by any process of the same user; half of the traffic would then go to
 /// it. A plain bind without `SO_REUSEPORT` finds that out first.
 pub(crate) fn probe_free(addr: SocketAddr, tcp: bool) -> io::Result<()> {
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
+    loop {
+        match probe_once(addr, tcp) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(RELEASE_POLL);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn probe_once(addr: SocketAddr, tcp: bool) -> io::Result<()> {
     let socket = if tcp {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;

@@ -1,7 +1,8 @@
 //! One message of the control stream.
 
 use super::{
-    AuthChallenge, AuthProof, FlowClosed, GoAway, Heartbeat, Register, RegisterAck, ServiceHealth,
+    AuthChallenge, AuthProof, Finished, FlowClosed, GoAway, Heartbeat, Register, RegisterAck,
+    ServiceHealth,
 };
 use crate::error::DecodeError;
 use crate::varint;
@@ -21,6 +22,7 @@ const GO_AWAY: u8 = 5;
 const AUTH_CHALLENGE: u8 = 6;
 const AUTH_PROOF: u8 = 7;
 const SERVICE_HEALTH: u8 = 8;
+const FINISHED: u8 = 9;
 
 /// A message of the control stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub enum Message {
     AuthProof(AuthProof),
     /// Client: whether a service can be reached.
     ServiceHealth(ServiceHealth),
+    /// Both: a TCP flow's stream is complete at this size.
+    Finished(Finished),
 }
 
 impl Message {
@@ -61,6 +65,7 @@ impl Message {
             Self::AuthChallenge(body) => body.encode(out),
             Self::AuthProof(body) => body.encode(out),
             Self::ServiceHealth(body) => body.encode(out),
+            Self::Finished(body) => body.encode(out),
         }
         let length = out.len() - start;
         assert!(
@@ -88,6 +93,7 @@ impl Message {
             AUTH_CHALLENGE => Self::AuthChallenge(AuthChallenge::decode(buf)?),
             AUTH_PROOF => Self::AuthProof(AuthProof::decode(buf)?),
             SERVICE_HEALTH => Self::ServiceHealth(ServiceHealth::decode(buf)?),
+            FINISHED => Self::Finished(Finished::decode(buf)?),
             _ => return Ok(None),
         }))
     }
@@ -102,6 +108,7 @@ impl Message {
             Self::AuthChallenge(_) => AUTH_CHALLENGE,
             Self::AuthProof(_) => AUTH_PROOF,
             Self::ServiceHealth(_) => SERVICE_HEALTH,
+            Self::Finished(_) => FINISHED,
         }
     }
 }

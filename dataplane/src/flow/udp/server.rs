@@ -38,8 +38,6 @@ pub(crate) trait RouteUdp {
     fn route(&self, visitor: SocketAddr) -> Option<UdpRoute>;
     /// Hands a datagram of a visitor whose flow lives on another core to it. False if that cannot be done now.
     fn forward(&self, core: usize, packet: ForwardedUdp) -> bool;
-    /// Not called any more: a core learns from the ticket's end that a flow is gone. To be removed with its callee.
-    fn forget_remote(&self, _core: usize, _visitor: SocketAddr) {}
 }
 
 /// Where a visitor goes. A ticket is dropped when the flow ends.
@@ -252,7 +250,7 @@ impl TrafficSocket {
     }
 
     /// Forgets that the visitor's flow lives on another core.
-    pub(crate) fn forget_remote(&self, visitor: SocketAddr) {
+    fn forget_remote(&self, visitor: SocketAddr) {
         let flow = self.table.borrow_mut().close_visitor(visitor, self.remote);
         drop(flow);
     }

@@ -280,13 +280,16 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
+        let by_itself = self.exited();
         self.running.kill();
         if thread::panicking() {
             let lines = self.log.lock();
             let skipped = lines.all.len().saturating_sub(LINES_ON_FAILURE);
-            let status = self.running.status;
-            eprintln!("---- {}: {:?}", self.launch.name, self.launch.args);
-            eprintln!("---- ended with {status:?}; {skipped} lines before these:");
+            let state = by_itself.map_or("ran until the test failed".into(), |status| {
+                format!("had ended by itself: {status}")
+            });
+            let Launch { name, args, .. } = &self.launch;
+            eprintln!("---- {name} {args:?} {state}; {skipped} lines, then:");
             for (_, line) in &lines.all[skipped..] {
                 eprintln!("    {line}");
             }
