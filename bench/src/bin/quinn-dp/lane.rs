@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use crate::flows::FlowCount;
+use crate::receiver::Receivers;
 
 /// Control messages that may wait for the peer to read its control stream.
 const CONTROL_BACKLOG_MAX: usize = 4_096;
@@ -23,6 +24,7 @@ pub(crate) struct Lane {
     /// The highest heartbeat heard from the peer.
     heard: AtomicU64,
     pub(crate) flows: Arc<FlowCount>,
+    pub(crate) receivers: Arc<Receivers>,
 }
 
 impl Lane {
@@ -34,6 +36,7 @@ impl Lane {
             control,
             heard: AtomicU64::new(0),
             flows: Arc::default(),
+            receivers: Arc::default(),
         };
         (lane, messages)
     }

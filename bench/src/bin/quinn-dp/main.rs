@@ -31,6 +31,7 @@ mod endpoint;
 mod flows;
 mod gso_socket;
 mod lane;
+mod receiver;
 mod relay;
 mod server;
 mod shutdown;

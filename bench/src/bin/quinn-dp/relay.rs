@@ -16,10 +16,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use qmux_proto::FlowError;
-use quinn::{Connection, ReadError, RecvStream, SendStream, VarInt, WriteError};
+use quinn::{Connection, ReadError, SendStream, VarInt, WriteError};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+
+use crate::receiver::Receiver;
 
 /// The smallest and the largest read from a socket, in bytes. A read that fills its buffer makes the next one larger.
 const READ_BYTES_MIN: usize = 4 << 10;
@@ -61,7 +63,7 @@ struct Shared {
 /// peer is told when our socket is reset.
 pub(crate) async fn run(
     socket: TcpStream,
-    (send, recv): (SendStream, RecvStream),
+    (send, recv): (SendStream, Receiver),
     early: Bytes,
     reset_reason: FlowError,
     connection: &Connection,
@@ -99,10 +101,10 @@ pub(crate) async fn run(
 }
 
 /// Gives up a stream in both directions.
-pub(crate) fn refuse(send: &mut SendStream, recv: &mut RecvStream, error: FlowError) {
-    // Either direction may be over already.
+pub(crate) fn refuse(send: &mut SendStream, recv: &mut Receiver, error: FlowError) {
+    // A direction may be over already.
     let _over = send.reset(code(error));
-    let _over = recv.stop(code(error));
+    recv.stop(error);
 }
 
 /// Has a socket reset its connection when it is closed.
@@ -238,20 +240,19 @@ fn next_read_bytes(capacity: usize, read: usize) -> usize {
 
 /// Stream → socket.
 struct Outward {
-    stream: RecvStream,
+    stream: Receiver,
     shared: Arc<Shared>,
 }
 
 impl Drop for Outward {
     fn drop(&mut self) {
         let reason = FlowError::from_code(self.shared.reason.load(Ordering::Relaxed));
-        // A stream that was read to its end stays so.
-        let _ended = self.stream.stop(code(reason));
+        self.stream.stop(reason);
     }
 }
 
 impl Outward {
-    fn new(stream: RecvStream, shared: Arc<Shared>) -> Self {
+    fn new(stream: Receiver, shared: Arc<Shared>) -> Self {
         Self { stream, shared }
     }
 
@@ -269,7 +270,7 @@ impl Outward {
         }
         let mut moved = 0;
         loop {
-            match self.stream.read_chunks(&mut pieces).await {
+            match self.stream.read(&mut pieces).await {
                 Ok(Some(count)) => {
                     moved += write_all(socket, &mut pieces[..count]).await?;
                     if moved >= BYTES_PER_TURN {

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use qmux_proto::open::OPEN_HEADER_BYTES_MAX;
 use qmux_proto::{FlowError, OpenHeader, Protocol};
-use quinn::{RecvStream, SendStream};
+use quinn::SendStream;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::{debug, trace};
 
 use super::Shared;
 use crate::lane::Lane;
+use crate::receiver::Receiver;
 use crate::relay::{self, FlowEnd};
 
 /// How long the service may take to accept a connection.
@@ -25,6 +25,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Accepts flows until the lane ends.
 pub(super) async fn accept_flows(lane: &Arc<Lane>, shared: &Arc<Shared>) {
     while let Ok((send, recv)) = lane.connection.accept_bi().await {
+        let recv = Receiver::new(recv, &lane.receivers);
         let (lane, shared) = (Arc::clone(lane), Arc::clone(shared));
         // Counted here and not in its task, so that draining cannot overlook it.
         let counted = shared.tcp_flows.open();
@@ -36,12 +37,7 @@ pub(super) async fn accept_flows(lane: &Arc<Lane>, shared: &Arc<Shared>) {
     }
 }
 
-async fn serve(
-    mut send: SendStream,
-    mut recv: RecvStream,
-    lane: &Lane,
-    shared: &Shared,
-) -> FlowEnd {
+async fn serve(mut send: SendStream, mut recv: Receiver, lane: &Lane, shared: &Shared) -> FlowEnd {
     let opening = async {
         let early = timeout(HEADER_TIMEOUT, read_header(&mut recv))
             .await
@@ -61,15 +57,16 @@ async fn serve(
 }
 
 /// Reads the Open header. Returns what was read of the visitor's bytes behind it.
-async fn read_header(recv: &mut RecvStream) -> Result<Bytes, FlowError> {
+async fn read_header(recv: &mut Receiver) -> Result<Bytes, FlowError> {
     let mut bytes = Bytes::new();
     loop {
-        let chunk = recv
-            .read_chunk(OPEN_HEADER_BYTES_MAX, true)
+        let mut piece = [Bytes::new()];
+        recv.read(&mut piece)
             .await
             .map_err(|_| FlowError::Internal)?
             .ok_or(FlowError::ProtocolViolation)?;
-        bytes = join(bytes, chunk.bytes);
+        let [piece] = piece;
+        bytes = join(bytes, piece);
         let decoded = OpenHeader::decode(&bytes).map_err(|_| FlowError::ProtocolViolation)?;
         if let Some((header, header_bytes)) = decoded {
             trace!(?header, "flow opened");

@@ -218,6 +218,7 @@ async fn read_messages(
                 debug!(flow = closed.flow_id, reason = %closed.reason, "UDP flow closed");
                 udp.end_flow(closed.flow_id);
             }
+            Message::Finished(finished) => lane.receivers.announced(finished),
             Message::GoAway(go_away) => {
                 info!(reason = %go_away.reason, "the server drains: dialling another lane");
                 if let Some(going_away) = going_away.take() {

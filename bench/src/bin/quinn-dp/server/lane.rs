@@ -232,6 +232,7 @@ async fn read_messages(
                     flow.end();
                 }
             }
+            Message::Finished(finished) => lane.lane.receivers.announced(finished),
             Message::GoAway(go_away) => {
                 info!(client = lane.register.client_id, reason = %go_away.reason, "client drains");
                 registry.retire(lane);

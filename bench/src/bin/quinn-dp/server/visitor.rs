@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::Listener;
+use crate::receiver::Receiver;
 use crate::relay::{self, FlowEnd};
 
 /// How long a visitor waits for a stream when the client allows no more.
@@ -77,6 +78,7 @@ async fn serve(
     if send.write_chunk(header).await.is_err() {
         return refused(FlowError::Internal);
     }
+    let recv = Receiver::new(recv, &choice.lane.lane.receivers);
     let reason = FlowError::VisitorReset;
     relay::run(socket, (send, recv), Bytes::new(), reason, connection).await
 }
