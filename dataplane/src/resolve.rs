@@ -86,8 +86,8 @@ pub(crate) fn keep_fresh(names: Vec<Arc<Name>>) -> std::io::Result<()> {
         .name("resolver".into())
         .spawn(move || {
             loop {
-                let all = names.iter().fold(true, |all, name| name.refresh() && all);
-                std::thread::sleep(if all { REFRESH } else { RETRY });
+                let failed = names.iter().filter(|name| !name.refresh()).count();
+                std::thread::sleep(if failed == 0 { REFRESH } else { RETRY });
             }
         })?;
     Ok(())

@@ -234,7 +234,7 @@ async fn serve(client: &Client, this: &ClientLane, reader: &mut ControlReader) -
                         this.context.counters.heartbeats_received.increment();
                     }
                     Message::FlowClosed(closed) => {
-                        this.udp.flow_closed(closed.flow_id, closed.reason)
+                        this.udp.flow_closed(closed.flow_id, closed.reason);
                     }
                     Message::Finished(finished) => this.lane.announced(finished),
                     Message::GoAway(away) => {

@@ -89,10 +89,6 @@ impl Mailbox {
     ///
     /// # Errors
     /// Gives the mail back if the mailbox is full; the caller counts what it drops.
-    #[expect(
-        clippy::result_large_err,
-        reason = "the mail is handed back, not an error description"
-    )]
     pub(crate) fn send(&self, mail: Mail) -> Result<(), Mail> {
         self.queue.push(mail)?;
         self.wake.wake();

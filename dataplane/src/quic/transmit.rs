@@ -74,7 +74,7 @@ impl Batch {
         loop {
             let used = self.end;
             if used > 0
-                && (used % self.segment != 0
+                && (!used.is_multiple_of(self.segment)
                     || used / self.segment >= segments_max
                     || used + self.segment > GSO_BYTES_MAX)
             {
@@ -138,7 +138,7 @@ impl Batch {
                 self.end += packet.length;
             }
             Some(to) if to == packet.to && packet.length <= self.segment => {
-                self.end += packet.length
+                self.end += packet.length;
             }
             Some(_) => self.carried = Some(packet),
         }
