@@ -9,6 +9,7 @@ mod core;
 mod demo;
 mod exit;
 mod flow;
+mod log_limit;
 mod logging;
 mod metrics;
 mod quic;

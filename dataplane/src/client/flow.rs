@@ -3,7 +3,7 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qmux_proto::open::OPEN_HEADER_BYTES_MAX;
 use qmux_proto::{FlowError, OpenHeader, Protocol};
@@ -122,6 +122,8 @@ async fn dial(this: &ClientLane, header: &OpenHeader) -> Result<TcpSocket, FlowE
         io::ErrorKind::TimedOut => FlowError::DialTimeout,
         _ => FlowError::DialFailed,
     };
-    tracing::warn!(%service, visitor = %header.visitor, error = %last, %reason, "the service cannot be reached; flow reset");
+    if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+        tracing::warn!(%service, visitor = %header.visitor, error = %last, %reason, suppressed, "the service cannot be reached; flow reset");
+    }
     Err(reason)
 }

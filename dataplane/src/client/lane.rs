@@ -8,7 +8,8 @@ use qmux_proto::FlowError;
 use super::ClientShared;
 use crate::core::CoreContext;
 use crate::flow::udp::client::ClientFlows;
-use crate::quic::lane::{Lane, LaneEnd, LaneEvents};
+use crate::quic::end::LaneEnd;
+use crate::quic::lane::{Lane, LaneEvents};
 
 /// One lane to one server.
 pub(super) struct ClientLane {

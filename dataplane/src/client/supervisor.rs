@@ -13,8 +13,8 @@ use qmux_proto::control::RefuseReason;
 use super::ClientCore;
 use super::attempt::{self, AttemptEnd};
 use super::backoff::Backoff;
+use crate::quic::end::LaneEnd;
 use crate::quic::event::Event;
-use crate::quic::lane::LaneEnd;
 
 /// A lane that served this long ended for a reason of its own: the back-off begins anew.
 const STEADY: Duration = Duration::from_secs(5);

@@ -9,6 +9,7 @@ pub(crate) mod runtime;
 use std::cell::Cell;
 use std::sync::Arc;
 
+use crate::log_limit::LogLimit;
 use crate::metrics::CoreCounters;
 use mailbox::Mailbox;
 
@@ -42,6 +43,10 @@ pub(crate) struct CoreContext {
     pub(crate) counters: Arc<CoreCounters>,
     /// TCP flows alive on this core; draining waits for them.
     pub(crate) tcp_flows: Cell<usize>,
+    /// Bounds the log lines about handshakes that failed.
+    pub(crate) handshake_log: LogLimit,
+    /// Bounds the log lines about services that cannot be reached.
+    pub(crate) dial_log: LogLimit,
     /// True once the process has been told to stop.
     pub(crate) draining: Cell<bool>,
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::mailbox::Mail;
 use super::{Cluster, CoreContext};
 use crate::client::{ClientCore, ClientShared};
+use crate::log_limit::LogLimit;
 use crate::server::{ListenerSockets, ServerCore, ServerShared};
 use crate::sys::cpu;
 use crate::sys::wake::WakeReceiver;
@@ -83,6 +84,8 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
         counters: Arc::clone(&setup.cluster.counters[setup.index]),
         cluster: setup.cluster,
         tcp_flows: std::cell::Cell::new(0),
+        handshake_log: LogLimit::new(Instant::now()),
+        dial_log: LogLimit::new(Instant::now()),
         draining: std::cell::Cell::new(false),
     });
     let wake = WakeReceiver::new(setup.wake).map_err(|error| error.to_string())?;

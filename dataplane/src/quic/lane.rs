@@ -14,6 +14,7 @@ use qmux_proto::control::{Finished, Message};
 use qmux_proto::{FlowError, LaneError};
 use rustc_hash::FxBuildHasher;
 
+use super::end::LaneEnd;
 use super::endpoint::Endpoint;
 use super::event::Event;
 use crate::buffer::{Datagram, PooledBuffers, StreamBuf};
@@ -54,80 +55,6 @@ pub(crate) trait LaneEvents {
     fn datagrams_done(&self, lane: &Rc<Lane>);
     /// The lane has ended; its streams have been woken.
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd);
-}
-
-/// Why a lane ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum LaneEnd {
-    /// The peer closed it with one of our codes.
-    ClosedByPeer(LaneError, String),
-    /// The peer's QUIC stack closed it (transport or TLS error code).
-    TransportErrorByPeer(u64, String),
-    /// We closed it.
-    ClosedByUs(LaneError),
-    /// Our QUIC stack closed it (transport or TLS error code).
-    TransportErrorByUs(u64, String),
-    /// The peer does not know the lane any more: it was restarted.
-    StatelessReset,
-    /// Nothing was heard within the idle timeout.
-    IdleTimeout,
-    /// The handshake did not complete in time.
-    HandshakeTimeout,
-}
-
-impl std::fmt::Display for LaneEnd {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            LaneEnd::ClosedByPeer(code, text) if text.is_empty() => {
-                write!(f, "closed by the peer: {code}")
-            }
-            LaneEnd::ClosedByPeer(code, text) => write!(f, "closed by the peer: {code}: {text}"),
-            LaneEnd::TransportErrorByPeer(code, text) => {
-                write!(f, "closed by the peer: {}", describe_transport_error(*code))?;
-                if text.is_empty() {
-                    Ok(())
-                } else {
-                    write!(f, ": {text}")
-                }
-            }
-            LaneEnd::ClosedByUs(code) => write!(f, "closed by us: {code}"),
-            LaneEnd::TransportErrorByUs(code, text) => {
-                write!(f, "closed by us: {}", describe_transport_error(*code))?;
-                if text.is_empty() {
-                    Ok(())
-                } else {
-                    write!(f, ": {text}")
-                }
-            }
-            LaneEnd::StatelessReset => {
-                f.write_str("the peer was restarted and does not know this lane any more")
-            }
-            LaneEnd::IdleTimeout => f.write_str("nothing heard within max_idle_timeout"),
-            LaneEnd::HandshakeTimeout => {
-                f.write_str("no answer: the handshake did not complete in time")
-            }
-        }
-    }
-}
-
-/// Names a QUIC transport error; those from 0x100 are TLS alerts (RFC 9000 section 20.1, RFC 8446 section 6).
-fn describe_transport_error(code: u64) -> String {
-    let alert = match code {
-        0x0 => return "no error".into(),
-        0x1..=0xff => return format!("QUIC transport error {code:#x}"),
-        0x128 => "handshake failure",
-        0x12a => "bad certificate",
-        0x12b => "unsupported certificate (wrong purpose?)",
-        0x12d => "certificate expired",
-        0x12c => "certificate revoked",
-        0x12e => "certificate unknown or not acceptable",
-        0x130 => "unknown CA",
-        0x131 => "access denied",
-        0x174 => "a client certificate is required",
-        0x178 => "no common application protocol: the peer is no qmux-dp",
-        _ => return format!("QUIC error {code:#x}"),
-    };
-    format!("TLS: {alert} (alert {})", code - 0x100)
 }
 
 /// What waits for one stream.
@@ -706,37 +633,12 @@ impl Lane {
         if self.end.borrow().is_some() {
             return false;
         }
-        let end = {
-            let conn = self.conn.borrow();
-            // Draining: a CONNECTION_CLOSE was sent or received, nothing more will pass (RFC 9000 section 10.2.2).
-            if !conn.is_closed() && !conn.is_draining() {
-                return false;
-            }
-            let text = |reason: &[u8]| String::from_utf8_lossy(reason).into_owned();
-            if let Some(error) = self.closed_by_us.get() {
-                LaneEnd::ClosedByUs(error)
-            } else if let Some(error) = conn.peer_error() {
-                if error.is_app {
-                    LaneEnd::ClosedByPeer(
-                        LaneError::from_code(error.error_code),
-                        text(&error.reason),
-                    )
-                } else {
-                    LaneEnd::TransportErrorByPeer(error.error_code, text(&error.reason))
-                }
-            } else if let Some(error) = conn.local_error() {
-                if self.handshake_deadline.get().is_some() && error.is_app {
-                    LaneEnd::HandshakeTimeout
-                } else {
-                    LaneEnd::TransportErrorByUs(error.error_code, text(&error.reason))
-                }
-            } else if conn.is_timed_out() && !self.was_established.get() {
-                LaneEnd::HandshakeTimeout
-            } else if conn.is_timed_out() {
-                LaneEnd::IdleTimeout
-            } else {
-                LaneEnd::StatelessReset
-            }
+        let Some(end) = LaneEnd::of(
+            &mut self.conn.borrow_mut(),
+            self.closed_by_us.get(),
+            self.was_established.get(),
+        ) else {
+            return false;
         };
         *self.end.borrow_mut() = Some(end.clone());
         self.wake_all();

@@ -9,7 +9,8 @@ use qmux_proto::LaneError;
 use super::listener::ListenerCore;
 use super::registry::LaneMembership;
 use crate::flow::udp::server::LaneFlows;
-use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEnd, LaneEvents};
+use crate::quic::end::LaneEnd;
+use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
 
 /// One lane of one client.
 pub(super) struct ServerLane {
@@ -95,8 +96,10 @@ impl LaneEvents for ServerLaneEvents {
             tracing::info!(client = this.client_id(), peer = ?lane.peer_addr(), %end, "lane ended");
         } else if lane.is_established() {
             tracing::info!(peer = ?lane.peer_addr(), %end, "lane ended before it was registered");
-        } else {
-            tracing::warn!(peer = ?lane.peer_addr(), %end, "handshake failed");
+        } else if let Some(listener) = this.listener.upgrade()
+            && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
+        {
+            tracing::warn!(peer = ?lane.peer_addr(), %end, suppressed, "handshake failed");
         }
     }
 }

@@ -131,6 +131,10 @@ impl ListenerCore {
         &self.context.counters
     }
 
+    pub(super) fn context(&self) -> &CoreContext {
+        &self.context
+    }
+
     pub(super) fn endpoint(&self) -> &Rc<Endpoint> {
         &self.endpoint
     }

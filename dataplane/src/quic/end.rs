@@ -1,0 +1,126 @@
+//! Why a lane ended, told from the connection's last state.
+
+use boring::ssl::SslRef;
+use qmux_proto::LaneError;
+
+use super::lane::Connection;
+
+/// Why a lane ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum LaneEnd {
+    /// The peer closed it with one of our codes.
+    ClosedByPeer(LaneError, String),
+    /// The peer's QUIC stack closed it (transport or TLS error code).
+    TransportErrorByPeer(u64, String),
+    /// We closed it.
+    ClosedByUs(LaneError),
+    /// Our QUIC stack closed it (transport or TLS error code).
+    TransportErrorByUs(u64, String),
+    /// The peer does not know the lane any more: it was restarted.
+    StatelessReset,
+    /// Nothing was heard within the idle timeout.
+    IdleTimeout,
+    /// The handshake did not complete in time.
+    HandshakeTimeout,
+}
+
+impl std::fmt::Display for LaneEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            LaneEnd::ClosedByPeer(code, text) if text.is_empty() => {
+                write!(f, "closed by the peer: {code}")
+            }
+            LaneEnd::ClosedByPeer(code, text) => write!(f, "closed by the peer: {code}: {text}"),
+            LaneEnd::TransportErrorByPeer(code, text) => {
+                write!(f, "closed by the peer: {}", describe_transport_error(*code))?;
+                if text.is_empty() {
+                    Ok(())
+                } else {
+                    write!(f, ": {text}")
+                }
+            }
+            LaneEnd::ClosedByUs(code) => write!(f, "closed by us: {code}"),
+            LaneEnd::TransportErrorByUs(code, text) => {
+                write!(f, "closed by us: {}", describe_transport_error(*code))?;
+                if text.is_empty() {
+                    Ok(())
+                } else {
+                    write!(f, ": {text}")
+                }
+            }
+            LaneEnd::StatelessReset => {
+                f.write_str("the peer was restarted and does not know this lane any more")
+            }
+            LaneEnd::IdleTimeout => f.write_str("nothing heard within max_idle_timeout"),
+            LaneEnd::HandshakeTimeout => {
+                f.write_str("no answer: the handshake did not complete in time")
+            }
+        }
+    }
+}
+
+/// Names a QUIC transport error; those from 0x100 are TLS alerts (RFC 9000 section 20.1, RFC 8446 section 6).
+fn describe_transport_error(code: u64) -> String {
+    let alert = match code {
+        0x0 => return "no error".into(),
+        0x1..=0xff => return format!("QUIC transport error {code:#x}"),
+        0x128 => "handshake failure",
+        0x12a => "bad certificate",
+        0x12b => "unsupported certificate (wrong purpose?)",
+        0x12d => "certificate expired",
+        0x12c => "certificate revoked",
+        0x12e => "certificate unknown or not acceptable",
+        0x130 => "unknown CA",
+        0x131 => "access denied",
+        0x174 => "a client certificate is required",
+        0x178 => "no common application protocol: the peer is no qmux-dp",
+        _ => return format!("QUIC error {code:#x}"),
+    };
+    format!("TLS: {alert} (alert {})", code - 0x100)
+}
+
+impl LaneEnd {
+    /// The reason, once `conn` is closed or closing; `None` before. `closed_by_us` is the code given to it by us.
+    pub(super) fn of(
+        conn: &mut Connection,
+        closed_by_us: Option<LaneError>,
+        was_established: bool,
+    ) -> Option<LaneEnd> {
+        // Draining: a CONNECTION_CLOSE was sent or received, nothing more will pass (RFC 9000 section 10.2.2).
+        if !conn.is_closed() && !conn.is_draining() {
+            return None;
+        }
+        let text = |reason: &[u8]| String::from_utf8_lossy(reason).into_owned();
+        if let Some(error) = closed_by_us {
+            return Some(LaneEnd::ClosedByUs(error));
+        }
+        if let Some(error) = conn.peer_error() {
+            return Some(if error.is_app {
+                LaneEnd::ClosedByPeer(LaneError::from_code(error.error_code), text(&error.reason))
+            } else {
+                LaneEnd::TransportErrorByPeer(error.error_code, text(&error.reason))
+            });
+        }
+        if let Some(error) = conn.local_error() {
+            // The one close of ours that carries no lane error: `Endpoint::fire_timers`.
+            if !was_established && error.is_app {
+                return Some(LaneEnd::HandshakeTimeout);
+            }
+            let (code, mut text) = (error.error_code, text(&error.reason));
+            if TLS_ALERTS.contains(&code)
+                && let Err(error) = AsMut::<SslRef>::as_mut(conn).verify_result()
+            {
+                text = error.to_string();
+            }
+            return Some(LaneEnd::TransportErrorByUs(code, text));
+        }
+        Some(match (conn.is_timed_out(), was_established) {
+            (true, true) => LaneEnd::IdleTimeout,
+            (true, false) => LaneEnd::HandshakeTimeout,
+            (false, _) => LaneEnd::StatelessReset,
+        })
+    }
+}
+
+/// QUIC error codes that carry a TLS alert (RFC 9001 section 4.8).
+const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;

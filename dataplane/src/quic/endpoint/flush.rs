@@ -1,0 +1,244 @@
+//! The sending half of an endpoint: turns of dirty lanes, GSO batches, timers, and the end of lanes.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Instant;
+
+use qmux_proto::CID_LEN;
+
+use super::Endpoint;
+use crate::quic::event::yield_now;
+use crate::quic::lane::Lane;
+use crate::quic::transmit::{Batch, Filled};
+
+/// GSO batches that one lane may send before the next lane gets its turn.
+const BATCHES_PER_TURN: usize = 4;
+
+impl Endpoint {
+    pub(super) async fn flush_task(self: Rc<Self>) {
+        let mut batch = Batch::new();
+        let mut turn = VecDeque::new();
+        loop {
+            if self.closing.get() && self.lanes.borrow().is_empty() {
+                self.stopped.set();
+                *self.owner.borrow_mut() = None;
+                return;
+            }
+            if self.dirty.borrow().is_empty() {
+                self.wait_for_work().await;
+            }
+            let now = Instant::now();
+            self.fire_timers(now);
+            std::mem::swap(&mut turn, &mut *self.dirty.borrow_mut());
+            while let Some(key) = turn.pop_front() {
+                let lane = self.lanes.borrow().get(&key).cloned();
+                if let Some(lane) = lane {
+                    lane.dirty.set(false);
+                    lane.bare_fin.set(false);
+                    self.flush_lane(&lane, &mut batch, now).await;
+                }
+            }
+            if self.dirty.borrow().is_empty() {
+                self.flush_first.set(false);
+            } else {
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Waits for a dirty lane or the earliest deadline.
+    async fn wait_for_work(&self) {
+        let next = self.timers.borrow().next();
+        match next {
+            None => self.flush.wait().await,
+            Some(at) => {
+                let mut sleep = pin!(monoio::time::sleep_until(at.into()));
+                poll_fn(|cx| {
+                    if self.flush.poll(cx).is_ready() {
+                        return Poll::Ready(());
+                    }
+                    sleep.as_mut().poll(cx)
+                })
+                .await;
+            }
+        }
+    }
+
+    fn fire_timers(self: &Rc<Self>, now: Instant) {
+        loop {
+            let due = self.timers.borrow_mut().pop_due(now);
+            let Some((at, key)) = due else { return };
+            let lane = self.lanes.borrow().get(&key).cloned();
+            let Some(lane) = lane else { continue };
+            if lane.armed.get() == Some(at) {
+                lane.armed.set(None);
+            }
+            let (timed_out, overdue) = {
+                let mut conn = lane.conn.borrow_mut();
+                let timed_out = conn
+                    .timeout_instant()
+                    .is_some_and(|deadline| deadline <= now);
+                if timed_out {
+                    conn.on_timeout();
+                }
+                let overdue = lane
+                    .handshake_deadline
+                    .get()
+                    .is_some_and(|deadline| deadline <= now);
+                if overdue {
+                    // `Done`: it is closing already.
+                    let _closing = conn.close(true, 0, b"handshake timeout");
+                }
+                (timed_out, overdue)
+            };
+            if timed_out || overdue {
+                lane.dispatch();
+            }
+            lane.mark_dirty();
+        }
+    }
+
+    async fn flush_lane(self: &Rc<Self>, lane: &Rc<Lane>, batch: &mut Batch, now: Instant) {
+        let segments = self.socket.gso_segments();
+        for round in 1.. {
+            let filled = batch.fill(lane, now, segments);
+            self.send(batch).await;
+            if filled == Filled::All {
+                break;
+            }
+            if round >= BATCHES_PER_TURN && !batch.carries() {
+                lane.mark_dirty();
+                break;
+            }
+        }
+        lane.wake_room_waiters();
+        self.keep_connection_ids(lane);
+        if lane.note_end() {
+            self.remove(lane);
+            return;
+        }
+        let deadline = {
+            let conn = lane.conn.borrow();
+            [
+                conn.timeout_instant(),
+                lane.release_at.get(),
+                lane.handshake_deadline.get(),
+            ]
+            .into_iter()
+            .flatten()
+            .min()
+        };
+        let mut armed = lane.armed.get();
+        self.timers
+            .borrow_mut()
+            .arm(lane.key(), deadline, &mut armed);
+        lane.armed.set(armed);
+    }
+
+    async fn send(&self, batch: &Batch) {
+        let Some(ready) = batch.ready() else { return };
+        loop {
+            match self
+                .socket
+                .try_send(ready.bytes, ready.segment, ready.to, ready.from_ip)
+            {
+                Ok(()) => {
+                    self.counters.quic_send_batches.increment();
+                    self.counters.quic_packets_sent.add(ready.packets() as u64);
+                    self.counters.quic_bytes_sent.add(ready.bytes.len() as u64);
+                    return;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.counters.quic_send_waits.increment();
+                    if self.socket.writable().await.is_err() {
+                        return;
+                    }
+                }
+                // A path MTU probe that the local interface already refuses: quiche sees it as lost.
+                Err(error) if quinn_udp::is_msg_size_err(&error) => {
+                    self.counters.quic_sends_too_large.increment();
+                    return;
+                }
+                Err(error)
+                    if ready.segment < ready.bytes.len() && self.socket.gso_segments() == 1 =>
+                {
+                    // quinn-udp has just found out that the device cannot do GSO.
+                    self.counters.gso_fallbacks.increment();
+                    tracing::warn!(%error, "GSO does not work on this path; sending single packets, which is slower");
+                    for packet in ready.bytes.chunks(ready.segment) {
+                        // What is lost here is repeated by QUIC.
+                        let _lost =
+                            self.socket
+                                .try_send(packet, packet.len(), ready.to, ready.from_ip);
+                    }
+                    return;
+                }
+                Err(error) => {
+                    self.counters.quic_sends_failed.increment();
+                    tracing::debug!(%error, to = %ready.to, "send failed");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Issues spare connection ids, which a change of address needs, and forgets retired ones.
+    fn keep_connection_ids(&self, lane: &Rc<Lane>) {
+        let mut conn = lane.conn.borrow_mut();
+        while let Some(retired) = conn.retired_scid_next() {
+            if let Ok(id) = <[u8; CID_LEN]>::try_from(retired.as_ref()) {
+                self.by_cid.borrow_mut().remove(&id);
+            }
+        }
+        if !conn.is_established() {
+            return;
+        }
+        if self.handshake_over(lane) {
+            self.counters.lanes_opened.increment();
+        }
+        while conn.scids_left() > 0 {
+            let id = self.new_cid();
+            let reset_token = self
+                .reset_key
+                .as_ref()
+                .map_or_else(rand::random, |key| key.token(&id));
+            if conn
+                .new_scid(&quiche::ConnectionId::from_ref(&id), reset_token, false)
+                .is_err()
+            {
+                break;
+            }
+            self.by_cid.borrow_mut().insert(id, Rc::clone(lane));
+        }
+    }
+
+    /// No longer counts the lane among the incomplete handshakes. False if it was not.
+    fn handshake_over(&self, lane: &Lane) -> bool {
+        if !lane.counted_incomplete.replace(false) {
+            return false;
+        }
+        self.incomplete.set(self.incomplete.get() - 1);
+        if let Some(id) = lane.initial_id.borrow_mut().take() {
+            self.by_initial.borrow_mut().remove(&id);
+        }
+        true
+    }
+
+    fn remove(&self, lane: &Rc<Lane>) {
+        self.lanes.borrow_mut().remove(&lane.key());
+        for id in lane.conn.borrow().source_ids() {
+            if let Ok(id) = <&[u8; CID_LEN]>::try_from(id.as_ref()) {
+                self.by_cid.borrow_mut().remove(id);
+            }
+        }
+        if self.handshake_over(lane) {
+            self.counters.handshakes_failed.increment();
+        } else {
+            self.counters.lanes_ended.increment();
+        }
+    }
+}

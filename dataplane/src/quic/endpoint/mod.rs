@@ -1,0 +1,228 @@
+//! An endpoint: one UDP socket with its lanes, on one core.
+//!
+//! Two tasks drive it. The receive task drains the socket in GRO batches, feeds quiche, and wakes the flows that can
+//! go on. The flush task runs after those flows and sends, for every lane that has something to say, GSO batches; it
+//! also owns the timers. An endpoint ends when it was asked to and its last lane is gone.
+
+mod flush;
+mod receive;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qmux_proto::CID_LEN;
+use qmux_proto::cid::{CID_RANDOM_LEN, ConnectionId};
+use rand::Rng;
+use rustc_hash::FxBuildHasher;
+
+use super::event::Event;
+use super::lane::{Connection, Lane};
+use super::reset::ResetKey;
+use super::timers::Timers;
+use crate::metrics::CoreCounters;
+use crate::sys::udp::UdpSocket;
+
+/// What owns an endpoint and is told of what concerns more than one lane.
+pub(crate) trait EndpointOwner {
+    /// A peer begins a handshake: say who handles the lane's events. Not called on endpoints that only dial.
+    fn lane_accepted(&self, lane: &Rc<Lane>);
+    /// A packet arrived whose connection id names another core. Returns false if it could not be handed over.
+    fn hand_over(
+        &self,
+        core: usize,
+        packet: &[u8],
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+    ) -> bool;
+}
+
+/// How an endpoint is set up.
+pub(crate) struct EndpointSetup {
+    /// The socket that it owns.
+    pub(crate) socket: UdpSocket,
+    /// Index of this core: the first byte of the connection ids that the endpoint issues.
+    pub(crate) core: usize,
+    /// Number of cores that share the port (1 for an endpoint that dials).
+    pub(crate) group: usize,
+    /// Transport settings and TLS.
+    pub(crate) config: quiche::Config,
+    /// Whether peers may begin lanes.
+    pub(crate) accepts: bool,
+    /// How long a handshake may take.
+    pub(crate) handshake_timeout: Duration,
+    /// Derives reset tokens; an endpoint that dials has none.
+    pub(crate) reset_key: Option<ResetKey>,
+    /// The core's counters.
+    pub(crate) counters: Arc<CoreCounters>,
+}
+
+/// One UDP socket with its lanes.
+pub(crate) struct Endpoint {
+    socket: UdpSocket,
+    core: usize,
+    group: usize,
+    accepts: bool,
+    handshake_timeout: Duration,
+    config: RefCell<quiche::Config>,
+    reset_key: Option<ResetKey>,
+    /// Stateless resets sent in the current second.
+    resets: Cell<(Instant, u32)>,
+    owner: RefCell<Option<Rc<dyn EndpointOwner>>>,
+    lanes: RefCell<HashMap<u64, Rc<Lane>, FxBuildHasher>>,
+    /// Connection ids that we issued. Only we choose the keys, so a fast hash is safe.
+    by_cid: RefCell<HashMap<[u8; CID_LEN], Rc<Lane>, FxBuildHasher>>,
+    /// First destination connection ids, chosen by clients: hashed so that they cannot choose collisions.
+    by_initial: RefCell<HashMap<Box<[u8]>, Rc<Lane>>>,
+    incomplete: Cell<usize>,
+    dirty: RefCell<VecDeque<u64>>,
+    touched: RefCell<Vec<Rc<Lane>>>,
+    flush: Event,
+    timers: RefCell<Timers>,
+    next_key: Cell<u64>,
+    /// True while received packets must wait for a flush.
+    flush_first: Cell<bool>,
+    closing: Cell<bool>,
+    stopped: Event,
+    counters: Arc<CoreCounters>,
+}
+
+impl Endpoint {
+    /// Makes the endpoint and starts its tasks on the current core.
+    pub(crate) fn start(
+        setup: EndpointSetup,
+        owner: Option<Rc<dyn EndpointOwner>>,
+    ) -> Rc<Endpoint> {
+        let endpoint = Rc::new(Endpoint {
+            socket: setup.socket,
+            core: setup.core,
+            group: setup.group,
+            accepts: setup.accepts,
+            handshake_timeout: setup.handshake_timeout,
+            config: RefCell::new(setup.config),
+            reset_key: setup.reset_key,
+            resets: Cell::new((Instant::now(), 0)),
+            owner: RefCell::new(owner),
+            lanes: RefCell::default(),
+            by_cid: RefCell::default(),
+            by_initial: RefCell::default(),
+            incomplete: Cell::new(0),
+            dirty: RefCell::default(),
+            touched: RefCell::default(),
+            flush: Event::default(),
+            timers: RefCell::default(),
+            next_key: Cell::new(0),
+            flush_first: Cell::new(false),
+            closing: Cell::new(false),
+            stopped: Event::default(),
+            counters: setup.counters,
+        });
+        monoio::spawn(Rc::clone(&endpoint).receive_task());
+        monoio::spawn(Rc::clone(&endpoint).flush_task());
+        endpoint
+    }
+
+    /// Says who owns the endpoint, where that could not be known when it was started.
+    pub(crate) fn set_owner(&self, owner: Rc<dyn EndpointOwner>) {
+        *self.owner.borrow_mut() = Some(owner);
+    }
+
+    /// Begins a lane towards `peer`, aimed at the server core `aim` by the first byte of its connection id.
+    ///
+    /// # Errors
+    /// If quiche refuses the parameters.
+    pub(crate) fn dial(
+        self: &Rc<Self>,
+        peer: SocketAddr,
+        server_name: &str,
+        aim: u8,
+    ) -> Result<Rc<Lane>, quiche::Error> {
+        let scid = self.new_cid();
+        let dcid = ConnectionId::new(aim, random_cid());
+        let ip = server_name.parse::<IpAddr>().ok();
+        let mut conn: Connection = quiche::connect_with_dcid_and_buffer_factory(
+            if ip.is_some() {
+                None
+            } else {
+                Some(server_name)
+            },
+            &quiche::ConnectionId::from_ref(&scid),
+            &quiche::ConnectionId::from_ref(dcid.as_bytes()),
+            self.socket.local_addr(),
+            peer,
+            &mut self.config.borrow_mut(),
+        )?;
+        if let Some(ip) = ip {
+            super::tls::expect_server_ip(conn.as_mut(), ip).map_err(|_| quiche::Error::TlsFail)?;
+        }
+        let lane = self.adopt(conn, scid);
+        lane.mark_dirty();
+        Ok(lane)
+    }
+
+    /// Ends the endpoint once its last lane is gone. Lanes are not closed by this.
+    pub(crate) fn stop_when_empty(&self) {
+        self.closing.set(true);
+        self.flush.set();
+    }
+
+    /// All lanes that have not ended.
+    pub(crate) fn lanes(&self) -> Vec<Rc<Lane>> {
+        self.lanes.borrow().values().cloned().collect()
+    }
+
+    /// Processes a packet that another core received.
+    pub(crate) fn inject(
+        self: &Rc<Self>,
+        packet: &mut [u8],
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+    ) {
+        self.packet(packet, from, to_ip, true);
+        self.finish_turn();
+    }
+
+    /// The core's counters.
+    pub(super) fn counters(&self) -> &CoreCounters {
+        &self.counters
+    }
+
+    /// Holds back the next packets until what is to be sent has been sent once (see [`Lane::finish`]).
+    pub(super) fn flush_before_receiving(&self) {
+        self.flush_first.set(true);
+    }
+
+    pub(super) fn push_dirty(&self, lane: u64) {
+        self.dirty.borrow_mut().push_back(lane);
+        self.flush.set();
+    }
+
+    fn adopt(self: &Rc<Self>, conn: Connection, scid: [u8; CID_LEN]) -> Rc<Lane> {
+        let key = self.next_key.get();
+        self.next_key.set(key + 1);
+        let lane = Lane::new(
+            key,
+            Rc::downgrade(self),
+            conn,
+            Instant::now() + self.handshake_timeout,
+        );
+        self.lanes.borrow_mut().insert(key, Rc::clone(&lane));
+        self.by_cid.borrow_mut().insert(scid, Rc::clone(&lane));
+        self.incomplete.set(self.incomplete.get() + 1);
+        lane
+    }
+
+    fn new_cid(&self) -> [u8; CID_LEN] {
+        // The number of cores is at most 256 (`core::CORES_MAX`).
+        ConnectionId::new(u8::try_from(self.core).unwrap_or(u8::MAX), random_cid()).into()
+    }
+}
+
+fn random_cid() -> [u8; CID_RANDOM_LEN] {
+    let mut random = [0; CID_RANDOM_LEN];
+    rand::rng().fill_bytes(&mut random);
+    random
+}

@@ -1,0 +1,332 @@
+//! The receiving half of an endpoint: from the socket to the lanes, and the first packets of new lanes.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use qmux_proto::CID_LEN;
+use qmux_proto::cid::{self, LONG_HEADER_BIT};
+
+use super::Endpoint;
+use crate::quic::event::yield_now;
+use crate::quic::lane::Lane;
+use crate::quic::settings::DATAGRAM_RECEIVE_QUEUE;
+use crate::sys::udp::ReceiveBatch;
+
+/// Receive calls before the flows get a turn.
+const RECEIVE_CALLS_PER_TURN: usize = 2;
+
+/// Turns that a receive waits for a flush that should come first.
+const FLUSH_TURNS_MAX: usize = 8;
+
+/// Handshakes that may be incomplete at once on one endpoint; above it new ones are refused. Peers that have not
+/// authenticated must cost a bounded amount: one costs about 40 KB.
+const INCOMPLETE_HANDSHAKES_MAX: usize = 1_024;
+
+/// Stateless resets that one endpoint sends per second. After a restart every lane needs one; a flood must not make us
+/// answer without bound.
+const RESETS_PER_SECOND_MAX: u32 = 10_000;
+
+/// Shortest first destination connection id that a client may choose (RFC 9000 section 7.2).
+const INITIAL_DCID_BYTES_MIN: usize = 8;
+
+thread_local! {
+    /// The receive buffers of this core, shared by its endpoints: they are used only within one call.
+    static RECEIVE: RefCell<ReceiveBatch> = RefCell::new(ReceiveBatch::new());
+}
+
+impl Endpoint {
+    pub(super) async fn receive_task(self: Rc<Self>) {
+        loop {
+            let ready = {
+                let mut readable = pin!(self.socket.readable());
+                poll_fn(|cx| {
+                    if self.stopped.poll(cx).is_ready() {
+                        return Poll::Ready(None);
+                    }
+                    readable.as_mut().poll(cx).map(Some)
+                })
+                .await
+            };
+            let Some(ready) = ready else { return };
+            if let Err(error) = ready {
+                self.counters.internal_errors.increment();
+                tracing::error!(%error, "waiting for a QUIC socket failed");
+                monoio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+            loop {
+                // A flush that waits for room in the socket is not waited for: the acknowledgements to be received
+                // may be what it needs.
+                for _ in 0..FLUSH_TURNS_MAX {
+                    if !self.flush_first.get() {
+                        break;
+                    }
+                    yield_now().await;
+                }
+                let mut drained = false;
+                for _ in 0..RECEIVE_CALLS_PER_TURN {
+                    if !RECEIVE.with_borrow_mut(|batch| self.receive_once(batch)) {
+                        drained = true;
+                        break;
+                    }
+                }
+                self.finish_turn();
+                if drained {
+                    break;
+                }
+                yield_now().await;
+            }
+        }
+    }
+
+    /// One receive call. False when the socket is drained.
+    fn receive_once(self: &Rc<Self>, batch: &mut ReceiveBatch) -> bool {
+        match self.socket.try_receive(batch) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            // An ICMP error of an earlier send; the next call goes on (udp(7)).
+            Err(error) => {
+                tracing::debug!(%error, "receive on a QUIC socket");
+                return false;
+            }
+        }
+        self.counters.quic_receive_batches.increment();
+        let (mut packets, mut bytes) = (0, 0);
+        batch.for_each(|received| {
+            packets += 1;
+            bytes += received.data.len() as u64;
+            self.packet(received.data, received.from, received.to_ip, false);
+        });
+        self.counters.quic_packets_received.add(packets);
+        self.counters.quic_bytes_received.add(bytes);
+        true
+    }
+
+    pub(super) fn packet(
+        self: &Rc<Self>,
+        data: &mut [u8],
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+        handed_over: bool,
+    ) {
+        let Some(lane) = self.find_lane(data) else {
+            self.unknown_packet(data, from, to_ip, handed_over);
+            return;
+        };
+        self.feed(&lane, data, from, to_ip);
+    }
+
+    fn feed(
+        self: &Rc<Self>,
+        lane: &Rc<Lane>,
+        data: &mut [u8],
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+    ) {
+        let info = quiche::RecvInfo {
+            from,
+            to: self.local_addr(to_ip),
+        };
+        let (result, queued) = {
+            let mut conn = lane.conn.borrow_mut();
+            (conn.recv(data, info), conn.dgram_recv_queue_len())
+        };
+        if let Err(error) = result {
+            self.counters.quic_packets_invalid.increment();
+            tracing::debug!(lane = lane.key(), %from, %error, "packet refused");
+        }
+        if queued > DATAGRAM_RECEIVE_QUEUE / 2 {
+            lane.deliver_datagrams();
+        }
+        if !lane.touched.replace(true) {
+            self.touched.borrow_mut().push(Rc::clone(lane));
+        }
+    }
+
+    /// After the packets of a turn: deliver what they changed, and have their lanes flushed (at least to acknowledge).
+    pub(super) fn finish_turn(self: &Rc<Self>) {
+        let mut touched = std::mem::take(&mut *self.touched.borrow_mut());
+        for lane in touched.drain(..) {
+            lane.touched.set(false);
+            lane.dispatch();
+            lane.mark_dirty();
+        }
+        *self.touched.borrow_mut() = touched;
+    }
+
+    /// The local address that quiche knows the path by. A server tells its addresses apart, so that it answers from
+    /// the one that was asked; a client's wildcard socket is one path whatever the network does.
+    fn local_addr(&self, to_ip: Option<IpAddr>) -> SocketAddr {
+        let local = self.socket.local_addr();
+        match to_ip {
+            Some(ip) if self.accepts => SocketAddr::new(ip, local.port()),
+            _ => local,
+        }
+    }
+
+    fn find_lane(&self, packet: &[u8]) -> Option<Rc<Lane>> {
+        let first = *packet.first()?;
+        if first & LONG_HEADER_BIT == 0 {
+            let id: &[u8; CID_LEN] = packet.get(1..)?.first_chunk()?;
+            return self.by_cid.borrow().get(id).cloned();
+        }
+        let dcid = long_header_dcid(packet)?;
+        if let Ok(id) = <&[u8; CID_LEN]>::try_from(dcid)
+            && let Some(lane) = self.by_cid.borrow().get(id)
+        {
+            return Some(Rc::clone(lane));
+        }
+        self.by_initial.borrow().get(dcid).cloned()
+    }
+
+    fn unknown_packet(
+        self: &Rc<Self>,
+        data: &mut [u8],
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+        handed_over: bool,
+    ) {
+        if !handed_over
+            && let Some(core) = cid::core_of_packet(data, self.group)
+            && core != self.core
+            && let Some(owner) = self.owner.borrow().clone()
+        {
+            let counter = if owner.hand_over(core, data, from, to_ip) {
+                &self.counters.quic_packets_handed_over
+            } else {
+                &self.counters.quic_packets_handover_dropped
+            };
+            counter.increment();
+            return;
+        }
+        if data
+            .first()
+            .is_none_or(|first| first & LONG_HEADER_BIT == 0)
+        {
+            self.unknown_short_header(data, from, to_ip);
+            return;
+        }
+        if !self.accepts || self.closing.get() {
+            self.counters.quic_packets_unknown.increment();
+            return;
+        }
+        self.begin_handshake(data, from, to_ip);
+    }
+
+    /// On a server: a lane of an earlier process, mostly. On a client: a stateless reset, perhaps; only the lane can
+    /// tell, by its token.
+    fn unknown_short_header(
+        self: &Rc<Self>,
+        data: &mut [u8],
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+    ) {
+        if !self.accepts {
+            let lane = self.lanes.borrow().values().next().cloned();
+            match lane {
+                Some(lane) => self.feed(&lane, data, from, to_ip),
+                None => self.counters.quic_packets_unknown.increment(),
+            }
+            return;
+        }
+        self.counters.quic_packets_unknown.increment();
+        let Some(answer) = self.reset_key.as_ref().and_then(|key| key.answer(data)) else {
+            return;
+        };
+        let (mut since, mut sent) = self.resets.get();
+        if since.elapsed() >= Duration::from_secs(1) {
+            (since, sent) = (Instant::now(), 0);
+        }
+        self.resets.set((since, sent + 1));
+        if sent >= RESETS_PER_SECOND_MAX {
+            self.counters.stateless_resets_suppressed.increment();
+            return;
+        }
+        self.counters.stateless_resets_sent.increment();
+        // Best effort: the peer's next packet asks again.
+        let _lost = self.socket.try_send(&answer, answer.len(), from, to_ip);
+    }
+
+    /// The first packet of a connection (RFC 9000 section 5.2.2).
+    fn begin_handshake(self: &Rc<Self>, data: &mut [u8], from: SocketAddr, to_ip: Option<IpAddr>) {
+        let Ok(header) = quiche::Header::from_slice(data, CID_LEN) else {
+            self.counters.quic_packets_invalid.increment();
+            return;
+        };
+        if !quiche::version_is_supported(header.version) {
+            self.negotiate_version(&header, data.len(), from, to_ip);
+            return;
+        }
+        if header.ty != quiche::Type::Initial
+            || data.len() < quiche::MIN_CLIENT_INITIAL_LEN
+            || header.dcid.len() < INITIAL_DCID_BYTES_MIN
+        {
+            self.counters.quic_packets_unknown.increment();
+            return;
+        }
+        if self.incomplete.get() >= INCOMPLETE_HANDSHAKES_MAX {
+            self.counters.handshakes_refused.increment();
+            return;
+        }
+        let scid = self.new_cid();
+        if let Some(key) = &self.reset_key {
+            self.config
+                .borrow_mut()
+                .set_stateless_reset_token(Some(key.token(&scid)));
+        }
+        let accepted = quiche::accept_with_buf_factory(
+            &quiche::ConnectionId::from_ref(&scid),
+            None,
+            self.local_addr(to_ip),
+            from,
+            &mut self.config.borrow_mut(),
+        );
+        let Ok(conn) = accepted else {
+            self.counters.handshakes_failed.increment();
+            return;
+        };
+        let lane = self.adopt(conn, scid);
+        let initial_id: Box<[u8]> = header.dcid.as_ref().into();
+        *lane.initial_id.borrow_mut() = Some(initial_id.clone());
+        self.by_initial
+            .borrow_mut()
+            .insert(initial_id, Rc::clone(&lane));
+        if let Some(owner) = self.owner.borrow().clone() {
+            owner.lane_accepted(&lane);
+        }
+        self.feed(&lane, data, from, to_ip);
+    }
+
+    fn negotiate_version(
+        &self,
+        header: &quiche::Header<'_>,
+        length: usize,
+        to: SocketAddr,
+        from_ip: Option<IpAddr>,
+    ) {
+        // Not for small packets: the answer must not be larger than the question (RFC 9000 section 6.1).
+        if length < quiche::MIN_CLIENT_INITIAL_LEN {
+            self.counters.quic_packets_unknown.increment();
+            return;
+        }
+        let mut answer = [0u8; 128];
+        if let Ok(written) = quiche::negotiate_version(&header.scid, &header.dcid, &mut answer) {
+            // Best effort: the peer asks again.
+            let _lost = self
+                .socket
+                .try_send(&answer[..written], written, to, from_ip);
+        }
+    }
+}
+
+/// The destination connection id of a long header packet (RFC 8999 section 5.1).
+fn long_header_dcid(packet: &[u8]) -> Option<&[u8]> {
+    let length = usize::from(*packet.get(cid::LONG_HEADER_DCID_OFFSET - 1)?);
+    packet.get(cid::LONG_HEADER_DCID_OFFSET..)?.get(..length)
+}
