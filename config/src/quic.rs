@@ -75,14 +75,16 @@ impl Default for Quic {
             // Loss that is no congestion is common where tunnels are used; BBR does not slow down
             // for it.
             congestion_control: CongestionControl::Bbr2,
-            // 160 Mbit/s at 100 ms from the first byte, before any measurement.
-            initial_stream_receive_window: 2 * MIB,
-            // 1.3 Gbit/s at 100 ms for one flow.
-            max_stream_receive_window: 16 * MIB,
-            // Four fresh flows at once.
-            initial_connection_receive_window: 8 * MIB,
-            // 5 Gbit/s at 100 ms for one lane; also the most memory that one lane's peer can fill.
-            max_connection_receive_window: 64 * MIB,
+            // 42 Mbit/s at 100 ms; it doubles with each round trip that uses it up.
+            initial_stream_receive_window: 512 * KIB,
+            // 640 Mbit/s at 100 ms for one flow.
+            max_stream_receive_window: 8 * MIB,
+            // Not a matter of speed: flows whose receiver has stopped reading keep their part of it,
+            // and half of it is what they may keep before the lane's other flows stand still. 64
+            // stalled flows at their maximum, or 1,024 that never got going. Also the most memory
+            // that one lane's peer can fill.
+            initial_connection_receive_window: GIB,
+            max_connection_receive_window: GIB,
             // Visitors at a time on one lane; QMux's library stops at 100 unless told otherwise.
             max_incoming_streams: 16_384,
             // NATs are known to forget UDP mappings after 30 s (RFC 4787, section 4.3); a third of

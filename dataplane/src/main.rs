@@ -28,6 +28,7 @@ use qmux_config::Config;
 
 use cli::{Cli, Command};
 use exit::Failure;
+use run::StopOn;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -66,7 +67,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
 fn serve(config: Config, cores: usize) -> Result<(), Failure> {
     check::tls_contexts(&config)?;
     let drain_timeout = drain_timeout(&config);
-    run::start(&Arc::new(config), cores)?.until_signal(drain_timeout)
+    run::start(&Arc::new(config), cores, StopOn::Signal)?.until_signal(drain_timeout)
 }
 
 /// The longer of both roles' times.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use qmux_config::Config;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::client::ClientShared;
 use crate::core::Cluster;
@@ -26,8 +27,16 @@ const OPEN_FILES_WANTED: u64 = 65_536;
 pub(crate) struct Running {
     cluster: Arc<Cluster>,
     events: Receiver<Event>,
-    sender: Sender<Event>,
     alive: usize,
+}
+
+/// What ends a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StopOn {
+    /// SIGTERM or SIGINT, gracefully.
+    Signal,
+    /// The caller; a signal ends the process as it does by default.
+    Caller,
 }
 
 #[derive(Debug)]
@@ -50,7 +59,11 @@ pub(crate) fn core_count(asked: Option<usize>) -> usize {
 ///
 /// # Errors
 /// What could not be bound or started.
-pub(crate) fn start(config: &Arc<Config>, cores: usize) -> Result<Running, Failure> {
+pub(crate) fn start(
+    config: &Arc<Config>,
+    cores: usize,
+    stop_on: StopOn,
+) -> Result<Running, Failure> {
     prepare_process();
     let readiness = Arc::new(Readiness::new(
         usize::from(config.server.is_some()) + usize::from(config.client.is_some()),
@@ -85,6 +98,11 @@ pub(crate) fn start(config: &Arc<Config>, cores: usize) -> Result<Running, Failu
     let (cluster, wakes) =
         cluster(cores).map_err(|error| Failure::Running(format!("mailboxes: {error}")))?;
     let (sender, events) = unbounded();
+    if stop_on == StopOn::Signal {
+        // Before anything says that it is ready: whoever waits for that may send a signal at once.
+        listen_for_signals(sender.clone())
+            .map_err(|error| Failure::Running(format!("signal handlers: {error}")))?;
+    }
     for (index, wake) in wakes.into_iter().enumerate() {
         let setup = CoreSetup {
             index,
@@ -103,7 +121,6 @@ pub(crate) fn start(config: &Arc<Config>, cores: usize) -> Result<Running, Failu
     let running = Running {
         cluster,
         events,
-        sender,
         alive: cores,
     };
     running.wait_started(cores)?;
@@ -114,6 +131,24 @@ pub(crate) fn start(config: &Arc<Config>, cores: usize) -> Result<Running, Failu
         readiness.role_ready("server");
     }
     Ok(running)
+}
+
+/// Sends [`Event::Signal`] for the first SIGTERM or SIGINT; the second one ends the process at once.
+fn listen_for_signals(sender: Sender<Event>) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for (count, _signal) in signals.forever().enumerate() {
+                if count > 0 {
+                    tracing::warn!("second signal: ending at once");
+                    std::process::exit(1);
+                }
+                // Fails only when `main` is ending already.
+                let _ended = sender.send(Event::Signal);
+            }
+        })?;
+    Ok(())
 }
 
 fn prepare_process() {
@@ -170,18 +205,6 @@ impl Running {
     /// # Errors
     /// If a core failed.
     pub(crate) fn until_signal(mut self, drain_timeout: Duration) -> Result<(), Failure> {
-        let sender = self.sender.clone();
-        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])
-            .map_err(|error| Failure::Running(format!("signal handlers: {error}")))?;
-        std::thread::spawn(move || {
-            for (count, _signal) in signals.forever().enumerate() {
-                if count > 0 {
-                    tracing::warn!("second signal: ending at once");
-                    std::process::exit(1);
-                }
-                let _ended = sender.send(Event::Signal);
-            }
-        });
         match self.events.recv() {
             Ok(Event::Signal) => {
                 tracing::info!(

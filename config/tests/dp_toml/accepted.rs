@@ -243,11 +243,13 @@ fn a_limit_that_is_not_given_follows_the_one_that_is() {
         Duration::from_secs(180)
     );
     assert_eq!(
-        quic("max_stream_receive_window = \"1MiB\"").initial_stream_receive_window,
-        1 << 20
+        quic("max_stream_receive_window = \"256KiB\"").initial_stream_receive_window,
+        256 << 10
     );
-    let connection = quic("initial_connection_receive_window = \"100MiB\"");
-    assert_eq!(connection.max_connection_receive_window, 100 << 20);
+    assert_eq!(
+        quic("initial_stream_receive_window = \"100MiB\"").max_stream_receive_window,
+        100 << 20
+    );
 }
 
 #[test]

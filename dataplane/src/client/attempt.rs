@@ -223,10 +223,15 @@ async fn register(
 async fn serve(client: &Client, this: &ClientLane, reader: &mut ControlReader) -> LaneEnd {
     let mut last_heard = Instant::now();
     let mut next_beat = last_heard + client.heartbeat_interval;
+    let keep_alive = this.shared.config.quic.keep_alive_period;
+    let mut next_ping = Instant::now() + keep_alive;
     let (mut sent, mut heard) = (0, 0);
     loop {
         let unhealthy_at = last_heard + client.health_timeout;
-        match reader.next(next_beat.min(unhealthy_at)).await {
+        match reader
+            .next(next_beat.min(next_ping).min(unhealthy_at))
+            .await
+        {
             ControlEvent::Message(message) => {
                 last_heard = Instant::now();
                 match message {
@@ -251,7 +256,12 @@ async fn serve(client: &Client, this: &ClientLane, reader: &mut ControlReader) -
                     this.lane.close(LaneError::HealthTimeout, "");
                     return LaneEnd::ClosedByUs(LaneError::HealthTimeout);
                 }
+                if now >= next_ping {
+                    this.lane.ping();
+                    next_ping = now + keep_alive;
+                }
                 if now >= next_beat {
+                    next_ping = now + keep_alive;
                     sent += 1;
                     this.lane.send_control(&Message::Heartbeat(Heartbeat {
                         sequence: sent,

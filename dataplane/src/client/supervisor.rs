@@ -90,14 +90,15 @@ impl Supervisor {
     }
 
     fn log(&self, core: &ClientCore, end: &AttemptEnd, delay: Duration) {
-        let server = &core.shared.servers[self.server].name;
+        let state = &core.shared.servers[self.server];
+        let (server, server_name) = (&state.name, &state.server_name);
         let next_ms = delay.as_millis() as u64;
         match end {
             AttemptEnd::Ended(end) => {
                 tracing::warn!(%server, lane = self.lane, %end, next_ms, "lane ended; connecting again");
             }
             AttemptEnd::Failed(why) => {
-                tracing::warn!(%server, lane = self.lane, why, next_ms, "cannot connect; trying again");
+                tracing::warn!(%server, server_name, lane = self.lane, why, next_ms, "cannot connect; trying again");
             }
             AttemptEnd::Refused(reason, text) => {
                 tracing::warn!(%server, lane = self.lane, %reason, text, next_ms, "the server refused this client; trying again");

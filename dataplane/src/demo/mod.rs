@@ -12,7 +12,7 @@ use std::time::Duration;
 use qmux_config::{Config, certs};
 
 use crate::exit::Failure;
-use crate::run::{self, Running};
+use crate::run::{self, Running, StopOn};
 
 /// Free ports are found by binding and letting go; someone may be quicker, so try again.
 const START_ATTEMPTS: usize = 5;
@@ -36,7 +36,8 @@ pub(crate) fn run(once: bool, cores: Option<usize>) -> Result<(), Failure> {
         .map_err(|error| failed("certificates", &error))?;
     let service = service::start().map_err(|error| failed("the demo service", &error))?;
     let cores = run::core_count(cores);
-    let (mut running, traffic) = start(directory.path(), service, cores)?;
+    let stop_on = if once { StopOn::Caller } else { StopOn::Signal };
+    let (mut running, traffic) = start(directory.path(), service, cores, stop_on)?;
     println!(
         "qmux-dp demo: visitors at {traffic} → QUIC tunnel, {cores} cores → service at {service}"
     );
@@ -62,13 +63,14 @@ fn start(
     certs: &Path,
     service: SocketAddr,
     cores: usize,
+    stop_on: StopOn,
 ) -> Result<(Running, SocketAddr), Failure> {
     let mut last = Failure::Running("demo: no free port".into());
     for _ in 0..START_ATTEMPTS {
         let (quic, traffic) = free_addresses().map_err(|error| failed("free ports", &error))?;
         let config = Config::parse(&config_text(quic, traffic, service), &certs.join("dp.toml"))
             .map_err(|error| failed("its config", &error))?;
-        match run::start(&Arc::new(config), cores) {
+        match run::start(&Arc::new(config), cores, stop_on) {
             Ok(running) => return Ok((running, traffic)),
             Err(failure) => last = failure,
         }

@@ -268,6 +268,15 @@ impl Lane {
         }
     }
 
+    /// Has a PING sent with the next flush, so that NATs and the peer's idle timer know that the lane is in use.
+    pub(crate) fn ping(&self) {
+        if self.is_open() {
+            // Fails only on a connection that is closing.
+            let _closing = self.conn.borrow_mut().send_ack_eliciting();
+            self.mark_dirty();
+        }
+    }
+
     // ---- streams -------------------------------------------------------------------------------------------------
 
     /// Opens the next stream of ours, or says that the peer allows no more now.

@@ -164,10 +164,15 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
 async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut ControlReader) {
     let interval = listener.server().heartbeat_interval;
     let mut next_beat = Instant::now() + interval;
+    let keep_alive = listener.keep_alive_period();
+    let mut next_ping = Instant::now() + keep_alive;
     let (mut sent, mut heard) = (0, 0);
     loop {
         let unhealthy_at = this.last_heard.get() + listener.server().health_timeout;
-        match reader.next(next_beat.min(unhealthy_at)).await {
+        match reader
+            .next(next_beat.min(next_ping).min(unhealthy_at))
+            .await
+        {
             ControlEvent::Message(message) => {
                 this.last_heard.set(Instant::now());
                 match message {
@@ -197,7 +202,12 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                     this.lane.close(LaneError::HealthTimeout, "");
                     return;
                 }
+                if now >= next_ping {
+                    this.lane.ping();
+                    next_ping = now + keep_alive;
+                }
                 if now >= next_beat {
+                    next_ping = now + keep_alive;
                     sent += 1;
                     this.lane.send_control(&Message::Heartbeat(Heartbeat {
                         sequence: sent,

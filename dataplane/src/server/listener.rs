@@ -131,6 +131,10 @@ impl ListenerCore {
         &self.context.counters
     }
 
+    pub(super) fn keep_alive_period(&self) -> Duration {
+        self.shared.config.quic.keep_alive_period
+    }
+
     pub(super) fn context(&self) -> &CoreContext {
         &self.context
     }
