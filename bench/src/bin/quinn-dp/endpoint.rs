@@ -37,7 +37,7 @@ impl QuicServer {
     }
 }
 
-/// Binds the socket of an endpoint. Where the system allows less than the buffers wanted it gives what it has.
+/// Binds the socket of an endpoint, or that of UDP visitors.
 pub(crate) fn bind(address: SocketAddr, settings: &Settings) -> io::Result<UdpSocket> {
     let socket = Socket::new(
         Domain::for_address(address),
@@ -47,18 +47,23 @@ pub(crate) fn bind(address: SocketAddr, settings: &Settings) -> io::Result<UdpSo
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
+    set_buffers(&socket, settings);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Gives a UDP socket the buffers of the setting.
+pub(crate) fn set_buffers(socket: &Socket, settings: &Settings) {
     if let Some(bytes) = settings.socket_buffer_bytes() {
         for result in [
             socket.set_recv_buffer_size(bytes),
             socket.set_send_buffer_size(bytes),
         ] {
             if let Err(error) = result {
-                warn!(%error, "the buffers of the QUIC socket stay at the system's default");
+                warn!(%error, "the buffers of a UDP socket stay at the system's default");
             }
         }
     }
-    socket.bind(&address.into())?;
-    Ok(socket.into())
 }
 
 /// The server's endpoint on a socket from [`bind`]. Call it on the runtime.

@@ -8,7 +8,7 @@ use qmux_proto::control::{FlowClosed, GoAway, GoAwayReason, Message};
 use qmux_proto::{FlowError, LaneError};
 use quinn::{Connection, ConnectionError, VarInt};
 use tokio::sync::mpsc;
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::flows::FlowCount;
 use crate::receiver::Receivers;
@@ -85,6 +85,21 @@ pub(crate) fn close(connection: &Connection, error: LaneError, text: &str) {
     debug!(peer = %connection.remote_address(), %error, text, "closing");
     let code = VarInt::from_u64(error.code()).unwrap_or(VarInt::MAX);
     connection.close(code, text.as_bytes());
+}
+
+/// What a measurement should know of a connection that ends.
+pub(crate) fn log_path(connection: &Connection) {
+    let path = connection.stats().path;
+    info!(
+        mtu = path.current_mtu,
+        rtt = ?path.rtt,
+        cwnd = path.cwnd,
+        sent = path.sent_packets,
+        lost = path.lost_packets,
+        congestion_events = path.congestion_events,
+        black_holes = path.black_holes_detected,
+        "path of the lane"
+    );
 }
 
 /// Why a connection ended, in words: codes of the protocol have names.

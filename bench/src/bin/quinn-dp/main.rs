@@ -49,6 +49,10 @@ use crate::cli::Args;
 use crate::shutdown::Shutdown;
 use crate::start_error::StartError;
 
+/// qmux-dp's allocator, so that it makes no difference between the two.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Failed while running.
 const EXIT_FAILED: u8 = 1;
 /// Bad command line, config, certificate or address; also what clap exits with.
@@ -93,6 +97,12 @@ fn prepare(args: &Args) -> Result<Program, StartError> {
         warn!("[admin]: quinn-dp has no admin endpoint; the section has no effect");
     }
     let settings = transport::Settings::new(&config.quic, args.tuned);
+    if settings.bbr() {
+        warn!(
+            "quinn's BBR is version 1 and experimental: its results vary widely; measure with \
+             congestion_control = \"cubic\""
+        );
+    }
     let server = match &config.server {
         Some(server) => Some(server::Bound::bind(server, &config.udp, settings.clone())?),
         None => None,

@@ -198,6 +198,7 @@ async fn serve(
         Ok(()) => lane::describe_end(&lane.connection.closed().await),
     };
     info!(lane = index, reason, "lane ended");
+    lane::log_path(&lane.connection);
     // The server may not hear of it: then its idle timeout tells.
     let _in_time = timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await;
 }

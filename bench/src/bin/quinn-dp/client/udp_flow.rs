@@ -9,6 +9,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Notify;
 
 use crate::clock::LastSeen;
+use crate::endpoint;
+use crate::transport::Settings;
 
 /// What both directions of a flow know.
 #[derive(Debug)]
@@ -24,9 +26,10 @@ pub(super) struct UdpFlow {
 
 impl UdpFlow {
     /// Connects a socket to the service. Call it on the runtime.
-    pub(super) fn open(id: u64, service: SocketAddr) -> io::Result<Self> {
+    pub(super) fn open(id: u64, service: SocketAddr, settings: &Settings) -> io::Result<Self> {
         let domain = Domain::for_address(service);
         let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        endpoint::set_buffers(&socket, settings);
         socket.connect(&service.into())?;
         Ok(Self {
             id,

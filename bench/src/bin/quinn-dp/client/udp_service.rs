@@ -128,7 +128,7 @@ impl UdpService {
             return Err(io::Error::other("the limit of flows is reached"));
         }
         let service = self.service_addr().await?;
-        let flow = Arc::new(UdpFlow::open(id, service)?);
+        let flow = Arc::new(UdpFlow::open(id, service, &self.shared.settings)?);
         self.flows().insert(id, Arc::clone(&flow));
         tokio::spawn(Arc::clone(self).answer(Arc::clone(&flow)));
         Ok(flow)

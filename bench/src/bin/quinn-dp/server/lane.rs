@@ -207,13 +207,15 @@ async fn run(
             lane.lane.close(error.lane_error(), &error.to_string());
             error.to_string()
         }
-        Ok(()) => String::new(),
+        // No sender of control messages is left.
+        Ok(()) => lane::describe_end(&lane.lane.connection.closed().await),
     };
     if let Some(datagrams) = datagrams {
         datagrams.abort();
     }
     lane.end_udp_flows();
     info!(%peer, client, lane = index, reason, "lane ended");
+    lane::log_path(&lane.lane.connection);
 }
 
 /// Handles the client's messages until the lane ends.
