@@ -8,8 +8,8 @@ use crate::support::visitor;
 use crate::support::wait;
 
 /// TLS alerts with which a server may refuse a client's certificate (RFC 8446, section 6): bad_certificate (42) to
-/// certificate_unknown (46), unknown_ca (48), certificate_required (116).
-const ALERTS: [u8; 7] = [42, 43, 44, 45, 46, 48, 116];
+/// certificate_unknown (46), unknown_ca (48), decrypt_error (51), certificate_required (116).
+const ALERTS: [u8; 8] = [42, 43, 44, 45, 46, 48, 51, 116];
 
 fn assert_server_refuses(identity: Option<&Identity>) {
     let site = Site::new();

@@ -1,9 +1,12 @@
 //! iperf3 through the tunnel: TCP in each direction, parallel streams, UDP. That it arrives; how fast is for `bench`.
 
+use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::support::counters;
 use crate::support::peers;
 use crate::support::program::Launch;
+use crate::support::subject;
 use crate::support::tunnel::Tunnel;
 
 /// Bytes of each TCP test.
@@ -14,12 +17,17 @@ const TCP_BYTES_ON_THE_WAY_MAX: u64 = 64 << 20;
 const UDP_BYTES: u64 = 5 << 20;
 /// Slow enough for two cores that run other tests, too.
 const UDP_BITS_PER_SECOND: &str = "20M";
-/// Losses are UDP's right on a busy machine; many are the tunnel's fault.
-const UDP_LOST_PERCENT_MAX: f64 = 5.0;
+/// What iperf3 may miss: on a busy machine its own socket overflows, and only counters tell that from the tunnel's.
+const UDP_LOST_PERCENT_MAX: f64 = 50.0;
+/// What the tunnel may lose, in thousandths, by its counters: at this rate nothing should be short of room.
+const UDP_LOST_IN_TUNNEL_PER_MILLE_MAX: u64 = 1;
 
 fn iperf3(args: &[&str], bytes: u64) -> Value {
     let peer = peers::iperf3_server();
-    let tunnel = Tunnel::to(peer.address);
+    run(&Tunnel::to(peer.address), args, bytes)
+}
+
+fn run(tunnel: &Tunnel, args: &[&str], bytes: u64) -> Value {
     let traffic = tunnel.traffic();
     let output = Launch::new("iperf3 client", "iperf3")
         .args(["--json", "--client", &traffic.ip().to_string()])
@@ -73,12 +81,32 @@ fn tcp_both_ways_at_once() {
 }
 
 fn udp(args: &[&str]) {
+    let peer = peers::iperf3_server();
+    let mut tunnel = Tunnel::to(peer.address);
     let rate = ["--udp", "--bitrate", UDP_BITS_PER_SECOND];
-    let report = iperf3(&[&rate, args].concat(), UDP_BYTES);
+    let report = run(&tunnel, &[&rate, args].concat(), UDP_BYTES);
     let sum = &report["end"]["sum"];
     let lost = sum["lost_percent"].as_f64().expect("a share of losses");
+    // The counters of both programs say where; they are in the log that a failure prints.
+    for program in [&mut tunnel.client, &mut tunnel.server.program] {
+        program.signal(Signal::TERM);
+        program.wait_for_exit();
+    }
     assert!(lost <= UDP_LOST_PERCENT_MAX, "{sum}");
     assert!(sum["packets"].as_u64().is_some_and(|it| it > 0), "{sum}");
+    if subject::only_wire("counters") {
+        return;
+    }
+    let client = counters::of(&tunnel.client);
+    let server = counters::of(&tunnel.server.program);
+    for (from, to) in [(&client, &server), (&server, &client)] {
+        let entered = counters::total(from, "udp_datagrams_in");
+        let left = counters::total(to, "udp_datagrams_out");
+        assert!(
+            left * 1_000 >= entered * (1_000 - UDP_LOST_IN_TUNNEL_PER_MILLE_MAX),
+            "{left} of {entered} datagrams left the tunnel"
+        );
+    }
 }
 
 #[test]
