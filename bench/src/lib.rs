@@ -5,6 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod harness;
+pub mod load;
 pub mod logging;
 pub mod process;
+pub mod stats;
 pub mod udp;

@@ -1,0 +1,21 @@
+//! Everything around a measurement: programs started and ended, tunnels set up, resources counted, the machine described.
+//!
+//! Nothing here generates load (module `load` does) or presents results (module `report` does). Whatever is started
+//! here is ended with the value that holds it, and by the kernel should this process die.
+
+pub mod cleanup;
+pub mod counters;
+mod error;
+pub mod iperf3;
+pub mod machine;
+pub mod meter;
+pub mod place;
+pub mod ports;
+pub mod proc_stat;
+pub mod program;
+mod rathole;
+pub mod site;
+pub mod spec;
+pub mod tunnel;
+
+pub use error::BenchError;

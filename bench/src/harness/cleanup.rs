@@ -1,0 +1,102 @@
+//! What must be undone however this process ends.
+//!
+//! Drops undo it on the way out and after a panic; a signal ends the process without them, so a thread waits for
+//! signals and does it instead. Child processes need no entry: the kernel kills them with this process.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::BenchError;
+
+/// Exit code after a signal, as shells have it for the first of them.
+const EXIT_SIGNAL: i32 = 130;
+
+/// Something to undo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Undo {
+    /// Delete a directory with all that is in it.
+    Directory(PathBuf),
+    /// Delete a network namespace.
+    Namespace(String),
+}
+
+impl Undo {
+    fn run(&self) {
+        match self {
+            // What cannot be deleted is reported by whoever finds it; there is nobody to tell at the end.
+            Self::Directory(path) => drop(std::fs::remove_dir_all(path)),
+            Self::Namespace(name) => {
+                let _ = Command::new("ip")
+                    .args(["netns", "delete", name])
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .status();
+            }
+        }
+    }
+}
+
+static PENDING: Mutex<Vec<Undo>> = Mutex::new(Vec::new());
+
+fn pending() -> MutexGuard<'static, Vec<Undo>> {
+    PENDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Undoes its entry when dropped.
+#[derive(Debug)]
+pub struct Guard(Undo);
+
+impl Guard {
+    /// From now on this will be undone.
+    pub fn new(undo: Undo) -> Self {
+        pending().push(undo.clone());
+        Self(undo)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.run();
+        pending().retain(|undo| *undo != self.0);
+    }
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP undo everything and end the process.
+///
+/// # Errors
+///
+/// If the system takes no signal handlers.
+pub fn on_signals() -> Result<(), BenchError> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(BenchError::io("signal handlers"))?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            eprintln!("qmux-bench: interrupted; ending what was started");
+            for undo in pending().drain(..).rev() {
+                undo.run();
+            }
+            std::process::exit(EXIT_SIGNAL);
+        }
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_guard_undoes_and_forgets() {
+        let path = std::env::temp_dir().join(format!("qmux-bench-guard-{}", std::process::id()));
+        std::fs::create_dir_all(path.join("inner")).expect("directory");
+        let undo = Undo::Directory(path.clone());
+        let guard = Guard::new(undo.clone());
+        assert!(pending().contains(&undo));
+        drop(guard);
+        assert!(!path.exists());
+        assert!(!pending().contains(&undo));
+    }
+}

@@ -1,0 +1,54 @@
+//! What can go wrong around a measurement.
+
+use std::io;
+use std::time::Duration;
+
+/// Why a measurement could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The system refused something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A program ended before it should have.
+    #[error("{name} ended too early; its last lines:\n{log}")]
+    Ended {
+        /// Which one.
+        name: String,
+        /// The end of its log.
+        log: String,
+    },
+    /// Something did not happen in time.
+    #[error("{what} took longer than {limit:?}{log}")]
+    TimedOut {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        limit: Duration,
+        /// The end of the log of who should have done it, after a line break; or empty.
+        log: String,
+    },
+    /// What a program printed is not what was expected.
+    #[error("{what}: {problem}")]
+    Output {
+        /// Whose output.
+        what: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The measurement itself went wrong.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl BenchError {
+    /// For `map_err`: says what was tried.
+    pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+}

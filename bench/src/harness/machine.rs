@@ -1,0 +1,160 @@
+//! What was measured on and with: without it a number means nothing.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use super::program::{self, Launch};
+use super::spec::Spec;
+
+/// How long a program may take to tell its version.
+const VERSION_LIMIT: Duration = Duration::from_secs(10);
+
+/// The machine, the programs and the moment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Machine {
+    /// When, in UTC.
+    pub date: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The CPU's model.
+    pub cpu: String,
+    /// How many CPUs this process may use.
+    pub cpus: usize,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// The largest buffers that sockets may ask for, in bytes: receive, send.
+    pub socket_buffers_max: (u64, u64),
+    /// The load average of the last minute before the measurement: what else ran.
+    pub load_average_before: f64,
+    /// The commit of the source, with a mark if the source differs from it.
+    pub commit: String,
+    /// Versions of the programs, as they tell them.
+    pub versions: Vec<String>,
+}
+
+impl Machine {
+    /// Finds everything out.
+    pub fn describe(specs: &[Spec], programs: &Path) -> Self {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let loadavg = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let mut files: Vec<_> = specs.iter().filter_map(|it| it.program(programs)).collect();
+        files.extend(program::find("iperf3"));
+        files.dedup();
+        Self {
+            date: now(),
+            kernel: read_line("/proc/sys/kernel/osrelease"),
+            cpu: field(&cpuinfo, "model name").unwrap_or_else(|| "unknown".into()),
+            cpus: crate::process::cpus().get(),
+            memory_bytes: field(&meminfo, "MemTotal")
+                .and_then(|text| text.strip_suffix("kB")?.trim().parse::<u64>().ok())
+                .unwrap_or_default()
+                * 1_024,
+            socket_buffers_max: (socket_buffer_max("rmem"), socket_buffer_max("wmem")),
+            load_average_before: first_number(&loadavg),
+            commit: commit(),
+            versions: files.iter().filter_map(|file| version(file)).collect(),
+        }
+    }
+
+    /// In one line.
+    pub fn summary(&self) -> String {
+        let Self {
+            cpu, cpus, kernel, ..
+        } = self;
+        let gib = self.memory_bytes >> 30;
+        format!("{cpus} × {cpu}, {gib} GiB, Linux {kernel}")
+    }
+}
+
+/// The largest receive (`rmem`) or send (`wmem`) buffer that a socket may ask for, in bytes.
+pub fn socket_buffer_max(which: &str) -> u64 {
+    let text = read_line(&format!("/proc/sys/net/core/{which}_max"));
+    text.parse().unwrap_or_default()
+}
+
+fn now() -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
+    OffsetDateTime::now_utc()
+        .format(&format)
+        .unwrap_or_default()
+}
+
+fn read_line(path: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().next().unwrap_or_default().trim().to_owned()
+}
+
+fn first_number(text: &str) -> f64 {
+    let word = text.split_whitespace().next();
+    word.and_then(|it| it.parse().ok()).unwrap_or_default()
+}
+
+/// The value of the first `name : value`.
+fn field(text: &str, name: &str) -> Option<String> {
+    text.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        (key.trim() == name).then(|| value.trim().to_owned())
+    })
+}
+
+fn git(args: &[&str]) -> Option<String> {
+    let launch = Launch::new("git", "git").args(["-C", env!("CARGO_MANIFEST_DIR")]);
+    let output = launch
+        .args(args.iter().copied())
+        .output(VERSION_LIMIT)
+        .ok()?;
+    Some(output.trim().to_owned())
+}
+
+fn commit() -> String {
+    let Some(commit) = git(&["rev-parse", "--short=10", "HEAD"]).filter(|it| !it.is_empty()) else {
+        return "unknown".into();
+    };
+    // What is not tracked was hardly built.
+    match git(&["status", "--porcelain", "--untracked-files=no"]) {
+        Some(changes) if changes.is_empty() => commit,
+        _ => format!("{commit}+changes"),
+    }
+}
+
+fn version(program: &Path) -> Option<String> {
+    let launch = Launch::new("a version", program).args(["--version"]);
+    let output = launch.output(VERSION_LIMIT).ok()?;
+    let name = program.file_name()?.to_string_lossy();
+    // rathole has its version behind a title, the others have it first.
+    let line = output
+        .lines()
+        .find(|line| line.chars().any(|it| it.is_ascii_digit()))?
+        .trim();
+    Some(if line.starts_with(&*name) {
+        line.to_owned()
+    } else {
+        format!("{name} {line}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_can_be_described() {
+        let machine = Machine::describe(&[], Path::new("/nowhere"));
+        assert!(machine.cpus > 0 && machine.memory_bytes > 0, "{machine:?}");
+        assert!(machine.kernel.contains('.'), "{machine:?}");
+        assert!(machine.date.ends_with("UTC"), "{machine:?}");
+    }
+
+    #[test]
+    fn fields_are_found_by_their_whole_name() {
+        let text = "model\t\t: 1\nmodel name\t: A CPU: fast\n";
+        assert_eq!(field(text, "model name").as_deref(), Some("A CPU: fast"));
+        assert_eq!(field(text, "name"), None);
+    }
+}

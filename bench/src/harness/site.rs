@@ -1,0 +1,166 @@
+//! The directory of a measurement: certificates and configs. Gone when the measurement is.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use qmux_config::certs::{CertsRequest, DAYS_DEFAULT, generate, write};
+use tempfile::TempDir;
+
+use super::BenchError;
+use super::cleanup::{Guard, Undo};
+
+/// The name in the server's certificate.
+const SERVER_NAME: &str = "server.bench.example";
+
+/// Lines for sections of dp.toml, as given on the command line, to try settings out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// For `[quic]`.
+    pub quic: Vec<String>,
+    /// For `[udp]`.
+    pub udp: Vec<String>,
+    /// For `[client]`.
+    pub client: Vec<String>,
+}
+
+/// The addresses of a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Where the client dials the server.
+    pub quic: SocketAddr,
+    /// Where visitors go.
+    pub traffic: SocketAddr,
+    /// What the client dials for them.
+    pub service: SocketAddr,
+}
+
+/// The directory.
+#[derive(Debug)]
+pub struct Site {
+    directory: TempDir,
+    _guard: Guard,
+}
+
+impl Site {
+    /// With fresh certificates in it.
+    ///
+    /// # Errors
+    ///
+    /// If the system gives no directory or the certificates cannot be made.
+    pub fn new() -> Result<Self, BenchError> {
+        let directory =
+            TempDir::with_prefix("qmux-bench-").map_err(BenchError::io("a temporary directory"))?;
+        let guard = Guard::new(Undo::Directory(directory.path().to_owned()));
+        let certs = generate(&CertsRequest {
+            server_names: vec![SERVER_NAME.to_owned()],
+            days: DAYS_DEFAULT,
+        });
+        let certs = certs.map_err(|error| BenchError::Failed(error.to_string()))?;
+        write(&certs, directory.path(), false)
+            .map_err(|error| BenchError::Failed(error.to_string()))?;
+        Ok(Self {
+            directory,
+            _guard: guard,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Writes a file and returns its path.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub fn write(&self, name: &str, content: &str) -> Result<PathBuf, BenchError> {
+        let path = self.path().join(name);
+        std::fs::write(&path, content)
+            .map_err(BenchError::io(format!("writing {}", path.display())))?;
+        Ok(path)
+    }
+}
+
+/// The server's dp.toml.
+pub fn server_toml(addresses: &Addresses, overrides: &Overrides) -> String {
+    let Addresses { quic, traffic, .. } = addresses;
+    format!(
+        "[server]\ndrain_timeout = \"1s\"\n\
+         [[server.listeners]]\nquic_addr = \"{quic}\"\ntraffic_addr = \"{traffic}\"\n\
+         protocol = \"both\"\n\
+         [server.auth]\nmethod = \"mtls\"\nca_cert_file = \"ca.crt\"\n\
+         [server.tls]\nserver_cert_file = \"server.crt\"\nserver_key_file = \"server.key\"\n\
+         {}",
+        shared_toml(overrides)
+    )
+}
+
+/// The client's dp.toml.
+pub fn client_toml(addresses: &Addresses, overrides: &Overrides) -> String {
+    let Addresses { quic, service, .. } = addresses;
+    let (host, port) = (service.ip(), service.port());
+    format!(
+        "[client]\n{}\
+         [[client.servers]]\naddress = \"{quic}\"\nserver_name = \"{SERVER_NAME}\"\n\
+         [client.local]\nhost = \"{host}\"\nport = {port}\n\
+         [client.tls]\nca_cert_file = \"ca.crt\"\nclient_cert_file = \"client.crt\"\n\
+         client_key_file = \"client.key\"\n\
+         {}",
+        lines(&overrides.client),
+        shared_toml(overrides)
+    )
+}
+
+fn shared_toml(overrides: &Overrides) -> String {
+    let (quic, udp) = (lines(&overrides.quic), lines(&overrides.udp));
+    format!("[quic]\n{quic}[udp]\n{udp}")
+}
+
+fn lines(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qmux_config::Config;
+
+    #[test]
+    fn the_configs_are_valid_and_say_what_they_should() {
+        let site = Site::new().expect("a site");
+        let addresses = Addresses {
+            quic: ([127, 0, 0, 1], 4_433).into(),
+            traffic: ([127, 0, 0, 1], 8_080).into(),
+            service: ([127, 0, 0, 1], 3_000).into(),
+        };
+        let overrides = Overrides {
+            quic: vec!["congestion_control = \"cubic\"".into()],
+            udp: vec!["session_timeout = \"7s\"".into()],
+            client: vec!["lanes = 3".into()],
+        };
+        let server = site.write("server.toml", &server_toml(&addresses, &overrides));
+        let server = Config::load(&server.expect("written")).expect("valid");
+        let listener = &server.server.expect("a server").listeners[0];
+        assert_eq!(listener.quic_addr, addresses.quic);
+        assert_eq!(listener.traffic_addr, addresses.traffic);
+        assert_eq!(server.udp.session_timeout.as_secs(), 7);
+
+        let client = site.write("client.toml", &client_toml(&addresses, &overrides));
+        let client = Config::load(&client.expect("written")).expect("valid");
+        assert_eq!(client.client.expect("a client").local.port, 3_000);
+        assert_eq!(
+            client.quic.congestion_control,
+            qmux_config::CongestionControl::Cubic
+        );
+    }
+
+    #[test]
+    fn the_directory_goes_with_the_site() {
+        let site = Site::new().expect("a site");
+        let path = site.path().to_owned();
+        assert!(path.join("client.key").is_file());
+        drop(site);
+        assert!(!path.exists());
+    }
+}

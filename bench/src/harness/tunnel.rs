@@ -1,0 +1,325 @@
+//! A tunnel under test: its programs, where visitors go, what its programs tell at their end.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::thread::sched_getaffinity;
+use serde::Serialize;
+
+use super::counters::Counters;
+use super::meter::{Metered, Role};
+use super::place::Place;
+use super::program::{Launch, Program, Where};
+use super::site::{self, Addresses, Overrides, Site};
+use super::spec::{Kind, Spec};
+use super::{BenchError, ports, rathole};
+
+/// How long a program may take to be ready.
+const READY_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a program may take to end by itself.
+const END_LIMIT: Duration = Duration::from_secs(4);
+
+/// Starts on other ports before a clash of ports counts as a failure.
+const STARTS_MAX: usize = 4;
+
+/// Warnings and errors of one program that are kept.
+const COMPLAINTS_MAX: usize = 20;
+
+/// Which CPUs server and client get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Placement {
+    /// Different ones where there are enough: they would be on different machines. Else as the programs want it.
+    Apart,
+    /// As the programs want it.
+    Free,
+}
+
+/// How tunnels are set up.
+#[derive(Debug)]
+pub struct Setup {
+    /// Where the programs are.
+    pub programs: PathBuf,
+    /// Where they run.
+    pub place: Place,
+    /// Which CPUs they get.
+    pub placement: Placement,
+    /// Settings to try out.
+    pub overrides: Overrides,
+    /// Their certificates and configs.
+    pub site: Site,
+}
+
+impl Setup {
+    /// The CPUs of the server and of the client.
+    fn cpus(&self, cores: usize) -> (Vec<usize>, Vec<usize>) {
+        let free = (Vec::new(), Vec::new());
+        if self.placement == Placement::Free {
+            return free;
+        }
+        let allowed = allowed_cpus();
+        match allowed.get(..2 * cores) {
+            Some(cpus) => {
+                let (server, client) = cpus.split_at(cores);
+                (server.to_vec(), client.to_vec())
+            }
+            None => free,
+        }
+    }
+}
+
+fn allowed_cpus() -> Vec<usize> {
+    let Ok(set) = sched_getaffinity(None) else {
+        return Vec::new();
+    };
+    (0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|cpu| set.is_set(*cpu))
+        .collect()
+}
+
+/// A tunnel that is up, or none at all.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// Where visitors go.
+    pub visit: SocketAddr,
+    // In this order: the client ends first, so that the server does not wait for it.
+    client: Option<Program>,
+    server: Option<Program>,
+}
+
+/// What a tunnel's programs told at their end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Farewell {
+    /// Counters of the server, added up over its cores.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub server_counters: BTreeMap<String, u64>,
+    /// Counters of the client, added up over its cores.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub client_counters: BTreeMap<String, u64>,
+    /// Warnings and errors, and that a program had to be killed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub complaints: Vec<String>,
+}
+
+impl Tunnel {
+    /// Sets a tunnel up to this service and waits until both of its sides say that they are ready.
+    ///
+    /// # Errors
+    ///
+    /// If a program is missing, ends or does not become ready.
+    pub fn start(
+        spec: &Spec,
+        setup: &Setup,
+        cores: usize,
+        service: SocketAddr,
+    ) -> Result<Self, BenchError> {
+        if spec.kind == Kind::Raw {
+            return Ok(Self {
+                visit: service,
+                client: None,
+                server: None,
+            });
+        }
+        for _ in 1..STARTS_MAX {
+            match Self::start_once(spec, setup, cores, service) {
+                Err(BenchError::Ended { log, .. }) if log.contains("in use") => {}
+                result => return result,
+            }
+        }
+        Self::start_once(spec, setup, cores, service)
+    }
+
+    fn start_once(
+        spec: &Spec,
+        setup: &Setup,
+        cores: usize,
+        service: SocketAddr,
+    ) -> Result<Self, BenchError> {
+        let addresses = Addresses {
+            quic: ports::free(setup.place.server_ip)?,
+            traffic: ports::free(setup.place.server_ip)?,
+            service,
+        };
+        let launches = launches(spec, setup, cores, &addresses)?;
+        let is_ours = spec.kind.reads_dp_toml();
+        let start = |launch: &Launch| {
+            let program = launch.start()?;
+            if is_ours {
+                program.wait_for_line("readiness", READY_LIMIT, says_ready)?;
+            }
+            Ok::<_, BenchError>(program)
+        };
+        let server = start(&launches.server)?;
+        let client = start(&launches.client)?;
+        if !is_ours {
+            // Both write a line once they are connected, each in its own words; a service without one is not served.
+            let connected = |line: &str| line.contains("Control channel established");
+            client.wait_for_line("its connection", READY_LIMIT, connected)?;
+        }
+        Ok(Self {
+            visit: addresses.traffic,
+            client: Some(client),
+            server: Some(server),
+        })
+    }
+
+    /// Its processes, to be metered.
+    pub fn processes(&self) -> Vec<Metered> {
+        let roles = [(Role::Server, &self.server), (Role::Client, &self.client)];
+        roles
+            .into_iter()
+            .filter_map(|(role, program)| Some((role, program.as_ref()?)))
+            .map(|(role, program)| Metered {
+                role,
+                pid: program.pid(),
+                command_line: program.command_line().to_owned(),
+            })
+            .collect()
+    }
+
+    /// Ends it.
+    pub fn stop(mut self) -> Farewell {
+        let mut farewell = Farewell::default();
+        if let Some(client) = &mut self.client {
+            farewell.client_counters = farewell.end("client", client);
+        }
+        if let Some(server) = &mut self.server {
+            farewell.server_counters = farewell.end("server", server);
+        }
+        farewell
+    }
+}
+
+impl Farewell {
+    fn end(&mut self, role: &str, program: &mut Program) -> BTreeMap<String, u64> {
+        if !program.terminate(END_LIMIT) {
+            let killed = format!("{role}: still ran {END_LIMIT:?} after SIGTERM and was killed");
+            self.complaints.push(killed);
+        }
+        let lines = program.lines();
+        let complaints = lines
+            .iter()
+            .filter(|line| line.contains(" WARN ") || line.contains("ERROR"))
+            .take(COMPLAINTS_MAX)
+            .map(|line| format!("{role}: {line}"));
+        self.complaints.extend(complaints);
+        Counters::parse(lines.iter().map(String::as_str)).totals()
+    }
+}
+
+fn says_ready(line: &str) -> bool {
+    line.split(|it: char| !it.is_ascii_alphanumeric())
+        .any(|word| word == "ready")
+}
+
+/// How both sides are started.
+struct Launches {
+    server: Launch,
+    client: Launch,
+}
+
+fn launches(
+    spec: &Spec,
+    setup: &Setup,
+    cores: usize,
+    addresses: &Addresses,
+) -> Result<Launches, BenchError> {
+    let missing = || {
+        let label = &spec.label;
+        let programs = setup.programs.display();
+        BenchError::Failed(format!(
+            "{label}: its program is neither in {programs} nor in PATH"
+        ))
+    };
+    let program = spec.program(&setup.programs).ok_or_else(missing)?;
+    let (server_cpus, client_cpus) = setup.cpus(cores);
+    let server_place = Where {
+        cpus: server_cpus,
+        namespace: None,
+    };
+    let client_place = Where {
+        cpus: client_cpus,
+        namespace: setup.place.far_namespace.clone(),
+    };
+    let (server_config, client_config, args): (String, String, Vec<String>) = match spec.kind {
+        Kind::Rathole | Kind::RatholeNoise => {
+            let keys = match spec.kind {
+                Kind::RatholeNoise => Some(rathole::Keys::generate(&program)?),
+                _ => None,
+            };
+            let server = rathole::server_toml(addresses, keys.as_ref());
+            (
+                server,
+                rathole::client_toml(addresses, keys.as_ref()),
+                Vec::new(),
+            )
+        }
+        _ => {
+            let mut args = vec!["--cores".to_owned(), cores.to_string()];
+            if spec.kind == Kind::QuinnDpTuned {
+                args.push("--tuned".to_owned());
+            }
+            let overrides = &setup.overrides;
+            let server = site::server_toml(addresses, overrides);
+            (server, site::client_toml(addresses, overrides), args)
+        }
+    };
+    let launch = |role: &str, config: &str, place: Where| {
+        let file = setup.site.write(&format!("{role}.toml"), config)?;
+        let launch = Launch::new(&format!("{}'s {role}", spec.label), &program);
+        let launch = if spec.kind.reads_dp_toml() {
+            launch.args(["--config".into(), file.into_os_string()])
+        } else {
+            launch.args([format!("--{role}").into(), file.into_os_string()])
+        };
+        Ok::<_, BenchError>(launch.args(args.clone()).at(place))
+    };
+    Ok(Launches {
+        server: launch("server", &server_config, server_place)?,
+        client: launch("client", &client_config, client_place)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_is_a_word() {
+        assert!(says_ready("INFO qmux_dp::ready: ready role=\"server\""));
+        assert!(says_ready("{\"message\":\"ready\"}"));
+        assert!(!says_ready("already gone"));
+    }
+
+    #[test]
+    fn some_cpu_is_allowed() {
+        assert!(!allowed_cpus().is_empty());
+    }
+
+    #[test]
+    fn raw_is_the_service_itself() {
+        let setup = Setup {
+            programs: PathBuf::from("/nowhere"),
+            place: Place::loopback(),
+            placement: Placement::Apart,
+            overrides: Overrides::default(),
+            site: Site::new().expect("a site"),
+        };
+        let service = SocketAddr::from(([127, 0, 0, 1], 9));
+        let raw = Tunnel::start(&"raw".parse().expect("raw"), &setup, 1, service).expect("up");
+        assert_eq!(raw.visit, service);
+        assert!(raw.processes().is_empty());
+        assert_eq!(raw.stop(), Farewell::default());
+
+        let missing = Tunnel::start(
+            &"qmux-dp:/nowhere/qmux-dp".parse().expect("a tunnel"),
+            &setup,
+            1,
+            service,
+        );
+        assert!(missing.is_err());
+    }
+}

@@ -1,0 +1,194 @@
+//! The service behind the tunnel: TCP and UDP on one port, doing what each visitor asks for.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream as Blocking};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+
+use super::udp_sink::UdpSink;
+use super::wire::{BULK_BUFFER_BYTES, Command};
+use crate::harness::place::{Place, enter_namespace};
+use crate::harness::{BenchError, ports};
+
+/// Connections that may wait to be accepted, so that a burst of visitors is not turned away here. The system's own
+/// limit (`net.core.somaxconn`) is 4,096 by default.
+const BACKLOG: u32 = 4_096;
+
+/// Bytes that an echo reads at a time.
+const ECHO_BUFFER_BYTES: usize = 4_096;
+
+/// The byte of a greeting.
+pub const GREETING: u8 = b'!';
+
+/// What the service counts and how it behaves, shared with its connections.
+#[derive(Debug, Default)]
+struct Shared {
+    discarded_bytes: AtomicU64,
+    greets: AtomicBool,
+}
+
+/// A service that runs. It ends, with all of its connections, when dropped.
+#[derive(Debug)]
+pub struct Service {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What became of UDP packets.
+    pub udp: UdpSink,
+    shared: Arc<Shared>,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Service {
+    /// Starts it on the far side.
+    ///
+    /// # Errors
+    ///
+    /// If the system gives no port or no thread.
+    pub fn start(place: &Place) -> Result<Self, BenchError> {
+        let shared = Arc::new(Shared::default());
+        let (stop, stopped) = oneshot::channel();
+        let (tell, told) = mpsc::channel();
+        let (ip, namespace) = (place.service_ip, place.far_namespace.clone());
+        let for_thread = Arc::clone(&shared);
+        let start = move || {
+            if let Some(namespace) = &namespace {
+                enter_namespace(namespace)?;
+            }
+            let address = ports::free(ip)?;
+            let udp = UdpSink::start(address)?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_io()
+                .build()
+                .map_err(BenchError::io("the service's runtime"))?;
+            let listener = {
+                let _context = runtime.enter();
+                listen(address).map_err(BenchError::io("the service's listener"))?
+            };
+            Ok((address, udp, runtime, listener))
+        };
+        thread::spawn(move || match start() {
+            Ok((address, udp, runtime, listener)) => {
+                let _ = tell.send(Ok((address, udp)));
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = accept(listener, for_thread) => {}
+                        _dropped = stopped => {}
+                    }
+                });
+            }
+            Err(error) => drop(tell.send(Err(error))),
+        });
+        let gone = |_| BenchError::Failed("the service's thread has panicked".into());
+        let (address, udp) = told.recv().map_err(gone)??;
+        Ok(Self {
+            address,
+            udp,
+            shared,
+            _stop: stop,
+        })
+    }
+
+    /// Bytes that were discarded so far, over all connections.
+    pub fn discarded_bytes(&self) -> u64 {
+        self.shared.discarded_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether it writes [`GREETING`] to each new connection without being asked.
+    pub fn set_greets(&self, greets: bool) {
+        self.shared.greets.store(greets, Ordering::Relaxed);
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        // An error concerns the connection that was to be accepted, or the limit of open files, which visitors notice.
+        if let Ok((stream, _visitor)) = listener.accept().await {
+            let shared = Arc::clone(&shared);
+            // How a visitor ends is the visitor's business.
+            tokio::spawn(async move { drop(serve(stream, &shared).await) });
+        } else {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn serve(mut stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    if shared.greets.load(Ordering::Relaxed) {
+        stream.write_all(&[GREETING]).await?;
+    }
+    let command = stream.read_u8().await?;
+    match Command::of(command) {
+        Some(Command::Echo) => echo(stream).await,
+        Some(command) => {
+            let stream = stream.into_std()?;
+            stream.set_nonblocking(false)?;
+            let shared = Arc::clone(shared);
+            thread::spawn(move || match command {
+                Command::Discard => discard(stream, &shared.discarded_bytes),
+                Command::Source => source(stream),
+                Command::PingPong | Command::Echo => ping_pong(stream),
+            });
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+async fn echo(mut stream: TcpStream) -> io::Result<()> {
+    loop {
+        // An idle connection holds no buffer: there may be ten thousand.
+        stream.readable().await?;
+        let mut buffer = [0; ECHO_BUFFER_BYTES];
+        match stream.try_read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => stream.write_all(&buffer[..read]).await?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn discard(mut stream: Blocking, bytes: &AtomicU64) -> io::Result<()> {
+    let mut buffer = vec![0; BULK_BUFFER_BYTES];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            read => bytes.fetch_add(read as u64, Ordering::Relaxed),
+        };
+    }
+}
+
+fn source(mut stream: Blocking) -> io::Result<()> {
+    let buffer = vec![0x5a; BULK_BUFFER_BYTES];
+    loop {
+        stream.write_all(&buffer)?;
+    }
+}
+
+fn ping_pong(mut stream: Blocking) -> io::Result<()> {
+    let mut buffer = [0; ECHO_BUFFER_BYTES];
+    loop {
+        match stream.read(&mut buffer)? {
+            0 => return Ok(()),
+            read => stream.write_all(&buffer[..read])?,
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The service's UDP side: counts packets, or sends them back.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::thread;
+
+use socket2::{Domain, Socket, Type};
+use tokio::sync::oneshot;
+
+use super::wire::{PacketHeader, PacketKind};
+use crate::harness::BenchError;
+use crate::udp::{BatchSocket, SendBatch};
+
+/// Socket buffers asked for, in bytes; the system may give less. This side must not be the one that loses packets.
+pub(super) const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+
+/// Packets of the present run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// How many arrived.
+    pub packets: u64,
+    /// Their payload.
+    pub bytes: u64,
+    /// How many of them arrived after one with a higher number.
+    pub reordered: u64,
+}
+
+/// Only the sink's thread counts; it starts again when it sees a new run.
+#[derive(Debug, Default)]
+struct Shared {
+    run: AtomicU16,
+    counted_run: AtomicU16,
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    reordered: AtomicU64,
+}
+
+/// A UDP service that runs. It ends when dropped.
+#[derive(Debug)]
+pub struct UdpSink {
+    shared: Arc<Shared>,
+    _stop: oneshot::Sender<()>,
+}
+
+impl UdpSink {
+    /// Starts it on an address, in the calling thread's network namespace.
+    pub(super) fn start(address: SocketAddr) -> Result<Self, BenchError> {
+        let socket = bind(address).map_err(BenchError::io(format!("UDP socket on {address}")))?;
+        let shared = Arc::new(Shared::default());
+        let (stop, stopped) = oneshot::channel();
+        let for_thread = Arc::clone(&shared);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(BenchError::io("the UDP service's runtime"))?;
+        let socket = {
+            let _context = runtime.enter();
+            BatchSocket::new(socket).map_err(BenchError::io("the UDP service's socket"))?
+        };
+        thread::spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = serve(&socket, &for_thread) => {}
+                    _dropped = stopped => {}
+                }
+            });
+        });
+        Ok(Self {
+            shared,
+            _stop: stop,
+        })
+    }
+
+    /// From now on only packets of a new run count. Returns its number.
+    pub fn begin_run(&self) -> u16 {
+        self.shared
+            .run
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_add(1)
+    }
+
+    /// What has arrived of the present run so far.
+    pub fn counts(&self) -> Counts {
+        let shared = &self.shared;
+        if shared.counted_run.load(Ordering::Acquire) != shared.run.load(Ordering::Relaxed) {
+            return Counts::default();
+        }
+        Counts {
+            packets: shared.packets.load(Ordering::Relaxed),
+            bytes: shared.bytes.load(Ordering::Relaxed),
+            reordered: shared.reordered.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A UDP socket with large buffers.
+pub(super) fn bind(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+    // Taken as far as the system allows; what it gives is in every report.
+    socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
+    socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// An echo that waits to be sent.
+struct Echo {
+    to: SocketAddr,
+    from: Option<IpAddr>,
+    payload: Vec<u8>,
+}
+
+/// Counts of the present run before they are published, once per batch.
+#[derive(Default)]
+struct Run {
+    number: u16,
+    counts: Counts,
+    next: u64,
+}
+
+impl Run {
+    fn count(&mut self, header: PacketHeader, bytes: usize) {
+        if header.number < self.next {
+            self.counts.reordered += 1;
+        } else {
+            self.next = header.number + 1;
+        }
+        self.counts.packets += 1;
+        self.counts.bytes += bytes as u64;
+    }
+
+    fn publish(&self, shared: &Shared) {
+        let Counts {
+            packets,
+            bytes,
+            reordered,
+        } = self.counts;
+        shared.packets.store(packets, Ordering::Relaxed);
+        shared.bytes.store(bytes, Ordering::Relaxed);
+        shared.reordered.store(reordered, Ordering::Relaxed);
+        shared.counted_run.store(self.number, Ordering::Release);
+    }
+}
+
+async fn serve(socket: &BatchSocket, shared: &Shared) {
+    let mut run = Run::default();
+    let mut echoes: Vec<Echo> = Vec::new();
+    let mut batch = SendBatch::new();
+    while socket.readable().await.is_ok() {
+        let present = shared.run.load(Ordering::Relaxed);
+        if run.number != present {
+            run = Run {
+                number: present,
+                ..Run::default()
+            };
+        }
+        // An error is the answer to an earlier echo, whose receiver is gone.
+        let _ = socket.try_receive(|packet| match PacketHeader::read(packet.payload) {
+            Some(header) if header.kind == PacketKind::Echo => echoes.push(Echo {
+                to: packet.source,
+                from: packet.local_ip,
+                payload: packet.payload.to_vec(),
+            }),
+            Some(header) if header.run == run.number => run.count(header, packet.payload.len()),
+            _ => {}
+        });
+        run.publish(shared);
+        for echo in echoes.drain(..) {
+            let _ = batch.push(socket, echo.to, echo.from, &echo.payload).await;
+        }
+        let _ = batch.flush(socket).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(number: u64) -> PacketHeader {
+        PacketHeader {
+            kind: PacketKind::Count,
+            run: 1,
+            number,
+        }
+    }
+
+    #[test]
+    fn late_packets_are_told_from_lost_ones() {
+        let mut run = Run::default();
+        for number in [0, 1, 4, 3, 5] {
+            run.count(header(number), 10);
+        }
+        let wanted = Counts {
+            packets: 5,
+            bytes: 50,
+            reordered: 1,
+        };
+        assert_eq!(run.counts, wanted);
+    }
+
+    #[test]
+    fn a_run_that_has_not_begun_has_no_counts() {
+        let sink = UdpSink::start(([127, 0, 0, 1], 0).into()).expect("a sink");
+        assert_eq!(sink.begin_run(), 1);
+        assert_eq!(sink.counts(), Counts::default());
+    }
+}
