@@ -17,9 +17,9 @@ pub(crate) const LARGE_BLOCK_BYTES: usize = 128 << 10;
 /// Bytes of a small block, for flows that move little at a time.
 pub(crate) const SMALL_BLOCK_BYTES: usize = 16 << 10;
 
-/// Reads up to this size are copied out of their block instead of holding it until they are acknowledged: 1,000
-/// flows with 64 bytes in flight each must not hold 1,000 blocks.
-const COPY_BYTES_MAX: usize = 2 << 10;
+/// Reads that fill less than one part in so many of their block are copied out of it, instead of holding it until they
+/// are acknowledged: 1,000 flows with 64 bytes in flight each must not hold 1,000 blocks.
+const COPY_BELOW: usize = 8;
 
 /// Free blocks kept per size and core; what is above goes back to the allocator.
 const FREE_BLOCKS_MAX: usize = 64;
@@ -33,7 +33,7 @@ const FREE_DATAGRAMS_MAX: usize = 2_048;
 /// Datagrams larger than this are not pooled together with the common small ones.
 const SMALL_DATAGRAM_CAPACITY: usize = 2_048;
 
-const _: () = assert!(COPY_BYTES_MAX < SMALL_BLOCK_BYTES && SMALL_BLOCK_BYTES < LARGE_BLOCK_BYTES);
+const _: () = assert!(SMALL_BLOCK_BYTES < LARGE_BLOCK_BYTES);
 
 thread_local! {
     static POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
@@ -129,7 +129,7 @@ impl Block {
     /// Turns the first `length` bytes into a buffer for quiche: without a copy, unless they are so few that holding
     /// the block for them would be wasteful.
     pub(crate) fn freeze(mut self, length: usize) -> StreamBuf {
-        if length <= COPY_BYTES_MAX {
+        if length * COPY_BELOW <= self.bytes().len() {
             return StreamBuf::copied(&self.bytes()[..length]);
         }
         match self.0.take() {

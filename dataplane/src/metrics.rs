@@ -71,6 +71,8 @@ counters! {
     quic_packets_handed_over,
     /// Packets that could not be handed over.
     quic_packets_handover_dropped,
+    /// Retry packets sent, because many lanes were not registered yet.
+    retries_sent,
     /// Stateless resets sent for packets of unknown connections.
     stateless_resets_sent,
     /// The same, not sent because there were too many.
@@ -85,6 +87,8 @@ counters! {
     lanes_ended,
     /// Registrations accepted.
     registrations_accepted,
+    /// Lanes closed because another instance took their client's id.
+    lanes_replaced,
     /// Registrations refused.
     registrations_refused,
     /// Lanes closed because nothing was heard within the health timeout.
@@ -93,6 +97,8 @@ counters! {
     heartbeats_received,
     /// TCP visitors accepted.
     visitors_accepted,
+    /// Failures to accept a TCP visitor (too few file descriptors, mostly).
+    accepts_failed,
     /// TCP visitors reset because no client could serve them.
     visitors_refused,
     /// TCP visitors or UDP flows handed to another core, because this one has no lane of the client.
@@ -105,6 +111,8 @@ counters! {
     tcp_flows_completed,
     /// TCP flows that ended by a reset from either side or the end of their lane.
     tcp_flows_reset,
+    /// TCP flows reset because this client drains.
+    tcp_flows_refused_draining,
     /// TCP flows whose service could not be reached.
     tcp_dials_failed,
     /// Bytes from TCP sockets into the tunnel.
@@ -153,6 +161,6 @@ counters! {
     gso_fallbacks,
     /// Mail taken from the mailbox.
     mail_received,
-    /// Fatal errors of a core's own tasks.
+    /// Errors of a core's own sockets that should not happen.
     internal_errors,
 }

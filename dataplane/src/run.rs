@@ -28,6 +28,8 @@ pub(crate) struct Running {
     cluster: Arc<Cluster>,
     events: Receiver<Event>,
     alive: usize,
+    /// A signal came before all cores had started.
+    stop_at_once: bool,
 }
 
 /// What ends a run.
@@ -118,10 +120,11 @@ pub(crate) fn start(
         })
         .map_err(|error| Failure::Running(format!("thread of core {index}: {error}")))?;
     }
-    let running = Running {
+    let mut running = Running {
         cluster,
         events,
         alive: cores,
+        stop_at_once: false,
     };
     running.wait_started(cores)?;
     if let Some(server) = &config.server {
@@ -185,7 +188,7 @@ fn cluster(cores: usize) -> std::io::Result<(Arc<Cluster>, Vec<std::os::unix::ne
 }
 
 impl Running {
-    fn wait_started(&self, cores: usize) -> Result<(), Failure> {
+    fn wait_started(&mut self, cores: usize) -> Result<(), Failure> {
         let mut started = 0;
         while started < cores {
             match self.events.recv() {
@@ -205,7 +208,12 @@ impl Running {
     /// # Errors
     /// If a core failed.
     pub(crate) fn until_signal(mut self, drain_timeout: Duration) -> Result<(), Failure> {
-        match self.events.recv() {
+        let event = if self.stop_at_once {
+            Ok(Event::Signal)
+        } else {
+            self.events.recv()
+        };
+        match event {
             Ok(Event::Signal) => {
                 tracing::info!(
                     drain_timeout_ms = drain_timeout.as_millis() as u64,
@@ -227,17 +235,18 @@ impl Running {
     /// # Errors
     /// If a core failed.
     pub(crate) fn stop(&mut self, drain_timeout: Duration) -> Result<(), Failure> {
-        for mailbox in &self.cluster.mailboxes {
-            let mut mail = Mail::Drain {
-                timeout: drain_timeout,
-            };
-            while let Err(back) = mailbox.send(mail) {
-                mail = back;
-                std::thread::yield_now();
-            }
-        }
+        self.tell_all(|| Mail::Drain {
+            timeout: drain_timeout,
+        });
+        let mut draining = self.alive;
         while self.alive > 0 {
             match self.events.recv() {
+                Ok(Event::Core(_, CoreReport::Drained)) => {
+                    draining -= 1;
+                    if draining == 0 {
+                        self.tell_all(|| Mail::Close);
+                    }
+                }
                 Ok(Event::Core(_, CoreReport::Ended(Ok(())))) => self.alive -= 1,
                 Ok(Event::Core(core, CoreReport::Ended(Err(why)))) => {
                     return Err(Failure::Running(format!("core {core}: {why}")));
@@ -248,6 +257,16 @@ impl Running {
         }
         self.log_counters();
         Ok(())
+    }
+
+    fn tell_all(&self, mail: impl Fn() -> Mail) {
+        for mailbox in &self.cluster.mailboxes {
+            let mut mail = mail();
+            while let Err(back) = mailbox.send(mail) {
+                mail = back;
+                std::thread::yield_now();
+            }
+        }
     }
 
     /// One line per core with every counter that is not zero.

@@ -30,6 +30,8 @@ pub(super) enum AttemptEnd {
     Failed(String),
     /// The server answered the registration with a refusal.
     Refused(RefuseReason, String),
+    /// The server has another number of cores than the lane was aimed by: dial again, at once.
+    Misaimed,
     /// The lane was registered and has ended.
     Ended(LaneEnd),
 }
@@ -44,7 +46,7 @@ pub(super) async fn run(
     let Some(client) = core.shared.client() else {
         return AttemptEnd::Failed("no [client] section".into());
     };
-    let (endpoint, lane) = match dial(core, client, server, lane_index, number) {
+    let (endpoint, lane, aim) = match dial(core, client, server, lane_index, number) {
         Ok(dialed) => dialed,
         Err(why) => return AttemptEnd::Failed(why),
     };
@@ -55,8 +57,9 @@ pub(super) async fn run(
         shared: Arc::clone(&core.shared),
     });
     lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
-    // The endpoint lives as long as its one lane.
+    // The endpoint lives as long as its one lane, and that as long as this attempt.
     endpoint.stop_when_empty();
+    let _guard = CloseOnDrop(Rc::clone(&lane));
     if let Err(end) = lane.established().await {
         return AttemptEnd::Failed(end.to_string());
     }
@@ -75,6 +78,13 @@ pub(super) async fn run(
         Ok(ack) => ack,
         Err(end) => return end,
     };
+    let server_cores = usize::try_from(ack.server_cores)
+        .unwrap_or(1)
+        .clamp(1, crate::core::CORES_MAX);
+    if aim != lane_index % server_cores {
+        core.server_has_cores(server, server_cores);
+        return AttemptEnd::Misaimed;
+    }
     core.lanes
         .borrow_mut()
         .insert((server, lane_index), Rc::clone(&this));
@@ -87,11 +97,19 @@ pub(super) async fn run(
         "lane registered"
     );
     core.shared.lane_registered();
-    let server_cores = usize::try_from(ack.server_cores)
-        .unwrap_or(1)
-        .clamp(1, crate::core::CORES_MAX);
     core.server_has_cores(server, server_cores);
     AttemptEnd::Ended(serve(client, &this, &mut reader).await)
+}
+
+/// Closes the lane when the attempt is over or given up; does nothing to one that has ended.
+struct CloseOnDrop(Rc<Lane>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        if self.0.end().is_none() {
+            self.0.close(LaneError::Shutdown, "");
+        }
+    }
 }
 
 fn dial(
@@ -100,7 +118,7 @@ fn dial(
     server: usize,
     lane_index: usize,
     number: usize,
-) -> Result<(Rc<Endpoint>, Rc<Lane>), String> {
+) -> Result<(Rc<Endpoint>, Rc<Lane>, usize), String> {
     let state = &core.shared.servers[server];
     let addresses = state.name.addresses();
     let peer = number
@@ -131,14 +149,14 @@ fn dial(
         .cores
         .load(std::sync::atomic::Ordering::Relaxed)
         .max(1);
-    let aim = u8::try_from(lane_index % server_cores).unwrap_or(0);
+    let aim = lane_index % server_cores;
     let lane = endpoint
-        .dial(*peer, &state.server_name, aim)
+        .dial(*peer, &state.server_name, u8::try_from(aim).unwrap_or(0))
         .map_err(|error| {
             endpoint.stop_when_empty();
             error.to_string()
         })?;
-    Ok((endpoint, lane))
+    Ok((endpoint, lane, aim))
 }
 
 fn client_flows(core: &Rc<ClientCore>, lane: &Rc<Lane>) -> Rc<ClientFlows> {

@@ -1,6 +1,8 @@
 //! A TCP flow on the client: read the Open header, dial the service, then pump.
 
+use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +20,9 @@ use crate::sys::tcp::TcpSocket;
 /// How long the service may take to accept a connection: a visitor waits for it, and a SYN is repeated after 1 and 3
 /// seconds (tcp(7)).
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a flow that dials looks whether its lane still lives.
+const LANE_CHECK: Duration = Duration::from_millis(500);
 
 /// Bytes read together with the Open header. A visitor's first request mostly fits.
 const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
@@ -82,7 +87,7 @@ async fn open(
                 if header.protocol != Protocol::Tcp {
                     return Err(FlowError::ProtocolViolation);
                 }
-                let socket = dial(this, &header).await?;
+                let socket = while_lane_lives(this, dial(this, &header)).await?;
                 bytes.drain(..length);
                 return Ok(Opened {
                     header,
@@ -99,6 +104,21 @@ async fn open(
                 );
                 return Err(FlowError::ProtocolViolation);
             }
+        }
+    }
+}
+
+/// Runs `dial`, but not beyond the end of the lane.
+async fn while_lane_lives(
+    this: &ClientLane,
+    dial: impl Future<Output = Result<TcpSocket, FlowError>>,
+) -> Result<TcpSocket, FlowError> {
+    let mut dial = pin!(dial);
+    loop {
+        match monoio::time::timeout(LANE_CHECK, dial.as_mut()).await {
+            Ok(result) => return result,
+            Err(_elapsed) if !this.lane.is_open() => return Err(FlowError::Internal),
+            Err(_elapsed) => {}
         }
     }
 }

@@ -26,6 +26,7 @@ impl LaneEvents for ClientLaneEvents {
     fn stream_opened(&self, lane: &Rc<Lane>, stream: u64) {
         let ClientLaneEvents(this) = self;
         if this.context.draining.get() {
+            this.context.counters.tcp_flows_refused_draining.increment();
             lane.reset(stream, FlowError::Draining);
             lane.stop(stream, FlowError::Draining);
             return;

@@ -106,8 +106,9 @@ impl ClientShared {
     /// least one. Lane `k` joins server core `k % server_cores` and client core `k % client_cores`.
     fn lane_count(&self, server_cores: usize, client_cores: usize) -> usize {
         match self.client().map(|client| client.lanes) {
+            // One lane first: it brings the number of cores, which the others need to aim.
+            _ if server_cores == 0 => 1,
             Some(Lanes::Count(count)) => usize::from(count.get()),
-            _ if server_cores == 0 => 1, // One lane first: it brings the number of cores.
             _ => server_cores.max(client_cores),
         }
     }
@@ -179,7 +180,7 @@ impl ClientCore {
             if core != self.context.index && mailbox.send(Mail::Lanes { server }).is_err() {
                 tracing::error!(
                     core,
-                    "mailbox full: the core opens no lanes to this server until they are planned again"
+                    "mailbox full: the core keeps the lanes that it has to this server"
                 );
             }
         }

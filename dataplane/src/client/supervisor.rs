@@ -67,6 +67,9 @@ impl Supervisor {
             if self.retired.get() || core.context.draining.get() {
                 return;
             }
+            if matches!(end, AttemptEnd::Misaimed) {
+                continue;
+            }
             if matches!(end, AttemptEnd::Ended(_)) && began.elapsed() >= STEADY {
                 backoff.reset();
             }
@@ -90,18 +93,22 @@ impl Supervisor {
     }
 
     fn log(&self, core: &ClientCore, end: &AttemptEnd, delay: Duration) {
+        let Some(suppressed) = core.context.connect_log.pass(Instant::now()) else {
+            return;
+        };
         let state = &core.shared.servers[self.server];
         let (server, server_name) = (&state.name, &state.server_name);
         let next_ms = delay.as_millis() as u64;
         match end {
+            AttemptEnd::Misaimed => {}
             AttemptEnd::Ended(end) => {
-                tracing::warn!(%server, lane = self.lane, %end, next_ms, "lane ended; connecting again");
+                tracing::warn!(%server, lane = self.lane, %end, next_ms, suppressed, "lane ended; connecting again");
             }
             AttemptEnd::Failed(why) => {
-                tracing::warn!(%server, server_name, lane = self.lane, why, next_ms, "cannot connect; trying again");
+                tracing::warn!(%server, server_name, lane = self.lane, why, next_ms, suppressed, "cannot connect; trying again");
             }
             AttemptEnd::Refused(reason, text) => {
-                tracing::warn!(%server, lane = self.lane, %reason, text, next_ms, "the server refused this client; trying again");
+                tracing::warn!(%server, lane = self.lane, %reason, text, next_ms, suppressed, "the server refused this client; trying again");
             }
         }
     }
@@ -112,6 +119,6 @@ fn discouraging(end: &AttemptEnd) -> bool {
     match end {
         AttemptEnd::Refused(reason, _) => !matches!(reason, RefuseReason::Draining),
         AttemptEnd::Ended(end) => matches!(end, LaneEnd::ClosedByPeer(LaneError::Replaced, _)),
-        AttemptEnd::Failed(_) => false,
+        AttemptEnd::Failed(_) | AttemptEnd::Misaimed => false,
     }
 }

@@ -58,11 +58,14 @@ pub(crate) enum Mail {
         /// Index of the server in the configuration.
         server: usize,
     },
-    /// Take nothing new, tell the peers, let flows finish within this time, then end.
+    /// Take nothing new, tell the peers, let flows finish within this time.
     Drain {
         /// The time that flows get.
         timeout: Duration,
     },
+    /// Close everything and end. Comes when all cores have drained: until then each must take packets for the others,
+    /// because a socket that leaves a reuseport group changes who gets what.
+    Close,
 }
 
 /// The sending side of a core's mailbox; the core itself takes the mail out.

@@ -45,6 +45,8 @@ pub(crate) struct CoreContext {
     pub(crate) tcp_flows: Cell<usize>,
     /// Bounds the log lines about handshakes that failed.
     pub(crate) handshake_log: LogLimit,
+    /// Bounds the log lines about lanes that end or cannot be had.
+    pub(crate) connect_log: LogLimit,
     /// Bounds the log lines about services that cannot be reached.
     pub(crate) dial_log: LogLimit,
     /// True once the process has been told to stop.

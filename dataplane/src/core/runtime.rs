@@ -14,9 +14,9 @@ use crate::server::{ListenerSockets, ServerCore, ServerShared};
 use crate::sys::cpu;
 use crate::sys::wake::WakeReceiver;
 
-/// Entries of a core's submission queue: one turn of the runtime rarely submits more, and a full queue is merely
-/// submitted early.
-const RING_ENTRIES: u32 = 4_096;
+/// Entries of a core's submission queue, tried in this order. One turn of the runtime rarely submits more, and a full
+/// queue is merely submitted early.
+const RING_ENTRIES: [u32; 2] = [4_096, 256];
 
 /// How often a draining core looks whether its last flow has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
@@ -43,6 +43,8 @@ pub(crate) struct CoreSetup {
 pub(crate) enum CoreReport {
     /// All its parts run.
     Started,
+    /// Told to drain, it has no more flows, or their time is over.
+    Drained,
     /// It has ended: as told, or by a failure.
     Ended(Result<(), String>),
 }
@@ -66,13 +68,30 @@ pub(crate) fn start(
 }
 
 fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
-    match cpu::pin_current_thread(setup.index) {
+    // A client alone takes the CPUs from the end, so that it shares none with a server of the same machine as long as
+    // there are enough.
+    match cpu::pin_current_thread(setup.index, setup.server.is_none()) {
         Some(cpu) => tracing::debug!(core = setup.index, cpu, "pinned"),
         None => tracing::warn!(core = setup.index, "could not be pinned to a CPU"),
     }
-    let mut runtime = monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
+    if monoio::utils::detect_uring() {
+        for entries in RING_ENTRIES {
+            // A large ring may be more locked memory than the process may have (RLIMIT_MEMLOCK, before Linux 5.12).
+            let built = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
+                .enable_timer()
+                .with_entries(entries)
+                .build();
+            match built {
+                Ok(mut runtime) => return runtime.block_on(async_run(setup, report)),
+                Err(error) => {
+                    tracing::warn!(core = setup.index, entries, %error, "no io_uring of this size");
+                }
+            }
+        }
+        tracing::warn!(core = setup.index, "io_uring is not available; using epoll");
+    }
+    let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new()
         .enable_timer()
-        .with_entries(RING_ENTRIES)
         .build()
         .map_err(|error| format!("no runtime: {error}"))?;
     runtime.block_on(async_run(setup, report))
@@ -85,6 +104,7 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
         cluster: setup.cluster,
         tcp_flows: std::cell::Cell::new(0),
         handshake_log: LogLimit::new(Instant::now()),
+        connect_log: LogLimit::new(Instant::now()),
         dial_log: LogLimit::new(Instant::now()),
         draining: std::cell::Cell::new(false),
     });
@@ -97,70 +117,102 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
         .client
         .map(|shared| ClientCore::start(&context, &shared));
     report(CoreReport::Started);
-    let timeout = serve(&context, server.as_ref(), client.as_ref(), &wake).await?;
-    drain(&context, server.as_ref(), client.as_ref(), timeout).await;
+    let roles = Roles {
+        context: &context,
+        server: server.as_ref(),
+        client: client.as_ref(),
+    };
+    let timeout = loop {
+        if let Some(Told::Drain(timeout)) = roles.mail(&wake, None).await? {
+            break timeout;
+        }
+    };
+    roles.drain(&wake, timeout).await?;
+    report(CoreReport::Drained);
+    while !matches!(roles.mail(&wake, None).await?, Some(Told::Close)) {}
+    roles.close().await;
     Ok(())
 }
 
-/// Handles mail until told to drain; returns the time that flows get.
-async fn serve(
-    context: &CoreContext,
-    server: Option<&ServerCore>,
-    client: Option<&Rc<ClientCore>>,
-    wake: &WakeReceiver,
-) -> Result<Duration, String> {
-    let mailbox = &context.cluster.mailboxes[context.index];
-    loop {
-        wake.wait()
-            .await
-            .map_err(|error| format!("waiting for mail: {error}"))?;
+/// What `main` tells a core.
+enum Told {
+    Drain(Duration),
+    Close,
+}
+
+/// A core's parts, for as long as it runs.
+struct Roles<'a> {
+    context: &'a CoreContext,
+    server: Option<&'a ServerCore>,
+    client: Option<&'a Rc<ClientCore>>,
+}
+
+impl Roles<'_> {
+    /// Waits for mail (for `at_most` so long) and handles it, up to the first word from `main`.
+    async fn mail(
+        &self,
+        wake: &WakeReceiver,
+        at_most: Option<Duration>,
+    ) -> Result<Option<Told>, String> {
+        let mailbox = &self.context.cluster.mailboxes[self.context.index];
+        let woken = match at_most {
+            None => wake.wait().await,
+            // Cancelling this wait loses nothing: the wake-up stays in the socket.
+            Some(time) => monoio::time::timeout(time, wake.wait())
+                .await
+                .unwrap_or(Ok(())),
+        };
+        woken.map_err(|error| format!("waiting for mail: {error}"))?;
         mailbox.rearm();
         while let Some(mail) = mailbox.take() {
-            context.counters.mail_received.increment();
-            if let Mail::Drain { timeout } = mail {
-                return Ok(timeout);
-            }
-            let rest = match server {
+            self.context.counters.mail_received.increment();
+            let mail = match mail {
+                Mail::Drain { timeout } => return Ok(Some(Told::Drain(timeout))),
+                Mail::Close => return Ok(Some(Told::Close)),
+                mail => mail,
+            };
+            let rest = match self.server {
                 Some(server) => server.mail(mail),
                 None => Some(mail),
             };
-            if let (Some(mail), Some(client)) = (rest, client) {
+            if let (Some(mail), Some(client)) = (rest, self.client) {
                 client.mail(mail);
             }
         }
+        Ok(None)
     }
-}
 
-/// Lets flows finish for `timeout` at most, then closes every lane.
-async fn drain(
-    context: &CoreContext,
-    server: Option<&ServerCore>,
-    client: Option<&Rc<ClientCore>>,
-    timeout: Duration,
-) {
-    context.draining.set(true);
-    if let Some(server) = server {
-        server.drain(timeout);
+    /// Takes nothing new and lets flows finish for `timeout` at most.
+    async fn drain(&self, wake: &WakeReceiver, timeout: Duration) -> Result<(), String> {
+        self.context.draining.set(true);
+        if let Some(server) = self.server {
+            server.drain(timeout);
+        }
+        if let Some(client) = self.client {
+            client.drain(timeout);
+        }
+        let deadline = Instant::now() + timeout;
+        while self.context.tcp_flows.get() > 0 && Instant::now() < deadline {
+            self.mail(wake, Some(DRAIN_POLL)).await?;
+        }
+        if self.context.tcp_flows.get() > 0 {
+            tracing::warn!(
+                core = self.context.index,
+                flows = self.context.tcp_flows.get(),
+                "drain_timeout is over; flows are reset"
+            );
+        }
+        Ok(())
     }
-    if let Some(client) = client {
-        client.drain(timeout);
+
+    /// Closes every lane.
+    async fn close(&self) {
+        if let Some(server) = self.server {
+            server.close();
+        }
+        if let Some(client) = self.client {
+            client.close();
+        }
+        monoio::time::sleep(LAST_FLUSH).await;
     }
-    let deadline = Instant::now() + timeout;
-    while context.tcp_flows.get() > 0 && Instant::now() < deadline {
-        monoio::time::sleep(DRAIN_POLL).await;
-    }
-    if context.tcp_flows.get() > 0 {
-        tracing::warn!(
-            core = context.index,
-            flows = context.tcp_flows.get(),
-            "drain_timeout is over; flows are reset"
-        );
-    }
-    if let Some(server) = server {
-        server.close();
-    }
-    if let Some(client) = client {
-        client.close();
-    }
-    monoio::time::sleep(LAST_FLUSH).await;
 }

@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use qmux_proto::FlowError;
 
@@ -23,6 +24,9 @@ use crate::sys::tcp::TcpSocket;
 
 /// Bytes that one pump moves before the other tasks of the core get a turn.
 const BYTES_PER_TURN: usize = 2 * LARGE_BLOCK_BYTES;
+
+/// How often a flow that waits for the tunnel looks whether its socket still lives.
+const SOCKET_CHECK: Duration = Duration::from_secs(1);
 
 /// How a TCP flow ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +63,8 @@ struct Shared {
     abort_outward: Event,
     /// The peer sent STOP_SENDING: what our socket still sends is not wanted.
     stopped: Cell<bool>,
+    /// A write met the socket's reset and so took the error away from the next read, which then looks like a FIN.
+    broken: Cell<bool>,
 }
 
 /// Why a pump stopped early.
@@ -107,6 +113,7 @@ pub(crate) async fn run(flow: TcpFlow, early: Vec<u8>, early_fin: bool) -> TcpFl
         abort_inward: Event::default(),
         abort_outward: Event::default(),
         stopped: Cell::new(false),
+        broken: Cell::new(false),
     });
     {
         let mut inward = pin!(shared.socket_to_stream());
@@ -186,7 +193,10 @@ impl Shared {
             let room = self.wait_for_room().await?;
             let mut block = Block::take(size);
             let capacity = block.bytes().len().min(room);
-            let (read, next) = fill(socket, &mut block.bytes_mut()[..capacity]);
+            let (read, mut next) = fill(socket, &mut block.bytes_mut()[..capacity]);
+            if self.broken.get() && matches!(next, Next::Fin) {
+                next = Next::Error;
+            }
             if read > 0 {
                 counters.tcp_bytes_in.add(read as u64);
                 size = size.after(read);
@@ -251,10 +261,27 @@ impl Shared {
             }
             match lane.room(*stream, LARGE_BLOCK_BYTES, waiters) {
                 StreamRoom::Bytes(room) => return Ok(room),
-                StreamRoom::Blocked => waiters.writable.wait().await,
+                StreamRoom::Blocked => self.wait_stream_writable().await?,
                 StreamRoom::Stopped(error) => {
                     self.peer_stopped(error)?;
                 }
+            }
+        }
+    }
+
+    /// Waits for the stream's event, and looks now and then whether the socket still lives: while nothing is read from
+    /// it, nothing else would tell that it was reset.
+    async fn wait_stream_writable(&self) -> Result<(), Stop> {
+        let TcpFlow {
+            socket, waiters, ..
+        } = &self.flow;
+        loop {
+            let wait = monoio::time::timeout(SOCKET_CHECK, waiters.writable.wait());
+            if wait.await.is_ok() {
+                return Ok(());
+            }
+            if socket.has_failed() {
+                return Err(self.abort(self.flow.reset_reason));
             }
         }
     }
@@ -273,8 +300,11 @@ impl Shared {
             match lane.finish(*stream, waiters) {
                 Ok(true) => return Ok(()),
                 Ok(false) => waiters.writable.wait().await,
-                // The peer wants no more, and there is no more: nothing was lost.
-                Err(_) if lane.is_open() => return Ok(()),
+                // The peer wants no more, and what it had not taken yet is dropped.
+                Err(_) if lane.is_open() => {
+                    self.stopped.set(true);
+                    return Ok(());
+                }
                 Err(error) => return Err(self.abort(error)),
             }
         }
@@ -401,8 +431,10 @@ impl Shared {
                     })
                     .await?;
                 }
-                // The socket takes no more, but what it has sent may still be there to read.
-                Err(_) => {
+                // The socket takes no more, but what it has sent may still be there to read. EPIPE: its peer had sent
+                // a FIN before the reset (tcp_reset() in the kernel), so its bytes are complete. Anything else: not.
+                Err(error) => {
+                    self.broken.set(error.kind() != io::ErrorKind::BrokenPipe);
                     lane.stop(*stream, self.flow.reset_reason);
                     return Err(Stop::DirectionOver);
                 }

@@ -20,6 +20,8 @@ pub(crate) enum LaneEnd {
     StatelessReset,
     /// Nothing was heard within the idle timeout.
     IdleTimeout,
+    /// The peer completed the handshake but did not register.
+    NotRegistered,
     /// The handshake did not complete in time.
     HandshakeTimeout,
 }
@@ -52,6 +54,7 @@ impl std::fmt::Display for LaneEnd {
                 f.write_str("the peer was restarted and does not know this lane any more")
             }
             LaneEnd::IdleTimeout => f.write_str("nothing heard within max_idle_timeout"),
+            LaneEnd::NotRegistered => f.write_str("the peer did not register in time"),
             LaneEnd::HandshakeTimeout => {
                 f.write_str("no answer: the handshake did not complete in time")
             }
@@ -85,12 +88,25 @@ impl LaneEnd {
         conn: &mut Connection,
         closed_by_us: Option<LaneError>,
         was_established: bool,
+        given_up: bool,
     ) -> Option<LaneEnd> {
+        // Our close may never leave: a server must not send more than three times what it received (RFC 9000, 8.1).
+        if given_up {
+            return Some(if was_established {
+                LaneEnd::NotRegistered
+            } else {
+                LaneEnd::HandshakeTimeout
+            });
+        }
         // Draining: a CONNECTION_CLOSE was sent or received, nothing more will pass (RFC 9000 section 10.2.2).
         if !conn.is_closed() && !conn.is_draining() {
             return None;
         }
-        let text = |reason: &[u8]| String::from_utf8_lossy(reason).into_owned();
+        // From the peer, perhaps an unknown one: it must not be able to write lines of our log.
+        let text = |reason: &[u8]| {
+            let reason = &reason[..reason.len().min(REASON_BYTES_MAX)];
+            String::from_utf8_lossy(reason).escape_debug().to_string()
+        };
         if let Some(error) = closed_by_us {
             return Some(LaneEnd::ClosedByUs(error));
         }
@@ -102,10 +118,6 @@ impl LaneEnd {
             });
         }
         if let Some(error) = conn.local_error() {
-            // The one close of ours that carries no lane error: `Endpoint::fire_timers`.
-            if !was_established && error.is_app {
-                return Some(LaneEnd::HandshakeTimeout);
-            }
             let (code, mut text) = (error.error_code, text(&error.reason));
             if TLS_ALERTS.contains(&code)
                 && let Err(error) = AsMut::<SslRef>::as_mut(conn).verify_result()
@@ -121,6 +133,9 @@ impl LaneEnd {
         })
     }
 }
+
+/// Bytes of a peer's reason that are shown.
+const REASON_BYTES_MAX: usize = 200;
 
 /// QUIC error codes that carry a TLS alert (RFC 9001 section 4.8).
 const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;

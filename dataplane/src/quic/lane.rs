@@ -4,7 +4,7 @@
 //! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
 //! which is told by [`Lane::mark_dirty`].
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
@@ -44,6 +44,9 @@ const CONTROL_BACKLOG_BYTES_MAX: usize = 64 << 10;
 
 /// A FIN is repeated on the control stream this much later, together with all others of that time.
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(50);
+
+/// A peer that has completed the handshake must register within this time.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a role does with a lane's events. All calls come from the endpoint's tasks, outside of any borrow.
 pub(crate) trait LaneEvents {
@@ -114,17 +117,22 @@ pub(crate) struct Lane {
     pub(super) conn: RefCell<Connection>,
     waiters: RefCell<HashMap<u64, Rc<StreamWaiters>, FxBuildHasher>>,
     room_waiters: RefCell<VecDeque<Rc<StreamWaiters>>>,
-    events: OnceCell<Rc<dyn LaneEvents>>,
+    /// Taken away at the lane's end: the handler holds the lane, which would otherwise live for ever.
+    events: RefCell<Option<Rc<dyn LaneEvents>>>,
     pub(super) dirty: Cell<bool>,
     pub(super) touched: Cell<bool>,
     /// Earliest entry in the endpoint's timers.
     pub(super) armed: Cell<Option<Instant>>,
     /// When pacing lets the next packet go.
     pub(super) release_at: Cell<Option<Instant>>,
-    /// When an incomplete handshake is given up.
-    pub(super) handshake_deadline: Cell<Option<Instant>>,
-    /// True while the endpoint counts this lane among the incomplete handshakes.
-    pub(super) counted_incomplete: Cell<bool>,
+    /// When a lane is given up that has not completed its handshake, or (on a server) not registered.
+    pub(super) admission_deadline: Cell<Option<Instant>>,
+    /// Set when that has happened.
+    pub(super) given_up: Cell<bool>,
+    /// True while the endpoint counts this lane among those that may be anybody's.
+    pub(super) counted_unadmitted: Cell<bool>,
+    /// True once the endpoint has counted this lane as established.
+    pub(super) counted_opened: Cell<bool>,
     /// The destination connection id of the client's first packet, until the handshake is complete.
     pub(super) initial_id: RefCell<Option<Box<[u8]>>>,
     /// Estimate of the bytes that wait in quiche to be sent for the first time.
@@ -158,13 +166,15 @@ impl Lane {
             conn: RefCell::new(conn),
             waiters: RefCell::default(),
             room_waiters: RefCell::default(),
-            events: OnceCell::new(),
+            events: RefCell::new(None),
             dirty: Cell::new(false),
             touched: Cell::new(false),
             armed: Cell::new(None),
             release_at: Cell::new(None),
-            handshake_deadline: Cell::new(Some(handshake_deadline)),
-            counted_incomplete: Cell::new(true),
+            admission_deadline: Cell::new(Some(handshake_deadline)),
+            given_up: Cell::new(false),
+            counted_unadmitted: Cell::new(true),
+            counted_opened: Cell::new(false),
             initial_id: RefCell::new(None),
             queued: Cell::new(0),
             established: Event::default(),
@@ -179,15 +189,19 @@ impl Lane {
         })
     }
 
-    /// Number of this lane, unique within the process's lifetime on this core.
+    /// Number of this lane, unique within its endpoint.
     pub(crate) fn key(&self) -> u64 {
         self.key
     }
 
     /// Says who handles this lane's events; once, right after it was made.
     pub(crate) fn handle_events(&self, events: Rc<dyn LaneEvents>) {
-        let first = self.events.set(events).is_ok();
-        debug_assert!(first, "a lane has one handler");
+        let earlier = self.events.borrow_mut().replace(events);
+        debug_assert!(earlier.is_none(), "a lane has one handler");
+    }
+
+    fn events(&self) -> Option<Rc<dyn LaneEvents>> {
+        self.events.borrow().clone()
     }
 
     /// The peer's current address.
@@ -235,6 +249,14 @@ impl Lane {
         self.end.borrow().clone()
     }
 
+    /// The peer has registered: the lane no longer counts among those that may be anybody's.
+    pub(crate) fn admit(&self) {
+        self.admission_deadline.set(None);
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.admitted(self);
+        }
+    }
+
     /// True until the lane has ended or begun to close.
     pub(crate) fn is_open(&self) -> bool {
         self.end.borrow().is_none() && self.closed_by_us.get().is_none()
@@ -243,6 +265,13 @@ impl Lane {
     /// Runs `with` on the TLS session (for keying material and certificates).
     pub(crate) fn with_tls<R>(&self, with: impl FnOnce(&mut boring::ssl::SslRef) -> R) -> R {
         with(self.conn.borrow_mut().as_mut())
+    }
+
+    /// Ends the lane without the peer's knowledge, in the next flush.
+    pub(super) fn give_up(&self) {
+        self.given_up.set(true);
+        self.admission_deadline.set(None);
+        self.mark_dirty();
     }
 
     /// Closes the lane with `error`; the peer is told in the next flush.
@@ -436,6 +465,8 @@ impl Lane {
                 if let Some(endpoint) = self.endpoint.upgrade() {
                     endpoint.counters().fins_recovered.increment();
                 }
+                // Should the FIN still come, it must not look like a new stream.
+                self.stop(stream, FlowError::NoError);
                 StreamRead::Bytes(0, true)
             }
             Err(quiche::Error::Done) => StreamRead::Blocked,
@@ -558,6 +589,12 @@ impl Lane {
         );
     }
 
+    /// Everything that may be sent has been sent. What is left over by the estimate was dropped with a reset stream, or
+    /// waits for the congestion window, which limits by itself what flows may write.
+    pub(super) fn queue_drained(&self) {
+        self.queued.set(0);
+    }
+
     /// Wakes flows that wait for room in the queue.
     pub(super) fn wake_room_waiters(&self) {
         let mut free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
@@ -569,6 +606,12 @@ impl Lane {
             waiter.writable.set();
             free = free.saturating_sub(ROOM_PER_WAITER);
         }
+        let more = !waiters.is_empty() && self.queued.get() < QUEUE_BYTES_MAX;
+        drop(waiters);
+        if more {
+            // Those woken may have nothing to write: the next flush wakes the next ones.
+            self.mark_dirty();
+        }
     }
 
     /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the end.
@@ -576,7 +619,13 @@ impl Lane {
         let mut conn = self.conn.borrow_mut();
         if !self.was_established.get() && conn.is_established() {
             self.was_established.set(true);
-            self.handshake_deadline.set(None);
+            if conn.is_server() {
+                self.admission_deadline
+                    .set(Some(Instant::now() + REGISTER_TIMEOUT));
+                self.mark_dirty(); // Arms the new deadline.
+            } else {
+                self.admission_deadline.set(None);
+            }
             self.established.set();
         }
         while let Some(stream) = conn.stream_writable_next() {
@@ -600,7 +649,7 @@ impl Lane {
             let theirs = (stream & 1 == 1) != conn.is_server();
             if !known && theirs {
                 drop(conn);
-                if let Some(events) = self.events.get() {
+                if let Some(events) = self.events() {
                     events.stream_opened(self, stream);
                 }
                 conn = self.conn.borrow_mut();
@@ -616,7 +665,7 @@ impl Lane {
 
     /// Hands received datagrams on. Called more often than [`Lane::dispatch`] when many come in one turn.
     pub(super) fn deliver_datagrams(self: &Rc<Self>) {
-        let Some(events) = self.events.get() else {
+        let Some(events) = self.events() else {
             return;
         };
         let mut any = false;
@@ -646,12 +695,14 @@ impl Lane {
             &mut self.conn.borrow_mut(),
             self.closed_by_us.get(),
             self.was_established.get(),
+            self.given_up.get(),
         ) else {
             return false;
         };
         *self.end.borrow_mut() = Some(end.clone());
         self.wake_all();
-        if let Some(events) = self.events.get() {
+        let events = self.events.borrow_mut().take();
+        if let Some(events) = events {
             events.ended(self, &end);
         }
         true

@@ -9,6 +9,7 @@ pub(crate) mod endpoint;
 pub(crate) mod event;
 pub(crate) mod lane;
 pub(crate) mod reset;
+mod retry;
 pub(crate) mod settings;
 pub(crate) mod timers;
 pub(crate) mod tls;

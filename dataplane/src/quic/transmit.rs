@@ -93,7 +93,9 @@ impl Batch {
                 return Filled::All;
             }
             let Ok((length, info)) = conn.send(&mut self.buffer[self.end..]) else {
-                return Filled::All; // `Done`, or an error that has closed the connection, which `is_closed` tells.
+                // `Done`, or an error that has closed the connection, which `is_closed` tells.
+                lane.queue_drained();
+                return Filled::All;
             };
             lane.packet_sent(length);
             self.append(Packet {

@@ -116,7 +116,9 @@ fn refuse(
     text: &str,
 ) -> bool {
     listener.counters().registrations_refused.increment();
-    tracing::warn!(client = request.client_id, peer = ?this.lane.peer_addr(), %reason, "registration refused");
+    if let Some(suppressed) = listener.context().handshake_log.pass(Instant::now()) {
+        tracing::warn!(client = request.client_id, peer = ?this.lane.peer_addr(), %reason, suppressed, "registration refused");
+    }
     this.lane.send_control(&Message::RegisterAck(listener.ack(
         RegisterOutcome::Refused {
             reason,
@@ -146,6 +148,7 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
         return; // A second Register on one lane is read by `serve`, never here.
     }
     listener.counters().registrations_accepted.increment();
+    this.lane.admit();
     this.last_heard.set(Instant::now());
     listener.lane_registered(this);
     this.lane.send_control(&Message::RegisterAck(

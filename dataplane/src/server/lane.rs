@@ -94,12 +94,15 @@ impl LaneEvents for ServerLaneEvents {
         }
         if this.membership.get().is_some() {
             tracing::info!(client = this.client_id(), peer = ?lane.peer_addr(), %end, "lane ended");
-        } else if lane.is_established() {
-            tracing::info!(peer = ?lane.peer_addr(), %end, "lane ended before it was registered");
         } else if let Some(listener) = this.listener.upgrade()
             && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
         {
-            tracing::warn!(peer = ?lane.peer_addr(), %end, suppressed, "handshake failed");
+            let what = if lane.is_established() {
+                "lane ended before it was registered"
+            } else {
+                "handshake failed"
+            };
+            tracing::warn!(peer = ?lane.peer_addr(), %end, suppressed, "{what}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use qmux_config::{Listener, Server};
 use qmux_proto::control::{GoAway, GoAwayReason, Message, Register};
@@ -214,6 +214,7 @@ impl ListenerCore {
             .collect();
         for lane in evicted {
             self.lane_takes_no_more(&lane);
+            self.counters().lanes_replaced.increment();
             lane.lane.close(
                 LaneError::Replaced,
                 "another instance registered with the same client_id",
@@ -265,7 +266,10 @@ impl ListenerCore {
                     if self.stop_accepting.poll(cx).is_ready() {
                         return Poll::Ready(true);
                     }
-                    readable.as_mut().poll(cx).map(|_ready| false)
+                    readable
+                        .as_mut()
+                        .poll(cx)
+                        .map(|ready| ready.is_err() && self.accept_broken())
                 })
                 .await
             };
@@ -279,7 +283,10 @@ impl ListenerCore {
                     // The visitor gave up before it was accepted (accept(2)).
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
-                        tracing::error!(%error, addr = %self.traffic_addr, "cannot accept visitors; trying again");
+                        self.counters().accepts_failed.increment();
+                        if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
+                            tracing::error!(%error, addr = %self.traffic_addr, suppressed, "cannot accept visitors; trying again");
+                        }
                         monoio::time::sleep(ACCEPT_PAUSE).await;
                         break;
                     }
@@ -287,6 +294,13 @@ impl ListenerCore {
             }
             yield_now().await;
         }
+    }
+
+    /// Waiting for visitors failed, which only a socket that is gone does.
+    fn accept_broken(&self) -> bool {
+        self.counters().internal_errors.increment();
+        tracing::error!(addr = %self.traffic_addr, "the socket for visitors is broken; this core takes no more");
+        true
     }
 
     fn visitor(self: &Rc<Self>, stream: TcpStream, visitor: SocketAddr) {
@@ -371,11 +385,25 @@ impl ListenerCore {
                     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
                 }),
         };
+        let mut encoded = Vec::with_capacity(qmux_proto::open::OPEN_HEADER_BYTES_MAX);
+        header.encode(&mut encoded);
+        let waiters = lane.lane.attach(id);
+        // At once, not in the flow's task: the stream exists for QUIC only when something was written to it, and until
+        // then its place could be given away again.
+        let rest = lane
+            .lane
+            .write(id, StreamBuf::copied(&encoded), false, &waiters);
+        let Ok(rest) = rest else {
+            lane.lane.detach(id);
+            self.counters().visitors_refused.increment();
+            socket.reset_on_close();
+            return;
+        };
         self.counters().tcp_flows_opened.increment();
         lane.tcp_flows.set(lane.tcp_flows.get() + 1);
         let flow = TcpFlow {
             socket,
-            waiters: lane.lane.attach(id),
+            waiters,
             lane: Rc::clone(&lane.lane),
             stream: id,
             reset_reason: FlowError::VisitorReset,
@@ -384,7 +412,7 @@ impl ListenerCore {
         let count = FlowCount::new(&self.context);
         let lane = Rc::clone(lane);
         monoio::spawn(async move {
-            let end = run_flow(flow, &header).await;
+            let end = run_flow(flow, rest).await;
             if let TcpFlowEnd::Reset(reason) = end {
                 tracing::debug!(%visitor, client = lane.client_id(), %reason, "flow reset");
             }
@@ -430,11 +458,8 @@ impl ListenerCore {
     }
 }
 
-/// Sends the Open header, then runs the flow.
-async fn run_flow(flow: TcpFlow, header: &OpenHeader) -> TcpFlowEnd {
-    let mut encoded = Vec::with_capacity(qmux_proto::open::OPEN_HEADER_BYTES_MAX);
-    header.encode(&mut encoded);
-    let mut rest = Some(StreamBuf::copied(&encoded));
+/// Sends what is left of the Open header, then runs the flow.
+async fn run_flow(flow: TcpFlow, mut rest: Option<StreamBuf>) -> TcpFlowEnd {
     while let Some(bytes) = rest.take() {
         rest = match flow.lane.write(flow.stream, bytes, false, &flow.waiters) {
             Ok(rest) => rest,

@@ -5,10 +5,16 @@ pub(crate) fn allowed_count() -> usize {
     core_affinity::get_core_ids().map_or(1, |ids| ids.len().max(1))
 }
 
-/// Pins the calling thread to the `index`-th allowed CPU, counted around when there are more cores than CPUs.
+/// Pins the calling thread to the `index`-th allowed CPU, counted around when there are more cores than CPUs, and from the
+/// last one back if `from_end`.
 /// Returns the CPU's number, or `None` if the system refused.
-pub(crate) fn pin_current_thread(index: usize) -> Option<usize> {
+pub(crate) fn pin_current_thread(index: usize, from_end: bool) -> Option<usize> {
     let ids = core_affinity::get_core_ids()?;
-    let id = *ids.get(index.checked_rem(ids.len())?)?;
+    let index = index.checked_rem(ids.len())?;
+    let id = *ids.get(if from_end {
+        ids.len() - 1 - index
+    } else {
+        index
+    })?;
     core_affinity::set_for_current(id).then_some(id.id)
 }

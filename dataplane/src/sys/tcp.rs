@@ -5,7 +5,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+
+/// A peer that vanished without a FIN (power, NAT) is noticed after two minutes of silence and three more probes. Its
+/// flow would otherwise hold a stream of the lane for ever.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_PROBES: u32 = 3;
 
 /// One connected TCP socket, owned by one core.
 #[derive(Debug)]
@@ -19,6 +25,12 @@ impl TcpSocket {
     pub(crate) fn adopt(stream: TcpStream) -> io::Result<TcpSocket> {
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
+        SockRef::from(&stream).set_tcp_keepalive(
+            &TcpKeepalive::new()
+                .with_time(KEEPALIVE_IDLE)
+                .with_interval(KEEPALIVE_INTERVAL)
+                .with_retries(KEEPALIVE_PROBES),
+        )?;
         Ok(TcpSocket {
             io: monoio::net::TcpStream::from_std(stream)?,
         })
@@ -82,6 +94,14 @@ impl TcpSocket {
     /// Waits until a write would not block (room or an error is there). Cancel-safe.
     pub(crate) async fn writable(&self) -> io::Result<()> {
         self.io.writable(false).await
+    }
+
+    /// True if an error (a reset, mostly) waits on the socket. It is taken away by this call.
+    pub(crate) fn has_failed(&self) -> bool {
+        !matches!(
+            SockRef::from(&super::borrow(&self.io)).take_error(),
+            Ok(None)
+        )
     }
 
     /// Sends a FIN; the other direction goes on.

@@ -34,9 +34,9 @@ pub(crate) struct UdpSocket {
     io: monoio::net::udp::UdpSocket,
     state: UdpSocketState,
     local: SocketAddr,
-    /// GSO as it was found at the start, for sockets whose owner keeps account of refusals itself. On a traffic
-    /// socket one visitor's small MTU is no reason to stop GSO towards all others, as `quinn-udp` does.
-    fixed_gso_segments: Option<usize>,
+    /// GSO as it was found at the start. Owners keep account of refusals themselves: one destination's trouble is no
+    /// reason to stop GSO towards all others for good, as `quinn-udp` does.
+    gso_segments: usize,
 }
 
 /// Buffers of one receive call, reused for each.
@@ -96,16 +96,15 @@ impl UdpSocket {
     pub(crate) fn adopt(socket: StdUdpSocket, purpose: Purpose) -> io::Result<UdpSocket> {
         let local = socket.local_addr()?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        let mut fixed_gso_segments = None;
         if purpose == Purpose::Traffic {
             allow_ip_fragmentation(&socket)?;
-            fixed_gso_segments = Some(state.max_gso_segments());
         }
+        let gso_segments = state.max_gso_segments().min(GSO_SEGMENTS_MAX);
         Ok(UdpSocket {
             io: monoio::net::udp::UdpSocket::from_std(socket)?,
             state,
             local,
-            fixed_gso_segments,
+            gso_segments,
         })
     }
 
@@ -114,12 +113,9 @@ impl UdpSocket {
         self.local
     }
 
-    /// Segments that one send may carry: 1 where the kernel cannot do GSO, and on QUIC sockets also once a device has
-    /// refused it.
+    /// Segments that one send may carry: 1 where the kernel cannot do GSO.
     pub(crate) fn gso_segments(&self) -> usize {
-        self.fixed_gso_segments
-            .unwrap_or_else(|| self.state.max_gso_segments())
-            .min(GSO_SEGMENTS_MAX)
+        self.gso_segments
     }
 
     /// Waits until something can be received. Cancel-safe.

@@ -3,6 +3,7 @@
 use crate::support::certs::{self, Identity};
 use crate::support::quic_probe::{Verdict, shake_hands};
 use crate::support::service::TcpService;
+use crate::support::subject;
 use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, client_launch};
 use crate::support::visitor;
 use crate::support::wait;
@@ -58,28 +59,30 @@ fn a_client_with_a_self_signed_certificate_is_refused() {
     assert_server_refuses(Some(&Identity::self_signed_client()));
 }
 
-/// Starts a server and a client that do not go together, and returns what the client says about it.
+/// Starts a server and a client that do not go together, of which the client says what is wrong.
 fn client_never_serves(
     site: &Site,
     server: &ServerSetup,
     client: &ClientSetup,
     says: impl Fn(&str) -> bool,
-) -> String {
+) {
     let service = TcpService::echo();
     let server = Server::start(site, server);
     let client = client_launch(site, client, server.quic(), service.address).start();
+    // Where only the protocol counts, any word about the failure will do.
+    let only_wire = subject::only_wire("what exactly the client logs");
+    let says = |line: &str| says(line) || only_wire && line.contains("handshake");
     // Visitors knock all the while.
-    let line = wait::until("the client says what is wrong", || {
+    wait::until_true("the client says what is wrong", || {
         let served = visitor::echo_works(server.traffic());
         assert!(!served, "a visitor was served");
-        client.lines().into_iter().find(|line| says(line))
+        client.lines().iter().any(|line| says(line))
     });
     for _ in 0..3 {
         let served = visitor::echo_works(server.traffic());
         assert!(!served, "a visitor was served");
     }
     assert_eq!(service.accepted(), 0);
-    line
 }
 
 /// The name of a TLS alert about certificates (RFC 8446, section 6), or an explanation of it.
@@ -132,10 +135,9 @@ fn a_server_of_another_name_is_refused_by_the_client() {
         server_name: "other.test",
         ..ClientSetup::default()
     };
-    let line = client_never_serves(&site, &ServerSetup::default(), &client, |line| {
+    client_never_serves(&site, &ServerSetup::default(), &client, |line| {
         is_about_certificates(line) && line.contains("other.test")
     });
-    assert!(line.contains("name"), "{line}");
 }
 
 #[test]

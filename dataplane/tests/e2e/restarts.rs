@@ -1,5 +1,7 @@
 //! Either side may die or start late; visitors are served again without anybody's help.
 
+use std::io::Write as _;
+
 use crate::support::random::Random;
 use crate::support::service::{TcpService, UdpService, echo_both};
 use crate::support::tunnel::{
@@ -132,7 +134,8 @@ fn a_killed_client_does_not_leave_visitors_hanging() {
 fn a_killed_server_does_not_leave_the_service_hanging() {
     let (ended, endings) = std::sync::mpsc::channel();
     let service = TcpService::start(move |mut stream| {
-        visitor::read_exact(&mut stream, 1);
+        let byte = visitor::read_exact(&mut stream, 1);
+        stream.write_all(&byte).expect("sent");
         ended
             .send(visitor::read_to_end(&mut stream))
             .expect("the test waits");
@@ -143,8 +146,7 @@ fn a_killed_server_does_not_leave_the_service_hanging() {
         service.address,
     );
     let mut stream = visitor::connect(tunnel.traffic());
-    std::io::Write::write_all(&mut stream, b"x").expect("sent");
-    wait::until_true("the service is reached", || service.accepted() == 1);
+    visitor::exchange(&mut stream, b"x");
     tunnel.server.program.kill();
     let ending = endings.recv_timeout(wait::PATIENCE);
     let ending = ending.expect("the service notices");

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::support::random::Random;
 use crate::support::service::UdpService;
+use crate::support::subject;
 use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
 use crate::support::udp_visitor::UdpVisitor;
 use crate::support::wait;
@@ -13,6 +14,12 @@ use crate::support::wait;
 #[test]
 fn two_hundred_visitors_get_their_own_replies() {
     const VISITORS: usize = 200;
+    // How many a burst of new flows may cost is not for the protocol to say.
+    let lost_max = if subject::only_wire("how many are lost") {
+        VISITORS
+    } else {
+        VISITORS / 20
+    };
     let service = UdpService::echo();
     let tunnel = Tunnel::to(service.address);
     let mut visitors: Vec<UdpVisitor> = (0..VISITORS)
@@ -31,14 +38,16 @@ fn two_hundred_visitors_get_their_own_replies() {
         for (visitor, payload) in visitors.iter_mut().zip(&payloads) {
             visitor.send(payload);
         }
-        let mut late = 0;
+        let mut lost = 0;
         for (visitor, payload) in visitors.iter_mut().zip(&payloads) {
-            if !visitor.receive(payload) {
-                late += 1;
+            // Who waits for the first that is lost waits for all the others, too.
+            let patience = Duration::from_millis(if lost == 0 { 4_000 } else { 50 });
+            if !visitor.receive_within(patience, payload) {
+                lost += 1;
                 visitor.echo(payload);
             }
         }
-        assert!(late <= VISITORS / 20, "round {round}: {late} lost");
+        assert!(lost <= lost_max, "round {round}: {lost} lost");
     }
     assert_eq!(service.sources(), VISITORS, "each visitor has its own flow");
 }

@@ -6,14 +6,20 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use qmux_proto::CID_LEN;
+use qmux_proto::{CID_LEN, LaneError};
 
 use super::Endpoint;
 use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
 use crate::quic::transmit::{Batch, Filled};
+
+/// The runtime's timers have this resolution.
+const TIMER_STEP: Duration = Duration::from_millis(1);
+
+/// How long a socket goes without GSO after the kernel has refused it.
+const GSO_PAUSE: Duration = Duration::from_secs(1);
 
 /// GSO batches that one lane may send before the next lane gets its turn.
 const BATCHES_PER_TURN: usize = 4;
@@ -74,9 +80,10 @@ impl Endpoint {
             let Some((at, key)) = due else { return };
             let lane = self.lanes.borrow().get(&key).cloned();
             let Some(lane) = lane else { continue };
-            if lane.armed.get() == Some(at) {
-                lane.armed.set(None);
+            if lane.armed.get() != Some(at) {
+                continue; // An earlier entry has been here meanwhile, and has armed the timer again.
             }
+            lane.armed.set(None);
             let (timed_out, overdue) = {
                 let mut conn = lane.conn.borrow_mut();
                 let timed_out = conn
@@ -86,12 +93,14 @@ impl Endpoint {
                     conn.on_timeout();
                 }
                 let overdue = lane
-                    .handshake_deadline
+                    .admission_deadline
                     .get()
                     .is_some_and(|deadline| deadline <= now);
                 if overdue {
+                    lane.admission_deadline.set(None);
+                    lane.given_up.set(true);
                     // `Done`: it is closing already.
-                    let _closing = conn.close(true, 0, b"handshake timeout");
+                    let _closing = conn.close(true, LaneError::Unauthenticated.code(), b"");
                 }
                 (timed_out, overdue)
             };
@@ -103,7 +112,10 @@ impl Endpoint {
     }
 
     async fn flush_lane(self: &Rc<Self>, lane: &Rc<Lane>, batch: &mut Batch, now: Instant) {
-        let segments = self.socket.gso_segments();
+        let segments = match self.no_gso_until.get() {
+            Some(until) if now < until => 1,
+            _ => self.socket.gso_segments(),
+        };
         for round in 1.. {
             let filled = batch.fill(lane, now, segments);
             self.send(batch).await;
@@ -126,11 +138,13 @@ impl Endpoint {
             [
                 conn.timeout_instant(),
                 lane.release_at.get(),
-                lane.handshake_deadline.get(),
+                lane.admission_deadline.get(),
             ]
             .into_iter()
             .flatten()
             .min()
+            // Never now: a deadline that stays due must not keep the core from everything else.
+            .map(|deadline| deadline.max(now + TIMER_STEP))
         };
         let mut armed = lane.armed.get();
         self.timers
@@ -163,12 +177,13 @@ impl Endpoint {
                     self.counters.quic_sends_too_large.increment();
                     return;
                 }
-                Err(error)
-                    if ready.segment < ready.bytes.len() && self.socket.gso_segments() == 1 =>
-                {
-                    // quinn-udp has just found out that the device cannot do GSO.
+                // EINVAL or EIO: the device, or this one destination, cannot do GSO.
+                Err(error) if ready.segment < ready.bytes.len() => {
+                    if self.counters.gso_fallbacks.get() == 0 {
+                        tracing::warn!(%error, to = %ready.to, "the kernel refuses GSO; sending single packets, which is slower");
+                    }
                     self.counters.gso_fallbacks.increment();
-                    tracing::warn!(%error, "GSO does not work on this path; sending single packets, which is slower");
+                    self.no_gso_until.set(Some(Instant::now() + GSO_PAUSE));
                     for packet in ready.bytes.chunks(ready.segment) {
                         // What is lost here is repeated by QUIC.
                         let _lost =
@@ -197,8 +212,14 @@ impl Endpoint {
         if !conn.is_established() {
             return;
         }
-        if self.handshake_over(lane) {
+        if let Some(id) = lane.initial_id.borrow_mut().take() {
+            self.by_initial.borrow_mut().remove(&id);
+        }
+        if !lane.counted_opened.replace(true) {
             self.counters.lanes_opened.increment();
+            if !self.accepts {
+                self.admitted(lane);
+            }
         }
         while conn.scids_left() > 0 {
             let id = self.new_cid();
@@ -216,29 +237,28 @@ impl Endpoint {
         }
     }
 
-    /// No longer counts the lane among the incomplete handshakes. False if it was not.
-    fn handshake_over(&self, lane: &Lane) -> bool {
-        if !lane.counted_incomplete.replace(false) {
-            return false;
+    /// No longer counts the lane among those that may be anybody's.
+    pub(in crate::quic) fn admitted(&self, lane: &Lane) {
+        if lane.counted_unadmitted.replace(false) {
+            self.unadmitted.set(self.unadmitted.get() - 1);
         }
-        self.incomplete.set(self.incomplete.get() - 1);
-        if let Some(id) = lane.initial_id.borrow_mut().take() {
-            self.by_initial.borrow_mut().remove(&id);
-        }
-        true
     }
 
-    fn remove(&self, lane: &Rc<Lane>) {
+    pub(super) fn remove(&self, lane: &Rc<Lane>) {
         self.lanes.borrow_mut().remove(&lane.key());
         for id in lane.conn.borrow().source_ids() {
             if let Ok(id) = <&[u8; CID_LEN]>::try_from(id.as_ref()) {
                 self.by_cid.borrow_mut().remove(id);
             }
         }
-        if self.handshake_over(lane) {
-            self.counters.handshakes_failed.increment();
-        } else {
+        if let Some(id) = lane.initial_id.borrow_mut().take() {
+            self.by_initial.borrow_mut().remove(&id);
+        }
+        self.admitted(lane);
+        if lane.counted_opened.get() {
             self.counters.lanes_ended.increment();
+        } else {
+            self.counters.handshakes_failed.increment();
         }
     }
 }

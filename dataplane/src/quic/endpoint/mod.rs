@@ -6,6 +6,8 @@
 
 mod flush;
 mod receive;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -22,6 +24,7 @@ use rustc_hash::FxBuildHasher;
 use super::event::Event;
 use super::lane::{Connection, Lane};
 use super::reset::ResetKey;
+use super::retry::RetryKey;
 use super::timers::Timers;
 use crate::metrics::CoreCounters;
 use crate::sys::udp::UdpSocket;
@@ -77,7 +80,12 @@ pub(crate) struct Endpoint {
     by_cid: RefCell<HashMap<[u8; CID_LEN], Rc<Lane>, FxBuildHasher>>,
     /// First destination connection ids, chosen by clients: hashed so that they cannot choose collisions.
     by_initial: RefCell<HashMap<Box<[u8]>, Rc<Lane>>>,
-    incomplete: Cell<usize>,
+    /// Lanes whose peer may be anybody: not registered yet, or (on a client) still shaking hands.
+    unadmitted: Cell<usize>,
+    /// While set and not past, no GSO: the kernel has refused it.
+    no_gso_until: Cell<Option<Instant>>,
+    /// Authenticates the tokens of Retry packets.
+    retry_key: RetryKey,
     dirty: RefCell<VecDeque<u64>>,
     touched: RefCell<Vec<Rc<Lane>>>,
     flush: Event,
@@ -109,7 +117,9 @@ impl Endpoint {
             lanes: RefCell::default(),
             by_cid: RefCell::default(),
             by_initial: RefCell::default(),
-            incomplete: Cell::new(0),
+            unadmitted: Cell::new(0),
+            no_gso_until: Cell::new(None),
+            retry_key: RetryKey::new(),
             dirty: RefCell::default(),
             touched: RefCell::default(),
             flush: Event::default(),
@@ -211,7 +221,7 @@ impl Endpoint {
         );
         self.lanes.borrow_mut().insert(key, Rc::clone(&lane));
         self.by_cid.borrow_mut().insert(scid, Rc::clone(&lane));
-        self.incomplete.set(self.incomplete.get() + 1);
+        self.unadmitted.set(self.unadmitted.get() + 1);
         lane
     }
 

@@ -15,7 +15,6 @@ use qmux_proto::cid::{self, LONG_HEADER_BIT};
 use super::Endpoint;
 use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
-use crate::quic::settings::DATAGRAM_RECEIVE_QUEUE;
 use crate::sys::udp::ReceiveBatch;
 
 /// Receive calls before the flows get a turn.
@@ -24,9 +23,20 @@ const RECEIVE_CALLS_PER_TURN: usize = 2;
 /// Turns that a receive waits for a flush that should come first.
 const FLUSH_TURNS_MAX: usize = 8;
 
-/// Handshakes that may be incomplete at once on one endpoint; above it new ones are refused. Peers that have not
-/// authenticated must cost a bounded amount: one costs about 40 KB.
-const INCOMPLETE_HANDSHAKES_MAX: usize = 1_024;
+/// Datagrams of a lane that may wait before they are handed on: in small portions, because the sockets of services and
+/// visitors, 208 KB by default, take fewer than 100 at once.
+const DELIVER_AT: usize = 32;
+
+/// Lanes per endpoint whose peer may be anybody, because it has not registered; above it new ones are refused. Peers
+/// that have not authenticated must cost a bounded amount: one costs about 40 KB.
+const UNADMITTED_LANES_MAX: usize = 1_024;
+
+/// Above so many of them, a client must first show that it receives at its address: then nobody can fill the places
+/// with invented ones.
+const RETRY_ABOVE: usize = UNADMITTED_LANES_MAX / 4;
+
+/// A Retry packet: header, two connection ids of up to 20 bytes, token of up to 60, tag of 16.
+const RETRY_BYTES_MAX: usize = 256;
 
 /// Stateless resets that one endpoint sends per second. After a restart every lane needs one; a flood must not make us
 /// answer without bound.
@@ -115,6 +125,11 @@ impl Endpoint {
         to_ip: Option<IpAddr>,
         handed_over: bool,
     ) {
+        if from.port() == 0 {
+            // Nobody can be answered there (RFC 768), and the kernel calls the attempt an invalid argument.
+            self.counters.quic_packets_invalid.increment();
+            return;
+        }
         let Some(lane) = self.find_lane(data) else {
             self.unknown_packet(data, from, to_ip, handed_over);
             return;
@@ -141,7 +156,7 @@ impl Endpoint {
             self.counters.quic_packets_invalid.increment();
             tracing::debug!(lane = lane.key(), %from, %error, "packet refused");
         }
-        if queued > DATAGRAM_RECEIVE_QUEUE / 2 {
+        if queued > DELIVER_AT {
             lane.deliver_datagrams();
         }
         if !lane.touched.replace(true) {
@@ -270,11 +285,25 @@ impl Endpoint {
             self.counters.quic_packets_unknown.increment();
             return;
         }
-        if self.incomplete.get() >= INCOMPLETE_HANDSHAKES_MAX {
+        let unadmitted = self.unadmitted.get();
+        if unadmitted >= UNADMITTED_LANES_MAX {
             self.counters.handshakes_refused.increment();
             return;
         }
-        let scid = self.new_cid();
+        let token = header.token.as_deref().unwrap_or_default();
+        let original = match self.retry_key.verify(from, token, Instant::now()) {
+            Some(original) => Some(quiche::ConnectionId::from_ref(original)),
+            None if unadmitted < RETRY_ABOVE => None,
+            None => {
+                self.ask_for_address(&header, from, to_ip);
+                return;
+            }
+        };
+        // After a Retry the client uses the connection id that we gave it there.
+        let scid = match <[u8; CID_LEN]>::try_from(header.dcid.as_ref()) {
+            Ok(id) if original.is_some() => id,
+            _ => self.new_cid(),
+        };
         if let Some(key) = &self.reset_key {
             self.config
                 .borrow_mut()
@@ -282,7 +311,7 @@ impl Endpoint {
         }
         let accepted = quiche::accept_with_buf_factory(
             &quiche::ConnectionId::from_ref(&scid),
-            None,
+            original.as_ref(),
             self.local_addr(to_ip),
             from,
             &mut self.config.borrow_mut(),
@@ -301,6 +330,37 @@ impl Endpoint {
             owner.lane_accepted(&lane);
         }
         self.feed(&lane, data, from, to_ip);
+        if lane.conn.borrow().stats().recv == 0 {
+            // Not a packet of QUIC after all: it must not hold a place.
+            lane.give_up();
+        }
+    }
+
+    /// Answers with a Retry: a client that receives it comes back with a token.
+    fn ask_for_address(
+        &self,
+        header: &quiche::Header<'_>,
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+    ) {
+        let id = self.new_cid();
+        let token = self.retry_key.token(from, &header.dcid, Instant::now());
+        let mut answer = [0u8; RETRY_BYTES_MAX];
+        let written = quiche::retry(
+            &header.scid,
+            &header.dcid,
+            &quiche::ConnectionId::from_ref(&id),
+            &token,
+            header.version,
+            &mut answer,
+        );
+        if let Ok(written) = written {
+            self.counters.retries_sent.increment();
+            // Best effort: the client repeats its first packet.
+            let _lost = self
+                .socket
+                .try_send(&answer[..written], written, from, to_ip);
+        }
     }
 
     fn negotiate_version(

@@ -73,7 +73,12 @@ impl UdpVisitor {
 
     /// Waits for the echo of `payload`, passing over late echoes of earlier ones.
     pub(crate) fn receive(&self, payload: &[u8]) -> bool {
-        let timeout = self.socket.set_read_timeout(Some(REPLY_PATIENCE));
+        self.receive_within(REPLY_PATIENCE, payload)
+    }
+
+    /// The same, with less patience for who comes after others have been waited for.
+    pub(crate) fn receive_within(&self, patience: Duration, payload: &[u8]) -> bool {
+        let timeout = self.socket.set_read_timeout(Some(patience));
         timeout.expect("timeout");
         let mut bytes = vec![0; 1 << 16];
         loop {

@@ -1,0 +1,91 @@
+//! Retry tokens (RFC 9000 section 8.1.2): a client proves that it receives at its address before it costs us a lane.
+//!
+//! Used while many lanes are unadmitted, so that senders with invented addresses cannot take all places. A token names
+//! the address, the first destination connection id and the time, under a MAC with a key of this endpoint alone: a
+//! client's next packet comes to the same core, because the new connection id says so.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use boring::hash::hmac_sha256;
+
+/// A token is good for this long: a client answers a Retry at once.
+const LIFETIME: Duration = Duration::from_secs(10);
+
+const MAC_BYTES: usize = 32;
+const TIME_BYTES: usize = 8;
+
+/// Makes and checks tokens.
+pub(super) struct RetryKey {
+    key: [u8; 32],
+    epoch: Instant,
+}
+
+impl RetryKey {
+    pub(super) fn new() -> RetryKey {
+        RetryKey {
+            key: rand::random(),
+            epoch: Instant::now(),
+        }
+    }
+
+    /// A token for a client at `peer` whose first destination connection id was `original`.
+    pub(super) fn token(&self, peer: SocketAddr, original: &[u8], now: Instant) -> Vec<u8> {
+        let age_ms = u64::try_from(now.duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX);
+        let mut token = age_ms.to_be_bytes().to_vec();
+        token.extend_from_slice(original);
+        let mac = self.mac(peer, &token);
+        token.extend_from_slice(&mac);
+        token
+    }
+
+    /// The first destination connection id that `token` was made for, if it is ours, of `peer`, and young enough.
+    pub(super) fn verify<'t>(
+        &self,
+        peer: SocketAddr,
+        token: &'t [u8],
+        now: Instant,
+    ) -> Option<&'t [u8]> {
+        let (named, mac) = token.split_at_checked(token.len().checked_sub(MAC_BYTES)?)?;
+        if !boring::memcmp::eq(&self.mac(peer, named), mac) {
+            return None;
+        }
+        let (time, original) = named.split_first_chunk::<TIME_BYTES>()?;
+        let made = Duration::from_millis(u64::from_be_bytes(*time));
+        (now.duration_since(self.epoch).checked_sub(made)? <= LIFETIME).then_some(original)
+    }
+
+    fn mac(&self, peer: SocketAddr, named: &[u8]) -> [u8; MAC_BYTES] {
+        let mut input = peer.to_string().into_bytes();
+        input.push(0);
+        input.extend_from_slice(named);
+        // HMAC fails only for want of memory; a random MAC then fits nothing.
+        hmac_sha256(&self.key, &input).unwrap_or_else(|_| rand::random())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_good_for_its_address_for_a_while() {
+        let key = RetryKey::new();
+        let peer = "192.0.2.1:4433".parse().expect("literal");
+        let now = Instant::now();
+        let token = key.token(peer, b"original", now);
+        assert_eq!(key.verify(peer, &token, now), Some(&b"original"[..]));
+        assert_eq!(
+            key.verify("192.0.2.1:4434".parse().expect("literal"), &token, now),
+            None
+        );
+        assert_eq!(
+            key.verify(peer, &token, now + LIFETIME + Duration::from_millis(2)),
+            None
+        );
+        assert_eq!(RetryKey::new().verify(peer, &token, now), None);
+        for cut in 0..token.len() {
+            assert_eq!(key.verify(peer, &token[..cut], now), None);
+        }
+    }
+}
