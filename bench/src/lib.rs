@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod harness;
+pub mod link;
 pub mod load;
 pub mod logging;
 pub mod process;

@@ -1,0 +1,232 @@
+//! Two hosts and the link between them.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use tun_rs::{DeviceBuilder, SyncDevice};
+
+use super::error::LinkError;
+use super::namespace::{Namespace, check_support, ip, ip_command, remove_stale};
+use super::profile::Profile;
+use super::router::{Direction, Router};
+use super::stats::{DirectionStats, Stats};
+
+/// The interface of each host; only the namespace tells the two apart.
+const DEVICE: &str = "link0";
+
+/// The hosts' addresses. No packet with them leaves the two namespaces, so that every network can have the same.
+const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
+const PREFIX_BITS: u8 = 30;
+
+/// The interface's own queue, in packets or pieces of up to 64 KiB. It is not part of the emulated link: it only bridges the
+/// time until the router wakes up, 10 ms at a million packets per second.
+const DEVICE_QUEUE_PACKETS: u32 = 10_000;
+
+const LEFT_TO_RIGHT: &str = "left-to-right";
+const RIGHT_TO_LEFT: &str = "right-to-left";
+
+/// One end of the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The public side of a [`Preset`](super::Preset).
+    Left,
+    /// The side behind the access line.
+    Right,
+}
+
+impl Side {
+    /// The other end.
+    pub fn opposite(self) -> Self {
+        match self {
+            Self::Left => Self::Right,
+            Self::Right => Self::Left,
+        }
+    }
+}
+
+/// Two network namespaces with a link between them, as long as this value lives. Each has a loopback interface of its
+/// own too. There is no way out of them, neither to this machine nor to the world.
+///
+/// Dropping it ends every process in the namespaces and removes them. What a killed process left behind is removed by
+/// the next [`Network::new`].
+#[derive(Debug)]
+pub struct Network {
+    // In the order of dropping: the router lets go of the devices before the namespaces go.
+    router: Router,
+    namespaces: [Namespace; 2],
+}
+
+impl Network {
+    /// Builds the network. The same seed makes the link take the same decisions about the same packets.
+    ///
+    /// # Errors
+    ///
+    /// A profile that makes no sense, [`LinkError::Unsupported`] without the rights or the kernel for it, or what the system
+    /// refused.
+    pub fn new(
+        left_to_right: Profile,
+        right_to_left: Profile,
+        seed: u64,
+    ) -> Result<Self, LinkError> {
+        for (direction, profile) in [
+            (LEFT_TO_RIGHT, &left_to_right),
+            (RIGHT_TO_LEFT, &right_to_left),
+        ] {
+            profile
+                .check()
+                .map_err(|source| LinkError::Profile { direction, source })?;
+        }
+        check_support()?;
+        remove_stale();
+        let namespaces = Namespace::pair()?;
+        let [left, right] = &namespaces;
+        let left = host(left, ADDRESSES[0], left_to_right.interface_mtu())?;
+        let right = host(right, ADDRESSES[1], right_to_left.interface_mtu())?;
+        let direction =
+            |name, profile, from: &Arc<SyncDevice>, to: &Arc<SyncDevice>, seed| Direction {
+                name,
+                profile,
+                from: Arc::clone(from),
+                to: Arc::clone(to),
+                seed,
+            };
+        let router = Router::start([
+            direction(LEFT_TO_RIGHT, left_to_right, &left, &right, seed),
+            direction(RIGHT_TO_LEFT, right_to_left, &right, &left, !seed),
+        ])?;
+        Ok(Self { router, namespaces })
+    }
+
+    /// A command that runs on a host, with the process id that it gets being the program's own.
+    pub fn command(&self, side: Side, program: impl AsRef<OsStr>) -> Command {
+        let mut command = ip_command();
+        command
+            .args(["netns", "exec", self.namespace(side)])
+            .arg(program);
+        command
+    }
+
+    /// Runs `action` on a thread of this process that is in a host's network. A socket made there belongs to that host
+    /// for good, wherever it is used.
+    ///
+    /// # Errors
+    ///
+    /// The namespace cannot be entered.
+    pub fn within<T: Send>(
+        &self,
+        side: Side,
+        action: impl FnOnce() -> T + Send,
+    ) -> Result<T, LinkError> {
+        self.namespaces[side as usize].enter(action)
+    }
+
+    /// The address of a host on the link.
+    pub fn addr(&self, side: Side) -> IpAddr {
+        ADDRESSES[side as usize].into()
+    }
+
+    /// The name of a host's namespace, for `ip netns exec`.
+    pub fn namespace(&self, side: Side) -> &str {
+        self.namespaces[side as usize].name()
+    }
+
+    /// What the link did so far.
+    ///
+    /// # Errors
+    ///
+    /// The counters of an interface cannot be read.
+    pub fn stats(&self) -> Result<Stats, LinkError> {
+        let direction = |from: Side| {
+            let dropped_by_interface_packets = self.interface_drops(from)?;
+            let cpu = self.router.cpu(from as usize);
+            // The router waits for this lock: nothing slow may happen while it is held.
+            let tally = self.router.tally(from as usize);
+            Ok::<_, LinkError>(DirectionStats {
+                counters: tally.counters,
+                dropped_by_interface_packets,
+                failed_packets: tally.failed_packets,
+                lateness: tally.lateness(),
+                cpu,
+            })
+        };
+        Ok(Stats {
+            left_to_right: direction(Side::Left)?,
+            right_to_left: direction(Side::Right)?,
+        })
+    }
+
+    fn interface_drops(&self, side: Side) -> Result<u64, LinkError> {
+        let table = self
+            .within(side, || fs::read_to_string("/proc/thread-self/net/dev"))?
+            .map_err(LinkError::system("read the counters of an interface"))?;
+        Ok(transmit_drops(&table).unwrap_or_default())
+    }
+}
+
+/// The packets that [`DEVICE`] did not take, from the table of proc_pid_net(5): eight columns of receiving, then those of
+/// transmitting, of which the fourth are drops.
+fn transmit_drops(table: &str) -> Option<u64> {
+    let line = table.lines().find_map(|line| {
+        let (name, counters) = line.split_once(':')?;
+        (name.trim() == DEVICE).then_some(counters)
+    })?;
+    line.split_ascii_whitespace().nth(11)?.parse().ok()
+}
+
+/// Sets a host up and returns its end of the link.
+fn host(namespace: &Namespace, address: Ipv4Addr, mtu: u16) -> Result<Arc<SyncDevice>, LinkError> {
+    let device = namespace
+        .enter(|| open_device(mtu))?
+        .map_err(LinkError::system("make a TUN device"))?;
+    let name = namespace.name();
+    let address = format!("{address}/{PREFIX_BITS}");
+    ip(&["-n", name, "link", "set", "lo", "up"])?;
+    ip(&["-n", name, "address", "add", &address, "dev", DEVICE])?;
+    ip(&["-n", name, "link", "set", DEVICE, "up"])?;
+    Ok(Arc::new(device))
+}
+
+fn open_device(mtu: u16) -> io::Result<SyncDevice> {
+    disable_ipv6()?;
+    let device = DeviceBuilder::new()
+        .name(DEVICE)
+        .mtu(mtu)
+        .tx_queue_len(DEVICE_QUEUE_PACKETS)
+        .offload(true)
+        .enable(false)
+        .build_sync()?;
+    device.set_nonblocking(true)?;
+    Ok(device)
+}
+
+/// Of the network of this thread, so that a link carries and counts nothing but what it was built for.
+fn disable_ipv6() -> io::Result<()> {
+    let switch = Path::new("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    match fs::write(switch, "1") {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drops_are_read_from_the_column_of_the_device() {
+        let table = "\
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
+ link0:     100       2    0    3    0     0          0         0      200       4    5    6    0     0       0          0
+";
+        assert_eq!(transmit_drops(table), Some(6));
+        assert_eq!(transmit_drops("lo: 0"), None);
+    }
+}
