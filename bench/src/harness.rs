@@ -5,8 +5,10 @@
 
 pub mod cleanup;
 pub mod counters;
+pub mod cpus;
 mod error;
 pub mod iperf3;
+pub mod limits;
 pub mod machine;
 pub mod meter;
 pub mod place;

@@ -10,5 +10,6 @@ pub mod link;
 pub mod load;
 pub mod logging;
 pub mod process;
+pub mod report;
 pub mod stats;
 pub mod udp;

@@ -2,13 +2,6 @@
 
 use std::collections::BTreeMap;
 
-/// Counters that tell of work that crossed cores: in steady state each should stay where it is.
-pub const HANDOVERS: [&str; 3] = [
-    "quic_packets_handed_over",
-    "visitors_handed_over",
-    "mail_received",
-];
-
 /// Counters of every core of a program by name; what is not listed is zero.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters(BTreeMap<u64, BTreeMap<String, u64>>);

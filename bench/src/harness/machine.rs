@@ -29,6 +29,8 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// The largest buffers that sockets may ask for, in bytes: receive, send.
     pub socket_buffers_max: (u64, u64),
+    /// The congestion control of the kernel's TCP, which raw connections and services have.
+    pub tcp_congestion_control: String,
     /// The load average of the last minute before the measurement: what else ran.
     pub load_average_before: f64,
     /// The commit of the source, with a mark if the source differs from it.
@@ -56,6 +58,7 @@ impl Machine {
                 .unwrap_or_default()
                 * 1_024,
             socket_buffers_max: (socket_buffer_max("rmem"), socket_buffer_max("wmem")),
+            tcp_congestion_control: read_line("/proc/sys/net/ipv4/tcp_congestion_control"),
             load_average_before: first_number(&loadavg),
             commit: commit(),
             versions: files.iter().filter_map(|file| version(file)).collect(),

@@ -1,4 +1,7 @@
 //! Where the two sides of a tunnel are: both on loopback, or in two network namespaces with a link between them.
+//!
+//! The thread that sets a place up moves into its near side and stays there until the place is dropped; it must be the
+//! one that starts everything else.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,11 +12,15 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::BenchError;
 use super::cleanup::{Guard, Undo};
+use crate::link::{LinkError, Network, Preset, Side, Stats};
 
 /// Addresses of the two ends of a link, in namespaces of our own.
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 203, 0, 1);
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 203, 0, 2);
 const PREFIX_LENGTH: u8 = 30;
+
+/// The name of both ends.
+const DEVICE: &str = "veth0";
 
 /// Where everything runs. Visitors and the server are on the near side, the client and the service on the far side.
 #[derive(Debug)]
@@ -26,7 +33,36 @@ pub struct Place {
     pub service_ip: IpAddr,
     /// The far side's network namespace, if it has one.
     pub far_namespace: Option<String>,
+    link: Option<Network>,
+    // After the link in the order of dropping: whatever is still there then.
     _namespaces: Vec<Guard>,
+    home: Option<Home>,
+}
+
+/// Where the thread came from. It must be back before its namespace goes, for that ends every process in it.
+#[derive(Debug)]
+struct Home(File);
+
+impl Home {
+    fn here() -> Result<Self, BenchError> {
+        let file = File::open("/proc/thread-self/ns/net");
+        Ok(Self(file.map_err(BenchError::io(
+            "this thread's network namespace",
+        ))?))
+    }
+
+    fn go(&self) {
+        // Fails only for want of rights, which it had when it left.
+        let _ = move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network));
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(home) = &self.home {
+            home.go();
+        }
+    }
 }
 
 impl Place {
@@ -37,19 +73,45 @@ impl Place {
             server_ip: Ipv4Addr::LOCALHOST.into(),
             service_ip: Ipv4Addr::LOCALHOST.into(),
             far_namespace: None,
+            link: None,
             _namespaces: Vec::new(),
+            home: None,
         }
     }
 
-    /// A place that somebody else has set up, with this thread on the near side already.
-    pub fn prepared(name: String, near: IpAddr, far: IpAddr, far_namespace: String) -> Self {
-        Self {
-            name,
-            server_ip: near,
-            service_ip: far,
-            far_namespace: Some(far_namespace),
-            _namespaces: Vec::new(),
-        }
+    /// Two network namespaces with an emulated link between them, the server on its public side; moves the calling
+    /// thread into the near one, as [`Place::veth`] does.
+    ///
+    /// # Errors
+    ///
+    /// If the link cannot be emulated here.
+    pub fn link(link: &Preset) -> Result<Self, BenchError> {
+        /// The same decisions about the same packets for every tunnel and every run.
+        const SEED: u64 = 1;
+        let failed = |error: LinkError| BenchError::Failed(error.to_string());
+        let home = Home::here()?;
+        let (down, up) = (link.left_to_right.clone(), link.right_to_left.clone());
+        let network = Network::new(down, up, SEED).map_err(failed)?;
+        let names = [Side::Left, Side::Right].map(|side| network.namespace(side).to_owned());
+        let place = Self {
+            name: format!("link {} ({})", link.name, link.summary),
+            server_ip: network.addr(Side::Left),
+            service_ip: network.addr(Side::Right),
+            far_namespace: Some(names[1].clone()),
+            link: Some(network),
+            _namespaces: names
+                .clone()
+                .map(|name| Guard::new(Undo::Namespace(name)))
+                .into(),
+            home: Some(home),
+        };
+        enter_namespace(&names[0])?;
+        Ok(place)
+    }
+
+    /// What the emulated link did so far, from the server's side and back; `None` if there is none.
+    pub fn link_stats(&self) -> Option<Stats> {
+        self.link.as_ref()?.stats().ok()
     }
 
     /// Two network namespaces with a pair of virtual Ethernet devices between them; moves the calling thread into the
@@ -64,20 +126,22 @@ impl Place {
             format!("qmux-bench-{id}-near"),
             format!("qmux-bench-{id}-far"),
         );
+        let home = Home::here()?;
         let mut guards = Vec::new();
         for name in [&near, &far] {
             ip(&["netns", "add", name])?;
             guards.push(Guard::new(Undo::Namespace(name.clone())));
         }
         let mtu_text = mtu.to_string();
-        ip(&[
-            "-n", &near, "link", "add", "link", "mtu", &mtu_text, "type", "veth", "peer", "name",
-            "link", "mtu", &mtu_text, "netns", &far,
-        ])?;
+        let peer = [
+            "type", "veth", "peer", "name", DEVICE, "mtu", &mtu_text, "netns", &far,
+        ];
+        let add = ["-n", &near, "link", "add", DEVICE, "mtu", &mtu_text];
+        ip(&[&add[..], &peer].concat())?;
         for (name, address) in [(&near, NEAR), (&far, FAR)] {
             let address = format!("{address}/{PREFIX_LENGTH}");
-            ip(&["-n", name, "address", "add", &address, "dev", "link"])?;
-            ip(&["-n", name, "link", "set", "link", "up"])?;
+            ip(&["-n", name, "address", "add", &address, "dev", DEVICE])?;
+            ip(&["-n", name, "link", "set", DEVICE, "up"])?;
             ip(&["-n", name, "link", "set", "lo", "up"])?;
         }
         enter_namespace(&near)?;
@@ -86,7 +150,9 @@ impl Place {
             server_ip: NEAR.into(),
             service_ip: FAR.into(),
             far_namespace: Some(far),
+            link: None,
             _namespaces: guards,
+            home: Some(home),
         })
     }
 }

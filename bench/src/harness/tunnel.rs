@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::thread::sched_getaffinity;
 use serde::Serialize;
 
 use super::counters::Counters;
+use super::cpus::{self, Layout};
 use super::meter::{Metered, Role};
 use super::place::Place;
 use super::program::{Launch, Program, Where};
@@ -54,30 +54,13 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The CPUs of the server and of the client.
-    fn cpus(&self, cores: usize) -> (Vec<usize>, Vec<usize>) {
-        let free = (Vec::new(), Vec::new());
-        if self.placement == Placement::Free {
-            return free;
-        }
-        let allowed = allowed_cpus();
-        match allowed.get(..2 * cores) {
-            Some(cpus) => {
-                let (server, client) = cpus.split_at(cores);
-                (server.to_vec(), client.to_vec())
-            }
-            None => free,
+    /// Who runs where, with so many cores on each side.
+    pub fn layout(&self, cores: usize) -> Layout {
+        match self.placement {
+            Placement::Apart => Layout::apart(&cpus::allowed(), cores),
+            Placement::Free => Layout::default(),
         }
     }
-}
-
-fn allowed_cpus() -> Vec<usize> {
-    let Ok(set) = sched_getaffinity(None) else {
-        return Vec::new();
-    };
-    (0..rustix::thread::CpuSet::MAX_CPU)
-        .filter(|cpu| set.is_set(*cpu))
-        .collect()
 }
 
 /// A tunnel that is up, or none at all.
@@ -221,6 +204,22 @@ struct Launches {
     client: Launch,
 }
 
+/// The settings to try out, with what this kind of tunnel has of its own.
+fn overrides(spec: &Spec, setup: &Setup) -> Overrides {
+    const KEY: &str = "congestion_control";
+    let mut overrides = setup.overrides.clone();
+    let is_set = overrides
+        .quic
+        .iter()
+        .any(|line| line.trim_start().starts_with(KEY));
+    if let Some(name) = spec.kind.congestion_control()
+        && !is_set
+    {
+        overrides.quic.push(format!("{KEY} = \"{name}\""));
+    }
+    overrides
+}
+
 fn launches(
     spec: &Spec,
     setup: &Setup,
@@ -235,13 +234,13 @@ fn launches(
         ))
     };
     let program = spec.program(&setup.programs).ok_or_else(missing)?;
-    let (server_cpus, client_cpus) = setup.cpus(cores);
+    let layout = setup.layout(cores);
     let server_place = Where {
-        cpus: server_cpus,
+        cpus: layout.server,
         namespace: None,
     };
     let client_place = Where {
-        cpus: client_cpus,
+        cpus: layout.client,
         namespace: setup.place.far_namespace.clone(),
     };
     let (server_config, client_config, args): (String, String, Vec<String>) = match spec.kind {
@@ -259,10 +258,10 @@ fn launches(
         }
         _ => {
             let mut args = vec!["--cores".to_owned(), cores.to_string()];
-            if spec.kind == Kind::QuinnDpTuned {
+            if spec.kind.is_tuned() {
                 args.push("--tuned".to_owned());
             }
-            let overrides = &setup.overrides;
+            let overrides = &overrides(spec, setup);
             let server = site::server_toml(addresses, overrides);
             (server, site::client_toml(addresses, overrides), args)
         }
@@ -294,20 +293,33 @@ mod tests {
         assert!(!says_ready("already gone"));
     }
 
-    #[test]
-    fn some_cpu_is_allowed() {
-        assert!(!allowed_cpus().is_empty());
-    }
-
-    #[test]
-    fn raw_is_the_service_itself() {
-        let setup = Setup {
+    fn setup() -> Setup {
+        Setup {
             programs: PathBuf::from("/nowhere"),
             place: Place::loopback(),
             placement: Placement::Apart,
             overrides: Overrides::default(),
             site: Site::new().expect("a site"),
-        };
+        }
+    }
+
+    #[test]
+    fn the_tuned_baseline_has_cubic_unless_told_otherwise() {
+        let tuned = "quinn-dp-tuned".parse().expect("a tunnel");
+        let cubic = "congestion_control = \"cubic\"".to_owned();
+        let mut setup = setup();
+        assert_eq!(overrides(&tuned, &setup).quic, [cubic]);
+        let reno = "congestion_control = \"reno\"".to_owned();
+        setup.overrides.quic.push(reno.clone());
+        assert_eq!(overrides(&tuned, &setup).quic, [reno]);
+        let ours = "qmux-dp".parse().expect("a tunnel");
+        setup.overrides.quic.clear();
+        assert!(overrides(&ours, &setup).quic.is_empty());
+    }
+
+    #[test]
+    fn raw_is_the_service_itself() {
+        let setup = setup();
         let service = SocketAddr::from(([127, 0, 0, 1], 9));
         let raw = Tunnel::start(&"raw".parse().expect("raw"), &setup, 1, service).expect("up");
         assert_eq!(raw.visit, service);

@@ -112,7 +112,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     fn flows(way: Way) {
-        let service = Service::start(&Place::loopback()).expect("a service");
+        let service = Service::start(&Place::loopback(), &[]).expect("a service");
         let bulk = Bulk::start(service.address, way, 2).expect("bulk");
         let deadline = Instant::now() + Duration::from_secs(60);
         while bulk.arrived_bytes(&service) < 8 << 20 {

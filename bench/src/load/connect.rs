@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn visitors_get_their_echo() {
-        let service = Service::start(&Place::loopback()).expect("a service");
+        let service = Service::start(&Place::loopback(), &[]).expect("a service");
         let visits = sequential(service.address, Ask::Echo, PERIOD);
         assert!(visits.times.count() > 0 && visits.failed == 0, "{visits:?}");
         let visits = concurrent(service.address, Ask::Echo, 8, PERIOD).expect("a runtime");
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn visitors_are_greeted() {
-        let service = Service::start(&Place::loopback()).expect("a service");
+        let service = Service::start(&Place::loopback(), &[]).expect("a service");
         service.set_greets(true);
         let visits = sequential(service.address, Ask::Greeting, PERIOD);
         assert!(visits.times.count() > 0 && visits.failed == 0, "{visits:?}");

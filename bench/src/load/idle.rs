@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn tcp_flows_stay_open_and_talk() {
-        let service = Service::start(&Place::loopback()).expect("a service");
+        let service = Service::start(&Place::loopback(), &[]).expect("a service");
         let mut flows = Flows::open_tcp(service.address, 100).expect("open");
         let messages = flows.chatter(1_000, Duration::from_millis(100));
         assert!(messages.expect("answers") > 0);
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn udp_flows_talk() {
-        let service = Service::start(&Place::loopback()).expect("a service");
+        let service = Service::start(&Place::loopback(), &[]).expect("a service");
         let mut flows = Flows::open_udp(service.address, 20).expect("open");
         let messages = flows.chatter(1_000, Duration::from_millis(50));
         assert!(messages.expect("answers") > 0);

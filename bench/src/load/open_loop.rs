@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn every_request_is_answered() {
-        let service = Service::start(&Place::loopback()).expect("a service");
+        let service = Service::start(&Place::loopback(), &[]).expect("a service");
         let answers = run(service.address, SCHEDULE).expect("answers");
         assert_eq!(answers.times.count(), 100);
         assert_eq!(answers.lost, 0);

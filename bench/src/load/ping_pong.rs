@@ -110,14 +110,14 @@ mod tests {
 
     #[test]
     fn tcp_messages_come_back() {
-        let service = Service::start(&Place::loopback()).expect("a service");
+        let service = Service::start(&Place::loopback(), &[]).expect("a service");
         let times = tcp(service.address, Duration::ZERO, SHORT).expect("times");
         assert!(times.count() > 0 && times.max_us() > 0.0);
     }
 
     #[test]
     fn udp_messages_come_back() {
-        let service = Service::start(&Place::loopback()).expect("a service");
+        let service = Service::start(&Place::loopback(), &[]).expect("a service");
         let (times, _lost) = udp(service.address, Duration::ZERO, SHORT).expect("times");
         assert!(times.count() > 0 && times.max_us() > 0.0);
     }

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::udp_sink::UdpSink;
 use super::wire::{BULK_BUFFER_BYTES, Command};
 use crate::harness::place::{Place, enter_namespace};
-use crate::harness::{BenchError, ports};
+use crate::harness::{BenchError, cpus, ports};
 
 /// Connections that may wait to be accepted, so that a burst of visitors is not turned away here. The system's own
 /// limit (`net.core.somaxconn`) is 4,096 by default.
@@ -31,6 +31,8 @@ pub const GREETING: u8 = b'!';
 struct Shared {
     discarded_bytes: AtomicU64,
     greets: AtomicBool,
+    /// For threads that move bulk: they go wherever there is room.
+    all_cpus: Vec<usize>,
 }
 
 /// A service that runs. It ends, with all of its connections, when dropped.
@@ -45,18 +47,23 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts it on the far side.
+    /// Starts it on the far side. What answers small messages keeps to these CPUs, if any.
     ///
     /// # Errors
     ///
     /// If the system gives no port or no thread.
-    pub fn start(place: &Place) -> Result<Self, BenchError> {
-        let shared = Arc::new(Shared::default());
+    pub fn start(place: &Place, cpus: &[usize]) -> Result<Self, BenchError> {
+        let shared = Arc::new(Shared {
+            all_cpus: cpus::allowed(),
+            ..Shared::default()
+        });
+        let cpus = cpus.to_vec();
         let (stop, stopped) = oneshot::channel();
         let (tell, told) = mpsc::channel();
         let (ip, namespace) = (place.service_ip, place.far_namespace.clone());
         let for_thread = Arc::clone(&shared);
         let start = move || {
+            cpus::keep_to(&cpus);
             if let Some(namespace) = &namespace {
                 enter_namespace(namespace)?;
             }
@@ -142,8 +149,14 @@ async fn serve(mut stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
             stream.set_nonblocking(false)?;
             let shared = Arc::clone(shared);
             thread::spawn(move || match command {
-                Command::Discard => discard(stream, &shared.discarded_bytes),
-                Command::Source => source(stream),
+                Command::Discard => {
+                    cpus::keep_to(&shared.all_cpus);
+                    discard(stream, &shared.discarded_bytes)
+                }
+                Command::Source => {
+                    cpus::keep_to(&shared.all_cpus);
+                    source(stream)
+                }
                 Command::PingPong | Command::Echo => ping_pong(stream),
             });
             Ok(())

@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn packets_reach_the_service() {
-        let service = Service::start(&Place::loopback()).expect("a service");
+        let service = Service::start(&Place::loopback(), &[]).expect("a service");
         let mut source = UdpSource::new(service.address).expect("a source");
         for burst_packets in [1, 16] {
             let stream = Stream {

@@ -1,0 +1,159 @@
+//! `qmux-bench discard`: throughput by an own source and sink, with as little work beside the tunnel's as possible.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use qmux_bench::harness::BenchError;
+use qmux_bench::load::bulk::{Bulk, Way};
+use qmux_bench::load::udp_source::{Stream, UdpSource};
+use qmux_bench::report::{Better, Metric};
+
+use crate::options::Common;
+use crate::runner::{self, Bench, Case, Outcome, Session};
+
+/// How throughput is measured by an own source and sink.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Parallel TCP connections
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "1,4"
+    )]
+    connections: Vec<usize>,
+    /// Bytes of UDP payloads
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "1150,8192"
+    )]
+    udp_sizes: Vec<usize>,
+    /// Gbit/s that UDP offers
+    #[arg(long, value_name = "RATE", default_value_t = 1.0)]
+    udp_gbit: f64,
+    /// The most UDP packets of one system call
+    #[arg(long, value_name = "PACKETS", default_value_t = BURST_DEFAULT)]
+    udp_burst: usize,
+}
+
+/// So many packets come together from a network card under load.
+pub(crate) const BURST_DEFAULT: usize = 16;
+
+const METRICS: &[Metric] = &[
+    Metric::new("throughput_gbit_s", "Gbit/s", Better::Higher, 2).main(),
+    Metric::new("lost_percent", "lost %", Better::Lower, 2),
+    Metric::new("packets_per_second", "packets/s", Better::Higher, 0),
+];
+
+pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
+    let common = &args.common;
+    let mut cases = Vec::new();
+    for (way, name) in [(Way::Up, "up"), (Way::Down, "down")] {
+        for &connections in &args.connections {
+            let name = format!("tcp {name} ×{connections}");
+            cases.push(Case::new(name, move |session| {
+                measure_tcp(session, way, connections, common)
+            }));
+        }
+    }
+    for &payload_bytes in &args.udp_sizes {
+        let name = format!("udp {payload_bytes} B {} Gbit/s", args.udp_gbit);
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a payload has at most 65,507 bytes"
+        )]
+        let rate = args.udp_gbit * 1e9 / 8.0 / payload_bytes as f64;
+        let stream = Stream {
+            payload_bytes,
+            rate,
+            burst_packets: args.udp_burst.max(1),
+            duration: common.measure(),
+        };
+        cases.push(Case::new(name, move |session| {
+            measure_udp(session, &stream, common.warm_up())
+        }));
+    }
+    let bench = Bench {
+        name: "discard",
+        metrics: METRICS,
+        cases,
+    };
+    runner::run(common, &bench)
+}
+
+/// Bulk over TCP.
+pub(crate) fn measure_tcp(
+    session: &Session<'_>,
+    way: Way,
+    connections: usize,
+    common: &Common,
+) -> Result<Outcome, BenchError> {
+    let service = session.service()?;
+    let bulk = Bulk::start(session.visit, way, connections)?;
+    thread::sleep(common.warm_up());
+    let meter = session.meter();
+    let (start, before) = (Instant::now(), bulk.arrived_bytes(service));
+    thread::sleep(common.measure());
+    let (seconds, after) = (start.elapsed(), bulk.arrived_bytes(service));
+    let usage = meter.stop();
+    if bulk.is_broken() {
+        return Err(BenchError::Failed("a bulk connection broke".into()));
+    }
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "no measurement moves 2^53 bytes"
+    )]
+    let bytes = (after - before) as f64;
+    if bytes == 0.0 {
+        return Err(BenchError::Failed("nothing arrived".into()));
+    }
+    Ok(Outcome {
+        values: vec![("throughput_gbit_s", gbit_per_second(bytes, seconds))],
+        usage: Some(usage),
+        bytes: Some(bytes),
+        load_command: None,
+    })
+}
+
+fn gbit_per_second(bytes: f64, time: Duration) -> f64 {
+    bytes * 8.0 / time.as_secs_f64() / 1e9
+}
+
+/// UDP at a fixed rate.
+pub(crate) fn measure_udp(
+    session: &Session<'_>,
+    stream: &Stream,
+    warm_up: Duration,
+) -> Result<Outcome, BenchError> {
+    let service = session.service()?;
+    let failed = || BenchError::io("sending UDP");
+    let mut source = UdpSource::new(session.visit).map_err(failed())?;
+    let warm_up = Stream {
+        duration: warm_up,
+        ..*stream
+    };
+    source.deliver(&warm_up, service).map_err(failed())?;
+    let meter = session.meter();
+    let delivered = source.deliver(stream, service);
+    let usage = meter.stop();
+    let delivered = delivered.map_err(failed())?;
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "no measurement moves 2^53 bytes"
+    )]
+    let bytes = delivered.arrived.bytes as f64;
+    Ok(Outcome {
+        values: vec![
+            ("throughput_gbit_s", delivered.gbit_per_second()),
+            ("lost_percent", delivered.lost_percent()),
+            ("packets_per_second", delivered.arrived_per_second()),
+        ],
+        usage: Some(usage),
+        bytes: Some(bytes),
+        load_command: None,
+    })
+}

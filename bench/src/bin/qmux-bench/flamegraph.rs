@@ -1,0 +1,270 @@
+//! `qmux-bench profile` and `qmux-bench flamegraph`: where a tunnel's time goes.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use qmux_bench::harness::BenchError;
+use qmux_bench::harness::meter::{Metered, Role};
+use qmux_bench::harness::program::Launch;
+use qmux_bench::harness::site::{Overrides, Site};
+use qmux_bench::harness::spec::Spec;
+use qmux_bench::harness::tunnel::{Placement, Setup, Tunnel};
+use qmux_bench::load::bulk::{Bulk, Way};
+use qmux_bench::load::connect;
+use qmux_bench::load::service::Service;
+use qmux_bench::load::udp_source::{Stream, UdpSource};
+use qmux_bench::report::flamegraph::Stacks;
+
+use crate::discard::BURST_DEFAULT;
+
+/// What to draw a flamegraph of.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The output of `perf script`
+    #[arg(long, value_name = "FILE")]
+    perf_script: PathBuf,
+    /// Where the flamegraph goes
+    #[arg(long, value_name = "FILE")]
+    svg: PathBuf,
+    /// What it is called
+    #[arg(long, value_name = "TEXT", default_value = "qmux-bench")]
+    title: String,
+    /// How many symbols to list
+    #[arg(long, value_name = "N", default_value_t = 15)]
+    top: usize,
+}
+
+/// What to profile.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ProfileArgs {
+    /// The load
+    scenario: Scenario,
+    /// Which process
+    side: Side,
+    /// How long, in seconds
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// The tunnel, as --tunnels of the measurements has it
+    #[arg(long, value_name = "TUNNEL", default_value = "qmux-dp")]
+    tunnel: Spec,
+    /// Cores of each side
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cores: usize,
+    /// What lies between the sides
+    #[arg(long, value_name = "PATH", default_value = "loopback")]
+    path: crate::path::Path,
+    /// Bytes of UDP payloads
+    #[arg(long, value_name = "BYTES", default_value_t = 1_150)]
+    udp_size: usize,
+    /// Gbit/s that UDP offers
+    #[arg(long, value_name = "RATE", default_value_t = 1.0)]
+    udp_gbit: f64,
+    /// Samples per second
+    #[arg(long, value_name = "HZ", default_value_t = 997)]
+    frequency: u32,
+    /// Where the programs are [default: where qmux-bench is]
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+    /// Where the flamegraph, the symbols and the stacks go
+    #[arg(long, value_name = "DIR", default_value = "results")]
+    out: PathBuf,
+}
+
+/// A load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Scenario {
+    /// One TCP connection, from the visitor to the service
+    Tcp,
+    /// One TCP connection, from the service to the visitor
+    TcpReverse,
+    /// One UDP flow, from the visitor to the service
+    Udp,
+}
+
+/// A process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Side {
+    /// The tunnel's server
+    Server,
+    /// The tunnel's client
+    Client,
+}
+
+impl Side {
+    fn role(self) -> Role {
+        match self {
+            Self::Server => Role::Server,
+            Self::Client => Role::Client,
+        }
+    }
+}
+
+/// Before recording, so that the load runs as it does later on.
+const WARM_UP: Duration = Duration::from_secs(1);
+
+/// How many symbols are listed.
+const SYMBOLS: usize = 25;
+
+/// How much longer than recording perf may take, and how long it may take to print what it has.
+const PERF_OVERHEAD: Duration = Duration::from_secs(30);
+const PERF_SCRIPT_LIMIT: Duration = Duration::from_secs(300);
+
+pub(crate) fn draw(args: &Args) -> Result<bool, BenchError> {
+    let path = &args.perf_script;
+    let output = std::fs::read_to_string(path)
+        .map_err(BenchError::io(format!("reading {}", path.display())))?;
+    let stacks = Stacks::of_perf_script(&output).map_err(BenchError::Failed)?;
+    let svg = stacks.svg(&args.title).map_err(BenchError::Failed)?;
+    write(&args.svg, &svg)?;
+    print!("{}", stacks.top(args.top));
+    Ok(true)
+}
+
+fn write(path: &Path, text: &str) -> Result<(), BenchError> {
+    std::fs::write(path, text).map_err(BenchError::io(format!("writing {}", path.display())))
+}
+
+pub(crate) fn profile(args: &ProfileArgs) -> Result<bool, BenchError> {
+    let own = std::env::current_exe().ok();
+    let beside = own.and_then(|it| Some(it.parent()?.to_owned()));
+    let setup = Setup {
+        programs: args.programs.clone().or(beside).unwrap_or_default(),
+        place: args.path.open()?,
+        placement: Placement::Apart,
+        overrides: Overrides::default(),
+        site: Site::new()?,
+    };
+    let service = Service::start(&setup.place, &[])?;
+    let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;
+    connect::until_it_works(tunnel.visit, PERF_OVERHEAD)
+        .map_err(BenchError::io("the first visitor through the tunnel"))?;
+    let processes = tunnel.processes();
+    let process = processes.iter().find(|it| it.role == args.side.role());
+    let process = process.ok_or_else(|| {
+        BenchError::Failed(format!(
+            "{} has no process to be profiled",
+            args.tunnel.label
+        ))
+    })?;
+    let data = setup.site.path().join("perf.data");
+    under_load(args, &tunnel, &service, || record(args, process, &data))?;
+    let farewell = tunnel.stop();
+    for complaint in farewell.complaints {
+        eprintln!("{complaint}");
+    }
+    let script = Launch::new("perf script", "perf")
+        .args(["script", "--no-inline", "--force", "-i"])
+        .args([data.as_os_str()])
+        .output(PERF_SCRIPT_LIMIT)?;
+    let stacks = Stacks::of_perf_script(&script).map_err(BenchError::Failed)?;
+    present(args, &stacks)?;
+    Ok(true)
+}
+
+/// Runs `record` while the load runs.
+fn under_load(
+    args: &ProfileArgs,
+    tunnel: &Tunnel,
+    service: &Service,
+    record: impl FnOnce() -> Result<(), BenchError>,
+) -> Result<(), BenchError> {
+    let way = match args.scenario {
+        Scenario::Tcp => Way::Up,
+        Scenario::TcpReverse => Way::Down,
+        Scenario::Udp => return under_udp(args, tunnel, service, record),
+    };
+    let bulk = Bulk::start(tunnel.visit, way, 1)?;
+    thread::sleep(WARM_UP);
+    let before = bulk.arrived_bytes(service);
+    record()?;
+    let bytes = bulk.arrived_bytes(service) - before;
+    println!("{} MB went through the tunnel meanwhile", bytes / 1_000_000);
+    Ok(())
+}
+
+fn under_udp(
+    args: &ProfileArgs,
+    tunnel: &Tunnel,
+    service: &Service,
+    record: impl FnOnce() -> Result<(), BenchError>,
+) -> Result<(), BenchError> {
+    let failed = || BenchError::io("sending UDP");
+    let mut source = UdpSource::new(tunnel.visit).map_err(failed())?;
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a payload has at most 65,507 bytes"
+    )]
+    let rate = args.udp_gbit * 1e9 / 8.0 / args.udp_size as f64;
+    let stream = Stream {
+        payload_bytes: args.udp_size,
+        rate,
+        burst_packets: BURST_DEFAULT,
+        duration: WARM_UP + Duration::from_secs(args.seconds) + WARM_UP,
+    };
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| source.deliver(&stream, service));
+        thread::sleep(WARM_UP);
+        let recorded = record();
+        let panicked = |_| BenchError::Failed("the source has panicked".into());
+        let delivery = sending.join().map_err(panicked)?.map_err(failed())?;
+        println!(
+            "{:.0} packets/s arrived, {:.2} % were lost",
+            delivery.arrived_per_second(),
+            delivery.lost_percent()
+        );
+        recorded
+    })
+}
+
+/// Records the stacks of a process. `cpu-clock` needs no hardware counters, which virtual machines rarely have.
+fn record(args: &ProfileArgs, process: &Metered, data: &Path) -> Result<(), BenchError> {
+    let seconds = args.seconds.to_string();
+    let launch = Launch::new("perf record", "perf")
+        .args(["record", "-e", "cpu-clock", "--call-graph", "fp", "--quiet"])
+        .args(["-F".to_owned(), args.frequency.to_string()])
+        .args(["-p".to_owned(), process.pid.to_string(), "-o".to_owned()])
+        .args([data.as_os_str()])
+        .args(["--", "sleep", &seconds]);
+    let mut perf = launch.start()?;
+    let limit = Duration::from_secs(args.seconds) + PERF_OVERHEAD;
+    match perf.wait_for_end(limit)? {
+        Some(true) => Ok(()),
+        Some(false) => Err(BenchError::Ended {
+            name: launch.name,
+            log: perf.lines().join("\n"),
+        }),
+        None => Err(BenchError::TimedOut {
+            what: launch.name,
+            limit,
+            log: perf.lines().join("\n"),
+        }),
+    }
+}
+
+fn present(args: &ProfileArgs, stacks: &Stacks) -> Result<(), BenchError> {
+    let name = |value: Option<clap::builder::PossibleValue>| {
+        value.map_or(String::new(), |it| it.get_name().to_owned())
+    };
+    let scenario = name(args.scenario.to_possible_value());
+    let side = name(args.side.to_possible_value());
+    let label = &args.tunnel.label;
+    let title = format!("{label} {side}, {scenario}");
+    let directory = &args.out;
+    std::fs::create_dir_all(directory)
+        .map_err(BenchError::io(format!("making {}", directory.display())))?;
+    let stem = format!("flamegraph-{label}-{scenario}-{side}");
+    let top = format!("{title}: {}", stacks.top(SYMBOLS));
+    let svg = stacks.svg(&title).map_err(BenchError::Failed)?;
+    let files = [
+        (directory.join(format!("{stem}.svg")), svg.as_str()),
+        (directory.join(format!("{stem}.txt")), top.as_str()),
+    ];
+    println!("{top}");
+    for (path, text) in files {
+        write(&path, text)?;
+        println!("wrote {}", path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! `qmux-bench iperf`: throughput by iperf3.
+
+use std::thread;
+use std::time::Duration;
+
+use qmux_bench::harness::BenchError;
+use qmux_bench::harness::iperf3::{self, Direction, Extent, Measured, Test, Udp};
+use qmux_bench::report::{Better, Metric};
+
+use crate::options::Common;
+use crate::runner::{self, Behind, Bench, Case, Outcome, Session};
+
+/// How throughput is measured by iperf3.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Bit rates that each UDP stream offers, as iperf3 has them
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "500M,1G"
+    )]
+    udp_rates: Vec<String>,
+    /// Bytes of UDP payloads
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "1150,8192"
+    )]
+    udp_sizes: Vec<u64>,
+    /// Parallel TCP streams
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "1,2,4"
+    )]
+    streams: Vec<usize>,
+    /// Parallel UDP streams
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1")]
+    udp_streams: Vec<usize>,
+}
+
+const METRICS: &[Metric] = &[
+    Metric::new("throughput_gbit_s", "Gbit/s", Better::Higher, 2).main(),
+    Metric::new("lost_percent", "lost %", Better::Lower, 2),
+];
+
+/// What iperf3 moves before a measurement, so that windows are open and memory is there. On a slow link that would take
+/// longer than the measurement.
+const WARM_UP_BYTES: u64 = 64 << 20;
+const WARM_UP_BYTES_UDP: u64 = 4 << 20;
+const WARM_UP_BYTES_SLOW: u64 = 256 << 10;
+
+/// The first run through a new tunnel shows whether it works; so often it is tried, with pauses.
+const TRIES_MAX: usize = 10;
+const PAUSE: Duration = Duration::from_millis(200);
+
+pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
+    let cases = tests(args)
+        .into_iter()
+        .map(|(name, test)| Case {
+            name,
+            cores: None,
+            behind: Behind::Iperf3,
+            measure: Box::new(move |session| measure(session, &test, &args.common)),
+        })
+        .collect();
+    let bench = Bench {
+        name: "iperf",
+        metrics: METRICS,
+        cases,
+    };
+    runner::run(&args.common, &bench)
+}
+
+fn tests(args: &Args) -> Vec<(String, Test)> {
+    let tcp = |streams, direction| Test {
+        udp: None,
+        streams,
+        direction,
+    };
+    let mut tests: Vec<(String, Test)> = args
+        .streams
+        .iter()
+        .map(|streams| {
+            (
+                format!("tcp ×{streams}"),
+                tcp(*streams, Direction::ToService),
+            )
+        })
+        .collect();
+    tests.push(("tcp reverse".into(), tcp(1, Direction::ToVisitor)));
+    tests.push(("tcp both ways".into(), tcp(1, Direction::Both)));
+    for streams in &args.udp_streams {
+        for payload_bytes in &args.udp_sizes {
+            for rate in &args.udp_rates {
+                let udp = Udp {
+                    payload_bytes: *payload_bytes,
+                    rate: rate.clone(),
+                };
+                let name = match streams {
+                    1 => format!("udp {payload_bytes} B {rate}"),
+                    _ => format!("udp {payload_bytes} B {streams}×{rate}"),
+                };
+                let test = Test {
+                    udp: Some(udp),
+                    ..tcp(*streams, Direction::ToService)
+                };
+                tests.push((name, test));
+            }
+        }
+    }
+    tests
+}
+
+fn measure(session: &Session<'_>, test: &Test, common: &Common) -> Result<Outcome, BenchError> {
+    warm_up(session, test, common)?;
+    // iperf3 takes whole seconds.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the command line keeps it within a day"
+    )]
+    let extent = Extent::Seconds(common.seconds.ceil().max(1.0) as u64);
+    let meter = session.meter();
+    let measured = iperf3::run(test, extent, session.visit);
+    let usage = meter.stop();
+    let measured = measured?;
+    let Measured {
+        bytes,
+        lost_percent,
+        ..
+    } = measured;
+    let mut values = vec![("throughput_gbit_s", measured.gbit_per_second())];
+    values.extend(lost_percent.map(|lost| ("lost_percent", lost)));
+    Ok(Outcome {
+        values,
+        usage: Some(usage),
+        bytes: Some(bytes),
+        load_command: Some(iperf3::launch(test, extent, session.visit).command_line()),
+    })
+}
+
+fn warm_up(session: &Session<'_>, test: &Test, common: &Common) -> Result<(), BenchError> {
+    let bytes = match (common.path.is_slow(), &test.udp) {
+        (true, _) => WARM_UP_BYTES_SLOW,
+        (false, Some(_)) => WARM_UP_BYTES_UDP,
+        (false, None) => WARM_UP_BYTES,
+    };
+    let mut tried = iperf3::run(test, Extent::Bytes(bytes), session.visit);
+    for _ in 1..TRIES_MAX {
+        if tried.is_ok() {
+            break;
+        }
+        thread::sleep(PAUSE);
+        tried = iperf3::run(test, Extent::Bytes(bytes), session.visit);
+    }
+    tried.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Alone {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn every_combination_is_a_case() {
+        let alone = Alone::parse_from(["iperf", "--udp-sizes", "1150", "--udp-streams", "1,2"]);
+        let names: Vec<String> = tests(&alone.args)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        let wanted = [
+            "tcp ×1",
+            "tcp ×2",
+            "tcp ×4",
+            "tcp reverse",
+            "tcp both ways",
+            "udp 1150 B 500M",
+            "udp 1150 B 1G",
+            "udp 1150 B 2×500M",
+            "udp 1150 B 2×1G",
+        ];
+        assert_eq!(names, wanted);
+    }
+}

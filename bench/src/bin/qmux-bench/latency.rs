@@ -1,0 +1,149 @@
+//! `qmux-bench latency`: round trips of small messages, alone and beside bulk.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use qmux_bench::harness::{BenchError, cpus};
+use qmux_bench::load::bulk::{Bulk, Way};
+use qmux_bench::load::latency::Times;
+use qmux_bench::load::open_loop::{self, Schedule};
+use qmux_bench::load::ping_pong;
+use qmux_bench::report::{Better, Metric};
+
+use crate::options::Common;
+use crate::runner::{self, Bench, Case, Outcome, Session};
+
+/// How round trips are measured.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Requests per second of the open loop
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+}
+
+const METRICS: &[Metric] = &[
+    Metric::new("p50_us", "p50 µs", Better::Lower, 0).main(),
+    Metric::new("p90_us", "p90 µs", Better::Lower, 0),
+    Metric::new("p99_us", "p99 µs", Better::Lower, 0).charted(),
+    Metric::new("p999_us", "p99.9 µs", Better::Lower, 0).charted(),
+    Metric::new("max_us", "max µs", Better::Lower, 0),
+    Metric::new("messages", "messages", Better::Neither, 0),
+    Metric::new("lost", "lost", Better::Lower, 0),
+    Metric::new("bulk_gbit_s", "bulk Gbit/s", Better::Higher, 2),
+];
+
+/// How messages are sent.
+#[derive(Clone, Copy, Debug)]
+enum Messages {
+    PingPong,
+    UdpPingPong,
+    OpenLoop,
+}
+
+pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
+    let kinds = [
+        ("ping-pong".to_owned(), Messages::PingPong),
+        (format!("open loop {}/s", args.rate), Messages::OpenLoop),
+        ("udp ping-pong".to_owned(), Messages::UdpPingPong),
+    ];
+    let beside = [
+        ("", None),
+        (" + bulk up", Some(Way::Up)),
+        (" + bulk down", Some(Way::Down)),
+    ];
+    let mut cases = Vec::new();
+    for (name, messages) in kinds {
+        for (with, bulk) in beside {
+            let name = format!("{name}{with}");
+            let case = Case::new(name, move |session| measure(session, messages, bulk, args));
+            cases.push(case.apart());
+        }
+    }
+    let bench = Bench {
+        name: "latency",
+        metrics: METRICS,
+        cases,
+    };
+    runner::run(&args.common, &bench)
+}
+
+fn measure(
+    session: &Session<'_>,
+    messages: Messages,
+    way: Option<Way>,
+    args: &Args,
+) -> Result<Outcome, BenchError> {
+    let service = session.service()?;
+    let bulk = way
+        .map(|way| Bulk::start(session.visit, way, 1))
+        .transpose()?;
+    let (warm_up, measure) = (args.common.warm_up(), args.common.measure());
+    let arrived = || bulk.as_ref().map(|bulk| bulk.arrived_bytes(service));
+    let meter = session.meter();
+    let (start, before) = (Instant::now(), arrived());
+    let failed = BenchError::io("round trips");
+    let (times, lost) = cpus::run_on(&session.layout.visitor, || {
+        send(session.visit, messages, warm_up, measure, args.rate)
+    })
+    .map_err(failed)?;
+    let (time, after) = (start.elapsed(), arrived());
+    let usage = meter.stop();
+    if bulk.as_ref().is_some_and(Bulk::is_broken) {
+        return Err(BenchError::Failed("the bulk connection broke".into()));
+    }
+    if times.count() == 0 {
+        return Err(BenchError::Failed("no message came back".into()));
+    }
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "no measurement has 2^53 of anything"
+    )]
+    let mut values = vec![
+        ("p50_us", times.percentile_us(50.0)),
+        ("p90_us", times.percentile_us(90.0)),
+        ("p99_us", times.percentile_us(99.0)),
+        ("p999_us", times.percentile_us(99.9)),
+        ("max_us", times.max_us()),
+        ("messages", times.count() as f64),
+        ("lost", lost as f64),
+    ];
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "no measurement moves 2^53 bytes"
+    )]
+    let bytes = before
+        .zip(after)
+        .map(|(before, after)| (after - before) as f64);
+    values.extend(bytes.map(|bytes| ("bulk_gbit_s", bytes * 8.0 / time.as_secs_f64() / 1e9)));
+    Ok(Outcome {
+        values,
+        usage: Some(usage),
+        // What a byte costs is the bulk's; without bulk there are too few bytes to speak of.
+        bytes,
+        load_command: None,
+    })
+}
+
+fn send(
+    visit: SocketAddr,
+    messages: Messages,
+    warm_up: Duration,
+    measure: Duration,
+    rate: u32,
+) -> std::io::Result<(Times, u64)> {
+    match messages {
+        Messages::PingPong => Ok((ping_pong::tcp(visit, warm_up, measure)?, 0)),
+        Messages::UdpPingPong => ping_pong::udp(visit, warm_up, measure),
+        Messages::OpenLoop => {
+            let schedule = Schedule {
+                rate,
+                warm_up,
+                measure,
+            };
+            let answers = open_loop::run(visit, schedule)?;
+            Ok((answers.times, answers.lost))
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! `qmux-bench link`: bytes and round trips over emulated links, which every tunnel and the raw connection cross alike.
+
+use std::thread;
+use std::time::Duration;
+
+use qmux_bench::harness::BenchError;
+use qmux_bench::harness::place::Place;
+use qmux_bench::link::DirectionStats;
+use qmux_bench::load::bulk::Way;
+use qmux_bench::load::ping_pong;
+use qmux_bench::report::{Better, Metric};
+
+use crate::discard;
+use crate::options::Common;
+use crate::path::{Link, Path};
+use crate::runner::{self, Case, Outcome, Session};
+
+/// How links are measured.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// A link: NAME[,KEY=NUMBER…] with rate-mbit, delay-ms (one way), loss-percent, jitter-ms, mtu; may be repeated
+    #[arg(long = "profile", value_name = "LINK", required = true)]
+    profiles: Vec<Link>,
+    /// Parallel TCP connections
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    connections: usize,
+}
+
+const METRICS: &[Metric] = &[
+    Metric::new("throughput_gbit_s", "Gbit/s", Better::Higher, 4).main(),
+    Metric::new("link_share_percent", "% of the link", Better::Higher, 1).charted(),
+    Metric::new("p50_ms", "p50 ms", Better::Lower, 1),
+    Metric::new("p99_ms", "p99 ms", Better::Lower, 1),
+    Metric::new("link_lost_percent", "link lost %", Better::Neither, 2),
+    Metric::new("link_late_p99_us", "link late p99 µs", Better::Neither, 0),
+];
+
+pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
+    let common = &args.common;
+    let mut report = runner::new_report(common, "link", METRICS)?;
+    let names: Vec<&str> = args.profiles.iter().map(|it| it.name.as_str()).collect();
+    report.settings.path = format!("emulated links: {}", names.join("; "));
+    for link in &args.profiles {
+        let path = Path::Link(Box::new(link.clone()));
+        let cases = cases(link, args);
+        report
+            .cases
+            .extend(runner::measure(common, path.open()?, METRICS, &cases)?);
+    }
+    runner::finish(common, report)
+}
+
+fn cases<'a>(link: &'a Link, args: &'a Args) -> Vec<Case<'a>> {
+    // Visitors and the server are on the link's public side: what they send goes down to the service.
+    let directions = [
+        ("to service", Way::Up, &link.preset.left_to_right),
+        ("to visitor", Way::Down, &link.preset.right_to_left),
+    ];
+    let mut cases = Vec::new();
+    for (name, way, profile) in directions {
+        let rate = profile.rate_bits_per_s;
+        let name = format!("{}: {name}", link.name);
+        cases.push(Case::new(name, move |session| {
+            let before = crossed(session.place, way);
+            let mut outcome = discard::measure_tcp(session, way, args.connections, &args.common)?;
+            if let Some(rate) = rate {
+                let gbit = outcome.values.first().map_or(0.0, |(_, value)| *value);
+                #[expect(clippy::cast_precision_loss, reason = "no link has 2^53 bit/s")]
+                let share = gbit * 1e9 / rate as f64 * 100.0;
+                outcome.values.push(("link_share_percent", share));
+            }
+            outcome
+                .values
+                .extend(link_values(before, crossed(session.place, way)));
+            Ok(outcome)
+        }));
+    }
+    let name = format!("{}: ping-pong", link.name);
+    cases.push(Case::new(name, |session| {
+        round_trips(session, &args.common)
+    }));
+    cases
+}
+
+/// What the link did so far in the direction of this bulk.
+fn crossed(place: &Place, way: Way) -> Option<DirectionStats> {
+    let stats = place.link_stats()?;
+    Some(match way {
+        Way::Up => stats.left_to_right,
+        Way::Down => stats.right_to_left,
+    })
+}
+
+fn link_values(
+    before: Option<DirectionStats>,
+    after: Option<DirectionStats>,
+) -> Vec<(&'static str, f64)> {
+    let Some((before, after)) = before.zip(after) else {
+        return Vec::new();
+    };
+    let dropped =
+        |it: &DirectionStats| it.counters.lost_packets + it.counters.dropped_by_queue_packets;
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "no measurement has 2^53 packets"
+    )]
+    let (lost, offered) = (
+        (dropped(&after) - dropped(&before)) as f64,
+        (after.counters.offered_packets - before.counters.offered_packets) as f64,
+    );
+    vec![
+        ("link_lost_percent", lost / offered.max(1.0) * 100.0),
+        ("link_late_p99_us", after.lateness.p99.as_secs_f64() * 1e6),
+    ]
+}
+
+fn round_trips(session: &Session<'_>, common: &Common) -> Result<Outcome, BenchError> {
+    // A round trip may take longer than a short measurement.
+    thread::sleep(Duration::from_millis(100));
+    let meter = session.meter();
+    let times = ping_pong::tcp(session.visit, common.warm_up(), common.measure());
+    let usage = meter.stop();
+    let times = times.map_err(BenchError::io("round trips"))?;
+    if times.count() == 0 {
+        return Err(BenchError::Failed("no message came back".into()));
+    }
+    Ok(Outcome {
+        values: vec![
+            ("p50_ms", times.percentile_us(50.0) / 1e3),
+            ("p99_ms", times.percentile_us(99.0) / 1e3),
+        ],
+        usage: Some(usage),
+        ..Outcome::default()
+    })
+}

@@ -1,0 +1,197 @@
+//! The options that every measurement has.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use qmux_bench::harness::BenchError;
+use qmux_bench::harness::program;
+use qmux_bench::harness::site::Overrides;
+use qmux_bench::harness::spec::Spec;
+use qmux_bench::harness::tunnel::Placement;
+
+use crate::path::Path;
+
+/// Measured if nothing else is asked for, as far as they are there.
+const TUNNELS_DEFAULT: [&str; 4] = ["raw", "quinn-dp", "quinn-dp-tuned", "qmux-dp"];
+/// The same where rathole is installed.
+const TUNNELS_OF_RATHOLE: [&str; 2] = ["rathole", "rathole-noise"];
+
+/// How to measure, and where results go.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Common {
+    /// Tunnels: raw, qmux-dp, quinn-dp, quinn-dp-tuned, quinn-dp-bbr, rathole, rathole-noise, each as KIND, LABEL=KIND or
+    /// LABEL=KIND:PROGRAM [default: those that are there]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) tunnels: Vec<Spec>,
+    /// Tunnels that ratios refer to [default: the first one]
+    #[arg(long, value_name = "LABELS", value_delimiter = ',')]
+    baseline: Vec<String>,
+    /// Only cases whose name contains one of these
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    cases: Vec<String>,
+    /// Cores of each side of a tunnel
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub(crate) cores: usize,
+    /// Rounds
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
+    pub(crate) repeats: usize,
+    /// Seconds of each run
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, value_parser = duration)]
+    pub(crate) seconds: f64,
+    /// Seconds before each of them that are not measured
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = duration)]
+    pub(crate) warm_up: f64,
+    /// What lies between the sides: loopback, veth[:MTU] or link:NAME[,loss-percent=1,delay-ms=20,…]
+    #[arg(long, value_name = "PATH", default_value = "loopback")]
+    pub(crate) path: Path,
+    /// Which CPUs server and client get
+    #[arg(long, value_enum, default_value = "apart")]
+    pub(crate) placement: Placement,
+    /// Where qmux-dp and quinn-dp are [default: where qmux-bench is]
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+    /// A line for [quic] in both sides' dp.toml, to try a setting out
+    #[arg(long, value_name = "LINE")]
+    quic: Vec<String>,
+    /// A line for [udp] in both sides' dp.toml
+    #[arg(long, value_name = "LINE")]
+    udp: Vec<String>,
+    /// A line for [client] in the client's dp.toml
+    #[arg(long, value_name = "LINE")]
+    client: Vec<String>,
+    /// Write everything that was recorded as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write JSON, Markdown and charts
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..) => Ok(number),
+        _ => Err(format!("{text:?} must be a whole number from 1")),
+    }
+}
+
+/// The longest run: a day.
+const SECONDS_MAX: f64 = 86_400.0;
+
+fn duration(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.0..=SECONDS_MAX).contains(&seconds) => Ok(seconds),
+        _ => Err(format!("{text:?} must be a number from 0 to {SECONDS_MAX}")),
+    }
+}
+
+impl Common {
+    /// The tunnels to measure.
+    ///
+    /// # Errors
+    ///
+    /// If the program of one that was asked for is missing, or a label stands for two.
+    pub(crate) fn specs(&self) -> Result<Vec<Spec>, BenchError> {
+        let programs = self.programs();
+        let is_there = |spec: &Spec| {
+            let needs_none = spec.kind == qmux_bench::harness::spec::Kind::Raw;
+            needs_none || spec.program(&programs).is_some_and(|it| it.is_file())
+        };
+        if self.tunnels.is_empty() {
+            let mut names = TUNNELS_DEFAULT.to_vec();
+            if program::find("rathole").is_some() {
+                names.extend(TUNNELS_OF_RATHOLE);
+            }
+            let specs = names.iter().filter_map(|name| name.parse().ok());
+            return Ok(specs.filter(is_there).collect());
+        }
+        for (index, spec) in self.tunnels.iter().enumerate() {
+            let label = &spec.label;
+            if !is_there(spec) {
+                let programs = programs.display();
+                return Err(BenchError::Failed(format!(
+                    "--tunnels: the program of {label} is neither in {programs} nor in PATH"
+                )));
+            }
+            if self.tunnels[..index].iter().any(|it| it.label == *label) {
+                return Err(BenchError::Failed(format!(
+                    "--tunnels: two are called {label}; write LABEL=KIND:PROGRAM"
+                )));
+            }
+        }
+        Ok(self.tunnels.clone())
+    }
+
+    /// The labels that ratios refer to.
+    ///
+    /// # Errors
+    ///
+    /// If one of them is not measured.
+    pub(crate) fn baselines(&self, specs: &[Spec]) -> Result<Vec<String>, BenchError> {
+        let Some(wrong) = self
+            .baseline
+            .iter()
+            .find(|label| specs.iter().all(|spec| spec.label != **label))
+        else {
+            return Ok(if self.baseline.is_empty() {
+                specs
+                    .iter()
+                    .take(1)
+                    .map(|spec| spec.label.clone())
+                    .collect()
+            } else {
+                self.baseline.clone()
+            });
+        };
+        Err(BenchError::Failed(format!(
+            "--baseline: {wrong} is not among the tunnels"
+        )))
+    }
+
+    /// Whether a case of this name was asked for.
+    pub(crate) fn wants(&self, case: &str) -> bool {
+        self.cases.is_empty() || self.cases.iter().any(|part| case.contains(part.as_str()))
+    }
+
+    /// Where programs are looked for first.
+    pub(crate) fn programs(&self) -> PathBuf {
+        self.programs.clone().unwrap_or_else(|| {
+            let own = std::env::current_exe().ok();
+            own.and_then(|it| Some(it.parent()?.to_owned()))
+                .unwrap_or_default()
+        })
+    }
+
+    /// Lines for dp.toml.
+    pub(crate) fn overrides(&self) -> Overrides {
+        Overrides {
+            quic: self.quic.clone(),
+            udp: self.udp.clone(),
+            client: self.client.clone(),
+        }
+    }
+
+    /// The same as one list, for the report.
+    pub(crate) fn override_lines(&self) -> Vec<String> {
+        let sections = [
+            ("quic", &self.quic),
+            ("udp", &self.udp),
+            ("client", &self.client),
+        ];
+        sections
+            .into_iter()
+            .flat_map(|(section, lines)| {
+                lines.iter().map(move |line| format!("[{section}] {line}"))
+            })
+            .collect()
+    }
+
+    /// How long each run is measured.
+    pub(crate) fn measure(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+
+    /// How long it runs before.
+    pub(crate) fn warm_up(&self) -> Duration {
+        Duration::from_secs_f64(self.warm_up)
+    }
+}

@@ -1,0 +1,421 @@
+//! Runs the cases of a measurement with every tunnel, round after round, and makes the report.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use qmux_bench::harness::BenchError;
+use qmux_bench::harness::cpus::Layout;
+use qmux_bench::harness::iperf3;
+use qmux_bench::harness::machine::Machine;
+use qmux_bench::harness::meter::{Meter, Metered, Usage};
+use qmux_bench::harness::place::Place;
+use qmux_bench::harness::site::Site;
+use qmux_bench::harness::spec::Spec;
+use qmux_bench::harness::tunnel::{Farewell, Setup, Tunnel};
+use qmux_bench::load::connect;
+use qmux_bench::load::service::Service;
+use qmux_bench::report::{
+    CaseReport, Metric, Report, Run, Settings, Table, TunnelReport, USAGE, page,
+};
+
+use crate::options::Common;
+
+/// How long the first visitor may take to get through a new tunnel.
+const WORKS_LIMIT: Duration = Duration::from_secs(20);
+
+/// What is behind the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Behind {
+    /// This program's own service.
+    Own,
+    /// The same, kept to CPUs that visitors are not on.
+    OwnApart,
+    /// iperf3's server.
+    Iperf3,
+}
+
+/// A service that runs.
+enum Running {
+    Own(Service),
+    Iperf3(iperf3::Server),
+}
+
+impl Running {
+    fn start(behind: Behind, place: &Place, layout: &Layout) -> Result<Self, BenchError> {
+        match behind {
+            Behind::Own => Service::start(place, &[]).map(Self::Own),
+            Behind::OwnApart => Service::start(place, &layout.service).map(Self::Own),
+            Behind::Iperf3 => iperf3::Server::start(place).map(Self::Iperf3),
+        }
+    }
+
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Own(service) => service.address,
+            Self::Iperf3(server) => server.address,
+        }
+    }
+}
+
+/// One case of a measurement.
+pub(crate) struct Case<'a> {
+    /// Its name in reports.
+    pub(crate) name: String,
+    /// Cores of each side, if not those of the command line.
+    pub(crate) cores: Option<usize>,
+    /// What is behind the tunnel.
+    pub(crate) behind: Behind,
+    /// Measures it once.
+    pub(crate) measure: Box<Measure<'a>>,
+}
+
+/// Measures a case once.
+type Measure<'a> = dyn Fn(&Session<'_>) -> Result<Outcome, BenchError> + 'a;
+
+impl<'a> Case<'a> {
+    /// With this program's own service behind the tunnel.
+    pub(crate) fn new(
+        name: impl Into<String>,
+        measure: impl Fn(&Session<'_>) -> Result<Outcome, BenchError> + 'a,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            cores: None,
+            behind: Behind::Own,
+            measure: Box::new(measure),
+        }
+    }
+
+    /// With the service on other CPUs than visitors.
+    pub(crate) fn apart(self) -> Self {
+        Self {
+            behind: Behind::OwnApart,
+            ..self
+        }
+    }
+}
+
+/// A tunnel that works, to be measured.
+pub(crate) struct Session<'a> {
+    /// Where visitors go.
+    pub(crate) visit: SocketAddr,
+    /// The tunnel's processes, and those of the load.
+    pub(crate) processes: Vec<Metered>,
+    /// Where everything runs.
+    pub(crate) place: &'a Place,
+    /// On which CPUs.
+    pub(crate) layout: Layout,
+    service: Option<&'a Service>,
+}
+
+impl Session<'_> {
+    /// This program's own service.
+    ///
+    /// # Errors
+    ///
+    /// If something else is behind the tunnel, which is a defect of the case.
+    pub(crate) fn service(&self) -> Result<&Service, BenchError> {
+        let defect = || BenchError::Failed("this case has no service of its own".into());
+        self.service.ok_or_else(defect)
+    }
+
+    /// Starts metering the processes.
+    pub(crate) fn meter(&self) -> Meter {
+        Meter::start(&self.processes)
+    }
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outcome {
+    /// By metric; the first one is shown while it goes on.
+    pub(crate) values: Vec<(&'static str, f64)>,
+    /// What the processes used meanwhile.
+    pub(crate) usage: Option<Usage>,
+    /// Bytes that were delivered meanwhile.
+    pub(crate) bytes: Option<f64>,
+    /// The load's command, where it is a program.
+    pub(crate) load_command: Option<String>,
+}
+
+/// A measurement.
+pub(crate) struct Bench<'a> {
+    /// Its name in reports and of their files.
+    pub(crate) name: &'static str,
+    /// What is measured beside what processes use.
+    pub(crate) metrics: &'static [Metric],
+    /// In which cases.
+    pub(crate) cases: Vec<Case<'a>>,
+}
+
+/// Runs a measurement and presents it. Whether every run succeeded.
+pub(crate) fn run(common: &Common, bench: &Bench<'_>) -> Result<bool, BenchError> {
+    let mut report = new_report(common, bench.name, bench.metrics)?;
+    let place = common.path.open()?;
+    report.settings.path.clone_from(&place.name);
+    report.cases = measure(common, place, bench.metrics, &bench.cases)?;
+    finish(common, report)
+}
+
+/// A report without results.
+pub(crate) fn new_report(
+    common: &Common,
+    name: &str,
+    metrics: &[Metric],
+) -> Result<Report, BenchError> {
+    let specs = common.specs()?;
+    let words: Vec<String> = std::env::args().map(quoted).collect();
+    Ok(Report {
+        bench: name.to_owned(),
+        command: words.join(" "),
+        machine: Machine::describe(&specs, &common.programs()),
+        settings: Settings {
+            cores: common.cores,
+            placement: common.placement,
+            path: String::new(),
+            repeats: common.repeats,
+            seconds: common.seconds,
+            warm_up_seconds: common.warm_up,
+            overrides: common.override_lines(),
+        },
+        baselines: common.baselines(&specs)?,
+        metrics: metrics.iter().chain(USAGE).copied().collect(),
+        cases: Vec::new(),
+    })
+}
+
+/// A word as a shell takes it.
+fn quoted(word: String) -> String {
+    let is_plain = |it: char| it.is_ascii_alphanumeric() || "-_./,:=+%@".contains(it);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word;
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Measures every case with every tunnel.
+pub(crate) fn measure(
+    common: &Common,
+    place: Place,
+    metrics: &[Metric],
+    cases: &[Case<'_>],
+) -> Result<Vec<CaseReport>, BenchError> {
+    let specs = common.specs()?;
+    let cases: Vec<&Case<'_>> = cases.iter().filter(|it| common.wants(&it.name)).collect();
+    if cases.is_empty() {
+        return Err(BenchError::Failed(
+            "--cases: no case has such a name".into(),
+        ));
+    }
+    let setup = Setup {
+        programs: common.programs(),
+        place,
+        placement: common.placement,
+        overrides: common.overrides(),
+        site: Site::new()?,
+    };
+    let mut reports: Vec<CaseReport> = cases.iter().map(|it| empty_report(it, &specs)).collect();
+    for round in 1..=common.repeats {
+        for (case, report) in cases.iter().zip(&mut reports) {
+            for (spec, tunnel) in specs.iter().zip(&mut report.tunnels) {
+                eprint!(
+                    "round {round}/{}  {}  {}  ",
+                    common.repeats, case.name, spec.label
+                );
+                let cores = case.cores.unwrap_or(common.cores);
+                let run = run_once(case, spec, &setup, cores, round);
+                eprintln!("{}", brief(&run, metrics));
+                tunnel.runs.push(run);
+            }
+        }
+    }
+    Ok(reports)
+}
+
+fn empty_report(case: &Case<'_>, specs: &[Spec]) -> CaseReport {
+    let tunnel = |spec: &Spec| TunnelReport {
+        tunnel: spec.label.clone(),
+        summary: BTreeMap::new(),
+        runs: Vec::new(),
+    };
+    CaseReport {
+        case: case.name.clone(),
+        tunnels: specs.iter().map(tunnel).collect(),
+    }
+}
+
+/// What is shown while it goes on.
+fn brief(run: &Run, metrics: &[Metric]) -> String {
+    if let Some(error) = &run.error {
+        return format!("failed: {error}");
+    }
+    let shown = metrics.iter().filter_map(|metric| {
+        let value = run.values.get(metric.name)?;
+        Some(format!("{value:.*} {}", metric.decimals, metric.unit))
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+/// One case, one tunnel, once.
+fn run_once(case: &Case<'_>, spec: &Spec, setup: &Setup, cores: usize, round: usize) -> Run {
+    let mut run = Run {
+        round,
+        ..Run::default()
+    };
+    let mut farewell = Farewell::default();
+    match with_tunnel(case, spec, setup, cores, &mut farewell) {
+        Ok(outcome) => {
+            run.values = outcome.values.iter().copied().collect();
+            if let Some(usage) = &outcome.usage {
+                run.values.extend(usage_values(usage, outcome.bytes));
+            }
+            run.usage = outcome.usage;
+            run.load_command = outcome.load_command;
+        }
+        Err(error) => run.error = Some(error.to_string()),
+    }
+    if run.error.is_none() {
+        run.values.extend(counted_values(&farewell));
+    }
+    run.farewell = farewell;
+    run
+}
+
+fn with_tunnel(
+    case: &Case<'_>,
+    spec: &Spec,
+    setup: &Setup,
+    cores: usize,
+    farewell: &mut Farewell,
+) -> Result<Outcome, BenchError> {
+    let layout = setup.layout(cores);
+    let running = Running::start(case.behind, &setup.place, &layout)?;
+    let tunnel = Tunnel::start(spec, setup, cores, running.address())?;
+    let mut processes = tunnel.processes();
+    let service = match &running {
+        Running::Own(service) => {
+            connect::until_it_works(tunnel.visit, WORKS_LIMIT)
+                .map_err(BenchError::io("the first visitor through the tunnel"))?;
+            Some(service)
+        }
+        Running::Iperf3(server) => {
+            processes.push(server.process());
+            None
+        }
+    };
+    let outcome = (case.measure)(&Session {
+        visit: tunnel.visit,
+        processes,
+        place: &setup.place,
+        layout,
+        service,
+    });
+    *farewell = tunnel.stop();
+    outcome
+}
+
+/// The metrics of what the tunnel's processes used.
+fn usage_values(usage: &Usage, bytes: Option<f64>) -> Vec<(&'static str, f64)> {
+    const MIB: f64 = 1_048_576.0;
+    if !usage.has_tunnel() {
+        return Vec::new();
+    }
+    #[expect(clippy::cast_precision_loss, reason = "no memory has 2^53 bytes")]
+    let mut values = vec![
+        (
+            "cpu_percent_average",
+            usage.sum(|it| it.cpu_percent_average),
+        ),
+        ("cpu_percent_max", usage.sum(|it| it.cpu_percent_max)),
+        (
+            "memory_average_mib",
+            usage.sum(|it| it.rss_average_bytes / MIB),
+        ),
+        (
+            "memory_max_mib",
+            usage.sum(|it| it.rss_peak_bytes as f64 / MIB),
+        ),
+    ];
+    if let Some(bytes) = bytes.filter(|bytes| *bytes > 0.0) {
+        values.push((
+            "cpu_seconds_per_gb",
+            usage.tunnel_cpu_seconds() / (bytes / 1e9),
+        ));
+    }
+    values
+}
+
+/// The metrics of what the tunnel's programs counted, of those that count.
+fn counted_values(farewell: &Farewell) -> Vec<(&'static str, f64)> {
+    let sides = [&farewell.server_counters, &farewell.client_counters];
+    if sides.iter().all(|side| side.is_empty()) {
+        return Vec::new();
+    }
+    let metrics = [
+        ("visitors_handed_over", "visitors_handed_over"),
+        ("packets_handed_over", "quic_packets_handed_over"),
+        ("mail_received", "mail_received"),
+    ];
+    let total = |counter: &str| {
+        sides
+            .iter()
+            .filter_map(|side| side.get(counter))
+            .sum::<u64>()
+    };
+    #[expect(clippy::cast_precision_loss, reason = "no measurement counts to 2^53")]
+    let values = metrics.map(|(metric, counter)| (metric, total(counter) as f64));
+    values.to_vec()
+}
+
+/// Presents a report. Whether every run succeeded.
+pub(crate) fn finish(common: &Common, mut report: Report) -> Result<bool, BenchError> {
+    report.summarise();
+    println!("\n{}", Table::of(&report).to_text());
+    print!("{}", page::notes(&report));
+    if let Some(file) = &common.json {
+        page::write_json(&report, file)?;
+        println!("wrote {}", file.display());
+    }
+    if let Some(directory) = &common.out {
+        for path in page::write_all(&report, directory)? {
+            println!("wrote {}", path.display());
+        }
+    }
+    Ok(report.failures().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(
+            quoted("--tunnels=raw,qmux-dp".into()),
+            "--tunnels=raw,qmux-dp"
+        );
+        assert_eq!(quoted("lanes = 2".into()), "'lanes = 2'");
+        assert_eq!(quoted("it's".into()), r"'it'\''s'");
+        assert_eq!(quoted(String::new()), "''");
+    }
+
+    #[test]
+    fn counters_of_both_sides_are_added_up() {
+        assert!(counted_values(&Farewell::default()).is_empty());
+        let side = |count| BTreeMap::from([("mail_received".to_owned(), count)]);
+        let farewell = Farewell {
+            server_counters: side(40),
+            client_counters: side(2),
+            ..Farewell::default()
+        };
+        let values = counted_values(&farewell);
+        assert!(values.contains(&("mail_received", 42.0)));
+        assert!(values.contains(&("visitors_handed_over", 0.0)));
+    }
+
+    #[test]
+    fn without_a_tunnel_nothing_is_used() {
+        assert!(usage_values(&Usage::default(), Some(1e9)).is_empty());
+    }
+}

@@ -1,0 +1,266 @@
+//! `qmux-bench udp`: the highest packet rate at which next to nothing is lost.
+
+use std::time::Duration;
+
+use qmux_bench::harness::BenchError;
+use qmux_bench::load::udp_source::{Delivery, Stream, UdpSource};
+use qmux_bench::report::{Better, Metric};
+
+use crate::discard::BURST_DEFAULT;
+use crate::options::Common;
+use crate::runner::{self, Bench, Case, Outcome, Session};
+
+/// How packet rates are measured.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    common: Common,
+    /// Bytes of payloads
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "64,512,1150,8192"
+    )]
+    sizes: Vec<usize>,
+    /// The most packets of one system call of the visitor; 1 for single packets
+    #[arg(long, value_name = "PACKETS", default_value_t = BURST_DEFAULT)]
+    burst: usize,
+    /// The loss that is next to nothing, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 0.1)]
+    loss: f64,
+}
+
+const METRICS: &[Metric] = &[
+    Metric::new("packets_per_second", "packets/s", Better::Higher, 0).main(),
+    Metric::new("throughput_gbit_s", "Gbit/s", Better::Higher, 2),
+    Metric::new("lost_percent", "lost %", Better::Lower, 3),
+    Metric::new("reordered_percent", "reordered %", Better::Lower, 3),
+    Metric::new("cpu_ns_per_packet", "CPU ns/packet", Better::Lower, 0).charted(),
+    Metric::new("source_limited", "source limited", Better::Neither, 0),
+];
+
+/// Where the search begins, in packets per second.
+const RATE_FIRST: f64 = 10_000.0;
+
+/// A tunnel that does not even carry so few carries none.
+const RATE_LAST: f64 = 10.0;
+
+/// The search ends when the rate that passes and the one that does not are as near to each other as this.
+const PRECISION: f64 = 1.07;
+
+/// A source that offers less than this share of what it should is at its own limit.
+const OFFERED_SHARE_MIN: f64 = 0.93;
+
+/// How long one trial takes.
+const TRIAL: Duration = Duration::from_millis(600);
+
+/// A trial that loses more is tried once more: on a shared machine one stall is not the tunnel's limit.
+const TRIES: usize = 2;
+
+/// How often the rate that was found is lowered if it does not hold for the whole measurement, and by how much.
+const LOWERED_MAX: usize = 5;
+const LOWERED_BY: f64 = 0.9;
+
+pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
+    let cases = args
+        .sizes
+        .iter()
+        .map(|&payload_bytes| {
+            let name = format!("udp {payload_bytes} B");
+            Case::new(name, move |session| measure(session, payload_bytes, args))
+        })
+        .collect();
+    let bench = Bench {
+        name: "udp",
+        metrics: METRICS,
+        cases,
+    };
+    runner::run(&args.common, &bench)
+}
+
+/// What a trial showed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trial {
+    /// Next to nothing was lost.
+    Passed,
+    /// More was lost.
+    Lost,
+    /// The source could not send as much.
+    SourceLimited,
+}
+
+/// The highest rate that passes, and whether the source was the limit. Zero if none passes.
+fn search<E>(mut trial: impl FnMut(f64) -> Result<Trial, E>) -> Result<(f64, bool), E> {
+    let (mut passed, mut rate) = (0.0, RATE_FIRST);
+    // Up in powers of two, or down if not even the first passes.
+    let (mut failed, mut source_limited) = loop {
+        match trial(rate)? {
+            Trial::Passed => {
+                passed = rate;
+                rate *= 2.0;
+            }
+            Trial::SourceLimited => break (rate, true),
+            Trial::Lost if passed > 0.0 || rate < RATE_LAST => break (rate, false),
+            Trial::Lost => {
+                let failed = rate;
+                rate /= 4.0;
+                if trial(rate)? == Trial::Passed {
+                    passed = rate;
+                    break (failed, false);
+                }
+            }
+        }
+    };
+    while passed > 0.0 && failed / passed > PRECISION {
+        // The geometric mean: rates differ by factors.
+        let middle = (passed * failed).sqrt();
+        match trial(middle)? {
+            Trial::Passed => passed = middle,
+            Trial::Lost => (failed, source_limited) = (middle, false),
+            Trial::SourceLimited => (failed, source_limited) = (middle, true),
+        }
+    }
+    Ok((passed, source_limited))
+}
+
+fn measure(
+    session: &Session<'_>,
+    payload_bytes: usize,
+    args: &Args,
+) -> Result<Outcome, BenchError> {
+    let service = session.service()?;
+    let failed = || BenchError::io("sending UDP");
+    let mut source = UdpSource::new(session.visit).map_err(failed())?;
+    let stream = |rate, duration| Stream {
+        payload_bytes,
+        rate,
+        burst_packets: args.burst.max(1),
+        duration,
+    };
+    source
+        .deliver(&stream(RATE_FIRST, args.common.warm_up()), service)
+        .map_err(failed())?;
+    let (mut rate, source_limited) = search(|rate| {
+        let mut result = Trial::Lost;
+        for _ in 0..TRIES {
+            let delivery = source
+                .deliver(&stream(rate, TRIAL), service)
+                .map_err(failed())?;
+            result = judge(&delivery, rate, args.loss);
+            if result != Trial::Lost {
+                break;
+            }
+        }
+        Ok::<_, BenchError>(result)
+    })?;
+    if rate == 0.0 {
+        return Err(BenchError::Failed("packets are lost at every rate".into()));
+    }
+    let mut lowered = 0;
+    loop {
+        let meter = session.meter();
+        let delivered = source.deliver(&stream(rate, args.common.measure()), service);
+        let usage = meter.stop();
+        let delivery = delivered.map_err(failed())?;
+        if delivery.lost_percent() > args.loss && lowered < LOWERED_MAX {
+            rate *= LOWERED_BY;
+            lowered += 1;
+            continue;
+        }
+        let mut outcome = outcome(&delivery, source_limited);
+        if usage.has_tunnel() {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "no measurement has 2^53 packets"
+            )]
+            let packets = delivery.arrived.packets as f64;
+            let ns = usage.tunnel_cpu_seconds() * 1e9 / packets;
+            outcome.values.push(("cpu_ns_per_packet", ns));
+        }
+        outcome.usage = Some(usage);
+        return Ok(outcome);
+    }
+}
+
+fn judge(delivery: &Delivery, rate: f64, loss: f64) -> Trial {
+    if delivery.lost_percent() > loss {
+        Trial::Lost
+    } else if delivery.offered_per_second() < rate * OFFERED_SHARE_MIN {
+        Trial::SourceLimited
+    } else {
+        Trial::Passed
+    }
+}
+
+fn outcome(delivery: &Delivery, source_limited: bool) -> Outcome {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "no measurement moves 2^53 bytes"
+    )]
+    let (bytes, packets, reordered) = (
+        delivery.arrived.bytes as f64,
+        delivery.arrived.packets as f64,
+        delivery.arrived.reordered as f64,
+    );
+    Outcome {
+        values: vec![
+            ("packets_per_second", delivery.arrived_per_second()),
+            ("throughput_gbit_s", delivery.gbit_per_second()),
+            ("lost_percent", delivery.lost_percent()),
+            ("reordered_percent", reordered / packets.max(1.0) * 100.0),
+            ("source_limited", f64::from(u8::from(source_limited))),
+        ],
+        bytes: Some(bytes),
+        ..Outcome::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+
+    /// A tunnel that carries so many packets per second, and a source that sends so many.
+    fn found(tunnel: f64, source: f64) -> (f64, bool) {
+        let result = search(|rate| {
+            Ok::<_, Infallible>(if rate > source && source <= tunnel {
+                Trial::SourceLimited
+            } else if rate > tunnel {
+                Trial::Lost
+            } else {
+                Trial::Passed
+            })
+        });
+        match result {
+            Ok(found) => found,
+        }
+    }
+
+    #[test]
+    fn the_limit_is_found_from_below() {
+        for limit in [700.0, 9_000.0, 10_000.0, 123_456.0, 3_000_000.0] {
+            let (rate, source_limited) = found(limit, f64::INFINITY);
+            assert!(
+                rate <= limit && rate >= limit / PRECISION,
+                "{rate} for {limit}"
+            );
+            assert!(!source_limited);
+        }
+    }
+
+    #[test]
+    fn a_source_at_its_limit_is_told_from_a_tunnel_at_its() {
+        let (rate, source_limited) = found(1e9, 100_000.0);
+        assert!(source_limited);
+        assert!(
+            (100_000.0 / PRECISION..=100_000.0).contains(&rate),
+            "{rate}"
+        );
+    }
+
+    #[test]
+    fn a_tunnel_that_carries_nothing_is_found_out() {
+        assert_eq!(found(0.0, 1e9).0, 0.0);
+    }
+}

@@ -1,0 +1,12 @@
+//! Results, for programs (JSON), for readers (a table, Markdown) and for the eye (SVG).
+
+pub mod chart;
+pub mod flamegraph;
+mod metric;
+mod model;
+pub mod page;
+mod table;
+
+pub use metric::{Better, Metric, USAGE};
+pub use model::{CaseReport, MetricSummary, Report, Run, Settings, TunnelReport};
+pub use table::Table;
