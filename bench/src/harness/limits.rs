@@ -2,7 +2,7 @@
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// Enough for tens of thousands of flows, both ends of which are here.
+/// Enough for tens of thousands of flows. Each has one end in a program of the tunnel and one here.
 const OPEN_FILES_WANTED: u64 = 200_000;
 
 /// Raises the limit of open files, beyond the hard limit where this process may (as root), else up to it. Whoever needs

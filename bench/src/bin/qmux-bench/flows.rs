@@ -57,9 +57,8 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     for (kind, open) in kinds {
         for &flows in &args.flows {
             let name = format!("{flows} {kind} flows");
-            cases.push(Case::new(name, move |session| {
-                measure(session, open, flows, args)
-            }));
+            let case = Case::new(name, move |session| measure(session, open, flows, args));
+            cases.push(case.in_process());
         }
     }
     let bench = Bench {

@@ -18,6 +18,7 @@ mod options;
 mod path;
 mod runner;
 mod scale;
+mod service;
 mod udp;
 
 use std::process::ExitCode;
@@ -58,6 +59,9 @@ enum Command {
     Profile(flamegraph::ProfileArgs),
     /// Draws a flamegraph of what `perf script` has printed
     Flamegraph(flamegraph::Args),
+    /// The service behind a tunnel, until it is killed
+    #[command(hide = true)]
+    Service(service::Args),
 }
 
 fn main() -> ExitCode {
@@ -87,5 +91,6 @@ fn run(command: &Command) -> Result<bool, BenchError> {
         Command::Link(args) => link::run(args),
         Command::Profile(args) => flamegraph::profile(args),
         Command::Flamegraph(args) => flamegraph::draw(args),
+        Command::Service(args) => service::run(args),
     }
 }

@@ -8,8 +8,9 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::harness::cpus::Layout;
 use qmux_bench::harness::iperf3;
 use qmux_bench::harness::machine::Machine;
-use qmux_bench::harness::meter::{Meter, Metered, Usage};
+use qmux_bench::harness::meter::{Meter, Metered, Role, Usage};
 use qmux_bench::harness::place::Place;
+use qmux_bench::harness::program::Program;
 use qmux_bench::harness::site::Site;
 use qmux_bench::harness::spec::Spec;
 use qmux_bench::harness::tunnel::{Farewell, Setup, Tunnel};
@@ -20,6 +21,7 @@ use qmux_bench::report::{
 };
 
 use crate::options::Common;
+use crate::service;
 
 /// How long the first visitor may take to get through a new tunnel.
 const WORKS_LIMIT: Duration = Duration::from_secs(20);
@@ -31,6 +33,9 @@ pub(crate) enum Behind {
     Own,
     /// The same, kept to CPUs that visitors are not on.
     OwnApart,
+    /// The same as a process of its own: with ten thousand connections at each of its ends, one process may not have enough
+    /// files.
+    OwnProcess,
     /// iperf3's server.
     Iperf3,
 }
@@ -38,6 +43,7 @@ pub(crate) enum Behind {
 /// A service that runs.
 enum Running {
     Own(Service),
+    OwnProcess(Program, SocketAddr),
     Iperf3(iperf3::Server),
 }
 
@@ -46,6 +52,10 @@ impl Running {
         match behind {
             Behind::Own => Service::start(place, &[]).map(Self::Own),
             Behind::OwnApart => Service::start(place, &layout.service).map(Self::Own),
+            Behind::OwnProcess => {
+                let (program, address) = service::start(place)?;
+                Ok(Self::OwnProcess(program, address))
+            }
             Behind::Iperf3 => iperf3::Server::start(place).map(Self::Iperf3),
         }
     }
@@ -53,7 +63,21 @@ impl Running {
     fn address(&self) -> SocketAddr {
         match self {
             Self::Own(service) => service.address,
+            Self::OwnProcess(_, address) => *address,
             Self::Iperf3(server) => server.address,
+        }
+    }
+
+    /// Its process, to be metered, if it is not this one.
+    fn process(&self) -> Option<Metered> {
+        match self {
+            Self::Own(_) => None,
+            Self::OwnProcess(program, _) => Some(Metered {
+                role: Role::Load,
+                pid: program.pid(),
+                command_line: program.command_line().to_owned(),
+            }),
+            Self::Iperf3(server) => Some(server.process()),
         }
     }
 }
@@ -84,6 +108,14 @@ impl<'a> Case<'a> {
             cores: None,
             behind: Behind::Own,
             measure: Box::new(measure),
+        }
+    }
+
+    /// With the service in a process of its own.
+    pub(crate) fn in_process(self) -> Self {
+        Self {
+            behind: Behind::OwnProcess,
+            ..self
         }
     }
 
@@ -293,17 +325,16 @@ fn with_tunnel(
     let running = Running::start(case.behind, &setup.place, &layout)?;
     let tunnel = Tunnel::start(spec, setup, cores, running.address())?;
     let mut processes = tunnel.processes();
+    processes.extend(running.process());
     let service = match &running {
-        Running::Own(service) => {
-            connect::until_it_works(tunnel.visit, WORKS_LIMIT)
-                .map_err(BenchError::io("the first visitor through the tunnel"))?;
-            Some(service)
-        }
-        Running::Iperf3(server) => {
-            processes.push(server.process());
-            None
-        }
+        Running::Own(service) => Some(service),
+        _ => None,
     };
+    // Visitors of iperf3 must speak its language; there the case's warm-up shows whether the tunnel works.
+    if !matches!(running, Running::Iperf3(_)) {
+        connect::until_it_works(tunnel.visit, WORKS_LIMIT)
+            .map_err(BenchError::io("the first visitor through the tunnel"))?;
+    }
     let outcome = (case.measure)(&Session {
         visit: tunnel.visit,
         processes,
