@@ -68,7 +68,8 @@ step "build" cargo build --locked --workspace --bins || finish
 step "tests" cargo test --locked --workspace --no-fail-fast || true
 # The wire protocol against another QUIC stack, in both directions, by the same end-to-end tests.
 other_stack() { # server client
-    local bin=$PWD/${CARGO_TARGET_DIR:-target}/debug
+    local bin
+    bin=$(realpath "${CARGO_TARGET_DIR:-target}")/debug
     QMUX_E2E_SUBSET=wire QMUX_E2E_SERVER=$bin/$1 QMUX_E2E_CLIENT=$bin/$2 \
         QMUX_E2E_FILE_MB=64 QMUX_E2E_SEQUENTIAL=500 QMUX_E2E_CONCURRENT=200 \
         cargo test --locked -p qmux-dp --test e2e
