@@ -1,0 +1,130 @@
+//! `qmux-bench` from outside: a measurement with a real tunnel, its files, its mistakes. What it measures is not judged.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn qmux_bench(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_qmux-bench"))
+        .args(args)
+        .output()
+        .expect("started")
+}
+
+fn read_json(path: &Path) -> Value {
+    let text = std::fs::read_to_string(path).expect("a file");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+/// Runs a measurement without a tunnel and with the baseline, for a moment, and returns its report.
+fn measure(args: &[&str]) -> Value {
+    let directory = tempfile::tempdir().expect("a directory");
+    let out = directory.path().to_str().expect("UTF-8");
+    let quick = ["--repeats", "1", "--seconds", "0.3", "--warm-up", "0.1"];
+    let tunnels = ["--tunnels", "raw,quinn-dp", "--out", out];
+    let output = qmux_bench(&[args, &quick, &tunnels].concat());
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    let report = read_json(&directory.path().join(format!("{}.json", args[0])));
+    let page = std::fs::read_to_string(directory.path().join(format!("{}.md", args[0])));
+    assert!(page.expect("a page").contains("| case | tunnel |"));
+    report
+}
+
+fn median(report: &Value, case: usize, tunnel: usize, metric: &str) -> f64 {
+    let tunnel = &report["cases"][case]["tunnels"][tunnel];
+    let median = tunnel["summary"][metric]["median"].as_f64();
+    median.unwrap_or_else(|| panic!("no {metric} in {tunnel:#}"))
+}
+
+#[test]
+fn bytes_are_measured_with_and_without_a_tunnel() {
+    let report = measure(&["discard", "--cases", "tcp up ×1,tcp down ×1"]);
+    for case in 0..2 {
+        for tunnel in 0..2 {
+            assert!(median(&report, case, tunnel, "throughput_gbit_s") > 0.0);
+        }
+        // Without a tunnel there is nothing to be used; with one there is.
+        let raw = &report["cases"][case]["tunnels"][0]["summary"];
+        assert!(raw["memory_max_mib"].is_null(), "{raw}");
+        assert!(median(&report, case, 1, "memory_max_mib") > 1.0);
+    }
+    let processes = &report["cases"][0]["tunnels"][1]["runs"][0]["usage"]["processes"];
+    let roles: Vec<&str> = (0..2)
+        .filter_map(|it| processes[it]["role"].as_str())
+        .collect();
+    assert_eq!(roles, ["server", "client"]);
+    let command = processes[0]["command"].as_str().expect("a command");
+    assert!(command.contains("quinn-dp --config"), "{command}");
+}
+
+#[test]
+fn round_trips_and_visits_are_measured() {
+    let report = measure(&["latency", "--cases", "ping-pong,open loop", "--rate", "200"]);
+    let cases = report["cases"].as_array().expect("cases").len();
+    assert_eq!(cases, 9, "three kinds, alone and beside bulk either way");
+    for case in 0..cases {
+        assert!(median(&report, case, 1, "p50_us") > 0.0);
+        assert!(median(&report, case, 1, "max_us") >= median(&report, case, 1, "p50_us"));
+    }
+    let report = measure(&["connect", "--visitors", "1,8"]);
+    for case in 0..4 {
+        assert!(median(&report, case, 1, "visits_per_second") > 0.0);
+        assert_eq!(median(&report, case, 1, "failed"), 0.0);
+    }
+}
+
+#[test]
+fn open_flows_are_measured() {
+    let report = measure(&["flows", "--flows", "50"]);
+    for case in 0..2 {
+        assert!(median(&report, case, 1, "active_messages_per_second") > 0.0);
+        assert!(median(&report, case, 1, "idle_cpu_percent") >= 0.0);
+    }
+}
+
+#[test]
+fn mistakes_are_named() {
+    for (args, wanted) in [
+        (vec!["discard", "--tunnels", "wireguard"], "unknown tunnel"),
+        (
+            vec!["discard", "--tunnels", "raw:/bin/true"],
+            "names a program",
+        ),
+        (
+            vec!["discard", "--tunnels", "raw,raw"],
+            "two are called raw",
+        ),
+        (
+            vec!["discard", "--tunnels", "qmux-dp:/nowhere/qmux-dp"],
+            "program of qmux-dp",
+        ),
+        (
+            vec!["discard", "--tunnels", "raw", "--baseline", "rathole"],
+            "not among",
+        ),
+        (
+            vec!["discard", "--tunnels", "raw", "--cases", "sctp"],
+            "no case",
+        ),
+        (vec!["discard", "--path", "wire"], "no path"),
+        (vec!["link", "--profile", "carrier-pigeon"], "transatlantic"),
+        (vec!["link"], "--profile"),
+        (
+            vec![
+                "flamegraph",
+                "--perf-script",
+                "/nowhere",
+                "--svg",
+                "/dev/null",
+            ],
+            "/nowhere",
+        ),
+    ] {
+        let output = qmux_bench(&args);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{args:?}");
+        assert!(error.contains(wanted), "{args:?}: {error}");
+    }
+}
