@@ -23,11 +23,14 @@ The tunnel works on this machine. Next:
       keeps a tunnel with a small service running, to visit with curl or a browser
 
   $bin/qmux-ctl certs --server-name server.example.com --out certs
-  $bin/qmux-ctl config server --out server/dp.toml
-  $bin/qmux-ctl config client --out client/dp.toml
-      make certificates and commented configs for two hosts; edit the addresses, then on each host:
-  $bin/qmux-dp --config dp.toml --check
+  $bin/qmux-ctl config server --out dp.toml
   $bin/qmux-dp --config dp.toml
+      on the server: certificates in certs/, a commented config beside them, the server
+
+  $bin/qmux-ctl config client --out dp.toml
+  $bin/qmux-dp --config dp.toml
+      on the client, with ca.crt, client.crt and client.key from the server's certs/ in its own certs/;
+      both configs name the addresses to edit, and --check says what is wrong with them
 
   scripts/test.sh
       runs every test
