@@ -67,6 +67,7 @@ step "lints" cargo clippy --locked --workspace --all-targets -- -D warnings || t
 step "build" cargo build --locked --workspace --bins || finish
 step "tests" cargo test --locked --workspace --no-fail-fast || true
 # The wire protocol against another QUIC stack, in both directions, by the same end-to-end tests.
+# shellcheck disable=SC2317 # called by step
 other_stack() { # server client
     local bin
     bin=$(realpath "${CARGO_TARGET_DIR:-target}")/debug
