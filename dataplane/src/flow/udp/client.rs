@@ -118,7 +118,7 @@ impl ClientFlows {
     }
 
     /// The flows that are open.
-    #[allow(dead_code, reason = "for the gauges of the admin endpoint")]
+    #[cfg(test)]
     pub(crate) fn flow_count(&self) -> usize {
         self.flows.borrow().len()
     }
@@ -165,28 +165,18 @@ impl ClientFlows {
 
     /// The lane has ended, and with it its flows.
     pub(crate) fn lane_ended(&self) {
-        self.end(None);
+        self.end();
     }
 
-    /// Ends all flows and tells the server. A lane that is closed needs no such thing.
-    #[allow(dead_code, reason = "for a lane that outlives its flows")]
-    pub(crate) fn shutdown(&self) {
-        self.end(Some(FlowError::Draining));
-    }
-
-    fn end(&self, tell: Option<FlowError>) {
+    fn end(&self) {
         if self.ended.replace(true) {
             return;
         }
         self.flush();
         self.sweep_over.set();
         let flows = std::mem::take(&mut *self.flows.borrow_mut());
-        let now = Instant::now();
         for flow in flows.into_values() {
-            self.close(&flow, tell.unwrap_or(FlowError::Internal));
-            if let Some(reason) = tell {
-                self.tell_closed(flow.id, reason, now);
-            }
+            self.close(&flow, FlowError::Internal);
         }
     }
 

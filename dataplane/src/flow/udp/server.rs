@@ -193,7 +193,7 @@ impl TrafficSocket {
     }
 
     /// Flows that ride lanes of this core.
-    #[allow(dead_code, reason = "for the gauges of the admin endpoint")]
+    #[cfg(test)]
     pub(crate) fn flow_count(&self) -> usize {
         let table = self.table.borrow();
         table.len() - table.lane_len(self.remote)

@@ -61,7 +61,7 @@ impl LaneFlows {
     }
 
     /// The flows that ride the lane.
-    #[allow(dead_code, reason = "for the gauges of the admin endpoint")]
+    #[cfg(test)]
     pub(crate) fn flow_count(&self) -> usize {
         self.traffic.table.borrow().lane_len(self.token)
     }

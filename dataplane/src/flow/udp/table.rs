@@ -87,11 +87,13 @@ impl<T> Table<T> {
     }
 
     /// All flows.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.flows.len()
     }
 
     /// The flows of one lane.
+    #[cfg(test)]
     pub(super) fn lane_len(&self, lane: LaneToken) -> usize {
         self.lanes.get(&lane).map_or(0, |lane| lane.by_id.len())
     }

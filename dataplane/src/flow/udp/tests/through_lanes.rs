@@ -244,24 +244,6 @@ fn a_stopped_socket_serves_its_flows_and_takes_no_new_ones() {
 }
 
 #[test]
-fn a_client_that_shuts_down_ends_the_flows_and_says_so() {
-    run(async {
-        let (visitor, service) = (socket(), socket());
-        let world = World::new(LONG);
-        let lane = world.join(service.local_addr(), LONG);
-        lane.echo(&world, &visitor, &service).await;
-        lane.client.shutdown();
-        assert_eq!(lane.client.flow_count(), 0);
-        lane.carry();
-        assert_eq!(
-            (world.traffic.flow_count(), world.router.tickets.get()),
-            (0, 0)
-        );
-        until("the tasks let go", || Rc::strong_count(&lane.client) == 1).await;
-    });
-}
-
-#[test]
 fn a_service_that_comes_back_finds_its_flows() {
     run(async {
         let visitor = socket();

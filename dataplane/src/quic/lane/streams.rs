@@ -1,0 +1,294 @@
+//! A lane's streams and datagrams, as flows use them.
+
+use std::rc::Rc;
+
+use qmux_proto::control::{Finished, Message};
+use qmux_proto::{FlowError, LaneError};
+
+use super::{
+    ANNOUNCE_AFTER, CONTROL_BACKLOG_BYTES_MAX, CONTROL_STREAM, DATAGRAM_QUEUE_BYTES_MAX,
+    DatagramRefused, Lane, QUEUE_BYTES_MAX, StreamRead, StreamRoom, StreamWaiters,
+};
+use crate::buffer::{Datagram, StreamBuf};
+
+impl Lane {
+    /// Opens the next stream of ours, or says that the peer allows no more now.
+    pub(crate) fn open_stream(&self) -> Option<u64> {
+        let conn = self.conn.borrow();
+        if conn.peer_streams_left_bidi() == 0 || !self.is_open() {
+            return None;
+        }
+        let stream = self.next_stream.get();
+        self.next_stream.set(stream + 4);
+        Some(stream)
+    }
+
+    /// Registers the caller as the one who waits for `stream`.
+    pub(crate) fn attach(&self, stream: u64) -> Rc<StreamWaiters> {
+        let waiters = Rc::<StreamWaiters>::default();
+        self.waiters
+            .borrow_mut()
+            .insert(stream, Rc::clone(&waiters));
+        waiters
+    }
+
+    /// Ends the registration. Call it when the stream is done with in both directions.
+    pub(crate) fn detach(&self, stream: u64) {
+        self.waiters.borrow_mut().remove(&stream);
+    }
+
+    /// How much may be written to `stream` now, up to `want`.
+    pub(crate) fn room(&self, stream: u64, want: usize, waiters: &Rc<StreamWaiters>) -> StreamRoom {
+        if !self.is_open() {
+            return StreamRoom::Stopped(FlowError::Internal);
+        }
+        let free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
+        if free == 0 {
+            if !waiters.queued_for_room.replace(true) {
+                self.room_waiters.borrow_mut().push_back(Rc::clone(waiters));
+            }
+            return StreamRoom::Blocked;
+        }
+        let mut conn = self.conn.borrow_mut();
+        match conn.stream_capacity(stream) {
+            Ok(0) => {
+                // Arms `stream_writable_next`, and tells the peer what blocks us.
+                match conn.stream_writable(stream, 1) {
+                    Ok(true) => StreamRoom::Bytes(1),
+                    Ok(false) => StreamRoom::Blocked,
+                    Err(error) => StreamRoom::Stopped(flow_error(error)),
+                }
+            }
+            Ok(capacity) => StreamRoom::Bytes(capacity.min(free).min(want)),
+            Err(error) => StreamRoom::Stopped(flow_error(error)),
+        }
+    }
+
+    /// Gives bytes to `stream` without copying them. Returns what found no room.
+    ///
+    /// # Errors
+    /// The peer's reason if it stopped the stream.
+    pub(crate) fn write(
+        &self,
+        stream: u64,
+        bytes: StreamBuf,
+        fin: bool,
+        waiters: &StreamWaiters,
+    ) -> Result<Option<StreamBuf>, FlowError> {
+        if !self.is_open() {
+            return Err(FlowError::Internal);
+        }
+        let result = self
+            .conn
+            .borrow_mut()
+            .stream_send_zc(stream, bytes.clone(), fin);
+        self.mark_dirty();
+        match result {
+            Ok((sent, rest)) => {
+                self.queued.set(self.queued.get() + sent);
+                waiters.written.set(waiters.written.get() + sent as u64);
+                Ok(rest.filter(|rest| !rest.as_ref().is_empty()))
+            }
+            Err(quiche::Error::Done) => Ok(Some(bytes)),
+            Err(error) => Err(flow_error(error)),
+        }
+    }
+
+    /// Sends a FIN on `stream`; true if it was taken, false if the stream must become writable first.
+    ///
+    /// A FIN without data is not safe with quiche: it forgets the stream, FIN and all, once both directions are known
+    /// to be complete and all *data* is acknowledged (cloudflare/quiche issue 2525). So the endpoint sends it before
+    /// the next packet is processed, and a [`Finished`] message follows on the control stream in case it is lost.
+    ///
+    /// # Errors
+    /// The peer's reason if it stopped the stream.
+    pub(crate) fn finish(&self, stream: u64, waiters: &StreamWaiters) -> Result<bool, FlowError> {
+        if !self.is_open() {
+            return Err(FlowError::Internal);
+        }
+        let result = self.conn.borrow_mut().stream_send(stream, &[], true);
+        match result {
+            Ok(_) => {
+                self.mark_dirty();
+                if !self.bare_fin.replace(true)
+                    && let Some(endpoint) = self.endpoint.upgrade()
+                {
+                    endpoint.flush_before_receiving();
+                }
+                self.announce(Finished {
+                    stream_id: stream,
+                    final_size: waiters.written.get(),
+                });
+                Ok(true)
+            }
+            Err(quiche::Error::Done) => Ok(false),
+            Err(error) => Err(flow_error(error)),
+        }
+    }
+
+    /// Repeats a FIN on the control stream, together with others of the same moment: it is rarely needed.
+    fn announce(&self, finished: Finished) {
+        let first = {
+            let mut pending = self.announcements.borrow_mut();
+            pending.push(finished);
+            pending.len() == 1
+        };
+        if first && let Some(lane) = self.this.upgrade() {
+            monoio::spawn(async move {
+                monoio::time::sleep(ANNOUNCE_AFTER).await;
+                let pending = std::mem::take(&mut *lane.announcements.borrow_mut());
+                for finished in pending {
+                    lane.send_control(&Message::Finished(finished));
+                }
+            });
+        }
+    }
+
+    /// The peer repeats a FIN.
+    pub(crate) fn announced(&self, finished: Finished) {
+        if let Some(waiters) = self.waiters.borrow().get(&finished.stream_id) {
+            waiters.announced.set(Some(finished.final_size));
+            waiters.readable.set();
+        }
+    }
+
+    /// Reads what is there of `stream`.
+    pub(crate) fn read(&self, stream: u64, into: &mut [u8], waiters: &StreamWaiters) -> StreamRead {
+        if self.end.borrow().is_some() {
+            return StreamRead::Reset(FlowError::Internal);
+        }
+        let result = self.conn.borrow_mut().stream_recv(stream, into);
+        match result {
+            Ok((read, fin)) => {
+                waiters.received.set(waiters.received.get() + read as u64);
+                self.mark_dirty(); // Flow control credit may have to be told.
+                StreamRead::Bytes(read, fin)
+            }
+            Err(quiche::Error::Done) if waiters.announced.get() == Some(waiters.received.get()) => {
+                // The FIN itself was lost and will not be repeated.
+                if let Some(endpoint) = self.endpoint.upgrade() {
+                    endpoint.counters().fins_recovered.increment();
+                }
+                // Should the FIN still come, it must not look like a new stream.
+                self.stop(stream, FlowError::NoError);
+                StreamRead::Bytes(0, true)
+            }
+            Err(quiche::Error::Done) => StreamRead::Blocked,
+            Err(error) => StreamRead::Reset(flow_error(error)),
+        }
+    }
+
+    /// Abandons the direction towards the peer: RESET_STREAM with `error`.
+    pub(crate) fn reset(&self, stream: u64, error: FlowError) {
+        self.shutdown(stream, quiche::Shutdown::Write, error);
+    }
+
+    /// Abandons the direction from the peer: STOP_SENDING with `error`.
+    pub(crate) fn stop(&self, stream: u64, error: FlowError) {
+        self.shutdown(stream, quiche::Shutdown::Read, error);
+    }
+
+    fn shutdown(&self, stream: u64, direction: quiche::Shutdown, error: FlowError) {
+        if self.is_open() {
+            // `Done`: that direction is over already.
+            let _over = self
+                .conn
+                .borrow_mut()
+                .stream_shutdown(stream, direction, error.code());
+            self.mark_dirty();
+        }
+    }
+
+    /// Queues a control message on stream 0. What quiche does not take now follows when the stream is writable.
+    ///
+    /// A peer that does not read its control stream would make the backlog grow: above
+    /// [`CONTROL_BACKLOG_BYTES_MAX`] the lane is closed.
+    pub(crate) fn send_control(&self, message: &Message) {
+        if !self.is_open() {
+            return;
+        }
+        let too_much = {
+            let mut backlog = self.control_backlog.borrow_mut();
+            message.encode(&mut backlog);
+            backlog.len() > CONTROL_BACKLOG_BYTES_MAX
+        };
+        if too_much {
+            self.close(
+                LaneError::ProtocolViolation,
+                "the control stream is not read",
+            );
+            return;
+        }
+        self.flush_control();
+    }
+
+    /// Writes as much of the control backlog as the stream takes. Called again when stream 0 becomes writable.
+    pub(crate) fn flush_control(&self) {
+        let mut backlog = self.control_backlog.borrow_mut();
+        if backlog.is_empty() {
+            return;
+        }
+        let result = self
+            .conn
+            .borrow_mut()
+            .stream_send(CONTROL_STREAM, &backlog, false);
+        match result {
+            Ok(sent) => {
+                backlog.drain(..sent);
+                drop(backlog);
+                self.mark_dirty();
+            }
+            Err(quiche::Error::Done) => {}
+            Err(error) => {
+                drop(backlog);
+                tracing::debug!(lane = self.key, %error, "control stream");
+                self.close(
+                    LaneError::ProtocolViolation,
+                    "the control stream was closed",
+                );
+            }
+        }
+    }
+
+    // ---- datagrams -----------------------------------------------------------------------------------------------
+
+    /// The largest datagram that one packet carries now; it changes with the path. 0: none can be sent.
+    pub(crate) fn datagram_room(&self) -> usize {
+        self.conn.borrow().dgram_max_writable_len().unwrap_or(0)
+    }
+
+    /// Queues a datagram.
+    ///
+    /// # Errors
+    /// The datagram is gone in each case; the caller counts it.
+    pub(crate) fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused> {
+        if !self.is_open() {
+            return Err(DatagramRefused::Closed);
+        }
+        let mut conn = self.conn.borrow_mut();
+        if conn.dgram_send_queue_byte_size() >= DATAGRAM_QUEUE_BYTES_MAX {
+            return Err(DatagramRefused::QueueFull);
+        }
+        let result = conn.dgram_send_buf(datagram);
+        drop(conn);
+        match result {
+            Ok(()) => {
+                self.mark_dirty();
+                Ok(())
+            }
+            Err(quiche::Error::Done) => Err(DatagramRefused::QueueFull),
+            Err(quiche::Error::BufferTooShort) => Err(DatagramRefused::TooLarge),
+            Err(_) => Err(DatagramRefused::Closed),
+        }
+    }
+}
+
+/// What a stream error means for its flow.
+fn flow_error(error: quiche::Error) -> FlowError {
+    match error {
+        quiche::Error::StreamReset(code) | quiche::Error::StreamStopped(code) => {
+            FlowError::from_code(code)
+        }
+        _ => FlowError::Internal,
+    }
+}
