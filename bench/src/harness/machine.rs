@@ -130,16 +130,18 @@ fn version(program: &Path) -> Option<String> {
     let launch = Launch::new("a version", program).args(["--version"]);
     let output = launch.output(VERSION_LIMIT).ok()?;
     let name = program.file_name()?.to_string_lossy();
-    // rathole has its version behind a title, the others have it first.
-    let line = output
+    Some(format!("{name} {}", version_in(&output, &name)?))
+}
+
+/// The version in what `--version` prints: in a line of its own name for rathole, else in the first line, behind the
+/// program's name.
+fn version_in<'a>(output: &'a str, name: &str) -> Option<&'a str> {
+    let named = output
         .lines()
-        .find(|line| line.chars().any(|it| it.is_ascii_digit()))?
-        .trim();
-    Some(if line.starts_with(&*name) {
-        line.to_owned()
-    } else {
-        format!("{name} {line}")
-    })
+        .find_map(|line| line.strip_prefix("Build Version:"));
+    let line = named.or_else(|| output.lines().find(|line| !line.trim().is_empty()))?;
+    let line = line.trim();
+    Some(line.strip_prefix(name).unwrap_or(line).trim())
 }
 
 #[cfg(test)]
@@ -152,6 +154,19 @@ mod tests {
         assert!(machine.cpus > 0 && machine.memory_bytes > 0, "{machine:?}");
         assert!(machine.kernel.contains('.'), "{machine:?}");
         assert!(machine.date.ends_with("UTC"), "{machine:?}");
+    }
+
+    #[test]
+    fn versions_are_found() {
+        assert_eq!(version_in("qmux-dp 0.1.0\n", "qmux-dp"), Some("0.1.0"));
+        let iperf3 = "iperf 3.12 (cJSON 1.7.15)\nLinux x\n";
+        assert_eq!(
+            version_in(iperf3, "iperf3"),
+            Some("iperf 3.12 (cJSON 1.7.15)")
+        );
+        let rathole = "rathole \n\nBuild Timestamp:     2026\nBuild Version:       0.5.0\n";
+        assert_eq!(version_in(rathole, "rathole"), Some("0.5.0"));
+        assert_eq!(version_in("\n", "x"), None);
     }
 
     #[test]

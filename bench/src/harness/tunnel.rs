@@ -166,6 +166,9 @@ impl Tunnel {
     /// Ends it.
     pub fn stop(mut self) -> Farewell {
         let mut farewell = Farewell::default();
+        // Before the end: that one side is gone is no complaint then.
+        farewell.take_complaints("server", self.server.as_ref());
+        farewell.take_complaints("client", self.client.as_ref());
         if let Some(client) = &mut self.client {
             farewell.client_counters = farewell.end("client", client);
         }
@@ -177,18 +180,22 @@ impl Tunnel {
 }
 
 impl Farewell {
-    fn end(&mut self, role: &str, program: &mut Program) -> BTreeMap<String, u64> {
-        if !program.terminate(END_LIMIT) {
-            let killed = format!("{role}: still ran {END_LIMIT:?} after SIGTERM and was killed");
-            self.complaints.push(killed);
-        }
-        let lines = program.lines();
+    fn take_complaints(&mut self, role: &str, program: Option<&Program>) {
+        let lines = program.map(Program::lines).unwrap_or_default();
         let complaints = lines
             .iter()
             .filter(|line| line.contains(" WARN ") || line.contains("ERROR"))
             .take(COMPLAINTS_MAX)
             .map(|line| format!("{role}: {line}"));
         self.complaints.extend(complaints);
+    }
+
+    fn end(&mut self, role: &str, program: &mut Program) -> BTreeMap<String, u64> {
+        if !program.terminate(END_LIMIT) {
+            let killed = format!("{role}: still ran {END_LIMIT:?} after SIGTERM and was killed");
+            self.complaints.push(killed);
+        }
+        let lines = program.lines();
         Counters::parse(lines.iter().map(String::as_str)).totals()
     }
 }

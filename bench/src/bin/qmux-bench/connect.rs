@@ -1,6 +1,6 @@
 //! `qmux-bench connect`: visitors that come and go.
 
-use qmux_bench::harness::BenchError;
+use qmux_bench::harness::{BenchError, cpus};
 use qmux_bench::load::connect::{self, Ask, Period};
 use qmux_bench::report::{Better, Metric};
 
@@ -36,9 +36,11 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     for (ask, name) in [(Ask::Echo, "echo"), (Ask::Greeting, "first byte")] {
         for &visitors in &args.visitors {
             let name = format!("connect, {name} ×{visitors}");
-            cases.push(Case::new(name, move |session| {
+            let case = Case::new(name, move |session| {
                 measure(session, ask, visitors, &args.common)
-            }));
+            });
+            // One visitor at a time is a round trip, many at a time are throughput.
+            cases.push(if visitors > 1 { case } else { case.apart() });
         }
     }
     let bench = Bench {
@@ -57,7 +59,9 @@ fn measure(
 ) -> Result<Outcome, BenchError> {
     session.service()?.set_greets(ask == Ask::Greeting);
     let visit = |period| match visitors {
-        0 | 1 => Ok(connect::sequential(session.visit, ask, period)),
+        0 | 1 => Ok(cpus::run_on(&session.layout.visitor, || {
+            connect::sequential(session.visit, ask, period)
+        })),
         _ => connect::concurrent(session.visit, ask, visitors, period)
             .map_err(BenchError::io("visitors")),
     };
