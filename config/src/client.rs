@@ -12,13 +12,21 @@ use crate::secret::Secret;
 use crate::section::{self, Section};
 use crate::timing::Timing;
 use crate::tls_files::{self, Purpose};
+use crate::units::{self, DAY, MILLISECOND, SECOND};
 
 /// Most lanes to one server: one for each core that a connection id can name in its one byte.
 pub const LANES_MAX: u16 = 256;
 /// Most servers of one client: QMux's limit is 10; four times that still are few lanes.
 const SERVERS_MAX: usize = 40;
-/// Longest client id, in bytes: room for a pod's full DNS name.
-const CLIENT_ID_BYTES_MAX: usize = 253;
+/// Longest client id, in bytes: room for a pod's full DNS name; the wire format has the same limit.
+pub const CLIENT_ID_BYTES_MAX: usize = 253;
+
+/// Default time between two probes of a server: so soon an idle client notices a restart.
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// Shortest one but none: faster probes find nothing sooner than a server can restart.
+const PROBE_INTERVAL_MIN: Duration = Duration::from_millis(50);
+/// Default time after which a name is resolved again: Kubernetes' answers live 5 to 30 seconds.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(10);
 
 const LANES_FORM: &str = r#""auto" or a number from 1 to 256"#;
 const SERVER_NAME_FORM: &str = "a host name or an IP address from the server's certificate";
@@ -90,6 +98,10 @@ pub struct Client {
     pub heartbeat_interval: Duration,
     /// A server that was not heard of for this long is dialled anew. Above `heartbeat_interval`.
     pub health_timeout: Duration,
+    /// Time between two probes of a server that is not heard of otherwise; zero: none.
+    pub probe_interval: Duration,
+    /// Time after which the name of a server, or of the service, is resolved again.
+    pub resolve_interval: Duration,
     /// How long open flows may go on after a signal to stop.
     pub drain_timeout: Duration,
     /// Where session tickets are kept between runs; `None`: in memory only.
@@ -109,6 +121,10 @@ impl Client {
         let client_id = read_client_id(&section);
         let lanes = read_lanes(&section);
         let timing = Timing::read(&section);
+        let probe_interval = read_probe_interval(&section);
+        let resolve_interval = section
+            .duration("resolve_interval", MILLISECOND * 100..=DAY)
+            .map_or(RESOLVE_INTERVAL, Spanned::into_inner);
         let state_dir = section
             .filled_string("state_dir", "a directory")
             .map(|dir| section.report().resolve(dir.get_ref()));
@@ -133,6 +149,8 @@ impl Client {
             lanes,
             heartbeat_interval: timing.heartbeat_interval,
             health_timeout: timing.health_timeout,
+            probe_interval,
+            resolve_interval,
             drain_timeout: timing.drain_timeout,
             state_dir,
             servers,
@@ -157,6 +175,22 @@ fn read_client_id(section: &Section<'_>) -> Option<String> {
         );
     }
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn read_probe_interval(section: &Section<'_>) -> Duration {
+    let key = "probe_interval";
+    let Some(interval) = section.duration(key, Duration::ZERO..=SECOND * 3_600) else {
+        return PROBE_INTERVAL;
+    };
+    if *interval.get_ref() > Duration::ZERO && *interval.get_ref() < PROBE_INTERVAL_MIN {
+        let least = units::format_duration(PROBE_INTERVAL_MIN);
+        let message = format!(
+            "is too short; it must be {:?}, which turns probes off, or at least {least:?}",
+            "0s"
+        );
+        section.problem_at(key, &interval.span(), message);
+    }
+    interval.into_inner()
 }
 
 fn read_lanes(section: &Section<'_>) -> Lanes {

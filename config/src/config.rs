@@ -39,6 +39,8 @@ pub(crate) const KEYS: &[&str] = &[
     "client.lanes",
     "client.heartbeat_interval",
     "client.health_timeout",
+    "client.probe_interval",
+    "client.resolve_interval",
     "client.drain_timeout",
     "client.state_dir",
     "client.servers.address",

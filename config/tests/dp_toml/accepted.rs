@@ -49,6 +49,8 @@ fn a_client_is_read_into_its_final_types() {
     assert_eq!(client.client_id, None, "empty: a fresh one at each start");
     assert_eq!(client.lanes, Lanes::Auto);
     assert_eq!(client.drain_timeout, Duration::from_secs(30), "the default");
+    assert_eq!(client.probe_interval, Duration::from_millis(500));
+    assert_eq!(client.resolve_interval, Duration::from_secs(10));
     assert_eq!(client.state_dir, None);
     let target = ServerTarget {
         address: "server.example.com:8443".to_owned(),
@@ -264,4 +266,13 @@ fn rotation_can_be_turned_off() {
         server.tls.session_ticket_encryption_key_rotation_interval,
         Duration::ZERO
     );
+}
+
+#[test]
+fn probes_may_be_turned_off_and_names_resolved_often() {
+    let lines = "lanes = \"auto\"\nprobe_interval = \"0s\"\nresolve_interval = \"100ms\"";
+    let client = accept(&edited(CLIENT, "lanes = \"auto\"", lines)).client;
+    let client = client.expect("a client");
+    assert_eq!(client.probe_interval, Duration::ZERO);
+    assert_eq!(client.resolve_interval, Duration::from_millis(100));
 }

@@ -1,6 +1,8 @@
 //! Values of the wrong type, form or range.
 
-use crate::fixture::{CLIENT, SERVER, edited, problem};
+use qmux_config::CLIENT_ID_BYTES_MAX;
+
+use crate::fixture::{CLIENT, SERVER, accept, edited, problem};
 
 /// Each line of `cases`: what stands in `text`, what to put there, what is said then.
 fn check(text: &str, cases: &[(&str, &str, &str)]) {
@@ -284,4 +286,37 @@ fn sections_of_the_wrong_type() {
     ] {
         assert_eq!(problem(&text), expected);
     }
+}
+
+#[test]
+fn times_of_a_client() {
+    let lanes = "lanes = \"auto\"\n";
+    let with = |line: &str| problem(&edited(CLIENT, lanes, &format!("{lanes}{line}\n")));
+    assert_eq!(
+        with("probe_interval = \"10ms\""),
+        "dp.toml:4:18: client.probe_interval: is too short; it must be \"0s\", which turns probes off, or at least \"50ms\""
+    );
+    assert_eq!(
+        with("probe_interval = \"2h\""),
+        "dp.toml:4:18: client.probe_interval: 2h is out of range; it must be from \"0s\" to \"1h\""
+    );
+    assert_eq!(
+        with("resolve_interval = \"0s\""),
+        "dp.toml:4:20: client.resolve_interval: 0s is out of range; it must be from \"100ms\" to \"1d\""
+    );
+}
+
+#[test]
+fn a_client_id_may_be_as_long_as_the_wire_format_allows() {
+    let id = |length: usize| {
+        let line = format!("client_id = \"{}\"", "a".repeat(length));
+        edited(CLIENT, "client_id = \"\"", &line)
+    };
+    let config = accept(&id(CLIENT_ID_BYTES_MAX));
+    let client = config.client.expect("a client");
+    assert_eq!(
+        client.client_id.map(|id| id.len()),
+        Some(CLIENT_ID_BYTES_MAX)
+    );
+    assert!(problem(&id(CLIENT_ID_BYTES_MAX + 1)).contains("must be at most 253 bytes"));
 }

@@ -6,8 +6,9 @@ use crate::service::{self, SERVICE_NAME_BYTES_MAX};
 use crate::varint;
 use crate::wire;
 
-/// The longest client id in bytes of UTF-8: a UUID takes 36, a DNS-like name fits.
-pub const CLIENT_ID_BYTES_MAX: usize = 128;
+/// The longest client id in bytes of UTF-8: a UUID takes 36, and a pod's full DNS name fits (RFC
+/// 1035 section 2.3.4).
+pub const CLIENT_ID_BYTES_MAX: usize = 253;
 
 /// The bytes of an instance id: a UUID (RFC 9562).
 pub const INSTANCE_ID_BYTES: usize = 16;

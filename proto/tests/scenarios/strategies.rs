@@ -104,7 +104,7 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
 }
 
 fn register() -> impl Strategy<Value = Register> {
-    let client_id = text(128).prop_map(|id| if id.is_empty() { "a".to_owned() } else { id });
+    let client_id = text(253).prop_map(|id| if id.is_empty() { "a".to_owned() } else { id });
     let offers = vec(service().prop_map(|name| ServiceOffer { name }), 0..=64);
     (
         number(),
