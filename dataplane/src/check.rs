@@ -61,7 +61,8 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
             "client: {cores} cores, lanes {:?}, service {}",
             client.lanes, shared.service
         ));
-        for server in &shared.servers {
+        for server in &shared.targets {
+            server.name.refresh();
             let addresses = server.name.addresses();
             if addresses.is_empty() {
                 return Err(Failure::Input(format!(

@@ -93,6 +93,18 @@ counters! {
     registrations_refused,
     /// Lanes closed because nothing was heard within the health timeout.
     lanes_unhealthy,
+    /// Probes of a server from which nothing was heard for a while, and of lanes that were alarmed.
+    probes_sent,
+    /// Alarms given because a probe was not answered.
+    probes_unanswered,
+    /// Alarms given to all lanes of a server because one has ended, or another instance answers.
+    lanes_alarmed,
+    /// Lanes left to their last flows: their server drains or is none any more, or they are too many.
+    lanes_left,
+    /// Handshakes given up because the network says that nobody listens at the address.
+    handshakes_unreachable,
+    /// Mail to the client role of another core that did not fit its mailbox.
+    client_mail_dropped,
     /// Heartbeats received.
     heartbeats_received,
     /// TCP visitors accepted.

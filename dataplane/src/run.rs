@@ -15,7 +15,6 @@ use crate::core::runtime::{self, CoreReport, CoreSetup};
 use crate::exit::Failure;
 use crate::metrics::CoreCounters;
 use crate::ready::Readiness;
-use crate::resolve;
 use crate::server::ServerShared;
 use crate::server::registry::ClientPool;
 use crate::sys::{cpu, limits};
@@ -93,12 +92,13 @@ pub(crate) fn start(
         .client
         .as_ref()
         .map(|client| Arc::new(ClientShared::new(config, client, &readiness)));
-    if let Some(client) = &client {
-        resolve::keep_fresh(client.names())
-            .map_err(|error| Failure::Running(format!("resolver: {error}")))?;
-    }
     let (cluster, wakes) =
         cluster(cores).map_err(|error| Failure::Running(format!("mailboxes: {error}")))?;
+    if let Some(client) = &client {
+        client
+            .keep_names_fresh(&cluster)
+            .map_err(|error| Failure::Running(format!("resolver: {error}")))?;
+    }
     let (sender, events) = unbounded();
     if stop_on == StopOn::Signal {
         // Before anything says that it is ready: whoever waits for that may send a signal at once.

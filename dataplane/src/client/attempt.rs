@@ -1,4 +1,4 @@
-//! One attempt of a lane: socket, handshake, registration, service until the end.
+//! One attempt of a lane: socket, handshake, registration; then the lane is a session.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -6,13 +6,17 @@ use std::time::Instant;
 
 use qmux_config::Client;
 use qmux_proto::control::{
-    Capabilities, Heartbeat, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
+    Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
     ServiceOffer,
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
+use super::ClientCore;
 use super::lane::{ClientLane, ClientLaneEvents};
-use super::{ClientCore, ClientShared};
+use super::plan::lane_count;
+use super::server::ServerState;
+use super::session::{Served, Session};
+use super::supervisor::Supervisor;
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::client::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
@@ -34,75 +38,94 @@ pub(super) enum AttemptEnd {
     Misaimed,
     /// The lane was registered and has ended.
     Ended(LaneEnd),
+    /// The lane was registered, and its server drains: it lives on with the flows that it has, without a supervisor.
+    ServerDrains,
+    /// The supervisor was retired. A lane that was registered lives on likewise.
+    Retired,
 }
 
-/// Runs one attempt of `lane_index` to `server` to its end. `number` counts the attempts.
-pub(super) async fn run(
+/// Runs one attempt of the lane of `supervisor` to its end.
+pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> AttemptEnd {
+    let opened = supervisor
+        .unless_retired(open(core, &supervisor.server, supervisor.lane))
+        .await;
+    let mut session = match opened {
+        None => return AttemptEnd::Retired,
+        Some(Err(end)) => return end,
+        Some(Ok(session)) => session,
+    };
+    supervisor.serves(Some(session.lane()));
+    let served = session.serve(supervisor).await;
+    supervisor.serves(None);
+    match served {
+        Served::Ended(end) => AttemptEnd::Ended(end),
+        Served::ServerDrains => {
+            monoio::spawn(session.leave(true));
+            AttemptEnd::ServerDrains
+        }
+        Served::Retired => {
+            monoio::spawn(session.leave(false));
+            AttemptEnd::Retired
+        }
+    }
+}
+
+/// Dials and registers.
+async fn open(
     core: &Rc<ClientCore>,
-    server: usize,
+    server: &Arc<ServerState>,
     lane_index: usize,
-    number: usize,
-) -> AttemptEnd {
+) -> Result<Session, AttemptEnd> {
     let Some(client) = core.shared.client() else {
-        return AttemptEnd::Failed("no [client] section".into());
+        return Err(AttemptEnd::Failed("no [client] section".into()));
     };
-    let (endpoint, lane, aim) = match dial(core, client, server, lane_index, number) {
-        Ok(dialed) => dialed,
-        Err(why) => return AttemptEnd::Failed(why),
-    };
-    let this = Rc::new(ClientLane {
-        udp: client_flows(core, &lane),
-        lane: Rc::clone(&lane),
-        context: Rc::clone(&core.context),
-        shared: Arc::clone(&core.shared),
-    });
+    let (endpoint, lane, aim) =
+        dial(core, client, server, lane_index).map_err(AttemptEnd::Failed)?;
+    let this = ClientLane::new(
+        Rc::clone(&lane),
+        client_flows(core, &lane),
+        Rc::clone(&core.context),
+        Arc::clone(&core.shared),
+        Arc::clone(server),
+        core.next_serial(),
+    );
     lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
-    // The endpoint lives as long as its one lane, and that as long as this attempt.
+    // The endpoint lives as long as its one lane, and that as long as this attempt or what it leaves behind.
     endpoint.stop_when_empty();
-    let _guard = CloseOnDrop(Rc::clone(&lane));
+    let guard = CloseOnDrop(Rc::clone(&lane));
     if let Err(end) = lane.established().await {
-        return AttemptEnd::Failed(end.to_string());
+        return Err(AttemptEnd::Failed(end.to_string()));
     }
     let mut reader = ControlReader::new(Rc::clone(&lane));
-    let ack = match register(
-        &core.shared,
-        client,
-        &this,
-        &mut reader,
-        server,
-        lane_index,
-        core,
-    )
-    .await
-    {
-        Ok(ack) => ack,
-        Err(end) => return end,
-    };
+    let ack = register(core, client, &this, &mut reader, lane_index).await?;
     let server_cores = usize::try_from(ack.server_cores)
         .unwrap_or(1)
         .clamp(1, crate::core::CORES_MAX);
     if aim != lane_index % server_cores {
         core.server_has_cores(server, server_cores);
-        return AttemptEnd::Misaimed;
+        return Err(AttemptEnd::Misaimed);
     }
-    core.lanes
-        .borrow_mut()
-        .insert((server, lane_index), Rc::clone(&this));
+    if core.context.draining.get() {
+        // The servers have been told already, but not on this lane.
+        return Err(AttemptEnd::Retired);
+    }
     tracing::info!(
-        server = %core.shared.servers[server].name,
+        server = core.shared.title(server),
         lane = lane_index,
         core = core.context.index,
         server_core = ack.lane_core,
         server_cores = ack.server_cores,
         "lane registered"
     );
+    let session = Session::begin(core, this, reader, guard, &ack)
+        .ok_or_else(|| AttemptEnd::Failed("no [client] section".into()))?;
     core.shared.lane_registered();
     core.server_has_cores(server, server_cores);
-    AttemptEnd::Ended(serve(client, &this, &mut reader).await)
+    Ok(session)
 }
 
 /// Closes the lane when the attempt is over or given up; does nothing to one that has ended.
-struct CloseOnDrop(Rc<Lane>);
+pub(super) struct CloseOnDrop(Rc<Lane>);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
@@ -115,26 +138,23 @@ impl Drop for CloseOnDrop {
 fn dial(
     core: &Rc<ClientCore>,
     client: &Client,
-    server: usize,
+    server: &ServerState,
     lane_index: usize,
-    number: usize,
 ) -> Result<(Rc<Endpoint>, Rc<Lane>, usize), String> {
-    let state = &core.shared.servers[server];
-    let addresses = state.name.addresses();
-    let peer = number
-        .checked_rem(addresses.len())
-        .and_then(|index| addresses.get(index))
-        .ok_or_else(|| format!("{} cannot be resolved", state.name))?;
-    let socket = bind::udp_towards(*peer).map_err(|error| format!("no UDP socket: {error}"))?;
+    let peer = server.address;
+    let socket = bind::udp_towards(peer).map_err(|error| format!("no UDP socket: {error}"))?;
     // A smaller buffer than asked for was warned of at the start.
     let _granted = bind::raise_udp_buffers(&socket);
     // Read again at each attempt: renewed certificates are picked up.
     let tls = tls::client(client).map_err(|error| error.to_string())?;
     let config =
         settings::transport(&core.shared.config.quic, tls).map_err(|error| error.to_string())?;
+    let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
+    // Where it cannot be had, a handshake in vain merely takes its whole time.
+    let _heard = socket.hear_unreachable(true);
     let endpoint = Endpoint::start(
         EndpointSetup {
-            socket: UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?,
+            socket,
             core: core.context.index,
             group: 1,
             config,
@@ -145,13 +165,9 @@ fn dial(
         },
         None,
     );
-    let server_cores = state
-        .cores
-        .load(std::sync::atomic::Ordering::Relaxed)
-        .max(1);
-    let aim = lane_index % server_cores;
+    let aim = lane_index % server.cores().max(1);
     let lane = endpoint
-        .dial(*peer, &state.server_name, u8::try_from(aim).unwrap_or(0))
+        .dial(peer, &server.server_name, u8::try_from(aim).unwrap_or(0))
         .map_err(|error| {
             endpoint.stop_when_empty();
             error.to_string()
@@ -176,23 +192,21 @@ fn client_flows(core: &Rc<ClientCore>, lane: &Rc<Lane>) -> Rc<ClientFlows> {
 }
 
 async fn register(
-    shared: &ClientShared,
+    core: &ClientCore,
     client: &Client,
     this: &ClientLane,
     reader: &mut ControlReader,
-    server: usize,
     lane_index: usize,
-    core: &Rc<ClientCore>,
 ) -> Result<RegisterAck, AttemptEnd> {
-    let server_cores = shared.servers[server]
-        .cores
-        .load(std::sync::atomic::Ordering::Relaxed);
+    let shared = &core.shared;
+    let cores = core.context.cluster.cores();
+    let lane_count = lane_count(client.lanes, this.server.cores(), cores);
     this.lane.send_control(&Message::Register(Register {
         protocol_version: PROTOCOL_VERSION,
         client_id: shared.client_id.clone(),
         instance_id: shared.instance_id,
         lane_index: lane_index as u64,
-        lane_count: shared.lane_count(server_cores, core.context.cluster.cores()) as u64,
+        lane_count: lane_count as u64,
         capabilities: Capabilities::TCP
             .union(Capabilities::UDP)
             .union(Capabilities::FRAGMENTATION),
@@ -233,62 +247,6 @@ async fn register(
                 ));
             }
             ControlEvent::Ended => return Err(AttemptEnd::Failed(ended(this).await.to_string())),
-        }
-    }
-}
-
-/// Heartbeats until the lane ends.
-async fn serve(client: &Client, this: &ClientLane, reader: &mut ControlReader) -> LaneEnd {
-    let mut last_heard = Instant::now();
-    let mut next_beat = last_heard + client.heartbeat_interval;
-    let keep_alive = this.shared.config.quic.keep_alive_period;
-    let mut next_ping = Instant::now() + keep_alive;
-    let (mut sent, mut heard) = (0, 0);
-    loop {
-        let unhealthy_at = last_heard + client.health_timeout;
-        match reader
-            .next(next_beat.min(next_ping).min(unhealthy_at))
-            .await
-        {
-            ControlEvent::Message(message) => {
-                last_heard = Instant::now();
-                match message {
-                    Message::Heartbeat(beat) => {
-                        heard = beat.sequence;
-                        this.context.counters.heartbeats_received.increment();
-                    }
-                    Message::FlowClosed(closed) => {
-                        this.udp.flow_closed(closed.flow_id, closed.reason);
-                    }
-                    Message::Finished(finished) => this.lane.announced(finished),
-                    Message::GoAway(away) => {
-                        tracing::info!(peer = ?this.lane.peer_addr(), reason = %away.reason, "the server drains; this lane gets no new flow");
-                    }
-                    other => tracing::debug!(?other, "message without meaning here"),
-                }
-            }
-            ControlEvent::Deadline => {
-                let now = Instant::now();
-                if now >= last_heard + client.health_timeout {
-                    this.context.counters.lanes_unhealthy.increment();
-                    this.lane.close(LaneError::HealthTimeout, "");
-                    return LaneEnd::ClosedByUs(LaneError::HealthTimeout);
-                }
-                if now >= next_ping {
-                    this.lane.ping();
-                    next_ping = now + keep_alive;
-                }
-                if now >= next_beat {
-                    next_ping = now + keep_alive;
-                    sent += 1;
-                    this.lane.send_control(&Message::Heartbeat(Heartbeat {
-                        sequence: sent,
-                        acknowledged: heard,
-                    }));
-                    next_beat = now + client.heartbeat_interval;
-                }
-            }
-            ControlEvent::Ended => return ended(this).await,
         }
     }
 }

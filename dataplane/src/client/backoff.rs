@@ -8,6 +8,13 @@ const FIRST: Duration = Duration::from_millis(200);
 /// Upper bound of every later delay.
 const LONGEST: Duration = Duration::from_secs(10);
 
+/// Failures with one bound: it then grows about as fast as the time since the first failure, so that whoever was away
+/// for a moment is found a moment later.
+const FAILURES_PER_BOUND: u32 = 2;
+
+/// Upper bound of the delays to a server that is draining: it is going to be replaced.
+const DRAINING: Duration = Duration::from_secs(1);
+
 /// Doublings after which the bound has reached [`LONGEST`].
 const DOUBLINGS_MAX: u32 = 6;
 
@@ -20,12 +27,23 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// The delay before the next attempt: uniform between zero and a bound that doubles with each failure. `random` is
-    /// uniform in `0.0..1.0`.
+    /// The delay before the next attempt: uniform between zero and a bound that doubles with every second failure.
+    /// `random` is uniform in `0.0..1.0`.
     pub(crate) fn next(&mut self, random: f64) -> Duration {
         let bound = self.bound();
         self.failures = self.failures.saturating_add(1);
         bound.mul_f64(random.clamp(0.0, 1.0))
+    }
+
+    /// The same for a server that is draining, which is asked again soon however often it has refused.
+    pub(crate) fn next_while_draining(&mut self, random: f64) -> Duration {
+        self.next(random).min(DRAINING.mul_f64(random.clamp(0.0, 1.0)))
+    }
+
+    /// Another lane has found the server: begin anew, with the delay that this returns.
+    pub(crate) fn found(&mut self, random: f64) -> Duration {
+        self.reset();
+        self.next(random)
     }
 
     /// The lane has served for a while: begin anew.
@@ -35,11 +53,12 @@ impl Backoff {
 
     /// The server has said that it will not change its mind soon: take the longest delays.
     pub(crate) fn discourage(&mut self) {
-        self.failures = self.failures.max(DOUBLINGS_MAX);
+        self.failures = self.failures.max(DOUBLINGS_MAX * FAILURES_PER_BOUND);
     }
 
     fn bound(&self) -> Duration {
-        (FIRST * (1 << self.failures.min(DOUBLINGS_MAX))).min(LONGEST)
+        let doublings = (self.failures / FAILURES_PER_BOUND).min(DOUBLINGS_MAX);
+        (FIRST * (1 << doublings)).min(LONGEST)
     }
 }
 
@@ -50,15 +69,20 @@ mod tests {
     #[test]
     fn bounds_double_from_200_ms_to_10_s_and_start_anew_after_a_reset() {
         let mut backoff = Backoff::default();
-        let bounds: Vec<u128> = (0..9).map(|_| backoff.next(1.0).as_millis()).collect();
+        let bounds: Vec<u128> = (0..15).map(|_| backoff.next(1.0).as_millis()).collect();
         assert_eq!(
             bounds,
-            [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000, 10_000]
+            [
+                200, 200, 400, 400, 800, 800, 1_600, 1_600, 3_200, 3_200, 6_400, 6_400, 10_000, 10_000,
+                10_000
+            ]
         );
         backoff.reset();
         assert_eq!(backoff.next(0.5), Duration::from_millis(100));
         backoff.discourage();
         assert_eq!(backoff.next(1.0), LONGEST);
         assert_eq!(backoff.next(0.0), Duration::ZERO);
+        assert_eq!(backoff.next_while_draining(0.5), DRAINING / 2);
+        assert_eq!(backoff.found(1.0), FIRST);
     }
 }

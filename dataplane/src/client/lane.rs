@@ -1,14 +1,17 @@
 //! A lane as the client sees it: flows that the server opens, datagrams that it sends.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use qmux_proto::FlowError;
 
 use super::ClientShared;
+use super::server::ServerState;
 use crate::core::CoreContext;
 use crate::flow::udp::client::ClientFlows;
 use crate::quic::end::LaneEnd;
+use crate::quic::event::Event;
 use crate::quic::lane::{Lane, LaneEvents};
 
 /// One lane to one server.
@@ -17,6 +20,67 @@ pub(super) struct ClientLane {
     pub(super) udp: Rc<ClientFlows>,
     pub(super) context: Rc<CoreContext>,
     pub(super) shared: Arc<ClientShared>,
+    pub(super) server: Arc<ServerState>,
+    /// Tells lanes of this process apart; never 0.
+    pub(super) serial: u64,
+    tcp_flows: Cell<usize>,
+    /// Wakes the lane's session: its supervisor was retired, or there was an alarm.
+    pub(super) wake: Event,
+    alarmed: Cell<bool>,
+}
+
+impl ClientLane {
+    pub(super) fn new(
+        lane: Rc<Lane>,
+        udp: Rc<ClientFlows>,
+        context: Rc<CoreContext>,
+        shared: Arc<ClientShared>,
+        server: Arc<ServerState>,
+        serial: u64,
+    ) -> Rc<ClientLane> {
+        Rc::new(ClientLane {
+            lane,
+            udp,
+            context,
+            shared,
+            server,
+            serial,
+            tcp_flows: Cell::new(0),
+            wake: Event::default(),
+            alarmed: Cell::new(false),
+        })
+    }
+
+    /// The server may be gone: have it asked.
+    pub(super) fn alarm(&self) {
+        self.alarmed.set(true);
+        self.wake.set();
+    }
+
+    /// True once after each alarm.
+    pub(super) fn take_alarm(&self) -> bool {
+        self.alarmed.take()
+    }
+
+    /// Flows that ride this lane now.
+    pub(super) fn flows(&self) -> usize {
+        self.tcp_flows.get() + self.udp.flow_count()
+    }
+
+    /// Counts a TCP flow until the result is dropped.
+    pub(super) fn count_flow(self: &Rc<Self>) -> LaneFlow {
+        self.tcp_flows.set(self.tcp_flows.get() + 1);
+        LaneFlow(Rc::clone(self))
+    }
+}
+
+/// One TCP flow of a lane.
+pub(super) struct LaneFlow(Rc<ClientLane>);
+
+impl Drop for LaneFlow {
+    fn drop(&mut self) {
+        self.0.tcp_flows.set(self.0.tcp_flows.get() - 1);
+    }
 }
 
 /// Handler of the lane's events.

@@ -4,35 +4,71 @@ mod attempt;
 mod backoff;
 mod flow;
 mod lane;
+mod plan;
+mod roster;
+mod server;
+mod session;
 mod supervisor;
+mod vigil;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use qmux_config::{Client, Config, Lanes};
 use qmux_proto::LaneError;
 use qmux_proto::control::{GoAway, GoAwayReason, Message};
 
-use crate::core::CoreContext;
 use crate::core::mailbox::Mail;
+use crate::core::{Cluster, CoreContext};
 use crate::ready::Readiness;
-use crate::resolve::Name;
+use crate::resolve::{self, Name};
 use lane::ClientLane;
+use plan::{LaneId, Plan};
+use roster::Roster;
+use server::ServerState;
 use supervisor::Supervisor;
 
-/// One configured server, as all cores see it.
+const _: () = assert!(
+    qmux_config::CLIENT_ID_BYTES_MAX == qmux_proto::control::CLIENT_ID_BYTES_MAX,
+    "every client id that the configuration allows can be sent"
+);
+
+/// Bits of a lane's serial number that count the lanes of one core; the others are the core's.
+const SERIAL_BITS: u32 = 48;
+
+/// How soon the resolver's thread tries again to put mail into a full mailbox.
+const MAIL_PAUSE: Duration = Duration::from_millis(10);
+
+/// What one core's client role tells the others.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum ClientMail {
+    /// The servers, or what is known about their cores, have changed.
+    Plan,
+    /// This server may be gone: ask it on each lane.
+    Alarm {
+        /// The server's number.
+        server: u64,
+    },
+    /// A lane to this server has registered: those that wait to try again need not wait long.
+    Found {
+        /// The server's number.
+        server: u64,
+    },
+}
+
+/// One configured server. Each address that its name resolves to is a server of its own.
 #[derive(Debug)]
-pub(crate) struct ServerState {
+pub(crate) struct Target {
     /// Where it is.
     pub(crate) name: Arc<Name>,
     /// What its certificate must be for.
     pub(crate) server_name: String,
-    /// Its number of cores as it last said; 0 until then.
-    cores: AtomicUsize,
 }
 
 /// What all cores of the client role share.
@@ -45,7 +81,11 @@ pub(crate) struct ClientShared {
     /// Drawn at this start.
     pub(crate) instance_id: [u8; 16],
     /// In the order of the configuration.
-    pub(crate) servers: Vec<ServerState>,
+    pub(crate) targets: Vec<Target>,
+    /// Changed by the resolvers' threads only.
+    roster: Mutex<Roster>,
+    /// The servers of the roster, for the cores to read.
+    servers: ArcSwap<Vec<Arc<ServerState>>>,
     /// The local service.
     pub(crate) service: Arc<Name>,
     /// Told when the first lane is registered.
@@ -54,32 +94,41 @@ pub(crate) struct ClientShared {
 }
 
 impl ClientShared {
-    /// Resolves names and draws ids.
+    /// Draws ids, and resolves the service's name; those of the servers are resolved in the background.
     pub(crate) fn new(
         config: &Arc<Config>,
         client: &Client,
         readiness: &Arc<Readiness>,
     ) -> ClientShared {
-        ClientShared {
+        let targets: Vec<Target> = client
+            .servers
+            .iter()
+            .map(|target| Target {
+                name: Name::later(&target.host, target.port),
+                server_name: target.server_name.clone(),
+            })
+            .collect();
+        let names = targets.iter().map(|target| target.server_name.clone());
+        let shared = ClientShared {
             config: Arc::clone(config),
             client_id: client
                 .client_id
                 .clone()
                 .unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
             instance_id: *uuid::Uuid::new_v4().as_bytes(),
-            servers: client
-                .servers
-                .iter()
-                .map(|target| ServerState {
-                    name: Name::new(&target.host, target.port),
-                    server_name: target.server_name.clone(),
-                    cores: AtomicUsize::new(0),
-                })
-                .collect(),
+            roster: Mutex::new(Roster::new(names)),
+            targets,
+            servers: ArcSwap::default(),
             service: Name::new(&client.local.host, client.local.port),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),
+        };
+        for (index, target) in shared.targets.iter().enumerate() {
+            if target.name.is_literal() {
+                shared.resolved(index, &target.name.addresses());
+            }
         }
+        shared
     }
 
     /// The `[client]` section. The role is only started if there is one.
@@ -87,13 +136,64 @@ impl ClientShared {
         self.config.client.as_ref()
     }
 
-    /// All names that must be kept fresh.
-    pub(crate) fn names(&self) -> Vec<Arc<Name>> {
-        self.servers
-            .iter()
-            .map(|server| Arc::clone(&server.name))
-            .chain([Arc::clone(&self.service)])
-            .collect()
+    /// Resolves all names now and from time to time, each in a thread of its own, and tells the cores of `cluster` when
+    /// the servers have changed.
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub(crate) fn keep_names_fresh(self: &Arc<Self>, cluster: &Arc<Cluster>) -> std::io::Result<()> {
+        let Some(client) = self.client() else {
+            return Ok(());
+        };
+        let interval = client.resolve_interval;
+        resolve::keep_fresh(Arc::clone(&self.service), interval, |_| {})?;
+        for (index, target) in self.targets.iter().enumerate() {
+            let (shared, cluster) = (Arc::clone(self), Arc::clone(cluster));
+            resolve::keep_fresh(Arc::clone(&target.name), interval, move |addresses| {
+                if shared.resolved(index, addresses) {
+                    tell_all_cores(&cluster, &ClientMail::Plan);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what a configured server's name has resolved to. True if the servers have changed.
+    fn resolved(&self, target: usize, addresses: &[SocketAddr]) -> bool {
+        let mut roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = roster.answer(target, addresses);
+        if news.is_empty() {
+            return false;
+        }
+        self.servers.store(Arc::new(roster.servers().to_vec()));
+        drop(roster);
+        if !self.targets[target].name.is_literal() {
+            for server in &news.appeared {
+                tracing::info!(server = self.title(server), "a server has appeared");
+            }
+            for server in &news.vanished {
+                tracing::info!(
+                    server = self.title(server),
+                    "a server has vanished; its lanes are left to their flows"
+                );
+            }
+        }
+        if news.surplus > 0 {
+            tracing::warn!(
+                surplus = news.surplus,
+                limit = roster::SERVERS_MAX,
+                "more addresses than one client can have servers; the others are left out"
+            );
+        }
+        true
+    }
+
+    /// A server as logs name it.
+    fn title(&self, server: &ServerState) -> String {
+        match self.targets.get(server.target) {
+            Some(target) if !target.name.is_literal() => format!("{} ({server})", target.name),
+            _ => server.to_string(),
+        }
     }
 
     fn lane_registered(&self) {
@@ -101,15 +201,13 @@ impl ClientShared {
             self.readiness.role_ready("client");
         }
     }
+}
 
-    /// Lanes to open to a server of `server_cores` cores from `client_cores` cores: each core of either side gets at
-    /// least one. Lane `k` joins server core `k % server_cores` and client core `k % client_cores`.
-    fn lane_count(&self, server_cores: usize, client_cores: usize) -> usize {
-        match self.client().map(|client| client.lanes) {
-            // One lane first: it brings the number of cores, which the others need to aim.
-            _ if server_cores == 0 => 1,
-            Some(Lanes::Count(count)) => usize::from(count.get()),
-            _ => server_cores.max(client_cores),
+/// For threads that are no core: waits for room in each mailbox.
+fn tell_all_cores(cluster: &Cluster, mail: &ClientMail) {
+    for mailbox in &cluster.mailboxes {
+        while mailbox.send(Mail::Client(*mail)).is_err() {
+            std::thread::sleep(MAIL_PAUSE);
         }
     }
 }
@@ -118,72 +216,118 @@ impl ClientShared {
 pub(crate) struct ClientCore {
     context: Rc<CoreContext>,
     shared: Arc<ClientShared>,
-    supervisors: RefCell<HashMap<(usize, usize), Rc<Supervisor>>>,
-    /// Lanes that are registered now, by server and lane index.
-    lanes: RefCell<HashMap<(usize, usize), Rc<ClientLane>>>,
+    plan: RefCell<Plan>,
+    supervisors: RefCell<HashMap<LaneId, Rc<Supervisor>>>,
+    /// Lanes that are registered now, by serial number; also those that are being left.
+    lanes: RefCell<HashMap<u64, Rc<ClientLane>>>,
+    next_serial: Cell<u64>,
 }
 
 impl ClientCore {
     /// Starts this core's first lanes.
     pub(crate) fn start(context: &Rc<CoreContext>, shared: &Arc<ClientShared>) -> Rc<ClientCore> {
+        let lanes = shared.client().map_or(Lanes::Auto, |client| client.lanes);
         let this = Rc::new(ClientCore {
             context: Rc::clone(context),
             shared: Arc::clone(shared),
+            plan: RefCell::new(Plan::new(context.index, context.cluster.cores(), lanes)),
             supervisors: RefCell::default(),
             lanes: RefCell::default(),
+            next_serial: Cell::new(1),
         });
-        for server in 0..shared.servers.len() {
-            this.plan(server);
-        }
+        this.plan();
         this
     }
 
     /// Takes mail meant for the client role; gives back what is not.
     pub(crate) fn mail(self: &Rc<Self>, mail: Mail) -> Option<Mail> {
         match mail {
-            Mail::Lanes { server } => self.plan(server),
+            Mail::Client(mail) => self.client_mail(&mail),
             other => return Some(other),
         }
         None
     }
 
-    /// Brings this core's lanes to `server` in line with the number of cores on both sides.
-    fn plan(self: &Rc<Self>, server: usize) {
-        let cores = self.context.cluster.cores();
-        let server_cores = self.shared.servers[server].cores.load(Ordering::Relaxed);
-        let count = self.shared.lane_count(server_cores, cores);
-        let mut supervisors = self.supervisors.borrow_mut();
-        for lane in (self.context.index..count).step_by(cores) {
-            supervisors
-                .entry((server, lane))
-                .or_insert_with(|| Supervisor::start(self, server, lane));
+    fn client_mail(self: &Rc<Self>, mail: &ClientMail) {
+        match *mail {
+            ClientMail::Plan => self.plan(),
+            ClientMail::Alarm { server } => {
+                for lane in self.lanes.borrow().values() {
+                    if lane.server.number == server {
+                        lane.alarm();
+                    }
+                }
+            }
+            ClientMail::Found { server } => {
+                for ((of, _), supervisor) in &*self.supervisors.borrow() {
+                    if *of == server {
+                        supervisor.found();
+                    }
+                }
+            }
         }
-        supervisors.retain(|(of, lane), supervisor| {
-            let wanted = *of != server || *lane < count;
-            if !wanted {
+    }
+
+    /// Brings this core's lanes in line with the servers and the number of cores on both sides.
+    fn plan(self: &Rc<Self>) {
+        if self.context.draining.get() {
+            return;
+        }
+        let servers = self.shared.servers.load_full();
+        let numbers = servers.iter().map(|server| (server.number, server.cores()));
+        let changes = self.plan.borrow_mut().update(numbers);
+        let mut supervisors = self.supervisors.borrow_mut();
+        for lane in changes.retire {
+            if let Some(supervisor) = supervisors.remove(&lane) {
                 supervisor.retire();
             }
-            wanted
-        });
+        }
+        for (number, lane) in changes.start {
+            if let Some(server) = servers.iter().find(|server| server.number == number) {
+                supervisors.insert((number, lane), Supervisor::start(self, server, lane));
+            }
+        }
     }
 
     /// A server said how many cores it has: all cores plan again if that is news.
-    fn server_has_cores(self: &Rc<Self>, server: usize, server_cores: usize) {
-        let known = self.shared.servers[server]
-            .cores
-            .swap(server_cores, Ordering::Relaxed);
-        if known == server_cores {
-            return;
+    fn server_has_cores(self: &Rc<Self>, server: &ServerState, server_cores: usize) {
+        if server.has_cores(server_cores) {
+            self.tell_all(&ClientMail::Plan);
         }
-        self.plan(server);
+    }
+
+    /// The server may be gone: all lanes ask it.
+    fn alarm(self: &Rc<Self>, server: &ServerState) {
+        if server.may_alarm(Instant::now()) {
+            self.context.counters.lanes_alarmed.increment();
+            self.tell_all(&ClientMail::Alarm {
+                server: server.number,
+            });
+        }
+    }
+
+    /// A lane has registered where none was, or with another server than before.
+    fn found(self: &Rc<Self>, server: &ServerState) {
+        self.tell_all(&ClientMail::Found {
+            server: server.number,
+        });
+    }
+
+    /// Tells this core and all others.
+    fn tell_all(self: &Rc<Self>, mail: &ClientMail) {
+        self.client_mail(mail);
         for (core, mailbox) in self.context.cluster.mailboxes.iter().enumerate() {
-            if core != self.context.index && mailbox.send(Mail::Lanes { server }).is_err() {
-                tracing::error!(
-                    core,
-                    "mailbox full: the core keeps the lanes that it has to this server"
-                );
+            if core != self.context.index && mailbox.send(Mail::Client(*mail)).is_err() {
+                self.context.counters.client_mail_dropped.increment();
+                tracing::error!(core, ?mail, "mailbox full: the core was not told");
             }
         }
+    }
+
+    fn next_serial(&self) -> u64 {
+        let count = self.next_serial.get();
+        self.next_serial.set(count + 1);
+        (self.context.index as u64) << SERIAL_BITS | count
     }
 
     /// Tells the servers to send no new flow, and takes none.

@@ -1,10 +1,11 @@
 //! A supervisor keeps one lane up: attempt after attempt, with back-off in between, until it is retired.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use qmux_proto::LaneError;
@@ -13,82 +14,154 @@ use qmux_proto::control::RefuseReason;
 use super::ClientCore;
 use super::attempt::{self, AttemptEnd};
 use super::backoff::Backoff;
+use super::lane::ClientLane;
+use super::server::ServerState;
 use crate::quic::end::LaneEnd;
 use crate::quic::event::Event;
 
 /// A lane that served this long ended for a reason of its own: the back-off begins anew.
 const STEADY: Duration = Duration::from_secs(5);
 
+/// Attempts in a row that may be made anew at once because the server has another number of cores than was thought.
+/// More of them means that several servers with different numbers are behind one address.
+const MISAIMED_MAX: u32 = 2;
+
 /// Keeps one lane up.
 pub(super) struct Supervisor {
-    server: usize,
-    lane: usize,
+    pub(super) server: Arc<ServerState>,
+    pub(super) lane: usize,
     retired: Cell<bool>,
-    retire: Event,
+    /// Another lane has found the server.
+    found: Cell<bool>,
+    /// Set with each of the two.
+    told: Event,
+    /// The lane while it serves.
+    serving: RefCell<Option<Rc<ClientLane>>>,
 }
 
 impl Supervisor {
-    pub(super) fn start(core: &Rc<ClientCore>, server: usize, lane: usize) -> Rc<Supervisor> {
+    pub(super) fn start(
+        core: &Rc<ClientCore>,
+        server: &Arc<ServerState>,
+        lane: usize,
+    ) -> Rc<Supervisor> {
         let this = Rc::new(Supervisor {
-            server,
+            server: Arc::clone(server),
             lane,
             retired: Cell::new(false),
-            retire: Event::default(),
+            found: Cell::new(false),
+            told: Event::default(),
+            serving: RefCell::default(),
         });
         monoio::spawn(Rc::clone(&this).run(Rc::clone(core)));
         this
     }
 
-    /// No further attempt; a lane that is up is closed.
+    /// No further attempt; a lane that serves is left to its flows.
     pub(super) fn retire(&self) {
         self.retired.set(true);
-        self.retire.set();
+        self.told.set();
+        if let Some(lane) = &*self.serving.borrow() {
+            lane.wake.set();
+        }
+    }
+
+    /// Another lane to the same server has just registered: try again soon.
+    pub(super) fn found(&self) {
+        self.found.set(true);
+        self.told.set();
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.get()
+    }
+
+    /// Says which lane is to be told when this supervisor is retired.
+    pub(super) fn serves(&self, lane: Option<&Rc<ClientLane>>) {
+        *self.serving.borrow_mut() = lane.cloned();
+    }
+
+    /// Runs `work` to its end, or until this supervisor is retired.
+    pub(super) async fn unless_retired<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            if self.poll_told(cx, || self.retired.get()) {
+                return Poll::Ready(None);
+            }
+            work.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
+    /// True if `what` was told; the task is woken when anything is.
+    fn poll_told(&self, cx: &mut Context<'_>, what: impl Fn() -> bool) -> bool {
+        loop {
+            if what() {
+                return true;
+            }
+            if self.told.poll(cx).is_pending() {
+                return false;
+            }
+        }
     }
 
     async fn run(self: Rc<Self>, core: Rc<ClientCore>) {
         let mut backoff = Backoff::default();
-        for number in 0.. {
+        let mut misaimed = 0;
+        let mut draining = false;
+        loop {
             let began = Instant::now();
-            let end = {
-                let mut attempt = pin!(attempt::run(&core, self.server, self.lane, number));
-                poll_fn(|cx| {
-                    if self.retire.poll(cx).is_ready() {
-                        return Poll::Ready(None);
-                    }
-                    attempt.as_mut().poll(cx).map(Some)
-                })
-                .await
-            };
-            let Some(end) = end else {
-                self.close_lane(&core);
-                return;
-            };
-            core.lanes.borrow_mut().remove(&(self.server, self.lane));
+            self.found.set(false);
+            let end = attempt::run(&core, &self).await;
             if self.retired.get() || core.context.draining.get() {
                 return;
             }
-            if matches!(end, AttemptEnd::Misaimed) {
+            if matches!(end, AttemptEnd::Misaimed) && misaimed < MISAIMED_MAX {
+                misaimed += 1;
                 continue;
             }
-            if matches!(end, AttemptEnd::Ended(_)) && began.elapsed() >= STEADY {
+            misaimed = 0;
+            if begins_anew(&end, began.elapsed()) {
                 backoff.reset();
             }
             if discouraging(&end) {
                 backoff.discourage();
             }
-            let delay = backoff.next(rand::random());
-            self.log(&core, &end, delay);
-            monoio::time::sleep(delay).await;
+            let drains = matches!(end, AttemptEnd::Refused(RefuseReason::Draining, _));
+            // One lane is enough to find out when the next server is there; the others are told.
+            let delay = if drains && self.lane == 0 {
+                backoff.next_while_draining(rand::random())
+            } else {
+                backoff.next(rand::random())
+            };
+            if !(drains && draining) {
+                self.log(&core, &end, delay);
+            }
+            draining = drains;
+            self.pause(delay, &mut backoff).await;
             if self.retired.get() || core.context.draining.get() {
                 return;
             }
         }
     }
 
-    fn close_lane(&self, core: &ClientCore) {
-        let lane = core.lanes.borrow_mut().remove(&(self.server, self.lane));
-        if let Some(lane) = lane {
-            lane.lane.close(LaneError::Shutdown, "");
+    /// Waits for `delay`, or until retired, or for a short time after another lane has found the server.
+    async fn pause(&self, delay: Duration, backoff: &mut Backoff) {
+        let until = Instant::now() + delay;
+        let found = {
+            let mut sleep = pin!(monoio::time::sleep(delay));
+            poll_fn(|cx| {
+                if self.poll_told(cx, || self.retired.get() || self.found.get()) {
+                    return Poll::Ready(true);
+                }
+                sleep.as_mut().poll(cx).map(|()| false)
+            })
+            .await
+        };
+        if found && !self.retired.get() {
+            let left = until.saturating_duration_since(Instant::now());
+            let delay = backoff.found(rand::random()).min(left);
+            self.unless_retired(monoio::time::sleep(delay)).await;
         }
     }
 
@@ -96,21 +169,34 @@ impl Supervisor {
         let Some(suppressed) = core.context.connect_log.pass(Instant::now()) else {
             return;
         };
-        let state = &core.shared.servers[self.server];
-        let (server, server_name) = (&state.name, &state.server_name);
+        let server = core.shared.title(&self.server);
+        let server_name = &self.server.server_name;
         let next_ms = delay.as_millis() as u64;
         match end {
-            AttemptEnd::Misaimed => {}
+            AttemptEnd::Misaimed | AttemptEnd::ServerDrains | AttemptEnd::Retired => {}
             AttemptEnd::Ended(end) => {
-                tracing::warn!(%server, lane = self.lane, %end, next_ms, suppressed, "lane ended; connecting again");
+                tracing::warn!(server, lane = self.lane, %end, next_ms, suppressed, "lane ended; connecting again");
             }
             AttemptEnd::Failed(why) => {
-                tracing::warn!(%server, server_name, lane = self.lane, why, next_ms, suppressed, "cannot connect; trying again");
+                tracing::warn!(server, server_name, lane = self.lane, why, next_ms, suppressed, "cannot connect; trying again");
             }
             AttemptEnd::Refused(reason, text) => {
-                tracing::warn!(%server, lane = self.lane, %reason, text, next_ms, suppressed, "the server refused this client; trying again");
+                tracing::warn!(server, lane = self.lane, %reason, text, next_ms, suppressed, "the server refused this client; trying again");
             }
         }
+    }
+}
+
+/// Whether the server is likely to be there again at once: it has just been restarted, or the lane had served for a
+/// while.
+fn begins_anew(end: &AttemptEnd, lasted: Duration) -> bool {
+    match end {
+        AttemptEnd::ServerDrains
+        | AttemptEnd::Ended(
+            LaneEnd::StatelessReset | LaneEnd::ClosedByPeer(LaneError::Shutdown, _),
+        ) => true,
+        AttemptEnd::Ended(_) => lasted >= STEADY,
+        _ => false,
     }
 }
 
@@ -119,6 +205,9 @@ fn discouraging(end: &AttemptEnd) -> bool {
     match end {
         AttemptEnd::Refused(reason, _) => !matches!(reason, RefuseReason::Draining),
         AttemptEnd::Ended(end) => matches!(end, LaneEnd::ClosedByPeer(LaneError::Replaced, _)),
-        AttemptEnd::Failed(_) | AttemptEnd::Misaimed => false,
+        AttemptEnd::Failed(_)
+        | AttemptEnd::Misaimed
+        | AttemptEnd::ServerDrains
+        | AttemptEnd::Retired => false,
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::client::ClientMail;
 use crate::flow::udp::server::ForwardedUdp;
 use crate::server::registry::FlowTicket;
 use crate::sys::wake::{self, WakeSender};
@@ -53,11 +54,8 @@ pub(crate) enum Mail {
         /// Its number in the listener's pool.
         client: u64,
     },
-    /// The client role: open lanes to a server as planned.
-    Lanes {
-        /// Index of the server in the configuration.
-        server: usize,
-    },
+    /// For the client role.
+    Client(ClientMail),
     /// Take nothing new, tell the peers, let flows finish within this time.
     Drain {
         /// The time that flows get.

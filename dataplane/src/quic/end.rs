@@ -24,6 +24,8 @@ pub(crate) enum LaneEnd {
     NotRegistered,
     /// The handshake did not complete in time.
     HandshakeTimeout,
+    /// The network says that nobody listens at the address.
+    Unreachable(std::io::ErrorKind),
 }
 
 impl std::fmt::Display for LaneEnd {
@@ -58,6 +60,7 @@ impl std::fmt::Display for LaneEnd {
             LaneEnd::HandshakeTimeout => {
                 f.write_str("no answer: the handshake did not complete in time")
             }
+            LaneEnd::Unreachable(kind) => write!(f, "nobody listens there: {kind}"),
         }
     }
 }

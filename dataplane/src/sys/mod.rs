@@ -12,6 +12,7 @@ pub(crate) mod limits;
 pub(crate) mod steering;
 pub(crate) mod tcp;
 pub(crate) mod udp;
+pub(crate) mod unreachable;
 pub(crate) mod wake;
 
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -128,6 +128,11 @@ impl UdpSocket {
         self.io.writable(false).await
     }
 
+    /// Whether the network's word that nobody listens at a peer becomes an error of this socket.
+    pub(crate) fn hear_unreachable(&self, hear: bool) -> io::Result<()> {
+        super::unreachable::hear(super::borrow(&self.io), self.local.is_ipv4(), hear)
+    }
+
     /// Receives into `batch`; `WouldBlock` means wait for [`UdpSocket::readable`].
     pub(crate) fn try_receive(&self, batch: &mut ReceiveBatch) -> io::Result<()> {
         batch.filled = 0;

@@ -118,7 +118,6 @@ impl ClientFlows {
     }
 
     /// The flows that are open.
-    #[cfg(test)]
     pub(crate) fn flow_count(&self) -> usize {
         self.flows.borrow().len()
     }

@@ -177,6 +177,12 @@ impl Endpoint {
                     self.counters.quic_sends_too_large.increment();
                     return;
                 }
+                // The network's answer to an earlier packet.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    self.counters.quic_sends_failed.increment();
+                    self.socket_error(&error);
+                    return;
+                }
                 // EINVAL or EIO: the device, or this one destination, cannot do GSO.
                 Err(error) if ready.segment < ready.bytes.len() => {
                     if self.counters.gso_fallbacks.get() == 0 {
@@ -195,6 +201,7 @@ impl Endpoint {
                 Err(error) => {
                     self.counters.quic_sends_failed.increment();
                     tracing::debug!(%error, to = %ready.to, "send failed");
+                    self.socket_error(&error);
                     return;
                 }
             }
@@ -219,6 +226,7 @@ impl Endpoint {
             self.counters.lanes_opened.increment();
             if !self.accepts {
                 self.admitted(lane);
+                self.stop_hearing_unreachable();
             }
         }
         while conn.scids_left() > 0 {

@@ -103,6 +103,7 @@ impl Endpoint {
             // An ICMP error of an earlier send; the next call goes on (udp(7)).
             Err(error) => {
                 tracing::debug!(%error, "receive on a QUIC socket");
+                self.socket_error(&error);
                 return false;
             }
         }
@@ -116,6 +117,36 @@ impl Endpoint {
         self.counters.quic_packets_received.add(packets);
         self.counters.quic_bytes_received.add(bytes);
         true
+    }
+
+    /// On an endpoint that dials: gives up the handshake if the network says that it is in vain.
+    pub(super) fn socket_error(&self, error: &io::Error) {
+        if self.accepts {
+            return;
+        }
+        self.stop_hearing_unreachable();
+        let kind = error.kind();
+        if !matches!(
+            kind,
+            io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+        ) {
+            return;
+        }
+        for lane in self.lanes() {
+            if lane.nobody_listens(kind) {
+                self.counters.handshakes_unreachable.increment();
+            }
+        }
+    }
+
+    /// The network's word about the peer counts only before the handshake is complete; errors that are left unread
+    /// would keep the socket ready for ever.
+    pub(super) fn stop_hearing_unreachable(&self) {
+        if let Err(error) = self.socket.hear_unreachable(false) {
+            tracing::debug!(%error, "IP_RECVERR");
+        }
     }
 
     pub(super) fn packet(

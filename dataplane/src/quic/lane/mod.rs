@@ -131,6 +131,8 @@ pub(crate) struct Lane {
     pub(super) admission_deadline: Cell<Option<Instant>>,
     /// Set when that has happened.
     pub(super) given_up: Cell<bool>,
+    /// Set with it, if it is because nobody can be reached.
+    unreachable: Cell<Option<std::io::ErrorKind>>,
     /// True while the endpoint counts this lane among those that may be anybody's.
     pub(super) counted_unadmitted: Cell<bool>,
     /// True once the endpoint has counted this lane as established.
@@ -175,6 +177,7 @@ impl Lane {
             release_at: Cell::new(None),
             admission_deadline: Cell::new(Some(handshake_deadline)),
             given_up: Cell::new(false),
+            unreachable: Cell::new(None),
             counted_unadmitted: Cell::new(true),
             counted_opened: Cell::new(false),
             initial_id: RefCell::new(None),
@@ -274,6 +277,31 @@ impl Lane {
         self.given_up.set(true);
         self.admission_deadline.set(None);
         self.mark_dirty();
+    }
+
+    /// The network says that nobody listens at the peer's address: a lane that shakes hands need not wait. Anybody who
+    /// guesses its port can say so (RFC 9000, section 14.2.1), which is why it is no word about a lane that is up.
+    pub(super) fn nobody_listens(&self, kind: std::io::ErrorKind) -> bool {
+        let waits = !self.was_established.get() && self.is_open();
+        if waits {
+            self.unreachable.set(Some(kind));
+            self.give_up();
+        }
+        waits
+    }
+
+    /// Packets received so far: more of them are a sign of life.
+    pub(crate) fn packets_received(&self) -> u64 {
+        self.conn.borrow().stats().recv as u64
+    }
+
+    /// The round trip time of the path in use.
+    pub(crate) fn rtt(&self) -> Duration {
+        self.conn
+            .borrow()
+            .path_stats()
+            .find(|path| path.active)
+            .map_or(Duration::ZERO, |path| path.rtt)
     }
 
     /// Closes the lane with `error`; the peer is told in the next flush.
@@ -429,6 +457,7 @@ impl Lane {
         ) else {
             return false;
         };
+        let end = self.unreachable.get().map_or(end, LaneEnd::Unreachable);
         *self.end.borrow_mut() = Some(end.clone());
         self.wake_all();
         let events = self.events.borrow_mut().take();

@@ -1,0 +1,177 @@
+//! One server as all cores of the client see it: an address, and what its lanes have learned about it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// An alarm is not given again within this time: the lanes that heard it ask until they are answered.
+const ALARM_PAUSE: Duration = Duration::from_millis(100);
+
+/// Nobody has the probing role.
+const NOBODY: u64 = 0;
+
+/// Not known yet.
+const UNKNOWN: u64 = 0;
+
+/// One server.
+#[derive(Debug)]
+pub(crate) struct ServerState {
+    /// Tells servers of this process apart, also successive ones at one address.
+    pub(super) number: u64,
+    /// Which of the configured servers it came from.
+    pub(super) target: usize,
+    /// Where it is.
+    pub(super) address: SocketAddr,
+    /// What its certificate must be for.
+    pub(super) server_name: String,
+    /// Its number of cores as it last said; 0 until then.
+    cores: AtomicUsize,
+    /// A part of the instance id that it last said; several servers may be behind one address.
+    instance: AtomicU64,
+    /// Lanes registered with it now, on all cores.
+    registered: AtomicUsize,
+    /// The lane that probes it, by its serial number.
+    prober: AtomicU64,
+    started: Instant,
+    /// When the last alarm was given, in milliseconds after `started`, plus 1.
+    last_alarm_ms: AtomicU64,
+}
+
+/// What a registration tells about the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Registered {
+    /// It is the first lane, or the first one with another instance than before: who waits should try now.
+    pub(super) back: bool,
+    /// Another instance answers than before: the lanes that were registered before may be dead.
+    pub(super) other_instance: bool,
+}
+
+impl ServerState {
+    pub(super) fn new(
+        number: u64,
+        target: usize,
+        address: SocketAddr,
+        server_name: String,
+    ) -> Arc<ServerState> {
+        Arc::new(ServerState {
+            number,
+            target,
+            address,
+            server_name,
+            cores: AtomicUsize::new(0),
+            instance: AtomicU64::new(UNKNOWN),
+            registered: AtomicUsize::new(0),
+            prober: AtomicU64::new(NOBODY),
+            started: Instant::now(),
+            last_alarm_ms: AtomicU64::new(0),
+        })
+    }
+
+    /// Its number of cores as it last said; 0 until then.
+    pub(super) fn cores(&self) -> usize {
+        self.cores.load(Ordering::Relaxed)
+    }
+
+    /// The server said how many cores it has. True if that is news.
+    pub(super) fn has_cores(&self, cores: usize) -> bool {
+        self.cores.swap(cores, Ordering::Relaxed) != cores
+    }
+
+    /// A lane has registered.
+    pub(super) fn lane_registered(&self, instance_id: &[u8; 16]) -> Registered {
+        let [a, b, c, d, e, f, g, h, ..] = *instance_id;
+        let instance = u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1);
+        let before = self.instance.swap(instance, Ordering::AcqRel);
+        let earlier = self.registered.fetch_add(1, Ordering::AcqRel);
+        let other_instance = before != UNKNOWN && before != instance;
+        Registered {
+            back: earlier == 0 || other_instance,
+            other_instance: earlier > 0 && other_instance,
+        }
+    }
+
+    /// A registered lane has ended.
+    pub(super) fn lane_ended(&self) {
+        self.registered.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Takes the probing role for the lane `serial` if nobody has it. True if that lane has it now.
+    pub(super) fn claim_probing(&self, serial: u64) -> bool {
+        self.prober.load(Ordering::Relaxed) == serial
+            || self
+                .prober
+                .compare_exchange(NOBODY, serial, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// Gives the probing role back. True if `serial` had it.
+    pub(super) fn leave_probing(&self, serial: u64) -> bool {
+        self.prober
+            .compare_exchange(serial, NOBODY, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// True if an alarm is due: each of many lanes that end at once asks, and one alarm is enough.
+    pub(super) fn may_alarm(&self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.started).as_millis();
+        let now_ms = u64::try_from(since).unwrap_or(u64::MAX - 1) + 1;
+        let pause_ms = ALARM_PAUSE.as_millis() as u64;
+        let due = |last: u64| last == 0 || now_ms >= last + pause_ms;
+        self.last_alarm_ms
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |last| {
+                due(last).then_some(now_ms)
+            })
+            .is_ok()
+    }
+}
+
+impl std::fmt::Display for ServerState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> Arc<ServerState> {
+        let address = "192.0.2.1:8443".parse().expect("literal");
+        ServerState::new(1, 0, address, "server".into())
+    }
+
+    #[test]
+    fn one_lane_at_a_time_probes() {
+        let server = server();
+        assert!(server.claim_probing(7) && server.claim_probing(7));
+        assert!(!server.claim_probing(8));
+        assert!(!server.leave_probing(8) && server.leave_probing(7));
+        assert!(server.claim_probing(8));
+    }
+
+    #[test]
+    fn one_alarm_is_enough_for_many_ends() {
+        let server = server();
+        let now = Instant::now();
+        assert!(server.may_alarm(now) && !server.may_alarm(now));
+        assert!(!server.may_alarm(now + ALARM_PAUSE / 2));
+        assert!(server.may_alarm(now + ALARM_PAUSE * 2));
+    }
+
+    #[test]
+    fn another_instance_is_told_from_the_first_lane_of_one() {
+        let server = server();
+        let first = server.lane_registered(&[1; 16]);
+        assert!(first.back && !first.other_instance);
+        let second = server.lane_registered(&[1; 16]);
+        assert!(!second.back && !second.other_instance);
+        let other = server.lane_registered(&[2; 16]);
+        assert!(other.back && other.other_instance);
+        for _ in 0..3 {
+            server.lane_ended();
+        }
+        let again = server.lane_registered(&[3; 16]);
+        assert!(again.back && !again.other_instance, "no lane is left to doubt");
+    }
+}

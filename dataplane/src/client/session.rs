@@ -1,0 +1,329 @@
+//! The life of a registered lane: heartbeats, probes, and the way out.
+//!
+//! A lane serves until it ends, or until it is to be left: because its server drains, or because it is not wanted any
+//! more. Then its supervisor goes on without it, and the lane lives until its flows have ended.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use qmux_proto::LaneError;
+use qmux_proto::control::{GoAway, GoAwayReason, Heartbeat, Message, RegisterAck};
+
+use super::attempt::CloseOnDrop;
+use super::lane::ClientLane;
+use super::supervisor::Supervisor;
+use super::vigil::{Duty, Vigil};
+use super::{ClientCore, ClientMail};
+use crate::quic::control::{ControlEvent, ControlReader};
+use crate::quic::end::LaneEnd;
+
+/// A lane that is left must have been without flows for this long: a flow may be on its way.
+const LINGER: Duration = Duration::from_millis(250);
+
+/// Why a lane has stopped serving.
+#[derive(Debug)]
+pub(super) enum Served {
+    /// It has ended.
+    Ended(LaneEnd),
+    /// The server gives it no new flow: it drains.
+    ServerDrains,
+    /// Its supervisor was retired.
+    Retired,
+}
+
+/// One thing that happened to a lane.
+enum Happened {
+    Ended(LaneEnd),
+    ServerDrains,
+    /// Something that was dealt with, or the time that was waited for.
+    Other,
+}
+
+/// One registered lane.
+pub(super) struct Session {
+    core: Rc<ClientCore>,
+    this: Rc<ClientLane>,
+    reader: ControlReader,
+    _guard: CloseOnDrop,
+    heartbeat_interval: Duration,
+    health_timeout: Duration,
+    drain_timeout: Duration,
+    keep_alive_period: Duration,
+    last_heard: Instant,
+    next_beat: Instant,
+    next_ping: Instant,
+    /// Heartbeats sent, heard, and of those sent: acknowledged.
+    sent: u64,
+    heard: u64,
+    acknowledged: u64,
+    vigil: Vigil,
+    /// It counts among the lanes that its server has.
+    counted: bool,
+}
+
+impl Session {
+    /// Begins the life of a lane that `ack` has accepted.
+    pub(super) fn begin(
+        core: &Rc<ClientCore>,
+        this: Rc<ClientLane>,
+        reader: ControlReader,
+        guard: CloseOnDrop,
+        ack: &RegisterAck,
+    ) -> Option<Session> {
+        let client = core.shared.client()?;
+        let now = Instant::now();
+        let session = Session {
+            reader,
+            _guard: guard,
+            heartbeat_interval: client.heartbeat_interval,
+            health_timeout: client.health_timeout,
+            drain_timeout: client.drain_timeout,
+            keep_alive_period: core.shared.config.quic.keep_alive_period,
+            last_heard: now,
+            next_beat: now + client.heartbeat_interval,
+            next_ping: now + core.shared.config.quic.keep_alive_period,
+            sent: 0,
+            heard: 0,
+            acknowledged: 0,
+            vigil: Vigil::new(client.probe_interval),
+            counted: true,
+            core: Rc::clone(core),
+            this,
+        };
+        let server = &session.this.server;
+        let registered = server.lane_registered(&ack.server_instance_id);
+        if registered.other_instance {
+            core.alarm(server);
+        }
+        if registered.back {
+            core.found(server);
+        }
+        // After the alarm, which this lane need not hear.
+        core.lanes
+            .borrow_mut()
+            .insert(session.this.serial, Rc::clone(&session.this));
+        Some(session)
+    }
+
+    /// The lane.
+    pub(super) fn lane(&self) -> &Rc<ClientLane> {
+        &self.this
+    }
+
+    /// Serves until the lane ends or is to be left.
+    pub(super) async fn serve(&mut self, supervisor: &Supervisor) -> Served {
+        self.claim_probing();
+        loop {
+            if supervisor.is_retired() {
+                return Served::Retired;
+            }
+            match self.step(None).await {
+                Happened::Ended(end) => {
+                    self.stop_counting();
+                    if raises_alarm(&end) {
+                        self.core.alarm(&self.this.server);
+                    }
+                    return Served::Ended(end);
+                }
+                Happened::ServerDrains => return Served::ServerDrains,
+                Happened::Other => {}
+            }
+        }
+    }
+
+    /// Leaves the lane to the flows that it has: it ends with the last of them, at the latest after `drain_timeout`.
+    /// Where the server drains, it is the server that decides how long they may go on.
+    pub(super) async fn leave(mut self, server_drains: bool) {
+        self.stop_counting();
+        self.this.context.counters.lanes_left.increment();
+        let farewell = (!server_drains).then(|| self.say_farewell());
+        let deadline = (!server_drains).then(|| Instant::now() + self.drain_timeout);
+        let mut idle_since = None;
+        loop {
+            let now = Instant::now();
+            // The server reads a lane's control stream in order: it has stopped before it acknowledges the heartbeat.
+            let server_has_stopped = farewell.is_none_or(|beat| self.acknowledged >= beat);
+            if server_has_stopped && self.this.flows() == 0 {
+                if now >= *idle_since.get_or_insert(now) + LINGER {
+                    break;
+                }
+            } else {
+                idle_since = None;
+            }
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                break;
+            }
+            if let Happened::Ended(_) = self.step(Some(now + LINGER)).await {
+                return;
+            }
+        }
+        self.this.lane.close(LaneError::Shutdown, "");
+    }
+
+    /// Tells the server to give this lane no new flow. Returns the heartbeat whose acknowledgement says that it knows.
+    fn say_farewell(&mut self) -> u64 {
+        self.this.lane.send_control(&Message::GoAway(GoAway {
+            reason: GoAwayReason::Replaced,
+            drain_timeout_ms: u64::try_from(self.drain_timeout.as_millis()).unwrap_or(u64::MAX),
+        }));
+        self.beat(Instant::now());
+        self.sent
+    }
+
+    /// Waits for the next thing to happen, until `until` at the latest, and deals with it.
+    async fn step(&mut self, until: Option<Instant>) -> Happened {
+        let deadline = [until, self.vigil.next()]
+            .into_iter()
+            .flatten()
+            .fold(self.next_beat.min(self.next_ping), Instant::min)
+            .min(self.last_heard + self.health_timeout);
+        let event = {
+            let mut next = pin!(self.reader.next(deadline));
+            let wake = &self.this.wake;
+            // Reading is cancel-safe: what was read is in the decoder.
+            poll_fn(|cx| match next.as_mut().poll(cx) {
+                Poll::Ready(event) => Poll::Ready(Some(event)),
+                Poll::Pending => wake.poll(cx).map(|()| None),
+            })
+            .await
+        };
+        match event {
+            Some(ControlEvent::Message(message)) => {
+                self.last_heard = Instant::now();
+                self.message(message)
+            }
+            Some(ControlEvent::Deadline) => self.deadlines(Instant::now()),
+            Some(ControlEvent::Ended) => Happened::Ended(self.this.lane.ended().await),
+            None => {
+                if self.this.take_alarm() {
+                    self.claim_probing();
+                    let (heard, rtt) = self.signs_of_life();
+                    let duty = self.vigil.alarm(Instant::now(), heard, rtt);
+                    self.perform(duty);
+                }
+                Happened::Other
+            }
+        }
+    }
+
+    fn message(&mut self, message: Message) -> Happened {
+        let this = &self.this;
+        match message {
+            Message::Heartbeat(beat) => {
+                self.heard = beat.sequence;
+                self.acknowledged = beat.acknowledged;
+                this.context.counters.heartbeats_received.increment();
+            }
+            Message::FlowClosed(closed) => {
+                this.udp.flow_closed(closed.flow_id, closed.reason);
+            }
+            Message::Finished(finished) => this.lane.announced(finished),
+            Message::GoAway(away) => {
+                tracing::info!(server = %this.server, reason = %away.reason, "the server drains; this lane gets no new flow");
+                return Happened::ServerDrains;
+            }
+            other => tracing::debug!(?other, "message without meaning here"),
+        }
+        Happened::Other
+    }
+
+    fn deadlines(&mut self, now: Instant) -> Happened {
+        if now >= self.last_heard + self.health_timeout {
+            self.this.context.counters.lanes_unhealthy.increment();
+            self.this.lane.close(LaneError::HealthTimeout, "");
+            return Happened::Ended(LaneEnd::ClosedByUs(LaneError::HealthTimeout));
+        }
+        if now >= self.next_ping {
+            self.this.lane.ping();
+            self.next_ping = now + self.keep_alive_period;
+        }
+        if now >= self.next_beat {
+            self.beat(now);
+            // A role that was given back unseen is taken up here.
+            self.claim_probing();
+        }
+        if self.vigil.next().is_some_and(|next| now >= next) {
+            let (heard, rtt) = self.signs_of_life();
+            let duty = self.vigil.due(now, heard, rtt);
+            self.perform(duty);
+        }
+        Happened::Other
+    }
+
+    fn beat(&mut self, now: Instant) {
+        self.next_ping = now + self.keep_alive_period;
+        self.next_beat = now + self.heartbeat_interval;
+        self.sent += 1;
+        self.this.lane.send_control(&Message::Heartbeat(Heartbeat {
+            sequence: self.sent,
+            acknowledged: self.heard,
+        }));
+    }
+
+    fn perform(&self, duty: Duty) {
+        let counters = &self.this.context.counters;
+        if duty.ping {
+            counters.probes_sent.increment();
+            self.this.lane.ping();
+        }
+        if duty.alarm {
+            counters.probes_unanswered.increment();
+            self.core.alarm(&self.this.server);
+        }
+    }
+
+    fn signs_of_life(&self) -> (u64, Duration) {
+        (self.this.lane.packets_received(), self.this.lane.rtt())
+    }
+
+    fn claim_probing(&mut self) {
+        if self.counted
+            && self.vigil.wants_to_probe()
+            && self.this.server.claim_probing(self.this.serial)
+        {
+            self.vigil.probe(Instant::now());
+        }
+    }
+
+    /// The lane is no longer one that its server has: another one is to take its place, and the probing.
+    fn stop_counting(&mut self) {
+        if !std::mem::replace(&mut self.counted, false) {
+            return;
+        }
+        let server = &self.this.server;
+        server.lane_ended();
+        if server.leave_probing(self.this.serial) {
+            self.core
+                .tell_all(&ClientMail::Alarm {
+                    server: server.number,
+                });
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.stop_counting();
+        self.core.lanes.borrow_mut().remove(&self.this.serial);
+    }
+}
+
+/// Whether this end of a lane makes the others doubtful.
+fn raises_alarm(end: &LaneEnd) -> bool {
+    match end {
+        LaneEnd::StatelessReset
+        | LaneEnd::IdleTimeout
+        | LaneEnd::TransportErrorByPeer(..)
+        | LaneEnd::ClosedByPeer(LaneError::Shutdown | LaneError::Internal, _)
+        | LaneEnd::ClosedByUs(LaneError::HealthTimeout) => true,
+        LaneEnd::ClosedByPeer(..)
+        | LaneEnd::ClosedByUs(_)
+        | LaneEnd::TransportErrorByUs(..)
+        | LaneEnd::NotRegistered
+        | LaneEnd::HandshakeTimeout
+        | LaneEnd::Unreachable(_) => false,
+    }
+}

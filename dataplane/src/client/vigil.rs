@@ -1,0 +1,232 @@
+//! Vigil: when a lane asks its server for a sign of life.
+//!
+//! A restarted server answers the next packet of a lane that it does not know with a stateless reset, so a lane learns
+//! of the restart by sending anything. One lane to each server therefore probes it (a PING, answered by an
+//! acknowledgement) whenever nothing was heard for a while. An answer that stays away is a suspicion: then the lane
+//! asks faster, and all other lanes to the server ask as well, until something is heard or the lane ends. No clock, no
+//! I/O: time comes in as an argument, and so does the number of packets heard.
+
+use std::time::{Duration, Instant};
+
+/// A probe's answer is waited for at least this long, and a suspicious lane asks again this often: several times
+/// within the second in which a client should be back.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+/// On long paths an answer is waited for twice the round trip, but not longer than this.
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(2);
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Duty {
+    /// Have a PING sent.
+    pub(super) ping: bool,
+    /// Tell the other lanes to the server that it may be gone.
+    pub(super) alarm: bool,
+}
+
+/// A question that waits for its answer.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    at: Instant,
+    /// Packets heard when it was asked: one more is the answer.
+    heard: u64,
+    /// The answer has stayed away before, or another lane says that the server may be gone.
+    suspicious: bool,
+}
+
+/// The vigil of one lane.
+#[derive(Debug)]
+pub(super) struct Vigil {
+    /// Time between probes; `None`: none.
+    interval: Option<Duration>,
+    probes: bool,
+    asked: Option<Asked>,
+    /// Packets heard at the last look.
+    heard: u64,
+    next: Option<Instant>,
+}
+
+impl Vigil {
+    /// `interval` is the time between probes, zero for none.
+    pub(super) fn new(interval: Duration) -> Vigil {
+        Vigil {
+            interval: (!interval.is_zero()).then_some(interval),
+            probes: false,
+            asked: None,
+            heard: 0,
+            next: None,
+        }
+    }
+
+    /// True if this lane wants the probing role and does not have it.
+    pub(super) fn wants_to_probe(&self) -> bool {
+        self.interval.is_some() && !self.probes
+    }
+
+    /// This lane has the probing role from now on.
+    pub(super) fn probe(&mut self, now: Instant) {
+        self.probes = true;
+        if self.asked.is_none() {
+            self.next = self.interval.map(|interval| now + interval);
+        }
+    }
+
+    /// When to call [`Vigil::due`].
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.next
+    }
+
+    /// Another lane says that the server may be gone. `heard` counts the packets of this lane so far.
+    pub(super) fn alarm(&mut self, now: Instant, heard: u64, rtt: Duration) -> Duty {
+        if self.asked.is_some_and(|asked| asked.suspicious && asked.heard == heard) {
+            return Duty::default();
+        }
+        self.ask(now, heard, rtt, true)
+    }
+
+    /// The time of [`Vigil::next`] has come.
+    pub(super) fn due(&mut self, now: Instant, heard: u64, rtt: Duration) -> Duty {
+        if self.next.is_none_or(|next| now < next) {
+            return Duty::default();
+        }
+        let before = std::mem::replace(&mut self.heard, heard);
+        match self.asked {
+            Some(asked) if asked.heard == heard => {
+                let duty = self.ask(now, heard, rtt, true);
+                Duty {
+                    alarm: self.probes && !asked.suspicious,
+                    ..duty
+                }
+            }
+            Some(asked) => {
+                self.asked = None;
+                self.rest(asked.at);
+                Duty::default()
+            }
+            // Whatever was heard since the last look is as good as an answer.
+            None if heard != before => {
+                self.rest(now);
+                Duty::default()
+            }
+            None => self.ask(now, heard, rtt, false),
+        }
+    }
+
+    fn ask(&mut self, now: Instant, heard: u64, rtt: Duration, suspicious: bool) -> Duty {
+        self.asked = Some(Asked {
+            at: now,
+            heard,
+            suspicious,
+        });
+        self.next = Some(now + (rtt * 2).clamp(ASK_AGAIN, ASK_AGAIN_MAX));
+        Duty {
+            ping: true,
+            alarm: false,
+        }
+    }
+
+    fn rest(&mut self, since: Instant) {
+        self.next = self
+            .interval
+            .filter(|_| self.probes)
+            .map(|interval| since + interval);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_millis(500);
+    const RTT: Duration = Duration::from_millis(1);
+
+    /// Runs a vigil over `length`: each ping is answered if `answered` says so for its time. Returns the times of
+    /// pings and alarms, in milliseconds.
+    fn run(
+        vigil: &mut Vigil,
+        length: Duration,
+        mut heard: u64,
+        answered: impl Fn(u64) -> bool,
+    ) -> (Vec<u64>, Vec<u64>) {
+        let start = Instant::now();
+        let (mut pings, mut alarms) = (Vec::new(), Vec::new());
+        if vigil.wants_to_probe() {
+            vigil.probe(start);
+        }
+        while let Some(now) = vigil.next().filter(|next| *next <= start + length) {
+            let at = (now - start).as_millis() as u64;
+            let duty = vigil.due(now, heard, RTT);
+            if duty.alarm {
+                alarms.push(at);
+            }
+            if duty.ping {
+                pings.push(at);
+                heard += u64::from(answered(at));
+            }
+        }
+        (pings, alarms)
+    }
+
+    #[test]
+    fn an_idle_server_is_asked_at_each_interval_and_nobody_is_alarmed() {
+        let mut vigil = Vigil::new(INTERVAL);
+        let (pings, alarms) = run(&mut vigil, Duration::from_secs(10), 0, |_| true);
+        assert_eq!(pings[..3], [500, 1_000, 1_500]);
+        assert_eq!(alarms, [0; 0]);
+    }
+
+    #[test]
+    fn a_silent_server_is_asked_faster_and_the_others_are_alarmed_once() {
+        let mut vigil = Vigil::new(INTERVAL);
+        let (pings, alarms) = run(&mut vigil, Duration::from_millis(1_500), 0, |_| false);
+        assert_eq!(pings, [500, 700, 900, 1_100, 1_300, 1_500]);
+        assert_eq!(alarms, [700]);
+    }
+
+    #[test]
+    fn an_answer_after_a_silence_calms_and_the_next_silence_alarms_again() {
+        let mut vigil = Vigil::new(INTERVAL);
+        let (_, alarms) = run(&mut vigil, Duration::from_secs(5), 0, |at| {
+            (1_000..3_000).contains(&at)
+        });
+        assert_eq!(alarms.len(), 2, "{alarms:?}");
+    }
+
+    #[test]
+    fn a_lane_that_hears_something_asks_nothing() {
+        let mut vigil = Vigil::new(INTERVAL);
+        let start = Instant::now();
+        vigil.probe(start);
+        for heard in 1..20 {
+            let now = vigil.next().expect("it goes on");
+            assert_eq!(vigil.due(now, heard, RTT), Duty::default());
+        }
+    }
+
+    #[test]
+    fn an_alarmed_lane_asks_until_it_hears_something_and_no_longer() {
+        let mut vigil = Vigil::new(Duration::ZERO);
+        assert!(!vigil.wants_to_probe());
+        let start = Instant::now();
+        assert!(vigil.alarm(start, 5, RTT).ping);
+        assert_eq!(vigil.alarm(start, 5, RTT), Duty::default(), "asked already");
+        let (pings, alarms) = run(&mut vigil, Duration::from_secs(1), 5, |at| at >= 600);
+        assert_eq!(pings.last(), Some(&600));
+        assert_eq!(alarms, [0; 0], "only the prober alarms others");
+        assert_eq!(vigil.next(), None);
+        assert!(vigil.alarm(start, 9, RTT).ping, "and again another time");
+    }
+
+    #[test]
+    fn a_long_path_is_given_time_to_answer() {
+        let mut vigil = Vigil::new(INTERVAL);
+        let start = Instant::now();
+        vigil.probe(start);
+        let rtt = Duration::from_millis(600);
+        assert!(vigil.due(start + INTERVAL, 0, rtt).ping);
+        assert_eq!(vigil.next(), Some(start + INTERVAL + rtt * 2));
+        vigil.due(start + INTERVAL + rtt * 2, 0, Duration::from_secs(60));
+        let patience = vigil.next().expect("it asks on") - (start + INTERVAL + rtt * 2);
+        assert_eq!(patience, ASK_AGAIN_MAX);
+    }
+}

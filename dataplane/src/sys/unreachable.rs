@@ -1,0 +1,61 @@
+//! The network's word that nobody listens at a peer (ICMP), as an error of an unconnected UDP socket.
+//!
+//! A connected socket would hear it without being asked, but it is bound to one local address, and a client's lane must
+//! outlive a change of network.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Turns it on or off. Turning it off drops the errors that wait (`IP_RECVERR` in ip(7), `IPV6_RECVERR` in ipv6(7)).
+pub(super) fn hear(socket: BorrowedFd<'_>, ipv4: bool, hear: bool) -> io::Result<()> {
+    let (level, name) = if ipv4 {
+        (libc::IPPROTO_IP, libc::IP_RECVERR)
+    } else {
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+    };
+    let value = libc::c_int::from(hear);
+    // SAFETY: the descriptor is open for the borrow's length, and `value` is a C int that lives until after the call,
+    // passed with its own size.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, UdpSocket};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_port_without_a_listener_is_an_error_of_the_next_receive() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let any: SocketAddr = any.parse().expect("literal");
+            let Ok(gone) = UdpSocket::bind(any) else {
+                continue; // A machine without IPv6.
+            };
+            let nobody = gone.local_addr().expect("bound");
+            drop(gone);
+            let socket = UdpSocket::bind(any).expect("bind");
+            hear(socket.as_fd(), any.is_ipv4(), true).expect("an option of Linux");
+            socket.send_to(b"anybody?", nobody).expect("sent");
+            let error = socket.recv(&mut [0; 16]).expect_err("nobody");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+            // What waits is dropped with the option.
+            socket.send_to(b"anybody?", nobody).expect("sent");
+            hear(socket.as_fd(), any.is_ipv4(), false).expect("an option of Linux");
+        }
+    }
+}
