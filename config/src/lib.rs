@@ -37,7 +37,8 @@ mod units;
 
 pub use admin::Admin;
 pub use client::{
-    CLIENT_ID_BYTES_MAX, Client, ClientAuth, ClientCert, ClientTls, LANES_MAX, Lanes, Local, ServerTarget,
+    CLIENT_ID_BYTES_MAX, Client, ClientAuth, ClientCert, ClientTls, LANES_MAX, Lanes, Local,
+    ServerTarget,
 };
 pub use config::Config;
 pub use errors::{Errors, Problem};

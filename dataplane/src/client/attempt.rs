@@ -6,8 +6,7 @@ use std::time::Instant;
 
 use qmux_config::Client;
 use qmux_proto::control::{
-    Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
-    ServiceOffer,
+    Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome, ServiceOffer,
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 

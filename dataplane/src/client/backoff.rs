@@ -37,7 +37,8 @@ impl Backoff {
 
     /// The same for a server that is draining, which is asked again soon however often it has refused.
     pub(crate) fn next_while_draining(&mut self, random: f64) -> Duration {
-        self.next(random).min(DRAINING.mul_f64(random.clamp(0.0, 1.0)))
+        self.next(random)
+            .min(DRAINING.mul_f64(random.clamp(0.0, 1.0)))
     }
 
     /// Another lane has found the server: begin anew, with the delay that this returns.
@@ -73,8 +74,8 @@ mod tests {
         assert_eq!(
             bounds,
             [
-                200, 200, 400, 400, 800, 800, 1_600, 1_600, 3_200, 3_200, 6_400, 6_400, 10_000, 10_000,
-                10_000
+                200, 200, 400, 400, 800, 800, 1_600, 1_600, 3_200, 3_200, 6_400, 6_400, 10_000,
+                10_000, 10_000
             ]
         );
         backoff.reset();

@@ -1,6 +1,6 @@
 //! A lane as the client sees it: flows that the server opens, datagrams that it sends.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,6 +14,9 @@ use crate::quic::end::LaneEnd;
 use crate::quic::event::Event;
 use crate::quic::lane::{Lane, LaneEvents};
 
+/// Streams of ended flows that are remembered before those that are delivered are dropped.
+const ENDED_STREAMS: usize = 32;
+
 /// One lane to one server.
 pub(super) struct ClientLane {
     pub(super) lane: Rc<Lane>,
@@ -24,6 +27,8 @@ pub(super) struct ClientLane {
     /// Tells lanes of this process apart; never 0.
     pub(super) serial: u64,
     tcp_flows: Cell<usize>,
+    /// Streams of TCP flows that have ended here, while the peer may not have all of their bytes.
+    ended_streams: RefCell<Vec<u64>>,
     /// Wakes the lane's session: its supervisor was retired, or there was an alarm.
     pub(super) wake: Event,
     alarmed: Cell<bool>,
@@ -46,6 +51,7 @@ impl ClientLane {
             server,
             serial,
             tcp_flows: Cell::new(0),
+            ended_streams: RefCell::default(),
             wake: Event::default(),
             alarmed: Cell::new(false),
         })
@@ -62,24 +68,43 @@ impl ClientLane {
         self.alarmed.take()
     }
 
-    /// Flows that ride this lane now.
-    pub(super) fn flows(&self) -> usize {
-        self.tcp_flows.get() + self.udp.flow_count()
+    /// True if no flow rides this lane, and the peer has all bytes of those that did.
+    pub(super) fn is_idle(&self) -> bool {
+        self.tcp_flows.get() == 0 && self.udp.flow_count() == 0 && {
+            let mut ended = self.ended_streams.borrow_mut();
+            ended.retain(|stream| self.lane.has_stream(*stream));
+            ended.is_empty()
+        }
     }
 
-    /// Counts a TCP flow until the result is dropped.
-    pub(super) fn count_flow(self: &Rc<Self>) -> LaneFlow {
+    /// Counts the TCP flow on `stream` until the result is dropped.
+    pub(super) fn count_flow(self: &Rc<Self>, stream: u64) -> LaneFlow {
         self.tcp_flows.set(self.tcp_flows.get() + 1);
-        LaneFlow(Rc::clone(self))
+        LaneFlow {
+            lane: Rc::clone(self),
+            stream,
+        }
     }
 }
 
 /// One TCP flow of a lane.
-pub(super) struct LaneFlow(Rc<ClientLane>);
+pub(super) struct LaneFlow {
+    lane: Rc<ClientLane>,
+    stream: u64,
+}
 
 impl Drop for LaneFlow {
     fn drop(&mut self) {
-        self.0.tcp_flows.set(self.0.tcp_flows.get() - 1);
+        let this = &self.lane;
+        this.tcp_flows.set(this.tcp_flows.get() - 1);
+        let mut ended = this.ended_streams.borrow_mut();
+        // Looked through when it has doubled, so that it costs little however many are not delivered yet.
+        if ended.len() == ended.capacity() {
+            ended.retain(|stream| this.lane.has_stream(*stream));
+            let room = ended.len().max(ENDED_STREAMS);
+            ended.reserve(room);
+        }
+        ended.push(self.stream);
     }
 }
 

@@ -8,6 +8,8 @@ mod plan;
 mod roster;
 mod server;
 mod session;
+#[cfg(test)]
+mod simulation;
 mod supervisor;
 mod vigil;
 
@@ -141,7 +143,10 @@ impl ClientShared {
     ///
     /// # Errors
     /// If a thread cannot be started.
-    pub(crate) fn keep_names_fresh(self: &Arc<Self>, cluster: &Arc<Cluster>) -> std::io::Result<()> {
+    pub(crate) fn keep_names_fresh(
+        self: &Arc<Self>,
+        cluster: &Arc<Cluster>,
+    ) -> std::io::Result<()> {
         let Some(client) = self.client() else {
             return Ok(());
         };

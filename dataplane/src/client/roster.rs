@@ -106,10 +106,9 @@ impl Roster {
                 if servers.iter().any(|server| server.address == *address) {
                     continue;
                 }
-                let same = self
-                    .servers
-                    .iter()
-                    .find(|server| server.address == *address && server.server_name == *server_name);
+                let same = self.servers.iter().find(|server| {
+                    server.address == *address && server.server_name == *server_name
+                });
                 if servers.len() >= SERVERS_MAX {
                     news.surplus += 1;
                     continue;

@@ -172,6 +172,9 @@ mod tests {
             server.lane_ended();
         }
         let again = server.lane_registered(&[3; 16]);
-        assert!(again.back && !again.other_instance, "no lane is left to doubt");
+        assert!(
+            again.back && !again.other_instance,
+            "no lane is left to doubt"
+        );
     }
 }

@@ -20,7 +20,7 @@ use super::{ClientCore, ClientMail};
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 
-/// A lane that is left must have been without flows for this long: a flow may be on its way.
+/// A lane that is left must have been idle for this long: a flow, or the end of one, may be on its way.
 const LINGER: Duration = Duration::from_millis(250);
 
 /// Why a lane has stopped serving.
@@ -138,6 +138,9 @@ impl Session {
     /// Where the server drains, it is the server that decides how long they may go on.
     pub(super) async fn leave(mut self, server_drains: bool) {
         self.stop_counting();
+        if !self.this.lane.is_open() {
+            return;
+        }
         self.this.context.counters.lanes_left.increment();
         let farewell = (!server_drains).then(|| self.say_farewell());
         let deadline = (!server_drains).then(|| Instant::now() + self.drain_timeout);
@@ -146,7 +149,7 @@ impl Session {
             let now = Instant::now();
             // The server reads a lane's control stream in order: it has stopped before it acknowledges the heartbeat.
             let server_has_stopped = farewell.is_none_or(|beat| self.acknowledged >= beat);
-            if server_has_stopped && self.this.flows() == 0 {
+            if server_has_stopped && self.this.is_idle() {
                 if now >= *idle_since.get_or_insert(now) + LINGER {
                     break;
                 }
@@ -293,13 +296,13 @@ impl Session {
         if !std::mem::replace(&mut self.counted, false) {
             return;
         }
+        self.vigil = Vigil::new(Duration::ZERO);
         let server = &self.this.server;
         server.lane_ended();
         if server.leave_probing(self.this.serial) {
-            self.core
-                .tell_all(&ClientMail::Alarm {
-                    server: server.number,
-                });
+            self.core.tell_all(&ClientMail::Alarm {
+                server: server.number,
+            });
         }
     }
 }

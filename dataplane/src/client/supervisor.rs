@@ -178,7 +178,15 @@ impl Supervisor {
                 tracing::warn!(server, lane = self.lane, %end, next_ms, suppressed, "lane ended; connecting again");
             }
             AttemptEnd::Failed(why) => {
-                tracing::warn!(server, server_name, lane = self.lane, why, next_ms, suppressed, "cannot connect; trying again");
+                tracing::warn!(
+                    server,
+                    server_name,
+                    lane = self.lane,
+                    why,
+                    next_ms,
+                    suppressed,
+                    "cannot connect; trying again"
+                );
             }
             AttemptEnd::Refused(reason, text) => {
                 tracing::warn!(server, lane = self.lane, %reason, text, next_ms, suppressed, "the server refused this client; trying again");

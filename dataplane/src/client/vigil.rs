@@ -78,7 +78,10 @@ impl Vigil {
 
     /// Another lane says that the server may be gone. `heard` counts the packets of this lane so far.
     pub(super) fn alarm(&mut self, now: Instant, heard: u64, rtt: Duration) -> Duty {
-        if self.asked.is_some_and(|asked| asked.suspicious && asked.heard == heard) {
+        if self
+            .asked
+            .is_some_and(|asked| asked.suspicious && asked.heard == heard)
+        {
             return Duty::default();
         }
         self.ask(now, heard, rtt, true)
@@ -144,11 +147,11 @@ mod tests {
     /// pings and alarms, in milliseconds.
     fn run(
         vigil: &mut Vigil,
+        start: Instant,
         length: Duration,
         mut heard: u64,
         answered: impl Fn(u64) -> bool,
     ) -> (Vec<u64>, Vec<u64>) {
-        let start = Instant::now();
         let (mut pings, mut alarms) = (Vec::new(), Vec::new());
         if vigil.wants_to_probe() {
             vigil.probe(start);
@@ -170,7 +173,13 @@ mod tests {
     #[test]
     fn an_idle_server_is_asked_at_each_interval_and_nobody_is_alarmed() {
         let mut vigil = Vigil::new(INTERVAL);
-        let (pings, alarms) = run(&mut vigil, Duration::from_secs(10), 0, |_| true);
+        let (pings, alarms) = run(
+            &mut vigil,
+            Instant::now(),
+            Duration::from_secs(10),
+            0,
+            |_| true,
+        );
         assert_eq!(pings[..3], [500, 1_000, 1_500]);
         assert_eq!(alarms, [0; 0]);
     }
@@ -178,7 +187,13 @@ mod tests {
     #[test]
     fn a_silent_server_is_asked_faster_and_the_others_are_alarmed_once() {
         let mut vigil = Vigil::new(INTERVAL);
-        let (pings, alarms) = run(&mut vigil, Duration::from_millis(1_500), 0, |_| false);
+        let (pings, alarms) = run(
+            &mut vigil,
+            Instant::now(),
+            Duration::from_millis(1_500),
+            0,
+            |_| false,
+        );
         assert_eq!(pings, [500, 700, 900, 1_100, 1_300, 1_500]);
         assert_eq!(alarms, [700]);
     }
@@ -186,9 +201,13 @@ mod tests {
     #[test]
     fn an_answer_after_a_silence_calms_and_the_next_silence_alarms_again() {
         let mut vigil = Vigil::new(INTERVAL);
-        let (_, alarms) = run(&mut vigil, Duration::from_secs(5), 0, |at| {
-            (1_000..3_000).contains(&at)
-        });
+        let (_, alarms) = run(
+            &mut vigil,
+            Instant::now(),
+            Duration::from_secs(5),
+            0,
+            |at| (1_000..3_000).contains(&at),
+        );
         assert_eq!(alarms.len(), 2, "{alarms:?}");
     }
 
@@ -210,7 +229,7 @@ mod tests {
         let start = Instant::now();
         assert!(vigil.alarm(start, 5, RTT).ping);
         assert_eq!(vigil.alarm(start, 5, RTT), Duty::default(), "asked already");
-        let (pings, alarms) = run(&mut vigil, Duration::from_secs(1), 5, |at| at >= 600);
+        let (pings, alarms) = run(&mut vigil, start, Duration::from_secs(1), 5, |at| at >= 600);
         assert_eq!(pings.last(), Some(&600));
         assert_eq!(alarms, [0; 0], "only the prober alarms others");
         assert_eq!(vigil.next(), None);

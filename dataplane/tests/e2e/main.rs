@@ -20,6 +20,7 @@ mod proxies;
 mod resets;
 mod restarts;
 mod runtimes;
+mod servers;
 mod shutdown;
 mod support;
 mod tcp_echo;

@@ -1,9 +1,13 @@
 //! Either side may die or start late; visitors are served again without anybody's help.
 
 use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
 
 use crate::support::random::Random;
 use crate::support::service::{TcpService, UdpService, echo_both};
+use crate::support::subject;
 use crate::support::tunnel::{
     ClientSetup, QUIC_NOTICES_SOON, ROLE_NOTICES_SOON, Server, ServerSetup, Site, Tunnel,
     client_launch,
@@ -174,4 +178,92 @@ fn a_client_that_starts_before_the_server_registers_later() {
     server.program.wait_until_ready().expect("it starts again");
     client.wait_until_ready().expect("it registers");
     visitor::echo(server.traffic(), b"served after all");
+}
+
+/// The worst and the middle one of some times.
+fn worst_and_median(mut times: Vec<Duration>) -> (Duration, Duration) {
+    times.sort_unstable();
+    (times[times.len() - 1], times[times.len() / 2])
+}
+
+/// Kills the server again and again while nothing passes, and measures how long visitors of the next one wait. What is
+/// printed is shown by `--nocapture`.
+fn idle_rounds(test: &str, server: &ServerSetup, client: &ClientSetup) {
+    let rounds = subject::scale("QMUX_E2E_RESTARTS", 20);
+    let service = TcpService::echo();
+    let mut tunnel = Tunnel::with(server, client, service.address);
+    visitor::wait_until_served(tunnel.traffic());
+    let mut times = Vec::new();
+    for _ in 0..rounds {
+        tunnel.server.program.kill();
+        tunnel.server.program.restart();
+        let ready = tunnel.server.program.wait_until_ready();
+        ready.expect("the server starts again on the same ports");
+        let since = Instant::now();
+        visitor::wait_until_served(tunnel.traffic());
+        times.push(since.elapsed());
+    }
+    let (worst, median) = worst_and_median(times);
+    println!(
+        "{test}: {rounds} rounds, from a server that is ready to a visitor who is served: worst {worst:.3?}, median {median:.3?}"
+    );
+    assert!(
+        tunnel.client.exited().is_none(),
+        "the client was not restarted"
+    );
+}
+
+#[test]
+fn an_idle_client_finds_a_server_that_was_killed_and_restarted() {
+    if subject::only_wire("an_idle_client_finds_a_server") {
+        return;
+    }
+    idle_rounds("one core", &ServerSetup::default(), &ClientSetup::default());
+}
+
+#[test]
+fn an_idle_client_finds_a_server_of_several_cores_again() {
+    if subject::only_wire("an_idle_client_finds_a_server_of_several_cores") {
+        return;
+    }
+    let server = ServerSetup {
+        cores: 2,
+        ..ServerSetup::default()
+    };
+    let client = ClientSetup {
+        cores: 2,
+        ..ClientSetup::default()
+    };
+    idle_rounds("two cores", &server, &client);
+}
+
+#[test]
+fn a_client_outlives_a_server_that_drains_with_an_open_flow_and_serves_the_next_one() {
+    if subject::only_wire("a_client_outlives_a_server_that_drains") {
+        return;
+    }
+    let service = TcpService::echo();
+    let server = ServerSetup {
+        server: vec!["drain_timeout = \"10m\""],
+        ..ServerSetup::default()
+    };
+    let mut tunnel = Tunnel::with(&server, &ClientSetup::default(), service.address);
+    for _ in 0..2 {
+        let mut open = visitor::connect(tunnel.traffic());
+        visitor::exchange(&mut open, b"before");
+        tunnel.server.program.signal(Signal::TERM);
+        wait::until_true("new visitors are refused", || {
+            !visitor::echo_works(tunnel.traffic())
+        });
+        visitor::exchange(&mut open, b"while it drains");
+        visitor::finish(&open);
+        let ending = visitor::read_to_end(&mut open);
+        assert_eq!(ending, visitor::Ending::Clean(Vec::new()));
+        assert_eq!(tunnel.server.program.wait_for_exit().code(), Some(0));
+        tunnel.server.program.restart();
+        let ready = tunnel.server.program.wait_until_ready();
+        ready.expect("it starts again");
+        visitor::wait_until_served(tunnel.traffic());
+    }
+    assert!(tunnel.client.exited().is_none());
 }

@@ -295,6 +295,12 @@ impl Lane {
         self.conn.borrow().stats().recv as u64
     }
 
+    /// False once the stream is over in both directions and the peer has acknowledged all of its bytes.
+    pub(crate) fn has_stream(&self, stream: u64) -> bool {
+        let capacity = self.conn.borrow_mut().stream_capacity(stream);
+        !matches!(capacity, Err(quiche::Error::InvalidStreamState(_)))
+    }
+
     /// The round trip time of the path in use.
     pub(crate) fn rtt(&self) -> Duration {
         self.conn

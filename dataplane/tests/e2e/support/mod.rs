@@ -11,6 +11,7 @@ pub(crate) mod ports;
 pub(crate) mod program;
 pub(crate) mod quic_probe;
 pub(crate) mod random;
+pub(crate) mod resolver;
 pub(crate) mod service;
 pub(crate) mod subject;
 pub(crate) mod tunnel;

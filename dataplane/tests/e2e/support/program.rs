@@ -54,6 +54,29 @@ impl Launch {
         self
     }
 
+    /// The same program in a mount namespace of its own, in which each second path shows the file of the first.
+    pub(crate) fn with_files(self, files: &[(&str, &str)]) -> Self {
+        let mut script = String::new();
+        let mut args: Vec<OsString> = Vec::new();
+        for (from, to) in files {
+            script += "mount --bind \"$1\" \"$2\" && shift 2 && ";
+            args.extend([from.into(), to.into()]);
+        }
+        script += "exec \"$@\"";
+        args.push(self.program.into());
+        args.extend(self.args);
+        Self {
+            name: self.name,
+            program: find("unshare".into()),
+            args: ["--mount", "--", "sh", "-c", &script, "sh"]
+                .map(OsString::from)
+                .into_iter()
+                .chain(args)
+                .collect(),
+            envs: self.envs,
+        }
+    }
+
     /// Starts it.
     pub(crate) fn start(self) -> Program {
         let log = Arc::new(Log::default());

@@ -48,6 +48,8 @@ impl Site {
 
 /// What differs from a plain server.
 pub(crate) struct ServerSetup {
+    /// What failures call it; servers of one site need different names.
+    pub(crate) name: &'static str,
     pub(crate) cores: usize,
     /// One listener for each: tcp, udp or both.
     pub(crate) listeners: Vec<&'static str>,
@@ -66,6 +68,7 @@ pub(crate) struct ServerSetup {
 impl Default for ServerSetup {
     fn default() -> Self {
         Self {
+            name: "server",
             cores: 1,
             listeners: vec!["both"],
             ipv6: false,
@@ -159,8 +162,15 @@ impl Server {
 
     /// How to start a server on these addresses.
     pub(crate) fn launch(site: &Site, setup: &ServerSetup, listeners: &[Listener]) -> Launch {
-        let config = site.write("server.toml", &server_config(setup, listeners));
-        launch("server", subject::server(), &config, setup.cores, setup.env)
+        let file = format!("{}.toml", setup.name);
+        let config = site.write(&file, &server_config(setup, listeners));
+        launch(
+            setup.name,
+            subject::server(),
+            &config,
+            setup.cores,
+            setup.env,
+        )
     }
 
     /// The only listener's traffic address.
@@ -198,8 +208,18 @@ pub(crate) fn client_launch(
     quic: SocketAddr,
     service: SocketAddr,
 ) -> Launch {
+    client_launch_to(site, setup, &[&quic.to_string()], service)
+}
+
+/// The same for several servers, by name or address, each with its port.
+pub(crate) fn client_launch_to(
+    site: &Site,
+    setup: &ClientSetup,
+    servers: &[&str],
+    service: SocketAddr,
+) -> Launch {
     let file = format!("{}.toml", setup.name);
-    let config = site.write(&file, &client_config(setup, quic, service));
+    let config = site.write(&file, &client_config(setup, servers, service));
     launch(
         setup.name,
         subject::client(),
@@ -223,13 +243,21 @@ pub(crate) fn start_client(
     program
 }
 
-fn client_config(setup: &ClientSetup, quic: SocketAddr, service: SocketAddr) -> String {
+fn client_config(setup: &ClientSetup, servers: &[&str], service: SocketAddr) -> String {
     let (server_name, ca, identity) = (setup.server_name, setup.ca, setup.identity);
     let (host, port) = (service.ip(), service.port());
+    let servers: String = servers
+        .iter()
+        .map(|address| {
+            format!(
+                "[[client.servers]]\naddress = \"{address}\"\nserver_name = \"{server_name}\"\n"
+            )
+        })
+        .collect();
     section("client", &setup.client)
+        + &servers
         + &format!(
-            "[[client.servers]]\naddress = \"{quic}\"\nserver_name = \"{server_name}\"\n\
-             [client.local]\nhost = \"{host}\"\nport = {port}\n\
+            "[client.local]\nhost = \"{host}\"\nport = {port}\n\
              [client.tls]\nca_cert_file = \"{ca}.crt\"\nclient_cert_file = \"{identity}.crt\"\n\
              client_key_file = \"{identity}.key\"\n"
         )

@@ -1,0 +1,438 @@
+//! The client's decisions by seeded simulation, without a socket: roster, plans of several cores and back-off together,
+//! and ten thousand clients that come back after a restart. Every run repeats by its seed:
+//! `QMUX_SEED=7 cargo test -p qmux-dp client::simulation`.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
+
+use qmux_config::Lanes;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use super::backoff::Backoff;
+use super::plan::{LaneId, Plan, lane_count};
+use super::roster::Roster;
+use super::server::ServerState;
+
+/// Addresses that names may resolve to.
+const ADDRESSES: u8 = 8;
+
+/// Names of one client.
+const TARGETS: usize = 3;
+
+/// Steps of one run.
+const STEPS: usize = 3_000;
+
+/// Longest delay that a back-off gives.
+const LONGEST: Duration = Duration::from_secs(10);
+
+fn address(last: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, last], 8443))
+}
+
+/// The true state of what is behind an address.
+#[derive(Clone, Copy)]
+struct Host {
+    up: bool,
+    cores: usize,
+}
+
+/// One supervised lane.
+struct Supervised {
+    core: usize,
+    server: Arc<ServerState>,
+    backoff: Backoff,
+    registered: bool,
+    /// When the next attempt is made.
+    next: Duration,
+    last_attempt: Duration,
+}
+
+struct World {
+    random: StdRng,
+    now: Duration,
+    lanes: Lanes,
+    cores: usize,
+    roster: Roster,
+    hosts: BTreeMap<SocketAddr, Host>,
+    plans: Vec<Plan>,
+    /// Mail that says "plan", per core.
+    mail: Vec<VecDeque<()>>,
+    supervised: BTreeMap<LaneId, Supervised>,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut random = StdRng::seed_from_u64(seed);
+        let cores = random.random_range(1..=4);
+        let lanes = match random.random_range(0..3) {
+            0 => Lanes::Count(NonZeroU16::new(random.random_range(1..=6)).expect("not 0")),
+            _ => Lanes::Auto,
+        };
+        let hosts = (0..ADDRESSES).map(|last| {
+            let cores = random.random_range(1..=4);
+            (address(last), Host { up: true, cores })
+        });
+        World {
+            hosts: hosts.collect(),
+            random,
+            now: Duration::ZERO,
+            lanes,
+            cores,
+            roster: Roster::new((0..TARGETS).map(|target| format!("server{}", target % 2))),
+            plans: (0..cores)
+                .map(|core| Plan::new(core, cores, lanes))
+                .collect(),
+            mail: (0..cores).map(|_| VecDeque::new()).collect(),
+            supervised: BTreeMap::new(),
+        }
+    }
+
+    fn step(&mut self) {
+        match self.random.random_range(0..100) {
+            0..15 => self.answer(),
+            15..45 => self.deliver(),
+            45..50 => self.change_host(),
+            _ => {
+                let by_ms = self.random.random_range(1..500);
+                self.pass_time(Duration::from_millis(by_ms));
+            }
+        }
+    }
+
+    /// A resolver answers: with some addresses, with none, or with the same ones as before.
+    fn answer(&mut self) {
+        let target = self.random.random_range(0..TARGETS);
+        let some: Vec<SocketAddr> = (0..ADDRESSES)
+            .filter(|_| self.random.random_bool(0.4))
+            .map(address)
+            .collect();
+        if !self.roster.answer(target, &some).is_empty() {
+            self.tell_all();
+        }
+        let listed: BTreeSet<_> = self
+            .roster
+            .servers()
+            .iter()
+            .map(|server| server.address)
+            .collect();
+        assert_eq!(
+            listed.len(),
+            self.roster.servers().len(),
+            "an address twice"
+        );
+        assert!(
+            some.iter().all(|address| listed.contains(address)),
+            "an answer left out"
+        );
+    }
+
+    fn tell_all(&mut self) {
+        for mail in &mut self.mail {
+            mail.push_back(());
+        }
+    }
+
+    /// Some core reads one mail.
+    fn deliver(&mut self) {
+        let core = self.random.random_range(0..self.cores);
+        if self.mail[core].pop_front().is_some() {
+            self.plan(core);
+        }
+    }
+
+    fn plan(&mut self, core: usize) {
+        let servers = self.roster.servers().to_vec();
+        let numbers = servers.iter().map(|server| (server.number, server.cores()));
+        let changes = self.plans[core].update(numbers);
+        for lane in changes.retire {
+            let retired = self.supervised.remove(&lane).expect("it runs");
+            assert_eq!(retired.core, core, "another core's lane");
+        }
+        for lane in changes.start {
+            let server = servers.iter().find(|server| server.number == lane.0);
+            let started = Supervised {
+                core,
+                server: Arc::clone(server.expect("a server of the roster")),
+                backoff: Backoff::default(),
+                registered: false,
+                next: self.now,
+                last_attempt: self.now,
+            };
+            let earlier = self.supervised.insert(lane, started);
+            assert!(earlier.is_none(), "{lane:?} has two supervisors");
+        }
+    }
+
+    /// A host goes down or comes up, perhaps with another number of cores.
+    fn change_host(&mut self) {
+        let changed = address(self.random.random_range(0..ADDRESSES));
+        let up = self.random.random_bool(0.7);
+        let cores = self.random.random_range(1..=4);
+        self.hosts.insert(changed, Host { up, cores });
+        for supervised in self.supervised.values_mut() {
+            if supervised.server.address == changed && supervised.registered {
+                supervised.registered = false;
+                supervised.last_attempt = self.now;
+                supervised.backoff.reset();
+                supervised.next = self.now + supervised.backoff.next(self.random.random());
+            }
+        }
+    }
+
+    fn pass_time(&mut self, by: Duration) {
+        self.now += by;
+        let due: Vec<LaneId> = self
+            .supervised
+            .iter()
+            .filter(|(_, lane)| !lane.registered && lane.next <= self.now)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.attempt(id);
+        }
+        for (id, lane) in &self.supervised {
+            let waited = self.now.saturating_sub(lane.last_attempt);
+            assert!(lane.registered || waited <= LONGEST + by, "{id:?} starves");
+        }
+    }
+
+    fn attempt(&mut self, id: LaneId) {
+        let random = self.random.random();
+        let Some(lane) = self.supervised.get_mut(&id) else {
+            return;
+        };
+        lane.last_attempt = self.now;
+        let host = self.hosts[&lane.server.address];
+        if !host.up {
+            lane.next = self.now + lane.backoff.next(random);
+            return;
+        }
+        let aimed = lane.server.cores().max(1);
+        if id.1 % aimed == id.1 % host.cores {
+            lane.registered = true;
+        }
+        if lane.server.has_cores(host.cores) {
+            self.tell_all();
+        }
+    }
+
+    /// Everything that is under way arrives, and nothing else happens for a while.
+    fn settle(&mut self) {
+        // Attempts may bring news about cores, and those bring further attempts.
+        for _ in 0..200 {
+            for core in 0..self.cores {
+                while self.mail[core].pop_front().is_some() {
+                    self.plan(core);
+                }
+            }
+            self.pass_time(Duration::from_millis(100));
+        }
+        let mut wanted = BTreeSet::new();
+        for server in self.roster.servers() {
+            let count = lane_count(self.lanes, server.cores(), self.cores);
+            wanted.extend((0..count).map(|lane| (server.number, lane)));
+        }
+        let running: BTreeSet<LaneId> = self.supervised.keys().copied().collect();
+        assert_eq!(
+            running, wanted,
+            "one supervisor for each wanted lane, none else"
+        );
+        for ((server, lane), supervised) in &self.supervised {
+            assert_eq!(supervised.core, lane % self.cores);
+            let up = self.hosts[&supervised.server.address].up;
+            assert_eq!(supervised.registered, up, "lane {lane} of server {server}");
+            if up {
+                let cores = self.hosts[&supervised.server.address].cores;
+                assert_eq!(supervised.server.cores(), cores, "all lanes aim right");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_wanted_lane_has_one_supervisor_whatever_resolvers_and_servers_do() {
+    let seeds = match std::env::var("QMUX_SEED") {
+        Ok(seed) => vec![seed.parse().expect("QMUX_SEED is a number")],
+        Err(_) => (0..20).collect(),
+    };
+    for seed in seeds {
+        println!("QMUX_SEED={seed}");
+        let mut world = World::new(seed);
+        for step in 1..=STEPS {
+            world.step();
+            if step % 500 == 0 {
+                world.settle();
+            }
+        }
+    }
+}
+
+/// Clients of the restart below.
+const CLIENTS: usize = 10_000;
+
+/// One step of its clock.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Handshakes that the server completes in a tick: 2,000 in a second.
+const HANDSHAKES_PER_TICK: usize = 20;
+
+/// Handshakes that may wait at the server; more are refused (`UNADMITTED_LANES_MAX` of an endpoint).
+const WAITING_MAX: usize = 1_024;
+
+/// A client whose handshake was refused hears nothing: it repeats its first packet after these pauses (RFC 9002
+/// section 6.2, from an initial round trip time of 333 ms), and gives up after 5 s in all (`handshake_idle_timeout`).
+const REPEATS_MS: [u64; 2] = [1_000, 2_000];
+const REPEATS: usize = REPEATS_MS.len() + 1;
+const GIVES_UP_AFTER_MS: u64 = 2_000;
+
+/// One client of the restart.
+#[derive(Clone, Copy, PartialEq)]
+enum Client {
+    /// Begins an attempt then.
+    Waits(Duration),
+    /// Repeats its first packet then, so many times already.
+    Repeats(Duration, usize),
+    Queued,
+    Registered,
+}
+
+/// What became of a restart.
+struct Restart {
+    /// First packets, also repeated ones, in each second.
+    attempts: Vec<usize>,
+    /// The most attempts in one tick after the server was up.
+    peak: usize,
+    refused: usize,
+    /// When so many clients were registered, in ticks after the server was up.
+    half: usize,
+    nearly_all: usize,
+    all: usize,
+    /// Handshakes completed while some client waited, as a share of what the server could do until the last one.
+    busy: f64,
+}
+
+/// All clients lose their lane at once; attempts fail at once while the server is down, for `down`. `jitter` draws the
+/// numbers of the back-off.
+fn restart(down: Duration, seed: u64, jitter: fn(&mut StdRng) -> f64) -> Restart {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut backoffs: Vec<Backoff> = (0..CLIENTS).map(|_| Backoff::default()).collect();
+    let mut clients: Vec<Client> = backoffs
+        .iter_mut()
+        .map(|backoff| Client::Waits(backoff.next(jitter(&mut random))))
+        .collect();
+    let mut queue = VecDeque::new();
+    let mut result = Restart {
+        attempts: Vec::new(),
+        peak: 0,
+        refused: 0,
+        half: 0,
+        nearly_all: 0,
+        all: 0,
+        busy: 0.0,
+    };
+    let (mut registered, mut tick) = (0, 0);
+    while registered < CLIENTS {
+        let now = TICK * tick;
+        let up = now >= down;
+        let mut begun = 0;
+        for (index, client) in clients.iter_mut().enumerate() {
+            let repeats = match *client {
+                Client::Waits(until) if until <= now => 0,
+                Client::Repeats(until, REPEATS) if until <= now => {
+                    *client = Client::Waits(now + backoffs[index].next(jitter(&mut random)));
+                    continue;
+                }
+                Client::Repeats(until, repeats) if until <= now => repeats,
+                _ => continue,
+            };
+            begun += 1;
+            if up && queue.len() < WAITING_MAX {
+                queue.push_back(index);
+                *client = Client::Queued;
+                continue;
+            }
+            result.refused += usize::from(up);
+            *client = if up {
+                let pause_ms = REPEATS_MS
+                    .get(repeats)
+                    .copied()
+                    .unwrap_or(GIVES_UP_AFTER_MS);
+                Client::Repeats(now + Duration::from_millis(pause_ms), repeats + 1)
+            } else {
+                Client::Waits(now + backoffs[index].next(jitter(&mut random)))
+            };
+        }
+        for index in queue.drain(..queue.len().min(HANDSHAKES_PER_TICK)) {
+            clients[index] = Client::Registered;
+            registered += 1;
+        }
+        let second = now.as_secs() as usize;
+        result.attempts.resize(second + 1, 0);
+        result.attempts[second] += begun;
+        if up {
+            result.peak = result.peak.max(begun);
+            let since = (tick as usize) - (down.as_millis() / TICK.as_millis()) as usize;
+            for (share, at) in [
+                (50, &mut result.half),
+                (99, &mut result.nearly_all),
+                (100, &mut result.all),
+            ] {
+                if *at == 0 && registered * 100 >= CLIENTS * share {
+                    *at = since + 1;
+                }
+            }
+        }
+        tick += 1;
+        assert!(tick < 100_000, "the clients never come back");
+    }
+    result.busy = CLIENTS as f64 / (result.all * HANDSHAKES_PER_TICK) as f64;
+    result
+}
+
+fn full(random: &mut StdRng) -> f64 {
+    random.random()
+}
+
+fn none(_: &mut StdRng) -> f64 {
+    1.0
+}
+
+#[test]
+fn ten_thousand_clients_come_back_after_a_restart_without_a_stampede() {
+    println!(
+        "{CLIENTS} clients, a server that completes 2,000 handshakes/s, {WAITING_MAX} waiting at most"
+    );
+    // Where probes wait for the server rather than attempts, all come within the first delay: as if it was not away.
+    for down_s in [0, 1, 5, 30] {
+        let down = Duration::from_secs(down_s);
+        let jitter = restart(down, 1, full);
+        let in_step = restart(down, 1, none);
+        for (name, run) in [("full jitter", &jitter), ("no jitter", &in_step)] {
+            let total: usize = run.attempts.iter().sum();
+            println!(
+                "down {down_s:>2} s, {name:<11}: back after the server: 50 % {:.2} s, 99 % {:.2} s, all {:.2} s; busy {:.0} %; peak {} attempts in 10 ms, {} refused, {:.1} attempts per client; per second: {:?}",
+                run.half as f64 / 100.0,
+                run.nearly_all as f64 / 100.0,
+                run.all as f64 / 100.0,
+                run.busy * 100.0,
+                run.peak,
+                run.refused,
+                total as f64 / CLIENTS as f64,
+                run.attempts
+            );
+        }
+        let total: usize = jitter.attempts.iter().sum();
+        assert!(total <= CLIENTS * 40, "{total} attempts");
+        assert!(
+            jitter.peak * 10 <= in_step.peak,
+            "{} and {}",
+            jitter.peak,
+            in_step.peak
+        );
+        assert!(jitter.half <= in_step.half && jitter.all <= in_step.all);
+    }
+}
