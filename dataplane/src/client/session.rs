@@ -287,7 +287,8 @@ impl Session {
             && self.vigil.wants_to_probe()
             && self.this.server.claim_probing(self.this.serial)
         {
-            self.vigil.probe(Instant::now());
+            let (heard, _) = self.signs_of_life();
+            self.vigil.probe(Instant::now(), heard);
         }
     }
 

@@ -63,11 +63,12 @@ impl Vigil {
         self.interval.is_some() && !self.probes
     }
 
-    /// This lane has the probing role from now on.
-    pub(super) fn probe(&mut self, now: Instant) {
+    /// This lane has the probing role from now on. `heard` counts its packets so far.
+    pub(super) fn probe(&mut self, now: Instant, heard: u64) {
         self.probes = true;
+        self.heard = heard;
         if self.asked.is_none() {
-            self.next = self.interval.map(|interval| now + interval);
+            self.next = self.interval.map(|interval| now + interval / 2);
         }
     }
 
@@ -103,12 +104,12 @@ impl Vigil {
             }
             Some(asked) => {
                 self.asked = None;
-                self.rest(asked.at);
+                self.next = self.interval().map(|interval| asked.at + interval);
                 Duty::default()
             }
-            // Whatever was heard since the last look is as good as an answer.
+            // Whatever was heard since the last look is as good as an answer, but it may have been long ago.
             None if heard != before => {
-                self.rest(now);
+                self.next = self.interval().map(|interval| now + interval / 2);
                 Duty::default()
             }
             None => self.ask(now, heard, rtt, false),
@@ -128,11 +129,9 @@ impl Vigil {
         }
     }
 
-    fn rest(&mut self, since: Instant) {
-        self.next = self
-            .interval
-            .filter(|_| self.probes)
-            .map(|interval| since + interval);
+    /// Time between this lane's probes, if it has the role.
+    fn interval(&self) -> Option<Duration> {
+        self.interval.filter(|_| self.probes)
     }
 }
 
@@ -154,7 +153,7 @@ mod tests {
     ) -> (Vec<u64>, Vec<u64>) {
         let (mut pings, mut alarms) = (Vec::new(), Vec::new());
         if vigil.wants_to_probe() {
-            vigil.probe(start);
+            vigil.probe(start, heard);
         }
         while let Some(now) = vigil.next().filter(|next| *next <= start + length) {
             let at = (now - start).as_millis() as u64;
@@ -180,7 +179,7 @@ mod tests {
             0,
             |_| true,
         );
-        assert_eq!(pings[..3], [500, 1_000, 1_500]);
+        assert_eq!(pings[..3], [250, 750, 1_250]);
         assert_eq!(alarms, [0; 0]);
     }
 
@@ -194,8 +193,8 @@ mod tests {
             0,
             |_| false,
         );
-        assert_eq!(pings, [500, 700, 900, 1_100, 1_300, 1_500]);
-        assert_eq!(alarms, [700]);
+        assert_eq!(pings, [250, 450, 650, 850, 1_050, 1_250, 1_450]);
+        assert_eq!(alarms, [450]);
     }
 
     #[test]
@@ -215,10 +214,29 @@ mod tests {
     fn a_lane_that_hears_something_asks_nothing() {
         let mut vigil = Vigil::new(INTERVAL);
         let start = Instant::now();
-        vigil.probe(start);
+        vigil.probe(start, 0);
         for heard in 1..20 {
             let now = vigil.next().expect("it goes on");
             assert_eq!(vigil.due(now, heard, RTT), Duty::default());
+        }
+    }
+
+    #[test]
+    fn a_silence_is_noticed_within_little_more_than_an_interval_whenever_it_begins() {
+        for last_heard_ms in 0..2_000 {
+            let mut vigil = Vigil::new(INTERVAL);
+            let start = Instant::now();
+            vigil.probe(start, 0);
+            let last_heard = start + Duration::from_millis(last_heard_ms);
+            let noticed = loop {
+                let now = vigil.next().expect("it goes on");
+                // Something is heard all the time, until then.
+                let heard = (now.min(last_heard) - start).as_millis() as u64;
+                if vigil.due(now, heard, RTT).ping && now > last_heard {
+                    break now - last_heard;
+                }
+            };
+            assert!(noticed <= INTERVAL + ASK_AGAIN, "{noticed:?}");
         }
     }
 
@@ -240,7 +258,7 @@ mod tests {
     fn a_long_path_is_given_time_to_answer() {
         let mut vigil = Vigil::new(INTERVAL);
         let start = Instant::now();
-        vigil.probe(start);
+        vigil.probe(start, 0);
         let rtt = Duration::from_millis(600);
         assert!(vigil.due(start + INTERVAL, 0, rtt).ping);
         assert_eq!(vigil.next(), Some(start + INTERVAL + rtt * 2));
