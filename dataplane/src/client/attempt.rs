@@ -12,7 +12,7 @@ use qmux_proto::control::{
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
 use super::lane::{ClientLane, ClientLaneEvents};
-use super::{ClientCore, ClientShared};
+use super::{ClientCore, ClientShared, going_away};
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::client::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
@@ -50,12 +50,12 @@ pub(super) async fn run(
         Ok(dialed) => dialed,
         Err(why) => return AttemptEnd::Failed(why),
     };
-    let this = Rc::new(ClientLane {
-        udp: client_flows(core, &lane),
-        lane: Rc::clone(&lane),
-        context: Rc::clone(&core.context),
-        shared: Arc::clone(&core.shared),
-    });
+    let this = Rc::new(ClientLane::new(
+        Rc::clone(&lane),
+        client_flows(core, &lane),
+        Rc::clone(&core.context),
+        Arc::clone(&core.shared),
+    ));
     lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
     // The endpoint lives as long as its one lane, and that as long as this attempt.
     endpoint.stop_when_empty();
@@ -88,6 +88,11 @@ pub(super) async fn run(
     core.lanes
         .borrow_mut()
         .insert((server, lane_index), Rc::clone(&this));
+    this.tell_service_health();
+    if core.context.draining.get() {
+        this.lane
+            .send_control(&Message::GoAway(going_away(client.drain_timeout)));
+    }
     tracing::info!(
         server = %core.shared.servers[server].name,
         lane = lane_index,
@@ -195,7 +200,8 @@ async fn register(
         lane_count: shared.lane_count(server_cores, core.context.cluster.cores()) as u64,
         capabilities: Capabilities::TCP
             .union(Capabilities::UDP)
-            .union(Capabilities::FRAGMENTATION),
+            .union(Capabilities::FRAGMENTATION)
+            .union(Capabilities::SERVICE_HEALTH),
         services: vec![ServiceOffer {
             name: String::new(),
         }],
@@ -261,6 +267,7 @@ async fn serve(client: &Client, this: &ClientLane, reader: &mut ControlReader) -
                         this.udp.flow_closed(closed.flow_id, closed.reason);
                     }
                     Message::Finished(finished) => this.lane.announced(finished),
+                    Message::NoMoreFlows(no_more) => this.no_more_flows(no_more.flows_opened),
                     Message::GoAway(away) => {
                         tracing::info!(peer = ?this.lane.peer_addr(), reason = %away.reason, "the server drains; this lane gets no new flow");
                     }
@@ -279,6 +286,7 @@ async fn serve(client: &Client, this: &ClientLane, reader: &mut ControlReader) -
                     next_ping = now + keep_alive;
                 }
                 if now >= next_beat {
+                    this.tell_service_health();
                     next_ping = now + keep_alive;
                     sent += 1;
                     this.lane.send_control(&Message::Heartbeat(Heartbeat {

@@ -4,6 +4,8 @@ mod attempt;
 mod backoff;
 mod flow;
 mod lane;
+mod seen;
+mod service;
 mod supervisor;
 
 use std::cell::RefCell;
@@ -22,6 +24,7 @@ use crate::core::mailbox::Mail;
 use crate::ready::Readiness;
 use crate::resolve::Name;
 use lane::ClientLane;
+use service::{Checker, ServiceState};
 use supervisor::Supervisor;
 
 /// One configured server, as all cores see it.
@@ -48,6 +51,8 @@ pub(crate) struct ClientShared {
     pub(crate) servers: Vec<ServerState>,
     /// The local service.
     pub(crate) service: Arc<Name>,
+    /// Whether it can be reached.
+    service_state: ServiceState,
     /// Told when the first lane is registered.
     pub(crate) readiness: Arc<Readiness>,
     registered_once: AtomicBool,
@@ -77,6 +82,7 @@ impl ClientShared {
                 })
                 .collect(),
             service: Name::new(&client.local.host, client.local.port),
+            service_state: ServiceState::default(),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),
         }
@@ -121,6 +127,16 @@ pub(crate) struct ClientCore {
     supervisors: RefCell<HashMap<(usize, usize), Rc<Supervisor>>>,
     /// Lanes that are registered now, by server and lane index.
     lanes: RefCell<HashMap<(usize, usize), Rc<ClientLane>>>,
+    /// Checks the service, if that is this core's part.
+    checker: Option<Rc<Checker>>,
+}
+
+/// What servers are told when this process stops.
+fn going_away(drain_timeout: Duration) -> GoAway {
+    GoAway {
+        reason: GoAwayReason::Shutdown,
+        drain_timeout_ms: u64::try_from(drain_timeout.as_millis()).unwrap_or(u64::MAX),
+    }
 }
 
 impl ClientCore {
@@ -131,6 +147,7 @@ impl ClientCore {
             shared: Arc::clone(shared),
             supervisors: RefCell::default(),
             lanes: RefCell::default(),
+            checker: Checker::start(context, shared),
         });
         for server in 0..shared.servers.len() {
             this.plan(server);
@@ -142,6 +159,7 @@ impl ClientCore {
     pub(crate) fn mail(self: &Rc<Self>, mail: Mail) -> Option<Mail> {
         match mail {
             Mail::Lanes { server } => self.plan(server),
+            Mail::ServiceHealth => self.service_health_changed(),
             other => return Some(other),
         }
         None
@@ -186,12 +204,23 @@ impl ClientCore {
         }
     }
 
+    fn service_health_changed(&self) {
+        if let Some(checker) = &self.checker {
+            checker.told();
+        }
+        for lane in self.lanes.borrow().values() {
+            lane.tell_service_health();
+        }
+    }
+
+    /// Whether the servers have answered [`ClientCore::drain`] and no flow is on its way here any more.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.lanes.borrow().values().all(|lane| lane.is_settled())
+    }
+
     /// Tells the servers to send no new flow, and takes none.
     pub(crate) fn drain(&self, timeout: Duration) {
-        let away = GoAway {
-            reason: GoAwayReason::Shutdown,
-            drain_timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
-        };
+        let away = going_away(timeout);
         for lane in self.lanes.borrow().values() {
             lane.lane.send_control(&Message::GoAway(away));
         }

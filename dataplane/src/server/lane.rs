@@ -1,11 +1,13 @@
 //! A lane as the server sees it: whose it is, whether it takes flows, what to do with its events.
 
 use std::cell::{Cell, OnceCell};
+use std::ops::Deref;
 use std::rc::{Rc, Weak};
 use std::time::Instant;
 
 use qmux_proto::LaneError;
 
+use super::lanes::CarriesFlows;
 use super::listener::ListenerCore;
 use super::registry::LaneMembership;
 use crate::flow::udp::server::LaneFlows;
@@ -20,8 +22,8 @@ pub(super) struct ServerLane {
     pub(super) membership: OnceCell<LaneMembership>,
     /// The lane's UDP flows, if the listener takes UDP.
     pub(super) udp: Option<Rc<LaneFlows>>,
-    /// TCP flows on this lane.
-    pub(super) tcp_flows: Cell<usize>,
+    /// TCP flows on this lane: one [`LaneUse`] each.
+    tcp_flows: Cell<usize>,
     /// When the peer was last heard on the control stream.
     pub(super) last_heard: Cell<Instant>,
     control_started: Cell<bool>,
@@ -51,6 +53,40 @@ impl ServerLane {
             .map_or("(not registered)", |membership| {
                 membership.client().client_id.as_str()
             })
+    }
+}
+
+impl CarriesFlows for ServerLane {
+    fn is_open(&self) -> bool {
+        self.lane.is_open()
+    }
+
+    fn flows(&self) -> usize {
+        self.tcp_flows.get() + self.udp.as_ref().map_or(0, |udp| udp.flow_count())
+    }
+}
+
+/// A TCP flow's claim on its lane: counts it until dropped.
+pub(super) struct LaneUse(Rc<ServerLane>);
+
+impl LaneUse {
+    pub(super) fn new(lane: &Rc<ServerLane>) -> LaneUse {
+        lane.tcp_flows.set(lane.tcp_flows.get() + 1);
+        LaneUse(Rc::clone(lane))
+    }
+}
+
+impl Deref for LaneUse {
+    type Target = ServerLane;
+
+    fn deref(&self) -> &ServerLane {
+        &self.0
+    }
+}
+
+impl Drop for LaneUse {
+    fn drop(&mut self) {
+        self.0.tcp_flows.set(self.0.tcp_flows.get() - 1);
     }
 }
 
