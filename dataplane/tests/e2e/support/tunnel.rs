@@ -85,8 +85,9 @@ pub(crate) struct ClientSetup {
     pub(crate) name: &'static str,
     pub(crate) cores: usize,
     pub(crate) server_name: &'static str,
-    /// Further lines of `[client]`, `[quic]` and `[udp]`.
+    /// Further lines of `[client]`, `[client.local]`, `[quic]` and `[udp]`.
     pub(crate) client: Vec<&'static str>,
+    pub(crate) local: Vec<&'static str>,
     pub(crate) quic: Vec<&'static str>,
     pub(crate) udp: Vec<&'static str>,
     /// Names of files in the site, without their endings.
@@ -102,6 +103,7 @@ impl Default for ClientSetup {
             cores: 1,
             server_name: SERVER_NAME,
             client: Vec::new(),
+            local: Vec::new(),
             quic: Vec::new(),
             udp: Vec::new(),
             ca: "ca",
@@ -226,10 +228,11 @@ pub(crate) fn start_client(
 fn client_config(setup: &ClientSetup, quic: SocketAddr, service: SocketAddr) -> String {
     let (server_name, ca, identity) = (setup.server_name, setup.ca, setup.identity);
     let (host, port) = (service.ip(), service.port());
+    let local: String = setup.local.iter().map(|line| format!("{line}\n")).collect();
     section("client", &setup.client)
         + &format!(
             "[[client.servers]]\naddress = \"{quic}\"\nserver_name = \"{server_name}\"\n\
-             [client.local]\nhost = \"{host}\"\nport = {port}\n\
+             [client.local]\nhost = \"{host}\"\nport = {port}\n{local}\
              [client.tls]\nca_cert_file = \"{ca}.crt\"\nclient_cert_file = \"{identity}.crt\"\n\
              client_key_file = \"{identity}.key\"\n"
         )
