@@ -97,6 +97,8 @@ counters! {
     services_down,
     /// Clients that said that it can be reached again.
     services_up,
+    /// Lanes whose client left unanswered what was sent, for a while or for ever; new flows go to other clients.
+    lanes_silent,
     /// Lanes closed because nothing was heard within the health timeout.
     lanes_unhealthy,
     /// Heartbeats received.

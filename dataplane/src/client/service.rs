@@ -172,7 +172,7 @@ impl Checker {
             self.wait(checks.next()).await;
             let state = &shared.service_state;
             checks.told(state.healthy(), Instant::now());
-            if !checks.next().is_some_and(|next| next <= Instant::now()) {
+            if checks.next().is_none_or(|next| next > Instant::now()) {
                 continue;
             }
             context.counters.service_checks.increment();

@@ -61,6 +61,10 @@ impl CarriesFlows for ServerLane {
         self.lane.is_open()
     }
 
+    fn is_silent(&self) -> bool {
+        self.lane.is_silent()
+    }
+
     fn flows(&self) -> usize {
         self.tcp_flows.get() + self.udp.as_ref().map_or(0, |udp| udp.flow_count())
     }
@@ -118,6 +122,17 @@ impl LaneEvents for ServerLaneEvents {
         if let Some(udp) = &self.0.udp {
             udp.datagrams_done();
         }
+    }
+
+    fn silence(&self, lane: &Rc<Lane>, silent: bool) {
+        let Some(membership) = self.0.membership.get() else {
+            return;
+        };
+        membership.silence(silent);
+        if silent && let Some(listener) = self.0.listener.upgrade() {
+            listener.counters().lanes_silent.increment();
+        }
+        tracing::debug!(client = self.0.client_id(), peer = ?lane.peer_addr(), silent, "silence of a client");
     }
 
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd) {

@@ -13,6 +13,8 @@ use super::balance::choose;
 pub(super) trait CarriesFlows {
     /// False once it has begun to end.
     fn is_open(&self) -> bool;
+    /// True while its client leaves unanswered what was sent on it.
+    fn is_silent(&self) -> bool;
     /// Flows that it carries now.
     fn flows(&self) -> usize;
 }
@@ -71,7 +73,7 @@ impl<L: CarriesFlows> LaneTable<L> {
                 LoadBalancer::RoundRobin => 0,
                 LoadBalancer::LeastConnections => lane.flows(),
             };
-            lane.is_open().then_some(load)
+            lane.is_open().then_some((lane.is_silent(), load))
         })
         .cloned()
     }

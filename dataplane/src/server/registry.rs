@@ -55,6 +55,8 @@ pub(crate) struct ClientEntry {
     registered: AtomicUsize,
     /// Lanes that have said last that the service cannot be reached.
     service_down: AtomicUsize,
+    /// Lanes on which it leaves unanswered what is sent.
+    silent: AtomicUsize,
     /// A newer instance has taken its id.
     replaced: AtomicBool,
 }
@@ -83,6 +85,11 @@ impl ClientEntry {
     /// Whether it has said that its service cannot be reached by TCP.
     pub(crate) fn service_is_down(&self) -> bool {
         self.service_down.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it seems to be dead or out of reach, because what is sent on one of its lanes is not answered.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed) > 0
     }
 
     /// Whether it takes new flows.
@@ -165,6 +172,7 @@ pub(crate) struct LaneMembership {
     core: usize,
     takes_flows: Cell<bool>,
     service_down: Cell<bool>,
+    silent: Cell<bool>,
 }
 
 impl LaneMembership {
@@ -194,11 +202,23 @@ impl LaneMembership {
             self.entry.service_down.fetch_sub(1, Ordering::Relaxed) == 1
         }
     }
+
+    /// Whether what is sent on this lane is left unanswered.
+    pub(crate) fn silence(&self, silent: bool) {
+        if self.silent.replace(silent) != silent {
+            if silent {
+                self.entry.silent.fetch_add(1, Ordering::Relaxed);
+            } else {
+                self.entry.silent.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 impl Drop for LaneMembership {
     fn drop(&mut self) {
         self.take_no_more();
+        self.silence(false);
         // Its word ends with it.
         self.service_health(true);
         self.pool.leave(&self.entry);
@@ -309,6 +329,7 @@ impl ClientPool {
             core,
             takes_flows: Cell::new(true),
             service_down: Cell::new(false),
+            silent: Cell::new(false),
         };
         Ok(Joined {
             membership,
@@ -328,6 +349,7 @@ impl ClientPool {
             lanes_total: AtomicUsize::new(0),
             registered: AtomicUsize::new(0),
             service_down: AtomicUsize::new(0),
+            silent: AtomicUsize::new(0),
             replaced: AtomicBool::new(false),
         })
     }
@@ -348,8 +370,9 @@ impl ClientPool {
 
     /// Picks a client that is not among `tried` for a new flow and counts the flow, or `None` if no client can take it.
     ///
-    /// A TCP flow goes to a client whose service is down only if there is no other: then the client itself says no, or
-    /// finds that its service has come back. A UDP flow goes anywhere, because what is known is about TCP.
+    /// A flow goes to a client that is silent only if all are, and a TCP flow to one whose service is down only if there
+    /// is no better one: then the client itself says no, or finds that its service has come back. For a UDP flow that
+    /// does not count, because what is known is about TCP.
     pub(crate) fn pick(&self, protocol: Protocol, tried: &Tried) -> Option<FlowTicket> {
         let turn = match protocol {
             Protocol::Tcp => &self.tcp_turn,
@@ -366,7 +389,7 @@ impl ClientPool {
                 LoadBalancer::RoundRobin => 0,
                 LoadBalancer::LeastConnections => entry.flows(),
             };
-            Some((down, flows))
+            Some((entry.is_silent(), down, flows))
         });
         chosen.map(|entry| FlowTicket::new(Arc::clone(entry)))
     }

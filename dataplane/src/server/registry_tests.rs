@@ -197,6 +197,26 @@ fn what_a_lane_said_of_its_service_ends_with_it() {
     assert!(!second.client().service_is_down());
 }
 
+#[test]
+fn a_silent_client_gets_flows_only_if_all_are_silent() {
+    for balancer in [LoadBalancer::LeastConnections, LoadBalancer::RoundRobin] {
+        let pool = pool(balancer);
+        let (a, b) = (join(&pool, "a", 0), join(&pool, "b", 0));
+        a.silence(true);
+        // One that answers, and be it with a refusal, comes before one that does not.
+        b.service_health(false);
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let ticket = pool.pick(protocol, &Tried::default()).expect("b");
+            assert_eq!(ticket.client().client_id, "b");
+        }
+        drop(b);
+        assert!(pick(&pool).is_some_and(|ticket| ticket.client().client_id == "a"));
+        let again = join(&pool, "a", 1);
+        drop(a);
+        assert!(!again.client().is_silent(), "it ends with the lane");
+    }
+}
+
 // ---- one id, several instances -----------------------------------------------------------------------------------
 
 #[test]

@@ -64,12 +64,17 @@ struct Lane {
     open: Cell<bool>,
     /// It has said that it takes no more.
     drains: Cell<bool>,
+    silent: Cell<bool>,
     flows: Cell<usize>,
 }
 
 impl CarriesFlows for Lane {
     fn is_open(&self) -> bool {
         self.open.get()
+    }
+
+    fn is_silent(&self) -> bool {
+        self.silent.get()
     }
 
     fn flows(&self) -> usize {
@@ -166,8 +171,9 @@ impl World {
             14..16 => self.drain(),
             16..19 => self.restart_without_a_word(),
             19..22 => self.ousted_comes_back(),
-            22..27 => self.service_changes(),
-            27..67 => self.visitor(),
+            22..26 => self.service_changes(),
+            26..28 => self.silence_changes(),
+            28..67 => self.visitor(),
             67..69 => self.settled_choices(),
             _ => self.end_a_flow(),
         }
@@ -227,6 +233,7 @@ impl World {
             client: membership.client().number,
             open: Cell::new(true),
             drains: Cell::new(false),
+            silent: Cell::new(false),
             flows: Cell::new(0),
         });
         self.tables[core]
@@ -350,6 +357,15 @@ impl World {
         }
     }
 
+    fn silence_changes(&mut self) {
+        if !self.lanes.is_empty() {
+            let index = self.random.below(self.lanes.len());
+            let silent = self.random.chance(30);
+            self.lanes[index].lane.silent.set(silent);
+            self.lanes[index].membership.silence(silent);
+        }
+    }
+
     // ---- visitors ------------------------------------------------------------------------------------------------
 
     fn visitor(&mut self) {
@@ -425,31 +441,35 @@ impl World {
             .collect()
     }
 
-    /// Clients among which the choice is, with their flows: those with a lane that takes flows, and for TCP those whose
-    /// service is up, unless there are none.
+    /// Clients among which the choice is, with their flows: of those with a lane that takes flows the ones that answer,
+    /// if there are any, and for TCP of these the ones whose service is up, if there are any.
     fn candidates(&self, protocol: Protocol, tried: &Tried) -> BTreeMap<u64, usize> {
         let clients = self.pool.clients();
-        let of = |up_only: bool| -> BTreeMap<u64, usize> {
-            clients
+        let of = |client: u64| {
+            self.lanes
                 .iter()
-                .filter(|entry| {
-                    let mut lanes = self
-                        .lanes
-                        .iter()
-                        .filter(|lane| lane.lane.client == entry.number && !lane.lane.drains.get());
-                    let of_client = |lane: &&Registered| lane.lane.client == entry.number;
-                    let up = self
-                        .lanes
-                        .iter()
-                        .filter(of_client)
-                        .all(|lane| lane.service_up);
-                    lanes.next().is_some() && !tried.contains(entry.number) && (up || !up_only)
-                })
-                .map(|entry| (entry.number, entry.flows()))
-                .collect()
+                .filter(move |lane| lane.lane.client == client)
         };
-        let up = of(protocol == Protocol::Tcp);
-        if up.is_empty() { of(false) } else { up }
+        let rated: Vec<(bool, bool, u64, usize)> = clients
+            .iter()
+            .filter(|entry| of(entry.number).any(|lane| !lane.lane.drains.get()))
+            .filter(|entry| !tried.contains(entry.number))
+            .map(|entry| {
+                let silent = of(entry.number).any(|lane| lane.lane.silent.get());
+                let down = of(entry.number).any(|lane| !lane.service_up);
+                let down = down && protocol == Protocol::Tcp;
+                (silent, down, entry.number, entry.flows())
+            })
+            .collect();
+        let best = rated
+            .iter()
+            .map(|(silent, down, ..)| (*silent, *down))
+            .min();
+        rated
+            .into_iter()
+            .filter(|(silent, down, ..)| Some((*silent, *down)) == best)
+            .map(|(_, _, number, flows)| (number, flows))
+            .collect()
     }
 
     /// The choice that was made last must be one of the right ones. Earlier ones of the same search found no lane.
@@ -491,9 +511,12 @@ impl World {
                 && other.lane.open.get()
                 && !other.lane.drains.get()
         });
-        let least = siblings.map(|other| other.lane.flows.get()).min();
+        let best = siblings
+            .map(|other| (other.lane.silent.get(), other.lane.flows.get()))
+            .min();
         if self.balancer == LoadBalancer::LeastConnections {
-            assert_eq!(Some(lane.flows.get()), least, "not the idlest lane");
+            let chosen = (lane.silent.get(), lane.flows.get());
+            assert_eq!(Some(chosen), best, "not the idlest lane");
         }
     }
 
@@ -574,7 +597,7 @@ impl World {
         for entry in entries.iter() {
             assert_eq!(entry.flows(), 0);
             assert!((0..CORES).all(|core| entry.lanes_on(core) == 0));
-            assert!(!entry.usable() && !entry.service_is_down());
+            assert!(!entry.usable() && !entry.service_is_down() && !entry.is_silent());
         }
         assert!(self.pool.clients().is_empty());
         assert!(self.tables.iter().all(|table| table.borrow().is_empty()));

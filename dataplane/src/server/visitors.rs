@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use qmux_proto::{FlowError, OpenHeader, Protocol};
 
@@ -158,6 +158,7 @@ impl ListenerCore {
             lane.lane.detach(stream);
             return None;
         };
+        lane.lane.asked(Instant::now());
         self.counters().tcp_flows_opened.increment();
         Some(Begun {
             lane: LaneUse::new(lane),
