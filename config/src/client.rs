@@ -60,6 +60,11 @@ pub struct Local {
     pub host: String,
     /// The port, for TCP and UDP alike.
     pub port: u16,
+    /// Pause between two checks of the service by a TCP connection; zero: there are none while
+    /// visitors get through.
+    pub health_check_interval: Duration,
+    /// How long a check may take.
+    pub health_check_timeout: Duration,
 }
 
 /// What the client proves besides its certificate.
@@ -279,12 +284,33 @@ impl ServerTarget {
 }
 
 impl Local {
+    /// Default pause between checks: none, because a service may not like connections without
+    /// bytes.
+    const HEALTH_CHECK_INTERVAL: Duration = Duration::ZERO;
+    /// Shortest pause between checks: more often would be a load.
+    const HEALTH_CHECK_INTERVAL_MIN: Duration = Duration::from_millis(100);
+    /// Default time for a check: room for a SYN that is repeated after a second (tcp(7)).
+    const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+
     fn read(section: Section<'_>) -> Option<Self> {
         let form = r#"a host name or an IP address, as in "127.0.0.1""#;
         section.require("host", form);
         section.require("port", "a whole number from 1 to 65535");
         let host = section.filled_string("host", form);
         let port = section.integer("port", 1..=i64::from(u16::MAX));
+        let interval = section.duration("health_check_interval", Duration::ZERO..=SECOND * 3_600);
+        if let Some(interval) = &interval
+            && *interval.get_ref() > Duration::ZERO
+            && *interval.get_ref() < Self::HEALTH_CHECK_INTERVAL_MIN
+        {
+            let least = units::format_duration(Self::HEALTH_CHECK_INTERVAL_MIN);
+            let message = format!(
+                "is too short; it must be {:?}, which turns checks off, or at least {least:?}",
+                "0s"
+            );
+            section.problem_at("health_check_interval", &interval.span(), message);
+        }
+        let timeout = section.duration("health_check_timeout", MILLISECOND * 10..=SECOND * 60);
         if let Some(host) = &host
             && !address::is_host(host.get_ref())
         {
@@ -295,6 +321,9 @@ impl Local {
         Some(Self {
             host: host?.into_inner().to_owned(),
             port: u16::try_from(port?.into_inner()).ok()?,
+            health_check_interval: interval
+                .map_or(Self::HEALTH_CHECK_INTERVAL, Spanned::into_inner),
+            health_check_timeout: timeout.map_or(Self::HEALTH_CHECK_TIMEOUT, Spanned::into_inner),
         })
     }
 }

@@ -47,6 +47,8 @@ pub(crate) const KEYS: &[&str] = &[
     "client.servers.server_name",
     "client.local.host",
     "client.local.port",
+    "client.local.health_check_interval",
+    "client.local.health_check_timeout",
     "client.auth.token",
     "client.tls.ca_cert_file",
     "client.tls.client_cert_file",

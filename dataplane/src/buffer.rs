@@ -176,6 +176,13 @@ impl StreamBuf {
     }
 }
 
+impl StreamBuf {
+    /// The memory that the buffer keeps from being used otherwise, in bytes.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.bytes.as_ref().map_or(0, |bytes| bytes.len())
+    }
+}
+
 impl AsRef<[u8]> for StreamBuf {
     fn as_ref(&self) -> &[u8] {
         self.bytes

@@ -91,6 +91,14 @@ counters! {
     lanes_replaced,
     /// Registrations refused.
     registrations_refused,
+    /// The same, because another living instance has the client's id.
+    registrations_duplicate,
+    /// Clients that said that their service cannot be reached.
+    services_down,
+    /// Clients that said that it can be reached again.
+    services_up,
+    /// Lanes whose client left unanswered what was sent, for a while or for ever; new flows go to other clients.
+    lanes_silent,
     /// Lanes closed because nothing was heard within the health timeout.
     lanes_unhealthy,
     /// Probes of a server from which nothing was heard for a while, and of lanes that were alarmed.
@@ -113,6 +121,12 @@ counters! {
     accepts_failed,
     /// TCP visitors reset because no client could serve them.
     visitors_refused,
+    /// TCP visitors that one client refused and that were sent to another one.
+    visitors_retried,
+    /// TCP visitors reset because a client refused them and no other could be tried, or too much had been sent.
+    visitors_retry_exhausted,
+    /// TCP visitors of whom less was kept for a second attempt, because others hold the memory for it.
+    retry_memory_short,
     /// TCP visitors or UDP flows handed to another core, because this one has no lane of the client.
     visitors_handed_over,
     /// TCP visitors or UDP packets that could not be handed over (mailbox full).
@@ -121,12 +135,16 @@ counters! {
     tcp_flows_opened,
     /// TCP flows that ended with both directions complete.
     tcp_flows_completed,
-    /// TCP flows that ended by a reset from either side or the end of their lane.
+    /// TCP flows that ended by a reset from either side, a client's refusal or the end of their lane.
     tcp_flows_reset,
     /// TCP flows reset because this client drains.
     tcp_flows_refused_draining,
     /// TCP flows whose service could not be reached.
     tcp_dials_failed,
+    /// Checks of the service made.
+    service_checks,
+    /// Checks of the service that failed.
+    service_checks_failed,
     /// Bytes from TCP sockets into the tunnel.
     tcp_bytes_in,
     /// Bytes from the tunnel to TCP sockets.

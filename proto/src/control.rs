@@ -15,6 +15,7 @@ mod flow_closed;
 mod go_away;
 mod heartbeat;
 mod message;
+mod no_more_flows;
 mod register;
 mod register_ack;
 mod service_health;
@@ -27,6 +28,7 @@ pub use flow_closed::FlowClosed;
 pub use go_away::{GoAway, GoAwayReason};
 pub use heartbeat::Heartbeat;
 pub use message::{MESSAGE_BYTES_MAX, Message};
+pub use no_more_flows::NoMoreFlows;
 pub use register::{
     CLIENT_ID_BYTES_MAX, INSTANCE_ID_BYTES, Register, SERVICES_MAX, ServiceOffer,
     is_valid_client_id,

@@ -63,7 +63,9 @@ fn a_client_is_read_into_its_final_types() {
         client.local,
         Local {
             host: "127.0.0.1".to_owned(),
-            port: 3000
+            port: 3000,
+            health_check_interval: Duration::ZERO,
+            health_check_timeout: Duration::from_secs(2),
         }
     );
     assert_eq!(client.auth.token, None);

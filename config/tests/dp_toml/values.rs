@@ -101,6 +101,30 @@ fn durations() {
 }
 
 #[test]
+fn checks_of_the_service() {
+    let message = |keys: &str| {
+        problem(&edited(
+            CLIENT,
+            "port = 3000\n",
+            &format!("port = 3000\n{keys}\n"),
+        ))
+    };
+    assert_eq!(
+        message("health_check_interval = \"50ms\""),
+        "dp.toml:12:25: client.local.health_check_interval: is too short; it must be \"0s\", which turns checks off, or at least \"100ms\""
+    );
+    assert_eq!(
+        message("health_check_interval = 5"),
+        "dp.toml:12:25: client.local.health_check_interval: a number needs a unit here: \"5s\" would be seconds"
+    );
+    assert_eq!(
+        message("health_check_timeout = \"0s\""),
+        "dp.toml:12:24: client.local.health_check_timeout: 0s is out of range; it must be from \"10ms\" to \"1m\""
+    );
+    assert!(message("health_check = \"1s\"").contains("did you mean \"health_check_"));
+}
+
+#[test]
 fn addresses() {
     check(
         SERVER,

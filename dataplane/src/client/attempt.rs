@@ -102,11 +102,11 @@ async fn open(
         .clamp(1, crate::core::CORES_MAX);
     if aim != lane_index % server_cores {
         core.server_has_cores(server, server_cores);
+        // It is registered, so that a visitor may be on its way there.
+        if let Some(session) = Session::begin(core, this, reader, guard, &ack) {
+            monoio::spawn(session.leave(false));
+        }
         return Err(AttemptEnd::Misaimed);
-    }
-    if core.context.draining.get() {
-        // The servers have been told already, but not on this lane.
-        return Err(AttemptEnd::Retired);
     }
     tracing::info!(
         server = core.shared.title(server),
@@ -208,7 +208,8 @@ async fn register(
         lane_count: lane_count as u64,
         capabilities: Capabilities::TCP
             .union(Capabilities::UDP)
-            .union(Capabilities::FRAGMENTATION),
+            .union(Capabilities::FRAGMENTATION)
+            .union(Capabilities::SERVICE_HEALTH),
         services: vec![ServiceOffer {
             name: String::new(),
         }],

@@ -11,8 +11,9 @@ use qmux_proto::open::OPEN_HEADER_BYTES_MAX;
 use qmux_proto::{FlowError, OpenHeader, Protocol};
 
 use super::lane::ClientLane;
+use super::service::connect;
 use crate::core::FlowCount;
-use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
+use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::{StreamRead, StreamWaiters};
 use crate::resolve::Name;
 use crate::sys::tcp::TcpSocket;
@@ -51,7 +52,12 @@ pub(super) async fn run(this: Rc<ClientLane>, stream: u64) {
         reset_reason: FlowError::ServiceReset,
         counters: Arc::clone(&this.context.counters),
     };
-    if let TcpFlowEnd::Reset(reason) = tcp::run(flow, opened.early, opened.fin).await {
+    let begun = Begun {
+        early: opened.early,
+        early_fin: opened.fin,
+        ..Begun::default()
+    };
+    if let TcpFlowEnd::Reset(reason) = tcp::run(flow, begun).await {
         tracing::debug!(visitor = %opened.header.visitor, %reason, "flow reset");
     }
 }
@@ -124,19 +130,17 @@ async fn while_lane_lives(
     }
 }
 
-/// Connects to the first address of the service that answers.
+/// Connects to the service, and takes note of whether that works.
 async fn dial(this: &ClientLane, header: &OpenHeader) -> Result<TcpSocket, FlowError> {
     let service: &Name = &this.shared.service;
-    let mut last = io::Error::new(
-        io::ErrorKind::NotFound,
-        "the service's name cannot be resolved",
-    );
-    for addr in this.shared.service.addresses().iter() {
-        match TcpSocket::connect(*addr, DIAL_TIMEOUT).await {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
+    let result = connect(service, DIAL_TIMEOUT).await;
+    this.shared
+        .service_state
+        .found(result.is_ok(), service, &this.context);
+    let last = match result {
+        Ok(socket) => return Ok(socket),
+        Err(error) => error,
+    };
     this.context.counters.tcp_dials_failed.increment();
     let reason = match last.kind() {
         io::ErrorKind::ConnectionRefused => FlowError::DialRefused,

@@ -5,8 +5,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use qmux_proto::FlowError;
+use qmux_proto::control::{Message, ServiceHealth};
 
 use super::ClientShared;
+use super::seen::FlowsSeen;
 use super::server::ServerState;
 use crate::core::CoreContext;
 use crate::flow::udp::client::ClientFlows;
@@ -32,6 +34,12 @@ pub(super) struct ClientLane {
     /// Wakes the lane's session: its supervisor was retired, or there was an alarm.
     pub(super) wake: Event,
     alarmed: Cell<bool>,
+    /// Flows that the server has opened here.
+    seen: RefCell<FlowsSeen>,
+    /// How many it will have opened in all, once it has said that there are no more.
+    flows_in_all: Cell<Option<u64>>,
+    /// What it was told last of the service; nothing is the same as good news.
+    service_told: Cell<bool>,
 }
 
 impl ClientLane {
@@ -54,7 +62,33 @@ impl ClientLane {
             ended_streams: RefCell::default(),
             wake: Event::default(),
             alarmed: Cell::new(false),
+            seen: RefCell::default(),
+            flows_in_all: Cell::new(None),
+            service_told: Cell::new(true),
         })
+    }
+
+    /// Tells the server whether the service can be reached, if that is news to it. Only for registered lanes.
+    pub(super) fn tell_service_health(&self) {
+        let healthy = self.shared.service_state.healthy();
+        if self.service_told.replace(healthy) != healthy {
+            self.lane
+                .send_control(&Message::ServiceHealth(ServiceHealth {
+                    service: String::new(),
+                    healthy,
+                }));
+        }
+    }
+
+    /// The server opens no further flow on this lane.
+    pub(super) fn no_more_flows(&self, flows_opened: u64) {
+        self.flows_in_all.set(Some(flows_opened));
+    }
+
+    /// Whether no flow is on its way to this lane. Until then closing it may lose a visitor.
+    pub(super) fn is_settled(&self) -> bool {
+        let in_all = self.flows_in_all.get();
+        !self.lane.is_open() || in_all.is_some_and(|flows| self.seen.borrow().all_of(flows))
     }
 
     /// The server may be gone: have it asked.
@@ -114,6 +148,7 @@ pub(super) struct ClientLaneEvents(pub(super) Rc<ClientLane>);
 impl LaneEvents for ClientLaneEvents {
     fn stream_opened(&self, lane: &Rc<Lane>, stream: u64) {
         let ClientLaneEvents(this) = self;
+        this.seen.borrow_mut().arrived(stream);
         if this.context.draining.get() {
             this.context.counters.tcp_flows_refused_draining.increment();
             lane.reset(stream, FlowError::Draining);

@@ -6,7 +6,9 @@ mod flow;
 mod lane;
 mod plan;
 mod roster;
+mod seen;
 mod server;
+mod service;
 mod session;
 #[cfg(test)]
 mod simulation;
@@ -34,6 +36,7 @@ use lane::ClientLane;
 use plan::{LaneId, Plan};
 use roster::Roster;
 use server::ServerState;
+use service::{Checker, ServiceState};
 use supervisor::Supervisor;
 
 const _: () = assert!(
@@ -90,6 +93,8 @@ pub(crate) struct ClientShared {
     servers: ArcSwap<Vec<Arc<ServerState>>>,
     /// The local service.
     pub(crate) service: Arc<Name>,
+    /// Whether it can be reached.
+    service_state: ServiceState,
     /// Told when the first lane is registered.
     pub(crate) readiness: Arc<Readiness>,
     registered_once: AtomicBool,
@@ -122,6 +127,7 @@ impl ClientShared {
             targets,
             servers: ArcSwap::default(),
             service: Name::new(&client.local.host, client.local.port),
+            service_state: ServiceState::default(),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),
         };
@@ -226,6 +232,16 @@ pub(crate) struct ClientCore {
     /// Lanes that are registered now, by serial number; also those that are being left.
     lanes: RefCell<HashMap<u64, Rc<ClientLane>>>,
     next_serial: Cell<u64>,
+    /// Checks the service, if that is this core's part.
+    checker: Option<Rc<Checker>>,
+}
+
+/// What servers are told when this process stops.
+fn going_away(drain_timeout: Duration) -> GoAway {
+    GoAway {
+        reason: GoAwayReason::Shutdown,
+        drain_timeout_ms: u64::try_from(drain_timeout.as_millis()).unwrap_or(u64::MAX),
+    }
 }
 
 impl ClientCore {
@@ -239,6 +255,7 @@ impl ClientCore {
             supervisors: RefCell::default(),
             lanes: RefCell::default(),
             next_serial: Cell::new(1),
+            checker: Checker::start(context, shared),
         });
         this.plan();
         this
@@ -248,6 +265,7 @@ impl ClientCore {
     pub(crate) fn mail(self: &Rc<Self>, mail: Mail) -> Option<Mail> {
         match mail {
             Mail::Client(mail) => self.client_mail(&mail),
+            Mail::ServiceHealth => self.service_health_changed(),
             other => return Some(other),
         }
         None
@@ -335,12 +353,23 @@ impl ClientCore {
         (self.context.index as u64) << SERIAL_BITS | count
     }
 
+    fn service_health_changed(&self) {
+        if let Some(checker) = &self.checker {
+            checker.told();
+        }
+        for lane in self.lanes.borrow().values() {
+            lane.tell_service_health();
+        }
+    }
+
+    /// Whether the servers have answered [`ClientCore::drain`] and no flow is on its way here any more.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.lanes.borrow().values().all(|lane| lane.is_settled())
+    }
+
     /// Tells the servers to send no new flow, and takes none.
     pub(crate) fn drain(&self, timeout: Duration) {
-        let away = GoAway {
-            reason: GoAwayReason::Shutdown,
-            drain_timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
-        };
+        let away = going_away(timeout);
         for lane in self.lanes.borrow().values() {
             lane.lane.send_control(&Message::GoAway(away));
         }

@@ -16,7 +16,7 @@ use super::attempt::CloseOnDrop;
 use super::lane::ClientLane;
 use super::supervisor::Supervisor;
 use super::vigil::{Duty, Vigil};
-use super::{ClientCore, ClientMail};
+use super::{ClientCore, ClientMail, going_away};
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 
@@ -105,6 +105,14 @@ impl Session {
         core.lanes
             .borrow_mut()
             .insert(session.this.serial, Rc::clone(&session.this));
+        session.this.tell_service_health();
+        if core.context.draining.get() {
+            // The servers have been told already, but not on this lane, and a flow may be on its way.
+            session
+                .this
+                .lane
+                .send_control(&Message::GoAway(going_away(client.drain_timeout)));
+        }
         Some(session)
     }
 
@@ -224,6 +232,7 @@ impl Session {
                 this.udp.flow_closed(closed.flow_id, closed.reason);
             }
             Message::Finished(finished) => this.lane.announced(finished),
+            Message::NoMoreFlows(no_more) => this.no_more_flows(no_more.flows_opened),
             Message::GoAway(away) => {
                 tracing::info!(server = %this.server, reason = %away.reason, "the server drains; this lane gets no new flow");
                 return Happened::ServerDrains;
@@ -244,6 +253,7 @@ impl Session {
             self.next_ping = now + self.keep_alive_period;
         }
         if now >= self.next_beat {
+            self.this.tell_service_health();
             self.beat(now);
             // A role that was given back unseen is taken up here.
             self.claim_probing();

@@ -188,6 +188,12 @@ impl Supervisor {
                     "cannot connect; trying again"
                 );
             }
+            AttemptEnd::Refused(RefuseReason::DuplicateClient, text) => {
+                tracing::error!(
+                    %server, client_id = core.shared.client_id, text, next_ms, suppressed,
+                    "two clients use this client_id at the same time, and the server keeps the newer one: give each client its own client_id, or leave client_id empty; trying again"
+                );
+            }
             AttemptEnd::Refused(reason, text) => {
                 tracing::warn!(server, lane = self.lane, %reason, text, next_ms, suppressed, "the server refused this client; trying again");
             }

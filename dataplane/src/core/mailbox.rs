@@ -10,6 +10,7 @@ use crossbeam::queue::ArrayQueue;
 use crate::client::ClientMail;
 use crate::flow::udp::server::ForwardedUdp;
 use crate::server::registry::FlowTicket;
+use crate::server::visitors::Visitor;
 use crate::sys::wake::{self, WakeSender};
 
 /// Mail that may wait for one core. A burst of 4,096 visitors for another core is a second's worth of accepts.
@@ -24,8 +25,8 @@ pub(crate) enum Mail {
         listener: usize,
         /// The accepted socket.
         stream: TcpStream,
-        /// The visitor's address.
-        visitor: SocketAddr,
+        /// Who it is, and what is known of it.
+        visitor: Box<Visitor>,
         /// The client chosen for it.
         ticket: FlowTicket,
     },
@@ -56,6 +57,8 @@ pub(crate) enum Mail {
     },
     /// For the client role.
     Client(ClientMail),
+    /// The client role: what is known of the service has changed.
+    ServiceHealth,
     /// Take nothing new, tell the peers, let flows finish within this time.
     Drain {
         /// The time that flows get.

@@ -21,6 +21,10 @@ const RING_ENTRIES: [u32; 2] = [4_096, 256];
 /// How often a draining core looks whether its last flow has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 
+/// How long a client that stops waits for its servers to say that no flow is on its way. One that does not answer must
+/// not hold it up.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Time for the last packets (CONNECTION_CLOSE) to leave.
 const LAST_FLUSH: Duration = Duration::from_millis(30);
 
@@ -191,8 +195,13 @@ impl Roles<'_> {
         if let Some(client) = self.client {
             client.drain(timeout);
         }
-        let deadline = Instant::now() + timeout;
-        while self.context.tcp_flows.get() > 0 && Instant::now() < deadline {
+        let start = Instant::now();
+        let deadline = start + timeout;
+        let settled_by = start + timeout.min(SETTLE_TIMEOUT);
+        let unsettled = || {
+            Instant::now() < settled_by && self.client.is_some_and(|client| !client.is_settled())
+        };
+        while (self.context.tcp_flows.get() > 0 && Instant::now() < deadline) || unsettled() {
             self.mail(wake, Some(DRAIN_POLL)).await?;
         }
         if self.context.tcp_flows.get() > 0 {

@@ -6,6 +6,7 @@
 //! sees a clean end with bytes missing.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
@@ -26,7 +27,7 @@ use crate::sys::tcp::TcpSocket;
 const BYTES_PER_TURN: usize = 2 * LARGE_BLOCK_BYTES;
 
 /// How often a flow that waits for the tunnel looks whether its socket still lives.
-const SOCKET_CHECK: Duration = Duration::from_secs(1);
+pub(crate) const SOCKET_CHECK: Duration = Duration::from_secs(1);
 
 /// How a TCP flow ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +54,21 @@ pub(crate) struct TcpFlow {
     pub(crate) counters: Arc<CoreCounters>,
 }
 
+/// What was done of a flow before its pumps start.
+#[derive(Default)]
+pub(crate) struct Begun {
+    /// Bytes read from the stream that the socket has not got.
+    pub(crate) early: Vec<u8>,
+    /// The stream has ended behind them.
+    pub(crate) early_fin: bool,
+    /// Bytes read from the socket that the stream has not got.
+    pub(crate) unsent: VecDeque<StreamBuf>,
+    /// The socket has ended behind them.
+    pub(crate) ended: bool,
+    /// The stream has got that FIN, too.
+    pub(crate) fin_sent: bool,
+}
+
 /// State that the two pumps share.
 struct Shared {
     flow: TcpFlow,
@@ -76,7 +92,7 @@ enum Stop {
 }
 
 /// What follows the bytes that [`fill`] has read.
-enum Next {
+pub(crate) enum Next {
     /// Perhaps more: the buffer is full.
     More,
     /// Nothing now.
@@ -90,7 +106,7 @@ enum Next {
 /// Reads until `into` is full or the socket has no more. So a FIN that follows the last bytes closely is seen with
 /// them and rides in their frame, and small segments are gathered; it costs no call more than reading once and then
 /// finding the socket empty.
-fn fill(socket: &TcpSocket, into: &mut [u8]) -> (usize, Next) {
+pub(crate) fn fill(socket: &TcpSocket, into: &mut [u8]) -> (usize, Next) {
     let mut read = 0;
     while read < into.len() {
         match socket.try_read(&mut into[read..]) {
@@ -105,8 +121,8 @@ fn fill(socket: &TcpSocket, into: &mut [u8]) -> (usize, Next) {
     (read, Next::More)
 }
 
-/// Runs the flow to its end. `early` are bytes that have already been read from the stream.
-pub(crate) async fn run(flow: TcpFlow, early: Vec<u8>, early_fin: bool) -> TcpFlowEnd {
+/// Runs the flow to its end.
+pub(crate) async fn run(flow: TcpFlow, begun: Begun) -> TcpFlowEnd {
     let shared = Rc::new(Shared {
         flow,
         aborted: Cell::new(None),
@@ -116,9 +132,9 @@ pub(crate) async fn run(flow: TcpFlow, early: Vec<u8>, early_fin: bool) -> TcpFl
         broken: Cell::new(false),
     });
     {
-        let mut inward = pin!(shared.socket_to_stream());
-        let mut outward = pin!(shared.stream_to_socket(early, early_fin));
-        let (mut inward_done, mut outward_done) = (false, false);
+        let mut inward = pin!(shared.socket_to_stream(begun.unsent, begun.ended));
+        let mut outward = pin!(shared.stream_to_socket(begun.early, begun.early_fin));
+        let (mut inward_done, mut outward_done) = (begun.fin_sent, false);
         poll_fn(|cx| {
             inward_done = inward_done || inward.as_mut().poll(cx).is_ready();
             outward_done = outward_done || outward.as_mut().poll(cx).is_ready();
@@ -172,9 +188,9 @@ impl Shared {
 
     // ---- socket → stream -----------------------------------------------------------------------------------------
 
-    async fn socket_to_stream(&self) {
+    async fn socket_to_stream(&self, unsent: VecDeque<StreamBuf>, ended: bool) {
         let TcpFlow { lane, stream, .. } = &self.flow;
-        match self.pump_inward().await {
+        match self.pump_inward(unsent, ended).await {
             Ok(()) | Err(Stop::Aborted) => {}
             Err(Stop::DirectionOver) => {
                 self.stopped.set(true);
@@ -183,10 +199,16 @@ impl Shared {
         }
     }
 
-    async fn pump_inward(&self) -> Result<(), Stop> {
+    async fn pump_inward(&self, unsent: VecDeque<StreamBuf>, ended: bool) -> Result<(), Stop> {
         let TcpFlow {
             socket, counters, ..
         } = &self.flow;
+        for bytes in unsent {
+            self.write_stream(bytes, false).await?;
+        }
+        if ended {
+            return self.finish_stream().await;
+        }
         let mut size = BlockSize::Small;
         let mut moved = 0;
         loop {

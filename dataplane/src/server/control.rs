@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use qmux_config::ServerAuth;
 use qmux_proto::control::{
-    Heartbeat, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
+    Heartbeat, Message, NoMoreFlows, RefuseReason, Register, RegisterAck, RegisterOutcome,
+    ServiceHealth,
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
 use super::lane::ServerLane;
 use super::listener::ListenerCore;
+use super::registry::{Duplicate, Joined};
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::token;
 
@@ -77,8 +79,7 @@ async fn register(
     if !authenticate(this, listener, &request, reader, deadline).await {
         return false;
     }
-    accept(this, listener, &request);
-    true
+    accept(this, listener, &request)
 }
 
 /// With mTLS the handshake has authenticated the client already; with a token it must prove that it knows it.
@@ -116,7 +117,10 @@ fn refuse(
     text: &str,
 ) -> bool {
     listener.counters().registrations_refused.increment();
-    if let Some(suppressed) = listener.context().handshake_log.pass(Instant::now()) {
+    // Duplicates are told once, with both addresses, where they are found.
+    if reason != RefuseReason::DuplicateClient
+        && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
+    {
         tracing::warn!(client = request.client_id, peer = ?this.lane.peer_addr(), %reason, suppressed, "registration refused");
     }
     this.lane.send_control(&Message::RegisterAck(listener.ack(
@@ -135,17 +139,30 @@ fn refuse(
     false
 }
 
-fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register) {
-    let (membership, replaced) = listener.join(request);
-    if let Some(number) = replaced {
+/// True if the lane is registered now.
+fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register) -> bool {
+    let address = this.lane.peer_addr();
+    let Joined {
+        membership,
+        replaced,
+    } = match listener.join(request, address) {
+        Ok(joined) => joined,
+        Err(duplicate) => return refuse_duplicate(this, listener, request, &duplicate),
+    };
+    if let Some(old) = replaced {
         tracing::info!(
             client = request.client_id,
-            "a new instance of this client takes over; the old one's lanes end"
+            new = ?address,
+            old = ?old.address,
+            old_drains = old.drains,
+            "a new instance of this client takes over"
         );
-        listener.evict_everywhere(number);
+        if !old.drains {
+            listener.evict_everywhere(old.client);
+        }
     }
     if this.membership.set(membership).is_err() {
-        return; // A second Register on one lane is read by `serve`, never here.
+        return false; // A second Register on one lane is read by `serve`, never here.
     }
     listener.counters().registrations_accepted.increment();
     this.lane.admit();
@@ -162,6 +179,36 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
         core = listener.core(),
         "lane registered"
     );
+    true
+}
+
+/// Two programs that live share one id. The one that came later has it.
+fn refuse_duplicate(
+    this: &Rc<ServerLane>,
+    listener: &Rc<ListenerCore>,
+    request: &Register,
+    duplicate: &Duplicate,
+) -> bool {
+    listener.counters().registrations_duplicate.increment();
+    let other = duplicate
+        .address
+        .map_or_else(|| "elsewhere".into(), |address| address.to_string());
+    if duplicate.first {
+        tracing::warn!(
+            client = request.client_id,
+            refused = ?this.lane.peer_addr(),
+            serving = other,
+            "two clients use one client_id at the same time; the one that came later serves: give each its own client_id, or leave it empty"
+        );
+    }
+    let text = format!("a newer client with this client_id is connected from {other}");
+    refuse(
+        this,
+        listener,
+        request,
+        RefuseReason::DuplicateClient,
+        &text,
+    )
 }
 
 async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut ControlReader) {
@@ -192,7 +239,11 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                     Message::GoAway(away) => {
                         tracing::info!(client = this.client_id(), reason = %away.reason, "client drains; no new flow goes to this lane");
                         listener.lane_takes_no_more(this);
+                        this.lane.send_control(&Message::NoMoreFlows(NoMoreFlows {
+                            flows_opened: this.lane.streams_opened(),
+                        }));
                     }
+                    Message::ServiceHealth(health) => service_health(this, listener, &health),
                     other => tracing::debug!(?other, "message without meaning here"),
                 }
             }
@@ -221,6 +272,27 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
             }
             ControlEvent::Ended => return,
         }
+    }
+}
+
+/// A client says whether it reaches its service. Today there is one, without a name.
+fn service_health(this: &Rc<ServerLane>, listener: &ListenerCore, health: &ServiceHealth) {
+    let Some(membership) = this.membership.get() else {
+        return;
+    };
+    if !health.service.is_empty() || !membership.service_health(health.healthy) {
+        return;
+    }
+    let client = this.client_id();
+    if health.healthy {
+        listener.counters().services_up.increment();
+        tracing::info!(client, "the client reaches its service again");
+    } else {
+        listener.counters().services_down.increment();
+        tracing::warn!(
+            client,
+            "the client cannot reach its service; visitors go to others while there are any"
+        );
     }
 }
 

@@ -1,11 +1,13 @@
 //! A lane as the server sees it: whose it is, whether it takes flows, what to do with its events.
 
 use std::cell::{Cell, OnceCell};
+use std::ops::Deref;
 use std::rc::{Rc, Weak};
 use std::time::Instant;
 
 use qmux_proto::LaneError;
 
+use super::lanes::CarriesFlows;
 use super::listener::ListenerCore;
 use super::registry::LaneMembership;
 use crate::flow::udp::server::LaneFlows;
@@ -20,8 +22,8 @@ pub(super) struct ServerLane {
     pub(super) membership: OnceCell<LaneMembership>,
     /// The lane's UDP flows, if the listener takes UDP.
     pub(super) udp: Option<Rc<LaneFlows>>,
-    /// TCP flows on this lane.
-    pub(super) tcp_flows: Cell<usize>,
+    /// TCP flows on this lane: one [`LaneUse`] each.
+    tcp_flows: Cell<usize>,
     /// When the peer was last heard on the control stream.
     pub(super) last_heard: Cell<Instant>,
     control_started: Cell<bool>,
@@ -54,6 +56,44 @@ impl ServerLane {
     }
 }
 
+impl CarriesFlows for ServerLane {
+    fn is_open(&self) -> bool {
+        self.lane.is_open()
+    }
+
+    fn is_silent(&self) -> bool {
+        self.lane.is_silent()
+    }
+
+    fn flows(&self) -> usize {
+        self.tcp_flows.get() + self.udp.as_ref().map_or(0, |udp| udp.flow_count())
+    }
+}
+
+/// A TCP flow's claim on its lane: counts it until dropped.
+pub(super) struct LaneUse(Rc<ServerLane>);
+
+impl LaneUse {
+    pub(super) fn new(lane: &Rc<ServerLane>) -> LaneUse {
+        lane.tcp_flows.set(lane.tcp_flows.get() + 1);
+        LaneUse(Rc::clone(lane))
+    }
+}
+
+impl Deref for LaneUse {
+    type Target = ServerLane;
+
+    fn deref(&self) -> &ServerLane {
+        &self.0
+    }
+}
+
+impl Drop for LaneUse {
+    fn drop(&mut self) {
+        self.0.tcp_flows.set(self.0.tcp_flows.get() - 1);
+    }
+}
+
 /// Handler of the lane's events; holds the lane's state until it has ended.
 pub(super) struct ServerLaneEvents(pub(super) Rc<ServerLane>);
 
@@ -82,6 +122,17 @@ impl LaneEvents for ServerLaneEvents {
         if let Some(udp) = &self.0.udp {
             udp.datagrams_done();
         }
+    }
+
+    fn silence(&self, lane: &Rc<Lane>, silent: bool) {
+        let Some(membership) = self.0.membership.get() else {
+            return;
+        };
+        membership.silence(silent);
+        if silent && let Some(listener) = self.0.listener.upgrade() {
+            listener.counters().lanes_silent.increment();
+        }
+        tracing::debug!(client = self.0.client_id(), peer = ?lane.peer_addr(), silent, "silence of a client");
     }
 
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd) {

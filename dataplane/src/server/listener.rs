@@ -3,32 +3,34 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use qmux_config::{Listener, Server};
 use qmux_proto::control::{GoAway, GoAwayReason, Message, Register};
-use qmux_proto::{FlowError, LaneError, OpenHeader, Protocol};
+use qmux_proto::{LaneError, Protocol};
 use rustc_hash::FxBuildHasher;
 
+use super::balance::Tried;
 use super::lane::{ServerLane, ServerLaneEvents};
-use super::registry::{ClientPool, FlowTicket, LaneMembership};
+use super::lanes::LaneTable;
+use super::opening::Held;
+use super::registry::{Applicant, ClientPool, Duplicate, Joined};
+use super::route::{self, Way};
 use super::{ListenerSockets, ServerShared};
-use crate::buffer::StreamBuf;
+use crate::core::CoreContext;
 use crate::core::mailbox::Mail;
-use crate::core::{CoreContext, FlowCount};
-use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::server::{ForwardedUdp, RouteUdp, TrafficSocket, UdpRoute};
 use crate::metrics::CoreCounters;
 use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::quic::event::{Event, yield_now};
-use crate::quic::lane::{Lane, StreamRoom};
+use crate::quic::lane::Lane;
 use crate::quic::reset::ResetKey;
 use crate::quic::{settings, tls};
-use crate::sys::tcp::{Acceptor, TcpSocket, refuse};
+use crate::sys::tcp::Acceptor;
 use crate::sys::udp::{Purpose, UdpSocket};
 
 /// Visitors accepted before the other tasks of the core get a turn.
@@ -46,11 +48,12 @@ pub(crate) struct ListenerCore {
     traffic_addr: SocketAddr,
     endpoint: Rc<Endpoint>,
     traffic: RefCell<Option<Rc<TrafficSocket>>>,
-    /// Lanes that take new flows, by their client's number.
-    lanes: RefCell<HashMap<u64, Vec<Rc<ServerLane>>, FxBuildHasher>>,
+    /// Lanes that take new flows.
+    lanes: RefCell<LaneTable<ServerLane>>,
     /// All registered lanes, by their key.
     registered: RefCell<HashMap<u64, Rc<ServerLane>, FxBuildHasher>>,
     next_flow: Cell<u64>,
+    held: Rc<Held>,
     stop_accepting: Event,
 }
 
@@ -92,9 +95,10 @@ impl ListenerCore {
             traffic_addr: listener.traffic_addr,
             endpoint: Rc::clone(&endpoint),
             traffic: RefCell::new(None),
-            lanes: RefCell::default(),
+            lanes: RefCell::new(LaneTable::new(server.load_balancer)),
             registered: RefCell::default(),
             next_flow: Cell::new(1),
+            held: Rc::default(),
             stop_accepting: Event::default(),
         });
         endpoint.set_owner(Rc::new(Owner(Rc::clone(&this))));
@@ -135,7 +139,7 @@ impl ListenerCore {
         self.shared.config.quic.keep_alive_period
     }
 
-    pub(super) fn context(&self) -> &CoreContext {
+    pub(super) fn context(&self) -> &Rc<CoreContext> {
         &self.context
     }
 
@@ -159,20 +163,49 @@ impl ListenerCore {
         self.context.draining.get()
     }
 
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
+    pub(super) fn pool(&self) -> &ClientPool {
+        &self.pool
+    }
+
+    pub(super) fn traffic_addr(&self) -> SocketAddr {
+        self.traffic_addr
+    }
+
+    /// Memory that the beginnings of flows hold.
+    pub(super) fn held(&self) -> &Rc<Held> {
+        &self.held
+    }
+
+    pub(super) fn next_flow_id(&self) -> u64 {
+        let id = self.next_flow.get();
+        self.next_flow.set(id + 1);
+        id
+    }
+
     // ---- lanes ---------------------------------------------------------------------------------------------------
 
-    pub(super) fn join(&self, request: &Register) -> (LaneMembership, Option<u64>) {
-        self.pool
-            .join(&request.client_id, request.instance_id, self.core())
+    pub(super) fn join(
+        &self,
+        request: &Register,
+        address: Option<SocketAddr>,
+    ) -> Result<Joined, Duplicate> {
+        let applicant = Applicant {
+            client_id: &request.client_id,
+            instance_id: request.instance_id,
+            address,
+        };
+        self.pool.join(&applicant, self.core())
     }
 
     pub(super) fn lane_registered(&self, lane: &Rc<ServerLane>) {
         if let Some(membership) = lane.membership.get() {
             self.lanes
                 .borrow_mut()
-                .entry(membership.client().number)
-                .or_default()
-                .push(Rc::clone(lane));
+                .add(membership.client().number, Rc::clone(lane));
             self.registered
                 .borrow_mut()
                 .insert(lane.lane.key(), Rc::clone(lane));
@@ -185,13 +218,9 @@ impl ListenerCore {
             return;
         };
         membership.take_no_more();
-        let mut lanes = self.lanes.borrow_mut();
-        if let Some(list) = lanes.get_mut(&membership.client().number) {
-            list.retain(|other| !Rc::ptr_eq(other, lane));
-            if list.is_empty() {
-                lanes.remove(&membership.client().number);
-            }
-        }
+        self.lanes
+            .borrow_mut()
+            .remove(membership.client().number, lane);
     }
 
     pub(super) fn lane_ended(&self, lane: &Rc<ServerLane>) {
@@ -243,15 +272,9 @@ impl ListenerCore {
         }
     }
 
-    /// This core's lane of `client` with the fewest flows.
-    fn local_lane(&self, client: u64) -> Option<Rc<ServerLane>> {
-        let lanes = self.lanes.borrow();
-        lanes
-            .get(&client)?
-            .iter()
-            .filter(|lane| lane.lane.is_open())
-            .min_by_key(|lane| lane.tcp_flows.get())
-            .cloned()
+    /// This core's lane of `client` for its next flow.
+    pub(super) fn local_lane(&self, client: u64) -> Option<Rc<ServerLane>> {
+        self.lanes.borrow().pick(client)
     }
 
     // ---- TCP visitors --------------------------------------------------------------------------------------------
@@ -303,124 +326,6 @@ impl ListenerCore {
         true
     }
 
-    fn visitor(self: &Rc<Self>, stream: TcpStream, visitor: SocketAddr) {
-        self.counters().visitors_accepted.increment();
-        let Some(ticket) = self.pool.pick() else {
-            self.refuse_visitor(stream, visitor, "no client is registered");
-            return;
-        };
-        if let Some(lane) = self.local_lane(ticket.client().number) {
-            self.open_flow(&lane, stream, visitor, ticket);
-            return;
-        }
-        let Some(core) = ticket.client().core_with_lane(self.core()) else {
-            self.refuse_visitor(stream, visitor, "the client has no lane");
-            return;
-        };
-        self.counters().visitors_handed_over.increment();
-        let mail = Mail::Visitor {
-            listener: self.index,
-            stream,
-            visitor,
-            ticket,
-        };
-        if let Err(Mail::Visitor { stream, .. }) = self.context.cluster.mailboxes[core].send(mail) {
-            self.counters().visitors_handover_dropped.increment();
-            self.refuse_visitor(stream, visitor, "the mailbox of another core is full");
-        }
-    }
-
-    pub(super) fn visitor_from_other_core(
-        self: &Rc<Self>,
-        stream: TcpStream,
-        visitor: SocketAddr,
-        ticket: FlowTicket,
-    ) {
-        match self.local_lane(ticket.client().number) {
-            Some(lane) => self.open_flow(&lane, stream, visitor, ticket),
-            None => self.refuse_visitor(stream, visitor, "the client's lane has just ended"),
-        }
-    }
-
-    fn refuse_visitor(&self, stream: TcpStream, visitor: SocketAddr, why: &str) {
-        self.counters().visitors_refused.increment();
-        tracing::debug!(%visitor, why, "visitor refused");
-        refuse(stream);
-    }
-
-    fn open_flow(
-        self: &Rc<Self>,
-        lane: &Rc<ServerLane>,
-        stream: TcpStream,
-        visitor: SocketAddr,
-        ticket: FlowTicket,
-    ) {
-        let Some(id) = lane.lane.open_stream() else {
-            self.refuse_visitor(
-                stream,
-                visitor,
-                "the client allows no more flows (max_incoming_streams)",
-            );
-            return;
-        };
-        let socket = match TcpSocket::adopt(stream) {
-            Ok(socket) => socket,
-            Err(error) => {
-                self.counters().visitors_refused.increment();
-                tracing::debug!(%visitor, %error, "visitor lost before its flow was opened");
-                return;
-            }
-        };
-        let flow_id = self.next_flow.get();
-        self.next_flow.set(flow_id + 1);
-        let header = OpenHeader {
-            flow_id,
-            protocol: Protocol::Tcp,
-            service: String::new(),
-            visitor,
-            traffic: self.traffic_addr,
-            opened_at_us: SystemTime::now()
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .map_or(0, |since| {
-                    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-                }),
-        };
-        let mut encoded = Vec::with_capacity(qmux_proto::open::OPEN_HEADER_BYTES_MAX);
-        header.encode(&mut encoded);
-        let waiters = lane.lane.attach(id);
-        // At once, not in the flow's task: the stream exists for QUIC only when something was written to it, and until
-        // then its place could be given away again.
-        let rest = lane
-            .lane
-            .write(id, StreamBuf::copied(&encoded), false, &waiters);
-        let Ok(rest) = rest else {
-            lane.lane.detach(id);
-            self.counters().visitors_refused.increment();
-            socket.reset_on_close();
-            return;
-        };
-        self.counters().tcp_flows_opened.increment();
-        lane.tcp_flows.set(lane.tcp_flows.get() + 1);
-        let flow = TcpFlow {
-            socket,
-            waiters,
-            lane: Rc::clone(&lane.lane),
-            stream: id,
-            reset_reason: FlowError::VisitorReset,
-            counters: Arc::clone(&self.context.counters),
-        };
-        let count = FlowCount::new(&self.context);
-        let lane = Rc::clone(lane);
-        monoio::spawn(async move {
-            let end = run_flow(flow, rest).await;
-            if let TcpFlowEnd::Reset(reason) = end {
-                tracing::debug!(%visitor, client = lane.client_id(), %reason, "flow reset");
-            }
-            lane.tcp_flows.set(lane.tcp_flows.get() - 1);
-            drop((ticket, count));
-        });
-    }
-
     // ---- the end -------------------------------------------------------------------------------------------------
 
     pub(super) fn drain(&self, timeout: Duration) {
@@ -458,24 +363,6 @@ impl ListenerCore {
     }
 }
 
-/// Sends what is left of the Open header, then runs the flow.
-async fn run_flow(flow: TcpFlow, mut rest: Option<StreamBuf>) -> TcpFlowEnd {
-    while let Some(bytes) = rest.take() {
-        rest = match flow.lane.write(flow.stream, bytes, false, &flow.waiters) {
-            Ok(rest) => rest,
-            Err(_) => break, // The pumps find the same error and end the flow.
-        };
-        if rest.is_some() {
-            match flow.lane.room(flow.stream, 1, &flow.waiters) {
-                StreamRoom::Blocked => flow.waiters.writable.wait().await,
-                StreamRoom::Bytes(_) => {}
-                StreamRoom::Stopped(_) => break,
-            }
-        }
-    }
-    tcp::run(flow, Vec::new(), false).await
-}
-
 /// The listener as its endpoint and its traffic socket know it.
 struct Owner(Rc<ListenerCore>);
 
@@ -511,23 +398,28 @@ impl EndpointOwner for Owner {
 impl RouteUdp for Owner {
     fn route(&self, _visitor: SocketAddr) -> Option<UdpRoute> {
         let Owner(listener) = self;
-        let ticket = listener.pool.pick()?;
-        let client = ticket.client().number;
-        if let Some(lane) = listener.local_lane(client)
-            && let Some(udp) = &lane.udp
-        {
-            return Some(UdpRoute::Local {
-                lane: Rc::clone(udp),
+        let way = route::find(
+            &listener.pool,
+            Protocol::Udp,
+            listener.core(),
+            &mut Tried::default(),
+            |client| listener.local_lane(client),
+            |lane| lane.udp.clone(),
+        );
+        match way? {
+            Way::Here(lane, ticket) => Some(UdpRoute::Local {
+                lane,
                 ticket: Box::new(ticket),
-            });
+            }),
+            Way::Elsewhere(core, ticket) => {
+                listener.counters().visitors_handed_over.increment();
+                Some(UdpRoute::Remote {
+                    core,
+                    client: ticket.client().number,
+                    ticket: Box::new(ticket),
+                })
+            }
         }
-        let core = ticket.client().core_with_lane(listener.core())?;
-        listener.counters().visitors_handed_over.increment();
-        Some(UdpRoute::Remote {
-            core,
-            client,
-            ticket: Box::new(ticket),
-        })
     }
 
     fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {

@@ -1,9 +1,16 @@
 //! The server role on one core: its share of every listener.
 
+mod balance;
 mod control;
 mod lane;
+mod lanes;
 pub(crate) mod listener;
+mod opening;
 pub(crate) mod registry;
+mod route;
+#[cfg(test)]
+mod simulation;
+pub(crate) mod visitors;
 
 use std::net::{TcpListener, UdpSocket};
 use std::rc::Rc;

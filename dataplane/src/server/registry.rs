@@ -2,13 +2,35 @@
 //!
 //! All cores share it. Visitors read an immutable snapshot of the list and per-client atomics, without a lock; the list
 //! changes only when a client joins or leaves, under a mutex that no visitor takes.
+//!
+//! Two programs may come under one client id. Either the first is dead and the second its successor, who must not wait
+//! until the server has noticed; or both live, by a mistake, and must not drive each other out for ever. So the newer
+//! instance takes over at once, and an instance that was driven out stays out while its successor is there.
 
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use crossbeam::utils::CachePadded;
 use qmux_config::LoadBalancer;
+use qmux_proto::Protocol;
+use qmux_proto::control::INSTANCE_ID_BYTES;
+
+use super::balance::{Tried, choose};
+
+/// Clients that one visitor is sent to before it is refused. Each may take its dial timeout to say no, and a visitor
+/// whom three refuse would hardly be better off with a fourth.
+pub(crate) const CLIENTS_TRIED_MAX: usize = 3;
+
+/// Instances that are remembered to have been replaced, 16 KiB in all. More live programs than this under ids of others
+/// would drive each other out by turns.
+const REPLACED_MAX: usize = 1_024;
+
+/// Drawn by a client at its start.
+pub(crate) type InstanceId = [u8; INSTANCE_ID_BYTES];
 
 /// One client: an instance of a program that registered under a client id.
 #[derive(Debug)]
@@ -18,7 +40,11 @@ pub(crate) struct ClientEntry {
     /// The id it registered with.
     pub(crate) client_id: String,
     /// Drawn at the client's start.
-    pub(crate) instance_id: [u8; 16],
+    instance_id: InstanceId,
+    /// Where its first lane came from.
+    address: Option<SocketAddr>,
+    /// An instance that had the id before has been told to stay out, and the operator that it was.
+    contested: AtomicBool,
     /// Flows that it carries now, over all cores.
     flows: CachePadded<AtomicUsize>,
     /// Lanes that take new flows, per core.
@@ -27,24 +53,15 @@ pub(crate) struct ClientEntry {
     lanes_total: AtomicUsize,
     /// Lanes registered, in all; the client leaves the list with its last one.
     registered: AtomicUsize,
+    /// Lanes that have said last that the service cannot be reached.
+    service_down: AtomicUsize,
+    /// Lanes on which it leaves unanswered what is sent.
+    silent: AtomicUsize,
     /// A newer instance has taken its id.
     replaced: AtomicBool,
 }
 
 impl ClientEntry {
-    fn new(number: u64, client_id: String, instance_id: [u8; 16], cores: usize) -> ClientEntry {
-        ClientEntry {
-            number,
-            client_id,
-            instance_id,
-            flows: CachePadded::default(),
-            lanes: (0..cores).map(|_| CachePadded::default()).collect(),
-            lanes_total: AtomicUsize::new(0),
-            registered: AtomicUsize::new(0),
-            replaced: AtomicBool::new(false),
-        }
-    }
-
     /// Lanes on `core` that take new flows.
     pub(crate) fn lanes_on(&self, core: usize) -> usize {
         self.lanes
@@ -52,11 +69,11 @@ impl ClientEntry {
             .map_or(0, |lanes| lanes.load(Ordering::Relaxed))
     }
 
-    /// The first core from `start` on (counted around) with a lane that takes new flows.
-    pub(crate) fn core_with_lane(&self, start: usize) -> Option<usize> {
+    /// The first core after `core` (counted around) with a lane that takes new flows; `core` itself is not looked at.
+    pub(crate) fn other_core_with_lane(&self, core: usize) -> Option<usize> {
         let cores = self.lanes.len();
-        (0..cores)
-            .map(|step| (start + step) % cores)
+        (1..cores)
+            .map(|step| (core + step) % cores)
             .find(|core| self.lanes_on(*core) > 0)
     }
 
@@ -65,8 +82,23 @@ impl ClientEntry {
         self.flows.load(Ordering::Relaxed)
     }
 
-    fn usable(&self) -> bool {
-        self.lanes_total.load(Ordering::Relaxed) > 0 && !self.replaced.load(Ordering::Relaxed)
+    /// Whether it has said that its service cannot be reached by TCP.
+    pub(crate) fn service_is_down(&self) -> bool {
+        self.service_down.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it seems to be dead or out of reach, because what is sent on one of its lanes is not answered.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it takes new flows.
+    pub(crate) fn usable(&self) -> bool {
+        self.takes_flows() && !self.replaced.load(Ordering::Relaxed)
+    }
+
+    fn takes_flows(&self) -> bool {
+        self.lanes_total.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -92,13 +124,55 @@ impl Drop for FlowTicket {
     }
 }
 
+/// Who wants to register a lane.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Applicant<'a> {
+    /// The id that it wants to be known by.
+    pub(crate) client_id: &'a str,
+    /// Which run of the client it is.
+    pub(crate) instance_id: InstanceId,
+    /// Where the lane comes from.
+    pub(crate) address: Option<SocketAddr>,
+}
+
+/// A lane was registered.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    /// The lane's claim on its client.
+    pub(crate) membership: LaneMembership,
+    /// Another instance had the id until now.
+    pub(crate) replaced: Option<Replaced>,
+}
+
+/// An instance that lost its id to a newer one.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Replaced {
+    /// Its number.
+    pub(crate) client: u64,
+    /// Where it came from.
+    pub(crate) address: Option<SocketAddr>,
+    /// It was about to stop: its lanes may go on with the flows that they have. Otherwise they are to be closed.
+    pub(crate) drains: bool,
+}
+
+/// The id belongs to a newer instance, which lives.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Duplicate {
+    /// Where that one came from.
+    pub(crate) address: Option<SocketAddr>,
+    /// It is the first time that this is found: to be logged.
+    pub(crate) first: bool,
+}
+
 /// A registered lane's claim on its client.
 #[derive(Debug)]
 pub(crate) struct LaneMembership {
     pool: Arc<ClientPool>,
     entry: Arc<ClientEntry>,
     core: usize,
-    takes_flows: std::cell::Cell<bool>,
+    takes_flows: Cell<bool>,
+    service_down: Cell<bool>,
+    silent: Cell<bool>,
 }
 
 impl LaneMembership {
@@ -114,12 +188,58 @@ impl LaneMembership {
             self.entry.lanes[self.core].fetch_sub(1, Ordering::Relaxed);
         }
     }
+
+    /// The lane says whether the client's service can be reached. True if that changes what is thought of the client:
+    /// its service is down while any of its lanes says so.
+    pub(crate) fn service_health(&self, healthy: bool) -> bool {
+        let down = !healthy;
+        if self.service_down.replace(down) == down {
+            return false;
+        }
+        if down {
+            self.entry.service_down.fetch_add(1, Ordering::Relaxed) == 0
+        } else {
+            self.entry.service_down.fetch_sub(1, Ordering::Relaxed) == 1
+        }
+    }
+
+    /// Whether what is sent on this lane is left unanswered.
+    pub(crate) fn silence(&self, silent: bool) {
+        if self.silent.replace(silent) != silent {
+            if silent {
+                self.entry.silent.fetch_add(1, Ordering::Relaxed);
+            } else {
+                self.entry.silent.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 impl Drop for LaneMembership {
     fn drop(&mut self) {
         self.take_no_more();
+        self.silence(false);
+        // Its word ends with it.
+        self.service_health(true);
         self.pool.leave(&self.entry);
+    }
+}
+
+/// What only those need who change the list.
+#[derive(Debug, Default)]
+struct Change {
+    /// The next client's number.
+    next_number: u64,
+    /// Instances that lost their id to a newer one, the latest last.
+    replaced: VecDeque<InstanceId>,
+}
+
+impl Change {
+    fn replaced(&mut self, instance: InstanceId) {
+        if self.replaced.len() == REPLACED_MAX {
+            self.replaced.pop_front();
+        }
+        self.replaced.push_back(instance);
     }
 }
 
@@ -129,10 +249,12 @@ pub(crate) struct ClientPool {
     balancer: LoadBalancer,
     cores: usize,
     clients: ArcSwap<Vec<Arc<ClientEntry>>>,
-    /// Guards changes of the list; holds the next client's number.
-    change: Mutex<u64>,
-    /// Where the search for the next client begins: rotates ties, and is the whole of round-robin.
-    rotation: CachePadded<AtomicUsize>,
+    /// Guards changes of the list.
+    change: Mutex<Change>,
+    /// Choices made so far: rotates ties, and is the whole of round-robin. One for each protocol, because visitors of
+    /// both who come by turns would otherwise each get every other client only.
+    tcp_turn: CachePadded<AtomicUsize>,
+    udp_turn: CachePadded<AtomicUsize>,
 }
 
 impl ClientPool {
@@ -142,44 +264,59 @@ impl ClientPool {
             balancer,
             cores,
             clients: ArcSwap::default(),
-            change: Mutex::new(0),
-            rotation: CachePadded::default(),
+            change: Mutex::default(),
+            tcp_turn: CachePadded::default(),
+            udp_turn: CachePadded::default(),
         }
     }
 
-    /// A lane of `client_id` has registered on `core`. If another instance held the id, it is replaced, and its number
-    /// returned: its lanes are to be closed.
+    /// Registers a lane on `core`.
+    ///
+    /// # Errors
+    /// If the applicant was replaced by a newer instance that takes flows.
     pub(crate) fn join(
         self: &Arc<Self>,
-        client_id: &str,
-        instance_id: [u8; 16],
+        applicant: &Applicant<'_>,
         core: usize,
-    ) -> (LaneMembership, Option<u64>) {
-        let mut next_number = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+    ) -> Result<Joined, Duplicate> {
+        let mut change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.clients.load_full();
-        let known = current.iter().find(|entry| entry.client_id == client_id);
+        let known = current
+            .iter()
+            .find(|entry| entry.client_id == applicant.client_id);
         let mut replaced = None;
         let entry = match known {
-            Some(entry) if entry.instance_id == instance_id => Arc::clone(entry),
+            Some(entry) if entry.instance_id == applicant.instance_id => Arc::clone(entry),
+            Some(entry)
+                if entry.takes_flows() && change.replaced.contains(&applicant.instance_id) =>
+            {
+                return Err(Duplicate {
+                    address: entry.address,
+                    first: !entry.contested.swap(true, Ordering::Relaxed),
+                });
+            }
             _ => {
-                let entry = Arc::new(ClientEntry::new(
-                    *next_number,
-                    client_id.into(),
-                    instance_id,
-                    self.cores,
-                ));
-                *next_number += 1;
+                let entry = self.entry(change.next_number, applicant);
+                change.next_number += 1;
+                change
+                    .replaced
+                    .retain(|instance| *instance != applicant.instance_id);
                 let mut list: Vec<_> = current
                     .iter()
-                    .filter(|other| other.client_id != client_id)
+                    .filter(|other| other.client_id != applicant.client_id)
                     .cloned()
                     .collect();
                 list.push(Arc::clone(&entry));
                 self.clients.store(Arc::new(list));
-                if let Some(old) = known {
+                replaced = known.map(|old| {
                     old.replaced.store(true, Ordering::Relaxed);
-                    replaced = Some(old.number);
-                }
+                    change.replaced(old.instance_id);
+                    Replaced {
+                        client: old.number,
+                        address: old.address,
+                        drains: !old.takes_flows(),
+                    }
+                });
                 entry
             }
         };
@@ -190,9 +327,31 @@ impl ClientPool {
             pool: Arc::clone(self),
             entry,
             core,
-            takes_flows: std::cell::Cell::new(true),
+            takes_flows: Cell::new(true),
+            service_down: Cell::new(false),
+            silent: Cell::new(false),
         };
-        (membership, replaced)
+        Ok(Joined {
+            membership,
+            replaced,
+        })
+    }
+
+    fn entry(&self, number: u64, applicant: &Applicant<'_>) -> Arc<ClientEntry> {
+        Arc::new(ClientEntry {
+            number,
+            client_id: applicant.client_id.into(),
+            instance_id: applicant.instance_id,
+            address: applicant.address,
+            contested: AtomicBool::new(false),
+            flows: CachePadded::default(),
+            lanes: (0..self.cores).map(|_| CachePadded::default()).collect(),
+            lanes_total: AtomicUsize::new(0),
+            registered: AtomicUsize::new(0),
+            service_down: AtomicUsize::new(0),
+            silent: AtomicUsize::new(0),
+            replaced: AtomicBool::new(false),
+        })
     }
 
     fn leave(&self, entry: &Arc<ClientEntry>) {
@@ -209,117 +368,39 @@ impl ClientPool {
         }
     }
 
-    /// Picks the client for a new flow and counts the flow, or `None` if no client can take one.
-    pub(crate) fn pick(&self) -> Option<FlowTicket> {
-        let clients = self.clients.load();
-        let count = clients.len();
-        let start = self
-            .rotation
-            .fetch_add(1, Ordering::Relaxed)
-            .checked_rem(count)?;
-        let mut usable = clients[start..]
-            .iter()
-            .chain(&clients[..start])
-            .filter(|entry| entry.usable());
-        let chosen = match self.balancer {
-            LoadBalancer::RoundRobin => usable.next(),
-            LoadBalancer::LeastConnections => usable.min_by_key(|entry| entry.flows()),
+    /// Picks a client that is not among `tried` for a new flow and counts the flow, or `None` if no client can take it.
+    ///
+    /// A flow goes to a client that is silent only if all are, and a TCP flow to one whose service is down only if there
+    /// is no better one: then the client itself says no, or finds that its service has come back. For a UDP flow that
+    /// does not count, because what is known is about TCP.
+    pub(crate) fn pick(&self, protocol: Protocol, tried: &Tried) -> Option<FlowTicket> {
+        let turn = match protocol {
+            Protocol::Tcp => &self.tcp_turn,
+            Protocol::Udp => &self.udp_turn,
         };
+        let turn = turn.fetch_add(1, Ordering::Relaxed);
+        let clients = self.clients.load();
+        let chosen = choose(clients.iter(), turn, |entry| {
+            if !entry.usable() || tried.contains(entry.number) {
+                return None;
+            }
+            let down = protocol == Protocol::Tcp && entry.service_is_down();
+            let flows = match self.balancer {
+                LoadBalancer::RoundRobin => 0,
+                LoadBalancer::LeastConnections => entry.flows(),
+            };
+            Some((entry.is_silent(), down, flows))
+        });
         chosen.map(|entry| FlowTicket::new(Arc::clone(entry)))
+    }
+
+    /// The clients now.
+    #[cfg(test)]
+    pub(super) fn clients(&self) -> Arc<Vec<Arc<ClientEntry>>> {
+        self.clients.load_full()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pool(balancer: LoadBalancer) -> Arc<ClientPool> {
-        Arc::new(ClientPool::new(balancer, 2))
-    }
-
-    fn counts(tickets: &[FlowTicket]) -> std::collections::BTreeMap<&str, usize> {
-        let mut counts = std::collections::BTreeMap::new();
-        for ticket in tickets {
-            *counts
-                .entry(ticket.client().client_id.as_str())
-                .or_default() += 1;
-        }
-        counts
-    }
-
-    #[test]
-    fn nobody_to_pick_in_an_empty_pool() {
-        assert!(pool(LoadBalancer::LeastConnections).pick().is_none());
-    }
-
-    #[test]
-    fn both_balancers_spread_equal_clients_evenly() {
-        for balancer in [LoadBalancer::LeastConnections, LoadBalancer::RoundRobin] {
-            let pool = pool(balancer);
-            let _lanes: Vec<_> = ["a", "b", "c"]
-                .iter()
-                .map(|id| pool.join(id, [0; 16], 0).0)
-                .collect();
-            let tickets: Vec<_> = (0..30).filter_map(|_| pool.pick()).collect();
-            assert_eq!(
-                counts(&tickets).into_values().collect::<Vec<_>>(),
-                [10, 10, 10]
-            );
-        }
-    }
-
-    #[test]
-    fn least_connections_fills_up_the_idle_client() {
-        let pool = pool(LoadBalancer::LeastConnections);
-        let _a = pool.join("a", [0; 16], 0).0;
-        let tickets: Vec<_> = (0..5).filter_map(|_| pool.pick()).collect();
-        let _b = pool.join("b", [0; 16], 1).0;
-        let more: Vec<_> = (0..5).filter_map(|_| pool.pick()).collect();
-        assert_eq!(counts(&more)["b"], 5);
-        drop((tickets, more));
-        assert!(pool.clients.load().iter().all(|entry| entry.flows() == 0));
-    }
-
-    #[test]
-    fn a_client_leaves_with_its_last_lane() {
-        let pool = pool(LoadBalancer::RoundRobin);
-        let first = pool.join("a", [0; 16], 0).0;
-        let second = pool.join("a", [0; 16], 1).0;
-        assert_eq!(first.client().number, second.client().number);
-        assert_eq!(
-            (first.client().lanes_on(0), first.client().lanes_on(1)),
-            (1, 1)
-        );
-        drop(first);
-        assert_eq!(
-            pool.pick().map(|ticket| ticket.client().core_with_lane(0)),
-            Some(Some(1))
-        );
-        drop(second);
-        assert_eq!(pool.clients.load().len(), 0);
-        assert!(pool.pick().is_none());
-    }
-
-    #[test]
-    fn a_lane_that_drains_takes_no_new_flow_but_keeps_its_client() {
-        let pool = pool(LoadBalancer::RoundRobin);
-        let lane = pool.join("a", [0; 16], 0).0;
-        lane.take_no_more();
-        lane.take_no_more();
-        assert!(pool.pick().is_none());
-        assert_eq!(pool.clients.load().len(), 1);
-    }
-
-    #[test]
-    fn a_new_instance_replaces_the_old_one_at_once() {
-        let pool = pool(LoadBalancer::LeastConnections);
-        let (old, none) = pool.join("a", [1; 16], 0);
-        assert_eq!(none, None);
-        let (new, replaced) = pool.join("a", [2; 16], 0);
-        assert_eq!(replaced, Some(old.client().number));
-        let ticket = pool.pick().expect("the new one serves");
-        assert_eq!(ticket.client().number, new.client().number);
-        drop(old);
-        assert_eq!(pool.clients.load().len(), 1);
-    }
-}
+#[path = "registry_tests.rs"]
+mod tests;

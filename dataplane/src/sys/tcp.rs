@@ -61,6 +61,14 @@ impl TcpSocket {
         Ok(socket)
     }
 
+    /// The same connection for another core. It stays open when this socket is dropped.
+    ///
+    /// # Errors
+    /// If there are too many open files.
+    pub(crate) fn try_clone(&self) -> io::Result<TcpStream> {
+        Ok(SockRef::from(&super::borrow(&self.io)).try_clone()?.into())
+    }
+
     /// Reads what is there: `Ok(0)` is the peer's FIN, `WouldBlock` means wait for [`TcpSocket::readable`].
     pub(crate) fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
         loop {

@@ -118,6 +118,46 @@ fn udp_visitors_are_shared_too() {
 }
 
 #[test]
+fn a_udp_visitor_goes_to_the_other_client_when_its_own_has_gone() {
+    use rustix::process::Signal;
+    let site = Site::new();
+    let server = Server::start(
+        &site,
+        &ServerSetup {
+            server: ROLE_NOTICES_SOON.to_vec(),
+            quic: QUIC_NOTICES_SOON.to_vec(),
+            ..ServerSetup::default()
+        },
+    );
+    let services = [UdpService::echo(), UdpService::echo()];
+    let mut clients = [("first", 0), ("second", 1)].map(|(name, service): (_, usize)| {
+        let setup = ClientSetup {
+            name,
+            ..ClientSetup::default()
+        };
+        start_client(&site, &setup, server.quic(), services[service].address)
+    });
+    for stops in [true, false] {
+        let mut visitor = UdpVisitor::new(server.traffic());
+        let before = services[0].received();
+        visitor.echo(b"served by one");
+        let own = usize::from(services[0].received() == before);
+        if stops {
+            clients[own].signal(Signal::TERM);
+            assert_eq!(clients[own].wait_for_exit().code(), Some(0));
+        } else {
+            clients[own].kill();
+        }
+        wait::until_true("it is served by the other", || {
+            visitor.echo_works(b"served by the other")
+        });
+        clients[own].restart();
+        let ready = clients[own].wait_until_ready();
+        ready.expect("it registers again");
+    }
+}
+
+#[test]
 fn the_other_client_takes_over_when_one_dies() {
     let mut pair = Pair::start("load_balancer = \"round-robin\"");
     pair.clients[0].kill();

@@ -1,8 +1,8 @@
 //! One message of the control stream.
 
 use super::{
-    AuthChallenge, AuthProof, Finished, FlowClosed, GoAway, Heartbeat, Register, RegisterAck,
-    ServiceHealth,
+    AuthChallenge, AuthProof, Finished, FlowClosed, GoAway, Heartbeat, NoMoreFlows, Register,
+    RegisterAck, ServiceHealth,
 };
 use crate::error::DecodeError;
 use crate::varint;
@@ -23,6 +23,7 @@ const AUTH_CHALLENGE: u8 = 6;
 const AUTH_PROOF: u8 = 7;
 const SERVICE_HEALTH: u8 = 8;
 const FINISHED: u8 = 9;
+const NO_MORE_FLOWS: u8 = 11;
 
 /// A message of the control stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub enum Message {
     ServiceHealth(ServiceHealth),
     /// Both: a TCP flow's stream is complete at this size.
     Finished(Finished),
+    /// Server: the answer to GoAway.
+    NoMoreFlows(NoMoreFlows),
 }
 
 impl Message {
@@ -66,6 +69,7 @@ impl Message {
             Self::AuthProof(body) => body.encode(out),
             Self::ServiceHealth(body) => body.encode(out),
             Self::Finished(body) => body.encode(out),
+            Self::NoMoreFlows(body) => body.encode(out),
         }
         let length = out.len() - start;
         assert!(
@@ -94,6 +98,7 @@ impl Message {
             AUTH_PROOF => Self::AuthProof(AuthProof::decode(buf)?),
             SERVICE_HEALTH => Self::ServiceHealth(ServiceHealth::decode(buf)?),
             FINISHED => Self::Finished(Finished::decode(buf)?),
+            NO_MORE_FLOWS => Self::NoMoreFlows(NoMoreFlows::decode(buf)?),
             _ => return Ok(None),
         }))
     }
@@ -109,6 +114,7 @@ impl Message {
             Self::AuthProof(_) => AUTH_PROOF,
             Self::ServiceHealth(_) => SERVICE_HEALTH,
             Self::Finished(_) => FINISHED,
+            Self::NoMoreFlows(_) => NO_MORE_FLOWS,
         }
     }
 }

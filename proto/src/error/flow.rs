@@ -18,7 +18,7 @@ code_enum! {
         VisitorReset = 4 => "the visitor reset the connection",
         /// The service reset its connection.
         ServiceReset = 5 => "the service reset the connection",
-        /// One side is shutting down and the drain timeout is over.
+        /// One side is shutting down: a TCP flow was not begun, or a UDP flow ends.
         Draining = 6 => "one side is draining",
         /// A fault of the program that ends the flow.
         Internal = 7 => "internal error",
@@ -33,6 +33,18 @@ code_enum! {
         /// The peer broke the wire format inside this flow.
         ProtocolViolation = 12 => "protocol violation",
         _ => Unknown(u64), "unknown flow error {}",
+    }
+}
+
+impl FlowError {
+    /// Whether a client that resets a TCP flow with this code says that its service has seen nothing of
+    /// it: no connection was made, not a byte was delivered. Such a flow may begin anew on another
+    /// client. A client sends these codes for nothing else.
+    pub const fn is_untouched(self) -> bool {
+        matches!(
+            self,
+            Self::DialRefused | Self::DialTimeout | Self::DialFailed | Self::Draining
+        )
     }
 }
 

@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use qmux_proto::control::{
     AuthChallenge, AuthProof, Capabilities, FlowClosed, GoAway, GoAwayReason, Heartbeat, Message,
-    RefuseReason, Register, RegisterAck, RegisterOutcome, ServiceHealth, ServiceOffer,
+    NoMoreFlows, RefuseReason, Register, RegisterAck, RegisterOutcome, ServiceHealth, ServiceOffer,
 };
 use qmux_proto::{FLOW_ID_MAX, FlowError, OpenHeader, Protocol, varint};
 
@@ -100,6 +100,7 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
         (service(), any::<bool>()).prop_map(|(service, healthy)| {
             Message::ServiceHealth(ServiceHealth { service, healthy })
         }),
+        number().prop_map(|flows_opened| Message::NoMoreFlows(NoMoreFlows { flows_opened })),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 use qmux_proto::control::{
     AuthChallenge, AuthProof, Capabilities, FlowClosed, GoAway, GoAwayReason, Heartbeat, Message,
-    RefuseReason, Register, RegisterAck, RegisterOutcome, ServiceHealth, ServiceOffer,
+    NoMoreFlows, RefuseReason, Register, RegisterAck, RegisterOutcome, ServiceHealth, ServiceOffer,
 };
 use qmux_proto::datagram::Header;
 use qmux_proto::{FlowError, OpenHeader, Protocol};
@@ -92,6 +92,8 @@ fn the_small_messages() {
         healthy: true,
     });
     assert_message(&health, &[&[5, 8, 2], b"db", &[1]]);
+    let no_more = Message::NoMoreFlows(NoMoreFlows { flows_opened: 7 });
+    assert_message(&no_more, &[&[2, 11, 7]]);
 }
 
 #[test]

@@ -61,7 +61,6 @@ impl LaneFlows {
     }
 
     /// The flows that ride the lane.
-    #[cfg(test)]
     pub(crate) fn flow_count(&self) -> usize {
         self.traffic.table.borrow().lane_len(self.token)
     }

@@ -93,7 +93,6 @@ impl<T> Table<T> {
     }
 
     /// The flows of one lane.
-    #[cfg(test)]
     pub(super) fn lane_len(&self, lane: LaneToken) -> usize {
         self.lanes.get(&lane).map_or(0, |lane| lane.by_id.len())
     }

@@ -104,6 +104,9 @@ impl Endpoint {
                 }
                 (timed_out, overdue)
             };
+            if timed_out {
+                lane.timed_out(now);
+            }
             if timed_out || overdue {
                 lane.dispatch();
             }

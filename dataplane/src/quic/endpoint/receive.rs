@@ -200,6 +200,7 @@ impl Endpoint {
         let mut touched = std::mem::take(&mut *self.touched.borrow_mut());
         for lane in touched.drain(..) {
             lane.touched.set(false);
+            lane.heard();
             lane.dispatch();
             lane.mark_dirty();
         }

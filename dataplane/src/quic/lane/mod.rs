@@ -4,6 +4,7 @@
 //! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
 //! which is told by [`Lane::mark_dirty`].
 
+mod silence;
 mod streams;
 
 use std::cell::{Cell, RefCell};
@@ -20,6 +21,7 @@ use super::end::LaneEnd;
 use super::endpoint::Endpoint;
 use super::event::Event;
 use crate::buffer::PooledBuffers;
+use silence::Silence;
 
 /// quiche's connection with our buffers.
 pub(crate) type Connection = quiche::Connection<PooledBuffers>;
@@ -58,6 +60,8 @@ pub(crate) trait LaneEvents {
     fn datagram(&self, lane: &Rc<Lane>, data: &[u8]);
     /// All datagrams of this turn have been delivered: send what was batched.
     fn datagrams_done(&self, lane: &Rc<Lane>);
+    /// The peer leaves unanswered what was sent to it, or is heard again.
+    fn silence(&self, _lane: &Rc<Lane>, _silent: bool) {}
     /// The lane has ended; its streams have been woken.
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd);
 }
@@ -152,6 +156,7 @@ pub(crate) struct Lane {
     pub(super) bare_fin: Cell<bool>,
     /// FINs to be repeated on the control stream.
     announcements: RefCell<Vec<Finished>>,
+    silence: Silence,
     this: Weak<Lane>,
 }
 
@@ -190,6 +195,7 @@ impl Lane {
             control_backlog: RefCell::default(),
             bare_fin: Cell::new(false),
             announcements: RefCell::default(),
+            silence: Silence::default(),
             this: Weak::clone(this),
         })
     }

@@ -23,6 +23,11 @@ impl Lane {
         Some(stream)
     }
 
+    /// How many streams we have opened.
+    pub(crate) fn streams_opened(&self) -> u64 {
+        self.next_stream.get() / 4
+    }
+
     /// Registers the caller as the one who waits for `stream`.
     pub(crate) fn attach(&self, stream: u64) -> Rc<StreamWaiters> {
         let waiters = Rc::<StreamWaiters>::default();

@@ -17,4 +17,5 @@ pub(crate) mod subject;
 pub(crate) mod tunnel;
 pub(crate) mod udp_visitor;
 pub(crate) mod visitor;
+pub(crate) mod visits;
 pub(crate) mod wait;

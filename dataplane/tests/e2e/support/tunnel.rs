@@ -88,8 +88,9 @@ pub(crate) struct ClientSetup {
     pub(crate) name: &'static str,
     pub(crate) cores: usize,
     pub(crate) server_name: &'static str,
-    /// Further lines of `[client]`, `[quic]` and `[udp]`.
+    /// Further lines of `[client]`, `[client.local]`, `[quic]` and `[udp]`.
     pub(crate) client: Vec<&'static str>,
+    pub(crate) local: Vec<&'static str>,
     pub(crate) quic: Vec<&'static str>,
     pub(crate) udp: Vec<&'static str>,
     /// Names of files in the site, without their endings.
@@ -105,6 +106,7 @@ impl Default for ClientSetup {
             cores: 1,
             server_name: SERVER_NAME,
             client: Vec::new(),
+            local: Vec::new(),
             quic: Vec::new(),
             udp: Vec::new(),
             ca: "ca",
@@ -254,10 +256,11 @@ fn client_config(setup: &ClientSetup, servers: &[&str], service: SocketAddr) -> 
             )
         })
         .collect();
+    let local: String = setup.local.iter().map(|line| format!("{line}\n")).collect();
     section("client", &setup.client)
         + &servers
         + &format!(
-            "[client.local]\nhost = \"{host}\"\nport = {port}\n\
+            "[client.local]\nhost = \"{host}\"\nport = {port}\n{local}\
              [client.tls]\nca_cert_file = \"{ca}.crt\"\nclient_cert_file = \"{identity}.crt\"\n\
              client_key_file = \"{identity}.key\"\n"
         )

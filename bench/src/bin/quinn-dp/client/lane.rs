@@ -227,6 +227,8 @@ async fn read_messages(
                     let _draining = going_away.send(());
                 }
             }
+            // Its own GoAway was heard; this client stops by the clock.
+            Message::NoMoreFlows(_) => {}
             Message::RegisterAck(_)
             | Message::Register(_)
             | Message::AuthChallenge(_)

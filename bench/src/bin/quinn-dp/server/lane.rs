@@ -242,7 +242,10 @@ async fn read_messages(
             // The service's health is not asked for; the client says it all the same.
             Message::ServiceHealth(_) => {}
             Message::Register(_) => return Err(ControlError::Unexpected("a second Register")),
-            Message::RegisterAck(_) | Message::AuthChallenge(_) | Message::AuthProof(_) => {
+            Message::RegisterAck(_)
+            | Message::AuthChallenge(_)
+            | Message::AuthProof(_)
+            | Message::NoMoreFlows(_) => {
                 return Err(ControlError::Unexpected(
                     "not for a registered client to say",
                 ));

@@ -1,0 +1,343 @@
+//! Whether this client reaches its service by TCP, found out by flows that dial it and by checks of its own.
+//!
+//! A flow's failed dial is proof enough that the service is down: servers are told on every lane, and send TCP visitors
+//! elsewhere while there are other clients. From then on core 0 tries the service, more and more seldom, until a
+//! connection comes about; that, or a flow's dial that works after all, is proof that it is up. With
+//! `health_check_interval` the service is also tried while it is thought to be up.
+//!
+//! What is known is one flag for the whole process. A core that changes it mails all cores, each of which tells it on its
+//! lanes; a lane that missed that tells it with its next heartbeat.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use qmux_config::Local;
+
+use super::ClientShared;
+use crate::core::CoreContext;
+use crate::core::mailbox::Mail;
+use crate::quic::event::Event;
+use crate::resolve::Name;
+use crate::sys::tcp::TcpSocket;
+
+/// The core that makes the checks.
+const CHECKING_CORE: usize = 0;
+
+/// Checks that must fail in a row before a service that was up counts as down: one may be lost in a restart.
+const FAILURES_TO_DOWN: u32 = 2;
+
+/// Pause after the first failed check or dial. Doubles with each further one.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+
+/// Longest pause between two checks of a service that is down: how long it may be up unnoticed.
+const PAUSE_LONGEST: Duration = Duration::from_secs(5);
+
+/// Doublings after which the pause has reached [`PAUSE_LONGEST`].
+const DOUBLINGS_MAX: u32 = 5;
+
+const _: () = assert!(PAUSE_FIRST.as_millis() << DOUBLINGS_MAX >= PAUSE_LONGEST.as_millis());
+
+/// What the whole process knows.
+#[derive(Debug, Default)]
+pub(crate) struct ServiceState {
+    down: AtomicBool,
+}
+
+impl ServiceState {
+    /// Whether the service can be reached, as far as is known.
+    pub(super) fn healthy(&self) -> bool {
+        !self.down.load(Ordering::Relaxed)
+    }
+
+    /// A dial or a check says whether it can. Costs a dial that works one load. All cores are told of a change.
+    pub(super) fn found(&self, healthy: bool, name: &Name, context: &CoreContext) {
+        if self.healthy() == healthy || self.down.swap(!healthy, Ordering::Relaxed) != healthy {
+            return;
+        }
+        if healthy {
+            tracing::info!(service = %name, "the service can be reached again");
+        } else {
+            tracing::warn!(service = %name, "the service cannot be reached; servers are asked to send TCP visitors elsewhere");
+        }
+        for mailbox in &context.cluster.mailboxes {
+            // A full mailbox: the lanes of that core tell it with their next heartbeat.
+            let _later = mailbox.send(Mail::ServiceHealth);
+        }
+    }
+}
+
+/// When the service is checked, and what the checks mean. Knows no clock: time comes in as an argument.
+#[derive(Debug)]
+struct Checks {
+    /// Pause between checks while the service is up; `None`: there are none.
+    interval: Option<Duration>,
+    down: bool,
+    failures: u32,
+    next: Option<Instant>,
+}
+
+impl Checks {
+    fn new(interval: Option<Duration>, now: Instant) -> Checks {
+        Checks {
+            interval,
+            down: false,
+            failures: 0,
+            next: interval.map(|_| now),
+        }
+    }
+
+    /// When to check next.
+    fn next(&self) -> Option<Instant> {
+        self.next
+    }
+
+    /// Flows have found out whether the service is up. News only.
+    fn told(&mut self, healthy: bool, now: Instant) {
+        if self.down == healthy {
+            self.down = !healthy;
+            self.failures = u32::from(!healthy);
+            self.plan(now);
+        }
+    }
+
+    /// A check has ended. Returns what is thought now, if that is news.
+    fn checked(&mut self, worked: bool, now: Instant) -> Option<bool> {
+        let was_down = self.down;
+        if worked {
+            self.failures = 0;
+            self.down = false;
+        } else {
+            self.failures = self.failures.saturating_add(1);
+            self.down |= self.failures >= FAILURES_TO_DOWN;
+        }
+        self.plan(now);
+        (self.down != was_down).then_some(!self.down)
+    }
+
+    fn plan(&mut self, now: Instant) {
+        let pause = if self.failures == 0 {
+            self.interval
+        } else {
+            let doublings = (self.failures - 1).min(DOUBLINGS_MAX);
+            let pause = (PAUSE_FIRST * (1 << doublings)).min(PAUSE_LONGEST);
+            Some(self.interval.map_or(pause, |interval| interval.min(pause)))
+        };
+        self.next = pause.map(|pause| now + pause);
+    }
+}
+
+/// Makes the checks; on one core only.
+pub(super) struct Checker {
+    told: Event,
+}
+
+impl Checker {
+    /// Starts it if this is the core for it.
+    pub(super) fn start(
+        context: &Rc<CoreContext>,
+        shared: &Arc<ClientShared>,
+    ) -> Option<Rc<Checker>> {
+        if context.index != CHECKING_CORE {
+            return None;
+        }
+        let local = shared.client()?.local.clone();
+        let checker = Rc::new(Checker {
+            told: Event::default(),
+        });
+        let (context, shared) = (Rc::clone(context), Arc::clone(shared));
+        monoio::spawn(Rc::clone(&checker).run(context, shared, local));
+        Some(checker)
+    }
+
+    /// What is known of the service has changed.
+    pub(super) fn told(&self) {
+        self.told.set();
+    }
+
+    async fn run(
+        self: Rc<Self>,
+        context: Rc<CoreContext>,
+        shared: Arc<ClientShared>,
+        local: Local,
+    ) {
+        let interval = Some(local.health_check_interval).filter(|interval| !interval.is_zero());
+        let mut checks = Checks::new(interval, Instant::now());
+        while !context.draining.get() {
+            self.wait(checks.next()).await;
+            let state = &shared.service_state;
+            checks.told(state.healthy(), Instant::now());
+            if checks.next().is_none_or(|next| next > Instant::now()) {
+                continue;
+            }
+            context.counters.service_checks.increment();
+            let worked = connect(&shared.service, local.health_check_timeout)
+                .await
+                .is_ok();
+            if !worked {
+                context.counters.service_checks_failed.increment();
+            }
+            // A flow may have found out more meanwhile: what it says is older than this check, or true.
+            checks.told(state.healthy(), Instant::now());
+            if let Some(healthy) = checks.checked(worked, Instant::now()) {
+                state.found(healthy, &shared.service, &context);
+            }
+        }
+    }
+
+    /// Waits for that time or for news.
+    async fn wait(&self, until: Option<Instant>) {
+        let Some(until) = until else {
+            return self.told.wait().await;
+        };
+        let mut sleep = pin!(monoio::time::sleep_until(until.into()));
+        poll_fn(|cx| {
+            if self.told.poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().poll(cx)
+        })
+        .await;
+    }
+}
+
+/// Connects to the first address of the service that answers, each within `timeout`.
+pub(super) async fn connect(service: &Name, timeout: Duration) -> io::Result<TcpSocket> {
+    let mut last = io::Error::new(
+        io::ErrorKind::NotFound,
+        "the service's name cannot be resolved",
+    );
+    for addr in service.addresses().iter() {
+        match TcpSocket::connect(*addr, timeout).await {
+            Ok(socket) => return Ok(socket),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(2);
+
+    /// Checks until `count` have been made, each of which ends at once; the pauses before them in milliseconds.
+    fn pauses(checks: &mut Checks, mut now: Instant, count: usize, worked: bool) -> Vec<u128> {
+        (0..count)
+            .map(|_| {
+                let next = checks.next().expect("a check is planned");
+                let pause = next.duration_since(now).as_millis();
+                now = next;
+                checks.checked(worked, now);
+                pause
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_failed_dial_starts_checks_that_become_seldom() {
+        let start = Instant::now();
+        let mut checks = Checks::new(None, start);
+        assert_eq!(checks.next(), None);
+        checks.told(true, start);
+        assert_eq!(checks.next(), None, "no news");
+        checks.told(false, start);
+        assert_eq!(
+            pauses(&mut checks, start, 7, false),
+            [200, 400, 800, 1_600, 3_200, 5_000, 5_000]
+        );
+    }
+
+    #[test]
+    fn one_check_that_works_is_enough_and_the_last_one() {
+        let start = Instant::now();
+        let mut checks = Checks::new(None, start);
+        checks.told(false, start);
+        assert_eq!(checks.checked(false, start), None);
+        assert_eq!(checks.checked(true, start), Some(true));
+        assert_eq!(checks.next(), None);
+    }
+
+    #[test]
+    fn a_flow_that_gets_through_ends_the_checks() {
+        let start = Instant::now();
+        let mut checks = Checks::new(None, start);
+        checks.told(false, start);
+        checks.told(true, start);
+        assert_eq!(checks.next(), None);
+        checks.told(false, start);
+        assert_eq!(pauses(&mut checks, start, 2, false), [200, 400]);
+    }
+
+    #[test]
+    fn two_failures_in_a_row_are_needed_while_the_service_is_thought_to_be_up() {
+        let start = Instant::now();
+        let mut checks = Checks::new(Some(INTERVAL), start);
+        assert_eq!(checks.next(), Some(start), "the first one comes at once");
+        assert_eq!(checks.checked(false, start), None);
+        assert_eq!(checks.checked(true, start), None);
+        assert_eq!(checks.checked(false, start), None);
+        assert_eq!(checks.checked(false, start), Some(false));
+        assert_eq!(checks.checked(false, start), None, "no news");
+    }
+
+    #[test]
+    fn a_suspicion_is_followed_up_soon_and_never_later_than_by_the_interval() {
+        let start = Instant::now();
+        let mut checks = Checks::new(Some(INTERVAL), start);
+        assert_eq!(pauses(&mut checks, start, 3, true), [0, 2_000, 2_000]);
+        let mut checks = Checks::new(Some(INTERVAL), start);
+        assert_eq!(
+            pauses(&mut checks, start, 7, false),
+            [0, 200, 400, 800, 1_600, 2_000, 2_000]
+        );
+    }
+
+    #[test]
+    fn whatever_happens_a_service_that_is_down_is_checked_again() {
+        for seed in 0..200_u64 {
+            let mut now = Instant::now();
+            let interval = (seed % 2 == 0).then_some(INTERVAL);
+            let mut checks = Checks::new(interval, now);
+            let mut state = seed;
+            for step in 0..500 {
+                // splitmix64 (Steele, Lea, Flood 2014).
+                state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let mut random = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                random ^= random >> 27;
+                now += Duration::from_millis(random % 300);
+                let before = checks.down;
+                match random >> 60 {
+                    0..4 => checks.told(random & 1 == 0, now),
+                    _ if checks.next().is_some_and(|next| next <= now) => {
+                        let news = checks.checked(random & 1 == 0, now);
+                        assert_eq!(news, (before != checks.down).then_some(!checks.down));
+                    }
+                    _ => {}
+                }
+                let longest = if checks.failures > 0 {
+                    Some(PAUSE_LONGEST)
+                } else {
+                    interval
+                };
+                let left = checks
+                    .next()
+                    .map(|next| next.saturating_duration_since(now));
+                assert!(
+                    left <= longest && left.is_some() == longest.is_some(),
+                    "seed {seed}, step {step}: {checks:?}"
+                );
+                assert!(
+                    !checks.down || checks.failures > 0,
+                    "seed {seed}, step {step}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Silence: the peer leaves unanswered what was sent to it.
+//!
+//! Long before a timeout of seconds says that a peer is dead, QUIC's probe timeouts do (RFC 9002 section 6.2): packets
+//! that ask for an acknowledgement get none, and neither do the probes that follow. That is no reason to close a lane, but
+//! one to send new flows elsewhere until the peer is heard again.
+//!
+//! Probe timeouts alone would not do: each packet that is sent puts them off, so a lane that gets visitors all the time
+//! has none. So new flows, which every peer acknowledges at once, count as questions, too. [`Silence`] knows no clock:
+//! time comes in as an argument.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::Lane;
+
+/// Probe timeouts in a row that make a silence. One is a lost packet, two a lost burst.
+const TIMEOUTS_MIN: usize = 3;
+
+/// How long after the first of them, or after the first question: where a round trip takes less than a millisecond, three
+/// timeouts come within 200 ms, which a busy machine may well take to answer.
+const SILENCE_MIN: Duration = Duration::from_millis(300);
+
+/// Round trips that an answer to a question may take beyond that.
+const ROUND_TRIPS_MAX: u32 = 3;
+
+/// What is known of a peer's silence.
+#[derive(Debug, Default)]
+pub(super) struct Silence {
+    /// Probe timeouts of the connection when the peer was last heard.
+    timeouts_before: Cell<usize>,
+    timeouts: Cell<usize>,
+    /// The first timeout or question since then.
+    since: Cell<Option<Instant>>,
+    silent: Cell<bool>,
+}
+
+impl Silence {
+    /// The connection has had so many probe timeouts in all. True if the peer counts as silent from now on.
+    fn timed_out(&self, timeouts: usize, now: Instant) -> bool {
+        if timeouts == self.timeouts.replace(timeouts) {
+            return false; // Another timer.
+        }
+        let since = self.since.get().unwrap_or(now);
+        self.since.set(Some(since));
+        let in_a_row = timeouts - self.timeouts_before.get();
+        in_a_row >= TIMEOUTS_MIN && now >= since + SILENCE_MIN && !self.silent.replace(true)
+    }
+
+    /// The peer is sent what it must acknowledge. True if it counts as silent from now on.
+    fn asked(&self, now: Instant, round_trip: impl FnOnce() -> Duration) -> bool {
+        let Some(since) = self.since.get() else {
+            self.since.set(Some(now));
+            return false;
+        };
+        let unanswered = now.saturating_duration_since(since);
+        unanswered >= SILENCE_MIN
+            && unanswered >= SILENCE_MIN + round_trip() * ROUND_TRIPS_MAX
+            && !self.silent.replace(true)
+    }
+
+    /// Something came from the peer. True if it counted as silent until now.
+    fn heard(&self) -> bool {
+        if self.since.take().is_none() {
+            return false;
+        }
+        self.timeouts_before.set(self.timeouts.get());
+        self.silent.replace(false)
+    }
+}
+
+impl Lane {
+    /// Whether the peer leaves unanswered what was sent to it.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silence.silent.get()
+    }
+
+    /// One of the connection's timers has fired.
+    pub(in crate::quic) fn timed_out(self: &Rc<Self>, now: Instant) {
+        let timeouts = {
+            let conn = self.conn.borrow();
+            conn.path_stats().map(|path| path.total_pto_count).sum()
+        };
+        if self.silence.timed_out(timeouts, now)
+            && let Some(events) = self.events()
+        {
+            events.silence(self, true);
+        }
+    }
+
+    /// A new flow begins on the lane.
+    pub(crate) fn asked(self: &Rc<Self>, now: Instant) {
+        let round_trip = || {
+            let conn = self.conn.borrow();
+            conn.path_stats()
+                .find(|path| path.active)
+                .map_or(Duration::ZERO, |path| path.rtt)
+        };
+        if self.silence.asked(now, round_trip)
+            && let Some(events) = self.events()
+        {
+            events.silence(self, true);
+        }
+    }
+
+    /// Packets of the peer have arrived.
+    pub(in crate::quic) fn heard(self: &Rc<Self>) {
+        if self.silence.heard()
+            && let Some(events) = self.events()
+        {
+            events.silence(self, false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_silence_takes_several_timeouts_and_some_time() {
+        let start = Instant::now();
+        let silence = Silence::default();
+        assert!(!silence.timed_out(1, start));
+        assert!(!silence.timed_out(2, start + ms(60)));
+        assert!(!silence.timed_out(3, start + ms(180)), "too soon");
+        assert!(!silence.timed_out(3, start + ms(400)), "another timer");
+        assert!(silence.timed_out(4, start + ms(420)));
+        assert!(!silence.timed_out(5, start + ms(900)), "no news");
+        assert!(silence.heard() && !silence.heard());
+    }
+
+    #[test]
+    fn it_begins_anew_whenever_the_peer_is_heard() {
+        let start = Instant::now();
+        let silence = Silence::default();
+        for round in 0..5_u64 {
+            let timeouts = 2 * usize::try_from(round).expect("small");
+            let at = start + ms(1_000 * round);
+            assert!(!silence.timed_out(timeouts + 1, at));
+            assert!(!silence.timed_out(timeouts + 2, at + ms(500)));
+            assert!(!silence.heard());
+        }
+    }
+
+    #[test]
+    fn questions_that_keep_coming_make_a_silence_without_any_timeout() {
+        let start = Instant::now();
+        let silence = Silence::default();
+        let no_time = || Duration::ZERO;
+        assert!(!silence.asked(start, no_time));
+        assert!(!silence.asked(start + ms(290), no_time));
+        assert!(silence.asked(start + ms(300), no_time));
+        assert!(!silence.asked(start + ms(310), no_time), "no news");
+        assert!(silence.heard());
+        assert!(!silence.asked(start + ms(5_000), no_time));
+        assert!(!silence.heard());
+        assert!(
+            !silence.asked(start + ms(9_000), no_time),
+            "the one before was answered"
+        );
+    }
+
+    #[test]
+    fn an_answer_may_take_as_long_as_the_path_is() {
+        let start = Instant::now();
+        let silence = Silence::default();
+        let far = || ms(600);
+        assert!(!silence.asked(start, far));
+        assert!(!silence.asked(start + ms(2_000), far));
+        assert!(silence.asked(start + ms(2_100), far));
+    }
+
+    #[test]
+    fn a_peer_that_is_slow_once_is_not_silent() {
+        let start = Instant::now();
+        let silence = Silence::default();
+        assert!(!silence.timed_out(1, start));
+        assert!(!silence.timed_out(2, start + ms(5_000)));
+    }
+}

@@ -1,0 +1,332 @@
+//! The first part of a TCP flow on the server: from the Open header until the service has answered.
+//!
+//! The visitor's bytes follow the header at once, without a round trip. A client that refuses the flow before its
+//! service took the connection says so by its code ([`FlowError::is_untouched`]). So until the service has answered, what
+//! was sent is kept ([`Sent`]), and a refused flow can begin anew on another client without the visitor noticing. Nothing
+//! else allows that: a lane that just ends may have delivered everything, and a request must not be delivered twice.
+//!
+//! Once the service has answered, or too much or for too long was kept, the flow goes on as any other
+//! ([`crate::flow::tcp`]), and this part costs it nothing any more.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use qmux_proto::FlowError;
+
+use crate::buffer::{Block, BlockSize, SMALL_BLOCK_BYTES, StreamBuf};
+use crate::flow::tcp::{Begun, Next, SOCKET_CHECK, fill};
+use crate::metrics::CoreCounters;
+use crate::quic::lane::{Lane, StreamRead, StreamRoom, StreamWaiters};
+use crate::sys::tcp::TcpSocket;
+
+/// Bytes of a visitor that are kept. Requests are smaller; who sends more has an answer before, or sends a file.
+const SENT_BYTES_MAX: usize = 64 << 10;
+
+/// Memory that the flows of one listener on one core may hold for it: a thousand flows with as much as one may have.
+const HELD_BYTES_MAX: usize = 64 << 20;
+
+/// How long they are kept: a client gives each address of its service 10 seconds, and few services have more than
+/// three. A flow that has been silent for longer was accepted.
+const KEPT_FOR: Duration = Duration::from_secs(30);
+
+/// A buffer of which less than one part in so many is used is not kept as it is, but copied out.
+const KEPT_WHOLE_ABOVE: usize = 2;
+
+const _: () = assert!(SENT_BYTES_MAX * KEPT_WHOLE_ABOVE <= HELD_BYTES_MAX);
+
+/// Memory that the beginnings of flows hold.
+#[derive(Debug, Default)]
+pub(super) struct Held(Cell<usize>);
+
+/// What a visitor has sent so far, from its first byte on.
+pub(super) struct Sent {
+    pieces: Vec<StreamBuf>,
+    bytes: usize,
+    held_bytes: usize,
+    ended: bool,
+    held: Rc<Held>,
+}
+
+impl Sent {
+    /// What was read from the visitor before, by another core. It is there already, so it may be above the bound.
+    pub(super) fn new(held: &Rc<Held>, bytes: &[u8], ended: bool) -> Sent {
+        let mut sent = Sent {
+            pieces: Vec::new(),
+            bytes: 0,
+            held_bytes: 0,
+            ended,
+            held: Rc::clone(held),
+        };
+        if !bytes.is_empty() {
+            sent.keep(StreamBuf::copied(bytes));
+        }
+        sent
+    }
+
+    /// In one piece, for another core.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let pieces: Vec<&[u8]> = self.pieces.iter().map(AsRef::as_ref).collect();
+        pieces.concat()
+    }
+
+    /// Whether the visitor has sent a FIN.
+    pub(super) fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// How many more bytes may be kept.
+    fn room(&self) -> usize {
+        if self.held.0.get() >= HELD_BYTES_MAX {
+            0
+        } else {
+            SENT_BYTES_MAX.saturating_sub(self.bytes)
+        }
+    }
+
+    fn keep(&mut self, piece: StreamBuf) {
+        let piece = if piece.as_ref().len() * KEPT_WHOLE_ABOVE < piece.held_bytes() {
+            StreamBuf::copied(piece.as_ref())
+        } else {
+            piece
+        };
+        self.bytes += piece.as_ref().len();
+        self.held_bytes += piece.held_bytes();
+        self.held.0.set(self.held.0.get() + piece.held_bytes());
+        self.pieces.push(piece);
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.held.0.set(self.held.0.get() - self.held_bytes);
+    }
+}
+
+/// How the first part of a flow ended.
+pub(super) enum Opened {
+    /// The flow goes on as any other.
+    Flow(Begun),
+    /// The client refused it, and its service has seen nothing of it.
+    Refused(FlowError),
+    /// It was reset by either side.
+    Reset(FlowError),
+}
+
+/// A flow that has just begun.
+pub(super) struct Opening<'a> {
+    /// The visitor's.
+    pub(super) socket: &'a TcpSocket,
+    /// The lane that carries the flow.
+    pub(super) lane: &'a Lane,
+    /// The flow's stream.
+    pub(super) stream: u64,
+    /// What waits for it.
+    pub(super) waiters: &'a Rc<StreamWaiters>,
+    /// The core's counters.
+    pub(super) counters: &'a CoreCounters,
+}
+
+/// What a flow waits for besides the answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// More bytes of the visitor.
+    Visitor,
+    /// Room in the stream.
+    Room,
+    /// Nothing: the visitor has ended.
+    Answer,
+}
+
+/// What came.
+#[derive(Clone, Copy, Default)]
+struct Ready {
+    answer: bool,
+    other: bool,
+    too_long: bool,
+    gone: bool,
+}
+
+impl Opening<'_> {
+    /// Sends what is left of the Open header and what the visitor has sent, and passes on what it goes on to send, until
+    /// the service answers.
+    pub(super) async fn run(&self, header: Option<StreamBuf>, sent: &mut Sent) -> Opened {
+        let mut begun = Begun {
+            unsent: header
+                .into_iter()
+                .chain(sent.pieces.iter().cloned())
+                .collect(),
+            ended: sent.ended,
+            ..Begun::default()
+        };
+        let mut too_long = pin!(monoio::time::sleep(KEPT_FOR));
+        loop {
+            let wait = match self.pass_on(sent, &mut begun) {
+                Ok(wait) => wait,
+                // The pumps find the same again.
+                Err(Stop::Stopped(error)) if !error.is_untouched() => return Opened::Flow(begun),
+                Err(Stop::Stopped(error)) => return Opened::Refused(error),
+                Err(Stop::Gone) => return Opened::Reset(FlowError::VisitorReset),
+                Err(Stop::Committed) => return Opened::Flow(begun),
+            };
+            let ready = self.wait(wait, too_long.as_mut()).await;
+            if ready.gone {
+                return Opened::Reset(FlowError::VisitorReset);
+            }
+            if ready.answer
+                && let Some(opened) = self.answer(&mut begun)
+            {
+                return opened;
+            }
+            if ready.too_long {
+                return Opened::Flow(begun);
+            }
+        }
+    }
+
+    /// Moves what can be moved from the visitor to the client now, and says what more needs.
+    fn pass_on(&self, sent: &mut Sent, begun: &mut Begun) -> Result<Wait, Stop> {
+        loop {
+            if begun.fin_sent {
+                return Ok(Wait::Answer);
+            }
+            if !self.push(begun).map_err(Stop::Stopped)? {
+                return Ok(Wait::Room);
+            }
+            if begun.fin_sent {
+                return Ok(Wait::Answer);
+            }
+            let keep = sent.room();
+            if keep == 0 {
+                if sent.bytes < SENT_BYTES_MAX {
+                    self.counters.retry_memory_short.increment();
+                }
+                return Err(Stop::Committed);
+            }
+            match self.lane.room(self.stream, keep, self.waiters) {
+                StreamRoom::Bytes(room) => {
+                    if !self.read(room, sent, begun)? {
+                        return Ok(Wait::Visitor);
+                    }
+                }
+                StreamRoom::Blocked => return Ok(Wait::Room),
+                StreamRoom::Stopped(error) => return Err(Stop::Stopped(error)),
+            }
+        }
+    }
+
+    /// Gives the stream what it has not taken yet, with the FIN if the visitor has ended. True if it took all.
+    fn push(&self, begun: &mut Begun) -> Result<bool, FlowError> {
+        while let Some(piece) = begun.unsent.pop_front() {
+            let fin = begun.ended && begun.unsent.is_empty();
+            match self.lane.write(self.stream, piece, fin, self.waiters)? {
+                None => begun.fin_sent = fin,
+                Some(rest) => {
+                    begun.unsent.push_front(rest);
+                    match self.lane.room(self.stream, 1, self.waiters) {
+                        StreamRoom::Bytes(_) => {}
+                        StreamRoom::Blocked => return Ok(false),
+                        StreamRoom::Stopped(error) => return Err(error),
+                    }
+                }
+            }
+        }
+        if begun.ended && !begun.fin_sent {
+            begun.fin_sent = self.lane.finish(self.stream, self.waiters)?;
+            return Ok(begun.fin_sent);
+        }
+        Ok(true)
+    }
+
+    /// Reads up to `room` bytes of the visitor. False if there is nothing now.
+    fn read(&self, room: usize, sent: &mut Sent, begun: &mut Begun) -> Result<bool, Stop> {
+        let mut block = Block::take(BlockSize::Small);
+        let capacity = SMALL_BLOCK_BYTES.min(room);
+        let (read, next) = fill(self.socket, &mut block.bytes_mut()[..capacity]);
+        if read > 0 {
+            self.counters.tcp_bytes_in.add(read as u64);
+            let piece = block.freeze(read);
+            sent.keep(piece.clone());
+            begun.unsent.push_back(piece);
+        }
+        match next {
+            Next::Error => return Err(Stop::Gone),
+            Next::Fin => {
+                sent.ended = true;
+                begun.ended = true;
+                return Ok(true);
+            }
+            Next::More | Next::Nothing => {}
+        }
+        Ok(read > 0)
+    }
+
+    /// What the client or its service has said, if anything.
+    fn answer(&self, begun: &mut Begun) -> Option<Opened> {
+        let mut block = Block::take(BlockSize::Small);
+        match self.lane.read(self.stream, block.bytes_mut(), self.waiters) {
+            StreamRead::Blocked | StreamRead::Bytes(0, false) => None,
+            StreamRead::Bytes(read, fin) => {
+                let mut begun = std::mem::take(begun);
+                begun.early = block.bytes()[..read].to_vec();
+                begun.early_fin = fin;
+                Some(Opened::Flow(begun))
+            }
+            StreamRead::Reset(error) if error.is_untouched() => Some(Opened::Refused(error)),
+            StreamRead::Reset(error) => Some(Opened::Reset(error)),
+        }
+    }
+
+    /// Waits for anything that concerns the flow.
+    async fn wait(&self, wait: Wait, mut too_long: Pin<&mut monoio::time::Sleep>) -> Ready {
+        loop {
+            let mut ready = {
+                let mut readable = pin!(self.socket.readable());
+                let mut check = pin!(monoio::time::sleep(SOCKET_CHECK));
+                poll_fn(|cx| {
+                    let answer = self.waiters.readable.poll(cx).is_ready();
+                    let mut other = self.waiters.writable.poll(cx).is_ready();
+                    let mut look = false;
+                    match wait {
+                        // An error is found again by the read that follows.
+                        Wait::Visitor => other |= readable.as_mut().poll(cx).is_ready(),
+                        Wait::Room => look = check.as_mut().poll(cx).is_ready(),
+                        Wait::Answer => {}
+                    }
+                    let too_long = too_long.as_mut().poll(cx).is_ready();
+                    if answer || other || look || too_long {
+                        return Poll::Ready(Ready {
+                            answer,
+                            other,
+                            too_long,
+                            gone: false,
+                        });
+                    }
+                    Poll::Pending
+                })
+                .await
+            };
+            if ready.answer || ready.other || ready.too_long {
+                return ready;
+            }
+            // While nothing is read from the socket, nothing else would tell that it was reset.
+            if self.socket.has_failed() {
+                ready.gone = true;
+                return ready;
+            }
+        }
+    }
+}
+
+/// Why no more of the visitor's bytes are passed on here.
+enum Stop {
+    /// The client takes no more.
+    Stopped(FlowError),
+    /// The visitor has reset its connection.
+    Gone,
+    /// No more can be kept.
+    Committed,
+}

@@ -1,0 +1,341 @@
+//! Scenarios of one pool. What many of them do together is in `simulation`.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const CORES: usize = 2;
+
+fn pool(balancer: LoadBalancer) -> Arc<ClientPool> {
+    Arc::new(ClientPool::new(balancer, CORES))
+}
+
+fn address(last: u8) -> Option<SocketAddr> {
+    Some(([192, 0, 2, last], 4_433).into())
+}
+
+/// A lane of the instance that is told by one byte, which is also where it comes from.
+fn apply(pool: &Arc<ClientPool>, id: &str, instance: u8, core: usize) -> Result<Joined, Duplicate> {
+    let applicant = Applicant {
+        client_id: id,
+        instance_id: [instance; INSTANCE_ID_BYTES],
+        address: address(instance),
+    };
+    pool.join(&applicant, core)
+}
+
+fn join(pool: &Arc<ClientPool>, id: &str, core: usize) -> LaneMembership {
+    apply(pool, id, 0, core).expect("nobody else").membership
+}
+
+fn pick(pool: &ClientPool) -> Option<FlowTicket> {
+    pool.pick(Protocol::Tcp, &Tried::default())
+}
+
+fn counts(tickets: &[FlowTicket]) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
+    for ticket in tickets {
+        *counts
+            .entry(ticket.client().client_id.as_str())
+            .or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn nobody_to_pick_in_an_empty_pool() {
+    assert!(pick(&pool(LoadBalancer::LeastConnections)).is_none());
+}
+
+#[test]
+fn both_balancers_spread_equal_clients_evenly() {
+    for balancer in [LoadBalancer::LeastConnections, LoadBalancer::RoundRobin] {
+        let pool = pool(balancer);
+        let _lanes: Vec<_> = ["a", "b", "c"].map(|id| join(&pool, id, 0)).into();
+        let tickets: Vec<_> = (0..30).filter_map(|_| pick(&pool)).collect();
+        assert_eq!(
+            counts(&tickets).into_values().collect::<Vec<_>>(),
+            [10, 10, 10]
+        );
+    }
+}
+
+#[test]
+fn visitors_of_both_protocols_by_turns_reach_every_client() {
+    let pool = pool(LoadBalancer::RoundRobin);
+    let _lanes = ["a", "b"].map(|id| join(&pool, id, 0));
+    let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+    for _ in 0..10 {
+        tcp.extend(pool.pick(Protocol::Tcp, &Tried::default()));
+        udp.extend(pool.pick(Protocol::Udp, &Tried::default()));
+    }
+    for tickets in [&tcp, &udp] {
+        assert_eq!(counts(tickets), BTreeMap::from([("a", 5), ("b", 5)]));
+    }
+}
+
+#[test]
+fn a_client_that_cannot_serve_leaves_no_gap_in_the_turns() {
+    for balancer in [LoadBalancer::LeastConnections, LoadBalancer::RoundRobin] {
+        let pool = pool(balancer);
+        let lanes = ["a", "b", "c"].map(|id| join(&pool, id, 0));
+        lanes[1].service_health(false);
+        // Flows that end at once: the neighbour of the one that is passed over must not get its share.
+        let mut chosen = BTreeMap::<_, usize>::new();
+        for _ in 0..30 {
+            let ticket = pick(&pool).expect("two serve");
+            *chosen.entry(ticket.client().client_id.clone()).or_default() += 1;
+        }
+        assert_eq!(
+            chosen,
+            BTreeMap::from([("a".to_owned(), 15), ("c".to_owned(), 15)])
+        );
+    }
+}
+
+#[test]
+fn least_connections_fills_up_the_idle_client() {
+    let pool = pool(LoadBalancer::LeastConnections);
+    let _a = join(&pool, "a", 0);
+    let tickets: Vec<_> = (0..5).filter_map(|_| pick(&pool)).collect();
+    let _b = join(&pool, "b", 1);
+    let more: Vec<_> = (0..5).filter_map(|_| pick(&pool)).collect();
+    assert_eq!(counts(&more)["b"], 5);
+    drop((tickets, more));
+    assert!(pool.clients().iter().all(|entry| entry.flows() == 0));
+}
+
+#[test]
+fn a_client_leaves_with_its_last_lane() {
+    let pool = pool(LoadBalancer::RoundRobin);
+    let first = join(&pool, "a", 0);
+    let second = join(&pool, "a", 1);
+    assert_eq!(first.client().number, second.client().number);
+    assert_eq!(
+        (first.client().lanes_on(0), first.client().lanes_on(1)),
+        (1, 1)
+    );
+    drop(first);
+    assert_eq!(
+        pick(&pool).map(|ticket| ticket.client().other_core_with_lane(0)),
+        Some(Some(1))
+    );
+    drop(second);
+    assert_eq!(pool.clients().len(), 0);
+    assert!(pick(&pool).is_none());
+}
+
+#[test]
+fn a_lane_that_drains_takes_no_new_flow_but_keeps_its_client() {
+    let pool = pool(LoadBalancer::RoundRobin);
+    let lane = join(&pool, "a", 0);
+    lane.take_no_more();
+    lane.take_no_more();
+    assert!(pick(&pool).is_none());
+    assert_eq!(pool.clients().len(), 1);
+}
+
+#[test]
+fn a_visitor_is_not_sent_to_a_client_twice() {
+    for balancer in [LoadBalancer::LeastConnections, LoadBalancer::RoundRobin] {
+        let pool = pool(balancer);
+        let _lanes = ["a", "b"].map(|id| join(&pool, id, 0));
+        let mut tried = Tried::default();
+        let mut been = Vec::new();
+        while let Some(ticket) = pool.pick(Protocol::Tcp, &tried) {
+            tried.add(ticket.client().number);
+            been.push(ticket.client().client_id.clone());
+        }
+        been.sort();
+        assert_eq!(been, ["a", "b"]);
+    }
+}
+
+// ---- services ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_client_without_its_service_gets_tcp_visitors_only_if_no_other_has_one() {
+    for balancer in [LoadBalancer::LeastConnections, LoadBalancer::RoundRobin] {
+        let pool = pool(balancer);
+        let (a, b) = (join(&pool, "a", 0), join(&pool, "b", 0));
+        assert!(a.service_health(false), "that is news");
+        let tickets: Vec<_> = (0..10).filter_map(|_| pick(&pool)).collect();
+        assert_eq!(counts(&tickets), BTreeMap::from([("b", 10)]));
+        let udp: Vec<_> = (0..20)
+            .filter_map(|_| pool.pick(Protocol::Udp, &Tried::default()))
+            .collect();
+        assert!(counts(&udp).contains_key("a"), "UDP does not care");
+        drop((tickets, udp));
+        b.service_health(false);
+        let tickets: Vec<_> = (0..10).filter_map(|_| pick(&pool)).collect();
+        assert_eq!(counts(&tickets), BTreeMap::from([("a", 5), ("b", 5)]));
+        drop(tickets);
+        a.service_health(true);
+        let tickets: Vec<_> = (0..10).filter_map(|_| pick(&pool)).collect();
+        assert_eq!(counts(&tickets), BTreeMap::from([("a", 10)]));
+    }
+}
+
+#[test]
+fn a_service_is_down_while_any_lane_says_so() {
+    let pool = pool(LoadBalancer::RoundRobin);
+    let (first, second) = (join(&pool, "a", 0), join(&pool, "a", 1));
+    assert!(first.service_health(false));
+    assert!(!second.service_health(false) && !second.service_health(false));
+    assert!(!first.service_health(true));
+    assert!(second.client().service_is_down());
+    assert!(second.service_health(true));
+    assert!(!second.client().service_is_down());
+}
+
+#[test]
+fn what_a_lane_said_of_its_service_ends_with_it() {
+    let pool = pool(LoadBalancer::RoundRobin);
+    let (first, second) = (join(&pool, "a", 0), join(&pool, "a", 1));
+    first.service_health(false);
+    drop(first);
+    assert!(!second.client().service_is_down());
+}
+
+#[test]
+fn a_silent_client_gets_flows_only_if_all_are_silent() {
+    for balancer in [LoadBalancer::LeastConnections, LoadBalancer::RoundRobin] {
+        let pool = pool(balancer);
+        let (a, b) = (join(&pool, "a", 0), join(&pool, "b", 0));
+        a.silence(true);
+        // One that answers, and be it with a refusal, comes before one that does not.
+        b.service_health(false);
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let ticket = pool.pick(protocol, &Tried::default()).expect("b");
+            assert_eq!(ticket.client().client_id, "b");
+        }
+        drop(b);
+        assert!(pick(&pool).is_some_and(|ticket| ticket.client().client_id == "a"));
+        let again = join(&pool, "a", 1);
+        drop(a);
+        assert!(!again.client().is_silent(), "it ends with the lane");
+    }
+}
+
+// ---- one id, several instances -----------------------------------------------------------------------------------
+
+#[test]
+fn a_new_instance_replaces_the_old_one_at_once() {
+    let pool = pool(LoadBalancer::LeastConnections);
+    let old = apply(&pool, "a", 1, 0).expect("the first");
+    assert_eq!(old.replaced, None);
+    let new = apply(&pool, "a", 2, 0).expect("the newer");
+    let replaced = Replaced {
+        client: old.membership.client().number,
+        address: address(1),
+        drains: false,
+    };
+    assert_eq!(new.replaced, Some(replaced));
+    let ticket = pick(&pool).expect("the new one serves");
+    assert_eq!(ticket.client().number, new.membership.client().number);
+    drop(old);
+    assert_eq!(pool.clients().len(), 1);
+}
+
+#[test]
+fn an_instance_that_was_replaced_stays_out_while_its_successor_lives() {
+    let pool = pool(LoadBalancer::LeastConnections);
+    let _old = apply(&pool, "a", 1, 0).expect("the first");
+    let new = apply(&pool, "a", 2, 0).expect("the newer");
+    for first in [true, false, false] {
+        let refused = apply(&pool, "a", 1, 0).expect_err("it was replaced");
+        assert_eq!(
+            refused,
+            Duplicate {
+                address: address(2),
+                first
+            }
+        );
+    }
+    let ticket = pick(&pool).expect("the new one serves");
+    assert_eq!(ticket.client().number, new.membership.client().number);
+    // Another id is another matter.
+    apply(&pool, "b", 1, 0).expect("nobody else has this id");
+}
+
+#[test]
+fn it_may_come_back_when_its_successor_has_gone() {
+    let pool = pool(LoadBalancer::LeastConnections);
+    let _old = apply(&pool, "a", 1, 0).expect("the first");
+    let new = apply(&pool, "a", 2, 0).expect("the newer");
+    drop(new);
+    let again = apply(&pool, "a", 1, 0).expect("its successor has gone");
+    assert_eq!(again.replaced, None);
+}
+
+#[test]
+fn it_may_come_back_when_its_successor_drains_and_cuts_off_none_of_its_flows() {
+    let pool = pool(LoadBalancer::LeastConnections);
+    let _old = apply(&pool, "a", 1, 0).expect("the first");
+    let new = apply(&pool, "a", 2, 0).expect("the newer");
+    new.membership.take_no_more();
+    let again = apply(&pool, "a", 1, 0).expect("its successor drains");
+    assert!(again.replaced.is_some_and(|replaced| replaced.drains));
+    apply(&pool, "a", 2, 0).expect_err("now this one is replaced");
+}
+
+#[test]
+fn among_three_the_latest_wins_and_both_others_stay_out() {
+    let pool = pool(LoadBalancer::LeastConnections);
+    let _joined = [1, 2, 3].map(|instance| apply(&pool, "a", instance, 0).expect("newer"));
+    for instance in [1, 2] {
+        let refused = apply(&pool, "a", instance, 0).expect_err("replaced");
+        assert_eq!(refused.address, address(3));
+    }
+    apply(&pool, "a", 3, 1).expect("another lane of the one that serves");
+}
+
+#[test]
+fn a_successor_that_was_away_for_a_moment_is_the_successor_still() {
+    let pool = pool(LoadBalancer::LeastConnections);
+    let _old = apply(&pool, "a", 1, 0).expect("the first");
+    drop(apply(&pool, "a", 2, 0).expect("the newer"));
+    let _back = apply(&pool, "a", 2, 0).expect("nobody else is there");
+    apply(&pool, "a", 1, 0).expect_err("it was replaced");
+}
+
+#[test]
+fn replaced_instances_are_remembered_up_to_a_bound() {
+    let mut change = Change::default();
+    for instance in 0..REPLACED_MAX as u64 + 5 {
+        change.replaced(InstanceId::from(u128::from(instance).to_le_bytes()));
+    }
+    assert_eq!(change.replaced.len(), REPLACED_MAX);
+    assert_eq!(
+        change.replaced.front(),
+        Some(&InstanceId::from(5_u128.to_le_bytes()))
+    );
+}
+
+// ---- cores at the same time --------------------------------------------------------------------------------------
+
+#[test]
+fn cores_that_choose_at_the_same_time_differ_by_at_most_one_flow_each() {
+    const THREADS: usize = 4;
+    let pool = pool(LoadBalancer::LeastConnections);
+    let _lanes: Vec<_> = ["a", "b", "c"].map(|id| join(&pool, id, 0)).into();
+    let tickets: Vec<FlowTicket> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| scope.spawn(|| (0..5_000).filter_map(|_| pick(&pool)).collect::<Vec<_>>()))
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("no panic"))
+            .collect()
+    });
+    let flows: Vec<usize> = pool.clients().iter().map(|entry| entry.flows()).collect();
+    assert_eq!(flows.iter().sum::<usize>(), tickets.len());
+    let (most, least) = (flows.iter().max(), flows.iter().min());
+    assert!(
+        most.zip(least)
+            .is_some_and(|(most, least)| most - least <= THREADS),
+        "{flows:?}"
+    );
+    drop(tickets);
+    assert!(pool.clients().iter().all(|entry| entry.flows() == 0));
+}

@@ -1,0 +1,627 @@
+//! Thousands of seeded steps of what can happen to the clients of a listener, with what must always hold.
+//!
+//! The pool, the lane tables and the choice of a way are the real ones; lanes, cores and clients are made up. A failure
+//! prints its seed.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use qmux_config::LoadBalancer;
+use qmux_proto::Protocol;
+use qmux_proto::control::INSTANCE_ID_BYTES;
+
+use super::balance::Tried;
+use super::lanes::{CarriesFlows, LaneTable};
+use super::registry::{
+    Applicant, CLIENTS_TRIED_MAX, ClientPool, FlowTicket, Joined, LaneMembership,
+};
+use super::route::{self, Way};
+
+const SEEDS: u64 = 40;
+const STEPS: usize = 4_000;
+const CORES: usize = 3;
+const CLIENT_IDS: usize = 5;
+const LANES_PER_CLIENT_MAX: usize = 6;
+const FLOWS_MAX: usize = 300;
+
+/// splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    fn chance(&mut self, percent: u64) -> bool {
+        self.next() % 100 < percent
+    }
+}
+
+struct PrintSeed(u64, LoadBalancer);
+
+impl Drop for PrintSeed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("seed {} with {:?}", self.0, self.1);
+        }
+    }
+}
+
+/// A lane on the server.
+struct Lane {
+    client: u64,
+    /// False once it has begun to end, known to its core.
+    open: Cell<bool>,
+    /// It has said that it takes no more.
+    drains: Cell<bool>,
+    silent: Cell<bool>,
+    flows: Cell<usize>,
+}
+
+impl CarriesFlows for Lane {
+    fn is_open(&self) -> bool {
+        self.open.get()
+    }
+
+    fn is_silent(&self) -> bool {
+        self.silent.get()
+    }
+
+    fn flows(&self) -> usize {
+        self.flows.get()
+    }
+}
+
+/// A lane with what its core holds of it.
+struct Registered {
+    id: usize,
+    instance: u64,
+    core: usize,
+    lane: Rc<Lane>,
+    membership: LaneMembership,
+    service_up: bool,
+}
+
+struct Flow {
+    lane: Rc<Lane>,
+    ticket: FlowTicket,
+}
+
+impl Flow {
+    fn on(lane: &Rc<Lane>, ticket: FlowTicket) -> Flow {
+        lane.flows.set(lane.flows.get() + 1);
+        Flow {
+            lane: Rc::clone(lane),
+            ticket,
+        }
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        self.lane.flows.set(self.lane.flows.get() - 1);
+    }
+}
+
+/// A client program.
+struct Program {
+    instance: u64,
+    service_up: bool,
+}
+
+struct World {
+    random: Random,
+    balancer: LoadBalancer,
+    pool: Arc<ClientPool>,
+    tables: Vec<RefCell<LaneTable<Lane>>>,
+    programs: Vec<Program>,
+    /// Programs that run beside the one that was started last, or try to come back.
+    ousted: Vec<(usize, u64)>,
+    /// Instances that the server has seen replaced.
+    replaced: BTreeSet<u64>,
+    instances: u64,
+    lanes: Vec<Registered>,
+    flows: Vec<Flow>,
+}
+
+fn instance_id(instance: u64) -> [u8; INSTANCE_ID_BYTES] {
+    let mut id = [0; INSTANCE_ID_BYTES];
+    id[..8].copy_from_slice(&instance.to_le_bytes());
+    id
+}
+
+impl World {
+    fn new(seed: u64, balancer: LoadBalancer) -> World {
+        World {
+            random: Random(seed),
+            balancer,
+            pool: Arc::new(ClientPool::new(balancer, CORES)),
+            tables: (0..CORES)
+                .map(|_| RefCell::new(LaneTable::new(balancer)))
+                .collect(),
+            programs: (0..CLIENT_IDS)
+                .map(|id| Program {
+                    instance: id as u64,
+                    service_up: true,
+                })
+                .collect(),
+            ousted: Vec::new(),
+            replaced: BTreeSet::new(),
+            instances: CLIENT_IDS as u64,
+            lanes: Vec::new(),
+            flows: Vec::new(),
+        }
+    }
+
+    fn step(&mut self) {
+        match self.random.below(100) {
+            0..8 => self.register(),
+            8..12 => self.end_a_lane(),
+            12..14 => self.kill(),
+            14..16 => self.drain(),
+            16..19 => self.restart_without_a_word(),
+            19..22 => self.ousted_comes_back(),
+            22..26 => self.service_changes(),
+            26..28 => self.silence_changes(),
+            28..67 => self.visitor(),
+            67..69 => self.settled_choices(),
+            _ => self.end_a_flow(),
+        }
+        self.check_counts();
+    }
+
+    // ---- clients -------------------------------------------------------------------------------------------------
+
+    /// A client opens one more lane.
+    fn register(&mut self) {
+        let id = self.random.below(CLIENT_IDS);
+        let instance = self.programs[id].instance;
+        let lanes = self.lanes.iter().filter(|lane| lane.instance == instance);
+        if lanes.count() < LANES_PER_CLIENT_MAX {
+            self.join(id, instance);
+        }
+    }
+
+    fn join(&mut self, id: usize, instance: u64) -> bool {
+        let core = self.random.below(CORES);
+        let name = format!("client {id}");
+        let applicant = Applicant {
+            client_id: &name,
+            instance_id: instance_id(instance),
+            address: None,
+        };
+        let holder = self.holder(&name);
+        let takes_flows = |of: u64| {
+            let mut lanes = self.lanes.iter().filter(|lane| lane.instance == of);
+            lanes.any(|lane| !lane.lane.drains.get())
+        };
+        let must_stay_out = self.replaced.contains(&instance)
+            && holder.is_some_and(|holder| holder != instance && takes_flows(holder));
+        let Ok(Joined {
+            membership,
+            replaced,
+        }) = self.pool.join(&applicant, core)
+        else {
+            assert!(must_stay_out, "refused although it may serve");
+            return false;
+        };
+        assert!(!must_stay_out, "it drove out its successor");
+        self.replaced.remove(&instance);
+        self.replaced
+            .extend(holder.filter(|holder| *holder != instance));
+        if let Some(replaced) = replaced
+            && !replaced.drains
+        {
+            for index in 0..self.lanes.len() {
+                if self.lanes[index].lane.client == replaced.client {
+                    self.take_no_more(index);
+                    self.lanes[index].lane.open.set(false);
+                }
+            }
+        }
+        let lane = Rc::new(Lane {
+            client: membership.client().number,
+            open: Cell::new(true),
+            drains: Cell::new(false),
+            silent: Cell::new(false),
+            flows: Cell::new(0),
+        });
+        self.tables[core]
+            .borrow_mut()
+            .add(lane.client, Rc::clone(&lane));
+        let service_up = self.programs[id].service_up;
+        membership.service_health(service_up);
+        self.lanes.push(Registered {
+            id,
+            instance,
+            core,
+            lane,
+            membership,
+            service_up,
+        });
+        true
+    }
+
+    /// The instance that has an id now, as the server sees it.
+    fn holder(&self, name: &str) -> Option<u64> {
+        let clients = self.pool.clients();
+        let entry = clients.iter().find(|entry| entry.client_id == name)?;
+        let lane = |lane: &&Registered| lane.lane.client == entry.number;
+        self.lanes.iter().find(lane).map(|lane| lane.instance)
+    }
+
+    fn take_no_more(&self, index: usize) {
+        let Registered {
+            core,
+            lane,
+            membership,
+            ..
+        } = &self.lanes[index];
+        lane.drains.set(true);
+        membership.take_no_more();
+        self.tables[*core].borrow_mut().remove(lane.client, lane);
+    }
+
+    /// The core has noticed that a lane has ended.
+    fn lane_ended(&mut self, index: usize) {
+        self.lanes[index].lane.open.set(false);
+        self.take_no_more(index);
+        let gone = self.lanes.swap_remove(index);
+        self.flows
+            .retain(|flow| !Rc::ptr_eq(&flow.lane, &gone.lane));
+    }
+
+    fn end_a_lane(&mut self) {
+        if !self.lanes.is_empty() {
+            let index = self.random.below(self.lanes.len());
+            // Often it is known before that it is about to end.
+            if self.random.chance(50) {
+                self.lanes[index].lane.open.set(false);
+            } else {
+                self.lane_ended(index);
+            }
+        }
+    }
+
+    /// All lanes of a client end; it comes back as another instance, or not soon.
+    fn kill(&mut self) {
+        let id = self.random.below(CLIENT_IDS);
+        let instance = self.programs[id].instance;
+        while let Some(index) = self.lanes.iter().position(|lane| lane.instance == instance) {
+            self.lane_ended(index);
+        }
+        self.new_instance(id);
+    }
+
+    fn drain(&mut self) {
+        let id = self.random.below(CLIENT_IDS);
+        let instance = self.programs[id].instance;
+        for index in 0..self.lanes.len() {
+            if self.lanes[index].instance == instance {
+                self.take_no_more(index);
+            }
+        }
+    }
+
+    /// The old instance is dead, or a second program uses its id: the server cannot know.
+    fn restart_without_a_word(&mut self) {
+        let id = self.random.below(CLIENT_IDS);
+        let old = self.programs[id].instance;
+        self.instances += 1;
+        let new = self.instances;
+        assert!(self.join(id, new), "a new instance is never refused");
+        self.programs[id].instance = new;
+        self.ousted.push((id, old));
+    }
+
+    fn new_instance(&mut self, id: usize) {
+        self.instances += 1;
+        self.programs[id].instance = self.instances;
+    }
+
+    fn ousted_comes_back(&mut self) {
+        if self.ousted.is_empty() {
+            return;
+        }
+        let index = self.random.below(self.ousted.len());
+        let (id, instance) = self.ousted[index];
+        if self.join(id, instance) {
+            self.ousted.swap_remove(index);
+            let holder = std::mem::replace(&mut self.programs[id].instance, instance);
+            self.ousted.push((id, holder));
+        }
+    }
+
+    /// The service of a client changes; its lanes tell so, one after the other, some of them late.
+    fn service_changes(&mut self) {
+        let id = self.random.below(CLIENT_IDS);
+        if self.random.chance(50) {
+            self.programs[id].service_up = !self.programs[id].service_up;
+        }
+        let up = self.programs[id].service_up;
+        for index in 0..self.lanes.len() {
+            if self.lanes[index].id == id && self.random.chance(80) {
+                self.lanes[index].service_up = up;
+                self.lanes[index].membership.service_health(up);
+            }
+        }
+    }
+
+    fn silence_changes(&mut self) {
+        if !self.lanes.is_empty() {
+            let index = self.random.below(self.lanes.len());
+            let silent = self.random.chance(30);
+            self.lanes[index].lane.silent.set(silent);
+            self.lanes[index].membership.silence(silent);
+        }
+    }
+
+    // ---- visitors ------------------------------------------------------------------------------------------------
+
+    fn visitor(&mut self) {
+        if self.flows.len() >= FLOWS_MAX {
+            return;
+        }
+        let protocol = if self.random.chance(80) {
+            Protocol::Tcp
+        } else {
+            Protocol::Udp
+        };
+        let mut tried = Tried::default();
+        let mut core = self.random.below(CORES);
+        // Refusals send it on, as often as is allowed.
+        let refusals = self.random.below(CLIENTS_TRIED_MAX + 1);
+        for _ in 0..=refusals {
+            match self.place(protocol, &mut core, &mut tried) {
+                Some(flow) => self.flows.push(flow),
+                None => break,
+            }
+            if self.random.chance(70) {
+                return;
+            }
+            self.flows.pop();
+        }
+    }
+
+    fn place(&self, protocol: Protocol, core: &mut usize, tried: &mut Tried) -> Option<Flow> {
+        loop {
+            let before = self.flows_by_client();
+            let earlier = *tried;
+            let at = *core;
+            let way = route::find(
+                &self.pool,
+                protocol,
+                at,
+                tried,
+                |client| self.tables[at].borrow().pick(client),
+                |lane| Some(Rc::clone(lane)),
+            );
+            let Some(way) = way else {
+                assert!(
+                    tried.is_full() || self.candidates(protocol, tried).is_empty(),
+                    "nobody was found although somebody serves"
+                );
+                return None;
+            };
+            let (Way::Here(_, ticket) | Way::Elsewhere(_, ticket)) = &way;
+            self.check_choice(protocol, ticket, &before, &earlier);
+            match way {
+                Way::Here(lane, ticket) => {
+                    assert_eq!(lane.client, ticket.client().number);
+                    self.check_lane(&lane, at);
+                    return Some(Flow::on(&lane, ticket));
+                }
+                Way::Elsewhere(other, ticket) => {
+                    *core = other;
+                    let lane = self.tables[other].borrow().pick(ticket.client().number);
+                    if let Some(lane) = lane {
+                        self.check_lane(&lane, other);
+                        return Some(Flow::on(&lane, ticket));
+                    }
+                }
+            }
+        }
+    }
+
+    fn flows_by_client(&self) -> BTreeMap<u64, usize> {
+        let clients = self.pool.clients();
+        clients
+            .iter()
+            .map(|entry| (entry.number, entry.flows()))
+            .collect()
+    }
+
+    /// Clients among which the choice is, with their flows: of those with a lane that takes flows the ones that answer,
+    /// if there are any, and for TCP of these the ones whose service is up, if there are any.
+    fn candidates(&self, protocol: Protocol, tried: &Tried) -> BTreeMap<u64, usize> {
+        let clients = self.pool.clients();
+        let of = |client: u64| {
+            self.lanes
+                .iter()
+                .filter(move |lane| lane.lane.client == client)
+        };
+        let rated: Vec<(bool, bool, u64, usize)> = clients
+            .iter()
+            .filter(|entry| of(entry.number).any(|lane| !lane.lane.drains.get()))
+            .filter(|entry| !tried.contains(entry.number))
+            .map(|entry| {
+                let silent = of(entry.number).any(|lane| lane.lane.silent.get());
+                let down = of(entry.number).any(|lane| !lane.service_up);
+                let down = down && protocol == Protocol::Tcp;
+                (silent, down, entry.number, entry.flows())
+            })
+            .collect();
+        let best = rated
+            .iter()
+            .map(|(silent, down, ..)| (*silent, *down))
+            .min();
+        rated
+            .into_iter()
+            .filter(|(silent, down, ..)| Some((*silent, *down)) == best)
+            .map(|(_, _, number, flows)| (number, flows))
+            .collect()
+    }
+
+    /// The choice that was made last must be one of the right ones. Earlier ones of the same search found no lane.
+    fn check_choice(
+        &self,
+        protocol: Protocol,
+        ticket: &FlowTicket,
+        before: &BTreeMap<u64, usize>,
+        earlier: &Tried,
+    ) {
+        let client = ticket.client();
+        assert!(!earlier.contains(client.number), "sent to a client again");
+        let candidates = self.candidates(protocol, earlier);
+        let usable = |number: &u64| {
+            let mut lanes = self.lanes.iter().filter(|lane| lane.lane.client == *number);
+            lanes.any(|lane| lane.lane.open.get() && !lane.lane.drains.get())
+        };
+        // A client of which no lane is open any more, unknown to the pool, may have been passed over.
+        let all_usable = candidates.keys().all(usable);
+        if !all_usable {
+            return;
+        }
+        assert!(
+            candidates.contains_key(&client.number),
+            "a client was chosen whose service is down, or that takes no flows"
+        );
+        if self.balancer == LoadBalancer::LeastConnections {
+            let least = candidates.keys().map(|number| before[number]).min();
+            assert_eq!(before.get(&client.number).copied(), least, "not the least");
+        }
+    }
+
+    fn check_lane(&self, lane: &Rc<Lane>, core: usize) {
+        assert!(lane.open.get(), "a flow on a lane that has ended");
+        assert!(!lane.drains.get(), "a flow on a lane that drains");
+        let siblings = self.lanes.iter().filter(|other| {
+            other.core == core
+                && other.lane.client == lane.client
+                && other.lane.open.get()
+                && !other.lane.drains.get()
+        });
+        let best = siblings
+            .map(|other| (other.lane.silent.get(), other.lane.flows.get()))
+            .min();
+        if self.balancer == LoadBalancer::LeastConnections {
+            let chosen = (lane.silent.get(), lane.flows.get());
+            assert_eq!(Some(chosen), best, "not the idlest lane");
+        }
+    }
+
+    fn end_a_flow(&mut self) {
+        if !self.flows.is_empty() {
+            let index = self.random.below(self.flows.len());
+            self.flows.swap_remove(index);
+        }
+    }
+
+    /// While nothing else happens, every client that serves gets its share.
+    fn settled_choices(&mut self) {
+        let serving = self.candidates(Protocol::Tcp, &Tried::default());
+        if serving.is_empty() {
+            return;
+        }
+        let rounds = FLOWS_MAX * serving.len();
+        let tickets: Vec<FlowTicket> = (0..rounds)
+            .filter_map(|_| self.pool.pick(Protocol::Tcp, &Tried::default()))
+            .collect();
+        assert_eq!(tickets.len(), rounds, "somebody serves all the time");
+        let mut shares: BTreeMap<u64, usize> = serving.keys().map(|number| (*number, 0)).collect();
+        for ticket in &tickets {
+            *shares.get_mut(&ticket.client().number).expect("it serves") += 1;
+        }
+        let totals: Vec<usize> = match self.balancer {
+            LoadBalancer::RoundRobin => shares.values().copied().collect(),
+            LoadBalancer::LeastConnections => shares
+                .iter()
+                .map(|(number, share)| share + serving[number])
+                .collect(),
+        };
+        let (most, least) = (totals.iter().max(), totals.iter().min());
+        assert!(
+            most.zip(least)
+                .is_some_and(|(most, least)| most - least <= 1),
+            "{:?}: shares {shares:?} of clients that had {serving:?}",
+            self.balancer
+        );
+        assert!(shares.values().all(|share| *share > 0), "one is starved");
+    }
+
+    // ---- what always holds ---------------------------------------------------------------------------------------
+
+    fn check_counts(&self) {
+        let clients = self.pool.clients();
+        let mut names: Vec<&str> = clients.iter().map(|entry| &*entry.client_id).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), clients.len(), "an id is in the list twice");
+        for entry in clients.iter() {
+            let flows = self
+                .flows
+                .iter()
+                .filter(|flow| flow.ticket.client().number == entry.number);
+            assert_eq!(entry.flows(), flows.count());
+            for core in 0..CORES {
+                let lanes = self.lanes.iter().filter(|lane| {
+                    lane.lane.client == entry.number && lane.core == core && !lane.lane.drains.get()
+                });
+                assert_eq!(entry.lanes_on(core), lanes.count());
+            }
+            assert!(
+                self.lanes
+                    .iter()
+                    .any(|lane| lane.lane.client == entry.number),
+                "a client without lanes is in the list"
+            );
+        }
+    }
+
+    fn end(mut self) {
+        let entries = self.pool.clients();
+        while !self.lanes.is_empty() {
+            self.lane_ended(0);
+        }
+        self.flows.clear();
+        for entry in entries.iter() {
+            assert_eq!(entry.flows(), 0);
+            assert!((0..CORES).all(|core| entry.lanes_on(core) == 0));
+            assert!(!entry.usable() && !entry.service_is_down() && !entry.is_silent());
+        }
+        assert!(self.pool.clients().is_empty());
+        assert!(self.tables.iter().all(|table| table.borrow().is_empty()));
+        assert!(self.pool.pick(Protocol::Tcp, &Tried::default()).is_none());
+    }
+}
+
+fn run(balancer: LoadBalancer) {
+    for seed in 0..SEEDS {
+        let _seed = PrintSeed(seed, balancer);
+        let mut world = World::new(seed, balancer);
+        for _ in 0..STEPS {
+            world.step();
+        }
+        world.end();
+    }
+}
+
+#[test]
+fn least_connections_holds_whatever_comes_and_goes() {
+    run(LoadBalancer::LeastConnections);
+}
+
+#[test]
+fn round_robin_holds_whatever_comes_and_goes() {
+    run(LoadBalancer::RoundRobin);
+}

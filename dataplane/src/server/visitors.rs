@@ -1,0 +1,301 @@
+//! A TCP visitor's way to a client, and to another one if the first refuses it.
+
+use std::net::{SocketAddr, TcpStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use qmux_proto::{FlowError, OpenHeader, Protocol};
+
+use super::balance::Tried;
+use super::lane::{LaneUse, ServerLane};
+use super::listener::ListenerCore;
+use super::opening::{Opened, Opening, Sent};
+use super::registry::FlowTicket;
+use super::route::{self, Way};
+use crate::buffer::StreamBuf;
+use crate::core::FlowCount;
+use crate::core::mailbox::Mail;
+use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
+use crate::quic::lane::StreamWaiters;
+use crate::sys::tcp::{TcpSocket, refuse};
+
+/// A visitor that no client serves yet, as cores hand it over with its socket.
+#[derive(Debug)]
+pub(crate) struct Visitor {
+    /// Who it is.
+    addr: SocketAddr,
+    /// When it was accepted, in microseconds since the Unix epoch.
+    accepted_at_us: u64,
+    /// The clients that it has been sent to.
+    tried: Tried,
+    /// What has been read from it.
+    sent: Vec<u8>,
+    /// It has sent a FIN behind that.
+    ended: bool,
+}
+
+/// A stream on which a flow has begun with its Open header.
+struct Begun {
+    lane: LaneUse,
+    stream: u64,
+    waiters: Rc<StreamWaiters>,
+    /// What the stream has not taken of the header.
+    header: Option<StreamBuf>,
+}
+
+impl ListenerCore {
+    /// A visitor was accepted.
+    pub(super) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
+        self.counters().visitors_accepted.increment();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let visitor = Visitor {
+            addr,
+            accepted_at_us: now.map_or(0, |since| {
+                u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+            }),
+            tried: Tried::default(),
+            sent: Vec::new(),
+            ended: false,
+        };
+        self.send_to_a_client(stream, Box::new(visitor));
+    }
+
+    /// Another core has chosen a client that has a lane here.
+    pub(super) fn visitor_from_other_core(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        visitor: Box<Visitor>,
+        ticket: FlowTicket,
+    ) {
+        let lane = self.local_lane(ticket.client().number);
+        match lane.and_then(|lane| self.begin(&lane, &visitor)) {
+            Some(begun) => self.serve(stream, visitor, begun, ticket),
+            // The lane has just ended.
+            None => self.send_to_a_client(stream, visitor),
+        }
+    }
+
+    fn send_to_a_client(self: &Rc<Self>, mut stream: TcpStream, mut visitor: Box<Visitor>) {
+        loop {
+            match self.way(&mut visitor) {
+                Some(Way::Here(begun, ticket)) => {
+                    return self.serve(stream, visitor, begun, ticket);
+                }
+                Some(Way::Elsewhere(core, ticket)) => {
+                    match self.hand_over(core, stream, visitor, ticket) {
+                        Ok(()) => return,
+                        Err(back) => (stream, visitor) = back,
+                    }
+                }
+                None => {
+                    self.counters().visitors_refused.increment();
+                    tracing::debug!(visitor = %visitor.addr, "no client can take this visitor; reset");
+                    return refuse(stream);
+                }
+            }
+        }
+    }
+
+    fn way(&self, visitor: &mut Visitor) -> Option<Way<Begun>> {
+        let mut tried = visitor.tried;
+        let way = route::find(
+            self.pool(),
+            Protocol::Tcp,
+            self.core(),
+            &mut tried,
+            |client| self.local_lane(client),
+            |lane| self.begin(lane, visitor),
+        );
+        visitor.tried = tried;
+        way
+    }
+
+    /// Gives the visitor back if the other core's mailbox is full.
+    fn hand_over(
+        &self,
+        core: usize,
+        stream: TcpStream,
+        visitor: Box<Visitor>,
+        ticket: FlowTicket,
+    ) -> Result<(), (TcpStream, Box<Visitor>)> {
+        self.counters().visitors_handed_over.increment();
+        let mail = Mail::Visitor {
+            listener: self.index(),
+            stream,
+            visitor,
+            ticket,
+        };
+        match self.context().cluster.mailboxes[core].send(mail) {
+            Err(Mail::Visitor {
+                stream, visitor, ..
+            }) => {
+                self.counters().visitors_handover_dropped.increment();
+                Err((stream, visitor))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens a stream and sends the Open header. `None` if the lane takes no more.
+    fn begin(&self, lane: &Rc<ServerLane>, visitor: &Visitor) -> Option<Begun> {
+        let stream = lane.lane.open_stream()?;
+        let header = OpenHeader {
+            flow_id: self.next_flow_id(),
+            protocol: Protocol::Tcp,
+            service: String::new(),
+            visitor: visitor.addr,
+            traffic: self.traffic_addr(),
+            opened_at_us: visitor.accepted_at_us,
+        };
+        let mut encoded = Vec::with_capacity(qmux_proto::open::OPEN_HEADER_BYTES_MAX);
+        header.encode(&mut encoded);
+        let waiters = lane.lane.attach(stream);
+        // At once, not in the flow's task: the stream exists for QUIC only when something was written to it, and until
+        // then its place could be given away again.
+        let header = StreamBuf::copied(&encoded);
+        let Ok(header) = lane.lane.write(stream, header, false, &waiters) else {
+            lane.lane.detach(stream);
+            return None;
+        };
+        lane.lane.asked(Instant::now());
+        self.counters().tcp_flows_opened.increment();
+        Some(Begun {
+            lane: LaneUse::new(lane),
+            stream,
+            waiters,
+            header,
+        })
+    }
+
+    fn serve(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        visitor: Box<Visitor>,
+        begun: Begun,
+        ticket: FlowTicket,
+    ) {
+        let socket = match TcpSocket::adopt(stream) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::debug!(visitor = %visitor.addr, %error, "visitor lost before its flow began");
+                self.end(&begun, FlowError::VisitorReset);
+                return;
+            }
+        };
+        let count = FlowCount::new(self.context());
+        let this = Rc::clone(self);
+        monoio::spawn(async move {
+            this.carry(socket, visitor, begun, ticket).await;
+            drop(count);
+        });
+    }
+
+    /// Carries a flow to its end, through as many clients as it needs.
+    async fn carry(
+        self: Rc<Self>,
+        socket: TcpSocket,
+        mut visitor: Box<Visitor>,
+        mut begun: Begun,
+        mut ticket: FlowTicket,
+    ) {
+        let mut sent = Sent::new(
+            self.held(),
+            &std::mem::take(&mut visitor.sent),
+            visitor.ended,
+        );
+        loop {
+            let opening = Opening {
+                socket: &socket,
+                lane: &begun.lane.lane,
+                stream: begun.stream,
+                waiters: &begun.waiters,
+                counters: self.counters(),
+            };
+            let reason = match opening.run(begun.header.take(), &mut sent).await {
+                Opened::Flow(first) => {
+                    drop(sent);
+                    let flow = TcpFlow {
+                        socket,
+                        lane: Rc::clone(&begun.lane.lane),
+                        stream: begun.stream,
+                        waiters: begun.waiters,
+                        reset_reason: FlowError::VisitorReset,
+                        counters: Arc::clone(&self.context().counters),
+                    };
+                    if let TcpFlowEnd::Reset(reason) = tcp::run(flow, first).await {
+                        if reason.is_untouched() {
+                            // Too much had been sent, or too long ago.
+                            self.counters().visitors_retry_exhausted.increment();
+                        }
+                        tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "flow reset");
+                    }
+                    drop(ticket);
+                    return;
+                }
+                Opened::Reset(reason) => {
+                    tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "flow reset");
+                    self.end(&begun, reason);
+                    socket.reset_on_close();
+                    return;
+                }
+                Opened::Refused(reason) => reason,
+            };
+            tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "refused by the client");
+            self.end(&begun, FlowError::NoError);
+            drop((begun, ticket));
+            match self.retry(&socket, visitor, &sent) {
+                Some(again) => (visitor, begun, ticket) = again,
+                None => return,
+            }
+        }
+    }
+
+    /// Ends a stream that did not get beyond its beginning.
+    fn end(&self, begun: &Begun, reason: FlowError) {
+        let lane = &begun.lane.lane;
+        lane.reset(begun.stream, reason);
+        lane.stop(begun.stream, reason);
+        lane.detach(begun.stream);
+        self.counters().tcp_flows_reset.increment();
+    }
+
+    /// Begins a refused flow anew. `None` if that is no longer this task's matter: another core has the visitor, or
+    /// nobody can take it.
+    fn retry(
+        self: &Rc<Self>,
+        socket: &TcpSocket,
+        mut visitor: Box<Visitor>,
+        sent: &Sent,
+    ) -> Option<(Box<Visitor>, Begun, FlowTicket)> {
+        loop {
+            match self.way(&mut visitor) {
+                Some(Way::Here(begun, ticket)) => {
+                    self.counters().visitors_retried.increment();
+                    return Some((visitor, begun, ticket));
+                }
+                Some(Way::Elsewhere(core, ticket)) => {
+                    // The other core's socket is another descriptor: ours is closed when the kernel has let go of it.
+                    let Ok(stream) = socket.try_clone() else {
+                        self.counters().accepts_failed.increment();
+                        continue;
+                    };
+                    visitor.sent = sent.to_bytes();
+                    visitor.ended = sent.ended();
+                    match self.hand_over(core, stream, visitor, ticket) {
+                        Ok(()) => {
+                            self.counters().visitors_retried.increment();
+                            return None;
+                        }
+                        Err((_, back)) => visitor = back,
+                    }
+                }
+                None => {
+                    self.counters().visitors_retry_exhausted.increment();
+                    socket.reset_on_close();
+                    return None;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! A client tells whether it reaches its service, and visitors go where they can be served.
+
+use std::net::{SocketAddr, TcpListener};
+
+use rustix::process::Signal;
+
+use crate::support::counters;
+use crate::support::ports;
+use crate::support::program::Program;
+use crate::support::service::{self, TcpService, UdpService};
+use crate::support::subject;
+use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, start_client};
+use crate::support::udp_visitor::UdpVisitor;
+use crate::support::visitor::{self, Ending};
+
+const CHECKED: [&str; 2] = [
+    "health_check_interval = \"100ms\"",
+    "health_check_timeout = \"10s\"",
+];
+
+fn server(site: &Site) -> Server {
+    let setup = ServerSetup {
+        server: vec!["load_balancer = \"round-robin\""],
+        ..ServerSetup::default()
+    };
+    Server::start(site, &setup)
+}
+
+fn client(
+    site: &Site,
+    name: &'static str,
+    local: &[&'static str],
+    server: &Server,
+    service: SocketAddr,
+) -> Program {
+    let setup = ClientSetup {
+        name,
+        local: local.to_vec(),
+        ..ClientSetup::default()
+    };
+    start_client(site, &setup, server.quic(), service)
+}
+
+fn wait_until_down(server: &Server, times: usize) {
+    let down = |line: &str| line.contains("cannot reach its service");
+    server
+        .program
+        .wait_for_lines("a service is down", times, down);
+}
+
+fn wait_until_up(server: &Server, times: usize) {
+    let up = |line: &str| line.contains("reaches its service again");
+    server.program.wait_for_lines("a service is up", times, up);
+}
+
+fn start_service(address: SocketAddr) -> TcpService {
+    let listener = TcpListener::bind(address).expect("still free");
+    TcpService::start_on(listener, service::echo)
+}
+
+fn count(server: &mut Server, name: &str) -> u64 {
+    server.program.signal(Signal::TERM);
+    assert_eq!(server.program.wait_for_exit().code(), Some(0));
+    counters::total(&counters::of(&server.program), name)
+}
+
+#[test]
+fn a_service_that_comes_back_serves_again() {
+    if subject::only_wire("service health") {
+        return;
+    }
+    let site = Site::new();
+    let server = server(&site);
+    let address = ports::free_address();
+    let steady = TcpService::echo();
+    let _first = client(&site, "first", &[], &server, address);
+    let _second = client(&site, "second", &[], &server, steady.address);
+    for _ in 0..3 {
+        visitor::echo(server.traffic(), b"served by the second");
+    }
+    wait_until_down(&server, 1);
+    let back = start_service(address);
+    wait_until_up(&server, 1);
+    // The check that found it was a connection, too.
+    let before = back.accepted();
+    for _ in 0..20 {
+        visitor::echo(server.traffic(), b"served by turns");
+    }
+    assert_eq!(back.accepted(), before + 10);
+}
+
+#[test]
+fn services_that_are_all_down_are_tried_all_the_same() {
+    if subject::only_wire("service health") {
+        return;
+    }
+    let site = Site::new();
+    let server = server(&site);
+    let addresses = [ports::free_address(), ports::free_address()];
+    let _clients = [("first", 0), ("second", 1)]
+        .map(|(name, index): (_, usize)| client(&site, name, &[], &server, addresses[index]));
+    for _ in 0..3 {
+        let mut stream = visitor::connect(server.traffic());
+        assert_eq!(visitor::read_to_end(&mut stream), Ending::Reset(Vec::new()));
+    }
+    wait_until_down(&server, 2);
+    // Nobody waits for a check to find out: the first visitor does.
+    let _back = start_service(addresses[1]);
+    visitor::echo(server.traffic(), b"served at once");
+}
+
+#[test]
+fn a_checked_service_is_known_to_be_down_before_any_visitor_comes() {
+    if subject::only_wire("service health") {
+        return;
+    }
+    let site = Site::new();
+    let mut server = server(&site);
+    let address = ports::free_address();
+    let steady = TcpService::echo();
+    let _first = client(&site, "first", &CHECKED, &server, address);
+    let _second = client(&site, "second", &[], &server, steady.address);
+    wait_until_down(&server, 1);
+    for _ in 0..20 {
+        visitor::echo(server.traffic(), b"served by the second");
+    }
+    assert_eq!(steady.accepted(), 20);
+    let back = start_service(address);
+    wait_until_up(&server, 1);
+    drop(back);
+    wait_until_down(&server, 2);
+    for _ in 0..20 {
+        visitor::echo(server.traffic(), b"served by the second");
+    }
+    assert_eq!(count(&mut server, "visitors_retried"), 0);
+}
+
+#[test]
+fn a_lane_that_comes_later_tells_that_the_service_is_down() {
+    if subject::only_wire("service health") {
+        return;
+    }
+    let site = Site::new();
+    let mut server = server(&site);
+    let client = client(&site, "client", &CHECKED, &server, ports::free_address());
+    wait_until_down(&server, 1);
+    server.program.kill();
+    server.program.restart();
+    let ready = server.program.wait_until_ready();
+    ready.expect("the server starts again on the same ports");
+    wait_until_down(&server, 1);
+    drop(client);
+}
+
+#[test]
+fn udp_visitors_do_not_depend_on_a_tcp_service() {
+    if subject::only_wire("service health") {
+        return;
+    }
+    let site = Site::new();
+    let server = server(&site);
+    let udp = UdpService::echo();
+    let _client = client(&site, "client", &CHECKED, &server, udp.address);
+    wait_until_down(&server, 1);
+    for _ in 0..5 {
+        UdpVisitor::new(server.traffic()).echo(b"served");
+    }
+}
