@@ -93,6 +93,17 @@ pub(crate) fn tcp_reuseport(addr: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Binds a listening TCP socket that shares its port with nobody.
+pub(crate) fn tcp_alone(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    dual_stack(&socket, addr)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SockAddr::from(addr))?;
+    socket.listen(ACCEPT_BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
 /// Raises the socket's buffers as far as the kernel allows and says what was granted.
 pub(crate) fn raise_udp_buffers(socket: &UdpSocket) -> io::Result<GrantedBuffers> {
     let socket = socket2::SockRef::from(socket);

@@ -9,7 +9,9 @@
 pub(crate) mod bind;
 pub(crate) mod cpu;
 pub(crate) mod limits;
+pub(crate) mod process;
 pub(crate) mod steering;
+pub(crate) mod syn_filter;
 pub(crate) mod tcp;
 pub(crate) mod udp;
 pub(crate) mod unreachable;

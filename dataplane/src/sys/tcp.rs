@@ -153,6 +153,13 @@ impl Acceptor {
         let addr = addr.as_socket().ok_or(io::ErrorKind::InvalidData)?;
         Ok((socket.into(), addr))
     }
+
+    /// Stops listening now, whoever else still holds the descriptor (a wait that io_uring has not given up yet). Who
+    /// comes after it is refused; who is still in the queue is reset.
+    pub(crate) fn close(self) {
+        // Fails only on a socket that is broken already, which takes nobody either.
+        let _broken = rustix::net::shutdown(super::borrow(&self.io), Shutdown::Both);
+    }
 }
 
 /// Resets a connection that was accepted but cannot be served.

@@ -1,0 +1,53 @@
+//! What this process uses of the machine.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::{Resource, getrlimit};
+use rustix::time::{ClockId, clock_gettime};
+
+/// What the kernel tells of this process; `None` where it does not.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Usage {
+    /// Resident memory in bytes.
+    pub(crate) resident_bytes: Option<u64>,
+    /// Open file descriptors.
+    pub(crate) open_files: Option<u64>,
+    /// How many may be open; `None` also if there is no limit.
+    pub(crate) open_files_max: Option<u64>,
+}
+
+/// What this process uses now.
+pub(crate) fn usage() -> Usage {
+    Usage {
+        resident_bytes: resident_bytes(),
+        open_files: open_files(),
+        open_files_max: getrlimit(Resource::Nofile).current,
+    }
+}
+
+/// CPU time of all threads.
+pub(crate) fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::from_secs(seconds) + Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// `VmRSS` of proc(5), which is in kB.
+fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+/// Since Linux 6.2 the folder's size is the number; before, they are counted.
+fn open_files() -> Option<u64> {
+    const FOLDER: &str = "/proc/self/fd";
+    match fs::metadata(FOLDER).ok()?.len() {
+        0 => fs::read_dir(FOLDER).ok().map(|files| files.count() as u64),
+        known => Some(known),
+    }
+}

@@ -1,0 +1,125 @@
+//! A filter that keeps new connections away from a listening socket, without closing it.
+//!
+//! Closing a listening socket resets everyone in its accept queue: visitors whose handshake is complete and who have sent
+//! their request already. So a socket that is to be closed first gets a classic BPF program that drops SYNs; what
+//! had begun before comes to the queue and is accepted; then the socket is closed. Who sent the SYN that was dropped
+//! repeats it after a second (RFC 6298, section 2.1) and is refused, so that a load balancer in front goes elsewhere.
+//! Attaching the program needs no privilege.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+
+// Opcodes of classic BPF, from linux/bpf_common.h.
+const LOAD_BYTE_ABSOLUTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
+const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
+const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+
+/// Where the flags are in a TCP header, at which the program's view of a packet begins (RFC 9293, section 3.1).
+const TCP_FLAGS_OFFSET: u32 = 13;
+const SYN: u32 = 0x02;
+const ACK: u32 = 0x10;
+
+const PASS: u32 = u32::MAX;
+const DROP: u32 = 0;
+
+const PROGRAM: [libc::sock_filter; 5] = [
+    instruction(LOAD_BYTE_ABSOLUTE, 0, 0, TCP_FLAGS_OFFSET),
+    instruction(AND, 0, 0, SYN | ACK),
+    instruction(JUMP_IF_EQUAL, 0, 1, SYN),
+    instruction(RETURN, 0, 0, DROP),
+    instruction(RETURN, 0, 0, PASS),
+];
+
+const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf, k }
+}
+
+/// From now on no new connection begins at `listener`; those that have begun go on.
+///
+/// # Errors
+/// `setsockopt(2)`'s.
+pub(crate) fn attach(listener: &TcpListener) -> io::Result<()> {
+    let mut program = PROGRAM;
+    let fprog = libc::sock_fprog {
+        len: PROGRAM.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the descriptor is open for the borrow's length; `fprog` points at as many instructions as it says, which
+    // live until after the call, and the kernel copies them. The length passed is that of the struct passed.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const fprog).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::bind::tcp_reuseport;
+    use std::io::{ErrorKind, Read as _, Write as _};
+    use std::net::{SocketAddr, TcpStream};
+    use std::time::Duration;
+
+    /// Long for a handshake on loopback, and shorter than the first repetition of a SYN.
+    const NO_HANDSHAKE: Duration = Duration::from_millis(300);
+
+    fn keeps_new_ones_away_and_lets_old_ones_in(listen: &str, dial: &str) {
+        let listener = tcp_reuseport(listen.parse().expect("literal")).expect("bind");
+        let port = listener.local_addr().expect("bound").port();
+        let addr: SocketAddr = (dial.parse::<std::net::IpAddr>().expect("literal"), port).into();
+        let mut early: Vec<_> = (0..20)
+            .map(|_| TcpStream::connect(addr).expect("in the queue"))
+            .collect();
+        attach(&listener).expect("attach");
+        let late = TcpStream::connect_timeout(&addr, NO_HANDSHAKE);
+        assert_eq!(
+            late.map_err(|error| error.kind()).err(),
+            Some(ErrorKind::TimedOut)
+        );
+        for visitor in &mut early {
+            visitor.write_all(b"hello").expect("data passes the filter");
+            let (mut accepted, _) = listener.accept().expect("it was in the queue");
+            accepted.set_nonblocking(false).expect("blocking");
+            accepted.write_all(b"welcome").expect("sent");
+            drop(accepted.shutdown(std::net::Shutdown::Write));
+            let mut question = [0; 5];
+            accepted.read_exact(&mut question).expect("received");
+            let mut answer = String::new();
+            visitor.read_to_string(&mut answer).expect("a clean end");
+            assert_eq!((&question, answer.as_str()), (b"hello", "welcome"));
+        }
+        drop(listener);
+        let after = TcpStream::connect(addr);
+        assert_eq!(
+            after.map_err(|error| error.kind()).err(),
+            Some(ErrorKind::ConnectionRefused)
+        );
+    }
+
+    #[test]
+    fn over_ipv4_no_connection_begins_and_none_in_the_queue_is_lost() {
+        keeps_new_ones_away_and_lets_old_ones_in("127.0.0.1:0", "127.0.0.1");
+    }
+
+    #[test]
+    fn over_ipv6_no_connection_begins_and_none_in_the_queue_is_lost() {
+        keeps_new_ones_away_and_lets_old_ones_in("[::1]:0", "::1");
+    }
+
+    #[test]
+    fn a_socket_of_both_families_is_filtered_for_ipv4_too() {
+        keeps_new_ones_away_and_lets_old_ones_in("[::]:0", "127.0.0.1");
+    }
+}
