@@ -1,13 +1,14 @@
 //! Binding every socket of every core, once and in order, before any core runs: errors come from one place.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
-use qmux_config::{Listener, Server};
+use qmux_config::{Admin, Listener, Server};
 
 use crate::exit::Failure;
 use crate::server::ListenerSockets;
 use crate::sys::bind::{
-    GrantedBuffers, UDP_BUFFER_BYTES, probe_free, raise_udp_buffers, tcp_reuseport, udp_reuseport,
+    GrantedBuffers, UDP_BUFFER_BYTES, probe_free, raise_udp_buffers, tcp_alone, tcp_reuseport,
+    udp_reuseport,
 };
 use crate::sys::steering;
 
@@ -65,6 +66,19 @@ pub(crate) fn probe(listener: &Listener) -> Result<(), Failure> {
             .map_err(|error| cannot(listener.traffic_addr, "UDP", &error))?;
     }
     Ok(())
+}
+
+/// The socket of the admin endpoint.
+///
+/// # Errors
+/// The address, its key and the reason.
+pub(crate) fn admin(admin: &Admin) -> Result<TcpListener, Failure> {
+    probe_free(admin.listen, true)
+        .and_then(|()| tcp_alone(admin.listen))
+        .map_err(|error| match cannot(admin.listen, "TCP", &error) {
+            Failure::Input(text) => Failure::Input(format!("admin.listen: {text}")),
+            other => other,
+        })
 }
 
 fn one(listener: &Listener) -> Result<ListenerSockets, Failure> {

@@ -82,6 +82,13 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
             )));
         }
     }
+    if let Some(admin) = &config.admin {
+        drop(crate::bind::admin(admin)?);
+        say(format!(
+            "admin: http://{}/healthz, /readyz, /metrics",
+            admin.listen
+        ));
+    }
     say("config is valid".into());
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! `qmux-dp`: an L4 reverse tunnel. See `ARCHITECTURE.md` for the layers and the path of a byte.
 
+mod admin;
 mod bind;
 mod buffer;
 mod check;
@@ -17,7 +18,9 @@ mod ready;
 mod resolve;
 mod run;
 mod server;
+mod status;
 mod sys;
+mod watch;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -73,9 +76,6 @@ fn serve(config: Config, cores: usize) -> Result<(), Failure> {
 
 /// Accepted keys that this version does not act on: said once, where one is set.
 fn warn_of_keys_without_effect(config: &Config) {
-    if let Some(admin) = &config.admin {
-        tracing::warn!(listen = %admin.listen, "[admin] has no effect yet: there is no admin endpoint in this version");
-    }
     if config
         .client
         .as_ref()

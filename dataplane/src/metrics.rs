@@ -119,6 +119,8 @@ counters! {
     visitors_accepted,
     /// Failures to accept a TCP visitor (too few file descriptors, mostly).
     accepts_failed,
+    /// TCP visitors accepted after the stop had begun, whose handshake was under way then.
+    visitors_accepted_late,
     /// TCP visitors reset because no client could serve them.
     visitors_refused,
     /// TCP visitors that one client refused and that were sent to another one.
@@ -191,6 +193,8 @@ counters! {
     gso_fallbacks,
     /// Mail taken from the mailbox.
     mail_received,
+    /// Turns of the core's own clock, two a second. They stand still when the core is stuck.
+    beats,
     /// Errors of a core's own sockets that should not happen.
     internal_errors,
 }

@@ -1,9 +1,10 @@
 //! From a validated config to running cores, and back: start, signals, drain, counters.
 
+use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use qmux_config::Config;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -13,11 +14,13 @@ use crate::core::Cluster;
 use crate::core::mailbox::{Mail, Mailbox};
 use crate::core::runtime::{self, CoreReport, CoreSetup};
 use crate::exit::Failure;
-use crate::metrics::CoreCounters;
 use crate::ready::Readiness;
-use crate::server::ServerShared;
 use crate::server::registry::ClientPool;
-use crate::sys::{cpu, limits};
+use crate::server::{ListenerSockets, ServerShared};
+use crate::status::Status;
+use crate::sys::{cpu, limits, syn_filter};
+use crate::watch::Watch;
+use crate::{admin, bind};
 
 /// Descriptors below which a busy server runs out: one per TCP flow.
 const OPEN_FILES_WANTED: u64 = 65_536;
@@ -29,6 +32,11 @@ pub(crate) struct Running {
     alive: usize,
     /// A signal came before all cores had started.
     stop_at_once: bool,
+    readiness: Arc<Readiness>,
+    watch: Watch,
+    /// The cores' sockets for TCP visitors once more: at the end all are closed to new ones together, because the cores
+    /// share ports, and who is kept away from one must not come to another that is about to close.
+    doors: Vec<TcpListener>,
 }
 
 /// What ends a run.
@@ -65,17 +73,21 @@ pub(crate) fn start(
     cores: usize,
     stop_on: StopOn,
 ) -> Result<Running, Failure> {
+    let started = (Instant::now(), SystemTime::now());
     prepare_process();
     let readiness = Arc::new(Readiness::new(
         usize::from(config.server.is_some()) + usize::from(config.client.is_some()),
     ));
+    let admin_listener = config.admin.as_ref().map(bind::admin).transpose()?;
     let mut sockets = match &config.server {
-        Some(server) => crate::bind::all(server, cores)?
+        Some(server) => bind::all(server, cores)?
             .into_iter()
             .map(Some)
             .collect::<Vec<_>>(),
         None => (0..cores).map(|_| None).collect(),
     };
+    let doors = doors(&sockets)
+        .map_err(|error| Failure::Running(format!("a socket could not be duplicated: {error}")))?;
     let server = config.server.as_ref().map(|server| {
         let pools = server
             .listeners
@@ -98,6 +110,17 @@ pub(crate) fn start(
         client
             .keep_names_fresh(&cluster)
             .map_err(|error| Failure::Running(format!("resolver: {error}")))?;
+    }
+    let status = Arc::new(Status {
+        cluster: Arc::clone(&cluster),
+        server: server.clone(),
+        client: client.is_some(),
+        readiness: Arc::clone(&readiness),
+        started,
+    });
+    if let Some(listener) = admin_listener {
+        admin::start(listener, Arc::clone(&status))
+            .map_err(|error| Failure::Running(format!("admin endpoint: {error}")))?;
     }
     let (sender, events) = unbounded();
     if stop_on == StopOn::Signal {
@@ -125,12 +148,16 @@ pub(crate) fn start(
         events,
         alive: cores,
         stop_at_once: false,
+        readiness: Arc::clone(&readiness),
+        watch: Watch::new(status, Instant::now()),
+        doors,
     };
     running.wait_started(cores)?;
     if let Some(server) = &config.server {
         for listener in &server.listeners {
             tracing::info!(quic = %listener.quic_addr, traffic = %listener.traffic_addr, protocol = ?listener.protocol, cores, "listening");
         }
+        readiness.set_listening();
         readiness.role_ready("server");
     }
     Ok(running)
@@ -177,14 +204,15 @@ fn cluster(cores: usize) -> std::io::Result<(Arc<Cluster>, Vec<std::os::unix::ne
         mailboxes.push(mailbox);
         wakes.push(wake);
     }
-    let counters = (0..cores).map(|_| Arc::<CoreCounters>::default()).collect();
-    Ok((
-        Arc::new(Cluster {
-            mailboxes,
-            counters,
-        }),
-        wakes,
-    ))
+    Ok((Arc::new(Cluster::new(mailboxes)), wakes))
+}
+
+fn doors(sockets: &[Option<Vec<ListenerSockets>>]) -> std::io::Result<Vec<TcpListener>> {
+    let listeners = sockets.iter().flatten().flatten();
+    listeners
+        .filter_map(|listener| listener.tcp.as_ref())
+        .map(TcpListener::try_clone)
+        .collect()
 }
 
 impl Running {
@@ -196,6 +224,7 @@ impl Running {
                 Ok(Event::Core(core, CoreReport::Ended(Err(why)))) => {
                     return Err(Failure::Running(format!("core {core}: {why}")));
                 }
+                Ok(Event::Signal) => self.stop_at_once = true,
                 Ok(_) => {}
                 Err(_) => return Err(Failure::Running("the cores ended at their start".into())),
             }
@@ -209,19 +238,18 @@ impl Running {
     /// If a core failed.
     pub(crate) fn until_signal(mut self, drain_timeout: Duration) -> Result<(), Failure> {
         let event = if self.stop_at_once {
-            Ok(Event::Signal)
+            Some(Event::Signal)
         } else {
-            self.events.recv()
+            self.next_event()
         };
         match event {
-            Ok(Event::Signal) => {
+            Some(Event::Signal) => {
                 tracing::info!(
                     drain_timeout_ms = drain_timeout.as_millis() as u64,
                     "stopping: no new flows, letting flows finish"
                 );
-                let _notified = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
             }
-            Ok(Event::Core(core, CoreReport::Ended(result))) => {
+            Some(Event::Core(core, CoreReport::Ended(result))) => {
                 let why = result.err().unwrap_or_else(|| "it ended by itself".into());
                 return Err(Failure::Running(format!("core {core}: {why}")));
             }
@@ -230,29 +258,52 @@ impl Running {
         self.stop(drain_timeout)
     }
 
+    /// The next event; `None` if nobody is left to send one. Watches the cores meanwhile.
+    fn next_event(&mut self) -> Option<Event> {
+        loop {
+            match self.events.recv_timeout(self.watch.pause(Instant::now())) {
+                Ok(event) => return Some(event),
+                Err(RecvTimeoutError::Timeout) => self.watch.look(Instant::now()),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    /// No new TCP connection begins at any core's sockets from now on. Those that have begun are for the cores to take.
+    fn close_doors(&mut self) {
+        for door in self.doors.drain(..) {
+            if let Err(error) = syn_filter::attach(&door) {
+                tracing::warn!(%error, "new visitors cannot be kept away; those who come in the last moment are reset");
+            }
+        }
+    }
+
     /// Drains all cores and waits for their end.
     ///
     /// # Errors
     /// If a core failed.
     pub(crate) fn stop(&mut self, drain_timeout: Duration) -> Result<(), Failure> {
+        self.readiness.set_draining();
+        self.watch.stopping(drain_timeout, Instant::now());
+        self.close_doors();
         self.tell_all(|| Mail::Drain {
             timeout: drain_timeout,
         });
         let mut draining = self.alive;
         while self.alive > 0 {
-            match self.events.recv() {
-                Ok(Event::Core(_, CoreReport::Drained)) => {
+            match self.next_event() {
+                Some(Event::Core(_, CoreReport::Drained)) => {
                     draining -= 1;
                     if draining == 0 {
                         self.tell_all(|| Mail::Close);
                     }
                 }
-                Ok(Event::Core(_, CoreReport::Ended(Ok(())))) => self.alive -= 1,
-                Ok(Event::Core(core, CoreReport::Ended(Err(why)))) => {
+                Some(Event::Core(_, CoreReport::Ended(Ok(())))) => self.alive -= 1,
+                Some(Event::Core(core, CoreReport::Ended(Err(why)))) => {
                     return Err(Failure::Running(format!("core {core}: {why}")));
                 }
-                Ok(_) => {}
-                Err(_) => break,
+                Some(_) => {}
+                None => break,
             }
         }
         self.log_counters();

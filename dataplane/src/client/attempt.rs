@@ -118,7 +118,6 @@ async fn open(
     );
     let session = Session::begin(core, this, reader, guard, &ack)
         .ok_or_else(|| AttemptEnd::Failed("no [client] section".into()))?;
-    core.shared.lane_registered();
     core.server_has_cores(server, server_cores);
     Ok(session)
 }

@@ -30,7 +30,7 @@ use qmux_proto::control::{GoAway, GoAwayReason, Message};
 
 use crate::core::mailbox::Mail;
 use crate::core::{Cluster, CoreContext};
-use crate::ready::Readiness;
+use crate::ready::{Readiness, RegisteredLane};
 use crate::resolve::{self, Name};
 use lane::ClientLane;
 use plan::{LaneId, Plan};
@@ -207,10 +207,13 @@ impl ClientShared {
         }
     }
 
-    fn lane_registered(&self) {
+    /// The lane counts as registered until the result is dropped.
+    fn lane_registered(&self) -> RegisteredLane {
+        let lane = self.readiness.lane_registered();
         if !self.registered_once.swap(true, Ordering::AcqRel) {
             self.readiness.role_ready("client");
         }
+        lane
     }
 }
 

@@ -19,6 +19,7 @@ use super::vigil::{Duty, Vigil};
 use super::{ClientCore, ClientMail, going_away};
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
+use crate::ready::RegisteredLane;
 
 /// A lane that is left must have been idle for this long: a flow, or the end of one, may be on its way.
 const LINGER: Duration = Duration::from_millis(250);
@@ -48,6 +49,8 @@ pub(super) struct Session {
     this: Rc<ClientLane>,
     reader: ControlReader,
     _guard: CloseOnDrop,
+    /// The client is ready while there is one.
+    _registered: RegisteredLane,
     heartbeat_interval: Duration,
     health_timeout: Duration,
     drain_timeout: Duration,
@@ -78,6 +81,7 @@ impl Session {
         let session = Session {
             reader,
             _guard: guard,
+            _registered: core.shared.lane_registered(),
             heartbeat_interval: client.heartbeat_interval,
             health_timeout: client.health_timeout,
             drain_timeout: client.drain_timeout,

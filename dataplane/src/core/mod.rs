@@ -4,14 +4,19 @@
 //! that it was started with. `main` starts the cores, tells them to drain, and joins them.
 
 pub(crate) mod mailbox;
+pub(crate) mod progress;
 pub(crate) mod runtime;
+pub(crate) mod udp_activity;
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use crate::log_limit::LogLimit;
 use crate::metrics::CoreCounters;
 use mailbox::Mailbox;
+use udp_activity::UdpActivity;
 
 /// Cores of one process: the index is one byte of a connection id (`qmux_proto::cid`).
 pub(crate) const CORES_MAX: usize = 256;
@@ -23,9 +28,28 @@ pub(crate) struct Cluster {
     pub(crate) mailboxes: Vec<Mailbox>,
     /// One set of counters per core, by index.
     pub(crate) counters: Vec<Arc<CoreCounters>>,
+    /// Cores that make no progress, by index: what `main` has found out.
+    pub(crate) stuck: Vec<AtomicBool>,
+    /// Sockets of all cores that take TCP visitors.
+    acceptors: AtomicUsize,
 }
 
 impl Cluster {
+    /// For as many cores as there are mailboxes.
+    pub(crate) fn new(mailboxes: Vec<Mailbox>) -> Cluster {
+        Cluster {
+            counters: mailboxes.iter().map(|_| Arc::default()).collect(),
+            stuck: mailboxes.iter().map(|_| AtomicBool::new(false)).collect(),
+            acceptors: AtomicUsize::new(0),
+            mailboxes,
+        }
+    }
+
+    /// True once no core takes TCP visitors any more: all that they handed to other cores is in the mailboxes.
+    pub(crate) fn all_visitors_are_in(&self) -> bool {
+        self.acceptors.load(Ordering::Acquire) == 0
+    }
+
     /// Number of cores.
     pub(crate) fn cores(&self) -> usize {
         self.mailboxes.len()
@@ -51,6 +75,44 @@ pub(crate) struct CoreContext {
     pub(crate) dial_log: LogLimit,
     /// True once the process has been told to stop.
     pub(crate) draining: Cell<bool>,
+    /// When UDP last passed; draining looks at it.
+    pub(crate) udp_activity: UdpActivity,
+}
+
+impl CoreContext {
+    /// The context of core `index`.
+    pub(crate) fn new(index: usize, cluster: Arc<Cluster>, now: Instant) -> CoreContext {
+        CoreContext {
+            index,
+            counters: Arc::clone(&cluster.counters[index]),
+            cluster,
+            tcp_flows: Cell::new(0),
+            handshake_log: LogLimit::new(now),
+            connect_log: LogLimit::new(now),
+            dial_log: LogLimit::new(now),
+            draining: Cell::new(false),
+            udp_activity: UdpActivity::default(),
+        }
+    }
+}
+
+/// Counts one socket that takes TCP visitors for as long as it may bring one.
+#[derive(Debug)]
+pub(crate) struct AcceptorCount(Arc<Cluster>);
+
+impl AcceptorCount {
+    /// Counts a socket.
+    pub(crate) fn new(cluster: &Arc<Cluster>) -> AcceptorCount {
+        cluster.acceptors.fetch_add(1, Ordering::Relaxed);
+        AcceptorCount(Arc::clone(cluster))
+    }
+}
+
+impl Drop for AcceptorCount {
+    fn drop(&mut self) {
+        // Releases what was mailed before.
+        self.0.acceptors.fetch_sub(1, Ordering::Release);
+    }
 }
 
 /// Counts one TCP flow for as long as it lives.

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::mailbox::Mail;
+use super::progress::BEAT;
 use super::{Cluster, CoreContext};
 use crate::client::{ClientCore, ClientShared};
-use crate::log_limit::LogLimit;
 use crate::server::{ListenerSockets, ServerCore, ServerShared};
 use crate::sys::cpu;
 use crate::sys::wake::WakeReceiver;
@@ -102,16 +102,8 @@ fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
 }
 
 async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
-    let context = Rc::new(CoreContext {
-        index: setup.index,
-        counters: Arc::clone(&setup.cluster.counters[setup.index]),
-        cluster: setup.cluster,
-        tcp_flows: std::cell::Cell::new(0),
-        handshake_log: LogLimit::new(Instant::now()),
-        connect_log: LogLimit::new(Instant::now()),
-        dial_log: LogLimit::new(Instant::now()),
-        draining: std::cell::Cell::new(false),
-    });
+    let context = Rc::new(CoreContext::new(setup.index, setup.cluster, Instant::now()));
+    monoio::spawn(beat(Rc::clone(&context)));
     let wake = WakeReceiver::new(setup.wake).map_err(|error| error.to_string())?;
     let server = match setup.server {
         Some((shared, sockets)) => Some(ServerCore::start(&context, &shared, sockets)?),
@@ -136,6 +128,24 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
     while !matches!(roles.mail(&wake, None).await?, Some(Told::Close)) {}
     roles.close().await;
     Ok(())
+}
+
+/// The core's own clock: shows that its tasks get their turns, and watches what passes without being asked to.
+async fn beat(context: Rc<CoreContext>) {
+    loop {
+        monoio::time::sleep(BEAT).await;
+        context.counters.beats.increment();
+        note_udp(&context, Instant::now());
+    }
+}
+
+fn note_udp(context: &CoreContext, now: Instant) {
+    let counters = &context.counters;
+    let datagrams = counters
+        .udp_datagrams_in
+        .get()
+        .wrapping_add(counters.udp_datagrams_out.get());
+    context.udp_activity.note(datagrams, now);
 }
 
 /// What `main` tells a core.
@@ -188,26 +198,40 @@ impl Roles<'_> {
 
     /// Takes nothing new and lets flows finish for `timeout` at most.
     async fn drain(&self, wake: &WakeReceiver, timeout: Duration) -> Result<(), String> {
-        self.context.draining.set(true);
+        let context = self.context;
+        let began = Instant::now();
+        let deadline = began + timeout;
+        context.draining.set(true);
+        note_udp(context, began);
         if let Some(server) = self.server {
             server.drain(timeout);
         }
         if let Some(client) = self.client {
             client.drain(timeout);
         }
-        let start = Instant::now();
-        let deadline = start + timeout;
-        let settled_by = start + timeout.min(SETTLE_TIMEOUT);
-        let unsettled = || {
-            Instant::now() < settled_by && self.client.is_some_and(|client| !client.is_settled())
-        };
-        while (self.context.tcp_flows.get() > 0 && Instant::now() < deadline) || unsettled() {
+        let settled_by = began + timeout.min(SETTLE_TIMEOUT);
+        loop {
+            // In this order: what another core mails before it stops taking visitors is found in the mailbox.
+            let visitors_are_in = context.cluster.all_visitors_are_in();
             self.mail(wake, Some(DRAIN_POLL)).await?;
+            let now = Instant::now();
+            note_udp(context, now);
+            let settled = now >= settled_by || self.client.is_none_or(|client| client.is_settled());
+            if visitors_are_in
+                && settled
+                && context.tcp_flows.get() == 0
+                && context.udp_activity.is_over(began, now)
+            {
+                return Ok(());
+            }
+            if now >= deadline {
+                break;
+            }
         }
-        if self.context.tcp_flows.get() > 0 {
+        if context.tcp_flows.get() > 0 {
             tracing::warn!(
-                core = self.context.index,
-                flows = self.context.tcp_flows.get(),
+                core = context.index,
+                flows = context.tcp_flows.get(),
                 "drain_timeout is over; flows are reset"
             );
         }

@@ -20,8 +20,8 @@ use super::opening::Held;
 use super::registry::{Applicant, ClientPool, Duplicate, Joined};
 use super::route::{self, Way};
 use super::{ListenerSockets, ServerShared};
-use crate::core::CoreContext;
 use crate::core::mailbox::Mail;
+use crate::core::{AcceptorCount, CoreContext};
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::server::{ForwardedUdp, RouteUdp, TrafficSocket, UdpRoute};
 use crate::metrics::CoreCounters;
@@ -39,6 +39,20 @@ const ACCEPTS_PER_TURN: usize = 32;
 /// Pause after accept(2) failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a draining core waits for visitors whose handshake had begun when the stop came: one round trip of the
+/// farthest ones. New ones are kept away meanwhile ([`crate::sys::syn_filter`]); they repeat their SYN after a second, so
+/// any value below that costs them the same.
+const HANDSHAKES_FINISH: Duration = Duration::from_millis(300);
+
+/// The queue must then have been empty for so long.
+const NOBODY_FOR: Duration = Duration::from_millis(100);
+
+/// Whatever comes (the kernel may not have taken the filter), nobody is accepted for longer than this.
+const LAST_VISITORS_MAX: Duration = Duration::from_secs(2);
+
+/// Pause between two looks at the queue.
+const LAST_VISITORS_POLL: Duration = Duration::from_millis(20);
+
 /// One listener on one core.
 pub(crate) struct ListenerCore {
     index: usize,
@@ -55,6 +69,10 @@ pub(crate) struct ListenerCore {
     next_flow: Cell<u64>,
     held: Rc<Held>,
     stop_accepting: Event,
+    /// False once the accept task has ended (or if there is none).
+    accepting: Cell<bool>,
+    /// Of the drain, once it has begun.
+    drain_timeout: Cell<Duration>,
 }
 
 impl ListenerCore {
@@ -100,6 +118,8 @@ impl ListenerCore {
             next_flow: Cell::new(1),
             held: Rc::default(),
             stop_accepting: Event::default(),
+            accepting: Cell::new(false),
+            drain_timeout: Cell::default(),
         });
         endpoint.set_owner(Rc::new(Owner(Rc::clone(&this))));
         if let Some(socket) = sockets.udp {
@@ -119,7 +139,9 @@ impl ListenerCore {
         }
         if let Some(socket) = sockets.tcp {
             let acceptor = Acceptor::adopt(socket).map_err(text)?;
-            monoio::spawn(Rc::clone(&this).accept_task(acceptor));
+            let count = AcceptorCount::new(&context.cluster);
+            this.accepting.set(true);
+            monoio::spawn(Rc::clone(&this).accept_task(acceptor, count));
         }
         Ok(this)
     }
@@ -279,43 +301,84 @@ impl ListenerCore {
 
     // ---- TCP visitors --------------------------------------------------------------------------------------------
 
-    async fn accept_task(self: Rc<Self>, acceptor: Acceptor) {
-        loop {
-            let stopped = {
-                use std::future::{Future, poll_fn};
-                use std::task::Poll;
-                let mut readable = std::pin::pin!(acceptor.readable());
-                poll_fn(|cx| {
-                    if self.stop_accepting.poll(cx).is_ready() {
-                        return Poll::Ready(true);
-                    }
-                    readable
-                        .as_mut()
-                        .poll(cx)
-                        .map(|ready| ready.is_err() && self.accept_broken())
-                })
-                .await
-            };
-            if stopped {
-                return;
+    async fn accept_task(self: Rc<Self>, acceptor: Acceptor, count: AcceptorCount) {
+        while self.visitors_wait(&acceptor).await {
+            self.accept_turn(&acceptor).await;
+            yield_now().await;
+        }
+        if self.is_draining() {
+            self.last_visitors(&acceptor).await;
+        }
+        acceptor.close();
+        drop(count);
+        self.accepting.set(false);
+        if self.is_draining() {
+            self.say_go_away();
+        }
+    }
+
+    /// Waits for visitors; false when no more are to be accepted.
+    async fn visitors_wait(&self, acceptor: &Acceptor) -> bool {
+        use std::future::{Future, poll_fn};
+        use std::task::Poll;
+        let mut readable = std::pin::pin!(acceptor.readable());
+        poll_fn(|cx| {
+            if self.stop_accepting.poll(cx).is_ready() {
+                return Poll::Ready(false);
             }
-            for _ in 0..ACCEPTS_PER_TURN {
-                match acceptor.try_accept() {
-                    Ok((stream, visitor)) => self.visitor(stream, visitor),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    // The visitor gave up before it was accepted (accept(2)).
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                    Err(error) => {
-                        self.counters().accepts_failed.increment();
-                        if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
-                            tracing::error!(%error, addr = %self.traffic_addr, suppressed, "cannot accept visitors; trying again");
-                        }
-                        monoio::time::sleep(ACCEPT_PAUSE).await;
-                        break;
+            readable
+                .as_mut()
+                .poll(cx)
+                .map(|ready| ready.is_ok() || !self.accept_broken())
+        })
+        .await
+    }
+
+    /// Accepts some of those who wait, and says how many.
+    async fn accept_turn(self: &Rc<Self>, acceptor: &Acceptor) -> u64 {
+        let mut accepted = 0;
+        for _ in 0..ACCEPTS_PER_TURN {
+            match acceptor.try_accept() {
+                Ok((stream, visitor)) => {
+                    accepted += 1;
+                    self.visitor(stream, visitor);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The visitor gave up before it was accepted (accept(2)).
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    self.counters().accepts_failed.increment();
+                    if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
+                        tracing::error!(%error, addr = %self.traffic_addr, suppressed, "cannot accept visitors; trying again");
                     }
+                    monoio::time::sleep(ACCEPT_PAUSE).await;
+                    break;
                 }
             }
-            yield_now().await;
+        }
+        accepted
+    }
+
+    /// Accepts those whose handshake was complete or under way when the stop came: closing the socket would reset them.
+    async fn last_visitors(self: &Rc<Self>, acceptor: &Acceptor) {
+        let began = Instant::now();
+        let deadline = began + self.drain_timeout.get().min(LAST_VISITORS_MAX);
+        let mut closes = began + HANDSHAKES_FINISH;
+        loop {
+            let accepted = self.accept_turn(acceptor).await;
+            let now = Instant::now();
+            if accepted > 0 {
+                self.counters().visitors_accepted_late.add(accepted);
+                closes = closes.max(now + NOBODY_FOR);
+            }
+            if now >= closes.min(deadline) {
+                return;
+            }
+            if accepted == 0 {
+                monoio::time::sleep(LAST_VISITORS_POLL).await;
+            } else {
+                yield_now().await;
+            }
         }
     }
 
@@ -328,14 +391,23 @@ impl ListenerCore {
 
     // ---- the end -------------------------------------------------------------------------------------------------
 
+    /// Takes no new visitors. The clients are told when those are in that had begun to come.
     pub(super) fn drain(&self, timeout: Duration) {
+        self.drain_timeout.set(timeout);
         self.stop_accepting.set();
         if let Some(traffic) = &*self.traffic.borrow() {
             traffic.stop();
         }
+        if !self.accepting.get() {
+            self.say_go_away();
+        }
+    }
+
+    fn say_go_away(&self) {
         let away = GoAway {
             reason: GoAwayReason::Shutdown,
-            drain_timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            drain_timeout_ms: u64::try_from(self.drain_timeout.get().as_millis())
+                .unwrap_or(u64::MAX),
         };
         for lane in self.registered.borrow().values() {
             lane.lane.send_control(&Message::GoAway(away));

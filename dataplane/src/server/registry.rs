@@ -401,6 +401,33 @@ impl ClientPool {
     }
 }
 
+/// What the clients of one listener amount to.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PoolTotals {
+    /// Registered clients.
+    pub(crate) clients: usize,
+    /// Those of them that take new flows.
+    pub(crate) usable: usize,
+    /// Registered lanes.
+    pub(crate) lanes: usize,
+    /// Flows, TCP and UDP.
+    pub(crate) flows: usize,
+}
+
+impl ClientPool {
+    /// For the admin endpoint; the numbers are read one after the other.
+    pub(crate) fn totals(&self) -> PoolTotals {
+        let mut totals = PoolTotals::default();
+        for entry in self.clients.load().iter() {
+            totals.clients += 1;
+            totals.usable += usize::from(entry.usable());
+            totals.lanes += entry.registered.load(Ordering::Relaxed);
+            totals.flows += entry.flows();
+        }
+        totals
+    }
+}
+
 #[cfg(test)]
 #[path = "registry_tests.rs"]
 mod tests;
