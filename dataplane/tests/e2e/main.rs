@@ -6,6 +6,7 @@
 //!
 //! No test asserts how long anything takes. What is slow is measured in `bench`.
 
+mod admin;
 mod back_pressure;
 mod balancing;
 mod certificates;
@@ -22,6 +23,7 @@ mod proxies;
 mod resets;
 mod restarts;
 mod retry;
+mod rolling;
 mod runtimes;
 mod servers;
 mod shutdown;

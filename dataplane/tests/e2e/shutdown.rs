@@ -2,13 +2,16 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::Signal;
 
+use crate::support::counters;
 use crate::support::program::Program;
-use crate::support::service::TcpService;
+use crate::support::service::{TcpService, UdpService};
 use crate::support::subject;
 use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
+use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor::{self, Ending};
 use crate::support::wait;
 
@@ -184,4 +187,185 @@ fn a_second_server_on_the_same_ports_names_the_address() {
     let mut stream = visitor::connect(tunnel.traffic());
     stream.write_all(b"x").expect("sent");
     assert_eq!(visitor::read_exact(&mut stream, 1), b"x");
+}
+
+/// What became of a visitor who came while a server stopped.
+#[derive(Debug, PartialEq, Eq)]
+enum Visit {
+    Served,
+    /// It never got in, and knows that.
+    Refused,
+    /// It got in, and was not served.
+    Lost(String),
+}
+
+/// One visitor with a small exchange.
+fn visit(address: SocketAddr) -> Visit {
+    use std::io::{ErrorKind, Read as _};
+    let mut stream = match visitor::try_connect(address) {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Visit::Refused,
+        Err(error) => return Visit::Lost(format!("connect: {error}")),
+    };
+    let mut exchange = || -> std::io::Result<Vec<u8>> {
+        stream.write_all(b"a question")?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(answer)
+    };
+    match exchange() {
+        Ok(answer) if answer == b"a question" => Visit::Served,
+        Ok(answer) => Visit::Lost(format!("{} bytes came back", answer.len())),
+        Err(error) => Visit::Lost(error.to_string()),
+    }
+}
+
+/// Visitors from several threads; each thread ends when one of its visitors was not served.
+fn visitors_until_refused(address: SocketAddr, stop: impl FnOnce()) -> Vec<Visit> {
+    const THREADS: usize = 12;
+    const SERVED_BEFORE: usize = 20;
+    let (sender, served) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| {
+                let sender = sender.clone();
+                scope.spawn(move || {
+                    let mut visits = Vec::new();
+                    while visits.last().is_none_or(|last| *last == Visit::Served) {
+                        visits.push(visit(address));
+                        let _counted_enough = sender.send(());
+                    }
+                    visits
+                })
+            })
+            .collect();
+        for _ in 0..THREADS * SERVED_BEFORE {
+            served.recv().expect("a visit");
+        }
+        stop();
+        let ended = threads.into_iter().map(std::thread::ScopedJoinHandle::join);
+        ended.flat_map(|visits| visits.expect("visitors")).collect()
+    })
+}
+
+#[test]
+fn no_visitor_who_got_in_is_lost_when_a_server_stops() {
+    if subject::only_wire("no_visitor_who_got_in_is_lost_when_a_server_stops") {
+        return;
+    }
+    let service = TcpService::echo();
+    for ipv6 in [false, true] {
+        let setup = ServerSetup {
+            cores: 2,
+            ipv6,
+            server: vec![DRAIN_LONG],
+            ..ServerSetup::default()
+        };
+        let mut tunnel = Tunnel::with(&setup, &ClientSetup::default(), service.address);
+        let (address, program) = (tunnel.traffic(), &tunnel.server.program);
+        let visits = visitors_until_refused(address, || program.signal(Signal::TERM));
+        let lost: Vec<_> = visits
+            .iter()
+            .filter(|visit| !matches!(visit, Visit::Served | Visit::Refused))
+            .collect();
+        assert!(lost.is_empty(), "of {}: {lost:?}", visits.len());
+        assert_eq!(tunnel.server.program.wait_for_exit().code(), Some(0));
+        let late = counters::of(&tunnel.server.program);
+        eprintln!(
+            "{} visitors served, {} of them accepted after the signal",
+            visits.len(),
+            counters::total(&late, "visitors_accepted_late")
+        );
+    }
+}
+
+#[test]
+fn visitors_in_the_queue_are_served_by_a_server_that_is_told_to_stop() {
+    if subject::only_wire("visitors_in_the_queue_are_served_by_a_server_that_is_told_to_stop") {
+        return;
+    }
+    let service = TcpService::echo();
+    for ipv6 in [false, true] {
+        let setup = ServerSetup {
+            cores: 2,
+            ipv6,
+            server: vec![DRAIN_LONG],
+            ..ServerSetup::default()
+        };
+        let mut tunnel = Tunnel::with(&setup, &ClientSetup::default(), service.address);
+        visitor::echo(tunnel.traffic(), b"before");
+        let program = &tunnel.server.program;
+        // While it is held, the kernel alone takes visitors.
+        program.signal(Signal::STOP);
+        let mut visitors: Vec<_> = (0..100)
+            .map(|_| visitor::connect(tunnel.traffic()))
+            .collect();
+        for stream in &mut visitors {
+            stream
+                .write_all(b"a question")
+                .expect("the kernel takes it");
+        }
+        program.signal(Signal::TERM);
+        program.signal(Signal::CONT);
+        for mut stream in visitors {
+            assert_eq!(visitor::read_exact(&mut stream, 10), b"a question");
+            visitor::finish(&stream);
+            let ending = visitor::read_to_end(&mut stream);
+            assert_eq!(ending, Ending::Clean(Vec::new()));
+        }
+        assert_eq!(tunnel.server.program.wait_for_exit().code(), Some(0));
+        let after = visitor::try_connect(tunnel.traffic()).map_err(|error| error.kind());
+        assert_eq!(after.err(), Some(std::io::ErrorKind::ConnectionRefused));
+    }
+}
+
+#[test]
+fn udp_exchanges_under_way_are_answered_while_a_program_stops() {
+    if subject::only_wire("udp_exchanges_under_way_are_answered_while_a_program_stops") {
+        return;
+    }
+    let service = UdpService::echo();
+    for stops_server in [true, false] {
+        let mut tunnel = tunnel(service.address, DRAIN_LONG);
+        let mut visitor = UdpVisitor::new(tunnel.traffic());
+        visitor.echo(b"before");
+        let program = if stops_server {
+            &mut tunnel.server.program
+        } else {
+            &mut tunnel.client
+        };
+        program.signal(Signal::TERM);
+        program.wait_for_line("that it stops", |line| line.contains("stopping"));
+        visitor.echo(b"while it stops");
+        // Then it is quiet, and ends without waiting for the flow's session_timeout.
+        assert_eq!(program.wait_for_exit().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_stream_of_udp_that_does_not_end_holds_nobody_up() {
+    if subject::only_wire("a_stream_of_udp_that_does_not_end_holds_nobody_up") {
+        return;
+    }
+    let service = UdpService::echo();
+    let mut tunnel = tunnel(service.address, DRAIN_LONG);
+    let address = tunnel.traffic();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut visitor = UdpVisitor::new(address);
+            while !over.load(Ordering::SeqCst) {
+                visitor.send(b"another one");
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        });
+        wait::until_true("the stream flows", || service.received() > 5);
+        let server = &mut tunnel.server.program;
+        server.signal(Signal::TERM);
+        // Its drain_timeout is ten minutes: patience ends before.
+        let status = server.wait_for_exit();
+        over.store(true, Ordering::SeqCst);
+        assert_eq!(status.code(), Some(0));
+    });
 }

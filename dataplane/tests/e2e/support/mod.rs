@@ -5,7 +5,9 @@
 
 pub(crate) mod certs;
 pub(crate) mod counters;
+pub(crate) mod http;
 pub(crate) mod limits;
+pub(crate) mod notify;
 pub(crate) mod peers;
 pub(crate) mod ports;
 pub(crate) mod program;

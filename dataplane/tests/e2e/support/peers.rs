@@ -84,6 +84,31 @@ pub(crate) fn haproxy(site: &Site, backend: SocketAddr) -> Peer {
     )
 }
 
+/// HAProxy in TCP mode in front of several servers, each with its admin endpoint, which tells whether to send visitors
+/// there. The lines that matter are those of `scripts/deploy/haproxy.cfg`; checks are more frequent.
+pub(crate) fn haproxy_checking(site: &Site, backends: &[(SocketAddr, SocketAddr)]) -> Peer {
+    let mut servers = String::new();
+    for (index, (traffic, admin)) in backends.iter().enumerate() {
+        let (ip, port) = (admin.ip(), admin.port());
+        servers += &format!(
+            "  server s{index} {traffic} check addr {ip} port {port} inter 200ms fall 1 rise 1\n"
+        );
+    }
+    Peer::start(
+        |address| {
+            let config = format!(
+                "global\n  maxconn 1000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n\
+                 \x20 timeout server 60s\n  timeout check 5s\n  retries 3\n  option redispatch 1\n\
+                 listen tunnel\n  bind {address}\n  balance roundrobin\n  option httpchk GET /readyz\n\
+                 \x20 http-check expect status 200\n{servers}"
+            );
+            let config = site.write("haproxy.cfg", &config);
+            Launch::new("haproxy", "haproxy").args(["-db", "-f", &config])
+        },
+        listens,
+    )
+}
+
 /// dnsmasq that answers for `tunnel.test` alone, over UDP and TCP.
 pub(crate) fn dnsmasq(site: &Site, records: &[&str]) -> Peer {
     Peer::start(

@@ -288,6 +288,11 @@ impl Program {
         self.running = spawn(&self.launch, &self.log);
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.running.child.id()
+    }
+
     /// Resident memory in bytes, as the kernel counts it.
     pub(crate) fn resident_bytes(&self) -> u64 {
         let path = format!("/proc/{}/status", self.running.child.id());

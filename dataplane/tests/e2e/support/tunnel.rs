@@ -63,6 +63,8 @@ pub(crate) struct ServerSetup {
     pub(crate) ca: &'static str,
     pub(crate) identity: &'static str,
     pub(crate) env: Option<(&'static str, &'static str)>,
+    /// Where its admin endpoint listens.
+    pub(crate) admin: Option<SocketAddr>,
 }
 
 impl Default for ServerSetup {
@@ -78,6 +80,7 @@ impl Default for ServerSetup {
             ca: "ca",
             identity: "server",
             env: None,
+            admin: None,
         }
     }
 }
@@ -97,6 +100,8 @@ pub(crate) struct ClientSetup {
     pub(crate) ca: &'static str,
     pub(crate) identity: &'static str,
     pub(crate) env: Option<(&'static str, &'static str)>,
+    /// Where its admin endpoint listens.
+    pub(crate) admin: Option<SocketAddr>,
 }
 
 impl Default for ClientSetup {
@@ -112,6 +117,7 @@ impl Default for ClientSetup {
             ca: "ca",
             identity: "client",
             env: None,
+            admin: None,
         }
     }
 }
@@ -124,7 +130,8 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    fn free(ipv6: bool) -> Self {
+    /// On ports that are free.
+    pub(crate) fn free(ipv6: bool) -> Self {
         let mut listener = Self {
             quic: ports::free_address(),
             traffic: ports::free_address(),
@@ -200,7 +207,10 @@ fn server_config(setup: &ServerSetup, listeners: &[Listener]) -> String {
         "[server.auth]\nmethod = \"mtls\"\nca_cert_file = \"{ca}.crt\"\n\
          [server.tls]\nserver_cert_file = \"{identity}.crt\"\nserver_key_file = \"{identity}.key\"\n"
     );
-    config + &section("quic", &setup.quic) + &section("udp", &setup.udp)
+    config
+        + &section("quic", &setup.quic)
+        + &section("udp", &setup.udp)
+        + &admin_section(setup.admin)
 }
 
 /// How to start a client of the server at `quic` with the service at `service`.
@@ -266,6 +276,13 @@ fn client_config(setup: &ClientSetup, servers: &[&str], service: SocketAddr) -> 
         )
         + &section("quic", &setup.quic)
         + &section("udp", &setup.udp)
+        + &admin_section(setup.admin)
+}
+
+fn admin_section(listen: Option<SocketAddr>) -> String {
+    listen.map_or_else(String::new, |listen| {
+        section("admin", &[&format!("listen = \"{listen}\"")])
+    })
 }
 
 fn section(name: &str, lines: &[&str]) -> String {

@@ -30,6 +30,11 @@ pub(crate) fn set_deadlines(stream: &TcpStream) {
     stream.set_nodelay(true).expect("nodelay");
 }
 
+/// The same to a peer that may have closed already.
+pub(crate) fn finish_if_open(stream: &TcpStream) {
+    let _closed = stream.shutdown(Shutdown::Write);
+}
+
 /// Connects; panics if that fails.
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     try_connect(address).unwrap_or_else(|error| panic!("{address}: {error}"))
