@@ -39,6 +39,14 @@ const ACCEPTS_PER_TURN: usize = 32;
 /// Pause after accept(2) failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long after its start a server leaves visitors in the queue while it has no client to send them to. Clients whose
+/// server was restarted come back within a second; a visitor who comes before them (a load balancer's second attempt,
+/// mostly) would otherwise be reset.
+const FIRST_CLIENT_WAIT: Duration = Duration::from_secs(5);
+
+/// Pause between two looks for the first client.
+const FIRST_CLIENT_POLL: Duration = Duration::from_millis(10);
+
 /// How long a draining core waits for visitors whose handshake had begun when the stop came: one round trip of the
 /// farthest ones. New ones are kept away meanwhile ([`crate::sys::syn_filter`]); they repeat their SYN after a second, so
 /// any value below that costs them the same.
@@ -302,6 +310,7 @@ impl ListenerCore {
     // ---- TCP visitors --------------------------------------------------------------------------------------------
 
     async fn accept_task(self: Rc<Self>, acceptor: Acceptor, count: AcceptorCount) {
+        self.first_client().await;
         while self.visitors_wait(&acceptor).await {
             self.accept_turn(&acceptor).await;
             yield_now().await;
@@ -314,6 +323,14 @@ impl ListenerCore {
         self.accepting.set(false);
         if self.is_draining() {
             self.say_go_away();
+        }
+    }
+
+    /// Waits until the listener has a client, or has waited long enough for one, or the process stops.
+    async fn first_client(&self) {
+        let deadline = Instant::now() + FIRST_CLIENT_WAIT;
+        while !self.is_draining() && self.pool.totals().usable == 0 && Instant::now() < deadline {
+            monoio::time::sleep(FIRST_CLIENT_POLL).await;
         }
     }
 
