@@ -76,13 +76,6 @@ fn warn_of_keys_without_effect(config: &Config) {
     if let Some(admin) = &config.admin {
         tracing::warn!(listen = %admin.listen, "[admin] has no effect yet: there is no admin endpoint in this version");
     }
-    if config
-        .client
-        .as_ref()
-        .is_some_and(|client| client.state_dir.is_some())
-    {
-        tracing::warn!("state_dir has no effect yet: sessions are not resumed in this version");
-    }
 }
 
 /// The longer of both roles' times.

@@ -11,6 +11,7 @@ pub(crate) mod cpu;
 pub(crate) mod limits;
 pub(crate) mod steering;
 pub(crate) mod tcp;
+pub(crate) mod tls;
 pub(crate) mod udp;
 pub(crate) mod unreachable;
 pub(crate) mod wake;
