@@ -81,7 +81,7 @@ counters! {
     handshakes_refused,
     /// Handshakes that failed or timed out.
     handshakes_failed,
-    /// Handshakes completed with certificates or, for clients without, with the server's.
+    /// Handshakes completed in full, with certificates.
     handshakes_full,
     /// Handshakes completed by going on from an earlier session, without certificates.
     handshakes_resumed,

@@ -110,7 +110,7 @@ async fn open(
     let ack = match registered(core, client, &this, &mut reader).await {
         Ok(ack) => ack,
         Err(end) => {
-            resumption.not_registered(&end);
+            resumption.not_registered(&lane, &end);
             return Err(end);
         }
     };

@@ -126,10 +126,13 @@ impl Resumption {
             })
     }
 
-    /// The registration was not accepted: a session may be the reason, and none is offered next time.
-    pub(super) fn not_registered(&self, end: &AttemptEnd) {
+    /// The registration was not accepted. A session may be the reason, if it is authentication: none is offered next
+    /// time. Otherwise (the server drains, mostly) the ticket of this lane is as good as that of any other.
+    pub(super) fn not_registered(&self, lane: &Lane, end: &AttemptEnd) {
         if matches!(end, AttemptEnd::Refused(RefuseReason::Unauthenticated, _)) {
             self.shared.sessions.forget(&self.server);
+        } else {
+            self.look(lane);
         }
     }
 

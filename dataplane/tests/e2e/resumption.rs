@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -9,6 +10,7 @@ use crate::support::certs::{self, Identity};
 use crate::support::counters;
 use crate::support::program::Program;
 use crate::support::service::TcpService;
+use crate::support::slow_path::SlowPath;
 use crate::support::subject;
 use crate::support::tunnel::{
     ClientSetup, QUIC_NOTICES_SOON, ROLE_NOTICES_SOON, Server, ServerSetup, Site, client_launch,
@@ -600,4 +602,58 @@ fn a_server_whose_certificate_has_expired_is_not_accepted_for_a_ticket() {
     let at_client = stop(&mut client);
     assert_eq!(at_client("sessions_refused"), 1);
     assert_eq!(at_client("handshakes_full"), 2);
+}
+
+/// Prints how long a client takes from its first packet to its registration, with and without a ticket.
+#[test]
+#[ignore = "measures: cargo test --release -p qmux-dp --test e2e how_long -- --ignored --nocapture"]
+fn how_long_a_registration_takes() {
+    let service = TcpService::echo();
+    for (path, delay_ms) in [("loopback", 0), ("20 ms each way", 20)] {
+        for (auth, server_auth) in [("mTLS", None), ("token", Some(SERVER_TOKEN))] {
+            for (kind, early_data) in [("full", ""), ("resumed", "None"), ("0-RTT", "Accepted")] {
+                let site = Site::new();
+                let setup = ServerSetup {
+                    auth: server_auth,
+                    ..server_with_shared_keys(&site)
+                };
+                let server = Server::start(&site, &setup);
+                let slow = SlowPath::to(server.quic(), Duration::from_millis(delay_ms));
+                let dialed = if delay_ms == 0 {
+                    server.quic()
+                } else {
+                    slow.address
+                };
+                let mut client = client_that_notices_soon();
+                if kind != "full" {
+                    client = client_with_state();
+                }
+                if early_data == "None" {
+                    client.quic.push("allow_0rtt = false");
+                }
+                if server_auth.is_some() {
+                    client.identity = "";
+                    client.auth.push(CLIENT_TOKEN);
+                }
+                let mut client = start_client(&site, &client, dialed, service.address);
+                let mut took_us: Vec<u64> = Vec::new();
+                for _ in 0..21 {
+                    if kind != "full" {
+                        wait_for_tickets_on_disk(&site);
+                    }
+                    client.kill();
+                    client.restart();
+                    let line = client.wait_for_line("it is back", is_registered);
+                    let (_, rest) = line.split_once("took_us=").expect("a time");
+                    let digits = rest.split(' ').next().unwrap_or(rest);
+                    took_us.push(digits.parse().expect("a number"));
+                    assert_eq!(line.contains("resumed=true"), kind != "full", "{line}");
+                    assert!(line.contains(early_data), "{line}");
+                }
+                took_us.sort_unstable();
+                let (median, worst) = (took_us[10], took_us[20]);
+                println!("{path}, {auth}, {kind}: median {median} us, worst {worst} us");
+            }
+        }
+    }
 }

@@ -279,3 +279,43 @@ fn replayed_early_data_does_not_complete_a_handshake() {
         assert_eq!(second.counters.handshakes_failed.get(), 1);
     });
 }
+
+/// Prints what a handshake costs, both sides in one thread, checks of certificates included.
+#[test]
+#[ignore = "measures: cargo test -p qmux-dp --bin qmux-dp what_a_handshake_costs -- --ignored --nocapture"]
+fn what_a_handshake_costs() {
+    const HANDSHAKES: u32 = 100;
+    run(async |config| {
+        let (server, owner) = start(server_with_key(&config, 1));
+        let session = session(&config, &server).await;
+        let client = Endpoint::start(setup(&config, false), None);
+        for (kind, session) in [
+            ("full", None),
+            ("resumed with early data", Some(&session[..])),
+        ] {
+            let mut spent = Duration::ZERO;
+            for _ in 0..HANDSHAKES {
+                let began = Instant::now();
+                let lane = dial(&client, &server, session);
+                lane.established().await.expect("established");
+                if session.is_some() {
+                    let check = |ssl: &mut _| tls::check_resumed_peer(ssl, false);
+                    lane.with_tls(check).expect("good");
+                }
+                let accepted = Rc::clone(&owner.newest().expect("a lane").lane);
+                accepted.established().await.expect("established");
+                if session.is_some() {
+                    let check = |ssl: &mut _| tls::check_resumed_peer(ssl, true);
+                    accepted.with_tls(check).expect("good");
+                }
+                spent += began.elapsed();
+                accepted.admit();
+                lane.close(qmux_proto::LaneError::Shutdown, "");
+                accepted.ended().await;
+                owner.0.borrow_mut().clear();
+            }
+            let each = spent / HANDSHAKES;
+            println!("{kind}: {each:?} for both sides together");
+        }
+    });
+}
