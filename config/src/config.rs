@@ -35,6 +35,7 @@ pub(crate) const KEYS: &[&str] = &[
     "server.tls.server_key_file",
     "server.tls.session_ticket_encryption_key_rotation_interval",
     "server.tls.session_ticket_encryption_key_rotation_overlap",
+    "server.tls.session_ticket_encryption_key_file",
     "client.client_id",
     "client.lanes",
     "client.heartbeat_interval",

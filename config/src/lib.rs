@@ -30,6 +30,7 @@ mod section;
 mod server;
 mod source;
 mod suggest;
+mod ticket_keys;
 mod timing;
 mod tls_files;
 mod udp;
@@ -45,4 +46,7 @@ pub use errors::{Errors, Problem};
 pub use quic::{CongestionControl, Quic};
 pub use secret::{SECRET_BYTES_MIN, Secret};
 pub use server::{Listener, ListenerProtocol, LoadBalancer, Server, ServerAuth, ServerTls};
+pub use ticket_keys::{
+    TICKET_KEY_NAME_BYTES, TICKET_KEYS_MAX, TicketKey, parse_ticket_keys, read_ticket_keys,
+};
 pub use udp::Udp;

@@ -101,6 +101,9 @@ pub struct ServerTls {
     pub session_ticket_encryption_key_rotation_interval: Duration,
     /// How many earlier ticket keys still open tickets.
     pub session_ticket_encryption_key_rotation_overlap: u8,
+    /// Where ticket keys are kept, to be shared with other servers and across restarts; `None`: each
+    /// process draws its own.
+    pub session_ticket_encryption_key_file: Option<PathBuf>,
 }
 
 /// The server role.
@@ -272,6 +275,7 @@ impl ServerTls {
                 0..=i64::from(TICKET_KEY_ROTATION_OVERLAP_MAX),
             )
             .and_then(|overlap| u8::try_from(overlap.into_inner()).ok());
+        let key_file = tls_files::ticket_keys(&section, "session_ticket_encryption_key_file");
         section.finish();
         let identity = identity?;
         Some(Self {
@@ -281,6 +285,7 @@ impl ServerTls {
                 .map_or(TICKET_KEY_ROTATION_INTERVAL, Spanned::into_inner),
             session_ticket_encryption_key_rotation_overlap: overlap
                 .unwrap_or(TICKET_KEY_ROTATION_OVERLAP),
+            session_ticket_encryption_key_file: key_file,
         })
     }
 }

@@ -10,6 +10,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
 use crate::section::Section;
+use crate::ticket_keys::read_ticket_keys;
 
 /// A certificate that ends within this time is worth a warning: two weeks leave room for a weekend
 /// and for whoever is on holiday.
@@ -92,6 +93,25 @@ pub(crate) fn ca(section: &Section<'_>, key: &'static str) -> Option<PathBuf> {
         file.problem(section, "no CA certificate in it is valid now");
         return None;
     }
+    Some(file.path)
+}
+
+/// The file of session ticket keys under `key`, if the config names one.
+pub(crate) fn ticket_keys(section: &Section<'_>, key: &'static str) -> Option<PathBuf> {
+    let allowed = "the path of a file with session ticket keys";
+    let text = section.filled_string(key, allowed)?;
+    let file = File {
+        key,
+        span: text.span(),
+        path: section.report().resolve(text.get_ref()),
+    };
+    if let Err(message) = read_ticket_keys(&file.path) {
+        file.problem(section, &message);
+        return None;
+    }
+    // A warning, no error: Kubernetes mounts secrets for everybody of the container unless told
+    // otherwise.
+    file.warn_if_exposed(section);
     Some(file.path)
 }
 

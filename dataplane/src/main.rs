@@ -69,20 +69,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
 
 fn serve(config: Config, cores: usize) -> Result<(), Failure> {
     check::tls_contexts(&config)?;
-    warn_of_keys_without_effect(&config);
     let drain_timeout = drain_timeout(&config);
     run::start(&Arc::new(config), cores, StopOn::Signal)?.until_signal(drain_timeout)
-}
-
-/// Accepted keys that this version does not act on: said once, where one is set.
-fn warn_of_keys_without_effect(config: &Config) {
-    if config
-        .client
-        .as_ref()
-        .is_some_and(|client| client.state_dir.is_some())
-    {
-        tracing::warn!("state_dir has no effect yet: sessions are not resumed in this version");
-    }
 }
 
 /// The longer of both roles' times.

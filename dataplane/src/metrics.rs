@@ -81,6 +81,31 @@ counters! {
     handshakes_refused,
     /// Handshakes that failed or timed out.
     handshakes_failed,
+    /// Handshakes completed in full, with certificates.
+    handshakes_full,
+    /// Handshakes completed by going on from an earlier session, without certificates.
+    handshakes_resumed,
+    /// Handshakes whose early data (0-RTT) the server took.
+    early_data_accepted,
+    /// Handshakes whose early data the server did not take; what it carried was sent again. A server counts only those
+    /// that it resumed.
+    early_data_rejected,
+    /// Session tickets made by this server.
+    tickets_issued,
+    /// Session tickets that no present key of this server opens; the handshake was a full one.
+    tickets_refused,
+    /// Session ticket keys changed: by rotation, or because their file did.
+    ticket_keys_rotated,
+    /// Looks at the file of session ticket keys that found no good keys there; those of before go on.
+    ticket_key_files_refused,
+    /// Sessions that this client has kept to be resumed.
+    sessions_kept,
+    /// Sessions that this client could not use, or not keep.
+    sessions_unusable,
+    /// Resumed sessions not let in, because the peer's certificate is not good any more.
+    sessions_refused,
+    /// Clients not let in because they did not prove that they know the token.
+    tokens_refused,
     /// Lanes established.
     lanes_opened,
     /// Lanes ended after they were established.

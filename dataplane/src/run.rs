@@ -1,7 +1,7 @@
 //! From a validated config to running cores, and back: start, signals, drain, counters.
 
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
@@ -14,6 +14,7 @@ use crate::core::Cluster;
 use crate::core::mailbox::{Mail, Mailbox};
 use crate::core::runtime::{self, CoreReport, CoreSetup};
 use crate::exit::Failure;
+use crate::quic::tickets::TicketKeys;
 use crate::ready::Readiness;
 use crate::server::registry::ClientPool;
 use crate::server::{ListenerSockets, ServerShared};
@@ -88,22 +89,30 @@ pub(crate) fn start(
     };
     let doors = doors(&sockets)
         .map_err(|error| Failure::Running(format!("a socket could not be duplicated: {error}")))?;
-    let server = config.server.as_ref().map(|server| {
-        let pools = server
-            .listeners
-            .iter()
-            .map(|_| Arc::new(ClientPool::new(server.load_balancer, cores)));
-        Arc::new(ServerShared {
-            config: Arc::clone(config),
-            pools: pools.collect(),
-            instance_id: *uuid::Uuid::new_v4().as_bytes(),
-            ticket_key: std::array::from_fn(|_| rand::random()),
-        })
-    });
+    let server = match &config.server {
+        Some(server) => {
+            let (ticket_keys, keeper) = TicketKeys::start(&server.tls).map_err(Failure::Input)?;
+            let pools = server
+                .listeners
+                .iter()
+                .map(|_| Arc::new(ClientPool::new(server.load_balancer, cores)));
+            Some(Arc::new(ServerShared {
+                config: Arc::clone(config),
+                pools: pools.collect(),
+                instance_id: *uuid::Uuid::new_v4().as_bytes(),
+                ticket_keys,
+                ticket_keeper: Mutex::new(Some(keeper)),
+            }))
+        }
+        None => None,
+    };
     let client = config
         .client
         .as_ref()
         .map(|client| Arc::new(ClientShared::new(config, client, &readiness)));
+    if let Some(client) = &client {
+        client.keep_sessions().map_err(Failure::Input)?;
+    }
     let (cluster, wakes) =
         cluster(cores).map_err(|error| Failure::Running(format!("mailboxes: {error}")))?;
     if let Some(client) = &client {

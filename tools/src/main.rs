@@ -1,6 +1,6 @@
 //! `qmux-ctl`: what an operator needs before `qmux-dp` can start.
 //!
-//! Makes certificates, writes commented example configs, translates QMux's YAML. It never touches a
+//! Makes certificates and ticket keys, writes commented example configs, translates QMux's YAML. It never touches a
 //! running tunnel and never overwrites a file that it was not told to.
 
 #![forbid(unsafe_code)]
@@ -10,6 +10,7 @@ mod config;
 mod failure;
 mod import;
 mod output;
+mod ticket_key;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,8 @@ enum Command {
     Config(config::Args),
     /// Translate QMux's server.yaml or client.yaml into a dp.toml.
     Import(import::Args),
+    /// Make a key for session tickets, or put a new one before those of a file.
+    TicketKey(ticket_key::Args),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Certs(args) => certs::run(args),
         Command::Config(args) => config::run(&args),
         Command::Import(args) => import::run(&args),
+        Command::TicketKey(args) => ticket_key::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

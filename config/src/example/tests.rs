@@ -15,6 +15,8 @@ fn dir_with_certs() -> (tempfile::TempDir, PathBuf) {
     };
     let certs = certs::generate(&request).expect("certificates");
     certs::write(&certs, &dir.path().join("certs"), false).expect("written");
+    let ticket_key = dir.path().join("certs/ticket.key");
+    std::fs::write(&ticket_key, "0f".repeat(80)).expect("written");
     let path = dir.path().join("dp.toml");
     (dir, path)
 }

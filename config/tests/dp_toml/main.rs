@@ -5,5 +5,6 @@ mod certificates;
 mod fixture;
 mod keys;
 mod relations;
+mod ticket_keys;
 mod values;
 mod whole_file;

@@ -13,6 +13,7 @@ use qmux_proto::{LaneError, PROTOCOL_VERSION};
 use super::ClientCore;
 use super::lane::{ClientLane, ClientLaneEvents};
 use super::plan::lane_count;
+use super::resumption::Resumption;
 use super::server::ServerState;
 use super::session::{Served, Session};
 use super::supervisor::Supervisor;
@@ -78,7 +79,8 @@ async fn open(
     let Some(client) = core.shared.client() else {
         return Err(AttemptEnd::Failed("no [client] section".into()));
     };
-    let (endpoint, lane, aim) =
+    let began = Instant::now();
+    let (endpoint, lane, aim, mut resumption) =
         dial(core, client, server, lane_index).map_err(AttemptEnd::Failed)?;
     let this = ClientLane::new(
         Rc::clone(&lane),
@@ -92,11 +94,29 @@ async fn open(
     // The endpoint lives as long as its one lane, and that as long as this attempt or what it leaves behind.
     endpoint.stop_when_empty();
     let guard = CloseOnDrop(Rc::clone(&lane));
+    let mut reader = ControlReader::new(Rc::clone(&lane));
+    if resumption.is_offered() {
+        // As early data, if the session allows it.
+        send_register(core, client, &this, lane_index);
+    }
     if let Err(end) = lane.established().await {
+        resumption.failed(&lane, &end);
         return Err(AttemptEnd::Failed(end.to_string()));
     }
-    let mut reader = ControlReader::new(Rc::clone(&lane));
-    let ack = register(core, client, &this, &mut reader, lane_index).await?;
+    resumption.check(&lane)?;
+    if !resumption.is_offered() {
+        send_register(core, client, &this, lane_index);
+    }
+    let ack = match registered(core, client, &this, &mut reader).await {
+        Ok(ack) => ack,
+        Err(end) => {
+            resumption.not_registered(&lane, &end);
+            return Err(end);
+        }
+    };
+    let handshake = lane.handshake();
+    let took_us = began.elapsed().as_micros() as u64;
+    resumption.keep_next(&lane);
     let server_cores = usize::try_from(ack.server_cores)
         .unwrap_or(1)
         .clamp(1, crate::core::CORES_MAX);
@@ -114,6 +134,9 @@ async fn open(
         core = core.context.index,
         server_core = ack.lane_core,
         server_cores = ack.server_cores,
+        resumed = handshake.resumed,
+        early_data = ?handshake.early_data,
+        took_us,
         "lane registered"
     );
     let session = Session::begin(core, this, reader, guard, &ack)
@@ -138,7 +161,7 @@ fn dial(
     client: &Client,
     server: &ServerState,
     lane_index: usize,
-) -> Result<(Rc<Endpoint>, Rc<Lane>, usize), String> {
+) -> Result<(Rc<Endpoint>, Rc<Lane>, usize, Resumption), String> {
     let peer = server.address;
     let socket = bind::udp_towards(peer).map_err(|error| format!("no UDP socket: {error}"))?;
     // A smaller buffer than asked for was warned of at the start.
@@ -164,13 +187,21 @@ fn dial(
         None,
     );
     let aim = lane_index % server.cores().max(1);
-    let lane = endpoint
-        .dial(peer, &server.server_name, u8::try_from(aim).unwrap_or(0))
-        .map_err(|error| {
-            endpoint.stop_when_empty();
-            error.to_string()
-        })?;
-    Ok((endpoint, lane, aim))
+    let mut resumption = Resumption::prepare(core, client, server);
+    let dial = |session: Option<&[u8]>| {
+        let first_byte = u8::try_from(aim).unwrap_or(0);
+        endpoint.dial(peer, &server.server_name, first_byte, session)
+    };
+    let mut dialed = dial(resumption.session());
+    if dialed.is_err() && resumption.is_offered() {
+        resumption.unusable();
+        dialed = dial(None);
+    }
+    let lane = dialed.map_err(|error| {
+        endpoint.stop_when_empty();
+        error.to_string()
+    })?;
+    Ok((endpoint, lane, aim, resumption))
 }
 
 fn client_flows(core: &Rc<ClientCore>, lane: &Rc<Lane>) -> Rc<ClientFlows> {
@@ -189,13 +220,7 @@ fn client_flows(core: &Rc<ClientCore>, lane: &Rc<Lane>) -> Rc<ClientFlows> {
     )
 }
 
-async fn register(
-    core: &ClientCore,
-    client: &Client,
-    this: &ClientLane,
-    reader: &mut ControlReader,
-    lane_index: usize,
-) -> Result<RegisterAck, AttemptEnd> {
+fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_index: usize) {
     let shared = &core.shared;
     let cores = core.context.cluster.cores();
     let lane_count = lane_count(client.lanes, this.server.cores(), cores);
@@ -213,8 +238,17 @@ async fn register(
             name: String::new(),
         }],
     }));
+}
+
+/// Waits for the server's answer to Register, and proves on the way what it asks for.
+async fn registered(
+    core: &ClientCore,
+    client: &Client,
+    this: &ClientLane,
+    reader: &mut ControlReader,
+) -> Result<RegisterAck, AttemptEnd> {
     let deadline =
-        Instant::now() + shared.config.quic.handshake_idle_timeout + client.heartbeat_interval;
+        Instant::now() + core.shared.config.quic.handshake_idle_timeout + client.heartbeat_interval;
     loop {
         match reader.next(deadline).await {
             ControlEvent::Message(Message::RegisterAck(ack)) => match ack.outcome {

@@ -5,6 +5,7 @@ mod backoff;
 mod flow;
 mod lane;
 mod plan;
+mod resumption;
 mod roster;
 mod seen;
 mod server;
@@ -30,6 +31,7 @@ use qmux_proto::control::{GoAway, GoAwayReason, Message};
 
 use crate::core::mailbox::Mail;
 use crate::core::{Cluster, CoreContext};
+use crate::quic::sessions::SessionCache;
 use crate::ready::{Readiness, RegisteredLane};
 use crate::resolve::{self, Name};
 use lane::ClientLane;
@@ -98,6 +100,8 @@ pub(crate) struct ClientShared {
     /// Told when the first lane is registered.
     pub(crate) readiness: Arc<Readiness>,
     registered_once: AtomicBool,
+    /// Sessions that lanes may go on from.
+    sessions: SessionCache,
 }
 
 impl ClientShared {
@@ -130,6 +134,7 @@ impl ClientShared {
             service_state: ServiceState::default(),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),
+            sessions: SessionCache::default(),
         };
         for (index, target) in shared.targets.iter().enumerate() {
             if target.name.is_literal() {
@@ -137,6 +142,17 @@ impl ClientShared {
             }
         }
         shared
+    }
+
+    /// Keeps sessions in the state directory, if one is configured.
+    ///
+    /// # Errors
+    /// With a text if it cannot be used.
+    pub(crate) fn keep_sessions(&self) -> Result<(), String> {
+        match self.client().and_then(|client| client.state_dir.as_ref()) {
+            Some(dir) => self.sessions.keep_in(dir),
+            None => Ok(()),
+        }
     }
 
     /// The `[client]` section. The role is only started if there is one.

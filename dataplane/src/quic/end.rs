@@ -73,7 +73,7 @@ fn describe_transport_error(code: u64) -> String {
         0x128 => "handshake failure",
         0x12a => "bad certificate",
         0x12b => "unsupported certificate (wrong purpose?)",
-        0x12d => "certificate expired",
+        0x12d => "certificate expired, or is not valid yet",
         0x12c => "certificate revoked",
         0x12e => "certificate unknown or not acceptable",
         0x130 => "unknown CA",

@@ -1,6 +1,6 @@
 //! From dp.toml's `[quic]` to a `quiche::Config`: windows, limits, congestion control, packet sizes.
 
-use boring::ssl::SslContextBuilder;
+use boring::ssl::{SelectCertError, SslContextBuilder};
 use qmux_config::{CongestionControl, Quic};
 
 use crate::sys::udp::GSO_BYTES_MAX;
@@ -32,8 +32,11 @@ const _: () = assert!(PACKET_BYTES_MAX <= 16_383 && PACKET_BYTES_MAX * 4 <= GSO_
 /// If the TLS context is refused by quiche.
 pub(crate) fn transport(
     quic: &Quic,
-    tls: SslContextBuilder,
+    mut tls: SslContextBuilder,
 ) -> Result<quiche::Config, quiche::Error> {
+    if quic.allow_0rtt {
+        bind_early_data(quic, &mut tls);
+    }
     let mut config = quiche::Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls)?;
     config.set_application_protos(&[qmux_proto::ALPN])?;
     config.set_cc_algorithm(match quic.congestion_control {
@@ -60,5 +63,23 @@ pub(crate) fn transport(
     config.set_active_connection_id_limit(ACTIVE_CONNECTION_IDS);
     config.set_disable_active_migration(false);
     config.grease(false);
+    if quic.allow_0rtt {
+        config.enable_early_data();
+    }
     Ok(config)
+}
+
+/// Has a server take early data only under the limits that its ticket was made under: the client goes by those, and a
+/// server that has lowered them must not accept it (RFC 9000, section 7.4.1). quiche binds early data to nothing.
+fn bind_early_data(quic: &Quic, tls: &mut SslContextBuilder) {
+    let context = format!(
+        "qmux-dp/1 early data {} {} {}",
+        quic.initial_connection_receive_window,
+        quic.initial_stream_receive_window,
+        quic.max_incoming_streams,
+    );
+    tls.set_select_certificate_callback(move |mut hello| {
+        let bound = crate::sys::tls::set_early_data_context(hello.ssl_mut(), context.as_bytes());
+        bound.then_some(()).ok_or(SelectCertError::ERROR)
+    });
 }

@@ -10,6 +10,7 @@ use qmux_proto::control::{
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
+use super::auth::{self, Unauthentic};
 use super::lane::ServerLane;
 use super::listener::ListenerCore;
 use super::registry::{Duplicate, Joined};
@@ -53,6 +54,14 @@ async fn register(
         }
         ControlEvent::Ended => return false,
     };
+    // A challenge grants nothing, and a client that resumes answers it together with the end of its handshake.
+    let challenge = match &listener.server().auth {
+        ServerAuth::Token { .. } => Some(token::challenge()),
+        ServerAuth::Mtls { .. } => None,
+    };
+    if let Some(challenge) = challenge {
+        this.lane.send_control(&Message::AuthChallenge(challenge));
+    }
     // Early data can be replayed by anyone who saw it: nothing is granted before the handshake is complete.
     if this.lane.established().await.is_err() {
         return false;
@@ -76,35 +85,19 @@ async fn register(
             "this server is shutting down",
         );
     }
-    if !authenticate(this, listener, &request, reader, deadline).await {
-        return false;
-    }
-    accept(this, listener, &request)
-}
-
-/// With mTLS the handshake has authenticated the client already; with a token it must prove that it knows it.
-async fn authenticate(
-    this: &Rc<ServerLane>,
-    listener: &Rc<ListenerCore>,
-    request: &Register,
-    reader: &mut ControlReader,
-    deadline: Instant,
-) -> bool {
-    let ServerAuth::Token { token } = &listener.server().auth else {
-        return true;
-    };
-    let challenge = token::challenge();
-    this.lane.send_control(&Message::AuthChallenge(challenge));
-    match reader.next(deadline).await {
-        ControlEvent::Message(Message::AuthProof(proof))
-            if token::verify(&this.lane, token, &challenge, &proof) =>
-        {
-            true
+    let authentic = match (&listener.server().auth, challenge) {
+        (ServerAuth::Token { token }, Some(challenge)) => {
+            let proof = reader.next(deadline).await;
+            auth::by_token(this, listener, token, &challenge, proof)
         }
-        ControlEvent::Ended => false,
-        _ => {
-            // One attempt per lane, and no hint at what was wrong.
-            refuse(this, listener, request, RefuseReason::Unauthenticated, "")
+        _ => auth::by_certificate(this, listener),
+    };
+    match authentic {
+        Ok(()) => accept(this, listener, &request),
+        Err(Unauthentic::Gone) => false,
+        // One attempt per lane, and no hint at what was wrong.
+        Err(Unauthentic::Refused) => {
+            refuse(this, listener, &request, RefuseReason::Unauthenticated, "")
         }
     }
 }

@@ -93,12 +93,10 @@ impl ListenerCore {
         let server = shared.server().ok_or("no [server] section")?;
         let listener: &Listener = server.listeners.get(index).ok_or("no such listener")?;
         let text = |error: io::Error| error.to_string();
-        let tls = tls::server(server).map_err(|error| error.to_string())?;
-        let mut config =
+        let mut tls = tls::server(server).map_err(|error| error.to_string())?;
+        shared.ticket_keys.serve(&mut tls, &context.counters);
+        let config =
             settings::transport(&shared.config.quic, tls).map_err(|error| error.to_string())?;
-        config
-            .set_ticket_key(&shared.ticket_key)
-            .map_err(|error| error.to_string())?;
         let endpoint = Endpoint::start(
             EndpointSetup {
                 socket: UdpSocket::adopt(sockets.quic, Purpose::Quic).map_err(text)?,

@@ -1,5 +1,6 @@
 //! The server role on one core: its share of every listener.
 
+mod auth;
 mod balance;
 mod control;
 mod lane;
@@ -14,13 +15,14 @@ pub(crate) mod visitors;
 
 use std::net::{TcpListener, UdpSocket};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use qmux_config::{Config, Server};
 
 use crate::core::CoreContext;
 use crate::core::mailbox::Mail;
+use crate::quic::tickets::{Keeper, TicketKeys};
 use listener::ListenerCore;
 use registry::ClientPool;
 
@@ -44,12 +46,11 @@ pub(crate) struct ServerShared {
     pub(crate) pools: Vec<Arc<ClientPool>>,
     /// Drawn at this process's start.
     pub(crate) instance_id: [u8; 16],
-    /// The session ticket key of all cores.
-    pub(crate) ticket_key: [u8; TICKET_KEY_BYTES],
+    /// The session ticket keys of all cores.
+    pub(crate) ticket_keys: Arc<TicketKeys>,
+    /// Keeps them up to date; the first core takes it.
+    pub(crate) ticket_keeper: Mutex<Option<Keeper>>,
 }
-
-/// Length of a session ticket key in bytes: name, HMAC key, AES key (`SSL_CTX_set_tlsext_ticket_keys`).
-pub(crate) const TICKET_KEY_BYTES: usize = 48;
 
 impl ServerShared {
     /// The `[server]` section. The role is only started if there is one.
@@ -78,6 +79,14 @@ impl ServerCore {
             .enumerate()
             .map(|(index, sockets)| ListenerCore::start(index, context, shared, sockets))
             .collect::<Result<_, _>>()?;
+        let keeper = shared
+            .ticket_keeper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(keeper) = keeper {
+            monoio::spawn(keeper.run(Arc::clone(&context.counters)));
+        }
         Ok(ServerCore { listeners })
     }
 

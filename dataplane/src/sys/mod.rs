@@ -13,6 +13,7 @@ pub(crate) mod process;
 pub(crate) mod steering;
 pub(crate) mod syn_filter;
 pub(crate) mod tcp;
+pub(crate) mod tls;
 pub(crate) mod udp;
 pub(crate) mod unreachable;
 pub(crate) mod wake;

@@ -152,6 +152,115 @@ fn a_server_of_another_address_is_refused_by_the_client() {
     });
 }
 
+/// Clients whose certificate was good when they started, each with what the server and the client say of the new one.
+#[test]
+fn a_certificate_that_became_bad_is_named_on_both_sides() {
+    if subject::only_wire("what exactly both sides log") {
+        return;
+    }
+    let cases = [
+        (
+            Identity::expired_client(),
+            "certificate has expired",
+            "certificate expired",
+        ),
+        (
+            Identity::future_client(),
+            "certificate is not yet valid",
+            "or is not valid yet",
+        ),
+        (
+            Identity::server(),
+            "unsupported certificate purpose",
+            "unsupported certificate",
+        ),
+        (
+            Identity::strange_client(),
+            "unable to get local issuer certificate",
+            "unknown CA",
+        ),
+        (Identity::self_signed_client(), "unknown CA", "unknown CA"),
+    ];
+    let service = TcpService::echo();
+    for (identity, server_says, client_says) in cases {
+        let site = Site::new();
+        Identity::client().write(site.path(), "swapped");
+        let mut server = Server::start(&site, &ServerSetup::default());
+        server.program.kill();
+        let client = ClientSetup {
+            identity: "swapped",
+            quic: vec!["handshake_idle_timeout = \"1s\""],
+            ..ClientSetup::default()
+        };
+        let client = client_launch(&site, &client, server.quic(), service.address).start();
+        let tried = |line: &str| line.contains("cannot connect");
+        client.wait_for_line("an attempt with the good one", tried);
+        identity.write(site.path(), "swapped");
+        server.program.restart();
+        let ready = server.program.wait_until_ready();
+        ready.expect("the server starts again on the same ports");
+        server.program.wait_for_line(server_says, |line| {
+            line.contains("handshake failed") && line.contains(server_says)
+        });
+        client.wait_for_line(client_says, |line| {
+            tried(line) && line.contains("closed by the peer") && line.contains(client_says)
+        });
+        let served = visitor::echo_works(server.traffic());
+        assert!(!served, "a visitor was served");
+    }
+}
+
+/// Servers that the client does not accept, each with what the client and the server say.
+#[test]
+fn a_server_that_is_not_the_right_one_is_named_on_both_sides() {
+    if subject::only_wire("what exactly both sides log") {
+        return;
+    }
+    let strangers = certs::strangers();
+    let strange = Identity {
+        cert_pem: strangers.server_cert_pem.clone(),
+        key_pem: strangers.server_key_pem.clone(),
+    };
+    let service = TcpService::echo();
+    for (identity, server_name, client_says) in [
+        (
+            "strange",
+            certs::SERVER_NAME,
+            "unable to get local issuer certificate",
+        ),
+        ("server", "other.test", "Hostname mismatch"),
+        ("server", "192.0.2.1", "IP address mismatch"),
+    ] {
+        let site = Site::new();
+        strange.write(site.path(), "strange");
+        let setup = ServerSetup {
+            identity,
+            ..ServerSetup::default()
+        };
+        let server = Server::start(&site, &setup);
+        let client = ClientSetup {
+            server_name,
+            ..ClientSetup::default()
+        };
+        let client = client_launch(&site, &client, server.quic(), service.address).start();
+        client.wait_for_line(client_says, |line| {
+            line.contains("cannot connect")
+                && line.contains("closed by us")
+                && line.contains(client_says)
+                && line.contains(server_name)
+        });
+        server
+            .program
+            .wait_for_line("that the client left", |line| {
+                line.contains("handshake failed")
+                    && line.contains("closed by the peer")
+                    && is_about_certificates(line)
+            });
+        let served = visitor::echo_works(server.traffic());
+        assert!(!served, "a visitor was served");
+    }
+}
+
 #[test]
 fn a_client_does_not_start_with_an_expired_certificate() {
     let site = Site::new();

@@ -4,3 +4,4 @@ mod certs;
 mod config;
 mod import;
 mod run;
+mod ticket_key;

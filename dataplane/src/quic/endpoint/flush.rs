@@ -12,6 +12,7 @@ use qmux_proto::{CID_LEN, LaneError};
 
 use super::Endpoint;
 use crate::quic::event::yield_now;
+use crate::quic::handshake::Handshake;
 use crate::quic::lane::Lane;
 use crate::quic::transmit::{Batch, Filled};
 
@@ -227,6 +228,7 @@ impl Endpoint {
         }
         if !lane.counted_opened.replace(true) {
             self.counters.lanes_opened.increment();
+            Handshake::of(&conn).count(&self.counters);
             if !self.accepts {
                 self.admitted(lane);
                 self.stop_hearing_unreachable();

@@ -7,6 +7,8 @@
 mod flush;
 mod receive;
 #[cfg(test)]
+mod resumption_tests;
+#[cfg(test)]
 mod tests;
 
 use std::cell::{Cell, RefCell};
@@ -142,13 +144,17 @@ impl Endpoint {
 
     /// Begins a lane towards `peer`, aimed at the server core `aim` by the first byte of its connection id.
     ///
+    /// With a `session` it goes on from that one if the server still can, and what is sent before the handshake is
+    /// complete may travel as early data.
+    ///
     /// # Errors
-    /// If quiche refuses the parameters.
+    /// If quiche refuses the parameters or the session.
     pub(crate) fn dial(
         self: &Rc<Self>,
         peer: SocketAddr,
         server_name: &str,
         aim: u8,
+        session: Option<&[u8]>,
     ) -> Result<Rc<Lane>, quiche::Error> {
         let scid = self.new_cid();
         let dcid = ConnectionId::new(aim, random_cid());
@@ -167,6 +173,9 @@ impl Endpoint {
         )?;
         if let Some(ip) = ip {
             super::tls::expect_server_ip(conn.as_mut(), ip).map_err(|_| quiche::Error::TlsFail)?;
+        }
+        if let Some(session) = session {
+            conn.set_session(session)?;
         }
         let lane = self.adopt(conn, scid);
         lane.mark_dirty();

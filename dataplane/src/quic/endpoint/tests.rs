@@ -77,7 +77,7 @@ client_key_file = "client.key"
     Config::parse(text, &directory.join("dp.toml")).expect("a config")
 }
 
-fn setup(config: &Config, accepts: bool) -> EndpointSetup {
+pub(super) fn setup(config: &Config, accepts: bool) -> EndpointSetup {
     let tls = if accepts {
         tls::server(config.server.as_ref().expect("server")).expect("tls")
     } else {
@@ -96,7 +96,7 @@ fn setup(config: &Config, accepts: bool) -> EndpointSetup {
     }
 }
 
-fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
+pub(super) fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
     let directory = tempfile::tempdir().expect("directory");
     let config = config(directory.path());
     monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
@@ -106,7 +106,7 @@ fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
         .block_on(test(config))
 }
 
-async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "waited for {what}");
@@ -121,7 +121,7 @@ fn a_lane_that_ended_is_freed_on_both_sides() {
         let server = Endpoint::start(setup(&config, true), Some(Rc::clone(&owner) as _));
         let client = Endpoint::start(setup(&config, false), None);
         let lane = client
-            .dial(server.socket.local_addr(), "localhost", 0)
+            .dial(server.socket.local_addr(), "localhost", 0, None)
             .expect("dial");
         lane.handle_events(Rc::new(Holder(Rc::clone(&lane))));
         lane.established().await.expect("established");
@@ -216,7 +216,7 @@ fn many_unadmitted_lanes_make_new_clients_prove_their_address() {
         server.unadmitted.set(512);
         let client = Endpoint::start(setup(&config, false), None);
         let lane = client
-            .dial(server.socket.local_addr(), "localhost", 0)
+            .dial(server.socket.local_addr(), "localhost", 0, None)
             .expect("dial");
         lane.established().await.expect("established after a Retry");
         // One for each packet of the client's first flight.

@@ -20,6 +20,7 @@ use rustc_hash::FxBuildHasher;
 use super::end::LaneEnd;
 use super::endpoint::Endpoint;
 use super::event::Event;
+use super::handshake::Handshake;
 use crate::buffer::PooledBuffers;
 use silence::Silence;
 
@@ -276,6 +277,21 @@ impl Lane {
     /// Runs `with` on the TLS session (for keying material and certificates).
     pub(crate) fn with_tls<R>(&self, with: impl FnOnce(&mut boring::ssl::SslRef) -> R) -> R {
         with(self.conn.borrow_mut().as_mut())
+    }
+
+    /// What the handshake was, once it is complete.
+    pub(crate) fn handshake(&self) -> Handshake {
+        Handshake::of(&self.conn.borrow())
+    }
+
+    /// The newest session that the peer has given, to be resumed later; `None` until it came.
+    pub(crate) fn session(&self) -> Option<Vec<u8>> {
+        self.conn.borrow().session().map(<[u8]>::to_vec)
+    }
+
+    /// True if any packet of the peer has arrived.
+    pub(crate) fn was_answered(&self) -> bool {
+        self.conn.borrow().stats().recv > 0
     }
 
     /// Ends the lane without the peer's knowledge, in the next flush.

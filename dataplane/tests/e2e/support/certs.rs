@@ -84,6 +84,23 @@ impl Identity {
         issue(&params)
     }
 
+    /// A client's by our CA that ends in so many seconds, and when that is.
+    pub(crate) fn client_for_seconds(seconds: i64) -> (Self, OffsetDateTime) {
+        let mut params = leaf("qmux-dp client");
+        params.not_after = now() + Duration::seconds(seconds);
+        (issue(&params), params.not_after + Duration::seconds(1))
+    }
+
+    /// The same for a server.
+    pub(crate) fn server_for_seconds(seconds: i64) -> (Self, OffsetDateTime) {
+        let mut params = leaf(SERVER_NAME);
+        let name = SERVER_NAME.try_into().expect("a name");
+        params.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.not_after = now() + Duration::seconds(seconds);
+        (issue(&params), params.not_after + Duration::seconds(1))
+    }
+
     /// A client's that nobody but itself vouches for.
     pub(crate) fn self_signed_client() -> Self {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
@@ -102,6 +119,11 @@ impl Identity {
         let owner_only = std::fs::Permissions::from_mode(0o600);
         std::fs::set_permissions(key, owner_only).expect("our own file");
     }
+}
+
+/// The time by which certificates are judged.
+pub(crate) fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
 }
 
 fn leaf(common_name: &str) -> CertificateParams {

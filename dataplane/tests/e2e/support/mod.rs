@@ -15,6 +15,7 @@ pub(crate) mod quic_probe;
 pub(crate) mod random;
 pub(crate) mod resolver;
 pub(crate) mod service;
+pub(crate) mod slow_path;
 pub(crate) mod subject;
 pub(crate) mod tunnel;
 pub(crate) mod udp_visitor;

@@ -59,6 +59,9 @@ pub(crate) struct ServerSetup {
     pub(crate) server: Vec<&'static str>,
     pub(crate) quic: Vec<&'static str>,
     pub(crate) udp: Vec<&'static str>,
+    /// The lines of `[server.auth]` instead of those for mTLS, and further ones of `[server.tls]`.
+    pub(crate) auth: Option<&'static str>,
+    pub(crate) tls: Vec<&'static str>,
     /// Names of files in the site, without their endings.
     pub(crate) ca: &'static str,
     pub(crate) identity: &'static str,
@@ -77,6 +80,8 @@ impl Default for ServerSetup {
             server: Vec::new(),
             quic: Vec::new(),
             udp: Vec::new(),
+            auth: None,
+            tls: Vec::new(),
             ca: "ca",
             identity: "server",
             env: None,
@@ -96,7 +101,9 @@ pub(crate) struct ClientSetup {
     pub(crate) local: Vec<&'static str>,
     pub(crate) quic: Vec<&'static str>,
     pub(crate) udp: Vec<&'static str>,
-    /// Names of files in the site, without their endings.
+    /// The lines of `[client.auth]`.
+    pub(crate) auth: Vec<&'static str>,
+    /// Names of files in the site, without their endings; no identity if it is empty.
     pub(crate) ca: &'static str,
     pub(crate) identity: &'static str,
     pub(crate) env: Option<(&'static str, &'static str)>,
@@ -114,6 +121,7 @@ impl Default for ClientSetup {
             local: Vec::new(),
             quic: Vec::new(),
             udp: Vec::new(),
+            auth: Vec::new(),
             ca: "ca",
             identity: "client",
             env: None,
@@ -169,6 +177,14 @@ impl Server {
         panic!("the server found its ports in use {STARTS_MAX} times");
     }
 
+    /// Starts one that must find its config bad; returns what it says.
+    pub(crate) fn start_refused(site: &Site, setup: &ServerSetup) -> String {
+        let listeners = vec![Listener::free(setup.ipv6)];
+        let mut program = Self::launch(site, setup, &listeners).start();
+        assert_eq!(program.wait_for_exit().code(), Some(2));
+        program.stderr()
+    }
+
     /// How to start a server on these addresses.
     pub(crate) fn launch(site: &Site, setup: &ServerSetup, listeners: &[Listener]) -> Launch {
         let file = format!("{}.toml", setup.name);
@@ -203,9 +219,11 @@ fn server_config(setup: &ServerSetup, listeners: &[Listener]) -> String {
         );
     }
     let (ca, identity) = (setup.ca, setup.identity);
+    let mtls = format!("method = \"mtls\"\nca_cert_file = \"{ca}.crt\"");
+    let (auth, tls) = (setup.auth.unwrap_or(&mtls), setup.tls.join("\n"));
     config += &format!(
-        "[server.auth]\nmethod = \"mtls\"\nca_cert_file = \"{ca}.crt\"\n\
-         [server.tls]\nserver_cert_file = \"{identity}.crt\"\nserver_key_file = \"{identity}.key\"\n"
+        "[server.auth]\n{auth}\n\
+         [server.tls]\nserver_cert_file = \"{identity}.crt\"\nserver_key_file = \"{identity}.key\"\n{tls}\n"
     );
     config
         + &section("quic", &setup.quic)
@@ -267,13 +285,17 @@ fn client_config(setup: &ClientSetup, servers: &[&str], service: SocketAddr) -> 
         })
         .collect();
     let local: String = setup.local.iter().map(|line| format!("{line}\n")).collect();
+    let certificate = match identity {
+        "" => String::new(),
+        name => {
+            format!("client_cert_file = \"{name}.crt\"\nclient_key_file = \"{name}.key\"\n")
+        }
+    };
     section("client", &setup.client)
         + &servers
-        + &format!(
-            "[client.local]\nhost = \"{host}\"\nport = {port}\n{local}\
-             [client.tls]\nca_cert_file = \"{ca}.crt\"\nclient_cert_file = \"{identity}.crt\"\n\
-             client_key_file = \"{identity}.key\"\n"
-        )
+        + &format!("[client.local]\nhost = \"{host}\"\nport = {port}\n{local}")
+        + &section("client.auth", &setup.auth)
+        + &format!("[client.tls]\nca_cert_file = \"{ca}.crt\"\n{certificate}")
         + &section("quic", &setup.quic)
         + &section("udp", &setup.udp)
         + &admin_section(setup.admin)

@@ -1,0 +1,73 @@
+//! What a completed handshake was: full or resumed, and what became of early data.
+
+use super::lane::Connection;
+use crate::metrics::CoreCounters;
+
+/// What became of early data (0-RTT).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EarlyData {
+    /// None was offered.
+    None,
+    /// The server took it.
+    Accepted,
+    /// The server did not take it: what it carried was sent again after the handshake.
+    Rejected,
+}
+
+/// What a completed handshake was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Handshake {
+    /// Nobody showed a certificate: both went on from an earlier session.
+    pub(crate) resumed: bool,
+    /// What became of early data.
+    pub(crate) early_data: EarlyData,
+}
+
+/// BoringSSL's `ssl_early_data_reason_t` (`ssl.h`).
+mod reason {
+    pub(super) const ACCEPTED: u32 = 2;
+    pub(super) const PEER_DECLINED: u32 = 4;
+    pub(super) const SESSION_NOT_RESUMED: u32 = 6;
+    pub(super) const HELLO_RETRY_REQUEST: u32 = 8;
+    pub(super) const ALPN_MISMATCH: u32 = 9;
+    pub(super) const TICKET_AGE_SKEW: u32 = 12;
+    pub(super) const QUIC_PARAMETER_MISMATCH: u32 = 13;
+}
+
+impl Handshake {
+    /// Of a connection whose handshake is complete.
+    pub(super) fn of(conn: &Connection) -> Handshake {
+        let early_data = match (conn.early_data_reason(), conn.is_server()) {
+            (reason::ACCEPTED, _) => EarlyData::Accepted,
+            // The client knows whether it sent any, and sets these only then. A server cannot tell for a session that
+            // it does not resume.
+            (reason::PEER_DECLINED | reason::SESSION_NOT_RESUMED, false)
+            | (
+                reason::HELLO_RETRY_REQUEST
+                | reason::ALPN_MISMATCH
+                | reason::TICKET_AGE_SKEW
+                | reason::QUIC_PARAMETER_MISMATCH,
+                _,
+            ) => EarlyData::Rejected,
+            _ => EarlyData::None,
+        };
+        Handshake {
+            resumed: conn.is_resumed(),
+            early_data,
+        }
+    }
+
+    /// Counts it, once per lane.
+    pub(super) fn count(self, counters: &CoreCounters) {
+        if self.resumed {
+            counters.handshakes_resumed.increment();
+        } else {
+            counters.handshakes_full.increment();
+        }
+        match self.early_data {
+            EarlyData::None => {}
+            EarlyData::Accepted => counters.early_data_accepted.increment(),
+            EarlyData::Rejected => counters.early_data_rejected.increment(),
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! The client's session tickets: kept per server, shared by the lanes of the process, in memory and, if there is a
+//! state directory, in a file.
+//!
+//! A ticket is offered once (RFC 8446, appendix C.4), newest first; one that got no answer is kept for the next attempt.
+//! Only the last one of a server is offered again, so that lanes that start together need not be full handshakes: what
+//! an observer could learn, that they belong together, their addresses and times tell already.
+//! Tickets belong to a server's configured address and name, and to the certificates that the client had when it got
+//! them: with a renewed certificate or another CA the old ones are not used. Neither tickets nor the file's content are
+//! ever logged.
+
+mod file;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
+
+use boring::sha::Sha256;
+use boring::ssl::SslSession;
+use crossbeam::channel::{Sender, bounded};
+use qmux_config::Client;
+
+/// Tickets kept per server at least, though it has fewer lanes: some for attempts that fail.
+const TICKETS_MIN: usize = 8;
+
+/// Tickets kept per server at most: one per lane.
+const TICKETS_MAX: usize = qmux_config::LANES_MAX as usize;
+
+/// Servers with tickets at most; a client has 40 at most, the others are of earlier configurations.
+const SERVERS_MAX: usize = 64;
+
+/// Largest session that is kept. A ticket holds the client's certificate chain, the session the server's: 4 KB
+/// together, mostly.
+const SESSION_BYTES_MAX: usize = 32 << 10;
+
+/// The lane's server, as configured.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Server {
+    /// Host and port.
+    pub(crate) address: String,
+    /// What its certificate must be for.
+    pub(crate) name: String,
+}
+
+/// A digest of the certificates with which a session was made.
+pub(crate) type Identity = [u8; 32];
+
+/// The digest of what the client's certificate and its CAs are now.
+///
+/// # Errors
+/// If a file cannot be read.
+pub(crate) fn identity(client: &Client) -> std::io::Result<Identity> {
+    let mut digest = Sha256::new();
+    let cert = client.tls.client_cert.as_ref().map(|pair| &pair.cert_file);
+    for path in [Some(&client.tls.ca_cert_file), cert].into_iter().flatten() {
+        let bytes = std::fs::read(path)?;
+        digest.update(&(bytes.len() as u64).to_be_bytes());
+        digest.update(&bytes);
+    }
+    Ok(digest.finish())
+}
+
+/// A session that can be resumed.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    /// As quiche serializes it.
+    session: Vec<u8>,
+    /// The address that it came from.
+    peer: SocketAddr,
+    /// Seconds since 1970.
+    expires_at: u64,
+    /// Tickets of one process, in the order in which they came.
+    number: u64,
+}
+
+impl Ticket {
+    /// The session, for `quiche::Connection::set_session`.
+    pub(crate) fn session(&self) -> &[u8] {
+        &self.session
+    }
+}
+
+impl std::fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ticket({})", self.number)
+    }
+}
+
+/// The tickets of one server.
+#[derive(Debug, Default)]
+struct Entry {
+    identity: Identity,
+    /// Oldest first.
+    tickets: Vec<Ticket>,
+    /// A ticket of one of the server's addresses was declined by another: they do not share ticket keys.
+    unshared: bool,
+}
+
+/// All tickets; no clock, no file, no lock.
+#[derive(Debug, Default)]
+struct Tickets {
+    servers: HashMap<Server, Entry>,
+    next_number: u64,
+}
+
+impl Tickets {
+    fn entry(&mut self, server: &Server, identity: Identity) -> Option<&mut Entry> {
+        if !self.servers.contains_key(server) && self.servers.len() >= SERVERS_MAX {
+            self.servers.retain(|_, entry| !entry.tickets.is_empty());
+            if self.servers.len() >= SERVERS_MAX {
+                return None;
+            }
+        }
+        let entry = self.servers.entry(server.clone()).or_default();
+        if entry.identity != identity {
+            *entry = Entry {
+                identity,
+                ..Entry::default()
+            };
+        }
+        Some(entry)
+    }
+
+    fn expire(&mut self, now: u64) {
+        for entry in self.servers.values_mut() {
+            entry.tickets.retain(|ticket| ticket.expires_at > now);
+        }
+    }
+
+    fn put(&mut self, server: &Server, identity: Identity, mut ticket: Ticket, keep: usize) {
+        ticket.number = self.next_number;
+        self.next_number += 1;
+        self.insert(server, identity, ticket, keep);
+    }
+
+    fn insert(&mut self, server: &Server, identity: Identity, ticket: Ticket, keep: usize) {
+        let Some(entry) = self.entry(server, identity) else {
+            return;
+        };
+        let at = entry
+            .tickets
+            .partition_point(|other| other.number < ticket.number);
+        if entry
+            .tickets
+            .get(at)
+            .is_some_and(|other| other.number == ticket.number)
+        {
+            return; // The last one, which was not taken away.
+        }
+        entry.tickets.insert(at, ticket);
+        let keep = keep.clamp(TICKETS_MIN, TICKETS_MAX);
+        let surplus = entry.tickets.len().saturating_sub(keep);
+        entry.tickets.drain(..surplus);
+    }
+
+    /// The newest ticket from `peer`, or else, for servers that share their keys, from another address of this server.
+    fn take(
+        &mut self,
+        server: &Server,
+        identity: Identity,
+        peer: SocketAddr,
+        now: u64,
+    ) -> Option<Ticket> {
+        self.expire(now);
+        let entry = self.entry(server, identity)?;
+        let from_peer = entry.tickets.iter().rposition(|it| it.peer == peer);
+        let any = entry.tickets.len().checked_sub(1);
+        let at = from_peer.or(if entry.unshared { None } else { any })?;
+        let of = entry.tickets[at].peer;
+        let is_last = entry.tickets.iter().filter(|it| it.peer == of).count() == 1;
+        Some(if is_last {
+            entry.tickets[at].clone()
+        } else {
+            entry.tickets.remove(at)
+        })
+    }
+
+    /// The server did not resume the session of `ticket`: those before it are of no more use.
+    fn declined(&mut self, server: &Server, ticket: &Ticket, by: SocketAddr) {
+        let Some(entry) = self.servers.get_mut(server) else {
+            return;
+        };
+        if ticket.peer == by {
+            entry
+                .tickets
+                .retain(|other| other.peer != by || other.number > ticket.number);
+        } else {
+            entry.unshared = true;
+        }
+    }
+
+    fn forget(&mut self, server: &Server) {
+        self.servers.remove(server);
+    }
+}
+
+/// The tickets of the process.
+#[derive(Debug, Default)]
+pub(crate) struct SessionCache {
+    tickets: Arc<Mutex<Tickets>>,
+    /// Wakes the thread that writes the file, if there is one.
+    changed: OnceLock<Sender<()>>,
+}
+
+impl SessionCache {
+    /// Takes over the tickets of the file in `dir`, and keeps them there from now on.
+    ///
+    /// # Errors
+    /// With a text if the directory cannot be made or written to.
+    pub(crate) fn keep_in(&self, dir: &Path) -> Result<(), String> {
+        let failed =
+            |error: std::io::Error| format!("state_dir {} is not usable: {error}", dir.display());
+        file::make_dir(dir).map_err(failed)?;
+        let path = dir.join(file::NAME);
+        match file::load(&path) {
+            Ok(loaded) => {
+                let mut tickets = self.lock();
+                for (server, identity, ticket) in loaded {
+                    // What BoringSSL does not take now would only cost an attempt later.
+                    if expiry(&ticket.session).is_some() {
+                        tickets.put(&server, identity, ticket, TICKETS_MAX);
+                    }
+                }
+                tickets.expire(unix_now());
+            }
+            Err(why) => {
+                tracing::warn!(file = %path.display(), why, "saved sessions are not used; the next lanes are full handshakes");
+            }
+        }
+        save(&self.tickets, &path).map_err(failed)?;
+        let (sender, wakes) = bounded::<()>(1);
+        let tickets = Arc::clone(&self.tickets);
+        std::thread::Builder::new()
+            .name("sessions".into())
+            .spawn(move || {
+                let mut failing = false;
+                for () in wakes {
+                    let result = save(&tickets, &path);
+                    if let Err(error) = &result
+                        && !failing
+                    {
+                        tracing::warn!(file = %path.display(), %error, "sessions cannot be saved");
+                    }
+                    failing = result.is_err();
+                }
+            })
+            .map_err(failed)?;
+        if self.changed.set(sender).is_err() {
+            debug_assert!(false, "called once");
+        }
+        Ok(())
+    }
+
+    /// A ticket for a lane to `server` at `peer`.
+    pub(crate) fn take(
+        &self,
+        server: &Server,
+        identity: Identity,
+        peer: SocketAddr,
+    ) -> Option<Ticket> {
+        let ticket = self.lock().take(server, identity, peer, unix_now());
+        if ticket.is_some() {
+            self.save_soon();
+        }
+        ticket
+    }
+
+    /// Keeps a session that `peer` gave, at most `lanes` of them; false if it is none that could be resumed.
+    pub(crate) fn put(
+        &self,
+        server: &Server,
+        identity: Identity,
+        peer: SocketAddr,
+        session: &[u8],
+        lanes: usize,
+    ) -> bool {
+        let Some(expires_at) = expiry(session) else {
+            return false;
+        };
+        let ticket = Ticket {
+            session: session.to_vec(),
+            peer,
+            expires_at,
+            number: 0,
+        };
+        self.lock().put(server, identity, ticket, lanes);
+        self.save_soon();
+        true
+    }
+
+    /// A ticket that was taken and did not reach the server.
+    pub(crate) fn give_back(&self, server: &Server, identity: Identity, ticket: Ticket) {
+        self.lock().insert(server, identity, ticket, TICKETS_MAX);
+        self.save_soon();
+    }
+
+    /// The server at `by` made a full handshake in spite of `ticket`.
+    pub(crate) fn declined(&self, server: &Server, ticket: &Ticket, by: SocketAddr) {
+        self.lock().declined(server, ticket, by);
+        self.save_soon();
+    }
+
+    /// The server lets in no session of before.
+    pub(crate) fn forget(&self, server: &Server) {
+        self.lock().forget(server);
+        self.save_soon();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tickets> {
+        lock(&self.tickets)
+    }
+
+    fn save_soon(&self) {
+        if let Some(sender) = self.changed.get() {
+            // Full: the thread has a wake-up before it that it has not taken yet.
+            let _woken_already = sender.try_send(());
+        }
+    }
+}
+
+fn lock(tickets: &Mutex<Tickets>) -> MutexGuard<'_, Tickets> {
+    // A core that panicked has left whole tickets behind: each change is one call.
+    tickets.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn save(tickets: &Mutex<Tickets>, path: &Path) -> std::io::Result<()> {
+    let text = {
+        let mut tickets = lock(tickets);
+        tickets.expire(unix_now());
+        file::encode(&tickets)
+    };
+    file::replace(path, &text)
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// When a session as quiche serializes it (length and TLS session, length and transport parameters) ends, in seconds
+/// since 1970.
+fn expiry(session: &[u8]) -> Option<u64> {
+    if session.len() > SESSION_BYTES_MAX {
+        return None;
+    }
+    let (length, rest) = session.split_first_chunk::<8>()?;
+    let length = usize::try_from(u64::from_be_bytes(*length)).ok()?;
+    let tls = SslSession::from_der(rest.get(..length)?).ok()?;
+    tls.time().checked_add(tls.timeout().into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! The file of session tickets: text, one ticket a line, a digest at the end; replaced as a whole.
+
+use std::fs::DirBuilder;
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+
+use boring::base64;
+use boring::sha::sha256;
+
+use super::{Identity, SERVERS_MAX, Server, TICKETS_MAX, Ticket, Tickets};
+
+/// Its name in the state directory.
+pub(super) const NAME: &str = "sessions";
+
+/// Its first line; a file of another version is not read.
+const HEADER: &str = "qmux-dp sessions 1";
+
+/// Largest file that is read: as many servers as there may be with as many tickets as they may have, of 4 KB each, in
+/// base64. Some kilobytes are usual.
+const FILE_BYTES_MAX: u64 = 96 << 20;
+
+const _: () = assert!((SERVERS_MAX * TICKETS_MAX * 4_096 * 4 / 3) as u64 <= FILE_BYTES_MAX);
+
+/// Makes the directory if need be, for its owner alone.
+pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// The content of the file.
+pub(super) fn encode(tickets: &Tickets) -> String {
+    let mut lines: Vec<(u64, String)> = Vec::new();
+    for (server, entry) in &tickets.servers {
+        let Server { address, name } = server;
+        if [address, name]
+            .iter()
+            .any(|it| it.contains(char::is_control))
+        {
+            continue; // It would not be read back as one field.
+        }
+        let identity = base64::encode_block(&entry.identity);
+        for ticket in &entry.tickets {
+            let (peer, expires_at) = (ticket.peer, ticket.expires_at);
+            let session = base64::encode_block(&ticket.session);
+            lines.push((
+                ticket.number,
+                format!("{address}\t{name}\t{identity}\t{peer}\t{expires_at}\t{session}\n"),
+            ));
+        }
+    }
+    // Oldest first over all, which is the order when they are read back.
+    lines.sort();
+    let mut text = format!("{HEADER}\n");
+    text.extend(lines.into_iter().map(|(_, line)| line));
+    let digest = base64::encode_block(&sha256(text.as_bytes()));
+    text + "end " + &digest + "\n"
+}
+
+/// Puts `text` in the place of the file, readable by its owner alone.
+pub(super) fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    // The mode of temporary files is 0600.
+    let mut file = tempfile::Builder::new()
+        .prefix(".sessions-")
+        .tempfile_in(dir)?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// The tickets of the file; none if there is no file.
+///
+/// # Errors
+/// Why nothing of it is used; shows nothing of it.
+pub(super) fn load(path: &Path) -> Result<Vec<(Server, Identity, Ticket)>, String> {
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error.to_string()),
+    };
+    if !metadata.is_file() {
+        return Err("it is not a file".into());
+    }
+    if metadata.len() > FILE_BYTES_MAX {
+        return Err("it is too large".into());
+    }
+    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
+    decode(&bytes).ok_or_else(|| "it is damaged, or of another program or version".into())
+}
+
+pub(super) fn decode(bytes: &[u8]) -> Option<Vec<(Server, Identity, Ticket)>> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let body = text.strip_suffix('\n')?;
+    let (body, last) = body.split_at(body.rfind('\n')? + 1);
+    let digest = base64::encode_block(&sha256(body.as_bytes()));
+    if last.strip_prefix("end ")? != digest {
+        return None;
+    }
+    let mut lines = body.lines();
+    if lines.next()? != HEADER {
+        return None;
+    }
+    lines.map(line).collect()
+}
+
+fn line(line: &str) -> Option<(Server, Identity, Ticket)> {
+    let mut fields = line.split('\t');
+    let server = Server {
+        address: fields.next()?.to_owned(),
+        name: fields.next()?.to_owned(),
+    };
+    let identity = base64::decode_block(fields.next()?).ok()?.try_into().ok()?;
+    let peer = fields.next()?.parse().ok()?;
+    let expires_at = fields.next()?.parse().ok()?;
+    let session = base64::decode_block(fields.next()?).ok()?;
+    let ticket = Ticket {
+        session,
+        peer,
+        expires_at,
+        number: 0,
+    };
+    fields
+        .next()
+        .is_none()
+        .then_some((server, identity, ticket))
+}

@@ -1,0 +1,144 @@
+//! What BoringSSL offers and its safe binding does not: ticket key callbacks, session lifetimes, the context of early
+//! data, and checking a peer's certificate again.
+
+use std::ffi::CStr;
+
+use boring::hash::MessageDigest;
+use boring::ssl::{SslContextBuilder, SslRef, TicketKeyCallbackResult};
+use boring::stack::Stack;
+use boring::symm::Cipher;
+use boring::x509::{X509, X509StoreContext, X509VerifyError};
+use foreign_types::ForeignTypeRef;
+use qmux_config::{TICKET_KEY_NAME_BYTES, TicketKey};
+
+/// Where a context gets its ticket keys from, at each ticket.
+pub(crate) trait TicketKeySource: Send + Sync + 'static {
+    /// The key that seals a new ticket.
+    fn seal(&self) -> TicketKey;
+    /// The key that opens a ticket, by the name that stands in it, and whether new tickets get another one.
+    fn open(&self, name: &[u8; TICKET_KEY_NAME_BYTES]) -> Option<(TicketKey, bool)>;
+}
+
+/// Has the tickets of `tls` sealed and opened with the keys of `source`: AES-CBC, then HMAC-SHA-256 (RFC 5077, section
+/// 4).
+pub(crate) fn set_ticket_keys(tls: &mut SslContextBuilder, source: impl TicketKeySource) {
+    // SAFETY: the callback must fill in the name and the initialization vector and set up both contexts when it seals,
+    // and set up both contexts when it opens, before it answers `Success` or `DecryptSuccessRenew`. It does, below; on
+    // any other way out it answers `Noop` (no ticket) or `Error`.
+    unsafe {
+        tls.set_ticket_key_callback(move |_ssl, name, iv, cipher, mac, sealing| {
+            let (key, renew) = if sealing {
+                (source.seal(), false)
+            } else {
+                match source.open(name) {
+                    Some(found) => found,
+                    None => return TicketKeyCallbackResult::Noop,
+                }
+            };
+            let algorithm = if key.cipher_key().len() == 16 {
+                Cipher::aes_128_cbc()
+            } else {
+                Cipher::aes_256_cbc()
+            };
+            if sealing {
+                *name = key.name();
+                rand::fill(iv);
+            }
+            let set_up = if sealing {
+                cipher.init_encrypt(&algorithm, key.cipher_key(), iv)
+            } else {
+                cipher.init_decrypt(&algorithm, key.cipher_key(), iv)
+            };
+            match set_up.and_then(|()| mac.init(key.mac_key(), &MessageDigest::sha256())) {
+                Ok(()) if renew => TicketKeyCallbackResult::DecryptSuccessRenew,
+                Ok(()) => TicketKeyCallbackResult::Success,
+                Err(_) => TicketKeyCallbackResult::Error,
+            }
+        });
+    }
+}
+
+/// How long a session may be resumed after the handshake that made it, full or resumed, in seconds.
+pub(crate) fn set_session_lifetime(tls: &mut SslContextBuilder, seconds: u32) {
+    // SAFETY: the pointer is that of a live context that we alone hold, and the call only stores a number in it.
+    unsafe { boring_sys::SSL_CTX_set_session_psk_dhe_timeout(tls.as_ptr(), seconds) }
+}
+
+/// What must be the same now as when a ticket was made, for early data to be taken (RFC 9001, section 4.6.1). Sessions
+/// are resumed nevertheless. For servers, before the ClientHello is processed. False if there is no memory.
+pub(crate) fn set_early_data_context(ssl: &mut SslRef, context: &[u8]) -> bool {
+    // SAFETY: the connection is live and borrowed mutably; BoringSSL copies the bytes, whose length is passed with
+    // them.
+    let set = unsafe {
+        boring_sys::SSL_set_quic_early_data_context(ssl.as_ptr(), context.as_ptr(), context.len())
+    };
+    set == 1
+}
+
+/// Why a peer's certificate is not good now.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PeerRefused {
+    /// The session has none.
+    #[error("the session has no certificate")]
+    NoCertificate,
+    /// It does not pass.
+    #[error("{0}")]
+    Invalid(X509VerifyError),
+    /// It could not be checked.
+    #[error("the certificate could not be checked")]
+    Failed,
+}
+
+/// Checks the certificate of the peer of a resumed session as a full handshake would: chain, validity now, purpose, and
+/// what this connection expects of the name. BoringSSL itself does that at full handshakes only.
+pub(crate) fn check_peer_again(ssl: &SslRef, we_are_server: bool) -> Result<(), PeerRefused> {
+    let leaf = ssl.peer_certificate().ok_or(PeerRefused::NoCertificate)?;
+    let none;
+    let chain = match ssl.peer_cert_chain() {
+        Some(chain) => chain,
+        None => {
+            none = Stack::<X509>::new().map_err(|_| PeerRefused::Failed)?;
+            &none
+        }
+    };
+    let purpose = if we_are_server {
+        c"ssl_client"
+    } else {
+        c"ssl_server"
+    };
+    let mut store = X509StoreContext::new().map_err(|_| PeerRefused::Failed)?;
+    store
+        .init(ssl.ssl_context().cert_store(), &leaf, chain, |store| {
+            if !inherit_expectations(store, ssl, purpose) {
+                return Ok(Err(PeerRefused::Failed));
+            }
+            Ok(if store.verify_cert()? {
+                Ok(())
+            } else {
+                Err(store
+                    .verify_result()
+                    .map_or_else(PeerRefused::Invalid, |()| PeerRefused::Failed))
+            })
+        })
+        .map_err(|_| PeerRefused::Failed)?
+}
+
+/// The purpose, then whatever the connection expects beyond its defaults, as `ssl_x509.cc` does it.
+fn inherit_expectations(
+    store: &mut boring::x509::X509StoreContextRef,
+    ssl: &SslRef,
+    purpose: &CStr,
+) -> bool {
+    // SAFETY: all pointers are of live objects: `store` was initialized by the caller (we are inside `init`) and is
+    // borrowed mutably, `ssl` is borrowed, `purpose` is a C string. The parameters of the connection are null only if
+    // its configuration was shed, which is checked; they are copied.
+    unsafe {
+        let expected = boring_sys::SSL_get0_param(ssl.as_ptr());
+        !expected.is_null()
+            && boring_sys::X509_STORE_CTX_set_default(store.as_ptr(), purpose.as_ptr()) == 1
+            && boring_sys::X509_VERIFY_PARAM_set1(
+                boring_sys::X509_STORE_CTX_get0_param(store.as_ptr()),
+                expected,
+            ) == 1
+    }
+}

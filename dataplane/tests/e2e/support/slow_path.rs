@@ -1,0 +1,96 @@
+//! A UDP path that takes its time: a relay that holds every packet back, in both directions.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Largest UDP payload.
+const PACKET_BYTES_MAX: usize = 65_535;
+
+/// How often a relay that has nothing to do looks whether it is still needed.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A relay between one client at a time and a server. Ends when dropped.
+pub(crate) struct SlowPath {
+    /// Where the client dials.
+    pub(crate) address: SocketAddr,
+    alive: Arc<()>,
+}
+
+impl SlowPath {
+    /// To `server`, with this delay each way.
+    pub(crate) fn to(server: SocketAddr, delay: Duration) -> Self {
+        let near = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));
+        let far = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));
+        far.connect(server).expect("connected");
+        let address = near.local_addr().expect("bound");
+        let alive = Arc::new(());
+        let client = Arc::new(Mutex::new(None::<SocketAddr>));
+        let (from, to, knows) = (Arc::clone(&near), Arc::clone(&far), Arc::clone(&client));
+        relay(
+            &alive,
+            delay,
+            move |buffer| {
+                let (length, sender) = from.recv_from(buffer).ok()?;
+                *knows.lock().expect("client") = Some(sender);
+                Some(length)
+            },
+            move |packet| {
+                // A server that is gone is the test's doing.
+                let _lost = to.send(packet);
+            },
+            &near,
+        );
+        let (from, to) = (Arc::clone(&far), Arc::clone(&near));
+        relay(
+            &alive,
+            delay,
+            move |buffer| from.recv(buffer).ok(),
+            move |packet| {
+                if let Some(client) = *client.lock().expect("client") {
+                    let _lost = to.send_to(packet, client);
+                }
+            },
+            &far,
+        );
+        Self { address, alive }
+    }
+}
+
+impl Drop for SlowPath {
+    fn drop(&mut self) {
+        // The threads hold weak references and end by themselves.
+        self.alive = Arc::new(());
+    }
+}
+
+fn relay(
+    alive: &Arc<()>,
+    delay: Duration,
+    receive: impl Fn(&mut [u8]) -> Option<usize> + Send + 'static,
+    send: impl Fn(&[u8]) + Send + 'static,
+    socket: &UdpSocket,
+) {
+    socket.set_read_timeout(Some(LOOK)).expect("a timeout");
+    let alive = Arc::downgrade(alive);
+    let (packets, held) = mpsc::channel::<(Instant, Vec<u8>)>();
+    thread::spawn(move || {
+        let mut buffer = vec![0; PACKET_BYTES_MAX];
+        while alive.strong_count() > 0 {
+            if let Some(length) = receive(&mut buffer)
+                && packets
+                    .send((Instant::now() + delay, buffer[..length].to_vec()))
+                    .is_err()
+            {
+                return;
+            }
+        }
+    });
+    thread::spawn(move || {
+        for (due, packet) in held {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            send(&packet);
+        }
+    });
+}

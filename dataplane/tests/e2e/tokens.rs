@@ -1,0 +1,191 @@
+//! Authentication by token: who knows it is served, without a client certificate; whoever does not learns nothing.
+
+use rustix::process::Signal;
+
+use crate::support::certs::Identity;
+use crate::support::counters;
+use crate::support::program::Program;
+use crate::support::service::{TcpService, echo_both};
+use crate::support::subject;
+use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, client_launch, start_client};
+use crate::support::udp_visitor::UdpVisitor;
+use crate::support::visitor;
+
+const TOKEN: &str = "method = \"token\"\ntoken = \"correct horse battery\"";
+
+/// What must be in no log.
+const SECRETS: [&str; 2] = ["correct horse", "wrong pony"];
+
+fn server_with_token() -> ServerSetup {
+    ServerSetup {
+        auth: Some(TOKEN),
+        ..ServerSetup::default()
+    }
+}
+
+/// A client with this line in `[client.auth]` and no certificate.
+fn client_with(token: &'static str) -> ClientSetup {
+    ClientSetup {
+        auth: vec![token],
+        identity: "",
+        ..ClientSetup::default()
+    }
+}
+
+fn stop(program: &mut Program) -> impl Fn(&str) -> u64 {
+    program.signal(Signal::TERM);
+    assert_eq!(program.wait_for_exit().code(), Some(0));
+    let lines = program.lines().join("\n");
+    for secret in SECRETS {
+        assert!(!lines.contains(secret), "a token is in the log");
+    }
+    let counters = counters::of(program);
+    move |name| counters::total(&counters, name)
+}
+
+#[test]
+fn a_client_with_the_token_needs_no_certificate() {
+    if subject::only_wire("token authentication") {
+        return;
+    }
+    let (tcp, _udp) = echo_both();
+    let site = Site::new();
+    let mut server = Server::start(&site, &server_with_token());
+    let client = client_with("token = \"correct horse battery\"");
+    let mut client = start_client(&site, &client, server.quic(), tcp.address);
+    visitor::echo(server.traffic(), b"served");
+    UdpVisitor::new(server.traffic()).echo(b"served");
+    let _counters = stop(&mut client);
+    let at_server = stop(&mut server.program);
+    assert_eq!(at_server("registrations_accepted"), 1);
+    assert_eq!(at_server("tokens_refused"), 0);
+}
+
+#[test]
+fn a_client_with_a_certificate_still_needs_the_token() {
+    if subject::only_wire("token authentication") {
+        return;
+    }
+    refused(
+        &server_with_token(),
+        &ClientSetup::default(),
+        "it left instead of proving that it knows the token",
+        "the server wants a token: set token in [client.auth]",
+        "tokens_refused",
+    );
+}
+
+#[test]
+fn a_client_with_another_token_is_refused_without_a_hint() {
+    if subject::only_wire("token authentication") {
+        return;
+    }
+    let hint = refused(
+        &server_with_token(),
+        &client_with("token = \"wrong pony battery\""),
+        "its token is not ours",
+        "the client is not authenticated",
+        "tokens_refused",
+    );
+    assert!(!hint.contains("token"), "the server says why: {hint}");
+}
+
+#[test]
+fn a_client_with_a_token_is_refused_by_a_server_that_wants_a_certificate() {
+    if subject::only_wire("token authentication") {
+        return;
+    }
+    refused(
+        &ServerSetup::default(),
+        &client_with("token = \"correct horse battery\""),
+        "a client certificate is required",
+        "a client certificate is required",
+        "handshakes_failed",
+    );
+}
+
+#[test]
+fn a_client_with_the_token_checks_the_servers_certificate() {
+    if subject::only_wire("token authentication") {
+        return;
+    }
+    refused(
+        &server_with_token(),
+        &ClientSetup {
+            server_name: "other.test",
+            ..client_with("token = \"correct horse battery\"")
+        },
+        "certificate",
+        "other.test",
+        "handshakes_failed",
+    );
+}
+
+#[test]
+fn a_client_without_certificate_and_token_does_not_start() {
+    if subject::only_wire("token authentication") {
+        return;
+    }
+    let site = Site::new();
+    let nobody = crate::support::ports::free_address();
+    let nothing = ClientSetup {
+        identity: "",
+        ..ClientSetup::default()
+    };
+    let mut client = client_launch(&site, &nothing, nobody, nobody).start();
+    assert_eq!(client.wait_for_exit().code(), Some(2));
+    let stderr = client.stderr();
+    assert!(stderr.contains("client_cert_file"), "{stderr}");
+}
+
+#[test]
+fn a_certificate_with_the_wrong_purpose_does_not_replace_the_token() {
+    if subject::only_wire("token authentication") {
+        return;
+    }
+    // Whatever certificate a client has, it is not asked for: only the token counts.
+    let service = TcpService::echo();
+    let site = Site::new();
+    Identity::strange_client().write(site.path(), "strange");
+    let server = Server::start(&site, &server_with_token());
+    let client = ClientSetup {
+        identity: "strange",
+        ..client_with("token = \"correct horse battery\"")
+    };
+    let _client = start_client(&site, &client, server.quic(), service.address);
+    visitor::echo(server.traffic(), b"served");
+}
+
+/// Starts two that do not go together: each says what is wrong, nobody is served, and the client goes on trying with
+/// pauses. Returns the client's line.
+fn refused(
+    server: &ServerSetup,
+    client: &ClientSetup,
+    server_says: &str,
+    client_says: &str,
+    counter: &str,
+) -> String {
+    let service = TcpService::echo();
+    let site = Site::new();
+    let mut server = Server::start(&site, server);
+    let mut client = client_launch(&site, client, server.quic(), service.address).start();
+    let line = client.wait_for_line("what is wrong", |line| line.contains(client_says));
+    assert!(
+        line.contains("next_ms="),
+        "it does not say when it tries again: {line}"
+    );
+    server
+        .program
+        .wait_for_line("what is wrong", |line| line.contains(server_says));
+    assert!(
+        !visitor::echo_works(server.traffic()),
+        "a visitor was served"
+    );
+    client.signal(Signal::TERM);
+    assert_eq!(client.wait_for_exit().code(), Some(0));
+    let at_server = stop(&mut server.program);
+    assert!(at_server(counter) > 0, "{counter} is 0");
+    assert_eq!(at_server("registrations_accepted"), 0);
+    assert_eq!(service.accepted(), 0);
+    line
+}
