@@ -193,8 +193,12 @@ fn idle_rounds(test: &str, server: &ServerSetup, client: &ClientSetup) {
     let service = TcpService::echo();
     let mut tunnel = Tunnel::with(server, client, service.address);
     visitor::wait_until_served(tunnel.traffic());
+    let mut random = Random::new(1);
     let mut times = Vec::new();
     for _ in 0..rounds {
+        // Not a wait: the client is idle for some time, so that the end comes anywhere between two of its probes.
+        let idle_ms = u64::try_from(random.between(0..=700)).expect("small");
+        std::thread::sleep(Duration::from_millis(idle_ms));
         tunnel.server.program.kill();
         tunnel.server.program.restart();
         let ready = tunnel.server.program.wait_until_ready();
