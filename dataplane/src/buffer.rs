@@ -21,8 +21,13 @@ pub(crate) const SMALL_BLOCK_BYTES: usize = 16 << 10;
 /// are acknowledged: 1,000 flows with 64 bytes in flight each must not hold 1,000 blocks.
 const COPY_BELOW: usize = 8;
 
-/// Free blocks kept per size and core; what is above goes back to the allocator.
-const FREE_BLOCKS_MAX: usize = 64;
+/// Bytes of the blocks that such reads are copied to: a keystroke, a small request, and what is less than an eighth of a
+/// large block.
+const COPY_BYTES: [usize; 3] = [256, SMALL_BLOCK_BYTES / COPY_BELOW, SMALL_BLOCK_BYTES];
+
+/// Bytes of free blocks kept per size and core, and how many at most; what is above goes back to the allocator.
+const FREE_BYTES_MAX: usize = 8 << 20;
+const FREE_BLOCKS_MAX: usize = 1_024;
 
 /// Capacity of a pooled datagram: quiche's largest packet.
 const DATAGRAM_CAPACITY: usize = 16_384;
@@ -33,13 +38,16 @@ const FREE_DATAGRAMS_MAX: usize = 2_048;
 /// Datagrams larger than this are not pooled together with the common small ones.
 const SMALL_DATAGRAM_CAPACITY: usize = 2_048;
 
-const _: () = assert!(SMALL_BLOCK_BYTES < LARGE_BLOCK_BYTES);
+const _: () = assert!(LARGE_BLOCK_BYTES == COPY_BELOW * SMALL_BLOCK_BYTES);
+const _: () = assert!(COPY_BYTES[0] < COPY_BYTES[1] && COPY_BYTES[1] < COPY_BYTES[2]);
 
 thread_local! {
     static POOL: RefCell<Pool> = const { RefCell::new(Pool::new()) };
 }
 
 struct Pool {
+    tiny: Vec<Rc<[u8]>>,
+    little: Vec<Rc<[u8]>>,
     small: Vec<Rc<[u8]>>,
     large: Vec<Rc<[u8]>>,
     small_datagrams: Vec<Vec<u8>>,
@@ -49,6 +57,8 @@ struct Pool {
 impl Pool {
     const fn new() -> Pool {
         Pool {
+            tiny: Vec::new(),
+            little: Vec::new(),
             small: Vec::new(),
             large: Vec::new(),
             small_datagrams: Vec::new(),
@@ -57,12 +67,22 @@ impl Pool {
     }
 
     fn free_list(&mut self, bytes: usize) -> Option<&mut Vec<Rc<[u8]>>> {
+        const TINY: usize = COPY_BYTES[0];
+        const LITTLE: usize = COPY_BYTES[1];
         match bytes {
+            TINY => Some(&mut self.tiny),
+            LITTLE => Some(&mut self.little),
             SMALL_BLOCK_BYTES => Some(&mut self.small),
             LARGE_BLOCK_BYTES => Some(&mut self.large),
             _ => None,
         }
     }
+}
+
+/// A block of so many bytes with one owner, from the pool if it has one.
+fn take(bytes: usize) -> Rc<[u8]> {
+    let pooled = POOL.with(|pool| pool.borrow_mut().free_list(bytes).and_then(Vec::pop));
+    pooled.unwrap_or_else(|| vec![0; bytes].into())
 }
 
 /// Puts a block back if this was its last reference.
@@ -73,8 +93,9 @@ fn give_back(mut bytes: Rc<[u8]>) {
     // At thread exit the pool may be gone before the last block; the block then simply goes to the allocator.
     let _exiting = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
+        let most = (FREE_BYTES_MAX / bytes.len().max(1)).min(FREE_BLOCKS_MAX);
         if let Some(free) = pool.free_list(bytes.len())
-            && free.len() < FREE_BLOCKS_MAX
+            && free.len() < most
         {
             free.push(bytes);
         }
@@ -112,8 +133,7 @@ impl Block {
             BlockSize::Small => SMALL_BLOCK_BYTES,
             BlockSize::Large => LARGE_BLOCK_BYTES,
         };
-        let pooled = POOL.with(|pool| pool.borrow_mut().free_list(bytes).and_then(Vec::pop));
-        Block(Some(pooled.unwrap_or_else(|| vec![0; bytes].into())))
+        Block(Some(take(bytes)))
     }
 
     /// The whole block, to be filled.
@@ -166,11 +186,22 @@ pub(crate) struct StreamBuf {
 }
 
 impl StreamBuf {
-    /// A buffer of its own with a copy of `bytes`.
+    /// A buffer of its own with a copy of `bytes`: from the pool, unless they are more than any copied read.
     pub(crate) fn copied(bytes: &[u8]) -> StreamBuf {
+        let length = bytes.len();
+        let copy = (length > 0).then(|| {
+            let Some(size) = COPY_BYTES.into_iter().find(|size| length <= *size) else {
+                return bytes.into();
+            };
+            let mut block = take(size);
+            if let Some(block) = Rc::get_mut(&mut block) {
+                block[..length].copy_from_slice(bytes);
+            }
+            block
+        });
         StreamBuf {
-            end: bytes.len(),
-            bytes: (!bytes.is_empty()).then(|| bytes.into()),
+            end: length,
+            bytes: copy,
             start: 0,
         }
     }
@@ -334,6 +365,24 @@ mod tests {
         let buf = block.freeze(64);
         assert_eq!(buf.as_ref().len(), 64);
         assert_eq!(Block::take(BlockSize::Small).bytes().as_ptr(), address);
+    }
+
+    #[test]
+    fn copies_come_from_the_pool_and_return_to_it() {
+        for length in [1, 256, 257, 2_048, 2_049, SMALL_BLOCK_BYTES] {
+            let bytes = vec![7; length];
+            let first = StreamBuf::copied(&bytes);
+            assert_eq!(first.as_ref(), bytes);
+            let address = first.as_ref().as_ptr();
+            let second = StreamBuf::copied(&bytes);
+            assert_ne!(second.as_ref().as_ptr(), address, "both are held");
+            drop(first);
+            let third = StreamBuf::copied(&bytes);
+            assert_eq!(third.as_ref().as_ptr(), address, "{length}");
+        }
+        assert!(StreamBuf::copied(&[]).as_ref().is_empty());
+        let large = vec![9; SMALL_BLOCK_BYTES + 1];
+        assert_eq!(StreamBuf::copied(&large).as_ref(), large);
     }
 
     #[test]
