@@ -43,7 +43,7 @@ const EXPIRED_PER_TURN: usize = 256;
 const WAIT_ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 thread_local! {
-    /// The receive buffers of a core, shared by all sockets towards services: 512 KB for each would be too much.
+    /// The receive buffers of a core, shared by all sockets towards services: 256 KB for each would be too much.
     static RECEIVE_BATCH: Cell<Option<ReceiveBatch>> = const { Cell::new(None) };
 }
 

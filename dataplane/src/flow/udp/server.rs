@@ -302,7 +302,7 @@ impl TrafficSocket {
         }
         let now = Instant::now();
         batch.for_each(|received| self.packet(received.from, received.to_ip, received.data, now));
-        true
+        batch.is_full()
     }
 
     fn packet(

@@ -17,9 +17,6 @@ use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
 use crate::sys::udp::ReceiveBatch;
 
-/// Receive calls before the flows get a turn.
-const RECEIVE_CALLS_PER_TURN: usize = 2;
-
 /// Turns that a receive waits for a flush that should come first.
 const FLUSH_TURNS_MAX: usize = 8;
 
@@ -79,15 +76,9 @@ impl Endpoint {
                     }
                     yield_now().await;
                 }
-                let mut drained = false;
-                for _ in 0..RECEIVE_CALLS_PER_TURN {
-                    if !RECEIVE.with_borrow_mut(|batch| self.receive_once(batch)) {
-                        drained = true;
-                        break;
-                    }
-                }
+                let more = RECEIVE.with_borrow_mut(|batch| self.receive_once(batch));
                 self.finish_turn();
-                if drained {
+                if !more {
                     break;
                 }
                 yield_now().await;
@@ -95,7 +86,7 @@ impl Endpoint {
         }
     }
 
-    /// One receive call. False when the socket is drained.
+    /// One receive call. False once the socket is drained.
     fn receive_once(self: &Rc<Self>, batch: &mut ReceiveBatch) -> bool {
         match self.socket.try_receive(batch) {
             Ok(()) => {}
@@ -116,7 +107,7 @@ impl Endpoint {
         });
         self.counters.quic_packets_received.add(packets);
         self.counters.quic_bytes_received.add(bytes);
-        true
+        batch.is_full()
     }
 
     /// On an endpoint that dials: gives up the handshake if the network says that it is in vain.
