@@ -62,6 +62,9 @@ pub(crate) enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Count what the tunnel allocates once its traffic flows steadily, by owner and place
+    #[cfg(feature = "count-allocations")]
+    Allocations,
 }
 
 fn cores(text: &str) -> Result<usize, String> {

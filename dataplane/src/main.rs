@@ -33,8 +33,13 @@ use cli::{Cli, Command};
 use exit::Failure;
 use run::StopOn;
 
+#[cfg(not(feature = "count-allocations"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[cfg(feature = "count-allocations")]
+#[global_allocator]
+static ALLOCATOR: sys::allocations::Counting = sys::allocations::Counting;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -51,6 +56,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     logging::start(&cli.log)?;
     match (cli.command, cli.config) {
         (Some(Command::Demo { once }), _) => demo::run(once, cli.cores),
+        #[cfg(feature = "count-allocations")]
+        (Some(Command::Allocations), _) => demo::count_allocations(),
         (None, Some(path)) => {
             let config =
                 Config::load(&path).map_err(|errors| Failure::Input(errors.to_string()))?;

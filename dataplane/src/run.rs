@@ -241,6 +241,12 @@ impl Running {
         Ok(())
     }
 
+    /// The sum of a counter over all cores.
+    #[cfg(feature = "count-allocations")]
+    pub(crate) fn total(&self, counter: impl Fn(&CoreCounters) -> u64) -> u64 {
+        self.cluster.counters.iter().map(|core| counter(core)).sum()
+    }
+
     /// Runs until a signal or a core's failure, then drains. A second signal ends the process at once.
     ///
     /// # Errors

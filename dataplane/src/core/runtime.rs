@@ -72,6 +72,8 @@ pub(crate) fn start(
 }
 
 fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
+    #[cfg(feature = "count-allocations")]
+    crate::sys::allocations::watch_this_thread();
     // A client alone takes the CPUs from the end, so that it shares none with a server of the same machine as long as
     // there are enough.
     match cpu::pin_current_thread(setup.index, setup.server.is_none()) {

@@ -1,5 +1,7 @@
 //! `qmux-dp demo`: a service, a server and a client in one process on loopback, with fresh certificates.
 
+#[cfg(feature = "count-allocations")]
+mod allocations;
 mod report;
 mod service;
 mod traffic;
@@ -10,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qmux_config::{Config, certs};
+use tempfile::TempDir;
 
 use crate::exit::Failure;
 use crate::run::{self, Running, StopOn};
@@ -25,19 +28,14 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// # Errors
 /// If something cannot be set up, or if a byte did not come back right.
 pub(crate) fn run(once: bool, cores: Option<usize>) -> Result<(), Failure> {
-    let directory =
-        tempfile::tempdir().map_err(|error| failed("a directory for certificates", &error))?;
-    let request = certs::CertsRequest {
-        server_names: vec!["localhost".into()],
-        days: 1,
-    };
-    let generated = certs::generate(&request).map_err(|error| failed("certificates", &error))?;
-    certs::write(&generated, directory.path(), false)
-        .map_err(|error| failed("certificates", &error))?;
-    let service = service::start().map_err(|error| failed("the demo service", &error))?;
     let cores = run::core_count(cores);
     let stop_on = if once { StopOn::Caller } else { StopOn::Signal };
-    let (mut running, traffic) = start(directory.path(), service, cores, stop_on)?;
+    let Tunnel {
+        mut running,
+        traffic,
+        service,
+        _certificates,
+    } = set_up(cores, stop_on)?;
     println!(
         "qmux-dp demo: visitors at {traffic} → QUIC tunnel, {cores} cores → service at {service}"
     );
@@ -53,6 +51,47 @@ pub(crate) fn run(once: bool, cores: Option<usize>) -> Result<(), Failure> {
     );
     println!("stop with Ctrl-C");
     running.until_signal(DRAIN_TIMEOUT)
+}
+
+/// Counts what the demo's tunnel allocates, on one core.
+///
+/// # Errors
+/// If something cannot be set up, or if a packet costs an allocation of ours.
+#[cfg(feature = "count-allocations")]
+pub(crate) fn count_allocations() -> Result<(), Failure> {
+    let mut tunnel = set_up(1, StopOn::Caller)?;
+    let result = allocations::run(&tunnel.running, tunnel.traffic);
+    tunnel.running.stop(DRAIN_TIMEOUT)?;
+    result.map_err(|why| Failure::Running(format!("allocations: {why}")))
+}
+
+/// The demo's tunnel, with its service.
+struct Tunnel {
+    running: Running,
+    traffic: SocketAddr,
+    service: SocketAddr,
+    /// Deleted at the end.
+    _certificates: TempDir,
+}
+
+fn set_up(cores: usize, stop_on: StopOn) -> Result<Tunnel, Failure> {
+    let directory =
+        tempfile::tempdir().map_err(|error| failed("a directory for certificates", &error))?;
+    let request = certs::CertsRequest {
+        server_names: vec!["localhost".into()],
+        days: 1,
+    };
+    let generated = certs::generate(&request).map_err(|error| failed("certificates", &error))?;
+    certs::write(&generated, directory.path(), false)
+        .map_err(|error| failed("certificates", &error))?;
+    let service = service::start().map_err(|error| failed("the demo service", &error))?;
+    let (running, traffic) = start(directory.path(), service, cores, stop_on)?;
+    Ok(Tunnel {
+        running,
+        traffic,
+        service,
+        _certificates: directory,
+    })
 }
 
 fn failed(what: &str, error: &dyn std::fmt::Display) -> Failure {

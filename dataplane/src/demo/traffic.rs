@@ -75,7 +75,11 @@ pub(super) fn send(addr: SocketAddr) -> Result<Measured, String> {
     })
 }
 
-fn wait_ready(addr: SocketAddr) -> Result<(), String> {
+/// Waits until the tunnel serves a visitor.
+///
+/// # Errors
+/// If it does not in time.
+pub(super) fn wait_ready(addr: SocketAddr) -> Result<(), String> {
     let deadline = Instant::now() + READY_TIMEOUT;
     loop {
         match echo_once(addr, b"ready?") {

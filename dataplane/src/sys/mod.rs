@@ -6,6 +6,8 @@
 //! cancellable without losing data, which a submitted io_uring read is not, and an idle flow needs no buffer.
 //! Measured beside completion-based reads it costs the same per byte (see `ARCHITECTURE.md`).
 
+#[cfg(feature = "count-allocations")]
+pub(crate) mod allocations;
 pub(crate) mod bind;
 pub(crate) mod cpu;
 pub(crate) mod limits;
