@@ -59,6 +59,16 @@ counters! {
     quic_bytes_sent,
     /// Packets too large for the path (path MTU probes among them).
     quic_sends_too_large,
+    /// Times that a lane followed its peer to another address.
+    migrations,
+    /// Addresses of lanes' peers that had to be proved.
+    paths_new,
+    /// Proofs that a peer receives at its new address.
+    paths_validated,
+    /// Addresses that were not proved in time; the lane went back to the last one that was.
+    paths_failed,
+    /// Paths suspected of carrying no large packets any more, so that their size was searched for anew.
+    path_mtu_distrusted,
     /// Sends that failed for another reason than a full buffer.
     quic_sends_failed,
     /// Waits for room in a UDP socket's send buffer.

@@ -16,6 +16,7 @@ mod go_away;
 mod heartbeat;
 mod message;
 mod no_more_flows;
+mod path;
 mod register;
 mod register_ack;
 mod service_health;
@@ -29,6 +30,7 @@ pub use go_away::{GoAway, GoAwayReason};
 pub use heartbeat::Heartbeat;
 pub use message::{MESSAGE_BYTES_MAX, Message};
 pub use no_more_flows::NoMoreFlows;
+pub use path::{PathChallenge, PathResponse};
 pub use register::{
     CLIENT_ID_BYTES_MAX, INSTANCE_ID_BYTES, Register, SERVICES_MAX, ServiceOffer,
     is_valid_client_id,

@@ -179,6 +179,7 @@ fn dial(
             core: core.context.index,
             group: 1,
             config,
+            packet_bytes_max: settings::packet_bytes_max(&core.shared.config.quic),
             accepts: false,
             handshake_timeout: core.shared.config.quic.handshake_idle_timeout,
             reset_key: None,
@@ -233,7 +234,8 @@ fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_ind
         capabilities: Capabilities::TCP
             .union(Capabilities::UDP)
             .union(Capabilities::FRAGMENTATION)
-            .union(Capabilities::SERVICE_HEALTH),
+            .union(Capabilities::SERVICE_HEALTH)
+            .union(Capabilities::PATH_CHALLENGE),
         services: vec![ServiceOffer {
             name: String::new(),
         }],

@@ -10,7 +10,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use qmux_proto::LaneError;
-use qmux_proto::control::{GoAway, GoAwayReason, Heartbeat, Message, RegisterAck};
+use qmux_proto::control::{
+    GoAway, GoAwayReason, Heartbeat, Message, PathChallenge, PathResponse, RegisterAck,
+};
 
 use super::attempt::CloseOnDrop;
 use super::lane::ClientLane;
@@ -237,6 +239,9 @@ impl Session {
             }
             Message::Finished(finished) => this.lane.announced(finished),
             Message::NoMoreFlows(no_more) => this.no_more_flows(no_more.flows_opened),
+            Message::PathChallenge(PathChallenge { nonce }) => this
+                .lane
+                .send_control(&Message::PathResponse(PathResponse { nonce })),
             Message::GoAway(away) => {
                 tracing::info!(server = %this.server, reason = %away.reason, "the server drains; this lane gets no new flow");
                 return Happened::ServerDrains;

@@ -11,6 +11,7 @@ pub(crate) mod handshake;
 pub(crate) mod lane;
 pub(crate) mod reset;
 mod retry;
+mod roaming;
 pub(crate) mod sessions;
 pub(crate) mod settings;
 pub(crate) mod tickets;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use qmux_config::ServerAuth;
 use qmux_proto::control::{
-    Heartbeat, Message, NoMoreFlows, RefuseReason, Register, RegisterAck, RegisterOutcome,
-    ServiceHealth,
+    Capabilities, Heartbeat, Message, NoMoreFlows, RefuseReason, Register, RegisterAck,
+    RegisterOutcome, ServiceHealth,
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
@@ -159,6 +159,9 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
     }
     listener.counters().registrations_accepted.increment();
     this.lane.admit();
+    if request.capabilities.contains(Capabilities::PATH_CHALLENGE) {
+        this.lane.peer_answers_challenges();
+    }
     this.last_heard.set(Instant::now());
     listener.lane_registered(this);
     this.lane.send_control(&Message::RegisterAck(
@@ -229,6 +232,10 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                         }
                     }
                     Message::Finished(finished) => this.lane.announced(finished),
+                    Message::PathResponse(response) => {
+                        // One that comes too late, or for an address before the last one, proves nothing.
+                        let _proved = this.lane.path_response(response.nonce);
+                    }
                     Message::GoAway(away) => {
                         tracing::info!(client = this.client_id(), reason = %away.reason, "client drains; no new flow goes to this lane");
                         listener.lane_takes_no_more(this);

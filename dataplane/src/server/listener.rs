@@ -103,6 +103,7 @@ impl ListenerCore {
                 core: context.index,
                 group: context.cluster.cores(),
                 config,
+                packet_bytes_max: settings::packet_bytes_max(&shared.config.quic),
                 accepts: true,
                 handshake_timeout: shared.config.quic.handshake_idle_timeout,
                 reset_key: Some(ResetKey::from_key_file(&server.tls.server_key_file)?),

@@ -73,12 +73,16 @@ pub(crate) fn udp_reuseport(addr: SocketAddr) -> io::Result<UdpSocket> {
 
 /// Binds a UDP socket on a free port of the wildcard address of `peer`'s family: a client's side of a lane.
 pub(crate) fn udp_towards(peer: SocketAddr) -> io::Result<UdpSocket> {
-    let any: SocketAddr = if peer.is_ipv4() {
+    UdpSocket::bind(any_towards(peer))
+}
+
+/// The wildcard address of `peer`'s family, with a free port.
+pub(super) fn any_towards(peer: SocketAddr) -> SocketAddr {
+    if peer.is_ipv4() {
         (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
     } else {
         (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
-    };
-    UdpSocket::bind(any)
+    }
 }
 
 /// Binds a listening TCP socket that shares its port with the other cores' sockets.

@@ -24,6 +24,7 @@ mod resets;
 mod restarts;
 mod resumption;
 mod retry;
+mod roaming;
 mod rolling;
 mod runtimes;
 mod servers;

@@ -20,6 +20,8 @@ impl Capabilities {
     pub const FRAGMENTATION: Self = Self(1 << 2);
     /// ServiceHealth messages.
     pub const SERVICE_HEALTH: Self = Self(1 << 3);
+    /// Answers to PathChallenge messages.
+    pub const PATH_CHALLENGE: Self = Self(1 << 8);
 
     /// The set with these bits; `None` if they do not fit into a varint.
     pub const fn from_bits(bits: u64) -> Option<Self> {

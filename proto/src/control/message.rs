@@ -1,8 +1,8 @@
 //! One message of the control stream.
 
 use super::{
-    AuthChallenge, AuthProof, Finished, FlowClosed, GoAway, Heartbeat, NoMoreFlows, Register,
-    RegisterAck, ServiceHealth,
+    AuthChallenge, AuthProof, Finished, FlowClosed, GoAway, Heartbeat, NoMoreFlows, PathChallenge,
+    PathResponse, Register, RegisterAck, ServiceHealth,
 };
 use crate::error::DecodeError;
 use crate::varint;
@@ -24,6 +24,8 @@ const AUTH_PROOF: u8 = 7;
 const SERVICE_HEALTH: u8 = 8;
 const FINISHED: u8 = 9;
 const NO_MORE_FLOWS: u8 = 11;
+const PATH_CHALLENGE: u8 = 20;
+const PATH_RESPONSE: u8 = 21;
 
 /// A message of the control stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,10 @@ pub enum Message {
     Finished(Finished),
     /// Server: the answer to GoAway.
     NoMoreFlows(NoMoreFlows),
+    /// Server: prove that you receive at your new address.
+    PathChallenge(PathChallenge),
+    /// Client: the proof.
+    PathResponse(PathResponse),
 }
 
 impl Message {
@@ -70,6 +76,8 @@ impl Message {
             Self::ServiceHealth(body) => body.encode(out),
             Self::Finished(body) => body.encode(out),
             Self::NoMoreFlows(body) => body.encode(out),
+            Self::PathChallenge(body) => body.encode(out),
+            Self::PathResponse(body) => body.encode(out),
         }
         let length = out.len() - start;
         assert!(
@@ -99,6 +107,8 @@ impl Message {
             SERVICE_HEALTH => Self::ServiceHealth(ServiceHealth::decode(buf)?),
             FINISHED => Self::Finished(Finished::decode(buf)?),
             NO_MORE_FLOWS => Self::NoMoreFlows(NoMoreFlows::decode(buf)?),
+            PATH_CHALLENGE => Self::PathChallenge(PathChallenge::decode(buf)?),
+            PATH_RESPONSE => Self::PathResponse(PathResponse::decode(buf)?),
             _ => return Ok(None),
         }))
     }
@@ -115,6 +125,8 @@ impl Message {
             Self::ServiceHealth(_) => SERVICE_HEALTH,
             Self::Finished(_) => FINISHED,
             Self::NoMoreFlows(_) => NO_MORE_FLOWS,
+            Self::PathChallenge(_) => PATH_CHALLENGE,
+            Self::PathResponse(_) => PATH_RESPONSE,
         }
     }
 }

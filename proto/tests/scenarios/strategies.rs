@@ -7,7 +7,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use qmux_proto::control::{
     AuthChallenge, AuthProof, Capabilities, FlowClosed, GoAway, GoAwayReason, Heartbeat, Message,
-    NoMoreFlows, RefuseReason, Register, RegisterAck, RegisterOutcome, ServiceHealth, ServiceOffer,
+    NoMoreFlows, PathChallenge, PathResponse, RefuseReason, Register, RegisterAck, RegisterOutcome,
+    ServiceHealth, ServiceOffer,
 };
 use qmux_proto::{FLOW_ID_MAX, FlowError, OpenHeader, Protocol, varint};
 
@@ -101,6 +102,8 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
             Message::ServiceHealth(ServiceHealth { service, healthy })
         }),
         number().prop_map(|flows_opened| Message::NoMoreFlows(NoMoreFlows { flows_opened })),
+        number().prop_map(|nonce| Message::PathChallenge(PathChallenge { nonce })),
+        number().prop_map(|nonce| Message::PathResponse(PathResponse { nonce })),
     ]
 }
 

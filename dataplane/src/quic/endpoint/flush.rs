@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -15,15 +15,37 @@ use crate::quic::event::yield_now;
 use crate::quic::handshake::Handshake;
 use crate::quic::lane::Lane;
 use crate::quic::transmit::{Batch, Filled};
+use crate::sys::timer::FineTimer;
 
 /// The runtime's timers have this resolution.
 const TIMER_STEP: Duration = Duration::from_millis(1);
+
+/// Nearer deadlines than this are the fine timer's: those of pacing. Others may be a step late.
+const FINE_BELOW: Duration = Duration::from_millis(4);
 
 /// How long a socket goes without GSO after the kernel has refused it.
 const GSO_PAUSE: Duration = Duration::from_secs(1);
 
 /// GSO batches that one lane may send before the next lane gets its turn.
 const BATCHES_PER_TURN: usize = 4;
+
+/// Whether a send may have failed for GSO: other errors, as of a network that is gone, do not.
+fn may_be_gso(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO))
+}
+
+/// Wakes the flush task whenever the fine timer fires, for as long as there is one.
+async fn wake_flush(timer: Rc<FineTimer>, endpoint: Weak<Endpoint>) {
+    while timer.fired().await.is_ok() {
+        let Some(endpoint) = endpoint.upgrade() else {
+            return;
+        };
+        if endpoint.closing.get() && endpoint.lanes.borrow().is_empty() {
+            return;
+        }
+        endpoint.flush.set();
+    }
+}
 
 impl Endpoint {
     pub(super) async fn flush_task(self: Rc<Self>) {
@@ -33,20 +55,23 @@ impl Endpoint {
             if self.closing.get() && self.lanes.borrow().is_empty() {
                 self.stopped.set();
                 *self.owner.borrow_mut() = None;
+                if let Some(Some(timer)) = self.fine_timer.get() {
+                    // Its task finds the endpoint gone, or at its end. Failing, it goes with the runtime.
+                    let _failed = timer.set(Duration::ZERO);
+                }
                 return;
             }
             if self.dirty.borrow().is_empty() {
                 self.wait_for_work().await;
             }
-            let now = Instant::now();
-            self.fire_timers(now);
+            self.fire_timers(Instant::now());
             std::mem::swap(&mut turn, &mut *self.dirty.borrow_mut());
             while let Some(key) = turn.pop_front() {
                 let lane = self.lanes.borrow().get(&key).cloned();
                 if let Some(lane) = lane {
                     lane.dirty.set(false);
                     lane.bare_fin.set(false);
-                    self.flush_lane(&lane, &mut batch, now).await;
+                    self.flush_lane(&lane, &mut batch).await;
                 }
             }
             if self.dirty.borrow().is_empty() {
@@ -58,21 +83,46 @@ impl Endpoint {
     }
 
     /// Waits for a dirty lane or the earliest deadline.
-    async fn wait_for_work(&self) {
+    async fn wait_for_work(self: &Rc<Self>) {
         let next = self.timers.borrow().next();
-        match next {
-            None => self.flush.wait().await,
-            Some(at) => {
-                let mut sleep = pin!(monoio::time::sleep_until(at.into()));
-                poll_fn(|cx| {
-                    if self.flush.poll(cx).is_ready() {
-                        return Poll::Ready(());
-                    }
-                    sleep.as_mut().poll(cx)
-                })
-                .await;
-            }
+        let Some(at) = next else {
+            self.flush.wait().await;
+            return;
+        };
+        let left = at.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            yield_now().await;
+            return;
         }
+        if left < FINE_BELOW && self.set_fine_timer(left) {
+            self.flush.wait().await;
+            return;
+        }
+        let mut sleep = pin!(monoio::time::sleep_until(at.into()));
+        poll_fn(|cx| {
+            if self.flush.poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().poll(cx)
+        })
+        .await;
+    }
+
+    /// Has the flush task woken `after` from now. False if there is no such timer here.
+    fn set_fine_timer(self: &Rc<Self>, after: Duration) -> bool {
+        let timer = self.fine_timer.get_or_init(|| match FineTimer::new() {
+            Ok(timer) => {
+                let timer = Rc::new(timer);
+                monoio::spawn(wake_flush(Rc::clone(&timer), Rc::downgrade(self)));
+                Some(timer)
+            }
+            Err(error) => {
+                self.counters.internal_errors.increment();
+                tracing::warn!(%error, "no fine timer; packets are paced in steps of a millisecond");
+                None
+            }
+        });
+        timer.as_ref().is_some_and(|timer| timer.set(after).is_ok())
     }
 
     fn fire_timers(self: &Rc<Self>, now: Instant) {
@@ -108,6 +158,12 @@ impl Endpoint {
             if timed_out {
                 lane.timed_out(now);
             }
+            if lane.path_due(now) {
+                self.counters.paths_failed.increment();
+            }
+            if timed_out && lane.suspects_packet_size() {
+                self.counters.path_mtu_distrusted.increment();
+            }
             if timed_out || overdue {
                 lane.dispatch();
             }
@@ -115,14 +171,15 @@ impl Endpoint {
         }
     }
 
-    async fn flush_lane(self: &Rc<Self>, lane: &Rc<Lane>, batch: &mut Batch, now: Instant) {
+    async fn flush_lane(self: &Rc<Self>, lane: &Rc<Lane>, batch: &mut Batch) {
         let segments = match self.no_gso_until.get() {
-            Some(until) if now < until => 1,
+            Some(until) if Instant::now() < until => 1,
             _ => self.socket.gso_segments(),
         };
+        self.note_path(lane);
         for round in 1.. {
-            let filled = batch.fill(lane, now, segments);
-            self.send(batch).await;
+            let filled = batch.fill(lane, segments);
+            self.send(lane, batch).await;
             if filled == Filled::All {
                 break;
             }
@@ -137,19 +194,18 @@ impl Endpoint {
             self.remove(lane);
             return;
         }
-        let deadline = {
-            let conn = lane.conn.borrow();
-            [
-                conn.timeout_instant(),
-                lane.release_at.get(),
-                lane.admission_deadline.get(),
-            ]
-            .into_iter()
-            .flatten()
-            .min()
-            // Never now: a deadline that stays due must not keep the core from everything else.
-            .map(|deadline| deadline.max(now + TIMER_STEP))
-        };
+        // Never now: a deadline that stays due must not keep the core from everything else. A release is never now.
+        let soonest = Instant::now() + TIMER_STEP;
+        let deadline = [
+            lane.conn.borrow().timeout_instant(),
+            lane.admission_deadline.get(),
+            lane.path_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .map(|deadline| deadline.max(soonest))
+        .chain(lane.release_at.get())
+        .min();
         let mut armed = lane.armed.get();
         self.timers
             .borrow_mut()
@@ -157,7 +213,14 @@ impl Endpoint {
         lane.armed.set(armed);
     }
 
-    async fn send(&self, batch: &Batch) {
+    fn note_path(&self, lane: &Lane) {
+        let changes = lane.note_path();
+        self.counters
+            .udp_dropped_too_large
+            .add(changes.datagrams_dropped as u64);
+    }
+
+    async fn send(&self, lane: &Lane, batch: &Batch) {
         let Some(ready) = batch.ready() else { return };
         loop {
             match self
@@ -176,9 +239,13 @@ impl Endpoint {
                         return;
                     }
                 }
-                // A path MTU probe that the local interface already refuses: quiche sees it as lost.
+                // A path MTU probe that the local interface already refuses: quiche sees it as lost. Or that interface
+                // has a smaller MTU than it had.
                 Err(error) if quinn_udp::is_msg_size_err(&error) => {
                     self.counters.quic_sends_too_large.increment();
+                    if ready.segment <= lane.packet_bytes_max() && lane.distrust_packet_size() {
+                        self.counters.path_mtu_distrusted.increment();
+                    }
                     return;
                 }
                 // The network's answer to an earlier packet.
@@ -188,7 +255,7 @@ impl Endpoint {
                     return;
                 }
                 // EINVAL or EIO: the device, or this one destination, cannot do GSO.
-                Err(error) if ready.segment < ready.bytes.len() => {
+                Err(error) if ready.segment < ready.bytes.len() && may_be_gso(&error) => {
                     if self.counters.gso_fallbacks.get() == 0 {
                         tracing::warn!(%error, to = %ready.to, "the kernel refuses GSO; sending single packets, which is slower");
                     }
@@ -204,6 +271,9 @@ impl Endpoint {
                 }
                 Err(error) => {
                     self.counters.quic_sends_failed.increment();
+                    if !self.accepts {
+                        lane.unreachable();
+                    }
                     tracing::debug!(%error, to = %ready.to, "send failed");
                     self.socket_error(&error);
                     return;

@@ -11,7 +11,7 @@ mod resumption_tests;
 #[cfg(test)]
 mod tests;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -27,8 +27,11 @@ use super::event::Event;
 use super::lane::{Connection, Lane};
 use super::reset::ResetKey;
 use super::retry::RetryKey;
+use super::roaming::Way;
+use super::settings;
 use super::timers::Timers;
 use crate::metrics::CoreCounters;
+use crate::sys::timer::FineTimer;
 use crate::sys::udp::UdpSocket;
 
 /// What owns an endpoint and is told of what concerns more than one lane.
@@ -55,6 +58,8 @@ pub(crate) struct EndpointSetup {
     pub(crate) group: usize,
     /// Transport settings and TLS.
     pub(crate) config: quiche::Config,
+    /// The largest packet that may be sent, wherever to.
+    pub(crate) packet_bytes_max: usize,
     /// Whether peers may begin lanes.
     pub(crate) accepts: bool,
     /// How long a handshake may take.
@@ -73,6 +78,7 @@ pub(crate) struct Endpoint {
     accepts: bool,
     handshake_timeout: Duration,
     config: RefCell<quiche::Config>,
+    packet_bytes_max: usize,
     reset_key: Option<ResetKey>,
     /// Stateless resets sent in the current second.
     resets: Cell<(Instant, u32)>,
@@ -92,6 +98,8 @@ pub(crate) struct Endpoint {
     touched: RefCell<Vec<Rc<Lane>>>,
     flush: Event,
     timers: RefCell<Timers>,
+    /// For deadlines that the runtime's timers are too coarse for; made when the first one comes.
+    fine_timer: OnceCell<Option<Rc<FineTimer>>>,
     next_key: Cell<u64>,
     /// True while received packets must wait for a flush.
     flush_first: Cell<bool>,
@@ -113,6 +121,7 @@ impl Endpoint {
             accepts: setup.accepts,
             handshake_timeout: setup.handshake_timeout,
             config: RefCell::new(setup.config),
+            packet_bytes_max: setup.packet_bytes_max,
             reset_key: setup.reset_key,
             resets: Cell::new((Instant::now(), 0)),
             owner: RefCell::new(owner),
@@ -126,6 +135,7 @@ impl Endpoint {
             touched: RefCell::default(),
             flush: Event::default(),
             timers: RefCell::default(),
+            fine_timer: OnceCell::new(),
             next_key: Cell::new(0),
             flush_first: Cell::new(false),
             closing: Cell::new(false),
@@ -159,6 +169,7 @@ impl Endpoint {
         let scid = self.new_cid();
         let dcid = ConnectionId::new(aim, random_cid());
         let ip = server_name.parse::<IpAddr>().ok();
+        settings::fit_to_route(&mut self.config.borrow_mut(), self.packet_bytes_max, peer);
         let mut conn: Connection = quiche::connect_with_dcid_and_buffer_factory(
             if ip.is_some() {
                 None
@@ -177,7 +188,7 @@ impl Endpoint {
         if let Some(session) = session {
             conn.set_session(session)?;
         }
-        let lane = self.adopt(conn, scid);
+        let lane = self.adopt(conn, scid, Way { peer, local: None });
         lane.mark_dirty();
         Ok(lane)
     }
@@ -219,7 +230,7 @@ impl Endpoint {
         self.flush.set();
     }
 
-    fn adopt(self: &Rc<Self>, conn: Connection, scid: [u8; CID_LEN]) -> Rc<Lane> {
+    fn adopt(self: &Rc<Self>, conn: Connection, scid: [u8; CID_LEN], way: Way) -> Rc<Lane> {
         let key = self.next_key.get();
         self.next_key.set(key + 1);
         let lane = Lane::new(
@@ -227,6 +238,7 @@ impl Endpoint {
             Rc::downgrade(self),
             conn,
             Instant::now() + self.handshake_timeout,
+            way,
         );
         self.lanes.borrow_mut().insert(key, Rc::clone(&lane));
         self.by_cid.borrow_mut().insert(scid, Rc::clone(&lane));

@@ -15,6 +15,8 @@ use qmux_proto::cid::{self, LONG_HEADER_BIT};
 use super::Endpoint;
 use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
+use crate::quic::roaming::Way;
+use crate::quic::settings;
 use crate::sys::udp::ReceiveBatch;
 
 /// Turns that a receive waits for a flush that should come first.
@@ -166,14 +168,35 @@ impl Endpoint {
         from: SocketAddr,
         to_ip: Option<IpAddr>,
     ) {
+        let way = Way {
+            peer: from,
+            local: to_ip,
+        };
+        // A client's peer does not move, and what comes from elsewhere is not its peer's.
+        let elsewhere = self.accepts && way != lane.way();
+        // Whoever has not registered may be anybody, and is not followed.
+        let followed = elsewhere && !lane.counted_unadmitted.get();
+        // quiche knows a lane by the addresses that it began with.
+        let named = if self.accepts { lane.first_way() } else { way };
         let info = quiche::RecvInfo {
-            from,
-            to: self.local_addr(to_ip),
+            from: named.peer,
+            to: self.local_addr(named.local),
         };
-        let (result, queued) = {
+        let (result, queued, genuine) = {
             let mut conn = lane.conn.borrow_mut();
-            (conn.recv(data, info), conn.dgram_recv_queue_len())
+            let before = if followed { conn.stats().recv } else { 0 };
+            let result = conn.recv(data, info);
+            let genuine = followed && conn.stats().recv > before;
+            (result, conn.dgram_recv_queue_len(), genuine)
         };
+        if genuine {
+            self.counters.migrations.increment();
+            if lane.follow(way, data.len()) {
+                self.counters.paths_new.increment();
+            }
+        } else if !elsewhere {
+            lane.received(data.len());
+        }
         if let Err(error) = result {
             self.counters.quic_packets_invalid.increment();
             tracing::debug!(lane = lane.key(), %from, %error, "packet refused");
@@ -189,6 +212,10 @@ impl Endpoint {
     /// After the packets of a turn: deliver what they changed, and have their lanes flushed (at least to acknowledge).
     pub(super) fn finish_turn(self: &Rc<Self>) {
         let mut touched = std::mem::take(&mut *self.touched.borrow_mut());
+        if !self.accepts {
+            let now = Instant::now();
+            touched.iter().for_each(|lane| lane.watch_for_silence(now));
+        }
         for lane in touched.drain(..) {
             lane.touched.set(false);
             lane.heard();
@@ -332,6 +359,7 @@ impl Endpoint {
                 .borrow_mut()
                 .set_stateless_reset_token(Some(key.token(&scid)));
         }
+        settings::fit_to_route(&mut self.config.borrow_mut(), self.packet_bytes_max, from);
         let accepted = quiche::accept_with_buf_factory(
             &quiche::ConnectionId::from_ref(&scid),
             original.as_ref(),
@@ -343,7 +371,11 @@ impl Endpoint {
             self.counters.handshakes_failed.increment();
             return;
         };
-        let lane = self.adopt(conn, scid);
+        let way = Way {
+            peer: from,
+            local: to_ip,
+        };
+        let lane = self.adopt(conn, scid, way);
         let initial_id: Box<[u8]> = header.dcid.as_ref().into();
         *lane.initial_id.borrow_mut() = Some(initial_id.clone());
         self.by_initial

@@ -89,6 +89,7 @@ pub(super) fn setup(config: &Config, accepts: bool) -> EndpointSetup {
         core: 0,
         group: 1,
         config: settings::transport(&config.quic, tls).expect("transport"),
+        packet_bytes_max: settings::packet_bytes_max(&config.quic),
         accepts,
         handshake_timeout: Duration::from_millis(300),
         reset_key: None,
@@ -221,5 +222,37 @@ fn many_unadmitted_lanes_make_new_clients_prove_their_address() {
         lane.established().await.expect("established after a Retry");
         // One for each packet of the client's first flight.
         assert!(server.counters.retries_sent.get() >= 1);
+    });
+}
+
+#[test]
+fn datagrams_are_measured_by_what_the_path_is_known_to_carry() {
+    run(async |config| {
+        let owner = Rc::new(Owner::default());
+        let server = Endpoint::start(setup(&config, true), Some(Rc::clone(&owner) as _));
+        let client = Endpoint::start(setup(&config, false), None);
+        let lane = client
+            .dial(server.socket.local_addr(), "localhost", 0, None)
+            .expect("dial");
+        lane.handle_events(Rc::new(Holder(Rc::clone(&lane))));
+        lane.established().await.expect("established");
+        // The probe under way is no knowledge, whatever quiche says.
+        let known = lane.packet_bytes_max();
+        assert!(lane.datagram_room() < known, "{known}");
+        until("the path to be measured", || {
+            lane.packet_bytes_max() == settings::PACKET_BYTES_MAX
+        })
+        .await;
+        assert!(lane.datagram_room() > settings::PACKET_BYTES_MAX - 100);
+        assert!(lane.distrust_packet_size());
+        lane.note_path();
+        assert!(
+            lane.datagram_room() < 1_200,
+            "small until it is measured again"
+        );
+        until("the path to be measured again", || {
+            lane.packet_bytes_max() == settings::PACKET_BYTES_MAX
+        })
+        .await;
     });
 }

@@ -4,6 +4,7 @@
 //! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
 //! which is told by [`Lane::mark_dirty`].
 
+mod path;
 mod silence;
 mod streams;
 
@@ -21,6 +22,7 @@ use super::end::LaneEnd;
 use super::endpoint::Endpoint;
 use super::event::Event;
 use super::handshake::Handshake;
+use super::roaming::Way;
 use crate::buffer::PooledBuffers;
 use silence::Silence;
 
@@ -158,6 +160,8 @@ pub(crate) struct Lane {
     /// FINs to be repeated on the control stream.
     announcements: RefCell<Vec<Finished>>,
     silence: Silence,
+    /// What is known of the path.
+    path: path::PathState,
     this: Weak<Lane>,
 }
 
@@ -167,6 +171,7 @@ impl Lane {
         endpoint: Weak<Endpoint>,
         conn: Connection,
         handshake_deadline: Instant,
+        way: Way,
     ) -> Rc<Lane> {
         // Streams that we open are bidirectional: types 0 (client) and 1 (server); RFC 9000 section 2.1.
         let next_stream = u64::from(conn.is_server());
@@ -197,6 +202,7 @@ impl Lane {
             bare_fin: Cell::new(false),
             announcements: RefCell::default(),
             silence: Silence::default(),
+            path: path::PathState::new(way),
             this: Weak::clone(this),
         })
     }
@@ -218,11 +224,7 @@ impl Lane {
 
     /// The peer's current address.
     pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
-        self.conn
-            .borrow()
-            .path_stats()
-            .find(|path| path.active)
-            .map(|path| path.peer_addr)
+        Some(self.way().peer)
     }
 
     /// True once the handshake is complete, with the peer authenticated as far as TLS does it.

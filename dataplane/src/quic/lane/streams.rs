@@ -257,11 +257,6 @@ impl Lane {
 
     // ---- datagrams -----------------------------------------------------------------------------------------------
 
-    /// The largest datagram that one packet carries now; it changes with the path. 0: none can be sent.
-    pub(crate) fn datagram_room(&self) -> usize {
-        self.conn.borrow().dgram_max_writable_len().unwrap_or(0)
-    }
-
     /// Queues a datagram.
     ///
     /// # Errors

@@ -232,6 +232,8 @@ async fn read_messages(
             Message::RegisterAck(_)
             | Message::Register(_)
             | Message::AuthChallenge(_)
+            | Message::PathChallenge(_)
+            | Message::PathResponse(_)
             | Message::AuthProof(_)
             | Message::ServiceHealth(_) => {
                 return Err(ControlError::Unexpected("not for a server to say now"));

@@ -244,6 +244,8 @@ async fn read_messages(
             Message::Register(_) => return Err(ControlError::Unexpected("a second Register")),
             Message::RegisterAck(_)
             | Message::AuthChallenge(_)
+            | Message::PathChallenge(_)
+            | Message::PathResponse(_)
             | Message::AuthProof(_)
             | Message::NoMoreFlows(_) => {
                 return Err(ControlError::Unexpected(

@@ -1,0 +1,290 @@
+//! What a lane knows of its path: where it leads, and the largest packet that it carries.
+//!
+//! quiche searches for it with probes (RFC 8899) and tells by events. Its own estimate of what fits a packet follows
+//! the *probes* (`max_send_udp_payload_size` is the size of the probe under way), so datagrams measured by it would
+//! wait behind a probe that fails, and then be dropped without a word.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use qmux_proto::control::{Message, PathChallenge};
+use qmux_proto::varint;
+
+use super::{CONTROL_STREAM, Lane};
+use crate::quic::roaming::{Moved, Roaming, Way};
+
+/// Every path of QUIC carries packets of this size (RFC 9000 section 14).
+pub(crate) const PACKET_BYTES_SURE: usize = quiche::MIN_CLIENT_INITIAL_LEN;
+
+/// So many timeouts in a row without an acknowledged packet make a path suspect of losing large packets only: the
+/// second one comes after three probe timeouts, and a mere outage costs one round trip with small packets.
+const TIMEOUTS_SUSPECT: u32 = 2;
+
+/// A lane that was in use and has heard nothing for this long sends a PING, which is repeated until it is answered: if
+/// this side's address has changed, the peer learns the new one by it, and not only with the next heartbeat.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
+
+/// A lane is in use if it has received so many bytes since its last such PING: more than an idle one gets in minutes.
+const IN_USE_BYTES: u64 = 1_500;
+
+/// Pause between two PINGs of a lane whose packets do not leave this machine.
+const UNREACHABLE_PAUSE: Duration = Duration::from_millis(250);
+
+/// With less left for an address that is not proved, nothing is sent: a packet with a challenge takes about 70 bytes.
+const BUDGET_BYTES_MIN: usize = 100;
+
+/// The most urgent stream of all (RFC 9218).
+const URGENCY_FIRST: u8 = 0;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct PathState {
+    roaming: RefCell<Roaming>,
+    /// The way that the lane began with: by its addresses quiche knows the path for ever.
+    first: Way,
+    /// True while the peer's address is not proved.
+    on_probation: Cell<bool>,
+    /// Bytes received, also when the last PING against silence was sent.
+    received: Cell<u64>,
+    received_at_ping: Cell<u64>,
+    /// When there has been silence for too long.
+    silence_at: Cell<Option<Instant>>,
+    /// The largest packet that the path is known to carry.
+    packet_bytes_max: Cell<usize>,
+    /// Timeouts since this many bytes were acknowledged.
+    timeouts: Cell<(u64, u32)>,
+}
+
+impl PathState {
+    pub(super) fn new(way: Way) -> PathState {
+        PathState {
+            roaming: RefCell::new(Roaming::new(way)),
+            first: way,
+            on_probation: Cell::new(false),
+            received: Cell::new(0),
+            received_at_ping: Cell::new(0),
+            silence_at: Cell::new(None),
+            packet_bytes_max: Cell::new(PACKET_BYTES_SURE),
+            timeouts: Cell::new((0, 0)),
+        }
+    }
+}
+
+/// What a path did since it was last asked.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(in crate::quic) struct PathChanges {
+    /// Datagrams dropped because they no longer fit a packet.
+    pub(in crate::quic) datagrams_dropped: usize,
+}
+
+impl Lane {
+    /// Where packets go now.
+    pub(in crate::quic) fn way(&self) -> Way {
+        self.path.roaming.borrow().current()
+    }
+
+    /// The way that quiche knows the path by.
+    pub(in crate::quic) fn first_way(&self) -> Way {
+        self.path.first
+    }
+
+    /// The peer's and the local address for the next packet.
+    pub(in crate::quic) fn destination(&self) -> (SocketAddr, Option<IpAddr>) {
+        let way = self.way();
+        (way.peer, way.local)
+    }
+
+    /// The peer answers PathChallenge messages.
+    pub(crate) fn peer_answers_challenges(&self) {
+        self.path.roaming.borrow_mut().peer_answers();
+    }
+
+    /// A packet of `bytes` came from where packets go.
+    pub(in crate::quic) fn received(&self, bytes: usize) {
+        self.path
+            .received
+            .set(self.path.received.get() + bytes as u64);
+        if self.path.on_probation.get() {
+            let mut roaming = self.path.roaming.borrow_mut();
+            let way = roaming.current();
+            // The current way: nothing moves, and the nonce is not used.
+            roaming.heard(way, bytes, Instant::now(), 0);
+        }
+    }
+
+    /// A genuine packet of `bytes` came along another way than packets go: the lane follows. True if the peer must prove
+    /// its address.
+    pub(in crate::quic) fn follow(&self, way: Way, bytes: usize) -> bool {
+        let earlier = self.way();
+        let nonce = rand::random::<u64>() & varint::MAX;
+        let moved = self
+            .path
+            .roaming
+            .borrow_mut()
+            .heard(way, bytes, Instant::now(), nonce);
+        tracing::debug!(lane = self.key, from = %earlier.peer, to = %way.peer, ?moved, "the peer's address has changed");
+        if earlier.peer.ip() != way.peer.ip() {
+            // Another network. With a new port alone, the path is what it was (RFC 9000 section 9.4).
+            self.distrust_packet_size();
+        }
+        let challenged = match moved {
+            Some(Moved::Challenge(nonce)) => {
+                self.path.on_probation.set(true);
+                // Before what flows have written. Fails only on a connection that is closing.
+                let _closing =
+                    self.conn
+                        .borrow_mut()
+                        .stream_priority(CONTROL_STREAM, URGENCY_FIRST, true);
+                self.send_control(&Message::PathChallenge(PathChallenge { nonce }));
+                true
+            }
+            Some(Moved::Known) | None => {
+                self.path.on_probation.set(false);
+                false
+            }
+        };
+        self.mark_dirty();
+        challenged
+    }
+
+    /// The peer answers a challenge. True if that proves where it is.
+    pub(crate) fn path_response(&self, nonce: u64) -> bool {
+        let proved = self.path.roaming.borrow_mut().answered(nonce);
+        if proved {
+            self.path.on_probation.set(false);
+            if let Some(endpoint) = self.endpoint.upgrade() {
+                endpoint.counters().paths_validated.increment();
+            }
+            tracing::info!(lane = self.key, peer = %self.way().peer, "the peer has moved");
+            self.mark_dirty();
+        }
+        proved
+    }
+
+    /// How large the next packet may be. `None`: nothing may be sent now.
+    pub(in crate::quic) fn send_budget(&self, room: usize) -> Option<usize> {
+        if !self.path.on_probation.get() {
+            return Some(room);
+        }
+        let budget = self.path.roaming.borrow().budget().unwrap_or(room);
+        (budget >= BUDGET_BYTES_MIN).then_some(budget.min(room))
+    }
+
+    /// Takes `bytes` from the budget, if there is one.
+    pub(in crate::quic) fn spend(&self, bytes: usize) {
+        if self.path.on_probation.get() {
+            self.path.roaming.borrow_mut().sent(bytes);
+        }
+    }
+
+    /// The packets of a turn have been processed, at `now`.
+    pub(in crate::quic) fn watch_for_silence(&self, now: Instant) {
+        if self.path.received.get() - self.path.received_at_ping.get() > IN_USE_BYTES {
+            self.path.silence_at.set(Some(now + SILENCE_MAX));
+        }
+    }
+
+    /// Nothing leaves this machine towards the peer: try again soon.
+    pub(in crate::quic) fn unreachable(&self) {
+        if self.path.silence_at.get().is_none() {
+            self.path
+                .silence_at
+                .set(Some(Instant::now() + UNREACHABLE_PAUSE));
+        }
+    }
+
+    /// When [`Lane::path_due`] has something to do.
+    pub(in crate::quic) fn path_deadline(&self) -> Option<Instant> {
+        let probation = if self.path.on_probation.get() {
+            self.path.roaming.borrow().deadline()
+        } else {
+            None
+        };
+        [probation, self.path.silence_at.get()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Does what is due with the path. True if the peer has not proved its address in time.
+    pub(in crate::quic) fn path_due(&self, now: Instant) -> bool {
+        if self.path.silence_at.get().is_some_and(|at| at <= now) {
+            self.path.silence_at.set(None);
+            self.path.received_at_ping.set(self.path.received.get());
+            self.ping();
+        }
+        let failed = self.path.on_probation.get() && self.path.roaming.borrow_mut().expire(now);
+        if failed {
+            self.path.on_probation.set(false);
+            self.mark_dirty();
+        }
+        failed
+    }
+
+    /// The largest packet that the path is known to carry. A larger one is a probe.
+    pub(in crate::quic) fn packet_bytes_max(&self) -> usize {
+        self.path.packet_bytes_max.get()
+    }
+
+    /// The largest datagram that one packet carries now; it changes with the path. 0: none can be sent.
+    pub(crate) fn datagram_room(&self) -> usize {
+        let conn = self.conn.borrow();
+        let room = conn.dgram_max_writable_len().unwrap_or(0);
+        let unsure = conn
+            .max_send_udp_payload_size()
+            .saturating_sub(self.path.packet_bytes_max.get());
+        room.saturating_sub(unsure)
+    }
+
+    /// Takes what quiche has learned of the path.
+    pub(in crate::quic) fn note_path(&self) -> PathChanges {
+        let mut changes = PathChanges::default();
+        loop {
+            let event = self.conn.borrow_mut().path_event_next();
+            match event {
+                None => return changes,
+                Some(quiche::PathEvent::PmtuUpdated { pmtu, .. }) => {
+                    tracing::debug!(lane = self.key, pmtu, "largest packet of the path");
+                    let before = self.path.packet_bytes_max.replace(pmtu);
+                    if pmtu < before {
+                        changes.datagrams_dropped += self.drop_large_datagrams();
+                    }
+                }
+                Some(event) => tracing::debug!(lane = self.key, ?event, "path"),
+            }
+        }
+    }
+
+    /// Drops queued datagrams that fit no packet any more; those behind them would wait for ever.
+    fn drop_large_datagrams(&self) -> usize {
+        let room = self.datagram_room();
+        let mut conn = self.conn.borrow_mut();
+        let before = conn.dgram_send_queue_len();
+        conn.dgram_purge_outgoing(|datagram| datagram.len() > room);
+        before - conn.dgram_send_queue_len()
+    }
+
+    /// A timer of the connection has fired. True if the path is now suspected of losing large packets: the search for
+    /// their size begins anew.
+    pub(in crate::quic) fn suspects_packet_size(&self) -> bool {
+        let acknowledged = self.conn.borrow().stats().acked_bytes;
+        let (mark, count) = self.path.timeouts.get();
+        if acknowledged >= mark + PACKET_BYTES_SURE as u64 {
+            self.path.timeouts.set((acknowledged, 1));
+            return false;
+        }
+        self.path.timeouts.set((mark, count.saturating_add(1)));
+        count + 1 == TIMEOUTS_SUSPECT && self.distrust_packet_size()
+    }
+
+    /// Has the search for the largest packet begin anew, from small ones. False if it is at the smallest already.
+    pub(in crate::quic) fn distrust_packet_size(&self) -> bool {
+        if self.path.packet_bytes_max.get() <= PACKET_BYTES_SURE {
+            return false;
+        }
+        self.conn.borrow_mut().revalidate_pmtu();
+        self.mark_dirty();
+        true
+    }
+}
