@@ -62,6 +62,6 @@ if $quick; then
         options+=(--seconds 2 --repeats 1)
     fi
 else
-    options+=(--seconds 5 --repeats 5)
+    options+=(--seconds 3 --repeats 5)
 fi
 exec "$bin/qmux-bench" iperf "${options[@]}" "$@"
