@@ -49,6 +49,9 @@ pub struct Run {
     /// The load's command, where it is a program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub load_command: Option<String>,
+    /// Why the first attempt failed, if this is the second one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repeated_after: Option<String>,
     /// Why nothing was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -177,6 +180,10 @@ impl Report {
                 "in {disturbed} of {all} runs the machine was busy with something else, too (up to {most:.0} % of a CPU)"
             ));
         }
+        remarks.extend(self.told(|run| {
+            let error = run.repeated_after.as_ref()?;
+            Some(format!("measured at the second attempt; the first failed: {error}"))
+        }));
         let mut complaints: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for tunnel in self.tunnels() {
             for complaint in tunnel.runs.iter().flat_map(|run| &run.farewell.complaints) {
