@@ -117,8 +117,10 @@ pub fn read_ticket_keys(path: &Path) -> Result<Vec<TicketKey>, String> {
 /// # Errors
 /// As for [`read_ticket_keys`].
 pub fn parse_ticket_keys(content: &[u8]) -> Result<Vec<TicketKey>, String> {
-    // No key in text form is as short as a raw one.
-    if let Some(key) = TicketKey::new(content.to_vec()) {
+    // A random key of 48 bytes is text once in some 10^14 times; text with a comment may well be 48 or 80 bytes long.
+    if !content.is_ascii()
+        && let Some(key) = TicketKey::new(content.to_vec())
+    {
         return Ok(vec![key]);
     }
     let Ok(text) = std::str::from_utf8(content) else {

@@ -51,8 +51,8 @@ pub(super) struct Session {
     this: Rc<ClientLane>,
     reader: ControlReader,
     _guard: CloseOnDrop,
-    /// The client is ready while there is one.
-    _registered: RegisteredLane,
+    /// The client is ready while there is one; not for a lane that is left.
+    registered: Option<RegisteredLane>,
     heartbeat_interval: Duration,
     health_timeout: Duration,
     drain_timeout: Duration,
@@ -83,7 +83,7 @@ impl Session {
         let session = Session {
             reader,
             _guard: guard,
-            _registered: core.shared.lane_registered(),
+            registered: Some(core.shared.lane_registered()),
             heartbeat_interval: client.heartbeat_interval,
             health_timeout: client.health_timeout,
             drain_timeout: client.drain_timeout,
@@ -316,6 +316,7 @@ impl Session {
         if !std::mem::replace(&mut self.counted, false) {
             return;
         }
+        self.registered = None;
         self.vigil = Vigil::new(Duration::ZERO);
         let server = &self.this.server;
         server.lane_ended();

@@ -17,8 +17,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// How long a peer has to prove its new address. Within it the challenge is repeated as any lost data is.
-const PROOF_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a peer has to prove its new address. The challenge is repeated as any lost data is, and behind a window that
+/// is full of what went to a dead address it waits for probe timeouts that double: 30 s hold most of them. A peer that is
+/// still at the proved address takes the lane back with its next packet, a heartbeat at the latest.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes sent to an address that is not proved, for each byte received from it (RFC 9000 section 8).
 const AMPLIFICATION_MAX: u64 = 3;
@@ -37,7 +39,7 @@ pub(crate) struct Way {
 pub(crate) enum Moved {
     /// The lane goes there now; the peer is to prove it with this nonce.
     Challenge(u64),
-    /// The lane goes there now, without a proof: it was given earlier, or this peer cannot give any.
+    /// The lane goes there now, without a proof: it was given earlier.
     Known,
 }
 
@@ -81,6 +83,11 @@ impl Roaming {
         self.current
     }
 
+    /// Whether the lane follows its peer at all: without a proof, anybody's address could be flooded.
+    pub(crate) fn follows(&self) -> bool {
+        self.answers
+    }
+
     /// A genuine packet of `bytes` came along `way`. `nonce` is used if the lane moves and must not be guessable.
     pub(crate) fn heard(
         &mut self,
@@ -95,9 +102,11 @@ impl Roaming {
             }
             return None;
         }
+        if !self.answers {
+            return None;
+        }
         self.current = way;
-        if way == self.proved || !self.answers {
-            self.proved = way;
+        if way == self.proved {
             self.probation = None;
             return Some(Moved::Known);
         }
@@ -224,11 +233,12 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_cannot_answer_is_followed_without_a_proof() {
+    fn a_peer_that_cannot_answer_is_not_followed() {
         let mut roaming = Roaming::new(way(1));
         let moved = roaming.heard(way(2), 100, Instant::now(), 7);
-        assert_eq!(moved, Some(Moved::Known));
-        assert_eq!(roaming.budget(), None);
+        assert_eq!(moved, None);
+        assert_eq!(roaming.current(), way(1));
+        assert!(!roaming.follows());
     }
 
     /// Whatever the order of packets, answers and time: what goes to an unproved address is bounded, and without

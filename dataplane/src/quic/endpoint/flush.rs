@@ -84,6 +84,10 @@ impl Endpoint {
 
     /// Waits for a dirty lane or the earliest deadline.
     async fn wait_for_work(self: &Rc<Self>) {
+        // Before anything costs a system call.
+        if poll_fn(|cx| Poll::Ready(self.flush.poll(cx).is_ready())).await {
+            return;
+        }
         let next = self.timers.borrow().next();
         let Some(at) = next else {
             self.flush.wait().await;
@@ -94,10 +98,10 @@ impl Endpoint {
             yield_now().await;
             return;
         }
-        if left < FINE_BELOW && self.set_fine_timer(left) {
-            self.flush.wait().await;
-            return;
+        if left < FINE_BELOW {
+            self.set_fine_timer(left);
         }
+        // Beside the fine timer, too: should that fail, the lanes are merely late.
         let mut sleep = pin!(monoio::time::sleep_until(at.into()));
         poll_fn(|cx| {
             if self.flush.poll(cx).is_ready() {
@@ -108,8 +112,8 @@ impl Endpoint {
         .await;
     }
 
-    /// Has the flush task woken `after` from now. False if there is no such timer here.
-    fn set_fine_timer(self: &Rc<Self>, after: Duration) -> bool {
+    /// Has the flush task woken `after` from now, if there is such a timer here.
+    fn set_fine_timer(self: &Rc<Self>, after: Duration) {
         let timer = self.fine_timer.get_or_init(|| match FineTimer::new() {
             Ok(timer) => {
                 let timer = Rc::new(timer);
@@ -122,7 +126,11 @@ impl Endpoint {
                 None
             }
         });
-        timer.as_ref().is_some_and(|timer| timer.set(after).is_ok())
+        if let Some(timer) = timer
+            && timer.set(after).is_err()
+        {
+            self.counters.internal_errors.increment();
+        }
     }
 
     fn fire_timers(self: &Rc<Self>, now: Instant) {
@@ -243,6 +251,10 @@ impl Endpoint {
                 // has a smaller MTU than it had.
                 Err(error) if quinn_udp::is_msg_size_err(&error) => {
                     self.counters.quic_sends_too_large.increment();
+                    if !self.accepts {
+                        // The error is also queued on the socket, which would stay ready for ever.
+                        self.stop_hearing_unreachable();
+                    }
                     if ready.segment <= lane.packet_bytes_max() && lane.distrust_packet_size() {
                         self.counters.path_mtu_distrusted.increment();
                     }

@@ -175,7 +175,7 @@ impl Endpoint {
         // A client's peer does not move, and what comes from elsewhere is not its peer's.
         let elsewhere = self.accepts && way != lane.way();
         // Whoever has not registered may be anybody, and is not followed.
-        let followed = elsewhere && !lane.counted_unadmitted.get();
+        let followed = elsewhere && !lane.counted_unadmitted.get() && lane.follows();
         // quiche knows a lane by the addresses that it began with.
         let named = if self.accepts { lane.first_way() } else { way };
         let info = quiche::RecvInfo {

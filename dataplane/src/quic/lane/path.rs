@@ -95,6 +95,11 @@ impl Lane {
         (way.peer, way.local)
     }
 
+    /// Whether packets go where the peer's come from.
+    pub(in crate::quic) fn follows(&self) -> bool {
+        self.path.roaming.borrow().follows()
+    }
+
     /// The peer answers PathChallenge messages.
     pub(crate) fn peer_answers_challenges(&self) {
         self.path.roaming.borrow_mut().peer_answers();
@@ -275,15 +280,22 @@ impl Lane {
             return false;
         }
         self.path.timeouts.set((mark, count.saturating_add(1)));
-        count + 1 == TIMEOUTS_SUSPECT && self.distrust_packet_size()
+        // Again and again while nothing helps: a search that was under way could not be begun anew.
+        (count + 1).is_multiple_of(TIMEOUTS_SUSPECT) && self.distrust_packet_size()
     }
 
-    /// Has the search for the largest packet begin anew, from small ones. False if it is at the smallest already.
+    /// Has the search for the largest packet begin anew, from small ones. False if it is at the smallest already, or has
+    /// not ended yet.
     pub(in crate::quic) fn distrust_packet_size(&self) -> bool {
         if self.path.packet_bytes_max.get() <= PACKET_BYTES_SURE {
             return false;
         }
-        self.conn.borrow_mut().revalidate_pmtu();
+        let mut conn = self.conn.borrow_mut();
+        if conn.pmtu().is_none() {
+            return false;
+        }
+        conn.revalidate_pmtu();
+        drop(conn);
         self.mark_dirty();
         true
     }
