@@ -122,12 +122,15 @@ fn refuse(
             text: text.into(),
         },
     )));
-    let listener = Rc::clone(listener);
-    let lane = Rc::clone(&this.lane);
+    let patience = listener.server().heartbeat_interval.min(REGISTER_TIMEOUT);
+    // Not held: a peer that comes, is refused and goes must leave nothing behind.
+    let lane = Rc::downgrade(&this.lane);
     // The client closes when it has read the answer; should it not, the server does.
     monoio::spawn(async move {
-        monoio::time::sleep(listener.server().heartbeat_interval.min(REGISTER_TIMEOUT)).await;
-        lane.close(LaneError::Refused, "");
+        monoio::time::sleep(patience).await;
+        if let Some(lane) = lane.upgrade() {
+            lane.close(LaneError::Refused, "");
+        }
     });
     false
 }
