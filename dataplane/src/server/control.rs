@@ -77,13 +77,7 @@ async fn register(
         );
     }
     if listener.is_draining() {
-        return refuse(
-            this,
-            listener,
-            &request,
-            RefuseReason::Draining,
-            "this server is shutting down",
-        );
+        return refuse_draining(this, listener, &request);
     }
     let authentic = match (&listener.server().auth, challenge) {
         (ServerAuth::Token { token }, Some(challenge)) => {
@@ -93,6 +87,8 @@ async fn register(
         _ => auth::by_certificate(this, listener),
     };
     match authentic {
+        // The stop may have come while the proof was waited for: a lane accepted now would miss the GoAway.
+        Ok(()) if listener.is_draining() => refuse_draining(this, listener, &request),
         Ok(()) => accept(this, listener, &request),
         Err(Unauthentic::Gone) => false,
         // One attempt per lane, and no hint at what was wrong.
@@ -100,6 +96,15 @@ async fn register(
             refuse(this, listener, &request, RefuseReason::Unauthenticated, "")
         }
     }
+}
+
+fn refuse_draining(
+    this: &Rc<ServerLane>,
+    listener: &Rc<ListenerCore>,
+    request: &Register,
+) -> bool {
+    let text = "this server is shutting down";
+    refuse(this, listener, request, RefuseReason::Draining, text)
 }
 
 fn refuse(
