@@ -73,6 +73,8 @@ pub(crate) struct CoreContext {
     pub(crate) connect_log: LogLimit,
     /// Bounds the log lines about services that cannot be reached.
     pub(crate) dial_log: LogLimit,
+    /// Bounds the log lines about what becomes known of services and peers that are connected.
+    pub(crate) health_log: LogLimit,
     /// True once the process has been told to stop.
     pub(crate) draining: Cell<bool>,
     /// When UDP last passed; draining looks at it.
@@ -90,6 +92,7 @@ impl CoreContext {
             handshake_log: LogLimit::new(now),
             connect_log: LogLimit::new(now),
             dial_log: LogLimit::new(now),
+            health_log: LogLimit::new(now),
             draining: Cell::new(false),
             udp_activity: UdpActivity::default(),
         }

@@ -98,11 +98,7 @@ async fn register(
     }
 }
 
-fn refuse_draining(
-    this: &Rc<ServerLane>,
-    listener: &Rc<ListenerCore>,
-    request: &Register,
-) -> bool {
+fn refuse_draining(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register) -> bool {
     let text = "this server is shutting down";
     refuse(this, listener, request, RefuseReason::Draining, text)
 }
@@ -245,7 +241,10 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                         let _proved = this.lane.path_response(response.nonce);
                     }
                     Message::GoAway(away) => {
-                        tracing::info!(client = this.client_id(), reason = %away.reason, "client drains; no new flow goes to this lane");
+                        if let Some(suppressed) = listener.context().health_log.pass(Instant::now())
+                        {
+                            tracing::info!(client = this.client_id(), reason = %away.reason, suppressed, "client drains; no new flow goes to this lane");
+                        }
                         listener.lane_takes_no_more(this);
                         this.lane.send_control(&Message::NoMoreFlows(NoMoreFlows {
                             flows_opened: this.lane.streams_opened(),
@@ -291,14 +290,21 @@ fn service_health(this: &Rc<ServerLane>, listener: &ListenerCore, health: &Servi
     if !health.service.is_empty() || !membership.service_health(health.healthy) {
         return;
     }
-    let client = this.client_id();
     if health.healthy {
         listener.counters().services_up.increment();
-        tracing::info!(client, "the client reaches its service again");
     } else {
         listener.counters().services_down.increment();
+    }
+    let client = this.client_id();
+    let Some(suppressed) = listener.context().health_log.pass(Instant::now()) else {
+        return;
+    };
+    if health.healthy {
+        tracing::info!(client, suppressed, "the client reaches its service again");
+    } else {
         tracing::warn!(
             client,
+            suppressed,
             "the client cannot reach its service; visitors go to others while there are any"
         );
     }
