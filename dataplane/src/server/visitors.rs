@@ -27,6 +27,9 @@ pub(crate) struct Visitor {
     addr: SocketAddr,
     /// When it was accepted, in microseconds since the Unix epoch.
     accepted_at_us: u64,
+    /// The core that chose a client for it last. Others are asked in turn, and it is not: so there are fewer hand-overs
+    /// than cores.
+    chosen_by: usize,
     /// The clients that it has been sent to.
     tried: Tried,
     /// What has been read from it.
@@ -54,6 +57,7 @@ impl ListenerCore {
             accepted_at_us: now.map_or(0, |since| {
                 u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
             }),
+            chosen_by: self.core(),
             tried: Tried::default(),
             sent: Vec::new(),
             ended: false,
@@ -69,11 +73,21 @@ impl ListenerCore {
         ticket: FlowTicket,
     ) {
         let lane = self.local_lane(ticket.client().number);
-        match lane.and_then(|lane| self.begin(&lane, &visitor)) {
-            Some(begun) => self.serve(stream, visitor, begun, ticket),
-            // The lane has just ended.
-            None => self.send_to_a_client(stream, visitor),
+        if let Some(begun) = lane.and_then(|lane| self.begin(&lane, &visitor)) {
+            return self.serve(stream, visitor, begun, ticket);
         }
+        // The lane has just ended, or takes no more now. The client may have another one with room.
+        let next = ticket
+            .client()
+            .core_with_lane_between(self.core(), visitor.chosen_by);
+        let (stream, visitor) = match next {
+            Some(core) => match self.hand_over(core, stream, visitor, ticket) {
+                Ok(()) => return,
+                Err(back) => back,
+            },
+            None => (stream, visitor),
+        };
+        self.send_to_a_client(stream, visitor);
     }
 
     fn send_to_a_client(self: &Rc<Self>, mut stream: TcpStream, mut visitor: Box<Visitor>) {
@@ -108,6 +122,7 @@ impl ListenerCore {
             |lane| self.begin(lane, visitor),
         );
         visitor.tried = tried;
+        visitor.chosen_by = self.core();
         way
     }
 
