@@ -14,8 +14,8 @@ use super::opening::{Opened, Opening, Sent};
 use super::registry::FlowTicket;
 use super::route::{self, Way};
 use crate::buffer::StreamBuf;
-use crate::core::FlowCount;
 use crate::core::mailbox::Mail;
+use crate::core::{FlowCount, OneFlow};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
 use crate::sys::tcp::{TcpSocket, refuse};
@@ -36,6 +36,8 @@ pub(crate) struct Visitor {
     sent: Vec<u8>,
     /// It has sent a FIN behind that.
     ended: bool,
+    /// Held while it is between two cores, so that none of them ends before it.
+    under_way: Option<OneFlow>,
 }
 
 /// A stream on which a flow has begun with its Open header.
@@ -61,6 +63,7 @@ impl ListenerCore {
             tried: Tried::default(),
             sent: Vec::new(),
             ended: false,
+            under_way: None,
         };
         self.send_to_a_client(stream, Box::new(visitor));
     }
@@ -131,17 +134,21 @@ impl ListenerCore {
         &self,
         core: usize,
         stream: TcpStream,
-        visitor: Box<Visitor>,
+        mut visitor: Box<Visitor>,
         ticket: FlowTicket,
     ) -> Result<(), (TcpStream, Box<Visitor>)> {
         self.counters().visitors_handed_over.increment();
+        let cluster = &self.context().cluster;
+        visitor
+            .under_way
+            .get_or_insert_with(|| OneFlow::new(cluster));
         let mail = Mail::Visitor {
             listener: self.index(),
             stream,
             visitor,
             ticket,
         };
-        match self.context().cluster.mailboxes[core].send(mail) {
+        match cluster.mailboxes[core].send(mail) {
             Err(Mail::Visitor {
                 stream, visitor, ..
             }) => {
@@ -186,7 +193,7 @@ impl ListenerCore {
     fn serve(
         self: &Rc<Self>,
         stream: TcpStream,
-        visitor: Box<Visitor>,
+        mut visitor: Box<Visitor>,
         begun: Begun,
         ticket: FlowTicket,
     ) {
@@ -199,6 +206,7 @@ impl ListenerCore {
             }
         };
         let count = FlowCount::new(self.context());
+        visitor.under_way = None; // Only now: in between it would not be counted.
         let this = Rc::clone(self);
         monoio::spawn(async move {
             this.carry(socket, visitor, begun, ticket).await;
