@@ -117,7 +117,9 @@ impl ServiceState {
         }
         for mailbox in &context.cluster.mailboxes {
             // A full mailbox: the lanes of that core tell it with their next heartbeat.
-            let _later = mailbox.send(Mail::ServiceHealth);
+            if mailbox.send(Mail::ServiceHealth).is_err() {
+                context.counters.service_news_dropped.increment();
+            }
         }
     }
 }
