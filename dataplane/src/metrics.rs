@@ -148,6 +148,11 @@ counters! {
     handshakes_unreachable,
     /// Mail to the client role of another core that did not fit its mailbox.
     client_mail_dropped,
+    /// Times that another core could not be told to close a replaced client's lanes (mailbox full).
+    evictions_dropped,
+    /// Times that another core could not be told what became known of the service (mailbox full); its lanes tell it with
+    /// their next heartbeat.
+    service_news_dropped,
     /// Heartbeats received.
     heartbeats_received,
     /// TCP visitors accepted.

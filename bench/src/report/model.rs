@@ -182,7 +182,9 @@ impl Report {
         }
         remarks.extend(self.told(|run| {
             let error = run.repeated_after.as_ref()?;
-            Some(format!("measured at the second attempt; the first failed: {error}"))
+            Some(format!(
+                "measured at the second attempt; the first failed: {error}"
+            ))
         }));
         let mut complaints: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for tunnel in self.tunnels() {

@@ -136,7 +136,7 @@ async fn dial(this: &ClientLane, header: &OpenHeader) -> Result<TcpSocket, FlowE
     let result = connect(service, DIAL_TIMEOUT).await;
     this.shared
         .service_state
-        .found(result.is_ok(), service, &this.context);
+        .dialled(result.is_ok(), service, &this.context);
     let last = match result {
         Ok(socket) => return Ok(socket),
         Err(error) => error,

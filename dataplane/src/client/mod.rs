@@ -131,7 +131,7 @@ impl ClientShared {
             targets,
             servers: ArcSwap::default(),
             service: Name::new(&client.local.host, client.local.port),
-            service_state: ServiceState::default(),
+            service_state: ServiceState::new(Instant::now()),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),
             sessions: SessionCache::default(),

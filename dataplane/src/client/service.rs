@@ -2,8 +2,8 @@
 //!
 //! A flow's failed dial is proof enough that the service is down: servers are told on every lane, and send TCP visitors
 //! elsewhere while there are other clients. From then on core 0 tries the service, more and more seldom, until a
-//! connection comes about; that, or a flow's dial that works after all, is proof that it is up. With
-//! `health_check_interval` the service is also tried while it is thought to be up.
+//! connection comes about; that, or a flow's dial that works after all (though not within [`DIALS_DOUBTED_FOR`]), is proof
+//! that it is up. With `health_check_interval` the service is also tried while it is thought to be up.
 //!
 //! What is known is one flag for the whole process. A core that changes it mails all cores, each of which tells it on its
 //! lanes; a lane that missed that tells it with its next heartbeat.
@@ -13,7 +13,7 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -38,36 +38,88 @@ const PAUSE_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause between two checks of a service that is down: how long it may be up unnoticed.
 const PAUSE_LONGEST: Duration = Duration::from_secs(5);
 
+/// How long after a failure only a check may find that the service is up again. Where some dials fail and others work,
+/// each flow would otherwise change what is thought of it, and tell all servers so.
+const DIALS_DOUBTED_FOR: Duration = Duration::from_secs(1);
+
 /// Doublings after which the pause has reached [`PAUSE_LONGEST`].
 const DOUBLINGS_MAX: u32 = 5;
 
 const _: () = assert!(PAUSE_FIRST.as_millis() << DOUBLINGS_MAX >= PAUSE_LONGEST.as_millis());
 
 /// What the whole process knows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ServiceState {
     down: AtomicBool,
+    /// When it was last found to be down, in milliseconds since `began`.
+    down_at_ms: AtomicU64,
+    began: Instant,
+}
+
+/// Who has tried the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Flow,
+    Check,
 }
 
 impl ServiceState {
-    /// Whether the service can be reached, as far as is known.
-    pub(super) fn healthy(&self) -> bool {
-        !self.down.load(Ordering::Relaxed)
+    /// Up, until something else is known.
+    pub(super) fn new(now: Instant) -> ServiceState {
+        ServiceState {
+            down: AtomicBool::new(false),
+            down_at_ms: AtomicU64::new(0),
+            began: now,
+        }
     }
 
-    /// A dial or a check says whether it can. Costs a dial that works one load. All cores are told of a change.
-    pub(super) fn found(&self, healthy: bool, name: &Name, context: &CoreContext) {
-        if self.healthy() == healthy || self.down.swap(!healthy, Ordering::Relaxed) != healthy {
-            return;
+    /// Whether the service can be reached, as far as is known.
+    pub(super) fn healthy(&self) -> bool {
+        !self.down.load(Ordering::Acquire)
+    }
+
+    /// A flow's dial says whether it can. Costs a dial that works one load. All cores are told of a change.
+    pub(super) fn dialled(&self, worked: bool, name: &Name, context: &CoreContext) {
+        if self.healthy() != worked && self.change(worked, By::Flow, Instant::now()) {
+            Self::tell(worked, name, context);
         }
-        if healthy {
-            tracing::info!(service = %name, "the service can be reached again");
-        } else {
-            tracing::warn!(service = %name, "the service cannot be reached; servers are asked to send TCP visitors elsewhere");
+    }
+
+    /// A check has found out whether it can. All cores are told of a change.
+    fn checked(&self, healthy: bool, name: &Name, context: &CoreContext) {
+        if self.change(healthy, By::Check, Instant::now()) {
+            Self::tell(healthy, name, context);
+        }
+    }
+
+    /// True if this is news.
+    fn change(&self, healthy: bool, by: By, now: Instant) -> bool {
+        let now_ms = u64::try_from(now.duration_since(self.began).as_millis()).unwrap_or(u64::MAX);
+        if !healthy {
+            // Before the flag: who sees that finds this.
+            self.down_at_ms.store(now_ms, Ordering::Relaxed);
+        } else if by == By::Flow {
+            let down_for = now_ms.saturating_sub(self.down_at_ms.load(Ordering::Relaxed));
+            if u128::from(down_for) < DIALS_DOUBTED_FOR.as_millis() {
+                return false;
+            }
+        }
+        self.down.swap(!healthy, Ordering::AcqRel) == healthy
+    }
+
+    fn tell(healthy: bool, name: &Name, context: &CoreContext) {
+        if let Some(suppressed) = context.health_log.pass(Instant::now()) {
+            if healthy {
+                tracing::info!(service = %name, suppressed, "the service can be reached again");
+            } else {
+                tracing::warn!(service = %name, suppressed, "the service cannot be reached; servers are asked to send TCP visitors elsewhere");
+            }
         }
         for mailbox in &context.cluster.mailboxes {
             // A full mailbox: the lanes of that core tell it with their next heartbeat.
-            let _later = mailbox.send(Mail::ServiceHealth);
+            if mailbox.send(Mail::ServiceHealth).is_err() {
+                context.counters.service_news_dropped.increment();
+            }
         }
     }
 }
@@ -185,7 +237,7 @@ impl Checker {
             // A flow may have found out more meanwhile: what it says is older than this check, or true.
             checks.told(state.healthy(), Instant::now());
             if let Some(healthy) = checks.checked(worked, Instant::now()) {
-                state.found(healthy, &shared.service, &context);
+                state.checked(healthy, &shared.service, &context);
             }
         }
     }
@@ -273,6 +325,23 @@ mod tests {
         assert_eq!(checks.next(), None);
         checks.told(false, start);
         assert_eq!(pauses(&mut checks, start, 2, false), [200, 400]);
+    }
+
+    #[test]
+    fn soon_after_a_failure_only_a_check_finds_that_the_service_is_up() {
+        let start = Instant::now();
+        let state = ServiceState::new(start);
+        assert!(!state.change(true, By::Flow, start), "no news");
+        assert!(state.change(false, By::Flow, start));
+        assert!(!state.change(false, By::Flow, start), "no news");
+        let soon = start + DIALS_DOUBTED_FOR - Duration::from_millis(1);
+        assert!(!state.change(true, By::Flow, soon));
+        assert!(!state.healthy());
+        assert!(state.change(true, By::Check, soon));
+        assert!(state.healthy());
+        assert!(state.change(false, By::Flow, soon));
+        assert!(!state.change(true, By::Flow, start + DIALS_DOUBTED_FOR));
+        assert!(state.change(true, By::Flow, soon + DIALS_DOUBTED_FOR));
     }
 
     #[test]

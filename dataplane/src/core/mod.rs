@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use crossbeam::utils::CachePadded;
+
 use crate::log_limit::LogLimit;
 use crate::metrics::CoreCounters;
 use mailbox::Mailbox;
@@ -32,6 +34,8 @@ pub(crate) struct Cluster {
     pub(crate) stuck: Vec<AtomicBool>,
     /// Sockets of all cores that take TCP visitors.
     acceptors: AtomicUsize,
+    /// TCP flows of all cores, and visitors that one core has mailed to another. Changes only when one begins or ends.
+    tcp_flows: CachePadded<AtomicUsize>,
 }
 
 impl Cluster {
@@ -41,6 +45,7 @@ impl Cluster {
             counters: mailboxes.iter().map(|_| Arc::default()).collect(),
             stuck: mailboxes.iter().map(|_| AtomicBool::new(false)).collect(),
             acceptors: AtomicUsize::new(0),
+            tcp_flows: CachePadded::default(),
             mailboxes,
         }
     }
@@ -48,6 +53,12 @@ impl Cluster {
     /// True once no core takes TCP visitors any more: all that they handed to other cores is in the mailboxes.
     pub(crate) fn all_visitors_are_in(&self) -> bool {
         self.acceptors.load(Ordering::Acquire) == 0
+    }
+
+    /// True if no core has a TCP flow and no visitor is on its way from one to another. Once this is so and
+    /// [`Self::all_visitors_are_in`], it stays so on a server.
+    pub(crate) fn all_tcp_flows_have_ended(&self) -> bool {
+        self.tcp_flows.load(Ordering::Acquire) == 0
     }
 
     /// Number of cores.
@@ -65,7 +76,7 @@ pub(crate) struct CoreContext {
     pub(crate) cluster: Arc<Cluster>,
     /// This core's counters.
     pub(crate) counters: Arc<CoreCounters>,
-    /// TCP flows alive on this core; draining waits for them.
+    /// TCP flows alive on this core.
     pub(crate) tcp_flows: Cell<usize>,
     /// Bounds the log lines about handshakes that failed.
     pub(crate) handshake_log: LogLimit,
@@ -73,6 +84,8 @@ pub(crate) struct CoreContext {
     pub(crate) connect_log: LogLimit,
     /// Bounds the log lines about services that cannot be reached.
     pub(crate) dial_log: LogLimit,
+    /// Bounds the log lines about what becomes known of services and peers that are connected.
+    pub(crate) health_log: LogLimit,
     /// True once the process has been told to stop.
     pub(crate) draining: Cell<bool>,
     /// When UDP last passed; draining looks at it.
@@ -90,6 +103,7 @@ impl CoreContext {
             handshake_log: LogLimit::new(now),
             connect_log: LogLimit::new(now),
             dial_log: LogLimit::new(now),
+            health_log: LogLimit::new(now),
             draining: Cell::new(false),
             udp_activity: UdpActivity::default(),
         }
@@ -115,20 +129,45 @@ impl Drop for AcceptorCount {
     }
 }
 
+/// Counts one TCP flow of the process: one that a core has, or a visitor on its way from one core to another.
+#[derive(Debug)]
+pub(crate) struct OneFlow(Arc<Cluster>);
+
+impl OneFlow {
+    /// For a visitor: before it is mailed.
+    pub(crate) fn new(cluster: &Arc<Cluster>) -> OneFlow {
+        cluster.tcp_flows.fetch_add(1, Ordering::Relaxed);
+        OneFlow(Arc::clone(cluster))
+    }
+}
+
+impl Drop for OneFlow {
+    fn drop(&mut self) {
+        self.0.tcp_flows.fetch_sub(1, Ordering::Release);
+    }
+}
+
 /// Counts one TCP flow for as long as it lives.
 #[derive(Debug)]
-pub(crate) struct FlowCount(std::rc::Rc<CoreContext>);
+pub(crate) struct FlowCount {
+    context: std::rc::Rc<CoreContext>,
+    _of_all: OneFlow,
+}
 
 impl FlowCount {
     /// Counts a flow of this core.
     pub(crate) fn new(context: &std::rc::Rc<CoreContext>) -> FlowCount {
         context.tcp_flows.set(context.tcp_flows.get() + 1);
-        FlowCount(std::rc::Rc::clone(context))
+        FlowCount {
+            context: std::rc::Rc::clone(context),
+            _of_all: OneFlow::new(&context.cluster),
+        }
     }
 }
 
 impl Drop for FlowCount {
     fn drop(&mut self) {
-        self.0.tcp_flows.set(self.0.tcp_flows.get() - 1);
+        let flows = &self.context.tcp_flows;
+        flows.set(flows.get() - 1);
     }
 }

@@ -18,7 +18,7 @@ use crate::sys::wake::WakeReceiver;
 /// queue is merely submitted early.
 const RING_ENTRIES: [u32; 2] = [4_096, 256];
 
-/// How often a draining core looks whether its last flow has ended.
+/// How often a draining core looks whether the last flow has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 
 /// How long a client that stops waits for its servers to say that no flow is on its way. One that does not answer must
@@ -47,7 +47,7 @@ pub(crate) struct CoreSetup {
 pub(crate) enum CoreReport {
     /// All its parts run.
     Started,
-    /// Told to drain, it has no more flows, or their time is over.
+    /// Told to drain, it has no more flows and gets none (no core has TCP flows), or their time is over.
     Drained,
     /// It has ended: as told, or by a failure.
     Ended(Result<(), String>),
@@ -219,9 +219,10 @@ impl Roles<'_> {
             let now = Instant::now();
             note_udp(context, now);
             let settled = now >= settled_by || self.client.is_none_or(|client| client.is_settled());
+            // Those of other cores too: while one has a flow, that may come here to begin anew.
             if visitors_are_in
                 && settled
-                && context.tcp_flows.get() == 0
+                && context.cluster.all_tcp_flows_have_ended()
                 && context.udp_activity.is_over(began, now)
             {
                 return Ok(());

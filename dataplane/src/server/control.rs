@@ -77,13 +77,7 @@ async fn register(
         );
     }
     if listener.is_draining() {
-        return refuse(
-            this,
-            listener,
-            &request,
-            RefuseReason::Draining,
-            "this server is shutting down",
-        );
+        return refuse_draining(this, listener, &request);
     }
     let authentic = match (&listener.server().auth, challenge) {
         (ServerAuth::Token { token }, Some(challenge)) => {
@@ -93,6 +87,8 @@ async fn register(
         _ => auth::by_certificate(this, listener),
     };
     match authentic {
+        // The stop may have come while the proof was waited for: a lane accepted now would miss the GoAway.
+        Ok(()) if listener.is_draining() => refuse_draining(this, listener, &request),
         Ok(()) => accept(this, listener, &request),
         Err(Unauthentic::Gone) => false,
         // One attempt per lane, and no hint at what was wrong.
@@ -100,6 +96,11 @@ async fn register(
             refuse(this, listener, &request, RefuseReason::Unauthenticated, "")
         }
     }
+}
+
+fn refuse_draining(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register) -> bool {
+    let text = "this server is shutting down";
+    refuse(this, listener, request, RefuseReason::Draining, text)
 }
 
 fn refuse(
@@ -122,12 +123,15 @@ fn refuse(
             text: text.into(),
         },
     )));
-    let listener = Rc::clone(listener);
-    let lane = Rc::clone(&this.lane);
+    let patience = listener.server().heartbeat_interval.min(REGISTER_TIMEOUT);
+    // Not held: a peer that comes, is refused and goes must leave nothing behind.
+    let lane = Rc::downgrade(&this.lane);
     // The client closes when it has read the answer; should it not, the server does.
     monoio::spawn(async move {
-        monoio::time::sleep(listener.server().heartbeat_interval.min(REGISTER_TIMEOUT)).await;
-        lane.close(LaneError::Refused, "");
+        monoio::time::sleep(patience).await;
+        if let Some(lane) = lane.upgrade() {
+            lane.close(LaneError::Refused, "");
+        }
     });
     false
 }
@@ -237,7 +241,10 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                         let _proved = this.lane.path_response(response.nonce);
                     }
                     Message::GoAway(away) => {
-                        tracing::info!(client = this.client_id(), reason = %away.reason, "client drains; no new flow goes to this lane");
+                        if let Some(suppressed) = listener.context().health_log.pass(Instant::now())
+                        {
+                            tracing::info!(client = this.client_id(), reason = %away.reason, suppressed, "client drains; no new flow goes to this lane");
+                        }
                         listener.lane_takes_no_more(this);
                         this.lane.send_control(&Message::NoMoreFlows(NoMoreFlows {
                             flows_opened: this.lane.streams_opened(),
@@ -283,14 +290,21 @@ fn service_health(this: &Rc<ServerLane>, listener: &ListenerCore, health: &Servi
     if !health.service.is_empty() || !membership.service_health(health.healthy) {
         return;
     }
-    let client = this.client_id();
     if health.healthy {
         listener.counters().services_up.increment();
-        tracing::info!(client, "the client reaches its service again");
     } else {
         listener.counters().services_down.increment();
+    }
+    let client = this.client_id();
+    let Some(suppressed) = listener.context().health_log.pass(Instant::now()) else {
+        return;
+    };
+    if health.healthy {
+        tracing::info!(client, suppressed, "the client reaches its service again");
+    } else {
         tracing::warn!(
             client,
+            suppressed,
             "the client cannot reach its service; visitors go to others while there are any"
         );
     }

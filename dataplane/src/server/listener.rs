@@ -292,11 +292,15 @@ impl ListenerCore {
                     })
                     .is_err()
             {
-                // The lanes then end by their health timeout.
-                tracing::warn!(
-                    core,
-                    "mailbox full: lanes of a replaced client live on until their health timeout"
-                );
+                // They get no new flow: the whole client is marked as replaced.
+                self.counters().evictions_dropped.increment();
+                if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
+                    tracing::warn!(
+                        core,
+                        suppressed,
+                        "mailbox full: lanes of a replaced client stay open on that core until the client ends them, or by health_timeout if it is dead; they get no new flow"
+                    );
+                }
             }
         }
     }

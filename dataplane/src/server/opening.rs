@@ -2,8 +2,9 @@
 //!
 //! The visitor's bytes follow the header at once, without a round trip. A client that refuses the flow before its
 //! service took the connection says so by its code ([`FlowError::is_untouched`]). So until the service has answered, what
-//! was sent is kept ([`Sent`]), and a refused flow can begin anew on another client without the visitor noticing. Nothing
-//! else allows that: a lane that just ends may have delivered everything, and a request must not be delivered twice.
+//! was sent is kept ([`Sent`]), and a refused flow can begin anew on another client without the visitor noticing. A lane
+//! that just ends may have delivered everything, and a request must not be delivered twice: there, only a flow of whose
+//! visitor nothing was sent yet can. Nothing else allows it.
 //!
 //! Once the service has answered, or too much or for too long was kept, the flow goes on as any other
 //! ([`crate::flow::tcp`]), and this part costs it nothing any more.
@@ -73,6 +74,11 @@ impl Sent {
         pieces.concat()
     }
 
+    /// Whether a client may have had anything of the visitor but that it is there.
+    fn is_empty(&self) -> bool {
+        self.bytes == 0 && !self.ended
+    }
+
     /// Whether the visitor has sent a FIN.
     pub(super) fn ended(&self) -> bool {
         self.ended
@@ -110,7 +116,7 @@ impl Drop for Sent {
 pub(super) enum Opened {
     /// The flow goes on as any other.
     Flow(Begun),
-    /// The client refused it, and its service has seen nothing of it.
+    /// The client refused it, and its service has seen nothing of it; or the lane ended before there was anything to see.
     Refused(FlowError),
     /// It was reset by either side.
     Reset(FlowError),
@@ -166,18 +172,21 @@ impl Opening<'_> {
         loop {
             let wait = match self.pass_on(sent, &mut begun) {
                 Ok(wait) => wait,
-                // The pumps find the same again.
-                Err(Stop::Stopped(error)) if !error.is_untouched() => return Opened::Flow(begun),
-                Err(Stop::Stopped(error)) => return Opened::Refused(error),
+                Err(Stop::Stopped(error))
+                    if may_begin_anew(error, self.lane.is_open(), sent.is_empty()) =>
+                {
+                    return Opened::Refused(error);
+                }
+                // The pumps find the same error again.
+                Err(Stop::Stopped(_) | Stop::Committed) => return Opened::Flow(begun),
                 Err(Stop::Gone) => return Opened::Reset(FlowError::VisitorReset),
-                Err(Stop::Committed) => return Opened::Flow(begun),
             };
             let ready = self.wait(wait, too_long.as_mut()).await;
             if ready.gone {
                 return Opened::Reset(FlowError::VisitorReset);
             }
             if ready.answer
-                && let Some(opened) = self.answer(&mut begun)
+                && let Some(opened) = self.answer(sent, &mut begun)
             {
                 return opened;
             }
@@ -265,7 +274,7 @@ impl Opening<'_> {
     }
 
     /// What the client or its service has said, if anything.
-    fn answer(&self, begun: &mut Begun) -> Option<Opened> {
+    fn answer(&self, sent: &Sent, begun: &mut Begun) -> Option<Opened> {
         let mut block = Block::take(BlockSize::Small);
         match self.lane.read(self.stream, block.bytes_mut(), self.waiters) {
             StreamRead::Blocked | StreamRead::Bytes(0, false) => None,
@@ -275,7 +284,11 @@ impl Opening<'_> {
                 begun.early_fin = fin;
                 Some(Opened::Flow(begun))
             }
-            StreamRead::Reset(error) if error.is_untouched() => Some(Opened::Refused(error)),
+            StreamRead::Reset(error)
+                if may_begin_anew(error, self.lane.is_open(), sent.is_empty()) =>
+            {
+                Some(Opened::Refused(error))
+            }
             StreamRead::Reset(error) => Some(Opened::Reset(error)),
         }
     }
@@ -321,6 +334,11 @@ impl Opening<'_> {
     }
 }
 
+/// Whether a flow that ended with `error` may begin on another client: its service has seen nothing of it.
+fn may_begin_anew(error: FlowError, lane_is_open: bool, nothing_sent: bool) -> bool {
+    error.is_untouched() || (!lane_is_open && nothing_sent)
+}
+
 /// Why no more of the visitor's bytes are passed on here.
 enum Stop {
     /// The client takes no more.
@@ -329,4 +347,29 @@ enum Stop {
     Gone,
     /// No more can be kept.
     Committed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_begins_anew_if_it_was_refused_or_its_lane_ended_before_anything_was_sent() {
+        for lane_is_open in [true, false] {
+            for nothing_sent in [true, false] {
+                let anew = |error| may_begin_anew(error, lane_is_open, nothing_sent);
+                assert!(anew(FlowError::DialRefused));
+                assert!(anew(FlowError::Draining));
+                assert_eq!(anew(FlowError::Internal), !lane_is_open && nothing_sent);
+            }
+        }
+    }
+
+    #[test]
+    fn a_byte_or_a_fin_of_the_visitor_is_something_sent() {
+        let held = Rc::default();
+        assert!(Sent::new(&held, b"", false).is_empty());
+        assert!(!Sent::new(&held, b"", true).is_empty());
+        assert!(!Sent::new(&held, b"x", false).is_empty());
+    }
 }

@@ -71,8 +71,17 @@ impl ClientEntry {
 
     /// The first core after `core` (counted around) with a lane that takes new flows; `core` itself is not looked at.
     pub(crate) fn other_core_with_lane(&self, core: usize) -> Option<usize> {
+        self.core_with_lane_between(core, core)
+    }
+
+    /// The first core after `core` and before `end` (counted around) with a lane that takes new flows.
+    pub(crate) fn core_with_lane_between(&self, core: usize, end: usize) -> Option<usize> {
         let cores = self.lanes.len();
-        (1..cores)
+        let distance = match (end + cores - core) % cores {
+            0 => cores,
+            distance => distance,
+        };
+        (1..distance)
             .map(|step| (core + step) % cores)
             .find(|core| self.lanes_on(*core) > 0)
     }

@@ -126,6 +126,26 @@ fn a_client_leaves_with_its_last_lane() {
 }
 
 #[test]
+fn cores_with_a_lane_are_asked_in_turn_up_to_the_one_that_chose() {
+    let pool = Arc::new(ClientPool::new(LoadBalancer::RoundRobin, 4));
+    let lanes: Vec<_> = [0, 1, 3].map(|core| join(&pool, "a", core)).into();
+    let client = lanes[0].client();
+    for chosen_by in 0..4 {
+        let mut asked = Vec::new();
+        let mut next = client.other_core_with_lane(chosen_by);
+        while let Some(core) = next {
+            asked.push(core);
+            next = client.core_with_lane_between(core, chosen_by);
+        }
+        let all: Vec<_> = (1..4)
+            .map(|step| (chosen_by + step) % 4)
+            .filter(|core| *core != 2)
+            .collect();
+        assert_eq!(asked, all, "chosen by core {chosen_by}");
+    }
+}
+
+#[test]
 fn a_lane_that_drains_takes_no_new_flow_but_keeps_its_client() {
     let pool = pool(LoadBalancer::RoundRobin);
     let lane = join(&pool, "a", 0);

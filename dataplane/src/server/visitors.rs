@@ -14,8 +14,8 @@ use super::opening::{Opened, Opening, Sent};
 use super::registry::FlowTicket;
 use super::route::{self, Way};
 use crate::buffer::StreamBuf;
-use crate::core::FlowCount;
 use crate::core::mailbox::Mail;
+use crate::core::{FlowCount, OneFlow};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
 use crate::sys::tcp::{TcpSocket, refuse};
@@ -27,12 +27,17 @@ pub(crate) struct Visitor {
     addr: SocketAddr,
     /// When it was accepted, in microseconds since the Unix epoch.
     accepted_at_us: u64,
+    /// The core that chose a client for it last. Others are asked in turn, and it is not: so there are fewer hand-overs
+    /// than cores.
+    chosen_by: usize,
     /// The clients that it has been sent to.
     tried: Tried,
     /// What has been read from it.
     sent: Vec<u8>,
     /// It has sent a FIN behind that.
     ended: bool,
+    /// Held while it is between two cores, so that none of them ends before it.
+    under_way: Option<OneFlow>,
 }
 
 /// A stream on which a flow has begun with its Open header.
@@ -54,9 +59,11 @@ impl ListenerCore {
             accepted_at_us: now.map_or(0, |since| {
                 u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
             }),
+            chosen_by: self.core(),
             tried: Tried::default(),
             sent: Vec::new(),
             ended: false,
+            under_way: None,
         };
         self.send_to_a_client(stream, Box::new(visitor));
     }
@@ -69,11 +76,21 @@ impl ListenerCore {
         ticket: FlowTicket,
     ) {
         let lane = self.local_lane(ticket.client().number);
-        match lane.and_then(|lane| self.begin(&lane, &visitor)) {
-            Some(begun) => self.serve(stream, visitor, begun, ticket),
-            // The lane has just ended.
-            None => self.send_to_a_client(stream, visitor),
+        if let Some(begun) = lane.and_then(|lane| self.begin(&lane, &visitor)) {
+            return self.serve(stream, visitor, begun, ticket);
         }
+        // The lane has just ended, or takes no more now. The client may have another one with room.
+        let next = ticket
+            .client()
+            .core_with_lane_between(self.core(), visitor.chosen_by);
+        let (stream, visitor) = match next {
+            Some(core) => match self.hand_over(core, stream, visitor, ticket) {
+                Ok(()) => return,
+                Err(back) => back,
+            },
+            None => (stream, visitor),
+        };
+        self.send_to_a_client(stream, visitor);
     }
 
     fn send_to_a_client(self: &Rc<Self>, mut stream: TcpStream, mut visitor: Box<Visitor>) {
@@ -108,6 +125,7 @@ impl ListenerCore {
             |lane| self.begin(lane, visitor),
         );
         visitor.tried = tried;
+        visitor.chosen_by = self.core();
         way
     }
 
@@ -116,17 +134,21 @@ impl ListenerCore {
         &self,
         core: usize,
         stream: TcpStream,
-        visitor: Box<Visitor>,
+        mut visitor: Box<Visitor>,
         ticket: FlowTicket,
     ) -> Result<(), (TcpStream, Box<Visitor>)> {
         self.counters().visitors_handed_over.increment();
+        let cluster = &self.context().cluster;
+        visitor
+            .under_way
+            .get_or_insert_with(|| OneFlow::new(cluster));
         let mail = Mail::Visitor {
             listener: self.index(),
             stream,
             visitor,
             ticket,
         };
-        match self.context().cluster.mailboxes[core].send(mail) {
+        match cluster.mailboxes[core].send(mail) {
             Err(Mail::Visitor {
                 stream, visitor, ..
             }) => {
@@ -171,7 +193,7 @@ impl ListenerCore {
     fn serve(
         self: &Rc<Self>,
         stream: TcpStream,
-        visitor: Box<Visitor>,
+        mut visitor: Box<Visitor>,
         begun: Begun,
         ticket: FlowTicket,
     ) {
@@ -184,6 +206,7 @@ impl ListenerCore {
             }
         };
         let count = FlowCount::new(self.context());
+        visitor.under_way = None; // Only now: in between it would not be counted.
         let this = Rc::clone(self);
         monoio::spawn(async move {
             this.carry(socket, visitor, begun, ticket).await;
