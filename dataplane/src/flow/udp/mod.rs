@@ -25,7 +25,7 @@ mod tests;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use crate::sys::udp::ReceiveBatch;
+use crate::sys::udp::{Purpose, ReceiveBatch};
 
 /// Receive calls before the other tasks of the core get a turn; as for QUIC sockets.
 const RECEIVE_CALLS_PER_TURN: usize = 2;
@@ -43,7 +43,7 @@ const EXPIRED_PER_TURN: usize = 256;
 const WAIT_ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 thread_local! {
-    /// The receive buffers of a core, shared by all sockets towards services: 256 KB for each would be too much.
+    /// The receive buffers of a core, shared by all sockets towards services: 1 MB for each would be too much.
     static RECEIVE_BATCH: Cell<Option<ReceiveBatch>> = const { Cell::new(None) };
 }
 
@@ -65,7 +65,9 @@ impl UdpSettings {
 
 /// Takes the core's receive buffers for the length of `with`, without a borrow that a call out could meet.
 fn with_receive_batch<R>(with: impl FnOnce(&mut ReceiveBatch) -> R) -> R {
-    let mut batch = RECEIVE_BATCH.take().unwrap_or_else(ReceiveBatch::new);
+    let mut batch = RECEIVE_BATCH
+        .take()
+        .unwrap_or_else(|| ReceiveBatch::new(Purpose::Traffic));
     let result = with(&mut batch);
     RECEIVE_BATCH.set(Some(batch));
     result

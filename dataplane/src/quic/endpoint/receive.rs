@@ -17,7 +17,7 @@ use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
 use crate::quic::roaming::Way;
 use crate::quic::settings;
-use crate::sys::udp::ReceiveBatch;
+use crate::sys::udp::{Purpose, ReceiveBatch};
 
 /// Turns that a receive waits for a flush that should come first.
 const FLUSH_TURNS_MAX: usize = 8;
@@ -46,7 +46,7 @@ const INITIAL_DCID_BYTES_MIN: usize = 8;
 
 thread_local! {
     /// The receive buffers of this core, shared by its endpoints: they are used only within one call.
-    static RECEIVE: RefCell<ReceiveBatch> = RefCell::new(ReceiveBatch::new());
+    static RECEIVE: RefCell<ReceiveBatch> = RefCell::new(ReceiveBatch::new(Purpose::Quic));
 }
 
 impl Endpoint {

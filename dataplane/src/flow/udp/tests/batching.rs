@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::super::batch::Batcher;
 use super::support::{assert_payloads, payload, receive, run, socket, std_socket};
 use crate::metrics::CoreCounters;
-use crate::sys::udp::{GSO_SEGMENTS_MAX, ReceiveBatch, UdpSocket};
+use crate::sys::udp::{GSO_SEGMENTS_MAX, Purpose, ReceiveBatch, UdpSocket};
 
 struct Bench {
     from: UdpSocket,
@@ -58,7 +58,9 @@ impl Bench {
     }
 
     fn nothing_arrived(&self) -> bool {
-        let error = self.to.try_receive(&mut ReceiveBatch::new());
+        let error = self
+            .to
+            .try_receive(&mut ReceiveBatch::new(Purpose::Traffic));
         error.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }

@@ -6,7 +6,7 @@ use qmux_proto::datagram::Header;
 
 use super::support::{assert_payloads, payload, receive, run, socket, until};
 use super::world::{LONG, World};
-use crate::sys::udp::ReceiveBatch;
+use crate::sys::udp::{Purpose, ReceiveBatch};
 
 #[test]
 fn a_lane_cannot_use_the_flows_of_another() {
@@ -30,7 +30,11 @@ fn a_lane_cannot_use_the_flows_of_another() {
             "told once in a turn"
         );
         assert_eq!(world.traffic.flow_count(), 1);
-        assert!(visitor.try_receive(&mut ReceiveBatch::new()).is_err());
+        assert!(
+            visitor
+                .try_receive(&mut ReceiveBatch::new(Purpose::Traffic))
+                .is_err()
+        );
     });
 }
 

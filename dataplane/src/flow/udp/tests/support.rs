@@ -50,7 +50,7 @@ pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Receives `count` datagrams: their payloads and who sent them.
 pub(super) async fn receive(socket: &UdpSocket, count: usize) -> Vec<(Vec<u8>, SocketAddr)> {
-    let mut batch = ReceiveBatch::new();
+    let mut batch = ReceiveBatch::new(Purpose::Traffic);
     let mut received = Vec::new();
     until(&format!("{count} datagrams"), || {
         while socket.try_receive(&mut batch).is_ok() {

@@ -12,7 +12,7 @@ use super::super::fake::FakeLane;
 use super::super::server::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute};
 use super::support::{socket, until};
 use crate::metrics::CoreCounters;
-use crate::sys::udp::{ReceiveBatch, UdpSocket};
+use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
 
 pub(super) const LONG: Duration = Duration::from_secs(300);
 pub(super) const SHORT: Duration = Duration::from_millis(200);
@@ -169,7 +169,7 @@ impl Joined {
         socket: &UdpSocket,
         count: usize,
     ) -> Vec<(Vec<u8>, SocketAddr)> {
-        let mut batch = ReceiveBatch::new();
+        let mut batch = ReceiveBatch::new(Purpose::Traffic);
         let mut received = Vec::new();
         self.carry_until("datagrams through the lane", || {
             while socket.try_receive(&mut batch).is_ok() {
