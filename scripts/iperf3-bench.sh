@@ -2,7 +2,7 @@
 # Measures qmux-dp beside no tunnel, the same tunnel on quinn, and rathole where it is installed, all by iperf3, and
 # writes a table, JSON and charts.
 #
-#   scripts/iperf3-bench.sh                some seven minutes
+#   scripts/iperf3-bench.sh                some five minutes
 #   scripts/iperf3-bench.sh --quick        within 90 seconds
 #   scripts/iperf3-bench.sh --out DIR      results go there; otherwise to results/DATE-COMMIT
 #   scripts/iperf3-bench.sh … -- OPTIONS   further options of `qmux-bench iperf`, as --cores 2 or --path veth
@@ -65,6 +65,6 @@ if $quick; then
         options+=(--seconds 2 --repeats 1)
     fi
 else
-    options+=(--seconds 3 --repeats 5)
+    options+=(--seconds 2 --repeats 5)
 fi
 exec "$bin/qmux-bench" iperf "${options[@]}" "$@"
