@@ -8,7 +8,8 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
+
+use socket2::{SockFilter, SockRef};
 
 // Opcodes of classic BPF, from linux/bpf_common.h.
 const LOAD_BYTE_ABSOLUTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
@@ -24,44 +25,20 @@ const ACK: u32 = 0x10;
 const PASS: u32 = u32::MAX;
 const DROP: u32 = 0;
 
-const PROGRAM: [libc::sock_filter; 5] = [
-    instruction(LOAD_BYTE_ABSOLUTE, 0, 0, TCP_FLAGS_OFFSET),
-    instruction(AND, 0, 0, SYN | ACK),
-    instruction(JUMP_IF_EQUAL, 0, 1, SYN),
-    instruction(RETURN, 0, 0, DROP),
-    instruction(RETURN, 0, 0, PASS),
+const PROGRAM: [SockFilter; 5] = [
+    SockFilter::new(LOAD_BYTE_ABSOLUTE, 0, 0, TCP_FLAGS_OFFSET),
+    SockFilter::new(AND, 0, 0, SYN | ACK),
+    SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+    SockFilter::new(RETURN, 0, 0, DROP),
+    SockFilter::new(RETURN, 0, 0, PASS),
 ];
-
-const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
-    libc::sock_filter { code, jt, jf, k }
-}
 
 /// From now on no new connection begins at `listener`; those that have begun go on.
 ///
 /// # Errors
 /// `setsockopt(2)`'s.
 pub(crate) fn attach(listener: &TcpListener) -> io::Result<()> {
-    let mut program = PROGRAM;
-    let fprog = libc::sock_fprog {
-        len: PROGRAM.len() as u16,
-        filter: program.as_mut_ptr(),
-    };
-    // SAFETY: the descriptor is open for the borrow's length; `fprog` points at as many instructions as it says, which
-    // live until after the call, and the kernel copies them. The length passed is that of the struct passed.
-    let result = unsafe {
-        libc::setsockopt(
-            listener.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const fprog).cast(),
-            size_of::<libc::sock_fprog>() as libc::socklen_t,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    SockRef::from(listener).attach_filter(&PROGRAM)
 }
 
 #[cfg(test)]
