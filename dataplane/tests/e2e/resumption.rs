@@ -133,10 +133,11 @@ fn reconnects_after_restarts(what: &str, auth: Option<&'static str>, mut client:
     let lanes = LANES * RESTARTS;
     println!("{what}: of {lanes} reconnects {resumed} resumed, {early} with early data");
     assert_eq!((resumed, early), (lanes, lanes), "{lines:#?}");
-    assert_eq!(
-        at_server("early_data_accepted"),
-        LANES as u64,
-        "by the last server"
+    // An attempt that a busy machine held up is made again: more handshakes than lanes, but none without early data.
+    let accepted = at_server("early_data_accepted");
+    assert!(
+        accepted >= LANES as u64,
+        "{accepted} with early data by the last server"
     );
     assert_eq!(at_server("handshakes_full"), 0);
     assert_eq!(stop(&mut client)("early_data_rejected"), 0);
