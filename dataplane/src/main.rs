@@ -7,6 +7,8 @@ mod check;
 mod cli;
 mod client;
 mod core;
+#[cfg(test)]
+mod costs;
 mod demo;
 mod exit;
 mod flow;

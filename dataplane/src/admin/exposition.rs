@@ -377,4 +377,19 @@ mod tests {
             assert!(value.is_some_and(|value| value > 0.0), "{name}\n{text}");
         }
     }
+
+    /// Beside those in `costs`: an answer of a machine with 64 cores. The cores notice only that their counters are read.
+    #[test]
+    #[ignore = "measures"]
+    fn what_an_answer_costs() {
+        let mailboxes = (0..64).map(|_| Mailbox::new().expect("socket pair").0);
+        let status = Status {
+            cluster: Arc::new(Cluster::new(mailboxes.collect())),
+            ..client_of_two_cores()
+        };
+        let ns = crate::costs::each_ns(|| {
+            std::hint::black_box(encode(&status, Format::Prometheus).expect("into memory"));
+        });
+        println!("/metrics of 64 cores: {:.0} µs", ns / 1e3);
+    }
 }
