@@ -4,7 +4,11 @@
 #   scripts/flamegraph.sh SCENARIO server|client [--seconds N] [--out DIR] [OPTIONS]
 #
 # SCENARIO is tcp (visitor to service), tcp-reverse or udp. Results go to results/flamegraph unless told otherwise.
-# OPTIONS are further ones of `qmux-bench profile`, as --tunnel quinn-dp-tuned or --path veth.
+# OPTIONS are further ones of `qmux-bench profile`, as --tunnel quinn-dp-tuned or --path veth; --stages adds what each stage
+# of a byte's way costs, per GB and per packet, and whether the stages add up to the whole.
+#
+# Before and after: --tunnel before=qmux-dp:PROGRAM profiles another build; its files have that label in their names. A
+# plain release build has no frame pointers; with --call-graph dwarf its callers are found all the same, in some minutes.
 #
 # Samples the CPU clock, so that it works in virtual machines, which rarely have hardware counters. Programs are built
 # with frame pointers and names, into target/profiling, beside the release build.

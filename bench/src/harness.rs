@@ -3,6 +3,7 @@
 //! Nothing here generates load (module `load` does) or presents results (module `report` does). Whatever is started
 //! here is ended with the value that holds it, and by the kernel should this process die.
 
+pub mod admin;
 pub mod cleanup;
 pub mod counters;
 pub mod cpus;

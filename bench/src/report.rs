@@ -5,6 +5,7 @@ pub mod flamegraph;
 mod metric;
 mod model;
 pub mod page;
+pub mod stages;
 mod table;
 
 pub use metric::{Better, Metric, USAGE};

@@ -32,6 +32,8 @@ pub struct Addresses {
     pub traffic: SocketAddr,
     /// What the client dials for them.
     pub service: SocketAddr,
+    /// Where the server says what it counts, if it is to.
+    pub admin: Option<SocketAddr>,
 }
 
 /// The directory.
@@ -85,13 +87,17 @@ impl Site {
 /// The server's dp.toml.
 pub fn server_toml(addresses: &Addresses, overrides: &Overrides) -> String {
     let Addresses { quic, traffic, .. } = addresses;
+    let admin = addresses
+        .admin
+        .map(|admin| format!("[admin]\nlisten = \"{admin}\"\n"))
+        .unwrap_or_default();
     format!(
         "[server]\ndrain_timeout = \"1s\"\n\
          [[server.listeners]]\nquic_addr = \"{quic}\"\ntraffic_addr = \"{traffic}\"\n\
          protocol = \"both\"\n\
          [server.auth]\nmethod = \"mtls\"\nca_cert_file = \"ca.crt\"\n\
          [server.tls]\nserver_cert_file = \"server.crt\"\nserver_key_file = \"server.key\"\n\
-         {}",
+         {admin}{}",
         shared_toml(overrides)
     )
 }
@@ -133,6 +139,7 @@ mod tests {
             quic: ([127, 0, 0, 1], 4_433).into(),
             traffic: ([127, 0, 0, 1], 8_080).into(),
             service: ([127, 0, 0, 1], 3_000).into(),
+            admin: Some(([127, 0, 0, 1], 9_600).into()),
         };
         let overrides = Overrides {
             quic: vec!["congestion_control = \"cubic\"".into()],
@@ -145,6 +152,7 @@ mod tests {
         assert_eq!(listener.quic_addr, addresses.quic);
         assert_eq!(listener.traffic_addr, addresses.traffic);
         assert_eq!(server.udp.session_timeout.as_secs(), 7);
+        assert_eq!(server.admin.map(|admin| admin.listen), addresses.admin);
 
         let client = site.write("client.toml", &client_toml(&addresses, &overrides));
         let client = Config::load(&client.expect("written")).expect("valid");

@@ -51,6 +51,8 @@ pub struct Setup {
     pub overrides: Overrides,
     /// Their certificates and configs.
     pub site: Site,
+    /// Whether qmux-dp's server is to have an admin endpoint, to be asked while it runs.
+    pub admin: bool,
 }
 
 impl Setup {
@@ -68,6 +70,8 @@ impl Setup {
 pub struct Tunnel {
     /// Where visitors go.
     pub visit: SocketAddr,
+    /// The server's admin endpoint, if it has one.
+    pub admin: Option<SocketAddr>,
     // In this order: the client ends first, so that the server does not wait for it.
     client: Option<Program>,
     server: Option<Program>,
@@ -102,6 +106,7 @@ impl Tunnel {
         if spec.kind == Kind::Raw {
             return Ok(Self {
                 visit: service,
+                admin: None,
                 client: None,
                 server: None,
             });
@@ -121,7 +126,11 @@ impl Tunnel {
         cores: usize,
         service: SocketAddr,
     ) -> Result<Self, BenchError> {
+        let has_admin = setup.admin && spec.kind == Kind::QmuxDp;
         let addresses = Addresses {
+            admin: has_admin
+                .then(|| ports::free(setup.place.server_ip))
+                .transpose()?,
             quic: ports::free(setup.place.server_ip)?,
             traffic: ports::free(setup.place.server_ip)?,
             service,
@@ -144,6 +153,7 @@ impl Tunnel {
         }
         Ok(Self {
             visit: addresses.traffic,
+            admin: addresses.admin,
             client: Some(client),
             server: Some(server),
         })
@@ -307,6 +317,7 @@ mod tests {
             placement: Placement::Apart,
             overrides: Overrides::default(),
             site: Site::new().expect("a site"),
+            admin: false,
         }
     }
 

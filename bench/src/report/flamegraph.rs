@@ -59,7 +59,18 @@ impl Stacks {
         Ok(String::from_utf8_lossy(&svg).into_owned())
     }
 
-    fn each(&self) -> impl Iterator<Item = (Vec<&str>, u64)> {
+    /// One line for each stack, as flamegraph programs take them.
+    pub fn folded(&self) -> &str {
+        &self.0
+    }
+
+    /// Of such lines.
+    #[cfg(test)]
+    pub(super) fn of_folded(folded: &str) -> Self {
+        Self(folded.to_owned())
+    }
+
+    pub(super) fn each(&self) -> impl Iterator<Item = (Vec<&str>, u64)> {
         self.0.lines().filter_map(|line| {
             let (stack, count) = line.rsplit_once(' ')?;
             Some((stack.split(';').collect(), count.parse().ok()?))

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use qmux_bench::harness::BenchError;
-use qmux_bench::harness::meter::{Metered, Role};
+use qmux_bench::harness::admin::Scrape;
+use qmux_bench::harness::meter::{Meter, Metered, Role};
 use qmux_bench::harness::program::Launch;
 use qmux_bench::harness::site::{Overrides, Site};
 use qmux_bench::harness::spec::Spec;
@@ -16,6 +17,7 @@ use qmux_bench::load::connect;
 use qmux_bench::load::service::Service;
 use qmux_bench::load::udp_source::{Stream, UdpSource};
 use qmux_bench::report::flamegraph::Stacks;
+use qmux_bench::report::stages::{self, Traffic};
 
 use crate::discard::BURST_DEFAULT;
 
@@ -64,6 +66,12 @@ pub(crate) struct ProfileArgs {
     /// Samples per second
     #[arg(long, value_name = "HZ", default_value_t = 997)]
     frequency: u32,
+    /// How perf finds the callers: fp for builds with frame pointers, dwarf for others, which takes minutes more
+    #[arg(long, value_name = "fp|dwarf", default_value = "fp", value_parser = ["fp", "dwarf"])]
+    call_graph: String,
+    /// Group the stacks by stages of a byte's way: CPU seconds per GB, ns per packet, the sum beside what was measured
+    #[arg(long)]
+    stages: bool,
     /// Where the programs are [default: where qmux-bench is]
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
@@ -135,6 +143,8 @@ pub(crate) fn profile(args: &ProfileArgs) -> Result<bool, BenchError> {
         placement: Placement::Apart,
         overrides: Overrides::default(),
         site: Site::new()?,
+        // Packets are counted there.
+        admin: true,
     };
     let service = Service::start(&setup.place, &[])?;
     let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;
@@ -149,7 +159,7 @@ pub(crate) fn profile(args: &ProfileArgs) -> Result<bool, BenchError> {
         ))
     })?;
     let data = setup.site.path().join("perf.data");
-    under_load(args, &tunnel, &service, || record(args, process, &data))?;
+    let traffic = under_load(args, &tunnel, &service, || record(args, process, &data))?;
     let farewell = tunnel.stop();
     for complaint in farewell.complaints {
         eprintln!("{complaint}");
@@ -159,8 +169,63 @@ pub(crate) fn profile(args: &ProfileArgs) -> Result<bool, BenchError> {
         .args([data.as_os_str()])
         .output(PERF_SCRIPT_LIMIT)?;
     let stacks = Stacks::of_perf_script(&script).map_err(BenchError::Failed)?;
-    present(args, &stacks)?;
+    present(args, &stacks, &traffic)?;
     Ok(true)
+}
+
+/// What the process that is looked at has used and carried between two moments.
+struct Window<'a> {
+    args: &'a ProfileArgs,
+    admin: Option<std::net::SocketAddr>,
+    began: Instant,
+    meter: Meter,
+    bytes: u64,
+    scrape: Option<Scrape>,
+}
+
+impl<'a> Window<'a> {
+    fn open(args: &'a ProfileArgs, tunnel: &Tunnel, bytes: u64) -> Self {
+        let processes = tunnel.processes();
+        let role = args.side.role();
+        let own: Vec<Metered> = processes.into_iter().filter(|it| it.role == role).collect();
+        Self {
+            args,
+            admin: tunnel.admin,
+            began: Instant::now(),
+            meter: Meter::start(&own),
+            bytes,
+            // An older program may have no such endpoint; then there are no packets to count.
+            scrape: tunnel.admin.and_then(|admin| Scrape::read(admin).ok()),
+        }
+    }
+
+    /// The traffic of the seconds that were recorded: perf itself takes a moment more.
+    fn close(self, bytes: u64) -> Traffic {
+        let after = self.admin.and_then(|admin| Scrape::read(admin).ok());
+        let share = self.args.seconds_f64() / self.began.elapsed().as_secs_f64();
+        let usage = self.meter.stop();
+        #[expect(clippy::cast_precision_loss, reason = "no recording moves 2^53 bytes")]
+        let bytes = (bytes - self.bytes) as f64;
+        // Those that carry the bytes; for UDP the datagrams, of which a QUIC packet has several.
+        let counter = match self.args.scenario {
+            Scenario::Tcp => "quic_packets_sent",
+            Scenario::TcpReverse => "quic_packets_received",
+            Scenario::Udp => "udp_datagrams_in",
+        };
+        let grown = self.scrape.as_ref().zip(after.as_ref());
+        let packets = grown.map_or(f64::NAN, |(before, after)| after.growth(before, counter));
+        Traffic {
+            bytes: bytes * share,
+            packets: packets * share,
+            cpu_seconds: usage.tunnel_cpu_seconds() * self.args.seconds_f64() / usage.seconds,
+        }
+    }
+}
+
+impl ProfileArgs {
+    fn seconds_f64(&self) -> f64 {
+        Duration::from_secs(self.seconds).as_secs_f64()
+    }
 }
 
 /// Runs `record` while the load runs.
@@ -169,7 +234,7 @@ fn under_load(
     tunnel: &Tunnel,
     service: &Service,
     record: impl FnOnce() -> Result<(), BenchError>,
-) -> Result<(), BenchError> {
+) -> Result<Traffic, BenchError> {
     let way = match args.scenario {
         Scenario::Tcp => Way::Up,
         Scenario::TcpReverse => Way::Down,
@@ -177,11 +242,9 @@ fn under_load(
     };
     let bulk = Bulk::start(tunnel.visit, way, 1)?;
     thread::sleep(WARM_UP);
-    let before = bulk.arrived_bytes(service);
+    let window = Window::open(args, tunnel, bulk.arrived_bytes(service));
     record()?;
-    let bytes = bulk.arrived_bytes(service) - before;
-    println!("{} MB went through the tunnel meanwhile", bytes / 1_000_000);
-    Ok(())
+    Ok(window.close(bulk.arrived_bytes(service)))
 }
 
 fn under_udp(
@@ -189,7 +252,7 @@ fn under_udp(
     tunnel: &Tunnel,
     service: &Service,
     record: impl FnOnce() -> Result<(), BenchError>,
-) -> Result<(), BenchError> {
+) -> Result<Traffic, BenchError> {
     let failed = || BenchError::io("sending UDP");
     let mut source = UdpSource::new(tunnel.visit).map_err(failed())?;
     #[expect(
@@ -206,7 +269,8 @@ fn under_udp(
     thread::scope(|scope| {
         let sending = scope.spawn(|| source.deliver(&stream, service));
         thread::sleep(WARM_UP);
-        let recorded = record();
+        let window = Window::open(args, tunnel, service.udp.counts().bytes);
+        let recorded = record().map(|()| window.close(service.udp.counts().bytes));
         let panicked = |_| BenchError::Failed("the source has panicked".into());
         let delivery = sending.join().map_err(panicked)?.map_err(failed())?;
         println!(
@@ -222,7 +286,8 @@ fn under_udp(
 fn record(args: &ProfileArgs, process: &Metered, data: &Path) -> Result<(), BenchError> {
     let seconds = args.seconds.to_string();
     let launch = Launch::new("perf record", "perf")
-        .args(["record", "-e", "cpu-clock", "--call-graph", "fp", "--quiet"])
+        .args(["record", "-e", "cpu-clock", "--quiet", "--call-graph"])
+        .args([&args.call_graph])
         .args(["-F".to_owned(), args.frequency.to_string()])
         .args(["-p".to_owned(), process.pid.to_string(), "-o".to_owned()])
         .args([data.as_os_str()])
@@ -243,7 +308,7 @@ fn record(args: &ProfileArgs, process: &Metered, data: &Path) -> Result<(), Benc
     }
 }
 
-fn present(args: &ProfileArgs, stacks: &Stacks) -> Result<(), BenchError> {
+fn present(args: &ProfileArgs, stacks: &Stacks, traffic: &Traffic) -> Result<(), BenchError> {
     let name = |value: Option<clap::builder::PossibleValue>| {
         value.map_or(String::new(), |it| it.get_name().to_owned())
     };
@@ -255,11 +320,25 @@ fn present(args: &ProfileArgs, stacks: &Stacks) -> Result<(), BenchError> {
     std::fs::create_dir_all(directory)
         .map_err(BenchError::io(format!("making {}", directory.display())))?;
     let stem = format!("flamegraph-{label}-{scenario}-{side}");
-    let top = format!("{title}: {}", stacks.top(SYMBOLS));
+    let mut top = format!("{title}: {}", stacks.top(SYMBOLS));
+    if args.stages {
+        let stages = stages::table(&stages::stages(stacks), traffic);
+        let packets = match args.scenario {
+            Scenario::Udp => "datagrams",
+            Scenario::Tcp | Scenario::TcpReverse => "QUIC packets",
+        };
+        top.push_str(&format!(
+            "\nby stage; {:.2} GB in {:.0} {packets} in {} s:\n\n{stages}",
+            traffic.bytes / 1e9,
+            traffic.packets,
+            args.seconds
+        ));
+    }
     let svg = stacks.svg(&title).map_err(BenchError::Failed)?;
     let files = [
         (directory.join(format!("{stem}.svg")), svg.as_str()),
         (directory.join(format!("{stem}.txt")), top.as_str()),
+        (directory.join(format!("{stem}.folded")), stacks.folded()),
     ];
     println!("{top}");
     for (path, text) in files {

@@ -66,6 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
             name,
             cores: None,
             behind: Behind::Iperf3,
+            asks: false,
             measure: Box::new(move |session| measure(session, &test, &args.common)),
         })
         .collect();

@@ -90,6 +90,8 @@ pub(crate) struct Case<'a> {
     pub(crate) cores: Option<usize>,
     /// What is behind the tunnel.
     pub(crate) behind: Behind,
+    /// Whether qmux-dp's server is asked for its counters meanwhile.
+    pub(crate) asks: bool,
     /// Measures it once.
     pub(crate) measure: Box<Measure<'a>>,
 }
@@ -107,6 +109,7 @@ impl<'a> Case<'a> {
             name: name.into(),
             cores: None,
             behind: Behind::Own,
+            asks: false,
             measure: Box::new(measure),
         }
     }
@@ -117,6 +120,11 @@ impl<'a> Case<'a> {
             behind: Behind::OwnProcess,
             ..self
         }
+    }
+
+    /// With counters that are asked for meanwhile.
+    pub(crate) fn asking(self) -> Self {
+        Self { asks: true, ..self }
     }
 
     /// With the service on other CPUs than visitors.
@@ -132,6 +140,8 @@ impl<'a> Case<'a> {
 pub(crate) struct Session<'a> {
     /// Where visitors go.
     pub(crate) visit: SocketAddr,
+    /// Where qmux-dp's server tells what it counts, if the case asks and it is one.
+    pub(crate) admin: Option<SocketAddr>,
     /// The tunnel's processes, and those of the load.
     pub(crate) processes: Vec<Metered>,
     /// Where everything runs.
@@ -246,6 +256,7 @@ pub(crate) fn measure(
         placement: common.placement,
         overrides: common.overrides(),
         site: Site::new()?,
+        admin: cases.iter().any(|case| case.asks),
     };
     let mut reports: Vec<CaseReport> = cases.iter().map(|it| empty_report(it, &specs)).collect();
     for round in 1..=common.repeats {
@@ -345,6 +356,7 @@ fn with_tunnel(
     }
     let outcome = (case.measure)(&Session {
         visit: tunnel.visit,
+        admin: tunnel.admin,
         processes,
         place: &setup.place,
         layout,

@@ -1,12 +1,20 @@
 //! `qmux-bench scale`: what a byte costs with more cores, and what crosses them.
+//!
+//! A client's lanes to all cores of a server come up within some round trips after the first one, and whoever visits a
+//! core before its lane is there is handed to another. So what crosses cores is counted twice: over the whole life of
+//! the tunnel, and from the moment when every core has its lane, which is what the tunnel does from then on.
+
+use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
+use qmux_bench::harness::admin::Scrape;
 use qmux_bench::load::bulk::Way;
+use qmux_bench::load::connect::{self, Ask, Period};
 use qmux_bench::report::{Better, Metric};
 
 use crate::discard;
 use crate::options::Common;
-use crate::runner::{self, Bench, Case};
+use crate::runner::{self, Bench, Case, Outcome, Session};
 
 /// How growing is measured.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,28 +36,48 @@ pub(crate) struct Args {
 
 const METRICS: &[Metric] = &[
     Metric::new("throughput_gbit_s", "Gbit/s", Better::Higher, 2).main(),
+    Metric::new("steady_visitors", "visitors", Better::Neither, 0),
+    Metric::new(
+        "steady_visitors_handed_over",
+        "of them handed over",
+        Better::Lower,
+        0,
+    ),
+    Metric::new(
+        "steady_packets_handed_over",
+        "packets handed over",
+        Better::Lower,
+        0,
+    ),
+    Metric::new("steady_mail", "mail", Better::Lower, 0),
     Metric::new(
         "visitors_handed_over",
-        "visitors handed over",
+        "visitors handed over, start included",
         Better::Lower,
         0,
     ),
     Metric::new(
         "packets_handed_over",
-        "packets handed over",
+        "packets, start included",
         Better::Lower,
         0,
     ),
-    Metric::new("mail_received", "mail", Better::Lower, 0),
+    Metric::new("mail_received", "mail, start included", Better::Lower, 0),
 ];
+
+/// How long the lanes to all cores may take.
+const LANES_LIMIT: Duration = Duration::from_secs(10);
+
+/// Visitors that come at a time beside the bulk, and for how long: sixteen connections alone would say little about
+/// where visitors end up.
+const VISITORS: usize = 16;
+const VISITS_TIME: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     let mut cases = Vec::new();
     for &cores in &args.core_counts {
-        let measure = |session: &runner::Session<'_>| {
-            discard::measure_tcp(session, Way::Up, args.connections, &args.common)
-        };
-        let mut case = Case::new(format!("{cores} core(s)"), measure);
+        let measure = move |session: &Session<'_>| measure(session, cores, args);
+        let mut case = Case::new(format!("{cores} core(s)"), measure).asking();
         case.cores = Some(cores);
         cases.push(case);
     }
@@ -59,4 +87,40 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         cases,
     };
     runner::run(&args.common, &bench)
+}
+
+fn measure(session: &Session<'_>, cores: usize, args: &Args) -> Result<Outcome, BenchError> {
+    // An older program may have no such endpoint; then there are only the counters of its whole life.
+    let admin = session.admin.filter(|admin| Scrape::read(*admin).is_ok());
+    let before = admin.map(|admin| all_lanes(admin, cores)).transpose()?;
+    let mut outcome = discard::measure_tcp(session, Way::Up, args.connections, &args.common)?;
+    let Some((admin, before)) = admin.zip(before) else {
+        return Ok(outcome);
+    };
+    // After the bulk, so that they cost it nothing.
+    let period = Period {
+        warm_up: Duration::ZERO,
+        measure: VISITS_TIME,
+    };
+    connect::concurrent(session.visit, Ask::Echo, VISITORS, period)
+        .map_err(BenchError::io("visitors"))?;
+    let after = Scrape::read(admin)?;
+    let counters = [
+        ("steady_visitors", "visitors_accepted"),
+        ("steady_visitors_handed_over", "visitors_handed_over"),
+        ("steady_packets_handed_over", "quic_packets_handed_over"),
+        ("steady_mail", "mail_received"),
+    ];
+    let grown = counters.map(|(metric, name)| (metric, after.growth(&before, name)));
+    outcome.values.extend(grown);
+    Ok(outcome)
+}
+
+/// Waits until the client has a lane to every core of the server, and as many of its own.
+fn all_lanes(admin: std::net::SocketAddr, cores: usize) -> Result<Scrape, BenchError> {
+    #[expect(clippy::cast_precision_loss, reason = "there are at most 256 cores")]
+    let wanted = cores as f64;
+    Scrape::until(admin, "a lane for every core", LANES_LIMIT, |scrape| {
+        scrape.get("listener_lanes") >= wanted
+    })
 }
