@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod goals;
 pub mod harness;
 pub mod link;
 pub mod load;

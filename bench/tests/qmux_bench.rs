@@ -128,3 +128,40 @@ fn mistakes_are_named() {
         assert!(error.contains(wanted), "{args:?}: {error}");
     }
 }
+
+#[test]
+fn goals_are_judged_from_the_reports_that_are_there() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let connect = directory.path().join("connect");
+    std::fs::create_dir(&connect).expect("a directory");
+    let report = serde_json::json!({
+        "command": "qmux-bench connect",
+        "machine": {"date": "today", "commit": "abc"},
+        "cases": [{"case": "connect, echo ×1", "tunnels": [{
+            "tunnel": "qmux-dp",
+            "summary": {"p50_us": {"median": 250.0, "max": 250.0}},
+            "runs": [{"values": {"p50_us": 250.0}}],
+        }]}],
+    });
+    std::fs::write(connect.join("connect.json"), report.to_string()).expect("written");
+    let out = directory.path().to_str().expect("UTF-8");
+    let output = qmux_bench(&["goals", "--table", "--out", out]);
+    assert!(output.status.success());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("reached"), "{text}");
+    assert!(text.contains("connect: qmux-bench connect (today, commit abc)"), "{text}");
+    let goals = read_json(&directory.path().join("goals.json"));
+    let lines = goals["goals"].as_array().expect("lines");
+    let count = |verdict| lines.iter().filter(|it| it["verdict"] == verdict).count();
+    assert_eq!((count("reached"), count("missed")), (1, 0));
+    assert_eq!(count("not measured"), lines.len() - 1);
+    assert!(directory.path().join("goals.md").is_file());
+}
+
+#[test]
+fn unknown_goals_are_mistakes() {
+    for args in [["--goals", "9"], ["--probes", "speed"]] {
+        let output = qmux_bench(&[&["goals", "--out", "/nowhere"], &args[..]].concat());
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+    }
+}

@@ -11,6 +11,7 @@ mod connect;
 mod discard;
 mod flamegraph;
 mod flows;
+mod goals;
 mod iperf;
 mod latency;
 mod link;
@@ -55,6 +56,8 @@ enum Command {
     Scale(scale::Args),
     /// Bytes and round trips over emulated links
     Link(link::Args),
+    /// Everything that the goals are about, in one table
+    Goals(goals::Args),
     /// Profiles a tunnel's server or client under load (with perf), and draws the flamegraph
     Profile(flamegraph::ProfileArgs),
     /// Draws a flamegraph of what `perf script` has printed
@@ -89,6 +92,7 @@ fn run(command: &Command) -> Result<bool, BenchError> {
         Command::Udp(args) => udp::run(args),
         Command::Scale(args) => scale::run(args),
         Command::Link(args) => link::run(args),
+        Command::Goals(args) => goals::run(args),
         Command::Profile(args) => flamegraph::profile(args),
         Command::Flamegraph(args) => flamegraph::draw(args),
         Command::Service(args) => service::run(args),

@@ -26,7 +26,7 @@ pub(crate) struct Common {
     /// Tunnels that ratios refer to [default: the first one]
     #[arg(long, value_name = "LABELS", value_delimiter = ',')]
     baseline: Vec<String>,
-    /// Only cases whose name contains one of these
+    /// Only cases whose name contains one of these, or is one of these with = in front
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     cases: Vec<String>,
     /// Cores of each side of a tunnel
@@ -149,7 +149,11 @@ impl Common {
 
     /// Whether a case of this name was asked for.
     pub(crate) fn wants(&self, case: &str) -> bool {
-        self.cases.is_empty() || self.cases.iter().any(|part| case.contains(part.as_str()))
+        let matches = |part: &String| match part.strip_prefix('=') {
+            Some(name) => case == name,
+            None => case.contains(part.as_str()),
+        };
+        self.cases.is_empty() || self.cases.iter().any(matches)
     }
 
     /// Where programs are looked for first.

@@ -1,0 +1,164 @@
+//! What the probes have found: their reports, as they have written them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::probe::{ALLOCATIONS, PROBES, Tunnel};
+use crate::stats::paired_ratio;
+
+/// The reports that are there, by probe.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Found {
+    reports: BTreeMap<String, Value>,
+    /// What `qmux-dp allocations` has printed.
+    allocations: Option<String>,
+}
+
+impl Found {
+    /// Reads what probes have left under a directory. What is not there, or cannot be read, was not measured.
+    pub fn read(directory: &Path) -> Self {
+        let mut found = Self::default();
+        for probe in PROBES {
+            let file = directory
+                .join(probe.name)
+                .join(format!("{}.json", probe.bench));
+            let text = std::fs::read_to_string(file).ok();
+            if let Some(report) = text.and_then(|text| serde_json::from_str(&text).ok()) {
+                found.add(probe.name, report);
+            }
+        }
+        let file = directory.join(ALLOCATIONS).join("allocations.txt");
+        found.allocations = std::fs::read_to_string(file).ok();
+        found
+    }
+
+    pub(super) fn add(&mut self, probe: &str, report: Value) {
+        self.reports.insert(probe.to_owned(), report);
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_allocations(&mut self, printed: &str) {
+        self.allocations = Some(printed.to_owned());
+    }
+
+    /// Whether a probe was measured.
+    pub fn has(&self, probe: &str) -> bool {
+        match probe {
+            ALLOCATIONS => self.allocations.is_some(),
+            _ => self.reports.contains_key(probe),
+        }
+    }
+
+    /// The command that a probe's numbers come from, with when it was run and on what commit: each may be of another run.
+    pub fn command(&self, probe: &str) -> Option<String> {
+        let report = self.reports.get(probe)?;
+        let command = report["command"].as_str()?;
+        let word = |key: &str| {
+            report["machine"][key]
+                .as_str()
+                .unwrap_or("unknown")
+                .to_owned()
+        };
+        Some(format!(
+            "{command} ({}, commit {})",
+            word("date"),
+            word("commit")
+        ))
+    }
+
+    /// What the numbers were measured on, as the first report has it: machine, date, commit.
+    pub fn machine(&self) -> Option<&Value> {
+        self.reports.values().next().map(|it| &it["machine"])
+    }
+
+    /// Runs of a probe that failed, each with case, tunnel and reason.
+    pub fn failures(&self, probe: &str) -> Vec<String> {
+        let mut failures = Vec::new();
+        let cases = self
+            .reports
+            .get(probe)
+            .and_then(|it| it["cases"].as_array());
+        for case in cases.into_iter().flatten() {
+            for tunnel in case["tunnels"].as_array().into_iter().flatten() {
+                for run in tunnel["runs"].as_array().into_iter().flatten() {
+                    if let Some(error) = run["error"].as_str() {
+                        let name = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                        let (case, tunnel) = (name(&case["case"]), name(&tunnel["tunnel"]));
+                        failures.push(format!("{probe}, {case}, {tunnel}: {error}"));
+                    }
+                }
+            }
+        }
+        failures
+    }
+
+    fn tunnel(&self, probe: &str, case: &str, tunnel: Tunnel) -> Option<&Value> {
+        let cases = self.reports.get(probe)?["cases"].as_array()?;
+        let case = cases.iter().find(|it| it["case"] == case)?;
+        let mut tunnels = case["tunnels"].as_array()?.iter();
+        tunnels.find(|it| it["tunnel"] == tunnel.label())
+    }
+
+    /// The median of a metric over the rounds.
+    pub fn median(&self, probe: &str, case: &str, tunnel: Tunnel, metric: &str) -> Option<f64> {
+        self.tunnel(probe, case, tunnel)?["summary"][metric]["median"].as_f64()
+    }
+
+    /// The largest value of a metric in any round.
+    pub fn largest(&self, probe: &str, case: &str, tunnel: Tunnel, metric: &str) -> Option<f64> {
+        self.tunnel(probe, case, tunnel)?["summary"][metric]["max"].as_f64()
+    }
+
+    /// A metric's value in each round.
+    fn rounds(&self, probe: &str, case: &str, tunnel: Tunnel, metric: &str) -> Vec<Option<f64>> {
+        let runs = self.tunnel(probe, case, tunnel);
+        let runs = runs.and_then(|it| it["runs"].as_array());
+        runs.into_iter()
+            .flatten()
+            .map(|run| run["values"][metric].as_f64())
+            .collect()
+    }
+
+    /// How many times as much a tunnel has of a metric as another: the median of the ratios within a round.
+    pub fn times(
+        &self,
+        (probe, case, metric): (&str, &str, &str),
+        tunnel: Tunnel,
+        baseline: Tunnel,
+    ) -> Option<f64> {
+        let of = |tunnel| self.rounds(probe, case, tunnel, metric);
+        paired_ratio(&of(tunnel), &of(baseline))
+    }
+
+    /// How many times as much a tunnel has of a metric in one case as in another, likewise.
+    pub fn grown(
+        &self,
+        (probe, metric): (&str, &str),
+        tunnel: Tunnel,
+        from: &str,
+        to: &str,
+    ) -> Option<f64> {
+        let of = |case| self.rounds(probe, case, tunnel, metric);
+        paired_ratio(&of(to), &of(from))
+    }
+
+    /// The allocations per packet of `qmux-dp allocations`, of its own and of others, over all loads: the largest.
+    pub fn allocations_per_packet(&self) -> Option<(f64, f64)> {
+        let mut most: Option<(f64, f64)> = None;
+        for line in self.allocations.as_deref()?.lines() {
+            let Some((ours, others)) = line
+                .split_once("; ours ")
+                .and_then(|(_, rest)| rest.split_once(" per packet, others' "))
+            else {
+                continue;
+            };
+            let ours: f64 = ours.parse().ok()?;
+            let others: f64 = others.trim_end_matches('.').parse().ok()?;
+            let (a, b) = most.unwrap_or_default();
+            most = Some((a.max(ours), b.max(others)));
+        }
+        most
+    }
+}

@@ -1,0 +1,202 @@
+//! The measurements behind the goals, each one command of `qmux-bench`.
+
+/// Which tunnels a probe is about. Those that are not there are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tunnel {
+    /// No tunnel.
+    Raw,
+    /// The baseline with quinn's defaults.
+    Quinn,
+    /// The baseline with qmux-dp's settings.
+    QuinnTuned,
+    /// The baseline with BBR.
+    QuinnBbr,
+    /// rathole in plain text.
+    Rathole,
+    /// qmux-dp as it was.
+    Before,
+    /// qmux-dp.
+    Ours,
+}
+
+impl Tunnel {
+    /// What reports call it.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Quinn => "quinn-dp",
+            Self::QuinnTuned => "quinn-dp-tuned",
+            Self::QuinnBbr => "quinn-dp-bbr",
+            Self::Rathole => "rathole",
+            Self::Before => "before",
+            Self::Ours => "qmux-dp",
+        }
+    }
+}
+
+/// One measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Its name, also of the directory that its results go to.
+    pub name: &'static str,
+    /// The goals that it is for.
+    pub goals: &'static [u8],
+    /// The subcommand of `qmux-bench`, whose report has the same name.
+    pub bench: &'static str,
+    /// Its options.
+    pub options: &'static [&'static str],
+    /// Seconds of each run.
+    pub seconds: &'static str,
+    /// Rounds.
+    pub repeats: &'static str,
+    /// What is measured.
+    pub tunnels: &'static [Tunnel],
+}
+
+/// The measurement that is made by a build of qmux-dp of its own rather than by `qmux-bench`.
+pub const ALLOCATIONS: &str = "allocations";
+
+use Tunnel::{Before, Ours, Quinn, QuinnBbr, QuinnTuned, Rathole, Raw};
+
+const ALL: &[Tunnel] = &[Raw, Quinn, QuinnTuned, Rathole, Before, Ours];
+const QUIC: &[Tunnel] = &[Quinn, QuinnTuned, Before, Ours];
+
+/// All of them, some 15 minutes together with every tunnel.
+pub const PROBES: &[Probe] = &[
+    Probe {
+        name: "tcp",
+        goals: &[1],
+        bench: "iperf",
+        options: &[
+            "--streams",
+            "1,4",
+            "--cases",
+            "=tcp ×1,=tcp ×4,=tcp reverse",
+        ],
+        seconds: "2",
+        repeats: "3",
+        tunnels: ALL,
+    },
+    Probe {
+        name: "veth",
+        goals: &[2],
+        bench: "iperf",
+        options: &[
+            "--path",
+            "veth:1500",
+            "--streams",
+            "1",
+            "--cases",
+            "=tcp ×1",
+        ],
+        seconds: "2",
+        repeats: "3",
+        tunnels: ALL,
+    },
+    Probe {
+        name: "udp",
+        goals: &[3],
+        bench: "iperf",
+        options: &[
+            "--udp-sizes",
+            "1150,8192",
+            "--udp-rates",
+            "500M,1G,2G",
+            "--udp-streams",
+            "1,2",
+            "--cases",
+            "=udp 1150 B 1G,=udp 1150 B 2×500M,=udp 1150 B 2×1G,=udp 8192 B 2G",
+        ],
+        seconds: "2",
+        repeats: "2",
+        tunnels: &[Quinn, QuinnTuned, Rathole, Before, Ours],
+    },
+    Probe {
+        name: "packets",
+        goals: &[3],
+        bench: "udp",
+        options: &["--sizes", "64,1150,8192", "--warm-up", "0.5"],
+        seconds: "1",
+        repeats: "1",
+        tunnels: QUIC,
+    },
+    Probe {
+        name: "latency",
+        goals: &[4],
+        bench: "latency",
+        options: &[
+            "--warm-up",
+            "0.5",
+            "--cases",
+            "=ping-pong,=ping-pong + bulk up,=ping-pong + bulk down,=open loop 1000/s + bulk up,\
+             =open loop 1000/s + bulk down",
+        ],
+        seconds: "2",
+        repeats: "2",
+        tunnels: ALL,
+    },
+    Probe {
+        name: "connect",
+        goals: &[5],
+        bench: "connect",
+        options: &["--warm-up", "0.5", "--visitors", "1,64", "--cases", "echo"],
+        seconds: "2",
+        repeats: "3",
+        tunnels: ALL,
+    },
+    Probe {
+        name: "flows",
+        goals: &[5],
+        bench: "flows",
+        options: &["--flows", "10000"],
+        seconds: "1",
+        repeats: "1",
+        tunnels: QUIC,
+    },
+    Probe {
+        name: "link",
+        goals: &[6],
+        bench: "link",
+        options: &[
+            "--profile",
+            "reference,loss-percent=0.1",
+            "--profile",
+            "reference",
+            "--profile",
+            "reference,loss-percent=3",
+            "--profile",
+            "policer",
+            "--cases",
+            "to service",
+        ],
+        seconds: "4",
+        repeats: "1",
+        tunnels: &[Raw, Quinn, QuinnTuned, QuinnBbr, Rathole, Before, Ours],
+    },
+    Probe {
+        name: "scale",
+        goals: &[7],
+        bench: "scale",
+        options: &["--core-counts", "1,2,4,8", "--warm-up", "0.5"],
+        seconds: "2",
+        repeats: "3",
+        tunnels: &[Before, Ours],
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_goal_has_a_probe_and_every_probe_a_name_of_its_own() {
+        for goal in 1..=7 {
+            assert!(PROBES.iter().any(|probe| probe.goals.contains(&goal)));
+        }
+        for (index, probe) in PROBES.iter().enumerate() {
+            assert!(PROBES[..index].iter().all(|it| it.name != probe.name));
+            assert!(probe.tunnels.contains(&Ours), "{probe:?}");
+            assert_ne!(probe.name, ALLOCATIONS);
+        }
+    }
+}
