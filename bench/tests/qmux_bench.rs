@@ -149,7 +149,10 @@ fn goals_are_judged_from_the_reports_that_are_there() {
     assert!(output.status.success());
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("reached"), "{text}");
-    assert!(text.contains("connect: qmux-bench connect (today, commit abc)"), "{text}");
+    assert!(
+        text.contains("connect: qmux-bench connect (today, commit abc)"),
+        "{text}"
+    );
     let goals = read_json(&directory.path().join("goals.json"));
     let lines = goals["goals"].as_array().expect("lines");
     let count = |verdict| lines.iter().filter(|it| it["verdict"] == verdict).count();
