@@ -260,7 +260,7 @@ fn tcp(found: &Found, lines: &mut Vec<Line>) {
         let theirs = at.median(Rathole, CPU).map(|it| Shown(it, 2));
         lines.push(at.line(
             &format!("{name}: CPU s/GB"),
-            format!("< rathole in plain text, < {RATHOLE_CPU}"),
+            format!("< rathole in plain text, < {RATHOLE_CPU} (aim: 1.3)"),
             |tunnel| Some(Shown(at.median(tunnel, CPU)?, 2).to_string()),
             ours.map(|ours| {
                 let below = theirs.is_none_or(|theirs| ours.rounded() < theirs.rounded());

@@ -223,6 +223,6 @@ mod tests {
         assert!(text.contains("failed: connect, connect, echo ×1, qmux-dp: it hung"));
         assert!(page.to_markdown().contains("| **missed** | connect |"));
         // A column without numbers is not there.
-        assert!(!text.contains("rathole "), "{text}");
+        assert!(!text.contains("quinn-dp tuned"), "{text}");
     }
 }
