@@ -395,7 +395,7 @@ mod tests {
     /// Beside those in `costs`. What sealing and opening themselves cost is part of a handshake.
     #[test]
     #[ignore = "measures"]
-    fn what_ticket_keys_cost() {
+    fn what_a_ticket_key_costs() {
         let keys = Arc::new(TicketKeys {
             current: ArcSwap::from_pointee(KeySet((0..3).map(key).collect())),
         });
