@@ -22,10 +22,12 @@ command -v cargo >/dev/null || . "$HOME/.cargo/env"
 
 bin=${CARGO_TARGET_DIR:-target}/release
 echo "goals: building; the first time takes some minutes, most of them for BoringSSL"
-# First the build that counts allocations, which has the same name; cargo keeps both.
-cargo build --locked --release -p qmux-dp --features count-allocations
+# First the build that counts allocations, which has the same name; cargo keeps both. The same selection of programs, so
+# that dependencies are built once.
+programs=(--bin qmux-dp --bin quinn-dp --bin qmux-bench)
+cargo build --locked --release "${programs[@]}" --features qmux-dp/count-allocations
 cp "$bin/qmux-dp" "$bin/qmux-dp-counting"
-cargo build --locked --release --bin qmux-dp --bin quinn-dp --bin qmux-bench
+cargo build --locked --release "${programs[@]}"
 
 # The last --out counts.
 out=results/goals-$(date -u +%Y-%m-%d)-$(git rev-parse --short=10 HEAD)

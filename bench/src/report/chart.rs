@@ -37,6 +37,7 @@ const COLOURS: &[(&str, RGBColor)] = &[
     ("quinn-dp-tuned", RGBColor(59, 120, 216)),
     ("rathole", RGBColor(196, 164, 230)),
     ("rathole-noise", RGBColor(142, 92, 210)),
+    ("before", RGBColor(247, 193, 142)),
     ("qmux-dp", RGBColor(232, 113, 10)),
 ];
 
@@ -300,6 +301,6 @@ mod tests {
     fn known_tunnels_have_their_own_colours() {
         assert_ne!(colour("qmux-dp", 0), colour("quinn-dp", 0));
         assert_eq!(colour("qmux-dp", 0), colour("qmux-dp", 3));
-        assert_ne!(colour("before", 0), colour("after", 1));
+        assert_ne!(colour("older", 0), colour("newer", 1));
     }
 }

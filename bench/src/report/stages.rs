@@ -109,7 +109,7 @@ pub struct Stage {
 pub struct Traffic {
     /// Bytes of payload.
     pub bytes: f64,
-    /// Packets.
+    /// Packets; not a number where they were not counted.
     pub packets: f64,
     /// CPU seconds of the process by the system's own account.
     pub cpu_seconds: f64,
@@ -156,7 +156,12 @@ pub fn table(stages: &[Stage], traffic: &Traffic) -> String {
     let line = |name: &str, ns: f64| {
         let (per_gb, per_packet) = (ns / traffic.bytes, ns / traffic.packets);
         let share = ns / all * 100.0;
-        format!("{per_gb:10.3}  {per_packet:12.0}  {share:5.1}  {name}\n")
+        let per_packet = if per_packet.is_finite() {
+            format!("{per_packet:.0}")
+        } else {
+            "–".into()
+        };
+        format!("{per_gb:10.3}  {per_packet:>12}  {share:5.1}  {name}\n")
     };
     let mut text = String::from("  CPU s/GB     ns/packet      %  stage\n");
     for stage in stages {

@@ -1,5 +1,6 @@
 //! `qmux-bench profile` and `qmux-bench flamegraph`: where a tunnel's time goes.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -115,6 +116,9 @@ const WARM_UP: Duration = Duration::from_secs(1);
 /// How many symbols are listed.
 const SYMBOLS: usize = 25;
 
+/// How long perf may take to start recording.
+const PERF_START: Duration = Duration::from_millis(400);
+
 /// How much longer than recording perf may take, and how long it may take to print what it has.
 const PERF_OVERHEAD: Duration = Duration::from_secs(30);
 const PERF_SCRIPT_LIMIT: Duration = Duration::from_secs(300);
@@ -176,11 +180,16 @@ pub(crate) fn profile(args: &ProfileArgs) -> Result<bool, BenchError> {
 /// What the process that is looked at has used and carried between two moments.
 struct Window<'a> {
     args: &'a ProfileArgs,
-    admin: Option<std::net::SocketAddr>,
+    admin: Option<SocketAddr>,
     began: Instant,
     meter: Meter,
     bytes: u64,
     scrape: Option<Scrape>,
+}
+
+/// An older program may have no such endpoint; then there are no packets to count.
+fn scrape(admin: Option<SocketAddr>) -> Option<Scrape> {
+    Scrape::read(admin?).ok()
 }
 
 impl<'a> Window<'a> {
@@ -191,19 +200,18 @@ impl<'a> Window<'a> {
         Self {
             args,
             admin: tunnel.admin,
+            scrape: scrape(tunnel.admin),
             began: Instant::now(),
             meter: Meter::start(&own),
             bytes,
-            // An older program may have no such endpoint; then there are no packets to count.
-            scrape: tunnel.admin.and_then(|admin| Scrape::read(admin).ok()),
         }
     }
 
-    /// The traffic of the seconds that were recorded: perf itself takes a moment more.
+    /// The traffic of as many seconds as are recorded.
     fn close(self, bytes: u64) -> Traffic {
-        let after = self.admin.and_then(|admin| Scrape::read(admin).ok());
         let share = self.args.seconds_f64() / self.began.elapsed().as_secs_f64();
         let usage = self.meter.stop();
+        let after = scrape(self.admin);
         #[expect(clippy::cast_precision_loss, reason = "no recording moves 2^53 bytes")]
         let bytes = (bytes - self.bytes) as f64;
         // Those that carry the bytes; for UDP the datagrams, of which a QUIC packet has several.
@@ -222,6 +230,27 @@ impl<'a> Window<'a> {
     }
 }
 
+/// Records, and meters what happens meanwhile: not from the first to the last moment, because perf itself takes CPU time
+/// from the load when it starts and when it writes what it has.
+fn metered(
+    args: &ProfileArgs,
+    tunnel: &Tunnel,
+    bytes: impl Fn() -> u64,
+    record: impl FnOnce() -> Result<(), BenchError> + Send,
+) -> Result<Traffic, BenchError> {
+    let length = Duration::from_secs(args.seconds).saturating_sub(2 * PERF_START);
+    thread::scope(|scope| {
+        let recording = scope.spawn(record);
+        thread::sleep(PERF_START);
+        let window = Window::open(args, tunnel, bytes());
+        thread::sleep(length.max(PERF_START));
+        let traffic = window.close(bytes());
+        let panicked = |_| BenchError::Failed("recording has panicked".into());
+        recording.join().map_err(panicked)??;
+        Ok(traffic)
+    })
+}
+
 impl ProfileArgs {
     fn seconds_f64(&self) -> f64 {
         Duration::from_secs(self.seconds).as_secs_f64()
@@ -233,7 +262,7 @@ fn under_load(
     args: &ProfileArgs,
     tunnel: &Tunnel,
     service: &Service,
-    record: impl FnOnce() -> Result<(), BenchError>,
+    record: impl FnOnce() -> Result<(), BenchError> + Send,
 ) -> Result<Traffic, BenchError> {
     let way = match args.scenario {
         Scenario::Tcp => Way::Up,
@@ -242,16 +271,14 @@ fn under_load(
     };
     let bulk = Bulk::start(tunnel.visit, way, 1)?;
     thread::sleep(WARM_UP);
-    let window = Window::open(args, tunnel, bulk.arrived_bytes(service));
-    record()?;
-    Ok(window.close(bulk.arrived_bytes(service)))
+    metered(args, tunnel, || bulk.arrived_bytes(service), record)
 }
 
 fn under_udp(
     args: &ProfileArgs,
     tunnel: &Tunnel,
     service: &Service,
-    record: impl FnOnce() -> Result<(), BenchError>,
+    record: impl FnOnce() -> Result<(), BenchError> + Send,
 ) -> Result<Traffic, BenchError> {
     let failed = || BenchError::io("sending UDP");
     let mut source = UdpSource::new(tunnel.visit).map_err(failed())?;
@@ -269,8 +296,7 @@ fn under_udp(
     thread::scope(|scope| {
         let sending = scope.spawn(|| source.deliver(&stream, service));
         thread::sleep(WARM_UP);
-        let window = Window::open(args, tunnel, service.udp.counts().bytes);
-        let recorded = record().map(|()| window.close(service.udp.counts().bytes));
+        let recorded = metered(args, tunnel, || service.udp.counts().bytes, record);
         let panicked = |_| BenchError::Failed("the source has panicked".into());
         let delivery = sending.join().map_err(panicked)?.map_err(failed())?;
         println!(
