@@ -243,7 +243,7 @@ impl Running {
 
     /// The sum of a counter over all cores.
     #[cfg(feature = "count-allocations")]
-    pub(crate) fn total(&self, counter: impl Fn(&CoreCounters) -> u64) -> u64 {
+    pub(crate) fn total(&self, counter: impl Fn(&crate::metrics::CoreCounters) -> u64) -> u64 {
         self.cluster.counters.iter().map(|core| counter(core)).sum()
     }
 
