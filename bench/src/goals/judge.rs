@@ -311,16 +311,23 @@ fn udp(found: &Found, lines: &mut Vec<Line>) {
     lines.push(one.lossless("UDP, 1,150 bytes", 1.0));
     lines.push(one.at_most("UDP, 1,150 bytes: CPU s/GB", CPU, (6.0, 2), "(aim: 4)"));
     lines.push(at("udp 8192 B 2G").lossless("UDP, 8,192 bytes", 2.0));
-    for (case, what) in [
-        ("udp 1150 B 2×500M", "UDP, two flows of 0.5 Gbit/s"),
-        ("udp 1150 B 2×1G", "UDP, two flows of 1 Gbit/s"),
+    // The same total must pass like that of one flow. Twice the total is beside it to show how far it goes: more than one
+    // flow's must be delivered, but nobody has asked that nothing be lost.
+    for (case, what, lossless) in [
+        ("udp 1150 B 2×500M", "UDP, two flows of 0.5 Gbit/s", true),
+        ("udp 1150 B 2×1G", "UDP, two flows of 1 Gbit/s", false),
     ] {
         let at = at(case);
         let of_two = at.median(Ours, GBIT).zip(at.median(Ours, LOST));
         let of_one = one.median(Ours, GBIT);
+        let limit = "≥ one flow of 1 Gbit/s";
         lines.push(at.line(
             &format!("{what}: Gbit/s, lost (CPU s/GB)"),
-            "≥ one flow of 1 Gbit/s, < 0.1 % lost",
+            if lossless {
+                format!("{limit}, < 0.1 % lost")
+            } else {
+                limit.to_owned()
+            },
             |tunnel| {
                 let (gbit, lost) = (at.median(tunnel, GBIT)?, at.median(tunnel, LOST)?);
                 let cpu = at.median(tunnel, CPU)?;
@@ -328,7 +335,8 @@ fn udp(found: &Found, lines: &mut Vec<Line>) {
             },
             of_two.zip(of_one).map(|((gbit, lost), one)| {
                 let ratio = Shown(gbit / one, 2);
-                verdict(ratio.rounded() >= 1.0 && lost < 0.1, format!("{ratio} ×"))
+                let passed = !lossless || lost < 0.1;
+                verdict(ratio.rounded() >= 1.0 && passed, format!("{ratio} ×"))
             }),
         ));
     }
