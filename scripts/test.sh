@@ -64,7 +64,7 @@ finish() {
 step "format" cargo fmt --all --check || true
 step "lints" cargo clippy --locked --workspace --all-targets -- -D warnings || true
 # What no other step compiles.
-step "lints of the counting build" cargo clippy --locked -p qmux-dp --features count-allocations -- -D warnings || true
+step "lints of the counting build" cargo clippy --locked --workspace --features qmux-dp/count-allocations -- -D warnings || true
 # Tests of binaries that do not build would only repeat that.
 step "build" cargo build --locked --workspace --bins || finish
 step "tests" cargo test --locked --workspace --no-fail-fast || true
