@@ -97,9 +97,9 @@ impl Page {
             .map(|(tunnel, head)| (tunnel.label(), *head))
             .filter(|(label, _)| self.goals.iter().any(|row| row.values.contains_key(label)))
             .collect();
-        let mut head = vec!["".to_owned(), "goal".to_owned(), "limit".to_owned()];
+        let mut head = vec!["goal".to_owned(), "what".to_owned(), "limit".to_owned()];
         head.extend(columns.iter().map(|(_, head)| (*head).to_owned()));
-        head.extend(["".to_owned(), "by".to_owned()]);
+        head.extend(["verdict".to_owned(), "by".to_owned()]);
         let mut rows = vec![head];
         for row in &self.goals {
             let mut cells = vec![row.goal.to_string(), row.what.clone(), row.limit.clone()];
