@@ -377,23 +377,19 @@ fn latency(found: &Found, lines: &mut Vec<Line>) {
     let limit = p50(Rathole)
         .map(Shown::rounded)
         .or_else(|| Some(p50(Raw)?.rounded() + RATHOLE_ADDS_US));
-    lines.push(
-        alone.line(
-            "64-byte ping-pong, p50 µs",
-            "≤ rathole in plain text; without it, raw + 54",
-            |tunnel| Some(p50(tunnel)?.to_string()),
-            p50(Ours)
-                .zip(limit)
-                .map(|(ours, limit)| {
-                // The goal names both; the stricter one counts, and how far it is to the other is said.
-                let raw = p50(Raw).map(Shown::rounded);
-                let added = raw.map_or(String::new(), |raw| {
-                    format!(", ours raw + {}", ours.rounded() - raw)
-                });
-                verdict(ours.rounded() <= limit, format!("limit {limit}{added}"))
-            }),
-        ),
-    );
+    lines.push(alone.line(
+        "64-byte ping-pong, p50 µs",
+        "≤ rathole in plain text; without it, raw + 54",
+        |tunnel| Some(p50(tunnel)?.to_string()),
+        p50(Ours).zip(limit).map(|(ours, limit)| {
+            // The goal names both; the stricter one counts, and how far it is to the other is said.
+            let raw = p50(Raw).map(Shown::rounded);
+            let added = raw.map_or(String::new(), |raw| {
+                format!(", ours raw + {}", ours.rounded() - raw)
+            });
+            verdict(ours.rounded() <= limit, format!("limit {limit}{added}"))
+        }),
+    ));
     for way in ["up", "down"] {
         let case = format!("ping-pong + bulk {way}");
         let what = format!("ping-pong beside bulk {way}, p99 µs");
@@ -611,9 +607,15 @@ mod tests {
             let lines = judge(&found("latency", "ping-pong", tunnels));
             line(&lines, "64-byte").verdict.clone()
         };
-        assert_eq!(of(&tunnels), Verdict::Reached("limit 114, ours raw + 50".into()));
+        assert_eq!(
+            of(&tunnels),
+            Verdict::Reached("limit 114, ours raw + 50".into())
+        );
         tunnels.push(tunnel("rathole", "p50_us", &[100.0]));
-        assert_eq!(of(&tunnels), Verdict::Missed("limit 100, ours raw + 50".into()));
+        assert_eq!(
+            of(&tunnels),
+            Verdict::Missed("limit 100, ours raw + 50".into())
+        );
     }
 
     #[test]
