@@ -34,7 +34,8 @@ pub(super) async fn run(this: Rc<ClientLane>, stream: u64) {
     let _of_lane = this.count_flow(stream);
     let waiters = this.lane.attach(stream);
     this.context.counters.tcp_flows_opened.increment();
-    let opened = match open(&this, stream, &waiters).await {
+    // On the heap, as it is large, and over long before the flow is.
+    let opened = match Box::pin(open(&this, stream, &waiters)).await {
         Ok(opened) => opened,
         Err(error) => {
             this.lane.reset(stream, error);

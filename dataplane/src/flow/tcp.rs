@@ -5,11 +5,11 @@
 //! becomes RESET_STREAM and STOP_SENDING, and these become a reset of the other socket, so that the far side never
 //! sees a clean end with bytes missing.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -81,6 +81,9 @@ struct Shared {
     stopped: Cell<bool>,
     /// A write met the socket's reset and so took the error away from the next read, which then looks like a FIN.
     broken: Cell<bool>,
+    /// When to look again whether the socket still lives; there from the first wait for the tunnel on. A timer is larger
+    /// than all else of an idle flow.
+    next_check: RefCell<Option<Pin<Box<monoio::time::Sleep>>>>,
 }
 
 /// Why a pump stopped early.
@@ -130,6 +133,7 @@ pub(crate) async fn run(flow: TcpFlow, begun: Begun) -> TcpFlowEnd {
         abort_outward: Event::default(),
         stopped: Cell::new(false),
         broken: Cell::new(false),
+        next_check: RefCell::default(),
     });
     {
         let mut inward = pin!(shared.socket_to_stream(begun.unsent, begun.ended));
@@ -297,14 +301,34 @@ impl Shared {
         let TcpFlow {
             socket, waiters, ..
         } = &self.flow;
-        loop {
-            let wait = monoio::time::timeout(SOCKET_CHECK, waiters.writable.wait());
-            if wait.await.is_ok() {
-                return Ok(());
+        self.set_next_check();
+        poll_fn(|cx| {
+            loop {
+                if waiters.writable.poll(cx).is_ready() {
+                    return Poll::Ready(Ok(()));
+                }
+                let due = match self.next_check.borrow_mut().as_mut() {
+                    Some(check) => check.as_mut().poll(cx).is_ready(),
+                    None => false,
+                };
+                if !due {
+                    return Poll::Pending;
+                }
+                if socket.has_failed() {
+                    return Poll::Ready(Err(self.abort(self.flow.reset_reason)));
+                }
+                self.set_next_check();
             }
-            if socket.has_failed() {
-                return Err(self.abort(self.flow.reset_reason));
-            }
+        })
+        .await
+    }
+
+    fn set_next_check(&self) {
+        let at = monoio::time::Instant::now() + SOCKET_CHECK;
+        let mut check = self.next_check.borrow_mut();
+        match check.as_mut() {
+            Some(check) => check.as_mut().reset(at),
+            None => *check = Some(Box::pin(monoio::time::sleep_until(at))),
         }
     }
 

@@ -235,7 +235,9 @@ impl ListenerCore {
                 waiters: &begun.waiters,
                 counters: self.counters(),
             };
-            let reason = match opening.run(begun.header.take(), &mut sent).await {
+            // On the heap, as it is large, and over long before the flow is.
+            let opened = Box::pin(opening.run(begun.header.take(), &mut sent)).await;
+            let reason = match opened {
                 Opened::Flow(first) => {
                     drop(sent);
                     let flow = TcpFlow {
