@@ -1,6 +1,8 @@
 //! The client role on one core: its share of the lanes to every server.
 
 mod attempt;
+#[cfg(test)]
+mod attempt_tests;
 mod backoff;
 mod flow;
 mod lane;
@@ -250,6 +252,8 @@ pub(crate) struct ClientCore {
     supervisors: RefCell<HashMap<LaneId, Rc<Supervisor>>>,
     /// Lanes that are registered now, by serial number; also those that are being left.
     lanes: RefCell<HashMap<u64, Rc<ClientLane>>>,
+    /// Lanes that wait for the answer to their registration. The server may take them for registered.
+    registering: RefCell<HashMap<u64, Rc<ClientLane>>>,
     next_serial: Cell<u64>,
     /// Checks the service, if that is this core's part.
     checker: Option<Rc<Checker>>,
@@ -273,6 +277,7 @@ impl ClientCore {
             plan: RefCell::new(Plan::new(context.index, context.cluster.cores(), lanes)),
             supervisors: RefCell::default(),
             lanes: RefCell::default(),
+            registering: RefCell::default(),
             next_serial: Cell::new(1),
             checker: Checker::start(context, shared),
         });
@@ -383,7 +388,11 @@ impl ClientCore {
 
     /// Whether the servers have answered [`ClientCore::drain`] and no flow is on its way here any more.
     pub(crate) fn is_settled(&self) -> bool {
-        self.lanes.borrow().values().all(|lane| lane.is_settled())
+        let (lanes, registering) = (self.lanes.borrow(), self.registering.borrow());
+        lanes
+            .values()
+            .chain(registering.values())
+            .all(|lane| lane.is_settled())
     }
 
     /// Tells the servers to send no new flow, and takes none.
@@ -399,8 +408,9 @@ impl ClientCore {
         for supervisor in self.supervisors.borrow().values() {
             supervisor.retire();
         }
-        let lanes: Vec<_> = self.lanes.borrow().values().cloned().collect();
-        for lane in lanes {
+        let registered: Vec<_> = self.lanes.borrow().values().cloned().collect();
+        let registering: Vec<_> = self.registering.borrow().values().cloned().collect();
+        for lane in registered.iter().chain(&registering) {
             lane.lane.close(LaneError::Shutdown, "");
         }
     }

@@ -9,7 +9,7 @@ mod receive;
 #[cfg(test)]
 mod resumption_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};

@@ -77,7 +77,7 @@ client_key_file = "client.key"
     Config::parse(text, &directory.join("dp.toml")).expect("a config")
 }
 
-pub(super) fn setup(config: &Config, accepts: bool) -> EndpointSetup {
+pub(crate) fn setup(config: &Config, accepts: bool) -> EndpointSetup {
     let tls = if accepts {
         tls::server(config.server.as_ref().expect("server")).expect("tls")
     } else {
@@ -97,7 +97,7 @@ pub(super) fn setup(config: &Config, accepts: bool) -> EndpointSetup {
     }
 }
 
-pub(super) fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
+pub(crate) fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
     let directory = tempfile::tempdir().expect("directory");
     let config = config(directory.path());
     monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
@@ -107,7 +107,7 @@ pub(super) fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
         .block_on(test(config))
 }
 
-pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "waited for {what}");
