@@ -190,7 +190,7 @@ impl ClientShared {
     /// Takes in what a configured server's name has resolved to. True if the servers have changed.
     fn resolved(&self, target: usize, addresses: &[SocketAddr]) -> bool {
         let mut roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = roster.answer(target, addresses);
+        let news = roster.answer(target, addresses, Instant::now());
         if news.is_empty() {
             return false;
         }
