@@ -15,7 +15,7 @@ use qmux_proto::cid::{self, LONG_HEADER_BIT};
 use super::Endpoint;
 use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
-use crate::quic::roaming::Way;
+use crate::quic::roaming::{Moved, Way};
 use crate::quic::settings;
 use crate::sys::udp::{Purpose, ReceiveBatch};
 
@@ -190,10 +190,7 @@ impl Endpoint {
             (result, conn.dgram_recv_queue_len(), genuine)
         };
         if genuine {
-            self.counters.migrations.increment();
-            if lane.follow(way, data.len()) {
-                self.counters.paths_new.increment();
-            }
+            self.follow(lane, way, data.len());
         } else if !elsewhere {
             lane.received(data.len());
         }
@@ -388,6 +385,19 @@ impl Endpoint {
         if lane.conn.borrow().stats().recv == 0 {
             // Not a packet of QUIC after all: it must not hold a place.
             lane.give_up();
+        }
+    }
+
+    /// A genuine packet of `bytes` came along another way than the lane's.
+    fn follow(&self, lane: &Lane, way: Way, bytes: usize) {
+        match lane.follow(way, bytes) {
+            None => self.counters.quic_packets_astray.increment(),
+            Some(moved) => {
+                self.counters.migrations.increment();
+                if matches!(moved, Moved::Challenge(_)) {
+                    self.counters.paths_new.increment();
+                }
+            }
         }
     }
 
