@@ -8,7 +8,7 @@ use std::path::Path;
 use boring::base64;
 use boring::sha::sha256;
 
-use super::{Identity, SERVERS_MAX, Server, TICKETS_MAX, Ticket, Tickets};
+use super::{Identity, SERVERS_MAX, Saved, Server, TICKETS_MAX, Ticket};
 
 /// Its name in the state directory.
 pub(super) const NAME: &str = "sessions";
@@ -28,18 +28,17 @@ pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// The content of the file.
-pub(super) fn encode(tickets: &Tickets) -> String {
+pub(super) fn encode(saved: &[Saved]) -> String {
     let mut lines: Vec<(u64, String)> = Vec::new();
-    for (server, entry) in &tickets.servers {
-        let Server { address, name } = server;
+    for (Server { address, name }, identity, tickets) in saved {
         if [address, name]
             .iter()
             .any(|it| it.contains(char::is_control))
         {
             continue; // It would not be read back as one field.
         }
-        let identity = base64::encode_block(&entry.identity);
-        for ticket in &entry.tickets {
+        let identity = base64::encode_block(identity);
+        for ticket in tickets {
             let (peer, expires_at) = (ticket.peer, ticket.expires_at);
             let session = base64::encode_block(&ticket.session);
             lines.push((
@@ -114,7 +113,7 @@ fn line(line: &str) -> Option<(Server, Identity, Ticket)> {
     let expires_at = fields.next()?.parse().ok()?;
     let session = base64::decode_block(fields.next()?).ok()?;
     let ticket = Ticket {
-        session,
+        session: session.into(),
         peer,
         expires_at,
         number: 0,
