@@ -225,9 +225,11 @@ impl SessionCache {
     /// # Errors
     /// With a text if the directory cannot be made or written to.
     pub(crate) fn keep_in(&self, dir: &Path) -> Result<(), String> {
-        let failed =
-            |error: std::io::Error| format!("state_dir {} is not usable: {error}", dir.display());
+        let failed = |error| unusable(dir, &error);
         file::make_dir(dir).map_err(failed)?;
+        if let Some(danger) = file::danger(dir) {
+            tracing::warn!(state_dir = %dir.display(), danger, "the state directory is not safe");
+        }
         let path = dir.join(file::NAME);
         match file::load(&path) {
             Ok(loaded) => {
@@ -333,6 +335,19 @@ impl SessionCache {
             let _woken_already = sender.try_send(());
         }
     }
+}
+
+/// Whether [`SessionCache::keep_in`] could use `dir`, and what is dangerous about it. Leaves nothing behind.
+///
+/// # Errors
+/// With the text that it would give.
+pub(crate) fn probe_dir(dir: &Path) -> Result<Option<&'static str>, String> {
+    file::probe(dir).map_err(|error| unusable(dir, &error))?;
+    Ok(file::danger(dir))
+}
+
+fn unusable(dir: &Path, error: &std::io::Error) -> String {
+    format!("state_dir {} is not usable: {error}", dir.display())
 }
 
 fn lock(tickets: &Mutex<Tickets>) -> MutexGuard<'_, Tickets> {

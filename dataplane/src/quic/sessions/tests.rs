@@ -272,6 +272,43 @@ fn the_file_is_its_owners_alone_and_a_bad_one_does_not_stop_the_client() {
 }
 
 #[test]
+fn a_directory_is_probed_as_it_will_be_used_and_left_as_it_was() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().join("state");
+    let set_mode = |mode| {
+        std::fs::set_permissions(&state, std::fs::Permissions::from_mode(mode)).expect("ours");
+    };
+    assert_eq!(probe_dir(&state.join("deep")), Ok(None));
+    assert!(!state.exists());
+    std::fs::create_dir(&state).expect("made");
+    for (mode, safe) in [
+        (0o700, true),
+        (0o755, true),
+        (0o777, false),
+        (0o1777, false),
+    ] {
+        set_mode(mode);
+        let danger = probe_dir(&state).expect("usable");
+        assert_eq!(danger.is_none(), safe, "{mode:o}");
+        assert_eq!(std::fs::read_dir(&state).expect("ours").count(), 0);
+        SessionCache::default().keep_in(&state).expect("usable");
+        std::fs::remove_file(state.join(file::NAME)).expect("there");
+    }
+    set_mode(0o700);
+    std::fs::create_dir_all(state.join(file::NAME).join("full")).expect("made");
+    std::fs::write(dir.path().join("file"), "").expect("written");
+    for unusable in [
+        state,
+        dir.path().join("file"),
+        dir.path().join("file/state"),
+    ] {
+        let error = probe_dir(&unusable).expect_err("not usable");
+        assert!(error.contains("is not usable"), "{error}");
+        assert!(SessionCache::default().keep_in(&unusable).is_err());
+    }
+}
+
+#[test]
 fn what_is_no_session_is_not_kept() {
     let cache = SessionCache::default();
     for bytes in [&b""[..], &[0; 16], &[0xff; 16], &[1; 100_000]] {
