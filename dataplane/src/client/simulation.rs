@@ -297,6 +297,9 @@ const REPEATS_MS: [u64; 2] = [1_000, 2_000];
 const REPEATS: usize = REPEATS_MS.len() + 1;
 const GIVES_UP_AFTER_MS: u64 = 2_000;
 
+/// 5 s of handshakes, and the pauses of those who were refused again and again.
+const ALL_BACK_WITHIN_S: f64 = 30.0;
+
 /// One client of the restart.
 #[derive(Clone, Copy, PartialEq)]
 enum Client {
@@ -442,5 +445,11 @@ fn ten_thousand_clients_come_back_after_a_restart_without_a_stampede() {
             in_step.peak
         );
         assert!(jitter.half <= in_step.half && jitter.all <= in_step.all);
+        if down_s == 0 {
+            // Within the first delay come five times as many as may wait: the others get in when they come again.
+            assert!(jitter.refused >= CLIENTS / 2, "{}", jitter.refused);
+            let seconds = jitter.all as f64 / 100.0;
+            assert!(seconds <= ALL_BACK_WITHIN_S, "{seconds} s");
+        }
     }
 }

@@ -90,6 +90,8 @@ pub(crate) struct Endpoint {
     by_initial: RefCell<HashMap<Box<[u8]>, Rc<Lane>>>,
     /// Lanes whose peer may be anybody: not registered yet, or (on a client) still shaking hands.
     unadmitted: Cell<usize>,
+    /// When it was last logged that there are too many.
+    crowded_logged_at: Cell<Option<Instant>>,
     /// While set and not past, no GSO: the kernel has refused it.
     no_gso_until: Cell<Option<Instant>>,
     /// Authenticates the tokens of Retry packets.
@@ -129,6 +131,7 @@ impl Endpoint {
             by_cid: RefCell::default(),
             by_initial: RefCell::default(),
             unadmitted: Cell::new(0),
+            crowded_logged_at: Cell::new(None),
             no_gso_until: Cell::new(None),
             retry_key: RetryKey::new(),
             dirty: RefCell::default(),

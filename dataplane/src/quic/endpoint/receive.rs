@@ -31,6 +31,9 @@ const DELIVER_AT: usize = 32;
 const UNADMITTED_LANES_MAX: usize = 1_024;
 
 /// Above so many of them, a client must first show that it receives at its address: then nobody can fill the places
+/// That there are too many is logged this often at most; how many, a counter tells.
+const CROWDED_LOG_PAUSE: Duration = Duration::from_secs(60);
+
 /// with invented ones.
 const RETRY_ABOVE: usize = UNADMITTED_LANES_MAX / 4;
 
@@ -334,7 +337,7 @@ impl Endpoint {
         }
         let unadmitted = self.unadmitted.get();
         if unadmitted >= UNADMITTED_LANES_MAX {
-            self.counters.handshakes_refused.increment();
+            self.refuse_handshake(Instant::now());
             return;
         }
         let token = header.token.as_deref().unwrap_or_default();
@@ -389,6 +392,22 @@ impl Endpoint {
     }
 
     /// A genuine packet of `bytes` came along another way than the lane's.
+    /// There is no place for one more. The client repeats its first packet after a second (RFC 9002 section 6.2.2), and
+    /// finds one when as many handshakes as a core completes meanwhile are over.
+    fn refuse_handshake(&self, now: Instant) {
+        self.counters.handshakes_refused.increment();
+        let due = |at: Instant| now.saturating_duration_since(at) >= CROWDED_LOG_PAUSE;
+        if self.crowded_logged_at.get().is_none_or(due) {
+            self.crowded_logged_at.set(Some(now));
+            tracing::warn!(
+                core = self.core,
+                addr = %self.socket.local_addr(),
+                limit = UNADMITTED_LANES_MAX,
+                "more clients at once than one core shakes hands with; the others try again (counter handshakes_refused)"
+            );
+        }
+    }
+
     fn follow(&self, lane: &Lane, way: Way, bytes: usize) {
         match lane.follow(way, bytes) {
             None => self.counters.quic_packets_astray.increment(),

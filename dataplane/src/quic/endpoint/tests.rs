@@ -226,6 +226,31 @@ fn many_unadmitted_lanes_make_new_clients_prove_their_address() {
 }
 
 #[test]
+fn a_client_that_finds_no_place_gets_one_when_its_first_packet_is_repeated() {
+    run(async |config| {
+        let owner = Rc::new(Owner::default());
+        let server = Endpoint::start(setup(&config, true), Some(Rc::clone(&owner) as _));
+        server.unadmitted.set(1_024);
+        let mut dialing = setup(&config, false);
+        dialing.handshake_timeout = Duration::from_secs(20);
+        let client = Endpoint::start(dialing, None);
+        let lane = client
+            .dial(server.socket.local_addr(), "localhost", 0, None)
+            .expect("dial");
+        until("the refusal", || {
+            server.counters.handshakes_refused.get() >= 1
+        })
+        .await;
+        let logged = server.crowded_logged_at.get();
+        assert!(logged.is_some() && server.lanes().is_empty());
+        // The others' handshakes are over.
+        server.unadmitted.set(0);
+        lane.established().await.expect("established");
+        assert_eq!(server.crowded_logged_at.get(), logged, "logged once");
+    });
+}
+
+#[test]
 fn datagrams_are_measured_by_what_the_path_is_known_to_carry() {
     run(async |config| {
         let owner = Rc::new(Owner::default());
