@@ -1,9 +1,6 @@
 //! Reading the control stream of a lane: messages, deadlines and the lane's end as one sequence of events.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Instant;
 
 use qmux_proto::LaneError;
@@ -81,14 +78,8 @@ impl ControlReader {
         if deadline <= Instant::now() {
             return false;
         }
-        let mut sleep = pin!(monoio::time::sleep_until(deadline.into()));
-        poll_fn(|cx| {
-            if self.waiters.readable.poll(cx).is_ready() {
-                return Poll::Ready(true);
-            }
-            sleep.as_mut().poll(cx).map(|()| false)
-        })
-        .await
+        let sleep = monoio::time::sleep_until(deadline.into());
+        self.waiters.readable.cuts_short(sleep).await.is_none()
     }
 
     fn violation(&self, what: &str) -> ControlEvent {
