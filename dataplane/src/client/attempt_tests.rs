@@ -11,9 +11,9 @@ use qmux_config::{Config, Lanes};
 use qmux_proto::control::{Heartbeat, Message, NoMoreFlows, RegisterAck, RegisterOutcome};
 use qmux_proto::{OpenHeader, Protocol};
 
-use super::{ClientCore, ClientShared};
+use super::{ClientCore, ClientMail, ClientShared};
 use crate::buffer::StreamBuf;
-use crate::core::mailbox::Mailbox;
+use crate::core::mailbox::{Mail, Mailbox};
 use crate::core::{Cluster, CoreContext};
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
@@ -197,6 +197,37 @@ fn a_lane_retired_while_it_registers_serves_what_the_server_has_begun() {
         until("the lane to be left", || !lane.is_open()).await;
         assert!(core.registering.borrow().is_empty() && core.lanes.borrow().is_empty());
         assert_eq!(core.context.counters.lanes_left.get(), 1);
+    });
+}
+
+#[test]
+fn a_core_with_a_full_mailbox_hears_of_a_new_plan_in_the_end() {
+    run(async |config| {
+        let client = config.client.clone().expect("a client");
+        let readiness = Arc::new(Readiness::new(1));
+        let shared = Arc::new(ClientShared::new(&Arc::new(config), &client, &readiness));
+        shared.servers.store(Arc::default());
+        let (mailboxes, _wakes): (Vec<_>, Vec<_>) =
+            (0..2).map(|_| Mailbox::new().expect("a mailbox")).unzip();
+        let cluster = Arc::new(Cluster::new(mailboxes));
+        let other = &cluster.mailboxes[1];
+        while other.send(Mail::ServiceHealth).is_ok() {}
+        let context = Rc::new(CoreContext::new(0, Arc::clone(&cluster), Instant::now()));
+        let core = ClientCore::start(&context, &shared);
+        core.tell_all(&ClientMail::Found { server: 1 });
+        core.tell_all(&ClientMail::Plan);
+        assert_eq!(context.counters.client_mail_dropped.get(), 2);
+        let mut found = Vec::new();
+        let deadline = Instant::now() + LONG;
+        while found.is_empty() && Instant::now() < deadline {
+            while let Some(mail) = other.take() {
+                if let Mail::Client(mail) = mail {
+                    found.push(mail);
+                }
+            }
+            monoio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(matches!(found[..], [ClientMail::Plan]), "{found:?}");
     });
 }
 

@@ -51,7 +51,7 @@ const _: () = assert!(
 /// Bits of a lane's serial number that count the lanes of one core; the others are the core's.
 const SERIAL_BITS: u32 = 48;
 
-/// How soon the resolver's thread tries again to put mail into a full mailbox.
+/// How soon the resolver's thread, or a core, tries again to put mail into a full mailbox.
 const MAIL_PAUSE: Duration = Duration::from_millis(10);
 
 /// What one core's client role tells the others.
@@ -363,12 +363,30 @@ impl ClientCore {
     /// Tells this core and all others.
     fn tell_all(self: &Rc<Self>, mail: &ClientMail) {
         self.client_mail(mail);
-        for (core, mailbox) in self.context.cluster.mailboxes.iter().enumerate() {
-            if core != self.context.index && mailbox.send(Mail::Client(*mail)).is_err() {
-                self.context.counters.client_mail_dropped.increment();
-                tracing::error!(core, ?mail, "mailbox full: the core was not told");
+        for core in 0..self.context.cluster.cores() {
+            let Err(Mail::Client(mail)) = self.tell(core, *mail) else {
+                continue;
+            };
+            self.context.counters.client_mail_dropped.increment();
+            tracing::error!(core, ?mail, "mailbox full: the core was not told");
+            if matches!(mail, ClientMail::Plan) {
+                // The others are mere hints. Without this one the core would lack lanes, or keep some, for ever.
+                let this = Rc::clone(self);
+                monoio::spawn(async move {
+                    while this.tell(core, mail).is_err() {
+                        monoio::time::sleep(MAIL_PAUSE).await;
+                    }
+                });
             }
         }
+    }
+
+    /// Tells another core; nothing to this one.
+    fn tell(&self, core: usize, mail: ClientMail) -> Result<(), Mail> {
+        if core == self.context.index {
+            return Ok(());
+        }
+        self.context.cluster.mailboxes[core].send(Mail::Client(mail))
     }
 
     fn next_serial(&self) -> u64 {
