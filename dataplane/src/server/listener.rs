@@ -254,6 +254,9 @@ impl ListenerCore {
 
     pub(super) fn lane_ended(&self, lane: &Rc<ServerLane>) {
         self.lane_takes_no_more(lane);
+        if let Some(membership) = lane.membership.get() {
+            membership.lane_ended();
+        }
         self.registered.borrow_mut().remove(&lane.lane.key());
     }
 
