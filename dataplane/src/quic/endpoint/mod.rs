@@ -202,6 +202,11 @@ impl Endpoint {
         self.flush.set();
     }
 
+    /// The lane of this number, if it has not ended.
+    pub(crate) fn lane(&self, key: u64) -> Option<Rc<Lane>> {
+        self.lanes.borrow().get(&key).cloned()
+    }
+
     /// All lanes that have not ended.
     pub(crate) fn lanes(&self) -> Vec<Rc<Lane>> {
         self.lanes.borrow().values().cloned().collect()
