@@ -7,9 +7,15 @@ use qmux_proto::LaneError;
 use qmux_proto::control::{Decoder, Message};
 
 use super::lane::{CONTROL_STREAM, Lane, StreamRead, StreamWaiters};
+use crate::log_limit::LogLimit;
 
 /// Bytes read from the control stream at once. Messages are small: a heartbeat is 4 bytes.
 const READ_BYTES: usize = 2_048;
+
+thread_local! {
+    /// Bounds the log lines about violations on this core.
+    static VIOLATION_LOG: LogLimit = LogLimit::new(Instant::now());
+}
 
 /// What happened on the control stream.
 #[derive(Debug)]
@@ -84,7 +90,10 @@ impl ControlReader {
 
     fn violation(&self, what: &str) -> ControlEvent {
         if self.lane.is_open() {
-            tracing::warn!(lane = self.lane.key(), peer = ?self.lane.peer_addr(), what, "protocol violation; lane closed");
+            // Anybody can, who completes a handshake.
+            if let Some(suppressed) = VIOLATION_LOG.with(|log| log.pass(Instant::now())) {
+                tracing::warn!(lane = self.lane.key(), peer = ?self.lane.peer_addr(), what, suppressed, "protocol violation; lane closed");
+            }
             self.lane.close(LaneError::ProtocolViolation, what);
         }
         ControlEvent::Ended
