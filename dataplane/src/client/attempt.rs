@@ -55,7 +55,11 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
         Some(Ok(())) => {}
         Some(Err(end)) => return dialed.failed(&end),
         None if dialed.may_be_registered() => {}
-        None => return AttemptEnd::Retired,
+        None => {
+            // A ticket that nobody has seen is kept.
+            dialed.failed(&LaneEnd::ClosedByUs(LaneError::Shutdown));
+            return AttemptEnd::Retired;
+        }
     }
     let mut registering = Box::pin(dialed.register());
     let mut session = match supervisor.unless_retired(registering.as_mut()).await {
