@@ -162,6 +162,7 @@ impl LaneEvents for ServerLaneEvents {
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, SocketAddr};
+    use std::time::Duration;
 
     use qmux_proto::control::{Heartbeat, Message};
 
@@ -188,10 +189,13 @@ mod tests {
     fn what_comes_on_the_control_stream_after_a_refusal_is_no_violation() {
         run(async |config| {
             let owner = Rc::new(Owner::default());
-            let accepting = setup(&config, true);
+            let (mut accepting, mut dialing) = (setup(&config, true), setup(&config, false));
+            // A busy machine takes its time.
+            accepting.handshake_timeout = Duration::from_secs(20);
+            dialing.handshake_timeout = Duration::from_secs(20);
             let address = accepting.socket.local_addr();
             let _server = Endpoint::start(accepting, Some(Rc::clone(&owner) as _));
-            let client = Endpoint::start(setup(&config, false), None);
+            let client = Endpoint::start(dialing, None);
             let dialed = client.dial(address, "localhost", 0, None).expect("dial");
             dialed.established().await.expect("established");
             let say = |sequence| {

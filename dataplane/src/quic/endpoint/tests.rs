@@ -229,10 +229,11 @@ fn many_unadmitted_lanes_make_new_clients_prove_their_address() {
 fn a_client_that_finds_no_place_gets_one_when_its_first_packet_is_repeated() {
     run(async |config| {
         let owner = Rc::new(Owner::default());
-        let server = Endpoint::start(setup(&config, true), Some(Rc::clone(&owner) as _));
-        server.unadmitted.set(1_024);
-        let mut dialing = setup(&config, false);
+        let (mut accepting, mut dialing) = (setup(&config, true), setup(&config, false));
+        accepting.handshake_timeout = Duration::from_secs(20);
         dialing.handshake_timeout = Duration::from_secs(20);
+        let server = Endpoint::start(accepting, Some(Rc::clone(&owner) as _));
+        server.unadmitted.set(1_024);
         let client = Endpoint::start(dialing, None);
         let lane = client
             .dial(server.socket.local_addr(), "localhost", 0, None)
