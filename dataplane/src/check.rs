@@ -6,7 +6,7 @@ use qmux_config::{Config, ServerAuth};
 
 use crate::client::ClientShared;
 use crate::exit::Failure;
-use crate::quic::{settings, tls};
+use crate::quic::{sessions, settings, tls};
 use crate::ready::Readiness;
 
 /// Builds what a start would build, short of running it.
@@ -61,6 +61,13 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
             "client: {cores} cores, lanes {:?}, service {}",
             client.lanes, shared.service
         ));
+        if let Some(dir) = &client.state_dir {
+            let danger = sessions::probe_dir(dir).map_err(Failure::Input)?;
+            say(format!("  session tickets in {}", dir.display()));
+            if let Some(danger) = danger {
+                say(format!("    warning: {danger}"));
+            }
+        }
         for server in &shared.targets {
             server.name.refresh();
             let addresses = server.name.addresses();

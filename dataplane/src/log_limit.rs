@@ -27,8 +27,13 @@ impl LogLimit {
         }
     }
 
-    /// Whether to log now; if so, how many lines were suppressed since the last one that passed.
-    pub(crate) fn pass(&self, now: Instant) -> Option<u64> {
+    /// Whether to log now; if so, how many lines were suppressed since the last one that passed, as a field of the line:
+    /// without a value it is not printed.
+    #[expect(
+        clippy::option_option,
+        reason = "the outer one says whether, the inner one is the field's value"
+    )]
+    pub(crate) fn pass(&self, now: Instant) -> Option<Option<u64>> {
         if now.duration_since(self.since.get()) >= WINDOW {
             self.since.set(now);
             self.passed.set(0);
@@ -38,12 +43,18 @@ impl LogLimit {
             return None;
         }
         self.passed.set(self.passed.get() + 1);
-        Some(self.suppressed.take())
+        let suppressed = self.suppressed.take();
+        Some((suppressed > 0).then_some(suppressed))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use tracing_subscriber::fmt::MakeWriter;
+
     use super::*;
 
     #[test]
@@ -52,7 +63,52 @@ mod tests {
         let limit = LogLimit::new(start);
         let passed = (0..100).filter(|_| limit.pass(start).is_some()).count();
         assert_eq!(passed, 10);
-        assert_eq!(limit.pass(start + WINDOW), Some(90));
-        assert_eq!(limit.pass(start + WINDOW), Some(0));
+        assert_eq!(limit.pass(start + WINDOW), Some(Some(90)));
+        assert_eq!(limit.pass(start + WINDOW), Some(None));
+    }
+
+    #[test]
+    fn nothing_suppressed_is_not_printed() {
+        let start = Instant::now();
+        let limit = LogLimit::new(start);
+        let lines = Lines::default();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(lines.clone())
+            .with_ansi(false)
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for now in [start; 12].into_iter().chain([start + WINDOW; 2]) {
+                if let Some(suppressed) = limit.pass(now) {
+                    tracing::warn!(suppressed, "it happened");
+                }
+            }
+        });
+        let text = String::from_utf8(lines.0.lock().expect("one thread").clone()).expect("text");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 12, "{text}");
+        for (at, line) in lines.iter().enumerate() {
+            assert_eq!(line.contains("suppressed=2"), at == 10, "{line}");
+            assert_eq!(line.contains("suppressed"), at == 10, "{line}");
+        }
+    }
+
+    /// What was logged.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("one thread").write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for Lines {
+        type Writer = Lines;
+        fn make_writer(&self) -> Lines {
+            self.clone()
+        }
     }
 }

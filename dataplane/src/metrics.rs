@@ -77,6 +77,8 @@ counters! {
     quic_packets_unknown,
     /// Packets that QUIC could not parse or decrypt.
     quic_packets_invalid,
+    /// Packets of a lane that came from another address than the peer's, which is heard where it was: the lane stayed.
+    quic_packets_astray,
     /// Packets that reached a core that does not own their lane and were handed to the one that does.
     quic_packets_handed_over,
     /// Packets that could not be handed over.

@@ -253,6 +253,23 @@ fn check_finds_a_bad_config() {
 }
 
 #[test]
+fn check_tries_the_state_directory_and_leaves_nothing_there() {
+    let with =
+        |dir: &str| CLIENT.replacen("[client]", &format!("[client]\nstate_dir = {dir:?}"), 1);
+    let site = Site::new(&with("deep/state"));
+    let output = site.run(&["--check"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("deep/state"));
+    assert!(!site.dir.path().join("deep").exists());
+    // A file in its way, and a place where nobody can make anything.
+    for dir in ["ca.crt", "ca.crt/state", "/proc/no-such/state"] {
+        let site = Site::new(&with(dir));
+        assert_refused(&site.run(&["--check"]), &["state_dir", dir, "not usable"]);
+        assert_refused(&site.run(&[]), &["state_dir", dir, "not usable"]);
+    }
+}
+
+#[test]
 fn check_finds_a_taken_address() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let address = taken.local_addr().expect("bound");

@@ -103,24 +103,9 @@ fn answer(status: StatusCode, content_type: &'static str, body: String) -> Respo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::atomic::Ordering;
-    use std::time::{Instant, SystemTime};
 
-    use crate::core::Cluster;
-    use crate::core::mailbox::Mailbox;
-    use crate::ready::Readiness;
-
-    fn client_of_two_cores() -> Status {
-        let mailboxes = (0..2).map(|_| Mailbox::new().expect("socket pair").0);
-        Status {
-            cluster: Arc::new(Cluster::new(mailboxes.collect())),
-            server: None,
-            client: true,
-            readiness: Arc::new(Readiness::new(1)),
-            started: (Instant::now(), SystemTime::now()),
-        }
-    }
+    use crate::status::fixture::client_of_two_cores;
 
     fn ask(status: &Status, method: &Method, uri: &str) -> (u16, String) {
         let uri: Uri = uri.parse().expect("valid");

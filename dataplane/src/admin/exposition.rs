@@ -316,21 +316,8 @@ impl Collector for ProcessMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
 
-    use crate::core::mailbox::Mailbox;
-    use crate::ready::Readiness;
-
-    fn client_of_two_cores() -> Status {
-        let mailboxes = (0..2).map(|_| Mailbox::new().expect("socket pair").0);
-        Status {
-            cluster: Arc::new(Cluster::new(mailboxes.collect())),
-            server: None,
-            client: true,
-            readiness: Arc::new(Readiness::new(1)),
-            started: (Instant::now(), SystemTime::now()),
-        }
-    }
+    use crate::status::fixture::client_of_two_cores;
 
     #[test]
     fn every_counter_of_every_core_is_there_with_its_explanation() {

@@ -46,13 +46,34 @@ pub(super) enum AttemptEnd {
 
 /// Runs one attempt of the lane of `supervisor` to its end.
 pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> AttemptEnd {
-    let opened = supervisor
-        .unless_retired(open(core, &supervisor.server, supervisor.lane))
-        .await;
-    let mut session = match opened {
-        None => return AttemptEnd::Retired,
-        Some(Err(end)) => return end,
+    let dialed = match Dialed::begin(core, &supervisor.server, supervisor.lane) {
+        Ok(dialed) => dialed,
+        Err(end) => return end,
+    };
+    let lane = Rc::clone(&dialed.this.lane);
+    match supervisor.unless_retired(lane.established()).await {
+        Some(Ok(())) => {}
+        Some(Err(end)) => return dialed.failed(&end),
+        None if dialed.may_be_registered() => {}
+        None => {
+            // A ticket that nobody has seen is kept.
+            dialed.failed(&LaneEnd::ClosedByUs(LaneError::Shutdown));
+            return AttemptEnd::Retired;
+        }
+    }
+    let mut registering = Box::pin(dialed.register());
+    let mut session = match supervisor.unless_retired(registering.as_mut()).await {
         Some(Ok(session)) => session,
+        Some(Err(end)) => return end,
+        None => {
+            // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
+            monoio::spawn(async move {
+                if let Ok(session) = registering.await {
+                    session.leave(false).await;
+                }
+            });
+            return AttemptEnd::Retired;
+        }
     };
     supervisor.serves(Some(session.lane()));
     let served = session.serve(supervisor).await;
@@ -70,79 +91,153 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
     }
 }
 
-/// Dials and registers.
-async fn open(
-    core: &Rc<ClientCore>,
-    server: &Arc<ServerState>,
+/// A lane until it is registered.
+struct Dialed {
+    core: Rc<ClientCore>,
+    this: Rc<ClientLane>,
+    guard: CloseOnDrop,
+    reader: ControlReader,
+    resumption: Resumption,
     lane_index: usize,
-) -> Result<Session, AttemptEnd> {
-    let Some(client) = core.shared.client() else {
-        return Err(AttemptEnd::Failed("no [client] section".into()));
-    };
-    let began = Instant::now();
-    let (endpoint, lane, aim, mut resumption) =
-        dial(core, client, server, lane_index).map_err(AttemptEnd::Failed)?;
-    let this = ClientLane::new(
-        Rc::clone(&lane),
-        client_flows(core, &lane),
-        Rc::clone(&core.context),
-        Arc::clone(&core.shared),
-        Arc::clone(server),
-        core.next_serial(),
-    );
-    lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
-    // The endpoint lives as long as its one lane, and that as long as this attempt or what it leaves behind.
-    endpoint.stop_when_empty();
-    let guard = CloseOnDrop(Rc::clone(&lane));
-    let mut reader = ControlReader::new(Rc::clone(&lane));
-    if resumption.is_offered() {
-        // As early data, if the session allows it.
-        send_register(core, client, &this, lane_index);
-    }
-    if let Err(end) = lane.established().await {
-        resumption.failed(&lane, &end);
-        return Err(AttemptEnd::Failed(end.to_string()));
-    }
-    resumption.check(&lane)?;
-    if !resumption.is_offered() {
-        send_register(core, client, &this, lane_index);
-    }
-    let ack = match registered(core, client, &this, &mut reader).await {
-        Ok(ack) => ack,
-        Err(end) => {
-            resumption.not_registered(&lane, &end);
-            return Err(end);
+    /// The server core that it was aimed at.
+    aim: usize,
+    began: Instant,
+}
+
+impl Dialed {
+    /// Dials.
+    fn begin(
+        core: &Rc<ClientCore>,
+        server: &Arc<ServerState>,
+        lane_index: usize,
+    ) -> Result<Dialed, AttemptEnd> {
+        let Some(client) = core.shared.client() else {
+            return Err(no_client_section());
+        };
+        let began = Instant::now();
+        let (endpoint, lane, aim, resumption) =
+            dial(core, client, server, lane_index).map_err(AttemptEnd::Failed)?;
+        let this = ClientLane::new(
+            Rc::clone(&lane),
+            client_flows(core, &lane),
+            Rc::clone(&core.context),
+            Arc::clone(&core.shared),
+            Arc::clone(server),
+            core.next_serial(),
+        );
+        lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
+        // The endpoint lives as long as its one lane, and that as long as this attempt or what it leaves behind.
+        endpoint.stop_when_empty();
+        if resumption.is_offered() {
+            // As early data, if the session allows it.
+            send_register(core, client, &this, lane_index);
         }
-    };
-    let handshake = lane.handshake();
-    let took_us = began.elapsed().as_micros() as u64;
-    resumption.keep_next(&lane);
-    let server_cores = usize::try_from(ack.server_cores)
-        .unwrap_or(1)
-        .clamp(1, crate::core::CORES_MAX);
-    if aim != lane_index % server_cores {
-        core.server_has_cores(server, server_cores);
-        // It is registered, so that a visitor may be on its way there.
-        if let Some(session) = Session::begin(core, this, reader, guard, &ack) {
+        Ok(Dialed {
+            core: Rc::clone(core),
+            guard: CloseOnDrop(Rc::clone(&lane)),
+            reader: ControlReader::new(lane),
+            this,
+            resumption,
+            lane_index,
+            aim,
+            began,
+        })
+    }
+
+    /// There was no handshake.
+    fn failed(mut self, end: &LaneEnd) -> AttemptEnd {
+        self.resumption.failed(&self.this.lane, end);
+        AttemptEnd::Failed(end.to_string())
+    }
+
+    /// Whether the server may take the lane for registered: it has Register, and the end of the handshake.
+    fn may_be_registered(&self) -> bool {
+        self.resumption.is_offered() && self.this.lane.is_established()
+    }
+
+    /// Registers, once the handshake is complete.
+    async fn register(mut self) -> Result<Session, AttemptEnd> {
+        let core = Rc::clone(&self.core);
+        let server = Arc::clone(&self.this.server);
+        let Some(client) = core.shared.client() else {
+            return Err(no_client_section());
+        };
+        let lane = Rc::clone(&self.this.lane);
+        self.resumption.check(&lane)?;
+        if !self.resumption.is_offered() {
+            if core.context.draining.get() {
+                return Err(AttemptEnd::Retired);
+            }
+            send_register(&core, client, &self.this, self.lane_index);
+        }
+        let registering = Registering::new(&self.this, &core);
+        let ack = match registered(&core, client, &self.this, &mut self.reader).await {
+            Ok(ack) => ack,
+            Err(end) => {
+                self.resumption.not_registered(&lane, &end);
+                return Err(end);
+            }
+        };
+        let handshake = lane.handshake();
+        let took_us = self.began.elapsed().as_micros() as u64;
+        self.resumption.keep_next(&lane);
+        let server_cores = usize::try_from(ack.server_cores)
+            .unwrap_or(1)
+            .clamp(1, crate::core::CORES_MAX);
+        let misaimed = self.aim != self.lane_index % server_cores;
+        if !misaimed {
+            tracing::info!(
+                server = core.shared.title(&server),
+                lane = self.lane_index,
+                core = core.context.index,
+                server_core = ack.lane_core,
+                server_cores = ack.server_cores,
+                resumed = handshake.resumed,
+                early_data = ?handshake.early_data,
+                took_us,
+                "lane registered"
+            );
+        }
+        let session = Session::begin(&core, self.this, self.reader, self.guard, &ack)
+            .ok_or_else(no_client_section)?;
+        drop(registering);
+        core.server_has_cores(&server, server_cores);
+        if misaimed {
+            // It is registered, so that a visitor may be on its way there.
             monoio::spawn(session.leave(false));
+            return Err(AttemptEnd::Misaimed);
         }
-        return Err(AttemptEnd::Misaimed);
+        Ok(session)
     }
-    tracing::info!(
-        server = core.shared.title(server),
-        lane = lane_index,
-        core = core.context.index,
-        server_core = ack.lane_core,
-        server_cores = ack.server_cores,
-        resumed = handshake.resumed,
-        early_data = ?handshake.early_data,
-        took_us,
-        "lane registered"
-    );
-    let session = Session::begin(core, this, reader, guard, &ack)
-        .ok_or_else(|| AttemptEnd::Failed("no [client] section".into()))?;
-    core.server_has_cores(server, server_cores);
-    Ok(session)
+}
+
+fn no_client_section() -> AttemptEnd {
+    AttemptEnd::Failed("no [client] section".into())
+}
+
+/// Lists a lane among those that register, until it is dropped: the core knows that a flow may be on its way.
+struct Registering {
+    core: Rc<ClientCore>,
+    serial: u64,
+}
+
+impl Registering {
+    fn new(lane: &Rc<ClientLane>, core: &Rc<ClientCore>) -> Registering {
+        let serial = lane.serial;
+        core.registering
+            .borrow_mut()
+            .insert(serial, Rc::clone(lane));
+        Registering {
+            core: Rc::clone(core),
+            serial,
+        }
+    }
+}
+
+impl Drop for Registering {
+    fn drop(&mut self) {
+        self.core.registering.borrow_mut().remove(&self.serial);
+    }
 }
 
 /// Closes the lane when the attempt is over or given up; does nothing to one that has ended.

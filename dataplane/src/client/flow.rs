@@ -106,10 +106,13 @@ async fn open(
             }
             Ok(None) if !fin => {}
             Ok(None) | Err(_) => {
-                tracing::warn!(
-                    lane = this.lane.key(),
-                    "a stream without a valid Open header; flow reset"
-                );
+                if let Some(suppressed) = this.context.connect_log.pass(Instant::now()) {
+                    tracing::warn!(
+                        lane = this.lane.key(),
+                        suppressed,
+                        "a stream without a valid Open header; flow reset"
+                    );
+                }
                 return Err(FlowError::ProtocolViolation);
             }
         }

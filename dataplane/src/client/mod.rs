@@ -1,6 +1,8 @@
 //! The client role on one core: its share of the lanes to every server.
 
 mod attempt;
+#[cfg(test)]
+mod attempt_tests;
 mod backoff;
 mod flow;
 mod lane;
@@ -49,7 +51,7 @@ const _: () = assert!(
 /// Bits of a lane's serial number that count the lanes of one core; the others are the core's.
 const SERIAL_BITS: u32 = 48;
 
-/// How soon the resolver's thread tries again to put mail into a full mailbox.
+/// How soon the resolver's thread, or a core, tries again to put mail into a full mailbox.
 const MAIL_PAUSE: Duration = Duration::from_millis(10);
 
 /// What one core's client role tells the others.
@@ -188,7 +190,7 @@ impl ClientShared {
     /// Takes in what a configured server's name has resolved to. True if the servers have changed.
     fn resolved(&self, target: usize, addresses: &[SocketAddr]) -> bool {
         let mut roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = roster.answer(target, addresses);
+        let news = roster.answer(target, addresses, Instant::now());
         if news.is_empty() {
             return false;
         }
@@ -250,6 +252,8 @@ pub(crate) struct ClientCore {
     supervisors: RefCell<HashMap<LaneId, Rc<Supervisor>>>,
     /// Lanes that are registered now, by serial number; also those that are being left.
     lanes: RefCell<HashMap<u64, Rc<ClientLane>>>,
+    /// Lanes that wait for the answer to their registration. The server may take them for registered.
+    registering: RefCell<HashMap<u64, Rc<ClientLane>>>,
     next_serial: Cell<u64>,
     /// Checks the service, if that is this core's part.
     checker: Option<Rc<Checker>>,
@@ -273,6 +277,7 @@ impl ClientCore {
             plan: RefCell::new(Plan::new(context.index, context.cluster.cores(), lanes)),
             supervisors: RefCell::default(),
             lanes: RefCell::default(),
+            registering: RefCell::default(),
             next_serial: Cell::new(1),
             checker: Checker::start(context, shared),
         });
@@ -358,12 +363,30 @@ impl ClientCore {
     /// Tells this core and all others.
     fn tell_all(self: &Rc<Self>, mail: &ClientMail) {
         self.client_mail(mail);
-        for (core, mailbox) in self.context.cluster.mailboxes.iter().enumerate() {
-            if core != self.context.index && mailbox.send(Mail::Client(*mail)).is_err() {
-                self.context.counters.client_mail_dropped.increment();
-                tracing::error!(core, ?mail, "mailbox full: the core was not told");
+        for core in 0..self.context.cluster.cores() {
+            let Err(Mail::Client(mail)) = self.tell(core, *mail) else {
+                continue;
+            };
+            self.context.counters.client_mail_dropped.increment();
+            tracing::error!(core, ?mail, "mailbox full: the core was not told");
+            if matches!(mail, ClientMail::Plan) {
+                // The others are mere hints. Without this one the core would lack lanes, or keep some, for ever.
+                let this = Rc::clone(self);
+                monoio::spawn(async move {
+                    while this.tell(core, mail).is_err() {
+                        monoio::time::sleep(MAIL_PAUSE).await;
+                    }
+                });
             }
         }
+    }
+
+    /// Tells another core; nothing to this one.
+    fn tell(&self, core: usize, mail: ClientMail) -> Result<(), Mail> {
+        if core == self.context.index {
+            return Ok(());
+        }
+        self.context.cluster.mailboxes[core].send(Mail::Client(mail))
     }
 
     fn next_serial(&self) -> u64 {
@@ -383,7 +406,11 @@ impl ClientCore {
 
     /// Whether the servers have answered [`ClientCore::drain`] and no flow is on its way here any more.
     pub(crate) fn is_settled(&self) -> bool {
-        self.lanes.borrow().values().all(|lane| lane.is_settled())
+        let (lanes, registering) = (self.lanes.borrow(), self.registering.borrow());
+        lanes
+            .values()
+            .chain(registering.values())
+            .all(|lane| lane.is_settled())
     }
 
     /// Tells the servers to send no new flow, and takes none.
@@ -399,8 +426,9 @@ impl ClientCore {
         for supervisor in self.supervisors.borrow().values() {
             supervisor.retire();
         }
-        let lanes: Vec<_> = self.lanes.borrow().values().cloned().collect();
-        for lane in lanes {
+        let registered: Vec<_> = self.lanes.borrow().values().cloned().collect();
+        let registering: Vec<_> = self.registering.borrow().values().cloned().collect();
+        for lane in registered.iter().chain(&registering) {
             lane.lane.close(LaneError::Shutdown, "");
         }
     }

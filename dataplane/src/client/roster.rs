@@ -2,15 +2,27 @@
 //!
 //! Each resolved address is a server of its own: with its own lanes, its own number of cores, its own back-off. The
 //! roster only decides who is on it; it does no I/O and knows no clock.
+//!
+//! An address that an answer lacks may be gone, or merely not be shown: some resolvers answer with a part of the
+//! addresses, another one each time. A lack counts for something if lanes to the address are not up either (a server
+//! that stops says so, and one that has died is found out), or if the answer is smaller than the one that showed the
+//! address last: then there would have been room for it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::server::ServerState;
 
-/// Answers in a row that an address must be missing from before its server is given up: some resolvers answer with a
-/// part of the addresses, another one each time. A server that stops says so itself.
+/// Answers in a row that an address must be missing from, and each count for something, before its server is given up.
 const MISSED_ANSWERS_MAX: u32 = 3;
+
+/// An address whose lanes are up is given up, however many addresses the answers have, when it was missing for so long
+/// and so many answers. Of 16 addresses of which 8 drawn by lot are shown, none is missed that often by accident.
+const UNSHOWN_FOR_MAX: Duration = Duration::from_secs(600);
+const UNSHOWN_ANSWERS_MAX: u32 = 30;
+
+const _: () = assert!(UNSHOWN_ANSWERS_MAX > MISSED_ANSWERS_MAX);
 
 /// Servers of one client. Each costs a lane for each core of either side, and an answer is somebody else's word.
 pub(super) const SERVERS_MAX: usize = 256;
@@ -35,8 +47,31 @@ impl News {
 #[derive(Debug)]
 struct Known {
     address: SocketAddr,
+    /// Addresses of the answer that showed it last, and when that came.
+    shown_among: usize,
+    shown_at: Instant,
     /// Answers in a row without it.
     missed: u32,
+    /// The last so many of them count for something.
+    missed_in_earnest: u32,
+}
+
+impl Known {
+    /// It was missing from an answer of `size` addresses, while lanes to it were up or not.
+    fn miss(&mut self, size: usize, lanes_are_up: bool) {
+        self.missed = self.missed.saturating_add(1);
+        self.missed_in_earnest = if lanes_are_up && size >= self.shown_among {
+            0
+        } else {
+            self.missed_in_earnest + 1
+        };
+    }
+
+    fn is_gone(&self, now: Instant) -> bool {
+        let unshown_for = now.saturating_duration_since(self.shown_at);
+        self.missed_in_earnest >= MISSED_ANSWERS_MAX
+            || self.missed >= UNSHOWN_ANSWERS_MAX && unshown_for >= UNSHOWN_FOR_MAX
+    }
 }
 
 /// One configured server.
@@ -74,23 +109,36 @@ impl Roster {
     }
 
     /// Takes in what the name of the configured server `target` has resolved to. An empty answer says nothing.
-    pub(super) fn answer(&mut self, target: usize, addresses: &[SocketAddr]) -> News {
+    pub(super) fn answer(&mut self, target: usize, addresses: &[SocketAddr], now: Instant) -> News {
         let Some(known) = self.targets.get_mut(target).map(|target| &mut target.known) else {
             return News::default();
         };
         if addresses.is_empty() {
             return News::default();
         }
-        for address in known.iter_mut() {
-            address.missed += 1;
-        }
-        for address in addresses.iter().copied().map(canonical) {
-            match known.iter_mut().find(|known| known.address == address) {
-                Some(known) => known.missed = 0,
-                None => known.push(Known { address, missed: 0 }),
+        let mut shown: Vec<SocketAddr> = addresses.iter().copied().map(canonical).collect();
+        shown.sort_unstable();
+        shown.dedup();
+        for known in known.iter_mut() {
+            if shown.binary_search(&known.address).is_err() {
+                let server = self.servers.iter().find(|it| it.address == known.address);
+                known.miss(shown.len(), server.is_some_and(|it| it.has_lanes()));
             }
         }
-        known.retain(|known| known.missed < MISSED_ANSWERS_MAX);
+        for address in addresses.iter().copied().map(canonical) {
+            let now_shown = Known {
+                address,
+                shown_among: shown.len(),
+                shown_at: now,
+                missed: 0,
+                missed_in_earnest: 0,
+            };
+            match known.iter_mut().find(|known| known.address == address) {
+                Some(known) => *known = now_shown,
+                None => known.push(now_shown),
+            }
+        }
+        known.retain(|known| !known.is_gone(now));
         // What a resolver makes up anew with each answer must not pile up.
         known.sort_by_key(|known| known.missed);
         known.truncate(SERVERS_MAX);
@@ -144,6 +192,10 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::seq::SliceRandom as _;
+    use rand::{RngExt as _, SeedableRng as _};
+
     use super::*;
 
     fn roster(targets: usize) -> Roster {
@@ -154,6 +206,11 @@ mod tests {
         last.iter()
             .map(|last| SocketAddr::from(([192, 0, 2, *last], 8443)))
             .collect()
+    }
+
+    /// An answer at no particular time.
+    fn answer(roster: &mut Roster, target: usize, addresses: &[SocketAddr]) -> News {
+        roster.answer(target, addresses, Instant::now())
     }
 
     fn listed(roster: &Roster) -> Vec<u8> {
@@ -172,24 +229,24 @@ mod tests {
     #[test]
     fn every_address_of_a_name_is_a_server() {
         let mut roster = roster(1);
-        let news = roster.answer(0, &addresses(&[1, 2]));
+        let news = answer(&mut roster, 0, &addresses(&[1, 2]));
         assert_eq!((news.appeared.len(), news.vanished.len()), (2, 0));
         assert_eq!(listed(&roster), [1, 2]);
-        assert!(roster.answer(0, &addresses(&[2, 1])).is_empty());
+        assert!(answer(&mut roster, 0, &addresses(&[2, 1])).is_empty());
     }
 
     #[test]
     fn an_address_vanishes_when_three_answers_in_a_row_lack_it() {
         let mut roster = roster(1);
-        roster.answer(0, &addresses(&[1, 2]));
+        answer(&mut roster, 0, &addresses(&[1, 2]));
         for _ in 0..2 {
-            assert!(roster.answer(0, &addresses(&[1])).is_empty());
+            assert!(answer(&mut roster, 0, &addresses(&[1])).is_empty());
         }
-        assert!(roster.answer(0, &addresses(&[1, 2])).is_empty());
+        assert!(answer(&mut roster, 0, &addresses(&[1, 2])).is_empty());
         for _ in 0..2 {
-            assert!(roster.answer(0, &addresses(&[1])).is_empty());
+            assert!(answer(&mut roster, 0, &addresses(&[1])).is_empty());
         }
-        let news = roster.answer(0, &addresses(&[1]));
+        let news = answer(&mut roster, 0, &addresses(&[1]));
         assert_eq!(news.vanished.len(), 1);
         assert_eq!(listed(&roster), [1]);
     }
@@ -197,11 +254,11 @@ mod tests {
     #[test]
     fn an_address_that_comes_back_is_a_new_server() {
         let mut roster = roster(1);
-        let first = roster.answer(0, &addresses(&[1])).appeared;
+        let first = answer(&mut roster, 0, &addresses(&[1])).appeared;
         for _ in 0..3 {
-            roster.answer(0, &addresses(&[2]));
+            answer(&mut roster, 0, &addresses(&[2]));
         }
-        let again = roster.answer(0, &addresses(&[1, 2])).appeared;
+        let again = answer(&mut roster, 0, &addresses(&[1, 2])).appeared;
         assert_eq!(first[0].address, again[0].address);
         assert_ne!(first[0].number, again[0].number);
     }
@@ -209,9 +266,9 @@ mod tests {
     #[test]
     fn an_empty_answer_changes_nothing() {
         let mut roster = roster(1);
-        roster.answer(0, &addresses(&[1]));
+        answer(&mut roster, 0, &addresses(&[1]));
         for _ in 0..10 {
-            assert!(roster.answer(0, &[]).is_empty());
+            assert!(answer(&mut roster, 0, &[]).is_empty());
         }
         assert_eq!(listed(&roster), [1]);
     }
@@ -219,16 +276,16 @@ mod tests {
     #[test]
     fn an_address_behind_two_names_is_one_server_named_by_the_first() {
         let mut roster = roster(2);
-        roster.answer(1, &addresses(&[1, 2]));
+        answer(&mut roster, 1, &addresses(&[1, 2]));
         assert_eq!(listed(&roster), [1, 2]);
         let mapped: SocketAddr = "[::ffff:192.0.2.1]:8443".parse().expect("literal");
-        let news = roster.answer(0, &[mapped]);
+        let news = answer(&mut roster, 0, &[mapped]);
         assert_eq!(listed(&roster), [1, 2]);
         assert_eq!(news.appeared[0].server_name, "server0");
         assert_eq!(news.vanished[0].server_name, "server1");
         // The other name keeps it alive when the first one loses it.
         for _ in 0..3 {
-            roster.answer(0, &addresses(&[3]));
+            answer(&mut roster, 0, &addresses(&[3]));
         }
         assert_eq!(listed(&roster), [1, 2, 3]);
     }
@@ -240,10 +297,97 @@ mod tests {
             let flood: Vec<SocketAddr> = (0..1_000)
                 .map(|port| SocketAddr::from(([192, 0, 2, round], 1 + port)))
                 .collect();
-            let news = roster.answer(0, &flood);
+            let news = answer(&mut roster, 0, &flood);
             assert_eq!(roster.servers().len(), SERVERS_MAX);
             assert!(news.surplus == 0 && roster.targets[0].known.len() == SERVERS_MAX);
         }
-        assert_eq!(roster.answer(1, &addresses(&[1])).surplus, 1);
+        assert_eq!(answer(&mut roster, 1, &addresses(&[1])).surplus, 1);
+    }
+
+    /// A lane to each server is up, or to none.
+    fn lanes_are_up(roster: &Roster, up: bool) {
+        for server in roster.servers() {
+            if up && !server.has_lanes() {
+                server.lane_registered(&[1; 16]);
+            } else if !up && server.has_lanes() {
+                server.lane_ended();
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_that_smaller_answers_lack_is_gone_though_its_lanes_are_up() {
+        let mut roster = roster(1);
+        answer(&mut roster, 0, &addresses(&[1, 2]));
+        lanes_are_up(&roster, true);
+        for _ in 0..2 {
+            assert!(answer(&mut roster, 0, &addresses(&[1])).is_empty());
+        }
+        let news = answer(&mut roster, 0, &addresses(&[1, 1]));
+        assert_eq!(news.vanished.len(), 1);
+    }
+
+    #[test]
+    fn an_address_that_others_replace_goes_when_its_lanes_are_down_or_after_long() {
+        let start = Instant::now();
+        let interval = Duration::from_secs(10);
+        let replaced = |lanes_up_for: u32| {
+            let mut roster = roster(1);
+            roster.answer(0, &addresses(&[1, 2]), start);
+            let mut count = 0;
+            loop {
+                lanes_are_up(&roster, count < lanes_up_for);
+                count += 1;
+                let news = roster.answer(0, &addresses(&[1, 3]), start + interval * count);
+                if !news.vanished.is_empty() {
+                    assert_eq!(listed(&roster), [1, 3]);
+                    return count;
+                }
+            }
+        };
+        assert_eq!(replaced(0), 3);
+        assert_eq!(replaced(20), 23, "three from when its lanes went down");
+        assert_eq!(replaced(u32::MAX), 60, "ten minutes");
+    }
+
+    /// Whatever part of the addresses a resolver shows, servers whose lanes are up stay, and one that stops goes soon.
+    #[test]
+    fn simulated_resolvers_that_show_a_part_make_no_lane_flap() {
+        for seed in 0..100 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut all: Vec<u8> = (0..16).collect();
+            let shown = random.random_range(1..=8);
+            let by_turns = random.random_bool(0.5) || shown < 6;
+            let mut roster = roster(1);
+            let mut now = Instant::now();
+            let mut stopped = None;
+            for round in 0..2_000 {
+                now += Duration::from_secs(10);
+                if by_turns {
+                    all.rotate_left(shown);
+                } else {
+                    all.shuffle(&mut random);
+                }
+                let news = roster.answer(0, &addresses(&all[..shown]), now);
+                assert!(
+                    round < 100 || news.appeared.is_empty(),
+                    "seed {seed}, round {round}: {news:?}"
+                );
+                for gone in &news.vanished {
+                    assert!(!gone.has_lanes(), "seed {seed}, round {round}: {gone}");
+                }
+                lanes_are_up(&roster, true);
+                if round == 1_000 {
+                    stopped = all.pop();
+                }
+                let of_stopped = stopped.map(|last| addresses(&[last])[0]);
+                for server in roster.servers() {
+                    if Some(server.address) == of_stopped {
+                        assert!(round < 1_003, "seed {seed}, round {round}");
+                        server.lane_ended();
+                    }
+                }
+            }
+        }
     }
 }

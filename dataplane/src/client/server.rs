@@ -96,6 +96,11 @@ impl ServerState {
         self.registered.fetch_sub(1, Ordering::AcqRel);
     }
 
+    /// True while lanes are registered with it, and it has not said that it stops.
+    pub(super) fn has_lanes(&self) -> bool {
+        self.registered.load(Ordering::Relaxed) > 0
+    }
+
     /// Takes the probing role for the lane `serial` if nobody has it. True if that lane has it now.
     pub(super) fn claim_probing(&self, serial: u64) -> bool {
         self.prober.load(Ordering::Relaxed) == serial

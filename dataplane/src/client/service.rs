@@ -8,13 +8,10 @@
 //! What is known is one flag for the whole process. A core that changes it mails all cores, each of which tells it on its
 //! lanes; a lane that missed that tells it with its next heartbeat.
 
-use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use qmux_config::Local;
@@ -247,14 +244,9 @@ impl Checker {
         let Some(until) = until else {
             return self.told.wait().await;
         };
-        let mut sleep = pin!(monoio::time::sleep_until(until.into()));
-        poll_fn(|cx| {
-            if self.told.poll(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().poll(cx)
-        })
-        .await;
+        let sleep = monoio::time::sleep_until(until.into());
+        // Whichever comes first.
+        let _time_or_news = self.told.cuts_short(sleep).await;
     }
 }
 

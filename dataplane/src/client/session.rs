@@ -243,7 +243,9 @@ impl Session {
                 .lane
                 .send_control(&Message::PathResponse(PathResponse { nonce })),
             Message::GoAway(away) => {
-                tracing::info!(server = %this.server, reason = %away.reason, "the server drains; this lane gets no new flow");
+                if let Some(suppressed) = this.context.health_log.pass(Instant::now()) {
+                    tracing::info!(server = %this.server, reason = %away.reason, suppressed, "the server drains; this lane gets no new flow");
+                }
                 return Happened::ServerDrains;
             }
             other => tracing::debug!(?other, "message without meaning here"),

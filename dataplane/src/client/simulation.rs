@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qmux_config::Lanes;
 use rand::rngs::StdRng;
@@ -53,6 +53,7 @@ struct Supervised {
 
 struct World {
     random: StdRng,
+    start: Instant,
     now: Duration,
     lanes: Lanes,
     cores: usize,
@@ -79,6 +80,7 @@ impl World {
         World {
             hosts: hosts.collect(),
             random,
+            start: Instant::now(),
             now: Duration::ZERO,
             lanes,
             cores,
@@ -110,7 +112,8 @@ impl World {
             .filter(|_| self.random.random_bool(0.4))
             .map(address)
             .collect();
-        if !self.roster.answer(target, &some).is_empty() {
+        let now = self.start + self.now;
+        if !self.roster.answer(target, &some, now).is_empty() {
             self.tell_all();
         }
         let listed: BTreeSet<_> = self
@@ -151,6 +154,9 @@ impl World {
         for lane in changes.retire {
             let retired = self.supervised.remove(&lane).expect("it runs");
             assert_eq!(retired.core, core, "another core's lane");
+            if retired.registered {
+                retired.server.lane_ended();
+            }
         }
         for lane in changes.start {
             let server = servers.iter().find(|server| server.number == lane.0);
@@ -176,6 +182,7 @@ impl World {
         for supervised in self.supervised.values_mut() {
             if supervised.server.address == changed && supervised.registered {
                 supervised.registered = false;
+                supervised.server.lane_ended();
                 supervised.last_attempt = self.now;
                 supervised.backoff.reset();
                 supervised.next = self.now + supervised.backoff.next(self.random.random());
@@ -214,6 +221,7 @@ impl World {
         let aimed = lane.server.cores().max(1);
         if id.1 % aimed == id.1 % host.cores {
             lane.registered = true;
+            lane.server.lane_registered(&[1; 16]);
         }
         if lane.server.has_cores(host.cores) {
             self.tell_all();
@@ -288,6 +296,9 @@ const WAITING_MAX: usize = 1_024;
 const REPEATS_MS: [u64; 2] = [1_000, 2_000];
 const REPEATS: usize = REPEATS_MS.len() + 1;
 const GIVES_UP_AFTER_MS: u64 = 2_000;
+
+/// 5 s of handshakes, and the pauses of those who were refused again and again.
+const ALL_BACK_WITHIN_S: f64 = 30.0;
 
 /// One client of the restart.
 #[derive(Clone, Copy, PartialEq)]
@@ -434,5 +445,11 @@ fn ten_thousand_clients_come_back_after_a_restart_without_a_stampede() {
             in_step.peak
         );
         assert!(jitter.half <= in_step.half && jitter.all <= in_step.all);
+        if down_s == 0 {
+            // Within the first delay come five times as many as may wait: the others get in when they come again.
+            assert!(jitter.refused >= CLIENTS / 2, "{}", jitter.refused);
+            let seconds = jitter.all as f64 / 100.0;
+            assert!(seconds <= ALL_BACK_WITHIN_S, "{seconds} s");
+        }
     }
 }

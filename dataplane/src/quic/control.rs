@@ -1,18 +1,21 @@
 //! Reading the control stream of a lane: messages, deadlines and the lane's end as one sequence of events.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Instant;
 
 use qmux_proto::LaneError;
 use qmux_proto::control::{Decoder, Message};
 
 use super::lane::{CONTROL_STREAM, Lane, StreamRead, StreamWaiters};
+use crate::log_limit::LogLimit;
 
 /// Bytes read from the control stream at once. Messages are small: a heartbeat is 4 bytes.
 const READ_BYTES: usize = 2_048;
+
+thread_local! {
+    /// Bounds the log lines about violations on this core.
+    static VIOLATION_LOG: LogLimit = LogLimit::new(Instant::now());
+}
 
 /// What happened on the control stream.
 #[derive(Debug)]
@@ -81,19 +84,16 @@ impl ControlReader {
         if deadline <= Instant::now() {
             return false;
         }
-        let mut sleep = pin!(monoio::time::sleep_until(deadline.into()));
-        poll_fn(|cx| {
-            if self.waiters.readable.poll(cx).is_ready() {
-                return Poll::Ready(true);
-            }
-            sleep.as_mut().poll(cx).map(|()| false)
-        })
-        .await
+        let sleep = monoio::time::sleep_until(deadline.into());
+        self.waiters.readable.cuts_short(sleep).await.is_none()
     }
 
     fn violation(&self, what: &str) -> ControlEvent {
         if self.lane.is_open() {
-            tracing::warn!(lane = self.lane.key(), peer = ?self.lane.peer_addr(), what, "protocol violation; lane closed");
+            // Anybody can, who completes a handshake.
+            if let Some(suppressed) = VIOLATION_LOG.with(|log| log.pass(Instant::now())) {
+                tracing::warn!(lane = self.lane.key(), peer = ?self.lane.peer_addr(), what, suppressed, "protocol violation; lane closed");
+            }
             self.lane.close(LaneError::ProtocolViolation, what);
         }
         ControlEvent::Ended

@@ -1,7 +1,8 @@
 //! A sticky event for one waiting task on the same thread: set before or during the wait, it is never lost.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -38,6 +39,19 @@ impl Event {
     /// Waits until the event is set, and clears it.
     pub(crate) async fn wait(&self) {
         poll_fn(|cx| self.poll(cx)).await;
+    }
+
+    /// Runs `work` to its end, or until the event is set: then `None`, and the event is cleared. Dropping `work` half-way
+    /// must lose nothing.
+    pub(crate) async fn cuts_short<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            if self.poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            work.as_mut().poll(cx).map(Some)
+        })
+        .await
     }
 }
 
@@ -127,5 +141,21 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         assert_eq!(event.poll(&mut cx), Poll::Ready(()));
         assert_eq!(event.poll(&mut cx), Poll::Pending);
+    }
+
+    #[test]
+    fn work_is_cut_short_by_its_event_alone_and_ends_by_itself_otherwise() {
+        let event = Event::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let done = pin!(event.cuts_short(async { 7 })).poll(&mut cx);
+        assert_eq!(done, Poll::Ready(Some(7)));
+        {
+            let mut cut = pin!(event.cuts_short(std::future::pending::<()>()));
+            assert_eq!(cut.as_mut().poll(&mut cx), Poll::Pending);
+            event.set();
+            assert_eq!(cut.poll(&mut cx), Poll::Ready(None));
+        }
+        let again = pin!(event.cuts_short(async { 7 })).poll(&mut cx);
+        assert_eq!(again, Poll::Ready(Some(7)), "it was cleared");
     }
 }

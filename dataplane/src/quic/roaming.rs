@@ -1,9 +1,12 @@
 //! Where a lane's packets go, while the peer's address changes under it.
 //!
-//! A server follows its client: the first genuine packet from another address moves the lane there at once, whether a
-//! NAT has chosen a new port or the client has joined another network. Until the client has proved that it receives at
+//! A server follows its client: genuine packets from another address move the lane there, whether a NAT has chosen a new
+//! port or the client has joined another network. The first one does so if the peer has not been heard lately where it
+//! was; else it takes several in a row, so that packets that come late, or a NAT that sends one lane's packets from two
+//! addresses, do not throw the lane to and fro. Until the client has proved that it receives at
 //! the new address, no more than three times what came from there is sent to it (RFC 9000 section 9.3.1); without the
-//! proof the lane goes back to the last address that was proved (section 9.3.2).
+//! proof the lane goes back to the last address that was proved (section 9.3.2). Addresses that were proved lately need no
+//! new proof (section 9.3).
 //!
 //! To quiche a lane is one path for all its life, under the addresses that it began with. A path of its own for each
 //! address would make quiche forget what is in flight: it repeats what was sent on the old path two packets at a time
@@ -21,6 +24,19 @@ use std::time::{Duration, Instant};
 /// is full of what went to a dead address it waits for probe timeouts that double: 30 s hold most of them. A peer that is
 /// still at the proved address takes the lane back with its next packet, a heartbeat at the latest.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A peer that was heard within this time where it was is thought to be there still. One that has moved and sends little
+/// is followed with its next packet after this time: a client asks when it has heard nothing for a second.
+const STILL_THERE: Duration = Duration::from_millis(200);
+
+/// It has moved all the same if so many packets in a row came from elsewhere.
+const IN_A_ROW: u32 = 3;
+
+/// Addresses that need no new proof, the last one among them: a peer with two ways out has two.
+const PROVED_MAX: usize = 4;
+
+/// For how long after the lane has left them.
+const PROVED_FOR: Duration = Duration::from_secs(60);
 
 /// Bytes sent to an address that is not proved, for each byte received from it (RFC 9000 section 8).
 const AMPLIFICATION_MAX: u64 = 3;
@@ -52,13 +68,30 @@ struct Probation {
     deadline: Instant,
 }
 
+/// Packets in a row from one address that the lane does not follow yet.
+#[derive(Debug, Clone, Copy)]
+struct Strays {
+    way: Way,
+    packets: u32,
+    bytes: u64,
+    /// What had come from where the lane is when the first of them came.
+    heard_before: u64,
+}
+
 /// Where a lane's packets go.
 #[derive(Debug)]
 pub(crate) struct Roaming {
     current: Way,
-    /// The last one that was proved; the handshake proves the first one.
-    proved: Way,
+    /// The addresses that were proved, each with the time when the lane left it; the last one first. The handshake proves
+    /// the first one.
+    proved: Vec<(Way, Option<Instant>)>,
     probation: Option<Probation>,
+    /// When the peer was last heard at the current address.
+    heard_at: Option<Instant>,
+    strays: Option<Strays>,
+    /// The peer was heard at a proved address again before it had proved the next one: until then it does not leave
+    /// a proved address for one that is not while it is heard there.
+    wary_until: Option<Instant>,
     /// Whether the peer answers challenges.
     answers: bool,
 }
@@ -67,8 +100,11 @@ impl Roaming {
     pub(crate) fn new(way: Way) -> Roaming {
         Roaming {
             current: way,
-            proved: way,
+            proved: vec![(way, None)],
             probation: None,
+            heard_at: None,
+            strays: None,
+            wary_until: None,
             answers: false,
         }
     }
@@ -88,35 +124,91 @@ impl Roaming {
         self.answers
     }
 
-    /// A genuine packet of `bytes` came along `way`. `nonce` is used if the lane moves and must not be guessable.
-    pub(crate) fn heard(
+    /// A genuine packet of `bytes` came from where packets go. Needed only while the address is not proved.
+    pub(crate) fn received(&mut self, bytes: usize) {
+        if let Some(probation) = &mut self.probation {
+            probation.received += bytes as u64;
+        }
+    }
+
+    /// The peer was heard at the current address.
+    pub(crate) fn heard(&mut self, now: Instant) {
+        self.heard_at = Some(now);
+    }
+
+    /// A genuine packet of `bytes` came along another way than packets go; from there `heard_here` bytes have come in
+    /// all. `nonce` is used if the lane moves and must not be guessable.
+    pub(crate) fn strayed(
         &mut self,
         way: Way,
         bytes: usize,
         now: Instant,
         nonce: u64,
+        heard_here: u64,
     ) -> Option<Moved> {
-        if way == self.current {
-            if let Some(probation) = &mut self.probation {
-                probation.received += bytes as u64;
-            }
+        if !self.answers || way == self.current {
             return None;
         }
-        if !self.answers {
+        let mut strays = self
+            .strays
+            .filter(|it| it.way == way && it.heard_before == heard_here)
+            .unwrap_or(Strays {
+                way,
+                packets: 0,
+                bytes: 0,
+                heard_before: heard_here,
+            });
+        strays.packets += 1;
+        strays.bytes += bytes as u64;
+        self.strays = Some(strays);
+        let known = self.position_of_proved(way, now);
+        let still_there = self
+            .heard_at
+            .is_some_and(|at| now.saturating_duration_since(at) < STILL_THERE);
+        let wary = known.is_none() && self.wary_until.is_some_and(|until| now < until);
+        if still_there && (wary || strays.packets < IN_A_ROW) {
             return None;
+        }
+        Some(self.go(way, known, strays.bytes, now, nonce))
+    }
+
+    fn go(
+        &mut self,
+        way: Way,
+        known: Option<usize>,
+        received: u64,
+        now: Instant,
+        nonce: u64,
+    ) -> Moved {
+        self.strays = None;
+        self.heard_at = Some(now);
+        if self.probation.is_none() {
+            self.proved[0].1 = Some(now);
         }
         self.current = way;
-        if way == self.proved {
-            self.probation = None;
-            return Some(Moved::Known);
+        if let Some(at) = known {
+            if self.probation.take().is_some() {
+                self.wary_until = Some(now + PROOF_TIMEOUT);
+            }
+            self.proved[..=at].rotate_right(1);
+            return Moved::Known;
         }
         self.probation = Some(Probation {
             nonce,
-            received: bytes as u64,
+            received,
             sent: 0,
             deadline: now + PROOF_TIMEOUT,
         });
-        Some(Moved::Challenge(nonce))
+        Moved::Challenge(nonce)
+    }
+
+    /// Where `way` stands among the proved ones. The last one stays good; it is where the lane goes back to.
+    fn position_of_proved(&self, way: Way, now: Instant) -> Option<usize> {
+        let at = self.proved.iter().position(|(proved, _)| *proved == way)?;
+        let lately = self.proved[at]
+            .1
+            .is_none_or(|left| now.saturating_duration_since(left) < PROVED_FOR);
+        (at == 0 || lately).then_some(at)
     }
 
     /// Bytes that may be sent now, if that is limited.
@@ -138,7 +230,11 @@ impl Roaming {
         let proves = self.probation.is_some_and(|it| it.nonce == nonce);
         if proves {
             self.probation = None;
-            self.proved = self.current;
+            self.wary_until = None;
+            let current = self.current;
+            self.proved.retain(|(way, _)| *way != current);
+            self.proved.truncate(PROVED_MAX - 1);
+            self.proved.insert(0, (current, None));
         }
         proves
     }
@@ -153,7 +249,9 @@ impl Roaming {
         let over = self.deadline().is_some_and(|deadline| deadline <= now);
         if over {
             self.probation = None;
-            self.current = self.proved;
+            self.strays = None;
+            self.heard_at = None;
+            self.current = self.proved[0].0;
         }
         over
     }
@@ -178,19 +276,23 @@ mod tests {
         roaming
     }
 
+    const MS: Duration = Duration::from_millis(1);
+
     #[test]
-    fn packets_follow_the_peer_at_once_and_little_is_sent_before_the_proof() {
+    fn packets_follow_a_peer_that_was_silent_at_once_and_little_is_sent_before_the_proof() {
         let now = Instant::now();
         let mut roaming = answering(1);
         assert_eq!(roaming.budget(), None);
+        roaming.heard(now);
+        let now = now + STILL_THERE;
         assert_eq!(
-            roaming.heard(way(2), 100, now, 7),
+            roaming.strayed(way(2), 100, now, 7, 0),
             Some(Moved::Challenge(7))
         );
         assert_eq!(roaming.current(), way(2));
         assert_eq!(roaming.budget(), Some(300));
         roaming.sent(250);
-        assert_eq!(roaming.heard(way(2), 10, now, 8), None);
+        roaming.received(10);
         assert_eq!(roaming.budget(), Some(80));
         assert!(!roaming.answered(8), "another nonce");
         assert!(roaming.answered(7));
@@ -200,10 +302,84 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_is_still_heard_is_followed_after_several_packets_in_a_row() {
+        let mut now = Instant::now();
+        let mut roaming = answering(1);
+        // Alternately from both: it stays where it is.
+        for heard in 0..100 {
+            roaming.heard(now);
+            now += MS;
+            for nonce in 0..2 {
+                assert_eq!(roaming.strayed(way(2), 100, now, nonce, heard), None);
+            }
+            assert_eq!(roaming.strayed(way(3), 100, now, 9, heard), None);
+        }
+        for nonce in 1..3 {
+            assert_eq!(roaming.strayed(way(2), 100, now, nonce, 100), None);
+        }
+        assert_eq!(
+            roaming.strayed(way(2), 100, now, 3, 100),
+            Some(Moved::Challenge(3))
+        );
+        assert_eq!(roaming.budget(), Some(900), "all three count");
+    }
+
+    #[test]
+    fn late_packets_do_not_take_the_lane_back() {
+        let now = Instant::now();
+        let mut roaming = answering(1);
+        roaming.strayed(way(2), 100, now, 7, 0);
+        for heard in 1..10 {
+            assert_eq!(roaming.strayed(way(1), 100, now + MS, 8, heard), None);
+        }
+        assert!(roaming.answered(7), "the nonce is good still");
+    }
+
+    #[test]
+    fn a_peer_with_two_ways_out_proves_each_once() {
+        let mut now = Instant::now();
+        let mut roaming = answering(1);
+        roaming.strayed(way(2), 100, now, 7, 0);
+        assert!(roaming.answered(7));
+        for turn in 0..100 {
+            now += STILL_THERE;
+            let to = way(1 + turn % 2);
+            assert_eq!(roaming.strayed(to, 100, now, 8, 0), Some(Moved::Known));
+            assert_eq!((roaming.current(), roaming.budget()), (to, None));
+        }
+        // What was left lately is good; what was left long ago is proved anew.
+        now += PROVED_FOR - MS;
+        let moved = roaming.strayed(way(1), 100, now, 9, 0);
+        assert_eq!(moved, Some(Moved::Known));
+        now += PROVED_FOR;
+        let moved = roaming.strayed(way(2), 100, now, 9, 0);
+        assert_eq!(moved, Some(Moved::Challenge(9)));
+    }
+
+    #[test]
+    fn so_many_proved_addresses_are_remembered() {
+        let mut now = Instant::now();
+        let mut roaming = answering(0);
+        for port in 1..100 {
+            now += STILL_THERE;
+            roaming.strayed(way(port), 100, now, port.into(), 0);
+            assert!(roaming.answered(port.into()));
+            assert!(roaming.proved.len() <= PROVED_MAX);
+        }
+        now += STILL_THERE;
+        assert_eq!(roaming.strayed(way(96), 1, now, 1, 0), Some(Moved::Known));
+        now += STILL_THERE;
+        assert_eq!(
+            roaming.strayed(way(95), 1, now, 1, 0),
+            Some(Moved::Challenge(1))
+        );
+    }
+
+    #[test]
     fn without_a_proof_the_lane_goes_back() {
         let now = Instant::now();
         let mut roaming = answering(1);
-        roaming.heard(way(2), 100, now, 7);
+        roaming.strayed(way(2), 100, now, 7, 0);
         assert!(!roaming.expire(now));
         assert!(roaming.expire(now + PROOF_TIMEOUT));
         assert_eq!(roaming.current(), way(1));
@@ -212,21 +388,35 @@ mod tests {
     }
 
     #[test]
-    fn a_forged_address_costs_the_peer_nothing_once_it_is_heard_again() {
+    fn a_forged_address_costs_the_peer_little_and_only_once() {
         let now = Instant::now();
         let mut roaming = answering(1);
-        roaming.heard(way(666), 100, now, 7);
-        assert_eq!(roaming.heard(way(1), 100, now, 8), Some(Moved::Known));
+        roaming.strayed(way(666), 100, now, 7, 0);
+        for _ in 1..IN_A_ROW {
+            assert_eq!(roaming.strayed(way(1), 100, now, 8, 0), None);
+        }
+        assert_eq!(roaming.strayed(way(1), 100, now, 8, 0), Some(Moved::Known));
         assert_eq!(roaming.current(), way(1));
         assert_eq!(roaming.budget(), None);
+        assert!(!roaming.answered(7));
+        for _ in 0..10 {
+            assert_eq!(roaming.strayed(way(666), 100, now, 9, 0), None, "wary");
+        }
+        let later = now + STILL_THERE;
+        assert_eq!(
+            roaming.strayed(way(666), 100, later, 9, 0),
+            Some(Moved::Challenge(9)),
+            "nobody is heard elsewhere"
+        );
     }
 
     #[test]
     fn an_answer_to_an_earlier_challenge_proves_nothing() {
         let now = Instant::now();
         let mut roaming = answering(1);
-        roaming.heard(way(2), 100, now, 7);
-        roaming.heard(way(3), 100, now, 8);
+        roaming.strayed(way(2), 100, now, 7, 0);
+        let now = now + STILL_THERE;
+        roaming.strayed(way(3), 100, now, 8, 0);
         assert!(!roaming.answered(7));
         assert_eq!(roaming.budget(), Some(300));
         assert!(roaming.answered(8));
@@ -235,7 +425,7 @@ mod tests {
     #[test]
     fn a_peer_that_cannot_answer_is_not_followed() {
         let mut roaming = Roaming::new(way(1));
-        let moved = roaming.heard(way(2), 100, Instant::now(), 7);
+        let moved = roaming.strayed(way(2), 100, Instant::now(), 7, 0);
         assert_eq!(moved, None);
         assert_eq!(roaming.current(), way(1));
         assert!(!roaming.follows());
@@ -252,15 +442,23 @@ mod tests {
             let (mut received, mut sent) = ([0u64; 4], [0u64; 4]);
             let mut proved = [true, false, false, false];
             let mut nonces = Vec::new();
+            let mut heard = 0;
             for step in 0..500u64 {
-                now += Duration::from_millis(rng.random_range(0..400));
+                now += Duration::from_millis(rng.random_range(0..150));
                 let at = usize::from(roaming.current().peer.port());
                 match rng.random_range(0..4) {
                     0 => {
                         let port = rng.random_range(0..4u16);
                         let bytes = rng.random_range(20..1_500usize);
-                        let moved = roaming.heard(way(port), bytes, now, step);
                         received[usize::from(port)] += bytes as u64;
+                        let moved = if at == usize::from(port) {
+                            heard += bytes as u64;
+                            roaming.received(bytes);
+                            roaming.heard(now);
+                            None
+                        } else {
+                            roaming.strayed(way(port), bytes, now, step, heard)
+                        };
                         if let Some(Moved::Challenge(nonce)) = moved {
                             nonces.push((nonce, port));
                         }

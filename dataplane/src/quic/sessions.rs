@@ -30,6 +30,9 @@ const TICKETS_MAX: usize = qmux_config::LANES_MAX as usize;
 /// Servers with tickets at most; a client has 40 at most, the others are of earlier configurations.
 const SERVERS_MAX: usize = 64;
 
+/// Servers that do not share ticket keys may do so later. A try costs no more than the ticket and a full handshake.
+const UNSHARED_FOR_S: u64 = 3_600;
+
 /// Largest session that is kept. A ticket holds the client's certificate chain, the session the server's: 4 KB
 /// together, mostly.
 const SESSION_BYTES_MAX: usize = 32 << 10;
@@ -64,8 +67,8 @@ pub(crate) fn identity(client: &Client) -> std::io::Result<Identity> {
 /// A session that can be resumed.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Ticket {
-    /// As quiche serializes it.
-    session: Vec<u8>,
+    /// As quiche serializes it. Shared, so that a copy for the file costs little.
+    session: Arc<[u8]>,
     /// The address that it came from.
     peer: SocketAddr,
     /// Seconds since 1970.
@@ -93,9 +96,13 @@ struct Entry {
     identity: Identity,
     /// Oldest first.
     tickets: Vec<Ticket>,
-    /// A ticket of one of the server's addresses was declined by another: they do not share ticket keys.
-    unshared: bool,
+    /// A ticket of one of the server's addresses was declined by another: they do not share ticket keys. Until then, in
+    /// seconds since 1970, none is offered across addresses again.
+    unshared_until: u64,
 }
+
+/// One server's part of the file.
+type Saved = (Server, Identity, Vec<Ticket>);
 
 /// All tickets; no clock, no file, no lock.
 #[derive(Debug, Default)]
@@ -166,7 +173,8 @@ impl Tickets {
         let entry = self.entry(server, identity)?;
         let from_peer = entry.tickets.iter().rposition(|it| it.peer == peer);
         let any = entry.tickets.len().checked_sub(1);
-        let at = from_peer.or(if entry.unshared { None } else { any })?;
+        let shared = now >= entry.unshared_until;
+        let at = from_peer.or(if shared { any } else { None })?;
         let of = entry.tickets[at].peer;
         let is_last = entry.tickets.iter().filter(|it| it.peer == of).count() == 1;
         Some(if is_last {
@@ -177,7 +185,7 @@ impl Tickets {
     }
 
     /// The server did not resume the session of `ticket`: those before it are of no more use.
-    fn declined(&mut self, server: &Server, ticket: &Ticket, by: SocketAddr) {
+    fn declined(&mut self, server: &Server, ticket: &Ticket, by: SocketAddr, now: u64) {
         let Some(entry) = self.servers.get_mut(server) else {
             return;
         };
@@ -186,12 +194,20 @@ impl Tickets {
                 .tickets
                 .retain(|other| other.peer != by || other.number > ticket.number);
         } else {
-            entry.unshared = true;
+            entry.unshared_until = now + UNSHARED_FOR_S;
         }
     }
 
     fn forget(&mut self, server: &Server) {
         self.servers.remove(server);
+    }
+
+    /// What goes to the file.
+    fn to_save(&self) -> Vec<Saved> {
+        self.servers
+            .iter()
+            .map(|(server, entry)| (server.clone(), entry.identity, entry.tickets.clone()))
+            .collect()
     }
 }
 
@@ -209,9 +225,11 @@ impl SessionCache {
     /// # Errors
     /// With a text if the directory cannot be made or written to.
     pub(crate) fn keep_in(&self, dir: &Path) -> Result<(), String> {
-        let failed =
-            |error: std::io::Error| format!("state_dir {} is not usable: {error}", dir.display());
+        let failed = |error| unusable(dir, &error);
         file::make_dir(dir).map_err(failed)?;
+        if let Some(danger) = file::danger(dir) {
+            tracing::warn!(state_dir = %dir.display(), danger, "the state directory is not safe");
+        }
         let path = dir.join(file::NAME);
         match file::load(&path) {
             Ok(loaded) => {
@@ -279,7 +297,7 @@ impl SessionCache {
             return false;
         };
         let ticket = Ticket {
-            session: session.to_vec(),
+            session: session.into(),
             peer,
             expires_at,
             number: 0,
@@ -297,7 +315,7 @@ impl SessionCache {
 
     /// The server at `by` made a full handshake in spite of `ticket`.
     pub(crate) fn declined(&self, server: &Server, ticket: &Ticket, by: SocketAddr) {
-        self.lock().declined(server, ticket, by);
+        self.lock().declined(server, ticket, by, unix_now());
         self.save_soon();
     }
 
@@ -319,18 +337,32 @@ impl SessionCache {
     }
 }
 
+/// Whether [`SessionCache::keep_in`] could use `dir`, and what is dangerous about it. Leaves nothing behind.
+///
+/// # Errors
+/// With the text that it would give.
+pub(crate) fn probe_dir(dir: &Path) -> Result<Option<&'static str>, String> {
+    file::probe(dir).map_err(|error| unusable(dir, &error))?;
+    Ok(file::danger(dir))
+}
+
+fn unusable(dir: &Path, error: &std::io::Error) -> String {
+    format!("state_dir {} is not usable: {error}", dir.display())
+}
+
 fn lock(tickets: &Mutex<Tickets>) -> MutexGuard<'_, Tickets> {
     // A core that panicked has left whole tickets behind: each change is one call.
     tickets.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn save(tickets: &Mutex<Tickets>, path: &Path) -> std::io::Result<()> {
-    let text = {
+    // A core that takes or keeps a ticket meanwhile must not wait for the encoding, nor for the disk.
+    let to_save = {
         let mut tickets = lock(tickets);
         tickets.expire(unix_now());
-        file::encode(&tickets)
+        tickets.to_save()
     };
-    file::replace(path, &text)
+    file::replace(path, &file::encode(&to_save))
 }
 
 fn unix_now() -> u64 {

@@ -243,25 +243,15 @@ fn look(keys: &TicketKeys, path: &Path, counters: &CoreCounters) -> Result<(), S
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt as _, SeedableRng as _};
+
     use super::*;
 
     fn key(number: u64) -> TicketKey {
         let mut bytes = vec![0; TicketKey::BYTES];
         bytes[..8].copy_from_slice(&number.to_be_bytes());
         TicketKey::new(bytes).expect("a key")
-    }
-
-    /// A small generator of its own, so that a seed names a run.
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, bound: u64) -> u64 {
-            self.0 = self
-                .0
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (self.0 >> 33) % bound
-        }
     }
 
     #[test]
@@ -296,10 +286,10 @@ mod tests {
     #[test]
     fn tickets_open_as_long_as_they_should_and_never_longer() {
         for seed in 1..=200 {
-            let mut random = Random(seed);
-            let interval = Duration::from_millis(1 + random.below(5_000));
-            let overlap = random.below(5) as u8;
-            let punctual = random.below(2) == 0;
+            let mut random = StdRng::seed_from_u64(seed);
+            let interval = Duration::from_millis(1 + random.random_range(0..5_000));
+            let overlap = random.random_range(0..5u8);
+            let punctual = random.random_range(0..2) == 0;
             let start = Instant::now();
             let mut now = start;
             let mut drawn = 1;
@@ -307,13 +297,13 @@ mod tests {
             let mut tickets: Vec<(Instant, [u8; TICKET_KEY_NAME_BYTES])> = Vec::new();
             for step in 0..500 {
                 let place = format!("seed {seed}, step {step}");
-                let pause = interval.mul_f64(random.below(1_000) as f64 / 1_500.0);
-                now += if random.below(50) == 0 {
+                let pause = interval.mul_f64(f64::from(random.random_range(0..1_000)) / 1_500.0);
+                now += if random.random_range(0..50) == 0 {
                     interval * 7
                 } else {
                     pause
                 };
-                if punctual || random.below(2) == 0 {
+                if punctual || random.random_range(0..2) == 0 {
                     ring.tick(now, || {
                         drawn += 1;
                         Some(key(drawn))
@@ -333,7 +323,7 @@ mod tests {
                     );
                 }
                 let set = ring.set();
-                if random.below(2) == 0 {
+                if random.random_range(0..2) == 0 {
                     tickets.push((now, set.0[0].name()));
                 }
                 for (sealed, name) in &tickets {

@@ -124,12 +124,12 @@ fn refuse(
         },
     )));
     let patience = listener.server().heartbeat_interval.min(REGISTER_TIMEOUT);
-    // Not held: a peer that comes, is refused and goes must leave nothing behind.
-    let lane = Rc::downgrade(&this.lane);
+    // Not held, not even its memory: a peer that comes, is refused and goes must leave nothing behind.
+    let (endpoint, key) = (Rc::downgrade(listener.endpoint()), this.lane.key());
     // The client closes when it has read the answer; should it not, the server does.
     monoio::spawn(async move {
         monoio::time::sleep(patience).await;
-        if let Some(lane) = lane.upgrade() {
+        if let Some(lane) = endpoint.upgrade().and_then(|endpoint| endpoint.lane(key)) {
             lane.close(LaneError::Refused, "");
         }
     });

@@ -100,14 +100,15 @@ pub(super) struct ServerLaneEvents(pub(super) Rc<ServerLane>);
 impl LaneEvents for ServerLaneEvents {
     fn stream_opened(&self, lane: &Rc<Lane>, stream: u64) {
         let ServerLaneEvents(this) = self;
-        if stream != CONTROL_STREAM || this.control_started.replace(true) {
+        if stream != CONTROL_STREAM {
             lane.close(
                 LaneError::ProtocolViolation,
                 "a client opens no stream but the control stream",
             );
-            return;
+        } else if !this.control_started.replace(true) {
+            monoio::spawn(super::control::run(Rc::clone(this)));
         }
-        monoio::spawn(super::control::run(Rc::clone(this)));
+        // Else it has been refused, and what it said meanwhile is not read any more: the refusal must reach it first.
     }
 
     fn datagram(&self, _lane: &Rc<Lane>, data: &[u8]) {
@@ -155,5 +156,67 @@ impl LaneEvents for ServerLaneEvents {
             };
             tracing::warn!(peer = ?lane.peer_addr(), %end, suppressed, "{what}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, SocketAddr};
+    use std::time::Duration;
+
+    use qmux_proto::control::{Heartbeat, Message};
+
+    use super::*;
+    use crate::quic::endpoint::tests::{run, setup, until};
+    use crate::quic::endpoint::{Endpoint, EndpointOwner};
+
+    /// Reads nothing: the listener of its lanes is gone.
+    #[derive(Default)]
+    struct Owner(std::cell::RefCell<Option<Rc<ServerLane>>>);
+
+    impl EndpointOwner for Owner {
+        fn lane_accepted(&self, lane: &Rc<Lane>) {
+            let lane_of_server = ServerLane::new(Rc::clone(lane), Weak::new(), None);
+            lane.handle_events(Rc::new(ServerLaneEvents(Rc::clone(&lane_of_server))));
+            *self.0.borrow_mut() = Some(lane_of_server);
+        }
+        fn hand_over(&self, _: usize, _: &[u8], _: SocketAddr, _: Option<IpAddr>) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn what_comes_on_the_control_stream_after_a_refusal_is_no_violation() {
+        run(async |config| {
+            let owner = Rc::new(Owner::default());
+            let (mut accepting, mut dialing) = (setup(&config, true), setup(&config, false));
+            // A busy machine takes its time.
+            accepting.handshake_timeout = Duration::from_secs(20);
+            dialing.handshake_timeout = Duration::from_secs(20);
+            let address = accepting.socket.local_addr();
+            let _server = Endpoint::start(accepting, Some(Rc::clone(&owner) as _));
+            let client = Endpoint::start(dialing, None);
+            let dialed = client.dial(address, "localhost", 0, None).expect("dial");
+            dialed.established().await.expect("established");
+            let say = |sequence| {
+                dialed.send_control(&Message::Heartbeat(Heartbeat {
+                    sequence,
+                    acknowledged: 0,
+                }));
+            };
+            say(1);
+            let lane = owner.0.borrow().clone().expect("accepted");
+            until("the control task", || lane.control_started.get()).await;
+            let before = lane.lane.packets_received();
+            say(2);
+            until("more of it", || lane.lane.packets_received() > before).await;
+            assert!(lane.is_open());
+            // A stream that is none of a client's.
+            let stream = dialed.open_stream().expect("allowed by QUIC") + 4;
+            let waiters = dialed.attach(stream);
+            let bytes = crate::buffer::StreamBuf::copied(b"x");
+            assert!(dialed.write(stream, bytes, false, &waiters).is_ok());
+            until("the violation to be found", || !lane.is_open()).await;
+        });
     }
 }

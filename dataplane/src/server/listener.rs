@@ -254,6 +254,9 @@ impl ListenerCore {
 
     pub(super) fn lane_ended(&self, lane: &Rc<ServerLane>) {
         self.lane_takes_no_more(lane);
+        if let Some(membership) = lane.membership.get() {
+            membership.lane_ended();
+        }
         self.registered.borrow_mut().remove(&lane.lane.key());
     }
 
@@ -339,19 +342,14 @@ impl ListenerCore {
 
     /// Waits for visitors; false when no more are to be accepted.
     async fn visitors_wait(&self, acceptor: &Acceptor) -> bool {
-        use std::future::{Future, poll_fn};
-        use std::task::Poll;
-        let mut readable = std::pin::pin!(acceptor.readable());
-        poll_fn(|cx| {
-            if self.stop_accepting.poll(cx).is_ready() {
-                return Poll::Ready(false);
+        match self.stop_accepting.cuts_short(acceptor.readable()).await {
+            None => false,
+            Some(Ok(())) => true,
+            Some(Err(_)) => {
+                self.accept_broken();
+                false
             }
-            readable
-                .as_mut()
-                .poll(cx)
-                .map(|ready| ready.is_ok() || !self.accept_broken())
-        })
-        .await
+        }
     }
 
     /// Accepts some of those who wait, and says how many.
@@ -403,10 +401,9 @@ impl ListenerCore {
     }
 
     /// Waiting for visitors failed, which only a socket that is gone does.
-    fn accept_broken(&self) -> bool {
+    fn accept_broken(&self) {
         self.counters().internal_errors.increment();
         tracing::error!(addr = %self.traffic_addr, "the socket for visitors is broken; this core takes no more");
-        true
     }
 
     // ---- the end -------------------------------------------------------------------------------------------------

@@ -182,6 +182,7 @@ pub(crate) struct LaneMembership {
     takes_flows: Cell<bool>,
     service_down: Cell<bool>,
     silent: Cell<bool>,
+    over: Cell<bool>,
 }
 
 impl LaneMembership {
@@ -198,11 +199,20 @@ impl LaneMembership {
         }
     }
 
+    /// The lane has ended. Its last flow may go on for some time, and must not keep alive what the lane said or did not
+    /// say: its successor knows better.
+    pub(crate) fn lane_ended(&self) {
+        self.take_no_more();
+        self.silence(false);
+        self.service_health(true);
+        self.over.set(true);
+    }
+
     /// The lane says whether the client's service can be reached. True if that changes what is thought of the client:
     /// its service is down while any of its lanes says so.
     pub(crate) fn service_health(&self, healthy: bool) -> bool {
         let down = !healthy;
-        if self.service_down.replace(down) == down {
+        if self.over.get() || self.service_down.replace(down) == down {
             return false;
         }
         if down {
@@ -214,7 +224,7 @@ impl LaneMembership {
 
     /// Whether what is sent on this lane is left unanswered.
     pub(crate) fn silence(&self, silent: bool) {
-        if self.silent.replace(silent) != silent {
+        if !self.over.get() && self.silent.replace(silent) != silent {
             if silent {
                 self.entry.silent.fetch_add(1, Ordering::Relaxed);
             } else {
@@ -226,10 +236,7 @@ impl LaneMembership {
 
 impl Drop for LaneMembership {
     fn drop(&mut self) {
-        self.take_no_more();
-        self.silence(false);
-        // Its word ends with it.
-        self.service_health(true);
+        self.lane_ended();
         self.pool.leave(&self.entry);
     }
 }
@@ -339,6 +346,7 @@ impl ClientPool {
             takes_flows: Cell::new(true),
             service_down: Cell::new(false),
             silent: Cell::new(false),
+            over: Cell::new(false),
         };
         Ok(Joined {
             membership,

@@ -218,6 +218,25 @@ fn what_a_lane_said_of_its_service_ends_with_it() {
 }
 
 #[test]
+fn a_lane_that_has_ended_says_nothing_though_a_flow_still_holds_it() {
+    let pool = pool(LoadBalancer::LeastConnections);
+    let (old, successor) = (join(&pool, "a", 0), join(&pool, "a", 0));
+    old.service_health(false);
+    old.silence(true);
+    old.lane_ended();
+    let client = successor.client();
+    assert!(!client.service_is_down() && !client.is_silent());
+    // A message that was read before the end and is processed after it.
+    assert!(!old.service_health(false));
+    old.silence(true);
+    assert!(!client.service_is_down() && !client.is_silent());
+    assert_eq!(pool.totals().lanes, 2, "until the flow lets go of it");
+    drop(old);
+    assert_eq!((pool.totals().lanes, client.lanes_on(0)), (1, 1));
+    assert!(!client.service_is_down() && !client.is_silent());
+}
+
+#[test]
 fn a_silent_client_gets_flows_only_if_all_are_silent() {
     for balancer in [LoadBalancer::LeastConnections, LoadBalancer::RoundRobin] {
         let pool = pool(balancer);

@@ -11,6 +11,7 @@ pub(crate) mod allocations;
 pub(crate) mod bind;
 pub(crate) mod cpu;
 pub(crate) mod limits;
+mod option;
 pub(crate) mod process;
 pub(crate) mod route;
 pub(crate) mod steering;

@@ -7,7 +7,6 @@
 
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
 
 use qmux_proto::cid::{LONG_HEADER_BIT, LONG_HEADER_DCID_OFFSET, SHORT_HEADER_DCID_OFFSET};
 
@@ -44,26 +43,7 @@ fn program(sockets: u32) -> [libc::sock_filter; PROGRAM_LENGTH] {
 pub(crate) fn attach(socket: &UdpSocket, sockets: usize) -> io::Result<()> {
     debug_assert!((1..=crate::core::CORES_MAX).contains(&sockets));
     let mut filter = program(u32::try_from(sockets).map_err(io::Error::other)?);
-    let fprog = libc::sock_fprog {
-        len: PROGRAM_LENGTH as u16,
-        filter: filter.as_mut_ptr(),
-    };
-    // SAFETY: the descriptor is open for the borrow's length; `fprog` points at `PROGRAM_LENGTH` instructions that
-    // live until after the call, and the kernel copies them. The length passed is that of the struct passed.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_REUSEPORT_CBPF,
-            (&raw const fprog).cast(),
-            size_of::<libc::sock_fprog>() as libc::socklen_t,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    super::option::attach_reuseport_program(socket, &mut filter)
 }
 
 #[cfg(test)]

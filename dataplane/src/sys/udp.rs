@@ -2,9 +2,10 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket as StdUdpSocket};
-use std::os::fd::AsRawFd;
 
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+
+use super::option;
 
 /// One GRO batch fits in this: the largest IP packet.
 const GRO_BUFFER_BYTES: usize = 1 << 16;
@@ -215,20 +216,7 @@ fn allow_ip_fragmentation(socket: &StdUdpSocket) -> io::Result<()> {
         ]
     };
     for (level, name, value) in options {
-        // SAFETY: the descriptor is open for the borrow's length, and `value` is a C int that lives until after the
-        // call, passed with its own size.
-        let result = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                *level,
-                *name,
-                (&raw const *value).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        option::set_int(socket, *level, *name, *value)?;
     }
     Ok(())
 }

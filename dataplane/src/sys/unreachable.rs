@@ -4,7 +4,7 @@
 //! outlive a change of network.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 /// Turns it on or off. Turning it off drops the errors that wait (`IP_RECVERR` in ip(7), `IPV6_RECVERR` in ipv6(7)).
 pub(super) fn hear(socket: BorrowedFd<'_>, ipv4: bool, hear: bool) -> io::Result<()> {
@@ -13,23 +13,7 @@ pub(super) fn hear(socket: BorrowedFd<'_>, ipv4: bool, hear: bool) -> io::Result
     } else {
         (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
     };
-    let value = libc::c_int::from(hear);
-    // SAFETY: the descriptor is open for the borrow's length, and `value` is a C int that lives until after the call,
-    // passed with its own size.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    super::option::set_int(socket, level, name, libc::c_int::from(hear))
 }
 
 #[cfg(test)]

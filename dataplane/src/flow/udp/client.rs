@@ -7,13 +7,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
-use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdUdpSocket};
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Instant;
 
 use qmux_proto::FlowError;
@@ -306,16 +303,7 @@ impl ClientFlows {
 
     async fn receive_task(self: Rc<Self>, flow: Rc<Flow>) {
         loop {
-            let ready = {
-                let mut readable = pin!(flow.socket.readable());
-                poll_fn(|cx| {
-                    if flow.receive_over.poll(cx).is_ready() {
-                        return Poll::Ready(None);
-                    }
-                    readable.as_mut().poll(cx).map(Some)
-                })
-                .await
-            };
+            let ready = flow.receive_over.cuts_short(flow.socket.readable()).await;
             match ready {
                 None => return,
                 Some(Ok(())) => {}
@@ -368,15 +356,8 @@ impl ClientFlows {
 
     async fn sweep_task(self: Rc<Self>) {
         loop {
-            let mut sleep = pin!(monoio::time::sleep(self.settings.sweep_interval()));
-            let over = poll_fn(|cx| {
-                if self.sweep_over.poll(cx).is_ready() {
-                    return Poll::Ready(true);
-                }
-                sleep.as_mut().poll(cx).map(|()| false)
-            })
-            .await;
-            if over {
+            let pause = monoio::time::sleep(self.settings.sweep_interval());
+            if self.sweep_over.cuts_short(pause).await.is_none() {
                 return;
             }
             while self.expire(Instant::now()) {

@@ -8,14 +8,11 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
-use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
 use std::time::Instant;
 
 use qmux_proto::FlowError;
@@ -259,16 +256,7 @@ impl TrafficSocket {
 
     async fn receive_task(self: Rc<Self>) {
         loop {
-            let ready = {
-                let mut readable = pin!(self.socket.readable());
-                poll_fn(|cx| {
-                    if self.receive_over.poll(cx).is_ready() {
-                        return Poll::Ready(None);
-                    }
-                    readable.as_mut().poll(cx).map(Some)
-                })
-                .await
-            };
+            let ready = self.receive_over.cuts_short(self.socket.readable()).await;
             match ready {
                 None => return,
                 Some(Ok(())) => {}
@@ -445,15 +433,8 @@ impl TrafficSocket {
 
     async fn sweep_task(self: Rc<Self>) {
         loop {
-            let mut sleep = pin!(monoio::time::sleep(self.settings.sweep_interval()));
-            let over = poll_fn(|cx| {
-                if self.sweep_over.poll(cx).is_ready() {
-                    return Poll::Ready(true);
-                }
-                sleep.as_mut().poll(cx).map(|()| false)
-            })
-            .await;
-            if over {
+            let pause = monoio::time::sleep(self.settings.sweep_interval());
+            if self.sweep_over.cuts_short(pause).await.is_none() {
                 return;
             }
             while self.expire(Instant::now()) {

@@ -9,7 +9,7 @@ mod receive;
 #[cfg(test)]
 mod resumption_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -90,6 +90,8 @@ pub(crate) struct Endpoint {
     by_initial: RefCell<HashMap<Box<[u8]>, Rc<Lane>>>,
     /// Lanes whose peer may be anybody: not registered yet, or (on a client) still shaking hands.
     unadmitted: Cell<usize>,
+    /// When it was last logged that there are too many.
+    crowded_logged_at: Cell<Option<Instant>>,
     /// While set and not past, no GSO: the kernel has refused it.
     no_gso_until: Cell<Option<Instant>>,
     /// Authenticates the tokens of Retry packets.
@@ -129,6 +131,7 @@ impl Endpoint {
             by_cid: RefCell::default(),
             by_initial: RefCell::default(),
             unadmitted: Cell::new(0),
+            crowded_logged_at: Cell::new(None),
             no_gso_until: Cell::new(None),
             retry_key: RetryKey::new(),
             dirty: RefCell::default(),
@@ -197,6 +200,11 @@ impl Endpoint {
     pub(crate) fn stop_when_empty(&self) {
         self.closing.set(true);
         self.flush.set();
+    }
+
+    /// The lane of this number, if it has not ended.
+    pub(crate) fn lane(&self, key: u64) -> Option<Rc<Lane>> {
+        self.lanes.borrow().get(&key).cloned()
     }
 
     /// All lanes that have not ended.

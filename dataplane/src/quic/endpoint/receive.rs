@@ -1,12 +1,9 @@
 //! The receiving half of an endpoint: from the socket to the lanes, and the first packets of new lanes.
 
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use qmux_proto::CID_LEN;
@@ -15,7 +12,7 @@ use qmux_proto::cid::{self, LONG_HEADER_BIT};
 use super::Endpoint;
 use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
-use crate::quic::roaming::Way;
+use crate::quic::roaming::{Moved, Way};
 use crate::quic::settings;
 use crate::sys::udp::{Purpose, ReceiveBatch};
 
@@ -33,6 +30,9 @@ const UNADMITTED_LANES_MAX: usize = 1_024;
 /// Above so many of them, a client must first show that it receives at its address: then nobody can fill the places
 /// with invented ones.
 const RETRY_ABOVE: usize = UNADMITTED_LANES_MAX / 4;
+
+/// That there are too many is logged this often at most; how many, a counter tells.
+const CROWDED_LOG_PAUSE: Duration = Duration::from_secs(60);
 
 /// A Retry packet: header, two connection ids of up to 20 bytes, token of up to 60, tag of 16.
 const RETRY_BYTES_MAX: usize = 256;
@@ -52,16 +52,7 @@ thread_local! {
 impl Endpoint {
     pub(super) async fn receive_task(self: Rc<Self>) {
         loop {
-            let ready = {
-                let mut readable = pin!(self.socket.readable());
-                poll_fn(|cx| {
-                    if self.stopped.poll(cx).is_ready() {
-                        return Poll::Ready(None);
-                    }
-                    readable.as_mut().poll(cx).map(Some)
-                })
-                .await
-            };
+            let ready = self.stopped.cuts_short(self.socket.readable()).await;
             let Some(ready) = ready else { return };
             if let Err(error) = ready {
                 self.counters.internal_errors.increment();
@@ -190,10 +181,7 @@ impl Endpoint {
             (result, conn.dgram_recv_queue_len(), genuine)
         };
         if genuine {
-            self.counters.migrations.increment();
-            if lane.follow(way, data.len()) {
-                self.counters.paths_new.increment();
-            }
+            self.follow(lane, way, data.len());
         } else if !elsewhere {
             lane.received(data.len());
         }
@@ -337,7 +325,7 @@ impl Endpoint {
         }
         let unadmitted = self.unadmitted.get();
         if unadmitted >= UNADMITTED_LANES_MAX {
-            self.counters.handshakes_refused.increment();
+            self.refuse_handshake(Instant::now());
             return;
         }
         let token = header.token.as_deref().unwrap_or_default();
@@ -388,6 +376,35 @@ impl Endpoint {
         if lane.conn.borrow().stats().recv == 0 {
             // Not a packet of QUIC after all: it must not hold a place.
             lane.give_up();
+        }
+    }
+
+    /// A genuine packet of `bytes` came along another way than the lane's.
+    fn follow(&self, lane: &Lane, way: Way, bytes: usize) {
+        match lane.follow(way, bytes) {
+            None => self.counters.quic_packets_astray.increment(),
+            Some(moved) => {
+                self.counters.migrations.increment();
+                if matches!(moved, Moved::Challenge(_)) {
+                    self.counters.paths_new.increment();
+                }
+            }
+        }
+    }
+
+    /// There is no place for one more. The client repeats its first packet after a second (RFC 9002 section 6.2.2), and
+    /// finds one when as many handshakes as a core completes meanwhile are over.
+    fn refuse_handshake(&self, now: Instant) {
+        self.counters.handshakes_refused.increment();
+        let due = |at: Instant| now.saturating_duration_since(at) >= CROWDED_LOG_PAUSE;
+        if self.crowded_logged_at.get().is_none_or(due) {
+            self.crowded_logged_at.set(Some(now));
+            tracing::warn!(
+                core = self.core,
+                addr = %self.socket.local_addr(),
+                limit = UNADMITTED_LANES_MAX,
+                "more clients at once than one core shakes hands with; the others try again (counter handshakes_refused)"
+            );
         }
     }
 

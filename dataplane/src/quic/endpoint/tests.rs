@@ -77,7 +77,7 @@ client_key_file = "client.key"
     Config::parse(text, &directory.join("dp.toml")).expect("a config")
 }
 
-pub(super) fn setup(config: &Config, accepts: bool) -> EndpointSetup {
+pub(crate) fn setup(config: &Config, accepts: bool) -> EndpointSetup {
     let tls = if accepts {
         tls::server(config.server.as_ref().expect("server")).expect("tls")
     } else {
@@ -97,7 +97,7 @@ pub(super) fn setup(config: &Config, accepts: bool) -> EndpointSetup {
     }
 }
 
-pub(super) fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
+pub(crate) fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
     let directory = tempfile::tempdir().expect("directory");
     let config = config(directory.path());
     monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
@@ -107,7 +107,7 @@ pub(super) fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
         .block_on(test(config))
 }
 
-pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "waited for {what}");
@@ -222,6 +222,32 @@ fn many_unadmitted_lanes_make_new_clients_prove_their_address() {
         lane.established().await.expect("established after a Retry");
         // One for each packet of the client's first flight.
         assert!(server.counters.retries_sent.get() >= 1);
+    });
+}
+
+#[test]
+fn a_client_that_finds_no_place_gets_one_when_its_first_packet_is_repeated() {
+    run(async |config| {
+        let owner = Rc::new(Owner::default());
+        let (mut accepting, mut dialing) = (setup(&config, true), setup(&config, false));
+        accepting.handshake_timeout = Duration::from_secs(20);
+        dialing.handshake_timeout = Duration::from_secs(20);
+        let server = Endpoint::start(accepting, Some(Rc::clone(&owner) as _));
+        server.unadmitted.set(1_024);
+        let client = Endpoint::start(dialing, None);
+        let lane = client
+            .dial(server.socket.local_addr(), "localhost", 0, None)
+            .expect("dial");
+        until("the refusal", || {
+            server.counters.handshakes_refused.get() >= 1
+        })
+        .await;
+        let logged = server.crowded_logged_at.get();
+        assert!(logged.is_some() && server.lanes().is_empty());
+        // The others' handshakes are over.
+        server.unadmitted.set(0);
+        lane.established().await.expect("established");
+        assert_eq!(server.crowded_logged_at.get(), logged, "logged once");
     });
 }
 

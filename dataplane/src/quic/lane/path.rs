@@ -48,6 +48,8 @@ pub(super) struct PathState {
     /// Bytes received, also when the last PING against silence was sent.
     received: Cell<u64>,
     received_at_ping: Cell<u64>,
+    /// And at the end of the last turn.
+    received_at_turn: Cell<u64>,
     /// When there has been silence for too long.
     silence_at: Cell<Option<Instant>>,
     /// The largest packet that the path is known to carry.
@@ -64,6 +66,7 @@ impl PathState {
             on_probation: Cell::new(false),
             received: Cell::new(0),
             received_at_ping: Cell::new(0),
+            received_at_turn: Cell::new(0),
             silence_at: Cell::new(None),
             packet_bytes_max: Cell::new(PACKET_BYTES_SURE),
             timeouts: Cell::new((0, 0)),
@@ -111,30 +114,36 @@ impl Lane {
             .received
             .set(self.path.received.get() + bytes as u64);
         if self.path.on_probation.get() {
-            let mut roaming = self.path.roaming.borrow_mut();
-            let way = roaming.current();
-            // The current way: nothing moves, and the nonce is not used.
-            roaming.heard(way, bytes, Instant::now(), 0);
+            self.path.roaming.borrow_mut().received(bytes);
         }
     }
 
-    /// A genuine packet of `bytes` came along another way than packets go: the lane follows. True if the peer must prove
-    /// its address.
-    pub(in crate::quic) fn follow(&self, way: Way, bytes: usize) -> bool {
+    /// The packets of a turn have been processed: if any came from where packets go, the peer is there.
+    pub(super) fn note_whereabouts(&self) {
+        let received = self.path.received.get();
+        if received != self.path.received_at_turn.replace(received) && self.follows() {
+            self.path.roaming.borrow_mut().heard(Instant::now());
+        }
+    }
+
+    /// A genuine packet of `bytes` came along another way than packets go: whether the lane follows, and how.
+    pub(in crate::quic) fn follow(&self, way: Way, bytes: usize) -> Option<Moved> {
         let earlier = self.way();
         let nonce = rand::random::<u64>() & varint::MAX;
-        let moved = self
-            .path
-            .roaming
-            .borrow_mut()
-            .heard(way, bytes, Instant::now(), nonce);
+        let moved = self.path.roaming.borrow_mut().strayed(
+            way,
+            bytes,
+            Instant::now(),
+            nonce,
+            self.path.received.get(),
+        )?;
         tracing::debug!(lane = self.key, from = %earlier.peer, to = %way.peer, ?moved, "the peer's address has changed");
         if earlier.peer.ip() != way.peer.ip() {
             // Another network. With a new port alone, the path is what it was (RFC 9000 section 9.4).
             self.distrust_packet_size();
         }
-        let challenged = match moved {
-            Some(Moved::Challenge(nonce)) => {
+        match moved {
+            Moved::Challenge(nonce) => {
                 self.path.on_probation.set(true);
                 // Before what flows have written. Fails only on a connection that is closing.
                 let _closing =
@@ -142,15 +151,11 @@ impl Lane {
                         .borrow_mut()
                         .stream_priority(CONTROL_STREAM, URGENCY_FIRST, true);
                 self.send_control(&Message::PathChallenge(PathChallenge { nonce }));
-                true
             }
-            Some(Moved::Known) | None => {
-                self.path.on_probation.set(false);
-                false
-            }
-        };
+            Moved::Known => self.path.on_probation.set(false),
+        }
         self.mark_dirty();
-        challenged
+        Some(moved)
     }
 
     /// The peer answers a challenge. True if that proves where it is.

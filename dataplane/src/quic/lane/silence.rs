@@ -105,6 +105,7 @@ impl Lane {
 
     /// Packets of the peer have arrived.
     pub(in crate::quic) fn heard(self: &Rc<Self>) {
+        self.note_whereabouts();
         if self.silence.heard()
             && let Some(events) = self.events()
         {

@@ -2,13 +2,14 @@
 
 use std::fs::DirBuilder;
 use std::io::{self, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
 
 use boring::base64;
 use boring::sha::sha256;
+use tempfile::NamedTempFile;
 
-use super::{Identity, SERVERS_MAX, Server, TICKETS_MAX, Ticket, Tickets};
+use super::{Identity, SERVERS_MAX, Saved, Server, TICKETS_MAX, Ticket};
 
 /// Its name in the state directory.
 pub(super) const NAME: &str = "sessions";
@@ -22,24 +23,62 @@ const FILE_BYTES_MAX: u64 = 96 << 20;
 
 const _: () = assert!((SERVERS_MAX * TICKETS_MAX * 4_096 * 4 / 3) as u64 <= FILE_BYTES_MAX);
 
+/// The bit by which everybody may write to a directory (`S_IWOTH`).
+const MODE_ALL_WRITE: u32 = 0o002;
+
 /// Makes the directory if need be, for its owner alone.
 pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
+/// Whether [`make_dir`] and [`replace`] would work. Leaves nothing behind.
+///
+/// # Errors
+/// Why they would not.
+pub(super) fn probe(dir: &Path) -> io::Result<()> {
+    for place in dir.ancestors() {
+        let place = if place.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            place
+        };
+        match std::fs::metadata(place) {
+            Ok(metadata) if !metadata.is_dir() => return Err(io::ErrorKind::NotADirectory.into()),
+            Ok(_) if place == dir => {
+                if dir.join(NAME).is_dir() {
+                    return Err(io::Error::other(format!("{NAME} in it is a directory")));
+                }
+                return temporary(dir).map(drop);
+            }
+            // It is to be made there.
+            Ok(_) => return tempfile::tempdir_in(place).map(drop),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
+}
+
+/// What is dangerous about the directory, if anything. No error: in a container nobody else may be there.
+pub(super) fn danger(dir: &Path) -> Option<&'static str> {
+    let open_to_all = std::fs::metadata(dir).is_ok_and(|it| it.mode() & MODE_ALL_WRITE != 0);
+    open_to_all.then_some(
+        "everybody on this machine may write to it, and could give this client sessions of a server that is none of its own: make its mode 700",
+    )
+}
+
 /// The content of the file.
-pub(super) fn encode(tickets: &Tickets) -> String {
+pub(super) fn encode(saved: &[Saved]) -> String {
     let mut lines: Vec<(u64, String)> = Vec::new();
-    for (server, entry) in &tickets.servers {
-        let Server { address, name } = server;
+    for (Server { address, name }, identity, tickets) in saved {
         if [address, name]
             .iter()
             .any(|it| it.contains(char::is_control))
         {
             continue; // It would not be read back as one field.
         }
-        let identity = base64::encode_block(&entry.identity);
-        for ticket in &entry.tickets {
+        let identity = base64::encode_block(identity);
+        for ticket in tickets {
             let (peer, expires_at) = (ticket.peer, ticket.expires_at);
             let session = base64::encode_block(&ticket.session);
             lines.push((
@@ -58,14 +97,17 @@ pub(super) fn encode(tickets: &Tickets) -> String {
 
 /// Puts `text` in the place of the file, readable by its owner alone.
 pub(super) fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    // The mode of temporary files is 0600.
-    let mut file = tempfile::Builder::new()
-        .prefix(".sessions-")
-        .tempfile_in(dir)?;
+    let mut file = temporary(path.parent().unwrap_or(Path::new(".")))?;
     file.write_all(text.as_bytes())?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
+}
+
+/// A file in `dir` that is gone when it is dropped. Its mode is 0600.
+fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new()
+        .prefix(".sessions-")
+        .tempfile_in(dir)
 }
 
 /// The tickets of the file; none if there is no file.
@@ -114,7 +156,7 @@ fn line(line: &str) -> Option<(Server, Identity, Ticket)> {
     let expires_at = fields.next()?.parse().ok()?;
     let session = base64::decode_block(fields.next()?).ok()?;
     let ticket = Ticket {
-        session,
+        session: session.into(),
         peer,
         expires_at,
         number: 0,

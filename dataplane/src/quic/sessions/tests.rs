@@ -3,6 +3,9 @@
 use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt as _;
 
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
 use super::*;
 
 fn server(number: u64) -> Server {
@@ -18,23 +21,10 @@ fn peer(number: u64) -> SocketAddr {
 
 fn ticket(content: &str, from: u64, expires_at: u64) -> Ticket {
     Ticket {
-        session: content.as_bytes().to_vec(),
+        session: content.as_bytes().into(),
         peer: peer(from),
         expires_at,
         number: 0,
-    }
-}
-
-/// A small generator of its own, so that a seed names a run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (self.0 >> 33) % bound
     }
 }
 
@@ -46,7 +36,7 @@ fn the_newest_ticket_of_the_same_address_goes_first() {
     }
     let mut take = |from| {
         let taken = tickets.take(&server(1), [0; 32], peer(from), 1);
-        taken.map(|ticket| String::from_utf8(ticket.session).expect("text"))
+        taken.map(|ticket| String::from_utf8(ticket.session.to_vec()).expect("text"))
     };
     assert_eq!(take(1).as_deref(), Some("c"));
     assert_eq!(take(1).as_deref(), Some("a"));
@@ -63,19 +53,25 @@ fn the_last_ticket_given_back_is_there_once() {
     let taken = tickets.take(&server(1), [0; 32], peer(1), 1).expect("a");
     tickets.insert(&server(1), [0; 32], taken.clone(), 8);
     assert_eq!(tickets.servers[&server(1)].tickets.len(), 1);
-    tickets.declined(&server(1), &taken, peer(1));
+    tickets.declined(&server(1), &taken, peer(1), 1);
     assert_eq!(tickets.take(&server(1), [0; 32], peer(1), 1), None);
 }
 
 #[test]
 fn addresses_that_do_not_share_keys_are_not_offered_each_others_tickets() {
     let mut tickets = Tickets::default();
-    tickets.put(&server(1), [0; 32], ticket("a", 1, 100), 8);
-    tickets.put(&server(1), [0; 32], ticket("b", 1, 100), 8);
+    tickets.put(&server(1), [0; 32], ticket("a", 1, 10_000), 8);
+    tickets.put(&server(1), [0; 32], ticket("b", 1, 10_000), 8);
     let strange = tickets.take(&server(1), [0; 32], peer(2), 1).expect("b");
-    tickets.declined(&server(1), &strange, peer(2));
+    tickets.declined(&server(1), &strange, peer(2), 1);
     assert_eq!(tickets.take(&server(1), [0; 32], peer(2), 1), None);
     assert!(tickets.take(&server(1), [0; 32], peer(1), 1).is_some());
+    // They may share them later.
+    let much_later = 1 + UNSHARED_FOR_S;
+    let tried = tickets.take(&server(1), [0; 32], peer(2), much_later);
+    tickets.declined(&server(1), &tried.expect("one try"), peer(2), much_later);
+    let again = tickets.take(&server(1), [0; 32], peer(2), much_later + 1);
+    assert_eq!(again, None);
 }
 
 #[test]
@@ -86,7 +82,7 @@ fn a_declined_ticket_takes_those_before_it_along_but_not_those_after_it() {
     }
     let stale = tickets.take(&server(1), [0; 32], peer(1), 1).expect("c");
     tickets.put(&server(1), [0; 32], ticket("new", 1, 100), 8);
-    tickets.declined(&server(1), &stale, peer(1));
+    tickets.declined(&server(1), &stale, peer(1), 1);
     let left = &tickets.servers[&server(1)].tickets;
     assert!(left.iter().map(|it| &it.session[..]).eq([b"new"]));
 }
@@ -95,7 +91,7 @@ fn a_declined_ticket_takes_those_before_it_along_but_not_those_after_it() {
 #[test]
 fn a_ticket_is_used_once_in_time_and_for_its_server_and_identity_alone() {
     for seed in 1..=200 {
-        let mut random = Random(seed);
+        let mut random = StdRng::seed_from_u64(seed);
         let mut tickets = Tickets::default();
         let mut identities = [[0u8; 32]; 3];
         let mut now = 1_000;
@@ -104,14 +100,18 @@ fn a_ticket_is_used_once_in_time_and_for_its_server_and_identity_alone() {
         let mut in_flight: Vec<(u64, Identity, Ticket)> = Vec::new();
         for step in 0..2_000 {
             let place = format!("seed {seed}, step {step}");
-            let to = random.below(3);
+            let to = random.random_range(0..3);
             let identity = identities[to as usize];
-            match random.below(10) {
+            match random.random_range(0..10) {
                 0..=3 => {
                     made += 1;
                     let content = format!("{to} {made} {}", identity[0]);
-                    let lanes = random.below(20) as usize;
-                    let new = ticket(&content, random.below(3), now + random.below(50));
+                    let lanes = random.random_range(0..20usize);
+                    let new = ticket(
+                        &content,
+                        random.random_range(0..3),
+                        now + random.random_range(0..50),
+                    );
                     tickets.put(&server(to), identity, new, lanes);
                     let kept = tickets.servers[&server(to)].tickets.len();
                     assert!(
@@ -124,7 +124,8 @@ fn a_ticket_is_used_once_in_time_and_for_its_server_and_identity_alone() {
                         .servers
                         .get(&server(to))
                         .map_or(0, |it| it.tickets.len());
-                    let taken = tickets.take(&server(to), identity, peer(random.below(3)), now);
+                    let taken =
+                        tickets.take(&server(to), identity, peer(random.random_range(0..3)), now);
                     if let Some(taken) = taken {
                         let entry = &tickets.servers[&server(to)];
                         let stayed = entry.tickets.contains(&taken);
@@ -138,7 +139,7 @@ fn a_ticket_is_used_once_in_time_and_for_its_server_and_identity_alone() {
                             "{place}: one of many stayed, {before}"
                         );
                         assert!(taken.expires_at > now, "{place}: expired");
-                        let text = String::from_utf8(taken.session.clone()).expect("text");
+                        let text = String::from_utf8(taken.session.to_vec()).expect("text");
                         let fields: Vec<&str> = text.split(' ').collect();
                         assert_eq!(fields[0], to.to_string(), "{place}: of another server");
                         assert_eq!(fields[2], identity[0].to_string(), "{place}: identity");
@@ -149,20 +150,25 @@ fn a_ticket_is_used_once_in_time_and_for_its_server_and_identity_alone() {
                 7 => {
                     // No answer, a decline or a refusal for one that is on its way.
                     if let Some((to, identity, ticket)) = in_flight.pop() {
-                        match random.below(3) {
+                        match random.random_range(0..3) {
                             0 if identity == identities[to as usize] => {
-                                let text = String::from_utf8(ticket.session.clone());
+                                let text = String::from_utf8(ticket.session.to_vec());
                                 used.remove(&text.expect("text"));
                                 tickets.insert(&server(to), identity, ticket, TICKETS_MAX);
                             }
-                            1 => tickets.declined(&server(to), &ticket, peer(random.below(3))),
+                            1 => tickets.declined(
+                                &server(to),
+                                &ticket,
+                                peer(random.random_range(0..3)),
+                                now,
+                            ),
                             _ => tickets.forget(&server(to)),
                         }
                     }
                 }
-                8 => now += random.below(20),
+                8 => now += random.random_range(0..20),
                 _ => {
-                    if random.below(20) == 0 {
+                    if random.random_range(0..20) == 0 {
                         let changed = &mut identities[to as usize];
                         changed[0] = changed[0].wrapping_add(1);
                     }
@@ -196,11 +202,13 @@ fn a_written_file_is_read_back_in_the_same_order() {
     for (content, to) in [("a", 1), ("b", 2), ("c", 1)] {
         tickets.put(&server(to), [to as u8; 32], ticket(content, to, 100), 8);
     }
-    let text = file::encode(&tickets);
+    let text = file::encode(&tickets.to_save());
     let read: Vec<_> = file::decode(text.as_bytes())
         .expect("a good file")
         .into_iter()
-        .map(|(server, identity, ticket)| (server, identity[0], ticket.session, ticket.peer))
+        .map(|(server, identity, ticket)| {
+            (server, identity[0], ticket.session.to_vec(), ticket.peer)
+        })
         .collect();
     let expected = [("a", 1u64), ("b", 2), ("c", 1)].map(|(content, to)| {
         let session = content.as_bytes().to_vec();
@@ -213,7 +221,7 @@ fn a_written_file_is_read_back_in_the_same_order() {
 fn a_damaged_or_foreign_file_is_not_used_at_all() {
     let mut tickets = Tickets::default();
     tickets.put(&server(1), [7; 32], ticket("content", 1, 100), 8);
-    let good = file::encode(&tickets).into_bytes();
+    let good = file::encode(&tickets.to_save()).into_bytes();
     assert!(file::decode(&good).is_some());
     for length in 0..good.len() {
         assert!(
@@ -261,6 +269,43 @@ fn the_file_is_its_owners_alone_and_a_bad_one_does_not_stop_the_client() {
         .keep_in(&path)
         .expect_err("no directory");
     assert!(error.contains("is not usable"), "{error}");
+}
+
+#[test]
+fn a_directory_is_probed_as_it_will_be_used_and_left_as_it_was() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().join("state");
+    let set_mode = |mode| {
+        std::fs::set_permissions(&state, std::fs::Permissions::from_mode(mode)).expect("ours");
+    };
+    assert_eq!(probe_dir(&state.join("deep")), Ok(None));
+    assert!(!state.exists());
+    std::fs::create_dir(&state).expect("made");
+    for (mode, safe) in [
+        (0o700, true),
+        (0o755, true),
+        (0o777, false),
+        (0o1777, false),
+    ] {
+        set_mode(mode);
+        let danger = probe_dir(&state).expect("usable");
+        assert_eq!(danger.is_none(), safe, "{mode:o}");
+        assert_eq!(std::fs::read_dir(&state).expect("ours").count(), 0);
+        SessionCache::default().keep_in(&state).expect("usable");
+        std::fs::remove_file(state.join(file::NAME)).expect("there");
+    }
+    set_mode(0o700);
+    std::fs::create_dir_all(state.join(file::NAME).join("full")).expect("made");
+    std::fs::write(dir.path().join("file"), "").expect("written");
+    for unusable in [
+        state,
+        dir.path().join("file"),
+        dir.path().join("file/state"),
+    ] {
+        let error = probe_dir(&unusable).expect_err("not usable");
+        assert!(error.contains("is not usable"), "{error}");
+        assert!(SessionCache::default().keep_in(&unusable).is_err());
+    }
 }
 
 #[test]

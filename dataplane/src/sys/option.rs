@@ -1,0 +1,58 @@
+//! Socket options that no crate of ours has a call for: the one place that says so to the kernel.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _};
+
+/// Sets the option `name` of `level` to a C int.
+///
+/// # Errors
+/// `setsockopt(2)`'s.
+pub(super) fn set_int(
+    socket: impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
+    set(socket, level, name, &value)
+}
+
+/// Attaches a classic BPF program to the reuseport group of `socket` (`SO_ATTACH_REUSEPORT_CBPF`).
+///
+/// # Errors
+/// `setsockopt(2)`'s, when the kernel lacks it (before Linux 4.5), or the program is none.
+pub(super) fn attach_reuseport_program(
+    socket: impl AsFd,
+    program: &mut [libc::sock_filter],
+) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(io::Error::other)?,
+        // The kernel copies the instructions, which outlive the call.
+        filter: program.as_mut_ptr(),
+    };
+    set(
+        socket,
+        libc::SOL_SOCKET,
+        libc::SO_ATTACH_REUSEPORT_CBPF,
+        &program,
+    )
+}
+
+/// Not for others: what pointers in `value` point at must be as the option wants it.
+fn set<T>(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as it is borrowed; `value` is valid for the length passed, which is its
+    // own, and the kernel only reads it. Its callers above see to it that what it points at is valid, too.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
