@@ -317,6 +317,7 @@ impl Collector for ProcessMetrics {
 mod tests {
     use super::*;
 
+    use crate::core::mailbox::Mailbox;
     use crate::status::fixture::client_of_two_cores;
 
     #[test]
