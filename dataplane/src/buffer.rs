@@ -10,19 +10,19 @@ use std::rc::Rc;
 
 use quiche::{BufFactory, BufSplit};
 
-/// Bytes of a large block: all that one receive call on the QUIC socket brings, so that it goes on in one write. Each write
-/// wakes whoever reads at the other end, and above 256 KB nothing is gained (measured).
-pub(crate) const LARGE_BLOCK_BYTES: usize = 256 << 10;
+/// Bytes of a large block: reads of 128 KB and more cost half of what 8 KB reads do, and above 256 KB nothing is
+/// gained (measured).
+pub(crate) const LARGE_BLOCK_BYTES: usize = 128 << 10;
 
 /// Bytes of a small block, for flows that move little at a time.
 pub(crate) const SMALL_BLOCK_BYTES: usize = 16 << 10;
 
 /// Reads that fill less than one part in so many of their block are copied out of it, instead of holding it until they
 /// are acknowledged: 1,000 flows with 64 bytes in flight each must not hold 1,000 blocks.
-const COPY_BELOW: usize = 16;
+const COPY_BELOW: usize = 8;
 
-/// Bytes of the blocks that such reads are copied to: a keystroke, a small request, and what is less than a sixteenth
-/// of a large block.
+/// Bytes of the blocks that such reads are copied to: a keystroke, a small request, and what is less than an eighth of a
+/// large block.
 const COPY_BYTES: [usize; 3] = [256, SMALL_BLOCK_BYTES / COPY_BELOW, SMALL_BLOCK_BYTES];
 
 /// Bytes of free blocks kept per size and core, and how many at most; what is above goes back to the allocator.

@@ -24,7 +24,7 @@ use crate::quic::lane::{Lane, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
 
 /// Bytes that one pump moves before the other tasks of the core get a turn.
-const BYTES_PER_TURN: usize = LARGE_BLOCK_BYTES;
+const BYTES_PER_TURN: usize = 2 * LARGE_BLOCK_BYTES;
 
 /// How often a flow that waits for the tunnel looks whether its socket still lives.
 pub(crate) const SOCKET_CHECK: Duration = Duration::from_secs(1);
