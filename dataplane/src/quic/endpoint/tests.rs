@@ -269,6 +269,7 @@ fn datagrams_in_bulk_are_acknowledged_although_not_at_once() {
             .dial(server.socket.local_addr(), "localhost", 0, None)
             .expect("dial");
         lane.handle_events(Rc::new(Holder(Rc::clone(&lane))));
+        lane.established().await.expect("established");
         // As a client does: without a control stream a lane never has only datagrams.
         lane.send_control(&Message::Heartbeat(Heartbeat {
             sequence: 1,
