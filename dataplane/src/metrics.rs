@@ -49,6 +49,8 @@ counters! {
     quic_packets_received,
     /// Receive calls that brought at least one of them.
     quic_receive_batches,
+    /// Of these, such whose acknowledgement was put off: datagrams in bulk.
+    quic_acknowledgements_deferred,
     /// UDP packets sent that carry QUIC.
     quic_packets_sent,
     /// Send calls for them (one GSO batch each).

@@ -43,6 +43,7 @@ async fn wake_flush(timer: Rc<FineTimer>, endpoint: Weak<Endpoint>) {
         if endpoint.closing.get() && endpoint.lanes.borrow().is_empty() {
             return;
         }
+        endpoint.fine_timer_at.set(None);
         endpoint.flush.set();
     }
 }
@@ -64,14 +65,16 @@ impl Endpoint {
             if self.dirty.borrow().is_empty() {
                 self.wait_for_work().await;
             }
-            self.fire_timers(Instant::now());
+            let now = Instant::now();
+            self.fire_timers(now);
+            self.call_in_debts(now);
             std::mem::swap(&mut turn, &mut *self.dirty.borrow_mut());
             while let Some(key) = turn.pop_front() {
                 let lane = self.lanes.borrow().get(&key).cloned();
                 if let Some(lane) = lane {
                     lane.dirty.set(false);
                     lane.bare_fin.set(false);
-                    self.flush_lane(&lane, &mut batch).await;
+                    self.flush_lane(&lane, &mut batch, now).await;
                 }
             }
             if self.dirty.borrow().is_empty() {
@@ -88,19 +91,21 @@ impl Endpoint {
         if poll_fn(|cx| Poll::Ready(self.flush.poll(cx).is_ready())).await {
             return;
         }
-        let next = self.timers.borrow().next();
-        let Some(at) = next else {
+        let fine = self.timers.borrow().next();
+        let soon = self.debts.borrow().next();
+        let Some(at) = [fine, soon].into_iter().flatten().min() else {
             self.flush.wait().await;
             return;
         };
-        let left = at.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let now = Instant::now();
+        if at <= now {
             yield_now().await;
             return;
         }
-        if left < FINE_BELOW {
-            self.set_fine_timer(left);
+        if let Some(fine) = fine.filter(|fine| *fine < now + FINE_BELOW) {
+            self.set_fine_timer(fine, fine - now);
         }
+        self.sleeps_until.set(Some(at));
         // Beside the fine timer, too: should that fail, the lanes are merely late.
         let mut sleep = pin!(monoio::time::sleep_until(at.into()));
         poll_fn(|cx| {
@@ -110,10 +115,45 @@ impl Endpoint {
             sleep.as_mut().poll(cx)
         })
         .await;
+        self.sleeps_until.set(None);
     }
 
-    /// Has the flush task woken `after` from now, if there is such a timer here.
-    fn set_fine_timer(self: &Rc<Self>, after: Duration) {
+    /// Has the lane pay its debts at `due`, a few milliseconds later at most.
+    pub(in crate::quic) fn arm_debts(&self, lane: &Lane, due: Instant) {
+        let mut armed = lane.debts_armed.get();
+        self.debts
+            .borrow_mut()
+            .arm(lane.key(), Some(due), &mut armed);
+        lane.debts_armed.set(armed);
+        if self.sleeps_until.get().is_none_or(|until| due < until) {
+            self.flush.set();
+        }
+    }
+
+    /// Has the lanes flushed whose debts are due.
+    fn call_in_debts(&self, now: Instant) {
+        loop {
+            let entry = self.debts.borrow_mut().pop_due(now);
+            let Some((at, key)) = entry else { return };
+            let lane = self.lanes.borrow().get(&key).cloned();
+            let Some(lane) = lane.filter(|lane| lane.debts_armed.get() == Some(at)) else {
+                continue;
+            };
+            lane.debts_armed.set(None);
+            match lane.debts_due() {
+                Some(due) if due <= now => lane.mark_dirty(),
+                // Those were paid, and there are others.
+                Some(due) => self.arm_debts(&lane, due),
+                None => {}
+            }
+        }
+    }
+
+    /// Has the flush task woken at `at`, which is `after` from now, if there is such a timer here.
+    fn set_fine_timer(self: &Rc<Self>, at: Instant, after: Duration) {
+        if self.fine_timer_at.replace(Some(at)) == Some(at) {
+            return;
+        }
         let timer = self.fine_timer.get_or_init(|| match FineTimer::new() {
             Ok(timer) => {
                 let timer = Rc::new(timer);
@@ -179,12 +219,13 @@ impl Endpoint {
         }
     }
 
-    async fn flush_lane(self: &Rc<Self>, lane: &Rc<Lane>, batch: &mut Batch) {
+    async fn flush_lane(self: &Rc<Self>, lane: &Rc<Lane>, batch: &mut Batch, now: Instant) {
         let segments = match self.no_gso_until.get() {
-            Some(until) if Instant::now() < until => 1,
+            Some(until) if now < until => 1,
             _ => self.socket.gso_segments(),
         };
         self.note_path(lane);
+        lane.debts_paid();
         for round in 1.. {
             let filled = batch.fill(lane, segments);
             self.send(lane, batch).await;
@@ -203,7 +244,7 @@ impl Endpoint {
             return;
         }
         // Never now: a deadline that stays due must not keep the core from everything else. A release is never now.
-        let soonest = Instant::now() + TIMER_STEP;
+        let soonest = now + TIMER_STEP;
         let deadline = [
             lane.conn.borrow().timeout_instant(),
             lane.admission_deadline.get(),

@@ -100,8 +100,15 @@ pub(crate) struct Endpoint {
     touched: RefCell<Vec<Rc<Lane>>>,
     flush: Event,
     timers: RefCell<Timers>,
+    /// When lanes must acknowledge, at the latest: apart, because these deadlines may be a step late, and are not worth a
+    /// system call each.
+    debts: RefCell<Timers>,
+    /// While the flush task sleeps for a deadline: which one.
+    sleeps_until: Cell<Option<Instant>>,
     /// For deadlines that the runtime's timers are too coarse for; made when the first one comes.
     fine_timer: OnceCell<Option<Rc<FineTimer>>>,
+    /// What it was set for, until it has fired.
+    fine_timer_at: Cell<Option<Instant>>,
     next_key: Cell<u64>,
     /// True while received packets must wait for a flush.
     flush_first: Cell<bool>,
@@ -138,7 +145,10 @@ impl Endpoint {
             touched: RefCell::default(),
             flush: Event::default(),
             timers: RefCell::default(),
+            debts: RefCell::default(),
+            sleeps_until: Cell::new(None),
             fine_timer: OnceCell::new(),
+            fine_timer_at: Cell::new(None),
             next_key: Cell::new(0),
             flush_first: Cell::new(false),
             closing: Cell::new(false),

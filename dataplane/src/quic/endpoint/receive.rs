@@ -173,6 +173,7 @@ impl Endpoint {
             from: named.peer,
             to: self.local_addr(named.local),
         };
+        let length = data.len();
         let (result, queued, genuine) = {
             let mut conn = lane.conn.borrow_mut();
             let before = if followed { conn.stats().recv } else { 0 };
@@ -189,6 +190,7 @@ impl Endpoint {
             self.counters.quic_packets_invalid.increment();
             tracing::debug!(lane = lane.key(), %from, %error, "packet refused");
         }
+        lane.owes_for_packet(length);
         if queued > DELIVER_AT {
             lane.deliver_datagrams();
         }
@@ -197,18 +199,19 @@ impl Endpoint {
         }
     }
 
-    /// After the packets of a turn: deliver what they changed, and have their lanes flushed (at least to acknowledge).
+    /// After the packets of a turn: deliver what they changed, and have their lanes flushed, at once or, if that would
+    /// only acknowledge, soon.
     pub(super) fn finish_turn(self: &Rc<Self>) {
         let mut touched = std::mem::take(&mut *self.touched.borrow_mut());
-        if !self.accepts {
-            let now = Instant::now();
-            touched.iter().for_each(|lane| lane.watch_for_silence(now));
-        }
+        let now = Instant::now();
         for lane in touched.drain(..) {
             lane.touched.set(false);
+            if !self.accepts {
+                lane.watch_for_silence(now);
+            }
             lane.heard();
-            lane.dispatch();
-            lane.mark_dirty();
+            let only_datagrams = lane.dispatch();
+            lane.owes_for_turn(only_datagrams, now);
         }
         *self.touched.borrow_mut() = touched;
     }

@@ -4,6 +4,7 @@
 //! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
 //! which is told by [`Lane::mark_dirty`].
 
+mod debts;
 mod path;
 mod silence;
 mod streams;
@@ -24,6 +25,7 @@ use super::event::Event;
 use super::handshake::Handshake;
 use super::roaming::Way;
 use crate::buffer::PooledBuffers;
+use debts::Debts;
 use silence::Silence;
 
 /// quiche's connection with our buffers.
@@ -132,6 +134,8 @@ pub(crate) struct Lane {
     pub(super) touched: Cell<bool>,
     /// Earliest entry in the endpoint's timers.
     pub(super) armed: Cell<Option<Instant>>,
+    /// The same among its deadlines of debts.
+    pub(super) debts_armed: Cell<Option<Instant>>,
     /// When pacing lets the next packet go.
     pub(super) release_at: Cell<Option<Instant>>,
     /// When a lane is given up that has not completed its handshake, or (on a server) not registered.
@@ -160,6 +164,7 @@ pub(crate) struct Lane {
     /// FINs to be repeated on the control stream.
     announcements: RefCell<Vec<Finished>>,
     silence: Silence,
+    debts: Debts,
     /// What is known of the path.
     path: path::PathState,
     this: Weak<Lane>,
@@ -185,6 +190,7 @@ impl Lane {
             dirty: Cell::new(false),
             touched: Cell::new(false),
             armed: Cell::new(None),
+            debts_armed: Cell::new(None),
             release_at: Cell::new(None),
             admission_deadline: Cell::new(Some(handshake_deadline)),
             given_up: Cell::new(false),
@@ -202,6 +208,7 @@ impl Lane {
             bare_fin: Cell::new(false),
             announcements: RefCell::default(),
             silence: Silence::default(),
+            debts: Debts::default(),
             path: path::PathState::new(way),
             this: Weak::clone(this),
         })
@@ -402,8 +409,10 @@ impl Lane {
         }
     }
 
-    /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the end.
-    pub(super) fn dispatch(self: &Rc<Self>) {
+    /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the end. True if there was
+    /// nothing for any stream.
+    pub(super) fn dispatch(self: &Rc<Self>) -> bool {
+        let mut only_datagrams = true;
         let mut conn = self.conn.borrow_mut();
         if !self.was_established.get() && conn.is_established() {
             self.was_established.set(true);
@@ -417,6 +426,7 @@ impl Lane {
             self.established.set();
         }
         while let Some(stream) = conn.stream_writable_next() {
+            only_datagrams = false;
             if let Some(waiters) = self.waiters.borrow().get(&stream) {
                 waiters.writable.set();
             }
@@ -427,6 +437,7 @@ impl Lane {
             }
         }
         while let Some(stream) = conn.stream_readable_next() {
+            only_datagrams = false;
             let known = self
                 .waiters
                 .borrow()
@@ -449,6 +460,7 @@ impl Lane {
         }
         drop(conn);
         self.deliver_datagrams();
+        only_datagrams
     }
 
     /// Hands received datagrams on. Called more often than [`Lane::dispatch`] when many come in one turn.
