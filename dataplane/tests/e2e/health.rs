@@ -100,8 +100,8 @@ fn services_that_are_all_down_are_tried_all_the_same() {
     let _clients = [("first", 0), ("second", 1)]
         .map(|(name, index): (_, usize)| client(&site, name, &[], &server, addresses[index]));
     for _ in 0..3 {
-        let mut stream = visitor::connect(server.traffic());
-        assert_eq!(visitor::read_to_end(&mut stream), Ending::Reset(Vec::new()));
+        let ending = visitor::ending_of(server.traffic(), b"");
+        assert_eq!(ending, Ending::Reset(Vec::new()));
     }
     wait_until_down(&server, 2);
     // Nobody waits for a check to find out: the first visitor does.

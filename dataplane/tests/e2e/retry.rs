@@ -153,9 +153,8 @@ fn a_visitor_that_nobody_can_serve_is_reset() {
         start_client(&site, &setup, server.quic(), ports::free_address())
     });
     for _ in 0..5 {
-        let mut stream = visitor::connect(server.traffic());
-        stream.write_all(b"is anybody there?").expect("sent");
-        assert_eq!(visitor::read_to_end(&mut stream), Ending::Reset(Vec::new()));
+        let ending = visitor::ending_of(server.traffic(), b"is anybody there?");
+        assert_eq!(ending, Ending::Reset(Vec::new()));
     }
     assert_eq!(
         stop_and_count(&mut server.program, "visitors_retry_exhausted"),
