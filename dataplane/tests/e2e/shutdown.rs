@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use rustix::process::Signal;
 
@@ -13,7 +14,7 @@ use crate::support::subject;
 use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
 use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor::{self, Ending};
-use crate::support::wait;
+use crate::support::wait::{self, PATIENCE};
 
 /// Longer than any test runs: whoever ends earlier does not end because of it.
 const DRAIN_LONG: &str = "drain_timeout = \"10m\"";
@@ -335,9 +336,20 @@ fn udp_exchanges_under_way_are_answered_while_a_program_stops() {
         } else {
             &mut tunnel.client
         };
-        program.signal(Signal::TERM);
-        program.wait_for_line("that it stops", |line| line.contains("stopping"));
-        visitor.echo(b"while it stops");
+        let stops = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // One question after the other, so that some are always under way.
+            scope.spawn(|| {
+                let began = Instant::now();
+                while !stops.load(Ordering::SeqCst) && began.elapsed() < 2 * PATIENCE {
+                    visitor.echo(b"before it stops");
+                }
+                visitor.echo(b"while it stops");
+            });
+            program.signal(Signal::TERM);
+            program.wait_for_line("that it stops", |line| line.contains("stopping"));
+            stops.store(true, Ordering::SeqCst);
+        });
         // Then it is quiet, and ends without waiting for the flow's session_timeout.
         assert_eq!(program.wait_for_exit().code(), Some(0));
     }
