@@ -12,13 +12,16 @@ use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, start_clien
 use crate::support::visitor::{self, Ending};
 use crate::support::wait;
 
+/// With both of its lanes.
 fn twin(site: &Site, name: &'static str, server: &Server, service: &TcpService) -> Program {
     let setup = ClientSetup {
         name,
         client: vec!["client_id = \"shared\"", "lanes = 2"],
         ..ClientSetup::default()
     };
-    start_client(site, &setup, server.quic(), service.address)
+    let client = start_client(site, &setup, server.quic(), service.address);
+    client.wait_for_lines("both lanes", 2, |line| line.contains("lane registered"));
+    client
 }
 
 fn says_what_to_do(line: &str) -> bool {
