@@ -169,8 +169,9 @@ fn receive_all(socket: &UdpSocket) -> Flood {
     }
 }
 
-/// The median of round trips of small packets, with an echo on the other side.
-fn median_round_trip(bench: &Bench, pings: u64) -> Duration {
+/// The quickest tenth of round trips of small packets, with an echo on the other side. The others may have waited for a
+/// CPU: on a busy machine that is most of them.
+fn round_trip(bench: &Bench, pings: u64) -> Duration {
     let echo = bench.udp(Side::Right);
     let pinger = bench.udp(Side::Left);
     pinger.connect(echo.local_addr().unwrap()).unwrap();
@@ -192,7 +193,7 @@ fn median_round_trip(bench: &Bench, pings: u64) -> Duration {
     });
     assert!(times.len() as u64 > pings / 2, "{} echoes", times.len());
     times.sort();
-    times[times.len() / 2]
+    times[times.len() / 10]
 }
 
 fn ping(socket: &UdpSocket, number: u64) -> Option<Duration> {
@@ -233,7 +234,7 @@ fn asked_for_200_mbit_20_ms_and_1_percent_it_delivers_each() {
         return;
     };
 
-    let round_trip = median_round_trip(&bench, 100);
+    let round_trip = round_trip(&bench, 100);
     within_5_percent("round trip in ms", round_trip.as_secs_f64() * 1e3, 40.0);
 
     // 1.25 times the rate for three seconds.
