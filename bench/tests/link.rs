@@ -14,6 +14,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,6 +25,12 @@ use quinn::udp::{Transmit, UdpSockRef, UdpSocketState};
 const SEED: u64 = 20_240_611;
 const MBIT: f64 = 1e6;
 const UDP_AND_IP_HEADER_BYTES: usize = 28;
+
+/// A flood is over when no packet comes for so long: longer than a busy machine keeps a thread waiting.
+const FLOOD_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Measurements of one machine one after the other: beside each other they would measure the scheduler.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -110,6 +117,7 @@ impl Bench {
     /// Sends numbered packets at a steady pace and listens until no more come.
     fn flood(&self, from: Side, payload_bytes: usize, packets_per_s: u64, packets: u64) -> Flood {
         let receiver = self.udp(from.opposite());
+        receiver.set_read_timeout(Some(FLOOD_PAUSE_MAX)).unwrap();
         let sender = self.udp(from);
         sender.connect(receiver.local_addr().unwrap()).unwrap();
         thread::scope(|scope| {
@@ -161,25 +169,31 @@ fn receive_all(socket: &UdpSocket) -> Flood {
     }
 }
 
-/// The median of round trips of small packets, with an echo on the other side.
-fn median_round_trip(bench: &Bench, pings: u64) -> Duration {
+/// The quickest tenth of round trips of small packets, with an echo on the other side. The others may have waited for a
+/// CPU: on a busy machine that is most of them.
+fn round_trip(bench: &Bench, pings: u64) -> Duration {
     let echo = bench.udp(Side::Right);
     let pinger = bench.udp(Side::Left);
     pinger.connect(echo.local_addr().unwrap()).unwrap();
+    let over = AtomicBool::new(false);
     let mut times = thread::scope(|scope| {
         scope.spawn(|| {
             let mut buffer = [0; 64];
-            while let Ok((bytes, source)) = echo.recv_from(&mut buffer) {
-                echo.send_to(&buffer[..bytes], source).unwrap();
+            while !over.load(Ordering::SeqCst) {
+                // A timeout: the ping got lost, and the next one comes after the pinger's.
+                if let Ok((bytes, source)) = echo.recv_from(&mut buffer) {
+                    echo.send_to(&buffer[..bytes], source).unwrap();
+                }
             }
         });
-        (0..pings)
-            .filter_map(|number| ping(&pinger, number))
-            .collect::<Vec<_>>()
+        let times = (0..pings).filter_map(|number| ping(&pinger, number));
+        let times = times.collect::<Vec<_>>();
+        over.store(true, Ordering::SeqCst);
+        times
     });
     assert!(times.len() as u64 > pings / 2, "{} echoes", times.len());
     times.sort();
-    times[times.len() / 2]
+    times[times.len() / 10]
 }
 
 fn ping(socket: &UdpSocket, number: u64) -> Option<Duration> {
@@ -220,7 +234,7 @@ fn asked_for_200_mbit_20_ms_and_1_percent_it_delivers_each() {
         return;
     };
 
-    let round_trip = median_round_trip(&bench, 100);
+    let round_trip = round_trip(&bench, 100);
     within_5_percent("round trip in ms", round_trip.as_secs_f64() * 1e3, 40.0);
 
     // 1.25 times the rate for three seconds.
@@ -232,15 +246,19 @@ fn asked_for_200_mbit_20_ms_and_1_percent_it_delivers_each() {
     within_5_percent("rate of the line in Mbit/s", rate / 0.99, 200.0);
 
     // 700,000 packets have 7,000 losses with a deviation of 83: 5 % are four of these.
-    let before = bench.stats().left_to_right.counters;
+    let outside = |stats: &Stats| {
+        stats.left_to_right.dropped_by_interface_packets + bench.socket_drops(Side::Right)
+    };
+    let before = bench.stats();
+    let outside_before = outside(&before);
+    let before = before.left_to_right.counters;
     let packets = 700_000;
     let flood = bench.flood(Side::Left, 36, 150_000, packets);
     let after = bench.stats();
     let counters = after.left_to_right.counters;
     let arrived = flood.numbers.len() as u64;
     let queue = counters.dropped_by_queue_packets - before.dropped_by_queue_packets;
-    let elsewhere =
-        after.left_to_right.dropped_by_interface_packets + bench.socket_drops(Side::Right);
+    let elsewhere = outside(&after) - outside_before;
     println!(
         "{packets} small packets: {arrived} arrived, {queue} dropped by the queue, {elsewhere} outside of the link"
     );
@@ -284,10 +302,16 @@ fn reordered_and_duplicated_packets_arrive_as_counted() {
     };
     let packets = 100_000;
     let flood = bench.flood(Side::Right, 100, 25_000, packets);
-    let counters = bench.stats().right_to_left.counters;
+    let stats = bench.stats().right_to_left;
+    let counters = stats.counters;
     let distinct: HashSet<u64> = flood.numbers.iter().copied().collect();
-    assert_eq!(distinct.len() as u64, packets);
-    let duplicates = flood.numbers.len() as u64 - packets;
+    let arrived = distinct.len() as u64;
+    // A sender that was kept waiting makes up for it by a burst, which need not fit into the interface's queue.
+    let elsewhere = stats.dropped_by_interface_packets;
+    println!("{arrived} of {packets} packets arrived, {elsewhere} dropped outside of the link");
+    assert_eq!(arrived + elsewhere, packets);
+    assert!(elsewhere < packets / 50, "too few to measure");
+    let duplicates = flood.numbers.len() as u64 - arrived;
     assert_eq!(duplicates, counters.duplicated_packets);
     within_5_percent("duplicates", duplicates as f64, 1_000.0);
 
@@ -364,6 +388,16 @@ fn what_is_sent_as_segments_crosses_the_link_as_packets() {
     for packet in contents.chunks(PAYLOAD_BYTES) {
         let bytes = receiver.recv(&mut buffer).unwrap();
         assert!(buffer[..bytes] == *packet);
+    }
+    // They are published after the packets have left.
+    let deadline = Instant::now() + PATIENCE;
+    while bench.stats().left_to_right.counters.delivered_packets < PACKETS as u64 {
+        assert!(
+            Instant::now() < deadline,
+            "not counted: {:?}",
+            bench.stats()
+        );
+        thread::sleep(ms(1));
     }
     let counters = bench.stats().left_to_right.counters;
     assert_eq!(counters.offered_packets, PACKETS as u64);

@@ -1,5 +1,11 @@
 //! The command line: what a person at a terminal sees, and the exit code that a script sees.
 
+#[path = "e2e/support/ports.rs"]
+mod ports;
+#[expect(dead_code, reason = "ports needs little of it")]
+#[path = "e2e/support/random.rs"]
+mod random;
+
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -7,6 +13,8 @@ use std::process::{Command, Output};
 
 use qmux_config::certs::{CertsRequest, generate, write};
 use tempfile::TempDir;
+
+use crate::ports::free_address;
 
 const SERVER: &str = r#"
 [server]
@@ -75,12 +83,6 @@ fn at(config: &str, quic: SocketAddr, traffic: SocketAddr) -> String {
     config
         .replace("QUIC", &quic.to_string())
         .replace("TRAFFIC", &traffic.to_string())
-}
-
-/// Free a moment ago: good enough for what never binds it for long.
-fn free_address() -> SocketAddr {
-    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    socket.local_addr().expect("bound")
 }
 
 /// Runs to the end. Whatever would go on for ever is none of these tests' business.

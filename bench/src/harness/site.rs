@@ -84,6 +84,9 @@ impl Site {
     }
 }
 
+/// The time of flows that a measurement leaves behind, on either side: less than the harness waits for a program's end.
+const DRAIN: &str = "drain_timeout = \"1s\"";
+
 /// The server's dp.toml.
 pub fn server_toml(addresses: &Addresses, overrides: &Overrides) -> String {
     let Addresses { quic, traffic, .. } = addresses;
@@ -92,7 +95,7 @@ pub fn server_toml(addresses: &Addresses, overrides: &Overrides) -> String {
         .map(|admin| format!("[admin]\nlisten = \"{admin}\"\n"))
         .unwrap_or_default();
     format!(
-        "[server]\ndrain_timeout = \"1s\"\n\
+        "[server]\n{DRAIN}\n\
          [[server.listeners]]\nquic_addr = \"{quic}\"\ntraffic_addr = \"{traffic}\"\n\
          protocol = \"both\"\n\
          [server.auth]\nmethod = \"mtls\"\nca_cert_file = \"ca.crt\"\n\
@@ -107,7 +110,7 @@ pub fn client_toml(addresses: &Addresses, overrides: &Overrides) -> String {
     let Addresses { quic, service, .. } = addresses;
     let (host, port) = (service.ip(), service.port());
     format!(
-        "[client]\n{}\
+        "[client]\n{DRAIN}\n{}\
          [[client.servers]]\naddress = \"{quic}\"\nserver_name = \"{SERVER_NAME}\"\n\
          [client.local]\nhost = \"{host}\"\nport = {port}\n\
          [client.tls]\nca_cert_file = \"ca.crt\"\nclient_cert_file = \"client.crt\"\n\
@@ -148,7 +151,7 @@ mod tests {
         };
         let server = site.write("server.toml", &server_toml(&addresses, &overrides));
         let server = Config::load(&server.expect("written")).expect("valid");
-        let listener = &server.server.expect("a server").listeners[0];
+        let listener = &server.server.as_ref().expect("a server").listeners[0];
         assert_eq!(listener.quic_addr, addresses.quic);
         assert_eq!(listener.traffic_addr, addresses.traffic);
         assert_eq!(server.udp.session_timeout.as_secs(), 7);
@@ -156,7 +159,10 @@ mod tests {
 
         let client = site.write("client.toml", &client_toml(&addresses, &overrides));
         let client = Config::load(&client.expect("written")).expect("valid");
-        assert_eq!(client.client.expect("a client").local.port, 3_000);
+        let role = client.client.expect("a client");
+        assert_eq!(role.local.port, 3_000);
+        let server_drain = server.server.map(|server| server.drain_timeout);
+        assert_eq!(Some(role.drain_timeout), server_drain);
         assert_eq!(
             client.quic.congestion_control,
             qmux_config::CongestionControl::Cubic

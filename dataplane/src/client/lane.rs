@@ -104,11 +104,14 @@ impl ClientLane {
 
     /// True if no flow rides this lane, and the peer has all bytes of those that did.
     pub(super) fn is_idle(&self) -> bool {
-        self.tcp_flows.get() == 0 && self.udp.flow_count() == 0 && {
-            let mut ended = self.ended_streams.borrow_mut();
-            ended.retain(|stream| self.lane.has_stream(*stream));
-            ended.is_empty()
-        }
+        self.tcp_flows.get() == 0 && self.udp.flow_count() == 0 && self.has_delivered()
+    }
+
+    /// Whether the peer has all bytes of the flows that have ended. Until then closing the lane cuts them off.
+    pub(super) fn has_delivered(&self) -> bool {
+        let mut ended = self.ended_streams.borrow_mut();
+        ended.retain(|stream| self.lane.has_stream(*stream));
+        ended.is_empty() || !self.lane.is_open()
     }
 
     /// Counts the TCP flow on `stream` until the result is dropped.

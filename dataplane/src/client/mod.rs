@@ -413,6 +413,14 @@ impl ClientCore {
             .all(|lane| lane.is_settled())
     }
 
+    /// Whether the servers have all bytes of the flows that have ended.
+    pub(crate) fn has_delivered(&self) -> bool {
+        self.lanes
+            .borrow()
+            .values()
+            .all(|lane| lane.has_delivered())
+    }
+
     /// Tells the servers to send no new flow, and takes none.
     pub(crate) fn drain(&self, timeout: Duration) {
         let away = going_away(timeout);

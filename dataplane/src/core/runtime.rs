@@ -220,8 +220,10 @@ impl Roles<'_> {
             note_udp(context, now);
             let settled = now >= settled_by || self.client.is_none_or(|client| client.is_settled());
             // Those of other cores too: while one has a flow, that may come here to begin anew.
+            let delivered = self.client.is_none_or(|client| client.has_delivered());
             if visitors_are_in
                 && settled
+                && delivered
                 && context.cluster.all_tcp_flows_have_ended()
                 && context.udp_activity.is_over(began, now)
             {

@@ -106,7 +106,14 @@ fn start(
 ) -> Result<(Running, SocketAddr), Failure> {
     let mut last = Failure::Running("demo: no free port".into());
     for _ in 0..START_ATTEMPTS {
-        let (quic, traffic) = free_addresses().map_err(|error| failed("free ports", &error))?;
+        let (quic, traffic) = match free_addresses() {
+            Ok(addresses) => addresses,
+            // The number that is free for TCP may be taken for UDP.
+            Err(error) => {
+                last = failed("free ports", &error);
+                continue;
+            }
+        };
         let config = Config::parse(&config_text(quic, traffic, service), &certs.join("dp.toml"))
             .map_err(|error| failed("its config", &error))?;
         match run::start(&Arc::new(config), cores, stop_on) {

@@ -1,12 +1,13 @@
 //! Each direction of a connection ends on its own, in every order.
 
 use std::io::Write as _;
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::time::Duration;
 
 use crate::support::service::TcpService;
 use crate::support::tunnel::Tunnel;
 use crate::support::visitor::{self, Ending};
+use crate::support::wait::PATIENCE;
 
 /// Enough to exceed every buffer on the way.
 const LARGE: usize = 32 << 20;
@@ -105,7 +106,7 @@ fn much_data_follows_the_visitors_end() {
 
 #[test]
 fn much_data_follows_the_services_end() {
-    let (done, finished) = std::sync::mpsc::channel();
+    let (done, finished) = mpsc::channel();
     let service = TcpService::start(move |mut stream| {
         stream.write_all(b"READY").expect("sent");
         visitor::finish(&stream);
@@ -145,16 +146,20 @@ fn a_fin_with_the_last_byte_loses_nothing() {
 
 #[test]
 fn the_end_of_one_direction_does_not_end_the_other() {
-    let service = TcpService::start(|mut stream| {
+    let (watched, has_watched) = mpsc::channel::<()>();
+    let has_watched = Mutex::new(has_watched);
+    let service = TcpService::start(move |mut stream| {
         assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
-        // Long enough for the visitor to see that nothing ends by itself.
-        std::thread::sleep(2 * WATCH);
+        // The visitor first sees that nothing ends by itself.
+        let has_watched = has_watched.lock().expect("one visitor");
+        has_watched.recv_timeout(PATIENCE).expect("it watches");
         stream.write_all(b"still here").expect("sent");
     });
     let tunnel = Tunnel::to(service.address);
     let mut stream = visitor::connect(tunnel.traffic());
     visitor::finish(&stream);
     visitor::assert_nothing_to_read(&mut stream, WATCH);
+    watched.send(()).expect("the service waits");
     assert_eq!(
         visitor::read_to_end(&mut stream),
         Ending::Clean(b"still here".to_vec())

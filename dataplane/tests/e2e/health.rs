@@ -12,6 +12,7 @@ use crate::support::subject;
 use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, start_client};
 use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor::{self, Ending};
+use crate::support::wait;
 
 const CHECKED: [&str; 2] = [
     "health_check_interval = \"100ms\"",
@@ -81,7 +82,8 @@ fn a_service_that_comes_back_serves_again() {
     wait_until_down(&server, 1);
     let back = start_service(address);
     wait_until_up(&server, 1);
-    // The check that found it was a connection, too.
+    // The check that found it was a connection, too; for the client it was one before this process had taken it.
+    wait::until_true("the check is accepted", || back.accepted() > 0);
     let before = back.accepted();
     for _ in 0..20 {
         visitor::echo(server.traffic(), b"served by turns");
@@ -100,8 +102,8 @@ fn services_that_are_all_down_are_tried_all_the_same() {
     let _clients = [("first", 0), ("second", 1)]
         .map(|(name, index): (_, usize)| client(&site, name, &[], &server, addresses[index]));
     for _ in 0..3 {
-        let mut stream = visitor::connect(server.traffic());
-        assert_eq!(visitor::read_to_end(&mut stream), Ending::Reset(Vec::new()));
+        let ending = visitor::ending_of(server.traffic(), b"");
+        assert_eq!(ending, Ending::Reset(Vec::new()));
     }
     wait_until_down(&server, 2);
     // Nobody waits for a check to find out: the first visitor does.

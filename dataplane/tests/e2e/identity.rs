@@ -12,13 +12,16 @@ use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, start_clien
 use crate::support::visitor::{self, Ending};
 use crate::support::wait;
 
+/// With both of its lanes.
 fn twin(site: &Site, name: &'static str, server: &Server, service: &TcpService) -> Program {
     let setup = ClientSetup {
         name,
         client: vec!["client_id = \"shared\"", "lanes = 2"],
         ..ClientSetup::default()
     };
-    start_client(site, &setup, server.quic(), service.address)
+    let client = start_client(site, &setup, server.quic(), service.address);
+    client.wait_for_lines("both lanes", 2, |line| line.contains("lane registered"));
+    client
 }
 
 fn says_what_to_do(line: &str) -> bool {
@@ -55,14 +58,10 @@ fn of_two_living_clients_with_one_id_the_later_serves_and_the_earlier_is_told() 
         !lines.iter().any(|line| lost(line)),
         "the later one was driven out"
     );
-    let warned = |line: &&String| line.contains("two clients use one client_id");
-    let warnings: Vec<String> = server
-        .program
-        .lines()
-        .iter()
-        .filter(warned)
-        .cloned()
-        .collect();
+    let warned = |line: &str| line.contains("two clients use one client_id");
+    server.program.wait_for_line("a warning", warned);
+    let mut warnings = server.program.lines();
+    warnings.retain(|line| warned(line));
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert_eq!(warnings[0].matches("127.0.0.1:").count(), 2, "{warnings:?}");
 

@@ -94,8 +94,7 @@ fn a_listener_without_clients_does_not_borrow_the_others() {
     let quic = server.listeners[0].quic;
     let _client = start_client(&site, &ClientSetup::default(), quic, tcp.address);
     visitor::echo(server.listeners[0].traffic, b"served");
-    let mut stream = visitor::connect(server.listeners[1].traffic);
-    let ending = visitor::read_to_end(&mut stream);
+    let ending = visitor::ending_of(server.listeners[1].traffic, b"");
     assert_eq!(ending, visitor::Ending::Reset(Vec::new()));
     assert_eq!(tcp.accepted(), 1);
 }

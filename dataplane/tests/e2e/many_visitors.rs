@@ -1,6 +1,6 @@
 //! Many connections: at once, and one after the other.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::sync::Barrier;
 use std::thread;
 
@@ -23,13 +23,14 @@ fn a_thousand_concurrent_visitors_echo() {
         for seed in 0..visitors {
             let (all_connected, address) = (&all_connected, tunnel.traffic());
             let visit = move || {
-                let mut stream = visitor::connect(address);
-                let served = stream.write_all(b"?").map(|()| {
-                    visitor::read_exact(&mut stream, 1);
+                let served = visitor::try_connect(address).and_then(|mut stream| {
+                    stream.write_all(b"?")?;
+                    stream.read_exact(&mut [0; 1])?;
+                    Ok(stream)
                 });
                 // Whoever fails must not keep the others waiting.
                 all_connected.wait();
-                served.expect("the first byte");
+                let mut stream = served.expect("the first byte");
                 let mut random = Random::new(seed as u64);
                 for _ in 0..5 {
                     let length = random.between(1..=30_000);

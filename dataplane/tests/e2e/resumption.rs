@@ -33,8 +33,6 @@ const CLIENT_TOKEN: &str = "token = \"a token of the tests\"";
 fn server_with_shared_keys(site: &Site) -> ServerSetup {
     write_ticket_keys(site, &["0123456789abcdef"]);
     ServerSetup {
-        server: ROLE_NOTICES_SOON.to_vec(),
-        quic: QUIC_NOTICES_SOON.to_vec(),
         tls: vec![SHARED_KEYS],
         ..ServerSetup::default()
     }
@@ -51,20 +49,12 @@ fn write_ticket_keys(site: &Site, patterns: &[&str]) {
     std::fs::set_permissions(path, owner_only).expect("our own file");
 }
 
-fn client_that_notices_soon() -> ClientSetup {
-    ClientSetup {
-        client: ROLE_NOTICES_SOON.to_vec(),
-        quic: QUIC_NOTICES_SOON.to_vec(),
-        ..ClientSetup::default()
-    }
-}
-
 /// A client that keeps its tickets in a directory of the site.
 fn client_with_state() -> ClientSetup {
-    let mut client = client_that_notices_soon();
-    client.client.push("state_dir = \"state\"");
-    client.client.push("client_id = \"with-state\"");
-    client
+    ClientSetup {
+        client: vec!["state_dir = \"state\"", "client_id = \"with-state\""],
+        ..ClientSetup::default()
+    }
 }
 
 /// Stops a program in order and returns a sum over its cores of each counter.
@@ -130,10 +120,11 @@ fn reconnects_after_restarts(what: &str, auth: Option<&'static str>, mut client:
     let back = &lines[LANES..];
     let count = |what: &str| back.iter().filter(|it| it.contains(what)).count();
     let (resumed, early) = (count("resumed=true"), count("early_data=Accepted"));
-    let lanes = LANES * RESTARTS;
+    // More than one for each lane and restart if a lane was lost in between.
+    let lanes = back.len();
     println!("{what}: of {lanes} reconnects {resumed} resumed, {early} with early data");
     assert_eq!((resumed, early), (lanes, lanes), "{lines:#?}");
-    // An attempt that a busy machine held up is made again: more handshakes than lanes, but none without early data.
+    // A server that stops has handshakes with lanes that it then refuses: more than lanes, but none without early data.
     let accepted = at_server("early_data_accepted");
     assert!(
         accepted >= LANES as u64,
@@ -145,7 +136,7 @@ fn reconnects_after_restarts(what: &str, auth: Option<&'static str>, mut client:
 
 #[test]
 fn a_client_registers_with_early_data_after_each_restart_of_a_server_with_shared_keys() {
-    reconnects_after_restarts("mTLS", None, client_that_notices_soon());
+    reconnects_after_restarts("mTLS", None, ClientSetup::default());
 }
 
 #[test]
@@ -153,7 +144,7 @@ fn a_client_with_a_token_registers_with_early_data_too() {
     let client = ClientSetup {
         auth: vec![CLIENT_TOKEN],
         identity: "",
-        ..client_that_notices_soon()
+        ..ClientSetup::default()
     };
     reconnects_after_restarts("token", Some(SERVER_TOKEN), client);
 }
@@ -165,25 +156,26 @@ fn a_server_that_draws_its_keys_anew_gets_a_full_handshake_and_the_registration(
     }
     let service = TcpService::echo();
     let site = Site::new();
-    let setup = ServerSetup {
-        server: ROLE_NOTICES_SOON.to_vec(),
-        quic: QUIC_NOTICES_SOON.to_vec(),
-        ..ServerSetup::default()
-    };
-    let mut server = Server::start(&site, &setup);
-    let client = client_that_notices_soon();
+    let mut server = Server::start(&site, &ServerSetup::default());
+    let client = ClientSetup::default();
     let mut client = start_client(&site, &client, server.quic(), service.address);
-    for _ in 0..3 {
+    for round in 1..=3 {
         restart(&mut server);
+        let back = client.wait_for_lines("the lane is back", round + 1, is_registered);
+        assert!(
+            back.contains("resumed=false") && back.contains("early_data=Rejected"),
+            "{back}"
+        );
         visitor::wait_until_served(server.traffic());
     }
-    let at_server = stop(&mut server.program);
-    assert_eq!(at_server("tickets_refused"), 1);
-    assert_eq!(at_server("handshakes_full"), 1);
+    // The client first: a server that stops has more handshakes with a client that comes back.
     let at_client = stop(&mut client);
-    assert_eq!(at_client("early_data_rejected"), 3);
-    assert_eq!(at_client("handshakes_full"), 4);
+    assert!(at_client("early_data_rejected") >= 3);
     assert_eq!(at_client("handshakes_resumed"), 0);
+    let at_server = stop(&mut server.program);
+    assert!(at_server("tickets_refused") >= 1);
+    assert!(at_server("handshakes_full") >= 1);
+    assert_eq!(at_server("handshakes_resumed"), 0);
 }
 
 #[test]
@@ -196,7 +188,7 @@ fn without_0rtt_sessions_are_resumed_without_early_data() {
         let site = Site::new();
         let off = "allow_0rtt = false";
         let mut setup = server_with_shared_keys(&site);
-        let mut client = client_that_notices_soon();
+        let mut client = ClientSetup::default();
         for (allowed, quic) in [(by_server, &mut setup.quic), (by_client, &mut client.quic)] {
             if !allowed {
                 quic.push(off);
@@ -207,11 +199,11 @@ fn without_0rtt_sessions_are_resumed_without_early_data() {
         restart(&mut server);
         visitor::wait_until_served(server.traffic());
         let at_client = stop(&mut client);
-        assert_eq!(
-            at_client("handshakes_resumed"),
-            1,
+        assert!(
+            at_client("handshakes_resumed") >= 1,
             "{by_server} {by_client}"
         );
+        assert_eq!(at_client("handshakes_full"), 1, "{by_server} {by_client}");
         assert_eq!(at_client("early_data_accepted"), 0);
         assert_eq!(at_client("early_data_rejected"), 0);
     }
@@ -226,7 +218,7 @@ fn a_server_with_other_limits_resumes_but_takes_no_early_data() {
     let site = Site::new();
     let mut setup = server_with_shared_keys(&site);
     let mut server = Server::start(&site, &setup);
-    let client = client_that_notices_soon();
+    let client = ClientSetup::default();
     let mut client = start_client(&site, &client, server.quic(), service.address);
     server.program.kill();
     setup.quic.push("max_incoming_streams = 64");
@@ -234,9 +226,11 @@ fn a_server_with_other_limits_resumes_but_takes_no_early_data() {
     again.wait_until_ready().expect("it starts again");
     visitor::wait_until_served(server.traffic());
     let at_client = stop(&mut client);
-    assert_eq!(at_client("handshakes_resumed"), 1);
-    assert_eq!(at_client("early_data_rejected"), 1);
+    let resumed = at_client("handshakes_resumed");
+    assert!(resumed >= 1);
+    assert_eq!(at_client("early_data_rejected"), resumed);
     assert_eq!(at_client("early_data_accepted"), 0);
+    assert_eq!(at_client("handshakes_full"), 1);
 }
 
 #[test]
@@ -262,12 +256,13 @@ fn a_killed_client_comes_back_with_the_tickets_of_its_state_directory() {
         visitor::echo(server.traffic(), b"served");
     }
     let at_client = stop(&mut client);
-    assert_eq!(at_client("early_data_accepted"), 1, "of its last run");
+    assert!(at_client("early_data_accepted") >= 1, "of its last run");
+    assert_eq!(at_client("early_data_rejected"), 0);
     assert_eq!(at_client("handshakes_full"), 0);
     let at_server = stop(&mut server.program);
     assert_eq!(at_server("handshakes_full"), 1);
-    assert_eq!(at_server("handshakes_resumed"), 3);
-    assert_eq!(at_server("early_data_accepted"), 3);
+    assert!(at_server("handshakes_resumed") >= 3);
+    assert!(at_server("early_data_accepted") >= 3);
 }
 
 #[test]
@@ -290,7 +285,9 @@ fn a_damaged_file_of_tickets_is_said_once_and_costs_a_full_handshake() {
         .count();
     assert_eq!(said, 1, "{lines:#?}");
     assert!(!lines.iter().any(|it| it.contains("a secret")), "shown");
-    assert_eq!(stop(&mut client)("handshakes_full"), 1);
+    let at_client = stop(&mut client);
+    assert!(at_client("handshakes_full") >= 1);
+    assert_eq!(at_client("handshakes_resumed"), 0);
 }
 
 #[test]
@@ -345,11 +342,12 @@ fn a_ticket_older_than_the_keys_costs_a_full_handshake() {
     client.wait_until_ready().expect("it registers again");
     visitor::echo(server.traffic(), b"served");
     let at_client = stop(&mut client);
-    assert_eq!(at_client("handshakes_full"), 1);
-    assert_eq!(at_client("early_data_rejected"), 1);
+    assert_eq!(at_client("handshakes_resumed"), 0);
+    assert!(at_client("early_data_rejected") >= 1);
     let at_server = stop(&mut server.program);
-    assert_eq!(at_server("tickets_refused"), 1);
-    assert_eq!(at_server("handshakes_full"), 2);
+    assert!(at_server("tickets_refused") >= 1);
+    assert!(at_server("handshakes_full") >= 2);
+    assert_eq!(at_server("handshakes_resumed"), 0);
     assert!(at_server("ticket_keys_rotated") > 0);
 }
 
@@ -389,8 +387,8 @@ fn changed_ticket_keys_are_read_again_and_old_ones_open_as_long_as_they_are_ther
     client.restart();
     client.wait_until_ready().expect("it registers without");
     let at_client = stop(&mut client);
-    assert_eq!(at_client("handshakes_full"), 1);
-    assert_eq!(at_client("early_data_rejected"), 1);
+    assert_eq!(at_client("handshakes_resumed"), 0);
+    assert!(at_client("early_data_rejected") >= 1);
     // A file that holds no keys changes nothing.
     site.write("ticket.key", "no key\n");
     let refused = |line: &str| line.contains("ticket keys cannot be read again");
@@ -398,9 +396,9 @@ fn changed_ticket_keys_are_read_again_and_old_ones_open_as_long_as_they_are_ther
         .program
         .wait_for_line("what is wrong with the file", refused);
     let at_server = stop(&mut server.program);
-    assert_eq!(at_server("handshakes_full"), 2);
-    assert_eq!(at_server("handshakes_resumed"), 1);
-    assert_eq!(at_server("tickets_refused"), 1);
+    assert!(at_server("handshakes_full") >= 2);
+    assert!(at_server("handshakes_resumed") >= 1);
+    assert!(at_server("tickets_refused") >= 1);
     assert!(at_server("ticket_key_files_refused") > 0);
 }
 
@@ -433,7 +431,7 @@ fn a_certificate_that_has_expired_is_not_let_in_by_a_ticket() {
     let mut server = Server::start(&site, &server_with_shared_keys(&site));
     let client = ClientSetup {
         identity: "short",
-        ..client_that_notices_soon()
+        ..ClientSetup::default()
     };
     let mut client = start_client(&site, &client, server.quic(), service.address);
     visitor::echo(server.traffic(), b"served while it is valid");
@@ -460,7 +458,7 @@ fn a_certificate_that_has_expired_is_not_let_in_by_a_ticket() {
         "a visitor was served"
     );
     let at_server = stop(&mut server.program);
-    assert_eq!(at_server("sessions_refused"), 1);
+    assert!(at_server("sessions_refused") >= 1);
     assert_eq!(at_server("registrations_accepted"), 0);
     let _counters = stop(&mut client);
 }
@@ -481,7 +479,7 @@ fn a_client_of_a_ca_that_is_not_trusted_any_more_is_not_let_in_by_a_ticket() {
     let mut server = Server::start(&site, &setup);
     let mut client = start_client(
         &site,
-        &client_that_notices_soon(),
+        &ClientSetup::default(),
         server.quic(),
         service.address,
     );
@@ -518,7 +516,7 @@ fn a_session_with_a_token_does_not_open_a_server_that_wants_certificates() {
     let client = ClientSetup {
         auth: vec![CLIENT_TOKEN],
         identity: "",
-        ..client_that_notices_soon()
+        ..ClientSetup::default()
     };
     let mut client = start_client(&site, &client, server.quic(), service.address);
     server.program.kill();
@@ -551,9 +549,11 @@ fn a_ticket_of_a_server_with_another_name_is_not_used() {
         ..client_with_state()
     };
     let mut client = start_client(&site, &other, server.quic(), service.address);
-    assert_eq!(stop(&mut client)("handshakes_full"), 1);
+    let at_client = stop(&mut client);
+    assert!(at_client("handshakes_full") >= 1);
+    assert_eq!(at_client("handshakes_resumed"), 0);
     let at_server = stop(&mut server.program);
-    assert_eq!(at_server("handshakes_full"), 2);
+    assert!(at_server("handshakes_full") >= 2);
     assert_eq!(at_server("handshakes_resumed"), 0);
 }
 
@@ -569,16 +569,16 @@ fn a_server_whose_certificate_has_expired_is_not_accepted_for_a_ticket() {
     let mut setup = server_with_shared_keys(&site);
     setup.identity = "short";
     let mut server = Server::start(&site, &setup);
-    let mut client = start_client(
-        &site,
-        &client_that_notices_soon(),
-        server.quic(),
-        service.address,
-    );
+    let client = ClientSetup {
+        client: ROLE_NOTICES_SOON.to_vec(),
+        quic: QUIC_NOTICES_SOON.to_vec(),
+        ..ClientSetup::default()
+    };
+    let mut client = start_client(&site, &client, server.quic(), service.address);
     wait::until_true("the certificate has expired", || certs::now() > ends_at);
     let another = ClientSetup {
         name: "another",
-        ..client_that_notices_soon()
+        ..ClientSetup::default()
     };
     let another = client_launch(&site, &another, server.quic(), service.address).start();
     another.wait_for_line("that the server's certificate has expired", |line| {
@@ -601,8 +601,8 @@ fn a_server_whose_certificate_has_expired_is_not_accepted_for_a_ticket() {
     });
     visitor::wait_until_served(server.traffic());
     let at_client = stop(&mut client);
-    assert_eq!(at_client("sessions_refused"), 1);
-    assert_eq!(at_client("handshakes_full"), 2);
+    assert!(at_client("sessions_refused") >= 1);
+    assert!(at_client("handshakes_full") >= 2);
 }
 
 /// Prints how long a client takes from its first packet to its registration, with and without a ticket.
@@ -625,7 +625,7 @@ fn how_long_a_registration_takes() {
                 } else {
                     slow.address
                 };
-                let mut client = client_that_notices_soon();
+                let mut client = ClientSetup::default();
                 if kind != "full" {
                     client = client_with_state();
                 }

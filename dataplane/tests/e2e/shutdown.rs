@@ -3,17 +3,20 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::support::counters;
 use crate::support::program::Program;
 use crate::support::service::{TcpService, UdpService};
+use crate::support::slow_path::SlowPath;
 use crate::support::subject;
-use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
+use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, Tunnel, start_client};
 use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor::{self, Ending};
-use crate::support::wait;
+use crate::support::wait::{self, PATIENCE};
 
 /// Longer than any test runs: whoever ends earlier does not end because of it.
 const DRAIN_LONG: &str = "drain_timeout = \"10m\"";
@@ -58,7 +61,6 @@ fn sigint_stops_like_sigterm() {
 
 #[test]
 fn a_server_without_clients_stops_with_exit_code_0() {
-    use crate::support::tunnel::{Server, Site};
     let site = Site::new();
     let mut server = Server::start(&site, &ServerSetup::default());
     assert_stops(&mut server.program);
@@ -67,7 +69,7 @@ fn a_server_without_clients_stops_with_exit_code_0() {
 #[test]
 fn a_client_without_a_server_stops_with_exit_code_0() {
     use crate::support::ports;
-    use crate::support::tunnel::{Site, client_launch};
+    use crate::support::tunnel::client_launch;
     let site = Site::new();
     let nobody = ports::free_address();
     let mut client = client_launch(&site, &ClientSetup::default(), nobody, nobody).start();
@@ -110,6 +112,43 @@ fn a_stopping_client_lets_a_transfer_finish() {
     assert_eq!(tunnel.client.wait_for_exit().code(), Some(0));
     let server = &mut tunnel.server.program;
     assert!(server.exited().is_none(), "the server goes on");
+}
+
+#[test]
+fn a_stopping_client_stays_until_its_last_bytes_have_arrived() {
+    const ANSWER_BYTES: usize = 200_000;
+    if subject::only_wire("what is on its way when a client stops") {
+        return;
+    }
+    let (asked, was_asked) = mpsc::channel();
+    let (answer, may_answer) = mpsc::channel::<()>();
+    let may_answer = Mutex::new(may_answer);
+    let service = TcpService::start(move |mut stream| {
+        visitor::read_exact(&mut stream, 1);
+        asked.send(()).expect("the test waits");
+        let may_answer = may_answer.lock().expect("one visitor");
+        may_answer.recv_timeout(PATIENCE).expect("permission");
+        visitor::send_random(&mut stream, 1, ANSWER_BYTES).expect("sent");
+    });
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    // The client has got rid of the answer long before it has arrived.
+    let path = SlowPath::to(server.quic(), Duration::from_millis(100));
+    let setup = ClientSetup {
+        client: vec![DRAIN_LONG],
+        ..ClientSetup::default()
+    };
+    let mut client = start_client(&site, &setup, path.address, service.address);
+    let mut stream = visitor::connect(server.traffic());
+    stream.write_all(b"?").expect("sent");
+    visitor::finish(&stream);
+    was_asked.recv_timeout(PATIENCE).expect("a question");
+    client.signal(Signal::TERM);
+    client.wait_for_line("that it stops", |line| line.contains("stopping"));
+    answer.send(()).expect("the service waits");
+    visitor::receive_random(&mut stream, 1, ANSWER_BYTES);
+    assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
+    assert_eq!(client.wait_for_exit().code(), Some(0));
 }
 
 #[test]
@@ -165,7 +204,6 @@ fn a_client_whose_server_stops_comes_back_to_the_next_one() {
 
 #[test]
 fn a_second_server_on_the_same_ports_names_the_address() {
-    use crate::support::tunnel::Server;
     if subject::only_wire("a_second_server_on_the_same_ports_names_the_address") {
         return;
     }
@@ -225,7 +263,7 @@ fn visit(address: SocketAddr) -> Visit {
 fn visitors_until_refused(address: SocketAddr, stop: impl FnOnce()) -> Vec<Visit> {
     const THREADS: usize = 12;
     const SERVED_BEFORE: usize = 20;
-    let (sender, served) = std::sync::mpsc::channel();
+    let (sender, served) = mpsc::channel();
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {
@@ -335,9 +373,20 @@ fn udp_exchanges_under_way_are_answered_while_a_program_stops() {
         } else {
             &mut tunnel.client
         };
-        program.signal(Signal::TERM);
-        program.wait_for_line("that it stops", |line| line.contains("stopping"));
-        visitor.echo(b"while it stops");
+        let stops = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // One question after the other, so that some are always under way.
+            scope.spawn(|| {
+                let began = Instant::now();
+                while !stops.load(Ordering::SeqCst) && began.elapsed() < 2 * PATIENCE {
+                    visitor.echo(b"before it stops");
+                }
+                visitor.echo(b"while it stops");
+            });
+            program.signal(Signal::TERM);
+            program.wait_for_line("that it stops", |line| line.contains("stopping"));
+            stops.store(true, Ordering::SeqCst);
+        });
         // Then it is quiet, and ends without waiting for the flow's session_timeout.
         assert_eq!(program.wait_for_exit().code(), Some(0));
     }
@@ -357,7 +406,7 @@ fn a_stream_of_udp_that_does_not_end_holds_nobody_up() {
             let mut visitor = UdpVisitor::new(address);
             while !over.load(Ordering::SeqCst) {
                 visitor.send(b"another one");
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(20));
             }
         });
         wait::until_true("the stream flows", || service.received() > 5);

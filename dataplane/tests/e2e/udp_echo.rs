@@ -139,9 +139,11 @@ fn without_fragmentation_small_datagrams_pass_and_large_ones_do_not() {
     visitor.send(&[2; 65_507]);
     // Datagrams of a flow keep their order here, so whatever came of the large one would have come by now.
     visitor.echo(&[3; 1_000]);
-    assert_eq!(
-        service.received(),
-        2 + visitor.repeated,
-        "the large one passed"
+    // One that was repeated may have been lost before the service or behind it.
+    let received = service.received();
+    assert!(
+        (2..=2 + visitor.repeated).contains(&received),
+        "the large one passed: {received} came, {} repeated",
+        visitor.repeated
     );
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use qmux_config::{Config, TicketKey};
 use qmux_proto::control::{Heartbeat, Message};
 
-use super::tests::{run, setup, until};
+use super::tests::{run, setup, that_gives_up_soon, until};
 use super::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::metrics::CoreCounters;
 use crate::quic::control::{ControlEvent, ControlReader};
@@ -240,7 +240,7 @@ fn replayed_early_data_does_not_complete_a_handshake() {
     run(async |config| {
         let (first, _) = start(server_with_key(&config, 1));
         let session = session(&config, &first).await;
-        let (second, owner) = start(server_with_key(&config, 1));
+        let (second, owner) = start(that_gives_up_soon(server_with_key(&config, 1)));
         let mut dialing = setup(&config, false);
         let recorder = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
         let mut conn = quiche::connect(

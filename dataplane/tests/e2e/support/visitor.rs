@@ -47,6 +47,21 @@ pub(crate) fn try_connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// Comes, says `request` and reads to the end: for visitors that may be reset at any moment, also while they connect and
+/// send.
+pub(crate) fn ending_of(address: SocketAddr, request: &[u8]) -> Ending {
+    let sent = try_connect(address).and_then(|mut stream| {
+        stream.write_all(request)?;
+        Ok(stream)
+    });
+    match sent {
+        Ok(mut stream) => read_to_end(&mut stream),
+        // It was faster than the return from connect(2) or write(2), which have told it: a read would not tell it again.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => Ending::Reset(Vec::new()),
+        Err(error) => panic!("{address}: {error}"),
+    }
+}
+
 /// Reads to the end; panics when nothing comes for long, or on an error that is neither FIN nor reset.
 pub(crate) fn read_to_end(stream: &mut TcpStream) -> Ending {
     let mut bytes = Vec::new();

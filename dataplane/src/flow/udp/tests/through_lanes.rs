@@ -7,7 +7,7 @@ use qmux_proto::FlowError;
 use qmux_proto::datagram::Header;
 
 use super::super::client::ClientFlows;
-use super::support::{adopt, assert_payloads, payload, run, socket, std_socket, until};
+use super::support::{adopt, assert_payloads, payload, run, socket, until};
 use super::world::{LONG, SHORT, World, settings};
 
 #[test]
@@ -247,7 +247,8 @@ fn a_stopped_socket_serves_its_flows_and_takes_no_new_ones() {
 fn a_service_that_comes_back_finds_its_flows() {
     run(async {
         let visitor = socket();
-        let place = std_socket();
+        // An address of its own, of which no other test gets the port meanwhile.
+        let place = std::net::UdpSocket::bind("127.0.0.77:0").expect("a free port");
         let addr = place.local_addr().expect("bound");
         drop(place);
         let world = World::new(LONG);

@@ -15,7 +15,8 @@ use crate::metrics::CoreCounters;
 use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
 
 pub(super) const LONG: Duration = Duration::from_secs(300);
-pub(super) const SHORT: Duration = Duration::from_millis(200);
+/// Longer than a busy machine takes for an exchange.
+pub(super) const SHORT: Duration = Duration::from_secs(1);
 
 pub(super) fn settings(session_timeout: Duration) -> UdpSettings {
     UdpSettings {
