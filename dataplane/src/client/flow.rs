@@ -31,7 +31,7 @@ const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
 /// Runs the flow on `stream` to its end.
 pub(super) async fn run(this: Rc<ClientLane>, stream: u64) {
     let _count = FlowCount::new(&this.context);
-    let _of_lane = this.count_flow(stream);
+    let _of_lane = this.count_flow();
     let waiters = this.lane.attach(stream);
     this.context.counters.tcp_flows_opened.increment();
     // On the heap, as it is large, and over long before the flow is.

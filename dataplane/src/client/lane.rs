@@ -16,9 +16,6 @@ use crate::quic::end::LaneEnd;
 use crate::quic::event::Event;
 use crate::quic::lane::{Lane, LaneEvents};
 
-/// Streams of ended flows that are remembered before those that are delivered are dropped.
-const ENDED_STREAMS: usize = 32;
-
 /// One lane to one server.
 pub(super) struct ClientLane {
     pub(super) lane: Rc<Lane>,
@@ -29,8 +26,6 @@ pub(super) struct ClientLane {
     /// Tells lanes of this process apart; never 0.
     pub(super) serial: u64,
     tcp_flows: Cell<usize>,
-    /// Streams of TCP flows that have ended here, while the peer may not have all of their bytes.
-    ended_streams: RefCell<Vec<u64>>,
     /// Wakes the lane's session: its supervisor was retired, or there was an alarm.
     pub(super) wake: Event,
     alarmed: Cell<bool>,
@@ -59,7 +54,6 @@ impl ClientLane {
             server,
             serial,
             tcp_flows: Cell::new(0),
-            ended_streams: RefCell::default(),
             wake: Event::default(),
             alarmed: Cell::new(false),
             seen: RefCell::default(),
@@ -104,22 +98,14 @@ impl ClientLane {
 
     /// True if no flow rides this lane, and the peer has all bytes of those that did.
     pub(super) fn is_idle(&self) -> bool {
-        self.tcp_flows.get() == 0 && self.udp.flow_count() == 0 && self.has_delivered()
+        self.tcp_flows.get() == 0 && self.udp.flow_count() == 0 && self.lane.has_delivered()
     }
 
-    /// Whether the peer has all bytes of the flows that have ended. Until then closing the lane cuts them off.
-    pub(super) fn has_delivered(&self) -> bool {
-        let mut ended = self.ended_streams.borrow_mut();
-        ended.retain(|stream| self.lane.has_stream(*stream));
-        ended.is_empty() || !self.lane.is_open()
-    }
-
-    /// Counts the TCP flow on `stream` until the result is dropped.
-    pub(super) fn count_flow(self: &Rc<Self>, stream: u64) -> LaneFlow {
+    /// Counts a TCP flow until the result is dropped.
+    pub(super) fn count_flow(self: &Rc<Self>) -> LaneFlow {
         self.tcp_flows.set(self.tcp_flows.get() + 1);
         LaneFlow {
             lane: Rc::clone(self),
-            stream,
         }
     }
 }
@@ -127,21 +113,12 @@ impl ClientLane {
 /// One TCP flow of a lane.
 pub(super) struct LaneFlow {
     lane: Rc<ClientLane>,
-    stream: u64,
 }
 
 impl Drop for LaneFlow {
     fn drop(&mut self) {
         let this = &self.lane;
         this.tcp_flows.set(this.tcp_flows.get() - 1);
-        let mut ended = this.ended_streams.borrow_mut();
-        // Looked through when it has doubled, so that it costs little however many are not delivered yet.
-        if ended.len() == ended.capacity() {
-            ended.retain(|stream| this.lane.has_stream(*stream));
-            let room = ended.len().max(ENDED_STREAMS);
-            ended.reserve(room);
-        }
-        ended.push(self.stream);
     }
 }
 

@@ -418,7 +418,7 @@ impl ClientCore {
         self.lanes
             .borrow()
             .values()
-            .all(|lane| lane.has_delivered())
+            .all(|lane| lane.lane.has_delivered())
     }
 
     /// Tells the servers to send no new flow, and takes none.

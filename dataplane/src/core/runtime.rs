@@ -220,12 +220,11 @@ impl Roles<'_> {
             note_udp(context, now);
             let settled = now >= settled_by || self.client.is_none_or(|client| client.is_settled());
             // Those of other cores too: while one has a flow, that may come here to begin anew.
-            let delivered = self.client.is_none_or(|client| client.has_delivered());
             if visitors_are_in
                 && settled
-                && delivered
                 && context.cluster.all_tcp_flows_have_ended()
                 && context.udp_activity.is_over(began, now)
+                && self.have_delivered()
             {
                 return Ok(());
             }
@@ -241,6 +240,12 @@ impl Roles<'_> {
             );
         }
         Ok(())
+    }
+
+    /// Whether the peers have all bytes of the flows that have ended.
+    fn have_delivered(&self) -> bool {
+        self.server.is_none_or(ServerCore::has_delivered)
+            && self.client.is_none_or(|client| client.has_delivered())
     }
 
     /// Closes every lane.

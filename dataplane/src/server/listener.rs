@@ -431,6 +431,13 @@ impl ListenerCore {
         }
     }
 
+    pub(super) fn has_delivered(&self) -> bool {
+        self.endpoint
+            .lanes()
+            .iter()
+            .all(|lane| lane.has_delivered())
+    }
+
     pub(super) fn close(&self) {
         if let Some(traffic) = self.traffic.borrow_mut().take() {
             traffic.close();

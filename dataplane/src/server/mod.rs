@@ -142,6 +142,13 @@ impl ServerCore {
         }
     }
 
+    /// Whether the clients have all bytes of the flows that have ended.
+    pub(crate) fn has_delivered(&self) -> bool {
+        self.listeners
+            .iter()
+            .all(|listener| listener.has_delivered())
+    }
+
     /// Closes all lanes. They are told in the next flush.
     pub(crate) fn close(&self) {
         for listener in &self.listeners {

@@ -152,6 +152,44 @@ fn a_stopping_client_stays_until_its_last_bytes_have_arrived() {
 }
 
 #[test]
+fn a_stopping_server_stays_until_its_last_bytes_have_arrived() {
+    const UPLOAD_BYTES: usize = 200_000;
+    if subject::only_wire("what is on its way when a server stops") {
+        return;
+    }
+    let (received, was_received) = mpsc::channel();
+    let service = TcpService::start(move |mut stream| {
+        visitor::read_exact(&mut stream, 1);
+        // The visitor's own end is the last thing that happens to the flow.
+        visitor::finish(&stream);
+        visitor::receive_random(&mut stream, 1, UPLOAD_BYTES);
+        let ending = visitor::read_to_end(&mut stream);
+        received.send(ending).expect("the test waits");
+    });
+    let site = Site::new();
+    let setup = ServerSetup {
+        server: vec![DRAIN_LONG],
+        ..ServerSetup::default()
+    };
+    let mut server = Server::start(&site, &setup);
+    // The server has got rid of the upload long before it has arrived.
+    let path = SlowPath::to(server.quic(), Duration::from_millis(100));
+    let client = ClientSetup::default();
+    let _client = start_client(&site, &client, path.address, service.address);
+    let mut stream = visitor::connect(server.traffic());
+    stream.write_all(b"?").expect("sent");
+    assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
+    server.program.signal(Signal::TERM);
+    let stopping = |line: &str| line.contains("stopping");
+    server.program.wait_for_line("that it stops", stopping);
+    visitor::send_random(&mut stream, 1, UPLOAD_BYTES).expect("sent");
+    visitor::finish(&stream);
+    let ending = was_received.recv_timeout(PATIENCE).expect("the upload");
+    assert_eq!(ending, Ending::Clean(Vec::new()));
+    assert_eq!(server.program.wait_for_exit().code(), Some(0));
+}
+
+#[test]
 fn a_flow_that_does_not_end_is_reset_when_the_drain_timeout_ends() {
     let service = TcpService::echo();
     for stops_server in [true, false] {

@@ -5,6 +5,7 @@
 //! which is told by [`Lane::mark_dirty`].
 
 mod debts;
+mod ended;
 mod path;
 mod silence;
 mod streams;
@@ -163,6 +164,8 @@ pub(crate) struct Lane {
     pub(super) bare_fin: Cell<bool>,
     /// FINs to be repeated on the control stream.
     announcements: RefCell<Vec<Finished>>,
+    /// Streams of ended flows, while the peer may not have all of their bytes.
+    ended_streams: RefCell<Vec<u64>>,
     silence: Silence,
     debts: Debts,
     /// What is known of the path.
@@ -207,6 +210,7 @@ impl Lane {
             control_backlog: RefCell::default(),
             bare_fin: Cell::new(false),
             announcements: RefCell::default(),
+            ended_streams: RefCell::default(),
             silence: Silence::default(),
             debts: Debts::default(),
             path: path::PathState::new(way),
@@ -324,12 +328,6 @@ impl Lane {
     /// Packets received so far: more of them are a sign of life.
     pub(crate) fn packets_received(&self) -> u64 {
         self.conn.borrow().stats().recv as u64
-    }
-
-    /// False once the stream is over in both directions and the peer has acknowledged all of its bytes.
-    pub(crate) fn has_stream(&self, stream: u64) -> bool {
-        let capacity = self.conn.borrow_mut().stream_capacity(stream);
-        !matches!(capacity, Err(quiche::Error::InvalidStreamState(_)))
     }
 
     /// The round trip time of the path in use.

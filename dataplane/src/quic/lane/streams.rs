@@ -40,6 +40,7 @@ impl Lane {
     /// Ends the registration. Call it when the stream is done with in both directions.
     pub(crate) fn detach(&self, stream: u64) {
         self.waiters.borrow_mut().remove(&stream);
+        self.remember_ended(stream);
     }
 
     /// How much may be written to `stream` now, up to `want`.
