@@ -34,12 +34,43 @@ const BBR_LOSS_MAX: f32 = 0.1;
 
 const _: () = assert!(PACKET_BYTES_MAX <= 16_383 && PACKET_BYTES_MAX * 4 <= GSO_BYTES_MAX);
 
-/// What differs from quiche's parameters of BBR. Other ways to lower the estimate on loss (`bw_lo_reduction_strategy`)
-/// were clearly worse on the same links; longer and gentler probes and a smaller least window made no difference that
-/// could be told from the noise.
+/// While BBR probes for more bandwidth, so much of what the path carries in a round trip may be on its way: the path full,
+/// and a queue of 0.3 round trips. It must exceed the 1.25 from which quiche takes a path for full, or a probe would
+/// never end.
+const BBR_PROBE_WINDOW: f32 = 1.3;
+
+/// A probe for more bandwidth ends after so many round trips with a full path (or with more loss than
+/// [`BBR_LOSS_MAX`]).
+///
+/// Between two probes quiche lowers its estimate in each round trip in which anything was lost, to what arrived of it: with
+/// 3 % lost at random by some 1.5 % of it each time, to half within the two seconds to the next probe. It does not do so
+/// during a probe. A short probe that fills the queue (quiche: 2 round trips, a window of 2.25) leaves the path to that; a
+/// long one with hardly any queue does not. It is still bounded, for what is found by its end alone: that the path has
+/// become slower, or its round trip longer.
+const BBR_PROBE_ROUNDS: usize = 100;
+
+/// What quiche takes for a full path, in its measure (`full_bw_threshold`).
+const BBR_FULL_PATH: f32 = 1.25;
+
+const _: () = assert!(BBR_PROBE_WINDOW > BBR_FULL_PATH);
+
+/// What differs from quiche's parameters of BBR.
+///
+/// In a simulation of quiche on the links named (virtual time; 200 Mbit/s, 40 ms, a queue of 40 ms; 6 s, 3 runs each) the
+/// probes alone changed, with no loss: the mean queue from 21 to 9 ms, its 99th percentile from 40 to 12 ms; the share
+/// of the link beside one CUBIC flow from 69 % to 46 % (that flow: from 26 % to 49 %), with 1 % lost from 91.3 to 91.4 %,
+/// with 3 % from 79 to 85 %, behind the policer unchanged at 91.5 %. 95.5 % is what fits beside the headers.
+///
+/// Not taken, measured the same way: other ways to lower the estimate on loss (`bw_lo_reduction_strategy`) also lower it
+/// while a connection starts, where one early loss stops its growth (1 to 93 % of the path with 3 % lost, by chance); pacing
+/// faster by the share that gets lost is stopped by the window, which shrinks in the same way; `probe_bw_cwnd_gain`
+/// and `disable_probe_down_early_exit` gain nothing; gentler probes (`probe_bw_probe_up_pacing_gain` 1.1) lose 7 %
+/// behind a small queue without noticing that it is full.
 fn bbr() -> quiche::BbrParams {
     quiche::BbrParams {
         loss_threshold: Some(BBR_LOSS_MAX),
+        probe_bw_up_cwnd_gain: Some(BBR_PROBE_WINDOW),
+        max_probe_up_queue_rounds: Some(BBR_PROBE_ROUNDS),
         ..quiche::BbrParams::default()
     }
 }
