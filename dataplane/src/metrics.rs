@@ -49,7 +49,7 @@ counters! {
     quic_packets_received,
     /// Receive calls that brought at least one of them.
     quic_receive_batches,
-    /// Of these, such whose acknowledgement was put off: datagrams in bulk.
+    /// Turns of a lane whose acknowledgement was put off: datagrams in bulk.
     quic_acknowledgements_deferred,
     /// UDP packets sent that carry QUIC.
     quic_packets_sent,
@@ -124,6 +124,8 @@ counters! {
     lanes_opened,
     /// Lanes ended after they were established.
     lanes_ended,
+    /// Lanes that we closed although their peer had not acknowledged all bytes of flows that had ended.
+    lanes_cut_off,
     /// Registrations accepted.
     registrations_accepted,
     /// Lanes closed because another instance took their client's id.

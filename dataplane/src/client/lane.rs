@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use qmux_proto::FlowError;
 use qmux_proto::control::{Message, ServiceHealth};
@@ -98,7 +99,9 @@ impl ClientLane {
 
     /// True if no flow rides this lane, and the peer has all bytes of those that did.
     pub(super) fn is_idle(&self) -> bool {
-        self.tcp_flows.get() == 0 && self.udp.flow_count() == 0 && self.lane.has_delivered()
+        self.tcp_flows.get() == 0
+            && self.udp.flow_count() == 0
+            && self.lane.has_delivered(Instant::now())
     }
 
     /// Counts a TCP flow until the result is dropped.

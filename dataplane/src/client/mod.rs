@@ -414,11 +414,16 @@ impl ClientCore {
     }
 
     /// Whether the servers have all bytes of the flows that have ended.
-    pub(crate) fn has_delivered(&self) -> bool {
-        self.lanes
-            .borrow()
+    pub(crate) fn has_delivered(&self, now: Instant) -> bool {
+        // All are asked: the time that each may take runs from the first question.
+        let (lanes, registering) = (self.lanes.borrow(), self.registering.borrow());
+        let waits = |lane: &&Rc<ClientLane>| !lane.lane.has_delivered(now);
+        lanes
             .values()
-            .all(|lane| lane.lane.has_delivered())
+            .chain(registering.values())
+            .filter(waits)
+            .count()
+            == 0
     }
 
     /// Tells the servers to send no new flow, and takes none.

@@ -224,7 +224,7 @@ impl Roles<'_> {
                 && settled
                 && context.cluster.all_tcp_flows_have_ended()
                 && context.udp_activity.is_over(began, now)
-                && self.have_delivered()
+                && self.have_delivered(now)
             {
                 return Ok(());
             }
@@ -239,13 +239,20 @@ impl Roles<'_> {
                 "drain_timeout is over; flows are reset"
             );
         }
+        if !self.have_delivered(Instant::now()) {
+            tracing::warn!(
+                core = context.index,
+                "drain_timeout is over; the last bytes of flows that have ended may be lost"
+            );
+        }
         Ok(())
     }
 
     /// Whether the peers have all bytes of the flows that have ended.
-    fn have_delivered(&self) -> bool {
-        self.server.is_none_or(ServerCore::has_delivered)
-            && self.client.is_none_or(|client| client.has_delivered())
+    fn have_delivered(&self, now: Instant) -> bool {
+        let server = self.server.is_none_or(|server| server.has_delivered(now));
+        let client = self.client.is_none_or(|client| client.has_delivered(now));
+        server && client
     }
 
     /// Closes every lane.

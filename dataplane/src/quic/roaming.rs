@@ -136,7 +136,7 @@ impl Roaming {
         self.heard_at = Some(now);
     }
 
-    /// A genuine packet of `bytes` came along another way than packets go; from there `heard_here` bytes have come in
+    /// A genuine packet of `bytes` came along another way than packets go; along that one `heard_here` packets have come in
     /// all. `nonce` is used if the lane moves and must not be guessable.
     pub(crate) fn strayed(
         &mut self,
@@ -197,7 +197,10 @@ impl Roaming {
             nonce,
             received,
             sent: 0,
-            deadline: now + PROOF_TIMEOUT,
+            // A peer that goes from one address to the next without a proof does not put off the way back.
+            deadline: self
+                .probation
+                .map_or(now + PROOF_TIMEOUT, |earlier| earlier.deadline),
         });
         Moved::Challenge(nonce)
     }

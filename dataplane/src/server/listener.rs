@@ -431,11 +431,9 @@ impl ListenerCore {
         }
     }
 
-    pub(super) fn has_delivered(&self) -> bool {
-        self.endpoint
-            .lanes()
-            .iter()
-            .all(|lane| lane.has_delivered())
+    pub(super) fn has_delivered(&self, now: Instant) -> bool {
+        let lanes = self.endpoint.lanes();
+        lanes.iter().filter(|lane| !lane.has_delivered(now)).count() == 0
     }
 
     pub(super) fn close(&self) {

@@ -16,7 +16,7 @@ pub(crate) mod visitors;
 use std::net::{TcpListener, UdpSocket};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qmux_config::{Config, Server};
 
@@ -143,10 +143,10 @@ impl ServerCore {
     }
 
     /// Whether the clients have all bytes of the flows that have ended.
-    pub(crate) fn has_delivered(&self) -> bool {
-        self.listeners
-            .iter()
-            .all(|listener| listener.has_delivered())
+    pub(crate) fn has_delivered(&self, now: Instant) -> bool {
+        // All are asked: the time that each may take runs from the first question.
+        let waits = |listener: &&Rc<ListenerCore>| !listener.has_delivered(now);
+        self.listeners.iter().filter(waits).count() == 0
     }
 
     /// Closes all lanes. They are told in the next flush.

@@ -4,10 +4,13 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpListener;
 use std::sync::mpsc;
 
+use rustix::process::Signal;
+
+use crate::support::counters;
 use crate::support::ports;
 use crate::support::service::{self, TcpService};
 use crate::support::subject;
-use crate::support::tunnel::Tunnel;
+use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
 use crate::support::visitor::{self, Ending};
 use crate::support::wait::PATIENCE;
 
@@ -145,4 +148,35 @@ fn a_connection_without_a_client_is_reset() {
     // Held for a moment or reset at once: never served, never ended cleanly.
     let ending = visitor::ending_of(server.traffic(), b"");
     assert_eq!(ending, Ending::Reset(Vec::new()));
+}
+
+#[test]
+fn visitors_who_leave_in_the_middle_of_a_download_leave_nothing_behind() {
+    const STREAMS: usize = 64;
+    const VISITORS: usize = 4 * STREAMS;
+    if subject::only_wire("streams that were given up") {
+        return;
+    }
+    let service = TcpService::start(|mut stream| {
+        // A visitor's request ends with its FIN.
+        let _request = visitor::read_to_end(&mut stream);
+        while stream.write_all(&[0; 4096]).is_ok() {}
+    });
+    let client = ClientSetup {
+        quic: vec!["max_incoming_streams = 64"],
+        ..ClientSetup::default()
+    };
+    let mut tunnel = Tunnel::with(&ServerSetup::default(), &client, service.address);
+    for _ in 0..VISITORS {
+        let mut stream = visitor::connect(tunnel.traffic());
+        stream.write_all(b"?").expect("sent");
+        visitor::finish(&stream);
+        visitor::read_exact(&mut stream, 10_000);
+        visitor::reset(stream);
+    }
+    // Whoever stops does not wait for what will never be acknowledged.
+    tunnel.server.program.signal(Signal::TERM);
+    assert_eq!(tunnel.server.program.wait_for_exit().code(), Some(0));
+    let counters = counters::of(&tunnel.server.program);
+    assert_eq!(counters::total(&counters, "lanes_cut_off"), 0);
 }

@@ -237,6 +237,7 @@ impl Endpoint {
                 break;
             }
         }
+        lane.note_blocked();
         lane.wake_room_waiters();
         self.keep_connection_ids(lane);
         if lane.note_end() {
@@ -244,7 +245,7 @@ impl Endpoint {
             return;
         }
         // Never now: a deadline that stays due must not keep the core from everything else. A release is never now.
-        let soonest = now + TIMER_STEP;
+        let soonest = Instant::now() + TIMER_STEP;
         let deadline = [
             lane.conn.borrow().timeout_instant(),
             lane.admission_deadline.get(),

@@ -175,11 +175,12 @@ impl Endpoint {
         };
         let length = data.len();
         let (result, queued, genuine) = {
+            let before = if followed { lane.genuine_packets() } else { 0 };
             let mut conn = lane.conn.borrow_mut();
-            let before = if followed { conn.stats().recv } else { 0 };
             let result = conn.recv(data, info);
-            let genuine = followed && conn.stats().recv > before;
-            (result, conn.dgram_recv_queue_len(), genuine)
+            let queued = conn.dgram_recv_queue_len();
+            drop(conn);
+            (result, queued, followed && lane.genuine_packets() > before)
         };
         if genuine {
             self.follow(lane, way, data.len());

@@ -32,6 +32,8 @@ pub(super) struct Debts {
     due: Cell<Option<Instant>>,
     /// Packets that are known to have been lost on their way to the peer.
     lost: Cell<usize>,
+    /// The last flush ended at the congestion window or the peer's limits: an acknowledgement lets more go.
+    blocked: Cell<bool>,
 }
 
 impl Debts {
@@ -90,6 +92,13 @@ impl Lane {
         self.debts.paid();
     }
 
+    /// The lane has been flushed.
+    pub(in crate::quic) fn note_blocked(&self) {
+        let mut conn = self.conn.borrow_mut();
+        let room = conn.stream_capacity(CONTROL_STREAM);
+        self.debts.blocked.set(!matches!(room, Ok(1..)));
+    }
+
     /// When a flush must come.
     pub(in crate::quic) fn debts_due(&self) -> Option<Instant> {
         self.debts.due.get()
@@ -101,7 +110,7 @@ impl Lane {
         if !self.counted_opened.get() || self.counted_unadmitted.get() {
             return true;
         }
-        let mut conn = self.conn.borrow_mut();
+        let conn = self.conn.borrow();
         // Not `stats()`, which visits every stream.
         let lost = conn.path_stats().map(|path| path.lost).sum();
         self.debts.lost.replace(lost) != lost
@@ -111,8 +120,7 @@ impl Lane {
             || conn.dgram_send_queue_len() > 0
             // What waits for its time may go earlier now.
             || self.release_at.get().is_some()
-            // No room even for a control message: there is more than the congestion window or the peer takes.
-            || !matches!(conn.stream_capacity(CONTROL_STREAM), Ok(1..))
+            || self.debts.blocked.get()
     }
 }
 

@@ -2,34 +2,108 @@
 //!
 //! quiche sends nothing but CONNECTION_CLOSE once a connection is closed: a lane that is closed earlier cuts off what is
 //! unsent or unacknowledged, and a FIN that only a message would have told.
+//!
+//! quiche also forgets a stream only when one of its frames is acknowledged or read. One that we have stopped after our own
+//! FIN was acknowledged, and that the peer then resets, is over but stays, and with it its place among the streams that
+//! the peer allows. So such streams are given one more empty frame with their FIN, whose acknowledgement lets them go.
 
-use super::Lane;
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant};
 
-/// Streams that are remembered before those that are delivered are dropped.
-const ENDED_STREAMS: usize = 32;
+use super::{CONTROL_STREAM, Lane};
+
+/// Streams that are remembered before those that are over are dropped.
+const STREAMS: usize = 32;
+
+/// A lane that has delivered nothing for so long delivers nothing more: its peer is gone, or quiche does not say.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The same in round trips, for long paths: a lost packet is repeated twice in that time.
+const PATIENCE_ROUND_TRIPS: u32 = 8;
+
+/// Bytes whose acknowledgement is progress; heartbeats and the like stay below.
+const PROGRESS_BYTES: u64 = 1_200;
+
+/// How far delivery has come.
+#[derive(Clone, Copy)]
+struct Progress {
+    acked_bytes: u64,
+    streams: usize,
+    since: Instant,
+}
+
+/// Streams of ended flows.
+#[derive(Default)]
+pub(super) struct EndedStreams {
+    streams: RefCell<Vec<u64>>,
+    progress: Cell<Option<Progress>>,
+}
 
 impl Lane {
-    /// Whether the peer has all bytes of the flows that have ended, as far as that can ever be: a lane that is no longer
-    /// open delivers nothing.
-    pub(crate) fn has_delivered(&self) -> bool {
+    /// Whether the peer has all bytes of the flows that have ended, as far as that can be known at `now`, or will not get
+    /// them. Ask repeatedly.
+    pub(crate) fn has_delivered(&self, now: Instant) -> bool {
         if !self.is_open() {
             return true;
         }
-        let mut ended = self.ended_streams.borrow_mut();
-        ended.retain(|stream| self.has_stream(*stream));
-        ended.is_empty() && self.announcements.borrow().is_empty()
+        let mut streams = self.ended.streams.borrow_mut();
+        streams.retain(|stream| self.has_stream(*stream));
+        if streams.is_empty()
+            && self.announcements.borrow().is_empty()
+            && self.control_backlog.borrow().is_empty()
+        {
+            return true;
+        }
+        let acked_bytes = self.conn.borrow().stats().acked_bytes;
+        let progress = self.ended.progress.get();
+        let Some(before) = progress.filter(|before| {
+            acked_bytes < before.acked_bytes + PROGRESS_BYTES && streams.len() >= before.streams
+        }) else {
+            self.finish_again(&streams);
+            self.ended.progress.set(Some(Progress {
+                acked_bytes,
+                streams: streams.len(),
+                since: now,
+            }));
+            return false;
+        };
+        now < before.since || now - before.since >= PATIENCE.max(self.rtt() * PATIENCE_ROUND_TRIPS)
+    }
+
+    /// Whether closing the lane now cuts anything off, as far as that can be known.
+    pub(super) fn cuts_off(&self) -> bool {
+        let streams = self.ended.streams.borrow();
+        streams.iter().any(|stream| self.has_stream(*stream))
     }
 
     /// Remembers a stream whose flow has ended.
     pub(super) fn remember_ended(&self, stream: u64) {
-        let mut ended = self.ended_streams.borrow_mut();
-        // Looked through when it has doubled, so that it costs little however many are not delivered yet.
-        if ended.len() == ended.capacity() {
-            ended.retain(|stream| self.has_stream(*stream));
-            let room = ended.len().max(ENDED_STREAMS);
-            ended.reserve(room);
+        if stream == CONTROL_STREAM {
+            return;
         }
-        ended.push(stream);
+        let mut streams = self.ended.streams.borrow_mut();
+        // Looked through when it has doubled, so that it costs little however many are not over yet.
+        if streams.len() == streams.capacity() {
+            streams.retain(|stream| self.has_stream(*stream));
+            self.finish_again(&streams);
+            let room = streams.len().max(STREAMS);
+            streams.reserve(room);
+        }
+        streams.push(stream);
+    }
+
+    /// Has quiche look once more whether these are over.
+    fn finish_again(&self, streams: &[u64]) {
+        if streams.is_empty() {
+            return;
+        }
+        let mut conn = self.conn.borrow_mut();
+        for stream in streams {
+            // An error tells that it has been forgotten now, or was reset.
+            let _over = conn.stream_send(*stream, b"", true);
+        }
+        drop(conn);
+        self.mark_dirty();
     }
 
     /// False once the stream is over in both directions and the peer has acknowledged all of its bytes.

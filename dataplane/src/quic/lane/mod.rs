@@ -27,6 +27,7 @@ use super::handshake::Handshake;
 use super::roaming::Way;
 use crate::buffer::PooledBuffers;
 use debts::Debts;
+use ended::EndedStreams;
 use silence::Silence;
 
 /// quiche's connection with our buffers.
@@ -164,8 +165,7 @@ pub(crate) struct Lane {
     pub(super) bare_fin: Cell<bool>,
     /// FINs to be repeated on the control stream.
     announcements: RefCell<Vec<Finished>>,
-    /// Streams of ended flows, while the peer may not have all of their bytes.
-    ended_streams: RefCell<Vec<u64>>,
+    ended: EndedStreams,
     silence: Silence,
     debts: Debts,
     /// What is known of the path.
@@ -210,7 +210,7 @@ impl Lane {
             control_backlog: RefCell::default(),
             bare_fin: Cell::new(false),
             announcements: RefCell::default(),
-            ended_streams: RefCell::default(),
+            ended: EndedStreams::default(),
             silence: Silence::default(),
             debts: Debts::default(),
             path: path::PathState::new(way),
@@ -343,6 +343,15 @@ impl Lane {
     pub(crate) fn close(&self, error: LaneError, text: &str) {
         if self.closed_by_us.get().is_none() {
             self.closed_by_us.set(Some(error));
+            if self.cuts_off()
+                && let Some(endpoint) = self.endpoint.upgrade()
+            {
+                endpoint.counters().lanes_cut_off.increment();
+                tracing::debug!(
+                    lane = self.key,
+                    "closed before the peer had acknowledged all of what had been sent"
+                );
+            }
             // `Done`: it is closing already.
             let _closing = self
                 .conn

@@ -48,8 +48,10 @@ pub(super) struct PathState {
     /// Bytes received, also when the last PING against silence was sent.
     received: Cell<u64>,
     received_at_ping: Cell<u64>,
-    /// And at the end of the last turn.
-    received_at_turn: Cell<u64>,
+    /// Genuine packets from where packets go, up to the last turn.
+    heard_here: Cell<u64>,
+    /// Genuine packets from elsewhere.
+    strayed: Cell<u64>,
     /// When there has been silence for too long.
     silence_at: Cell<Option<Instant>>,
     /// The largest packet that the path is known to carry.
@@ -66,7 +68,8 @@ impl PathState {
             on_probation: Cell::new(false),
             received: Cell::new(0),
             received_at_ping: Cell::new(0),
-            received_at_turn: Cell::new(0),
+            heard_here: Cell::new(0),
+            strayed: Cell::new(0),
             silence_at: Cell::new(None),
             packet_bytes_max: Cell::new(PACKET_BYTES_SURE),
             timeouts: Cell::new((0, 0)),
@@ -120,22 +123,33 @@ impl Lane {
 
     /// The packets of a turn have been processed: if any came from where packets go, the peer is there.
     pub(super) fn note_whereabouts(&self) {
-        let received = self.path.received.get();
-        if received != self.path.received_at_turn.replace(received) && self.follows() {
+        if !self.follows() {
+            return;
+        }
+        let genuine = self.genuine_packets() - self.path.strayed.get();
+        if genuine != self.path.heard_here.replace(genuine) {
             self.path.roaming.borrow_mut().heard(Instant::now());
         }
+    }
+
+    /// Packets that were what they claimed to be: not those that anybody may send in the peer's name.
+    pub(in crate::quic) fn genuine_packets(&self) -> u64 {
+        let conn = self.conn.borrow();
+        // Not `stats()`, which visits every stream.
+        conn.path_stats().map(|path| path.recv as u64).sum()
     }
 
     /// A genuine packet of `bytes` came along another way than packets go: whether the lane follows, and how.
     pub(in crate::quic) fn follow(&self, way: Way, bytes: usize) -> Option<Moved> {
         let earlier = self.way();
+        self.path.strayed.set(self.path.strayed.get() + 1);
         let nonce = rand::random::<u64>() & varint::MAX;
         let moved = self.path.roaming.borrow_mut().strayed(
             way,
             bytes,
             Instant::now(),
             nonce,
-            self.path.received.get(),
+            self.path.heard_here.get(),
         )?;
         tracing::debug!(lane = self.key, from = %earlier.peer, to = %way.peer, ?moved, "the peer's address has changed");
         if earlier.peer.ip() != way.peer.ip() {
