@@ -139,8 +139,8 @@ fn goals_are_judged_from_the_reports_that_are_there() {
         "machine": {"date": "today", "commit": "abc"},
         "cases": [{"case": "connect, echo ×1", "tunnels": [{
             "tunnel": "qmux-dp",
-            "summary": {"p50_us": {"median": 250.0, "max": 250.0}},
-            "runs": [{"values": {"p50_us": 250.0}}],
+            "summary": {"p50_us": {"median": 250.0, "max": 250.0}, "failed": {"median": 0.0, "max": 0.0}},
+            "runs": [{"values": {"p50_us": 250.0, "failed": 0.0}}],
         }]}],
     });
     std::fs::write(connect.join("connect.json"), report.to_string()).expect("written");

@@ -101,6 +101,15 @@ impl Found {
         tunnels.find(|it| it["tunnel"] == tunnel.label())
     }
 
+    /// How many runs of a tunnel failed, of how many.
+    pub fn runs(&self, probe: &str, case: &str, tunnel: Tunnel) -> (usize, usize) {
+        let runs = self.tunnel(probe, case, tunnel);
+        let runs = runs.and_then(|it| it["runs"].as_array());
+        let runs = runs.map(Vec::as_slice).unwrap_or_default();
+        let failed = runs.iter().filter(|run| run["error"].is_string());
+        (failed.count(), runs.len())
+    }
+
     /// The median of a metric over the rounds.
     pub fn median(&self, probe: &str, case: &str, tunnel: Tunnel, metric: &str) -> Option<f64> {
         self.tunnel(probe, case, tunnel)?["summary"][metric]["median"].as_f64()

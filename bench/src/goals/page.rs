@@ -221,7 +221,10 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("failed: connect, connect, echo ×1, qmux-dp: it hung"));
-        assert!(page.to_markdown().contains("| **missed** | connect |"));
+        assert!(
+            page.to_markdown()
+                .contains("| **missed**: 1 of 2 runs failed | connect |")
+        );
         // A column without numbers is not there.
         assert!(!text.contains("quinn-dp tuned"), "{text}");
     }
