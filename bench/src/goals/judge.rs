@@ -882,7 +882,11 @@ mod tests {
     fn runs_that_failed_are_not_passed_over() {
         let mut ours = also(tunnel("qmux-dp", "p50_us", &[200.0, 200.0]), "failed", 0.0);
         let of = |ours: &Value| {
-            let lines = judge(&found("connect", "connect, echo ×1", &[ours.clone()]));
+            let lines = judge(&found(
+                "connect",
+                "connect, echo ×1",
+                std::slice::from_ref(ours),
+            ));
             line(&lines, "one after the other").verdict.clone()
         };
         assert_eq!(of(&ours), Verdict::Reached(String::new()));
