@@ -124,7 +124,6 @@ impl Line {
         let said = format!("{failed} of {all} runs failed");
         self.verdict = match self.verdict {
             Verdict::Unknown if failed < all => Verdict::Unknown,
-            Verdict::Missed(found) if found.contains(&said) => Verdict::Missed(found),
             Verdict::Reached(found) | Verdict::Missed(found) if !found.is_empty() => {
                 Verdict::Missed(format!("{said}; {found}"))
             }
@@ -183,6 +182,18 @@ impl At<'_> {
         cell: impl Fn(Tunnel) -> Option<String>,
         verdict: Option<Verdict>,
     ) -> Line {
+        self.line_of(&[self.case], what, limit, cell, verdict)
+    }
+
+    /// A line that numbers of several cases are in.
+    fn line_of(
+        &self,
+        cases: &[&str],
+        what: &str,
+        limit: impl Into<String>,
+        cell: impl Fn(Tunnel) -> Option<String>,
+        verdict: Option<Verdict>,
+    ) -> Line {
         Line {
             goal: self.goal,
             what: what.to_owned(),
@@ -191,7 +202,7 @@ impl At<'_> {
             verdict: verdict.unwrap_or(Verdict::Unknown),
             probe: self.probe,
         }
-        .if_none_failed(self.found, &[self.case])
+        .if_none_failed(self.found, cases)
     }
 
     /// The most of any run.
@@ -352,7 +363,8 @@ fn tcp(found: &Found, lines: &mut Vec<Line>) {
     }
     let four = at("tcp ×4");
     let ratio = found.grown(("tcp", GBIT), Ours, "tcp ×1", "tcp ×4");
-    let line = four.line(
+    lines.push(four.line_of(
+        &["tcp ×1", "tcp ×4"],
         "TCP, four connections: Gbit/s (CPU s/GB)",
         "≥ one connection",
         |tunnel| four.gbit_and_cpu(tunnel),
@@ -360,8 +372,7 @@ fn tcp(found: &Found, lines: &mut Vec<Line>) {
             let ratio = Shown(ratio, 2);
             verdict(ratio.rounded() >= 1.0, format!("{ratio} ×"))
         }),
-    );
-    lines.push(line.if_none_failed(found, &["tcp ×1", "tcp ×4"]));
+    ));
     let at = At {
         found,
         goal: 2,
@@ -411,7 +422,8 @@ fn udp(found: &Found, lines: &mut Vec<Line>) {
         let of_two = at.median(Ours, GBIT).zip(at.lost(Ours));
         let of_one = one.median(Ours, GBIT);
         let limit = "≥ one flow of 1 Gbit/s";
-        let line = at.line(
+        lines.push(at.line_of(
+            &[one.case, case],
             &format!("{what}: Gbit/s, most lost in a run (CPU s/GB)"),
             if lossless {
                 format!("{limit}, < {LOST_PERCENT_MAX} % lost")
@@ -428,8 +440,7 @@ fn udp(found: &Found, lines: &mut Vec<Line>) {
                 let passed = !lossless || lost.rounded() < LOST_PERCENT_MAX;
                 verdict(ratio.rounded() >= 1.0 && passed, format!("{ratio} ×"))
             }),
-        );
-        lines.push(line.if_none_failed(found, &[one.case, case]));
+        ));
     }
     for (case, size) in [
         ("udp 64 B", "64"),
@@ -593,7 +604,8 @@ fn width(found: &Found, lines: &mut Vec<Line>) {
     } else {
         None
     };
-    let line = at.line(
+    lines.push(at.line_of(
+        &CORES,
         "1, 2, 4, 8 cores a side: CPU s/GB",
         "8 cores < 1.05 × 1 core",
         |tunnel| {
@@ -607,8 +619,7 @@ fn width(found: &Found, lines: &mut Vec<Line>) {
             let growth = Shown(growth, 3);
             verdict(growth.rounded() < 1.05, format!("{growth} ×"))
         }),
-    );
-    lines.push(line.if_none_failed(found, &CORES));
+    ));
     for (metric, what) in [
         ("steady_visitors_handed_over", "visitors"),
         ("steady_packets_handed_over", "packets"),
@@ -619,7 +630,8 @@ fn width(found: &Found, lines: &mut Vec<Line>) {
             let counted = counts.iter().flatten().count();
             Some((counts.into_iter().flatten().reduce(f64::max)?, counted))
         };
-        let line = at.line(
+        lines.push(at.line_of(
+            &CORES,
             &format!("{what} handed to another core once all lanes are up, most of any run"),
             "0",
             |tunnel| {
@@ -635,8 +647,7 @@ fn width(found: &Found, lines: &mut Vec<Line>) {
                 Verdict::Reached(_) if counted < CORES.len() => Verdict::Unknown,
                 verdict => verdict,
             }),
-        );
-        lines.push(line.if_none_failed(found, &CORES));
+        ));
     }
 }
 
@@ -920,6 +931,18 @@ mod tests {
             Verdict::Missed("1 of 5 runs failed; 1.000 ×".into())
         );
         assert_eq!(of(&tunnel("before", CPU, &[1.0])), Verdict::Unknown);
+
+        let mut found = Found::default();
+        let one = tunnel("qmux-dp", GBIT, &[5.0, 5.0]);
+        let mut four = one.clone();
+        four["runs"][1] = json!({"values": {}, "error": "it hung"});
+        let case = |name: &str, tunnel: Value| json!({"case": name, "tunnels": [tunnel]});
+        let cases = [case("tcp ×1", one), case("tcp ×4", four)];
+        found.add("tcp", json!({"cases": cases}));
+        assert_eq!(
+            line(&judge(&found), "four connections").verdict,
+            Verdict::Missed("1 of 4 runs failed; 1.00 ×".into())
+        );
     }
 
     #[test]
