@@ -184,12 +184,22 @@ async fn registering(mut config: Config) -> (Rc<SlowServer>, Rc<ClientCore>, Rc<
 fn a_lane_retired_while_it_registers_serves_what_the_server_has_begun() {
     run(async |config| {
         let (server, core, _endpoint) = registering(config).await;
+        let supervisors: Vec<_> = core
+            .supervisors
+            .borrow()
+            .values()
+            .map(Rc::downgrade)
+            .collect();
+        assert_eq!(supervisors.len(), 1);
         // Its address is gone.
         core.shared.servers.store(Arc::default());
         core.plan();
         assert!(core.supervisors.borrow().is_empty());
-        // The client's tasks have had their turns; only now the server answers.
-        monoio::time::sleep(Duration::from_millis(20)).await;
+        // Only when the client has left the lane to itself, the server answers.
+        until("the supervisor to end", || {
+            supervisors.iter().all(|it| it.upgrade().is_none())
+        })
+        .await;
         server.answer.set();
         until("the echo", || *server.echoed.borrow() == b"hello").await;
         server.said_goodbye.wait().await;
