@@ -139,8 +139,8 @@ fn goals_are_judged_from_the_reports_that_are_there() {
         "machine": {"date": "today", "commit": "abc"},
         "cases": [{"case": "connect, echo ×1", "tunnels": [{
             "tunnel": "qmux-dp",
-            "summary": {"p50_us": {"median": 250.0, "max": 250.0}},
-            "runs": [{"values": {"p50_us": 250.0}}],
+            "summary": {"p50_us": {"median": 250.0, "max": 250.0}, "failed": {"median": 0.0, "max": 0.0}},
+            "runs": [{"values": {"p50_us": 250.0, "failed": 0.0}}],
         }]}],
     });
     std::fs::write(connect.join("connect.json"), report.to_string()).expect("written");
@@ -167,4 +167,42 @@ fn unknown_goals_are_mistakes() {
         let output = qmux_bench(&[&["goals", "--out", "/nowhere"], &args[..]].concat());
         assert_eq!(output.status.code(), Some(2), "{args:?}");
     }
+}
+
+#[test]
+fn the_script_finds_mistakes_before_it_builds_anything() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/goals.sh");
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let run = |args: &[&str]| {
+        let mut command = Command::new(&script);
+        command.args(args).current_dir(elsewhere.path());
+        command.output().expect("started")
+    };
+    for (args, wanted) in [
+        (vec!["--goals", "9"], "--goals: '9'"),
+        (vec!["--goals", "1,"], "--goals: '1,'"),
+        (vec!["--probes=tcp,speed"], "--probes: 'tcp,speed'"),
+        (vec!["--before", "old/qmux-dp"], "old/qmux-dp"),
+        (vec!["--before"], "needs a value"),
+        (vec!["--table"], "needs --out"),
+        (vec!["--table", "--out", "none"], "no directory"),
+        (vec!["--repeats", "0"], "--repeats"),
+        (vec!["--fast"], "unknown option '--fast'"),
+    ] {
+        let output = run(&args);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
+        assert!(error.contains(wanted), "{args:?}: {error}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+    let help = run(&["--help"]);
+    assert!(help.status.success());
+    assert!(String::from_utf8_lossy(&help.stdout).contains("--keep"));
+    // What was typed is meant from where it was typed.
+    let error = run(&["--before", "old"]).stderr;
+    let from = elsewhere.path().canonicalize().expect("a directory");
+    assert!(
+        String::from_utf8_lossy(&error).contains(&*from.join("old").to_string_lossy()),
+        "{error:?}"
+    );
 }

@@ -41,7 +41,7 @@ pub use protocol::Protocol;
 pub use reassembly::Reassembler;
 pub use service::{SERVICE_NAME_BYTES_MAX, is_valid_service_name};
 
-/// The ALPN token of this protocol (RFC 7301; `DESIGN.md` section 4).
+/// The ALPN token of this protocol (RFC 7301).
 pub const ALPN: &[u8] = b"qmux-dp/1";
 
 /// The version that a client states in its Register message.

@@ -53,19 +53,39 @@ impl Found {
 
     /// The command that a probe's numbers come from, with when it was run and on what commit: each may be of another run.
     pub fn command(&self, probe: &str) -> Option<String> {
-        let report = self.reports.get(probe)?;
-        let command = report["command"].as_str()?;
-        let word = |key: &str| {
-            report["machine"][key]
-                .as_str()
-                .unwrap_or("unknown")
-                .to_owned()
-        };
-        Some(format!(
-            "{command} ({}, commit {})",
-            word("date"),
-            word("commit")
-        ))
+        let command = self.reports.get(probe)?["command"].as_str()?;
+        Some(format!("{command} ({})", self.origin(probe)))
+    }
+
+    /// When a probe was run, and on what commit.
+    pub fn origin(&self, probe: &str) -> String {
+        let date = self.word(probe, "date").unwrap_or("unknown");
+        let commit = self.word(probe, "commit").unwrap_or("unknown");
+        format!("{date}, commit {commit}")
+    }
+
+    fn word(&self, probe: &str, key: &str) -> Option<&str> {
+        if probe == ALLOCATIONS {
+            let mut lines = self.allocations.as_deref()?.lines();
+            return lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
+        }
+        self.reports.get(probe)?["machine"][key].as_str()
+    }
+
+    /// The commits that the probes were run on, each with its probes.
+    pub fn commits(&self) -> BTreeMap<&str, Vec<&'static str>> {
+        let mut commits: BTreeMap<&str, Vec<&'static str>> = BTreeMap::new();
+        let names = PROBES.iter().map(|probe| probe.name).chain([ALLOCATIONS]);
+        for name in names.filter(|name| self.has(name)) {
+            let commit = self.word(name, "commit").unwrap_or("unknown");
+            commits.entry(commit).or_default().push(name);
+        }
+        commits
+    }
+
+    /// What stands before the lines of `qmux-dp allocations`, which itself tells neither.
+    pub fn allocations_head(date: &str, commit: &str) -> String {
+        format!("date: {date}\ncommit: {commit}\n")
     }
 
     /// What the numbers were measured on, as the first report has it: machine, date, commit.
@@ -99,6 +119,15 @@ impl Found {
         let case = cases.iter().find(|it| it["case"] == case)?;
         let mut tunnels = case["tunnels"].as_array()?.iter();
         tunnels.find(|it| it["tunnel"] == tunnel.label())
+    }
+
+    /// How many runs of a tunnel failed, of how many.
+    pub fn runs(&self, probe: &str, case: &str, tunnel: Tunnel) -> (usize, usize) {
+        let runs = self.tunnel(probe, case, tunnel);
+        let runs = runs.and_then(|it| it["runs"].as_array());
+        let runs = runs.map(Vec::as_slice).unwrap_or_default();
+        let failed = runs.iter().filter(|run| run["error"].is_string());
+        (failed.count(), runs.len())
     }
 
     /// The median of a metric over the rounds.

@@ -26,6 +26,8 @@ pub struct Page {
     /// Each probe and its command.
     commands: Vec<(String, String)>,
     failures: Vec<String>,
+    /// What a reader must know before comparing lines with each other.
+    notes: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -70,6 +72,16 @@ impl Row {
     }
 }
 
+/// That not everything was measured on one commit.
+fn of_several_commits(found: &Found) -> Option<String> {
+    let commits = found.commits();
+    let parts: Vec<String> = commits
+        .iter()
+        .map(|(commit, probes)| format!("{} of {commit}", probes.join(", ")))
+        .collect();
+    (parts.len() > 1).then(|| format!("measured on different commits: {}", parts.join("; ")))
+}
+
 impl Page {
     /// What was found, judged.
     pub fn of(found: &Found, allocations_command: &str) -> Self {
@@ -78,7 +90,9 @@ impl Page {
             .filter_map(|probe| Some((probe.name.to_owned(), found.command(probe.name)?)))
             .collect();
         if found.has(ALLOCATIONS) {
-            commands.push((ALLOCATIONS.to_owned(), allocations_command.to_owned()));
+            let origin = found.origin(ALLOCATIONS);
+            let command = format!("{allocations_command} ({origin})");
+            commands.push((ALLOCATIONS.to_owned(), command));
         }
         Self {
             machine: found.machine().cloned(),
@@ -88,6 +102,7 @@ impl Page {
                 .iter()
                 .flat_map(|probe| found.failures(probe.name))
                 .collect(),
+            notes: of_several_commits(found).into_iter().collect(),
         }
     }
 
@@ -187,6 +202,9 @@ impl Page {
                 word("kernel"),
             ));
         }
+        for note in &self.notes {
+            text.push_str(&format!("note: {note}\n"));
+        }
         for failure in &self.failures {
             text.push_str(&format!("failed: {failure}\n"));
         }
@@ -221,8 +239,30 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("failed: connect, connect, echo ×1, qmux-dp: it hung"));
-        assert!(page.to_markdown().contains("| **missed** | connect |"));
+        assert!(
+            page.to_markdown()
+                .contains("| **missed**: 1 of 2 runs failed | connect |")
+        );
+        assert!(!text.contains("different commits"), "{text}");
         // A column without numbers is not there.
         assert!(!text.contains("quinn-dp tuned"), "{text}");
+    }
+
+    #[test]
+    fn what_is_of_another_commit_is_named() {
+        let mut found = Found::default();
+        for (probe, commit) in [("tcp", "aaa"), ("udp", "bbb"), ("link", "aaa")] {
+            let machine = json!({"date": "today", "commit": commit});
+            found.add(probe, json!({"command": "x", "machine": machine}));
+        }
+        found.set_allocations(&(Found::allocations_head("yesterday", "ccc") + "UDP, 64 bytes\n"));
+        let text = Page::of(&found, "count").to_text();
+        let wanted =
+            "note: measured on different commits: tcp, link of aaa; udp of bbb; allocations of ccc";
+        assert!(text.contains(wanted), "{text}");
+        assert!(
+            text.contains("allocations: count (yesterday, commit ccc)"),
+            "{text}"
+        );
     }
 }

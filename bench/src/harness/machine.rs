@@ -81,6 +81,11 @@ pub fn socket_buffer_max(which: &str) -> u64 {
     text.parse().unwrap_or_default()
 }
 
+/// When and of which source something is measured now: as a report's machine has it.
+pub fn date_and_commit() -> (String, String) {
+    (now(), commit())
+}
+
 fn now() -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] UTC");
     OffsetDateTime::now_utc()

@@ -31,6 +31,32 @@ pub struct Where {
     pub namespace: Option<String>,
 }
 
+/// A program that was run to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Whether it succeeded.
+    pub succeeded: bool,
+    /// What it wrote to standard output.
+    pub output: String,
+    /// What it wrote to either, as it came.
+    pub lines: Vec<String>,
+}
+
+impl Ended {
+    /// That it failed, with its last lines.
+    pub fn into_error(self, name: &str) -> BenchError {
+        BenchError::Ended {
+            name: name.to_owned(),
+            log: quoted(&self.lines),
+        }
+    }
+}
+
+fn quoted(lines: &[String]) -> String {
+    let last = &lines[lines.len().saturating_sub(LINES_QUOTED)..];
+    last.iter().map(|line| format!("\n    {line}")).collect()
+}
+
 /// How to start a program.
 #[derive(Clone, Debug)]
 pub struct Launch {
@@ -130,15 +156,28 @@ impl Launch {
     ///
     /// If it cannot be started or does not end within `limit`; then it is killed.
     pub fn output(&self, limit: Duration) -> Result<String, BenchError> {
+        Ok(self.run(limit)?.output)
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started or does not end within `limit`; then it is killed.
+    pub fn run(&self, limit: Duration) -> Result<Ended, BenchError> {
         let mut program = self.start()?;
-        if program.wait_for_end(limit)?.is_none() {
+        let Some(succeeded) = program.wait_for_end(limit)? else {
             return Err(BenchError::TimedOut {
                 what: self.name.clone(),
                 limit,
                 log: program.quote(),
             });
-        }
-        Ok(program.output())
+        };
+        Ok(Ended {
+            succeeded,
+            output: program.output(),
+            lines: program.lines(),
+        })
     }
 }
 
@@ -214,9 +253,7 @@ impl Program {
     }
 
     fn quote(&self) -> String {
-        let lines = self.lines();
-        let last = &lines[lines.len().saturating_sub(LINES_QUOTED)..];
-        last.iter().map(|line| format!("\n    {line}")).collect()
+        quoted(&self.lines())
     }
 
     /// Waits for a line that `matches`.
@@ -350,6 +387,10 @@ mod tests {
     fn output_is_standard_output_alone() {
         let output = shell("echo one; echo two >&2; exit 3").output(PATIENCE);
         assert_eq!(output.expect("output"), "one\n");
+        let ended = shell("echo one; echo two >&2; exit 3").run(PATIENCE);
+        let ended = ended.expect("an end");
+        assert!(!ended.succeeded && ended.lines.contains(&"two".to_owned()));
+        assert!(ended.into_error("script").to_string().contains("two"));
     }
 
     #[test]

@@ -120,6 +120,11 @@ impl FromStr for Spec {
 }
 
 impl Spec {
+    /// Whether a program was named, which may be another build than this one.
+    pub fn names_program(&self) -> bool {
+        self.program.is_some()
+    }
+
     /// The program of this tunnel: the one that was named, else one beside this program, else one in `PATH`. `None` if
     /// there is none or needs to be none.
     pub fn program(&self, beside: &Path) -> Option<PathBuf> {

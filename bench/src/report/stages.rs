@@ -6,7 +6,7 @@
 
 use super::flamegraph::Stacks;
 
-/// A rule: stacks with any of these in the name of any of their frames are of the stage.
+/// A rule: stacks that any of its parts is found in are of the stage.
 #[derive(Clone, Copy, Debug)]
 struct Rule {
     stage: &'static str,
@@ -14,13 +14,22 @@ struct Rule {
     innermost: &'static [&'static str],
     /// Parts of names of any frame.
     within: &'static [&'static str],
+    /// Beginnings of paths of the innermost frame that is of a known crate.
+    owner: &'static [&'static str],
 }
+
+const NONE: Rule = Rule {
+    stage: "",
+    innermost: &[],
+    within: &[],
+    owner: &[],
+};
 
 const fn within(stage: &'static str, within: &'static [&'static str]) -> Rule {
     Rule {
         stage,
-        innermost: &[],
         within,
+        ..NONE
     }
 }
 
@@ -28,9 +37,39 @@ const fn innermost(stage: &'static str, innermost: &'static [&'static str]) -> R
     Rule {
         stage,
         innermost,
-        within: &[],
+        ..NONE
     }
 }
+
+const fn owner(stage: &'static str, owner: &'static [&'static str]) -> Rule {
+    Rule {
+        stage,
+        owner,
+        ..NONE
+    }
+}
+
+/// The crates that frames are known by. Every stack of a core's thread has frames of qmux-dp and its runtime near its root,
+/// so that only the innermost one tells whose time it is.
+const CRATES: &[&str] = &[
+    "quiche::",
+    "octets::",
+    "qmux_dp::",
+    "qmux_proto::",
+    "qmux_config::",
+    "quinn_udp::",
+    "quinn_dp::",
+    "monoio::",
+    "tokio::",
+    "mio::",
+    "quinn::",
+    "quinn_proto::",
+    "rustls::",
+];
+
+const UDP_SEND: &str = "UDP send, with the loopback's delivery";
+const UDP_RECEIVE: &str = "UDP receive";
+const WAITING: &str = "waiting and being woken: io_uring, epoll, scheduler";
 
 const RULES: &[Rule] = &[
     within(
@@ -39,32 +78,31 @@ const RULES: &[Rule] = &[
             "aes_gcm", "aes_hw", "gcm_", "GCM", "EVP_AEAD", "aead_", "aes_ctr",
         ],
     ),
-    within("TCP receive", &["tcp_recvmsg", "sys_recvfrom", "sys_read"]),
-    within(
-        "TCP send, with the loopback's delivery",
-        &["tcp_sendmsg", "sys_sendto", "sys_write"],
-    ),
-    within(
-        "UDP send, with the loopback's delivery",
-        &["udp_sendmsg", "sys_sendmsg", "sys_sendmmsg"],
-    ),
-    within(
-        "UDP receive",
-        &["udp_recvmsg", "sys_recvmmsg", "sys_recvmsg"],
-    ),
+    // By what a socket does rather than by the system call: timers and wake-ups are read and written, too, and either
+    // kind of socket has every call.
+    within(UDP_SEND, &["udp_sendmsg", "udpv6_sendmsg"]),
+    within(UDP_RECEIVE, &["udp_recvmsg", "udpv6_recvmsg"]),
+    within("TCP receive", &["tcp_recvmsg"]),
+    within("TCP send, with the loopback's delivery", &["tcp_sendmsg"]),
+    // What is left of calls that only QUIC's sockets have.
+    within(UDP_SEND, &["sys_sendmsg", "sys_sendmmsg"]),
+    within(UDP_RECEIVE, &["sys_recvmsg", "sys_recvmmsg"]),
     within(
         "interrupts, with what of the network they do",
         &["asm_sysvec", "asm_common_interrupt", "irq_exit", "irqentry"],
     ),
     within(
-        "waiting and being woken: io_uring, epoll, scheduler",
+        "page faults",
+        &["exc_page_fault", "do_user_addr_fault", "handle_mm_fault"],
+    ),
+    within(
+        WAITING,
         &[
             "io_uring",
             "epoll",
             "sched_yield",
             "__schedule",
             "io_cqring",
-            "monoio::driver",
         ],
     ),
     within(
@@ -78,18 +116,37 @@ const RULES: &[Rule] = &[
             "_mi_",
         ],
     ),
+    Rule {
+        stage: "system calls of other kinds",
+        innermost: &["syscall", "SYSCALL"],
+        within: &["do_syscall", "entry_SYSCALL", "__x64_sys_", "el0_svc"],
+        owner: &[],
+    },
     innermost("copies in our memory", &["memcpy", "memmove"]),
     within("the clock", &["clock_gettime", "vdso", "read_tsc"]),
-    within("the rest of quiche", &["quiche::", "octets::"]),
-    within(
+    owner(WAITING, &["monoio::driver"]),
+    owner("the rest of quiche", &["quiche::", "octets::"]),
+    owner(
         "qmux-dp itself",
-        &["qmux_dp::", "qmux_proto::", "quinn_udp::", "quinn_dp::"],
+        &[
+            "qmux_dp::",
+            "qmux_proto::",
+            "qmux_config::",
+            "quinn_udp::",
+            "quinn_dp::",
+        ],
     ),
-    within(
+    owner(
         "runtime",
-        &["monoio::", "tokio::", "quinn::", "quinn_proto::"],
+        &[
+            "monoio::",
+            "tokio::",
+            "mio::",
+            "quinn::",
+            "quinn_proto::",
+            "rustls::",
+        ],
     ),
-    within("system calls of other kinds", &["syscall", "SYSCALL"]),
 ];
 
 /// What no rule knows.
@@ -115,18 +172,34 @@ pub struct Traffic {
     pub cpu_seconds: f64,
 }
 
+/// Where in a frame's name the path begins of the crate that it is of; `None` if that is not known. The first one that is
+/// named: `monoio::task::poll<qmux_dp::…>` is the runtime's.
+fn path_of_crate(frame: &str) -> Option<&str> {
+    let inside_a_word = |at: usize| {
+        let before = frame[..at].chars().next_back();
+        before.is_some_and(|it| it.is_alphanumeric() || it == '_' || it == ':')
+    };
+    let begins = CRATES.iter().filter_map(|name| {
+        let mut places = frame.match_indices(name).map(|(at, _)| at);
+        places.find(|at| !inside_a_word(*at))
+    });
+    begins.min().map(|at| &frame[at..])
+}
+
 impl Rule {
-    fn takes(&self, frames: &[&str]) -> bool {
+    fn takes(&self, frames: &[&str], owner: Option<&str>) -> bool {
         let has = |parts: &[&str], frame: &str| parts.iter().any(|part| frame.contains(part));
         frames
             .last()
             .is_some_and(|frame| has(self.innermost, frame))
             || frames.iter().any(|frame| has(self.within, frame))
+            || owner.is_some_and(|path| self.owner.iter().any(|it| path.starts_with(it)))
     }
 }
 
 fn stage_of(frames: &[&str]) -> &'static str {
-    let rule = RULES.iter().find(|rule| rule.takes(frames));
+    let owner = frames.iter().rev().find_map(|frame| path_of_crate(frame));
+    let rule = RULES.iter().find(|rule| rule.takes(frames, owner));
     rule.map_or(OTHER, |rule| rule.stage)
 }
 
@@ -211,6 +284,79 @@ core-0;start_thread;a_function_of_the_future 10
         assert_eq!(ns("the rest of quiche"), 50);
         assert_eq!(ns("waiting"), 60);
         assert_eq!(ns("interrupts"), 30);
+    }
+
+    #[test]
+    fn the_innermost_frame_of_a_known_crate_tells_whose_time_it_is() {
+        const ROOT: &str = "start_thread;monoio::runtime::Runtime::block_on;qmux_dp::core::run";
+        for (inner, wanted) in [
+            (
+                "quiche::Connection<F>::recv;core::slice::sort",
+                "the rest of quiche",
+            ),
+            (
+                "qmux_dp::lane::turn;alloc::vec::Vec::push",
+                "qmux-dp itself",
+            ),
+            ("monoio::task::raw::poll<qmux_dp::lane::Lane>", "runtime"),
+            (
+                "<qmux_dp::lane::Lane as monoio::Future>::poll",
+                "qmux-dp itself",
+            ),
+            ("monoio::driver::uring::IoUringDriver::submit", WAITING),
+            (
+                "monoio::driver::uring::with;qmux_dp::lane::turn",
+                "qmux-dp itself",
+            ),
+            (
+                "__close;do_syscall_64;__x64_sys_close",
+                "system calls of other kinds",
+            ),
+            ("memcpy;asm_exc_page_fault;clear_page_erms", "page faults"),
+            (
+                "quiche::send;memcpy_orig;do_syscall_64;memcpy_orig",
+                "system calls of other kinds",
+            ),
+        ] {
+            let stack = format!("{ROOT};{inner}");
+            let frames: Vec<&str> = stack.split(';').collect();
+            assert_eq!(stage_of(&frames), wanted, "{inner}");
+        }
+        assert_eq!(stage_of(&["start_thread", "my_monoio::run"]), OTHER);
+    }
+
+    #[test]
+    fn a_system_call_is_billed_to_the_socket_that_it_is_of() {
+        for (stack, wanted) in [
+            (
+                "do_syscall_64;__x64_sys_recvfrom;udp_recvmsg;copy",
+                UDP_RECEIVE,
+            ),
+            (
+                "do_syscall_64;__x64_sys_sendto;udpv6_sendmsg;tcp_v4_rcv",
+                UDP_SEND,
+            ),
+            (
+                "do_syscall_64;__x64_sys_sendmsg;tcp_sendmsg_locked;copy",
+                "TCP send, with the loopback's delivery",
+            ),
+            ("do_syscall_64;__x64_sys_sendmsg;sockfd_lookup", UDP_SEND),
+            ("io_uring_enter;io_recv;tcp_recvmsg", "TCP receive"),
+            (
+                "do_syscall_64;__x64_sys_read;timerfd_read",
+                "system calls of other kinds",
+            ),
+            (
+                "do_syscall_64;__x64_sys_write;eventfd_write",
+                "system calls of other kinds",
+            ),
+        ] {
+            let frames: Vec<&str> = ["qmux_dp::core::run"]
+                .into_iter()
+                .chain(stack.split(';'))
+                .collect();
+            assert_eq!(stage_of(&frames), wanted, "{stack}");
+        }
     }
 
     #[test]

@@ -184,12 +184,22 @@ async fn registering(mut config: Config) -> (Rc<SlowServer>, Rc<ClientCore>, Rc<
 fn a_lane_retired_while_it_registers_serves_what_the_server_has_begun() {
     run(async |config| {
         let (server, core, _endpoint) = registering(config).await;
+        let supervisors: Vec<_> = core
+            .supervisors
+            .borrow()
+            .values()
+            .map(Rc::downgrade)
+            .collect();
+        assert_eq!(supervisors.len(), 1);
         // Its address is gone.
         core.shared.servers.store(Arc::default());
         core.plan();
         assert!(core.supervisors.borrow().is_empty());
-        // The client's tasks have had their turns; only now the server answers.
-        monoio::time::sleep(Duration::from_millis(20)).await;
+        // Only when the client has left the lane to itself, the server answers.
+        until("the supervisor to end", || {
+            supervisors.iter().all(|it| it.upgrade().is_none())
+        })
+        .await;
         server.answer.set();
         until("the echo", || *server.echoed.borrow() == b"hello").await;
         server.said_goodbye.wait().await;
@@ -216,18 +226,28 @@ fn a_core_with_a_full_mailbox_hears_of_a_new_plan_in_the_end() {
         let core = ClientCore::start(&context, &shared);
         core.tell_all(&ClientMail::Found { server: 1 });
         core.tell_all(&ClientMail::Plan);
+        // The same once more: it is told once.
+        core.tell_all(&ClientMail::Plan);
         assert_eq!(context.counters.client_mail_dropped.get(), 2);
-        let mut found = Vec::new();
-        let deadline = Instant::now() + LONG;
-        while found.is_empty() && Instant::now() < deadline {
+        let found = RefCell::new(Vec::new());
+        let take_all = || {
             while let Some(mail) = other.take() {
                 if let Mail::Client(mail) = mail {
-                    found.push(mail);
+                    found.borrow_mut().push(mail);
                 }
             }
-            monoio::time::sleep(Duration::from_millis(5)).await;
-        }
+        };
+        until("the core to be told", || {
+            take_all();
+            !core.plans_owed[1].get()
+        })
+        .await;
+        take_all();
+        let found = found.take();
         assert!(matches!(found[..], [ClientMail::Plan]), "{found:?}");
+        // Nothing is owed any more: the next one goes at once.
+        core.tell_all(&ClientMail::Plan);
+        assert!(matches!(other.take(), Some(Mail::Client(ClientMail::Plan))));
     });
 }
 

@@ -255,6 +255,8 @@ pub(crate) struct ClientCore {
     /// Lanes that wait for the answer to their registration. The server may take them for registered.
     registering: RefCell<HashMap<u64, Rc<ClientLane>>>,
     next_serial: Cell<u64>,
+    /// For each core, whether this one still has to tell it to plan.
+    plans_owed: Vec<Cell<bool>>,
     /// Checks the service, if that is this core's part.
     checker: Option<Rc<Checker>>,
 }
@@ -279,6 +281,7 @@ impl ClientCore {
             lanes: RefCell::default(),
             registering: RefCell::default(),
             next_serial: Cell::new(1),
+            plans_owed: vec![Cell::new(false); context.cluster.cores()],
             checker: Checker::start(context, shared),
         });
         this.plan();
@@ -364,21 +367,39 @@ impl ClientCore {
     fn tell_all(self: &Rc<Self>, mail: &ClientMail) {
         self.client_mail(mail);
         for core in 0..self.context.cluster.cores() {
+            // The others are mere hints. Without this one the core would lack lanes, or keep some, for ever.
+            let must_arrive = matches!(mail, ClientMail::Plan);
+            if must_arrive && self.plans_owed[core].get() {
+                continue;
+            }
             let Err(Mail::Client(mail)) = self.tell(core, *mail) else {
                 continue;
             };
             self.context.counters.client_mail_dropped.increment();
-            tracing::error!(core, ?mail, "mailbox full: the core was not told");
-            if matches!(mail, ClientMail::Plan) {
-                // The others are mere hints. Without this one the core would lack lanes, or keep some, for ever.
-                let this = Rc::clone(self);
-                monoio::spawn(async move {
-                    while this.tell(core, mail).is_err() {
-                        monoio::time::sleep(MAIL_PAUSE).await;
-                    }
-                });
+            if must_arrive {
+                self.tell_to_plan_later(core);
+            }
+            if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
+                let what = if must_arrive {
+                    "mailbox full: tried again until the core is told"
+                } else {
+                    "mailbox full: the core was not told"
+                };
+                tracing::warn!(core, ?mail, suppressed, "{what}");
             }
         }
+    }
+
+    /// Tries again and again to tell a core to plan.
+    fn tell_to_plan_later(self: &Rc<Self>, core: usize) {
+        self.plans_owed[core].set(true);
+        let this = Rc::clone(self);
+        monoio::spawn(async move {
+            while this.tell(core, ClientMail::Plan).is_err() {
+                monoio::time::sleep(MAIL_PAUSE).await;
+            }
+            this.plans_owed[core].set(false);
+        });
     }
 
     /// Tells another core; nothing to this one.

@@ -223,23 +223,43 @@ impl World {
     }
 }
 
-/// Calls `moved` for each of [`MOVES`] when so much of a transfer has arrived.
-fn move_on_the_way(arrived: &AtomicUsize, relay: &Relay) {
+/// How far a transfer is.
+#[derive(Default)]
+struct Progress {
+    /// Bytes that have arrived.
+    arrived: AtomicUsize,
+    /// Of [`MOVES`], those that have been made.
+    moves: AtomicUsize,
+}
+
+/// Makes each of [`MOVES`] when so much of a transfer has arrived.
+fn move_on_the_way(progress: &Progress, relay: &Relay) {
     for (index, address) in MOVES.into_iter().enumerate() {
         let mark = TRANSFER_BYTES / (MOVES.len() + 1) * (index + 1);
         wait::until_true("the transfer goes on", || {
-            arrived.load(Ordering::SeqCst) >= mark
+            progress.arrived.load(Ordering::SeqCst) >= mark
         });
         relay.move_to(address);
+        progress.moves.store(index + 1, Ordering::SeqCst);
     }
 }
 
 /// Receives the random stream of `seed` and keeps account of it.
-fn receive(stream: &mut std::net::TcpStream, seed: u64, arrived: &AtomicUsize) {
+fn receive(stream: &mut std::net::TcpStream, seed: u64, progress: &Progress) {
     const PIECES: usize = 100;
+    // Long after the last of the moves is due: where the thread that makes them has been kept waiting, the transfer must
+    // not end before.
+    const PIECES_BEFORE_LAST_MOVE_MAX: usize = 80;
     for piece in 0..PIECES {
+        if piece == PIECES_BEFORE_LAST_MOVE_MAX {
+            wait::until_true("the client has moved", || {
+                progress.moves.load(Ordering::SeqCst) == MOVES.len()
+            });
+        }
         visitor::receive_random(stream, seed + piece as u64, TRANSFER_BYTES / PIECES);
-        arrived.fetch_add(TRANSFER_BYTES / PIECES, Ordering::SeqCst);
+        progress
+            .arrived
+            .fetch_add(TRANSFER_BYTES / PIECES, Ordering::SeqCst);
     }
 }
 
@@ -257,18 +277,18 @@ fn an_upload_survives_a_client_that_moves() {
     if subject::only_wire("migration and counters") {
         return;
     }
-    let arrived = Arc::new(AtomicUsize::new(0));
+    let progress = Arc::new(Progress::default());
     let service = TcpService::start({
-        let arrived = Arc::clone(&arrived);
+        let progress = Arc::clone(&progress);
         move |mut stream| {
-            receive(&mut stream, 1, &arrived);
+            receive(&mut stream, 1, &progress);
             std::io::Write::write_all(&mut stream, b"all there").expect("answered");
         }
     });
     let world = World::new(service.address);
     let mut stream = visitor::connect(world.server.traffic());
     thread::scope(|scope| {
-        scope.spawn(|| move_on_the_way(&arrived, &world.relay));
+        scope.spawn(|| move_on_the_way(&progress, &world.relay));
         send(&mut stream, 1);
         assert_eq!(visitor::read_exact(&mut stream, 9), b"all there");
     });
@@ -287,12 +307,12 @@ fn a_download_survives_a_client_that_moves() {
         send(&mut stream, 2);
     });
     let world = World::new(service.address);
-    let arrived = AtomicUsize::new(0);
+    let progress = Progress::default();
     let mut stream = visitor::connect(world.server.traffic());
     std::io::Write::write_all(&mut stream, b"go").expect("sent");
     thread::scope(|scope| {
-        scope.spawn(|| move_on_the_way(&arrived, &world.relay));
-        receive(&mut stream, 2, &arrived);
+        scope.spawn(|| move_on_the_way(&progress, &world.relay));
+        receive(&mut stream, 2, &progress);
     });
     drop(stream);
     service.wait_until_done();

@@ -33,8 +33,8 @@ pub(crate) struct Args {
 }
 
 const METRICS: &[Metric] = &[
-    Metric::new("server_kib_per_flow", "server KiB/flow", Better::Lower, 1).main(),
-    Metric::new("client_kib_per_flow", "client KiB/flow", Better::Lower, 1).main(),
+    Metric::new("server_kib_per_flow", "server KiB/flow", Better::Lower, 2).main(),
+    Metric::new("client_kib_per_flow", "client KiB/flow", Better::Lower, 2).main(),
     Metric::new("idle_cpu_percent", "CPU % idle", Better::Lower, 2),
     Metric::new("active_cpu_percent", "CPU % active", Better::Lower, 1),
     Metric::new(

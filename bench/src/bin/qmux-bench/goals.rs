@@ -5,7 +5,8 @@ use std::process::Command;
 
 use qmux_bench::goals::{ALLOCATIONS, Found, PROBES, Page, Probe, Tunnel};
 use qmux_bench::harness::BenchError;
-use qmux_bench::harness::program::{self, Launch};
+use qmux_bench::harness::machine;
+use qmux_bench::harness::program::{self, Ended, Launch};
 use std::time::Duration;
 
 /// Which goals are measured.
@@ -128,7 +129,10 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         if !args.wants(probe.name, probe.goals) || kept.has(probe.name) {
             continue;
         }
-        let options = args.options(probe, &args.out.join(probe.name));
+        let out = args.out.join(probe.name);
+        // One that dies before it writes must not be judged by what another run left.
+        remove_reports(&out, probe.bench)?;
+        let options = args.options(probe, &out);
         eprintln!("== {}: qmux-bench {}", probe.name, options.join(" "));
         // A program of its own, whose command stands in its report. If this one is ended it is told so, in order that it
         // takes down what it has set up.
@@ -136,12 +140,21 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
             .args(["--pdeathsig", "TERM", "--"])
             .arg(&own)
             .args(&options)
-            .status()
-            .map_err(BenchError::io(format!("starting {}", probe.name)))?;
-        complete &= status.success();
+            .status();
+        // What was measured before is shown whatever becomes of one of them.
+        complete &= match status {
+            Ok(status) => status.success(),
+            Err(error) => {
+                eprintln!("== {}: not started: {error}", probe.name);
+                false
+            }
+        };
     }
     if args.wants(ALLOCATIONS, &[8]) && !kept.has(ALLOCATIONS) {
-        complete &= count_allocations(args)?;
+        complete &= count_allocations(args).unwrap_or_else(|error| {
+            eprintln!("== {ALLOCATIONS}: not counted: {error}");
+            false
+        });
     }
     let page = Page::of(&Found::read(&args.out), COUNTING_COMMAND);
     write(&page, &args.out)?;
@@ -149,8 +162,50 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     Ok(complete)
 }
 
+/// Removes what a probe has written, if it has: nothing else of the directory, which somebody may have named by mistake.
+fn remove_reports(directory: &Path, bench: &str) -> Result<(), BenchError> {
+    let failed = |error| BenchError::io(format!("emptying {}", directory.display()))(error);
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if is_report(&entry.file_name().to_string_lossy(), bench) {
+            std::fs::remove_file(entry.path()).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_report(file: &str, bench: &str) -> bool {
+    let rest = file.strip_prefix(bench);
+    rest.is_some_and(|rest| {
+        let is_chart = rest.starts_with('-') && rest.ends_with(".svg");
+        is_chart || rest == ".json" || rest == ".md"
+    })
+}
+
+/// Whether what was counted can be judged: the program went through all loads. Then it ends well, or lists the loads that
+/// allocate too much.
+fn has_counted(ended: &Ended) -> bool {
+    let lists = |line: &String| line.contains("allocations of ours per packet");
+    ended.succeeded || ended.lines.iter().any(lists)
+}
+
 /// Whether there was a program that counts. That it allocates too much is for the table to say.
 fn count_allocations(args: &Args) -> Result<bool, BenchError> {
+    let directory = args.out.join(ALLOCATIONS);
+    let file = directory.join("allocations.txt");
+    match std::fs::remove_file(&file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(BenchError::io(format!("removing {}", file.display()))(
+                error,
+            ));
+        }
+        _ => {}
+    }
     let beside = args.programs().join("qmux-dp-counting");
     let program = args.counting.clone().unwrap_or(beside);
     if !program.is_file() {
@@ -161,13 +216,17 @@ fn count_allocations(args: &Args) -> Result<bool, BenchError> {
         return Ok(false);
     }
     eprintln!("== {ALLOCATIONS}: {} allocations", program.display());
-    let printed = Launch::new(ALLOCATIONS, program)
+    let (date, commit) = machine::date_and_commit();
+    let ended = Launch::new(ALLOCATIONS, program)
         .args([ALLOCATIONS])
-        .output(COUNTING_LIMIT)?;
-    let directory = args.out.join(ALLOCATIONS);
+        .run(COUNTING_LIMIT)?;
+    if !has_counted(&ended) {
+        return Err(ended.into_error(ALLOCATIONS));
+    }
     create(&directory)?;
-    save(&directory.join("allocations.txt"), &printed)?;
-    eprint!("{printed}");
+    let head = Found::allocations_head(&date, &commit);
+    save(&file, &(head + &ended.output))?;
+    eprint!("{}", ended.output);
     Ok(true)
 }
 
@@ -186,4 +245,41 @@ fn write(page: &Page, directory: &Path) -> Result<(), BenchError> {
         .map_err(|error| BenchError::Failed(format!("the goals as JSON: {error}")))?;
     save(&directory.join("goals.json"), &(json + "\n"))?;
     save(&directory.join("goals.md"), &page.to_markdown())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_reports_are_removed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let names = [
+            "link.json",
+            "link.md",
+            "link-share.svg",
+            "link.rs",
+            "mod.rs",
+        ];
+        for name in names {
+            std::fs::write(directory.path().join(name), "").expect("written");
+        }
+        remove_reports(directory.path(), "link").expect("removed");
+        let left = names.map(|name| directory.path().join(name).exists());
+        assert_eq!(left, [false, false, false, true, true]);
+        remove_reports(&directory.path().join("none"), "link").expect("nothing to do");
+    }
+
+    #[test]
+    fn a_count_that_broke_off_is_none() {
+        let ended = |succeeded, line: &str| Ended {
+            succeeded,
+            output: String::new(),
+            lines: vec![line.to_owned()],
+        };
+        assert!(has_counted(&ended(true, "none of ours per packet")));
+        let listed = "qmux-dp: UDP, 64 bytes: 0.100 allocations of ours per packet";
+        assert!(has_counted(&ended(false, listed)));
+        assert!(!has_counted(&ended(false, "TCP bulk: connection refused")));
+    }
 }

@@ -142,6 +142,8 @@ pub(crate) struct Session<'a> {
     pub(crate) visit: SocketAddr,
     /// Where qmux-dp's server tells what it counts, if the case asks and it is one.
     pub(crate) admin: Option<SocketAddr>,
+    /// Whether the program may be another build, which need not have such an endpoint.
+    pub(crate) is_other_build: bool,
     /// The tunnel's processes, and those of the load.
     pub(crate) processes: Vec<Metered>,
     /// Where everything runs.
@@ -357,6 +359,7 @@ fn with_tunnel(
     let outcome = (case.measure)(&Session {
         visit: tunnel.visit,
         admin: tunnel.admin,
+        is_other_build: spec.names_program(),
         processes,
         place: &setup.place,
         layout,

@@ -4,6 +4,7 @@
 //! core before its lane is there is handed to another. So what crosses cores is counted twice: over the whole life of
 //! the tunnel, and from the moment when every core has its lane, which is what the tunnel does from then on.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
@@ -90,8 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
 }
 
 fn measure(session: &Session<'_>, cores: usize, args: &Args) -> Result<Outcome, BenchError> {
-    // An older program may have no such endpoint; then there are only the counters of its whole life.
-    let admin = session.admin.filter(|admin| Scrape::read(*admin).is_ok());
+    let admin = admin(session.admin, session.is_other_build)?;
     let before = admin.map(|admin| all_lanes(admin, cores)).transpose()?;
     let mut outcome = discard::measure_tcp(session, Way::Up, args.connections, &args.common)?;
     let Some((admin, before)) = admin.zip(before) else {
@@ -116,11 +116,44 @@ fn measure(session: &Session<'_>, cores: usize, args: &Args) -> Result<Outcome, 
     Ok(outcome)
 }
 
+/// The admin endpoint, if there is one. An older program may have none, and says so by its silence; then there are only the
+/// counters of its whole life. Of this build it is an error, not a reason to leave the counters out.
+fn admin(
+    admin: Option<SocketAddr>,
+    is_other_build: bool,
+) -> Result<Option<SocketAddr>, BenchError> {
+    let Some(asked) = admin else {
+        return Ok(None);
+    };
+    match Scrape::read(asked) {
+        Ok(_) => Ok(Some(asked)),
+        Err(error) if is_other_build => {
+            eprint!("no counters: {error}  ");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Waits until the client has a lane to every core of the server, and as many of its own.
-fn all_lanes(admin: std::net::SocketAddr, cores: usize) -> Result<Scrape, BenchError> {
+fn all_lanes(admin: SocketAddr, cores: usize) -> Result<Scrape, BenchError> {
     #[expect(clippy::cast_precision_loss, reason = "there are at most 256 cores")]
     let wanted = cores as f64;
     Scrape::until(admin, "a lane for every core", LANES_LIMIT, |scrape| {
         scrape.get("listener_lanes") >= wanted
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_another_build_may_have_no_counters() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
+        let closed = closed.ok();
+        assert!(admin(closed, false).is_err());
+        assert_eq!(admin(closed, true).expect("older"), None);
+        assert_eq!(admin(None, false).expect("no qmux-dp"), None);
+    }
 }

@@ -100,6 +100,7 @@ pub(crate) fn setup(config: &Config, accepts: bool) -> EndpointSetup {
     }
 }
 
+/// Runs a test that has a runtime; fails if it does not end.
 pub(crate) fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
     let directory = tempfile::tempdir().expect("directory");
     let config = config(directory.path());
@@ -107,7 +108,8 @@ pub(crate) fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
         .enable_timer()
         .build()
         .expect("runtime")
-        .block_on(test(config))
+        .block_on(async { monoio::time::timeout(2 * PATIENCE, test(config)).await })
+        .expect("the test ends")
 }
 
 /// How long anything may take before a test counts as failed.
