@@ -3,9 +3,8 @@
 //! quiche sends nothing but CONNECTION_CLOSE once a connection is closed: a lane that is closed earlier cuts off what is
 //! unsent or unacknowledged, and a FIN that only a message would have told.
 //!
-//! quiche also forgets a stream only when one of its frames is acknowledged or read. One that we have stopped after our own
-//! FIN was acknowledged, and that the peer then resets, is over but stays, and with it its place among the streams that
-//! the peer allows. So such streams are given one more empty frame with their FIN, whose acknowledgement lets them go.
+//! quiche forgets a stream only when one of its frames is acknowledged or read, and so may keep one that is over. Hence
+//! the limit on waiting without progress.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
@@ -52,6 +51,7 @@ impl Lane {
             && self.announcements.borrow().is_empty()
             && self.control_backlog.borrow().is_empty()
         {
+            self.ended.progress.set(None);
             return true;
         }
         let acked_bytes = self.conn.borrow().stats().acked_bytes;
@@ -59,7 +59,6 @@ impl Lane {
         let Some(before) = progress.filter(|before| {
             acked_bytes < before.acked_bytes + PROGRESS_BYTES && streams.len() >= before.streams
         }) else {
-            self.finish_again(&streams);
             self.ended.progress.set(Some(Progress {
                 acked_bytes,
                 streams: streams.len(),
@@ -67,7 +66,8 @@ impl Lane {
             }));
             return false;
         };
-        now < before.since || now - before.since >= PATIENCE.max(self.rtt() * PATIENCE_ROUND_TRIPS)
+        let patience = PATIENCE.max(self.rtt() * PATIENCE_ROUND_TRIPS);
+        now.saturating_duration_since(before.since) >= patience
     }
 
     /// Whether closing the lane now cuts anything off, as far as that can be known.
@@ -85,25 +85,10 @@ impl Lane {
         // Looked through when it has doubled, so that it costs little however many are not over yet.
         if streams.len() == streams.capacity() {
             streams.retain(|stream| self.has_stream(*stream));
-            self.finish_again(&streams);
             let room = streams.len().max(STREAMS);
             streams.reserve(room);
         }
         streams.push(stream);
-    }
-
-    /// Has quiche look once more whether these are over.
-    fn finish_again(&self, streams: &[u64]) {
-        if streams.is_empty() {
-            return;
-        }
-        let mut conn = self.conn.borrow_mut();
-        for stream in streams {
-            // An error tells that it has been forgotten now, or was reset.
-            let _over = conn.stream_send(*stream, b"", true);
-        }
-        drop(conn);
-        self.mark_dirty();
     }
 
     /// False once the stream is over in both directions and the peer has acknowledged all of its bytes.

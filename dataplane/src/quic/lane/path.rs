@@ -126,7 +126,9 @@ impl Lane {
         if !self.follows() {
             return;
         }
-        let genuine = self.genuine_packets() - self.path.strayed.get();
+        let genuine = self
+            .genuine_packets()
+            .saturating_sub(self.path.strayed.get());
         if genuine != self.path.heard_here.replace(genuine) {
             self.path.roaming.borrow_mut().heard(Instant::now());
         }
