@@ -8,6 +8,7 @@ use crate::admin::Admin;
 use crate::client::Client;
 use crate::conflicts::Claims;
 use crate::errors::{Errors, Problem};
+use crate::limits::Limits;
 use crate::quic::Quic;
 use crate::report::Report;
 use crate::section::Section;
@@ -28,6 +29,7 @@ pub(crate) const KEYS: &[&str] = &[
     "server.listeners.quic_addr",
     "server.listeners.traffic_addr",
     "server.listeners.protocol",
+    "server.listeners.stall_timeout",
     "server.auth.method",
     "server.auth.ca_cert_file",
     "server.auth.token",
@@ -66,7 +68,11 @@ pub(crate) const KEYS: &[&str] = &[
     "quic.allow_0rtt",
     "quic.max_udp_payload",
     "udp.session_timeout",
+    "udp.unanswered_timeout",
     "udp.enable_fragmentation",
+    "limits.memory",
+    "limits.descriptors_reserved",
+    "limits.stall_timeout",
     "admin.listen",
 ];
 
@@ -84,6 +90,8 @@ pub struct Config {
     pub quic: Quic,
     /// UDP settings of both roles.
     pub udp: Udp,
+    /// What flows of both roles may hold of the machine.
+    pub limits: Limits,
     /// The admin endpoint, if there is to be one.
     pub admin: Option<Admin>,
     /// What works, but the operator should know; one line each, in the form of a [`Problem`].
@@ -136,6 +144,7 @@ impl Config {
             client: parts.client,
             quic: parts.quic,
             udp: parts.udp,
+            limits: parts.limits,
             admin: parts.admin,
             warnings,
         })
@@ -147,12 +156,14 @@ struct Parts {
     client: Option<Client>,
     quic: Quic,
     udp: Udp,
+    limits: Limits,
     admin: Option<Admin>,
 }
 
 impl Parts {
     fn read(root: Section<'_>) -> Self {
         let mut claims = Claims::default();
+        let limits = Limits::read(root.table("limits"));
         let (server, client) = (root.table("server"), root.table("client"));
         if !server.is_present() && !client.is_present() {
             root.problem(
@@ -160,7 +171,7 @@ impl Parts {
             );
         }
         let server = if server.is_present() {
-            Server::read(server, &mut claims)
+            Server::read(server, &limits, &mut claims)
         } else {
             None
         };
@@ -179,6 +190,7 @@ impl Parts {
             client,
             quic,
             udp,
+            limits,
             admin,
         }
     }
@@ -212,7 +224,7 @@ mod tests {
         [server]\nstranger = 1\n[[server.listeners]]\nstranger = 1\n[server.auth]\nstranger = 1\n\
         [server.tls]\nstranger = 1\n[client]\nstranger = 1\n[[client.servers]]\nstranger = 1\n\
         [client.local]\nstranger = 1\n[client.auth]\nstranger = 1\n[client.tls]\nstranger = 1\n\
-        [quic]\nstranger = 1\n[udp]\nstranger = 1\n[admin]\nstranger = 1\n";
+        [quic]\nstranger = 1\n[udp]\nstranger = 1\n[limits]\nstranger = 1\n[admin]\nstranger = 1\n";
 
     #[test]
     fn the_list_of_keys_is_what_the_sections_read() {

@@ -23,6 +23,7 @@ mod conflicts;
 mod errors;
 pub mod example;
 pub mod import;
+mod limits;
 mod quic;
 mod report;
 mod secret;
@@ -43,6 +44,7 @@ pub use client::{
 };
 pub use config::Config;
 pub use errors::{Errors, Problem};
+pub use limits::{Limits, MemoryLimit};
 pub use quic::{CongestionControl, Quic};
 pub use secret::{SECRET_BYTES_MIN, Secret};
 pub use server::{Listener, ListenerProtocol, LoadBalancer, Server, ServerAuth, ServerTls};

@@ -8,6 +8,7 @@ use toml::Spanned;
 
 use crate::address;
 use crate::conflicts::Claims;
+use crate::limits::{self, Limits};
 use crate::secret::Secret;
 use crate::section::Section;
 use crate::timing::Timing;
@@ -73,6 +74,9 @@ pub struct Listener {
     pub traffic_addr: SocketAddr,
     /// What visitors may speak.
     pub protocol: ListenerProtocol,
+    /// A visitor who takes nothing for this long, although bytes wait for it, is reset; zero: it
+    /// never is.
+    pub stall_timeout: Duration,
 }
 
 /// How clients prove who they are.
@@ -127,7 +131,7 @@ pub struct Server {
 
 impl Server {
     /// Reads the section, and notes in `claims` every address that it will bind.
-    pub(crate) fn read(section: Section<'_>, claims: &mut Claims) -> Option<Self> {
+    pub(crate) fn read(section: Section<'_>, limits: &Limits, claims: &mut Claims) -> Option<Self> {
         let balancers = [
             ("least-connections", LoadBalancer::LeastConnections),
             ("round-robin", LoadBalancer::RoundRobin),
@@ -136,7 +140,7 @@ impl Server {
             .choice("load_balancer", &balancers)
             .map_or(LoadBalancer::LeastConnections, Spanned::into_inner);
         let timing = Timing::read(&section);
-        let listeners = read_listeners(&section, claims);
+        let listeners = read_listeners(&section, limits, claims);
         let auth = ServerAuth::read(section.table("auth"));
         let tls = ServerTls::read(section.table("tls"));
         section.finish();
@@ -152,7 +156,7 @@ impl Server {
     }
 }
 
-fn read_listeners(section: &Section<'_>, claims: &mut Claims) -> Vec<Listener> {
+fn read_listeners(section: &Section<'_>, limits: &Limits, claims: &mut Claims) -> Vec<Listener> {
     let tables = section.tables("listeners");
     if tables.is_empty() {
         let key = section.key("listeners");
@@ -166,12 +170,12 @@ fn read_listeners(section: &Section<'_>, claims: &mut Claims) -> Vec<Listener> {
     }
     tables
         .into_iter()
-        .filter_map(|table| Listener::read(table, claims))
+        .filter_map(|table| Listener::read(table, limits, claims))
         .collect()
 }
 
 impl Listener {
-    fn read(section: Section<'_>, claims: &mut Claims) -> Option<Self> {
+    fn read(section: Section<'_>, limits: &Limits, claims: &mut Claims) -> Option<Self> {
         let quic_addr = address::required_listen(&section, "quic_addr");
         let traffic_addr = address::required_listen(&section, "traffic_addr");
         section.require("protocol", r#""tcp" or "udp" or "both""#);
@@ -194,11 +198,13 @@ impl Listener {
                 claims.udp(&section, "traffic_addr", address);
             }
         }
+        let stall_timeout = limits::read_stall_timeout(&section);
         section.finish();
         Some(Self {
             quic_addr: quic_addr?.into_inner(),
             traffic_addr: traffic_addr?.into_inner(),
             protocol: protocol?,
+            stall_timeout: stall_timeout.unwrap_or(limits.stall_timeout),
         })
     }
 }

@@ -10,6 +10,9 @@ use crate::units::{DAY, MILLISECOND};
 pub struct Udp {
     /// A UDP flow without a packet in either direction for this long ends.
     pub session_timeout: Duration,
+    /// A UDP flow whose service has not answered yet ends after this long without a packet; at most
+    /// `session_timeout`.
+    pub unanswered_timeout: Duration,
     /// Whether packets too large for one QUIC datagram are sent in pieces; otherwise they are
     /// dropped and counted.
     pub enable_fragmentation: bool,
@@ -21,6 +24,9 @@ impl Default for Udp {
             // RFC 4787, REQ-5: a NAT keeps a UDP mapping for at least two minutes and is advised
             // to keep it for five. A tunnel should not forget sooner than the NATs around it.
             session_timeout: Duration::from_secs(5 * 60),
+            // What a stranger sends once to a port must not be remembered for minutes; no program asks
+            // again after a longer silence than this.
+            unanswered_timeout: Duration::from_secs(30),
             // As in QMux: a visitor expects that what an IP network carries passes the tunnel.
             enable_fragmentation: true,
         }
@@ -30,10 +36,15 @@ impl Default for Udp {
 impl Udp {
     pub(crate) fn read(section: Section<'_>) -> Self {
         let defaults = Self::default();
+        let session_timeout = section
+            .duration("session_timeout", MILLISECOND * 100..=DAY)
+            .map_or(defaults.session_timeout, toml::Spanned::into_inner);
         let udp = Self {
-            session_timeout: section
-                .duration("session_timeout", MILLISECOND * 100..=DAY)
-                .map_or(defaults.session_timeout, toml::Spanned::into_inner),
+            session_timeout,
+            unanswered_timeout: section
+                .duration("unanswered_timeout", MILLISECOND * 100..=DAY)
+                .map_or(defaults.unanswered_timeout, toml::Spanned::into_inner)
+                .min(session_timeout),
             enable_fragmentation: section
                 .boolean("enable_fragmentation")
                 .unwrap_or(defaults.enable_fragmentation),

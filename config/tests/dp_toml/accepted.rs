@@ -4,8 +4,8 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use qmux_config::{
-    Admin, ClientCert, CongestionControl, Lanes, Listener, ListenerProtocol, LoadBalancer, Local,
-    Quic, ServerAuth, ServerTarget, Udp,
+    Admin, ClientCert, CongestionControl, Lanes, Limits, Listener, ListenerProtocol, LoadBalancer,
+    Local, MemoryLimit, Quic, ServerAuth, ServerTarget, Udp,
 };
 
 use crate::fixture::{CLIENT, SERVER, accept, dir, edited, path};
@@ -25,6 +25,7 @@ fn a_server_is_read_into_its_final_types() {
         quic_addr: "0.0.0.0:8443".parse().expect("an address"),
         traffic_addr: "0.0.0.0:8080".parse().expect("an address"),
         protocol: ListenerProtocol::Both,
+        stall_timeout: Duration::from_secs(60),
     };
     assert_eq!(server.listeners, [listener]);
     assert_eq!(
@@ -91,7 +92,9 @@ fn every_common_key_is_read() {
          max_connection_receive_window = 0x20_0000\nmax_incoming_streams = 7\n\
          keep_alive_period = \"1s\"\nhandshake_idle_timeout = \"2s\"\nmax_idle_timeout = \"1m30s\"\n\
          allow_0rtt = false\nmax_udp_payload = 1452\n[udp]\nsession_timeout = \"90s\"\n\
-         enable_fragmentation = false\n[admin]\nlisten = \"127.0.0.1:9600\"\n"
+         unanswered_timeout = \"9s\"\n\
+         enable_fragmentation = false\n[limits]\nmemory = \"64MiB\"\ndescriptors_reserved = 7\n\
+         stall_timeout = \"5s\"\n[admin]\nlisten = \"127.0.0.1:9600\"\n"
     );
     let config = accept(&text);
     let quic = Quic {
@@ -110,9 +113,16 @@ fn every_common_key_is_read() {
     assert_eq!(config.quic, quic);
     let udp = Udp {
         session_timeout: Duration::from_secs(90),
+        unanswered_timeout: Duration::from_secs(9),
         enable_fragmentation: false,
     };
     assert_eq!(config.udp, udp);
+    let limits = Limits {
+        memory: MemoryLimit::Bytes(64 << 20),
+        descriptors_reserved: 7,
+        stall_timeout: Duration::from_secs(5),
+    };
+    assert_eq!(config.limits, limits);
     let listen = "127.0.0.1:9600".parse().expect("an address");
     assert_eq!(config.admin, Some(Admin { listen }));
     assert_eq!(config.warnings, Vec::<String>::new());
@@ -277,4 +287,41 @@ fn probes_may_be_turned_off_and_names_resolved_often() {
     let client = client.expect("a client");
     assert_eq!(client.probe_interval, Duration::ZERO);
     assert_eq!(client.resolve_interval, Duration::from_millis(100));
+}
+
+#[test]
+fn a_listener_has_its_own_stall_timeout_or_that_of_the_process() {
+    let of_listener = |text: &str| {
+        let server = accept(text).server.expect("a server");
+        server.listeners[0].stall_timeout
+    };
+    let limits = "[limits]\nstall_timeout = \"5s\"\n";
+    assert_eq!(
+        of_listener(&format!("{SERVER}{limits}")),
+        Duration::from_secs(5)
+    );
+    let own = edited(
+        SERVER,
+        "protocol = \"both\"\n",
+        "protocol = \"both\"\nstall_timeout = \"0s\"\n",
+    );
+    assert_eq!(of_listener(&format!("{own}{limits}")), Duration::ZERO);
+}
+
+#[test]
+fn a_udp_flow_that_was_never_answered_ends_no_later_than_one_that_was() {
+    let config = accept(&format!("{CLIENT}[udp]\nsession_timeout = \"2s\"\n"));
+    assert_eq!(config.udp.unanswered_timeout, Duration::from_secs(2));
+}
+
+#[test]
+fn the_memory_of_flows_is_a_size_or_left_to_the_program() {
+    let memory = |value: &str| {
+        accept(&format!("{CLIENT}[limits]\nmemory = {value}\n"))
+            .limits
+            .memory
+    };
+    assert_eq!(memory("\"auto\""), MemoryLimit::Auto);
+    assert_eq!(memory("\"1GiB\""), MemoryLimit::Bytes(1 << 30));
+    assert_eq!(memory("16777216"), MemoryLimit::Bytes(16 << 20));
 }

@@ -51,7 +51,7 @@ fn an_unknown_section_names_those_that_there_are() {
     let message = problem(&format!("{CLIENT}[compression]\nlevel = 3\n"));
     assert_eq!(
         message,
-        "dp.toml:16:2: compression: unknown key; the file may hold server, client, quic, udp, admin"
+        "dp.toml:16:2: compression: unknown key; the file may hold limits, server, client, quic, udp, admin"
     );
 }
 

@@ -1,0 +1,97 @@
+//! `[limits]`: what flows may hold of the machine, the same for both roles.
+
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use crate::section::Section;
+use crate::units::{self, DAY};
+
+/// Least memory that flows may be limited to, in bytes: a hundred flows of one 64 KiB block each.
+const MEMORY_BYTES_MIN: u64 = 8 << 20;
+/// Most memory that flows may be limited to, in bytes: more is a slip of the pen.
+const MEMORY_BYTES_MAX: u64 = 1 << 42;
+/// Most descriptors that may be kept from flows.
+const DESCRIPTORS_RESERVED_MAX: i64 = 1 << 16;
+/// Shortest time after which a peer that takes nothing counts as stalled: a path may well be
+/// interrupted for a second.
+const STALL_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
+/// How much memory flows may hold in one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// Half of what the control group or, without one, the machine allows.
+    Auto,
+    /// So many bytes.
+    Bytes(u64),
+}
+
+/// What flows may hold of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory of all flows of the process: what was read and not yet written, queues, reassembly.
+    /// Above it the most stalled flows end first.
+    pub memory: MemoryLimit,
+    /// File descriptors that flows leave to the admin endpoint, to lanes and to files.
+    pub descriptors_reserved: u32,
+    /// A flow whose peer takes nothing for this long, although bytes wait for it, is reset; zero: it
+    /// never is. A listener's own value goes before it.
+    pub stall_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory: MemoryLimit::Auto,
+            // A lane's socket and a file or two for each of some dozen lanes, and some scrapes.
+            descriptors_reserved: 64,
+            // Twice the 30 s after which most programs give up a peer that does not answer.
+            stall_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Limits {
+    pub(crate) fn read(section: Section<'_>) -> Self {
+        let defaults = Self::default();
+        let reserved = section.integer("descriptors_reserved", 0..=DESCRIPTORS_RESERVED_MAX);
+        let limits = Self {
+            memory: read_memory(&section).unwrap_or(defaults.memory),
+            descriptors_reserved: reserved
+                .and_then(|reserved| u32::try_from(reserved.into_inner()).ok())
+                .unwrap_or(defaults.descriptors_reserved),
+            stall_timeout: read_stall_timeout(&section).unwrap_or(defaults.stall_timeout),
+        };
+        section.finish();
+        limits
+    }
+}
+
+fn read_memory(section: &Section<'_>) -> Option<MemoryLimit> {
+    let key = "memory";
+    if let Some(value) = section.any(key)
+        && matches!(value.as_ref(), DeValue::String(text) if text == "auto")
+    {
+        return Some(MemoryLimit::Auto);
+    }
+    section
+        .size(key, MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX)
+        .map(|bytes| MemoryLimit::Bytes(bytes.into_inner()))
+}
+
+/// Reads `stall_timeout` of `[limits]` or of a listener.
+pub(crate) fn read_stall_timeout(section: &Section<'_>) -> Option<Duration> {
+    let key = "stall_timeout";
+    let value = section.duration(key, Duration::ZERO..=DAY)?;
+    let timeout = *value.get_ref();
+    if timeout > Duration::ZERO && timeout < STALL_TIMEOUT_MIN {
+        let least = units::format_duration(STALL_TIMEOUT_MIN);
+        let message = format!(
+            "is too short; it must be {:?}, which turns it off, or at least {least:?}",
+            "0s"
+        );
+        section.problem_at(key, &value.span(), message);
+        return None;
+    }
+    Some(timeout)
+}
