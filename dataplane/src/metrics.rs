@@ -167,6 +167,8 @@ counters! {
     accepts_failed,
     /// TCP visitors accepted after the stop had begun, whose handshake was under way then.
     visitors_accepted_late,
+    /// TCP visitors reset because the file descriptors that are left are not for visitors.
+    visitors_refused_descriptors,
     /// TCP visitors reset because no client could serve them.
     visitors_refused,
     /// TCP visitors that one client refused and that were sent to another one.
@@ -189,6 +191,10 @@ counters! {
     tcp_flows_refused_draining,
     /// TCP flows whose service could not be reached.
     tcp_dials_failed,
+    /// TCP flows refused by this client for want of descriptors, ports or memory of its own machine.
+    tcp_dials_refused_own_limits,
+    /// Checks of the service that could not be made for such a want; they say nothing of the service.
+    service_checks_not_made,
     /// Checks of the service made.
     service_checks,
     /// Checks of the service that failed.

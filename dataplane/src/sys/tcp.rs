@@ -7,6 +7,8 @@ use std::time::Duration;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
+use super::limits;
+
 /// A peer that vanished without a FIN (power, NAT) is noticed after two minutes of silence and three more probes. Its
 /// flow would otherwise hold a stream of the lane for ever.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
@@ -36,12 +38,13 @@ impl TcpSocket {
         })
     }
 
-    /// Connects to `addr` within `timeout`.
+    /// Connects to `addr` within `timeout`, by a descriptor that flows may have.
     ///
     /// # Errors
-    /// `TimedOut`, or what connect(2) reports.
+    /// `TimedOut`, or what socket(2) and connect(2) report ([`limits::is_own_want`]).
     pub(crate) async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpSocket> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        limits::for_flows(&socket)?;
         socket.set_nonblocking(true)?;
         let pending = match socket.connect(&SockAddr::from(addr)) {
             Ok(()) => false,

@@ -11,6 +11,7 @@ mod back_pressure;
 mod balancing;
 mod certificates;
 mod cores;
+mod descriptors;
 mod dns;
 mod half_close;
 mod health;
