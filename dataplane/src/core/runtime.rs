@@ -34,6 +34,8 @@ pub(crate) struct CoreSetup {
     pub(crate) index: usize,
     /// All cores.
     pub(crate) cluster: Arc<Cluster>,
+    /// The CPU that its thread is pinned to, if it is.
+    pub(crate) cpu: Option<usize>,
     /// By which its mailbox wakes it.
     pub(crate) wake: UnixDatagram,
     /// The server role, if configured, with this core's sockets.
@@ -61,7 +63,7 @@ pub(crate) fn start(
     setup: CoreSetup,
     report: impl Fn(CoreReport) + Send + 'static,
 ) -> io::Result<()> {
-    let name = format!("core-{}", setup.index);
+    let name = format!("{}{}", cpu::CORE_THREAD, setup.index);
     std::thread::Builder::new().name(name).spawn(move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(setup, &report)));
         report(CoreReport::Ended(
@@ -74,11 +76,12 @@ pub(crate) fn start(
 fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
     #[cfg(feature = "count-allocations")]
     crate::sys::allocations::watch_this_thread();
-    // A client alone takes the CPUs from the end, so that it shares none with a server of the same machine as long as
-    // there are enough.
-    match cpu::pin_current_thread(setup.index, setup.server.is_none()) {
-        Some(cpu) => tracing::debug!(core = setup.index, cpu, "pinned"),
-        None => tracing::warn!(core = setup.index, "could not be pinned to a CPU"),
+    match setup.cpu {
+        Some(cpu) if cpu::pin_current_thread(cpu) => {
+            tracing::debug!(core = setup.index, cpu, "pinned");
+        }
+        Some(cpu) => tracing::warn!(core = setup.index, cpu, "could not be pinned to this CPU"),
+        None => {}
     }
     if monoio::utils::detect_uring() {
         for entries in RING_ENTRIES {

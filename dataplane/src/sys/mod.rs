@@ -10,6 +10,7 @@
 pub(crate) mod allocations;
 pub(crate) mod bind;
 pub(crate) mod cpu;
+mod cpu_quota;
 pub(crate) mod limits;
 mod option;
 pub(crate) mod process;
