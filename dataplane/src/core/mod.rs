@@ -86,6 +86,8 @@ pub(crate) struct CoreContext {
     pub(crate) dial_log: LogLimit,
     /// Bounds the log lines about what becomes known of services and peers that are connected.
     pub(crate) health_log: LogLimit,
+    /// Bounds the log lines about clients and servers that come and go.
+    pub(crate) presence_log: LogLimit,
     /// True once the process has been told to stop.
     pub(crate) draining: Cell<bool>,
     /// When UDP last passed; draining looks at it.
@@ -104,6 +106,7 @@ impl CoreContext {
             connect_log: LogLimit::new(now),
             dial_log: LogLimit::new(now),
             health_log: LogLimit::new(now),
+            presence_log: LogLimit::new(now),
             draining: Cell::new(false),
             udp_activity: UdpActivity::default(),
         }

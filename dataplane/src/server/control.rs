@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use qmux_config::ServerAuth;
 use qmux_proto::control::{
-    Capabilities, Heartbeat, Message, NoMoreFlows, RefuseReason, Register, RegisterAck,
-    RegisterOutcome, ServiceHealth,
+    Capabilities, GoAway, GoAwayReason, Heartbeat, Message, NoMoreFlows, RefuseReason, Register,
+    RegisterAck, RegisterOutcome, ServiceHealth,
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
 use super::auth::{self, Unauthentic};
-use super::lane::ServerLane;
+use super::lane::{ServerLane, address};
 use super::listener::ListenerCore;
+use super::presence;
 use super::registry::{Duplicate, Joined};
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::token;
@@ -115,7 +116,7 @@ fn refuse(
     if reason != RefuseReason::DuplicateClient
         && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
     {
-        tracing::warn!(client = request.client_id, peer = ?this.lane.peer_addr(), %reason, suppressed, "registration refused");
+        tracing::warn!(client = request.client_id, peer = address(&this.lane), %reason, suppressed, "registration refused");
     }
     this.lane.send_control(&Message::RegisterAck(listener.ack(
         RegisterOutcome::Refused {
@@ -138,19 +139,18 @@ fn refuse(
 
 /// True if the lane is registered now.
 fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register) -> bool {
-    let address = this.lane.peer_addr();
     let Joined {
         membership,
         replaced,
-    } = match listener.join(request, address) {
+    } = match listener.join(request, this.lane.peer_addr()) {
         Ok(joined) => joined,
         Err(duplicate) => return refuse_duplicate(this, listener, request, &duplicate),
     };
     if let Some(old) = replaced {
         tracing::info!(
             client = request.client_id,
-            new = ?address,
-            old = ?old.address,
+            new = address(&this.lane),
+            old = old.address.map(tracing::field::display),
             old_drains = old.drains,
             "a new instance of this client takes over"
         );
@@ -171,14 +171,19 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
     this.lane.send_control(&Message::RegisterAck(
         listener.ack(RegisterOutcome::Accepted),
     ));
-    tracing::info!(
+    tracing::debug!(
         client = request.client_id,
-        peer = ?this.lane.peer_addr(),
+        peer = address(&this.lane),
         lane = request.lane_index,
         lanes = request.lane_count,
         core = listener.core(),
         "lane registered"
     );
+    if let Some(membership) = this.membership.get()
+        && membership.is_first()
+    {
+        presence::say_up(listener.context(), membership.client());
+    }
     true
 }
 
@@ -196,7 +201,7 @@ fn refuse_duplicate(
     if duplicate.first {
         tracing::warn!(
             client = request.client_id,
-            refused = ?this.lane.peer_addr(),
+            refused = address(&this.lane),
             serving = other,
             "two clients use one client_id at the same time; the one that came later serves: give each its own client_id, or leave it empty"
         );
@@ -241,10 +246,7 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                         let _proved = this.lane.path_response(response.nonce);
                     }
                     Message::GoAway(away) => {
-                        if let Some(suppressed) = listener.context().health_log.pass(Instant::now())
-                        {
-                            tracing::info!(client = this.client_id(), reason = %away.reason, suppressed, "client drains; no new flow goes to this lane");
-                        }
+                        say_drains(this, listener, &away);
                         listener.lane_takes_no_more(this);
                         this.lane.send_control(&Message::NoMoreFlows(NoMoreFlows {
                             flows_opened: this.lane.streams_opened(),
@@ -258,7 +260,11 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                 let now = Instant::now();
                 if now >= this.last_heard.get() + listener.server().health_timeout {
                     listener.counters().lanes_unhealthy.increment();
-                    tracing::warn!(client = this.client_id(), peer = ?this.lane.peer_addr(), "nothing heard within health_timeout; lane closed");
+                    tracing::debug!(
+                        client = this.client_id(),
+                        peer = address(&this.lane),
+                        "nothing heard within health_timeout; lane closed"
+                    );
                     listener.lane_takes_no_more(this);
                     this.lane.close(LaneError::HealthTimeout, "");
                     return;
@@ -279,6 +285,19 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
             }
             ControlEvent::Ended => return,
         }
+    }
+}
+
+/// One line for a client that stops; a lane that is left for another reason is no news.
+fn say_drains(this: &ServerLane, listener: &ListenerCore, away: &GoAway) {
+    let (client, reason) = (this.client_id(), away.reason);
+    tracing::debug!(client, peer = address(&this.lane), %reason, "no new flow goes to this lane");
+    let membership = this.membership.get();
+    if away.reason == GoAwayReason::Shutdown
+        && membership.is_some_and(|membership| membership.client().begins_to_drain())
+        && let Some(suppressed) = listener.context().presence_log.pass(Instant::now())
+    {
+        tracing::info!(client, suppressed, "client drains; it gets no new flow");
     }
 }
 

@@ -1,14 +1,17 @@
 //! A lane as the server sees it: whose it is, whether it takes flows, what to do with its events.
 
 use std::cell::{Cell, OnceCell};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::{Rc, Weak};
 use std::time::Instant;
 
 use qmux_proto::LaneError;
+use tracing::field::DisplayValue;
 
 use super::lanes::CarriesFlows;
 use super::listener::ListenerCore;
+use super::presence;
 use super::registry::LaneMembership;
 use crate::flow::udp::server::LaneFlows;
 use crate::quic::end::LaneEnd;
@@ -94,6 +97,11 @@ impl Drop for LaneUse {
     }
 }
 
+/// Where the lane's peer is, as a field of a log line: without one it is not printed.
+pub(super) fn address(lane: &Lane) -> Option<DisplayValue<SocketAddr>> {
+    lane.peer_addr().map(tracing::field::display)
+}
+
 /// Handler of the lane's events; holds the lane's state until it has ended.
 pub(super) struct ServerLaneEvents(pub(super) Rc<ServerLane>);
 
@@ -133,7 +141,12 @@ impl LaneEvents for ServerLaneEvents {
         if silent && let Some(listener) = self.0.listener.upgrade() {
             listener.counters().lanes_silent.increment();
         }
-        tracing::debug!(client = self.0.client_id(), peer = ?lane.peer_addr(), silent, "silence of a client");
+        tracing::debug!(
+            client = self.0.client_id(),
+            peer = address(lane),
+            silent,
+            "silence of a client"
+        );
     }
 
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd) {
@@ -141,11 +154,17 @@ impl LaneEvents for ServerLaneEvents {
         if let Some(udp) = &this.udp {
             udp.lane_ended();
         }
-        if let Some(listener) = this.listener.upgrade() {
-            listener.lane_ended(this);
-        }
-        if this.membership.get().is_some() {
-            tracing::info!(client = this.client_id(), peer = ?lane.peer_addr(), %end, "lane ended");
+        let listener = this.listener.upgrade();
+        let last = listener
+            .as_ref()
+            .is_some_and(|listener| listener.lane_ended(this));
+        if let Some(membership) = this.membership.get() {
+            tracing::debug!(client = this.client_id(), peer = address(lane), %end, "lane ended");
+            if let Some(listener) = listener
+                && last
+            {
+                presence::say_down(listener.context(), membership.client(), end);
+            }
         } else if let Some(listener) = this.listener.upgrade()
             && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
         {
@@ -154,14 +173,14 @@ impl LaneEvents for ServerLaneEvents {
             } else {
                 "handshake failed"
             };
-            tracing::warn!(peer = ?lane.peer_addr(), %end, suppressed, "{what}");
+            tracing::warn!(peer = address(lane), %end, suppressed, "{what}");
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, SocketAddr};
+    use std::net::IpAddr;
     use std::time::Duration;
 
     use qmux_proto::control::{Heartbeat, Message};

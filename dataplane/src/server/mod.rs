@@ -7,6 +7,7 @@ mod lane;
 mod lanes;
 pub(crate) mod listener;
 mod opening;
+mod presence;
 pub(crate) mod registry;
 mod route;
 #[cfg(test)]

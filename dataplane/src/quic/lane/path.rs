@@ -153,7 +153,7 @@ impl Lane {
             nonce,
             self.path.heard_here.get(),
         )?;
-        tracing::debug!(lane = self.key, from = %earlier.peer, to = %way.peer, ?moved, "the peer's address has changed");
+        tracing::debug!(lane = self.key, from = %earlier.peer, to = %way.peer, to_be_proved = matches!(moved, Moved::Challenge(_)), "the peer's address has changed");
         if earlier.peer.ip() != way.peer.ip() {
             // Another network. With a new port alone, the path is what it was (RFC 9000 section 9.4).
             self.distrust_packet_size();
@@ -182,7 +182,7 @@ impl Lane {
             if let Some(endpoint) = self.endpoint.upgrade() {
                 endpoint.counters().paths_validated.increment();
             }
-            tracing::info!(lane = self.key, peer = %self.way().peer, "the peer has moved");
+            tracing::debug!(lane = self.key, peer = %self.way().peer, "the peer has moved");
             self.mark_dirty();
         }
         proved
