@@ -88,16 +88,20 @@ impl LogQueue {
     pub(crate) fn flush(&self, at_most: Duration) {
         let deadline = Instant::now() + at_most;
         let waiting = || self.settled.load(Ordering::Acquire) < self.taken.load(Ordering::Acquire);
-        while self.writer.get().is_some() && waiting() && Instant::now() < deadline {
+        while waiting() && Instant::now() < deadline {
             thread::sleep(FLUSH_POLL);
         }
+    }
+
+    /// The thread that is in [`Self::write_to`]: to be said before anything is pushed.
+    pub(crate) fn is_written_by(&self, writer: Thread) {
+        // Only one thread writes.
+        let _first = self.writer.set(writer);
     }
 
     /// Writes lines to `out` for ever, on this thread. `tell` is to log how many lines are missing
     /// at this place.
     pub(crate) fn write_to(&self, out: &mut impl Write, tell: impl Fn(u64)) {
-        // Only one thread writes.
-        let _first = self.writer.set(thread::current());
         let mut torn = false;
         loop {
             match self.lines.pop() {
@@ -174,14 +178,11 @@ mod tests {
         }
     }
 
+    type Orders = mpsc::Sender<io::Result<()>>;
+    type Written = Arc<Mutex<Vec<u8>>>;
+
     /// A queue with its writer, which waits for orders; what is written.
-    fn started(
-        lines_max: usize,
-    ) -> (
-        Arc<LogQueue>,
-        mpsc::Sender<io::Result<()>>,
-        Arc<Mutex<Vec<u8>>>,
-    ) {
+    fn started(lines_max: usize) -> (Arc<LogQueue>, Orders, Written) {
         let queue = Arc::new(LogQueue::with_room_for(lines_max));
         let (order, orders) = mpsc::channel();
         let written = Arc::new(Mutex::new(Vec::new()));
@@ -190,14 +191,12 @@ mod tests {
             written: Arc::clone(&written),
         };
         let (writing, for_telling) = (Arc::clone(&queue), Arc::clone(&queue));
-        thread::spawn(move || {
+        let writer = thread::spawn(move || {
             writing.write_to(&mut reader, |lost| {
                 for_telling.push(format!("{lost} lost\n").as_bytes());
             });
         });
-        while queue.writer.get().is_none() {
-            thread::yield_now();
-        }
+        queue.is_written_by(writer.thread().clone());
         (queue, order, written)
     }
 

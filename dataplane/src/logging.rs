@@ -41,6 +41,11 @@ pub(crate) fn start(options: &LogOptions) -> Result<(), Failure> {
             options.log_level
         ))
     })?;
+    let writer = std::thread::Builder::new()
+        .name("log".into())
+        .spawn(|| QUEUE.write_to(&mut StandardError, tell_of_missing))
+        .map_err(|error| Failure::Running(format!("thread of the log: {error}")))?;
+    QUEUE.is_written_by(writer.thread().clone());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| Line)
@@ -52,10 +57,6 @@ pub(crate) fn start(options: &LogOptions) -> Result<(), Failure> {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
-    std::thread::Builder::new()
-        .name("log".into())
-        .spawn(|| QUEUE.write_to(&mut StandardError, tell_of_missing))
-        .map_err(|error| Failure::Running(format!("thread of the log: {error}")))?;
     STARTED.store(true, Ordering::Release);
     std::panic::set_hook(Box::new(log_panic));
     Ok(())

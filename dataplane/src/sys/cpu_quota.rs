@@ -48,10 +48,7 @@ fn folders(groups: &str, mounts: &str) -> Vec<(PathBuf, PathBuf)> {
 
 /// The mount point and the root of a line of `mountinfo` (proc_pid_mountinfo(5)), if the mount's
 /// type and options are `wanted`.
-fn mount_point<'a>(
-    line: &'a str,
-    wanted: impl Fn(&str, &str) -> bool,
-) -> Option<(&'a str, &'a str)> {
+fn mount_point(line: &str, wanted: impl Fn(&str, &str) -> bool) -> Option<(&str, &str)> {
     let (before, after) = line.split_once(" - ")?;
     let mut after = after.split(' ');
     let (kind, options) = (after.next()?, after.nth(1)?);

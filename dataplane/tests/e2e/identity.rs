@@ -44,8 +44,9 @@ fn of_two_living_clients_with_one_id_the_later_serves_and_the_earlier_is_told() 
         told.contains("127.0.0.1:"),
         "without the other's address: {told}"
     );
-    // It has tried more than once: they do not take turns.
-    earlier.wait_for_lines("several refusals", 2, says_what_to_do);
+    // Each lane has tried more than once: they do not take turns.
+    let refused = |line: &str| line.contains("a newer client with this client_id");
+    earlier.wait_for_lines("several refusals", 4, refused);
     let before = services[0].accepted();
     for _ in 0..20 {
         visitor::echo(server.traffic(), b"served by the later");
