@@ -177,7 +177,7 @@ counters! {
     retry_memory_short,
     /// TCP visitors or UDP flows handed to another core, because this one has no lane of the client.
     visitors_handed_over,
-    /// TCP visitors or UDP packets that could not be handed over (mailbox full).
+    /// TCP visitors that could not be handed over to the core of their client's lane: it had no place for one more.
     visitors_handover_dropped,
     /// TCP flows that rode a lane of this core.
     tcp_flows_opened,
@@ -223,6 +223,8 @@ counters! {
     udp_dropped_too_large,
     /// Datagrams dropped because no client could serve them.
     udp_dropped_no_client,
+    /// Visitors' datagrams dropped because the core of their client's lane had no place for one more.
+    udp_dropped_handover,
     /// Datagrams dropped because their flow is not known.
     udp_dropped_unknown_flow,
     /// Datagrams dropped because the local socket's buffer was full.
@@ -237,6 +239,10 @@ counters! {
     udp_dropped_incomplete,
     /// GSO sends that the kernel refused and that were repeated as single sends.
     gso_fallbacks,
+    /// Panics: bugs of this program. Each has cost a flow, a lane or a task, and is logged once per place.
+    panics,
+    /// Lanes ended because a panic has interrupted their connection.
+    lanes_broken,
     /// Mail taken from the mailbox.
     mail_received,
     /// Turns of the core's own clock, two a second. They stand still when the core is stuck.

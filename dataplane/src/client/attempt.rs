@@ -67,7 +67,7 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
         Some(Err(end)) => return end,
         None => {
             // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
-            monoio::spawn(async move {
+            crate::core::task::spawn(async move {
                 if let Ok(session) = registering.await {
                     session.leave(false).await;
                 }
@@ -81,11 +81,11 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
     match served {
         Served::Ended(end) => AttemptEnd::Ended(end),
         Served::ServerDrains => {
-            monoio::spawn(session.leave(true));
+            crate::core::task::spawn(session.leave(true));
             AttemptEnd::ServerDrains
         }
         Served::Retired => {
-            monoio::spawn(session.leave(false));
+            crate::core::task::spawn(session.leave(false));
             AttemptEnd::Retired
         }
     }
@@ -204,7 +204,7 @@ impl Dialed {
         core.server_has_cores(&server, server_cores);
         if misaimed {
             // It is registered, so that a visitor may be on its way there.
-            monoio::spawn(session.leave(false));
+            crate::core::task::spawn(session.leave(false));
             return Err(AttemptEnd::Misaimed);
         }
         Ok(session)

@@ -126,7 +126,7 @@ async fn while_lane_lives(
 ) -> Result<TcpSocket, FlowError> {
     let mut dial = pin!(dial);
     loop {
-        match monoio::time::timeout(LANE_CHECK, dial.as_mut()).await {
+        match crate::core::time::timeout(LANE_CHECK, dial.as_mut()).await {
             Ok(result) => return result,
             Err(_elapsed) if !this.lane.is_open() => return Err(FlowError::Internal),
             Err(_elapsed) => {}

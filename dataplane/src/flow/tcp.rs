@@ -13,7 +13,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qmux_proto::FlowError;
 
@@ -83,7 +83,7 @@ struct Shared {
     broken: Cell<bool>,
     /// When to look again whether the socket still lives; there from the first wait for the tunnel on. A timer is larger
     /// than all else of an idle flow.
-    next_check: RefCell<Option<Pin<Box<monoio::time::Sleep>>>>,
+    next_check: RefCell<Option<Pin<Box<crate::core::time::Sleep>>>>,
 }
 
 /// Why a pump stopped early.
@@ -324,11 +324,11 @@ impl Shared {
     }
 
     fn set_next_check(&self) {
-        let at = monoio::time::Instant::now() + SOCKET_CHECK;
+        let at = Instant::now() + SOCKET_CHECK;
         let mut check = self.next_check.borrow_mut();
         match check.as_mut() {
             Some(check) => check.as_mut().reset(at),
-            None => *check = Some(Box::pin(monoio::time::sleep_until(at))),
+            None => *check = Some(Box::pin(crate::core::time::sleep_until(at))),
         }
     }
 

@@ -21,6 +21,8 @@ use super::registry::{Applicant, ClientPool, Duplicate, Joined};
 use super::route::{self, Way};
 use super::{ListenerSockets, ServerShared};
 use crate::core::mailbox::Mail;
+use crate::core::panics::contain;
+use crate::core::task::spawn_vital;
 use crate::core::{AcceptorCount, CoreContext};
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::server::{ForwardedUdp, RouteUdp, TrafficSocket, UdpRoute};
@@ -148,7 +150,7 @@ impl ListenerCore {
             let acceptor = Acceptor::adopt(socket).map_err(text)?;
             let count = AcceptorCount::new(&context.cluster);
             this.accepting.set(true);
-            monoio::spawn(Rc::clone(&this).accept_task(acceptor, count));
+            spawn_vital(Rc::clone(&this).accept_task(acceptor, count));
         }
         Ok(this)
     }
@@ -336,7 +338,7 @@ impl ListenerCore {
     async fn first_client(&self) {
         let deadline = Instant::now() + FIRST_CLIENT_WAIT;
         while !self.is_draining() && self.pool.totals().usable == 0 && Instant::now() < deadline {
-            monoio::time::sleep(FIRST_CLIENT_POLL).await;
+            crate::core::time::sleep(FIRST_CLIENT_POLL).await;
         }
     }
 
@@ -359,7 +361,7 @@ impl ListenerCore {
             match acceptor.try_accept() {
                 Ok((stream, visitor)) => {
                     accepted += 1;
-                    self.visitor(stream, visitor);
+                    let _counted = contain(|| self.visitor(stream, visitor));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The visitor gave up before it was accepted (accept(2)).
@@ -369,7 +371,7 @@ impl ListenerCore {
                     if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
                         tracing::error!(%error, addr = %self.traffic_addr, suppressed, "cannot accept visitors; trying again");
                     }
-                    monoio::time::sleep(ACCEPT_PAUSE).await;
+                    crate::core::time::sleep(ACCEPT_PAUSE).await;
                     break;
                 }
             }
@@ -393,7 +395,7 @@ impl ListenerCore {
                 return;
             }
             if accepted == 0 {
-                monoio::time::sleep(LAST_VISITORS_POLL).await;
+                crate::core::time::sleep(LAST_VISITORS_POLL).await;
             } else {
                 yield_now().await;
             }

@@ -168,7 +168,7 @@ impl Opening<'_> {
             ended: sent.ended,
             ..Begun::default()
         };
-        let mut too_long = pin!(monoio::time::sleep(KEPT_FOR));
+        let mut too_long = pin!(crate::core::time::sleep(KEPT_FOR));
         loop {
             let wait = match self.pass_on(sent, &mut begun) {
                 Ok(wait) => wait,
@@ -294,11 +294,11 @@ impl Opening<'_> {
     }
 
     /// Waits for anything that concerns the flow.
-    async fn wait(&self, wait: Wait, mut too_long: Pin<&mut monoio::time::Sleep>) -> Ready {
+    async fn wait(&self, wait: Wait, mut too_long: Pin<&mut crate::core::time::Sleep>) -> Ready {
         loop {
             let mut ready = {
                 let mut readable = pin!(self.socket.readable());
-                let mut check = pin!(monoio::time::sleep(SOCKET_CHECK));
+                let mut check = pin!(crate::core::time::sleep(SOCKET_CHECK));
                 poll_fn(|cx| {
                     let answer = self.waiters.readable.poll(cx).is_ready();
                     let mut other = self.waiters.writable.poll(cx).is_ready();

@@ -15,6 +15,7 @@ use super::registry::FlowTicket;
 use super::route::{self, Way};
 use crate::buffer::StreamBuf;
 use crate::core::mailbox::Mail;
+use crate::core::task::spawn_or;
 use crate::core::{FlowCount, OneFlow};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
@@ -207,11 +208,12 @@ impl ListenerCore {
         };
         let count = FlowCount::new(self.context());
         visitor.under_way = None; // Only now: in between it would not be counted.
-        let this = Rc::clone(self);
-        monoio::spawn(async move {
+        let (this, cleans_up) = (Rc::clone(self), Rc::clone(self));
+        let task = async move {
             this.carry(socket, visitor, begun, ticket).await;
             drop(count);
-        });
+        };
+        spawn_or(task, move || cleans_up.endpoint().flow_panicked());
     }
 
     /// Carries a flow to its end, through as many clients as it needs.

@@ -36,11 +36,11 @@ impl TcpSocket {
         })
     }
 
-    /// Connects to `addr` within `timeout`.
+    /// Connects to `addr`. Cancel-safe: the attempt ends when this is dropped.
     ///
     /// # Errors
-    /// `TimedOut`, or what connect(2) reports.
-    pub(crate) async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpSocket> {
+    /// What connect(2) reports.
+    pub(crate) async fn connect(addr: SocketAddr) -> io::Result<TcpSocket> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         let pending = match socket.connect(&SockAddr::from(addr)) {
@@ -50,10 +50,7 @@ impl TcpSocket {
         };
         let socket = TcpSocket::adopt(socket.into())?;
         if pending {
-            match monoio::time::timeout(timeout, socket.io.writable(false)).await {
-                Ok(ready) => ready?,
-                Err(_elapsed) => return Err(io::ErrorKind::TimedOut.into()),
-            }
+            socket.io.writable(false).await?;
             if let Some(error) = SockRef::from(&super::borrow(&socket.io)).take_error()? {
                 return Err(error);
             }

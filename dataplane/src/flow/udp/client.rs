@@ -110,7 +110,7 @@ impl ClientFlows {
             sweep_over: Event::default(),
             warned: Cell::new(false),
         });
-        monoio::spawn(Rc::clone(&flows).sweep_task());
+        crate::core::task::spawn(Rc::clone(&flows).sweep_task());
         flows
     }
 
@@ -236,7 +236,7 @@ impl ClientFlows {
                 .borrow_mut()
                 .watch(id, now, flows.len(), |id| flows.contains_key(&id));
         }
-        monoio::spawn(Rc::clone(self).receive_task(Rc::clone(&flow)));
+        crate::core::task::spawn(Rc::clone(self).receive_task(Rc::clone(&flow)));
         flow
     }
 
@@ -310,7 +310,7 @@ impl ClientFlows {
                 Some(Err(error)) => {
                     self.counters.internal_errors.increment();
                     tracing::error!(%error, "waiting for a UDP service's socket failed");
-                    monoio::time::sleep(WAIT_ERROR_PAUSE).await;
+                    crate::core::time::sleep(WAIT_ERROR_PAUSE).await;
                 }
             }
             while !flow.closed.get() && self.receive_turn(&flow) {
@@ -356,7 +356,7 @@ impl ClientFlows {
 
     async fn sweep_task(self: Rc<Self>) {
         loop {
-            let pause = monoio::time::sleep(self.settings.sweep_interval());
+            let pause = crate::core::time::sleep(self.settings.sweep_interval());
             if self.sweep_over.cuts_short(pause).await.is_none() {
                 return;
             }

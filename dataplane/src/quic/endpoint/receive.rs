@@ -10,6 +10,7 @@ use qmux_proto::CID_LEN;
 use qmux_proto::cid::{self, LONG_HEADER_BIT};
 
 use super::Endpoint;
+use crate::core::panics::{contain, may_be_injected};
 use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
 use crate::quic::roaming::{Moved, Way};
@@ -57,7 +58,7 @@ impl Endpoint {
             if let Err(error) = ready {
                 self.counters.internal_errors.increment();
                 tracing::error!(%error, "waiting for a QUIC socket failed");
-                monoio::time::sleep(Duration::from_millis(100)).await;
+                crate::core::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
             loop {
@@ -96,7 +97,10 @@ impl Endpoint {
         batch.for_each(|received| {
             packets += 1;
             bytes += received.data.len() as u64;
-            self.packet(received.data, received.from, received.to_ip, false);
+            // Anybody can send one: it costs no more than itself.
+            let _counted = contain(|| {
+                self.packet(received.data, received.from, received.to_ip, false);
+            });
         });
         self.counters.quic_packets_received.add(packets);
         self.counters.quic_bytes_received.add(bytes);
@@ -152,7 +156,18 @@ impl Endpoint {
         self.feed(&lane, data, from, to_ip);
     }
 
+    /// Gives the lane a packet.
     fn feed(
+        self: &Rc<Self>,
+        lane: &Rc<Lane>,
+        data: &mut [u8],
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+    ) {
+        self.contain_for(lane, || self.feed_lane(lane, data, from, to_ip));
+    }
+
+    fn feed_lane(
         self: &Rc<Self>,
         lane: &Rc<Lane>,
         data: &mut [u8],
@@ -177,6 +192,11 @@ impl Endpoint {
         let (result, queued, genuine) = {
             let before = if followed { lane.genuine_packets() } else { 0 };
             let mut conn = lane.conn.borrow_mut();
+            may_be_injected(if self.accepts {
+                "server: packet"
+            } else {
+                "client: packet"
+            });
             let result = conn.recv(data, info);
             let queued = conn.dgram_recv_queue_len();
             drop(conn);
@@ -207,12 +227,14 @@ impl Endpoint {
         let now = Instant::now();
         for lane in touched.drain(..) {
             lane.touched.set(false);
-            if !self.accepts {
-                lane.watch_for_silence(now);
-            }
-            lane.heard();
-            let only_datagrams = lane.dispatch();
-            lane.owes_for_turn(only_datagrams, now);
+            self.contain_for(&lane, || {
+                if !self.accepts {
+                    lane.watch_for_silence(now);
+                }
+                lane.heard();
+                let only_datagrams = lane.dispatch();
+                lane.owes_for_turn(only_datagrams, now);
+            });
         }
         *self.touched.borrow_mut() = touched;
     }
