@@ -9,6 +9,7 @@
 mod admin;
 mod back_pressure;
 mod balancing;
+mod busy_cores;
 mod certificates;
 mod cores;
 mod dns;
