@@ -135,7 +135,11 @@ fn corrupt(packet: &mut [u8], rng: &mut impl Rng) -> bool {
     let bit = rng.random_range(0..8);
     let start = at & !1;
     let word = word(datagram, start);
-    let flipped = if at == start { 1 << (8 + bit) } else { 1 << bit };
+    let flipped = if at == start {
+        1 << (8 + bit)
+    } else {
+        1 << bit
+    };
     set_word(datagram, start, word ^ flipped);
     true
 }

@@ -9,6 +9,7 @@
 
 mod connect;
 mod discard;
+mod faults;
 mod flamegraph;
 mod flows;
 mod goals;
@@ -56,6 +57,8 @@ enum Command {
     Scale(scale::Args),
     /// Bytes and round trips over emulated links
     Link(link::Args),
+    /// Whether every byte and visitor gets through links that fail
+    Faults(faults::Args),
     /// Everything that the goals are about, in one table
     Goals(goals::Args),
     /// Profiles a tunnel's server or client under load (with perf), and draws the flamegraph
@@ -92,6 +95,7 @@ fn run(command: &Command) -> Result<bool, BenchError> {
         Command::Udp(args) => udp::run(args),
         Command::Scale(args) => scale::run(args),
         Command::Link(args) => link::run(args),
+        Command::Faults(args) => faults::run(args),
         Command::Goals(args) => goals::run(args),
         Command::Profile(args) => flamegraph::profile(args),
         Command::Flamegraph(args) => flamegraph::draw(args),
