@@ -250,8 +250,8 @@ pub fn visits(visit: SocketAddr, count: usize, at_a_time: usize, patience: Durat
         let mut visits = Visits::default();
         while next.fetch_add(1, Ordering::Relaxed) < count {
             let began = Instant::now();
-            match one_visit(visit, patience) {
-                Ok(()) => visits.served += 1,
+            match self::visit(visit, patience) {
+                Ok(_) => visits.served += 1,
                 Err(wrong) => visits.wrong.push(wrong.to_string()),
             }
             visits.slowest = visits.slowest.max(began.elapsed());
@@ -277,9 +277,13 @@ pub fn visits(visit: SocketAddr, count: usize, at_a_time: usize, patience: Durat
     all
 }
 
-fn one_visit(visit: SocketAddr, patience: Duration) -> Result<(), Wrong> {
-    let stream = TcpStream::connect_timeout(&visit, patience).map_err(io_failed("connecting"))?;
-    let mut stream = stream;
+/// One short visitor. Returns how many bytes went through the tunnel, both ways.
+///
+/// # Errors
+/// If not all of it comes back, or without a clean end.
+pub fn visit(visit: SocketAddr, patience: Duration) -> Result<u64, Wrong> {
+    let mut stream =
+        TcpStream::connect_timeout(&visit, patience).map_err(io_failed("connecting"))?;
     stream
         .set_read_timeout(Some(patience))
         .and_then(|()| stream.set_write_timeout(Some(patience)))
@@ -297,7 +301,7 @@ fn one_visit(visit: SocketAddr, patience: Duration) -> Result<(), Wrong> {
         .read_to_end(&mut back)
         .map_err(io_failed(format!("receiving after {} bytes", back.len())))?;
     if back == sent {
-        return Ok(());
+        return Ok(2 * VISIT_BYTES as u64);
     }
     Err(Wrong::Bytes(format!(
         "{} of {VISIT_BYTES} bytes and a clean end",

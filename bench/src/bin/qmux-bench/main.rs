@@ -21,6 +21,7 @@ mod path;
 mod runner;
 mod scale;
 mod service;
+mod soak;
 mod udp;
 
 use std::process::ExitCode;
@@ -59,6 +60,8 @@ enum Command {
     Link(link::Args),
     /// Whether every byte and visitor gets through links that fail
     Faults(faults::Args),
+    /// Mixed load for many minutes, with a picture of what it costs
+    Soak(soak::Args),
     /// Everything that the goals are about, in one table
     Goals(goals::Args),
     /// Profiles a tunnel's server or client under load (with perf), and draws the flamegraph
@@ -96,6 +99,7 @@ fn run(command: &Command) -> Result<bool, BenchError> {
         Command::Scale(args) => scale::run(args),
         Command::Link(args) => link::run(args),
         Command::Faults(args) => faults::run(args),
+        Command::Soak(args) => soak::run(args),
         Command::Goals(args) => goals::run(args),
         Command::Profile(args) => flamegraph::profile(args),
         Command::Flamegraph(args) => flamegraph::draw(args),
