@@ -39,6 +39,9 @@ const AWAY: Duration = Duration::from_secs(3);
 /// How long the first visitor may take.
 const WORKS_LIMIT: Duration = Duration::from_secs(20);
 
+/// UDP flows that nobody uses any more are gone long before the first quarter is over.
+const SESSION_TIMEOUT: &str = "session_timeout = \"15s\"";
+
 /// What memory and descriptors at the end may be of what they were at first, for the run to count as flat.
 const GROWTH_MAX: f64 = 1.15;
 
@@ -90,7 +93,10 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         programs: args.programs.clone().unwrap_or_else(program::own_directory),
         place: Place::loopback(),
         placement: Placement::Free,
-        overrides: Overrides::default(),
+        overrides: Overrides {
+            udp: vec![SESSION_TIMEOUT.into()],
+            ..Overrides::default()
+        },
         site: Site::new()?,
         admin: true,
     };

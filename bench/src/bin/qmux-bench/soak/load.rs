@@ -91,7 +91,9 @@ struct Shared {
 
 impl Load {
     pub(super) fn start(visit: SocketAddr) -> Self {
-        let latency_us = Histogram::new(3).expect("three digits make a valid histogram");
+        let longest_us = PATIENCE.as_micros() as u64;
+        let latency_us = Histogram::new_with_max(longest_us, 3)
+            .expect("three digits up to half a minute are a valid histogram");
         let shared = Arc::new(Shared {
             visit,
             stop: AtomicBool::new(false),
