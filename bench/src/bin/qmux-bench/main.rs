@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attack;
 mod connect;
 mod discard;
 mod faults;
@@ -60,6 +61,8 @@ enum Command {
     Link(link::Args),
     /// Whether every byte and visitor gets through links that fail
     Faults(faults::Args),
+    /// What honest visitors notice while strangers attack
+    Attack(attack::Args),
     /// Mixed load for many minutes, with a picture of what it costs
     Soak(soak::Args),
     /// Everything that the goals are about, in one table
@@ -99,6 +102,7 @@ fn run(command: &Command) -> Result<bool, BenchError> {
         Command::Scale(args) => scale::run(args),
         Command::Link(args) => link::run(args),
         Command::Faults(args) => faults::run(args),
+        Command::Attack(args) => attack::run(args),
         Command::Soak(args) => soak::run(args),
         Command::Goals(args) => goals::run(args),
         Command::Profile(args) => flamegraph::profile(args),

@@ -166,6 +166,7 @@ impl Common {
         Overrides {
             quic: self.quic.clone(),
             udp: self.udp.clone(),
+            limits: Vec::new(),
             client: self.client.clone(),
         }
     }
