@@ -115,6 +115,7 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
     context.cluster.turns[context.index].watch_this_thread();
     panics::watch_this_thread(&context);
     task::spawn_vital(beat(Rc::clone(&context)));
+    task::spawn_vital(crate::flow::watch::sweep(Rc::clone(&context.flow_table)));
     let wake = WakeReceiver::new(setup.wake).map_err(|error| error.to_string())?;
     let server = match setup.server {
         Some((shared, sockets)) => Some(ServerCore::start(&context, &shared, sockets)?),

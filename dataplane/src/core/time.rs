@@ -106,12 +106,6 @@ pub(crate) struct Sleep {
 }
 
 impl Sleep {
-    /// Waits until `at` instead, also after it was ready.
-    pub(crate) fn reset(&mut self, at: Instant) {
-        self.give_up();
-        self.at = at;
-    }
-
     fn give_up(&mut self) {
         if let Some(key) = self.key.take() {
             let waker = TIMERS.with(|timers| timers.remove(key));

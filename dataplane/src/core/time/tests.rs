@@ -112,27 +112,6 @@ async fn order_of_sleeps(busy: bool) -> Vec<u64> {
 }
 
 #[test]
-fn a_sleep_can_be_put_off_brought_forward_and_used_again() {
-    run(async {
-        let (ended, hour) = (Rc::<Event>::default(), Duration::from_secs(3_600));
-        let end = Rc::clone(&ended);
-        spawn(async move {
-            let began = Instant::now();
-            let mut nap = sleep(hour);
-            assert!(timeout(Duration::from_millis(1), &mut nap).await.is_err());
-            nap.reset(began + Duration::from_millis(5));
-            (&mut nap).await;
-            nap.reset(began + hour);
-            assert!(timeout(Duration::from_millis(1), &mut nap).await.is_err());
-            nap.reset(began);
-            nap.await;
-            end.set();
-        });
-        ended.wait().await;
-    });
-}
-
-#[test]
 fn work_that_is_ready_is_not_too_late_whatever_the_limit() {
     run(async {
         assert_eq!(timeout(Duration::ZERO, async { 7 }).await, Ok(7));

@@ -59,7 +59,13 @@ impl Endpoint {
         self.by_initial
             .borrow_mut()
             .retain(|_, other| is_other(other));
-        self.forget(lane);
+        self.lanes.borrow_mut().remove(&lane.key());
+        self.admitted(lane);
+        if lane.counted_opened.get() {
+            self.counters.lanes_ended.increment();
+        } else {
+            self.counters.handshakes_failed.increment();
+        }
         self.flush.set();
     }
 }
