@@ -88,6 +88,8 @@ pub(crate) struct CoreContext {
     pub(crate) handshake_log: LogLimit,
     /// Bounds the log lines about lanes that end or cannot be had.
     pub(crate) connect_log: LogLimit,
+    /// Bounds the log lines about lanes that are registered, replaced, or end.
+    pub(crate) lane_log: LogLimit,
     /// Bounds the log lines about services that cannot be reached.
     pub(crate) dial_log: LogLimit,
     /// Bounds the log lines about what becomes known of services and peers that are connected.
@@ -110,6 +112,7 @@ impl CoreContext {
             stall_log: LogLimit::new(now),
             handshake_log: LogLimit::new(now),
             connect_log: LogLimit::new(now),
+            lane_log: LogLimit::new(now),
             dial_log: LogLimit::new(now),
             health_log: LogLimit::new(now),
             draining: Cell::new(false),
