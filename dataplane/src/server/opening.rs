@@ -324,8 +324,9 @@ impl Opening<'_> {
     fn look_around(&self, wait: Wait, cx: &mut Context<'_>) -> Option<FlowError> {
         self.watch.attend(cx);
         let told = self.watch.told();
-        let gone =
-            self.watch.take_look().is_some() && wait != Wait::Visitor && self.socket.has_failed();
+        let gone = self.watch.take_look().is_some()
+            && wait != Wait::Visitor
+            && self.socket.take_error().is_some();
         told.or(gone.then_some(FlowError::VisitorReset))
     }
 }
