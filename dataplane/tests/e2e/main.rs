@@ -29,6 +29,7 @@ mod rolling;
 mod runtimes;
 mod servers;
 mod shutdown;
+mod strangers;
 mod support;
 mod tcp_echo;
 mod tokens;
