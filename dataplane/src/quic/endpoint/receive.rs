@@ -32,6 +32,9 @@ const PACKETS_PER_TURN_MAX: u64 = 64;
 /// The same in bytes: no call begins above it, so that in bulk a turn is one call (see `QUIC_BATCHES` in `sys/udp.rs`).
 const BYTES_PER_TURN_MAX: u64 = 128 << 10;
 
+/// The same in time: no call begins after it. Four first packets of new lanes may take 2 ms, for their signatures.
+const TURN_TIME_MAX: Duration = Duration::from_micros(500);
+
 thread_local! {
     /// The receive buffers of this core, shared by its endpoints: they are used only within one call.
     static RECEIVE: RefCell<ReceiveBatch> = RefCell::new(ReceiveBatch::new(Purpose::Quic));
@@ -77,6 +80,7 @@ impl Endpoint {
 
     /// As many receive calls as make a turn. False once the socket is drained.
     fn receive_turn(self: &Rc<Self>, batch: &mut ReceiveBatch) -> bool {
+        let began = Instant::now();
         let (mut packets, mut bytes) = (0, 0);
         for _ in 0..CALLS_PER_TURN_MAX {
             let Some(received) = self.receive_once(batch) else {
@@ -87,7 +91,8 @@ impl Endpoint {
             if !received.more {
                 return false;
             }
-            if packets >= PACKETS_PER_TURN_MAX || bytes >= BYTES_PER_TURN_MAX {
+            let full = packets >= PACKETS_PER_TURN_MAX || bytes >= BYTES_PER_TURN_MAX;
+            if full || began.elapsed() >= TURN_TIME_MAX {
                 break;
             }
         }

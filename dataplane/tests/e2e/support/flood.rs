@@ -34,7 +34,7 @@ impl Flood {
     /// Packets that look like Initials and do not decrypt, from 16 networks.
     pub(crate) fn of_garbage(server: SocketAddr) -> Self {
         Self::run(move |stop| {
-            let sockets: Vec<UdpSocket> = (1..=16).map(|network| bind(network)).collect();
+            let sockets: Vec<UdpSocket> = (1..=16).map(bind).collect();
             let mut random = Random::new(1);
             let mut packet = [0x5a; INITIAL_BYTES];
             packet[..6].copy_from_slice(&[0xc0, 0, 0, 0, 1, 8]);
