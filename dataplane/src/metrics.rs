@@ -210,6 +210,10 @@ counters! {
     tcp_flows_completed,
     /// TCP flows that ended by a reset from either side, a client's refusal or the end of their lane.
     tcp_flows_reset,
+    /// The same, because the visitor or the service took nothing for the stall timeout.
+    tcp_flows_stalled,
+    /// The same, because memory was short and they had stalled longest.
+    tcp_flows_ended_for_memory,
     /// TCP flows reset because this client drains.
     tcp_flows_refused_draining,
     /// TCP flows whose service could not be reached.

@@ -68,6 +68,7 @@ pub(crate) struct ListenerCore {
     shared: Arc<ServerShared>,
     pool: Arc<ClientPool>,
     traffic_addr: SocketAddr,
+    stall_timeout: Duration,
     endpoint: Rc<Endpoint>,
     traffic: RefCell<Option<Rc<TrafficSocket>>>,
     /// Lanes that take new flows.
@@ -123,6 +124,7 @@ impl ListenerCore {
             shared: Arc::clone(shared),
             pool: Arc::clone(pool),
             traffic_addr: listener.traffic_addr,
+            stall_timeout: listener.stall_timeout,
             endpoint: Rc::clone(&endpoint),
             traffic: RefCell::new(None),
             lanes: RefCell::new(LaneTable::new(server.load_balancer)),
@@ -208,6 +210,11 @@ impl ListenerCore {
 
     pub(super) fn traffic_addr(&self) -> SocketAddr {
         self.traffic_addr
+    }
+
+    /// How long a visitor may take nothing of what waits for it.
+    pub(super) fn stall_timeout(&self) -> Duration {
+        self.stall_timeout
     }
 
     /// Memory that the beginnings of flows hold.

@@ -7,6 +7,7 @@
 mod debts;
 mod ended;
 mod path;
+mod peek;
 mod silence;
 mod streams;
 mod turn;
@@ -29,6 +30,7 @@ use super::roaming::Way;
 use crate::buffer::PooledBuffers;
 use debts::Debts;
 use ended::EndedStreams;
+pub(crate) use peek::StreamFront;
 use silence::Silence;
 
 /// quiche's connection with our buffers.
