@@ -68,7 +68,8 @@ fn in_a_flood_of_garbage_strangers_must_prove_their_address_and_honest_clients_g
     assert_eq!(counter(admin, "registrations_accepted"), 2);
     assert_eq!(counter(admin, "lanes_ended"), 0, "no lane has suffered");
     drop(flood);
-    // What an Initial costs is a lane for as long as it takes to find that it is none, or an answer.
+    // What an Initial costs is a lane for as long as it takes to find that it is none, or an
+    // answer.
     let lanes = counter(admin, "initials_invalid");
     let answers = counter(admin, "retries_sent");
     let packets = counter(admin, "quic_packets_received");

@@ -1,4 +1,5 @@
-//! Strangers who send first packets of QUIC connections without end, from networks of their own (127/8 is full of them).
+//! Strangers who send first packets of QUIC connections without end, from networks of their own
+//! (127/8 is full of them).
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -17,7 +18,8 @@ use super::random::Random;
 /// Initial packets are padded to this size (RFC 9000, section 14.1).
 const INITIAL_BYTES: usize = 1_200;
 
-/// Packets sent at once, and the pause between two such bursts, which leaves something of the machine to others.
+/// Packets sent at once, and the pause between two such bursts, which leaves something of the
+/// machine to others.
 const BURST_PACKETS: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -52,7 +54,8 @@ impl Flood {
         })
     }
 
-    /// One address begins valid handshakes, shows that it receives where it is asked to, and never ends one.
+    /// One address begins valid handshakes, shows that it receives where it is asked to, and never
+    /// ends one.
     pub(crate) fn of_half_open_handshakes(dir: PathBuf, server: SocketAddr) -> Self {
         Self::run(move |stop| {
             let socket = bind(77);
@@ -107,7 +110,8 @@ fn bind(network: u8) -> UdpSocket {
     UdpSocket::bind((Ipv4Addr::new(127, 66, network, 1), 0)).expect("an address of loopback")
 }
 
-/// Whatever comes back is a Retry, which is answered, or the server's part of a handshake, which ends there.
+/// Whatever comes back is a Retry, which is answered, or the server's part of a handshake, which
+/// ends there.
 fn answer_retries(
     socket: &UdpSocket,
     local: SocketAddr,
