@@ -32,6 +32,7 @@ mod rolling;
 mod runtimes;
 mod servers;
 mod shutdown;
+mod strangers;
 mod support;
 mod tcp_echo;
 mod tokens;

@@ -23,15 +23,21 @@ const FLUSH_TURNS_MAX: usize = 8;
 /// visitors, 208 KB by default, take fewer than 100 at once.
 const DELIVER_AT: usize = 32;
 
-/// What one turn takes at most, in receive calls, where each brings few packets because they come from many peers.
-/// Acknowledgements, and a turn of every flow, come once per turn, not once per call.
+/// What one turn takes at most, in receive calls, where each brings few packets because they come
+/// from many peers. Acknowledgements, and a turn of every flow, come once per turn, not once per
+/// call.
 const CALLS_PER_TURN_MAX: usize = 8;
 
 /// The same in packets: 64 cost some 100 µs.
 const PACKETS_PER_TURN_MAX: u64 = 64;
 
-/// The same in bytes: no call begins above it, so that in bulk a turn is one call (see `QUIC_BATCHES` in `sys/udp.rs`).
+/// The same in bytes: no call begins above it, so that in bulk a turn is one call (see
+/// `QUIC_BATCHES` in `sys/udp.rs`).
 const BYTES_PER_TURN_MAX: u64 = 128 << 10;
+
+/// The same in time: no call begins after it. Four first packets of new lanes may take 2 ms, for
+/// their signatures.
+const TURN_TIME_MAX: Duration = Duration::from_micros(500);
 
 thread_local! {
     /// The receive buffers of this core, shared by its endpoints: they are used only within one call.
@@ -78,6 +84,7 @@ impl Endpoint {
 
     /// As many receive calls as make a turn. False once the socket is drained.
     fn receive_turn(self: &Rc<Self>, batch: &mut ReceiveBatch) -> bool {
+        let began = Instant::now();
         let (mut packets, mut bytes) = (0, 0);
         for _ in 0..CALLS_PER_TURN_MAX {
             let Some(received) = self.receive_once(batch) else {
@@ -88,7 +95,8 @@ impl Endpoint {
             if !received.more {
                 return false;
             }
-            if packets >= PACKETS_PER_TURN_MAX || bytes >= BYTES_PER_TURN_MAX {
+            let full = packets >= PACKETS_PER_TURN_MAX || bytes >= BYTES_PER_TURN_MAX;
+            if full || began.elapsed() >= TURN_TIME_MAX {
                 break;
             }
         }
