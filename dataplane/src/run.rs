@@ -78,7 +78,7 @@ pub(crate) fn start(
     stop_on: StopOn,
 ) -> Result<Running, Failure> {
     let started = (Instant::now(), SystemTime::now());
-    prepare_process();
+    prepare_process(config.limits.descriptors_reserved);
     let readiness = Arc::new(Readiness::new(
         usize::from(config.server.is_some()) + usize::from(config.client.is_some()),
     ));
@@ -194,12 +194,15 @@ fn listen_for_signals(sender: Sender<Event>) -> std::io::Result<()> {
     Ok(())
 }
 
-fn prepare_process() {
-    if let Some(limit) = limits::raise_open_files()
+fn prepare_process(descriptors_reserved: u32) {
+    let allowed = limits::raise_open_files();
+    limits::keep_from_flows(descriptors_reserved, allowed);
+    if let Some(limit) = allowed
         && limit < OPEN_FILES_WANTED
     {
         tracing::warn!(
             limit,
+            for_flows = limits::flow_descriptors_max(),
             wanted = OPEN_FILES_WANTED,
             "few open files are allowed; each TCP flow needs one (ulimit -n)"
         );

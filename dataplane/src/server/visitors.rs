@@ -19,6 +19,7 @@ use crate::core::task::spawn_or;
 use crate::core::{FlowCount, OneFlow};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
+use crate::sys::limits;
 use crate::sys::tcp::{TcpSocket, refuse};
 
 /// A visitor that no client serves yet, as cores hand it over with its socket.
@@ -54,6 +55,9 @@ impl ListenerCore {
     /// A visitor was accepted.
     pub(super) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
         self.counters().visitors_accepted.increment();
+        if !limits::is_for_flows(&stream) {
+            return self.refuse_for_want_of_descriptors(stream, addr);
+        }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let visitor = Visitor {
             addr,
@@ -67,6 +71,20 @@ impl ListenerCore {
             under_way: None,
         };
         self.send_to_a_client(stream, Box::new(visitor));
+    }
+
+    /// The descriptors that are left are not for visitors.
+    fn refuse_for_want_of_descriptors(&self, stream: TcpStream, visitor: SocketAddr) {
+        self.counters().visitors_refused_descriptors.increment();
+        if let Some(suppressed) = self.context().dial_log.pass(Instant::now()) {
+            tracing::warn!(
+                %visitor,
+                descriptors = limits::flow_descriptors_max(),
+                suppressed,
+                "no file descriptor is left for visitors (ulimit -n); this one is reset"
+            );
+        }
+        refuse(stream);
     }
 
     /// Another core has chosen a client that has a lane here.

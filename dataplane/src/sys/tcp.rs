@@ -13,6 +13,8 @@ use std::time::Duration;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
+use super::limits;
+
 /// A peer that vanished without a FIN (power, NAT) is noticed after two minutes of silence and three more probes. Its
 /// flow would otherwise hold a stream of the lane for ever.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
@@ -34,13 +36,15 @@ impl TcpSocket {
         })
     }
 
-    /// Connects to `addr`. Cancel-safe: the attempt ends when this is dropped.
+    /// Connects to `addr`, by a descriptor that flows may have. Cancel-safe: the attempt ends when
+    /// this is dropped.
     ///
     /// # Errors
-    /// What connect(2) reports.
+    /// What socket(2) and connect(2) report ([`limits::is_own_want`]).
     pub(crate) async fn connect(addr: SocketAddr) -> io::Result<TcpSocket> {
         let kind = Type::STREAM.nonblocking();
         let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
+        limits::for_flows(&socket)?;
         set_flow_options(&socket)?;
         let pending = match socket.connect(&SockAddr::from(addr)) {
             Ok(()) => false,

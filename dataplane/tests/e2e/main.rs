@@ -13,6 +13,7 @@ mod balancing;
 mod busy_cores;
 mod certificates;
 mod cores;
+mod descriptors;
 mod dns;
 mod half_close;
 mod health;

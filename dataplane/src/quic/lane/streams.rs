@@ -1,6 +1,7 @@
 //! A lane's streams and datagrams, as flows use them.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use qmux_proto::control::{Finished, Message};
 use qmux_proto::{FlowError, LaneError};
@@ -282,6 +283,13 @@ impl Lane {
             Err(quiche::Error::Done) => Err(DatagramRefused::QueueFull),
             Err(quiche::Error::BufferTooShort) => Err(DatagramRefused::TooLarge),
             Err(_) => Err(DatagramRefused::Closed),
+        }
+    }
+
+    /// Datagrams were queued, which the peer must acknowledge.
+    pub(crate) fn asked_by_datagram(&self, now: Instant) {
+        if let Some(lane) = self.this.upgrade() {
+            lane.asked(now);
         }
     }
 }
