@@ -21,7 +21,7 @@ pub(super) fn say_up(core: &Rc<ClientCore>, server: &Arc<ServerState>) {
         if lanes == 0 {
             return; // Its end has been told.
         }
-        if let Some(suppressed) = core.context.presence_log.pass(Instant::now()) {
+        if let Some(suppressed) = core.context.lane_log.pass(Instant::now()) {
             let server = core.shared.title(&server);
             tracing::info!(server, lanes, suppressed, "server up");
         }
@@ -33,7 +33,7 @@ pub(super) fn say_down(core: &ClientCore, server: &ServerState, why: &dyn Displa
     if core.context.draining.get() {
         return; // It is this client that ends.
     }
-    if let Some(suppressed) = core.context.presence_log.pass(Instant::now()) {
+    if let Some(suppressed) = core.context.lane_log.pass(Instant::now()) {
         let server = core.shared.title(server);
         tracing::warn!(server, %why, suppressed, "server down: no lane is left");
     }
@@ -42,7 +42,7 @@ pub(super) fn say_down(core: &ClientCore, server: &ServerState, why: &dyn Displa
 /// A server says that it stops.
 pub(super) fn say_drains(core: &ClientCore, server: &ServerState) {
     if server.begins_to_drain()
-        && let Some(suppressed) = core.context.presence_log.pass(Instant::now())
+        && let Some(suppressed) = core.context.lane_log.pass(Instant::now())
     {
         let server = core.shared.title(server);
         tracing::info!(server, suppressed, "server drains; it sends no new flow");

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use qmux_config::ServerAuth;
+use qmux_config::{LANES_MAX, ServerAuth};
 use qmux_proto::control::{
     Capabilities, GoAway, GoAwayReason, Heartbeat, Message, NoMoreFlows, RefuseReason, Register,
     RegisterAck, RegisterOutcome, ServiceHealth,
@@ -20,6 +20,18 @@ use crate::quic::token;
 
 /// A client that has completed the handshake must register within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client closes a lane when it has read why it was refused; after this time the server does, on
+/// a path of 750 ms too.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Refused lanes that wait for that, per core and listener. What is more is closed at once: its
+/// client learns less.
+const REFUSED_LANES_MAX: usize = 64;
+
+/// Lanes that one client may have with a listener: as many as it can be told to open, and those of
+/// before that their server does not know to be dead yet.
+const LANES_OF_CLIENT_MAX: usize = 2 * LANES_MAX as usize;
 
 /// Runs until the lane ends.
 pub(super) async fn run(this: Rc<ServerLane>) {
@@ -124,12 +136,18 @@ fn refuse(
             text: text.into(),
         },
     )));
-    let patience = listener.server().heartbeat_interval.min(REGISTER_TIMEOUT);
+    // It is nobody's any more, and takes no place from those who may be let in.
+    this.lane.give_place_back();
+    if !listener.let_linger(this, REFUSED_LANES_MAX) {
+        listener.counters().refusals_cut_short.increment();
+        this.lane.close(LaneError::Refused, text);
+        return false;
+    }
     // Not held, not even its memory: a peer that comes, is refused and goes must leave nothing behind.
     let (endpoint, key) = (Rc::downgrade(listener.endpoint()), this.lane.key());
     // The client closes when it has read the answer; should it not, the server does.
-    monoio::spawn(async move {
-        monoio::time::sleep(patience).await;
+    crate::core::task::spawn(async move {
+        crate::core::time::sleep(REFUSED_PATIENCE).await;
         if let Some(lane) = endpoint.upgrade().and_then(|endpoint| endpoint.lane(key)) {
             lane.close(LaneError::Refused, "");
         }
@@ -139,6 +157,11 @@ fn refuse(
 
 /// True if the lane is registered now.
 fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register) -> bool {
+    if listener.lanes_of(request) >= LANES_OF_CLIENT_MAX {
+        listener.counters().registrations_limited.increment();
+        let text = format!("this client has {LANES_OF_CLIENT_MAX} lanes already");
+        return refuse(this, listener, request, RefuseReason::LimitReached, &text);
+    }
     let Joined {
         membership,
         replaced,
@@ -147,13 +170,16 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
         Err(duplicate) => return refuse_duplicate(this, listener, request, &duplicate),
     };
     if let Some(old) = replaced {
-        tracing::info!(
-            client = request.client_id,
-            new = address(&this.lane),
-            old = old.address.map(tracing::field::display),
-            old_drains = old.drains,
-            "a new instance of this client takes over"
-        );
+        if let Some(suppressed) = listener.context().lane_log.pass(Instant::now()) {
+            tracing::info!(
+                client = request.client_id,
+                new = address(&this.lane),
+                old = old.address.map(tracing::field::display),
+                old_drains = old.drains,
+                suppressed,
+                "a new instance of this client takes over"
+            );
+        }
         if !old.drains {
             listener.evict_everywhere(old.client);
         }
@@ -198,11 +224,14 @@ fn refuse_duplicate(
     let other = duplicate
         .address
         .map_or_else(|| "elsewhere".into(), |address| address.to_string());
-    if duplicate.first {
+    if duplicate.first
+        && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
+    {
         tracing::warn!(
             client = request.client_id,
             refused = address(&this.lane),
             serving = other,
+            suppressed,
             "two clients use one client_id at the same time; the one that came later serves: give each its own client_id, or leave it empty"
         );
     }
@@ -295,7 +324,7 @@ fn say_drains(this: &ServerLane, listener: &ListenerCore, away: &GoAway) {
     let membership = this.membership.get();
     if away.reason == GoAwayReason::Shutdown
         && membership.is_some_and(|membership| membership.client().begins_to_drain())
-        && let Some(suppressed) = listener.context().presence_log.pass(Instant::now())
+        && let Some(suppressed) = listener.context().lane_log.pass(Instant::now())
     {
         tracing::info!(client, suppressed, "client drains; it gets no new flow");
     }

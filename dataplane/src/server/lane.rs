@@ -13,6 +13,7 @@ use super::lanes::CarriesFlows;
 use super::listener::ListenerCore;
 use super::presence;
 use super::registry::LaneMembership;
+use crate::core::task::spawn_or;
 use crate::flow::udp::server::LaneFlows;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
@@ -30,6 +31,8 @@ pub(super) struct ServerLane {
     /// When the peer was last heard on the control stream.
     pub(super) last_heard: Cell<Instant>,
     control_started: Cell<bool>,
+    /// It was refused, and stays until its client has read why.
+    pub(super) lingers: Cell<bool>,
 }
 
 impl ServerLane {
@@ -46,6 +49,7 @@ impl ServerLane {
             tcp_flows: Cell::new(0),
             last_heard: Cell::new(Instant::now()),
             control_started: Cell::new(false),
+            lingers: Cell::new(false),
         })
     }
 
@@ -114,7 +118,10 @@ impl LaneEvents for ServerLaneEvents {
                 "a client opens no stream but the control stream",
             );
         } else if !this.control_started.replace(true) {
-            monoio::spawn(super::control::run(Rc::clone(this)));
+            let lane = Rc::clone(lane);
+            spawn_or(super::control::run(Rc::clone(this)), move || {
+                lane.panicked();
+            });
         }
         // Else it has been refused, and what it said meanwhile is not read any more: the refusal must reach it first.
     }
@@ -154,20 +161,20 @@ impl LaneEvents for ServerLaneEvents {
         if let Some(udp) = &this.udp {
             udp.lane_ended();
         }
-        let listener = this.listener.upgrade();
-        let last = listener
-            .as_ref()
+        let last = this
+            .listener
+            .upgrade()
             .is_some_and(|listener| listener.lane_ended(this));
+        let Some(listener) = this.listener.upgrade() else {
+            return;
+        };
+        let context = listener.context();
         if let Some(membership) = this.membership.get() {
             tracing::debug!(client = this.client_id(), peer = address(lane), %end, "lane ended");
-            if let Some(listener) = listener
-                && last
-            {
-                presence::say_down(listener.context(), membership.client(), end);
+            if last {
+                presence::say_down(context, membership.client(), end);
             }
-        } else if let Some(listener) = this.listener.upgrade()
-            && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
-        {
+        } else if let Some(suppressed) = context.handshake_log.pass(Instant::now()) {
             let what = if lane.is_established() {
                 "lane ended before it was registered"
             } else {

@@ -20,7 +20,7 @@ pub(super) fn say_up(context: &Rc<CoreContext>, client: &Arc<ClientEntry>) {
         if lanes == 0 {
             return; // Its end has been told.
         }
-        if let Some(suppressed) = context.presence_log.pass(Instant::now()) {
+        if let Some(suppressed) = context.lane_log.pass(Instant::now()) {
             tracing::info!(
                 client = client.client_id,
                 address = client.address().map(tracing::field::display),
@@ -35,7 +35,7 @@ pub(super) fn say_up(context: &Rc<CoreContext>, client: &Arc<ClientEntry>) {
 /// The last lane of a client has ended.
 pub(super) fn say_down(context: &CoreContext, client: &ClientEntry, why: &LaneEnd) {
     let now = Instant::now();
-    if let Some(suppressed) = context.presence_log.pass(now) {
+    if let Some(suppressed) = context.lane_log.pass(now) {
         tracing::info!(
             client = client.client_id,
             address = client.address().map(tracing::field::display),

@@ -6,6 +6,7 @@
 //! needs no count that cores would have to share, and costs a comparison.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -64,6 +65,21 @@ pub(crate) fn for_flows(descriptor: &impl AsFd) -> io::Result<()> {
     }
 }
 
+/// The ports that the kernel gives to sockets which ask for any, as ip(7) describes them; its default
+/// where they cannot be read.
+pub(crate) fn ephemeral_ports() -> RangeInclusive<u16> {
+    std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
+        .ok()
+        .and_then(|text| parse_ports(&text))
+        .unwrap_or(32_768..=60_999)
+}
+
+fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
+    let mut numbers = text.split_whitespace().map(str::parse);
+    let (first, last) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    Some(first..=last)
+}
+
 /// Whether a call on a socket failed because this machine or process lacks something: descriptors,
 /// ports, memory. That says nothing of the peer that the call was about.
 ///
@@ -102,6 +118,13 @@ mod tests {
         assert_eq!(flows_end(64, Some(0)), 0);
         assert_eq!(flows_end(64, None), RawFd::MAX);
         assert_eq!(flows_end(64, Some(u64::MAX)), RawFd::MAX);
+    }
+
+    #[test]
+    fn a_range_of_ports_is_read_as_the_kernel_writes_it() {
+        assert_eq!(parse_ports("32768\t60999\n"), Some(32_768..=60_999));
+        assert_eq!(parse_ports("32768"), None);
+        assert_eq!(parse_ports("a b"), None);
     }
 
     #[test]

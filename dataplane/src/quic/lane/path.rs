@@ -153,7 +153,15 @@ impl Lane {
             nonce,
             self.path.heard_here.get(),
         )?;
-        tracing::debug!(lane = self.key, from = %earlier.peer, to = %way.peer, to_be_proved = matches!(moved, Moved::Challenge(_)), "the peer's address has changed");
+        // What came earlier in this turn came from where packets went.
+        self.turn.moved();
+        tracing::debug!(
+            lane = self.key,
+            from = %earlier.peer,
+            to = %way.peer,
+            to_be_proved = matches!(moved, Moved::Challenge(_)),
+            "the peer's address has changed"
+        );
         if earlier.peer.ip() != way.peer.ip() {
             // Another network. With a new port alone, the path is what it was (RFC 9000 section 9.4).
             self.distrust_packet_size();
