@@ -22,6 +22,7 @@ mod identity;
 mod iperf3;
 mod killed;
 mod listeners;
+mod log_lines;
 mod many_visitors;
 mod places;
 mod proxies;
