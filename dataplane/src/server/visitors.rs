@@ -306,7 +306,13 @@ impl ListenerCore {
             }
             TcpFlowEnd::Stalled => {
                 if let Some(suppressed) = self.context().stall_log.pass(Instant::now()) {
-                    tracing::warn!(%visitor, client, stall_timeout = ?self.stall_timeout(), suppressed, "the visitor has taken no byte for stall_timeout; flow reset");
+                    tracing::warn!(
+                        %visitor,
+                        client,
+                        stall_timeout = ?self.stall_timeout(),
+                        suppressed,
+                        "the visitor has taken no byte for stall_timeout; flow reset"
+                    );
                 }
             }
         }
