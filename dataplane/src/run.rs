@@ -241,6 +241,10 @@ impl Running {
                     return Err(Failure::Running(format!("core {core}: {why}")));
                 }
                 Ok(Event::Signal) => self.stop_at_once = true,
+                Ok(Event::Core(core, CoreReport::Broken)) => {
+                    self.note_failure(core, "a part of it panicked");
+                    self.stop_at_once = true;
+                }
                 Ok(_) => {}
                 Err(_) => return Err(Failure::Running("the cores ended at their start".into())),
             }
@@ -380,3 +384,7 @@ impl Running {
         tracing::info!("stopped");
     }
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

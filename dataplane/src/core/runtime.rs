@@ -149,6 +149,7 @@ async fn beat(context: Rc<CoreContext>) {
     let began = Instant::now();
     loop {
         time::sleep(BEAT).await;
+        panics::may_be_injected("beat");
         context.counters.beats.increment();
         context.cluster.turns[context.index].forget_old(began.elapsed());
         note_udp(&context, Instant::now());
@@ -311,5 +312,52 @@ impl Roles<'_> {
             client.close();
         }
         time::sleep(LAST_FLUSH).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam::channel::{Receiver, unbounded};
+
+    use super::*;
+    use crate::core::panics::injected;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A core without any role, whose first beat panics.
+    fn start_core() -> (Arc<Cluster>, Receiver<CoreReport>) {
+        let (mailbox, wake) = Mailbox::new().expect("a socket pair");
+        let cluster = Arc::new(Cluster::new(vec![mailbox]));
+        let setup = CoreSetup {
+            index: 0,
+            cluster: Arc::clone(&cluster),
+            wake,
+            server: None,
+            client: None,
+        };
+        let (sender, reports) = unbounded();
+        let report = move |report| {
+            if matches!(report, CoreReport::Started) {
+                injected::expect_at("beat");
+            }
+            let _test_is_over = sender.send(report);
+        };
+        start(setup, report).expect("a thread");
+        (cluster, reports)
+    }
+
+    #[test]
+    fn a_core_that_lost_a_vital_task_says_so_and_still_drains_and_closes() {
+        let (cluster, reports) = start_core();
+        let next = || reports.recv_timeout(PATIENCE).expect("a report");
+        assert!(matches!(next(), CoreReport::Started));
+        assert!(matches!(next(), CoreReport::Broken));
+        assert_eq!(cluster.counters[0].panics.get(), 1);
+        let timeout = Duration::from_secs(10);
+        let drain = cluster.mailboxes[0].send(Mail::Drain { timeout });
+        drain.expect("a place");
+        assert!(matches!(next(), CoreReport::Drained));
+        cluster.mailboxes[0].send(Mail::Close).expect("a place");
+        assert!(matches!(next(), CoreReport::Ended(Ok(()))));
     }
 }
