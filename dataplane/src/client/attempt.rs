@@ -66,7 +66,7 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
         Some(Err(end)) => return end,
         None => {
             // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
-            monoio::spawn(async move {
+            crate::core::task::spawn(async move {
                 if let Ok(session) = registering.await {
                     session.leave(false).await;
                 }
@@ -80,11 +80,11 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
     match served {
         Served::Ended(end) => AttemptEnd::Ended(end),
         Served::ServerDrains => {
-            monoio::spawn(session.leave(true));
+            crate::core::task::spawn(session.leave(true));
             AttemptEnd::ServerDrains
         }
         Served::Retired => {
-            monoio::spawn(session.leave(false));
+            crate::core::task::spawn(session.leave(false));
             AttemptEnd::Retired
         }
     }
@@ -184,7 +184,7 @@ impl Dialed {
             .unwrap_or(1)
             .clamp(1, crate::core::CORES_MAX);
         let misaimed = self.aim != self.lane_index % server_cores;
-        if !misaimed {
+        if !misaimed && let Some(suppressed) = core.context.lane_log.pass(Instant::now()) {
             tracing::info!(
                 server = core.shared.title(&server),
                 lane = self.lane_index,
@@ -194,6 +194,7 @@ impl Dialed {
                 resumed = handshake.resumed,
                 early_data = ?handshake.early_data,
                 took_us,
+                suppressed,
                 "lane registered"
             );
         }
@@ -203,7 +204,7 @@ impl Dialed {
         core.server_has_cores(&server, server_cores);
         if misaimed {
             // It is registered, so that a visitor may be on its way there.
-            monoio::spawn(session.leave(false));
+            crate::core::task::spawn(session.leave(false));
             return Err(AttemptEnd::Misaimed);
         }
         Ok(session)

@@ -416,9 +416,9 @@ impl ClientCore {
     fn tell_to_plan_later(self: &Rc<Self>, core: usize) {
         self.plans_owed[core].set(true);
         let this = Rc::clone(self);
-        monoio::spawn(async move {
+        crate::core::task::spawn_vital(async move {
             while this.tell(core, ClientMail::Plan).is_err() {
-                monoio::time::sleep(MAIL_PAUSE).await;
+                crate::core::time::sleep(MAIL_PAUSE).await;
             }
             this.plans_owed[core].set(false);
         });

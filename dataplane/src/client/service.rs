@@ -206,7 +206,7 @@ impl Checker {
             told: Event::default(),
         });
         let (context, shared) = (Rc::clone(context), Arc::clone(shared));
-        monoio::spawn(Rc::clone(&checker).run(context, shared, local));
+        crate::core::task::spawn_vital(Rc::clone(&checker).run(context, shared, local));
         Some(checker)
     }
 
@@ -231,7 +231,9 @@ impl Checker {
                 continue;
             }
             context.counters.service_checks.increment();
-            let result = connect(&shared.service, local.health_check_timeout).await;
+            let result = connect(&shared.service, local.health_check_timeout)
+                .await
+                .map(|socket| socket.close_with_fin());
             if let Err(error) = &result
                 && limits::is_own_want(error)
             {
@@ -256,7 +258,7 @@ impl Checker {
         let Some(until) = until else {
             return self.told.wait().await;
         };
-        let sleep = monoio::time::sleep_until(until.into());
+        let sleep = crate::core::time::sleep_until(until);
         // Whichever comes first.
         let _time_or_news = self.told.cuts_short(sleep).await;
     }
@@ -269,9 +271,11 @@ pub(super) async fn connect(service: &Name, timeout: Duration) -> io::Result<Tcp
         "the service's name cannot be resolved",
     );
     for addr in service.addresses().iter() {
-        match TcpSocket::connect(*addr, timeout).await {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
+        let attempt = TcpSocket::connect(*addr);
+        match crate::core::time::timeout(timeout, attempt).await {
+            Ok(Ok(socket)) => return Ok(socket),
+            Ok(Err(error)) => last = error,
+            Err(_elapsed) => last = io::ErrorKind::TimedOut.into(),
         }
     }
     Err(last)

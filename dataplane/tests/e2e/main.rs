@@ -6,9 +6,11 @@
 //!
 //! No test asserts how long anything takes. What is slow is measured in `bench`.
 
+mod abandoned;
 mod admin;
 mod back_pressure;
 mod balancing;
+mod busy_cores;
 mod certificates;
 mod cores;
 mod descriptors;
@@ -18,6 +20,7 @@ mod health;
 mod http;
 mod identity;
 mod iperf3;
+mod killed;
 mod listeners;
 mod many_visitors;
 mod proxies;
@@ -30,6 +33,7 @@ mod rolling;
 mod runtimes;
 mod servers;
 mod shutdown;
+mod strangers;
 mod support;
 mod tcp_echo;
 mod tokens;

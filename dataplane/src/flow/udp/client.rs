@@ -91,7 +91,7 @@ impl ClientFlows {
             sweep_over: Event::default(),
             warned: Cell::new(false),
         });
-        monoio::spawn(Rc::clone(&flows).sweep_task());
+        crate::core::task::spawn(Rc::clone(&flows).sweep_task());
         flows
     }
 
@@ -238,7 +238,7 @@ impl ClientFlows {
 
     fn begin(self: &Rc<Self>, flow: &Rc<Flow>) {
         self.flows.borrow_mut().insert(flow.id, Rc::clone(flow));
-        monoio::spawn(Rc::clone(self).receive_task(Rc::clone(flow)));
+        crate::core::task::spawn(Rc::clone(self).receive_task(Rc::clone(flow)));
     }
 
     /// A socket to the first of the service's addresses that takes one and is not among `refused_at`.
@@ -439,7 +439,7 @@ impl ClientFlows {
                 Some(Err(error)) => {
                     self.counters().internal_errors.increment();
                     tracing::error!(%error, "waiting for a UDP service's socket failed");
-                    monoio::time::sleep(WAIT_ERROR_PAUSE).await;
+                    crate::core::time::sleep(WAIT_ERROR_PAUSE).await;
                 }
             }
             while !flow.closed.get() && self.receive_turn(&flow) {
@@ -489,7 +489,7 @@ impl ClientFlows {
 
     async fn sweep_task(self: Rc<Self>) {
         loop {
-            let pause = monoio::time::sleep(self.core.settings.sweep_interval());
+            let pause = crate::core::time::sleep(self.core.settings.sweep_interval());
             if self.sweep_over.cuts_short(pause).await.is_none() {
                 return;
             }

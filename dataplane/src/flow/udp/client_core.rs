@@ -188,7 +188,7 @@ impl CoreFlows {
             datagram: datagram.to_vec(),
         });
         if !self.opening.replace(true) {
-            monoio::spawn(Rc::clone(self).open_task());
+            crate::core::task::spawn(Rc::clone(self).open_task());
         }
     }
 
@@ -200,7 +200,7 @@ impl CoreFlows {
                 self.opening.set(false);
                 return;
             }
-            monoio::time::sleep(SLICE).await;
+            crate::core::time::sleep(SLICE).await;
         }
     }
 

@@ -226,8 +226,8 @@ impl TrafficSocket {
             receive_over: Event::default(),
             sweep_over: Event::default(),
         });
-        monoio::spawn(Rc::clone(&traffic).receive_task());
-        monoio::spawn(Rc::clone(&traffic).sweep_task());
+        crate::core::task::spawn_vital(Rc::clone(&traffic).receive_task());
+        crate::core::task::spawn_vital(Rc::clone(&traffic).sweep_task());
         traffic
     }
 
@@ -331,7 +331,7 @@ impl TrafficSocket {
                 Some(Err(error)) => {
                     self.counters.internal_errors.increment();
                     tracing::error!(%error, "waiting for a UDP traffic socket failed");
-                    monoio::time::sleep(WAIT_ERROR_PAUSE).await;
+                    crate::core::time::sleep(WAIT_ERROR_PAUSE).await;
                     continue;
                 }
             }
@@ -414,7 +414,7 @@ impl TrafficSocket {
             .router()
             .is_some_and(|router| router.forward(flow.core, packet));
         if !handed_over {
-            self.counters.visitors_handover_dropped.increment();
+            self.counters.udp_dropped_handover.increment();
         }
     }
 
@@ -426,7 +426,7 @@ impl TrafficSocket {
 
     async fn sweep_task(self: Rc<Self>) {
         loop {
-            let pause = monoio::time::sleep(self.settings.sweep_interval());
+            let pause = crate::core::time::sleep(self.settings.sweep_interval());
             if self.sweep_over.cuts_short(pause).await.is_none() {
                 return;
             }

@@ -4,11 +4,14 @@
 //! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
 //! which is told by [`Lane::mark_dirty`].
 
+mod connection;
 mod debts;
 mod ended;
 mod path;
+mod peek;
 mod silence;
 mod streams;
+mod turn;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -26,8 +29,11 @@ use super::event::Event;
 use super::handshake::Handshake;
 use super::roaming::Way;
 use crate::buffer::PooledBuffers;
+use crate::core::panics::contain;
+use connection::ConnectionCell;
 use debts::Debts;
 use ended::EndedStreams;
+pub(crate) use peek::StreamFront;
 use silence::Silence;
 
 /// quiche's connection with our buffers.
@@ -127,7 +133,7 @@ pub(crate) enum DatagramRefused {
 pub(crate) struct Lane {
     key: u64,
     endpoint: Weak<Endpoint>,
-    pub(super) conn: RefCell<Connection>,
+    pub(super) conn: ConnectionCell,
     waiters: RefCell<HashMap<u64, Rc<StreamWaiters>, FxBuildHasher>>,
     room_waiters: RefCell<VecDeque<Rc<StreamWaiters>>>,
     /// Taken away at the lane's end: the handler holds the lane, which would otherwise live for ever.
@@ -168,6 +174,8 @@ pub(crate) struct Lane {
     ended: EndedStreams,
     silence: Silence,
     debts: Debts,
+    /// What the turn of receiving that is under way has brought.
+    pub(super) turn: turn::Turn,
     /// What is known of the path.
     path: path::PathState,
     this: Weak<Lane>,
@@ -186,7 +194,7 @@ impl Lane {
         Rc::new_cyclic(|this| Lane {
             key,
             endpoint,
-            conn: RefCell::new(conn),
+            conn: ConnectionCell::new(conn),
             waiters: RefCell::default(),
             room_waiters: RefCell::default(),
             events: RefCell::new(None),
@@ -213,6 +221,7 @@ impl Lane {
             ended: EndedStreams::default(),
             silence: Silence::default(),
             debts: Debts::default(),
+            turn: turn::Turn::default(),
             path: path::PathState::new(way),
             this: Weak::clone(this),
         })
@@ -227,6 +236,12 @@ impl Lane {
     pub(crate) fn handle_events(&self, events: Rc<dyn LaneEvents>) {
         let earlier = self.events.borrow_mut().replace(events);
         debug_assert!(earlier.is_none(), "a lane has one handler");
+    }
+
+    /// Puts another handler in the place of the first.
+    #[cfg(test)]
+    pub(super) fn handle_events_anew(&self, events: Rc<dyn LaneEvents>) {
+        *self.events.borrow_mut() = Some(events);
     }
 
     fn events(&self) -> Option<Rc<dyn LaneEvents>> {
@@ -282,9 +297,18 @@ impl Lane {
         }
     }
 
+    /// The peer was refused: the lane, which is about to end, takes no place from others.
+    pub(crate) fn give_place_back(&self) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.admitted(self);
+        }
+    }
+
     /// True until the lane has ended or begun to close.
     pub(crate) fn is_open(&self) -> bool {
-        self.end.borrow().is_none() && self.closed_by_us.get().is_none()
+        self.end.borrow().is_none()
+            && self.closed_by_us.get().is_none()
+            && !self.conn.was_interrupted()
     }
 
     /// Runs `with` on the TLS session (for keying material and certificates).
@@ -341,7 +365,9 @@ impl Lane {
 
     /// Closes the lane with `error`; the peer is told in the next flush.
     pub(crate) fn close(&self, error: LaneError, text: &str) {
-        if self.closed_by_us.get().is_none() {
+        if self.conn.was_interrupted() {
+            self.mark_dirty(); // The endpoint ends it.
+        } else if self.closed_by_us.get().is_none() {
             self.closed_by_us.set(Some(error));
             if self.cuts_off()
                 && let Some(endpoint) = self.endpoint.upgrade()
@@ -514,6 +540,50 @@ impl Lane {
             events.ended(self, &end);
         }
         true
+    }
+
+    /// Ends the lane at once and asks nothing of its connection any more, which a panic has interrupted.
+    pub(super) fn break_off(self: &Rc<Self>) {
+        if self.end.borrow().is_some() {
+            return;
+        }
+        *self.end.borrow_mut() = Some(LaneEnd::Broken);
+        self.wake_all();
+        let events = self.events.borrow_mut().take();
+        if let Some(events) = events {
+            let _counted = contain(|| events.ended(self, &LaneEnd::Broken));
+        }
+    }
+
+    /// Gives up the streams of flows that are gone without a word, because their tasks have panicked: nobody but this
+    /// lane knows them any more.
+    pub(super) fn abandon_orphans(&self) {
+        let is_orphan = |waiters: &Rc<StreamWaiters>| {
+            Rc::strong_count(waiters) == 1 + usize::from(waiters.queued_for_room.get())
+        };
+        let waiters = self.waiters.borrow();
+        let orphans = waiters.iter().filter(|(_, waiters)| is_orphan(waiters));
+        let orphans: Vec<u64> = orphans.map(|(stream, _)| *stream).collect();
+        drop(waiters);
+        for stream in orphans {
+            self.reset(stream, FlowError::Internal);
+            self.stop(stream, FlowError::Internal);
+            self.detach(stream);
+        }
+    }
+
+    /// Something that was done for the lane has panicked: it ends.
+    pub(crate) fn panicked(self: &Rc<Self>) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.lane_panicked(self);
+        }
+    }
+
+    /// One of the lane's flows has panicked: cleans up after it.
+    pub(crate) fn flow_panicked(&self) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.flow_panicked();
+        }
     }
 
     fn wake_all(&self) {

@@ -238,7 +238,7 @@ fn a_full_mailbox_does_not_leave_a_visitor_without_a_route() {
         cores.router.mailbox_full.set(true);
         cores.visit();
         until("it is counted", || {
-            cores.receiver_counters.visitors_handover_dropped.get() == 1
+            cores.receiver_counters.udp_dropped_handover.get() == 1
         })
         .await;
         assert_eq!(cores.tickets(), 0);
@@ -262,7 +262,7 @@ fn the_receiving_core_keeps_its_entry_as_long_as_the_flow_lives() {
         while began.elapsed() < 3 * TIMEOUT {
             flows.datagram(&reply);
             flows.datagrams_done();
-            monoio::time::sleep(Duration::from_millis(10)).await;
+            crate::core::time::sleep(Duration::from_millis(10)).await;
         }
         cores.visit_through(Some(&flows)).await;
         assert_eq!(cores.router.routed.get(), 1, "it was not forgotten");
