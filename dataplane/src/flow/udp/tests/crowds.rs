@@ -46,7 +46,7 @@ fn strangers_make_room_for_each_other_and_never_cost_an_exchange_that_goes_on() 
             introduce(&lane, 1_000 + u64::from(stranger), [10, 0, high, low]);
             if stranger % 8 == 0 {
                 lane.client.datagrams_done();
-                monoio::time::sleep(Duration::from_millis(1)).await;
+                crate::core::time::sleep(Duration::from_millis(1)).await;
             }
             assert!(lane.client.flow_count() <= FLOWS_MAX);
         }
