@@ -37,5 +37,6 @@ mod strangers;
 mod support;
 mod tcp_echo;
 mod tokens;
+mod udp_crowds;
 mod udp_echo;
 mod udp_flows;

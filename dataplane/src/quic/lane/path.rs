@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use qmux_proto::control::{Message, PathChallenge};
 use qmux_proto::varint;
 
+use super::datagrams::Tally;
 use super::{CONTROL_STREAM, Lane};
 use crate::log_limit::LogLimit;
 use crate::quic::roaming::{Moved, Roaming, Way};
@@ -299,7 +300,9 @@ impl Lane {
         let mut conn = self.conn.borrow_mut();
         let before = conn.dgram_send_queue_len();
         conn.dgram_purge_outgoing(|datagram| datagram.len() > room);
-        before - conn.dgram_send_queue_len()
+        let dropped = before - conn.dgram_send_queue_len();
+        Tally::add(&self.datagrams.purged, dropped);
+        dropped
     }
 
     /// A timer of the connection has fired. True if the path is now suspected of losing large packets: the search for
