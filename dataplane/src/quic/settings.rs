@@ -156,9 +156,7 @@ pub(crate) fn transport(
 fn bind_early_data(quic: &Quic, tls: &mut SslContextBuilder) {
     let context = format!(
         "qmux-dp/1 early data {} {} {}",
-        LANE_WINDOW_BYTES,
-        quic.initial_stream_receive_window,
-        quic.max_incoming_streams,
+        LANE_WINDOW_BYTES, quic.initial_stream_receive_window, quic.max_incoming_streams,
     );
     tls.set_select_certificate_callback(move |mut hello| {
         let bound = crate::sys::tls::set_early_data_context(hello.ssl_mut(), context.as_bytes());

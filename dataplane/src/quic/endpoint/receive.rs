@@ -10,6 +10,7 @@ use qmux_proto::CID_LEN;
 use qmux_proto::cid::{self, LONG_HEADER_BIT};
 
 use super::Endpoint;
+use crate::core::memory;
 use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
 use crate::quic::roaming::{Moved, Way};
@@ -215,6 +216,7 @@ impl Endpoint {
             lane.owes_for_turn(only_datagrams, now);
         }
         *self.touched.borrow_mut() = touched;
+        memory::received();
     }
 
     /// The local address that quiche knows the path by. A server tells its addresses apart, so that it answers from

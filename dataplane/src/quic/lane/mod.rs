@@ -7,11 +7,12 @@
 mod debts;
 mod ended;
 mod path;
+mod room;
 mod silence;
 mod streams;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
@@ -26,8 +27,10 @@ use super::event::Event;
 use super::handshake::Handshake;
 use super::roaming::Way;
 use crate::buffer::PooledBuffers;
+use crate::core::memory::LaneAllowance;
 use debts::Debts;
 use ended::EndedStreams;
+use room::{Capacity, RoomQueue, Share};
 use silence::Silence;
 
 /// quiche's connection with our buffers.
@@ -36,12 +39,12 @@ pub(crate) type Connection = quiche::Connection<PooledBuffers>;
 /// The control stream (client-initiated, bidirectional; RFC 9000 section 2.1).
 pub(crate) const CONTROL_STREAM: u64 = 0;
 
+/// The most urgent stream of all (RFC 9218): control, which is little and must not wait for flows.
+const URGENCY_FIRST: u8 = 0;
+
 /// Bytes that flows may leave unsent in quiche, per lane. More costs cache misses (15 to 25 % of throughput) and makes
 /// the other flows of the lane wait; less starves GSO batches (measured: 128 to 256 KB).
 const QUEUE_BYTES_MAX: usize = 256 << 10;
-
-/// One waiting flow is woken for this much room in the queue.
-const ROOM_PER_WAITER: usize = 64 << 10;
 
 /// Bytes of a packet that are certainly not payload: header with a connection id, one byte of packet number, tag, the
 /// smallest stream frame header. Subtracting less than the truth keeps the estimate of what is queued from growing.
@@ -76,12 +79,14 @@ pub(crate) trait LaneEvents {
 /// What waits for one stream.
 #[derive(Debug, Default)]
 pub(crate) struct StreamWaiters {
+    /// Which one.
+    stream: u64,
     /// Set when there may be something to read (also: FIN, reset, end of the lane).
     pub(crate) readable: Event,
     /// Set when there may be room to write (also: stopped, end of the lane).
     pub(crate) writable: Event,
-    /// True while queued for room in the lane, so that it is queued once.
-    queued_for_room: Cell<bool>,
+    /// Its flow's part of the room in the lane.
+    share: Share,
     /// Bytes written to the stream.
     written: Cell<u64>,
     /// Bytes read from it.
@@ -129,7 +134,8 @@ pub(crate) struct Lane {
     endpoint: Weak<Endpoint>,
     pub(super) conn: RefCell<Connection>,
     waiters: RefCell<HashMap<u64, Rc<StreamWaiters>, FxBuildHasher>>,
-    room_waiters: RefCell<VecDeque<Rc<StreamWaiters>>>,
+    /// Flows that wait for room.
+    room: RoomQueue,
     /// Taken away at the lane's end: the handler holds the lane, which would otherwise live for ever.
     events: RefCell<Option<Rc<dyn LaneEvents>>>,
     pub(super) dirty: Cell<bool>,
@@ -170,6 +176,7 @@ pub(crate) struct Lane {
     debts: Debts,
     /// What is known of the path.
     path: path::PathState,
+    _allowance: LaneAllowance,
     this: Weak<Lane>,
 }
 
@@ -188,7 +195,7 @@ impl Lane {
             endpoint,
             conn: RefCell::new(conn),
             waiters: RefCell::default(),
-            room_waiters: RefCell::default(),
+            room: RoomQueue::default(),
             events: RefCell::new(None),
             dirty: Cell::new(false),
             touched: Cell::new(false),
@@ -214,6 +221,7 @@ impl Lane {
             silence: Silence::default(),
             debts: Debts::default(),
             path: path::PathState::new(way),
+            _allowance: LaneAllowance::new(),
             this: Weak::clone(this),
         })
     }
@@ -397,22 +405,56 @@ impl Lane {
         self.queued.set(0);
     }
 
-    /// Wakes flows that wait for room in the queue.
+    /// Wakes flows that wait for room, as many as there is room for.
     pub(super) fn wake_room_waiters(&self) {
-        let mut free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
-        let mut waiters = self.room_waiters.borrow_mut();
-        while free > 0
-            && let Some(waiter) = waiters.pop_front()
-        {
-            waiter.queued_for_room.set(false);
-            waiter.writable.set();
-            free = free.saturating_sub(ROOM_PER_WAITER);
+        if self.room.len() == 0 {
+            return;
         }
-        let more = !waiters.is_empty() && self.queued.get() < QUEUE_BYTES_MAX;
-        drop(waiters);
-        if more {
+        let free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
+        let woken = {
+            let conn = RefCell::new(self.conn.borrow_mut());
+            let capacity = |stream| room_of(&mut conn.borrow_mut(), stream);
+            // Of the congestion window, as far as one stream shows it; there is none before the first.
+            let window = match conn.borrow_mut().stream_capacity(CONTROL_STREAM) {
+                Ok(bytes) if bytes > 0 => bytes,
+                _ => free,
+            };
+            self.room.wake(free.min(window), capacity)
+        };
+        if woken == 0 {
+            return;
+        }
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.counters().stream_writers_woken.add(woken);
+        }
+        if self.room.len() > 0 {
             // Those woken may have nothing to write: the next flush wakes the next ones.
             self.mark_dirty();
+        }
+    }
+
+    /// Takes note of the streams that quiche reports as writable. True if there are any.
+    fn note_writable(&self) -> bool {
+        let mut any = false;
+        loop {
+            let next = self.conn.borrow_mut().stream_writable_next();
+            let Some(stream) = next else { return any };
+            any = true;
+            if stream == CONTROL_STREAM {
+                self.flush_control();
+                continue;
+            }
+            let waiters = self.waiters.borrow();
+            let Some(waiters) = waiters.get(&stream) else {
+                continue;
+            };
+            if !self.room.reported(waiters) {
+                // Nobody waits for room, but that the peer has stopped the stream is news.
+                let stopped = self.conn.borrow_mut().stream_capacity(stream).is_err();
+                if stopped {
+                    waiters.writable.set();
+                }
+            }
         }
     }
 
@@ -420,7 +462,7 @@ impl Lane {
     /// nothing for any stream.
     pub(super) fn dispatch(self: &Rc<Self>) -> bool {
         let mut only_datagrams = true;
-        let mut conn = self.conn.borrow_mut();
+        let conn = self.conn.borrow_mut();
         if !self.was_established.get() && conn.is_established() {
             self.was_established.set(true);
             if conn.is_server() {
@@ -432,17 +474,12 @@ impl Lane {
             }
             self.established.set();
         }
-        while let Some(stream) = conn.stream_writable_next() {
-            only_datagrams = false;
-            if let Some(waiters) = self.waiters.borrow().get(&stream) {
-                waiters.writable.set();
-            }
-            if stream == CONTROL_STREAM {
-                drop(conn);
-                self.flush_control();
-                conn = self.conn.borrow_mut();
-            }
-        }
+        drop(conn);
+        // Before any flow: what the lane says for itself waits for nobody.
+        self.flush_control();
+        only_datagrams &= !self.note_writable();
+        self.wake_room_waiters();
+        let mut conn = self.conn.borrow_mut();
         while let Some(stream) = conn.stream_readable_next() {
             only_datagrams = false;
             let known = self
@@ -522,6 +559,22 @@ impl Lane {
             waiters.writable.set();
         }
         self.established.set();
+    }
+}
+
+/// What `stream` may take now. If its own window is full, quiche is asked to report it.
+fn room_of(conn: &mut Connection, stream: u64) -> Capacity {
+    match conn.stream_capacity(stream) {
+        Ok(0) => match conn.stream_capacity(CONTROL_STREAM) {
+            Ok(1..) => match conn.stream_writable(stream, 1) {
+                Ok(false) => Capacity::StreamFull,
+                Ok(true) | Err(_) => Capacity::Bytes(1),
+            },
+            _ => Capacity::LaneFull,
+        },
+        Ok(bytes) => Capacity::Bytes(bytes),
+        // Stopped: its flow finds out.
+        Err(_) => Capacity::Bytes(1),
     }
 }
 
