@@ -4,6 +4,7 @@
 //! that it was started with. `main` starts the cores, tells them to drain, and joins them.
 
 pub(crate) mod mailbox;
+pub(crate) mod memory;
 pub(crate) mod progress;
 pub(crate) mod runtime;
 pub(crate) mod udp_activity;
@@ -78,6 +79,8 @@ pub(crate) struct CoreContext {
     pub(crate) counters: Arc<CoreCounters>,
     /// TCP flows alive on this core.
     pub(crate) tcp_flows: Cell<usize>,
+    /// Bounds the log lines about flows that end because memory is short.
+    pub(crate) memory_log: LogLimit,
     /// Bounds the log lines about handshakes that failed.
     pub(crate) handshake_log: LogLimit,
     /// Bounds the log lines about lanes that end or cannot be had.
@@ -100,6 +103,7 @@ impl CoreContext {
             counters: Arc::clone(&cluster.counters[index]),
             cluster,
             tcp_flows: Cell::new(0),
+            memory_log: LogLimit::new(now),
             handshake_log: LogLimit::new(now),
             connect_log: LogLimit::new(now),
             dial_log: LogLimit::new(now),

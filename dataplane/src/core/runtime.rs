@@ -11,8 +11,8 @@ use super::progress::BEAT;
 use super::{Cluster, CoreContext};
 use crate::client::{ClientCore, ClientShared};
 use crate::server::{ListenerSockets, ServerCore, ServerShared};
-use crate::sys::cpu;
 use crate::sys::wake::WakeReceiver;
+use crate::sys::{cpu, heap};
 
 /// Entries of a core's submission queue, tried in this order. One turn of the runtime rarely submits more, and a full
 /// queue is merely submitted early.
@@ -74,6 +74,7 @@ pub(crate) fn start(
 fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
     #[cfg(feature = "count-allocations")]
     crate::sys::allocations::watch_this_thread();
+    heap::this_thread_is_a_core();
     // A client alone takes the CPUs from the end, so that it shares none with a server of the same machine as long as
     // there are enough.
     match cpu::pin_current_thread(setup.index, setup.server.is_none()) {
@@ -106,6 +107,7 @@ fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
 async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
     let context = Rc::new(CoreContext::new(setup.index, setup.cluster, Instant::now()));
     monoio::spawn(beat(Rc::clone(&context)));
+    monoio::spawn(super::memory::keep_within_limit(Rc::clone(&context)));
     let wake = WakeReceiver::new(setup.wake).map_err(|error| error.to_string())?;
     let server = match setup.server {
         Some((shared, sockets)) => Some(ServerCore::start(&context, &shared, sockets)?),

@@ -15,7 +15,7 @@ use super::registry::FlowTicket;
 use super::route::{self, Way};
 use crate::buffer::StreamBuf;
 use crate::core::mailbox::Mail;
-use crate::core::{FlowCount, OneFlow};
+use crate::core::{FlowCount, OneFlow, memory};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
 use crate::sys::tcp::{TcpSocket, refuse};
@@ -53,6 +53,10 @@ impl ListenerCore {
     /// A visitor was accepted.
     pub(super) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
         self.counters().visitors_accepted.increment();
+        if memory::refuses_newcomers() {
+            self.counters().visitors_refused_memory.increment();
+            return refuse(stream);
+        }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let visitor = Visitor {
             addr,

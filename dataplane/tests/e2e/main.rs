@@ -29,6 +29,7 @@ mod rolling;
 mod runtimes;
 mod servers;
 mod shutdown;
+mod stalled_visitors;
 mod support;
 mod tcp_echo;
 mod tokens;

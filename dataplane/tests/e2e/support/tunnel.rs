@@ -55,8 +55,9 @@ pub(crate) struct ServerSetup {
     pub(crate) listeners: Vec<&'static str>,
     /// Listen on `[::1]` rather than on 127.0.0.1.
     pub(crate) ipv6: bool,
-    /// Further lines of `[server]`, `[quic]` and `[udp]`.
+    /// Further lines of `[server]`, `[limits]`, `[quic]` and `[udp]`.
     pub(crate) server: Vec<&'static str>,
+    pub(crate) limits: Vec<&'static str>,
     pub(crate) quic: Vec<&'static str>,
     pub(crate) udp: Vec<&'static str>,
     /// The lines of `[server.auth]` instead of those for mTLS, and further ones of `[server.tls]`.
@@ -78,6 +79,7 @@ impl Default for ServerSetup {
             listeners: vec!["both"],
             ipv6: false,
             server: Vec::new(),
+            limits: Vec::new(),
             quic: Vec::new(),
             udp: Vec::new(),
             auth: None,
@@ -96,9 +98,10 @@ pub(crate) struct ClientSetup {
     pub(crate) name: &'static str,
     pub(crate) cores: usize,
     pub(crate) server_name: &'static str,
-    /// Further lines of `[client]`, `[client.local]`, `[quic]` and `[udp]`.
+    /// Further lines of `[client]`, `[client.local]`, `[limits]`, `[quic]` and `[udp]`.
     pub(crate) client: Vec<&'static str>,
     pub(crate) local: Vec<&'static str>,
+    pub(crate) limits: Vec<&'static str>,
     pub(crate) quic: Vec<&'static str>,
     pub(crate) udp: Vec<&'static str>,
     /// The lines of `[client.auth]`.
@@ -119,6 +122,7 @@ impl Default for ClientSetup {
             server_name: SERVER_NAME,
             client: Vec::new(),
             local: Vec::new(),
+            limits: Vec::new(),
             quic: Vec::new(),
             udp: Vec::new(),
             auth: Vec::new(),
@@ -226,6 +230,7 @@ fn server_config(setup: &ServerSetup, listeners: &[Listener]) -> String {
          [server.tls]\nserver_cert_file = \"{identity}.crt\"\nserver_key_file = \"{identity}.key\"\n{tls}\n"
     );
     config
+        + &section("limits", &setup.limits)
         + &section("quic", &setup.quic)
         + &section("udp", &setup.udp)
         + &admin_section(setup.admin)
@@ -296,6 +301,7 @@ fn client_config(setup: &ClientSetup, servers: &[&str], service: SocketAddr) -> 
         + &format!("[client.local]\nhost = \"{host}\"\nport = {port}\n{local}")
         + &section("client.auth", &setup.auth)
         + &format!("[client.tls]\nca_cert_file = \"{ca}.crt\"\n{certificate}")
+        + &section("limits", &setup.limits)
         + &section("quic", &setup.quic)
         + &section("udp", &setup.udp)
         + &admin_section(setup.admin)
