@@ -77,22 +77,46 @@ counters! {
     quic_send_waits,
     /// Packets of no known connection.
     quic_packets_unknown,
-    /// Packets that QUIC could not parse or decrypt.
+    /// Packets of an unknown connection whose id was not issued here: noise, or somebody who shows
+    /// us a living lane of another server. They get no answer.
+    quic_packets_foreign,
+    /// Packets that QUIC could not parse, or that broke its rules.
     quic_packets_invalid,
+    /// Packets of a lane that brought nothing: they do not decrypt, have come before, or came after
+    /// its end.
+    quic_packets_ignored,
+    /// Packets on a client's socket that did not come from its server.
+    quic_packets_from_others,
     /// Packets of a lane that came from another address than the peer's, which is heard where it was: the lane stayed.
     quic_packets_astray,
     /// Packets that reached a core that does not own their lane and were handed to the one that does.
     quic_packets_handed_over,
     /// Packets that could not be handed over.
     quic_packets_handover_dropped,
-    /// Retry packets sent, because many lanes were not registered yet.
+    /// First packets of connections that were none: they do not decrypt.
+    initials_invalid,
+    /// First packets of connections left without an answer: more than a core answers in a second,
+    /// or one network gets.
+    initials_dropped,
+    /// Retry packets sent, because many handshakes began, or many lanes were not registered yet.
     retries_sent,
+    /// Version negotiation packets sent.
+    versions_negotiated,
+    /// Answers to packets of unknown connections that could not be sent.
+    stateless_answers_lost,
     /// Stateless resets sent for packets of unknown connections.
     stateless_resets_sent,
     /// The same, not sent because there were too many.
     stateless_resets_suppressed,
     /// Handshakes refused because too many were incomplete.
     handshakes_refused,
+    /// The same, because one network had begun so many that only places for others were left.
+    handshakes_refused_network,
+    /// Handshakes refused because more began per second than a core takes, or one network may
+    /// begin.
+    handshakes_refused_rate,
+    /// Incomplete handshakes given up because somebody else needed their place.
+    handshakes_displaced,
     /// Handshakes that failed or timed out.
     handshakes_failed,
     /// Handshakes completed in full, with certificates.
@@ -134,6 +158,11 @@ counters! {
     registrations_refused,
     /// The same, because another living instance has the client's id.
     registrations_duplicate,
+    /// The same, because the client has as many lanes as one may have.
+    registrations_limited,
+    /// Refused lanes that were closed before their client could read why, because many others
+    /// waited for that.
+    refusals_cut_short,
     /// Clients that said that their service cannot be reached.
     services_down,
     /// Clients that said that it can be reached again.
@@ -167,6 +196,8 @@ counters! {
     accepts_failed,
     /// TCP visitors accepted after the stop had begun, whose handshake was under way then.
     visitors_accepted_late,
+    /// TCP visitors reset because the file descriptors that are left are not for visitors.
+    visitors_refused_descriptors,
     /// TCP visitors reset because no client could serve them.
     visitors_refused,
     /// TCP visitors or flows not taken because memory is used up and no flow stalls.
@@ -179,7 +210,7 @@ counters! {
     retry_memory_short,
     /// TCP visitors or UDP flows handed to another core, because this one has no lane of the client.
     visitors_handed_over,
-    /// TCP visitors or UDP packets that could not be handed over (mailbox full).
+    /// TCP visitors that could not be handed over to the core of their client's lane: it had no place for one more.
     visitors_handover_dropped,
     /// Times that a TCP flow was woken because its lane had room for what it sends.
     stream_writers_woken,
@@ -189,10 +220,18 @@ counters! {
     tcp_flows_completed,
     /// TCP flows that ended by a reset from either side, a client's refusal or the end of their lane.
     tcp_flows_reset,
+    /// The same, because the visitor or the service took nothing for the stall timeout.
+    tcp_flows_stalled,
+    /// The same, because memory was short and they had stalled longest.
+    tcp_flows_ended_for_memory,
     /// TCP flows reset because this client drains.
     tcp_flows_refused_draining,
     /// TCP flows whose service could not be reached.
     tcp_dials_failed,
+    /// TCP flows refused by this client for want of descriptors, ports or memory of its own machine.
+    tcp_dials_refused_own_limits,
+    /// Checks of the service that could not be made for such a want; they say nothing of the service.
+    service_checks_not_made,
     /// Checks of the service made.
     service_checks,
     /// Checks of the service that failed.
@@ -207,8 +246,26 @@ counters! {
     udp_flows_opened,
     /// UDP flows ended.
     udp_flows_ended,
-    /// UDP flows ended because nothing passed within the session timeout.
+    /// UDP flows ended because nothing passed within the session timeout, or the shorter one without an answer.
     udp_flows_expired,
+    /// The same, of those whose service had not answered.
+    udp_flows_unanswered,
+    /// UDP flows that were not established, ended to make room for new ones because there were as many as may be.
+    udp_flows_evicted,
+    /// The same, because there were as many of one source address.
+    udp_flows_evicted_of_source,
+    /// UDP flows ended because nobody listens at the service's address, and nobody ever had.
+    udp_flows_refused,
+    /// UDP flows dialled anew, because the service has another address or does not listen at the one that was tried.
+    udp_flows_redialled,
+    /// UDP flows that could not be dialled because this machine or process lacks descriptors, ports or memory.
+    udp_dials_short,
+    /// UDP flows that a client could not serve and that began anew at another one.
+    udp_flows_failed_over,
+    /// UDP flows that a client could not serve and for which there was no other one.
+    udp_failovers_exhausted,
+    /// UDP flows moved to another lane because their own had been silent for a while.
+    udp_flows_moved,
     /// UDP datagrams of visitors or services into the tunnel.
     udp_datagrams_in,
     /// UDP datagrams from the tunnel to visitors or services.
@@ -227,6 +284,8 @@ counters! {
     udp_dropped_too_large,
     /// Datagrams dropped because no client could serve them.
     udp_dropped_no_client,
+    /// Visitors' datagrams dropped because the core of their client's lane had no place for one more.
+    udp_dropped_handover,
     /// Datagrams dropped because their flow is not known.
     udp_dropped_unknown_flow,
     /// Datagrams dropped because the local socket's buffer was full.
@@ -235,12 +294,18 @@ counters! {
     udp_dropped_socket_error,
     /// Datagrams dropped because a limit of flows was reached.
     udp_dropped_flow_limit,
+    /// Datagrams of new flows dropped because too many flows wait for a socket.
+    udp_dropped_opening,
     /// Datagrams or fragments that could not be decoded.
     udp_dropped_malformed,
     /// Incomplete datagrams given up (a fragment was lost, or a limit was reached).
     udp_dropped_incomplete,
     /// GSO sends that the kernel refused and that were repeated as single sends.
     gso_fallbacks,
+    /// Panics: bugs of this program. Each has cost a flow, a lane or a task, and is logged once per place.
+    panics,
+    /// Lanes ended because a panic has interrupted their connection.
+    lanes_broken,
     /// Mail taken from the mailbox.
     mail_received,
     /// Turns of the core's own clock, two a second. They stand still when the core is stuck.

@@ -17,7 +17,6 @@ use super::resumption::Resumption;
 use super::server::ServerState;
 use super::session::{Served, Session};
 use super::supervisor::Supervisor;
-use crate::flow::udp::UdpSettings;
 use crate::flow::udp::client::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
@@ -67,7 +66,7 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
         Some(Err(end)) => return end,
         None => {
             // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
-            monoio::spawn(async move {
+            crate::core::task::spawn(async move {
                 if let Ok(session) = registering.await {
                     session.leave(false).await;
                 }
@@ -81,11 +80,11 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
     match served {
         Served::Ended(end) => AttemptEnd::Ended(end),
         Served::ServerDrains => {
-            monoio::spawn(session.leave(true));
+            crate::core::task::spawn(session.leave(true));
             AttemptEnd::ServerDrains
         }
         Served::Retired => {
-            monoio::spawn(session.leave(false));
+            crate::core::task::spawn(session.leave(false));
             AttemptEnd::Retired
         }
     }
@@ -119,7 +118,7 @@ impl Dialed {
             dial(core, client, server, lane_index).map_err(AttemptEnd::Failed)?;
         let this = ClientLane::new(
             Rc::clone(&lane),
-            client_flows(core, &lane),
+            ClientFlows::new(Rc::clone(&lane), &core.udp),
             Rc::clone(&core.context),
             Arc::clone(&core.shared),
             Arc::clone(server),
@@ -185,7 +184,7 @@ impl Dialed {
             .unwrap_or(1)
             .clamp(1, crate::core::CORES_MAX);
         let misaimed = self.aim != self.lane_index % server_cores;
-        if !misaimed {
+        if !misaimed && let Some(suppressed) = core.context.lane_log.pass(Instant::now()) {
             tracing::info!(
                 server = core.shared.title(&server),
                 lane = self.lane_index,
@@ -195,6 +194,7 @@ impl Dialed {
                 resumed = handshake.resumed,
                 early_data = ?handshake.early_data,
                 took_us,
+                suppressed,
                 "lane registered"
             );
         }
@@ -204,7 +204,7 @@ impl Dialed {
         core.server_has_cores(&server, server_cores);
         if misaimed {
             // It is registered, so that a visitor may be on its way there.
-            monoio::spawn(session.leave(false));
+            crate::core::task::spawn(session.leave(false));
             return Err(AttemptEnd::Misaimed);
         }
         Ok(session)
@@ -298,22 +298,6 @@ fn dial(
         error.to_string()
     })?;
     Ok((endpoint, lane, aim, resumption))
-}
-
-fn client_flows(core: &Rc<ClientCore>, lane: &Rc<Lane>) -> Rc<ClientFlows> {
-    let udp = &core.shared.config.udp;
-    let settings = UdpSettings {
-        session_timeout: udp.session_timeout,
-        fragmentation: udp.enable_fragmentation,
-    };
-    let service = Arc::clone(&core.shared.service);
-    let address = Rc::new(move || service.addresses().first().copied());
-    ClientFlows::new(
-        Rc::clone(lane),
-        address,
-        settings,
-        Arc::clone(&core.context.counters),
-    )
 }
 
 fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_index: usize) {

@@ -11,6 +11,7 @@ use qmux_proto::control::{Message, ServiceHealth};
 use super::ClientShared;
 use super::seen::FlowsSeen;
 use super::server::ServerState;
+use crate::core::task::spawn_or;
 use crate::core::{CoreContext, memory};
 use crate::flow::udp::client::ClientFlows;
 use crate::quic::end::LaneEnd;
@@ -145,7 +146,10 @@ impl LaneEvents for ClientLaneEvents {
             lane.stop(stream, FlowError::DialFailed);
             return;
         }
-        monoio::spawn(super::flow::run(Rc::clone(this), stream));
+        let lane = Rc::clone(lane);
+        spawn_or(super::flow::run(Rc::clone(this), stream), move || {
+            lane.flow_panicked();
+        });
     }
 
     fn datagram(&self, _lane: &Rc<Lane>, data: &[u8]) {

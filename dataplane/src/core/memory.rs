@@ -88,14 +88,13 @@ pub(crate) enum Order {
 pub(crate) fn decide(supply: Supply, own: Option<Duration>, others: Option<Duration>) -> Order {
     let first = own.is_some() && own >= others;
     match supply {
-        Supply::Ample => Order::Rest,
         Supply::Short if first && own >= Some(STALLED_MIN) => Order::End(1),
-        Supply::Short => Order::Rest,
+        Supply::Ample | Supply::Short => Order::Rest,
         Supply::Out if first => Order::End(ENDED_AT_ONCE),
         Supply::Over if own.is_some() => Order::End(ENDED_AT_ONCE),
-        // It is theirs to end one.
-        Supply::Out | Supply::Over if others.is_some() => Order::Rest,
-        Supply::Out | Supply::Over => Order::Refuse,
+        // Else, with one elsewhere, it is for another core to end it.
+        Supply::Out | Supply::Over if others.is_none() => Order::Refuse,
+        Supply::Out | Supply::Over => Order::Rest,
     }
 }
 
@@ -188,7 +187,7 @@ pub(crate) async fn keep_within_limit(context: Rc<CoreContext>) {
     LOOK_NOW.set(Some(Rc::clone(&look_now)));
     loop {
         // Set or not: it is time.
-        let _received = look_now.cuts_short(monoio::time::sleep(LOOK)).await;
+        let _received = look_now.cuts_short(super::time::sleep(LOOK)).await;
         for _ in 0..LOOKS_IN_A_ROW {
             if !look(&context, Instant::now()) {
                 break;
@@ -215,9 +214,7 @@ fn look(context: &CoreContext, now: Instant) -> bool {
         return false;
     };
     let mut ended = 0;
-    while ended < count
-        && let Some(_flow) = flows.end_most_stalled(FlowError::LimitReached)
-    {
+    while ended < count && flows.end_most_stalled(FlowError::LimitReached).is_some() {
         ended += 1;
     }
     publish(context.index, flows.longest_stall());

@@ -5,20 +5,27 @@
 
 pub(crate) mod mailbox;
 pub(crate) mod memory;
+pub(crate) mod panics;
 pub(crate) mod progress;
 pub(crate) mod runtime;
+pub(crate) mod task;
+pub(crate) mod time;
+pub(crate) mod turn;
 pub(crate) mod udp_activity;
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crossbeam::utils::CachePadded;
 
+use crate::flow::watch::TcpFlows;
 use crate::log_limit::LogLimit;
 use crate::metrics::CoreCounters;
 use mailbox::Mailbox;
+use turn::LongestTurn;
 use udp_activity::UdpActivity;
 
 /// Cores of one process: the index is one byte of a connection id (`qmux_proto::cid`).
@@ -31,6 +38,8 @@ pub(crate) struct Cluster {
     pub(crate) mailboxes: Vec<Mailbox>,
     /// One set of counters per core, by index.
     pub(crate) counters: Vec<Arc<CoreCounters>>,
+    /// The longest turn of each core, by index.
+    pub(crate) turns: Vec<Arc<LongestTurn>>,
     /// Cores that make no progress, by index: what `main` has found out.
     pub(crate) stuck: Vec<AtomicBool>,
     /// Sockets of all cores that take TCP visitors.
@@ -44,6 +53,7 @@ impl Cluster {
     pub(crate) fn new(mailboxes: Vec<Mailbox>) -> Cluster {
         Cluster {
             counters: mailboxes.iter().map(|_| Arc::default()).collect(),
+            turns: mailboxes.iter().map(|_| Arc::default()).collect(),
             stuck: mailboxes.iter().map(|_| AtomicBool::new(false)).collect(),
             acceptors: AtomicUsize::new(0),
             tcp_flows: CachePadded::default(),
@@ -81,16 +91,24 @@ pub(crate) struct CoreContext {
     pub(crate) tcp_flows: Cell<usize>,
     /// Bounds the log lines about flows that end because memory is short.
     pub(crate) memory_log: LogLimit,
+    /// What each of them waits for.
+    pub(crate) flow_table: Rc<TcpFlows>,
+    /// Bounds the log lines about flows that take nothing.
+    pub(crate) stall_log: LogLimit,
     /// Bounds the log lines about handshakes that failed.
     pub(crate) handshake_log: LogLimit,
     /// Bounds the log lines about lanes that end or cannot be had.
     pub(crate) connect_log: LogLimit,
+    /// Bounds the log lines about lanes that are registered, replaced, or end.
+    pub(crate) lane_log: LogLimit,
     /// Bounds the log lines about services that cannot be reached.
     pub(crate) dial_log: LogLimit,
     /// Bounds the log lines about what becomes known of services and peers that are connected.
     pub(crate) health_log: LogLimit,
     /// True once the process has been told to stop.
     pub(crate) draining: Cell<bool>,
+    /// True while `main` is to be told that the core cannot do its work any more.
+    pub(crate) broken: Cell<bool>,
     /// When UDP last passed; draining looks at it.
     pub(crate) udp_activity: UdpActivity,
 }
@@ -101,14 +119,18 @@ impl CoreContext {
         CoreContext {
             index,
             counters: Arc::clone(&cluster.counters[index]),
+            flow_table: TcpFlows::new(Arc::clone(&cluster.counters[index])),
             cluster,
             tcp_flows: Cell::new(0),
             memory_log: LogLimit::new(now),
+            stall_log: LogLimit::new(now),
             handshake_log: LogLimit::new(now),
             connect_log: LogLimit::new(now),
+            lane_log: LogLimit::new(now),
             dial_log: LogLimit::new(now),
             health_log: LogLimit::new(now),
             draining: Cell::new(false),
+            broken: Cell::new(false),
             udp_activity: UdpActivity::default(),
         }
     }
@@ -154,16 +176,16 @@ impl Drop for OneFlow {
 /// Counts one TCP flow for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct FlowCount {
-    context: std::rc::Rc<CoreContext>,
+    context: Rc<CoreContext>,
     _of_all: OneFlow,
 }
 
 impl FlowCount {
     /// Counts a flow of this core.
-    pub(crate) fn new(context: &std::rc::Rc<CoreContext>) -> FlowCount {
+    pub(crate) fn new(context: &Rc<CoreContext>) -> FlowCount {
         context.tcp_flows.set(context.tcp_flows.get() + 1);
         FlowCount {
-            context: std::rc::Rc::clone(context),
+            context: Rc::clone(context),
             _of_all: OneFlow::new(&context.cluster),
         }
     }

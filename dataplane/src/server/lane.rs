@@ -10,6 +10,7 @@ use qmux_proto::LaneError;
 use super::lanes::CarriesFlows;
 use super::listener::ListenerCore;
 use super::registry::LaneMembership;
+use crate::core::task::spawn_or;
 use crate::flow::udp::server::LaneFlows;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
@@ -27,6 +28,8 @@ pub(super) struct ServerLane {
     /// When the peer was last heard on the control stream.
     pub(super) last_heard: Cell<Instant>,
     control_started: Cell<bool>,
+    /// It was refused, and stays until its client has read why.
+    pub(super) lingers: Cell<bool>,
 }
 
 impl ServerLane {
@@ -43,6 +46,7 @@ impl ServerLane {
             tcp_flows: Cell::new(0),
             last_heard: Cell::new(Instant::now()),
             control_started: Cell::new(false),
+            lingers: Cell::new(false),
         })
     }
 
@@ -106,7 +110,10 @@ impl LaneEvents for ServerLaneEvents {
                 "a client opens no stream but the control stream",
             );
         } else if !this.control_started.replace(true) {
-            monoio::spawn(super::control::run(Rc::clone(this)));
+            let lane = Rc::clone(lane);
+            spawn_or(super::control::run(Rc::clone(this)), move || {
+                lane.panicked();
+            });
         }
         // Else it has been refused, and what it said meanwhile is not read any more: the refusal must reach it first.
     }
@@ -144,11 +151,15 @@ impl LaneEvents for ServerLaneEvents {
         if let Some(listener) = this.listener.upgrade() {
             listener.lane_ended(this);
         }
+        let Some(listener) = this.listener.upgrade() else {
+            return;
+        };
+        let context = listener.context();
         if this.membership.get().is_some() {
-            tracing::info!(client = this.client_id(), peer = ?lane.peer_addr(), %end, "lane ended");
-        } else if let Some(listener) = this.listener.upgrade()
-            && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
-        {
+            if let Some(suppressed) = context.lane_log.pass(Instant::now()) {
+                tracing::info!(client = this.client_id(), peer = ?lane.peer_addr(), %end, suppressed, "lane ended");
+            }
+        } else if let Some(suppressed) = context.handshake_log.pass(Instant::now()) {
             let what = if lane.is_established() {
                 "lane ended before it was registered"
             } else {

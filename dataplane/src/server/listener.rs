@@ -15,15 +15,17 @@ use rustc_hash::FxBuildHasher;
 
 use super::balance::Tried;
 use super::lane::{ServerLane, ServerLaneEvents};
-use super::lanes::LaneTable;
+use super::lanes::{CarriesFlows as _, LaneTable};
 use super::opening::Held;
 use super::registry::{Applicant, ClientPool, Duplicate, Joined};
 use super::route::{self, Way};
 use super::{ListenerSockets, ServerShared};
 use crate::core::mailbox::Mail;
+use crate::core::panics::contain;
+use crate::core::task::spawn_vital;
 use crate::core::{AcceptorCount, CoreContext};
 use crate::flow::udp::UdpSettings;
-use crate::flow::udp::server::{ForwardedUdp, RouteUdp, TrafficSocket, UdpRoute};
+use crate::flow::udp::server::{ForwardedUdp, RouteUdp, TrafficSocket, UdpRoute, Wish};
 use crate::metrics::CoreCounters;
 use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::quic::event::{Event, yield_now};
@@ -68,6 +70,7 @@ pub(crate) struct ListenerCore {
     shared: Arc<ServerShared>,
     pool: Arc<ClientPool>,
     traffic_addr: SocketAddr,
+    stall_timeout: Duration,
     endpoint: Rc<Endpoint>,
     traffic: RefCell<Option<Rc<TrafficSocket>>>,
     /// Lanes that take new flows.
@@ -76,6 +79,8 @@ pub(crate) struct ListenerCore {
     registered: RefCell<HashMap<u64, Rc<ServerLane>, FxBuildHasher>>,
     next_flow: Cell<u64>,
     held: Rc<Held>,
+    /// Refused lanes that wait for their client to read why.
+    lingering: Cell<usize>,
     stop_accepting: Event,
     /// False once the accept task has ended (or if there is none).
     accepting: Cell<bool>,
@@ -97,16 +102,19 @@ impl ListenerCore {
         shared.ticket_keys.serve(&mut tls, &context.counters);
         let config =
             settings::transport(&shared.config.quic, tls).map_err(|error| error.to_string())?;
+        let socket = UdpSocket::adopt(sockets.quic, Purpose::Quic).map_err(text)?;
+        let port = socket.local_addr().port();
+        let reset_key = ResetKey::from_key_file(&server.tls.server_key_file, port)?;
         let endpoint = Endpoint::start(
             EndpointSetup {
-                socket: UdpSocket::adopt(sockets.quic, Purpose::Quic).map_err(text)?,
+                socket,
                 core: context.index,
                 group: context.cluster.cores(),
                 config,
                 packet_bytes_max: settings::packet_bytes_max(&shared.config.quic),
                 accepts: true,
                 handshake_timeout: shared.config.quic.handshake_idle_timeout,
-                reset_key: Some(ResetKey::from_key_file(&server.tls.server_key_file)?),
+                reset_key: Some(reset_key),
                 counters: Arc::clone(&context.counters),
             },
             None,
@@ -118,22 +126,21 @@ impl ListenerCore {
             shared: Arc::clone(shared),
             pool: Arc::clone(pool),
             traffic_addr: listener.traffic_addr,
+            stall_timeout: listener.stall_timeout,
             endpoint: Rc::clone(&endpoint),
             traffic: RefCell::new(None),
             lanes: RefCell::new(LaneTable::new(server.load_balancer)),
             registered: RefCell::default(),
             next_flow: Cell::new(1),
             held: Rc::default(),
+            lingering: Cell::new(0),
             stop_accepting: Event::default(),
             accepting: Cell::new(false),
             drain_timeout: Cell::default(),
         });
         endpoint.set_owner(Rc::new(Owner(Rc::clone(&this))));
         if let Some(socket) = sockets.udp {
-            let settings = UdpSettings {
-                session_timeout: shared.config.udp.session_timeout,
-                fragmentation: shared.config.udp.enable_fragmentation,
-            };
+            let settings = UdpSettings::from(&shared.config.udp);
             let socket = UdpSocket::adopt(socket, Purpose::Traffic).map_err(text)?;
             let router = Rc::new(Owner(Rc::clone(&this)));
             *this.traffic.borrow_mut() = Some(TrafficSocket::start(
@@ -148,7 +155,7 @@ impl ListenerCore {
             let acceptor = Acceptor::adopt(socket).map_err(text)?;
             let count = AcceptorCount::new(&context.cluster);
             this.accepting.set(true);
-            monoio::spawn(Rc::clone(&this).accept_task(acceptor, count));
+            spawn_vital(Rc::clone(&this).accept_task(acceptor, count));
         }
         Ok(this)
     }
@@ -204,6 +211,11 @@ impl ListenerCore {
         self.traffic_addr
     }
 
+    /// How long a visitor may take nothing of what waits for it.
+    pub(super) fn stall_timeout(&self) -> Duration {
+        self.stall_timeout
+    }
+
     /// Memory that the beginnings of flows hold.
     pub(super) fn held(&self) -> &Rc<Held> {
         &self.held
@@ -228,6 +240,22 @@ impl ListenerCore {
             address,
         };
         self.pool.join(&applicant, self.core())
+    }
+
+    /// Lanes on all cores that the client which wants one more has already.
+    pub(super) fn lanes_of(&self, request: &Register) -> usize {
+        self.pool.lanes_of(&request.client_id, request.instance_id)
+    }
+
+    /// A refused lane stays until its client has read why, unless `most` do already. False if it
+    /// must go.
+    pub(super) fn let_linger(&self, lane: &ServerLane, most: usize) -> bool {
+        let lingering = self.lingering.get();
+        let may = lingering < most;
+        if may && !lane.lingers.replace(true) {
+            self.lingering.set(lingering + 1);
+        }
+        may
     }
 
     pub(super) fn lane_registered(&self, lane: &Rc<ServerLane>) {
@@ -258,6 +286,9 @@ impl ListenerCore {
             membership.lane_ended();
         }
         self.registered.borrow_mut().remove(&lane.lane.key());
+        if lane.lingers.take() {
+            self.lingering.set(self.lingering.get() - 1);
+        }
     }
 
     /// Closes the lanes of a client that was replaced.
@@ -336,7 +367,7 @@ impl ListenerCore {
     async fn first_client(&self) {
         let deadline = Instant::now() + FIRST_CLIENT_WAIT;
         while !self.is_draining() && self.pool.totals().usable == 0 && Instant::now() < deadline {
-            monoio::time::sleep(FIRST_CLIENT_POLL).await;
+            crate::core::time::sleep(FIRST_CLIENT_POLL).await;
         }
     }
 
@@ -359,7 +390,7 @@ impl ListenerCore {
             match acceptor.try_accept() {
                 Ok((stream, visitor)) => {
                     accepted += 1;
-                    self.visitor(stream, visitor);
+                    let _counted = contain(|| self.visitor(stream, visitor));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The visitor gave up before it was accepted (accept(2)).
@@ -369,7 +400,7 @@ impl ListenerCore {
                     if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
                         tracing::error!(%error, addr = %self.traffic_addr, suppressed, "cannot accept visitors; trying again");
                     }
-                    monoio::time::sleep(ACCEPT_PAUSE).await;
+                    crate::core::time::sleep(ACCEPT_PAUSE).await;
                     break;
                 }
             }
@@ -393,7 +424,7 @@ impl ListenerCore {
                 return;
             }
             if accepted == 0 {
-                monoio::time::sleep(LAST_VISITORS_POLL).await;
+                crate::core::time::sleep(LAST_VISITORS_POLL).await;
             } else {
                 yield_now().await;
             }
@@ -490,21 +521,35 @@ impl EndpointOwner for Owner {
 }
 
 impl RouteUdp for Owner {
-    fn route(&self, _visitor: SocketAddr) -> Option<UdpRoute> {
+    fn route(&self, _visitor: SocketAddr, wish: &Wish<'_>) -> Option<UdpRoute> {
         let Owner(listener) = self;
+        let mut tried = Tried::default();
+        for client in wish.tried {
+            tried.add(*client);
+        }
         let way = route::find(
             &listener.pool,
             Protocol::Udp,
             listener.core(),
-            &mut Tried::default(),
+            &mut tried,
             |client| listener.local_lane(client),
-            |lane| lane.udp.clone(),
+            |lane| {
+                let silent = wish.must_answer && lane.is_silent();
+                let client = lane.membership.get()?.client().number;
+                let flows = lane
+                    .udp
+                    .clone()
+                    .filter(|flows| !silent && flows.is_open())?;
+                Some((flows, client))
+            },
         );
         match way? {
-            Way::Here(lane, ticket) => Some(UdpRoute::Local {
+            Way::Here((lane, client), ticket) => Some(UdpRoute::Local {
                 lane,
+                client,
                 ticket: Box::new(ticket),
             }),
+            Way::Elsewhere(_, ticket) if wish.must_answer && ticket.client().is_silent() => None,
             Way::Elsewhere(core, ticket) => {
                 listener.counters().visitors_handed_over.increment();
                 Some(UdpRoute::Remote {
@@ -514,6 +559,17 @@ impl RouteUdp for Owner {
                 })
             }
         }
+    }
+
+    fn let_go(&self) -> bool {
+        let Owner(listener) = self;
+        let nobody = listener.pool.totals().usable == 0;
+        if nobody {
+            // Its tasks hold it until they have closed it.
+            let socket = listener.traffic.borrow_mut().take();
+            drop(socket);
+        }
+        nobody
     }
 
     fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {

@@ -15,9 +15,11 @@ use super::registry::FlowTicket;
 use super::route::{self, Way};
 use crate::buffer::StreamBuf;
 use crate::core::mailbox::Mail;
+use crate::core::task::spawn_or;
 use crate::core::{FlowCount, OneFlow, memory};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
+use crate::sys::limits;
 use crate::sys::tcp::{TcpSocket, refuse};
 
 /// A visitor that no client serves yet, as cores hand it over with its socket.
@@ -57,6 +59,9 @@ impl ListenerCore {
             self.counters().visitors_refused_memory.increment();
             return refuse(stream);
         }
+        if !limits::is_for_flows(&stream) {
+            return self.refuse_for_want_of_descriptors(stream, addr);
+        }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let visitor = Visitor {
             addr,
@@ -70,6 +75,20 @@ impl ListenerCore {
             under_way: None,
         };
         self.send_to_a_client(stream, Box::new(visitor));
+    }
+
+    /// The descriptors that are left are not for visitors.
+    fn refuse_for_want_of_descriptors(&self, stream: TcpStream, visitor: SocketAddr) {
+        self.counters().visitors_refused_descriptors.increment();
+        if let Some(suppressed) = self.context().dial_log.pass(Instant::now()) {
+            tracing::warn!(
+                %visitor,
+                descriptors = limits::flow_descriptors_max(),
+                suppressed,
+                "no file descriptor is left for visitors (ulimit -n); this one is reset"
+            );
+        }
+        refuse(stream);
     }
 
     /// Another core has chosen a client that has a lane here.
@@ -211,11 +230,12 @@ impl ListenerCore {
         };
         let count = FlowCount::new(self.context());
         visitor.under_way = None; // Only now: in between it would not be counted.
-        let this = Rc::clone(self);
-        monoio::spawn(async move {
+        let (this, cleans_up) = (Rc::clone(self), Rc::clone(self));
+        let task = async move {
             this.carry(socket, visitor, begun, ticket).await;
             drop(count);
-        });
+        };
+        spawn_or(task, move || cleans_up.endpoint().flow_panicked());
     }
 
     /// Carries a flow to its end, through as many clients as it needs.
@@ -231,12 +251,15 @@ impl ListenerCore {
             &std::mem::take(&mut visitor.sent),
             visitor.ended,
         );
+        let watch = self.context().flow_table.register(self.stall_timeout());
         loop {
+            watch.rides(begun.lane.lane.key(), begun.stream);
             let opening = Opening {
                 socket: &socket,
                 lane: &begun.lane.lane,
                 stream: begun.stream,
                 waiters: &begun.waiters,
+                watch: &watch,
                 counters: self.counters(),
             };
             // On the heap, as it is large, and over long before the flow is.
@@ -250,22 +273,17 @@ impl ListenerCore {
                         stream: begun.stream,
                         waiters: begun.waiters,
                         reset_reason: FlowError::VisitorReset,
+                        watch,
                         counters: Arc::clone(&self.context().counters),
                     };
-                    if let TcpFlowEnd::Reset(reason) = tcp::run(flow, first).await {
-                        if reason.is_untouched() {
-                            // Too much had been sent, or too long ago.
-                            self.counters().visitors_retry_exhausted.increment();
-                        }
-                        tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "flow reset");
-                    }
+                    let end = tcp::run(flow, first).await;
+                    self.log_end(end, visitor.addr, begun.lane.client_id());
                     drop(ticket);
                     return;
                 }
                 Opened::Reset(reason) => {
                     tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "flow reset");
                     self.end(&begun, reason);
-                    socket.reset_on_close();
                     return;
                 }
                 Opened::Refused(reason) => reason,
@@ -276,6 +294,24 @@ impl ListenerCore {
             match self.retry(&socket, visitor, &sent) {
                 Some(again) => (visitor, begun, ticket) = again,
                 None => return,
+            }
+        }
+    }
+
+    fn log_end(&self, end: TcpFlowEnd, visitor: SocketAddr, client: &str) {
+        match end {
+            TcpFlowEnd::Completed => {}
+            TcpFlowEnd::Reset(reason) => {
+                if reason.is_untouched() {
+                    // Too much had been sent, or too long ago.
+                    self.counters().visitors_retry_exhausted.increment();
+                }
+                tracing::debug!(%visitor, client, %reason, "flow reset");
+            }
+            TcpFlowEnd::Stalled => {
+                if let Some(suppressed) = self.context().stall_log.pass(Instant::now()) {
+                    tracing::warn!(%visitor, client, stall_timeout = ?self.stall_timeout(), suppressed, "the visitor has taken no byte for stall_timeout; flow reset");
+                }
             }
         }
     }
@@ -321,7 +357,6 @@ impl ListenerCore {
                 }
                 None => {
                     self.counters().visitors_retry_exhausted.increment();
-                    socket.reset_on_close();
                     return None;
                 }
             }

@@ -6,17 +6,21 @@
 //!
 //! No test asserts how long anything takes. What is slow is measured in `bench`.
 
+mod abandoned;
 mod admin;
 mod back_pressure;
 mod balancing;
+mod busy_cores;
 mod certificates;
 mod cores;
+mod descriptors;
 mod dns;
 mod half_close;
 mod health;
 mod http;
 mod identity;
 mod iperf3;
+mod killed;
 mod listeners;
 mod many_visitors;
 mod proxies;
@@ -30,6 +34,7 @@ mod runtimes;
 mod servers;
 mod shutdown;
 mod stalled_visitors;
+mod strangers;
 mod support;
 mod tcp_echo;
 mod tokens;

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use qmux_proto::{CID_LEN, LaneError};
 
 use super::Endpoint;
+use crate::core::task::contained;
+use crate::core::turn;
 use crate::quic::event::yield_now;
 use crate::quic::handshake::Handshake;
 use crate::quic::lane::Lane;
@@ -51,7 +53,7 @@ async fn wake_flush(timer: Rc<FineTimer>, endpoint: Weak<Endpoint>) {
 impl Endpoint {
     pub(super) async fn flush_task(self: Rc<Self>) {
         let mut batch = Batch::new();
-        let mut turn = VecDeque::new();
+        let mut lanes = VecDeque::new();
         loop {
             if self.closing.get() && self.lanes.borrow().is_empty() {
                 self.stopped.set();
@@ -65,16 +67,26 @@ impl Endpoint {
             if self.dirty.borrow().is_empty() {
                 self.wait_for_work().await;
             }
-            let now = Instant::now();
+            let mut now = Instant::now();
             self.fire_timers(now);
             self.call_in_debts(now);
-            std::mem::swap(&mut turn, &mut *self.dirty.borrow_mut());
-            while let Some(key) = turn.pop_front() {
+            std::mem::swap(&mut lanes, &mut *self.dirty.borrow_mut());
+            while let Some(key) = lanes.pop_front() {
                 let lane = self.lanes.borrow().get(&key).cloned();
                 if let Some(lane) = lane {
                     lane.dirty.set(false);
                     lane.bare_fin.set(false);
-                    self.flush_lane(&lane, &mut batch, now).await;
+                    let flush = self.flush_lane(&lane, &mut batch, now);
+                    if contained(flush).await.is_err() {
+                        batch = Batch::new();
+                        self.lane_panicked(&lane);
+                    }
+                }
+                if turn::share_is_used() {
+                    yield_now().await;
+                    now = Instant::now();
+                    self.fire_timers(now);
+                    self.call_in_debts(now);
                 }
             }
             if self.dirty.borrow().is_empty() {
@@ -107,7 +119,7 @@ impl Endpoint {
         }
         self.sleeps_until.set(Some(at));
         // Beside the fine timer, too: should that fail, the lanes are merely late.
-        let mut sleep = pin!(monoio::time::sleep_until(at.into()));
+        let mut sleep = pin!(crate::core::time::sleep_until(at));
         poll_fn(|cx| {
             if self.flush.poll(cx).is_ready() {
                 return Poll::Ready(());
@@ -157,7 +169,7 @@ impl Endpoint {
         let timer = self.fine_timer.get_or_init(|| match FineTimer::new() {
             Ok(timer) => {
                 let timer = Rc::new(timer);
-                monoio::spawn(wake_flush(Rc::clone(&timer), Rc::downgrade(self)));
+                crate::core::task::spawn(wake_flush(Rc::clone(&timer), Rc::downgrade(self)));
                 Some(timer)
             }
             Err(error) => {
@@ -183,43 +195,54 @@ impl Endpoint {
                 continue; // An earlier entry has been here meanwhile, and has armed the timer again.
             }
             lane.armed.set(None);
-            let (timed_out, overdue) = {
-                let mut conn = lane.conn.borrow_mut();
-                let timed_out = conn
-                    .timeout_instant()
-                    .is_some_and(|deadline| deadline <= now);
-                if timed_out {
-                    conn.on_timeout();
-                }
-                let overdue = lane
-                    .admission_deadline
-                    .get()
-                    .is_some_and(|deadline| deadline <= now);
-                if overdue {
-                    lane.admission_deadline.set(None);
-                    lane.given_up.set(true);
-                    // `Done`: it is closing already.
-                    let _closing = conn.close(true, LaneError::Unauthenticated.code(), b"");
-                }
-                (timed_out, overdue)
-            };
-            if timed_out {
-                lane.timed_out(now);
-            }
-            if lane.path_due(now) {
-                self.counters.paths_failed.increment();
-            }
-            if timed_out && lane.suspects_packet_size() {
-                self.counters.path_mtu_distrusted.increment();
-            }
-            if timed_out || overdue {
-                lane.dispatch();
-            }
+            self.contain_for(&lane, || self.fire_timer(&lane, now));
             lane.mark_dirty();
+            if turn::share_is_used() {
+                return; // The others are still due when the flush task comes back.
+            }
+        }
+    }
+
+    fn fire_timer(&self, lane: &Rc<Lane>, now: Instant) {
+        let (timed_out, overdue) = {
+            let mut conn = lane.conn.borrow_mut();
+            let timed_out = conn
+                .timeout_instant()
+                .is_some_and(|deadline| deadline <= now);
+            if timed_out {
+                conn.on_timeout();
+            }
+            let overdue = lane
+                .admission_deadline
+                .get()
+                .is_some_and(|deadline| deadline <= now);
+            if overdue {
+                lane.admission_deadline.set(None);
+                lane.given_up.set(true);
+                // `Done`: it is closing already.
+                let _closing = conn.close(true, LaneError::Unauthenticated.code(), b"");
+            }
+            (timed_out, overdue)
+        };
+        if timed_out {
+            lane.timed_out(now);
+        }
+        if lane.path_due(now) {
+            self.counters.paths_failed.increment();
+        }
+        if timed_out && lane.suspects_packet_size() {
+            self.counters.path_mtu_distrusted.increment();
+        }
+        if timed_out || overdue {
+            lane.dispatch();
         }
     }
 
     async fn flush_lane(self: &Rc<Self>, lane: &Rc<Lane>, batch: &mut Batch, now: Instant) {
+        if lane.conn.was_interrupted() {
+            self.break_lane(lane);
+            return;
+        }
         let segments = match self.no_gso_until.get() {
             Some(until) if now < until => 1,
             _ => self.socket.gso_segments(),
@@ -286,6 +309,7 @@ impl Endpoint {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.counters.quic_send_waits.increment();
                     if self.socket.writable().await.is_err() {
+                        self.counters.quic_sends_failed.increment();
                         return;
                     }
                 }
@@ -317,9 +341,14 @@ impl Endpoint {
                     self.no_gso_until.set(Some(Instant::now() + GSO_PAUSE));
                     for packet in ready.bytes.chunks(ready.segment) {
                         // What is lost here is repeated by QUIC.
-                        let _lost =
-                            self.socket
-                                .try_send(packet, packet.len(), ready.to, ready.from_ip);
+                        let (to, from_ip) = (ready.to, ready.from_ip);
+                        if self
+                            .socket
+                            .try_send(packet, packet.len(), to, from_ip)
+                            .is_err()
+                        {
+                            self.counters.quic_sends_failed.increment();
+                        }
                     }
                     return;
                 }
@@ -359,11 +388,13 @@ impl Endpoint {
             }
         }
         while conn.scids_left() > 0 {
-            let id = self.new_cid();
+            // Where the client has begun, wherever it has moved: packets of a lane that is gone come there.
+            let local_ip = self.local_ip(lane.first_way().local);
+            let id = self.new_cid(local_ip);
             let reset_token = self
                 .reset_key
                 .as_ref()
-                .map_or_else(rand::random, |key| key.token(&id));
+                .map_or_else(rand::random, |key| key.token(&id, local_ip));
             if conn
                 .new_scid(&quiche::ConnectionId::from_ref(&id), reset_token, false)
                 .is_err()
@@ -376,12 +407,22 @@ impl Endpoint {
 
     /// No longer counts the lane among those that may be anybody's.
     pub(in crate::quic) fn admitted(&self, lane: &Lane) {
-        if lane.counted_unadmitted.replace(false) {
-            self.unadmitted.set(self.unadmitted.get() - 1);
+        if lane.counted_unadmitted.replace(false) && self.accepts {
+            self.admission.borrow_mut().give_back(lane.key());
         }
     }
 
     pub(super) fn remove(&self, lane: &Rc<Lane>) {
+        self.forget(lane);
+        if lane.counted_opened.get() {
+            self.counters.lanes_ended.increment();
+        } else {
+            self.counters.handshakes_failed.increment();
+        }
+    }
+
+    /// The lane is none any more: its place, its number and its connection ids are free.
+    pub(super) fn forget(&self, lane: &Rc<Lane>) {
         self.lanes.borrow_mut().remove(&lane.key());
         for id in lane.conn.borrow().source_ids() {
             if let Ok(id) = <&[u8; CID_LEN]>::try_from(id.as_ref()) {
@@ -392,10 +433,5 @@ impl Endpoint {
             self.by_initial.borrow_mut().remove(&id);
         }
         self.admitted(lane);
-        if lane.counted_opened.get() {
-            self.counters.lanes_ended.increment();
-        } else {
-            self.counters.handshakes_failed.increment();
-        }
     }
 }

@@ -4,17 +4,21 @@
 //! go on. The flush task runs after those flows and sends, for every lane that has something to say, GSO batches; it
 //! also owns the timers. An endpoint ends when it was asked to and its last lane is gone.
 
+mod broken;
 mod flush;
+#[cfg(test)]
+mod panic_tests;
 mod receive;
 #[cfg(test)]
 mod resumption_tests;
+mod strangers;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +27,7 @@ use qmux_proto::cid::{CID_RANDOM_LEN, ConnectionId};
 use rand::Rng;
 use rustc_hash::FxBuildHasher;
 
+use super::admission::Admission;
 use super::event::Event;
 use super::lane::{Connection, Lane};
 use super::reset::ResetKey;
@@ -30,6 +35,7 @@ use super::retry::RetryKey;
 use super::roaming::Way;
 use super::settings;
 use super::timers::Timers;
+use crate::core::task::spawn_or;
 use crate::metrics::CoreCounters;
 use crate::sys::timer::FineTimer;
 use crate::sys::udp::UdpSocket;
@@ -88,9 +94,9 @@ pub(crate) struct Endpoint {
     by_cid: RefCell<HashMap<[u8; CID_LEN], Rc<Lane>, FxBuildHasher>>,
     /// First destination connection ids, chosen by clients: hashed so that they cannot choose collisions.
     by_initial: RefCell<HashMap<Box<[u8]>, Rc<Lane>>>,
-    /// Lanes whose peer may be anybody: not registered yet, or (on a client) still shaking hands.
-    unadmitted: Cell<usize>,
-    /// When it was last logged that there are too many.
+    /// What those have who may be anybody. Endpoints that only dial have no strangers.
+    admission: RefCell<Admission>,
+    /// When it was last logged that handshakes are refused.
     crowded_logged_at: Cell<Option<Instant>>,
     /// While set and not past, no GSO: the kernel has refused it.
     no_gso_until: Cell<Option<Instant>>,
@@ -137,7 +143,7 @@ impl Endpoint {
             lanes: RefCell::default(),
             by_cid: RefCell::default(),
             by_initial: RefCell::default(),
-            unadmitted: Cell::new(0),
+            admission: RefCell::new(Admission::new(rand::random(), Instant::now())),
             crowded_logged_at: Cell::new(None),
             no_gso_until: Cell::new(None),
             retry_key: RetryKey::new(),
@@ -155,8 +161,16 @@ impl Endpoint {
             stopped: Event::default(),
             counters: setup.counters,
         });
-        monoio::spawn(Rc::clone(&endpoint).receive_task());
-        monoio::spawn(Rc::clone(&endpoint).flush_task());
+        let (receives, flushes) = (Rc::downgrade(&endpoint), Rc::downgrade(&endpoint));
+        let panicked = |endpoint: &Weak<Endpoint>| {
+            if let Some(endpoint) = endpoint.upgrade() {
+                endpoint.task_panicked();
+            }
+        };
+        let receive = Rc::clone(&endpoint).receive_task();
+        spawn_or(receive, move || panicked(&receives));
+        let flush = Rc::clone(&endpoint).flush_task();
+        spawn_or(flush, move || panicked(&flushes));
         endpoint
     }
 
@@ -179,7 +193,7 @@ impl Endpoint {
         aim: u8,
         session: Option<&[u8]>,
     ) -> Result<Rc<Lane>, quiche::Error> {
-        let scid = self.new_cid();
+        let scid = self.new_cid(self.socket.local_addr().ip());
         let dcid = ConnectionId::new(aim, random_cid());
         let ip = server_name.parse::<IpAddr>().ok();
         settings::fit_to_route(&mut self.config.borrow_mut(), self.packet_bytes_max, peer);
@@ -260,13 +274,34 @@ impl Endpoint {
         );
         self.lanes.borrow_mut().insert(key, Rc::clone(&lane));
         self.by_cid.borrow_mut().insert(scid, Rc::clone(&lane));
-        self.unadmitted.set(self.unadmitted.get() + 1);
+        if self.accepts {
+            self.admission
+                .borrow_mut()
+                .take(key, way.peer.ip(), Instant::now());
+        }
         lane
     }
 
-    fn new_cid(&self) -> [u8; CID_LEN] {
+    /// A new connection id for a lane whose client reaches us at `local`.
+    fn new_cid(&self, local: IpAddr) -> [u8; CID_LEN] {
         // The number of cores is at most 256 (`core::CORES_MAX`).
-        ConnectionId::new(u8::try_from(self.core).unwrap_or(u8::MAX), random_cid()).into()
+        let core = u8::try_from(self.core).unwrap_or(u8::MAX);
+        loop {
+            let id: [u8; CID_LEN] = match &self.reset_key {
+                Some(key) => key.issue(core, local),
+                None => ConnectionId::new(core, random_cid()),
+            }
+            .into();
+            // One in 10^17 is taken.
+            if !self.by_cid.borrow().contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// The local address that a packet came to, for [`ResetKey`].
+    fn local_ip(&self, to_ip: Option<IpAddr>) -> IpAddr {
+        to_ip.unwrap_or_else(|| self.socket.local_addr().ip())
     }
 }
 

@@ -4,12 +4,15 @@
 //! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
 //! which is told by [`Lane::mark_dirty`].
 
+mod connection;
 mod debts;
 mod ended;
 mod path;
+mod peek;
 mod room;
 mod silence;
 mod streams;
+mod turn;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -28,9 +31,12 @@ use super::handshake::Handshake;
 use super::roaming::Way;
 use crate::buffer::PooledBuffers;
 use crate::core::memory::LaneAllowance;
+use crate::core::panics::contain;
+use connection::ConnectionCell;
 use debts::Debts;
 use ended::EndedStreams;
-use room::{Capacity, RoomQueue, Share};
+pub(crate) use peek::StreamFront;
+use room::{RoomQueue, Share};
 use silence::Silence;
 
 /// quiche's connection with our buffers.
@@ -132,7 +138,7 @@ pub(crate) enum DatagramRefused {
 pub(crate) struct Lane {
     key: u64,
     endpoint: Weak<Endpoint>,
-    pub(super) conn: RefCell<Connection>,
+    pub(super) conn: ConnectionCell,
     waiters: RefCell<HashMap<u64, Rc<StreamWaiters>, FxBuildHasher>>,
     /// Flows that wait for room.
     room: RoomQueue,
@@ -174,6 +180,8 @@ pub(crate) struct Lane {
     ended: EndedStreams,
     silence: Silence,
     debts: Debts,
+    /// What the turn of receiving that is under way has brought.
+    pub(super) turn: turn::Turn,
     /// What is known of the path.
     path: path::PathState,
     _allowance: LaneAllowance,
@@ -193,7 +201,7 @@ impl Lane {
         Rc::new_cyclic(|this| Lane {
             key,
             endpoint,
-            conn: RefCell::new(conn),
+            conn: ConnectionCell::new(conn),
             waiters: RefCell::default(),
             room: RoomQueue::default(),
             events: RefCell::new(None),
@@ -220,6 +228,7 @@ impl Lane {
             ended: EndedStreams::default(),
             silence: Silence::default(),
             debts: Debts::default(),
+            turn: turn::Turn::default(),
             path: path::PathState::new(way),
             _allowance: LaneAllowance::new(),
             this: Weak::clone(this),
@@ -235,6 +244,12 @@ impl Lane {
     pub(crate) fn handle_events(&self, events: Rc<dyn LaneEvents>) {
         let earlier = self.events.borrow_mut().replace(events);
         debug_assert!(earlier.is_none(), "a lane has one handler");
+    }
+
+    /// Puts another handler in the place of the first.
+    #[cfg(test)]
+    pub(super) fn handle_events_anew(&self, events: Rc<dyn LaneEvents>) {
+        *self.events.borrow_mut() = Some(events);
     }
 
     fn events(&self) -> Option<Rc<dyn LaneEvents>> {
@@ -290,9 +305,18 @@ impl Lane {
         }
     }
 
+    /// The peer was refused: the lane, which is about to end, takes no place from others.
+    pub(crate) fn give_place_back(&self) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.admitted(self);
+        }
+    }
+
     /// True until the lane has ended or begun to close.
     pub(crate) fn is_open(&self) -> bool {
-        self.end.borrow().is_none() && self.closed_by_us.get().is_none()
+        self.end.borrow().is_none()
+            && self.closed_by_us.get().is_none()
+            && !self.conn.was_interrupted()
     }
 
     /// Runs `with` on the TLS session (for keying material and certificates).
@@ -349,7 +373,9 @@ impl Lane {
 
     /// Closes the lane with `error`; the peer is told in the next flush.
     pub(crate) fn close(&self, error: LaneError, text: &str) {
-        if self.closed_by_us.get().is_none() {
+        if self.conn.was_interrupted() {
+            self.mark_dirty(); // The endpoint ends it.
+        } else if self.closed_by_us.get().is_none() {
             self.closed_by_us.set(Some(error));
             if self.cuts_off()
                 && let Some(endpoint) = self.endpoint.upgrade()
@@ -403,59 +429,6 @@ impl Lane {
     /// waits for the congestion window, which limits by itself what flows may write.
     pub(super) fn queue_drained(&self) {
         self.queued.set(0);
-    }
-
-    /// Wakes flows that wait for room, as many as there is room for.
-    pub(super) fn wake_room_waiters(&self) {
-        if self.room.len() == 0 {
-            return;
-        }
-        let free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
-        let woken = {
-            let conn = RefCell::new(self.conn.borrow_mut());
-            let capacity = |stream| room_of(&mut conn.borrow_mut(), stream);
-            // Of the congestion window, as far as one stream shows it; there is none before the first.
-            let window = match conn.borrow_mut().stream_capacity(CONTROL_STREAM) {
-                Ok(bytes) if bytes > 0 => bytes,
-                _ => free,
-            };
-            self.room.wake(free.min(window), capacity)
-        };
-        if woken == 0 {
-            return;
-        }
-        if let Some(endpoint) = self.endpoint.upgrade() {
-            endpoint.counters().stream_writers_woken.add(woken);
-        }
-        if self.room.len() > 0 {
-            // Those woken may have nothing to write: the next flush wakes the next ones.
-            self.mark_dirty();
-        }
-    }
-
-    /// Takes note of the streams that quiche reports as writable. True if there are any.
-    fn note_writable(&self) -> bool {
-        let mut any = false;
-        loop {
-            let next = self.conn.borrow_mut().stream_writable_next();
-            let Some(stream) = next else { return any };
-            any = true;
-            if stream == CONTROL_STREAM {
-                self.flush_control();
-                continue;
-            }
-            let waiters = self.waiters.borrow();
-            let Some(waiters) = waiters.get(&stream) else {
-                continue;
-            };
-            if !self.room.reported(waiters) {
-                // Nobody waits for room, but that the peer has stopped the stream is news.
-                let stopped = self.conn.borrow_mut().stream_capacity(stream).is_err();
-                if stopped {
-                    waiters.writable.set();
-                }
-            }
-        }
     }
 
     /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the end. True if there was
@@ -553,28 +526,56 @@ impl Lane {
         true
     }
 
+    /// Ends the lane at once and asks nothing of its connection any more, which a panic has interrupted.
+    pub(super) fn break_off(self: &Rc<Self>) {
+        if self.end.borrow().is_some() {
+            return;
+        }
+        *self.end.borrow_mut() = Some(LaneEnd::Broken);
+        self.wake_all();
+        let events = self.events.borrow_mut().take();
+        if let Some(events) = events {
+            let _counted = contain(|| events.ended(self, &LaneEnd::Broken));
+        }
+    }
+
+    /// Gives up the streams of flows that are gone without a word, because their tasks have panicked: nobody but this
+    /// lane knows them any more.
+    pub(super) fn abandon_orphans(&self) {
+        let is_orphan = |waiters: &Rc<StreamWaiters>| {
+            Rc::strong_count(waiters) == 1 + usize::from(waiters.share.is_queued())
+        };
+        let waiters = self.waiters.borrow();
+        let orphans = waiters.iter().filter(|(_, waiters)| is_orphan(waiters));
+        let orphans: Vec<u64> = orphans.map(|(stream, _)| *stream).collect();
+        drop(waiters);
+        for stream in orphans {
+            self.reset(stream, FlowError::Internal);
+            self.stop(stream, FlowError::Internal);
+            self.detach(stream);
+        }
+    }
+
+    /// Something that was done for the lane has panicked: it ends.
+    pub(crate) fn panicked(self: &Rc<Self>) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.lane_panicked(self);
+        }
+    }
+
+    /// One of the lane's flows has panicked: cleans up after it.
+    pub(crate) fn flow_panicked(&self) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.flow_panicked();
+        }
+    }
+
     fn wake_all(&self) {
         for waiters in self.waiters.borrow().values() {
             waiters.readable.set();
             waiters.writable.set();
         }
         self.established.set();
-    }
-}
-
-/// What `stream` may take now. If its own window is full, quiche is asked to report it.
-fn room_of(conn: &mut Connection, stream: u64) -> Capacity {
-    match conn.stream_capacity(stream) {
-        Ok(0) => match conn.stream_capacity(CONTROL_STREAM) {
-            Ok(1..) => match conn.stream_writable(stream, 1) {
-                Ok(false) => Capacity::StreamFull,
-                Ok(true) | Err(_) => Capacity::Bytes(1),
-            },
-            _ => Capacity::LaneFull,
-        },
-        Ok(bytes) => Capacity::Bytes(bytes),
-        // Stopped: its flow finds out.
-        Err(_) => Capacity::Bytes(1),
     }
 }
 

@@ -18,7 +18,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use super::{QUEUE_BYTES_MAX, StreamWaiters};
+use super::{CONTROL_STREAM, Connection, Lane, QUEUE_BYTES_MAX, StreamWaiters};
 
 /// Bytes that a flow may take before it is the turn of others that wait.
 pub(super) const SHARE_BYTES: usize = 64 << 10;
@@ -60,6 +60,11 @@ pub(super) struct Share {
 }
 
 impl Share {
+    /// Whether the queue holds the flow.
+    pub(super) fn is_queued(&self) -> bool {
+        self.queued.get()
+    }
+
     /// The flow has gone.
     pub(super) fn leave(&self) {
         self.waits.set(false);
@@ -208,6 +213,77 @@ impl RoomQueue {
             &self.then
         };
         queue.borrow_mut().push_front(flow);
+    }
+}
+
+impl Lane {
+    /// Wakes flows that wait for room, as many as there is room for.
+    pub(in crate::quic) fn wake_room_waiters(&self) {
+        if self.room.len() == 0 {
+            return;
+        }
+        let free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
+        let woken = {
+            let conn = RefCell::new(self.conn.borrow_mut());
+            let capacity = |stream| room_of(&mut conn.borrow_mut(), stream);
+            // Of the congestion window, as far as one stream shows it; there is none before the first.
+            let window = match conn.borrow_mut().stream_capacity(CONTROL_STREAM) {
+                Ok(bytes) if bytes > 0 => bytes,
+                _ => free,
+            };
+            self.room.wake(free.min(window), capacity)
+        };
+        if woken == 0 {
+            return;
+        }
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.counters().stream_writers_woken.add(woken);
+        }
+        if self.room.len() > 0 {
+            // Those woken may have nothing to write: the next flush wakes the next ones.
+            self.mark_dirty();
+        }
+    }
+
+    /// Takes note of the streams that quiche reports as writable. True if there are any.
+    pub(super) fn note_writable(&self) -> bool {
+        let mut any = false;
+        loop {
+            let next = self.conn.borrow_mut().stream_writable_next();
+            let Some(stream) = next else { return any };
+            any = true;
+            if stream == CONTROL_STREAM {
+                self.flush_control();
+                continue;
+            }
+            let waiters = self.waiters.borrow();
+            let Some(waiters) = waiters.get(&stream) else {
+                continue;
+            };
+            if !self.room.reported(waiters) {
+                // Nobody waits for room, but that the peer has stopped the stream is news.
+                let stopped = self.conn.borrow_mut().stream_capacity(stream).is_err();
+                if stopped {
+                    waiters.writable.set();
+                }
+            }
+        }
+    }
+}
+
+/// What `stream` may take now. If its own window is full, quiche is asked to report it.
+fn room_of(conn: &mut Connection, stream: u64) -> Capacity {
+    match conn.stream_capacity(stream) {
+        Ok(0) => match conn.stream_capacity(CONTROL_STREAM) {
+            Ok(1..) => match conn.stream_writable(stream, 1) {
+                Ok(false) => Capacity::StreamFull,
+                Ok(true) | Err(_) => Capacity::Bytes(1),
+            },
+            _ => Capacity::LaneFull,
+        },
+        Ok(bytes) => Capacity::Bytes(bytes),
+        // Stopped: its flow finds out.
+        Err(_) => Capacity::Bytes(1),
     }
 }
 

@@ -55,11 +55,11 @@ pub(crate) struct ServerSetup {
     pub(crate) listeners: Vec<&'static str>,
     /// Listen on `[::1]` rather than on 127.0.0.1.
     pub(crate) ipv6: bool,
-    /// Further lines of `[server]`, `[limits]`, `[quic]` and `[udp]`.
+    /// Further lines of `[server]`, `[quic]`, `[udp]` and `[limits]`.
     pub(crate) server: Vec<&'static str>,
-    pub(crate) limits: Vec<&'static str>,
     pub(crate) quic: Vec<&'static str>,
     pub(crate) udp: Vec<&'static str>,
+    pub(crate) limits: Vec<&'static str>,
     /// The lines of `[server.auth]` instead of those for mTLS, and further ones of `[server.tls]`.
     pub(crate) auth: Option<&'static str>,
     pub(crate) tls: Vec<&'static str>,
@@ -79,9 +79,9 @@ impl Default for ServerSetup {
             listeners: vec!["both"],
             ipv6: false,
             server: Vec::new(),
-            limits: Vec::new(),
             quic: Vec::new(),
             udp: Vec::new(),
+            limits: Vec::new(),
             auth: None,
             tls: Vec::new(),
             ca: "ca",
@@ -98,12 +98,12 @@ pub(crate) struct ClientSetup {
     pub(crate) name: &'static str,
     pub(crate) cores: usize,
     pub(crate) server_name: &'static str,
-    /// Further lines of `[client]`, `[client.local]`, `[limits]`, `[quic]` and `[udp]`.
+    /// Further lines of `[client]`, `[client.local]`, `[quic]`, `[udp]` and `[limits]`.
     pub(crate) client: Vec<&'static str>,
     pub(crate) local: Vec<&'static str>,
-    pub(crate) limits: Vec<&'static str>,
     pub(crate) quic: Vec<&'static str>,
     pub(crate) udp: Vec<&'static str>,
+    pub(crate) limits: Vec<&'static str>,
     /// The lines of `[client.auth]`.
     pub(crate) auth: Vec<&'static str>,
     /// Names of files in the site, without their endings; no identity if it is empty.
@@ -122,9 +122,9 @@ impl Default for ClientSetup {
             server_name: SERVER_NAME,
             client: Vec::new(),
             local: Vec::new(),
-            limits: Vec::new(),
             quic: Vec::new(),
             udp: Vec::new(),
+            limits: Vec::new(),
             auth: Vec::new(),
             ca: "ca",
             identity: "client",
@@ -230,9 +230,9 @@ fn server_config(setup: &ServerSetup, listeners: &[Listener]) -> String {
          [server.tls]\nserver_cert_file = \"{identity}.crt\"\nserver_key_file = \"{identity}.key\"\n{tls}\n"
     );
     config
-        + &section("limits", &setup.limits)
         + &section("quic", &setup.quic)
         + &section("udp", &setup.udp)
+        + &section("limits", &setup.limits)
         + &admin_section(setup.admin)
 }
 
@@ -301,9 +301,9 @@ fn client_config(setup: &ClientSetup, servers: &[&str], service: SocketAddr) -> 
         + &format!("[client.local]\nhost = \"{host}\"\nport = {port}\n{local}")
         + &section("client.auth", &setup.auth)
         + &format!("[client.tls]\nca_cert_file = \"{ca}.crt\"\n{certificate}")
-        + &section("limits", &setup.limits)
         + &section("quic", &setup.quic)
         + &section("udp", &setup.udp)
+        + &section("limits", &setup.limits)
         + &admin_section(setup.admin)
 }
 
