@@ -237,27 +237,21 @@ impl TcpFlows {
     }
 
     /// Flows whose sockets take nothing although bytes wait for them.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "for the account of memory, which is not there yet"
-        )
-    )]
+    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever wants to know"))]
     pub(crate) fn stalled(&self) -> usize {
         self.table.borrow().stalled
     }
 
-    /// Tells the flow that has stalled longest to end, because memory is short; `reason` is what
-    /// its far end is told. It has left the list when this returns, and gives up its memory when
-    /// its task runs. `None` if no flow stalls.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "for the account of memory, which is not there yet"
-        )
-    )]
+    /// How long the flow at the head of the list has stalled, as far as looks tell.
+    pub(crate) fn longest_stall(&self) -> Option<Duration> {
+        let table = self.table.borrow();
+        let stall = table.entries.get(table.first?)?.state.stall.get()?;
+        Some(stall.lasted)
+    }
+
+    /// Tells the flow that has stalled longest to end, because memory is short; `reason` is what its
+    /// far end is told. It has left the list when this returns, and gives up its memory when its task
+    /// runs. `None` if no flow stalls.
     pub(crate) fn end_most_stalled(&self, reason: FlowError) -> Option<EndedFlow> {
         let state = {
             let mut table = self.table.borrow_mut();
