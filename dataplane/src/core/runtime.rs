@@ -15,8 +15,8 @@ use super::{Cluster, CoreContext, task, time, turn};
 use crate::client::{ClientCore, ClientShared};
 use crate::quic::event::yield_now;
 use crate::server::{ListenerSockets, ServerCore, ServerShared};
-use crate::sys::cpu;
 use crate::sys::wake::WakeReceiver;
+use crate::sys::{cpu, heap};
 
 /// Entries of a core's submission queue, tried in this order. One turn of the runtime rarely submits more, and a full
 /// queue is merely submitted early.
@@ -81,6 +81,7 @@ pub(crate) fn start(
 fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
     #[cfg(feature = "count-allocations")]
     crate::sys::allocations::watch_this_thread();
+    heap::this_thread_is_a_core();
     // A client alone takes the CPUs from the end, so that it shares none with a server of the same machine as long as
     // there are enough.
     match cpu::pin_current_thread(setup.index, setup.server.is_none()) {
@@ -116,6 +117,7 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
     panics::watch_this_thread(&context);
     task::spawn_vital(beat(Rc::clone(&context)));
     task::spawn_vital(crate::flow::watch::sweep(Rc::clone(&context.flow_table)));
+    task::spawn_vital(super::memory::keep_within_limit(Rc::clone(&context)));
     let wake = WakeReceiver::new(setup.wake).map_err(|error| error.to_string())?;
     let server = match setup.server {
         Some((shared, sockets)) => Some(ServerCore::start(&context, &shared, sockets)?),
