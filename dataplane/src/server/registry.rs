@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use crossbeam::utils::CachePadded;
@@ -20,6 +21,7 @@ use qmux_proto::Protocol;
 use qmux_proto::control::INSTANCE_ID_BYTES;
 
 use super::balance::{Tried, choose};
+use super::udp_refusals::UdpRefusals;
 
 /// Clients that one visitor is sent to before it is refused. Each may take its dial timeout to say no, and a visitor
 /// whom three refuse would hardly be better off with a fourth.
@@ -59,9 +61,16 @@ pub(crate) struct ClientEntry {
     silent: AtomicUsize,
     /// A newer instance has taken its id.
     replaced: AtomicBool,
+    /// UDP visitors that it could not serve.
+    udp_refusals: UdpRefusals,
 }
 
 impl ClientEntry {
+    /// It could not serve a UDP visitor.
+    pub(crate) fn udp_refused(&self, now: Instant) {
+        self.udp_refusals.refused(now);
+    }
+
     /// Lanes on `core` that take new flows.
     pub(crate) fn lanes_on(&self, core: usize) -> usize {
         self.lanes
@@ -368,6 +377,7 @@ impl ClientPool {
             service_down: AtomicUsize::new(0),
             silent: AtomicUsize::new(0),
             replaced: AtomicBool::new(false),
+            udp_refusals: UdpRefusals::new(Instant::now()),
         })
     }
 
@@ -389,7 +399,8 @@ impl ClientPool {
     ///
     /// A flow goes to a client that is silent only if all are, and a TCP flow to one whose service is down only if there
     /// is no better one: then the client itself says no, or finds that its service has come back. For a UDP flow that
-    /// does not count, because what is known is about TCP.
+    /// does not count, because what is known is about TCP; clients that could not serve a UDP visitor a short while ago
+    /// come after others instead.
     pub(crate) fn pick(&self, protocol: Protocol, tried: &Tried) -> Option<FlowTicket> {
         let turn = match protocol {
             Protocol::Tcp => &self.tcp_turn,
@@ -397,11 +408,15 @@ impl ClientPool {
         };
         let turn = turn.fetch_add(1, Ordering::Relaxed);
         let clients = self.clients.load();
+        let now = Instant::now();
         let chosen = choose(clients.iter(), turn, |entry| {
             if !entry.usable() || tried.contains(entry.number) {
                 return None;
             }
-            let down = protocol == Protocol::Tcp && entry.service_is_down();
+            let down = match protocol {
+                Protocol::Tcp => entry.service_is_down(),
+                Protocol::Udp => entry.udp_refusals.count(now),
+            };
             let flows = match self.balancer {
                 LoadBalancer::RoundRobin => 0,
                 LoadBalancer::LeastConnections => entry.flows(),
