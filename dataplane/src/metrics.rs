@@ -200,6 +200,8 @@ counters! {
     visitors_refused_descriptors,
     /// TCP visitors reset because no client could serve them.
     visitors_refused,
+    /// TCP visitors or flows not taken because memory is used up and no flow stalls.
+    visitors_refused_memory,
     /// TCP visitors that one client refused and that were sent to another one.
     visitors_retried,
     /// TCP visitors reset because a client refused them and no other could be tried, or too much had been sent.
@@ -210,6 +212,8 @@ counters! {
     visitors_handed_over,
     /// TCP visitors that could not be handed over to the core of their client's lane: it had no place for one more.
     visitors_handover_dropped,
+    /// Times that a TCP flow was woken because its lane had room for what it sends.
+    stream_writers_woken,
     /// TCP flows that rode a lane of this core.
     tcp_flows_opened,
     /// TCP flows that ended with both directions complete.

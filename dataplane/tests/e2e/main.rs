@@ -33,6 +33,7 @@ mod rolling;
 mod runtimes;
 mod servers;
 mod shutdown;
+mod stalled_visitors;
 mod strangers;
 mod support;
 mod tcp_echo;
