@@ -265,8 +265,11 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                         listener.counters().heartbeats_received.increment();
                     }
                     Message::FlowClosed(closed) => {
-                        if let Some(udp) = &this.udp {
-                            udp.flow_closed(closed.flow_id, closed.reason);
+                        if let Some(udp) = &this.udp
+                            && udp.flow_closed(closed.flow_id, closed.reason)
+                            && let Some(membership) = this.membership.get()
+                        {
+                            membership.client().udp_refused(Instant::now());
                         }
                     }
                     Message::Finished(finished) => this.lane.announced(finished),

@@ -12,6 +12,7 @@ pub(crate) mod registry;
 mod route;
 #[cfg(test)]
 mod simulation;
+mod udp_refusals;
 pub(crate) mod visitors;
 
 use std::net::{TcpListener, UdpSocket};

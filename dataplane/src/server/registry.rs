@@ -21,6 +21,7 @@ use qmux_proto::Protocol;
 use qmux_proto::control::INSTANCE_ID_BYTES;
 
 use super::balance::{Tried, choose};
+use super::udp_refusals::UdpRefusals;
 
 /// Clients that one visitor is sent to before it is refused. Each may take its dial timeout to say no, and a visitor
 /// whom three refuse would hardly be better off with a fourth.
@@ -66,6 +67,8 @@ pub(crate) struct ClientEntry {
     silent: AtomicUsize,
     /// A newer instance has taken its id.
     replaced: AtomicBool,
+    /// UDP visitors that it could not serve.
+    udp_refusals: UdpRefusals,
 }
 
 impl ClientEntry {
@@ -87,6 +90,11 @@ impl ClientEntry {
     /// It says on one of its lanes that it stops. True for the first one.
     pub(crate) fn begins_to_drain(&self) -> bool {
         !self.told_to_drain.swap(true, Ordering::Relaxed)
+    }
+
+    /// It could not serve a UDP visitor.
+    pub(crate) fn udp_refused(&self, now: Instant) {
+        self.udp_refusals.refused(now);
     }
 
     /// Lanes on `core` that take new flows.
@@ -406,6 +414,7 @@ impl ClientPool {
             service_down: AtomicUsize::new(0),
             silent: AtomicUsize::new(0),
             replaced: AtomicBool::new(false),
+            udp_refusals: UdpRefusals::new(Instant::now()),
         })
     }
 
@@ -427,7 +436,8 @@ impl ClientPool {
     ///
     /// A flow goes to a client that is silent only if all are, and a TCP flow to one whose service is down only if there
     /// is no better one: then the client itself says no, or finds that its service has come back. For a UDP flow that
-    /// does not count, because what is known is about TCP.
+    /// does not count, because what is known is about TCP; clients that could not serve a UDP visitor a short while ago
+    /// come after others instead.
     pub(crate) fn pick(&self, protocol: Protocol, tried: &Tried) -> Option<FlowTicket> {
         let turn = match protocol {
             Protocol::Tcp => &self.tcp_turn,
@@ -435,11 +445,15 @@ impl ClientPool {
         };
         let turn = turn.fetch_add(1, Ordering::Relaxed);
         let clients = self.clients.load();
+        let now = Instant::now();
         let chosen = choose(clients.iter(), turn, |entry| {
             if !entry.usable() || tried.contains(entry.number) {
                 return None;
             }
-            let down = protocol == Protocol::Tcp && entry.service_is_down();
+            let down = match protocol {
+                Protocol::Tcp => entry.service_is_down(),
+                Protocol::Udp => entry.udp_refusals.count(now),
+            };
             let flows = match self.balancer {
                 LoadBalancer::RoundRobin => 0,
                 LoadBalancer::LeastConnections => entry.flows(),
