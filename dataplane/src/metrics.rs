@@ -196,8 +196,12 @@ counters! {
     accepts_failed,
     /// TCP visitors accepted after the stop had begun, whose handshake was under way then.
     visitors_accepted_late,
+    /// TCP visitors reset because the file descriptors that are left are not for visitors.
+    visitors_refused_descriptors,
     /// TCP visitors reset because no client could serve them.
     visitors_refused,
+    /// TCP visitors or flows not taken because memory is used up and no flow stalls.
+    visitors_refused_memory,
     /// TCP visitors that one client refused and that were sent to another one.
     visitors_retried,
     /// TCP visitors reset because a client refused them and no other could be tried, or too much had been sent.
@@ -208,6 +212,8 @@ counters! {
     visitors_handed_over,
     /// TCP visitors that could not be handed over to the core of their client's lane: it had no place for one more.
     visitors_handover_dropped,
+    /// Times that a TCP flow was woken because its lane had room for what it sends.
+    stream_writers_woken,
     /// TCP flows that rode a lane of this core.
     tcp_flows_opened,
     /// TCP flows that ended with both directions complete.
@@ -222,6 +228,10 @@ counters! {
     tcp_flows_refused_draining,
     /// TCP flows whose service could not be reached.
     tcp_dials_failed,
+    /// TCP flows refused by this client for want of descriptors, ports or memory of its own machine.
+    tcp_dials_refused_own_limits,
+    /// Checks of the service that could not be made for such a want; they say nothing of the service.
+    service_checks_not_made,
     /// Checks of the service made.
     service_checks,
     /// Checks of the service that failed.
@@ -236,8 +246,26 @@ counters! {
     udp_flows_opened,
     /// UDP flows ended.
     udp_flows_ended,
-    /// UDP flows ended because nothing passed within the session timeout.
+    /// UDP flows ended because nothing passed within the session timeout, or the shorter one without an answer.
     udp_flows_expired,
+    /// The same, of those whose service had not answered.
+    udp_flows_unanswered,
+    /// UDP flows that were not established, ended to make room for new ones because there were as many as may be.
+    udp_flows_evicted,
+    /// The same, because there were as many of one source address.
+    udp_flows_evicted_of_source,
+    /// UDP flows ended because nobody listens at the service's address, and nobody ever had.
+    udp_flows_refused,
+    /// UDP flows dialled anew, because the service has another address or does not listen at the one that was tried.
+    udp_flows_redialled,
+    /// UDP flows that could not be dialled because this machine or process lacks descriptors, ports or memory.
+    udp_dials_short,
+    /// UDP flows that a client could not serve and that began anew at another one.
+    udp_flows_failed_over,
+    /// UDP flows that a client could not serve and for which there was no other one.
+    udp_failovers_exhausted,
+    /// UDP flows moved to another lane because their own had been silent for a while.
+    udp_flows_moved,
     /// UDP datagrams of visitors or services into the tunnel.
     udp_datagrams_in,
     /// UDP datagrams from the tunnel to visitors or services.
@@ -266,6 +294,16 @@ counters! {
     udp_dropped_socket_error,
     /// Datagrams dropped because a limit of flows was reached.
     udp_dropped_flow_limit,
+    /// Datagrams dropped because their lane is not registered, or its listener takes no UDP.
+    udp_dropped_unregistered,
+    /// Datagrams received on a lane and dropped because too many came before they could be read.
+    udp_dropped_receive_queue,
+    /// Datagrams dropped because their lane ended before they were sent.
+    udp_dropped_lane_ended,
+    /// Datagrams sent on a lane and lost on the way to its peer, as far as QUIC can tell.
+    udp_datagrams_lost,
+    /// Datagrams of new flows dropped because too many flows wait for a socket.
+    udp_dropped_opening,
     /// Datagrams or fragments that could not be decoded.
     udp_dropped_malformed,
     /// Incomplete datagrams given up (a fragment was lost, or a limit was reached).

@@ -10,9 +10,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::client::ClientShared;
-use crate::core::Cluster;
 use crate::core::mailbox::{Mail, Mailbox};
 use crate::core::runtime::{self, CoreReport, CoreSetup};
+use crate::core::{Cluster, memory};
 use crate::exit::Failure;
 use crate::quic::tickets::TicketKeys;
 use crate::ready::Readiness;
@@ -78,7 +78,7 @@ pub(crate) fn start(
     stop_on: StopOn,
 ) -> Result<Running, Failure> {
     let started = (Instant::now(), SystemTime::now());
-    prepare_process();
+    prepare_process(config.limits.descriptors_reserved);
     let readiness = Arc::new(Readiness::new(
         usize::from(config.server.is_some()) + usize::from(config.client.is_some()),
     ));
@@ -166,6 +166,7 @@ pub(crate) fn start(
         doors,
     };
     running.wait_started(cores)?;
+    memory::set_limit(config.limits.memory);
     if let Some(server) = &config.server {
         for listener in &server.listeners {
             tracing::info!(quic = %listener.quic_addr, traffic = %listener.traffic_addr, protocol = ?listener.protocol, cores, "listening");
@@ -194,12 +195,15 @@ fn listen_for_signals(sender: Sender<Event>) -> std::io::Result<()> {
     Ok(())
 }
 
-fn prepare_process() {
-    if let Some(limit) = limits::raise_open_files()
+fn prepare_process(descriptors_reserved: u32) {
+    let allowed = limits::raise_open_files();
+    limits::keep_from_flows(descriptors_reserved, allowed);
+    if let Some(limit) = allowed
         && limit < OPEN_FILES_WANTED
     {
         tracing::warn!(
             limit,
+            for_flows = limits::flow_descriptors_max(),
             wanted = OPEN_FILES_WANTED,
             "few open files are allowed; each TCP flow needs one (ulimit -n)"
         );
@@ -238,6 +242,10 @@ impl Running {
                     return Err(Failure::Running(format!("core {core}: {why}")));
                 }
                 Ok(Event::Signal) => self.stop_at_once = true,
+                Ok(Event::Core(core, CoreReport::Broken)) => {
+                    self.note_failure(core, "a part of it panicked");
+                    self.stop_at_once = true;
+                }
                 Ok(_) => {}
                 Err(_) => return Err(Failure::Running("the cores ended at their start".into())),
             }
@@ -377,3 +385,7 @@ impl Running {
         tracing::info!("stopped");
     }
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

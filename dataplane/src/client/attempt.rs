@@ -17,7 +17,6 @@ use super::resumption::Resumption;
 use super::server::ServerState;
 use super::session::{Served, Session};
 use super::supervisor::Supervisor;
-use crate::flow::udp::UdpSettings;
 use crate::flow::udp::client::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
@@ -119,7 +118,7 @@ impl Dialed {
             dial(core, client, server, lane_index).map_err(AttemptEnd::Failed)?;
         let this = ClientLane::new(
             Rc::clone(&lane),
-            client_flows(core, &lane),
+            ClientFlows::new(Rc::clone(&lane), &core.udp),
             Rc::clone(&core.context),
             Arc::clone(&core.shared),
             Arc::clone(server),
@@ -298,22 +297,6 @@ fn dial(
         error.to_string()
     })?;
     Ok((endpoint, lane, aim, resumption))
-}
-
-fn client_flows(core: &Rc<ClientCore>, lane: &Rc<Lane>) -> Rc<ClientFlows> {
-    let udp = &core.shared.config.udp;
-    let settings = UdpSettings {
-        session_timeout: udp.session_timeout,
-        fragmentation: udp.enable_fragmentation,
-    };
-    let service = Arc::clone(&core.shared.service);
-    let address = Rc::new(move || service.addresses().first().copied());
-    ClientFlows::new(
-        Rc::clone(lane),
-        address,
-        settings,
-        Arc::clone(&core.context.counters),
-    )
 }
 
 fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_index: usize) {

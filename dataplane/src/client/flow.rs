@@ -19,10 +19,11 @@ use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd};
 use crate::flow::watch::FlowWatch;
 use crate::quic::lane::{StreamFront, StreamRead, StreamWaiters};
 use crate::resolve::Name;
+use crate::sys::limits;
 use crate::sys::tcp::TcpSocket;
 
-/// How long the service may take to accept a connection: a visitor waits for it, and a SYN is repeated after 1 and 3
-/// seconds (tcp(7)).
+/// How long the service may take to accept a connection: a visitor waits for it, and a SYN is
+/// repeated after 1 and 3 seconds (tcp(7)).
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes read together with the Open header. A visitor's first request mostly fits.
@@ -69,7 +70,13 @@ pub(super) async fn run(this: Rc<ClientLane>, stream: u64) {
         TcpFlowEnd::Stalled => {
             if let Some(suppressed) = this.context.stall_log.pass(Instant::now()) {
                 let service: &Name = &this.shared.service;
-                tracing::warn!(%service, %visitor, ?stall_timeout, suppressed, "the service has taken no byte for stall_timeout; flow reset");
+                tracing::warn!(
+                    %service,
+                    %visitor,
+                    ?stall_timeout,
+                    suppressed,
+                    "the service has taken no byte for stall_timeout; flow reset"
+                );
             }
         }
     }
@@ -151,8 +158,8 @@ struct Visitor<'a> {
 }
 
 impl Visitor<'_> {
-    /// Runs `dial`, but not beyond the end of the lane, or longer than the visitor waits for it: one who has reset its
-    /// connection, also after its FIN, wants no connection to the service.
+    /// Runs `dial`, but not beyond the end of the lane, or longer than the visitor waits for it:
+    /// one who has reset its connection, also after its FIN, wants no connection to the service.
     async fn while_there(
         &self,
         dial: impl Future<Output = Result<TcpSocket, FlowError>>,
@@ -167,8 +174,8 @@ impl Visitor<'_> {
         .await
     }
 
-    /// Why nobody waits for the service any more. What wakes this flow is the same as in [`tcp`]; the pumps, when they
-    /// begin, look at the stream before they wait for it.
+    /// Why nobody waits for the service any more. What wakes this flow is the same as in [`tcp`];
+    /// the pumps, when they begin, look at the stream before they wait for it.
     fn gone(&self, cx: &mut Context<'_>) -> Option<FlowError> {
         self.watch.attend(cx);
         let looks = self.watch.take_look().is_some();
@@ -196,10 +203,16 @@ impl Visitor<'_> {
     }
 }
 
-/// Connects to the service, and takes note of whether that works.
+/// Connects to the service, and takes note of whether that works. What this machine lacks for it
+/// says nothing of the service.
 async fn dial(this: &ClientLane, header: &OpenHeader) -> Result<TcpSocket, FlowError> {
     let service: &Name = &this.shared.service;
     let result = connect(service, DIAL_TIMEOUT).await;
+    if let Err(error) = &result
+        && limits::is_own_want(error)
+    {
+        return Err(refused_for_own_want(this, header, error));
+    }
     this.shared
         .service_state
         .dialled(result.is_ok(), service, &this.context);
@@ -217,4 +230,21 @@ async fn dial(this: &ClientLane, header: &OpenHeader) -> Result<TcpSocket, FlowE
         tracing::warn!(%service, visitor = %header.visitor, error = %last, %reason, suppressed, "the service cannot be reached; flow reset");
     }
     Err(reason)
+}
+
+fn refused_for_own_want(this: &ClientLane, header: &OpenHeader, error: &io::Error) -> FlowError {
+    this.context
+        .counters
+        .tcp_dials_refused_own_limits
+        .increment();
+    if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+        tracing::warn!(
+            visitor = %header.visitor,
+            %error,
+            suppressed,
+            "this machine or process has no descriptor, port or memory left for a connection to the \
+             service; flow refused"
+        );
+    }
+    FlowError::LimitReached
 }

@@ -15,7 +15,7 @@ use rustc_hash::FxBuildHasher;
 
 use super::balance::Tried;
 use super::lane::{ServerLane, ServerLaneEvents};
-use super::lanes::LaneTable;
+use super::lanes::{CarriesFlows as _, LaneTable};
 use super::opening::Held;
 use super::registry::{Applicant, ClientPool, Duplicate, Joined};
 use super::route::{self, Way};
@@ -25,7 +25,7 @@ use crate::core::panics::contain;
 use crate::core::task::spawn_vital;
 use crate::core::{AcceptorCount, CoreContext};
 use crate::flow::udp::UdpSettings;
-use crate::flow::udp::server::{ForwardedUdp, RouteUdp, TrafficSocket, UdpRoute};
+use crate::flow::udp::server::{ForwardedUdp, RouteUdp, TrafficSocket, UdpRoute, Wish};
 use crate::metrics::CoreCounters;
 use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::quic::event::{Event, yield_now};
@@ -140,10 +140,7 @@ impl ListenerCore {
         });
         endpoint.set_owner(Rc::new(Owner(Rc::clone(&this))));
         if let Some(socket) = sockets.udp {
-            let settings = UdpSettings {
-                session_timeout: shared.config.udp.session_timeout,
-                fragmentation: shared.config.udp.enable_fragmentation,
-            };
+            let settings = UdpSettings::from(&shared.config.udp);
             let socket = UdpSocket::adopt(socket, Purpose::Traffic).map_err(text)?;
             let router = Rc::new(Owner(Rc::clone(&this)));
             *this.traffic.borrow_mut() = Some(TrafficSocket::start(
@@ -524,21 +521,35 @@ impl EndpointOwner for Owner {
 }
 
 impl RouteUdp for Owner {
-    fn route(&self, _visitor: SocketAddr) -> Option<UdpRoute> {
+    fn route(&self, _visitor: SocketAddr, wish: &Wish<'_>) -> Option<UdpRoute> {
         let Owner(listener) = self;
+        let mut tried = Tried::default();
+        for client in wish.tried {
+            tried.add(*client);
+        }
         let way = route::find(
             &listener.pool,
             Protocol::Udp,
             listener.core(),
-            &mut Tried::default(),
+            &mut tried,
             |client| listener.local_lane(client),
-            |lane| lane.udp.clone(),
+            |lane| {
+                let silent = wish.must_answer && lane.is_silent();
+                let client = lane.membership.get()?.client().number;
+                let flows = lane
+                    .udp
+                    .clone()
+                    .filter(|flows| !silent && flows.is_open())?;
+                Some((flows, client))
+            },
         );
         match way? {
-            Way::Here(lane, ticket) => Some(UdpRoute::Local {
+            Way::Here((lane, client), ticket) => Some(UdpRoute::Local {
                 lane,
+                client,
                 ticket: Box::new(ticket),
             }),
+            Way::Elsewhere(_, ticket) if wish.must_answer && ticket.client().is_silent() => None,
             Way::Elsewhere(core, ticket) => {
                 listener.counters().visitors_handed_over.increment();
                 Some(UdpRoute::Remote {
@@ -548,6 +559,17 @@ impl RouteUdp for Owner {
                 })
             }
         }
+    }
+
+    fn let_go(&self) -> bool {
+        let Owner(listener) = self;
+        let nobody = listener.pool.totals().usable == 0;
+        if nobody {
+            // Its tasks hold it until they have closed it.
+            let socket = listener.traffic.borrow_mut().take();
+            drop(socket);
+        }
+        nobody
     }
 
     fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {

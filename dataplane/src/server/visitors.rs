@@ -16,9 +16,10 @@ use super::route::{self, Way};
 use crate::buffer::StreamBuf;
 use crate::core::mailbox::Mail;
 use crate::core::task::spawn_or;
-use crate::core::{FlowCount, OneFlow};
+use crate::core::{FlowCount, OneFlow, memory};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
+use crate::sys::limits;
 use crate::sys::tcp::{TcpSocket, refuse};
 
 /// A visitor that no client serves yet, as cores hand it over with its socket.
@@ -54,6 +55,13 @@ impl ListenerCore {
     /// A visitor was accepted.
     pub(super) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
         self.counters().visitors_accepted.increment();
+        if memory::refuses_newcomers() {
+            self.counters().visitors_refused_memory.increment();
+            return refuse(stream);
+        }
+        if !limits::is_for_flows(&stream) {
+            return self.refuse_for_want_of_descriptors(stream, addr);
+        }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let visitor = Visitor {
             addr,
@@ -67,6 +75,20 @@ impl ListenerCore {
             under_way: None,
         };
         self.send_to_a_client(stream, Box::new(visitor));
+    }
+
+    /// The descriptors that are left are not for visitors.
+    fn refuse_for_want_of_descriptors(&self, stream: TcpStream, visitor: SocketAddr) {
+        self.counters().visitors_refused_descriptors.increment();
+        if let Some(suppressed) = self.context().dial_log.pass(Instant::now()) {
+            tracing::warn!(
+                %visitor,
+                descriptors = limits::flow_descriptors_max(),
+                suppressed,
+                "no file descriptor is left for visitors (ulimit -n); this one is reset"
+            );
+        }
+        refuse(stream);
     }
 
     /// Another core has chosen a client that has a lane here.
@@ -288,7 +310,13 @@ impl ListenerCore {
             }
             TcpFlowEnd::Stalled => {
                 if let Some(suppressed) = self.context().stall_log.pass(Instant::now()) {
-                    tracing::warn!(%visitor, client, stall_timeout = ?self.stall_timeout(), suppressed, "the visitor has taken no byte for stall_timeout; flow reset");
+                    tracing::warn!(
+                        %visitor,
+                        client,
+                        stall_timeout = ?self.stall_timeout(),
+                        suppressed,
+                        "the visitor has taken no byte for stall_timeout; flow reset"
+                    );
                 }
             }
         }
