@@ -16,9 +16,17 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// The package's version and the commit that it was built from (see `build.rs`).
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (commit ",
+    env!("QMUX_COMMIT"),
+    ")"
+);
+
 /// Certificates, example configs and import from QMux for qmux-dp.
 #[derive(Debug, Parser)]
-#[command(name = "qmux-ctl", version, arg_required_else_help = true)]
+#[command(name = "qmux-ctl", version = VERSION, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
