@@ -12,6 +12,7 @@ mod costs;
 mod demo;
 mod exit;
 mod flow;
+mod log_level;
 mod log_limit;
 mod logging;
 mod metrics;
@@ -28,7 +29,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use qmux_config::Config;
 
 use cli::{Cli, Command};
@@ -44,7 +44,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 static ALLOCATOR: sys::allocations::Counting = sys::allocations::Counting;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_arguments();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
