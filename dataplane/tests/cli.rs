@@ -263,6 +263,32 @@ fn check_prints_both_roles_of_one_file() {
 }
 
 #[test]
+fn check_is_content_with_the_pair_that_the_readme_shows() {
+    let readme = include_str!("../../README.md");
+    let blocks: Vec<&str> = readme
+        .split("\n```toml\n")
+        .skip(1)
+        .map(|rest| rest.split("\n```").next().unwrap_or_default())
+        .collect();
+    assert_eq!(blocks.len(), 2);
+    for block in blocks {
+        // Addresses that are free here, and a server that can be resolved without the network.
+        let config = block
+            .replace("0.0.0.0:8443", &free_address().to_string())
+            .replace("0.0.0.0:8080", &free_address().to_string())
+            .replace("\"tunnel.example.com:8443\"", "\"127.0.0.1:8443\"")
+            .replace("certs/", "");
+        let output = Site::new(&config).run(&["--check"]);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}\n{config}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
 fn check_finds_a_bad_config() {
     let config = at(SERVER, free_address(), free_address());
     let site = Site::new(&config.replace("\"both\"", "\"sctp\""));
