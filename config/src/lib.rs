@@ -31,6 +31,7 @@ mod report;
 mod secret;
 mod section;
 mod server;
+mod session_file;
 mod source;
 mod suggest;
 mod ticket_keys;
@@ -53,6 +54,9 @@ pub use pem::read_pem;
 pub use quic::{CongestionControl, Quic};
 pub use secret::{SECRET_BYTES_MIN, Secret};
 pub use server::{Listener, ListenerProtocol, LoadBalancer, Server, ServerAuth, ServerTls};
+pub use session_file::{
+    SESSION_IDENTITY_BYTES, SavedSession, decode_sessions, encode_sessions, sealed_sessions,
+};
 pub use suggest::nearest;
 pub use ticket_keys::{
     TICKET_KEY_NAME_BYTES, TICKET_KEYS_MAX, TicketKey, parse_ticket_keys, read_ticket_keys,

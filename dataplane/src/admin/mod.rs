@@ -8,6 +8,7 @@
 
 mod answer;
 mod exposition;
+mod query;
 
 use std::collections::VecDeque;
 use std::io;
