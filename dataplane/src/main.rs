@@ -66,6 +66,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             for warning in &config.warnings {
                 tracing::warn!("{warning}");
             }
+            let config = bind::without_ipv6(config, sys::bind::has_ipv6);
             let cores = run::core_count(cli.cores);
             if cli.check {
                 return check::run(config, cores);
