@@ -29,7 +29,10 @@ pub(crate) fn parse(text: &str) -> Result<String, String> {
 }
 
 fn unknown(part: &str, level: &str) -> String {
-    let meant = qmux_config::nearest(level, LEVELS);
+    let lower = level.to_lowercase();
+    // `warning` is what others call it.
+    let longer = || LEVELS.into_iter().find(|known| lower.starts_with(known));
+    let meant = qmux_config::nearest(level, LEVELS).or_else(longer);
     let hint = match (meant, part == level && part.contains("::")) {
         (Some(meant), _) => format!("; did you mean {meant}?"),
         (None, true) => format!("; a module needs a level, as {part}=debug"),
