@@ -107,6 +107,9 @@ impl Session {
         if registered.back {
             core.found(server);
         }
+        if core.shared.registered_with(server, ack.server_instance_id) {
+            core.tell_all(&ClientMail::Plan);
+        }
         // After the alarm, which this lane need not hear.
         core.lanes
             .borrow_mut()
@@ -321,7 +324,9 @@ impl Session {
         self.registered = None;
         self.vigil = Vigil::new(Duration::ZERO);
         let server = &self.this.server;
-        server.lane_ended();
+        if self.core.shared.lane_ended(server) {
+            self.core.tell_all(&ClientMail::Plan);
+        }
         if server.leave_probing(self.this.serial) {
             self.core.tell_all(&ClientMail::Alarm {
                 server: server.number,
@@ -348,6 +353,7 @@ fn raises_alarm(end: &LaneEnd) -> bool {
         LaneEnd::ClosedByPeer(..)
         | LaneEnd::ClosedByUs(_)
         | LaneEnd::TransportErrorByUs(..)
+        | LaneEnd::BadCertificate(_)
         | LaneEnd::NotRegistered
         | LaneEnd::HandshakeTimeout
         | LaneEnd::Unreachable(_) => false,

@@ -4,9 +4,11 @@
 //! say; the endpoint's tasks receive in batches, wake the flows that can go on, and flush every such lane once.
 
 pub(crate) mod control;
+pub(crate) mod credentials;
 pub(crate) mod end;
 pub(crate) mod endpoint;
 pub(crate) mod event;
+pub(crate) mod explain;
 pub(crate) mod handshake;
 pub(crate) mod lane;
 pub(crate) mod reset;

@@ -6,11 +6,13 @@
 //!
 //! No test asserts how long anything takes. What is slow is measured in `bench`.
 
+mod addresses;
 mod admin;
 mod back_pressure;
 mod balancing;
 mod certificates;
 mod cores;
+mod diagnosis;
 mod dns;
 mod half_close;
 mod health;
