@@ -29,6 +29,8 @@ pub(super) struct ServerLane {
     /// When the peer was last heard on the control stream.
     pub(super) last_heard: Cell<Instant>,
     control_started: Cell<bool>,
+    /// It was refused, and stays until its client has read why.
+    pub(super) lingers: Cell<bool>,
 }
 
 impl ServerLane {
@@ -45,6 +47,7 @@ impl ServerLane {
             tcp_flows: Cell::new(0),
             last_heard: Cell::new(Instant::now()),
             control_started: Cell::new(false),
+            lingers: Cell::new(false),
         })
     }
 
@@ -146,11 +149,15 @@ impl LaneEvents for ServerLaneEvents {
         if let Some(listener) = this.listener.upgrade() {
             listener.lane_ended(this);
         }
+        let Some(listener) = this.listener.upgrade() else {
+            return;
+        };
+        let context = listener.context();
         if this.membership.get().is_some() {
-            tracing::info!(client = this.client_id(), peer = ?lane.peer_addr(), %end, "lane ended");
-        } else if let Some(listener) = this.listener.upgrade()
-            && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
-        {
+            if let Some(suppressed) = context.lane_log.pass(Instant::now()) {
+                tracing::info!(client = this.client_id(), peer = ?lane.peer_addr(), %end, suppressed, "lane ended");
+            }
+        } else if let Some(suppressed) = context.handshake_log.pass(Instant::now()) {
             let what = if lane.is_established() {
                 "lane ended before it was registered"
             } else {
