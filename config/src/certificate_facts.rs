@@ -1,4 +1,5 @@
-//! What an operator wants to know of a certificate that was refused: whom it is for, who issued it, when it is valid.
+//! What an operator wants to know of a certificate that was refused: whom it is for, who issued it,
+//! when it is valid.
 //!
 //! It may be an unknown peer's: the texts are short, and nothing in them can break a line of a log.
 

@@ -1,12 +1,13 @@
-//! Reading certificate, key and CA files: what a start reads and what a check reads are the same bytes.
+//! Reading certificate, key and CA files: what a start reads and what a check reads are the same
+//! bytes.
 
 use std::path::Path;
 
 /// Largest certificate or key file, in bytes: a full bundle of public CAs has a quarter of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The byte order mark that Windows editors put before UTF-8 text. A PEM parser looks for lines that begin
-/// with dashes, and would not find the first one.
+/// The byte order mark that Windows editors put before UTF-8 text. A PEM parser looks for lines
+/// that begin with dashes, and would not find the first one.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The bytes of a PEM file, without a byte order mark.

@@ -1,7 +1,7 @@
 //! The text of a client's file of sessions: one a line, a digest at the end.
 //!
-//! Anybody may have written to the file: whatever it holds, reading it ends with sessions or with nothing.
-//! Nothing of it is ever shown.
+//! Anybody may have written to the file: whatever it holds, reading it ends with sessions or with
+//! nothing. Nothing of it is ever shown.
 
 use std::net::SocketAddr;
 

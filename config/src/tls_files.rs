@@ -162,7 +162,8 @@ pub(crate) fn identity(
     })
 }
 
-/// The first certificate of a file, if it may be used for `purpose` now with those that come with it.
+/// The first certificate of a file, if it may be used for `purpose` now with those that come with
+/// it.
 fn leaf(section: &Section<'_>, file: &File, purpose: Purpose) -> Option<X509> {
     let certs = file.certificates(section)?;
     let leaf = certs.first()?;
@@ -213,7 +214,8 @@ fn chain_holds(section: &Section<'_>, file: &File, certs: &[X509]) -> bool {
     let chain = tls_keys::chain(certs, is_good);
     for (above, cert) in chain.iter().enumerate() {
         let name = subject(cert);
-        // A peer may trust a newer one of the same name as the last one; it need not then look at this.
+        // A peer may trust a newer one of the same name as the last one; it need not then look at
+        // this.
         let replaceable = above > 0 && above + 1 == chain.len();
         let why = match validity(cert) {
             Validity::Valid => tls_keys::weak_authority(cert),
@@ -386,8 +388,8 @@ fn may_serve(cert: &X509, purpose: Purpose) -> bool {
     })
 }
 
-/// Whether its key may sign a handshake: where there are key usages, digitalSignature must be among them
-/// (RFC 8446, section 4.4.2.2).
+/// Whether its key may sign a handshake: where there are key usages, digitalSignature must be among
+/// them (RFC 8446, section 4.4.2.2).
 fn may_sign(cert: &X509) -> bool {
     with_extensions(cert, true, |cert| match cert.key_usage() {
         Ok(Some(usage)) => usage.value.digital_signature(),

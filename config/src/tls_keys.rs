@@ -1,15 +1,16 @@
 //! Which certificates TLS can use: kinds of keys, and the chain above a leaf.
 //!
-//! A leaf's key signs the handshake, and the other side accepts what BoringSSL accepts by default: ECDSA with
-//! P-256 and P-384, and RSA. Ed25519 could be turned on, but only in peers that are new enough, and a
-//! certificate that works with some of them is worse than one that is refused at once. Keys of CAs only
-//! sign certificates; there BoringSSL takes P-521 and Ed25519, too.
+//! A leaf's key signs the handshake, and the other side accepts what BoringSSL accepts by default:
+//! ECDSA with P-256 and P-384, and RSA. Ed25519 could be turned on, but only in peers that are new
+//! enough, and a certificate that works with some of them is worse than one that is refused at
+//! once. Keys of CAs only sign certificates; there BoringSSL takes P-521 and Ed25519, too.
 
 use boring::nid::Nid;
 use boring::pkey::{Id, PKeyRef, Public};
 use boring::x509::X509;
 
-/// Shortest RSA key in bits (NIST SP 800-57, part 1, section 5.6: 112 bits of strength; 1,024 are broken).
+/// Shortest RSA key in bits (NIST SP 800-57, part 1, section 5.6: 112 bits of strength; 1,024 are
+/// broken).
 const RSA_BITS_MIN: u32 = 2_048;
 
 /// What a leaf may have, for messages.
@@ -63,8 +64,8 @@ fn curve(key: &PKeyRef<Public>) -> Option<Nid> {
     key.ec_key().ok()?.group().curve_name()
 }
 
-/// The certificates above `certs[0]` that vouch for it, lowest first, as far as the file holds them. Where
-/// several of one name do, one that `is_good` is taken before others.
+/// The certificates above `certs[0]` that vouch for it, lowest first, as far as the file holds
+/// them. Where several of one name do, one that `is_good` is taken before others.
 pub(crate) fn chain(certs: &[X509], is_good: impl Fn(&X509) -> bool) -> Vec<&X509> {
     let Some(mut below) = certs.first() else {
         return Vec::new();

@@ -12,8 +12,8 @@ use crate::sys::bind::{
 };
 use crate::sys::steering;
 
-/// Where this machine has no IPv6 at all, `[::]`, which means every address, becomes `0.0.0.0`, with a warning. `has_ipv6`
-/// is asked only if there is such an address.
+/// Where this machine has no IPv6 at all, `[::]`, which means every address, becomes `0.0.0.0`,
+/// with a warning. `has_ipv6` is asked only if there is such an address.
 pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) -> Config {
     let admin = config.admin.iter_mut().map(|it| &mut it.listen);
     let listeners = config.server.iter_mut().flat_map(|it| &mut it.listeners);

@@ -1,8 +1,8 @@
 //! `--log-level`: levels, and levels of modules.
 //!
-//! The filter's own parser takes every single word that is no level for the name of a module, and then shows
-//! that module alone: a misspelled level would silence the program. Here a word must be a level, and
-//! a module needs one.
+//! The filter's own parser takes every single word that is no level for the name of a module, and
+//! then shows that module alone: a misspelled level would silence the program. Here a word must be
+//! a level, and a module needs one.
 
 /// The levels, from the fewest lines to the most.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -39,7 +39,8 @@ fn unknown(part: &str, level: &str) -> String {
         (None, false) => String::new(),
     };
     format!(
-        "{level:?} is no level{hint}; allowed are {}, alone or per module, as info,qmux_dp::quic=debug",
+        "{level:?} is no level{hint}; allowed are {}, alone or per module, as \
+        info,qmux_dp::quic=debug",
         LEVELS.join(", ")
     )
 }

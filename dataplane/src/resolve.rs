@@ -64,8 +64,8 @@ impl Complaints {
 }
 
 impl Name {
-    /// Resolves once, now. A name without an answer is kept and asked for again. `setting` says where it stands in the
-    /// config.
+    /// Resolves once, now. A name without an answer is kept and asked for again. `setting` says
+    /// where it stands in the config.
     pub(crate) fn new(host: &str, port: u16, setting: &'static str) -> Arc<Name> {
         let name = Name::later(host, port, setting);
         name.refresh();
@@ -97,8 +97,8 @@ impl Name {
         self.addresses.load_full()
     }
 
-    /// Resolves now. True if there is an answer with an address; the last such answer outlives a failing resolver.
-    /// Failures are logged, at most once a minute.
+    /// Resolves now. True if there is an answer with an address; the last such answer outlives a
+    /// failing resolver. Failures are logged, at most once a minute.
     pub(crate) fn refresh(&self) -> bool {
         if self.literal {
             return true;
@@ -122,7 +122,8 @@ impl Name {
                     host,
                     why,
                     failures,
-                    "{host} cannot be resolved ({why}); {meanwhile}, and it is tried again. Check {}, and this host's DNS: getent hosts {host}",
+                    "{host} cannot be resolved ({why}); {meanwhile}, and it is tried again. Check \
+                    {}, and this host's DNS: getent hosts {host}",
                     self.setting
                 );
             }

@@ -1,13 +1,13 @@
 #!/bin/sh
 # Runs every fuzz target for some seconds: proto/fuzz/run.sh [seconds-per-target] [target…]
 #
-# It needs what the programs' build needs, nothing else: coverage instrumentation is an LLVM pass that
-# stable rustc can switch on, and without unsafe code a sanitizer would have nothing to find.
+# It needs what the programs' build needs, nothing else: coverage instrumentation is an LLVM pass
+# that stable rustc can switch on, and without unsafe code a sanitizer would have nothing to find.
 # People who have cargo-fuzz can use `cargo fuzz run TARGET` in proto/ as well.
 #
-# Everything it writes is under target/fuzz, which git ignores; the corpus there grows with each run. It
-# begins with the inputs in proto/fuzz/seeds/TARGET, which are kept: what earlier runs found worth keeping.
-# It prints one line per target and exits with 1 if one of them failed.
+# Everything it writes is under target/fuzz, which git ignores; the corpus there grows with each
+# run. It begins with the inputs in proto/fuzz/seeds/TARGET, which are kept: what earlier runs found
+# worth keeping. It prints one line per target and exits with 1 if one of them failed.
 set -eu
 
 seconds=${1:-5}

@@ -1,5 +1,6 @@
-//! For build scripts: sets `QMUX_COMMIT` to the commit that is checked out, or to what the environment's
-//! `QMUX_COMMIT` says (for builds without `.git`, as in a container), or to `unknown`.
+//! For build scripts: sets `QMUX_COMMIT` to the commit that is checked out, or to what the
+//! environment's `QMUX_COMMIT` says (for builds without `.git`, as in a container), or to
+//! `unknown`.
 
 use std::path::Path;
 use std::process::Command;

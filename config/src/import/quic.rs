@@ -58,8 +58,8 @@ impl Settings {
         }
     }
 
-    /// Fills what is not set here from `other`, the settings of a later listener, with a note, as it
-    /// holds for all of them; what both set differently is noted, too.
+    /// Fills what is not set here from `other`, the settings of a later listener, with a note, as
+    /// it holds for all of them; what both set differently is noted, too.
     pub(super) fn merge(&mut self, other: Self, draft: &mut Draft) {
         for (mine, theirs) in self.windows.iter_mut().zip(other.windows) {
             keep_first(mine, theirs, units::format_size, draft);

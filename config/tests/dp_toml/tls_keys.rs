@@ -1,5 +1,5 @@
-//! A certificate that passes must work: each kind is tried in a handshake with BoringSSL's own rules, which are
-//! the data plane's, and judged by the check.
+//! A certificate that passes must work: each kind is tried in a handshake with BoringSSL's own
+//! rules, which are the data plane's, and judged by the check.
 
 use std::fs;
 use std::io::{self, Read, Write};

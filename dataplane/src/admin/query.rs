@@ -1,7 +1,8 @@
-//! What the query of a request to the admin endpoint may say. It uses nothing of this crate, so that the fuzz targets
-//! can have it.
+//! What the query of a request to the admin endpoint may say. It uses nothing of this crate, so
+//! that the fuzz targets can have it.
 
-/// Clients that a server's listener needs for visitors to be sent to it, unless the request says otherwise.
+/// Clients that a server's listener needs for visitors to be sent to it, unless the request says
+/// otherwise.
 const CLIENTS_DEFAULT: usize = 1;
 
 /// `clients=N`: how many clients each listener needs to count as ready.

@@ -292,7 +292,8 @@ fn dial(
     let socket = bind::udp_towards(peer).map_err(|error| no_socket(&error, peer))?;
     // A smaller buffer than asked for was warned of at the start.
     let _granted = bind::raise_udp_buffers(&socket);
-    // As they were read last: renewed certificates are picked up, and no file keeps the core waiting.
+    // As they were read last: renewed certificates are picked up, and no file keeps the core
+    // waiting.
     let credentials = core.shared.credentials.get(client);
     let tls = credentials.and_then(|credentials| tls::client_with(&credentials));
     let tls = tls.map_err(|error| failed(&error))?;

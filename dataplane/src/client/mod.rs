@@ -249,7 +249,8 @@ impl ClientShared {
         self.twins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A lane to `server` has registered with the process of this id. True if the cores must plan again.
+    /// A lane to `server` has registered with the process of this id. True if the cores must plan
+    /// again.
     fn registered_with(&self, server: &ServerState, instance_id: [u8; 16]) -> bool {
         let change = self
             .twins()

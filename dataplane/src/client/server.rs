@@ -103,7 +103,8 @@ impl ServerState {
         self.registered.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// True while lanes are registered with it, and it has not said that it stops; or with another address of it.
+    /// True while lanes are registered with it, and it has not said that it stops; or with another
+    /// address of it.
     pub(super) fn has_lanes(&self) -> bool {
         self.registered.load(Ordering::Relaxed) > 0 || self.rests()
     }

@@ -26,11 +26,12 @@ const STEADY: Duration = Duration::from_secs(5);
 /// More of them means that several servers with different numbers are behind one address.
 const MISAIMED_MAX: u32 = 2;
 
-/// Longest delay to an address that this host has no way to, while another address of the same server serves: networks
-/// change, if rarely.
+/// Longest delay to an address that this host has no way to, while another address of the same
+/// server serves: networks change, if rarely.
 const NO_ROUTE: Duration = Duration::from_secs(120);
 
-/// Attempts in a row without a way that are not worth a warning: the name's other addresses are about to serve.
+/// Attempts in a row without a way that are not worth a warning: the name's other addresses are
+/// about to serve.
 const NO_ROUTE_ATTEMPTS: u32 = 5;
 
 /// Keeps one lane up.
@@ -182,8 +183,8 @@ impl Supervisor {
         }
     }
 
-    /// Whether enough was said of an address without a way, after so many attempts in a row: a host with one address
-    /// family is nothing to complain of while another address serves.
+    /// Whether enough was said of an address without a way, after so many attempts in a row: a host
+    /// with one address family is nothing to complain of while another address serves.
     fn lacks_route(&self, core: &ClientCore, attempts: u32) -> bool {
         let first = self.server.lacks_route();
         let others = core.shared.has_other_address(&self.server);

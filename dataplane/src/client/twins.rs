@@ -1,9 +1,10 @@
 //! Twins: addresses of one name that lead to the same server, mostly its IPv4 and its IPv6 address.
 //!
-//! Each of them would get all the lanes that the server is to have. So while one address serves, the others that have
-//! turned out to lead to the same server process (by its instance id) rest: they keep no lane, and are dialled when the
-//! one that serves has lost its last lane. Different servers behind one name are no twins, nor are two configured
-//! servers: whoever writes both wants both.
+//! Each of them would get all the lanes that the server is to have. So while one address serves,
+//! the others that have turned out to lead to the same server process (by its instance id) rest:
+//! they keep no lane, and are dialled when the one that serves has lost its last lane. Different
+//! servers behind one name are no twins, nor are two configured servers: whoever writes both wants
+//! both.
 //!
 //! It decides, does no I/O, and knows no clock.
 
@@ -38,8 +39,9 @@ pub(super) struct Twins {
 }
 
 impl Twins {
-    /// A lane to the address `number` of `target` has registered with `instance`. The first lane decides: an address
-    /// that has some is never put to rest, whatever a balancer leads the next one to.
+    /// A lane to the address `number` of `target` has registered with `instance`. The first lane
+    /// decides: an address that has some is never put to rest, whatever a balancer leads the next
+    /// one to.
     pub(super) fn registered(
         &mut self,
         number: Number,
@@ -72,7 +74,8 @@ impl Twins {
         })
     }
 
-    /// A lane to the address `number` has ended. Those that rested for it are dialled if it was the last one.
+    /// A lane to the address `number` has ended. Those that rested for it are dialled if it was the
+    /// last one.
     pub(super) fn ended(&mut self, number: Number) -> Vec<Change> {
         let Some(address) = self.addresses.get_mut(&number) else {
             return Vec::new();
@@ -225,7 +228,8 @@ mod tests {
                 9 => {
                     self.twins.vanished(number);
                     self.resting.remove(&number);
-                    // It may come back; its number would be another one, which makes no difference here.
+                    // It may come back; its number would be another one, which makes no difference
+                    // here.
                     if self.gone.insert(number) && random.random_bool(0.9) {
                         self.gone.remove(&number);
                     }
@@ -240,7 +244,8 @@ mod tests {
                 assert_eq!(address.lanes, lanes, "lanes of {number}");
                 assert!(lanes > 0 || address.rests_for.is_some(), "{number} leaks");
                 assert_eq!(address.rests_for.is_some(), self.resting.contains(number));
-                // Nobody rests for one that does not serve: some address of a server is always dialled.
+                // Nobody rests for one that does not serve: some address of a server is always
+                // dialled.
                 if let Some(serving) = address.rests_for {
                     let serving = &self.twins.addresses[&serving];
                     assert!(serving.lanes > 0 && serving.target == address.target);

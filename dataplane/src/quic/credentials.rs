@@ -1,7 +1,8 @@
 //! Certificates, keys and CAs as read from their files, ready for a TLS context.
 //!
-//! Reading a file may take long (a network file system that is away), so no core does it: they are read at the start,
-//! and a client's again by a thread of its own when the files change. Whoever shakes hands takes what was read last.
+//! Reading a file may take long (a network file system that is away), so no core does it: they are
+//! read at the start, and a client's again by a thread of its own when the files change. Whoever
+//! shakes hands takes what was read last.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,8 +19,8 @@ use super::sessions::Identity;
 /// How often the files are looked at: three system calls.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
-/// Looks in a row that find the files unusable before it is said: a renewal that replaces one file after the other is
-/// not to be reported half-way.
+/// Looks in a row that find the files unusable before it is said: a renewal that replaces one file
+/// after the other is not to be reported half-way.
 const UNUSABLE_LOOKS_MAX: u32 = 3;
 
 /// A certificate, key or CA file that TLS refused.
@@ -164,7 +165,8 @@ impl KeptCredentials {
                         ),
                         (Some(Outcome::Unusable), Err(error)) => tracing::warn!(
                             %error,
-                            "certificate files have changed and are not usable; connections go on with those of before"
+                            "certificate files have changed and are not usable; connections go on \
+                            with those of before"
                         ),
                         _ => {}
                     }
@@ -194,7 +196,8 @@ impl KeptCredentials {
     }
 }
 
-/// What tells a file from one that was put in its place: its time, length and number (`None`: it is not there).
+/// What tells a file from one that was put in its place: its time, length and number (`None`: it is
+/// not there).
 type Stamp = Option<(SystemTime, u64, u64)>;
 
 fn stamps(client: &Client) -> Vec<Stamp> {

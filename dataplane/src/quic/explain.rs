@@ -1,5 +1,5 @@
-//! Why there is no lane, in sentences for whoever runs this side: what is wrong, which file, key or port it is about,
-//! and what to do.
+//! Why there is no lane, in sentences for whoever runs this side: what is wrong, which file, key or
+//! port it is about, and what to do.
 //!
 //! Pure texts: what is known goes in, a sentence comes out. A peer is told none of this.
 
@@ -12,7 +12,8 @@ use boring::x509::X509VerifyError;
 
 use super::end::{BadCertificate, LaneEnd};
 
-/// TLS alerts about the other side's certificate, as QUIC error codes (RFC 9001, section 4.8; RFC 8446, section 6).
+/// TLS alerts about the other side's certificate, as QUIC error codes (RFC 9001, section 4.8; RFC
+/// 8446, section 6).
 mod alert {
     pub(super) const BAD_CERTIFICATE: u64 = 0x12a;
     pub(super) const UNSUPPORTED_CERTIFICATE: u64 = 0x12b;
@@ -66,24 +67,31 @@ fn no_handshake(view: &ClientView<'_>) -> String {
     let (udp, timeout) = (udp(view.server), view.handshake_timeout);
     if view.was_answered {
         return format!(
-            "{udp} answered, but the handshake was not complete within {timeout:?} (handshake_idle_timeout): packets get lost on the way, or the server is overloaded"
+            "{udp} answered, but the handshake was not complete within {timeout:?} \
+            (handshake_idle_timeout): packets get lost on the way, or the server is overloaded"
         );
     }
     format!(
-        "no answer from {udp} within {timeout:?}: no server runs there, or a firewall on the way drops UDP. Allow UDP port {} (not TCP) in the firewall and security group of the server, and outgoing on this side",
+        "no answer from {udp} within {timeout:?}: no server runs there, or a firewall on the way \
+        drops UDP. Allow UDP port {} (not TCP) in the firewall and security group of the server, \
+        and outgoing on this side",
         view.server.port()
     )
 }
 
-/// Why packets to `server` cannot be sent, or do not get there, by the word of this host or the network.
+/// Why packets to `server` cannot be sent, or do not get there, by the word of this host or the
+/// network.
 pub(crate) fn unreachable(kind: ErrorKind, server: SocketAddr) -> String {
     let udp = udp(server);
     match kind {
         ErrorKind::ConnectionRefused => format!(
-            "nobody listens at {udp}, says the network (ICMP): is the server running, and is this the port of its quic_addr? A firewall that rejects UDP says the same"
+            "nobody listens at {udp}, says the network (ICMP): is the server running, and is this \
+            the port of its quic_addr? A firewall that rejects UDP says the same"
         ),
         ErrorKind::PermissionDenied => format!(
-            "this host forbids sending to {udp} (operation not permitted): a rule for outgoing packets in its own firewall drops or rejects them; allow UDP port {} there (nft list ruleset, iptables -S OUTPUT)",
+            "this host forbids sending to {udp} (operation not permitted): a rule for outgoing \
+            packets in its own firewall drops or rejects them; allow UDP port {} there (nft list \
+            ruleset, iptables -S OUTPUT)",
             server.port()
         ),
         ErrorKind::NetworkUnreachable => {
@@ -91,14 +99,15 @@ pub(crate) fn unreachable(kind: ErrorKind, server: SocketAddr) -> String {
             format!("this host has no route to {udp}: its network is down, or has no {family}")
         }
         ErrorKind::HostUnreachable => format!(
-            "{udp} cannot be reached, says the network (ICMP): the host is down, or a firewall on the way rejects UDP"
+            "{udp} cannot be reached, says the network (ICMP): the host is down, or a firewall on \
+            the way rejects UDP"
         ),
         kind => format!("{udp} cannot be reached: {kind}"),
     }
 }
 
-/// True if there is no way to `server` for a reason that its other addresses need not share: an address family that
-/// this host does not have.
+/// True if there is no way to `server` for a reason that its other addresses need not share: an
+/// address family that this host does not have.
 pub(crate) fn is_without_route(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -118,7 +127,8 @@ fn bad_server(bad: &BadCertificate, view: &ClientView<'_>) -> String {
                 _ => "no name at all".into(),
             };
             format!(
-                "{of} is for {names}, not for server_name = {server_name:?}: set server_name to one of its names, or give the server a certificate with this one"
+                "{of} is for {names}, not for server_name = {server_name:?}: set server_name to \
+                one of its names, or give the server a certificate with this one"
             )
         }
         _ => not_trusted(
@@ -160,7 +170,8 @@ fn not_trusted(bad: &BadCertificate, of: &str, ca: &str, usage: &str) -> String 
         | X509VerifyError::SELF_SIGNED_CERT_IN_CHAIN
         | X509VerifyError::CERT_SIGNATURE_FAILURE
         | X509VerifyError::CERT_UNTRUSTED => format!(
-            "{of}{which} is not signed by {ca}: both sides need certificates of one CA, or its intermediate certificates must be in the certificate file"
+            "{of}{which} is not signed by {ca}: both sides need certificates of one CA, or its \
+            intermediate certificates must be in the certificate file"
         ),
         X509VerifyError::CERT_HAS_EXPIRED => match facts {
             Some(facts) if facts.has_expired => {
@@ -174,7 +185,8 @@ fn not_trusted(bad: &BadCertificate, of: &str, ca: &str, usage: &str) -> String 
                 facts.not_before
             ),
             _ => format!(
-                "a CA certificate above {of}{which} is not valid yet: are the clocks of both hosts right?"
+                "a CA certificate above {of}{which} is not valid yet: are the clocks of both \
+                hosts right?"
             ),
         },
         X509VerifyError::INVALID_PURPOSE => format!(
@@ -193,7 +205,9 @@ fn client_refused(code: u64, view: &ClientView<'_>) -> Option<String> {
     let why = match code {
         alert::CERTIFICATE_REQUIRED => {
             return Some(match view.client_cert_file {
-                None => "the server wants a client certificate: set client_cert_file and client_key_file in [client.tls]".into(),
+                None => "the server wants a client certificate: set client_cert_file and \
+                client_key_file in [client.tls]"
+                    .into(),
                 Some(_) => format!("the server got no certificate, although {cert} is configured"),
             });
         }
@@ -240,10 +254,12 @@ fn server_refused(code: u64) -> Option<String> {
 }
 
 /// The server does not accept the certificate that the client showed when the session began.
-pub(crate) const STALE_SESSION: &str = "the certificate that this client showed for its earlier session is not good any more for the server; the next handshake shows the present one";
+pub(crate) const STALE_SESSION: &str = "the certificate that this client showed for its earlier \
+session is not good any more for the server; the next handshake shows the present one";
 
 /// The server does not accept the client's token.
-pub(crate) const WRONG_TOKEN: &str = "the server does not accept this client's token: token in [client.auth] must be the same as token in [server.auth] of the server";
+pub(crate) const WRONG_TOKEN: &str = "the server does not accept this client's token: token in \
+[client.auth] must be the same as token in [server.auth] of the server";
 
 #[cfg(test)]
 mod tests {

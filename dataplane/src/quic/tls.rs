@@ -86,8 +86,9 @@ pub(crate) fn server(server: &Server) -> Result<SslContextBuilder, TlsError> {
         }
         ServerAuth::Token { .. } => context.update(SESSION_CONTEXT_TOKEN),
     }
-    // What a session must have been made under to be resumed: the same way of authentication, with the same CAs.
-    // Others are full handshakes, in which a client has to show what is asked for now.
+    // What a session must have been made under to be resumed: the same way of authentication, with
+    // the same CAs. Others are full handshakes, in which a client has to show what is asked for
+    // now.
     tls.set_session_id_context(&context.finish())
         .map_err(failed(Path::new("(session tickets)"), "session id context"))?;
     crate::sys::tls::set_session_lifetime(&mut tls, SESSION_LIFETIME_SECONDS);

@@ -83,7 +83,8 @@ pub(crate) fn has_ipv6() -> bool {
     !Socket::new(Domain::IPV6, Type::DGRAM, None).is_err_and(|error| is_family_missing(&error))
 }
 
-/// True if a socket cannot be had because this machine has no such address family (`ipv6.disable=1`, or a sandbox).
+/// True if a socket cannot be had because this machine has no such address family
+/// (`ipv6.disable=1`, or a sandbox).
 pub(crate) fn is_family_missing(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
 }

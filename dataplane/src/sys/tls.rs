@@ -81,7 +81,8 @@ pub(crate) fn set_early_data_context(ssl: &mut SslRef, context: &[u8]) -> bool {
 /// # Errors
 /// If there is no memory.
 pub(crate) fn copy_name(name: &X509NameRef) -> Result<X509Name, ErrorStack> {
-    // SAFETY: the name is live and borrowed; the copy is new, not null where it is taken over, and nobody else's.
+    // SAFETY: the name is live and borrowed; the copy is new, not null where it is taken over, and
+    // nobody else's.
     unsafe {
         let copy = boring_sys::X509_NAME_dup(name.as_ptr());
         if copy.is_null() {

@@ -1,5 +1,5 @@
-//! A name with several addresses: those that lead to one server are no two servers, and one that cannot be used harms
-//! nobody.
+//! A name with several addresses: those that lead to one server are no two servers, and one that
+//! cannot be used harms nobody.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -85,7 +85,8 @@ fn two_addresses_of_one_server_have_the_lanes_of_one_and_stand_in_for_each_other
         move |line: &str| line.contains("lane registered") && line.contains(&at)
     };
     client.wait_for_lines("a lane for each core", 2, registered(serving));
-    // The network to the one that serves fails; the other one takes over, with a lane for each core.
+    // The network to the one that serves fails; the other one takes over, with a lane for each
+    // core.
     in_network_of(
         &server,
         &format!(

@@ -1,5 +1,5 @@
-//! What is told of a peer's certificate: no bytes make it panic, and what is told stays short and on
-//! one line.
+//! What is told of a peer's certificate: no bytes make it panic, and what is told stays short and
+//! on one line.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! dp.toml: no text makes the parser panic, a refusal says where and why in few words, and none shows
-//! a token.
+//! dp.toml: no text makes the parser panic, a refusal says where and why in few words, and none
+//! shows a token.
 
 #![no_main]
 

@@ -11,7 +11,8 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
-    // No file of it exists there: what the result lacks are certificates alone, or what its notes say.
+    // No file of it exists there: what the result lacks are certificates alone, or what its notes
+    // say.
     let target = Path::new("/nowhere/dp.toml");
     let Ok(imported) = import::import(text, target) else {
         return;

@@ -1,5 +1,5 @@
-//! The start of a QUIC packet, as it is looked at before quiche: any bytes name a core that exists or
-//! none, and the connection id that is found stands in the packet.
+//! The start of a QUIC packet, as it is looked at before quiche: any bytes name a core that exists
+//! or none, and the connection id that is found stands in the packet.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! The file of session ticket keys: no bytes make it panic, what is read reads the same when written
-//! again, and a refusal shows nothing of a key.
+//! The file of session ticket keys: no bytes make it panic, what is read reads the same when
+//! written again, and a refusal shows nothing of a key.
 
 #![no_main]
 

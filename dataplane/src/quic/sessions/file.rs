@@ -1,4 +1,5 @@
-//! The file of session tickets: read and replaced as a whole. What its text looks like, `qmux-config` knows.
+//! The file of session tickets: read and replaced as a whole. What its text looks like,
+//! `qmux-config` knows.
 
 use std::fs::DirBuilder;
 use std::io::{self, Write as _};

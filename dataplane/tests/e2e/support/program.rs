@@ -77,7 +77,8 @@ impl Launch {
         }
     }
 
-    /// The same program in a network namespace of its own, after a shell script that sets its network up.
+    /// The same program in a network namespace of its own, after a shell script that sets its
+    /// network up.
     pub(crate) fn in_own_network(self, set_up: &str) -> Self {
         let script = format!("set -e; ip link set lo up; {set_up}\nexec \"$@\"");
         self.under("unshare", &["--net", "--", "sh", "-c", &script, "sh"])
