@@ -19,7 +19,6 @@ use super::resumption::Resumption;
 use super::server::ServerState;
 use super::session::{Served, Session};
 use super::supervisor::Supervisor;
-use crate::flow::udp::UdpSettings;
 use crate::flow::udp::client::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
@@ -72,7 +71,7 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
         Some(Err(end)) => return end,
         None => {
             // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
-            monoio::spawn(async move {
+            crate::core::task::spawn(async move {
                 if let Ok(session) = registering.await {
                     session.leave(false).await;
                 }
@@ -86,11 +85,11 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
     match served {
         Served::Ended(end) => AttemptEnd::Ended(end),
         Served::ServerDrains => {
-            monoio::spawn(session.leave(true));
+            crate::core::task::spawn(session.leave(true));
             AttemptEnd::ServerDrains
         }
         Served::Retired => {
-            monoio::spawn(session.leave(false));
+            crate::core::task::spawn(session.leave(false));
             AttemptEnd::Retired
         }
     }
@@ -123,7 +122,7 @@ impl Dialed {
         let (endpoint, lane, aim, resumption) = dial(core, client, server, lane_index)?;
         let this = ClientLane::new(
             Rc::clone(&lane),
-            client_flows(core, &lane),
+            ClientFlows::new(Rc::clone(&lane), &core.udp),
             Rc::clone(&core.context),
             Arc::clone(&core.shared),
             Arc::clone(server),
@@ -215,7 +214,7 @@ impl Dialed {
         core.server_has_cores(&server, server_cores);
         if misaimed {
             // It is registered, so that a visitor may be on its way there.
-            monoio::spawn(session.leave(false));
+            crate::core::task::spawn(session.leave(false));
             return Err(AttemptEnd::Misaimed);
         }
         Ok(session)
@@ -346,22 +345,6 @@ fn no_socket(error: &std::io::Error, peer: SocketAddr) -> AttemptEnd {
     } else {
         AttemptEnd::Failed(format!("no UDP socket: {error}"))
     }
-}
-
-fn client_flows(core: &Rc<ClientCore>, lane: &Rc<Lane>) -> Rc<ClientFlows> {
-    let udp = &core.shared.config.udp;
-    let settings = UdpSettings {
-        session_timeout: udp.session_timeout,
-        fragmentation: udp.enable_fragmentation,
-    };
-    let service = Arc::clone(&core.shared.service);
-    let address = Rc::new(move || service.addresses().first().copied());
-    ClientFlows::new(
-        Rc::clone(lane),
-        address,
-        settings,
-        Arc::clone(&core.context.counters),
-    )
 }
 
 fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_index: usize) {

@@ -356,6 +356,7 @@ fn raises_alarm(end: &LaneEnd) -> bool {
         | LaneEnd::BadCertificate(_)
         | LaneEnd::NotRegistered
         | LaneEnd::HandshakeTimeout
-        | LaneEnd::Unreachable(_) => false,
+        | LaneEnd::Unreachable(_)
+        | LaneEnd::Broken => false,
     }
 }

@@ -20,14 +20,16 @@ use crate::quic::token;
 /// A client that has completed the handshake must register within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client closes a lane when it has read why it was refused; after this time the server does, on a path of 750 ms too.
+/// A client closes a lane when it has read why it was refused; after this time the server does, on
+/// a path of 750 ms too.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Refused lanes that wait for that, per core and listener. What is more is closed at once: its client learns less.
+/// Refused lanes that wait for that, per core and listener. What is more is closed at once: its
+/// client learns less.
 const REFUSED_LANES_MAX: usize = 64;
 
-/// Lanes that one client may have with a listener: as many as it can be told to open, and those of before that their
-/// server does not know to be dead yet.
+/// Lanes that one client may have with a listener: as many as it can be told to open, and those of
+/// before that their server does not know to be dead yet.
 const LANES_OF_CLIENT_MAX: usize = 2 * LANES_MAX as usize;
 
 /// Runs until the lane ends.
@@ -143,8 +145,8 @@ fn refuse(
     // Not held, not even its memory: a peer that comes, is refused and goes must leave nothing behind.
     let (endpoint, key) = (Rc::downgrade(listener.endpoint()), this.lane.key());
     // The client closes when it has read the answer; should it not, the server does.
-    monoio::spawn(async move {
-        monoio::time::sleep(REFUSED_PATIENCE).await;
+    crate::core::task::spawn(async move {
+        crate::core::time::sleep(REFUSED_PATIENCE).await;
         if let Some(lane) = endpoint.upgrade().and_then(|endpoint| endpoint.lane(key)) {
             lane.close(LaneError::Refused, "");
         }

@@ -170,7 +170,7 @@ impl Opening<'_> {
             ended: sent.ended,
             ..Begun::default()
         };
-        let mut too_long = pin!(monoio::time::sleep(KEPT_FOR));
+        let mut too_long = pin!(crate::core::time::sleep(KEPT_FOR));
         loop {
             let wait = match self.pass_on(sent, &mut begun) {
                 Ok(wait) => wait,
@@ -296,7 +296,7 @@ impl Opening<'_> {
     }
 
     /// Waits for anything that concerns the flow.
-    async fn wait(&self, wait: Wait, mut too_long: Pin<&mut monoio::time::Sleep>) -> Ready {
+    async fn wait(&self, wait: Wait, mut too_long: Pin<&mut crate::core::time::Sleep>) -> Ready {
         let mut readable = pin!(self.socket.readable());
         poll_fn(|cx| {
             let ended = self.look_around(wait, cx);
@@ -324,8 +324,9 @@ impl Opening<'_> {
     fn look_around(&self, wait: Wait, cx: &mut Context<'_>) -> Option<FlowError> {
         self.watch.attend(cx);
         let told = self.watch.told();
-        let gone =
-            self.watch.take_look().is_some() && wait != Wait::Visitor && self.socket.has_failed();
+        let gone = self.watch.take_look().is_some()
+            && wait != Wait::Visitor
+            && self.socket.take_error().is_some();
         told.or(gone.then_some(FlowError::VisitorReset))
     }
 }

@@ -90,7 +90,7 @@ pub(crate) fn is_family_missing(error: &io::Error) -> bool {
 }
 
 /// The wildcard address of `peer`'s family, with a free port.
-pub(super) fn any_towards(peer: SocketAddr) -> SocketAddr {
+pub(crate) fn any_towards(peer: SocketAddr) -> SocketAddr {
     if peer.is_ipv4() {
         (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
     } else {

@@ -104,6 +104,12 @@ impl Launch {
         }
     }
 
+    /// The same program with no more than `count` file descriptors.
+    pub(crate) fn with_descriptors(self, count: usize) -> Self {
+        let limit = format!("--nofile={count}:{count}");
+        self.under("prlimit", &[&limit, "--"])
+    }
+
     /// Starts it.
     pub(crate) fn start(self) -> Program {
         let log = Arc::new(Log::default());
