@@ -281,18 +281,19 @@ impl ClientShared {
         !changes.is_empty()
     }
 
-    /// Whether another address of the same configured server serves.
-    fn serves_elsewhere(&self, server: &ServerState) -> bool {
+    /// The other addresses of the same configured server.
+    fn other_addresses(&self, server: &ServerState) -> Vec<Arc<ServerState>> {
         let servers = self.servers.load();
-        let mut others = servers.iter().filter(|it| it.number != server.number);
-        others.any(|it| it.target == server.target && it.has_lanes())
+        let others = servers
+            .iter()
+            .filter(|it| it.target == server.target && it.number != server.number);
+        others.cloned().collect()
     }
 
-    /// Whether the configured server has another address.
-    fn has_other_address(&self, server: &ServerState) -> bool {
-        let servers = self.servers.load();
-        let mut others = servers.iter().filter(|it| it.number != server.number);
-        others.any(|it| it.target == server.target)
+    /// Whether another address of the same configured server serves.
+    fn serves_elsewhere(&self, server: &ServerState) -> bool {
+        let others = self.other_addresses(server);
+        others.iter().any(|it| it.has_lanes())
     }
 
     /// A server as logs name it.

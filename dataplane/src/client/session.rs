@@ -327,6 +327,12 @@ impl Session {
         if self.core.shared.lane_ended(server) {
             self.core.tell_all(&ClientMail::Plan);
         }
+        if !server.has_lanes() {
+            // Those that wait long, because this one has served, try now.
+            for other in self.core.shared.other_addresses(server) {
+                self.core.found(&other);
+            }
+        }
         if server.leave_probing(self.this.serial) {
             self.core.tell_all(&ClientMail::Alarm {
                 server: server.number,

@@ -189,7 +189,7 @@ impl Supervisor {
     /// with one address family is nothing to complain of while another address serves.
     fn lacks_route(&self, core: &ClientCore, attempts: u32) -> bool {
         let first = self.server.lacks_route();
-        let others = core.shared.has_other_address(&self.server);
+        let others = !core.shared.other_addresses(&self.server).is_empty();
         let waits = attempts < NO_ROUTE_ATTEMPTS || core.shared.serves_elsewhere(&self.server);
         !first && others && waits
     }

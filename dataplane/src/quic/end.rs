@@ -30,7 +30,7 @@ pub(crate) enum LaneEnd {
     /// Our QUIC stack closed it (transport or TLS error code).
     TransportErrorByUs(u64, String),
     /// We do not accept the peer's certificate.
-    BadCertificate(BadCertificate),
+    BadCertificate(Box<BadCertificate>),
     /// The peer does not know the lane any more: it was restarted.
     StatelessReset,
     /// Nothing was heard within the idle timeout.
@@ -69,12 +69,9 @@ impl std::fmt::Display for LaneEnd {
                     write!(f, ": {text}")
                 }
             }
-            LaneEnd::BadCertificate(BadCertificate { code, why, .. }) => {
-                write!(
-                    f,
-                    "closed by us: {}: {why}",
-                    describe_transport_error(*code)
-                )
+            LaneEnd::BadCertificate(bad) => {
+                let (code, why) = (describe_transport_error(bad.code), bad.why);
+                write!(f, "closed by us: {code}: {why}")
             }
             LaneEnd::StatelessReset => {
                 f.write_str("the peer was restarted and does not know this lane any more")
@@ -161,7 +158,7 @@ impl LaneEnd {
                 .contains(&code)
                 .then(|| BadCertificate::of(code, AsMut::<SslRef>::as_mut(conn)));
             return Some(match bad.flatten() {
-                Some(bad) => LaneEnd::BadCertificate(bad),
+                Some(bad) => LaneEnd::BadCertificate(Box::new(bad)),
                 None => LaneEnd::TransportErrorByUs(code, text),
             });
         }

@@ -279,7 +279,7 @@ mod tests {
     }
 
     fn bad(why: X509VerifyError) -> LaneEnd {
-        LaneEnd::BadCertificate(BadCertificate {
+        LaneEnd::BadCertificate(Box::new(BadCertificate {
             code: 0x130,
             why,
             facts: Some(CertificateFacts {
@@ -291,7 +291,7 @@ mod tests {
                 has_expired: true,
                 is_early: true,
             }),
-        })
+        }))
     }
 
     fn assert_says(sentence: &str, words: &[&str]) {
