@@ -8,13 +8,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::core::CORES_MAX;
 use crate::log_level;
 
-/// The package's version and the commit that it was built from (see `build.rs`).
-const VERSION: &str = concat!(
-    env!("CARGO_PKG_VERSION"),
-    " (commit ",
-    env!("QMUX_COMMIT"),
-    ")"
-);
+/// The package's version and the commit that a release build is of (see `build.rs`).
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("QMUX_BUILD"), ")");
 
 /// L4 reverse tunnel: publishes services behind NAT through public servers. TCP rides QUIC streams, UDP rides QUIC
 /// datagrams.

@@ -1,4 +1,4 @@
-//! For build scripts: sets `QMUX_COMMIT` to the commit that is checked out, or to what the
+//! For build scripts: sets `QMUX_BUILD` to the commit that is checked out, or to what the
 //! environment's `QMUX_COMMIT` says (for builds without `.git`, as in a container), or to
 //! `unknown`.
 
@@ -13,13 +13,20 @@ pub(crate) fn tell() {
     println!("cargo:rerun-if-env-changed=QMUX_COMMIT");
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=../scripts/build/commit.rs");
-    let given = std::env::var("QMUX_COMMIT").ok();
-    let given = given
-        .filter(|commit| !commit.is_empty() && commit.chars().all(|it| it.is_ascii_alphanumeric()));
-    let commit = given
-        .or_else(checked_out)
-        .unwrap_or_else(|| "unknown".into());
-    println!("cargo:rustc-env=QMUX_COMMIT={commit}");
+    let build = if std::env::var("PROFILE").is_ok_and(|profile| profile == "debug") {
+        // Or each commit would have developers compile everything again.
+        "debug build".to_owned()
+    } else {
+        let commit = given().or_else(checked_out);
+        format!("commit {}", commit.as_deref().unwrap_or("unknown"))
+    };
+    println!("cargo:rustc-env=QMUX_BUILD={build}");
+}
+
+fn given() -> Option<String> {
+    let given = std::env::var("QMUX_COMMIT").ok()?;
+    let is_one = !given.is_empty() && given.chars().all(|it| it.is_ascii_alphanumeric());
+    is_one.then_some(given)
 }
 
 fn checked_out() -> Option<String> {

@@ -16,13 +16,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// The package's version and the commit that it was built from (see `build.rs`).
-const VERSION: &str = concat!(
-    env!("CARGO_PKG_VERSION"),
-    " (commit ",
-    env!("QMUX_COMMIT"),
-    ")"
-);
+/// The package's version and the commit that a release build is of (see `build.rs`).
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("QMUX_BUILD"), ")");
 
 /// Certificates, example configs and import from QMux for qmux-dp.
 #[derive(Debug, Parser)]
