@@ -37,7 +37,7 @@ use run::StopOn;
 
 #[cfg(not(feature = "count-allocations"))]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: sys::heap::Metered = sys::heap::Metered;
 
 #[cfg(feature = "count-allocations")]
 #[global_allocator]

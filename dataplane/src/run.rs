@@ -10,9 +10,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::client::ClientShared;
-use crate::core::Cluster;
 use crate::core::mailbox::{Mail, Mailbox};
 use crate::core::runtime::{self, CoreReport, CoreSetup};
+use crate::core::{Cluster, memory};
 use crate::exit::Failure;
 use crate::quic::tickets::TicketKeys;
 use crate::ready::Readiness;
@@ -167,6 +167,7 @@ pub(crate) fn start(
         doors,
     };
     running.wait_started(cores)?;
+    memory::set_limit(config.limits.memory);
     if let Some(server) = &config.server {
         for listener in &server.listeners {
             tracing::info!(quic = %listener.quic_addr, traffic = %listener.traffic_addr, protocol = ?listener.protocol, cores, "listening");
@@ -242,6 +243,10 @@ impl Running {
                     return Err(Failure::Running(format!("core {core}: {why}")));
                 }
                 Ok(Event::Signal) => self.stop_at_once = true,
+                Ok(Event::Core(core, CoreReport::Broken)) => {
+                    self.note_failure(core, "a part of it panicked");
+                    self.stop_at_once = true;
+                }
                 Ok(_) => {}
                 Err(_) => return Err(Failure::Running("the cores ended at their start".into())),
             }
@@ -381,3 +386,7 @@ impl Running {
         tracing::info!("stopped");
     }
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -15,7 +15,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::core::Cluster;
+use crate::core::{Cluster, memory};
 use crate::metrics::CoreCounters;
 use crate::server::registry::PoolTotals;
 use crate::status::Status;
@@ -223,6 +223,18 @@ impl Collector for StateMetrics {
             "uptime_seconds",
             "Time since the start.",
             self.uptime_seconds,
+        )?;
+        lone_gauge(
+            encoder,
+            "memory_held_bytes",
+            "Memory that flows hold.",
+            memory::held_bytes() as f64,
+        )?;
+        lone_gauge(
+            encoder,
+            "memory_limit_bytes",
+            "Memory that flows may hold; near it those that stall end, the most stalled first.",
+            memory::limit_bytes() as f64,
         )?;
         let mut family = encoder.encode_descriptor(
             "core_stuck",

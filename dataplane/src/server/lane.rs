@@ -121,10 +121,13 @@ impl LaneEvents for ServerLaneEvents {
     }
 
     fn datagram(&self, _lane: &Rc<Lane>, data: &[u8]) {
-        if let Some(udp) = &self.0.udp
-            && self.0.membership.get().is_some()
-        {
-            udp.datagram(data);
+        match &self.0.udp {
+            Some(udp) if self.0.membership.get().is_some() => udp.datagram(data),
+            _ => {
+                if let Some(listener) = self.0.listener.upgrade() {
+                    listener.counters().udp_dropped_unregistered.increment();
+                }
+            }
         }
     }
 

@@ -319,8 +319,8 @@ impl Opening<'_> {
         .await
     }
 
-    /// Orders to end, and a reset of the visitor's socket while nothing is read from it: nothing else would tell of
-    /// that, whether there is no room for its bytes or it has sent its FIN.
+    /// Orders to end, and a reset of the visitor's socket while nothing is read from it: nothing
+    /// else would tell of that, whether there is no room for its bytes or it has sent its FIN.
     fn look_around(&self, wait: Wait, cx: &mut Context<'_>) -> Option<FlowError> {
         self.watch.attend(cx);
         let told = self.watch.told();

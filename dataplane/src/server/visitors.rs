@@ -16,7 +16,7 @@ use super::route::{self, Way};
 use crate::buffer::StreamBuf;
 use crate::core::mailbox::Mail;
 use crate::core::task::spawn_or;
-use crate::core::{FlowCount, OneFlow};
+use crate::core::{FlowCount, OneFlow, memory};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
 use crate::sys::limits;
@@ -55,6 +55,10 @@ impl ListenerCore {
     /// A visitor was accepted.
     pub(super) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
         self.counters().visitors_accepted.increment();
+        if memory::refuses_newcomers() {
+            self.counters().visitors_refused_memory.increment();
+            return refuse(stream);
+        }
         if !limits::is_for_flows(&stream) {
             return self.refuse_for_want_of_descriptors(stream, addr);
         }
@@ -306,7 +310,13 @@ impl ListenerCore {
             }
             TcpFlowEnd::Stalled => {
                 if let Some(suppressed) = self.context().stall_log.pass(Instant::now()) {
-                    tracing::warn!(%visitor, client, stall_timeout = ?self.stall_timeout(), suppressed, "the visitor has taken no byte for stall_timeout; flow reset");
+                    tracing::warn!(
+                        %visitor,
+                        client,
+                        stall_timeout = ?self.stall_timeout(),
+                        suppressed,
+                        "the visitor has taken no byte for stall_timeout; flow reset"
+                    );
                 }
             }
         }

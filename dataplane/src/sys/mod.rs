@@ -10,7 +10,9 @@
 pub(crate) mod allocations;
 pub(crate) mod bind;
 pub(crate) mod cpu;
+pub(crate) mod heap;
 pub(crate) mod limits;
+pub(crate) mod memory;
 mod option;
 pub(crate) mod process;
 pub(crate) mod route;

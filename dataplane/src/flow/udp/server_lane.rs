@@ -241,6 +241,7 @@ impl LaneFlows {
 
     pub(super) fn sweep(&self, now: Instant) {
         self.note_silence(now);
+        self.lane.count_datagrams();
         self.incoming
             .borrow_mut()
             .sweep(now, &self.traffic.counters);

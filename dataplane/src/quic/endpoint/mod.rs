@@ -5,6 +5,8 @@
 //! also owns the timers. An endpoint ends when it was asked to and its last lane is gone.
 
 mod broken;
+#[cfg(test)]
+mod datagram_tests;
 mod flush;
 #[cfg(test)]
 mod panic_tests;

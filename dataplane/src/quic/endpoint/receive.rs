@@ -10,6 +10,7 @@ use qmux_proto::CID_LEN;
 use qmux_proto::cid::{self, LONG_HEADER_BIT};
 
 use super::Endpoint;
+use crate::core::memory;
 use crate::core::panics::{contain, may_be_injected};
 use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
@@ -253,6 +254,7 @@ impl Endpoint {
     /// After the packets of a turn: deliver what they changed, and have their lanes flushed, at once or, if that would
     /// only acknowledge, soon.
     pub(super) fn finish_turn(self: &Rc<Self>) {
+        memory::received();
         let now = Instant::now();
         loop {
             let mut touched = std::mem::take(&mut *self.touched.borrow_mut());

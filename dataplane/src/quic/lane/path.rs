@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use qmux_proto::control::{Message, PathChallenge};
 use qmux_proto::varint;
 
-use super::{CONTROL_STREAM, Lane};
+use super::Lane;
+use super::datagrams::Tally;
 use crate::log_limit::LogLimit;
 use crate::quic::roaming::{Moved, Roaming, Way};
 
@@ -34,9 +35,6 @@ const UNREACHABLE_PAUSE: Duration = Duration::from_millis(250);
 
 /// With less left for an address that is not proved, nothing is sent: a packet with a challenge takes about 70 bytes.
 const BUDGET_BYTES_MIN: usize = 100;
-
-/// The most urgent stream of all (RFC 9218).
-const URGENCY_FIRST: u8 = 0;
 
 thread_local! {
     /// Bounds the log lines about peers that move.
@@ -169,11 +167,6 @@ impl Lane {
         match moved {
             Moved::Challenge(nonce) => {
                 self.path.on_probation.set(true);
-                // Before what flows have written. Fails only on a connection that is closing.
-                let _closing =
-                    self.conn
-                        .borrow_mut()
-                        .stream_priority(CONTROL_STREAM, URGENCY_FIRST, true);
                 self.send_control(&Message::PathChallenge(PathChallenge { nonce }));
             }
             Moved::Known => self.path.on_probation.set(false),
@@ -299,7 +292,9 @@ impl Lane {
         let mut conn = self.conn.borrow_mut();
         let before = conn.dgram_send_queue_len();
         conn.dgram_purge_outgoing(|datagram| datagram.len() > room);
-        before - conn.dgram_send_queue_len()
+        let dropped = before - conn.dgram_send_queue_len();
+        Tally::add(&self.datagrams.purged, dropped);
+        dropped
     }
 
     /// A timer of the connection has fired. True if the path is now suspected of losing large packets: the search for
