@@ -15,6 +15,7 @@ mod costs;
 mod demo;
 mod exit;
 mod flow;
+mod log_level;
 mod log_limit;
 mod log_queue;
 mod logging;
@@ -35,7 +36,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use qmux_config::Config;
 
 use cli::{Cli, Command};
@@ -51,7 +51,7 @@ static ALLOCATOR: sys::heap::Metered = sys::heap::Metered;
 static ALLOCATOR: sys::allocations::Counting = sys::allocations::Counting;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::from_arguments();
     let code = match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -80,7 +80,7 @@ fn load(path: &Path) -> Result<Config, Failure> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(config)
+    Ok(bind::without_ipv6(config, sys::bind::has_ipv6))
 }
 
 fn serve(path: &Path, cores: Option<usize>) -> Result<(), Failure> {

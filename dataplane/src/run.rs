@@ -144,6 +144,7 @@ pub(crate) fn start(
         .map(|client| Arc::new(ClientShared::new(config, client, &readiness)));
     if let Some(client) = &client {
         client.keep_sessions().map_err(Failure::Input)?;
+        client.keep_certificates().map_err(Failure::Input)?;
     }
     let (cluster, wakes) =
         cluster(cores).map_err(|error| Failure::Running(format!("mailboxes: {error}")))?;

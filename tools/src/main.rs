@@ -18,9 +18,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// The package's version and the commit that a release build is of (see `build.rs`).
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("QMUX_BUILD"), ")");
+
 /// Certificates, example configs and import from QMux for qmux-dp.
 #[derive(Debug, Parser)]
-#[command(name = "qmux-ctl", version, arg_required_else_help = true)]
+#[command(name = "qmux-ctl", version = VERSION, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -17,6 +17,7 @@ mod session;
 #[cfg(test)]
 mod simulation;
 mod supervisor;
+mod twins;
 mod vigil;
 
 use std::cell::{Cell, RefCell};
@@ -24,7 +25,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -36,6 +37,7 @@ use crate::core::mailbox::Mail;
 use crate::core::{Cluster, CoreContext};
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::client_core::{self, CoreFlows};
+use crate::quic::credentials::KeptCredentials;
 use crate::quic::sessions::SessionCache;
 use crate::ready::{Readiness, RegisteredLane};
 use crate::resolve::{self, Name};
@@ -46,6 +48,7 @@ use roster::Roster;
 use server::ServerState;
 use service::{Checker, ServiceState};
 use supervisor::Supervisor;
+use twins::Twins;
 
 const _: () = assert!(
     qmux_config::CLIENT_ID_BYTES_MAX == qmux_proto::control::CLIENT_ID_BYTES_MAX,
@@ -60,6 +63,9 @@ const MAIL_PAUSE: Duration = Duration::from_millis(10);
 
 /// Pause between two looks whether it is known where the service is, at the start.
 const SERVICE_POLL: Duration = Duration::from_millis(5);
+/// Where a server's and the service's name stand in the config.
+const SERVER_SETTING: &str = "address in [[client.servers]]";
+const SERVICE_SETTING: &str = "host in [client.local]";
 
 /// What one core's client role tells the others.
 #[derive(Debug, Clone, Copy)]
@@ -112,6 +118,8 @@ pub(crate) struct ClientShared {
     roster: Mutex<Roster>,
     /// The servers of the roster, for the cores to read.
     servers: ArcSwap<Vec<Arc<ServerState>>>,
+    /// Which addresses of a name lead to one server.
+    twins: Mutex<Twins>,
     /// The local service.
     pub(crate) service: Arc<Name>,
     /// Whether it can be reached.
@@ -121,6 +129,8 @@ pub(crate) struct ClientShared {
     registered_once: AtomicBool,
     /// Sessions that lanes may go on from.
     sessions: SessionCache,
+    /// Its certificate, and the CAs that it trusts.
+    credentials: KeptCredentials,
 }
 
 impl ClientShared {
@@ -134,7 +144,7 @@ impl ClientShared {
             .servers
             .iter()
             .map(|target| Target {
-                name: Name::later(&target.host, target.port),
+                name: Name::later(&target.host, target.port, SERVER_SETTING),
                 server_name: target.server_name.clone(),
             })
             .collect();
@@ -146,11 +156,13 @@ impl ClientShared {
             roster: Mutex::new(Roster::new(names)),
             targets,
             servers: ArcSwap::default(),
-            service: Name::later(&client.local.host, client.local.port),
+            twins: Mutex::default(),
+            service: Name::later(&client.local.host, client.local.port, SERVICE_SETTING),
             service_state: ServiceState::new(Instant::now()),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),
             sessions: SessionCache::default(),
+            credentials: KeptCredentials::default(),
         };
         for (index, target) in shared.targets.iter().enumerate() {
             if target.name.is_literal() {
@@ -167,6 +179,17 @@ impl ClientShared {
     pub(crate) fn keep_sessions(&self) -> Result<(), String> {
         match self.client().and_then(|client| client.state_dir.as_ref()) {
             Some(dir) => self.sessions.keep_in(dir),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads the certificates, now and whenever they change, so that no core has to.
+    ///
+    /// # Errors
+    /// With a text if they cannot be used.
+    pub(crate) fn keep_certificates(&self) -> Result<(), String> {
+        match self.client() {
+            Some(client) => self.credentials.keep(client),
             None => Ok(()),
         }
     }
@@ -210,6 +233,9 @@ impl ClientShared {
         }
         self.servers.store(Arc::new(roster.servers().to_vec()));
         drop(roster);
+        for server in &news.vanished {
+            self.twins().vanished(server.number);
+        }
         if !self.targets[target].name.is_literal() {
             for server in &news.appeared {
                 tracing::info!(server = self.title(server), "a server has appeared");
@@ -229,6 +255,54 @@ impl ClientShared {
             );
         }
         true
+    }
+
+    fn twins(&self) -> MutexGuard<'_, Twins> {
+        // Only when a lane has registered or ended.
+        self.twins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A lane to `server` has registered with the process of this id. True if the cores must plan
+    /// again.
+    fn registered_with(&self, server: &ServerState, instance_id: [u8; 16]) -> bool {
+        let change = self
+            .twins()
+            .registered(server.number, server.target, instance_id);
+        if change.is_some() {
+            server.set_rests(true);
+            tracing::info!(
+                server = self.title(server),
+                "another address of a server that is served already; it is dialled when that one fails"
+            );
+        }
+        change.is_some()
+    }
+
+    /// A lane to `server` has ended. True if the cores must plan again.
+    fn lane_ended(&self, server: &ServerState) -> bool {
+        let changes = self.twins().ended(server.number);
+        let servers = self.servers.load();
+        for change in &changes {
+            if let Some(server) = servers.iter().find(|it| it.number == change.number) {
+                server.set_rests(change.rests);
+            }
+        }
+        !changes.is_empty()
+    }
+
+    /// The other addresses of the same configured server.
+    fn other_addresses(&self, server: &ServerState) -> Vec<Arc<ServerState>> {
+        let servers = self.servers.load();
+        let others = servers
+            .iter()
+            .filter(|it| it.target == server.target && it.number != server.number);
+        others.cloned().collect()
+    }
+
+    /// Whether another address of the same configured server serves.
+    fn serves_elsewhere(&self, server: &ServerState) -> bool {
+        let others = self.other_addresses(server);
+        others.iter().any(|it| it.has_lanes())
     }
 
     /// A server as logs name it.
@@ -376,7 +450,8 @@ impl ClientCore {
             return;
         }
         let servers = self.shared.servers.load_full();
-        let numbers = servers.iter().map(|server| (server.number, server.cores()));
+        let dialled = servers.iter().filter(|server| !server.rests());
+        let numbers = dialled.map(|server| (server.number, server.cores()));
         let changes = self.plan.borrow_mut().update(numbers);
         let mut supervisors = self.supervisors.borrow_mut();
         for lane in changes.retire {

@@ -31,6 +31,10 @@ pub(crate) struct ServerState {
     instance: AtomicU64,
     /// Lanes registered with it now, on all cores.
     registered: AtomicUsize,
+    /// It keeps no lane while another address of the same server serves (see [`super::twins`]).
+    rests: AtomicBool,
+    /// It was said that this host has no way to it.
+    no_route_said: AtomicBool,
     /// The lane that probes it, by its serial number.
     prober: AtomicU64,
     /// The log has it that it stops.
@@ -64,6 +68,8 @@ impl ServerState {
             cores: AtomicUsize::new(0),
             instance: AtomicU64::new(UNKNOWN),
             registered: AtomicUsize::new(0),
+            rests: AtomicBool::new(false),
+            no_route_said: AtomicBool::new(false),
             prober: AtomicU64::new(NOBODY),
             told_to_drain: AtomicBool::new(false),
             started: Instant::now(),
@@ -87,6 +93,7 @@ impl ServerState {
         let instance = u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1);
         let before = self.instance.swap(instance, Ordering::AcqRel);
         let earlier = self.registered.fetch_add(1, Ordering::AcqRel);
+        self.no_route_said.store(false, Ordering::Release);
         let other_instance = before != UNKNOWN && before != instance;
         if before != instance {
             self.told_to_drain.store(false, Ordering::Relaxed);
@@ -112,9 +119,24 @@ impl ServerState {
         !self.told_to_drain.swap(true, Ordering::Relaxed)
     }
 
-    /// True while lanes are registered with it, and it has not said that it stops.
+    /// True while lanes are registered with it, and it has not said that it stops; or with another
+    /// address of it.
     pub(super) fn has_lanes(&self) -> bool {
-        self.registered.load(Ordering::Relaxed) > 0
+        self.registered.load(Ordering::Relaxed) > 0 || self.rests()
+    }
+
+    /// Whether it keeps no lane, as another address of it serves.
+    pub(super) fn rests(&self) -> bool {
+        self.rests.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_rests(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Release);
+    }
+
+    /// True the first time that this host has no way to it; a lane makes it news again.
+    pub(super) fn lacks_route(&self) -> bool {
+        !self.no_route_said.swap(true, Ordering::AcqRel)
     }
 
     /// Takes the probing role for the lane `serial` if nobody has it. True if that lane has it now.

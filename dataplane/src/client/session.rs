@@ -110,6 +110,9 @@ impl Session {
             core.found(server);
             presence::say_up(core, server);
         }
+        if core.shared.registered_with(server, ack.server_instance_id) {
+            core.tell_all(&ClientMail::Plan);
+        }
         // After the alarm, which this lane need not hear.
         core.lanes
             .borrow_mut()
@@ -327,8 +330,16 @@ impl Session {
         self.registered = None;
         self.vigil = Vigil::new(Duration::ZERO);
         let server = &self.this.server;
-        if server.lane_ended() {
+        let was_last = server.lane_ended();
+        if self.core.shared.lane_ended(server) {
+            self.core.tell_all(&ClientMail::Plan);
+        }
+        if was_last {
             presence::say_down(&self.core, server, why);
+            // Those that wait long, because this one has served, try now.
+            for other in self.core.shared.other_addresses(server) {
+                self.core.found(&other);
+            }
         }
         if server.leave_probing(self.this.serial) {
             self.core.tell_all(&ClientMail::Alarm {
@@ -356,6 +367,7 @@ fn raises_alarm(end: &LaneEnd) -> bool {
         LaneEnd::ClosedByPeer(..)
         | LaneEnd::ClosedByUs(_)
         | LaneEnd::TransportErrorByUs(..)
+        | LaneEnd::BadCertificate(_)
         | LaneEnd::NotRegistered
         | LaneEnd::HandshakeTimeout
         | LaneEnd::Unreachable(_)

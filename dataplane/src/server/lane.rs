@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::rc::{Rc, Weak};
 use std::time::Instant;
 
+use qmux_config::ServerAuth;
 use qmux_proto::LaneError;
 use tracing::field::DisplayValue;
 
@@ -16,6 +17,7 @@ use super::registry::LaneMembership;
 use crate::core::task::spawn_or;
 use crate::flow::udp::server::LaneFlows;
 use crate::quic::end::LaneEnd;
+use crate::quic::explain;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
 
 /// One lane of one client.
@@ -183,7 +185,12 @@ impl LaneEvents for ServerLaneEvents {
             } else {
                 "handshake failed"
             };
-            tracing::warn!(peer = address(lane), %end, suppressed, "{what}");
+            let ca_cert_file = match &listener.server().auth {
+                ServerAuth::Mtls { ca_cert_file } => Some(ca_cert_file.as_path()),
+                ServerAuth::Token { .. } => None,
+            };
+            let end = explain::at_server(end, ca_cert_file);
+            tracing::warn!(peer = address(lane), end, suppressed, "{what}");
         }
     }
 }

@@ -191,8 +191,14 @@ impl ListenerCore {
         self.context.cluster.cores()
     }
 
+    /// The id by which clients tell this listener of this process from others: those that reach the
+    /// same one by several addresses need the lanes of one only.
     pub(super) fn server_instance_id(&self) -> [u8; 16] {
-        self.shared.instance_id
+        let mut id = self.shared.instance_id;
+        for (byte, of_index) in id.iter_mut().zip(self.index.to_be_bytes()) {
+            *byte ^= of_index;
+        }
+        id
     }
 
     pub(super) fn is_draining(&self) -> bool {

@@ -7,6 +7,7 @@
 //! No test asserts how long anything takes. What is slow is measured in `bench`.
 
 mod abandoned;
+mod addresses;
 mod admin;
 mod back_pressure;
 mod balancing;
@@ -14,6 +15,7 @@ mod busy_cores;
 mod certificates;
 mod cores;
 mod descriptors;
+mod diagnosis;
 mod dns;
 mod half_close;
 mod health;
