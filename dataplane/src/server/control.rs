@@ -290,9 +290,7 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                 let now = Instant::now();
                 if now >= this.last_heard.get() + listener.server().health_timeout {
                     listener.counters().lanes_unhealthy.increment();
-                    if let Some(suppressed) = listener.context().health_log.pass(now) {
-                        tracing::warn!(client = this.client_id(), peer = ?this.lane.peer_addr(), suppressed, "nothing heard within health_timeout; lane closed");
-                    }
+                    log_unhealthy(this, listener, now);
                     listener.lane_takes_no_more(this);
                     this.lane.close(LaneError::HealthTimeout, "");
                     return;
@@ -313,6 +311,18 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
             }
             ControlEvent::Ended => return,
         }
+    }
+}
+
+fn log_unhealthy(this: &ServerLane, listener: &ListenerCore, now: Instant) {
+    if let Some(suppressed) = listener.context().health_log.pass(now) {
+        let (client, peer) = (this.client_id(), this.lane.peer_addr());
+        tracing::warn!(
+            client,
+            ?peer,
+            suppressed,
+            "nothing heard within health_timeout; lane closed"
+        );
     }
 }
 
