@@ -294,6 +294,14 @@ counters! {
     udp_dropped_socket_error,
     /// Datagrams dropped because a limit of flows was reached.
     udp_dropped_flow_limit,
+    /// Datagrams dropped because their lane is not registered, or its listener takes no UDP.
+    udp_dropped_unregistered,
+    /// Datagrams received on a lane and dropped because too many came before they could be read.
+    udp_dropped_receive_queue,
+    /// Datagrams dropped because their lane ended before they were sent.
+    udp_dropped_lane_ended,
+    /// Datagrams sent on a lane and lost on the way to its peer, as far as QUIC can tell.
+    udp_datagrams_lost,
     /// Datagrams of new flows dropped because too many flows wait for a socket.
     udp_dropped_opening,
     /// Datagrams or fragments that could not be decoded.

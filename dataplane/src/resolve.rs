@@ -5,6 +5,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -19,17 +20,13 @@ pub(crate) struct Name {
     port: u16,
     literal: bool,
     addresses: ArcSwap<Vec<SocketAddr>>,
+    /// It has been asked for, with or without success.
+    asked: AtomicBool,
 }
 
 impl Name {
-    /// Resolves once, now. A name without an answer is kept and asked for again.
-    pub(crate) fn new(host: &str, port: u16) -> Arc<Name> {
-        let name = Name::later(host, port);
-        name.refresh();
-        name
-    }
-
-    /// Does not resolve yet what needs a resolver.
+    /// Does not resolve yet what needs a resolver: that may take long, and nobody must wait for it
+    /// at the start.
     pub(crate) fn later(host: &str, port: u16) -> Arc<Name> {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let literal = bare.parse::<std::net::IpAddr>();
@@ -38,6 +35,7 @@ impl Name {
             host: bare.into(),
             port,
             literal: literal.is_ok(),
+            asked: AtomicBool::new(literal.is_ok()),
             addresses: ArcSwap::from_pointee(known.collect()),
         })
     }
@@ -45,6 +43,11 @@ impl Name {
     /// True if the name is an address.
     pub(crate) fn is_literal(&self) -> bool {
         self.literal
+    }
+
+    /// Whether there has been an answer, or none came when there should have been.
+    pub(crate) fn was_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
     }
 
     /// The addresses of the last answer, in its order; empty if there was none.
@@ -57,6 +60,12 @@ impl Name {
         if self.literal {
             return true;
         }
+        let good = self.ask();
+        self.asked.store(true, Ordering::Release);
+        good
+    }
+
+    fn ask(&self) -> bool {
         match (self.host.as_str(), self.port).to_socket_addrs() {
             Ok(found) => {
                 let found: Vec<_> = found.collect();
@@ -65,7 +74,8 @@ impl Name {
                     return false;
                 }
                 if **self.addresses.load() != found {
-                    tracing::debug!(host = self.host, addresses = ?found, "resolved");
+                    let all: Vec<String> = found.iter().map(ToString::to_string).collect();
+                    tracing::debug!(host = self.host, addresses = all.join(", "), "resolved");
                     self.addresses.store(Arc::new(found));
                 }
                 true
@@ -125,14 +135,18 @@ mod tests {
             *Name::later("127.0.0.1", 80).addresses(),
             ["127.0.0.1:80".parse().expect("literal")]
         );
-        let six = Name::new("[::1]", 80);
+        let six = Name::later("[::1]", 80);
+        assert!(six.was_asked());
         assert_eq!(*six.addresses(), ["[::1]:80".parse().expect("literal")]);
         assert_eq!(six.to_string(), "[::1]:80");
     }
 
     #[test]
     fn a_name_without_an_answer_is_empty_not_fatal() {
-        assert!(Name::new("no-such-host.invalid", 80).addresses().is_empty());
+        let name = Name::later("no-such-host.invalid", 80);
+        assert!(!name.was_asked());
+        assert!(!name.refresh());
+        assert!(name.was_asked() && name.addresses().is_empty());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// An alarm is not given again within this time: the lanes that heard it ask until they are answered.
@@ -33,6 +33,8 @@ pub(crate) struct ServerState {
     registered: AtomicUsize,
     /// The lane that probes it, by its serial number.
     prober: AtomicU64,
+    /// The log has it that it stops.
+    told_to_drain: AtomicBool,
     started: Instant,
     /// When the last alarm was given, in milliseconds after `started`, plus 1.
     last_alarm_ms: AtomicU64,
@@ -63,6 +65,7 @@ impl ServerState {
             instance: AtomicU64::new(UNKNOWN),
             registered: AtomicUsize::new(0),
             prober: AtomicU64::new(NOBODY),
+            told_to_drain: AtomicBool::new(false),
             started: Instant::now(),
             last_alarm_ms: AtomicU64::new(0),
         })
@@ -85,15 +88,28 @@ impl ServerState {
         let before = self.instance.swap(instance, Ordering::AcqRel);
         let earlier = self.registered.fetch_add(1, Ordering::AcqRel);
         let other_instance = before != UNKNOWN && before != instance;
+        if before != instance {
+            self.told_to_drain.store(false, Ordering::Relaxed);
+        }
         Registered {
             back: earlier == 0 || other_instance,
             other_instance: earlier > 0 && other_instance,
         }
     }
 
-    /// A registered lane has ended.
-    pub(super) fn lane_ended(&self) {
-        self.registered.fetch_sub(1, Ordering::AcqRel);
+    /// A registered lane has ended. True if it was the last one.
+    pub(super) fn lane_ended(&self) -> bool {
+        self.registered.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Lanes registered with it now.
+    pub(super) fn lanes(&self) -> usize {
+        self.registered.load(Ordering::Relaxed)
+    }
+
+    /// It says on one of its lanes that it stops. True for the first one of this instance.
+    pub(super) fn begins_to_drain(&self) -> bool {
+        !self.told_to_drain.swap(true, Ordering::Relaxed)
     }
 
     /// True while lanes are registered with it, and it has not said that it stops.

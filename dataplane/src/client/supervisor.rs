@@ -167,7 +167,13 @@ impl Supervisor {
         }
     }
 
+    /// One lane speaks for all to its server at the levels that operators see.
     fn log(&self, core: &ClientCore, end: &AttemptEnd, delay: Duration) {
+        if self.lane > 0 {
+            let next_ms = delay.as_millis() as u64;
+            tracing::debug!(server = %self.server, lane = self.lane, %end, next_ms, "lane ended, or could not be had; trying again");
+            return;
+        }
         let Some(suppressed) = core.context.connect_log.pass(Instant::now()) else {
             return;
         };
@@ -177,7 +183,7 @@ impl Supervisor {
         match end {
             AttemptEnd::Misaimed | AttemptEnd::ServerDrains | AttemptEnd::Retired => {}
             AttemptEnd::Ended(end) => {
-                tracing::warn!(server, lane = self.lane, %end, next_ms, suppressed, "lane ended; connecting again");
+                tracing::debug!(server, lane = self.lane, %end, next_ms, suppressed, "lane ended; connecting again");
             }
             AttemptEnd::Failed(why) => {
                 tracing::warn!(

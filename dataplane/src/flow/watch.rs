@@ -3,14 +3,14 @@
 //! A flow registers here when it begins and leaves when it ends, in whatever way. In between this
 //! table serves two purposes:
 //!
-//! - **Looks.** Some things that end a flow wake nobody: a reset of a socket that is not read at that
-//!   moment, a STOP_SENDING or RESET_STREAM that quiche does not report because the stream counts as
-//!   readable or writable already, time. So one task of the core ([`sweep`]) has every flow look
-//!   around once a second, and idle ones, for which nearly everything does wake, more seldom. It
-//!   costs less than a timer in each flow, and no wait has to name all that can end it.
-//! - **Stalls.** A flow whose socket takes nothing, although bytes wait for it, is in a list, the one
-//!   that has stalled longest first. It ends when it has been there for `stall_timeout`, or earlier
-//!   if memory is short ([`TcpFlows::end_most_stalled`]).
+//! - **Looks.** Some things that end a flow wake nobody: a reset of a socket that is not read at
+//!   that moment, a STOP_SENDING or RESET_STREAM that quiche does not report because the stream
+//!   counts as readable or writable already, time. So one task of the core ([`sweep`]) has every
+//!   flow look around once a second, and idle ones, for which nearly everything does wake, more
+//!   seldom. It costs less than a timer in each flow, and no wait has to name all that can end it.
+//! - **Stalls.** A flow whose socket takes nothing, although bytes wait for it, is in a list, the
+//!   one that has stalled longest first. It ends when it has been there for `stall_timeout`, or
+//!   earlier if memory is short ([`TcpFlows::end_most_stalled`]).
 //!
 //! A stall is judged by the end whose socket it is: the other one sees only that its stream has no
 //! room. It is measured in looks and not by a clock: time in which this process itself stood still
@@ -67,8 +67,8 @@ struct Stall {
 
 impl Stall {
     /// A look, `step` after the last one. True if the peer has taken something since, however
-    /// little: then the time begins anew. Room in the socket shows that only when a good part of its
-    /// buffer is free.
+    /// little: then the time begins anew. Room in the socket shows that only when a good part of
+    /// its buffer is free.
     fn look(&mut self, step: Duration, untaken_bytes: u32) -> bool {
         let before = self.untaken_bytes.replace(untaken_bytes);
         let progress = before.is_some_and(|before| untaken_bytes < before);

@@ -5,6 +5,7 @@
 //! which is told by [`Lane::mark_dirty`].
 
 mod connection;
+mod datagrams;
 mod debts;
 mod ended;
 mod path;
@@ -33,6 +34,7 @@ use crate::buffer::PooledBuffers;
 use crate::core::memory::LaneAllowance;
 use crate::core::panics::contain;
 use connection::ConnectionCell;
+use datagrams::Tally;
 use debts::Debts;
 use ended::EndedStreams;
 pub(crate) use peek::StreamFront;
@@ -179,6 +181,7 @@ pub(crate) struct Lane {
     announcements: RefCell<Vec<Finished>>,
     ended: EndedStreams,
     silence: Silence,
+    datagrams: Tally,
     debts: Debts,
     /// What the turn of receiving that is under way has brought.
     pub(super) turn: turn::Turn,
@@ -227,6 +230,7 @@ impl Lane {
             announcements: RefCell::default(),
             ended: EndedStreams::default(),
             silence: Silence::default(),
+            datagrams: Tally::default(),
             debts: Debts::default(),
             turn: turn::Turn::default(),
             path: path::PathState::new(way),
@@ -490,6 +494,7 @@ impl Lane {
             let next = self.conn.borrow_mut().dgram_recv_buf();
             let Ok(datagram) = next else { break };
             any = true;
+            Tally::add(&self.datagrams.delivered, 1);
             events.datagram(self, datagram.as_ref());
         }
         if any {
@@ -517,6 +522,7 @@ impl Lane {
             return false;
         };
         let end = self.unreachable.get().map_or(end, LaneEnd::Unreachable);
+        self.count_last_datagrams();
         *self.end.borrow_mut() = Some(end.clone());
         self.wake_all();
         let events = self.events.borrow_mut().take();

@@ -6,6 +6,7 @@ use std::time::Instant;
 use qmux_proto::control::{Finished, Message};
 use qmux_proto::{FlowError, LaneError};
 
+use super::datagrams::Tally;
 use super::room::RoomQueue;
 use super::{
     ANNOUNCE_AFTER, CONTROL_BACKLOG_BYTES_MAX, CONTROL_STREAM, DATAGRAM_QUEUE_BYTES_MAX,
@@ -292,6 +293,7 @@ impl Lane {
         drop(conn);
         match result {
             Ok(()) => {
+                Tally::add(&self.datagrams.queued, 1);
                 self.mark_dirty();
                 Ok(())
             }
