@@ -12,6 +12,7 @@ mod costs;
 mod demo;
 mod exit;
 mod flow;
+mod jitter;
 mod log_limit;
 mod logging;
 mod metrics;

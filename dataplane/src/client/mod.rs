@@ -4,6 +4,7 @@ mod attempt;
 #[cfg(test)]
 mod attempt_tests;
 mod backoff;
+mod beside;
 mod flow;
 mod lane;
 mod plan;
@@ -16,7 +17,6 @@ mod session;
 #[cfg(test)]
 mod simulation;
 mod supervisor;
-mod vigil;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

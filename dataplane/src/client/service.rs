@@ -19,6 +19,7 @@ use qmux_config::Local;
 use super::ClientShared;
 use crate::core::CoreContext;
 use crate::core::mailbox::Mail;
+use crate::jitter::jittered;
 use crate::quic::event::Event;
 use crate::resolve::Name;
 use crate::sys::tcp::TcpSocket;
@@ -216,6 +217,8 @@ impl Checker {
         local: Local,
     ) {
         let interval = Some(local.health_check_interval).filter(|interval| !interval.is_zero());
+        // Clients of one service that were started together must not check it together.
+        let interval = interval.map(jittered);
         let mut checks = Checks::new(interval, Instant::now());
         while !context.draining.get() {
             self.wait(checks.next()).await;

@@ -19,3 +19,4 @@ pub(crate) mod timers;
 pub(crate) mod tls;
 pub(crate) mod token;
 mod transmit;
+pub(crate) mod vigil;

@@ -1,12 +1,12 @@
-//! The server's end of a control stream: registration, authentication, heartbeats, GoAway.
+//! The server's end of a control stream until the lane is registered: authentication, admission,
+//! refusals.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use qmux_config::ServerAuth;
 use qmux_proto::control::{
-    Capabilities, Heartbeat, Message, NoMoreFlows, RefuseReason, Register, RegisterAck,
-    RegisterOutcome, ServiceHealth,
+    Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
@@ -14,6 +14,7 @@ use super::auth::{self, Unauthentic};
 use super::lane::ServerLane;
 use super::listener::ListenerCore;
 use super::registry::{Duplicate, Joined};
+use super::session::Session;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::token;
 
@@ -27,7 +28,7 @@ pub(super) async fn run(this: Rc<ServerLane>) {
         return;
     };
     if register(&this, &listener, &mut reader).await {
-        serve(&this, &listener, &mut reader).await;
+        Session::begin(&this, &listener, &mut reader).serve().await;
     }
 }
 
@@ -152,11 +153,10 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
             new = ?address,
             old = ?old.address,
             old_drains = old.drains,
+            old_is_silent = old.silent,
             "a new instance of this client takes over"
         );
-        if !old.drains {
-            listener.evict_everywhere(old.client);
-        }
+        listener.evict_everywhere(old.client);
     }
     if this.membership.set(membership).is_err() {
         return false; // A second Register on one lane is read by `serve`, never here.
@@ -209,105 +209,6 @@ fn refuse_duplicate(
         RefuseReason::DuplicateClient,
         &text,
     )
-}
-
-async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut ControlReader) {
-    let interval = listener.server().heartbeat_interval;
-    let mut next_beat = Instant::now() + interval;
-    let keep_alive = listener.keep_alive_period();
-    let mut next_ping = Instant::now() + keep_alive;
-    let (mut sent, mut heard) = (0, 0);
-    loop {
-        let unhealthy_at = this.last_heard.get() + listener.server().health_timeout;
-        match reader
-            .next(next_beat.min(next_ping).min(unhealthy_at))
-            .await
-        {
-            ControlEvent::Message(message) => {
-                this.last_heard.set(Instant::now());
-                match message {
-                    Message::Heartbeat(beat) => {
-                        heard = beat.sequence;
-                        listener.counters().heartbeats_received.increment();
-                    }
-                    Message::FlowClosed(closed) => {
-                        if let Some(udp) = &this.udp {
-                            udp.flow_closed(closed.flow_id, closed.reason);
-                        }
-                    }
-                    Message::Finished(finished) => this.lane.announced(finished),
-                    Message::PathResponse(response) => {
-                        // One that comes too late, or for an address before the last one, proves nothing.
-                        let _proved = this.lane.path_response(response.nonce);
-                    }
-                    Message::GoAway(away) => {
-                        if let Some(suppressed) = listener.context().health_log.pass(Instant::now())
-                        {
-                            tracing::info!(client = this.client_id(), reason = %away.reason, suppressed, "client drains; no new flow goes to this lane");
-                        }
-                        listener.lane_takes_no_more(this);
-                        this.lane.send_control(&Message::NoMoreFlows(NoMoreFlows {
-                            flows_opened: this.lane.streams_opened(),
-                        }));
-                    }
-                    Message::ServiceHealth(health) => service_health(this, listener, &health),
-                    other => tracing::debug!(?other, "message without meaning here"),
-                }
-            }
-            ControlEvent::Deadline => {
-                let now = Instant::now();
-                if now >= this.last_heard.get() + listener.server().health_timeout {
-                    listener.counters().lanes_unhealthy.increment();
-                    tracing::warn!(client = this.client_id(), peer = ?this.lane.peer_addr(), "nothing heard within health_timeout; lane closed");
-                    listener.lane_takes_no_more(this);
-                    this.lane.close(LaneError::HealthTimeout, "");
-                    return;
-                }
-                if now >= next_ping {
-                    this.lane.ping();
-                    next_ping = now + keep_alive;
-                }
-                if now >= next_beat {
-                    next_ping = now + keep_alive;
-                    sent += 1;
-                    this.lane.send_control(&Message::Heartbeat(Heartbeat {
-                        sequence: sent,
-                        acknowledged: heard,
-                    }));
-                    next_beat = now + interval;
-                }
-            }
-            ControlEvent::Ended => return,
-        }
-    }
-}
-
-/// A client says whether it reaches its service. Today there is one, without a name.
-fn service_health(this: &Rc<ServerLane>, listener: &ListenerCore, health: &ServiceHealth) {
-    let Some(membership) = this.membership.get() else {
-        return;
-    };
-    if !health.service.is_empty() || !membership.service_health(health.healthy) {
-        return;
-    }
-    if health.healthy {
-        listener.counters().services_up.increment();
-    } else {
-        listener.counters().services_down.increment();
-    }
-    let client = this.client_id();
-    let Some(suppressed) = listener.context().health_log.pass(Instant::now()) else {
-        return;
-    };
-    if health.healthy {
-        tracing::info!(client, suppressed, "the client reaches its service again");
-    } else {
-        tracing::warn!(
-            client,
-            suppressed,
-            "the client cannot reach its service; visitors go to others while there are any"
-        );
-    }
 }
 
 impl ListenerCore {

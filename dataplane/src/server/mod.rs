@@ -2,13 +2,16 @@
 
 mod auth;
 mod balance;
+mod blame;
 mod control;
+mod head_start;
 mod lane;
 mod lanes;
 pub(crate) mod listener;
 mod opening;
 pub(crate) mod registry;
 mod route;
+mod session;
 #[cfg(test)]
 mod simulation;
 pub(crate) mod visitors;
@@ -128,6 +131,14 @@ impl ServerCore {
             } => {
                 if let Some(listener) = listener(index) {
                     listener.evict(client);
+                }
+            }
+            Mail::ClientMayBeGone {
+                listener: index,
+                client,
+            } => {
+                if let Some(listener) = listener(index) {
+                    listener.alarm(client);
                 }
             }
             other => return Some(other),

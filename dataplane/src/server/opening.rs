@@ -4,7 +4,14 @@
 //! service took the connection says so by its code ([`FlowError::is_untouched`]). So until the service has answered, what
 //! was sent is kept ([`Sent`]), and a refused flow can begin anew on another client without the visitor noticing. A lane
 //! that just ends may have delivered everything, and a request must not be delivered twice: there, only a flow of whose
-//! visitor nothing was sent yet can. Nothing else allows it.
+//! visitor nothing was sent yet can.
+//!
+//! A lane may also fall silent, long before it ends: its client has died, or its path is broken. A
+//! flow of whose visitor nothing was sent yet leaves it as soon as there is a better one. One that
+//! has sent something stays for [`UNHEARD_MAX`]. If by then nothing at all was heard since its
+//! first byte was sent, there is no sign that the client has it, and it begins anew elsewhere, or
+//! is refused. (A client that was merely stopped finds the flow's reset behind its bytes when it
+//! goes on.) If something was heard, the service may be at work on it: it waits for the lane's end.
 //!
 //! Once the service has answered, or too much or for too long was kept, the flow goes on as any other
 //! ([`crate::flow::tcp`]), and this part costs it nothing any more.
@@ -14,7 +21,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qmux_proto::FlowError;
 
@@ -34,6 +41,11 @@ const HELD_BYTES_MAX: usize = 64 << 20;
 /// three. A flow that has been silent for longer was accepted.
 const KEPT_FOR: Duration = Duration::from_secs(30);
 
+/// How long a flow without an answer stays on a lane whose peer leaves everything unanswered, so
+/// that a visitor is served elsewhere or refused within two seconds of a death: half a second may
+/// pass before the first question.
+const UNHEARD_MAX: Duration = Duration::from_millis(1_500);
+
 /// A buffer of which less than one part in so many is used is not kept as it is, but copied out.
 const KEPT_WHOLE_ABOVE: usize = 2;
 
@@ -49,6 +61,8 @@ pub(super) struct Sent {
     bytes: usize,
     held_bytes: usize,
     ended: bool,
+    /// Packets that the lane had received when the first of it was sent.
+    heard_before: Option<u64>,
     held: Rc<Held>,
 }
 
@@ -60,6 +74,7 @@ impl Sent {
             bytes: 0,
             held_bytes: 0,
             ended,
+            heard_before: None,
             held: Rc::clone(held),
         };
         if !bytes.is_empty() {
@@ -118,6 +133,8 @@ pub(super) enum Opened {
     Flow(Begun),
     /// The client refused it, and its service has seen nothing of it; or the lane ended before there was anything to see.
     Refused(FlowError),
+    /// Its lane is silent, and nothing says that the client has anything of it.
+    Unheard,
     /// It was reset by either side.
     Reset(FlowError),
 }
@@ -132,6 +149,10 @@ pub(super) struct Opening<'a> {
     pub(super) stream: u64,
     /// What waits for it.
     pub(super) waiters: &'a Rc<StreamWaiters>,
+    /// When it began on this lane.
+    pub(super) began: Instant,
+    /// Whether there is a lane or a client that answers, now that this one does not.
+    pub(super) better: &'a dyn Fn() -> bool,
     /// The core's counters.
     pub(super) counters: &'a CoreCounters,
 }
@@ -153,6 +174,7 @@ struct Ready {
     answer: bool,
     other: bool,
     too_long: bool,
+    unheard: bool,
     gone: bool,
 }
 
@@ -169,7 +191,9 @@ impl Opening<'_> {
             ..Begun::default()
         };
         let mut too_long = pin!(monoio::time::sleep(KEPT_FOR));
+        sent.heard_before = None; // Of another lane.
         loop {
+            self.note_heard(sent);
             let wait = match self.pass_on(sent, &mut begun) {
                 Ok(wait) => wait,
                 Err(Stop::Stopped(error))
@@ -181,7 +205,12 @@ impl Opening<'_> {
                 Err(Stop::Stopped(_) | Stop::Committed) => return Opened::Flow(begun),
                 Err(Stop::Gone) => return Opened::Reset(FlowError::VisitorReset),
             };
-            let ready = self.wait(wait, too_long.as_mut()).await;
+            self.note_heard(sent);
+            let unheard = match self.unheard_until(sent) {
+                Some(until) if until <= Instant::now() => return Opened::Unheard,
+                until => until,
+            };
+            let ready = self.wait(wait, too_long.as_mut(), unheard).await;
             if ready.gone {
                 return Opened::Reset(FlowError::VisitorReset);
             }
@@ -194,6 +223,23 @@ impl Opening<'_> {
                 return Opened::Flow(begun);
             }
         }
+    }
+
+    /// Notes what was heard when the first of the visitor's bytes was sent.
+    fn note_heard(&self, sent: &mut Sent) {
+        if !sent.is_empty() && sent.heard_before.is_none() {
+            sent.heard_before = Some(self.lane.packets_received());
+        }
+    }
+
+    /// When the flow leaves a lane that is silent, if it may.
+    fn unheard_until(&self, sent: &Sent) -> Option<Instant> {
+        let since = self.lane.silent_since()?;
+        let unheard = sent
+            .heard_before
+            .is_none_or(|before| before == self.lane.packets_received());
+        let at_once = sent.is_empty() && (self.better)();
+        leaves_at(since, self.began, unheard, at_once)
     }
 
     /// Moves what can be moved from the visitor to the client now, and says what more needs.
@@ -294,7 +340,14 @@ impl Opening<'_> {
     }
 
     /// Waits for anything that concerns the flow.
-    async fn wait(&self, wait: Wait, mut too_long: Pin<&mut monoio::time::Sleep>) -> Ready {
+    async fn wait(
+        &self,
+        wait: Wait,
+        mut too_long: Pin<&mut monoio::time::Sleep>,
+        unheard: Option<Instant>,
+    ) -> Ready {
+        // Only on a lane that is silent: there, and on the heap, it costs nobody else anything.
+        let mut unheard = unheard.map(|at| Box::pin(monoio::time::sleep_until(at.into())));
         loop {
             let mut ready = {
                 let mut readable = pin!(self.socket.readable());
@@ -310,11 +363,15 @@ impl Opening<'_> {
                         Wait::Answer => {}
                     }
                     let too_long = too_long.as_mut().poll(cx).is_ready();
-                    if answer || other || look || too_long {
+                    let unheard = unheard
+                        .as_mut()
+                        .is_some_and(|at| at.as_mut().poll(cx).is_ready());
+                    if answer || other || look || too_long || unheard {
                         return Poll::Ready(Ready {
                             answer,
                             other,
                             too_long,
+                            unheard,
                             gone: false,
                         });
                     }
@@ -322,7 +379,7 @@ impl Opening<'_> {
                 })
                 .await
             };
-            if ready.answer || ready.other || ready.too_long {
+            if ready.answer || ready.other || ready.too_long || ready.unheard {
                 return ready;
             }
             // While nothing is read from the socket, nothing else would tell that it was reset.
@@ -337,6 +394,21 @@ impl Opening<'_> {
 /// Whether a flow that ended with `error` may begin on another client: its service has seen nothing of it.
 fn may_begin_anew(error: FlowError, lane_is_open: bool, nothing_sent: bool) -> bool {
     error.is_untouched() || (!lane_is_open && nothing_sent)
+}
+
+/// When a flow that began at `began` leaves a lane on which nothing is heard since `silent_since`.
+/// `unheard`: nothing was heard since the first byte of its visitor was sent, or none was;
+/// `at_once`: none was, and there is a better lane.
+fn leaves_at(
+    silent_since: Instant,
+    began: Instant,
+    unheard: bool,
+    at_once: bool,
+) -> Option<Instant> {
+    if at_once {
+        return Some(silent_since);
+    }
+    unheard.then(|| silent_since.max(began) + UNHEARD_MAX)
 }
 
 /// Why no more of the visitor's bytes are passed on here.
@@ -363,6 +435,23 @@ mod tests {
                 assert_eq!(anew(FlowError::Internal), !lane_is_open && nothing_sent);
             }
         }
+    }
+
+    #[test]
+    fn a_flow_leaves_a_silent_lane_if_nothing_says_that_the_client_has_it() {
+        let silent = Instant::now();
+        let late = silent + Duration::from_secs(7);
+        assert_eq!(leaves_at(silent, silent, true, true), Some(silent));
+        assert_eq!(
+            leaves_at(silent, silent, true, false),
+            Some(silent + UNHEARD_MAX)
+        );
+        assert_eq!(
+            leaves_at(silent, late, true, false),
+            Some(late + UNHEARD_MAX),
+            "a newcomer waits as long for it to be heard again"
+        );
+        assert_eq!(leaves_at(silent, silent, false, false), None);
     }
 
     #[test]

@@ -49,6 +49,26 @@ struct Begun {
     header: Option<StreamBuf>,
 }
 
+/// What the beginning of a flow tells about the service, for the choice of clients for the next
+/// visitors. True if it tells nothing yet.
+fn judge_beginning(first: &tcp::Begun, ticket: &FlowTicket) -> bool {
+    if !first.early.is_empty() {
+        ticket.answered(Instant::now());
+    } else if first.early_fin && !first.ended {
+        ticket.ended_early(Instant::now());
+    }
+    first.early.is_empty() && !first.early_fin
+}
+
+/// The same of the end of a flow whose service had said nothing at first.
+fn judge_end(end: TcpFlowEnd, bytes_of_service: u64, ticket: &FlowTicket) {
+    if bytes_of_service > 0 {
+        ticket.answered(Instant::now());
+    } else if end == TcpFlowEnd::Reset(FlowError::ServiceReset) {
+        ticket.ended_early(Instant::now());
+    }
+}
+
 impl ListenerCore {
     /// A visitor was accepted.
     pub(super) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
@@ -121,6 +141,7 @@ impl ListenerCore {
             Protocol::Tcp,
             self.core(),
             &mut tried,
+            Instant::now(),
             |client| self.local_lane(client),
             |lane| self.begin(lane, visitor),
         );
@@ -228,17 +249,23 @@ impl ListenerCore {
             visitor.ended,
         );
         loop {
+            let mut tried = visitor.tried;
+            tried.unanswered(ticket.client().number);
             let opening = Opening {
                 socket: &socket,
                 lane: &begun.lane.lane,
                 stream: begun.stream,
                 waiters: &begun.waiters,
+                began: Instant::now(),
+                better: &|| self.pool().has_better(&tried),
                 counters: self.counters(),
             };
             // On the heap, as it is large, and over long before the flow is.
             let opened = Box::pin(opening.run(begun.header.take(), &mut sent)).await;
-            let reason = match opened {
+            match opened {
                 Opened::Flow(first) => {
+                    let undecided = judge_beginning(&first, &ticket);
+                    let waiters = Rc::clone(&begun.waiters);
                     drop(sent);
                     let flow = TcpFlow {
                         socket,
@@ -248,7 +275,11 @@ impl ListenerCore {
                         reset_reason: FlowError::VisitorReset,
                         counters: Arc::clone(&self.context().counters),
                     };
-                    if let TcpFlowEnd::Reset(reason) = tcp::run(flow, first).await {
+                    let end = tcp::run(flow, first).await;
+                    if undecided {
+                        judge_end(end, waiters.bytes_received(), &ticket);
+                    }
+                    if let TcpFlowEnd::Reset(reason) = end {
                         if reason.is_untouched() {
                             // Too much had been sent, or too long ago.
                             self.counters().visitors_retry_exhausted.increment();
@@ -259,15 +290,27 @@ impl ListenerCore {
                     return;
                 }
                 Opened::Reset(reason) => {
+                    if reason == FlowError::ServiceReset {
+                        ticket.ended_early(Instant::now());
+                    }
                     tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "flow reset");
                     self.end(&begun, reason);
                     socket.reset_on_close();
                     return;
                 }
-                Opened::Refused(reason) => reason,
-            };
-            tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "refused by the client");
-            self.end(&begun, FlowError::NoError);
+                Opened::Refused(reason) => {
+                    tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "refused by the client");
+                    self.end(&begun, FlowError::NoError);
+                }
+                Opened::Unheard => {
+                    self.counters().visitors_unheard.increment();
+                    tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), "the client does not answer");
+                    visitor.tried = tried;
+                    // Behind the visitor's bytes, should the client go on: it must not serve what
+                    // is served elsewhere.
+                    self.end(&begun, FlowError::VisitorReset);
+                }
+            }
             drop((begun, ticket));
             match self.retry(&socket, visitor, &sent) {
                 Some(again) => (visitor, begun, ticket) = again,

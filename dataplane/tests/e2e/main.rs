@@ -32,5 +32,7 @@ mod shutdown;
 mod support;
 mod tcp_echo;
 mod tokens;
+mod two_seconds;
+mod two_seconds_table;
 mod udp_echo;
 mod udp_flows;

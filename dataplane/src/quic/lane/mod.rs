@@ -90,6 +90,13 @@ pub(crate) struct StreamWaiters {
     announced: Cell<Option<u64>>,
 }
 
+impl StreamWaiters {
+    /// Bytes read from the stream.
+    pub(crate) fn bytes_received(&self) -> u64 {
+        self.received.get()
+    }
+}
+
 /// Outcome of reading a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum StreamRead {
@@ -325,9 +332,9 @@ impl Lane {
         waits
     }
 
-    /// Packets received so far: more of them are a sign of life.
+    /// Genuine packets received so far: more of them are a sign of life.
     pub(crate) fn packets_received(&self) -> u64 {
-        self.conn.borrow().stats().recv as u64
+        self.genuine_packets()
     }
 
     /// The round trip time of the path in use.

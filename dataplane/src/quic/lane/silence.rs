@@ -1,12 +1,14 @@
 //! Silence: the peer leaves unanswered what was sent to it.
 //!
-//! Long before a timeout of seconds says that a peer is dead, QUIC's probe timeouts do (RFC 9002 section 6.2): packets
-//! that ask for an acknowledgement get none, and neither do the probes that follow. That is no reason to close a lane, but
-//! one to send new flows elsewhere until the peer is heard again.
+//! Long before a timeout of seconds says that a peer is dead, QUIC's probe timeouts do (RFC 9002
+//! section 6.2): packets that ask for an acknowledgement get none, and neither do the probes that
+//! follow. That is no reason to close a lane, but one to send new flows elsewhere until the peer is
+//! heard again, and to let those go elsewhere that have no answer yet.
 //!
-//! Probe timeouts alone would not do: each packet that is sent puts them off, so a lane that gets visitors all the time
-//! has none. So new flows, which every peer acknowledges at once, count as questions, too. [`Silence`] knows no clock:
-//! time comes in as an argument.
+//! Probe timeouts alone would not do: each packet that is sent puts them off, so a lane that gets
+//! visitors all the time has none. So new flows and the probes of a vigil ([`crate::quic::vigil`]),
+//! which every peer acknowledges at once, count as questions, too. [`Silence`] knows no clock: time
+//! comes in as an argument.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -59,6 +61,11 @@ impl Silence {
             && !self.silent.replace(true)
     }
 
+    /// Since when the peer has left everything unanswered, if it counts as silent.
+    fn silent_since(&self) -> Option<Instant> {
+        self.since.get().filter(|_| self.silent.get())
+    }
+
     /// Something came from the peer. True if it counted as silent until now.
     fn heard(&self) -> bool {
         if self.since.take().is_none() {
@@ -81,24 +88,28 @@ impl Lane {
             let conn = self.conn.borrow();
             conn.path_stats().map(|path| path.total_pto_count).sum()
         };
-        if self.silence.timed_out(timeouts, now)
-            && let Some(events) = self.events()
-        {
-            events.silence(self, true);
+        if self.silence.timed_out(timeouts, now) {
+            self.fell_silent();
         }
     }
 
-    /// A new flow begins on the lane.
+    /// The peer is sent what it must acknowledge: a new flow begins on the lane, or it is probed.
     pub(crate) fn asked(self: &Rc<Self>, now: Instant) {
-        let round_trip = || {
-            let conn = self.conn.borrow();
-            conn.path_stats()
-                .find(|path| path.active)
-                .map_or(Duration::ZERO, |path| path.rtt)
-        };
-        if self.silence.asked(now, round_trip)
-            && let Some(events) = self.events()
-        {
+        if self.silence.asked(now, || self.rtt()) {
+            self.fell_silent();
+        }
+    }
+
+    /// Since when the peer has left everything unanswered, if it counts as silent.
+    pub(crate) fn silent_since(&self) -> Option<Instant> {
+        self.silence.silent_since()
+    }
+
+    fn fell_silent(self: &Rc<Self>) {
+        // Flows without an answer may go elsewhere. For others it is a wake-up in vain, once in a
+        // silence.
+        self.wake_all();
+        if let Some(events) = self.events() {
             events.silence(self, true);
         }
     }
@@ -130,9 +141,12 @@ mod tests {
         assert!(!silence.timed_out(2, start + ms(60)));
         assert!(!silence.timed_out(3, start + ms(180)), "too soon");
         assert!(!silence.timed_out(3, start + ms(400)), "another timer");
+        assert_eq!(silence.silent_since(), None);
         assert!(silence.timed_out(4, start + ms(420)));
         assert!(!silence.timed_out(5, start + ms(900)), "no news");
+        assert_eq!(silence.silent_since(), Some(start), "the first of them");
         assert!(silence.heard() && !silence.heard());
+        assert_eq!(silence.silent_since(), None);
     }
 
     #[test]
