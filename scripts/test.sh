@@ -82,6 +82,16 @@ if ! $quick; then
     step "quinn-dp clients" other_stack qmux-dp quinn-dp || true
     step "quinn-dp servers" other_stack quinn-dp qmux-dp || true
 fi
+# What networks do to a tunnel, with less of everything than scripts/faults.sh has.
+# shellcheck disable=SC2317 # called by step
+links_that_fail() {
+    "${CARGO_TARGET_DIR:-target}/debug/qmux-bench" faults --megabytes 2 --datagrams 64 --visitors 20
+}
+if [ "$(id -u)" -eq 0 ]; then
+    step "links that fail" links_that_fail || true
+else
+    echo "==== links that fail: left out, for they need root's rights"
+fi
 if ! $quick; then
     step "fuzzing" proto/fuzz/run.sh "$fuzz_seconds" || true
 fi

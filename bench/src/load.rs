@@ -5,6 +5,7 @@
 
 pub mod bulk;
 pub mod connect;
+pub mod exact;
 pub mod idle;
 pub mod latency;
 pub mod open_loop;

@@ -77,22 +77,43 @@ counters! {
     quic_send_waits,
     /// Packets of no known connection.
     quic_packets_unknown,
-    /// Packets that QUIC could not parse or decrypt.
+    /// Packets of an unknown connection whose id was not issued here: noise, or somebody who shows us a living lane of
+    /// another server. They get no answer.
+    quic_packets_foreign,
+    /// Packets that QUIC could not parse, or that broke its rules.
     quic_packets_invalid,
+    /// Packets of a lane that brought nothing: they do not decrypt, have come before, or came after its end.
+    quic_packets_ignored,
+    /// Packets on a client's socket that did not come from its server.
+    quic_packets_from_others,
     /// Packets of a lane that came from another address than the peer's, which is heard where it was: the lane stayed.
     quic_packets_astray,
     /// Packets that reached a core that does not own their lane and were handed to the one that does.
     quic_packets_handed_over,
     /// Packets that could not be handed over.
     quic_packets_handover_dropped,
-    /// Retry packets sent, because many lanes were not registered yet.
+    /// First packets of connections that were none: they do not decrypt.
+    initials_invalid,
+    /// First packets of connections left without an answer: more than a core answers in a second, or one network gets.
+    initials_dropped,
+    /// Retry packets sent, because many handshakes began, or many lanes were not registered yet.
     retries_sent,
+    /// Version negotiation packets sent.
+    versions_negotiated,
+    /// Answers to packets of unknown connections that could not be sent.
+    stateless_answers_lost,
     /// Stateless resets sent for packets of unknown connections.
     stateless_resets_sent,
     /// The same, not sent because there were too many.
     stateless_resets_suppressed,
     /// Handshakes refused because too many were incomplete.
     handshakes_refused,
+    /// The same, because one network had begun so many that only places for others were left.
+    handshakes_refused_network,
+    /// Handshakes refused because more began per second than a core takes, or one network may begin.
+    handshakes_refused_rate,
+    /// Incomplete handshakes given up because somebody else needed their place.
+    handshakes_displaced,
     /// Handshakes that failed or timed out.
     handshakes_failed,
     /// Handshakes completed in full, with certificates.
@@ -137,6 +158,10 @@ counters! {
     registrations_refused,
     /// The same, because another living instance has the client's id.
     registrations_duplicate,
+    /// The same, because the client has as many lanes as one may have.
+    registrations_limited,
+    /// Refused lanes that were closed before their client could read why, because many others waited for that.
+    refusals_cut_short,
     /// Clients that said that their service cannot be reached.
     services_down,
     /// Clients that said that it can be reached again.
@@ -199,6 +224,10 @@ counters! {
     tcp_flows_completed,
     /// TCP flows that ended by a reset from either side, a client's refusal or the end of their lane.
     tcp_flows_reset,
+    /// The same, because the visitor or the service took nothing for the stall timeout.
+    tcp_flows_stalled,
+    /// The same, because memory was short and they had stalled longest.
+    tcp_flows_ended_for_memory,
     /// TCP flows reset because this client drains.
     tcp_flows_refused_draining,
     /// TCP flows whose service could not be reached.

@@ -7,12 +7,13 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd as _;
 use std::process::Command;
+use std::sync::Arc;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::BenchError;
 use super::cleanup::{Guard, Undo};
-use crate::link::{LinkError, Network, Preset, Side, Stats};
+use crate::link::{Faults, LinkError, Network, Preset, Side, Stats};
 
 /// Addresses of the two ends of a link, in namespaces of our own.
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 203, 0, 1);
@@ -112,6 +113,11 @@ impl Place {
     /// What the emulated link did so far, from the server's side and back; `None` if there is none.
     pub fn link_stats(&self) -> Option<Stats> {
         self.link.as_ref()?.stats().ok()
+    }
+
+    /// What goes wrong on the emulated link; `None` if there is none.
+    pub fn faults(&self) -> Option<Arc<Faults>> {
+        self.link.as_ref().map(|link| Arc::clone(link.faults()))
     }
 
     /// Two network namespaces with a pair of virtual Ethernet devices between them; moves the calling thread into the

@@ -358,6 +358,13 @@ impl Drop for Program {
     }
 }
 
+/// The directory of the present program, where the others of the same build are.
+pub fn own_directory() -> PathBuf {
+    let own = std::env::current_exe().ok();
+    own.and_then(|it| Some(it.parent()?.to_owned()))
+        .unwrap_or_default()
+}
+
 /// Where a program of this name is in `PATH`.
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

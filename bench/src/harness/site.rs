@@ -19,6 +19,8 @@ pub struct Overrides {
     pub quic: Vec<String>,
     /// For `[udp]`.
     pub udp: Vec<String>,
+    /// For `[limits]`; programs that do not know it are given none.
+    pub limits: Vec<String>,
     /// For `[client]`.
     pub client: Vec<String>,
 }
@@ -123,7 +125,11 @@ pub fn client_toml(addresses: &Addresses, overrides: &Overrides) -> String {
 
 fn shared_toml(overrides: &Overrides) -> String {
     let (quic, udp) = (lines(&overrides.quic), lines(&overrides.udp));
-    format!("[quic]\n{quic}[udp]\n{udp}")
+    let limits = match overrides.limits.as_slice() {
+        [] => String::new(),
+        limits => format!("[limits]\n{}", lines(limits)),
+    };
+    format!("[quic]\n{quic}[udp]\n{udp}{limits}")
 }
 
 fn lines(lines: &[String]) -> String {
@@ -147,6 +153,7 @@ mod tests {
         let overrides = Overrides {
             quic: vec!["congestion_control = \"cubic\"".into()],
             udp: vec!["session_timeout = \"7s\"".into()],
+            limits: vec!["stall_timeout = \"9s\"".into()],
             client: vec!["lanes = 3".into()],
         };
         let server = site.write("server.toml", &server_toml(&addresses, &overrides));
@@ -155,6 +162,7 @@ mod tests {
         assert_eq!(listener.quic_addr, addresses.quic);
         assert_eq!(listener.traffic_addr, addresses.traffic);
         assert_eq!(server.udp.session_timeout.as_secs(), 7);
+        assert_eq!(server.limits.stall_timeout.as_secs(), 9);
         assert_eq!(server.admin.map(|admin| admin.listen), addresses.admin);
 
         let client = site.write("client.toml", &client_toml(&addresses, &overrides));

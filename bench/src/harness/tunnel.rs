@@ -75,6 +75,7 @@ pub struct Tunnel {
     // In this order: the client ends first, so that the server does not wait for it.
     client: Option<Program>,
     server: Option<Program>,
+    client_launch: Option<Launch>,
 }
 
 /// What a tunnel's programs told at their end.
@@ -109,6 +110,7 @@ impl Tunnel {
                 admin: None,
                 client: None,
                 server: None,
+                client_launch: None,
             });
         }
         for _ in 1..STARTS_MAX {
@@ -156,6 +158,7 @@ impl Tunnel {
             admin: addresses.admin,
             client: Some(client),
             server: Some(server),
+            client_launch: Some(launches.client),
         })
     }
 
@@ -171,6 +174,18 @@ impl Tunnel {
                 command_line: program.command_line().to_owned(),
             })
             .collect()
+    }
+
+    /// Starts one more client of the same kind and waits until it is ready. It is killed when it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If there are no programs, or it does not become ready.
+    pub fn another_client(&self) -> Result<Program, BenchError> {
+        let none = || BenchError::Failed("without a tunnel there is no client".into());
+        let client = self.client_launch.as_ref().ok_or_else(none)?.start()?;
+        client.wait_for_line("readiness", READY_LIMIT, says_ready)?;
+        Ok(client)
     }
 
     /// Ends it.

@@ -5,6 +5,7 @@
 //!
 //! - [`Profile`] says what one direction does to packets; [`preset`] names known links.
 //! - [`Scheduler`] decides when a packet leaves the link, or whether it is dropped. It knows no clock and no device.
+//! - [`Faults`] is what goes wrong for a while: a black hole, wrong bits, a NAT that forgets.
 //! - [`Network`] builds the namespaces, runs the router and removes everything when it is dropped.
 //!
 //! What it emulates is the path behind a network card, not the card: the kernels hand over and take segments of up to
@@ -23,6 +24,7 @@
 //! receiving kernel, which handles a packet on the thread that brings it.
 
 mod error;
+mod faults;
 mod frame;
 mod jitter;
 mod line;
@@ -36,6 +38,7 @@ mod scheduler;
 mod stats;
 
 pub use error::LinkError;
+pub use faults::Faults;
 pub use network::{Network, Side};
 pub use preset::{PRESETS, Preset, preset};
 pub use profile::{Loss, MTU_BYTES_DEFAULT, Profile, ProfileError, QueueLimit};

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use tun_rs::{DeviceBuilder, SyncDevice};
 
 use super::error::LinkError;
+use super::faults::Faults;
 use super::namespace::{Namespace, check_support, ip, ip_command, remove_stale};
 use super::profile::Profile;
 use super::router::{Direction, Router};
@@ -59,6 +60,7 @@ pub struct Network {
     // In the order of dropping: the router lets go of the devices before the namespaces go.
     router: Router,
     namespaces: [Namespace; 2],
+    faults: Arc<Faults>,
 }
 
 impl Network {
@@ -87,19 +89,32 @@ impl Network {
         let [left, right] = &namespaces;
         let left = host(left, ADDRESSES[0], left_to_right.interface_mtu())?;
         let right = host(right, ADDRESSES[1], right_to_left.interface_mtu())?;
-        let direction =
-            |name, profile, from: &Arc<SyncDevice>, to: &Arc<SyncDevice>, seed| Direction {
-                name,
-                profile,
-                from: Arc::clone(from),
-                to: Arc::clone(to),
-                seed,
-            };
+        let faults = Arc::<Faults>::default();
         let router = Router::start([
-            direction(LEFT_TO_RIGHT, left_to_right, &left, &right, seed),
-            direction(RIGHT_TO_LEFT, right_to_left, &right, &left, !seed),
+            Direction {
+                name: LEFT_TO_RIGHT,
+                side: Side::Left,
+                profile: left_to_right,
+                from: Arc::clone(&left),
+                to: Arc::clone(&right),
+                seed,
+                faults: Arc::clone(&faults),
+            },
+            Direction {
+                name: RIGHT_TO_LEFT,
+                side: Side::Right,
+                profile: right_to_left,
+                from: right,
+                to: left,
+                seed: !seed,
+                faults: Arc::clone(&faults),
+            },
         ])?;
-        Ok(Self { router, namespaces })
+        Ok(Self {
+            router,
+            namespaces,
+            faults,
+        })
     }
 
     /// A command that runs on a host, with the process id that it gets being the program's own.
@@ -133,6 +148,11 @@ impl Network {
     /// The name of a host's namespace, for `ip netns exec`.
     pub fn namespace(&self, side: Side) -> &str {
         self.namespaces[side as usize].name()
+    }
+
+    /// What goes wrong on the link, to be switched by whoever asks.
+    pub fn faults(&self) -> &Arc<Faults> {
+        &self.faults
     }
 
     /// What the link did so far.

@@ -22,7 +22,9 @@ use thread_priority::{
 use tun_rs::{GROTable, SyncDevice};
 
 use super::error::LinkError;
+use super::faults::Faults;
 use super::frame::{FRAME_OFFSET, Frame, FramePool, PACKET_BYTES_MAX};
+use super::network::Side;
 use super::profile::Profile;
 use super::scheduler::Scheduler;
 use super::stats::Tally;
@@ -57,10 +59,12 @@ const FAILURE_PAUSE: Duration = Duration::from_millis(1);
 /// One direction of the link.
 pub(super) struct Direction {
     pub(super) name: &'static str,
+    pub(super) side: Side,
     pub(super) profile: Profile,
     pub(super) from: Arc<SyncDevice>,
     pub(super) to: Arc<SyncDevice>,
     pub(super) seed: u64,
+    pub(super) faults: Arc<Faults>,
 }
 
 /// Both directions, running.
@@ -167,6 +171,8 @@ fn become_realtime() -> Result<(), thread_priority::Error> {
 
 /// What one thread works with.
 struct Carrier {
+    side: Side,
+    faults: Arc<Faults>,
     from: Arc<SyncDevice>,
     to: Arc<SyncDevice>,
     started: Instant,
@@ -212,6 +218,8 @@ impl Carrier {
         })?;
         let mut pool = FramePool::new(usize::from(mtu));
         Ok(Self {
+            side: direction.side,
+            faults: direction.faults,
             from: direction.from,
             to: direction.to,
             started,
@@ -302,6 +310,11 @@ impl Carrier {
         for (segment, bytes) in self.segments[..packets].iter_mut().zip(&self.segment_bytes) {
             let mut frame = std::mem::replace(segment, self.pool.take());
             frame.set_packet_bytes(*bytes);
+            let packet = &mut frame.as_mut()[FRAME_OFFSET..];
+            if !self.faults.let_pass(packet, self.side, &mut self.rng) {
+                self.pool.put(frame);
+                continue;
+            }
             if let Err(dropped) = self.scheduler.offer(now, *bytes, frame, &mut self.rng) {
                 self.pool.put(dropped.packet);
             }

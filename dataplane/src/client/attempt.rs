@@ -191,7 +191,7 @@ impl Dialed {
             .unwrap_or(1)
             .clamp(1, crate::core::CORES_MAX);
         let misaimed = self.aim != self.lane_index % server_cores;
-        if !misaimed {
+        if !misaimed && let Some(suppressed) = core.context.lane_log.pass(Instant::now()) {
             tracing::info!(
                 server = core.shared.title(&server),
                 lane = self.lane_index,
@@ -201,6 +201,7 @@ impl Dialed {
                 resumed = handshake.resumed,
                 early_data = ?handshake.early_data,
                 took_us,
+                suppressed,
                 "lane registered"
             );
         }

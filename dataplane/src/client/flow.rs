@@ -1,10 +1,12 @@
 //! A TCP flow on the client: read the Open header, dial the service, then pump.
 
-use std::future::Future;
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use qmux_proto::open::OPEN_HEADER_BYTES_MAX;
@@ -14,16 +16,14 @@ use super::lane::ClientLane;
 use super::service::connect;
 use crate::core::FlowCount;
 use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd};
-use crate::quic::lane::{StreamRead, StreamWaiters};
+use crate::flow::watch::FlowWatch;
+use crate::quic::lane::{StreamFront, StreamRead, StreamWaiters};
 use crate::resolve::Name;
 use crate::sys::tcp::TcpSocket;
 
 /// How long the service may take to accept a connection: a visitor waits for it, and a SYN is repeated after 1 and 3
 /// seconds (tcp(7)).
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How often a flow that dials looks whether its lane still lives.
-const LANE_CHECK: Duration = Duration::from_millis(500);
 
 /// Bytes read together with the Open header. A visitor's first request mostly fits.
 const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
@@ -33,9 +33,12 @@ pub(super) async fn run(this: Rc<ClientLane>, stream: u64) {
     let _count = FlowCount::new(&this.context);
     let _of_lane = this.count_flow();
     let waiters = this.lane.attach(stream);
+    let stall_timeout = this.shared.config.limits.stall_timeout;
+    let watch = this.context.flow_table.register(stall_timeout);
+    watch.rides(this.lane.key(), stream);
     this.context.counters.tcp_flows_opened.increment();
     // On the heap, as it is large, and over long before the flow is.
-    let opened = match Box::pin(open(&this, stream, &waiters)).await {
+    let opened = match Box::pin(open(&this, stream, &waiters, &watch)).await {
         Ok(opened) => opened,
         Err(error) => {
             this.lane.reset(stream, error);
@@ -51,6 +54,7 @@ pub(super) async fn run(this: Rc<ClientLane>, stream: u64) {
         stream,
         waiters,
         reset_reason: FlowError::ServiceReset,
+        watch,
         counters: Arc::clone(&this.context.counters),
     };
     let begun = Begun {
@@ -58,8 +62,16 @@ pub(super) async fn run(this: Rc<ClientLane>, stream: u64) {
         early_fin: opened.fin,
         ..Begun::default()
     };
-    if let TcpFlowEnd::Reset(reason) = tcp::run(flow, begun).await {
-        tracing::debug!(visitor = %opened.header.visitor, %reason, "flow reset");
+    let visitor = opened.header.visitor;
+    match tcp::run(flow, begun).await {
+        TcpFlowEnd::Completed => {}
+        TcpFlowEnd::Reset(reason) => tracing::debug!(%visitor, %reason, "flow reset"),
+        TcpFlowEnd::Stalled => {
+            if let Some(suppressed) = this.context.stall_log.pass(Instant::now()) {
+                let service: &Name = &this.shared.service;
+                tracing::warn!(%service, %visitor, ?stall_timeout, suppressed, "the service has taken no byte for stall_timeout; flow reset");
+            }
+        }
     }
 }
 
@@ -75,6 +87,7 @@ async fn open(
     this: &ClientLane,
     stream: u64,
     waiters: &StreamWaiters,
+    watch: &FlowWatch,
 ) -> Result<Opened, FlowError> {
     let mut bytes = Vec::with_capacity(FIRST_READ_BYTES);
     loop {
@@ -95,8 +108,16 @@ async fn open(
                 if header.protocol != Protocol::Tcp {
                     return Err(FlowError::ProtocolViolation);
                 }
-                let socket = while_lane_lives(this, dial(this, &header)).await?;
                 bytes.drain(..length);
+                let visitor = Visitor {
+                    this,
+                    stream,
+                    waiters,
+                    watch,
+                    all_read: Cell::new(fin),
+                };
+                let socket = visitor.while_there(dial(this, &header)).await?;
+                let fin = visitor.all_read.get();
                 return Ok(Opened {
                     header,
                     socket,
@@ -119,18 +140,59 @@ async fn open(
     }
 }
 
-/// Runs `dial`, but not beyond the end of the lane.
-async fn while_lane_lives(
-    this: &ClientLane,
-    dial: impl Future<Output = Result<TcpSocket, FlowError>>,
-) -> Result<TcpSocket, FlowError> {
-    let mut dial = pin!(dial);
-    loop {
-        match monoio::time::timeout(LANE_CHECK, dial.as_mut()).await {
-            Ok(result) => return result,
-            Err(_elapsed) if !this.lane.is_open() => return Err(FlowError::Internal),
-            Err(_elapsed) => {}
+/// The visitor of a flow whose service is being dialled, as its stream shows it.
+struct Visitor<'a> {
+    this: &'a ClientLane,
+    stream: u64,
+    waiters: &'a StreamWaiters,
+    watch: &'a FlowWatch,
+    /// The FIN of the stream has been read.
+    all_read: Cell<bool>,
+}
+
+impl Visitor<'_> {
+    /// Runs `dial`, but not beyond the end of the lane, or longer than the visitor waits for it: one who has reset its
+    /// connection, also after its FIN, wants no connection to the service.
+    async fn while_there(
+        &self,
+        dial: impl Future<Output = Result<TcpSocket, FlowError>>,
+    ) -> Result<TcpSocket, FlowError> {
+        let mut dial = pin!(dial);
+        poll_fn(|cx| {
+            if let Some(reason) = self.gone(cx) {
+                return Poll::Ready(Err(reason));
+            }
+            dial.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Why nobody waits for the service any more. What wakes this flow is the same as in [`tcp`]; the pumps, when they
+    /// begin, look at the stream before they wait for it.
+    fn gone(&self, cx: &mut Context<'_>) -> Option<FlowError> {
+        self.watch.attend(cx);
+        let looks = self.watch.take_look().is_some();
+        let readable = self.waiters.readable.poll(cx).is_ready();
+        let writable = self.waiters.writable.poll(cx).is_ready();
+        if let Some(reason) = self.watch.told() {
+            return Some(reason);
         }
+        if !(looks || readable || writable) {
+            return None;
+        }
+        let lane = &self.this.lane;
+        if let Some(reason) = lane.stopped(self.stream) {
+            return Some(reason);
+        }
+        if self.all_read.get() {
+            return None;
+        }
+        match lane.front(self.stream) {
+            StreamFront::Open => {}
+            StreamFront::Fin => self.all_read.set(true),
+            StreamFront::Reset(reason) => return Some(reason),
+        }
+        None
     }
 }
 

@@ -230,6 +230,7 @@ impl Checker {
             context.counters.service_checks.increment();
             let worked = connect(&shared.service, local.health_check_timeout)
                 .await
+                .map(|socket| socket.close_with_fin())
                 .is_ok();
             if !worked {
                 context.counters.service_checks_failed.increment();

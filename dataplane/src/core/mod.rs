@@ -9,12 +9,14 @@ pub(crate) mod runtime;
 pub(crate) mod udp_activity;
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crossbeam::utils::CachePadded;
 
+use crate::flow::watch::TcpFlows;
 use crate::log_limit::LogLimit;
 use crate::metrics::CoreCounters;
 use mailbox::Mailbox;
@@ -78,10 +80,16 @@ pub(crate) struct CoreContext {
     pub(crate) counters: Arc<CoreCounters>,
     /// TCP flows alive on this core.
     pub(crate) tcp_flows: Cell<usize>,
+    /// What each of them waits for.
+    pub(crate) flow_table: Rc<TcpFlows>,
+    /// Bounds the log lines about flows that take nothing.
+    pub(crate) stall_log: LogLimit,
     /// Bounds the log lines about handshakes that failed.
     pub(crate) handshake_log: LogLimit,
     /// Bounds the log lines about lanes that end or cannot be had.
     pub(crate) connect_log: LogLimit,
+    /// Bounds the log lines about lanes that are registered, replaced, or end.
+    pub(crate) lane_log: LogLimit,
     /// Bounds the log lines about services that cannot be reached.
     pub(crate) dial_log: LogLimit,
     /// Bounds the log lines about what becomes known of services and peers that are connected.
@@ -98,10 +106,13 @@ impl CoreContext {
         CoreContext {
             index,
             counters: Arc::clone(&cluster.counters[index]),
+            flow_table: TcpFlows::new(Arc::clone(&cluster.counters[index])),
             cluster,
             tcp_flows: Cell::new(0),
+            stall_log: LogLimit::new(now),
             handshake_log: LogLimit::new(now),
             connect_log: LogLimit::new(now),
+            lane_log: LogLimit::new(now),
             dial_log: LogLimit::new(now),
             health_log: LogLimit::new(now),
             draining: Cell::new(false),
@@ -150,16 +161,16 @@ impl Drop for OneFlow {
 /// Counts one TCP flow for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct FlowCount {
-    context: std::rc::Rc<CoreContext>,
+    context: Rc<CoreContext>,
     _of_all: OneFlow,
 }
 
 impl FlowCount {
     /// Counts a flow of this core.
-    pub(crate) fn new(context: &std::rc::Rc<CoreContext>) -> FlowCount {
+    pub(crate) fn new(context: &Rc<CoreContext>) -> FlowCount {
         context.tcp_flows.set(context.tcp_flows.get() + 1);
         FlowCount {
-            context: std::rc::Rc::clone(context),
+            context: Rc::clone(context),
             _of_all: OneFlow::new(&context.cluster),
         }
     }

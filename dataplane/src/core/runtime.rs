@@ -106,6 +106,7 @@ fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
 async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
     let context = Rc::new(CoreContext::new(setup.index, setup.cluster, Instant::now()));
     monoio::spawn(beat(Rc::clone(&context)));
+    monoio::spawn(crate::flow::watch::sweep(Rc::clone(&context.flow_table)));
     let wake = WakeReceiver::new(setup.wake).map_err(|error| error.to_string())?;
     let server = match setup.server {
         Some((shared, sockets)) => Some(ServerCore::start(&context, &shared, sockets)?),

@@ -4,30 +4,33 @@
 //! idle flow holds no buffer. FIN maps to `shutdown(SHUT_WR)` and back in each direction on its own. A socket's reset
 //! becomes RESET_STREAM and STOP_SENDING, and these become a reset of the other socket, so that the far side never
 //! sees a clean end with bytes missing.
+//!
+//! A pump waits for one thing at a time ([`Flow::wait`]) and knows nothing of what else can happen. That is seen to in
+//! one place, at each turn of the flow's task and whatever the pumps wait for ([`Flow::look_around`],
+//! [`Flow::hear_peer`]): a reset or a stop by the peer, the end of the lane, an error of the socket, an order to end, a
+//! socket that takes nothing for too long. What ends the flow drops both pumps where they are.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::Duration;
+use std::task::{Context, Poll};
 
 use qmux_proto::FlowError;
 
 use crate::buffer::{Block, BlockSize, LARGE_BLOCK_BYTES, StreamBuf};
 use crate::metrics::CoreCounters;
-use crate::quic::event::{Event, yield_now};
-use crate::quic::lane::{Lane, StreamRead, StreamRoom, StreamWaiters};
+use crate::quic::event::yield_now;
+use crate::quic::lane::{Lane, StreamFront, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
+
+use super::watch::{FlowWatch, Waits};
 
 /// Bytes that one pump moves before the other tasks of the core get a turn.
 const BYTES_PER_TURN: usize = 2 * LARGE_BLOCK_BYTES;
-
-/// How often a flow that waits for the tunnel looks whether its socket still lives.
-pub(crate) const SOCKET_CHECK: Duration = Duration::from_secs(1);
 
 /// How a TCP flow ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub(crate) enum TcpFlowEnd {
     Completed,
     /// Reset, by whom and why.
     Reset(FlowError),
+    /// Reset by us, as our socket took nothing for the stall timeout.
+    Stalled,
 }
 
 /// A flow's two ends.
@@ -50,6 +55,8 @@ pub(crate) struct TcpFlow {
     pub(crate) waiters: Rc<StreamWaiters>,
     /// The reason told to the peer when our socket is reset.
     pub(crate) reset_reason: FlowError,
+    /// Its place among the core's flows.
+    pub(crate) watch: FlowWatch,
     /// The core's counters.
     pub(crate) counters: Arc<CoreCounters>,
 }
@@ -69,30 +76,8 @@ pub(crate) struct Begun {
     pub(crate) fin_sent: bool,
 }
 
-/// State that the two pumps share.
-struct Shared {
-    flow: TcpFlow,
-    /// Set when the flow must end in both directions at once.
-    aborted: Cell<Option<FlowError>>,
-    /// Wakes the pump that waits for the socket when the other one aborts: one event per pump.
-    abort_inward: Event,
-    abort_outward: Event,
-    /// The peer sent STOP_SENDING: what our socket still sends is not wanted.
-    stopped: Cell<bool>,
-    /// A write met the socket's reset and so took the error away from the next read, which then looks like a FIN.
-    broken: Cell<bool>,
-    /// When to look again whether the socket still lives; there from the first wait for the tunnel on. A timer is larger
-    /// than all else of an idle flow.
-    next_check: RefCell<Option<Pin<Box<monoio::time::Sleep>>>>,
-}
-
-/// Why a pump stopped early.
-enum Stop {
-    /// The flow is over in both directions.
-    Aborted,
-    /// Only this direction is over.
-    DirectionOver,
-}
+/// Why a pump stopped before its direction's FIN.
+struct Stopped;
 
 /// What follows the bytes that [`fill`] has read.
 pub(crate) enum Next {
@@ -125,88 +110,196 @@ pub(crate) fn fill(socket: &TcpSocket, into: &mut [u8]) -> (usize, Next) {
 }
 
 /// Runs the flow to its end.
-pub(crate) async fn run(flow: TcpFlow, begun: Begun) -> TcpFlowEnd {
-    let shared = Rc::new(Shared {
-        flow,
+pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> TcpFlowEnd {
+    let flow = Flow {
+        ends,
         aborted: Cell::new(None),
-        abort_inward: Event::default(),
-        abort_outward: Event::default(),
-        stopped: Cell::new(false),
+        stalled: Cell::new(false),
+        stopped: Cell::new(None),
+        cut: Cell::new(false),
         broken: Cell::new(false),
-        next_check: RefCell::default(),
-    });
+        fin_read: Cell::new(false),
+    };
+    if begun.fin_sent {
+        flow.inward().set(Waits::Over);
+    }
     {
-        let mut inward = pin!(shared.socket_to_stream(begun.unsent, begun.ended));
-        let mut outward = pin!(shared.stream_to_socket(begun.early, begun.early_fin));
-        let (mut inward_done, mut outward_done) = (begun.fin_sent, false);
+        let mut inward = pin!(flow.socket_to_stream(begun.unsent, begun.ended));
+        let mut outward = pin!(flow.stream_to_socket(begun.early, begun.early_fin));
         poll_fn(|cx| {
-            inward_done = inward_done || inward.as_mut().poll(cx).is_ready();
-            outward_done = outward_done || outward.as_mut().poll(cx).is_ready();
-            if inward_done && outward_done {
-                Poll::Ready(())
-            } else {
+            flow.look_around(cx);
+            if flow.goes_on(flow.inward()) && inward.as_mut().poll(cx).is_ready() {
+                flow.inward().set(Waits::Over);
+            }
+            if flow.goes_on(flow.outward()) && outward.as_mut().poll(cx).is_ready() {
+                flow.outward().set(Waits::Over);
+            }
+            flow.hear_peer(cx);
+            if flow.goes_on(flow.inward()) || flow.goes_on(flow.outward()) {
                 Poll::Pending
+            } else {
+                Poll::Ready(())
             }
         })
         .await;
     }
-    shared.end()
+    flow.end()
 }
 
-impl Shared {
-    fn end(&self) -> TcpFlowEnd {
-        let flow = &self.flow;
-        flow.lane.detach(flow.stream);
-        if let Some(error) = self.aborted.get() {
-            flow.socket.reset_on_close();
-            flow.counters.tcp_flows_reset.increment();
-            return TcpFlowEnd::Reset(error);
-        }
-        if self.stopped.get() {
-            // Our socket may have sent what nobody took: a clean close would claim otherwise.
-            flow.socket.reset_on_close();
-        }
-        flow.counters.tcp_flows_completed.increment();
-        TcpFlowEnd::Completed
+/// A flow while its pumps run.
+struct Flow {
+    ends: TcpFlow,
+    /// Set when the flow must end in both directions at once.
+    aborted: Cell<Option<FlowError>>,
+    /// That was because our socket took nothing for too long.
+    stalled: Cell<bool>,
+    /// Why the peer wanted no more of what our socket still sends.
+    stopped: Cell<Option<FlowError>>,
+    /// Our socket took no more, although the stream had not ended.
+    cut: Cell<bool>,
+    /// A write met the socket's reset and so took the error away from the next read, which then looks like a FIN.
+    broken: Cell<bool>,
+    /// The stream's FIN was read while bytes before it wait for the socket.
+    fin_read: Cell<bool>,
+}
+
+impl Flow {
+    fn inward(&self) -> &Cell<Waits> {
+        self.ends.watch.inward()
     }
 
+    fn outward(&self) -> &Cell<Waits> {
+        self.ends.watch.outward()
+    }
+
+    /// Whether a pump is to run.
+    fn goes_on(&self, direction: &Cell<Waits>) -> bool {
+        self.aborted.get().is_none() && direction.get() != Waits::Over
+    }
+
+    fn end(&self) -> TcpFlowEnd {
+        let TcpFlow {
+            socket,
+            lane,
+            stream,
+            counters,
+            ..
+        } = &self.ends;
+        lane.detach(*stream);
+        let cut = self.cut.get().then_some(self.ends.reset_reason);
+        // Of a flow that was stopped or cut, somebody has sent what nobody took: a clean close would claim otherwise.
+        let error = self.aborted.get().or(self.stopped.get()).or(cut);
+        let Some(error) = error else {
+            socket.close_with_fin();
+            counters.tcp_flows_completed.increment();
+            return TcpFlowEnd::Completed;
+        };
+        counters.tcp_flows_reset.increment();
+        if self.stalled.get() {
+            counters.tcp_flows_stalled.increment();
+            return TcpFlowEnd::Stalled;
+        }
+        TcpFlowEnd::Reset(error)
+    }
+
+    // ---- what ends a flow ----------------------------------------------------------------------------------------
+
     /// Ends both directions: the stream is reset and stopped, the socket will be reset.
-    fn abort(&self, error: FlowError) -> Stop {
+    fn abort(&self, error: FlowError) {
         if self.aborted.get().is_none() {
             self.aborted.set(Some(error));
-            let TcpFlow {
-                lane,
-                stream,
-                waiters,
-                ..
-            } = &self.flow;
+            let TcpFlow { lane, stream, .. } = &self.ends;
             lane.reset(*stream, error);
             lane.stop(*stream, error);
-            self.abort_inward.set();
-            self.abort_outward.set();
-            waiters.readable.set();
-            waiters.writable.set();
         }
-        Stop::Aborted
+    }
+
+    /// The peer's socket does not take what ours sends. What it has sent still comes through.
+    fn stop_inward(&self, error: FlowError) {
+        let TcpFlow { lane, stream, .. } = &self.ends;
+        if lane.is_open() {
+            self.stopped.set(Some(error));
+            self.inward().set(Waits::Over);
+            lane.reset(*stream, self.ends.reset_reason);
+        } else {
+            self.abort(error);
+        }
+    }
+
+    /// Orders, and what wakes nobody: looked for when the core's table of flows says so.
+    fn look_around(&self, cx: &mut Context<'_>) {
+        let TcpFlow {
+            socket,
+            waiters,
+            watch,
+            ..
+        } = &self.ends;
+        watch.attend(cx);
+        if let Some(reason) = watch.told() {
+            self.abort(reason);
+        }
+        let Some(step) = watch.take_look() else {
+            return;
+        };
+        // A pump that waits for the socket's bytes finds an error by itself, behind those bytes.
+        if self.inward().get() != Waits::Socket && socket.has_failed() {
+            return self.abort(self.ends.reset_reason);
+        }
+        if watch.is_stalled() && watch.has_stalled(step, socket.untaken_bytes()) {
+            self.stalled.set(true);
+            return self.abort(FlowError::Stalled);
+        }
+        // Whoever waits for these, a pump or `hear_peer`, asks the stream again.
+        waiters.readable.set();
+        waiters.writable.set();
+    }
+
+    /// What the peer does to the stream while a pump waits for the socket. A pump that waits for the stream finds it out
+    /// by itself. No wake-up is lost for the pumps: after the socket they try the stream before they wait for it.
+    fn hear_peer(&self, cx: &mut Context<'_>) {
+        let TcpFlow {
+            lane,
+            stream,
+            waiters,
+            ..
+        } = &self.ends;
+        while self.aborted.get().is_none()
+            && self.outward().get() == Waits::Socket
+            && waiters.readable.poll(cx).is_ready()
+        {
+            if self.fin_read.get() {
+                if lane.end().is_some() {
+                    self.abort(FlowError::Internal);
+                }
+                continue;
+            }
+            match lane.front(*stream) {
+                StreamFront::Open => {}
+                StreamFront::Fin => self.fin_read.set(true),
+                StreamFront::Reset(error) => self.abort(error),
+            }
+        }
+        while self.aborted.get().is_none()
+            && self.inward().get() == Waits::Socket
+            && waiters.writable.poll(cx).is_ready()
+        {
+            if let Some(error) = lane.stopped(*stream) {
+                self.stop_inward(error);
+            }
+        }
     }
 
     // ---- socket → stream -----------------------------------------------------------------------------------------
 
     async fn socket_to_stream(&self, unsent: VecDeque<StreamBuf>, ended: bool) {
-        let TcpFlow { lane, stream, .. } = &self.flow;
-        match self.pump_inward(unsent, ended).await {
-            Ok(()) | Err(Stop::Aborted) => {}
-            Err(Stop::DirectionOver) => {
-                self.stopped.set(true);
-                lane.reset(*stream, self.flow.reset_reason);
-            }
-        }
+        // Why is noted where it happens.
+        let _early = self.pump_inward(unsent, ended).await;
     }
 
-    async fn pump_inward(&self, unsent: VecDeque<StreamBuf>, ended: bool) -> Result<(), Stop> {
+    async fn pump_inward(&self, unsent: VecDeque<StreamBuf>, ended: bool) -> Result<(), Stopped> {
         let TcpFlow {
             socket, counters, ..
-        } = &self.flow;
+        } = &self.ends;
         for bytes in unsent {
             self.write_stream(bytes, false).await?;
         }
@@ -244,27 +337,42 @@ impl Shared {
                 }
                 Next::Nothing => {
                     moved = 0;
-                    self.wait_socket_readable().await?;
+                    // An error is found again by the read that follows.
+                    let _ready = Self::wait(self.inward(), Waits::Socket, socket.readable()).await;
                 }
                 Next::Fin => return self.finish_stream().await,
-                Next::Error => return Err(self.abort(self.flow.reset_reason)),
+                Next::Error => {
+                    self.abort(self.ends.reset_reason);
+                    return Err(Stopped);
+                }
             }
         }
     }
 
+    /// Waits for `ready` alone; everything else that matters is seen to at each turn of the flow's task.
+    async fn wait<T>(direction: &Cell<Waits>, waits: Waits, ready: impl Future<Output = T>) -> T {
+        direction.set(waits);
+        let result = ready.await;
+        direction.set(Waits::Moving);
+        result
+    }
+
     /// Gives all of `bytes` to the stream. There was room a moment ago; should quiche take less, waits for more.
-    async fn write_stream(&self, bytes: StreamBuf, fin: bool) -> Result<(), Stop> {
+    async fn write_stream(&self, bytes: StreamBuf, fin: bool) -> Result<(), Stopped> {
         let TcpFlow {
             lane,
             stream,
             waiters,
             ..
-        } = &self.flow;
+        } = &self.ends;
         let mut rest = Some(bytes);
         while let Some(bytes) = rest.take() {
             rest = match lane.write(*stream, bytes, fin, waiters) {
                 Ok(rest) => rest,
-                Err(error) => return self.peer_stopped(error),
+                Err(error) => {
+                    self.stop_inward(error);
+                    return Err(Stopped);
+                }
             };
             if rest.is_some() {
                 self.wait_for_room().await?;
@@ -274,163 +382,83 @@ impl Shared {
     }
 
     /// Waits until the stream takes at least one byte.
-    async fn wait_for_room(&self) -> Result<usize, Stop> {
+    async fn wait_for_room(&self) -> Result<usize, Stopped> {
         let TcpFlow {
             lane,
             stream,
             waiters,
             ..
-        } = &self.flow;
+        } = &self.ends;
         loop {
-            if self.aborted.get().is_some() {
-                return Err(Stop::Aborted);
-            }
             match lane.room(*stream, LARGE_BLOCK_BYTES, waiters) {
                 StreamRoom::Bytes(room) => return Ok(room),
-                StreamRoom::Blocked => self.wait_stream_writable().await?,
+                StreamRoom::Blocked => {
+                    Self::wait(self.inward(), Waits::Stream, waiters.writable.wait()).await;
+                }
                 StreamRoom::Stopped(error) => {
-                    self.peer_stopped(error)?;
+                    self.stop_inward(error);
+                    return Err(Stopped);
                 }
             }
         }
     }
 
-    /// Waits for the stream's event, and looks now and then whether the socket still lives: while nothing is read from
-    /// it, nothing else would tell that it was reset.
-    async fn wait_stream_writable(&self) -> Result<(), Stop> {
-        let TcpFlow {
-            socket, waiters, ..
-        } = &self.flow;
-        self.set_next_check();
-        poll_fn(|cx| {
-            loop {
-                if waiters.writable.poll(cx).is_ready() {
-                    return Poll::Ready(Ok(()));
-                }
-                let due = match self.next_check.borrow_mut().as_mut() {
-                    Some(check) => check.as_mut().poll(cx).is_ready(),
-                    None => false,
-                };
-                if !due {
-                    return Poll::Pending;
-                }
-                if socket.has_failed() {
-                    return Poll::Ready(Err(self.abort(self.flow.reset_reason)));
-                }
-                self.set_next_check();
-            }
-        })
-        .await
-    }
-
-    fn set_next_check(&self) {
-        let at = monoio::time::Instant::now() + SOCKET_CHECK;
-        let mut check = self.next_check.borrow_mut();
-        match check.as_mut() {
-            Some(check) => check.as_mut().reset(at),
-            None => *check = Some(Box::pin(monoio::time::sleep_until(at))),
-        }
-    }
-
-    async fn finish_stream(&self) -> Result<(), Stop> {
+    async fn finish_stream(&self) -> Result<(), Stopped> {
         let TcpFlow {
             lane,
             stream,
             waiters,
             ..
-        } = &self.flow;
+        } = &self.ends;
         loop {
-            if self.aborted.get().is_some() {
-                return Err(Stop::Aborted);
-            }
             match lane.finish(*stream, waiters) {
                 Ok(true) => return Ok(()),
-                Ok(false) => waiters.writable.wait().await,
+                Ok(false) => {
+                    Self::wait(self.inward(), Waits::Stream, waiters.writable.wait()).await;
+                }
                 // The peer wants no more, and what it had not taken yet is dropped.
-                Err(_) if lane.is_open() => {
-                    self.stopped.set(true);
-                    return Ok(());
-                }
-                Err(error) => return Err(self.abort(error)),
-            }
-        }
-    }
-
-    /// The peer's socket does not take what ours sends. What it has sent still comes through.
-    fn peer_stopped(&self, error: FlowError) -> Result<(), Stop> {
-        if self.flow.lane.is_open() {
-            Err(Stop::DirectionOver)
-        } else {
-            Err(self.abort(error))
-        }
-    }
-
-    /// Waits for the socket, but also for the peer's STOP_SENDING and for the end of the flow or the lane.
-    async fn wait_socket_readable(&self) -> Result<(), Stop> {
-        let TcpFlow {
-            socket,
-            lane,
-            stream,
-            waiters,
-            ..
-        } = &self.flow;
-        let mut readable = pin!(socket.readable());
-        poll_fn(|cx| {
-            if self.aborted.get().is_some() || self.abort_inward.poll(cx).is_ready() {
-                return Poll::Ready(Err(Stop::Aborted));
-            }
-            while waiters.writable.poll(cx).is_ready() {
-                if let StreamRoom::Stopped(error) = lane.room(*stream, 1, waiters)
-                    && let Err(stop) = self.peer_stopped(error)
-                {
-                    return Poll::Ready(Err(stop));
+                Err(error) => {
+                    self.stop_inward(error);
+                    return Err(Stopped);
                 }
             }
-            // An error is found again by the read that follows.
-            readable.as_mut().poll(cx).map(|_ready| Ok(()))
-        })
-        .await
+        }
     }
 
     // ---- stream → socket -----------------------------------------------------------------------------------------
 
     async fn stream_to_socket(&self, early: Vec<u8>, early_fin: bool) {
-        // The direction's own end is told to the peer where it happens.
-        let _over = self.pump_outward(early, early_fin).await;
+        // Why is noted where it happens.
+        let _early = self.pump_outward(early, early_fin).await;
     }
 
-    async fn pump_outward(&self, early: Vec<u8>, early_fin: bool) -> Result<(), Stop> {
+    async fn pump_outward(&self, early: Vec<u8>, early_fin: bool) -> Result<(), Stopped> {
         let TcpFlow {
             socket,
             lane,
             stream,
             waiters,
             ..
-        } = &self.flow;
+        } = &self.ends;
+        self.fin_read.set(early_fin);
         self.write_socket(&early).await?;
         drop(early);
-        if early_fin {
-            let _gone = socket.shutdown_write();
-            return Ok(());
-        }
         let mut size = BlockSize::Small;
         let mut moved = 0;
         loop {
-            if self.aborted.get().is_some() {
-                return Err(Stop::Aborted);
+            if self.fin_read.get() {
+                // A socket that is gone already is found by the other pump.
+                let _gone = socket.shutdown_write();
+                return Ok(());
             }
             let mut block = Block::take(size);
             match lane.read(*stream, block.bytes_mut(), waiters) {
                 StreamRead::Bytes(read, fin) => {
                     size = size.after(read);
+                    self.fin_read.set(fin);
                     self.write_socket(&block.bytes()[..read]).await?;
-                    if fin {
-                        // A socket that is gone already is found by the other pump.
-                        let _gone = socket.shutdown_write();
-                        return Ok(());
-                    }
                     moved += read;
-                    if moved >= BYTES_PER_TURN {
+                    if moved >= BYTES_PER_TURN && !fin {
                         moved = 0;
                         yield_now().await;
                     }
@@ -438,51 +466,45 @@ impl Shared {
                 StreamRead::Blocked => {
                     drop(block);
                     moved = 0;
-                    waiters.readable.wait().await;
+                    Self::wait(self.outward(), Waits::Stream, waiters.readable.wait()).await;
                 }
-                StreamRead::Reset(error) => return Err(self.abort(error)),
+                StreamRead::Reset(error) => {
+                    self.abort(error);
+                    return Err(Stopped);
+                }
             }
         }
     }
 
-    async fn write_socket(&self, mut bytes: &[u8]) -> Result<(), Stop> {
+    async fn write_socket(&self, mut bytes: &[u8]) -> Result<(), Stopped> {
         let TcpFlow {
             socket,
             lane,
             stream,
             counters,
-            waiters,
+            watch,
             ..
-        } = &self.flow;
+        } = &self.ends;
         while !bytes.is_empty() {
             match socket.try_write(bytes) {
                 Ok(written) => {
+                    watch.socket_took();
                     counters.tcp_bytes_out.add(written as u64);
                     bytes = &bytes[written..];
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let mut writable = pin!(socket.writable());
-                    poll_fn(|cx| {
-                        if self.aborted.get().is_some() || self.abort_outward.poll(cx).is_ready() {
-                            return Poll::Ready(Err(Stop::Aborted));
-                        }
-                        // Also set at the end of the lane. A lost wake-up for data does no harm: after this write the
-                        // stream is read before anything is waited for.
-                        while waiters.readable.poll(cx).is_ready() {
-                            if lane.end().is_some() {
-                                return Poll::Ready(Err(self.abort(FlowError::Internal)));
-                            }
-                        }
-                        writable.as_mut().poll(cx).map(|_ready| Ok(()))
-                    })
-                    .await?;
+                    watch.socket_is_full();
+                    // An error is found again by the write that follows.
+                    let _ready = Self::wait(self.outward(), Waits::Socket, socket.writable()).await;
                 }
                 // The socket takes no more, but what it has sent may still be there to read. EPIPE: its peer had sent
                 // a FIN before the reset (tcp_reset() in the kernel), so its bytes are complete. Anything else: not.
                 Err(error) => {
+                    watch.socket_took();
                     self.broken.set(error.kind() != io::ErrorKind::BrokenPipe);
-                    lane.stop(*stream, self.flow.reset_reason);
-                    return Err(Stop::DirectionOver);
+                    self.cut.set(true);
+                    lane.stop(*stream, self.ends.reset_reason);
+                    return Err(Stopped);
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! Flows never touch the socket: they read and write streams of a lane, which marks the lane as having something to
 //! say; the endpoint's tasks receive in batches, wake the flows that can go on, and flush every such lane once.
 
+mod admission;
 pub(crate) mod control;
 pub(crate) mod end;
 pub(crate) mod endpoint;

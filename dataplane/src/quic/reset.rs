@@ -1,15 +1,34 @@
-//! Stateless resets (RFC 9000 section 10.3): how a restarted server tells a client that its lane is gone.
+//! Stateless resets (RFC 9000 section 10.3), and the connection ids that get one: how a restarted server tells a client
+//! that its lane is gone. Without it a client would wait until it has asked in vain.
 //!
-//! The key is derived from the server's private key file, which survives a restart, so that the new process can answer
-//! for connection ids of the old one, on any core. Without it a client would wait for its health timeout.
+//! A reset ends a lane, so nobody but the lane's own server may be made to send it (section 21.11): whoever has seen a
+//! living lane's connection id could else show it to another server with the same key, and pass its answer on. So
+//! tokens are bound to where a lane lives, and so are connection ids, which carry a tag by which a server knows its own.
+//! The key is made of
+//!
+//! - the server's private key file and the machine's boot id, which survive a restart of the process, so that the new
+//!   one answers for connection ids of the old one, on any core;
+//! - the port that the listener has, and the local address that the packet came to: those of the process's other
+//!   listeners differ, as do those of replicas that share a key file, behind one public address or several.
+//!
+//! What holds: another listener of the same process, and a replica with the same key file on another machine or under
+//! another local address, take such a packet for a stranger's and say nothing. The process that comes after this one at
+//! the same address answers at once. After a reboot, and at a replica that gets this one's packets by NAT or a balancer,
+//! there is no reset: the client finds out by questions that stay unanswered. Two processes in containers of one machine
+//! that have the same local address and port, in networks that do not know each other, are not told apart.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use boring::hash::hmac_sha256;
 use qmux_proto::CID_LEN;
+use qmux_proto::cid::{CID_RANDOM_LEN, ConnectionId};
 
 /// Separates this use of the private key's bytes from any other.
-const LABEL: &[u8] = b"qmux-dp/1 stateless reset key";
+const LABEL: &[u8] = b"qmux-dp/2 stateless reset key";
+
+/// Drawn by the kernel when the machine starts; the same in all its containers.
+const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Smallest packet that can be a stateless reset (RFC 9000 section 10.3).
 const RESET_BYTES_MIN: usize = 21;
@@ -19,43 +38,108 @@ const RESET_BYTES_MAX: usize = 42;
 
 const TOKEN_BYTES: usize = 16;
 
-/// Derives reset tokens from connection ids.
+/// Last bytes of a connection id: one in four billion foreign ones passes for ours.
+const TAG_BYTES: usize = 4;
+
+/// Bytes of a connection id that are drawn, behind the core's.
+const DRAWN_BYTES: usize = CID_RANDOM_LEN - TAG_BYTES;
+
+/// What a MAC is for.
+#[derive(Clone, Copy)]
+enum Use {
+    Tag = 1,
+    Token = 2,
+}
+
+/// What a packet of no known lane gets.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// This stateless reset.
+    Reset(Vec<u8>),
+    /// Nothing: its connection id was not issued here.
+    Foreign,
+    /// Nothing: it is so small that the answer would not be smaller, and two endpoints could answer each other for ever.
+    TooSmall,
+}
+
+/// Makes connection ids, knows them again, and derives their reset tokens.
 #[derive(Clone)]
 pub(crate) struct ResetKey([u8; 32]);
 
 impl ResetKey {
-    /// The key that belongs to a private key file.
+    /// The key of the listener with this port, of the server with this private key file.
     ///
     /// # Errors
     /// With a text if the file cannot be read.
-    pub(crate) fn from_key_file(path: &Path) -> Result<ResetKey, String> {
+    pub(crate) fn from_key_file(path: &Path, port: u16) -> Result<ResetKey, String> {
         let secret = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        hmac_sha256(&secret, LABEL)
+        // Where there is none, machines are told apart by their addresses alone.
+        let machine = std::fs::read(BOOT_ID_FILE).unwrap_or_default();
+        ResetKey::of(&secret, &machine, port)
+    }
+
+    fn of(secret: &[u8], machine: &[u8], port: u16) -> Result<ResetKey, String> {
+        let context = [LABEL, &port.to_be_bytes(), machine].concat();
+        hmac_sha256(secret, &context)
             .map(ResetKey)
             .map_err(|error| error.to_string())
     }
 
-    /// The token of a connection id.
-    pub(super) fn token(&self, id: &[u8; CID_LEN]) -> u128 {
-        // HMAC fails only for want of memory; a random token then merely cannot be recognized.
-        let mac = hmac_sha256(&self.0, id).unwrap_or_else(|_| rand::random());
+    /// A connection id for a lane of `core` whose client reaches us at `local`.
+    pub(super) fn issue(&self, core: u8, local: IpAddr) -> ConnectionId {
+        let mut rest: [u8; CID_RANDOM_LEN] = rand::random();
+        let drawn = ConnectionId::new(core, rest);
+        rest[DRAWN_BYTES..].copy_from_slice(&self.tag(drawn.as_bytes(), local));
+        ConnectionId::new(core, rest)
+    }
+
+    /// Whether `id` was issued here, by this process or one before it, for a lane whose client reaches us at `local`.
+    pub(super) fn issued(&self, id: &[u8; CID_LEN], local: IpAddr) -> bool {
+        boring::memcmp::eq(&self.tag(id, local), &id[CID_LEN - TAG_BYTES..])
+    }
+
+    /// The token of a connection id that was issued for a lane whose client reaches us at `local`.
+    pub(super) fn token(&self, id: &[u8; CID_LEN], local: IpAddr) -> u128 {
+        let mac = self.mac(Use::Token, id, local);
         mac.first_chunk::<TOKEN_BYTES>()
             .map_or(0, |token| u128::from_be_bytes(*token))
     }
 
-    /// The answer to a short header packet of an unknown connection, or `None` if the packet is so small that the
-    /// answer would not be smaller: two endpoints could answer each other for ever.
-    pub(super) fn answer(&self, packet: &[u8]) -> Option<Vec<u8>> {
-        let id = packet.get(1..)?.first_chunk::<CID_LEN>()?;
+    /// The answer to a short header packet of an unknown connection that came to `local`.
+    pub(super) fn answer(&self, packet: &[u8], local: IpAddr) -> Answer {
+        let id = packet
+            .get(1..)
+            .and_then(|rest| rest.first_chunk::<CID_LEN>());
+        let Some(id) = id.filter(|id| self.issued(id, local)) else {
+            return Answer::Foreign;
+        };
         let length = (packet.len() - 1).min(RESET_BYTES_MAX);
         if length < RESET_BYTES_MIN {
-            return None;
+            return Answer::TooSmall;
         }
         let mut answer = vec![0; length];
         rand::fill(&mut answer[..length - TOKEN_BYTES]);
         answer[0] = (answer[0] & 0x3f) | 0x40;
-        answer[length - TOKEN_BYTES..].copy_from_slice(&self.token(id).to_be_bytes());
-        Some(answer)
+        answer[length - TOKEN_BYTES..].copy_from_slice(&self.token(id, local).to_be_bytes());
+        Answer::Reset(answer)
+    }
+
+    fn tag(&self, id: &[u8; CID_LEN], local: IpAddr) -> [u8; TAG_BYTES] {
+        let mac = self.mac(Use::Tag, &id[..CID_LEN - TAG_BYTES], local);
+        *mac.first_chunk().unwrap_or(&[0; TAG_BYTES])
+    }
+
+    fn mac(&self, what: Use, id: &[u8], local: IpAddr) -> [u8; 32] {
+        let local = match local.to_canonical() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        let mut input = [0; 1 + 16 + CID_LEN];
+        input[0] = what as u8;
+        input[1..17].copy_from_slice(&local.octets());
+        input[17..17 + id.len()].copy_from_slice(id);
+        // HMAC fails only for want of memory; a random MAC then merely cannot be recognized.
+        hmac_sha256(&self.0, &input).unwrap_or_else(|_| rand::random())
     }
 }
 
@@ -69,25 +153,65 @@ impl std::fmt::Debug for ResetKey {
 mod tests {
     use super::*;
 
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn packet(id: ConnectionId) -> [u8; 1_200] {
+        let mut packet = [0x41u8; 1_200];
+        packet[1..=CID_LEN].copy_from_slice(id.as_bytes());
+        packet
+    }
+
     #[test]
     fn an_answer_ends_in_the_token_of_the_id_and_is_smaller_than_the_packet() {
-        let key = ResetKey([7; 32]);
-        let mut packet = [0x41u8; 1_200];
-        packet[1..=CID_LEN].copy_from_slice(&[9; CID_LEN]);
+        let (key, here) = (ResetKey([7; 32]), ip("192.0.2.1"));
+        let id = key.issue(3, here);
+        assert_eq!(id.core(), 3);
         for length in [22, 30, 43, 1_200] {
-            let answer = key.answer(&packet[..length]).expect("large enough");
+            let Answer::Reset(answer) = key.answer(&packet(id)[..length], here) else {
+                panic!("no answer to {length} bytes");
+            };
             assert!(answer.len() < length && answer.len() >= RESET_BYTES_MIN);
             assert_eq!(answer[0] & 0xc0, 0x40, "looks like a short header");
             assert_eq!(
                 answer[answer.len() - 16..],
-                key.token(&[9; CID_LEN]).to_be_bytes()
+                key.token(id.as_bytes(), here).to_be_bytes()
             );
         }
-        assert_eq!(key.answer(&packet[..21]), None);
-        assert_ne!(key.token(&[9; CID_LEN]), key.token(&[8; CID_LEN]));
+        assert_eq!(key.answer(&packet(id)[..21], here), Answer::TooSmall);
+        assert_eq!(key.answer(&packet(id)[..5], here), Answer::Foreign);
+        let other = key.issue(3, here);
         assert_ne!(
-            key.token(&[9; CID_LEN]),
-            ResetKey([8; 32]).token(&[9; CID_LEN])
+            key.token(id.as_bytes(), here),
+            key.token(other.as_bytes(), here)
         );
+    }
+
+    #[test]
+    fn nobody_answers_for_a_lane_that_lives_elsewhere() {
+        let key = |secret: &[u8], machine: &[u8], port| {
+            ResetKey::of(secret, machine, port).expect("memory")
+        };
+        let (ours, here) = (key(b"secret", b"machine", 443), ip("10.0.0.5"));
+        let packet = packet(ours.issue(0, here));
+        // A second listener, a replica on another machine, one with another key, one with another address.
+        for (other, local) in [
+            (key(b"secret", b"machine", 444), here),
+            (key(b"secret", b"another", 443), here),
+            (key(b"another", b"machine", 443), here),
+            (key(b"secret", b"machine", 443), ip("10.0.0.6")),
+        ] {
+            assert_eq!(other.answer(&packet, local), Answer::Foreign);
+        }
+        // The process after this one; how the kernel writes its own address does not matter.
+        let next = key(b"secret", b"machine", 443);
+        for local in [here, ip("::ffff:10.0.0.5")] {
+            assert!(matches!(next.answer(&packet, local), Answer::Reset(_)));
+        }
+        // Noise.
+        let mut noise = packet;
+        noise[3] ^= 1;
+        assert_eq!(ours.answer(&noise, here), Answer::Foreign);
     }
 }

@@ -1,13 +1,15 @@
 //! Retry tokens (RFC 9000 section 8.1.2): a client proves that it receives at its address before it costs us a lane.
 //!
-//! Used while many lanes are unadmitted, so that senders with invented addresses cannot take all places. A token names
-//! the address, the first destination connection id and the time, under a MAC with a key of this endpoint alone: a
-//! client's next packet comes to the same core, because the new connection id says so.
+//! Asked for when [`super::admission`] says so. A token names the address, the first destination connection id, the
+//! connection id that the client is to use instead, and the time, under a MAC with a key of this endpoint alone: a
+//! client's next packet comes to the same core, because the new connection id says so. A packet with another connection
+//! id than that one does not go with the token: else its sender would choose an id that is ours to choose.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use boring::hash::hmac_sha256;
+use qmux_proto::CID_LEN;
 
 /// A token is good for this long: a client answers a Retry at once.
 const LIFETIME: Duration = Duration::from_secs(10);
@@ -29,20 +31,29 @@ impl RetryKey {
         }
     }
 
-    /// A token for a client at `peer` whose first destination connection id was `original`.
-    pub(super) fn token(&self, peer: SocketAddr, original: &[u8], now: Instant) -> Vec<u8> {
+    /// A token for a client at `peer` whose first destination connection id was `original`, and is to be `issued` now.
+    pub(super) fn token(
+        &self,
+        peer: SocketAddr,
+        issued: &[u8; CID_LEN],
+        original: &[u8],
+        now: Instant,
+    ) -> Vec<u8> {
         let age_ms = u64::try_from(now.duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX);
         let mut token = age_ms.to_be_bytes().to_vec();
+        token.extend_from_slice(issued);
         token.extend_from_slice(original);
         let mac = self.mac(peer, &token);
         token.extend_from_slice(&mac);
         token
     }
 
-    /// The first destination connection id that `token` was made for, if it is ours, of `peer`, and young enough.
+    /// The first destination connection id that `token` was made for, if it is ours, of `peer`, goes with the connection
+    /// id `used` now, and is young enough.
     pub(super) fn verify<'t>(
         &self,
         peer: SocketAddr,
+        used: &[u8],
         token: &'t [u8],
         now: Instant,
     ) -> Option<&'t [u8]> {
@@ -50,9 +61,11 @@ impl RetryKey {
         if !boring::memcmp::eq(&self.mac(peer, named), mac) {
             return None;
         }
-        let (time, original) = named.split_first_chunk::<TIME_BYTES>()?;
+        let (time, rest) = named.split_first_chunk::<TIME_BYTES>()?;
+        let (issued, original) = rest.split_first_chunk::<CID_LEN>()?;
         let made = Duration::from_millis(u64::from_be_bytes(*time));
-        (now.duration_since(self.epoch).checked_sub(made)? <= LIFETIME).then_some(original)
+        let young = now.duration_since(self.epoch).checked_sub(made)? <= LIFETIME;
+        (young && issued == used).then_some(original)
     }
 
     fn mac(&self, peer: SocketAddr, named: &[u8]) -> [u8; MAC_BYTES] {
@@ -69,23 +82,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_good_for_its_address_for_a_while() {
+    fn a_token_is_good_for_its_address_and_its_connection_id_for_a_while() {
         let key = RetryKey::new();
         let peer = "192.0.2.1:4433".parse().expect("literal");
-        let now = Instant::now();
-        let token = key.token(peer, b"original", now);
-        assert_eq!(key.verify(peer, &token, now), Some(&b"original"[..]));
-        assert_eq!(
-            key.verify("192.0.2.1:4434".parse().expect("literal"), &token, now),
-            None
-        );
-        assert_eq!(
-            key.verify(peer, &token, now + LIFETIME + Duration::from_millis(2)),
-            None
-        );
-        assert_eq!(RetryKey::new().verify(peer, &token, now), None);
+        let (issued, now) = ([7; CID_LEN], Instant::now());
+        let token = key.token(peer, &issued, b"original", now);
+        let verify = |peer, used: &[u8], now| key.verify(peer, used, &token, now);
+        assert_eq!(verify(peer, &issued, now), Some(&b"original"[..]));
+        let elsewhere = "192.0.2.1:4434".parse().expect("literal");
+        assert_eq!(verify(elsewhere, &issued, now), None);
+        let chosen_by_the_client = [8; CID_LEN];
+        assert_eq!(verify(peer, &chosen_by_the_client, now), None);
+        assert_eq!(verify(peer, b"original", now), None);
+        let late = now + LIFETIME + Duration::from_millis(2);
+        assert_eq!(verify(peer, &issued, late), None);
+        assert_eq!(RetryKey::new().verify(peer, &issued, &token, now), None);
         for cut in 0..token.len() {
-            assert_eq!(key.verify(peer, &token[..cut], now), None);
+            assert_eq!(key.verify(peer, &issued, &token[..cut], now), None);
         }
     }
 }

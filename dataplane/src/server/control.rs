@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use qmux_config::ServerAuth;
+use qmux_config::{LANES_MAX, ServerAuth};
 use qmux_proto::control::{
     Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
 };
@@ -20,6 +20,16 @@ use crate::quic::token;
 
 /// A client that has completed the handshake must register within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client closes a lane when it has read why it was refused; after this time the server does, on a path of 750 ms too.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Refused lanes that wait for that, per core and listener. What is more is closed at once: its client learns less.
+const REFUSED_LANES_MAX: usize = 64;
+
+/// Lanes that one client may have with a listener: as many as it can be told to open, and those of before that their
+/// server does not know to be dead yet.
+const LANES_OF_CLIENT_MAX: usize = 2 * LANES_MAX as usize;
 
 /// Runs until the lane ends.
 pub(super) async fn run(this: Rc<ServerLane>) {
@@ -124,12 +134,18 @@ fn refuse(
             text: text.into(),
         },
     )));
-    let patience = listener.server().heartbeat_interval.min(REGISTER_TIMEOUT);
+    // It is nobody's any more, and takes no place from those who may be let in.
+    this.lane.give_place_back();
+    if !listener.let_linger(this, REFUSED_LANES_MAX) {
+        listener.counters().refusals_cut_short.increment();
+        this.lane.close(LaneError::Refused, text);
+        return false;
+    }
     // Not held, not even its memory: a peer that comes, is refused and goes must leave nothing behind.
     let (endpoint, key) = (Rc::downgrade(listener.endpoint()), this.lane.key());
     // The client closes when it has read the answer; should it not, the server does.
     monoio::spawn(async move {
-        monoio::time::sleep(patience).await;
+        monoio::time::sleep(REFUSED_PATIENCE).await;
         if let Some(lane) = endpoint.upgrade().and_then(|endpoint| endpoint.lane(key)) {
             lane.close(LaneError::Refused, "");
         }
@@ -140,6 +156,11 @@ fn refuse(
 /// True if the lane is registered now.
 fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register) -> bool {
     let address = this.lane.peer_addr();
+    if listener.lanes_of(request) >= LANES_OF_CLIENT_MAX {
+        listener.counters().registrations_limited.increment();
+        let text = format!("this client has {LANES_OF_CLIENT_MAX} lanes already");
+        return refuse(this, listener, request, RefuseReason::LimitReached, &text);
+    }
     let Joined {
         membership,
         replaced,
@@ -148,14 +169,17 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
         Err(duplicate) => return refuse_duplicate(this, listener, request, &duplicate),
     };
     if let Some(old) = replaced {
-        tracing::info!(
-            client = request.client_id,
-            new = ?address,
-            old = ?old.address,
-            old_drains = old.drains,
-            old_is_silent = old.silent,
-            "a new instance of this client takes over"
-        );
+        if let Some(suppressed) = listener.context().lane_log.pass(Instant::now()) {
+            tracing::info!(
+                client = request.client_id,
+                new = ?address,
+                old = ?old.address,
+                old_drains = old.drains,
+                old_is_silent = old.silent,
+                suppressed,
+                "a new instance of this client takes over"
+            );
+        }
         listener.evict_everywhere(old.client);
     }
     if this.membership.set(membership).is_err() {
@@ -171,14 +195,17 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
     this.lane.send_control(&Message::RegisterAck(
         listener.ack(RegisterOutcome::Accepted),
     ));
-    tracing::info!(
-        client = request.client_id,
-        peer = ?this.lane.peer_addr(),
-        lane = request.lane_index,
-        lanes = request.lane_count,
-        core = listener.core(),
-        "lane registered"
-    );
+    if let Some(suppressed) = listener.context().lane_log.pass(Instant::now()) {
+        tracing::info!(
+            client = request.client_id,
+            peer = ?this.lane.peer_addr(),
+            lane = request.lane_index,
+            lanes = request.lane_count,
+            core = listener.core(),
+            suppressed,
+            "lane registered"
+        );
+    }
     true
 }
 
@@ -193,11 +220,14 @@ fn refuse_duplicate(
     let other = duplicate
         .address
         .map_or_else(|| "elsewhere".into(), |address| address.to_string());
-    if duplicate.first {
+    if duplicate.first
+        && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
+    {
         tracing::warn!(
             client = request.client_id,
             refused = ?this.lane.peer_addr(),
             serving = other,
+            suppressed,
             "two clients use one client_id at the same time; the one that came later serves: give each its own client_id, or leave it empty"
         );
     }

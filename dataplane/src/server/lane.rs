@@ -31,6 +31,8 @@ pub(super) struct ServerLane {
     /// Wakes the lane's session: there was an alarm.
     pub(super) wake: Event,
     alarmed: Cell<bool>,
+    /// It was refused, and stays until its client has read why.
+    pub(super) lingers: Cell<bool>,
 }
 
 impl ServerLane {
@@ -49,6 +51,7 @@ impl ServerLane {
             control_started: Cell::new(false),
             wake: Event::default(),
             alarmed: Cell::new(false),
+            lingers: Cell::new(false),
         })
     }
 
@@ -173,11 +176,15 @@ impl LaneEvents for ServerLaneEvents {
         if let Some(listener) = this.listener.upgrade() {
             listener.lane_ended(this);
         }
+        let Some(listener) = this.listener.upgrade() else {
+            return;
+        };
+        let context = listener.context();
         if this.membership.get().is_some() {
-            tracing::info!(client = this.client_id(), peer = ?lane.peer_addr(), %end, "lane ended");
-        } else if let Some(listener) = this.listener.upgrade()
-            && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
-        {
+            if let Some(suppressed) = context.lane_log.pass(Instant::now()) {
+                tracing::info!(client = this.client_id(), peer = ?lane.peer_addr(), %end, suppressed, "lane ended");
+            }
+        } else if let Some(suppressed) = context.handshake_log.pass(Instant::now()) {
             let what = if lane.is_established() {
                 "lane ended before it was registered"
             } else {

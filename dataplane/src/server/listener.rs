@@ -68,6 +68,7 @@ pub(crate) struct ListenerCore {
     shared: Arc<ServerShared>,
     pool: Arc<ClientPool>,
     traffic_addr: SocketAddr,
+    stall_timeout: Duration,
     endpoint: Rc<Endpoint>,
     traffic: RefCell<Option<Rc<TrafficSocket>>>,
     /// Lanes that take new flows.
@@ -76,6 +77,8 @@ pub(crate) struct ListenerCore {
     registered: RefCell<HashMap<u64, Rc<ServerLane>, FxBuildHasher>>,
     next_flow: Cell<u64>,
     held: Rc<Held>,
+    /// Refused lanes that wait for their client to read why.
+    lingering: Cell<usize>,
     stop_accepting: Event,
     /// False once the accept task has ended (or if there is none).
     accepting: Cell<bool>,
@@ -97,16 +100,19 @@ impl ListenerCore {
         shared.ticket_keys.serve(&mut tls, &context.counters);
         let config =
             settings::transport(&shared.config.quic, tls).map_err(|error| error.to_string())?;
+        let socket = UdpSocket::adopt(sockets.quic, Purpose::Quic).map_err(text)?;
+        let port = socket.local_addr().port();
+        let reset_key = ResetKey::from_key_file(&server.tls.server_key_file, port)?;
         let endpoint = Endpoint::start(
             EndpointSetup {
-                socket: UdpSocket::adopt(sockets.quic, Purpose::Quic).map_err(text)?,
+                socket,
                 core: context.index,
                 group: context.cluster.cores(),
                 config,
                 packet_bytes_max: settings::packet_bytes_max(&shared.config.quic),
                 accepts: true,
                 handshake_timeout: shared.config.quic.handshake_idle_timeout,
-                reset_key: Some(ResetKey::from_key_file(&server.tls.server_key_file)?),
+                reset_key: Some(reset_key),
                 counters: Arc::clone(&context.counters),
             },
             None,
@@ -118,12 +124,14 @@ impl ListenerCore {
             shared: Arc::clone(shared),
             pool: Arc::clone(pool),
             traffic_addr: listener.traffic_addr,
+            stall_timeout: listener.stall_timeout,
             endpoint: Rc::clone(&endpoint),
             traffic: RefCell::new(None),
             lanes: RefCell::new(LaneTable::new(server.load_balancer)),
             registered: RefCell::default(),
             next_flow: Cell::new(1),
             held: Rc::default(),
+            lingering: Cell::new(0),
             stop_accepting: Event::default(),
             accepting: Cell::new(false),
             drain_timeout: Cell::default(),
@@ -204,6 +212,11 @@ impl ListenerCore {
         self.traffic_addr
     }
 
+    /// How long a visitor may take nothing of what waits for it.
+    pub(super) fn stall_timeout(&self) -> Duration {
+        self.stall_timeout
+    }
+
     /// Memory that the beginnings of flows hold.
     pub(super) fn held(&self) -> &Rc<Held> {
         &self.held
@@ -228,6 +241,21 @@ impl ListenerCore {
             address,
         };
         self.pool.join(&applicant, self.core(), Instant::now())
+    }
+
+    /// Lanes on all cores that the client which wants one more has already.
+    pub(super) fn lanes_of(&self, request: &Register) -> usize {
+        self.pool.lanes_of(&request.client_id, request.instance_id)
+    }
+
+    /// A refused lane stays until its client has read why, unless `most` do already. False if it must go.
+    pub(super) fn let_linger(&self, lane: &ServerLane, most: usize) -> bool {
+        let lingering = self.lingering.get();
+        let may = lingering < most;
+        if may && !lane.lingers.replace(true) {
+            self.lingering.set(lingering + 1);
+        }
+        may
     }
 
     pub(super) fn lane_registered(&self, lane: &Rc<ServerLane>) {
@@ -258,6 +286,9 @@ impl ListenerCore {
             membership.lane_ended();
         }
         self.registered.borrow_mut().remove(&lane.lane.key());
+        if lane.lingers.take() {
+            self.lingering.set(self.lingering.get() - 1);
+        }
     }
 
     /// This core's registered lanes of `client`.

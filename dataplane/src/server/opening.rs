@@ -20,13 +20,14 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use qmux_proto::FlowError;
 
 use crate::buffer::{Block, BlockSize, SMALL_BLOCK_BYTES, StreamBuf};
-use crate::flow::tcp::{Begun, Next, SOCKET_CHECK, fill};
+use crate::flow::tcp::{Begun, Next, fill};
+use crate::flow::watch::FlowWatch;
 use crate::metrics::CoreCounters;
 use crate::quic::lane::{Lane, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
@@ -153,6 +154,8 @@ pub(super) struct Opening<'a> {
     pub(super) began: Instant,
     /// Whether there is a lane or a client that answers, now that this one does not.
     pub(super) better: &'a dyn Fn() -> bool,
+    /// Its place among the core's flows.
+    pub(super) watch: &'a FlowWatch,
     /// The core's counters.
     pub(super) counters: &'a CoreCounters,
 }
@@ -172,10 +175,8 @@ enum Wait {
 #[derive(Clone, Copy, Default)]
 struct Ready {
     answer: bool,
-    other: bool,
     too_long: bool,
-    unheard: bool,
-    gone: bool,
+    ended: Option<FlowError>,
 }
 
 impl Opening<'_> {
@@ -211,8 +212,8 @@ impl Opening<'_> {
                 until => until,
             };
             let ready = self.wait(wait, too_long.as_mut(), unheard).await;
-            if ready.gone {
-                return Opened::Reset(FlowError::VisitorReset);
+            if let Some(reason) = ready.ended {
+                return Opened::Reset(reason);
             }
             if ready.answer
                 && let Some(opened) = self.answer(sent, &mut begun)
@@ -348,46 +349,39 @@ impl Opening<'_> {
     ) -> Ready {
         // Only on a lane that is silent: there, and on the heap, it costs nobody else anything.
         let mut unheard = unheard.map(|at| Box::pin(monoio::time::sleep_until(at.into())));
-        loop {
-            let mut ready = {
-                let mut readable = pin!(self.socket.readable());
-                let mut check = pin!(monoio::time::sleep(SOCKET_CHECK));
-                poll_fn(|cx| {
-                    let answer = self.waiters.readable.poll(cx).is_ready();
-                    let mut other = self.waiters.writable.poll(cx).is_ready();
-                    let mut look = false;
-                    match wait {
-                        // An error is found again by the read that follows.
-                        Wait::Visitor => other |= readable.as_mut().poll(cx).is_ready(),
-                        Wait::Room => look = check.as_mut().poll(cx).is_ready(),
-                        Wait::Answer => {}
-                    }
-                    let too_long = too_long.as_mut().poll(cx).is_ready();
-                    let unheard = unheard
-                        .as_mut()
-                        .is_some_and(|at| at.as_mut().poll(cx).is_ready());
-                    if answer || other || look || too_long || unheard {
-                        return Poll::Ready(Ready {
-                            answer,
-                            other,
-                            too_long,
-                            unheard,
-                            gone: false,
-                        });
-                    }
-                    Poll::Pending
-                })
-                .await
-            };
-            if ready.answer || ready.other || ready.too_long || ready.unheard {
-                return ready;
+        let mut readable = pin!(self.socket.readable());
+        poll_fn(|cx| {
+            let ended = self.look_around(wait, cx);
+            let answer = self.waiters.readable.poll(cx).is_ready();
+            let mut other = self.waiters.writable.poll(cx).is_ready();
+            // An error is found again by the read that follows.
+            if wait == Wait::Visitor {
+                other |= readable.as_mut().poll(cx).is_ready();
             }
-            // While nothing is read from the socket, nothing else would tell that it was reset.
-            if self.socket.has_failed() {
-                ready.gone = true;
-                return ready;
+            let too_long = too_long.as_mut().poll(cx).is_ready();
+            let unheard = unheard
+                .as_mut()
+                .is_some_and(|at| at.as_mut().poll(cx).is_ready());
+            if answer || other || too_long || unheard || ended.is_some() {
+                return Poll::Ready(Ready {
+                    answer,
+                    too_long,
+                    ended,
+                });
             }
-        }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Orders to end, and a reset of the visitor's socket while nothing is read from it: nothing else would tell of
+    /// that, whether there is no room for its bytes or it has sent its FIN.
+    fn look_around(&self, wait: Wait, cx: &mut Context<'_>) -> Option<FlowError> {
+        self.watch.attend(cx);
+        let told = self.watch.told();
+        let gone =
+            self.watch.take_look().is_some() && wait != Wait::Visitor && self.socket.has_failed();
+        told.or(gone.then_some(FlowError::VisitorReset))
     }
 }
 

@@ -617,6 +617,15 @@ pub(crate) struct PoolTotals {
 }
 
 impl ClientPool {
+    /// Registered lanes of an instance of a client, on all cores.
+    pub(crate) fn lanes_of(&self, client_id: &str, instance_id: InstanceId) -> usize {
+        let clients = self.clients.load();
+        let mut entries = clients.iter();
+        entries
+            .find(|entry| entry.client_id == client_id && entry.instance_id == instance_id)
+            .map_or(0, |entry| entry.registered.load(Ordering::Relaxed))
+    }
+
     /// For the admin endpoint; the numbers are read one after the other.
     pub(crate) fn totals(&self) -> PoolTotals {
         let mut totals = PoolTotals::default();

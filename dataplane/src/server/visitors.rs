@@ -248,9 +248,11 @@ impl ListenerCore {
             &std::mem::take(&mut visitor.sent),
             visitor.ended,
         );
+        let watch = self.context().flow_table.register(self.stall_timeout());
         loop {
             let mut tried = visitor.tried;
             tried.unanswered(ticket.client().number);
+            watch.rides(begun.lane.lane.key(), begun.stream);
             let opening = Opening {
                 socket: &socket,
                 lane: &begun.lane.lane,
@@ -258,6 +260,7 @@ impl ListenerCore {
                 waiters: &begun.waiters,
                 began: Instant::now(),
                 better: &|| self.pool().has_better(&tried),
+                watch: &watch,
                 counters: self.counters(),
             };
             // On the heap, as it is large, and over long before the flow is.
@@ -273,19 +276,14 @@ impl ListenerCore {
                         stream: begun.stream,
                         waiters: begun.waiters,
                         reset_reason: FlowError::VisitorReset,
+                        watch,
                         counters: Arc::clone(&self.context().counters),
                     };
                     let end = tcp::run(flow, first).await;
                     if undecided {
                         judge_end(end, waiters.bytes_received(), &ticket);
                     }
-                    if let TcpFlowEnd::Reset(reason) = end {
-                        if reason.is_untouched() {
-                            // Too much had been sent, or too long ago.
-                            self.counters().visitors_retry_exhausted.increment();
-                        }
-                        tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "flow reset");
-                    }
+                    self.log_end(end, visitor.addr, begun.lane.client_id());
                     drop(ticket);
                     return;
                 }
@@ -295,7 +293,6 @@ impl ListenerCore {
                     }
                     tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "flow reset");
                     self.end(&begun, reason);
-                    socket.reset_on_close();
                     return;
                 }
                 Opened::Refused(reason) => {
@@ -315,6 +312,24 @@ impl ListenerCore {
             match self.retry(&socket, visitor, &sent) {
                 Some(again) => (visitor, begun, ticket) = again,
                 None => return,
+            }
+        }
+    }
+
+    fn log_end(&self, end: TcpFlowEnd, visitor: SocketAddr, client: &str) {
+        match end {
+            TcpFlowEnd::Completed => {}
+            TcpFlowEnd::Reset(reason) => {
+                if reason.is_untouched() {
+                    // Too much had been sent, or too long ago.
+                    self.counters().visitors_retry_exhausted.increment();
+                }
+                tracing::debug!(%visitor, client, %reason, "flow reset");
+            }
+            TcpFlowEnd::Stalled => {
+                if let Some(suppressed) = self.context().stall_log.pass(Instant::now()) {
+                    tracing::warn!(%visitor, client, stall_timeout = ?self.stall_timeout(), suppressed, "the visitor has taken no byte for stall_timeout; flow reset");
+                }
             }
         }
     }
@@ -360,7 +375,6 @@ impl ListenerCore {
                 }
                 None => {
                     self.counters().visitors_retry_exhausted.increment();
-                    socket.reset_on_close();
                     return None;
                 }
             }

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::tcp::set_flow_options;
+
 /// Receive and send buffer asked for on QUIC and UDP traffic sockets, in bytes.
 ///
 /// One GRO batch is up to 64 KB and a core may be away for a millisecond at several Gbit/s: 4 MiB holds about 8 ms
@@ -85,12 +87,13 @@ pub(super) fn any_towards(peer: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Binds a listening TCP socket that shares its port with the other cores' sockets.
+/// Binds a listening TCP socket for visitors, which shares its port with the other cores' sockets.
 pub(crate) fn tcp_reuseport(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     dual_stack(&socket, addr)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    set_flow_options(&socket)?;
     socket.bind(&SockAddr::from(addr))?;
     socket.listen(ACCEPT_BACKLOG)?;
     socket.set_nonblocking(true)?;

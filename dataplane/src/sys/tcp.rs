@@ -1,10 +1,16 @@
 //! A TCP socket driven by readiness: monoio waits, plain non-blocking calls move the bytes.
+//!
+//! Closing a socket of a flow is a reset until [`TcpSocket::close_with_fin`] says otherwise, whoever
+//! closes it. When a process is killed the kernel closes its sockets, and a FIN in the middle of a
+//! transfer would tell the peer that it has everything. The sockets that listen for visitors hand
+//! this down to those that they accept, with the other options of [`set_flow_options`], so that
+//! accepting one costs no further call.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 /// A peer that vanished without a FIN (power, NAT) is noticed after two minutes of silence and three more probes. Its
@@ -20,17 +26,9 @@ pub(crate) struct TcpSocket {
 }
 
 impl TcpSocket {
-    /// Adopts a connected socket on the current core. Nagle's algorithm is switched off: the tunnel forwards bytes
-    /// when they come and must not add a delay of its own.
+    /// Adopts a connected socket on the current core: one that an [`Acceptor`] has accepted, which
+    /// has all options from its listener, or one made by [`TcpSocket::connect`].
     pub(crate) fn adopt(stream: TcpStream) -> io::Result<TcpSocket> {
-        stream.set_nonblocking(true)?;
-        stream.set_nodelay(true)?;
-        SockRef::from(&stream).set_tcp_keepalive(
-            &TcpKeepalive::new()
-                .with_time(KEEPALIVE_IDLE)
-                .with_interval(KEEPALIVE_INTERVAL)
-                .with_retries(KEEPALIVE_PROBES),
-        )?;
         Ok(TcpSocket {
             io: monoio::net::TcpStream::from_std(stream)?,
         })
@@ -41,8 +39,9 @@ impl TcpSocket {
     /// # Errors
     /// `TimedOut`, or what connect(2) reports.
     pub(crate) async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpSocket> {
-        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_nonblocking(true)?;
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
+        set_flow_options(&socket)?;
         let pending = match socket.connect(&SockAddr::from(addr)) {
             Ok(()) => false,
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => true,
@@ -120,10 +119,16 @@ impl TcpSocket {
         )?)
     }
 
-    /// Makes the close, whenever it comes, a reset (RST) instead of a FIN.
-    pub(crate) fn reset_on_close(&self) {
-        // Fails only on a socket that is already gone, which is then reset enough.
-        let _gone = SockRef::from(&super::borrow(&self.io)).set_linger(Some(Duration::ZERO));
+    /// Makes the close, whenever it comes, a FIN instead of a reset, and what the socket has is sent
+    /// before. Right only when both directions have ended well.
+    pub(crate) fn close_with_fin(&self) {
+        // Fails only on a socket that is already gone.
+        let _gone = SockRef::from(&super::borrow(&self.io)).set_linger(None);
+    }
+
+    /// Bytes that were written and that the peer's kernel has not acknowledged.
+    pub(crate) fn untaken_bytes(&self) -> u32 {
+        super::option::unacknowledged_bytes(super::borrow(&self.io))
     }
 }
 
@@ -149,9 +154,10 @@ impl Acceptor {
 
     /// Accepts one connection; `WouldBlock` means that there is none now.
     pub(crate) fn try_accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
-        let (socket, addr) = SockRef::from(&super::borrow(&self.io)).accept()?;
-        let addr = addr.as_socket().ok_or(io::ErrorKind::InvalidData)?;
-        Ok((socket.into(), addr))
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (socket, addr) = rustix::net::acceptfrom_with(super::borrow(&self.io), flags)?;
+        let addr = addr.ok_or(io::ErrorKind::InvalidData)?;
+        Ok((socket.into(), addr.try_into()?))
     }
 
     /// Stops listening now, whoever else still holds the descriptor (a wait that io_uring has not given up yet). Who
@@ -160,6 +166,24 @@ impl Acceptor {
         // Fails only on a socket that is broken already, which takes nobody either.
         let _broken = rustix::net::shutdown(super::borrow(&self.io), Shutdown::Both);
     }
+}
+
+/// Sets what every socket of a flow has; on a listening socket, for those that it accepts.
+///
+/// Nagle's algorithm is switched off: the tunnel forwards bytes when they come and must not add a
+/// delay of its own.
+///
+/// # Errors
+/// `setsockopt(2)`'s.
+pub(super) fn set_flow_options(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )
 }
 
 /// Resets a connection that was accepted but cannot be served.

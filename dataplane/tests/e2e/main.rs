@@ -6,6 +6,7 @@
 //!
 //! No test asserts how long anything takes. What is slow is measured in `bench`.
 
+mod abandoned;
 mod admin;
 mod back_pressure;
 mod balancing;
@@ -17,6 +18,7 @@ mod health;
 mod http;
 mod identity;
 mod iperf3;
+mod killed;
 mod listeners;
 mod many_visitors;
 mod proxies;

@@ -32,6 +32,8 @@ code_enum! {
         LimitReached = 11 => "a limit is reached",
         /// The peer broke the wire format inside this flow.
         ProtocolViolation = 12 => "protocol violation",
+        /// Bytes waited for the stall timeout, and the visitor or the service took none of them.
+        Stalled = 13 => "no byte was taken for the stall timeout",
         _ => Unknown(u64), "unknown flow error {}",
     }
 }

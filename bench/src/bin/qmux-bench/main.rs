@@ -7,8 +7,10 @@
 
 #![forbid(unsafe_code)]
 
+mod attack;
 mod connect;
 mod discard;
+mod faults;
 mod flamegraph;
 mod flows;
 mod goals;
@@ -20,6 +22,7 @@ mod path;
 mod runner;
 mod scale;
 mod service;
+mod soak;
 mod udp;
 
 use std::process::ExitCode;
@@ -56,6 +59,12 @@ enum Command {
     Scale(scale::Args),
     /// Bytes and round trips over emulated links
     Link(link::Args),
+    /// Whether every byte and visitor gets through links that fail
+    Faults(faults::Args),
+    /// What honest visitors notice while strangers attack
+    Attack(attack::Args),
+    /// Mixed load for many minutes, with a picture of what it costs
+    Soak(soak::Args),
     /// Everything that the goals are about, in one table
     Goals(goals::Args),
     /// Profiles a tunnel's server or client under load (with perf), and draws the flamegraph
@@ -92,6 +101,9 @@ fn run(command: &Command) -> Result<bool, BenchError> {
         Command::Udp(args) => udp::run(args),
         Command::Scale(args) => scale::run(args),
         Command::Link(args) => link::run(args),
+        Command::Faults(args) => faults::run(args),
+        Command::Attack(args) => attack::run(args),
+        Command::Soak(args) => soak::run(args),
         Command::Goals(args) => goals::run(args),
         Command::Profile(args) => flamegraph::profile(args),
         Command::Flamegraph(args) => flamegraph::draw(args),

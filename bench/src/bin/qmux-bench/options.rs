@@ -158,11 +158,7 @@ impl Common {
 
     /// Where programs are looked for first.
     pub(crate) fn programs(&self) -> PathBuf {
-        self.programs.clone().unwrap_or_else(|| {
-            let own = std::env::current_exe().ok();
-            own.and_then(|it| Some(it.parent()?.to_owned()))
-                .unwrap_or_default()
-        })
+        self.programs.clone().unwrap_or_else(program::own_directory)
     }
 
     /// Lines for dp.toml.
@@ -170,6 +166,7 @@ impl Common {
         Overrides {
             quic: self.quic.clone(),
             udp: self.udp.clone(),
+            limits: Vec::new(),
             client: self.client.clone(),
         }
     }

@@ -286,6 +286,7 @@ impl Endpoint {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.counters.quic_send_waits.increment();
                     if self.socket.writable().await.is_err() {
+                        self.counters.quic_sends_failed.increment();
                         return;
                     }
                 }
@@ -317,9 +318,14 @@ impl Endpoint {
                     self.no_gso_until.set(Some(Instant::now() + GSO_PAUSE));
                     for packet in ready.bytes.chunks(ready.segment) {
                         // What is lost here is repeated by QUIC.
-                        let _lost =
-                            self.socket
-                                .try_send(packet, packet.len(), ready.to, ready.from_ip);
+                        let (to, from_ip) = (ready.to, ready.from_ip);
+                        if self
+                            .socket
+                            .try_send(packet, packet.len(), to, from_ip)
+                            .is_err()
+                        {
+                            self.counters.quic_sends_failed.increment();
+                        }
                     }
                     return;
                 }
@@ -359,11 +365,13 @@ impl Endpoint {
             }
         }
         while conn.scids_left() > 0 {
-            let id = self.new_cid();
+            // Where the client has begun, wherever it has moved: packets of a lane that is gone come there.
+            let local_ip = self.local_ip(lane.first_way().local);
+            let id = self.new_cid(local_ip);
             let reset_token = self
                 .reset_key
                 .as_ref()
-                .map_or_else(rand::random, |key| key.token(&id));
+                .map_or_else(rand::random, |key| key.token(&id, local_ip));
             if conn
                 .new_scid(&quiche::ConnectionId::from_ref(&id), reset_token, false)
                 .is_err()
@@ -376,12 +384,22 @@ impl Endpoint {
 
     /// No longer counts the lane among those that may be anybody's.
     pub(in crate::quic) fn admitted(&self, lane: &Lane) {
-        if lane.counted_unadmitted.replace(false) {
-            self.unadmitted.set(self.unadmitted.get() - 1);
+        if lane.counted_unadmitted.replace(false) && self.accepts {
+            self.admission.borrow_mut().give_back(lane.key());
         }
     }
 
     pub(super) fn remove(&self, lane: &Rc<Lane>) {
+        self.forget(lane);
+        if lane.counted_opened.get() {
+            self.counters.lanes_ended.increment();
+        } else {
+            self.counters.handshakes_failed.increment();
+        }
+    }
+
+    /// The lane is none any more: its place, its number and its connection ids are free.
+    pub(super) fn forget(&self, lane: &Rc<Lane>) {
         self.lanes.borrow_mut().remove(&lane.key());
         for id in lane.conn.borrow().source_ids() {
             if let Ok(id) = <&[u8; CID_LEN]>::try_from(id.as_ref()) {
@@ -392,10 +410,5 @@ impl Endpoint {
             self.by_initial.borrow_mut().remove(&id);
         }
         self.admitted(lane);
-        if lane.counted_opened.get() {
-            self.counters.lanes_ended.increment();
-        } else {
-            self.counters.handshakes_failed.increment();
-        }
     }
 }

@@ -8,6 +8,7 @@ mod flush;
 mod receive;
 #[cfg(test)]
 mod resumption_tests;
+mod strangers;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -23,6 +24,7 @@ use qmux_proto::cid::{CID_RANDOM_LEN, ConnectionId};
 use rand::Rng;
 use rustc_hash::FxBuildHasher;
 
+use super::admission::Admission;
 use super::event::Event;
 use super::lane::{Connection, Lane};
 use super::reset::ResetKey;
@@ -88,9 +90,9 @@ pub(crate) struct Endpoint {
     by_cid: RefCell<HashMap<[u8; CID_LEN], Rc<Lane>, FxBuildHasher>>,
     /// First destination connection ids, chosen by clients: hashed so that they cannot choose collisions.
     by_initial: RefCell<HashMap<Box<[u8]>, Rc<Lane>>>,
-    /// Lanes whose peer may be anybody: not registered yet, or (on a client) still shaking hands.
-    unadmitted: Cell<usize>,
-    /// When it was last logged that there are too many.
+    /// What those have who may be anybody. Endpoints that only dial have no strangers.
+    admission: RefCell<Admission>,
+    /// When it was last logged that handshakes are refused.
     crowded_logged_at: Cell<Option<Instant>>,
     /// While set and not past, no GSO: the kernel has refused it.
     no_gso_until: Cell<Option<Instant>>,
@@ -137,7 +139,7 @@ impl Endpoint {
             lanes: RefCell::default(),
             by_cid: RefCell::default(),
             by_initial: RefCell::default(),
-            unadmitted: Cell::new(0),
+            admission: RefCell::new(Admission::new(rand::random(), Instant::now())),
             crowded_logged_at: Cell::new(None),
             no_gso_until: Cell::new(None),
             retry_key: RetryKey::new(),
@@ -179,7 +181,7 @@ impl Endpoint {
         aim: u8,
         session: Option<&[u8]>,
     ) -> Result<Rc<Lane>, quiche::Error> {
-        let scid = self.new_cid();
+        let scid = self.new_cid(self.socket.local_addr().ip());
         let dcid = ConnectionId::new(aim, random_cid());
         let ip = server_name.parse::<IpAddr>().ok();
         settings::fit_to_route(&mut self.config.borrow_mut(), self.packet_bytes_max, peer);
@@ -260,13 +262,34 @@ impl Endpoint {
         );
         self.lanes.borrow_mut().insert(key, Rc::clone(&lane));
         self.by_cid.borrow_mut().insert(scid, Rc::clone(&lane));
-        self.unadmitted.set(self.unadmitted.get() + 1);
+        if self.accepts {
+            self.admission
+                .borrow_mut()
+                .take(key, way.peer.ip(), Instant::now());
+        }
         lane
     }
 
-    fn new_cid(&self) -> [u8; CID_LEN] {
+    /// A new connection id for a lane whose client reaches us at `local`.
+    fn new_cid(&self, local: IpAddr) -> [u8; CID_LEN] {
         // The number of cores is at most 256 (`core::CORES_MAX`).
-        ConnectionId::new(u8::try_from(self.core).unwrap_or(u8::MAX), random_cid()).into()
+        let core = u8::try_from(self.core).unwrap_or(u8::MAX);
+        loop {
+            let id: [u8; CID_LEN] = match &self.reset_key {
+                Some(key) => key.issue(core, local),
+                None => ConnectionId::new(core, random_cid()),
+            }
+            .into();
+            // One in 10^17 is taken.
+            if !self.by_cid.borrow().contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    /// The local address that a packet came to, for [`ResetKey`].
+    fn local_ip(&self, to_ip: Option<IpAddr>) -> IpAddr {
+        to_ip.unwrap_or_else(|| self.socket.local_addr().ip())
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use qmux_config::{Config, TicketKey};
 use qmux_proto::control::{Heartbeat, Message};
 
-use super::tests::{run, setup, that_gives_up_soon, until};
+use super::tests::{crowd, places, run, setup, that_gives_up_soon, until};
 use super::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::metrics::CoreCounters;
 use crate::quic::control::{ControlEvent, ControlReader};
@@ -200,7 +200,7 @@ fn early_data_survives_a_retry() {
         let (first, _) = start(server_with_key(&config, 1));
         let session = session(&config, &first).await;
         let (second, owner) = start(server_with_key(&config, 1));
-        second.unadmitted.set(512);
+        crowd(&second, 512);
         let client = Endpoint::start(setup(&config, false), None);
         let lane = dial(&client, &second, Some(&session));
         lane.established().await.expect("established after a Retry");
@@ -274,7 +274,7 @@ fn replayed_early_data_does_not_complete_a_handshake() {
         let lane = Rc::clone(&owner.newest().expect("a lane").lane);
         assert!(!lane.is_established(), "and grants nothing");
         drop(lane);
-        until("the lane to be given up", || second.unadmitted.get() == 0).await;
+        until("the lane to be given up", || places(&second) == 0).await;
         assert_eq!(second.counters.lanes_opened.get(), 0);
         assert_eq!(second.counters.handshakes_failed.get(), 1);
     });

@@ -1,6 +1,6 @@
 //! Two endpoints on loopback: lanes come, are counted, and leave nothing behind.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::{Rc, Weak};
@@ -16,6 +16,7 @@ use crate::buffer::Datagram;
 use crate::metrics::CoreCounters;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
+use crate::quic::reset::ResetKey;
 use crate::quic::{settings, tls};
 use crate::sys::udp::{Purpose, UdpSocket};
 
@@ -131,6 +132,37 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// Lanes that nobody has registered on.
+pub(super) fn places(endpoint: &Endpoint) -> usize {
+    endpoint.admission.borrow().places()
+}
+
+/// As many lanes of others, each of another network, take places.
+pub(super) fn crowd(endpoint: &Endpoint, others: u64) {
+    for other in 0..others {
+        let [.., high, low] = other.to_be_bytes();
+        let ip = [10, high, low, 1].into();
+        let mut admission = endpoint.admission.borrow_mut();
+        admission.take(u64::MAX - other, ip, Instant::now());
+    }
+}
+
+/// They give them back.
+fn everybody_leaves(endpoint: &Endpoint, others: u64) {
+    for other in 0..others {
+        endpoint.admission.borrow_mut().give_back(u64::MAX - other);
+    }
+}
+
+/// An Initial of version 1 with an 8-byte id that nothing decrypts (RFC 9000 section 17.2.2).
+fn junk(number: u32) -> [u8; 1_200] {
+    let mut packet = [0x5a; 1_200];
+    packet[..6].copy_from_slice(&[0xc0, 0, 0, 0, 1, 8]);
+    packet[6..10].copy_from_slice(&number.to_be_bytes());
+    packet[14..18].copy_from_slice(&[0, 0, 0x44, 0x9e]);
+    packet
+}
+
 #[test]
 fn a_lane_that_ended_is_freed_on_both_sides() {
     run(async |config| {
@@ -147,9 +179,9 @@ fn a_lane_that_ended_is_freed_on_both_sides() {
             accepted.upgrade().is_some_and(|lane| lane.is_established())
         })
         .await;
-        assert_eq!((client.unadmitted.get(), server.unadmitted.get()), (0, 1));
+        assert_eq!((places(&client), places(&server)), (0, 1));
         accepted.upgrade().expect("alive").admit();
-        assert_eq!(server.unadmitted.get(), 0);
+        assert_eq!(places(&server), 0);
         let dialed = Rc::downgrade(&lane);
         lane.close(LaneError::Shutdown, "");
         assert_eq!(lane.ended().await, LaneEnd::ClosedByUs(LaneError::Shutdown));
@@ -169,28 +201,211 @@ fn junk_that_looks_like_a_first_packet_holds_no_place() {
         let setting = that_gives_up_soon(setup(&config, true));
         let server = Endpoint::start(setting, Some(Rc::clone(&owner) as _));
         let sender = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
-        for number in 0..20u8 {
-            // An Initial of version 1 with an 8-byte id that nothing decrypts (RFC 9000 section 17.2.2).
-            let mut packet = [number; 1_200];
-            packet[..7].copy_from_slice(&[0xc0, 0, 0, 0, 1, 8, number]);
-            packet[14..18].copy_from_slice(&[0, 0, 0x44, 0x9e]);
+        for number in 0..20 {
             sender
-                .send_to(&packet, server.socket.local_addr())
+                .send_to(&junk(number), server.socket.local_addr())
                 .expect("sent");
         }
         until("the packets", || {
             server.counters.quic_packets_received.get() == 20
         })
         .await;
-        until("the places to be free", || server.unadmitted.get() == 0).await;
-        until("the lanes to be freed", || {
-            owner
-                .accepted
-                .borrow()
-                .iter()
-                .all(|lane| lane.upgrade().is_none())
+        until("them to be counted", || {
+            server.counters.initials_invalid.get() == 20
         })
         .await;
+        assert_eq!(places(&server), 0);
+        assert!(server.lanes().is_empty() && server.by_cid.borrow().is_empty());
+        assert!(server.by_initial.borrow().is_empty());
+        assert!(owner.accepted.borrow().is_empty(), "nobody was told");
+    });
+}
+
+#[test]
+fn above_a_rate_of_first_packets_strangers_must_prove_their_address_and_honest_ones_get_in() {
+    run(async |config| {
+        let owner = Rc::new(Owner::default());
+        let server = Endpoint::start(setup(&config, true), Some(Rc::clone(&owner) as _));
+        let sender = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let sent = Cell::new(0);
+        let flood = |packets| {
+            for _ in 0..packets {
+                sent.set(sent.get() + 1);
+                sender
+                    .send_to(&junk(sent.get()), server.socket.local_addr())
+                    .expect("sent");
+            }
+        };
+        // No lane is ever open for longer than it takes to see that it is none.
+        until("a Retry", || {
+            flood(50);
+            server.counters.retries_sent.get() > 0
+        })
+        .await;
+        let retries = server.counters.retries_sent.get();
+        let client = Endpoint::start(setup(&config, false), None);
+        let lane = client
+            .dial(server.socket.local_addr(), "localhost", 0, None)
+            .expect("dial");
+        flood(50);
+        lane.established().await.expect("established");
+        assert!(server.counters.retries_sent.get() >= retries);
+        assert_eq!(places(&server), 1, "the honest client's");
+        // What follows from a packet is counted.
+        let counters = &server.counters;
+        let junk = counters.initials_invalid.get()
+            + counters.retries_sent.get()
+            + counters.initials_dropped.get();
+        assert!(junk <= u64::from(sent.get()) + 20, "{junk}");
+    });
+}
+
+#[test]
+fn what_a_handler_touches_while_a_turn_ends_is_not_forgotten() {
+    /// Feeds the other lane while its own is told of a new stream.
+    struct Feeder {
+        endpoint: Weak<Endpoint>,
+        other: Weak<Lane>,
+    }
+    impl LaneEvents for Feeder {
+        fn stream_opened(&self, _lane: &Rc<Lane>, _stream: u64) {
+            let (endpoint, other) = (self.endpoint.upgrade(), self.other.upgrade());
+            let (endpoint, other) = (endpoint.expect("alive"), other.expect("alive"));
+            let peer = other.peer_addr().expect("known");
+            endpoint.feed(&other, &mut [0x41; 50], peer, Some(peer.ip()));
+        }
+        fn datagram(&self, _lane: &Rc<Lane>, _data: &[u8]) {}
+        fn datagrams_done(&self, _lane: &Rc<Lane>) {}
+        fn ended(&self, _lane: &Rc<Lane>, _end: &LaneEnd) {}
+    }
+    run(async |config| {
+        let owner = Rc::new(Owner::default());
+        let server = Endpoint::start(setup(&config, true), Some(Rc::clone(&owner) as _));
+        let clients = [(); 2].map(|()| Endpoint::start(setup(&config, false), None));
+        let mut lanes = Vec::new();
+        for client in &clients {
+            let address = server.socket.local_addr();
+            let lane = client.dial(address, "localhost", 0, None).expect("dial");
+            lane.established().await.expect("established");
+            lanes.push(lane);
+        }
+        until("the server's side", || {
+            server.lanes().iter().all(|lane| lane.is_established())
+        })
+        .await;
+        let [first, second] =
+            [0, 1].map(|at| owner.accepted.borrow()[at].upgrade().expect("alive"));
+        first.handle_events_anew(Rc::new(Feeder {
+            endpoint: Rc::downgrade(&server),
+            other: Rc::downgrade(&second),
+        }));
+        let ignored = server.counters.quic_packets_ignored.get();
+        lanes[0].send_control(&Message::Heartbeat(Heartbeat {
+            sequence: 1,
+            acknowledged: 0,
+        }));
+        until("the other lane's turn", || {
+            server.counters.quic_packets_ignored.get() > ignored
+        })
+        .await;
+        assert!(!second.touched.get() && server.touched.borrow().is_empty());
+    });
+}
+
+#[test]
+fn noise_is_no_sign_of_life_of_a_server() {
+    run(async |config| {
+        let owner = Rc::new(Owner::default());
+        let server = Endpoint::start(setup(&config, true), Some(Rc::clone(&owner) as _));
+        let client = Endpoint::start(setup(&config, false), None);
+        let lane = client
+            .dial(server.socket.local_addr(), "localhost", 0, None)
+            .expect("dial");
+        lane.handle_events(Rc::new(Holder(Rc::clone(&lane))));
+        lane.established().await.expect("established");
+        until("the handshake to be over on both sides", || {
+            owner.accepted.borrow()[0]
+                .upgrade()
+                .is_some_and(|lane| lane.counted_opened.get())
+        })
+        .await;
+        let to = SocketAddr::new([127, 0, 0, 1].into(), client.socket.local_addr().port());
+        let asked = Instant::now();
+        let stranger = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let counters = &client.counters;
+        // Whether it comes from elsewhere, or in the server's name.
+        let noise = [0x41; 100];
+        until("noise to be all that came of late", || {
+            lane.asked(asked);
+            lane.asked(asked + Duration::from_secs(60));
+            let (others, ignored) = (
+                counters.quic_packets_from_others.get(),
+                counters.quic_packets_ignored.get(),
+            );
+            let silent = lane.is_silent() && others >= 10 && ignored >= 10;
+            if !silent {
+                stranger.send_to(&noise, to).expect("sent");
+                let forged = server.socket.try_send(&noise, noise.len(), to, None);
+                forged.expect("sent");
+            }
+            silent
+        })
+        .await;
+        let genuine = lane.genuine_packets();
+        let ignored = counters.quic_packets_ignored.get();
+        for _ in 0..10 {
+            stranger.send_to(&noise, to).expect("sent");
+            let forged = server.socket.try_send(&noise, noise.len(), to, None);
+            forged.expect("sent");
+        }
+        until("the noise", || {
+            counters.quic_packets_ignored.get() >= ignored + 10
+        })
+        .await;
+        if lane.genuine_packets() == genuine {
+            assert!(lane.is_silent(), "noise passed for the server's word");
+        }
+        lane.ping();
+        until("the server's answer", || !lane.is_silent()).await;
+    });
+}
+
+#[test]
+fn a_server_says_nothing_of_connection_ids_that_it_did_not_issue() {
+    run(async |config| {
+        let owner = Rc::new(Owner::default());
+        let key_file = &config.server.as_ref().expect("server").tls.server_key_file;
+        let with_key = |mut setup: EndpointSetup| {
+            let port = setup.socket.local_addr().port();
+            setup.reset_key = Some(ResetKey::from_key_file(key_file, port).expect("a key"));
+            setup
+        };
+        let start =
+            || Endpoint::start(with_key(setup(&config, true)), Some(Rc::clone(&owner) as _));
+        let [home, other] = [start(), start()];
+        let client = Endpoint::start(setup(&config, false), None);
+        let address = home.socket.local_addr();
+        let lane = client.dial(address, "localhost", 0, None).expect("dial");
+        lane.established().await.expect("established");
+        // What somebody on the path sees of it.
+        let mut seen = [0x41; 100];
+        let id = lane.conn.borrow().destination_id().to_vec();
+        seen[1..=id.len()].copy_from_slice(&id);
+        let stranger = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        stranger
+            .send_to(&seen, other.socket.local_addr())
+            .expect("sent");
+        until("it to arrive", || {
+            other.counters.quic_packets_foreign.get() == 1
+        })
+        .await;
+        assert_eq!(other.counters.stateless_resets_sent.get(), 0);
+        assert!(lane.is_open());
+        // The process that comes after the lane's own at its address.
+        home.forget(&owner.accepted.borrow()[0].upgrade().expect("alive"));
+        lane.ping();
+        assert_eq!(lane.ended().await, LaneEnd::StatelessReset);
+        assert!(home.counters.stateless_resets_sent.get() >= 1);
     });
 }
 
@@ -217,11 +432,8 @@ fn a_client_that_stops_in_the_middle_of_a_handshake_is_given_up() {
         silent
             .send_to(&packet[..length], server.socket.local_addr())
             .expect("sent");
-        until("the handshake to begin", || server.unadmitted.get() == 1).await;
-        until("the handshake to be given up", || {
-            server.unadmitted.get() == 0
-        })
-        .await;
+        until("the handshake to begin", || places(&server) == 1).await;
+        until("the handshake to be given up", || places(&server) == 0).await;
         assert!(owner.accepted.borrow()[0].upgrade().is_none());
         assert_eq!(server.counters.handshakes_failed.get(), 1);
     });
@@ -232,7 +444,7 @@ fn many_unadmitted_lanes_make_new_clients_prove_their_address() {
     run(async |config| {
         let owner = Rc::new(Owner::default());
         let server = Endpoint::start(setup(&config, true), Some(Rc::clone(&owner) as _));
-        server.unadmitted.set(512);
+        crowd(&server, 512);
         let client = Endpoint::start(setup(&config, false), None);
         let lane = client
             .dial(server.socket.local_addr(), "localhost", 0, None)
@@ -251,7 +463,7 @@ fn a_client_that_finds_no_place_gets_one_when_its_first_packet_is_repeated() {
         accepting.handshake_timeout = Duration::from_secs(20);
         dialing.handshake_timeout = Duration::from_secs(20);
         let server = Endpoint::start(accepting, Some(Rc::clone(&owner) as _));
-        server.unadmitted.set(1_024);
+        crowd(&server, 1_024);
         let client = Endpoint::start(dialing, None);
         let lane = client
             .dial(server.socket.local_addr(), "localhost", 0, None)
@@ -263,7 +475,7 @@ fn a_client_that_finds_no_place_gets_one_when_its_first_packet_is_repeated() {
         let logged = server.crowded_logged_at.get();
         assert!(logged.is_some() && server.lanes().is_empty());
         // The others' handshakes are over.
-        server.unadmitted.set(0);
+        everybody_leaves(&server, 1_024);
         lane.established().await.expect("established");
         assert_eq!(server.crowded_logged_at.get(), logged, "logged once");
     });

@@ -7,8 +7,10 @@
 mod debts;
 mod ended;
 mod path;
+mod peek;
 mod silence;
 mod streams;
+mod turn;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -28,6 +30,7 @@ use super::roaming::Way;
 use crate::buffer::PooledBuffers;
 use debts::Debts;
 use ended::EndedStreams;
+pub(crate) use peek::StreamFront;
 use silence::Silence;
 
 /// quiche's connection with our buffers.
@@ -175,6 +178,8 @@ pub(crate) struct Lane {
     ended: EndedStreams,
     silence: Silence,
     debts: Debts,
+    /// What the turn of receiving that is under way has brought.
+    pub(super) turn: turn::Turn,
     /// What is known of the path.
     path: path::PathState,
     this: Weak<Lane>,
@@ -220,6 +225,7 @@ impl Lane {
             ended: EndedStreams::default(),
             silence: Silence::default(),
             debts: Debts::default(),
+            turn: turn::Turn::default(),
             path: path::PathState::new(way),
             this: Weak::clone(this),
         })
@@ -234,6 +240,12 @@ impl Lane {
     pub(crate) fn handle_events(&self, events: Rc<dyn LaneEvents>) {
         let earlier = self.events.borrow_mut().replace(events);
         debug_assert!(earlier.is_none(), "a lane has one handler");
+    }
+
+    /// Puts another handler in the place of the first.
+    #[cfg(test)]
+    pub(super) fn handle_events_anew(&self, events: Rc<dyn LaneEvents>) {
+        *self.events.borrow_mut() = Some(events);
     }
 
     fn events(&self) -> Option<Rc<dyn LaneEvents>> {
@@ -284,6 +296,13 @@ impl Lane {
     /// The peer has registered: the lane no longer counts among those that may be anybody's.
     pub(crate) fn admit(&self) {
         self.admission_deadline.set(None);
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.admitted(self);
+        }
+    }
+
+    /// The peer was refused: the lane, which is about to end, takes no place from others.
+    pub(crate) fn give_place_back(&self) {
         if let Some(endpoint) = self.endpoint.upgrade() {
             endpoint.admitted(self);
         }

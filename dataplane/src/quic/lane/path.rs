@@ -12,6 +12,7 @@ use qmux_proto::control::{Message, PathChallenge};
 use qmux_proto::varint;
 
 use super::{CONTROL_STREAM, Lane};
+use crate::log_limit::LogLimit;
 use crate::quic::roaming::{Moved, Roaming, Way};
 
 /// Every path of QUIC carries packets of this size (RFC 9000 section 14).
@@ -36,6 +37,11 @@ const BUDGET_BYTES_MIN: usize = 100;
 
 /// The most urgent stream of all (RFC 9218).
 const URGENCY_FIRST: u8 = 0;
+
+thread_local! {
+    /// Bounds the log lines about peers that move.
+    static MOVED_LOG: LogLimit = LogLimit::new(Instant::now());
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -153,6 +159,8 @@ impl Lane {
             nonce,
             self.path.heard_here.get(),
         )?;
+        // What came earlier in this turn came from where packets went.
+        self.turn.moved();
         tracing::debug!(lane = self.key, from = %earlier.peer, to = %way.peer, ?moved, "the peer's address has changed");
         if earlier.peer.ip() != way.peer.ip() {
             // Another network. With a new port alone, the path is what it was (RFC 9000 section 9.4).
@@ -182,7 +190,10 @@ impl Lane {
             if let Some(endpoint) = self.endpoint.upgrade() {
                 endpoint.counters().paths_validated.increment();
             }
-            tracing::info!(lane = self.key, peer = %self.way().peer, "the peer has moved");
+            // A peer that has two addresses goes to and fro.
+            if let Some(suppressed) = MOVED_LOG.with(|log| log.pass(Instant::now())) {
+                tracing::info!(lane = self.key, peer = %self.way().peer, suppressed, "the peer has moved");
+            }
             self.mark_dirty();
         }
         proved

@@ -179,7 +179,9 @@ impl Lane {
                 self.stop(stream, FlowError::NoError);
                 StreamRead::Bytes(0, true)
             }
-            Err(quiche::Error::Done) => StreamRead::Blocked,
+            Err(quiche::Error::Done) => self
+                .reset_behind_fin(stream)
+                .map_or(StreamRead::Blocked, StreamRead::Reset),
             Err(error) => StreamRead::Reset(flow_error(error)),
         }
     }
@@ -285,7 +287,7 @@ impl Lane {
 }
 
 /// What a stream error means for its flow.
-fn flow_error(error: quiche::Error) -> FlowError {
+pub(super) fn flow_error(error: quiche::Error) -> FlowError {
     match error {
         quiche::Error::StreamReset(code) | quiche::Error::StreamStopped(code) => {
             FlowError::from_code(code)

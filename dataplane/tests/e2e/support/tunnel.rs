@@ -55,10 +55,11 @@ pub(crate) struct ServerSetup {
     pub(crate) listeners: Vec<&'static str>,
     /// Listen on `[::1]` rather than on 127.0.0.1.
     pub(crate) ipv6: bool,
-    /// Further lines of `[server]`, `[quic]` and `[udp]`.
+    /// Further lines of `[server]`, `[quic]`, `[udp]` and `[limits]`.
     pub(crate) server: Vec<&'static str>,
     pub(crate) quic: Vec<&'static str>,
     pub(crate) udp: Vec<&'static str>,
+    pub(crate) limits: Vec<&'static str>,
     /// The lines of `[server.auth]` instead of those for mTLS, and further ones of `[server.tls]`.
     pub(crate) auth: Option<&'static str>,
     pub(crate) tls: Vec<&'static str>,
@@ -80,6 +81,7 @@ impl Default for ServerSetup {
             server: Vec::new(),
             quic: Vec::new(),
             udp: Vec::new(),
+            limits: Vec::new(),
             auth: None,
             tls: Vec::new(),
             ca: "ca",
@@ -96,11 +98,12 @@ pub(crate) struct ClientSetup {
     pub(crate) name: &'static str,
     pub(crate) cores: usize,
     pub(crate) server_name: &'static str,
-    /// Further lines of `[client]`, `[client.local]`, `[quic]` and `[udp]`.
+    /// Further lines of `[client]`, `[client.local]`, `[quic]`, `[udp]` and `[limits]`.
     pub(crate) client: Vec<&'static str>,
     pub(crate) local: Vec<&'static str>,
     pub(crate) quic: Vec<&'static str>,
     pub(crate) udp: Vec<&'static str>,
+    pub(crate) limits: Vec<&'static str>,
     /// The lines of `[client.auth]`.
     pub(crate) auth: Vec<&'static str>,
     /// Names of files in the site, without their endings; no identity if it is empty.
@@ -121,6 +124,7 @@ impl Default for ClientSetup {
             local: Vec::new(),
             quic: Vec::new(),
             udp: Vec::new(),
+            limits: Vec::new(),
             auth: Vec::new(),
             ca: "ca",
             identity: "client",
@@ -228,6 +232,7 @@ fn server_config(setup: &ServerSetup, listeners: &[Listener]) -> String {
     config
         + &section("quic", &setup.quic)
         + &section("udp", &setup.udp)
+        + &section("limits", &setup.limits)
         + &admin_section(setup.admin)
 }
 
@@ -298,6 +303,7 @@ fn client_config(setup: &ClientSetup, servers: &[&str], service: SocketAddr) -> 
         + &format!("[client.tls]\nca_cert_file = \"{ca}.crt\"\n{certificate}")
         + &section("quic", &setup.quic)
         + &section("udp", &setup.udp)
+        + &section("limits", &setup.limits)
         + &admin_section(setup.admin)
 }
 

@@ -1,0 +1,200 @@
+//! Honest visitors: a request and a UDP question every few milliseconds, and how long each took.
+
+use std::fmt;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use qmux_bench::load::exact;
+use qmux_bench::load::wire::{PacketHeader, PacketKind};
+
+/// Between the begins of two requests or two questions.
+const EVERY: Duration = Duration::from_millis(20);
+
+/// How long an honest visitor waits.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bytes of a UDP question.
+const QUESTION_BYTES: usize = 64;
+
+/// Questions that one visitor asks before the next one comes, from another port: new flows must get through, too.
+const QUESTIONS_PER_FLOW: u64 = 25;
+
+/// Failures that are kept in words.
+const WRONG_MAX: usize = 5;
+
+/// How long things took, in microseconds, and how many failed.
+pub(super) struct Times {
+    took_us: Histogram<u64>,
+    failed: u64,
+}
+
+impl Times {
+    fn new() -> Self {
+        let longest_us = PATIENCE.as_micros() as u64;
+        Self {
+            took_us: Histogram::new_with_max(longest_us, 3)
+                .expect("three digits up to some seconds are a valid histogram"),
+            failed: 0,
+        }
+    }
+
+    fn record(&mut self, took: Option<Duration>) {
+        match took {
+            Some(took) => {
+                let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+                self.took_us.saturating_record(took_us);
+            }
+            None => self.failed += 1,
+        }
+    }
+}
+
+impl fmt::Display for Times {
+    #[expect(clippy::cast_precision_loss, reason = "no round trip takes 2^53 µs")]
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |quantile| self.took_us.value_at_quantile(quantile) as f64 / 1e3;
+        let (all, failed) = (self.took_us.len() + self.failed, self.failed);
+        write!(
+            formatter,
+            "{:.1}, {:.1} ({failed} of {all})",
+            ms(0.5),
+            ms(0.99)
+        )
+    }
+}
+
+/// What honest visitors noticed in a phase.
+pub(super) struct Noticed {
+    pub(super) requests: Times,
+    pub(super) questions: Times,
+}
+
+struct Shared {
+    visit: SocketAddr,
+    stop: AtomicBool,
+    requests: Mutex<Times>,
+    questions: Mutex<Times>,
+    wrong: Mutex<Vec<String>>,
+}
+
+/// Threads of honest visitors.
+pub(super) struct Honest {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Honest {
+    pub(super) fn start(visit: SocketAddr) -> Self {
+        let shared = Arc::new(Shared {
+            visit,
+            stop: AtomicBool::new(false),
+            requests: Mutex::new(Times::new()),
+            questions: Mutex::new(Times::new()),
+            wrong: Mutex::default(),
+        });
+        let works: [fn(&Shared); 2] = [Shared::requests, Shared::questions];
+        let threads = works.map(|work| {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || work(&shared))
+        });
+        Self {
+            shared,
+            threads: threads.into(),
+        }
+    }
+
+    /// What was noticed since the last call.
+    pub(super) fn take(&self) -> Noticed {
+        let take = |times| std::mem::replace(&mut *lock(times), Times::new());
+        Noticed {
+            requests: take(&self.shared.requests),
+            questions: take(&self.shared.questions),
+        }
+    }
+
+    /// Ends it, and says what honest visitors got that they must never get: wrong bytes.
+    pub(super) fn stop(mut self) -> Vec<String> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                lock(&self.shared.wrong).push("an honest visitor's thread panicked".into());
+            }
+        }
+        lock(&self.shared.wrong).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// Repeats `work` at a steady pace; one that took longer than the pause is followed at once.
+    fn at_a_steady_pace(&self, mut work: impl FnMut()) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let next = Instant::now() + EVERY;
+            work();
+            thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    fn requests(&self) {
+        self.at_a_steady_pace(|| {
+            let began = Instant::now();
+            let result = exact::visit(self.visit, PATIENCE);
+            let took = result.is_ok().then(|| began.elapsed());
+            lock(&self.requests).record(took);
+            if let Err(exact::Wrong::Bytes(wrong)) = result {
+                let mut all = lock(&self.wrong);
+                if all.len() < WRONG_MAX {
+                    all.push(wrong);
+                }
+            }
+        });
+    }
+
+    fn questions(&self) {
+        let mut number = 0;
+        let mut socket = None;
+        self.at_a_steady_pace(|| {
+            if number % QUESTIONS_PER_FLOW == 0 {
+                socket = visitor(self.visit).ok();
+            }
+            number += 1;
+            let took = socket.as_ref().and_then(|socket| ask(socket, number));
+            lock(&self.questions).record(took);
+        });
+    }
+}
+
+fn visitor(visit: SocketAddr) -> std::io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    socket.connect(visit)?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    Ok(socket)
+}
+
+/// How long the answer took; `None` if none came.
+fn ask(socket: &UdpSocket, number: u64) -> Option<Duration> {
+    let mut question = [0x55; QUESTION_BYTES];
+    PacketHeader {
+        kind: PacketKind::Echo,
+        run: 0,
+        number,
+    }
+    .write(&mut question);
+    let began = Instant::now();
+    socket.send(&question).ok()?;
+    let mut answer = [0; QUESTION_BYTES + 1];
+    loop {
+        // A late answer to an earlier question is passed over.
+        let length = socket.recv(&mut answer).ok()?;
+        if answer[..length] == question {
+            return Some(began.elapsed());
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! `qmux-bench faults`: whether every byte and visitor gets through links that fail in all the ways that networks do.
+//!
+//! Over each link three loads run at the same time: a long echo whose every byte is compared, UDP questions of mixed
+//! sizes, and short visitors. Afterwards no flow may be left. The links are those of the QUIC interop runner, and some
+//! of our own. Nothing is measured against a limit of time but the patience of a person.
+
+mod scenario;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use qmux_bench::harness::BenchError;
+use qmux_bench::harness::admin::Scrape;
+use qmux_bench::harness::place::Place;
+use qmux_bench::harness::program;
+use qmux_bench::harness::site::{Overrides, Site};
+use qmux_bench::harness::spec::Spec;
+use qmux_bench::harness::tunnel::{Farewell, Placement, Setup, Tunnel};
+use qmux_bench::link::Faults;
+use qmux_bench::load::connect;
+use qmux_bench::load::exact::{self, Answers, Visits};
+use qmux_bench::load::service::Service;
+
+use scenario::{Disturbance, SCENARIOS, Scenario};
+
+/// How long a load waits for anything at all before it counts as lost.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long all of a load may take.
+const PATIENCE_IN_ALL: Duration = Duration::from_secs(300);
+
+/// Visitors at a time.
+const VISITORS_AT_A_TIME: usize = 10;
+
+/// A UDP flow that nobody uses any more, so that what is left over is found soon.
+const SESSION_TIMEOUT: &str = "session_timeout = \"3s\"";
+
+/// How long the last flows may take to go, the UDP flows' timeout included.
+const LEFT_OVER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often a disturbance looks whether its moment has come.
+const POLL: Duration = Duration::from_millis(5);
+
+/// How links with faults are tried.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The tunnel: qmux-dp, quinn-dp or LABEL=KIND:PROGRAM
+    #[arg(long, value_name = "TUNNEL", default_value = "qmux-dp")]
+    tunnel: Spec,
+    /// Only links whose name contains one of these
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    links: Vec<String>,
+    /// Megabytes of TCP each way
+    #[arg(long, value_name = "N", default_value_t = 20.0)]
+    megabytes: f64,
+    /// UDP questions of mixed sizes
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    datagrams: usize,
+    /// Short visitors
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    visitors: usize,
+    /// Cores of each side
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cores: usize,
+    /// Where qmux-dp and quinn-dp are [default: where qmux-bench is]
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+}
+
+/// What was found on one link.
+#[derive(Debug, Default)]
+struct Findings {
+    echo: Option<Duration>,
+    answers: Answers,
+    visits: Visits,
+    swallowed_percent: f64,
+    corrupted: u64,
+    wrong: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
+    let wanted = |scenario: &&Scenario| {
+        args.links.is_empty() || args.links.iter().any(|part| scenario.name.contains(part))
+    };
+    let scenarios: Vec<&Scenario> = SCENARIOS.iter().filter(wanted).collect();
+    if scenarios.is_empty() {
+        let known: Vec<&str> = SCENARIOS.iter().map(|it| it.name).collect();
+        let message = format!(
+            "--links: no link has such a name; there are {}",
+            known.join(", ")
+        );
+        return Err(BenchError::Failed(message));
+    }
+    println!(
+        "| link | TCP, {} MB each way | UDP: answered (at once) of {} | visitors of {}, slowest | \
+         lost on the link | verdict |\n| --- | --- | --- | --- | --- | --- |",
+        args.megabytes, args.datagrams, args.visitors
+    );
+    let mut all_right = true;
+    for scenario in scenarios {
+        eprintln!("{}: {}", scenario.name, scenario.summary);
+        let findings = try_link(scenario, args)?;
+        all_right &= findings.wrong.is_empty();
+        print_row(scenario, &findings);
+    }
+    Ok(all_right)
+}
+
+fn print_row(scenario: &Scenario, findings: &Findings) {
+    let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
+    let verdict = match findings.wrong.as_slice() {
+        [] => "all right, nothing left over".to_owned(),
+        wrong => format!("**wrong**: {}", wrong.join("; ")),
+    };
+    let corrupted = match findings.corrupted {
+        0 => String::new(),
+        packets => format!(", {packets} packets with a wrong bit"),
+    };
+    println!(
+        "| {} | {} | {} ({}) | {}, {} | {:.1} %{corrupted} | {verdict} |",
+        scenario.summary,
+        findings.echo.map_or("not complete".to_owned(), seconds),
+        findings.answers.answered,
+        findings.answers.at_once,
+        findings.visits.served,
+        seconds(findings.visits.slowest),
+        findings.swallowed_percent,
+    );
+}
+
+fn try_link(scenario: &Scenario, args: &Args) -> Result<Findings, BenchError> {
+    let link = scenario.link();
+    let round_trip = link.round_trip();
+    let setup = Setup {
+        programs: args.programs.clone().unwrap_or_else(program::own_directory),
+        place: Place::link(&link)?,
+        placement: Placement::Free,
+        overrides: Overrides {
+            udp: vec![SESSION_TIMEOUT.into()],
+            ..Overrides::default()
+        },
+        site: Site::new()?,
+        admin: true,
+    };
+    let faults = setup
+        .place
+        .faults()
+        .ok_or_else(|| BenchError::Failed("a place without a link".into()))?;
+    let service = Service::start(&setup.place, &[])?;
+    scenario.disturbance.before_the_handshake(&faults);
+    let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;
+    connect::until_it_works(tunnel.visit, PATIENCE)
+        .map_err(BenchError::io("the first visitor through the tunnel"))?;
+    scenario.disturbance.after_the_handshake(&faults);
+    let mut findings = Findings::default();
+    put_through(&tunnel, scenario, args, &faults, round_trip, &mut findings);
+    if let Some(admin) = tunnel.admin {
+        let no_flow = |scrape: &Scrape| scrape.get("listener_flows") == 0.0;
+        if let Err(error) = Scrape::until(admin, "no flow left", LEFT_OVER_LIMIT, no_flow) {
+            findings.wrong.push(format!("flows are left over: {error}"));
+        }
+    }
+    if let Some(stats) = setup.place.link_stats() {
+        let (down, up) = (stats.left_to_right.counters, stats.right_to_left.counters);
+        let lost = |it: &qmux_bench::link::Counters| {
+            it.lost_packets + it.dropped_by_queue_packets + it.dropped_by_mtu_packets
+        };
+        let swallowed = faults.swallowed_packets();
+        let offered = down.offered_packets + up.offered_packets + swallowed;
+        #[expect(clippy::cast_precision_loss, reason = "no link carries 2^53 packets")]
+        let percent = (lost(&down) + lost(&up) + swallowed) as f64 / offered.max(1) as f64 * 100.0;
+        findings.swallowed_percent = percent;
+    }
+    findings.corrupted = faults.corrupted_packets();
+    balance(&tunnel.stop(), &mut findings);
+    Ok(findings)
+}
+
+/// The three loads, and what goes wrong meanwhile.
+fn put_through(
+    tunnel: &Tunnel,
+    scenario: &Scenario,
+    args: &Args,
+    faults: &Arc<Faults>,
+    round_trip: Duration,
+    findings: &mut Findings,
+) {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "casts saturate"
+    )]
+    let bytes = (args.megabytes * 1e6) as u64;
+    let visit = tunnel.visit;
+    let seen = AtomicU64::new(0);
+    let (done, is_done) = mpsc::channel::<()>();
+    let pause = Duration::from_millis(500) + 3 * round_trip;
+    let (echo, answers, visits) = thread::scope(|scope| {
+        let disturbing = {
+            let disturbance = scenario.disturbance.scaled(args.megabytes / 20.0);
+            let progress = || seen.load(Ordering::Relaxed) >= bytes / 4;
+            scope.spawn(move || disturb(&disturbance, faults, progress, &is_done))
+        };
+        let echo = scope.spawn(|| {
+            let began = Instant::now();
+            exact::echo(visit, bytes, 1, PATIENCE, &seen).map(|()| began.elapsed())
+        });
+        let answers =
+            scope.spawn(|| exact::questions(visit, args.datagrams, pause, PATIENCE_IN_ALL));
+        let visits = exact::visits(visit, args.visitors, VISITORS_AT_A_TIME, PATIENCE);
+        let results = (echo.join(), answers.join(), visits);
+        drop(done);
+        let _panicked = disturbing.join();
+        results
+    });
+    match echo {
+        Ok(Ok(took)) => findings.echo = Some(took),
+        Ok(Err(wrong)) => findings.wrong.push(format!("TCP: {wrong}")),
+        Err(_) => findings.wrong.push("TCP: its thread panicked".into()),
+    }
+    match answers {
+        Ok(Ok(answers)) => findings.answers = answers,
+        Ok(Err(wrong)) => findings.wrong.push(format!("UDP: {wrong}")),
+        Err(_) => findings.wrong.push("UDP: its thread panicked".into()),
+    }
+    if let Some(first) = visits.wrong.first() {
+        let count = visits.wrong.len();
+        findings
+            .wrong
+            .push(format!("{count} visitors, the first: {first}"));
+    }
+    findings.visits = visits;
+}
+
+/// Lets go wrong what is to go wrong, until the loads are done.
+fn disturb(
+    disturbance: &Disturbance,
+    faults: &Faults,
+    under_way: impl Fn() -> bool,
+    is_done: &mpsc::Receiver<()>,
+) {
+    let goes_on = |pause| is_done.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout);
+    match *disturbance {
+        Disturbance::None | Disturbance::LossInHandshake(_) | Disturbance::Corruption(_) => {}
+        Disturbance::BlackHole(lasts) => {
+            while !under_way() {
+                if !goes_on(POLL) {
+                    return;
+                }
+            }
+            faults.set_black_hole(true);
+            let _done = goes_on(lasts);
+            faults.set_black_hole(false);
+        }
+        Disturbance::Rebinding(every) => {
+            while goes_on(every) {
+                faults.rebind();
+            }
+        }
+    }
+}
+
+/// Whether the programs' books balance, and whether they ended by themselves.
+fn balance(farewell: &Farewell, findings: &mut Findings) {
+    for (side, counters) in [
+        ("server", &farewell.server_counters),
+        ("client", &farewell.client_counters),
+    ] {
+        let count = |name: &str| counters.get(name).copied().unwrap_or_default();
+        for (opened, ended) in [
+            (
+                count("tcp_flows_opened"),
+                count("tcp_flows_completed") + count("tcp_flows_reset"),
+            ),
+            (count("udp_flows_opened"), count("udp_flows_ended")),
+        ] {
+            if opened != ended {
+                let wrong = format!("{side}: {opened} flows opened, {ended} ended");
+                findings.wrong.push(wrong);
+            }
+        }
+        if count("panics") > 0 {
+            findings.wrong.push(format!("{side}: a panic"));
+        }
+    }
+    let killed = |line: &&String| line.contains("was killed") || line.contains("panicked");
+    findings
+        .wrong
+        .extend(farewell.complaints.iter().filter(killed).cloned());
+}

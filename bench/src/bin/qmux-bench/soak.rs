@@ -1,0 +1,267 @@
+//! `qmux-bench soak`: mixed load for many minutes, and whether memory, descriptors, CPU time per byte and latency stay as
+//! they are.
+//!
+//! A server and two clients carry long echoes, short visitors, UDP questions, downloads that are aborted and visitors
+//! who stop reading; one of the clients is killed and started again time and again. What comes out is one picture and
+//! one table. A byte that is wrong, or a clean end with bytes missing, fails the run wherever it happens.
+
+mod load;
+mod picture;
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use qmux_bench::harness::BenchError;
+use qmux_bench::harness::meter::Role;
+use qmux_bench::harness::place::Place;
+use qmux_bench::harness::proc_stat;
+use qmux_bench::harness::program::{self, Program};
+use qmux_bench::harness::site::{Overrides, Site};
+use qmux_bench::harness::spec::Spec;
+use qmux_bench::harness::tunnel::{Placement, Setup, Tunnel};
+use qmux_bench::load::connect;
+use qmux_bench::load::service::Service;
+
+use load::{Load, Tally};
+
+/// One sample.
+const SAMPLE: Duration = Duration::from_secs(5);
+
+/// Between two kills of the second client.
+const KILL_EVERY: Duration = Duration::from_secs(45);
+
+/// How long it stays away.
+const AWAY: Duration = Duration::from_secs(3);
+
+/// How long the first visitor may take.
+const WORKS_LIMIT: Duration = Duration::from_secs(20);
+
+/// UDP flows that nobody uses any more are gone long before the first quarter is over.
+const SESSION_TIMEOUT: &str = "session_timeout = \"15s\"";
+
+/// What memory and descriptors at the end may be of what they were at first, for the run to count as flat.
+const GROWTH_MAX: f64 = 1.15;
+
+/// How to soak.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The tunnel: qmux-dp or LABEL=KIND:PROGRAM
+    #[arg(long, value_name = "TUNNEL", default_value = "qmux-dp")]
+    tunnel: Spec,
+    /// How long
+    #[arg(long, value_name = "N", default_value_t = 15.0)]
+    minutes: f64,
+    /// Cores of each side
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    cores: usize,
+    /// Where the picture goes
+    #[arg(long, value_name = "FILE", default_value = "soak.svg")]
+    svg: PathBuf,
+    /// Where qmux-dp is [default: where qmux-bench is]
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+}
+
+/// What was seen in one interval.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sample {
+    /// Seconds since the start, at its end.
+    at: f64,
+    server_mib: f64,
+    client_mib: f64,
+    server_descriptors: f64,
+    client_descriptors: f64,
+    /// Of the server and the client that lives on; `None` if too few bytes passed to tell.
+    cpu_seconds_per_gb: Option<f64>,
+    p50_ms: f64,
+    p99_ms: f64,
+}
+
+/// The processes that live through it all.
+struct Watched {
+    server: u32,
+    client: u32,
+    cpu: f64,
+    bytes: u64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
+    let setup = Setup {
+        programs: args.programs.clone().unwrap_or_else(program::own_directory),
+        place: Place::loopback(),
+        placement: Placement::Free,
+        overrides: Overrides {
+            udp: vec![SESSION_TIMEOUT.into()],
+            ..Overrides::default()
+        },
+        site: Site::new()?,
+        admin: true,
+    };
+    let service = Service::start(&setup.place, &[])?;
+    let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;
+    connect::until_it_works(tunnel.visit, WORKS_LIMIT)
+        .map_err(BenchError::io("the first visitor through the tunnel"))?;
+    let load = Load::start(tunnel.visit);
+    let mut samples = Vec::new();
+    let soaked = soak(args, &tunnel, &load, &mut samples);
+    let tally = load.stop();
+    let farewell = tunnel.stop();
+    let kills = soaked?;
+    fs::write(
+        &args.svg,
+        picture::draw(&samples).map_err(BenchError::Failed)?,
+    )
+    .map_err(BenchError::io(format!("writing {}", args.svg.display())))?;
+    println!("wrote {}", args.svg.display());
+    Ok(report(&samples, &tally, kills, &farewell.complaints))
+}
+
+/// Samples and kills until the time is over. Returns how often the second client was killed.
+fn soak(
+    args: &Args,
+    tunnel: &Tunnel,
+    load: &Load,
+    samples: &mut Vec<Sample>,
+) -> Result<usize, BenchError> {
+    let began = Instant::now();
+    let lasts = Duration::from_secs_f64(args.minutes * 60.0);
+    let mut second: Option<Program> = Some(tunnel.another_client()?);
+    let (mut kills, mut last_kill) = (0, Instant::now());
+    let mut watched = Watched::new(tunnel)?;
+    while began.elapsed() < lasts {
+        thread::sleep(SAMPLE);
+        samples.push(watched.sample(load, began.elapsed()));
+        if second.is_some() && last_kill.elapsed() >= KILL_EVERY {
+            // Dropping a program kills it.
+            second = None;
+            (kills, last_kill) = (kills + 1, Instant::now());
+        } else if second.is_none() && last_kill.elapsed() >= AWAY {
+            second = Some(tunnel.another_client()?);
+        }
+    }
+    Ok(kills)
+}
+
+impl Watched {
+    fn new(tunnel: &Tunnel) -> Result<Self, BenchError> {
+        let pid = |role: Role| {
+            let process = tunnel.processes().into_iter().find(|it| it.role == role);
+            process
+                .map(|it| it.pid)
+                .ok_or_else(|| BenchError::Failed("a soak needs a tunnel with two sides".into()))
+        };
+        let mut watched = Self {
+            server: pid(Role::Server)?,
+            client: pid(Role::Client)?,
+            cpu: 0.0,
+            bytes: 0,
+        };
+        watched.cpu = watched.cpu_seconds();
+        Ok(watched)
+    }
+
+    fn cpu_seconds(&self) -> f64 {
+        [self.server, self.client]
+            .into_iter()
+            .filter_map(proc_stat::cpu_time)
+            .map(proc_stat::CpuTime::seconds)
+            .sum()
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "no memory and no run has 2^53 bytes"
+    )]
+    fn sample(&mut self, load: &Load, at: Duration) -> Sample {
+        const MIB: f64 = 1_048_576.0;
+        /// Less than this in an interval says nothing about the price of a byte.
+        const BYTES_MIN: u64 = 1_000_000;
+        let mib = |pid| proc_stat::memory(pid).map_or(0.0, |it| it.resident_bytes as f64 / MIB);
+        let (cpu, bytes) = (self.cpu_seconds(), load.bytes());
+        let (used, moved) = (cpu - self.cpu, bytes - self.bytes);
+        (self.cpu, self.bytes) = (cpu, bytes);
+        let (p50_ms, p99_ms) = load.take_latency_ms();
+        Sample {
+            at: at.as_secs_f64(),
+            server_mib: mib(self.server),
+            client_mib: mib(self.client),
+            server_descriptors: descriptors(self.server),
+            client_descriptors: descriptors(self.client),
+            cpu_seconds_per_gb: (moved >= BYTES_MIN).then(|| used / (moved as f64 / 1e9)),
+            p50_ms,
+            p99_ms,
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "no process has 2^53 descriptors"
+)]
+fn descriptors(pid: u32) -> f64 {
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0.0, |entries| entries.count() as f64)
+}
+
+/// Prints the table, and says whether everything was right and flat.
+fn report(samples: &[Sample], tally: &Tally, kills: usize, complaints: &[String]) -> bool {
+    type Value = fn(&Sample) -> Option<f64>;
+    let rows: [(&str, Value, bool); 7] = [
+        ("server, MiB in memory", |it| Some(it.server_mib), true),
+        ("client, MiB in memory", |it| Some(it.client_mib), true),
+        (
+            "server, descriptors",
+            |it| Some(it.server_descriptors),
+            true,
+        ),
+        (
+            "client, descriptors",
+            |it| Some(it.client_descriptors),
+            true,
+        ),
+        ("CPU s/GB", |it| it.cpu_seconds_per_gb, false),
+        ("requests, p50 ms", |it| Some(it.p50_ms), false),
+        ("requests, p99 ms", |it| Some(it.p99_ms), false),
+    ];
+    println!("\n| what | second quarter | last quarter | ratio |\n| --- | --- | --- | --- |");
+    let quarter = samples.len() / 4;
+    let mut flat = true;
+    for (name, value, is_judged) in rows {
+        let median = |part: &[Sample]| {
+            let mut values: Vec<f64> = part.iter().filter_map(value).collect();
+            values.sort_by(f64::total_cmp);
+            values.get(values.len() / 2).copied().unwrap_or(0.0)
+        };
+        let before = median(samples.get(quarter..2 * quarter).unwrap_or_default());
+        let after = median(samples.get(3 * quarter..).unwrap_or_default());
+        let ratio = if before > 0.0 { after / before } else { 1.0 };
+        println!("| {name} | {before:.2} | {after:.2} | {ratio:.2} |");
+        flat &= !is_judged || ratio <= GROWTH_MAX;
+    }
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    println!(
+        "\n{} requests ({} reset), {} long echoes ({} reset), {} UDP questions ({} asked again), \
+         {} downloads aborted, {} visitors who stopped reading; a client killed {kills} times",
+        count(&tally.requests),
+        count(&tally.requests_reset),
+        count(&tally.echoes),
+        count(&tally.echoes_reset),
+        count(&tally.questions),
+        count(&tally.questions_again),
+        count(&tally.aborts),
+        count(&tally.stalled),
+    );
+    for line in complaints.iter().take(5) {
+        println!("complaint: {line}");
+    }
+    let wrong = tally.wrong();
+    for line in &wrong {
+        println!("**wrong**: {line}");
+    }
+    if !flat {
+        println!("**not flat**: memory or descriptors grew by more than {GROWTH_MAX} ×");
+    }
+    flat && wrong.is_empty()
+}

@@ -1,0 +1,279 @@
+//! Packets of no known lane: the first ones of new lanes, and what is answered to the others.
+//!
+//! Who sends them may be anybody. What that may cost is decided by [`crate::quic::admission`]; each packet that gets
+//! neither a lane nor an answer has its counter.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use qmux_proto::CID_LEN;
+
+use super::Endpoint;
+use crate::quic::admission::{PLACES_MAX, Refused, Verdict};
+use crate::quic::lane::Lane;
+use crate::quic::reset::Answer;
+use crate::quic::roaming::Way;
+use crate::quic::settings;
+
+/// That handshakes are refused is logged this often at most; how many, counters tell.
+const CROWDED_LOG_PAUSE: Duration = Duration::from_secs(60);
+
+/// A Retry packet: header, two connection ids of up to 20 bytes, token of up to 72, tag of 16.
+const RETRY_BYTES_MAX: usize = 256;
+
+/// Stateless resets that one endpoint sends per second. After a restart every lane needs one; a flood must not make us
+/// answer without bound.
+const RESETS_PER_SECOND_MAX: u32 = 10_000;
+
+/// Shortest first destination connection id that a client may choose (RFC 9000 section 7.2).
+const INITIAL_DCID_BYTES_MIN: usize = 8;
+
+/// Where a packet came from, and to.
+#[derive(Clone, Copy)]
+struct Ends {
+    from: SocketAddr,
+    to_ip: Option<IpAddr>,
+}
+
+impl Endpoint {
+    /// On a client: a stateless reset, perhaps; only the lane can tell, by its token.
+    pub(super) fn maybe_reset(
+        self: &Rc<Self>,
+        data: &mut [u8],
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+    ) {
+        let lane = self.lanes.borrow().values().next().cloned();
+        match lane {
+            Some(lane) => self.feed(&lane, data, from, to_ip),
+            None => self.counters.quic_packets_unknown.increment(),
+        }
+    }
+
+    /// On a server: a packet of a lane of an earlier process, mostly. It gets a stateless reset, if the lane was ours.
+    pub(super) fn answer_short_header(&self, data: &[u8], from: SocketAddr, to_ip: Option<IpAddr>) {
+        self.counters.quic_packets_unknown.increment();
+        let Some(key) = &self.reset_key else { return };
+        let answer = match key.answer(data, self.local_ip(to_ip)) {
+            Answer::Reset(answer) => answer,
+            Answer::Foreign => {
+                self.counters.quic_packets_foreign.increment();
+                return;
+            }
+            Answer::TooSmall => return,
+        };
+        let (mut since, mut sent) = self.resets.get();
+        if since.elapsed() >= Duration::from_secs(1) {
+            (since, sent) = (Instant::now(), 0);
+        }
+        self.resets.set((since, sent + 1));
+        if sent >= RESETS_PER_SECOND_MAX {
+            self.counters.stateless_resets_suppressed.increment();
+            return;
+        }
+        self.counters.stateless_resets_sent.increment();
+        self.answer(&answer, Ends { from, to_ip });
+    }
+
+    /// The first packet of a connection (RFC 9000 section 5.2.2).
+    pub(super) fn begin_handshake(
+        self: &Rc<Self>,
+        data: &mut [u8],
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+    ) {
+        let ends = Ends { from, to_ip };
+        let Ok(header) = quiche::Header::from_slice(data, CID_LEN) else {
+            self.counters.quic_packets_invalid.increment();
+            return;
+        };
+        // No answer to small ones: it must not be larger than the question (RFC 9000 section 6.1).
+        if data.len() < quiche::MIN_CLIENT_INITIAL_LEN {
+            self.counters.quic_packets_unknown.increment();
+            return;
+        }
+        if !quiche::version_is_supported(header.version) {
+            self.negotiate_version(&header, ends);
+            return;
+        }
+        if header.ty != quiche::Type::Initial || header.dcid.len() < INITIAL_DCID_BYTES_MIN {
+            self.counters.quic_packets_unknown.increment();
+            return;
+        }
+        let now = Instant::now();
+        let original = header
+            .token
+            .as_deref()
+            .filter(|token| !token.is_empty())
+            .and_then(|token| self.retry_key.verify(from, &header.dcid, token, now))
+            .map(quiche::ConnectionId::from_ref);
+        let verdict = self
+            .admission
+            .borrow_mut()
+            .judge(from.ip(), original.is_some(), now);
+        match verdict {
+            Verdict::Begin { displaces } => {
+                if let Some(lane) = displaces {
+                    self.displace(lane);
+                }
+            }
+            Verdict::Retry => {
+                self.ask_for_address(&header, ends, now);
+                return;
+            }
+            Verdict::Refuse(why) => {
+                self.refuse_handshake(why, now);
+                return;
+            }
+        }
+        let Some(lane) = self.accept_lane(&header, original.as_ref(), ends) else {
+            self.counters.handshakes_failed.increment();
+            return;
+        };
+        self.feed(&lane, data, from, to_ip);
+        if lane.conn.borrow().stats().recv == 0 {
+            // Not a packet of QUIC after all: nobody is told of its lane, and it leaves nothing behind.
+            self.counters.initials_invalid.increment();
+            self.forget(&lane);
+            return;
+        }
+        if let Some(owner) = self.owner.borrow().clone() {
+            owner.lane_accepted(&lane);
+        }
+    }
+
+    /// A lane for a client whose first packet has this `header`; after a Retry, `original` is the first connection id.
+    fn accept_lane(
+        self: &Rc<Self>,
+        header: &quiche::Header<'_>,
+        original: Option<&quiche::ConnectionId<'_>>,
+        ends: Ends,
+    ) -> Option<Rc<Lane>> {
+        let local_ip = self.local_ip(ends.to_ip);
+        // After a Retry the client uses the connection id that we gave it there: the token says so.
+        let scid = match <[u8; CID_LEN]>::try_from(header.dcid.as_ref()) {
+            Ok(id) if original.is_some() => id,
+            _ => self.new_cid(local_ip),
+        };
+        if let Some(key) = &self.reset_key {
+            self.config
+                .borrow_mut()
+                .set_stateless_reset_token(Some(key.token(&scid, local_ip)));
+        }
+        settings::fit_to_route(
+            &mut self.config.borrow_mut(),
+            self.packet_bytes_max,
+            ends.from,
+        );
+        let conn = quiche::accept_with_buf_factory(
+            &quiche::ConnectionId::from_ref(&scid),
+            original,
+            self.local_addr(ends.to_ip),
+            ends.from,
+            &mut self.config.borrow_mut(),
+        )
+        .ok()?;
+        let way = Way {
+            peer: ends.from,
+            local: ends.to_ip,
+        };
+        let lane = self.adopt(conn, scid, way);
+        let initial_id: Box<[u8]> = header.dcid.as_ref().into();
+        *lane.initial_id.borrow_mut() = Some(initial_id.clone());
+        self.by_initial
+            .borrow_mut()
+            .insert(initial_id, Rc::clone(&lane));
+        Some(lane)
+    }
+
+    /// Gives up a lane that has had its place for long, because somebody else needs one.
+    fn displace(&self, lane: u64) {
+        self.counters.handshakes_displaced.increment();
+        self.admission.borrow_mut().give_back(lane);
+        if let Some(lane) = self.lane(lane) {
+            lane.give_up();
+        }
+    }
+
+    /// Nothing is answered. The client repeats its first packet after a second (RFC 9002 section 6.2.2), and gets in when
+    /// as many handshakes as a core completes meanwhile are over.
+    fn refuse_handshake(&self, why: Refused, now: Instant) {
+        let (counter, text) = match why {
+            Refused::NoPlace => (
+                &self.counters.handshakes_refused,
+                "more clients at once than one core shakes hands with; the others try again (counter handshakes_refused)",
+            ),
+            Refused::NoPlaceForNetwork => (
+                &self.counters.handshakes_refused_network,
+                "one network has begun so many handshakes that only places for others are left (counter handshakes_refused_network)",
+            ),
+            Refused::Handshakes => (
+                &self.counters.handshakes_refused_rate,
+                "more handshakes per second than one core begins; the others try again (counter handshakes_refused_rate)",
+            ),
+            Refused::Answers => (
+                &self.counters.initials_dropped,
+                "a flood of first packets; some are not answered (counter initials_dropped)",
+            ),
+        };
+        counter.increment();
+        let due = |at: Instant| now.saturating_duration_since(at) >= CROWDED_LOG_PAUSE;
+        if self.crowded_logged_at.get().is_none_or(due) {
+            self.crowded_logged_at.set(Some(now));
+            tracing::warn!(
+                core = self.core,
+                addr = %self.socket.local_addr(),
+                places = self.admission.borrow().places(),
+                places_max = PLACES_MAX,
+                "{text}"
+            );
+        }
+    }
+
+    /// Answers with a Retry: a client that receives it comes back with a token.
+    fn ask_for_address(&self, header: &quiche::Header<'_>, ends: Ends, now: Instant) {
+        let id = self.new_cid(self.local_ip(ends.to_ip));
+        let token = self.retry_key.token(ends.from, &id, &header.dcid, now);
+        let mut answer = [0u8; RETRY_BYTES_MAX];
+        let written = quiche::retry(
+            &header.scid,
+            &header.dcid,
+            &quiche::ConnectionId::from_ref(&id),
+            &token,
+            header.version,
+            &mut answer,
+        );
+        if let Ok(written) = written {
+            self.counters.retries_sent.increment();
+            self.answer(&answer[..written], ends);
+        }
+    }
+
+    fn negotiate_version(&self, header: &quiche::Header<'_>, ends: Ends) {
+        let may_answer = self
+            .admission
+            .borrow_mut()
+            .may_answer(ends.from.ip(), Instant::now());
+        if !may_answer {
+            self.counters.initials_dropped.increment();
+            return;
+        }
+        let mut answer = [0u8; 128];
+        if let Ok(written) = quiche::negotiate_version(&header.scid, &header.dcid, &mut answer) {
+            self.counters.versions_negotiated.increment();
+            self.answer(&answer[..written], ends);
+        }
+    }
+
+    /// Best effort: who asked asks again.
+    fn answer(&self, answer: &[u8], ends: Ends) {
+        let sent: io::Result<()> =
+            self.socket
+                .try_send(answer, answer.len(), ends.from, ends.to_ip);
+        if sent.is_err() {
+            self.counters.stateless_answers_lost.increment();
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What one turn of receiving brought a lane, and what of it was its peer's.
+//!
+//! Anybody who knows a lane's address or connection id can send it packets. quiche takes them all without a word, and
+//! counts those that it could decrypt: only these are a sign of life, and only they are worth an acknowledgement.
+
+use std::cell::Cell;
+
+use super::Lane;
+
+/// Counted while a turn lasts.
+#[derive(Debug, Default)]
+pub(in crate::quic) struct Turn {
+    /// Datagrams that quiche was given.
+    datagrams: Cell<u64>,
+    /// Bytes of those that came from where packets go.
+    bytes: Cell<usize>,
+    /// Packets that quiche had decrypted, in all, at the end of the last turn.
+    genuine_before: Cell<u64>,
+}
+
+/// A turn that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::quic) struct TurnOver {
+    /// Something came from the peer.
+    pub(in crate::quic) genuine: bool,
+    /// Datagrams that brought nothing.
+    pub(in crate::quic) ignored: u64,
+    /// Bytes that came from where packets go.
+    pub(in crate::quic) bytes: usize,
+}
+
+impl Turn {
+    /// quiche was given a datagram; `bytes` of it came from where packets go.
+    pub(in crate::quic) fn fed(&self, bytes: usize) {
+        self.datagrams.set(self.datagrams.get() + 1);
+        self.bytes.set(self.bytes.get() + bytes);
+    }
+
+    /// Packets go elsewhere from now on.
+    pub(super) fn moved(&self) {
+        self.bytes.set(0);
+    }
+
+    fn over(&self, genuine: u64) -> TurnOver {
+        let new = genuine.saturating_sub(self.genuine_before.replace(genuine));
+        TurnOver {
+            genuine: new > 0,
+            // While hands are shaken, one datagram may bring several packets.
+            ignored: self.datagrams.take().saturating_sub(new),
+            bytes: self.bytes.take(),
+        }
+    }
+}
+
+impl Lane {
+    /// The packets of a turn have been given to quiche.
+    pub(in crate::quic) fn end_turn(&self) -> TurnOver {
+        self.turn.over(self.genuine_packets())
+    }
+
+    /// Whether packets that are not the peer's change nothing for the lane: it is up and goes on. While hands are shaken
+    /// they raise the amplification limit (RFC 9000 section 8.1), or wait for their keys; one may be a stateless reset.
+    pub(in crate::quic) fn is_unmoved_by_noise(&self) -> bool {
+        let conn = self.conn.borrow();
+        self.counted_opened.get()
+            && !conn.is_closed()
+            && !conn.is_draining()
+            && conn.local_error().is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_quiche_could_not_decrypt_is_no_sign_of_life() {
+        let turn = Turn::default();
+        turn.fed(100);
+        turn.fed(0);
+        let noise = TurnOver {
+            genuine: false,
+            ignored: 2,
+            bytes: 100,
+        };
+        assert_eq!(turn.over(0), noise);
+        turn.fed(100);
+        turn.fed(50);
+        let half = TurnOver {
+            genuine: true,
+            ignored: 1,
+            bytes: 150,
+        };
+        assert_eq!(turn.over(1), half);
+        turn.fed(100);
+        // An Initial and a Handshake packet in one datagram.
+        assert_eq!(turn.over(3).ignored, 0);
+        turn.fed(7);
+        turn.moved();
+        assert_eq!(turn.over(4).bytes, 0);
+    }
+}
