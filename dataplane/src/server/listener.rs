@@ -292,7 +292,7 @@ impl ListenerCore {
     }
 
     /// This core's registered lanes of `client`.
-    fn lanes_of(&self, client: u64) -> Vec<Rc<ServerLane>> {
+    fn registered_lanes(&self, client: u64) -> Vec<Rc<ServerLane>> {
         let registered = self.registered.borrow();
         let lanes = registered.values().filter(|lane| lane.is_of(client));
         lanes.cloned().collect()
@@ -305,7 +305,7 @@ impl ListenerCore {
             reason: GoAwayReason::Replaced,
             drain_timeout_ms: 0,
         };
-        for lane in self.lanes_of(client) {
+        for lane in self.registered_lanes(client) {
             self.lane_takes_no_more(&lane);
             if lane.lane.is_silent() {
                 self.close_replaced(&lane);
@@ -377,7 +377,7 @@ impl ListenerCore {
 
     /// This core's lanes of the client ask it.
     pub(super) fn alarm(&self, client: u64) {
-        for lane in self.lanes_of(client) {
+        for lane in self.registered_lanes(client) {
             lane.alarm();
         }
     }

@@ -64,7 +64,8 @@ impl UnderWay {
             match stream.read(&mut piece) {
                 Ok(0) => panic!("a clean end after {bytes} bytes, of which more were to come"),
                 Ok(read) => {
-                    let before = std::mem::replace(&mut bytes, bytes + read);
+                    let before = bytes;
+                    bytes += read;
                     if before < UNDER_WAY_BYTES && bytes >= UNDER_WAY_BYTES {
                         self.0.fetch_add(1, Ordering::SeqCst);
                     }
