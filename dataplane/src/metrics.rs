@@ -77,12 +77,13 @@ counters! {
     quic_send_waits,
     /// Packets of no known connection.
     quic_packets_unknown,
-    /// Packets of an unknown connection whose id was not issued here: noise, or somebody who shows us a living lane of
-    /// another server. They get no answer.
+    /// Packets of an unknown connection whose id was not issued here: noise, or somebody who shows
+    /// us a living lane of another server. They get no answer.
     quic_packets_foreign,
     /// Packets that QUIC could not parse, or that broke its rules.
     quic_packets_invalid,
-    /// Packets of a lane that brought nothing: they do not decrypt, have come before, or came after its end.
+    /// Packets of a lane that brought nothing: they do not decrypt, have come before, or came after
+    /// its end.
     quic_packets_ignored,
     /// Packets on a client's socket that did not come from its server.
     quic_packets_from_others,
@@ -94,7 +95,8 @@ counters! {
     quic_packets_handover_dropped,
     /// First packets of connections that were none: they do not decrypt.
     initials_invalid,
-    /// First packets of connections left without an answer: more than a core answers in a second, or one network gets.
+    /// First packets of connections left without an answer: more than a core answers in a second,
+    /// or one network gets.
     initials_dropped,
     /// Retry packets sent, because many handshakes began, or many lanes were not registered yet.
     retries_sent,
@@ -110,7 +112,8 @@ counters! {
     handshakes_refused,
     /// The same, because one network had begun so many that only places for others were left.
     handshakes_refused_network,
-    /// Handshakes refused because more began per second than a core takes, or one network may begin.
+    /// Handshakes refused because more began per second than a core takes, or one network may
+    /// begin.
     handshakes_refused_rate,
     /// Incomplete handshakes given up because somebody else needed their place.
     handshakes_displaced,
@@ -160,7 +163,8 @@ counters! {
     registrations_duplicate,
     /// The same, because the client has as many lanes as one may have.
     registrations_limited,
-    /// Refused lanes that were closed before their client could read why, because many others waited for that.
+    /// Refused lanes that were closed before their client could read why, because many others
+    /// waited for that.
     refusals_cut_short,
     /// Clients that said that their service cannot be reached.
     services_down,

@@ -29,7 +29,7 @@ enum Outcome {
     /// The old lane serves on.
     Old,
     /// The new lane has taken its place.
-    New(Session),
+    New(Box<Session>),
     /// The old lane has stopped serving.
     Over(Served),
 }
@@ -53,7 +53,7 @@ pub(super) async fn serve(
                     continue;
                 }
                 Outcome::New(new) => {
-                    let old = std::mem::replace(&mut session, new);
+                    let old = std::mem::replace(&mut session, *new);
                     give_up(core, old, &session);
                     backoff.reset();
                     continue;
@@ -109,13 +109,13 @@ async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session)
         .await
     };
     match first {
-        Ok(Ok(session)) => Outcome::New(session),
+        Ok(Ok(session)) => Outcome::New(Box::new(session)),
         Ok(Err(end)) => {
             tracing::debug!(server = %supervisor.server, ?end, "dialled beside a lane in vain");
             Outcome::Old
         }
         Err(Served::Ended(end)) => match supervisor.unless_retired(new.as_mut()).await {
-            Some(Ok(session)) => Outcome::New(session),
+            Some(Ok(session)) => Outcome::New(Box::new(session)),
             _ => Outcome::Over(Served::Ended(end)),
         },
         Err(served) => {

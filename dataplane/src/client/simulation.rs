@@ -72,6 +72,8 @@ struct Supervised {
     backoff: Backoff,
     /// With this run of the server.
     registered: Option<u64>,
+    /// Nobody answers its questions.
+    unanswered: bool,
     /// When the next attempt is made.
     next: Duration,
     last_attempt: Duration,
@@ -133,6 +135,7 @@ impl World {
             15..45 => self.deliver(),
             45..50 => self.change_host(),
             50 => self.pass_time(Duration::from_secs(3_600)),
+            51..56 => self.silence(),
             _ => {
                 let by_ms = self.random.random_range(1..500);
                 self.pass_time(Duration::from_millis(by_ms));
@@ -189,6 +192,9 @@ impl World {
         for lane in changes.retire {
             let retired = self.supervised.remove(&lane).expect("it runs");
             assert_eq!(retired.core, core, "another core's lane");
+            if retired.unanswered {
+                retired.server.lane_unanswered(false);
+            }
             if retired.registered.is_some() {
                 retired.server.lane_ended();
             }
@@ -200,6 +206,7 @@ impl World {
                 server: Arc::clone(server.expect("a server of the roster")),
                 backoff: Backoff::default(),
                 registered: None,
+                unanswered: false,
                 next: self.now,
                 last_attempt: self.now,
             };
@@ -224,6 +231,9 @@ impl World {
         self.hosts.insert(changed, host);
         for ((_, lane), supervised) in &mut self.supervised {
             if supervised.server.address == changed && supervised.registered.take().is_some() {
+                if std::mem::take(&mut supervised.unanswered) {
+                    supervised.server.lane_unanswered(false);
+                }
                 supervised.server.lane_ended();
                 supervised.last_attempt = self.now;
                 supervised.backoff.reset();
@@ -237,6 +247,47 @@ impl World {
                         supervised.backoff.next(random)
                     };
             }
+        }
+    }
+
+    /// A registered lane is not answered any more, or is again; in between another may be dialled
+    /// beside it, from the first lane or from one that knows the fault to be its own.
+    fn silence(&mut self) {
+        let registered: Vec<LaneId> = self
+            .supervised
+            .iter()
+            .filter(|(_, lane)| lane.registered.is_some())
+            .map(|(id, _)| *id)
+            .collect();
+        if registered.is_empty() {
+            return;
+        }
+        let id = registered[self.random.random_range(0..registered.len())];
+        let takes_over = self.random.random_bool(0.5);
+        let others_answered = self.supervised.iter().any(|(other, lane)| {
+            other.0 == id.0 && *other != id && lane.registered.is_some() && !lane.unanswered
+        });
+        let Some(lane) = self.supervised.get_mut(&id) else {
+            return;
+        };
+        let instance = lane.registered.expect("chosen so");
+        lane.unanswered = !lane.unanswered;
+        lane.server.lane_unanswered(lane.unanswered);
+        if !lane.unanswered {
+            return;
+        }
+        assert_eq!(
+            lane.server.is_heard_elsewhere(instance),
+            others_answered,
+            "whose fault it is"
+        );
+        if takes_over && (id.1 == 0 || others_answered) {
+            // The new lane registers before the old one is given up.
+            let host = self.hosts[&lane.server.address];
+            lane.server.lane_registered(host.instance);
+            lane.server.lane_unanswered(false);
+            lane.server.lane_ended();
+            lane.unanswered = false;
         }
     }
 

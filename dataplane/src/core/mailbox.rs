@@ -13,7 +13,8 @@ use crate::server::registry::FlowTicket;
 use crate::server::visitors::Visitor;
 use crate::sys::wake::{self, WakeSender};
 
-/// Mail that may wait for one core. A burst of 4,096 visitors for another core is a second's worth of accepts.
+/// Mail that may wait for one core. A burst of 4,096 visitors for another core is a second's worth
+/// of accepts.
 const MAIL_MAX: usize = 4_096;
 
 /// What one core (or `main`) hands to another.

@@ -497,8 +497,9 @@ impl Flow {
                     // An error is found again by the write that follows.
                     let _ready = Self::wait(self.outward(), Waits::Socket, socket.writable()).await;
                 }
-                // The socket takes no more, but what it has sent may still be there to read. EPIPE: its peer had sent
-                // a FIN before the reset (tcp_reset() in the kernel), so its bytes are complete. Anything else: not.
+                // The socket takes no more, but what it has sent may still be there to read. EPIPE:
+                // its peer had sent a FIN before the reset (tcp_reset() in the kernel), so its
+                // bytes are complete. Anything else: not.
                 Err(error) => {
                     watch.socket_took();
                     self.broken.set(error.kind() != io::ErrorKind::BrokenPipe);

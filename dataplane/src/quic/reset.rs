@@ -1,21 +1,25 @@
-//! Stateless resets (RFC 9000 section 10.3), and the connection ids that get one: how a restarted server tells a client
-//! that its lane is gone. Without it a client would wait until it has asked in vain.
+//! Stateless resets (RFC 9000 section 10.3), and the connection ids that get one: how a restarted
+//! server tells a client that its lane is gone. Without it a client would wait until it has asked
+//! in vain.
 //!
-//! A reset ends a lane, so nobody but the lane's own server may be made to send it (section 21.11): whoever has seen a
-//! living lane's connection id could else show it to another server with the same key, and pass its answer on. So
-//! tokens are bound to where a lane lives, and so are connection ids, which carry a tag by which a server knows its own.
-//! The key is made of
+//! A reset ends a lane, so nobody but the lane's own server may be made to send it (section 21.11):
+//! whoever has seen a living lane's connection id could else show it to another server with the
+//! same key, and pass its answer on. So tokens are bound to where a lane lives, and so are
+//! connection ids, which carry a tag by which a server knows its own. The key is made of
 //!
-//! - the server's private key file and the machine's boot id, which survive a restart of the process, so that the new
-//!   one answers for connection ids of the old one, on any core;
-//! - the port that the listener has, and the local address that the packet came to: those of the process's other
-//!   listeners differ, as do those of replicas that share a key file, behind one public address or several.
+//! - the server's private key file and the machine's boot id, which survive a restart of the
+//!   process, so that the new one answers for connection ids of the old one, on any core;
+//! - the port that the listener has, and the local address that the packet came to: those of the
+//!   process's other listeners differ, as do those of replicas that share a key file, behind one
+//!   public address or several.
 //!
-//! What holds: another listener of the same process, and a replica with the same key file on another machine or under
-//! another local address, take such a packet for a stranger's and say nothing. The process that comes after this one at
-//! the same address answers at once. After a reboot, and at a replica that gets this one's packets by NAT or a balancer,
-//! there is no reset: the client finds out by questions that stay unanswered. Two processes in containers of one machine
-//! that have the same local address and port, in networks that do not know each other, are not told apart.
+//! What holds: another listener of the same process, and a replica with the same key file on
+//! another machine or under another local address, take such a packet for a stranger's and say
+//! nothing. The process that comes after this one at the same address answers at once. After a
+//! reboot, and at a replica that gets this one's packets by NAT or a balancer, there is no reset:
+//! the client finds out by questions that stay unanswered. Two processes in containers of one
+//! machine that have the same local address and port, in networks that do not know each other, are
+//! not told apart.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -58,7 +62,8 @@ pub(super) enum Answer {
     Reset(Vec<u8>),
     /// Nothing: its connection id was not issued here.
     Foreign,
-    /// Nothing: it is so small that the answer would not be smaller, and two endpoints could answer each other for ever.
+    /// Nothing: it is so small that the answer would not be smaller, and two endpoints could answer
+    /// each other for ever.
     TooSmall,
 }
 
@@ -93,7 +98,8 @@ impl ResetKey {
         ConnectionId::new(core, rest)
     }
 
-    /// Whether `id` was issued here, by this process or one before it, for a lane whose client reaches us at `local`.
+    /// Whether `id` was issued here, by this process or one before it, for a lane whose client
+    /// reaches us at `local`.
     pub(super) fn issued(&self, id: &[u8; CID_LEN], local: IpAddr) -> bool {
         boring::memcmp::eq(&self.tag(id, local), &id[CID_LEN - TAG_BYTES..])
     }
@@ -195,7 +201,8 @@ mod tests {
         };
         let (ours, here) = (key(b"secret", b"machine", 443), ip("10.0.0.5"));
         let packet = packet(ours.issue(0, here));
-        // A second listener, a replica on another machine, one with another key, one with another address.
+        // A second listener, a replica on another machine, one with another key, one with another
+        // address.
         for (other, local) in [
             (key(b"secret", b"machine", 444), here),
             (key(b"secret", b"another", 443), here),

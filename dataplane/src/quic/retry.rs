@@ -1,9 +1,11 @@
-//! Retry tokens (RFC 9000 section 8.1.2): a client proves that it receives at its address before it costs us a lane.
+//! Retry tokens (RFC 9000 section 8.1.2): a client proves that it receives at its address before it
+//! costs us a lane.
 //!
-//! Asked for when [`super::admission`] says so. A token names the address, the first destination connection id, the
-//! connection id that the client is to use instead, and the time, under a MAC with a key of this endpoint alone: a
-//! client's next packet comes to the same core, because the new connection id says so. A packet with another connection
-//! id than that one does not go with the token: else its sender would choose an id that is ours to choose.
+//! Asked for when [`super::admission`] says so. A token names the address, the first destination
+//! connection id, the connection id that the client is to use instead, and the time, under a MAC
+//! with a key of this endpoint alone: a client's next packet comes to the same core, because the
+//! new connection id says so. A packet with another connection id than that one does not go with
+//! the token: else its sender would choose an id that is ours to choose.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -31,7 +33,8 @@ impl RetryKey {
         }
     }
 
-    /// A token for a client at `peer` whose first destination connection id was `original`, and is to be `issued` now.
+    /// A token for a client at `peer` whose first destination connection id was `original`, and is
+    /// to be `issued` now.
     pub(super) fn token(
         &self,
         peer: SocketAddr,
@@ -48,8 +51,8 @@ impl RetryKey {
         token
     }
 
-    /// The first destination connection id that `token` was made for, if it is ours, of `peer`, goes with the connection
-    /// id `used` now, and is young enough.
+    /// The first destination connection id that `token` was made for, if it is ours, of `peer`,
+    /// goes with the connection id `used` now, and is young enough.
     pub(super) fn verify<'t>(
         &self,
         peer: SocketAddr,

@@ -21,14 +21,16 @@ use crate::quic::token;
 /// A client that has completed the handshake must register within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client closes a lane when it has read why it was refused; after this time the server does, on a path of 750 ms too.
+/// A client closes a lane when it has read why it was refused; after this time the server does, on
+/// a path of 750 ms too.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Refused lanes that wait for that, per core and listener. What is more is closed at once: its client learns less.
+/// Refused lanes that wait for that, per core and listener. What is more is closed at once: its
+/// client learns less.
 const REFUSED_LANES_MAX: usize = 64;
 
-/// Lanes that one client may have with a listener: as many as it can be told to open, and those of before that their
-/// server does not know to be dead yet.
+/// Lanes that one client may have with a listener: as many as it can be told to open, and those of
+/// before that their server does not know to be dead yet.
 const LANES_OF_CLIENT_MAX: usize = 2 * LANES_MAX as usize;
 
 /// Runs until the lane ends.

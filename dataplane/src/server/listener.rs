@@ -248,7 +248,8 @@ impl ListenerCore {
         self.pool.lanes_of(&request.client_id, request.instance_id)
     }
 
-    /// A refused lane stays until its client has read why, unless `most` do already. False if it must go.
+    /// A refused lane stays until its client has read why, unless `most` do already. False if it
+    /// must go.
     pub(super) fn let_linger(&self, lane: &ServerLane, most: usize) -> bool {
         let lingering = self.lingering.get();
         let may = lingering < most;

@@ -2,7 +2,8 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Raises the soft limit of open files to the hard limit and returns the resulting soft limit (`None`: unlimited).
+/// Raises the soft limit of open files to the hard limit and returns the resulting soft limit
+/// (`None`: unlimited).
 pub(crate) fn raise_open_files() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {

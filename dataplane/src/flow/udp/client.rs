@@ -1,8 +1,8 @@
 //! The client's side: the UDP flows of one lane, each with a socket of its own towards the service.
 //!
-//! A socket of its own gives each flow the service's view of a visitor of its own, and because it is connected only
-//! the service's datagrams are taken and ICMP errors arrive. A service that cannot be reached does not end a flow:
-//! UDP services come and go.
+//! A socket of its own gives each flow the service's view of a visitor of its own, and because it
+//! is connected only the service's datagrams are taken and ICMP errors arrive. A service that
+//! cannot be reached does not end a flow: UDP services come and go.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -32,8 +32,8 @@ use crate::quic::event::{Event, yield_now};
 use crate::sys::bind::raise_udp_buffers;
 use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
 
-/// Flows of one lane. Each has a socket, and with one port per flow towards one service there are at most 28,232 of
-/// them by Linux's default port range.
+/// Flows of one lane. Each has a socket, and with one port per flow towards one service there are
+/// at most 28,232 of them by Linux's default port range.
 pub(crate) const LANE_FLOWS_MAX: usize = 16_384;
 
 /// Where the service is now; `None` if its name cannot be resolved.
@@ -178,7 +178,8 @@ impl ClientFlows {
 
     // ---- flows ---------------------------------------------------------------------------------------------------
 
-    /// Opens the flow that `header` introduces. Otherwise the datagram is dropped, and the server told why.
+    /// Opens the flow that `header` introduces. Otherwise the datagram is dropped, and the server
+    /// told why.
     fn introduced(self: &Rc<Self>, header: &Header<'_>, now: Instant) -> Option<Rc<Flow>> {
         let id = header.flow_id();
         let Some((visitor, service)) = header.introduction() else {

@@ -30,13 +30,15 @@ use crate::sys::udp::{Purpose, ReceiveBatch};
 /// Receive calls before the other tasks of the core get a turn; as for QUIC sockets.
 const RECEIVE_CALLS_PER_TURN: usize = 2;
 
-/// Longest time between two looks for expired flows: a flow outlives its timeout by no more than this.
+/// Longest time between two looks for expired flows: a flow outlives its timeout by no more than
+/// this.
 const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
 /// Shortest time between two looks, so that a tiny timeout does not keep an idle core awake.
 const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(50);
 
-/// Flows that expire before the other tasks of the core get a turn: a quarter of a millisecond's work.
+/// Flows that expire before the other tasks of the core get a turn: a quarter of a millisecond's
+/// work.
 const EXPIRED_PER_TURN: usize = 256;
 
 /// Wait after an error of waiting itself, so that an error that persists does not spin.

@@ -1,8 +1,8 @@
 //! The server's side: a core's UDP traffic socket of one listener, and the flows of its visitors.
 //!
-//! A new visitor is routed once; its flow then stays with its lane until it expires, is closed or the lane ends. If
-//! the lane is on another core, the visitor's datagrams are handed over to it one by one, and that core answers from
-//! its own socket of the same port.
+//! A new visitor is routed once; its flow then stays with its lane until it expires, is closed or
+//! the lane ends. If the lane is on another core, the visitor's datagrams are handed over to it one
+//! by one, and that core answers from its own socket of the same port.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};

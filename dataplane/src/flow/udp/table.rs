@@ -209,7 +209,8 @@ impl<T> Table<T> {
         flows
     }
 
-    /// Ends the next flow that was last active a timeout ago or longer. Those that are `kept` live for another timeout.
+    /// Ends the next flow that was last active a timeout ago or longer. Those that are `kept` live
+    /// for another timeout.
     pub(super) fn expire_next(
         &mut self,
         now: Instant,

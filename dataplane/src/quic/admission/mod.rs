@@ -1,20 +1,22 @@
 //! Admission: which first packets of strangers cost this core anything, and how much.
 //!
-//! Whoever sends an Initial packet may be anybody, at any address that he likes to claim. What he can make a core do is
-//! bounded in three ways, each of them per core and listener:
+//! Whoever sends an Initial packet may be anybody, at any address that he likes to claim. What he
+//! can make a core do is bounded in three ways, each of them per core and listener:
 //!
-//! - **Places.** A lane whose peer has not registered holds a place, of which there are [`PLACES_MAX`]. One network
-//!   (an IPv4 /24, an IPv6 /48) may hold no more than are still free: one alone gets half of them, two a third each, so
-//!   that there is always a place for somebody else. When all are taken, a lane that has held one for
-//!   [`STALE_AFTER`] makes room.
-//! - **Handshakes per second.** The first ones begin at once. Above [`UNPROVED`] (or with a quarter of the places
-//!   taken) a stranger must first show that he receives at his address, by coming back with the token of a Retry packet.
-//!   Then [`PROVED`] holds for all, and [`PROVED_OF_NETWORK`] for one network.
-//! - **Answers per second.** A stranger without a token costs one stateless answer at most, and these are bounded by
-//!   [`ANSWERS`] for all and [`ANSWERS_OF_NETWORK`] for one network.
+//! - **Places.** A lane whose peer has not registered holds a place, of which there are
+//!   [`PLACES_MAX`]. One network (an IPv4 /24, an IPv6 /48) may hold no more than are still free:
+//!   one alone gets half of them, two a third each, so that there is always a place for somebody
+//!   else. When all are taken, a lane that has held one for [`STALE_AFTER`] makes room.
+//! - **Handshakes per second.** The first ones begin at once. Above [`UNPROVED`] (or with a quarter
+//!   of the places taken) a stranger must first show that he receives at his address, by coming
+//!   back with the token of a Retry packet. Then [`PROVED`] holds for all, and
+//!   [`PROVED_OF_NETWORK`] for one network.
+//! - **Answers per second.** A stranger without a token costs one stateless answer at most, and
+//!   these are bounded by [`ANSWERS`] for all and [`ANSWERS_OF_NETWORK`] for one network.
 //!
-//! So a flood from one network, however fast, takes nothing that others need; one with invented addresses of all
-//! networks makes honest clients repeat their first packet (RFC 9002, section 6.2) until an answer falls to them.
+//! So a flood from one network, however fast, takes nothing that others need; one with invented
+//! addresses of all networks makes honest clients repeat their first packet (RFC 9002, section 6.2)
+//! until an answer falls to them.
 //!
 //! No I/O here, no clock and no randomness: time and the seed come in as arguments.
 
@@ -31,18 +33,21 @@ use rate::{Meter, NetworkMeters, Rate};
 /// Lanes that nobody has registered on. One costs about 40 KB.
 pub(super) const PLACES_MAX: usize = 1_024;
 
-/// Above so many of them a stranger must show that he receives at his address: those who invent theirs get no more.
+/// Above so many of them a stranger must show that he receives at his address: those who invent
+/// theirs get no more.
 pub(super) const PLACES_UNPROVED_MAX: usize = PLACES_MAX / 4;
 
-/// When there is no place left, one is taken from a lane that has held it for this long: three round trips of the
-/// slowest path that is tested, 750 ms, and a repeated packet.
+/// When there is no place left, one is taken from a lane that has held it for this long: three
+/// round trips of the slowest path that is tested, 750 ms, and a repeated packet.
 const STALE_AFTER: Duration = Duration::from_secs(4);
 
-/// Handshakes that begin without a proof of the address. A full one costs 0.35 ms of a core with a P-256 key, so 128
-/// are 5 % of it, and the burst 0.1 s; a few clients that come back together get in without the round trip of a Retry.
+/// Handshakes that begin without a proof of the address. A full one costs 0.35 ms of a core with a
+/// P-256 key, so 128 are 5 % of it, and the burst 0.1 s; a few clients that come back together get
+/// in without the round trip of a Retry.
 const UNPROVED: Rate = Rate::new(128, 256);
 
-/// Handshakes that begin with a proof: 18 % of a core. The burst lets 1,000 clients come back at once.
+/// Handshakes that begin with a proof: 18 % of a core. The burst lets 1,000 clients come back at
+/// once.
 const PROVED: Rate = Rate::new(512, 1_024);
 
 /// Those of one network: 9 % of a core. Clients behind one NAT share it.
@@ -60,7 +65,8 @@ const _: () = assert!(ANSWERS_OF_NETWORK.per_second < ANSWERS.per_second);
 /// What is done with the first packet of a stranger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// A lane begins, and takes a place ([`Admission::take`]). If there was none left, this lane makes room.
+    /// A lane begins, and takes a place ([`Admission::take`]). If there was none left, this lane
+    /// makes room.
     Begin {
         /// The lane to be given up first.
         displaces: Option<u64>,
@@ -137,7 +143,8 @@ impl Admission {
         self.places.len()
     }
 
-    /// Judges the first packet of a lane from `ip`. `proved` says whether it shows that its sender receives there.
+    /// Judges the first packet of a lane from `ip`. `proved` says whether it shows that its sender
+    /// receives there.
     pub(super) fn judge(&mut self, ip: IpAddr, proved: bool, now: Instant) -> Verdict {
         let network = Network::of(ip);
         if !proved {

@@ -1,4 +1,5 @@
-//! Rates: how many of something may happen, for all and for each network, in memory that no flood makes grow.
+//! Rates: how many of something may happen, for all and for each network, in memory that no flood
+//! makes grow.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
@@ -8,11 +9,12 @@ use super::Network;
 /// Rows of meters. A network has one meter in each, and company in all of them only by bad luck.
 const ROWS: usize = 3;
 
-/// Meters of a row. With ten networks that flood, another one has such company in all rows in 7 cases of a million.
+/// Meters of a row. With ten networks that flood, another one has such company in all rows in 7
+/// cases of a million.
 const METERS: usize = 512;
 
-/// After this time the networks are dealt to the meters anew, so that bad company does not last. Each gets its burst
-/// again, which adds a few per second to the rate.
+/// After this time the networks are dealt to the meters anew, so that bad company does not last.
+/// Each gets its burst again, which adds a few per second to the rate.
 const DEAL_AFTER: Duration = Duration::from_secs(30);
 
 /// So many per second, and so many at once after a rest.
@@ -33,7 +35,8 @@ impl Rate {
     }
 }
 
-/// A token bucket, kept as the time when it is full again (the generic cell rate algorithm, ITU-T I.371).
+/// A token bucket, kept as the time when it is full again (the generic cell rate algorithm, ITU-T
+/// I.371).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Meter(Instant);
 
@@ -86,7 +89,8 @@ impl NetworkMeters {
         }
         let mut taken = false;
         for row in &mut self.rows {
-            // From each that has one: a network alone on its meters gets the rate once, not three times.
+            // From each that has one: a network alone on its meters gets the rate once, not three
+            // times.
             taken |= row.meter(network).take(rate, now);
         }
         taken
@@ -108,7 +112,8 @@ impl Row {
     }
 }
 
-/// Not to be guessed by who does not know the salt, so that nobody can choose whose company he keeps.
+/// Not to be guessed by who does not know the salt, so that nobody can choose whose company he
+/// keeps.
 fn salted(salt: u64, value: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     (salt, value).hash(&mut hasher);

@@ -1,4 +1,5 @@
-//! Floods of every kind beside honest clients, in a model of what an endpoint does with the verdicts.
+//! Floods of every kind beside honest clients, in a model of what an endpoint does with the
+//! verdicts.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,8 @@ use super::*;
 const SEEDS: u64 = 1_000;
 const STEPS: usize = 3_000;
 
-/// A client gives up its handshake after this time, and repeats its first packet after 1, 2, 4 s (RFC 9002, 6.2).
+/// A client gives up its handshake after this time, and repeats its first packet after 1, 2, 4 s
+/// (RFC 9002, 6.2).
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A lane whose peer stops in the middle is given up after this time.

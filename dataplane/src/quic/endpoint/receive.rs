@@ -22,14 +22,16 @@ const FLUSH_TURNS_MAX: usize = 8;
 /// visitors, 208 KB by default, take fewer than 100 at once.
 const DELIVER_AT: usize = 32;
 
-/// What one turn takes at most, in receive calls, where each brings few packets because they come from many peers.
-/// Acknowledgements, and a turn of every flow, come once per turn, not once per call.
+/// What one turn takes at most, in receive calls, where each brings few packets because they come
+/// from many peers. Acknowledgements, and a turn of every flow, come once per turn, not once per
+/// call.
 const CALLS_PER_TURN_MAX: usize = 8;
 
 /// The same in packets: 64 cost some 100 µs.
 const PACKETS_PER_TURN_MAX: u64 = 64;
 
-/// The same in bytes: no call begins above it, so that in bulk a turn is one call (see `QUIC_BATCHES` in `sys/udp.rs`).
+/// The same in bytes: no call begins above it, so that in bulk a turn is one call (see
+/// `QUIC_BATCHES` in `sys/udp.rs`).
 const BYTES_PER_TURN_MAX: u64 = 128 << 10;
 
 thread_local! {

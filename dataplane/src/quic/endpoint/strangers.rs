@@ -1,7 +1,7 @@
 //! Packets of no known lane: the first ones of new lanes, and what is answered to the others.
 //!
-//! Who sends them may be anybody. What that may cost is decided by [`crate::quic::admission`]; each packet that gets
-//! neither a lane nor an answer has its counter.
+//! Who sends them may be anybody. What that may cost is decided by [`crate::quic::admission`]; each
+//! packet that gets neither a lane nor an answer has its counter.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -23,8 +23,8 @@ const CROWDED_LOG_PAUSE: Duration = Duration::from_secs(60);
 /// A Retry packet: header, two connection ids of up to 20 bytes, token of up to 72, tag of 16.
 const RETRY_BYTES_MAX: usize = 256;
 
-/// Stateless resets that one endpoint sends per second. After a restart every lane needs one; a flood must not make us
-/// answer without bound.
+/// Stateless resets that one endpoint sends per second. After a restart every lane needs one; a
+/// flood must not make us answer without bound.
 const RESETS_PER_SECOND_MAX: u32 = 10_000;
 
 /// Shortest first destination connection id that a client may choose (RFC 9000 section 7.2).
@@ -52,7 +52,8 @@ impl Endpoint {
         }
     }
 
-    /// On a server: a packet of a lane of an earlier process, mostly. It gets a stateless reset, if the lane was ours.
+    /// On a server: a packet of a lane of an earlier process, mostly. It gets a stateless reset, if
+    /// the lane was ours.
     pub(super) fn answer_short_header(&self, data: &[u8], from: SocketAddr, to_ip: Option<IpAddr>) {
         self.counters.quic_packets_unknown.increment();
         let Some(key) = &self.reset_key else { return };
@@ -134,7 +135,8 @@ impl Endpoint {
         };
         self.feed(&lane, data, from, to_ip);
         if lane.conn.borrow().stats().recv == 0 {
-            // Not a packet of QUIC after all: nobody is told of its lane, and it leaves nothing behind.
+            // Not a packet of QUIC after all: nobody is told of its lane, and it leaves nothing
+            // behind.
             self.counters.initials_invalid.increment();
             self.forget(&lane);
             return;
@@ -144,7 +146,8 @@ impl Endpoint {
         }
     }
 
-    /// A lane for a client whose first packet has this `header`; after a Retry, `original` is the first connection id.
+    /// A lane for a client whose first packet has this `header`; after a Retry, `original` is the
+    /// first connection id.
     fn accept_lane(
         self: &Rc<Self>,
         header: &quiche::Header<'_>,
@@ -197,8 +200,8 @@ impl Endpoint {
         }
     }
 
-    /// Nothing is answered. The client repeats its first packet after a second (RFC 9002 section 6.2.2), and gets in when
-    /// as many handshakes as a core completes meanwhile are over.
+    /// Nothing is answered. The client repeats its first packet after a second (RFC 9002 section
+    /// 6.2.2), and gets in when as many handshakes as a core completes meanwhile are over.
     fn refuse_handshake(&self, why: Refused, now: Instant) {
         let (counter, text) = match why {
             Refused::NoPlace => (

@@ -1,7 +1,8 @@
 //! What one turn of receiving brought a lane, and what of it was its peer's.
 //!
-//! Anybody who knows a lane's address or connection id can send it packets. quiche takes them all without a word, and
-//! counts those that it could decrypt: only these are a sign of life, and only they are worth an acknowledgement.
+//! Anybody who knows a lane's address or connection id can send it packets. quiche takes them all
+//! without a word, and counts those that it could decrypt: only these are a sign of life, and only
+//! they are worth an acknowledgement.
 
 use std::cell::Cell;
 
@@ -58,8 +59,9 @@ impl Lane {
         self.turn.over(self.genuine_packets())
     }
 
-    /// Whether packets that are not the peer's change nothing for the lane: it is up and goes on. While hands are shaken
-    /// they raise the amplification limit (RFC 9000 section 8.1), or wait for their keys; one may be a stateless reset.
+    /// Whether packets that are not the peer's change nothing for the lane: it is up and goes on.
+    /// While hands are shaken they raise the amplification limit (RFC 9000 section 8.1), or wait
+    /// for their keys; one may be a stateless reset.
     pub(in crate::quic) fn is_unmoved_by_noise(&self) -> bool {
         let conn = self.conn.borrow();
         self.counted_opened.get()
