@@ -206,6 +206,8 @@ counters! {
     accepts_failed,
     /// TCP visitors accepted after the stop had begun, whose handshake was under way then.
     visitors_accepted_late,
+    /// TCP visitors reset because the file descriptors that are left are not for visitors.
+    visitors_refused_descriptors,
     /// TCP visitors reset because no client could serve them.
     visitors_refused,
     /// TCP visitors whose client left everything unanswered before there was any sign that it had
@@ -220,7 +222,7 @@ counters! {
     retry_memory_short,
     /// TCP visitors or UDP flows handed to another core, because this one has no lane of the client.
     visitors_handed_over,
-    /// TCP visitors or UDP packets that could not be handed over (mailbox full).
+    /// TCP visitors that could not be handed over to the core of their client's lane: it had no place for one more.
     visitors_handover_dropped,
     /// TCP flows that rode a lane of this core.
     tcp_flows_opened,
@@ -236,6 +238,10 @@ counters! {
     tcp_flows_refused_draining,
     /// TCP flows whose service could not be reached.
     tcp_dials_failed,
+    /// TCP flows refused by this client for want of descriptors, ports or memory of its own machine.
+    tcp_dials_refused_own_limits,
+    /// Checks of the service that could not be made for such a want; they say nothing of the service.
+    service_checks_not_made,
     /// Checks of the service made.
     service_checks,
     /// Checks of the service that failed.
@@ -250,8 +256,26 @@ counters! {
     udp_flows_opened,
     /// UDP flows ended.
     udp_flows_ended,
-    /// UDP flows ended because nothing passed within the session timeout.
+    /// UDP flows ended because nothing passed within the session timeout, or the shorter one without an answer.
     udp_flows_expired,
+    /// The same, of those whose service had not answered.
+    udp_flows_unanswered,
+    /// UDP flows that were not established, ended to make room for new ones because there were as many as may be.
+    udp_flows_evicted,
+    /// The same, because there were as many of one source address.
+    udp_flows_evicted_of_source,
+    /// UDP flows ended because nobody listens at the service's address, and nobody ever had.
+    udp_flows_refused,
+    /// UDP flows dialled anew, because the service has another address or does not listen at the one that was tried.
+    udp_flows_redialled,
+    /// UDP flows that could not be dialled because this machine or process lacks descriptors, ports or memory.
+    udp_dials_short,
+    /// UDP flows that a client could not serve and that began anew at another one.
+    udp_flows_failed_over,
+    /// UDP flows that a client could not serve and for which there was no other one.
+    udp_failovers_exhausted,
+    /// UDP flows moved to another lane because their own had been silent for a while.
+    udp_flows_moved,
     /// UDP datagrams of visitors or services into the tunnel.
     udp_datagrams_in,
     /// UDP datagrams from the tunnel to visitors or services.
@@ -270,6 +294,8 @@ counters! {
     udp_dropped_too_large,
     /// Datagrams dropped because no client could serve them.
     udp_dropped_no_client,
+    /// Visitors' datagrams dropped because the core of their client's lane had no place for one more.
+    udp_dropped_handover,
     /// Datagrams dropped because their flow is not known.
     udp_dropped_unknown_flow,
     /// Datagrams dropped because the local socket's buffer was full.
@@ -278,12 +304,18 @@ counters! {
     udp_dropped_socket_error,
     /// Datagrams dropped because a limit of flows was reached.
     udp_dropped_flow_limit,
+    /// Datagrams of new flows dropped because too many flows wait for a socket.
+    udp_dropped_opening,
     /// Datagrams or fragments that could not be decoded.
     udp_dropped_malformed,
     /// Incomplete datagrams given up (a fragment was lost, or a limit was reached).
     udp_dropped_incomplete,
     /// GSO sends that the kernel refused and that were repeated as single sends.
     gso_fallbacks,
+    /// Panics: bugs of this program. Each has cost a flow, a lane or a task, and is logged once per place.
+    panics,
+    /// Lanes ended because a panic has interrupted their connection.
+    lanes_broken,
     /// Mail taken from the mailbox.
     mail_received,
     /// Turns of the core's own clock, two a second. They stand still when the core is stuck.

@@ -30,7 +30,10 @@ const OPEN_FILES_WANTED: u64 = 65_536;
 pub(crate) struct Running {
     cluster: Arc<Cluster>,
     events: Receiver<Event>,
-    alive: usize,
+    /// Cores that have ended, by index.
+    ended: Vec<bool>,
+    /// Why the process ends, if not because it was told to.
+    failure: Option<Failure>,
     /// A signal came before all cores had started.
     stop_at_once: bool,
     readiness: Arc<Readiness>,
@@ -75,7 +78,7 @@ pub(crate) fn start(
     stop_on: StopOn,
 ) -> Result<Running, Failure> {
     let started = (Instant::now(), SystemTime::now());
-    prepare_process();
+    prepare_process(config.limits.descriptors_reserved);
     let readiness = Arc::new(Readiness::new(
         usize::from(config.server.is_some()) + usize::from(config.client.is_some()),
     ));
@@ -155,7 +158,8 @@ pub(crate) fn start(
     let mut running = Running {
         cluster,
         events,
-        alive: cores,
+        ended: vec![false; cores],
+        failure: None,
         stop_at_once: false,
         readiness: Arc::clone(&readiness),
         watch: Watch::new(status, Instant::now()),
@@ -190,12 +194,15 @@ fn listen_for_signals(sender: Sender<Event>) -> std::io::Result<()> {
     Ok(())
 }
 
-fn prepare_process() {
-    if let Some(limit) = limits::raise_open_files()
+fn prepare_process(descriptors_reserved: u32) {
+    let allowed = limits::raise_open_files();
+    limits::keep_from_flows(descriptors_reserved, allowed);
+    if let Some(limit) = allowed
         && limit < OPEN_FILES_WANTED
     {
         tracing::warn!(
             limit,
+            for_flows = limits::flow_descriptors_max(),
             wanted = OPEN_FILES_WANTED,
             "few open files are allowed; each TCP flow needs one (ulimit -n)"
         );
@@ -264,9 +271,13 @@ impl Running {
                     "stopping: no new flows, letting flows finish"
                 );
             }
+            Some(Event::Core(core, CoreReport::Broken)) => {
+                self.note_failure(core, "a part of it panicked");
+            }
             Some(Event::Core(core, CoreReport::Ended(result))) => {
+                self.ended[core] = true;
                 let why = result.err().unwrap_or_else(|| "it ended by itself".into());
-                return Err(Failure::Running(format!("core {core}: {why}")));
+                self.note_failure(core, &why);
             }
             other => return Err(Failure::Running(format!("unexpected event {other:?}"))),
         }
@@ -304,29 +315,49 @@ impl Running {
         self.tell_all(|| Mail::Drain {
             timeout: drain_timeout,
         });
-        let mut draining = self.alive;
-        while self.alive > 0 {
+        let mut drained = self.ended.clone();
+        let mut told_to_close = false;
+        while !self.ended.iter().all(|ended| *ended) {
+            if drained.iter().all(|drained| *drained)
+                && !std::mem::replace(&mut told_to_close, true)
+            {
+                self.tell_all(|| Mail::Close);
+            }
             match self.next_event() {
-                Some(Event::Core(_, CoreReport::Drained)) => {
-                    draining -= 1;
-                    if draining == 0 {
-                        self.tell_all(|| Mail::Close);
+                Some(Event::Core(core, CoreReport::Drained)) => drained[core] = true,
+                Some(Event::Core(core, CoreReport::Ended(result))) => {
+                    (drained[core], self.ended[core]) = (true, true);
+                    if let Err(why) = result {
+                        self.note_failure(core, &why);
                     }
                 }
-                Some(Event::Core(_, CoreReport::Ended(Ok(())))) => self.alive -= 1,
-                Some(Event::Core(core, CoreReport::Ended(Err(why)))) => {
-                    return Err(Failure::Running(format!("core {core}: {why}")));
+                Some(Event::Core(core, CoreReport::Broken)) => {
+                    self.note_failure(core, "a part of it panicked");
                 }
                 Some(_) => {}
                 None => break,
             }
         }
         self.log_counters();
-        Ok(())
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// A core has failed: the process is to drain, and to end with this failure.
+    fn note_failure(&mut self, core: usize, why: &str) {
+        tracing::error!(
+            core,
+            why,
+            "a core has failed; flows may finish, then the process ends"
+        );
+        self.failure
+            .get_or_insert_with(|| Failure::Running(format!("core {core}: {why}")));
     }
 
     fn tell_all(&self, mail: impl Fn() -> Mail) {
-        for mailbox in &self.cluster.mailboxes {
+        for (mailbox, ended) in self.cluster.mailboxes.iter().zip(&self.ended) {
+            if *ended {
+                continue;
+            }
             let mut mail = mail();
             while let Err(back) = mailbox.send(mail) {
                 mail = back;

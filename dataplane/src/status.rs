@@ -33,6 +33,15 @@ impl Status {
             .collect()
     }
 
+    /// Panics that were contained: each is a bug, and has cost a flow, a lane or a task.
+    pub(crate) fn panics(&self) -> u64 {
+        self.cluster
+            .counters
+            .iter()
+            .map(|core| core.panics.get())
+            .sum()
+    }
+
     /// Why no visitor should be sent here; empty if one may. A server needs `clients` clients on each listener that take
     /// new flows.
     pub(crate) fn not_ready(&self, clients: usize) -> Vec<String> {
@@ -89,6 +98,9 @@ impl Status {
         }
         for core in self.stuck_cores() {
             let _always = write!(text, "; core {core} is stuck");
+        }
+        if self.panics() > 0 {
+            let _always = write!(text, "; {} panics", self.panics());
         }
         text
     }

@@ -39,14 +39,24 @@ pub(super) fn to(
     }
 }
 
-/// 200 while every core makes progress.
+/// 200 while every core makes progress. Panics that were contained are shown, and are no reason to end a process that
+/// serves all others.
 fn health(status: &Status) -> Response<String> {
+    let panics = match status.panics() {
+        0 => String::new(),
+        panics => {
+            format!("{panics} panics: bugs that have cost a flow, a lane or a task (see the log)\n")
+        }
+    };
     let stuck = status.stuck_cores();
     if stuck.is_empty() {
-        return text(StatusCode::OK, "ok\n".into());
+        return text(StatusCode::OK, format!("ok\n{panics}"));
     }
     let lines = stuck.iter().map(|core| format!("core {core} is stuck\n"));
-    text(StatusCode::SERVICE_UNAVAILABLE, lines.collect())
+    text(
+        StatusCode::SERVICE_UNAVAILABLE,
+        lines.chain([panics]).collect(),
+    )
 }
 
 /// 200 while visitors (for a server) or flows (for a client) are welcome and can be served.
@@ -123,6 +133,20 @@ mod tests {
         assert_eq!(get(&status, "/healthz"), (200, "ok\n".into()));
         status.cluster.stuck[1].store(true, Ordering::Relaxed);
         assert_eq!(get(&status, "/healthz"), (503, "core 1 is stuck\n".into()));
+    }
+
+    #[test]
+    fn panics_are_shown_and_the_process_counts_as_healthy() {
+        let status = client_of_two_cores();
+        status.cluster.counters[1].panics.add(2);
+        let (code, text) = get(&status, "/healthz");
+        assert_eq!(code, 200);
+        assert!(text.starts_with("ok\n2 panics"), "{text}");
+        assert!(
+            status.summary().ends_with("; 2 panics"),
+            "{}",
+            status.summary()
+        );
     }
 
     #[test]

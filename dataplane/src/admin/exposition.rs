@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -143,6 +143,7 @@ struct StateMetrics {
     draining: bool,
     uptime_seconds: f64,
     stuck: Vec<(usize, bool)>,
+    longest_turns: Vec<Duration>,
     listeners: Vec<ListenerState>,
     client_lanes: Option<usize>,
 }
@@ -161,6 +162,7 @@ impl StateMetrics {
             stuck: (0..status.cluster.cores())
                 .map(|core| (core, stuck.contains(&core)))
                 .collect(),
+            longest_turns: status.cluster.turns.iter().map(|turn| turn.get()).collect(),
             listeners: listeners
                 .iter()
                 .zip(pools)
@@ -230,6 +232,15 @@ impl Collector for StateMetrics {
         )?;
         for (core, stuck) in &self.stuck {
             gauge(&mut family, &[("core", *core)], flag(*stuck))?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "core_turn_max_seconds",
+            "The longest time between two looks of the busy core at its timers, of the last one to two minutes.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (core, turn) in self.longest_turns.iter().enumerate() {
+            gauge(&mut family, &[("core", core)], turn.as_secs_f64())?;
         }
         self.per_listener(
             encoder,
@@ -334,6 +345,17 @@ mod tests {
                 assert!(help.ends_with('.') && text.contains(help), "{name}: {help}");
             });
             assert_eq!(text.ends_with("# EOF\n"), format == Format::OpenMetrics);
+        }
+    }
+
+    #[test]
+    fn the_longest_turn_of_every_core_is_shown_in_seconds() {
+        let status = client_of_two_cores();
+        status.cluster.turns[1].note(Duration::from_millis(250));
+        let text = encode(&status, Format::Prometheus).expect("into memory");
+        for line in ["{core=\"0\"} 0.0", "{core=\"1\"} 0.25"] {
+            let line = format!("qmux_dp_core_turn_max_seconds{line}");
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
     }
 

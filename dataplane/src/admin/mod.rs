@@ -14,7 +14,7 @@ use std::io;
 use std::net::TcpListener;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -23,6 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
+use crate::log_limit::LogLimit;
 use crate::status::Status;
 
 /// Connections at a time. Those who scrape and check are few; a hundred more in parallel are still served.
@@ -64,28 +65,35 @@ pub(crate) fn start(listener: TcpListener, status: Arc<Status>) -> io::Result<()
 
 async fn accept(listener: tokio::net::TcpListener, status: Arc<Status>) {
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
-    let mut complained = false;
+    let log = LogLimit::new(Instant::now());
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                if !std::mem::replace(&mut complained, true) {
-                    tracing::warn!(%error, "the admin endpoint cannot accept a connection; trying again");
+                if let Some(suppressed) = log.pass(Instant::now()) {
+                    tracing::warn!(%error, suppressed, "the admin endpoint cannot accept a connection; trying again");
                 }
+                // Ours may be what the process has too many of.
+                make_room(&mut connections, 1);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        if connections.len() >= CONNECTIONS_MAX {
-            connections.retain(|connection| !connection.is_finished());
-        }
-        if connections.len() >= CONNECTIONS_MAX
-            && let Some(oldest) = connections.pop_front()
-        {
-            oldest.abort();
-        }
+        make_room(&mut connections, CONNECTIONS_MAX);
         let task = tokio::spawn(serve(stream, Arc::clone(&status)));
         connections.push_back(task.abort_handle());
+    }
+}
+
+/// Ends the oldest connection if there are `most` or more.
+fn make_room(connections: &mut VecDeque<AbortHandle>, most: usize) {
+    if connections.len() >= most {
+        connections.retain(|connection| !connection.is_finished());
+    }
+    if connections.len() >= most
+        && let Some(oldest) = connections.pop_front()
+    {
+        oldest.abort();
     }
 }
 

@@ -18,7 +18,6 @@ use super::resumption::Resumption;
 use super::server::ServerState;
 use super::session::{Leaving, Session};
 use super::supervisor::Supervisor;
-use crate::flow::udp::UdpSettings;
 use crate::flow::udp::client::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
@@ -70,7 +69,7 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
         Some(Err(end)) => return end,
         None => {
             // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
-            monoio::spawn(async move {
+            crate::core::task::spawn(async move {
                 if let Ok(session) = registering.await {
                     session.leave(Leaving::Unwanted).await;
                 }
@@ -125,7 +124,7 @@ impl Dialed {
             dial(core, client, server, lane_index).map_err(AttemptEnd::Failed)?;
         let this = ClientLane::new(
             Rc::clone(&lane),
-            client_flows(core, &lane),
+            ClientFlows::new(Rc::clone(&lane), &core.udp),
             Rc::clone(&core.context),
             Arc::clone(&core.shared),
             Arc::clone(server),
@@ -211,7 +210,7 @@ impl Dialed {
         core.server_has_cores(&server, server_cores);
         if misaimed {
             // It is registered, so that a visitor may be on its way there.
-            monoio::spawn(session.leave(Leaving::Unwanted));
+            crate::core::task::spawn(session.leave(Leaving::Unwanted));
             return Err(AttemptEnd::Misaimed);
         }
         Ok(session)
@@ -305,22 +304,6 @@ fn dial(
         error.to_string()
     })?;
     Ok((endpoint, lane, aim, resumption))
-}
-
-fn client_flows(core: &Rc<ClientCore>, lane: &Rc<Lane>) -> Rc<ClientFlows> {
-    let udp = &core.shared.config.udp;
-    let settings = UdpSettings {
-        session_timeout: udp.session_timeout,
-        fragmentation: udp.enable_fragmentation,
-    };
-    let service = Arc::clone(&core.shared.service);
-    let address = Rc::new(move || service.addresses().first().copied());
-    ClientFlows::new(
-        Rc::clone(lane),
-        address,
-        settings,
-        Arc::clone(&core.context.counters),
-    )
 }
 
 fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_index: usize) {

@@ -68,7 +68,7 @@ pub(super) async fn serve(
             Served::Retired => (Leaving::Unwanted, AttemptEnd::Retired),
             Served::Unanswered | Served::HeardAgain => continue,
         };
-        monoio::spawn(session.leave(leaving));
+        crate::core::task::spawn(session.leave(leaving));
         return end;
     }
 }
@@ -90,7 +90,7 @@ fn give_up(core: &ClientCore, old: Session, new: &Session) {
     } else {
         Leaving::ServerReplaced
     };
-    monoio::spawn(old.leave(leaving));
+    crate::core::task::spawn(old.leave(leaving));
 }
 
 /// Dials another lane while `old` goes on asking.
@@ -120,7 +120,7 @@ async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session)
         },
         Err(served) => {
             // The server may have accepted it already and opened a flow: it is left like any other.
-            monoio::spawn(async move {
+            crate::core::task::spawn(async move {
                 if let Ok(session) = new.await {
                     session.leave(Leaving::Unwanted).await;
                 }

@@ -19,6 +19,7 @@ use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd};
 use crate::flow::watch::FlowWatch;
 use crate::quic::lane::{StreamFront, StreamRead, StreamWaiters};
 use crate::resolve::Name;
+use crate::sys::limits;
 use crate::sys::tcp::TcpSocket;
 
 /// How long the service may take to accept a connection: a visitor waits for it, and a SYN is repeated after 1 and 3
@@ -196,10 +197,16 @@ impl Visitor<'_> {
     }
 }
 
-/// Connects to the service, and takes note of whether that works.
+/// Connects to the service, and takes note of whether that works. What this machine lacks for it
+/// says nothing of the service.
 async fn dial(this: &ClientLane, header: &OpenHeader) -> Result<TcpSocket, FlowError> {
     let service: &Name = &this.shared.service;
     let result = connect(service, DIAL_TIMEOUT).await;
+    if let Err(error) = &result
+        && limits::is_own_want(error)
+    {
+        return Err(refused_for_own_want(this, header, error));
+    }
     this.shared
         .service_state
         .dialled(result.is_ok(), service, &this.context);
@@ -217,4 +224,21 @@ async fn dial(this: &ClientLane, header: &OpenHeader) -> Result<TcpSocket, FlowE
         tracing::warn!(%service, visitor = %header.visitor, error = %last, %reason, suppressed, "the service cannot be reached; flow reset");
     }
     Err(reason)
+}
+
+fn refused_for_own_want(this: &ClientLane, header: &OpenHeader, error: &io::Error) -> FlowError {
+    this.context
+        .counters
+        .tcp_dials_refused_own_limits
+        .increment();
+    if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+        tracing::warn!(
+            visitor = %header.visitor,
+            %error,
+            suppressed,
+            "this machine or process has no descriptor, port or memory left for a connection to the \
+             service; flow refused"
+        );
+    }
+    FlowError::LimitReached
 }

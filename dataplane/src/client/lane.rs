@@ -12,6 +12,7 @@ use super::ClientShared;
 use super::seen::FlowsSeen;
 use super::server::ServerState;
 use crate::core::CoreContext;
+use crate::core::task::spawn_or;
 use crate::flow::udp::client::ClientFlows;
 use crate::quic::end::LaneEnd;
 use crate::quic::event::Event;
@@ -138,7 +139,10 @@ impl LaneEvents for ClientLaneEvents {
             lane.stop(stream, FlowError::Draining);
             return;
         }
-        monoio::spawn(super::flow::run(Rc::clone(this), stream));
+        let lane = Rc::clone(lane);
+        spawn_or(super::flow::run(Rc::clone(this), stream), move || {
+            lane.flow_panicked();
+        });
     }
 
     fn datagram(&self, _lane: &Rc<Lane>, data: &[u8]) {

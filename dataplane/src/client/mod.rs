@@ -33,9 +33,12 @@ use qmux_proto::control::{GoAway, GoAwayReason, Message};
 
 use crate::core::mailbox::Mail;
 use crate::core::{Cluster, CoreContext};
+use crate::flow::udp::UdpSettings;
+use crate::flow::udp::client_core::{self, CoreFlows};
 use crate::quic::sessions::SessionCache;
 use crate::ready::{Readiness, RegisteredLane};
 use crate::resolve::{self, Name};
+use crate::sys::limits;
 use lane::ClientLane;
 use plan::{LaneId, Plan};
 use roster::Roster;
@@ -259,6 +262,24 @@ pub(crate) struct ClientCore {
     plans_owed: Vec<Cell<bool>>,
     /// Checks the service, if that is this core's part.
     checker: Option<Rc<Checker>>,
+    /// The UDP flows of all lanes.
+    udp: Rc<CoreFlows>,
+}
+
+/// What the UDP flows of one core share.
+fn udp_flows(context: &CoreContext, shared: &ClientShared) -> Rc<CoreFlows> {
+    let service = Arc::clone(&shared.service);
+    let flows_max = client_core::flows_max(
+        limits::flow_descriptors_max(),
+        &limits::ephemeral_ports(),
+        context.cluster.cores(),
+    );
+    CoreFlows::new(
+        Rc::new(move || service.addresses()),
+        UdpSettings::from(&shared.config.udp),
+        flows_max,
+        Arc::clone(&context.counters),
+    )
 }
 
 /// What servers are told when this process stops.
@@ -283,6 +304,7 @@ impl ClientCore {
             next_serial: Cell::new(1),
             plans_owed: vec![Cell::new(false); context.cluster.cores()],
             checker: Checker::start(context, shared),
+            udp: udp_flows(context, shared),
         });
         this.plan();
         this
@@ -394,9 +416,9 @@ impl ClientCore {
     fn tell_to_plan_later(self: &Rc<Self>, core: usize) {
         self.plans_owed[core].set(true);
         let this = Rc::clone(self);
-        monoio::spawn(async move {
+        crate::core::task::spawn_vital(async move {
             while this.tell(core, ClientMail::Plan).is_err() {
-                monoio::time::sleep(MAIL_PAUSE).await;
+                crate::core::time::sleep(MAIL_PAUSE).await;
             }
             this.plans_owed[core].set(false);
         });

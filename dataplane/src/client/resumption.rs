@@ -142,9 +142,9 @@ impl Resumption {
             return;
         }
         let lane = Rc::downgrade(lane);
-        monoio::spawn(async move {
+        crate::core::task::spawn(async move {
             for _ in 0..LOOKS_MAX {
-                monoio::time::sleep(LOOK_AGAIN).await;
+                crate::core::time::sleep(LOOK_AGAIN).await;
                 let Some(lane) = lane.upgrade() else { return };
                 if !lane.is_open() || self.look(&lane) {
                     return;

@@ -22,6 +22,7 @@ use crate::core::mailbox::Mail;
 use crate::jitter::jittered;
 use crate::quic::event::Event;
 use crate::resolve::Name;
+use crate::sys::limits;
 use crate::sys::tcp::TcpSocket;
 
 /// The core that makes the checks.
@@ -170,6 +171,11 @@ impl Checks {
         (self.down != was_down).then_some(!self.down)
     }
 
+    /// This machine lacked what the check needed, so that nothing was learned.
+    fn not_made(&mut self, now: Instant) {
+        self.plan(now);
+    }
+
     fn plan(&mut self, now: Instant) {
         let pause = if self.failures == 0 {
             self.interval
@@ -201,7 +207,7 @@ impl Checker {
             told: Event::default(),
         });
         let (context, shared) = (Rc::clone(context), Arc::clone(shared));
-        monoio::spawn(Rc::clone(&checker).run(context, shared, local));
+        crate::core::task::spawn_vital(Rc::clone(&checker).run(context, shared, local));
         Some(checker)
     }
 
@@ -228,10 +234,17 @@ impl Checker {
                 continue;
             }
             context.counters.service_checks.increment();
-            let worked = connect(&shared.service, local.health_check_timeout)
+            let result = connect(&shared.service, local.health_check_timeout)
                 .await
-                .map(|socket| socket.close_with_fin())
-                .is_ok();
+                .map(|socket| socket.close_with_fin());
+            if let Err(error) = &result
+                && limits::is_own_want(error)
+            {
+                context.counters.service_checks_not_made.increment();
+                checks.not_made(Instant::now());
+                continue;
+            }
+            let worked = result.is_ok();
             if !worked {
                 context.counters.service_checks_failed.increment();
             }
@@ -248,7 +261,7 @@ impl Checker {
         let Some(until) = until else {
             return self.told.wait().await;
         };
-        let sleep = monoio::time::sleep_until(until.into());
+        let sleep = crate::core::time::sleep_until(until);
         // Whichever comes first.
         let _time_or_news = self.told.cuts_short(sleep).await;
     }
@@ -261,9 +274,11 @@ pub(super) async fn connect(service: &Name, timeout: Duration) -> io::Result<Tcp
         "the service's name cannot be resolved",
     );
     for addr in service.addresses().iter() {
-        match TcpSocket::connect(*addr, timeout).await {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
+        let attempt = TcpSocket::connect(*addr);
+        match crate::core::time::timeout(timeout, attempt).await {
+            Ok(Ok(socket)) => return Ok(socket),
+            Ok(Err(error)) => last = error,
+            Err(_elapsed) => last = io::ErrorKind::TimedOut.into(),
         }
     }
     Err(last)

@@ -455,6 +455,7 @@ fn raises_alarm(end: &LaneEnd) -> bool {
         | LaneEnd::TransportErrorByUs(..)
         | LaneEnd::NotRegistered
         | LaneEnd::HandshakeTimeout
-        | LaneEnd::Unreachable(_) => false,
+        | LaneEnd::Unreachable(_)
+        | LaneEnd::Broken => false,
     }
 }

@@ -16,6 +16,7 @@ use super::attempt::{self, AttemptEnd};
 use super::backoff::Backoff;
 use super::lane::ClientLane;
 use super::server::ServerState;
+use crate::core::task::contained;
 use crate::quic::end::LaneEnd;
 use crate::quic::event::Event;
 
@@ -53,7 +54,7 @@ impl Supervisor {
             told: Event::default(),
             serving: RefCell::default(),
         });
-        monoio::spawn(Rc::clone(&this).run(Rc::clone(core)));
+        crate::core::task::spawn(Rc::clone(&this).run(Rc::clone(core)));
         this
     }
 
@@ -112,7 +113,8 @@ impl Supervisor {
         loop {
             let began = Instant::now();
             self.found.set(false);
-            let end = attempt::run(&core, &self).await;
+            let end = contained(attempt::run(&core, &self)).await;
+            let end = end.unwrap_or_else(|panicked| AttemptEnd::Failed(panicked.to_string()));
             if self.retired.get() || core.context.draining.get() {
                 return;
             }
@@ -151,7 +153,7 @@ impl Supervisor {
     async fn pause(&self, delay: Duration, backoff: &mut Backoff) {
         let until = Instant::now() + delay;
         let found = {
-            let mut sleep = pin!(monoio::time::sleep(delay));
+            let mut sleep = pin!(crate::core::time::sleep(delay));
             poll_fn(|cx| {
                 if self.poll_told(cx, || self.retired.get() || self.found.get()) {
                     return Poll::Ready(true);
@@ -163,7 +165,7 @@ impl Supervisor {
         if found && !self.retired.get() {
             let left = until.saturating_duration_since(Instant::now());
             let delay = backoff.found(rand::random()).min(left);
-            self.unless_retired(monoio::time::sleep(delay)).await;
+            self.unless_retired(crate::core::time::sleep(delay)).await;
         }
     }
 

@@ -1,4 +1,8 @@
 //! Mailboxes: how another thread hands something to a core. Bounded, lock-free, and the only way in.
+//!
+//! Each kind of mail has a queue of its own ([`Kind`]), so that none can take another's place: a flood of datagrams fills
+//! the datagrams' queue, and costs datagrams. A core handles a bounded number of each kind in one turn
+//! ([`Mailbox::turn`]), what `main` and the other cores want of it first.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -12,10 +16,6 @@ use crate::flow::udp::server::ForwardedUdp;
 use crate::server::registry::FlowTicket;
 use crate::server::visitors::Visitor;
 use crate::sys::wake::{self, WakeSender};
-
-/// Mail that may wait for one core. A burst of 4,096 visitors for another core is a second's worth
-/// of accepts.
-const MAIL_MAX: usize = 4_096;
 
 /// What one core (or `main`) hands to another.
 #[derive(Debug)]
@@ -78,10 +78,118 @@ pub(crate) enum Mail {
     Close,
 }
 
+/// Which queue mail waits in; the first goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// What a core is to do: few, and each counts.
+    Control,
+    /// TCP visitors.
+    Visitor,
+    /// QUIC packets, which are repeated if they are lost.
+    Packet,
+    /// Visitors' datagrams, which are not.
+    Datagram,
+}
+
+impl Kind {
+    const ALL: [Kind; 4] = [Kind::Control, Kind::Visitor, Kind::Packet, Kind::Datagram];
+
+    /// How many may wait for one core.
+    const fn places(self) -> usize {
+        match self {
+            // Many clients replaced at once; what finds no place is counted by its sender.
+            Kind::Control => 512,
+            // A second's worth of accepts.
+            Kind::Visitor => 4_096,
+            // Those of a client whose packets go astray in bulk: 10 ms at 1 Gbit/s. 1.5 MB as they mostly are, 16 MB at
+            // the worst.
+            Kind::Packet => 1_024,
+            // 2 ms at a million a second; of 2 KB each at the most but for a few.
+            Kind::Datagram => 2_048,
+        }
+    }
+
+    /// How many are handled in one turn: some hundred microseconds' worth of each.
+    const fn per_turn(self) -> usize {
+        match self {
+            Kind::Control | Kind::Packet => 64,
+            // As many as are accepted in one turn; each is a flow that begins.
+            Kind::Visitor => 32,
+            Kind::Datagram => 128,
+        }
+    }
+}
+
+impl Mail {
+    /// Whether the core must have handled it to go on.
+    pub(super) fn is_vital(&self) -> bool {
+        self.kind() == Kind::Control
+    }
+
+    fn kind(&self) -> Kind {
+        match self {
+            Mail::Visitor { .. } => Kind::Visitor,
+            Mail::Datagram { .. } => Kind::Datagram,
+            Mail::Packet { .. } => Kind::Packet,
+            Mail::Evict { .. }
+            | Mail::ClientMayBeGone { .. }
+            | Mail::Client(_)
+            | Mail::ServiceHealth
+            | Mail::Drain { .. }
+            | Mail::Close => Kind::Control,
+        }
+    }
+}
+
+/// One bounded queue for each kind.
+#[derive(Debug)]
+struct Queues<T>([ArrayQueue<T>; Kind::ALL.len()]);
+
+impl<T> Queues<T> {
+    fn new(places: impl Fn(Kind) -> usize) -> Queues<T> {
+        Queues(Kind::ALL.map(|kind| ArrayQueue::new(places(kind))))
+    }
+
+    fn of(&self, kind: Kind) -> &ArrayQueue<T> {
+        &self.0[kind as usize]
+    }
+
+    /// The oldest of the first kind of which `may` says that it may.
+    fn pop(&self, mut may: impl FnMut(Kind) -> bool) -> Option<(Kind, T)> {
+        Kind::ALL
+            .into_iter()
+            .filter(|kind| may(*kind))
+            .find_map(|kind| Some((kind, self.of(kind).pop()?)))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(ArrayQueue::is_empty)
+    }
+}
+
+/// A bounded part of what waits; see [`Mailbox::turn`].
+#[derive(Debug)]
+pub(super) struct Turn<'a, T> {
+    queues: &'a Queues<T>,
+    taken: [usize; Kind::ALL.len()],
+}
+
+impl<T> Iterator for Turn<'_, T> {
+    type Item = T;
+
+    /// Looks at the first kind first, each time.
+    fn next(&mut self) -> Option<T> {
+        let may = |kind: Kind| self.taken[kind as usize] < kind.per_turn();
+        let (kind, mail) = self.queues.pop(may)?;
+        self.taken[kind as usize] += 1;
+        Some(mail)
+    }
+}
+
 /// The sending side of a core's mailbox; the core itself takes the mail out.
 #[derive(Debug)]
 pub(crate) struct Mailbox {
-    queue: ArrayQueue<Mail>,
+    queues: Queues<Mail>,
     wake: WakeSender,
 }
 
@@ -91,7 +199,7 @@ impl Mailbox {
         let (wake, receiver) = wake::pair()?;
         Ok((
             Mailbox {
-                queue: ArrayQueue::new(MAIL_MAX),
+                queues: Queues::new(Kind::places),
                 wake,
             },
             receiver,
@@ -101,11 +209,16 @@ impl Mailbox {
     /// Puts mail in and wakes the core.
     ///
     /// # Errors
-    /// Gives the mail back if the mailbox is full; the caller counts what it drops.
+    /// Gives the mail back if there is no place for one more of its kind; the caller counts what it drops.
     pub(crate) fn send(&self, mail: Mail) -> Result<(), Mail> {
-        self.queue.push(mail)?;
+        self.queues.of(mail.kind()).push(mail)?;
         self.wake.wake();
         Ok(())
+    }
+
+    /// Wakes the core, for something else than mail.
+    pub(super) fn wake(&self) {
+        self.wake.wake();
     }
 
     /// For the owning core: call before taking mail out after a wake-up.
@@ -113,8 +226,32 @@ impl Mailbox {
         self.wake.rearm();
     }
 
-    /// For the owning core: takes the oldest mail out.
+    /// For the owning core: what it is to handle before others get their turn. Some may be left
+    /// ([`Self::is_empty`]), of which no wake-up tells.
+    pub(super) fn turn(&self) -> Turn<'_, Mail> {
+        Turn {
+            queues: &self.queues,
+            taken: Default::default(),
+        }
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queues.is_empty()
+    }
+
+    /// Whether no visitor waits. Those that were sent before the caller learned that no more would come are seen.
+    pub(super) fn has_no_visitor(&self) -> bool {
+        self.queues.of(Kind::Visitor).is_empty()
+    }
+
+    /// For the tests: takes the first one out.
+    #[cfg(test)]
     pub(crate) fn take(&self) -> Option<Mail> {
-        self.queue.pop()
+        self.queues.pop(|_| true).map(|(_, mail)| mail)
     }
 }
+
+#[cfg(test)]
+#[path = "mailbox_tests.rs"]
+mod tests;

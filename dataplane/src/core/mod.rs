@@ -4,8 +4,12 @@
 //! that it was started with. `main` starts the cores, tells them to drain, and joins them.
 
 pub(crate) mod mailbox;
+pub(crate) mod panics;
 pub(crate) mod progress;
 pub(crate) mod runtime;
+pub(crate) mod task;
+pub(crate) mod time;
+pub(crate) mod turn;
 pub(crate) mod udp_activity;
 
 use std::cell::Cell;
@@ -20,6 +24,7 @@ use crate::flow::watch::TcpFlows;
 use crate::log_limit::LogLimit;
 use crate::metrics::CoreCounters;
 use mailbox::Mailbox;
+use turn::LongestTurn;
 use udp_activity::UdpActivity;
 
 /// Cores of one process: the index is one byte of a connection id (`qmux_proto::cid`).
@@ -32,6 +37,8 @@ pub(crate) struct Cluster {
     pub(crate) mailboxes: Vec<Mailbox>,
     /// One set of counters per core, by index.
     pub(crate) counters: Vec<Arc<CoreCounters>>,
+    /// The longest turn of each core, by index.
+    pub(crate) turns: Vec<Arc<LongestTurn>>,
     /// Cores that make no progress, by index: what `main` has found out.
     pub(crate) stuck: Vec<AtomicBool>,
     /// Sockets of all cores that take TCP visitors.
@@ -45,6 +52,7 @@ impl Cluster {
     pub(crate) fn new(mailboxes: Vec<Mailbox>) -> Cluster {
         Cluster {
             counters: mailboxes.iter().map(|_| Arc::default()).collect(),
+            turns: mailboxes.iter().map(|_| Arc::default()).collect(),
             stuck: mailboxes.iter().map(|_| AtomicBool::new(false)).collect(),
             acceptors: AtomicUsize::new(0),
             tcp_flows: CachePadded::default(),
@@ -96,6 +104,8 @@ pub(crate) struct CoreContext {
     pub(crate) health_log: LogLimit,
     /// True once the process has been told to stop.
     pub(crate) draining: Cell<bool>,
+    /// True while `main` is to be told that the core cannot do its work any more.
+    pub(crate) broken: Cell<bool>,
     /// When UDP last passed; draining looks at it.
     pub(crate) udp_activity: UdpActivity,
 }
@@ -116,6 +126,7 @@ impl CoreContext {
             dial_log: LogLimit::new(now),
             health_log: LogLimit::new(now),
             draining: Cell::new(false),
+            broken: Cell::new(false),
             udp_activity: UdpActivity::default(),
         }
     }

@@ -1,15 +1,19 @@
 //! A core's thread: pinned, with its own runtime, on io_uring where the system allows it and on epoll elsewhere.
 
+use std::cell::Cell;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::mailbox::Mail;
+use super::mailbox::{Mail, Mailbox};
+use super::panics::{self, contain, core_is_broken};
 use super::progress::BEAT;
-use super::{Cluster, CoreContext};
+use super::turn::by_turns;
+use super::{Cluster, CoreContext, task, time, turn};
 use crate::client::{ClientCore, ClientShared};
+use crate::quic::event::yield_now;
 use crate::server::{ListenerSockets, ServerCore, ServerShared};
 use crate::sys::cpu;
 use crate::sys::wake::WakeReceiver;
@@ -47,6 +51,8 @@ pub(crate) struct CoreSetup {
 pub(crate) enum CoreReport {
     /// All its parts run.
     Started,
+    /// Something without which it is of no use has panicked. The rest of it goes on.
+    Broken,
     /// Told to drain, it has no more flows and gets none (no core has TCP flows), or their time is over.
     Drained,
     /// It has ended: as told, or by a failure.
@@ -61,6 +67,7 @@ pub(crate) fn start(
     setup: CoreSetup,
     report: impl Fn(CoreReport) + Send + 'static,
 ) -> io::Result<()> {
+    panics::install_hook();
     let name = format!("core-{}", setup.index);
     std::thread::Builder::new().name(name).spawn(move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(setup, &report)));
@@ -88,7 +95,7 @@ fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
                 .with_entries(entries)
                 .build();
             match built {
-                Ok(mut runtime) => return runtime.block_on(async_run(setup, report)),
+                Ok(mut runtime) => return runtime.block_on(by_turns(async_run(setup, report))),
                 Err(error) => {
                     tracing::warn!(core = setup.index, entries, %error, "no io_uring of this size");
                 }
@@ -100,13 +107,15 @@ fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
         .enable_timer()
         .build()
         .map_err(|error| format!("no runtime: {error}"))?;
-    runtime.block_on(async_run(setup, report))
+    runtime.block_on(by_turns(async_run(setup, report)))
 }
 
 async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
     let context = Rc::new(CoreContext::new(setup.index, setup.cluster, Instant::now()));
-    monoio::spawn(beat(Rc::clone(&context)));
-    monoio::spawn(crate::flow::watch::sweep(Rc::clone(&context.flow_table)));
+    context.cluster.turns[context.index].watch_this_thread();
+    panics::watch_this_thread(&context);
+    task::spawn_vital(beat(Rc::clone(&context)));
+    task::spawn_vital(crate::flow::watch::sweep(Rc::clone(&context.flow_table)));
     let wake = WakeReceiver::new(setup.wake).map_err(|error| error.to_string())?;
     let server = match setup.server {
         Some((shared, sockets)) => Some(ServerCore::start(&context, &shared, sockets)?),
@@ -120,6 +129,8 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
         context: &context,
         server: server.as_ref(),
         client: client.as_ref(),
+        mail_left: Cell::new(false),
+        report,
     };
     let timeout = loop {
         if let Some(Told::Drain(timeout)) = roles.mail(&wake, None).await? {
@@ -135,9 +146,11 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
 
 /// The core's own clock: shows that its tasks get their turns, and watches what passes without being asked to.
 async fn beat(context: Rc<CoreContext>) {
+    let began = Instant::now();
     loop {
-        monoio::time::sleep(BEAT).await;
+        time::sleep(BEAT).await;
         context.counters.beats.increment();
+        context.cluster.turns[context.index].forget_old(began.elapsed());
         note_udp(&context, Instant::now());
     }
 }
@@ -162,41 +175,73 @@ struct Roles<'a> {
     context: &'a CoreContext,
     server: Option<&'a ServerCore>,
     client: Option<&'a Rc<ClientCore>>,
+    /// The last turn has left mail.
+    mail_left: Cell<bool>,
+    report: &'a dyn Fn(CoreReport),
 }
 
 impl Roles<'_> {
-    /// Waits for mail (for `at_most` so long) and handles it, up to the first word from `main`.
+    /// Waits for mail (for `at_most` so long) and handles a turn's worth of it, up to the first word from `main`.
     async fn mail(
         &self,
         wake: &WakeReceiver,
         at_most: Option<Duration>,
     ) -> Result<Option<Told>, String> {
-        let mailbox = &self.context.cluster.mailboxes[self.context.index];
         let woken = match at_most {
+            // What the last turn has left has no wake-up of its own.
+            _ if self.mail_left.get() => {
+                yield_now().await;
+                Ok(())
+            }
             None => wake.wait().await,
             // Cancelling this wait loses nothing: the wake-up stays in the socket.
-            Some(time) => monoio::time::timeout(time, wake.wait())
-                .await
-                .unwrap_or(Ok(())),
+            Some(time) => time::timeout(time, wake.wait()).await.unwrap_or(Ok(())),
         };
         woken.map_err(|error| format!("waiting for mail: {error}"))?;
+        let mailbox = self.mailbox();
         mailbox.rearm();
-        while let Some(mail) = mailbox.take() {
+        if self.context.broken.take() {
+            (self.report)(CoreReport::Broken);
+        }
+        let told = self.handle(mailbox.turn());
+        self.mail_left.set(!mailbox.is_empty());
+        Ok(told)
+    }
+
+    fn mailbox(&self) -> &Mailbox {
+        &self.context.cluster.mailboxes[self.context.index]
+    }
+
+    /// Handles mail as long as the turn may take, up to the first word from `main`.
+    fn handle(&self, turn: impl Iterator<Item = Mail>) -> Option<Told> {
+        for mail in turn {
             self.context.counters.mail_received.increment();
-            let mail = match mail {
-                Mail::Drain { timeout } => return Ok(Some(Told::Drain(timeout))),
-                Mail::Close => return Ok(Some(Told::Close)),
-                mail => mail,
-            };
-            let rest = match self.server {
-                Some(server) => server.mail(mail),
-                None => Some(mail),
-            };
-            if let (Some(mail), Some(client)) = (rest, self.client) {
-                client.mail(mail);
+            match mail {
+                Mail::Drain { timeout } => return Some(Told::Drain(timeout)),
+                Mail::Close => return Some(Told::Close),
+                mail => {
+                    // A visitor, a packet, a datagram: it costs no more than itself.
+                    let is_vital = mail.is_vital();
+                    if contain(|| self.pass_on(mail)).is_err() && is_vital {
+                        core_is_broken();
+                    }
+                }
+            }
+            if turn::share_is_used() {
+                break;
             }
         }
-        Ok(None)
+        None
+    }
+
+    fn pass_on(&self, mail: Mail) {
+        let rest = match self.server {
+            Some(server) => server.mail(mail),
+            None => Some(mail),
+        };
+        if let (Some(mail), Some(client)) = (rest, self.client) {
+            client.mail(mail);
+        }
     }
 
     /// Takes nothing new and lets flows finish for `timeout` at most.
@@ -217,6 +262,7 @@ impl Roles<'_> {
             // In this order: what another core mails before it stops taking visitors is found in the mailbox.
             let visitors_are_in = context.cluster.all_visitors_are_in();
             self.mail(wake, Some(DRAIN_POLL)).await?;
+            let visitors_are_in = visitors_are_in && self.mailbox().has_no_visitor();
             let now = Instant::now();
             note_udp(context, now);
             let settled = now >= settled_by || self.client.is_none_or(|client| client.is_settled());
@@ -264,6 +310,6 @@ impl Roles<'_> {
         if let Some(client) = self.client {
             client.close();
         }
-        monoio::time::sleep(LAST_FLUSH).await;
+        time::sleep(LAST_FLUSH).await;
     }
 }

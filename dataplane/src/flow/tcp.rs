@@ -226,6 +226,32 @@ impl Flow {
         }
     }
 
+    /// The socket takes no more, although the stream has not ended.
+    fn cut_outward(&self) {
+        let TcpFlow {
+            lane,
+            stream,
+            watch,
+            ..
+        } = &self.ends;
+        watch.socket_took(); // Nothing waits for it any more.
+        self.cut.set(true);
+        self.outward().set(Waits::Over);
+        lane.stop(*stream, self.ends.reset_reason);
+    }
+
+    /// The socket was reset. EPIPE: its peer had sent a FIN before (tcp_reset() in the kernel), so the bytes that are
+    /// still to be read are complete and go their way. That is how a program ends that has no use for an answer.
+    fn socket_failed(&self, error: &io::Error) {
+        if error.kind() == io::ErrorKind::BrokenPipe && self.goes_on(self.inward()) {
+            if self.goes_on(self.outward()) {
+                self.cut_outward();
+            }
+        } else {
+            self.abort(self.ends.reset_reason);
+        }
+    }
+
     /// Orders, and what wakes nobody: looked for when the core's table of flows says so.
     fn look_around(&self, cx: &mut Context<'_>) {
         let TcpFlow {
@@ -242,8 +268,10 @@ impl Flow {
             return;
         };
         // A pump that waits for the socket's bytes finds an error by itself, behind those bytes.
-        if self.inward().get() != Waits::Socket && socket.has_failed() {
-            return self.abort(self.ends.reset_reason);
+        if self.inward().get() != Waits::Socket
+            && let Some(error) = socket.take_error()
+        {
+            self.socket_failed(&error);
         }
         if watch.is_stalled() && watch.has_stalled(step, socket.untaken_bytes()) {
             self.stalled.set(true);
@@ -479,8 +507,6 @@ impl Flow {
     async fn write_socket(&self, mut bytes: &[u8]) -> Result<(), Stopped> {
         let TcpFlow {
             socket,
-            lane,
-            stream,
             counters,
             watch,
             ..
@@ -497,14 +523,10 @@ impl Flow {
                     // An error is found again by the write that follows.
                     let _ready = Self::wait(self.outward(), Waits::Socket, socket.writable()).await;
                 }
-                // The socket takes no more, but what it has sent may still be there to read. EPIPE:
-                // its peer had sent a FIN before the reset (tcp_reset() in the kernel), so its
-                // bytes are complete. Anything else: not.
+                // What it has sent may still be there to read. EPIPE: see `socket_failed`. Anything else: not all of it.
                 Err(error) => {
-                    watch.socket_took();
                     self.broken.set(error.kind() != io::ErrorKind::BrokenPipe);
-                    self.cut.set(true);
-                    lane.stop(*stream, self.ends.reset_reason);
+                    self.cut_outward();
                     return Err(Stopped);
                 }
             }

@@ -302,7 +302,7 @@ impl fmt::Debug for TcpFlows {
 pub(crate) async fn sweep(flows: Rc<TcpFlows>) {
     let mut last = Instant::now();
     for round in 0.. {
-        monoio::time::sleep(LOOK_INTERVAL).await;
+        crate::core::time::sleep(LOOK_INTERVAL).await;
         let now = Instant::now();
         let step = now.saturating_duration_since(last).min(LOOK_COUNTS_MAX);
         last = now;

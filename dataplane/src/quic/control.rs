@@ -84,7 +84,7 @@ impl ControlReader {
         if deadline <= Instant::now() {
             return false;
         }
-        let sleep = monoio::time::sleep_until(deadline.into());
+        let sleep = crate::core::time::sleep_until(deadline);
         self.waiters.readable.cuts_short(sleep).await.is_none()
     }
 

@@ -26,6 +26,8 @@ pub(crate) enum LaneEnd {
     HandshakeTimeout,
     /// The network says that nobody listens at the address.
     Unreachable(std::io::ErrorKind),
+    /// A bug of this program; the log says where it panicked.
+    Broken,
 }
 
 impl std::fmt::Display for LaneEnd {
@@ -61,6 +63,7 @@ impl std::fmt::Display for LaneEnd {
                 f.write_str("no answer: the handshake did not complete in time")
             }
             LaneEnd::Unreachable(kind) => write!(f, "nobody listens there: {kind}"),
+            LaneEnd::Broken => f.write_str("a bug of this program: a panic, logged before"),
         }
     }
 }

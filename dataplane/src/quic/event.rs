@@ -6,6 +6,8 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use crate::core::task;
+
 /// One event. At most one task waits for it at a time; a second one would replace the first.
 #[derive(Debug, Default)]
 pub(crate) struct Event {
@@ -74,7 +76,7 @@ pub(crate) async fn yield_now() {
     let yielded = YIELDED.with(|cell| {
         Rc::clone(cell.get_or_init(|| {
             let yielded = Rc::<Yielded>::default();
-            monoio::spawn(bring_back(Rc::clone(&yielded)));
+            task::spawn(bring_back(Rc::clone(&yielded)));
             yielded
         }))
     });

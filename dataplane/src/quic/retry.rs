@@ -1,5 +1,5 @@
-//! Retry tokens (RFC 9000 section 8.1.2): a client proves that it receives at its address before it
-//! costs us a lane.
+//! Retry tokens (RFC 9000 section 8.1.2): a client proves that it receives at its address before
+//! it costs us a lane.
 //!
 //! Asked for when [`super::admission`] says so. A token names the address, the first destination
 //! connection id, the connection id that the client is to use instead, and the time, under a MAC

@@ -200,7 +200,7 @@ impl Keeper {
             let Some(wake) = wake else { return };
             // Never at once: a system without randomness must not keep the core busy.
             let wake = wake.max(Instant::now() + Duration::from_millis(100));
-            monoio::time::sleep_until(wake.into()).await;
+            crate::core::time::sleep_until(wake).await;
             self.tick(&counters);
         }
     }

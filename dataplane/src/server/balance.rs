@@ -54,12 +54,17 @@ impl Tried {
     /// The visitor was at this client, on a lane whose peer has left it unanswered: another lane of
     /// it will do, but nobody who does not answer either.
     pub(crate) fn unanswered(&mut self, client: u64) {
-        self.must_answer = true;
+        self.require_answer();
         for place in &mut self.clients[..self.count] {
             if *place == client {
                 *place = FORGOTTEN;
             }
         }
+    }
+
+    /// Only those come into question who answer.
+    pub(crate) fn require_answer(&mut self) {
+        self.must_answer = true;
     }
 
     /// Whether only those come into question who answer.

@@ -146,8 +146,8 @@ fn refuse(
     // Not held, not even its memory: a peer that comes, is refused and goes must leave nothing behind.
     let (endpoint, key) = (Rc::downgrade(listener.endpoint()), this.lane.key());
     // The client closes when it has read the answer; should it not, the server does.
-    monoio::spawn(async move {
-        monoio::time::sleep(REFUSED_PATIENCE).await;
+    crate::core::task::spawn(async move {
+        crate::core::time::sleep(REFUSED_PATIENCE).await;
         if let Some(lane) = endpoint.upgrade().and_then(|endpoint| endpoint.lane(key)) {
             lane.close(LaneError::Refused, "");
         }

@@ -10,6 +10,7 @@ use qmux_proto::LaneError;
 use super::lanes::CarriesFlows;
 use super::listener::ListenerCore;
 use super::registry::LaneMembership;
+use crate::core::task::spawn_or;
 use crate::flow::udp::server::LaneFlows;
 use crate::quic::end::LaneEnd;
 use crate::quic::event::Event;
@@ -133,7 +134,10 @@ impl LaneEvents for ServerLaneEvents {
                 "a client opens no stream but the control stream",
             );
         } else if !this.control_started.replace(true) {
-            monoio::spawn(super::control::run(Rc::clone(this)));
+            let lane = Rc::clone(lane);
+            spawn_or(super::control::run(Rc::clone(this)), move || {
+                lane.panicked();
+            });
         }
         // Else it has been refused, and what it said meanwhile is not read any more: the refusal must reach it first.
     }

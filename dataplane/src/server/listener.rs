@@ -15,15 +15,17 @@ use rustc_hash::FxBuildHasher;
 
 use super::balance::Tried;
 use super::lane::{ServerLane, ServerLaneEvents};
-use super::lanes::LaneTable;
+use super::lanes::{CarriesFlows as _, LaneTable};
 use super::opening::Held;
 use super::registry::{Applicant, ClientPool, Duplicate, Joined};
 use super::route::{self, Way};
 use super::{ListenerSockets, ServerShared};
 use crate::core::mailbox::Mail;
+use crate::core::panics::contain;
+use crate::core::task::spawn_vital;
 use crate::core::{AcceptorCount, CoreContext};
 use crate::flow::udp::UdpSettings;
-use crate::flow::udp::server::{ForwardedUdp, RouteUdp, TrafficSocket, UdpRoute};
+use crate::flow::udp::server::{ForwardedUdp, RouteUdp, TrafficSocket, UdpRoute, Wish};
 use crate::metrics::CoreCounters;
 use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::quic::event::{Event, yield_now};
@@ -138,10 +140,7 @@ impl ListenerCore {
         });
         endpoint.set_owner(Rc::new(Owner(Rc::clone(&this))));
         if let Some(socket) = sockets.udp {
-            let settings = UdpSettings {
-                session_timeout: shared.config.udp.session_timeout,
-                fragmentation: shared.config.udp.enable_fragmentation,
-            };
+            let settings = UdpSettings::from(&shared.config.udp);
             let socket = UdpSocket::adopt(socket, Purpose::Traffic).map_err(text)?;
             let router = Rc::new(Owner(Rc::clone(&this)));
             *this.traffic.borrow_mut() = Some(TrafficSocket::start(
@@ -156,7 +155,7 @@ impl ListenerCore {
             let acceptor = Acceptor::adopt(socket).map_err(text)?;
             let count = AcceptorCount::new(&context.cluster);
             this.accepting.set(true);
-            monoio::spawn(Rc::clone(&this).accept_task(acceptor, count));
+            spawn_vital(Rc::clone(&this).accept_task(acceptor, count));
         }
         Ok(this)
     }
@@ -411,7 +410,7 @@ impl ListenerCore {
     async fn first_client(&self) {
         let deadline = Instant::now() + FIRST_CLIENT_WAIT;
         while !self.is_draining() && self.pool.totals().usable == 0 && Instant::now() < deadline {
-            monoio::time::sleep(FIRST_CLIENT_POLL).await;
+            crate::core::time::sleep(FIRST_CLIENT_POLL).await;
         }
     }
 
@@ -434,7 +433,7 @@ impl ListenerCore {
             match acceptor.try_accept() {
                 Ok((stream, visitor)) => {
                     accepted += 1;
-                    self.visitor(stream, visitor);
+                    let _counted = contain(|| self.visitor(stream, visitor));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The visitor gave up before it was accepted (accept(2)).
@@ -444,7 +443,7 @@ impl ListenerCore {
                     if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
                         tracing::error!(%error, addr = %self.traffic_addr, suppressed, "cannot accept visitors; trying again");
                     }
-                    monoio::time::sleep(ACCEPT_PAUSE).await;
+                    crate::core::time::sleep(ACCEPT_PAUSE).await;
                     break;
                 }
             }
@@ -468,7 +467,7 @@ impl ListenerCore {
                 return;
             }
             if accepted == 0 {
-                monoio::time::sleep(LAST_VISITORS_POLL).await;
+                crate::core::time::sleep(LAST_VISITORS_POLL).await;
             } else {
                 yield_now().await;
             }
@@ -565,22 +564,39 @@ impl EndpointOwner for Owner {
 }
 
 impl RouteUdp for Owner {
-    fn route(&self, _visitor: SocketAddr) -> Option<UdpRoute> {
+    fn route(&self, _visitor: SocketAddr, wish: &Wish<'_>) -> Option<UdpRoute> {
         let Owner(listener) = self;
+        let mut tried = Tried::default();
+        for client in wish.tried {
+            tried.add(*client);
+        }
+        if wish.must_answer {
+            tried.require_answer();
+        }
         let way = route::find(
             &listener.pool,
             Protocol::Udp,
             listener.core(),
-            &mut Tried::default(),
+            &mut tried,
             Instant::now(),
             |client| listener.local_lane(client),
-            |lane| lane.udp.clone(),
+            |lane| {
+                let silent = wish.must_answer && lane.is_silent();
+                let client = lane.membership.get()?.client().number;
+                let flows = lane
+                    .udp
+                    .clone()
+                    .filter(|flows| !silent && flows.is_open())?;
+                Some((flows, client))
+            },
         );
         match way? {
-            Way::Here(lane, ticket) => Some(UdpRoute::Local {
+            Way::Here((lane, client), ticket) => Some(UdpRoute::Local {
                 lane,
+                client,
                 ticket: Box::new(ticket),
             }),
+            Way::Elsewhere(_, ticket) if wish.must_answer && ticket.client().is_silent() => None,
             Way::Elsewhere(core, ticket) => {
                 listener.counters().visitors_handed_over.increment();
                 Some(UdpRoute::Remote {
@@ -590,6 +606,17 @@ impl RouteUdp for Owner {
                 })
             }
         }
+    }
+
+    fn let_go(&self) -> bool {
+        let Owner(listener) = self;
+        let nobody = listener.pool.totals().usable == 0;
+        if nobody {
+            // Its tasks hold it until they have closed it.
+            let socket = listener.traffic.borrow_mut().take();
+            drop(socket);
+        }
+        nobody
     }
 
     fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {

@@ -88,7 +88,7 @@ impl ServerCore {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(keeper) = keeper {
-            monoio::spawn(keeper.run(Arc::clone(&context.counters)));
+            crate::core::task::spawn_vital(keeper.run(Arc::clone(&context.counters)));
         }
         Ok(ServerCore { listeners })
     }

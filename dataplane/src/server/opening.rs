@@ -191,7 +191,7 @@ impl Opening<'_> {
             ended: sent.ended,
             ..Begun::default()
         };
-        let mut too_long = pin!(monoio::time::sleep(KEPT_FOR));
+        let mut too_long = pin!(crate::core::time::sleep(KEPT_FOR));
         sent.heard_before = None; // Of another lane.
         loop {
             self.note_heard(sent);
@@ -344,11 +344,11 @@ impl Opening<'_> {
     async fn wait(
         &self,
         wait: Wait,
-        mut too_long: Pin<&mut monoio::time::Sleep>,
+        mut too_long: Pin<&mut crate::core::time::Sleep>,
         unheard: Option<Instant>,
     ) -> Ready {
         // Only on a lane that is silent: there, and on the heap, it costs nobody else anything.
-        let mut unheard = unheard.map(|at| Box::pin(monoio::time::sleep_until(at.into())));
+        let mut unheard = unheard.map(|at| Box::pin(crate::core::time::sleep_until(at)));
         let mut readable = pin!(self.socket.readable());
         poll_fn(|cx| {
             let ended = self.look_around(wait, cx);
@@ -379,8 +379,9 @@ impl Opening<'_> {
     fn look_around(&self, wait: Wait, cx: &mut Context<'_>) -> Option<FlowError> {
         self.watch.attend(cx);
         let told = self.watch.told();
-        let gone =
-            self.watch.take_look().is_some() && wait != Wait::Visitor && self.socket.has_failed();
+        let gone = self.watch.take_look().is_some()
+            && wait != Wait::Visitor
+            && self.socket.take_error().is_some();
         told.or(gone.then_some(FlowError::VisitorReset))
     }
 }

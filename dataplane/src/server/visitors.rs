@@ -15,9 +15,11 @@ use super::registry::FlowTicket;
 use super::route::{self, Way};
 use crate::buffer::StreamBuf;
 use crate::core::mailbox::Mail;
+use crate::core::task::spawn_or;
 use crate::core::{FlowCount, OneFlow};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
+use crate::sys::limits;
 use crate::sys::tcp::{TcpSocket, refuse};
 
 /// A visitor that no client serves yet, as cores hand it over with its socket.
@@ -73,6 +75,9 @@ impl ListenerCore {
     /// A visitor was accepted.
     pub(super) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
         self.counters().visitors_accepted.increment();
+        if !limits::is_for_flows(&stream) {
+            return self.refuse_for_want_of_descriptors(stream, addr);
+        }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let visitor = Visitor {
             addr,
@@ -86,6 +91,20 @@ impl ListenerCore {
             under_way: None,
         };
         self.send_to_a_client(stream, Box::new(visitor));
+    }
+
+    /// The descriptors that are left are not for visitors.
+    fn refuse_for_want_of_descriptors(&self, stream: TcpStream, visitor: SocketAddr) {
+        self.counters().visitors_refused_descriptors.increment();
+        if let Some(suppressed) = self.context().dial_log.pass(Instant::now()) {
+            tracing::warn!(
+                %visitor,
+                descriptors = limits::flow_descriptors_max(),
+                suppressed,
+                "no file descriptor is left for visitors (ulimit -n); this one is reset"
+            );
+        }
+        refuse(stream);
     }
 
     /// Another core has chosen a client that has a lane here.
@@ -228,11 +247,12 @@ impl ListenerCore {
         };
         let count = FlowCount::new(self.context());
         visitor.under_way = None; // Only now: in between it would not be counted.
-        let this = Rc::clone(self);
-        monoio::spawn(async move {
+        let (this, cleans_up) = (Rc::clone(self), Rc::clone(self));
+        let task = async move {
             this.carry(socket, visitor, begun, ticket).await;
             drop(count);
-        });
+        };
+        spawn_or(task, move || cleans_up.endpoint().flow_panicked());
     }
 
     /// Carries a flow to its end, through as many clients as it needs.

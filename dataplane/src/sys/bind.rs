@@ -79,7 +79,7 @@ pub(crate) fn udp_towards(peer: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// The wildcard address of `peer`'s family, with a free port.
-pub(super) fn any_towards(peer: SocketAddr) -> SocketAddr {
+pub(crate) fn any_towards(peer: SocketAddr) -> SocketAddr {
     if peer.is_ipv4() {
         (std::net::Ipv4Addr::UNSPECIFIED, 0).into()
     } else {

@@ -13,6 +13,8 @@ use std::time::Duration;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
+use super::limits;
+
 /// A peer that vanished without a FIN (power, NAT) is noticed after two minutes of silence and three more probes. Its
 /// flow would otherwise hold a stream of the lane for ever.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
@@ -34,13 +36,15 @@ impl TcpSocket {
         })
     }
 
-    /// Connects to `addr` within `timeout`.
+    /// Connects to `addr`, by a descriptor that flows may have. Cancel-safe: the attempt ends when
+    /// this is dropped.
     ///
     /// # Errors
-    /// `TimedOut`, or what connect(2) reports.
-    pub(crate) async fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpSocket> {
+    /// What socket(2) and connect(2) report ([`limits::is_own_want`]).
+    pub(crate) async fn connect(addr: SocketAddr) -> io::Result<TcpSocket> {
         let kind = Type::STREAM.nonblocking();
         let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
+        limits::for_flows(&socket)?;
         set_flow_options(&socket)?;
         let pending = match socket.connect(&SockAddr::from(addr)) {
             Ok(()) => false,
@@ -49,10 +53,7 @@ impl TcpSocket {
         };
         let socket = TcpSocket::adopt(socket.into())?;
         if pending {
-            match monoio::time::timeout(timeout, socket.io.writable(false)).await {
-                Ok(ready) => ready?,
-                Err(_elapsed) => return Err(io::ErrorKind::TimedOut.into()),
-            }
+            socket.io.writable(false).await?;
             if let Some(error) = SockRef::from(&super::borrow(&socket.io)).take_error()? {
                 return Err(error);
             }
@@ -103,12 +104,11 @@ impl TcpSocket {
         self.io.writable(false).await
     }
 
-    /// True if an error (a reset, mostly) waits on the socket. It is taken away by this call.
-    pub(crate) fn has_failed(&self) -> bool {
-        !matches!(
-            SockRef::from(&super::borrow(&self.io)).take_error(),
-            Ok(None)
-        )
+    /// The error (a reset, mostly) that waits on the socket. It is taken away by this call.
+    pub(crate) fn take_error(&self) -> Option<io::Error> {
+        SockRef::from(&super::borrow(&self.io))
+            .take_error()
+            .unwrap_or_else(Some)
     }
 
     /// Sends a FIN; the other direction goes on.
@@ -190,4 +190,32 @@ pub(super) fn set_flow_options(socket: &Socket) -> io::Result<()> {
 pub(crate) fn refuse(stream: TcpStream) {
     let _gone = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     drop(stream);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read as _};
+
+    use crate::sys::bind;
+
+    use super::*;
+
+    #[test]
+    fn a_visitors_socket_has_the_options_of_a_flow_from_its_listener_and_closes_by_a_reset() {
+        let any = "127.0.0.1:0".parse().expect("literal");
+        let listener = bind::tcp_reuseport(any).expect("bind");
+        let addr = listener.local_addr().expect("bound");
+        let mut visitor = TcpStream::connect(addr).expect("connected");
+        // It never blocks, and the connection is in the queue when connect(2) returns.
+        let (accepted, _) = listener.accept().expect("queued");
+        let options = SockRef::from(&accepted);
+        assert_eq!(options.linger().expect("linger"), Some(Duration::ZERO));
+        assert!(options.tcp_nodelay().expect("nodelay"));
+        assert!(options.keepalive().expect("keepalive"));
+        let idle = options.tcp_keepalive_time().expect("keepalive");
+        assert_eq!(idle, KEEPALIVE_IDLE);
+        drop(accepted);
+        let error = visitor.read(&mut [0; 1]).expect_err("a reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
 }

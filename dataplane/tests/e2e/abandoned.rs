@@ -154,6 +154,44 @@ fn a_visitors_reset_ends_the_flow_of_a_service_that_does_not_read() {
     service.wait_until_done();
 }
 
+/// Whether somebody waits for an answer to its SYN to `port` (state 02 in proc(5), net/tcp).
+fn is_dialled(port: u16) -> bool {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
+    let remote = format!(":{port:04X}");
+    table.lines().any(|line| {
+        let mut words = line.split_whitespace().skip(2);
+        words.next().is_some_and(|addr| addr.ends_with(&remote)) && words.next() == Some("02")
+    })
+}
+
+#[test]
+fn a_visitor_that_resets_after_its_fin_ends_the_dial_to_its_service() {
+    if subject::only_wire("what a client does for a visitor that is gone") {
+        return;
+    }
+    // A service with a full queue answers no SYN.
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let any = SockAddr::from(std::net::SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    socket.bind(&any).expect("a free port");
+    socket.listen(0).expect("listening");
+    let listener = TcpListener::from(socket);
+    let service = listener.local_addr().expect("bound");
+    let _queued = TcpStream::connect(service).expect("one has a place in the queue");
+
+    let mut tunnel = Tunnel::to(service);
+    let mut stream = visitor::connect(tunnel.traffic());
+    stream.write_all(b"request").expect("sent");
+    visitor::finish(&stream);
+    wait::until_true("the service is dialled", || is_dialled(service.port()));
+    visitor::reset(stream);
+    // It waits for its flows.
+    tunnel.client.signal(Signal::TERM);
+    assert_eq!(tunnel.client.wait_for_exit().code(), Some(0));
+    let counters = counters::of(&tunnel.client);
+    assert_eq!(counters::total(&counters, "tcp_flows_reset"), 1);
+    assert_eq!(counters::total(&counters, "tcp_dials_failed"), 0);
+}
+
 /// The counter of each program after its end.
 fn stalled(tunnel: &mut Tunnel) -> (u64, u64) {
     let programs = [&mut tunnel.server.program, &mut tunnel.client];

@@ -45,7 +45,11 @@ impl FlowError {
     pub const fn is_untouched(self) -> bool {
         matches!(
             self,
-            Self::DialRefused | Self::DialTimeout | Self::DialFailed | Self::Draining
+            Self::DialRefused
+                | Self::DialTimeout
+                | Self::DialFailed
+                | Self::Draining
+                | Self::LimitReached
         )
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use qmux_proto::control::Message;
 use qmux_proto::datagram::{self, Header};
@@ -23,6 +24,10 @@ pub(crate) trait FlowLane {
     fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused>;
     /// Queues a control message.
     fn send_control(&self, message: &Message);
+    /// Something was queued that the peer must acknowledge.
+    fn asked(&self, now: Instant);
+    /// Whether the peer leaves unanswered what was sent to it.
+    fn is_silent(&self) -> bool;
 }
 
 impl FlowLane for Lane {
@@ -40,6 +45,14 @@ impl FlowLane for Lane {
 
     fn send_control(&self, message: &Message) {
         Lane::send_control(self, message);
+    }
+
+    fn asked(&self, now: Instant) {
+        self.asked_by_datagram(now);
+    }
+
+    fn is_silent(&self) -> bool {
+        Lane::is_silent(self)
     }
 }
 

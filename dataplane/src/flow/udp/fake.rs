@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Instant;
 
 use qmux_proto::FlowError;
 use qmux_proto::control::Message;
@@ -19,6 +20,8 @@ pub(super) struct FakeLane {
     pub(super) queue_max: Cell<usize>,
     pub(super) datagrams: RefCell<VecDeque<Vec<u8>>>,
     pub(super) control: RefCell<VecDeque<Message>>,
+    pub(super) asked: Cell<usize>,
+    pub(super) silent: Cell<bool>,
     /// Something was sent.
     pub(super) sent: Event,
 }
@@ -74,5 +77,13 @@ impl FlowLane for FakeLane {
     fn send_control(&self, message: &Message) {
         self.control.borrow_mut().push_back(message.clone());
         self.sent.set();
+    }
+
+    fn asked(&self, _now: Instant) {
+        self.asked.set(self.asked.get() + 1);
+    }
+
+    fn is_silent(&self) -> bool {
+        self.silent.get()
     }
 }

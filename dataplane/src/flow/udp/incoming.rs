@@ -6,13 +6,13 @@ use qmux_proto::datagram::Header;
 use qmux_proto::reassembly::{Counters, Limits};
 use qmux_proto::{DecodeError, Reassembler};
 
-use super::client::LANE_FLOWS_MAX;
+use super::client_core::FLOWS_PER_CORE_MAX;
 use crate::metrics::CoreCounters;
 
 /// What a lane's peer may make us hold of packets that are not complete.
 const LIMITS: Limits = Limits {
     // So that a flow of the lane is never forgotten for another one.
-    flows_max: LANE_FLOWS_MAX,
+    flows_max: FLOWS_PER_CORE_MAX,
     packets_max: 1_024,
     // Far more than overlap on a path that reorders; one flow must not take what all share.
     packets_per_flow_max: 64,

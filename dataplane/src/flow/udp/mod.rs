@@ -7,12 +7,18 @@
 //!
 //! All of it lives on one core. No borrow of a `RefCell` is held across an `await` or a call to another module.
 
+mod addresses;
 pub(crate) mod batch;
 pub(crate) mod client;
+pub(crate) mod client_core;
 pub(crate) mod encode;
 mod expiry;
+mod failover;
 mod incoming;
+mod lives;
 mod notices;
+mod order;
+mod pace;
 pub(crate) mod server;
 mod server_lane;
 mod table;
@@ -30,16 +36,17 @@ use crate::sys::udp::{Purpose, ReceiveBatch};
 /// Receive calls before the other tasks of the core get a turn; as for QUIC sockets.
 const RECEIVE_CALLS_PER_TURN: usize = 2;
 
-/// Longest time between two looks for expired flows: a flow outlives its timeout by no more than
-/// this.
-const SWEEP_INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// Longest time between two looks for expired flows and silent lanes: a flow outlives its timeout by no more than this.
+const SWEEP_INTERVAL_MAX: Duration = Duration::from_millis(250);
 
 /// Shortest time between two looks, so that a tiny timeout does not keep an idle core awake.
 const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(50);
 
-/// Flows that expire before the other tasks of the core get a turn: a quarter of a millisecond's
-/// work.
-const EXPIRED_PER_TURN: usize = 256;
+/// Flows that expire before the other tasks of the core get a turn: closing a socket takes some 10 µs.
+const EXPIRED_PER_TURN: usize = 32;
+
+/// One kind of trouble with flows is logged once in this time.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Wait after an error of waiting itself, so that an error that persists does not spin.
 const WAIT_ERROR_PAUSE: Duration = Duration::from_millis(100);
@@ -54,6 +61,8 @@ thread_local! {
 pub(crate) struct UdpSettings {
     /// How long a flow lives without a datagram in either direction.
     pub(crate) session_timeout: Duration,
+    /// The same while the service has not answered.
+    pub(crate) unanswered_timeout: Duration,
     /// Whether a datagram that is larger than the path's packets may be sent as several.
     pub(crate) fragmentation: bool,
 }
@@ -61,7 +70,32 @@ pub(crate) struct UdpSettings {
 impl UdpSettings {
     /// Time between two looks for expired flows.
     fn sweep_interval(&self) -> Duration {
-        (self.session_timeout / 8).clamp(SWEEP_INTERVAL_MIN, SWEEP_INTERVAL_MAX)
+        (self.unanswered_timeout / 8).clamp(SWEEP_INTERVAL_MIN, SWEEP_INTERVAL_MAX)
+    }
+}
+
+impl From<&qmux_config::Udp> for UdpSettings {
+    fn from(udp: &qmux_config::Udp) -> UdpSettings {
+        UdpSettings {
+            session_timeout: udp.session_timeout,
+            unanswered_timeout: udp.unanswered_timeout,
+            fragmentation: udp.enable_fragmentation,
+        }
+    }
+}
+
+/// Lets something be logged once in [`LOG_PAUSE`]; how often it happened, counters tell.
+#[derive(Debug, Default)]
+struct Rarely(Cell<Option<Instant>>);
+
+impl Rarely {
+    fn pass(&self, now: Instant) -> bool {
+        let due = |last: Instant| now.saturating_duration_since(last) >= LOG_PAUSE;
+        let pass = self.0.get().is_none_or(due);
+        if pass {
+            self.0.set(Some(now));
+        }
+        pass
     }
 }
 

@@ -1,8 +1,9 @@
 //! The server's side: a core's UDP traffic socket of one listener, and the flows of its visitors.
 //!
-//! A new visitor is routed once; its flow then stays with its lane until it expires, is closed or
-//! the lane ends. If the lane is on another core, the visitor's datagrams are handed over to it one
-//! by one, and that core answers from its own socket of the same port.
+//! A new visitor is routed once; its flow then stays with its lane until it expires, is closed or the lane ends, unless
+//! its client cannot serve it or the lane falls silent ([`super::failover`]). If
+//! the lane is on another core, the visitor's datagrams are handed over to it one by one, and that core answers from
+//! its own socket of the same port.
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -20,10 +21,13 @@ use rustc_hash::FxBuildHasher;
 
 use super::batch::Batcher;
 use super::encode::FlowLane;
+use super::failover::{Beginning, Kept};
+use super::lives::{Limits, Stage};
 pub(crate) use super::server_lane::LaneFlows;
 use super::table::{FLOWS_MAX, LaneToken, Table};
 use super::{
-    EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, UdpSettings, WAIT_ERROR_PAUSE, with_receive_batch,
+    EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, Rarely, UdpSettings, WAIT_ERROR_PAUSE,
+    with_receive_batch,
 };
 use crate::metrics::CoreCounters;
 use crate::quic::event::{Event, yield_now};
@@ -32,9 +36,20 @@ use crate::sys::udp::{ReceiveBatch, UdpSocket};
 /// What decides where visitors go, and knows the other cores. Called outside of any borrow.
 pub(crate) trait RouteUdp {
     /// Picks a client for a new visitor.
-    fn route(&self, visitor: SocketAddr) -> Option<UdpRoute>;
+    fn route(&self, visitor: SocketAddr, wish: &Wish<'_>) -> Option<UdpRoute>;
+    /// Asked while draining: true if no client is left. Then the router has let go of the socket.
+    fn let_go(&self) -> bool;
     /// Hands a datagram of a visitor whose flow lives on another core to it. False if that cannot be done now.
     fn forward(&self, core: usize, packet: ForwardedUdp) -> bool;
+}
+
+/// What a route must be like.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wish<'a> {
+    /// Clients that cannot serve this visitor.
+    pub(crate) tried: &'a [u64],
+    /// Whether only a lane will do whose client answers.
+    pub(crate) must_answer: bool,
 }
 
 /// Where a visitor goes. A ticket is dropped when the flow ends.
@@ -43,6 +58,8 @@ pub(crate) enum UdpRoute {
     Local {
         /// The lane.
         lane: Rc<LaneFlows>,
+        /// The client, by the router's own number.
+        client: u64,
         /// Accounts for the flow.
         ticket: Box<dyn Any>,
     },
@@ -93,27 +110,39 @@ pub(super) enum Place {
 
 /// A flow that rides a lane of another core.
 pub(super) struct RemoteFlow {
-    core: usize,
-    client: u64,
-    /// Set by the other core when the flow is gone there, or was lost on the way to it.
-    gone: Arc<AtomicBool>,
+    pub(super) core: usize,
+    pub(super) client: u64,
+    pub(super) state: Arc<LinkState>,
 }
 
-/// The ticket of a flow on its way to another core, and then there: says when it is gone.
-struct Link {
-    gone: Arc<AtomicBool>,
-    _ticket: Box<dyn Any + Send>,
+/// What the core that has a flow tells the one that receives its visitor's datagrams.
+#[derive(Debug, Default)]
+pub(super) struct LinkState {
+    /// The flow is gone there, or was lost on the way to it.
+    gone: AtomicBool,
+    /// Its service has answered.
+    pub(super) answered: AtomicBool,
+}
+
+/// The ticket of a flow on its way to another core, and then there.
+pub(super) struct Link {
+    pub(super) state: Arc<LinkState>,
+    pub(super) _ticket: Box<dyn Any + Send>,
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.gone.store(true, Ordering::Relaxed);
+        self.state.gone.store(true, Ordering::Relaxed);
     }
 }
 
 impl RemoteFlow {
     fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
+        self.state.gone.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_answered(&self) -> bool {
+        self.state.answered.load(Ordering::Relaxed)
     }
 }
 
@@ -123,8 +152,25 @@ pub(super) struct LocalFlow {
     /// The address that the visitor uses: replies must come from it.
     pub(super) to_ip: Cell<Option<IpAddr>>,
     pub(super) packet_id: Cell<u64>,
-    /// Dropped with the flow.
-    _ticket: Box<dyn Any>,
+    /// The client, by the router's own number.
+    pub(super) client: u64,
+    /// Its first datagram, until the service has answered: another client may need it.
+    pub(super) first: RefCell<Option<Kept>>,
+    /// The clients that could not serve it.
+    pub(super) tried: Vec<u64>,
+    /// Dropped with the flow. A [`Link`] if it came from another core.
+    pub(super) ticket: Box<dyn Any>,
+}
+
+impl LocalFlow {
+    /// The service has answered for the first time.
+    pub(super) fn answered(&self) {
+        self.first.take();
+        // A `Box` is `Any`, too.
+        if let Some(link) = self.ticket.downcast_ref::<Link>() {
+            link.state.is_answered_now();
+        }
+    }
 }
 
 /// One UDP traffic socket with its visitors' flows.
@@ -136,9 +182,12 @@ pub(crate) struct TrafficSocket {
     pub(super) counters: Arc<CoreCounters>,
     pub(super) table: RefCell<Table<Place>>,
     /// The table's lane of flows that live on other cores.
-    remote: LaneToken,
+    pub(super) remote: LaneToken,
     pub(super) lanes: RefCell<HashMap<LaneToken, Rc<LaneFlows>, FxBuildHasher>>,
     pub(super) batcher: RefCell<Batcher>,
+    /// Bytes of first datagrams that are kept.
+    pub(super) kept_bytes: Rc<Cell<usize>>,
+    pub(super) full_log: Rarely,
     stopping: Cell<bool>,
     closed: Cell<bool>,
     /// One event for each task, because an event wakes one.
@@ -155,7 +204,11 @@ impl TrafficSocket {
         router: Rc<dyn RouteUdp>,
         counters: Arc<CoreCounters>,
     ) -> Rc<TrafficSocket> {
-        let mut table = Table::new(settings.session_timeout, FLOWS_MAX);
+        let mut table = Table::new(Limits {
+            flows_max: FLOWS_MAX,
+            unanswered_timeout: settings.unanswered_timeout,
+            session_timeout: settings.session_timeout,
+        });
         let traffic = Rc::new(TrafficSocket {
             socket,
             core,
@@ -166,13 +219,15 @@ impl TrafficSocket {
             lanes: RefCell::default(),
             batcher: RefCell::new(Batcher::new(Arc::clone(&counters))),
             counters,
+            kept_bytes: Rc::default(),
+            full_log: Rarely::default(),
             stopping: Cell::new(false),
             closed: Cell::new(false),
             receive_over: Event::default(),
             sweep_over: Event::default(),
         });
-        monoio::spawn(Rc::clone(&traffic).receive_task());
-        monoio::spawn(Rc::clone(&traffic).sweep_task());
+        crate::core::task::spawn_vital(Rc::clone(&traffic).receive_task());
+        crate::core::task::spawn_vital(Rc::clone(&traffic).sweep_task());
         traffic
     }
 
@@ -184,7 +239,9 @@ impl TrafficSocket {
         flows
     }
 
-    /// Takes no new visitors from now on. Those who have a flow go on.
+    /// The process drains. New visitors are served as long as a client is there: unlike a TCP visitor, who is reset and
+    /// tries elsewhere, a UDP visitor would only meet silence, and draining does not wait for UDP for long anyway. With
+    /// the last client the socket closes, so that the kernel says to whoever comes that nobody listens.
     pub(crate) fn stop(&self) {
         self.stopping.set(true);
     }
@@ -225,20 +282,31 @@ impl TrafficSocket {
             to_ip,
             payload,
             ticket,
-            ..
+            client,
         } = packet;
         let now = Instant::now();
         if let Some((Place::Local(flow), id, known)) = self.find(visitor, now) {
             // A ticket that came with it is dropped: the flow has one.
-            flow.lane.send(&flow, visitor, to_ip, id, known, &payload);
+            flow.lane
+                .send(&flow, visitor, to_ip, id, known, &payload, now);
             return;
         }
         if let (Some(ticket), Some(lane)) = (ticket, lane)
-            && !self.stopping.get()
+            && !self.closed.get()
             && lane.is_open()
         {
             self.forget_remote(visitor);
-            self.open_local(visitor, to_ip, lane, ticket, &payload, now);
+            if !self.make_room(visitor, now) {
+                self.counters.udp_dropped_flow_limit.increment();
+                return;
+            }
+            let beginning = Beginning {
+                visitor,
+                to_ip,
+                payload: Some(&payload),
+                tried: Vec::new(),
+            };
+            self.open_local(beginning, lane, client, ticket, now);
             return;
         }
         // The lane or the flow has ended meanwhile. The core that received the datagram knows by the ticket that is
@@ -263,7 +331,7 @@ impl TrafficSocket {
                 Some(Err(error)) => {
                     self.counters.internal_errors.increment();
                     tracing::error!(%error, "waiting for a UDP traffic socket failed");
-                    monoio::time::sleep(WAIT_ERROR_PAUSE).await;
+                    crate::core::time::sleep(WAIT_ERROR_PAUSE).await;
                     continue;
                 }
             }
@@ -302,7 +370,12 @@ impl TrafficSocket {
     ) {
         match self.find(visitor, now) {
             Some((Place::Local(flow), id, known)) => {
-                flow.lane.send(&flow, visitor, to_ip, id, known, payload);
+                if flow.lane.is_to_be_left(now) && self.move_on(&flow, visitor, to_ip, payload, now)
+                {
+                    return;
+                }
+                flow.lane
+                    .send(&flow, visitor, to_ip, id, known, payload, now);
             }
             Some((Place::Remote(flow), ..)) if !flow.is_gone() => {
                 self.hand_over(&flow, visitor, to_ip, payload, None);
@@ -322,87 +395,7 @@ impl TrafficSocket {
         Some((flow.data.clone(), flow.id, flow.known))
     }
 
-    fn new_visitor(
-        self: &Rc<Self>,
-        visitor: SocketAddr,
-        to_ip: Option<IpAddr>,
-        payload: &[u8],
-        now: Instant,
-    ) {
-        if self.stopping.get() {
-            self.counters.udp_dropped_no_client.increment();
-            return;
-        }
-        if !self.table.borrow().has_room() {
-            self.counters.udp_dropped_flow_limit.increment();
-            return;
-        }
-        match self.router().and_then(|router| router.route(visitor)) {
-            Some(UdpRoute::Local { lane, ticket }) if lane.is_open() => {
-                self.open_local(visitor, to_ip, lane, ticket, payload, now);
-            }
-            Some(UdpRoute::Remote {
-                core,
-                client,
-                ticket,
-            }) => {
-                let gone = Arc::new(AtomicBool::new(false));
-                let flow = Rc::new(RemoteFlow {
-                    core,
-                    client,
-                    gone: Arc::clone(&gone),
-                });
-                let link = Link {
-                    gone,
-                    _ticket: ticket,
-                };
-                let place = Place::Remote(Rc::clone(&flow));
-                let opened = self
-                    .table
-                    .borrow_mut()
-                    .open(visitor, self.remote, place, now)
-                    .is_ok();
-                if opened {
-                    self.hand_over(&flow, visitor, to_ip, payload, Some(link));
-                } else {
-                    self.counters.udp_dropped_flow_limit.increment();
-                }
-            }
-            Some(UdpRoute::Local { .. }) | None => self.counters.udp_dropped_no_client.increment(),
-        }
-    }
-
-    fn open_local(
-        &self,
-        visitor: SocketAddr,
-        to_ip: Option<IpAddr>,
-        lane: Rc<LaneFlows>,
-        ticket: Box<dyn Any>,
-        payload: &[u8],
-        now: Instant,
-    ) {
-        let token = lane.token();
-        let flow = Rc::new(LocalFlow {
-            lane,
-            to_ip: Cell::new(to_ip),
-            packet_id: Cell::new(0),
-            _ticket: ticket,
-        });
-        let opened = self
-            .table
-            .borrow_mut()
-            .open(visitor, token, Place::Local(Rc::clone(&flow)), now)
-            .map(|flow| flow.id);
-        let Ok(id) = opened else {
-            self.counters.udp_dropped_flow_limit.increment();
-            return;
-        };
-        self.counters.udp_flows_opened.increment();
-        tracing::debug!(lane = flow.lane.key(), flow = id, %visitor, "UDP flow opened");
-        flow.lane.send(&flow, visitor, to_ip, id, false, payload);
-    }
-
-    fn hand_over(
+    pub(super) fn hand_over(
         &self,
         flow: &RemoteFlow,
         visitor: SocketAddr,
@@ -421,11 +414,11 @@ impl TrafficSocket {
             .router()
             .is_some_and(|router| router.forward(flow.core, packet));
         if !handed_over {
-            self.counters.visitors_handover_dropped.increment();
+            self.counters.udp_dropped_handover.increment();
         }
     }
 
-    fn router(&self) -> Option<Rc<dyn RouteUdp>> {
+    pub(super) fn router(&self) -> Option<Rc<dyn RouteUdp>> {
         self.router.borrow().clone()
     }
 
@@ -433,7 +426,7 @@ impl TrafficSocket {
 
     async fn sweep_task(self: Rc<Self>) {
         loop {
-            let pause = monoio::time::sleep(self.settings.sweep_interval());
+            let pause = crate::core::time::sleep(self.settings.sweep_interval());
             if self.sweep_over.cuts_short(pause).await.is_none() {
                 return;
             }
@@ -445,6 +438,9 @@ impl TrafficSocket {
             for lane in lanes {
                 lane.sweep(now);
             }
+            if self.stopping.get() && self.router().is_none_or(|router| router.let_go()) {
+                self.close();
+            }
         }
     }
 
@@ -455,9 +451,14 @@ impl TrafficSocket {
             |place: &Place| matches!(place, Place::Remote(flow) if !flow.is_gone());
         for _ in 0..EXPIRED_PER_TURN {
             let expired = self.table.borrow_mut().expire_next(now, lives_elsewhere);
-            let Some(flow) = expired else { return false };
+            let Some((flow, stage)) = expired else {
+                return false;
+            };
             if let Place::Local(local) = &flow.data {
                 self.counters.udp_flows_expired.increment();
+                if stage == Stage::Unanswered {
+                    self.counters.udp_flows_unanswered.increment();
+                }
                 local.lane.closed(&flow, FlowError::Expired, Some(now));
             }
         }

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use qmux_proto::FlowError;
 use qmux_proto::control::{FlowClosed, Message};
@@ -16,18 +16,36 @@ use super::notices::Notices;
 use super::server::{LocalFlow, Place, TrafficSocket};
 use super::table::{Flow, LaneToken};
 
+/// A lane's peer is asked for a sign of life this often while visitors send: an ask costs little, but
+/// not nothing.
+const ASK_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a lane must have been silent until its flows go elsewhere. A silence is known after 0.3 s
+/// and seen within 0.25 s, so flows move within 2 s of the death of their lane; sooner, each hiccup of
+/// the network would tear exchanges from the client that knows of them.
+const LEAVE_AFTER: Duration = Duration::from_millis(1_400);
+
+/// Pause between two looks for a better lane that is not there.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+
 /// The service of flows: today there is one, without a name.
 const SERVICE: &str = "";
 
 /// The flows of one lane.
 pub(crate) struct LaneFlows {
-    traffic: Rc<TrafficSocket>,
-    token: LaneToken,
+    pub(super) traffic: Rc<TrafficSocket>,
+    pub(super) token: LaneToken,
     lane: Rc<dyn FlowLane>,
     incoming: RefCell<Incoming>,
     notices: RefCell<Notices>,
     clock: TurnClock,
     ended: Cell<bool>,
+    /// When the client was last known to be asked something.
+    asked_at: Cell<Option<Instant>>,
+    /// When the lane was first found to be silent.
+    silent_since: Cell<Option<Instant>>,
+    /// When its flows may look for another one.
+    leave_at: Cell<Option<Instant>>,
 }
 
 impl LaneFlows {
@@ -44,6 +62,9 @@ impl LaneFlows {
             notices: RefCell::default(),
             clock: TurnClock::default(),
             ended: Cell::new(false),
+            asked_at: Cell::new(None),
+            silent_since: Cell::new(None),
+            leave_at: Cell::new(None),
         })
     }
 
@@ -56,7 +77,7 @@ impl LaneFlows {
     }
 
     /// False once the lane has ended.
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         !self.ended.get()
     }
 
@@ -88,8 +109,13 @@ impl LaneFlows {
         let found = table
             .borrow_mut()
             .packet_through(self.token, id, now)
-            .and_then(|flow| match &flow.data {
-                Place::Local(local) => Some((flow.visitor, local.to_ip.get())),
+            .and_then(|(flow, first)| match &flow.data {
+                Place::Local(local) => {
+                    if first {
+                        local.answered();
+                    }
+                    Some((flow.visitor, local.to_ip.get()))
+                }
                 Place::Remote { .. } => None,
             });
         let Some((visitor, from_ip)) = found else {
@@ -120,22 +146,6 @@ impl LaneFlows {
         self.incoming.borrow_mut().report(counters);
         self.notices.borrow_mut().turn_over();
         self.clock.turn_over();
-    }
-
-    /// The client says that a flow is over, or that it does not know it.
-    pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) {
-        if reason == FlowError::UnknownFlow {
-            // We know it, so the client has lost it: the next datagram introduces it again.
-            self.traffic
-                .table
-                .borrow_mut()
-                .introduce_again(self.token, flow_id);
-            return;
-        }
-        let closed = self.traffic.table.borrow_mut().close(self.token, flow_id);
-        if let Some(flow) = closed {
-            self.closed(&flow, reason, None);
-        }
     }
 
     /// The lane has ended: so have its flows. Their visitors are routed anew with their next datagram.
@@ -170,6 +180,7 @@ impl LaneFlows {
         id: u64,
         known: bool,
         payload: &[u8],
+        now: Instant,
     ) {
         flow.to_ip.set(to_ip);
         encode::send(
@@ -181,6 +192,31 @@ impl LaneFlows {
             self.traffic.settings.fragmentation,
             &self.traffic.counters,
         );
+        let due = |last: Instant| now.saturating_duration_since(last) >= ASK_PAUSE;
+        if self.asked_at.get().is_none_or(due) {
+            self.asked_at.set(Some(now));
+            self.lane.asked(now);
+        }
+    }
+
+    /// Whether flows should go on elsewhere, as the lane has been silent for a while.
+    pub(super) fn is_to_be_left(&self, now: Instant) -> bool {
+        self.leave_at.get().is_some_and(|at| now >= at)
+    }
+
+    /// There is no better lane; flows ask again, but not with each datagram.
+    pub(super) fn nowhere_to_go(&self, now: Instant) {
+        self.leave_at.set(Some(now + LOOK_PAUSE));
+    }
+
+    fn note_silence(&self, now: Instant) {
+        if !self.lane.is_silent() {
+            self.silent_since.set(None);
+            self.leave_at.set(None);
+        } else if self.silent_since.get().is_none() {
+            self.silent_since.set(Some(now));
+            self.leave_at.set(Some(now + LEAVE_AFTER));
+        }
     }
 
     /// Tells the client that a flow is over, within the bounds of [`Notices`].
@@ -204,6 +240,7 @@ impl LaneFlows {
     }
 
     pub(super) fn sweep(&self, now: Instant) {
+        self.note_silence(now);
         self.incoming
             .borrow_mut()
             .sweep(now, &self.traffic.counters);

@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustc_hash::FxBuildHasher;
-use slab::Slab;
 
-use super::expiry::Expiry;
+use super::lives::{Limits, Lives, Room, Stage, Why};
 
 /// Flows of one traffic socket, which is one per listener and core. Source addresses can be forged, so there must be
 /// a limit; one flow costs about 400 bytes here, and a socket has 64,512 ports from one address at most (RFC 6335).
@@ -28,7 +27,6 @@ pub(super) struct Flow<T> {
     pub(super) id: u64,
     /// True once the peer has shown that it knows the flow; until then datagrams introduce it.
     pub(super) known: bool,
-    last_activity: Instant,
     /// What the owner keeps of it.
     pub(super) data: T,
 }
@@ -49,27 +47,36 @@ struct LaneFlows {
     by_id: HashMap<u64, usize, FxBuildHasher>,
 }
 
-/// The flows, their two indexes and their deadlines.
+/// Whether a visitor that has no flow may get one.
+#[derive(Debug)]
+pub(super) enum Admission<T> {
+    /// It may.
+    Free,
+    /// It may: this flow has been ended for it.
+    Instead(Flow<T>, Why),
+    /// It may not.
+    None,
+}
+
+/// The flows, their two indexes and their lives.
 #[derive(Debug)]
 pub(super) struct Table<T> {
-    flows: Slab<Flow<T>>,
+    flows: Lives<Flow<T>>,
     // Visitors choose their addresses: hashed so that they cannot choose collisions.
     by_visitor: HashMap<SocketAddr, usize>,
     lanes: HashMap<LaneToken, LaneFlows, FxBuildHasher>,
     next_lane: u64,
-    expiry: Expiry<(LaneToken, u64)>,
     flows_max: usize,
 }
 
 impl<T> Table<T> {
-    pub(super) fn new(timeout: Duration, flows_max: usize) -> Table<T> {
+    pub(super) fn new(limits: Limits) -> Table<T> {
         Table {
-            flows: Slab::new(),
+            flows: Lives::new(limits),
             by_visitor: HashMap::new(),
             lanes: HashMap::default(),
             next_lane: 0,
-            expiry: Expiry::new(timeout),
-            flows_max,
+            flows_max: limits.flows_max,
         }
     }
 
@@ -81,13 +88,37 @@ impl<T> Table<T> {
         token
     }
 
-    /// Whether another flow may be opened.
-    pub(super) fn has_room(&self) -> bool {
-        self.flows.len() < self.flows_max
+    /// Makes room for a flow of `visitor`, at the cost of another one if need be. Those of which
+    /// `answered` says that their service has answered elsewhere count as answered.
+    pub(super) fn make_room(
+        &mut self,
+        visitor: SocketAddr,
+        now: Instant,
+        answered: impl Fn(&T) -> bool,
+    ) -> Admission<T> {
+        loop {
+            let (key, why) = match self.flows.room_for(visitor.ip()) {
+                Room::Free => return Admission::Free,
+                Room::None => return Admission::None,
+                Room::Instead(key, why) => (key, why),
+            };
+            // Each flow once in its life, so that this costs little in the end.
+            let unanswered = self.flows.stage(key) == Some(Stage::Unanswered);
+            if why == Why::Full
+                && unanswered
+                && self.flows.get(key).is_some_and(|flow| answered(&flow.data))
+            {
+                self.flows.answered(key, now);
+                continue;
+            }
+            return match self.take_out(key) {
+                Some(flow) => Admission::Instead(flow, why),
+                None => Admission::None,
+            };
+        }
     }
 
     /// All flows.
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.flows.len()
     }
@@ -97,7 +128,7 @@ impl<T> Table<T> {
         self.lanes.get(&lane).map_or(0, |lane| lane.by_id.len())
     }
 
-    /// Opens the flow of a visitor that has none.
+    /// Opens the flow of a visitor that has none. [`Table::make_room`] has been asked.
     pub(super) fn open(
         &mut self,
         visitor: SocketAddr,
@@ -109,30 +140,23 @@ impl<T> Table<T> {
             !self.by_visitor.contains_key(&visitor),
             "{visitor} has a flow already"
         );
-        if !self.has_room() {
+        if self.flows.len() >= self.flows_max {
             return Err(OpenError::TableFull);
         }
         let lane_flows = self.lanes.get_mut(&lane).ok_or(OpenError::LaneEnded)?;
         let id = lane_flows.next_id;
         lane_flows.next_id += 1;
-        let key = self.flows.insert(Flow {
+        let flow = Flow {
             visitor,
             lane,
             id,
             known: false,
-            last_activity: now,
             data,
-        });
+        };
+        let key = self.flows.open(visitor.ip(), flow, now);
         lane_flows.by_id.insert(id, key);
         self.by_visitor.insert(visitor, key);
-        let lanes = &self.lanes;
-        self.expiry
-            .watch((lane, id), now, self.flows.len(), |(lane, id)| {
-                lanes
-                    .get(&lane)
-                    .is_some_and(|lane| lane.by_id.contains_key(&id))
-            });
-        Ok(&mut self.flows[key])
+        self.flows.get_mut(key).ok_or(OpenError::TableFull)
     }
 
     /// A datagram came from `visitor`: its flow, if it has one.
@@ -141,22 +165,36 @@ impl<T> Table<T> {
         visitor: SocketAddr,
         now: Instant,
     ) -> Option<&mut Flow<T>> {
-        let flow = &mut self.flows[*self.by_visitor.get(&visitor)?];
-        flow.last_activity = now;
-        Some(flow)
+        let key = *self.by_visitor.get(&visitor)?;
+        self.flows.asked(key, now);
+        self.flows.get_mut(key)
     }
 
-    /// A datagram of a flow came through `lane`, so the peer knows that flow.
+    /// A datagram of a flow came through `lane`, so the peer knows that flow. True with the first.
     pub(super) fn packet_through(
         &mut self,
         lane: LaneToken,
         id: u64,
         now: Instant,
-    ) -> Option<&mut Flow<T>> {
-        let flow = &mut self.flows[*self.lanes.get(&lane)?.by_id.get(&id)?];
-        flow.last_activity = now;
+    ) -> Option<(&mut Flow<T>, bool)> {
+        let key = *self.lanes.get(&lane)?.by_id.get(&id)?;
+        let first = self.flows.answered(key, now);
+        let flow = self.flows.get_mut(key)?;
         flow.known = true;
-        Some(flow)
+        Some((flow, first))
+    }
+
+    /// How far the exchange of a visitor's flow has come.
+    #[cfg(test)]
+    pub(super) fn stage_of(&self, visitor: SocketAddr) -> Option<Stage> {
+        self.flows.stage(*self.by_visitor.get(&visitor)?)
+    }
+
+    /// True if there is such a flow and its service has sent nothing.
+    pub(super) fn is_unanswered(&self, lane: LaneToken, id: u64) -> bool {
+        let lane = self.lanes.get(&lane);
+        let key = lane.and_then(|lane| lane.by_id.get(&id));
+        key.is_some_and(|key| self.flows.stage(*key) == Some(Stage::Unanswered))
     }
 
     /// The peer does not know the flow (any more): it is introduced again. False if we do not know it either.
@@ -165,18 +203,14 @@ impl<T> Table<T> {
             .lanes
             .get(&lane)
             .and_then(|lane| lane.by_id.get(&id).copied());
-        if let Some(key) = key {
-            self.flows[key].known = false;
-        }
-        key.is_some()
+        let flow = key.and_then(|key| self.flows.get_mut(key));
+        flow.map(|flow| flow.known = false).is_some()
     }
 
     /// Ends a flow.
     pub(super) fn close(&mut self, lane: LaneToken, id: u64) -> Option<Flow<T>> {
-        let key = self.lanes.get_mut(&lane)?.by_id.remove(&id)?;
-        let flow = self.flows.remove(key);
-        self.by_visitor.remove(&flow.visitor);
-        Some(flow)
+        let key = *self.lanes.get(&lane)?.by_id.get(&id)?;
+        self.take_out(key)
     }
 
     /// Ends the flow of a visitor if it is on `lane`.
@@ -185,12 +219,9 @@ impl<T> Table<T> {
         visitor: SocketAddr,
         lane: LaneToken,
     ) -> Option<Flow<T>> {
-        let flow = &self.flows[*self.by_visitor.get(&visitor)?];
-        if flow.lane != lane {
-            return None;
-        }
-        let id = flow.id;
-        self.close(lane, id)
+        let key = *self.by_visitor.get(&visitor)?;
+        let there = self.flows.get(key).is_some_and(|flow| flow.lane == lane);
+        there.then(|| self.take_out(key)).flatten()
     }
 
     /// Ends a lane with all its flows.
@@ -198,35 +229,28 @@ impl<T> Table<T> {
         let Some(lane) = self.lanes.remove(&lane) else {
             return Vec::new();
         };
-        let flows: Vec<Flow<T>> = lane
-            .by_id
-            .into_values()
-            .map(|key| self.flows.remove(key))
-            .collect();
-        for flow in &flows {
-            self.by_visitor.remove(&flow.visitor);
-        }
-        flows
+        let keys = lane.by_id.into_values();
+        keys.filter_map(|key| self.take_out(key)).collect()
     }
 
-    /// Ends the next flow that was last active a timeout ago or longer. Those that are `kept` live
-    /// for another timeout.
+    /// Ends the next flow whose time is over. Those that are `kept` live on.
     pub(super) fn expire_next(
         &mut self,
         now: Instant,
         kept: impl Fn(&T) -> bool,
-    ) -> Option<Flow<T>> {
-        let (lanes, flows) = (&self.lanes, &self.flows);
-        let (lane, id) = self.expiry.next_due(now, |(lane, id)| {
-            let key = *lanes.get(&lane)?.by_id.get(&id)?;
-            let flow = &flows[key];
-            Some(if kept(&flow.data) {
-                now
-            } else {
-                flow.last_activity
-            })
-        })?;
-        self.close(lane, id)
+    ) -> Option<(Flow<T>, Stage)> {
+        let key = self.flows.next_expired(now, |flow| kept(&flow.data))?;
+        let stage = self.flows.stage(key)?;
+        Some((self.take_out(key)?, stage))
+    }
+
+    fn take_out(&mut self, key: usize) -> Option<Flow<T>> {
+        let flow = self.flows.remove(key)?;
+        self.by_visitor.remove(&flow.visitor);
+        if let Some(lane) = self.lanes.get_mut(&flow.lane) {
+            lane.by_id.remove(&flow.id);
+        }
+        Some(flow)
     }
 }
 

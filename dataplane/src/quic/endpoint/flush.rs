@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use qmux_proto::{CID_LEN, LaneError};
 
 use super::Endpoint;
+use crate::core::task::contained;
+use crate::core::turn;
 use crate::quic::event::yield_now;
 use crate::quic::handshake::Handshake;
 use crate::quic::lane::Lane;
@@ -51,7 +53,7 @@ async fn wake_flush(timer: Rc<FineTimer>, endpoint: Weak<Endpoint>) {
 impl Endpoint {
     pub(super) async fn flush_task(self: Rc<Self>) {
         let mut batch = Batch::new();
-        let mut turn = VecDeque::new();
+        let mut lanes = VecDeque::new();
         loop {
             if self.closing.get() && self.lanes.borrow().is_empty() {
                 self.stopped.set();
@@ -65,16 +67,26 @@ impl Endpoint {
             if self.dirty.borrow().is_empty() {
                 self.wait_for_work().await;
             }
-            let now = Instant::now();
+            let mut now = Instant::now();
             self.fire_timers(now);
             self.call_in_debts(now);
-            std::mem::swap(&mut turn, &mut *self.dirty.borrow_mut());
-            while let Some(key) = turn.pop_front() {
+            std::mem::swap(&mut lanes, &mut *self.dirty.borrow_mut());
+            while let Some(key) = lanes.pop_front() {
                 let lane = self.lanes.borrow().get(&key).cloned();
                 if let Some(lane) = lane {
                     lane.dirty.set(false);
                     lane.bare_fin.set(false);
-                    self.flush_lane(&lane, &mut batch, now).await;
+                    let flush = self.flush_lane(&lane, &mut batch, now);
+                    if contained(flush).await.is_err() {
+                        batch = Batch::new();
+                        self.lane_panicked(&lane);
+                    }
+                }
+                if turn::share_is_used() {
+                    yield_now().await;
+                    now = Instant::now();
+                    self.fire_timers(now);
+                    self.call_in_debts(now);
                 }
             }
             if self.dirty.borrow().is_empty() {
@@ -107,7 +119,7 @@ impl Endpoint {
         }
         self.sleeps_until.set(Some(at));
         // Beside the fine timer, too: should that fail, the lanes are merely late.
-        let mut sleep = pin!(monoio::time::sleep_until(at.into()));
+        let mut sleep = pin!(crate::core::time::sleep_until(at));
         poll_fn(|cx| {
             if self.flush.poll(cx).is_ready() {
                 return Poll::Ready(());
@@ -157,7 +169,7 @@ impl Endpoint {
         let timer = self.fine_timer.get_or_init(|| match FineTimer::new() {
             Ok(timer) => {
                 let timer = Rc::new(timer);
-                monoio::spawn(wake_flush(Rc::clone(&timer), Rc::downgrade(self)));
+                crate::core::task::spawn(wake_flush(Rc::clone(&timer), Rc::downgrade(self)));
                 Some(timer)
             }
             Err(error) => {
@@ -183,43 +195,54 @@ impl Endpoint {
                 continue; // An earlier entry has been here meanwhile, and has armed the timer again.
             }
             lane.armed.set(None);
-            let (timed_out, overdue) = {
-                let mut conn = lane.conn.borrow_mut();
-                let timed_out = conn
-                    .timeout_instant()
-                    .is_some_and(|deadline| deadline <= now);
-                if timed_out {
-                    conn.on_timeout();
-                }
-                let overdue = lane
-                    .admission_deadline
-                    .get()
-                    .is_some_and(|deadline| deadline <= now);
-                if overdue {
-                    lane.admission_deadline.set(None);
-                    lane.given_up.set(true);
-                    // `Done`: it is closing already.
-                    let _closing = conn.close(true, LaneError::Unauthenticated.code(), b"");
-                }
-                (timed_out, overdue)
-            };
-            if timed_out {
-                lane.timed_out(now);
-            }
-            if lane.path_due(now) {
-                self.counters.paths_failed.increment();
-            }
-            if timed_out && lane.suspects_packet_size() {
-                self.counters.path_mtu_distrusted.increment();
-            }
-            if timed_out || overdue {
-                lane.dispatch();
-            }
+            self.contain_for(&lane, || self.fire_timer(&lane, now));
             lane.mark_dirty();
+            if turn::share_is_used() {
+                return; // The others are still due when the flush task comes back.
+            }
+        }
+    }
+
+    fn fire_timer(&self, lane: &Rc<Lane>, now: Instant) {
+        let (timed_out, overdue) = {
+            let mut conn = lane.conn.borrow_mut();
+            let timed_out = conn
+                .timeout_instant()
+                .is_some_and(|deadline| deadline <= now);
+            if timed_out {
+                conn.on_timeout();
+            }
+            let overdue = lane
+                .admission_deadline
+                .get()
+                .is_some_and(|deadline| deadline <= now);
+            if overdue {
+                lane.admission_deadline.set(None);
+                lane.given_up.set(true);
+                // `Done`: it is closing already.
+                let _closing = conn.close(true, LaneError::Unauthenticated.code(), b"");
+            }
+            (timed_out, overdue)
+        };
+        if timed_out {
+            lane.timed_out(now);
+        }
+        if lane.path_due(now) {
+            self.counters.paths_failed.increment();
+        }
+        if timed_out && lane.suspects_packet_size() {
+            self.counters.path_mtu_distrusted.increment();
+        }
+        if timed_out || overdue {
+            lane.dispatch();
         }
     }
 
     async fn flush_lane(self: &Rc<Self>, lane: &Rc<Lane>, batch: &mut Batch, now: Instant) {
+        if lane.conn.was_interrupted() {
+            self.break_lane(lane);
+            return;
+        }
         let segments = match self.no_gso_until.get() {
             Some(until) if now < until => 1,
             _ => self.socket.gso_segments(),

@@ -4,7 +4,10 @@
 //! go on. The flush task runs after those flows and sends, for every lane that has something to say, GSO batches; it
 //! also owns the timers. An endpoint ends when it was asked to and its last lane is gone.
 
+mod broken;
 mod flush;
+#[cfg(test)]
+mod panic_tests;
 mod receive;
 #[cfg(test)]
 mod resumption_tests;
@@ -15,7 +18,7 @@ pub(crate) mod tests;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +35,7 @@ use super::retry::RetryKey;
 use super::roaming::Way;
 use super::settings;
 use super::timers::Timers;
+use crate::core::task::spawn_or;
 use crate::metrics::CoreCounters;
 use crate::sys::timer::FineTimer;
 use crate::sys::udp::UdpSocket;
@@ -157,8 +161,16 @@ impl Endpoint {
             stopped: Event::default(),
             counters: setup.counters,
         });
-        monoio::spawn(Rc::clone(&endpoint).receive_task());
-        monoio::spawn(Rc::clone(&endpoint).flush_task());
+        let (receives, flushes) = (Rc::downgrade(&endpoint), Rc::downgrade(&endpoint));
+        let panicked = |endpoint: &Weak<Endpoint>| {
+            if let Some(endpoint) = endpoint.upgrade() {
+                endpoint.task_panicked();
+            }
+        };
+        let receive = Rc::clone(&endpoint).receive_task();
+        spawn_or(receive, move || panicked(&receives));
+        let flush = Rc::clone(&endpoint).flush_task();
+        spawn_or(flush, move || panicked(&flushes));
         endpoint
     }
 

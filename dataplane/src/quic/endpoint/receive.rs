@@ -10,6 +10,7 @@ use qmux_proto::CID_LEN;
 use qmux_proto::cid::{self, LONG_HEADER_BIT};
 
 use super::Endpoint;
+use crate::core::panics::{contain, may_be_injected};
 use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
 use crate::quic::roaming::{Moved, Way};
@@ -34,6 +35,10 @@ const PACKETS_PER_TURN_MAX: u64 = 64;
 /// `QUIC_BATCHES` in `sys/udp.rs`).
 const BYTES_PER_TURN_MAX: u64 = 128 << 10;
 
+/// The same in time: no call begins after it. Four first packets of new lanes may take 2 ms, for
+/// their signatures.
+const TURN_TIME_MAX: Duration = Duration::from_micros(500);
+
 thread_local! {
     /// The receive buffers of this core, shared by its endpoints: they are used only within one call.
     static RECEIVE: RefCell<ReceiveBatch> = RefCell::new(ReceiveBatch::new(Purpose::Quic));
@@ -55,7 +60,7 @@ impl Endpoint {
             if let Err(error) = ready {
                 self.counters.internal_errors.increment();
                 tracing::error!(%error, "waiting for a QUIC socket failed");
-                monoio::time::sleep(Duration::from_millis(100)).await;
+                crate::core::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
             loop {
@@ -79,6 +84,7 @@ impl Endpoint {
 
     /// As many receive calls as make a turn. False once the socket is drained.
     fn receive_turn(self: &Rc<Self>, batch: &mut ReceiveBatch) -> bool {
+        let began = Instant::now();
         let (mut packets, mut bytes) = (0, 0);
         for _ in 0..CALLS_PER_TURN_MAX {
             let Some(received) = self.receive_once(batch) else {
@@ -89,7 +95,8 @@ impl Endpoint {
             if !received.more {
                 return false;
             }
-            if packets >= PACKETS_PER_TURN_MAX || bytes >= BYTES_PER_TURN_MAX {
+            let full = packets >= PACKETS_PER_TURN_MAX || bytes >= BYTES_PER_TURN_MAX;
+            if full || began.elapsed() >= TURN_TIME_MAX {
                 break;
             }
         }
@@ -113,7 +120,10 @@ impl Endpoint {
         batch.for_each(|received| {
             packets += 1;
             bytes += received.data.len() as u64;
-            self.packet(received.data, received.from, received.to_ip, false);
+            // Anybody can send one: it costs no more than itself.
+            let _counted = contain(|| {
+                self.packet(received.data, received.from, received.to_ip, false);
+            });
         });
         self.counters.quic_packets_received.add(packets);
         self.counters.quic_bytes_received.add(bytes);
@@ -173,7 +183,18 @@ impl Endpoint {
         self.feed(&lane, data, from, to_ip);
     }
 
+    /// Gives the lane a packet.
     pub(super) fn feed(
+        self: &Rc<Self>,
+        lane: &Rc<Lane>,
+        data: &mut [u8],
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+    ) {
+        self.contain_for(lane, || self.feed_lane(lane, data, from, to_ip));
+    }
+
+    fn feed_lane(
         self: &Rc<Self>,
         lane: &Rc<Lane>,
         data: &mut [u8],
@@ -202,6 +223,11 @@ impl Endpoint {
         let before = if followed { lane.genuine_packets() } else { 0 };
         let (result, queued) = {
             let mut conn = lane.conn.borrow_mut();
+            may_be_injected(if self.accepts {
+                "server: packet"
+            } else {
+                "client: packet"
+            });
             let result = conn.recv(data, info);
             (result, conn.dgram_recv_queue_len())
         };
@@ -233,7 +259,7 @@ impl Endpoint {
             }
             for lane in touched.drain(..) {
                 lane.touched.set(false);
-                self.finish_turn_of(&lane, now);
+                self.contain_for(&lane, || self.finish_turn_of(&lane, now));
             }
             // What a handler has touched meanwhile is next; else the allocation is kept.
             let mut next = self.touched.borrow_mut();

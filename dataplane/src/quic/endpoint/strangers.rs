@@ -206,15 +206,18 @@ impl Endpoint {
         let (counter, text) = match why {
             Refused::NoPlace => (
                 &self.counters.handshakes_refused,
-                "more clients at once than one core shakes hands with; the others try again (counter handshakes_refused)",
+                "more clients at once than one core shakes hands with; the others try again \
+                 (counter handshakes_refused)",
             ),
             Refused::NoPlaceForNetwork => (
                 &self.counters.handshakes_refused_network,
-                "one network has begun so many handshakes that only places for others are left (counter handshakes_refused_network)",
+                "one network has begun so many handshakes that only places for others are left \
+                 (counter handshakes_refused_network)",
             ),
             Refused::Handshakes => (
                 &self.counters.handshakes_refused_rate,
-                "more handshakes per second than one core begins; the others try again (counter handshakes_refused_rate)",
+                "more handshakes per second than one core begins; the others try again \
+                 (counter handshakes_refused_rate)",
             ),
             Refused::Answers => (
                 &self.counters.initials_dropped,

@@ -109,7 +109,7 @@ pub(crate) fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
         .enable_timer()
         .build()
         .expect("runtime")
-        .block_on(async { monoio::time::timeout(2 * PATIENCE, test(config)).await })
+        .block_on(async { crate::core::time::timeout(2 * PATIENCE, test(config)).await })
         .expect("the test ends")
 }
 
@@ -128,7 +128,7 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "waited for {what}");
-        monoio::time::sleep(Duration::from_millis(5)).await;
+        crate::core::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -4,6 +4,7 @@
 //! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
 //! which is told by [`Lane::mark_dirty`].
 
+mod connection;
 mod debts;
 mod ended;
 mod path;
@@ -28,6 +29,8 @@ use super::event::Event;
 use super::handshake::Handshake;
 use super::roaming::Way;
 use crate::buffer::PooledBuffers;
+use crate::core::panics::contain;
+use connection::ConnectionCell;
 use debts::Debts;
 use ended::EndedStreams;
 pub(crate) use peek::StreamFront;
@@ -137,7 +140,7 @@ pub(crate) enum DatagramRefused {
 pub(crate) struct Lane {
     key: u64,
     endpoint: Weak<Endpoint>,
-    pub(super) conn: RefCell<Connection>,
+    pub(super) conn: ConnectionCell,
     waiters: RefCell<HashMap<u64, Rc<StreamWaiters>, FxBuildHasher>>,
     room_waiters: RefCell<VecDeque<Rc<StreamWaiters>>>,
     /// Taken away at the lane's end: the handler holds the lane, which would otherwise live for ever.
@@ -198,7 +201,7 @@ impl Lane {
         Rc::new_cyclic(|this| Lane {
             key,
             endpoint,
-            conn: RefCell::new(conn),
+            conn: ConnectionCell::new(conn),
             waiters: RefCell::default(),
             room_waiters: RefCell::default(),
             events: RefCell::new(None),
@@ -310,7 +313,9 @@ impl Lane {
 
     /// True until the lane has ended or begun to close.
     pub(crate) fn is_open(&self) -> bool {
-        self.end.borrow().is_none() && self.closed_by_us.get().is_none()
+        self.end.borrow().is_none()
+            && self.closed_by_us.get().is_none()
+            && !self.conn.was_interrupted()
     }
 
     /// Runs `with` on the TLS session (for keying material and certificates).
@@ -367,7 +372,9 @@ impl Lane {
 
     /// Closes the lane with `error`; the peer is told in the next flush.
     pub(crate) fn close(&self, error: LaneError, text: &str) {
-        if self.closed_by_us.get().is_none() {
+        if self.conn.was_interrupted() {
+            self.mark_dirty(); // The endpoint ends it.
+        } else if self.closed_by_us.get().is_none() {
             self.closed_by_us.set(Some(error));
             if self.cuts_off()
                 && let Some(endpoint) = self.endpoint.upgrade()
@@ -540,6 +547,50 @@ impl Lane {
             events.ended(self, &end);
         }
         true
+    }
+
+    /// Ends the lane at once and asks nothing of its connection any more, which a panic has interrupted.
+    pub(super) fn break_off(self: &Rc<Self>) {
+        if self.end.borrow().is_some() {
+            return;
+        }
+        *self.end.borrow_mut() = Some(LaneEnd::Broken);
+        self.wake_all();
+        let events = self.events.borrow_mut().take();
+        if let Some(events) = events {
+            let _counted = contain(|| events.ended(self, &LaneEnd::Broken));
+        }
+    }
+
+    /// Gives up the streams of flows that are gone without a word, because their tasks have panicked: nobody but this
+    /// lane knows them any more.
+    pub(super) fn abandon_orphans(&self) {
+        let is_orphan = |waiters: &Rc<StreamWaiters>| {
+            Rc::strong_count(waiters) == 1 + usize::from(waiters.queued_for_room.get())
+        };
+        let waiters = self.waiters.borrow();
+        let orphans = waiters.iter().filter(|(_, waiters)| is_orphan(waiters));
+        let orphans: Vec<u64> = orphans.map(|(stream, _)| *stream).collect();
+        drop(waiters);
+        for stream in orphans {
+            self.reset(stream, FlowError::Internal);
+            self.stop(stream, FlowError::Internal);
+            self.detach(stream);
+        }
+    }
+
+    /// Something that was done for the lane has panicked: it ends.
+    pub(crate) fn panicked(self: &Rc<Self>) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.lane_panicked(self);
+        }
+    }
+
+    /// One of the lane's flows has panicked: cleans up after it.
+    pub(crate) fn flow_panicked(&self) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.flow_panicked();
+        }
     }
 
     fn wake_all(&self) {

@@ -1,6 +1,7 @@
 //! A lane's streams and datagrams, as flows use them.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use qmux_proto::control::{Finished, Message};
 use qmux_proto::{FlowError, LaneError};
@@ -140,8 +141,8 @@ impl Lane {
             pending.len() == 1
         };
         if first && let Some(lane) = self.this.upgrade() {
-            monoio::spawn(async move {
-                monoio::time::sleep(ANNOUNCE_AFTER).await;
+            crate::core::task::spawn(async move {
+                crate::core::time::sleep(ANNOUNCE_AFTER).await;
                 let pending = std::mem::take(&mut *lane.announcements.borrow_mut());
                 for finished in pending {
                     lane.send_control(&Message::Finished(finished));
@@ -160,7 +161,7 @@ impl Lane {
 
     /// Reads what is there of `stream`.
     pub(crate) fn read(&self, stream: u64, into: &mut [u8], waiters: &StreamWaiters) -> StreamRead {
-        if self.end.borrow().is_some() {
+        if self.end.borrow().is_some() || self.conn.was_interrupted() {
             return StreamRead::Reset(FlowError::Internal);
         }
         let result = self.conn.borrow_mut().stream_recv(stream, into);
@@ -282,6 +283,13 @@ impl Lane {
             Err(quiche::Error::Done) => Err(DatagramRefused::QueueFull),
             Err(quiche::Error::BufferTooShort) => Err(DatagramRefused::TooLarge),
             Err(_) => Err(DatagramRefused::Closed),
+        }
+    }
+
+    /// Datagrams were queued, which the peer must acknowledge.
+    pub(crate) fn asked_by_datagram(&self, now: Instant) {
+        if let Some(lane) = self.this.upgrade() {
+            lane.asked(now);
         }
     }
 }

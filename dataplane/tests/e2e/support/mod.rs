@@ -5,6 +5,8 @@
 
 pub(crate) mod certs;
 pub(crate) mod counters;
+pub(crate) mod first_packets;
+pub(crate) mod flood;
 pub(crate) mod http;
 pub(crate) mod limits;
 pub(crate) mod notify;

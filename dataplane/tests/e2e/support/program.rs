@@ -77,6 +77,21 @@ impl Launch {
         }
     }
 
+    /// The same program with no more than `count` file descriptors.
+    pub(crate) fn with_descriptors(self, count: usize) -> Self {
+        let mut args: Vec<OsString> = vec![
+            format!("--nofile={count}:{count}").into(),
+            "--".into(),
+            self.program.into(),
+        ];
+        args.extend(self.args);
+        Self {
+            program: find("prlimit".into()),
+            args,
+            ..self
+        }
+    }
+
     /// Starts it.
     pub(crate) fn start(self) -> Program {
         let log = Arc::new(Log::default());

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use qmux_proto::control::{Capabilities, Decoder, Message, Register, RegisterOutcome};
 use quiche::{Config, CongestionControlAlgorithm, Connection, PROTOCOL_VERSION, RecvInfo};
 
 use super::certs::{Identity, SERVER_NAME};
@@ -14,6 +15,10 @@ use super::wait::PATIENCE;
 
 /// Application protocol of the tunnel.
 const ALPN: &[u8] = b"qmux-dp/1";
+/// Version of the tunnel's protocol.
+const PROTOCOL: u64 = qmux_proto::PROTOCOL_VERSION;
+/// The first stream that a client opens.
+const CONTROL_STREAM: u64 = 0;
 /// QUIC packets of this client, in bytes.
 const PACKET_BYTES_MAX: usize = 1350;
 /// CRYPTO_ERROR codes: 0x0100 plus the TLS alert (RFC 9001, section 4.8).
@@ -30,36 +35,105 @@ pub(crate) enum Verdict {
 
 /// Shakes hands with `server`, showing `identity`.
 pub(crate) fn shake_hands(dir: &Path, server: SocketAddr, identity: Option<&Identity>) -> Verdict {
-    let socket = UdpSocket::bind(("127.0.0.1", 0)).expect("a free port");
-    let local = socket.local_addr().expect("bound");
-    let mut config = config(dir, identity);
-    let mut id = [0; 16];
-    Random::new(u64::from(local.port())).fill(&mut id);
-    let id = quiche::ConnectionId::from_ref(&id);
-    let mut connection = quiche::connect(Some(SERVER_NAME), &id, local, server, &mut config)
-        .expect("a valid configuration");
-    let deadline = Instant::now() + PATIENCE;
-    while Instant::now() < deadline {
-        send(&mut connection, &socket);
-        receive(&mut connection, &socket, local);
+    let mut probe = Probe::dial(server, &mut config(dir, identity));
+    probe.until("the server admits or refuses this client", |connection| {
         if let Some(error) = connection.peer_error() {
             assert!(
                 !error.is_app && CRYPTO_ERRORS.contains(&error.error_code),
                 "the server closed the connection for another reason than TLS: {error:?}"
             );
             let alert = error.error_code & 0xff;
-            return Verdict::Refused(u8::try_from(alert).expect("one byte"));
+            return Some(Verdict::Refused(u8::try_from(alert).expect("one byte")));
         }
         // A ticket comes only after the server has judged the client's certificate; that the handshake is complete
         // on this side says nothing (RFC 8446, section 4.6.1).
-        if connection.session().is_some() {
-            return Verdict::Admitted;
-        }
-    }
-    panic!("the server neither admitted nor refused this client");
+        connection.session().is_some().then_some(Verdict::Admitted)
+    })
 }
 
-fn config(dir: &Path, identity: Option<&Identity>) -> Config {
+/// A connection and its socket.
+pub(crate) struct Probe {
+    connection: Connection,
+    socket: UdpSocket,
+    local: SocketAddr,
+}
+
+impl Probe {
+    /// Begins a connection.
+    pub(crate) fn dial(server: SocketAddr, config: &mut Config) -> Self {
+        let socket = UdpSocket::bind(("127.0.0.1", 0)).expect("a free port");
+        let local = socket.local_addr().expect("bound");
+        let mut id = [0; 16];
+        Random::new(u64::from(local.port())).fill(&mut id);
+        let id = quiche::ConnectionId::from_ref(&id);
+        let connection = quiche::connect(Some(SERVER_NAME), &id, local, server, config)
+            .expect("a valid configuration");
+        Self {
+            connection,
+            socket,
+            local,
+        }
+    }
+
+    /// Goes on until `done` gives a value.
+    pub(crate) fn until<T>(
+        &mut self,
+        what: &str,
+        mut done: impl FnMut(&mut Connection) -> Option<T>,
+    ) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            send(&mut self.connection, &self.socket);
+            receive(&mut self.connection, &self.socket, self.local);
+            if let Some(value) = done(&mut self.connection) {
+                send(&mut self.connection, &self.socket);
+                return value;
+            }
+        }
+        panic!("waited {PATIENCE:?} for this: {what}");
+    }
+
+    /// Asks to take the lane into the name of a client, and says what the server answers.
+    pub(crate) fn register(&mut self, client_id: &str, instance: u8) -> RegisterOutcome {
+        let request = Message::Register(Register {
+            protocol_version: PROTOCOL,
+            client_id: client_id.into(),
+            instance_id: [instance; 16],
+            lane_index: 0,
+            lane_count: 1,
+            capabilities: Capabilities::default(),
+            services: Vec::new(),
+        });
+        let mut bytes = Vec::new();
+        request.encode(&mut bytes);
+        let mut sent = false;
+        let mut decoder = Decoder::new();
+        self.until("an answer to Register", |connection| {
+            if !sent && connection.is_established() {
+                let taken = connection.stream_send(CONTROL_STREAM, &bytes, false);
+                assert_eq!(taken, Ok(bytes.len()));
+                sent = true;
+            }
+            let mut answer = [0; 1_024];
+            while let Ok((length, _)) = connection.stream_recv(CONTROL_STREAM, &mut answer) {
+                decoder.feed(&answer[..length]).expect("well-formed");
+            }
+            match decoder.next().expect("well-formed") {
+                Some(Message::RegisterAck(ack)) => Some(ack.outcome),
+                _ => None,
+            }
+        })
+    }
+
+    /// A packet with a short header as anybody can make it who has seen one of this connection's.
+    pub(crate) fn forged_packet(&self) -> Vec<u8> {
+        let id = self.connection.destination_id();
+        [&[0x41], id.as_ref(), &[0x5a; 60]].concat()
+    }
+}
+
+/// A configuration with this certificate, or none.
+pub(crate) fn config(dir: &Path, identity: Option<&Identity>) -> Config {
     let mut config = Config::new(PROTOCOL_VERSION).expect("a supported version");
     config.set_application_protos(&[ALPN]).expect("a protocol");
     config.verify_peer(false);
@@ -72,7 +146,7 @@ fn config(dir: &Path, identity: Option<&Identity>) -> Config {
         let key = config.load_priv_key_from_pem_file(key.to_str().expect("UTF-8"));
         key.expect("a key");
     }
-    config.set_max_idle_timeout(30_000);
+    config.set_max_idle_timeout(300_000);
     config.set_initial_max_data(1 << 20);
     config.set_initial_max_streams_bidi(16);
     config.set_initial_max_stream_data_bidi_local(1 << 16);

@@ -13,7 +13,7 @@ use qmux_proto::datagram::Header;
 
 use super::super::UdpSettings;
 use super::super::fake::FakeLane;
-use super::super::server::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute};
+use super::super::server::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute, Wish};
 use super::support::{receive, run, socket, until};
 use crate::metrics::CoreCounters;
 use crate::sys::udp::UdpSocket;
@@ -42,7 +42,11 @@ struct Router {
 }
 
 impl RouteUdp for Router {
-    fn route(&self, _visitor: SocketAddr) -> Option<UdpRoute> {
+    fn let_go(&self) -> bool {
+        false
+    }
+
+    fn route(&self, _visitor: SocketAddr, _wish: &Wish<'_>) -> Option<UdpRoute> {
         self.routed.set(self.routed.get() + 1);
         self.tickets.fetch_add(1, Ordering::Relaxed);
         Some(UdpRoute::Remote {
@@ -66,7 +70,11 @@ impl RouteUdp for Router {
 struct NoRoutes;
 
 impl RouteUdp for NoRoutes {
-    fn route(&self, _visitor: SocketAddr) -> Option<UdpRoute> {
+    fn let_go(&self) -> bool {
+        false
+    }
+
+    fn route(&self, _visitor: SocketAddr, _wish: &Wish<'_>) -> Option<UdpRoute> {
         None
     }
 
@@ -89,6 +97,7 @@ impl Cores {
     fn new(session_timeout: Duration) -> Cores {
         let settings = UdpSettings {
             session_timeout,
+            unanswered_timeout: session_timeout,
             fragmentation: true,
         };
         let router = Rc::new(Router::default());
@@ -214,8 +223,7 @@ fn a_datagram_that_finds_neither_flow_nor_lane_is_counted() {
         assert_eq!((cores.owner.flow_count(), cores.tickets()), (0, 0));
         cores.visit_through(Some(&flows)).await;
         assert_eq!((cores.owner.flow_count(), cores.tickets()), (1, 1));
-        cores.owner.stop();
-        flows.flow_closed(0, FlowError::NoError);
+        cores.owner.close();
         cores.visit_through(Some(&flows)).await;
         assert_eq!((cores.owner.flow_count(), cores.tickets()), (0, 0));
         assert_eq!(cores.owner_counters.udp_dropped_no_client.get(), 2);
@@ -230,7 +238,7 @@ fn a_full_mailbox_does_not_leave_a_visitor_without_a_route() {
         cores.router.mailbox_full.set(true);
         cores.visit();
         until("it is counted", || {
-            cores.receiver_counters.visitors_handover_dropped.get() == 1
+            cores.receiver_counters.udp_dropped_handover.get() == 1
         })
         .await;
         assert_eq!(cores.tickets(), 0);
@@ -254,7 +262,7 @@ fn the_receiving_core_keeps_its_entry_as_long_as_the_flow_lives() {
         while began.elapsed() < 3 * TIMEOUT {
             flows.datagram(&reply);
             flows.datagrams_done();
-            monoio::time::sleep(Duration::from_millis(10)).await;
+            crate::core::time::sleep(Duration::from_millis(10)).await;
         }
         cores.visit_through(Some(&flows)).await;
         assert_eq!(cores.router.routed.get(), 1, "it was not forgotten");

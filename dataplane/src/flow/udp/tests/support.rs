@@ -44,7 +44,7 @@ pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "never: {what}");
-        monoio::time::sleep(Duration::from_millis(1)).await;
+        crate::core::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

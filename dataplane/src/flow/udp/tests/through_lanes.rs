@@ -1,12 +1,10 @@
 //! Visitor to service and back: payloads, and the lives of flows.
 
 use std::rc::Rc;
-use std::sync::Arc;
 
 use qmux_proto::FlowError;
 use qmux_proto::datagram::Header;
 
-use super::super::client::ClientFlows;
 use super::support::{adopt, assert_payloads, payload, run, socket, until};
 use super::world::{LONG, SHORT, World, settings};
 
@@ -218,7 +216,7 @@ fn visitors_without_a_client_are_dropped_and_counted() {
 }
 
 #[test]
-fn a_stopped_socket_serves_its_flows_and_takes_no_new_ones() {
+fn a_stopped_socket_serves_everybody_while_there_is_a_client() {
     run(async {
         let (visitor, newcomer, service) = (socket(), socket(), socket());
         let world = World::new(LONG);
@@ -226,19 +224,16 @@ fn a_stopped_socket_serves_its_flows_and_takes_no_new_ones() {
         lane.echo(&world, &visitor, &service).await;
         world.traffic.stop();
         lane.echo(&world, &visitor, &service).await;
-        world.visit(&newcomer, b"too late");
-        until("it is counted", || {
-            world.counters.udp_dropped_no_client.get() == 1
-        })
-        .await;
-        assert_eq!(world.traffic.flow_count(), 1);
+        lane.echo(&world, &newcomer, &service).await;
+        assert_eq!(world.traffic.flow_count(), 2);
 
-        world.traffic.close();
-        assert_eq!(
-            (world.traffic.flow_count(), world.router.tickets.get()),
-            (0, 0)
-        );
-        assert_eq!(lane.server_end.take_closed(), [(0, FlowError::Draining)]);
+        world.router.no_client_left.set(true);
+        until("the last flows end", || world.traffic.flow_count() == 0).await;
+        assert_eq!(world.router.tickets.get(), 0);
+        let mut closed = lane.server_end.take_closed();
+        closed.sort_by_key(|(flow, _)| *flow);
+        let reason = FlowError::Draining;
+        assert_eq!(closed, [(0, reason), (1, reason)]);
         until("the tasks let go", || Rc::strong_count(&world.router) == 1).await;
     });
 }
@@ -246,13 +241,12 @@ fn a_stopped_socket_serves_its_flows_and_takes_no_new_ones() {
 #[test]
 fn a_service_that_comes_back_finds_its_flows() {
     run(async {
-        let visitor = socket();
-        // An address of its own, of which no other test gets the port meanwhile.
-        let place = std::net::UdpSocket::bind("127.0.0.77:0").expect("a free port");
-        let addr = place.local_addr().expect("bound");
-        drop(place);
+        let (visitor, service) = (socket(), socket());
+        let addr = service.local_addr();
         let world = World::new(LONG);
         let lane = world.join(addr, LONG);
+        lane.echo(&world, &visitor, &service).await;
+        drop(service);
         for round in 0..3 {
             world.visit(&visitor, b"is anybody there?");
             lane.carry_until("it bounced", || {
@@ -275,13 +269,7 @@ fn a_service_without_an_address_refuses_the_flow() {
     run(async {
         let visitor = socket();
         let world = World::new(LONG);
-        let mut lane = world.join(world.addr, LONG);
-        lane.client = ClientFlows::new(
-            Rc::clone(&lane.client_end),
-            Rc::new(|| None),
-            settings(LONG),
-            Arc::clone(&lane.counters),
-        );
+        let lane = world.join_with(&[], settings(LONG), 10);
         world.visit(&visitor, b"hello");
         lane.carry_until("it is refused", || {
             lane.counters.udp_dropped_socket_error.get() == 1
@@ -292,36 +280,6 @@ fn a_service_without_an_address_refuses_the_flow() {
             (world.traffic.flow_count(), world.router.tickets.get()),
             (0, 0)
         );
-    });
-}
-
-#[test]
-fn a_client_with_all_the_flows_it_may_have_refuses_more() {
-    run(async {
-        let (visitor, newcomer, service) = (socket(), socket(), socket());
-        let world = World::new(LONG);
-        let mut lane = world.join(service.local_addr(), LONG);
-        let addr = service.local_addr();
-        lane.client = ClientFlows::with_limit(
-            Rc::clone(&lane.client_end) as Rc<_>,
-            Rc::new(move || Some(addr)),
-            settings(LONG),
-            Arc::clone(&lane.counters),
-            1,
-        );
-        lane.echo(&world, &visitor, &service).await;
-        world.visit(&newcomer, b"me too");
-        lane.carry_until("it is refused", || {
-            lane.counters.udp_dropped_flow_limit.get() == 1
-        })
-        .await;
-        lane.carry();
-        assert_eq!(
-            (world.traffic.flow_count(), lane.client.flow_count()),
-            (1, 1)
-        );
-        assert_eq!(world.router.tickets.get(), 1);
-        lane.echo(&world, &visitor, &service).await;
     });
 }
 

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::UdpSettings;
-use super::super::client::ClientFlows;
+use super::super::client::{ClientFlows, CoreFlows};
+use super::super::client_core::FLOWS_PER_CORE_MAX;
 use super::super::fake::FakeLane;
-use super::super::server::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute};
+use super::super::server::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute, Wish};
 use super::support::{socket, until};
 use crate::metrics::CoreCounters;
 use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
@@ -21,6 +22,7 @@ pub(super) const SHORT: Duration = Duration::from_secs(1);
 pub(super) fn settings(session_timeout: Duration) -> UdpSettings {
     UdpSettings {
         session_timeout,
+        unanswered_timeout: session_timeout,
         fragmentation: true,
     }
 }
@@ -31,7 +33,14 @@ pub(super) struct Router {
     pub(super) lane: RefCell<Option<Rc<LaneFlows>>>,
     pub(super) tickets: Rc<Cell<usize>>,
     pub(super) routed: Cell<usize>,
+    /// Where those go who have tried that one, or need one that answers.
+    pub(super) other: RefCell<Option<Rc<LaneFlows>>>,
+    pub(super) no_client_left: Cell<bool>,
 }
+
+/// The client behind the router's first lane, and behind its other one.
+const FIRST: u64 = 1;
+const OTHER: u64 = 2;
 
 struct Ticket(Rc<Cell<usize>>);
 
@@ -42,14 +51,26 @@ impl Drop for Ticket {
 }
 
 impl RouteUdp for Router {
-    fn route(&self, _visitor: SocketAddr) -> Option<UdpRoute> {
+    fn route(&self, _visitor: SocketAddr, wish: &Wish<'_>) -> Option<UdpRoute> {
         self.routed.set(self.routed.get() + 1);
-        let lane = self.lane.borrow().clone()?;
+        let elsewhere = wish.must_answer || wish.tried.contains(&FIRST);
+        let (lane, client) = if elsewhere {
+            (&self.other, OTHER)
+        } else {
+            (&self.lane, FIRST)
+        };
+        let lane = lane.borrow().clone().filter(|lane| lane.is_open());
+        let lane = lane.filter(|_| !wish.tried.contains(&client))?;
         self.tickets.set(self.tickets.get() + 1);
         Some(UdpRoute::Local {
             lane,
+            client,
             ticket: Box::new(Ticket(Rc::clone(&self.tickets))),
         })
+    }
+
+    fn let_go(&self) -> bool {
+        self.no_client_left.get()
     }
 
     fn forward(&self, _core: usize, _packet: ForwardedUdp) -> bool {
@@ -64,6 +85,8 @@ pub(super) struct Joined {
     pub(super) server: Rc<LaneFlows>,
     pub(super) client: Rc<ClientFlows>,
     pub(super) counters: Arc<CoreCounters>,
+    /// Where the service is; may be changed.
+    pub(super) service: Rc<RefCell<Arc<Vec<SocketAddr>>>>,
 }
 
 pub(super) struct World {
@@ -80,13 +103,18 @@ impl World {
 
     /// With this traffic socket.
     pub(super) fn on(socket: UdpSocket, session_timeout: Duration) -> World {
+        World::with(socket, settings(session_timeout))
+    }
+
+    /// The same with these settings.
+    pub(super) fn with(socket: UdpSocket, settings: UdpSettings) -> World {
         let counters = Arc::new(CoreCounters::default());
         let router = Rc::new(Router::default());
         let addr = socket.local_addr();
         let traffic = TrafficSocket::start(
             socket,
             0,
-            settings(session_timeout),
+            settings,
             Rc::clone(&router) as Rc<dyn RouteUdp>,
             Arc::clone(&counters),
         );
@@ -100,15 +128,28 @@ impl World {
 
     /// Joins a client and routes new visitors to it.
     pub(super) fn join(&self, service: SocketAddr, session_timeout: Duration) -> Joined {
+        self.join_with(&[service], settings(session_timeout), FLOWS_PER_CORE_MAX)
+    }
+
+    /// The same with a service of these addresses, and with so many flows.
+    pub(super) fn join_with(
+        &self,
+        service: &[SocketAddr],
+        settings: UdpSettings,
+        flows_max: usize,
+    ) -> Joined {
+        let service = Rc::new(RefCell::new(Arc::new(service.to_vec())));
         let server_end = FakeLane::new(1_150);
         let client_end = FakeLane::new(1_150);
         let counters = Arc::new(CoreCounters::default());
-        let client = ClientFlows::new(
-            Rc::clone(&client_end),
-            Rc::new(move || Some(service)),
-            settings(session_timeout),
+        let now = Rc::clone(&service);
+        let core = CoreFlows::new(
+            Rc::new(move || Arc::clone(&now.borrow())),
+            settings,
+            flows_max,
             Arc::clone(&counters),
         );
+        let client = ClientFlows::new(Rc::clone(&client_end), &core);
         let server = self.traffic.attach_lane(Rc::clone(&server_end));
         *self.router.lane.borrow_mut() = Some(Rc::clone(&server));
         Joined {
@@ -117,6 +158,7 @@ impl World {
             server,
             client,
             counters,
+            service,
         }
     }
 

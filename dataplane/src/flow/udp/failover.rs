@@ -1,0 +1,336 @@
+//! Where a visitor's UDP flow begins, and where it goes on: at another client if the one that was
+//! chosen cannot serve it, through another lane if its own has fallen silent.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use qmux_proto::FlowError;
+
+use super::lives::Why;
+use super::server::{Link, LinkState, LocalFlow, Place, RemoteFlow, TrafficSocket};
+use super::server::{UdpRoute, Wish};
+use super::server_lane::LaneFlows;
+use super::table::{Admission, Flow};
+
+/// Clients that one datagram's visitor is sent to: the same as for a TCP visitor.
+const CLIENTS_TRIED_MAX: usize = 3;
+
+/// A flow's first datagram is kept for another client up to this size, that of an Ethernet frame.
+const KEPT_BYTES_MAX: usize = 1_500;
+
+/// All of them together, for each traffic socket.
+const KEPT_BYTES_IN_ALL_MAX: usize = 4 << 20;
+
+/// The first datagram of a flow that has no answer yet.
+#[derive(Debug)]
+pub(super) struct Kept {
+    payload: Box<[u8]>,
+    in_all: Rc<Cell<usize>>,
+}
+
+impl Kept {
+    fn new(payload: &[u8], in_all: &Rc<Cell<usize>>) -> Option<Kept> {
+        let after = in_all.get() + payload.len();
+        (payload.len() <= KEPT_BYTES_MAX && after <= KEPT_BYTES_IN_ALL_MAX).then(|| {
+            in_all.set(after);
+            Kept {
+                payload: payload.into(),
+                in_all: Rc::clone(in_all),
+            }
+        })
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.in_all.set(self.in_all.get() - self.payload.len());
+    }
+}
+
+/// A flow that is to begin.
+pub(super) struct Beginning<'a> {
+    pub(super) visitor: SocketAddr,
+    /// The address that the visitor uses.
+    pub(super) to_ip: Option<IpAddr>,
+    /// Its first datagram; `None` if that is lost.
+    pub(super) payload: Option<&'a [u8]>,
+    /// The clients that could not serve it.
+    pub(super) tried: Vec<u64>,
+}
+
+/// Whether a client that ends a flow for this reason says that it could not serve it.
+fn could_not_serve(reason: FlowError) -> bool {
+    reason.is_untouched() || reason == FlowError::LimitReached
+}
+
+impl TrafficSocket {
+    /// A visitor has no flow.
+    pub(super) fn new_visitor(
+        self: &Rc<Self>,
+        visitor: SocketAddr,
+        to_ip: Option<IpAddr>,
+        payload: &[u8],
+        now: Instant,
+    ) {
+        let beginning = Beginning {
+            visitor,
+            to_ip,
+            payload: Some(payload),
+            tried: Vec::new(),
+        };
+        match self.route(visitor, &Wish::default()) {
+            Some(route) => self.begin(beginning, route, now),
+            None => self.counters.udp_dropped_no_client.increment(),
+        }
+    }
+
+    fn route(&self, visitor: SocketAddr, wish: &Wish<'_>) -> Option<UdpRoute> {
+        self.router()?.route(visitor, wish)
+    }
+
+    /// Begins a flow there. What cannot be is dropped and counted.
+    fn begin(self: &Rc<Self>, beginning: Beginning<'_>, route: UdpRoute, now: Instant) {
+        if !self.make_room(beginning.visitor, now) {
+            self.counters.udp_dropped_flow_limit.increment();
+            return;
+        }
+        match route {
+            UdpRoute::Local {
+                lane,
+                client,
+                ticket,
+            } => {
+                self.open_local(beginning, lane, client, ticket, now);
+            }
+            UdpRoute::Remote {
+                core,
+                client,
+                ticket,
+            } => self.open_remote(&beginning, core, client, ticket, now),
+        }
+    }
+
+    /// Makes room for a flow of `visitor`, at the cost of another one if need be.
+    pub(super) fn make_room(&self, visitor: SocketAddr, now: Instant) -> bool {
+        let answered = |place: &Place| matches!(place, Place::Remote(flow) if flow.is_answered());
+        let admission = self.table.borrow_mut().make_room(visitor, now, answered);
+        let (ended, why) = match admission {
+            Admission::Free => return true,
+            Admission::Instead(ended, why) => (ended, why),
+            Admission::None => {
+                self.say_full("a new UDP visitor is refused");
+                return false;
+            }
+        };
+        match why {
+            Why::Full => {
+                self.counters.udp_flows_evicted.increment();
+                self.say_full("the oldest UDP flow without an answer ends for a new one");
+            }
+            Why::Source => self.counters.udp_flows_evicted_of_source.increment(),
+        }
+        if let Place::Local(local) = &ended.data {
+            local.lane.closed(&ended, FlowError::Expired, Some(now));
+        }
+        true
+    }
+
+    fn say_full(&self, what: &str) {
+        if self.full_log.pass(Instant::now()) {
+            tracing::warn!(
+                addr = %self.socket.local_addr(),
+                flows = self.table.borrow().len(),
+                "{what}: there are as many as this core keeps"
+            );
+        }
+    }
+
+    pub(super) fn open_local(
+        &self,
+        beginning: Beginning<'_>,
+        lane: Rc<LaneFlows>,
+        client: u64,
+        ticket: Box<dyn Any>,
+        now: Instant,
+    ) {
+        let Beginning {
+            visitor,
+            to_ip,
+            payload,
+            tried,
+        } = beginning;
+        let token = lane.token();
+        let first = payload.and_then(|payload| Kept::new(payload, &self.kept_bytes));
+        let flow = Rc::new(LocalFlow {
+            lane,
+            client,
+            to_ip: Cell::new(to_ip),
+            packet_id: Cell::new(0),
+            first: RefCell::new(first),
+            tried,
+            ticket,
+        });
+        let opened = self
+            .table
+            .borrow_mut()
+            .open(visitor, token, Place::Local(Rc::clone(&flow)), now)
+            .map(|flow| flow.id);
+        let Ok(id) = opened else {
+            // The lane has ended a moment ago.
+            self.counters.udp_dropped_no_client.increment();
+            return;
+        };
+        self.counters.udp_flows_opened.increment();
+        tracing::debug!(lane = flow.lane.key(), flow = id, %visitor, "UDP flow opened");
+        if let Some(payload) = payload {
+            flow.lane
+                .send(&flow, visitor, to_ip, id, false, payload, now);
+        }
+    }
+
+    fn open_remote(
+        self: &Rc<Self>,
+        beginning: &Beginning<'_>,
+        core: usize,
+        client: u64,
+        ticket: Box<dyn Any + Send>,
+        now: Instant,
+    ) {
+        // The ticket travels with the first datagram.
+        let Some(payload) = beginning.payload else {
+            return;
+        };
+        let state = Arc::new(LinkState::default());
+        let flow = Rc::new(RemoteFlow {
+            core,
+            client,
+            state: Arc::clone(&state),
+        });
+        let link = Link {
+            state,
+            _ticket: ticket,
+        };
+        let place = Place::Remote(Rc::clone(&flow));
+        let visitor = beginning.visitor;
+        let opened = self
+            .table
+            .borrow_mut()
+            .open(visitor, self.remote, place, now)
+            .is_ok();
+        if opened {
+            self.hand_over(&flow, visitor, beginning.to_ip, payload, Some(link));
+        } else {
+            self.counters.udp_dropped_flow_limit.increment();
+        }
+    }
+
+    /// The client of a flow that has ended, and never was answered, could not serve it: it begins
+    /// anew at another one. A flow that came from another core does so with its next datagram.
+    pub(super) fn fail_over(self: &Rc<Self>, flow: Flow<Place>, now: Instant) {
+        let Flow { visitor, data, .. } = flow;
+        let Place::Local(local) = data else { return };
+        if local.ticket.is::<Link>() {
+            return;
+        }
+        let mut tried = local.tried.clone();
+        tried.push(local.client);
+        let first = local.first.take();
+        let to_ip = local.to_ip.get();
+        drop(local);
+        let wish = Wish {
+            tried: &tried,
+            must_answer: false,
+        };
+        let route = if tried.len() < CLIENTS_TRIED_MAX {
+            self.route(visitor, &wish)
+        } else {
+            None
+        };
+        let Some(route) = route else {
+            self.counters.udp_failovers_exhausted.increment();
+            return;
+        };
+        self.counters.udp_flows_failed_over.increment();
+        let beginning = Beginning {
+            visitor,
+            to_ip,
+            payload: first.as_ref().map(|kept| &*kept.payload),
+            tried,
+        };
+        self.begin(beginning, route, now);
+    }
+
+    /// Moves a flow whose lane has been silent for a while, with a datagram that has just come, to
+    /// a lane that is not. False if there is none.
+    pub(super) fn move_on(
+        self: &Rc<Self>,
+        local: &Rc<LocalFlow>,
+        visitor: SocketAddr,
+        to_ip: Option<IpAddr>,
+        payload: &[u8],
+        now: Instant,
+    ) -> bool {
+        let wish = Wish {
+            tried: &[],
+            must_answer: true,
+        };
+        let Some(route) = self.route(visitor, &wish) else {
+            local.lane.nowhere_to_go(now);
+            return false;
+        };
+        let token = local.lane.token();
+        let flow = self.table.borrow_mut().close_visitor(visitor, token);
+        if let Some(flow) = flow {
+            self.counters.udp_flows_moved.increment();
+            // Heard when the client is again. Until then it keeps a socket for nothing.
+            local.lane.closed(&flow, FlowError::NoError, Some(now));
+        }
+        let beginning = Beginning {
+            visitor,
+            to_ip,
+            payload: Some(payload),
+            tried: Vec::new(),
+        };
+        self.begin(beginning, route, now);
+        true
+    }
+}
+
+impl LaneFlows {
+    /// The client says that a flow is over, or that it does not know it. True if it could not serve
+    /// a visitor.
+    pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) -> bool {
+        if reason == FlowError::UnknownFlow {
+            // We know it, so the client has lost it: the next datagram introduces it again.
+            self.traffic
+                .table
+                .borrow_mut()
+                .introduce_again(self.token, flow_id);
+            return false;
+        }
+        let (unserved, closed) = {
+            let mut table = self.traffic.table.borrow_mut();
+            let unanswered = table.is_unanswered(self.token, flow_id);
+            let unserved = unanswered && could_not_serve(reason);
+            (unserved, table.close(self.token, flow_id))
+        };
+        let Some(flow) = closed else { return false };
+        self.closed(&flow, reason, None);
+        if unserved {
+            self.traffic.fail_over(flow, Instant::now());
+        }
+        unserved
+    }
+}
+
+impl LinkState {
+    /// Says on the core that has the flow that the service has answered.
+    pub(super) fn is_answered_now(&self) {
+        self.answered.store(true, Ordering::Relaxed);
+    }
+}
