@@ -29,7 +29,7 @@ use crate::buffer::{Block, BlockSize, SMALL_BLOCK_BYTES, StreamBuf};
 use crate::flow::tcp::{Begun, Next, fill};
 use crate::flow::watch::FlowWatch;
 use crate::metrics::CoreCounters;
-use crate::quic::lane::{Lane, StreamRead, StreamRoom, StreamWaiters};
+use crate::quic::lane::{Lane, Silent, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
 
 /// Bytes of a visitor that are kept. Requests are smaller; who sends more has an answer before, or sends a file.
@@ -46,6 +46,10 @@ const KEPT_FOR: Duration = Duration::from_secs(30);
 /// that a visitor is served elsewhere or refused within two seconds of a death: half a second may
 /// pass before the first question.
 const UNHEARD_MAX: Duration = Duration::from_millis(1_500);
+
+/// After a silence was noticed, what has come meanwhile is read first: this process may have stood
+/// still, and its timers fire before it reads.
+const READ_FIRST: Duration = Duration::from_millis(100);
 
 /// A buffer of which less than one part in so many is used is not kept as it is, but copied out.
 const KEPT_WHOLE_ABOVE: usize = 2;
@@ -235,12 +239,12 @@ impl Opening<'_> {
 
     /// When the flow leaves a lane that is silent, if it may.
     fn unheard_until(&self, sent: &Sent) -> Option<Instant> {
-        let since = self.lane.silent_since()?;
+        let silent = self.lane.silent()?;
         let unheard = sent
             .heard_before
             .is_none_or(|before| before == self.lane.packets_received());
         let at_once = sent.is_empty() && (self.better)();
-        leaves_at(since, self.began, unheard, at_once)
+        leaves_at(silent, self.began, unheard, at_once)
     }
 
     /// Moves what can be moved from the visitor to the client now, and says what more needs.
@@ -391,19 +395,16 @@ fn may_begin_anew(error: FlowError, lane_is_open: bool, nothing_sent: bool) -> b
     error.is_untouched() || (!lane_is_open && nothing_sent)
 }
 
-/// When a flow that began at `began` leaves a lane on which nothing is heard since `silent_since`.
-/// `unheard`: nothing was heard since the first byte of its visitor was sent, or none was;
-/// `at_once`: none was, and there is a better lane.
-fn leaves_at(
-    silent_since: Instant,
-    began: Instant,
-    unheard: bool,
-    at_once: bool,
-) -> Option<Instant> {
+/// When a flow that began at `began` leaves a lane that is silent. `unheard`: nothing was heard since
+/// the first byte of its visitor was sent, or none was; `at_once`: none was, and there is a better
+/// lane.
+fn leaves_at(silent: Silent, began: Instant, unheard: bool, at_once: bool) -> Option<Instant> {
+    // What came while this process stood still may not have been read yet.
+    let first = silent.noticed + READ_FIRST;
     if at_once {
-        return Some(silent_since);
+        return Some(first);
     }
-    unheard.then(|| silent_since.max(began) + UNHEARD_MAX)
+    unheard.then(|| first.max(silent.since.max(began) + UNHEARD_MAX))
 }
 
 /// Why no more of the visitor's bytes are passed on here.
@@ -434,19 +435,33 @@ mod tests {
 
     #[test]
     fn a_flow_leaves_a_silent_lane_if_nothing_says_that_the_client_has_it() {
-        let silent = Instant::now();
-        let late = silent + Duration::from_secs(7);
-        assert_eq!(leaves_at(silent, silent, true, true), Some(silent));
+        let since = Instant::now();
+        let silent = Silent {
+            since,
+            noticed: since + Duration::from_millis(300),
+        };
+        let first = silent.noticed + READ_FIRST;
+        let late = since + Duration::from_secs(7);
+        assert_eq!(leaves_at(silent, since, true, true), Some(first));
         assert_eq!(
-            leaves_at(silent, silent, true, false),
-            Some(silent + UNHEARD_MAX)
+            leaves_at(silent, since, true, false),
+            Some(since + UNHEARD_MAX)
         );
         assert_eq!(
             leaves_at(silent, late, true, false),
             Some(late + UNHEARD_MAX),
             "a newcomer waits as long for it to be heard again"
         );
-        assert_eq!(leaves_at(silent, silent, false, false), None);
+        assert_eq!(leaves_at(silent, since, false, false), None);
+        let stood_still = Silent {
+            since,
+            noticed: late,
+        };
+        assert_eq!(
+            leaves_at(stood_still, since, true, false),
+            Some(late + READ_FIRST),
+            "what has come is read first"
+        );
     }
 
     #[test]

@@ -35,6 +35,7 @@ use debts::Debts;
 use ended::EndedStreams;
 pub(crate) use peek::StreamFront;
 use silence::Silence;
+pub(crate) use silence::Silent;
 
 /// quiche's connection with our buffers.
 pub(crate) type Connection = quiche::Connection<PooledBuffers>;

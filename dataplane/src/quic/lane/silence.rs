@@ -34,7 +34,17 @@ pub(super) struct Silence {
     timeouts: Cell<usize>,
     /// The first timeout or question since then.
     since: Cell<Option<Instant>>,
-    silent: Cell<bool>,
+    /// When it was noticed that the peer is silent.
+    noticed: Cell<Option<Instant>>,
+}
+
+/// A silence that lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Silent {
+    /// Since when the peer has left everything unanswered.
+    pub(crate) since: Instant,
+    /// When that was noticed: much later, if this process stood still in between.
+    pub(crate) noticed: Instant,
 }
 
 impl Silence {
@@ -46,7 +56,7 @@ impl Silence {
         let since = self.since.get().unwrap_or(now);
         self.since.set(Some(since));
         let in_a_row = timeouts - self.timeouts_before.get();
-        in_a_row >= TIMEOUTS_MIN && now >= since + SILENCE_MIN && !self.silent.replace(true)
+        in_a_row >= TIMEOUTS_MIN && now >= since + SILENCE_MIN && self.notice(now)
     }
 
     /// The peer is sent what it must acknowledge. True if it counts as silent from now on.
@@ -58,12 +68,22 @@ impl Silence {
         let unanswered = now.saturating_duration_since(since);
         unanswered >= SILENCE_MIN
             && unanswered >= SILENCE_MIN + round_trip() * ROUND_TRIPS_MAX
-            && !self.silent.replace(true)
+            && self.notice(now)
     }
 
-    /// Since when the peer has left everything unanswered, if it counts as silent.
-    fn silent_since(&self) -> Option<Instant> {
-        self.since.get().filter(|_| self.silent.get())
+    /// True if it is news.
+    fn notice(&self, now: Instant) -> bool {
+        let news = self.noticed.get().is_none();
+        if news {
+            self.noticed.set(Some(now));
+        }
+        news
+    }
+
+    /// The silence, if the peer counts as silent.
+    fn silent(&self) -> Option<Silent> {
+        let (since, noticed) = (self.since.get()?, self.noticed.get()?);
+        Some(Silent { since, noticed })
     }
 
     /// Something came from the peer. True if it counted as silent until now.
@@ -72,14 +92,14 @@ impl Silence {
             return false;
         }
         self.timeouts_before.set(self.timeouts.get());
-        self.silent.replace(false)
+        self.noticed.take().is_some()
     }
 }
 
 impl Lane {
     /// Whether the peer leaves unanswered what was sent to it.
     pub(crate) fn is_silent(&self) -> bool {
-        self.silence.silent.get()
+        self.silence.noticed.get().is_some()
     }
 
     /// One of the connection's timers has fired.
@@ -100,9 +120,9 @@ impl Lane {
         }
     }
 
-    /// Since when the peer has left everything unanswered, if it counts as silent.
-    pub(crate) fn silent_since(&self) -> Option<Instant> {
-        self.silence.silent_since()
+    /// The peer's silence, if it counts as silent.
+    pub(crate) fn silent(&self) -> Option<Silent> {
+        self.silence.silent()
     }
 
     fn fell_silent(self: &Rc<Self>) {
@@ -141,12 +161,13 @@ mod tests {
         assert!(!silence.timed_out(2, start + ms(60)));
         assert!(!silence.timed_out(3, start + ms(180)), "too soon");
         assert!(!silence.timed_out(3, start + ms(400)), "another timer");
-        assert_eq!(silence.silent_since(), None);
+        assert_eq!(silence.silent(), None);
         assert!(silence.timed_out(4, start + ms(420)));
         assert!(!silence.timed_out(5, start + ms(900)), "no news");
-        assert_eq!(silence.silent_since(), Some(start), "the first of them");
+        let (since, noticed) = (start, start + ms(420));
+        assert_eq!(silence.silent(), Some(Silent { since, noticed }));
         assert!(silence.heard() && !silence.heard());
-        assert_eq!(silence.silent_since(), None);
+        assert_eq!(silence.silent(), None);
     }
 
     #[test]
