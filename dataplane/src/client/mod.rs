@@ -401,7 +401,7 @@ impl ClientCore {
         if shared.service.was_asked() {
             this.plan();
         } else {
-            monoio::spawn(Rc::clone(&this).plan_once_service_was_asked());
+            crate::core::task::spawn_vital(Rc::clone(&this).plan_once_service_was_asked());
         }
         this
     }
@@ -409,7 +409,7 @@ impl ClientCore {
     /// A lane brings flows at once, and they need to know where the service is; or that nobody knows.
     async fn plan_once_service_was_asked(self: Rc<Self>) {
         while !self.shared.service.was_asked() {
-            monoio::time::sleep(SERVICE_POLL).await;
+            crate::core::time::sleep(SERVICE_POLL).await;
         }
         self.plan();
     }

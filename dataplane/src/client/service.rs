@@ -223,7 +223,7 @@ impl Checker {
     ) {
         let interval = Some(local.health_check_interval).filter(|interval| !interval.is_zero());
         while !shared.service.was_asked() {
-            monoio::time::sleep(PAUSE_FIRST).await;
+            crate::core::time::sleep(PAUSE_FIRST).await;
         }
         let mut checks = Checks::new(interval, Instant::now());
         while !context.draining.get() {
