@@ -61,6 +61,7 @@ impl Display for AttemptEnd {
             AttemptEnd::Misaimed => f.write_str("the server has another number of cores"),
             AttemptEnd::Ended(end) => end.fmt(f),
             AttemptEnd::ServerDrains => f.write_str("the server drains"),
+            AttemptEnd::Superseded => f.write_str("a newer instance has this client_id"),
             AttemptEnd::Retired => f.write_str("the lane is not wanted any more"),
         }
     }

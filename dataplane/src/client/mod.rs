@@ -401,7 +401,7 @@ impl ClientCore {
         if shared.service.was_asked() {
             this.plan();
         } else {
-            crate::core::task::spawn(Rc::clone(&this).plan_once_service_was_asked());
+            crate::core::task::spawn_vital(Rc::clone(&this).plan_once_service_was_asked());
         }
         this
     }

@@ -481,7 +481,7 @@ fn a_client_that_could_not_serve_udp_comes_after_others_for_udp_alone() {
     let pool = pool(LoadBalancer::LeastConnections);
     let (bad, _good) = (join(&pool, "bad", 0), join(&pool, "good", 0));
     bad.client().udp_refused(Instant::now());
-    let udp = |tried: &Tried| pool.pick(Protocol::Udp, tried);
+    let udp = |tried: &Tried| pool.pick(Protocol::Udp, tried, Instant::now());
     let mut tickets: Vec<FlowTicket> = (0..5).filter_map(|_| udp(&Tried::default())).collect();
     assert_eq!(counts(&tickets), BTreeMap::from([("good", 5)]));
     tickets.push(pick(&pool).expect("TCP"));

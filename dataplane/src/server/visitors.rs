@@ -306,7 +306,7 @@ impl ListenerCore {
                     };
                     let ended = tcp::run(flow, first).await;
                     if undecided {
-                        judge_end(ended, waiters.bytes_received(), &ticket);
+                        judge_end(ended.how, waiters.bytes_received(), &ticket);
                     }
                     self.log_end(ended, visitor.addr, begun.lane.client_id());
                     drop(ticket);
