@@ -79,7 +79,8 @@ impl Cli {
         Cli::try_parse().unwrap_or_else(|error| {
             if let Some(hint) = config_hint(&error) {
                 // The error itself would call a config an unknown subcommand.
-                eprintln!("error: {hint}\n\nFor more information, try '--help'.");
+                let text = format!("error: {hint}\n\nFor more information, try '--help'.");
+                crate::logging::say(&text);
                 std::process::exit(USAGE_ERROR);
             }
             error.exit()

@@ -4,6 +4,7 @@
 //! read the last good answer. A literal address never changes and costs nothing.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ pub(crate) struct Name {
     literal: bool,
     addresses: ArcSwap<Vec<SocketAddr>>,
     complaints: Mutex<Complaints>,
+    /// It has been asked for, with or without success.
+    asked: AtomicBool,
 }
 
 /// What to say of an attempt to resolve a name.
@@ -64,15 +67,8 @@ impl Complaints {
 }
 
 impl Name {
-    /// Resolves once, now. A name without an answer is kept and asked for again. `setting` says
-    /// where it stands in the config.
-    pub(crate) fn new(host: &str, port: u16, setting: &'static str) -> Arc<Name> {
-        let name = Name::later(host, port, setting);
-        name.refresh();
-        name
-    }
-
-    /// Does not resolve yet what needs a resolver.
+    /// Does not resolve yet what needs a resolver: that may take long, and nobody must wait for it
+    /// at the start. `setting` says where the name stands in the config.
     pub(crate) fn later(host: &str, port: u16, setting: &'static str) -> Arc<Name> {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let literal = bare.parse::<std::net::IpAddr>();
@@ -82,6 +78,7 @@ impl Name {
             port,
             setting,
             literal: literal.is_ok(),
+            asked: AtomicBool::new(literal.is_ok()),
             addresses: ArcSwap::from_pointee(known.collect()),
             complaints: Mutex::default(),
         })
@@ -90,6 +87,11 @@ impl Name {
     /// True if the name is an address.
     pub(crate) fn is_literal(&self) -> bool {
         self.literal
+    }
+
+    /// Whether there has been an answer, or none came when there should have been.
+    pub(crate) fn was_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
     }
 
     /// The addresses of the last answer, in its order; empty if there was none.
@@ -104,6 +106,7 @@ impl Name {
             return true;
         }
         let result = self.resolve();
+        self.asked.store(true, Ordering::Release);
         let mut complaints = self
             .complaints
             .lock()
@@ -151,7 +154,8 @@ impl Name {
             return Err("the answer holds no address".into());
         }
         if **self.addresses.load() != found {
-            tracing::debug!(host = self.host, addresses = ?found, "resolved");
+            let all: Vec<String> = found.iter().map(ToString::to_string).collect();
+            tracing::debug!(host = self.host, addresses = all.join(", "), "resolved");
             self.addresses.store(Arc::new(found));
         }
         Ok(())
@@ -205,18 +209,18 @@ mod tests {
             *Name::later("127.0.0.1", 80, "a test").addresses(),
             ["127.0.0.1:80".parse().expect("literal")]
         );
-        let six = Name::new("[::1]", 80, "a test");
+        let six = Name::later("[::1]", 80, "a test");
+        assert!(six.was_asked());
         assert_eq!(*six.addresses(), ["[::1]:80".parse().expect("literal")]);
         assert_eq!(six.to_string(), "[::1]:80");
     }
 
     #[test]
     fn a_name_without_an_answer_is_empty_not_fatal() {
-        assert!(
-            Name::new("no-such-host.invalid", 80, "a test")
-                .addresses()
-                .is_empty()
-        );
+        let name = Name::later("no-such-host.invalid", 80, "a test");
+        assert!(!name.was_asked());
+        assert!(!name.refresh());
+        assert!(name.was_asked() && name.addresses().is_empty());
     }
 
     #[test]

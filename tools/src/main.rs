@@ -4,6 +4,8 @@
 //! running tunnel and never overwrites a file that it was not told to.
 
 #![forbid(unsafe_code)]
+// They panic when nobody reads.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 mod certs;
 mod config;
@@ -50,7 +52,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("qmux-ctl: {failure}");
+            output::to_stderr(format_args!("qmux-ctl: {failure}"));
             failure.exit_code()
         }
     }

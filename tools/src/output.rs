@@ -1,5 +1,6 @@
 //! Writes a text to where it was asked for.
 
+use std::fmt::Display;
 use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -92,4 +93,9 @@ pub(crate) fn to_stdout(text: &str) -> Result<(), Failure> {
         }),
         _ => Ok(()),
     }
+}
+
+/// Writes one line to standard error. Nobody is left to tell if that is gone or full.
+pub(crate) fn to_stderr(line: impl Display) {
+    let _lost = writeln!(io::stderr(), "{line}");
 }

@@ -1,5 +1,6 @@
 //! One attempt of a lane: socket, handshake, registration; then the lane is a session.
 
+use std::fmt::Display;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -46,6 +47,20 @@ pub(super) enum AttemptEnd {
     ServerDrains,
     /// The supervisor was retired. A lane that was registered lives on likewise.
     Retired,
+}
+
+impl Display for AttemptEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            AttemptEnd::Failed(why) | AttemptEnd::NoRoute(why) => f.write_str(why),
+            AttemptEnd::Refused(reason, text) if text.is_empty() => write!(f, "refused: {reason}"),
+            AttemptEnd::Refused(reason, text) => write!(f, "refused: {reason}: {text}"),
+            AttemptEnd::Misaimed => f.write_str("the server has another number of cores"),
+            AttemptEnd::Ended(end) => end.fmt(f),
+            AttemptEnd::ServerDrains => f.write_str("the server drains"),
+            AttemptEnd::Retired => f.write_str("the lane is not wanted any more"),
+        }
+    }
 }
 
 /// Runs one attempt of the lane of `supervisor` to its end.
@@ -194,17 +209,16 @@ impl Dialed {
             .unwrap_or(1)
             .clamp(1, crate::core::CORES_MAX);
         let misaimed = self.aim != self.lane_index % server_cores;
-        if !misaimed && let Some(suppressed) = core.context.lane_log.pass(Instant::now()) {
-            tracing::info!(
+        if !misaimed {
+            tracing::debug!(
                 server = core.shared.title(&server),
                 lane = self.lane_index,
                 core = core.context.index,
                 server_core = ack.lane_core,
                 server_cores = ack.server_cores,
                 resumed = handshake.resumed,
-                early_data = ?handshake.early_data,
+                early_data = %handshake.early_data,
                 took_us,
-                suppressed,
                 "lane registered"
             );
         }
@@ -287,7 +301,7 @@ fn dial(
     lane_index: usize,
 ) -> Result<(Rc<Endpoint>, Rc<Lane>, usize, Resumption), AttemptEnd> {
     let peer = server.address;
-    let failed = |error: &dyn std::fmt::Display| AttemptEnd::Failed(error.to_string());
+    let failed = |error: &dyn Display| AttemptEnd::Failed(error.to_string());
     let socket = bind::udp_towards(peer).map_err(|error| no_socket(&error, peer))?;
     // A smaller buffer than asked for was warned of at the start.
     let _granted = bind::raise_udp_buffers(&socket);

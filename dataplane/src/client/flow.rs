@@ -64,9 +64,15 @@ pub(super) async fn run(this: Rc<ClientLane>, stream: u64) {
         ..Begun::default()
     };
     let visitor = opened.header.visitor;
-    match tcp::run(flow, begun).await {
-        TcpFlowEnd::Completed => {}
-        TcpFlowEnd::Reset(reason) => tracing::debug!(%visitor, %reason, "flow reset"),
+    tracing::debug!(%visitor, "flow opened");
+    let tcp::Ended {
+        how,
+        bytes_in,
+        bytes_out,
+    } = tcp::run(flow, begun).await;
+    tracing::debug!(%visitor, %how, bytes_in, bytes_out, "flow ended");
+    match how {
+        TcpFlowEnd::Completed | TcpFlowEnd::Reset(_) => {}
         TcpFlowEnd::Stalled => {
             if let Some(suppressed) = this.context.stall_log.pass(Instant::now()) {
                 let service: &Name = &this.shared.service;

@@ -7,6 +7,7 @@ mod backoff;
 mod flow;
 mod lane;
 mod plan;
+mod presence;
 mod resumption;
 mod roster;
 mod seen;
@@ -40,7 +41,7 @@ use crate::quic::credentials::KeptCredentials;
 use crate::quic::sessions::SessionCache;
 use crate::ready::{Readiness, RegisteredLane};
 use crate::resolve::{self, Name};
-use crate::sys::limits;
+use crate::sys::{limits, process};
 use lane::ClientLane;
 use plan::{LaneId, Plan};
 use roster::Roster;
@@ -64,6 +65,9 @@ const MAIL_PAUSE: Duration = Duration::from_millis(10);
 const SERVER_SETTING: &str = "address in [[client.servers]]";
 const SERVICE_SETTING: &str = "host in [client.local]";
 
+/// Pause between two looks whether it is known where the service is, at the start.
+const SERVICE_POLL: Duration = Duration::from_millis(5);
+
 /// What one core's client role tells the others.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum ClientMail {
@@ -79,6 +83,16 @@ pub(crate) enum ClientMail {
         /// The server's number.
         server: u64,
     },
+}
+
+impl std::fmt::Display for ClientMail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ClientMail::Plan => "plan lanes",
+            ClientMail::Alarm { .. } => "ask a server whether it lives",
+            ClientMail::Found { .. } => "a server is there again",
+        })
+    }
 }
 
 /// One configured server. Each address that its name resolves to is a server of its own.
@@ -121,7 +135,7 @@ pub(crate) struct ClientShared {
 }
 
 impl ClientShared {
-    /// Draws ids, and resolves the service's name; those of the servers are resolved in the background.
+    /// Draws ids. All names are resolved in the background ([`Self::keep_names_fresh`]).
     pub(crate) fn new(
         config: &Arc<Config>,
         client: &Client,
@@ -138,16 +152,13 @@ impl ClientShared {
         let names = targets.iter().map(|target| target.server_name.clone());
         let shared = ClientShared {
             config: Arc::clone(config),
-            client_id: client
-                .client_id
-                .clone()
-                .unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
+            client_id: client.client_id.clone().unwrap_or_else(drawn_client_id),
             instance_id: *uuid::Uuid::new_v4().as_bytes(),
             roster: Mutex::new(Roster::new(names)),
             targets,
             servers: ArcSwap::default(),
             twins: Mutex::default(),
-            service: Name::new(&client.local.host, client.local.port, SERVICE_SETTING),
+            service: Name::later(&client.local.host, client.local.port, SERVICE_SETTING),
             service_state: ServiceState::new(Instant::now()),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),
@@ -270,7 +281,6 @@ impl ClientShared {
 
     /// A lane to `server` has ended. True if the cores must plan again.
     fn lane_ended(&self, server: &ServerState) -> bool {
-        server.lane_ended();
         let changes = self.twins().ended(server.number);
         let servers = self.servers.load();
         for change in &changes {
@@ -312,6 +322,13 @@ impl ClientShared {
         }
         lane
     }
+}
+
+/// An id that tells people which host it is, and no two clients have.
+fn drawn_client_id() -> String {
+    let [a, b, c, d, ..] = *uuid::Uuid::new_v4().as_bytes();
+    let random = u32::from_be_bytes([a, b, c, d]);
+    format!("{}-{random:08x}", process::host_name())
 }
 
 /// For threads that are no core: waits for room in each mailbox.
@@ -382,8 +399,20 @@ impl ClientCore {
             checker: Checker::start(context, shared),
             udp: udp_flows(context, shared),
         });
-        this.plan();
+        if shared.service.was_asked() {
+            this.plan();
+        } else {
+            monoio::spawn(Rc::clone(&this).plan_once_service_was_asked());
+        }
         this
+    }
+
+    /// A lane brings flows at once, and they need to know where the service is; or that nobody knows.
+    async fn plan_once_service_was_asked(self: Rc<Self>) {
+        while !self.shared.service.was_asked() {
+            monoio::time::sleep(SERVICE_POLL).await;
+        }
+        self.plan();
     }
 
     /// Takes mail meant for the client role; gives back what is not.
@@ -418,7 +447,7 @@ impl ClientCore {
 
     /// Brings this core's lanes in line with the servers and the number of cores on both sides.
     fn plan(self: &Rc<Self>) {
-        if self.context.draining.get() {
+        if self.context.draining.get() || !self.shared.service.was_asked() {
             return;
         }
         let servers = self.shared.servers.load_full();
@@ -484,7 +513,7 @@ impl ClientCore {
                 } else {
                     "mailbox full: the core was not told"
                 };
-                tracing::warn!(core, ?mail, suppressed, "{what}");
+                tracing::warn!(core, %mail, suppressed, "{what}");
             }
         }
     }

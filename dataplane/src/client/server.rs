@@ -37,6 +37,8 @@ pub(crate) struct ServerState {
     no_route_said: AtomicBool,
     /// The lane that probes it, by its serial number.
     prober: AtomicU64,
+    /// The log has it that it stops.
+    told_to_drain: AtomicBool,
     started: Instant,
     /// When the last alarm was given, in milliseconds after `started`, plus 1.
     last_alarm_ms: AtomicU64,
@@ -69,6 +71,7 @@ impl ServerState {
             rests: AtomicBool::new(false),
             no_route_said: AtomicBool::new(false),
             prober: AtomicU64::new(NOBODY),
+            told_to_drain: AtomicBool::new(false),
             started: Instant::now(),
             last_alarm_ms: AtomicU64::new(0),
         })
@@ -92,15 +95,28 @@ impl ServerState {
         let earlier = self.registered.fetch_add(1, Ordering::AcqRel);
         self.no_route_said.store(false, Ordering::Release);
         let other_instance = before != UNKNOWN && before != instance;
+        if before != instance {
+            self.told_to_drain.store(false, Ordering::Relaxed);
+        }
         Registered {
             back: earlier == 0 || other_instance,
             other_instance: earlier > 0 && other_instance,
         }
     }
 
-    /// A registered lane has ended.
-    pub(super) fn lane_ended(&self) {
-        self.registered.fetch_sub(1, Ordering::AcqRel);
+    /// A registered lane has ended. True if it was the last one.
+    pub(super) fn lane_ended(&self) -> bool {
+        self.registered.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Lanes registered with it now.
+    pub(super) fn lanes(&self) -> usize {
+        self.registered.load(Ordering::Relaxed)
+    }
+
+    /// It says on one of its lanes that it stops. True for the first one of this instance.
+    pub(super) fn begins_to_drain(&self) -> bool {
+        !self.told_to_drain.swap(true, Ordering::Relaxed)
     }
 
     /// True while lanes are registered with it, and it has not said that it stops; or with another

@@ -222,6 +222,9 @@ impl Checker {
         local: Local,
     ) {
         let interval = Some(local.health_check_interval).filter(|interval| !interval.is_zero());
+        while !shared.service.was_asked() {
+            monoio::time::sleep(PAUSE_FIRST).await;
+        }
         let mut checks = Checks::new(interval, Instant::now());
         while !context.draining.get() {
             self.wait(checks.next()).await;

@@ -3,6 +3,7 @@
 //! A lane serves until it ends, or until it is to be left: because its server drains, or because it is not wanted any
 //! more. Then its supervisor goes on without it, and the lane lives until its flows have ended.
 
+use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -16,6 +17,7 @@ use qmux_proto::control::{
 
 use super::attempt::CloseOnDrop;
 use super::lane::ClientLane;
+use super::presence;
 use super::supervisor::Supervisor;
 use super::vigil::{Duty, Vigil};
 use super::{ClientCore, ClientMail, going_away};
@@ -106,6 +108,7 @@ impl Session {
         }
         if registered.back {
             core.found(server);
+            presence::say_up(core, server);
         }
         if core.shared.registered_with(server, ack.server_instance_id) {
             core.tell_all(&ClientMail::Plan);
@@ -139,7 +142,7 @@ impl Session {
             }
             match self.step(None).await {
                 Happened::Ended(end) => {
-                    self.stop_counting();
+                    self.stop_counting(&end);
                     if raises_alarm(&end) {
                         self.core.alarm(&self.this.server);
                     }
@@ -154,7 +157,11 @@ impl Session {
     /// Leaves the lane to the flows that it has: it ends with the last of them, at the latest after `drain_timeout`.
     /// Where the server drains, it is the server that decides how long they may go on.
     pub(super) async fn leave(mut self, server_drains: bool) {
-        self.stop_counting();
+        self.stop_counting(if server_drains {
+            &"it drains"
+        } else {
+            &"its lanes are not wanted any more"
+        });
         if !self.this.lane.is_open() {
             return;
         }
@@ -246,9 +253,8 @@ impl Session {
                 .lane
                 .send_control(&Message::PathResponse(PathResponse { nonce })),
             Message::GoAway(away) => {
-                if let Some(suppressed) = this.context.health_log.pass(Instant::now()) {
-                    tracing::info!(server = %this.server, reason = %away.reason, suppressed, "the server drains; this lane gets no new flow");
-                }
+                tracing::debug!(server = %this.server, reason = %away.reason, "this lane gets no new flow");
+                presence::say_drains(&self.core, &this.server);
                 return Happened::ServerDrains;
             }
             other => tracing::debug!(?other, "message without meaning here"),
@@ -317,21 +323,24 @@ impl Session {
     }
 
     /// The lane is no longer one that its server has: another one is to take its place, and the probing.
-    fn stop_counting(&mut self) {
+    fn stop_counting(&mut self, why: &dyn Display) {
         if !std::mem::replace(&mut self.counted, false) {
             return;
         }
         self.registered = None;
         self.vigil = Vigil::new(Duration::ZERO);
         let server = &self.this.server;
-        if self.core.shared.lane_ended(server) {
-            self.core.tell_all(&ClientMail::Plan);
-        }
-        if !server.has_lanes() {
+        if server.lane_ended() {
+            if !server.rests() {
+                presence::say_down(&self.core, server, why);
+            }
             // Those that wait long, because this one has served, try now.
             for other in self.core.shared.other_addresses(server) {
                 self.core.found(&other);
             }
+        }
+        if self.core.shared.lane_ended(server) {
+            self.core.tell_all(&ClientMail::Plan);
         }
         if server.leave_probing(self.this.serial) {
             self.core.tell_all(&ClientMail::Alarm {
@@ -343,7 +352,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.stop_counting();
+        self.stop_counting(&"its lane was given up");
         self.core.lanes.borrow_mut().remove(&self.this.serial);
     }
 }

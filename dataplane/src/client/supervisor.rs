@@ -188,13 +188,20 @@ impl Supervisor {
     /// Whether enough was said of an address without a way, after so many attempts in a row: a host
     /// with one address family is nothing to complain of while another address serves.
     fn lacks_route(&self, core: &ClientCore, attempts: u32) -> bool {
-        let first = self.server.lacks_route();
+        // One lane speaks for all.
+        let first = self.lane == 0 && self.server.lacks_route();
         let others = !core.shared.other_addresses(&self.server).is_empty();
         let waits = attempts < NO_ROUTE_ATTEMPTS || core.shared.serves_elsewhere(&self.server);
         !first && others && waits
     }
 
+    /// One lane speaks for all to its server at the levels that operators see.
     fn log(&self, core: &ClientCore, end: &AttemptEnd, delay: Duration) {
+        if self.lane > 0 {
+            let next_ms = delay.as_millis() as u64;
+            tracing::debug!(server = %self.server, lane = self.lane, %end, next_ms, "lane ended, or could not be had; trying again");
+            return;
+        }
         let Some(suppressed) = core.context.connect_log.pass(Instant::now()) else {
             return;
         };
@@ -204,7 +211,7 @@ impl Supervisor {
         match end {
             AttemptEnd::Misaimed | AttemptEnd::ServerDrains | AttemptEnd::Retired => {}
             AttemptEnd::Ended(end) => {
-                tracing::warn!(server, lane = self.lane, %end, next_ms, suppressed, "lane ended; connecting again");
+                tracing::debug!(server, lane = self.lane, %end, next_ms, suppressed, "lane ended; connecting again");
             }
             AttemptEnd::NoRoute(why) if core.shared.serves_elsewhere(&self.server) => {
                 tracing::info!(

@@ -99,7 +99,7 @@ pub(crate) struct CoreContext {
     pub(crate) handshake_log: LogLimit,
     /// Bounds the log lines about lanes that end or cannot be had.
     pub(crate) connect_log: LogLimit,
-    /// Bounds the log lines about lanes that are registered, replaced, or end.
+    /// Bounds the log lines about clients and servers that come, go, or are replaced.
     pub(crate) lane_log: LogLimit,
     /// Bounds the log lines about services that cannot be reached.
     pub(crate) dial_log: LogLimit,

@@ -38,6 +38,8 @@ pub(crate) struct CoreSetup {
     pub(crate) index: usize,
     /// All cores.
     pub(crate) cluster: Arc<Cluster>,
+    /// The CPU that its thread is pinned to, if it is.
+    pub(crate) cpu: Option<usize>,
     /// By which its mailbox wakes it.
     pub(crate) wake: UnixDatagram,
     /// The server role, if configured, with this core's sockets.
@@ -68,7 +70,7 @@ pub(crate) fn start(
     report: impl Fn(CoreReport) + Send + 'static,
 ) -> io::Result<()> {
     panics::install_hook();
-    let name = format!("core-{}", setup.index);
+    let name = format!("{}{}", cpu::CORE_THREAD, setup.index);
     std::thread::Builder::new().name(name).spawn(move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(setup, &report)));
         report(CoreReport::Ended(
@@ -82,11 +84,12 @@ fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
     #[cfg(feature = "count-allocations")]
     crate::sys::allocations::watch_this_thread();
     heap::this_thread_is_a_core();
-    // A client alone takes the CPUs from the end, so that it shares none with a server of the same machine as long as
-    // there are enough.
-    match cpu::pin_current_thread(setup.index, setup.server.is_none()) {
-        Some(cpu) => tracing::debug!(core = setup.index, cpu, "pinned"),
-        None => tracing::warn!(core = setup.index, "could not be pinned to a CPU"),
+    match setup.cpu {
+        Some(cpu) if cpu::pin_current_thread(cpu) => {
+            tracing::debug!(core = setup.index, cpu, "pinned");
+        }
+        Some(cpu) => tracing::warn!(core = setup.index, cpu, "could not be pinned to this CPU"),
+        None => {}
     }
     if monoio::utils::detect_uring() {
         for entries in RING_ENTRIES {
@@ -331,6 +334,7 @@ mod tests {
         let (mailbox, wake) = Mailbox::new().expect("a socket pair");
         let cluster = Arc::new(Cluster::new(vec![mailbox]));
         let setup = CoreSetup {
+            cpu: None,
             index: 0,
             cluster: Arc::clone(&cluster),
             wake,

@@ -44,6 +44,27 @@ pub(crate) enum TcpFlowEnd {
     Stalled,
 }
 
+impl std::fmt::Display for TcpFlowEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            TcpFlowEnd::Completed => f.write_str("completed"),
+            TcpFlowEnd::Reset(reason) => write!(f, "reset: {reason}"),
+            TcpFlowEnd::Stalled => f.write_str("reset: stalled"),
+        }
+    }
+}
+
+/// A TCP flow that has ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended {
+    /// How.
+    pub(crate) how: TcpFlowEnd,
+    /// Bytes that were read from its socket.
+    pub(crate) bytes_in: u64,
+    /// Bytes that were written to its socket.
+    pub(crate) bytes_out: u64,
+}
+
 /// A flow's two ends.
 pub(crate) struct TcpFlow {
     /// The visitor's or the service's socket.
@@ -75,6 +96,8 @@ pub(crate) struct Begun {
     pub(crate) ended: bool,
     /// The stream has got that FIN, too.
     pub(crate) fin_sent: bool,
+    /// Bytes read from the socket so far.
+    pub(crate) bytes_in: u64,
 }
 
 /// Why a pump stopped before its direction's FIN.
@@ -111,7 +134,7 @@ pub(crate) fn fill(socket: &TcpSocket, into: &mut [u8]) -> (usize, Next) {
 }
 
 /// Runs the flow to its end.
-pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> TcpFlowEnd {
+pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> Ended {
     let flow = Flow {
         ends,
         aborted: Cell::new(None),
@@ -120,6 +143,8 @@ pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> TcpFlowEnd {
         cut: Cell::new(false),
         broken: Cell::new(false),
         fin_read: Cell::new(false),
+        bytes_in: Cell::new(begun.bytes_in),
+        bytes_out: Cell::new(0),
     };
     if begun.fin_sent {
         flow.inward().set(Waits::Over);
@@ -144,7 +169,11 @@ pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> TcpFlowEnd {
         })
         .await;
     }
-    flow.end()
+    Ended {
+        how: flow.end(),
+        bytes_in: flow.bytes_in.get(),
+        bytes_out: flow.bytes_out.get(),
+    }
 }
 
 /// A flow while its pumps run.
@@ -163,6 +192,9 @@ struct Flow {
     broken: Cell<bool>,
     /// The stream's FIN was read while bytes before it wait for the socket.
     fin_read: Cell<bool>,
+    /// For the log: see [`Ended`].
+    bytes_in: Cell<u64>,
+    bytes_out: Cell<u64>,
 }
 
 impl Flow {
@@ -351,6 +383,7 @@ impl Flow {
             }
             if read > 0 {
                 counters.tcp_bytes_in.add(read as u64);
+                self.bytes_in.set(self.bytes_in.get() + read as u64);
                 size = size.after(read);
                 let fin = matches!(next, Next::Fin);
                 self.write_stream(block.freeze(read), fin).await?;
@@ -523,6 +556,7 @@ impl Flow {
                 Ok(written) => {
                     watch.socket_took();
                     counters.tcp_bytes_out.add(written as u64);
+                    self.bytes_out.set(self.bytes_out.get() + written as u64);
                     bytes = &bytes[written..];
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

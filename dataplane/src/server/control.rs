@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use qmux_config::{LANES_MAX, ServerAuth};
 use qmux_proto::control::{
-    Capabilities, Heartbeat, Message, NoMoreFlows, RefuseReason, Register, RegisterAck,
-    RegisterOutcome, ServiceHealth,
+    Capabilities, GoAway, GoAwayReason, Heartbeat, Message, NoMoreFlows, RefuseReason, Register,
+    RegisterAck, RegisterOutcome, ServiceHealth,
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
 use super::auth::{self, Unauthentic};
-use super::lane::ServerLane;
+use super::lane::{ServerLane, address};
 use super::listener::ListenerCore;
+use super::presence;
 use super::registry::{Duplicate, Joined};
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::token;
@@ -127,7 +128,7 @@ fn refuse(
     if reason != RefuseReason::DuplicateClient
         && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
     {
-        tracing::warn!(client = request.client_id, peer = ?this.lane.peer_addr(), %reason, suppressed, "registration refused");
+        tracing::warn!(client = request.client_id, peer = address(&this.lane), %reason, suppressed, "registration refused");
     }
     this.lane.send_control(&Message::RegisterAck(listener.ack(
         RegisterOutcome::Refused {
@@ -156,7 +157,6 @@ fn refuse(
 
 /// True if the lane is registered now.
 fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register) -> bool {
-    let address = this.lane.peer_addr();
     if listener.lanes_of(request) >= LANES_OF_CLIENT_MAX {
         listener.counters().registrations_limited.increment();
         let text = format!("this client has {LANES_OF_CLIENT_MAX} lanes already");
@@ -165,7 +165,7 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
     let Joined {
         membership,
         replaced,
-    } = match listener.join(request, address) {
+    } = match listener.join(request, this.lane.peer_addr()) {
         Ok(joined) => joined,
         Err(duplicate) => return refuse_duplicate(this, listener, request, &duplicate),
     };
@@ -173,8 +173,8 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
         if let Some(suppressed) = listener.context().lane_log.pass(Instant::now()) {
             tracing::info!(
                 client = request.client_id,
-                new = ?address,
-                old = ?old.address,
+                new = address(&this.lane),
+                old = old.address.map(tracing::field::display),
                 old_drains = old.drains,
                 suppressed,
                 "a new instance of this client takes over"
@@ -197,16 +197,18 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
     this.lane.send_control(&Message::RegisterAck(
         listener.ack(RegisterOutcome::Accepted),
     ));
-    if let Some(suppressed) = listener.context().lane_log.pass(Instant::now()) {
-        tracing::info!(
-            client = request.client_id,
-            peer = ?this.lane.peer_addr(),
-            lane = request.lane_index,
-            lanes = request.lane_count,
-            core = listener.core(),
-            suppressed,
-            "lane registered"
-        );
+    tracing::debug!(
+        client = request.client_id,
+        peer = address(&this.lane),
+        lane = request.lane_index,
+        lanes = request.lane_count,
+        core = listener.core(),
+        "lane registered"
+    );
+    if let Some(membership) = this.membership.get()
+        && membership.is_first()
+    {
+        presence::say_up(listener.context(), membership.client());
     }
     true
 }
@@ -227,7 +229,7 @@ fn refuse_duplicate(
     {
         tracing::warn!(
             client = request.client_id,
-            refused = ?this.lane.peer_addr(),
+            refused = address(&this.lane),
             serving = other,
             suppressed,
             "two clients use one client_id at the same time; the one that came later serves: give each its own client_id, or leave it empty"
@@ -263,8 +265,11 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                         listener.counters().heartbeats_received.increment();
                     }
                     Message::FlowClosed(closed) => {
-                        if let Some(udp) = &this.udp {
-                            udp.flow_closed(closed.flow_id, closed.reason);
+                        if let Some(udp) = &this.udp
+                            && udp.flow_closed(closed.flow_id, closed.reason)
+                            && let Some(membership) = this.membership.get()
+                        {
+                            membership.client().udp_refused(Instant::now());
                         }
                     }
                     Message::Finished(finished) => this.lane.announced(finished),
@@ -273,10 +278,7 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                         let _proved = this.lane.path_response(response.nonce);
                     }
                     Message::GoAway(away) => {
-                        if let Some(suppressed) = listener.context().health_log.pass(Instant::now())
-                        {
-                            tracing::info!(client = this.client_id(), reason = %away.reason, suppressed, "client drains; no new flow goes to this lane");
-                        }
+                        say_drains(this, listener, &away);
                         listener.lane_takes_no_more(this);
                         this.lane.send_control(&Message::NoMoreFlows(NoMoreFlows {
                             flows_opened: this.lane.streams_opened(),
@@ -290,9 +292,11 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
                 let now = Instant::now();
                 if now >= this.last_heard.get() + listener.server().health_timeout {
                     listener.counters().lanes_unhealthy.increment();
-                    if let Some(suppressed) = listener.context().health_log.pass(now) {
-                        tracing::warn!(client = this.client_id(), peer = ?this.lane.peer_addr(), suppressed, "nothing heard within health_timeout; lane closed");
-                    }
+                    tracing::debug!(
+                        client = this.client_id(),
+                        peer = address(&this.lane),
+                        "nothing heard within health_timeout; lane closed"
+                    );
                     listener.lane_takes_no_more(this);
                     this.lane.close(LaneError::HealthTimeout, "");
                     return;
@@ -313,6 +317,19 @@ async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut 
             }
             ControlEvent::Ended => return,
         }
+    }
+}
+
+/// One line for a client that stops; a lane that is left for another reason is no news.
+fn say_drains(this: &ServerLane, listener: &ListenerCore, away: &GoAway) {
+    let (client, reason) = (this.client_id(), away.reason);
+    tracing::debug!(client, peer = address(&this.lane), %reason, "no new flow goes to this lane");
+    let membership = this.membership.get();
+    if away.reason == GoAwayReason::Shutdown
+        && membership.is_some_and(|membership| membership.client().begins_to_drain())
+        && let Some(suppressed) = listener.context().lane_log.pass(Instant::now())
+    {
+        tracing::info!(client, suppressed, "client drains; it gets no new flow");
     }
 }
 

@@ -1,15 +1,18 @@
 //! A lane as the server sees it: whose it is, whether it takes flows, what to do with its events.
 
 use std::cell::{Cell, OnceCell};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::{Rc, Weak};
 use std::time::Instant;
 
 use qmux_config::ServerAuth;
 use qmux_proto::LaneError;
+use tracing::field::DisplayValue;
 
 use super::lanes::CarriesFlows;
 use super::listener::ListenerCore;
+use super::presence;
 use super::registry::LaneMembership;
 use crate::core::task::spawn_or;
 use crate::flow::udp::server::LaneFlows;
@@ -100,6 +103,11 @@ impl Drop for LaneUse {
     }
 }
 
+/// Where the lane's peer is, as a field of a log line: without one it is not printed.
+pub(super) fn address(lane: &Lane) -> Option<DisplayValue<SocketAddr>> {
+    lane.peer_addr().map(tracing::field::display)
+}
+
 /// Handler of the lane's events; holds the lane's state until it has ended.
 pub(super) struct ServerLaneEvents(pub(super) Rc<ServerLane>);
 
@@ -145,7 +153,12 @@ impl LaneEvents for ServerLaneEvents {
         if silent && let Some(listener) = self.0.listener.upgrade() {
             listener.counters().lanes_silent.increment();
         }
-        tracing::debug!(client = self.0.client_id(), peer = ?lane.peer_addr(), silent, "silence of a client");
+        tracing::debug!(
+            client = self.0.client_id(),
+            peer = address(lane),
+            silent,
+            "silence of a client"
+        );
     }
 
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd) {
@@ -153,16 +166,18 @@ impl LaneEvents for ServerLaneEvents {
         if let Some(udp) = &this.udp {
             udp.lane_ended();
         }
-        if let Some(listener) = this.listener.upgrade() {
-            listener.lane_ended(this);
-        }
+        let last = this
+            .listener
+            .upgrade()
+            .is_some_and(|listener| listener.lane_ended(this));
         let Some(listener) = this.listener.upgrade() else {
             return;
         };
         let context = listener.context();
-        if this.membership.get().is_some() {
-            if let Some(suppressed) = context.lane_log.pass(Instant::now()) {
-                tracing::info!(client = this.client_id(), peer = ?lane.peer_addr(), %end, suppressed, "lane ended");
+        if let Some(membership) = this.membership.get() {
+            tracing::debug!(client = this.client_id(), peer = address(lane), %end, "lane ended");
+            if last {
+                presence::say_down(context, membership.client(), end);
             }
         } else if let Some(suppressed) = context.handshake_log.pass(Instant::now()) {
             let what = if lane.is_established() {
@@ -175,14 +190,14 @@ impl LaneEvents for ServerLaneEvents {
                 ServerAuth::Token { .. } => None,
             };
             let end = explain::at_server(end, ca_cert_file);
-            tracing::warn!(peer = ?lane.peer_addr(), end, suppressed, "{what}");
+            tracing::warn!(peer = address(lane), end, suppressed, "{what}");
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, SocketAddr};
+    use std::net::IpAddr;
     use std::time::Duration;
 
     use qmux_proto::control::{Heartbeat, Message};

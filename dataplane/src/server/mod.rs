@@ -7,10 +7,12 @@ mod lane;
 mod lanes;
 pub(crate) mod listener;
 mod opening;
+mod presence;
 pub(crate) mod registry;
 mod route;
 #[cfg(test)]
 mod simulation;
+mod udp_refusals;
 pub(crate) mod visitors;
 
 use std::net::{TcpListener, UdpSocket};

@@ -163,6 +163,7 @@ impl Opening<'_> {
     /// the service answers.
     pub(super) async fn run(&self, header: Option<StreamBuf>, sent: &mut Sent) -> Opened {
         let mut begun = Begun {
+            bytes_in: sent.bytes as u64,
             unsent: header
                 .into_iter()
                 .chain(sent.pieces.iter().cloned())
@@ -259,6 +260,7 @@ impl Opening<'_> {
         let (read, next) = fill(self.socket, &mut block.bytes_mut()[..capacity]);
         if read > 0 {
             self.counters.tcp_bytes_in.add(read as u64);
+            begun.bytes_in += read as u64;
             let piece = block.freeze(read);
             sent.keep(piece.clone());
             begun.unsent.push_back(piece);

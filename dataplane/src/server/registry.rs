@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use crossbeam::utils::CachePadded;
@@ -20,6 +21,7 @@ use qmux_proto::Protocol;
 use qmux_proto::control::INSTANCE_ID_BYTES;
 
 use super::balance::{Tried, choose};
+use super::udp_refusals::UdpRefusals;
 
 /// Clients that one visitor is sent to before it is refused. Each may take its dial timeout to say no, and a visitor
 /// whom three refuse would hardly be better off with a fourth.
@@ -45,6 +47,12 @@ pub(crate) struct ClientEntry {
     address: Option<SocketAddr>,
     /// An instance that had the id before has been told to stay out, and the operator that it was.
     contested: AtomicBool,
+    /// When its first lane came.
+    since: Instant,
+    /// Lanes registered that have not ended, whether they take flows or not.
+    lanes_up: AtomicUsize,
+    /// The log has it that it stops.
+    told_to_drain: AtomicBool,
     /// Flows that it carries now, over all cores.
     flows: CachePadded<AtomicUsize>,
     /// Lanes that take new flows, per core.
@@ -59,9 +67,36 @@ pub(crate) struct ClientEntry {
     silent: AtomicUsize,
     /// A newer instance has taken its id.
     replaced: AtomicBool,
+    /// UDP visitors that it could not serve.
+    udp_refusals: UdpRefusals,
 }
 
 impl ClientEntry {
+    /// Where its first lane came from.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// When its first lane came.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Lanes that it has now.
+    pub(crate) fn lanes_up(&self) -> usize {
+        self.lanes_up.load(Ordering::Relaxed)
+    }
+
+    /// It says on one of its lanes that it stops. True for the first one.
+    pub(crate) fn begins_to_drain(&self) -> bool {
+        !self.told_to_drain.swap(true, Ordering::Relaxed)
+    }
+
+    /// It could not serve a UDP visitor.
+    pub(crate) fn udp_refused(&self, now: Instant) {
+        self.udp_refusals.refused(now);
+    }
+
     /// Lanes on `core` that take new flows.
     pub(crate) fn lanes_on(&self, core: usize) -> usize {
         self.lanes
@@ -183,12 +218,18 @@ pub(crate) struct LaneMembership {
     service_down: Cell<bool>,
     silent: Cell<bool>,
     over: Cell<bool>,
+    first: bool,
 }
 
 impl LaneMembership {
     /// The client.
-    pub(crate) fn client(&self) -> &ClientEntry {
+    pub(crate) fn client(&self) -> &Arc<ClientEntry> {
         &self.entry
+    }
+
+    /// The client had no other lane when this one came.
+    pub(crate) fn is_first(&self) -> bool {
+        self.first
     }
 
     /// The lane takes no new flow from now on (it drains or is unhealthy).
@@ -200,12 +241,12 @@ impl LaneMembership {
     }
 
     /// The lane has ended. Its last flow may go on for some time, and must not keep alive what the lane said or did not
-    /// say: its successor knows better.
-    pub(crate) fn lane_ended(&self) {
+    /// say: its successor knows better. True if the client has no other lane.
+    pub(crate) fn lane_ended(&self) -> bool {
         self.take_no_more();
         self.silence(false);
         self.service_health(true);
-        self.over.set(true);
+        !self.over.replace(true) && self.entry.lanes_up.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
     /// The lane says whether the client's service can be reached. True if that changes what is thought of the client:
@@ -236,7 +277,7 @@ impl LaneMembership {
 
 impl Drop for LaneMembership {
     fn drop(&mut self) {
-        self.lane_ended();
+        let _last = self.lane_ended();
         self.pool.leave(&self.entry);
     }
 }
@@ -339,7 +380,9 @@ impl ClientPool {
         entry.registered.fetch_add(1, Ordering::Relaxed);
         entry.lanes[core].fetch_add(1, Ordering::Relaxed);
         entry.lanes_total.fetch_add(1, Ordering::Relaxed);
+        let first = entry.lanes_up.fetch_add(1, Ordering::Relaxed) == 0;
         let membership = LaneMembership {
+            first,
             pool: Arc::clone(self),
             entry,
             core,
@@ -361,6 +404,9 @@ impl ClientPool {
             instance_id: applicant.instance_id,
             address: applicant.address,
             contested: AtomicBool::new(false),
+            since: Instant::now(),
+            lanes_up: AtomicUsize::new(0),
+            told_to_drain: AtomicBool::new(false),
             flows: CachePadded::default(),
             lanes: (0..self.cores).map(|_| CachePadded::default()).collect(),
             lanes_total: AtomicUsize::new(0),
@@ -368,6 +414,7 @@ impl ClientPool {
             service_down: AtomicUsize::new(0),
             silent: AtomicUsize::new(0),
             replaced: AtomicBool::new(false),
+            udp_refusals: UdpRefusals::new(Instant::now()),
         })
     }
 
@@ -389,7 +436,8 @@ impl ClientPool {
     ///
     /// A flow goes to a client that is silent only if all are, and a TCP flow to one whose service is down only if there
     /// is no better one: then the client itself says no, or finds that its service has come back. For a UDP flow that
-    /// does not count, because what is known is about TCP.
+    /// does not count, because what is known is about TCP; clients that could not serve a UDP visitor a short while ago
+    /// come after others instead.
     pub(crate) fn pick(&self, protocol: Protocol, tried: &Tried) -> Option<FlowTicket> {
         let turn = match protocol {
             Protocol::Tcp => &self.tcp_turn,
@@ -397,11 +445,15 @@ impl ClientPool {
         };
         let turn = turn.fetch_add(1, Ordering::Relaxed);
         let clients = self.clients.load();
+        let now = Instant::now();
         let chosen = choose(clients.iter(), turn, |entry| {
             if !entry.usable() || tried.contains(entry.number) {
                 return None;
             }
-            let down = protocol == Protocol::Tcp && entry.service_is_down();
+            let down = match protocol {
+                Protocol::Tcp => entry.service_is_down(),
+                Protocol::Udp => entry.udp_refusals.count(now),
+            };
             let flows = match self.balancer {
                 LoadBalancer::RoundRobin => 0,
                 LoadBalancer::LeastConnections => entry.flows(),

@@ -228,6 +228,7 @@ impl ListenerCore {
                 return;
             }
         };
+        tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), "flow opened");
         let count = FlowCount::new(self.context());
         visitor.under_way = None; // Only now: in between it would not be counted.
         let (this, cleans_up) = (Rc::clone(self), Rc::clone(self));
@@ -276,8 +277,8 @@ impl ListenerCore {
                         watch,
                         counters: Arc::clone(&self.context().counters),
                     };
-                    let end = tcp::run(flow, first).await;
-                    self.log_end(end, visitor.addr, begun.lane.client_id());
+                    let ended = tcp::run(flow, first).await;
+                    self.log_end(ended, visitor.addr, begun.lane.client_id());
                     drop(ticket);
                     return;
                 }
@@ -298,15 +299,20 @@ impl ListenerCore {
         }
     }
 
-    fn log_end(&self, end: TcpFlowEnd, visitor: SocketAddr, client: &str) {
-        match end {
+    fn log_end(&self, ended: tcp::Ended, visitor: SocketAddr, client: &str) {
+        let tcp::Ended {
+            how,
+            bytes_in,
+            bytes_out,
+        } = ended;
+        tracing::debug!(%visitor, client, %how, bytes_in, bytes_out, "flow ended");
+        match how {
             TcpFlowEnd::Completed => {}
             TcpFlowEnd::Reset(reason) => {
                 if reason.is_untouched() {
                     // Too much had been sent, or too long ago.
                     self.counters().visitors_retry_exhausted.increment();
                 }
-                tracing::debug!(%visitor, client, %reason, "flow reset");
             }
             TcpFlowEnd::Stalled => {
                 if let Some(suppressed) = self.context().stall_log.pass(Instant::now()) {

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -176,13 +176,11 @@ impl LaneFlows {
         &self,
         flow: &LocalFlow,
         visitor: SocketAddr,
-        to_ip: Option<IpAddr>,
         id: u64,
         known: bool,
         payload: &[u8],
         now: Instant,
     ) {
-        flow.to_ip.set(to_ip);
         encode::send(
             &*self.lane,
             id,

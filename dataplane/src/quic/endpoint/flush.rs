@@ -407,8 +407,10 @@ impl Endpoint {
 
     /// No longer counts the lane among those that may be anybody's.
     pub(in crate::quic) fn admitted(&self, lane: &Lane) {
-        if lane.counted_unadmitted.replace(false) && self.accepts {
-            self.admission.borrow_mut().give_back(lane.key());
+        if lane.counted_unadmitted.replace(false)
+            && let Some(admission) = &self.admission
+        {
+            admission.borrow_mut().give_back(lane.key());
         }
     }
 

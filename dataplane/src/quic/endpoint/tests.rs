@@ -134,7 +134,8 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
 
 /// Lanes that nobody has registered on.
 pub(super) fn places(endpoint: &Endpoint) -> usize {
-    endpoint.admission.borrow().places()
+    let admission = endpoint.admission.as_ref();
+    admission.map_or(0, |admission| admission.borrow().places())
 }
 
 /// As many lanes of others, each of another network, take places.
@@ -142,7 +143,8 @@ pub(super) fn crowd(endpoint: &Endpoint, others: u64) {
     for other in 0..others {
         let [.., high, low] = other.to_be_bytes();
         let ip = [10, high, low, 1].into();
-        let mut admission = endpoint.admission.borrow_mut();
+        let admission = endpoint.admission.as_ref().expect("it accepts");
+        let mut admission = admission.borrow_mut();
         admission.take(u64::MAX - other, ip, Instant::now());
     }
 }
@@ -150,7 +152,8 @@ pub(super) fn crowd(endpoint: &Endpoint, others: u64) {
 /// They give them back.
 fn everybody_leaves(endpoint: &Endpoint, others: u64) {
     for other in 0..others {
-        endpoint.admission.borrow_mut().give_back(u64::MAX - other);
+        let admission = endpoint.admission.as_ref().expect("it accepts");
+        admission.borrow_mut().give_back(u64::MAX - other);
     }
 }
 

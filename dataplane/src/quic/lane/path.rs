@@ -13,7 +13,6 @@ use qmux_proto::varint;
 
 use super::Lane;
 use super::datagrams::Tally;
-use crate::log_limit::LogLimit;
 use crate::quic::roaming::{Moved, Roaming, Way};
 
 /// Every path of QUIC carries packets of this size (RFC 9000 section 14).
@@ -35,11 +34,6 @@ const UNREACHABLE_PAUSE: Duration = Duration::from_millis(250);
 
 /// With less left for an address that is not proved, nothing is sent: a packet with a challenge takes about 70 bytes.
 const BUDGET_BYTES_MIN: usize = 100;
-
-thread_local! {
-    /// Bounds the log lines about peers that move.
-    static MOVED_LOG: LogLimit = LogLimit::new(Instant::now());
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -159,7 +153,13 @@ impl Lane {
         )?;
         // What came earlier in this turn came from where packets went.
         self.turn.moved();
-        tracing::debug!(lane = self.key, from = %earlier.peer, to = %way.peer, ?moved, "the peer's address has changed");
+        tracing::debug!(
+            lane = self.key,
+            from = %earlier.peer,
+            to = %way.peer,
+            to_be_proved = matches!(moved, Moved::Challenge(_)),
+            "the peer's address has changed"
+        );
         if earlier.peer.ip() != way.peer.ip() {
             // Another network. With a new port alone, the path is what it was (RFC 9000 section 9.4).
             self.distrust_packet_size();
@@ -183,10 +183,7 @@ impl Lane {
             if let Some(endpoint) = self.endpoint.upgrade() {
                 endpoint.counters().paths_validated.increment();
             }
-            // A peer that has two addresses goes to and fro.
-            if let Some(suppressed) = MOVED_LOG.with(|log| log.pass(Instant::now())) {
-                tracing::info!(lane = self.key, peer = %self.way().peer, suppressed, "the peer has moved");
-            }
+            tracing::debug!(lane = self.key, peer = %self.way().peer, "the peer has moved");
             self.mark_dirty();
         }
         proved

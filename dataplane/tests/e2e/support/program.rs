@@ -130,6 +130,13 @@ impl Launch {
         program.stdout()
     }
 
+    /// For tests of what a program makes of its output: the child, with these.
+    pub(crate) fn spawn_with(&self, stdout: Stdio, stderr: Stdio) -> Child {
+        let mut command = self.command();
+        command.stdout(stdout).stderr(stderr);
+        spawn_command(command).unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
     /// For programs whose output is too much to keep: the child, with standard output as a pipe.
     pub(crate) fn spawn_piped(&self) -> Child {
         let mut command = self.command();
