@@ -27,9 +27,9 @@ pub(crate) struct Name {
     setting: &'static str,
     literal: bool,
     addresses: ArcSwap<Vec<SocketAddr>>,
+    complaints: Mutex<Complaints>,
     /// It has been asked for, with or without success.
     asked: AtomicBool,
-    complaints: Mutex<Complaints>,
 }
 
 /// What to say of an attempt to resolve a name.

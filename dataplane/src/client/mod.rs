@@ -61,11 +61,12 @@ const SERIAL_BITS: u32 = 48;
 /// How soon the resolver's thread, or a core, tries again to put mail into a full mailbox.
 const MAIL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Pause between two looks whether it is known where the service is, at the start.
-const SERVICE_POLL: Duration = Duration::from_millis(5);
 /// Where a server's and the service's name stand in the config.
 const SERVER_SETTING: &str = "address in [[client.servers]]";
 const SERVICE_SETTING: &str = "host in [client.local]";
+
+/// Pause between two looks whether it is known where the service is, at the start.
+const SERVICE_POLL: Duration = Duration::from_millis(5);
 
 /// What one core's client role tells the others.
 #[derive(Debug, Clone, Copy)]

@@ -190,7 +190,8 @@ impl Supervisor {
     /// Whether enough was said of an address without a way, after so many attempts in a row: a host
     /// with one address family is nothing to complain of while another address serves.
     fn lacks_route(&self, core: &ClientCore, attempts: u32) -> bool {
-        let first = self.server.lacks_route();
+        // One lane speaks for all.
+        let first = self.lane == 0 && self.server.lacks_route();
         let others = !core.shared.other_addresses(&self.server).is_empty();
         let waits = attempts < NO_ROUTE_ATTEMPTS || core.shared.serves_elsewhere(&self.server);
         !first && others && waits
