@@ -52,6 +52,7 @@ if ! $build_only; then
     need dnsmasq dnsmasq-base
     need haproxy haproxy
     need ip iproute2
+    need nft nftables
     need setpriv util-linux
 fi
 

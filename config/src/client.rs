@@ -1,5 +1,6 @@
 //! `[client]`: the role beside the service.
 
+use std::fmt;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,6 +39,16 @@ pub enum Lanes {
     Auto,
     /// This many, at most [`LANES_MAX`].
     Count(NonZeroU16),
+}
+
+impl fmt::Display for Lanes {
+    /// As in dp.toml.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Count(count) => count.fmt(f),
+        }
+    }
 }
 
 /// One server to register with.

@@ -16,6 +16,7 @@
 
 mod address;
 mod admin;
+mod certificate_facts;
 pub mod certs;
 mod client;
 mod config;
@@ -24,20 +25,24 @@ mod errors;
 pub mod example;
 pub mod import;
 mod limits;
+mod pem;
 mod quic;
 mod report;
 mod secret;
 mod section;
 mod server;
+mod session_file;
 mod source;
 mod suggest;
 mod ticket_keys;
 mod timing;
 mod tls_files;
+mod tls_keys;
 mod udp;
 mod units;
 
 pub use admin::Admin;
+pub use certificate_facts::CertificateFacts;
 pub use client::{
     CLIENT_ID_BYTES_MAX, Client, ClientAuth, ClientCert, ClientTls, LANES_MAX, Lanes, Local,
     ServerTarget,
@@ -45,9 +50,14 @@ pub use client::{
 pub use config::Config;
 pub use errors::{Errors, Problem};
 pub use limits::{Limits, MemoryLimit};
+pub use pem::read_pem;
 pub use quic::{CongestionControl, Quic};
 pub use secret::{SECRET_BYTES_MIN, Secret};
 pub use server::{Listener, ListenerProtocol, LoadBalancer, Server, ServerAuth, ServerTls};
+pub use session_file::{
+    SESSION_IDENTITY_BYTES, SavedSession, decode_sessions, encode_sessions, sealed_sessions,
+};
+pub use suggest::nearest;
 pub use ticket_keys::{
     TICKET_KEY_NAME_BYTES, TICKET_KEYS_MAX, TicketKey, parse_ticket_keys, read_ticket_keys,
 };

@@ -51,9 +51,10 @@ pub struct Quic {
     pub initial_stream_receive_window: u64,
     /// Upper bound of a stream's window, in bytes, however fast it is read.
     pub max_stream_receive_window: u64,
-    /// Bytes that a peer may send on a new connection, over all streams.
+    /// Bytes that a peer may send on a new connection, over all streams. The data plane has no such
+    /// bound: flows that nobody reads would use it up for all others. `[limits] memory` bounds them.
     pub initial_connection_receive_window: u64,
-    /// Upper bound of a connection's window, in bytes.
+    /// Upper bound of a connection's window, in bytes; without effect, as above.
     pub max_connection_receive_window: u64,
     /// Streams that a peer may have open at a time on one connection.
     pub max_incoming_streams: u64,
@@ -79,10 +80,8 @@ impl Default for Quic {
             initial_stream_receive_window: 512 * KIB,
             // 640 Mbit/s at 100 ms for one flow.
             max_stream_receive_window: 8 * MIB,
-            // Not a matter of speed: flows whose receiver has stopped reading keep their part of it,
-            // and half of it is what they may keep before the lane's other flows stand still. 64
-            // stalled flows at their maximum, or 1,024 that never got going. Also the most memory
-            // that one lane's peer can fill.
+            // 64 flows at their maximum. Where it is in use, flows whose receiver has stopped reading
+            // keep their part of it, and the others stand still when that is half of it.
             initial_connection_receive_window: GIB,
             max_connection_receive_window: GIB,
             // Visitors at a time on one lane; QMux's library stops at 100 unless told otherwise.

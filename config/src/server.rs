@@ -1,5 +1,6 @@
 //! `[server]`: the role with the public addresses.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,6 +41,16 @@ pub enum LoadBalancer {
     RoundRobin,
 }
 
+impl fmt::Display for LoadBalancer {
+    /// As in dp.toml.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LeastConnections => "least-connections",
+            Self::RoundRobin => "round-robin",
+        })
+    }
+}
+
 /// What a listener accepts on its traffic address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerProtocol {
@@ -49,6 +60,17 @@ pub enum ListenerProtocol {
     Udp,
     /// TCP and UDP on the same port.
     Both,
+}
+
+impl fmt::Display for ListenerProtocol {
+    /// As in dp.toml.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Both => "both",
+        })
+    }
 }
 
 impl ListenerProtocol {

@@ -7,10 +7,7 @@ const LETTERS_PER_EDIT: usize = 3;
 ///
 /// Case, underscores and hyphens do not count, so that QMux's `maxidletimeout` finds
 /// `max_idle_timeout`.
-pub(crate) fn nearest<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let wanted = plain(word);
     candidates
         .into_iter()

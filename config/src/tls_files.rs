@@ -1,7 +1,7 @@
 //! Certificate and key files: whether TLS will accept them, found out before anything starts.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use boring::pkey::{PKey, Private};
 use boring::x509::X509;
@@ -9,14 +9,14 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
+use crate::pem::read_pem;
 use crate::section::Section;
 use crate::ticket_keys::read_ticket_keys;
+use crate::tls_keys;
 
 /// A certificate that ends within this time is worth a warning: two weeks leave room for a weekend
 /// and for whoever is on holiday.
 const EXPIRY_WARNING: std::time::Duration = std::time::Duration::from_secs(14 * 24 * 60 * 60);
-/// Largest certificate or key file, in bytes: a full bundle of public CAs has a quarter of it.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// What a certificate is to prove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,10 @@ pub(crate) fn ca(section: &Section<'_>, key: &'static str) -> Option<PathBuf> {
     }
     let mut usable = 0;
     for cert in certs.iter().filter(|cert| is_authority(cert)) {
+        if let Some(why) = tls_keys::weak_authority(cert) {
+            file.problem(section, &format!("a CA certificate in it {why}"));
+            return None;
+        }
         match validity(cert) {
             Validity::Valid => usable += 1,
             Validity::EndsSoon(when) => {
@@ -158,10 +162,12 @@ pub(crate) fn identity(
     })
 }
 
-/// The first certificate of a file, if it may be used for `purpose` now.
+/// The first certificate of a file, if it may be used for `purpose` now with those that come with
+/// it.
 fn leaf(section: &Section<'_>, file: &File, purpose: Purpose) -> Option<X509> {
-    let leaf = file.certificates(section)?.into_iter().next()?;
-    match validity(&leaf) {
+    let certs = file.certificates(section)?;
+    let leaf = certs.first()?;
+    match validity(leaf) {
         Validity::Valid => {}
         Validity::EndsSoon(when) => file.warning(section, &format!("expires on {when}")),
         Validity::Expired(when) => {
@@ -176,18 +182,62 @@ fn leaf(section: &Section<'_>, file: &File, purpose: Purpose) -> Option<X509> {
             return None;
         }
     }
-    if !may_serve(&leaf, purpose) {
+    if let Some(why) = unusable(leaf, purpose) {
+        file.problem(section, &why);
+        return None;
+    }
+    chain_holds(section, file, &certs).then(|| leaf.clone())
+}
+
+/// Why peers would not accept the certificate for `purpose`, whoever issued it.
+fn unusable(leaf: &X509, purpose: Purpose) -> Option<String> {
+    if !may_serve(leaf, purpose) {
         let (name, usage) = match purpose {
             Purpose::Server => ("server", "serverAuth"),
             Purpose::Client => ("client", "clientAuth"),
         };
-        file.problem(
-            section,
-            &format!("is not a {name} certificate; its extended key usage must include {usage}"),
-        );
-        return None;
+        return Some(format!(
+            "is not a {name} certificate; its extended key usage must include {usage}"
+        ));
     }
-    Some(leaf)
+    if !may_sign(leaf) {
+        return Some(
+            "must not sign in TLS; its key usage must include digitalSignature".to_owned(),
+        );
+    }
+    tls_keys::useless_for_leaf(leaf)
+}
+
+/// Whether the intermediate certificates that a peer is shown, and needs, are good now.
+fn chain_holds(section: &Section<'_>, file: &File, certs: &[X509]) -> bool {
+    let is_good = |cert: &X509| matches!(validity(cert), Validity::Valid | Validity::EndsSoon(_));
+    let chain = tls_keys::chain(certs, is_good);
+    for (above, cert) in chain.iter().enumerate() {
+        let name = subject(cert);
+        // A peer may trust a newer one of the same name as the last one; it need not then look at
+        // this.
+        let replaceable = above > 0 && above + 1 == chain.len();
+        let why = match validity(cert) {
+            Validity::Valid => tls_keys::weak_authority(cert),
+            Validity::EndsSoon(when) => {
+                file.warning(
+                    section,
+                    &format!("the certificate of {name} in its chain expires on {when}"),
+                );
+                None
+            }
+            Validity::Expired(when) => Some(format!("expired on {when}")),
+            Validity::NotYet(when) => Some(format!("is valid only from {when}")),
+        };
+        let Some(why) = why else { continue };
+        let message = format!("the certificate of {name} in its chain {why}");
+        if !replaceable {
+            file.problem(section, &format!("{message}; it must be valid now"));
+            return false;
+        }
+        file.warning(section, &message);
+    }
+    true
 }
 
 /// A file that the config names.
@@ -243,7 +293,7 @@ impl File {
     }
 
     fn read(&self, section: &Section<'_>) -> Option<Vec<u8>> {
-        match read_limited(&self.path) {
+        match read_pem(&self.path) {
             Ok(bytes) => Some(bytes),
             Err(message) => {
                 self.problem(section, &message);
@@ -285,22 +335,6 @@ impl File {
             .report()
             .warning(&section.key(self.key), &self.span, &message);
     }
-}
-
-fn read_limited(path: &Path) -> Result<Vec<u8>, String> {
-    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => {
-            "does not exist; qmux-ctl certs makes certificates to start with".to_owned()
-        }
-        _ => format!("cannot be read: {error}"),
-    })?;
-    if !metadata.is_file() {
-        return Err("is not a file".to_owned());
-    }
-    if metadata.len() > FILE_BYTES_MAX {
-        return Err(format!("is larger than {} KiB", FILE_BYTES_MAX >> 10));
-    }
-    std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))
 }
 
 enum Validity {
@@ -351,6 +385,22 @@ fn may_serve(cert: &X509, purpose: Purpose) -> bool {
             Purpose::Client => usage.value.client_auth,
         },
         _ => true,
+    })
+}
+
+/// Whether its key may sign a handshake: where there are key usages, digitalSignature must be among
+/// them (RFC 8446, section 4.4.2.2).
+fn may_sign(cert: &X509) -> bool {
+    with_extensions(cert, true, |cert| match cert.key_usage() {
+        Ok(Some(usage)) => usage.value.digital_signature(),
+        _ => true,
+    })
+}
+
+/// Whom the certificate is for, in one line.
+fn subject(cert: &X509) -> String {
+    with_extensions(cert, "an unknown subject".to_owned(), |cert| {
+        format!("{:?}", cert.subject().to_string())
     })
 }
 

@@ -1,8 +1,8 @@
 //! Binding every socket of every core, once and in order, before any core runs: errors come from one place.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
-use qmux_config::{Admin, Listener, Server};
+use qmux_config::{Admin, Config, Listener, Server};
 
 use crate::exit::Failure;
 use crate::server::ListenerSockets;
@@ -11,6 +11,24 @@ use crate::sys::bind::{
     udp_reuseport,
 };
 use crate::sys::steering;
+
+/// Where this machine has no IPv6 at all, `[::]`, which means every address, becomes `0.0.0.0`,
+/// with a warning. `has_ipv6` is asked only if there is such an address.
+pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) -> Config {
+    let admin = config.admin.iter_mut().map(|it| &mut it.listen);
+    let listeners = config.server.iter_mut().flat_map(|it| &mut it.listeners);
+    let listeners = listeners.flat_map(|it| [&mut it.quic_addr, &mut it.traffic_addr]);
+    let every = |it: &&mut SocketAddr| it.ip() == Ipv6Addr::UNSPECIFIED;
+    let addresses: Vec<&mut SocketAddr> = admin.chain(listeners).filter(every).collect();
+    if addresses.is_empty() || has_ipv6() {
+        return config;
+    }
+    tracing::warn!("this machine has no IPv6: [::] in the config is taken for 0.0.0.0");
+    for address in addresses {
+        address.set_ip(Ipv4Addr::UNSPECIFIED.into());
+    }
+    config
+}
 
 /// The sockets of all listeners, per core: `result[core][listener]`.
 ///
@@ -122,4 +140,47 @@ fn warn_of_small_buffers(granted: GrantedBuffers) -> bool {
          `sysctl -w net.core.rmem_max={UDP_BUFFER_BYTES} net.core.wmem_max={UDP_BUFFER_BYTES}`"
     );
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_for_all_becomes_that_of_ipv4_where_there_is_no_ipv6() {
+        let config = || {
+            let dir = tempfile::tempdir().expect("a directory");
+            let request = qmux_config::certs::CertsRequest {
+                server_names: vec!["tunnel.test".into()],
+                days: 30,
+            };
+            let certs = qmux_config::certs::generate(&request).expect("certificates");
+            qmux_config::certs::write(&certs, dir.path(), false).expect("written");
+            let text = r#"
+                [[server.listeners]]
+                quic_addr = "[::]:8443"
+                traffic_addr = "[::1]:8080"
+                protocol = "both"
+                [server.auth]
+                method = "mtls"
+                ca_cert_file = "ca.crt"
+                [server.tls]
+                server_cert_file = "server.crt"
+                server_key_file = "server.key"
+                [admin]
+                listen = "[::]:9600"
+            "#;
+            Config::parse(text, &dir.path().join("dp.toml")).expect("a config")
+        };
+        let shown = |config: &Config| {
+            let listener = &config.server.as_ref().expect("a server").listeners[0];
+            let admin = config.admin.as_ref().expect("an admin endpoint").listen;
+            [listener.quic_addr, listener.traffic_addr, admin].map(|it| it.to_string())
+        };
+        let without = without_ipv6(config(), || false);
+        let expected = ["0.0.0.0:8443", "[::1]:8080", "0.0.0.0:9600"];
+        assert_eq!(shown(&without), expected);
+        let with = without_ipv6(config(), || true);
+        assert_eq!(shown(&with), ["[::]:8443", "[::1]:8080", "[::]:9600"]);
+    }
 }

@@ -10,6 +10,8 @@ use std::rc::Rc;
 
 use quiche::{BufFactory, BufSplit};
 
+use crate::sys::heap;
+
 /// Bytes of a large block: reads of 128 KB and more cost half of what 8 KB reads do, and above 256 KB nothing is
 /// gained (measured).
 pub(crate) const LARGE_BLOCK_BYTES: usize = 128 << 10;
@@ -66,6 +68,15 @@ impl Pool {
         }
     }
 
+    /// What lies here.
+    fn bytes(&self) -> usize {
+        let blocks = [&self.tiny, &self.little, &self.small, &self.large];
+        let datagrams = [&self.small_datagrams, &self.datagrams];
+        let in_blocks = blocks.into_iter().flatten().map(|block| block.len());
+        let in_datagrams = datagrams.into_iter().flatten().map(Vec::capacity);
+        in_blocks.chain(in_datagrams).sum()
+    }
+
     fn free_list(&mut self, bytes: usize) -> Option<&mut Vec<Rc<[u8]>>> {
         const TINY: usize = COPY_BYTES[0];
         const LITTLE: usize = COPY_BYTES[1];
@@ -82,7 +93,11 @@ impl Pool {
 /// A block of so many bytes with one owner, from the pool if it has one.
 fn take(bytes: usize) -> Rc<[u8]> {
     let pooled = POOL.with(|pool| pool.borrow_mut().free_list(bytes).and_then(Vec::pop));
-    pooled.unwrap_or_else(|| vec![0; bytes].into())
+    if let Some(block) = pooled {
+        heap::count(heap::signed(bytes));
+        return block;
+    }
+    vec![0; bytes].into()
 }
 
 /// Puts a block back if this was its last reference.
@@ -97,9 +112,17 @@ fn give_back(mut bytes: Rc<[u8]>) {
         if let Some(free) = pool.free_list(bytes.len())
             && free.len() < most
         {
+            // What lies here is nobody's.
+            heap::count(-heap::signed(bytes.len()));
             free.push(bytes);
         }
     });
+}
+
+/// Gives what lies in this core's pools back to the allocator.
+pub(crate) fn release_free() {
+    let freed = POOL.with(|pool| pool.replace(Pool::new()));
+    heap::count(heap::signed(freed.bytes()));
 }
 
 /// A writable block from the pool, with one owner.
@@ -264,6 +287,9 @@ impl Datagram {
                 pool.datagrams.pop()
             }
         });
+        if let Some(bytes) = &pooled {
+            heap::count(heap::signed(bytes.capacity()));
+        }
         let class = if capacity <= SMALL_DATAGRAM_CAPACITY {
             SMALL_DATAGRAM_CAPACITY
         } else {
@@ -305,6 +331,7 @@ impl Drop for Datagram {
                 &mut pool.datagrams
             };
             if free.len() < FREE_DATAGRAMS_MAX {
+                heap::count(-heap::signed(bytes.capacity()));
                 free.push(bytes);
             }
         });

@@ -44,13 +44,13 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
             ServerAuth::Token { .. } => "token".into(),
         };
         say(format!(
-            "server: {cores} cores, {:?}, clients authenticate by {auth}",
+            "server: {cores} cores, {}, clients authenticate by {auth}",
             server.load_balancer
         ));
         for listener in &server.listeners {
             crate::bind::probe(listener)?;
             say(format!(
-                "  clients at {} (QUIC), visitors at {} ({:?})",
+                "  clients at {} (QUIC), visitors at {} ({})",
                 listener.quic_addr, listener.traffic_addr, listener.protocol
             ));
         }
@@ -58,7 +58,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
     if let Some(client) = &config.client {
         let shared = ClientShared::new(&config, client, &std::sync::Arc::new(Readiness::new(1)));
         say(format!(
-            "client: {cores} cores, lanes {:?}, service {}",
+            "client: {cores} cores, lanes {}, service {}",
             client.lanes, shared.service
         ));
         if let Some(dir) = &client.state_dir {
@@ -77,12 +77,15 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
                     server.name
                 )));
             }
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             say(format!(
-                "  server {} ({addresses:?}), certificate for {}",
-                server.name, server.server_name
+                "  server {} ({}), certificate for {}",
+                server.name,
+                addresses.join(", "),
+                server.server_name
             ));
         }
-        if shared.service.addresses().is_empty() {
+        if !shared.service.refresh() {
             return Err(Failure::Input(format!(
                 "local service {} cannot be resolved",
                 shared.service

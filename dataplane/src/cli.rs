@@ -1,17 +1,22 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::core::CORES_MAX;
+use crate::log_level;
+
+/// The package's version and the commit that a release build is of (see `build.rs`).
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("QMUX_BUILD"), ")");
 
 /// L4 reverse tunnel: publishes services behind NAT through public servers. TCP rides QUIC streams, UDP rides QUIC
 /// datagrams.
 #[derive(Debug, Parser)]
 #[command(
     name = "qmux-dp",
-    version,
+    version = VERSION,
     args_conflicts_with_subcommands = true,
     arg_required_else_help = true
 )]
@@ -37,7 +42,8 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct LogOptions {
     /// error, warn, info, debug or trace; or per module, as `info,qmux_dp::quic=debug`
-    #[arg(long, value_name = "LEVEL", default_value = "info", global = true)]
+    #[arg(long, value_name = "LEVEL", default_value = "info", global = true,
+        value_parser = log_level::parse)]
     pub(crate) log_level: String,
     /// One line of text per event, or one JSON object
     #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
@@ -67,6 +73,39 @@ pub(crate) enum Command {
     Allocations,
 }
 
+impl Cli {
+    /// Parses the arguments of this process. Help, version and mistakes are printed and end it.
+    pub(crate) fn from_arguments() -> Cli {
+        Cli::try_parse().unwrap_or_else(|error| {
+            if let Some(hint) = config_hint(&error) {
+                // The error itself would call a config an unknown subcommand.
+                let text = format!("error: {hint}\n\nFor more information, try '--help'.");
+                crate::logging::say(&text);
+                std::process::exit(USAGE_ERROR);
+            }
+            error.exit()
+        })
+    }
+}
+
+/// The exit code for a bad command line, as clap has it.
+const USAGE_ERROR: i32 = 2;
+
+/// What to say to somebody who gave a config without `--config`; `None` for any other mistake.
+fn config_hint(error: &clap::Error) -> Option<String> {
+    if error.kind() != ErrorKind::InvalidSubcommand {
+        return None;
+    }
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    let path = Path::new(word);
+    let is_config = path.extension().is_some_and(|it| it == "toml") || path.is_file();
+    is_config.then(|| {
+        format!("'{word}' is no subcommand; a config is given as: qmux-dp --config {word}")
+    })
+}
+
 fn cores(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(cores) if (1..=CORES_MAX).contains(&cores) => Ok(cores),
@@ -82,6 +121,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_config_without_its_option_is_told_from_a_wrong_subcommand() {
+        let hint = |word| {
+            let error = Cli::try_parse_from(["qmux-dp", word]).expect_err("no subcommand");
+            config_hint(&error)
+        };
+        let expected =
+            "'a/dp.toml' is no subcommand; a config is given as: qmux-dp --config a/dp.toml";
+        assert_eq!(hint("a/dp.toml").as_deref(), Some(expected));
+        assert_eq!(hint("demmo"), None);
     }
 
     #[test]

@@ -57,6 +57,14 @@ pub(crate) fn each_ns(mut action: impl FnMut()) -> f64 {
     }
 }
 
+/// Pins the calling thread to the `nth` CPU that it may use, counted around.
+fn pin(nth: usize) {
+    let cpus = core_affinity::get_core_ids().unwrap_or_default();
+    if let Some(cpu) = nth.checked_rem(cpus.len()) {
+        cpu::pin_current_thread(cpus[cpu].id);
+    }
+}
+
 /// The same on so many threads at a time, each on a CPU of its own as far as there are some; the mean over the threads.
 pub(crate) fn each_ns_on<T: Send>(
     threads: usize,
@@ -69,7 +77,7 @@ pub(crate) fn each_ns_on<T: Send>(
             .map(|index| {
                 let (barrier, make, action) = (&barrier, &make, &action);
                 scope.spawn(move || {
-                    cpu::pin_current_thread(index, false);
+                    pin(index);
                     let mut own = make(index);
                     barrier.wait();
                     each_ns(|| action(&mut own))
@@ -199,7 +207,7 @@ fn mailboxes() {
     let back = &back;
     let round_trip = thread::scope(|scope| {
         scope.spawn(move || {
-            cpu::pin_current_thread(1, false);
+            pin(1);
             loop {
                 match next(there, &there_wake) {
                     Mail::Close => return,
@@ -207,7 +215,7 @@ fn mailboxes() {
                 }
             }
         });
-        cpu::pin_current_thread(0, false);
+        pin(0);
         let ns = each_ns(|| {
             there.send(Mail::ServiceHealth).expect("room");
             next(back, &back_wake);

@@ -1,5 +1,8 @@
 //! `qmux-dp`: an L4 reverse tunnel. See `ARCHITECTURE.md` for the layers and the path of a byte.
 
+// `println!` and `eprintln!` panic when nobody reads, and wait for whoever reads slowly.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
+
 mod admin;
 mod bind;
 mod buffer;
@@ -13,46 +16,52 @@ mod demo;
 mod exit;
 mod flow;
 mod jitter;
+mod log_level;
 mod log_limit;
+mod log_queue;
 mod logging;
 mod metrics;
+mod output;
 mod quic;
 mod ready;
 mod resolve;
 mod run;
 mod server;
+mod signals;
 mod status;
 mod sys;
 mod watch;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Parser;
 use qmux_config::Config;
 
 use cli::{Cli, Command};
 use exit::Failure;
-use run::StopOn;
+use run::Events;
 
 #[cfg(not(feature = "count-allocations"))]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: sys::heap::Metered = sys::heap::Metered;
 
 #[cfg(feature = "count-allocations")]
 #[global_allocator]
 static ALLOCATOR: sys::allocations::Counting = sys::allocations::Counting;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
+    let cli = Cli::from_arguments();
+    let code = match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("qmux-dp: {failure}");
+            logging::say(&format!("qmux-dp: {failure}"));
             failure.code()
         }
-    }
+    };
+    logging::flush(logging::FLUSH_AT_END);
+    code
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
@@ -61,26 +70,28 @@ fn run(cli: Cli) -> Result<(), Failure> {
         (Some(Command::Demo { once }), _) => demo::run(once, cli.cores),
         #[cfg(feature = "count-allocations")]
         (Some(Command::Allocations), _) => demo::count_allocations(),
-        (None, Some(path)) => {
-            let config =
-                Config::load(&path).map_err(|errors| Failure::Input(errors.to_string()))?;
-            for warning in &config.warnings {
-                tracing::warn!("{warning}");
-            }
-            let cores = run::core_count(cli.cores);
-            if cli.check {
-                return check::run(config, cores);
-            }
-            serve(config, cores)
-        }
+        (None, Some(path)) if cli.check => check::run(load(&path)?, run::core_count(cli.cores)),
+        (None, Some(path)) => serve(&path, cli.cores),
         (None, None) => Err(Failure::Input("--config is missing".into())),
     }
 }
 
-fn serve(config: Config, cores: usize) -> Result<(), Failure> {
+fn load(path: &Path) -> Result<Config, Failure> {
+    let config = Config::load(path).map_err(|errors| Failure::Input(errors.to_string()))?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(bind::without_ipv6(config, sys::bind::has_ipv6))
+}
+
+fn serve(path: &Path, cores: Option<usize>) -> Result<(), Failure> {
+    let events = Events::with_signals()?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "qmux-dp starts");
+    let config = load(path)?;
+    let cores = run::core_count(cores);
     check::tls_contexts(&config)?;
     let drain_timeout = drain_timeout(&config);
-    run::start(&Arc::new(config), cores, StopOn::Signal)?.until_signal(drain_timeout)
+    run::start(&Arc::new(config), cores, events)?.until_signal(drain_timeout)
 }
 
 /// The longer of both roles' times.

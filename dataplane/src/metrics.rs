@@ -210,6 +210,8 @@ counters! {
     visitors_refused_descriptors,
     /// TCP visitors reset because no client could serve them.
     visitors_refused,
+    /// TCP visitors or flows not taken because memory is used up and no flow stalls.
+    visitors_refused_memory,
     /// TCP visitors whose client left everything unanswered before there was any sign that it had
     /// anything of them: sent to another lane or client that answers, or reset if there is none.
     visitors_unheard,
@@ -224,6 +226,8 @@ counters! {
     visitors_handed_over,
     /// TCP visitors that could not be handed over to the core of their client's lane: it had no place for one more.
     visitors_handover_dropped,
+    /// Times that a TCP flow was woken because its lane had room for what it sends.
+    stream_writers_woken,
     /// TCP flows that rode a lane of this core.
     tcp_flows_opened,
     /// TCP flows that ended with both directions complete.
@@ -304,6 +308,14 @@ counters! {
     udp_dropped_socket_error,
     /// Datagrams dropped because a limit of flows was reached.
     udp_dropped_flow_limit,
+    /// Datagrams dropped because their lane is not registered, or its listener takes no UDP.
+    udp_dropped_unregistered,
+    /// Datagrams received on a lane and dropped because too many came before they could be read.
+    udp_dropped_receive_queue,
+    /// Datagrams dropped because their lane ended before they were sent.
+    udp_dropped_lane_ended,
+    /// Datagrams sent on a lane and lost on the way to its peer, as far as QUIC can tell.
+    udp_datagrams_lost,
     /// Datagrams of new flows dropped because too many flows wait for a socket.
     udp_dropped_opening,
     /// Datagrams or fragments that could not be decoded.

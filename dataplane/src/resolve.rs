@@ -4,8 +4,9 @@
 //! read the last good answer. A literal address never changes and costs nothing.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
@@ -14,33 +15,74 @@ use crate::jitter::jittered;
 /// How soon a name that could not be resolved is asked for again, unless it is asked for more often anyway.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How often it is said again that a name cannot be resolved.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
+
 /// A host and port with its current addresses.
 #[derive(Debug)]
 pub(crate) struct Name {
     host: String,
     port: u16,
+    /// Where the name stands in the config, for messages.
+    setting: &'static str,
     literal: bool,
     addresses: ArcSwap<Vec<SocketAddr>>,
+    /// It has been asked for, with or without success.
+    asked: AtomicBool,
+    complaints: Mutex<Complaints>,
+}
+
+/// What to say of an attempt to resolve a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Say {
+    Nothing,
+    /// It fails; so many attempts have failed in a row.
+    Fails(u32),
+    /// It works again.
+    Works,
+}
+
+/// When a failure is worth a line: the first one at once, then one a minute, and the end of it.
+#[derive(Debug, Default)]
+struct Complaints {
+    failures: u32,
+    said_at: Option<Instant>,
+}
+
+impl Complaints {
+    fn attempt(&mut self, worked: bool, now: Instant) -> Say {
+        if worked {
+            self.failures = 0;
+            return match self.said_at.take() {
+                Some(_) => Say::Works,
+                None => Say::Nothing,
+            };
+        }
+        self.failures = self.failures.saturating_add(1);
+        let due = |at: Instant| now.saturating_duration_since(at) >= COMPLAINT_PAUSE;
+        if self.said_at.is_some_and(|at| !due(at)) {
+            return Say::Nothing;
+        }
+        self.said_at = Some(now);
+        Say::Fails(self.failures)
+    }
 }
 
 impl Name {
-    /// Resolves once, now. A name without an answer is kept and asked for again.
-    pub(crate) fn new(host: &str, port: u16) -> Arc<Name> {
-        let name = Name::later(host, port);
-        name.refresh();
-        name
-    }
-
-    /// Does not resolve yet what needs a resolver.
-    pub(crate) fn later(host: &str, port: u16) -> Arc<Name> {
+    /// Does not resolve yet what needs a resolver: that may take long, and nobody must wait for it
+    /// at the start. `setting` says where the name stands in the config.
+    pub(crate) fn later(host: &str, port: u16, setting: &'static str) -> Arc<Name> {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let literal = bare.parse::<std::net::IpAddr>();
         let known = literal.iter().map(|ip| SocketAddr::new(*ip, port));
         Arc::new(Name {
             host: bare.into(),
             port,
+            setting,
             literal: literal.is_ok(),
+            asked: AtomicBool::new(literal.is_ok()),
             addresses: ArcSwap::from_pointee(known.collect()),
+            complaints: Mutex::default(),
         })
     }
 
@@ -49,34 +91,76 @@ impl Name {
         self.literal
     }
 
+    /// Whether there has been an answer, or none came when there should have been.
+    pub(crate) fn was_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire)
+    }
+
     /// The addresses of the last answer, in its order; empty if there was none.
     pub(crate) fn addresses(&self) -> Arc<Vec<SocketAddr>> {
         self.addresses.load_full()
     }
 
-    /// Resolves now. True if there is an answer with an address; the last such answer outlives a failing resolver.
+    /// Resolves now. True if there is an answer with an address; the last such answer outlives a
+    /// failing resolver. Failures are logged, at most once a minute.
     pub(crate) fn refresh(&self) -> bool {
         if self.literal {
             return true;
         }
-        match (self.host.as_str(), self.port).to_socket_addrs() {
-            Ok(found) => {
-                let found: Vec<_> = found.collect();
-                if found.is_empty() {
-                    tracing::debug!(host = self.host, "resolved to nothing");
-                    return false;
-                }
-                if **self.addresses.load() != found {
-                    tracing::debug!(host = self.host, addresses = ?found, "resolved");
-                    self.addresses.store(Arc::new(found));
-                }
-                true
+        let result = self.resolve();
+        self.asked.store(true, Ordering::Release);
+        let mut complaints = self
+            .complaints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let say = complaints.attempt(result.is_ok(), Instant::now());
+        drop(complaints);
+        match (&result, say) {
+            (Err(why), Say::Fails(failures)) => {
+                let host = &self.host;
+                let meanwhile = if self.addresses.load().is_empty() {
+                    "there is no address to go to yet"
+                } else {
+                    "its last addresses are used further"
+                };
+                tracing::warn!(
+                    host,
+                    why,
+                    failures,
+                    "{host} cannot be resolved ({why}); {meanwhile}, and it is tried again. Check \
+                     {}, and this host's DNS: getent hosts {host}",
+                    self.setting
+                );
             }
-            Err(error) => {
-                tracing::debug!(host = self.host, %error, "cannot be resolved");
-                false
-            }
+            (Err(why), _) => tracing::debug!(host = self.host, why, "still cannot be resolved"),
+            (_, Say::Works) => tracing::info!(host = self.host, "{} is resolved again", self.host),
+            (Ok(()), _) => {}
         }
+        result.is_ok()
+    }
+
+    /// Asks the resolver.
+    ///
+    /// # Errors
+    /// Why there is no address.
+    fn resolve(&self) -> Result<(), String> {
+        let found = (self.host.as_str(), self.port).to_socket_addrs();
+        // The part before the colon is always the same.
+        let text = |error: std::io::Error| {
+            let text = error.to_string();
+            let end = text.split_once(": ").map(|(_, end)| end.to_owned());
+            end.unwrap_or(text)
+        };
+        let found: Vec<_> = found.map_err(text)?.collect();
+        if found.is_empty() {
+            return Err("the answer holds no address".into());
+        }
+        if **self.addresses.load() != found {
+            let all: Vec<String> = found.iter().map(ToString::to_string).collect();
+            tracing::debug!(host = self.host, addresses = all.join(", "), "resolved");
+            self.addresses.store(Arc::new(found));
+        }
+        Ok(())
     }
 }
 
@@ -127,23 +211,44 @@ mod tests {
     #[test]
     fn literals_of_both_families_resolve_to_themselves() {
         assert_eq!(
-            *Name::later("127.0.0.1", 80).addresses(),
+            *Name::later("127.0.0.1", 80, "a test").addresses(),
             ["127.0.0.1:80".parse().expect("literal")]
         );
-        let six = Name::new("[::1]", 80);
+        let six = Name::later("[::1]", 80, "a test");
+        assert!(six.was_asked());
         assert_eq!(*six.addresses(), ["[::1]:80".parse().expect("literal")]);
         assert_eq!(six.to_string(), "[::1]:80");
     }
 
     #[test]
     fn a_name_without_an_answer_is_empty_not_fatal() {
-        assert!(Name::new("no-such-host.invalid", 80).addresses().is_empty());
+        let name = Name::later("no-such-host.invalid", 80, "a test");
+        assert!(!name.was_asked());
+        assert!(!name.refresh());
+        assert!(name.was_asked() && name.addresses().is_empty());
+    }
+
+    #[test]
+    fn the_first_failure_is_said_at_once_then_one_a_minute_and_the_end_of_it() {
+        let start = Instant::now();
+        let mut complaints = Complaints::default();
+        let mut at =
+            |second, worked| complaints.attempt(worked, start + Duration::from_secs(second));
+        assert_eq!(at(0, true), Say::Nothing);
+        assert_eq!(at(1, false), Say::Fails(1));
+        for second in 2..61 {
+            assert_eq!(at(second, false), Say::Nothing);
+        }
+        assert_eq!(at(61, false), Say::Fails(61));
+        assert_eq!(at(62, true), Say::Works);
+        assert_eq!(at(63, true), Say::Nothing);
+        assert_eq!(at(64, false), Say::Fails(1), "a new failure is news");
     }
 
     #[test]
     fn each_good_answer_is_told() {
         let (told, answers) = std::sync::mpsc::channel();
-        let name = Name::later("localhost", 80);
+        let name = Name::later("localhost", 80, "a test");
         assert!(name.addresses().is_empty(), "not asked for yet");
         keep_fresh(name, Duration::from_millis(1), move |addresses| {
             // Fails only when the test is over.

@@ -6,22 +6,21 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use qmux_config::Config;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 use crate::client::ClientShared;
-use crate::core::Cluster;
 use crate::core::mailbox::{Mail, Mailbox};
 use crate::core::runtime::{self, CoreReport, CoreSetup};
+use crate::core::{Cluster, memory};
 use crate::exit::Failure;
 use crate::quic::tickets::TicketKeys;
 use crate::ready::Readiness;
 use crate::server::registry::ClientPool;
 use crate::server::{ListenerSockets, ServerShared};
 use crate::status::Status;
-use crate::sys::{cpu, limits, syn_filter};
+use crate::sys::cpu::{self, Allowed};
+use crate::sys::{limits, syn_filter};
 use crate::watch::Watch;
-use crate::{admin, bind};
+use crate::{admin, bind, signals};
 
 /// Descriptors below which a busy server runs out: one per TCP flow.
 const OPEN_FILES_WANTED: u64 = 65_536;
@@ -43,13 +42,34 @@ pub(crate) struct Running {
     doors: Vec<TcpListener>,
 }
 
-/// What ends a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StopOn {
-    /// SIGTERM or SIGINT, gracefully.
-    Signal,
-    /// The caller; a signal ends the process as it does by default.
-    Caller,
+/// What happens to a run, as `main` learns of it.
+#[derive(Debug)]
+pub(crate) struct Events {
+    sender: Sender<Event>,
+    receiver: Receiver<Event>,
+}
+
+impl Events {
+    /// Only the caller stops the run; signals do what the system has them do.
+    pub(crate) fn without_signals() -> Events {
+        let (sender, receiver) = unbounded();
+        Events { sender, receiver }
+    }
+
+    /// Signals are taken from now on ([`signals`]).
+    ///
+    /// # Errors
+    /// If their handlers cannot be had.
+    pub(crate) fn with_signals() -> Result<Events, Failure> {
+        let events = Events::without_signals();
+        let sender = events.sender.clone();
+        signals::listen(move || {
+            // Fails only when `main` is ending already.
+            let _ended = sender.send(Event::Signal);
+        })
+        .map_err(|error| Failure::Running(format!("signal handlers: {error}")))?;
+        Ok(events)
+    }
 }
 
 #[derive(Debug)]
@@ -58,10 +78,19 @@ enum Event {
     Signal,
 }
 
-/// Number of cores to run: as asked for, or the CPUs that we may use.
+/// Number of cores to run: as asked for, or what can use the CPU time that we may have.
 pub(crate) fn core_count(asked: Option<usize>) -> usize {
-    let cpus = cpu::allowed_count();
-    let cores = asked.unwrap_or(cpus).min(crate::core::CORES_MAX);
+    let allowed = Allowed::now();
+    let cores = asked.unwrap_or(allowed.cores()).min(crate::core::CORES_MAX);
+    if let Some(quota) = allowed.quota {
+        tracing::info!(
+            quota,
+            cpus = allowed.cpus,
+            cores,
+            "the control group allows less CPU time than there are CPUs; cores are not pinned"
+        );
+    }
+    let cpus = allowed.cores();
     if cores > cpus {
         tracing::warn!(cores, cpus, "more cores than CPUs: threads share CPUs");
     }
@@ -75,7 +104,7 @@ pub(crate) fn core_count(asked: Option<usize>) -> usize {
 pub(crate) fn start(
     config: &Arc<Config>,
     cores: usize,
-    stop_on: StopOn,
+    events: Events,
 ) -> Result<Running, Failure> {
     let started = (Instant::now(), SystemTime::now());
     prepare_process(config.limits.descriptors_reserved);
@@ -115,6 +144,7 @@ pub(crate) fn start(
         .map(|client| Arc::new(ClientShared::new(config, client, &readiness)));
     if let Some(client) = &client {
         client.keep_sessions().map_err(Failure::Input)?;
+        client.keep_certificates().map_err(Failure::Input)?;
     }
     let (cluster, wakes) =
         cluster(cores).map_err(|error| Failure::Running(format!("mailboxes: {error}")))?;
@@ -134,21 +164,18 @@ pub(crate) fn start(
         admin::start(listener, Arc::clone(&status))
             .map_err(|error| Failure::Running(format!("admin endpoint: {error}")))?;
     }
-    let (sender, events) = unbounded();
-    if stop_on == StopOn::Signal {
-        // Before anything says that it is ready: whoever waits for that may send a signal at once.
-        listen_for_signals(sender.clone())
-            .map_err(|error| Failure::Running(format!("signal handlers: {error}")))?;
-    }
-    for (index, wake) in wakes.into_iter().enumerate() {
+    // A client alone prefers the CPUs from the end, a server those from the start.
+    let places = cpu::places(cores, Allowed::now(), config.server.is_none());
+    for ((index, wake), cpu) in wakes.into_iter().enumerate().zip(places) {
         let setup = CoreSetup {
             index,
+            cpu,
             cluster: Arc::clone(&cluster),
             wake,
             server: server.clone().zip(sockets[index].take()),
             client: client.clone(),
         };
-        let sender = sender.clone();
+        let sender = events.sender.clone();
         runtime::start(setup, move |report| {
             // Fails only when `main` has returned already.
             let _ended = sender.send(Event::Core(index, report));
@@ -157,7 +184,7 @@ pub(crate) fn start(
     }
     let mut running = Running {
         cluster,
-        events,
+        events: events.receiver,
         ended: vec![false; cores],
         failure: None,
         stop_at_once: false,
@@ -166,32 +193,15 @@ pub(crate) fn start(
         doors,
     };
     running.wait_started(cores)?;
+    memory::set_limit(config.limits.memory);
     if let Some(server) = &config.server {
         for listener in &server.listeners {
-            tracing::info!(quic = %listener.quic_addr, traffic = %listener.traffic_addr, protocol = ?listener.protocol, cores, "listening");
+            tracing::info!(quic = %listener.quic_addr, traffic = %listener.traffic_addr, protocol = %listener.protocol, cores, "listening");
         }
         readiness.set_listening();
         readiness.role_ready("server");
     }
     Ok(running)
-}
-
-/// Sends [`Event::Signal`] for the first SIGTERM or SIGINT; the second one ends the process at once.
-fn listen_for_signals(sender: Sender<Event>) -> std::io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            for (count, _signal) in signals.forever().enumerate() {
-                if count > 0 {
-                    tracing::warn!("second signal: ending at once");
-                    std::process::exit(1);
-                }
-                // Fails only when `main` is ending already.
-                let _ended = sender.send(Event::Signal);
-            }
-        })?;
-    Ok(())
 }
 
 fn prepare_process(descriptors_reserved: u32) {
@@ -241,6 +251,10 @@ impl Running {
                     return Err(Failure::Running(format!("core {core}: {why}")));
                 }
                 Ok(Event::Signal) => self.stop_at_once = true,
+                Ok(Event::Core(core, CoreReport::Broken)) => {
+                    self.note_failure(core, "a part of it panicked");
+                    self.stop_at_once = true;
+                }
                 Ok(_) => {}
                 Err(_) => return Err(Failure::Running("the cores ended at their start".into())),
             }
@@ -380,3 +394,7 @@ impl Running {
         tracing::info!("stopped");
     }
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -15,6 +15,40 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// The service manager gets this much more time than the drain takes, to see the end.
 const END_TAKES: Duration = Duration::from_secs(10);
 
+/// How much time the service manager is asked for at once while the process stops. It takes the
+/// process for hung if it is not asked again before (EXTEND_TIMEOUT_USEC, sd_notify(3)).
+const EXTEND_BY: Duration = Duration::from_secs(30);
+
+/// How soon it is asked again: five such questions may be late or lost.
+const EXTEND_EVERY: Duration = Duration::from_secs(5);
+
+/// The time that a stopping process still asks for. Knows no clock.
+#[derive(Debug)]
+struct Stopping {
+    ends: Instant,
+    ask: Instant,
+}
+
+impl Stopping {
+    fn new(drain_timeout: Duration, now: Instant) -> Stopping {
+        Stopping {
+            ends: now + drain_timeout + END_TAKES,
+            ask: now,
+        }
+    }
+
+    /// What to ask for now, if it is time to. Nothing beyond the end: a process that has not ended
+    /// by then is hung.
+    fn extension(&mut self, now: Instant) -> Option<Duration> {
+        let left = self.ends.saturating_duration_since(now);
+        if now < self.ask || left.is_zero() {
+            return None;
+        }
+        self.ask = now + EXTEND_EVERY;
+        Some(left.min(EXTEND_BY))
+    }
+}
+
 /// `main`'s eye on the cores.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -26,6 +60,8 @@ pub(crate) struct Watch {
     said: String,
     said_at: Option<Instant>,
     complained: bool,
+    /// Once the process has been told to stop.
+    stopping: Option<Stopping>,
 }
 
 impl Watch {
@@ -39,6 +75,7 @@ impl Watch {
             said: String::new(),
             said_at: None,
             complained: false,
+            stopping: None,
         }
     }
 
@@ -75,6 +112,7 @@ impl Watch {
                 self.notify(&[NotifyState::Watchdog]);
             }
         }
+        self.ask_for_time(now);
         let due = |said_at| now.saturating_duration_since(said_at) >= STATUS_INTERVAL;
         if self.said_at.is_none_or(due) {
             self.say(now);
@@ -83,12 +121,18 @@ impl Watch {
 
     /// The process was told to stop, and takes no longer than `drain_timeout` for it.
     pub(crate) fn stopping(&mut self, drain_timeout: Duration, now: Instant) {
-        let time = (drain_timeout + END_TAKES).as_micros();
-        self.notify(&[
-            NotifyState::Stopping,
-            NotifyState::ExtendTimeoutUsec(u32::try_from(time).unwrap_or(u32::MAX)),
-        ]);
+        self.notify(&[NotifyState::Stopping]);
+        self.stopping = Some(Stopping::new(drain_timeout, now));
+        self.ask_for_time(now);
         self.say(now);
+    }
+
+    fn ask_for_time(&mut self, now: Instant) {
+        let stopping = self.stopping.as_mut();
+        if let Some(time) = stopping.and_then(|stopping| stopping.extension(now)) {
+            let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+            self.notify(&[NotifyState::ExtendTimeoutUsec(micros)]);
+        }
     }
 
     fn say(&mut self, now: Instant) {
@@ -106,5 +150,38 @@ impl Watch {
         {
             tracing::warn!(%error, "the service manager could not be told");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_asked_for_again_and_again_until_the_drain_must_be_over() {
+        let start = Instant::now();
+        let drain = Duration::from_secs(2 * 60 * 60);
+        let mut stopping = Stopping::new(drain, start);
+        let (mut now, mut granted) = (start, start);
+        while now < start + drain {
+            if let Some(time) = stopping.extension(now) {
+                granted = granted.max(now + time);
+            }
+            assert!(granted > now, "the service manager has lost patience");
+            now += Duration::from_millis(500);
+        }
+        assert!(granted <= start + drain + END_TAKES);
+        assert_eq!(stopping.extension(start + drain + END_TAKES), None);
+    }
+
+    #[test]
+    fn a_short_drain_asks_for_no_more_than_it_takes() {
+        let start = Instant::now();
+        let mut stopping = Stopping::new(Duration::from_secs(1), start);
+        assert_eq!(
+            stopping.extension(start),
+            Some(Duration::from_secs(1) + END_TAKES)
+        );
+        assert_eq!(stopping.extension(start), None, "asked just now");
     }
 }

@@ -135,11 +135,30 @@ fn help_names_every_option_and_ends_with_0() {
 }
 
 #[test]
-fn the_version_is_the_packages() {
+fn the_version_is_the_packages_with_the_commit() {
     let output = qmux_dp(&["--version"]);
     assert_eq!(output.status.code(), Some(0));
-    let expected = format!("qmux-dp {}\n", env!("CARGO_PKG_VERSION"));
-    assert_eq!(stdout(&output), expected);
+    let text = stdout(&output);
+    let expected = format!("qmux-dp {} (", env!("CARGO_PKG_VERSION"));
+    let rest = text.strip_prefix(&expected);
+    let build = rest.and_then(|rest| rest.strip_suffix(")\n"));
+    let build = build.unwrap_or_else(|| panic!("no commit in: {text}"));
+    let is_one = build.strip_prefix("commit ").is_some_and(|commit| {
+        let is_hash = commit.len() >= 7 && commit.chars().all(|it| it.is_ascii_hexdigit());
+        is_hash || commit == "unknown"
+    });
+    // Commits of developers need not compile everything again.
+    assert!(is_one || build == "debug build", "{build}");
+}
+
+#[test]
+fn a_config_without_its_option_is_told_how() {
+    let site = Site::server();
+    let path = site.config();
+    let path = path.to_str().expect("UTF-8");
+    assert_refused(&qmux_dp(&[path]), &[&format!("qmux-dp --config {path}")]);
+    // Not there: it was meant for a config all the same.
+    assert_refused(&qmux_dp(&["dp.toml"]), &["qmux-dp --config dp.toml"]);
 }
 
 #[test]
@@ -248,6 +267,32 @@ fn check_prints_both_roles_of_one_file() {
 }
 
 #[test]
+fn check_is_content_with_the_pair_that_the_readme_shows() {
+    let readme = include_str!("../../README.md");
+    let blocks: Vec<&str> = readme
+        .split("\n```toml\n")
+        .skip(1)
+        .map(|rest| rest.split("\n```").next().unwrap_or_default())
+        .collect();
+    assert_eq!(blocks.len(), 2);
+    for block in blocks {
+        // Addresses that are free here, and a server that can be resolved without the network.
+        let config = block
+            .replace("0.0.0.0:8443", &free_address().to_string())
+            .replace("0.0.0.0:8080", &free_address().to_string())
+            .replace("\"tunnel.example.com:8443\"", "\"127.0.0.1:8443\"")
+            .replace("certs/", "");
+        let output = Site::new(&config).run(&["--check"]);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}\n{config}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
 fn check_finds_a_bad_config() {
     let config = at(SERVER, free_address(), free_address());
     let site = Site::new(&config.replace("\"both\"", "\"sctp\""));
@@ -322,6 +367,33 @@ fn an_address_of_another_host_is_refused() {
 fn a_bad_log_level_is_refused() {
     let output = Site::server().run(&["--check", "--log-level", "loud=loud"]);
     assert_refused(&output, &["--log-level", "info"]);
+}
+
+#[test]
+fn a_misspelt_log_level_is_no_module() {
+    let site = Site::server();
+    for (level, meant) in [
+        ("inof", "info"),
+        ("info,dbug", "debug"),
+        ("qmux_dp=wran", "warn"),
+    ] {
+        let output = site.run(&["--check", "--log-level", level]);
+        assert_refused(&output, &["--log-level", &format!("did you mean {meant}?")]);
+    }
+    for level in [
+        "debug",
+        "off",
+        "info,qmux_dp::quic=debug",
+        "no_such_module=trace",
+    ] {
+        let output = site.run(&["--check", "--log-level", level]);
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{level}: {}",
+            stderr(&output)
+        );
+    }
 }
 
 #[test]

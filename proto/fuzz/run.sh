@@ -1,12 +1,13 @@
 #!/bin/sh
 # Runs every fuzz target for some seconds: proto/fuzz/run.sh [seconds-per-target] [target…]
 #
-# It needs the stable toolchain and a C++ compiler, nothing else: coverage instrumentation is an LLVM
-# pass that stable rustc can switch on, and without unsafe code a sanitizer would have nothing to find.
+# It needs what the programs' build needs, nothing else: coverage instrumentation is an LLVM pass
+# that stable rustc can switch on, and without unsafe code a sanitizer would have nothing to find.
 # People who have cargo-fuzz can use `cargo fuzz run TARGET` in proto/ as well.
 #
-# Everything it writes is under target/fuzz, which git ignores; the corpus there grows with each run.
-# It prints one line per target and exits with 1 if one of them failed.
+# Everything it writes is under target/fuzz, which git ignores; the corpus there grows with each
+# run. It begins with the inputs in proto/fuzz/seeds/TARGET, which are kept: what earlier runs found
+# worth keeping. It prints one line per target and exits with 1 if one of them failed.
 set -eu
 
 seconds=${1:-5}
@@ -16,7 +17,8 @@ esac
 [ $# -eq 0 ] || shift
 fuzz=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 if [ $# -eq 0 ]; then
-    set -- control open datagram reassembly varint
+    set -- control open datagram reassembly varint packet \
+        dp_toml import ticket_keys sessions certificate admin_query
 fi
 
 work=$(dirname -- "$(dirname -- "$fuzz")")/target/fuzz
@@ -40,9 +42,11 @@ for target in "$@"; do
     corpus=$work/corpus/$target
     artifacts=$work/artifacts/$target
     log=$work/$target.log
+    seeds=$fuzz/seeds/$target
     mkdir -p "$corpus" "$artifacts"
+    [ -d "$seeds" ] || seeds=
     code=0
-    "$work/$host/release/$target" "$corpus" -artifact_prefix="$artifacts/" \
+    "$work/$host/release/$target" "$corpus" ${seeds:+"$seeds"} -artifact_prefix="$artifacts/" \
         -max_total_time="$seconds" -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
         -print_final_stats=1 >"$log" 2>&1 || code=$?
     runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")

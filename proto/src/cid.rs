@@ -81,3 +81,16 @@ pub fn core_of_packet(packet: &[u8], cores: usize) -> Option<usize> {
     };
     usize::from(*packet.get(offset)?).checked_rem(cores)
 }
+
+/// The destination connection id of a packet with a long header (RFC 8999 section 5.1), whatever
+/// its length; `None` if the packet ends before it does.
+pub fn long_header_dcid(packet: &[u8]) -> Option<&[u8]> {
+    let length = usize::from(*packet.get(LONG_HEADER_DCID_OFFSET - 1)?);
+    packet.get(LONG_HEADER_DCID_OFFSET..)?.get(..length)
+}
+
+/// The destination connection id of a packet with a short header, which is one of ours; `None` if
+/// the packet ends before it does.
+pub fn short_header_dcid(packet: &[u8]) -> Option<&[u8; CID_LEN]> {
+    packet.get(SHORT_HEADER_DCID_OFFSET..)?.first_chunk()
+}

@@ -39,15 +39,23 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let report = || {
         for note in &imported.notes {
             match note.line {
-                Some(line) => eprintln!("{shown}:{line}: {}: {}", note.key, note.message),
-                None => eprintln!("{}: {}: {}", target.display(), note.key, note.message),
+                Some(line) => output::to_stderr(format_args!(
+                    "{shown}:{line}: {}: {}",
+                    note.key, note.message
+                )),
+                None => output::to_stderr(format_args!(
+                    "{}: {}: {}",
+                    target.display(),
+                    note.key,
+                    note.message
+                )),
             }
         }
         if !imported.notes.is_empty() {
-            eprintln!(
+            output::to_stderr(format_args!(
                 "notes on what did not carry over as it was: {}",
                 imported.notes.len()
-            );
+            ));
         }
     };
     let Some(path) = &args.out else {

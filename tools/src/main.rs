@@ -4,6 +4,8 @@
 //! running tunnel and never overwrites a file that it was not told to.
 
 #![forbid(unsafe_code)]
+// They panic when nobody reads.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 mod certs;
 mod config;
@@ -16,9 +18,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// The package's version and the commit that a release build is of (see `build.rs`).
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("QMUX_BUILD"), ")");
+
 /// Certificates, example configs and import from QMux for qmux-dp.
 #[derive(Debug, Parser)]
-#[command(name = "qmux-ctl", version, arg_required_else_help = true)]
+#[command(name = "qmux-ctl", version = VERSION, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -47,7 +52,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("qmux-ctl: {failure}");
+            output::to_stderr(format_args!("qmux-ctl: {failure}"));
             failure.exit_code()
         }
     }

@@ -1,6 +1,7 @@
 //! Writes a text to where it was asked for.
 
-use std::fs::Permissions;
+use std::fmt::Display;
+use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ pub(crate) enum Readers {
 }
 
 /// Writes `text` to a file, which must not be there yet unless `force` is set. The file appears as
-/// a whole or not at all.
+/// a whole or not at all; its directory is made if need be.
 pub(crate) fn to_file(
     path: &Path,
     text: &str,
@@ -47,6 +48,10 @@ pub(crate) fn to_file(
         Some(dir) if dir != Path::new("") => dir.to_owned(),
         _ => PathBuf::from("."),
     };
+    fs::create_dir_all(&dir).map_err(|error| Failure::Write {
+        path: dir.clone(),
+        error,
+    })?;
     let mut file = tempfile::Builder::new()
         .prefix(".qmux-ctl-")
         .permissions(permissions(readers))
@@ -88,4 +93,9 @@ pub(crate) fn to_stdout(text: &str) -> Result<(), Failure> {
         }),
         _ => Ok(()),
     }
+}
+
+/// Writes one line to standard error. Nobody is left to tell if that is gone or full.
+pub(crate) fn to_stderr(line: impl Display) {
+    let _lost = writeln!(io::stderr(), "{line}");
 }

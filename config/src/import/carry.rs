@@ -49,17 +49,21 @@ pub(super) fn number(
 }
 
 /// Takes a boolean.
-pub(super) fn boolean(from: &mut Mapping<'_>, key: &str, draft: &mut Draft) -> Option<bool> {
+pub(super) fn boolean(
+    from: &mut Mapping<'_>,
+    key: &str,
+    draft: &mut Draft,
+) -> Option<(Scalar, bool)> {
     let scalar = from.scalar(key, &mut draft.notes)?;
-    let boolean = go::boolean(&scalar.text);
-    if boolean.is_none() {
-        let message = format!(
-            "{:?} is neither true nor false; it was left out",
-            scalar.text
-        );
-        draft.notes.push(scalar.note(message));
+    if let Some(boolean) = go::boolean(&scalar.text) {
+        return Some((scalar, boolean));
     }
-    boolean
+    let message = format!(
+        "{:?} is neither true nor false; it was left out",
+        scalar.text
+    );
+    draft.notes.push(scalar.note(message));
+    None
 }
 
 /// `value`, brought into `range` with a note if it lies outside.

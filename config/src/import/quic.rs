@@ -22,7 +22,7 @@ pub(super) struct Settings {
     keep_alive_period: Found<Duration>,
     handshake_idle_timeout: Found<Duration>,
     max_idle_timeout: Found<Duration>,
-    allow_0rtt: Option<bool>,
+    allow_0rtt: Found<bool>,
 }
 
 const WINDOW_KEYS: [&str; 4] = [
@@ -58,7 +58,8 @@ impl Settings {
         }
     }
 
-    /// Fills what is not set here from `other`; what both set differently is noted.
+    /// Fills what is not set here from `other`, the settings of a later listener, with a note, as
+    /// it holds for all of them; what both set differently is noted, too.
     pub(super) fn merge(&mut self, other: Self, draft: &mut Draft) {
         for (mine, theirs) in self.windows.iter_mut().zip(other.windows) {
             keep_first(mine, theirs, units::format_size, draft);
@@ -88,7 +89,22 @@ impl Settings {
             show,
             draft,
         );
-        self.allow_0rtt = self.allow_0rtt.or(other.allow_0rtt);
+        self.merge_0rtt(other.allow_0rtt, draft);
+    }
+
+    /// Whoever turned early data off had a reason: it is off for all then.
+    fn merge_0rtt(&mut self, other: Found<bool>, draft: &mut Draft) {
+        let first = self.allow_0rtt.as_ref().map(|(_, allow)| *allow);
+        match other {
+            Some((scalar, false)) if first != Some(false) => {
+                draft.notes.push(
+                    scalar
+                        .note("listeners share one setting here; it became false for all of them"),
+                );
+                self.allow_0rtt = Some((scalar, false));
+            }
+            other => keep_first(&mut self.allow_0rtt, other, |it| it.to_string(), draft),
+        }
     }
 
     /// Writes `[quic]`.
@@ -117,7 +133,7 @@ impl Settings {
         if let Some((_, timeout)) = self.handshake_idle_timeout {
             draft.duration("handshake_idle_timeout", timeout);
         }
-        if let Some(allow) = self.allow_0rtt {
+        if let Some((_, allow)) = self.allow_0rtt {
             draft.plain("allow_0rtt", allow);
         }
     }
@@ -146,7 +162,14 @@ fn keep_first<T: Copy + PartialEq>(
     draft: &mut Draft,
 ) {
     match (&mine, theirs) {
-        (None, theirs) => *mine = theirs,
+        (None, Some((scalar, value))) => {
+            let message = format!(
+                "listeners share one setting here; {} holds for all of them",
+                show(value)
+            );
+            draft.notes.push(scalar.note(message));
+            *mine = Some((scalar, value));
+        }
         (Some((_, first)), Some((scalar, value))) if *first != value => {
             let message = format!(
                 "listeners share one setting here; the first one's, {}, was kept",

@@ -15,7 +15,7 @@ pub(super) fn carry(mut root: Mapping<'_>, draft: &mut Draft) {
     draft.needed_section("[server]");
     carry::string(&mut root, "load_balancer", draft);
     carry::timing(&mut root, draft);
-    let mut quic = Settings::default();
+    let mut quic: Option<Settings> = None;
     let mut udp = Vec::new();
     for mut listener in root.mappings("listeners", &mut draft.notes) {
         draft.needed_section("[[server.listeners]]");
@@ -24,13 +24,16 @@ pub(super) fn carry(mut root: Mapping<'_>, draft: &mut Draft) {
         carry::string(&mut listener, "protocol", draft);
         carry::capacity(&mut listener, draft);
         let settings = Settings::take(&mut listener, draft);
-        quic.merge(settings, draft);
+        match &mut quic {
+            Some(first) => first.merge(settings, draft),
+            None => quic = Some(settings),
+        }
         udp.push(listener.mapping("udp", &mut draft.notes));
         listener.finish(&mut draft.notes);
     }
     carry_auth(root.mapping("auth", &mut draft.notes), draft);
     carry_tls(root.mapping("tls", &mut draft.notes), draft);
-    quic.write(draft);
+    quic.unwrap_or_default().write(draft);
     carry::udp(udp, draft);
     carry::admin(&mut root, draft);
     root.finish(&mut draft.notes);

@@ -162,6 +162,25 @@ fn what_a_server_loses_is_noted_with_its_line() {
 }
 
 #[test]
+fn early_data_that_one_listener_turns_off_is_off_for_all_and_noted() {
+    let with = |first: &str, second: &str| {
+        let yaml = SERVER
+            .replace("    allow0rtt: false\n", first)
+            .replace("    maxidletimeout: 1m\n", second);
+        let (config, all) = imported(&yaml);
+        let noted = all.iter().filter(|note| note.contains("allow0rtt")).count();
+        (config.quic.allow_0rtt, noted)
+    };
+    let (on, off) = ("    allow0rtt: true\n", "    allow0rtt: false\n");
+    assert_eq!(with(on, off), (false, 1));
+    assert_eq!(with("", off), (false, 1));
+    assert_eq!(with(off, on), (false, 1));
+    assert_eq!(with(off, off), (false, 0));
+    assert_eq!(with("", on), (true, 1));
+    assert_eq!(with(on, ""), (true, 0));
+}
+
+#[test]
 fn a_client_arrives_with_its_values() {
     let (config, all) = imported(CLIENT);
     let client = config.client.expect("a client");

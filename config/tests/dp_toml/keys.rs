@@ -46,7 +46,7 @@ fn a_key_of_another_section_is_sent_there() {
 #[test]
 fn an_unknown_section_names_those_that_there_are() {
     let expected = "dp.toml:16:2: quik: unknown key; did you mean \"quic\"? the file may hold \
-         server, client, quic, udp, admin";
+         limits, server, client, quic, udp, admin";
     assert_eq!(problem(&format!("{CLIENT}[quik]\n")), expected);
     let message = problem(&format!("{CLIENT}[compression]\nlevel = 3\n"));
     assert_eq!(

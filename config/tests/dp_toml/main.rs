@@ -6,5 +6,6 @@ mod fixture;
 mod keys;
 mod relations;
 mod ticket_keys;
+mod tls_keys;
 mod values;
 mod whole_file;

@@ -4,12 +4,10 @@ use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, Heade
 use hyper::{Method, Response, StatusCode, Uri};
 
 use super::exposition::{self, Format};
+use super::query::clients_wanted;
 use crate::status::Status;
 
 const TEXT: &str = "text/plain; charset=utf-8";
-
-/// Clients that a server's listener needs for visitors to be sent to it, unless the request says otherwise.
-const CLIENTS_DEFAULT: usize = 1;
 
 /// The answer to one request. Bodies of requests are not read.
 pub(super) fn to(
@@ -71,18 +69,6 @@ fn readiness(status: &Status, query: &str) -> Response<String> {
     }
     let lines = reasons.iter().map(|reason| format!("{reason}\n"));
     text(StatusCode::SERVICE_UNAVAILABLE, lines.collect())
-}
-
-/// `clients=N`: how many clients each listener needs to count as ready.
-fn clients_wanted(query: &str) -> Result<usize, &'static str> {
-    let mut wanted = CLIENTS_DEFAULT;
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        wanted = pair
-            .strip_prefix("clients=")
-            .and_then(|number| number.parse().ok())
-            .ok_or("the only parameter is clients=N, the clients that each listener needs")?;
-    }
-    Ok(wanted)
 }
 
 fn metrics(status: &Status, headers: &HeaderMap) -> Response<String> {
@@ -171,13 +157,6 @@ mod tests {
         assert_eq!(get(&status, "/healthz/").0, 404);
         for query in ["clients", "clients=", "clients=-1", "clients=x", "x=1"] {
             assert_eq!(get(&status, &format!("/readyz?{query}")).0, 400, "{query}");
-        }
-    }
-
-    #[test]
-    fn the_number_of_clients_that_a_listener_needs_can_be_asked_for() {
-        for (query, expected) in [("", 1), ("clients=0", 0), ("clients=3", 3), ("&", 1)] {
-            assert_eq!(clients_wanted(query), Ok(expected), "{query}");
         }
     }
 }

@@ -15,7 +15,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use crate::core::Cluster;
+use crate::core::{Cluster, memory};
+use crate::logging;
 use crate::metrics::CoreCounters;
 use crate::server::registry::PoolTotals;
 use crate::status::Status;
@@ -62,6 +63,7 @@ pub(super) fn encode(status: &Status, format: Format) -> Result<String, fmt::Err
     let ours = registry.sub_registry_with_prefix(PREFIX);
     ours.register_collector(Box::new(StateMetrics::of(status)));
     ours.register_collector(Box::new(Counters(Arc::clone(&status.cluster))));
+    ours.register_collector(Box::new(LogMetrics));
     let mut text = String::with_capacity(64 << 10);
     match format {
         Format::OpenMetrics => text::encode(&mut text, &registry)?,
@@ -125,6 +127,35 @@ fn counter(
         ConstCounter::new(value).encode(family.encode_family(&[("core", core)])?)?;
     }
     Ok(())
+}
+
+// ---- the log ------------------------------------------------------------------------------------------------------
+
+/// What became of lines of the log, which belong to no core.
+#[derive(Debug)]
+struct LogMetrics;
+
+impl Collector for LogMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (dropped, failed) = logging::lost();
+        let known = [
+            (
+                "log_lines_dropped",
+                "Lines of the log dropped because standard error takes them too slowly.",
+                dropped,
+            ),
+            (
+                "log_lines_failed",
+                "Lines of the log lost because standard error is closed, full or broken.",
+                failed,
+            ),
+        ];
+        for (name, help, value) in known {
+            let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(family)?;
+        }
+        Ok(())
+    }
 }
 
 // ---- state --------------------------------------------------------------------------------------------------------
@@ -223,6 +254,18 @@ impl Collector for StateMetrics {
             "uptime_seconds",
             "Time since the start.",
             self.uptime_seconds,
+        )?;
+        lone_gauge(
+            encoder,
+            "memory_held_bytes",
+            "Memory that flows hold.",
+            memory::held_bytes() as f64,
+        )?;
+        lone_gauge(
+            encoder,
+            "memory_limit_bytes",
+            "Memory that flows may hold; near it those that stall end, the most stalled first.",
+            memory::limit_bytes() as f64,
         )?;
         let mut family = encoder.encode_descriptor(
             "core_stuck",

@@ -1,5 +1,8 @@
 //! One attempt of a lane: socket, handshake, registration; then the lane is a session.
 
+use std::fmt::Display;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +25,7 @@ use crate::flow::udp::client::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 use crate::quic::endpoint::{Endpoint, EndpointSetup};
+use crate::quic::explain::{self, ClientView};
 use crate::quic::lane::Lane;
 use crate::quic::{settings, tls, token};
 use crate::sys::bind;
@@ -32,6 +36,8 @@ use crate::sys::udp::{Purpose, UdpSocket};
 pub(super) enum AttemptEnd {
     /// There was no handshake.
     Failed(String),
+    /// This host has no way to the address.
+    NoRoute(String),
     /// The server answered the registration with a refusal.
     Refused(RefuseReason, String),
     /// The server has another number of cores than the lane was aimed by: dial again, at once.
@@ -44,6 +50,21 @@ pub(super) enum AttemptEnd {
     Superseded,
     /// The supervisor was retired. A lane that was registered lives on likewise.
     Retired,
+}
+
+impl Display for AttemptEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            AttemptEnd::Failed(why) | AttemptEnd::NoRoute(why) => f.write_str(why),
+            AttemptEnd::Refused(reason, text) if text.is_empty() => write!(f, "refused: {reason}"),
+            AttemptEnd::Refused(reason, text) => write!(f, "refused: {reason}: {text}"),
+            AttemptEnd::Misaimed => f.write_str("the server has another number of cores"),
+            AttemptEnd::Ended(end) => end.fmt(f),
+            AttemptEnd::ServerDrains => f.write_str("the server drains"),
+            AttemptEnd::Superseded => f.write_str("a newer instance has this client's id"),
+            AttemptEnd::Retired => f.write_str("the lane is not wanted any more"),
+        }
+    }
 }
 
 /// Runs one attempt of the lane of `supervisor` to its end.
@@ -120,8 +141,7 @@ impl Dialed {
             return Err(no_client_section());
         };
         let began = Instant::now();
-        let (endpoint, lane, aim, resumption) =
-            dial(core, client, server, lane_index).map_err(AttemptEnd::Failed)?;
+        let (endpoint, lane, aim, resumption) = dial(core, client, server, lane_index)?;
         let this = ClientLane::new(
             Rc::clone(&lane),
             ClientFlows::new(Rc::clone(&lane), &core.udp),
@@ -152,7 +172,13 @@ impl Dialed {
     /// There was no handshake.
     fn failed(mut self, end: &LaneEnd) -> AttemptEnd {
         self.resumption.failed(&self.this.lane, end);
-        AttemptEnd::Failed(end.to_string())
+        let why = explained(&self.core, &self.this, end);
+        match end {
+            LaneEnd::Unreachable(kind) if explain::is_without_route(*kind) => {
+                AttemptEnd::NoRoute(why)
+            }
+            _ => AttemptEnd::Failed(why),
+        }
     }
 
     /// Whether the server may take the lane for registered: it has Register, and the end of the handshake.
@@ -190,17 +216,16 @@ impl Dialed {
             .unwrap_or(1)
             .clamp(1, crate::core::CORES_MAX);
         let misaimed = self.aim != self.lane_index % server_cores;
-        if !misaimed && let Some(suppressed) = core.context.lane_log.pass(Instant::now()) {
-            tracing::info!(
+        if !misaimed {
+            tracing::debug!(
                 server = core.shared.title(&server),
                 lane = self.lane_index,
                 core = core.context.index,
                 server_core = ack.lane_core,
                 server_cores = ack.server_cores,
                 resumed = handshake.resumed,
-                early_data = ?handshake.early_data,
+                early_data = %handshake.early_data,
                 took_us,
-                suppressed,
                 "lane registered"
             );
         }
@@ -215,6 +240,25 @@ impl Dialed {
         }
         Ok(session)
     }
+}
+
+/// A lane's end in words for the operator.
+fn explained(core: &ClientCore, this: &ClientLane, end: &LaneEnd) -> String {
+    let Some(client) = core.shared.client() else {
+        return end.to_string();
+    };
+    let cert = client.tls.client_cert.as_ref();
+    explain::at_client(
+        end,
+        &ClientView {
+            server: this.server.address,
+            server_name: &this.server.server_name,
+            ca_cert_file: &client.tls.ca_cert_file,
+            client_cert_file: cert.map(|pair| pair.cert_file.as_path()),
+            handshake_timeout: core.shared.config.quic.handshake_idle_timeout,
+            was_answered: this.lane.was_answered(),
+        },
+    )
 }
 
 fn no_client_section() -> AttemptEnd {
@@ -262,16 +306,20 @@ fn dial(
     client: &Client,
     server: &ServerState,
     lane_index: usize,
-) -> Result<(Rc<Endpoint>, Rc<Lane>, usize, Resumption), String> {
+) -> Result<(Rc<Endpoint>, Rc<Lane>, usize, Resumption), AttemptEnd> {
     let peer = server.address;
-    let socket = bind::udp_towards(peer).map_err(|error| format!("no UDP socket: {error}"))?;
+    let failed = |error: &dyn Display| AttemptEnd::Failed(error.to_string());
+    let socket = bind::udp_towards(peer).map_err(|error| no_socket(&error, peer))?;
     // A smaller buffer than asked for was warned of at the start.
     let _granted = bind::raise_udp_buffers(&socket);
-    // Read again at each attempt: renewed certificates are picked up.
-    let tls = tls::client(client).map_err(|error| error.to_string())?;
+    // As they were read last: renewed certificates are picked up, and no file keeps the core
+    // waiting.
+    let credentials = core.shared.credentials.get(client);
+    let tls = credentials.and_then(|credentials| tls::client_with(&credentials));
+    let tls = tls.map_err(|error| failed(&error))?;
     let config =
-        settings::transport(&core.shared.config.quic, tls).map_err(|error| error.to_string())?;
-    let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
+        settings::transport(&core.shared.config.quic, tls).map_err(|error| failed(&error))?;
+    let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| failed(&error))?;
     // Where it cannot be had, a handshake in vain merely takes its whole time.
     let _heard = socket.hear_unreachable(true);
     let endpoint = Endpoint::start(
@@ -301,9 +349,23 @@ fn dial(
     }
     let lane = dialed.map_err(|error| {
         endpoint.stop_when_empty();
-        error.to_string()
+        failed(&error)
     })?;
     Ok((endpoint, lane, aim, resumption))
+}
+
+/// There is no socket for packets to `peer`: without its address family there never is one.
+fn no_socket(error: &std::io::Error, peer: SocketAddr) -> AttemptEnd {
+    let kind = if bind::is_family_missing(error) {
+        ErrorKind::NetworkUnreachable
+    } else {
+        error.kind()
+    };
+    if explain::is_without_route(kind) {
+        AttemptEnd::NoRoute(explain::unreachable(ErrorKind::NetworkUnreachable, peer))
+    } else {
+        AttemptEnd::Failed(format!("no UDP socket: {error}"))
+    }
 }
 
 fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_index: usize) {
@@ -336,12 +398,21 @@ async fn registered(
 ) -> Result<RegisterAck, AttemptEnd> {
     let deadline =
         Instant::now() + core.shared.config.quic.handshake_idle_timeout + client.heartbeat_interval;
+    let mut proved = false;
     loop {
         match reader.next(deadline).await {
             ControlEvent::Message(Message::RegisterAck(ack)) => match ack.outcome {
                 RegisterOutcome::Accepted => return Ok(ack),
                 RegisterOutcome::Refused { reason, text } => {
                     this.lane.close(LaneError::Refused, "");
+                    // The server gives no hint, but there is nothing else that it could mean.
+                    let text = match reason {
+                        RefuseReason::Unauthenticated if proved => explain::WRONG_TOKEN.into(),
+                        RefuseReason::Unauthenticated if this.lane.handshake().resumed => {
+                            explain::STALE_SESSION.into()
+                        }
+                        _ => text,
+                    };
                     return Err(AttemptEnd::Refused(reason, text));
                 }
             },
@@ -354,7 +425,10 @@ async fn registered(
                     ));
                 };
                 match token::prove(&this.lane, token, &challenge) {
-                    Ok(proof) => this.lane.send_control(&Message::AuthProof(proof)),
+                    Ok(proof) => {
+                        proved = true;
+                        this.lane.send_control(&Message::AuthProof(proof));
+                    }
                     Err(error) => return Err(AttemptEnd::Failed(error.to_string())),
                 }
             }
@@ -366,7 +440,10 @@ async fn registered(
                     "the server did not answer the registration".into(),
                 ));
             }
-            ControlEvent::Ended => return Err(AttemptEnd::Failed(ended(this).await.to_string())),
+            ControlEvent::Ended => {
+                let end = ended(this).await;
+                return Err(AttemptEnd::Failed(explained(core, this, &end)));
+            }
         }
     }
 }

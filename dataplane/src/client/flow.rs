@@ -22,8 +22,8 @@ use crate::resolve::Name;
 use crate::sys::limits;
 use crate::sys::tcp::TcpSocket;
 
-/// How long the service may take to accept a connection: a visitor waits for it, and a SYN is repeated after 1 and 3
-/// seconds (tcp(7)).
+/// How long the service may take to accept a connection: a visitor waits for it, and a SYN is
+/// repeated after 1 and 3 seconds (tcp(7)).
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes read together with the Open header. A visitor's first request mostly fits.
@@ -64,13 +64,25 @@ pub(super) async fn run(this: Rc<ClientLane>, stream: u64) {
         ..Begun::default()
     };
     let visitor = opened.header.visitor;
-    match tcp::run(flow, begun).await {
-        TcpFlowEnd::Completed => {}
-        TcpFlowEnd::Reset(reason) => tracing::debug!(%visitor, %reason, "flow reset"),
+    tracing::debug!(%visitor, "flow opened");
+    let tcp::Ended {
+        how,
+        bytes_in,
+        bytes_out,
+    } = tcp::run(flow, begun).await;
+    tracing::debug!(%visitor, %how, bytes_in, bytes_out, "flow ended");
+    match how {
+        TcpFlowEnd::Completed | TcpFlowEnd::Reset(_) => {}
         TcpFlowEnd::Stalled => {
             if let Some(suppressed) = this.context.stall_log.pass(Instant::now()) {
                 let service: &Name = &this.shared.service;
-                tracing::warn!(%service, %visitor, ?stall_timeout, suppressed, "the service has taken no byte for stall_timeout; flow reset");
+                tracing::warn!(
+                    %service,
+                    %visitor,
+                    ?stall_timeout,
+                    suppressed,
+                    "the service has taken no byte for stall_timeout; flow reset"
+                );
             }
         }
     }
@@ -152,8 +164,8 @@ struct Visitor<'a> {
 }
 
 impl Visitor<'_> {
-    /// Runs `dial`, but not beyond the end of the lane, or longer than the visitor waits for it: one who has reset its
-    /// connection, also after its FIN, wants no connection to the service.
+    /// Runs `dial`, but not beyond the end of the lane, or longer than the visitor waits for it:
+    /// one who has reset its connection, also after its FIN, wants no connection to the service.
     async fn while_there(
         &self,
         dial: impl Future<Output = Result<TcpSocket, FlowError>>,
@@ -168,8 +180,8 @@ impl Visitor<'_> {
         .await
     }
 
-    /// Why nobody waits for the service any more. What wakes this flow is the same as in [`tcp`]; the pumps, when they
-    /// begin, look at the stream before they wait for it.
+    /// Why nobody waits for the service any more. What wakes this flow is the same as in [`tcp`];
+    /// the pumps, when they begin, look at the stream before they wait for it.
     fn gone(&self, cx: &mut Context<'_>) -> Option<FlowError> {
         self.watch.attend(cx);
         let looks = self.watch.take_look().is_some();

@@ -11,8 +11,8 @@ use qmux_proto::control::{Message, ServiceHealth};
 use super::ClientShared;
 use super::seen::FlowsSeen;
 use super::server::ServerState;
-use crate::core::CoreContext;
 use crate::core::task::spawn_or;
+use crate::core::{CoreContext, memory};
 use crate::flow::udp::client::ClientFlows;
 use crate::quic::end::LaneEnd;
 use crate::quic::event::Event;
@@ -137,6 +137,13 @@ impl LaneEvents for ClientLaneEvents {
             this.context.counters.tcp_flows_refused_draining.increment();
             lane.reset(stream, FlowError::Draining);
             lane.stop(stream, FlowError::Draining);
+            return;
+        }
+        if memory::refuses_newcomers() {
+            this.context.counters.visitors_refused_memory.increment();
+            // Its service has seen nothing of it: another client may have room.
+            lane.reset(stream, FlowError::DialFailed);
+            lane.stop(stream, FlowError::DialFailed);
             return;
         }
         let lane = Rc::clone(lane);

@@ -8,6 +8,7 @@ mod beside;
 mod flow;
 mod lane;
 mod plan;
+mod presence;
 mod resumption;
 mod roster;
 mod seen;
@@ -17,13 +18,14 @@ mod session;
 #[cfg(test)]
 mod simulation;
 mod supervisor;
+mod twins;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -35,16 +37,18 @@ use crate::core::mailbox::Mail;
 use crate::core::{Cluster, CoreContext};
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::client_core::{self, CoreFlows};
+use crate::quic::credentials::KeptCredentials;
 use crate::quic::sessions::SessionCache;
 use crate::ready::{Readiness, RegisteredLane};
 use crate::resolve::{self, Name};
-use crate::sys::limits;
+use crate::sys::{limits, process};
 use lane::ClientLane;
 use plan::{LaneId, Plan};
 use roster::Roster;
 use server::ServerState;
 use service::{Checker, ServiceState};
 use supervisor::Supervisor;
+use twins::Twins;
 
 const _: () = assert!(
     qmux_config::CLIENT_ID_BYTES_MAX == qmux_proto::control::CLIENT_ID_BYTES_MAX,
@@ -56,6 +60,12 @@ const SERIAL_BITS: u32 = 48;
 
 /// How soon the resolver's thread, or a core, tries again to put mail into a full mailbox.
 const MAIL_PAUSE: Duration = Duration::from_millis(10);
+
+/// Pause between two looks whether it is known where the service is, at the start.
+const SERVICE_POLL: Duration = Duration::from_millis(5);
+/// Where a server's and the service's name stand in the config.
+const SERVER_SETTING: &str = "address in [[client.servers]]";
+const SERVICE_SETTING: &str = "host in [client.local]";
 
 /// What one core's client role tells the others.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +82,16 @@ pub(crate) enum ClientMail {
         /// The server's number.
         server: u64,
     },
+}
+
+impl std::fmt::Display for ClientMail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ClientMail::Plan => "plan lanes",
+            ClientMail::Alarm { .. } => "ask a server whether it lives",
+            ClientMail::Found { .. } => "a server is there again",
+        })
+    }
 }
 
 /// One configured server. Each address that its name resolves to is a server of its own.
@@ -98,6 +118,8 @@ pub(crate) struct ClientShared {
     roster: Mutex<Roster>,
     /// The servers of the roster, for the cores to read.
     servers: ArcSwap<Vec<Arc<ServerState>>>,
+    /// Which addresses of a name lead to one server.
+    twins: Mutex<Twins>,
     /// The local service.
     pub(crate) service: Arc<Name>,
     /// Whether it can be reached.
@@ -107,10 +129,12 @@ pub(crate) struct ClientShared {
     registered_once: AtomicBool,
     /// Sessions that lanes may go on from.
     sessions: SessionCache,
+    /// Its certificate, and the CAs that it trusts.
+    credentials: KeptCredentials,
 }
 
 impl ClientShared {
-    /// Draws ids, and resolves the service's name; those of the servers are resolved in the background.
+    /// Draws ids. All names are resolved in the background ([`Self::keep_names_fresh`]).
     pub(crate) fn new(
         config: &Arc<Config>,
         client: &Client,
@@ -120,26 +144,25 @@ impl ClientShared {
             .servers
             .iter()
             .map(|target| Target {
-                name: Name::later(&target.host, target.port),
+                name: Name::later(&target.host, target.port, SERVER_SETTING),
                 server_name: target.server_name.clone(),
             })
             .collect();
         let names = targets.iter().map(|target| target.server_name.clone());
         let shared = ClientShared {
             config: Arc::clone(config),
-            client_id: client
-                .client_id
-                .clone()
-                .unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
+            client_id: client.client_id.clone().unwrap_or_else(drawn_client_id),
             instance_id: *uuid::Uuid::new_v4().as_bytes(),
             roster: Mutex::new(Roster::new(names)),
             targets,
             servers: ArcSwap::default(),
-            service: Name::new(&client.local.host, client.local.port),
+            twins: Mutex::default(),
+            service: Name::later(&client.local.host, client.local.port, SERVICE_SETTING),
             service_state: ServiceState::new(Instant::now()),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),
             sessions: SessionCache::default(),
+            credentials: KeptCredentials::default(),
         };
         for (index, target) in shared.targets.iter().enumerate() {
             if target.name.is_literal() {
@@ -156,6 +179,17 @@ impl ClientShared {
     pub(crate) fn keep_sessions(&self) -> Result<(), String> {
         match self.client().and_then(|client| client.state_dir.as_ref()) {
             Some(dir) => self.sessions.keep_in(dir),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads the certificates, now and whenever they change, so that no core has to.
+    ///
+    /// # Errors
+    /// With a text if they cannot be used.
+    pub(crate) fn keep_certificates(&self) -> Result<(), String> {
+        match self.client() {
+            Some(client) => self.credentials.keep(client),
             None => Ok(()),
         }
     }
@@ -199,6 +233,9 @@ impl ClientShared {
         }
         self.servers.store(Arc::new(roster.servers().to_vec()));
         drop(roster);
+        for server in &news.vanished {
+            self.twins().vanished(server.number);
+        }
         if !self.targets[target].name.is_literal() {
             for server in &news.appeared {
                 tracing::info!(server = self.title(server), "a server has appeared");
@@ -220,6 +257,54 @@ impl ClientShared {
         true
     }
 
+    fn twins(&self) -> MutexGuard<'_, Twins> {
+        // Only when a lane has registered or ended.
+        self.twins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A lane to `server` has registered with the process of this id. True if the cores must plan
+    /// again.
+    fn registered_with(&self, server: &ServerState, instance_id: [u8; 16]) -> bool {
+        let change = self
+            .twins()
+            .registered(server.number, server.target, instance_id);
+        if change.is_some() {
+            server.set_rests(true);
+            tracing::info!(
+                server = self.title(server),
+                "another address of a server that is served already; it is dialled when that one fails"
+            );
+        }
+        change.is_some()
+    }
+
+    /// A lane to `server` has ended. True if the cores must plan again.
+    fn lane_ended(&self, server: &ServerState) -> bool {
+        let changes = self.twins().ended(server.number);
+        let servers = self.servers.load();
+        for change in &changes {
+            if let Some(server) = servers.iter().find(|it| it.number == change.number) {
+                server.set_rests(change.rests);
+            }
+        }
+        !changes.is_empty()
+    }
+
+    /// The other addresses of the same configured server.
+    fn other_addresses(&self, server: &ServerState) -> Vec<Arc<ServerState>> {
+        let servers = self.servers.load();
+        let others = servers
+            .iter()
+            .filter(|it| it.target == server.target && it.number != server.number);
+        others.cloned().collect()
+    }
+
+    /// Whether another address of the same configured server serves.
+    fn serves_elsewhere(&self, server: &ServerState) -> bool {
+        let others = self.other_addresses(server);
+        others.iter().any(|it| it.has_lanes())
+    }
+
     /// A server as logs name it.
     fn title(&self, server: &ServerState) -> String {
         match self.targets.get(server.target) {
@@ -236,6 +321,13 @@ impl ClientShared {
         }
         lane
     }
+}
+
+/// An id that tells people which host it is, and no two clients have.
+fn drawn_client_id() -> String {
+    let [a, b, c, d, ..] = *uuid::Uuid::new_v4().as_bytes();
+    let random = u32::from_be_bytes([a, b, c, d]);
+    format!("{}-{random:08x}", process::host_name())
 }
 
 /// For threads that are no core: waits for room in each mailbox.
@@ -306,8 +398,20 @@ impl ClientCore {
             checker: Checker::start(context, shared),
             udp: udp_flows(context, shared),
         });
-        this.plan();
+        if shared.service.was_asked() {
+            this.plan();
+        } else {
+            monoio::spawn(Rc::clone(&this).plan_once_service_was_asked());
+        }
         this
+    }
+
+    /// A lane brings flows at once, and they need to know where the service is; or that nobody knows.
+    async fn plan_once_service_was_asked(self: Rc<Self>) {
+        while !self.shared.service.was_asked() {
+            monoio::time::sleep(SERVICE_POLL).await;
+        }
+        self.plan();
     }
 
     /// Takes mail meant for the client role; gives back what is not.
@@ -342,11 +446,12 @@ impl ClientCore {
 
     /// Brings this core's lanes in line with the servers and the number of cores on both sides.
     fn plan(self: &Rc<Self>) {
-        if self.context.draining.get() {
+        if self.context.draining.get() || !self.shared.service.was_asked() {
             return;
         }
         let servers = self.shared.servers.load_full();
-        let numbers = servers.iter().map(|server| (server.number, server.cores()));
+        let dialled = servers.iter().filter(|server| !server.rests());
+        let numbers = dialled.map(|server| (server.number, server.cores()));
         let changes = self.plan.borrow_mut().update(numbers);
         let mut supervisors = self.supervisors.borrow_mut();
         for lane in changes.retire {
@@ -407,7 +512,7 @@ impl ClientCore {
                 } else {
                     "mailbox full: the core was not told"
                 };
-                tracing::warn!(core, ?mail, suppressed, "{what}");
+                tracing::warn!(core, %mail, suppressed, "{what}");
             }
         }
     }

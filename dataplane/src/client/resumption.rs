@@ -16,7 +16,7 @@ use super::{ClientCore, ClientShared};
 use crate::metrics::CoreCounters;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::Lane;
-use crate::quic::sessions::{self, Identity, Server, Ticket};
+use crate::quic::sessions::{Identity, Server, Ticket};
 use crate::quic::tls;
 
 /// A server sends its tickets with the end of the handshake. Should the packet be lost, they are looked for again this
@@ -51,7 +51,8 @@ impl Resumption {
         let cores = core.context.cluster.cores();
         let lanes = lane_count(client.lanes, server.cores(), cores);
         // Certificates that cannot be read end the attempt elsewhere.
-        let identity = sessions::identity(client).ok();
+        let credentials = shared.credentials.get(client).ok();
+        let identity = credentials.map(|credentials| credentials.identity);
         let ticket = identity.and_then(|identity| shared.sessions.take(&target, identity, peer));
         Resumption {
             counters: Arc::clone(&core.context.counters),
@@ -89,6 +90,7 @@ impl Resumption {
             end,
             LaneEnd::TransportErrorByPeer(..)
                 | LaneEnd::TransportErrorByUs(..)
+                | LaneEnd::BadCertificate(_)
                 | LaneEnd::ClosedByPeer(..)
         );
         if refused {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// An alarm is not given again within this time: the lanes that heard it ask until they are answered.
@@ -33,8 +33,14 @@ pub(crate) struct ServerState {
     registered: AtomicUsize,
     /// Those of them whose questions nobody answers.
     unanswered: AtomicUsize,
+    /// It keeps no lane while another address of the same server serves (see [`super::twins`]).
+    rests: AtomicBool,
+    /// It was said that this host has no way to it.
+    no_route_said: AtomicBool,
     /// The lane that probes it, by its serial number.
     prober: AtomicU64,
+    /// The log has it that it stops.
+    told_to_drain: AtomicBool,
     started: Instant,
     /// When the last alarm was given, in milliseconds after `started`, plus 1.
     last_alarm_ms: AtomicU64,
@@ -71,7 +77,10 @@ impl ServerState {
             instance: AtomicU64::new(UNKNOWN),
             registered: AtomicUsize::new(0),
             unanswered: AtomicUsize::new(0),
+            rests: AtomicBool::new(false),
+            no_route_said: AtomicBool::new(false),
             prober: AtomicU64::new(NOBODY),
+            told_to_drain: AtomicBool::new(false),
             started: Instant::now(),
             last_alarm_ms: AtomicU64::new(0),
         })
@@ -91,7 +100,11 @@ impl ServerState {
     pub(super) fn lane_registered(&self, instance: u64) -> Registered {
         let before = self.instance.swap(instance, Ordering::AcqRel);
         let earlier = self.registered.fetch_add(1, Ordering::AcqRel);
+        self.no_route_said.store(false, Ordering::Release);
         let other_instance = before != UNKNOWN && before != instance;
+        if before != instance {
+            self.told_to_drain.store(false, Ordering::Relaxed);
+        }
         Registered {
             back: earlier == 0 || other_instance,
             other_instance: earlier > 0 && other_instance,
@@ -120,14 +133,39 @@ impl ServerState {
         self.prober.load(Ordering::Relaxed) == serial
     }
 
-    /// A registered lane has ended.
-    pub(super) fn lane_ended(&self) {
-        self.registered.fetch_sub(1, Ordering::AcqRel);
+    /// A registered lane has ended. True if it was the last one.
+    pub(super) fn lane_ended(&self) -> bool {
+        self.registered.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
-    /// True while lanes are registered with it, and it has not said that it stops.
+    /// Lanes registered with it now.
+    pub(super) fn lanes(&self) -> usize {
+        self.registered.load(Ordering::Relaxed)
+    }
+
+    /// It says on one of its lanes that it stops. True for the first one of this instance.
+    pub(super) fn begins_to_drain(&self) -> bool {
+        !self.told_to_drain.swap(true, Ordering::Relaxed)
+    }
+
+    /// True while lanes are registered with it, and it has not said that it stops; or with another
+    /// address of it.
     pub(super) fn has_lanes(&self) -> bool {
-        self.registered.load(Ordering::Relaxed) > 0
+        self.registered.load(Ordering::Relaxed) > 0 || self.rests()
+    }
+
+    /// Whether it keeps no lane, as another address of it serves.
+    pub(super) fn rests(&self) -> bool {
+        self.rests.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_rests(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Release);
+    }
+
+    /// True the first time that this host has no way to it; a lane makes it news again.
+    pub(super) fn lacks_route(&self) -> bool {
+        !self.no_route_said.swap(true, Ordering::AcqRel)
     }
 
     /// Takes the probing role for the lane `serial` if nobody has it. True if that lane has it now.

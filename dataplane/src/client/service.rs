@@ -225,6 +225,9 @@ impl Checker {
         let interval = Some(local.health_check_interval).filter(|interval| !interval.is_zero());
         // Clients of one service that were started together must not check it together.
         let interval = interval.map(jittered);
+        while !shared.service.was_asked() {
+            monoio::time::sleep(PAUSE_FIRST).await;
+        }
         let mut checks = Checks::new(interval, Instant::now());
         while !context.draining.get() {
             self.wait(checks.next()).await;

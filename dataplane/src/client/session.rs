@@ -6,6 +6,7 @@
 //! A lane whose questions nobody answers goes on asking, and its supervisor dials beside it from a
 //! new port ([`super::beside`]): behind the server's address there may be another server now.
 
+use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -19,9 +20,9 @@ use qmux_proto::control::{
 
 use super::attempt::CloseOnDrop;
 use super::lane::ClientLane;
-use super::server;
 use super::supervisor::Supervisor;
 use super::{ClientCore, ClientMail, going_away};
+use super::{presence, server};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
@@ -144,6 +145,10 @@ impl Session {
         }
         if registered.back {
             core.found(server);
+            presence::say_up(core, server);
+        }
+        if core.shared.registered_with(server, ack.server_instance_id) {
+            core.tell_all(&ClientMail::Plan);
         }
         // After the alarm, which this lane need not hear.
         core.lanes
@@ -209,7 +214,7 @@ impl Session {
     async fn serving_step(&mut self) -> Option<Served> {
         match self.step(None).await {
             Happened::Ended(end) => {
-                self.stop_counting();
+                self.stop_counting(&end);
                 if raises_alarm(&end) {
                     self.core.alarm(&self.this.server);
                 }
@@ -242,7 +247,11 @@ impl Session {
     /// Leaves the lane to the flows that it has: it ends with the last of them, at the latest when
     /// `leaving` says so.
     pub(super) async fn leave(mut self, leaving: Leaving) {
-        self.stop_counting();
+        self.stop_counting(match leaving {
+            Leaving::ServerDecides => &"it drains",
+            Leaving::Unwanted => &"its lanes are not wanted any more",
+            Leaving::TakenOver | Leaving::ServerReplaced => &"another lane has taken its place",
+        });
         if !self.this.lane.is_open() {
             return;
         }
@@ -345,8 +354,9 @@ impl Session {
                 .lane
                 .send_control(&Message::PathResponse(PathResponse { nonce })),
             Message::GoAway(away) => {
-                if let Some(suppressed) = this.context.health_log.pass(Instant::now()) {
-                    tracing::info!(server = %this.server, reason = %away.reason, suppressed, "the server drains; this lane gets no new flow");
+                tracing::debug!(server = %this.server, reason = %away.reason, "this lane gets no new flow");
+                if away.reason != GoAwayReason::Replaced {
+                    presence::say_drains(&self.core, &this.server);
                 }
                 return Happened::GoAway(away.reason);
             }
@@ -416,7 +426,7 @@ impl Session {
     }
 
     /// The lane is no longer one that its server has: another one is to take its place, and the probing.
-    fn stop_counting(&mut self) {
+    fn stop_counting(&mut self, why: &dyn Display) {
         if !std::mem::replace(&mut self.counted, false) {
             return;
         }
@@ -426,7 +436,17 @@ impl Session {
         if std::mem::take(&mut self.unanswered) {
             server.lane_unanswered(false);
         }
-        server.lane_ended();
+        let was_last = server.lane_ended();
+        if self.core.shared.lane_ended(server) {
+            self.core.tell_all(&ClientMail::Plan);
+        }
+        if was_last {
+            presence::say_down(&self.core, server, why);
+            // Those that wait long, because this one has served, try now.
+            for other in self.core.shared.other_addresses(server) {
+                self.core.found(&other);
+            }
+        }
         if server.leave_probing(self.this.serial) {
             self.core.tell_all(&ClientMail::Alarm {
                 server: server.number,
@@ -437,7 +457,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.stop_counting();
+        self.stop_counting(&"its lane was given up");
         self.core.lanes.borrow_mut().remove(&self.this.serial);
     }
 }
@@ -453,6 +473,7 @@ fn raises_alarm(end: &LaneEnd) -> bool {
         LaneEnd::ClosedByPeer(..)
         | LaneEnd::ClosedByUs(_)
         | LaneEnd::TransportErrorByUs(..)
+        | LaneEnd::BadCertificate(_)
         | LaneEnd::NotRegistered
         | LaneEnd::HandshakeTimeout
         | LaneEnd::Unreachable(_)

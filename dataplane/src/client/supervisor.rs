@@ -27,6 +27,14 @@ const STEADY: Duration = Duration::from_secs(5);
 /// More of them means that several servers with different numbers are behind one address.
 const MISAIMED_MAX: u32 = 2;
 
+/// Longest delay to an address that this host has no way to, while another address of the same
+/// server serves: networks change, if rarely.
+const NO_ROUTE: Duration = Duration::from_secs(120);
+
+/// Attempts in a row without a way that are not worth a warning: the name's other addresses are
+/// about to serve.
+const NO_ROUTE_ATTEMPTS: u32 = 5;
+
 /// Keeps one lane up.
 pub(super) struct Supervisor {
     pub(super) server: Arc<ServerState>,
@@ -110,6 +118,7 @@ impl Supervisor {
         let mut backoff = Backoff::default();
         let mut misaimed = 0;
         let mut draining = false;
+        let mut no_route = 0;
         loop {
             let began = Instant::now();
             self.found.set(false);
@@ -135,10 +144,19 @@ impl Supervisor {
             let told_so = matches!(end, AttemptEnd::ServerDrains);
             let delay = if drains || told_so && !asks {
                 Backoff::next_while_draining(asks, rand::random())
+            } else if matches!(end, AttemptEnd::NoRoute(_))
+                && core.shared.serves_elsewhere(&self.server)
+            {
+                NO_ROUTE.mul_f64(0.5 + rand::random::<f64>() / 2.0)
             } else {
                 backoff.next(rand::random())
             };
-            if !(drains && draining) {
+            no_route = match &end {
+                AttemptEnd::NoRoute(_) => no_route + 1,
+                _ => 0,
+            };
+            let said = drains && draining || no_route > 0 && self.lacks_route(&core, no_route);
+            if !said {
                 self.log(&core, &end, delay);
             }
             draining = drains;
@@ -169,7 +187,22 @@ impl Supervisor {
         }
     }
 
+    /// Whether enough was said of an address without a way, after so many attempts in a row: a host
+    /// with one address family is nothing to complain of while another address serves.
+    fn lacks_route(&self, core: &ClientCore, attempts: u32) -> bool {
+        let first = self.server.lacks_route();
+        let others = !core.shared.other_addresses(&self.server).is_empty();
+        let waits = attempts < NO_ROUTE_ATTEMPTS || core.shared.serves_elsewhere(&self.server);
+        !first && others && waits
+    }
+
+    /// One lane speaks for all to its server at the levels that operators see.
     fn log(&self, core: &ClientCore, end: &AttemptEnd, delay: Duration) {
+        if self.lane > 0 {
+            let next_ms = delay.as_millis() as u64;
+            tracing::debug!(server = %self.server, lane = self.lane, %end, next_ms, "lane ended, or could not be had; trying again");
+            return;
+        }
         let Some(suppressed) = core.context.connect_log.pass(Instant::now()) else {
             return;
         };
@@ -182,9 +215,17 @@ impl Supervisor {
             | AttemptEnd::Superseded
             | AttemptEnd::Retired => {}
             AttemptEnd::Ended(end) => {
-                tracing::warn!(server, lane = self.lane, %end, next_ms, suppressed, "lane ended; connecting again");
+                tracing::debug!(server, lane = self.lane, %end, next_ms, suppressed, "lane ended; connecting again");
             }
-            AttemptEnd::Failed(why) => {
+            AttemptEnd::NoRoute(why) if core.shared.serves_elsewhere(&self.server) => {
+                tracing::info!(
+                    server,
+                    why,
+                    next_ms,
+                    "one address of the server cannot be used; another one serves"
+                );
+            }
+            AttemptEnd::Failed(why) | AttemptEnd::NoRoute(why) => {
                 tracing::warn!(
                     server,
                     server_name,
@@ -202,6 +243,7 @@ impl Supervisor {
                 );
             }
             AttemptEnd::Refused(reason, text) => {
+                let text = (!text.is_empty()).then_some(text);
                 tracing::warn!(server, lane = self.lane, %reason, text, next_ms, suppressed, "the server refused this client; trying again");
             }
         }
@@ -228,6 +270,7 @@ fn discouraging(end: &AttemptEnd) -> bool {
         AttemptEnd::Refused(reason, _) => !matches!(reason, RefuseReason::Draining),
         AttemptEnd::Ended(end) => matches!(end, LaneEnd::ClosedByPeer(LaneError::Replaced, _)),
         AttemptEnd::Failed(_)
+        | AttemptEnd::NoRoute(_)
         | AttemptEnd::Misaimed
         | AttemptEnd::ServerDrains
         | AttemptEnd::Superseded

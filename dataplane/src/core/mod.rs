@@ -4,6 +4,7 @@
 //! that it was started with. `main` starts the cores, tells them to drain, and joins them.
 
 pub(crate) mod mailbox;
+pub(crate) mod memory;
 pub(crate) mod panics;
 pub(crate) mod progress;
 pub(crate) mod runtime;
@@ -88,6 +89,8 @@ pub(crate) struct CoreContext {
     pub(crate) counters: Arc<CoreCounters>,
     /// TCP flows alive on this core.
     pub(crate) tcp_flows: Cell<usize>,
+    /// Bounds the log lines about flows that end because memory is short.
+    pub(crate) memory_log: LogLimit,
     /// What each of them waits for.
     pub(crate) flow_table: Rc<TcpFlows>,
     /// Bounds the log lines about flows that take nothing.
@@ -96,7 +99,7 @@ pub(crate) struct CoreContext {
     pub(crate) handshake_log: LogLimit,
     /// Bounds the log lines about lanes that end or cannot be had.
     pub(crate) connect_log: LogLimit,
-    /// Bounds the log lines about lanes that are registered, replaced, or end.
+    /// Bounds the log lines about clients and servers that come, go, or are replaced.
     pub(crate) lane_log: LogLimit,
     /// Bounds the log lines about services that cannot be reached.
     pub(crate) dial_log: LogLimit,
@@ -119,6 +122,7 @@ impl CoreContext {
             flow_table: TcpFlows::new(Arc::clone(&cluster.counters[index])),
             cluster,
             tcp_flows: Cell::new(0),
+            memory_log: LogLimit::new(now),
             stall_log: LogLimit::new(now),
             handshake_log: LogLimit::new(now),
             connect_log: LogLimit::new(now),

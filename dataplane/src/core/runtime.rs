@@ -15,8 +15,8 @@ use super::{Cluster, CoreContext, task, time, turn};
 use crate::client::{ClientCore, ClientShared};
 use crate::quic::event::yield_now;
 use crate::server::{ListenerSockets, ServerCore, ServerShared};
-use crate::sys::cpu;
 use crate::sys::wake::WakeReceiver;
+use crate::sys::{cpu, heap};
 
 /// Entries of a core's submission queue, tried in this order. One turn of the runtime rarely submits more, and a full
 /// queue is merely submitted early.
@@ -38,6 +38,8 @@ pub(crate) struct CoreSetup {
     pub(crate) index: usize,
     /// All cores.
     pub(crate) cluster: Arc<Cluster>,
+    /// The CPU that its thread is pinned to, if it is.
+    pub(crate) cpu: Option<usize>,
     /// By which its mailbox wakes it.
     pub(crate) wake: UnixDatagram,
     /// The server role, if configured, with this core's sockets.
@@ -68,7 +70,7 @@ pub(crate) fn start(
     report: impl Fn(CoreReport) + Send + 'static,
 ) -> io::Result<()> {
     panics::install_hook();
-    let name = format!("core-{}", setup.index);
+    let name = format!("{}{}", cpu::CORE_THREAD, setup.index);
     std::thread::Builder::new().name(name).spawn(move || {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(setup, &report)));
         report(CoreReport::Ended(
@@ -81,11 +83,13 @@ pub(crate) fn start(
 fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
     #[cfg(feature = "count-allocations")]
     crate::sys::allocations::watch_this_thread();
-    // A client alone takes the CPUs from the end, so that it shares none with a server of the same machine as long as
-    // there are enough.
-    match cpu::pin_current_thread(setup.index, setup.server.is_none()) {
-        Some(cpu) => tracing::debug!(core = setup.index, cpu, "pinned"),
-        None => tracing::warn!(core = setup.index, "could not be pinned to a CPU"),
+    heap::this_thread_is_a_core();
+    match setup.cpu {
+        Some(cpu) if cpu::pin_current_thread(cpu) => {
+            tracing::debug!(core = setup.index, cpu, "pinned");
+        }
+        Some(cpu) => tracing::warn!(core = setup.index, cpu, "could not be pinned to this CPU"),
+        None => {}
     }
     if monoio::utils::detect_uring() {
         for entries in RING_ENTRIES {
@@ -116,6 +120,7 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
     panics::watch_this_thread(&context);
     task::spawn_vital(beat(Rc::clone(&context)));
     task::spawn_vital(crate::flow::watch::sweep(Rc::clone(&context.flow_table)));
+    task::spawn_vital(super::memory::keep_within_limit(Rc::clone(&context)));
     let wake = WakeReceiver::new(setup.wake).map_err(|error| error.to_string())?;
     let server = match setup.server {
         Some((shared, sockets)) => Some(ServerCore::start(&context, &shared, sockets)?),
@@ -149,6 +154,7 @@ async fn beat(context: Rc<CoreContext>) {
     let began = Instant::now();
     loop {
         time::sleep(BEAT).await;
+        panics::may_be_injected("beat");
         context.counters.beats.increment();
         context.cluster.turns[context.index].forget_old(began.elapsed());
         note_udp(&context, Instant::now());
@@ -311,5 +317,53 @@ impl Roles<'_> {
             client.close();
         }
         time::sleep(LAST_FLUSH).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam::channel::{Receiver, unbounded};
+
+    use super::*;
+    use crate::core::panics::injected;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A core without any role, whose first beat panics.
+    fn start_core() -> (Arc<Cluster>, Receiver<CoreReport>) {
+        let (mailbox, wake) = Mailbox::new().expect("a socket pair");
+        let cluster = Arc::new(Cluster::new(vec![mailbox]));
+        let setup = CoreSetup {
+            cpu: None,
+            index: 0,
+            cluster: Arc::clone(&cluster),
+            wake,
+            server: None,
+            client: None,
+        };
+        let (sender, reports) = unbounded();
+        let report = move |report| {
+            if matches!(report, CoreReport::Started) {
+                injected::expect_at("beat");
+            }
+            let _test_is_over = sender.send(report);
+        };
+        start(setup, report).expect("a thread");
+        (cluster, reports)
+    }
+
+    #[test]
+    fn a_core_that_lost_a_vital_task_says_so_and_still_drains_and_closes() {
+        let (cluster, reports) = start_core();
+        let next = || reports.recv_timeout(PATIENCE).expect("a report");
+        assert!(matches!(next(), CoreReport::Started));
+        assert!(matches!(next(), CoreReport::Broken));
+        assert_eq!(cluster.counters[0].panics.get(), 1);
+        let timeout = Duration::from_secs(10);
+        let drain = cluster.mailboxes[0].send(Mail::Drain { timeout });
+        drain.expect("a place");
+        assert!(matches!(next(), CoreReport::Drained));
+        cluster.mailboxes[0].send(Mail::Close).expect("a place");
+        assert!(matches!(next(), CoreReport::Ended(Ok(()))));
     }
 }

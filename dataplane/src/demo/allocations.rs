@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::output;
 use crate::run::Running;
 use crate::sys::allocations::{self, Source};
 
@@ -77,7 +78,7 @@ pub(super) fn run(running: &Running, visit: SocketAddr) -> Result<(), String> {
         }
     }
     if failures.is_empty() {
-        println!("none of ours per packet");
+        output::line("none of ours per packet");
         return Ok(());
     }
     Err(failures.join("; "))
@@ -116,20 +117,22 @@ fn measure(running: &Running, name: &str) -> f64 {
     let per_packet = count / packets;
     let ours = per_packet * share_of(true);
 
-    println!("{name}: {packets:.0} QUIC packets, {megabytes:.1} MB in");
-    println!(
+    output::line(format_args!(
+        "{name}: {packets:.0} QUIC packets, {megabytes:.1} MB in"
+    ));
+    output::line(format_args!(
         "  allocations: {per_packet:.3} per packet, {:.1} per MB, {:.0} bytes each; ours {ours:.3} per packet, others' {:.3}",
         count / megabytes.max(1e-3),
         allocated / count.max(1.0),
         per_packet * share_of(false),
-    );
+    ));
     for (source, count) in places.iter().take(PLACES) {
-        println!(
+        output::line(format_args!(
             "  {:>8.3} per packet  {:<10} {}",
             per_packet * *count as f64 / recorded,
             source.owner,
             source.place
-        );
+        ));
     }
     ours
 }

@@ -15,7 +15,8 @@ use qmux_config::{Config, certs};
 use tempfile::TempDir;
 
 use crate::exit::Failure;
-use crate::run::{self, Running, StopOn};
+use crate::output;
+use crate::run::{self, Events, Running};
 
 /// Free ports are found by binding and letting go; someone may be quicker, so try again.
 const START_ATTEMPTS: usize = 5;
@@ -29,27 +30,26 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// If something cannot be set up, or if a byte did not come back right.
 pub(crate) fn run(once: bool, cores: Option<usize>) -> Result<(), Failure> {
     let cores = run::core_count(cores);
-    let stop_on = if once { StopOn::Caller } else { StopOn::Signal };
     let Tunnel {
         mut running,
         traffic,
         service,
         _certificates,
-    } = set_up(cores, stop_on)?;
-    println!(
+    } = set_up(cores, !once)?;
+    output::line(format_args!(
         "qmux-dp demo: visitors at {traffic} → QUIC tunnel, {cores} cores → service at {service}"
-    );
+    ));
     if once {
         let result = traffic::send(traffic).map(|measured| report::print(&measured));
         running.stop(DRAIN_TIMEOUT)?;
         return result.map_err(|why| Failure::Running(format!("demo: {why}")));
     }
-    println!(
+    output::line(format_args!(
         "visit http://{traffic}/   or echo: nc {} {}   (-u for UDP)",
         traffic.ip(),
         traffic.port()
-    );
-    println!("stop with Ctrl-C");
+    ));
+    output::line("stop with Ctrl-C");
     running.until_signal(DRAIN_TIMEOUT)
 }
 
@@ -59,7 +59,7 @@ pub(crate) fn run(once: bool, cores: Option<usize>) -> Result<(), Failure> {
 /// If something cannot be set up, or if a packet costs an allocation of ours.
 #[cfg(feature = "count-allocations")]
 pub(crate) fn count_allocations() -> Result<(), Failure> {
-    let mut tunnel = set_up(1, StopOn::Caller)?;
+    let mut tunnel = set_up(1, false)?;
     let result = allocations::run(&tunnel.running, tunnel.traffic);
     tunnel.running.stop(DRAIN_TIMEOUT)?;
     result.map_err(|why| Failure::Running(format!("allocations: {why}")))
@@ -74,7 +74,7 @@ struct Tunnel {
     _certificates: TempDir,
 }
 
-fn set_up(cores: usize, stop_on: StopOn) -> Result<Tunnel, Failure> {
+fn set_up(cores: usize, by_signals: bool) -> Result<Tunnel, Failure> {
     let directory =
         tempfile::tempdir().map_err(|error| failed("a directory for certificates", &error))?;
     let request = certs::CertsRequest {
@@ -85,7 +85,7 @@ fn set_up(cores: usize, stop_on: StopOn) -> Result<Tunnel, Failure> {
     certs::write(&generated, directory.path(), false)
         .map_err(|error| failed("certificates", &error))?;
     let service = service::start().map_err(|error| failed("the demo service", &error))?;
-    let (running, traffic) = start(directory.path(), service, cores, stop_on)?;
+    let (running, traffic) = start(directory.path(), service, cores, by_signals)?;
     Ok(Tunnel {
         running,
         traffic,
@@ -102,7 +102,7 @@ fn start(
     certs: &Path,
     service: SocketAddr,
     cores: usize,
-    stop_on: StopOn,
+    by_signals: bool,
 ) -> Result<(Running, SocketAddr), Failure> {
     let mut last = Failure::Running("demo: no free port".into());
     for _ in 0..START_ATTEMPTS {
@@ -116,7 +116,12 @@ fn start(
         };
         let config = Config::parse(&config_text(quic, traffic, service), &certs.join("dp.toml"))
             .map_err(|error| failed("its config", &error))?;
-        match run::start(&Arc::new(config), cores, stop_on) {
+        let events = if by_signals {
+            Events::with_signals()?
+        } else {
+            Events::without_signals()
+        };
+        match run::start(&Arc::new(config), cores, events) {
             Ok(running) => return Ok((running, traffic)),
             Err(failure) => last = failure,
         }

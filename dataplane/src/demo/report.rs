@@ -3,6 +3,7 @@
 use hdrhistogram::Histogram;
 
 use super::traffic::Measured;
+use crate::output;
 
 const BYTES_PER_GB: f64 = 1e9;
 
@@ -10,23 +11,29 @@ const BYTES_PER_GB: f64 = 1e9;
 pub(super) fn print(measured: &Measured) {
     let seconds = measured.bulk_time.as_secs_f64();
     let gigabits = measured.bulk_bytes as f64 * 8.0 / BYTES_PER_GB / seconds;
-    println!();
-    println!(
+    output::line("");
+    output::line(format_args!(
         "TCP  throughput    {gigabits:.2} Gbit/s each way at the same time ({:.2} GB echoed in {seconds:.2} s, every byte compared)",
         measured.bulk_bytes as f64 / BYTES_PER_GB
-    );
-    println!("TCP  64 B ping     {}", percentiles(&measured.pings));
-    println!("TCP  connect+echo  {}", percentiles(&measured.connects));
-    println!(
+    ));
+    output::line(format_args!(
+        "TCP  64 B ping     {}",
+        percentiles(&measured.pings)
+    ));
+    output::line(format_args!(
+        "TCP  connect+echo  {}",
+        percentiles(&measured.connects)
+    ));
+    output::line(format_args!(
         "UDP  echo          {}; {} datagrams of {} to {} bytes, {} sent again",
         percentiles(&measured.datagrams),
         measured.datagrams.len(),
         measured.datagram_sizes.first().unwrap_or(&0),
         measured.datagram_sizes.last().unwrap_or(&0),
         measured.datagrams_lost
-    );
-    println!();
-    println!("every byte came back right");
+    ));
+    output::line("");
+    output::line("every byte came back right");
 }
 
 fn percentiles(times: &Histogram<u64>) -> String {

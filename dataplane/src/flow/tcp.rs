@@ -1,14 +1,15 @@
 //! A TCP flow: one socket, one stream, two pumps. The same on both sides of the tunnel.
 //!
-//! Each pump moves bytes one way with back-pressure end to end: nothing is read before there is room for it, and an
-//! idle flow holds no buffer. FIN maps to `shutdown(SHUT_WR)` and back in each direction on its own. A socket's reset
-//! becomes RESET_STREAM and STOP_SENDING, and these become a reset of the other socket, so that the far side never
-//! sees a clean end with bytes missing.
+//! Each pump moves bytes one way with back-pressure end to end: nothing is read before there is
+//! room for it, and an idle flow holds no buffer. FIN maps to `shutdown(SHUT_WR)` and back in each
+//! direction on its own. A socket's reset becomes RESET_STREAM and STOP_SENDING, and these become a
+//! reset of the other socket, so that the far side never sees a clean end with bytes missing.
 //!
-//! A pump waits for one thing at a time ([`Flow::wait`]) and knows nothing of what else can happen. That is seen to in
-//! one place, at each turn of the flow's task and whatever the pumps wait for ([`Flow::look_around`],
-//! [`Flow::hear_peer`]): a reset or a stop by the peer, the end of the lane, an error of the socket, an order to end, a
-//! socket that takes nothing for too long. What ends the flow drops both pumps where they are.
+//! A pump waits for one thing at a time ([`Flow::wait`]) and knows nothing of what else can happen.
+//! That is seen to in one place, at each turn of the flow's task and whatever the pumps wait for
+//! ([`Flow::look_around`], [`Flow::hear_peer`]): a reset or a stop by the peer, the end of the
+//! lane, an error of the socket, an order to end, a socket that takes nothing for too long. What
+//! ends the flow drops both pumps where they are.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -43,6 +44,27 @@ pub(crate) enum TcpFlowEnd {
     Stalled,
 }
 
+impl std::fmt::Display for TcpFlowEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            TcpFlowEnd::Completed => f.write_str("completed"),
+            TcpFlowEnd::Reset(reason) => write!(f, "reset: {reason}"),
+            TcpFlowEnd::Stalled => f.write_str("reset: stalled"),
+        }
+    }
+}
+
+/// A TCP flow that has ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended {
+    /// How.
+    pub(crate) how: TcpFlowEnd,
+    /// Bytes that were read from its socket.
+    pub(crate) bytes_in: u64,
+    /// Bytes that were written to its socket.
+    pub(crate) bytes_out: u64,
+}
+
 /// A flow's two ends.
 pub(crate) struct TcpFlow {
     /// The visitor's or the service's socket.
@@ -74,6 +96,8 @@ pub(crate) struct Begun {
     pub(crate) ended: bool,
     /// The stream has got that FIN, too.
     pub(crate) fin_sent: bool,
+    /// Bytes read from the socket so far.
+    pub(crate) bytes_in: u64,
 }
 
 /// Why a pump stopped before its direction's FIN.
@@ -91,9 +115,9 @@ pub(crate) enum Next {
     Error,
 }
 
-/// Reads until `into` is full or the socket has no more. So a FIN that follows the last bytes closely is seen with
-/// them and rides in their frame, and small segments are gathered; it costs no call more than reading once and then
-/// finding the socket empty.
+/// Reads until `into` is full or the socket has no more. So a FIN that follows the last bytes
+/// closely is seen with them and rides in their frame, and small segments are gathered; it costs no
+/// call more than reading once and then finding the socket empty.
 pub(crate) fn fill(socket: &TcpSocket, into: &mut [u8]) -> (usize, Next) {
     let mut read = 0;
     while read < into.len() {
@@ -110,7 +134,7 @@ pub(crate) fn fill(socket: &TcpSocket, into: &mut [u8]) -> (usize, Next) {
 }
 
 /// Runs the flow to its end.
-pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> TcpFlowEnd {
+pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> Ended {
     let flow = Flow {
         ends,
         aborted: Cell::new(None),
@@ -119,6 +143,8 @@ pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> TcpFlowEnd {
         cut: Cell::new(false),
         broken: Cell::new(false),
         fin_read: Cell::new(false),
+        bytes_in: Cell::new(begun.bytes_in),
+        bytes_out: Cell::new(0),
     };
     if begun.fin_sent {
         flow.inward().set(Waits::Over);
@@ -143,7 +169,11 @@ pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> TcpFlowEnd {
         })
         .await;
     }
-    flow.end()
+    Ended {
+        how: flow.end(),
+        bytes_in: flow.bytes_in.get(),
+        bytes_out: flow.bytes_out.get(),
+    }
 }
 
 /// A flow while its pumps run.
@@ -157,10 +187,14 @@ struct Flow {
     stopped: Cell<Option<FlowError>>,
     /// Our socket took no more, although the stream had not ended.
     cut: Cell<bool>,
-    /// A write met the socket's reset and so took the error away from the next read, which then looks like a FIN.
+    /// A write met the socket's reset and so took the error away from the next read, which then
+    /// looks like a FIN.
     broken: Cell<bool>,
     /// The stream's FIN was read while bytes before it wait for the socket.
     fin_read: Cell<bool>,
+    /// For the log: see [`Ended`].
+    bytes_in: Cell<u64>,
+    bytes_out: Cell<u64>,
 }
 
 impl Flow {
@@ -187,7 +221,8 @@ impl Flow {
         } = &self.ends;
         lane.detach(*stream);
         let cut = self.cut.get().then_some(self.ends.reset_reason);
-        // Of a flow that was stopped or cut, somebody has sent what nobody took: a clean close would claim otherwise.
+        // Of a flow that was stopped or cut, somebody has sent what nobody took: a clean close
+        // would claim otherwise.
         let error = self.aborted.get().or(self.stopped.get()).or(cut);
         let Some(error) = error else {
             socket.close_with_fin();
@@ -202,7 +237,7 @@ impl Flow {
         TcpFlowEnd::Reset(error)
     }
 
-    // ---- what ends a flow ----------------------------------------------------------------------------------------
+    // ---- what ends a flow -----------------------------------------------------------------------
 
     /// Ends both directions: the stream is reset and stopped, the socket will be reset.
     fn abort(&self, error: FlowError) {
@@ -240,8 +275,9 @@ impl Flow {
         lane.stop(*stream, self.ends.reset_reason);
     }
 
-    /// The socket was reset. EPIPE: its peer had sent a FIN before (tcp_reset() in the kernel), so the bytes that are
-    /// still to be read are complete and go their way. That is how a program ends that has no use for an answer.
+    /// The socket was reset. EPIPE: its peer had sent a FIN before (tcp_reset() in the kernel), so
+    /// the bytes that are still to be read are complete and go their way. That is how a program
+    /// ends that has no use for an answer.
     fn socket_failed(&self, error: &io::Error) {
         if error.kind() == io::ErrorKind::BrokenPipe && self.goes_on(self.inward()) {
             if self.goes_on(self.outward()) {
@@ -282,8 +318,9 @@ impl Flow {
         waiters.writable.set();
     }
 
-    /// What the peer does to the stream while a pump waits for the socket. A pump that waits for the stream finds it out
-    /// by itself. No wake-up is lost for the pumps: after the socket they try the stream before they wait for it.
+    /// What the peer does to the stream while a pump waits for the socket. A pump that waits for
+    /// the stream finds it out by itself. No wake-up is lost for the pumps: after the socket they
+    /// try the stream before they wait for it.
     fn hear_peer(&self, cx: &mut Context<'_>) {
         let TcpFlow {
             lane,
@@ -317,7 +354,7 @@ impl Flow {
         }
     }
 
-    // ---- socket → stream -----------------------------------------------------------------------------------------
+    // ---- socket → stream ------------------------------------------------------------------------
 
     async fn socket_to_stream(&self, unsent: VecDeque<StreamBuf>, ended: bool) {
         // Why is noted where it happens.
@@ -346,6 +383,7 @@ impl Flow {
             }
             if read > 0 {
                 counters.tcp_bytes_in.add(read as u64);
+                self.bytes_in.set(self.bytes_in.get() + read as u64);
                 size = size.after(read);
                 let fin = matches!(next, Next::Fin);
                 self.write_stream(block.freeze(read), fin).await?;
@@ -377,7 +415,8 @@ impl Flow {
         }
     }
 
-    /// Waits for `ready` alone; everything else that matters is seen to at each turn of the flow's task.
+    /// Waits for `ready` alone; everything else that matters is seen to at each turn of the flow's
+    /// task.
     async fn wait<T>(direction: &Cell<Waits>, waits: Waits, ready: impl Future<Output = T>) -> T {
         direction.set(waits);
         let result = ready.await;
@@ -385,7 +424,8 @@ impl Flow {
         result
     }
 
-    /// Gives all of `bytes` to the stream. There was room a moment ago; should quiche take less, waits for more.
+    /// Gives all of `bytes` to the stream. There was room a moment ago; should quiche take less,
+    /// waits for more.
     async fn write_stream(&self, bytes: StreamBuf, fin: bool) -> Result<(), Stopped> {
         let TcpFlow {
             lane,
@@ -453,7 +493,7 @@ impl Flow {
         }
     }
 
-    // ---- stream → socket -----------------------------------------------------------------------------------------
+    // ---- stream → socket ------------------------------------------------------------------------
 
     async fn stream_to_socket(&self, early: Vec<u8>, early_fin: bool) {
         // Why is noted where it happens.
@@ -516,6 +556,7 @@ impl Flow {
                 Ok(written) => {
                     watch.socket_took();
                     counters.tcp_bytes_out.add(written as u64);
+                    self.bytes_out.set(self.bytes_out.get() + written as u64);
                     bytes = &bytes[written..];
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -523,7 +564,8 @@ impl Flow {
                     // An error is found again by the write that follows.
                     let _ready = Self::wait(self.outward(), Waits::Socket, socket.writable()).await;
                 }
-                // What it has sent may still be there to read. EPIPE: see `socket_failed`. Anything else: not all of it.
+                // What it has sent may still be there to read. EPIPE: see `socket_failed`. Anything
+                // else: not all of it.
                 Err(error) => {
                     self.broken.set(error.kind() != io::ErrorKind::BrokenPipe);
                     self.cut_outward();

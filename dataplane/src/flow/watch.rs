@@ -3,14 +3,14 @@
 //! A flow registers here when it begins and leaves when it ends, in whatever way. In between this
 //! table serves two purposes:
 //!
-//! - **Looks.** Some things that end a flow wake nobody: a reset of a socket that is not read at that
-//!   moment, a STOP_SENDING or RESET_STREAM that quiche does not report because the stream counts as
-//!   readable or writable already, time. So one task of the core ([`sweep`]) has every flow look
-//!   around once a second, and idle ones, for which nearly everything does wake, more seldom. It
-//!   costs less than a timer in each flow, and no wait has to name all that can end it.
-//! - **Stalls.** A flow whose socket takes nothing, although bytes wait for it, is in a list, the one
-//!   that has stalled longest first. It ends when it has been there for `stall_timeout`, or earlier
-//!   if memory is short ([`TcpFlows::end_most_stalled`]).
+//! - **Looks.** Some things that end a flow wake nobody: a reset of a socket that is not read at
+//!   that moment, a STOP_SENDING or RESET_STREAM that quiche does not report because the stream
+//!   counts as readable or writable already, time. So one task of the core ([`sweep`]) has every
+//!   flow look around once a second, and idle ones, for which nearly everything does wake, more
+//!   seldom. It costs less than a timer in each flow, and no wait has to name all that can end it.
+//! - **Stalls.** A flow whose socket takes nothing, although bytes wait for it, is in a list, the
+//!   one that has stalled longest first. It ends when it has been there for `stall_timeout`, or
+//!   earlier if memory is short ([`TcpFlows::end_most_stalled`]).
 //!
 //! A stall is judged by the end whose socket it is: the other one sees only that its stream has no
 //! room. It is measured in looks and not by a clock: time in which this process itself stood still
@@ -67,8 +67,8 @@ struct Stall {
 
 impl Stall {
     /// A look, `step` after the last one. True if the peer has taken something since, however
-    /// little: then the time begins anew. Room in the socket shows that only when a good part of its
-    /// buffer is free.
+    /// little: then the time begins anew. Room in the socket shows that only when a good part of
+    /// its buffer is free.
     fn look(&mut self, step: Duration, untaken_bytes: u32) -> bool {
         let before = self.untaken_bytes.replace(untaken_bytes);
         let progress = before.is_some_and(|before| untaken_bytes < before);
@@ -237,27 +237,21 @@ impl TcpFlows {
     }
 
     /// Flows whose sockets take nothing although bytes wait for them.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "for the account of memory, which is not there yet"
-        )
-    )]
+    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever wants to know"))]
     pub(crate) fn stalled(&self) -> usize {
         self.table.borrow().stalled
+    }
+
+    /// How long the flow at the head of the list has stalled, as far as looks tell.
+    pub(crate) fn longest_stall(&self) -> Option<Duration> {
+        let table = self.table.borrow();
+        let stall = table.entries.get(table.first?)?.state.stall.get()?;
+        Some(stall.lasted)
     }
 
     /// Tells the flow that has stalled longest to end, because memory is short; `reason` is what its
     /// far end is told. It has left the list when this returns, and gives up its memory when its task
     /// runs. `None` if no flow stalls.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "for the account of memory, which is not there yet"
-        )
-    )]
     pub(crate) fn end_most_stalled(&self, reason: FlowError) -> Option<EndedFlow> {
         let state = {
             let mut table = self.table.borrow_mut();

@@ -1,5 +1,6 @@
-//! The table of flows: scenarios, and thousands of seeded steps of flows that come, stall, go on and
-//! go, with looks that come late or after the process has stood still. A failure prints its seed.
+//! The table of flows: scenarios, and thousands of seeded steps of flows that come, stall, go on
+//! and go, with looks that come late or after the process has stood still. A failure prints its
+//! seed.
 
 use std::collections::{BTreeMap, VecDeque};
 

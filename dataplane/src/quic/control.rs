@@ -92,7 +92,13 @@ impl ControlReader {
         if self.lane.is_open() {
             // Anybody can, who completes a handshake.
             if let Some(suppressed) = VIOLATION_LOG.with(|log| log.pass(Instant::now())) {
-                tracing::warn!(lane = self.lane.key(), peer = ?self.lane.peer_addr(), what, suppressed, "protocol violation; lane closed");
+                tracing::warn!(
+                    lane = self.lane.key(),
+                    peer = self.lane.peer_addr().map(tracing::field::display),
+                    what,
+                    suppressed,
+                    "protocol violation; lane closed"
+                );
             }
             self.lane.close(LaneError::ProtocolViolation, what);
         }

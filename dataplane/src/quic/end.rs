@@ -1,9 +1,22 @@
 //! Why a lane ended, told from the connection's last state.
 
 use boring::ssl::SslRef;
+use boring::x509::X509VerifyError;
+use qmux_config::CertificateFacts;
 use qmux_proto::LaneError;
 
 use super::lane::Connection;
+
+/// A certificate of the peer that we do not accept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BadCertificate {
+    /// The QUIC error code that the peer is sent.
+    pub(crate) code: u64,
+    /// What is wrong.
+    pub(crate) why: X509VerifyError,
+    /// What the certificate says of itself.
+    pub(crate) facts: Option<CertificateFacts>,
+}
 
 /// Why a lane ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +29,8 @@ pub(crate) enum LaneEnd {
     ClosedByUs(LaneError),
     /// Our QUIC stack closed it (transport or TLS error code).
     TransportErrorByUs(u64, String),
+    /// We do not accept the peer's certificate.
+    BadCertificate(Box<BadCertificate>),
     /// The peer does not know the lane any more: it was restarted.
     StatelessReset,
     /// Nothing was heard within the idle timeout.
@@ -54,6 +69,10 @@ impl std::fmt::Display for LaneEnd {
                     write!(f, ": {text}")
                 }
             }
+            LaneEnd::BadCertificate(bad) => {
+                let (code, why) = (describe_transport_error(bad.code), bad.why);
+                write!(f, "closed by us: {code}: {why}")
+            }
             LaneEnd::StatelessReset => {
                 f.write_str("the peer was restarted and does not know this lane any more")
             }
@@ -86,6 +105,16 @@ fn describe_transport_error(code: u64) -> String {
         _ => return format!("QUIC error {code:#x}"),
     };
     format!("TLS: {alert} (alert {})", code - 0x100)
+}
+
+impl BadCertificate {
+    /// What `ssl` has found wrong with the peer's certificate, if anything.
+    fn of(code: u64, ssl: &SslRef) -> Option<BadCertificate> {
+        let why = ssl.verify_result().err()?;
+        let der = ssl.peer_certificate().and_then(|cert| cert.to_der().ok());
+        let facts = der.and_then(|der| CertificateFacts::of(&der));
+        Some(BadCertificate { code, why, facts })
+    }
 }
 
 impl LaneEnd {
@@ -124,13 +153,14 @@ impl LaneEnd {
             });
         }
         if let Some(error) = conn.local_error() {
-            let (code, mut text) = (error.error_code, text(&error.reason));
-            if TLS_ALERTS.contains(&code)
-                && let Err(error) = AsMut::<SslRef>::as_mut(conn).verify_result()
-            {
-                text = error.to_string();
-            }
-            return Some(LaneEnd::TransportErrorByUs(code, text));
+            let (code, text) = (error.error_code, text(&error.reason));
+            let bad = TLS_ALERTS
+                .contains(&code)
+                .then(|| BadCertificate::of(code, AsMut::<SslRef>::as_mut(conn)));
+            return Some(match bad.flatten() {
+                Some(bad) => LaneEnd::BadCertificate(Box::new(bad)),
+                None => LaneEnd::TransportErrorByUs(code, text),
+            });
         }
         Some(match (conn.is_timed_out(), was_established) {
             (true, true) => LaneEnd::IdleTimeout,

@@ -14,6 +14,16 @@ pub(crate) enum EarlyData {
     Rejected,
 }
 
+impl std::fmt::Display for EarlyData {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            EarlyData::None => "none",
+            EarlyData::Accepted => "accepted",
+            EarlyData::Rejected => "rejected",
+        })
+    }
+}
+
 /// What a completed handshake was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Handshake {

@@ -5,9 +5,11 @@
 
 mod admission;
 pub(crate) mod control;
+pub(crate) mod credentials;
 pub(crate) mod end;
 pub(crate) mod endpoint;
 pub(crate) mod event;
+pub(crate) mod explain;
 pub(crate) mod handshake;
 pub(crate) mod lane;
 pub(crate) mod reset;

@@ -16,10 +16,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use boring::sha::Sha256;
 use boring::ssl::SslSession;
 use crossbeam::channel::{Sender, bounded};
-use qmux_config::Client;
 
 /// Tickets kept per server at least, though it has fewer lanes: some for attempts that fail.
 const TICKETS_MIN: usize = 8;
@@ -47,22 +45,7 @@ pub(crate) struct Server {
 }
 
 /// A digest of the certificates with which a session was made.
-pub(crate) type Identity = [u8; 32];
-
-/// The digest of what the client's certificate and its CAs are now.
-///
-/// # Errors
-/// If a file cannot be read.
-pub(crate) fn identity(client: &Client) -> std::io::Result<Identity> {
-    let mut digest = Sha256::new();
-    let cert = client.tls.client_cert.as_ref().map(|pair| &pair.cert_file);
-    for path in [Some(&client.tls.ca_cert_file), cert].into_iter().flatten() {
-        let bytes = std::fs::read(path)?;
-        digest.update(&(bytes.len() as u64).to_be_bytes());
-        digest.update(&bytes);
-    }
-    Ok(digest.finish())
-}
+pub(crate) type Identity = [u8; qmux_config::SESSION_IDENTITY_BYTES];
 
 /// A session that can be resumed.
 #[derive(Clone, PartialEq, Eq)]

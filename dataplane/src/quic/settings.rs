@@ -20,6 +20,16 @@ const DATAGRAM_SEND_QUEUE: usize = 16_384;
 /// packet of 16 KB carries at most 5,461 datagrams.
 pub(crate) const DATAGRAM_RECEIVE_QUEUE: usize = 16_384;
 
+/// What a lane's peer may send beyond what was read, over all streams: no bound at all, as no lane
+/// ever carries so much.
+///
+/// QUIC counts what waits in a stream that nobody reads against its connection's window, and when
+/// half of that window waits, quiche grants no more of it: with 64 visitors who stop reading, at 8 MiB
+/// each, a window of 1 GiB is closed for all the others, and for heartbeats. So streams are bounded by
+/// their own windows, and their sum by `[limits] memory` ([`crate::core::memory`]), which ends those
+/// that stall.
+const LANE_WINDOW_BYTES: u64 = 1 << 60;
+
 /// Connection ids that a peer may hold at once: one in use, spare ones for a change of address (RFC 9000, 5.1.1).
 const ACTIVE_CONNECTION_IDS: u64 = 4;
 
@@ -122,8 +132,8 @@ pub(crate) fn transport(
     config.discover_pmtu(true);
     config.set_max_send_udp_payload_size(packet_bytes_max(quic));
     config.set_max_recv_udp_payload_size(1 << 16);
-    config.set_initial_max_data(quic.initial_connection_receive_window);
-    config.set_max_connection_window(quic.max_connection_receive_window);
+    config.set_initial_max_data(LANE_WINDOW_BYTES);
+    config.set_max_connection_window(LANE_WINDOW_BYTES);
     config.set_initial_max_stream_data_bidi_local(quic.initial_stream_receive_window);
     config.set_initial_max_stream_data_bidi_remote(quic.initial_stream_receive_window);
     config.set_max_stream_window(quic.max_stream_receive_window);
@@ -146,9 +156,7 @@ pub(crate) fn transport(
 fn bind_early_data(quic: &Quic, tls: &mut SslContextBuilder) {
     let context = format!(
         "qmux-dp/1 early data {} {} {}",
-        quic.initial_connection_receive_window,
-        quic.initial_stream_receive_window,
-        quic.max_incoming_streams,
+        LANE_WINDOW_BYTES, quic.initial_stream_receive_window, quic.max_incoming_streams,
     );
     tls.set_select_certificate_callback(move |mut hello| {
         let bound = crate::sys::tls::set_early_data_context(hello.ssl_mut(), context.as_bytes());

@@ -12,9 +12,11 @@ use std::path::Path;
 
 use boring::error::ErrorStack;
 use boring::sha::Sha256;
-use boring::ssl::{SslContextBuilder, SslFiletype, SslMethod, SslRef, SslVerifyMode, SslVersion};
-use boring::x509::X509Name;
+use boring::ssl::{SslContextBuilder, SslMethod, SslRef, SslVerifyMode, SslVersion};
+use boring::stack::Stack;
 use qmux_config::{Client, Server, ServerAuth};
+
+use super::credentials::{Authorities, ClientCredentials, Pair, TlsError, failed};
 
 /// Separates the session contexts of the two ways of authentication.
 const SESSION_CONTEXT_MTLS: &[u8] = b"qmux-dp/1 mtls";
@@ -25,24 +27,6 @@ const SESSION_CONTEXT_TOKEN: &[u8] = b"qmux-dp/1 token";
 /// the keys of its tickets are gone.
 const SESSION_LIFETIME_SECONDS: u32 = 2 * 24 * 60 * 60;
 
-/// A certificate, key or CA file that TLS refused.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {what}: {why}")]
-pub(crate) struct TlsError {
-    path: String,
-    what: &'static str,
-    why: String,
-}
-
-fn failed<E: std::fmt::Display>(path: &Path, what: &'static str) -> impl FnOnce(E) -> TlsError {
-    let path = path.display().to_string();
-    move |error| TlsError {
-        path,
-        what,
-        why: error.to_string(),
-    }
-}
-
 fn base() -> Result<SslContextBuilder, TlsError> {
     let in_memory = Path::new("(TLS context)");
     let mut tls =
@@ -52,51 +36,63 @@ fn base() -> Result<SslContextBuilder, TlsError> {
     Ok(tls)
 }
 
-fn load_pair(tls: &mut SslContextBuilder, cert: &Path, key: &Path) -> Result<(), TlsError> {
-    tls.set_certificate_chain_file(cert)
-        .map_err(failed(cert, "is no usable certificate chain"))?;
-    tls.set_private_key_file(key, SslFiletype::PEM)
+fn take_pair(tls: &mut SslContextBuilder, pair: &Pair) -> Result<(), TlsError> {
+    let (cert, key) = (&pair.cert_file, &pair.key_file);
+    let mut chain = pair.chain.iter();
+    if let Some(leaf) = chain.next() {
+        tls.set_certificate(leaf)
+            .map_err(failed(cert, "is no usable certificate"))?;
+    }
+    for above in chain {
+        tls.add_extra_chain_cert(above.clone())
+            .map_err(failed(cert, "is no usable certificate chain"))?;
+    }
+    tls.set_private_key(&pair.key)
         .map_err(failed(key, "is no usable private key"))?;
     tls.check_private_key()
         .map_err(failed(key, "does not belong to the certificate"))
 }
 
-/// The server's context.
-pub(crate) fn server(server: &Server) -> Result<SslContextBuilder, TlsError> {
-    let mut tls = base()?;
-    load_pair(
-        &mut tls,
-        &server.tls.server_cert_file,
-        &server.tls.server_key_file,
-    )?;
-    if let ServerAuth::Mtls { ca_cert_file } = &server.auth {
-        tls.set_ca_file(ca_cert_file)
-            .map_err(failed(ca_cert_file, "is no usable CA certificate"))?;
-        let names = X509Name::load_client_ca_file(ca_cert_file);
-        tls.set_client_ca_list(names.map_err(failed(ca_cert_file, "names no CA"))?);
-        tls.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+fn trust(tls: &mut SslContextBuilder, authorities: &Authorities) -> Result<(), TlsError> {
+    let store = tls.cert_store_mut();
+    for cert in &authorities.certs {
+        store
+            .add_cert(cert.clone())
+            .map_err(failed(&authorities.file, "is no usable CA certificate"))?;
     }
-    let context = Path::new("(session tickets)");
-    tls.set_session_id_context(&session_context(&server.auth)?)
-        .map_err(failed(context, "session id context"))?;
-    crate::sys::tls::set_session_lifetime(&mut tls, SESSION_LIFETIME_SECONDS);
-    Ok(tls)
+    Ok(())
 }
 
-/// What a session must have been made under to be resumed: the same way of authentication, with the same CAs. Others
-/// are full handshakes, in which a client has to show what is asked for now.
-fn session_context(auth: &ServerAuth) -> Result<[u8; 32], TlsError> {
-    let mut digest = Sha256::new();
-    match auth {
+/// The server's context, from its files as they are now.
+pub(crate) fn server(server: &Server) -> Result<SslContextBuilder, TlsError> {
+    let mut tls = base()?;
+    let (cert, key) = (&server.tls.server_cert_file, &server.tls.server_key_file);
+    take_pair(&mut tls, &Pair::read(cert, key)?)?;
+    let mut context = Sha256::new();
+    match &server.auth {
         ServerAuth::Mtls { ca_cert_file } => {
-            let cas =
-                std::fs::read(ca_cert_file).map_err(failed(ca_cert_file, "cannot be read"))?;
-            digest.update(SESSION_CONTEXT_MTLS);
-            digest.update(&cas);
+            let authorities = Authorities::read(ca_cert_file)?;
+            trust(&mut tls, &authorities)?;
+            let mut names = Stack::new().map_err(failed(ca_cert_file, "names no CA"))?;
+            for cert in &authorities.certs {
+                crate::sys::tls::copy_name(cert.subject_name())
+                    .and_then(|name| names.push(name))
+                    .map_err(failed(ca_cert_file, "names no CA"))?;
+            }
+            tls.set_client_ca_list(names);
+            tls.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+            context.update(SESSION_CONTEXT_MTLS);
+            context.update(&authorities.pem);
         }
-        ServerAuth::Token { .. } => digest.update(SESSION_CONTEXT_TOKEN),
+        ServerAuth::Token { .. } => context.update(SESSION_CONTEXT_TOKEN),
     }
-    Ok(digest.finish())
+    // What a session must have been made under to be resumed: the same way of authentication, with
+    // the same CAs. Others are full handshakes, in which a client has to show what is asked for
+    // now.
+    tls.set_session_id_context(&context.finish())
+        .map_err(failed(Path::new("(session tickets)"), "session id context"))?;
+    crate::sys::tls::set_session_lifetime(&mut tls, SESSION_LIFETIME_SECONDS);
+    Ok(tls)
 }
 
 /// True if the handshake went on from an earlier session whose certificates nobody has looked at this time.
@@ -112,15 +108,18 @@ pub(crate) fn check_resumed_peer(
     crate::sys::tls::check_peer_again(ssl, we_are_server)
 }
 
-/// The client's context.
+/// The client's context, from its files as they are now.
 pub(crate) fn client(client: &Client) -> Result<SslContextBuilder, TlsError> {
+    client_with(&ClientCredentials::read(client)?)
+}
+
+/// The client's context, from files that were read before.
+pub(crate) fn client_with(credentials: &ClientCredentials) -> Result<SslContextBuilder, TlsError> {
     let mut tls = base()?;
-    let ca = &client.tls.ca_cert_file;
-    tls.set_ca_file(ca)
-        .map_err(failed(ca, "is no usable CA certificate"))?;
+    trust(&mut tls, &credentials.authorities)?;
     tls.set_verify(SslVerifyMode::PEER);
-    if let Some(pair) = &client.tls.client_cert {
-        load_pair(&mut tls, &pair.cert_file, &pair.key_file)?;
+    if let Some(pair) = &credentials.pair {
+        take_pair(&mut tls, pair)?;
     }
     Ok(tls)
 }

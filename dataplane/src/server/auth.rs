@@ -8,7 +8,7 @@ use std::time::Instant;
 use qmux_config::Secret;
 use qmux_proto::control::{AuthChallenge, Message};
 
-use super::lane::ServerLane;
+use super::lane::{ServerLane, address};
 use super::listener::ListenerCore;
 use crate::quic::control::ControlEvent;
 use crate::quic::{tls, token};
@@ -80,6 +80,11 @@ pub(super) fn by_token(
 
 fn log(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, why: &str) {
     if let Some(suppressed) = listener.context().handshake_log.pass(Instant::now()) {
-        tracing::warn!(peer = ?this.lane.peer_addr(), why, suppressed, "client not authenticated");
+        tracing::warn!(
+            peer = address(&this.lane),
+            why,
+            suppressed,
+            "client not authenticated"
+        );
     }
 }

@@ -11,8 +11,9 @@ use qmux_proto::control::{
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
 use super::auth::{self, Unauthentic};
-use super::lane::ServerLane;
+use super::lane::{ServerLane, address};
 use super::listener::ListenerCore;
+use super::presence;
 use super::registry::{Duplicate, Joined};
 use super::session::Session;
 use crate::quic::control::{ControlEvent, ControlReader};
@@ -128,7 +129,7 @@ fn refuse(
     if reason != RefuseReason::DuplicateClient
         && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
     {
-        tracing::warn!(client = request.client_id, peer = ?this.lane.peer_addr(), %reason, suppressed, "registration refused");
+        tracing::warn!(client = request.client_id, peer = address(&this.lane), %reason, suppressed, "registration refused");
     }
     this.lane.send_control(&Message::RegisterAck(listener.ack(
         RegisterOutcome::Refused {
@@ -157,7 +158,6 @@ fn refuse(
 
 /// True if the lane is registered now.
 fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register) -> bool {
-    let address = this.lane.peer_addr();
     if listener.lanes_of(request) >= LANES_OF_CLIENT_MAX {
         listener.counters().registrations_limited.increment();
         let text = format!("this client has {LANES_OF_CLIENT_MAX} lanes already");
@@ -166,7 +166,7 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
     let Joined {
         membership,
         replaced,
-    } = match listener.join(request, address) {
+    } = match listener.join(request, this.lane.peer_addr()) {
         Ok(joined) => joined,
         Err(duplicate) => return refuse_duplicate(this, listener, request, &duplicate),
     };
@@ -174,8 +174,8 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
         if let Some(suppressed) = listener.context().lane_log.pass(Instant::now()) {
             tracing::info!(
                 client = request.client_id,
-                new = ?address,
-                old = ?old.address,
+                new = address(&this.lane),
+                old = old.address.map(tracing::field::display),
                 old_drains = old.drains,
                 old_is_silent = old.silent,
                 suppressed,
@@ -197,16 +197,18 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
     this.lane.send_control(&Message::RegisterAck(
         listener.ack(RegisterOutcome::Accepted),
     ));
-    if let Some(suppressed) = listener.context().lane_log.pass(Instant::now()) {
-        tracing::info!(
-            client = request.client_id,
-            peer = ?this.lane.peer_addr(),
-            lane = request.lane_index,
-            lanes = request.lane_count,
-            core = listener.core(),
-            suppressed,
-            "lane registered"
-        );
+    tracing::debug!(
+        client = request.client_id,
+        peer = address(&this.lane),
+        lane = request.lane_index,
+        lanes = request.lane_count,
+        core = listener.core(),
+        "lane registered"
+    );
+    if let Some(membership) = this.membership.get()
+        && membership.is_first()
+    {
+        presence::say_up(listener.context(), membership.client());
     }
     true
 }
@@ -227,7 +229,7 @@ fn refuse_duplicate(
     {
         tracing::warn!(
             client = request.client_id,
-            refused = ?this.lane.peer_addr(),
+            refused = address(&this.lane),
             serving = other,
             suppressed,
             "two clients use one client_id at the same time; the one that came later serves: give each its own client_id, or leave it empty"

@@ -1,19 +1,24 @@
 //! A lane as the server sees it: whose it is, whether it takes flows, what to do with its events.
 
 use std::cell::{Cell, OnceCell};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::{Rc, Weak};
 use std::time::Instant;
 
+use qmux_config::ServerAuth;
 use qmux_proto::LaneError;
+use tracing::field::DisplayValue;
 
 use super::lanes::CarriesFlows;
 use super::listener::ListenerCore;
+use super::presence;
 use super::registry::LaneMembership;
 use crate::core::task::spawn_or;
 use crate::flow::udp::server::LaneFlows;
 use crate::quic::end::LaneEnd;
 use crate::quic::event::Event;
+use crate::quic::explain;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
 
 /// One lane of one client.
@@ -122,6 +127,11 @@ impl Drop for LaneUse {
     }
 }
 
+/// Where the lane's peer is, as a field of a log line: without one it is not printed.
+pub(super) fn address(lane: &Lane) -> Option<DisplayValue<SocketAddr>> {
+    lane.peer_addr().map(tracing::field::display)
+}
+
 /// Handler of the lane's events; holds the lane's state until it has ended.
 pub(super) struct ServerLaneEvents(pub(super) Rc<ServerLane>);
 
@@ -143,10 +153,13 @@ impl LaneEvents for ServerLaneEvents {
     }
 
     fn datagram(&self, _lane: &Rc<Lane>, data: &[u8]) {
-        if let Some(udp) = &self.0.udp
-            && self.0.membership.get().is_some()
-        {
-            udp.datagram(data);
+        match &self.0.udp {
+            Some(udp) if self.0.membership.get().is_some() => udp.datagram(data),
+            _ => {
+                if let Some(listener) = self.0.listener.upgrade() {
+                    listener.counters().udp_dropped_unregistered.increment();
+                }
+            }
         }
     }
 
@@ -169,7 +182,12 @@ impl LaneEvents for ServerLaneEvents {
                 listener.client_may_be_gone(&self.0, Instant::now());
             }
         }
-        tracing::debug!(client = self.0.client_id(), peer = ?lane.peer_addr(), silent, "silence of a client");
+        tracing::debug!(
+            client = self.0.client_id(),
+            peer = address(lane),
+            silent,
+            "silence of a client"
+        );
     }
 
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd) {
@@ -177,16 +195,18 @@ impl LaneEvents for ServerLaneEvents {
         if let Some(udp) = &this.udp {
             udp.lane_ended();
         }
-        if let Some(listener) = this.listener.upgrade() {
-            listener.lane_ended(this);
-        }
+        let last = this
+            .listener
+            .upgrade()
+            .is_some_and(|listener| listener.lane_ended(this));
         let Some(listener) = this.listener.upgrade() else {
             return;
         };
         let context = listener.context();
-        if this.membership.get().is_some() {
-            if let Some(suppressed) = context.lane_log.pass(Instant::now()) {
-                tracing::info!(client = this.client_id(), peer = ?lane.peer_addr(), %end, suppressed, "lane ended");
+        if let Some(membership) = this.membership.get() {
+            tracing::debug!(client = this.client_id(), peer = address(lane), %end, "lane ended");
+            if last {
+                presence::say_down(context, membership.client(), end);
             }
         } else if let Some(suppressed) = context.handshake_log.pass(Instant::now()) {
             let what = if lane.is_established() {
@@ -194,14 +214,19 @@ impl LaneEvents for ServerLaneEvents {
             } else {
                 "handshake failed"
             };
-            tracing::warn!(peer = ?lane.peer_addr(), %end, suppressed, "{what}");
+            let ca_cert_file = match &listener.server().auth {
+                ServerAuth::Mtls { ca_cert_file } => Some(ca_cert_file.as_path()),
+                ServerAuth::Token { .. } => None,
+            };
+            let end = explain::at_server(end, ca_cert_file);
+            tracing::warn!(peer = address(lane), end, suppressed, "{what}");
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, SocketAddr};
+    use std::net::IpAddr;
     use std::time::Duration;
 
     use qmux_proto::control::{Heartbeat, Message};

@@ -17,7 +17,7 @@ use super::balance::Tried;
 use super::lane::{ServerLane, ServerLaneEvents};
 use super::lanes::{CarriesFlows as _, LaneTable};
 use super::opening::Held;
-use super::registry::{Applicant, ClientPool, Duplicate, Joined};
+use super::registry::{Applicant, ClientPool, Duplicate, Joined, LaneMembership};
 use super::route::{self, Way};
 use super::{ListenerSockets, ServerShared};
 use crate::core::mailbox::Mail;
@@ -191,8 +191,14 @@ impl ListenerCore {
         self.context.cluster.cores()
     }
 
+    /// The id by which clients tell this listener of this process from others: those that reach the
+    /// same one by several addresses need the lanes of one only.
     pub(super) fn server_instance_id(&self) -> [u8; 16] {
-        self.shared.instance_id
+        let mut id = self.shared.instance_id;
+        for (byte, of_index) in id.iter_mut().zip(self.index.to_be_bytes()) {
+            *byte ^= of_index;
+        }
+        id
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -280,15 +286,16 @@ impl ListenerCore {
             .remove(membership.client().number, lane);
     }
 
-    pub(super) fn lane_ended(&self, lane: &Rc<ServerLane>) {
+    /// True if that was the last lane of a client.
+    pub(super) fn lane_ended(&self, lane: &Rc<ServerLane>) -> bool {
         self.lane_takes_no_more(lane);
-        if let Some(membership) = lane.membership.get() {
-            membership.lane_ended();
-        }
+        let membership = lane.membership.get();
+        let last = membership.is_some_and(LaneMembership::lane_ended);
         self.registered.borrow_mut().remove(&lane.lane.key());
         if lane.lingers.take() {
             self.lingering.set(self.lingering.get() - 1);
         }
+        last
     }
 
     /// This core's registered lanes of `client`.

@@ -9,11 +9,13 @@ mod lane;
 mod lanes;
 pub(crate) mod listener;
 mod opening;
+mod presence;
 pub(crate) mod registry;
 mod route;
 mod session;
 #[cfg(test)]
 mod simulation;
+mod udp_refusals;
 pub(crate) mod visitors;
 
 use std::net::{TcpListener, UdpSocket};

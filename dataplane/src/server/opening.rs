@@ -188,6 +188,7 @@ impl Opening<'_> {
     /// the service answers.
     pub(super) async fn run(&self, header: Option<StreamBuf>, sent: &mut Sent) -> Opened {
         let mut begun = Begun {
+            bytes_in: sent.bytes as u64,
             unsent: header
                 .into_iter()
                 .chain(sent.pieces.iter().cloned())
@@ -308,6 +309,7 @@ impl Opening<'_> {
         let (read, next) = fill(self.socket, &mut block.bytes_mut()[..capacity]);
         if read > 0 {
             self.counters.tcp_bytes_in.add(read as u64);
+            begun.bytes_in += read as u64;
             let piece = block.freeze(read);
             sent.keep(piece.clone());
             begun.unsent.push_back(piece);
@@ -378,8 +380,8 @@ impl Opening<'_> {
         .await
     }
 
-    /// Orders to end, and a reset of the visitor's socket while nothing is read from it: nothing else would tell of
-    /// that, whether there is no room for its bytes or it has sent its FIN.
+    /// Orders to end, and a reset of the visitor's socket while nothing is read from it: nothing
+    /// else would tell of that, whether there is no room for its bytes or it has sent its FIN.
     fn look_around(&self, wait: Wait, cx: &mut Context<'_>) -> Option<FlowError> {
         self.watch.attend(cx);
         let told = self.watch.told();

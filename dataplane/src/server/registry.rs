@@ -25,6 +25,7 @@ use qmux_proto::control::INSTANCE_ID_BYTES;
 use super::balance::{Tried, choose};
 use super::blame::Blame;
 use super::head_start::HeadStart;
+use super::udp_refusals::UdpRefusals;
 
 /// Clients that one visitor is sent to before it is refused. Each may take its dial timeout to say no, and a visitor
 /// whom three refuse would hardly be better off with a fourth.
@@ -66,6 +67,12 @@ pub(crate) struct ClientEntry {
     address: Option<SocketAddr>,
     /// An instance that had the id before has been told to stay out, and the operator that it was.
     contested: AtomicBool,
+    /// When its first lane came.
+    since: Instant,
+    /// Lanes registered that have not ended, whether they take flows or not.
+    lanes_up: AtomicUsize,
+    /// The log has it that it stops.
+    told_to_drain: AtomicBool,
     /// Flows that it carries now, over all cores.
     flows: CachePadded<AtomicUsize>,
     /// Lanes per core.
@@ -88,9 +95,36 @@ pub(crate) struct ClientEntry {
     head_start: HeadStart,
     /// When the pool began.
     epoch: Instant,
+    /// UDP visitors that it could not serve.
+    udp_refusals: UdpRefusals,
 }
 
 impl ClientEntry {
+    /// Where its first lane came from.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// When its first lane came.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Lanes that it has now.
+    pub(crate) fn lanes_up(&self) -> usize {
+        self.lanes_up.load(Ordering::Relaxed)
+    }
+
+    /// It says on one of its lanes that it stops. True for the first one.
+    pub(crate) fn begins_to_drain(&self) -> bool {
+        !self.told_to_drain.swap(true, Ordering::Relaxed)
+    }
+
+    /// It could not serve a UDP visitor.
+    pub(crate) fn udp_refused(&self, now: Instant) {
+        self.udp_refusals.refused(now);
+    }
+
     /// Lanes on `core` that take new flows.
     pub(crate) fn lanes_on(&self, core: usize) -> usize {
         self.lanes
@@ -284,12 +318,18 @@ pub(crate) struct LaneMembership {
     /// It counts among the answering ones.
     answering: Cell<bool>,
     over: Cell<bool>,
+    first: bool,
 }
 
 impl LaneMembership {
     /// The client.
-    pub(crate) fn client(&self) -> &ClientEntry {
+    pub(crate) fn client(&self) -> &Arc<ClientEntry> {
         &self.entry
+    }
+
+    /// The client had no other lane when this one came.
+    pub(crate) fn is_first(&self) -> bool {
+        self.first
     }
 
     /// The lane takes no new flow from now on (it drains or is unhealthy).
@@ -337,13 +377,13 @@ impl LaneMembership {
     }
 
     /// The lane has ended. Its last flow may go on for some time, and must not keep alive what the lane said or did not
-    /// say: its successor knows better.
-    pub(crate) fn lane_ended(&self) {
+    /// say: its successor knows better. True if the client has no other lane.
+    pub(crate) fn lane_ended(&self) -> bool {
         self.take_no_more();
         self.silence(false);
         self.service_health(true);
         self.leave_probing();
-        self.over.set(true);
+        !self.over.replace(true) && self.entry.lanes_up.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
     /// The lane says whether the client's service can be reached. True if that changes what is thought of the client:
@@ -375,7 +415,7 @@ impl LaneMembership {
 
 impl Drop for LaneMembership {
     fn drop(&mut self) {
-        self.lane_ended();
+        let _last = self.lane_ended();
         self.pool.leave(&self.entry);
     }
 }
@@ -489,8 +529,10 @@ impl ClientPool {
         entry.registered.fetch_add(1, Ordering::Relaxed);
         entry.lanes[core].open.fetch_add(1, Ordering::Relaxed);
         entry.lanes_total.open.fetch_add(1, Ordering::Relaxed);
+        let first = entry.lanes_up.fetch_add(1, Ordering::Relaxed) == 0;
         change.last_serial += 1;
         let membership = LaneMembership {
+            first,
             pool: Arc::clone(self),
             entry,
             core,
@@ -520,6 +562,9 @@ impl ClientPool {
             instance_id: applicant.instance_id,
             address: applicant.address,
             contested: AtomicBool::new(false),
+            since: Instant::now(),
+            lanes_up: AtomicUsize::new(0),
+            told_to_drain: AtomicBool::new(false),
             flows: CachePadded::default(),
             lanes: (0..self.cores).map(|_| CachePadded::default()).collect(),
             lanes_total: LaneCounts::default(),
@@ -531,6 +576,7 @@ impl ClientPool {
             blame: Blame::default(),
             head_start,
             epoch: self.epoch,
+            udp_refusals: UdpRefusals::new(Instant::now()),
         })
     }
 
@@ -553,7 +599,8 @@ impl ClientPool {
     /// A flow goes to a client that is silent only if all are, and a TCP flow to one whose service
     /// is down, or ends flows at once, only if there is no better one: then the client itself says
     /// no, or finds that its service has come back. For a UDP flow that does not count, because
-    /// what is known is about TCP.
+    /// what is known is about TCP; clients that could not serve a UDP visitor a short while ago
+    /// come after others instead.
     pub(crate) fn pick(
         &self,
         protocol: Protocol,
@@ -574,9 +621,11 @@ impl ClientPool {
             if silent && tried.must_answer() {
                 return None;
             }
-            let tcp = protocol == Protocol::Tcp;
-            let down = tcp && entry.service_is_down();
-            let failing = tcp && entry.is_failing(now);
+            let down = match protocol {
+                Protocol::Tcp => entry.service_is_down(),
+                Protocol::Udp => entry.udp_refusals.count(now),
+            };
+            let failing = protocol == Protocol::Tcp && entry.is_failing(now);
             let load = match self.balancer {
                 LoadBalancer::RoundRobin => 0,
                 LoadBalancer::LeastConnections => entry.load(now),

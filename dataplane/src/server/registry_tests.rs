@@ -476,6 +476,22 @@ fn replaced_instances_are_remembered_up_to_a_bound() {
     );
 }
 
+#[test]
+fn a_client_that_could_not_serve_udp_comes_after_others_for_udp_alone() {
+    let pool = pool(LoadBalancer::LeastConnections);
+    let (bad, _good) = (join(&pool, "bad", 0), join(&pool, "good", 0));
+    bad.client().udp_refused(Instant::now());
+    let udp = |tried: &Tried| pool.pick(Protocol::Udp, tried, Instant::now());
+    let mut tickets: Vec<FlowTicket> = (0..5).filter_map(|_| udp(&Tried::default())).collect();
+    assert_eq!(counts(&tickets), BTreeMap::from([("good", 5)]));
+    tickets.push(pick(&pool).expect("TCP"));
+    assert_eq!(counts(&tickets), BTreeMap::from([("bad", 1), ("good", 5)]));
+    let mut tried = Tried::default();
+    tried.add(tickets[0].client().number);
+    let last = udp(&tried).expect("better than nobody");
+    assert_eq!(last.client().client_id, "bad");
+}
+
 // ---- cores at the same time --------------------------------------------------------------------------------------
 
 #[test]

@@ -12,9 +12,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use qmux_proto::LaneError;
-use qmux_proto::control::{Heartbeat, Message, NoMoreFlows, ServiceHealth};
+use qmux_proto::control::{GoAway, GoAwayReason, Heartbeat, Message, NoMoreFlows, ServiceHealth};
 
-use super::lane::ServerLane;
+use super::lane::{ServerLane, address};
 use super::listener::ListenerCore;
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
@@ -106,8 +106,11 @@ impl Session<'_> {
                 listener.counters().heartbeats_received.increment();
             }
             Message::FlowClosed(closed) => {
-                if let Some(udp) = &this.udp {
-                    udp.flow_closed(closed.flow_id, closed.reason);
+                if let Some(udp) = &this.udp
+                    && udp.flow_closed(closed.flow_id, closed.reason)
+                    && let Some(membership) = this.membership.get()
+                {
+                    membership.client().udp_refused(Instant::now());
                 }
             }
             Message::Finished(finished) => this.lane.announced(finished),
@@ -116,9 +119,7 @@ impl Session<'_> {
                 let _proved = this.lane.path_response(response.nonce);
             }
             Message::GoAway(away) => {
-                if let Some(suppressed) = listener.context().health_log.pass(Instant::now()) {
-                    tracing::info!(client = this.client_id(), reason = %away.reason, suppressed, "client drains; no new flow goes to this lane");
-                }
+                say_drains(this, listener, &away);
                 listener.lane_takes_no_more(this);
                 this.lane.send_control(&Message::NoMoreFlows(NoMoreFlows {
                     flows_opened: this.lane.streams_opened(),
@@ -135,9 +136,11 @@ impl Session<'_> {
         let server = listener.server();
         if now >= this.last_heard.get() + server.health_timeout {
             listener.counters().lanes_unhealthy.increment();
-            if let Some(suppressed) = listener.context().health_log.pass(now) {
-                tracing::warn!(client = this.client_id(), peer = ?this.lane.peer_addr(), suppressed, "nothing heard within health_timeout; lane closed");
-            }
+            tracing::debug!(
+                client = this.client_id(),
+                peer = address(&this.lane),
+                "nothing heard within health_timeout; lane closed"
+            );
             listener.lane_takes_no_more(this);
             this.lane.close(LaneError::HealthTimeout, "");
             return false;
@@ -197,6 +200,19 @@ impl Session<'_> {
             let heard = self.this.lane.packets_received();
             self.vigil.probe(Instant::now(), heard);
         }
+    }
+}
+
+/// One line for a client that stops; a lane that is left for another reason is no news.
+fn say_drains(this: &ServerLane, listener: &ListenerCore, away: &GoAway) {
+    let (client, reason) = (this.client_id(), away.reason);
+    tracing::debug!(client, peer = address(&this.lane), %reason, "no new flow goes to this lane");
+    let membership = this.membership.get();
+    if away.reason == GoAwayReason::Shutdown
+        && membership.is_some_and(|membership| membership.client().begins_to_drain())
+        && let Some(suppressed) = listener.context().lane_log.pass(Instant::now())
+    {
+        tracing::info!(client, suppressed, "client drains; it gets no new flow");
     }
 }
 

@@ -16,7 +16,7 @@ use super::route::{self, Way};
 use crate::buffer::StreamBuf;
 use crate::core::mailbox::Mail;
 use crate::core::task::spawn_or;
-use crate::core::{FlowCount, OneFlow};
+use crate::core::{FlowCount, OneFlow, memory};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
 use crate::sys::limits;
@@ -63,10 +63,10 @@ fn judge_beginning(first: &tcp::Begun, ticket: &FlowTicket) -> bool {
 }
 
 /// The same of the end of a flow whose service had said nothing at first.
-fn judge_end(end: TcpFlowEnd, bytes_of_service: u64, ticket: &FlowTicket) {
-    if bytes_of_service > 0 {
+fn judge_end(ended: tcp::Ended, ticket: &FlowTicket) {
+    if ended.bytes_out > 0 {
         ticket.answered(Instant::now());
-    } else if end == TcpFlowEnd::Reset(FlowError::ServiceReset) {
+    } else if ended.how == TcpFlowEnd::Reset(FlowError::ServiceReset) {
         ticket.ended_early(Instant::now());
     }
 }
@@ -75,6 +75,10 @@ impl ListenerCore {
     /// A visitor was accepted.
     pub(super) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
         self.counters().visitors_accepted.increment();
+        if memory::refuses_newcomers() {
+            self.counters().visitors_refused_memory.increment();
+            return refuse(stream);
+        }
         if !limits::is_for_flows(&stream) {
             return self.refuse_for_want_of_descriptors(stream, addr);
         }
@@ -245,6 +249,7 @@ impl ListenerCore {
                 return;
             }
         };
+        tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), "flow opened");
         let count = FlowCount::new(self.context());
         visitor.under_way = None; // Only now: in between it would not be counted.
         let (this, cleans_up) = (Rc::clone(self), Rc::clone(self));
@@ -288,7 +293,6 @@ impl ListenerCore {
             match opened {
                 Opened::Flow(first) => {
                     let undecided = judge_beginning(&first, &ticket);
-                    let waiters = Rc::clone(&begun.waiters);
                     drop(sent);
                     let flow = TcpFlow {
                         socket,
@@ -299,11 +303,11 @@ impl ListenerCore {
                         watch,
                         counters: Arc::clone(&self.context().counters),
                     };
-                    let end = tcp::run(flow, first).await;
+                    let ended = tcp::run(flow, first).await;
                     if undecided {
-                        judge_end(end, waiters.bytes_received(), &ticket);
+                        judge_end(ended, &ticket);
                     }
-                    self.log_end(end, visitor.addr, begun.lane.client_id());
+                    self.log_end(ended, visitor.addr, begun.lane.client_id());
                     drop(ticket);
                     return;
                 }
@@ -336,19 +340,30 @@ impl ListenerCore {
         }
     }
 
-    fn log_end(&self, end: TcpFlowEnd, visitor: SocketAddr, client: &str) {
-        match end {
+    fn log_end(&self, ended: tcp::Ended, visitor: SocketAddr, client: &str) {
+        let tcp::Ended {
+            how,
+            bytes_in,
+            bytes_out,
+        } = ended;
+        tracing::debug!(%visitor, client, %how, bytes_in, bytes_out, "flow ended");
+        match how {
             TcpFlowEnd::Completed => {}
             TcpFlowEnd::Reset(reason) => {
                 if reason.is_untouched() {
                     // Too much had been sent, or too long ago.
                     self.counters().visitors_retry_exhausted.increment();
                 }
-                tracing::debug!(%visitor, client, %reason, "flow reset");
             }
             TcpFlowEnd::Stalled => {
                 if let Some(suppressed) = self.context().stall_log.pass(Instant::now()) {
-                    tracing::warn!(%visitor, client, stall_timeout = ?self.stall_timeout(), suppressed, "the visitor has taken no byte for stall_timeout; flow reset");
+                    tracing::warn!(
+                        %visitor,
+                        client,
+                        stall_timeout = ?self.stall_timeout(),
+                        suppressed,
+                        "the visitor has taken no byte for stall_timeout; flow reset"
+                    );
                 }
             }
         }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use mimalloc::MiMalloc;
+use super::heap::Metered;
 
 /// Folders that the sources of possible owners lie in, as the debug information has them, and what they are called. Data
 /// structures of other crates allocate on behalf of one of these.
@@ -160,24 +160,24 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
         // SAFETY: the caller keeps this function's contract, which is the same.
-        unsafe { MiMalloc.alloc(layout) }
+        unsafe { Metered.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
         // SAFETY: as above.
-        unsafe { MiMalloc.alloc_zeroed(layout) }
+        unsafe { Metered.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
         count(bytes);
         // SAFETY: as above.
-        unsafe { MiMalloc.realloc(block, layout, bytes) }
+        unsafe { Metered.realloc(block, layout, bytes) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: as above.
-        unsafe { MiMalloc.dealloc(block, layout) }
+        unsafe { Metered.dealloc(block, layout) }
     }
 }
 

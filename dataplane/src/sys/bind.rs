@@ -78,6 +78,17 @@ pub(crate) fn udp_towards(peer: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::bind(any_towards(peer))
 }
 
+/// Whether this machine has IPv6, be it without a single address.
+pub(crate) fn has_ipv6() -> bool {
+    !Socket::new(Domain::IPV6, Type::DGRAM, None).is_err_and(|error| is_family_missing(&error))
+}
+
+/// True if a socket cannot be had because this machine has no such address family
+/// (`ipv6.disable=1`, or a sandbox).
+pub(crate) fn is_family_missing(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
+}
+
 /// The wildcard address of `peer`'s family, with a free port.
 pub(crate) fn any_towards(peer: SocketAddr) -> SocketAddr {
     if peer.is_ipv4() {

@@ -10,7 +10,10 @@
 pub(crate) mod allocations;
 pub(crate) mod bind;
 pub(crate) mod cpu;
+mod cpu_quota;
+pub(crate) mod heap;
 pub(crate) mod limits;
+pub(crate) mod memory;
 mod option;
 pub(crate) mod process;
 pub(crate) mod route;

@@ -1,5 +1,5 @@
-//! Socket options, and what a socket can be asked, that no crate of ours has a call for: the one place that says so to
-//! the kernel.
+//! Socket options, and what a socket can be asked, that no crate of ours has a call for: the one
+//! place that says so to the kernel.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
@@ -38,12 +38,12 @@ pub(super) fn attach_reuseport_program(
     )
 }
 
-/// Bytes in the send buffer of a TCP socket that its peer has not acknowledged (`SIOCOUTQ`, tcp(7)).
-/// 0 if the socket is no longer connected.
+/// Bytes in the send buffer of a TCP socket that its peer has not acknowledged (`SIOCOUTQ`,
+/// tcp(7)). 0 if the socket is no longer connected.
 pub(super) fn unacknowledged_bytes(socket: impl AsFd) -> u32 {
     let mut bytes: libc::c_int = 0;
-    // SAFETY: the descriptor is open for as long as it is borrowed, and the kernel writes one C int, for which `bytes`
-    // is valid.
+    // SAFETY: the descriptor is open for as long as it is borrowed, and the kernel writes one C
+    // int, for which `bytes` is valid.
     let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     if result == 0 {
         u32::try_from(bytes).unwrap_or(0)

@@ -6,6 +6,9 @@ use std::time::Duration;
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
+/// Bytes of a host's name that are used: Linux allows no more (gethostname(2)).
+const HOST_NAME_BYTES_MAX: usize = 64;
+
 /// What the kernel tells of this process; `None` where it does not.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Usage {
@@ -23,6 +26,26 @@ pub(crate) fn usage() -> Usage {
         resident_bytes: resident_bytes(),
         open_files: open_files(),
         open_files_max: getrlimit(Resource::Nofile).current,
+    }
+}
+
+/// The host's name as far as it is made of letters, digits, dots and dashes; `client` if it has none.
+pub(crate) fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    plain_name(&name)
+}
+
+fn plain_name(name: &str) -> String {
+    let plain: String = name
+        .trim()
+        .chars()
+        .filter(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-'))
+        .take(HOST_NAME_BYTES_MAX)
+        .collect();
+    if plain.is_empty() {
+        "client".into()
+    } else {
+        plain
     }
 }
 
@@ -49,5 +72,19 @@ fn open_files() -> Option<u64> {
     match fs::metadata(FOLDER).ok()?.len() {
         0 => fs::read_dir(FOLDER).ok().map(|files| files.count() as u64),
         known => Some(known),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_name_is_made_of_what_ids_and_logs_can_carry() {
+        assert_eq!(plain_name("web-7.example.com\n"), "web-7.example.com");
+        assert_eq!(plain_name("a b\u{e9}\"c"), "abc");
+        assert_eq!(plain_name("(none)"), "none");
+        assert_eq!(plain_name("\n"), "client");
+        assert_eq!(plain_name(&"x".repeat(1_000)).len(), HOST_NAME_BYTES_MAX);
     }
 }

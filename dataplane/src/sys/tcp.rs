@@ -1,10 +1,10 @@
 //! A TCP socket driven by readiness: monoio waits, plain non-blocking calls move the bytes.
 //!
-//! Closing a socket of a flow is a reset until [`TcpSocket::close_with_fin`] says otherwise, whoever
-//! closes it. When a process is killed the kernel closes its sockets, and a FIN in the middle of a
-//! transfer would tell the peer that it has everything. The sockets that listen for visitors hand
-//! this down to those that they accept, with the other options of [`set_flow_options`], so that
-//! accepting one costs no further call.
+//! Closing a socket of a flow is a reset until [`TcpSocket::close_with_fin`] says otherwise,
+//! whoever closes it. When a process is killed the kernel closes its sockets, and a FIN in the
+//! middle of a transfer would tell the peer that it has everything. The sockets that listen for
+//! visitors hand this down to those that they accept, with the other options of
+//! [`set_flow_options`], so that accepting one costs no further call.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,8 +15,8 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use super::limits;
 
-/// A peer that vanished without a FIN (power, NAT) is noticed after two minutes of silence and three more probes. Its
-/// flow would otherwise hold a stream of the lane for ever.
+/// A peer that vanished without a FIN (power, NAT) is noticed after two minutes of silence and
+/// three more probes. Its flow would otherwise hold a stream of the lane for ever.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_PROBES: u32 = 3;
@@ -69,7 +69,8 @@ impl TcpSocket {
         Ok(SockRef::from(&super::borrow(&self.io)).try_clone()?.into())
     }
 
-    /// Reads what is there: `Ok(0)` is the peer's FIN, `WouldBlock` means wait for [`TcpSocket::readable`].
+    /// Reads what is there: `Ok(0)` is the peer's FIN, `WouldBlock` means wait for
+    /// [`TcpSocket::readable`].
     pub(crate) fn try_read(&self, into: &mut [u8]) -> io::Result<usize> {
         loop {
             match rustix::net::recv(super::borrow(&self.io), &mut *into, RecvFlags::DONTWAIT) {
@@ -119,8 +120,8 @@ impl TcpSocket {
         )?)
     }
 
-    /// Makes the close, whenever it comes, a FIN instead of a reset, and what the socket has is sent
-    /// before. Right only when both directions have ended well.
+    /// Makes the close, whenever it comes, a FIN instead of a reset, and what the socket has is
+    /// sent before. Right only when both directions have ended well.
     pub(crate) fn close_with_fin(&self) {
         // Fails only on a socket that is already gone.
         let _gone = SockRef::from(&super::borrow(&self.io)).set_linger(None);
@@ -160,8 +161,8 @@ impl Acceptor {
         Ok((socket.into(), addr.try_into()?))
     }
 
-    /// Stops listening now, whoever else still holds the descriptor (a wait that io_uring has not given up yet). Who
-    /// comes after it is refused; who is still in the queue is reset.
+    /// Stops listening now, whoever else still holds the descriptor (a wait that io_uring has not
+    /// given up yet). Who comes after it is refused; who is still in the queue is reset.
     pub(crate) fn close(self) {
         // Fails only on a socket that is broken already, which takes nobody either.
         let _broken = rustix::net::shutdown(super::borrow(&self.io), Shutdown::Both);

@@ -3,12 +3,13 @@
 
 use std::ffi::CStr;
 
+use boring::error::ErrorStack;
 use boring::hash::MessageDigest;
 use boring::ssl::{SslContextBuilder, SslRef, TicketKeyCallbackResult};
 use boring::stack::Stack;
 use boring::symm::Cipher;
-use boring::x509::{X509, X509StoreContext, X509VerifyError};
-use foreign_types::ForeignTypeRef;
+use boring::x509::{X509, X509Name, X509NameRef, X509StoreContext, X509VerifyError};
+use foreign_types::{ForeignType as _, ForeignTypeRef};
 use qmux_config::{TICKET_KEY_NAME_BYTES, TicketKey};
 
 /// Where a context gets its ticket keys from, at each ticket.
@@ -73,6 +74,22 @@ pub(crate) fn set_early_data_context(ssl: &mut SslRef, context: &[u8]) -> bool {
         boring_sys::SSL_set_quic_early_data_context(ssl.as_ptr(), context.as_ptr(), context.len())
     };
     set == 1
+}
+
+/// A copy of a distinguished name.
+///
+/// # Errors
+/// If there is no memory.
+pub(crate) fn copy_name(name: &X509NameRef) -> Result<X509Name, ErrorStack> {
+    // SAFETY: the name is live and borrowed; the copy is new, not null where it is taken over, and
+    // nobody else's.
+    unsafe {
+        let copy = boring_sys::X509_NAME_dup(name.as_ptr());
+        if copy.is_null() {
+            return Err(ErrorStack::get());
+        }
+        Ok(X509Name::from_ptr(copy))
+    }
 }
 
 /// Why a peer's certificate is not good now.

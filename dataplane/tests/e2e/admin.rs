@@ -457,10 +457,15 @@ fn the_service_manager_hears_what_the_program_is_at() {
     let _client = start_client(&site, &setup, listener[0].quic, service.address);
     let ready = |line: &str| line.starts_with("STATUS=ready; server: 1 clients");
     manager.wait_for("a status with the client", ready);
+    let mut stream = visitor::connect(listener[0].traffic);
+    visitor::exchange(&mut stream, b"open");
     server.signal(Signal::TERM);
     manager.wait_for("the stop", |line| line == "STOPPING=1");
-    let more_time = "EXTEND_TIMEOUT_USEC=610000000";
-    manager.wait_for("the time it takes", |line| line == more_time);
+    let more_time = "EXTEND_TIMEOUT_USEC=30000000";
+    manager.wait_for("some time", |line| line == more_time);
     manager.wait_for("a status", |line| line.starts_with("STATUS=draining"));
+    manager.wait_for("more time", |line| line == more_time);
+    manager.wait_for("still more time", |line| line == more_time);
+    drop(stream);
     assert_eq!(server.wait_for_exit().code(), Some(0));
 }

@@ -45,7 +45,8 @@ fn of_two_living_clients_with_one_id_the_later_serves_and_the_earlier_is_told() 
         "without the other's address: {told}"
     );
     // Each lane has tried more than once: they do not take turns.
-    earlier.wait_for_lines("several refusals", 4, says_what_to_do);
+    let refused = |line: &str| line.contains("a newer client with this client_id");
+    earlier.wait_for_lines("several refusals", 4, refused);
     let before = services[0].accepted();
     for _ in 0..20 {
         visitor::echo(server.traffic(), b"served by the later");
@@ -88,7 +89,7 @@ fn a_successor_does_not_cut_off_what_its_predecessor_finishes() {
     let mut stream = visitor::connect(server.traffic());
     visitor::exchange(&mut stream, b"a flow that lasts");
     old.signal(Signal::TERM);
-    let drains = |line: &str| line.contains("client drains");
+    let drains = |line: &str| line.contains("no new flow goes to this lane");
     // Both of its lanes.
     server
         .program
@@ -141,7 +142,7 @@ fn a_client_that_does_not_answer_is_cut_off_when_another_takes_its_id() {
     let _successor = twin(&site, "successor", &server, &services[1]);
     assert_eq!(visitor::read_to_end(&mut stream), Ending::Reset(Vec::new()));
     let lines = server.program.lines();
-    let by_timeout = |line: &String| line.contains("nothing heard within health_timeout");
+    let by_timeout = |line: &String| line.contains("health timeout");
     assert!(!lines.iter().any(by_timeout), "not before a timeout");
     visitor::echo(server.traffic(), b"served by the successor");
 }

@@ -119,7 +119,7 @@ fn reconnects_after_restarts(what: &str, auth: Option<&'static str>, mut client:
         .collect();
     let back = &lines[LANES..];
     let count = |what: &str| back.iter().filter(|it| it.contains(what)).count();
-    let (resumed, early) = (count("resumed=true"), count("early_data=Accepted"));
+    let (resumed, early) = (count("resumed=true"), count("early_data=accepted"));
     // More than one for each lane and restart if a lane was lost in between.
     let lanes = back.len();
     println!("{what}: of {lanes} reconnects {resumed} resumed, {early} with early data");
@@ -163,7 +163,7 @@ fn a_server_that_draws_its_keys_anew_gets_a_full_handshake_and_the_registration(
     let is_rejected = |line: &str| {
         is_registered(line)
             && line.contains("resumed=false")
-            && line.contains("early_data=Rejected")
+            && line.contains("early_data=rejected")
     };
     for _ in 0..3 {
         let so_far = client.lines().iter().filter(|it| is_rejected(it)).count();
@@ -621,7 +621,7 @@ fn how_long_a_registration_takes() {
     let service = TcpService::echo();
     for (path, delay_ms) in [("loopback", 0), ("20 ms each way", 20)] {
         for (auth, server_auth) in [("mTLS", None), ("token", Some(SERVER_TOKEN))] {
-            for (kind, early_data) in [("full", ""), ("resumed", "None"), ("0-RTT", "Accepted")] {
+            for (kind, early_data) in [("full", ""), ("resumed", "none"), ("0-RTT", "accepted")] {
                 let site = Site::new();
                 let setup = ServerSetup {
                     auth: server_auth,
@@ -638,7 +638,7 @@ fn how_long_a_registration_takes() {
                 if kind != "full" {
                     client = client_with_state();
                 }
-                if early_data == "None" {
+                if early_data == "none" {
                     client.quic.push("allow_0rtt = false");
                 }
                 if server_auth.is_some() {

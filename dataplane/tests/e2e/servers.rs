@@ -171,7 +171,7 @@ fn a_server_that_is_named_twice_gets_its_lanes_once() {
         &[&by_name, &address.to_string()],
         service.address,
     );
-    let client = launch.args(["--log-level", "debug"]).start();
+    let client = launch.start();
     client.wait_until_ready().expect("it registers");
     client.wait_for_line("the name's answer", |line| {
         line.contains("resolved") && line.contains("localhost")
@@ -221,8 +221,7 @@ fn addresses_of_a_name_come_and_go_without_a_restart() {
         ..ClientSetup::default()
     };
     let address = format!("{NAME}:{port}");
-    let launch = client_launch_to(&site, &setup, &[&address], service.address)
-        .args(["--log-level", "debug"]);
+    let launch = client_launch_to(&site, &setup, &[&address], service.address);
     let mut client = resolver.asked_by(launch).start();
     client.wait_until_ready().expect("it finds the first one");
     visitor::wait_until_served(one.traffic());

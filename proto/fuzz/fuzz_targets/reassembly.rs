@@ -83,7 +83,10 @@ fn part_length(whole: &[u8], count: u8, mark: u8) -> Option<usize> {
         1 => shortest,
         _ => whole.len().saturating_sub(1) / (count - 1),
     };
-    (shortest..=longest).find(|&length| {
+    // The second part starts with its index, too. Looking there first spares most lengths a look at
+    // everything, which took seconds.
+    let may_be = |length: &usize| count == 1 || whole.get(*length) == Some(&1);
+    (shortest..=longest).filter(may_be).find(|&length| {
         whole.chunks(length).enumerate().all(|(index, part)| {
             let (first, marks) = part.split_first().unwrap_or((&0, &[]));
             usize::from(*first) == index && marks.iter().all(|&byte| byte == mark)

@@ -70,13 +70,36 @@ fn a_bad_command_line_exits_with_2() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_exits_with_1() {
+fn every_command_makes_the_directory_that_it_writes_to() {
     let place = Place::new();
-    let ran = place.run(&["config", "server", "--out", "none/dp.toml"]);
+    place.write("client.yaml", "server: {}\n");
+    for (args, file) in [
+        (&["config", "server"][..], "a/b/dp.toml"),
+        (&["ticket-key"], "c/d/ticket.key"),
+        (&["import", "client.yaml"], "e/f/dp.toml"),
+    ] {
+        place.ok(&[args, &["--out", file]].concat());
+        assert!(place.path(file).is_file(), "{file}");
+    }
+    place.ok(&["certs", "--server-name", "a.example.com", "--out", "g/h"]);
+    assert!(place.path("g/h/ca.crt").is_file());
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named_and_exits_with_1() {
+    let place = Place::new();
+    place.write("taken", "a file");
+    let ran = place.run(&["config", "server", "--out", "taken/below/dp.toml"]);
     assert_eq!(ran.code, 1);
-    assert!(
-        ran.stderr.contains("none/dp.toml cannot be written"),
-        "{}",
-        ran.stderr
-    );
+    let expected = "qmux-ctl: taken/below cannot be written: ";
+    assert!(ran.stderr.starts_with(expected), "{}", ran.stderr);
+}
+
+#[test]
+fn the_version_names_the_commit_of_a_release_build() {
+    let ran = Place::new().ok(&["--version"]);
+    let prefix = format!("qmux-ctl {} (", env!("CARGO_PKG_VERSION"));
+    let build = ran.stdout.strip_prefix(&prefix).unwrap_or_default();
+    let is_release = build.starts_with("commit ");
+    assert!(is_release || build == "debug build)\n", "{}", ran.stdout);
 }

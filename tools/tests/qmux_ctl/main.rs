@@ -3,5 +3,6 @@
 mod certs;
 mod config;
 mod import;
+mod readme;
 mod run;
 mod ticket_key;

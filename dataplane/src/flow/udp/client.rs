@@ -497,6 +497,7 @@ impl ClientFlows {
                 yield_now().await;
             }
             self.core.service.version();
+            self.lane.count_datagrams();
             self.incoming
                 .borrow_mut()
                 .sweep(Instant::now(), self.counters());

@@ -188,7 +188,10 @@ impl CoreFlows {
             datagram: datagram.to_vec(),
         });
         if !self.opening.replace(true) {
-            crate::core::task::spawn(Rc::clone(self).open_task());
+            let core = Rc::clone(self);
+            crate::core::task::spawn_or(Rc::clone(self).open_task(), move || {
+                core.opening.set(false);
+            });
         }
     }
 

@@ -28,6 +28,8 @@ pub(crate) trait FlowLane {
     fn asked(&self, now: Instant);
     /// Whether the peer leaves unanswered what was sent to it.
     fn is_silent(&self) -> bool;
+    /// Counts the datagrams that were lost on the lane since the last time.
+    fn count_datagrams(&self);
 }
 
 impl FlowLane for Lane {
@@ -53,6 +55,10 @@ impl FlowLane for Lane {
 
     fn is_silent(&self) -> bool {
         Lane::is_silent(self)
+    }
+
+    fn count_datagrams(&self) {
+        Lane::count_datagrams(self);
     }
 }
 

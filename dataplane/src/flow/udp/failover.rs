@@ -188,8 +188,7 @@ impl TrafficSocket {
         self.counters.udp_flows_opened.increment();
         tracing::debug!(lane = flow.lane.key(), flow = id, %visitor, "UDP flow opened");
         if let Some(payload) = payload {
-            flow.lane
-                .send(&flow, visitor, to_ip, id, false, payload, now);
+            flow.lane.send(&flow, visitor, id, false, payload, now);
         }
     }
 

@@ -86,4 +86,6 @@ impl FlowLane for FakeLane {
     fn is_silent(&self) -> bool {
         self.silent.get()
     }
+
+    fn count_datagrams(&self) {}
 }

@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 use super::*;
 
 const LIMITS: Limits = Limits {
-    flows_max: 48,
+    flows_max: 24,
     unanswered_timeout: Duration::from_secs(3),
     session_timeout: Duration::from_secs(20),
 };
@@ -76,9 +76,9 @@ impl Simulation {
 
     fn step(&mut self) {
         self.events += 1;
-        if self.random.random_bool(0.01) {
+        if self.random.random_bool(0.002) {
             self.flood = [0, 10, 60, 90][self.random.random_range(0..4)];
-            self.crowded = self.random.random_bool(0.2);
+            self.crowded = self.random.random_bool(0.3);
         }
         let flood = self.random.random_range(0..100) < self.flood;
         match self.random.random_range(0..100) {

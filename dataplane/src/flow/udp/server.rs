@@ -287,8 +287,8 @@ impl TrafficSocket {
         let now = Instant::now();
         if let Some((Place::Local(flow), id, known)) = self.find(visitor, now) {
             // A ticket that came with it is dropped: the flow has one.
-            flow.lane
-                .send(&flow, visitor, to_ip, id, known, &payload, now);
+            flow.to_ip.set(to_ip);
+            flow.lane.send(&flow, visitor, id, known, &payload, now);
             return;
         }
         if let (Some(ticket), Some(lane)) = (ticket, lane)
@@ -374,8 +374,8 @@ impl TrafficSocket {
                 {
                     return;
                 }
-                flow.lane
-                    .send(&flow, visitor, to_ip, id, known, payload, now);
+                flow.to_ip.set(to_ip);
+                flow.lane.send(&flow, visitor, id, known, payload, now);
             }
             Some((Place::Remote(flow), ..)) if !flow.is_gone() => {
                 self.hand_over(&flow, visitor, to_ip, payload, None);

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -176,13 +176,11 @@ impl LaneFlows {
         &self,
         flow: &LocalFlow,
         visitor: SocketAddr,
-        to_ip: Option<IpAddr>,
         id: u64,
         known: bool,
         payload: &[u8],
         now: Instant,
     ) {
-        flow.to_ip.set(to_ip);
         encode::send(
             &*self.lane,
             id,
@@ -241,6 +239,7 @@ impl LaneFlows {
 
     pub(super) fn sweep(&self, now: Instant) {
         self.note_silence(now);
+        self.lane.count_datagrams();
         self.incoming
             .borrow_mut()
             .sweep(now, &self.traffic.counters);

@@ -392,7 +392,6 @@ fn the_table_agrees_with_its_model() {
     }
     for (count, what) in [
         (seen.opened, "a flow that opened"),
-        (seen.full, "a table full of established flows"),
         (seen.evicted, "a flow that made room"),
         (seen.expired, "a flow that expired"),
         (seen.kept, "a flow kept beyond its timeout"),

@@ -8,15 +8,15 @@
 //!   one alone gets half of them, two a third each, so that there is always a place for somebody
 //!   else. When all are taken, a lane that has held one for [`STALE_AFTER`] makes room.
 //! - **Handshakes per second.** The first ones begin at once. Above [`UNPROVED`] (or with a quarter
-//!   of the places taken) a stranger must first show that he receives at his address, by coming
-//!   back with the token of a Retry packet. Then [`PROVED`] holds for all, and
-//!   [`PROVED_OF_NETWORK`] for one network.
+//!   of the places taken) a stranger must first show that he receives at his address, by coming back
+//!   with the token of a Retry packet. Then [`PROVED`] holds.
 //! - **Answers per second.** A stranger without a token costs one stateless answer at most, and
-//!   these are bounded by [`ANSWERS`] for all and [`ANSWERS_OF_NETWORK`] for one network.
+//!   these are bounded by [`ANSWERS`].
 //!
-//! So a flood from one network, however fast, takes nothing that others need; one with invented
-//! addresses of all networks makes honest clients repeat their first packet (RFC 9002, section 6.2)
-//! until an answer falls to them.
+//! Both rates have a part for networks that ask for little, which those that flood cannot use up. So
+//! a flood from a hundred networks, however fast, takes nothing that others need; one with
+//! invented addresses of all networks makes honest clients repeat their first packet (RFC 9002,
+//! section 6.2) until an answer falls to them.
 //!
 //! No I/O here, no clock and no randomness: time and the seed come in as arguments.
 
@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use rate::{Meter, NetworkMeters, Rate};
+use rate::{Meter, Rate, Rates, Shares};
 
 /// Lanes that nobody has registered on. One costs about 40 KB.
 pub(super) const PLACES_MAX: usize = 1_024;
@@ -46,21 +46,24 @@ const STALE_AFTER: Duration = Duration::from_secs(4);
 /// in without the round trip of a Retry.
 const UNPROVED: Rate = Rate::new(128, 256);
 
-/// Handshakes that begin with a proof: 18 % of a core. The burst lets 1,000 clients come back at
-/// once.
-const PROVED: Rate = Rate::new(512, 1_024);
-
-/// Those of one network: 9 % of a core. Clients behind one NAT share it.
-const PROVED_OF_NETWORK: Rate = Rate::new(256, 512);
+/// Handshakes that begin with a proof: 18 % of a core in all. The burst lets 1,000 clients come back
+/// at once.
+const PROVED: Rates = Rates {
+    // A client with two lanes to each core is quiet, and the second client of its network, too.
+    quiet_network: Rate::new(8, 32),
+    quiet: Rate::new(256, 512),
+    // Clients behind one NAT share it.
+    network: Rate::new(128, 512),
+    all: Rate::new(256, 1_024),
+};
 
 /// Stateless answers: 5 to 10 % of a core at 5 to 10 µs each, most of it the system call.
-const ANSWERS: Rate = Rate::new(10_000, 2_000);
-
-/// Those to one network: more than the handshakes that may follow.
-const ANSWERS_OF_NETWORK: Rate = Rate::new(512, 1_024);
-
-const _: () = assert!(PROVED_OF_NETWORK.burst < PROVED.burst);
-const _: () = assert!(ANSWERS_OF_NETWORK.per_second < ANSWERS.per_second);
+const ANSWERS: Rates = Rates {
+    quiet_network: Rate::new(8, 32),
+    quiet: Rate::new(3_000, 3_000),
+    network: Rate::new(256, 512),
+    all: Rate::new(7_000, 1_000),
+};
 
 /// What is done with the first packet of a stranger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,10 +121,8 @@ pub(super) struct Admission {
     /// Places of each network that has any.
     held: HashMap<Network, usize>,
     unproved: Meter,
-    proved: Meter,
-    proved_of: NetworkMeters,
-    answers: Meter,
-    answers_of: NetworkMeters,
+    proved: Shares,
+    answers: Shares,
 }
 
 impl Admission {
@@ -131,10 +132,8 @@ impl Admission {
             places: BTreeMap::new(),
             held: HashMap::new(),
             unproved: Meter::new(now),
-            proved: Meter::new(now),
-            proved_of: NetworkMeters::new(seed, now),
-            answers: Meter::new(now),
-            answers_of: NetworkMeters::new(seed.rotate_left(32), now),
+            proved: Shares::new(PROVED, seed, now),
+            answers: Shares::new(ANSWERS, seed.rotate_left(32), now),
         }
     }
 
@@ -169,10 +168,7 @@ impl Admission {
                 None => return Verdict::Refuse(Refused::NoPlace),
             }
         };
-        // The network's first: what it is refused must not be taken from all.
-        let begins =
-            self.proved_of.take(network, PROVED_OF_NETWORK, now) && self.proved.take(PROVED, now);
-        if begins {
+        if self.proved.take(network, now) {
             Verdict::Begin { displaces }
         } else {
             Verdict::Refuse(Refused::Handshakes)
@@ -181,9 +177,7 @@ impl Admission {
 
     /// Whether one more stateless answer may go to `ip`; it is counted as given.
     pub(super) fn may_answer(&mut self, ip: IpAddr, now: Instant) -> bool {
-        self.answers_of
-            .take(Network::of(ip), ANSWERS_OF_NETWORK, now)
-            && self.answers.take(ANSWERS, now)
+        self.answers.take(Network::of(ip), now)
     }
 
     /// The lane of this number holds a place from now on.
@@ -214,7 +208,7 @@ impl Admission {
     /// Whether a network may hold one more place: no more than there would be left for others.
     fn has_place_for(&self, network: Network) -> bool {
         let held = self.held.get(&network).copied().unwrap_or(0);
-        held < PLACES_MAX - self.places.len()
+        held < PLACES_MAX.saturating_sub(self.places.len())
     }
 
     fn oldest_if_stale(&self, now: Instant) -> Option<u64> {
@@ -297,7 +291,12 @@ mod tests {
         let answered = (0..100_000)
             .filter(|_| admission.may_answer(ip(1, 1), now))
             .count();
-        assert_eq!(answered, ANSWERS_OF_NETWORK.burst as usize);
+        let most = ANSWERS.network.burst + ANSWERS.quiet_network.burst;
+        assert_eq!(answered, most as usize);
+        // Many networks that flood use up what is not kept for others.
+        for network in 0..64 {
+            while admission.may_answer(IpAddr::from([10, 0, network, 1]), now) {}
+        }
         assert!(admission.may_answer(ip(2, 1), now));
     }
 

@@ -30,7 +30,7 @@ impl Rate {
         Rate { per_second, burst }
     }
 
-    fn interval(self) -> Duration {
+    pub(super) fn interval(self) -> Duration {
         Duration::from_secs(1) / self.per_second
     }
 }
@@ -112,6 +112,50 @@ impl Row {
     }
 }
 
+/// How often something may happen: for one network, and for all together.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rates {
+    /// A network that asks for no more than this is quiet.
+    pub(super) quiet_network: Rate,
+    /// What is kept for quiet ones.
+    pub(super) quiet: Rate,
+    /// Any other network.
+    pub(super) network: Rate,
+    /// All of these.
+    pub(super) all: Rate,
+}
+
+/// Keeps to [`Rates`].
+#[derive(Debug)]
+pub(super) struct Shares {
+    rates: Rates,
+    quiet_networks: NetworkMeters,
+    quiet: Meter,
+    networks: NetworkMeters,
+    all: Meter,
+}
+
+impl Shares {
+    pub(super) fn new(rates: Rates, seed: u64, now: Instant) -> Shares {
+        Shares {
+            rates,
+            quiet_networks: NetworkMeters::new(salted(seed, "quiet"), now),
+            quiet: Meter::new(now),
+            networks: NetworkMeters::new(salted(seed, "networks"), now),
+            all: Meter::new(now),
+        }
+    }
+
+    /// Takes one for the network, if there is one.
+    pub(super) fn take(&mut self, network: Network, now: Instant) -> bool {
+        let rates = self.rates;
+        let quiet = self.quiet_networks.take(network, rates.quiet_network, now);
+        // The network's own first: what it is refused must not be taken from all.
+        (quiet && self.quiet.take(rates.quiet, now))
+            || (self.networks.take(network, rates.network, now) && self.all.take(rates.all, now))
+    }
+}
+
 /// Not to be guessed by who does not know the salt, so that nobody can choose whose company he
 /// keeps.
 fn salted(salt: u64, value: impl Hash) -> u64 {
@@ -139,6 +183,25 @@ mod tests {
         assert_eq!(taken(&mut meter, start + Duration::from_millis(300)), 3);
         let much_later = start + Duration::from_secs(1_000);
         assert_eq!(taken(&mut meter, much_later), 5, "no more than the burst");
+    }
+
+    #[test]
+    fn floods_of_some_networks_leave_something_for_quiet_ones() {
+        let now = Instant::now();
+        let rates = Rates {
+            quiet_network: Rate::new(1, 2),
+            quiet: Rate::new(100, 100),
+            network: Rate::new(10, 20),
+            all: Rate::new(30, 50),
+        };
+        let mut shares = Shares::new(rates, 7, now);
+        let mut taken = |network, now| {
+            let network = Network(network);
+            (0..1_000).filter(|_| shares.take(network, now)).count()
+        };
+        let flood: usize = (0..10).map(|network| taken(network, now)).sum();
+        assert_eq!(flood, 10 * 2 + 50);
+        assert_eq!(taken(77, now), 2, "a quiet one");
     }
 
     #[test]

@@ -342,11 +342,8 @@ impl Endpoint {
                     for packet in ready.bytes.chunks(ready.segment) {
                         // What is lost here is repeated by QUIC.
                         let (to, from_ip) = (ready.to, ready.from_ip);
-                        if self
-                            .socket
-                            .try_send(packet, packet.len(), to, from_ip)
-                            .is_err()
-                        {
+                        let sent = self.socket.try_send(packet, packet.len(), to, from_ip);
+                        if sent.is_err() {
                             self.counters.quic_sends_failed.increment();
                         }
                     }
@@ -407,8 +404,10 @@ impl Endpoint {
 
     /// No longer counts the lane among those that may be anybody's.
     pub(in crate::quic) fn admitted(&self, lane: &Lane) {
-        if lane.counted_unadmitted.replace(false) && self.accepts {
-            self.admission.borrow_mut().give_back(lane.key());
+        if lane.counted_unadmitted.replace(false)
+            && let Some(admission) = &self.admission
+        {
+            admission.borrow_mut().give_back(lane.key());
         }
     }
 

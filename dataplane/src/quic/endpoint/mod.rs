@@ -5,6 +5,8 @@
 //! also owns the timers. An endpoint ends when it was asked to and its last lane is gone.
 
 mod broken;
+#[cfg(test)]
+mod datagram_tests;
 mod flush;
 #[cfg(test)]
 mod panic_tests;
@@ -95,7 +97,7 @@ pub(crate) struct Endpoint {
     /// First destination connection ids, chosen by clients: hashed so that they cannot choose collisions.
     by_initial: RefCell<HashMap<Box<[u8]>, Rc<Lane>>>,
     /// What those have who may be anybody. Endpoints that only dial have no strangers.
-    admission: RefCell<Admission>,
+    admission: Option<RefCell<Admission>>,
     /// When it was last logged that handshakes are refused.
     crowded_logged_at: Cell<Option<Instant>>,
     /// While set and not past, no GSO: the kernel has refused it.
@@ -143,7 +145,9 @@ impl Endpoint {
             lanes: RefCell::default(),
             by_cid: RefCell::default(),
             by_initial: RefCell::default(),
-            admission: RefCell::new(Admission::new(rand::random(), Instant::now())),
+            admission: setup
+                .accepts
+                .then(|| RefCell::new(Admission::new(rand::random(), Instant::now()))),
             crowded_logged_at: Cell::new(None),
             no_gso_until: Cell::new(None),
             retry_key: RetryKey::new(),
@@ -274,10 +278,9 @@ impl Endpoint {
         );
         self.lanes.borrow_mut().insert(key, Rc::clone(&lane));
         self.by_cid.borrow_mut().insert(scid, Rc::clone(&lane));
-        if self.accepts {
-            self.admission
-                .borrow_mut()
-                .take(key, way.peer.ip(), Instant::now());
+        if let Some(admission) = &self.admission {
+            let ip = way.peer.ip();
+            admission.borrow_mut().take(key, ip, Instant::now());
         }
         lane
     }

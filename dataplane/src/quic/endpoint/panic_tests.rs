@@ -128,7 +128,7 @@ impl World {
     /// Exactly one lane of the server has ended, and the other one serves.
     async fn one_lane_is_left(&self) {
         until("one lane to end", || self.server.lanes().len() == 1).await;
-        assert_eq!(self.server.admission.borrow().places(), 1);
+        assert_eq!(super::tests::places(&self.server), 1);
         assert_eq!(self.server.counters.lanes_opened.get(), 2);
         assert_eq!(self.server.counters.lanes_ended.get(), 1);
         let left = self.server.lanes()[0].key();

@@ -10,6 +10,7 @@ use qmux_proto::CID_LEN;
 use qmux_proto::cid::{self, LONG_HEADER_BIT};
 
 use super::Endpoint;
+use crate::core::memory;
 use crate::core::panics::{contain, may_be_injected};
 use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
@@ -146,6 +147,8 @@ impl Endpoint {
             io::ErrorKind::ConnectionRefused
                 | io::ErrorKind::HostUnreachable
                 | io::ErrorKind::NetworkUnreachable
+                // Of this host's own firewall.
+                | io::ErrorKind::PermissionDenied
         ) {
             return;
         }
@@ -251,6 +254,7 @@ impl Endpoint {
     /// After the packets of a turn: deliver what they changed, and have their lanes flushed, at once or, if that would
     /// only acknowledge, soon.
     pub(super) fn finish_turn(self: &Rc<Self>) {
+        memory::received();
         let now = Instant::now();
         loop {
             let mut touched = std::mem::take(&mut *self.touched.borrow_mut());
@@ -300,10 +304,10 @@ impl Endpoint {
     fn find_lane(&self, packet: &[u8]) -> Option<Rc<Lane>> {
         let first = *packet.first()?;
         if first & LONG_HEADER_BIT == 0 {
-            let id: &[u8; CID_LEN] = packet.get(1..)?.first_chunk()?;
+            let id = cid::short_header_dcid(packet)?;
             return self.by_cid.borrow().get(id).cloned();
         }
-        let dcid = long_header_dcid(packet)?;
+        let dcid = cid::long_header_dcid(packet)?;
         if let Ok(id) = <&[u8; CID_LEN]>::try_from(dcid)
             && let Some(lane) = self.by_cid.borrow().get(id)
         {
@@ -360,10 +364,4 @@ impl Endpoint {
 /// Whether two addresses are the same, whatever the kernel adds to those of IPv6.
 fn is_same_peer(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port() && one.ip() == other.ip()
-}
-
-/// The destination connection id of a long header packet (RFC 8999 section 5.1).
-fn long_header_dcid(packet: &[u8]) -> Option<&[u8]> {
-    let length = usize::from(*packet.get(cid::LONG_HEADER_DCID_OFFSET - 1)?);
-    packet.get(cid::LONG_HEADER_DCID_OFFSET..)?.get(..length)
 }

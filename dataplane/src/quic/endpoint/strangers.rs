@@ -110,8 +110,10 @@ impl Endpoint {
             .filter(|token| !token.is_empty())
             .and_then(|token| self.retry_key.verify(from, &header.dcid, token, now))
             .map(quiche::ConnectionId::from_ref);
-        let verdict = self
-            .admission
+        let Some(admission) = &self.admission else {
+            return; // Nobody begins lanes here: `unknown_packet` sees to it.
+        };
+        let verdict = admission
             .borrow_mut()
             .judge(from.ip(), original.is_some(), now);
         match verdict {
@@ -194,7 +196,9 @@ impl Endpoint {
     /// Gives up a lane that has had its place for long, because somebody else needs one.
     fn displace(&self, lane: u64) {
         self.counters.handshakes_displaced.increment();
-        self.admission.borrow_mut().give_back(lane);
+        if let Some(admission) = &self.admission {
+            admission.borrow_mut().give_back(lane);
+        }
         if let Some(lane) = self.lane(lane) {
             lane.give_up();
         }
@@ -231,7 +235,7 @@ impl Endpoint {
             tracing::warn!(
                 core = self.core,
                 addr = %self.socket.local_addr(),
-                places = self.admission.borrow().places(),
+                places = self.admission.as_ref().map(|it| it.borrow().places()),
                 places_max = PLACES_MAX,
                 "{text}"
             );
@@ -258,11 +262,9 @@ impl Endpoint {
     }
 
     fn negotiate_version(&self, header: &quiche::Header<'_>, ends: Ends) {
-        let may_answer = self
-            .admission
-            .borrow_mut()
-            .may_answer(ends.from.ip(), Instant::now());
-        if !may_answer {
+        let (ip, now) = (ends.from.ip(), Instant::now());
+        let admission = self.admission.as_ref();
+        if !admission.is_some_and(|it| it.borrow_mut().may_answer(ip, now)) {
             self.counters.initials_dropped.increment();
             return;
         }

@@ -5,16 +5,18 @@
 //! which is told by [`Lane::mark_dirty`].
 
 mod connection;
+mod datagrams;
 mod debts;
 mod ended;
 mod path;
 mod peek;
+mod room;
 mod silence;
 mod streams;
 mod turn;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
@@ -29,11 +31,14 @@ use super::event::Event;
 use super::handshake::Handshake;
 use super::roaming::Way;
 use crate::buffer::PooledBuffers;
+use crate::core::memory::LaneAllowance;
 use crate::core::panics::contain;
 use connection::ConnectionCell;
+use datagrams::Tally;
 use debts::Debts;
 use ended::EndedStreams;
 pub(crate) use peek::StreamFront;
+use room::{RoomQueue, Share};
 use silence::Silence;
 pub(crate) use silence::Silent;
 
@@ -43,12 +48,12 @@ pub(crate) type Connection = quiche::Connection<PooledBuffers>;
 /// The control stream (client-initiated, bidirectional; RFC 9000 section 2.1).
 pub(crate) const CONTROL_STREAM: u64 = 0;
 
+/// The most urgent stream of all (RFC 9218): control, which is little and must not wait for flows.
+const URGENCY_FIRST: u8 = 0;
+
 /// Bytes that flows may leave unsent in quiche, per lane. More costs cache misses (15 to 25 % of throughput) and makes
 /// the other flows of the lane wait; less starves GSO batches (measured: 128 to 256 KB).
 const QUEUE_BYTES_MAX: usize = 256 << 10;
-
-/// One waiting flow is woken for this much room in the queue.
-const ROOM_PER_WAITER: usize = 64 << 10;
 
 /// Bytes of a packet that are certainly not payload: header with a connection id, one byte of packet number, tag, the
 /// smallest stream frame header. Subtracting less than the truth keeps the estimate of what is queued from growing.
@@ -83,25 +88,20 @@ pub(crate) trait LaneEvents {
 /// What waits for one stream.
 #[derive(Debug, Default)]
 pub(crate) struct StreamWaiters {
+    /// Which one.
+    stream: u64,
     /// Set when there may be something to read (also: FIN, reset, end of the lane).
     pub(crate) readable: Event,
     /// Set when there may be room to write (also: stopped, end of the lane).
     pub(crate) writable: Event,
-    /// True while queued for room in the lane, so that it is queued once.
-    queued_for_room: Cell<bool>,
+    /// Its flow's part of the room in the lane.
+    share: Share,
     /// Bytes written to the stream.
     written: Cell<u64>,
     /// Bytes read from it.
     received: Cell<u64>,
     /// How many the peer says that there will be in all ([`Finished`]).
     announced: Cell<Option<u64>>,
-}
-
-impl StreamWaiters {
-    /// Bytes read from the stream.
-    pub(crate) fn bytes_received(&self) -> u64 {
-        self.received.get()
-    }
 }
 
 /// Outcome of reading a stream.
@@ -143,7 +143,8 @@ pub(crate) struct Lane {
     endpoint: Weak<Endpoint>,
     pub(super) conn: ConnectionCell,
     waiters: RefCell<HashMap<u64, Rc<StreamWaiters>, FxBuildHasher>>,
-    room_waiters: RefCell<VecDeque<Rc<StreamWaiters>>>,
+    /// Flows that wait for room.
+    room: RoomQueue,
     /// Taken away at the lane's end: the handler holds the lane, which would otherwise live for ever.
     events: RefCell<Option<Rc<dyn LaneEvents>>>,
     pub(super) dirty: Cell<bool>,
@@ -181,11 +182,13 @@ pub(crate) struct Lane {
     announcements: RefCell<Vec<Finished>>,
     ended: EndedStreams,
     silence: Silence,
+    datagrams: Tally,
     debts: Debts,
     /// What the turn of receiving that is under way has brought.
     pub(super) turn: turn::Turn,
     /// What is known of the path.
     path: path::PathState,
+    _allowance: LaneAllowance,
     this: Weak<Lane>,
 }
 
@@ -204,7 +207,7 @@ impl Lane {
             endpoint,
             conn: ConnectionCell::new(conn),
             waiters: RefCell::default(),
-            room_waiters: RefCell::default(),
+            room: RoomQueue::default(),
             events: RefCell::new(None),
             dirty: Cell::new(false),
             touched: Cell::new(false),
@@ -228,9 +231,11 @@ impl Lane {
             announcements: RefCell::default(),
             ended: EndedStreams::default(),
             silence: Silence::default(),
+            datagrams: Tally::default(),
             debts: Debts::default(),
             turn: turn::Turn::default(),
             path: path::PathState::new(way),
+            _allowance: LaneAllowance::new(),
             this: Weak::clone(this),
         })
     }
@@ -431,30 +436,11 @@ impl Lane {
         self.queued.set(0);
     }
 
-    /// Wakes flows that wait for room in the queue.
-    pub(super) fn wake_room_waiters(&self) {
-        let mut free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
-        let mut waiters = self.room_waiters.borrow_mut();
-        while free > 0
-            && let Some(waiter) = waiters.pop_front()
-        {
-            waiter.queued_for_room.set(false);
-            waiter.writable.set();
-            free = free.saturating_sub(ROOM_PER_WAITER);
-        }
-        let more = !waiters.is_empty() && self.queued.get() < QUEUE_BYTES_MAX;
-        drop(waiters);
-        if more {
-            // Those woken may have nothing to write: the next flush wakes the next ones.
-            self.mark_dirty();
-        }
-    }
-
     /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the end. True if there was
     /// nothing for any stream.
     pub(super) fn dispatch(self: &Rc<Self>) -> bool {
         let mut only_datagrams = true;
-        let mut conn = self.conn.borrow_mut();
+        let conn = self.conn.borrow_mut();
         if !self.was_established.get() && conn.is_established() {
             self.was_established.set(true);
             if conn.is_server() {
@@ -466,17 +452,12 @@ impl Lane {
             }
             self.established.set();
         }
-        while let Some(stream) = conn.stream_writable_next() {
-            only_datagrams = false;
-            if let Some(waiters) = self.waiters.borrow().get(&stream) {
-                waiters.writable.set();
-            }
-            if stream == CONTROL_STREAM {
-                drop(conn);
-                self.flush_control();
-                conn = self.conn.borrow_mut();
-            }
-        }
+        drop(conn);
+        // Before any flow: what the lane says for itself waits for nobody.
+        self.flush_control();
+        only_datagrams &= !self.note_writable();
+        self.wake_room_waiters();
+        let mut conn = self.conn.borrow_mut();
         while let Some(stream) = conn.stream_readable_next() {
             only_datagrams = false;
             let known = self
@@ -514,6 +495,7 @@ impl Lane {
             let next = self.conn.borrow_mut().dgram_recv_buf();
             let Ok(datagram) = next else { break };
             any = true;
+            Tally::add(&self.datagrams.delivered, 1);
             events.datagram(self, datagram.as_ref());
         }
         if any {
@@ -541,6 +523,7 @@ impl Lane {
             return false;
         };
         let end = self.unreachable.get().map_or(end, LaneEnd::Unreachable);
+        self.count_last_datagrams();
         *self.end.borrow_mut() = Some(end.clone());
         self.wake_all();
         let events = self.events.borrow_mut().take();
@@ -567,7 +550,7 @@ impl Lane {
     /// lane knows them any more.
     pub(super) fn abandon_orphans(&self) {
         let is_orphan = |waiters: &Rc<StreamWaiters>| {
-            Rc::strong_count(waiters) == 1 + usize::from(waiters.queued_for_room.get())
+            Rc::strong_count(waiters) == 1 + usize::from(waiters.share.is_queued())
         };
         let waiters = self.waiters.borrow();
         let orphans = waiters.iter().filter(|(_, waiters)| is_orphan(waiters));

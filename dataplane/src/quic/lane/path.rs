@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use qmux_proto::control::{Message, PathChallenge};
 use qmux_proto::varint;
 
-use super::{CONTROL_STREAM, Lane};
-use crate::log_limit::LogLimit;
+use super::Lane;
+use super::datagrams::Tally;
 use crate::quic::roaming::{Moved, Roaming, Way};
 
 /// Every path of QUIC carries packets of this size (RFC 9000 section 14).
@@ -34,14 +34,6 @@ const UNREACHABLE_PAUSE: Duration = Duration::from_millis(250);
 
 /// With less left for an address that is not proved, nothing is sent: a packet with a challenge takes about 70 bytes.
 const BUDGET_BYTES_MIN: usize = 100;
-
-/// The most urgent stream of all (RFC 9218).
-const URGENCY_FIRST: u8 = 0;
-
-thread_local! {
-    /// Bounds the log lines about peers that move.
-    static MOVED_LOG: LogLimit = LogLimit::new(Instant::now());
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -161,7 +153,13 @@ impl Lane {
         )?;
         // What came earlier in this turn came from where packets went.
         self.turn.moved();
-        tracing::debug!(lane = self.key, from = %earlier.peer, to = %way.peer, ?moved, "the peer's address has changed");
+        tracing::debug!(
+            lane = self.key,
+            from = %earlier.peer,
+            to = %way.peer,
+            to_be_proved = matches!(moved, Moved::Challenge(_)),
+            "the peer's address has changed"
+        );
         if earlier.peer.ip() != way.peer.ip() {
             // Another network. With a new port alone, the path is what it was (RFC 9000 section 9.4).
             self.distrust_packet_size();
@@ -169,11 +167,6 @@ impl Lane {
         match moved {
             Moved::Challenge(nonce) => {
                 self.path.on_probation.set(true);
-                // Before what flows have written. Fails only on a connection that is closing.
-                let _closing =
-                    self.conn
-                        .borrow_mut()
-                        .stream_priority(CONTROL_STREAM, URGENCY_FIRST, true);
                 self.send_control(&Message::PathChallenge(PathChallenge { nonce }));
             }
             Moved::Known => self.path.on_probation.set(false),
@@ -190,10 +183,7 @@ impl Lane {
             if let Some(endpoint) = self.endpoint.upgrade() {
                 endpoint.counters().paths_validated.increment();
             }
-            // A peer that has two addresses goes to and fro.
-            if let Some(suppressed) = MOVED_LOG.with(|log| log.pass(Instant::now())) {
-                tracing::info!(lane = self.key, peer = %self.way().peer, suppressed, "the peer has moved");
-            }
+            tracing::debug!(lane = self.key, peer = %self.way().peer, "the peer has moved");
             self.mark_dirty();
         }
         proved
@@ -299,7 +289,9 @@ impl Lane {
         let mut conn = self.conn.borrow_mut();
         let before = conn.dgram_send_queue_len();
         conn.dgram_purge_outgoing(|datagram| datagram.len() > room);
-        before - conn.dgram_send_queue_len()
+        let dropped = before - conn.dgram_send_queue_len();
+        Tally::add(&self.datagrams.purged, dropped);
+        dropped
     }
 
     /// A timer of the connection has fired. True if the path is now suspected of losing large packets: the search for

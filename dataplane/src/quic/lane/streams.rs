@@ -6,9 +6,11 @@ use std::time::Instant;
 use qmux_proto::control::{Finished, Message};
 use qmux_proto::{FlowError, LaneError};
 
+use super::datagrams::Tally;
+use super::room::RoomQueue;
 use super::{
     ANNOUNCE_AFTER, CONTROL_BACKLOG_BYTES_MAX, CONTROL_STREAM, DATAGRAM_QUEUE_BYTES_MAX,
-    DatagramRefused, Lane, QUEUE_BYTES_MAX, StreamRead, StreamRoom, StreamWaiters,
+    DatagramRefused, Lane, QUEUE_BYTES_MAX, StreamRead, StreamRoom, StreamWaiters, URGENCY_FIRST,
 };
 use crate::buffer::{Datagram, StreamBuf};
 
@@ -31,7 +33,10 @@ impl Lane {
 
     /// Registers the caller as the one who waits for `stream`.
     pub(crate) fn attach(&self, stream: u64) -> Rc<StreamWaiters> {
-        let waiters = Rc::<StreamWaiters>::default();
+        let waiters = Rc::new(StreamWaiters {
+            stream,
+            ..StreamWaiters::default()
+        });
         self.waiters
             .borrow_mut()
             .insert(stream, Rc::clone(&waiters));
@@ -40,7 +45,10 @@ impl Lane {
 
     /// Ends the registration. Call it when the stream is done with in both directions.
     pub(crate) fn detach(&self, stream: u64) {
-        self.waiters.borrow_mut().remove(&stream);
+        let waiters = self.waiters.borrow_mut().remove(&stream);
+        if let Some(waiters) = waiters {
+            waiters.share.leave();
+        }
         self.remember_ended(stream);
     }
 
@@ -49,24 +57,27 @@ impl Lane {
         if !self.is_open() {
             return StreamRoom::Stopped(FlowError::Internal);
         }
+        let mut conn = self.conn.borrow_mut();
+        let capacity = match conn.stream_capacity(stream) {
+            Ok(capacity) => capacity,
+            Err(error) => return StreamRoom::Stopped(flow_error(error)),
+        };
         let free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
-        if free == 0 {
-            if !waiters.queued_for_room.replace(true) {
-                self.room_waiters.borrow_mut().push_back(Rc::clone(waiters));
-            }
+        let may = free.min(self.room.allowance(waiters));
+        if may == 0 {
+            self.room.wait(waiters);
             return StreamRoom::Blocked;
         }
-        let mut conn = self.conn.borrow_mut();
-        match conn.stream_capacity(stream) {
-            Ok(0) => {
-                // Arms `stream_writable_next`, and tells the peer what blocks us.
-                match conn.stream_writable(stream, 1) {
-                    Ok(true) => StreamRoom::Bytes(1),
-                    Ok(false) => StreamRoom::Blocked,
-                    Err(error) => StreamRoom::Stopped(flow_error(error)),
-                }
+        if capacity > 0 {
+            return StreamRoom::Bytes(capacity.min(may).min(want));
+        }
+        // Arms `stream_writable_next`, and tells the peer what blocks us.
+        match conn.stream_writable(stream, 1) {
+            Ok(true) => StreamRoom::Bytes(1),
+            Ok(false) => {
+                RoomQueue::waits_for_quiche(waiters);
+                StreamRoom::Blocked
             }
-            Ok(capacity) => StreamRoom::Bytes(capacity.min(free).min(want)),
             Err(error) => StreamRoom::Stopped(flow_error(error)),
         }
     }
@@ -93,7 +104,7 @@ impl Lane {
         match result {
             Ok((sent, rest)) => {
                 self.queued.set(self.queued.get() + sent);
-                waiters.written.set(waiters.written.get() + sent as u64);
+                self.room.took(waiters, sent);
                 Ok(rest.filter(|rest| !rest.as_ref().is_empty()))
             }
             Err(quiche::Error::Done) => Ok(Some(bytes)),
@@ -128,7 +139,10 @@ impl Lane {
                 });
                 Ok(true)
             }
-            Err(quiche::Error::Done) => Ok(false),
+            Err(quiche::Error::Done) => {
+                RoomQueue::waits_for_quiche(waiters);
+                Ok(false)
+            }
             Err(error) => Err(flow_error(error)),
         }
     }
@@ -237,10 +251,12 @@ impl Lane {
         if backlog.is_empty() {
             return;
         }
-        let result = self
-            .conn
-            .borrow_mut()
-            .stream_send(CONTROL_STREAM, &backlog, false);
+        let result = {
+            let mut conn = self.conn.borrow_mut();
+            // Before what flows have written, however much that is. Fails where the next call does.
+            let _closing = conn.stream_priority(CONTROL_STREAM, URGENCY_FIRST, true);
+            conn.stream_send(CONTROL_STREAM, &backlog, false)
+        };
         match result {
             Ok(sent) => {
                 backlog.drain(..sent);
@@ -277,6 +293,7 @@ impl Lane {
         drop(conn);
         match result {
             Ok(()) => {
+                Tally::add(&self.datagrams.queued, 1);
                 self.mark_dirty();
                 Ok(())
             }

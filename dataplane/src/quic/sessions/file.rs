@@ -1,21 +1,18 @@
-//! The file of session tickets: text, one ticket a line, a digest at the end; replaced as a whole.
+//! The file of session tickets: read and replaced as a whole. What its text looks like,
+//! `qmux-config` knows.
 
 use std::fs::DirBuilder;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
 
-use boring::base64;
-use boring::sha::sha256;
+use qmux_config::{SavedSession, decode_sessions, encode_sessions};
 use tempfile::NamedTempFile;
 
 use super::{Identity, SERVERS_MAX, Saved, Server, TICKETS_MAX, Ticket};
 
 /// Its name in the state directory.
 pub(super) const NAME: &str = "sessions";
-
-/// Its first line; a file of another version is not read.
-const HEADER: &str = "qmux-dp sessions 1";
 
 /// Largest file that is read: as many servers as there may be with as many tickets as they may have, of 4 KB each, in
 /// base64. Some kilobytes are usual.
@@ -69,30 +66,23 @@ pub(super) fn danger(dir: &Path) -> Option<&'static str> {
 
 /// The content of the file.
 pub(super) fn encode(saved: &[Saved]) -> String {
-    let mut lines: Vec<(u64, String)> = Vec::new();
-    for (Server { address, name }, identity, tickets) in saved {
-        if [address, name]
-            .iter()
-            .any(|it| it.contains(char::is_control))
-        {
-            continue; // It would not be read back as one field.
-        }
-        let identity = base64::encode_block(identity);
-        for ticket in tickets {
-            let (peer, expires_at) = (ticket.peer, ticket.expires_at);
-            let session = base64::encode_block(&ticket.session);
-            lines.push((
-                ticket.number,
-                format!("{address}\t{name}\t{identity}\t{peer}\t{expires_at}\t{session}\n"),
-            ));
-        }
+    let mut lines: Vec<(u64, SavedSession)> = Vec::new();
+    for (server, identity, tickets) in saved {
+        lines.extend(tickets.iter().map(|ticket| {
+            let line = SavedSession {
+                address: server.address.clone(),
+                name: server.name.clone(),
+                identity: *identity,
+                peer: ticket.peer,
+                expires_at: ticket.expires_at,
+                session: ticket.session.to_vec(),
+            };
+            (ticket.number, line)
+        }));
     }
     // Oldest first over all, which is the order when they are read back.
-    lines.sort();
-    let mut text = format!("{HEADER}\n");
-    text.extend(lines.into_iter().map(|(_, line)| line));
-    let digest = base64::encode_block(&sha256(text.as_bytes()));
-    text + "end " + &digest + "\n"
+    lines.sort_by_key(|(number, _)| *number);
+    encode_sessions(lines.iter().map(|(_, line)| line))
 }
 
 /// Puts `text` in the place of the file, readable by its owner alone.
@@ -131,38 +121,19 @@ pub(super) fn load(path: &Path) -> Result<Vec<(Server, Identity, Ticket)>, Strin
 }
 
 pub(super) fn decode(bytes: &[u8]) -> Option<Vec<(Server, Identity, Ticket)>> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    let body = text.strip_suffix('\n')?;
-    let (body, last) = body.split_at(body.rfind('\n')? + 1);
-    let digest = base64::encode_block(&sha256(body.as_bytes()));
-    if last.strip_prefix("end ")? != digest {
-        return None;
-    }
-    let mut lines = body.lines();
-    if lines.next()? != HEADER {
-        return None;
-    }
-    lines.map(line).collect()
-}
-
-fn line(line: &str) -> Option<(Server, Identity, Ticket)> {
-    let mut fields = line.split('\t');
-    let server = Server {
-        address: fields.next()?.to_owned(),
-        name: fields.next()?.to_owned(),
-    };
-    let identity = base64::decode_block(fields.next()?).ok()?.try_into().ok()?;
-    let peer = fields.next()?.parse().ok()?;
-    let expires_at = fields.next()?.parse().ok()?;
-    let session = base64::decode_block(fields.next()?).ok()?;
-    let ticket = Ticket {
-        session: session.into(),
-        peer,
-        expires_at,
-        number: 0,
-    };
-    fields
-        .next()
-        .is_none()
-        .then_some((server, identity, ticket))
+    let saved = decode_sessions(bytes)?.into_iter();
+    let sessions = saved.map(|saved| {
+        let server = Server {
+            address: saved.address,
+            name: saved.name,
+        };
+        let ticket = Ticket {
+            session: saved.session.into(),
+            peer: saved.peer,
+            expires_at: saved.expires_at,
+            number: 0,
+        };
+        (server, saved.identity, ticket)
+    });
+    Some(sessions.collect())
 }

@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -11,10 +11,9 @@ use super::wait::{self, PATIENCE};
 /// Looked at for the end after so many.
 const BURST: usize = 64;
 
-/// A flood that lasts until this is dropped, or patience ends.
+/// A flood that lasts until this is dropped, or all patience has ended.
 pub(crate) struct Flood {
     stop: Arc<AtomicBool>,
-    sent: Arc<AtomicU64>,
     sender: Option<JoinHandle<()>>,
 }
 
@@ -29,10 +28,10 @@ impl Flood {
                 socket
             })
             .collect();
-        let (stop, sent) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let (stopped, counts) = (Arc::clone(&stop), Arc::clone(&sent));
+        let (stop, begun) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (stopped, begins) = (Arc::clone(&stop), Arc::clone(&begun));
         let sender = thread::spawn(move || {
-            let ends = Instant::now() + 2 * PATIENCE;
+            let ends = Instant::now() + 5 * PATIENCE;
             while !stopped.load(Ordering::Relaxed) && Instant::now() < ends {
                 for socket in &sockets {
                     for _ in 0..BURST {
@@ -40,24 +39,15 @@ impl Flood {
                         let _lost = socket.send(&[7; 64]);
                     }
                 }
-                counts.fetch_add((BURST * sockets.len()) as u64, Ordering::Relaxed);
+                begins.store(true, Ordering::Relaxed);
             }
         });
         let flood = Flood {
             stop,
-            sent,
             sender: Some(sender),
         };
-        flood.wait_for_more(1);
+        wait::until_true("the flood begins", || begun.load(Ordering::Relaxed));
         flood
-    }
-
-    /// Waits until `datagrams` more have been sent.
-    pub(crate) fn wait_for_more(&self, datagrams: u64) {
-        let before = self.sent.load(Ordering::Relaxed);
-        wait::until_true("the flood goes on", || {
-            self.sent.load(Ordering::Relaxed) >= before + datagrams
-        });
     }
 
     /// Whether it has not ended by itself.

@@ -77,19 +77,37 @@ impl Launch {
         }
     }
 
+    /// The same program in a network namespace of its own, after a shell script that sets its
+    /// network up.
+    pub(crate) fn in_own_network(self, set_up: &str) -> Self {
+        let script = format!("set -e; ip link set lo up; {set_up}\nexec \"$@\"");
+        self.under("unshare", &["--net", "--", "sh", "-c", &script, "sh"])
+    }
+
+    /// The same program in the network namespace of a program that runs.
+    pub(crate) fn in_network_of(self, other: &Program) -> Self {
+        let place = format!("--net=/proc/{}/ns/net", other.id());
+        self.under("nsenter", &[&place, "--"])
+    }
+
+    /// The same program, run by another one with these arguments before its own.
+    fn under(self, program: &str, first: &[&str]) -> Self {
+        let first = first.iter().map(OsString::from);
+        Self {
+            name: self.name,
+            program: find(program.into()),
+            args: first
+                .chain([self.program.into()])
+                .chain(self.args)
+                .collect(),
+            envs: self.envs,
+        }
+    }
+
     /// The same program with no more than `count` file descriptors.
     pub(crate) fn with_descriptors(self, count: usize) -> Self {
-        let mut args: Vec<OsString> = vec![
-            format!("--nofile={count}:{count}").into(),
-            "--".into(),
-            self.program.into(),
-        ];
-        args.extend(self.args);
-        Self {
-            program: find("prlimit".into()),
-            args,
-            ..self
-        }
+        let limit = format!("--nofile={count}:{count}");
+        self.under("prlimit", &[&limit, "--"])
     }
 
     /// Starts it.
@@ -110,6 +128,13 @@ impl Launch {
         let name = &program.launch.name;
         assert!(status.success(), "{name} ended with {status}");
         program.stdout()
+    }
+
+    /// For tests of what a program makes of its output: the child, with these.
+    pub(crate) fn spawn_with(&self, stdout: Stdio, stderr: Stdio) -> Child {
+        let mut command = self.command();
+        command.stdout(stdout).stderr(stderr);
+        spawn_command(command).unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
     /// For programs whose output is too much to keep: the child, with standard output as a pipe.

@@ -168,6 +168,15 @@ impl UdpService {
 
     /// The same on a socket that is there already.
     pub(crate) fn echo_on(socket: UdpSocket) -> Self {
+        Self::echo_if(socket, |_| true)
+    }
+
+    /// The same, but it answers only what is longer than `bytes`.
+    pub(crate) fn echo_longer_than(socket: UdpSocket, bytes: usize) -> Self {
+        Self::echo_if(socket, move |length| length > bytes)
+    }
+
+    fn echo_if(socket: UdpSocket, answers: impl Fn(usize) -> bool + Send + 'static) -> Self {
         let address = socket.local_addr().expect("bound");
         socket.set_read_timeout(Some(UDP_GLANCE)).expect("timeout");
         let sizes = SockRef::from(&socket);
@@ -188,7 +197,9 @@ impl UdpService {
                     };
                     received.fetch_add(1, Ordering::SeqCst);
                     sources.lock().expect("sources").insert(source);
-                    let _full = socket.send_to(&bytes[..length], source);
+                    if answers(length) {
+                        let _full = socket.send_to(&bytes[..length], source);
+                    }
                 }
             }
         });

@@ -69,6 +69,8 @@ pub(crate) struct ServerSetup {
     pub(crate) env: Option<(&'static str, &'static str)>,
     /// Where its admin endpoint listens.
     pub(crate) admin: Option<SocketAddr>,
+    /// Its log level instead of the default one. What becomes of single lanes is told at debug.
+    pub(crate) log_level: Option<&'static str>,
 }
 
 impl Default for ServerSetup {
@@ -88,6 +90,7 @@ impl Default for ServerSetup {
             identity: "server",
             env: None,
             admin: None,
+            log_level: Some("debug"),
         }
     }
 }
@@ -112,6 +115,8 @@ pub(crate) struct ClientSetup {
     pub(crate) env: Option<(&'static str, &'static str)>,
     /// Where its admin endpoint listens.
     pub(crate) admin: Option<SocketAddr>,
+    /// Its log level instead of the default one. What becomes of single lanes is told at debug.
+    pub(crate) log_level: Option<&'static str>,
 }
 
 impl Default for ClientSetup {
@@ -130,6 +135,7 @@ impl Default for ClientSetup {
             identity: "client",
             env: None,
             admin: None,
+            log_level: Some("debug"),
         }
     }
 }
@@ -199,6 +205,7 @@ impl Server {
             &config,
             setup.cores,
             setup.env,
+            setup.log_level,
         )
     }
 
@@ -261,6 +268,7 @@ pub(crate) fn client_launch_to(
         &config,
         setup.cores,
         setup.env,
+        setup.log_level,
     )
 }
 
@@ -278,7 +286,8 @@ pub(crate) fn start_client(
     program
 }
 
-fn client_config(setup: &ClientSetup, servers: &[&str], service: SocketAddr) -> String {
+/// The text of its config.
+pub(crate) fn client_config(setup: &ClientSetup, servers: &[&str], service: SocketAddr) -> String {
     let (server_name, ca, identity) = (setup.server_name, setup.ca, setup.identity);
     let (host, port) = (service.ip(), service.port());
     let servers: String = servers
@@ -328,10 +337,14 @@ fn launch(
     config: &str,
     cores: usize,
     env: Option<(&str, &str)>,
+    log_level: Option<&str>,
 ) -> Launch {
-    let launch = Launch::new(name, program)
+    let mut launch = Launch::new(name, program)
         .args(["--config", config])
         .args(["--cores", &cores.to_string()]);
+    if let Some(level) = log_level {
+        launch = launch.args(["--log-level", level]);
+    }
     match env {
         Some((name, value)) => launch.env(name, value),
         None => launch,

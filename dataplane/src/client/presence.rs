@@ -1,0 +1,50 @@
+//! What the log says of servers that come and go: one line each, however many lanes there are.
+
+use std::fmt::Display;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::ClientCore;
+use super::server::ServerState;
+
+/// How long the lanes to a server are given to come, before they are counted.
+const LANES_COME: Duration = Duration::from_millis(500);
+
+/// The first lane to a server, or to another instance of it, has registered. Says so when the
+/// others have had time to come.
+pub(super) fn say_up(core: &Rc<ClientCore>, server: &Arc<ServerState>) {
+    let (core, server) = (Rc::clone(core), Arc::clone(server));
+    monoio::spawn(async move {
+        monoio::time::sleep(LANES_COME).await;
+        let lanes = server.lanes();
+        if lanes == 0 {
+            return; // Its end has been told.
+        }
+        if let Some(suppressed) = core.context.lane_log.pass(Instant::now()) {
+            let server = core.shared.title(&server);
+            tracing::info!(server, lanes, suppressed, "server up");
+        }
+    });
+}
+
+/// The last lane to a server has ended, or is being left.
+pub(super) fn say_down(core: &ClientCore, server: &ServerState, why: &dyn Display) {
+    if core.context.draining.get() {
+        return; // It is this client that ends.
+    }
+    if let Some(suppressed) = core.context.lane_log.pass(Instant::now()) {
+        let server = core.shared.title(server);
+        tracing::warn!(server, %why, suppressed, "server down: no lane is left");
+    }
+}
+
+/// A server says that it stops.
+pub(super) fn say_drains(core: &ClientCore, server: &ServerState) {
+    if server.begins_to_drain()
+        && let Some(suppressed) = core.context.lane_log.pass(Instant::now())
+    {
+        let server = core.shared.title(server);
+        tracing::info!(server, suppressed, "server drains; it sends no new flow");
+    }
+}

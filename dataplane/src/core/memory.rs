@@ -1,0 +1,253 @@
+//! The memory limit: when what the process holds comes near it, flows that stall give up theirs.
+//!
+//! Bytes that nobody takes are what grows without bound: each stalled flow keeps a window of up to
+//! 8 MiB full. Above three quarters of the limit the flow that has stalled longest ends, then the next, until
+//! there is less. Flows that move are left alone as long as one stalls. Just below the limit any flow counts whose socket
+//! takes nothing at that moment; if there is none either, new visitors are refused.
+//!
+//! [`decide`] knows no clock, no flows and no cores. Each core looks on its own, when it has received something while
+//! memory is short, and a few times a second, and acts only if no other core has a flow that has stalled longer. What is
+//! held is the allocator's count ([`heap`]) without what the process held when it was ready, what lies in pools, and an
+//! allowance for lanes.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::utils::CachePadded;
+use qmux_config::MemoryLimit;
+use qmux_proto::FlowError;
+
+use super::{CORES_MAX, CoreContext};
+use crate::buffer;
+use crate::quic::event::{Event, yield_now};
+use crate::sys::{heap, memory};
+
+/// Each core looks this often, beside the looks after what it receives.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// A flow must have stalled for this long to be ended while there is room left: shorter ones may be a matter of a lost
+/// packet on the visitor's way.
+const STALLED_MIN: Duration = Duration::from_secs(1);
+
+/// Flows that end before the next look at what is held, when hardly any room is left. One turn of receiving brings up to
+/// 256 KB, and a flow that stalls holds at least a block of 16 KB.
+const ENDED_AT_ONCE: usize = 16;
+
+/// Looks in a row before other things of the core get more than a turn.
+const LOOKS_IN_A_ROW: usize = 64;
+
+/// What an idle lane holds in our memory: it is no flow's, and does not count.
+const LANE_BYTES: usize = 32 << 10;
+
+/// What is allowed where neither the configuration nor the system says.
+const FALLBACK_BYTES: u64 = 1 << 30;
+
+/// How much is left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Supply {
+    /// More than a quarter of the limit.
+    Ample,
+    /// Less than that.
+    Short,
+    /// Hardly any.
+    Out,
+    /// None.
+    Over,
+}
+
+impl Supply {
+    /// Of a `limit`, with so much held.
+    pub(crate) fn of(held_bytes: usize, limit_bytes: usize) -> Supply {
+        if held_bytes < limit_bytes / 4 * 3 {
+            Supply::Ample
+        } else if held_bytes < limit_bytes / 16 * 15 {
+            Supply::Short
+        } else if held_bytes < limit_bytes {
+            Supply::Out
+        } else {
+            Supply::Over
+        }
+    }
+}
+
+/// What a core does about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Nothing.
+    Rest,
+    /// So many flows end, the most stalled first.
+    End(usize),
+    /// Nothing stalls anywhere, and hardly anything is left: new visitors are refused.
+    Refuse,
+}
+
+/// Decides for one core: `own` is its longest stall, `others` the longest one of all other cores, as they said last. Of two
+/// cores with the same one both act. Above the limit nobody waits for others.
+pub(crate) fn decide(supply: Supply, own: Option<Duration>, others: Option<Duration>) -> Order {
+    let first = own.is_some() && own >= others;
+    match supply {
+        Supply::Short if first && own >= Some(STALLED_MIN) => Order::End(1),
+        Supply::Ample | Supply::Short => Order::Rest,
+        Supply::Out if first => Order::End(ENDED_AT_ONCE),
+        Supply::Over if own.is_some() => Order::End(ENDED_AT_ONCE),
+        // Else, with one elsewhere, it is for another core to end it.
+        Supply::Out | Supply::Over if others.is_none() => Order::Refuse,
+        Supply::Out | Supply::Over => Order::Rest,
+    }
+}
+
+// ---- what the process shares --------------------------------------------------------------------------------------
+
+/// What flows may hold; zero until it is known.
+static LIMIT_BYTES: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// What the process held when it was ready.
+static BASE_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Each core's longest stall in milliseconds, plus one; zero: none.
+static STALLS_MS: [CachePadded<AtomicU64>; CORES_MAX] =
+    [const { CachePadded::new(AtomicU64::new(0)) }; CORES_MAX];
+
+thread_local! {
+    /// Wakes this core's look.
+    static LOOK_NOW: RefCell<Option<Rc<Event>>> = const { RefCell::new(None) };
+    static REFUSES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Sets the limit. What is held now does not count: no flow holds it.
+pub(crate) fn set_limit(limit: MemoryLimit) {
+    let bytes = match limit {
+        MemoryLimit::Bytes(bytes) => bytes,
+        MemoryLimit::Auto => memory::allowed_bytes().unwrap_or(2 * FALLBACK_BYTES) / 2,
+    };
+    BASE_BYTES.store(heap::held_bytes(), Ordering::Relaxed);
+    LIMIT_BYTES.store(
+        usize::try_from(bytes).unwrap_or(usize::MAX),
+        Ordering::Relaxed,
+    );
+    tracing::debug!(bytes, "flows may hold this much memory");
+}
+
+/// Bytes that flows may hold.
+pub(crate) fn limit_bytes() -> usize {
+    LIMIT_BYTES.load(Ordering::Relaxed)
+}
+
+/// Bytes that flows hold.
+pub(crate) fn held_bytes() -> usize {
+    heap::held_bytes().saturating_sub(BASE_BYTES.load(Ordering::Relaxed))
+}
+
+/// How much is left now.
+pub(crate) fn supply() -> Supply {
+    Supply::of(held_bytes(), limit_bytes())
+}
+
+/// To be called when the core has received something: has it look if memory is short.
+pub(crate) fn received() {
+    if supply() > Supply::Ample {
+        LOOK_NOW.with_borrow(|look| {
+            if let Some(look) = look {
+                look.set();
+            }
+        });
+    }
+}
+
+/// Whether this core refuses new visitors, because there is no memory for them and nothing stalls.
+pub(crate) fn refuses_newcomers() -> bool {
+    REFUSES.get() && supply() >= Supply::Out
+}
+
+/// Keeps an allowance out of what counts, for as long as a lane lives.
+#[derive(Debug)]
+pub(crate) struct LaneAllowance(());
+
+impl LaneAllowance {
+    /// For a new lane.
+    pub(crate) fn new() -> LaneAllowance {
+        heap::count(-heap::signed(LANE_BYTES));
+        LaneAllowance(())
+    }
+}
+
+impl Drop for LaneAllowance {
+    fn drop(&mut self) {
+        heap::count(heap::signed(LANE_BYTES));
+    }
+}
+
+// ---- a core's look ------------------------------------------------------------------------------------------------
+
+/// Keeps the process within its limit, as far as this core's flows can, for as long as it runs.
+pub(crate) async fn keep_within_limit(context: Rc<CoreContext>) {
+    let look_now = Rc::<Event>::default();
+    LOOK_NOW.set(Some(Rc::clone(&look_now)));
+    loop {
+        // Set or not: it is time.
+        let _received = look_now.cuts_short(super::time::sleep(LOOK)).await;
+        for _ in 0..LOOKS_IN_A_ROW {
+            if !look(&context, Instant::now()) {
+                break;
+            }
+            // Those that were told to end give up their memory in their own turn.
+            yield_now().await;
+        }
+    }
+}
+
+/// One look. True if another one is due after what was done.
+fn look(context: &CoreContext, now: Instant) -> bool {
+    let flows = &context.flow_table;
+    let own = flows.longest_stall();
+    publish(context.index, own);
+    let supply = supply();
+    if supply > Supply::Ample {
+        buffer::release_free();
+    }
+    let others = longest_stall_of_others(context.index, context.cluster.cores());
+    let order = decide(supply, own, others);
+    REFUSES.set(order == Order::Refuse);
+    let Order::End(count) = order else {
+        return false;
+    };
+    let mut ended = 0;
+    while ended < count && flows.end_most_stalled(FlowError::LimitReached).is_some() {
+        ended += 1;
+    }
+    publish(context.index, flows.longest_stall());
+    if let Some(suppressed) = context.memory_log.pass(now) {
+        tracing::warn!(
+            ended,
+            held_mib = held_bytes() >> 20,
+            limit_mib = limit_bytes() >> 20,
+            suppressed,
+            "memory is short; the flows that took nothing for longest are reset"
+        );
+    }
+    true
+}
+
+fn publish(core: usize, stall: Option<Duration>) {
+    let ms = stall.map_or(0, |stall| {
+        u64::try_from(stall.as_millis()).unwrap_or(u64::MAX - 1) + 1
+    });
+    if STALLS_MS[core].load(Ordering::Relaxed) != ms {
+        STALLS_MS[core].store(ms, Ordering::Relaxed);
+    }
+}
+
+fn longest_stall_of_others(core: usize, cores: usize) -> Option<Duration> {
+    let stalls = STALLS_MS.iter().take(cores).enumerate();
+    let others = stalls.filter(|(other, _)| *other != core);
+    let longest = others.map(|(_, ms)| ms.load(Ordering::Relaxed)).max();
+    longest
+        .filter(|ms| *ms > 0)
+        .map(|ms| Duration::from_millis(ms - 1))
+}
+
+#[cfg(test)]
+#[path = "memory_tests.rs"]
+mod tests;

@@ -1,0 +1,288 @@
+//! Certificates, keys and CAs as read from their files, ready for a TLS context.
+//!
+//! Reading a file may take long (a network file system that is away), so no core does it: they are
+//! read at the start, and a client's again by a thread of its own when the files change. Whoever
+//! shakes hands takes what was read last.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use boring::pkey::{PKey, Private};
+use boring::sha::Sha256;
+use boring::x509::X509;
+use qmux_config::{Client, read_pem};
+
+use super::sessions::Identity;
+
+/// How often the files are looked at: three system calls.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
+/// Looks in a row that find the files unusable before it is said: a renewal that replaces one file
+/// after the other is not to be reported half-way.
+const UNUSABLE_LOOKS_MAX: u32 = 3;
+
+/// A certificate, key or CA file that TLS refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {what}: {why}")]
+pub(crate) struct TlsError {
+    path: String,
+    what: &'static str,
+    why: String,
+}
+
+pub(super) fn failed<E: std::fmt::Display>(
+    path: &Path,
+    what: &'static str,
+) -> impl FnOnce(E) -> TlsError {
+    let path = path.display().to_string();
+    move |error| TlsError {
+        path,
+        what,
+        why: error.to_string(),
+    }
+}
+
+/// The CAs of a file.
+#[derive(Debug)]
+pub(super) struct Authorities {
+    pub(super) file: PathBuf,
+    pub(super) certs: Vec<X509>,
+    /// The file's content.
+    pub(super) pem: Vec<u8>,
+}
+
+impl Authorities {
+    pub(super) fn read(file: &Path) -> Result<Authorities, TlsError> {
+        let pem = read_pem(file).map_err(failed(file, "cannot be used"))?;
+        Ok(Authorities {
+            file: file.to_owned(),
+            certs: certificates(file, &pem)?,
+            pem,
+        })
+    }
+}
+
+/// A certificate with its chain, and its key.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) cert_file: PathBuf,
+    pub(super) key_file: PathBuf,
+    /// The leaf first.
+    pub(super) chain: Vec<X509>,
+    pub(super) key: PKey<Private>,
+    /// The certificate file's content.
+    pem: Vec<u8>,
+}
+
+impl Pair {
+    pub(super) fn read(cert_file: &Path, key_file: &Path) -> Result<Pair, TlsError> {
+        let pem = read_pem(cert_file).map_err(failed(cert_file, "cannot be used"))?;
+        let key = read_pem(key_file).map_err(failed(key_file, "cannot be used"))?;
+        Ok(Pair {
+            cert_file: cert_file.to_owned(),
+            key_file: key_file.to_owned(),
+            chain: certificates(cert_file, &pem)?,
+            // Without a passphrase: nobody is there to be asked.
+            key: PKey::private_key_from_pem_callback(&key, |_| Ok(0))
+                .map_err(failed(key_file, "is no usable private key"))?,
+            pem,
+        })
+    }
+}
+
+fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<X509>, TlsError> {
+    let certs = X509::stack_from_pem(pem).map_err(failed(file, "holds no usable certificate"))?;
+    if certs.is_empty() {
+        return Err(failed(file, "holds no certificate")("no PEM block"));
+    }
+    Ok(certs)
+}
+
+/// What a client shows, and whom it trusts.
+#[derive(Debug)]
+pub(crate) struct ClientCredentials {
+    pub(super) authorities: Authorities,
+    pub(super) pair: Option<Pair>,
+    /// The digest of both, by which sessions are kept.
+    pub(crate) identity: Identity,
+}
+
+impl ClientCredentials {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// The first one that is not usable.
+    pub(crate) fn read(client: &Client) -> Result<ClientCredentials, TlsError> {
+        let authorities = Authorities::read(&client.tls.ca_cert_file)?;
+        let pair = client.tls.client_cert.as_ref();
+        let pair = pair.map(|pair| Pair::read(&pair.cert_file, &pair.key_file));
+        let pair = pair.transpose()?;
+        let mut digest = Sha256::new();
+        let cert = pair.as_ref().map(|pair| pair.pem.as_slice());
+        for bytes in [Some(authorities.pem.as_slice()), cert]
+            .into_iter()
+            .flatten()
+        {
+            digest.update(&(bytes.len() as u64).to_be_bytes());
+            digest.update(bytes);
+        }
+        Ok(ClientCredentials {
+            authorities,
+            pair,
+            identity: digest.finish(),
+        })
+    }
+}
+
+/// A client's credentials, as they were read last.
+#[derive(Debug, Default)]
+pub(crate) struct KeptCredentials(Arc<ArcSwapOption<ClientCredentials>>);
+
+impl KeptCredentials {
+    /// Reads the files now, and again whenever they change, for as long as the process runs.
+    ///
+    /// # Errors
+    /// If they cannot be used now, or the thread cannot be started.
+    pub(crate) fn keep(&self, client: &Client) -> Result<(), String> {
+        let mut look = Look::default();
+        let _first = look.changed(stamps(client));
+        self.read(client).map_err(|error| error.to_string())?;
+        let (kept, client) = (KeptCredentials(Arc::clone(&self.0)), client.clone());
+        std::thread::Builder::new()
+            .name("certificates".into())
+            .spawn(move || {
+                loop {
+                    std::thread::sleep(LOOK_PAUSE);
+                    if !look.changed(stamps(&client)) {
+                        continue;
+                    }
+                    let result = kept.read(&client);
+                    match (look.read(result.is_ok()), result) {
+                        (Some(Outcome::Renewed), _) => tracing::info!(
+                            "certificate files have changed; new connections use them"
+                        ),
+                        (Some(Outcome::Unusable), Err(error)) => tracing::warn!(
+                            %error,
+                            "certificate files have changed and are not usable; connections go on \
+                            with those of before"
+                        ),
+                        _ => {}
+                    }
+                }
+            })
+            .map_err(|error| format!("certificates cannot be watched: {error}"))?;
+        Ok(())
+    }
+
+    /// What was read last; reads now if nothing was.
+    ///
+    /// # Errors
+    /// If it has to be read and cannot be used.
+    pub(crate) fn get(&self, client: &Client) -> Result<Arc<ClientCredentials>, TlsError> {
+        match self.0.load_full() {
+            Some(credentials) => Ok(credentials),
+            None => self.read(client),
+        }
+    }
+
+    fn read(&self, client: &Client) -> Result<Arc<ClientCredentials>, TlsError> {
+        let credentials = Arc::new(ClientCredentials::read(client)?);
+        // What a context would refuse must not take the place of what works.
+        drop(super::tls::client_with(&credentials)?);
+        self.0.store(Some(Arc::clone(&credentials)));
+        Ok(credentials)
+    }
+}
+
+/// What tells a file from one that was put in its place: its time, length and number (`None`: it is
+/// not there).
+type Stamp = Option<(SystemTime, u64, u64)>;
+
+fn stamps(client: &Client) -> Vec<Stamp> {
+    use std::os::unix::fs::MetadataExt as _;
+    let pair = client.tls.client_cert.as_ref();
+    let pair = pair.map(|pair| [&pair.cert_file, &pair.key_file]);
+    let stamp = |path: &PathBuf| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+    };
+    let files = [&client.tls.ca_cert_file]
+        .into_iter()
+        .chain(pair.into_iter().flatten());
+    files.map(stamp).collect()
+}
+
+/// What is worth a line of the log.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Renewed,
+    Unusable,
+}
+
+/// Decides when to read again, and what to say.
+#[derive(Debug, Default)]
+struct Look {
+    last: Vec<Stamp>,
+    /// Looks in a row that found the files unusable; they are read again each time.
+    unusable: u32,
+}
+
+impl Look {
+    /// Whether the files are to be read.
+    fn changed(&mut self, now: Vec<Stamp>) -> bool {
+        let changed = now != self.last;
+        self.last = now;
+        changed || self.unusable > 0
+    }
+
+    /// They were read, and were usable or not.
+    fn read(&mut self, usable: bool) -> Option<Outcome> {
+        if usable {
+            self.unusable = 0;
+            return Some(Outcome::Renewed);
+        }
+        self.unusable = self.unusable.saturating_add(1);
+        (self.unusable == UNUSABLE_LOOKS_MAX).then_some(Outcome::Unusable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(seconds: u64) -> Vec<Stamp> {
+        vec![
+            Some((SystemTime::UNIX_EPOCH + Duration::from_secs(seconds), 1, 1)),
+            None,
+        ]
+    }
+
+    #[test]
+    fn files_are_read_when_they_change_and_only_then() {
+        let mut look = Look::default();
+        assert!(look.changed(stamp(1)));
+        assert!(!look.changed(stamp(1)));
+        assert!(look.changed(stamp(2)));
+        assert_eq!(look.read(true), Some(Outcome::Renewed));
+        assert!(!look.changed(stamp(2)));
+    }
+
+    #[test]
+    fn unusable_files_are_read_until_they_are_usable_and_said_once_if_they_stay_so() {
+        let mut look = Look::default();
+        assert!(look.changed(stamp(1)));
+        let said: Vec<_> = (0..10)
+            .map(|_| {
+                let said = look.read(false);
+                assert!(look.changed(stamp(1)), "tried again");
+                said
+            })
+            .collect();
+        assert_eq!(said.iter().flatten().count(), 1, "{said:?}");
+        assert_eq!(said[2], Some(Outcome::Unusable));
+        assert_eq!(look.read(true), Some(Outcome::Renewed));
+        assert!(!look.changed(stamp(1)));
+    }
+}

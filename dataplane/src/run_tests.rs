@@ -1,0 +1,119 @@
+//! How `main` ends the process when a core fails: the others drain first, and the exit code tells.
+
+use std::thread::{self, JoinHandle};
+
+use super::*;
+use crate::status::fixture::client_of_two_cores;
+
+/// Two cores that are played by threads: each does as it is told, and says what it was told.
+struct World {
+    running: Running,
+    sender: Sender<Event>,
+    cluster: Arc<Cluster>,
+}
+
+impl World {
+    fn new() -> World {
+        let status = Arc::new(client_of_two_cores());
+        let cluster = Arc::clone(&status.cluster);
+        let (sender, events) = unbounded();
+        World {
+            running: Running {
+                cluster: Arc::clone(&cluster),
+                events,
+                ended: vec![false; 2],
+                failure: None,
+                stop_at_once: false,
+                readiness: Arc::clone(&status.readiness),
+                watch: Watch::new(status, Instant::now()),
+                doors: Vec::new(),
+            },
+            sender,
+            cluster,
+        }
+    }
+
+    fn play(&self, core: usize) -> JoinHandle<Vec<&'static str>> {
+        let (cluster, sender) = (Arc::clone(&self.cluster), self.sender.clone());
+        thread::spawn(move || {
+            let mut told = Vec::new();
+            loop {
+                match cluster.mailboxes[core].take() {
+                    Some(Mail::Drain { .. }) => {
+                        told.push("drain");
+                        report(&sender, core, CoreReport::Drained);
+                    }
+                    Some(Mail::Close) => {
+                        told.push("close");
+                        report(&sender, core, CoreReport::Ended(Ok(())));
+                        return told;
+                    }
+                    _ => thread::yield_now(),
+                }
+            }
+        })
+    }
+
+    fn end(self) -> Option<String> {
+        let ended = self.running.until_signal(Duration::from_secs(60));
+        ended.err().map(|failure| failure.to_string())
+    }
+}
+
+fn report(sender: &Sender<Event>, core: usize, report: CoreReport) {
+    sender
+        .send(Event::Core(core, report))
+        .expect("main listens");
+}
+
+#[test]
+fn a_signal_drains_and_closes_every_core_and_is_no_failure() {
+    let world = World::new();
+    let cores = [world.play(0), world.play(1)];
+    world.sender.send(Event::Signal).expect("main listens");
+    assert_eq!(world.end(), None);
+    for core in cores {
+        assert_eq!(core.join().expect("no panic"), ["drain", "close"]);
+    }
+}
+
+#[test]
+fn a_core_that_cannot_go_on_has_all_cores_drained_before_the_process_fails() {
+    let world = World::new();
+    let cores = [world.play(0), world.play(1)];
+    report(&world.sender, 1, CoreReport::Broken);
+    assert_eq!(
+        world.end().as_deref(),
+        Some("core 1: a part of it panicked")
+    );
+    for core in cores {
+        assert_eq!(core.join().expect("no panic"), ["drain", "close"]);
+    }
+}
+
+#[test]
+fn a_core_that_has_ended_is_not_waited_for_while_the_others_drain() {
+    let world = World::new();
+    let other = world.play(0);
+    report(
+        &world.sender,
+        1,
+        CoreReport::Ended(Err("its thread panicked".into())),
+    );
+    assert_eq!(world.end().as_deref(), Some("core 1: its thread panicked"));
+    assert_eq!(other.join().expect("no panic"), ["drain", "close"]);
+}
+
+#[test]
+fn a_core_that_ends_amid_the_drain_holds_nobody_up() {
+    let world = World::new();
+    let other = world.play(0);
+    world.sender.send(Event::Signal).expect("main listens");
+    report(
+        &world.sender,
+        1,
+        CoreReport::Ended(Err("it was late".into())),
+    );
+    assert_eq!(world.end().as_deref(), Some("core 1: it was late"));
+    assert_eq!(other.join().expect("no panic"), ["drain", "close"]);
+}
