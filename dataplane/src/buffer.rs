@@ -16,6 +16,10 @@ use crate::sys::heap;
 /// gained (measured).
 pub(crate) const LARGE_BLOCK_BYTES: usize = 128 << 10;
 
+/// Bytes of a medium block, for flows that have room for no more: what is read holds its whole block
+/// until it is acknowledged, and among many flows each has room for little.
+const MEDIUM_BLOCK_BYTES: usize = 64 << 10;
+
 /// Bytes of a small block, for flows that move little at a time.
 pub(crate) const SMALL_BLOCK_BYTES: usize = 16 << 10;
 
@@ -51,6 +55,7 @@ struct Pool {
     tiny: Vec<Rc<[u8]>>,
     little: Vec<Rc<[u8]>>,
     small: Vec<Rc<[u8]>>,
+    medium: Vec<Rc<[u8]>>,
     large: Vec<Rc<[u8]>>,
     small_datagrams: Vec<Vec<u8>>,
     datagrams: Vec<Vec<u8>>,
@@ -62,6 +67,7 @@ impl Pool {
             tiny: Vec::new(),
             little: Vec::new(),
             small: Vec::new(),
+            medium: Vec::new(),
             large: Vec::new(),
             small_datagrams: Vec::new(),
             datagrams: Vec::new(),
@@ -70,7 +76,15 @@ impl Pool {
 
     /// What lies here.
     fn bytes(&self) -> usize {
-        let blocks = [&self.tiny, &self.little, &self.small, &self.large];
+        let Pool {
+            tiny,
+            little,
+            small,
+            medium,
+            large,
+            ..
+        } = self;
+        let blocks = [tiny, little, small, medium, large];
         let datagrams = [&self.small_datagrams, &self.datagrams];
         let in_blocks = blocks.into_iter().flatten().map(|block| block.len());
         let in_datagrams = datagrams.into_iter().flatten().map(Vec::capacity);
@@ -84,6 +98,7 @@ impl Pool {
             TINY => Some(&mut self.tiny),
             LITTLE => Some(&mut self.little),
             SMALL_BLOCK_BYTES => Some(&mut self.small),
+            MEDIUM_BLOCK_BYTES => Some(&mut self.medium),
             LARGE_BLOCK_BYTES => Some(&mut self.large),
             _ => None,
         }
@@ -133,6 +148,8 @@ pub(crate) struct Block(Option<Rc<[u8]>>);
 pub(crate) enum BlockSize {
     /// [`SMALL_BLOCK_BYTES`].
     Small,
+    /// [`MEDIUM_BLOCK_BYTES`].
+    Medium,
     /// [`LARGE_BLOCK_BYTES`].
     Large,
 }
@@ -147,6 +164,16 @@ impl BlockSize {
             same => same,
         }
     }
+
+    /// The same, but no larger than is of use with room for `bytes`.
+    pub(crate) fn within(self, bytes: usize) -> BlockSize {
+        match self {
+            BlockSize::Small => BlockSize::Small,
+            _ if bytes <= SMALL_BLOCK_BYTES => BlockSize::Small,
+            _ if bytes <= MEDIUM_BLOCK_BYTES => BlockSize::Medium,
+            same => same,
+        }
+    }
 }
 
 impl Block {
@@ -154,6 +181,7 @@ impl Block {
     pub(crate) fn take(size: BlockSize) -> Block {
         let bytes = match size {
             BlockSize::Small => SMALL_BLOCK_BYTES,
+            BlockSize::Medium => MEDIUM_BLOCK_BYTES,
             BlockSize::Large => LARGE_BLOCK_BYTES,
         };
         Block(Some(take(bytes)))
@@ -418,6 +446,19 @@ mod tests {
         assert_eq!(BlockSize::Small.after(SMALL_BLOCK_BYTES), BlockSize::Large);
         assert_eq!(BlockSize::Large.after(LARGE_BLOCK_BYTES), BlockSize::Large);
         assert_eq!(BlockSize::Large.after(10), BlockSize::Small);
+    }
+
+    #[test]
+    fn a_block_is_no_larger_than_its_flow_has_room_for() {
+        for room in [1, SMALL_BLOCK_BYTES, 20_000, MEDIUM_BLOCK_BYTES, 100_000] {
+            let block = Block::take(BlockSize::Large.within(room));
+            let held = block.bytes().len();
+            assert!(
+                held >= room && held <= SMALL_BLOCK_BYTES.max(4 * room),
+                "{room}"
+            );
+        }
+        assert_eq!(BlockSize::Small.within(1 << 20), BlockSize::Small);
     }
 
     #[test]

@@ -375,7 +375,7 @@ impl Flow {
         let mut moved = 0;
         loop {
             let room = self.wait_for_room().await?;
-            let mut block = Block::take(size);
+            let mut block = Block::take(size.within(room));
             let capacity = block.bytes().len().min(room);
             let (read, mut next) = fill(socket, &mut block.bytes_mut()[..capacity]);
             if self.broken.get() && matches!(next, Next::Fin) {
