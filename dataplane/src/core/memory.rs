@@ -1,14 +1,15 @@
 //! The memory limit: when what the process holds comes near it, flows that stall give up theirs.
 //!
 //! Bytes that nobody takes are what grows without bound: each stalled flow keeps a window of up to
-//! 8 MiB full. Above three quarters of the limit the flow that has stalled longest ends, then the next, until
-//! there is less. Flows that move are left alone as long as one stalls. Just below the limit any flow counts whose socket
-//! takes nothing at that moment; if there is none either, new visitors are refused.
+//! 8 MiB full. Above three quarters of the limit the flow that has stalled longest ends, then the
+//! next, until there is less. Flows that move are left alone as long as one stalls. Just below the
+//! limit any flow counts whose socket takes nothing at that moment; if there is none either, new
+//! visitors are refused.
 //!
-//! [`decide`] knows no clock, no flows and no cores. Each core looks on its own, when it has received something while
-//! memory is short, and a few times a second, and acts only if no other core has a flow that has stalled longer. What is
-//! held is the allocator's count ([`heap`]) without what the process held when it was ready, what lies in pools, and an
-//! allowance for lanes.
+//! [`decide`] knows no clock, no flows and no cores. Each core looks on its own, when it has
+//! received something while memory is short, and a few times a second, and acts only if no other
+//! core has a flow that has stalled longer. What is held is the allocator's count ([`heap`])
+//! without what the process held when it was ready, what lies in pools, and an allowance for lanes.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -27,12 +28,12 @@ use crate::sys::{heap, memory};
 /// Each core looks this often, beside the looks after what it receives.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// A flow must have stalled for this long to be ended while there is room left: shorter ones may be a matter of a lost
-/// packet on the visitor's way.
+/// A flow must have stalled for this long to be ended while there is room left: shorter ones may be
+/// a matter of a lost packet on the visitor's way.
 const STALLED_MIN: Duration = Duration::from_secs(1);
 
-/// Flows that end before the next look at what is held, when hardly any room is left. One turn of receiving brings up to
-/// 256 KB, and a flow that stalls holds at least a block of 16 KB.
+/// Flows that end before the next look at what is held, when hardly any room is left. One turn of
+/// receiving brings up to 256 KB, and a flow that stalls holds at least a block of 16 KB.
 const ENDED_AT_ONCE: usize = 16;
 
 /// Looks in a row before other things of the core get more than a turn.
@@ -83,8 +84,9 @@ pub(crate) enum Order {
     Refuse,
 }
 
-/// Decides for one core: `own` is its longest stall, `others` the longest one of all other cores, as they said last. Of two
-/// cores with the same one both act. Above the limit nobody waits for others.
+/// Decides for one core: `own` is its longest stall, `others` the longest one of all other cores,
+/// as they said last. Of two cores with the same one both act. Above the limit nobody waits for
+/// others.
 pub(crate) fn decide(supply: Supply, own: Option<Duration>, others: Option<Duration>) -> Order {
     let first = own.is_some() && own >= others;
     match supply {
@@ -97,7 +99,8 @@ pub(crate) fn decide(supply: Supply, own: Option<Duration>, others: Option<Durat
     }
 }
 
-// ---- what the process shares --------------------------------------------------------------------------------------
+// ---- what the process shares
+// --------------------------------------------------------------------------------------
 
 /// What flows may hold; zero until it is known.
 static LIMIT_BYTES: AtomicUsize = AtomicUsize::new(usize::MAX);
@@ -178,7 +181,8 @@ impl Drop for LaneAllowance {
     }
 }
 
-// ---- a core's look ------------------------------------------------------------------------------------------------
+// ---- a core's look
+// ------------------------------------------------------------------------------------------------
 
 /// Keeps the process within its limit, as far as this core's flows can, for as long as it runs.
 pub(crate) async fn keep_within_limit(context: Rc<CoreContext>) {

@@ -1,9 +1,10 @@
 //! How much memory the program holds, counted where it is allocated.
 //!
-//! What flows hold lies in many places: in quiche's queues, in blocks, in tables, in tasks. Counted at each of them,
-//! something would be forgotten, and quiche does not tell how much waits to be read. So the allocator counts: bytes that
-//! were asked for and not given back. A core's thread counts for itself and adds to the total when [`STEP_BYTES`] have
-//! come together, so that a byte's way costs one addition per allocation and touches nothing shared.
+//! What flows hold lies in many places: in quiche's queues, in blocks, in tables, in tasks. Counted
+//! at each of them, something would be forgotten, and quiche does not tell how much waits to be
+//! read. So the allocator counts: bytes that were asked for and not given back. A core's thread
+//! counts for itself and adds to the total when [`STEP_BYTES`] have come together, so that a byte's
+//! way costs one addition per allocation and touches nothing shared.
 //!
 //! Not seen here: what C code allocates (BoringSSL, per lane), and the kernel's socket buffers.
 
@@ -13,7 +14,8 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 
 use mimalloc::MiMalloc;
 
-/// A core's thread adds to the total when it has this much to add. The total is wrong by this much per core at most.
+/// A core's thread adds to the total when it has this much to add. The total is wrong by this much
+/// per core at most.
 pub(crate) const STEP_BYTES: usize = 128 << 10;
 
 /// The program's allocator.
@@ -39,8 +41,8 @@ pub(crate) fn held_bytes() -> usize {
     usize::try_from(HELD_BYTES.load(Ordering::Relaxed)).unwrap_or(0)
 }
 
-/// Bytes were allocated that are not to be counted (negative), or given back that were not counted (positive): what lies
-/// in a pool is held by nobody.
+/// Bytes were allocated that are not to be counted (negative), or given back that were not counted
+/// (positive): what lies in a pool is held by nobody.
 pub(crate) fn count(bytes: isize) {
     let pending = PENDING_BYTES.get() + bytes;
     if pending.unsigned_abs() > KEEP_BYTES.get() {
@@ -57,8 +59,9 @@ pub(crate) fn signed(bytes: usize) -> isize {
     bytes as isize
 }
 
-// SAFETY: every call is passed on unchanged to an allocator that keeps the contract; counting neither touches the memory nor
-// allocates nor unwinds: the cells are initialised at compile time and have no destructor.
+// SAFETY: every call is passed on unchanged to an allocator that keeps the contract; counting
+// neither touches the memory nor allocates nor unwinds: the cells are initialised at compile time
+// and have no destructor.
 unsafe impl GlobalAlloc for Metered {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(signed(layout.size()));

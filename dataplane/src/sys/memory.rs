@@ -17,8 +17,8 @@ pub(crate) fn allowed_bytes() -> Option<u64> {
     allowed_by(&groups, &machine, |path| fs::read_to_string(path).ok())
 }
 
-/// The least of what the machine has and what the control groups allow; `groups` is as in cgroups(7), `machine` as in
-/// proc_meminfo(5).
+/// The least of what the machine has and what the control groups allow; `groups` is as in
+/// cgroups(7), `machine` as in proc_meminfo(5).
 fn allowed_by(groups: &str, machine: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
     let total = machine
         .lines()
@@ -39,7 +39,8 @@ fn allowed_by(groups: &str, machine: &str, read: impl Fn(&Path) -> Option<String
     limits.chain(total).min()
 }
 
-/// The limits of a group and of all above it. A container may see its own group as the root, whatever the path says.
+/// The limits of a group and of all above it. A container may see its own group as the root,
+/// whatever the path says.
 fn files(mount: &str, path: &str, file: &str) -> Vec<PathBuf> {
     let mount = Path::new(mount);
     let mut group = mount.join(path.trim_start_matches('/'));

@@ -1,4 +1,5 @@
-//! Flows that nobody reads: the others of their lane go on, and what they hold stays below the limit.
+//! Flows that nobody reads: the others of their lane go on, and what they hold stays below the
+//! limit.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +17,8 @@ use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
 use crate::support::visitor;
 use crate::support::wait::{self, PATIENCE};
 
-/// Flows that stall, unless the environment says otherwise. Together they hold four times [`MEMORY`], at least.
+/// Flows that stall, unless the environment says otherwise. Together they hold four times
+/// [`MEMORY`], at least.
 const STALLED: usize = 40;
 
 /// What a stalled flow holds: its window, which it fills.
@@ -29,7 +31,8 @@ const WINDOW: [&str; 2] = [
 const MEMORY: &str = "memory = \"16MiB\"";
 const MEMORY_BYTES: u64 = 16 << 20;
 
-/// What a program may take beyond the limit: pools, stacks, what the allocator has not given back yet.
+/// What a program may take beyond the limit: pools, stacks, what the allocator has not given back
+/// yet.
 const SPARE_BYTES: u64 = 24 << 20;
 
 /// A socket buffer that is soon full.
@@ -41,7 +44,8 @@ const HONEST_BYTES: usize = 1 << 20;
 /// What the service sends or takes at a time.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// A service that does as the visitor's first byte says: `e` echo, `s` send without end, `n` never read.
+/// A service that does as the visitor's first byte says: `e` echo, `s` send without end, `n` never
+/// read.
 fn service() -> TcpService {
     TcpService::start(|mut stream| {
         let mut kind = [0; 1];

@@ -1,14 +1,16 @@
-//! Who may write next: the flows of a lane that wait for room in its queue or its congestion window.
+//! Who may write next: the flows of a lane that wait for room in its queue or its congestion
+//! window.
 //!
-//! quiche says which streams have become writable, which after an acknowledgement are all that wait:
-//! were they all woken, the first few would take the room, and the others would have run for
-//! nothing, a thousand at a time. So they wait here, and only as many are woken as there is room for.
+//! quiche says which streams have become writable, which after an acknowledgement are all that
+//! wait: were they all woken, the first few would take the room, and the others would have run for
+//! nothing, a thousand at a time. So they wait here, and only as many are woken as there is room
+//! for.
 //!
 //! Fairness is that of deficit round robin with new flows first (RFC 8290, section 4): a flow that
-//! is woken may take [`SHARE_BYTES`]; once it has, and others wait, it goes to the end. One that has
-//! taken little while the others took much goes first: a request need not wait behind a thousand
-//! downloads. Of those there may be many, too: after [`JUMPED_BYTES_MAX`] of them, one of the others
-//! has its turn.
+//! is woken may take [`SHARE_BYTES`]; once it has, and others wait, it goes to the end. One that
+//! has taken little while the others took much goes first: a request need not wait behind a
+//! thousand downloads. Of those there may be many, too: after [`JUMPED_BYTES_MAX`] of them, one of
+//! the others has its turn.
 //!
 //! No wake-up is lost: a flow leaves the queue only by being woken, by leaving the lane, or because
 //! quiche has been told to report its stream (its own window is full). A flow that is woken and has
@@ -23,9 +25,9 @@ use super::{CONTROL_STREAM, Connection, Lane, QUEUE_BYTES_MAX, StreamWaiters};
 /// Bytes that a flow may take before it is the turn of others that wait.
 pub(super) const SHARE_BYTES: usize = 64 << 10;
 
-/// When others have taken so many bytes since a flow got its last share, beside a share for each that
-/// waits, it has a new one without waiting. More than a whole round, or those whose turn it is would
-/// never end it.
+/// When others have taken so many bytes since a flow got its last share, beside a share for each
+/// that waits, it has a new one without waiting. More than a whole round, or those whose turn it is
+/// would never end it.
 const FRESH_AFTER_BYTES: usize = 4 * QUEUE_BYTES_MAX;
 
 /// So many bytes may be written by flows that go first before one of the others has its turn.
@@ -146,8 +148,8 @@ impl RoomQueue {
         waits
     }
 
-    /// Wakes as many flows as `room` bytes are enough for; `capacity` says what each could take. The
-    /// number of those that were woken.
+    /// Wakes as many flows as `room` bytes are enough for; `capacity` says what each could take.
+    /// The number of those that were woken.
     pub(super) fn wake(&self, mut room: usize, capacity: impl Fn(u64) -> Capacity) -> u64 {
         let mut woken = 0;
         while room > 0 {
@@ -226,7 +228,8 @@ impl Lane {
         let woken = {
             let conn = RefCell::new(self.conn.borrow_mut());
             let capacity = |stream| room_of(&mut conn.borrow_mut(), stream);
-            // Of the congestion window, as far as one stream shows it; there is none before the first.
+            // Of the congestion window, as far as one stream shows it; there is none before the
+            // first.
             let window = match conn.borrow_mut().stream_capacity(CONTROL_STREAM) {
                 Ok(bytes) if bytes > 0 => bytes,
                 _ => free,
