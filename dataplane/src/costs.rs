@@ -116,7 +116,11 @@ fn pool_of(clients: usize, balancer: LoadBalancer) -> (Arc<ClientPool>, Vec<Lane
                 instance_id: Default::default(),
                 address: None,
             };
-            lanes.push(pool.join(&applicant, core).expect("nobody else").membership);
+            lanes.push(
+                pool.join(&applicant, core, Instant::now())
+                    .expect("nobody else")
+                    .membership,
+            );
         }
     }
     (pool, lanes)
@@ -124,7 +128,8 @@ fn pool_of(clients: usize, balancer: LoadBalancer) -> (Arc<ClientPool>, Vec<Lane
 
 fn pick(pool: &ClientPool) -> FlowTicket {
     let none_tried = Default::default();
-    pool.pick(Protocol::Tcp, &none_tried).expect("a client")
+    pool.pick(Protocol::Tcp, &none_tried, Instant::now())
+        .expect("a client")
 }
 
 #[test]

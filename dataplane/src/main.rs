@@ -15,6 +15,7 @@ mod costs;
 mod demo;
 mod exit;
 mod flow;
+mod jitter;
 mod log_level;
 mod log_limit;
 mod log_queue;

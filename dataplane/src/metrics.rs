@@ -152,7 +152,10 @@ counters! {
     lanes_cut_off,
     /// Registrations accepted.
     registrations_accepted,
-    /// Lanes closed because another instance took their client's id.
+    /// Lanes whose client's id another instance took: they answered, and were told that they get no
+    /// new flow.
+    lanes_superseded,
+    /// Lanes closed because another instance took their client's id and they did not answer.
     lanes_replaced,
     /// Registrations refused.
     registrations_refused,
@@ -171,20 +174,27 @@ counters! {
     lanes_silent,
     /// Lanes closed because nothing was heard within the health timeout.
     lanes_unhealthy,
-    /// Probes of a server from which nothing was heard for a while, and of lanes that were alarmed.
+    /// Probes of a peer from which nothing was heard for a while, and of lanes that were alarmed.
     probes_sent,
     /// Alarms given because a probe was not answered.
     probes_unanswered,
-    /// Alarms given to all lanes of a server because one has ended, or another instance answers.
+    /// Alarms given to all lanes of a peer because one has ended or is not answered, or another
+    /// instance answers.
     lanes_alarmed,
+    /// Lanes dialled beside one whose questions nobody had answered for two seconds.
+    lanes_dialed_beside,
+    /// Lanes that were given up because one dialled beside them was registered.
+    lanes_taken_over,
     /// Lanes left to their last flows: their server drains or is none any more, or they are too many.
     lanes_left,
     /// Handshakes given up because the network says that nobody listens at the address.
     handshakes_unreachable,
     /// Mail to the client role of another core that did not fit its mailbox.
     client_mail_dropped,
-    /// Times that another core could not be told to close a replaced client's lanes (mailbox full).
+    /// Times that another core could not be told that a client was replaced (mailbox full).
     evictions_dropped,
+    /// Times that another core could not be told to ask a client that may be gone (mailbox full).
+    client_alarms_dropped,
     /// Times that another core could not be told what became known of the service (mailbox full); its lanes tell it with
     /// their next heartbeat.
     service_news_dropped,
@@ -202,9 +212,13 @@ counters! {
     visitors_refused,
     /// TCP visitors or flows not taken because memory is used up and no flow stalls.
     visitors_refused_memory,
-    /// TCP visitors that one client refused and that were sent to another one.
+    /// TCP visitors whose client left everything unanswered before there was any sign that it had
+    /// anything of them: sent to another lane or client that answers, or reset if there is none.
+    visitors_unheard,
+    /// TCP visitors that one client refused, or did not answer, and that were sent to another one.
     visitors_retried,
-    /// TCP visitors reset because a client refused them and no other could be tried, or too much had been sent.
+    /// TCP visitors reset because a client refused them, or did not answer, and no other could be
+    /// tried, or too much had been sent.
     visitors_retry_exhausted,
     /// TCP visitors of whom less was kept for a second attempt, because others hold the memory for it.
     retry_memory_short,

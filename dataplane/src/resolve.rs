@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
+use crate::jitter::jittered;
+
 /// How soon a name that could not be resolved is asked for again, unless it is asked for more often anyway.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -126,7 +128,7 @@ impl Name {
                     why,
                     failures,
                     "{host} cannot be resolved ({why}); {meanwhile}, and it is tried again. Check \
-                    {}, and this host's DNS: getent hosts {host}",
+                     {}, and this host's DNS: getent hosts {host}",
                     self.setting
                 );
             }
@@ -172,8 +174,10 @@ impl std::fmt::Display for Name {
     }
 }
 
-/// Keeps `name` fresh for as long as the process runs: resolves it now and after each `interval`, and calls `answered`
-/// with each good answer, whether it has changed or not. A literal address needs none of this.
+/// Keeps `name` fresh for as long as the process runs: resolves it now and after each `interval` (a
+/// little earlier, as clients that were started together must not ask together), and calls
+/// `answered` with each good answer, whether it has changed or not. A literal address needs none of
+/// this.
 ///
 /// # Errors
 /// If the thread cannot be started.
@@ -193,7 +197,8 @@ pub(crate) fn keep_fresh(
                 if good {
                     answered(&name.addresses());
                 }
-                std::thread::sleep(if good { interval } else { RETRY.min(interval) });
+                let pause = if good { interval } else { RETRY.min(interval) };
+                std::thread::sleep(jittered(pause));
             }
         })?;
     Ok(())

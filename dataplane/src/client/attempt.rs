@@ -14,11 +14,12 @@ use qmux_proto::control::{
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
 use super::ClientCore;
+use super::beside;
 use super::lane::{ClientLane, ClientLaneEvents};
 use super::plan::lane_count;
 use super::resumption::Resumption;
 use super::server::ServerState;
-use super::session::{Served, Session};
+use super::session::{Leaving, Session};
 use super::supervisor::Supervisor;
 use crate::flow::udp::client::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
@@ -45,6 +46,8 @@ pub(super) enum AttemptEnd {
     Ended(LaneEnd),
     /// The lane was registered, and its server drains: it lives on with the flows that it has, without a supervisor.
     ServerDrains,
+    /// The same, because a newer instance has this client's id.
+    Superseded,
     /// The supervisor was retired. A lane that was registered lives on likewise.
     Retired,
 }
@@ -58,6 +61,7 @@ impl Display for AttemptEnd {
             AttemptEnd::Misaimed => f.write_str("the server has another number of cores"),
             AttemptEnd::Ended(end) => end.fmt(f),
             AttemptEnd::ServerDrains => f.write_str("the server drains"),
+            AttemptEnd::Superseded => f.write_str("a newer instance has this client_id"),
             AttemptEnd::Retired => f.write_str("the lane is not wanted any more"),
         }
     }
@@ -81,32 +85,35 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
         }
     }
     let mut registering = Box::pin(dialed.register());
-    let mut session = match supervisor.unless_retired(registering.as_mut()).await {
+    let session = match supervisor.unless_retired(registering.as_mut()).await {
         Some(Ok(session)) => session,
         Some(Err(end)) => return end,
         None => {
             // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
             crate::core::task::spawn(async move {
                 if let Ok(session) = registering.await {
-                    session.leave(false).await;
+                    session.leave(Leaving::Unwanted).await;
                 }
             });
             return AttemptEnd::Retired;
         }
     };
-    supervisor.serves(Some(session.lane()));
-    let served = session.serve(supervisor).await;
+    let end = beside::serve(core, supervisor, session).await;
     supervisor.serves(None);
-    match served {
-        Served::Ended(end) => AttemptEnd::Ended(end),
-        Served::ServerDrains => {
-            crate::core::task::spawn(session.leave(true));
-            AttemptEnd::ServerDrains
-        }
-        Served::Retired => {
-            crate::core::task::spawn(session.leave(false));
-            AttemptEnd::Retired
-        }
+    end
+}
+
+/// Dials another lane like that of `supervisor`, and registers it.
+pub(super) async fn another(
+    core: Rc<ClientCore>,
+    server: Arc<ServerState>,
+    lane_index: usize,
+) -> Result<Session, AttemptEnd> {
+    let dialed = Dialed::begin(&core, &server, lane_index)?;
+    let lane = Rc::clone(&dialed.this.lane);
+    match lane.established().await {
+        Ok(()) => dialed.register().await,
+        Err(end) => Err(dialed.failed(&end)),
     }
 }
 
@@ -228,7 +235,7 @@ impl Dialed {
         core.server_has_cores(&server, server_cores);
         if misaimed {
             // It is registered, so that a visitor may be on its way there.
-            crate::core::task::spawn(session.leave(false));
+            crate::core::task::spawn(session.leave(Leaving::Unwanted));
             return Err(AttemptEnd::Misaimed);
         }
         Ok(session)

@@ -12,8 +12,16 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// for a moment is found a moment later.
 const FAILURES_PER_BOUND: u32 = 2;
 
-/// Upper bound of the delays to a server that is draining: it is going to be replaced.
+/// While a server drains, one lane asks once in this time (up to a quarter more) whether its
+/// successor is there.
 const DRAINING: Duration = Duration::from_secs(1);
+
+/// The others wait to be told, and ask themselves only to be sure: the one that asks may have been
+/// told to go.
+const DRAINING_OTHERS: Duration = Duration::from_secs(8);
+
+/// The part of a delay to a draining server that is drawn by lot.
+const DRAINING_DRAWN: f64 = 0.25;
 
 /// Doublings after which the bound has reached [`LONGEST`].
 const DOUBLINGS_MAX: u32 = 6;
@@ -35,10 +43,11 @@ impl Backoff {
         bound.mul_f64(random.clamp(0.0, 1.0))
     }
 
-    /// The same for a server that is draining, which is asked again soon however often it has refused.
-    pub(crate) fn next_while_draining(&mut self, random: f64) -> Duration {
-        self.next(random)
-            .min(DRAINING.mul_f64(random.clamp(0.0, 1.0)))
+    /// The same for a server that is draining: however often it has refused, it is going to be
+    /// replaced soon. `asks`: this is the lane that finds out.
+    pub(crate) fn next_while_draining(asks: bool, random: f64) -> Duration {
+        let shortest = if asks { DRAINING } else { DRAINING_OTHERS };
+        shortest.mul_f64(1.0 + DRAINING_DRAWN * random.clamp(0.0, 1.0))
     }
 
     /// Another lane has found the server: begin anew, with the delay that this returns.
@@ -83,7 +92,16 @@ mod tests {
         backoff.discourage();
         assert_eq!(backoff.next(1.0), LONGEST);
         assert_eq!(backoff.next(0.0), Duration::ZERO);
-        assert_eq!(backoff.next_while_draining(0.5), DRAINING / 2);
         assert_eq!(backoff.found(1.0), FIRST);
+    }
+
+    #[test]
+    fn a_draining_server_is_asked_by_one_lane_and_once_a_second_at_most() {
+        for random in [0.0, 0.5, 1.0] {
+            let delay = Backoff::next_while_draining(true, random);
+            assert!((DRAINING..=DRAINING * 5 / 4).contains(&delay), "{delay:?}");
+            let others = Backoff::next_while_draining(false, random);
+            assert!((DRAINING_OTHERS..=LONGEST).contains(&others), "{others:?}");
+        }
     }
 }

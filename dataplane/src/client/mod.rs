@@ -4,6 +4,7 @@ mod attempt;
 #[cfg(test)]
 mod attempt_tests;
 mod backoff;
+mod beside;
 mod flow;
 mod lane;
 mod plan;
@@ -18,7 +19,6 @@ mod session;
 mod simulation;
 mod supervisor;
 mod twins;
-mod vigil;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -402,7 +402,7 @@ impl ClientCore {
         if shared.service.was_asked() {
             this.plan();
         } else {
-            monoio::spawn(Rc::clone(&this).plan_once_service_was_asked());
+            crate::core::task::spawn_vital(Rc::clone(&this).plan_once_service_was_asked());
         }
         this
     }
@@ -410,7 +410,7 @@ impl ClientCore {
     /// A lane brings flows at once, and they need to know where the service is; or that nobody knows.
     async fn plan_once_service_was_asked(self: Rc<Self>) {
         while !self.shared.service.was_asked() {
-            monoio::time::sleep(SERVICE_POLL).await;
+            crate::core::time::sleep(SERVICE_POLL).await;
         }
         self.plan();
     }

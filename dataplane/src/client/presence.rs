@@ -15,8 +15,8 @@ const LANES_COME: Duration = Duration::from_millis(500);
 /// others have had time to come.
 pub(super) fn say_up(core: &Rc<ClientCore>, server: &Arc<ServerState>) {
     let (core, server) = (Rc::clone(core), Arc::clone(server));
-    monoio::spawn(async move {
-        monoio::time::sleep(LANES_COME).await;
+    crate::core::task::spawn(async move {
+        crate::core::time::sleep(LANES_COME).await;
         let lanes = server.lanes();
         if lanes == 0 {
             return; // Its end has been told.

@@ -329,7 +329,7 @@ mod tests {
     fn lanes_are_up(roster: &Roster, up: bool) {
         for server in roster.servers() {
             if up && !server.has_lanes() {
-                server.lane_registered(&[1; 16]);
+                server.lane_registered(1);
             } else if !up && server.has_lanes() {
                 server.lane_ended();
             }

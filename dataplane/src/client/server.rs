@@ -35,6 +35,8 @@ pub(crate) struct ServerState {
     rests: AtomicBool,
     /// It was said that this host has no way to it.
     no_route_said: AtomicBool,
+    /// Those of them whose questions nobody answers.
+    unanswered: AtomicUsize,
     /// The lane that probes it, by its serial number.
     prober: AtomicU64,
     /// The log has it that it stops.
@@ -51,6 +53,12 @@ pub(super) struct Registered {
     pub(super) back: bool,
     /// Another instance answers than before: the lanes that were registered before may be dead.
     pub(super) other_instance: bool,
+}
+
+/// A part of the instance id that a server drew at its start; never [`UNKNOWN`].
+pub(super) fn instance_number(instance_id: &[u8; 16]) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *instance_id;
+    u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1)
 }
 
 impl ServerState {
@@ -70,6 +78,7 @@ impl ServerState {
             registered: AtomicUsize::new(0),
             rests: AtomicBool::new(false),
             no_route_said: AtomicBool::new(false),
+            unanswered: AtomicUsize::new(0),
             prober: AtomicU64::new(NOBODY),
             told_to_drain: AtomicBool::new(false),
             started: Instant::now(),
@@ -88,9 +97,7 @@ impl ServerState {
     }
 
     /// A lane has registered.
-    pub(super) fn lane_registered(&self, instance_id: &[u8; 16]) -> Registered {
-        let [a, b, c, d, e, f, g, h, ..] = *instance_id;
-        let instance = u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1);
+    pub(super) fn lane_registered(&self, instance: u64) -> Registered {
         let before = self.instance.swap(instance, Ordering::AcqRel);
         let earlier = self.registered.fetch_add(1, Ordering::AcqRel);
         self.no_route_said.store(false, Ordering::Release);
@@ -107,6 +114,28 @@ impl ServerState {
     /// A registered lane has ended. True if it was the last one.
     pub(super) fn lane_ended(&self) -> bool {
         self.registered.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Nobody answers the questions of a registered lane any more, or somebody does again.
+    pub(super) fn lane_unanswered(&self, unanswered: bool) {
+        if unanswered {
+            self.unanswered.fetch_add(1, Ordering::AcqRel);
+        } else {
+            self.unanswered.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether a lane that is registered with the run `instance` of the server, and is not
+    /// answered, may think that the fault is its own: another run has answered since, or other
+    /// lanes are answered.
+    pub(super) fn is_heard_elsewhere(&self, instance: u64) -> bool {
+        self.instance.load(Ordering::Acquire) != instance
+            || self.unanswered.load(Ordering::Acquire) < self.registered.load(Ordering::Acquire)
+    }
+
+    /// Whether the lane `serial` has the probing role.
+    pub(super) fn is_prober(&self, serial: u64) -> bool {
+        self.prober.load(Ordering::Relaxed) == serial
     }
 
     /// Lanes registered with it now.
@@ -203,18 +232,31 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_that_is_not_answered_blames_itself_only_if_another_is_answered() {
+        let server = server();
+        server.lane_registered(1);
+        server.lane_registered(1);
+        server.lane_unanswered(true);
+        assert!(server.is_heard_elsewhere(1), "the other one is answered");
+        server.lane_unanswered(true);
+        assert!(!server.is_heard_elsewhere(1), "none is");
+        server.lane_registered(2);
+        assert!(server.is_heard_elsewhere(1), "another run of the server");
+    }
+
+    #[test]
     fn another_instance_is_told_from_the_first_lane_of_one() {
         let server = server();
-        let first = server.lane_registered(&[1; 16]);
+        let first = server.lane_registered(1);
         assert!(first.back && !first.other_instance);
-        let second = server.lane_registered(&[1; 16]);
+        let second = server.lane_registered(1);
         assert!(!second.back && !second.other_instance);
-        let other = server.lane_registered(&[2; 16]);
+        let other = server.lane_registered(2);
         assert!(other.back && other.other_instance);
         for _ in 0..3 {
             server.lane_ended();
         }
-        let again = server.lane_registered(&[3; 16]);
+        let again = server.lane_registered(3);
         assert!(
             again.back && !again.other_instance,
             "no lane is left to doubt"

@@ -19,6 +19,7 @@ use qmux_config::Local;
 use super::ClientShared;
 use crate::core::CoreContext;
 use crate::core::mailbox::Mail;
+use crate::jitter::jittered;
 use crate::quic::event::Event;
 use crate::resolve::Name;
 use crate::sys::limits;
@@ -223,8 +224,10 @@ impl Checker {
     ) {
         let interval = Some(local.health_check_interval).filter(|interval| !interval.is_zero());
         while !shared.service.was_asked() {
-            monoio::time::sleep(PAUSE_FIRST).await;
+            crate::core::time::sleep(PAUSE_FIRST).await;
         }
+        // Clients of one service that were started together must not check it together.
+        let interval = interval.map(jittered);
         let mut checks = Checks::new(interval, Instant::now());
         while !context.draining.get() {
             self.wait(checks.next()).await;

@@ -2,6 +2,9 @@
 //!
 //! A lane serves until it ends, or until it is to be left: because its server drains, or because it is not wanted any
 //! more. Then its supervisor goes on without it, and the lane lives until its flows have ended.
+//!
+//! A lane whose questions nobody answers goes on asking, and its supervisor dials beside it from a
+//! new port ([`super::beside`]): behind the server's address there may be another server now.
 
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
@@ -18,31 +21,60 @@ use qmux_proto::control::{
 use super::attempt::CloseOnDrop;
 use super::lane::ClientLane;
 use super::presence;
+use super::server;
 use super::supervisor::Supervisor;
-use super::vigil::{Duty, Vigil};
 use super::{ClientCore, ClientMail, going_away};
+use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
+use crate::quic::vigil::{Duty, Vigil};
 use crate::ready::RegisteredLane;
 
 /// A lane that is left must have been idle for this long: a flow, or the end of one, may be on its way.
 const LINGER: Duration = Duration::from_millis(250);
 
-/// Why a lane has stopped serving.
+/// A lane without any answer to its questions for this long is dialled beside.
+const UNANSWERED_MAX: Duration = Duration::from_secs(2);
+
+/// Where another server answers at the address, the lane to the one before must be heard within
+/// this time. The path is good: if that server lived, it would have answered several questions.
+const PREDECESSOR_GRACE: Duration = Duration::from_millis(1_500);
+
+/// Why a lane has stopped serving, or what it waits for.
 #[derive(Debug)]
 pub(super) enum Served {
     /// It has ended.
     Ended(LaneEnd),
     /// The server gives it no new flow: it drains.
     ServerDrains,
+    /// The server gives it no new flow: a newer instance has this client's id.
+    Superseded,
     /// Its supervisor was retired.
     Retired,
+    /// Nobody has answered it for [`UNANSWERED_MAX`], and it may be dialled beside.
+    Unanswered,
+    /// It was unanswered and is heard again.
+    HeardAgain,
+}
+
+/// How a lane is left to its flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leaving {
+    /// Its server drains, and decides how long they may go on.
+    ServerDecides,
+    /// It is not wanted any more: they get `drain_timeout`.
+    Unwanted,
+    /// Another lane to the same server has taken its place because it was not answered. It may be
+    /// heard again.
+    TakenOver,
+    /// The same, with another server at this address: the one before is probably gone.
+    ServerReplaced,
 }
 
 /// One thing that happened to a lane.
 enum Happened {
     Ended(LaneEnd),
-    ServerDrains,
+    GoAway(GoAwayReason),
     /// Something that was dealt with, or the time that was waited for.
     Other,
 }
@@ -69,6 +101,10 @@ pub(super) struct Session {
     vigil: Vigil,
     /// It counts among the lanes that its server has.
     counted: bool,
+    /// It counts among those of them that nobody answers.
+    unanswered: bool,
+    /// Which run of the server it is registered with.
+    instance: u64,
 }
 
 impl Session {
@@ -91,18 +127,20 @@ impl Session {
             drain_timeout: client.drain_timeout,
             keep_alive_period: core.shared.config.quic.keep_alive_period,
             last_heard: now,
-            next_beat: now + client.heartbeat_interval,
+            next_beat: now + jittered(client.heartbeat_interval),
             next_ping: now + core.shared.config.quic.keep_alive_period,
             sent: 0,
             heard: 0,
             acknowledged: 0,
-            vigil: Vigil::new(client.probe_interval),
+            vigil: Vigil::new(jittered(client.probe_interval)),
             counted: true,
+            unanswered: false,
+            instance: server::instance_number(&ack.server_instance_id),
             core: Rc::clone(core),
             this,
         };
         let server = &session.this.server;
-        let registered = server.lane_registered(&ack.server_instance_id);
+        let registered = server.lane_registered(session.instance);
         if registered.other_instance {
             core.alarm(server);
         }
@@ -133,41 +171,97 @@ impl Session {
         &self.this
     }
 
-    /// Serves until the lane ends or is to be left.
-    pub(super) async fn serve(&mut self, supervisor: &Supervisor) -> Served {
+    /// Whether both lanes are registered with the same run of a server.
+    pub(super) fn has_server_of(&self, other: &Session) -> bool {
+        self.instance == other.instance
+    }
+
+    /// Serves until the lane ends or is to be left, or until it is to be dialled beside (not before
+    /// `beside_from`).
+    pub(super) async fn serve(&mut self, supervisor: &Supervisor, beside_from: Instant) -> Served {
         self.claim_probing();
         loop {
             if supervisor.is_retired() {
                 return Served::Retired;
             }
-            match self.step(None).await {
-                Happened::Ended(end) => {
-                    self.stop_counting(&end);
-                    if raises_alarm(&end) {
-                        self.core.alarm(&self.this.server);
-                    }
-                    return Served::Ended(end);
-                }
-                Happened::ServerDrains => return Served::ServerDrains,
-                Happened::Other => {}
+            let now = Instant::now();
+            self.note_unanswered(now);
+            if now >= beside_from && self.may_be_dialed_beside() {
+                return Served::Unanswered;
+            }
+            if let Some(served) = self.serving_step().await {
+                return served;
             }
         }
     }
 
-    /// Leaves the lane to the flows that it has: it ends with the last of them, at the latest after `drain_timeout`.
-    /// Where the server drains, it is the server that decides how long they may go on.
-    pub(super) async fn leave(mut self, server_drains: bool) {
-        self.stop_counting(if server_drains {
-            &"it drains"
-        } else {
-            &"its lanes are not wanted any more"
+    /// Serves on while another lane is dialled beside: until it is heard again, ends, or is to be
+    /// left.
+    pub(super) async fn serve_unanswered(&mut self, supervisor: &Supervisor) -> Served {
+        loop {
+            if supervisor.is_retired() {
+                return Served::Retired;
+            }
+            self.note_unanswered(Instant::now());
+            if !self.unanswered {
+                return Served::HeardAgain;
+            }
+            if let Some(served) = self.serving_step().await {
+                return served;
+            }
+        }
+    }
+
+    async fn serving_step(&mut self) -> Option<Served> {
+        match self.step(None).await {
+            Happened::Ended(end) => {
+                self.stop_counting(&end);
+                if raises_alarm(&end) {
+                    self.core.alarm(&self.this.server);
+                }
+                Some(Served::Ended(end))
+            }
+            Happened::GoAway(GoAwayReason::Replaced) => Some(Served::Superseded),
+            Happened::GoAway(_) => Some(Served::ServerDrains),
+            Happened::Other => None,
+        }
+    }
+
+    /// Notes whether nobody has answered for [`UNANSWERED_MAX`].
+    fn note_unanswered(&mut self, now: Instant) {
+        let (heard, _) = self.signs_of_life();
+        let since = self.vigil.unanswered_since(heard);
+        let unanswered = self.counted && since.is_some_and(|since| now >= since + UNANSWERED_MAX);
+        if std::mem::replace(&mut self.unanswered, unanswered) != unanswered {
+            self.this.server.lane_unanswered(unanswered);
+        }
+    }
+
+    /// While no lane to the server is answered, the one that probes it finds out for all whether
+    /// another server is there.
+    fn may_be_dialed_beside(&self) -> bool {
+        let server = &self.this.server;
+        let probes = server.is_prober(self.this.serial);
+        self.unanswered && (probes || server.is_heard_elsewhere(self.instance))
+    }
+
+    /// Leaves the lane to the flows that it has: it ends with the last of them, at the latest when
+    /// `leaving` says so.
+    pub(super) async fn leave(mut self, leaving: Leaving) {
+        self.stop_counting(match leaving {
+            Leaving::ServerDecides => &"it drains",
+            Leaving::Unwanted => &"its lanes are not wanted any more",
+            Leaving::TakenOver => &"another lane has taken its place",
+            Leaving::ServerReplaced => &"another server has taken its place",
         });
         if !self.this.lane.is_open() {
             return;
         }
         self.this.context.counters.lanes_left.increment();
-        let farewell = (!server_drains).then(|| self.say_farewell());
-        let deadline = (!server_drains).then(|| Instant::now() + self.drain_timeout);
+        let began = Instant::now();
+        let (heard_before, _) = self.signs_of_life();
+        let farewell = (leaving != Leaving::ServerDecides).then(|| self.say_farewell());
+        let deadline = (leaving == Leaving::Unwanted).then(|| began + self.drain_timeout);
         let mut idle_since = None;
         loop {
             let now = Instant::now();
@@ -182,6 +276,15 @@ impl Session {
             }
             if deadline.is_some_and(|deadline| now >= deadline) {
                 break;
+            }
+            let unheard = self.signs_of_life().0 == heard_before;
+            if leaving == Leaving::ServerReplaced && unheard {
+                if now >= began + PREDECESSOR_GRACE {
+                    self.this.context.counters.lanes_unhealthy.increment();
+                    self.this.lane.close(LaneError::HealthTimeout, "");
+                    return;
+                }
+                self.this.lane.ping();
             }
             if let Happened::Ended(_) = self.step(Some(now + LINGER)).await {
                 return;
@@ -254,8 +357,10 @@ impl Session {
                 .send_control(&Message::PathResponse(PathResponse { nonce })),
             Message::GoAway(away) => {
                 tracing::debug!(server = %this.server, reason = %away.reason, "this lane gets no new flow");
-                presence::say_drains(&self.core, &this.server);
-                return Happened::ServerDrains;
+                if away.reason != GoAwayReason::Replaced {
+                    presence::say_drains(&self.core, &this.server);
+                }
+                return Happened::GoAway(away.reason);
             }
             other => tracing::debug!(?other, "message without meaning here"),
         }
@@ -288,7 +393,7 @@ impl Session {
 
     fn beat(&mut self, now: Instant) {
         self.next_ping = now + self.keep_alive_period;
-        self.next_beat = now + self.heartbeat_interval;
+        self.next_beat = now + jittered(self.heartbeat_interval);
         self.sent += 1;
         self.this.lane.send_control(&Message::Heartbeat(Heartbeat {
             sequence: self.sent,
@@ -330,17 +435,22 @@ impl Session {
         self.registered = None;
         self.vigil = Vigil::new(Duration::ZERO);
         let server = &self.this.server;
-        if server.lane_ended() {
-            if !server.rests() {
+        if std::mem::take(&mut self.unanswered) {
+            server.lane_unanswered(false);
+        }
+        let rested = server.rests();
+        let was_last = server.lane_ended();
+        if self.core.shared.lane_ended(server) {
+            self.core.tell_all(&ClientMail::Plan);
+        }
+        if was_last {
+            if !rested {
                 presence::say_down(&self.core, server, why);
             }
             // Those that wait long, because this one has served, try now.
             for other in self.core.shared.other_addresses(server) {
                 self.core.found(&other);
             }
-        }
-        if self.core.shared.lane_ended(server) {
-            self.core.tell_all(&ClientMail::Plan);
         }
         if server.leave_probing(self.this.serial) {
             self.core.tell_all(&ClientMail::Alarm {

@@ -1,6 +1,7 @@
-//! The client's decisions by seeded simulation, without a socket: roster, plans of several cores and back-off together,
-//! and ten thousand clients that come back after a restart. Every run repeats by its seed:
-//! `QMUX_SEED=7 cargo test -p qmux-dp client::simulation`.
+//! The client's decisions by seeded simulation, without a socket: roster, plans of several cores,
+//! drains and back-off together, and ten thousand clients that come back after a restart. Hints
+//! between cores are lost, clocks jump, servers drain, die and come back as others. Every run
+//! repeats by its seed: `QMUX_SEED=7 cargo test -p qmux-dp client::simulation`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -23,11 +24,25 @@ const ADDRESSES: u8 = 8;
 /// Names of one client.
 const TARGETS: usize = 3;
 
-/// Steps of one run.
+/// Runs, and the steps of one.
+const SEEDS: u64 = 1_000;
 const STEPS: usize = 3_000;
+
+/// Runs settle, and are compared as a whole, after so many steps.
+const STEPS_PER_SETTLE: usize = 1_000;
 
 /// Longest delay that a back-off gives.
 const LONGEST: Duration = Duration::from_secs(10);
+
+struct PrintSeed(u64);
+
+impl Drop for PrintSeed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("QMUX_SEED={}", self.0);
+        }
+    }
+}
 
 fn address(last: u8) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, last], 8443))
@@ -36,8 +51,18 @@ fn address(last: u8) -> SocketAddr {
 /// The true state of what is behind an address.
 #[derive(Clone, Copy)]
 struct Host {
-    up: bool,
+    state: HostState,
     cores: usize,
+    /// Tells runs of it apart.
+    instance: u64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum HostState {
+    Up,
+    Down,
+    /// It refuses registrations.
+    Drains,
 }
 
 /// One supervised lane.
@@ -45,7 +70,10 @@ struct Supervised {
     core: usize,
     server: Arc<ServerState>,
     backoff: Backoff,
-    registered: bool,
+    /// With this run of the server.
+    registered: Option<u64>,
+    /// Nobody answers its questions.
+    unanswered: bool,
     /// When the next attempt is made.
     next: Duration,
     last_attempt: Duration,
@@ -62,6 +90,8 @@ struct World {
     plans: Vec<Plan>,
     /// Mail that says "plan", per core.
     mail: Vec<VecDeque<()>>,
+    /// Which run of a draining server refused the lane that asks last, and when.
+    refused: BTreeMap<u64, (u64, Duration)>,
     supervised: BTreeMap<LaneId, Supervised>,
 }
 
@@ -75,7 +105,12 @@ impl World {
         };
         let hosts = (0..ADDRESSES).map(|last| {
             let cores = random.random_range(1..=4);
-            (address(last), Host { up: true, cores })
+            let host = Host {
+                state: HostState::Up,
+                cores,
+                instance: 1,
+            };
+            (address(last), host)
         });
         World {
             hosts: hosts.collect(),
@@ -89,6 +124,7 @@ impl World {
                 .map(|core| Plan::new(core, cores, lanes))
                 .collect(),
             mail: (0..cores).map(|_| VecDeque::new()).collect(),
+            refused: BTreeMap::new(),
             supervised: BTreeMap::new(),
         }
     }
@@ -98,6 +134,8 @@ impl World {
             0..15 => self.answer(),
             15..45 => self.deliver(),
             45..50 => self.change_host(),
+            50 => self.pass_time(Duration::from_secs(3_600)),
+            51..56 => self.silence(),
             _ => {
                 let by_ms = self.random.random_range(1..500);
                 self.pass_time(Duration::from_millis(by_ms));
@@ -154,7 +192,10 @@ impl World {
         for lane in changes.retire {
             let retired = self.supervised.remove(&lane).expect("it runs");
             assert_eq!(retired.core, core, "another core's lane");
-            if retired.registered {
+            if retired.unanswered {
+                retired.server.lane_unanswered(false);
+            }
+            if retired.registered.is_some() {
                 retired.server.lane_ended();
             }
         }
@@ -164,7 +205,8 @@ impl World {
                 core,
                 server: Arc::clone(server.expect("a server of the roster")),
                 backoff: Backoff::default(),
-                registered: false,
+                registered: None,
+                unanswered: false,
                 next: self.now,
                 last_attempt: self.now,
             };
@@ -173,20 +215,79 @@ impl World {
         }
     }
 
-    /// A host goes down or comes up, perhaps with another number of cores.
+    /// A host goes down, drains or comes up, perhaps with another number of cores.
     fn change_host(&mut self) {
         let changed = address(self.random.random_range(0..ADDRESSES));
-        let up = self.random.random_bool(0.7);
-        let cores = self.random.random_range(1..=4);
-        self.hosts.insert(changed, Host { up, cores });
-        for supervised in self.supervised.values_mut() {
-            if supervised.server.address == changed && supervised.registered {
-                supervised.registered = false;
+        let state = match self.random.random_range(0..10) {
+            0..6 => HostState::Up,
+            6..8 => HostState::Down,
+            _ => HostState::Drains,
+        };
+        let host = Host {
+            state,
+            cores: self.random.random_range(1..=4),
+            instance: self.random.random(),
+        };
+        self.hosts.insert(changed, host);
+        for ((_, lane), supervised) in &mut self.supervised {
+            if supervised.server.address == changed && supervised.registered.take().is_some() {
+                if std::mem::take(&mut supervised.unanswered) {
+                    supervised.server.lane_unanswered(false);
+                }
                 supervised.server.lane_ended();
                 supervised.last_attempt = self.now;
                 supervised.backoff.reset();
-                supervised.next = self.now + supervised.backoff.next(self.random.random());
+                // One that drains says so; the lane that asks asks at once.
+                let told = state == HostState::Drains && *lane != 0;
+                let random = self.random.random();
+                supervised.next = self.now
+                    + if told {
+                        Backoff::next_while_draining(false, random)
+                    } else {
+                        supervised.backoff.next(random)
+                    };
             }
+        }
+    }
+
+    /// A registered lane is not answered any more, or is again; in between another may be dialled
+    /// beside it, from the first lane or from one that knows the fault to be its own.
+    fn silence(&mut self) {
+        let registered: Vec<LaneId> = self
+            .supervised
+            .iter()
+            .filter(|(_, lane)| lane.registered.is_some())
+            .map(|(id, _)| *id)
+            .collect();
+        if registered.is_empty() {
+            return;
+        }
+        let id = registered[self.random.random_range(0..registered.len())];
+        let takes_over = self.random.random_bool(0.5);
+        let others_answered = self.supervised.iter().any(|(other, lane)| {
+            other.0 == id.0 && *other != id && lane.registered.is_some() && !lane.unanswered
+        });
+        let Some(lane) = self.supervised.get_mut(&id) else {
+            return;
+        };
+        let instance = lane.registered.expect("chosen so");
+        lane.unanswered = !lane.unanswered;
+        lane.server.lane_unanswered(lane.unanswered);
+        if !lane.unanswered {
+            return;
+        }
+        assert_eq!(
+            lane.server.is_heard_elsewhere(instance),
+            others_answered,
+            "whose fault it is"
+        );
+        if takes_over && (id.1 == 0 || others_answered) {
+            // The new lane registers before the old one is given up.
+            let host = self.hosts[&lane.server.address];
+            lane.server.lane_registered(host.instance);
+            lane.server.lane_unanswered(false);
+            lane.server.lane_ended();
+            lane.unanswered = false;
         }
     }
 
@@ -195,7 +296,7 @@ impl World {
         let due: Vec<LaneId> = self
             .supervised
             .iter()
-            .filter(|(_, lane)| !lane.registered && lane.next <= self.now)
+            .filter(|(_, lane)| lane.registered.is_none() && lane.next <= self.now)
             .map(|(id, _)| *id)
             .collect();
         for id in due {
@@ -203,7 +304,8 @@ impl World {
         }
         for (id, lane) in &self.supervised {
             let waited = self.now.saturating_sub(lane.last_attempt);
-            assert!(lane.registered || waited <= LONGEST + by, "{id:?} starves");
+            let waits = lane.registered.is_none();
+            assert!(!waits || waited <= LONGEST + by, "{id:?} starves");
         }
     }
 
@@ -214,17 +316,54 @@ impl World {
         };
         lane.last_attempt = self.now;
         let host = self.hosts[&lane.server.address];
-        if !host.up {
-            lane.next = self.now + lane.backoff.next(random);
-            return;
+        match host.state {
+            HostState::Up => {}
+            HostState::Down => {
+                lane.next = self.now + lane.backoff.next(random);
+                return;
+            }
+            HostState::Drains => {
+                let asks = id.1 == 0;
+                lane.next = self.now + Backoff::next_while_draining(asks, random);
+                return self.note_refusal(id, host.instance);
+            }
         }
         let aimed = lane.server.cores().max(1);
+        let mut found = false;
         if id.1 % aimed == id.1 % host.cores {
-            lane.registered = true;
-            lane.server.lane_registered(&[1; 16]);
+            lane.registered = Some(host.instance);
+            found = lane.server.lane_registered(host.instance).back;
         }
         if lane.server.has_cores(host.cores) {
             self.tell_all();
+        }
+        if found {
+            self.found(id.0);
+        }
+    }
+
+    /// However many lanes there are, one run of a draining server is asked at most once a second by
+    /// the one that asks.
+    fn note_refusal(&mut self, (server, lane): LaneId, instance: u64) {
+        if lane == 0
+            && let Some((before, at)) = self.refused.insert(server, (instance, self.now))
+        {
+            let pause = self.now - at;
+            assert!(
+                before != instance || pause >= Duration::from_secs(1),
+                "server {server} was asked again after {pause:?}"
+            );
+        }
+    }
+
+    /// Lanes that wait are told that the server is there; some hints are lost.
+    fn found(&mut self, server: u64) {
+        for ((of, _), lane) in &mut self.supervised {
+            if *of == server && lane.registered.is_none() && self.random.random_bool(0.9) {
+                let left = lane.next.saturating_sub(self.now);
+                let delay = lane.backoff.found(self.random.random()).min(left);
+                lane.next = self.now + delay;
+            }
         }
     }
 
@@ -251,12 +390,18 @@ impl World {
         );
         for ((server, lane), supervised) in &self.supervised {
             assert_eq!(supervised.core, lane % self.cores);
-            let up = self.hosts[&supervised.server.address].up;
-            assert_eq!(supervised.registered, up, "lane {lane} of server {server}");
-            if up {
-                let cores = self.hosts[&supervised.server.address].cores;
-                assert_eq!(supervised.server.cores(), cores, "all lanes aim right");
+            let host = self.hosts[&supervised.server.address];
+            let instance = (host.state == HostState::Up).then_some(host.instance);
+            assert_eq!(
+                supervised.registered, instance,
+                "lane {lane} of server {server}"
+            );
+            if instance.is_some() {
+                assert_eq!(supervised.server.cores(), host.cores, "all lanes aim right");
             }
+            let lanes = self.supervised.iter().filter(|((of, _), _)| of == server);
+            let registered = lanes.filter(|(_, lane)| lane.registered.is_some());
+            assert_eq!(supervised.server.has_lanes(), registered.count() > 0);
         }
     }
 }
@@ -265,14 +410,14 @@ impl World {
 fn every_wanted_lane_has_one_supervisor_whatever_resolvers_and_servers_do() {
     let seeds = match std::env::var("QMUX_SEED") {
         Ok(seed) => vec![seed.parse().expect("QMUX_SEED is a number")],
-        Err(_) => (0..20).collect(),
+        Err(_) => (0..SEEDS).collect(),
     };
     for seed in seeds {
-        println!("QMUX_SEED={seed}");
+        let _seed = PrintSeed(seed);
         let mut world = World::new(seed);
         for step in 1..=STEPS {
             world.step();
-            if step % 500 == 0 {
+            if step % STEPS_PER_SETTLE == 0 {
                 world.settle();
             }
         }

@@ -140,8 +140,10 @@ impl Supervisor {
             }
             let drains = matches!(end, AttemptEnd::Refused(RefuseReason::Draining, _));
             // One lane is enough to find out when the next server is there; the others are told.
-            let delay = if drains && self.lane == 0 {
-                backoff.next_while_draining(rand::random())
+            let asks = self.lane == 0;
+            let told_so = matches!(end, AttemptEnd::ServerDrains);
+            let delay = if drains || told_so && !asks {
+                Backoff::next_while_draining(asks, rand::random())
             } else if matches!(end, AttemptEnd::NoRoute(_))
                 && core.shared.serves_elsewhere(&self.server)
             {
@@ -209,7 +211,10 @@ impl Supervisor {
         let server_name = &self.server.server_name;
         let next_ms = delay.as_millis() as u64;
         match end {
-            AttemptEnd::Misaimed | AttemptEnd::ServerDrains | AttemptEnd::Retired => {}
+            AttemptEnd::Misaimed
+            | AttemptEnd::ServerDrains
+            | AttemptEnd::Superseded
+            | AttemptEnd::Retired => {}
             AttemptEnd::Ended(end) => {
                 tracing::debug!(server, lane = self.lane, %end, next_ms, suppressed, "lane ended; connecting again");
             }
@@ -251,6 +256,7 @@ impl Supervisor {
 fn begins_anew(end: &AttemptEnd, lasted: Duration) -> bool {
     match end {
         AttemptEnd::ServerDrains
+        | AttemptEnd::Superseded
         | AttemptEnd::Ended(
             LaneEnd::StatelessReset | LaneEnd::ClosedByPeer(LaneError::Shutdown, _),
         ) => true,
@@ -268,6 +274,7 @@ fn discouraging(end: &AttemptEnd) -> bool {
         | AttemptEnd::NoRoute(_)
         | AttemptEnd::Misaimed
         | AttemptEnd::ServerDrains
+        | AttemptEnd::Superseded
         | AttemptEnd::Retired => false,
     }
 }

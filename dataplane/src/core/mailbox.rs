@@ -49,9 +49,17 @@ pub(crate) enum Mail {
         /// The local address that it was sent to.
         to_ip: Option<IpAddr>,
     },
-    /// A client was replaced by a newer instance: close its lanes.
+    /// A client was replaced by a newer instance: its lanes take no new flow, and are closed if
+    /// they do not answer.
     Evict {
         /// The listener that it was registered with.
+        listener: usize,
+        /// Its number in the listener's pool.
+        client: u64,
+    },
+    /// A lane of this client is not answered: have its other lanes ask.
+    ClientMayBeGone {
+        /// The listener that it is registered with.
         listener: usize,
         /// Its number in the listener's pool.
         client: u64,
@@ -124,6 +132,7 @@ impl Mail {
             Mail::Datagram { .. } => Kind::Datagram,
             Mail::Packet { .. } => Kind::Packet,
             Mail::Evict { .. }
+            | Mail::ClientMayBeGone { .. }
             | Mail::Client(_)
             | Mail::ServiceHealth
             | Mail::Drain { .. }

@@ -89,12 +89,11 @@ pub(crate) fn decide(supply: Supply, own: Option<Duration>, others: Option<Durat
     let first = own.is_some() && own >= others;
     match supply {
         Supply::Short if first && own >= Some(STALLED_MIN) => Order::End(1),
-        Supply::Ample | Supply::Short => Order::Rest,
         Supply::Out if first => Order::End(ENDED_AT_ONCE),
         Supply::Over if own.is_some() => Order::End(ENDED_AT_ONCE),
-        // Else, with one elsewhere, it is for another core to end it.
         Supply::Out | Supply::Over if others.is_none() => Order::Refuse,
-        Supply::Out | Supply::Over => Order::Rest,
+        // There is enough, or it is for another core to end one.
+        Supply::Ample | Supply::Short | Supply::Out | Supply::Over => Order::Rest,
     }
 }
 

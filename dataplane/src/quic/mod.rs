@@ -22,3 +22,4 @@ pub(crate) mod timers;
 pub(crate) mod tls;
 pub(crate) mod token;
 mod transmit;
+pub(crate) mod vigil;

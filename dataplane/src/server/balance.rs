@@ -35,7 +35,12 @@ pub(super) fn choose<T: Copy, L: Ord>(
 pub(crate) struct Tried {
     clients: [u64; CLIENTS_TRIED_MAX],
     count: usize,
+    /// It has waited in vain for one that did not answer.
+    must_answer: bool,
 }
+
+/// A place whose client may be tried again.
+const FORGOTTEN: u64 = u64::MAX;
 
 impl Tried {
     /// Notes a client.
@@ -44,6 +49,27 @@ impl Tried {
             *place = client;
             self.count += 1;
         }
+    }
+
+    /// The visitor was at this client, on a lane whose peer has left it unanswered: another lane of
+    /// it will do, but nobody who does not answer either.
+    pub(crate) fn unanswered(&mut self, client: u64) {
+        self.require_answer();
+        for place in &mut self.clients[..self.count] {
+            if *place == client {
+                *place = FORGOTTEN;
+            }
+        }
+    }
+
+    /// Only those come into question who answer.
+    pub(crate) fn require_answer(&mut self) {
+        self.must_answer = true;
+    }
+
+    /// Whether only those come into question who answer.
+    pub(crate) fn must_answer(&self) -> bool {
+        self.must_answer
     }
 
     /// Whether the visitor has been there.
@@ -95,6 +121,19 @@ mod tests {
             Some(looks.get())
         });
         assert_eq!(chosen, Some(7));
+    }
+
+    #[test]
+    fn an_unanswered_visitor_may_come_again_but_not_more_often() {
+        let mut tried = Tried::default();
+        for _ in 0..CLIENTS_TRIED_MAX {
+            assert!(!tried.is_full());
+            tried.add(7);
+            assert!(tried.contains(7));
+            tried.unanswered(7);
+            assert!(!tried.contains(7) && tried.must_answer());
+        }
+        assert!(tried.is_full());
     }
 
     #[test]

@@ -1,12 +1,12 @@
-//! The server's end of a control stream: registration, authentication, heartbeats, GoAway.
+//! The server's end of a control stream until the lane is registered: authentication, admission,
+//! refusals.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use qmux_config::{LANES_MAX, ServerAuth};
 use qmux_proto::control::{
-    Capabilities, GoAway, GoAwayReason, Heartbeat, Message, NoMoreFlows, RefuseReason, Register,
-    RegisterAck, RegisterOutcome, ServiceHealth,
+    Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
@@ -15,6 +15,7 @@ use super::lane::{ServerLane, address};
 use super::listener::ListenerCore;
 use super::presence;
 use super::registry::{Duplicate, Joined};
+use super::session::Session;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::token;
 
@@ -40,7 +41,7 @@ pub(super) async fn run(this: Rc<ServerLane>) {
         return;
     };
     if register(&this, &listener, &mut reader).await {
-        serve(&this, &listener, &mut reader).await;
+        Session::begin(&this, &listener, &mut reader).serve().await;
     }
 }
 
@@ -176,13 +177,12 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
                 new = address(&this.lane),
                 old = old.address.map(tracing::field::display),
                 old_drains = old.drains,
+                old_is_silent = old.silent,
                 suppressed,
                 "a new instance of this client takes over"
             );
         }
-        if !old.drains {
-            listener.evict_everywhere(old.client);
-        }
+        listener.evict_everywhere(old.client);
     }
     if this.membership.set(membership).is_err() {
         return false; // A second Register on one lane is read by `serve`, never here.
@@ -243,122 +243,6 @@ fn refuse_duplicate(
         RefuseReason::DuplicateClient,
         &text,
     )
-}
-
-async fn serve(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, reader: &mut ControlReader) {
-    let interval = listener.server().heartbeat_interval;
-    let mut next_beat = Instant::now() + interval;
-    let keep_alive = listener.keep_alive_period();
-    let mut next_ping = Instant::now() + keep_alive;
-    let (mut sent, mut heard) = (0, 0);
-    loop {
-        let unhealthy_at = this.last_heard.get() + listener.server().health_timeout;
-        match reader
-            .next(next_beat.min(next_ping).min(unhealthy_at))
-            .await
-        {
-            ControlEvent::Message(message) => {
-                this.last_heard.set(Instant::now());
-                match message {
-                    Message::Heartbeat(beat) => {
-                        heard = beat.sequence;
-                        listener.counters().heartbeats_received.increment();
-                    }
-                    Message::FlowClosed(closed) => {
-                        if let Some(udp) = &this.udp
-                            && udp.flow_closed(closed.flow_id, closed.reason)
-                            && let Some(membership) = this.membership.get()
-                        {
-                            membership.client().udp_refused(Instant::now());
-                        }
-                    }
-                    Message::Finished(finished) => this.lane.announced(finished),
-                    Message::PathResponse(response) => {
-                        // One that comes too late, or for an address before the last one, proves nothing.
-                        let _proved = this.lane.path_response(response.nonce);
-                    }
-                    Message::GoAway(away) => {
-                        say_drains(this, listener, &away);
-                        listener.lane_takes_no_more(this);
-                        this.lane.send_control(&Message::NoMoreFlows(NoMoreFlows {
-                            flows_opened: this.lane.streams_opened(),
-                        }));
-                    }
-                    Message::ServiceHealth(health) => service_health(this, listener, &health),
-                    other => tracing::debug!(?other, "message without meaning here"),
-                }
-            }
-            ControlEvent::Deadline => {
-                let now = Instant::now();
-                if now >= this.last_heard.get() + listener.server().health_timeout {
-                    listener.counters().lanes_unhealthy.increment();
-                    tracing::debug!(
-                        client = this.client_id(),
-                        peer = address(&this.lane),
-                        "nothing heard within health_timeout; lane closed"
-                    );
-                    listener.lane_takes_no_more(this);
-                    this.lane.close(LaneError::HealthTimeout, "");
-                    return;
-                }
-                if now >= next_ping {
-                    this.lane.ping();
-                    next_ping = now + keep_alive;
-                }
-                if now >= next_beat {
-                    next_ping = now + keep_alive;
-                    sent += 1;
-                    this.lane.send_control(&Message::Heartbeat(Heartbeat {
-                        sequence: sent,
-                        acknowledged: heard,
-                    }));
-                    next_beat = now + interval;
-                }
-            }
-            ControlEvent::Ended => return,
-        }
-    }
-}
-
-/// One line for a client that stops; a lane that is left for another reason is no news.
-fn say_drains(this: &ServerLane, listener: &ListenerCore, away: &GoAway) {
-    let (client, reason) = (this.client_id(), away.reason);
-    tracing::debug!(client, peer = address(&this.lane), %reason, "no new flow goes to this lane");
-    let membership = this.membership.get();
-    if away.reason == GoAwayReason::Shutdown
-        && membership.is_some_and(|membership| membership.client().begins_to_drain())
-        && let Some(suppressed) = listener.context().lane_log.pass(Instant::now())
-    {
-        tracing::info!(client, suppressed, "client drains; it gets no new flow");
-    }
-}
-
-/// A client says whether it reaches its service. Today there is one, without a name.
-fn service_health(this: &Rc<ServerLane>, listener: &ListenerCore, health: &ServiceHealth) {
-    let Some(membership) = this.membership.get() else {
-        return;
-    };
-    if !health.service.is_empty() || !membership.service_health(health.healthy) {
-        return;
-    }
-    if health.healthy {
-        listener.counters().services_up.increment();
-    } else {
-        listener.counters().services_down.increment();
-    }
-    let client = this.client_id();
-    let Some(suppressed) = listener.context().health_log.pass(Instant::now()) else {
-        return;
-    };
-    if health.healthy {
-        tracing::info!(client, suppressed, "the client reaches its service again");
-    } else {
-        tracing::warn!(
-            client,
-            suppressed,
-            "the client cannot reach its service; visitors go to others while there are any"
-        );
-    }
 }
 
 impl ListenerCore {

@@ -17,6 +17,7 @@ use super::registry::LaneMembership;
 use crate::core::task::spawn_or;
 use crate::flow::udp::server::LaneFlows;
 use crate::quic::end::LaneEnd;
+use crate::quic::event::Event;
 use crate::quic::explain;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
 
@@ -33,6 +34,9 @@ pub(super) struct ServerLane {
     /// When the peer was last heard on the control stream.
     pub(super) last_heard: Cell<Instant>,
     control_started: Cell<bool>,
+    /// Wakes the lane's session: there was an alarm.
+    pub(super) wake: Event,
+    alarmed: Cell<bool>,
     /// It was refused, and stays until its client has read why.
     pub(super) lingers: Cell<bool>,
 }
@@ -51,8 +55,28 @@ impl ServerLane {
             tcp_flows: Cell::new(0),
             last_heard: Cell::new(Instant::now()),
             control_started: Cell::new(false),
+            wake: Event::default(),
+            alarmed: Cell::new(false),
             lingers: Cell::new(false),
         })
+    }
+
+    /// The client may be gone: have it asked.
+    pub(super) fn alarm(&self) {
+        self.alarmed.set(true);
+        self.wake.set();
+    }
+
+    /// True once after each alarm.
+    pub(super) fn take_alarm(&self) -> bool {
+        self.alarmed.take()
+    }
+
+    /// Whether it belongs to the client with this number.
+    pub(super) fn is_of(&self, client: u64) -> bool {
+        self.membership
+            .get()
+            .is_some_and(|membership| membership.client().number == client)
     }
 
     /// Who the client is, for logs.
@@ -152,6 +176,11 @@ impl LaneEvents for ServerLaneEvents {
         membership.silence(silent);
         if silent && let Some(listener) = self.0.listener.upgrade() {
             listener.counters().lanes_silent.increment();
+            if membership.client().is_replaced() {
+                listener.close_replaced(&self.0);
+            } else {
+                listener.client_may_be_gone(&self.0, Instant::now());
+            }
         }
         tracing::debug!(
             client = self.0.client_id(),

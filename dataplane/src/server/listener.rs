@@ -245,7 +245,7 @@ impl ListenerCore {
             instance_id: request.instance_id,
             address,
         };
-        self.pool.join(&applicant, self.core())
+        self.pool.join(&applicant, self.core(), Instant::now())
     }
 
     /// Lanes on all cores that the client which wants one more has already.
@@ -298,30 +298,42 @@ impl ListenerCore {
         last
     }
 
-    /// Closes the lanes of a client that was replaced.
+    /// This core's registered lanes of `client`.
+    fn registered_lanes(&self, client: u64) -> Vec<Rc<ServerLane>> {
+        let registered = self.registered.borrow();
+        let lanes = registered.values().filter(|lane| lane.is_of(client));
+        lanes.cloned().collect()
+    }
+
+    /// The lanes of a client that was replaced get no new flow. While it answers it is told so, and
+    /// what it carries goes on; it may as well be dead, which is found out at once.
     pub(super) fn evict(&self, client: u64) {
-        let evicted: Vec<_> = self
-            .registered
-            .borrow()
-            .values()
-            .filter(|lane| {
-                lane.membership
-                    .get()
-                    .is_some_and(|membership| membership.client().number == client)
-            })
-            .cloned()
-            .collect();
-        for lane in evicted {
+        let away = GoAway {
+            reason: GoAwayReason::Replaced,
+            drain_timeout_ms: 0,
+        };
+        for lane in self.registered_lanes(client) {
             self.lane_takes_no_more(&lane);
-            self.counters().lanes_replaced.increment();
-            lane.lane.close(
-                LaneError::Replaced,
-                "another instance registered with the same client_id",
-            );
+            if lane.lane.is_silent() {
+                self.close_replaced(&lane);
+            } else {
+                self.counters().lanes_superseded.increment();
+                lane.lane.send_control(&Message::GoAway(away));
+                lane.alarm();
+            }
         }
     }
 
-    /// The same on all cores.
+    /// Closes a lane of a client that was replaced and does not answer.
+    pub(super) fn close_replaced(&self, lane: &Rc<ServerLane>) {
+        self.counters().lanes_replaced.increment();
+        lane.lane.close(
+            LaneError::Replaced,
+            "another instance registered with the same client_id",
+        );
+    }
+
+    /// The same as [`ListenerCore::evict`] on all cores.
     pub(super) fn evict_everywhere(&self, client: u64) {
         self.evict(client);
         for (core, mailbox) in self.context.cluster.mailboxes.iter().enumerate() {
@@ -343,6 +355,37 @@ impl ListenerCore {
                     );
                 }
             }
+        }
+    }
+
+    /// `lane` is not answered: it asks on, and so do the client's other lanes, on every core.
+    pub(super) fn client_may_be_gone(&self, lane: &Rc<ServerLane>, now: Instant) {
+        lane.alarm();
+        let Some(membership) = lane.membership.get() else {
+            return;
+        };
+        let client = membership.client();
+        if !client.may_alarm(now) {
+            return;
+        }
+        self.counters().lanes_alarmed.increment();
+        self.alarm(client.number);
+        for (core, mailbox) in self.context.cluster.mailboxes.iter().enumerate() {
+            let mail = Mail::ClientMayBeGone {
+                listener: self.index,
+                client: client.number,
+            };
+            if core != self.core() && client.lanes_on(core) > 0 && mailbox.send(mail).is_err() {
+                // The lanes there find out by themselves when they are next used.
+                self.counters().client_alarms_dropped.increment();
+            }
+        }
+    }
+
+    /// This core's lanes of the client ask it.
+    pub(super) fn alarm(&self, client: u64) {
+        for lane in self.registered_lanes(client) {
+            lane.alarm();
         }
     }
 
@@ -534,11 +577,15 @@ impl RouteUdp for Owner {
         for client in wish.tried {
             tried.add(*client);
         }
+        if wish.must_answer {
+            tried.require_answer();
+        }
         let way = route::find(
             &listener.pool,
             Protocol::Udp,
             listener.core(),
             &mut tried,
+            Instant::now(),
             |client| listener.local_lane(client),
             |lane| {
                 let silent = wish.must_answer && lane.is_silent();

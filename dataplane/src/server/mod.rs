@@ -2,7 +2,9 @@
 
 mod auth;
 mod balance;
+mod blame;
 mod control;
+mod head_start;
 mod lane;
 mod lanes;
 pub(crate) mod listener;
@@ -10,6 +12,7 @@ mod opening;
 mod presence;
 pub(crate) mod registry;
 mod route;
+mod session;
 #[cfg(test)]
 mod simulation;
 mod udp_refusals;
@@ -130,6 +133,14 @@ impl ServerCore {
             } => {
                 if let Some(listener) = listener(index) {
                     listener.evict(client);
+                }
+            }
+            Mail::ClientMayBeGone {
+                listener: index,
+                client,
+            } => {
+                if let Some(listener) = listener(index) {
+                    listener.alarm(client);
                 }
             }
             other => return Some(other),

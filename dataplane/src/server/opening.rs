@@ -4,7 +4,14 @@
 //! service took the connection says so by its code ([`FlowError::is_untouched`]). So until the service has answered, what
 //! was sent is kept ([`Sent`]), and a refused flow can begin anew on another client without the visitor noticing. A lane
 //! that just ends may have delivered everything, and a request must not be delivered twice: there, only a flow of whose
-//! visitor nothing was sent yet can. Nothing else allows it.
+//! visitor nothing was sent yet can.
+//!
+//! A lane may also fall silent, long before it ends: its client has died, or its path is broken. A
+//! flow of whose visitor nothing was sent yet leaves it as soon as there is a better one. One that
+//! has sent something stays for [`UNHEARD_MAX`]. If by then nothing at all was heard since its
+//! first byte was sent, there is no sign that the client has it, and it begins anew elsewhere, or
+//! is refused. (A client that was merely stopped finds the flow's reset behind its bytes when it
+//! goes on.) If something was heard, the service may be at work on it: it waits for the lane's end.
 //!
 //! Once the service has answered, or too much or for too long was kept, the flow goes on as any other
 //! ([`crate::flow::tcp`]), and this part costs it nothing any more.
@@ -14,7 +21,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use qmux_proto::FlowError;
 
@@ -22,7 +29,7 @@ use crate::buffer::{Block, BlockSize, SMALL_BLOCK_BYTES, StreamBuf};
 use crate::flow::tcp::{Begun, Next, fill};
 use crate::flow::watch::FlowWatch;
 use crate::metrics::CoreCounters;
-use crate::quic::lane::{Lane, StreamRead, StreamRoom, StreamWaiters};
+use crate::quic::lane::{Lane, Silent, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
 
 /// Bytes of a visitor that are kept. Requests are smaller; who sends more has an answer before, or sends a file.
@@ -34,6 +41,15 @@ const HELD_BYTES_MAX: usize = 64 << 20;
 /// How long they are kept: a client gives each address of its service 10 seconds, and few services have more than
 /// three. A flow that has been silent for longer was accepted.
 const KEPT_FOR: Duration = Duration::from_secs(30);
+
+/// How long a flow without an answer stays on a lane whose peer leaves everything unanswered, so
+/// that a visitor is served elsewhere or refused within two seconds of a death: half a second may
+/// pass before the first question.
+const UNHEARD_MAX: Duration = Duration::from_millis(1_500);
+
+/// After a silence was noticed, what has come meanwhile is read first: this process may have stood
+/// still, and its timers fire before it reads.
+const READ_FIRST: Duration = Duration::from_millis(100);
 
 /// A buffer of which less than one part in so many is used is not kept as it is, but copied out.
 const KEPT_WHOLE_ABOVE: usize = 2;
@@ -50,6 +66,8 @@ pub(super) struct Sent {
     bytes: usize,
     held_bytes: usize,
     ended: bool,
+    /// Packets that the lane had received when the first of it was sent.
+    heard_before: Option<u64>,
     held: Rc<Held>,
 }
 
@@ -61,6 +79,7 @@ impl Sent {
             bytes: 0,
             held_bytes: 0,
             ended,
+            heard_before: None,
             held: Rc::clone(held),
         };
         if !bytes.is_empty() {
@@ -119,6 +138,8 @@ pub(super) enum Opened {
     Flow(Begun),
     /// The client refused it, and its service has seen nothing of it; or the lane ended before there was anything to see.
     Refused(FlowError),
+    /// Its lane is silent, and nothing says that the client has anything of it.
+    Unheard,
     /// It was reset by either side.
     Reset(FlowError),
 }
@@ -133,6 +154,10 @@ pub(super) struct Opening<'a> {
     pub(super) stream: u64,
     /// What waits for it.
     pub(super) waiters: &'a Rc<StreamWaiters>,
+    /// When it began on this lane.
+    pub(super) began: Instant,
+    /// Whether there is a lane or a client that answers, now that this one does not.
+    pub(super) better: &'a dyn Fn() -> bool,
     /// Its place among the core's flows.
     pub(super) watch: &'a FlowWatch,
     /// The core's counters.
@@ -172,7 +197,9 @@ impl Opening<'_> {
             ..Begun::default()
         };
         let mut too_long = pin!(crate::core::time::sleep(KEPT_FOR));
+        sent.heard_before = None; // Of another lane.
         loop {
+            self.note_heard(sent);
             let wait = match self.pass_on(sent, &mut begun) {
                 Ok(wait) => wait,
                 Err(Stop::Stopped(error))
@@ -184,7 +211,12 @@ impl Opening<'_> {
                 Err(Stop::Stopped(_) | Stop::Committed) => return Opened::Flow(begun),
                 Err(Stop::Gone) => return Opened::Reset(FlowError::VisitorReset),
             };
-            let ready = self.wait(wait, too_long.as_mut()).await;
+            self.note_heard(sent);
+            let unheard = match self.unheard_until(sent) {
+                Some(until) if until <= Instant::now() => return Opened::Unheard,
+                until => until,
+            };
+            let ready = self.wait(wait, too_long.as_mut(), unheard).await;
             if let Some(reason) = ready.ended {
                 return Opened::Reset(reason);
             }
@@ -197,6 +229,23 @@ impl Opening<'_> {
                 return Opened::Flow(begun);
             }
         }
+    }
+
+    /// Notes what was heard when the first of the visitor's bytes was sent.
+    fn note_heard(&self, sent: &mut Sent) {
+        if !sent.is_empty() && sent.heard_before.is_none() {
+            sent.heard_before = Some(self.lane.packets_received());
+        }
+    }
+
+    /// When the flow leaves a lane that is silent, if it may.
+    fn unheard_until(&self, sent: &Sent) -> Option<Instant> {
+        let silent = self.lane.silent()?;
+        let unheard = sent
+            .heard_before
+            .is_none_or(|before| before == self.lane.packets_received());
+        let at_once = sent.is_empty() && (self.better)();
+        leaves_at(silent, self.began, unheard, at_once)
     }
 
     /// Moves what can be moved from the visitor to the client now, and says what more needs.
@@ -298,7 +347,14 @@ impl Opening<'_> {
     }
 
     /// Waits for anything that concerns the flow.
-    async fn wait(&self, wait: Wait, mut too_long: Pin<&mut crate::core::time::Sleep>) -> Ready {
+    async fn wait(
+        &self,
+        wait: Wait,
+        mut too_long: Pin<&mut crate::core::time::Sleep>,
+        unheard: Option<Instant>,
+    ) -> Ready {
+        // Only on a lane that is silent: there, and on the heap, it costs nobody else anything.
+        let mut unheard = unheard.map(|at| Box::pin(crate::core::time::sleep_until(at)));
         let mut readable = pin!(self.socket.readable());
         poll_fn(|cx| {
             let ended = self.look_around(wait, cx);
@@ -309,7 +365,10 @@ impl Opening<'_> {
                 other |= readable.as_mut().poll(cx).is_ready();
             }
             let too_long = too_long.as_mut().poll(cx).is_ready();
-            if answer || other || too_long || ended.is_some() {
+            let unheard = unheard
+                .as_mut()
+                .is_some_and(|at| at.as_mut().poll(cx).is_ready());
+            if answer || other || too_long || unheard || ended.is_some() {
                 return Poll::Ready(Ready {
                     answer,
                     too_long,
@@ -338,6 +397,18 @@ fn may_begin_anew(error: FlowError, lane_is_open: bool, nothing_sent: bool) -> b
     error.is_untouched() || (!lane_is_open && nothing_sent)
 }
 
+/// When a flow that began at `began` leaves a lane that is silent. `unheard`: nothing was heard since
+/// the first byte of its visitor was sent, or none was; `at_once`: none was, and there is a better
+/// lane.
+fn leaves_at(silent: Silent, began: Instant, unheard: bool, at_once: bool) -> Option<Instant> {
+    // What came while this process stood still may not have been read yet.
+    let first = silent.noticed + READ_FIRST;
+    if at_once {
+        return Some(first);
+    }
+    unheard.then(|| first.max(silent.since.max(began) + UNHEARD_MAX))
+}
+
 /// Why no more of the visitor's bytes are passed on here.
 enum Stop {
     /// The client takes no more.
@@ -362,6 +433,37 @@ mod tests {
                 assert_eq!(anew(FlowError::Internal), !lane_is_open && nothing_sent);
             }
         }
+    }
+
+    #[test]
+    fn a_flow_leaves_a_silent_lane_if_nothing_says_that_the_client_has_it() {
+        let since = Instant::now();
+        let silent = Silent {
+            since,
+            noticed: since + Duration::from_millis(300),
+        };
+        let first = silent.noticed + READ_FIRST;
+        let late = since + Duration::from_secs(7);
+        assert_eq!(leaves_at(silent, since, true, true), Some(first));
+        assert_eq!(
+            leaves_at(silent, since, true, false),
+            Some(since + UNHEARD_MAX)
+        );
+        assert_eq!(
+            leaves_at(silent, late, true, false),
+            Some(late + UNHEARD_MAX),
+            "a newcomer waits as long for it to be heard again"
+        );
+        assert_eq!(leaves_at(silent, since, false, false), None);
+        let stood_still = Silent {
+            since,
+            noticed: late,
+        };
+        assert_eq!(
+            leaves_at(stood_still, since, true, false),
+            Some(late + READ_FIRST),
+            "what has come is read first"
+        );
     }
 
     #[test]

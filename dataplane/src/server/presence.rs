@@ -14,8 +14,8 @@ const LANES_COME: Duration = Duration::from_millis(500);
 /// The client has its first lane. Says so when the others have had time to come.
 pub(super) fn say_up(context: &Rc<CoreContext>, client: &Arc<ClientEntry>) {
     let (context, client) = (Rc::clone(context), Arc::clone(client));
-    monoio::spawn(async move {
-        monoio::time::sleep(LANES_COME).await;
+    crate::core::task::spawn(async move {
+        crate::core::time::sleep(LANES_COME).await;
         let lanes = client.lanes_up();
         if lanes == 0 {
             return; // Its end has been told.

@@ -3,16 +3,18 @@
 //! All cores share it. Visitors read an immutable snapshot of the list and per-client atomics, without a lock; the list
 //! changes only when a client joins or leaves, under a mutex that no visitor takes.
 //!
-//! Two programs may come under one client id. Either the first is dead and the second its successor, who must not wait
-//! until the server has noticed; or both live, by a mistake, and must not drive each other out for ever. So the newer
-//! instance takes over at once, and an instance that was driven out stays out while its successor is there.
+//! Two programs may come under one client id. Either the first is dead and the second its
+//! successor, who must not wait until the server has noticed; or both live, by a mistake, and must
+//! not drive each other out for ever. So the newer instance takes over at once, and an instance
+//! that was driven out stays out while its successor is there. What it carries may go on as long as
+//! it answers.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam::utils::CachePadded;
@@ -21,6 +23,8 @@ use qmux_proto::Protocol;
 use qmux_proto::control::INSTANCE_ID_BYTES;
 
 use super::balance::{Tried, choose};
+use super::blame::Blame;
+use super::head_start::HeadStart;
 use super::udp_refusals::UdpRefusals;
 
 /// Clients that one visitor is sent to before it is refused. Each may take its dial timeout to say no, and a visitor
@@ -33,6 +37,22 @@ const REPLACED_MAX: usize = 1_024;
 
 /// Drawn by a client at its start.
 pub(crate) type InstanceId = [u8; INSTANCE_ID_BYTES];
+
+/// No lane has the probing role.
+const NOBODY: u64 = 0;
+
+/// An alarm is not given again within this time: the lanes that heard it ask until they are
+/// answered.
+const ALARM_PAUSE: Duration = Duration::from_millis(100);
+
+/// Lanes of one client on one core.
+#[derive(Debug, Default)]
+struct LaneCounts {
+    /// Those that take new flows.
+    open: AtomicUsize,
+    /// Those of them whose peer answers.
+    answering: AtomicUsize,
+}
 
 /// One client: an instance of a program that registered under a client id.
 #[derive(Debug)]
@@ -55,20 +75,28 @@ pub(crate) struct ClientEntry {
     told_to_drain: AtomicBool,
     /// Flows that it carries now, over all cores.
     flows: CachePadded<AtomicUsize>,
-    /// Lanes that take new flows, per core.
-    lanes: Box<[CachePadded<AtomicUsize>]>,
+    /// Lanes per core.
+    lanes: Box<[CachePadded<LaneCounts>]>,
     /// The same, in all.
-    lanes_total: AtomicUsize,
+    lanes_total: LaneCounts,
     /// Lanes registered, in all; the client leaves the list with its last one.
     registered: AtomicUsize,
     /// Lanes that have said last that the service cannot be reached.
     service_down: AtomicUsize,
-    /// Lanes on which it leaves unanswered what is sent.
-    silent: AtomicUsize,
     /// A newer instance has taken its id.
     replaced: AtomicBool,
     /// UDP visitors that it could not serve.
     udp_refusals: UdpRefusals,
+    /// The lane that probes it, by its serial number.
+    prober: AtomicU64,
+    /// When the last alarm was given, in milliseconds since the pool began, plus 1.
+    last_alarm_ms: AtomicU64,
+    /// What its service has done to visitors.
+    blame: Blame,
+    /// What it counts for in addition to its flows, because it has just come.
+    head_start: HeadStart,
+    /// When the pool began.
+    epoch: Instant,
 }
 
 impl ClientEntry {
@@ -101,16 +129,38 @@ impl ClientEntry {
     pub(crate) fn lanes_on(&self, core: usize) -> usize {
         self.lanes
             .get(core)
-            .map_or(0, |lanes| lanes.load(Ordering::Relaxed))
+            .map_or(0, |lanes| lanes.open.load(Ordering::Relaxed))
     }
 
-    /// The first core after `core` (counted around) with a lane that takes new flows; `core` itself is not looked at.
+    /// Those of them whose peer answers.
+    pub(crate) fn answering_on(&self, core: usize) -> usize {
+        self.lanes
+            .get(core)
+            .map_or(0, |lanes| lanes.answering.load(Ordering::Relaxed))
+    }
+
+    /// The first core after `core` (counted around) with a lane that takes new flows and whose peer
+    /// answers; `core` itself is not looked at.
+    pub(crate) fn other_core_that_answers(&self, core: usize) -> Option<usize> {
+        self.core_between(core, core, |core| self.answering_on(core) > 0)
+    }
+
+    /// The same, whether the peer answers or not.
     pub(crate) fn other_core_with_lane(&self, core: usize) -> Option<usize> {
         self.core_with_lane_between(core, core)
     }
 
     /// The first core after `core` and before `end` (counted around) with a lane that takes new flows.
     pub(crate) fn core_with_lane_between(&self, core: usize, end: usize) -> Option<usize> {
+        self.core_between(core, end, |core| self.lanes_on(core) > 0)
+    }
+
+    fn core_between(
+        &self,
+        core: usize,
+        end: usize,
+        has_lane: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
         let cores = self.lanes.len();
         let distance = match (end + cores - core) % cores {
             0 => cores,
@@ -118,7 +168,7 @@ impl ClientEntry {
         };
         (1..distance)
             .map(|step| (core + step) % cores)
-            .find(|core| self.lanes_on(*core) > 0)
+            .find(|core| has_lane(*core))
     }
 
     /// Flows that it carries now.
@@ -131,18 +181,52 @@ impl ClientEntry {
         self.service_down.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether it seems to be dead or out of reach, because what is sent on one of its lanes is not answered.
+    /// Whether it seems to be dead or out of reach: what is sent is not answered on any lane that
+    /// takes flows.
     pub(crate) fn is_silent(&self) -> bool {
-        self.silent.load(Ordering::Relaxed) > 0
+        self.takes_flows() && self.lanes_total.answering.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether a newer instance has taken its id.
+    pub(crate) fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
+    /// Whether its service has ended flows at once.
+    pub(crate) fn is_failing(&self, now: Instant) -> bool {
+        self.blame.is_failing(self.age(now))
+    }
+
+    /// Flows that it is taken to have when the fewest are looked for.
+    pub(crate) fn load(&self, now: Instant) -> usize {
+        self.flows() + self.head_start.flows(self.age(now))
+    }
+
+    /// Since the pool began.
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.epoch)
+    }
+
+    /// True if an alarm is due: each of many lanes that fall silent at once asks, and one alarm is
+    /// enough.
+    pub(crate) fn may_alarm(&self, now: Instant) -> bool {
+        let now_ms = u64::try_from(self.age(now).as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        let pause_ms = ALARM_PAUSE.as_millis() as u64;
+        let due = |last: u64| last == 0 || now_ms >= last + pause_ms;
+        self.last_alarm_ms
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |last| {
+                due(last).then_some(now_ms)
+            })
+            .is_ok()
     }
 
     /// Whether it takes new flows.
     pub(crate) fn usable(&self) -> bool {
-        self.takes_flows() && !self.replaced.load(Ordering::Relaxed)
+        self.takes_flows() && !self.is_replaced()
     }
 
     fn takes_flows(&self) -> bool {
-        self.lanes_total.load(Ordering::Relaxed) > 0
+        self.lanes_total.open.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -159,6 +243,16 @@ impl FlowTicket {
     /// The client that was chosen.
     pub(crate) fn client(&self) -> &ClientEntry {
         &self.0
+    }
+
+    /// The client's service has answered.
+    pub(crate) fn answered(&self, now: Instant) {
+        self.0.blame.answered(self.0.age(now));
+    }
+
+    /// It has ended the flow before it had said a byte.
+    pub(crate) fn ended_early(&self, now: Instant) {
+        self.0.blame.ended_early(self.0.age(now));
     }
 }
 
@@ -195,8 +289,10 @@ pub(crate) struct Replaced {
     pub(crate) client: u64,
     /// Where it came from.
     pub(crate) address: Option<SocketAddr>,
-    /// It was about to stop: its lanes may go on with the flows that they have. Otherwise they are to be closed.
+    /// It was about to stop, and knows that it gets no new flow.
     pub(crate) drains: bool,
+    /// It has left everything unanswered for a while.
+    pub(crate) silent: bool,
 }
 
 /// The id belongs to a newer instance, which lives.
@@ -214,9 +310,13 @@ pub(crate) struct LaneMembership {
     pool: Arc<ClientPool>,
     entry: Arc<ClientEntry>,
     core: usize,
+    /// Tells lanes of this pool apart; never 0.
+    serial: u64,
     takes_flows: Cell<bool>,
     service_down: Cell<bool>,
     silent: Cell<bool>,
+    /// It counts among the answering ones.
+    answering: Cell<bool>,
     over: Cell<bool>,
     first: bool,
 }
@@ -235,9 +335,45 @@ impl LaneMembership {
     /// The lane takes no new flow from now on (it drains or is unhealthy).
     pub(crate) fn take_no_more(&self) {
         if self.takes_flows.replace(false) {
-            self.entry.lanes_total.fetch_sub(1, Ordering::Relaxed);
-            self.entry.lanes[self.core].fetch_sub(1, Ordering::Relaxed);
+            self.entry.lanes_total.open.fetch_sub(1, Ordering::Relaxed);
+            self.entry.lanes[self.core]
+                .open
+                .fetch_sub(1, Ordering::Relaxed);
         }
+        self.count_answering();
+    }
+
+    fn count_answering(&self) {
+        let answers = self.takes_flows.get() && !self.silent.get();
+        if self.answering.replace(answers) == answers {
+            return;
+        }
+        for counts in [&self.entry.lanes_total, &*self.entry.lanes[self.core]] {
+            if answers {
+                counts.answering.fetch_add(1, Ordering::Relaxed);
+            } else {
+                counts.answering.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Takes the probing role for this lane if no other one of the client has it. True if it has it
+    /// now.
+    pub(crate) fn claim_probing(&self) -> bool {
+        let prober = &self.entry.prober;
+        !self.over.get()
+            && (prober.load(Ordering::Relaxed) == self.serial
+                || prober
+                    .compare_exchange(NOBODY, self.serial, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok())
+    }
+
+    /// Gives the probing role back. True if this lane had it.
+    pub(crate) fn leave_probing(&self) -> bool {
+        self.entry
+            .prober
+            .compare_exchange(self.serial, NOBODY, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
     }
 
     /// The lane has ended. Its last flow may go on for some time, and must not keep alive what the lane said or did not
@@ -246,6 +382,7 @@ impl LaneMembership {
         self.take_no_more();
         self.silence(false);
         self.service_health(true);
+        self.leave_probing();
         !self.over.replace(true) && self.entry.lanes_up.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
@@ -259,18 +396,19 @@ impl LaneMembership {
         if down {
             self.entry.service_down.fetch_add(1, Ordering::Relaxed) == 0
         } else {
-            self.entry.service_down.fetch_sub(1, Ordering::Relaxed) == 1
+            let news = self.entry.service_down.fetch_sub(1, Ordering::Relaxed) == 1;
+            if news {
+                self.entry.blame.forgive();
+            }
+            news
         }
     }
 
     /// Whether what is sent on this lane is left unanswered.
     pub(crate) fn silence(&self, silent: bool) {
-        if !self.over.get() && self.silent.replace(silent) != silent {
-            if silent {
-                self.entry.silent.fetch_add(1, Ordering::Relaxed);
-            } else {
-                self.entry.silent.fetch_sub(1, Ordering::Relaxed);
-            }
+        if !self.over.get() {
+            self.silent.set(silent);
+            self.count_answering();
         }
     }
 }
@@ -287,6 +425,8 @@ impl Drop for LaneMembership {
 struct Change {
     /// The next client's number.
     next_number: u64,
+    /// The last lane's serial number.
+    last_serial: u64,
     /// Instances that lost their id to a newer one, the latest last.
     replaced: VecDeque<InstanceId>,
 }
@@ -304,6 +444,7 @@ impl Change {
 #[derive(Debug)]
 pub(crate) struct ClientPool {
     balancer: LoadBalancer,
+    epoch: Instant,
     cores: usize,
     clients: ArcSwap<Vec<Arc<ClientEntry>>>,
     /// Guards changes of the list.
@@ -319,6 +460,7 @@ impl ClientPool {
     pub(crate) fn new(balancer: LoadBalancer, cores: usize) -> ClientPool {
         ClientPool {
             balancer,
+            epoch: Instant::now(),
             cores,
             clients: ArcSwap::default(),
             change: Mutex::default(),
@@ -335,6 +477,7 @@ impl ClientPool {
         self: &Arc<Self>,
         applicant: &Applicant<'_>,
         core: usize,
+        now: Instant,
     ) -> Result<Joined, Duplicate> {
         let mut change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.clients.load_full();
@@ -353,7 +496,12 @@ impl ClientPool {
                 });
             }
             _ => {
-                let entry = self.entry(change.next_number, applicant);
+                let others = current.iter().filter(|other| {
+                    other.client_id != applicant.client_id && other.usable() && !other.is_silent()
+                });
+                let age = now.saturating_duration_since(self.epoch);
+                let head_start = HeadStart::beside(others.map(|other| other.flows()), age);
+                let entry = self.entry(change.next_number, applicant, head_start);
                 change.next_number += 1;
                 change
                     .replaced
@@ -372,32 +520,42 @@ impl ClientPool {
                         client: old.number,
                         address: old.address,
                         drains: !old.takes_flows(),
+                        silent: old.is_silent(),
                     }
                 });
                 entry
             }
         };
         entry.registered.fetch_add(1, Ordering::Relaxed);
-        entry.lanes[core].fetch_add(1, Ordering::Relaxed);
-        entry.lanes_total.fetch_add(1, Ordering::Relaxed);
+        entry.lanes[core].open.fetch_add(1, Ordering::Relaxed);
+        entry.lanes_total.open.fetch_add(1, Ordering::Relaxed);
+        change.last_serial += 1;
         let first = entry.lanes_up.fetch_add(1, Ordering::Relaxed) == 0;
         let membership = LaneMembership {
             first,
             pool: Arc::clone(self),
             entry,
             core,
+            serial: change.last_serial,
             takes_flows: Cell::new(true),
             service_down: Cell::new(false),
             silent: Cell::new(false),
+            answering: Cell::new(false),
             over: Cell::new(false),
         };
+        membership.count_answering();
         Ok(Joined {
             membership,
             replaced,
         })
     }
 
-    fn entry(&self, number: u64, applicant: &Applicant<'_>) -> Arc<ClientEntry> {
+    fn entry(
+        &self,
+        number: u64,
+        applicant: &Applicant<'_>,
+        head_start: HeadStart,
+    ) -> Arc<ClientEntry> {
         Arc::new(ClientEntry {
             number,
             client_id: applicant.client_id.into(),
@@ -409,12 +567,16 @@ impl ClientPool {
             told_to_drain: AtomicBool::new(false),
             flows: CachePadded::default(),
             lanes: (0..self.cores).map(|_| CachePadded::default()).collect(),
-            lanes_total: AtomicUsize::new(0),
+            lanes_total: LaneCounts::default(),
             registered: AtomicUsize::new(0),
             service_down: AtomicUsize::new(0),
-            silent: AtomicUsize::new(0),
             replaced: AtomicBool::new(false),
             udp_refusals: UdpRefusals::new(Instant::now()),
+            prober: AtomicU64::new(NOBODY),
+            last_alarm_ms: AtomicU64::new(0),
+            blame: Blame::default(),
+            head_start,
+            epoch: self.epoch,
         })
     }
 
@@ -434,33 +596,54 @@ impl ClientPool {
 
     /// Picks a client that is not among `tried` for a new flow and counts the flow, or `None` if no client can take it.
     ///
-    /// A flow goes to a client that is silent only if all are, and a TCP flow to one whose service is down only if there
-    /// is no better one: then the client itself says no, or finds that its service has come back. For a UDP flow that
-    /// does not count, because what is known is about TCP; clients that could not serve a UDP visitor a short while ago
+    /// A flow goes to a client that is silent only if all are, and a TCP flow to one whose service
+    /// is down, or ends flows at once, only if there is no better one: then the client itself says
+    /// no, or finds that its service has come back. For a UDP flow that does not count, because
+    /// what is known is about TCP; clients that could not serve a UDP visitor a short while ago
     /// come after others instead.
-    pub(crate) fn pick(&self, protocol: Protocol, tried: &Tried) -> Option<FlowTicket> {
+    pub(crate) fn pick(
+        &self,
+        protocol: Protocol,
+        tried: &Tried,
+        now: Instant,
+    ) -> Option<FlowTicket> {
         let turn = match protocol {
             Protocol::Tcp => &self.tcp_turn,
             Protocol::Udp => &self.udp_turn,
         };
         let turn = turn.fetch_add(1, Ordering::Relaxed);
         let clients = self.clients.load();
-        let now = Instant::now();
         let chosen = choose(clients.iter(), turn, |entry| {
             if !entry.usable() || tried.contains(entry.number) {
                 return None;
             }
+            let silent = entry.is_silent();
+            if silent && tried.must_answer() {
+                return None;
+            }
+            let tcp = protocol == Protocol::Tcp;
             let down = match protocol {
                 Protocol::Tcp => entry.service_is_down(),
                 Protocol::Udp => entry.udp_refusals.count(now),
             };
-            let flows = match self.balancer {
+            let failing = tcp && entry.is_failing(now);
+            let load = match self.balancer {
                 LoadBalancer::RoundRobin => 0,
-                LoadBalancer::LeastConnections => entry.flows(),
+                LoadBalancer::LeastConnections => entry.load(now),
             };
-            Some((entry.is_silent(), down, flows))
+            Some((silent, down, failing, load))
         });
         chosen.map(|entry| FlowTicket::new(Arc::clone(entry)))
+    }
+
+    /// Whether there is a client that answers for a visitor who has been to those.
+    pub(crate) fn has_better(&self, tried: &Tried) -> bool {
+        !tried.is_full()
+            && self
+                .clients
+                .load()
+                .iter()
+                .any(|entry| entry.usable() && !entry.is_silent() && !tried.contains(entry.number))
     }
 
     /// The clients now.

@@ -21,7 +21,7 @@ fn apply(pool: &Arc<ClientPool>, id: &str, instance: u8, core: usize) -> Result<
         instance_id: [instance; INSTANCE_ID_BYTES],
         address: address(instance),
     };
-    pool.join(&applicant, core)
+    pool.join(&applicant, core, Instant::now())
 }
 
 fn join(pool: &Arc<ClientPool>, id: &str, core: usize) -> LaneMembership {
@@ -29,7 +29,11 @@ fn join(pool: &Arc<ClientPool>, id: &str, core: usize) -> LaneMembership {
 }
 
 fn pick(pool: &ClientPool) -> Option<FlowTicket> {
-    pool.pick(Protocol::Tcp, &Tried::default())
+    pick_at(pool, Instant::now())
+}
+
+fn pick_at(pool: &ClientPool, now: Instant) -> Option<FlowTicket> {
+    pool.pick(Protocol::Tcp, &Tried::default(), now)
 }
 
 fn counts(tickets: &[FlowTicket]) -> BTreeMap<&str, usize> {
@@ -66,8 +70,8 @@ fn visitors_of_both_protocols_by_turns_reach_every_client() {
     let _lanes = ["a", "b"].map(|id| join(&pool, id, 0));
     let (mut tcp, mut udp) = (Vec::new(), Vec::new());
     for _ in 0..10 {
-        tcp.extend(pool.pick(Protocol::Tcp, &Tried::default()));
-        udp.extend(pool.pick(Protocol::Udp, &Tried::default()));
+        tcp.extend(pool.pick(Protocol::Tcp, &Tried::default(), Instant::now()));
+        udp.extend(pool.pick(Protocol::Udp, &Tried::default(), Instant::now()));
     }
     for tickets in [&tcp, &udp] {
         assert_eq!(counts(tickets), BTreeMap::from([("a", 5), ("b", 5)]));
@@ -99,7 +103,8 @@ fn least_connections_fills_up_the_idle_client() {
     let _a = join(&pool, "a", 0);
     let tickets: Vec<_> = (0..5).filter_map(|_| pick(&pool)).collect();
     let _b = join(&pool, "b", 1);
-    let more: Vec<_> = (0..5).filter_map(|_| pick(&pool)).collect();
+    let settled = Instant::now() + Duration::from_secs(60);
+    let more: Vec<_> = (0..5).filter_map(|_| pick_at(&pool, settled)).collect();
     assert_eq!(counts(&more)["b"], 5);
     drop((tickets, more));
     assert!(pool.clients().iter().all(|entry| entry.flows() == 0));
@@ -162,7 +167,7 @@ fn a_visitor_is_not_sent_to_a_client_twice() {
         let _lanes = ["a", "b"].map(|id| join(&pool, id, 0));
         let mut tried = Tried::default();
         let mut been = Vec::new();
-        while let Some(ticket) = pool.pick(Protocol::Tcp, &tried) {
+        while let Some(ticket) = pool.pick(Protocol::Tcp, &tried, Instant::now()) {
             tried.add(ticket.client().number);
             been.push(ticket.client().client_id.clone());
         }
@@ -182,7 +187,7 @@ fn a_client_without_its_service_gets_tcp_visitors_only_if_no_other_has_one() {
         let tickets: Vec<_> = (0..10).filter_map(|_| pick(&pool)).collect();
         assert_eq!(counts(&tickets), BTreeMap::from([("b", 10)]));
         let udp: Vec<_> = (0..20)
-            .filter_map(|_| pool.pick(Protocol::Udp, &Tried::default()))
+            .filter_map(|_| pool.pick(Protocol::Udp, &Tried::default(), Instant::now()))
             .collect();
         assert!(counts(&udp).contains_key("a"), "UDP does not care");
         drop((tickets, udp));
@@ -245,7 +250,9 @@ fn a_silent_client_gets_flows_only_if_all_are_silent() {
         // One that answers, and be it with a refusal, comes before one that does not.
         b.service_health(false);
         for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let ticket = pool.pick(protocol, &Tried::default()).expect("b");
+            let ticket = pool
+                .pick(protocol, &Tried::default(), Instant::now())
+                .expect("b");
             assert_eq!(ticket.client().client_id, "b");
         }
         drop(b);
@@ -254,6 +261,123 @@ fn a_silent_client_gets_flows_only_if_all_are_silent() {
         drop(a);
         assert!(!again.client().is_silent(), "it ends with the lane");
     }
+}
+
+#[test]
+fn a_lane_that_is_silent_while_another_is_not_makes_its_client_no_worse() {
+    let pool = pool(LoadBalancer::RoundRobin);
+    let (broken, good) = (join(&pool, "a", 0), join(&pool, "a", 1));
+    let _other = join(&pool, "b", 0);
+    broken.silence(true);
+    let client = good.client();
+    assert!(!client.is_silent());
+    assert_eq!((client.lanes_on(0), client.answering_on(0)), (1, 0));
+    assert_eq!(client.other_core_that_answers(0), Some(1));
+    assert_eq!(client.other_core_that_answers(1), None);
+    let tickets: Vec<_> = (0..10).filter_map(|_| pick(&pool)).collect();
+    assert_eq!(counts(&tickets), BTreeMap::from([("a", 5), ("b", 5)]));
+    good.silence(true);
+    assert!(client.is_silent(), "none is left that answers");
+    broken.silence(false);
+    assert!(!client.is_silent());
+}
+
+#[test]
+fn a_visitor_who_was_left_unanswered_goes_only_where_somebody_answers() {
+    let pool = pool(LoadBalancer::RoundRobin);
+    let lanes = [join(&pool, "a", 0), join(&pool, "a", 1)];
+    let number = lanes[0].client().number;
+    let mut tried = Tried::default();
+    tried.add(number);
+    lanes[0].silence(true);
+    tried.unanswered(number);
+    let pick = |tried: &Tried| pool.pick(Protocol::Tcp, tried, Instant::now());
+    assert!(pool.has_better(&tried) && pick(&tried).is_some());
+    lanes[1].silence(true);
+    assert!(!pool.has_better(&tried) && pick(&tried).is_none());
+}
+
+#[test]
+fn one_lane_of_a_client_probes_it_at_a_time() {
+    let pool = pool(LoadBalancer::RoundRobin);
+    let (first, second) = (join(&pool, "a", 0), join(&pool, "a", 1));
+    assert!(first.claim_probing() && first.claim_probing() && !second.claim_probing());
+    first.lane_ended();
+    assert!(!first.claim_probing() && second.claim_probing());
+    let now = Instant::now() + Duration::from_secs(1);
+    assert!(second.client().may_alarm(now) && !second.client().may_alarm(now));
+    assert!(second.client().may_alarm(now + ALARM_PAUSE * 2));
+}
+
+// ---- who gets how many
+// -------------------------------------------------------------------------------------------
+
+#[test]
+fn a_client_whose_service_ends_flows_at_once_gets_only_a_few() {
+    for balancer in [LoadBalancer::LeastConnections, LoadBalancer::RoundRobin] {
+        let pool = pool(balancer);
+        let _lanes = ["hole", "good"].map(|id| join(&pool, id, 0));
+        let start = Instant::now() + Duration::from_secs(60);
+        let mut staying = Vec::new();
+        let mut lost = 0;
+        for visitor in 0..100 {
+            let now = start + Duration::from_millis(100) * visitor;
+            let ticket = pick_at(&pool, now).expect("two clients");
+            if ticket.client().client_id == "hole" {
+                ticket.ended_early(now);
+                lost += 1;
+            } else {
+                ticket.answered(now);
+                staying.push(ticket);
+            }
+        }
+        assert!((1..=10).contains(&lost), "{balancer:?}: {lost} of 100");
+    }
+}
+
+#[test]
+fn services_that_all_end_flows_at_once_share_the_visitors() {
+    let pool = pool(LoadBalancer::LeastConnections);
+    let _lanes = ["a", "b"].map(|id| join(&pool, id, 0));
+    let mut tickets = Vec::new();
+    for _ in 0..100 {
+        let ticket = pick(&pool).expect("two clients");
+        ticket.ended_early(Instant::now());
+        tickets.push(ticket);
+    }
+    assert!(counts(&tickets).into_values().all(|count| count >= 40));
+}
+
+#[test]
+fn a_service_that_is_up_again_is_forgiven() {
+    let pool = pool(LoadBalancer::RoundRobin);
+    let a = join(&pool, "a", 0);
+    let now = Instant::now();
+    for _ in 0..10 {
+        pick(&pool).expect("a client").ended_early(now);
+    }
+    assert!(a.client().is_failing(now));
+    a.service_health(false);
+    a.service_health(true);
+    assert!(!a.client().is_failing(now));
+}
+
+#[test]
+fn a_client_that_has_just_come_does_not_get_everybody() {
+    let pool = pool(LoadBalancer::LeastConnections);
+    let _old = ["a", "b"].map(|id| join(&pool, id, 0));
+    let mut tickets: Vec<_> = (0..200).filter_map(|_| pick(&pool)).collect();
+    let came_at = Instant::now();
+    let _new = join(&pool, "new", 0);
+    let at_once: Vec<_> = (0..30).filter_map(|_| pick_at(&pool, came_at)).collect();
+    let share = counts(&at_once)["new"];
+    assert!((8..=12).contains(&share), "{share} of 30");
+    tickets.extend(at_once);
+    // After a while it is filled up.
+    let settled = came_at + Duration::from_secs(60);
+    tickets.extend((0..100).filter_map(|_| pick_at(&pool, settled)));
+    let counts = counts(&tickets);
+    assert!(counts.values().all(|count| *count >= 100), "{counts:?}");
 }
 
 // ---- one id, several instances -----------------------------------------------------------------------------------
@@ -268,6 +392,7 @@ fn a_new_instance_replaces_the_old_one_at_once() {
         client: old.membership.client().number,
         address: address(1),
         drains: false,
+        silent: false,
     };
     assert_eq!(new.replaced, Some(replaced));
     let ticket = pick(&pool).expect("the new one serves");
@@ -356,7 +481,7 @@ fn a_client_that_could_not_serve_udp_comes_after_others_for_udp_alone() {
     let pool = pool(LoadBalancer::LeastConnections);
     let (bad, _good) = (join(&pool, "bad", 0), join(&pool, "good", 0));
     bad.client().udp_refused(Instant::now());
-    let udp = |tried: &Tried| pool.pick(Protocol::Udp, tried);
+    let udp = |tried: &Tried| pool.pick(Protocol::Udp, tried, Instant::now());
     let mut tickets: Vec<FlowTicket> = (0..5).filter_map(|_| udp(&Tried::default())).collect();
     assert_eq!(counts(&tickets), BTreeMap::from([("good", 5)]));
     tickets.push(pick(&pool).expect("TCP"));

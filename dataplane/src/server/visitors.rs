@@ -51,6 +51,26 @@ struct Begun {
     header: Option<StreamBuf>,
 }
 
+/// What the beginning of a flow tells about the service, for the choice of clients for the next
+/// visitors. True if it tells nothing yet.
+fn judge_beginning(first: &tcp::Begun, ticket: &FlowTicket) -> bool {
+    if !first.early.is_empty() {
+        ticket.answered(Instant::now());
+    } else if first.early_fin && !first.ended {
+        ticket.ended_early(Instant::now());
+    }
+    first.early.is_empty() && !first.early_fin
+}
+
+/// The same of the end of a flow whose service had said nothing at first.
+fn judge_end(end: TcpFlowEnd, bytes_of_service: u64, ticket: &FlowTicket) {
+    if bytes_of_service > 0 {
+        ticket.answered(Instant::now());
+    } else if end == TcpFlowEnd::Reset(FlowError::ServiceReset) {
+        ticket.ended_early(Instant::now());
+    }
+}
+
 impl ListenerCore {
     /// A visitor was accepted.
     pub(super) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
@@ -144,6 +164,7 @@ impl ListenerCore {
             Protocol::Tcp,
             self.core(),
             &mut tried,
+            Instant::now(),
             |client| self.local_lane(client),
             |lane| self.begin(lane, visitor),
         );
@@ -254,19 +275,25 @@ impl ListenerCore {
         );
         let watch = self.context().flow_table.register(self.stall_timeout());
         loop {
+            let mut tried = visitor.tried;
+            tried.unanswered(ticket.client().number);
             watch.rides(begun.lane.lane.key(), begun.stream);
             let opening = Opening {
                 socket: &socket,
                 lane: &begun.lane.lane,
                 stream: begun.stream,
                 waiters: &begun.waiters,
+                began: Instant::now(),
+                better: &|| self.pool().has_better(&tried),
                 watch: &watch,
                 counters: self.counters(),
             };
             // On the heap, as it is large, and over long before the flow is.
             let opened = Box::pin(opening.run(begun.header.take(), &mut sent)).await;
-            let reason = match opened {
+            match opened {
                 Opened::Flow(first) => {
+                    let undecided = judge_beginning(&first, &ticket);
+                    let waiters = Rc::clone(&begun.waiters);
                     drop(sent);
                     let flow = TcpFlow {
                         socket,
@@ -278,19 +305,34 @@ impl ListenerCore {
                         counters: Arc::clone(&self.context().counters),
                     };
                     let ended = tcp::run(flow, first).await;
+                    if undecided {
+                        judge_end(ended.how, waiters.bytes_received(), &ticket);
+                    }
                     self.log_end(ended, visitor.addr, begun.lane.client_id());
                     drop(ticket);
                     return;
                 }
                 Opened::Reset(reason) => {
+                    if reason == FlowError::ServiceReset {
+                        ticket.ended_early(Instant::now());
+                    }
                     tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "flow reset");
                     self.end(&begun, reason);
                     return;
                 }
-                Opened::Refused(reason) => reason,
-            };
-            tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "refused by the client");
-            self.end(&begun, FlowError::NoError);
+                Opened::Refused(reason) => {
+                    tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "refused by the client");
+                    self.end(&begun, FlowError::NoError);
+                }
+                Opened::Unheard => {
+                    self.counters().visitors_unheard.increment();
+                    tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), "the client does not answer");
+                    visitor.tried = tried;
+                    // Behind the visitor's bytes, should the client go on: it must not serve what
+                    // is served elsewhere.
+                    self.end(&begun, FlowError::VisitorReset);
+                }
+            }
             drop((begun, ticket));
             match self.retry(&socket, visitor, &sent) {
                 Some(again) => (visitor, begun, ticket) = again,

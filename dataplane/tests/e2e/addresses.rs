@@ -47,8 +47,6 @@ fn client(site: &Site, server: &Program, port: u16, addresses: &[&str]) -> Progr
     };
     let nobody = ports::free_address();
     let launch = client_launch_to(site, &setup, &[&format!("{NAME}:{port}")], nobody);
-    // Each lane has a line for debugging alone.
-    let launch = launch.args(["--log-level", "debug"]);
     let launch = with_hosts(site, launch, &hosts);
     let client = launch.in_network_of(server).start();
     client.wait_until_ready().expect("a client");

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 
 use crate::support::program::Program;
 use crate::support::service::{TcpService, UdpService};
+use crate::support::subject;
 use crate::support::tunnel::{
     ClientSetup, QUIC_NOTICES_SOON, ROLE_NOTICES_SOON, Server, ServerSetup, Site, start_client,
 };
@@ -165,4 +166,33 @@ fn the_other_client_takes_over_when_one_dies() {
     wait::until_true("20 visitors in a row are served", || {
         (0..20).all(|_| visitor::echo_works(pair.server.traffic()))
     });
+}
+
+#[test]
+fn a_client_whose_service_closes_at_once_does_not_take_most_visitors() {
+    if subject::only_wire("what counts against a client") {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let (hole, good) = (TcpService::start(drop), TcpService::echo());
+    let _clients = [("hole", hole.address), ("good", good.address)].map(|(name, service)| {
+        let setup = ClientSetup {
+            name,
+            ..ClientSetup::default()
+        };
+        start_client(&site, &setup, server.quic(), service)
+    });
+    let mut staying = Vec::new();
+    for _ in 0..60 {
+        let mut stream = visitor::connect(server.traffic());
+        let mut answer = [0];
+        // The one that closes at once may reset what is sent to it.
+        if stream.write_all(b"x").is_ok()
+            && std::io::Read::read(&mut stream, &mut answer).is_ok_and(|read| read > 0)
+        {
+            staying.push(stream);
+        }
+    }
+    assert!(staying.len() >= 40, "{} of 60 were served", staying.len());
 }

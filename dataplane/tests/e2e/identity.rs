@@ -106,3 +106,43 @@ fn a_successor_does_not_cut_off_what_its_predecessor_finishes() {
         visitor::echo_works(server.traffic())
     });
 }
+
+#[test]
+fn the_flows_of_a_living_client_go_on_when_another_takes_its_id() {
+    if subject::only_wire("what happens to flows of a client whose id another takes") {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let services = [TcpService::echo(), TcpService::echo()];
+    let earlier = twin(&site, "earlier", &server, &services[0]);
+    let mut stream = visitor::connect(server.traffic());
+    visitor::exchange(&mut stream, b"a flow that lasts");
+    let _later = twin(&site, "later", &server, &services[1]);
+    earlier.wait_for_line("an error that says what to do", says_what_to_do);
+    visitor::echo(server.traffic(), b"served by the later");
+    assert_eq!(services[1].accepted(), 1);
+    visitor::exchange(&mut stream, b"carried by the earlier");
+    visitor::finish(&stream);
+    assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
+}
+
+#[test]
+fn a_client_that_does_not_answer_is_cut_off_when_another_takes_its_id() {
+    if subject::only_wire("what happens to flows of a client whose id another takes") {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let services = [TcpService::echo(), TcpService::echo()];
+    let dead = twin(&site, "dead", &server, &services[0]);
+    let mut stream = visitor::connect(server.traffic());
+    visitor::exchange(&mut stream, b"a flow that lasts");
+    dead.signal(Signal::STOP);
+    let _successor = twin(&site, "successor", &server, &services[1]);
+    assert_eq!(visitor::read_to_end(&mut stream), Ending::Reset(Vec::new()));
+    let lines = server.program.lines();
+    let by_timeout = |line: &String| line.contains("nothing heard within health_timeout");
+    assert!(!lines.iter().any(by_timeout), "not before a timeout");
+    visitor::echo(server.traffic(), b"served by the successor");
+}

@@ -43,6 +43,8 @@ mod strangers;
 mod support;
 mod tcp_echo;
 mod tokens;
+mod two_seconds;
+mod two_seconds_table;
 mod udp_crowds;
 mod udp_echo;
 mod udp_flows;

@@ -171,7 +171,7 @@ impl LaneFlows {
         drop(this);
     }
 
-    /// Sends a visitor's datagram to the client.
+    /// Sends a visitor's datagram to the client. `known` says whether the client knows the flow.
     pub(super) fn send(
         &self,
         flow: &LocalFlow,

@@ -30,7 +30,7 @@ impl Rate {
         Rate { per_second, burst }
     }
 
-    fn interval(self) -> Duration {
+    pub(super) fn interval(self) -> Duration {
         Duration::from_secs(1) / self.per_second
     }
 }

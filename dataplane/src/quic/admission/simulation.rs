@@ -250,7 +250,7 @@ impl World {
             (self.counts.answers, &[ANSWERS.quiet, ANSWERS.all]),
         ] {
             let at_most = |rate: &Rate| {
-                let refilled = elapsed.as_millis() * u128::from(rate.per_second) / 1_000;
+                let refilled = elapsed.as_nanos() / rate.interval().as_nanos();
                 u128::from(rate.burst) + refilled + 1
             };
             let most: u128 = rates.iter().map(at_most).sum();

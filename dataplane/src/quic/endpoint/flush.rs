@@ -342,11 +342,8 @@ impl Endpoint {
                     for packet in ready.bytes.chunks(ready.segment) {
                         // What is lost here is repeated by QUIC.
                         let (to, from_ip) = (ready.to, ready.from_ip);
-                        if self
-                            .socket
-                            .try_send(packet, packet.len(), to, from_ip)
-                            .is_err()
-                        {
+                        let sent = self.socket.try_send(packet, packet.len(), to, from_ip);
+                        if sent.is_err() {
                             self.counters.quic_sends_failed.increment();
                         }
                     }

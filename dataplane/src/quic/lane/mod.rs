@@ -40,6 +40,7 @@ use ended::EndedStreams;
 pub(crate) use peek::StreamFront;
 use room::{RoomQueue, Share};
 use silence::Silence;
+pub(crate) use silence::Silent;
 
 /// quiche's connection with our buffers.
 pub(crate) type Connection = quiche::Connection<PooledBuffers>;
@@ -101,6 +102,13 @@ pub(crate) struct StreamWaiters {
     received: Cell<u64>,
     /// How many the peer says that there will be in all ([`Finished`]).
     announced: Cell<Option<u64>>,
+}
+
+impl StreamWaiters {
+    /// Bytes read from the stream.
+    pub(crate) fn bytes_received(&self) -> u64 {
+        self.received.get()
+    }
 }
 
 /// Outcome of reading a stream.
@@ -361,9 +369,9 @@ impl Lane {
         waits
     }
 
-    /// Packets received so far: more of them are a sign of life.
+    /// Genuine packets received so far: more of them are a sign of life.
     pub(crate) fn packets_received(&self) -> u64 {
-        self.conn.borrow().stats().recv as u64
+        self.genuine_packets()
     }
 
     /// The round trip time of the path in use.

@@ -49,6 +49,8 @@ fn a_request_goes_before_downloads_that_have_had_their_share() {
     let downloads: Vec<_> = (0..100).map(flow).collect();
     for download in &downloads {
         queue.took(download, SHARE_BYTES);
+    }
+    for download in &downloads {
         queue.wait(download);
     }
     let request = flow(1_000);
@@ -57,6 +59,26 @@ fn a_request_goes_before_downloads_that_have_had_their_share() {
     assert_eq!(queue.wake(1, |_| Capacity::Bytes(1 << 20)), 1);
     assert!(was_woken(&request));
     assert_eq!(queue.allowance(&downloads[0]), 0);
+}
+
+#[test]
+fn requests_do_not_keep_downloads_from_their_turn() {
+    let queue = RoomQueue::default();
+    let download = flow(0);
+    queue.took(&download, SHARE_BYTES);
+    queue.wait(&download);
+    for stream in 1.. {
+        let request = flow(stream);
+        if queue.allowance(&request) == 0 {
+            break;
+        }
+        let gone_first = stream as usize * SHARE_BYTES;
+        assert!(gone_first <= JUMPED_BYTES_MAX, "they all go first");
+        queue.took(&request, SHARE_BYTES);
+    }
+    queue.wait(&flow(10_000));
+    assert_eq!(queue.wake(1, |_| Capacity::Bytes(1)), 1);
+    assert!(was_woken(&download));
 }
 
 #[test]

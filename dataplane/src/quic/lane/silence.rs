@@ -1,12 +1,14 @@
 //! Silence: the peer leaves unanswered what was sent to it.
 //!
-//! Long before a timeout of seconds says that a peer is dead, QUIC's probe timeouts do (RFC 9002 section 6.2): packets
-//! that ask for an acknowledgement get none, and neither do the probes that follow. That is no reason to close a lane, but
-//! one to send new flows elsewhere until the peer is heard again.
+//! Long before a timeout of seconds says that a peer is dead, QUIC's probe timeouts do (RFC 9002
+//! section 6.2): packets that ask for an acknowledgement get none, and neither do the probes that
+//! follow. That is no reason to close a lane, but one to send new flows elsewhere until the peer is
+//! heard again, and to let those go elsewhere that have no answer yet.
 //!
-//! Probe timeouts alone would not do: each packet that is sent puts them off, so a lane that gets visitors all the time
-//! has none. So new flows, which every peer acknowledges at once, count as questions, too. [`Silence`] knows no clock:
-//! time comes in as an argument.
+//! Probe timeouts alone would not do: each packet that is sent puts them off, so a lane that gets
+//! visitors all the time has none. So new flows and the probes of a vigil ([`crate::quic::vigil`]),
+//! which every peer acknowledges at once, count as questions, too. [`Silence`] knows no clock: time
+//! comes in as an argument.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -32,7 +34,17 @@ pub(super) struct Silence {
     timeouts: Cell<usize>,
     /// The first timeout or question since then.
     since: Cell<Option<Instant>>,
-    silent: Cell<bool>,
+    /// When it was noticed that the peer is silent.
+    noticed: Cell<Option<Instant>>,
+}
+
+/// A silence that lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Silent {
+    /// Since when the peer has left everything unanswered.
+    pub(crate) since: Instant,
+    /// When that was noticed: much later, if this process stood still in between.
+    pub(crate) noticed: Instant,
 }
 
 impl Silence {
@@ -44,7 +56,7 @@ impl Silence {
         let since = self.since.get().unwrap_or(now);
         self.since.set(Some(since));
         let in_a_row = timeouts - self.timeouts_before.get();
-        in_a_row >= TIMEOUTS_MIN && now >= since + SILENCE_MIN && !self.silent.replace(true)
+        in_a_row >= TIMEOUTS_MIN && now >= since + SILENCE_MIN && self.notice(now)
     }
 
     /// The peer is sent what it must acknowledge. True if it counts as silent from now on.
@@ -56,7 +68,22 @@ impl Silence {
         let unanswered = now.saturating_duration_since(since);
         unanswered >= SILENCE_MIN
             && unanswered >= SILENCE_MIN + round_trip() * ROUND_TRIPS_MAX
-            && !self.silent.replace(true)
+            && self.notice(now)
+    }
+
+    /// True if it is news.
+    fn notice(&self, now: Instant) -> bool {
+        let news = self.noticed.get().is_none();
+        if news {
+            self.noticed.set(Some(now));
+        }
+        news
+    }
+
+    /// The silence, if the peer counts as silent.
+    fn silent(&self) -> Option<Silent> {
+        let (since, noticed) = (self.since.get()?, self.noticed.get()?);
+        Some(Silent { since, noticed })
     }
 
     /// Something came from the peer. True if it counted as silent until now.
@@ -65,14 +92,14 @@ impl Silence {
             return false;
         }
         self.timeouts_before.set(self.timeouts.get());
-        self.silent.replace(false)
+        self.noticed.take().is_some()
     }
 }
 
 impl Lane {
     /// Whether the peer leaves unanswered what was sent to it.
     pub(crate) fn is_silent(&self) -> bool {
-        self.silence.silent.get()
+        self.silence.noticed.get().is_some()
     }
 
     /// One of the connection's timers has fired.
@@ -81,24 +108,28 @@ impl Lane {
             let conn = self.conn.borrow();
             conn.path_stats().map(|path| path.total_pto_count).sum()
         };
-        if self.silence.timed_out(timeouts, now)
-            && let Some(events) = self.events()
-        {
-            events.silence(self, true);
+        if self.silence.timed_out(timeouts, now) {
+            self.fell_silent();
         }
     }
 
-    /// A new flow begins on the lane.
+    /// The peer is sent what it must acknowledge: a new flow begins on the lane, or it is probed.
     pub(crate) fn asked(self: &Rc<Self>, now: Instant) {
-        let round_trip = || {
-            let conn = self.conn.borrow();
-            conn.path_stats()
-                .find(|path| path.active)
-                .map_or(Duration::ZERO, |path| path.rtt)
-        };
-        if self.silence.asked(now, round_trip)
-            && let Some(events) = self.events()
-        {
+        if self.silence.asked(now, || self.rtt()) {
+            self.fell_silent();
+        }
+    }
+
+    /// The peer's silence, if it counts as silent.
+    pub(crate) fn silent(&self) -> Option<Silent> {
+        self.silence.silent()
+    }
+
+    fn fell_silent(self: &Rc<Self>) {
+        // Flows without an answer may go elsewhere. For others it is a wake-up in vain, once in a
+        // silence.
+        self.wake_all();
+        if let Some(events) = self.events() {
             events.silence(self, true);
         }
     }
@@ -130,9 +161,13 @@ mod tests {
         assert!(!silence.timed_out(2, start + ms(60)));
         assert!(!silence.timed_out(3, start + ms(180)), "too soon");
         assert!(!silence.timed_out(3, start + ms(400)), "another timer");
+        assert_eq!(silence.silent(), None);
         assert!(silence.timed_out(4, start + ms(420)));
         assert!(!silence.timed_out(5, start + ms(900)), "no news");
+        let (since, noticed) = (start, start + ms(420));
+        assert_eq!(silence.silent(), Some(Silent { since, noticed }));
         assert!(silence.heard() && !silence.heard());
+        assert_eq!(silence.silent(), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use qmux_config::LoadBalancer;
 use qmux_proto::Protocol;
@@ -11,7 +12,10 @@ use crate::server::balance::Tried;
 use crate::server::registry::{CLIENTS_TRIED_MAX, FlowTicket};
 use crate::server::route::{self, Way};
 
-const FLOWS_MAX: usize = 300;
+const FLOWS_MAX: usize = 100;
+
+/// Visitors of a time in which nothing else happens: as many as make up for all that others have.
+const SETTLED_ROUNDS: usize = FLOWS_MAX * super::CLIENT_IDS;
 
 pub(super) struct Flow {
     pub(super) lane: Rc<Lane>,
@@ -46,23 +50,41 @@ impl World {
         };
         let mut tried = Tried::default();
         let mut core = self.random.below(CORES);
-        // Refusals send it on, as often as is allowed.
-        let refusals = self.random.below(CLIENTS_TRIED_MAX + 1);
-        for _ in 0..=refusals {
-            match self.place(protocol, &mut core, &mut tried) {
-                Some(flow) => self.flows.push(flow),
-                None => break,
+        self.visitors += 1;
+        let mut places = 0;
+        while let Some(flow) = self.place(protocol, &mut core, &mut tried) {
+            places += 1;
+            assert!(places <= CLIENTS_TRIED_MAX, "a visitor goes round");
+            let now = self.some_now();
+            let client = flow.ticket.client().number;
+            if flow.lane.silent.get() && self.random.chance(60) {
+                // Nobody is heard: elsewhere, or nowhere.
+                tried.unanswered(client);
+                continue;
             }
-            if self.random.chance(70) {
-                return;
+            match self.random.below(10) {
+                // A refusal sends it on, as often as is allowed.
+                0..3 => {}
+                3 => {
+                    flow.ticket.ended_early(now);
+                    self.served += 1;
+                    return;
+                }
+                _ => {
+                    flow.ticket.answered(now);
+                    self.flows.push(flow);
+                    self.served += 1;
+                    return;
+                }
             }
-            self.flows.pop();
         }
+        self.refused += 1;
     }
 
-    fn place(&self, protocol: Protocol, core: &mut usize, tried: &mut Tried) -> Option<Flow> {
+    fn place(&mut self, protocol: Protocol, core: &mut usize, tried: &mut Tried) -> Option<Flow> {
         loop {
-            let before = self.flows_by_client();
+            let now = self.some_now();
+            let before = self.loads(now);
             let earlier = *tried;
             let at = *core;
             let way = route::find(
@@ -70,22 +92,24 @@ impl World {
                 protocol,
                 at,
                 tried,
+                now,
                 |client| self.tables[at].borrow().pick(client),
                 |lane| Some(Rc::clone(lane)),
             );
             let Some(way) = way else {
                 assert!(
-                    tried.is_full() || self.candidates(protocol, tried).is_empty(),
+                    tried.is_full() || self.candidates(protocol, tried, now).is_empty(),
                     "nobody was found although somebody serves"
                 );
                 return None;
             };
             let (Way::Here(_, ticket) | Way::Elsewhere(_, ticket)) = &way;
-            self.check_choice(protocol, ticket, &before, &earlier);
+            self.check_choice(protocol, ticket, &before, &earlier, now);
             match way {
                 Way::Here(lane, ticket) => {
                     assert_eq!(lane.client, ticket.client().number);
                     self.check_lane(&lane, at);
+                    self.check_silent_lane(&lane, at);
                     return Some(Flow::on(&lane, ticket));
                 }
                 Way::Elsewhere(other, ticket) => {
@@ -100,42 +124,46 @@ impl World {
         }
     }
 
-    fn flows_by_client(&self) -> BTreeMap<u64, usize> {
+    /// What each client counts for.
+    fn loads(&self, now: Instant) -> BTreeMap<u64, usize> {
         let clients = self.pool.clients();
         clients
             .iter()
-            .map(|entry| (entry.number, entry.flows()))
+            .map(|entry| (entry.number, entry.load(now)))
             .collect()
     }
 
-    /// Clients among which the choice is, with their flows: of those with a lane that takes flows the ones that answer,
-    /// if there are any, and for TCP of these the ones whose service is up, if there are any.
-    fn candidates(&self, protocol: Protocol, tried: &Tried) -> BTreeMap<u64, usize> {
+    /// Clients among which the choice is, with what they count for: of those with a lane that takes
+    /// flows the ones that answer on one of these, if there are any, and for TCP of these the ones
+    /// whose service is up, if there are any, and of these the ones whose service does not end
+    /// flows at once. Who waited in vain gets only one that answers.
+    fn candidates(&self, protocol: Protocol, tried: &Tried, now: Instant) -> BTreeMap<u64, usize> {
         let clients = self.pool.clients();
         let of = |client: u64| {
             self.lanes
                 .iter()
                 .filter(move |lane| lane.lane.client == client)
         };
-        let rated: Vec<(bool, bool, u64, usize)> = clients
+        let rated: Vec<((bool, bool, bool), u64, usize)> = clients
             .iter()
             .filter(|entry| of(entry.number).any(|lane| !lane.lane.drains.get()))
             .filter(|entry| !tried.contains(entry.number))
             .map(|entry| {
-                let silent = of(entry.number).any(|lane| lane.lane.silent.get());
-                let down = of(entry.number).any(|lane| !lane.service_up);
-                let down = down && protocol == Protocol::Tcp;
-                (silent, down, entry.number, entry.flows())
+                let silent = of(entry.number)
+                    .filter(|lane| !lane.lane.drains.get())
+                    .all(|lane| lane.lane.silent.get());
+                let tcp = protocol == Protocol::Tcp;
+                let down = tcp && of(entry.number).any(|lane| !lane.service_up);
+                let failing = tcp && entry.is_failing(now);
+                ((silent, down, failing), entry.number, entry.load(now))
             })
+            .filter(|((silent, ..), ..)| !(*silent && tried.must_answer()))
             .collect();
-        let best = rated
-            .iter()
-            .map(|(silent, down, ..)| (*silent, *down))
-            .min();
+        let best = rated.iter().map(|(rank, ..)| *rank).min();
         rated
             .into_iter()
-            .filter(|(silent, down, ..)| Some((*silent, *down)) == best)
-            .map(|(_, _, number, flows)| (number, flows))
+            .filter(|(rank, ..)| Some(*rank) == best)
+            .map(|(_, number, load)| (number, load))
             .collect()
     }
 
@@ -146,10 +174,11 @@ impl World {
         ticket: &FlowTicket,
         before: &BTreeMap<u64, usize>,
         earlier: &Tried,
+        now: Instant,
     ) {
         let client = ticket.client();
         assert!(!earlier.contains(client.number), "sent to a client again");
-        let candidates = self.candidates(protocol, earlier);
+        let candidates = self.candidates(protocol, earlier, now);
         let usable = |number: &u64| {
             let mut lanes = self.lanes.iter().filter(|lane| lane.lane.client == *number);
             lanes.any(|lane| lane.lane.open.get() && !lane.lane.drains.get())
@@ -161,7 +190,7 @@ impl World {
         }
         assert!(
             candidates.contains_key(&client.number),
-            "a client was chosen whose service is down, or that takes no flows"
+            "a client was chosen that is silent, whose service is down or failing, or that takes no flows"
         );
         if self.balancer == LoadBalancer::LeastConnections {
             let least = candidates.keys().map(|number| before[number]).min();
@@ -187,6 +216,21 @@ impl World {
         }
     }
 
+    /// A lane whose peer does not answer is used only if the client has none on another core that
+    /// does.
+    fn check_silent_lane(&self, lane: &Rc<Lane>, core: usize) {
+        if !lane.silent.get() {
+            return;
+        }
+        let better = self.lanes.iter().any(|other| {
+            other.core != core
+                && other.lane.client == lane.client
+                && !other.lane.drains.get()
+                && !other.lane.silent.get()
+        });
+        assert!(!better, "a silent lane was used although another answers");
+    }
+
     pub(super) fn end_a_flow(&mut self) {
         if !self.flows.is_empty() {
             let index = self.random.below(self.flows.len());
@@ -196,13 +240,15 @@ impl World {
 
     /// While nothing else happens, every client that serves gets its share.
     pub(super) fn settled_choices(&mut self) {
-        let serving = self.candidates(Protocol::Tcp, &Tried::default());
+        // Newcomers have caught up by then.
+        let now = self.now + Duration::from_secs(60);
+        let serving = self.candidates(Protocol::Tcp, &Tried::default(), now);
         if serving.is_empty() {
             return;
         }
-        let rounds = FLOWS_MAX * serving.len();
+        let rounds = SETTLED_ROUNDS + serving.len();
         let tickets: Vec<FlowTicket> = (0..rounds)
-            .filter_map(|_| self.pool.pick(Protocol::Tcp, &Tried::default()))
+            .filter_map(|_| self.pool.pick(Protocol::Tcp, &Tried::default(), now))
             .collect();
         assert_eq!(tickets.len(), rounds, "somebody serves all the time");
         let mut shares: BTreeMap<u64, usize> = serving.keys().map(|number| (*number, 0)).collect();

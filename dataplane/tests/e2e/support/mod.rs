@@ -19,6 +19,7 @@ pub(crate) mod resolver;
 pub(crate) mod service;
 pub(crate) mod slow_path;
 pub(crate) mod subject;
+pub(crate) mod switched_path;
 pub(crate) mod tunnel;
 pub(crate) mod udp_visitor;
 pub(crate) mod visitor;

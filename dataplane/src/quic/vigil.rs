@@ -1,27 +1,37 @@
-//! Vigil: when a lane asks its server for a sign of life.
+//! Vigil: when a lane asks its peer for a sign of life.
 //!
-//! A restarted server answers the next packet of a lane that it does not know with a stateless reset, so a lane learns
-//! of the restart by sending anything. One lane to each server therefore probes it (a PING, answered by an
-//! acknowledgement) whenever nothing was heard for a while. An answer that stays away is a suspicion: then the lane
-//! asks faster, and all other lanes to the server ask as well, until something is heard or the lane ends. No clock, no
-//! I/O: time comes in as an argument, and so does the number of packets heard.
+//! A restarted server answers the next packet of a lane that it does not know with a stateless
+//! reset, so a client learns of the restart by sending anything; a client that died answers
+//! nothing, which a server learns likewise. One lane to each peer therefore probes it (a PING,
+//! answered by an acknowledgement) whenever nothing was heard for a while. An answer that stays
+//! away is a suspicion: then the lane asks faster, and all other lanes to the peer ask as well,
+//! until something is heard or the lane ends. No clock, no I/O: time comes in as an argument, and
+//! so does the number of packets heard.
 
 use std::time::{Duration, Instant};
 
-/// A probe's answer is waited for at least this long, and a suspicious lane asks again this often: several times
-/// within the second in which a client should be back.
+/// A probe's answer is waited for at least this long, and a suspicious lane asks again this often:
+/// several times within the second in which a client should be back.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Answers in a row that may stay away before the lane asks less often: a peer that has said
+/// nothing to ten questions is rarely back within the next 200 ms, and thousands of lanes may have
+/// lost theirs at the same time.
+const ASKED_OFTEN_MAX: u32 = 10;
+
+/// How often it asks then.
+const ASK_SELDOM: Duration = Duration::from_secs(1);
 
 /// On long paths an answer is waited for twice the round trip, but not longer than this.
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(2);
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Duty {
+pub(crate) struct Duty {
     /// Have a PING sent.
-    pub(super) ping: bool,
-    /// Tell the other lanes to the server that it may be gone.
-    pub(super) alarm: bool,
+    pub(crate) ping: bool,
+    /// Tell the other lanes to the peer that it may be gone.
+    pub(crate) alarm: bool,
 }
 
 /// A question that waits for its answer.
@@ -30,13 +40,17 @@ struct Asked {
     at: Instant,
     /// Packets heard when it was asked: one more is the answer.
     heard: u64,
-    /// The answer has stayed away before, or another lane says that the server may be gone.
+    /// The answer has stayed away before, or another lane says that the peer may be gone.
     suspicious: bool,
+    /// The first of the questions that nothing has answered yet.
+    first_at: Instant,
+    /// Questions since then.
+    count: u32,
 }
 
 /// The vigil of one lane.
 #[derive(Debug)]
-pub(super) struct Vigil {
+pub(crate) struct Vigil {
     /// Time between probes; `None`: none.
     interval: Option<Duration>,
     probes: bool,
@@ -48,7 +62,7 @@ pub(super) struct Vigil {
 
 impl Vigil {
     /// `interval` is the time between probes, zero for none.
-    pub(super) fn new(interval: Duration) -> Vigil {
+    pub(crate) fn new(interval: Duration) -> Vigil {
         Vigil {
             interval: (!interval.is_zero()).then_some(interval),
             probes: false,
@@ -59,12 +73,12 @@ impl Vigil {
     }
 
     /// True if this lane wants the probing role and does not have it.
-    pub(super) fn wants_to_probe(&self) -> bool {
+    pub(crate) fn wants_to_probe(&self) -> bool {
         self.interval.is_some() && !self.probes
     }
 
     /// This lane has the probing role from now on. `heard` counts its packets so far.
-    pub(super) fn probe(&mut self, now: Instant, heard: u64) {
+    pub(crate) fn probe(&mut self, now: Instant, heard: u64) {
         self.probes = true;
         self.heard = heard;
         if self.asked.is_none() {
@@ -73,12 +87,12 @@ impl Vigil {
     }
 
     /// When to call [`Vigil::due`].
-    pub(super) fn next(&self) -> Option<Instant> {
+    pub(crate) fn next(&self) -> Option<Instant> {
         self.next
     }
 
-    /// Another lane says that the server may be gone. `heard` counts the packets of this lane so far.
-    pub(super) fn alarm(&mut self, now: Instant, heard: u64, rtt: Duration) -> Duty {
+    /// Another lane says that the peer may be gone. `heard` counts the packets of this lane so far.
+    pub(crate) fn alarm(&mut self, now: Instant, heard: u64, rtt: Duration) -> Duty {
         if self
             .asked
             .is_some_and(|asked| asked.suspicious && asked.heard == heard)
@@ -89,7 +103,7 @@ impl Vigil {
     }
 
     /// The time of [`Vigil::next`] has come.
-    pub(super) fn due(&mut self, now: Instant, heard: u64, rtt: Duration) -> Duty {
+    pub(crate) fn due(&mut self, now: Instant, heard: u64, rtt: Duration) -> Duty {
         if self.next.is_none_or(|next| now < next) {
             return Duty::default();
         }
@@ -107,7 +121,8 @@ impl Vigil {
                 self.next = self.interval().map(|interval| asked.at + interval);
                 Duty::default()
             }
-            // Whatever was heard since the last look is as good as an answer, but it may have been long ago.
+            // Whatever was heard since the last look is as good as an answer, but it may have been
+            // long ago.
             None if heard != before => {
                 self.next = self.interval().map(|interval| now + interval / 2);
                 Duty::default()
@@ -116,13 +131,29 @@ impl Vigil {
         }
     }
 
+    /// Since when nothing has been heard although it was asked for; `heard` counts the packets of
+    /// this lane so far.
+    pub(crate) fn unanswered_since(&self, heard: u64) -> Option<Instant> {
+        let asked = self.asked.filter(|asked| asked.heard == heard)?;
+        Some(asked.first_at)
+    }
+
     fn ask(&mut self, now: Instant, heard: u64, rtt: Duration, suspicious: bool) -> Duty {
+        let earlier = self.asked.filter(|asked| asked.heard == heard);
+        let count = earlier.map_or(0, |earlier| earlier.count).saturating_add(1);
         self.asked = Some(Asked {
             at: now,
             heard,
             suspicious,
+            first_at: earlier.map_or(now, |earlier| earlier.first_at),
+            count,
         });
-        self.next = Some(now + (rtt * 2).clamp(ASK_AGAIN, ASK_AGAIN_MAX));
+        let patience = (rtt * 2).clamp(ASK_AGAIN, ASK_AGAIN_MAX);
+        self.next = Some(if count > ASKED_OFTEN_MAX {
+            now + patience.max(ASK_SELDOM)
+        } else {
+            now + patience
+        });
         Duty {
             ping: true,
             alarm: false,
@@ -142,8 +173,8 @@ mod tests {
     const INTERVAL: Duration = Duration::from_millis(500);
     const RTT: Duration = Duration::from_millis(1);
 
-    /// Runs a vigil over `length`: each ping is answered if `answered` says so for its time. Returns the times of
-    /// pings and alarms, in milliseconds.
+    /// Runs a vigil over `length`: each ping is answered if `answered` says so for its time.
+    /// Returns the times of pings and alarms, in milliseconds.
     fn run(
         vigil: &mut Vigil,
         start: Instant,
@@ -252,6 +283,30 @@ mod tests {
         assert_eq!(alarms, [0; 0], "only the prober alarms others");
         assert_eq!(vigil.next(), None);
         assert!(vigil.alarm(start, 9, RTT).ping, "and again another time");
+    }
+
+    #[test]
+    fn a_peer_that_never_answers_is_asked_less_often_after_two_seconds() {
+        let mut vigil = Vigil::new(INTERVAL);
+        let length = Duration::from_secs(30);
+        let (pings, alarms) = run(&mut vigil, Instant::now(), length, 0, |_| false);
+        assert_eq!(alarms.len(), 1);
+        assert!((35..=40).contains(&pings.len()), "{pings:?}");
+        assert!(pings.windows(2).all(|two| two[1] - two[0] <= 1_000));
+    }
+
+    #[test]
+    fn it_is_known_since_when_nothing_answers() {
+        let mut vigil = Vigil::new(INTERVAL);
+        let start = Instant::now();
+        vigil.probe(start, 7);
+        assert_eq!(vigil.unanswered_since(7), None, "not asked yet");
+        let first = start + INTERVAL / 2;
+        assert!(vigil.due(first, 7, RTT).ping);
+        let next = vigil.next().expect("it asks on");
+        assert!(vigil.due(next, 7, RTT).ping);
+        assert_eq!(vigil.unanswered_since(7), Some(first));
+        assert_eq!(vigil.unanswered_since(8), None, "an answer");
     }
 
     #[test]
