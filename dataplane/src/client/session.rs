@@ -438,19 +438,17 @@ impl Session {
         if std::mem::take(&mut self.unanswered) {
             server.lane_unanswered(false);
         }
-        let rested = server.rests();
-        let was_last = server.lane_ended();
-        if self.core.shared.lane_ended(server) {
-            self.core.tell_all(&ClientMail::Plan);
-        }
-        if was_last {
-            if !rested {
+        if server.lane_ended() {
+            if !server.rests() {
                 presence::say_down(&self.core, server, why);
             }
             // Those that wait long, because this one has served, try now.
             for other in self.core.shared.other_addresses(server) {
                 self.core.found(&other);
             }
+        }
+        if self.core.shared.lane_ended(server) {
+            self.core.tell_all(&ClientMail::Plan);
         }
         if server.leave_probing(self.this.serial) {
             self.core.tell_all(&ClientMail::Alarm {

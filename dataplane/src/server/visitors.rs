@@ -63,10 +63,10 @@ fn judge_beginning(first: &tcp::Begun, ticket: &FlowTicket) -> bool {
 }
 
 /// The same of the end of a flow whose service had said nothing at first.
-fn judge_end(end: TcpFlowEnd, bytes_of_service: u64, ticket: &FlowTicket) {
-    if bytes_of_service > 0 {
+fn judge_end(ended: tcp::Ended, ticket: &FlowTicket) {
+    if ended.bytes_out > 0 {
         ticket.answered(Instant::now());
-    } else if end == TcpFlowEnd::Reset(FlowError::ServiceReset) {
+    } else if ended.how == TcpFlowEnd::Reset(FlowError::ServiceReset) {
         ticket.ended_early(Instant::now());
     }
 }
@@ -293,7 +293,6 @@ impl ListenerCore {
             match opened {
                 Opened::Flow(first) => {
                     let undecided = judge_beginning(&first, &ticket);
-                    let waiters = Rc::clone(&begun.waiters);
                     drop(sent);
                     let flow = TcpFlow {
                         socket,
@@ -306,7 +305,7 @@ impl ListenerCore {
                     };
                     let ended = tcp::run(flow, first).await;
                     if undecided {
-                        judge_end(ended.how, waiters.bytes_received(), &ticket);
+                        judge_end(ended, &ticket);
                     }
                     self.log_end(ended, visitor.addr, begun.lane.client_id());
                     drop(ticket);

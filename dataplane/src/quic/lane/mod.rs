@@ -104,13 +104,6 @@ pub(crate) struct StreamWaiters {
     announced: Cell<Option<u64>>,
 }
 
-impl StreamWaiters {
-    /// Bytes read from the stream.
-    pub(crate) fn bytes_received(&self) -> u64 {
-        self.received.get()
-    }
-}
-
 /// Outcome of reading a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum StreamRead {
