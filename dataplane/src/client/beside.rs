@@ -93,6 +93,10 @@ fn give_up(core: &ClientCore, old: Session, new: &Session) {
     crate::core::task::spawn(old.leave(leaving));
 }
 
+fn log_in_vain(supervisor: &Supervisor, why: &AttemptEnd) {
+    tracing::debug!(server = %supervisor.server, %why, "dialled beside a lane in vain");
+}
+
 /// Dials another lane while `old` goes on asking.
 async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session) -> Outcome {
     core.context.counters.lanes_dialed_beside.increment();
@@ -110,13 +114,17 @@ async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session)
     };
     match first {
         Ok(Ok(session)) => Outcome::New(Box::new(session)),
-        Ok(Err(end)) => {
-            tracing::debug!(server = %supervisor.server, ?end, "dialled beside a lane in vain");
+        Ok(Err(why)) => {
+            log_in_vain(supervisor, &why);
             Outcome::Old
         }
         Err(Served::Ended(end)) => match supervisor.unless_retired(new.as_mut()).await {
             Some(Ok(session)) => Outcome::New(Box::new(session)),
-            _ => Outcome::Over(Served::Ended(end)),
+            Some(Err(why)) => {
+                log_in_vain(supervisor, &why);
+                Outcome::Over(Served::Ended(end))
+            }
+            None => Outcome::Over(Served::Ended(end)),
         },
         Err(served) => {
             // The server may have accepted it already and opened a flow: it is left like any other.

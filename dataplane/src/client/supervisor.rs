@@ -31,9 +31,9 @@ const MISAIMED_MAX: u32 = 2;
 /// server serves: networks change, if rarely.
 const NO_ROUTE: Duration = Duration::from_secs(120);
 
-/// Attempts in a row without a way that are not worth a warning: the name's other addresses are
+/// How long an address without a way is no reason for a warning: the name's other addresses may be
 /// about to serve.
-const NO_ROUTE_ATTEMPTS: u32 = 5;
+const NO_ROUTE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Keeps one lane up.
 pub(super) struct Supervisor {
@@ -118,7 +118,7 @@ impl Supervisor {
         let mut backoff = Backoff::default();
         let mut misaimed = 0;
         let mut draining = false;
-        let mut no_route = 0;
+        let mut no_route_since = None;
         loop {
             let began = Instant::now();
             self.found.set(false);
@@ -151,11 +151,12 @@ impl Supervisor {
             } else {
                 backoff.next(rand::random())
             };
-            no_route = match &end {
-                AttemptEnd::NoRoute(_) => no_route + 1,
-                _ => 0,
+            no_route_since = match &end {
+                AttemptEnd::NoRoute(_) => no_route_since.or(Some(began)),
+                _ => None,
             };
-            let said = drains && draining || no_route > 0 && self.lacks_route(&core, no_route);
+            let no_news = no_route_since.is_some_and(|since| self.lacks_route(&core, since));
+            let said = drains && draining || no_news;
             if !said {
                 self.log(&core, &end, delay);
             }
@@ -187,13 +188,14 @@ impl Supervisor {
         }
     }
 
-    /// Whether enough was said of an address without a way, after so many attempts in a row: a host
-    /// with one address family is nothing to complain of while another address serves.
-    fn lacks_route(&self, core: &ClientCore, attempts: u32) -> bool {
+    /// Whether enough was said of an address that there is no way to since then: a host with one
+    /// address family is nothing to complain of while another address serves.
+    fn lacks_route(&self, core: &ClientCore, since: Instant) -> bool {
         // One lane speaks for all.
         let first = self.lane == 0 && self.server.lacks_route();
         let others = !core.shared.other_addresses(&self.server).is_empty();
-        let waits = attempts < NO_ROUTE_ATTEMPTS || core.shared.serves_elsewhere(&self.server);
+        let waits =
+            since.elapsed() < NO_ROUTE_PATIENCE || core.shared.serves_elsewhere(&self.server);
         !first && others && waits
     }
 

@@ -115,7 +115,6 @@ fn a_server_name_that_cannot_be_resolved_is_one_clear_line() {
         &["typo.tunnel.test:8443"],
         service.address,
     );
-    let client = client.args(["--log-level", "debug"]);
     let client = resolver.asked_by(client).start();
     let fails = |line: &str| line.contains("cannot be resolved");
     client.wait_for_lines("three failures", 3, fails);

@@ -142,7 +142,7 @@ fn a_client_that_does_not_answer_is_cut_off_when_another_takes_its_id() {
     let _successor = twin(&site, "successor", &server, &services[1]);
     assert_eq!(visitor::read_to_end(&mut stream), Ending::Reset(Vec::new()));
     let lines = server.program.lines();
-    let by_timeout = |line: &String| line.contains("nothing heard within health_timeout");
+    let by_timeout = |line: &String| line.contains("health timeout");
     assert!(!lines.iter().any(by_timeout), "not before a timeout");
     visitor::echo(server.traffic(), b"served by the successor");
 }

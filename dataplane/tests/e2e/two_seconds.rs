@@ -23,7 +23,7 @@ const ROUND_ROBIN: &str = "load_balancer = \"round-robin\"";
 
 /// What ends a lane whose peer is dead.
 fn by_timeout(line: &str) -> bool {
-    line.contains("nothing heard within health_timeout") || line.contains("lane ended")
+    line.contains("client down") || line.contains("server down")
 }
 
 fn no_lane_has_ended(program: &Program) {

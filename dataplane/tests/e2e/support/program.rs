@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Sender};
@@ -17,6 +18,13 @@ use super::wait::{self, PATIENCE};
 /// Log lines of each program that a failing test prints.
 const LINES_ON_FAILURE: usize = 100;
 
+/// The addresses of this host that a dp.toml has somebody listen at.
+fn listened_at(config: &str) -> Vec<SocketAddr> {
+    let listens = |line: &&str| line.contains("_addr = ") || line.starts_with("listen = ");
+    let address = |line: &str| line.split('"').nth(1)?.parse().ok();
+    config.lines().filter(listens).filter_map(address).collect()
+}
+
 /// How to start a program, again and again if need be.
 #[derive(Clone, Debug)]
 pub(crate) struct Launch {
@@ -28,6 +36,21 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
+    /// Waits until the ports that its config names are free: io_uring gives the sockets of a killed
+    /// process back a moment after its end.
+    fn wait_for_its_ports(&self) {
+        let config = self.args.iter().position(|arg| arg == "--config");
+        let config = config.and_then(|at| fs::read_to_string(self.args.get(at + 1)?).ok());
+        for address in config.iter().flat_map(|text| listened_at(text)) {
+            let is_free = || {
+                TcpListener::bind(address)
+                    .and(UdpSocket::bind(address))
+                    .is_ok()
+            };
+            wait::until_true("the ports of the process before are free", is_free);
+        }
+    }
+
     /// `program` is a path, or the name of a program that `scripts/setup.sh` installs.
     pub(crate) fn new(name: &str, program: impl Into<PathBuf>) -> Self {
         Self {
@@ -321,6 +344,7 @@ impl Program {
         for reader in self.running.readers.drain(..) {
             reader.join().expect("a log reader");
         }
+        self.launch.wait_for_its_ports();
         self.log.push(Source::Harness, "---- started again".into());
         let mut lines = self.log.lock();
         lines.run = lines.all.len();
