@@ -12,7 +12,7 @@
 //!   carry on with its flows when it is heard again.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -93,6 +93,17 @@ fn give_up(core: &ClientCore, old: Session, new: &Session) {
     crate::core::task::spawn(old.leave(leaving));
 }
 
+/// The server may have accepted it already and opened a flow: it is left like any other.
+fn leave_once_registered(
+    new: Pin<Box<impl Future<Output = Result<Session, AttemptEnd>> + 'static>>,
+) {
+    crate::core::task::spawn(async move {
+        if let Ok(session) = new.await {
+            session.leave(Leaving::Unwanted).await;
+        }
+    });
+}
+
 fn log_in_vain(supervisor: &Supervisor, why: &AttemptEnd) {
     tracing::debug!(server = %supervisor.server, %why, "dialled beside a lane in vain");
 }
@@ -124,15 +135,13 @@ async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session)
                 log_in_vain(supervisor, &why);
                 Outcome::Over(Served::Ended(end))
             }
-            None => Outcome::Over(Served::Ended(end)),
+            None => {
+                leave_once_registered(new);
+                Outcome::Over(Served::Ended(end))
+            }
         },
         Err(served) => {
-            // The server may have accepted it already and opened a flow: it is left like any other.
-            crate::core::task::spawn(async move {
-                if let Ok(session) = new.await {
-                    session.leave(Leaving::Unwanted).await;
-                }
-            });
+            leave_once_registered(new);
             match served {
                 Served::HeardAgain => Outcome::Old,
                 served => Outcome::Over(served),

@@ -266,11 +266,12 @@ impl ClientShared {
     /// A lane to `server` has registered with the process of this id. True if the cores must plan
     /// again.
     fn registered_with(&self, server: &ServerState, instance_id: [u8; 16]) -> bool {
-        let change = self
-            .twins()
-            .registered(server.number, server.target, instance_id);
+        // Held until it is written: two cores must not write in another order than they decided.
+        let mut twins = self.twins();
+        let change = twins.registered(server.number, server.target, instance_id);
         if change.is_some() {
             server.set_rests(true);
+            drop(twins);
             tracing::info!(
                 server = self.title(server),
                 "another address of a server that is served already; it is dialled when that one fails"
@@ -281,14 +282,30 @@ impl ClientShared {
 
     /// A lane to `server` has ended. True if the cores must plan again.
     fn lane_ended(&self, server: &ServerState) -> bool {
-        let changes = self.twins().ended(server.number);
+        let mut twins = self.twins();
+        let changes = twins.ended(server.number);
+        self.write_rests(&changes);
+        drop(twins);
+        !changes.is_empty()
+    }
+
+    /// Nobody answers on any lane to `server` any more, or somebody does again. True if the cores
+    /// must plan again.
+    fn server_unanswered(&self, server: &ServerState, unanswered: bool) -> bool {
+        let mut twins = self.twins();
+        let changes = twins.unanswered(server.number, unanswered);
+        self.write_rests(&changes);
+        drop(twins);
+        !changes.is_empty()
+    }
+
+    fn write_rests(&self, changes: &[twins::Change]) {
         let servers = self.servers.load();
-        for change in &changes {
+        for change in changes {
             if let Some(server) = servers.iter().find(|it| it.number == change.number) {
                 server.set_rests(change.rests);
             }
         }
-        !changes.is_empty()
     }
 
     /// The other addresses of the same configured server.

@@ -125,6 +125,12 @@ impl ServerState {
         }
     }
 
+    /// Whether nobody answers on any of its lanes.
+    pub(super) fn is_unanswered(&self) -> bool {
+        let registered = self.registered.load(Ordering::Acquire);
+        registered > 0 && self.unanswered.load(Ordering::Acquire) >= registered
+    }
+
     /// Whether a lane that is registered with the run `instance` of the server, and is not
     /// answered, may think that the fault is its own: another run has answered since, or other
     /// lanes are answered.

@@ -276,12 +276,21 @@ pub(super) async fn connect(service: &Name, timeout: Duration) -> io::Result<Tcp
         io::ErrorKind::NotFound,
         "the service's name cannot be resolved",
     );
+    let mut answered = false;
     for addr in service.addresses().iter() {
         let attempt = TcpSocket::connect(*addr);
         match crate::core::time::timeout(timeout, attempt).await {
             Ok(Ok(socket)) => return Ok(socket),
-            Ok(Err(error)) => last = error,
-            Err(_elapsed) => last = io::ErrorKind::TimedOut.into(),
+            // What this host lacks for one address says less than what another one has answered.
+            Ok(Err(error)) if answered && limits::is_own_want(&error) => {}
+            Ok(Err(error)) => {
+                answered = !limits::is_own_want(&error);
+                last = error;
+            }
+            Err(_elapsed) => {
+                answered = true;
+                last = io::ErrorKind::TimedOut.into();
+            }
         }
     }
     Err(last)

@@ -233,7 +233,12 @@ impl Session {
         let since = self.vigil.unanswered_since(heard);
         let unanswered = self.counted && since.is_some_and(|since| now >= since + UNANSWERED_MAX);
         if std::mem::replace(&mut self.unanswered, unanswered) != unanswered {
-            self.this.server.lane_unanswered(unanswered);
+            let server = &self.this.server;
+            server.lane_unanswered(unanswered);
+            let nobody = server.is_unanswered();
+            if nobody == unanswered && self.core.shared.server_unanswered(server, nobody) {
+                self.core.tell_all(&ClientMail::Plan);
+            }
         }
     }
 

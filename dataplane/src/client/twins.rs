@@ -21,6 +21,8 @@ struct Address {
     lanes: usize,
     /// The instance that a lane to it last registered with.
     instance: [u8; 16],
+    /// Nobody answers on its lanes.
+    unanswered: bool,
     /// While it rests: the address that serves.
     rests_for: Option<Number>,
 }
@@ -52,6 +54,7 @@ impl Twins {
             **other != number
                 && it.target == target
                 && it.lanes > 0
+                && !it.unanswered
                 && it.rests_for.is_none()
                 && it.instance == instance
         });
@@ -60,6 +63,7 @@ impl Twins {
             target,
             lanes: 0,
             instance,
+            unanswered: false,
             rests_for: None,
         });
         address.lanes += 1;
@@ -87,6 +91,24 @@ impl Twins {
         if address.rests_for.is_none() {
             self.addresses.remove(&number);
         }
+        self.dial_those_that_rest_for(number)
+    }
+
+    /// Nobody answers on the lanes to the address `number` any more, or somebody does again. Those
+    /// that rested for it are dialled if nobody does.
+    pub(super) fn unanswered(&mut self, number: Number, unanswered: bool) -> Vec<Change> {
+        let Some(address) = self.addresses.get_mut(&number) else {
+            return Vec::new();
+        };
+        address.unanswered = unanswered;
+        if unanswered {
+            self.dial_those_that_rest_for(number)
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn dial_those_that_rest_for(&mut self, number: Number) -> Vec<Change> {
         let rest_for_it = |it: &Address| it.rests_for == Some(number);
         let mut changes: Vec<Change> = self
             .addresses
@@ -144,6 +166,23 @@ mod tests {
             number,
             rests: false,
         }
+    }
+
+    #[test]
+    fn an_address_that_rests_is_dialled_while_nobody_answers_at_the_one_that_serves() {
+        let mut twins = Twins::default();
+        assert_eq!(twins.registered(1, 0, ONE), None);
+        assert_eq!(twins.registered(2, 0, ONE), rest(2));
+        assert!(twins.ended(2).is_empty());
+        let dialled = Change {
+            number: 2,
+            rests: false,
+        };
+        assert_eq!(twins.unanswered(1, true), [dialled]);
+        assert_eq!(twins.registered(2, 0, ONE), None, "it does not rest again");
+        assert!(twins.unanswered(1, false).is_empty());
+        assert!(twins.ended(1).is_empty() && twins.ended(2).is_empty());
+        assert!(twins.addresses.is_empty());
     }
 
     #[test]

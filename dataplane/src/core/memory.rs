@@ -217,7 +217,7 @@ fn look(context: &CoreContext, now: Instant) -> bool {
         return false;
     };
     let mut ended = 0;
-    while ended < count && flows.end_most_stalled(FlowError::LimitReached).is_some() {
+    while ended < count && flows.end_most_stalled(FlowError::Stalled).is_some() {
         ended += 1;
     }
     publish(context.index, flows.longest_stall());

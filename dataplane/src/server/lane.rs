@@ -4,7 +4,7 @@ use std::cell::{Cell, OnceCell};
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::{Rc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use qmux_config::ServerAuth;
 use qmux_proto::LaneError;
@@ -20,6 +20,9 @@ use crate::quic::end::LaneEnd;
 use crate::quic::event::Event;
 use crate::quic::explain;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
+
+/// What has come is read within this time.
+const READ_FIRST: Duration = Duration::from_millis(100);
 
 /// One lane of one client.
 pub(super) struct ServerLane {
@@ -132,6 +135,19 @@ pub(super) fn address(lane: &Lane) -> Option<DisplayValue<SocketAddr>> {
     lane.peer_addr().map(tracing::field::display)
 }
 
+/// Closes a lane of a replaced client, unless what has come meanwhile shows that it lives: this
+/// process may have stood still, and its timers fire before it reads.
+fn close_if_still_silent(lane: Rc<ServerLane>) {
+    crate::core::task::spawn(async move {
+        crate::core::time::sleep(READ_FIRST).await;
+        if let Some(listener) = lane.listener.upgrade()
+            && lane.lane.is_silent()
+        {
+            listener.close_replaced(&lane);
+        }
+    });
+}
+
 /// Handler of the lane's events; holds the lane's state until it has ended.
 pub(super) struct ServerLaneEvents(pub(super) Rc<ServerLane>);
 
@@ -177,7 +193,7 @@ impl LaneEvents for ServerLaneEvents {
         if silent && let Some(listener) = self.0.listener.upgrade() {
             listener.counters().lanes_silent.increment();
             if membership.client().is_replaced() {
-                listener.close_replaced(&self.0);
+                close_if_still_silent(Rc::clone(&self.0));
             } else {
                 listener.client_may_be_gone(&self.0, Instant::now());
             }

@@ -61,7 +61,8 @@ pub(crate) fn places(cores: usize, allowed: Allowed, from_end: bool) -> Vec<Opti
     } else {
         HashMap::new()
     };
-    let first = usize::try_from(std::process::id()).unwrap_or_default();
+    // Not the process id: in containers every process is the first one.
+    let first = usize::from(rand::random::<u16>());
     let order = order(&cpus, first, &taken);
     order.into_iter().cycle().take(cores).map(Some).collect()
 }

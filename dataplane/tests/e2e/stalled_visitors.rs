@@ -161,6 +161,9 @@ fn flows_that_nobody_reads_do_not_stop_the_others_of_their_lane() {
 
 #[test]
 fn visitors_who_stop_reading_end_before_the_server_is_out_of_memory() {
+    if subject::only_wire("memory limits") {
+        return;
+    }
     let visitors = subject::scale("QMUX_E2E_STALLED", STALLED);
     let service = service();
     let server = ServerSetup {
@@ -205,6 +208,9 @@ fn has_ended_with_bytes(stream: &TcpStream) -> bool {
 
 #[test]
 fn services_that_stop_reading_end_their_flows_before_the_client_is_out_of_memory() {
+    if subject::only_wire("memory limits") {
+        return;
+    }
     let visitors = subject::scale("QMUX_E2E_STALLED", STALLED);
     let service = service();
     let client = ClientSetup {

@@ -198,6 +198,9 @@ fn the_flows_of_a_client_that_is_stopped_go_on_at_another_one() {
 
 #[test]
 fn new_visitors_are_served_while_a_server_drains() {
+    if subject::only_wire("UDP visitors during a drain") {
+        return;
+    }
     let (tcp, _udp) = echo_both();
     let setup = ServerSetup {
         server: vec!["drain_timeout = \"10m\""],

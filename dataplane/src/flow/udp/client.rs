@@ -251,7 +251,9 @@ impl ClientFlows {
                     if self.core.dial_log.pass(Instant::now()) {
                         tracing::warn!(%service, %error, "no socket for a UDP flow");
                     }
-                    if own_want {
+                    // That there is no address of its family says nothing of the others.
+                    let of_family = error.kind() == io::ErrorKind::AddrNotAvailable;
+                    if own_want && !of_family {
                         // Another address would need the same.
                         self.counters().udp_dials_short.increment();
                         return None;

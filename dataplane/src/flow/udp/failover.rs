@@ -264,6 +264,34 @@ impl TrafficSocket {
         self.begin(beginning, route, now);
     }
 
+    /// Ends a flow whose lane has been silent for a while and whose visitor another core hears: by
+    /// its ticket that core learns of it, and routes the visitor's next datagram anew. False if no
+    /// client answers.
+    pub(super) fn leave_to_other_core(
+        &self,
+        local: &Rc<LocalFlow>,
+        visitor: SocketAddr,
+        now: Instant,
+    ) -> bool {
+        let wish = Wish {
+            tried: &[],
+            must_answer: true,
+        };
+        if self.route(visitor, &wish).is_none() {
+            local.lane.nowhere_to_go(now);
+            return false;
+        }
+        let token = local.lane.token();
+        let flow = self.table.borrow_mut().close_visitor(visitor, token);
+        if let Some(flow) = flow {
+            self.counters.udp_flows_moved.increment();
+            local.lane.closed(&flow, FlowError::NoError, Some(now));
+        }
+        // The datagram that has found it so.
+        self.counters.udp_dropped_no_client.increment();
+        true
+    }
+
     /// Moves a flow whose lane has been silent for a while, with a datagram that has just come, to
     /// a lane that is not. False if there is none.
     pub(super) fn move_on(

@@ -286,6 +286,9 @@ impl TrafficSocket {
         } = packet;
         let now = Instant::now();
         if let Some((Place::Local(flow), id, known)) = self.find(visitor, now) {
+            if flow.lane.is_to_be_left(now) && self.leave_to_other_core(&flow, visitor, now) {
+                return;
+            }
             // A ticket that came with it is dropped: the flow has one.
             flow.to_ip.set(to_ip);
             flow.lane.send(&flow, visitor, id, known, &payload, now);

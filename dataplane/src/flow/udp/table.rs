@@ -104,11 +104,13 @@ impl<T> Table<T> {
             };
             // Each flow once in its life, so that this costs little in the end.
             let unanswered = self.flows.stage(key) == Some(Stage::Unanswered);
-            if why == Why::Full
-                && unanswered
-                && self.flows.get(key).is_some_and(|flow| answered(&flow.data))
-            {
+            if unanswered && self.flows.get(key).is_some_and(|flow| answered(&flow.data)) {
                 self.flows.answered(key, now);
+                if why == Why::Source {
+                    // What another core has for its visitor is as good as established: it keeps
+                    // its own rules.
+                    self.flows.asked(key, now);
+                }
                 continue;
             }
             return match self.take_out(key) {
