@@ -30,10 +30,15 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
 
 /// Runs the flow on `stream` to its end.
-pub(super) async fn run(this: Rc<ClientLane>, stream: u64) {
+pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()> + 'static {
+    // At once: should more of the stream come before the task has its first turn, it is this flow's.
+    let waiters = this.lane.attach(stream);
+    carry(this, stream, waiters)
+}
+
+async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
     let _count = FlowCount::new(&this.context);
     let _of_lane = this.count_flow();
-    let waiters = this.lane.attach(stream);
     let stall_timeout = this.shared.config.limits.stall_timeout;
     let watch = this.context.flow_table.register(stall_timeout);
     watch.rides(this.lane.key(), stream);

@@ -132,7 +132,11 @@ pub(super) struct ClientLaneEvents(pub(super) Rc<ClientLane>);
 impl LaneEvents for ClientLaneEvents {
     fn stream_opened(&self, lane: &Rc<Lane>, stream: u64) {
         let ClientLaneEvents(this) = self;
-        this.seen.borrow_mut().arrived(stream);
+        if !this.seen.borrow_mut().arrived(stream) {
+            // Late data, or the end, of a flow that was refused or has ended.
+            lane.discard(stream);
+            return;
+        }
         if this.context.draining.get() {
             this.context.counters.tcp_flows_refused_draining.increment();
             lane.reset(stream, FlowError::Draining);

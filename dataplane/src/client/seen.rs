@@ -16,15 +16,16 @@ pub(super) struct FlowsSeen {
 }
 
 impl FlowsSeen {
-    /// The flow on `stream` has arrived. It may be said more than once.
-    pub(super) fn arrived(&mut self, stream: u64) {
+    /// The flow on `stream` has arrived. True the first time; what comes later of a flow that has
+    /// ended is no new one.
+    pub(super) fn arrived(&mut self, stream: u64) -> bool {
         let flow = stream / STREAM_STEP;
         if flow < self.count {
-            self.missing.remove(&flow);
-        } else {
-            self.missing.extend(self.count..flow);
-            self.count = flow + 1;
+            return self.missing.remove(&flow);
         }
+        self.missing.extend(self.count..flow);
+        self.count = flow + 1;
+        true
     }
 
     /// Whether the first `opened` flows have all arrived.
@@ -41,12 +42,12 @@ mod tests {
     fn flows_count_in_whatever_order_they_arrive() {
         let mut seen = FlowsSeen::default();
         assert!(seen.all_of(0) && !seen.all_of(1));
-        for stream in [1, 13, 13, 5, 1] {
-            seen.arrived(stream);
+        for (stream, first) in [(1, true), (13, true), (13, false), (5, true), (1, false)] {
+            assert_eq!(seen.arrived(stream), first, "{stream}");
         }
         assert!(seen.all_of(2));
         assert!(!seen.all_of(3) && !seen.all_of(4), "the third is missing");
-        seen.arrived(9);
+        assert!(seen.arrived(9));
         assert!(seen.all_of(4) && !seen.all_of(5));
     }
 }

@@ -11,11 +11,30 @@ const PAGE: &str = "<!doctype html><meta charset=utf-8><title>qmux-dp</title>\
 /// Bytes echoed at once.
 const ECHO_BYTES: usize = 128 << 10;
 
+/// Ports that are tried: one that is free for TCP may be taken for UDP.
+const PORTS_TRIED_MAX: usize = 32;
+
+/// A port of loopback that is free for TCP and UDP.
+fn bind() -> io::Result<(TcpListener, UdpSocket)> {
+    let both = || {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let socket = UdpSocket::bind(listener.local_addr()?)?;
+        Ok((listener, socket))
+    };
+    let mut bound = both();
+    for _ in 1..PORTS_TRIED_MAX {
+        if bound.is_ok() {
+            break;
+        }
+        bound = both();
+    }
+    bound
+}
+
 /// Starts the service on a free port of loopback, the same for TCP and UDP.
 pub(super) fn start() -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let (listener, socket) = bind()?;
     let addr = listener.local_addr()?;
-    let socket = UdpSocket::bind(addr)?;
     thread::Builder::new()
         .name("demo-udp".into())
         .spawn(move || echo_udp(&socket))?;

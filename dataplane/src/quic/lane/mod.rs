@@ -504,7 +504,7 @@ impl Lane {
     }
 
     /// Reads and drops what is left of a stream that nobody waits for any more, so that it can be collected.
-    fn discard(&self, stream: u64) {
+    pub(crate) fn discard(&self, stream: u64) {
         let mut conn = self.conn.borrow_mut();
         while conn.stream_discard(stream, usize::MAX).is_ok() {}
     }
