@@ -31,14 +31,17 @@ const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
 
 /// Runs the flow on `stream` to its end.
 pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()> + 'static {
-    // At once: should more of the stream come before the task has its first turn, it is this flow's.
+    // At once, before the task has its first turn: what else comes of the stream is this flow's, and
+    // a client that stops must count it.
     let waiters = this.lane.attach(stream);
-    carry(this, stream, waiters)
+    let counts = (FlowCount::new(&this.context), this.count_flow());
+    async move {
+        carry(this, stream, waiters).await;
+        drop(counts);
+    }
 }
 
 async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
-    let _count = FlowCount::new(&this.context);
-    let _of_lane = this.count_flow();
     let stall_timeout = this.shared.config.limits.stall_timeout;
     let watch = this.context.flow_table.register(stall_timeout);
     watch.rides(this.lane.key(), stream);

@@ -20,9 +20,11 @@ fn assert_server_refuses(identity: Option<&Identity>) {
         Verdict::Refused(alert) => assert!(ALERTS.contains(&alert), "alert {alert}"),
         Verdict::Admitted => panic!("the server admitted it"),
     }
-    server.program.wait_for_line("whom it refused, and why", |line| {
-        line.contains("127.0.0.1") && is_about_certificates(line)
-    });
+    server
+        .program
+        .wait_for_line("whom it refused, and why", |line| {
+            line.contains("127.0.0.1") && is_about_certificates(line)
+        });
     // It serves those who may come, still.
     let good = shake_hands(site.path(), server.quic(), Some(&Identity::client()));
     assert_eq!(good, Verdict::Admitted);
