@@ -192,13 +192,17 @@ impl Visitor<'_> {
     /// the pumps, when they begin, look at the stream before they wait for it.
     fn gone(&self, cx: &mut Context<'_>) -> Option<FlowError> {
         self.watch.attend(cx);
-        let looks = self.watch.take_look().is_some();
-        let readable = self.waiters.readable.poll(cx).is_ready();
-        let writable = self.waiters.writable.poll(cx).is_ready();
+        let mut woken = self.watch.take_look().is_some();
+        // Until each waits again: an event that was ready wakes nobody the next time.
+        for event in [&self.waiters.readable, &self.waiters.writable] {
+            while event.poll(cx).is_ready() {
+                woken = true;
+            }
+        }
         if let Some(reason) = self.watch.told() {
             return Some(reason);
         }
-        if !(looks || readable || writable) {
+        if !woken {
             return None;
         }
         let lane = &self.this.lane;
