@@ -25,6 +25,9 @@ use crate::{admin, bind, signals};
 /// Descriptors below which a busy server runs out: one per TCP flow.
 const OPEN_FILES_WANTED: u64 = 65_536;
 
+/// Pause before a core with a full mailbox is told again: waiting must not take its CPU time.
+const FULL_MAILBOX_PAUSE: Duration = Duration::from_millis(1);
+
 /// A running process's cores.
 pub(crate) struct Running {
     cluster: Arc<Cluster>,
@@ -375,7 +378,7 @@ impl Running {
             let mut mail = mail();
             while let Err(back) = mailbox.send(mail) {
                 mail = back;
-                std::thread::yield_now();
+                std::thread::sleep(FULL_MAILBOX_PAUSE);
             }
         }
     }
