@@ -4,7 +4,7 @@ use std::cell::{Cell, OnceCell};
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::rc::{Rc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use qmux_config::ServerAuth;
 use qmux_proto::LaneError;
@@ -12,6 +12,7 @@ use tracing::field::DisplayValue;
 
 use super::lanes::CarriesFlows;
 use super::listener::ListenerCore;
+use super::opening::READ_FIRST;
 use super::presence;
 use super::registry::LaneMembership;
 use crate::core::task::spawn_or;
@@ -20,9 +21,6 @@ use crate::quic::end::LaneEnd;
 use crate::quic::event::Event;
 use crate::quic::explain;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
-
-/// What has come is read within this time.
-const READ_FIRST: Duration = Duration::from_millis(100);
 
 /// One lane of one client.
 pub(super) struct ServerLane {

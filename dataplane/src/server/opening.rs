@@ -49,7 +49,7 @@ const UNHEARD_MAX: Duration = Duration::from_millis(1_500);
 
 /// After a silence was noticed, what has come meanwhile is read first: this process may have stood
 /// still, and its timers fire before it reads.
-const READ_FIRST: Duration = Duration::from_millis(100);
+pub(super) const READ_FIRST: Duration = Duration::from_millis(100);
 
 /// A buffer of which less than one part in so many is used is not kept as it is, but copied out.
 const KEPT_WHOLE_ABOVE: usize = 2;
