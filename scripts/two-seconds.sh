@@ -3,6 +3,10 @@
 # Takes about two minutes after the build, and needs no privilege.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+scripts/setup.sh >&2
+# shellcheck disable=SC1091 # not part of this repository
+command -v cargo >/dev/null || . "$HOME/.cargo/env"
+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 if ! cargo test --locked --release -p qmux-dp --test e2e -- \
