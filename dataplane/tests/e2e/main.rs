@@ -37,6 +37,7 @@ mod rolling;
 mod runtimes;
 mod servers;
 mod shutdown;
+mod short_memory;
 mod signals;
 mod stalled_visitors;
 mod strangers;
