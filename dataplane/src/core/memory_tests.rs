@@ -40,11 +40,22 @@ fn with_hardly_any_left_every_socket_that_is_full_counts() {
 }
 
 #[test]
-fn visitors_are_refused_only_if_nothing_stalls_anywhere() {
-    for supply in [Supply::Out, Supply::Over] {
-        assert_eq!(decide(supply, None, MOMENT), Order::Rest);
-        assert_eq!(decide(supply, None, None), Order::Refuse);
-    }
+fn visitors_are_refused_only_if_nothing_is_left_and_nothing_stalls_anywhere() {
+    assert_eq!(decide(Supply::Out, None, None), Order::Rest);
+    assert_eq!(decide(Supply::Over, None, MOMENT), Order::Rest);
+    assert_eq!(decide(Supply::Over, None, None), Order::Refuse);
+}
+
+#[test]
+fn a_flow_is_given_less_to_send_the_less_is_left_and_waits_only_for_what_it_holds() {
+    let holdings = [0, 1, TAKEN_WHILE_SHORT_BYTES, LIMIT];
+    let given = |supply| holdings.map(|holds| spare(supply, holds));
+    let (small, little) = (TAKEN_WHILE_SHORT_BYTES, TAKEN_WHILE_OUT_BYTES);
+    assert!(little < small);
+    assert_eq!(given(Supply::Ample), [usize::MAX; 4]);
+    assert_eq!(given(Supply::Short), [small, small, 0, 0]);
+    assert_eq!(given(Supply::Out), [little, 0, 0, 0]);
+    assert_eq!(given(Supply::Over), [little, 0, 0, 0]);
 }
 
 /// The most that one turn of receiving brings.
@@ -121,7 +132,7 @@ impl World {
     }
 
     fn visitor(&mut self, core: usize) {
-        if self.refuses[core] && self.supply() >= Supply::Out {
+        if self.refuses[core] && self.supply() == Supply::Over {
             let said = self.said.iter().all(Option::is_none);
             assert!(said, "refused although a flow stalls");
         } else if self.cores[core].len() < FLOWS_MAX {

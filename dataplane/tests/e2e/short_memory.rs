@@ -26,7 +26,7 @@ const DOWNLOADS: usize = 16;
 const PROGRESS_BYTES: u64 = 256 << 10;
 
 /// Visitors with a small request each, and how many come at a time.
-const REQUESTS: usize = 200;
+const REQUESTS: usize = 100;
 const REQUESTS_AT_A_TIME: usize = 10;
 
 /// What the service sends at a time.
