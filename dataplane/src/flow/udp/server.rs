@@ -358,10 +358,7 @@ impl TrafficSocket {
             }
             return false;
         }
-        let ended = self
-            .table
-            .borrow_mut()
-            .close_visitor(packet.visitor, token);
+        let ended = self.table.borrow_mut().close_visitor(packet.visitor, token);
         if let Some(ended) = ended {
             flow.lane
                 .closed(&ended, FlowError::NoError, Some(Instant::now()));
