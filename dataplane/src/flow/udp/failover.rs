@@ -173,7 +173,7 @@ impl TrafficSocket {
             packet_id: Cell::new(0),
             first: RefCell::new(first),
             tried,
-            ticket,
+            ticket: RefCell::new(ticket),
         });
         let opened = self
             .table
@@ -233,7 +233,7 @@ impl TrafficSocket {
     pub(super) fn fail_over(self: &Rc<Self>, flow: Flow<Place>, now: Instant) {
         let Flow { visitor, data, .. } = flow;
         let Place::Local(local) = data else { return };
-        if local.ticket.is::<Link>() {
+        if local.is_from_other_core() {
             return;
         }
         let mut tried = local.tried.clone();

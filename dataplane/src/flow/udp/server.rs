@@ -159,16 +159,30 @@ pub(super) struct LocalFlow {
     /// The clients that could not serve it.
     pub(super) tried: Vec<u64>,
     /// Dropped with the flow. A [`Link`] if it came from another core.
-    pub(super) ticket: Box<dyn Any>,
+    pub(super) ticket: RefCell<Box<dyn Any>>,
 }
 
 impl LocalFlow {
     /// The service has answered for the first time.
     pub(super) fn answered(&self) {
         self.first.take();
-        // A `Box` is `Any`, too.
-        if let Some(link) = self.ticket.downcast_ref::<Link>() {
+        if let Some(link) = self.ticket.borrow().downcast_ref::<Link>() {
             link.state.is_answered_now();
+        }
+    }
+
+    /// Whether another core receives the visitor's datagrams.
+    pub(super) fn is_from_other_core(&self) -> bool {
+        self.ticket.borrow().is::<Link>()
+    }
+
+    /// The core that receives the visitor's datagrams had forgotten the flow and has routed the
+    /// visitor anew, to the same client: by this ticket it will know how the flow fares.
+    fn keep(&self, ticket: Box<dyn Any + Send>, is_answered: bool) {
+        let earlier = self.ticket.replace(ticket);
+        drop(earlier);
+        if is_answered {
+            self.answered();
         }
     }
 }
@@ -274,9 +288,17 @@ impl TrafficSocket {
     /// Processes a datagram that another core received. `lane` is the client's lane on this core, if there is one.
     pub(crate) fn packet_from_other_core(
         self: &Rc<Self>,
-        packet: ForwardedUdp,
+        mut packet: ForwardedUdp,
         lane: Option<Rc<LaneFlows>>,
     ) {
+        let now = Instant::now();
+        let found = self.find(packet.visitor, now);
+        let gives_way = match &found {
+            Some((Place::Local(flow), id, _)) => {
+                self.gives_way(flow, *id, &mut packet, lane.as_ref())
+            }
+            _ => false,
+        };
         let ForwardedUdp {
             visitor,
             to_ip,
@@ -284,12 +306,12 @@ impl TrafficSocket {
             ticket,
             client,
         } = packet;
-        let now = Instant::now();
-        if let Some((Place::Local(flow), id, known)) = self.find(visitor, now) {
+        if let Some((Place::Local(flow), id, known)) = found
+            && !gives_way
+        {
             if flow.lane.is_to_be_left(now) && self.leave_to_other_core(&flow, visitor, now) {
                 return;
             }
-            // A ticket that came with it is dropped: the flow has one.
             flow.to_ip.set(to_ip);
             flow.lane.send(&flow, visitor, id, known, &payload, now);
             return;
@@ -317,8 +339,35 @@ impl TrafficSocket {
         self.counters.udp_dropped_no_client.increment();
     }
 
+    /// A datagram from another core has found a flow. If a ticket came with it, that core does not
+    /// know of the flow, and would route each datagram anew if the ticket were dropped. So the flow
+    /// keeps it, or ends if the visitor now goes to another client; then this is true.
+    fn gives_way(
+        &self,
+        flow: &LocalFlow,
+        id: u64,
+        packet: &mut ForwardedUdp,
+        lane: Option<&Rc<LaneFlows>>,
+    ) -> bool {
+        let stays = packet.client == flow.client || !lane.is_some_and(|lane| lane.is_open());
+        let token = flow.lane.token();
+        if packet.ticket.is_none() || stays {
+            if let Some(ticket) = packet.ticket.take() {
+                let is_answered = !self.table.borrow().is_unanswered(token, id);
+                flow.keep(ticket, is_answered);
+            }
+            return false;
+        }
+        let ended = self.table.borrow_mut().close_visitor(packet.visitor, token);
+        if let Some(ended) = ended {
+            flow.lane
+                .closed(&ended, FlowError::NoError, Some(Instant::now()));
+        }
+        true
+    }
+
     /// Forgets that the visitor's flow lives on another core.
-    fn forget_remote(&self, visitor: SocketAddr) {
+    pub(super) fn forget_remote(&self, visitor: SocketAddr) {
         let flow = self.table.borrow_mut().close_visitor(visitor, self.remote);
         drop(flow);
     }

@@ -39,6 +39,14 @@ struct Router {
     mailbox_full: Cell<bool>,
     tickets: Arc<AtomicUsize>,
     routed: Cell<usize>,
+    /// Added to the number of the client that visitors are routed to.
+    other_client: Cell<u64>,
+}
+
+impl Router {
+    fn client(&self) -> u64 {
+        CLIENT + self.other_client.get()
+    }
 }
 
 impl RouteUdp for Router {
@@ -51,13 +59,13 @@ impl RouteUdp for Router {
         self.tickets.fetch_add(1, Ordering::Relaxed);
         Some(UdpRoute::Remote {
             core: OWNER,
-            client: CLIENT,
+            client: self.client(),
             ticket: Box::new(Ticket(Arc::clone(&self.tickets))),
         })
     }
 
     fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {
-        assert_eq!((core, packet.client), (OWNER, CLIENT));
+        assert_eq!((core, packet.client), (OWNER, self.client()));
         if self.mailbox_full.get() {
             return false;
         }
@@ -148,6 +156,12 @@ impl Cores {
         self.owner.packet_from_other_core(packet, lane.cloned());
     }
 
+    /// The core that receives the visitor's datagrams forgets its flow, as it does when it needs
+    /// room for others.
+    fn forget(&self) {
+        self.receiver.forget_remote(self.visitor.local_addr());
+    }
+
     fn tickets(&self) -> usize {
         self.router.tickets.load(Ordering::Relaxed)
     }
@@ -210,6 +224,45 @@ fn a_flow_that_ended_on_its_core_is_routed_anew_by_the_next_datagram() {
         cores.visit_through(Some(&second)).await;
         assert_eq!((cores.router.routed.get(), cores.tickets()), (3, 1));
         assert_eq!(lane.take().len(), 1);
+    });
+}
+
+#[test]
+fn a_flow_that_its_first_core_has_forgotten_is_routed_anew_once() {
+    run(async {
+        let cores = Cores::new(LONG);
+        let (lane, flows) = cores.lane();
+        cores.visit_through(Some(&flows)).await;
+        cores.forget();
+        for _ in 0..3 {
+            cores.visit_through(Some(&flows)).await;
+        }
+        assert_eq!((cores.router.routed.get(), cores.tickets()), (2, 1));
+        assert_eq!(lane.take().len(), 4, "no datagram was lost");
+        assert_eq!(cores.owner_counters.udp_flows_opened.get(), 1);
+        flows.lane_ended();
+        assert_eq!(cores.tickets(), 0);
+        let (_, next) = cores.lane();
+        cores.visit_through(Some(&next)).await;
+        assert_eq!(cores.router.routed.get(), 3, "it knew of the end");
+    });
+}
+
+#[test]
+fn a_flow_that_its_first_core_has_forgotten_ends_if_another_client_is_chosen() {
+    run(async {
+        let cores = Cores::new(LONG);
+        let (first, flows) = cores.lane();
+        cores.visit_through(Some(&flows)).await;
+        cores.forget();
+        cores.router.other_client.set(1);
+        let (second, others) = cores.lane();
+        for _ in 0..3 {
+            cores.visit_through(Some(&others)).await;
+        }
+        assert_eq!((first.take().len(), second.take().len()), (1, 3));
+        assert_eq!((cores.router.routed.get(), cores.tickets()), (2, 1));
+        assert_eq!(cores.owner.flow_count(), 1);
     });
 }
 
