@@ -9,11 +9,12 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{LogFormat, LogOptions};
 use crate::exit::Failure;
+use crate::log_level;
 use crate::log_queue::LogQueue;
 
 /// How long the end of the process waits for the last lines to be written.
@@ -24,6 +25,27 @@ pub(crate) const FLUSH_AT_ONCE: Duration = Duration::from_millis(500);
 
 /// How long one wait for room in standard error lasts, if somebody made it non-blocking.
 const ROOM_WAIT_SECONDS: i64 = 1;
+
+/// What and how to log.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct LogOptions {
+    /// error, warn, info, debug or trace; or per module, as `info,qmux_dp::quic=debug`
+    #[arg(long, value_name = "LEVEL", default_value = "info", global = true,
+        value_parser = log_level::parse)]
+    pub(crate) log_level: String,
+    /// One line of text per event, or one JSON object
+    #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// How a log event is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
 
 static QUEUE: LazyLock<LogQueue> = LazyLock::new(LogQueue::new);
 

@@ -84,7 +84,7 @@ enum Event {
 /// Number of cores to run: as asked for, or what can use the CPU time that we may have.
 pub(crate) fn core_count(asked: Option<usize>) -> usize {
     let allowed = Allowed::now();
-    let cores = asked.unwrap_or(allowed.cores()).min(crate::core::CORES_MAX);
+    let cores = asked.unwrap_or(allowed.cores()).min(crate::sys::CORES_MAX);
     if let Some(quota) = allowed.quota {
         tracing::info!(
             quota,

@@ -13,13 +13,13 @@ use qmux_proto::{OpenHeader, Protocol};
 
 use super::{ClientCore, ClientMail, ClientShared};
 use crate::buffer::StreamBuf;
+use crate::core::event::Event;
 use crate::core::mailbox::{Mail, Mailbox};
 use crate::core::{Cluster, CoreContext};
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 use crate::quic::endpoint::tests::{run, setup, until};
 use crate::quic::endpoint::{Endpoint, EndpointOwner};
-use crate::quic::event::Event;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents, StreamRead};
 use crate::ready::Readiness;
 

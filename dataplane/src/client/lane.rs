@@ -11,11 +11,11 @@ use qmux_proto::control::{Message, ServiceHealth};
 use super::ClientShared;
 use super::seen::FlowsSeen;
 use super::server::ServerState;
+use crate::core::event::Event;
 use crate::core::task::spawn_or;
 use crate::core::{CoreContext, memory};
 use crate::flow::udp::client::ClientFlows;
 use crate::quic::end::LaneEnd;
-use crate::quic::event::Event;
 use crate::quic::lane::{Lane, LaneEvents};
 
 /// One lane to one server.

@@ -18,9 +18,9 @@ use qmux_config::Local;
 
 use super::ClientShared;
 use crate::core::CoreContext;
+use crate::core::event::Event;
 use crate::core::mailbox::Mail;
 use crate::jitter::jittered;
-use crate::quic::event::Event;
 use crate::resolve::Name;
 use crate::sys::limits;
 use crate::sys::tcp::TcpSocket;

@@ -20,10 +20,10 @@ use crossbeam::utils::CachePadded;
 use qmux_config::MemoryLimit;
 use qmux_proto::FlowError;
 
-use super::{CORES_MAX, CoreContext};
+use super::CoreContext;
+use super::event::{Event, yield_now};
 use crate::buffer;
-use crate::quic::event::{Event, yield_now};
-use crate::sys::{heap, memory};
+use crate::sys::{CORES_MAX, heap, memory};
 
 /// Each core looks this often, beside the looks after what it receives.
 const LOOK: Duration = Duration::from_millis(200);

@@ -3,6 +3,7 @@
 //! A core shares nothing with the others but what is listed here: its mailbox, its counters, and the immutable state
 //! that it was started with. `main` starts the cores, tells them to drain, and joins them.
 
+pub(crate) mod event;
 pub(crate) mod mailbox;
 pub(crate) mod memory;
 pub(crate) mod panics;
@@ -27,9 +28,6 @@ use crate::metrics::CoreCounters;
 use mailbox::Mailbox;
 use turn::LongestTurn;
 use udp_activity::UdpActivity;
-
-/// Cores of one process: the index is one byte of a connection id (`qmux_proto::cid`).
-pub(crate) const CORES_MAX: usize = 256;
 
 /// What all cores know of each other.
 #[derive(Debug)]

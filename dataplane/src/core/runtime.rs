@@ -13,7 +13,7 @@ use super::progress::BEAT;
 use super::turn::by_turns;
 use super::{Cluster, CoreContext, task, time, turn};
 use crate::client::{ClientCore, ClientShared};
-use crate::quic::event::yield_now;
+use crate::core::event::yield_now;
 use crate::server::{ListenerSockets, ServerCore, ServerShared};
 use crate::sys::wake::WakeReceiver;
 use crate::sys::{cpu, heap};

@@ -1,7 +1,9 @@
 //! The rule by which one of several is chosen. It knows no clock, no socket and no lock: a number that counts up is all
 //! the memory that it needs.
 
-use super::registry::CLIENTS_TRIED_MAX;
+/// Clients that one visitor is sent to before it is refused. Each may take its dial timeout to say no, and a visitor
+/// whom three refuse would hardly be better off with a fourth.
+pub(crate) const CLIENTS_TRIED_MAX: usize = 3;
 
 /// Chooses among those of `items` that have a load, are not above any other, and so are as good as each other: the
 /// `turn`th of them, counted around. With equal loads this is round-robin; with counts of flows it is

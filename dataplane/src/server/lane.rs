@@ -15,10 +15,10 @@ use super::listener::ListenerCore;
 use super::opening::READ_FIRST;
 use super::presence;
 use super::registry::LaneMembership;
+use crate::core::event::Event;
 use crate::core::task::spawn_or;
 use crate::flow::udp::server::LaneFlows;
 use crate::quic::end::LaneEnd;
-use crate::quic::event::Event;
 use crate::quic::explain;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
 

@@ -27,10 +27,6 @@ use super::blame::Blame;
 use super::head_start::HeadStart;
 use super::udp_refusals::UdpRefusals;
 
-/// Clients that one visitor is sent to before it is refused. Each may take its dial timeout to say no, and a visitor
-/// whom three refuse would hardly be better off with a fourth.
-pub(crate) const CLIENTS_TRIED_MAX: usize = 3;
-
 /// Instances that are remembered to have been replaced, 16 KiB in all. More live programs than this under ids of others
 /// would drive each other out by turns.
 const REPLACED_MAX: usize = 1_024;

@@ -18,12 +18,8 @@ use super::addresses::{Addresses, ServiceAddrs};
 use super::client::{ClientFlows, Flow};
 use super::lives::{Limits, Lives, Room, Stage, Why};
 use super::pace::{Pace, SLICE};
-use super::{Rarely, UdpSettings};
+use super::{FLOWS_PER_CORE_MAX, Rarely, UdpSettings};
 use crate::metrics::CoreCounters;
-
-/// Flows of one core, whatever the machine allows: with 50 KB of buffers each 800 MB in the worst
-/// case. It is also what the reassembly of a lane remembers.
-pub(crate) const FLOWS_PER_CORE_MAX: usize = 16_384;
 
 /// A process takes this part of the machine's ports for UDP flows: two clients on one machine then
 /// leave half of them to all others.

@@ -10,7 +10,7 @@ use qmux_proto::control::Message;
 
 use super::encode::FlowLane;
 use crate::buffer::Datagram;
-use crate::quic::event::Event;
+use crate::core::event::Event;
 use crate::quic::lane::DatagramRefused;
 
 /// One end of a lane.

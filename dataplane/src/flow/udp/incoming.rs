@@ -6,7 +6,7 @@ use qmux_proto::datagram::Header;
 use qmux_proto::reassembly::{Counters, Limits};
 use qmux_proto::{DecodeError, Reassembler};
 
-use super::client_core::FLOWS_PER_CORE_MAX;
+use super::FLOWS_PER_CORE_MAX;
 use crate::metrics::CoreCounters;
 
 /// What a lane's peer may make us hold of packets that are not complete.

@@ -33,6 +33,10 @@ use std::time::{Duration, Instant};
 
 use crate::sys::udp::{Purpose, ReceiveBatch};
 
+/// Flows of one core, whatever the machine allows: with 50 KB of buffers each 800 MB in the worst
+/// case. It is also what the reassembly of a lane remembers.
+pub(crate) const FLOWS_PER_CORE_MAX: usize = 16_384;
+
 /// Receive calls before the other tasks of the core get a turn; as for QUIC sockets.
 const RECEIVE_CALLS_PER_TURN: usize = 2;
 

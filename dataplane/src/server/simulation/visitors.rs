@@ -8,8 +8,9 @@ use qmux_config::LoadBalancer;
 use qmux_proto::Protocol;
 
 use super::{CORES, Lane, World};
+use crate::server::balance::CLIENTS_TRIED_MAX;
 use crate::server::balance::Tried;
-use crate::server::registry::{CLIENTS_TRIED_MAX, FlowTicket};
+use crate::server::registry::FlowTicket;
 use crate::server::route::{self, Way};
 
 const FLOWS_MAX: usize = 100;

@@ -6,9 +6,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::FLOWS_PER_CORE_MAX;
 use super::super::UdpSettings;
 use super::super::client::{ClientFlows, CoreFlows};
-use super::super::client_core::FLOWS_PER_CORE_MAX;
 use super::super::fake::FakeLane;
 use super::super::server::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute, Wish};
 use super::support::{socket, until};

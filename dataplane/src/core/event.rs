@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use crate::core::task;
+use super::task;
 
 /// One event. At most one task waits for it at a time; a second one would replace the first.
 #[derive(Debug, Default)]
