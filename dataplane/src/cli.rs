@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Parser, Subcommand};
 
-use crate::logging::LogOptions;
+use crate::process::logging::LogOptions;
 use crate::sys::CORES_MAX;
 
 /// The package's version and the commit that a release build is of (see `build.rs`).
@@ -59,7 +59,7 @@ impl Cli {
             if let Some(hint) = config_hint(&error) {
                 // The error itself would call a config an unknown subcommand.
                 let text = format!("error: {hint}\n\nFor more information, try '--help'.");
-                crate::logging::say(&text);
+                crate::process::logging::say(&text);
                 std::process::exit(USAGE_ERROR);
             }
             error.exit()

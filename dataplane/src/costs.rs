@@ -24,8 +24,8 @@ use qmux_proto::Protocol;
 use qmux_proto::cid::{CID_LEN, SHORT_HEADER_DCID_OFFSET, core_of_packet};
 use rustc_hash::FxBuildHasher;
 
+use crate::core::counters::CoreCounters;
 use crate::core::mailbox::{Mail, Mailbox};
-use crate::metrics::CoreCounters;
 use crate::server::registry::{Applicant, ClientPool, FlowTicket, LaneMembership};
 use crate::sys::tcp::refuse;
 use crate::sys::{bind, cpu, steering};

@@ -80,7 +80,7 @@ pub(crate) enum Mail {
 
 /// Which queue mail waits in; the first goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// What a core is to do: few, and each counts.
     Control,
     /// TCP visitors.
@@ -122,7 +122,7 @@ impl Kind {
 
 impl Mail {
     /// Whether the core must have handled it to go on.
-    pub(super) fn is_vital(&self) -> bool {
+    pub(crate) fn is_vital(&self) -> bool {
         self.kind() == Kind::Control
     }
 
@@ -169,7 +169,7 @@ impl<T> Queues<T> {
 
 /// A bounded part of what waits; see [`Mailbox::turn`].
 #[derive(Debug)]
-pub(super) struct Turn<'a, T> {
+pub(crate) struct Turn<'a, T> {
     queues: &'a Queues<T>,
     taken: [usize; Kind::ALL.len()],
 }
@@ -217,7 +217,7 @@ impl Mailbox {
     }
 
     /// Wakes the core, for something else than mail.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.wake.wake();
     }
 
@@ -228,7 +228,7 @@ impl Mailbox {
 
     /// For the owning core: what it is to handle before others get their turn. Some may be left
     /// ([`Self::is_empty`]), of which no wake-up tells.
-    pub(super) fn turn(&self) -> Turn<'_, Mail> {
+    pub(crate) fn turn(&self) -> Turn<'_, Mail> {
         Turn {
             queues: &self.queues,
             taken: Default::default(),
@@ -236,12 +236,12 @@ impl Mailbox {
     }
 
     /// Whether nothing waits.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.queues.is_empty()
     }
 
     /// Whether no visitor waits. Those that were sent before the caller learned that no more would come are seen.
-    pub(super) fn has_no_visitor(&self) -> bool {
+    pub(crate) fn has_no_visitor(&self) -> bool {
         self.queues.of(Kind::Visitor).is_empty()
     }
 

@@ -3,12 +3,12 @@
 //! A core shares nothing with the others but what is listed here: its mailbox, its counters, and the immutable state
 //! that it was started with. `main` starts the cores, tells them to drain, and joins them.
 
+pub(crate) mod counters;
 pub(crate) mod event;
+pub(crate) mod log_limit;
 pub(crate) mod mailbox;
 pub(crate) mod memory;
 pub(crate) mod panics;
-pub(crate) mod progress;
-pub(crate) mod runtime;
 pub(crate) mod task;
 pub(crate) mod time;
 pub(crate) mod turn;
@@ -23,8 +23,8 @@ use std::time::Instant;
 use crossbeam::utils::CachePadded;
 
 use crate::flow::watch::TcpFlows;
-use crate::log_limit::LogLimit;
-use crate::metrics::CoreCounters;
+use counters::CoreCounters;
+use log_limit::LogLimit;
 use mailbox::Mailbox;
 use turn::LongestTurn;
 use udp_activity::UdpActivity;

@@ -39,12 +39,12 @@ thread_local! {
 }
 
 /// Has the panics of this thread counted as those of a core, once it has one.
-pub(super) fn watch_this_thread(context: &Rc<CoreContext>) {
+pub(crate) fn watch_this_thread(context: &Rc<CoreContext>) {
     CORE.with(|core| *core.borrow_mut() = Some(Rc::clone(context)));
 }
 
 /// Has panics that are contained logged by us, not written to stderr. For the whole process.
-pub(super) fn install_hook() {
+pub(crate) fn install_hook() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
         let others = std::panic::take_hook();

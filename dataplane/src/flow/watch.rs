@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 use qmux_proto::FlowError;
 use slab::Slab;
 
+use crate::core::counters::CoreCounters;
 use crate::core::event::yield_now;
-use crate::metrics::CoreCounters;
 
 /// Pause between two looks of a flow that is not idle.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);

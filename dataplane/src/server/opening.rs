@@ -26,9 +26,9 @@ use std::time::{Duration, Instant};
 use qmux_proto::FlowError;
 
 use crate::buffer::{Block, BlockSize, SMALL_BLOCK_BYTES, StreamBuf};
+use crate::core::counters::CoreCounters;
 use crate::flow::tcp::{Begun, Next, fill};
 use crate::flow::watch::FlowWatch;
-use crate::metrics::CoreCounters;
 use crate::quic::lane::{Lane, Silent, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
 

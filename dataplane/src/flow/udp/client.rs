@@ -27,8 +27,8 @@ use super::notices::Notices;
 use super::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, TurnClock, WAIT_ERROR_PAUSE, with_receive_batch,
 };
+use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
-use crate::metrics::CoreCounters;
 use crate::sys::bind::{any_towards, raise_udp_buffers};
 use crate::sys::limits;
 use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};

@@ -19,7 +19,7 @@ use super::client::{ClientFlows, Flow};
 use super::lives::{Limits, Lives, Room, Stage, Why};
 use super::pace::{Pace, SLICE};
 use super::{FLOWS_PER_CORE_MAX, Rarely, UdpSettings};
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 
 /// A process takes this part of the machine's ports for UDP flows: two clients on one machine then
 /// leave half of them to all others.

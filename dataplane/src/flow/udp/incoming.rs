@@ -7,7 +7,7 @@ use qmux_proto::reassembly::{Counters, Limits};
 use qmux_proto::{DecodeError, Reassembler};
 
 use super::FLOWS_PER_CORE_MAX;
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 
 /// What a lane's peer may make us hold of packets that are not complete.
 const LIMITS: Limits = Limits {

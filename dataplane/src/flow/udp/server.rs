@@ -29,8 +29,8 @@ use super::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, Rarely, UdpSettings, WAIT_ERROR_PAUSE,
     with_receive_batch,
 };
+use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
-use crate::metrics::CoreCounters;
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
 
 /// What decides where visitors go, and knows the other cores. Called outside of any borrow.

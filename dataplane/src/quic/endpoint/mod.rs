@@ -36,9 +36,9 @@ use super::retry::RetryKey;
 use super::roaming::Way;
 use super::settings;
 use super::timers::Timers;
+use crate::core::counters::CoreCounters;
 use crate::core::event::Event;
 use crate::core::task::spawn_or;
-use crate::metrics::CoreCounters;
 use crate::sys::timer::FineTimer;
 use crate::sys::udp::UdpSocket;
 

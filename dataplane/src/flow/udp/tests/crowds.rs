@@ -144,7 +144,8 @@ fn a_flow_without_an_answer_ends_sooner_than_one_with() {
             world.traffic.flow_count() == 1 && lane.client.flow_count() == 1
         })
         .await;
-        let ended = |counters: &crate::metrics::CoreCounters| counters.udp_flows_unanswered.get();
+        let ended =
+            |counters: &crate::core::counters::CoreCounters| counters.udp_flows_unanswered.get();
         assert!(ended(&world.counters) + ended(&lane.counters) >= 1);
         lane.echo(&world, &visitor, &service).await;
         assert_eq!(

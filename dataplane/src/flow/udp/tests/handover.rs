@@ -15,7 +15,7 @@ use super::super::UdpSettings;
 use super::super::fake::FakeLane;
 use super::super::server::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute, Wish};
 use super::support::{receive, run, socket, until};
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::sys::udp::UdpSocket;
 
 const LONG: Duration = Duration::from_secs(300);

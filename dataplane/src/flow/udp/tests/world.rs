@@ -12,7 +12,7 @@ use super::super::client::{ClientFlows, CoreFlows};
 use super::super::fake::FakeLane;
 use super::super::server::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute, Wish};
 use super::support::{socket, until};
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
 
 pub(super) const LONG: Duration = Duration::from_secs(300);

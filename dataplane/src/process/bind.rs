@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use qmux_config::{Admin, Config, Listener, Server};
 
-use crate::exit::Failure;
+use crate::process::exit::Failure;
 use crate::server::ListenerSockets;
 use crate::sys::bind::{
     GrantedBuffers, UDP_BUFFER_BYTES, probe_free, raise_udp_buffers, tcp_alone, tcp_reuseport,

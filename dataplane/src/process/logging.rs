@@ -1,4 +1,4 @@
-//! Logging: to standard error, as text or JSON, by a thread of its own ([`crate::log_queue`]).
+//! Logging: to standard error, as text or JSON, by a thread of its own ([`crate::process::log_queue`]).
 //!
 //! Nothing that becomes of standard error reaches anybody who logs: no wait, no error, no panic.
 
@@ -13,9 +13,9 @@ use clap::ValueEnum;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing_subscriber::EnvFilter;
 
-use crate::exit::Failure;
-use crate::log_level;
-use crate::log_queue::LogQueue;
+use crate::process::exit::Failure;
+use crate::process::log_level;
+use crate::process::log_queue::LogQueue;
 
 /// How long the end of the process waits for the last lines to be written.
 pub(crate) const FLUSH_AT_END: Duration = Duration::from_secs(2);

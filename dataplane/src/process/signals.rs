@@ -11,8 +11,8 @@ use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SI
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
-use crate::log_limit::LogLimit;
-use crate::logging;
+use crate::core::log_limit::LogLimit;
+use crate::process::logging;
 
 /// All that are taken; SIGPIPE is ignored by Rust's runtime. SIGXFSZ comes when a file, the log
 /// mostly, reaches the largest size allowed: the write fails as well, and that is counted.

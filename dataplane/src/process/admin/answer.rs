@@ -5,7 +5,7 @@ use hyper::{Method, Response, StatusCode, Uri};
 
 use super::exposition::{self, Format};
 use super::query::clients_wanted;
-use crate::status::Status;
+use crate::process::status::Status;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::Ordering;
 
-    use crate::status::fixture::client_of_two_cores;
+    use crate::process::status::fixture::client_of_two_cores;
 
     fn ask(status: &Status, method: &Method, uri: &str) -> (u16, String) {
         let uri: Uri = uri.parse().expect("valid");

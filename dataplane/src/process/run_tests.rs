@@ -3,7 +3,7 @@
 use std::thread::{self, JoinHandle};
 
 use super::*;
-use crate::status::fixture::client_of_two_cores;
+use crate::process::status::fixture::client_of_two_cores;
 
 /// Two cores that are played by threads: each does as it is told, and says what it was told.
 struct World {

@@ -15,11 +15,11 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use crate::core::counters::CoreCounters;
 use crate::core::{Cluster, memory};
-use crate::logging;
-use crate::metrics::CoreCounters;
+use crate::process::logging;
+use crate::process::status::Status;
 use crate::server::registry::PoolTotals;
-use crate::status::Status;
 use crate::sys::process;
 
 /// Before each of our own names.
@@ -372,7 +372,7 @@ mod tests {
     use super::*;
 
     use crate::core::mailbox::Mailbox;
-    use crate::status::fixture::client_of_two_cores;
+    use crate::process::status::fixture::client_of_two_cores;
 
     #[test]
     fn every_counter_of_every_core_is_there_with_its_explanation() {

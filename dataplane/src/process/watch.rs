@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 
-use crate::core::progress::{LOOK, Progress};
-use crate::status::Status;
+use crate::process::progress::{LOOK, Progress};
+use crate::process::status::Status;
 
 /// A status line with other numbers is sent no more often than this.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);

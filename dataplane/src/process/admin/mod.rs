@@ -24,8 +24,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
-use crate::log_limit::LogLimit;
-use crate::status::Status;
+use crate::core::log_limit::LogLimit;
+use crate::process::status::Status;
 
 /// Connections at a time. Those who scrape and check are few; a hundred more in parallel are still served.
 const CONNECTIONS_MAX: usize = 256;

@@ -7,13 +7,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::mailbox::{Mail, Mailbox};
-use super::panics::{self, contain, core_is_broken};
 use super::progress::BEAT;
-use super::turn::by_turns;
-use super::{Cluster, CoreContext, task, time, turn};
 use crate::client::{ClientCore, ClientShared};
 use crate::core::event::yield_now;
+use crate::core::mailbox::{Mail, Mailbox};
+use crate::core::panics::{self, contain, core_is_broken};
+use crate::core::turn::by_turns;
+use crate::core::{Cluster, CoreContext, memory, task, time, turn};
 use crate::server::{ListenerSockets, ServerCore, ServerShared};
 use crate::sys::wake::WakeReceiver;
 use crate::sys::{cpu, heap};
@@ -120,7 +120,7 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
     panics::watch_this_thread(&context);
     task::spawn_vital(beat(Rc::clone(&context)));
     task::spawn_vital(crate::flow::watch::sweep(Rc::clone(&context.flow_table)));
-    task::spawn_vital(super::memory::keep_within_limit(Rc::clone(&context)));
+    task::spawn_vital(memory::keep_within_limit(Rc::clone(&context)));
     let wake = WakeReceiver::new(setup.wake).map_err(|error| error.to_string())?;
     let server = match setup.server {
         Some((shared, sockets)) => Some(ServerCore::start(&context, &shared, sockets)?),

@@ -5,7 +5,7 @@ use std::io::Write;
 use qmux_config::{Config, ServerAuth};
 
 use crate::client::ClientShared;
-use crate::exit::Failure;
+use crate::process::exit::Failure;
 use crate::quic::{sessions, settings, tls};
 use crate::ready::Readiness;
 
@@ -48,7 +48,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
             server.load_balancer
         ));
         for listener in &server.listeners {
-            crate::bind::probe(listener)?;
+            crate::process::bind::probe(listener)?;
             say(format!(
                 "  clients at {} (QUIC), visitors at {} ({})",
                 listener.quic_addr, listener.traffic_addr, listener.protocol
@@ -93,7 +93,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
         }
     }
     if let Some(admin) = &config.admin {
-        drop(crate::bind::admin(admin)?);
+        drop(crate::process::bind::admin(admin)?);
         say(format!(
             "admin: http://{}/healthz, /readyz, /metrics",
             admin.listen

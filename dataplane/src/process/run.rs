@@ -7,20 +7,20 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use qmux_config::Config;
 
+use super::exit::Failure;
+use super::status::Status;
+use super::thread::{self, CoreReport, CoreSetup};
+use super::watch::Watch;
+use super::{admin, bind, signals};
 use crate::client::ClientShared;
 use crate::core::mailbox::{Mail, Mailbox};
-use crate::core::runtime::{self, CoreReport, CoreSetup};
 use crate::core::{Cluster, memory};
-use crate::exit::Failure;
 use crate::quic::tickets::TicketKeys;
 use crate::ready::Readiness;
 use crate::server::registry::ClientPool;
 use crate::server::{ListenerSockets, ServerShared};
-use crate::status::Status;
 use crate::sys::cpu::{self, Allowed};
 use crate::sys::{limits, syn_filter};
-use crate::watch::Watch;
-use crate::{admin, bind, signals};
 
 /// Descriptors below which a busy server runs out: one per TCP flow.
 const OPEN_FILES_WANTED: u64 = 65_536;
@@ -179,7 +179,7 @@ pub(crate) fn start(
             client: client.clone(),
         };
         let sender = events.sender.clone();
-        runtime::start(setup, move |report| {
+        thread::start(setup, move |report| {
             // Fails only when `main` has returned already.
             let _ended = sender.send(Event::Core(index, report));
         })
@@ -267,7 +267,10 @@ impl Running {
 
     /// The sum of a counter over all cores.
     #[cfg(feature = "count-allocations")]
-    pub(crate) fn total(&self, counter: impl Fn(&crate::metrics::CoreCounters) -> u64) -> u64 {
+    pub(crate) fn total(
+        &self,
+        counter: impl Fn(&crate::core::counters::CoreCounters) -> u64,
+    ) -> u64 {
         self.cluster.counters.iter().map(|core| counter(core)).sum()
     }
 
