@@ -22,18 +22,14 @@ use std::time::Instant;
 
 use crossbeam::utils::CachePadded;
 
-use crate::flow::watch::TcpFlows;
 use counters::CoreCounters;
 use log_limit::LogLimit;
-use mailbox::Mailbox;
 use turn::LongestTurn;
 use udp_activity::UdpActivity;
 
-/// What all cores know of each other.
+/// What all cores know of each other. Mail goes by [`mailbox`].
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    /// One mailbox per core, by index.
-    pub(crate) mailboxes: Vec<Mailbox>,
     /// One set of counters per core, by index.
     pub(crate) counters: Vec<Arc<CoreCounters>>,
     /// The longest turn of each core, by index.
@@ -47,15 +43,14 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// For as many cores as there are mailboxes.
-    pub(crate) fn new(mailboxes: Vec<Mailbox>) -> Cluster {
+    /// Of so many cores.
+    pub(crate) fn new(cores: usize) -> Cluster {
         Cluster {
-            counters: mailboxes.iter().map(|_| Arc::default()).collect(),
-            turns: mailboxes.iter().map(|_| Arc::default()).collect(),
-            stuck: mailboxes.iter().map(|_| AtomicBool::new(false)).collect(),
+            counters: (0..cores).map(|_| Arc::default()).collect(),
+            turns: (0..cores).map(|_| Arc::default()).collect(),
+            stuck: (0..cores).map(|_| AtomicBool::new(false)).collect(),
             acceptors: AtomicUsize::new(0),
             tcp_flows: CachePadded::default(),
-            mailboxes,
         }
     }
 
@@ -72,7 +67,7 @@ impl Cluster {
 
     /// Number of cores.
     pub(crate) fn cores(&self) -> usize {
-        self.mailboxes.len()
+        self.counters.len()
     }
 }
 
@@ -89,8 +84,6 @@ pub(crate) struct CoreContext {
     pub(crate) tcp_flows: Cell<usize>,
     /// Bounds the log lines about flows that end because memory is short.
     pub(crate) memory_log: LogLimit,
-    /// What each of them waits for.
-    pub(crate) flow_table: Rc<TcpFlows>,
     /// Bounds the log lines about flows that take nothing.
     pub(crate) stall_log: LogLimit,
     /// Bounds the log lines about handshakes that failed.
@@ -117,7 +110,6 @@ impl CoreContext {
         CoreContext {
             index,
             counters: Arc::clone(&cluster.counters[index]),
-            flow_table: TcpFlows::new(Arc::clone(&cluster.counters[index])),
             cluster,
             tcp_flows: Cell::new(0),
             memory_log: LogLimit::new(now),

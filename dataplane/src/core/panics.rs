@@ -29,8 +29,8 @@ struct Report {
 }
 
 thread_local! {
-    /// The core of this thread.
-    static CORE: ManuallyDrop<RefCell<Option<Rc<CoreContext>>>> =
+    /// The core of this thread, and what wakes it.
+    static CORE: ManuallyDrop<RefCell<Option<(Rc<CoreContext>, Box<dyn Fn()>)>>> =
         const { ManuallyDrop::new(RefCell::new(None)) };
     /// How many [`contain`]s are running.
     static CONTAINED: Cell<usize> = const { Cell::new(0) };
@@ -38,9 +38,10 @@ thread_local! {
     static LOGGED: RefCell<HashSet<String>> = RefCell::new(HashSet::new());
 }
 
-/// Has the panics of this thread counted as those of a core, once it has one.
-pub(crate) fn watch_this_thread(context: &Rc<CoreContext>) {
-    CORE.with(|core| *core.borrow_mut() = Some(Rc::clone(context)));
+/// Has the panics of this thread counted as those of a core, once it has one. `wake` has the core look whether it is
+/// broken.
+pub(crate) fn watch_this_thread(context: &Rc<CoreContext>, wake: impl Fn() + 'static) {
+    CORE.with(|core| *core.borrow_mut() = Some((Rc::clone(context), Box::new(wake))));
 }
 
 /// Has panics that are contained logged by us, not written to stderr. For the whole process.
@@ -95,17 +96,17 @@ pub(crate) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
 /// This core cannot do its work any more: `main` is told, and has the process drain.
 pub(crate) fn core_is_broken() {
     CORE.with(|core| {
-        if let Some(context) = &*core.borrow() {
+        if let Some((context, wake)) = &*core.borrow() {
             context.broken.set(true);
-            context.cluster.mailboxes[context.index].wake();
+            wake();
         }
     });
 }
 
 fn note() {
     let core = CORE.with(|core| {
-        let context = core.borrow();
-        let context = context.as_ref()?;
+        let core = core.borrow();
+        let (context, _wake) = core.as_ref()?;
         context.counters.panics.increment();
         Some(context.index)
     });

@@ -10,6 +10,7 @@ pub(crate) mod exit;
 pub(crate) mod log_level;
 mod log_queue;
 pub(crate) mod logging;
+mod mail;
 mod progress;
 pub(crate) mod run;
 mod signals;

@@ -8,12 +8,14 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use qmux_config::Config;
 
 use super::exit::Failure;
+use super::mail::CoreMail;
 use super::status::Status;
 use super::thread::{self, CoreReport, CoreSetup};
 use super::watch::Watch;
 use super::{admin, bind, signals};
 use crate::client::ClientShared;
-use crate::core::mailbox::{Mail, Mailbox};
+use crate::client::mail::ClientMail;
+use crate::core::mailbox::{Mailboxes, Post};
 use crate::core::{Cluster, memory};
 use crate::quic::tickets::TicketKeys;
 use crate::ready::Readiness;
@@ -31,6 +33,7 @@ const FULL_MAILBOX_PAUSE: Duration = Duration::from_millis(1);
 /// A running process's cores.
 pub(crate) struct Running {
     cluster: Arc<Cluster>,
+    mailboxes: Mailboxes<CoreMail>,
     events: Receiver<Event>,
     /// Cores that have ended, by index.
     ended: Vec<bool>,
@@ -149,11 +152,13 @@ pub(crate) fn start(
         client.keep_sessions().map_err(Failure::Input)?;
         client.keep_certificates().map_err(Failure::Input)?;
     }
-    let (cluster, wakes) =
-        cluster(cores).map_err(|error| Failure::Running(format!("mailboxes: {error}")))?;
+    let cluster = Arc::new(Cluster::new(cores));
+    let (mailboxes, wakes) =
+        Mailboxes::new(cores).map_err(|error| Failure::Running(format!("mailboxes: {error}")))?;
     if let Some(client) = &client {
+        let post: Arc<dyn Post<ClientMail>> = Arc::new(mailboxes.clone());
         client
-            .keep_names_fresh(&cluster)
+            .keep_names_fresh(&post)
             .map_err(|error| Failure::Running(format!("resolver: {error}")))?;
     }
     let status = Arc::new(Status {
@@ -174,6 +179,7 @@ pub(crate) fn start(
             index,
             cpu,
             cluster: Arc::clone(&cluster),
+            mailboxes: mailboxes.clone(),
             wake,
             server: server.clone().zip(sockets[index].take()),
             client: client.clone(),
@@ -187,6 +193,7 @@ pub(crate) fn start(
     }
     let mut running = Running {
         cluster,
+        mailboxes,
         events: events.receiver,
         ended: vec![false; cores],
         failure: None,
@@ -223,17 +230,6 @@ fn prepare_process(descriptors_reserved: u32) {
     if !monoio::utils::detect_uring() {
         tracing::warn!("io_uring is not available (kernel or container forbids it); using epoll");
     }
-}
-
-fn cluster(cores: usize) -> std::io::Result<(Arc<Cluster>, Vec<std::os::unix::net::UnixDatagram>)> {
-    let mut mailboxes = Vec::with_capacity(cores);
-    let mut wakes = Vec::with_capacity(cores);
-    for _ in 0..cores {
-        let (mailbox, wake) = Mailbox::new()?;
-        mailboxes.push(mailbox);
-        wakes.push(wake);
-    }
-    Ok((Arc::new(Cluster::new(mailboxes)), wakes))
 }
 
 fn doors(sockets: &[Option<Vec<ListenerSockets>>]) -> std::io::Result<Vec<TcpListener>> {
@@ -332,7 +328,7 @@ impl Running {
         self.readiness.set_draining();
         self.watch.stopping(drain_timeout, Instant::now());
         self.close_doors();
-        self.tell_all(|| Mail::Drain {
+        self.tell_all(|| CoreMail::Drain {
             timeout: drain_timeout,
         });
         let mut drained = self.ended.clone();
@@ -341,7 +337,7 @@ impl Running {
             if drained.iter().all(|drained| *drained)
                 && !std::mem::replace(&mut told_to_close, true)
             {
-                self.tell_all(|| Mail::Close);
+                self.tell_all(|| CoreMail::Close);
             }
             match self.next_event() {
                 Some(Event::Core(core, CoreReport::Drained)) => drained[core] = true,
@@ -373,11 +369,12 @@ impl Running {
             .get_or_insert_with(|| Failure::Running(format!("core {core}: {why}")));
     }
 
-    fn tell_all(&self, mail: impl Fn() -> Mail) {
-        for (mailbox, ended) in self.cluster.mailboxes.iter().zip(&self.ended) {
+    fn tell_all(&self, mail: impl Fn() -> CoreMail) {
+        for (core, ended) in self.ended.iter().enumerate() {
             if *ended {
                 continue;
             }
+            let mailbox = self.mailboxes.of(core);
             let mut mail = mail();
             while let Err(back) = mailbox.send(mail) {
                 mail = back;

@@ -9,17 +9,19 @@ use crate::process::status::fixture::client_of_two_cores;
 struct World {
     running: Running,
     sender: Sender<Event>,
-    cluster: Arc<Cluster>,
+    mailboxes: Mailboxes<CoreMail>,
 }
 
 impl World {
     fn new() -> World {
         let status = Arc::new(client_of_two_cores());
         let cluster = Arc::clone(&status.cluster);
+        let (mailboxes, _wakes) = Mailboxes::new(2).expect("socket pairs");
         let (sender, events) = unbounded();
         World {
             running: Running {
-                cluster: Arc::clone(&cluster),
+                cluster,
+                mailboxes: mailboxes.clone(),
                 events,
                 ended: vec![false; 2],
                 failure: None,
@@ -29,21 +31,21 @@ impl World {
                 doors: Vec::new(),
             },
             sender,
-            cluster,
+            mailboxes,
         }
     }
 
     fn play(&self, core: usize) -> JoinHandle<Vec<&'static str>> {
-        let (cluster, sender) = (Arc::clone(&self.cluster), self.sender.clone());
+        let (mailboxes, sender) = (self.mailboxes.clone(), self.sender.clone());
         thread::spawn(move || {
             let mut told = Vec::new();
             loop {
-                match cluster.mailboxes[core].take() {
-                    Some(Mail::Drain { .. }) => {
+                match mailboxes.of(core).take() {
+                    Some(CoreMail::Drain { .. }) => {
                         told.push("drain");
                         report(&sender, core, CoreReport::Drained);
                     }
-                    Some(Mail::Close) => {
+                    Some(CoreMail::Close) => {
                         told.push("close");
                         report(&sender, core, CoreReport::Ended(Ok(())));
                         return told;

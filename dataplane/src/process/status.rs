@@ -110,13 +110,11 @@ impl Status {
 #[cfg(test)]
 pub(crate) mod fixture {
     use super::*;
-    use crate::core::mailbox::Mailbox;
 
     /// A client that has just started and has no lane yet.
     pub(crate) fn client_of_two_cores() -> Status {
-        let mailboxes = (0..2).map(|_| Mailbox::new().expect("socket pair").0);
         Status {
-            cluster: Arc::new(Cluster::new(mailboxes.collect())),
+            cluster: Arc::new(Cluster::new(2)),
             server: None,
             client: true,
             readiness: Arc::new(Readiness::new(1)),

@@ -7,13 +7,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::mail::CoreMail;
 use super::progress::BEAT;
 use crate::client::{ClientCore, ClientShared};
 use crate::core::event::yield_now;
-use crate::core::mailbox::{Mail, Mailbox};
+use crate::core::mailbox::{Mail as _, Mailbox, Mailboxes};
 use crate::core::panics::{self, contain, core_is_broken};
 use crate::core::turn::by_turns;
 use crate::core::{Cluster, CoreContext, memory, task, time, turn};
+use crate::flow::role::RoleContext;
+use crate::flow::watch::{self, TcpFlows};
 use crate::server::{ListenerSockets, ServerCore, ServerShared};
 use crate::sys::wake::WakeReceiver;
 use crate::sys::{cpu, heap};
@@ -38,6 +41,8 @@ pub(crate) struct CoreSetup {
     pub(crate) index: usize,
     /// All cores.
     pub(crate) cluster: Arc<Cluster>,
+    /// Everybody's mailbox.
+    pub(super) mailboxes: Mailboxes<CoreMail>,
     /// The CPU that its thread is pinned to, if it is.
     pub(crate) cpu: Option<usize>,
     /// By which its mailbox wakes it.
@@ -117,21 +122,32 @@ fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
 async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
     let context = Rc::new(CoreContext::new(setup.index, setup.cluster, Instant::now()));
     context.cluster.turns[context.index].watch_this_thread();
-    panics::watch_this_thread(&context);
+    let (index, mailboxes) = (context.index, setup.mailboxes.clone());
+    panics::watch_this_thread(&context, move || mailboxes.of(index).wake());
+    let flows = TcpFlows::new(Arc::clone(&context.counters));
     task::spawn_vital(beat(Rc::clone(&context)));
-    task::spawn_vital(crate::flow::watch::sweep(Rc::clone(&context.flow_table)));
-    task::spawn_vital(memory::keep_within_limit(Rc::clone(&context)));
+    task::spawn_vital(watch::sweep(Rc::clone(&flows)));
+    task::spawn_vital(memory::keep_within_limit(
+        Rc::clone(&context),
+        Rc::clone(&flows),
+    ));
     let wake = WakeReceiver::new(setup.wake).map_err(|error| error.to_string())?;
     let server = match setup.server {
-        Some((shared, sockets)) => Some(ServerCore::start(&context, &shared, sockets)?),
+        Some((shared, sockets)) => {
+            let post = Arc::new(setup.mailboxes.clone());
+            let context = RoleContext::new(&context, post, &flows);
+            Some(ServerCore::start(&context, &shared, sockets)?)
+        }
         None => None,
     };
-    let client = setup
-        .client
-        .map(|shared| ClientCore::start(&context, &shared));
+    let client = setup.client.map(|shared| {
+        let post = Arc::new(setup.mailboxes.clone());
+        ClientCore::start(&RoleContext::new(&context, post, &flows), &shared)
+    });
     report(CoreReport::Started);
     let roles = Roles {
         context: &context,
+        mailbox: setup.mailboxes.of(index),
         server: server.as_ref(),
         client: client.as_ref(),
         mail_left: Cell::new(false),
@@ -179,6 +195,7 @@ enum Told {
 /// A core's parts, for as long as it runs.
 struct Roles<'a> {
     context: &'a CoreContext,
+    mailbox: &'a Mailbox<CoreMail>,
     server: Option<&'a ServerCore>,
     client: Option<&'a Rc<ClientCore>>,
     /// The last turn has left mail.
@@ -204,50 +221,35 @@ impl Roles<'_> {
             Some(time) => time::timeout(time, wake.wait()).await.unwrap_or(Ok(())),
         };
         woken.map_err(|error| format!("waiting for mail: {error}"))?;
-        let mailbox = self.mailbox();
-        mailbox.rearm();
+        self.mailbox.rearm();
         if self.context.broken.take() {
             (self.report)(CoreReport::Broken);
         }
-        let told = self.handle(mailbox.turn());
-        self.mail_left.set(!mailbox.is_empty());
+        let told = self.handle(self.mailbox.turn());
+        self.mail_left.set(!self.mailbox.is_empty());
         Ok(told)
     }
 
-    fn mailbox(&self) -> &Mailbox {
-        &self.context.cluster.mailboxes[self.context.index]
-    }
-
     /// Handles mail as long as the turn may take, up to the first word from `main`.
-    fn handle(&self, turn: impl Iterator<Item = Mail>) -> Option<Told> {
+    fn handle(&self, turn: impl Iterator<Item = CoreMail>) -> Option<Told> {
         for mail in turn {
             self.context.counters.mail_received.increment();
-            match mail {
-                Mail::Drain { timeout } => return Some(Told::Drain(timeout)),
-                Mail::Close => return Some(Told::Close),
-                mail => {
-                    // A visitor, a packet, a datagram: it costs no more than itself.
-                    let is_vital = mail.is_vital();
-                    if contain(|| self.pass_on(mail)).is_err() && is_vital {
-                        core_is_broken();
-                    }
-                }
+            let is_vital = mail.kind().is_vital();
+            let handled = match mail {
+                CoreMail::Drain { timeout } => return Some(Told::Drain(timeout)),
+                CoreMail::Close => return Some(Told::Close),
+                CoreMail::Server(mail) => contain(|| self.server.map(|server| server.mail(mail))),
+                CoreMail::Client(mail) => contain(|| self.client.map(|client| client.mail(mail))),
+            };
+            // A visitor, a packet, a datagram: it costs no more than itself.
+            if handled.is_err() && is_vital {
+                core_is_broken();
             }
             if turn::share_is_used() {
                 break;
             }
         }
         None
-    }
-
-    fn pass_on(&self, mail: Mail) {
-        let rest = match self.server {
-            Some(server) => server.mail(mail),
-            None => Some(mail),
-        };
-        if let (Some(mail), Some(client)) = (rest, self.client) {
-            client.mail(mail);
-        }
     }
 
     /// Takes nothing new and lets flows finish for `timeout` at most.
@@ -268,7 +270,7 @@ impl Roles<'_> {
             // In this order: what another core mails before it stops taking visitors is found in the mailbox.
             let visitors_are_in = context.cluster.all_visitors_are_in();
             self.mail(wake, Some(DRAIN_POLL)).await?;
-            let visitors_are_in = visitors_are_in && self.mailbox().has_no_visitor();
+            let visitors_are_in = visitors_are_in && self.mailbox.has_no_visitor();
             let now = Instant::now();
             note_udp(context, now);
             let settled = now >= settled_by || self.client.is_none_or(|client| client.is_settled());
@@ -330,14 +332,15 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     /// A core without any role, whose first beat panics.
-    fn start_core() -> (Arc<Cluster>, Receiver<CoreReport>) {
-        let (mailbox, wake) = Mailbox::new().expect("a socket pair");
-        let cluster = Arc::new(Cluster::new(vec![mailbox]));
+    fn start_core() -> (Arc<Cluster>, Mailboxes<CoreMail>, Receiver<CoreReport>) {
+        let (mailboxes, mut wakes) = Mailboxes::new(1).expect("a socket pair");
+        let cluster = Arc::new(Cluster::new(1));
         let setup = CoreSetup {
             cpu: None,
             index: 0,
             cluster: Arc::clone(&cluster),
-            wake,
+            mailboxes: mailboxes.clone(),
+            wake: wakes.remove(0),
             server: None,
             client: None,
         };
@@ -349,21 +352,21 @@ mod tests {
             let _test_is_over = sender.send(report);
         };
         start(setup, report).expect("a thread");
-        (cluster, reports)
+        (cluster, mailboxes, reports)
     }
 
     #[test]
     fn a_core_that_lost_a_vital_task_says_so_and_still_drains_and_closes() {
-        let (cluster, reports) = start_core();
+        let (cluster, mailboxes, reports) = start_core();
         let next = || reports.recv_timeout(PATIENCE).expect("a report");
         assert!(matches!(next(), CoreReport::Started));
         assert!(matches!(next(), CoreReport::Broken));
         assert_eq!(cluster.counters[0].panics.get(), 1);
         let timeout = Duration::from_secs(10);
-        let drain = cluster.mailboxes[0].send(Mail::Drain { timeout });
+        let drain = mailboxes.of(0).send(CoreMail::Drain { timeout });
         drain.expect("a place");
         assert!(matches!(next(), CoreReport::Drained));
-        cluster.mailboxes[0].send(Mail::Close).expect("a place");
+        mailboxes.of(0).send(CoreMail::Close).expect("a place");
         assert!(matches!(next(), CoreReport::Ended(Ok(()))));
     }
 }

@@ -208,7 +208,7 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
     if let Some(membership) = this.membership.get()
         && membership.is_first()
     {
-        presence::say_up(listener.context(), membership.client());
+        presence::say_up(&listener.context().core, membership.client());
     }
     true
 }

@@ -16,16 +16,16 @@ use rustc_hash::FxBuildHasher;
 use super::balance::Tried;
 use super::lane::{ServerLane, ServerLaneEvents};
 use super::lanes::{CarriesFlows as _, LaneTable};
+use super::mail::ServerMail;
 use super::opening::Held;
 use super::registry::{Applicant, ClientPool, Duplicate, Joined, LaneMembership};
 use super::route::{self, Way};
-use super::{ListenerSockets, ServerShared};
+use super::{ListenerSockets, ServerContext, ServerShared};
+use crate::core::AcceptorCount;
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
-use crate::core::mailbox::Mail;
 use crate::core::panics::contain;
 use crate::core::task::spawn_vital;
-use crate::core::{AcceptorCount, CoreContext};
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::server::{ForwardedUdp, RouteUdp, TrafficSocket, UdpRoute, Wish};
 use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
@@ -66,7 +66,7 @@ const LAST_VISITORS_POLL: Duration = Duration::from_millis(20);
 /// One listener on one core.
 pub(crate) struct ListenerCore {
     index: usize,
-    context: Rc<CoreContext>,
+    context: Rc<ServerContext>,
     shared: Arc<ServerShared>,
     pool: Arc<ClientPool>,
     traffic_addr: SocketAddr,
@@ -91,7 +91,7 @@ pub(crate) struct ListenerCore {
 impl ListenerCore {
     pub(super) fn start(
         index: usize,
-        context: &Rc<CoreContext>,
+        context: &Rc<ServerContext>,
         shared: &Arc<ServerShared>,
         sockets: ListenerSockets,
     ) -> Result<Rc<ListenerCore>, String> {
@@ -175,7 +175,7 @@ impl ListenerCore {
         self.shared.config.quic.keep_alive_period
     }
 
-    pub(super) fn context(&self) -> &Rc<CoreContext> {
+    pub(super) fn context(&self) -> &Rc<ServerContext> {
         &self.context
     }
 
@@ -336,15 +336,12 @@ impl ListenerCore {
     /// The same as [`ListenerCore::evict`] on all cores.
     pub(super) fn evict_everywhere(&self, client: u64) {
         self.evict(client);
-        for (core, mailbox) in self.context.cluster.mailboxes.iter().enumerate() {
-            if core != self.core()
-                && mailbox
-                    .send(Mail::Evict {
-                        listener: self.index,
-                        client,
-                    })
-                    .is_err()
-            {
+        for core in 0..self.cores() {
+            let mail = ServerMail::Evict {
+                listener: self.index,
+                client,
+            };
+            if core != self.core() && self.context.post.send(core, mail).is_err() {
                 // They get no new flow: the whole client is marked as replaced.
                 self.counters().evictions_dropped.increment();
                 if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
@@ -370,12 +367,15 @@ impl ListenerCore {
         }
         self.counters().lanes_alarmed.increment();
         self.alarm(client.number);
-        for (core, mailbox) in self.context.cluster.mailboxes.iter().enumerate() {
-            let mail = Mail::ClientMayBeGone {
+        for core in 0..self.cores() {
+            let mail = ServerMail::ClientMayBeGone {
                 listener: self.index,
                 client: client.number,
             };
-            if core != self.core() && client.lanes_on(core) > 0 && mailbox.send(mail).is_err() {
+            if core != self.core()
+                && client.lanes_on(core) > 0
+                && self.context.post.send(core, mail).is_err()
+            {
                 // The lanes there find out by themselves when they are next used.
                 self.counters().client_alarms_dropped.increment();
             }
@@ -560,13 +560,13 @@ impl EndpointOwner for Owner {
         from: SocketAddr,
         to_ip: Option<IpAddr>,
     ) -> bool {
-        let mail = Mail::Packet {
+        let mail = ServerMail::Packet {
             listener: self.0.index,
             data: packet.to_vec(),
             from,
             to_ip,
         };
-        self.0.context.cluster.mailboxes[core].send(mail).is_ok()
+        self.0.context.post.send(core, mail).is_ok()
     }
 }
 
@@ -627,10 +627,10 @@ impl RouteUdp for Owner {
     }
 
     fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {
-        let mail = Mail::Datagram {
+        let mail = ServerMail::Datagram {
             listener: self.0.index,
             packet,
         };
-        self.0.context.cluster.mailboxes[core].send(mail).is_ok()
+        self.0.context.post.send(core, mail).is_ok()
     }
 }

@@ -8,6 +8,7 @@ mod head_start;
 mod lane;
 mod lanes;
 pub(crate) mod listener;
+pub(crate) mod mail;
 mod opening;
 mod presence;
 pub(crate) mod registry;
@@ -25,11 +26,14 @@ use std::time::{Duration, Instant};
 
 use qmux_config::{Config, Server};
 
-use crate::core::CoreContext;
-use crate::core::mailbox::Mail;
+use crate::flow::role::RoleContext;
 use crate::quic::tickets::{Keeper, TicketKeys};
 use listener::ListenerCore;
+use mail::ServerMail;
 use registry::ClientPool;
+
+/// The core of a server.
+pub(crate) type ServerContext = RoleContext<ServerMail>;
 
 /// The sockets of one listener on one core.
 #[derive(Debug)]
@@ -75,7 +79,7 @@ impl ServerCore {
     /// # Errors
     /// With a text for the log if sockets or TLS contexts cannot be set up on this core.
     pub(crate) fn start(
-        context: &Rc<CoreContext>,
+        context: &Rc<ServerContext>,
         shared: &Arc<ServerShared>,
         sockets: Vec<ListenerSockets>,
     ) -> Result<ServerCore, String> {
@@ -95,11 +99,11 @@ impl ServerCore {
         Ok(ServerCore { listeners })
     }
 
-    /// Takes mail meant for the server role; gives back what is not.
-    pub(crate) fn mail(&self, mail: Mail) -> Option<Mail> {
+    /// Takes what the same role of another core has sent.
+    pub(crate) fn mail(&self, mail: ServerMail) {
         let listener = |index: usize| self.listeners.get(index);
         match mail {
-            Mail::Visitor {
+            ServerMail::Visitor {
                 listener: index,
                 stream,
                 visitor,
@@ -109,7 +113,7 @@ impl ServerCore {
                     listener.visitor_from_other_core(stream, visitor, ticket);
                 }
             }
-            Mail::Datagram {
+            ServerMail::Datagram {
                 listener: index,
                 packet,
             } => {
@@ -117,7 +121,7 @@ impl ServerCore {
                     listener.datagram_from_other_core(packet);
                 }
             }
-            Mail::Packet {
+            ServerMail::Packet {
                 listener: index,
                 mut data,
                 from,
@@ -127,7 +131,7 @@ impl ServerCore {
                     listener.endpoint().inject(&mut data, from, to_ip);
                 }
             }
-            Mail::Evict {
+            ServerMail::Evict {
                 listener: index,
                 client,
             } => {
@@ -135,7 +139,7 @@ impl ServerCore {
                     listener.evict(client);
                 }
             }
-            Mail::ClientMayBeGone {
+            ServerMail::ClientMayBeGone {
                 listener: index,
                 client,
             } => {
@@ -143,9 +147,7 @@ impl ServerCore {
                     listener.alarm(client);
                 }
             }
-            other => return Some(other),
         }
-        None
     }
 
     /// Takes no new visitor and tells the clients so.

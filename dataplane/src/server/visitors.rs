@@ -10,11 +10,11 @@ use qmux_proto::{FlowError, OpenHeader, Protocol};
 use super::balance::Tried;
 use super::lane::{LaneUse, ServerLane};
 use super::listener::ListenerCore;
+use super::mail::ServerMail;
 use super::opening::{Opened, Opening, Sent};
 use super::registry::FlowTicket;
 use super::route::{self, Way};
 use crate::buffer::StreamBuf;
-use crate::core::mailbox::Mail;
 use crate::core::task::spawn_or;
 use crate::core::{FlowCount, OneFlow, memory};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
@@ -182,18 +182,17 @@ impl ListenerCore {
         ticket: FlowTicket,
     ) -> Result<(), (TcpStream, Box<Visitor>)> {
         self.counters().visitors_handed_over.increment();
-        let cluster = &self.context().cluster;
         visitor
             .under_way
-            .get_or_insert_with(|| OneFlow::new(cluster));
-        let mail = Mail::Visitor {
+            .get_or_insert_with(|| OneFlow::new(&self.context().cluster));
+        let mail = ServerMail::Visitor {
             listener: self.index(),
             stream,
             visitor,
             ticket,
         };
-        match cluster.mailboxes[core].send(mail) {
-            Err(Mail::Visitor {
+        match self.context().post.send(core, mail) {
+            Err(ServerMail::Visitor {
                 stream, visitor, ..
             }) => {
                 self.counters().visitors_handover_dropped.increment();
@@ -250,7 +249,7 @@ impl ListenerCore {
             }
         };
         tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), "flow opened");
-        let count = FlowCount::new(self.context());
+        let count = FlowCount::new(&self.context().core);
         visitor.under_way = None; // Only now: in between it would not be counted.
         let (this, cleans_up) = (Rc::clone(self), Rc::clone(self));
         let task = async move {
@@ -273,7 +272,7 @@ impl ListenerCore {
             &std::mem::take(&mut visitor.sent),
             visitor.ended,
         );
-        let watch = self.context().flow_table.register(self.stall_timeout());
+        let watch = self.context().flows.register(self.stall_timeout());
         loop {
             let mut tried = visitor.tried;
             tried.unanswered(ticket.client().number);

@@ -371,7 +371,6 @@ impl Collector for ProcessMetrics {
 mod tests {
     use super::*;
 
-    use crate::core::mailbox::Mailbox;
     use crate::process::status::fixture::client_of_two_cores;
 
     #[test]
@@ -435,9 +434,8 @@ mod tests {
     #[test]
     #[ignore = "measures"]
     fn what_an_answer_costs() {
-        let mailboxes = (0..64).map(|_| Mailbox::new().expect("socket pair").0);
         let status = Status {
-            cluster: Arc::new(Cluster::new(mailboxes.collect())),
+            cluster: Arc::new(Cluster::new(64)),
             ..client_of_two_cores()
         };
         let ns = crate::costs::each_ns(|| {

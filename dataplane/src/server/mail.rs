@@ -1,0 +1,68 @@
+//! What the server role of one core hands to that of another.
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+
+use super::registry::FlowTicket;
+use super::visitors::Visitor;
+use crate::core::mailbox::{Kind, Mail};
+use crate::flow::udp::server::ForwardedUdp;
+
+/// One hand-over.
+#[derive(Debug)]
+pub(crate) enum ServerMail {
+    /// A visitor whose client has no lane on the core that accepted it.
+    Visitor {
+        /// Which listener accepted it.
+        listener: usize,
+        /// The accepted socket.
+        stream: TcpStream,
+        /// Who it is, and what is known of it.
+        visitor: Box<Visitor>,
+        /// The client chosen for it.
+        ticket: FlowTicket,
+    },
+    /// A datagram of a visitor whose flow lives on the receiving core.
+    Datagram {
+        /// Which listener received it.
+        listener: usize,
+        /// The datagram.
+        packet: ForwardedUdp,
+    },
+    /// A QUIC packet for a lane of the receiving core.
+    Packet {
+        /// Which listener received it.
+        listener: usize,
+        /// The packet.
+        data: Vec<u8>,
+        /// Who sent it.
+        from: SocketAddr,
+        /// The local address that it was sent to.
+        to_ip: Option<IpAddr>,
+    },
+    /// A client was replaced by a newer instance: its lanes take no new flow, and are closed if
+    /// they do not answer.
+    Evict {
+        /// The listener that it was registered with.
+        listener: usize,
+        /// Its number in the listener's pool.
+        client: u64,
+    },
+    /// A lane of this client is not answered: have its other lanes ask.
+    ClientMayBeGone {
+        /// The listener that it is registered with.
+        listener: usize,
+        /// Its number in the listener's pool.
+        client: u64,
+    },
+}
+
+impl Mail for ServerMail {
+    fn kind(&self) -> Kind {
+        match self {
+            ServerMail::Visitor { .. } => Kind::Visitor,
+            ServerMail::Datagram { .. } => Kind::Datagram,
+            ServerMail::Packet { .. } => Kind::Packet,
+            ServerMail::Evict { .. } | ServerMail::ClientMayBeGone { .. } => Kind::Control,
+        }
+    }
+}
