@@ -21,7 +21,7 @@ use super::resumption::Resumption;
 use super::server::ServerState;
 use super::session::{Leaving, Session};
 use super::supervisor::Supervisor;
-use crate::flow::udp::client::ClientFlows;
+use super::udp::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 use crate::quic::endpoint::{Endpoint, EndpointSetup};

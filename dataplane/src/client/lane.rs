@@ -10,11 +10,11 @@ use qmux_proto::control::{Message, ServiceHealth};
 
 use super::seen::FlowsSeen;
 use super::server::ServerState;
+use super::udp::ClientFlows;
 use super::{ClientContext, ClientShared};
 use crate::core::event::Event;
 use crate::core::memory;
 use crate::core::task::spawn_or;
-use crate::flow::udp::client::ClientFlows;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
 

@@ -20,6 +20,7 @@ mod session;
 mod simulation;
 mod supervisor;
 mod twins;
+pub(crate) mod udp;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -37,7 +38,6 @@ use qmux_proto::control::{GoAway, GoAwayReason, Message};
 use crate::core::mailbox::Post;
 use crate::flow::role::RoleContext;
 use crate::flow::udp::UdpSettings;
-use crate::flow::udp::client_core::{self, CoreFlows};
 use crate::quic::credentials::KeptCredentials;
 use crate::quic::sessions::SessionCache;
 use crate::ready::{Readiness, RegisteredLane};
@@ -51,6 +51,7 @@ use server::ServerState;
 use service::{Checker, ServiceState};
 use supervisor::Supervisor;
 use twins::Twins;
+use udp::CoreFlows;
 
 const _: () = assert!(
     qmux_config::CLIENT_ID_BYTES_MAX == qmux_proto::control::CLIENT_ID_BYTES_MAX,
@@ -357,7 +358,7 @@ pub(crate) struct ClientCore {
 /// What the UDP flows of one core share.
 fn udp_flows(context: &ClientContext, shared: &ClientShared) -> Rc<CoreFlows> {
     let service = Arc::clone(&shared.service);
-    let flows_max = client_core::flows_max(
+    let flows_max = udp::flows_max(
         limits::flow_descriptors_max(),
         &limits::ephemeral_ports(),
         context.cluster.cores(),

@@ -16,4 +16,6 @@ pub(crate) mod run;
 mod signals;
 pub(crate) mod status;
 mod thread;
+#[cfg(test)]
+mod udp_tests;
 mod watch;

@@ -3,9 +3,9 @@
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use super::registry::FlowTicket;
+use super::udp::ForwardedUdp;
 use super::visitors::Visitor;
 use crate::core::mailbox::{Kind, Mail};
-use crate::flow::udp::server::ForwardedUdp;
 
 /// One hand-over.
 #[derive(Debug)]

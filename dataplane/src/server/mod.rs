@@ -16,6 +16,7 @@ mod route;
 mod session;
 #[cfg(test)]
 mod simulation;
+pub(crate) mod udp;
 mod udp_refusals;
 pub(crate) mod visitors;
 

@@ -19,18 +19,18 @@ use std::time::Instant;
 use qmux_proto::FlowError;
 use rustc_hash::FxBuildHasher;
 
-use super::batch::Batcher;
-use super::encode::FlowLane;
 use super::failover::{Beginning, Kept};
-use super::lives::{Limits, Stage};
-pub(crate) use super::server_lane::LaneFlows;
+pub(crate) use super::lane::LaneFlows;
 use super::table::{FLOWS_MAX, LaneToken, Table};
-use super::{
+use crate::core::counters::CoreCounters;
+use crate::core::event::{Event, yield_now};
+use crate::flow::udp::batch::Batcher;
+use crate::flow::udp::encode::FlowLane;
+use crate::flow::udp::lives::{Limits, Stage};
+use crate::flow::udp::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, Rarely, UdpSettings, WAIT_ERROR_PAUSE,
     with_receive_batch,
 };
-use crate::core::counters::CoreCounters;
-use crate::core::event::{Event, yield_now};
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
 
 /// What decides where visitors go, and knows the other cores. Called outside of any borrow.
@@ -186,7 +186,7 @@ pub(crate) struct TrafficSocket {
     pub(super) lanes: RefCell<HashMap<LaneToken, Rc<LaneFlows>, FxBuildHasher>>,
     pub(super) batcher: RefCell<Batcher>,
     /// Bytes of first datagrams that are kept.
-    pub(super) kept_bytes: Rc<Cell<usize>>,
+    pub(crate) kept_bytes: Rc<Cell<usize>>,
     pub(super) full_log: Rarely,
     stopping: Cell<bool>,
     closed: Cell<bool>,

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use qmux_proto::FlowError;
 use qmux_proto::datagram::Header;
 
-use super::support::{adopt, assert_payloads, payload, run, socket, until};
 use super::world::{LONG, SHORT, World, settings};
+use crate::flow::udp::tests::support::{adopt, assert_payloads, payload, run, socket, until};
 
 #[test]
 fn payloads_of_all_sizes_pass_both_ways() {

@@ -8,9 +8,9 @@ use qmux_proto::FlowError;
 use qmux_proto::control::Message;
 use qmux_proto::datagram::Header;
 
-use super::super::UdpSettings;
-use super::support::{run, socket, until};
 use super::world::{Joined, LONG, SHORT, World, settings};
+use crate::flow::udp::UdpSettings;
+use crate::flow::udp::tests::support::{run, socket, until};
 
 /// An address of loopback where nobody listens, and of which no other test gets the port.
 fn nobody(ip: &str) -> SocketAddr {

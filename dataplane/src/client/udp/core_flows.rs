@@ -15,11 +15,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::addresses::{Addresses, ServiceAddrs};
-use super::client::{ClientFlows, Flow};
-use super::lives::{Limits, Lives, Room, Stage, Why};
+use super::flows::{ClientFlows, Flow};
 use super::pace::{Pace, SLICE};
-use super::{FLOWS_PER_CORE_MAX, Rarely, UdpSettings};
 use crate::core::counters::CoreCounters;
+use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
+use crate::flow::udp::{FLOWS_PER_CORE_MAX, Rarely, UdpSettings};
 
 /// A process takes this part of the machine's ports for UDP flows: two clients on one machine then
 /// leave half of them to all others.

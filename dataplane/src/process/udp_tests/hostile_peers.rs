@@ -4,8 +4,8 @@ use qmux_proto::FlowError;
 use qmux_proto::control::Message;
 use qmux_proto::datagram::Header;
 
-use super::support::{assert_payloads, payload, receive, run, socket, until};
 use super::world::{LONG, World};
+use crate::flow::udp::tests::support::{assert_payloads, payload, receive, run, socket, until};
 use crate::sys::udp::{Purpose, ReceiveBatch};
 
 #[test]

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use qmux_proto::FlowError;
 use qmux_proto::datagram::Header;
 
-use super::super::UdpSettings;
-use super::super::fake::FakeLane;
-use super::super::server::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute, Wish};
-use super::support::{receive, run, socket, until};
+use super::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute, Wish};
 use crate::core::counters::CoreCounters;
+use crate::flow::udp::UdpSettings;
+use crate::flow::udp::fake::FakeLane;
+use crate::flow::udp::tests::support::{receive, run, socket, until};
 use crate::sys::udp::UdpSocket;
 
 const LONG: Duration = Duration::from_secs(300);

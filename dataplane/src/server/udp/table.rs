@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rustc_hash::FxBuildHasher;
 
-use super::lives::{Limits, Lives, Room, Stage, Why};
+use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
 
 /// Flows of one traffic socket, which is one per listener and core. Source addresses can be forged, so there must be
 /// a limit; one flow costs about 400 bytes here, and a socket has 64,512 ports from one address at most (RFC 6335).

@@ -17,18 +17,18 @@ use qmux_proto::FlowError;
 use qmux_proto::control::{FlowClosed, Message};
 use rustc_hash::FxBuildHasher;
 
-use super::batch::Batcher;
-pub(crate) use super::client_core::CoreFlows;
-use super::client_core::Owned;
-use super::encode::{self, FlowLane};
-use super::incoming::Incoming;
-use super::lives::Stage;
-use super::notices::Notices;
-use super::{
-    EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, TurnClock, WAIT_ERROR_PAUSE, with_receive_batch,
-};
+pub(crate) use super::core_flows::CoreFlows;
+use super::core_flows::Owned;
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
+use crate::flow::udp::batch::Batcher;
+use crate::flow::udp::encode::{self, FlowLane};
+use crate::flow::udp::incoming::Incoming;
+use crate::flow::udp::lives::Stage;
+use crate::flow::udp::notices::Notices;
+use crate::flow::udp::{
+    EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, TurnClock, WAIT_ERROR_PAUSE, with_receive_batch,
+};
 use crate::sys::bind::{any_towards, raise_udp_buffers};
 use crate::sys::limits;
 use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};

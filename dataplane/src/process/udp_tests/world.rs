@@ -6,13 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::FLOWS_PER_CORE_MAX;
-use super::super::UdpSettings;
-use super::super::client::{ClientFlows, CoreFlows};
-use super::super::fake::FakeLane;
-use super::super::server::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute, Wish};
-use super::support::{socket, until};
+use crate::client::udp::{ClientFlows, CoreFlows};
 use crate::core::counters::CoreCounters;
+use crate::flow::udp::FLOWS_PER_CORE_MAX;
+use crate::flow::udp::UdpSettings;
+use crate::flow::udp::fake::FakeLane;
+use crate::flow::udp::tests::support::{socket, until};
+use crate::server::udp::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute, Wish};
 use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
 
 pub(super) const LONG: Duration = Duration::from_secs(300);

@@ -11,11 +11,11 @@ use std::time::Instant;
 
 use qmux_proto::FlowError;
 
-use super::lives::Why;
-use super::server::{Link, LinkState, LocalFlow, Place, RemoteFlow, TrafficSocket};
-use super::server::{UdpRoute, Wish};
-use super::server_lane::LaneFlows;
+use super::lane::LaneFlows;
 use super::table::{Admission, Flow};
+use super::traffic::{Link, LinkState, LocalFlow, Place, RemoteFlow, TrafficSocket};
+use super::traffic::{UdpRoute, Wish};
+use crate::flow::udp::lives::Why;
 
 /// Clients that one datagram's visitor is sent to: the same as for a TCP visitor.
 const CLIENTS_TRIED_MAX: usize = 3;

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use qmux_proto::FlowError;
 use qmux_proto::control::{FlowClosed, Message};
 
-use super::TurnClock;
-use super::encode::{self, FlowLane};
-use super::incoming::Incoming;
-use super::notices::Notices;
-use super::server::{LocalFlow, Place, TrafficSocket};
 use super::table::{Flow, LaneToken};
+use super::traffic::{LocalFlow, Place, TrafficSocket};
+use crate::flow::udp::TurnClock;
+use crate::flow::udp::encode::{self, FlowLane};
+use crate::flow::udp::incoming::Incoming;
+use crate::flow::udp::notices::Notices;
 
 /// A lane's peer is asked for a sign of life this often while visitors send: an ask costs little, but
 /// not nothing.
