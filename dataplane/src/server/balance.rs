@@ -45,6 +45,14 @@ pub(crate) struct Tried {
 const FORGOTTEN: u64 = u64::MAX;
 
 impl Tried {
+    /// Nobody yet, but only those come into question who answer.
+    pub(crate) fn who_must_answer() -> Tried {
+        Tried {
+            must_answer: true,
+            ..Tried::default()
+        }
+    }
+
     /// Notes a client.
     pub(crate) fn add(&mut self, client: u64) {
         if let Some(place) = self.clients.get_mut(self.count) {

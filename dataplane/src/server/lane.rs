@@ -188,6 +188,9 @@ impl LaneEvents for ServerLaneEvents {
             return;
         };
         membership.silence(silent);
+        if let Some(udp) = &self.0.udp {
+            udp.note_silence(Instant::now());
+        }
         if silent && let Some(listener) = self.0.listener.upgrade() {
             listener.counters().lanes_silent.increment();
             if membership.client().is_replaced() {

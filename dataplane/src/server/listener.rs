@@ -1,26 +1,24 @@
 //! One listener on one core: its sockets, its lanes, and the way of a visitor to a lane.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use qmux_config::{Listener, Server};
+use qmux_proto::LaneError;
 use qmux_proto::control::{GoAway, GoAwayReason, Message, Register};
-use qmux_proto::{LaneError, Protocol};
 use rustc_hash::FxBuildHasher;
 
-use super::balance::Tried;
 use super::lane::{ServerLane, ServerLaneEvents};
-use super::lanes::{CarriesFlows as _, LaneTable};
+use super::lanes::LaneTable;
 use super::mail::ServerMail;
 use super::opening::Held;
 use super::registry::{Applicant, ClientPool, Duplicate, Joined, LaneMembership};
-use super::route::{self, Way};
-use super::udp::{ForwardedUdp, RouteUdp, TrafficSocket, UdpRoute, Wish};
+use super::udp::{ForwardedUdp, LaneFlows, TrafficSocket, UdpRoutes};
 use super::{ListenerSockets, ServerContext, ServerShared};
 use crate::core::AcceptorCount;
 use crate::core::counters::CoreCounters;
@@ -72,7 +70,8 @@ pub(crate) struct ListenerCore {
     traffic_addr: SocketAddr,
     stall_timeout: Duration,
     endpoint: Rc<Endpoint>,
-    traffic: RefCell<Option<Rc<TrafficSocket>>>,
+    /// The UDP traffic socket, if the listener takes UDP. Its tasks hold it until they have closed it.
+    traffic: OnceCell<Weak<TrafficSocket>>,
     /// Lanes that take new flows.
     lanes: RefCell<LaneTable<ServerLane>>,
     /// All registered lanes, by their key.
@@ -128,7 +127,7 @@ impl ListenerCore {
             traffic_addr: listener.traffic_addr,
             stall_timeout: listener.stall_timeout,
             endpoint: Rc::clone(&endpoint),
-            traffic: RefCell::new(None),
+            traffic: OnceCell::new(),
             lanes: RefCell::new(LaneTable::new(server.load_balancer)),
             registered: RefCell::default(),
             next_flow: Cell::new(1),
@@ -140,16 +139,8 @@ impl ListenerCore {
         });
         endpoint.set_owner(Rc::new(Owner(Rc::clone(&this))));
         if let Some(socket) = sockets.udp {
-            let settings = UdpSettings::from(&shared.config.udp);
             let socket = UdpSocket::adopt(socket, Purpose::Traffic).map_err(text)?;
-            let router = Rc::new(Owner(Rc::clone(&this)));
-            *this.traffic.borrow_mut() = Some(TrafficSocket::start(
-                socket,
-                context.index,
-                settings,
-                router,
-                Arc::clone(&context.counters),
-            ));
+            this.start_udp(socket);
         }
         if let Some(socket) = sockets.tcp {
             let acceptor = Acceptor::adopt(socket).map_err(text)?;
@@ -158,6 +149,31 @@ impl ListenerCore {
             spawn_vital(Rc::clone(&this).accept_task(acceptor, count));
         }
         Ok(this)
+    }
+
+    fn start_udp(self: &Rc<Self>, socket: UdpSocket) {
+        let this = Rc::downgrade(self);
+        let routes = UdpRoutes::new(
+            self.index,
+            self.core(),
+            &self.pool,
+            move |client| this.upgrade()?.local_lane(client)?.udp.clone(),
+            &self.context.post,
+            &self.context.counters,
+        );
+        let traffic = TrafficSocket::start(
+            socket,
+            self.core(),
+            UdpSettings::from(&self.shared.config.udp),
+            routes,
+            Arc::clone(&self.context.counters),
+        );
+        let _first = self.traffic.set(Rc::downgrade(&traffic));
+    }
+
+    /// The UDP traffic socket, while it is open.
+    fn traffic(&self) -> Option<Rc<TrafficSocket>> {
+        self.traffic.get()?.upgrade()
     }
 
     pub(super) fn server(&self) -> &Server {
@@ -493,7 +509,7 @@ impl ListenerCore {
     pub(super) fn drain(&self, timeout: Duration) {
         self.drain_timeout.set(timeout);
         self.stop_accepting.set();
-        if let Some(traffic) = &*self.traffic.borrow() {
+        if let Some(traffic) = self.traffic() {
             traffic.stop();
         }
         if !self.accepting.get() {
@@ -518,7 +534,7 @@ impl ListenerCore {
     }
 
     pub(super) fn close(&self) {
-        if let Some(traffic) = self.traffic.borrow_mut().take() {
+        if let Some(traffic) = self.traffic() {
             traffic.close();
         }
         for lane in self.endpoint.lanes() {
@@ -528,8 +544,7 @@ impl ListenerCore {
     }
 
     pub(super) fn datagram_from_other_core(&self, packet: ForwardedUdp) {
-        let traffic = self.traffic.borrow().clone();
-        if let Some(traffic) = traffic {
+        if let Some(traffic) = self.traffic() {
             let lane = self
                 .local_lane(packet.client)
                 .and_then(|lane| lane.udp.clone());
@@ -538,17 +553,17 @@ impl ListenerCore {
     }
 }
 
-/// The listener as its endpoint and its traffic socket know it.
+/// The listener as its endpoint knows it.
 struct Owner(Rc<ListenerCore>);
 
 impl EndpointOwner for Owner {
     fn lane_accepted(&self, lane: &Rc<Lane>) {
         let Owner(listener) = self;
-        let udp = listener
-            .traffic
-            .borrow()
-            .as_ref()
-            .map(|traffic| traffic.attach_lane(Rc::clone(lane)));
+        let config = &listener.shared.config;
+        let udp = listener.traffic.get().map(|_takes_udp| {
+            let fragmentation = config.udp.enable_fragmentation;
+            LaneFlows::new(Rc::clone(lane), fragmentation, &listener.context.counters)
+        });
         let state = ServerLane::new(Rc::clone(lane), Rc::downgrade(listener), udp);
         lane.handle_events(Rc::new(ServerLaneEvents(state)));
     }
@@ -565,71 +580,6 @@ impl EndpointOwner for Owner {
             data: packet.to_vec(),
             from,
             to_ip,
-        };
-        self.0.context.post.send(core, mail).is_ok()
-    }
-}
-
-impl RouteUdp for Owner {
-    fn route(&self, _visitor: SocketAddr, wish: &Wish<'_>) -> Option<UdpRoute> {
-        let Owner(listener) = self;
-        let mut tried = Tried::default();
-        for client in wish.tried {
-            tried.add(*client);
-        }
-        if wish.must_answer {
-            tried.require_answer();
-        }
-        let way = route::find(
-            &listener.pool,
-            Protocol::Udp,
-            listener.core(),
-            &mut tried,
-            Instant::now(),
-            |client| listener.local_lane(client),
-            |lane| {
-                let silent = wish.must_answer && lane.is_silent();
-                let client = lane.membership.get()?.client().number;
-                let flows = lane
-                    .udp
-                    .clone()
-                    .filter(|flows| !silent && flows.is_open())?;
-                Some((flows, client))
-            },
-        );
-        match way? {
-            Way::Here((lane, client), ticket) => Some(UdpRoute::Local {
-                lane,
-                client,
-                ticket: Box::new(ticket),
-            }),
-            Way::Elsewhere(_, ticket) if wish.must_answer && ticket.client().is_silent() => None,
-            Way::Elsewhere(core, ticket) => {
-                listener.counters().visitors_handed_over.increment();
-                Some(UdpRoute::Remote {
-                    core,
-                    client: ticket.client().number,
-                    ticket: Box::new(ticket),
-                })
-            }
-        }
-    }
-
-    fn let_go(&self) -> bool {
-        let Owner(listener) = self;
-        let nobody = listener.pool.totals().usable == 0;
-        if nobody {
-            // Its tasks hold it until they have closed it.
-            let socket = listener.traffic.borrow_mut().take();
-            drop(socket);
-        }
-        nobody
-    }
-
-    fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {
-        let mail = ServerMail::Datagram {
-            listener: self.0.index,
-            packet,
         };
         self.0.context.post.send(core, mail).is_ok()
     }

@@ -1,7 +1,6 @@
 //! More visitors than there is room for, and services that cannot be reached.
 
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::time::Duration;
 
 use qmux_proto::FlowError;
@@ -120,7 +119,7 @@ fn a_client_with_only_exchanges_that_go_on_refuses_more() {
             (world.traffic.flow_count(), lane.client.flow_count()),
             (2, 2)
         );
-        assert_eq!(world.router.tickets.get(), 2);
+        assert_eq!(world.tickets(), 2);
         for visitor in &visitors {
             lane.echo(&world, visitor, &service).await;
         }
@@ -161,9 +160,8 @@ fn a_service_that_refuses_is_told_and_the_next_client_gets_the_very_datagram() {
     run(async {
         let (visitor, service) = (socket(), socket());
         let world = World::new(LONG);
-        let good = world.join(service.local_addr(), LONG);
-        *world.router.other.borrow_mut() = Some(Rc::clone(&good.server));
         let bad = world.join(nobody("127.0.0.78"), LONG);
+        let good = world.join(service.local_addr(), LONG);
         world.visit(&visitor, b"once");
         bad.carry_until("the first client refuses", || {
             world.counters.udp_flows_failed_over.get() == 1
@@ -175,10 +173,7 @@ fn a_service_that_refuses_is_told_and_the_next_client_gets_the_very_datagram() {
         assert_eq!(good.receive(&visitor, 1).await[0].0, b"yes");
         assert_eq!(bad.counters.udp_flows_refused.get(), 1);
         assert_eq!((bad.client.flow_count(), good.client.flow_count()), (0, 1));
-        assert_eq!(
-            (world.traffic.flow_count(), world.router.tickets.get()),
-            (1, 1)
-        );
+        assert_eq!((world.traffic.flow_count(), world.tickets()), (1, 1));
         assert_eq!(
             world.traffic.kept_bytes.get(),
             0,
@@ -195,9 +190,8 @@ fn a_name_that_does_not_resolve_is_a_reason_to_go_to_another_client() {
     run(async {
         let (visitor, service) = (socket(), socket());
         let world = World::new(LONG);
-        let good = world.join(service.local_addr(), LONG);
-        *world.router.other.borrow_mut() = Some(Rc::clone(&good.server));
         let bad = world.join_with(&[], settings(LONG), 10);
+        let good = world.join(service.local_addr(), LONG);
         world.visit(&visitor, b"once");
         bad.carry_until("the first client refuses", || {
             world.counters.udp_flows_failed_over.get() == 1
@@ -213,7 +207,6 @@ fn a_visitor_whom_no_client_can_serve_is_given_up_and_its_next_datagram_tries_ag
         let visitor = socket();
         let world = World::new(LONG);
         let other = world.join(nobody("127.0.0.79"), LONG);
-        *world.router.other.borrow_mut() = Some(Rc::clone(&other.server));
         let first = world.join(nobody("127.0.0.79"), LONG);
         for round in 1..=3 {
             world.visit(&visitor, b"anybody?");
@@ -225,7 +218,7 @@ fn a_visitor_whom_no_client_can_serve_is_given_up_and_its_next_datagram_tries_ag
                 })
                 .await;
         }
-        assert_eq!(world.router.tickets.get(), 0);
+        assert_eq!(world.tickets(), 0);
         assert_eq!(world.traffic.kept_bytes.get(), 0);
     });
 }
@@ -287,11 +280,10 @@ fn a_flow_goes_on_elsewhere_when_its_lane_has_been_silent_for_a_while() {
     run(async {
         let (visitor, service) = (socket(), socket());
         let world = World::new(LONG);
-        let other = world.join(service.local_addr(), LONG);
         let dead = world.join(service.local_addr(), LONG);
         dead.echo(&world, &visitor, &service).await;
         assert!(dead.server_end.asked.get() > 0, "datagrams are questions");
-        dead.server_end.silent.set(true);
+        dead.falls_silent();
         until("several datagrams go nowhere", || {
             world.visit(&visitor, b"hello?");
             dead.server_end.datagrams.borrow().len() > 3
@@ -300,11 +292,11 @@ fn a_flow_goes_on_elsewhere_when_its_lane_has_been_silent_for_a_while() {
         assert_eq!(world.counters.udp_flows_moved.get(), 0, "not for a hiccup");
         until("nobody else is found", || {
             world.visit(&visitor, b"hello?");
-            world.router.routed.get() > 2
+            world.routes.asked() > 2
         })
         .await;
         assert_eq!(world.traffic.flow_count(), 1, "it stays where it is");
-        *world.router.other.borrow_mut() = Some(Rc::clone(&other.server));
+        let other = world.join(service.local_addr(), LONG);
         until("the flow moves", || {
             world.visit(&visitor, b"hello?");
             world.counters.udp_flows_moved.get() == 1
@@ -319,10 +311,7 @@ fn a_flow_goes_on_elsewhere_when_its_lane_has_been_silent_for_a_while() {
             .try_send(b"yes", 3, received[0].1, None)
             .expect("loopback");
         assert_eq!(other.receive(&visitor, 1).await[0].0, b"yes");
-        assert_eq!(
-            (world.traffic.flow_count(), world.router.tickets.get()),
-            (1, 1)
-        );
+        assert_eq!((world.traffic.flow_count(), world.tickets()), (1, 1));
         let told = dead.server_end.control.borrow().clone();
         assert!(matches!(
             told.iter().next(),

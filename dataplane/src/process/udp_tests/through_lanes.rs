@@ -77,7 +77,7 @@ fn each_visitor_has_a_flow_of_its_own() {
             (world.traffic.flow_count(), lane.client.flow_count()),
             (20, 20)
         );
-        assert_eq!(world.router.tickets.get(), 20);
+        assert_eq!(world.tickets(), 20);
     });
 }
 
@@ -137,12 +137,12 @@ fn idle_flows_expire_on_both_sides() {
         let world = World::new(SHORT);
         let lane = world.join(service.local_addr(), LONG);
         lane.echo(&world, &visitor, &service).await;
-        assert_eq!(world.router.tickets.get(), 1);
+        assert_eq!(world.tickets(), 1);
         lane.carry_until("the server's timeout ends both", || {
             world.traffic.flow_count() == 0 && lane.client.flow_count() == 0
         })
         .await;
-        assert_eq!(world.router.tickets.get(), 0);
+        assert_eq!(world.tickets(), 0);
         assert_eq!(world.counters.udp_flows_expired.get(), 1);
         assert_eq!(lane.counters.udp_flows_expired.get(), 0);
 
@@ -175,19 +175,13 @@ fn a_visitor_whose_lane_ended_is_routed_anew() {
         let second = world.join(service.local_addr(), LONG);
         first.echo(&world, &visitor, &service).await;
         assert_eq!(second.server.flow_count(), 0, "the flow stays where it is");
-        first.server.lane_ended();
+        first.lane_ends();
         first.client.lane_ended();
         assert_eq!(first.client.flow_count(), 0);
-        assert_eq!(
-            (world.traffic.flow_count(), world.router.tickets.get()),
-            (0, 0)
-        );
+        assert_eq!((world.traffic.flow_count(), world.tickets()), (0, 0));
         assert!(first.client_end.take_closed().is_empty());
         second.echo(&world, &visitor, &service).await;
-        assert_eq!(
-            (world.traffic.flow_count(), world.router.tickets.get()),
-            (1, 1)
-        );
+        assert_eq!((world.traffic.flow_count(), world.tickets()), (1, 1));
     });
 }
 
@@ -208,10 +202,7 @@ fn visitors_without_a_client_are_dropped_and_counted() {
             world.counters.udp_dropped_no_client.get() == 2
         })
         .await;
-        assert_eq!(
-            (world.traffic.flow_count(), world.router.tickets.get()),
-            (0, 0)
-        );
+        assert_eq!((world.traffic.flow_count(), world.tickets()), (0, 0));
     });
 }
 
@@ -227,14 +218,14 @@ fn a_stopped_socket_serves_everybody_while_there_is_a_client() {
         lane.echo(&world, &newcomer, &service).await;
         assert_eq!(world.traffic.flow_count(), 2);
 
-        world.router.no_client_left.set(true);
+        drop(lane.membership.take());
         until("the last flows end", || world.traffic.flow_count() == 0).await;
-        assert_eq!(world.router.tickets.get(), 0);
+        assert_eq!(world.tickets(), 0);
         let mut closed = lane.server_end.take_closed();
         closed.sort_by_key(|(flow, _)| *flow);
         let reason = FlowError::Draining;
         assert_eq!(closed, [(0, reason), (1, reason)]);
-        until("the tasks let go", || Rc::strong_count(&world.router) == 1).await;
+        until("the tasks let go", || Rc::strong_count(&world.routes) == 1).await;
     });
 }
 
@@ -276,10 +267,7 @@ fn a_service_without_an_address_refuses_the_flow() {
         })
         .await;
         lane.carry();
-        assert_eq!(
-            (world.traffic.flow_count(), world.router.tickets.get()),
-            (0, 0)
-        );
+        assert_eq!((world.traffic.flow_count(), world.tickets()), (0, 0));
     });
 }
 
@@ -312,5 +300,33 @@ fn ipv4_visitors_of_a_socket_of_both_families_are_served() {
         let received = lane.receive(&visitor, 100).await;
         assert_payloads(&received, &replies);
         assert!(received.iter().all(|(_, from)| *from == world.addr));
+    });
+}
+
+#[test]
+fn sockets_that_share_a_lane_share_no_flow_and_end_only_their_own() {
+    run(async {
+        let (visitor, service) = (socket(), socket());
+        let world = World::new(LONG);
+        let beside = world.beside();
+        let lane = world.join(service.local_addr(), LONG);
+        let peer = lane.echo(&world, &visitor, &service).await;
+        // The same visitor at the other socket is somebody else.
+        assert_ne!(lane.echo(&beside, &visitor, &service).await, peer);
+        assert_eq!((lane.server.flow_count(), world.tickets()), (2, 2));
+        assert_eq!(
+            (world.traffic.flow_count(), beside.traffic.flow_count()),
+            (1, 1)
+        );
+        world.traffic.close();
+        assert_eq!(
+            lane.server_end.take_closed(),
+            [(0, FlowError::Draining)],
+            "one lane, two ids"
+        );
+        assert_eq!((lane.server.flow_count(), world.tickets()), (1, 1));
+        lane.echo(&beside, &visitor, &service).await;
+        lane.lane_ends();
+        assert_eq!((beside.traffic.flow_count(), beside.tickets()), (0, 0));
     });
 }

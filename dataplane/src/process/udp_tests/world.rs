@@ -1,18 +1,24 @@
 //! A traffic socket, and clients joined to it by lanes in memory.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use qmux_config::LoadBalancer;
 
 use crate::client::udp::{ClientFlows, CoreFlows};
 use crate::core::counters::CoreCounters;
+use crate::core::mailbox::{Mailboxes, Post};
 use crate::flow::udp::FLOWS_PER_CORE_MAX;
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::fake::FakeLane;
 use crate::flow::udp::tests::support::{socket, until};
-use crate::server::udp::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute, Wish};
+use crate::server::mail::ServerMail;
+use crate::server::registry::{Applicant, ClientPool, LaneMembership};
+use crate::server::udp::{LaneFlows, TrafficSocket, UdpRoutes};
 use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
 
 pub(super) const LONG: Duration = Duration::from_secs(300);
@@ -27,72 +33,29 @@ pub(super) fn settings(session_timeout: Duration) -> UdpSettings {
     }
 }
 
-/// Routes to the lane that is set, and counts tickets.
-#[derive(Default)]
-pub(super) struct Router {
-    pub(super) lane: RefCell<Option<Rc<LaneFlows>>>,
-    pub(super) tickets: Rc<Cell<usize>>,
-    pub(super) routed: Cell<usize>,
-    /// Where those go who have tried that one, or need one that answers.
-    pub(super) other: RefCell<Option<Rc<LaneFlows>>>,
-    pub(super) no_client_left: Cell<bool>,
-}
-
-/// The client behind the router's first lane, and behind its other one.
-const FIRST: u64 = 1;
-const OTHER: u64 = 2;
-
-struct Ticket(Rc<Cell<usize>>);
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
-
-impl RouteUdp for Router {
-    fn route(&self, _visitor: SocketAddr, wish: &Wish<'_>) -> Option<UdpRoute> {
-        self.routed.set(self.routed.get() + 1);
-        let elsewhere = wish.must_answer || wish.tried.contains(&FIRST);
-        let (lane, client) = if elsewhere {
-            (&self.other, OTHER)
-        } else {
-            (&self.lane, FIRST)
-        };
-        let lane = lane.borrow().clone().filter(|lane| lane.is_open());
-        let lane = lane.filter(|_| !wish.tried.contains(&client))?;
-        self.tickets.set(self.tickets.get() + 1);
-        Some(UdpRoute::Local {
-            lane,
-            client,
-            ticket: Box::new(Ticket(Rc::clone(&self.tickets))),
-        })
-    }
-
-    fn let_go(&self) -> bool {
-        self.no_client_left.get()
-    }
-
-    fn forward(&self, _core: usize, _packet: ForwardedUdp) -> bool {
-        panic!("there is one core");
-    }
-}
-
 /// A lane with both its ends.
 pub(super) struct Joined {
     pub(super) server_end: Rc<FakeLane>,
     pub(super) client_end: Rc<FakeLane>,
     pub(super) server: Rc<LaneFlows>,
+    /// Until it is taken, the client takes flows.
+    pub(super) membership: Cell<Option<LaneMembership>>,
     pub(super) client: Rc<ClientFlows>,
     pub(super) counters: Arc<CoreCounters>,
     /// Where the service is; may be changed.
     pub(super) service: Rc<RefCell<Arc<Vec<SocketAddr>>>>,
 }
 
+/// The lanes of clients, by the numbers of those.
+type Lanes = RefCell<HashMap<u64, Rc<LaneFlows>>>;
+
 pub(super) struct World {
     pub(super) traffic: Rc<TrafficSocket>,
     pub(super) addr: SocketAddr,
-    pub(super) router: Rc<Router>,
+    /// Visitors are sent to its clients by turns.
+    pool: Arc<ClientPool>,
+    lanes: Rc<Lanes>,
+    pub(super) routes: Rc<UdpRoutes>,
     pub(super) counters: Arc<CoreCounters>,
 }
 
@@ -108,25 +71,52 @@ impl World {
 
     /// The same with these settings.
     pub(super) fn with(socket: UdpSocket, settings: UdpSettings) -> World {
-        let counters = Arc::new(CoreCounters::default());
-        let router = Rc::new(Router::default());
+        let pool = Arc::new(ClientPool::new(LoadBalancer::RoundRobin, 1));
+        World::of(socket, settings, &pool, &Rc::default(), &Arc::default())
+    }
+
+    /// Another socket whose flows ride the same lanes.
+    pub(super) fn beside(&self) -> World {
+        let (pool, lanes) = (&self.pool, &self.lanes);
+        World::of(socket(), settings(LONG), pool, lanes, &self.counters)
+    }
+
+    fn of(
+        socket: UdpSocket,
+        settings: UdpSettings,
+        pool: &Arc<ClientPool>,
+        lanes: &Rc<Lanes>,
+        counters: &Arc<CoreCounters>,
+    ) -> World {
+        let known = Rc::clone(lanes);
+        let (mailboxes, _wakes) = Mailboxes::<ServerMail>::new(1).expect("a socket pair");
+        let post: Arc<dyn Post<ServerMail>> = Arc::new(mailboxes);
+        let lane_of = move |client: u64| known.borrow().get(&client).cloned();
+        let routes = UdpRoutes::new(0, 0, pool, lane_of, &post, counters);
         let addr = socket.local_addr();
         let traffic = TrafficSocket::start(
             socket,
             0,
             settings,
-            Rc::clone(&router) as Rc<dyn RouteUdp>,
-            Arc::clone(&counters),
+            Rc::clone(&routes),
+            Arc::clone(counters),
         );
         World {
             traffic,
             addr,
-            router,
-            counters,
+            pool: Arc::clone(pool),
+            lanes: Rc::clone(lanes),
+            routes,
+            counters: Arc::clone(counters),
         }
     }
 
-    /// Joins a client and routes new visitors to it.
+    /// Tickets of flows that live.
+    pub(super) fn tickets(&self) -> usize {
+        self.pool.totals().flows
+    }
+
+    /// Joins a client.
     pub(super) fn join(&self, service: SocketAddr, session_timeout: Duration) -> Joined {
         self.join_with(&[service], settings(session_timeout), FLOWS_PER_CORE_MAX)
     }
@@ -150,12 +140,22 @@ impl World {
             Arc::clone(&counters),
         );
         let client = ClientFlows::new(Rc::clone(&client_end), &core);
-        let server = self.traffic.attach_lane(Rc::clone(&server_end));
-        *self.router.lane.borrow_mut() = Some(Rc::clone(&server));
+        let server = LaneFlows::new(Rc::clone(&server_end), true, &self.counters);
+        let id = format!("client {}", self.lanes.borrow().len());
+        let applicant = Applicant {
+            client_id: &id,
+            instance_id: [0; 16],
+            address: None,
+        };
+        let joined = self.pool.join(&applicant, 0, Instant::now());
+        let membership = joined.expect("nobody else has that id").membership;
+        let number = membership.client().number;
+        self.lanes.borrow_mut().insert(number, Rc::clone(&server));
         Joined {
             server_end,
             client_end,
             server,
+            membership: Cell::new(Some(membership)),
             client,
             counters,
             service,
@@ -171,6 +171,20 @@ impl World {
 }
 
 impl Joined {
+    /// The client answers nothing any more.
+    pub(super) fn falls_silent(&self) {
+        self.server_end.silent.set(true);
+        let membership = self.membership.take().expect("it is there");
+        membership.silence(true);
+        self.membership.set(Some(membership));
+    }
+
+    /// The lane ends, and with it the client.
+    pub(super) fn lane_ends(&self) {
+        self.server.lane_ended();
+        drop(self.membership.take());
+    }
+
     /// Carries what was sent at one end to the other; true if that was something.
     pub(super) fn carry(&self) -> bool {
         let to_client = self.server_end.take();

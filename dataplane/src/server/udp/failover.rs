@@ -1,7 +1,6 @@
 //! Where a visitor's UDP flow begins, and where it goes on: at another client if the one that was
 //! chosen cannot serve it, through another lane if its own has fallen silent.
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -12,13 +11,12 @@ use std::time::Instant;
 use qmux_proto::FlowError;
 
 use super::lane::LaneFlows;
-use super::table::{Admission, Flow};
-use super::traffic::{Link, LinkState, LocalFlow, Place, RemoteFlow, TrafficSocket};
-use super::traffic::{UdpRoute, Wish};
+use super::table::{Admission, Flow, LaneToken};
+use super::traffic::{Claim, Link, LinkState, LocalFlow, Place, RemoteFlow, TrafficSocket};
 use crate::flow::udp::lives::Why;
-
-/// Clients that one datagram's visitor is sent to: the same as for a TCP visitor.
-const CLIENTS_TRIED_MAX: usize = 3;
+use crate::server::balance::Tried;
+use crate::server::registry::FlowTicket;
+use crate::server::route::Way;
 
 /// A flow's first datagram is kept for another client up to this size, that of an Ethernet frame.
 const KEPT_BYTES_MAX: usize = 1_500;
@@ -60,7 +58,7 @@ pub(super) struct Beginning<'a> {
     /// Its first datagram; `None` if that is lost.
     pub(super) payload: Option<&'a [u8]>,
     /// The clients that could not serve it.
-    pub(super) tried: Vec<u64>,
+    pub(super) tried: Tried,
 }
 
 /// Whether a client that ends a flow for this reason says that it could not serve it.
@@ -81,37 +79,30 @@ impl TrafficSocket {
             visitor,
             to_ip,
             payload: Some(payload),
-            tried: Vec::new(),
+            tried: Tried::default(),
         };
-        match self.route(visitor, &Wish::default()) {
-            Some(route) => self.begin(beginning, route, now),
+        match self.route(Tried::default()) {
+            Some(way) => self.begin(beginning, way, now),
             None => self.counters.udp_dropped_no_client.increment(),
         }
     }
 
-    fn route(&self, visitor: SocketAddr, wish: &Wish<'_>) -> Option<UdpRoute> {
-        self.router()?.route(visitor, wish)
+    fn route(&self, tried: Tried) -> Option<Way<Rc<LaneFlows>>> {
+        self.routes()?.find(tried)
     }
 
     /// Begins a flow there. What cannot be is dropped and counted.
-    fn begin(self: &Rc<Self>, beginning: Beginning<'_>, route: UdpRoute, now: Instant) {
+    fn begin(self: &Rc<Self>, beginning: Beginning<'_>, way: Way<Rc<LaneFlows>>, now: Instant) {
         if !self.make_room(beginning.visitor, now) {
             self.counters.udp_dropped_flow_limit.increment();
             return;
         }
-        match route {
-            UdpRoute::Local {
-                lane,
-                client,
-                ticket,
-            } => {
-                self.open_local(beginning, lane, client, ticket, now);
+        match way {
+            Way::Here(lane, ticket) => {
+                let client = ticket.client().number;
+                self.open_local(beginning, lane, client, Claim::Own { _ticket: ticket }, now);
             }
-            UdpRoute::Remote {
-                core,
-                client,
-                ticket,
-            } => self.open_remote(&beginning, core, client, ticket, now),
+            Way::Elsewhere(core, ticket) => self.open_remote(&beginning, core, ticket, now),
         }
     }
 
@@ -151,11 +142,11 @@ impl TrafficSocket {
     }
 
     pub(super) fn open_local(
-        &self,
+        self: &Rc<Self>,
         beginning: Beginning<'_>,
         lane: Rc<LaneFlows>,
         client: u64,
-        ticket: Box<dyn Any>,
+        claim: Claim,
         now: Instant,
     ) {
         let Beginning {
@@ -164,7 +155,11 @@ impl TrafficSocket {
             payload,
             tried,
         } = beginning;
-        let token = lane.token();
+        if !lane.is_open() {
+            // It has ended a moment ago.
+            self.counters.udp_dropped_no_client.increment();
+            return;
+        }
         let first = payload.and_then(|payload| Kept::new(payload, &self.kept_bytes));
         let flow = Rc::new(LocalFlow {
             lane,
@@ -173,18 +168,25 @@ impl TrafficSocket {
             packet_id: Cell::new(0),
             first: RefCell::new(first),
             tried,
-            ticket,
+            claim,
         });
+        let (token, id) = (flow.lane.token(), flow.lane.next_id());
+        let place = Place::Local(Rc::clone(&flow));
         let opened = self
             .table
             .borrow_mut()
-            .open(visitor, token, Place::Local(Rc::clone(&flow)), now)
-            .map(|flow| flow.id);
-        let Ok(id) = opened else {
-            // The lane has ended a moment ago.
-            self.counters.udp_dropped_no_client.increment();
+            .open(visitor, token, id, place, now)
+            .is_ok();
+        if !opened {
+            self.counters.udp_dropped_flow_limit.increment();
             return;
-        };
+        }
+        flow.lane.opened(id, self);
+        flow.lane.note_silence(now);
+        self.lanes
+            .borrow_mut()
+            .entry(token)
+            .or_insert_with(|| Rc::clone(&flow.lane));
         self.counters.udp_flows_opened.increment();
         tracing::debug!(lane = flow.lane.key(), flow = id, %visitor, "UDP flow opened");
         if let Some(payload) = payload {
@@ -196,8 +198,7 @@ impl TrafficSocket {
         self: &Rc<Self>,
         beginning: &Beginning<'_>,
         core: usize,
-        client: u64,
-        ticket: Box<dyn Any + Send>,
+        ticket: FlowTicket,
         now: Instant,
     ) {
         // The ticket travels with the first datagram.
@@ -207,7 +208,7 @@ impl TrafficSocket {
         let state = Arc::new(LinkState::default());
         let flow = Rc::new(RemoteFlow {
             core,
-            client,
+            client: ticket.client().number,
             state: Arc::clone(&state),
         });
         let link = Link {
@@ -215,11 +216,12 @@ impl TrafficSocket {
             _ticket: ticket,
         };
         let place = Place::Remote(Rc::clone(&flow));
-        let visitor = beginning.visitor;
+        let (visitor, id) = (beginning.visitor, self.next_remote.get());
+        self.next_remote.set(id + 1);
         let opened = self
             .table
             .borrow_mut()
-            .open(visitor, self.remote, place, now)
+            .open(visitor, LaneToken::ELSEWHERE, id, place, now)
             .is_ok();
         if opened {
             self.hand_over(&flow, visitor, beginning.to_ip, payload, Some(link));
@@ -233,24 +235,16 @@ impl TrafficSocket {
     pub(super) fn fail_over(self: &Rc<Self>, flow: Flow<Place>, now: Instant) {
         let Flow { visitor, data, .. } = flow;
         let Place::Local(local) = data else { return };
-        if local.ticket.is::<Link>() {
+        if matches!(local.claim, Claim::Link(_)) {
             return;
         }
-        let mut tried = local.tried.clone();
-        tried.push(local.client);
+        let mut tried = local.tried;
+        tried.add(local.client);
         let first = local.first.take();
         let to_ip = local.to_ip.get();
         drop(local);
-        let wish = Wish {
-            tried: &tried,
-            must_answer: false,
-        };
-        let route = if tried.len() < CLIENTS_TRIED_MAX {
-            self.route(visitor, &wish)
-        } else {
-            None
-        };
-        let Some(route) = route else {
+        // The search gives up if the visitor has been to as many as it may.
+        let Some(way) = self.route(tried) else {
             self.counters.udp_failovers_exhausted.increment();
             return;
         };
@@ -261,7 +255,7 @@ impl TrafficSocket {
             payload: first.as_ref().map(|kept| &*kept.payload),
             tried,
         };
-        self.begin(beginning, route, now);
+        self.begin(beginning, way, now);
     }
 
     /// Ends a flow whose lane has been silent for a while and whose visitor another core hears: by
@@ -273,11 +267,7 @@ impl TrafficSocket {
         visitor: SocketAddr,
         now: Instant,
     ) -> bool {
-        let wish = Wish {
-            tried: &[],
-            must_answer: true,
-        };
-        if self.route(visitor, &wish).is_none() {
+        if self.route(Tried::who_must_answer()).is_none() {
             local.lane.nowhere_to_go(now);
             return false;
         }
@@ -302,11 +292,7 @@ impl TrafficSocket {
         payload: &[u8],
         now: Instant,
     ) -> bool {
-        let wish = Wish {
-            tried: &[],
-            must_answer: true,
-        };
-        let Some(route) = self.route(visitor, &wish) else {
+        let Some(way) = self.route(Tried::who_must_answer()) else {
             local.lane.nowhere_to_go(now);
             return false;
         };
@@ -321,9 +307,9 @@ impl TrafficSocket {
             visitor,
             to_ip,
             payload: Some(payload),
-            tried: Vec::new(),
+            tried: Tried::default(),
         };
-        self.begin(beginning, route, now);
+        self.begin(beginning, way, now);
         true
     }
 }
@@ -334,22 +320,25 @@ impl LaneFlows {
     pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) -> bool {
         if reason == FlowError::UnknownFlow {
             // We know it, so the client has lost it: the next datagram introduces it again.
-            self.traffic
-                .table
-                .borrow_mut()
-                .introduce_again(self.token, flow_id);
+            if let Some(traffic) = self.traffic_of(flow_id) {
+                let mut table = traffic.table.borrow_mut();
+                table.introduce_again(self.token(), flow_id);
+            }
             return false;
         }
+        let Some(traffic) = self.traffic_of(flow_id) else {
+            return false;
+        };
         let (unserved, closed) = {
-            let mut table = self.traffic.table.borrow_mut();
-            let unanswered = table.is_unanswered(self.token, flow_id);
+            let mut table = traffic.table.borrow_mut();
+            let unanswered = table.is_unanswered(self.token(), flow_id);
             let unserved = unanswered && could_not_serve(reason);
-            (unserved, table.close(self.token, flow_id))
+            (unserved, table.close(self.token(), flow_id))
         };
         let Some(flow) = closed else { return false };
         self.closed(&flow, reason, None);
         if unserved {
-            self.traffic.fail_over(flow, Instant::now());
+            traffic.fail_over(flow, Instant::now());
         }
         unserved
     }

@@ -1,87 +1,31 @@
 //! Visitors whose flow lives on another core: two traffic sockets on one thread, with mail between them.
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use qmux_config::LoadBalancer;
 use qmux_proto::FlowError;
 use qmux_proto::datagram::Header;
 
-use super::{ForwardedUdp, LaneFlows, RouteUdp, TrafficSocket, UdpRoute, Wish};
+use super::{ForwardedUdp, LaneFlows, TrafficSocket, UdpRoutes};
 use crate::core::counters::CoreCounters;
+use crate::core::mailbox::{Mailboxes, Post};
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::fake::FakeLane;
 use crate::flow::udp::tests::support::{receive, run, socket, until};
+use crate::server::mail::ServerMail;
+use crate::server::registry::{Applicant, ClientPool, LaneMembership};
 use crate::sys::udp::UdpSocket;
 
 const LONG: Duration = Duration::from_secs(300);
 
 /// The core of whoever has a lane.
 const OWNER: usize = 1;
-const CLIENT: u64 = 77;
 
-struct Ticket(Arc<AtomicUsize>);
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Routes everything to the other core, and keeps the mail.
-#[derive(Default)]
-struct Router {
-    mail: RefCell<VecDeque<ForwardedUdp>>,
-    mailbox_full: Cell<bool>,
-    tickets: Arc<AtomicUsize>,
-    routed: Cell<usize>,
-}
-
-impl RouteUdp for Router {
-    fn let_go(&self) -> bool {
-        false
-    }
-
-    fn route(&self, _visitor: SocketAddr, _wish: &Wish<'_>) -> Option<UdpRoute> {
-        self.routed.set(self.routed.get() + 1);
-        self.tickets.fetch_add(1, Ordering::Relaxed);
-        Some(UdpRoute::Remote {
-            core: OWNER,
-            client: CLIENT,
-            ticket: Box::new(Ticket(Arc::clone(&self.tickets))),
-        })
-    }
-
-    fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {
-        assert_eq!((core, packet.client), (OWNER, CLIENT));
-        if self.mailbox_full.get() {
-            return false;
-        }
-        self.mail.borrow_mut().push_back(packet);
-        true
-    }
-}
-
-/// Routes nobody: all its flows come by mail.
-struct NoRoutes;
-
-impl RouteUdp for NoRoutes {
-    fn let_go(&self) -> bool {
-        false
-    }
-
-    fn route(&self, _visitor: SocketAddr, _wish: &Wish<'_>) -> Option<UdpRoute> {
-        None
-    }
-
-    fn forward(&self, _core: usize, _packet: ForwardedUdp) -> bool {
-        false
-    }
-}
+/// The listener of both sockets.
+const LISTENER: usize = 0;
 
 struct Cores {
     receiver: Rc<TrafficSocket>,
@@ -89,7 +33,11 @@ struct Cores {
     addr: SocketAddr,
     owner: Rc<TrafficSocket>,
     owner_counters: Arc<CoreCounters>,
-    router: Rc<Router>,
+    routes: Rc<UdpRoutes>,
+    mailboxes: Mailboxes<ServerMail>,
+    pool: Arc<ClientPool>,
+    /// Of the client, whose only lane is on the other core.
+    _membership: LaneMembership,
     visitor: UdpSocket,
 }
 
@@ -100,9 +48,22 @@ impl Cores {
             unanswered_timeout: session_timeout,
             fragmentation: true,
         };
-        let router = Rc::new(Router::default());
         let (receiver_counters, owner_counters) =
             <(Arc<CoreCounters>, Arc<CoreCounters>)>::default();
+        let pool = Arc::new(ClientPool::new(LoadBalancer::RoundRobin, 2));
+        let applicant = Applicant {
+            client_id: "client",
+            instance_id: [0; 16],
+            address: None,
+        };
+        let joined = pool.join(&applicant, OWNER, Instant::now());
+        let membership = joined.expect("nobody else has that id").membership;
+        let (mailboxes, _wakes) = Mailboxes::new(2).expect("socket pairs");
+        let post: Arc<dyn Post<ServerMail>> = Arc::new(mailboxes.clone());
+        let routes_of =
+            |core, counters| UdpRoutes::new(LISTENER, core, &pool, |_client| None, &post, counters);
+        let routes = routes_of(0, &receiver_counters);
+        let owners_routes = routes_of(OWNER, &owner_counters);
         let front = socket();
         let addr = front.local_addr();
         Cores {
@@ -110,7 +71,7 @@ impl Cores {
                 front,
                 0,
                 settings,
-                Rc::clone(&router) as Rc<dyn RouteUdp>,
+                Rc::clone(&routes),
                 Arc::clone(&receiver_counters),
             ),
             receiver_counters,
@@ -119,18 +80,21 @@ impl Cores {
                 socket(),
                 OWNER,
                 settings,
-                Rc::new(NoRoutes),
+                owners_routes,
                 Arc::clone(&owner_counters),
             ),
             owner_counters,
-            router,
+            routes,
+            mailboxes,
+            pool,
+            _membership: membership,
             visitor: socket(),
         }
     }
 
     fn lane(&self) -> (Rc<FakeLane>, Rc<LaneFlows>) {
         let lane = FakeLane::new(1_150);
-        let flows = self.owner.attach_lane(Rc::clone(&lane));
+        let flows = LaneFlows::new(Rc::clone(&lane), true, &self.owner_counters);
         (lane, flows)
     }
 
@@ -143,13 +107,17 @@ impl Cores {
     /// One datagram of the visitor, received and carried to the core that owns the lane.
     async fn visit_through(&self, lane: Option<&Rc<LaneFlows>>) {
         self.visit();
-        until("mail", || !self.router.mail.borrow().is_empty()).await;
-        let packet = self.router.mail.borrow_mut().pop_front().expect("mail");
+        let mailbox = self.mailboxes.of(OWNER);
+        until("mail", || !mailbox.is_empty()).await;
+        let Some(ServerMail::Datagram { listener, packet }) = mailbox.take() else {
+            panic!("mail of another kind");
+        };
+        assert_eq!(listener, LISTENER);
         self.owner.packet_from_other_core(packet, lane.cloned());
     }
 
     fn tickets(&self) -> usize {
-        self.router.tickets.load(Ordering::Relaxed)
+        self.pool.totals().flows
     }
 }
 
@@ -161,7 +129,7 @@ fn a_visitor_is_routed_once_and_its_datagrams_are_handed_over() {
         for _ in 0..3 {
             cores.visit_through(Some(&flows)).await;
         }
-        assert_eq!((cores.router.routed.get(), cores.tickets()), (1, 1));
+        assert_eq!((cores.routes.asked(), cores.tickets()), (1, 1));
         assert_eq!(
             (cores.owner.flow_count(), cores.receiver.flow_count()),
             (1, 0)
@@ -202,13 +170,13 @@ fn a_flow_that_ended_on_its_core_is_routed_anew_by_the_next_datagram() {
         assert_eq!(cores.tickets(), 0);
         let (lane, second) = cores.lane();
         cores.visit_through(Some(&second)).await;
-        assert_eq!((cores.router.routed.get(), cores.tickets()), (2, 1));
+        assert_eq!((cores.routes.asked(), cores.tickets()), (2, 1));
         assert_eq!(lane.take().len(), 1, "no datagram was lost");
 
         second.flow_closed(0, FlowError::Expired);
         assert_eq!(cores.tickets(), 0);
         cores.visit_through(Some(&second)).await;
-        assert_eq!((cores.router.routed.get(), cores.tickets()), (3, 1));
+        assert_eq!((cores.routes.asked(), cores.tickets()), (3, 1));
         assert_eq!(lane.take().len(), 1);
     });
 }
@@ -235,14 +203,28 @@ fn a_full_mailbox_does_not_leave_a_visitor_without_a_route() {
     run(async {
         let cores = Cores::new(LONG);
         let (_, flows) = cores.lane();
-        cores.router.mailbox_full.set(true);
+        let mailbox = cores.mailboxes.of(OWNER);
+        let stranger = || ForwardedUdp {
+            visitor: cores.addr,
+            to_ip: None,
+            payload: Vec::new(),
+            link: None,
+            client: 0,
+        };
+        while mailbox
+            .send(ServerMail::Datagram {
+                listener: LISTENER,
+                packet: stranger(),
+            })
+            .is_ok()
+        {}
         cores.visit();
         until("it is counted", || {
             cores.receiver_counters.udp_dropped_handover.get() == 1
         })
         .await;
         assert_eq!(cores.tickets(), 0);
-        cores.router.mailbox_full.set(false);
+        while mailbox.take().is_some() {}
         cores.visit_through(Some(&flows)).await;
         assert_eq!((cores.owner.flow_count(), cores.tickets()), (1, 1));
     });
@@ -265,14 +247,14 @@ fn the_receiving_core_keeps_its_entry_as_long_as_the_flow_lives() {
             crate::core::time::sleep(Duration::from_millis(10)).await;
         }
         cores.visit_through(Some(&flows)).await;
-        assert_eq!(cores.router.routed.get(), 1, "it was not forgotten");
+        assert_eq!(cores.routes.asked(), 1, "it was not forgotten");
         until("the flow expires where it lives", || {
             cores.owner.flow_count() == 0
         })
         .await;
         assert_eq!(cores.tickets(), 0);
         cores.visit_through(Some(&flows)).await;
-        assert_eq!(cores.router.routed.get(), 2);
+        assert_eq!(cores.routes.asked(), 2);
     });
 }
 

@@ -1,20 +1,25 @@
 //! The UDP flows of one lane on the server: what its client sends and says.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use qmux_proto::FlowError;
 use qmux_proto::control::{FlowClosed, Message};
+use rustc_hash::FxBuildHasher;
 
 use super::table::{Flow, LaneToken};
 use super::traffic::{LocalFlow, Place, TrafficSocket};
+use crate::core::counters::CoreCounters;
 use crate::flow::udp::TurnClock;
 use crate::flow::udp::encode::{self, FlowLane};
 use crate::flow::udp::incoming::Incoming;
 use crate::flow::udp::notices::Notices;
+use crate::server::lanes::CarriesFlows;
 
 /// A lane's peer is asked for a sign of life this often while visitors send: an ask costs little, but
 /// not nothing.
@@ -31,11 +36,23 @@ const LOOK_PAUSE: Duration = Duration::from_millis(200);
 /// The service of flows: today there is one, without a name.
 const SERVICE: &str = "";
 
-/// The flows of one lane.
+thread_local! {
+    /// The last one that a lane of this core got.
+    static LAST_TOKEN: Cell<LaneToken> = const { Cell::new(LaneToken::ELSEWHERE) };
+}
+
+/// The flows of one lane, whichever socket their visitors come to.
 pub(crate) struct LaneFlows {
-    pub(super) traffic: Rc<TrafficSocket>,
-    pub(super) token: LaneToken,
+    token: LaneToken,
     lane: Rc<dyn FlowLane>,
+    fragmentation: bool,
+    counters: Arc<CoreCounters>,
+    /// Ids are counted up from 0, for all sockets together: the peer knows flows by nothing else.
+    next_id: Cell<u64>,
+    /// Each flow's socket. Ids are ours, so a fast hash is safe.
+    flows: RefCell<HashMap<u64, Rc<TrafficSocket>, FxBuildHasher>>,
+    /// Sockets that have got something for their visitors in this turn.
+    to_flush: RefCell<Vec<Rc<TrafficSocket>>>,
     incoming: RefCell<Incoming>,
     notices: RefCell<Notices>,
     clock: TurnClock,
@@ -49,15 +66,22 @@ pub(crate) struct LaneFlows {
 }
 
 impl LaneFlows {
-    pub(super) fn new(
-        traffic: Rc<TrafficSocket>,
-        token: LaneToken,
-        lane: Rc<dyn FlowLane>,
+    /// Of a lane that has none yet.
+    pub(crate) fn new(
+        lane: Rc<impl FlowLane + 'static>,
+        fragmentation: bool,
+        counters: &Arc<CoreCounters>,
     ) -> Rc<LaneFlows> {
+        let token = LAST_TOKEN.get().next();
+        LAST_TOKEN.set(token);
         Rc::new(LaneFlows {
-            traffic,
             token,
             lane,
+            fragmentation,
+            counters: Arc::clone(counters),
+            next_id: Cell::new(0),
+            flows: RefCell::default(),
+            to_flush: RefCell::default(),
             incoming: RefCell::new(Incoming::new()),
             notices: RefCell::default(),
             clock: TurnClock::default(),
@@ -83,92 +107,93 @@ impl LaneFlows {
 
     /// The flows that ride the lane.
     pub(crate) fn flow_count(&self) -> usize {
-        self.traffic.table.borrow().lane_len(self.token)
+        self.flows.borrow().len()
+    }
+
+    /// The id of the lane's next flow.
+    pub(super) fn next_id(&self) -> u64 {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        id
+    }
+
+    /// A flow with one of the lane's ids has begun; it ends with [`Self::closed`].
+    pub(super) fn opened(&self, id: u64, traffic: &Rc<TrafficSocket>) {
+        self.flows.borrow_mut().insert(id, Rc::clone(traffic));
+    }
+
+    /// The socket of a flow's visitor.
+    pub(super) fn traffic_of(&self, id: u64) -> Option<Rc<TrafficSocket>> {
+        self.flows.borrow().get(&id).cloned()
     }
 
     /// A datagram came from the client: it goes to its flow's visitor, in a batch with others.
     pub(crate) fn datagram(&self, data: &[u8]) {
-        let TrafficSocket {
-            socket,
-            counters,
-            table,
-            batcher,
-            ..
-        } = &*self.traffic;
         let Ok((header, payload)) = Incoming::decode(data) else {
-            counters.udp_dropped_malformed.increment();
+            self.counters.udp_dropped_malformed.increment();
             return;
         };
         if header.introduction().is_some() {
             // Only a server introduces flows.
-            counters.udp_dropped_malformed.increment();
+            self.counters.udp_dropped_malformed.increment();
             return;
         }
         let now = self.clock.now();
         let id = header.flow_id();
-        let found = table
-            .borrow_mut()
-            .packet_through(self.token, id, now)
-            .and_then(|(flow, first)| match &flow.data {
-                Place::Local(local) => {
-                    if first {
-                        local.answered();
-                    }
-                    Some((flow.visitor, local.to_ip.get()))
-                }
-                Place::Remote { .. } => None,
-            });
-        let Some((visitor, from_ip)) = found else {
-            counters.udp_dropped_unknown_flow.increment();
+        let found = self.traffic_of(id).and_then(|traffic| {
+            let (visitor, from_ip) = traffic.reply(self.token, id, now)?;
+            Some((traffic, visitor, from_ip))
+        });
+        let Some((traffic, visitor, from_ip)) = found else {
+            self.counters.udp_dropped_unknown_flow.increment();
             self.tell_closed(id, FlowError::UnknownFlow, now);
             return;
         };
         let mut incoming = self.incoming.borrow_mut();
         if let Some(packet) = incoming.packet(&header, payload, now) {
-            batcher.borrow_mut().push(socket, visitor, from_ip, packet);
+            let mut batcher = traffic.batcher.borrow_mut();
+            batcher.push(&traffic.socket, visitor, from_ip, packet);
+            drop(batcher);
+            self.flush_later(traffic);
+        }
+    }
+
+    /// The socket has got something for a visitor.
+    fn flush_later(&self, traffic: Rc<TrafficSocket>) {
+        let mut to_flush = self.to_flush.borrow_mut();
+        // Mostly the last one.
+        let known = |it: &Rc<TrafficSocket>| Rc::ptr_eq(it, &traffic);
+        if !to_flush.iter().rev().any(known) {
+            to_flush.push(traffic);
         }
     }
 
     /// The datagrams of this turn have been delivered: what was batched is sent.
     pub(crate) fn datagrams_done(&self) {
-        let TrafficSocket {
-            socket,
-            counters,
-            batcher,
-            ..
-        } = &*self.traffic;
-        {
-            let mut batcher = batcher.borrow_mut();
-            batcher.flush(socket);
-            // Counted. A visitor that cannot be reached is its own matter.
-            let _unreachable = batcher.take_error();
-        }
-        self.incoming.borrow_mut().report(counters);
+        self.flush();
+        self.incoming.borrow_mut().report(&self.counters);
         self.notices.borrow_mut().turn_over();
         self.clock.turn_over();
     }
 
     /// The lane has ended: so have its flows. Their visitors are routed anew with their next datagram.
     pub(crate) fn lane_ended(&self) {
-        self.end(None);
-    }
-
-    /// Ends the lane's flows, and tells the client if there is something to tell.
-    pub(super) fn end(&self, tell: Option<FlowError>) {
         if self.ended.replace(true) {
             return;
         }
-        let flows = self.traffic.table.borrow_mut().end_lane(self.token);
-        let now = Instant::now();
-        for flow in flows {
-            self.closed(
-                &flow,
-                tell.unwrap_or(FlowError::Internal),
-                tell.map(|_| now),
-            );
+        self.flush();
+        let mut sockets: Vec<_> = self.flows.borrow().values().cloned().collect();
+        sockets.sort_by_key(Rc::as_ptr);
+        sockets.dedup_by(|a, b| Rc::ptr_eq(a, b));
+        for traffic in sockets {
+            traffic.end_lane(self, FlowError::Internal, None);
         }
-        let this = self.traffic.lanes.borrow_mut().remove(&self.token);
-        drop(this);
+    }
+
+    fn flush(&self) {
+        for traffic in self.to_flush.borrow_mut().drain(..) {
+            traffic.flush();
+        }
     }
 
     /// Sends a visitor's datagram to the client. `known` says whether the client knows the flow.
@@ -187,8 +212,8 @@ impl LaneFlows {
             (!known).then(|| (canonical(visitor), SERVICE)),
             payload,
             &flow.packet_id,
-            self.traffic.settings.fragmentation,
-            &self.traffic.counters,
+            self.fragmentation,
+            &self.counters,
         );
         let due = |last: Instant| now.saturating_duration_since(last) >= ASK_PAUSE;
         if self.asked_at.get().is_none_or(due) {
@@ -207,7 +232,8 @@ impl LaneFlows {
         self.leave_at.set(Some(now + LOOK_PAUSE));
     }
 
-    fn note_silence(&self, now: Instant) {
+    /// Takes note of whether the client answers.
+    pub(crate) fn note_silence(&self, now: Instant) {
         if !self.lane.is_silent() {
             self.silent_since.set(None);
             self.leave_at.set(None);
@@ -225,9 +251,13 @@ impl LaneFlows {
         }
     }
 
-    /// Counts and logs the end of a flow that was taken out of the table, and tells the client if `tell_at` is given.
+    /// Counts and logs the end of a flow that was taken out of its table, and tells the client if `tell_at` is given.
     pub(super) fn closed(&self, flow: &Flow<Place>, reason: FlowError, tell_at: Option<Instant>) {
-        self.traffic.counters.udp_flows_ended.increment();
+        let traffic = self.flows.borrow_mut().remove(&flow.id);
+        if let Some(traffic) = traffic {
+            traffic.flow_left(self.token);
+        }
+        self.counters.udp_flows_ended.increment();
         tracing::debug!(
             lane = self.key(), flow = flow.id, visitor = %flow.visitor, %reason, "UDP flow ended"
         );
@@ -240,9 +270,7 @@ impl LaneFlows {
     pub(super) fn sweep(&self, now: Instant) {
         self.note_silence(now);
         self.lane.count_datagrams();
-        self.incoming
-            .borrow_mut()
-            .sweep(now, &self.traffic.counters);
+        self.incoming.borrow_mut().sweep(now, &self.counters);
         self.notices.borrow_mut().turn_over();
     }
 }
@@ -250,6 +278,20 @@ impl LaneFlows {
 /// The address as the visitor knows it: a socket of both families sees IPv4 addresses mapped into IPv6.
 fn canonical(visitor: SocketAddr) -> SocketAddr {
     SocketAddr::new(visitor.ip().to_canonical(), visitor.port())
+}
+
+impl CarriesFlows for LaneFlows {
+    fn is_open(&self) -> bool {
+        LaneFlows::is_open(self)
+    }
+
+    fn is_silent(&self) -> bool {
+        self.lane.is_silent()
+    }
+
+    fn flows(&self) -> usize {
+        self.flow_count()
+    }
 }
 
 impl fmt::Debug for LaneFlows {

@@ -12,9 +12,19 @@ use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
 /// a limit; one flow costs about 400 bytes here, and a socket has 64,512 ports from one address at most (RFC 6335).
 pub(super) const FLOWS_MAX: usize = 65_536;
 
-/// A lane within one table. Never used again.
+/// A lane as tables know it. Never used again on its core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct LaneToken(u64);
+
+impl LaneToken {
+    /// In place of a lane, for flows that ride lanes of other cores.
+    pub(super) const ELSEWHERE: LaneToken = LaneToken(0);
+
+    /// The one after this one, which begins with [`Self::ELSEWHERE`].
+    pub(super) fn next(self) -> LaneToken {
+        LaneToken(self.0 + 1)
+    }
+}
 
 /// One visitor's flow.
 #[derive(Debug)]
@@ -23,7 +33,7 @@ pub(super) struct Flow<T> {
     pub(super) visitor: SocketAddr,
     /// The lane that carries it.
     pub(super) lane: LaneToken,
-    /// Its number on that lane, counted from 0 and never used again.
+    /// Its number on that lane, by which the peer knows it. Never used again.
     pub(super) id: u64,
     /// True once the peer has shown that it knows the flow; until then datagrams introduce it.
     pub(super) known: bool,
@@ -31,21 +41,12 @@ pub(super) struct Flow<T> {
     pub(super) data: T,
 }
 
-/// Why a flow could not be opened.
+/// There are as many flows as there may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OpenError {
-    /// There are as many flows as there may be.
-    TableFull,
-    /// The lane has ended.
-    LaneEnded,
-}
+pub(super) struct TableFull;
 
-#[derive(Debug, Default)]
-struct LaneFlows {
-    next_id: u64,
-    // Ids are ours, so a fast hash is safe.
-    by_id: HashMap<u64, usize, FxBuildHasher>,
-}
+/// The flows of one lane by their id. Ids are ours, so a fast hash is safe.
+type ById = HashMap<u64, usize, FxBuildHasher>;
 
 /// Whether a visitor that has no flow may get one.
 #[derive(Debug)]
@@ -64,8 +65,8 @@ pub(super) struct Table<T> {
     flows: Lives<Flow<T>>,
     // Visitors choose their addresses: hashed so that they cannot choose collisions.
     by_visitor: HashMap<SocketAddr, usize>,
-    lanes: HashMap<LaneToken, LaneFlows, FxBuildHasher>,
-    next_lane: u64,
+    /// Those that have flows here.
+    lanes: HashMap<LaneToken, ById, FxBuildHasher>,
     flows_max: usize,
 }
 
@@ -75,17 +76,8 @@ impl<T> Table<T> {
             flows: Lives::new(limits),
             by_visitor: HashMap::new(),
             lanes: HashMap::default(),
-            next_lane: 0,
             flows_max: limits.flows_max,
         }
-    }
-
-    /// Makes room for the flows of another lane.
-    pub(super) fn add_lane(&mut self) -> LaneToken {
-        let token = LaneToken(self.next_lane);
-        self.next_lane += 1;
-        self.lanes.insert(token, LaneFlows::default());
-        token
     }
 
     /// Makes room for a flow of `visitor`, at the cost of another one if need be. Those of which
@@ -127,27 +119,25 @@ impl<T> Table<T> {
 
     /// The flows of one lane.
     pub(super) fn lane_len(&self, lane: LaneToken) -> usize {
-        self.lanes.get(&lane).map_or(0, |lane| lane.by_id.len())
+        self.lanes.get(&lane).map_or(0, ById::len)
     }
 
-    /// Opens the flow of a visitor that has none. [`Table::make_room`] has been asked.
+    /// Opens the flow of a visitor that has none. [`Table::make_room`] has been asked. The lane has counted the `id`.
     pub(super) fn open(
         &mut self,
         visitor: SocketAddr,
         lane: LaneToken,
+        id: u64,
         data: T,
         now: Instant,
-    ) -> Result<&mut Flow<T>, OpenError> {
+    ) -> Result<&mut Flow<T>, TableFull> {
         assert!(
             !self.by_visitor.contains_key(&visitor),
             "{visitor} has a flow already"
         );
         if self.flows.len() >= self.flows_max {
-            return Err(OpenError::TableFull);
+            return Err(TableFull);
         }
-        let lane_flows = self.lanes.get_mut(&lane).ok_or(OpenError::LaneEnded)?;
-        let id = lane_flows.next_id;
-        lane_flows.next_id += 1;
         let flow = Flow {
             visitor,
             lane,
@@ -156,9 +146,9 @@ impl<T> Table<T> {
             data,
         };
         let key = self.flows.open(visitor.ip(), flow, now);
-        lane_flows.by_id.insert(id, key);
+        self.lanes.entry(lane).or_default().insert(id, key);
         self.by_visitor.insert(visitor, key);
-        self.flows.get_mut(key).ok_or(OpenError::TableFull)
+        self.flows.get_mut(key).ok_or(TableFull)
     }
 
     /// A datagram came from `visitor`: its flow, if it has one.
@@ -179,7 +169,7 @@ impl<T> Table<T> {
         id: u64,
         now: Instant,
     ) -> Option<(&mut Flow<T>, bool)> {
-        let key = *self.lanes.get(&lane)?.by_id.get(&id)?;
+        let key = *self.lanes.get(&lane)?.get(&id)?;
         let first = self.flows.answered(key, now);
         let flow = self.flows.get_mut(key)?;
         flow.known = true;
@@ -195,7 +185,7 @@ impl<T> Table<T> {
     /// True if there is such a flow and its service has sent nothing.
     pub(super) fn is_unanswered(&self, lane: LaneToken, id: u64) -> bool {
         let lane = self.lanes.get(&lane);
-        let key = lane.and_then(|lane| lane.by_id.get(&id));
+        let key = lane.and_then(|lane| lane.get(&id));
         key.is_some_and(|key| self.flows.stage(*key) == Some(Stage::Unanswered))
     }
 
@@ -204,14 +194,14 @@ impl<T> Table<T> {
         let key = self
             .lanes
             .get(&lane)
-            .and_then(|lane| lane.by_id.get(&id).copied());
+            .and_then(|lane| lane.get(&id).copied());
         let flow = key.and_then(|key| self.flows.get_mut(key));
         flow.map(|flow| flow.known = false).is_some()
     }
 
     /// Ends a flow.
     pub(super) fn close(&mut self, lane: LaneToken, id: u64) -> Option<Flow<T>> {
-        let key = *self.lanes.get(&lane)?.by_id.get(&id)?;
+        let key = *self.lanes.get(&lane)?.get(&id)?;
         self.take_out(key)
     }
 
@@ -226,12 +216,12 @@ impl<T> Table<T> {
         there.then(|| self.take_out(key)).flatten()
     }
 
-    /// Ends a lane with all its flows.
+    /// Ends all flows of a lane.
     pub(super) fn end_lane(&mut self, lane: LaneToken) -> Vec<Flow<T>> {
         let Some(lane) = self.lanes.remove(&lane) else {
             return Vec::new();
         };
-        let keys = lane.by_id.into_values();
+        let keys = lane.into_values();
         keys.filter_map(|key| self.take_out(key)).collect()
     }
 
@@ -250,7 +240,10 @@ impl<T> Table<T> {
         let flow = self.flows.remove(key)?;
         self.by_visitor.remove(&flow.visitor);
         if let Some(lane) = self.lanes.get_mut(&flow.lane) {
-            lane.by_id.remove(&flow.id);
+            lane.remove(&flow.id);
+            if lane.is_empty() {
+                self.lanes.remove(&flow.lane);
+            }
         }
         Some(flow)
     }

@@ -5,7 +5,6 @@
 //! the lane is on another core, the visitor's datagrams are handed over to it one by one, and that core answers from
 //! its own socket of the same port.
 
-use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
@@ -20,61 +19,23 @@ use qmux_proto::FlowError;
 use rustc_hash::FxBuildHasher;
 
 use super::failover::{Beginning, Kept};
-pub(crate) use super::lane::LaneFlows;
+use super::lane::LaneFlows;
+use super::routes::UdpRoutes;
 use super::table::{FLOWS_MAX, LaneToken, Table};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
 use crate::flow::udp::batch::Batcher;
-use crate::flow::udp::encode::FlowLane;
 use crate::flow::udp::lives::{Limits, Stage};
 use crate::flow::udp::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, Rarely, UdpSettings, WAIT_ERROR_PAUSE,
     with_receive_batch,
 };
+use crate::server::balance::Tried;
+use crate::server::registry::FlowTicket;
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
 
-/// What decides where visitors go, and knows the other cores. Called outside of any borrow.
-pub(crate) trait RouteUdp {
-    /// Picks a client for a new visitor.
-    fn route(&self, visitor: SocketAddr, wish: &Wish<'_>) -> Option<UdpRoute>;
-    /// Asked while draining: true if no client is left. Then the router has let go of the socket.
-    fn let_go(&self) -> bool;
-    /// Hands a datagram of a visitor whose flow lives on another core to it. False if that cannot be done now.
-    fn forward(&self, core: usize, packet: ForwardedUdp) -> bool;
-}
-
-/// What a route must be like.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Wish<'a> {
-    /// Clients that cannot serve this visitor.
-    pub(crate) tried: &'a [u64],
-    /// Whether only a lane will do whose client answers.
-    pub(crate) must_answer: bool,
-}
-
-/// Where a visitor goes. A ticket is dropped when the flow ends.
-pub(crate) enum UdpRoute {
-    /// Through a lane of this core.
-    Local {
-        /// The lane.
-        lane: Rc<LaneFlows>,
-        /// The client, by the router's own number.
-        client: u64,
-        /// Accounts for the flow.
-        ticket: Box<dyn Any>,
-    },
-    /// Through a lane of another core.
-    Remote {
-        /// That core.
-        core: usize,
-        /// The client, by the router's own number.
-        client: u64,
-        /// Accounts for the flow.
-        ticket: Box<dyn Any + Send>,
-    },
-}
-
 /// A visitor's datagram on its way to the core that has its flow.
+#[derive(Debug)]
 pub(crate) struct ForwardedUdp {
     /// The visitor.
     pub(crate) visitor: SocketAddr,
@@ -82,21 +43,10 @@ pub(crate) struct ForwardedUdp {
     pub(crate) to_ip: Option<IpAddr>,
     /// Its payload.
     pub(crate) payload: Vec<u8>,
-    /// With the first datagram only. It holds the route's ticket.
-    pub(crate) ticket: Option<Box<dyn Any + Send>>,
+    /// With the first datagram only.
+    pub(super) link: Option<Link>,
     /// From the route: the client whose lane carries the flow.
     pub(crate) client: u64,
-}
-
-impl fmt::Debug for ForwardedUdp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ForwardedUdp")
-            .field("visitor", &self.visitor)
-            .field("bytes", &self.payload.len())
-            .field("first", &self.ticket.is_some())
-            .field("client", &self.client)
-            .finish_non_exhaustive()
-    }
 }
 
 /// Where a flow's datagrams go.
@@ -125,9 +75,21 @@ pub(super) struct LinkState {
 }
 
 /// The ticket of a flow on its way to another core, and then there.
+#[derive(Debug)]
 pub(super) struct Link {
     pub(super) state: Arc<LinkState>,
-    pub(super) _ticket: Box<dyn Any + Send>,
+    pub(super) _ticket: FlowTicket,
+}
+
+/// What a flow of this core holds for as long as it lives.
+pub(super) enum Claim {
+    /// It was routed here.
+    Own {
+        /// Only held.
+        _ticket: FlowTicket,
+    },
+    /// It came from another core.
+    Link(Link),
 }
 
 impl Drop for Link {
@@ -157,17 +119,16 @@ pub(super) struct LocalFlow {
     /// Its first datagram, until the service has answered: another client may need it.
     pub(super) first: RefCell<Option<Kept>>,
     /// The clients that could not serve it.
-    pub(super) tried: Vec<u64>,
-    /// Dropped with the flow. A [`Link`] if it came from another core.
-    pub(super) ticket: Box<dyn Any>,
+    pub(super) tried: Tried,
+    /// Dropped with the flow.
+    pub(super) claim: Claim,
 }
 
 impl LocalFlow {
     /// The service has answered for the first time.
     pub(super) fn answered(&self) {
         self.first.take();
-        // A `Box` is `Any`, too.
-        if let Some(link) = self.ticket.downcast_ref::<Link>() {
+        if let Claim::Link(link) = &self.claim {
             link.state.is_answered_now();
         }
     }
@@ -178,11 +139,12 @@ pub(crate) struct TrafficSocket {
     pub(super) socket: UdpSocket,
     core: usize,
     pub(super) settings: UdpSettings,
-    router: RefCell<Option<Rc<dyn RouteUdp>>>,
+    routes: RefCell<Option<Rc<UdpRoutes>>>,
     pub(super) counters: Arc<CoreCounters>,
     pub(super) table: RefCell<Table<Place>>,
-    /// The table's lane of flows that live on other cores.
-    pub(super) remote: LaneToken,
+    /// Counts the flows that live on other cores: their ids nobody names.
+    pub(super) next_remote: Cell<u64>,
+    /// Lanes that carry flows of this socket.
     pub(super) lanes: RefCell<HashMap<LaneToken, Rc<LaneFlows>, FxBuildHasher>>,
     pub(super) batcher: RefCell<Batcher>,
     /// Bytes of first datagrams that are kept.
@@ -201,10 +163,10 @@ impl TrafficSocket {
         socket: UdpSocket,
         core: usize,
         settings: UdpSettings,
-        router: Rc<dyn RouteUdp>,
+        routes: Rc<UdpRoutes>,
         counters: Arc<CoreCounters>,
     ) -> Rc<TrafficSocket> {
-        let mut table = Table::new(Limits {
+        let table = Table::new(Limits {
             flows_max: FLOWS_MAX,
             unanswered_timeout: settings.unanswered_timeout,
             session_timeout: settings.session_timeout,
@@ -213,8 +175,8 @@ impl TrafficSocket {
             socket,
             core,
             settings,
-            router: RefCell::new(Some(router)),
-            remote: table.add_lane(),
+            routes: RefCell::new(Some(routes)),
+            next_remote: Cell::new(0),
             table: RefCell::new(table),
             lanes: RefCell::default(),
             batcher: RefCell::new(Batcher::new(Arc::clone(&counters))),
@@ -231,14 +193,6 @@ impl TrafficSocket {
         traffic
     }
 
-    /// Makes room for the flows that will ride `lane`.
-    pub(crate) fn attach_lane(self: &Rc<Self>, lane: Rc<impl FlowLane + 'static>) -> Rc<LaneFlows> {
-        let token = self.table.borrow_mut().add_lane();
-        let flows = LaneFlows::new(Rc::clone(self), token, lane);
-        self.lanes.borrow_mut().insert(token, Rc::clone(&flows));
-        flows
-    }
-
     /// The process drains. New visitors are served as long as a client is there: unlike a TCP visitor, who is reset and
     /// tries elsewhere, a UDP visitor would only meet silence, and draining does not wait for UDP for long anyway. With
     /// the last client the socket closes, so that the kernel says to whoever comes that nobody listens.
@@ -250,7 +204,7 @@ impl TrafficSocket {
     #[cfg(test)]
     pub(crate) fn flow_count(&self) -> usize {
         let table = self.table.borrow();
-        table.len() - table.lane_len(self.remote)
+        table.len() - table.lane_len(LaneToken::ELSEWHERE)
     }
 
     /// Ends all flows and the tasks; the socket closes with the last reference.
@@ -262,13 +216,58 @@ impl TrafficSocket {
         self.receive_over.set();
         self.sweep_over.set();
         let lanes: Vec<_> = self.lanes.borrow().values().cloned().collect();
+        let now = Instant::now();
         for lane in lanes {
-            lane.end(Some(FlowError::Draining));
+            self.end_lane(&lane, FlowError::Draining, Some(now));
         }
-        let remote = self.table.borrow_mut().end_lane(self.remote);
+        let remote = self.table.borrow_mut().end_lane(LaneToken::ELSEWHERE);
         drop(remote);
-        let router = self.router.borrow_mut().take();
-        drop(router);
+        let routes = self.routes.borrow_mut().take();
+        drop(routes);
+    }
+
+    /// Ends the flows that ride `lane`, and tells its client why if `tell_at` is given.
+    pub(super) fn end_lane(&self, lane: &LaneFlows, reason: FlowError, tell_at: Option<Instant>) {
+        let flows = self.table.borrow_mut().end_lane(lane.token());
+        for flow in flows {
+            lane.closed(&flow, reason, tell_at);
+        }
+    }
+
+    /// A flow has left a lane; maybe it was the last one of this socket.
+    pub(super) fn flow_left(&self, lane: LaneToken) {
+        if self.table.borrow().lane_len(lane) == 0 {
+            let lane = self.lanes.borrow_mut().remove(&lane);
+            drop(lane);
+        }
+    }
+
+    // ---- from clients --------------------------------------------------------------------------------------------
+
+    /// A datagram of a flow has come through its lane: for which visitor, and from which address it is to come.
+    pub(super) fn reply(
+        &self,
+        lane: LaneToken,
+        id: u64,
+        now: Instant,
+    ) -> Option<(SocketAddr, Option<IpAddr>)> {
+        let mut table = self.table.borrow_mut();
+        let (flow, first) = table.packet_through(lane, id, now)?;
+        let Place::Local(local) = &flow.data else {
+            return None;
+        };
+        if first {
+            local.answered();
+        }
+        Some((flow.visitor, local.to_ip.get()))
+    }
+
+    /// Sends what has been collected for visitors.
+    pub(super) fn flush(&self) {
+        let mut batcher = self.batcher.borrow_mut();
+        batcher.flush(&self.socket);
+        // Counted. A visitor that cannot be reached is its own matter.
+        let _unreachable = batcher.take_error();
     }
 
     /// Processes a datagram that another core received. `lane` is the client's lane on this core, if there is one.
@@ -281,7 +280,7 @@ impl TrafficSocket {
             visitor,
             to_ip,
             payload,
-            ticket,
+            link,
             client,
         } = packet;
         let now = Instant::now();
@@ -294,7 +293,7 @@ impl TrafficSocket {
             flow.lane.send(&flow, visitor, id, known, &payload, now);
             return;
         }
-        if let (Some(ticket), Some(lane)) = (ticket, lane)
+        if let (Some(link), Some(lane)) = (link, lane)
             && !self.closed.get()
             && lane.is_open()
         {
@@ -307,9 +306,9 @@ impl TrafficSocket {
                 visitor,
                 to_ip,
                 payload: Some(&payload),
-                tried: Vec::new(),
+                tried: Tried::default(),
             };
-            self.open_local(beginning, lane, client, ticket, now);
+            self.open_local(beginning, lane, client, Claim::Link(link), now);
             return;
         }
         // The lane or the flow has ended meanwhile. The core that received the datagram knows by the ticket that is
@@ -319,7 +318,10 @@ impl TrafficSocket {
 
     /// Forgets that the visitor's flow lives on another core.
     fn forget_remote(&self, visitor: SocketAddr) {
-        let flow = self.table.borrow_mut().close_visitor(visitor, self.remote);
+        let flow = self
+            .table
+            .borrow_mut()
+            .close_visitor(visitor, LaneToken::ELSEWHERE);
         drop(flow);
     }
 
@@ -410,19 +412,19 @@ impl TrafficSocket {
             visitor,
             to_ip,
             payload: payload.to_vec(),
-            ticket: link.map(|link| Box::new(link) as Box<dyn Any + Send>),
+            link,
             client: flow.client,
         };
         let handed_over = self
-            .router()
-            .is_some_and(|router| router.forward(flow.core, packet));
+            .routes()
+            .is_some_and(|routes| routes.forward(flow.core, packet));
         if !handed_over {
             self.counters.udp_dropped_handover.increment();
         }
     }
 
-    pub(super) fn router(&self) -> Option<Rc<dyn RouteUdp>> {
-        self.router.borrow().clone()
+    pub(super) fn routes(&self) -> Option<Rc<UdpRoutes>> {
+        self.routes.borrow().clone()
     }
 
     // ---- expiry --------------------------------------------------------------------------------------------------
@@ -441,7 +443,7 @@ impl TrafficSocket {
             for lane in lanes {
                 lane.sweep(now);
             }
-            if self.stopping.get() && self.router().is_none_or(|router| router.let_go()) {
+            if self.stopping.get() && self.routes().is_none_or(|routes| routes.nobody_is_left()) {
                 self.close();
             }
         }
