@@ -357,14 +357,13 @@ pub(crate) struct ClientCore {
 
 /// What the UDP flows of one core share.
 fn udp_flows(context: &ClientContext, shared: &ClientShared) -> Rc<CoreFlows> {
-    let service = Arc::clone(&shared.service);
     let flows_max = udp::flows_max(
         limits::flow_descriptors_max(),
         &limits::ephemeral_ports(),
         context.cluster.cores(),
     );
     CoreFlows::new(
-        Rc::new(move || service.addresses()),
+        &shared.service,
         UdpSettings::from(&shared.config.udp),
         flows_max,
         Arc::clone(&context.counters),

@@ -3,15 +3,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 
-/// The service's addresses now, in the resolver's order; none if its name cannot be resolved.
-pub(crate) type ServiceAddrs = Rc<dyn Fn() -> Arc<Vec<SocketAddr>>>;
+use crate::resolve::Name;
 
 /// The service of one core's flows.
 pub(super) struct Addresses {
-    ask: ServiceAddrs,
+    name: Arc<Name>,
     known: RefCell<Arc<Vec<SocketAddr>>>,
     /// Counts the changes.
     version: Cell<u64>,
@@ -21,10 +19,10 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
-    pub(super) fn new(ask: ServiceAddrs) -> Addresses {
+    pub(super) fn new(name: &Arc<Name>) -> Addresses {
         Addresses {
-            known: RefCell::new(ask()),
-            ask,
+            known: RefCell::new(name.addresses()),
+            name: Arc::clone(name),
             version: Cell::new(0),
             good: Cell::new(None),
         }
@@ -32,7 +30,7 @@ impl Addresses {
 
     /// Looks for a change. The result tells apart what the addresses were and are.
     pub(super) fn version(&self) -> u64 {
-        let now = (self.ask)();
+        let now = self.name.addresses();
         let mut known = self.known.borrow_mut();
         if !Arc::ptr_eq(&known, &now) {
             if *known != now {
@@ -87,19 +85,21 @@ impl Addresses {
 mod tests {
     use super::*;
 
-    fn addresses(list: &[&str]) -> Arc<Vec<SocketAddr>> {
-        Arc::new(
-            list.iter()
-                .map(|text| text.parse().expect("literal"))
-                .collect(),
-        )
+    fn addresses(list: &[&str]) -> Vec<SocketAddr> {
+        let parsed = list.iter().map(|text| text.parse().expect("literal"));
+        parsed.collect()
+    }
+
+    fn name(addresses: &[SocketAddr]) -> Arc<Name> {
+        let name = Name::later("service.test", 53, "a test");
+        name.set(addresses);
+        name
     }
 
     #[test]
     fn the_one_that_answered_comes_first_and_none_twice() {
         let list = addresses(&["[::1]:53", "127.0.0.1:53", "127.0.0.2:53"]);
-        let given = Arc::clone(&list);
-        let service = Addresses::new(Rc::new(move || Arc::clone(&given)));
+        let service = Addresses::new(&name(&list));
         let order = |service: &Addresses| -> Vec<SocketAddr> {
             let mut tried = Vec::new();
             while let Some(next) = service.next(&tried) {
@@ -107,7 +107,7 @@ mod tests {
             }
             tried
         };
-        assert_eq!(order(&service), *list);
+        assert_eq!(order(&service), list);
         assert!(!service.is_sure());
         service.answered(list[1]);
         assert_eq!(order(&service), [list[1], list[0], list[2]]);
@@ -115,20 +115,19 @@ mod tests {
         service.refused(list[0]);
         assert!(service.is_sure(), "another one");
         service.refused(list[1]);
-        assert_eq!(order(&service), *list);
+        assert_eq!(order(&service), list);
     }
 
     #[test]
     fn a_change_is_a_new_version_and_an_equal_answer_is_none() {
-        let now = Rc::new(RefCell::new(addresses(&["127.0.0.1:53"])));
-        let given = Rc::clone(&now);
-        let service = Addresses::new(Rc::new(move || Arc::clone(&given.borrow())));
+        let name = name(&addresses(&["127.0.0.1:53"]));
+        let service = Addresses::new(&name);
         let first = service.version();
-        *now.borrow_mut() = addresses(&["127.0.0.1:53"]);
+        name.set(&addresses(&["127.0.0.1:53"]));
         assert_eq!(service.version(), first);
-        *now.borrow_mut() = addresses(&["127.0.0.2:53"]);
+        name.set(&addresses(&["127.0.0.2:53"]));
         assert_ne!(service.version(), first);
         service.answered("127.0.0.1:53".parse().expect("literal"));
-        assert_eq!(service.next(&[]), now.borrow().first().copied());
+        assert_eq!(service.next(&[]), name.addresses().first().copied());
     }
 }

@@ -14,12 +14,13 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::addresses::{Addresses, ServiceAddrs};
+use super::addresses::Addresses;
 use super::flows::{ClientFlows, Flow};
 use super::pace::{Pace, SLICE};
 use crate::core::counters::CoreCounters;
 use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
 use crate::flow::udp::{FLOWS_PER_CORE_MAX, Rarely, UdpSettings};
+use crate::resolve::Name;
 
 /// A process takes this part of the machine's ports for UDP flows: two clients on one machine then
 /// leave half of them to all others.
@@ -72,15 +73,15 @@ pub(crate) struct CoreFlows {
 }
 
 impl CoreFlows {
-    /// For at most `flows_max` flows to the service at `addresses`.
+    /// For at most `flows_max` flows to `service`.
     pub(crate) fn new(
-        addresses: ServiceAddrs,
+        service: &Arc<Name>,
         settings: UdpSettings,
         flows_max: usize,
         counters: Arc<CoreCounters>,
     ) -> Rc<CoreFlows> {
         Rc::new(CoreFlows {
-            service: Addresses::new(addresses),
+            service: Addresses::new(service),
             lives: RefCell::new(Lives::new(Limits {
                 flows_max,
                 unanswered_timeout: settings.unanswered_timeout,

@@ -254,10 +254,10 @@ fn a_service_that_moves_is_followed_by_its_flows() {
         let lane = world.join(old.local_addr(), LONG);
         lane.echo(&world, &visitor, &old).await;
         // Both are there: who has an answer stays.
-        *lane.service.borrow_mut() = vec![new.local_addr(), old.local_addr()].into();
+        lane.service.set(&[new.local_addr(), old.local_addr()]);
         lane.echo(&world, &visitor, &old).await;
         // The old address is gone.
-        *lane.service.borrow_mut() = vec![new.local_addr()].into();
+        lane.service.set(&[new.local_addr()]);
         lane.carry_until("the flow is dialled anew", || {
             world.visit(&visitor, b"where?");
             lane.counters.udp_flows_redialled.get() == 1

@@ -16,6 +16,7 @@ use crate::flow::udp::FLOWS_PER_CORE_MAX;
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::fake::FakeLane;
 use crate::flow::udp::tests::support::{socket, until};
+use crate::resolve::Name;
 use crate::server::mail::ServerMail;
 use crate::server::registry::{Applicant, ClientPool, LaneMembership};
 use crate::server::udp::{LaneFlows, TrafficSocket, UdpRoutes};
@@ -43,7 +44,7 @@ pub(super) struct Joined {
     pub(super) client: Rc<ClientFlows>,
     pub(super) counters: Arc<CoreCounters>,
     /// Where the service is; may be changed.
-    pub(super) service: Rc<RefCell<Arc<Vec<SocketAddr>>>>,
+    pub(super) service: Arc<Name>,
 }
 
 /// The lanes of clients, by the numbers of those.
@@ -128,17 +129,12 @@ impl World {
         settings: UdpSettings,
         flows_max: usize,
     ) -> Joined {
-        let service = Rc::new(RefCell::new(Arc::new(service.to_vec())));
+        let name = Name::later("service.test", 53, "a test");
+        name.set(service);
         let server_end = FakeLane::new(1_150);
         let client_end = FakeLane::new(1_150);
         let counters = Arc::new(CoreCounters::default());
-        let now = Rc::clone(&service);
-        let core = CoreFlows::new(
-            Rc::new(move || Arc::clone(&now.borrow())),
-            settings,
-            flows_max,
-            Arc::clone(&counters),
-        );
+        let core = CoreFlows::new(&name, settings, flows_max, Arc::clone(&counters));
         let client = ClientFlows::new(Rc::clone(&client_end), &core);
         let server = LaneFlows::new(Rc::clone(&server_end), true, &self.counters);
         let id = format!("client {}", self.lanes.borrow().len());
@@ -158,7 +154,7 @@ impl World {
             membership: Cell::new(Some(membership)),
             client,
             counters,
-            service,
+            service: name,
         }
     }
 
