@@ -27,7 +27,7 @@ use rustc_hash::FxBuildHasher;
 use crate::client::mail::ClientMail;
 use crate::core::counters::CoreCounters;
 use crate::core::mailbox::Mailbox;
-use crate::server::registry::{Applicant, ClientPool, FlowTicket, LaneMembership};
+use crate::server::pool::registry::{Applicant, ClientPool, FlowTicket, LaneMembership};
 use crate::sys::tcp::refuse;
 use crate::sys::{bind, cpu, steering};
 

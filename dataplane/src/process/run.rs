@@ -19,7 +19,7 @@ use crate::core::mailbox::{Mailboxes, Post};
 use crate::core::{Cluster, memory};
 use crate::quic::tickets::TicketKeys;
 use crate::ready::Readiness;
-use crate::server::registry::ClientPool;
+use crate::server::pool::registry::ClientPool;
 use crate::server::{ListenerSockets, ServerShared};
 use crate::sys::cpu::{self, Allowed};
 use crate::sys::{limits, syn_filter};

@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
-use super::registry::FlowTicket;
+use super::pool::registry::FlowTicket;
+use super::tcp::visitor::Visitor;
 use super::udp::ForwardedUdp;
-use super::visitors::Visitor;
 use crate::core::mailbox::{Kind, Mail};
 
 /// One hand-over.

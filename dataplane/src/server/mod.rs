@@ -1,24 +1,10 @@
 //! The server role on one core: its share of every listener.
 
-mod auth;
-mod balance;
-mod blame;
-mod control;
-mod head_start;
-mod lane;
-mod lanes;
-pub(crate) mod listener;
+mod door;
 pub(crate) mod mail;
-mod opening;
-mod presence;
-pub(crate) mod registry;
-mod route;
-mod session;
-#[cfg(test)]
-mod simulation;
+pub(crate) mod pool;
+mod tcp;
 pub(crate) mod udp;
-mod udp_refusals;
-pub(crate) mod visitors;
 
 use std::net::{TcpListener, UdpSocket};
 use std::rc::Rc;
@@ -29,9 +15,9 @@ use qmux_config::{Config, Server};
 
 use crate::flow::role::RoleContext;
 use crate::quic::tickets::{Keeper, TicketKeys};
-use listener::ListenerCore;
+use door::ListenerCore;
 use mail::ServerMail;
-use registry::ClientPool;
+use pool::registry::ClientPool;
 
 /// The core of a server.
 pub(crate) type ServerContext = RoleContext<ServerMail>;

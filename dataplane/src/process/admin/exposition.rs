@@ -19,7 +19,7 @@ use crate::core::counters::CoreCounters;
 use crate::core::{Cluster, memory};
 use crate::process::logging;
 use crate::process::status::Status;
-use crate::server::registry::PoolTotals;
+use crate::server::pool::registry::PoolTotals;
 use crate::sys::process;
 
 /// Before each of our own names.

@@ -18,7 +18,7 @@ use crate::flow::udp::fake::FakeLane;
 use crate::flow::udp::tests::support::{socket, until};
 use crate::resolve::Name;
 use crate::server::mail::ServerMail;
-use crate::server::registry::{Applicant, ClientPool, LaneMembership};
+use crate::server::pool::registry::{Applicant, ClientPool, LaneMembership};
 use crate::server::udp::{LaneFlows, TrafficSocket, UdpRoutes};
 use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
 

@@ -14,9 +14,9 @@ use super::lane::LaneFlows;
 use super::table::{Admission, Flow, LaneToken};
 use super::traffic::{Claim, Link, LinkState, LocalFlow, Place, RemoteFlow, TrafficSocket};
 use crate::flow::udp::lives::Why;
-use crate::server::balance::Tried;
-use crate::server::registry::FlowTicket;
-use crate::server::route::Way;
+use crate::server::pool::balance::Tried;
+use crate::server::pool::registry::FlowTicket;
+use crate::server::pool::route::Way;
 
 /// A flow's first datagram is kept for another client up to this size, that of an Ethernet frame.
 const KEPT_BYTES_MAX: usize = 1_500;

@@ -16,7 +16,7 @@ use crate::flow::udp::UdpSettings;
 use crate::flow::udp::fake::FakeLane;
 use crate::flow::udp::tests::support::{receive, run, socket, until};
 use crate::server::mail::ServerMail;
-use crate::server::registry::{Applicant, ClientPool, LaneMembership};
+use crate::server::pool::registry::{Applicant, ClientPool, LaneMembership};
 use crate::sys::udp::UdpSocket;
 
 const LONG: Duration = Duration::from_secs(300);

@@ -19,7 +19,7 @@ use crate::flow::udp::TurnClock;
 use crate::flow::udp::encode::{self, FlowLane};
 use crate::flow::udp::incoming::Incoming;
 use crate::flow::udp::notices::Notices;
-use crate::server::lanes::CarriesFlows;
+use crate::server::pool::lanes::CarriesFlows;
 
 /// A lane's peer is asked for a sign of life this often while visitors send: an ask costs little, but
 /// not nothing.

@@ -9,11 +9,11 @@ use qmux_proto::Protocol;
 use super::{ForwardedUdp, LaneFlows};
 use crate::core::counters::CoreCounters;
 use crate::core::mailbox::Post;
-use crate::server::balance::Tried;
-use crate::server::lanes::CarriesFlows as _;
 use crate::server::mail::ServerMail;
-use crate::server::registry::ClientPool;
-use crate::server::route::{self, Way};
+use crate::server::pool::balance::Tried;
+use crate::server::pool::lanes::CarriesFlows as _;
+use crate::server::pool::registry::ClientPool;
+use crate::server::pool::route::{self, Way};
 
 /// This core's lane of a client for its next flow.
 type LaneOf = Box<dyn Fn(u64) -> Option<Rc<LaneFlows>>>;

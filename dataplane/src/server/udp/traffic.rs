@@ -30,8 +30,8 @@ use crate::flow::udp::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, Rarely, UdpSettings, WAIT_ERROR_PAUSE,
     with_receive_batch,
 };
-use crate::server::balance::Tried;
-use crate::server::registry::FlowTicket;
+use crate::server::pool::balance::Tried;
+use crate::server::pool::registry::FlowTicket;
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
 
 /// A visitor's datagram on its way to the core that has its flow.

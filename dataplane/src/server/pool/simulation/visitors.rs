@@ -8,19 +8,19 @@ use qmux_config::LoadBalancer;
 use qmux_proto::Protocol;
 
 use super::{CORES, Lane, World};
-use crate::server::balance::CLIENTS_TRIED_MAX;
-use crate::server::balance::Tried;
-use crate::server::registry::FlowTicket;
-use crate::server::route::{self, Way};
+use crate::server::pool::balance::CLIENTS_TRIED_MAX;
+use crate::server::pool::balance::Tried;
+use crate::server::pool::registry::FlowTicket;
+use crate::server::pool::route::{self, Way};
 
 const FLOWS_MAX: usize = 100;
 
 /// Visitors of a time in which nothing else happens: as many as make up for all that others have.
 const SETTLED_ROUNDS: usize = FLOWS_MAX * super::CLIENT_IDS;
 
-pub(super) struct Flow {
-    pub(super) lane: Rc<Lane>,
-    pub(super) ticket: FlowTicket,
+pub(crate) struct Flow {
+    pub(crate) lane: Rc<Lane>,
+    pub(crate) ticket: FlowTicket,
 }
 
 impl Flow {
@@ -40,7 +40,7 @@ impl Drop for Flow {
 }
 
 impl World {
-    pub(super) fn visitor(&mut self) {
+    pub(crate) fn visitor(&mut self) {
         if self.flows.len() >= FLOWS_MAX {
             return;
         }
@@ -232,7 +232,7 @@ impl World {
         assert!(!better, "a silent lane was used although another answers");
     }
 
-    pub(super) fn end_a_flow(&mut self) {
+    pub(crate) fn end_a_flow(&mut self) {
         if !self.flows.is_empty() {
             let index = self.random.below(self.flows.len());
             self.flows.swap_remove(index);
@@ -240,7 +240,7 @@ impl World {
     }
 
     /// While nothing else happens, every client that serves gets its share.
-    pub(super) fn settled_choices(&mut self) {
+    pub(crate) fn settled_choices(&mut self) {
         // Newcomers have caught up by then.
         let now = self.now + Duration::from_secs(60);
         let serving = self.candidates(Protocol::Tcp, &Tried::default(), now);

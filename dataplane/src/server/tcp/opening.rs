@@ -49,7 +49,7 @@ const UNHEARD_MAX: Duration = Duration::from_millis(1_500);
 
 /// After a silence was noticed, what has come meanwhile is read first: this process may have stood
 /// still, and its timers fire before it reads.
-pub(super) const READ_FIRST: Duration = Duration::from_millis(100);
+pub(crate) const READ_FIRST: Duration = Duration::from_millis(100);
 
 /// A buffer of which less than one part in so many is used is not kept as it is, but copied out.
 const KEPT_WHOLE_ABOVE: usize = 2;
@@ -58,10 +58,10 @@ const _: () = assert!(SENT_BYTES_MAX * KEPT_WHOLE_ABOVE <= HELD_BYTES_MAX);
 
 /// Memory that the beginnings of flows hold.
 #[derive(Debug, Default)]
-pub(super) struct Held(Cell<usize>);
+pub(crate) struct Held(Cell<usize>);
 
 /// What a visitor has sent so far, from its first byte on.
-pub(super) struct Sent {
+pub(crate) struct Sent {
     pieces: Vec<StreamBuf>,
     bytes: usize,
     held_bytes: usize,
@@ -73,7 +73,7 @@ pub(super) struct Sent {
 
 impl Sent {
     /// What was read from the visitor before, by another core. It is there already, so it may be above the bound.
-    pub(super) fn new(held: &Rc<Held>, bytes: &[u8], ended: bool) -> Sent {
+    pub(crate) fn new(held: &Rc<Held>, bytes: &[u8], ended: bool) -> Sent {
         let mut sent = Sent {
             pieces: Vec::new(),
             bytes: 0,
@@ -89,7 +89,7 @@ impl Sent {
     }
 
     /// In one piece, for another core.
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let pieces: Vec<&[u8]> = self.pieces.iter().map(AsRef::as_ref).collect();
         pieces.concat()
     }
@@ -100,7 +100,7 @@ impl Sent {
     }
 
     /// Whether the visitor has sent a FIN.
-    pub(super) fn ended(&self) -> bool {
+    pub(crate) fn ended(&self) -> bool {
         self.ended
     }
 
@@ -133,7 +133,7 @@ impl Drop for Sent {
 }
 
 /// How the first part of a flow ended.
-pub(super) enum Opened {
+pub(crate) enum Opened {
     /// The flow goes on as any other.
     Flow(Begun),
     /// The client refused it, and its service has seen nothing of it; or the lane ended before there was anything to see.
@@ -145,23 +145,23 @@ pub(super) enum Opened {
 }
 
 /// A flow that has just begun.
-pub(super) struct Opening<'a> {
+pub(crate) struct Opening<'a> {
     /// The visitor's.
-    pub(super) socket: &'a TcpSocket,
+    pub(crate) socket: &'a TcpSocket,
     /// The lane that carries the flow.
-    pub(super) lane: &'a Lane,
+    pub(crate) lane: &'a Lane,
     /// The flow's stream.
-    pub(super) stream: u64,
+    pub(crate) stream: u64,
     /// What waits for it.
-    pub(super) waiters: &'a Rc<StreamWaiters>,
+    pub(crate) waiters: &'a Rc<StreamWaiters>,
     /// When it began on this lane.
-    pub(super) began: Instant,
+    pub(crate) began: Instant,
     /// Whether there is a lane or a client that answers, now that this one does not.
-    pub(super) better: &'a dyn Fn() -> bool,
+    pub(crate) better: &'a dyn Fn() -> bool,
     /// Its place among the core's flows.
-    pub(super) watch: &'a FlowWatch,
+    pub(crate) watch: &'a FlowWatch,
     /// The core's counters.
-    pub(super) counters: &'a CoreCounters,
+    pub(crate) counters: &'a CoreCounters,
 }
 
 /// What a flow waits for besides the answer.
@@ -186,7 +186,7 @@ struct Ready {
 impl Opening<'_> {
     /// Sends what is left of the Open header and what the visitor has sent, and passes on what it goes on to send, until
     /// the service answers.
-    pub(super) async fn run(&self, header: Option<StreamBuf>, sent: &mut Sent) -> Opened {
+    pub(crate) async fn run(&self, header: Option<StreamBuf>, sent: &mut Sent) -> Opened {
         let mut begun = Begun {
             bytes_in: sent.bytes as u64,
             unsent: header

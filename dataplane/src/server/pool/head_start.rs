@@ -12,14 +12,14 @@ const LASTS: Duration = Duration::from_secs(10);
 
 /// Load that a client is taken to have in addition to its flows.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct HeadStart {
+pub(crate) struct HeadStart {
     since: Duration,
     flows: usize,
 }
 
 impl HeadStart {
     /// Of a client that comes at `now`, beside others with these flows.
-    pub(super) fn beside(others: impl Iterator<Item = usize>, now: Duration) -> HeadStart {
+    pub(crate) fn beside(others: impl Iterator<Item = usize>, now: Duration) -> HeadStart {
         let (count, sum) = others.fold((0, 0), |(count, sum), flows| (count + 1, sum + flows));
         HeadStart {
             since: now,
@@ -28,7 +28,7 @@ impl HeadStart {
     }
 
     /// What is left of it.
-    pub(super) fn flows(self, now: Duration) -> usize {
+    pub(crate) fn flows(self, now: Duration) -> usize {
         let left = LASTS.saturating_sub(now.saturating_sub(self.since));
         if left.is_zero() || self.flows == 0 {
             return 0;

@@ -32,16 +32,16 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// The blame of one client.
 #[derive(Debug, Default)]
-pub(super) struct Blame(AtomicU64);
+pub(crate) struct Blame(AtomicU64);
 
 impl Blame {
     /// The service has ended a flow before it had said a byte.
-    pub(super) fn ended_early(&self, at: Duration) {
+    pub(crate) fn ended_early(&self, at: Duration) {
         self.change(at, |score| score + (1.0 - score) * WEIGHT);
     }
 
     /// The service has answered.
-    pub(super) fn answered(&self, at: Duration) {
+    pub(crate) fn answered(&self, at: Duration) {
         // Mostly: then nothing is written that other cores read.
         if self.0.load(Ordering::Relaxed) != 0 {
             self.change(at, |score| score - score * WEIGHT);
@@ -49,12 +49,12 @@ impl Blame {
     }
 
     /// It is known better now: the service has come back.
-    pub(super) fn forgive(&self) {
+    pub(crate) fn forgive(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 
     /// Whether others come first.
-    pub(super) fn is_failing(&self, at: Duration) -> bool {
+    pub(crate) fn is_failing(&self, at: Duration) -> bool {
         let packed = self.0.load(Ordering::Relaxed);
         packed != 0 && score(packed, ticks(at)) > FAILING_ABOVE
     }

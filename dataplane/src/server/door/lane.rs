@@ -10,40 +10,40 @@ use qmux_config::ServerAuth;
 use qmux_proto::LaneError;
 use tracing::field::DisplayValue;
 
-use super::lanes::CarriesFlows;
-use super::listener::ListenerCore;
-use super::opening::READ_FIRST;
+use super::ListenerCore;
 use super::presence;
-use super::registry::LaneMembership;
-use super::udp::LaneFlows;
 use crate::core::event::Event;
 use crate::core::task::spawn_or;
 use crate::quic::end::LaneEnd;
 use crate::quic::explain;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
+use crate::server::pool::lanes::CarriesFlows;
+use crate::server::pool::registry::LaneMembership;
+use crate::server::tcp::opening::READ_FIRST;
+use crate::server::udp::LaneFlows;
 
 /// One lane of one client.
-pub(super) struct ServerLane {
-    pub(super) lane: Rc<Lane>,
-    pub(super) listener: Weak<ListenerCore>,
+pub(crate) struct ServerLane {
+    pub(crate) lane: Rc<Lane>,
+    pub(crate) listener: Weak<ListenerCore>,
     /// Set by a successful registration.
-    pub(super) membership: OnceCell<LaneMembership>,
+    pub(crate) membership: OnceCell<LaneMembership>,
     /// The lane's UDP flows, if the listener takes UDP.
-    pub(super) udp: Option<Rc<LaneFlows>>,
+    pub(crate) udp: Option<Rc<LaneFlows>>,
     /// TCP flows on this lane: one [`LaneUse`] each.
     tcp_flows: Cell<usize>,
     /// When the peer was last heard on the control stream.
-    pub(super) last_heard: Cell<Instant>,
+    pub(crate) last_heard: Cell<Instant>,
     control_started: Cell<bool>,
     /// Wakes the lane's session: there was an alarm.
-    pub(super) wake: Event,
+    pub(crate) wake: Event,
     alarmed: Cell<bool>,
     /// It was refused, and stays until its client has read why.
-    pub(super) lingers: Cell<bool>,
+    pub(crate) lingers: Cell<bool>,
 }
 
 impl ServerLane {
-    pub(super) fn new(
+    pub(crate) fn new(
         lane: Rc<Lane>,
         listener: Weak<ListenerCore>,
         udp: Option<Rc<LaneFlows>>,
@@ -63,25 +63,25 @@ impl ServerLane {
     }
 
     /// The client may be gone: have it asked.
-    pub(super) fn alarm(&self) {
+    pub(crate) fn alarm(&self) {
         self.alarmed.set(true);
         self.wake.set();
     }
 
     /// True once after each alarm.
-    pub(super) fn take_alarm(&self) -> bool {
+    pub(crate) fn take_alarm(&self) -> bool {
         self.alarmed.take()
     }
 
     /// Whether it belongs to the client with this number.
-    pub(super) fn is_of(&self, client: u64) -> bool {
+    pub(crate) fn is_of(&self, client: u64) -> bool {
         self.membership
             .get()
             .is_some_and(|membership| membership.client().number == client)
     }
 
     /// Who the client is, for logs.
-    pub(super) fn client_id(&self) -> &str {
+    pub(crate) fn client_id(&self) -> &str {
         self.membership
             .get()
             .map_or("(not registered)", |membership| {
@@ -105,10 +105,10 @@ impl CarriesFlows for ServerLane {
 }
 
 /// A TCP flow's claim on its lane: counts it until dropped.
-pub(super) struct LaneUse(Rc<ServerLane>);
+pub(crate) struct LaneUse(Rc<ServerLane>);
 
 impl LaneUse {
-    pub(super) fn new(lane: &Rc<ServerLane>) -> LaneUse {
+    pub(crate) fn new(lane: &Rc<ServerLane>) -> LaneUse {
         lane.tcp_flows.set(lane.tcp_flows.get() + 1);
         LaneUse(Rc::clone(lane))
     }
@@ -129,7 +129,7 @@ impl Drop for LaneUse {
 }
 
 /// Where the lane's peer is, as a field of a log line: without one it is not printed.
-pub(super) fn address(lane: &Lane) -> Option<DisplayValue<SocketAddr>> {
+pub(crate) fn address(lane: &Lane) -> Option<DisplayValue<SocketAddr>> {
     lane.peer_addr().map(tracing::field::display)
 }
 
@@ -147,7 +147,7 @@ fn close_if_still_silent(lane: Rc<ServerLane>) {
 }
 
 /// Handler of the lane's events; holds the lane's state until it has ended.
-pub(super) struct ServerLaneEvents(pub(super) Rc<ServerLane>);
+pub(crate) struct ServerLaneEvents(pub(crate) Rc<ServerLane>);
 
 impl LaneEvents for ServerLaneEvents {
     fn stream_opened(&self, lane: &Rc<Lane>, stream: u64) {
@@ -159,7 +159,7 @@ impl LaneEvents for ServerLaneEvents {
             );
         } else if !this.control_started.replace(true) {
             let lane = Rc::clone(lane);
-            spawn_or(super::control::run(Rc::clone(this)), move || {
+            spawn_or(super::register::run(Rc::clone(this)), move || {
                 lane.panicked();
             });
         }

@@ -14,14 +14,14 @@ const COUNTS: Duration = Duration::from_secs(10);
 
 /// The refusals of one client.
 #[derive(Debug)]
-pub(super) struct UdpRefusals {
+pub(crate) struct UdpRefusals {
     epoch: Instant,
     /// When the last one counts no more, in milliseconds since then; 0: there was none.
     over_at_ms: AtomicU64,
 }
 
 impl UdpRefusals {
-    pub(super) fn new(now: Instant) -> UdpRefusals {
+    pub(crate) fn new(now: Instant) -> UdpRefusals {
         UdpRefusals {
             epoch: now,
             over_at_ms: AtomicU64::new(0),
@@ -29,13 +29,13 @@ impl UdpRefusals {
     }
 
     /// The client could not serve a visitor.
-    pub(super) fn refused(&self, now: Instant) {
+    pub(crate) fn refused(&self, now: Instant) {
         let over_at_ms = self.millis(now + COUNTS);
         self.over_at_ms.store(over_at_ms, Ordering::Relaxed);
     }
 
     /// Whether that was a short while ago.
-    pub(super) fn count(&self, now: Instant) -> bool {
+    pub(crate) fn count(&self, now: Instant) -> bool {
         self.millis(now) < self.over_at_ms.load(Ordering::Relaxed)
     }
 

@@ -7,18 +7,18 @@ use std::time::{Instant, SystemTime};
 
 use qmux_proto::{FlowError, OpenHeader, Protocol};
 
-use super::balance::Tried;
-use super::lane::{LaneUse, ServerLane};
-use super::listener::ListenerCore;
-use super::mail::ServerMail;
 use super::opening::{Opened, Opening, Sent};
-use super::registry::FlowTicket;
-use super::route::{self, Way};
 use crate::buffer::StreamBuf;
 use crate::core::task::spawn_or;
 use crate::core::{FlowCount, OneFlow, memory};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
+use crate::server::door::ListenerCore;
+use crate::server::door::lane::{LaneUse, ServerLane};
+use crate::server::mail::ServerMail;
+use crate::server::pool::balance::Tried;
+use crate::server::pool::registry::FlowTicket;
+use crate::server::pool::route::{self, Way};
 use crate::sys::limits;
 use crate::sys::tcp::{TcpSocket, refuse};
 
@@ -73,7 +73,7 @@ fn judge_end(ended: tcp::Ended, ticket: &FlowTicket) {
 
 impl ListenerCore {
     /// A visitor was accepted.
-    pub(super) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
+    pub(crate) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
         self.counters().visitors_accepted.increment();
         if memory::refuses_newcomers() {
             self.counters().visitors_refused_memory.increment();
@@ -112,7 +112,7 @@ impl ListenerCore {
     }
 
     /// Another core has chosen a client that has a lane here.
-    pub(super) fn visitor_from_other_core(
+    pub(crate) fn visitor_from_other_core(
         self: &Rc<Self>,
         stream: TcpStream,
         visitor: Box<Visitor>,

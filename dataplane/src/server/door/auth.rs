@@ -8,13 +8,13 @@ use std::time::Instant;
 use qmux_config::Secret;
 use qmux_proto::control::{AuthChallenge, Message};
 
+use super::ListenerCore;
 use super::lane::{ServerLane, address};
-use super::listener::ListenerCore;
 use crate::quic::control::ControlEvent;
 use crate::quic::{tls, token};
 
 /// Why a client is not let in.
-pub(super) enum Unauthentic {
+pub(crate) enum Unauthentic {
     /// It must be told so.
     Refused,
     /// It has gone by itself.
@@ -23,7 +23,7 @@ pub(super) enum Unauthentic {
 
 /// The handshake has authenticated the client, now or, for a resumed session, some time ago: then its certificate is
 /// checked again, which may have expired since.
-pub(super) fn by_certificate(
+pub(crate) fn by_certificate(
     this: &Rc<ServerLane>,
     listener: &Rc<ListenerCore>,
 ) -> Result<(), Unauthentic> {
@@ -47,7 +47,7 @@ pub(super) fn by_certificate(
 }
 
 /// The client must prove that it knows the token, on every lane, resumed or not: the proof is bound to this session.
-pub(super) fn by_token(
+pub(crate) fn by_token(
     this: &Rc<ServerLane>,
     listener: &Rc<ListenerCore>,
     token: &Secret,

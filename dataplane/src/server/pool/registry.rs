@@ -644,7 +644,7 @@ impl ClientPool {
 
     /// The clients now.
     #[cfg(test)]
-    pub(super) fn clients(&self) -> Arc<Vec<Arc<ClientEntry>>> {
+    pub(crate) fn clients(&self) -> Arc<Vec<Arc<ClientEntry>>> {
         self.clients.load_full()
     }
 }

@@ -10,7 +10,7 @@ use rustc_hash::FxBuildHasher;
 use super::balance::choose;
 
 /// What the choice of a lane depends on.
-pub(super) trait CarriesFlows {
+pub(crate) trait CarriesFlows {
     /// False once it has begun to end.
     fn is_open(&self) -> bool;
     /// True while its client leaves unanswered what was sent on it.
@@ -21,7 +21,7 @@ pub(super) trait CarriesFlows {
 
 /// Lanes by the number of their client.
 #[derive(Debug)]
-pub(super) struct LaneTable<L> {
+pub(crate) struct LaneTable<L> {
     balancer: LoadBalancer,
     // Numbers are counted up by ourselves: a fast hash is safe.
     clients: HashMap<u64, Lanes<L>, FxBuildHasher>,
@@ -34,7 +34,7 @@ struct Lanes<L> {
 }
 
 impl<L: CarriesFlows> LaneTable<L> {
-    pub(super) fn new(balancer: LoadBalancer) -> LaneTable<L> {
+    pub(crate) fn new(balancer: LoadBalancer) -> LaneTable<L> {
         LaneTable {
             balancer,
             clients: HashMap::default(),
@@ -42,7 +42,7 @@ impl<L: CarriesFlows> LaneTable<L> {
     }
 
     /// The lane takes new flows from now on.
-    pub(super) fn add(&mut self, client: u64, lane: Rc<L>) {
+    pub(crate) fn add(&mut self, client: u64, lane: Rc<L>) {
         self.clients
             .entry(client)
             .or_insert_with(|| Lanes {
@@ -54,7 +54,7 @@ impl<L: CarriesFlows> LaneTable<L> {
     }
 
     /// The lane takes no more.
-    pub(super) fn remove(&mut self, client: u64, lane: &Rc<L>) {
+    pub(crate) fn remove(&mut self, client: u64, lane: &Rc<L>) {
         if let Some(of_client) = self.clients.get_mut(&client) {
             of_client.lanes.retain(|other| !Rc::ptr_eq(other, lane));
             if of_client.lanes.is_empty() {
@@ -64,7 +64,7 @@ impl<L: CarriesFlows> LaneTable<L> {
     }
 
     /// The client's lane for its next flow here, chosen by the same rule as the client was.
-    pub(super) fn pick(&self, client: u64) -> Option<Rc<L>> {
+    pub(crate) fn pick(&self, client: u64) -> Option<Rc<L>> {
         let of_client = self.clients.get(&client)?;
         let turn = of_client.turn.get();
         of_client.turn.set(turn.wrapping_add(1));
@@ -80,7 +80,7 @@ impl<L: CarriesFlows> LaneTable<L> {
 
     /// True if no client has a lane here that takes flows.
     #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.clients.is_empty()
     }
 }

@@ -10,14 +10,14 @@ use qmux_proto::control::{
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
+use super::ListenerCore;
 use super::auth::{self, Unauthentic};
 use super::lane::{ServerLane, address};
-use super::listener::ListenerCore;
 use super::presence;
-use super::registry::{Duplicate, Joined};
 use super::session::Session;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::token;
+use crate::server::pool::registry::{Duplicate, Joined};
 
 /// A client that has completed the handshake must register within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ const REFUSED_LANES_MAX: usize = 64;
 const LANES_OF_CLIENT_MAX: usize = 2 * LANES_MAX as usize;
 
 /// Runs until the lane ends.
-pub(super) async fn run(this: Rc<ServerLane>) {
+pub(crate) async fn run(this: Rc<ServerLane>) {
     let mut reader = ControlReader::new(Rc::clone(&this.lane));
     let Some(listener) = this.listener.upgrade() else {
         return;

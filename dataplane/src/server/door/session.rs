@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use qmux_proto::LaneError;
 use qmux_proto::control::{GoAway, GoAwayReason, Heartbeat, Message, NoMoreFlows, ServiceHealth};
 
+use super::ListenerCore;
 use super::lane::{ServerLane, address};
-use super::listener::ListenerCore;
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::vigil::{Duty, Vigil};
@@ -25,7 +25,7 @@ use crate::quic::vigil::{Duty, Vigil};
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// One registered lane.
-pub(super) struct Session<'a> {
+pub(crate) struct Session<'a> {
     this: &'a Rc<ServerLane>,
     listener: &'a Rc<ListenerCore>,
     reader: &'a mut ControlReader,
@@ -39,7 +39,7 @@ pub(super) struct Session<'a> {
 
 impl Session<'_> {
     /// Begins the life of a lane that was registered just now.
-    pub(super) fn begin<'a>(
+    pub(crate) fn begin<'a>(
         this: &'a Rc<ServerLane>,
         listener: &'a Rc<ListenerCore>,
         reader: &'a mut ControlReader,
@@ -58,7 +58,7 @@ impl Session<'_> {
     }
 
     /// Serves until the lane ends.
-    pub(super) async fn serve(mut self) {
+    pub(crate) async fn serve(mut self) {
         self.claim_probing();
         loop {
             let health_timeout = self.listener.server().health_timeout;

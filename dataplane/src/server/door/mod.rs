@@ -1,5 +1,11 @@
 //! One listener on one core: its sockets, its lanes, and the way of a visitor to a lane.
 
+mod auth;
+pub(crate) mod lane;
+mod presence;
+mod register;
+mod session;
+
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::io;
@@ -13,13 +19,6 @@ use qmux_proto::LaneError;
 use qmux_proto::control::{GoAway, GoAwayReason, Message, Register};
 use rustc_hash::FxBuildHasher;
 
-use super::lane::{ServerLane, ServerLaneEvents};
-use super::lanes::LaneTable;
-use super::mail::ServerMail;
-use super::opening::Held;
-use super::registry::{Applicant, ClientPool, Duplicate, Joined, LaneMembership};
-use super::udp::{ForwardedUdp, LaneFlows, TrafficSocket, UdpRoutes};
-use super::{ListenerSockets, ServerContext, ServerShared};
 use crate::core::AcceptorCount;
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
@@ -30,8 +29,15 @@ use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::quic::lane::Lane;
 use crate::quic::reset::ResetKey;
 use crate::quic::{settings, tls};
+use crate::server::mail::ServerMail;
+use crate::server::pool::lanes::LaneTable;
+use crate::server::pool::registry::{Applicant, ClientPool, Duplicate, Joined, LaneMembership};
+use crate::server::tcp::opening::Held;
+use crate::server::udp::{ForwardedUdp, LaneFlows, TrafficSocket, UdpRoutes};
+use crate::server::{ListenerSockets, ServerContext, ServerShared};
 use crate::sys::tcp::Acceptor;
 use crate::sys::udp::{Purpose, UdpSocket};
+use lane::{ServerLane, ServerLaneEvents};
 
 /// Visitors accepted before the other tasks of the core get a turn.
 const ACCEPTS_PER_TURN: usize = 32;
@@ -88,7 +94,7 @@ pub(crate) struct ListenerCore {
 }
 
 impl ListenerCore {
-    pub(super) fn start(
+    pub(crate) fn start(
         index: usize,
         context: &Rc<ServerContext>,
         shared: &Arc<ServerShared>,
@@ -176,40 +182,40 @@ impl ListenerCore {
         self.traffic.get()?.upgrade()
     }
 
-    pub(super) fn server(&self) -> &Server {
+    pub(crate) fn server(&self) -> &Server {
         // The role only starts with a `[server]` section (`ListenerCore::start` checks it).
         self.shared
             .server()
             .unwrap_or_else(|| unreachable!("a listener without [server]"))
     }
 
-    pub(super) fn counters(&self) -> &CoreCounters {
+    pub(crate) fn counters(&self) -> &CoreCounters {
         &self.context.counters
     }
 
-    pub(super) fn keep_alive_period(&self) -> Duration {
+    pub(crate) fn keep_alive_period(&self) -> Duration {
         self.shared.config.quic.keep_alive_period
     }
 
-    pub(super) fn context(&self) -> &Rc<ServerContext> {
+    pub(crate) fn context(&self) -> &Rc<ServerContext> {
         &self.context
     }
 
-    pub(super) fn endpoint(&self) -> &Rc<Endpoint> {
+    pub(crate) fn endpoint(&self) -> &Rc<Endpoint> {
         &self.endpoint
     }
 
-    pub(super) fn core(&self) -> usize {
+    pub(crate) fn core(&self) -> usize {
         self.context.index
     }
 
-    pub(super) fn cores(&self) -> usize {
+    pub(crate) fn cores(&self) -> usize {
         self.context.cluster.cores()
     }
 
     /// The id by which clients tell this listener of this process from others: those that reach the
     /// same one by several addresses need the lanes of one only.
-    pub(super) fn server_instance_id(&self) -> [u8; 16] {
+    pub(crate) fn server_instance_id(&self) -> [u8; 16] {
         let mut id = self.shared.instance_id;
         for (byte, of_index) in id.iter_mut().zip(self.index.to_be_bytes()) {
             *byte ^= of_index;
@@ -217,33 +223,33 @@ impl ListenerCore {
         id
     }
 
-    pub(super) fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.context.draining.get()
     }
 
-    pub(super) fn index(&self) -> usize {
+    pub(crate) fn index(&self) -> usize {
         self.index
     }
 
-    pub(super) fn pool(&self) -> &ClientPool {
+    pub(crate) fn pool(&self) -> &ClientPool {
         &self.pool
     }
 
-    pub(super) fn traffic_addr(&self) -> SocketAddr {
+    pub(crate) fn traffic_addr(&self) -> SocketAddr {
         self.traffic_addr
     }
 
     /// How long a visitor may take nothing of what waits for it.
-    pub(super) fn stall_timeout(&self) -> Duration {
+    pub(crate) fn stall_timeout(&self) -> Duration {
         self.stall_timeout
     }
 
     /// Memory that the beginnings of flows hold.
-    pub(super) fn held(&self) -> &Rc<Held> {
+    pub(crate) fn held(&self) -> &Rc<Held> {
         &self.held
     }
 
-    pub(super) fn next_flow_id(&self) -> u64 {
+    pub(crate) fn next_flow_id(&self) -> u64 {
         let id = self.next_flow.get();
         self.next_flow.set(id + 1);
         id
@@ -251,7 +257,7 @@ impl ListenerCore {
 
     // ---- lanes ---------------------------------------------------------------------------------------------------
 
-    pub(super) fn join(
+    pub(crate) fn join(
         &self,
         request: &Register,
         address: Option<SocketAddr>,
@@ -265,13 +271,13 @@ impl ListenerCore {
     }
 
     /// Lanes on all cores that the client which wants one more has already.
-    pub(super) fn lanes_of(&self, request: &Register) -> usize {
+    pub(crate) fn lanes_of(&self, request: &Register) -> usize {
         self.pool.lanes_of(&request.client_id, request.instance_id)
     }
 
     /// A refused lane stays until its client has read why, unless `most` do already. False if it
     /// must go.
-    pub(super) fn let_linger(&self, lane: &ServerLane, most: usize) -> bool {
+    pub(crate) fn let_linger(&self, lane: &ServerLane, most: usize) -> bool {
         let lingering = self.lingering.get();
         let may = lingering < most;
         if may && !lane.lingers.replace(true) {
@@ -280,7 +286,7 @@ impl ListenerCore {
         may
     }
 
-    pub(super) fn lane_registered(&self, lane: &Rc<ServerLane>) {
+    pub(crate) fn lane_registered(&self, lane: &Rc<ServerLane>) {
         if let Some(membership) = lane.membership.get() {
             self.lanes
                 .borrow_mut()
@@ -292,7 +298,7 @@ impl ListenerCore {
     }
 
     /// The lane carries on with the flows that it has.
-    pub(super) fn lane_takes_no_more(&self, lane: &Rc<ServerLane>) {
+    pub(crate) fn lane_takes_no_more(&self, lane: &Rc<ServerLane>) {
         let Some(membership) = lane.membership.get() else {
             return;
         };
@@ -303,7 +309,7 @@ impl ListenerCore {
     }
 
     /// True if that was the last lane of a client.
-    pub(super) fn lane_ended(&self, lane: &Rc<ServerLane>) -> bool {
+    pub(crate) fn lane_ended(&self, lane: &Rc<ServerLane>) -> bool {
         self.lane_takes_no_more(lane);
         let membership = lane.membership.get();
         let last = membership.is_some_and(LaneMembership::lane_ended);
@@ -323,7 +329,7 @@ impl ListenerCore {
 
     /// The lanes of a client that was replaced get no new flow. While it answers it is told so, and
     /// what it carries goes on; it may as well be dead, which is found out at once.
-    pub(super) fn evict(&self, client: u64) {
+    pub(crate) fn evict(&self, client: u64) {
         let away = GoAway {
             reason: GoAwayReason::Replaced,
             drain_timeout_ms: 0,
@@ -341,7 +347,7 @@ impl ListenerCore {
     }
 
     /// Closes a lane of a client that was replaced and does not answer.
-    pub(super) fn close_replaced(&self, lane: &Rc<ServerLane>) {
+    pub(crate) fn close_replaced(&self, lane: &Rc<ServerLane>) {
         self.counters().lanes_replaced.increment();
         lane.lane.close(
             LaneError::Replaced,
@@ -350,7 +356,7 @@ impl ListenerCore {
     }
 
     /// The same as [`ListenerCore::evict`] on all cores.
-    pub(super) fn evict_everywhere(&self, client: u64) {
+    pub(crate) fn evict_everywhere(&self, client: u64) {
         self.evict(client);
         for core in 0..self.cores() {
             let mail = ServerMail::Evict {
@@ -372,7 +378,7 @@ impl ListenerCore {
     }
 
     /// `lane` is not answered: it asks on, and so do the client's other lanes, on every core.
-    pub(super) fn client_may_be_gone(&self, lane: &Rc<ServerLane>, now: Instant) {
+    pub(crate) fn client_may_be_gone(&self, lane: &Rc<ServerLane>, now: Instant) {
         lane.alarm();
         let Some(membership) = lane.membership.get() else {
             return;
@@ -399,14 +405,14 @@ impl ListenerCore {
     }
 
     /// This core's lanes of the client ask it.
-    pub(super) fn alarm(&self, client: u64) {
+    pub(crate) fn alarm(&self, client: u64) {
         for lane in self.registered_lanes(client) {
             lane.alarm();
         }
     }
 
     /// This core's lane of `client` for its next flow.
-    pub(super) fn local_lane(&self, client: u64) -> Option<Rc<ServerLane>> {
+    pub(crate) fn local_lane(&self, client: u64) -> Option<Rc<ServerLane>> {
         self.lanes.borrow().pick(client)
     }
 
@@ -506,7 +512,7 @@ impl ListenerCore {
     // ---- the end -------------------------------------------------------------------------------------------------
 
     /// Takes no new visitors. The clients are told when those are in that had begun to come.
-    pub(super) fn drain(&self, timeout: Duration) {
+    pub(crate) fn drain(&self, timeout: Duration) {
         self.drain_timeout.set(timeout);
         self.stop_accepting.set();
         if let Some(traffic) = self.traffic() {
@@ -528,12 +534,12 @@ impl ListenerCore {
         }
     }
 
-    pub(super) fn has_delivered(&self, now: Instant) -> bool {
+    pub(crate) fn has_delivered(&self, now: Instant) -> bool {
         let lanes = self.endpoint.lanes();
         lanes.iter().filter(|lane| !lane.has_delivered(now)).count() == 0
     }
 
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         if let Some(traffic) = self.traffic() {
             traffic.close();
         }
@@ -543,7 +549,7 @@ impl ListenerCore {
         self.endpoint.stop_when_empty();
     }
 
-    pub(super) fn datagram_from_other_core(&self, packet: ForwardedUdp) {
+    pub(crate) fn datagram_from_other_core(&self, packet: ForwardedUdp) {
         if let Some(traffic) = self.traffic() {
             let lane = self
                 .local_lane(packet.client)

@@ -11,7 +11,7 @@ use super::registry::{ClientPool, FlowTicket};
 
 /// Where a flow goes.
 #[derive(Debug)]
-pub(super) enum Way<B> {
+pub(crate) enum Way<B> {
     /// Through a lane of this core, on which it has begun.
     Here(B, FlowTicket),
     /// Through a lane of this other core.
@@ -22,7 +22,7 @@ pub(super) enum Way<B> {
 /// core that `pick_lane` gives for it, if `begin` succeeds on that, or else one of another core. A
 /// lane whose peer leaves everything unanswered is taken only if the client has no other. `None` if
 /// there is no such client.
-pub(super) fn find<L: CarriesFlows, B>(
+pub(crate) fn find<L: CarriesFlows, B>(
     pool: &ClientPool,
     protocol: Protocol,
     core: usize,

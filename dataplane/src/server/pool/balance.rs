@@ -10,7 +10,7 @@ pub(crate) const CLIENTS_TRIED_MAX: usize = 3;
 /// least-connections with ties that rotate.
 ///
 /// Loads may change meanwhile, by other cores: then one is chosen that was among the least when first looked at.
-pub(super) fn choose<T: Copy, L: Ord>(
+pub(crate) fn choose<T: Copy, L: Ord>(
     items: impl Iterator<Item = T> + Clone,
     turn: usize,
     load: impl Fn(T) -> Option<L>,

@@ -1,0 +1,4 @@
+//! TCP on the server: a visitor's way to a client, and its flow until the service answers.
+
+pub(crate) mod opening;
+pub(crate) mod visitor;
