@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
+use super::ids::{DoorId, EntranceId};
 use super::pool::registry::FlowTicket;
 use super::tcp::visitor::Visitor;
 use super::udp::ForwardedUdp;
@@ -12,8 +13,8 @@ use crate::core::mailbox::{Kind, Mail};
 pub(crate) enum ServerMail {
     /// A visitor whose client has no lane on the core that accepted it.
     Visitor {
-        /// Which listener accepted it.
-        listener: usize,
+        /// Where it came in.
+        entrance: EntranceId,
         /// The accepted socket.
         stream: TcpStream,
         /// Who it is, and what is known of it.
@@ -23,15 +24,15 @@ pub(crate) enum ServerMail {
     },
     /// A datagram of a visitor whose flow lives on the receiving core.
     Datagram {
-        /// Which listener received it.
-        listener: usize,
+        /// Where it came in.
+        entrance: EntranceId,
         /// The datagram.
         packet: ForwardedUdp,
     },
     /// A QUIC packet for a lane of the receiving core.
     Packet {
-        /// Which listener received it.
-        listener: usize,
+        /// Whose socket received it.
+        door: DoorId,
         /// The packet.
         data: Vec<u8>,
         /// Who sent it.
@@ -42,16 +43,16 @@ pub(crate) enum ServerMail {
     /// A client was replaced by a newer instance: its lanes take no new flow, and are closed if
     /// they do not answer.
     Evict {
-        /// The listener that it was registered with.
-        listener: usize,
-        /// Its number in the listener's pool.
+        /// The door that it was registered at.
+        door: DoorId,
+        /// Its number in the pool.
         client: u64,
     },
     /// A lane of this client is not answered: have its other lanes ask.
     ClientMayBeGone {
-        /// The listener that it is registered with.
-        listener: usize,
-        /// Its number in the listener's pool.
+        /// The door that it is registered at.
+        door: DoorId,
+        /// Its number in the pool.
         client: u64,
     },
 }

@@ -17,6 +17,7 @@ use crate::flow::udp::UdpSettings;
 use crate::flow::udp::fake::FakeLane;
 use crate::flow::udp::tests::support::{socket, until};
 use crate::resolve::Name;
+use crate::server::ids::EntranceId;
 use crate::server::mail::ServerMail;
 use crate::server::pool::registry::{Applicant, ClientPool, LaneMembership};
 use crate::server::udp::{LaneFlows, TrafficSocket, UdpRoutes};
@@ -93,7 +94,7 @@ impl World {
         let (mailboxes, _wakes) = Mailboxes::<ServerMail>::new(1).expect("a socket pair");
         let post: Arc<dyn Post<ServerMail>> = Arc::new(mailboxes);
         let lane_of = move |client: u64| known.borrow().get(&client).cloned();
-        let routes = UdpRoutes::new(0, 0, pool, lane_of, &post, counters);
+        let routes = UdpRoutes::new(EntranceId(0), 0, pool, lane_of, &post, counters);
         let addr = socket.local_addr();
         let traffic = TrafficSocket::start(
             socket,

@@ -8,7 +8,7 @@ use std::time::Instant;
 use qmux_config::Secret;
 use qmux_proto::control::{AuthChallenge, Message};
 
-use super::ListenerCore;
+use super::Door;
 use super::lane::{ServerLane, address};
 use crate::quic::control::ControlEvent;
 use crate::quic::{tls, token};
@@ -25,7 +25,7 @@ pub(crate) enum Unauthentic {
 /// checked again, which may have expired since.
 pub(crate) fn by_certificate(
     this: &Rc<ServerLane>,
-    listener: &Rc<ListenerCore>,
+    door: &Rc<Door>,
 ) -> Result<(), Unauthentic> {
     this.lane
         .with_tls(|ssl| {
@@ -36,10 +36,10 @@ pub(crate) fn by_certificate(
             }
         })
         .map_err(|why| {
-            listener.counters().sessions_refused.increment();
+            door.counters().sessions_refused.increment();
             log(
                 this,
-                listener,
+                door,
                 &format!("the certificate of its earlier session: {why}"),
             );
             Unauthentic::Refused
@@ -49,7 +49,7 @@ pub(crate) fn by_certificate(
 /// The client must prove that it knows the token, on every lane, resumed or not: the proof is bound to this session.
 pub(crate) fn by_token(
     this: &Rc<ServerLane>,
-    listener: &Rc<ListenerCore>,
+    door: &Rc<Door>,
     token: &Secret,
     challenge: &AuthChallenge,
     answer: ControlEvent,
@@ -64,22 +64,22 @@ pub(crate) fn by_token(
         ControlEvent::Message(_) => "it did not answer the challenge",
         ControlEvent::Deadline => "it did not answer the challenge in time",
         ControlEvent::Ended => {
-            listener.counters().tokens_refused.increment();
+            door.counters().tokens_refused.increment();
             log(
                 this,
-                listener,
+                door,
                 "it left instead of proving that it knows the token",
             );
             return Err(Unauthentic::Gone);
         }
     };
-    listener.counters().tokens_refused.increment();
-    log(this, listener, why);
+    door.counters().tokens_refused.increment();
+    log(this, door, why);
     Err(Unauthentic::Refused)
 }
 
-fn log(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, why: &str) {
-    if let Some(suppressed) = listener.context().handshake_log.pass(Instant::now()) {
+fn log(this: &Rc<ServerLane>, door: &Rc<Door>, why: &str) {
+    if let Some(suppressed) = door.context().handshake_log.pass(Instant::now()) {
         tracing::warn!(
             peer = address(&this.lane),
             why,

@@ -10,7 +10,7 @@ use qmux_config::ServerAuth;
 use qmux_proto::LaneError;
 use tracing::field::DisplayValue;
 
-use super::ListenerCore;
+use super::Door;
 use super::presence;
 use crate::core::event::Event;
 use crate::core::task::spawn_or;
@@ -25,10 +25,10 @@ use crate::server::udp::LaneFlows;
 /// One lane of one client.
 pub(crate) struct ServerLane {
     pub(crate) lane: Rc<Lane>,
-    pub(crate) listener: Weak<ListenerCore>,
+    pub(crate) door: Weak<Door>,
     /// Set by a successful registration.
     pub(crate) membership: OnceCell<LaneMembership>,
-    /// The lane's UDP flows, if the listener takes UDP.
+    /// The lane's UDP flows, if visitors of UDP come to the door's entrances.
     pub(crate) udp: Option<Rc<LaneFlows>>,
     /// TCP flows on this lane: one [`LaneUse`] each.
     tcp_flows: Cell<usize>,
@@ -45,12 +45,12 @@ pub(crate) struct ServerLane {
 impl ServerLane {
     pub(crate) fn new(
         lane: Rc<Lane>,
-        listener: Weak<ListenerCore>,
+        door: Weak<Door>,
         udp: Option<Rc<LaneFlows>>,
     ) -> Rc<ServerLane> {
         Rc::new(ServerLane {
             lane,
-            listener,
+            door,
             membership: OnceCell::new(),
             udp,
             tcp_flows: Cell::new(0),
@@ -138,10 +138,10 @@ pub(crate) fn address(lane: &Lane) -> Option<DisplayValue<SocketAddr>> {
 fn close_if_still_silent(lane: Rc<ServerLane>) {
     crate::core::task::spawn(async move {
         crate::core::time::sleep(READ_FIRST).await;
-        if let Some(listener) = lane.listener.upgrade()
+        if let Some(door) = lane.door.upgrade()
             && lane.lane.is_silent()
         {
-            listener.close_replaced(&lane);
+            door.close_replaced(&lane);
         }
     });
 }
@@ -170,8 +170,8 @@ impl LaneEvents for ServerLaneEvents {
         match &self.0.udp {
             Some(udp) if self.0.membership.get().is_some() => udp.datagram(data),
             _ => {
-                if let Some(listener) = self.0.listener.upgrade() {
-                    listener.counters().udp_dropped_unregistered.increment();
+                if let Some(door) = self.0.door.upgrade() {
+                    door.counters().udp_dropped_unregistered.increment();
                 }
             }
         }
@@ -191,12 +191,12 @@ impl LaneEvents for ServerLaneEvents {
         if let Some(udp) = &self.0.udp {
             udp.note_silence(Instant::now());
         }
-        if silent && let Some(listener) = self.0.listener.upgrade() {
-            listener.counters().lanes_silent.increment();
+        if silent && let Some(door) = self.0.door.upgrade() {
+            door.counters().lanes_silent.increment();
             if membership.client().is_replaced() {
                 close_if_still_silent(Rc::clone(&self.0));
             } else {
-                listener.client_may_be_gone(&self.0, Instant::now());
+                door.client_may_be_gone(&self.0, Instant::now());
             }
         }
         tracing::debug!(
@@ -213,13 +213,13 @@ impl LaneEvents for ServerLaneEvents {
             udp.lane_ended();
         }
         let last = this
-            .listener
+            .door
             .upgrade()
-            .is_some_and(|listener| listener.lane_ended(this));
-        let Some(listener) = this.listener.upgrade() else {
+            .is_some_and(|door| door.lane_ended(this));
+        let Some(door) = this.door.upgrade() else {
             return;
         };
-        let context = listener.context();
+        let context = door.context();
         if let Some(membership) = this.membership.get() {
             tracing::debug!(client = this.client_id(), peer = address(lane), %end, "lane ended");
             if last {
@@ -231,7 +231,7 @@ impl LaneEvents for ServerLaneEvents {
             } else {
                 "handshake failed"
             };
-            let ca_cert_file = match &listener.server().auth {
+            let ca_cert_file = match &door.server().auth {
                 ServerAuth::Mtls { ca_cert_file } => Some(ca_cert_file.as_path()),
                 ServerAuth::Token { .. } => None,
             };
@@ -252,7 +252,7 @@ mod tests {
     use crate::quic::endpoint::tests::{run, setup, until};
     use crate::quic::endpoint::{Endpoint, EndpointOwner};
 
-    /// Reads nothing: the listener of its lanes is gone.
+    /// Reads nothing: the door of its lanes is gone.
     #[derive(Default)]
     struct Owner(std::cell::RefCell<Option<Rc<ServerLane>>>);
 

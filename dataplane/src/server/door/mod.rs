@@ -1,4 +1,5 @@
-//! One listener on one core: its sockets, its lanes, and the way of a visitor to a lane.
+//! A door: one `quic_addr` on one core, where clients come in and register. It has their lanes, and tells them what the
+//! process is about.
 
 mod auth;
 pub(crate) mod lane;
@@ -6,108 +7,75 @@ mod presence;
 mod register;
 mod session;
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::rc::{Rc, Weak};
+use std::net::{IpAddr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qmux_config::{Listener, Server};
+use qmux_config::{Server, Udp};
 use qmux_proto::LaneError;
 use qmux_proto::control::{GoAway, GoAwayReason, Message, Register};
 use rustc_hash::FxBuildHasher;
 
-use crate::core::AcceptorCount;
 use crate::core::counters::CoreCounters;
-use crate::core::event::{Event, yield_now};
-use crate::core::panics::contain;
-use crate::core::task::spawn_vital;
-use crate::flow::udp::UdpSettings;
 use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::quic::lane::Lane;
 use crate::quic::reset::ResetKey;
 use crate::quic::{settings, tls};
+use crate::server::ids::DoorId;
 use crate::server::mail::ServerMail;
 use crate::server::pool::lanes::LaneTable;
 use crate::server::pool::registry::{Applicant, ClientPool, Duplicate, Joined, LaneMembership};
-use crate::server::tcp::opening::Held;
-use crate::server::udp::{ForwardedUdp, LaneFlows, TrafficSocket, UdpRoutes};
-use crate::server::{ListenerSockets, ServerContext, ServerShared};
-use crate::sys::tcp::Acceptor;
+use crate::server::udp::LaneFlows;
+use crate::server::{ServerContext, ServerShared};
 use crate::sys::udp::{Purpose, UdpSocket};
 use lane::{ServerLane, ServerLaneEvents};
 
-/// Visitors accepted before the other tasks of the core get a turn.
-const ACCEPTS_PER_TURN: usize = 32;
-
-/// Pause after accept(2) failed for want of file descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// How long after its start a server leaves visitors in the queue while it has no client to send them to. Clients whose
-/// server was restarted come back within a second; a visitor who comes before them (a load balancer's second attempt,
-/// mostly) would otherwise be reset.
-const FIRST_CLIENT_WAIT: Duration = Duration::from_secs(5);
-
-/// Pause between two looks for the first client.
-const FIRST_CLIENT_POLL: Duration = Duration::from_millis(10);
-
-/// How long a draining core waits for visitors whose handshake had begun when the stop came: one round trip of the
-/// farthest ones. New ones are kept away meanwhile ([`crate::sys::syn_filter`]); they repeat their SYN after a second, so
-/// any value below that costs them the same.
-const HANDSHAKES_FINISH: Duration = Duration::from_millis(300);
-
-/// The queue must then have been empty for so long.
-const NOBODY_FOR: Duration = Duration::from_millis(100);
-
-/// Whatever comes (the kernel may not have taken the filter), nobody is accepted for longer than this.
-const LAST_VISITORS_MAX: Duration = Duration::from_secs(2);
-
-/// Pause between two looks at the queue.
-const LAST_VISITORS_POLL: Duration = Duration::from_millis(20);
-
-/// One listener on one core.
-pub(crate) struct ListenerCore {
-    index: usize,
+/// One door on one core.
+pub(crate) struct Door {
+    id: DoorId,
     context: Rc<ServerContext>,
     shared: Arc<ServerShared>,
+    /// The clients of its service.
     pool: Arc<ClientPool>,
-    traffic_addr: SocketAddr,
-    stall_timeout: Duration,
     endpoint: Rc<Endpoint>,
-    /// The UDP traffic socket, if the listener takes UDP. Its tasks hold it until they have closed it.
-    traffic: OnceCell<Weak<TrafficSocket>>,
+    /// Whether its lanes may carry UDP.
+    takes_udp: bool,
     /// Lanes that take new flows.
     lanes: RefCell<LaneTable<ServerLane>>,
     /// All registered lanes, by their key.
     registered: RefCell<HashMap<u64, Rc<ServerLane>, FxBuildHasher>>,
     next_flow: Cell<u64>,
-    held: Rc<Held>,
     /// Refused lanes that wait for their client to read why.
     lingering: Cell<usize>,
-    stop_accepting: Event,
-    /// False once the accept task has ended (or if there is none).
-    accepting: Cell<bool>,
+    /// Entrances that still take TCP visitors.
+    accepting: Cell<usize>,
     /// Of the drain, once it has begun.
     drain_timeout: Cell<Duration>,
 }
 
-impl ListenerCore {
-    pub(crate) fn start(
-        index: usize,
+impl Door {
+    /// Lets clients in at this socket, into `pool`.
+    ///
+    /// # Errors
+    /// With a text for the log if the socket or a TLS context cannot be set up on this core.
+    pub(crate) fn open(
+        id: DoorId,
         context: &Rc<ServerContext>,
         shared: &Arc<ServerShared>,
-        sockets: ListenerSockets,
-    ) -> Result<Rc<ListenerCore>, String> {
+        pool: &Arc<ClientPool>,
+        socket: StdUdpSocket,
+        takes_udp: bool,
+    ) -> Result<Rc<Door>, String> {
         let server = shared.server().ok_or("no [server] section")?;
-        let listener: &Listener = server.listeners.get(index).ok_or("no such listener")?;
-        let text = |error: io::Error| error.to_string();
         let mut tls = tls::server(server).map_err(|error| error.to_string())?;
         shared.ticket_keys.serve(&mut tls, &context.counters);
         let config =
             settings::transport(&shared.config.quic, tls).map_err(|error| error.to_string())?;
-        let socket = UdpSocket::adopt(sockets.quic, Purpose::Quic).map_err(text)?;
+        let socket =
+            UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
         let port = socket.local_addr().port();
         let reset_key = ResetKey::from_key_file(&server.tls.server_key_file, port)?;
         let endpoint = Endpoint::start(
@@ -124,69 +92,29 @@ impl ListenerCore {
             },
             None,
         );
-        let pool = shared.pools.get(index).ok_or("no pool for the listener")?;
-        let this = Rc::new(ListenerCore {
-            index,
+        let this = Rc::new(Door {
+            id,
             context: Rc::clone(context),
             shared: Arc::clone(shared),
             pool: Arc::clone(pool),
-            traffic_addr: listener.traffic_addr,
-            stall_timeout: listener.stall_timeout,
             endpoint: Rc::clone(&endpoint),
-            traffic: OnceCell::new(),
+            takes_udp,
             lanes: RefCell::new(LaneTable::new(server.load_balancer)),
             registered: RefCell::default(),
             next_flow: Cell::new(1),
-            held: Rc::default(),
             lingering: Cell::new(0),
-            stop_accepting: Event::default(),
-            accepting: Cell::new(false),
+            accepting: Cell::new(0),
             drain_timeout: Cell::default(),
         });
         endpoint.set_owner(Rc::new(Owner(Rc::clone(&this))));
-        if let Some(socket) = sockets.udp {
-            let socket = UdpSocket::adopt(socket, Purpose::Traffic).map_err(text)?;
-            this.start_udp(socket);
-        }
-        if let Some(socket) = sockets.tcp {
-            let acceptor = Acceptor::adopt(socket).map_err(text)?;
-            let count = AcceptorCount::new(&context.cluster);
-            this.accepting.set(true);
-            spawn_vital(Rc::clone(&this).accept_task(acceptor, count));
-        }
         Ok(this)
     }
 
-    fn start_udp(self: &Rc<Self>, socket: UdpSocket) {
-        let this = Rc::downgrade(self);
-        let routes = UdpRoutes::new(
-            self.index,
-            self.core(),
-            &self.pool,
-            move |client| this.upgrade()?.local_lane(client)?.udp.clone(),
-            &self.context.post,
-            &self.context.counters,
-        );
-        let traffic = TrafficSocket::start(
-            socket,
-            self.core(),
-            UdpSettings::from(&self.shared.config.udp),
-            routes,
-            Arc::clone(&self.context.counters),
-        );
-        let _first = self.traffic.set(Rc::downgrade(&traffic));
-    }
-
-    /// The UDP traffic socket, while it is open.
-    fn traffic(&self) -> Option<Rc<TrafficSocket>> {
-        self.traffic.get()?.upgrade()
-    }
-
     pub(crate) fn server(&self) -> &Server {
-        // The role only starts with a `[server]` section (`ListenerCore::start` checks it).
+        // The role only starts with a `[server]` section (`Door::open` checks it).
         self.shared
             .server()
-            .unwrap_or_else(|| unreachable!("a listener without [server]"))
+            .unwrap_or_else(|| unreachable!("a door without [server]"))
     }
 
     pub(crate) fn counters(&self) -> &CoreCounters {
@@ -213,11 +141,11 @@ impl ListenerCore {
         self.context.cluster.cores()
     }
 
-    /// The id by which clients tell this listener of this process from others: those that reach the
+    /// The id by which clients tell this door of this process from others: those that reach the
     /// same one by several addresses need the lanes of one only.
     pub(crate) fn server_instance_id(&self) -> [u8; 16] {
         let mut id = self.shared.instance_id;
-        for (byte, of_index) in id.iter_mut().zip(self.index.to_be_bytes()) {
+        for (byte, of_index) in id.iter_mut().zip(self.id.0.to_be_bytes()) {
             *byte ^= of_index;
         }
         id
@@ -227,26 +155,9 @@ impl ListenerCore {
         self.context.draining.get()
     }
 
-    pub(crate) fn index(&self) -> usize {
-        self.index
-    }
-
-    pub(crate) fn pool(&self) -> &ClientPool {
-        &self.pool
-    }
-
-    pub(crate) fn traffic_addr(&self) -> SocketAddr {
-        self.traffic_addr
-    }
-
-    /// How long a visitor may take nothing of what waits for it.
-    pub(crate) fn stall_timeout(&self) -> Duration {
-        self.stall_timeout
-    }
-
-    /// Memory that the beginnings of flows hold.
-    pub(crate) fn held(&self) -> &Rc<Held> {
-        &self.held
+    /// `[udp]` of dp.toml.
+    pub(crate) fn udp_config(&self) -> &Udp {
+        &self.shared.config.udp
     }
 
     pub(crate) fn next_flow_id(&self) -> u64 {
@@ -355,12 +266,12 @@ impl ListenerCore {
         );
     }
 
-    /// The same as [`ListenerCore::evict`] on all cores.
+    /// The same as [`Door::evict`] on all cores.
     pub(crate) fn evict_everywhere(&self, client: u64) {
         self.evict(client);
         for core in 0..self.cores() {
             let mail = ServerMail::Evict {
-                listener: self.index,
+                door: self.id,
                 client,
             };
             if core != self.core() && self.context.post.send(core, mail).is_err() {
@@ -391,7 +302,7 @@ impl ListenerCore {
         self.alarm(client.number);
         for core in 0..self.cores() {
             let mail = ServerMail::ClientMayBeGone {
-                listener: self.index,
+                door: self.id,
                 client: client.number,
             };
             if core != self.core()
@@ -416,109 +327,25 @@ impl ListenerCore {
         self.lanes.borrow().pick(client)
     }
 
-    // ---- TCP visitors --------------------------------------------------------------------------------------------
+    // ---- the end -------------------------------------------------------------------------------------------------
 
-    async fn accept_task(self: Rc<Self>, acceptor: Acceptor, count: AcceptorCount) {
-        self.first_client().await;
-        while self.visitors_wait(&acceptor).await {
-            self.accept_turn(&acceptor).await;
-            yield_now().await;
-        }
-        if self.is_draining() {
-            self.last_visitors(&acceptor).await;
-        }
-        acceptor.close();
-        drop(count);
-        self.accepting.set(false);
-        if self.is_draining() {
+    /// An entrance takes TCP visitors for the clients of this door.
+    pub(crate) fn begins_to_accept(&self) {
+        self.accepting.set(self.accepting.get() + 1);
+    }
+
+    /// It takes no more of them. Once no entrance does because the process stops, the clients are told.
+    pub(crate) fn accepts_no_more(&self) {
+        self.accepting.set(self.accepting.get() - 1);
+        if self.is_draining() && self.accepting.get() == 0 {
             self.say_go_away();
         }
     }
 
-    /// Waits until the listener has a client, or has waited long enough for one, or the process stops.
-    async fn first_client(&self) {
-        let deadline = Instant::now() + FIRST_CLIENT_WAIT;
-        while !self.is_draining() && self.pool.totals().usable == 0 && Instant::now() < deadline {
-            crate::core::time::sleep(FIRST_CLIENT_POLL).await;
-        }
-    }
-
-    /// Waits for visitors; false when no more are to be accepted.
-    async fn visitors_wait(&self, acceptor: &Acceptor) -> bool {
-        match self.stop_accepting.cuts_short(acceptor.readable()).await {
-            None => false,
-            Some(Ok(())) => true,
-            Some(Err(_)) => {
-                self.accept_broken();
-                false
-            }
-        }
-    }
-
-    /// Accepts some of those who wait, and says how many.
-    async fn accept_turn(self: &Rc<Self>, acceptor: &Acceptor) -> u64 {
-        let mut accepted = 0;
-        for _ in 0..ACCEPTS_PER_TURN {
-            match acceptor.try_accept() {
-                Ok((stream, visitor)) => {
-                    accepted += 1;
-                    let _counted = contain(|| self.visitor(stream, visitor));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // The visitor gave up before it was accepted (accept(2)).
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(error) => {
-                    self.counters().accepts_failed.increment();
-                    if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
-                        tracing::error!(%error, addr = %self.traffic_addr, suppressed, "cannot accept visitors; trying again");
-                    }
-                    crate::core::time::sleep(ACCEPT_PAUSE).await;
-                    break;
-                }
-            }
-        }
-        accepted
-    }
-
-    /// Accepts those whose handshake was complete or under way when the stop came: closing the socket would reset them.
-    async fn last_visitors(self: &Rc<Self>, acceptor: &Acceptor) {
-        let began = Instant::now();
-        let deadline = began + self.drain_timeout.get().min(LAST_VISITORS_MAX);
-        let mut closes = began + HANDSHAKES_FINISH;
-        loop {
-            let accepted = self.accept_turn(acceptor).await;
-            let now = Instant::now();
-            if accepted > 0 {
-                self.counters().visitors_accepted_late.add(accepted);
-                closes = closes.max(now + NOBODY_FOR);
-            }
-            if now >= closes.min(deadline) {
-                return;
-            }
-            if accepted == 0 {
-                crate::core::time::sleep(LAST_VISITORS_POLL).await;
-            } else {
-                yield_now().await;
-            }
-        }
-    }
-
-    /// Waiting for visitors failed, which only a socket that is gone does.
-    fn accept_broken(&self) {
-        self.counters().internal_errors.increment();
-        tracing::error!(addr = %self.traffic_addr, "the socket for visitors is broken; this core takes no more");
-    }
-
-    // ---- the end -------------------------------------------------------------------------------------------------
-
-    /// Takes no new visitors. The clients are told when those are in that had begun to come.
+    /// The clients are told that the process stops when those visitors are in that had begun to come.
     pub(crate) fn drain(&self, timeout: Duration) {
         self.drain_timeout.set(timeout);
-        self.stop_accepting.set();
-        if let Some(traffic) = self.traffic() {
-            traffic.stop();
-        }
-        if !self.accepting.get() {
+        if self.accepting.get() == 0 {
             self.say_go_away();
         }
     }
@@ -540,37 +367,25 @@ impl ListenerCore {
     }
 
     pub(crate) fn close(&self) {
-        if let Some(traffic) = self.traffic() {
-            traffic.close();
-        }
         for lane in self.endpoint.lanes() {
             lane.close(LaneError::Shutdown, "");
         }
         self.endpoint.stop_when_empty();
     }
-
-    pub(crate) fn datagram_from_other_core(&self, packet: ForwardedUdp) {
-        if let Some(traffic) = self.traffic() {
-            let lane = self
-                .local_lane(packet.client)
-                .and_then(|lane| lane.udp.clone());
-            traffic.packet_from_other_core(packet, lane);
-        }
-    }
 }
 
-/// The listener as its endpoint knows it.
-struct Owner(Rc<ListenerCore>);
+/// The door as its endpoint knows it.
+struct Owner(Rc<Door>);
 
 impl EndpointOwner for Owner {
     fn lane_accepted(&self, lane: &Rc<Lane>) {
-        let Owner(listener) = self;
-        let config = &listener.shared.config;
-        let udp = listener.traffic.get().map(|_takes_udp| {
-            let fragmentation = config.udp.enable_fragmentation;
-            LaneFlows::new(Rc::clone(lane), fragmentation, &listener.context.counters)
-        });
-        let state = ServerLane::new(Rc::clone(lane), Rc::downgrade(listener), udp);
+        let Owner(door) = self;
+        let fragmentation = door.udp_config().enable_fragmentation;
+        let counters = &door.context.counters;
+        let udp = door
+            .takes_udp
+            .then(|| LaneFlows::new(Rc::clone(lane), fragmentation, counters));
+        let state = ServerLane::new(Rc::clone(lane), Rc::downgrade(door), udp);
         lane.handle_events(Rc::new(ServerLaneEvents(state)));
     }
 
@@ -582,7 +397,7 @@ impl EndpointOwner for Owner {
         to_ip: Option<IpAddr>,
     ) -> bool {
         let mail = ServerMail::Packet {
-            listener: self.0.index,
+            door: self.0.id,
             data: packet.to_vec(),
             from,
             to_ip,

@@ -10,7 +10,7 @@ use qmux_proto::control::{
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
-use super::ListenerCore;
+use super::Door;
 use super::auth::{self, Unauthentic};
 use super::lane::{ServerLane, address};
 use super::presence;
@@ -26,29 +26,29 @@ const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 /// a path of 750 ms too.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Refused lanes that wait for that, per core and listener. What is more is closed at once: its
+/// Refused lanes that wait for that, per core and door. What is more is closed at once: its
 /// client learns less.
 const REFUSED_LANES_MAX: usize = 64;
 
-/// Lanes that one client may have with a listener: as many as it can be told to open, and those of
+/// Lanes that one client may have at a door: as many as it can be told to open, and those of
 /// before that their server does not know to be dead yet.
 const LANES_OF_CLIENT_MAX: usize = 2 * LANES_MAX as usize;
 
 /// Runs until the lane ends.
 pub(crate) async fn run(this: Rc<ServerLane>) {
     let mut reader = ControlReader::new(Rc::clone(&this.lane));
-    let Some(listener) = this.listener.upgrade() else {
+    let Some(door) = this.door.upgrade() else {
         return;
     };
-    if register(&this, &listener, &mut reader).await {
-        Session::begin(&this, &listener, &mut reader).serve().await;
+    if register(&this, &door, &mut reader).await {
+        Session::begin(&this, &door, &mut reader).serve().await;
     }
 }
 
 /// True once the lane is registered.
 async fn register(
     this: &Rc<ServerLane>,
-    listener: &Rc<ListenerCore>,
+    door: &Rc<Door>,
     reader: &mut ControlReader,
 ) -> bool {
     let deadline = Instant::now() + REGISTER_TIMEOUT;
@@ -69,7 +69,7 @@ async fn register(
         ControlEvent::Ended => return false,
     };
     // A challenge grants nothing, and a client that resumes answers it together with the end of its handshake.
-    let challenge = match &listener.server().auth {
+    let challenge = match &door.server().auth {
         ServerAuth::Token { .. } => Some(token::challenge()),
         ServerAuth::Mtls { .. } => None,
     };
@@ -84,54 +84,54 @@ async fn register(
         let text = format!("this server speaks protocol version {PROTOCOL_VERSION}");
         return refuse(
             this,
-            listener,
+            door,
             &request,
             RefuseReason::UnsupportedVersion,
             &text,
         );
     }
-    if listener.is_draining() {
-        return refuse_draining(this, listener, &request);
+    if door.is_draining() {
+        return refuse_draining(this, door, &request);
     }
-    let authentic = match (&listener.server().auth, challenge) {
+    let authentic = match (&door.server().auth, challenge) {
         (ServerAuth::Token { token }, Some(challenge)) => {
             let proof = reader.next(deadline).await;
-            auth::by_token(this, listener, token, &challenge, proof)
+            auth::by_token(this, door, token, &challenge, proof)
         }
-        _ => auth::by_certificate(this, listener),
+        _ => auth::by_certificate(this, door),
     };
     match authentic {
         // The stop may have come while the proof was waited for: a lane accepted now would miss the GoAway.
-        Ok(()) if listener.is_draining() => refuse_draining(this, listener, &request),
-        Ok(()) => accept(this, listener, &request),
+        Ok(()) if door.is_draining() => refuse_draining(this, door, &request),
+        Ok(()) => accept(this, door, &request),
         Err(Unauthentic::Gone) => false,
         // One attempt per lane, and no hint at what was wrong.
         Err(Unauthentic::Refused) => {
-            refuse(this, listener, &request, RefuseReason::Unauthenticated, "")
+            refuse(this, door, &request, RefuseReason::Unauthenticated, "")
         }
     }
 }
 
-fn refuse_draining(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register) -> bool {
+fn refuse_draining(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register) -> bool {
     let text = "this server is shutting down";
-    refuse(this, listener, request, RefuseReason::Draining, text)
+    refuse(this, door, request, RefuseReason::Draining, text)
 }
 
 fn refuse(
     this: &Rc<ServerLane>,
-    listener: &Rc<ListenerCore>,
+    door: &Rc<Door>,
     request: &Register,
     reason: RefuseReason,
     text: &str,
 ) -> bool {
-    listener.counters().registrations_refused.increment();
+    door.counters().registrations_refused.increment();
     // Duplicates are told once, with both addresses, where they are found.
     if reason != RefuseReason::DuplicateClient
-        && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
+        && let Some(suppressed) = door.context().handshake_log.pass(Instant::now())
     {
         tracing::warn!(client = request.client_id, peer = address(&this.lane), %reason, suppressed, "registration refused");
     }
-    this.lane.send_control(&Message::RegisterAck(listener.ack(
+    this.lane.send_control(&Message::RegisterAck(door.ack(
         RegisterOutcome::Refused {
             reason,
             text: text.into(),
@@ -139,13 +139,13 @@ fn refuse(
     )));
     // It is nobody's any more, and takes no place from those who may be let in.
     this.lane.give_place_back();
-    if !listener.let_linger(this, REFUSED_LANES_MAX) {
-        listener.counters().refusals_cut_short.increment();
+    if !door.let_linger(this, REFUSED_LANES_MAX) {
+        door.counters().refusals_cut_short.increment();
         this.lane.close(LaneError::Refused, text);
         return false;
     }
     // Not held, not even its memory: a peer that comes, is refused and goes must leave nothing behind.
-    let (endpoint, key) = (Rc::downgrade(listener.endpoint()), this.lane.key());
+    let (endpoint, key) = (Rc::downgrade(door.endpoint()), this.lane.key());
     // The client closes when it has read the answer; should it not, the server does.
     crate::core::task::spawn(async move {
         crate::core::time::sleep(REFUSED_PATIENCE).await;
@@ -157,21 +157,21 @@ fn refuse(
 }
 
 /// True if the lane is registered now.
-fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register) -> bool {
-    if listener.lanes_of(request) >= LANES_OF_CLIENT_MAX {
-        listener.counters().registrations_limited.increment();
+fn accept(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register) -> bool {
+    if door.lanes_of(request) >= LANES_OF_CLIENT_MAX {
+        door.counters().registrations_limited.increment();
         let text = format!("this client has {LANES_OF_CLIENT_MAX} lanes already");
-        return refuse(this, listener, request, RefuseReason::LimitReached, &text);
+        return refuse(this, door, request, RefuseReason::LimitReached, &text);
     }
     let Joined {
         membership,
         replaced,
-    } = match listener.join(request, this.lane.peer_addr()) {
+    } = match door.join(request, this.lane.peer_addr()) {
         Ok(joined) => joined,
-        Err(duplicate) => return refuse_duplicate(this, listener, request, &duplicate),
+        Err(duplicate) => return refuse_duplicate(this, door, request, &duplicate),
     };
     if let Some(old) = replaced {
-        if let Some(suppressed) = listener.context().lane_log.pass(Instant::now()) {
+        if let Some(suppressed) = door.context().lane_log.pass(Instant::now()) {
             tracing::info!(
                 client = request.client_id,
                 new = address(&this.lane),
@@ -182,33 +182,33 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
                 "a new instance of this client takes over"
             );
         }
-        listener.evict_everywhere(old.client);
+        door.evict_everywhere(old.client);
     }
     if this.membership.set(membership).is_err() {
         return false; // A second Register on one lane is read by `serve`, never here.
     }
-    listener.counters().registrations_accepted.increment();
+    door.counters().registrations_accepted.increment();
     this.lane.admit();
     if request.capabilities.contains(Capabilities::PATH_CHALLENGE) {
         this.lane.peer_answers_challenges();
     }
     this.last_heard.set(Instant::now());
-    listener.lane_registered(this);
+    door.lane_registered(this);
     this.lane.send_control(&Message::RegisterAck(
-        listener.ack(RegisterOutcome::Accepted),
+        door.ack(RegisterOutcome::Accepted),
     ));
     tracing::debug!(
         client = request.client_id,
         peer = address(&this.lane),
         lane = request.lane_index,
         lanes = request.lane_count,
-        core = listener.core(),
+        core = door.core(),
         "lane registered"
     );
     if let Some(membership) = this.membership.get()
         && membership.is_first()
     {
-        presence::say_up(&listener.context().core, membership.client());
+        presence::say_up(&door.context().core, membership.client());
     }
     true
 }
@@ -216,16 +216,16 @@ fn accept(this: &Rc<ServerLane>, listener: &Rc<ListenerCore>, request: &Register
 /// Two programs that live share one id. The one that came later has it.
 fn refuse_duplicate(
     this: &Rc<ServerLane>,
-    listener: &Rc<ListenerCore>,
+    door: &Rc<Door>,
     request: &Register,
     duplicate: &Duplicate,
 ) -> bool {
-    listener.counters().registrations_duplicate.increment();
+    door.counters().registrations_duplicate.increment();
     let other = duplicate
         .address
         .map_or_else(|| "elsewhere".into(), |address| address.to_string());
     if duplicate.first
-        && let Some(suppressed) = listener.context().handshake_log.pass(Instant::now())
+        && let Some(suppressed) = door.context().handshake_log.pass(Instant::now())
     {
         tracing::warn!(
             client = request.client_id,
@@ -238,14 +238,14 @@ fn refuse_duplicate(
     let text = format!("a newer client with this client_id is connected from {other}");
     refuse(
         this,
-        listener,
+        door,
         request,
         RefuseReason::DuplicateClient,
         &text,
     )
 }
 
-impl ListenerCore {
+impl Door {
     fn ack(&self, outcome: RegisterOutcome) -> RegisterAck {
         RegisterAck {
             outcome,

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use qmux_proto::LaneError;
 use qmux_proto::control::{GoAway, GoAwayReason, Heartbeat, Message, NoMoreFlows, ServiceHealth};
 
-use super::ListenerCore;
+use super::Door;
 use super::lane::{ServerLane, address};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
@@ -27,7 +27,7 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 /// One registered lane.
 pub(crate) struct Session<'a> {
     this: &'a Rc<ServerLane>,
-    listener: &'a Rc<ListenerCore>,
+    door: &'a Rc<Door>,
     reader: &'a mut ControlReader,
     next_beat: Instant,
     next_ping: Instant,
@@ -41,18 +41,18 @@ impl Session<'_> {
     /// Begins the life of a lane that was registered just now.
     pub(crate) fn begin<'a>(
         this: &'a Rc<ServerLane>,
-        listener: &'a Rc<ListenerCore>,
+        door: &'a Rc<Door>,
         reader: &'a mut ControlReader,
     ) -> Session<'a> {
         let now = Instant::now();
         Session {
-            next_beat: now + jittered(listener.server().heartbeat_interval),
-            next_ping: now + listener.keep_alive_period(),
+            next_beat: now + jittered(door.server().heartbeat_interval),
+            next_ping: now + door.keep_alive_period(),
             sent: 0,
             heard: 0,
             vigil: Vigil::new(jittered(PROBE_INTERVAL)),
             this,
-            listener,
+            door,
             reader,
         }
     }
@@ -61,7 +61,7 @@ impl Session<'_> {
     pub(crate) async fn serve(mut self) {
         self.claim_probing();
         loop {
-            let health_timeout = self.listener.server().health_timeout;
+            let health_timeout = self.door.server().health_timeout;
             let deadline = [
                 Some(self.next_beat),
                 Some(self.next_ping),
@@ -98,12 +98,12 @@ impl Session<'_> {
     }
 
     fn message(&mut self, message: Message) {
-        let Self { this, listener, .. } = self;
+        let Self { this, door, .. } = self;
         this.last_heard.set(Instant::now());
         match message {
             Message::Heartbeat(beat) => {
                 self.heard = beat.sequence;
-                listener.counters().heartbeats_received.increment();
+                door.counters().heartbeats_received.increment();
             }
             Message::FlowClosed(closed) => {
                 if let Some(udp) = &this.udp
@@ -119,38 +119,38 @@ impl Session<'_> {
                 let _proved = this.lane.path_response(response.nonce);
             }
             Message::GoAway(away) => {
-                say_drains(this, listener, &away);
-                listener.lane_takes_no_more(this);
+                say_drains(this, door, &away);
+                door.lane_takes_no_more(this);
                 this.lane.send_control(&Message::NoMoreFlows(NoMoreFlows {
                     flows_opened: this.lane.streams_opened(),
                 }));
             }
-            Message::ServiceHealth(health) => service_health(this, listener, &health),
+            Message::ServiceHealth(health) => service_health(this, door, &health),
             other => tracing::debug!(?other, "message without meaning here"),
         }
     }
 
     /// Does what is due. False if the lane was closed.
     fn deadlines(&mut self, now: Instant) -> bool {
-        let Self { this, listener, .. } = self;
-        let server = listener.server();
+        let Self { this, door, .. } = self;
+        let server = door.server();
         if now >= this.last_heard.get() + server.health_timeout {
-            listener.counters().lanes_unhealthy.increment();
+            door.counters().lanes_unhealthy.increment();
             tracing::debug!(
                 client = this.client_id(),
                 peer = address(&this.lane),
                 "nothing heard within health_timeout; lane closed"
             );
-            listener.lane_takes_no_more(this);
+            door.lane_takes_no_more(this);
             this.lane.close(LaneError::HealthTimeout, "");
             return false;
         }
         if now >= self.next_ping {
             this.lane.ping();
-            self.next_ping = now + listener.keep_alive_period();
+            self.next_ping = now + door.keep_alive_period();
         }
         if now >= self.next_beat {
-            self.next_ping = now + listener.keep_alive_period();
+            self.next_ping = now + door.keep_alive_period();
             self.sent += 1;
             this.lane.send_control(&Message::Heartbeat(Heartbeat {
                 sequence: self.sent,
@@ -180,7 +180,7 @@ impl Session<'_> {
     }
 
     fn perform(&self, duty: Duty, now: Instant) {
-        let counters = self.listener.counters();
+        let counters = self.door.counters();
         if duty.ping {
             counters.probes_sent.increment();
             self.this.lane.ping();
@@ -188,7 +188,7 @@ impl Session<'_> {
         }
         if duty.alarm {
             counters.probes_unanswered.increment();
-            self.listener.client_may_be_gone(self.this, now);
+            self.door.client_may_be_gone(self.this, now);
         }
     }
 
@@ -204,20 +204,20 @@ impl Session<'_> {
 }
 
 /// One line for a client that stops; a lane that is left for another reason is no news.
-fn say_drains(this: &ServerLane, listener: &ListenerCore, away: &GoAway) {
+fn say_drains(this: &ServerLane, door: &Door, away: &GoAway) {
     let (client, reason) = (this.client_id(), away.reason);
     tracing::debug!(client, peer = address(&this.lane), %reason, "no new flow goes to this lane");
     let membership = this.membership.get();
     if away.reason == GoAwayReason::Shutdown
         && membership.is_some_and(|membership| membership.client().begins_to_drain())
-        && let Some(suppressed) = listener.context().lane_log.pass(Instant::now())
+        && let Some(suppressed) = door.context().lane_log.pass(Instant::now())
     {
         tracing::info!(client, suppressed, "client drains; it gets no new flow");
     }
 }
 
 /// A client says whether it reaches its service. Today there is one, without a name.
-fn service_health(this: &Rc<ServerLane>, listener: &ListenerCore, health: &ServiceHealth) {
+fn service_health(this: &Rc<ServerLane>, door: &Door, health: &ServiceHealth) {
     let Some(membership) = this.membership.get() else {
         return;
     };
@@ -225,12 +225,12 @@ fn service_health(this: &Rc<ServerLane>, listener: &ListenerCore, health: &Servi
         return;
     }
     if health.healthy {
-        listener.counters().services_up.increment();
+        door.counters().services_up.increment();
     } else {
-        listener.counters().services_down.increment();
+        door.counters().services_down.increment();
     }
     let client = this.client_id();
-    let Some(suppressed) = listener.context().health_log.pass(Instant::now()) else {
+    let Some(suppressed) = door.context().health_log.pass(Instant::now()) else {
         return;
     };
     if health.healthy {

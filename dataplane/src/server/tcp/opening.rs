@@ -35,7 +35,7 @@ use crate::sys::tcp::TcpSocket;
 /// Bytes of a visitor that are kept. Requests are smaller; who sends more has an answer before, or sends a file.
 const SENT_BYTES_MAX: usize = 64 << 10;
 
-/// Memory that the flows of one listener on one core may hold for it: a thousand flows with as much as one may have.
+/// Memory that the flows of one entrance on one core may hold for it: a thousand flows with as much as one may have.
 const HELD_BYTES_MAX: usize = 64 << 20;
 
 /// How long they are kept: a client gives each address of its service 10 seconds, and few services have more than

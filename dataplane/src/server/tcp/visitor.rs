@@ -13,7 +13,7 @@ use crate::core::task::spawn_or;
 use crate::core::{FlowCount, OneFlow, memory};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
-use crate::server::door::ListenerCore;
+use crate::server::entrance::Entrance;
 use crate::server::door::lane::{LaneUse, ServerLane};
 use crate::server::mail::ServerMail;
 use crate::server::pool::balance::Tried;
@@ -71,7 +71,7 @@ fn judge_end(ended: tcp::Ended, ticket: &FlowTicket) {
     }
 }
 
-impl ListenerCore {
+impl Entrance {
     /// A visitor was accepted.
     pub(crate) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
         self.counters().visitors_accepted.increment();
@@ -118,7 +118,7 @@ impl ListenerCore {
         visitor: Box<Visitor>,
         ticket: FlowTicket,
     ) {
-        let lane = self.local_lane(ticket.client().number);
+        let lane = self.door().local_lane(ticket.client().number);
         if let Some(begun) = lane.and_then(|lane| self.begin(&lane, &visitor)) {
             return self.serve(stream, visitor, begun, ticket);
         }
@@ -165,7 +165,7 @@ impl ListenerCore {
             self.core(),
             &mut tried,
             Instant::now(),
-            |client| self.local_lane(client),
+            |client| self.door().local_lane(client),
             |lane| self.begin(lane, visitor),
         );
         visitor.tried = tried;
@@ -186,7 +186,7 @@ impl ListenerCore {
             .under_way
             .get_or_insert_with(|| OneFlow::new(&self.context().cluster));
         let mail = ServerMail::Visitor {
-            listener: self.index(),
+            entrance: self.id(),
             stream,
             visitor,
             ticket,
@@ -206,7 +206,7 @@ impl ListenerCore {
     fn begin(&self, lane: &Rc<ServerLane>, visitor: &Visitor) -> Option<Begun> {
         let stream = lane.lane.open_stream()?;
         let header = OpenHeader {
-            flow_id: self.next_flow_id(),
+            flow_id: self.door().next_flow_id(),
             protocol: Protocol::Tcp,
             service: String::new(),
             visitor: visitor.addr,
@@ -256,7 +256,7 @@ impl ListenerCore {
             this.carry(socket, visitor, begun, ticket).await;
             drop(count);
         };
-        spawn_or(task, move || cleans_up.endpoint().flow_panicked());
+        spawn_or(task, move || cleans_up.door().endpoint().flow_panicked());
     }
 
     /// Carries a flow to its end, through as many clients as it needs.

@@ -15,6 +15,7 @@ use crate::core::mailbox::{Mailboxes, Post};
 use crate::flow::udp::UdpSettings;
 use crate::flow::udp::fake::FakeLane;
 use crate::flow::udp::tests::support::{receive, run, socket, until};
+use crate::server::ids::EntranceId;
 use crate::server::mail::ServerMail;
 use crate::server::pool::registry::{Applicant, ClientPool, LaneMembership};
 use crate::sys::udp::UdpSocket;
@@ -24,8 +25,8 @@ const LONG: Duration = Duration::from_secs(300);
 /// The core of whoever has a lane.
 const OWNER: usize = 1;
 
-/// The listener of both sockets.
-const LISTENER: usize = 0;
+/// Of both sockets.
+const ENTRANCE: EntranceId = EntranceId(7);
 
 struct Cores {
     receiver: Rc<TrafficSocket>,
@@ -61,7 +62,7 @@ impl Cores {
         let (mailboxes, _wakes) = Mailboxes::new(2).expect("socket pairs");
         let post: Arc<dyn Post<ServerMail>> = Arc::new(mailboxes.clone());
         let routes_of =
-            |core, counters| UdpRoutes::new(LISTENER, core, &pool, |_client| None, &post, counters);
+            |core, counters| UdpRoutes::new(ENTRANCE, core, &pool, |_client| None, &post, counters);
         let routes = routes_of(0, &receiver_counters);
         let owners_routes = routes_of(OWNER, &owner_counters);
         let front = socket();
@@ -109,10 +110,10 @@ impl Cores {
         self.visit();
         let mailbox = self.mailboxes.of(OWNER);
         until("mail", || !mailbox.is_empty()).await;
-        let Some(ServerMail::Datagram { listener, packet }) = mailbox.take() else {
+        let Some(ServerMail::Datagram { entrance, packet }) = mailbox.take() else {
             panic!("mail of another kind");
         };
-        assert_eq!(listener, LISTENER);
+        assert_eq!(entrance, ENTRANCE);
         self.owner.packet_from_other_core(packet, lane.cloned());
     }
 
@@ -213,7 +214,7 @@ fn a_full_mailbox_does_not_leave_a_visitor_without_a_route() {
         };
         while mailbox
             .send(ServerMail::Datagram {
-                listener: LISTENER,
+                entrance: ENTRANCE,
                 packet: stranger(),
             })
             .is_ok()

@@ -1,4 +1,4 @@
-//! UDP on the server: a core's traffic socket of one listener, and the flows of its visitors.
+//! UDP on the server: a core's traffic socket of one entrance, and the flows of its visitors.
 //!
 //! [`TrafficSocket`] owns the socket and the [`table`] of flows, [`LaneFlows`] what a client sends and says through
 //! one lane, [`UdpRoutes`] knows the clients and the other cores, [`failover`] decides where a flow begins and goes

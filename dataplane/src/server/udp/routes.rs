@@ -9,6 +9,7 @@ use qmux_proto::Protocol;
 use super::{ForwardedUdp, LaneFlows};
 use crate::core::counters::CoreCounters;
 use crate::core::mailbox::Post;
+use crate::server::ids::EntranceId;
 use crate::server::mail::ServerMail;
 use crate::server::pool::balance::Tried;
 use crate::server::pool::lanes::CarriesFlows as _;
@@ -18,10 +19,9 @@ use crate::server::pool::route::{self, Way};
 /// This core's lane of a client for its next flow.
 type LaneOf = Box<dyn Fn(u64) -> Option<Rc<LaneFlows>>>;
 
-/// The ways of one listener's visitors, as one core knows them.
+/// The ways of one entrance's visitors, as one core knows them.
 pub(crate) struct UdpRoutes {
-    /// Which listener it is.
-    listener: usize,
+    entrance: EntranceId,
     /// This core.
     core: usize,
     pool: Arc<ClientPool>,
@@ -34,9 +34,9 @@ pub(crate) struct UdpRoutes {
 }
 
 impl UdpRoutes {
-    /// Of listener `listener` on core `core`, whose lanes `lane_of` finds by the number of their client.
+    /// Of an entrance on core `core`, whose lanes `lane_of` finds by the number of their client.
     pub(crate) fn new(
-        listener: usize,
+        entrance: EntranceId,
         core: usize,
         pool: &Arc<ClientPool>,
         lane_of: impl Fn(u64) -> Option<Rc<LaneFlows>> + 'static,
@@ -44,7 +44,7 @@ impl UdpRoutes {
         counters: &Arc<CoreCounters>,
     ) -> Rc<UdpRoutes> {
         Rc::new(UdpRoutes {
-            listener,
+            entrance,
             core,
             pool: Arc::clone(pool),
             lane_of: Box::new(lane_of),
@@ -89,7 +89,7 @@ impl UdpRoutes {
     /// Hands a datagram of a visitor whose flow lives on another core to it. False if that cannot be done now.
     pub(super) fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {
         let mail = ServerMail::Datagram {
-            listener: self.listener,
+            entrance: self.entrance,
             packet,
         };
         self.post.send(core, mail).is_ok()

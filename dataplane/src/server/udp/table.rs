@@ -8,7 +8,7 @@ use rustc_hash::FxBuildHasher;
 
 use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
 
-/// Flows of one traffic socket, which is one per listener and core. Source addresses can be forged, so there must be
+/// Flows of one traffic socket, which is one per entrance and core. Source addresses can be forged, so there must be
 /// a limit; one flow costs about 400 bytes here, and a socket has 64,512 ports from one address at most (RFC 6335).
 pub(super) const FLOWS_MAX: usize = 65_536;
 

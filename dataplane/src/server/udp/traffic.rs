@@ -1,4 +1,4 @@
-//! The server's side: a core's UDP traffic socket of one listener, and the flows of its visitors.
+//! The server's side: a core's UDP traffic socket of one entrance, and the flows of its visitors.
 //!
 //! A new visitor is routed once; its flow then stays with its lane until it expires, is closed or the lane ends, unless
 //! its client cannot serve it or the lane falls silent ([`super::failover`]). If
