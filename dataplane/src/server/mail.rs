@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use super::ids::{DoorId, EntranceId};
 use super::pool::registry::FlowTicket;
 use super::tcp::visitor::Visitor;
-use super::udp::ForwardedUdp;
+use super::udp::forwarded::ForwardedUdp;
 use crate::core::mailbox::{Kind, Mail};
 
 /// One hand-over.

@@ -20,7 +20,9 @@ use crate::resolve::Name;
 use crate::server::ids::EntranceId;
 use crate::server::mail::ServerMail;
 use crate::server::pool::registry::{Applicant, ClientPool, LaneMembership};
-use crate::server::udp::{LaneFlows, TrafficSocket, UdpRoutes};
+use crate::server::udp::lane::LaneFlows;
+use crate::server::udp::routes::UdpRoutes;
+use crate::server::udp::traffic::TrafficSocket;
 use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
 
 pub(super) const LONG: Duration = Duration::from_secs(300);

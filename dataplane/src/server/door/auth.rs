@@ -23,10 +23,7 @@ pub(crate) enum Unauthentic {
 
 /// The handshake has authenticated the client, now or, for a resumed session, some time ago: then its certificate is
 /// checked again, which may have expired since.
-pub(crate) fn by_certificate(
-    this: &Rc<ServerLane>,
-    door: &Rc<Door>,
-) -> Result<(), Unauthentic> {
+pub(crate) fn by_certificate(this: &Rc<ServerLane>, door: &Rc<Door>) -> Result<(), Unauthentic> {
     this.lane
         .with_tls(|ssl| {
             if tls::is_resumed(ssl) {

@@ -20,7 +20,7 @@ use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
 use crate::server::pool::lanes::CarriesFlows;
 use crate::server::pool::registry::LaneMembership;
 use crate::server::tcp::opening::READ_FIRST;
-use crate::server::udp::LaneFlows;
+use crate::server::udp::lane::LaneFlows;
 
 /// One lane of one client.
 pub(crate) struct ServerLane {

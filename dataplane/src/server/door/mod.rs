@@ -28,8 +28,8 @@ use crate::server::ids::DoorId;
 use crate::server::mail::ServerMail;
 use crate::server::pool::lanes::LaneTable;
 use crate::server::pool::registry::{Applicant, ClientPool, Duplicate, Joined, LaneMembership};
-use crate::server::udp::LaneFlows;
-use crate::server::{ServerContext, ServerShared};
+use crate::server::shared::{ServerContext, ServerShared};
+use crate::server::udp::lane::LaneFlows;
 use crate::sys::udp::{Purpose, UdpSocket};
 use lane::{ServerLane, ServerLaneEvents};
 
@@ -74,8 +74,7 @@ impl Door {
         shared.ticket_keys.serve(&mut tls, &context.counters);
         let config =
             settings::transport(&shared.config.quic, tls).map_err(|error| error.to_string())?;
-        let socket =
-            UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
+        let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
         let port = socket.local_addr().port();
         let reset_key = ResetKey::from_key_file(&server.tls.server_key_file, port)?;
         let endpoint = Endpoint::start(

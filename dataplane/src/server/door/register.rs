@@ -46,11 +46,7 @@ pub(crate) async fn run(this: Rc<ServerLane>) {
 }
 
 /// True once the lane is registered.
-async fn register(
-    this: &Rc<ServerLane>,
-    door: &Rc<Door>,
-    reader: &mut ControlReader,
-) -> bool {
+async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlReader) -> bool {
     let deadline = Instant::now() + REGISTER_TIMEOUT;
     let request = match reader.next(deadline).await {
         ControlEvent::Message(Message::Register(request)) => request,
@@ -131,12 +127,11 @@ fn refuse(
     {
         tracing::warn!(client = request.client_id, peer = address(&this.lane), %reason, suppressed, "registration refused");
     }
-    this.lane.send_control(&Message::RegisterAck(door.ack(
-        RegisterOutcome::Refused {
+    this.lane
+        .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Refused {
             reason,
             text: text.into(),
-        },
-    )));
+        })));
     // It is nobody's any more, and takes no place from those who may be let in.
     this.lane.give_place_back();
     if !door.let_linger(this, REFUSED_LANES_MAX) {
@@ -194,9 +189,8 @@ fn accept(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register) -> bool {
     }
     this.last_heard.set(Instant::now());
     door.lane_registered(this);
-    this.lane.send_control(&Message::RegisterAck(
-        door.ack(RegisterOutcome::Accepted),
-    ));
+    this.lane
+        .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Accepted)));
     tracing::debug!(
         client = request.client_id,
         peer = address(&this.lane),
@@ -236,13 +230,7 @@ fn refuse_duplicate(
         );
     }
     let text = format!("a newer client with this client_id is connected from {other}");
-    refuse(
-        this,
-        door,
-        request,
-        RefuseReason::DuplicateClient,
-        &text,
-    )
+    refuse(this, door, request, RefuseReason::DuplicateClient, &text)
 }
 
 impl Door {

@@ -16,12 +16,14 @@ use crate::core::event::{Event, yield_now};
 use crate::core::panics::contain;
 use crate::core::task::spawn_vital;
 use crate::flow::udp::UdpSettings;
-use crate::server::ServerContext;
 use crate::server::door::Door;
 use crate::server::ids::EntranceId;
 use crate::server::pool::registry::ClientPool;
+use crate::server::shared::ServerContext;
 use crate::server::tcp::opening::Held;
-use crate::server::udp::{ForwardedUdp, TrafficSocket, UdpRoutes};
+use crate::server::udp::forwarded::ForwardedUdp;
+use crate::server::udp::routes::UdpRoutes;
+use crate::server::udp::traffic::TrafficSocket;
 use crate::sys::tcp::Acceptor;
 use crate::sys::udp::{Purpose, UdpSocket};
 

@@ -5,14 +5,14 @@ use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use qmux_proto::FlowError;
 
+use super::forwarded::{Link, LinkState};
 use super::lane::LaneFlows;
 use super::table::{Admission, Flow, LaneToken};
-use super::traffic::{Claim, Link, LinkState, LocalFlow, Place, RemoteFlow, TrafficSocket};
+use super::traffic::{Claim, LocalFlow, Place, RemoteFlow, TrafficSocket};
 use crate::flow::udp::lives::Why;
 use crate::server::pool::balance::Tried;
 use crate::server::pool::registry::FlowTicket;
@@ -341,12 +341,5 @@ impl LaneFlows {
             traffic.fail_over(flow, Instant::now());
         }
         unserved
-    }
-}
-
-impl LinkState {
-    /// Says on the core that has the flow that the service has answered.
-    pub(super) fn is_answered_now(&self) {
-        self.answered.store(true, Ordering::Relaxed);
     }
 }

@@ -9,7 +9,10 @@ use qmux_config::LoadBalancer;
 use qmux_proto::FlowError;
 use qmux_proto::datagram::Header;
 
-use super::{ForwardedUdp, LaneFlows, TrafficSocket, UdpRoutes};
+use super::forwarded::ForwardedUdp;
+use super::lane::LaneFlows;
+use super::routes::UdpRoutes;
+use super::traffic::TrafficSocket;
 use crate::core::counters::CoreCounters;
 use crate::core::mailbox::{Mailboxes, Post};
 use crate::flow::udp::UdpSettings;

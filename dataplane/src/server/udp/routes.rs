@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use qmux_proto::Protocol;
 
-use super::{ForwardedUdp, LaneFlows};
+use super::forwarded::ForwardedUdp;
+use super::lane::LaneFlows;
 use crate::core::counters::CoreCounters;
 use crate::core::mailbox::Post;
 use crate::server::ids::EntranceId;

@@ -12,13 +12,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use qmux_proto::FlowError;
 use rustc_hash::FxBuildHasher;
 
 use super::failover::{Beginning, Kept};
+use super::forwarded::{ForwardedUdp, Link, LinkState};
 use super::lane::LaneFlows;
 use super::routes::UdpRoutes;
 use super::table::{FLOWS_MAX, LaneToken, Table};
@@ -33,21 +33,6 @@ use crate::flow::udp::{
 use crate::server::pool::balance::Tried;
 use crate::server::pool::registry::FlowTicket;
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
-
-/// A visitor's datagram on its way to the core that has its flow.
-#[derive(Debug)]
-pub(crate) struct ForwardedUdp {
-    /// The visitor.
-    pub(crate) visitor: SocketAddr,
-    /// The address that the visitor sent it to.
-    pub(crate) to_ip: Option<IpAddr>,
-    /// Its payload.
-    pub(crate) payload: Vec<u8>,
-    /// With the first datagram only.
-    pub(super) link: Option<Link>,
-    /// From the route: the client whose lane carries the flow.
-    pub(crate) client: u64,
-}
 
 /// Where a flow's datagrams go.
 #[derive(Clone)]
@@ -65,22 +50,6 @@ pub(super) struct RemoteFlow {
     pub(super) state: Arc<LinkState>,
 }
 
-/// What the core that has a flow tells the one that receives its visitor's datagrams.
-#[derive(Debug, Default)]
-pub(super) struct LinkState {
-    /// The flow is gone there, or was lost on the way to it.
-    gone: AtomicBool,
-    /// Its service has answered.
-    pub(super) answered: AtomicBool,
-}
-
-/// The ticket of a flow on its way to another core, and then there.
-#[derive(Debug)]
-pub(super) struct Link {
-    pub(super) state: Arc<LinkState>,
-    pub(super) _ticket: FlowTicket,
-}
-
 /// What a flow of this core holds for as long as it lives.
 pub(super) enum Claim {
     /// It was routed here.
@@ -92,19 +61,13 @@ pub(super) enum Claim {
     Link(Link),
 }
 
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.state.gone.store(true, Ordering::Relaxed);
-    }
-}
-
 impl RemoteFlow {
     fn is_gone(&self) -> bool {
-        self.state.gone.load(Ordering::Relaxed)
+        self.state.is_gone()
     }
 
     pub(super) fn is_answered(&self) -> bool {
-        self.state.answered.load(Ordering::Relaxed)
+        self.state.is_answered()
     }
 }
 
