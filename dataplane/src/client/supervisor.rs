@@ -257,12 +257,8 @@ impl Supervisor {
 /// while.
 fn begins_anew(end: &AttemptEnd, lasted: Duration) -> bool {
     match end {
-        AttemptEnd::ServerDrains
-        | AttemptEnd::Superseded
-        | AttemptEnd::Ended(
-            LaneEnd::StatelessReset | LaneEnd::ClosedByPeer(LaneError::Shutdown, _),
-        ) => true,
-        AttemptEnd::Ended(_) => lasted >= STEADY,
+        AttemptEnd::ServerDrains | AttemptEnd::Superseded => true,
+        AttemptEnd::Ended(end) => end.is_by_restart() || lasted >= STEADY,
         _ => false,
     }
 }

@@ -228,6 +228,9 @@ counters! {
     visitors_handover_dropped,
     /// Times that a TCP flow was woken because its lane had room for what it sends.
     stream_writers_woken,
+    /// Times that a TCP flow had to wait with what it sends, because memory is short and its peer
+    /// has not acknowledged what it had sent before.
+    stream_writers_held_back,
     /// TCP flows that rode a lane of this core.
     tcp_flows_opened,
     /// TCP flows that ended with both directions complete.

@@ -30,6 +30,10 @@ const OPEN_FILES_WANTED: u64 = 65_536;
 /// Pause before a core with a full mailbox is told again: waiting must not take its CPU time.
 const FULL_MAILBOX_PAUSE: Duration = Duration::from_millis(1);
 
+/// A core that has no place for an order for this long is stuck: it takes hundreds of them in one
+/// turn.
+const ORDER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// A running process's cores.
 pub(crate) struct Running {
     cluster: Arc<Cluster>,
@@ -41,6 +45,8 @@ pub(crate) struct Running {
     failure: Option<Failure>,
     /// A signal came before all cores had started.
     stop_at_once: bool,
+    /// [`ORDER_PATIENCE`].
+    order_patience: Duration,
     readiness: Arc<Readiness>,
     watch: Watch,
     /// The cores' sockets for TCP visitors once more: at the end all are closed to new ones together, because the cores
@@ -198,6 +204,7 @@ pub(crate) fn start(
         ended: vec![false; cores],
         failure: None,
         stop_at_once: false,
+        order_patience: ORDER_PATIENCE,
         readiness: Arc::clone(&readiness),
         watch: Watch::new(status, Instant::now()),
         doors,
@@ -338,6 +345,7 @@ impl Running {
                 && !std::mem::replace(&mut told_to_close, true)
             {
                 self.tell_all(|| CoreMail::Close);
+                continue; // It may have given up the last one.
             }
             match self.next_event() {
                 Some(Event::Core(core, CoreReport::Drained)) => drained[core] = true,
@@ -369,17 +377,24 @@ impl Running {
             .get_or_insert_with(|| Failure::Running(format!("core {core}: {why}")));
     }
 
-    fn tell_all(&self, mail: impl Fn() -> CoreMail) {
-        for (core, ended) in self.ended.iter().enumerate() {
-            if *ended {
-                continue;
+    /// Gives an order to every core that has not ended. One whose mailbox is full is told again and
+    /// again, after the others; one that is stuck is given up, and the process fails.
+    fn tell_all(&mut self, mail: impl Fn() -> CoreMail) {
+        let until = Instant::now() + self.order_patience;
+        let cores = 0..self.ended.len();
+        let mut untold: Vec<usize> = cores.filter(|core| !self.ended[*core]).collect();
+        loop {
+            untold.retain(|core| self.mailboxes.of(*core).send(mail()).is_err());
+            let now = Instant::now();
+            if untold.is_empty() || now >= until {
+                break;
             }
-            let mailbox = self.mailboxes.of(core);
-            let mut mail = mail();
-            while let Err(back) = mailbox.send(mail) {
-                mail = back;
-                std::thread::sleep(FULL_MAILBOX_PAUSE);
-            }
+            self.watch.look(now);
+            std::thread::sleep(FULL_MAILBOX_PAUSE);
+        }
+        for core in untold {
+            self.ended[core] = true;
+            self.note_failure(core, "it is stuck, and takes no orders");
         }
     }
 

@@ -26,6 +26,7 @@ impl World {
                 ended: vec![false; 2],
                 failure: None,
                 stop_at_once: false,
+                order_patience: Duration::from_millis(100),
                 readiness: Arc::clone(&status.readiness),
                 watch: Watch::new(status, Instant::now()),
                 doors: Vec::new(),
@@ -117,5 +118,57 @@ fn a_core_that_ends_amid_the_drain_holds_nobody_up() {
         CoreReport::Ended(Err("it was late".into())),
     );
     assert_eq!(world.end().as_deref(), Some("core 1: it was late"));
+    assert_eq!(other.join().expect("no panic"), ["drain", "close"]);
+}
+
+/// Fills the mailbox of a core, which takes nothing out.
+fn stick(world: &World, core: usize) {
+    while world
+        .mailboxes
+        .of(core)
+        .send(CoreMail::Client(ClientMail::ServiceHealth))
+        .is_ok()
+    {}
+}
+
+/// How the process ends, if it does before patience ends.
+fn end_in_time(world: World) -> Option<String> {
+    let (ended, when) = unbounded();
+    thread::spawn(move || ended.send(world.end()));
+    let end = when.recv_timeout(Duration::from_secs(60));
+    end.expect("the process waits for a core that is stuck")
+}
+
+#[test]
+fn a_core_that_takes_no_orders_keeps_them_from_no_other_and_is_not_waited_for() {
+    let world = World::new();
+    stick(&world, 0);
+    let other = world.play(1);
+    world.sender.send(Event::Signal).expect("main listens");
+    assert_eq!(
+        end_in_time(world).as_deref(),
+        Some("core 0: it is stuck, and takes no orders")
+    );
+    assert_eq!(other.join().expect("no panic"), ["drain", "close"]);
+}
+
+#[test]
+fn a_core_that_is_stuck_once_it_has_drained_is_not_waited_for() {
+    let world = World::new();
+    let (mailboxes, sender) = (world.mailboxes.clone(), world.sender.clone());
+    let sticks = thread::spawn(move || {
+        while !matches!(mailboxes.of(0).take(), Some(CoreMail::Drain { .. })) {
+            thread::yield_now();
+        }
+        while mailboxes.of(0).send(CoreMail::Client(ClientMail::ServiceHealth)).is_ok() {}
+        report(&sender, 0, CoreReport::Drained);
+    });
+    let other = world.play(1);
+    world.sender.send(Event::Signal).expect("main listens");
+    assert_eq!(
+        end_in_time(world).as_deref(),
+        Some("core 0: it is stuck, and takes no orders")
+    );
+    sticks.join().expect("no panic");
     assert_eq!(other.join().expect("no panic"), ["drain", "close"]);
 }

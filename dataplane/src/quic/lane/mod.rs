@@ -8,6 +8,7 @@ mod connection;
 mod datagrams;
 mod debts;
 mod ended;
+mod held_back;
 mod path;
 mod peek;
 mod room;
@@ -29,7 +30,7 @@ use super::end::LaneEnd;
 use super::endpoint::Endpoint;
 use super::handshake::Handshake;
 use super::roaming::Way;
-use crate::buffer::PooledBuffers;
+use crate::buffer::{Holdings, PooledBuffers};
 use crate::core::event::Event;
 use crate::core::memory::LaneAllowance;
 use crate::core::panics::contain;
@@ -37,6 +38,7 @@ use connection::ConnectionCell;
 use datagrams::Tally;
 use debts::Debts;
 use ended::EndedStreams;
+use held_back::HeldBack;
 pub(crate) use peek::StreamFront;
 use room::{RoomQueue, Share};
 use silence::Silence;
@@ -96,6 +98,10 @@ pub(crate) struct StreamWaiters {
     pub(crate) writable: Event,
     /// Its flow's part of the room in the lane.
     share: Share,
+    /// What quiche has of its flow and the peer has not acknowledged.
+    holds: Rc<Holdings>,
+    /// It is among those that wait for memory.
+    held_back: Cell<bool>,
     /// Bytes written to the stream.
     written: Cell<u64>,
     /// Bytes read from it.
@@ -145,6 +151,8 @@ pub(crate) struct Lane {
     waiters: RefCell<HashMap<u64, Rc<StreamWaiters>, FxBuildHasher>>,
     /// Flows that wait for room.
     room: RoomQueue,
+    /// Flows that wait for memory.
+    held_back: HeldBack,
     /// Taken away at the lane's end: the handler holds the lane, which would otherwise live for ever.
     events: RefCell<Option<Rc<dyn LaneEvents>>>,
     pub(super) dirty: Cell<bool>,
@@ -208,6 +216,7 @@ impl Lane {
             conn: ConnectionCell::new(conn),
             waiters: RefCell::default(),
             room: RoomQueue::default(),
+            held_back: HeldBack::default(),
             events: RefCell::new(None),
             dirty: Cell::new(false),
             touched: Cell::new(false),
@@ -456,6 +465,7 @@ impl Lane {
         // Before any flow: what the lane says for itself waits for nobody.
         self.flush_control();
         only_datagrams &= !self.note_writable();
+        self.let_held_back_go_on();
         self.wake_room_waiters();
         let mut conn = self.conn.borrow_mut();
         while let Some(stream) = conn.stream_readable_next() {
@@ -550,7 +560,8 @@ impl Lane {
     /// lane knows them any more.
     pub(super) fn abandon_orphans(&self) {
         let is_orphan = |waiters: &Rc<StreamWaiters>| {
-            Rc::strong_count(waiters) == 1 + usize::from(waiters.share.is_queued())
+            let listed = [waiters.share.is_queued(), waiters.held_back.get()];
+            Rc::strong_count(waiters) == 1 + listed.into_iter().filter(|it| *it).count()
         };
         let waiters = self.waiters.borrow();
         let orphans = waiters.iter().filter(|(_, waiters)| is_orphan(waiters));

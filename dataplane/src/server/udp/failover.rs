@@ -168,7 +168,7 @@ impl TrafficSocket {
             packet_id: Cell::new(0),
             first: RefCell::new(first),
             tried,
-            claim,
+            claim: RefCell::new(claim),
         });
         let (token, id) = (flow.lane.token(), flow.lane.next_id());
         let place = Place::Local(Rc::clone(&flow));
@@ -235,7 +235,7 @@ impl TrafficSocket {
     pub(super) fn fail_over(self: &Rc<Self>, flow: Flow<Place>, now: Instant) {
         let Flow { visitor, data, .. } = flow;
         let Place::Local(local) = data else { return };
-        if matches!(local.claim, Claim::Link(_)) {
+        if local.is_from_other_core() {
             return;
         }
         let mut tried = local.tried;

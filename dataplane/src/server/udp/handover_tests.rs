@@ -1,5 +1,6 @@
 //! Visitors whose flow lives on another core: two traffic sockets on one thread, with mail between them.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -31,6 +32,17 @@ const OWNER: usize = 1;
 /// Of both sockets.
 const ENTRANCE: EntranceId = EntranceId(7);
 
+/// A client with a lane on the other core.
+fn join(pool: &Arc<ClientPool>, client_id: &str) -> LaneMembership {
+    let applicant = Applicant {
+        client_id,
+        instance_id: [0; 16],
+        address: None,
+    };
+    let joined = pool.join(&applicant, OWNER, Instant::now());
+    joined.expect("nobody else has that id").membership
+}
+
 struct Cores {
     receiver: Rc<TrafficSocket>,
     receiver_counters: Arc<CoreCounters>,
@@ -41,7 +53,7 @@ struct Cores {
     mailboxes: Mailboxes<ServerMail>,
     pool: Arc<ClientPool>,
     /// Of the client, whose only lane is on the other core.
-    _membership: LaneMembership,
+    membership: RefCell<LaneMembership>,
     visitor: UdpSocket,
 }
 
@@ -55,13 +67,7 @@ impl Cores {
         let (receiver_counters, owner_counters) =
             <(Arc<CoreCounters>, Arc<CoreCounters>)>::default();
         let pool = Arc::new(ClientPool::new(LoadBalancer::RoundRobin, 2));
-        let applicant = Applicant {
-            client_id: "client",
-            instance_id: [0; 16],
-            address: None,
-        };
-        let joined = pool.join(&applicant, OWNER, Instant::now());
-        let membership = joined.expect("nobody else has that id").membership;
+        let membership = join(&pool, "client");
         let (mailboxes, _wakes) = Mailboxes::new(2).expect("socket pairs");
         let post: Arc<dyn Post<ServerMail>> = Arc::new(mailboxes.clone());
         let routes_of =
@@ -91,7 +97,7 @@ impl Cores {
             routes,
             mailboxes,
             pool,
-            _membership: membership,
+            membership: RefCell::new(membership),
             visitor: socket(),
         }
     }
@@ -118,6 +124,18 @@ impl Cores {
         };
         assert_eq!(entrance, ENTRANCE);
         self.owner.packet_from_other_core(packet, lane.cloned());
+    }
+
+    /// The core that receives the visitor's datagrams forgets its flow, as it does when it needs
+    /// room for others.
+    fn forget(&self) {
+        self.receiver.forget_remote(self.visitor.local_addr());
+    }
+
+    /// Visitors go to another client from now on.
+    fn another_client(&self) {
+        let earlier = self.membership.replace(join(&self.pool, "another"));
+        drop(earlier);
     }
 
     fn tickets(&self) -> usize {
@@ -182,6 +200,45 @@ fn a_flow_that_ended_on_its_core_is_routed_anew_by_the_next_datagram() {
         cores.visit_through(Some(&second)).await;
         assert_eq!((cores.routes.asked(), cores.tickets()), (3, 1));
         assert_eq!(lane.take().len(), 1);
+    });
+}
+
+#[test]
+fn a_flow_that_its_first_core_has_forgotten_is_routed_anew_once() {
+    run(async {
+        let cores = Cores::new(LONG);
+        let (lane, flows) = cores.lane();
+        cores.visit_through(Some(&flows)).await;
+        cores.forget();
+        for _ in 0..3 {
+            cores.visit_through(Some(&flows)).await;
+        }
+        assert_eq!((cores.routes.asked(), cores.tickets()), (2, 1));
+        assert_eq!(lane.take().len(), 4, "no datagram was lost");
+        assert_eq!(cores.owner_counters.udp_flows_opened.get(), 1);
+        flows.lane_ended();
+        assert_eq!(cores.tickets(), 0);
+        let (_, next) = cores.lane();
+        cores.visit_through(Some(&next)).await;
+        assert_eq!(cores.routes.asked(), 3, "it knew of the end");
+    });
+}
+
+#[test]
+fn a_flow_that_its_first_core_has_forgotten_ends_if_another_client_is_chosen() {
+    run(async {
+        let cores = Cores::new(LONG);
+        let (first, flows) = cores.lane();
+        cores.visit_through(Some(&flows)).await;
+        cores.forget();
+        cores.another_client();
+        let (second, others) = cores.lane();
+        for _ in 0..3 {
+            cores.visit_through(Some(&others)).await;
+        }
+        assert_eq!((first.take().len(), second.take().len()), (1, 3));
+        assert_eq!((cores.routes.asked(), cores.tickets()), (2, 1));
+        assert_eq!(cores.owner.flow_count(), 1);
     });
 }
 

@@ -84,15 +84,30 @@ pub(super) struct LocalFlow {
     /// The clients that could not serve it.
     pub(super) tried: Tried,
     /// Dropped with the flow.
-    pub(super) claim: Claim,
+    pub(super) claim: RefCell<Claim>,
 }
 
 impl LocalFlow {
     /// The service has answered for the first time.
     pub(super) fn answered(&self) {
         self.first.take();
-        if let Claim::Link(link) = &self.claim {
+        if let Claim::Link(link) = &*self.claim.borrow() {
             link.state.is_answered_now();
+        }
+    }
+
+    /// Whether another core receives the visitor's datagrams.
+    pub(super) fn is_from_other_core(&self) -> bool {
+        matches!(*self.claim.borrow(), Claim::Link(_))
+    }
+
+    /// The core that receives the visitor's datagrams had forgotten the flow and has routed the
+    /// visitor anew, to the same client: by this ticket it will know how the flow fares.
+    fn keep(&self, link: Link, is_answered: bool) {
+        let earlier = self.claim.replace(Claim::Link(link));
+        drop(earlier);
+        if is_answered {
+            self.answered();
         }
     }
 }
@@ -236,9 +251,17 @@ impl TrafficSocket {
     /// Processes a datagram that another core received. `lane` is the client's lane on this core, if there is one.
     pub(crate) fn packet_from_other_core(
         self: &Rc<Self>,
-        packet: ForwardedUdp,
+        mut packet: ForwardedUdp,
         lane: Option<Rc<LaneFlows>>,
     ) {
+        let now = Instant::now();
+        let found = self.find(packet.visitor, now);
+        let gives_way = match &found {
+            Some((Place::Local(flow), id, _)) => {
+                self.gives_way(flow, *id, &mut packet, lane.as_ref())
+            }
+            _ => false,
+        };
         let ForwardedUdp {
             visitor,
             to_ip,
@@ -246,12 +269,12 @@ impl TrafficSocket {
             link,
             client,
         } = packet;
-        let now = Instant::now();
-        if let Some((Place::Local(flow), id, known)) = self.find(visitor, now) {
+        if let Some((Place::Local(flow), id, known)) = found
+            && !gives_way
+        {
             if flow.lane.is_to_be_left(now) && self.leave_to_other_core(&flow, visitor, now) {
                 return;
             }
-            // A ticket that came with it is dropped: the flow has one.
             flow.to_ip.set(to_ip);
             flow.lane.send(&flow, visitor, id, known, &payload, now);
             return;
@@ -279,8 +302,35 @@ impl TrafficSocket {
         self.counters.udp_dropped_no_client.increment();
     }
 
+    /// A datagram from another core has found a flow. If a ticket came with it, that core does not
+    /// know of the flow, and would route each datagram anew if the ticket were dropped. So the flow
+    /// keeps it, or ends if the visitor now goes to another client; then this is true.
+    fn gives_way(
+        &self,
+        flow: &LocalFlow,
+        id: u64,
+        packet: &mut ForwardedUdp,
+        lane: Option<&Rc<LaneFlows>>,
+    ) -> bool {
+        let stays = packet.client == flow.client || !lane.is_some_and(|lane| lane.is_open());
+        let token = flow.lane.token();
+        if packet.link.is_none() || stays {
+            if let Some(link) = packet.link.take() {
+                let is_answered = !self.table.borrow().is_unanswered(token, id);
+                flow.keep(link, is_answered);
+            }
+            return false;
+        }
+        let ended = self.table.borrow_mut().close_visitor(packet.visitor, token);
+        if let Some(ended) = ended {
+            flow.lane
+                .closed(&ended, FlowError::NoError, Some(Instant::now()));
+        }
+        true
+    }
+
     /// Forgets that the visitor's flow lives on another core.
-    fn forget_remote(&self, visitor: SocketAddr) {
+    pub(super) fn forget_remote(&self, visitor: SocketAddr) {
         let flow = self
             .table
             .borrow_mut()
