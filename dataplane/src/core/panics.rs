@@ -28,9 +28,16 @@ struct Report {
     backtrace: std::backtrace::Backtrace,
 }
 
+/// The core whose thread it is.
+struct ThisCore {
+    context: Rc<CoreContext>,
+    /// Has the core look whether it is broken.
+    wake: Box<dyn Fn()>,
+}
+
 thread_local! {
-    /// The core of this thread, and what wakes it.
-    static CORE: ManuallyDrop<RefCell<Option<(Rc<CoreContext>, Box<dyn Fn()>)>>> =
+    /// The core of this thread.
+    static CORE: ManuallyDrop<RefCell<Option<ThisCore>>> =
         const { ManuallyDrop::new(RefCell::new(None)) };
     /// How many [`contain`]s are running.
     static CONTAINED: Cell<usize> = const { Cell::new(0) };
@@ -41,7 +48,11 @@ thread_local! {
 /// Has the panics of this thread counted as those of a core, once it has one. `wake` has the core look whether it is
 /// broken.
 pub(crate) fn watch_this_thread(context: &Rc<CoreContext>, wake: impl Fn() + 'static) {
-    CORE.with(|core| *core.borrow_mut() = Some((Rc::clone(context), Box::new(wake))));
+    let core = ThisCore {
+        context: Rc::clone(context),
+        wake: Box::new(wake),
+    };
+    CORE.with(|this| *this.borrow_mut() = Some(core));
 }
 
 /// Has panics that are contained logged by us, not written to stderr. For the whole process.
@@ -96,7 +107,7 @@ pub(crate) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
 /// This core cannot do its work any more: `main` is told, and has the process drain.
 pub(crate) fn core_is_broken() {
     CORE.with(|core| {
-        if let Some((context, wake)) = &*core.borrow() {
+        if let Some(ThisCore { context, wake }) = &*core.borrow() {
             context.broken.set(true);
             wake();
         }
@@ -106,7 +117,7 @@ pub(crate) fn core_is_broken() {
 fn note() {
     let core = CORE.with(|core| {
         let core = core.borrow();
-        let (context, _wake) = core.as_ref()?;
+        let context = &core.as_ref()?.context;
         context.counters.panics.increment();
         Some(context.index)
     });

@@ -51,6 +51,7 @@ impl Drop for Kept {
 }
 
 /// A flow that is to begin.
+#[derive(Clone, Copy)]
 pub(super) struct Beginning<'a> {
     pub(super) visitor: SocketAddr,
     /// The address that the visitor uses.
