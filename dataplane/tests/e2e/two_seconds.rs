@@ -200,7 +200,11 @@ fn a_restarted_server_is_dialled_at_once_although_a_lane_dialled_beside_waits_fo
     if subject::only_wire("dialling beside a lane") {
         return;
     }
-    let quic = vec!["handshake_idle_timeout = \"5m\""];
+    // The lane dialled beside gives up after the test's patience.
+    let quic = vec![
+        "handshake_idle_timeout = \"5m\"",
+        "max_idle_timeout = \"5m\"",
+    ];
     let mut tunnel = Switched::start_with("lanes = 1", quic);
     tunnel.path.break_all(true);
     wait::until_true("another lane is dialled", || tunnel.path.senders() >= 2);
