@@ -160,7 +160,11 @@ fn a_core_that_is_stuck_once_it_has_drained_is_not_waited_for() {
         while !matches!(mailboxes.of(0).take(), Some(CoreMail::Drain { .. })) {
             thread::yield_now();
         }
-        while mailboxes.of(0).send(CoreMail::Client(ClientMail::ServiceHealth)).is_ok() {}
+        while mailboxes
+            .of(0)
+            .send(CoreMail::Client(ClientMail::ServiceHealth))
+            .is_ok()
+        {}
         report(&sender, 0, CoreReport::Drained);
     });
     let other = world.play(1);
