@@ -110,7 +110,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Warns that `key` is there without effect.
+    /// Warns of a key that is there, as a rule because it has no effect.
     pub(crate) fn warn_unused(&self, key: &'static str, why: &str) {
         if let Some(value) = self.find(key) {
             self.report.warning(&self.key(key), &value.span(), why);
@@ -199,6 +199,31 @@ impl<'a> Section<'a> {
         }
         self.problem_at(key, &text.span(), format!("is empty; it must be {allowed}"));
         None
+    }
+
+    /// The strings of an array; `allowed` says what the whole is to be. An element of another type is
+    /// reported and left out.
+    pub(crate) fn strings(
+        &self,
+        key: &'static str,
+        allowed: &str,
+    ) -> Option<Spanned<Vec<Spanned<&'a str>>>> {
+        let value = self.find(key)?;
+        let DeValue::Array(array) = value.as_ref() else {
+            self.wrong_type(key, &value.span(), value.as_ref(), allowed);
+            return None;
+        };
+        let mut texts = Vec::new();
+        for (index, element) in array.iter().enumerate() {
+            match element.as_ref() {
+                DeValue::String(text) => texts.push(Spanned::new(element.span(), text.as_ref())),
+                other => {
+                    let key = format!("{key}[{index}]");
+                    self.wrong_type(&key, &element.span(), other, "a string");
+                }
+            }
+        }
+        Some(Spanned::new(value.span(), texts))
     }
 
     pub(crate) fn boolean(&self, key: &'static str) -> Option<bool> {
@@ -418,7 +443,7 @@ impl fmt::Debug for Section<'_> {
 
 /// The full name of a key that is known, but in another section.
 fn elsewhere(name: &str) -> Option<&'static str> {
-    crate::config::KEYS
+    crate::keys::KEYS
         .iter()
         .copied()
         .find(|full| full.rsplit('.').next() == Some(name))

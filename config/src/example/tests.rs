@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::certs::{self, CertsRequest};
-use crate::config::KEYS;
+use crate::keys::KEYS;
 use crate::{Config, Quic, Udp};
 
 fn dir_with_certs() -> (tempfile::TempDir, PathBuf) {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use qmux_config::Local;
+use qmux_config::LocalService;
 
 use super::ClientShared;
 use crate::core::CoreContext;
@@ -202,7 +202,7 @@ impl Checker {
         if context.index != CHECKING_CORE {
             return None;
         }
-        let local = shared.client()?.local.clone();
+        let local = shared.client()?.services.first()?.clone();
         let checker = Rc::new(Checker {
             told: Event::default(),
         });
@@ -220,7 +220,7 @@ impl Checker {
         self: Rc<Self>,
         context: Rc<CoreContext>,
         shared: Arc<ClientShared>,
-        local: Local,
+        local: LocalService,
     ) {
         let interval = Some(local.health_check_interval).filter(|interval| !interval.is_zero());
         while !shared.service.was_asked() {

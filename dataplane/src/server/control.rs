@@ -94,11 +94,12 @@ async fn register(
         return refuse_draining(this, listener, &request);
     }
     let authentic = match (&listener.server().auth, challenge) {
-        (ServerAuth::Token { token }, Some(challenge)) => {
+        (ServerAuth::Token { token: Some(token) }, Some(challenge)) => {
             let proof = reader.next(deadline).await;
             auth::by_token(this, listener, token, &challenge, proof)
         }
-        _ => auth::by_certificate(this, listener),
+        (ServerAuth::Token { .. }, _) => Err(Unauthentic::Refused),
+        (ServerAuth::Mtls { .. }, _) => auth::by_certificate(this, listener),
     };
     match authentic {
         // The stop may have come while the proof was waited for: a lane accepted now would miss the GoAway.

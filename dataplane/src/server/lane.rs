@@ -228,11 +228,11 @@ impl LaneEvents for ServerLaneEvents {
             } else {
                 "handshake failed"
             };
-            let ca_cert_file = match &listener.server().auth {
-                ServerAuth::Mtls { ca_cert_file } => Some(ca_cert_file.as_path()),
+            let ca_cert = match &listener.server().auth {
+                ServerAuth::Mtls { ca_cert } => Some(ca_cert),
                 ServerAuth::Token { .. } => None,
             };
-            let end = explain::at_server(end, ca_cert_file);
+            let end = explain::at_server(end, ca_cert);
             tracing::warn!(peer = address(lane), end, suppressed, "{what}");
         }
     }

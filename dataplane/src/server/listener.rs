@@ -96,7 +96,8 @@ impl ListenerCore {
         sockets: ListenerSockets,
     ) -> Result<Rc<ListenerCore>, String> {
         let server = shared.server().ok_or("no [server] section")?;
-        let listener: &Listener = server.listeners.get(index).ok_or("no such listener")?;
+        let listeners: Vec<Listener> = server.listeners();
+        let listener = listeners.get(index).ok_or("no such listener")?;
         let text = |error: io::Error| error.to_string();
         let mut tls = tls::server(server).map_err(|error| error.to_string())?;
         shared.ticket_keys.serve(&mut tls, &context.counters);
@@ -104,7 +105,7 @@ impl ListenerCore {
             settings::transport(&shared.config.quic, tls).map_err(|error| error.to_string())?;
         let socket = UdpSocket::adopt(sockets.quic, Purpose::Quic).map_err(text)?;
         let port = socket.local_addr().port();
-        let reset_key = ResetKey::from_key_file(&server.tls.server_key_file, port)?;
+        let reset_key = ResetKey::from_key(&server.tls.server_key, port)?;
         let endpoint = Endpoint::start(
             EndpointSetup {
                 socket,
