@@ -215,20 +215,7 @@ fn read_host(section: &Section<'_>) -> Option<String> {
     Some(host.into_inner().to_owned())
 }
 
-/// A number; or the same as a string, which is what an environment variable gives.
 fn read_one_port(section: &Section<'_>) -> Option<u16> {
-    let value = section.any("port")?;
-    if let DeValue::String(text) = value.as_ref()
-        && text.bytes().all(|byte| byte.is_ascii_digit())
-    {
-        return match address::port_number(text) {
-            Ok(port) => Some(port),
-            Err(message) => {
-                section.problem_at("port", &value.span(), message);
-                None
-            }
-        };
-    }
     let port = section.integer("port", 1..=i64::from(u16::MAX))?;
     u16::try_from(port.into_inner()).ok()
 }

@@ -271,11 +271,16 @@ impl<'a> Section<'a> {
     ) -> Option<Spanned<i64>> {
         let allowed = format!("a whole number from {} to {}", range.start(), range.end());
         let value = self.find(key)?;
-        let DeValue::Integer(_) = value.as_ref() else {
-            self.wrong_type(key, &value.span(), value.as_ref(), &allowed);
-            return None;
+        let number = match value.as_ref() {
+            DeValue::Integer(_) => whole_number(value.as_ref()),
+            // The environment knows nothing but strings.
+            DeValue::String(text) if self.report.is_expanded(&value.span()) => text.parse().ok(),
+            other => {
+                self.wrong_type(key, &value.span(), other, &allowed);
+                return None;
+            }
         };
-        match whole_number(value.as_ref()) {
+        match number {
             Some(number) if range.contains(&number) => Some(Spanned::new(value.span(), number)),
             _ => {
                 self.problem_at(

@@ -193,11 +193,11 @@ fn two_entries_never_stand_for_one_client() {
     for (second, expected) in [
         (
             edited(NAS, "certificate = \"nas\"", "certificate = \"pi\""),
-            "server.clients[1].name: is the name of line 17 again",
+            "server.clients[1].name: is the name of line 19 again",
         ),
         (
             pi("\"nas\"", "\"NAS\""),
-            "server.clients[1].certificate: is the certificate name of line 18 again",
+            "server.clients[1].certificate: is the certificate name of line 20 again",
         ),
     ] {
         let said = twice(NAS, &second);

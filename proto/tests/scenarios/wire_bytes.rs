@@ -59,7 +59,7 @@ fn register_of_services_that_speak_one_protocol() {
         ],
     });
     let fields: [&[u8]; 8] = [
-        &[36, 1, 1, 4],
+        &[37, 1, 1, 4],
         b"edge",
         &[7; 16],
         &[0, 1, 0b1_0000],
