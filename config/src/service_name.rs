@@ -25,7 +25,7 @@ pub(crate) fn read<'a>(section: &Section<'a>, key: &'static str) -> Option<toml:
     None
 }
 
-fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     (1..=SERVICE_NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(is_name_byte)
 }
 
