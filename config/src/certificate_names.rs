@@ -8,8 +8,8 @@ use x509_parser::prelude::FromDer;
 /// Bytes of a fingerprint.
 pub const FINGERPRINT_BYTES: usize = 32;
 
-/// The names and the fingerprint of one certificate. Who takes them for an identity has checked that
-/// the certificate is to be trusted.
+/// The names and the fingerprint of one certificate. Who takes them for an identity has checked
+/// that the certificate is to be trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateNames {
     /// The subject's common names; one as a rule.

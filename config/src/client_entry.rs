@@ -12,10 +12,11 @@ use crate::section::Section;
 use crate::server::ServerAuth;
 use crate::service_name::ServicePattern;
 
-/// Most entries by certificate: each is one look-up, however many there are; a name each in metrics.
+/// Most entries by certificate: each is one look-up, however many there are; a name each in
+/// metrics.
 const CERTIFICATE_ENTRIES_MAX: usize = 4_096;
-/// Most entries by token: a proof is tried against every one, a microsecond each, so that one attempt
-/// costs no more than a handshake does.
+/// Most entries by token: a proof is tried against every one, a microsecond each, so that one
+/// attempt costs no more than a handshake does.
 const TOKEN_ENTRIES_MAX: usize = 512;
 /// Most patterns of one entry: twice the services that a client may offer.
 const PATTERNS_MAX: usize = 128;
@@ -25,7 +26,8 @@ const CERTIFICATE_FORM: &str =
     "the common name of a client's certificate, or a DNS or URI name of it";
 const FINGERPRINT_FORM: &str = "\"sha256:\" and 64 hexadecimal digits, as from: openssl x509 -noout \
      -fingerprint -sha256 -in client.crt";
-const SERVICES_FORM: &str = r#"a list of names and patterns of services, as in ["web", "ssh-*"]; "" is the service without a name"#;
+const SERVICES_FORM: &str = "a list of names and patterns of services, as in [\"web\", \
+    \"ssh-*\"]; \"\" is the service without a name";
 
 /// By what a client is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +59,8 @@ pub struct ClientEntry {
 }
 
 impl ClientEntry {
-    /// Whether the client may serve the service of this name; the empty one is the service without a
-    /// name.
+    /// Whether the client may serve the service of this name; the empty one is the service without
+    /// a name.
     #[must_use]
     pub fn may_serve(&self, service: &str) -> bool {
         self.services.iter().any(|it| it.matches(service))
@@ -148,8 +150,8 @@ fn read_name(section: &Section<'_>, seen: &mut Seen) -> Option<String> {
     Some(text)
 }
 
-/// Reports what an earlier entry has as well. `what` says what it is, without its value, which may be
-/// a secret.
+/// Reports what an earlier entry has as well. `what` says what it is, without its value, which may
+/// be a secret.
 fn refuse_second<K: std::hash::Hash + Eq, T>(
     section: &Section<'_>,
     key: &'static str,

@@ -1,7 +1,7 @@
 //! Which entry of `[[server.clients]]` an authenticated client has, and what it may serve then.
 //!
-//! Built once from a configuration, then only read: it can be shared by all cores, and be replaced as
-//! a whole when the configuration changes.
+//! Built once from a configuration, then only read: it can be shared by all cores, and be replaced
+//! as a whole when the configuration changes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,8 +26,8 @@ pub enum Admission {
 }
 
 impl Admission {
-    /// Whether the client may serve the service of this name; the empty one is the service without a
-    /// name.
+    /// Whether the client may serve the service of this name; the empty one is the service without
+    /// a name.
     #[must_use]
     pub fn may_serve(&self, service: &str) -> bool {
         match self {
@@ -84,8 +84,8 @@ impl ClientMatcher {
         matcher
     }
 
-    /// The client that has shown a certificate which was found good. A fingerprint goes before names;
-    /// among the entries of several names, the first of the file is taken.
+    /// The client that has shown a certificate which was found good. A fingerprint goes before
+    /// names; among the entries of several names, the first of the file is taken.
     #[must_use]
     pub fn by_certificate(&self, names: &CertificateNames) -> Admission {
         if self.entries.is_empty() {

@@ -73,8 +73,8 @@ impl Config {
         Self::parse_with(text, path, |name| std::env::var_os(name))
     }
 
-    /// As [`Config::parse`], with `environment` in the place of the process's own: what `${NAME}` in
-    /// a string stands for.
+    /// As [`Config::parse`], with `environment` in the place of the process's own: what `${NAME}`
+    /// in a string stands for.
     ///
     /// # Errors
     /// As for [`Config::load`].
@@ -96,7 +96,8 @@ impl Config {
             unreachable!("syntax errors were reported");
         }
         if !expand::strings(table.get_mut(), &report, &environment) {
-            // What such a string would have meant nobody knows; this comes before what it should be.
+            // What such a string would have meant nobody knows; this comes before what it should
+            // be.
             report.finish()?;
             unreachable!("a string that cannot be expanded was reported");
         }
@@ -187,7 +188,8 @@ mod tests {
     /// Every section with a key that none of them knows, so that each lists those that it knows.
     const STRANGER_EVERYWHERE: &str = "stranger = 1\n\
         [server]\nstranger = 1\n[[server.services]]\nstranger = 1\n\
-        [[server.clients]]\nstranger = 1\n[[server.listeners]]\nstranger = 1\n[server.auth]\nstranger = 1\n\
+        [[server.clients]]\nstranger = 1\n[[server.listeners]]\nstranger = 1\n\
+        [server.auth]\nstranger = 1\n\
         [server.tls]\nstranger = 1\n[client]\nstranger = 1\n[[client.servers]]\nstranger = 1\n\
         [client.local]\nstranger = 1\n[[client.services]]\nstranger = 1\n\
         [client.auth]\nstranger = 1\n[client.tls]\nstranger = 1\n\

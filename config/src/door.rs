@@ -1,7 +1,7 @@
 //! Doors: where clients connect, and the services that they serve there.
 //!
-//! `[server] quic_addr` is the door of all `[[server.services]]`; each of `[[server.listeners]]` is a
-//! door of its own with one service that has no name.
+//! `[server] quic_addr` is the door of all `[[server.services]]`; each of `[[server.listeners]]` is
+//! a door of its own with one service that has no name.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -25,7 +25,8 @@ pub const SERVICES_MAX: usize = 4_096;
 const QUIC_ADDRS_MAX: usize = 16;
 
 const QUIC_ADDR_FORM: &str = r#"an IP address and a port, as in "0.0.0.0:8443", or a list of them"#;
-const TRAFFIC_FORM: &str = r#"an IP address and a port or a range of ports, as in "0.0.0.0:8080" or "0.0.0.0:30000-30099""#;
+const TRAFFIC_FORM: &str = "an IP address and a port or a range of ports, as in \
+    \"0.0.0.0:8080\" or \"0.0.0.0:30000-30099\"";
 
 /// Where clients connect, with the services that they may serve there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +57,7 @@ pub struct Service {
 
 impl Door {
     /// The door of a listener.
-    pub(crate) fn of_listener(listener: Listener, load_balancer: LoadBalancer) -> Self {
+    pub(crate) fn of_listener(listener: &Listener, load_balancer: LoadBalancer) -> Self {
         Self {
             quic_addrs: vec![listener.quic_addr],
             services: vec![Service {

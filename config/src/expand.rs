@@ -1,7 +1,8 @@
-//! `${NAME}` in a string of the file: the value of an environment variable. `$${` is a literal `${`.
+//! `${NAME}` in a string of the file: the value of an environment variable. `$${` is a literal
+//! `${`.
 //!
-//! It happens after the file was parsed, so that a value cannot bring keys or quotes of its own with
-//! it; and it happens once, so that a value that holds `${` stays as it is.
+//! It happens after the file was parsed, so that a value cannot bring keys or quotes of its own
+//! with it; and it happens once, so that a value that holds `${` stays as it is.
 
 use std::borrow::Cow;
 use std::ffi::OsString;

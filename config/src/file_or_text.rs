@@ -1,7 +1,8 @@
-//! A certificate, a key or ticket keys: in a file of their own, or as text in the config file itself.
+//! A certificate, a key or ticket keys: in a file of their own, or as text in the config file
+//! itself.
 //!
-//! The difference matters to whoever uses them: a file may be replaced while the program runs and is
-//! worth watching; a text changes only with the config file.
+//! The difference matters to whoever uses them: a file may be replaced while the program runs and
+//! is worth watching; a text changes only with the config file.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -5,8 +5,8 @@
 //! certificates have been read and belong to their keys. Whoever holds a [`Config`] need not look
 //! for mistakes in it again.
 //!
-//! Which client may serve what is answered here as well ([`ClientMatcher`]), because it follows from
-//! the file alone.
+//! Which client may serve what is answered here as well ([`ClientMatcher`]), because it follows
+//! from the file alone.
 //!
 //! It never opens a socket and never changes a file, apart from [`certs::write`]. It reads
 //! certificates to check them, but does not keep them: the data plane loads them itself when it

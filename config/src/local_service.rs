@@ -27,7 +27,8 @@ const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 const HOST_FORM: &str = r#"a host name or an IP address, as in "127.0.0.1""#;
 const ONE_PORT_FORM: &str = "a whole number from 1 to 65535";
-const PORTS_FORM: &str = r#"a number from 1 to 65535, a range as in "30000-30099", or "same" for the port that the visitor connected to"#;
+const PORTS_FORM: &str = "a number from 1 to 65535, a range as in \"30000-30099\", or \"same\" \
+    for the port that the visitor connected to";
 
 /// Which port of the host a visitor gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +146,8 @@ fn warn_of_misfit(section: &Section<'_>, name: &str, ports: LocalPorts, server: 
             section.warn_unused(
                 "port",
                 &format!(
-                    "has {count} ports, but the service of this name in [server] has {there}: {rest}"
+                    "has {count} ports, but the service of this name in [server] has {there}: \
+                     {rest}"
                 ),
             );
         }

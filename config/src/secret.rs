@@ -106,8 +106,8 @@ impl Secret {
     }
 }
 
-/// The text of a file with a secret; or what is wrong, as the end of a sentence that begins with its
-/// path.
+/// The text of a file with a secret; or what is wrong, as the end of a sentence that begins with
+/// its path.
 fn read_file(path: &Path) -> Result<String, String> {
     let cannot = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => "does not exist".to_owned(),

@@ -201,8 +201,8 @@ impl<'a> Section<'a> {
         None
     }
 
-    /// The strings of an array; `allowed` says what the whole is to be. An element of another type is
-    /// reported and left out.
+    /// The strings of an array; `allowed` says what the whole is to be. An element of another type
+    /// is reported and left out.
     pub(crate) fn strings(
         &self,
         key: &'static str,

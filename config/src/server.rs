@@ -145,8 +145,8 @@ pub enum ServerAuth {
     },
     /// By knowing a secret: the one here, or that of one of [`Server::clients`].
     Token {
-        /// At least [`crate::SECRET_BYTES_MIN`] bytes. Beside [`Server::clients`] it is the right to
-        /// serve the service without a name, and nothing else; `None` only beside them.
+        /// At least [`crate::SECRET_BYTES_MIN`] bytes. Beside [`Server::clients`] it is the right
+        /// to serve the service without a name, and nothing else; `None` only beside them.
         token: Option<Secret>,
     },
 }
@@ -162,8 +162,8 @@ pub struct ServerTls {
     pub session_ticket_encryption_key_rotation_interval: Duration,
     /// How many earlier ticket keys still open tickets.
     pub session_ticket_encryption_key_rotation_overlap: u8,
-    /// Where ticket keys are kept, to be shared with other servers and across restarts; `None`: each
-    /// process draws its own.
+    /// Where ticket keys are kept, to be shared with other servers and across restarts; `None`:
+    /// each process draws its own.
     pub session_ticket_encryption_key: Option<FileOrText>,
 }
 
@@ -251,7 +251,7 @@ fn read_listeners(section: &Section<'_>, defaults: &Defaults, claims: &mut Claim
     tables
         .into_iter()
         .filter_map(|table| Listener::read(table, defaults, claims))
-        .map(|listener| Door::of_listener(listener, defaults.load_balancer))
+        .map(|listener| Door::of_listener(&listener, defaults.load_balancer))
         .collect()
 }
 

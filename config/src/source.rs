@@ -71,8 +71,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Whether a line assigns to something that is called, or nearly called, a token or a key. Misspelled keys
-/// count: the message about `tokne = "…"` must not print what follows.
+/// Whether a line assigns to something that is called, or nearly called, a token or a key.
+/// Misspelled keys count: the message about `tokne = "…"` must not print what follows.
 fn may_hold_secret(line: &str) -> bool {
     const SECRET_LIKE: f64 = 0.7;
     line.split('=').rev().skip(1).any(|assigned| {

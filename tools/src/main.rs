@@ -1,7 +1,8 @@
 //! `qmux-ctl`: what an operator needs before `qmux-dp` can start.
 //!
 //! Makes certificates and ticket keys, adds clients, writes commented example configs, translates
-//! QMux's YAML. It never touches a running tunnel and never overwrites a file that it was not told to.
+//! QMux's YAML. It never touches a running tunnel and never overwrites a file that it was not told
+//! to.
 
 #![forbid(unsafe_code)]
 // They panic when nobody reads.

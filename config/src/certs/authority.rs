@@ -116,8 +116,8 @@ impl Authority {
         &self.pem
     }
 
-    /// Makes a key and a certificate for a client of this name, valid for so many days or as long as
-    /// the CA.
+    /// Makes a key and a certificate for a client of this name, valid for so many days or as long
+    /// as the CA.
     ///
     /// # Errors
     /// The days are out of range, or the system gives no randomness.

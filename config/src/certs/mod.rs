@@ -1,5 +1,5 @@
-//! Certificates: a private CA to start with, one certificate for the server, one for the client; and
-//! what comes later, a file for each further client, and new certificates for those that end.
+//! Certificates: a private CA to start with, one certificate for the server, one for the client;
+//! and what comes later, a file for each further client, and new certificates for those that end.
 //!
 //! Enough for a tunnel between two hosts of one owner. Who runs a CA of their own uses that one;
 //! nothing here is needed for it.

@@ -1,5 +1,5 @@
-//! Certificates, keys and tokens elsewhere than where they usually are: in the file itself, in a file
-//! of their own, in the environment.
+//! Certificates, keys and tokens elsewhere than where they usually are: in the file itself, in a
+//! file of their own, in the environment.
 
 use std::ffi::OsString;
 

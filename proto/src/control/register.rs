@@ -77,7 +77,7 @@ impl Protocols {
 
     fn bits(self) -> u8 {
         let (tcp, udp) = (u8::from(self.tcp), u8::from(self.udp));
-        tcp * Self::TCP_BIT | udp * Self::UDP_BIT
+        (tcp * Self::TCP_BIT) | (udp * Self::UDP_BIT)
     }
 
     /// Bits that this version does not know have no effect.

@@ -1,8 +1,8 @@
 //! ServiceAnswers: what a server makes of each service that a client has offered.
 //!
 //! It follows a RegisterAck that accepts, to clients with the ability
-//! [`Capabilities::NAMED_SERVICES`](super::Capabilities::NAMED_SERVICES), and comes again whenever an
-//! answer changes. Each message holds the answers to all services of the Register, in its order.
+//! [`Capabilities::NAMED_SERVICES`](super::Capabilities::NAMED_SERVICES), and comes again whenever
+//! an answer changes. Each message holds the answers to all services of the Register, in its order.
 
 use super::SERVICES_MAX;
 use crate::code::code_enum;
