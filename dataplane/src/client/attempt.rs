@@ -253,8 +253,8 @@ fn explained(core: &ClientCore, this: &ClientLane, end: &LaneEnd) -> String {
         &ClientView {
             server: this.server.address,
             server_name: &this.server.server_name,
-            ca_cert_file: &client.tls.ca_cert_file,
-            client_cert_file: cert.map(|pair| pair.cert_file.as_path()),
+            ca_cert: &client.tls.ca_cert,
+            client_cert: cert.map(|pair| &pair.cert),
             handshake_timeout: core.shared.config.quic.handshake_idle_timeout,
             was_answered: this.lane.was_answered(),
         },
@@ -383,9 +383,7 @@ fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_ind
             .union(Capabilities::FRAGMENTATION)
             .union(Capabilities::SERVICE_HEALTH)
             .union(Capabilities::PATH_CHALLENGE),
-        services: vec![ServiceOffer {
-            name: String::new(),
-        }],
+        services: vec![ServiceOffer::new("")],
     }));
 }
 

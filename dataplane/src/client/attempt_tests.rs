@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qmux_config::{Config, Lanes};
+use qmux_config::{Config, Lanes, LocalPorts, Ports};
 use qmux_proto::control::{Heartbeat, Message, NoMoreFlows, RegisterAck, RegisterOutcome};
 use qmux_proto::{OpenHeader, Protocol};
 
@@ -168,7 +168,7 @@ async fn registering(mut config: Config) -> (Rc<SlowServer>, Rc<ClientCore>, Rc<
     let client = config.client.as_mut().expect("a client");
     client.servers[0].host = address.ip().to_string();
     client.servers[0].port = address.port();
-    client.local.port = echo_service();
+    client.services[0].ports = LocalPorts::These(Ports::one(echo_service()));
     client.lanes = Lanes::Auto;
     let client = client.clone();
     let readiness = Arc::new(Readiness::new(1));

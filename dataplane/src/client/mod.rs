@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use qmux_config::{Client, Config, Lanes};
+use qmux_config::{Client, Config, Lanes, LocalService};
 use qmux_proto::LaneError;
 use qmux_proto::control::{GoAway, GoAwayReason, Message};
 
@@ -129,6 +129,9 @@ impl ClientShared {
             })
             .collect();
         let names = targets.iter().map(|target| target.server_name.clone());
+        let local = client.services.first();
+        let host = local.map_or("", |it| it.host.as_str());
+        let port = local.and_then(LocalService::check_port).unwrap_or_default();
         let shared = ClientShared {
             config: Arc::clone(config),
             client_id: client.client_id.clone().unwrap_or_else(drawn_client_id),
@@ -137,7 +140,7 @@ impl ClientShared {
             targets,
             servers: ArcSwap::default(),
             twins: Mutex::default(),
-            service: Name::later(&client.local.host, client.local.port, SERVICE_SETTING),
+            service: Name::later(host, port, SERVICE_SETTING),
             service_state: ServiceState::new(Instant::now()),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use qmux_config::Local;
+use qmux_config::LocalService;
 
 use super::mail::ClientMail;
 use super::{ClientContext, ClientShared};
@@ -201,7 +201,7 @@ impl Checker {
         if context.index != CHECKING_CORE {
             return None;
         }
-        let local = shared.client()?.local.clone();
+        let local = shared.client()?.services.first()?.clone();
         let checker = Rc::new(Checker {
             told: Event::default(),
         });
@@ -219,7 +219,7 @@ impl Checker {
         self: Rc<Self>,
         context: Rc<ClientContext>,
         shared: Arc<ClientShared>,
-        local: Local,
+        local: LocalService,
     ) {
         let interval = Some(local.health_check_interval).filter(|interval| !interval.is_zero());
         while !shared.service.was_asked() {

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
-use qmux_config::{Admin, Config, Listener, Server};
+use qmux_config::{Admin, Config, Listener, Server, TrafficAddr};
 
 use crate::process::exit::Failure;
 use crate::server::ListenerSockets;
@@ -16,15 +16,22 @@ use crate::sys::steering;
 /// with a warning. `has_ipv6` is asked only if there is such an address.
 pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) -> Config {
     let admin = config.admin.iter_mut().map(|it| &mut it.listen);
-    let listeners = config.server.iter_mut().flat_map(|it| &mut it.listeners);
-    let listeners = listeners.flat_map(|it| [&mut it.quic_addr, &mut it.traffic_addr]);
-    let every = |it: &&mut SocketAddr| it.ip() == Ipv6Addr::UNSPECIFIED;
-    let addresses: Vec<&mut SocketAddr> = admin.chain(listeners).filter(every).collect();
-    if addresses.is_empty() || has_ipv6() {
+    let mut addresses: Vec<&mut SocketAddr> = admin.collect();
+    let mut traffic: Vec<&mut TrafficAddr> = Vec::new();
+    for door in config.server.iter_mut().flat_map(|it| &mut it.doors) {
+        addresses.extend(&mut door.quic_addrs);
+        traffic.extend(door.services.iter_mut().map(|it| &mut it.traffic));
+    }
+    addresses.retain(|it| it.ip() == Ipv6Addr::UNSPECIFIED);
+    traffic.retain(|it| it.ip() == Ipv6Addr::UNSPECIFIED);
+    if (addresses.is_empty() && traffic.is_empty()) || has_ipv6() {
         return config;
     }
     tracing::warn!("this machine has no IPv6: [::] in the config is taken for 0.0.0.0");
     for address in addresses {
+        address.set_ip(Ipv4Addr::UNSPECIFIED.into());
+    }
+    for address in traffic {
         address.set_ip(Ipv4Addr::UNSPECIFIED.into());
     }
     config
@@ -37,7 +44,7 @@ pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) 
 pub(crate) fn all(server: &Server, cores: usize) -> Result<Vec<Vec<ListenerSockets>>, Failure> {
     let mut per_core: Vec<Vec<ListenerSockets>> = (0..cores).map(|_| Vec::new()).collect();
     let mut warned = false;
-    for listener in &server.listeners {
+    for listener in &server.listeners() {
         probe(listener)?;
         for sockets in &mut per_core {
             let bound = one(listener)?;
@@ -173,7 +180,7 @@ mod tests {
             Config::parse(text, &dir.path().join("dp.toml")).expect("a config")
         };
         let shown = |config: &Config| {
-            let listener = &config.server.as_ref().expect("a server").listeners[0];
+            let listener = &config.server.as_ref().expect("a server").listeners()[0];
             let admin = config.admin.as_ref().expect("an admin endpoint").listen;
             [listener.quic_addr, listener.traffic_addr, admin].map(|it| it.to_string())
         };

@@ -9,6 +9,29 @@ use crate::process::exit::Failure;
 use crate::quic::{sessions, settings, tls};
 use crate::ready::Readiness;
 
+/// Refuses what a config may hold and this program does not serve.
+///
+/// # Errors
+/// The first key of that kind.
+pub(crate) fn served(config: &Config) -> Result<(), Failure> {
+    let server = config.server.as_ref();
+    let client = config.client.as_ref();
+    let one_nameless = |client: &qmux_config::Client| matches!(&client.services[..], [service] if service.name.is_empty());
+    let key = if server.is_some_and(|it| it.listeners().len() != it.doors.len()) {
+        "server.services"
+    } else if server.is_some_and(|it| !it.clients.is_empty()) {
+        "server.clients"
+    } else if client.is_some_and(|it| !one_nameless(it)) {
+        "client.services"
+    } else {
+        return Ok(());
+    };
+    let path = config.path.display();
+    Err(Failure::Input(format!(
+        "{path}: {key}: is not served by this version; it must be left out"
+    )))
+}
+
 /// Builds what a start would build, short of running it.
 ///
 /// # Errors
@@ -40,15 +63,15 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
     };
     if let Some(server) = &config.server {
         let auth = match &server.auth {
-            ServerAuth::Mtls { ca_cert_file } => format!("mtls, CA {}", ca_cert_file.display()),
+            ServerAuth::Mtls { ca_cert } => format!("mtls, CA {ca_cert}"),
             ServerAuth::Token { .. } => "token".into(),
         };
         say(format!(
             "server: {cores} cores, {}, clients authenticate by {auth}",
             server.load_balancer
         ));
-        for listener in &server.listeners {
-            crate::process::bind::probe(listener)?;
+        for listener in server.listeners() {
+            crate::process::bind::probe(&listener)?;
             say(format!(
                 "  clients at {} (QUIC), visitors at {} ({})",
                 listener.quic_addr, listener.traffic_addr, listener.protocol

@@ -137,8 +137,8 @@ pub(crate) fn start(
         Some(server) => {
             let (ticket_keys, keeper) = TicketKeys::start(&server.tls).map_err(Failure::Input)?;
             let pools = server
-                .listeners
-                .iter()
+                .listeners()
+                .into_iter()
                 .map(|_| Arc::new(ClientPool::new(server.load_balancer, cores)));
             Some(Arc::new(ServerShared {
                 config: Arc::clone(config),
@@ -212,7 +212,7 @@ pub(crate) fn start(
     running.wait_started(cores)?;
     memory::set_limit(config.limits.memory);
     if let Some(server) = &config.server {
-        for listener in &server.listeners {
+        for listener in server.listeners() {
             tracing::info!(quic = %listener.quic_addr, traffic = %listener.traffic_addr, protocol = %listener.protocol, cores, "listening");
         }
         readiness.set_listening();

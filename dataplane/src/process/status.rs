@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
+use qmux_config::Server;
+
 use crate::core::Cluster;
 use crate::ready::Readiness;
 use crate::server::ServerShared;
@@ -53,7 +55,7 @@ impl Status {
             if !self.readiness.is_listening() {
                 reasons.push("starting".into());
             }
-            let listeners = server.server().map_or(&[][..], |server| &server.listeners);
+            let listeners = server.server().map_or_else(Vec::new, Server::listeners);
             for (listener, pool) in listeners.iter().zip(&server.pools) {
                 let usable = pool.totals().usable;
                 if usable < clients {

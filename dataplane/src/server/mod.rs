@@ -44,8 +44,9 @@ impl ServerCore {
             entrances: HashMap::new(),
         };
         let server = shared.server().ok_or("no [server] section")?;
-        let listeners = server.listeners.iter().zip(&shared.pools);
-        for ((number, (listener, pool)), sockets) in (0..).zip(listeners).zip(sockets) {
+        let listeners = server.listeners();
+        let with_pools = listeners.iter().zip(&shared.pools);
+        for ((number, (listener, pool)), sockets) in (0..).zip(with_pools).zip(sockets) {
             let (door, entrance) = (DoorId(number), EntranceId(number));
             let takes_udp = sockets.udp.is_some();
             let opened = Door::open(door, context, shared, pool, sockets.quic, takes_udp)?;

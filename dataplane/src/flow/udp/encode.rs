@@ -78,6 +78,7 @@ pub(crate) fn send(
         Some((visitor, service)) => Header::First {
             flow_id,
             visitor,
+            traffic: None,
             service,
         },
     };
@@ -154,6 +155,7 @@ fn fragment_header<'a>(whole: &Header<'a>, packet_id: u64, index: u8, count: u8)
             index,
             count,
             visitor,
+            traffic: whole.traffic(),
             service,
         },
     }

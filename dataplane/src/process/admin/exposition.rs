@@ -14,6 +14,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use qmux_config::Server;
 
 use crate::core::counters::CoreCounters;
 use crate::core::{Cluster, memory};
@@ -184,7 +185,7 @@ impl StateMetrics {
         let stuck = status.stuck_cores();
         let server = status.server.as_deref();
         let configured = server.and_then(|server| server.server());
-        let listeners = configured.map_or(&[][..], |server| &server.listeners);
+        let listeners = configured.map_or_else(Vec::new, Server::listeners);
         let pools = server.map_or(&[][..], |server| &server.pools);
         StateMetrics {
             ready: status.not_ready(1).is_empty(),

@@ -23,6 +23,7 @@ fn introduce(lane: &Joined, flow_id: u64, ip: [u8; 4]) {
     let header = Header::First {
         flow_id,
         visitor: (ip, 4_000).into(),
+        traffic: None,
         service: "",
     };
     header.encode(&mut datagram);

@@ -49,6 +49,7 @@ fn datagrams_that_make_no_sense_are_dropped_and_counted() {
         let first = Header::First {
             flow_id: 0,
             visitor: visitor.local_addr(),
+            traffic: None,
             service: "",
         };
         first.encode(&mut introduction);

@@ -231,11 +231,11 @@ impl LaneEvents for ServerLaneEvents {
             } else {
                 "handshake failed"
             };
-            let ca_cert_file = match &door.server().auth {
-                ServerAuth::Mtls { ca_cert_file } => Some(ca_cert_file.as_path()),
+            let ca_cert = match &door.server().auth {
+                ServerAuth::Mtls { ca_cert } => Some(ca_cert),
                 ServerAuth::Token { .. } => None,
             };
-            let end = explain::at_server(end, ca_cert_file);
+            let end = explain::at_server(end, ca_cert);
             tracing::warn!(peer = address(lane), end, suppressed, "{what}");
         }
     }

@@ -76,7 +76,7 @@ impl Door {
             settings::transport(&shared.config.quic, tls).map_err(|error| error.to_string())?;
         let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
         let port = socket.local_addr().port();
-        let reset_key = ResetKey::from_key_file(&server.tls.server_key_file, port)?;
+        let reset_key = ResetKey::from_key(&server.tls.server_key, port)?;
         let endpoint = Endpoint::start(
             EndpointSetup {
                 socket,

@@ -90,11 +90,12 @@ async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlRe
         return refuse_draining(this, door, &request);
     }
     let authentic = match (&door.server().auth, challenge) {
-        (ServerAuth::Token { token }, Some(challenge)) => {
+        (ServerAuth::Token { token: Some(token) }, Some(challenge)) => {
             let proof = reader.next(deadline).await;
             auth::by_token(this, door, token, &challenge, proof)
         }
-        _ => auth::by_certificate(this, door),
+        (ServerAuth::Token { .. }, _) => Err(Unauthentic::Refused),
+        (ServerAuth::Mtls { .. }, _) => auth::by_certificate(this, door),
     };
     match authentic {
         // The stop may have come while the proof was waited for: a lane accepted now would miss the GoAway.

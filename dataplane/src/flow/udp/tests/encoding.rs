@@ -51,6 +51,7 @@ fn a_packet_that_fits_is_never_cut() {
             true => Header::First {
                 flow_id: FLOW,
                 visitor: visitor(),
+                traffic: None,
                 service: "",
             },
         };
