@@ -26,6 +26,34 @@ pub(crate) fn challenge() -> AuthChallenge {
     }
 }
 
+/// The keying material of one TLS session, to which its proofs are bound.
+pub(crate) struct Session([u8; EXPORTED_BYTES]);
+
+impl Session {
+    /// That of a lane.
+    ///
+    /// # Errors
+    /// If the session has no keying material yet (the handshake is not complete).
+    pub(crate) fn of(lane: &Lane) -> Result<Session, ErrorStack> {
+        let mut exported = [0u8; EXPORTED_BYTES];
+        lane.with_tls(|ssl| ssl.export_keying_material(&mut exported, EXPORTER_LABEL, None))?;
+        Ok(Session(exported))
+    }
+
+    /// True if `given` is the right answer to `challenge`. Takes the same time for every wrong one.
+    pub(crate) fn accepts(
+        &self,
+        token: &Secret,
+        challenge: &AuthChallenge,
+        given: &AuthProof,
+    ) -> bool {
+        let Ok(expected) = proof(token, &self.0, challenge) else {
+            return false;
+        };
+        expected.len() == given.mac.len() && boring::memcmp::eq(&expected, &given.mac)
+    }
+}
+
 /// The proof for `challenge` on `lane`.
 ///
 /// # Errors
@@ -35,24 +63,10 @@ pub(crate) fn prove(
     token: &Secret,
     challenge: &AuthChallenge,
 ) -> Result<AuthProof, ErrorStack> {
-    let mut exported = [0u8; EXPORTED_BYTES];
-    lane.with_tls(|ssl| ssl.export_keying_material(&mut exported, EXPORTER_LABEL, None))?;
+    let session = Session::of(lane)?;
     Ok(AuthProof {
-        mac: proof(token, &exported, challenge)?.to_vec(),
+        mac: proof(token, &session.0, challenge)?.to_vec(),
     })
-}
-
-/// True if `proof` is the right answer to `challenge` on `lane`. Takes the same time for every wrong one.
-pub(crate) fn verify(
-    lane: &Lane,
-    token: &Secret,
-    challenge: &AuthChallenge,
-    proof: &AuthProof,
-) -> bool {
-    let Ok(expected) = prove(lane, token, challenge) else {
-        return false;
-    };
-    expected.mac.len() == proof.mac.len() && boring::memcmp::eq(&expected.mac, &proof.mac)
 }
 
 fn proof(

@@ -9,6 +9,7 @@
 mod answer;
 mod exposition;
 mod query;
+mod services;
 
 use std::collections::VecDeque;
 use std::io;
