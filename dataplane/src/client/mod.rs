@@ -1,5 +1,6 @@
 //! The client role on one core: its share of the lanes to every server.
 
+pub(crate) mod answers;
 mod attempt;
 #[cfg(test)]
 mod attempt_tests;
@@ -8,6 +9,8 @@ mod beside;
 mod flow;
 mod lane;
 pub(crate) mod mail;
+#[cfg(test)]
+mod offer_tests;
 mod plan;
 mod presence;
 mod resumption;
@@ -15,6 +18,7 @@ mod roster;
 mod seen;
 mod server;
 mod service;
+pub(crate) mod services;
 mod session;
 mod shared;
 #[cfg(test)]
@@ -51,8 +55,12 @@ const SERIAL_BITS: u32 = 48;
 /// How soon the resolver's thread, or a core, tries again to put mail into a full mailbox.
 const MAIL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Pause between two looks whether it is known where the service is, at the start.
+/// Pause between two looks whether it is known where the services are, at the start.
 const SERVICE_POLL: Duration = Duration::from_millis(5);
+
+/// How long lanes wait for the names of some services when those of others are known: a resolver
+/// mostly answers within this time, and visitors of the others wait.
+const SERVICES_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The core of a client.
 pub(crate) type ClientContext = RoleContext<ClientMail>;
@@ -62,6 +70,8 @@ pub(crate) struct ClientCore {
     context: Rc<ClientContext>,
     shared: Arc<ClientShared>,
     plan: RefCell<Plan>,
+    /// Lanes may be opened: it is known where the services are.
+    planning: Cell<bool>,
     supervisors: RefCell<HashMap<LaneId, Rc<Supervisor>>>,
     /// Lanes that are registered now, by serial number; also those that are being left.
     lanes: RefCell<HashMap<u64, Rc<ClientLane>>>,
@@ -70,8 +80,8 @@ pub(crate) struct ClientCore {
     next_serial: Cell<u64>,
     /// For each core, whether this one still has to tell it to plan.
     plans_owed: Vec<Cell<bool>>,
-    /// Checks the service, if that is this core's part.
-    checker: Option<Rc<Checker>>,
+    /// They check the services, if that is this core's part.
+    checkers: Vec<Rc<Checker>>,
     /// The UDP flows of all lanes.
     udp: Rc<CoreFlows>,
 }
@@ -84,7 +94,7 @@ fn udp_flows(context: &ClientContext, shared: &ClientShared) -> Rc<CoreFlows> {
         context.cluster.cores(),
     );
     CoreFlows::new(
-        &shared.service,
+        &shared.services,
         UdpSettings::from(&shared.config.udp),
         flows_max,
         Arc::clone(&context.counters),
@@ -107,27 +117,35 @@ impl ClientCore {
             context: Rc::clone(context),
             shared: Arc::clone(shared),
             plan: RefCell::new(Plan::new(context.index, context.cluster.cores(), lanes)),
+            planning: Cell::new(false),
             supervisors: RefCell::default(),
             lanes: RefCell::default(),
             registering: RefCell::default(),
             next_serial: Cell::new(1),
             plans_owed: vec![Cell::new(false); context.cluster.cores()],
-            checker: Checker::start(context, shared),
+            checkers: Checker::start_all(context, shared.services.all()),
             udp: udp_flows(context, shared),
         });
-        if shared.service.was_asked() {
+        if shared.services.are_known() {
+            this.planning.set(true);
             this.plan();
         } else {
-            crate::core::task::spawn_vital(Rc::clone(&this).plan_once_service_was_asked());
+            crate::core::task::spawn_vital(Rc::clone(&this).plan_once_services_were_asked());
         }
         this
     }
 
-    /// A lane brings flows at once, and they need to know where the service is; or that nobody knows.
-    async fn plan_once_service_was_asked(self: Rc<Self>) {
-        while !self.shared.service.was_asked() {
+    /// A lane brings flows at once, and they need to know where their services are; or that nobody
+    /// knows. One name that takes long must not keep the other services waiting.
+    async fn plan_once_services_were_asked(self: Rc<Self>) {
+        let began = Instant::now();
+        let services = &self.shared.services;
+        while !services.are_known()
+            && !(services.is_any_known() && began.elapsed() >= SERVICES_PATIENCE)
+        {
             crate::core::time::sleep(SERVICE_POLL).await;
         }
+        self.planning.set(true);
         self.plan();
     }
 
@@ -155,7 +173,7 @@ impl ClientCore {
 
     /// Brings this core's lanes in line with the servers and the number of cores on both sides.
     fn plan(self: &Rc<Self>) {
-        if self.context.draining.get() || !self.shared.service.was_asked() {
+        if self.context.draining.get() || !self.planning.get() {
             return;
         }
         let servers = self.shared.servers.load_full();
@@ -253,11 +271,11 @@ impl ClientCore {
     }
 
     fn service_health_changed(&self) {
-        if let Some(checker) = &self.checker {
+        for checker in &self.checkers {
             checker.told();
         }
         for lane in self.lanes.borrow().values() {
-            lane.tell_service_health();
+            lane.tell_health();
         }
     }
 

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use qmux_config::{Client, Config, LocalService};
+use qmux_config::{Client, Config};
 
 use super::MAIL_PAUSE;
 use super::mail::ClientMail;
 use super::roster::{self, Roster};
 use super::server::ServerState;
-use super::service::ServiceState;
+use super::services::Services;
 use super::twins::{self, Twins};
 use crate::core::mailbox::Post;
 use crate::quic::credentials::KeptCredentials;
@@ -27,9 +27,8 @@ const _: () = assert!(
     "every client id that the configuration allows can be sent"
 );
 
-/// Where a server's and the service's name stand in the config.
+/// Where a server's name stands in the config.
 const SERVER_SETTING: &str = "address in [[client.servers]]";
-const SERVICE_SETTING: &str = "host in [client.local]";
 
 /// One configured server. Each address that its name resolves to is a server of its own.
 #[derive(Debug)]
@@ -57,10 +56,8 @@ pub(crate) struct ClientShared {
     pub(super) servers: ArcSwap<Vec<Arc<ServerState>>>,
     /// Which addresses of a name lead to one server.
     pub(super) twins: Mutex<Twins>,
-    /// The local service.
-    pub(crate) service: Arc<Name>,
-    /// Whether it can be reached.
-    pub(super) service_state: ServiceState,
+    /// What is behind this client.
+    pub(crate) services: Arc<Services>,
     /// Told when the first lane is registered.
     pub(crate) readiness: Arc<Readiness>,
     pub(super) registered_once: AtomicBool,
@@ -86,9 +83,6 @@ impl ClientShared {
             })
             .collect();
         let names = targets.iter().map(|target| target.server_name.clone());
-        let local = client.services.first();
-        let host = local.map_or("", |it| it.host.as_str());
-        let port = local.and_then(LocalService::check_port).unwrap_or_default();
         let shared = ClientShared {
             config: Arc::clone(config),
             client_id: client.client_id.clone().unwrap_or_else(drawn_client_id),
@@ -97,8 +91,7 @@ impl ClientShared {
             targets,
             servers: ArcSwap::default(),
             twins: Mutex::default(),
-            service: Name::later(host, port, SERVICE_SETTING),
-            service_state: ServiceState::new(Instant::now()),
+            services: Arc::new(Services::new(&client.services)),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),
             sessions: SessionCache::default(),
@@ -152,7 +145,9 @@ impl ClientShared {
             return Ok(());
         };
         let interval = client.resolve_interval;
-        resolve::keep_fresh(Arc::clone(&self.service), interval, |_| {})?;
+        for host in self.services.hosts() {
+            resolve::keep_fresh(host, interval, |_| {})?;
+        }
         for (index, target) in self.targets.iter().enumerate() {
             let (shared, post) = (Arc::clone(self), Arc::clone(post));
             resolve::keep_fresh(Arc::clone(&target.name), interval, move |addresses| {
@@ -260,6 +255,17 @@ impl ClientShared {
     pub(super) fn serves_elsewhere(&self, server: &ServerState) -> bool {
         let others = self.other_addresses(server);
         others.iter().any(|it| it.has_lanes())
+    }
+
+    /// Whether lanes are registered, but no server with lanes takes a single service of this client.
+    pub(crate) fn serves_nothing(&self) -> bool {
+        let servers = self.servers.load();
+        let mut accepted = servers
+            .iter()
+            .filter(|server| server.lanes() > 0)
+            .map(|server| server.told.accepted())
+            .peekable();
+        accepted.peek().is_some() && accepted.all(|accepted| accepted == Some(0))
     }
 
     /// A server as logs name it.

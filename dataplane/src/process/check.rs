@@ -15,14 +15,10 @@ use crate::ready::Readiness;
 /// The first key of that kind.
 pub(crate) fn served(config: &Config) -> Result<(), Failure> {
     let server = config.server.as_ref();
-    let client = config.client.as_ref();
-    let one_nameless = |client: &qmux_config::Client| matches!(&client.services[..], [service] if service.name.is_empty());
     let key = if server.is_some_and(|it| it.listeners().len() != it.doors.len()) {
         "server.services"
     } else if server.is_some_and(|it| !it.clients.is_empty()) {
         "server.clients"
-    } else if client.is_some_and(|it| !one_nameless(it)) {
-        "client.services"
     } else {
         return Ok(());
     };
@@ -81,9 +77,12 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
     if let Some(client) = &config.client {
         let shared = ClientShared::new(&config, client, &std::sync::Arc::new(Readiness::new(1)));
         say(format!(
-            "client: {cores} cores, lanes {}, service {}",
-            client.lanes, shared.service
+            "client: {cores} cores, lanes {}, services:",
+            client.lanes
         ));
+        for service in shared.services.all() {
+            say(format!("  {}", service.summary()));
+        }
         if let Some(dir) = &client.state_dir {
             let danger = sessions::probe_dir(dir).map_err(Failure::Input)?;
             say(format!("  session tickets in {}", dir.display()));
@@ -108,11 +107,12 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
                 server.server_name
             ));
         }
-        if !shared.service.refresh() {
-            return Err(Failure::Input(format!(
-                "local service {} cannot be resolved",
-                shared.service
-            )));
+        for service in shared.services.all() {
+            if !service.host.refresh() {
+                return Err(Failure::Input(format!(
+                    "local service {service} cannot be resolved"
+                )));
+            }
         }
     }
     if let Some(admin) = &config.admin {

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use qmux_config::Server;
 
+use crate::client::ClientShared;
 use crate::core::Cluster;
 use crate::ready::Readiness;
 use crate::server::ServerShared;
@@ -20,6 +21,8 @@ pub(crate) struct Status {
     pub(crate) server: Option<Arc<ServerShared>>,
     /// Whether the client role runs.
     pub(crate) client: bool,
+    /// What its cores share.
+    pub(crate) client_role: Option<Arc<ClientShared>>,
     /// Starting, ready, draining.
     pub(crate) readiness: Arc<Readiness>,
     /// When the process started.
@@ -68,6 +71,11 @@ impl Status {
         }
         if self.client && self.readiness.client_lanes() == 0 {
             reasons.push("no lane is registered with any server".into());
+        }
+        if let Some(client) = &self.client_role
+            && client.serves_nothing()
+        {
+            reasons.push("no server lets this client serve any of its services".into());
         }
         reasons
     }
@@ -119,6 +127,7 @@ pub(crate) mod fixture {
             cluster: Arc::new(Cluster::new(2)),
             server: None,
             client: true,
+            client_role: None,
             readiness: Arc::new(Readiness::new(1)),
             started: (Instant::now(), SystemTime::now()),
         }

@@ -9,6 +9,7 @@
 mod answer;
 mod exposition;
 mod query;
+mod service_metrics;
 
 use std::collections::VecDeque;
 use std::io;
