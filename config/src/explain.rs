@@ -58,20 +58,65 @@ fn udp(server: SocketAddr) -> String {
 
 /// Why a handshake did not complete in time.
 pub fn no_handshake(view: &ClientView<'_>) -> String {
-    let (udp, timeout) = (udp(view.server), view.handshake_timeout);
     if view.was_answered {
-        return format!(
-            "{udp} answered, but the handshake was not complete within {timeout:?} \
-            (handshake_idle_timeout): packets get lost on the way, or the server is overloaded"
-        );
+        return handshake_stalls(view.server, view.handshake_timeout);
     }
+    silence(view.server, view.handshake_timeout)
+}
+
+/// The server has answered, but not to the end.
+pub fn handshake_stalls(server: SocketAddr, timeout: Duration) -> String {
+    let udp = udp(server);
     format!(
-        "no answer from {udp} within {timeout:?}: no server runs there, or a firewall on the way \
-        drops UDP. Allow UDP port {} (not TCP) in the firewall and security group of the server, \
-        and outgoing on this side",
-        view.server.port()
+        "{udp} answered, but the handshake was not complete within {timeout:?} \
+        (handshake_idle_timeout): packets get lost on the way, or the server is overloaded"
     )
 }
+
+/// Nothing has come from the server.
+pub fn silence(server: SocketAddr, timeout: Duration) -> String {
+    let (udp, port) = (udp(server), server.port());
+    format!(
+        "no answer from {udp} within {timeout:?}: no server runs there, or a firewall on the way \
+        drops UDP. Allow UDP port {port} (not TCP) in the firewall and security group of the \
+        server, and outgoing on this side"
+    )
+}
+
+/// The same for a host that does answer otherwise; how, stands in `otherwise`, as in "(it can be
+/// pinged)".
+pub fn only_udp_is_silent(server: SocketAddr, timeout: Duration, otherwise: &str) -> String {
+    let (udp, port) = (udp(server), server.port());
+    format!(
+        "the host is there {otherwise}, but nothing came from {udp} within {timeout:?}: a firewall on \
+        the way drops UDP, or no server runs there. Allow UDP port {port} (not TCP) in the firewall \
+        and security group of the server, and outgoing on this side"
+    )
+}
+
+/// The packets of a handshake are too large for the way to `server`; `carries` says what passes, as
+/// in "packets of up to 1,100 bytes".
+pub fn too_large_for_the_path(server: SocketAddr, carries: &str) -> String {
+    format!(
+        "only {carries} pass between this host and {}, and QUIC needs {HANDSHAKE_UDP_PAYLOAD_BYTES} \
+        bytes of UDP payload (RFC 9000, section 14): raise the MTU of the network interface, VPN or \
+        tunnel on the way to at least 1280 (ip link set dev NAME mtu 1280)",
+        udp(server)
+    )
+}
+
+/// UDP payload of a handshake's packets (RFC 9000, section 14.1).
+pub const HANDSHAKE_UDP_PAYLOAD_BYTES: usize = 1_200;
+
+/// `host`, which stands in `setting`, has no address.
+pub fn unresolved(host: &str, why: &str, setting: &str) -> String {
+    format!(
+        "{host} cannot be resolved ({why}). Check {setting}, and this host's DNS: getent hosts {host}"
+    )
+}
+
+/// The server wants a token, and the client has none.
+pub const TOKEN_WANTED: &str = "the server wants a token: set token in [client.auth]";
 
 /// Why packets to `server` cannot be sent, or do not get there, by the word of this host or the
 /// network.
@@ -146,7 +191,10 @@ pub fn bad_client(
     facts: Option<&CertificateFacts>,
     ca_cert_file: &Path,
 ) -> String {
-    let ca = format!("a CA in ca_cert_file {} of [server.auth]", ca_cert_file.display());
+    let ca = format!(
+        "a CA in ca_cert_file {} of [server.auth]",
+        ca_cert_file.display()
+    );
     not_trusted(why, facts, "the client's certificate", &ca, "clientAuth")
 }
 
@@ -193,6 +241,51 @@ fn not_trusted(
         ),
         _ => format!("{of}{which} is not acceptable"),
     }
+}
+
+/// A certificate in a file of this host is not valid now; `what` says why, as in "expired at …".
+pub fn own_out_of_time(of: &str, file: &Path, what: &str) -> String {
+    format!("{of} in {} {what}: renew it", file.display())
+}
+
+/// The server has refused the registration; `why` are its words.
+pub fn registration_refused(server: SocketAddr, why: &str) -> String {
+    format!(
+        "the server at {} authenticates this client but does not let it serve: {why}. Change that in \
+        the server's config ([[server.clients]] and its limits), or this client's certificate",
+        udp(server)
+    )
+}
+
+/// The server has refused the registration because it stops.
+pub fn server_stops(server: SocketAddr) -> String {
+    format!(
+        "the server at {} is shutting down and takes no client any more: start it again, or wait \
+        until it is back",
+        udp(server)
+    )
+}
+
+/// The server has not answered the registration.
+pub fn registration_unanswered(server: SocketAddr) -> String {
+    format!(
+        "the server at {} completed the handshake but did not answer the registration: it is \
+        overloaded, or no qmux-dp server; its log says more",
+        udp(server)
+    )
+}
+
+/// The local service does not accept connections.
+pub fn service_unreachable(host: &str, port: u16, kind: ErrorKind, setting: &str) -> String {
+    let why = match kind {
+        ErrorKind::ConnectionRefused => "nobody listens there".to_owned(),
+        ErrorKind::TimedOut => "there is no answer".to_owned(),
+        kind => kind.to_string(),
+    };
+    format!(
+        "the local service at port {port} of {host} does not accept connections ({why}): start it, \
+        or correct {setting}"
+    )
 }
 
 /// The server does not accept the client, by a TLS alert.
@@ -279,4 +372,3 @@ pub fn transport_error(code: u64) -> String {
     };
     format!("TLS: {alert} (alert {})", code - 0x100)
 }
-

@@ -37,9 +37,9 @@ mod source;
 mod suggest;
 mod ticket_keys;
 mod timing;
-pub mod token_proof;
 mod tls_files;
 mod tls_keys;
+pub mod token_proof;
 mod udp;
 mod units;
 

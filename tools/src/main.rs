@@ -1,16 +1,20 @@
-//! `qmux-ctl`: what an operator needs before `qmux-dp` can start.
+//! `qmux-ctl`: what an operator needs before `qmux-dp` can start, and when it does not work.
 //!
-//! Makes certificates and ticket keys, writes commented example configs, translates QMux's YAML. It never touches a
-//! running tunnel and never overwrites a file that it was not told to.
+//! Makes certificates and ticket keys, writes commented example configs, translates QMux's YAML, and
+//! finds out why a tunnel does not work. It never touches a running tunnel and never overwrites a file
+//! that it was not told to.
 
 #![forbid(unsafe_code)]
 // They panic when nobody reads.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 mod certs;
+mod completions;
 mod config;
+mod doctor;
 mod failure;
 mod import;
+mod man;
 mod output;
 mod ticket_key;
 
@@ -18,10 +22,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use failure::Failure;
+
 /// The package's version and the commit that a release build is of (see `build.rs`).
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("QMUX_BUILD"), ")");
 
-/// Certificates, example configs and import from QMux for qmux-dp.
+/// Certificates, example configs, import from QMux and diagnosis for qmux-dp.
 #[derive(Debug, Parser)]
 #[command(name = "qmux-ctl", version = VERSION, arg_required_else_help = true)]
 struct Cli {
@@ -39,6 +45,15 @@ enum Command {
     Import(import::Args),
     /// Make a key for session tickets, or put a new one before those of a file.
     TicketKey(ticket_key::Args),
+    /// Find out from a client's machine why a tunnel does not work.
+    ///
+    /// Says one line for each step and, at the end, one sentence with what to do. Exits with 0 if all
+    /// is well, with 1 if something is not, with 2 if the config cannot be used.
+    Doctor(doctor::Args),
+    /// Print completions of this program's command line for a shell.
+    Completions(completions::Args),
+    /// Print this program's manual page, or write those of all commands to a directory.
+    Man(man::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,9 +63,13 @@ fn main() -> ExitCode {
         Command::Config(args) => config::run(&args),
         Command::Import(args) => import::run(&args),
         Command::TicketKey(args) => ticket_key::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(failure @ Failure::Told) => failure.exit_code(),
         Err(failure) => {
             output::to_stderr(format_args!("qmux-ctl: {failure}"));
             failure.exit_code()

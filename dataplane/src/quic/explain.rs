@@ -4,11 +4,9 @@
 use std::path::Path;
 
 pub(crate) use qmux_config::explain::{
-    ClientView, STALE_SESSION, WRONG_TOKEN, is_without_route, unreachable,
+    ClientView, STALE_SESSION, TOKEN_WANTED, WRONG_TOKEN, is_without_route, unreachable,
 };
-use qmux_config::explain::{
-    bad_client, bad_server, client_refused, no_handshake, server_refused,
-};
+use qmux_config::explain::{bad_client, bad_server, client_refused, no_handshake, server_refused};
 
 use super::end::LaneEnd;
 

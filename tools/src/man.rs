@@ -1,0 +1,57 @@
+//! `qmux-ctl man`: manual pages, made of the command line's own help.
+//!
+//! That of `qmux-dp` is written by hand, because its command line is in the program itself; a test
+//! holds it against `qmux-dp --help`.
+
+use std::io;
+use std::path::PathBuf;
+
+use clap::{Command, CommandFactory as _};
+use clap_mangen::Man;
+
+use crate::Cli;
+use crate::failure::Failure;
+use crate::output::{self, Readers};
+
+/// The page of `qmux-dp`.
+const QMUX_DP: &str = include_str!("man/qmux-dp.1");
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The directory for one file per command, qmux-dp's among them; files that are there are
+    /// replaced.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let mut program = Cli::command();
+    program.build();
+    let failed = |error: io::Error| Failure::Internal(format!("a manual page: {error}"));
+    let Some(dir) = &args.out else {
+        return output::to_stdout(&page(program).map_err(failed)?);
+    };
+    let mut pages = vec![("qmux-dp".to_owned(), QMUX_DP.to_owned())];
+    for command in program.get_subcommands() {
+        // Its own help and that of each command are in the pages already.
+        if command.get_name() == "help" {
+            continue;
+        }
+        let name = format!("qmux-ctl-{}", command.get_name());
+        pages.push((name, page(command.clone()).map_err(failed)?));
+    }
+    pages.push(("qmux-ctl".into(), page(program).map_err(failed)?));
+    let mut said = String::new();
+    for (name, text) in pages {
+        let path = dir.join(format!("{name}.1"));
+        output::to_file(&path, &text, Readers::Usual, true)?;
+        said += &format!("wrote {}\n", path.display());
+    }
+    output::to_stdout(&said)
+}
+
+fn page(command: Command) -> io::Result<String> {
+    let mut text = Vec::new();
+    Man::new(command).render(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
