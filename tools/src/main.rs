@@ -13,6 +13,7 @@ mod completions;
 mod config;
 mod doctor;
 mod failure;
+mod health;
 mod import;
 mod man;
 mod output;
@@ -50,6 +51,8 @@ enum Command {
     /// Says one line for each step and, at the end, one sentence with what to do. Exits with 0 if all
     /// is well, with 1 if something is not, with 2 if the config cannot be used.
     Doctor(doctor::Args),
+    /// Ask a program that runs whether it is well, as a health command.
+    Health(health::Args),
     /// Print completions of this program's command line for a shell.
     Completions(completions::Args),
     /// Print this program's manual page, or write those of all commands to a directory.
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Import(args) => import::run(&args),
         Command::TicketKey(args) => ticket_key::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Health(args) => health::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     };

@@ -25,22 +25,15 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let mut program = Cli::command();
+    // Its help is in the pages already.
+    let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
     let failed = |error: io::Error| Failure::Internal(format!("a manual page: {error}"));
     let Some(dir) = &args.out else {
         return output::to_stdout(&page(program).map_err(failed)?);
     };
     let mut pages = vec![("qmux-dp".to_owned(), QMUX_DP.to_owned())];
-    for command in program.get_subcommands() {
-        // Its own help and that of each command are in the pages already.
-        if command.get_name() == "help" {
-            continue;
-        }
-        let name = format!("qmux-ctl-{}", command.get_name());
-        pages.push((name, page(command.clone()).map_err(failed)?));
-    }
-    pages.push(("qmux-ctl".into(), page(program).map_err(failed)?));
+    add_pages(&mut pages, "qmux-ctl".into(), program).map_err(failed)?;
     let mut said = String::new();
     for (name, text) in pages {
         let path = dir.join(format!("{name}.1"));
@@ -48,6 +41,15 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         said += &format!("wrote {}\n", path.display());
     }
     output::to_stdout(&said)
+}
+
+/// The pages of a command and of those below it.
+fn add_pages(pages: &mut Vec<(String, String)>, name: String, command: Command) -> io::Result<()> {
+    for below in command.get_subcommands() {
+        add_pages(pages, format!("{name}-{}", below.get_name()), below.clone())?;
+    }
+    pages.push((name, page(command)?));
+    Ok(())
 }
 
 fn page(command: Command) -> io::Result<String> {

@@ -408,13 +408,12 @@ fn a_clock_that_is_wrong_is_told_from_a_certificate_that_is() {
             &ours,
             ["ahead of the time of", "timedatectl"],
         ),
-        // By the certificates alone.
+        // By the server's word.
         (
             -2_000 * DAY_S,
             &nobody,
-            ["were made: it is behind", "timedatectl"],
+            ["the server has accepted that certificate", "timedatectl"],
         ),
-        // By the server's word.
         (
             2_000 * DAY_S,
             &nobody,
@@ -428,6 +427,30 @@ fn a_clock_that_is_wrong_is_told_from_a_certificate_that_is() {
         let said = run(with_clock_off(launch, off));
         said.assert_finds("clock", &NETWORK, &words);
     }
+
+    // By the client's own files alone.
+    let setup = ServerSetup {
+        name: "server-with-token",
+        auth: Some("method = \"token\"\ntoken = \"correct horse battery\""),
+        ..ServerSetup::default()
+    };
+    let server = Server::start(&site, &setup);
+    let setup = ClientSetup {
+        auth: vec!["token = \"correct horse battery\""],
+        identity: "",
+        ..ClientSetup::default()
+    };
+    let server = server.quic().to_string();
+    let launch = doctor_launch(&site, &setup, &server, service.address);
+    let said = run(with_clock_off(
+        launch.args(["--time-server", "none"]),
+        -2_000 * DAY_S,
+    ));
+    said.assert_finds(
+        "clock",
+        &NETWORK,
+        &["were made: it is behind", "timedatectl"],
+    );
 }
 
 #[test]

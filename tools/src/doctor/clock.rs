@@ -93,7 +93,7 @@ pub(super) struct Evidence<'a> {
 
 /// Why the clock is wrong, as a sentence; `None` if it is not known to be.
 pub(super) fn is_wrong(evidence: &Evidence<'_>) -> Option<String> {
-    const REMEDY: &str = "certificates cannot be judged by it; set it: timedatectl set-ntp true";
+    const REMEDY: &str = "set it (timedatectl set-ntp true), because certificates are judged by it";
     let Evidence {
         now, certs, own, ..
     } = *evidence;

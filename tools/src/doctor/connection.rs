@@ -65,7 +65,9 @@ pub(super) struct Seen {
     pub(super) end: End,
     /// The largest UDP payload that leaves this host towards the server; `None` if it is not known.
     pub(super) leaves: Option<usize>,
-    /// The largest UDP payload that is known to get there.
+    /// The largest UDP payload that was tried, if it was.
+    pub(super) aimed: usize,
+    /// The largest UDP payload that gets there, if that was found out.
     pub(super) carried: Option<usize>,
     /// The server's certificate.
     pub(super) server_cert: Option<X509>,
@@ -115,6 +117,7 @@ impl Attempt<'_> {
             was_answered: false,
             end: End::Silence,
             leaves: None,
+            aimed: HANDSHAKE_UDP_PAYLOAD_BYTES,
             carried: None,
             server_cert: None,
             of_time: None,
@@ -127,9 +130,13 @@ impl Attempt<'_> {
             }
         };
         seen.leaves = payload_that_leaves(&socket, self.peer);
+        let payload_max = usize::from(self.quic.max_udp_payload);
+        seen.aimed = payload_max
+            .min(seen.leaves.unwrap_or(payload_max))
+            .max(HANDSHAKE_UDP_PAYLOAD_BYTES);
         let (tls, noted) = self.credentials.context().map_err(|it| it.to_string())?;
         let connection = self
-            .connection(&socket, tls, seen.leaves)
+            .connection(&socket, tls, seen.aimed)
             .map_err(|error| format!("a QUIC connection cannot be begun: {error}"))?;
         let mut dialed = Dialed {
             attempt: self,
@@ -151,9 +158,6 @@ impl Attempt<'_> {
         seen.of_time = dialed.noted.of_time();
         let ssl: &mut SslRef = dialed.connection.as_mut();
         seen.server_cert = ssl.peer_certificate();
-        if seen.carried.is_none() && dialed.connection.is_established() {
-            seen.carried = Some(HANDSHAKE_UDP_PAYLOAD_BYTES);
-        }
         Ok(seen)
     }
 
@@ -161,17 +165,12 @@ impl Attempt<'_> {
         &self,
         socket: &UdpSocket,
         tls: boring::ssl::SslContextBuilder,
-        leaves: Option<usize>,
+        payload_max: usize,
     ) -> Result<Connection, quiche::Error> {
         let mut config = Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls)?;
         config.set_application_protos(&[qmux_proto::ALPN])?;
-        let payload_max = usize::from(self.quic.max_udp_payload);
         config.discover_pmtu(true);
-        config.set_max_send_udp_payload_size(
-            payload_max
-                .min(leaves.unwrap_or(payload_max))
-                .max(HANDSHAKE_UDP_PAYLOAD_BYTES),
-        );
+        config.set_max_send_udp_payload_size(payload_max);
         config.set_max_recv_udp_payload_size(1 << 16);
         config.set_initial_max_data(WINDOW_BYTES);
         config.set_initial_max_stream_data_bidi_local(WINDOW_BYTES);

@@ -73,15 +73,15 @@ pub(super) fn judge(seen: &Seen, handshake_timeout: Duration) -> Way {
 
 /// The server has answered, whatever it said.
 fn works(seen: &Seen, route: (Step, String)) -> Way {
-    let carried = seen.carried.unwrap_or(HANDSHAKE_UDP_PAYLOAD_BYTES);
-    let mtu = match seen.leaves {
-        Some(leaves) if leaves > carried => {
-            format!(
-                "packets of {carried} bytes pass; larger ones, which this host can send, were not \
-                answered, and a tunnel goes without them"
-            )
+    let mtu = match (seen.carried, seen.aimed) {
+        (Some(carried), aimed) if carried < aimed => format!(
+            "packets of {carried} bytes pass; those of {aimed} bytes, which this host can send, do \
+            not, and a tunnel does without them"
+        ),
+        (carried, _) => {
+            let carried = carried.unwrap_or(HANDSHAKE_UDP_PAYLOAD_BYTES);
+            format!("packets of {carried} bytes pass")
         }
-        _ => format!("packets of {carried} bytes pass"),
     };
     let udp = format!(
         "UDP port {} of {} answers",

@@ -2,7 +2,9 @@
 
 mod certs;
 mod config;
+mod health;
 mod import;
+mod man;
 mod readme;
 mod run;
 mod ticket_key;
