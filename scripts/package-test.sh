@@ -14,10 +14,13 @@ work=$(mktemp -d)
 mount -t tmpfs none "$work"
 root=$work/root
 mkdir -p "$root"
-if [ -n "${QMUX_PACKAGE_SUITE-}" ] && command -v debootstrap >/dev/null &&
-    debootstrap --variant=minbase "$QMUX_PACKAGE_SUITE" "$root" >"$work/debootstrap.log" 2>&1; then
-    say "the root is a fresh $QMUX_PACKAGE_SUITE"
+suite=bookworm
+if command -v debootstrap >/dev/null &&
+    debootstrap --variant=minbase "$suite" "$root" >"$work/debootstrap.log" 2>&1; then
+    say "the root is a fresh Debian $suite"
 else
+    rm -rf "$root"
+    mkdir "$root"
     # This host's system, with changes kept in memory and thrown away.
     mkdir -p "$work"/{changes,work}
     mount -t overlay overlay -o "lowerdir=/,upperdir=$work/changes,workdir=$work/work" "$root"
@@ -31,7 +34,6 @@ done
 mkdir -p "$root/run"
 mount -t tmpfs none "$root/run"
 cp "$package" "$root/run/qmux-dp.deb"
-ip link set lo up
 in_root() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root "$@"; }
 
 in_root dpkg --install /run/qmux-dp.deb >"$work/install.log" 2>&1 || {
@@ -53,10 +55,12 @@ grep -q '^ExecReload=' "$root/usr/lib/systemd/system/qmux-dp@.service" || fail "
 say "installed"
 
 # As the README says, as the units' user, with the units' command where no systemd runs.
-in_root qmux-ctl certs --server-name localhost --out /etc/qmux-dp/certs >/dev/null
+in_root qmux-ctl certs --server-name 127.0.0.1 --out /etc/qmux-dp/certs >/dev/null
 for role in server client; do
     in_root qmux-ctl config "$role" --out "/etc/qmux-dp/$role.toml" >/dev/null
 done
+# What an operator has to edit, at least.
+sed -i 's/server\.example\.com/127.0.0.1/' "$root/etc/qmux-dp/client.toml"
 in_root chgrp -R qmux-dp /etc/qmux-dp
 in_root chmod -R g+rX /etc/qmux-dp
 as_user() { in_root setpriv --reuid qmux-dp --regid qmux-dp --init-groups "$@"; }

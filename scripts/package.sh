@@ -5,9 +5,9 @@
 #   scripts/package.sh --dev           of a development build, for tests of the package
 #   scripts/package.sh [--dev] --test  and installs, runs and removes it in a clean root
 #
-# Needs cargo-deb (cargo install --locked cargo-deb). --test needs root and debootstrap, which fetches
-# Debian's base; without a network that has it, the root is made of this host's own programs and
-# libraries, read-only (an overlay in a mount namespace).
+# Needs cargo-deb (cargo install --locked cargo-deb). --test needs root. Its root is Debian's base by
+# debootstrap, which is fetched; where there is no debootstrap or nothing can be fetched, it is this host's
+# own system under an overlay, whose changes are thrown away.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -40,11 +40,12 @@ else
     cargo build --locked --release -p qmux-dp -p qmux-ctl
 fi
 
-# What the package holds beside the programs. tools/Cargo.toml says where it goes.
+# What the package holds beside the programs. dataplane/Cargo.toml says where it goes.
 made=$built/package
 rm -rf "$made"
 mkdir -p "$made"/{systemd,bash,zsh,fish,examples,etc}
 "$built/qmux-ctl" man --out "$made/man" >/dev/null
+gzip -9n "$made"/man/*.1
 "$built/qmux-ctl" completions bash >"$made/bash/qmux-ctl"
 "$built/qmux-ctl" completions zsh >"$made/zsh/_qmux-ctl"
 "$built/qmux-ctl" completions fish >"$made/fish/qmux-ctl.fish"
@@ -62,7 +63,7 @@ first ones with qmux-ctl config server --out server.toml, or start from those in
 EOF
 
 # Debug symbols would make the package ten times as large.
-cargo deb --quiet --no-build --locked --profile "$profile" --strip -p qmux-ctl \
+cargo deb --quiet --no-build --locked --profile "$profile" --strip -p qmux-dp \
     --output "$target/debian/" >/dev/null
 package=$(find "$target/debian" -name 'qmux-dp_*.deb' -newer "$made/etc/README" | head -n 1)
 [ -n "$package" ] || fail "cargo-deb made no package in $target/debian"
@@ -70,4 +71,4 @@ echo "$package"
 $test || exit 0
 
 [ "$(id -u)" -eq 0 ] || fail "--test installs the package in a root of its own, which takes root"
-exec unshare --mount --pid --net --fork --mount-proc scripts/package-test.sh "$package"
+exec unshare --mount --pid --fork --mount-proc scripts/package-test.sh "$package"
