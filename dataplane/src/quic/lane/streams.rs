@@ -7,10 +7,10 @@ use qmux_proto::control::{Finished, Message};
 use qmux_proto::{FlowError, LaneError};
 
 use super::datagrams::Tally;
-use super::room::RoomQueue;
+use super::room::{RoomQueue, window_of};
 use super::{
     ANNOUNCE_AFTER, CONTROL_BACKLOG_BYTES_MAX, CONTROL_STREAM, DATAGRAM_QUEUE_BYTES_MAX,
-    DatagramRefused, Lane, QUEUE_BYTES_MAX, StreamRead, StreamRoom, StreamWaiters, URGENCY_FIRST,
+    DatagramRefused, Lane, StreamRead, StreamRoom, StreamWaiters, URGENCY_FIRST,
 };
 use crate::buffer::{Datagram, StreamBuf};
 
@@ -62,8 +62,8 @@ impl Lane {
             Ok(capacity) => capacity,
             Err(error) => return StreamRoom::Stopped(flow_error(error)),
         };
-        let free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
-        let may = free.min(self.room.allowance(waiters));
+        let room = self.unsent.room(window_of(&mut conn));
+        let may = room.min(self.room.allowance(waiters));
         if may == 0 {
             self.room.wait(waiters);
             return StreamRoom::Blocked;
@@ -103,7 +103,7 @@ impl Lane {
         self.mark_dirty();
         match result {
             Ok((sent, rest)) => {
-                self.queued.set(self.queued.get() + sent);
+                self.unsent.wrote(sent);
                 self.room.took(waiters, sent);
                 Ok(rest.filter(|rest| !rest.as_ref().is_empty()))
             }
