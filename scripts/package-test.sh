@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs a package in a clean root, uses what is in it, and removes it. For scripts/package.sh, which
-# starts it in namespaces of its own.
+# Installs a package in a clean root, uses what is in it, and removes it. For scripts/package.sh,
+# which starts it in namespaces of its own.
 set -euo pipefail
 
 package=$1
@@ -80,5 +80,6 @@ for file in usr/bin/qmux-dp usr/bin/qmux-ctl usr/lib/systemd/system/qmux-dp@.ser
     [ ! -e "$root/$file" ] || fail "/$file is left behind"
 done
 ! in_root getent passwd qmux-dp >/dev/null || fail "the user qmux-dp is left behind"
-[ -f "$root/etc/qmux-dp/server.toml" ] || fail "the purge took a config that the package did not bring"
+[ -f "$root/etc/qmux-dp/server.toml" ] ||
+    fail "the purge took a config that the package did not bring"
 say "removed; what the operator made in /etc/qmux-dp is there still"

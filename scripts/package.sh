@@ -5,9 +5,9 @@
 #   scripts/package.sh --dev           of a development build, for tests of the package
 #   scripts/package.sh [--dev] --test  and installs, runs and removes it in a clean root
 #
-# Needs cargo-deb (cargo install --locked cargo-deb). --test needs root. Its root is Debian's base by
-# debootstrap, which is fetched; where there is no debootstrap or nothing can be fetched, it is this host's
-# own system under an overlay, whose changes are thrown away.
+# Needs cargo-deb (cargo install --locked cargo-deb). --test needs root. Its root is Debian's base
+# by debootstrap, which is fetched; where there is no debootstrap or nothing can be fetched, it is
+# this host's own system under an overlay, whose changes are thrown away.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -57,8 +57,8 @@ for unit in qmux-dp-server.service qmux-dp@.service; do
         "scripts/deploy/systemd/$unit" >"$made/systemd/$unit"
 done
 cat >"$made/etc/README" <<'EOF'
-server.toml is what qmux-dp-server.service reads, NAME.toml what qmux-dp@NAME.service reads. Write the
-first ones with qmux-ctl config server --out server.toml, or start from those in
+server.toml is what qmux-dp-server.service reads, NAME.toml what qmux-dp@NAME.service reads.
+Write the first ones with qmux-ctl config server --out server.toml, or start from those in
 /usr/share/doc/qmux-dp/examples. The group qmux-dp must be able to read them, and the keys.
 EOF
 

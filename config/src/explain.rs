@@ -1,8 +1,8 @@
-//! Why there is no tunnel, in sentences for whoever runs this side: what is wrong, which file, key or
-//! port it is about, and what to do.
+//! Why there is no tunnel, in sentences for whoever runs this side: what is wrong, which file, key
+//! or port it is about, and what to do.
 //!
-//! Pure texts: what is known goes in, a sentence comes out. The client's log and `qmux-ctl doctor` say
-//! the same. A peer is told none of this.
+//! Pure texts: what is known goes in, a sentence comes out. The client's log and `qmux-ctl doctor`
+//! say the same. A peer is told none of this.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -88,9 +88,9 @@ pub fn silence(server: SocketAddr, timeout: Duration) -> String {
 pub fn only_udp_is_silent(server: SocketAddr, timeout: Duration, otherwise: &str) -> String {
     let (udp, port) = (udp(server), server.port());
     format!(
-        "the host is there {otherwise}, but nothing came from {udp} within {timeout:?}: a firewall on \
-        the way drops UDP, or no server runs there. Allow UDP port {port} (not TCP) in the firewall \
-        and security group of the server, and outgoing on this side"
+        "the host is there {otherwise}, but nothing came from {udp} within {timeout:?}: a firewall \
+        on the way drops UDP, or no server runs there. Allow UDP port {port} (not TCP) in the \
+        firewall and security group of the server, and outgoing on this side"
     )
 }
 
@@ -98,9 +98,9 @@ pub fn only_udp_is_silent(server: SocketAddr, timeout: Duration, otherwise: &str
 /// in "packets of up to 1,100 bytes".
 pub fn too_large_for_the_path(server: SocketAddr, carries: &str) -> String {
     format!(
-        "only {carries} pass between this host and {}, and QUIC needs {HANDSHAKE_UDP_PAYLOAD_BYTES} \
-        bytes of UDP payload (RFC 9000, section 14): raise the MTU of the network interface, VPN or \
-        tunnel on the way to at least 1280 (ip link set dev NAME mtu 1280)",
+        "only {carries} pass between this host and {}, and QUIC needs \
+        {HANDSHAKE_UDP_PAYLOAD_BYTES} bytes of UDP payload (RFC 9000, section 14): raise the MTU of \
+        the network interface, VPN or tunnel on the way to at least 1280 (ip link set dev NAME mtu 1280)",
         udp(server)
     )
 }
@@ -111,7 +111,8 @@ pub const HANDSHAKE_UDP_PAYLOAD_BYTES: usize = 1_200;
 /// `host`, which stands in `setting`, has no address.
 pub fn unresolved(host: &str, why: &str, setting: &str) -> String {
     format!(
-        "{host} cannot be resolved ({why}). Check {setting}, and this host's DNS: getent hosts {host}"
+        "{host} cannot be resolved ({why}). Check {setting}, and this host's DNS: getent hosts \
+        {host}"
     )
 }
 
@@ -251,8 +252,8 @@ pub fn own_out_of_time(of: &str, file: &Path, what: &str) -> String {
 /// The server has refused the registration; `why` are its words.
 pub fn registration_refused(server: SocketAddr, why: &str) -> String {
     format!(
-        "the server at {} authenticates this client but does not let it serve: {why}. Change that in \
-        the server's config ([[server.clients]] and its limits), or this client's certificate",
+        "the server at {} authenticates this client but does not let it serve: {why}. Change that \
+        in the server's config ([[server.clients]] and its limits), or this client's certificate",
         udp(server)
     )
 }
@@ -262,6 +263,14 @@ pub fn server_stops(server: SocketAddr) -> String {
     format!(
         "the server at {} is shutting down and takes no client any more: start it again, or wait \
         until it is back",
+        udp(server)
+    )
+}
+
+/// The connection ended before the server had answered the registration; `why` says how.
+pub fn ended_early(server: SocketAddr, why: &str) -> String {
+    format!(
+        "the server at {} did not take this client: {why}; the server's log says more",
         udp(server)
     )
 }
@@ -353,7 +362,8 @@ session is not good any more for the server; the next handshake shows the presen
 pub const WRONG_TOKEN: &str = "the server does not accept this client's token: token in \
 [client.auth] must be the same as token in [server.auth] of the server";
 
-/// Names a QUIC transport error; those from 0x100 are TLS alerts (RFC 9000 section 20.1, RFC 8446 section 6).
+/// Names a QUIC transport error; those from 0x100 are TLS alerts (RFC 9000 section 20.1, RFC 8446
+/// section 6).
 pub fn transport_error(code: u64) -> String {
     let alert = match code {
         0x0 => return "no error".into(),

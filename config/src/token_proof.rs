@@ -1,8 +1,8 @@
 //! The proof of knowing a token, bound to one TLS session.
 //!
-//! The server draws a nonce; the client answers with HMAC-SHA-512, keyed with the token, over a label,
-//! the nonce and keying material exported from the session (RFC 8446 section 7.5, RFC 5705). A man in
-//! the middle has another session on each side, so a relayed proof does not fit.
+//! The server draws a nonce; the client answers with HMAC-SHA-512, keyed with the token, over a
+//! label, the nonce and keying material exported from the session (RFC 8446 section 7.5, RFC 5705).
+//! A man in the middle has another session on each side, so a relayed proof does not fit.
 
 use boring::error::ErrorStack;
 use boring::hash::hmac_sha512;

@@ -1,5 +1,5 @@
-//! `qmux-ctl health`: asks a running program's admin endpoint whether it is well, for health commands of
-//! containers without a shell.
+//! `qmux-ctl health`: asks a running program's admin endpoint whether it is well, for health
+//! commands of containers without a shell.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -32,8 +32,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let config = Config::load(&args.config).map_err(|errors| Failure::Input(errors.to_string()))?;
     let Some(admin) = config.admin else {
         return Err(Failure::Input(format!(
-            "{shown}: admin.listen is missing; it must be an address, as in \"127.0.0.1:9600\", for \
-             the program to be asked there"
+            "{shown}: admin.listen is missing; it must be an address, as in \"127.0.0.1:9600\", \
+             for the program to be asked there"
         )));
     };
     let path = if args.ready { "/readyz" } else { "/healthz" };

@@ -1,8 +1,8 @@
 //! `qmux-ctl`: what an operator needs before `qmux-dp` can start, and when it does not work.
 //!
-//! Makes certificates and ticket keys, writes commented example configs, translates QMux's YAML, and
-//! finds out why a tunnel does not work. It never touches a running tunnel and never overwrites a file
-//! that it was not told to.
+//! Makes certificates and ticket keys, writes commented example configs, translates QMux's YAML,
+//! and finds out why a tunnel does not work. It never touches a running tunnel and never overwrites
+//! a file that it was not told to.
 
 #![forbid(unsafe_code)]
 // They panic when nobody reads.
@@ -48,8 +48,8 @@ enum Command {
     TicketKey(ticket_key::Args),
     /// Find out from a client's machine why a tunnel does not work.
     ///
-    /// Says one line for each step and, at the end, one sentence with what to do. Exits with 0 if all
-    /// is well, with 1 if something is not, with 2 if the config cannot be used.
+    /// Says one line for each step and, at the end, one sentence with what to do. Exits with 0 if
+    /// all is well, with 1 if something is not, with 2 if the config cannot be used.
     Doctor(doctor::Args),
     /// Ask a program that runs whether it is well, as a health command.
     Health(health::Args),

@@ -1,4 +1,5 @@
-//! `qmux-ctl doctor`: each cause for which a tunnel does not work ends in the sentence that names it.
+//! `qmux-ctl doctor`: each cause for which a tunnel does not work ends in the sentence that names
+//! it.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::PathBuf;

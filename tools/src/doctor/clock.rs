@@ -122,8 +122,8 @@ pub(super) fn is_wrong(evidence: &Evidence<'_>) -> Option<String> {
     // Nobody gives out certificates of the future.
     if own.iter().any(|cert| !is_begun_at(cert, now)) {
         return Some(format!(
-            "this host's clock says {}, which is before the certificates in this client's own files \
-            were made: it is behind; {REMEDY}",
+            "this host's clock says {}, which is before the certificates in this client's own \
+            files were made: it is behind; {REMEDY}",
             shown(now)
         ));
     }

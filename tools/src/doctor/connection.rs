@@ -1,8 +1,8 @@
 //! One connection to a server, as a client makes it, and how it went.
 //!
-//! It blocks, on one socket. It registers without an ability under a name of its own and says GoAway
-//! with the same packet where it can, so that no visitor is sent here; one that comes all the same is
-//! sent on to another client.
+//! It blocks, on one socket. It registers without an ability under a name of its own and says
+//! GoAway with the same packet where it can, so that no visitor is sent here; one that comes all
+//! the same is sent on to another client.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};

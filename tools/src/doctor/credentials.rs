@@ -41,9 +41,10 @@ impl Credentials {
         self.pair.as_ref().and_then(|(chain, _)| chain.first())
     }
 
-    /// A client's context as the data plane has it, but for time: that a certificate has expired, or is
-    /// not valid yet, is noted in the second value and does not end the handshake. The clock may be
-    /// what is wrong, and what the server says of this client's certificate is then worth to be heard.
+    /// A client's context as the data plane has it, but for time: that a certificate has expired,
+    /// or is not valid yet, is noted in the second value and does not end the handshake. The clock
+    /// may be what is wrong, and what the server says of this client's certificate is then worth to
+    /// be heard.
     pub(super) fn context(&self) -> Result<(SslContextBuilder, Noted), ErrorStack> {
         let mut tls = SslContextBuilder::new(SslMethod::tls())?;
         tls.set_min_proto_version(Some(SslVersion::TLS1_3))?;

@@ -1,6 +1,7 @@
 //! Whether a host answers a packet of a given size: an echo request of ICMP (RFC 792, RFC 4443).
 //!
-//! It needs no rights where `net.ipv4.ping_group_range` includes the user (icmp(7)); root may always.
+//! It needs no rights where `net.ipv4.ping_group_range` includes the user (icmp(7)); root may
+//! always.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
@@ -22,8 +23,8 @@ const REPLY_V6: u8 = 129;
 /// Bytes of an echo's header: as many as of UDP's.
 const HEADER_BYTES: usize = 8;
 
-/// Whether `ip` answers an echo whose packet is as long as one of UDP with `payload` bytes. `None` if
-/// this user may not ask.
+/// Whether `ip` answers an echo whose packet is as long as one of UDP with `payload` bytes. `None`
+/// if this user may not ask.
 pub(super) fn is_answered(ip: IpAddr, payload: usize) -> Option<bool> {
     let (domain, protocol) = match ip {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),

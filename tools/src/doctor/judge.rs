@@ -110,7 +110,10 @@ fn certificates(doctor: &Doctor<'_>, seen: &Seen) -> Option<Cause> {
             Step::Permission,
             explain::registration_unanswered(seen.peer),
         )),
-        End::Broken(why) => Some(Cause::new(Step::Permission, why.clone())),
+        End::Broken(why) => Some(Cause::new(
+            Step::Permission,
+            explain::ended_early(seen.peer, why),
+        )),
         End::Accepted { .. } | End::Silence | End::Unreachable(_) | End::BadServer(_) => None,
     }
 }
@@ -118,7 +121,6 @@ fn certificates(doctor: &Doctor<'_>, seen: &Seen) -> Option<Cause> {
 fn closed_by_peer(code: u64, view: &ClientView<'_>) -> Cause {
     let step = match code {
         alert::UNKNOWN_CA => Step::Ca,
-        alert::NO_APPLICATION_PROTOCOL => Step::Udp,
         _ => Step::Certificate,
     };
     let sentence = explain::client_refused(code, view).unwrap_or_else(|| {

@@ -2,8 +2,8 @@
 //!
 //! It goes the way of a client, step by step: resolves the server's name, shakes hands over QUIC,
 //! registers, and takes its leave at once, before it could be given a visitor to serve; then it
-//! connects to the local service. The registration is under a name of its own, so that a client that
-//! runs meanwhile keeps its place.
+//! connects to the local service. The registration is under a name of its own, so that a client
+//! that runs meanwhile keeps its place.
 //!
 //! | file | what it owns |
 //! | --- | --- |
@@ -72,7 +72,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             credentials: &credentials,
             server,
         };
-        if let Err(cause) = doctor.examine(&report)? {
+        if let Err(mut cause) = doctor.examine(&report)? {
+            if client.servers.len() > 1 {
+                cause.sentence = format!("server {}: {}", server.address, cause.sentence);
+            }
             report.failed(cause)?;
         }
     }

@@ -10,12 +10,12 @@ use super::connection::{End, Seen};
 use super::echo;
 use super::report::{Cause, Step};
 
-/// UDP payload of a small packet: it passes wherever anything does (RFC 791 has every network carry 68
-/// bytes).
+/// UDP payload of a small packet: it passes wherever anything does (RFC 791 has every network carry
+/// 68 bytes).
 const SMALL_PAYLOAD_BYTES: usize = 32;
 
-/// How long a TCP handshake may take that shows that the host is there: a SYN that is lost is repeated
-/// after a second (tcp(7)).
+/// How long a TCP handshake may take that shows that the host is there: a SYN that is lost is
+/// repeated after a second (tcp(7)).
 const TCP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What works, and what does not.
@@ -94,8 +94,8 @@ fn works(seen: &Seen, route: (Step, String)) -> Way {
     }
 }
 
-/// The largest UDP payload that leaves towards `peer` by now, if a handshake does not fit: a router may
-/// have said so meanwhile.
+/// The largest UDP payload that leaves towards `peer` by now, if a handshake does not fit: a router
+/// may have said so meanwhile.
 fn leaves_too_little(peer: SocketAddr, before: Option<usize>) -> Option<usize> {
     let now = super::connection::leaves(peer).or(before)?;
     (now < HANDSHAKE_UDP_PAYLOAD_BYTES).then_some(now)

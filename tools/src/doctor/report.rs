@@ -83,8 +83,8 @@ impl Report {
         self.line(step, "ok", what)
     }
 
-    /// Says that a step fails. Of several causes the first one is told at the end: what comes after it
-    /// may follow from it.
+    /// Says that a step fails. Of several causes the first one is told at the end: what comes after
+    /// it may follow from it.
     pub(super) fn failed(&mut self, cause: Cause) -> Result<(), Failure> {
         let what = match self.cause {
             None => "the reason is in the last line",
