@@ -6,12 +6,11 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use boring::x509::X509VerifyError;
 
-use crate::CertificateFacts;
+use crate::{CertificateFacts, FileOrText};
 
 /// TLS alerts about the other side's certificate, as QUIC error codes (RFC 9001, section 4.8; RFC
 /// 8446, section 6).
@@ -42,9 +41,9 @@ pub struct ClientView<'a> {
     /// What its certificate must be for.
     pub server_name: &'a str,
     /// The CAs that the client trusts.
-    pub ca_cert_file: &'a Path,
+    pub ca_cert: &'a FileOrText,
     /// The client's certificate, if it has one.
-    pub client_cert_file: Option<&'a Path>,
+    pub client_cert: Option<&'a FileOrText>,
     /// How long a handshake may take.
     pub handshake_timeout: Duration,
     /// Whether any packet has come back.
@@ -162,7 +161,6 @@ pub fn bad_server(
     view: &ClientView<'_>,
 ) -> String {
     let ClientView { server_name, .. } = view;
-    let ca = view.ca_cert_file.display();
     let of = "the server's certificate";
     match why {
         X509VerifyError::HOSTNAME_MISMATCH | X509VerifyError::IP_ADDRESS_MISMATCH => {
@@ -179,24 +177,29 @@ pub fn bad_server(
             why,
             facts,
             of,
-            &format!("a CA in ca_cert_file {ca} of [client.tls]"),
+            &authorities(view.ca_cert, "client.tls"),
             "serverAuth",
         ),
     }
 }
 
 /// The server does not accept the certificate of a client, which must be issued by a CA in
-/// `ca_cert_file`.
+/// `ca_cert`.
 pub fn bad_client(
     why: X509VerifyError,
     facts: Option<&CertificateFacts>,
-    ca_cert_file: &Path,
+    ca_cert: &FileOrText,
 ) -> String {
-    let ca = format!(
-        "a CA in ca_cert_file {} of [server.auth]",
-        ca_cert_file.display()
-    );
+    let ca = authorities(ca_cert, "server.auth");
     not_trusted(why, facts, "the client's certificate", &ca, "clientAuth")
+}
+
+/// The CAs of a section, as an operator finds them.
+fn authorities(ca_cert: &FileOrText, section: &str) -> String {
+    match ca_cert {
+        FileOrText::File(path) => format!("a CA in ca_cert_file {} of [{section}]", path.display()),
+        FileOrText::Text { .. } => format!("a CA in {ca_cert}"),
+    }
 }
 
 /// What is wrong with the other side's certificate, other than its names.
@@ -245,8 +248,8 @@ fn not_trusted(
 }
 
 /// A certificate in a file of this host is not valid now; `what` says why, as in "expired at …".
-pub fn own_out_of_time(of: &str, file: &Path, what: &str) -> String {
-    format!("{of} in {} {what}: renew it", file.display())
+pub fn own_out_of_time(of: &str, from: &FileOrText, what: &str) -> String {
+    format!("{of} in {from} {what}: renew it")
 }
 
 /// The server has refused the registration; `why` are its words.
@@ -254,6 +257,16 @@ pub fn registration_refused(server: SocketAddr, why: &str) -> String {
     format!(
         "the server at {} authenticates this client but does not let it serve: {why}. Change that \
         in the server's config ([[server.clients]] and its limits), or this client's certificate",
+        udp(server)
+    )
+}
+
+/// The server does not let this client serve a service; `why` are its words.
+pub fn service_refused(server: SocketAddr, name: &str, why: &str) -> String {
+    format!(
+        "service {name:?} of this client: {why} (says the server at {}). Its name must be the same in \
+        [[client.services]] here and in [[server.services]] there, and services of this client's \
+        [[server.clients]] there must include it",
         udp(server)
     )
 }
@@ -299,13 +312,13 @@ pub fn service_unreachable(host: &str, port: u16, kind: ErrorKind, setting: &str
 
 /// The server does not accept the client, by a TLS alert.
 pub fn client_refused(code: u64, view: &ClientView<'_>) -> Option<String> {
-    let cert = match view.client_cert_file {
-        Some(path) => format!("this client's certificate {}", path.display()),
+    let cert = match view.client_cert {
+        Some(cert) => format!("this client's certificate {cert}"),
         None => "this client".into(),
     };
     let why = match code {
         alert::CERTIFICATE_REQUIRED => {
-            return Some(match view.client_cert_file {
+            return Some(match view.client_cert {
                 None => "the server wants a client certificate: set client_cert_file and \
                 client_key_file in [client.tls]"
                     .into(),

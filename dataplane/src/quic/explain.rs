@@ -1,12 +1,12 @@
 //! Why a lane ended, in sentences for whoever runs this side; the sentences themselves are
 //! [`qmux_config::explain`]'s, which `qmux-ctl doctor` says as well.
 
-use std::path::Path;
-
 pub(crate) use qmux_config::explain::{
     ClientView, STALE_SESSION, TOKEN_WANTED, WRONG_TOKEN, is_without_route, unreachable,
 };
 use qmux_config::explain::{bad_client, bad_server, client_refused, no_handshake, server_refused};
+
+use qmux_config::FileOrText;
 
 use super::end::LaneEnd;
 
@@ -28,8 +28,8 @@ pub(crate) fn at_client(end: &LaneEnd, view: &ClientView<'_>) -> String {
 }
 
 /// Why a server refused a client in the handshake, or the client left it.
-pub(crate) fn at_server(end: &LaneEnd, ca_cert_file: Option<&Path>) -> String {
-    match (end, ca_cert_file) {
+pub(crate) fn at_server(end: &LaneEnd, ca_cert: Option<&FileOrText>) -> String {
+    match (end, ca_cert) {
         (LaneEnd::BadCertificate(bad), Some(ca)) => {
             let sentence = bad_client(bad.why, bad.facts.as_ref(), ca);
             format!("{sentence} ({end})")
@@ -44,6 +44,9 @@ pub(crate) fn at_server(end: &LaneEnd, ca_cert_file: Option<&Path>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+    use std::sync::LazyLock;
+
     use std::io::ErrorKind;
     use std::time::Duration;
 
@@ -54,12 +57,15 @@ mod tests {
     use super::super::end::BadCertificate;
     use super::*;
 
+    static CA: LazyLock<FileOrText> = LazyLock::new(|| PathBuf::from("certs/ca.crt").into());
+    static CERT: LazyLock<FileOrText> = LazyLock::new(|| PathBuf::from("certs/client.crt").into());
+
     fn view(was_answered: bool) -> ClientView<'static> {
         ClientView {
             server: "192.0.2.1:8443".parse().expect("literal"),
             server_name: "tunnel.test",
-            ca_cert_file: Path::new("certs/ca.crt"),
-            client_cert_file: Some(Path::new("certs/client.crt")),
+            ca_cert: &CA,
+            client_cert: Some(&CERT),
             handshake_timeout: Duration::from_secs(5),
             was_answered,
         }
@@ -145,11 +151,11 @@ mod tests {
     #[test]
     fn a_clients_bad_certificate_names_the_servers_file() {
         let end = bad(X509VerifyError::UNABLE_TO_GET_ISSUER_CERT_LOCALLY);
-        let sentence = at_server(&end, Some(Path::new("/etc/ca.crt")));
+        let sentence = at_server(&end, Some(&PathBuf::from("/etc/ca.crt").into()));
         assert_says(&sentence, &["ca_cert_file /etc/ca.crt of [server.auth]"]);
         let purpose = at_server(
             &bad(X509VerifyError::INVALID_PURPOSE),
-            Some(Path::new("ca")),
+            Some(&PathBuf::from("ca").into()),
         );
         assert_says(&purpose, &["clientAuth"]);
     }
@@ -168,7 +174,7 @@ mod tests {
         );
         assert_says(&at(alert::NO_APPLICATION_PROTOCOL), &["no qmux-dp server"]);
         let mut without = view(true);
-        without.client_cert_file = None;
+        without.client_cert = None;
         let required = at_client(&refused(alert::CERTIFICATE_REQUIRED), &without);
         assert_says(
             &required,

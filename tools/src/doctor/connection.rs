@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use boring::ssl::SslRef;
 use boring::x509::{X509, X509VerifyError};
 use qmux_config::explain::HANDSHAKE_UDP_PAYLOAD_BYTES;
-use qmux_config::{Client, Quic, ServerTarget, token_proof};
+use qmux_config::{Client, LocalService, Quic, ServerTarget, token_proof};
 use qmux_proto::cid::CID_RANDOM_LEN;
 use qmux_proto::control::{
     AuthChallenge, AuthProof, Capabilities, Decoder, GoAway, GoAwayReason, INSTANCE_ID_BYTES,
-    Message, RefuseReason, Register, RegisterOutcome, ServiceOffer,
+    Message, RefuseReason, Register, RegisterOutcome, ServiceOffer, ServiceVerdict,
 };
 use qmux_proto::{ConnectionId, FlowError, LaneError, PROTOCOL_VERSION};
 use quiche::{Config, Connection, RecvInfo, Shutdown};
@@ -63,6 +63,8 @@ pub(super) struct Seen {
     pub(super) was_answered: bool,
     /// How it ended.
     pub(super) end: End,
+    /// The first service that the server does not let this client serve, and why.
+    pub(super) refused_service: Option<(String, String)>,
     /// The largest UDP payload that leaves this host towards the server; `None` if it is not known.
     pub(super) leaves: Option<usize>,
     /// The largest UDP payload that was tried, if it was.
@@ -116,6 +118,7 @@ impl Attempt<'_> {
             peer: self.peer,
             was_answered: false,
             end: End::Silence,
+            refused_service: None,
             leaves: None,
             aimed: HANDSHAKE_UDP_PAYLOAD_BYTES,
             carried: None,
@@ -152,6 +155,7 @@ impl Attempt<'_> {
         seen.end = dialed.until_the_end();
         if matches!(seen.end, End::Accepted { .. }) {
             seen.carried = dialed.size_of_the_path();
+            seen.refused_service = dialed.refused_service();
         }
         dialed.leave();
         seen.was_answered = dialed.was_answered;
@@ -365,6 +369,26 @@ impl Dialed<'_> {
         }
     }
 
+    /// What the server says of the services, which comes right after its answer to Register, from
+    /// servers that say it.
+    fn refused_service(&mut self) -> Option<(String, String)> {
+        let mut bytes = [0; 1_024];
+        while let Ok((length, _)) = self.connection.stream_recv(CONTROL_STREAM, &mut bytes) {
+            self.decoder.feed(&bytes[..length]).ok()?;
+        }
+        while let Ok(Some(message)) = self.decoder.next() {
+            let Message::ServiceAnswers(answers) = message else {
+                continue;
+            };
+            let mut answers = answers.answers.into_iter();
+            let refused = answers.find(|answer| answer.verdict != ServiceVerdict::Accepted);
+            if let Some(answer) = refused {
+                return Some((answer.name, answer.verdict.to_string()));
+            }
+        }
+        None
+    }
+
     fn answered(&mut self, outcome: RegisterOutcome) -> End {
         let proved = self.proved;
         match outcome {
@@ -391,10 +415,8 @@ impl Dialed<'_> {
             instance_id,
             lane_index: 0,
             lane_count: 1,
-            capabilities: Capabilities::NONE,
-            services: vec![ServiceOffer {
-                name: String::new(),
-            }],
+            capabilities: Capabilities::NAMED_SERVICES,
+            services: self.attempt.client.services.iter().map(offer).collect(),
         });
         // A server that wants a token reads nothing else before its proof.
         if self.attempt.client.auth.token.is_some() {
@@ -449,6 +471,11 @@ impl Dialed<'_> {
             let _lost = self.socket.send(&packet[..length]);
         }
     }
+}
+
+/// A service, as a client offers it.
+fn offer(service: &LocalService) -> ServiceOffer {
+    ServiceOffer::new(service.name.clone())
 }
 
 /// Takes no visitor, from now on.

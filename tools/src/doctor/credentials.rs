@@ -1,7 +1,6 @@
 //! The client's certificate and whom it trusts, and a TLS context of them that tells everything it
 //! finds wrong.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use boring::asn1::Asn1Time;
@@ -9,7 +8,7 @@ use boring::error::ErrorStack;
 use boring::pkey::{PKey, Private};
 use boring::ssl::{SslContextBuilder, SslMethod, SslVerifyMode, SslVersion};
 use boring::x509::{X509, X509Ref, X509VerifyError};
-use qmux_config::{CertificateFacts, Client, read_pem};
+use qmux_config::{CertificateFacts, Client, FileOrText};
 
 /// What a client shows, and whom it trusts.
 pub(super) struct Credentials {
@@ -24,14 +23,14 @@ impl Credentials {
     pub(super) fn read(client: &Client) -> Result<Credentials, String> {
         let pair = client.tls.client_cert.as_ref();
         let pair = pair.map(|pair| -> Result<_, String> {
-            let key = read(&pair.key_file)?;
+            let key = read(&pair.key)?;
             // Without a passphrase: the data plane has none either.
             let key = PKey::private_key_from_pem_callback(&key, |_| Ok(0));
-            let key = key.map_err(|error| format!("{}: {error}", pair.key_file.display()))?;
-            Ok((certificates(&pair.cert_file)?, key))
+            let key = key.map_err(|error| format!("{}: {error}", pair.key))?;
+            Ok((certificates(&pair.cert)?, key))
         });
         Ok(Credentials {
-            authorities: certificates(&client.tls.ca_cert_file)?,
+            authorities: certificates(&client.tls.ca_cert)?,
             pair: pair.transpose()?,
         })
     }
@@ -115,12 +114,12 @@ impl Noted {
     }
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, String> {
-    read_pem(file).map_err(|why| format!("{} {why}", file.display()))
+fn read(from: &FileOrText) -> Result<Vec<u8>, String> {
+    from.read_pem().map_err(|why| format!("{from} {why}"))
 }
 
-fn certificates(file: &Path) -> Result<Vec<X509>, String> {
-    X509::stack_from_pem(&read(file)?).map_err(|error| format!("{}: {error}", file.display()))
+fn certificates(from: &FileOrText) -> Result<Vec<X509>, String> {
+    X509::stack_from_pem(&read(from)?).map_err(|error| format!("{from}: {error}"))
 }
 
 /// What a certificate says of itself.

@@ -1,7 +1,5 @@
 //! What the end of a connection says of certificates, names, clocks, tokens and permission.
 
-use std::path::Path;
-
 use boring::x509::{X509, X509VerifyError};
 use qmux_config::explain::{self, ClientView, alert};
 use qmux_proto::control::RefuseReason;
@@ -114,7 +112,11 @@ fn certificates(doctor: &Doctor<'_>, seen: &Seen) -> Option<Cause> {
             Step::Permission,
             explain::ended_early(seen.peer, why),
         )),
-        End::Accepted { .. } | End::Silence | End::Unreachable(_) | End::BadServer(_) => None,
+        End::Accepted { .. } => seen.refused_service.as_ref().map(|(name, why)| {
+            let sentence = explain::service_refused(seen.peer, name, why);
+            Cause::new(Step::Permission, sentence)
+        }),
+        End::Silence | End::Unreachable(_) | End::BadServer(_) => None,
     }
 }
 
@@ -136,8 +138,8 @@ fn view<'a>(doctor: &'a Doctor<'_>, seen: &Seen) -> ClientView<'a> {
     ClientView {
         server: seen.peer,
         server_name: &doctor.server.server_name,
-        ca_cert_file: &tls.ca_cert_file,
-        client_cert_file: cert.map(|pair| pair.cert_file.as_path()),
+        ca_cert: &tls.ca_cert,
+        client_cert: cert.map(|pair| &pair.cert),
         handshake_timeout: doctor.config.quic.handshake_idle_timeout,
         was_answered: seen.was_answered,
     }
@@ -201,14 +203,14 @@ fn out_of_time(
         None => String::new(),
     };
     let own = doctor.credentials.own();
-    if let (Some(own), Some(file)) = (own, view.client_cert_file)
+    if let (Some(own), Some(file)) = (own, view.client_cert)
         && !is_valid_at(own, evidence.now)
     {
         return explain::own_out_of_time("this client's certificate", file, &described(own))
             + &checked;
     }
     for ca in &doctor.credentials.authorities {
-        let file: &Path = view.ca_cert_file;
+        let file = view.ca_cert;
         if doctor.credentials.authorities.len() == 1 && !is_valid_at(ca, evidence.now) {
             return explain::own_out_of_time("the CA certificate", file, &described(ca)) + &checked;
         }

@@ -15,7 +15,7 @@ const UDP_PATIENCE: Duration = Duration::from_millis(500);
 /// One local service.
 struct Local<'a> {
     /// Its section of the config.
-    section: &'a str,
+    section: String,
     host: &'a str,
     port: u16,
     timeout: Duration,
@@ -23,14 +23,20 @@ struct Local<'a> {
 
 /// Tries each service of the config.
 pub(super) fn examine(client: &Client, report: &mut Report) -> Result<(), Failure> {
-    let local = &client.local;
-    let services = [Local {
-        section: "[client.local]",
-        host: &local.host,
-        port: local.port,
-        timeout: local.health_check_timeout,
-    }];
-    for service in &services {
+    let services = client.services.iter().filter_map(|service| {
+        let section = match service.name.as_str() {
+            "" => "[client.local]".to_owned(),
+            name => format!("[[client.services]] {name:?}"),
+        };
+        Some(Local {
+            section,
+            host: &service.host,
+            // A port that is the visitor's cannot be tried.
+            port: service.check_port()?,
+            timeout: service.health_check_timeout,
+        })
+    });
+    for service in services {
         match service.tried() {
             Ok(what) => report.ok(Step::Service, &what)?,
             Err(sentence) => report.failed(Cause::new(Step::Service, sentence))?,

@@ -9,6 +9,7 @@ mod connection;
 mod datagrams;
 mod debts;
 mod ended;
+mod held_back;
 mod path;
 mod peek;
 mod room;
@@ -29,10 +30,10 @@ use rustc_hash::FxBuildHasher;
 
 use super::end::LaneEnd;
 use super::endpoint::Endpoint;
-use super::event::Event;
 use super::handshake::Handshake;
 use super::roaming::Way;
-use crate::buffer::PooledBuffers;
+use crate::buffer::{Holdings, PooledBuffers};
+use crate::core::event::Event;
 use crate::core::memory::LaneAllowance;
 use crate::core::panics::contain;
 use coalesce::Coalesced;
@@ -40,6 +41,7 @@ use connection::ConnectionCell;
 use datagrams::Tally;
 use debts::Debts;
 use ended::EndedStreams;
+use held_back::HeldBack;
 pub(crate) use peek::StreamFront;
 use room::{RoomQueue, Share};
 use silence::Silence;
@@ -104,6 +106,10 @@ pub(crate) struct StreamWaiters {
     coalesced: Cell<bool>,
     /// Its flow's part of the room in the lane.
     share: Share,
+    /// What quiche has of its flow and the peer has not acknowledged.
+    holds: Rc<Holdings>,
+    /// It is among those that wait for memory.
+    held_back: Cell<bool>,
     /// Bytes written to the stream.
     written: Cell<u64>,
     /// Bytes read from it.
@@ -155,6 +161,8 @@ pub(crate) struct Lane {
     room: RoomQueue,
     /// Readable streams whose flows are told soon.
     coalesced: Coalesced,
+    /// Flows that wait for memory.
+    held_back: HeldBack,
     /// Taken away at the lane's end: the handler holds the lane, which would otherwise live for ever.
     events: RefCell<Option<Rc<dyn LaneEvents>>>,
     pub(super) dirty: Cell<bool>,
@@ -219,6 +227,7 @@ impl Lane {
             waiters: RefCell::default(),
             room: RoomQueue::default(),
             coalesced: Coalesced::default(),
+            held_back: HeldBack::default(),
             events: RefCell::new(None),
             dirty: Cell::new(false),
             touched: Cell::new(false),
@@ -452,6 +461,7 @@ impl Lane {
         // Before any flow: what the lane says for itself waits for nobody.
         self.flush_control();
         only_datagrams &= !self.note_writable();
+        self.let_held_back_go_on();
         self.wake_room_waiters();
         self.tell_coalesced(now);
         let mut conn = self.conn.borrow_mut();
@@ -544,7 +554,8 @@ impl Lane {
     /// lane knows them any more.
     pub(super) fn abandon_orphans(&self) {
         let is_orphan = |waiters: &Rc<StreamWaiters>| {
-            Rc::strong_count(waiters) == 1 + usize::from(waiters.share.is_queued())
+            let listed = [waiters.share.is_queued(), waiters.held_back.get()];
+            Rc::strong_count(waiters) == 1 + listed.into_iter().filter(|it| *it).count()
         };
         let waiters = self.waiters.borrow();
         let orphans = waiters.iter().filter(|(_, waiters)| is_orphan(waiters));
