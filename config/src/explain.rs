@@ -98,8 +98,9 @@ pub fn only_udp_is_silent(server: SocketAddr, timeout: Duration, otherwise: &str
 pub fn too_large_for_the_path(server: SocketAddr, carries: &str) -> String {
     format!(
         "only {carries} pass between this host and {}, and QUIC needs \
-        {HANDSHAKE_UDP_PAYLOAD_BYTES} bytes of UDP payload (RFC 9000, section 14): raise the MTU of \
-        the network interface, VPN or tunnel on the way to at least 1280 (ip link set dev NAME mtu 1280)",
+        {HANDSHAKE_UDP_PAYLOAD_BYTES} bytes of UDP payload (RFC 9000, section 14): raise the MTU \
+        of the network interface, VPN or tunnel on the way to at least 1280 (ip link set dev NAME \
+        mtu 1280)",
         udp(server)
     )
 }
@@ -264,8 +265,8 @@ pub fn registration_refused(server: SocketAddr, why: &str) -> String {
 /// The server does not let this client serve a service; `why` are its words.
 pub fn service_refused(server: SocketAddr, name: &str, why: &str) -> String {
     format!(
-        "service {name:?} of this client: {why} (says the server at {}). Its name must be the same in \
-        [[client.services]] here and in [[server.services]] there, and services of this client's \
+        "service {name:?} of this client: {why} (says the server at {}). Its name must be the same \
+        in [[client.services]] here and in [[server.services]] there, and services of this client's \
         [[server.clients]] there must include it",
         udp(server)
     )
