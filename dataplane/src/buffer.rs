@@ -4,7 +4,7 @@
 //! the pool when its last reference goes, which is when the peer has acknowledged its bytes. A [`Datagram`] is the
 //! same for DATAGRAM frames. The pools are thread-local: each core has its own, and steady state allocates nothing.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 
@@ -29,7 +29,10 @@ const COPY_BELOW: usize = 8;
 
 /// Bytes of the blocks that such reads are copied to: a keystroke, a small request, and what is less than an eighth of a
 /// large block.
-const COPY_BYTES: [usize; 3] = [256, SMALL_BLOCK_BYTES / COPY_BELOW, SMALL_BLOCK_BYTES];
+const COPY_BYTES: [usize; 3] = [256, COPIED_BYTES, SMALL_BLOCK_BYTES];
+
+/// What is copied out of a small block into one of this size.
+pub(crate) const COPIED_BYTES: usize = SMALL_BLOCK_BYTES / COPY_BELOW;
 
 /// Bytes of free blocks kept per size and core, and how many at most; what is above goes back to the allocator.
 const FREE_BYTES_MAX: usize = 8 << 20;
@@ -208,6 +211,7 @@ impl Block {
                 end: length.min(bytes.len()),
                 bytes: Some(bytes),
                 start: 0,
+                charge: None,
             },
             None => StreamBuf::default(),
         }
@@ -234,6 +238,47 @@ pub(crate) struct StreamBuf {
     bytes: Option<Rc<[u8]>>,
     start: usize,
     end: usize,
+    charge: Option<Charge>,
+}
+
+/// The memory that blocks keep for one flow, in bytes: of those that quiche has, until the peer has
+/// acknowledged what is in them. A block that was split counts once for each part.
+#[derive(Debug, Default)]
+pub(crate) struct Holdings(Cell<usize>);
+
+impl Holdings {
+    /// How much it is.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.get()
+    }
+}
+
+/// One block among a flow's holdings, for as long as this lives.
+struct Charge {
+    to: Rc<Holdings>,
+    bytes: usize,
+}
+
+impl Charge {
+    fn new(to: &Rc<Holdings>, bytes: usize) -> Charge {
+        to.0.set(to.0.get() + bytes);
+        Charge {
+            to: Rc::clone(to),
+            bytes,
+        }
+    }
+}
+
+impl Clone for Charge {
+    fn clone(&self) -> Charge {
+        Charge::new(&self.to, self.bytes)
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.to.0.set(self.to.0.get() - self.bytes);
+    }
 }
 
 impl StreamBuf {
@@ -254,6 +299,7 @@ impl StreamBuf {
             end: length,
             bytes: copy,
             start: 0,
+            charge: None,
         }
     }
 }
@@ -262,6 +308,23 @@ impl StreamBuf {
     /// The memory that the buffer keeps from being used otherwise, in bytes.
     pub(crate) fn held_bytes(&self) -> usize {
         self.bytes.as_ref().map_or(0, |bytes| bytes.len())
+    }
+
+    /// The same bytes, counted among a flow's holdings for as long as this and its parts live.
+    pub(crate) fn charged_to(&self, holdings: &Rc<Holdings>) -> StreamBuf {
+        let mut charged = self.uncharged();
+        charged.charge = Some(Charge::new(holdings, self.held_bytes()));
+        charged
+    }
+
+    /// The same bytes, which count among no flow's holdings.
+    pub(crate) fn uncharged(&self) -> StreamBuf {
+        StreamBuf {
+            bytes: self.bytes.clone(),
+            start: self.start,
+            end: self.end,
+            charge: None,
+        }
     }
 }
 
@@ -281,6 +344,7 @@ impl BufSplit for StreamBuf {
             bytes: self.bytes.clone(),
             start: middle,
             end: self.end,
+            charge: self.charge.clone(),
         };
         self.end = middle;
         rest

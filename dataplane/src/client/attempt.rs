@@ -21,7 +21,7 @@ use super::resumption::Resumption;
 use super::server::ServerState;
 use super::session::{Leaving, Session};
 use super::supervisor::Supervisor;
-use crate::flow::udp::client::ClientFlows;
+use super::udp::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 use crate::quic::endpoint::{Endpoint, EndpointSetup};
@@ -214,7 +214,7 @@ impl Dialed {
         self.resumption.keep_next(&lane);
         let server_cores = usize::try_from(ack.server_cores)
             .unwrap_or(1)
-            .clamp(1, crate::core::CORES_MAX);
+            .clamp(1, crate::sys::CORES_MAX);
         let misaimed = self.aim != self.lane_index % server_cores;
         if !misaimed {
             tracing::debug!(

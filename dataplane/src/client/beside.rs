@@ -129,6 +129,12 @@ async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session)
             log_in_vain(supervisor, &why);
             Outcome::Old
         }
+        // The server is there again, and answers whoever dials now. The first packets of the new
+        // lane may have been lost before, and the next ones come only after seconds.
+        Err(Served::Ended(end)) if end.is_by_restart() => {
+            leave_once_registered(new);
+            Outcome::Over(Served::Ended(end))
+        }
         Err(Served::Ended(end)) => match supervisor.unless_retired(new.as_mut()).await {
             Some(Ok(session)) => Outcome::New(Box::new(session)),
             Some(Err(why)) => {

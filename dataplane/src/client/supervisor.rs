@@ -16,9 +16,9 @@ use super::attempt::{self, AttemptEnd};
 use super::backoff::Backoff;
 use super::lane::ClientLane;
 use super::server::ServerState;
+use crate::core::event::Event;
 use crate::core::task::contained;
 use crate::quic::end::LaneEnd;
-use crate::quic::event::Event;
 
 /// A lane that served this long ended for a reason of its own: the back-off begins anew.
 const STEADY: Duration = Duration::from_secs(5);
@@ -257,12 +257,8 @@ impl Supervisor {
 /// while.
 fn begins_anew(end: &AttemptEnd, lasted: Duration) -> bool {
     match end {
-        AttemptEnd::ServerDrains
-        | AttemptEnd::Superseded
-        | AttemptEnd::Ended(
-            LaneEnd::StatelessReset | LaneEnd::ClosedByPeer(LaneError::Shutdown, _),
-        ) => true,
-        AttemptEnd::Ended(_) => lasted >= STEADY,
+        AttemptEnd::ServerDrains | AttemptEnd::Superseded => true,
+        AttemptEnd::Ended(end) => end.is_by_restart() || lasted >= STEADY,
         _ => false,
     }
 }

@@ -3,8 +3,12 @@
 //! Bytes that nobody takes are what grows without bound: each stalled flow keeps a window of up to
 //! 8 MiB full. Above three quarters of the limit the flow that has stalled longest ends, then the
 //! next, until there is less. Flows that move are left alone as long as one stalls. Just below the
-//! limit any flow counts whose socket takes nothing at that moment; if there is none either, new
-//! visitors are refused.
+//! limit any flow counts whose socket takes nothing at that moment; at the limit, if there is none
+//! either, new visitors are refused.
+//!
+//! Nothing stalls where a long, fast path has more in flight than the limit is. So a flow is given
+//! less to send the less memory is left ([`spare`]): one that has much in flight waits until its
+//! peer has acknowledged it, and small requests go on.
 //!
 //! [`decide`] knows no clock, no flows and no cores. Each core looks on its own, when it has
 //! received something while memory is short, and a few times a second, and acts only if no other
@@ -20,10 +24,10 @@ use crossbeam::utils::CachePadded;
 use qmux_config::MemoryLimit;
 use qmux_proto::FlowError;
 
-use super::{CORES_MAX, CoreContext};
+use super::CoreContext;
+use super::event::{Event, yield_now};
 use crate::buffer;
-use crate::quic::event::{Event, yield_now};
-use crate::sys::{heap, memory};
+use crate::sys::{CORES_MAX, heap, memory};
 
 /// Each core looks this often, beside the looks after what it receives.
 const LOOK: Duration = Duration::from_millis(200);
@@ -41,6 +45,14 @@ const LOOKS_IN_A_ROW: usize = 64;
 
 /// What an idle lane holds in our memory: it is no flow's, and does not count.
 const LANE_BYTES: usize = 32 << 10;
+
+/// What a flow takes at a time while memory is short: one small block, which it holds until the
+/// peer has acknowledged it.
+const TAKEN_WHILE_SHORT_BYTES: usize = buffer::SMALL_BLOCK_BYTES;
+
+/// The same when hardly any is left. It is copied out of its block, so that ten thousand flows
+/// together hold 20 MB.
+const TAKEN_WHILE_OUT_BYTES: usize = buffer::COPIED_BYTES;
 
 /// What is allowed where neither the configuration nor the system says.
 const FALLBACK_BYTES: u64 = 1 << 30;
@@ -80,7 +92,7 @@ pub(crate) enum Order {
     Rest,
     /// So many flows end, the most stalled first.
     End(usize),
-    /// Nothing stalls anywhere, and hardly anything is left: new visitors are refused.
+    /// Nothing stalls anywhere, and nothing is left: new visitors are refused.
     Refuse,
 }
 
@@ -93,9 +105,20 @@ pub(crate) fn decide(supply: Supply, own: Option<Duration>, others: Option<Durat
         Supply::Short if first && own >= Some(STALLED_MIN) => Order::End(1),
         Supply::Out if first => Order::End(ENDED_AT_ONCE),
         Supply::Over if own.is_some() => Order::End(ENDED_AT_ONCE),
-        Supply::Out | Supply::Over if others.is_none() => Order::Refuse,
+        Supply::Over if others.is_none() => Order::Refuse,
         // There is enough, or it is for another core to end one.
         Supply::Ample | Supply::Short | Supply::Out | Supply::Over => Order::Rest,
+    }
+}
+
+/// How many bytes a flow may take to send that holds so many which its peer has not acknowledged.
+/// Zero only if it holds any: the peer's acknowledgement will let it go on.
+pub(crate) fn spare(supply: Supply, holds_bytes: usize) -> usize {
+    match supply {
+        Supply::Ample => usize::MAX,
+        Supply::Short if holds_bytes < TAKEN_WHILE_SHORT_BYTES => TAKEN_WHILE_SHORT_BYTES,
+        Supply::Out | Supply::Over if holds_bytes == 0 => TAKEN_WHILE_OUT_BYTES,
+        Supply::Short | Supply::Out | Supply::Over => 0,
     }
 }
 
@@ -160,7 +183,7 @@ pub(crate) fn received() {
 
 /// Whether this core refuses new visitors, because there is no memory for them and nothing stalls.
 pub(crate) fn refuses_newcomers() -> bool {
-    REFUSES.get() && supply() >= Supply::Out
+    REFUSES.get() && supply() == Supply::Over
 }
 
 /// Keeps an allowance out of what counts, for as long as a lane lives.
@@ -185,14 +208,14 @@ impl Drop for LaneAllowance {
 // ------------------------------------------------------------------------------------------------
 
 /// Keeps the process within its limit, as far as this core's flows can, for as long as it runs.
-pub(crate) async fn keep_within_limit(context: Rc<CoreContext>) {
+pub(crate) async fn keep_within_limit(context: Rc<CoreContext>, flows: Rc<impl Stalling>) {
     let look_now = Rc::<Event>::default();
     LOOK_NOW.set(Some(Rc::clone(&look_now)));
     loop {
         // Set or not: it is time.
         let _received = look_now.cuts_short(super::time::sleep(LOOK)).await;
         for _ in 0..LOOKS_IN_A_ROW {
-            if !look(&context, Instant::now()) {
+            if !look(&context, &*flows, Instant::now()) {
                 break;
             }
             // Those that were told to end give up their memory in their own turn.
@@ -201,9 +224,17 @@ pub(crate) async fn keep_within_limit(context: Rc<CoreContext>) {
     }
 }
 
+/// A core's flows, as far as the memory limit has to do with them.
+pub(crate) trait Stalling {
+    /// How long the flow that has stalled longest has, as far as is known.
+    fn longest_stall(&self) -> Option<Duration>;
+
+    /// Tells that flow to end; `reason` is what its far end is told. False if no flow stalls.
+    fn end_most_stalled(&self, reason: FlowError) -> bool;
+}
+
 /// One look. True if another one is due after what was done.
-fn look(context: &CoreContext, now: Instant) -> bool {
-    let flows = &context.flow_table;
+fn look(context: &CoreContext, flows: &impl Stalling, now: Instant) -> bool {
     let own = flows.longest_stall();
     publish(context.index, own);
     let supply = supply();
@@ -217,7 +248,7 @@ fn look(context: &CoreContext, now: Instant) -> bool {
         return false;
     };
     let mut ended = 0;
-    while ended < count && flows.end_most_stalled(FlowError::Stalled).is_some() {
+    while ended < count && flows.end_most_stalled(FlowError::Stalled) {
         ended += 1;
     }
     publish(context.index, flows.longest_stall());

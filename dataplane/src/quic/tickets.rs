@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use boring::ssl::SslContextBuilder;
 use qmux_config::{FileOrText, ServerTls, TICKET_KEY_NAME_BYTES, TicketKey, read_ticket_keys};
 
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::sys::tls::{self, TicketKeySource};
 
 /// A key file is looked at this often, or more often if the rotation interval is shorter.

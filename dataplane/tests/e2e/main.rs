@@ -37,6 +37,7 @@ mod roaming;
 mod rolling;
 mod runtimes;
 mod servers;
+mod short_memory;
 mod shutdown;
 mod signals;
 mod stalled_visitors;

@@ -8,14 +8,15 @@ use std::thread;
 use rustix::process::Signal;
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::support::counters;
+use crate::support::memory_group::MemoryGroup;
 use crate::support::program::Program;
 use crate::support::random::Random;
 use crate::support::service::{TcpService, echo};
-use crate::support::subject;
-use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
-use crate::support::visitor;
+use crate::support::tunnel::{
+    ClientSetup, Listener, Server, ServerSetup, Site, Tunnel, client_launch,
+};
 use crate::support::wait::{self, PATIENCE};
+use crate::support::{counters, http, ports, subject, visitor};
 
 /// Flows that stall, unless the environment says otherwise. Together they hold four times
 /// [`MEMORY`], at least.
@@ -234,6 +235,111 @@ fn services_that_stop_reading_end_their_flows_before_the_client_is_out_of_memory
     assert!(counters::total(&counters, "tcp_flows_ended_for_memory") * 2 > visitors as u64);
     assert_eq!(counters::total(&counters, "lanes_unhealthy"), 0);
     drop(server);
+    for sender in senders {
+        sender.join().expect("its flow has ended");
+    }
+}
+
+/// What a control group allows each program, flows or not. Half of it is the limit for flows.
+const GROUP_BYTES: u64 = 128 << 20;
+
+/// Flows that stall on each side. Together they would hold nearly twice what the group allows.
+const STALLED_IN_GROUP: usize = 120;
+
+/// Between them comes an honest visitor.
+const STALLED_PER_HONEST: usize = 10;
+
+/// Those who stall do so until the end.
+const DRAIN: [&str; 1] = ["drain_timeout = \"1s\""];
+
+/// A server and a client, each in a group of its own, which knows of the limit by the group alone.
+fn tunnel_in_groups(
+    groups: [&MemoryGroup; 2],
+    admins: [SocketAddr; 2],
+    service: SocketAddr,
+) -> Tunnel {
+    let limits = vec!["memory = \"auto\"", "stall_timeout = \"0s\""];
+    let site = Site::new();
+    let listeners = vec![Listener::free(false)];
+    let server = ServerSetup {
+        server: DRAIN.to_vec(),
+        limits: limits.clone(),
+        quic: WINDOW.to_vec(),
+        admin: Some(admins[0]),
+        ..ServerSetup::default()
+    };
+    let client = ClientSetup {
+        client: DRAIN.to_vec(),
+        limits,
+        quic: WINDOW.to_vec(),
+        admin: Some(admins[1]),
+        ..ClientSetup::default()
+    };
+    let launch = Server::launch(&site, &server, &listeners).in_memory_group(groups[0]);
+    let server = Server {
+        program: launch.start(),
+        listeners,
+    };
+    server.program.wait_until_ready().expect("a server");
+    let launch = client_launch(&site, &client, server.quic(), service).in_memory_group(groups[1]);
+    let client = launch.start();
+    client.wait_until_ready().expect("a client");
+    Tunnel {
+        client,
+        server,
+        site,
+    }
+}
+
+fn limit_of_flows(admin: SocketAddr) -> f64 {
+    let metrics = http::get(admin, "/metrics").body;
+    http::metric(&metrics, "qmux_dp_memory_limit_bytes")
+}
+
+#[test]
+fn neither_program_outgrows_its_control_group_whatever_stalls_and_nobody_else_notices() {
+    if subject::only_wire("memory limits") {
+        return;
+    }
+    let groups = [(); 2].map(|()| MemoryGroup::with_limit(GROUP_BYTES));
+    let [Some(of_server), Some(of_client)] = &groups else {
+        eprintln!("skipped: no control group with a memory limit can be made here");
+        return;
+    };
+    let service = service();
+    let admins = [(); 2].map(|()| ports::free_address());
+    let tunnel = tunnel_in_groups([of_server, of_client], admins, service.address);
+    let traffic = tunnel.traffic();
+    for admin in admins {
+        assert_eq!(limit_of_flows(admin), (GROUP_BYTES / 2) as f64);
+    }
+    let mut old = visitor::connect(traffic);
+    old.write_all(b"e").expect("sent");
+    let (mut readers, mut senders) = (Vec::new(), Vec::new());
+    for count in 0..STALLED_IN_GROUP {
+        readers.push(stalled_visitor(traffic));
+        senders.push(stalled_sender(traffic));
+        if count % STALLED_PER_HONEST == 0 {
+            serve_honest(traffic, count as u64);
+        }
+    }
+    wait::until_true("most of them are reset", || {
+        serve_honest(traffic, 0);
+        let reset = readers.iter().filter(|stream| was_reset(stream)).count();
+        let ended = senders.iter().filter(|sender| sender.is_finished()).count();
+        reset.min(ended) * 2 > STALLED_IN_GROUP
+    });
+    visitor::exchange(&mut old, &Random::new(1).bytes(HONEST_BYTES));
+    drop(old);
+    for group in [of_server, of_client] {
+        assert_eq!(group.kills().unwrap_or(0), 0);
+    }
+    let Tunnel { client, server, .. } = tunnel;
+    for counters in [stop(client), stop(server.program)] {
+        assert!(counters::total(&counters, "tcp_flows_ended_for_memory") > 0);
+        assert_eq!(counters::total(&counters, "lanes_unhealthy"), 0);
+        assert_eq!(counters::total(&counters, "visitors_refused_memory"), 0);
+    }
     for sender in senders {
         sender.join().expect("its flow has ended");
     }

@@ -116,6 +116,11 @@ struct Switched {
 
 impl Switched {
     fn start(lanes: &'static str) -> Self {
+        Self::start_with(lanes, Vec::new())
+    }
+
+    /// With these lines of the client's `[quic]`.
+    fn start_with(lanes: &'static str, quic: Vec<&'static str>) -> Self {
         let site = Site::new();
         let service = TcpService::echo();
         let server = Server::start(&site, &ServerSetup::default());
@@ -123,6 +128,7 @@ impl Switched {
         let client_admin = ports::free_address();
         let setup = ClientSetup {
             client: vec![lanes],
+            quic,
             admin: Some(client_admin),
             ..ClientSetup::default()
         };
@@ -187,6 +193,29 @@ fn a_flow_outlives_a_path_that_is_broken_for_longer_than_two_seconds() {
     }
     visitor::finish(&stream);
     assert_eq!(visitor::read_to_end(&mut stream), Ending::Clean(Vec::new()));
+}
+
+#[test]
+fn a_restarted_server_is_dialled_at_once_although_a_lane_dialled_beside_waits_for_an_answer() {
+    if subject::only_wire("dialling beside a lane") {
+        return;
+    }
+    // The lane dialled beside gives up after the test's patience.
+    let quic = vec![
+        "handshake_idle_timeout = \"5m\"",
+        "max_idle_timeout = \"5m\"",
+    ];
+    let mut tunnel = Switched::start_with("lanes = 1", quic);
+    tunnel.path.break_all(true);
+    wait::until_true("another lane is dialled", || tunnel.path.senders() >= 2);
+    tunnel.server.program.kill();
+    tunnel.server.program.restart();
+    let ready = tunnel.server.program.wait_until_ready();
+    ready.expect("the server is back");
+    // What the second lane says is still swallowed; the first one learns that it is unknown.
+    tunnel.path.mend_one(0);
+    visitor::wait_until_served(tunnel.server.traffic());
+    assert!(tunnel.path.senders() >= 3);
 }
 
 #[test]

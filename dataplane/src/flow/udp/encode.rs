@@ -8,7 +8,7 @@ use qmux_proto::control::Message;
 use qmux_proto::datagram::{self, Header};
 
 use crate::buffer::Datagram;
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::quic::lane::{DatagramRefused, Lane};
 
 /// What a UDP flow needs of its lane. Tests put a lane of their own in its place.

@@ -11,7 +11,7 @@ use qmux_proto::control::{Heartbeat, Message};
 
 use super::tests::{crowd, places, run, setup, that_gives_up_soon, until};
 use super::{Endpoint, EndpointOwner, EndpointSetup};
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 use crate::quic::handshake::{EarlyData, Handshake};

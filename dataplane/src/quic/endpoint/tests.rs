@@ -13,7 +13,7 @@ use qmux_proto::control::{Heartbeat, Message};
 
 use super::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::buffer::Datagram;
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
 use crate::quic::reset::ResetKey;

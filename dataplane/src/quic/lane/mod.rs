@@ -4,16 +4,19 @@
 //! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
 //! which is told by [`Lane::mark_dirty`].
 
+mod coalesce;
 mod connection;
 mod datagrams;
 mod debts;
 mod ended;
+mod held_back;
 mod path;
 mod peek;
 mod room;
 mod silence;
 mod streams;
 mod turn;
+mod unsent;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -27,20 +30,23 @@ use rustc_hash::FxBuildHasher;
 
 use super::end::LaneEnd;
 use super::endpoint::Endpoint;
-use super::event::Event;
 use super::handshake::Handshake;
 use super::roaming::Way;
-use crate::buffer::PooledBuffers;
+use crate::buffer::{Holdings, PooledBuffers};
+use crate::core::event::Event;
 use crate::core::memory::LaneAllowance;
 use crate::core::panics::contain;
+use coalesce::Coalesced;
 use connection::ConnectionCell;
 use datagrams::Tally;
 use debts::Debts;
 use ended::EndedStreams;
+use held_back::HeldBack;
 pub(crate) use peek::StreamFront;
 use room::{RoomQueue, Share};
 use silence::Silence;
 pub(crate) use silence::Silent;
+use unsent::Unsent;
 
 /// quiche's connection with our buffers.
 pub(crate) type Connection = quiche::Connection<PooledBuffers>;
@@ -94,8 +100,16 @@ pub(crate) struct StreamWaiters {
     pub(crate) readable: Event,
     /// Set when there may be room to write (also: stopped, end of the lane).
     pub(crate) writable: Event,
+    /// When `readable` was last set because bytes came.
+    told_readable: Cell<Option<Instant>>,
+    /// It will be, soon.
+    coalesced: Cell<bool>,
     /// Its flow's part of the room in the lane.
     share: Share,
+    /// What quiche has of its flow and the peer has not acknowledged.
+    holds: Rc<Holdings>,
+    /// It is among those that wait for memory.
+    held_back: Cell<bool>,
     /// Bytes written to the stream.
     written: Cell<u64>,
     /// Bytes read from it.
@@ -145,6 +159,10 @@ pub(crate) struct Lane {
     waiters: RefCell<HashMap<u64, Rc<StreamWaiters>, FxBuildHasher>>,
     /// Flows that wait for room.
     room: RoomQueue,
+    /// Readable streams whose flows are told soon.
+    coalesced: Coalesced,
+    /// Flows that wait for memory.
+    held_back: HeldBack,
     /// Taken away at the lane's end: the handler holds the lane, which would otherwise live for ever.
     events: RefCell<Option<Rc<dyn LaneEvents>>>,
     pub(super) dirty: Cell<bool>,
@@ -167,8 +185,8 @@ pub(crate) struct Lane {
     pub(super) counted_opened: Cell<bool>,
     /// The destination connection id of the client's first packet, until the handshake is complete.
     pub(super) initial_id: RefCell<Option<Box<[u8]>>>,
-    /// Estimate of the bytes that wait in quiche to be sent for the first time.
-    queued: Cell<usize>,
+    /// What waits in quiche to be sent.
+    pub(super) unsent: Unsent,
     established: Event,
     was_established: Cell<bool>,
     end: RefCell<Option<LaneEnd>>,
@@ -208,6 +226,8 @@ impl Lane {
             conn: ConnectionCell::new(conn),
             waiters: RefCell::default(),
             room: RoomQueue::default(),
+            coalesced: Coalesced::default(),
+            held_back: HeldBack::default(),
             events: RefCell::new(None),
             dirty: Cell::new(false),
             touched: Cell::new(false),
@@ -220,7 +240,7 @@ impl Lane {
             counted_unadmitted: Cell::new(true),
             counted_opened: Cell::new(false),
             initial_id: RefCell::new(None),
-            queued: Cell::new(0),
+            unsent: Unsent::default(),
             established: Event::default(),
             was_established: Cell::new(false),
             end: RefCell::new(None),
@@ -421,24 +441,9 @@ impl Lane {
 
     // ---- called by the endpoint ----------------------------------------------------------------------------------
 
-    /// A packet of `written` bytes was taken out of the connection.
-    pub(super) fn packet_sent(&self, written: usize) {
-        self.queued.set(
-            self.queued
-                .get()
-                .saturating_sub(written.saturating_sub(PACKET_OVERHEAD_MIN)),
-        );
-    }
-
-    /// Everything that may be sent has been sent. What is left over by the estimate was dropped with a reset stream, or
-    /// waits for the congestion window, which limits by itself what flows may write.
-    pub(super) fn queue_drained(&self) {
-        self.queued.set(0);
-    }
-
     /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the end. True if there was
     /// nothing for any stream.
-    pub(super) fn dispatch(self: &Rc<Self>) -> bool {
+    pub(super) fn dispatch(self: &Rc<Self>, now: Instant) -> bool {
         let mut only_datagrams = true;
         let conn = self.conn.borrow_mut();
         if !self.was_established.get() && conn.is_established() {
@@ -456,16 +461,15 @@ impl Lane {
         // Before any flow: what the lane says for itself waits for nobody.
         self.flush_control();
         only_datagrams &= !self.note_writable();
+        self.let_held_back_go_on();
         self.wake_room_waiters();
+        self.tell_coalesced(now);
         let mut conn = self.conn.borrow_mut();
         while let Some(stream) = conn.stream_readable_next() {
             only_datagrams = false;
-            let known = self
-                .waiters
-                .borrow()
-                .get(&stream)
-                .map(|waiters| waiters.readable.set())
-                .is_some();
+            drop(conn);
+            let known = self.stream_readable(stream, now);
+            conn = self.conn.borrow_mut();
             // A stream of ours without waiters has been detached: late data for a flow that was given up.
             let theirs = (stream & 1 == 1) != conn.is_server();
             if !known && theirs {
@@ -550,7 +554,8 @@ impl Lane {
     /// lane knows them any more.
     pub(super) fn abandon_orphans(&self) {
         let is_orphan = |waiters: &Rc<StreamWaiters>| {
-            Rc::strong_count(waiters) == 1 + usize::from(waiters.share.is_queued())
+            let listed = [waiters.share.is_queued(), waiters.held_back.get()];
+            Rc::strong_count(waiters) == 1 + listed.into_iter().filter(|it| *it).count()
         };
         let waiters = self.waiters.borrow();
         let orphans = waiters.iter().filter(|(_, waiters)| is_orphan(waiters));

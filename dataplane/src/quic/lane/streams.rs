@@ -7,12 +7,13 @@ use qmux_proto::control::{Finished, Message};
 use qmux_proto::{FlowError, LaneError};
 
 use super::datagrams::Tally;
-use super::room::RoomQueue;
+use super::room::{RoomQueue, window_of};
 use super::{
     ANNOUNCE_AFTER, CONTROL_BACKLOG_BYTES_MAX, CONTROL_STREAM, DATAGRAM_QUEUE_BYTES_MAX,
-    DatagramRefused, Lane, QUEUE_BYTES_MAX, StreamRead, StreamRoom, StreamWaiters, URGENCY_FIRST,
+    DatagramRefused, Lane, StreamRead, StreamRoom, StreamWaiters, URGENCY_FIRST,
 };
 use crate::buffer::{Datagram, StreamBuf};
+use crate::core::memory;
 
 impl Lane {
     /// Opens the next stream of ours, or says that the peer allows no more now.
@@ -48,6 +49,7 @@ impl Lane {
         let waiters = self.waiters.borrow_mut().remove(&stream);
         if let Some(waiters) = waiters {
             waiters.share.leave();
+            waiters.held_back.set(false);
         }
         self.remember_ended(stream);
     }
@@ -62,8 +64,13 @@ impl Lane {
             Ok(capacity) => capacity,
             Err(error) => return StreamRoom::Stopped(flow_error(error)),
         };
-        let free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
-        let may = free.min(self.room.allowance(waiters));
+        let spare = memory::spare(memory::supply(), waiters.holds.bytes());
+        if spare == 0 {
+            self.hold_back(waiters);
+            return StreamRoom::Blocked;
+        }
+        let room = self.unsent.room(window_of(&mut conn));
+        let may = room.min(self.room.allowance(waiters)).min(spare);
         if may == 0 {
             self.room.wait(waiters);
             return StreamRoom::Blocked;
@@ -96,16 +103,17 @@ impl Lane {
         if !self.is_open() {
             return Err(FlowError::Internal);
         }
-        let result = self
-            .conn
-            .borrow_mut()
-            .stream_send_zc(stream, bytes.clone(), fin);
+        // Only what quiche takes counts among what the flow holds: it waits for that to be
+        // acknowledged, and must never wait for what it has itself.
+        let charged = bytes.charged_to(&waiters.holds);
+        let result = self.conn.borrow_mut().stream_send_zc(stream, charged, fin);
         self.mark_dirty();
         match result {
             Ok((sent, rest)) => {
-                self.queued.set(self.queued.get() + sent);
+                self.unsent.wrote(sent);
                 self.room.took(waiters, sent);
-                Ok(rest.filter(|rest| !rest.as_ref().is_empty()))
+                let rest = rest.filter(|rest| !rest.as_ref().is_empty());
+                Ok(rest.map(|rest| rest.uncharged()))
             }
             Err(quiche::Error::Done) => Ok(Some(bytes)),
             Err(error) => Err(flow_error(error)),

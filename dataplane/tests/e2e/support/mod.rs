@@ -9,6 +9,7 @@ pub(crate) mod first_packets;
 pub(crate) mod flood;
 pub(crate) mod http;
 pub(crate) mod limits;
+pub(crate) mod memory_group;
 pub(crate) mod notify;
 pub(crate) mod peers;
 pub(crate) mod ports;

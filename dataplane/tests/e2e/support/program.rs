@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::memory_group::MemoryGroup;
 use super::wait::{self, PATIENCE};
 
 /// Log lines of each program that a failing test prints.
@@ -125,6 +126,13 @@ impl Launch {
                 .collect(),
             envs: self.envs,
         }
+    }
+
+    /// The same program in a control group with a memory limit.
+    pub(crate) fn in_memory_group(self, group: &MemoryGroup) -> Self {
+        let processes = group.processes();
+        let processes = processes.to_str().expect("a path in UTF-8");
+        self.under("sh", &["-c", "echo $$ >\"$0\" && exec \"$@\"", processes])
     }
 
     /// The same program with no more than `count` file descriptors.

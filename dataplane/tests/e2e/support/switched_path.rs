@@ -67,6 +67,12 @@ impl SwitchedPath {
         self.state.ways.lock().expect("ways")[sender].set_broken(true);
     }
 
+    /// Swallows no more what one sender says and hears, nor what senders say who are yet to come.
+    pub(crate) fn mend_one(&self, sender: usize) {
+        self.state.all_broken.store(false, Ordering::SeqCst);
+        self.state.ways.lock().expect("ways")[sender].set_broken(false);
+    }
+
     /// Swallows everything, or nothing any more.
     pub(crate) fn break_all(&self, broken: bool) {
         self.state.all_broken.store(broken, Ordering::SeqCst);

@@ -1,0 +1,340 @@
+//! Counters of a core: one writer (the core), any reader, no lock and no read-modify-write.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter that only its core writes.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the owning core may call this: it is a plain load and store.
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Adds one.
+    pub(crate) fn increment(&self) {
+        self.add(1);
+    }
+
+    /// The value as last seen by this thread.
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
+        /// What one core counts. Every drop, refusal, reset and fallback has its own counter.
+        #[derive(Debug, Default)]
+        #[repr(align(128))] // Two cache lines: the counters of two cores never share one.
+        pub(crate) struct CoreCounters {
+            $($(#[doc = $doc])+ pub(crate) $name: Counter,)+
+        }
+
+        impl CoreCounters {
+            /// Calls `each` with the name, the explanation and the value of every counter.
+            pub(crate) fn for_each(&self, mut each: impl FnMut(&'static str, &'static str, u64)) {
+                $(each(stringify!($name), concat!($($doc),+).trim_start(), self.$name.get());)+
+            }
+        }
+    };
+}
+
+counters! {
+    /// UDP packets received that carry QUIC.
+    quic_packets_received,
+    /// Receive calls that brought at least one of them.
+    quic_receive_batches,
+    /// Turns of a lane whose acknowledgement was put off: datagrams in bulk.
+    quic_acknowledgements_deferred,
+    /// UDP packets sent that carry QUIC.
+    quic_packets_sent,
+    /// Send calls for them (one GSO batch each).
+    quic_send_batches,
+    /// Bytes of QUIC packets received.
+    quic_bytes_received,
+    /// Bytes of QUIC packets sent.
+    quic_bytes_sent,
+    /// Packets too large for the path (path MTU probes among them).
+    quic_sends_too_large,
+    /// Times that a lane followed its peer to another address.
+    migrations,
+    /// Addresses of lanes' peers that had to be proved.
+    paths_new,
+    /// Proofs that a peer receives at its new address.
+    paths_validated,
+    /// Addresses that were not proved in time; the lane went back to the last one that was.
+    paths_failed,
+    /// Paths suspected of carrying no large packets any more, so that their size was searched for anew.
+    path_mtu_distrusted,
+    /// Sends that failed for another reason than a full buffer.
+    quic_sends_failed,
+    /// Waits for room in a UDP socket's send buffer.
+    quic_send_waits,
+    /// Packets of no known connection.
+    quic_packets_unknown,
+    /// Packets of an unknown connection whose id was not issued here: noise, or somebody who shows
+    /// us a living lane of another server. They get no answer.
+    quic_packets_foreign,
+    /// Packets that QUIC could not parse, or that broke its rules.
+    quic_packets_invalid,
+    /// Packets of a lane that brought nothing: they do not decrypt, have come before, or came after
+    /// its end.
+    quic_packets_ignored,
+    /// Packets on a client's socket that did not come from its server.
+    quic_packets_from_others,
+    /// Packets of a lane that came from another address than the peer's, which is heard where it was: the lane stayed.
+    quic_packets_astray,
+    /// Packets that reached a core that does not own their lane and were handed to the one that does.
+    quic_packets_handed_over,
+    /// Packets that could not be handed over.
+    quic_packets_handover_dropped,
+    /// First packets of connections that were none: they do not decrypt.
+    initials_invalid,
+    /// First packets of connections left without an answer: more than a core answers in a second,
+    /// or one network gets.
+    initials_dropped,
+    /// Retry packets sent, because many handshakes began, or many lanes were not registered yet.
+    retries_sent,
+    /// Version negotiation packets sent.
+    versions_negotiated,
+    /// Answers to packets of unknown connections that could not be sent.
+    stateless_answers_lost,
+    /// Stateless resets sent for packets of unknown connections.
+    stateless_resets_sent,
+    /// The same, not sent because there were too many.
+    stateless_resets_suppressed,
+    /// Handshakes refused because too many were incomplete.
+    handshakes_refused,
+    /// The same, because one network had begun so many that only places for others were left.
+    handshakes_refused_network,
+    /// Handshakes refused because more began per second than a core takes, or one network may
+    /// begin.
+    handshakes_refused_rate,
+    /// Incomplete handshakes given up because somebody else needed their place.
+    handshakes_displaced,
+    /// Handshakes that failed or timed out.
+    handshakes_failed,
+    /// Handshakes completed in full, with certificates.
+    handshakes_full,
+    /// Handshakes completed by going on from an earlier session, without certificates.
+    handshakes_resumed,
+    /// Handshakes whose early data (0-RTT) the server took.
+    early_data_accepted,
+    /// Handshakes whose early data the server did not take; what it carried was sent again. A server counts only those
+    /// that it resumed.
+    early_data_rejected,
+    /// Session tickets made by this server.
+    tickets_issued,
+    /// Session tickets that no present key of this server opens; the handshake was a full one.
+    tickets_refused,
+    /// Session ticket keys changed: by rotation, or because their file did.
+    ticket_keys_rotated,
+    /// Looks at the file of session ticket keys that found no good keys there; those of before go on.
+    ticket_key_files_refused,
+    /// Sessions that this client has kept to be resumed.
+    sessions_kept,
+    /// Sessions that this client could not use, or not keep.
+    sessions_unusable,
+    /// Resumed sessions not let in, because the peer's certificate is not good any more.
+    sessions_refused,
+    /// Clients not let in because they did not prove that they know the token.
+    tokens_refused,
+    /// Lanes established.
+    lanes_opened,
+    /// Lanes ended after they were established.
+    lanes_ended,
+    /// Lanes that we closed although their peer had not acknowledged all bytes of flows that had ended.
+    lanes_cut_off,
+    /// Registrations accepted.
+    registrations_accepted,
+    /// Lanes whose client's id another instance took: they answered, and were told that they get no
+    /// new flow.
+    lanes_superseded,
+    /// Lanes closed because another instance took their client's id and they did not answer.
+    lanes_replaced,
+    /// Registrations refused.
+    registrations_refused,
+    /// The same, because another living instance has the client's id.
+    registrations_duplicate,
+    /// The same, because the client has as many lanes as one may have.
+    registrations_limited,
+    /// Refused lanes that were closed before their client could read why, because many others
+    /// waited for that.
+    refusals_cut_short,
+    /// Clients that said that their service cannot be reached.
+    services_down,
+    /// Clients that said that it can be reached again.
+    services_up,
+    /// Lanes whose client left unanswered what was sent, for a while or for ever; new flows go to other clients.
+    lanes_silent,
+    /// Lanes closed because nothing was heard within the health timeout.
+    lanes_unhealthy,
+    /// Probes of a peer from which nothing was heard for a while, and of lanes that were alarmed.
+    probes_sent,
+    /// Alarms given because a probe was not answered.
+    probes_unanswered,
+    /// Alarms given to all lanes of a peer because one has ended or is not answered, or another
+    /// instance answers.
+    lanes_alarmed,
+    /// Lanes dialled beside one whose questions nobody had answered for two seconds.
+    lanes_dialed_beside,
+    /// Lanes that were given up because one dialled beside them was registered.
+    lanes_taken_over,
+    /// Lanes left to their last flows: their server drains or is none any more, or they are too many.
+    lanes_left,
+    /// Handshakes given up because the network says that nobody listens at the address.
+    handshakes_unreachable,
+    /// Mail to the client role of another core that did not fit its mailbox.
+    client_mail_dropped,
+    /// Times that another core could not be told that a client was replaced (mailbox full).
+    evictions_dropped,
+    /// Times that another core could not be told to ask a client that may be gone (mailbox full).
+    client_alarms_dropped,
+    /// Times that another core could not be told what became known of the service (mailbox full); its lanes tell it with
+    /// their next heartbeat.
+    service_news_dropped,
+    /// Heartbeats received.
+    heartbeats_received,
+    /// TCP visitors accepted.
+    visitors_accepted,
+    /// Failures to accept a TCP visitor (too few file descriptors, mostly).
+    accepts_failed,
+    /// TCP visitors accepted after the stop had begun, whose handshake was under way then.
+    visitors_accepted_late,
+    /// TCP visitors reset because the file descriptors that are left are not for visitors.
+    visitors_refused_descriptors,
+    /// TCP visitors reset because no client could serve them.
+    visitors_refused,
+    /// TCP visitors or flows not taken because memory is used up and no flow stalls.
+    visitors_refused_memory,
+    /// TCP visitors whose client left everything unanswered before there was any sign that it had
+    /// anything of them: sent to another lane or client that answers, or reset if there is none.
+    visitors_unheard,
+    /// TCP visitors that one client refused, or did not answer, and that were sent to another one.
+    visitors_retried,
+    /// TCP visitors reset because a client refused them, or did not answer, and no other could be
+    /// tried, or too much had been sent.
+    visitors_retry_exhausted,
+    /// TCP visitors of whom less was kept for a second attempt, because others hold the memory for it.
+    retry_memory_short,
+    /// TCP visitors or UDP flows handed to another core, because this one has no lane of the client.
+    visitors_handed_over,
+    /// TCP visitors that could not be handed over to the core of their client's lane: it had no place for one more.
+    visitors_handover_dropped,
+    /// Times that a TCP flow was woken because its lane had room for what it sends.
+    stream_writers_woken,
+    /// Times that a TCP flow had to wait with what it sends, because memory is short and its peer
+    /// has not acknowledged what it had sent before.
+    stream_writers_held_back,
+    /// TCP flows that rode a lane of this core.
+    tcp_flows_opened,
+    /// TCP flows that ended with both directions complete.
+    tcp_flows_completed,
+    /// TCP flows that ended by a reset from either side, a client's refusal or the end of their lane.
+    tcp_flows_reset,
+    /// The same, because the visitor or the service took nothing for the stall timeout.
+    tcp_flows_stalled,
+    /// The same, because memory was short and they had stalled longest.
+    tcp_flows_ended_for_memory,
+    /// TCP flows reset because this client drains.
+    tcp_flows_refused_draining,
+    /// TCP flows whose service could not be reached.
+    tcp_dials_failed,
+    /// TCP flows refused by this client for want of descriptors, ports or memory of its own machine.
+    tcp_dials_refused_own_limits,
+    /// Checks of the service that could not be made for such a want; they say nothing of the service.
+    service_checks_not_made,
+    /// Checks of the service made.
+    service_checks,
+    /// Checks of the service that failed.
+    service_checks_failed,
+    /// Bytes from TCP sockets into the tunnel.
+    tcp_bytes_in,
+    /// Bytes from the tunnel to TCP sockets.
+    tcp_bytes_out,
+    /// FINs that were lost by QUIC and learned from the control stream.
+    fins_recovered,
+    /// UDP flows opened.
+    udp_flows_opened,
+    /// UDP flows ended.
+    udp_flows_ended,
+    /// UDP flows ended because nothing passed within the session timeout, or the shorter one without an answer.
+    udp_flows_expired,
+    /// The same, of those whose service had not answered.
+    udp_flows_unanswered,
+    /// UDP flows that were not established, ended to make room for new ones because there were as many as may be.
+    udp_flows_evicted,
+    /// The same, because there were as many of one source address.
+    udp_flows_evicted_of_source,
+    /// UDP flows ended because nobody listens at the service's address, and nobody ever had.
+    udp_flows_refused,
+    /// UDP flows dialled anew, because the service has another address or does not listen at the one that was tried.
+    udp_flows_redialled,
+    /// UDP flows that could not be dialled because this machine or process lacks descriptors, ports or memory.
+    udp_dials_short,
+    /// UDP flows that a client could not serve and that began anew at another one.
+    udp_flows_failed_over,
+    /// UDP flows that a client could not serve and for which there was no other one.
+    udp_failovers_exhausted,
+    /// UDP flows moved to another lane because their own had been silent for a while.
+    udp_flows_moved,
+    /// UDP datagrams of visitors or services into the tunnel.
+    udp_datagrams_in,
+    /// UDP datagrams from the tunnel to visitors or services.
+    udp_datagrams_out,
+    /// Bytes of UDP payload into the tunnel.
+    udp_bytes_in,
+    /// Bytes of UDP payload from the tunnel.
+    udp_bytes_out,
+    /// Datagrams that were sent as several fragments.
+    udp_datagrams_fragmented,
+    /// Datagrams put together again from fragments.
+    udp_datagrams_reassembled,
+    /// Datagrams dropped because the lane's queue was full.
+    udp_dropped_queue_full,
+    /// Datagrams dropped because they were too large for the path and fragmentation is off.
+    udp_dropped_too_large,
+    /// Datagrams dropped because no client could serve them.
+    udp_dropped_no_client,
+    /// Visitors' datagrams dropped because the core of their client's lane had no place for one more.
+    udp_dropped_handover,
+    /// Datagrams dropped because their flow is not known.
+    udp_dropped_unknown_flow,
+    /// Datagrams dropped because the local socket's buffer was full.
+    udp_dropped_socket_full,
+    /// Datagrams dropped because the local socket refused them.
+    udp_dropped_socket_error,
+    /// Datagrams dropped because a limit of flows was reached.
+    udp_dropped_flow_limit,
+    /// Datagrams dropped because their lane is not registered, or its listener takes no UDP.
+    udp_dropped_unregistered,
+    /// Datagrams received on a lane and dropped because too many came before they could be read.
+    udp_dropped_receive_queue,
+    /// Datagrams dropped because their lane ended before they were sent.
+    udp_dropped_lane_ended,
+    /// Datagrams sent on a lane and lost on the way to its peer, as far as QUIC can tell.
+    udp_datagrams_lost,
+    /// Datagrams of new flows dropped because too many flows wait for a socket.
+    udp_dropped_opening,
+    /// Datagrams or fragments that could not be decoded.
+    udp_dropped_malformed,
+    /// Incomplete datagrams given up (a fragment was lost, or a limit was reached).
+    udp_dropped_incomplete,
+    /// GSO sends that the kernel refused and that were repeated as single sends.
+    gso_fallbacks,
+    /// Panics: bugs of this program. Each has cost a flow, a lane or a task, and is logged once per place.
+    panics,
+    /// Lanes ended because a panic has interrupted their connection.
+    lanes_broken,
+    /// Mail taken from the mailbox.
+    mail_received,
+    /// Turns of the core's own clock, two a second. They stand still when the core is stuck.
+    beats,
+    /// Errors of a core's own sockets that should not happen.
+    internal_errors,
+}
