@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use super::lane::Lane;
+use super::lane::{CONTROL_STREAM, Lane};
 use crate::sys::udp::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX};
 
 /// A packet may leave this much before its time, so that several leave at once. It bounds a burst: what the path takes
@@ -112,10 +112,11 @@ impl Batch {
             let out = &mut self.buffer[self.end..self.end + room];
             let Ok((length, _addresses)) = conn.send(out) else {
                 // `Done`, or an error that has closed the connection, which `is_closed` tells.
-                lane.queue_drained();
+                let capacity = conn.stream_capacity(CONTROL_STREAM).ok();
+                lane.unsent.stopped(capacity, lane.packet_bytes_max());
                 return Filled::All;
             };
-            lane.packet_sent(length);
+            lane.unsent.packet_sent(length);
             lane.spend(length);
             self.append(Packet {
                 length,

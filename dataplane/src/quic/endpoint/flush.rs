@@ -234,7 +234,7 @@ impl Endpoint {
             self.counters.path_mtu_distrusted.increment();
         }
         if timed_out || overdue {
-            lane.dispatch();
+            lane.dispatch(now);
         }
     }
 

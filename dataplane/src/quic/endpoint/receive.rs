@@ -237,6 +237,7 @@ impl Endpoint {
         if followed && lane.genuine_packets() > before {
             self.follow(lane, way, length);
         }
+        lane.unsent.window_counted();
         lane.turn.fed(if elsewhere { 0 } else { length });
         if let Err(error) = result {
             self.counters.quic_packets_invalid.increment();
@@ -287,7 +288,7 @@ impl Endpoint {
         } else if lane.is_unmoved_by_noise() {
             return;
         }
-        let only_datagrams = lane.dispatch();
+        let only_datagrams = lane.dispatch(now);
         lane.owes_for_turn(only_datagrams, now);
     }
 

@@ -4,6 +4,7 @@
 //! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
 //! which is told by [`Lane::mark_dirty`].
 
+mod coalesce;
 mod connection;
 mod datagrams;
 mod debts;
@@ -15,6 +16,7 @@ mod room;
 mod silence;
 mod streams;
 mod turn;
+mod unsent;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -34,6 +36,7 @@ use super::roaming::Way;
 use crate::buffer::{Holdings, PooledBuffers};
 use crate::core::memory::LaneAllowance;
 use crate::core::panics::contain;
+use coalesce::Coalesced;
 use connection::ConnectionCell;
 use datagrams::Tally;
 use debts::Debts;
@@ -43,6 +46,7 @@ pub(crate) use peek::StreamFront;
 use room::{RoomQueue, Share};
 use silence::Silence;
 pub(crate) use silence::Silent;
+use unsent::Unsent;
 
 /// quiche's connection with our buffers.
 pub(crate) type Connection = quiche::Connection<PooledBuffers>;
@@ -96,6 +100,10 @@ pub(crate) struct StreamWaiters {
     pub(crate) readable: Event,
     /// Set when there may be room to write (also: stopped, end of the lane).
     pub(crate) writable: Event,
+    /// When `readable` was last set because bytes came.
+    told_readable: Cell<Option<Instant>>,
+    /// It will be, soon.
+    coalesced: Cell<bool>,
     /// Its flow's part of the room in the lane.
     share: Share,
     /// What quiche has of its flow and the peer has not acknowledged.
@@ -151,6 +159,8 @@ pub(crate) struct Lane {
     waiters: RefCell<HashMap<u64, Rc<StreamWaiters>, FxBuildHasher>>,
     /// Flows that wait for room.
     room: RoomQueue,
+    /// Readable streams whose flows are told soon.
+    coalesced: Coalesced,
     /// Flows that wait for memory.
     held_back: HeldBack,
     /// Taken away at the lane's end: the handler holds the lane, which would otherwise live for ever.
@@ -175,8 +185,8 @@ pub(crate) struct Lane {
     pub(super) counted_opened: Cell<bool>,
     /// The destination connection id of the client's first packet, until the handshake is complete.
     pub(super) initial_id: RefCell<Option<Box<[u8]>>>,
-    /// Estimate of the bytes that wait in quiche to be sent for the first time.
-    queued: Cell<usize>,
+    /// What waits in quiche to be sent.
+    pub(super) unsent: Unsent,
     established: Event,
     was_established: Cell<bool>,
     end: RefCell<Option<LaneEnd>>,
@@ -216,6 +226,7 @@ impl Lane {
             conn: ConnectionCell::new(conn),
             waiters: RefCell::default(),
             room: RoomQueue::default(),
+            coalesced: Coalesced::default(),
             held_back: HeldBack::default(),
             events: RefCell::new(None),
             dirty: Cell::new(false),
@@ -229,7 +240,7 @@ impl Lane {
             counted_unadmitted: Cell::new(true),
             counted_opened: Cell::new(false),
             initial_id: RefCell::new(None),
-            queued: Cell::new(0),
+            unsent: Unsent::default(),
             established: Event::default(),
             was_established: Cell::new(false),
             end: RefCell::new(None),
@@ -430,24 +441,9 @@ impl Lane {
 
     // ---- called by the endpoint ----------------------------------------------------------------------------------
 
-    /// A packet of `written` bytes was taken out of the connection.
-    pub(super) fn packet_sent(&self, written: usize) {
-        self.queued.set(
-            self.queued
-                .get()
-                .saturating_sub(written.saturating_sub(PACKET_OVERHEAD_MIN)),
-        );
-    }
-
-    /// Everything that may be sent has been sent. What is left over by the estimate was dropped with a reset stream, or
-    /// waits for the congestion window, which limits by itself what flows may write.
-    pub(super) fn queue_drained(&self) {
-        self.queued.set(0);
-    }
-
     /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the end. True if there was
     /// nothing for any stream.
-    pub(super) fn dispatch(self: &Rc<Self>) -> bool {
+    pub(super) fn dispatch(self: &Rc<Self>, now: Instant) -> bool {
         let mut only_datagrams = true;
         let conn = self.conn.borrow_mut();
         if !self.was_established.get() && conn.is_established() {
@@ -467,15 +463,13 @@ impl Lane {
         only_datagrams &= !self.note_writable();
         self.let_held_back_go_on();
         self.wake_room_waiters();
+        self.tell_coalesced(now);
         let mut conn = self.conn.borrow_mut();
         while let Some(stream) = conn.stream_readable_next() {
             only_datagrams = false;
-            let known = self
-                .waiters
-                .borrow()
-                .get(&stream)
-                .map(|waiters| waiters.readable.set())
-                .is_some();
+            drop(conn);
+            let known = self.stream_readable(stream, now);
+            conn = self.conn.borrow_mut();
             // A stream of ours without waiters has been detached: late data for a flow that was given up.
             let theirs = (stream & 1 == 1) != conn.is_server();
             if !known && theirs {

@@ -25,6 +25,10 @@ use super::{CONTROL_STREAM, Connection, Lane, QUEUE_BYTES_MAX, StreamWaiters};
 /// Bytes that a flow may take before it is the turn of others that wait.
 pub(super) const SHARE_BYTES: usize = 64 << 10;
 
+/// Nobody is woken for less room than this while there are bytes to be sent: a flow that reads and
+/// writes little at a time costs several times as much per byte.
+const WAKE_AT_BYTES: usize = 32 << 10;
+
 /// When others have taken so many bytes since a flow got its last share, beside a share for each
 /// that waits, it has a new one without waiting. More than a whole round, or those whose turn it is
 /// would never end it.
@@ -34,6 +38,7 @@ const FRESH_AFTER_BYTES: usize = 4 * QUEUE_BYTES_MAX;
 pub(super) const JUMPED_BYTES_MAX: usize = QUEUE_BYTES_MAX;
 
 const _: () = assert!(SHARE_BYTES <= QUEUE_BYTES_MAX);
+const _: () = assert!(WAKE_AT_BYTES < QUEUE_BYTES_MAX);
 
 /// What a stream may take at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,12 +136,14 @@ impl RoomQueue {
         if flow.share.queued.replace(true) {
             return;
         }
-        let queue = if flow.share.taken.get() < SHARE_BYTES {
-            &self.first
+        if flow.share.taken.get() >= SHARE_BYTES {
+            self.then.borrow_mut().push_back(Rc::clone(flow));
+        } else if flow.share.in_turn.get() {
+            // Its turn goes on, so that its bytes travel together.
+            self.first.borrow_mut().push_front(Rc::clone(flow));
         } else {
-            &self.then
-        };
-        queue.borrow_mut().push_back(Rc::clone(flow));
+            self.first.borrow_mut().push_back(Rc::clone(flow));
+        }
     }
 
     /// quiche reports the flow's stream as writable. True if that puts the flow into the queue.
@@ -224,17 +231,15 @@ impl Lane {
         if self.room.len() == 0 {
             return;
         }
-        let free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
         let woken = {
             let conn = RefCell::new(self.conn.borrow_mut());
             let capacity = |stream| room_of(&mut conn.borrow_mut(), stream);
-            // Of the congestion window, as far as one stream shows it; there is none before the
-            // first.
-            let window = match conn.borrow_mut().stream_capacity(CONTROL_STREAM) {
-                Ok(bytes) if bytes > 0 => bytes,
-                _ => free,
-            };
-            self.room.wake(free.min(window), capacity)
+            let window = window_of(&mut conn.borrow_mut());
+            let room = self.unsent.room(window);
+            if room < WAKE_AT_BYTES && self.unsent.waiting() > 0 {
+                return; // The next flush asks again.
+            }
+            self.room.wake(room, capacity)
         };
         if woken == 0 {
             return;
@@ -271,6 +276,15 @@ impl Lane {
                 }
             }
         }
+    }
+}
+
+/// What the congestion window has free, as far as one stream shows it; there is none before the
+/// first.
+pub(super) fn window_of(conn: &mut Connection) -> usize {
+    match conn.stream_capacity(CONTROL_STREAM) {
+        Ok(bytes) if bytes > 0 => bytes,
+        _ => QUEUE_BYTES_MAX,
     }
 }
 

@@ -62,6 +62,27 @@ fn a_request_goes_before_downloads_that_have_had_their_share() {
 }
 
 #[test]
+fn a_flow_that_has_little_room_goes_on_with_its_turn_before_the_next_one() {
+    let queue = RoomQueue::default();
+    let (one, other) = (flow(1), flow(2));
+    for flow in [&one, &other] {
+        queue.took(flow, SHARE_BYTES);
+        queue.wait(flow);
+    }
+    for _ in 0..4 {
+        assert_eq!(queue.wake(1, |_| Capacity::Bytes(1)), 1);
+        assert!(
+            was_woken(&one) && !was_woken(&other),
+            "its bytes travel together"
+        );
+        queue.took(&one, SHARE_BYTES / 4);
+        queue.wait(&one);
+    }
+    assert_eq!(queue.wake(1, |_| Capacity::Bytes(1)), 1);
+    assert!(was_woken(&other), "its share is used up");
+}
+
+#[test]
 fn requests_do_not_keep_downloads_from_their_turn() {
     let queue = RoomQueue::default();
     let download = flow(0);

@@ -7,10 +7,10 @@ use qmux_proto::control::{Finished, Message};
 use qmux_proto::{FlowError, LaneError};
 
 use super::datagrams::Tally;
-use super::room::RoomQueue;
+use super::room::{RoomQueue, window_of};
 use super::{
     ANNOUNCE_AFTER, CONTROL_BACKLOG_BYTES_MAX, CONTROL_STREAM, DATAGRAM_QUEUE_BYTES_MAX,
-    DatagramRefused, Lane, QUEUE_BYTES_MAX, StreamRead, StreamRoom, StreamWaiters, URGENCY_FIRST,
+    DatagramRefused, Lane, StreamRead, StreamRoom, StreamWaiters, URGENCY_FIRST,
 };
 use crate::buffer::{Datagram, StreamBuf};
 use crate::core::memory;
@@ -69,8 +69,8 @@ impl Lane {
             self.hold_back(waiters);
             return StreamRoom::Blocked;
         }
-        let free = QUEUE_BYTES_MAX.saturating_sub(self.queued.get());
-        let may = free.min(self.room.allowance(waiters)).min(spare);
+        let room = self.unsent.room(window_of(&mut conn));
+        let may = room.min(self.room.allowance(waiters)).min(spare);
         if may == 0 {
             self.room.wait(waiters);
             return StreamRoom::Blocked;
@@ -110,7 +110,7 @@ impl Lane {
         self.mark_dirty();
         match result {
             Ok((sent, rest)) => {
-                self.queued.set(self.queued.get() + sent);
+                self.unsent.wrote(sent);
                 self.room.took(waiters, sent);
                 let rest = rest.filter(|rest| !rest.as_ref().is_empty());
                 Ok(rest.map(|rest| rest.uncharged()))
