@@ -120,7 +120,7 @@ pub(crate) fn parse_target(text: &str) -> Result<Target<'_>, String> {
     })
 }
 
-fn port_number(text: &str) -> Result<u16, String> {
+pub(crate) fn port_number(text: &str) -> Result<u16, String> {
     match text.parse() {
         Ok(0) => Err(PORT_ZERO.to_owned()),
         Ok(port) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(port),

@@ -34,6 +34,13 @@ pub struct CertificateFacts {
 }
 
 impl CertificateFacts {
+    /// The facts of the first certificate of a PEM text; `None` if it cannot be read.
+    #[must_use]
+    pub fn of_pem(pem: &str) -> Option<CertificateFacts> {
+        let cert = boring::x509::X509::from_pem(pem.as_bytes()).ok()?;
+        Self::of(&cert.to_der().ok()?)
+    }
+
     /// The facts of a certificate in DER form; `None` if it cannot be read.
     pub fn of(der: &[u8]) -> Option<CertificateFacts> {
         let (_, cert) = X509Certificate::from_der(der).ok()?;

@@ -9,10 +9,13 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use crate::address::{self, Target};
+use crate::file_or_text::FileOrText;
+use crate::local_service::{self, LocalService};
 use crate::secret::Secret;
 use crate::section::{self, Section};
+use crate::server::Server;
 use crate::timing::Timing;
-use crate::tls_files::{self, Purpose};
+use crate::tls_files::{self, Keys, Purpose};
 use crate::units::{self, DAY, MILLISECOND, SECOND};
 
 /// Most lanes to one server: one for each core that a connection id can name in its one byte.
@@ -64,20 +67,6 @@ pub struct ServerTarget {
     pub server_name: String,
 }
 
-/// The service behind this client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Local {
-    /// A name or an IP address without brackets.
-    pub host: String,
-    /// The port, for TCP and UDP alike.
-    pub port: u16,
-    /// Pause between two checks of the service by a TCP connection; zero: there are none while
-    /// visitors get through.
-    pub health_check_interval: Duration,
-    /// How long a check may take.
-    pub health_check_timeout: Duration,
-}
-
 /// What the client proves besides its certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientAuth {
@@ -89,16 +78,16 @@ pub struct ClientAuth {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientCert {
     /// PEM: the client's certificate, then any intermediate ones.
-    pub cert_file: PathBuf,
+    pub cert: FileOrText,
     /// PEM: the private key of the first certificate.
-    pub key_file: PathBuf,
+    pub key: FileOrText,
 }
 
 /// Whom the client trusts and how it identifies itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientTls {
     /// PEM: the CAs that may issue a server's certificate.
-    pub ca_cert_file: PathBuf,
+    pub ca_cert: FileOrText,
     /// For servers with `method = "mtls"`.
     pub client_cert: Option<ClientCert>,
 }
@@ -116,7 +105,7 @@ pub struct Client {
     pub health_timeout: Duration,
     /// Time between two probes of a server that is not heard of otherwise; zero: none.
     pub probe_interval: Duration,
-    /// Time after which the name of a server, or of the service, is resolved again.
+    /// Time after which the name of a server, or of a service, is resolved again.
     pub resolve_interval: Duration,
     /// How long open flows may go on after a signal to stop.
     pub drain_timeout: Duration,
@@ -124,8 +113,9 @@ pub struct Client {
     pub state_dir: Option<PathBuf>,
     /// At least one.
     pub servers: Vec<ServerTarget>,
-    /// The service behind this client.
-    pub local: Local,
+    /// The services behind this client; at least one, no two of one name. The one without a name,
+    /// `[client.local]`, comes first.
+    pub services: Vec<LocalService>,
     /// What the client proves besides its certificate.
     pub auth: ClientAuth,
     /// Whom the client trusts and how it identifies itself.
@@ -133,7 +123,8 @@ pub struct Client {
 }
 
 impl Client {
-    pub(crate) fn read(section: Section<'_>) -> Option<Self> {
+    /// `server` is the other role of the same file, if it has one.
+    pub(crate) fn read(section: Section<'_>, server: Option<&Server>) -> Option<Self> {
         let client_id = read_client_id(&section);
         let lanes = read_lanes(&section);
         let timing = Timing::read(&section);
@@ -145,10 +136,10 @@ impl Client {
             .filled_string("state_dir", "a directory")
             .map(|dir| section.report().resolve(dir.get_ref()));
         let servers = read_servers(&section);
-        let local = Local::read(section.table("local"));
+        let services = local_service::read_all(&section, server);
         let auth = section.table("auth");
-        let token = Secret::read(&auth, "token");
-        let has_token = auth.has("token");
+        let token = Secret::read(&auth).map(Spanned::into_inner);
+        let has_token = Secret::is_in(&auth);
         if let Some(method) = auth.stray("method") {
             auth.problem_at(
                 "method",
@@ -170,7 +161,7 @@ impl Client {
             drain_timeout: timing.drain_timeout,
             state_dir,
             servers,
-            local: local?,
+            services,
             auth: ClientAuth { token },
             tls: tls?,
         })
@@ -294,71 +285,37 @@ impl ServerTarget {
     }
 }
 
-impl Local {
-    /// Default pause between checks: none, because a service may not like connections without
-    /// bytes.
-    const HEALTH_CHECK_INTERVAL: Duration = Duration::ZERO;
-    /// Shortest pause between checks: more often would be a load.
-    const HEALTH_CHECK_INTERVAL_MIN: Duration = Duration::from_millis(100);
-    /// Default time for a check: room for a SYN that is repeated after a second (tcp(7)).
-    const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
-
-    fn read(section: Section<'_>) -> Option<Self> {
-        let form = r#"a host name or an IP address, as in "127.0.0.1""#;
-        section.require("host", form);
-        section.require("port", "a whole number from 1 to 65535");
-        let host = section.filled_string("host", form);
-        let port = section.integer("port", 1..=i64::from(u16::MAX));
-        let interval = section.duration("health_check_interval", Duration::ZERO..=SECOND * 3_600);
-        if let Some(interval) = &interval
-            && *interval.get_ref() > Duration::ZERO
-            && *interval.get_ref() < Self::HEALTH_CHECK_INTERVAL_MIN
-        {
-            let least = units::format_duration(Self::HEALTH_CHECK_INTERVAL_MIN);
-            let message = format!(
-                "is too short; it must be {:?}, which turns checks off, or at least {least:?}",
-                "0s"
-            );
-            section.problem_at("health_check_interval", &interval.span(), message);
-        }
-        let timeout = section.duration("health_check_timeout", MILLISECOND * 10..=SECOND * 60);
-        if let Some(host) = &host
-            && !address::is_host(host.get_ref())
-        {
-            let message = format!("{:?} is no host; it must be {form}", host.get_ref());
-            section.problem_at("host", &host.span(), message);
-        }
-        section.finish();
-        Some(Self {
-            host: host?.into_inner().to_owned(),
-            port: u16::try_from(port?.into_inner()).ok()?,
-            health_check_interval: interval
-                .map_or(Self::HEALTH_CHECK_INTERVAL, Spanned::into_inner),
-            health_check_timeout: timeout.map_or(Self::HEALTH_CHECK_TIMEOUT, Spanned::into_inner),
-        })
-    }
-}
+/// The keys of the CAs that issue servers' certificates.
+const CA_KEYS: Keys = Keys {
+    file: "ca_cert_file",
+    text: "ca_cert",
+};
+/// The keys of the client's certificate.
+const CERT_KEYS: Keys = Keys {
+    file: "client_cert_file",
+    text: "client_cert",
+};
+/// The keys of its private key.
+const KEY_KEYS: Keys = Keys {
+    file: "client_key_file",
+    text: "client_key",
+};
 
 impl ClientTls {
     fn read(section: Section<'_>, has_token: bool) -> Option<Self> {
-        let ca_cert_file = tls_files::ca(&section, "ca_cert_file");
-        let with_cert = section.has("client_cert_file") || section.has("client_key_file");
-        let client_cert = if with_cert || !has_token {
-            tls_files::identity(
-                &section,
-                "client_cert_file",
-                "client_key_file",
-                Purpose::Client,
-            )
+        let ca_cert = tls_files::ca(&section, CA_KEYS);
+        let (cert, key) = (CERT_KEYS.any(&section), KEY_KEYS.any(&section));
+        let client_cert = if cert || key || !has_token {
+            tls_files::identity(&section, CERT_KEYS, KEY_KEYS, Purpose::Client)
         } else {
             None
         };
         section.finish();
         Some(Self {
-            ca_cert_file: ca_cert_file?,
+            ca_cert: ca_cert?,
             client_cert: client_cert.map(|identity| ClientCert {
-                cert_file: identity.cert_file,
-                key_file: identity.key_file,
+                cert: identity.cert,
+                key: identity.key,
             }),
         })
     }

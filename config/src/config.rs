@@ -1,5 +1,6 @@
 //! The file as a whole.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
@@ -8,6 +9,7 @@ use crate::admin::Admin;
 use crate::client::Client;
 use crate::conflicts::Claims;
 use crate::errors::{Errors, Problem};
+use crate::expand;
 use crate::limits::Limits;
 use crate::quic::Quic;
 use crate::report::Report;
@@ -19,62 +21,6 @@ use crate::udp::Udp;
 /// Largest config file, in bytes: a thousand times what anybody writes. A larger one is a mistake,
 /// such as the path of a log or a disk image.
 const FILE_BYTES_MAX: u64 = 4 << 20;
-
-/// The full name of every key that a file may hold; those of arrays stand without their index.
-pub(crate) const KEYS: &[&str] = &[
-    "server.load_balancer",
-    "server.heartbeat_interval",
-    "server.health_timeout",
-    "server.drain_timeout",
-    "server.listeners.quic_addr",
-    "server.listeners.traffic_addr",
-    "server.listeners.protocol",
-    "server.listeners.stall_timeout",
-    "server.auth.method",
-    "server.auth.ca_cert_file",
-    "server.auth.token",
-    "server.tls.server_cert_file",
-    "server.tls.server_key_file",
-    "server.tls.session_ticket_encryption_key_rotation_interval",
-    "server.tls.session_ticket_encryption_key_rotation_overlap",
-    "server.tls.session_ticket_encryption_key_file",
-    "client.client_id",
-    "client.lanes",
-    "client.heartbeat_interval",
-    "client.health_timeout",
-    "client.probe_interval",
-    "client.resolve_interval",
-    "client.drain_timeout",
-    "client.state_dir",
-    "client.servers.address",
-    "client.servers.server_name",
-    "client.local.host",
-    "client.local.port",
-    "client.local.health_check_interval",
-    "client.local.health_check_timeout",
-    "client.auth.token",
-    "client.tls.ca_cert_file",
-    "client.tls.client_cert_file",
-    "client.tls.client_key_file",
-    "quic.congestion_control",
-    "quic.initial_stream_receive_window",
-    "quic.max_stream_receive_window",
-    "quic.initial_connection_receive_window",
-    "quic.max_connection_receive_window",
-    "quic.max_incoming_streams",
-    "quic.keep_alive_period",
-    "quic.handshake_idle_timeout",
-    "quic.max_idle_timeout",
-    "quic.allow_0rtt",
-    "quic.max_udp_payload",
-    "udp.session_timeout",
-    "udp.unanswered_timeout",
-    "udp.enable_fragmentation",
-    "limits.memory",
-    "limits.descriptors_reserved",
-    "limits.stall_timeout",
-    "admin.listen",
-];
 
 /// A configuration that has been checked: every path is resolved against the directory of the
 /// file, every certificate has been read, no two addresses collide.
@@ -124,8 +70,21 @@ impl Config {
     /// # Errors
     /// As for [`Config::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, Errors> {
+        Self::parse_with(text, path, |name| std::env::var_os(name))
+    }
+
+    /// As [`Config::parse`], with `environment` in the place of the process's own: what `${NAME}`
+    /// in a string stands for.
+    ///
+    /// # Errors
+    /// As for [`Config::load`].
+    pub fn parse_with(
+        text: &str,
+        path: &Path,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, Errors> {
         let report = Report::new(Source { path, text });
-        let (table, syntax_errors) = DeTable::parse_recoverable(text);
+        let (mut table, syntax_errors) = DeTable::parse_recoverable(text);
         if !syntax_errors.is_empty() {
             // What a half-understood file lacks says nothing; syntax comes first.
             for error in syntax_errors {
@@ -135,6 +94,12 @@ impl Config {
             }
             report.finish()?;
             unreachable!("syntax errors were reported");
+        }
+        if !expand::strings(table.get_mut(), &report, &environment) {
+            // What such a string would have meant nobody knows; this comes before what it should
+            // be.
+            report.finish()?;
+            unreachable!("a string that cannot be expanded was reported");
         }
         let parts = Parts::read(Section::root(&report, table.get_ref()));
         let warnings = report.finish()?;
@@ -176,7 +141,7 @@ impl Parts {
             None
         };
         let client = if client.is_present() {
-            Client::read(client)
+            Client::read(client, server.as_ref())
         } else {
             None
         };
@@ -218,12 +183,16 @@ fn read_file(path: &Path) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::KEYS;
 
     /// Every section with a key that none of them knows, so that each lists those that it knows.
     const STRANGER_EVERYWHERE: &str = "stranger = 1\n\
-        [server]\nstranger = 1\n[[server.listeners]]\nstranger = 1\n[server.auth]\nstranger = 1\n\
+        [server]\nstranger = 1\n[[server.services]]\nstranger = 1\n\
+        [[server.clients]]\nstranger = 1\n[[server.listeners]]\nstranger = 1\n\
+        [server.auth]\nstranger = 1\n\
         [server.tls]\nstranger = 1\n[client]\nstranger = 1\n[[client.servers]]\nstranger = 1\n\
-        [client.local]\nstranger = 1\n[client.auth]\nstranger = 1\n[client.tls]\nstranger = 1\n\
+        [client.local]\nstranger = 1\n[[client.services]]\nstranger = 1\n\
+        [client.auth]\nstranger = 1\n[client.tls]\nstranger = 1\n\
         [quic]\nstranger = 1\n[udp]\nstranger = 1\n[limits]\nstranger = 1\n[admin]\nstranger = 1\n";
 
     #[test]

@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use toml::Spanned;
 
+use crate::ports::TrafficAddr;
 use crate::section::Section;
+use crate::server::ListenerProtocol;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Transport {
@@ -16,7 +18,7 @@ enum Transport {
 #[derive(Debug)]
 struct Claim {
     transport: Transport,
-    address: SocketAddr,
+    address: TrafficAddr,
     key: String,
     span: Range<usize>,
 }
@@ -30,12 +32,32 @@ pub(crate) struct Claims {
 impl Claims {
     /// Claims a TCP address; reports it if an earlier claim overlaps.
     pub(crate) fn tcp(&mut self, section: &Section<'_>, key: &str, address: &Spanned<SocketAddr>) {
-        self.claim(Transport::Tcp, section, key, address);
+        let whole = TrafficAddr::one(*address.get_ref());
+        self.claim(Transport::Tcp, section, key, whole, address.span());
     }
 
     /// Claims a UDP address; reports it if an earlier claim overlaps.
     pub(crate) fn udp(&mut self, section: &Section<'_>, key: &str, address: &Spanned<SocketAddr>) {
-        self.claim(Transport::Udp, section, key, address);
+        let whole = TrafficAddr::one(*address.get_ref());
+        self.claim(Transport::Udp, section, key, whole, address.span());
+    }
+
+    /// Claims where visitors connect, as far as they may; reports what an earlier claim overlaps.
+    pub(crate) fn traffic(
+        &mut self,
+        section: &Section<'_>,
+        key: &str,
+        address: &Spanned<TrafficAddr>,
+        protocol: ListenerProtocol,
+    ) {
+        if protocol.tcp() {
+            let span = address.span();
+            self.claim(Transport::Tcp, section, key, *address.get_ref(), span);
+        }
+        if protocol.udp() {
+            let span = address.span();
+            self.claim(Transport::Udp, section, key, *address.get_ref(), span);
+        }
     }
 
     fn claim(
@@ -43,13 +65,14 @@ impl Claims {
         transport: Transport,
         section: &Section<'_>,
         key: &str,
-        address: &Spanned<SocketAddr>,
+        address: TrafficAddr,
+        span: Range<usize>,
     ) {
         let claim = Claim {
             transport,
-            address: *address.get_ref(),
+            address,
             key: section.key(key),
-            span: address.span(),
+            span,
         };
         let earlier = self.claims.iter().find(|earlier| {
             earlier.transport == transport && overlap(earlier.address, claim.address)
@@ -72,10 +95,10 @@ impl Claims {
     }
 }
 
-/// Whether one socket would get what is meant for the other: the same port, and the same address
+/// Whether one socket would get what is meant for another: a port in common, and the same address
 /// or a wildcard that includes the other one. `[::]` includes IPv4, as it does on Linux.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    one.port() == other.port() && {
+fn overlap(one: TrafficAddr, other: TrafficAddr) -> bool {
+    one.ports().overlap(other.ports()) && {
         let (one, other) = (one.ip().to_canonical(), other.ip().to_canonical());
         one == other || includes(one, other) || includes(other, one)
     }
@@ -93,7 +116,7 @@ mod tests {
     use super::*;
 
     fn overlaps(one: &str, other: &str) -> bool {
-        let parse = |text: &str| text.parse().expect("an address");
+        let parse = |text: &str| TrafficAddr::parse(text).expect("an address");
         let verdict = overlap(parse(one), parse(other));
         assert_eq!(
             verdict,
@@ -110,6 +133,14 @@ mod tests {
         assert!(overlaps("[::]:80", "0.0.0.0:80"));
         assert!(overlaps("[::]:80", "[::1]:80"));
         assert!(overlaps("[::ffff:127.0.0.1]:80", "127.0.0.1:80"));
+    }
+
+    #[test]
+    fn ranges_overlap_where_they_have_a_port_in_common() {
+        assert!(overlaps("0.0.0.0:80-90", "127.0.0.1:90-99"));
+        assert!(overlaps("0.0.0.0:80-90", "127.0.0.1:85"));
+        assert!(!overlaps("0.0.0.0:80-90", "0.0.0.0:91-99"));
+        assert!(!overlaps("127.0.0.1:80-90", "127.0.0.2:80-90"));
     }
 
     #[test]

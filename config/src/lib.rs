@@ -5,6 +5,9 @@
 //! certificates have been read and belong to their keys. Whoever holds a [`Config`] need not look
 //! for mistakes in it again.
 //!
+//! Which client may serve what is answered here as well ([`ClientMatcher`]), because it follows
+//! from the file alone.
+//!
 //! It never opens a socket and never changes a file, apart from [`certs::write`]. It reads
 //! certificates to check them, but does not keep them: the data plane loads them itself when it
 //! starts.
@@ -17,20 +20,30 @@
 mod address;
 mod admin;
 mod certificate_facts;
+mod certificate_names;
 pub mod certs;
 mod client;
+mod client_entry;
+mod client_matcher;
 mod config;
 mod conflicts;
+mod door;
 mod errors;
 pub mod example;
+mod expand;
+mod file_or_text;
 pub mod import;
+mod keys;
 mod limits;
+mod local_service;
 mod pem;
+mod ports;
 mod quic;
 mod report;
 mod secret;
 mod section;
 mod server;
+mod service_name;
 mod session_file;
 mod source;
 mod suggest;
@@ -43,17 +56,24 @@ mod units;
 
 pub use admin::Admin;
 pub use certificate_facts::CertificateFacts;
+pub use certificate_names::{CertificateNames, FINGERPRINT_BYTES, show_fingerprint};
 pub use client::{
-    CLIENT_ID_BYTES_MAX, Client, ClientAuth, ClientCert, ClientTls, LANES_MAX, Lanes, Local,
-    ServerTarget,
+    CLIENT_ID_BYTES_MAX, Client, ClientAuth, ClientCert, ClientTls, LANES_MAX, Lanes, ServerTarget,
 };
+pub use client_entry::{ClientEntry, Proof};
+pub use client_matcher::{Admission, ClientMatcher};
 pub use config::Config;
+pub use door::{Door, SERVICES_MAX, Service};
 pub use errors::{Errors, Problem};
+pub use file_or_text::FileOrText;
 pub use limits::{Limits, MemoryLimit};
+pub use local_service::{CLIENT_SERVICES_MAX, LocalPorts, LocalService};
 pub use pem::read_pem;
+pub use ports::{Ports, RANGE_PORTS_MAX, TrafficAddr};
 pub use quic::{CongestionControl, Quic};
 pub use secret::{SECRET_BYTES_MIN, Secret};
 pub use server::{Listener, ListenerProtocol, LoadBalancer, Server, ServerAuth, ServerTls};
+pub use service_name::{SERVICE_NAME_BYTES_MAX, ServicePattern};
 pub use session_file::{
     SESSION_IDENTITY_BYTES, SavedSession, decode_sessions, encode_sessions, sealed_sessions,
 };

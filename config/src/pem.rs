@@ -28,8 +28,10 @@ pub fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
         return Err(format!("is larger than {} KiB", FILE_BYTES_MAX >> 10));
     }
     let bytes = std::fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
-    match bytes.strip_prefix(BYTE_ORDER_MARK) {
-        Some(rest) => Ok(rest.to_vec()),
-        None => Ok(bytes),
-    }
+    Ok(without_mark(&bytes).to_vec())
+}
+
+/// The bytes after a byte order mark, if they begin with one.
+pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }

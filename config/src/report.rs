@@ -55,6 +55,13 @@ impl<'a> Report<'a> {
         self.source.position(span.start).line
     }
 
+    /// Whether the value at `span` holds a variable of the environment, so that it is a string
+    /// whatever it is to be.
+    pub(crate) fn is_expanded(&self, span: &Range<usize>) -> bool {
+        let text = self.source.text.get(span.clone());
+        text.is_some_and(|text| text.contains("${"))
+    }
+
     /// A path from the file, made relative to the directory of the file.
     pub(crate) fn resolve(&self, path: &str) -> PathBuf {
         self.source

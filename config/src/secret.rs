@@ -1,12 +1,19 @@
 //! A value that must not appear in logs.
 
 use std::fmt;
+use std::path::Path;
+
+use toml::Spanned;
 
 use crate::section::Section;
+use crate::tls_files::{EXPOSED, is_exposed};
 
 /// Shortest token that is accepted, in bytes: 128 bits if every byte were random, the least that
 /// resists guessing offline. QMux has the same limit.
 pub const SECRET_BYTES_MIN: usize = 16;
+
+/// Largest file with a secret, in bytes: a hundred times what anybody draws.
+const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// A shared secret. Neither `Debug` nor `Display` shows it; [`Secret::expose`] is the only way to
 /// its bytes.
@@ -18,11 +25,26 @@ impl Secret {
     pub(crate) const FORM: &'static str = "at least 16 bytes that nobody can guess, for example \
         from: openssl rand -base64 32";
 
-    /// The secret under `key`, if it is there and long enough.
-    pub(crate) fn read(section: &Section<'_>, key: &'static str) -> Option<Self> {
-        let text = section.string(key, Self::FORM)?;
+    /// The secret under `token`, or in the file that `token_file` names, if one of the two is there
+    /// and holds a long enough one; with the place where it was found.
+    pub(crate) fn read(section: &Section<'_>) -> Option<Spanned<Self>> {
+        let (key, file_key) = ("token", "token_file");
+        let text = section.string(key, Self::FORM);
+        let file = section.filled_string(file_key, "the path of a file that holds the token");
+        if let Some(file) = &file
+            && section.has(key)
+        {
+            let message = format!("stands beside {key}; it must be one of them");
+            section.problem_at(file_key, &file.span(), message);
+            return None;
+        }
+        if let Some(file) = file {
+            return Self::from_file(section, file_key, &file);
+        }
+        let text = text?;
         if text.get_ref().len() >= SECRET_BYTES_MIN {
-            return Some(Self::new((*text.get_ref()).to_owned()));
+            let secret = Self::new((*text.get_ref()).to_owned());
+            return Some(Spanned::new(text.span(), secret));
         }
         let message = format!(
             "has {} bytes; it must be {}",
@@ -31,6 +53,43 @@ impl Secret {
         );
         section.problem_at(key, &text.span(), message);
         None
+    }
+
+    /// Whether the file holds a token, in whatever form.
+    pub(crate) fn is_in(section: &Section<'_>) -> bool {
+        // Both are asked for, so that both are known.
+        let (text, file) = (section.has("token"), section.has("token_file"));
+        text || file
+    }
+
+    fn from_file(
+        section: &Section<'_>,
+        key: &'static str,
+        file: &Spanned<&str>,
+    ) -> Option<Spanned<Self>> {
+        let path = section.report().resolve(file.get_ref());
+        let problem = |message: String| {
+            let message = format!("{} {message}", path.display());
+            section.problem_at(key, &file.span(), message);
+        };
+        let text = read_file(&path).map_err(problem).ok()?;
+        // An editor, or `echo`, ends the line; nobody means that to be a part of it.
+        let secret = text.trim();
+        if secret.len() < SECRET_BYTES_MIN {
+            problem(format!(
+                "has {} bytes; it must hold {}",
+                secret.len(),
+                Self::FORM
+            ));
+            return None;
+        }
+        if is_exposed(&path) {
+            let message = format!("{} {EXPOSED}", path.display());
+            section
+                .report()
+                .warning(&section.key(key), &file.span(), &message);
+        }
+        Some(Spanned::new(file.span(), Self::new(secret.to_owned())))
     }
 
     /// Wraps a secret. Its length is not checked here: [`crate::Config`] does that, with a message
@@ -45,6 +104,24 @@ impl Secret {
     pub fn expose(&self) -> &[u8] {
         self.0.as_bytes()
     }
+}
+
+/// The text of a file with a secret; or what is wrong, as the end of a sentence that begins with
+/// its path.
+fn read_file(path: &Path) -> Result<String, String> {
+    let cannot = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => "does not exist".to_owned(),
+        _ => format!("cannot be read: {error}"),
+    };
+    let metadata = std::fs::metadata(path).map_err(cannot)?;
+    if !metadata.is_file() {
+        return Err("is not a file".to_owned());
+    }
+    if metadata.len() > FILE_BYTES_MAX {
+        return Err(format!("is larger than {} KiB", FILE_BYTES_MAX >> 10));
+    }
+    String::from_utf8(std::fs::read(path).map_err(cannot)?)
+        .map_err(|_| "is not UTF-8 text".to_owned())
 }
 
 impl fmt::Debug for Secret {

@@ -110,7 +110,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Warns that `key` is there without effect.
+    /// Warns of a key that is there, as a rule because it has no effect.
     pub(crate) fn warn_unused(&self, key: &'static str, why: &str) {
         if let Some(value) = self.find(key) {
             self.report.warning(&self.key(key), &value.span(), why);
@@ -201,6 +201,31 @@ impl<'a> Section<'a> {
         None
     }
 
+    /// The strings of an array; `allowed` says what the whole is to be. An element of another type
+    /// is reported and left out.
+    pub(crate) fn strings(
+        &self,
+        key: &'static str,
+        allowed: &str,
+    ) -> Option<Spanned<Vec<Spanned<&'a str>>>> {
+        let value = self.find(key)?;
+        let DeValue::Array(array) = value.as_ref() else {
+            self.wrong_type(key, &value.span(), value.as_ref(), allowed);
+            return None;
+        };
+        let mut texts = Vec::new();
+        for (index, element) in array.iter().enumerate() {
+            match element.as_ref() {
+                DeValue::String(text) => texts.push(Spanned::new(element.span(), text.as_ref())),
+                other => {
+                    let key = format!("{key}[{index}]");
+                    self.wrong_type(&key, &element.span(), other, "a string");
+                }
+            }
+        }
+        Some(Spanned::new(value.span(), texts))
+    }
+
     pub(crate) fn boolean(&self, key: &'static str) -> Option<bool> {
         let value = self.find(key)?;
         if let DeValue::Boolean(boolean) = value.as_ref() {
@@ -246,11 +271,16 @@ impl<'a> Section<'a> {
     ) -> Option<Spanned<i64>> {
         let allowed = format!("a whole number from {} to {}", range.start(), range.end());
         let value = self.find(key)?;
-        let DeValue::Integer(_) = value.as_ref() else {
-            self.wrong_type(key, &value.span(), value.as_ref(), &allowed);
-            return None;
+        let number = match value.as_ref() {
+            DeValue::Integer(_) => whole_number(value.as_ref()),
+            // The environment knows nothing but strings.
+            DeValue::String(text) if self.report.is_expanded(&value.span()) => text.parse().ok(),
+            other => {
+                self.wrong_type(key, &value.span(), other, &allowed);
+                return None;
+            }
         };
-        match whole_number(value.as_ref()) {
+        match number {
             Some(number) if range.contains(&number) => Some(Spanned::new(value.span(), number)),
             _ => {
                 self.problem_at(
@@ -418,7 +448,7 @@ impl fmt::Debug for Section<'_> {
 
 /// The full name of a key that is known, but in another section.
 fn elsewhere(name: &str) -> Option<&'static str> {
-    crate::config::KEYS
+    crate::keys::KEYS
         .iter()
         .copied()
         .find(|full| full.rsplit('.').next() == Some(name))

@@ -2,18 +2,20 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Spanned;
 
 use crate::address;
+use crate::client_entry::{self, ClientEntry, Kind};
 use crate::conflicts::Claims;
+use crate::door::{self, Door};
+use crate::file_or_text::FileOrText;
 use crate::limits::{self, Limits};
 use crate::secret::Secret;
 use crate::section::Section;
 use crate::timing::Timing;
-use crate::tls_files::{self, Purpose};
+use crate::tls_files::{self, Keys, Purpose};
 use crate::units::{self, DAY};
 
 /// Most listeners of one server: each takes three sockets per core, and 64 of them on 64 cores
@@ -31,6 +33,26 @@ const TICKET_KEY_ROTATION_INTERVAL: Duration = DAY;
 pub(crate) const TICKET_KEY_ROTATION_OVERLAP_MAX: u8 = 16;
 /// Default number of old ticket keys, as QMux recommends.
 const TICKET_KEY_ROTATION_OVERLAP: u8 = 2;
+
+/// The keys of the CAs that issue clients' certificates.
+const CA_KEYS: Keys = Keys {
+    file: "ca_cert_file",
+    text: "ca_cert",
+};
+
+/// The words for what visitors may speak.
+pub(crate) const PROTOCOLS: [(&str, ListenerProtocol); 3] = [
+    ("tcp", ListenerProtocol::Tcp),
+    ("udp", ListenerProtocol::Udp),
+    ("both", ListenerProtocol::Both),
+];
+
+/// What holds for every service that does not say otherwise.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Defaults {
+    pub(crate) load_balancer: LoadBalancer,
+    pub(crate) stall_timeout: Duration,
+}
 
 /// How the server picks a client for a visitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +73,19 @@ impl fmt::Display for LoadBalancer {
     }
 }
 
-/// What a listener accepts on its traffic address.
+impl LoadBalancer {
+    pub(crate) fn read(section: &Section<'_>) -> Option<Self> {
+        let balancers = [
+            ("least-connections", Self::LeastConnections),
+            ("round-robin", Self::RoundRobin),
+        ];
+        section
+            .choice("load_balancer", &balancers)
+            .map(Spanned::into_inner)
+    }
+}
+
+/// What visitors may speak at a traffic address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerProtocol {
     /// TCP only.
@@ -107,12 +141,13 @@ pub enum ServerAuth {
     /// By a certificate that one of the CAs in the file has issued.
     Mtls {
         /// PEM, at least one CA certificate.
-        ca_cert_file: PathBuf,
+        ca_cert: FileOrText,
     },
-    /// By knowing a shared secret.
+    /// By knowing a secret: the one here, or that of one of [`Server::clients`].
     Token {
-        /// At least [`crate::SECRET_BYTES_MIN`] bytes.
-        token: Secret,
+        /// At least [`crate::SECRET_BYTES_MIN`] bytes. Beside [`Server::clients`] it is the right
+        /// to serve the service without a name, and nothing else; `None` only beside them.
+        token: Option<Secret>,
     },
 }
 
@@ -120,16 +155,16 @@ pub enum ServerAuth {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerTls {
     /// PEM: the server's certificate, then any intermediate ones.
-    pub server_cert_file: PathBuf,
+    pub server_cert: FileOrText,
     /// PEM: the private key of the first certificate.
-    pub server_key_file: PathBuf,
+    pub server_key: FileOrText,
     /// Time between two session ticket keys; zero turns rotation off.
     pub session_ticket_encryption_key_rotation_interval: Duration,
     /// How many earlier ticket keys still open tickets.
     pub session_ticket_encryption_key_rotation_overlap: u8,
-    /// Where ticket keys are kept, to be shared with other servers and across restarts; `None`: each
-    /// process draws its own.
-    pub session_ticket_encryption_key_file: Option<PathBuf>,
+    /// Where ticket keys are kept, to be shared with other servers and across restarts; `None`:
+    /// each process draws its own.
+    pub session_ticket_encryption_key: Option<FileOrText>,
 }
 
 /// The server role.
@@ -143,8 +178,12 @@ pub struct Server {
     pub health_timeout: Duration,
     /// How long open flows may go on after a signal to stop.
     pub drain_timeout: Duration,
-    /// At least one.
-    pub listeners: Vec<Listener>,
+    /// Where clients connect and what they serve there; at least one. The door of named services
+    /// comes first, then those of listeners in their order.
+    pub doors: Vec<Door>,
+    /// Who may serve what, in the order of the file; empty: every authenticated client may serve
+    /// everything. [`crate::ClientMatcher`] answers from them.
+    pub clients: Vec<ClientEntry>,
     /// How clients prove who they are.
     pub auth: ServerAuth,
     /// The server's own certificate and its ticket keys.
@@ -154,36 +193,55 @@ pub struct Server {
 impl Server {
     /// Reads the section, and notes in `claims` every address that it will bind.
     pub(crate) fn read(section: Section<'_>, limits: &Limits, claims: &mut Claims) -> Option<Self> {
-        let balancers = [
-            ("least-connections", LoadBalancer::LeastConnections),
-            ("round-robin", LoadBalancer::RoundRobin),
-        ];
-        let load_balancer = section
-            .choice("load_balancer", &balancers)
-            .map_or(LoadBalancer::LeastConnections, Spanned::into_inner);
+        let load_balancer = LoadBalancer::read(&section).unwrap_or(LoadBalancer::LeastConnections);
         let timing = Timing::read(&section);
-        let listeners = read_listeners(&section, limits, claims);
-        let auth = ServerAuth::read(section.table("auth"));
+        let defaults = Defaults {
+            load_balancer,
+            stall_timeout: limits.stall_timeout,
+        };
+        let named = door::read_named(&section, &defaults, claims);
+        let listeners = read_listeners(&section, &defaults, claims);
+        let (auth, entries) = read_auth(&section);
         let tls = ServerTls::read(section.table("tls"));
+        let doors: Vec<Door> = named.into_iter().chain(listeners).collect();
+        client_entry::warn_of_misfits(&section, &doors, &entries, auth.as_ref());
         section.finish();
         Some(Self {
             load_balancer,
             heartbeat_interval: timing.heartbeat_interval,
             health_timeout: timing.health_timeout,
             drain_timeout: timing.drain_timeout,
-            listeners,
+            doors,
+            clients: entries.into_iter().map(|entry| entry.entry).collect(),
             auth: auth?,
             tls: tls?,
         })
     }
+
+    /// The doors that are written as `[[server.listeners]]`, in their order.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<Listener> {
+        self.doors.iter().filter_map(Door::as_listener).collect()
+    }
+
+    /// How many sockets all doors take on `cores` cores: each core has its own of each.
+    #[must_use]
+    pub fn sockets(&self, cores: usize) -> u64 {
+        let per_core: u64 = self.doors.iter().map(Door::sockets_per_core).sum();
+        per_core.saturating_mul(cores as u64)
+    }
 }
 
-fn read_listeners(section: &Section<'_>, limits: &Limits, claims: &mut Claims) -> Vec<Listener> {
+fn read_listeners(section: &Section<'_>, defaults: &Defaults, claims: &mut Claims) -> Vec<Door> {
     let tables = section.tables("listeners");
-    if tables.is_empty() {
-        let key = section.key("listeners");
-        section.require("listeners", &format!("at least one [[{key}]]"));
-        section.refuse_empty_array("listeners", &format!("at least one [[{key}]]"));
+    if tables.is_empty() && !section.has("services") {
+        let allowed = format!(
+            "at least one [[{}]], unless there are [[{}]]",
+            section.key("listeners"),
+            section.key("services")
+        );
+        section.require("listeners", &allowed);
+        section.refuse_empty_array("listeners", &allowed);
     }
     if let Some(surplus) = tables.get(LISTENERS_MAX) {
         surplus.problem(format!(
@@ -192,22 +250,18 @@ fn read_listeners(section: &Section<'_>, limits: &Limits, claims: &mut Claims) -
     }
     tables
         .into_iter()
-        .filter_map(|table| Listener::read(table, limits, claims))
+        .filter_map(|table| Listener::read(table, defaults, claims))
+        .map(|listener| Door::of_listener(&listener, defaults.load_balancer))
         .collect()
 }
 
 impl Listener {
-    fn read(section: Section<'_>, limits: &Limits, claims: &mut Claims) -> Option<Self> {
+    fn read(section: Section<'_>, defaults: &Defaults, claims: &mut Claims) -> Option<Self> {
         let quic_addr = address::required_listen(&section, "quic_addr");
         let traffic_addr = address::required_listen(&section, "traffic_addr");
         section.require("protocol", r#""tcp" or "udp" or "both""#);
-        let protocols = [
-            ("tcp", ListenerProtocol::Tcp),
-            ("udp", ListenerProtocol::Udp),
-            ("both", ListenerProtocol::Both),
-        ];
         let protocol = section
-            .choice("protocol", &protocols)
+            .choice("protocol", &PROTOCOLS)
             .map(Spanned::into_inner);
         if let Some(address) = &quic_addr {
             claims.udp(&section, "quic_addr", address);
@@ -226,7 +280,7 @@ impl Listener {
             quic_addr: quic_addr?.into_inner(),
             traffic_addr: traffic_addr?.into_inner(),
             protocol: protocol?,
-            stall_timeout: stall_timeout.unwrap_or(limits.stall_timeout),
+            stall_timeout: stall_timeout.unwrap_or(defaults.stall_timeout),
         })
     }
 }
@@ -237,39 +291,60 @@ enum Method {
     Token,
 }
 
+/// How clients prove who they are, and who they may be.
+fn read_auth(section: &Section<'_>) -> (Option<ServerAuth>, Vec<client_entry::Read>) {
+    let auth = section.table("auth");
+    let methods = [("mtls", Method::Mtls), ("token", Method::Token)];
+    let method = auth.choice("method", &methods).map(Spanned::into_inner);
+    // A method that is there but wrong is reported; asking for the keys of another one would only
+    // confuse.
+    let method = if auth.has("method") {
+        method
+    } else {
+        Some(Method::Mtls)
+    };
+    let token = Secret::read(&auth);
+    let kind = method.map(|method| match method {
+        Method::Mtls => Kind::Certificate,
+        Method::Token => Kind::Token,
+    });
+    let shared = token.as_ref().filter(|_| method == Some(Method::Token));
+    let entries = client_entry::read_all(section, kind, shared);
+    let read = ServerAuth::read(&auth, method, token, section.has("clients"));
+    auth.finish();
+    (read, entries)
+}
+
 impl ServerAuth {
-    fn read(section: Section<'_>) -> Option<Self> {
-        let methods = [("mtls", Method::Mtls), ("token", Method::Token)];
-        let method = section.choice("method", &methods).map(Spanned::into_inner);
-        // A method that is there but wrong is reported; asking for the keys of another one would
-        // only confuse.
-        let method = if section.has("method") {
-            method
-        } else {
-            Some(Method::Mtls)
-        };
-        let token = Secret::read(&section, "token");
-        let ca_cert_file = match method {
-            Some(Method::Mtls) => tls_files::ca(&section, "ca_cert_file"),
-            _ => {
-                section.has("ca_cert_file");
-                None
+    fn read(
+        section: &Section<'_>,
+        method: Option<Method>,
+        token: Option<Spanned<Secret>>,
+        with_entries: bool,
+    ) -> Option<Self> {
+        let has_ca = CA_KEYS.any(section);
+        match method? {
+            Method::Mtls => {
+                let why = r#"is not used with method = "mtls""#;
+                section.warn_unused("token", why);
+                section.warn_unused("token_file", why);
+                tls_files::ca(section, CA_KEYS).map(|ca_cert| Self::Mtls { ca_cert })
             }
-        };
-        let auth = match method {
-            Some(Method::Mtls) => {
-                section.warn_unused("token", r#"is not used with method = "mtls""#);
-                ca_cert_file.map(|ca_cert_file| Self::Mtls { ca_cert_file })
+            Method::Token => {
+                if !with_entries && !Secret::is_in(section) {
+                    section.require("token", Secret::FORM);
+                }
+                if has_ca {
+                    CA_KEYS.warn_unused(section, r#"is not used with method = "token""#);
+                }
+                if token.is_none() && (Secret::is_in(section) || !with_entries) {
+                    return None;
+                }
+                Some(Self::Token {
+                    token: token.map(Spanned::into_inner),
+                })
             }
-            Some(Method::Token) => {
-                section.require("token", Secret::FORM);
-                section.warn_unused("ca_cert_file", r#"is not used with method = "token""#);
-                token.map(|token| Self::Token { token })
-            }
-            None => None,
-        };
-        section.finish();
-        auth
+        }
     }
 }
 
@@ -277,8 +352,14 @@ impl ServerTls {
     fn read(section: Section<'_>) -> Option<Self> {
         let identity = tls_files::identity(
             &section,
-            "server_cert_file",
-            "server_key_file",
+            Keys {
+                file: "server_cert_file",
+                text: "server_cert",
+            },
+            Keys {
+                file: "server_key_file",
+                text: "server_key",
+            },
             Purpose::Server,
         );
         let interval_key = "session_ticket_encryption_key_rotation_interval";
@@ -303,17 +384,21 @@ impl ServerTls {
                 0..=i64::from(TICKET_KEY_ROTATION_OVERLAP_MAX),
             )
             .and_then(|overlap| u8::try_from(overlap.into_inner()).ok());
-        let key_file = tls_files::ticket_keys(&section, "session_ticket_encryption_key_file");
+        let ticket_keys = Keys {
+            file: "session_ticket_encryption_key_file",
+            text: "session_ticket_encryption_key",
+        };
+        let ticket_keys = tls_files::ticket_keys(&section, ticket_keys);
         section.finish();
         let identity = identity?;
         Some(Self {
-            server_cert_file: identity.cert_file,
-            server_key_file: identity.key_file,
+            server_cert: identity.cert,
+            server_key: identity.key,
             session_ticket_encryption_key_rotation_interval: interval
                 .map_or(TICKET_KEY_ROTATION_INTERVAL, Spanned::into_inner),
             session_ticket_encryption_key_rotation_overlap: overlap
                 .unwrap_or(TICKET_KEY_ROTATION_OVERLAP),
-            session_ticket_encryption_key_file: key_file,
+            session_ticket_encryption_key: ticket_keys,
         })
     }
 }

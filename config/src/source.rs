@@ -71,8 +71,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Whether a line assigns to something that is called, or nearly called, a token. Misspelled keys
-/// count: the message about `tokne = "…"` must not print what follows.
+/// Whether a line assigns to something that is called, or nearly called, a token or a key.
+/// Misspelled keys count: the message about `tokne = "…"` must not print what follows.
 fn may_hold_secret(line: &str) -> bool {
     const SECRET_LIKE: f64 = 0.7;
     line.split('=').rev().skip(1).any(|assigned| {
@@ -87,6 +87,7 @@ fn may_hold_secret(line: &str) -> bool {
         name.contains("secret")
             || name.contains("pass")
             || name.contains("tok")
+            || name.ends_with("key")
             || strsim::normalized_damerau_levenshtein(&name, "token") >= SECRET_LIKE
     })
 }
@@ -140,6 +141,8 @@ mod tests {
             "auth = { method = \"token\", token = \"hunter2\" }",
             "\"token\" = \"hunter2\"",
             "Token= 'hunter2",
+            "server_key = 'hunter2'",
+            "sever_key = 'hunter2'",
             "hunter2",
         ] {
             assert_eq!(source(line).excerpt(&(0..1)), None, "{line}");

@@ -1,7 +1,8 @@
-//! Certificate and key files: whether TLS will accept them, found out before anything starts.
+//! Certificates and keys, in files or in the config itself: whether TLS will accept them, found out
+//! before anything starts.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::Path;
 
 use boring::pkey::{PKey, Private};
 use boring::x509::X509;
@@ -9,9 +10,8 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
-use crate::pem::read_pem;
+use crate::file_or_text::FileOrText;
 use crate::section::Section;
-use crate::ticket_keys::read_ticket_keys;
 use crate::tls_keys;
 
 /// A certificate that ends within this time is worth a warning: two weeks leave room for a weekend
@@ -25,18 +25,42 @@ pub(crate) enum Purpose {
     Client,
 }
 
-/// A certificate file and the key file that belongs to it.
-#[derive(Debug)]
-pub(crate) struct Identity {
-    pub(crate) cert_file: PathBuf,
-    pub(crate) key_file: PathBuf,
+/// The two keys of a section one of which holds a certificate or key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keys {
+    /// The key with the path of a file.
+    pub(crate) file: &'static str,
+    /// Its twin with the text itself.
+    pub(crate) text: &'static str,
 }
 
-/// The file of CA certificates under `key`, which must be there.
-pub(crate) fn ca(section: &Section<'_>, key: &'static str) -> Option<PathBuf> {
-    let file = File::named(
+impl Keys {
+    /// Whether the file holds one of them.
+    pub(crate) fn any(self, section: &Section<'_>) -> bool {
+        // Both are asked for, so that both are known.
+        let (file, text) = (section.has(self.file), section.has(self.text));
+        file || text
+    }
+
+    /// Warns that they are there without effect.
+    pub(crate) fn warn_unused(self, section: &Section<'_>, why: &str) {
+        section.warn_unused(self.file, why);
+        section.warn_unused(self.text, why);
+    }
+}
+
+/// A certificate and the key that belongs to it.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) cert: FileOrText,
+    pub(crate) key: FileOrText,
+}
+
+/// The CA certificates under one of `keys`, which must be there.
+pub(crate) fn ca(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
+    let file = Source::named(
         section,
-        key,
+        keys,
         "the path of a PEM file with the certificates of the CAs to trust",
     )?;
     let certs = file.certificates(section)?;
@@ -97,33 +121,27 @@ pub(crate) fn ca(section: &Section<'_>, key: &'static str) -> Option<PathBuf> {
         file.problem(section, "no CA certificate in it is valid now");
         return None;
     }
-    Some(file.path)
+    Some(file.from)
 }
 
-/// The file of session ticket keys under `key`, if the config names one.
-pub(crate) fn ticket_keys(section: &Section<'_>, key: &'static str) -> Option<PathBuf> {
-    let allowed = "the path of a file with session ticket keys";
-    let text = section.filled_string(key, allowed)?;
-    let file = File {
-        key,
-        span: text.span(),
-        path: section.report().resolve(text.get_ref()),
-    };
-    if let Err(message) = read_ticket_keys(&file.path) {
+/// The session ticket keys under one of `keys`, if there are any.
+pub(crate) fn ticket_keys(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
+    let file = Source::maybe(section, keys, "the path of a file with session ticket keys")?;
+    if let Err(message) = file.from.read_ticket_keys() {
         file.problem(section, &message);
         return None;
     }
     // A warning, no error: Kubernetes mounts secrets for everybody of the container unless told
     // otherwise.
     file.warn_if_exposed(section);
-    Some(file.path)
+    Some(file.from)
 }
 
 /// The certificate and key under two keys, which must both be there.
 pub(crate) fn identity(
     section: &Section<'_>,
-    cert_key: &'static str,
-    key_key: &'static str,
+    cert_keys: Keys,
+    key_keys: Keys,
     purpose: Purpose,
 ) -> Option<Identity> {
     let (cert_form, key_form) = match purpose {
@@ -136,8 +154,8 @@ pub(crate) fn identity(
             "the path of a PEM file with the client's private key, unless [client.auth] has a token",
         ),
     };
-    let cert_file = File::named(section, cert_key, cert_form);
-    let key_file = File::named(section, key_key, key_form);
+    let cert_file = Source::named(section, cert_keys, cert_form);
+    let key_file = Source::named(section, key_keys, key_form);
     let leaf = cert_file
         .as_ref()
         .and_then(|file| leaf(section, file, purpose));
@@ -149,22 +167,19 @@ pub(crate) fn identity(
     if !belongs {
         key_file.problem(
             section,
-            &format!(
-                "does not belong to the certificate in {}",
-                cert_file.path.display()
-            ),
+            &format!("does not belong to the certificate in {}", cert_file.from),
         );
         return None;
     }
     Some(Identity {
-        cert_file: cert_file.path,
-        key_file: key_file.path,
+        cert: cert_file.from,
+        key: key_file.from,
     })
 }
 
 /// The first certificate of a file, if it may be used for `purpose` now with those that come with
 /// it.
-fn leaf(section: &Section<'_>, file: &File, purpose: Purpose) -> Option<X509> {
+fn leaf(section: &Section<'_>, file: &Source, purpose: Purpose) -> Option<X509> {
     let certs = file.certificates(section)?;
     let leaf = certs.first()?;
     match validity(leaf) {
@@ -209,7 +224,7 @@ fn unusable(leaf: &X509, purpose: Purpose) -> Option<String> {
 }
 
 /// Whether the intermediate certificates that a peer is shown, and needs, are good now.
-fn chain_holds(section: &Section<'_>, file: &File, certs: &[X509]) -> bool {
+fn chain_holds(section: &Section<'_>, file: &Source, certs: &[X509]) -> bool {
     let is_good = |cert: &X509| matches!(validity(cert), Validity::Valid | Validity::EndsSoon(_));
     let chain = tls_keys::chain(certs, is_good);
     for (above, cert) in chain.iter().enumerate() {
@@ -240,22 +255,47 @@ fn chain_holds(section: &Section<'_>, file: &File, certs: &[X509]) -> bool {
     true
 }
 
-/// A file that the config names.
-struct File {
+/// What one of two twin keys names or holds.
+struct Source {
     key: &'static str,
     span: Range<usize>,
-    path: PathBuf,
+    from: FileOrText,
 }
 
-impl File {
-    fn named(section: &Section<'_>, key: &'static str, allowed: &str) -> Option<Self> {
-        section.require(key, allowed);
-        let text = section.filled_string(key, allowed)?;
-        let path = section.report().resolve(text.get_ref());
+impl Source {
+    /// What one of `keys` holds; it must be there, as `allowed` says.
+    fn named(section: &Section<'_>, keys: Keys, allowed: &str) -> Option<Self> {
+        if !section.has(keys.text) {
+            section.require(keys.file, allowed);
+        }
+        Self::maybe(section, keys, allowed)
+    }
+
+    fn maybe(section: &Section<'_>, keys: Keys, allowed: &str) -> Option<Self> {
+        let path = section.filled_string(keys.file, allowed);
+        let text = section.filled_string(keys.text, "the text itself, as it would stand in a file");
+        if let Some(text) = &text
+            && section.has(keys.file)
+        {
+            let message = format!("stands beside {}; it must be one of them", keys.file);
+            section.problem_at(keys.text, &text.span(), message);
+            return None;
+        }
+        if let Some(text) = text {
+            return Some(Self {
+                key: keys.text,
+                span: text.span(),
+                from: FileOrText::Text {
+                    key: section.key(keys.text),
+                    text: (*text.get_ref()).to_owned(),
+                },
+            });
+        }
+        let path = path?;
         Some(Self {
-            key,
-            span: text.span(),
-            path,
+            key: keys.file,
+            span: path.span(),
+            from: FileOrText::File(section.report().resolve(path.get_ref())),
         })
     }
 
@@ -293,7 +333,7 @@ impl File {
     }
 
     fn read(&self, section: &Section<'_>) -> Option<Vec<u8>> {
-        match read_pem(&self.path) {
+        match self.from.read_pem() {
             Ok(bytes) => Some(bytes),
             Err(message) => {
                 self.problem(section, &message);
@@ -302,39 +342,47 @@ impl File {
         }
     }
 
-    #[cfg(unix)]
     fn warn_if_exposed(&self, section: &Section<'_>) {
-        use std::os::unix::fs::PermissionsExt as _;
-        /// Any right for anybody outside the file's owner and group: a group is a common way to
-        /// let a service read its key.
-        const OTHERS: u32 = 0o007;
-        let exposed = std::fs::metadata(&self.path)
-            .is_ok_and(|metadata| metadata.permissions().mode() & OTHERS != 0);
-        if exposed {
-            self.warning(
-                section,
-                "can be read by every user of this host; chmod 600 would stop that",
-            );
+        if self.from.file().is_some_and(is_exposed) {
+            self.warning(section, EXPOSED);
         }
     }
 
-    #[cfg(not(unix))]
-    fn warn_if_exposed(&self, _section: &Section<'_>) {}
-
     fn problem(&self, section: &Section<'_>, message: &str) {
-        section.problem_at(
-            self.key,
-            &self.span,
-            format!("{} {message}", self.path.display()),
-        );
+        section.problem_at(self.key, &self.span, self.sentence(message));
     }
 
     fn warning(&self, section: &Section<'_>, message: &str) {
-        let message = format!("{} {message}", self.path.display());
-        section
-            .report()
-            .warning(&section.key(self.key), &self.span, &message);
+        let key = section.key(self.key);
+        let message = self.sentence(message);
+        section.report().warning(&key, &self.span, &message);
     }
+
+    /// A sentence about the file; one about a text follows the name of its key, which is enough.
+    fn sentence(&self, message: &str) -> String {
+        match &self.from {
+            FileOrText::File(path) => format!("{} {message}", path.display()),
+            FileOrText::Text { .. } => message.to_owned(),
+        }
+    }
+}
+
+/// What is said of a secret file that [`is_exposed`].
+pub(crate) const EXPOSED: &str =
+    "can be read by every user of this host; chmod 600 would stop that";
+
+/// Whether users of this host may read the file who are neither its owner nor in its group: a group
+/// is a common way to let a service read its key.
+#[cfg(unix)]
+pub(crate) fn is_exposed(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    const OTHERS: u32 = 0o007;
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & OTHERS != 0)
+}
+
+#[cfg(not(unix))]
+pub(crate) fn is_exposed(_path: &Path) -> bool {
+    false
 }
 
 enum Validity {

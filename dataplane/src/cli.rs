@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
-use crate::core::CORES_MAX;
-use crate::log_level;
+use crate::process::logging::LogOptions;
+use crate::sys::CORES_MAX;
 
 /// The package's version and the commit that a release build is of (see `build.rs`).
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("QMUX_BUILD"), ")");
@@ -38,27 +38,6 @@ pub(crate) struct Cli {
     pub(crate) log: LogOptions,
 }
 
-/// What and how to log.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct LogOptions {
-    /// error, warn, info, debug or trace; or per module, as `info,qmux_dp::quic=debug`
-    #[arg(long, value_name = "LEVEL", default_value = "info", global = true,
-        value_parser = log_level::parse)]
-    pub(crate) log_level: String,
-    /// One line of text per event, or one JSON object
-    #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
-    pub(crate) log_format: LogFormat,
-}
-
-/// How a log event is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people.
-    Text,
-    /// For machines.
-    Json,
-}
-
 /// What to do instead of running a config.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -80,7 +59,7 @@ impl Cli {
             if let Some(hint) = config_hint(&error) {
                 // The error itself would call a config an unknown subcommand.
                 let text = format!("error: {hint}\n\nFor more information, try '--help'.");
-                crate::logging::say(&text);
+                crate::process::logging::say(&text);
                 std::process::exit(USAGE_ERROR);
             }
             error.exit()

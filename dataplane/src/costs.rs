@@ -24,9 +24,10 @@ use qmux_proto::Protocol;
 use qmux_proto::cid::{CID_LEN, SHORT_HEADER_DCID_OFFSET, core_of_packet};
 use rustc_hash::FxBuildHasher;
 
-use crate::core::mailbox::{Mail, Mailbox};
-use crate::metrics::CoreCounters;
-use crate::server::registry::{Applicant, ClientPool, FlowTicket, LaneMembership};
+use crate::client::mail::ClientMail;
+use crate::core::counters::CoreCounters;
+use crate::core::mailbox::Mailbox;
+use crate::server::pool::registry::{Applicant, ClientPool, FlowTicket, LaneMembership};
 use crate::sys::tcp::refuse;
 use crate::sys::{bind, cpu, steering};
 
@@ -181,10 +182,10 @@ fn counters() {
 #[test]
 #[ignore = "measures"]
 fn mailboxes() {
-    let (mailbox, wake) = Mailbox::new().expect("a socket pair");
+    let (mailbox, wake) = Mailbox::<ClientMail>::new().expect("a socket pair");
     let mut byte = [0; 8];
     let awake = || {
-        mailbox.send(Mail::ServiceHealth).expect("room");
+        mailbox.send(ClientMail::ServiceHealth).expect("room");
         black_box(mailbox.take());
     };
     // The first one leaves a wake-up pending, as for a core that is awake.
@@ -194,7 +195,7 @@ fn mailboxes() {
     );
     let asleep = || {
         mailbox.rearm();
-        mailbox.send(Mail::ServiceHealth).expect("room");
+        mailbox.send(ClientMail::ServiceHealth).expect("room");
         black_box(mailbox.take());
         wake.recv(&mut byte).expect("a wake-up");
     };
@@ -210,17 +211,17 @@ fn mailboxes() {
             pin(1);
             loop {
                 match next(there, &there_wake) {
-                    Mail::Close => return,
+                    ClientMail::Plan => return,
                     mail => back.send(mail).expect("room"),
                 }
             }
         });
         pin(0);
         let ns = each_ns(|| {
-            there.send(Mail::ServiceHealth).expect("room");
+            there.send(ClientMail::ServiceHealth).expect("room");
             next(back, &back_wake);
         });
-        there.send(Mail::Close).expect("room");
+        there.send(ClientMail::Plan).expect("room");
         ns
     });
     print(
@@ -230,7 +231,7 @@ fn mailboxes() {
 }
 
 /// Waits for mail, as a core does.
-fn next(mailbox: &Mailbox, wake: &UnixDatagram) -> Mail {
+fn next(mailbox: &Mailbox<ClientMail>, wake: &UnixDatagram) -> ClientMail {
     loop {
         mailbox.rearm();
         if let Some(mail) = mailbox.take() {

@@ -3,34 +3,22 @@
 // `println!` and `eprintln!` panic when nobody reads, and wait for whoever reads slowly.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
-mod admin;
-mod bind;
 mod buffer;
-mod check;
 mod cli;
 mod client;
 mod core;
 #[cfg(test)]
 mod costs;
 mod demo;
-mod exit;
 mod flow;
 mod jitter;
-mod log_level;
-mod log_limit;
-mod log_queue;
-mod logging;
-mod metrics;
 mod output;
+mod process;
 mod quic;
 mod ready;
 mod resolve;
-mod run;
 mod server;
-mod signals;
-mod status;
 mod sys;
-mod watch;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -40,8 +28,9 @@ use std::time::Duration;
 use qmux_config::Config;
 
 use cli::{Cli, Command};
-use exit::Failure;
-use run::Events;
+use process::exit::Failure;
+use process::run::{self, Events};
+use process::{bind, check, logging};
 
 #[cfg(not(feature = "count-allocations"))]
 #[global_allocator]
@@ -81,6 +70,7 @@ fn load(path: &Path) -> Result<Config, Failure> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    check::served(&config)?;
     Ok(bind::without_ipv6(config, sys::bind::has_ipv6))
 }
 

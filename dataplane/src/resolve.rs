@@ -101,6 +101,12 @@ impl Name {
         self.addresses.load_full()
     }
 
+    /// In place of an answer.
+    #[cfg(test)]
+    pub(crate) fn set(&self, addresses: &[SocketAddr]) {
+        self.addresses.store(Arc::new(addresses.to_vec()));
+    }
+
     /// Resolves now. True if there is an answer with an address; the last such answer outlives a
     /// failing resolver. Failures are logged, at most once a minute.
     pub(crate) fn refresh(&self) -> bool {

@@ -165,7 +165,7 @@ fn the_servers_of_kubernetes_fit_together() {
     check_pod(&manifest, workload, &config, "server");
 
     let server = config.server.as_ref().expect("[server]");
-    let [listener] = &server.listeners[..] else {
+    let [listener] = &server.listeners()[..] else {
         panic!("one listener")
     };
     let (quic, traffic) = (listener.quic_addr.port(), listener.traffic_addr.port());

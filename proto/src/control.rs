@@ -19,6 +19,7 @@ mod no_more_flows;
 mod path;
 mod register;
 mod register_ack;
+mod service_answers;
 mod service_health;
 
 pub use auth::{AUTH_NONCE_BYTES, AUTH_PROOF_BYTES_MAX, AuthChallenge, AuthProof};
@@ -32,8 +33,9 @@ pub use message::{MESSAGE_BYTES_MAX, Message};
 pub use no_more_flows::NoMoreFlows;
 pub use path::{PathChallenge, PathResponse};
 pub use register::{
-    CLIENT_ID_BYTES_MAX, INSTANCE_ID_BYTES, Register, SERVICES_MAX, ServiceOffer,
+    CLIENT_ID_BYTES_MAX, INSTANCE_ID_BYTES, Protocols, Register, SERVICES_MAX, ServiceOffer,
     is_valid_client_id,
 };
 pub use register_ack::{REFUSAL_TEXT_BYTES_MAX, RefuseReason, RegisterAck, RegisterOutcome};
+pub use service_answers::{ServiceAnswer, ServiceAnswers, ServiceVerdict, TrafficPorts};
 pub use service_health::ServiceHealth;

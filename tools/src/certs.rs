@@ -1,4 +1,4 @@
-//! `qmux-ctl certs`.
+//! `qmux-ctl certs`: a fresh CA and what it issues.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -7,9 +7,13 @@ use qmux_config::certs::{self, CertsRequest, DAYS_DEFAULT, DAYS_MAX, GenerateErr
 
 use crate::failure::Failure;
 use crate::output;
+use crate::renew;
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// A DNS name or IP address under which clients dial the server; may be given several times.
     #[arg(long = "server-name", value_name = "NAME", required = true)]
     server_names: Vec<String>,
@@ -25,7 +29,16 @@ pub(crate) struct Args {
     force: bool,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Make a new certificate in the place of one that ends, by the same CA and with the same key.
+    Renew(renew::Args),
+}
+
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    if let Some(Command::Renew(args)) = args.command {
+        return renew::run(&args);
+    }
     let request = CertsRequest {
         server_names: args.server_names,
         days: args.days,

@@ -31,8 +31,11 @@ enum Role {
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let (text, to_edit) = match args.role {
-        Role::Server => (example::server(), "the addresses in [[server.listeners]]"),
-        Role::Client => (example::client(), "[[client.servers]] and [client.local]"),
+        Role::Server => (example::server(), "quic_addr and [[server.services]]"),
+        Role::Client => (
+            example::client(),
+            "[[client.servers]] and [[client.services]]",
+        ),
     };
     let Some(path) = &args.out else {
         return output::to_stdout(text);

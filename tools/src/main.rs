@@ -1,17 +1,21 @@
 //! `qmux-ctl`: what an operator needs before `qmux-dp` can start.
 //!
-//! Makes certificates and ticket keys, writes commented example configs, translates QMux's YAML. It never touches a
-//! running tunnel and never overwrites a file that it was not told to.
+//! Makes certificates and ticket keys, adds clients, writes commented example configs, translates
+//! QMux's YAML. It never touches a running tunnel and never overwrites a file that it was not told
+//! to.
 
 #![forbid(unsafe_code)]
 // They panic when nobody reads.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
+mod authority;
 mod certs;
+mod client;
 mod config;
 mod failure;
 mod import;
 mod output;
+mod renew;
 mod ticket_key;
 
 use std::process::ExitCode;
@@ -31,8 +35,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a private CA, a server certificate and a client certificate.
+    /// Make a private CA, a server certificate and a client certificate; or renew one of them.
     Certs(certs::Args),
+    /// Add a client: make the one file that it needs, and the entry for the server.
+    Client(client::Args),
     /// Write a commented example config with every key.
     Config(config::Args),
     /// Translate QMux's server.yaml or client.yaml into a dp.toml.
@@ -45,6 +51,7 @@ fn main() -> ExitCode {
     // A bad command line exits with 2, by clap.
     let result = match Cli::parse().command {
         Command::Certs(args) => certs::run(args),
+        Command::Client(args) => client::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Import(args) => import::run(&args),
         Command::TicketKey(args) => ticket_key::run(&args),

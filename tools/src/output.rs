@@ -24,13 +24,57 @@ pub(crate) fn to_file(
     readers: Readers,
     force: bool,
 ) -> Result<(), Failure> {
+    write(path, text, readers, force, " (--force replaces it)")
+}
+
+/// As [`to_file`], for a file that is never replaced; `way_out` says what to do if it is there.
+pub(crate) fn to_new_file(
+    path: &Path,
+    text: &str,
+    readers: Readers,
+    way_out: &str,
+) -> Result<(), Failure> {
+    write(path, text, readers, false, way_out)
+}
+
+/// Puts `text` in the place of what a file holds: whoever reads it sees the old text or the new one,
+/// and the file's rights stay.
+pub(crate) fn replace(path: &Path, text: &str) -> Result<(), Failure> {
+    // What the path leads to, so that a link stays a link.
+    let failed = |error| Failure::Write {
+        path: path.to_owned(),
+        error,
+    };
+    let path = &fs::canonicalize(path).map_err(failed)?;
+    let rights = fs::metadata(path).map_err(failed)?.permissions();
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".qmux-ctl-")
+        .permissions(permissions(Readers::Owner))
+        .tempfile_in(dir)
+        .map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    file.as_file().set_permissions(rights).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path)
+        .map(drop)
+        .map_err(|error| failed(error.error))
+}
+
+fn write(
+    path: &Path,
+    text: &str,
+    readers: Readers,
+    force: bool,
+    way_out: &str,
+) -> Result<(), Failure> {
     let failed = |error| Failure::Write {
         path: path.to_owned(),
         error,
     };
     let exists = || {
         Failure::Input(format!(
-            "{} is already there; nothing was written (--force replaces it)",
+            "{} is already there; nothing was written{way_out}",
             path.display()
         ))
     };

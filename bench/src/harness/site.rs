@@ -158,7 +158,7 @@ mod tests {
         };
         let server = site.write("server.toml", &server_toml(&addresses, &overrides));
         let server = Config::load(&server.expect("written")).expect("valid");
-        let listener = &server.server.as_ref().expect("a server").listeners[0];
+        let listener = &server.server.as_ref().expect("a server").listeners()[0];
         assert_eq!(listener.quic_addr, addresses.quic);
         assert_eq!(listener.traffic_addr, addresses.traffic);
         assert_eq!(server.udp.session_timeout.as_secs(), 7);
@@ -168,7 +168,7 @@ mod tests {
         let client = site.write("client.toml", &client_toml(&addresses, &overrides));
         let client = Config::load(&client.expect("written")).expect("valid");
         let role = client.client.expect("a client");
-        assert_eq!(role.local.port, 3_000);
+        assert_eq!(role.services[0].check_port(), Some(3_000));
         let server_drain = server.server.map(|server| server.drain_timeout);
         assert_eq!(Some(role.drain_timeout), server_drain);
         assert_eq!(

@@ -1,8 +1,11 @@
-//! Certificates to start with: a private CA, one certificate for the server, one for the client.
+//! Certificates: a private CA to start with, one certificate for the server, one for the client;
+//! and what comes later, a file for each further client, and new certificates for those that end.
 //!
 //! Enough for a tunnel between two hosts of one owner. Who runs a CA of their own uses that one;
 //! nothing here is needed for it.
 
+mod authority;
+mod client_file;
 mod write;
 
 use std::net::IpAddr;
@@ -16,6 +19,10 @@ use time::{Duration, OffsetDateTime};
 
 use crate::address;
 
+pub use authority::{Authority, AuthorityError, Issued};
+pub use client_file::{
+    ClientFile, OfferedService, RenewInFileError, renew_in_file, server_host, server_name,
+};
 pub use write::{FILE_NAMES, WriteError, write};
 
 /// How long certificates are valid unless told otherwise: ten years, as in QMux. Both ends are this

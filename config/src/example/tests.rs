@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::certs::{self, CertsRequest};
-use crate::config::KEYS;
+use crate::keys::KEYS;
 use crate::{Config, Quic, Udp};
 
 fn dir_with_certs() -> (tempfile::TempDir, PathBuf) {
@@ -39,6 +39,36 @@ fn switched_on(text: &str, token: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// The keys that stand in the place of another one, which the examples have as well.
+const ALTERNATIVES: &[&str] = &[
+    "ca_cert",
+    "server_cert",
+    "server_key",
+    "session_ticket_encryption_key",
+    "client_cert",
+    "client_key",
+    "fingerprint",
+    "token_file",
+];
+
+/// The text without keys that exclude others of the same section.
+fn without_alternatives(text: &str) -> String {
+    let mut section = "";
+    let mut kept = String::new();
+    for line in text.lines() {
+        if line.starts_with('[') {
+            section = line;
+        }
+        let key = line.split_once(" = ").map_or("", |(key, _)| key);
+        let of_other_method = section == "[[server.clients]]" && key == "token";
+        if !ALTERNATIVES.contains(&key) && !of_other_method {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
 fn is_key(line: &str) -> bool {
     line.split_once(" = ").is_some_and(|(key, _)| {
         key.chars()
@@ -65,12 +95,25 @@ fn the_examples_are_valid_as_they_stand() {
 fn what_the_examples_call_a_default_is_the_default() {
     let (_dir, path) = dir_with_certs();
     for text in [server(), client()] {
-        let config = parse(&switched_on(text, "0123456789abcdef"), &path);
+        let text_of_all = without_alternatives(&switched_on(text, "0123456789abcdef"));
+        let config = parse(&text_of_all, &path);
         assert_eq!(config.quic, Quic::default());
         assert_eq!(config.udp, Udp::default());
         let untouched = parse(text, &path);
         assert_eq!((config.quic, config.udp), (untouched.quic, untouched.udp));
     }
+    let of_all = |text| {
+        parse(
+            &without_alternatives(&switched_on(text, "0123456789abcdef")),
+            &path,
+        )
+    };
+    let (all, plain) = (of_all(server()).server, parse(server(), &path).server);
+    let service = |server: Option<crate::Server>| server.expect("a server").doors.remove(0);
+    assert_eq!(service(all), service(plain));
+    let (all, plain) = (of_all(client()).client, parse(client(), &path).client);
+    let named = |client: Option<crate::Client>| client.expect("a client").services.pop();
+    assert_eq!(named(all), named(plain));
     let minimal: String = server()
         .lines()
         .filter(|line| {

@@ -108,8 +108,8 @@ fn a_server_arrives_with_its_values() {
     assert_eq!(server.load_balancer, LoadBalancer::RoundRobin);
     assert_eq!(server.heartbeat_interval, Duration::from_secs(5));
     assert_eq!(server.health_timeout, Duration::from_secs(90));
-    let addresses: Vec<String> = server
-        .listeners
+    let listeners = server.listeners();
+    let addresses: Vec<String> = listeners
         .iter()
         .map(|it| format!("{} {}", it.quic_addr, it.traffic_addr))
         .collect();
@@ -117,8 +117,8 @@ fn a_server_arrives_with_its_values() {
         addresses,
         ["0.0.0.0:8443 [::]:8080", "0.0.0.0:8444 0.0.0.0:8081"]
     );
-    assert_eq!(server.listeners[0].protocol, ListenerProtocol::Both);
-    assert_eq!(server.listeners[1].protocol, ListenerProtocol::Tcp);
+    assert_eq!(listeners[0].protocol, ListenerProtocol::Both);
+    assert_eq!(listeners[1].protocol, ListenerProtocol::Tcp);
     assert!(matches!(server.auth, ServerAuth::Mtls { .. }));
     let half_a_day = Duration::from_secs(43_200);
     assert_eq!(
@@ -187,7 +187,7 @@ fn a_client_arrives_with_its_values() {
     assert_eq!(client.client_id.as_deref(), Some("edge-1"));
     assert_eq!(client.servers.len(), 1);
     assert_eq!(client.servers[0].server_name, "qmux-server");
-    assert_eq!(client.local.port, 8080);
+    assert_eq!(client.services[0].check_port(), Some(8080));
     assert_eq!(client.heartbeat_interval, Duration::from_secs(30));
     assert_eq!(
         client.health_timeout,
@@ -237,7 +237,7 @@ fn a_token_arrives_and_the_certificates_go() {
         "token\n  token: \"quote \\\" and \\\\ backslash\"",
     );
     let (config, all) = imported(&server);
-    let ServerAuth::Token { token } = config.server.expect("a server").auth else {
+    let ServerAuth::Token { token: Some(token) } = config.server.expect("a server").auth else {
         panic!("no token")
     };
     assert_eq!(token.expose(), b"quote \" and \\ backslash");

@@ -4,11 +4,16 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use qmux_config::{
-    Admin, ClientCert, CongestionControl, Lanes, Limits, Listener, ListenerProtocol, LoadBalancer,
-    Local, MemoryLimit, Quic, ServerAuth, ServerTarget, Udp,
+    Admin, ClientCert, CongestionControl, FileOrText, Lanes, Limits, Listener, ListenerProtocol,
+    LoadBalancer, LocalPorts, LocalService, MemoryLimit, Ports, Quic, ServerAuth, ServerTarget,
+    Udp,
 };
 
 use crate::fixture::{CLIENT, SERVER, accept, dir, edited, path};
+
+fn file(name: &str) -> FileOrText {
+    dir().join(name).into()
+}
 
 #[test]
 fn a_server_is_read_into_its_final_types() {
@@ -27,15 +32,17 @@ fn a_server_is_read_into_its_final_types() {
         protocol: ListenerProtocol::Both,
         stall_timeout: Duration::from_secs(60),
     };
-    assert_eq!(server.listeners, [listener]);
+    assert_eq!(server.listeners(), [listener]);
+    assert_eq!(server.doors.len(), 1);
+    assert!(server.clients.is_empty());
     assert_eq!(
         server.auth,
         ServerAuth::Mtls {
-            ca_cert_file: dir().join("certs/ca.crt")
+            ca_cert: dir().join("certs/ca.crt").into()
         }
     );
-    assert_eq!(server.tls.server_cert_file, dir().join("certs/server.crt"));
-    assert_eq!(server.tls.server_key_file, dir().join("certs/server.key"));
+    assert_eq!(server.tls.server_cert, file("certs/server.crt"));
+    assert_eq!(server.tls.server_key, file("certs/server.key"));
     let day = Duration::from_secs(86_400);
     assert_eq!(
         server.tls.session_ticket_encryption_key_rotation_interval,
@@ -61,21 +68,23 @@ fn a_client_is_read_into_its_final_types() {
     };
     assert_eq!(client.servers, [target]);
     assert_eq!(
-        client.local,
-        Local {
+        client.services,
+        [LocalService {
+            name: String::new(),
             host: "127.0.0.1".to_owned(),
-            port: 3000,
+            ports: LocalPorts::These(Ports::one(3000)),
+            protocol: ListenerProtocol::Both,
             health_check_interval: Duration::ZERO,
             health_check_timeout: Duration::from_secs(2),
-        }
+        }]
     );
     assert_eq!(client.auth.token, None);
     let cert = ClientCert {
-        cert_file: dir().join("certs/client.crt"),
-        key_file: dir().join("certs/client.key"),
+        cert: file("certs/client.crt"),
+        key: file("certs/client.key"),
     };
     assert_eq!(client.tls.client_cert, Some(cert));
-    assert_eq!(client.tls.ca_cert_file, dir().join("certs/ca.crt"));
+    assert_eq!(client.tls.ca_cert, file("certs/ca.crt"));
 }
 
 #[test]
@@ -140,7 +149,7 @@ fn a_token_takes_the_place_of_certificates() {
     let Some(server) = accept(&server).server else {
         panic!("a server")
     };
-    let ServerAuth::Token { token: read } = server.auth else {
+    let ServerAuth::Token { token: Some(read) } = server.auth else {
         panic!("{:?}", server.auth)
     };
     assert_eq!(read.expose(), token.as_bytes());
@@ -293,7 +302,7 @@ fn probes_may_be_turned_off_and_names_resolved_often() {
 fn a_listener_has_its_own_stall_timeout_or_that_of_the_process() {
     let of_listener = |text: &str| {
         let server = accept(text).server.expect("a server");
-        server.listeners[0].stall_timeout
+        server.listeners()[0].stall_timeout
     };
     let limits = "[limits]\nstall_timeout = \"5s\"\n";
     assert_eq!(

@@ -39,7 +39,8 @@ fn a_key_of_another_section_is_sent_there() {
         "server_cert_file = \"x\"",
     ));
     let expected = "dp.toml:11:1: server.auth.server_cert_file: unknown key; did you mean \
-         \"server.tls.server_cert_file\"? [server.auth] may hold method, token, ca_cert_file";
+         \"server.tls.server_cert_file\"? [server.auth] may hold method, token, token_file, \
+         ca_cert_file, ca_cert";
     assert_eq!(message, expected);
 }
 

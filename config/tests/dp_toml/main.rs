@@ -2,9 +2,12 @@
 
 mod accepted;
 mod certificates;
+mod clients;
 mod fixture;
 mod keys;
 mod relations;
+mod services;
+mod texts;
 mod ticket_keys;
 mod tls_keys;
 mod values;

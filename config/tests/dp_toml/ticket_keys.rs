@@ -23,7 +23,7 @@ fn named(name: &str) -> String {
 #[test]
 fn ticket_keys_may_come_from_a_file() {
     let without = accept(SERVER).server.expect("a server").tls;
-    assert_eq!(without.session_ticket_encryption_key_file, None);
+    assert_eq!(without.session_ticket_encryption_key, None);
     let text = with_key_file(
         "two.keys",
         &format!("{}\n{}\n", "0a".repeat(80), "0b".repeat(48)),
@@ -33,8 +33,8 @@ fn ticket_keys_may_come_from_a_file() {
     assert_eq!(config.warnings, Vec::<String>::new());
     let tls = config.server.expect("a server").tls;
     assert_eq!(
-        tls.session_ticket_encryption_key_file,
-        Some(dir().join("two.keys"))
+        tls.session_ticket_encryption_key,
+        Some(dir().join("two.keys").into())
     );
 }
 

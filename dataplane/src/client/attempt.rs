@@ -21,7 +21,7 @@ use super::resumption::Resumption;
 use super::server::ServerState;
 use super::session::{Leaving, Session};
 use super::supervisor::Supervisor;
-use crate::flow::udp::client::ClientFlows;
+use super::udp::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 use crate::quic::endpoint::{Endpoint, EndpointSetup};
@@ -214,7 +214,7 @@ impl Dialed {
         self.resumption.keep_next(&lane);
         let server_cores = usize::try_from(ack.server_cores)
             .unwrap_or(1)
-            .clamp(1, crate::core::CORES_MAX);
+            .clamp(1, crate::sys::CORES_MAX);
         let misaimed = self.aim != self.lane_index % server_cores;
         if !misaimed {
             tracing::debug!(
@@ -253,8 +253,8 @@ fn explained(core: &ClientCore, this: &ClientLane, end: &LaneEnd) -> String {
         &ClientView {
             server: this.server.address,
             server_name: &this.server.server_name,
-            ca_cert_file: &client.tls.ca_cert_file,
-            client_cert_file: cert.map(|pair| pair.cert_file.as_path()),
+            ca_cert: &client.tls.ca_cert,
+            client_cert: cert.map(|pair| &pair.cert),
             handshake_timeout: core.shared.config.quic.handshake_idle_timeout,
             was_answered: this.lane.was_answered(),
         },
@@ -383,9 +383,7 @@ fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_ind
             .union(Capabilities::FRAGMENTATION)
             .union(Capabilities::SERVICE_HEALTH)
             .union(Capabilities::PATH_CHALLENGE),
-        services: vec![ServiceOffer {
-            name: String::new(),
-        }],
+        services: vec![ServiceOffer::new("")],
     }));
 }
 

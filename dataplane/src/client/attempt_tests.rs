@@ -7,19 +7,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qmux_config::{Config, Lanes};
+use qmux_config::{Config, Lanes, LocalPorts, Ports};
 use qmux_proto::control::{Heartbeat, Message, NoMoreFlows, RegisterAck, RegisterOutcome};
 use qmux_proto::{OpenHeader, Protocol};
 
-use super::{ClientCore, ClientMail, ClientShared};
+use super::{ClientContext, ClientCore, ClientMail, ClientShared};
 use crate::buffer::StreamBuf;
-use crate::core::mailbox::{Mail, Mailbox};
+use crate::core::event::Event;
+use crate::core::mailbox::{Mailbox, Mailboxes};
 use crate::core::{Cluster, CoreContext};
+use crate::flow::watch::TcpFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 use crate::quic::endpoint::tests::{run, setup, until};
 use crate::quic::endpoint::{Endpoint, EndpointOwner};
-use crate::quic::event::Event;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents, StreamRead};
 use crate::ready::Readiness;
 
@@ -167,17 +168,25 @@ async fn registering(mut config: Config) -> (Rc<SlowServer>, Rc<ClientCore>, Rc<
     let client = config.client.as_mut().expect("a client");
     client.servers[0].host = address.ip().to_string();
     client.servers[0].port = address.port();
-    client.local.port = echo_service();
+    client.services[0].ports = LocalPorts::These(Ports::one(echo_service()));
     client.lanes = Lanes::Auto;
     let client = client.clone();
     let readiness = Arc::new(Readiness::new(1));
     let shared = Arc::new(ClientShared::new(&Arc::new(config), &client, &readiness));
-    let (mailbox, _wake) = Mailbox::new().expect("a mailbox");
-    let cluster = Arc::new(Cluster::new(vec![mailbox]));
-    let context = Rc::new(CoreContext::new(0, cluster, Instant::now()));
+    let (context, _mailboxes) = first_core_of(1);
     let core = ClientCore::start(&context, &shared);
     server.asked.wait().await;
     (server, core, endpoint)
+}
+
+/// A context of the first of so many cores, and the mailboxes of all.
+fn first_core_of(cores: usize) -> (Rc<ClientContext>, Mailboxes<ClientMail>) {
+    let (mailboxes, _wakes) = Mailboxes::new(cores).expect("socket pairs");
+    let cluster = Arc::new(Cluster::new(cores));
+    let flows = TcpFlows::new(Arc::clone(&cluster.counters[0]));
+    let core = Rc::new(CoreContext::new(0, cluster, Instant::now()));
+    let context = ClientContext::new(&core, Arc::new(mailboxes.clone()), &flows);
+    (context, mailboxes)
 }
 
 #[test]
@@ -217,12 +226,9 @@ fn a_core_with_a_full_mailbox_hears_of_a_new_plan_in_the_end() {
         let readiness = Arc::new(Readiness::new(1));
         let shared = Arc::new(ClientShared::new(&Arc::new(config), &client, &readiness));
         shared.servers.store(Arc::default());
-        let (mailboxes, _wakes): (Vec<_>, Vec<_>) =
-            (0..2).map(|_| Mailbox::new().expect("a mailbox")).unzip();
-        let cluster = Arc::new(Cluster::new(mailboxes));
-        let other = &cluster.mailboxes[1];
-        while other.send(Mail::ServiceHealth).is_ok() {}
-        let context = Rc::new(CoreContext::new(0, Arc::clone(&cluster), Instant::now()));
+        let (context, mailboxes) = first_core_of(2);
+        let other: &Mailbox<ClientMail> = mailboxes.of(1);
+        while other.send(ClientMail::ServiceHealth).is_ok() {}
         let core = ClientCore::start(&context, &shared);
         core.tell_all(&ClientMail::Found { server: 1 });
         core.tell_all(&ClientMail::Plan);
@@ -232,7 +238,7 @@ fn a_core_with_a_full_mailbox_hears_of_a_new_plan_in_the_end() {
         let found = RefCell::new(Vec::new());
         let take_all = || {
             while let Some(mail) = other.take() {
-                if let Mail::Client(mail) = mail {
+                if !matches!(mail, ClientMail::ServiceHealth) {
                     found.borrow_mut().push(mail);
                 }
             }
@@ -247,7 +253,7 @@ fn a_core_with_a_full_mailbox_hears_of_a_new_plan_in_the_end() {
         assert!(matches!(found[..], [ClientMail::Plan]), "{found:?}");
         // Nothing is owed any more: the next one goes at once.
         core.tell_all(&ClientMail::Plan);
-        assert!(matches!(other.take(), Some(Mail::Client(ClientMail::Plan))));
+        assert!(matches!(other.take(), Some(ClientMail::Plan)));
     });
 }
 

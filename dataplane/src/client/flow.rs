@@ -34,7 +34,7 @@ pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()>
     // At once, before the task has its first turn: what else comes of the stream is this flow's, and
     // a client that stops must count it.
     let waiters = this.lane.attach(stream);
-    let counts = (FlowCount::new(&this.context), this.count_flow());
+    let counts = (FlowCount::new(&this.context.core), this.count_flow());
     async move {
         carry(this, stream, waiters).await;
         drop(counts);
@@ -43,7 +43,7 @@ pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()>
 
 async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
     let stall_timeout = this.shared.config.limits.stall_timeout;
-    let watch = this.context.flow_table.register(stall_timeout);
+    let watch = this.context.flows.register(stall_timeout);
     watch.rides(this.lane.key(), stream);
     this.context.counters.tcp_flows_opened.increment();
     // On the heap, as it is large, and over long before the flow is.

@@ -8,21 +8,21 @@ use std::time::Instant;
 use qmux_proto::FlowError;
 use qmux_proto::control::{Message, ServiceHealth};
 
-use super::ClientShared;
 use super::seen::FlowsSeen;
 use super::server::ServerState;
+use super::udp::ClientFlows;
+use super::{ClientContext, ClientShared};
+use crate::core::event::Event;
+use crate::core::memory;
 use crate::core::task::spawn_or;
-use crate::core::{CoreContext, memory};
-use crate::flow::udp::client::ClientFlows;
 use crate::quic::end::LaneEnd;
-use crate::quic::event::Event;
 use crate::quic::lane::{Lane, LaneEvents};
 
 /// One lane to one server.
 pub(super) struct ClientLane {
     pub(super) lane: Rc<Lane>,
     pub(super) udp: Rc<ClientFlows>,
-    pub(super) context: Rc<CoreContext>,
+    pub(super) context: Rc<ClientContext>,
     pub(super) shared: Arc<ClientShared>,
     pub(super) server: Arc<ServerState>,
     /// Tells lanes of this process apart; never 0.
@@ -43,7 +43,7 @@ impl ClientLane {
     pub(super) fn new(
         lane: Rc<Lane>,
         udp: Rc<ClientFlows>,
-        context: Rc<CoreContext>,
+        context: Rc<ClientContext>,
         shared: Arc<ClientShared>,
         server: Arc<ServerState>,
         serial: u64,

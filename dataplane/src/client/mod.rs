@@ -7,6 +7,7 @@ mod backoff;
 mod beside;
 mod flow;
 mod lane;
+pub(crate) mod mail;
 mod plan;
 mod presence;
 mod resumption;
@@ -19,6 +20,7 @@ mod session;
 mod simulation;
 mod supervisor;
 mod twins;
+pub(crate) mod udp;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -29,26 +31,27 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use qmux_config::{Client, Config, Lanes};
+use qmux_config::{Client, Config, Lanes, LocalService};
 use qmux_proto::LaneError;
 use qmux_proto::control::{GoAway, GoAwayReason, Message};
 
-use crate::core::mailbox::Mail;
-use crate::core::{Cluster, CoreContext};
+use crate::core::mailbox::Post;
+use crate::flow::role::RoleContext;
 use crate::flow::udp::UdpSettings;
-use crate::flow::udp::client_core::{self, CoreFlows};
 use crate::quic::credentials::KeptCredentials;
 use crate::quic::sessions::SessionCache;
 use crate::ready::{Readiness, RegisteredLane};
 use crate::resolve::{self, Name};
 use crate::sys::{limits, process};
 use lane::ClientLane;
+use mail::ClientMail;
 use plan::{LaneId, Plan};
 use roster::Roster;
 use server::ServerState;
 use service::{Checker, ServiceState};
 use supervisor::Supervisor;
 use twins::Twins;
+use udp::CoreFlows;
 
 const _: () = assert!(
     qmux_config::CLIENT_ID_BYTES_MAX == qmux_proto::control::CLIENT_ID_BYTES_MAX,
@@ -68,32 +71,8 @@ const SERVICE_SETTING: &str = "host in [client.local]";
 /// Pause between two looks whether it is known where the service is, at the start.
 const SERVICE_POLL: Duration = Duration::from_millis(5);
 
-/// What one core's client role tells the others.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum ClientMail {
-    /// The servers, or what is known about their cores, have changed.
-    Plan,
-    /// This server may be gone: ask it on each lane.
-    Alarm {
-        /// The server's number.
-        server: u64,
-    },
-    /// A lane to this server has registered: those that wait to try again need not wait long.
-    Found {
-        /// The server's number.
-        server: u64,
-    },
-}
-
-impl std::fmt::Display for ClientMail {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            ClientMail::Plan => "plan lanes",
-            ClientMail::Alarm { .. } => "ask a server whether it lives",
-            ClientMail::Found { .. } => "a server is there again",
-        })
-    }
-}
+/// The core of a client.
+pub(crate) type ClientContext = RoleContext<ClientMail>;
 
 /// One configured server. Each address that its name resolves to is a server of its own.
 #[derive(Debug)]
@@ -150,6 +129,9 @@ impl ClientShared {
             })
             .collect();
         let names = targets.iter().map(|target| target.server_name.clone());
+        let local = client.services.first();
+        let host = local.map_or("", |it| it.host.as_str());
+        let port = local.and_then(LocalService::check_port).unwrap_or_default();
         let shared = ClientShared {
             config: Arc::clone(config),
             client_id: client.client_id.clone().unwrap_or_else(drawn_client_id),
@@ -158,7 +140,7 @@ impl ClientShared {
             targets,
             servers: ArcSwap::default(),
             twins: Mutex::default(),
-            service: Name::later(&client.local.host, client.local.port, SERVICE_SETTING),
+            service: Name::later(host, port, SERVICE_SETTING),
             service_state: ServiceState::new(Instant::now()),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),
@@ -200,14 +182,14 @@ impl ClientShared {
         self.config.client.as_ref()
     }
 
-    /// Resolves all names now and from time to time, each in a thread of its own, and tells the cores of `cluster` when
+    /// Resolves all names now and from time to time, each in a thread of its own, and tells the cores by `post` when
     /// the servers have changed.
     ///
     /// # Errors
     /// If a thread cannot be started.
     pub(crate) fn keep_names_fresh(
         self: &Arc<Self>,
-        cluster: &Arc<Cluster>,
+        post: &Arc<dyn Post<ClientMail>>,
     ) -> std::io::Result<()> {
         let Some(client) = self.client() else {
             return Ok(());
@@ -215,10 +197,10 @@ impl ClientShared {
         let interval = client.resolve_interval;
         resolve::keep_fresh(Arc::clone(&self.service), interval, |_| {})?;
         for (index, target) in self.targets.iter().enumerate() {
-            let (shared, cluster) = (Arc::clone(self), Arc::clone(cluster));
+            let (shared, post) = (Arc::clone(self), Arc::clone(post));
             resolve::keep_fresh(Arc::clone(&target.name), interval, move |addresses| {
                 if shared.resolved(index, addresses) {
-                    tell_all_cores(&cluster, &ClientMail::Plan);
+                    tell_all_cores(&*post, ClientMail::Plan);
                 }
             })?;
         }
@@ -349,9 +331,9 @@ fn drawn_client_id() -> String {
 }
 
 /// For threads that are no core: waits for room in each mailbox.
-fn tell_all_cores(cluster: &Cluster, mail: &ClientMail) {
-    for mailbox in &cluster.mailboxes {
-        while mailbox.send(Mail::Client(*mail)).is_err() {
+fn tell_all_cores(post: &dyn Post<ClientMail>, mail: ClientMail) {
+    for core in 0..post.cores() {
+        while post.send(core, mail).is_err() {
             std::thread::sleep(MAIL_PAUSE);
         }
     }
@@ -359,7 +341,7 @@ fn tell_all_cores(cluster: &Cluster, mail: &ClientMail) {
 
 /// The client role on one core.
 pub(crate) struct ClientCore {
-    context: Rc<CoreContext>,
+    context: Rc<ClientContext>,
     shared: Arc<ClientShared>,
     plan: RefCell<Plan>,
     supervisors: RefCell<HashMap<LaneId, Rc<Supervisor>>>,
@@ -377,15 +359,14 @@ pub(crate) struct ClientCore {
 }
 
 /// What the UDP flows of one core share.
-fn udp_flows(context: &CoreContext, shared: &ClientShared) -> Rc<CoreFlows> {
-    let service = Arc::clone(&shared.service);
-    let flows_max = client_core::flows_max(
+fn udp_flows(context: &ClientContext, shared: &ClientShared) -> Rc<CoreFlows> {
+    let flows_max = udp::flows_max(
         limits::flow_descriptors_max(),
         &limits::ephemeral_ports(),
         context.cluster.cores(),
     );
     CoreFlows::new(
-        Rc::new(move || service.addresses()),
+        &shared.service,
         UdpSettings::from(&shared.config.udp),
         flows_max,
         Arc::clone(&context.counters),
@@ -402,7 +383,7 @@ fn going_away(drain_timeout: Duration) -> GoAway {
 
 impl ClientCore {
     /// Starts this core's first lanes.
-    pub(crate) fn start(context: &Rc<CoreContext>, shared: &Arc<ClientShared>) -> Rc<ClientCore> {
+    pub(crate) fn start(context: &Rc<ClientContext>, shared: &Arc<ClientShared>) -> Rc<ClientCore> {
         let lanes = shared.client().map_or(Lanes::Auto, |client| client.lanes);
         let this = Rc::new(ClientCore {
             context: Rc::clone(context),
@@ -432,18 +413,10 @@ impl ClientCore {
         self.plan();
     }
 
-    /// Takes mail meant for the client role; gives back what is not.
-    pub(crate) fn mail(self: &Rc<Self>, mail: Mail) -> Option<Mail> {
+    /// Takes what the same role of this or another core has sent.
+    pub(crate) fn mail(self: &Rc<Self>, mail: ClientMail) {
         match mail {
-            Mail::Client(mail) => self.client_mail(&mail),
-            Mail::ServiceHealth => self.service_health_changed(),
-            other => return Some(other),
-        }
-        None
-    }
-
-    fn client_mail(self: &Rc<Self>, mail: &ClientMail) {
-        match *mail {
+            ClientMail::ServiceHealth => self.service_health_changed(),
             ClientMail::Plan => self.plan(),
             ClientMail::Alarm { server } => {
                 for lane in self.lanes.borrow().values() {
@@ -510,14 +483,14 @@ impl ClientCore {
 
     /// Tells this core and all others.
     fn tell_all(self: &Rc<Self>, mail: &ClientMail) {
-        self.client_mail(mail);
+        self.mail(*mail);
         for core in 0..self.context.cluster.cores() {
             // The others are mere hints. Without this one the core would lack lanes, or keep some, for ever.
             let must_arrive = matches!(mail, ClientMail::Plan);
             if must_arrive && self.plans_owed[core].get() {
                 continue;
             }
-            let Err(Mail::Client(mail)) = self.tell(core, *mail) else {
+            let Err(mail) = self.tell(core, *mail) else {
                 continue;
             };
             self.context.counters.client_mail_dropped.increment();
@@ -548,11 +521,11 @@ impl ClientCore {
     }
 
     /// Tells another core; nothing to this one.
-    fn tell(&self, core: usize, mail: ClientMail) -> Result<(), Mail> {
+    fn tell(&self, core: usize, mail: ClientMail) -> Result<(), ClientMail> {
         if core == self.context.index {
             return Ok(());
         }
-        self.context.cluster.mailboxes[core].send(Mail::Client(mail))
+        self.context.post.send(core, mail)
     }
 
     fn next_serial(&self) -> u64 {

@@ -13,7 +13,7 @@ use super::attempt::AttemptEnd;
 use super::plan::lane_count;
 use super::server::ServerState;
 use super::{ClientCore, ClientShared};
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::Lane;
 use crate::quic::sessions::{Identity, Server, Ticket};

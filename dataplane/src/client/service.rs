@@ -14,13 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use qmux_config::Local;
+use qmux_config::LocalService;
 
-use super::ClientShared;
-use crate::core::CoreContext;
-use crate::core::mailbox::Mail;
+use super::mail::ClientMail;
+use super::{ClientContext, ClientShared};
+use crate::core::event::Event;
 use crate::jitter::jittered;
-use crate::quic::event::Event;
 use crate::resolve::Name;
 use crate::sys::limits;
 use crate::sys::tcp::TcpSocket;
@@ -78,14 +77,14 @@ impl ServiceState {
     }
 
     /// A flow's dial says whether it can. Costs a dial that works one load. All cores are told of a change.
-    pub(super) fn dialled(&self, worked: bool, name: &Name, context: &CoreContext) {
+    pub(super) fn dialled(&self, worked: bool, name: &Name, context: &ClientContext) {
         if self.healthy() != worked && self.change(worked, By::Flow, Instant::now()) {
             Self::tell(worked, name, context);
         }
     }
 
     /// A check has found out whether it can. All cores are told of a change.
-    fn checked(&self, healthy: bool, name: &Name, context: &CoreContext) {
+    fn checked(&self, healthy: bool, name: &Name, context: &ClientContext) {
         if self.change(healthy, By::Check, Instant::now()) {
             Self::tell(healthy, name, context);
         }
@@ -106,7 +105,7 @@ impl ServiceState {
         self.down.swap(!healthy, Ordering::AcqRel) == healthy
     }
 
-    fn tell(healthy: bool, name: &Name, context: &CoreContext) {
+    fn tell(healthy: bool, name: &Name, context: &ClientContext) {
         if let Some(suppressed) = context.health_log.pass(Instant::now()) {
             if healthy {
                 tracing::info!(service = %name, suppressed, "the service can be reached again");
@@ -114,9 +113,9 @@ impl ServiceState {
                 tracing::warn!(service = %name, suppressed, "the service cannot be reached; servers are asked to send TCP visitors elsewhere");
             }
         }
-        for mailbox in &context.cluster.mailboxes {
+        for core in 0..context.post.cores() {
             // A full mailbox: the lanes of that core tell it with their next heartbeat.
-            if mailbox.send(Mail::ServiceHealth).is_err() {
+            if context.post.send(core, ClientMail::ServiceHealth).is_err() {
                 context.counters.service_news_dropped.increment();
             }
         }
@@ -196,13 +195,13 @@ pub(super) struct Checker {
 impl Checker {
     /// Starts it if this is the core for it.
     pub(super) fn start(
-        context: &Rc<CoreContext>,
+        context: &Rc<ClientContext>,
         shared: &Arc<ClientShared>,
     ) -> Option<Rc<Checker>> {
         if context.index != CHECKING_CORE {
             return None;
         }
-        let local = shared.client()?.local.clone();
+        let local = shared.client()?.services.first()?.clone();
         let checker = Rc::new(Checker {
             told: Event::default(),
         });
@@ -218,9 +217,9 @@ impl Checker {
 
     async fn run(
         self: Rc<Self>,
-        context: Rc<CoreContext>,
+        context: Rc<ClientContext>,
         shared: Arc<ClientShared>,
-        local: Local,
+        local: LocalService,
     ) {
         let interval = Some(local.health_check_interval).filter(|interval| !interval.is_zero());
         while !shared.service.was_asked() {

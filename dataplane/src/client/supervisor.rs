@@ -16,9 +16,9 @@ use super::attempt::{self, AttemptEnd};
 use super::backoff::Backoff;
 use super::lane::ClientLane;
 use super::server::ServerState;
+use crate::core::event::Event;
 use crate::core::task::contained;
 use crate::quic::end::LaneEnd;
-use crate::quic::event::Event;
 
 /// A lane that served this long ended for a reason of its own: the back-off begins anew.
 const STEADY: Duration = Duration::from_secs(5);

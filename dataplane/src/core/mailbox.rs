@@ -3,84 +3,40 @@
 //! Each kind of mail has a queue of its own ([`Kind`]), so that none can take another's place: a flood of datagrams fills
 //! the datagrams' queue, and costs datagrams. A core handles a bounded number of each kind in one turn
 //! ([`Mailbox::turn`]), what `main` and the other cores want of it first.
+//!
+//! What mail there is, is not known here: each role has an enum of its own, and sends by a [`Post`] that takes nothing
+//! else. The process puts them together.
 
+use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
-use std::time::Duration;
+use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::client::ClientMail;
-use crate::flow::udp::server::ForwardedUdp;
-use crate::server::registry::FlowTicket;
-use crate::server::visitors::Visitor;
 use crate::sys::wake::{self, WakeSender};
 
 /// What one core (or `main`) hands to another.
-#[derive(Debug)]
-pub(crate) enum Mail {
-    /// A visitor whose client has no lane on the core that accepted it.
-    Visitor {
-        /// Which listener accepted it.
-        listener: usize,
-        /// The accepted socket.
-        stream: TcpStream,
-        /// Who it is, and what is known of it.
-        visitor: Box<Visitor>,
-        /// The client chosen for it.
-        ticket: FlowTicket,
-    },
-    /// A datagram of a visitor whose flow lives on the receiving core.
-    Datagram {
-        /// Which listener received it.
-        listener: usize,
-        /// The datagram.
-        packet: ForwardedUdp,
-    },
-    /// A QUIC packet for a lane of the receiving core.
-    Packet {
-        /// Which listener received it.
-        listener: usize,
-        /// The packet.
-        data: Vec<u8>,
-        /// Who sent it.
-        from: SocketAddr,
-        /// The local address that it was sent to.
-        to_ip: Option<IpAddr>,
-    },
-    /// A client was replaced by a newer instance: its lanes take no new flow, and are closed if
-    /// they do not answer.
-    Evict {
-        /// The listener that it was registered with.
-        listener: usize,
-        /// Its number in the listener's pool.
-        client: u64,
-    },
-    /// A lane of this client is not answered: have its other lanes ask.
-    ClientMayBeGone {
-        /// The listener that it is registered with.
-        listener: usize,
-        /// Its number in the listener's pool.
-        client: u64,
-    },
-    /// For the client role.
-    Client(ClientMail),
-    /// The client role: what is known of the service has changed.
-    ServiceHealth,
-    /// Take nothing new, tell the peers, let flows finish within this time.
-    Drain {
-        /// The time that flows get.
-        timeout: Duration,
-    },
-    /// Close everything and end. Comes when all cores have drained: until then each must take packets for the others,
-    /// because a socket that leaves a reuseport group changes who gets what.
-    Close,
+pub(crate) trait Mail: fmt::Debug + Send + 'static {
+    /// The queue that it waits in.
+    fn kind(&self) -> Kind;
+}
+
+/// By which one part of a core sends mail of its own type to the same part of other cores.
+pub(crate) trait Post<T>: fmt::Debug + Send + Sync {
+    /// Number of cores.
+    fn cores(&self) -> usize;
+
+    /// Puts mail into a core's mailbox and wakes the core.
+    ///
+    /// # Errors
+    /// Gives the mail back if there is no place for one more of its kind; the caller counts what it drops.
+    fn send(&self, core: usize, mail: T) -> Result<(), T>;
 }
 
 /// Which queue mail waits in; the first goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// What a core is to do: few, and each counts.
     Control,
     /// TCP visitors.
@@ -118,26 +74,10 @@ impl Kind {
             Kind::Datagram => 128,
         }
     }
-}
 
-impl Mail {
-    /// Whether the core must have handled it to go on.
-    pub(super) fn is_vital(&self) -> bool {
-        self.kind() == Kind::Control
-    }
-
-    fn kind(&self) -> Kind {
-        match self {
-            Mail::Visitor { .. } => Kind::Visitor,
-            Mail::Datagram { .. } => Kind::Datagram,
-            Mail::Packet { .. } => Kind::Packet,
-            Mail::Evict { .. }
-            | Mail::ClientMayBeGone { .. }
-            | Mail::Client(_)
-            | Mail::ServiceHealth
-            | Mail::Drain { .. }
-            | Mail::Close => Kind::Control,
-        }
+    /// Whether the core must have handled such mail to go on.
+    pub(crate) fn is_vital(self) -> bool {
+        self == Kind::Control
     }
 }
 
@@ -169,7 +109,7 @@ impl<T> Queues<T> {
 
 /// A bounded part of what waits; see [`Mailbox::turn`].
 #[derive(Debug)]
-pub(super) struct Turn<'a, T> {
+pub(crate) struct Turn<'a, T> {
     queues: &'a Queues<T>,
     taken: [usize; Kind::ALL.len()],
 }
@@ -188,14 +128,14 @@ impl<T> Iterator for Turn<'_, T> {
 
 /// The sending side of a core's mailbox; the core itself takes the mail out.
 #[derive(Debug)]
-pub(crate) struct Mailbox {
-    queues: Queues<Mail>,
+pub(crate) struct Mailbox<M> {
+    queues: Queues<M>,
     wake: WakeSender,
 }
 
-impl Mailbox {
+impl<M: Mail> Mailbox<M> {
     /// Makes a mailbox and the socket by which its core is woken.
-    pub(crate) fn new() -> io::Result<(Mailbox, UnixDatagram)> {
+    pub(crate) fn new() -> io::Result<(Mailbox<M>, UnixDatagram)> {
         let (wake, receiver) = wake::pair()?;
         Ok((
             Mailbox {
@@ -210,14 +150,14 @@ impl Mailbox {
     ///
     /// # Errors
     /// Gives the mail back if there is no place for one more of its kind; the caller counts what it drops.
-    pub(crate) fn send(&self, mail: Mail) -> Result<(), Mail> {
+    pub(crate) fn send(&self, mail: M) -> Result<(), M> {
         self.queues.of(mail.kind()).push(mail)?;
         self.wake.wake();
         Ok(())
     }
 
     /// Wakes the core, for something else than mail.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.wake.wake();
     }
 
@@ -228,7 +168,7 @@ impl Mailbox {
 
     /// For the owning core: what it is to handle before others get their turn. Some may be left
     /// ([`Self::is_empty`]), of which no wake-up tells.
-    pub(super) fn turn(&self) -> Turn<'_, Mail> {
+    pub(crate) fn turn(&self) -> Turn<'_, M> {
         Turn {
             queues: &self.queues,
             taken: Default::default(),
@@ -236,19 +176,63 @@ impl Mailbox {
     }
 
     /// Whether nothing waits.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.queues.is_empty()
     }
 
     /// Whether no visitor waits. Those that were sent before the caller learned that no more would come are seen.
-    pub(super) fn has_no_visitor(&self) -> bool {
+    pub(crate) fn has_no_visitor(&self) -> bool {
         self.queues.of(Kind::Visitor).is_empty()
     }
 
     /// For the tests: takes the first one out.
     #[cfg(test)]
-    pub(crate) fn take(&self) -> Option<Mail> {
+    pub(crate) fn take(&self) -> Option<M> {
         self.queues.pop(|_| true).map(|(_, mail)| mail)
+    }
+}
+
+/// The mailboxes of all cores, by index.
+#[derive(Debug)]
+pub(crate) struct Mailboxes<M>(Arc<[Mailbox<M>]>);
+
+impl<M> Clone for Mailboxes<M> {
+    fn clone(&self) -> Mailboxes<M> {
+        Mailboxes(Arc::clone(&self.0))
+    }
+}
+
+impl<M: Mail> Mailboxes<M> {
+    /// Makes one for each core, with the sockets by which the cores are woken.
+    ///
+    /// # Errors
+    /// If there are no descriptors left.
+    pub(crate) fn new(cores: usize) -> io::Result<(Mailboxes<M>, Vec<UnixDatagram>)> {
+        let made: Vec<_> = (0..cores)
+            .map(|_| Mailbox::new())
+            .collect::<Result<_, _>>()?;
+        let (mailboxes, wakes): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+        Ok((Mailboxes(mailboxes.into()), wakes))
+    }
+
+    /// Number of cores.
+    pub(crate) fn cores(&self) -> usize {
+        self.0.len()
+    }
+
+    /// One core's.
+    pub(crate) fn of(&self, core: usize) -> &Mailbox<M> {
+        &self.0[core]
+    }
+}
+
+impl<M: Mail> Post<M> for Mailboxes<M> {
+    fn cores(&self) -> usize {
+        self.0.len()
+    }
+
+    fn send(&self, core: usize, mail: M) -> Result<(), M> {
+        self.0[core].send(mail)
     }
 }
 

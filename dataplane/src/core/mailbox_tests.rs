@@ -1,7 +1,7 @@
 //! Seeded steps of cores that send and one that takes, with what must always hold; and the same with real threads.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::time::Duration;
 
 use super::*;
 use crate::core::time::timeout;
@@ -13,6 +13,16 @@ const STEPS: usize = 3_000;
 /// Few, so that queues are full now and then.
 fn few_places(kind: Kind) -> usize {
     [3, 40, 7, 150][kind as usize]
+}
+
+/// Mail of which there is one of each kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Letter(Kind);
+
+impl Mail for Letter {
+    fn kind(&self) -> Kind {
+        self.0
+    }
 }
 
 /// splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
@@ -155,17 +165,11 @@ fn whatever_floods_a_mailbox_takes_no_place_and_no_turn_of_the_other_kinds() {
 #[test]
 fn a_mailbox_full_of_packets_takes_control_and_hands_it_out_first() {
     let (mailbox, _wake) = Mailbox::new().expect("a socket pair");
-    let packet = || Mail::Packet {
-        listener: 0,
-        data: Vec::new(),
-        from: "127.0.0.1:1".parse().expect("an address"),
-        to_ip: None,
-    };
-    while mailbox.send(packet()).is_ok() {}
-    assert!(mailbox.send(Mail::Close).is_ok());
+    while mailbox.send(Letter(Kind::Packet)).is_ok() {}
+    assert!(mailbox.send(Letter(Kind::Control)).is_ok());
     assert!(mailbox.has_no_visitor());
-    let turn: Vec<Mail> = mailbox.turn().collect();
-    assert!(matches!(turn[0], Mail::Close));
+    let turn: Vec<Letter> = mailbox.turn().collect();
+    assert_eq!(turn[0], Letter(Kind::Control));
     assert_eq!(turn.len(), 1 + Kind::Packet.per_turn());
     assert!(!mailbox.is_empty(), "the others wait for the next turn");
 }
@@ -181,7 +185,7 @@ fn a_core_that_goes_to_sleep_after_each_turn_misses_no_wake_up() {
             let mailbox = Arc::clone(&mailbox);
             std::thread::spawn(move || {
                 for _ in 0..EACH {
-                    while mailbox.send(Mail::ServiceHealth).is_err() {
+                    while mailbox.send(Letter(Kind::Control)).is_err() {
                         std::thread::yield_now();
                     }
                 }

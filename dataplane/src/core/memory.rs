@@ -24,10 +24,10 @@ use crossbeam::utils::CachePadded;
 use qmux_config::MemoryLimit;
 use qmux_proto::FlowError;
 
-use super::{CORES_MAX, CoreContext};
+use super::CoreContext;
+use super::event::{Event, yield_now};
 use crate::buffer;
-use crate::quic::event::{Event, yield_now};
-use crate::sys::{heap, memory};
+use crate::sys::{CORES_MAX, heap, memory};
 
 /// Each core looks this often, beside the looks after what it receives.
 const LOOK: Duration = Duration::from_millis(200);
@@ -208,14 +208,14 @@ impl Drop for LaneAllowance {
 // ------------------------------------------------------------------------------------------------
 
 /// Keeps the process within its limit, as far as this core's flows can, for as long as it runs.
-pub(crate) async fn keep_within_limit(context: Rc<CoreContext>) {
+pub(crate) async fn keep_within_limit(context: Rc<CoreContext>, flows: Rc<impl Stalling>) {
     let look_now = Rc::<Event>::default();
     LOOK_NOW.set(Some(Rc::clone(&look_now)));
     loop {
         // Set or not: it is time.
         let _received = look_now.cuts_short(super::time::sleep(LOOK)).await;
         for _ in 0..LOOKS_IN_A_ROW {
-            if !look(&context, Instant::now()) {
+            if !look(&context, &*flows, Instant::now()) {
                 break;
             }
             // Those that were told to end give up their memory in their own turn.
@@ -224,9 +224,17 @@ pub(crate) async fn keep_within_limit(context: Rc<CoreContext>) {
     }
 }
 
+/// A core's flows, as far as the memory limit has to do with them.
+pub(crate) trait Stalling {
+    /// How long the flow that has stalled longest has, as far as is known.
+    fn longest_stall(&self) -> Option<Duration>;
+
+    /// Tells that flow to end; `reason` is what its far end is told. False if no flow stalls.
+    fn end_most_stalled(&self, reason: FlowError) -> bool;
+}
+
 /// One look. True if another one is due after what was done.
-fn look(context: &CoreContext, now: Instant) -> bool {
-    let flows = &context.flow_table;
+fn look(context: &CoreContext, flows: &impl Stalling, now: Instant) -> bool {
     let own = flows.longest_stall();
     publish(context.index, own);
     let supply = supply();
@@ -240,7 +248,7 @@ fn look(context: &CoreContext, now: Instant) -> bool {
         return false;
     };
     let mut ended = 0;
-    while ended < count && flows.end_most_stalled(FlowError::Stalled).is_some() {
+    while ended < count && flows.end_most_stalled(FlowError::Stalled) {
         ended += 1;
     }
     publish(context.index, flows.longest_stall());

@@ -3,11 +3,12 @@
 //! A core shares nothing with the others but what is listed here: its mailbox, its counters, and the immutable state
 //! that it was started with. `main` starts the cores, tells them to drain, and joins them.
 
+pub(crate) mod counters;
+pub(crate) mod event;
+pub(crate) mod log_limit;
 pub(crate) mod mailbox;
 pub(crate) mod memory;
 pub(crate) mod panics;
-pub(crate) mod progress;
-pub(crate) mod runtime;
 pub(crate) mod task;
 pub(crate) mod time;
 pub(crate) mod turn;
@@ -21,21 +22,14 @@ use std::time::Instant;
 
 use crossbeam::utils::CachePadded;
 
-use crate::flow::watch::TcpFlows;
-use crate::log_limit::LogLimit;
-use crate::metrics::CoreCounters;
-use mailbox::Mailbox;
+use counters::CoreCounters;
+use log_limit::LogLimit;
 use turn::LongestTurn;
 use udp_activity::UdpActivity;
 
-/// Cores of one process: the index is one byte of a connection id (`qmux_proto::cid`).
-pub(crate) const CORES_MAX: usize = 256;
-
-/// What all cores know of each other.
+/// What all cores know of each other. Mail goes by [`mailbox`].
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    /// One mailbox per core, by index.
-    pub(crate) mailboxes: Vec<Mailbox>,
     /// One set of counters per core, by index.
     pub(crate) counters: Vec<Arc<CoreCounters>>,
     /// The longest turn of each core, by index.
@@ -49,15 +43,14 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// For as many cores as there are mailboxes.
-    pub(crate) fn new(mailboxes: Vec<Mailbox>) -> Cluster {
+    /// Of so many cores.
+    pub(crate) fn new(cores: usize) -> Cluster {
         Cluster {
-            counters: mailboxes.iter().map(|_| Arc::default()).collect(),
-            turns: mailboxes.iter().map(|_| Arc::default()).collect(),
-            stuck: mailboxes.iter().map(|_| AtomicBool::new(false)).collect(),
+            counters: (0..cores).map(|_| Arc::default()).collect(),
+            turns: (0..cores).map(|_| Arc::default()).collect(),
+            stuck: (0..cores).map(|_| AtomicBool::new(false)).collect(),
             acceptors: AtomicUsize::new(0),
             tcp_flows: CachePadded::default(),
-            mailboxes,
         }
     }
 
@@ -74,7 +67,7 @@ impl Cluster {
 
     /// Number of cores.
     pub(crate) fn cores(&self) -> usize {
-        self.mailboxes.len()
+        self.counters.len()
     }
 }
 
@@ -91,8 +84,6 @@ pub(crate) struct CoreContext {
     pub(crate) tcp_flows: Cell<usize>,
     /// Bounds the log lines about flows that end because memory is short.
     pub(crate) memory_log: LogLimit,
-    /// What each of them waits for.
-    pub(crate) flow_table: Rc<TcpFlows>,
     /// Bounds the log lines about flows that take nothing.
     pub(crate) stall_log: LogLimit,
     /// Bounds the log lines about handshakes that failed.
@@ -119,7 +110,6 @@ impl CoreContext {
         CoreContext {
             index,
             counters: Arc::clone(&cluster.counters[index]),
-            flow_table: TcpFlows::new(Arc::clone(&cluster.counters[index])),
             cluster,
             tcp_flows: Cell::new(0),
             memory_log: LogLimit::new(now),

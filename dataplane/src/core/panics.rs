@@ -28,9 +28,16 @@ struct Report {
     backtrace: std::backtrace::Backtrace,
 }
 
+/// The core whose thread it is.
+struct ThisCore {
+    context: Rc<CoreContext>,
+    /// Has the core look whether it is broken.
+    wake: Box<dyn Fn()>,
+}
+
 thread_local! {
     /// The core of this thread.
-    static CORE: ManuallyDrop<RefCell<Option<Rc<CoreContext>>>> =
+    static CORE: ManuallyDrop<RefCell<Option<ThisCore>>> =
         const { ManuallyDrop::new(RefCell::new(None)) };
     /// How many [`contain`]s are running.
     static CONTAINED: Cell<usize> = const { Cell::new(0) };
@@ -38,13 +45,18 @@ thread_local! {
     static LOGGED: RefCell<HashSet<String>> = RefCell::new(HashSet::new());
 }
 
-/// Has the panics of this thread counted as those of a core, once it has one.
-pub(super) fn watch_this_thread(context: &Rc<CoreContext>) {
-    CORE.with(|core| *core.borrow_mut() = Some(Rc::clone(context)));
+/// Has the panics of this thread counted as those of a core, once it has one. `wake` has the core look whether it is
+/// broken.
+pub(crate) fn watch_this_thread(context: &Rc<CoreContext>, wake: impl Fn() + 'static) {
+    let core = ThisCore {
+        context: Rc::clone(context),
+        wake: Box::new(wake),
+    };
+    CORE.with(|this| *this.borrow_mut() = Some(core));
 }
 
 /// Has panics that are contained logged by us, not written to stderr. For the whole process.
-pub(super) fn install_hook() {
+pub(crate) fn install_hook() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
         let others = std::panic::take_hook();
@@ -95,17 +107,17 @@ pub(crate) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
 /// This core cannot do its work any more: `main` is told, and has the process drain.
 pub(crate) fn core_is_broken() {
     CORE.with(|core| {
-        if let Some(context) = &*core.borrow() {
+        if let Some(ThisCore { context, wake }) = &*core.borrow() {
             context.broken.set(true);
-            context.cluster.mailboxes[context.index].wake();
+            wake();
         }
     });
 }
 
 fn note() {
     let core = CORE.with(|core| {
-        let context = core.borrow();
-        let context = context.as_ref()?;
+        let core = core.borrow();
+        let context = &core.as_ref()?.context;
         context.counters.panics.increment();
         Some(context.index)
     });

@@ -105,9 +105,9 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
+    use crate::core::event::{Event, yield_now};
     use crate::core::panics::injected;
     use crate::core::panics::may_be_injected;
-    use crate::quic::event::{Event, yield_now};
 
     /// Panics when it is dropped.
     struct Bomb;

@@ -48,14 +48,14 @@ pin_project! {
     /// A task each of whose polls is a turn.
     //
     // Not an `async fn`: that would keep the task in two places, and most of an idle flow's memory is its task.
-    pub(super) struct ByTurns<F> {
+    pub(crate) struct ByTurns<F> {
         #[pin]
         task: F,
     }
 }
 
 /// Makes every poll of `task` a turn.
-pub(super) fn by_turns<F: Future>(task: F) -> ByTurns<F> {
+pub(crate) fn by_turns<F: Future>(task: F) -> ByTurns<F> {
     ByTurns { task }
 }
 
@@ -86,7 +86,7 @@ pub(crate) struct LongestTurn {
 
 impl LongestTurn {
     /// Has the turns of this thread noted.
-    pub(super) fn watch_this_thread(self: &Arc<Self>) {
+    pub(crate) fn watch_this_thread(self: &Arc<Self>) {
         LONGEST.with(|longest| *longest.borrow_mut() = Some(Arc::clone(self)));
     }
 
@@ -99,7 +99,7 @@ impl LongestTurn {
     }
 
     /// Begins a new window if it is time to. For the core, now and then; `running` is the time since its start.
-    pub(super) fn forget_old(&self, running: Duration) {
+    pub(crate) fn forget_old(&self, running: Duration) {
         let running = u64::try_from(running.as_millis()).unwrap_or(u64::MAX);
         let window_began = self.window_began.load(Ordering::Relaxed);
         if u128::from(running.saturating_sub(window_began)) >= WINDOW.as_millis() {

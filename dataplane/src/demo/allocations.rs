@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::output;
-use crate::run::Running;
+use crate::process::run::Running;
 use crate::sys::allocations::{self, Source};
 
 /// Until pools, windows and packet sizes have settled.

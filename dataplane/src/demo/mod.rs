@@ -14,9 +14,9 @@ use std::time::Duration;
 use qmux_config::{Config, certs};
 use tempfile::TempDir;
 
-use crate::exit::Failure;
 use crate::output;
-use crate::run::{self, Events, Running};
+use crate::process::exit::Failure;
+use crate::process::run::{self, Events, Running};
 
 /// Free ports are found by binding and letting go; someone may be quicker, so try again.
 const START_ATTEMPTS: usize = 5;

@@ -1,5 +1,6 @@
 //! Flows: one visitor's TCP connection or UDP source, carried by a lane.
 
+pub(crate) mod role;
 pub(crate) mod tcp;
 pub(crate) mod udp;
 pub(crate) mod watch;

@@ -23,8 +23,8 @@ use std::task::{Context, Poll};
 use qmux_proto::FlowError;
 
 use crate::buffer::{Block, BlockSize, LARGE_BLOCK_BYTES, StreamBuf};
-use crate::metrics::CoreCounters;
-use crate::quic::event::yield_now;
+use crate::core::counters::CoreCounters;
+use crate::core::event::yield_now;
 use crate::quic::lane::{Lane, StreamFront, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
 

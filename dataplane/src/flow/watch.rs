@@ -27,8 +27,9 @@ use std::time::{Duration, Instant};
 use qmux_proto::FlowError;
 use slab::Slab;
 
-use crate::metrics::CoreCounters;
-use crate::quic::event::yield_now;
+use crate::core::counters::CoreCounters;
+use crate::core::event::yield_now;
+use crate::core::memory::Stalling;
 
 /// Pause between two looks of a flow that is not idle.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -281,6 +282,16 @@ impl TcpFlows {
         }
         // The table never shrinks, but a stretch of vacant places costs next to nothing.
         (to < table.entries.capacity()).then_some(to)
+    }
+}
+
+impl Stalling for TcpFlows {
+    fn longest_stall(&self) -> Option<Duration> {
+        TcpFlows::longest_stall(self)
+    }
+
+    fn end_most_stalled(&self, reason: FlowError) -> bool {
+        TcpFlows::end_most_stalled(self, reason).is_some()
     }
 }
 

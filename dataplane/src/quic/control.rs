@@ -7,7 +7,7 @@ use qmux_proto::LaneError;
 use qmux_proto::control::{Decoder, Message};
 
 use super::lane::{CONTROL_STREAM, Lane, StreamRead, StreamWaiters};
-use crate::log_limit::LogLimit;
+use crate::core::log_limit::LogLimit;
 
 /// Bytes read from the control stream at once. Messages are small: a heartbeat is 4 bytes.
 const READ_BYTES: usize = 2_048;

@@ -4,7 +4,7 @@
 //! read at the start, and a client's again by a thread of its own when the files change. Whoever
 //! shakes hands takes what was read last.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +12,7 @@ use arc_swap::ArcSwapOption;
 use boring::pkey::{PKey, Private};
 use boring::sha::Sha256;
 use boring::x509::X509;
-use qmux_config::{Client, read_pem};
+use qmux_config::{Client, FileOrText};
 
 use super::sessions::Identity;
 
@@ -33,10 +33,10 @@ pub(crate) struct TlsError {
 }
 
 pub(super) fn failed<E: std::fmt::Display>(
-    path: &Path,
+    of: &(impl std::fmt::Display + ?Sized),
     what: &'static str,
 ) -> impl FnOnce(E) -> TlsError {
-    let path = path.display().to_string();
+    let path = of.to_string();
     move |error| TlsError {
         path,
         what,
@@ -47,18 +47,18 @@ pub(super) fn failed<E: std::fmt::Display>(
 /// The CAs of a file.
 #[derive(Debug)]
 pub(super) struct Authorities {
-    pub(super) file: PathBuf,
+    pub(super) from: FileOrText,
     pub(super) certs: Vec<X509>,
-    /// The file's content.
+    /// The PEM text.
     pub(super) pem: Vec<u8>,
 }
 
 impl Authorities {
-    pub(super) fn read(file: &Path) -> Result<Authorities, TlsError> {
-        let pem = read_pem(file).map_err(failed(file, "cannot be used"))?;
+    pub(super) fn read(from: &FileOrText) -> Result<Authorities, TlsError> {
+        let pem = from.read_pem().map_err(failed(from, "cannot be used"))?;
         Ok(Authorities {
-            file: file.to_owned(),
-            certs: certificates(file, &pem)?,
+            from: from.clone(),
+            certs: certificates(from, &pem)?,
             pem,
         })
     }
@@ -67,35 +67,39 @@ impl Authorities {
 /// A certificate with its chain, and its key.
 #[derive(Debug)]
 pub(super) struct Pair {
-    pub(super) cert_file: PathBuf,
-    pub(super) key_file: PathBuf,
+    pub(super) cert_from: FileOrText,
+    pub(super) key_from: FileOrText,
     /// The leaf first.
     pub(super) chain: Vec<X509>,
     pub(super) key: PKey<Private>,
-    /// The certificate file's content.
+    /// The certificate's PEM text.
     pem: Vec<u8>,
 }
 
 impl Pair {
-    pub(super) fn read(cert_file: &Path, key_file: &Path) -> Result<Pair, TlsError> {
-        let pem = read_pem(cert_file).map_err(failed(cert_file, "cannot be used"))?;
-        let key = read_pem(key_file).map_err(failed(key_file, "cannot be used"))?;
+    pub(super) fn read(cert_from: &FileOrText, key_from: &FileOrText) -> Result<Pair, TlsError> {
+        let pem = cert_from
+            .read_pem()
+            .map_err(failed(cert_from, "cannot be used"))?;
+        let key = key_from
+            .read_pem()
+            .map_err(failed(key_from, "cannot be used"))?;
         Ok(Pair {
-            cert_file: cert_file.to_owned(),
-            key_file: key_file.to_owned(),
-            chain: certificates(cert_file, &pem)?,
+            cert_from: cert_from.clone(),
+            key_from: key_from.clone(),
+            chain: certificates(cert_from, &pem)?,
             // Without a passphrase: nobody is there to be asked.
             key: PKey::private_key_from_pem_callback(&key, |_| Ok(0))
-                .map_err(failed(key_file, "is no usable private key"))?,
+                .map_err(failed(key_from, "is no usable private key"))?,
             pem,
         })
     }
 }
 
-fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<X509>, TlsError> {
-    let certs = X509::stack_from_pem(pem).map_err(failed(file, "holds no usable certificate"))?;
+fn certificates(from: &FileOrText, pem: &[u8]) -> Result<Vec<X509>, TlsError> {
+    let certs = X509::stack_from_pem(pem).map_err(failed(from, "holds no usable certificate"))?;
     if certs.is_empty() {
-        return Err(failed(file, "holds no certificate")("no PEM block"));
+        return Err(failed(from, "holds no certificate")("no PEM block"));
     }
     Ok(certs)
 }
@@ -115,9 +119,9 @@ impl ClientCredentials {
     /// # Errors
     /// The first one that is not usable.
     pub(crate) fn read(client: &Client) -> Result<ClientCredentials, TlsError> {
-        let authorities = Authorities::read(&client.tls.ca_cert_file)?;
+        let authorities = Authorities::read(&client.tls.ca_cert)?;
         let pair = client.tls.client_cert.as_ref();
-        let pair = pair.map(|pair| Pair::read(&pair.cert_file, &pair.key_file));
+        let pair = pair.map(|pair| Pair::read(&pair.cert, &pair.key));
         let pair = pair.transpose()?;
         let mut digest = Sha256::new();
         let cert = pair.as_ref().map(|pair| pair.pem.as_slice());
@@ -203,15 +207,15 @@ type Stamp = Option<(SystemTime, u64, u64)>;
 fn stamps(client: &Client) -> Vec<Stamp> {
     use std::os::unix::fs::MetadataExt as _;
     let pair = client.tls.client_cert.as_ref();
-    let pair = pair.map(|pair| [&pair.cert_file, &pair.key_file]);
-    let stamp = |path: &PathBuf| {
+    let pair = pair.map(|pair| [&pair.cert, &pair.key]);
+    let stamp = |path: &Path| {
         let metadata = std::fs::metadata(path).ok()?;
         Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
     };
-    let files = [&client.tls.ca_cert_file]
+    let sources = [&client.tls.ca_cert]
         .into_iter()
         .chain(pair.into_iter().flatten());
-    files.map(stamp).collect()
+    sources.filter_map(FileOrText::file).map(stamp).collect()
 }
 
 /// What is worth a line of the log.

@@ -5,10 +5,10 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::time::Duration;
 
 use boring::x509::X509VerifyError;
+use qmux_config::FileOrText;
 
 use super::end::{BadCertificate, LaneEnd};
 
@@ -33,9 +33,9 @@ pub(crate) struct ClientView<'a> {
     /// What its certificate must be for.
     pub(crate) server_name: &'a str,
     /// The CAs that the client trusts.
-    pub(crate) ca_cert_file: &'a Path,
+    pub(crate) ca_cert: &'a FileOrText,
     /// The client's certificate, if it has one.
-    pub(crate) client_cert_file: Option<&'a Path>,
+    pub(crate) client_cert: Option<&'a FileOrText>,
     /// How long a handshake may take.
     pub(crate) handshake_timeout: Duration,
     /// Whether any packet has come back.
@@ -118,7 +118,6 @@ pub(crate) fn is_without_route(kind: ErrorKind) -> bool {
 /// The client does not accept the server's certificate.
 fn bad_server(bad: &BadCertificate, view: &ClientView<'_>) -> String {
     let ClientView { server_name, .. } = view;
-    let ca = view.ca_cert_file.display();
     let of = "the server's certificate";
     match bad.why {
         X509VerifyError::HOSTNAME_MISMATCH | X509VerifyError::IP_ADDRESS_MISMATCH => {
@@ -134,17 +133,25 @@ fn bad_server(bad: &BadCertificate, view: &ClientView<'_>) -> String {
         _ => not_trusted(
             bad,
             of,
-            &format!("a CA in ca_cert_file {ca} of [client.tls]"),
+            &authorities(view.ca_cert, "client.tls"),
             "serverAuth",
         ),
     }
 }
 
+/// The CAs of a section, as an operator finds them.
+fn authorities(ca_cert: &FileOrText, section: &str) -> String {
+    match ca_cert {
+        FileOrText::File(path) => format!("a CA in ca_cert_file {} of [{section}]", path.display()),
+        FileOrText::Text { .. } => format!("a CA in {ca_cert}"),
+    }
+}
+
 /// Why a server refused a client in the handshake, or the client left it.
-pub(crate) fn at_server(end: &LaneEnd, ca_cert_file: Option<&Path>) -> String {
-    match (end, ca_cert_file) {
+pub(crate) fn at_server(end: &LaneEnd, ca_cert: Option<&FileOrText>) -> String {
+    match (end, ca_cert) {
         (LaneEnd::BadCertificate(bad), Some(ca)) => {
-            let ca = format!("a CA in ca_cert_file {} of [server.auth]", ca.display());
+            let ca = authorities(ca, "server.auth");
             let sentence = not_trusted(bad, "the client's certificate", &ca, "clientAuth");
             format!("{sentence} ({end})")
         }
@@ -198,13 +205,13 @@ fn not_trusted(bad: &BadCertificate, of: &str, ca: &str, usage: &str) -> String 
 
 /// The server does not accept the client, by a TLS alert.
 fn client_refused(code: u64, view: &ClientView<'_>) -> Option<String> {
-    let cert = match view.client_cert_file {
-        Some(path) => format!("this client's certificate {}", path.display()),
+    let cert = match view.client_cert {
+        Some(cert) => format!("this client's certificate {cert}"),
         None => "this client".into(),
     };
     let why = match code {
         alert::CERTIFICATE_REQUIRED => {
-            return Some(match view.client_cert_file {
+            return Some(match view.client_cert {
                 None => "the server wants a client certificate: set client_cert_file and \
                 client_key_file in [client.tls]"
                     .into(),
@@ -263,16 +270,22 @@ pub(crate) const WRONG_TOKEN: &str = "the server does not accept this client's t
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+    use std::sync::LazyLock;
+
     use qmux_config::CertificateFacts;
 
     use super::*;
+
+    static CA: LazyLock<FileOrText> = LazyLock::new(|| PathBuf::from("certs/ca.crt").into());
+    static CERT: LazyLock<FileOrText> = LazyLock::new(|| PathBuf::from("certs/client.crt").into());
 
     fn view(was_answered: bool) -> ClientView<'static> {
         ClientView {
             server: "192.0.2.1:8443".parse().expect("literal"),
             server_name: "tunnel.test",
-            ca_cert_file: Path::new("certs/ca.crt"),
-            client_cert_file: Some(Path::new("certs/client.crt")),
+            ca_cert: &CA,
+            client_cert: Some(&CERT),
             handshake_timeout: Duration::from_secs(5),
             was_answered,
         }
@@ -358,11 +371,11 @@ mod tests {
     #[test]
     fn a_clients_bad_certificate_names_the_servers_file() {
         let end = bad(X509VerifyError::UNABLE_TO_GET_ISSUER_CERT_LOCALLY);
-        let sentence = at_server(&end, Some(Path::new("/etc/ca.crt")));
+        let sentence = at_server(&end, Some(&PathBuf::from("/etc/ca.crt").into()));
         assert_says(&sentence, &["ca_cert_file /etc/ca.crt of [server.auth]"]);
         let purpose = at_server(
             &bad(X509VerifyError::INVALID_PURPOSE),
-            Some(Path::new("ca")),
+            Some(&PathBuf::from("ca").into()),
         );
         assert_says(&purpose, &["clientAuth"]);
     }
@@ -381,7 +394,7 @@ mod tests {
         );
         assert_says(&at(alert::NO_APPLICATION_PROTOCOL), &["no qmux-dp server"]);
         let mut without = view(true);
-        without.client_cert_file = None;
+        without.client_cert = None;
         let required = at_client(&refused(alert::CERTIFICATE_REQUIRED), &without);
         assert_says(
             &required,

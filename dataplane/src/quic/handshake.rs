@@ -1,7 +1,7 @@
 //! What a completed handshake was: full or resumed, and what became of early data.
 
 use super::lane::Connection;
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 
 /// What became of early data (0-RTT).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

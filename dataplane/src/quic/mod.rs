@@ -8,7 +8,6 @@ pub(crate) mod control;
 pub(crate) mod credentials;
 pub(crate) mod end;
 pub(crate) mod endpoint;
-pub(crate) mod event;
 pub(crate) mod explain;
 pub(crate) mod handshake;
 pub(crate) mod lane;

@@ -22,9 +22,9 @@
 //! not told apart.
 
 use std::net::IpAddr;
-use std::path::Path;
 
 use boring::hash::hmac_sha256;
+use qmux_config::FileOrText;
 use qmux_proto::CID_LEN;
 use qmux_proto::cid::{CID_RANDOM_LEN, ConnectionId};
 
@@ -76,8 +76,8 @@ impl ResetKey {
     ///
     /// # Errors
     /// With a text if the file cannot be read.
-    pub(crate) fn from_key_file(path: &Path, port: u16) -> Result<ResetKey, String> {
-        let secret = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    pub(crate) fn from_key(key: &FileOrText, port: u16) -> Result<ResetKey, String> {
+        let secret = key.read_pem().map_err(|error| format!("{key} {error}"))?;
         // Where there is none, machines are told apart by their addresses alone.
         let machine = std::fs::read(BOOT_ID_FILE).unwrap_or_default();
         ResetKey::of(&secret, &machine, port)

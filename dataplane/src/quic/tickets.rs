@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use boring::ssl::SslContextBuilder;
-use qmux_config::{ServerTls, TICKET_KEY_NAME_BYTES, TicketKey, read_ticket_keys};
+use qmux_config::{FileOrText, ServerTls, TICKET_KEY_NAME_BYTES, TicketKey, read_ticket_keys};
 
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::sys::tls::{self, TicketKeySource};
 
 /// A key file is looked at this often, or more often if the rotation interval is shorter.
@@ -93,6 +93,8 @@ impl KeyRing {
 #[derive(Debug)]
 enum Origin {
     Drawn(KeyRing),
+    /// The config file holds them; they stay as they are.
+    Text,
     File {
         path: PathBuf,
         check: Duration,
@@ -121,8 +123,8 @@ impl TicketKeys {
     /// A text for the log.
     pub(crate) fn start(tls: &ServerTls) -> Result<(Arc<TicketKeys>, Keeper), String> {
         let interval = tls.session_ticket_encryption_key_rotation_interval;
-        let (origin, set) = match &tls.session_ticket_encryption_key_file {
-            Some(path) => {
+        let (origin, set) = match &tls.session_ticket_encryption_key {
+            Some(FileOrText::File(path)) => {
                 let keys = read_ticket_keys(path)
                     .map_err(|error| format!("ticket keys: {} {error}", path.display()))?;
                 let check = match interval {
@@ -135,6 +137,12 @@ impl TicketKeys {
                     wrong: None,
                 };
                 (origin, KeySet(keys))
+            }
+            Some(text) => {
+                let keys = text
+                    .read_ticket_keys()
+                    .map_err(|error| format!("ticket keys: {text} {error}"))?;
+                (Origin::Text, KeySet(keys))
             }
             None => {
                 let key = TicketKey::draw().ok_or("ticket keys: the system gives no randomness")?;
@@ -196,6 +204,7 @@ impl Keeper {
             let wake = match &self.origin {
                 Origin::Drawn(ring) => ring.next_tick(),
                 Origin::File { check, .. } => Some(Instant::now() + *check),
+                Origin::Text => None,
             };
             let Some(wake) = wake else { return };
             // Never at once: a system without randomness must not keep the core busy.
@@ -214,6 +223,7 @@ impl Keeper {
                     tracing::info!(keys = ring.keys.len(), "session ticket key rotated");
                 }
             }
+            Origin::Text => {}
             Origin::File { path, wrong, .. } => {
                 let now_wrong = look(&self.keys, path, counters).err();
                 if let Some(error) = &now_wrong {
@@ -351,11 +361,11 @@ mod tests {
         };
         write(&[key(1)]);
         let tls = ServerTls {
-            server_cert_file: PathBuf::new(),
-            server_key_file: PathBuf::new(),
+            server_cert: PathBuf::new().into(),
+            server_key: PathBuf::new().into(),
             session_ticket_encryption_key_rotation_interval: Duration::ZERO,
             session_ticket_encryption_key_rotation_overlap: 0,
-            session_ticket_encryption_key_file: Some(path.clone()),
+            session_ticket_encryption_key: Some(path.clone().into()),
         };
         let (keys, mut keeper) = TicketKeys::start(&tls).expect("keys");
         let counters = CoreCounters::default();

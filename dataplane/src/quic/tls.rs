@@ -1,14 +1,13 @@
 //! TLS contexts on boring: who must show which certificate, and what is checked of it.
 //!
 //! `quiche::Config::verify_peer` alone would let clients in without a certificate. A server therefore builds its own
-//! context: mTLS requires a certificate, and boring checks the chain to `ca_cert_file`, the validity period and the
+//! context: mTLS requires a certificate, and boring checks the chain to `ca_cert`, the validity period and the
 //! purpose (extended key usage `clientAuth`). A client checks the chain, the purpose `serverAuth` and the server's name.
 //!
 //! BoringSSL checks certificates at full handshakes only. So a session that is resumed was made under the same rules
 //! (its context names the CAs), and its certificate is checked again by [`check_resumed_peer`].
 
 use std::net::IpAddr;
-use std::path::Path;
 
 use boring::error::ErrorStack;
 use boring::sha::Sha256;
@@ -28,7 +27,7 @@ const SESSION_CONTEXT_TOKEN: &[u8] = b"qmux-dp/1 token";
 const SESSION_LIFETIME_SECONDS: u32 = 2 * 24 * 60 * 60;
 
 fn base() -> Result<SslContextBuilder, TlsError> {
-    let in_memory = Path::new("(TLS context)");
+    let in_memory = "(TLS context)";
     let mut tls =
         SslContextBuilder::new(SslMethod::tls()).map_err(failed(in_memory, "cannot be created"))?;
     tls.set_min_proto_version(Some(SslVersion::TLS1_3))
@@ -37,7 +36,7 @@ fn base() -> Result<SslContextBuilder, TlsError> {
 }
 
 fn take_pair(tls: &mut SslContextBuilder, pair: &Pair) -> Result<(), TlsError> {
-    let (cert, key) = (&pair.cert_file, &pair.key_file);
+    let (cert, key) = (&pair.cert_from, &pair.key_from);
     let mut chain = pair.chain.iter();
     if let Some(leaf) = chain.next() {
         tls.set_certificate(leaf)
@@ -58,7 +57,7 @@ fn trust(tls: &mut SslContextBuilder, authorities: &Authorities) -> Result<(), T
     for cert in &authorities.certs {
         store
             .add_cert(cert.clone())
-            .map_err(failed(&authorities.file, "is no usable CA certificate"))?;
+            .map_err(failed(&authorities.from, "is no usable CA certificate"))?;
     }
     Ok(())
 }
@@ -66,18 +65,18 @@ fn trust(tls: &mut SslContextBuilder, authorities: &Authorities) -> Result<(), T
 /// The server's context, from its files as they are now.
 pub(crate) fn server(server: &Server) -> Result<SslContextBuilder, TlsError> {
     let mut tls = base()?;
-    let (cert, key) = (&server.tls.server_cert_file, &server.tls.server_key_file);
+    let (cert, key) = (&server.tls.server_cert, &server.tls.server_key);
     take_pair(&mut tls, &Pair::read(cert, key)?)?;
     let mut context = Sha256::new();
     match &server.auth {
-        ServerAuth::Mtls { ca_cert_file } => {
-            let authorities = Authorities::read(ca_cert_file)?;
+        ServerAuth::Mtls { ca_cert } => {
+            let authorities = Authorities::read(ca_cert)?;
             trust(&mut tls, &authorities)?;
-            let mut names = Stack::new().map_err(failed(ca_cert_file, "names no CA"))?;
+            let mut names = Stack::new().map_err(failed(ca_cert, "names no CA"))?;
             for cert in &authorities.certs {
                 crate::sys::tls::copy_name(cert.subject_name())
                     .and_then(|name| names.push(name))
-                    .map_err(failed(ca_cert_file, "names no CA"))?;
+                    .map_err(failed(ca_cert, "names no CA"))?;
             }
             tls.set_client_ca_list(names);
             tls.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
@@ -90,7 +89,7 @@ pub(crate) fn server(server: &Server) -> Result<SslContextBuilder, TlsError> {
     // the same CAs. Others are full handshakes, in which a client has to show what is asked for
     // now.
     tls.set_session_id_context(&context.finish())
-        .map_err(failed(Path::new("(session tickets)"), "session id context"))?;
+        .map_err(failed("(session tickets)", "session id context"))?;
     crate::sys::tls::set_session_lifetime(&mut tls, SESSION_LIFETIME_SECONDS);
     Ok(tls)
 }

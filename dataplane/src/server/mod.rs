@@ -1,89 +1,60 @@
-//! The server role on one core: its share of every listener.
+//! The server role on one core: its share of every door, where clients come in, and every entrance, where visitors do.
+//!
+//! A listener of dp.toml is a door with one entrance. A [`pool`] has the clients of a service; cores share it. The flows
+//! of visitors are in [`tcp`] and [`udp`].
 
-mod auth;
-mod balance;
-mod blame;
-mod control;
-mod head_start;
-mod lane;
-mod lanes;
-pub(crate) mod listener;
-mod opening;
-mod presence;
-pub(crate) mod registry;
-mod route;
-mod session;
-#[cfg(test)]
-mod simulation;
-mod udp_refusals;
-pub(crate) mod visitors;
+mod door;
+mod entrance;
+pub(crate) mod ids;
+pub(crate) mod mail;
+pub(crate) mod pool;
+mod shared;
+mod tcp;
+pub(crate) mod udp;
 
-use std::net::{TcpListener, UdpSocket};
+use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use qmux_config::{Config, Server};
-
-use crate::core::CoreContext;
-use crate::core::mailbox::Mail;
-use crate::quic::tickets::{Keeper, TicketKeys};
-use listener::ListenerCore;
-use registry::ClientPool;
-
-/// The sockets of one listener on one core.
-#[derive(Debug)]
-pub(crate) struct ListenerSockets {
-    /// For QUIC.
-    pub(crate) quic: UdpSocket,
-    /// For TCP visitors, if the listener takes them.
-    pub(crate) tcp: Option<TcpListener>,
-    /// For UDP visitors, if the listener takes them.
-    pub(crate) udp: Option<UdpSocket>,
-}
-
-/// What all cores of the server role share.
-#[derive(Debug)]
-pub(crate) struct ServerShared {
-    /// The whole configuration.
-    pub(crate) config: Arc<Config>,
-    /// One pool of clients per listener.
-    pub(crate) pools: Vec<Arc<ClientPool>>,
-    /// Drawn at this process's start.
-    pub(crate) instance_id: [u8; 16],
-    /// The session ticket keys of all cores.
-    pub(crate) ticket_keys: Arc<TicketKeys>,
-    /// Keeps them up to date; the first core takes it.
-    pub(crate) ticket_keeper: Mutex<Option<Keeper>>,
-}
-
-impl ServerShared {
-    /// The `[server]` section. The role is only started if there is one.
-    pub(crate) fn server(&self) -> Option<&Server> {
-        self.config.server.as_ref()
-    }
-}
+use door::Door;
+use entrance::Entrance;
+use ids::{DoorId, EntranceId};
+use mail::ServerMail;
+pub(crate) use shared::{ListenerSockets, ServerContext, ServerShared};
 
 /// The server role on one core.
 pub(crate) struct ServerCore {
-    listeners: Vec<Rc<ListenerCore>>,
+    doors: HashMap<DoorId, Rc<Door>>,
+    entrances: HashMap<EntranceId, Rc<Entrance>>,
 }
 
 impl ServerCore {
-    /// Starts this core's share of every listener.
+    /// Opens this core's doors and entrances.
     ///
     /// # Errors
     /// With a text for the log if sockets or TLS contexts cannot be set up on this core.
     pub(crate) fn start(
-        context: &Rc<CoreContext>,
+        context: &Rc<ServerContext>,
         shared: &Arc<ServerShared>,
         sockets: Vec<ListenerSockets>,
     ) -> Result<ServerCore, String> {
-        let listeners = sockets
-            .into_iter()
-            .enumerate()
-            .map(|(index, sockets)| ListenerCore::start(index, context, shared, sockets))
-            .collect::<Result<_, _>>()?;
+        let mut this = ServerCore {
+            doors: HashMap::new(),
+            entrances: HashMap::new(),
+        };
+        let server = shared.server().ok_or("no [server] section")?;
+        let listeners = server.listeners();
+        let with_pools = listeners.iter().zip(&shared.pools);
+        for ((number, (listener, pool)), sockets) in (0..).zip(with_pools).zip(sockets) {
+            let (door, entrance) = (DoorId(number), EntranceId(number));
+            let takes_udp = sockets.udp.is_some();
+            let opened = Door::open(door, context, shared, pool, sockets.quic, takes_udp)?;
+            let (tcp, udp) = (sockets.tcp, sockets.udp);
+            let entered = Entrance::open(entrance, &opened, listener, pool, tcp, udp)?;
+            this.doors.insert(door, opened);
+            this.entrances.insert(entrance, entered);
+        }
         let keeper = shared
             .ticket_keeper
             .lock()
@@ -92,80 +63,74 @@ impl ServerCore {
         if let Some(keeper) = keeper {
             crate::core::task::spawn_vital(keeper.run(Arc::clone(&context.counters)));
         }
-        Ok(ServerCore { listeners })
+        Ok(this)
     }
 
-    /// Takes mail meant for the server role; gives back what is not.
-    pub(crate) fn mail(&self, mail: Mail) -> Option<Mail> {
-        let listener = |index: usize| self.listeners.get(index);
+    /// Takes what the same role of another core has sent. What is for a door or an entrance that is not here is dropped.
+    pub(crate) fn mail(&self, mail: ServerMail) {
         match mail {
-            Mail::Visitor {
-                listener: index,
+            ServerMail::Visitor {
+                entrance,
                 stream,
                 visitor,
                 ticket,
             } => {
-                if let Some(listener) = listener(index) {
-                    listener.visitor_from_other_core(stream, visitor, ticket);
+                if let Some(entrance) = self.entrances.get(&entrance) {
+                    entrance.visitor_from_other_core(stream, visitor, ticket);
                 }
             }
-            Mail::Datagram {
-                listener: index,
-                packet,
-            } => {
-                if let Some(listener) = listener(index) {
-                    listener.datagram_from_other_core(packet);
+            ServerMail::Datagram { entrance, packet } => {
+                if let Some(entrance) = self.entrances.get(&entrance) {
+                    entrance.datagram_from_other_core(packet);
                 }
             }
-            Mail::Packet {
-                listener: index,
+            ServerMail::Packet {
+                door,
                 mut data,
                 from,
                 to_ip,
             } => {
-                if let Some(listener) = listener(index) {
-                    listener.endpoint().inject(&mut data, from, to_ip);
+                if let Some(door) = self.doors.get(&door) {
+                    door.endpoint().inject(&mut data, from, to_ip);
                 }
             }
-            Mail::Evict {
-                listener: index,
-                client,
-            } => {
-                if let Some(listener) = listener(index) {
-                    listener.evict(client);
+            ServerMail::Evict { door, client } => {
+                if let Some(door) = self.doors.get(&door) {
+                    door.evict(client);
                 }
             }
-            Mail::ClientMayBeGone {
-                listener: index,
-                client,
-            } => {
-                if let Some(listener) = listener(index) {
-                    listener.alarm(client);
+            ServerMail::ClientMayBeGone { door, client } => {
+                if let Some(door) = self.doors.get(&door) {
+                    door.alarm(client);
                 }
             }
-            other => return Some(other),
         }
-        None
     }
 
     /// Takes no new visitor and tells the clients so.
     pub(crate) fn drain(&self, timeout: Duration) {
-        for listener in &self.listeners {
-            listener.drain(timeout);
+        for entrance in self.entrances.values() {
+            entrance.drain(timeout);
+        }
+        for door in self.doors.values() {
+            door.drain(timeout);
         }
     }
 
     /// Whether the clients have all bytes of the flows that have ended.
     pub(crate) fn has_delivered(&self, now: Instant) -> bool {
         // All are asked: the time that each may take runs from the first question.
-        let waits = |listener: &&Rc<ListenerCore>| !listener.has_delivered(now);
-        self.listeners.iter().filter(waits).count() == 0
+        let waits = |door: &&Rc<Door>| !door.has_delivered(now);
+        self.doors.values().filter(waits).count() == 0
     }
 
     /// Closes all lanes. They are told in the next flush.
     pub(crate) fn close(&self) {
-        for listener in &self.listeners {
-            listener.close();
+        for entrance in self.entrances.values() {
+            entrance.close();
+        }
+        for door in self.doors.values() {
+            door.close();
         }
     }
 }

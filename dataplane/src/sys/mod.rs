@@ -28,6 +28,10 @@ pub(crate) mod wake;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+/// Cores of one process: the index is one byte of a connection id (`qmux_proto::cid`), by which [`steering`] finds the
+/// core.
+pub(crate) const CORES_MAX: usize = 256;
+
 /// Borrows the descriptor of a monoio socket, which offers only its number.
 fn borrow<T: AsRawFd>(socket: &T) -> BorrowedFd<'_> {
     // SAFETY: `socket` owns the descriptor and is borrowed for as long as the result lives, so it stays open.

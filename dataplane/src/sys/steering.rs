@@ -41,7 +41,7 @@ fn program(sockets: u32) -> [libc::sock_filter; PROGRAM_LENGTH] {
 /// # Errors
 /// `setsockopt(2)`'s, when the kernel lacks `SO_ATTACH_REUSEPORT_CBPF` (before Linux 4.5).
 pub(crate) fn attach(socket: &UdpSocket, sockets: usize) -> io::Result<()> {
-    debug_assert!((1..=crate::core::CORES_MAX).contains(&sockets));
+    debug_assert!((1..=super::CORES_MAX).contains(&sockets));
     let mut filter = program(u32::try_from(sockets).map_err(io::Error::other)?);
     super::option::attach_reuseport_program(socket, &mut filter)
 }

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../../dataplane/src/admin/query.rs"]
+#[path = "../../../dataplane/src/process/admin/query.rs"]
 mod query;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use qmux_config::Config;
+use qmux_config::{Admission, CertificateNames, ClientMatcher, Config, Server};
 use qmux_config::certs::{CertsRequest, generate, write};
 
 /// A directory with certificates, so that a config can be a good one.
@@ -28,6 +28,21 @@ static PLACE: LazyLock<PathBuf> = LazyLock::new(|| {
 /// What must not be in a message: the seeds have it for a token.
 const SECRET: &str = "fuzzed-secret-of-a-token";
 
+/// Nobody is taken for a client whose proof it does not have.
+fn check_clients(server: &Server) {
+    let stranger = CertificateNames {
+        common_names: vec!["a name of no seed".into()],
+        dns_names: Vec::new(),
+        uri_names: Vec::new(),
+        fingerprint: [0x5a; 32],
+    };
+    let matcher = ClientMatcher::new(server);
+    let admission = matcher.by_certificate(&stranger);
+    assert_eq!(admission.may_serve("web"), server.clients.is_empty());
+    assert_eq!(matcher.by_token(|_| false), Admission::Refused);
+    assert!(server.sockets(1) > 0);
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
@@ -36,10 +51,15 @@ fuzz_target!(|bytes: &[u8]| {
     if text.contains("/") && !text.contains("certs/") || text.contains("..") {
         return;
     }
-    match Config::parse(text, &PLACE) {
+    // An environment of its own: what a run finds must not depend on where it runs.
+    let environment = |name: &str| (name == "FUZZED").then(|| "fuzzed".into());
+    match Config::parse_with(text, &PLACE, environment) {
         Ok(config) => {
             assert!(config.server.is_some() || config.client.is_some());
             assert!(!format!("{config:?}").contains(SECRET), "it shows a token");
+            if let Some(server) = &config.server {
+                check_clients(server);
+            }
         }
         Err(errors) => {
             assert!(!errors.problems().is_empty());

@@ -20,6 +20,9 @@ impl Capabilities {
     pub const FRAGMENTATION: Self = Self(1 << 2);
     /// ServiceHealth messages.
     pub const SERVICE_HEALTH: Self = Self(1 << 3);
+    /// Services with names: ServiceAnswers messages, and the traffic address in the first datagrams of
+    /// a UDP flow.
+    pub const NAMED_SERVICES: Self = Self(1 << 4);
     /// Answers to PathChallenge messages.
     pub const PATH_CHALLENGE: Self = Self(1 << 8);
 

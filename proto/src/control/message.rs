@@ -2,16 +2,17 @@
 
 use super::{
     AuthChallenge, AuthProof, Finished, FlowClosed, GoAway, Heartbeat, NoMoreFlows, PathChallenge,
-    PathResponse, Register, RegisterAck, ServiceHealth,
+    PathResponse, Register, RegisterAck, ServiceAnswers, ServiceHealth,
 };
 use crate::error::DecodeError;
 use crate::varint;
 
 /// The longest message in bytes, type byte included, length not. A Register with every service
-/// offered takes 8.5 KiB; the rest is for the fields of later versions.
+/// offered takes 8.5 KiB, the answers to it 9; the rest is for the fields of later versions.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 
 const _: () = assert!(Register::ENCODED_BYTES_MAX < MESSAGE_BYTES_MAX / 2 + 1024);
+const _: () = assert!(ServiceAnswers::ENCODED_BYTES_MAX < MESSAGE_BYTES_MAX);
 const _: () = assert!(RegisterAck::ENCODED_BYTES_MAX < MESSAGE_BYTES_MAX);
 
 const REGISTER: u8 = 1;
@@ -24,6 +25,7 @@ const AUTH_PROOF: u8 = 7;
 const SERVICE_HEALTH: u8 = 8;
 const FINISHED: u8 = 9;
 const NO_MORE_FLOWS: u8 = 11;
+const SERVICE_ANSWERS: u8 = 12;
 const PATH_CHALLENGE: u8 = 20;
 const PATH_RESPONSE: u8 = 21;
 
@@ -50,6 +52,8 @@ pub enum Message {
     Finished(Finished),
     /// Server: the answer to GoAway.
     NoMoreFlows(NoMoreFlows),
+    /// Server: what became of each service that was offered.
+    ServiceAnswers(ServiceAnswers),
     /// Server: prove that you receive at your new address.
     PathChallenge(PathChallenge),
     /// Client: the proof.
@@ -76,6 +80,7 @@ impl Message {
             Self::ServiceHealth(body) => body.encode(out),
             Self::Finished(body) => body.encode(out),
             Self::NoMoreFlows(body) => body.encode(out),
+            Self::ServiceAnswers(body) => body.encode(out),
             Self::PathChallenge(body) => body.encode(out),
             Self::PathResponse(body) => body.encode(out),
         }
@@ -107,6 +112,7 @@ impl Message {
             SERVICE_HEALTH => Self::ServiceHealth(ServiceHealth::decode(buf)?),
             FINISHED => Self::Finished(Finished::decode(buf)?),
             NO_MORE_FLOWS => Self::NoMoreFlows(NoMoreFlows::decode(buf)?),
+            SERVICE_ANSWERS => Self::ServiceAnswers(ServiceAnswers::decode(buf)?),
             PATH_CHALLENGE => Self::PathChallenge(PathChallenge::decode(buf)?),
             PATH_RESPONSE => Self::PathResponse(PathResponse::decode(buf)?),
             _ => return Ok(None),
@@ -125,6 +131,7 @@ impl Message {
             Self::ServiceHealth(_) => SERVICE_HEALTH,
             Self::Finished(_) => FINISHED,
             Self::NoMoreFlows(_) => NO_MORE_FLOWS,
+            Self::ServiceAnswers(_) => SERVICE_ANSWERS,
             Self::PathChallenge(_) => PATH_CHALLENGE,
             Self::PathResponse(_) => PATH_RESPONSE,
         }

@@ -33,7 +33,7 @@ pub struct Register {
     pub lane_count: u64,
     /// What the client can do.
     pub capabilities: Capabilities,
-    /// The services behind the client, at most [`SERVICES_MAX`]. Today one without a name.
+    /// The services behind the client, at most [`SERVICES_MAX`].
     pub services: Vec<ServiceOffer>,
 }
 
@@ -42,6 +42,51 @@ pub struct Register {
 pub struct ServiceOffer {
     /// The name, 0 to [`SERVICE_NAME_BYTES_MAX`] bytes without control characters.
     pub name: String,
+    /// What it speaks.
+    pub protocols: Protocols,
+}
+
+impl ServiceOffer {
+    /// A service that speaks TCP and UDP.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            protocols: Protocols::BOTH,
+        }
+    }
+}
+
+/// The protocols of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocols {
+    /// It takes TCP flows.
+    pub tcp: bool,
+    /// It takes UDP flows.
+    pub udp: bool,
+}
+
+impl Protocols {
+    /// TCP and UDP: what a client speaks that says nothing of it.
+    pub const BOTH: Self = Self {
+        tcp: true,
+        udp: true,
+    };
+
+    const TCP_BIT: u8 = 1 << 0;
+    const UDP_BIT: u8 = 1 << 1;
+
+    fn bits(self) -> u8 {
+        let (tcp, udp) = (u8::from(self.tcp), u8::from(self.udp));
+        (tcp * Self::TCP_BIT) | (udp * Self::UDP_BIT)
+    }
+
+    /// Bits that this version does not know have no effect.
+    fn from_bits(bits: u8) -> Self {
+        Self {
+            tcp: bits & Self::TCP_BIT != 0,
+            udp: bits & Self::UDP_BIT != 0,
+        }
+    }
 }
 
 /// Whether an id can stand in a Register: 1 to [`CLIENT_ID_BYTES_MAX`] bytes and no control
@@ -58,7 +103,7 @@ impl Register {
         + INSTANCE_ID_BYTES
         + 3 * varint::BYTES_MAX
         + varint::size(SERVICES_MAX as u64)
-        + SERVICES_MAX * (2 + SERVICE_NAME_BYTES_MAX);
+        + SERVICES_MAX * (2 + SERVICE_NAME_BYTES_MAX + 1);
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         assert!(
@@ -79,6 +124,14 @@ impl Register {
         varint::put(out, self.services.len() as u64);
         for offer in &self.services {
             service::put(out, &offer.name);
+        }
+        // Appended, so that older servers skip it, and left out where it says what they assume.
+        if self
+            .services
+            .iter()
+            .any(|it| it.protocols != Protocols::BOTH)
+        {
+            out.extend(self.services.iter().map(|it| it.protocols.bits()));
         }
     }
 
@@ -114,11 +167,12 @@ fn decode_services(buf: &mut &[u8]) -> Result<Vec<ServiceOffer>, DecodeError> {
             max: SERVICES_MAX as u64,
         });
     }
-    (0..count)
-        .map(|_| {
-            Ok(ServiceOffer {
-                name: service::get(buf)?.to_owned(),
-            })
-        })
-        .collect()
+    let offers = (0..count).map(|_| Ok(ServiceOffer::new(service::get(buf)?)));
+    let mut services = offers.collect::<Result<Vec<_>, _>>()?;
+    if !buf.is_empty() {
+        for offer in &mut services {
+            offer.protocols = Protocols::from_bits(wire::byte(buf, "protocols of a service")?);
+        }
+    }
+    Ok(services)
 }

@@ -56,6 +56,8 @@ code_enum! {
         LimitReached = 5 => "a limit is reached",
         /// The Register message makes no sense.
         BadRequest = 6 => "the request is not valid",
+        /// The client is authenticated, but none of those that may serve here.
+        NotAdmitted = 7 => "the client is not among those that may serve here",
         _ => Other(u64), "refused with code {}",
     }
 }

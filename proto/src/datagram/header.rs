@@ -34,6 +34,10 @@ pub enum Header<'a> {
         flow_id: u64,
         /// The address of the visitor, as the server sees it.
         visitor: SocketAddr,
+        /// The traffic address that the visitor sends to, for clients with
+        /// [`Capabilities::NAMED_SERVICES`](crate::control::Capabilities::NAMED_SERVICES): others
+        /// cannot read a header with it.
+        traffic: Option<SocketAddr>,
         /// The name of the service, at most
         /// [`SERVICE_NAME_BYTES_MAX`](crate::SERVICE_NAME_BYTES_MAX) bytes.
         service: &'a str,
@@ -61,6 +65,10 @@ pub enum Header<'a> {
         count: u8,
         /// The address of the visitor, as the server sees it.
         visitor: SocketAddr,
+        /// The traffic address that the visitor sends to, for clients with
+        /// [`Capabilities::NAMED_SERVICES`](crate::control::Capabilities::NAMED_SERVICES): others
+        /// cannot read a header with it.
+        traffic: Option<SocketAddr>,
         /// The name of the service, at most
         /// [`SERVICE_NAME_BYTES_MAX`](crate::SERVICE_NAME_BYTES_MAX) bytes.
         service: &'a str,
@@ -110,6 +118,14 @@ impl<'a> Header<'a> {
         }
     }
 
+    /// The traffic address that the visitor sends to, if the header introduces its flow and says so.
+    pub fn traffic(&self) -> Option<SocketAddr> {
+        match *self {
+            Self::First { traffic, .. } | Self::FirstFragment { traffic, .. } => traffic,
+            Self::Whole { .. } | Self::Fragment { .. } => None,
+        }
+    }
+
     fn kind(&self) -> u64 {
         match self {
             Self::Whole { .. } => KIND_WHOLE,
@@ -127,6 +143,7 @@ impl<'a> Header<'a> {
         }
         if let Some((visitor, service)) = self.introduction() {
             length += address::size(&visitor);
+            length += self.traffic().map_or(0, |traffic| address::size(&traffic));
             length += varint::size(service.len() as u64) + service.len();
         }
         length
@@ -151,7 +168,7 @@ impl<'a> Header<'a> {
             out.put_u8(count);
         }
         if let Some((visitor, service)) = self.introduction() {
-            address::put(out, &visitor);
+            address::put_pair(out, &visitor, self.traffic().as_ref());
             service::put(out, service);
         }
     }
@@ -170,10 +187,11 @@ impl<'a> Header<'a> {
         let header = match first & KIND_MASK {
             KIND_WHOLE => Self::Whole { flow_id },
             KIND_FIRST => {
-                let (visitor, service) = get_introduction(buf)?;
+                let (visitor, traffic, service) = get_introduction(buf)?;
                 Self::First {
                     flow_id,
                     visitor,
+                    traffic,
                     service,
                 }
             }
@@ -188,13 +206,14 @@ impl<'a> Header<'a> {
             }
             _ => {
                 let (packet_id, index, count) = get_fragment(buf)?;
-                let (visitor, service) = get_introduction(buf)?;
+                let (visitor, traffic, service) = get_introduction(buf)?;
                 Self::FirstFragment {
                     flow_id,
                     packet_id,
                     index,
                     count,
                     visitor,
+                    traffic,
                     service,
                 }
             }
@@ -203,8 +222,11 @@ impl<'a> Header<'a> {
     }
 }
 
-fn get_introduction<'a>(buf: &mut &'a [u8]) -> Result<(SocketAddr, &'a str), DecodeError> {
-    Ok((address::get(buf, "visitor")?, service::get(buf)?))
+fn get_introduction<'a>(
+    buf: &mut &'a [u8],
+) -> Result<(SocketAddr, Option<SocketAddr>, &'a str), DecodeError> {
+    let (visitor, traffic) = address::get_pair(buf, "visitor", "traffic")?;
+    Ok((visitor, traffic, service::get(buf)?))
 }
 
 fn get_fragment(buf: &mut &[u8]) -> Result<(u64, u8, u8), DecodeError> {

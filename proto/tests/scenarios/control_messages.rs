@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use qmux_proto::DecodeError;
 use qmux_proto::control::{
-    AuthProof, Capabilities, Decoder, Message, RefuseReason, Register, RegisterAck,
+    AuthProof, Capabilities, Decoder, Message, Protocols, RefuseReason, Register, RegisterAck,
     RegisterOutcome, ServiceOffer, is_valid_client_id,
 };
 
@@ -125,7 +125,11 @@ fn a_client_id_has_1_to_253_bytes() {
 #[test]
 fn the_largest_register_passes_and_one_more_service_does_not() {
     let offer = ServiceOffer {
-        name: "x".repeat(128),
+        protocols: Protocols {
+            tcp: true,
+            udp: false,
+        },
+        ..ServiceOffer::new("x".repeat(128))
     };
     let message = Message::Register(Register {
         services: vec![offer; 64],

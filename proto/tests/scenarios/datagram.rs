@@ -20,6 +20,7 @@ struct Parts {
     index: u8,
     count: u8,
     visitor: SocketAddr,
+    traffic: Option<SocketAddr>,
     service: String,
 }
 
@@ -32,6 +33,7 @@ impl Parts {
             index,
             count,
             visitor,
+            traffic,
             ref service,
         } = self;
         match kind {
@@ -39,6 +41,7 @@ impl Parts {
             1 => Header::First {
                 flow_id,
                 visitor,
+                traffic,
                 service,
             },
             2 => Header::Fragment {
@@ -53,6 +56,7 @@ impl Parts {
                 index,
                 count,
                 visitor,
+                traffic,
                 service,
             },
         }
@@ -61,14 +65,17 @@ impl Parts {
 
 fn parts() -> impl Strategy<Value = Parts> {
     let place = (1..=FRAGMENTS_MAX as u8).prop_flat_map(|count| (0..count, Just(count)));
-    (0..4u8, flow_id(), number(), place, address(), service()).prop_map(
-        |(kind, flow_id, packet_id, (index, count), visitor, service)| Parts {
+    let traffic = proptest::option::of(address());
+    let addresses = (address(), traffic);
+    (0..4u8, flow_id(), number(), place, addresses, service()).prop_map(
+        |(kind, flow_id, packet_id, (index, count), (visitor, traffic), service)| Parts {
             kind,
             flow_id,
             packet_id,
             index,
             count,
             visitor,
+            traffic,
             service,
         },
     )
@@ -136,6 +143,7 @@ fn an_empty_packet_is_a_packet() {
         Header::First {
             flow_id: 1,
             visitor,
+            traffic: None,
             service: "",
         },
     ] {
@@ -171,6 +179,7 @@ fn the_longest_headers_are_as_long_as_their_constants_say() {
         index,
         count,
         visitor,
+        traffic: Some(visitor),
         service: "",
     };
     assert_eq!(first.encoded_len(), FIRST_FRAGMENT_HEADER_BYTES_MAX);

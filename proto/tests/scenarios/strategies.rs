@@ -7,8 +7,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use qmux_proto::control::{
     AuthChallenge, AuthProof, Capabilities, FlowClosed, GoAway, GoAwayReason, Heartbeat, Message,
-    NoMoreFlows, PathChallenge, PathResponse, RefuseReason, Register, RegisterAck, RegisterOutcome,
-    ServiceHealth, ServiceOffer,
+    NoMoreFlows, PathChallenge, PathResponse, Protocols, RefuseReason, Register, RegisterAck,
+    RegisterOutcome, ServiceAnswer, ServiceAnswers, ServiceHealth, ServiceOffer, ServiceVerdict,
+    TrafficPorts,
 };
 use qmux_proto::{FLOW_ID_MAX, FlowError, OpenHeader, Protocol, varint};
 
@@ -102,6 +103,7 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
             Message::ServiceHealth(ServiceHealth { service, healthy })
         }),
         number().prop_map(|flows_opened| Message::NoMoreFlows(NoMoreFlows { flows_opened })),
+        service_answers().prop_map(Message::ServiceAnswers),
         number().prop_map(|nonce| Message::PathChallenge(PathChallenge { nonce })),
         number().prop_map(|nonce| Message::PathResponse(PathResponse { nonce })),
     ]
@@ -109,7 +111,11 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
 
 fn register() -> impl Strategy<Value = Register> {
     let client_id = text(253).prop_map(|id| if id.is_empty() { "a".to_owned() } else { id });
-    let offers = vec(service().prop_map(|name| ServiceOffer { name }), 0..=64);
+    let offer = (service(), any::<bool>(), any::<bool>()).prop_map(|(name, tcp, udp)| {
+        let protocols = Protocols { tcp, udp };
+        ServiceOffer { name, protocols }
+    });
+    let offers = vec(offer, 0..=64);
     (
         number(),
         client_id,
@@ -138,6 +144,22 @@ fn register() -> impl Strategy<Value = Register> {
                 }
             },
         )
+}
+
+fn service_answers() -> impl Strategy<Value = ServiceAnswers> {
+    let ports = (1..=u16::MAX, 0..=u16::MAX);
+    let answer = (service(), number(), ports).prop_map(|(name, code, (first, more))| {
+        let verdict = ServiceVerdict::from_code(code % 4);
+        let accepted = verdict == ServiceVerdict::Accepted;
+        let count = more.min(u16::MAX - first) + 1;
+        let ports = TrafficPorts::new(first, count).filter(|_| accepted);
+        ServiceAnswer {
+            name,
+            verdict,
+            ports,
+        }
+    });
+    vec(answer, 0..=64).prop_map(|answers| ServiceAnswers { answers })
 }
 
 fn register_ack() -> impl Strategy<Value = RegisterAck> {

@@ -2,7 +2,8 @@
 
 use qmux_proto::control::{
     AuthChallenge, AuthProof, Capabilities, FlowClosed, GoAway, GoAwayReason, Heartbeat, Message,
-    NoMoreFlows, RefuseReason, Register, RegisterAck, RegisterOutcome, ServiceHealth, ServiceOffer,
+    NoMoreFlows, Protocols, RefuseReason, Register, RegisterAck, RegisterOutcome, ServiceAnswer,
+    ServiceAnswers, ServiceHealth, ServiceOffer, ServiceVerdict, TrafficPorts,
 };
 use qmux_proto::datagram::Header;
 use qmux_proto::{FlowError, OpenHeader, Protocol};
@@ -22,12 +23,7 @@ fn register() {
         lane_index: 2,
         lane_count: 64,
         capabilities: Capabilities::TCP | Capabilities::FRAGMENTATION,
-        services: vec![
-            ServiceOffer {
-                name: String::new(),
-            },
-            ServiceOffer { name: "web".into() },
-        ],
+        services: vec![ServiceOffer::new(""), ServiceOffer::new("web")],
     });
     let fields: [&[u8]; 7] = [
         &[33, 1, 1, 4],
@@ -37,6 +33,71 @@ fn register() {
         &[2, 0],
         &[3],
         b"web",
+    ];
+    assert_message(&message, &fields);
+}
+
+#[test]
+fn register_of_services_that_speak_one_protocol() {
+    let udp = Protocols {
+        tcp: false,
+        udp: true,
+    };
+    let message = Message::Register(Register {
+        protocol_version: 1,
+        client_id: "edge".into(),
+        instance_id: [7; 16],
+        lane_index: 0,
+        lane_count: 1,
+        capabilities: Capabilities::NAMED_SERVICES,
+        services: vec![
+            ServiceOffer::new("web"),
+            ServiceOffer {
+                protocols: udp,
+                ..ServiceOffer::new("dns")
+            },
+        ],
+    });
+    let fields: [&[u8]; 8] = [
+        &[37, 1, 1, 4],
+        b"edge",
+        &[7; 16],
+        &[0, 1, 0b1_0000],
+        &[2, 3],
+        b"web",
+        &[3, b'd', b'n', b's'],
+        &[0b11, 0b10],
+    ];
+    assert_message(&message, &fields);
+}
+
+#[test]
+fn service_answers() {
+    let answer = |name: &str, verdict, ports| ServiceAnswer {
+        name: name.into(),
+        verdict,
+        ports,
+    };
+    let message = Message::ServiceAnswers(ServiceAnswers {
+        answers: vec![
+            answer(
+                "ssh",
+                ServiceVerdict::Accepted,
+                TrafficPorts::new(30_000, 100),
+            ),
+            answer("", ServiceVerdict::Unknown, None),
+            answer("db", ServiceVerdict::NotAllowed, None),
+        ],
+    });
+    let fields: [&[u8]; 8] = [
+        &[25, 12, 3],
+        &[3],
+        b"ssh",
+        &[0, 0x75, 0x30, 0, 100],
+        &[0, 1, 0, 0, 0, 0],
+        &[2],
+        b"db",
+        &[2, 0, 0, 0, 0],
     ];
     assert_message(&message, &fields);
 }
@@ -123,15 +184,31 @@ fn datagrams() {
     let visitor = ([192, 0, 2, 1], 0x1234).into();
     let address = [4, 192, 0, 2, 1, 0x12, 0x34];
     let (flow_id, packet_id, index, count) = (3, 70, 1, 5);
-    let headers: [(Header<'_>, &[&[u8]]); 4] = [
+    let traffic = ([192, 0, 2, 9], 80).into();
+    let headers: [(Header<'_>, &[&[u8]]); 5] = [
         (Header::Whole { flow_id }, &[&[0b1100]]),
         (
             Header::First {
                 flow_id,
                 visitor,
+                traffic: None,
                 service: "s",
             },
             &[&[0b1101], &address, &[1, b's']],
+        ),
+        (
+            Header::First {
+                flow_id,
+                visitor,
+                traffic: Some(traffic),
+                service: "s",
+            },
+            &[
+                &[0b1101, 0x14],
+                &address[1..],
+                &[4, 192, 0, 2, 9, 0, 80],
+                &[1, b's'],
+            ],
         ),
         (
             Header::Fragment {
@@ -149,6 +226,7 @@ fn datagrams() {
                 index,
                 count,
                 visitor,
+                traffic: None,
                 service: "",
             },
             &[&[0b1111, 0x40, 70, 1, 5], &address, &[0]],

@@ -50,7 +50,10 @@ fn the_file_that_is_written_loads() {
     let ran = place.ok(&["import", "server.yaml", "--out", "dp.toml"]);
     assert!(ran.stdout.starts_with("wrote dp.toml\n"), "{}", ran.stdout);
     let config = Config::load(&place.path("dp.toml")).unwrap_or_else(|errors| panic!("{errors}"));
-    assert_eq!(config.server.map(|server| server.listeners.len()), Some(1));
+    assert_eq!(
+        config.server.map(|server| server.listeners().len()),
+        Some(1)
+    );
     let message = place.refused(&["import", "server.yaml", "--out", "dp.toml"]);
     assert!(message.contains("dp.toml is already there"), "{message}");
     place.ok(&["import", "server.yaml", "--out", "dp.toml", "--force"]);

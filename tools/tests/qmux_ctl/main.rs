@@ -1,8 +1,10 @@
 //! The program from the outside: what it writes, what it says, how it exits.
 
 mod certs;
+mod client;
 mod config;
 mod import;
 mod readme;
+mod renew;
 mod run;
 mod ticket_key;

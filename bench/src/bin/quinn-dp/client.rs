@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use qmux_config::{Client, Lanes, Local, ServerTarget, Udp};
+use qmux_config::{Client, Lanes, ServerTarget, Udp};
 use qmux_proto::LaneError;
 use qmux_proto::control::{INSTANCE_ID_BYTES, is_valid_client_id};
 use tokio::task::JoinSet;
@@ -42,7 +42,8 @@ struct Shared {
     client_id: String,
     instance_id: [u8; INSTANCE_ID_BYTES],
     lane_count: u64,
-    local: Local,
+    /// Host and port of the service.
+    local: (String, u16),
     quinn: quinn::ClientConfig,
     settings: Settings,
     timing: Timing,
@@ -67,6 +68,11 @@ impl Prepared {
         let mut quinn = quinn::ClientConfig::new(Arc::new(tls::client(config)?));
         quinn.transport_config(settings.client());
         let instance = uuid::Uuid::new_v4();
+        let local = match &config.services[..] {
+            [service] if service.name.is_empty() => service.clone(),
+            _ => return Err(StartError::NamedServices),
+        };
+        let port = local.check_port().ok_or(StartError::NamedServices)?;
         let client_id = match &config.client_id {
             Some(id) if is_valid_client_id(id) => id.clone(),
             Some(id) => return Err(StartError::ClientId(id.clone())),
@@ -81,7 +87,7 @@ impl Prepared {
                 client_id,
                 instance_id: instance.into_bytes(),
                 lane_count,
-                local: config.local.clone(),
+                local: (local.host, port),
                 quinn,
                 settings,
                 timing: Timing {
@@ -102,7 +108,7 @@ impl Prepared {
         let mut text = String::new();
         let (lanes, local) = (self.shared.lane_count, &self.shared.local);
         for server in &self.servers {
-            let (host, port) = (&local.host, local.port);
+            let (host, port) = local;
             // Writing to a String cannot fail.
             let _ok = writeln!(
                 text,

@@ -75,6 +75,7 @@ impl DatagramWriter {
             Some(visitor) => Header::First {
                 flow_id,
                 visitor,
+                traffic: None,
                 service: "",
             },
         };
@@ -112,6 +113,7 @@ impl DatagramWriter {
                 index,
                 count,
                 visitor,
+                traffic: None,
                 service: "",
             },
         };

@@ -82,8 +82,11 @@ impl Bound {
     pub(crate) fn bind(config: &Server, udp: &Udp, settings: Settings) -> Result<Self, StartError> {
         let private_key = tls::server_key(config)?;
         let quic = QuicServer::new(tls::server(config)?, private_key.secret_der(), &settings);
-        let listeners = config
-            .listeners
+        let listeners = config.listeners();
+        if listeners.len() != config.doors.len() || !config.clients.is_empty() {
+            return Err(StartError::NamedServices);
+        }
+        let listeners = listeners
             .iter()
             .map(|listener| BoundListener::bind(listener, &settings))
             .collect::<Result<_, _>>()?;

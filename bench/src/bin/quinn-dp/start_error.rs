@@ -2,16 +2,15 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 /// Why the program does not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     #[error(transparent)]
     Config(#[from] qmux_config::Errors),
-    #[error("{path}: {what}: {reason}", path = path.display())]
+    #[error("{from}: {what}: {reason}")]
     Certificate {
-        path: PathBuf,
+        from: String,
         what: &'static str,
         reason: String,
     },
@@ -23,6 +22,11 @@ pub(crate) enum StartError {
         "client.client_id: {0:?} cannot stand on the wire; it must be 1 to 128 bytes without control characters"
     )]
     ClientId(String),
+    #[error(
+        "quinn-dp knows [[server.listeners]] and [client.local] only, for comparison; it must be a \
+         config without [[server.services]], [[server.clients]] and [[client.services]]"
+    )]
+    NamedServices,
     #[error(
         "{key} {address}: the {socket} socket cannot be bound: {source}; it must be a free address of this host"
     )]

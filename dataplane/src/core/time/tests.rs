@@ -4,8 +4,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::{Elapsed, Sleep, sleep, sleep_until, timeout};
+use crate::core::event::{Event, yield_now};
 use crate::core::task::spawn;
-use crate::quic::event::{Event, yield_now};
 
 /// A core that does not fire its timers would run for ever.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::sys::udp::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX, UdpSocket};
 
 /// After a batch of so many datagrams the CPU is offered to whoever waits for it: on a machine with few CPUs that is often

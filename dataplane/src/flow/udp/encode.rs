@@ -8,7 +8,7 @@ use qmux_proto::control::Message;
 use qmux_proto::datagram::{self, Header};
 
 use crate::buffer::Datagram;
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::quic::lane::{DatagramRefused, Lane};
 
 /// What a UDP flow needs of its lane. Tests put a lane of their own in its place.
@@ -78,6 +78,7 @@ pub(crate) fn send(
         Some((visitor, service)) => Header::First {
             flow_id,
             visitor,
+            traffic: None,
             service,
         },
     };
@@ -154,6 +155,7 @@ fn fragment_header<'a>(whole: &Header<'a>, packet_id: u64, index: u8, count: u8)
             index,
             count,
             visitor,
+            traffic: whole.traffic(),
             service,
         },
     }

@@ -10,24 +10,24 @@ use qmux_proto::control::Message;
 
 use super::encode::FlowLane;
 use crate::buffer::Datagram;
-use crate::quic::event::Event;
+use crate::core::event::Event;
 use crate::quic::lane::DatagramRefused;
 
 /// One end of a lane.
 #[derive(Default)]
-pub(super) struct FakeLane {
-    pub(super) room: Cell<usize>,
-    pub(super) queue_max: Cell<usize>,
-    pub(super) datagrams: RefCell<VecDeque<Vec<u8>>>,
-    pub(super) control: RefCell<VecDeque<Message>>,
-    pub(super) asked: Cell<usize>,
-    pub(super) silent: Cell<bool>,
+pub(crate) struct FakeLane {
+    pub(crate) room: Cell<usize>,
+    pub(crate) queue_max: Cell<usize>,
+    pub(crate) datagrams: RefCell<VecDeque<Vec<u8>>>,
+    pub(crate) control: RefCell<VecDeque<Message>>,
+    pub(crate) asked: Cell<usize>,
+    pub(crate) silent: Cell<bool>,
     /// Something was sent.
-    pub(super) sent: Event,
+    pub(crate) sent: Event,
 }
 
 impl FakeLane {
-    pub(super) fn new(room: usize) -> Rc<FakeLane> {
+    pub(crate) fn new(room: usize) -> Rc<FakeLane> {
         let lane = FakeLane::default();
         lane.room.set(room);
         lane.queue_max.set(usize::MAX);
@@ -35,12 +35,12 @@ impl FakeLane {
     }
 
     /// Takes the datagrams that were sent.
-    pub(super) fn take(&self) -> Vec<Vec<u8>> {
+    pub(crate) fn take(&self) -> Vec<Vec<u8>> {
         self.datagrams.borrow_mut().drain(..).collect()
     }
 
     /// Takes the FlowClosed messages that were sent.
-    pub(super) fn take_closed(&self) -> Vec<(u64, FlowError)> {
+    pub(crate) fn take_closed(&self) -> Vec<(u64, FlowError)> {
         let messages = self.control.borrow_mut().drain(..).collect::<Vec<_>>();
         messages
             .into_iter()

@@ -6,8 +6,8 @@ use qmux_proto::datagram::Header;
 use qmux_proto::reassembly::{Counters, Limits};
 use qmux_proto::{DecodeError, Reassembler};
 
-use super::client_core::FLOWS_PER_CORE_MAX;
-use crate::metrics::CoreCounters;
+use super::FLOWS_PER_CORE_MAX;
+use crate::core::counters::CoreCounters;
 
 /// What a lane's peer may make us hold of packets that are not complete.
 const LIMITS: Limits = Limits {
@@ -26,16 +26,16 @@ const _: () = assert!(LIMITS.bytes_max >= 2 * crate::quic::lane::DATAGRAM_QUEUE_
 
 /// The packets of one lane that are on their way in.
 #[derive(Debug)]
-pub(super) struct Incoming {
+pub(crate) struct Incoming {
     reassembler: Reassembler,
     reported: Counters,
 }
 
 /// What [`Incoming::decode`] found.
-pub(super) type Decoded<'a> = (Header<'a>, &'a [u8]);
+pub(crate) type Decoded<'a> = (Header<'a>, &'a [u8]);
 
 impl Incoming {
-    pub(super) fn new() -> Incoming {
+    pub(crate) fn new() -> Incoming {
         Incoming {
             reassembler: Reassembler::new(LIMITS),
             reported: Counters::default(),
@@ -43,12 +43,12 @@ impl Incoming {
     }
 
     /// Splits a datagram into header and payload.
-    pub(super) fn decode(datagram: &[u8]) -> Result<Decoded<'_>, DecodeError> {
+    pub(crate) fn decode(datagram: &[u8]) -> Result<Decoded<'_>, DecodeError> {
         Header::decode(datagram)
     }
 
     /// The whole packet that `payload` is or completes.
-    pub(super) fn packet<'a>(
+    pub(crate) fn packet<'a>(
         &'a mut self,
         header: &Header<'_>,
         payload: &'a [u8],
@@ -64,18 +64,18 @@ impl Incoming {
     }
 
     /// Forgets a flow that has ended.
-    pub(super) fn forget(&mut self, flow_id: u64) {
+    pub(crate) fn forget(&mut self, flow_id: u64) {
         self.reassembler.forget_flow(flow_id);
     }
 
     /// Gives up what took too long, and adds what happened since the last call to the core's counters.
-    pub(super) fn sweep(&mut self, now: Instant, counters: &CoreCounters) {
+    pub(crate) fn sweep(&mut self, now: Instant, counters: &CoreCounters) {
         self.reassembler.expire(now);
         self.report(counters);
     }
 
     /// Adds what happened since the last call to the core's counters.
-    pub(super) fn report(&mut self, counters: &CoreCounters) {
+    pub(crate) fn report(&mut self, counters: &CoreCounters) {
         let total = *self.reassembler.counters();
         if total == self.reported {
             return;

@@ -36,13 +36,13 @@ const PER_SOURCE_MIN: usize = 16;
 
 /// What the flows of one table may be and have.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// All flows.
-    pub(super) flows_max: usize,
+    pub(crate) flows_max: usize,
     /// How long an unanswered flow lives without a datagram.
-    pub(super) unanswered_timeout: Duration,
+    pub(crate) unanswered_timeout: Duration,
     /// How long any other one does.
-    pub(super) session_timeout: Duration,
+    pub(crate) session_timeout: Duration,
 }
 
 impl Limits {
@@ -53,7 +53,7 @@ impl Limits {
 
 /// How far a flow's exchange has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(crate) enum Stage {
     /// The service has sent nothing.
     Unanswered,
     /// The service has sent something.
@@ -64,7 +64,7 @@ pub(super) enum Stage {
 
 /// Why a flow has to make room for another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Why {
+pub(crate) enum Why {
     /// There are as many flows as there may be.
     Full,
     /// There are as many of this source.
@@ -73,7 +73,7 @@ pub(super) enum Why {
 
 /// Whether there is room for another flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Room {
+pub(crate) enum Room {
     /// There is.
     Free,
     /// There is when this flow has been taken out.
@@ -94,7 +94,7 @@ struct Life<T> {
 
 /// Flows with their lives, by slab keys.
 #[derive(Debug)]
-pub(super) struct Lives<T> {
+pub(crate) struct Lives<T> {
     limits: Limits,
     flows: Slab<Life<T>>,
     next_serial: u64,
@@ -111,7 +111,7 @@ pub(super) struct Lives<T> {
 }
 
 impl<T> Lives<T> {
-    pub(super) fn new(limits: Limits) -> Lives<T> {
+    pub(crate) fn new(limits: Limits) -> Lives<T> {
         Lives {
             limits,
             flows: Slab::new(),
@@ -126,25 +126,25 @@ impl<T> Lives<T> {
     }
 
     /// All flows.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.flows.len()
     }
 
-    pub(super) fn get(&self, key: usize) -> Option<&T> {
+    pub(crate) fn get(&self, key: usize) -> Option<&T> {
         self.flows.get(key).map(|life| &life.value)
     }
 
-    pub(super) fn get_mut(&mut self, key: usize) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, key: usize) -> Option<&mut T> {
         self.flows.get_mut(key).map(|life| &mut life.value)
     }
 
     /// How far a flow has come.
-    pub(super) fn stage(&self, key: usize) -> Option<Stage> {
+    pub(crate) fn stage(&self, key: usize) -> Option<Stage> {
         self.flows.get(key).map(|life| life.stage)
     }
 
     /// Whether a flow of a visitor at `ip` may be opened, and at whose cost.
-    pub(super) fn room_for(&self, ip: IpAddr) -> Room {
+    pub(crate) fn room_for(&self, ip: IpAddr) -> Room {
         let of_source = self.sources.get(&source(ip));
         if let Some(list) = of_source
             && list.len() >= self.limits.per_source_max()
@@ -166,7 +166,7 @@ impl<T> Lives<T> {
     }
 
     /// Takes in a new flow, unanswered, of a visitor at `ip`. [`Lives::room_for`] has been asked.
-    pub(super) fn open(&mut self, ip: IpAddr, value: T, now: Instant) -> usize {
+    pub(crate) fn open(&mut self, ip: IpAddr, value: T, now: Instant) -> usize {
         let source = source(ip);
         let key = self.flows.insert(Life {
             serial: self.next_serial,
@@ -183,7 +183,7 @@ impl<T> Lives<T> {
     }
 
     /// The visitor has sent a datagram.
-    pub(super) fn asked(&mut self, key: usize, now: Instant) {
+    pub(crate) fn asked(&mut self, key: usize, now: Instant) {
         let Some(life) = self.flows.get_mut(key) else {
             return;
         };
@@ -206,7 +206,7 @@ impl<T> Lives<T> {
     }
 
     /// The service has sent a datagram. True if it is the flow's first.
-    pub(super) fn answered(&mut self, key: usize, now: Instant) -> bool {
+    pub(crate) fn answered(&mut self, key: usize, now: Instant) -> bool {
         let Some(life) = self.flows.get_mut(key) else {
             return false;
         };
@@ -225,7 +225,7 @@ impl<T> Lives<T> {
     }
 
     /// Takes a flow out.
-    pub(super) fn remove(&mut self, key: usize) -> Option<T> {
+    pub(crate) fn remove(&mut self, key: usize) -> Option<T> {
         let life = self.flows.try_remove(key)?;
         match life.stage {
             Stage::Unanswered => self.by_activity.remove(&mut self.unanswered, key),
@@ -247,7 +247,7 @@ impl<T> Lives<T> {
 
     /// The next flow whose time is over. It must be taken out. Those that are `kept` count as active
     /// now instead.
-    pub(super) fn next_expired(
+    pub(crate) fn next_expired(
         &mut self,
         now: Instant,
         kept: impl Fn(&T) -> bool,

@@ -1,55 +1,52 @@
 //! UDP flows: one visitor's source address each, carried by the DATAGRAM frames of a lane (RFC 9221).
 //!
-//! [`server::TrafficSocket`] owns a core's UDP traffic socket and the flows of its visitors; [`client::ClientFlows`]
-//! owns the flows of one lane, each with a socket of its own towards the service. Both send through [`encode`], take
-//! datagrams through [`incoming`] and give them to sockets through a [`batch::Batcher`]. Nothing here waits for room:
-//! a UDP datagram that finds none is dropped and counted, as it would be by a router.
+//! What both ends of a lane do: send through [`encode`], take datagrams through [`incoming`], give them to sockets
+//! through a [`batch::Batcher`], let flows live by the rules of [`lives`], and tell the other end within the bounds of
+//! [`notices`]. The flows of visitors are the server's (`server/udp`), those with a socket towards the service the
+//! client's (`client/udp`). Nothing here waits for room: a UDP datagram that finds none is dropped and counted, as it
+//! would be by a router.
 //!
 //! All of it lives on one core. No borrow of a `RefCell` is held across an `await` or a call to another module.
 
-mod addresses;
 pub(crate) mod batch;
-pub(crate) mod client;
-pub(crate) mod client_core;
 pub(crate) mod encode;
 mod expiry;
-mod failover;
-mod incoming;
-mod lives;
-mod notices;
+pub(crate) mod incoming;
+pub(crate) mod lives;
+pub(crate) mod notices;
 mod order;
-mod pace;
-pub(crate) mod server;
-mod server_lane;
-mod table;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::sys::udp::{Purpose, ReceiveBatch};
 
+/// Flows of one core, whatever the machine allows: with 50 KB of buffers each 800 MB in the worst
+/// case. It is also what the reassembly of a lane remembers.
+pub(crate) const FLOWS_PER_CORE_MAX: usize = 16_384;
+
 /// Receive calls before the other tasks of the core get a turn; as for QUIC sockets.
-const RECEIVE_CALLS_PER_TURN: usize = 2;
+pub(crate) const RECEIVE_CALLS_PER_TURN: usize = 2;
 
 /// Longest time between two looks for expired flows and silent lanes: a flow outlives its timeout by no more than this.
-const SWEEP_INTERVAL_MAX: Duration = Duration::from_millis(250);
+pub(crate) const SWEEP_INTERVAL_MAX: Duration = Duration::from_millis(250);
 
 /// Shortest time between two looks, so that a tiny timeout does not keep an idle core awake.
-const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(50);
+pub(crate) const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(50);
 
 /// Flows that expire before the other tasks of the core get a turn: closing a socket takes some 10 µs.
-const EXPIRED_PER_TURN: usize = 32;
+pub(crate) const EXPIRED_PER_TURN: usize = 32;
 
 /// One kind of trouble with flows is logged once in this time.
-const LOG_PAUSE: Duration = Duration::from_secs(10);
+pub(crate) const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Wait after an error of waiting itself, so that an error that persists does not spin.
-const WAIT_ERROR_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const WAIT_ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 thread_local! {
     /// The receive buffers of a core, shared by all sockets towards services: 1 MB for each would be too much.
@@ -69,7 +66,7 @@ pub(crate) struct UdpSettings {
 
 impl UdpSettings {
     /// Time between two looks for expired flows.
-    fn sweep_interval(&self) -> Duration {
+    pub(crate) fn sweep_interval(&self) -> Duration {
         (self.unanswered_timeout / 8).clamp(SWEEP_INTERVAL_MIN, SWEEP_INTERVAL_MAX)
     }
 }
@@ -86,10 +83,10 @@ impl From<&qmux_config::Udp> for UdpSettings {
 
 /// Lets something be logged once in [`LOG_PAUSE`]; how often it happened, counters tell.
 #[derive(Debug, Default)]
-struct Rarely(Cell<Option<Instant>>);
+pub(crate) struct Rarely(Cell<Option<Instant>>);
 
 impl Rarely {
-    fn pass(&self, now: Instant) -> bool {
+    pub(crate) fn pass(&self, now: Instant) -> bool {
         let due = |last: Instant| now.saturating_duration_since(last) >= LOG_PAUSE;
         let pass = self.0.get().is_none_or(due);
         if pass {
@@ -100,7 +97,7 @@ impl Rarely {
 }
 
 /// Takes the core's receive buffers for the length of `with`, without a borrow that a call out could meet.
-fn with_receive_batch<R>(with: impl FnOnce(&mut ReceiveBatch) -> R) -> R {
+pub(crate) fn with_receive_batch<R>(with: impl FnOnce(&mut ReceiveBatch) -> R) -> R {
     let mut batch = RECEIVE_BATCH
         .take()
         .unwrap_or_else(|| ReceiveBatch::new(Purpose::Traffic));
@@ -111,16 +108,16 @@ fn with_receive_batch<R>(with: impl FnOnce(&mut ReceiveBatch) -> R) -> R {
 
 /// The time, read once per turn of a lane: reading the clock for each datagram would cost 5 % of the core.
 #[derive(Debug, Default)]
-struct TurnClock(Cell<Option<Instant>>);
+pub(crate) struct TurnClock(Cell<Option<Instant>>);
 
 impl TurnClock {
-    fn now(&self) -> Instant {
+    pub(crate) fn now(&self) -> Instant {
         let now = self.0.get().unwrap_or_else(Instant::now);
         self.0.set(Some(now));
         now
     }
 
-    fn turn_over(&self) {
+    pub(crate) fn turn_over(&self) {
         self.0.set(None);
     }
 }

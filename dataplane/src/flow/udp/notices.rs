@@ -16,7 +16,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The notices of one lane.
 #[derive(Debug, Default)]
-pub(super) struct Notices {
+pub(crate) struct Notices {
     /// Flows told of in this turn: once is enough, however many of their datagrams follow.
     told: Vec<u64>,
     interval_start: Option<Instant>,
@@ -25,7 +25,7 @@ pub(super) struct Notices {
 
 impl Notices {
     /// Whether the peer may be told of `flow_id` now; if so, it counts as told.
-    pub(super) fn may_tell(&mut self, flow_id: u64, now: Instant) -> bool {
+    pub(crate) fn may_tell(&mut self, flow_id: u64, now: Instant) -> bool {
         let over = self
             .interval_start
             .is_none_or(|start| now.saturating_duration_since(start) >= INTERVAL);
@@ -42,7 +42,7 @@ impl Notices {
     }
 
     /// A turn is over: the same flow may be told of again.
-    pub(super) fn turn_over(&mut self) {
+    pub(crate) fn turn_over(&mut self) {
         self.told.clear();
     }
 }

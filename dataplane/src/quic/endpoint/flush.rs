@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use qmux_proto::{CID_LEN, LaneError};
 
 use super::Endpoint;
+use crate::core::event::yield_now;
 use crate::core::task::contained;
 use crate::core::turn;
-use crate::quic::event::yield_now;
 use crate::quic::handshake::Handshake;
 use crate::quic::lane::Lane;
 use crate::quic::transmit::{Batch, Filled};

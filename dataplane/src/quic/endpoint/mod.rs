@@ -30,15 +30,15 @@ use rand::Rng;
 use rustc_hash::FxBuildHasher;
 
 use super::admission::Admission;
-use super::event::Event;
 use super::lane::{Connection, Lane};
 use super::reset::ResetKey;
 use super::retry::RetryKey;
 use super::roaming::Way;
 use super::settings;
 use super::timers::Timers;
+use crate::core::counters::CoreCounters;
+use crate::core::event::Event;
 use crate::core::task::spawn_or;
-use crate::metrics::CoreCounters;
 use crate::sys::timer::FineTimer;
 use crate::sys::udp::UdpSocket;
 
@@ -287,7 +287,7 @@ impl Endpoint {
 
     /// A new connection id for a lane whose client reaches us at `local`.
     fn new_cid(&self, local: IpAddr) -> [u8; CID_LEN] {
-        // The number of cores is at most 256 (`core::CORES_MAX`).
+        // The number of cores is at most 256 (`sys::CORES_MAX`).
         let core = u8::try_from(self.core).unwrap_or(u8::MAX);
         loop {
             let id: [u8; CID_LEN] = match &self.reset_key {

@@ -10,9 +10,9 @@ use qmux_proto::CID_LEN;
 use qmux_proto::cid::{self, LONG_HEADER_BIT};
 
 use super::Endpoint;
+use crate::core::event::yield_now;
 use crate::core::memory;
 use crate::core::panics::{contain, may_be_injected};
-use crate::quic::event::yield_now;
 use crate::quic::lane::Lane;
 use crate::quic::roaming::{Moved, Way};
 use crate::sys::udp::{Purpose, ReceiveBatch};

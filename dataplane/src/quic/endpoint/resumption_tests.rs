@@ -11,7 +11,7 @@ use qmux_proto::control::{Heartbeat, Message};
 
 use super::tests::{crowd, places, run, setup, that_gives_up_soon, until};
 use super::{Endpoint, EndpointOwner, EndpointSetup};
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 use crate::quic::handshake::{EarlyData, Handshake};
@@ -79,12 +79,14 @@ fn server_with_key(config: &Config, seed: u8) -> EndpointSetup {
     let server = config.server.as_ref().expect("server");
     let file = server
         .tls
-        .server_key_file
+        .server_key
+        .file()
+        .expect("a file")
         .with_file_name(format!("{seed}.ticket"));
     let key = TicketKey::new(vec![seed; TicketKey::BYTES]).expect("a key");
     std::fs::write(&file, key.to_line()).expect("written");
     let mut keys = server.tls.clone();
-    keys.session_ticket_encryption_key_file = Some(file);
+    keys.session_ticket_encryption_key = Some(file.into());
     let (keys, _keeper) = TicketKeys::start(&keys).expect("keys");
     let counters = Arc::<CoreCounters>::default();
     let mut context = tls::server(server).expect("tls");
@@ -221,10 +223,11 @@ fn a_session_of_a_client_with_a_certificate_of_another_ca_is_not_resumed() {
             .as_ref()
             .expect("client")
             .tls
-            .ca_cert_file
-            .clone();
-        let text = std::fs::read_to_string(&ca).expect("read") + "\n# not the same file any more\n";
-        std::fs::write(&ca, text).expect("written");
+            .ca_cert
+            .file()
+            .expect("a file");
+        let text = std::fs::read_to_string(ca).expect("read") + "\n# not the same file any more\n";
+        std::fs::write(ca, text).expect("written");
         let (second, owner) = start(server_with_key(&config, 1));
         let client = Endpoint::start(setup(&config, false), None);
         let lane = dial(&client, &second, Some(&session));

@@ -13,7 +13,7 @@ use qmux_proto::control::{Heartbeat, Message};
 
 use super::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::buffer::Datagram;
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
 use crate::quic::reset::ResetKey;
@@ -380,10 +380,10 @@ fn noise_is_no_sign_of_life_of_a_server() {
 fn a_server_says_nothing_of_connection_ids_that_it_did_not_issue() {
     run(async |config| {
         let owner = Rc::new(Owner::default());
-        let key_file = &config.server.as_ref().expect("server").tls.server_key_file;
+        let key = &config.server.as_ref().expect("server").tls.server_key;
         let with_key = |mut setup: EndpointSetup| {
             let port = setup.socket.local_addr().port();
-            setup.reset_key = Some(ResetKey::from_key_file(key_file, port).expect("a key"));
+            setup.reset_key = Some(ResetKey::from_key(key, port).expect("a key"));
             setup
         };
         let start =

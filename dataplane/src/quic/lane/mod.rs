@@ -30,10 +30,10 @@ use rustc_hash::FxBuildHasher;
 
 use super::end::LaneEnd;
 use super::endpoint::Endpoint;
-use super::event::Event;
 use super::handshake::Handshake;
 use super::roaming::Way;
 use crate::buffer::{Holdings, PooledBuffers};
+use crate::core::event::Event;
 use crate::core::memory::LaneAllowance;
 use crate::core::panics::contain;
 use coalesce::Coalesced;

@@ -89,7 +89,7 @@ fn join(before: Bytes, after: Bytes) -> Bytes {
 }
 
 async fn dial(shared: &Shared) -> Result<TcpStream, FlowError> {
-    let service = (shared.local.host.as_str(), shared.local.port);
+    let service = (shared.local.0.as_str(), shared.local.1);
     match timeout(DIAL_TIMEOUT, TcpStream::connect(service)).await {
         Ok(Ok(socket)) => {
             // A service that is gone already is found by the relay.

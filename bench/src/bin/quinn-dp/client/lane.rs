@@ -132,9 +132,7 @@ async fn register_on(
         lane_index: index,
         lane_count: shared.lane_count,
         capabilities: Capabilities::TCP | Capabilities::UDP | Capabilities::FRAGMENTATION,
-        services: vec![ServiceOffer {
-            name: String::new(),
-        }],
+        services: vec![ServiceOffer::new("")],
     });
     control::write(&mut send, &register).await?;
     let mut reader = ControlReader::new(recv);
@@ -235,6 +233,7 @@ async fn read_messages(
             | Message::PathChallenge(_)
             | Message::PathResponse(_)
             | Message::AuthProof(_)
+            | Message::ServiceAnswers(_)
             | Message::ServiceHealth(_) => {
                 return Err(ControlError::Unexpected("not for a server to say now"));
             }

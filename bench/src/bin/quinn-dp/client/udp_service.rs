@@ -136,8 +136,8 @@ impl UdpService {
 
     /// The address of the service. An IP address is not looked up.
     async fn service_addr(&self) -> io::Result<SocketAddr> {
-        let local = &self.shared.local;
-        lookup_host((local.host.as_str(), local.port))
+        let (host, port) = &self.shared.local;
+        lookup_host((host.as_str(), *port))
             .await?
             .next()
             .ok_or_else(|| io::Error::other("the service's name has no address"))

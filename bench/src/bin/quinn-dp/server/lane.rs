@@ -247,6 +247,7 @@ async fn read_messages(
             | Message::PathChallenge(_)
             | Message::PathResponse(_)
             | Message::AuthProof(_)
+            | Message::ServiceAnswers(_)
             | Message::NoMoreFlows(_) => {
                 return Err(ControlError::Unexpected(
                     "not for a registered client to say",

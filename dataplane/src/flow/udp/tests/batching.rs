@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::batch::Batcher;
 use super::support::{assert_payloads, payload, receive, run, socket, std_socket};
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 use crate::sys::udp::{GSO_SEGMENTS_MAX, Purpose, ReceiveBatch, UdpSocket};
 
 struct Bench {

@@ -8,7 +8,7 @@ use qmux_proto::datagram::{DATAGRAM_BYTES_MIN, Header, UDP_PAYLOAD_MAX};
 use super::super::encode::send;
 use super::super::fake::FakeLane;
 use super::support::payload;
-use crate::metrics::CoreCounters;
+use crate::core::counters::CoreCounters;
 
 const FLOW: u64 = 300;
 
@@ -51,6 +51,7 @@ fn a_packet_that_fits_is_never_cut() {
             true => Header::First {
                 flow_id: FLOW,
                 visitor: visitor(),
+                traffic: None,
                 service: "",
             },
         };

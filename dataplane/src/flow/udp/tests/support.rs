@@ -10,7 +10,7 @@ use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
 /// How long a scenario waits for what must come; far more than it takes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(super) fn run<F: Future>(scenario: F) -> F::Output {
+pub(crate) fn run<F: Future>(scenario: F) -> F::Output {
     monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
         .enable_timer()
         .build()
@@ -18,29 +18,29 @@ pub(super) fn run<F: Future>(scenario: F) -> F::Output {
         .block_on(scenario)
 }
 
-pub(super) fn std_socket() -> StdUdpSocket {
+pub(crate) fn std_socket() -> StdUdpSocket {
     let socket = StdUdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     raise_udp_buffers(&socket).expect("buffers");
     socket
 }
 
-pub(super) fn adopt(socket: StdUdpSocket) -> UdpSocket {
+pub(crate) fn adopt(socket: StdUdpSocket) -> UdpSocket {
     UdpSocket::adopt(socket, Purpose::Traffic).expect("a UDP socket")
 }
 
-pub(super) fn socket() -> UdpSocket {
+pub(crate) fn socket() -> UdpSocket {
     adopt(std_socket())
 }
 
 /// Payload number `number` of `bytes` bytes: no two are alike, wherever they are cut.
-pub(super) fn payload(number: usize, bytes: usize) -> Vec<u8> {
+pub(crate) fn payload(number: usize, bytes: usize) -> Vec<u8> {
     (0..bytes)
         .map(|at| (at ^ (at >> 8) ^ number.wrapping_mul(31)) as u8)
         .collect()
 }
 
 /// Waits until `condition` holds.
-pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "never: {what}");
@@ -49,7 +49,7 @@ pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Receives `count` datagrams: their payloads and who sent them.
-pub(super) async fn receive(socket: &UdpSocket, count: usize) -> Vec<(Vec<u8>, SocketAddr)> {
+pub(crate) async fn receive(socket: &UdpSocket, count: usize) -> Vec<(Vec<u8>, SocketAddr)> {
     let mut batch = ReceiveBatch::new(Purpose::Traffic);
     let mut received = Vec::new();
     until(&format!("{count} datagrams"), || {
@@ -64,7 +64,7 @@ pub(super) async fn receive(socket: &UdpSocket, count: usize) -> Vec<(Vec<u8>, S
 }
 
 /// Asserts that both are the same, without printing megabytes.
-pub(super) fn assert_payloads(received: &[(Vec<u8>, SocketAddr)], sent: &[Vec<u8>]) {
+pub(crate) fn assert_payloads(received: &[(Vec<u8>, SocketAddr)], sent: &[Vec<u8>]) {
     assert_eq!(received.len(), sent.len());
     for (number, ((received, _), sent)) in received.iter().zip(sent).enumerate() {
         assert_eq!(received.len(), sent.len(), "length of datagram {number}");

@@ -1,0 +1,561 @@
+//! The client's side: the UDP flows of one lane, each with a socket of its own towards the service.
+//!
+//! A socket of its own gives each flow the service's view of a visitor of its own, and because it is connected only
+//! the service's datagrams are taken and ICMP errors arrive. Nobody listening at any of the service's addresses ends a
+//! flow that was never answered, and the server is told, so that it can try another client; a flow that was answered
+//! outlives that, because UDP services come and go.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
+use std::rc::Rc;
+use std::time::Instant;
+
+use qmux_proto::FlowError;
+use qmux_proto::control::{FlowClosed, Message};
+use rustc_hash::FxBuildHasher;
+
+pub(crate) use super::core_flows::CoreFlows;
+use super::core_flows::Owned;
+use crate::core::counters::CoreCounters;
+use crate::core::event::{Event, yield_now};
+use crate::flow::udp::batch::Batcher;
+use crate::flow::udp::encode::{self, FlowLane};
+use crate::flow::udp::incoming::Incoming;
+use crate::flow::udp::lives::Stage;
+use crate::flow::udp::notices::Notices;
+use crate::flow::udp::{
+    EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, TurnClock, WAIT_ERROR_PAUSE, with_receive_batch,
+};
+use crate::sys::bind::{any_towards, raise_udp_buffers};
+use crate::sys::limits;
+use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
+
+/// The first datagram of a flow is kept up to this size while another address may have to be tried.
+const KEPT_BYTES_MAX: usize = 1_500;
+
+/// The flows of one lane.
+pub(crate) struct ClientFlows {
+    lane: Rc<dyn FlowLane>,
+    core: Rc<CoreFlows>,
+    // The server counts its flow ids up from 0, and is authenticated: a fast hash is safe.
+    flows: RefCell<HashMap<u64, Rc<Flow>, FxBuildHasher>>,
+    incoming: RefCell<Incoming>,
+    notices: RefCell<Notices>,
+    batcher: RefCell<Batcher>,
+    /// The flow whose datagrams are in the batcher.
+    batching: RefCell<Option<Rc<Flow>>>,
+    clock: TurnClock,
+    ended: Cell<bool>,
+    sweep_over: Event,
+    /// The operator has been told that the service cannot be reached.
+    warned: Cell<bool>,
+}
+
+/// One flow.
+pub(super) struct Flow {
+    id: u64,
+    visitor: SocketAddr,
+    service: SocketAddr,
+    /// Addresses of the service at which nobody listened.
+    refused_at: Vec<SocketAddr>,
+    /// Of the service's addresses, when `service` was chosen or found to be good still.
+    version: Cell<u64>,
+    socket: UdpSocket,
+    packet_id: Cell<u64>,
+    /// Its key among the core's flows.
+    life: Cell<usize>,
+    /// The first datagram, while another address may have to be tried with it.
+    first: RefCell<Option<Box<[u8]>>>,
+    closed: Cell<bool>,
+    receive_over: Event,
+    /// It has been logged that the service cannot be reached.
+    complained: Cell<bool>,
+}
+
+impl ClientFlows {
+    /// Makes room for the flows of `lane`.
+    pub(crate) fn new(lane: Rc<impl FlowLane + 'static>, core: &Rc<CoreFlows>) -> Rc<ClientFlows> {
+        let flows = Rc::new(ClientFlows {
+            lane,
+            core: Rc::clone(core),
+            flows: RefCell::default(),
+            incoming: RefCell::new(Incoming::new()),
+            notices: RefCell::default(),
+            batcher: RefCell::new(Batcher::new(std::sync::Arc::clone(&core.counters))),
+            batching: RefCell::default(),
+            clock: TurnClock::default(),
+            ended: Cell::new(false),
+            sweep_over: Event::default(),
+            warned: Cell::new(false),
+        });
+        crate::core::task::spawn(Rc::clone(&flows).sweep_task());
+        flows
+    }
+
+    fn counters(&self) -> &CoreCounters {
+        &self.core.counters
+    }
+
+    /// The flows that are open.
+    pub(crate) fn flow_count(&self) -> usize {
+        self.flows.borrow().len()
+    }
+
+    /// A datagram came from the server: it goes to the service, in a batch with others of its flow.
+    pub(crate) fn datagram(self: &Rc<Self>, data: &[u8]) {
+        self.take(data, false);
+    }
+
+    /// A datagram that waited until its flow could be opened.
+    pub(super) fn waited(self: &Rc<Self>, data: &[u8]) {
+        self.take(data, true);
+        self.datagrams_done();
+    }
+
+    /// `has_waited`: a new flow is opened now, not later.
+    fn take(self: &Rc<Self>, data: &[u8], has_waited: bool) {
+        if self.ended.get() {
+            self.counters().udp_dropped_unknown_flow.increment();
+            return;
+        }
+        let Ok((header, payload)) = Incoming::decode(data) else {
+            self.counters().udp_dropped_malformed.increment();
+            return;
+        };
+        let now = self.clock.now();
+        let id = header.flow_id();
+        let known = self.flows.borrow().get(&id).cloned();
+        let flow = match (known, header.introduction()) {
+            (Some(flow), _) => Some(self.where_the_service_is(flow, now)),
+            (None, None) => {
+                self.counters().udp_dropped_unknown_flow.increment();
+                self.tell_closed(id, FlowError::UnknownFlow, now);
+                None
+            }
+            (None, Some(_)) if !has_waited && !self.core.may_open(now) => {
+                self.core.wait(self, data);
+                None
+            }
+            (None, Some((visitor, service))) => {
+                let whole = header.fragment().is_none().then_some(payload);
+                self.introduced(id, visitor, service, whole, now)
+            }
+        };
+        let Some(flow) = flow else { return };
+        self.core.lives.borrow_mut().asked(flow.life.get(), now);
+        self.batch_for(&flow);
+        let mut incoming = self.incoming.borrow_mut();
+        if let Some(packet) = incoming.packet(&header, payload, now) {
+            self.batcher
+                .borrow_mut()
+                .push(&flow.socket, flow.service, None, packet);
+        }
+    }
+
+    /// The datagrams of this turn have been delivered: what was batched is sent.
+    pub(crate) fn datagrams_done(self: &Rc<Self>) {
+        self.flush();
+        self.incoming.borrow_mut().report(self.counters());
+        self.notices.borrow_mut().turn_over();
+        self.clock.turn_over();
+    }
+
+    /// The server says that a flow is over, or that it does not know it.
+    pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) {
+        let flow = self.flows.borrow().get(&flow_id).cloned();
+        if let Some(flow) = flow {
+            self.end_flow(&flow, reason);
+        }
+    }
+
+    /// The lane has ended, and with it its flows.
+    pub(crate) fn lane_ended(self: &Rc<Self>) {
+        if self.ended.replace(true) {
+            return;
+        }
+        self.flush();
+        self.sweep_over.set();
+        let flows: Vec<_> = self.flows.borrow().values().cloned().collect();
+        for flow in flows {
+            self.end_flow(&flow, FlowError::Internal);
+        }
+    }
+
+    // ---- flows ---------------------------------------------------------------------------------------------------
+
+    /// Opens a flow that is introduced. Otherwise the datagram is dropped, and the server told why.
+    fn introduced(
+        self: &Rc<Self>,
+        id: u64,
+        visitor: SocketAddr,
+        service: &str,
+        whole: Option<&[u8]>,
+        now: Instant,
+    ) -> Option<Rc<Flow>> {
+        let version = self.core.service.version();
+        // A name would be that of a service that we have not offered.
+        if !service.is_empty() || self.core.service.len() == 0 {
+            self.counters().udp_dropped_socket_error.increment();
+            if self.core.dial_log.pass(now) {
+                tracing::warn!("the service's name does not resolve; its UDP flows are refused");
+            }
+            self.tell_closed(id, FlowError::DialFailed, now);
+            return None;
+        }
+        if !self.core.make_room(visitor, now) {
+            self.counters().udp_dropped_flow_limit.increment();
+            self.tell_closed(id, FlowError::LimitReached, now);
+            return None;
+        }
+        let mut refused_at = Vec::new();
+        let Some((service, socket)) = self.dial(&mut refused_at) else {
+            self.counters().udp_dropped_socket_error.increment();
+            self.tell_closed(id, FlowError::DialFailed, now);
+            return None;
+        };
+        tracing::debug!(lane = self.lane.key(), flow = id, %visitor, %service, "UDP flow opened");
+        self.counters().udp_flows_opened.increment();
+        let flow = Rc::new(Flow {
+            refused_at,
+            ..Flow::new(id, visitor, service, version, socket)
+        });
+        if !self.core.service.is_sure() {
+            let kept = whole.filter(|payload| payload.len() <= KEPT_BYTES_MAX);
+            *flow.first.borrow_mut() = kept.map(Into::into);
+        }
+        let owned = Owned {
+            lane: Rc::downgrade(self),
+            flow: Rc::clone(&flow),
+        };
+        let life = self.core.lives.borrow_mut().open(visitor.ip(), owned, now);
+        flow.life.set(life);
+        self.begin(&flow);
+        Some(flow)
+    }
+
+    fn begin(self: &Rc<Self>, flow: &Rc<Flow>) {
+        self.flows.borrow_mut().insert(flow.id, Rc::clone(flow));
+        crate::core::task::spawn(Rc::clone(self).receive_task(Rc::clone(flow)));
+    }
+
+    /// A socket to the first of the service's addresses that takes one and is not among `refused_at`.
+    fn dial(&self, refused_at: &mut Vec<SocketAddr>) -> Option<(SocketAddr, UdpSocket)> {
+        while let Some(service) = self.core.service.next(refused_at) {
+            match self.core.timed(|| connect(service)) {
+                Ok(socket) => return Some((service, socket)),
+                Err(error) => {
+                    let own_want = limits::is_own_want(&error);
+                    if self.core.dial_log.pass(Instant::now()) {
+                        tracing::warn!(%service, %error, "no socket for a UDP flow");
+                    }
+                    // That there is no address of its family says nothing of the others.
+                    let of_family = error.kind() == io::ErrorKind::AddrNotAvailable;
+                    if own_want && !of_family {
+                        // Another address would need the same.
+                        self.counters().udp_dials_short.increment();
+                        return None;
+                    }
+                    refused_at.push(service);
+                }
+            }
+        }
+        None
+    }
+
+    /// The flow, with another socket if the service is not any more where it was.
+    fn where_the_service_is(self: &Rc<Self>, flow: Rc<Flow>, now: Instant) -> Rc<Flow> {
+        let service = &self.core.service;
+        let version = service.known_version();
+        if flow.version.get() == version {
+            return flow;
+        }
+        let stays = if self.is_unanswered(&flow) {
+            service.next(&[]) == Some(flow.service)
+        } else {
+            service.contains(flow.service)
+        };
+        if stays || service.len() == 0 {
+            flow.version.set(version);
+            return flow;
+        }
+        if !self.core.may_open(now) {
+            return flow; // With a later datagram.
+        }
+        let mut refused_at = Vec::new();
+        self.redial(&flow, &mut refused_at).unwrap_or(flow)
+    }
+
+    /// Goes on with another socket, to an address that is not among `refused_at`.
+    fn redial(
+        self: &Rc<Self>,
+        flow: &Rc<Flow>,
+        refused_at: &mut Vec<SocketAddr>,
+    ) -> Option<Rc<Flow>> {
+        let version = self.core.service.known_version();
+        let (service, socket) = self.dial(refused_at)?;
+        tracing::debug!(lane = self.lane.key(), flow = flow.id, %service, "UDP flow dialled anew");
+        self.counters().udp_flows_redialled.increment();
+        let again = Rc::new(Flow {
+            refused_at: std::mem::take(refused_at),
+            packet_id: Cell::new(flow.packet_id.get()),
+            life: Cell::new(flow.life.get()),
+            ..Flow::new(flow.id, flow.visitor, service, version, socket)
+        });
+        if let Some(owned) = self.core.lives.borrow_mut().get_mut(flow.life.get()) {
+            owned.flow = Rc::clone(&again);
+        }
+        flow.close();
+        self.begin(&again);
+        Some(again)
+    }
+
+    fn is_unanswered(&self, flow: &Flow) -> bool {
+        self.core.lives.borrow().stage(flow.life.get()) == Some(Stage::Unanswered)
+    }
+
+    /// The core has ended the flow because its time is over.
+    pub(super) fn expired(&self, flow: &Flow, now: Instant) {
+        self.close(flow, FlowError::Expired);
+        self.tell_closed(flow.id, FlowError::Expired, now);
+    }
+
+    /// The core has ended the flow to make room. The server takes that like an end of its time, and
+    /// so begins it nowhere else.
+    pub(super) fn evicted(&self, flow: &Flow, now: Instant) {
+        self.expired(flow, now);
+    }
+
+    fn end_flow(&self, flow: &Flow, reason: FlowError) {
+        let owned = self.core.lives.borrow_mut().remove(flow.life.get());
+        drop(owned);
+        self.close(flow, reason);
+    }
+
+    /// Ends a flow that is not among the core's any more.
+    fn close(&self, flow: &Flow, reason: FlowError) {
+        self.flows.borrow_mut().remove(&flow.id);
+        flow.close();
+        self.incoming.borrow_mut().forget(flow.id);
+        self.counters().udp_flows_ended.increment();
+        tracing::debug!(lane = self.lane.key(), flow = flow.id, %reason, "UDP flow ended");
+    }
+
+    /// Tells the server that a flow is over, within the bounds of [`Notices`].
+    fn tell_closed(&self, flow_id: u64, reason: FlowError, now: Instant) -> bool {
+        let may = self.notices.borrow_mut().may_tell(flow_id, now);
+        if may {
+            self.lane
+                .send_control(&Message::FlowClosed(FlowClosed { flow_id, reason }));
+        }
+        may
+    }
+
+    // ---- to the service ------------------------------------------------------------------------------------------
+
+    /// Makes `flow` the one that the batcher collects for.
+    fn batch_for(self: &Rc<Self>, flow: &Rc<Flow>) {
+        let same = self
+            .batching
+            .borrow()
+            .as_ref()
+            .is_some_and(|batching| Rc::ptr_eq(batching, flow));
+        if !same {
+            self.flush();
+            *self.batching.borrow_mut() = Some(Rc::clone(flow));
+        }
+    }
+
+    fn flush(self: &Rc<Self>) {
+        let Some(flow) = self.batching.borrow_mut().take() else {
+            return;
+        };
+        let error = {
+            let mut batcher = self.batcher.borrow_mut();
+            batcher.flush(&flow.socket);
+            batcher.take_error()
+        };
+        if let Some(error) = error {
+            self.bounced(&flow, &error);
+        }
+    }
+
+    /// A datagram did not reach the service. If it never has been reached, the flow goes on at its
+    /// next address, or ends if there is none.
+    fn bounced(self: &Rc<Self>, flow: &Rc<Flow>, error: &io::Error) {
+        self.complain(flow, error);
+        let nobody = matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionRefused
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+        );
+        if !nobody || flow.closed.get() || !self.is_unanswered(flow) {
+            return;
+        }
+        self.core.service.refused(flow.service);
+        let mut refused_at = flow.refused_at.clone();
+        refused_at.push(flow.service);
+        if let Some(again) = self.redial(flow, &mut refused_at) {
+            let first = flow.first.take();
+            if let Some(first) = &first {
+                self.batch_for(&again);
+                let mut batcher = self.batcher.borrow_mut();
+                batcher.push(&again.socket, again.service, None, first);
+                drop(batcher);
+                self.flush();
+            }
+            *again.first.borrow_mut() = first;
+            return;
+        }
+        // Where too many such notices are due, the flow stays, and may yet find its service.
+        if self.tell_closed(flow.id, FlowError::DialRefused, Instant::now()) {
+            self.counters().udp_flows_refused.increment();
+            self.end_flow(flow, FlowError::DialRefused);
+        }
+    }
+
+    /// Says that the service cannot be reached: once per flow in detail, once per lane for the operator.
+    fn complain(&self, flow: &Flow, error: &io::Error) {
+        if flow.complained.replace(true) {
+            return;
+        }
+        let (lane, service) = (self.lane.key(), flow.service);
+        if self.warned.replace(true) {
+            tracing::debug!(lane, flow = flow.id, %service, %error, "UDP service");
+        } else {
+            tracing::warn!(lane, %service, %error, "the UDP service cannot be reached");
+        }
+    }
+
+    // ---- from the service ----------------------------------------------------------------------------------------
+
+    async fn receive_task(self: Rc<Self>, flow: Rc<Flow>) {
+        loop {
+            let ready = flow.receive_over.cuts_short(flow.socket.readable()).await;
+            match ready {
+                None => return,
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    self.counters().internal_errors.increment();
+                    tracing::error!(%error, "waiting for a UDP service's socket failed");
+                    crate::core::time::sleep(WAIT_ERROR_PAUSE).await;
+                }
+            }
+            while !flow.closed.get() && self.receive_turn(&flow) {
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Some receive calls. False once the socket is drained.
+    fn receive_turn(self: &Rc<Self>, flow: &Rc<Flow>) -> bool {
+        with_receive_batch(|batch| {
+            (0..RECEIVE_CALLS_PER_TURN).all(|_| self.receive_once(flow, batch))
+        })
+    }
+
+    fn receive_once(self: &Rc<Self>, flow: &Rc<Flow>, batch: &mut ReceiveBatch) -> bool {
+        match flow.socket.try_receive(batch) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(error) => {
+                // A datagram of ours bounced: the port is closed or the host is away (ICMP; udp(7)).
+                self.counters().udp_dropped_socket_error.increment();
+                self.bounced(flow, &error);
+                return false;
+            }
+        }
+        let life = flow.life.get();
+        if self.core.lives.borrow_mut().answered(life, Instant::now()) {
+            self.core.service.answered(flow.service);
+            flow.first.take();
+        }
+        batch.for_each(|received| {
+            encode::send(
+                &*self.lane,
+                flow.id,
+                None,
+                received.data,
+                &flow.packet_id,
+                self.core.settings.fragmentation,
+                &self.core.counters,
+            );
+        });
+        batch.is_full()
+    }
+
+    // ---- expiry --------------------------------------------------------------------------------------------------
+
+    async fn sweep_task(self: Rc<Self>) {
+        loop {
+            let pause = crate::core::time::sleep(self.core.settings.sweep_interval());
+            if self.sweep_over.cuts_short(pause).await.is_none() {
+                return;
+            }
+            while self.expire(Instant::now()) {
+                yield_now().await;
+            }
+            self.core.service.version();
+            self.lane.count_datagrams();
+            self.incoming
+                .borrow_mut()
+                .sweep(Instant::now(), self.counters());
+            self.notices.borrow_mut().turn_over();
+        }
+    }
+
+    /// Ends some of the core's flows that are due. True if there may be more.
+    fn expire(&self, now: Instant) -> bool {
+        (0..EXPIRED_PER_TURN).all(|_| self.core.expire_one(now))
+    }
+}
+
+impl Flow {
+    fn new(
+        id: u64,
+        visitor: SocketAddr,
+        service: SocketAddr,
+        version: u64,
+        socket: UdpSocket,
+    ) -> Flow {
+        Flow {
+            id,
+            visitor,
+            service,
+            refused_at: Vec::new(),
+            version: Cell::new(version),
+            socket,
+            packet_id: Cell::new(0),
+            life: Cell::new(usize::MAX),
+            first: RefCell::new(None),
+            closed: Cell::new(false),
+            receive_over: Event::default(),
+            complained: Cell::new(false),
+        }
+    }
+
+    fn close(&self) {
+        self.closed.set(true);
+        self.receive_over.set();
+    }
+}
+
+/// A socket on a free port that talks to `service` alone.
+fn connect(service: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = StdUdpSocket::bind(any_towards(service))?;
+    limits::for_flows(&socket)?;
+    socket.connect(service)?;
+    // As large as the kernel allows; what it grants was told for the sockets of the core. A service may answer in
+    // bursts, and the default holds about 90 datagrams of 1,000 bytes.
+    let _granted = raise_udp_buffers(&socket);
+    UdpSocket::adopt(socket, Purpose::Traffic)
+}
+
+impl fmt::Debug for ClientFlows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClientFlows(lane {})", self.lane.key())
+    }
+}

@@ -1,0 +1,12 @@
+//! UDP on the client: the flows of each lane, each with a socket of its own towards the service.
+//!
+//! [`ClientFlows`] owns the flows of one lane, [`CoreFlows`] what those of all lanes of a core share. All of it lives
+//! on one core. No borrow of a `RefCell` is held across an `await` or a call to another module.
+
+mod addresses;
+mod core_flows;
+mod flows;
+mod pace;
+
+pub(crate) use core_flows::{CoreFlows, flows_max};
+pub(crate) use flows::ClientFlows;

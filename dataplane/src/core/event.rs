@@ -1,0 +1,163 @@
+//! A sticky event for one waiting task on the same thread: set before or during the wait, it is never lost.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use super::task;
+
+/// One event. At most one task waits for it at a time; a second one would replace the first.
+#[derive(Debug, Default)]
+pub(crate) struct Event {
+    set: Cell<bool>,
+    waiter: RefCell<Option<Waker>>,
+}
+
+impl Event {
+    /// Sets the event and wakes the waiting task, if any.
+    pub(crate) fn set(&self) {
+        if !self.set.replace(true)
+            && let Some(waker) = self.waiter.borrow_mut().take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Ready (and cleared) once the event has been set.
+    pub(crate) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.set.replace(false) {
+            return Poll::Ready(());
+        }
+        let mut waiter = self.waiter.borrow_mut();
+        match waiter.as_mut() {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *waiter = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Waits until the event is set, and clears it.
+    pub(crate) async fn wait(&self) {
+        poll_fn(|cx| self.poll(cx)).await;
+    }
+
+    /// Runs `work` to its end, or until the event is set: then `None`, and the event is cleared. Dropping `work` half-way
+    /// must lose nothing.
+    pub(crate) async fn cuts_short<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            if self.poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            work.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+}
+
+/// Tasks that have yielded, and the task that brings them back.
+#[derive(Default)]
+struct Yielded {
+    wakers: RefCell<Vec<Waker>>,
+    any: Event,
+}
+
+thread_local! {
+    static YIELDED: OnceCell<Rc<Yielded>> = const { OnceCell::new() };
+}
+
+/// Gives every task that is ready now a turn before the caller goes on.
+///
+/// A task that wakes itself while it runs goes to the *front* of monoio's queue (`scheduler.rs`: `yield_now`), so that
+/// nobody else gets a turn. Here another task, at the back of the queue, does the waking.
+pub(crate) async fn yield_now() {
+    let yielded = YIELDED.with(|cell| {
+        Rc::clone(cell.get_or_init(|| {
+            let yielded = Rc::<Yielded>::default();
+            task::spawn(bring_back(Rc::clone(&yielded)));
+            yielded
+        }))
+    });
+    let mut back = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut back, true) {
+            return Poll::Ready(());
+        }
+        yielded.wakers.borrow_mut().push(cx.waker().clone());
+        yielded.any.set();
+        Poll::Pending
+    })
+    .await;
+}
+
+async fn bring_back(yielded: Rc<Yielded>) {
+    let mut wakers = Vec::new();
+    loop {
+        yielded.any.wait().await;
+        std::mem::swap(&mut wakers, &mut *yielded.wakers.borrow_mut());
+        for waker in wakers.drain(..) {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_yields_lets_every_ready_task_run_first() {
+        let mut runtime = monoio::RuntimeBuilder::<monoio::FusionDriver>::new()
+            .enable_timer()
+            .build()
+            .expect("a runtime");
+        let order = runtime.block_on(async {
+            let order = Rc::<RefCell<Vec<&str>>>::default();
+            let (first, second) = (Rc::clone(&order), Rc::clone(&order));
+            let a = monoio::spawn(async move {
+                for _ in 0..3 {
+                    first.borrow_mut().push("a");
+                    yield_now().await;
+                }
+            });
+            let b = monoio::spawn(async move {
+                for _ in 0..3 {
+                    second.borrow_mut().push("b");
+                    yield_now().await;
+                }
+            });
+            a.await;
+            b.await;
+            order.take()
+        });
+        assert_eq!(order, ["a", "b", "a", "b", "a", "b"]);
+    }
+
+    #[test]
+    fn an_event_set_before_the_wait_is_not_lost() {
+        let event = Event::default();
+        event.set();
+        event.set();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_eq!(event.poll(&mut cx), Poll::Ready(()));
+        assert_eq!(event.poll(&mut cx), Poll::Pending);
+    }
+
+    #[test]
+    fn work_is_cut_short_by_its_event_alone_and_ends_by_itself_otherwise() {
+        let event = Event::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let done = pin!(event.cuts_short(async { 7 })).poll(&mut cx);
+        assert_eq!(done, Poll::Ready(Some(7)));
+        {
+            let mut cut = pin!(event.cuts_short(std::future::pending::<()>()));
+            assert_eq!(cut.as_mut().poll(&mut cx), Poll::Pending);
+            event.set();
+            assert_eq!(cut.poll(&mut cx), Poll::Ready(None));
+        }
+        let again = pin!(event.cuts_short(async { 7 })).poll(&mut cx);
+        assert_eq!(again, Poll::Ready(Some(7)), "it was cleared");
+    }
+}

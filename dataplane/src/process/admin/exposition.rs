@@ -1,0 +1,447 @@
+//! The metrics as text: OpenMetrics for those who ask for it, Prometheus' older format for all others.
+//!
+//! Every value is read from where its owner keeps it when somebody asks; nothing is collected in between.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, prometheus_text, text,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use qmux_config::Server;
+
+use crate::core::counters::CoreCounters;
+use crate::core::{Cluster, memory};
+use crate::process::logging;
+use crate::process::status::Status;
+use crate::server::pool::registry::PoolTotals;
+use crate::sys::process;
+
+/// Before each of our own names.
+const PREFIX: &str = "qmux_dp";
+
+/// How metrics are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Version 1.0.0.
+    OpenMetrics,
+    /// Version 0.0.4.
+    Prometheus,
+}
+
+impl Format {
+    /// By the values of a request's Accept headers.
+    pub(super) fn wanted_by<'a>(mut accept: impl Iterator<Item = &'a str>) -> Format {
+        if accept.any(|value| value.contains("application/openmetrics-text")) {
+            Format::OpenMetrics
+        } else {
+            Format::Prometheus
+        }
+    }
+
+    /// What the answer calls itself.
+    pub(super) fn content_type(self) -> &'static str {
+        match self {
+            Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Format::Prometheus => prometheus_text::CONTENT_TYPE,
+        }
+    }
+}
+
+/// All metrics as text.
+///
+/// # Errors
+/// None that can happen when writing to memory.
+pub(super) fn encode(status: &Status, format: Format) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(ProcessMetrics(status.started.1)));
+    let ours = registry.sub_registry_with_prefix(PREFIX);
+    ours.register_collector(Box::new(StateMetrics::of(status)));
+    ours.register_collector(Box::new(Counters(Arc::clone(&status.cluster))));
+    ours.register_collector(Box::new(LogMetrics));
+    let mut text = String::with_capacity(64 << 10);
+    match format {
+        Format::OpenMetrics => text::encode(&mut text, &registry)?,
+        Format::Prometheus => prometheus_text::encode(&mut text, &registry)?,
+    }
+    Ok(text)
+}
+
+/// One value of a family.
+fn gauge(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: f64) -> fmt::Result {
+    ConstGauge::new(value).encode(family.encode_family(labels)?)
+}
+
+/// A gauge without labels.
+fn lone_gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    value: f64,
+) -> fmt::Result {
+    let family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    ConstGauge::new(value).encode(family)
+}
+
+// ---- counters -----------------------------------------------------------------------------------------------------
+
+/// What every core counts.
+#[derive(Debug)]
+struct Counters(Arc<Cluster>);
+
+impl Collector for Counters {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let columns: Vec<Vec<u64>> = self.0.counters.iter().map(|core| values(core)).collect();
+        let mut row = 0;
+        let mut result = Ok(());
+        CoreCounters::default().for_each(|name, help, _| {
+            if result.is_ok() {
+                let values = columns.iter().map(|column| column[row]);
+                result = counter(&mut encoder, name, help, values);
+            }
+            row += 1;
+        });
+        result
+    }
+}
+
+fn values(counters: &CoreCounters) -> Vec<u64> {
+    let mut values = Vec::new();
+    counters.for_each(|_, _, value| values.push(value));
+    values
+}
+
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    per_core: impl Iterator<Item = u64>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (core, value) in per_core.enumerate() {
+        ConstCounter::new(value).encode(family.encode_family(&[("core", core)])?)?;
+    }
+    Ok(())
+}
+
+// ---- the log ------------------------------------------------------------------------------------------------------
+
+/// What became of lines of the log, which belong to no core.
+#[derive(Debug)]
+struct LogMetrics;
+
+impl Collector for LogMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (dropped, failed) = logging::lost();
+        let known = [
+            (
+                "log_lines_dropped",
+                "Lines of the log dropped because standard error takes them too slowly.",
+                dropped,
+            ),
+            (
+                "log_lines_failed",
+                "Lines of the log lost because standard error is closed, full or broken.",
+                failed,
+            ),
+        ];
+        for (name, help, value) in known {
+            let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(family)?;
+        }
+        Ok(())
+    }
+}
+
+// ---- state --------------------------------------------------------------------------------------------------------
+
+/// One listener: its index, its addresses, its clients.
+#[derive(Debug)]
+struct ListenerState {
+    labels: [(&'static str, String); 3],
+    totals: PoolTotals,
+}
+
+/// What is, rather than what has happened.
+#[derive(Debug)]
+struct StateMetrics {
+    ready: bool,
+    draining: bool,
+    uptime_seconds: f64,
+    stuck: Vec<(usize, bool)>,
+    longest_turns: Vec<Duration>,
+    listeners: Vec<ListenerState>,
+    client_lanes: Option<usize>,
+}
+
+impl StateMetrics {
+    fn of(status: &Status) -> StateMetrics {
+        let stuck = status.stuck_cores();
+        let server = status.server.as_deref();
+        let configured = server.and_then(|server| server.server());
+        let listeners = configured.map_or_else(Vec::new, Server::listeners);
+        let pools = server.map_or(&[][..], |server| &server.pools);
+        StateMetrics {
+            ready: status.not_ready(1).is_empty(),
+            draining: status.readiness.is_draining(),
+            uptime_seconds: status.started.0.elapsed().as_secs_f64(),
+            stuck: (0..status.cluster.cores())
+                .map(|core| (core, stuck.contains(&core)))
+                .collect(),
+            longest_turns: status.cluster.turns.iter().map(|turn| turn.get()).collect(),
+            listeners: listeners
+                .iter()
+                .zip(pools)
+                .enumerate()
+                .map(|(index, (listener, pool))| ListenerState {
+                    labels: [
+                        ("listener", index.to_string()),
+                        ("quic_addr", listener.quic_addr.to_string()),
+                        ("traffic_addr", listener.traffic_addr.to_string()),
+                    ],
+                    totals: pool.totals(),
+                })
+                .collect(),
+            client_lanes: status.client.then(|| status.readiness.client_lanes()),
+        }
+    }
+
+    fn per_listener(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        name: &str,
+        help: &str,
+        value: impl Fn(&PoolTotals) -> usize,
+    ) -> fmt::Result {
+        if self.listeners.is_empty() {
+            return Ok(());
+        }
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for listener in &self.listeners {
+            let value = value(&listener.totals) as f64;
+            gauge(&mut family, &listener.labels, value)?;
+        }
+        Ok(())
+    }
+}
+
+impl Collector for StateMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let encoder = &mut encoder;
+        encoder
+            .encode_descriptor("build", "Which program this is.", None, MetricType::Info)?
+            .encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
+        let flag = |value| if value { 1.0 } else { 0.0 };
+        lone_gauge(
+            encoder,
+            "ready",
+            "1 while /readyz says that visitors or flows are welcome.",
+            flag(self.ready),
+        )?;
+        lone_gauge(
+            encoder,
+            "draining",
+            "1 once the process has been told to stop.",
+            flag(self.draining),
+        )?;
+        lone_gauge(
+            encoder,
+            "uptime_seconds",
+            "Time since the start.",
+            self.uptime_seconds,
+        )?;
+        lone_gauge(
+            encoder,
+            "memory_held_bytes",
+            "Memory that flows hold.",
+            memory::held_bytes() as f64,
+        )?;
+        lone_gauge(
+            encoder,
+            "memory_limit_bytes",
+            "Memory that flows may hold; near it those that stall end, the most stalled first.",
+            memory::limit_bytes() as f64,
+        )?;
+        let mut family = encoder.encode_descriptor(
+            "core_stuck",
+            "1 while the core makes no progress.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (core, stuck) in &self.stuck {
+            gauge(&mut family, &[("core", *core)], flag(*stuck))?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "core_turn_max_seconds",
+            "The longest time between two looks of the busy core at its timers, of the last one to two minutes.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (core, turn) in self.longest_turns.iter().enumerate() {
+            gauge(&mut family, &[("core", core)], turn.as_secs_f64())?;
+        }
+        self.per_listener(
+            encoder,
+            "listener_clients",
+            "Clients registered with the listener.",
+            |totals| totals.clients,
+        )?;
+        self.per_listener(
+            encoder,
+            "listener_clients_usable",
+            "Those of them that take new flows.",
+            |totals| totals.usable,
+        )?;
+        self.per_listener(
+            encoder,
+            "listener_lanes",
+            "Lanes registered with the listener.",
+            |totals| totals.lanes,
+        )?;
+        self.per_listener(
+            encoder,
+            "listener_flows",
+            "Flows of the listener's visitors, TCP and UDP.",
+            |totals| totals.flows,
+        )?;
+        if let Some(lanes) = self.client_lanes {
+            let help = "Lanes of this client that are registered with a server.";
+            lone_gauge(encoder, "client_lanes", help, lanes as f64)?;
+        }
+        Ok(())
+    }
+}
+
+// ---- the process --------------------------------------------------------------------------------------------------
+
+/// The names that every Prometheus client library uses for a process; holds its start.
+#[derive(Debug)]
+struct ProcessMetrics(SystemTime);
+
+impl Collector for ProcessMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let encoder = &mut encoder;
+        let since_epoch = self.0.duration_since(SystemTime::UNIX_EPOCH);
+        lone_gauge(
+            encoder,
+            "process_start_time_seconds",
+            "Start of the process, in seconds since 1970.",
+            since_epoch.map_or(0.0, |since| since.as_secs_f64()),
+        )?;
+        let cpu = encoder.encode_descriptor(
+            "process_cpu_seconds",
+            "CPU time used by all threads.",
+            None,
+            MetricType::Counter,
+        )?;
+        ConstCounter::new(process::cpu_time().as_secs_f64()).encode(cpu)?;
+        let usage = process::usage();
+        let known: [(&str, &str, Option<u64>); 3] = [
+            (
+                "process_resident_memory_bytes",
+                "Resident memory.",
+                usage.resident_bytes,
+            ),
+            (
+                "process_open_fds",
+                "Open file descriptors.",
+                usage.open_files,
+            ),
+            (
+                "process_max_fds",
+                "File descriptors that may be open.",
+                usage.open_files_max,
+            ),
+        ];
+        for (name, help, value) in known {
+            if let Some(value) = value {
+                lone_gauge(encoder, name, help, value as f64)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::process::status::fixture::client_of_two_cores;
+
+    #[test]
+    fn every_counter_of_every_core_is_there_with_its_explanation() {
+        let status = client_of_two_cores();
+        status.cluster.counters[1].tcp_bytes_in.add(42);
+        for format in [Format::OpenMetrics, Format::Prometheus] {
+            let text = encode(&status, format).expect("into memory");
+            let lines: Vec<&str> = text.lines().collect();
+            CoreCounters::default().for_each(|name, help, _| {
+                let value = if name == "tcp_bytes_in" { 42 } else { 0 };
+                let wanted = format!("qmux_dp_{name}_total{{core=\"1\"}} {value}");
+                assert!(lines.contains(&wanted.as_str()), "{wanted}\n{text}");
+                assert!(help.ends_with('.') && text.contains(help), "{name}: {help}");
+            });
+            assert_eq!(text.ends_with("# EOF\n"), format == Format::OpenMetrics);
+        }
+    }
+
+    #[test]
+    fn the_longest_turn_of_every_core_is_shown_in_seconds() {
+        let status = client_of_two_cores();
+        status.cluster.turns[1].note(Duration::from_millis(250));
+        let text = encode(&status, Format::Prometheus).expect("into memory");
+        for line in ["{core=\"0\"} 0.0", "{core=\"1\"} 0.25"] {
+            let line = format!("qmux_dp_core_turn_max_seconds{line}");
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_format_is_the_one_that_is_asked_for() {
+        let prometheus_server = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2";
+        for (accept, expected) in [
+            (prometheus_server, Format::OpenMetrics),
+            ("text/plain", Format::Prometheus),
+            ("*/*", Format::Prometheus),
+        ] {
+            assert_eq!(Format::wanted_by([accept].into_iter()), expected);
+        }
+        assert_eq!(Format::wanted_by([].into_iter()), Format::Prometheus);
+    }
+
+    #[test]
+    fn the_process_shows_what_it_uses() {
+        let text = encode(&client_of_two_cores(), Format::Prometheus).expect("into memory");
+        for name in [
+            "process_resident_memory_bytes",
+            "process_open_fds",
+            "process_cpu_seconds_total",
+            "process_start_time_seconds",
+        ] {
+            let value = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+            assert!(value.is_some_and(|value| value > 0.0), "{name}\n{text}");
+        }
+    }
+
+    /// Beside those in `costs`: an answer of a machine with 64 cores. The cores notice only that their counters are read.
+    #[test]
+    #[ignore = "measures"]
+    fn what_an_answer_costs() {
+        let status = Status {
+            cluster: Arc::new(Cluster::new(64)),
+            ..client_of_two_cores()
+        };
+        let ns = crate::costs::each_ns(|| {
+            std::hint::black_box(encode(&status, Format::Prometheus).expect("into memory"));
+        });
+        println!("/metrics of 64 cores: {:.0} µs", ns / 1e3);
+    }
+}

@@ -1,0 +1,179 @@
+//! Logging: to standard error, as text or JSON, by a thread of its own ([`crate::process::log_queue`]).
+//!
+//! Nothing that becomes of standard error reaches anybody who logs: no wait, no error, no panic.
+
+use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, IsTerminal, Write};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tracing_subscriber::EnvFilter;
+
+use crate::process::exit::Failure;
+use crate::process::log_level;
+use crate::process::log_queue::LogQueue;
+
+/// How long the end of the process waits for the last lines to be written.
+pub(crate) const FLUSH_AT_END: Duration = Duration::from_secs(2);
+
+/// The same when it ends at once.
+pub(crate) const FLUSH_AT_ONCE: Duration = Duration::from_millis(500);
+
+/// How long one wait for room in standard error lasts, if somebody made it non-blocking.
+const ROOM_WAIT_SECONDS: i64 = 1;
+
+/// What and how to log.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct LogOptions {
+    /// error, warn, info, debug or trace; or per module, as `info,qmux_dp::quic=debug`
+    #[arg(long, value_name = "LEVEL", default_value = "info", global = true,
+        value_parser = log_level::parse)]
+    pub(crate) log_level: String,
+    /// One line of text per event, or one JSON object
+    #[arg(long, value_name = "FORMAT", default_value = "text", global = true)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// How a log event is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+static QUEUE: LazyLock<LogQueue> = LazyLock::new(LogQueue::new);
+
+/// The queue has its writer.
+static STARTED: AtomicBool = AtomicBool::new(false);
+
+/// Starts logging for the whole process.
+///
+/// # Errors
+/// If the level cannot be understood, or the thread that writes cannot be had.
+pub(crate) fn start(options: &LogOptions) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(&options.log_level).map_err(|error| {
+        Failure::Input(format!(
+            "--log-level {}: {error}; allowed are error, warn, info, debug, trace, or module=level pairs",
+            options.log_level
+        ))
+    })?;
+    let writer = std::thread::Builder::new()
+        .name("log".into())
+        .spawn(|| QUEUE.write_to(&mut StandardError, tell_of_missing))
+        .map_err(|error| Failure::Running(format!("thread of the log: {error}")))?;
+    QUEUE.is_written_by(writer.thread().clone());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| Line)
+        .with_ansi(io::stderr().is_terminal())
+        // It would report on standard error, and panic if that is gone.
+        .log_internal_errors(false)
+        .with_target(false);
+    match options.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    STARTED.store(true, Ordering::Release);
+    std::panic::set_hook(Box::new(log_panic));
+    Ok(())
+}
+
+/// Says one line on standard error, whatever the log's level.
+pub(crate) fn say(line: &str) {
+    let line = format!("{line}\n");
+    if STARTED.load(Ordering::Acquire) {
+        QUEUE.push(line.as_bytes());
+    } else {
+        // Nobody is left to complain to.
+        let _lost = StandardError.write_all(line.as_bytes());
+    }
+}
+
+/// Waits until what was logged is written, for `at_most` so long.
+pub(crate) fn flush(at_most: Duration) {
+    if STARTED.load(Ordering::Acquire) {
+        QUEUE.flush(at_most);
+    }
+}
+
+/// Lines of the log that were dropped for want of room, and those that could not be written.
+pub(crate) fn lost() -> (u64, u64) {
+    (QUEUE.dropped(), QUEUE.failed())
+}
+
+fn tell_of_missing(lines: u64) {
+    tracing::warn!(
+        lines,
+        "log lines are missing before this one: standard error was full, or too slow for them"
+    );
+}
+
+/// Instead of the standard library's, which writes to standard error itself.
+fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let backtrace = Backtrace::capture();
+    let backtrace = match backtrace.status() {
+        BacktraceStatus::Captured => format!("\n{backtrace}"),
+        _ => String::new(),
+    };
+    tracing::error!(
+        thread = thread.name(),
+        place = panic.location().map(tracing::field::display),
+        "panic: {}{backtrace}",
+        words(panic.payload())
+    );
+}
+
+fn words(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    let owned = || payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(owned).unwrap_or("without a message")
+}
+
+/// What the subscriber writes events to: each with one call.
+struct Line;
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        QUEUE.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Standard error itself. Waits for room, also if another process has made it non-blocking.
+struct StandardError;
+
+impl Write for StandardError {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match rustix::io::write(rustix::stdio::stderr(), bytes) {
+                Err(rustix::io::Errno::AGAIN) => wait_for_room(),
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn wait_for_room() {
+    let stderr = rustix::stdio::stderr();
+    let pause = Timespec {
+        tv_sec: ROOM_WAIT_SECONDS,
+        tv_nsec: 0,
+    };
+    // Whatever it says, the next write says more.
+    let _ready = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&pause));
+}

@@ -1,0 +1,62 @@
+//! What is in a core's mailbox: what its roles are told by those of other cores, and what `main` tells it.
+
+use std::time::Duration;
+
+use crate::client::mail::ClientMail;
+use crate::core::mailbox::{Kind, Mail, Mailboxes, Post};
+use crate::server::mail::ServerMail;
+
+/// Mail of a core.
+#[derive(Debug)]
+pub(super) enum CoreMail {
+    /// For the server role.
+    Server(ServerMail),
+    /// For the client role.
+    Client(ClientMail),
+    /// Take nothing new, tell the peers, let flows finish within this time.
+    Drain {
+        /// The time that flows get.
+        timeout: Duration,
+    },
+    /// Close everything and end. Comes when all cores have drained: until then each must take packets for the others,
+    /// because a socket that leaves a reuseport group changes who gets what.
+    Close,
+}
+
+impl Mail for CoreMail {
+    fn kind(&self) -> Kind {
+        match self {
+            CoreMail::Server(mail) => mail.kind(),
+            CoreMail::Client(mail) => mail.kind(),
+            CoreMail::Drain { .. } | CoreMail::Close => Kind::Control,
+        }
+    }
+}
+
+impl Post<ServerMail> for Mailboxes<CoreMail> {
+    fn cores(&self) -> usize {
+        self.cores()
+    }
+
+    fn send(&self, core: usize, mail: ServerMail) -> Result<(), ServerMail> {
+        match self.of(core).send(CoreMail::Server(mail)) {
+            Ok(()) => Ok(()),
+            Err(CoreMail::Server(back)) => Err(back),
+            Err(other) => unreachable!("{other:?} came back for the server's mail"),
+        }
+    }
+}
+
+impl Post<ClientMail> for Mailboxes<CoreMail> {
+    fn cores(&self) -> usize {
+        self.cores()
+    }
+
+    fn send(&self, core: usize, mail: ClientMail) -> Result<(), ClientMail> {
+        match self.of(core).send(CoreMail::Client(mail)) {
+            Ok(()) => Ok(()),
+            Err(CoreMail::Client(back)) => Err(back),
+            Err(other) => unreachable!("{other:?} came back for the client's mail"),
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The process: it starts the cores and their roles, tells them to drain, watches them, and answers for them.
+//!
+//! It stands on top of the roles, and is the only one that knows them both. `main` runs [`run`], each core's thread
+//! [`thread`].
+
+pub(crate) mod admin;
+pub(crate) mod bind;
+pub(crate) mod check;
+pub(crate) mod exit;
+pub(crate) mod log_level;
+mod log_queue;
+pub(crate) mod logging;
+mod mail;
+mod progress;
+pub(crate) mod run;
+mod signals;
+pub(crate) mod status;
+mod thread;
+#[cfg(test)]
+mod udp_tests;
+mod watch;

@@ -1,0 +1,418 @@
+//! From a validated config to running cores, and back: start, signals, drain, counters.
+
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use qmux_config::Config;
+
+use super::exit::Failure;
+use super::mail::CoreMail;
+use super::status::Status;
+use super::thread::{self, CoreReport, CoreSetup};
+use super::watch::Watch;
+use super::{admin, bind, signals};
+use crate::client::ClientShared;
+use crate::client::mail::ClientMail;
+use crate::core::mailbox::{Mailboxes, Post};
+use crate::core::{Cluster, memory};
+use crate::quic::tickets::TicketKeys;
+use crate::ready::Readiness;
+use crate::server::pool::registry::ClientPool;
+use crate::server::{ListenerSockets, ServerShared};
+use crate::sys::cpu::{self, Allowed};
+use crate::sys::{limits, syn_filter};
+
+/// Descriptors below which a busy server runs out: one per TCP flow.
+const OPEN_FILES_WANTED: u64 = 65_536;
+
+/// Pause before a core with a full mailbox is told again: waiting must not take its CPU time.
+const FULL_MAILBOX_PAUSE: Duration = Duration::from_millis(1);
+
+/// A core that has no place for an order for this long is stuck: it takes hundreds of them in one
+/// turn.
+const ORDER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A running process's cores.
+pub(crate) struct Running {
+    cluster: Arc<Cluster>,
+    mailboxes: Mailboxes<CoreMail>,
+    events: Receiver<Event>,
+    /// Cores that have ended, by index.
+    ended: Vec<bool>,
+    /// Why the process ends, if not because it was told to.
+    failure: Option<Failure>,
+    /// A signal came before all cores had started.
+    stop_at_once: bool,
+    /// [`ORDER_PATIENCE`].
+    order_patience: Duration,
+    readiness: Arc<Readiness>,
+    watch: Watch,
+    /// The cores' sockets for TCP visitors once more: at the end all are closed to new ones together, because the cores
+    /// share ports, and who is kept away from one must not come to another that is about to close.
+    doors: Vec<TcpListener>,
+}
+
+/// What happens to a run, as `main` learns of it.
+#[derive(Debug)]
+pub(crate) struct Events {
+    sender: Sender<Event>,
+    receiver: Receiver<Event>,
+}
+
+impl Events {
+    /// Only the caller stops the run; signals do what the system has them do.
+    pub(crate) fn without_signals() -> Events {
+        let (sender, receiver) = unbounded();
+        Events { sender, receiver }
+    }
+
+    /// Signals are taken from now on ([`signals`]).
+    ///
+    /// # Errors
+    /// If their handlers cannot be had.
+    pub(crate) fn with_signals() -> Result<Events, Failure> {
+        let events = Events::without_signals();
+        let sender = events.sender.clone();
+        signals::listen(move || {
+            // Fails only when `main` is ending already.
+            let _ended = sender.send(Event::Signal);
+        })
+        .map_err(|error| Failure::Running(format!("signal handlers: {error}")))?;
+        Ok(events)
+    }
+}
+
+#[derive(Debug)]
+enum Event {
+    Core(usize, CoreReport),
+    Signal,
+}
+
+/// Number of cores to run: as asked for, or what can use the CPU time that we may have.
+pub(crate) fn core_count(asked: Option<usize>) -> usize {
+    let allowed = Allowed::now();
+    let cores = asked.unwrap_or(allowed.cores()).min(crate::sys::CORES_MAX);
+    if let Some(quota) = allowed.quota {
+        tracing::info!(
+            quota,
+            cpus = allowed.cpus,
+            cores,
+            "the control group allows less CPU time than there are CPUs; cores are not pinned"
+        );
+    }
+    let cpus = allowed.cores();
+    if cores > cpus {
+        tracing::warn!(cores, cpus, "more cores than CPUs: threads share CPUs");
+    }
+    cores
+}
+
+/// Binds, starts all cores, and returns when each has started.
+///
+/// # Errors
+/// What could not be bound or started.
+pub(crate) fn start(
+    config: &Arc<Config>,
+    cores: usize,
+    events: Events,
+) -> Result<Running, Failure> {
+    let started = (Instant::now(), SystemTime::now());
+    prepare_process(config.limits.descriptors_reserved);
+    let readiness = Arc::new(Readiness::new(
+        usize::from(config.server.is_some()) + usize::from(config.client.is_some()),
+    ));
+    let admin_listener = config.admin.as_ref().map(bind::admin).transpose()?;
+    let mut sockets = match &config.server {
+        Some(server) => bind::all(server, cores)?
+            .into_iter()
+            .map(Some)
+            .collect::<Vec<_>>(),
+        None => (0..cores).map(|_| None).collect(),
+    };
+    let doors = doors(&sockets)
+        .map_err(|error| Failure::Running(format!("a socket could not be duplicated: {error}")))?;
+    let server = match &config.server {
+        Some(server) => {
+            let (ticket_keys, keeper) = TicketKeys::start(&server.tls).map_err(Failure::Input)?;
+            let pools = server
+                .listeners()
+                .into_iter()
+                .map(|_| Arc::new(ClientPool::new(server.load_balancer, cores)));
+            Some(Arc::new(ServerShared {
+                config: Arc::clone(config),
+                pools: pools.collect(),
+                instance_id: *uuid::Uuid::new_v4().as_bytes(),
+                ticket_keys,
+                ticket_keeper: Mutex::new(Some(keeper)),
+            }))
+        }
+        None => None,
+    };
+    let client = config
+        .client
+        .as_ref()
+        .map(|client| Arc::new(ClientShared::new(config, client, &readiness)));
+    if let Some(client) = &client {
+        client.keep_sessions().map_err(Failure::Input)?;
+        client.keep_certificates().map_err(Failure::Input)?;
+    }
+    let cluster = Arc::new(Cluster::new(cores));
+    let (mailboxes, wakes) =
+        Mailboxes::new(cores).map_err(|error| Failure::Running(format!("mailboxes: {error}")))?;
+    if let Some(client) = &client {
+        let post: Arc<dyn Post<ClientMail>> = Arc::new(mailboxes.clone());
+        client
+            .keep_names_fresh(&post)
+            .map_err(|error| Failure::Running(format!("resolver: {error}")))?;
+    }
+    let status = Arc::new(Status {
+        cluster: Arc::clone(&cluster),
+        server: server.clone(),
+        client: client.is_some(),
+        readiness: Arc::clone(&readiness),
+        started,
+    });
+    if let Some(listener) = admin_listener {
+        admin::start(listener, Arc::clone(&status))
+            .map_err(|error| Failure::Running(format!("admin endpoint: {error}")))?;
+    }
+    // A client alone prefers the CPUs from the end, a server those from the start.
+    let places = cpu::places(cores, Allowed::now(), config.server.is_none());
+    for ((index, wake), cpu) in wakes.into_iter().enumerate().zip(places) {
+        let setup = CoreSetup {
+            index,
+            cpu,
+            cluster: Arc::clone(&cluster),
+            mailboxes: mailboxes.clone(),
+            wake,
+            server: server.clone().zip(sockets[index].take()),
+            client: client.clone(),
+        };
+        let sender = events.sender.clone();
+        thread::start(setup, move |report| {
+            // Fails only when `main` has returned already.
+            let _ended = sender.send(Event::Core(index, report));
+        })
+        .map_err(|error| Failure::Running(format!("thread of core {index}: {error}")))?;
+    }
+    let mut running = Running {
+        cluster,
+        mailboxes,
+        events: events.receiver,
+        ended: vec![false; cores],
+        failure: None,
+        stop_at_once: false,
+        order_patience: ORDER_PATIENCE,
+        readiness: Arc::clone(&readiness),
+        watch: Watch::new(status, Instant::now()),
+        doors,
+    };
+    running.wait_started(cores)?;
+    memory::set_limit(config.limits.memory);
+    if let Some(server) = &config.server {
+        for listener in server.listeners() {
+            tracing::info!(quic = %listener.quic_addr, traffic = %listener.traffic_addr, protocol = %listener.protocol, cores, "listening");
+        }
+        readiness.set_listening();
+        readiness.role_ready("server");
+    }
+    Ok(running)
+}
+
+fn prepare_process(descriptors_reserved: u32) {
+    let allowed = limits::raise_open_files();
+    limits::keep_from_flows(descriptors_reserved, allowed);
+    if let Some(limit) = allowed
+        && limit < OPEN_FILES_WANTED
+    {
+        tracing::warn!(
+            limit,
+            for_flows = limits::flow_descriptors_max(),
+            wanted = OPEN_FILES_WANTED,
+            "few open files are allowed; each TCP flow needs one (ulimit -n)"
+        );
+    }
+    if !monoio::utils::detect_uring() {
+        tracing::warn!("io_uring is not available (kernel or container forbids it); using epoll");
+    }
+}
+
+fn doors(sockets: &[Option<Vec<ListenerSockets>>]) -> std::io::Result<Vec<TcpListener>> {
+    let listeners = sockets.iter().flatten().flatten();
+    listeners
+        .filter_map(|listener| listener.tcp.as_ref())
+        .map(TcpListener::try_clone)
+        .collect()
+}
+
+impl Running {
+    fn wait_started(&mut self, cores: usize) -> Result<(), Failure> {
+        let mut started = 0;
+        while started < cores {
+            match self.events.recv() {
+                Ok(Event::Core(_, CoreReport::Started)) => started += 1,
+                Ok(Event::Core(core, CoreReport::Ended(Err(why)))) => {
+                    return Err(Failure::Running(format!("core {core}: {why}")));
+                }
+                Ok(Event::Signal) => self.stop_at_once = true,
+                Ok(Event::Core(core, CoreReport::Broken)) => {
+                    self.note_failure(core, "a part of it panicked");
+                    self.stop_at_once = true;
+                }
+                Ok(_) => {}
+                Err(_) => return Err(Failure::Running("the cores ended at their start".into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// The sum of a counter over all cores.
+    #[cfg(feature = "count-allocations")]
+    pub(crate) fn total(
+        &self,
+        counter: impl Fn(&crate::core::counters::CoreCounters) -> u64,
+    ) -> u64 {
+        self.cluster.counters.iter().map(|core| counter(core)).sum()
+    }
+
+    /// Runs until a signal or a core's failure, then drains. A second signal ends the process at once.
+    ///
+    /// # Errors
+    /// If a core failed.
+    pub(crate) fn until_signal(mut self, drain_timeout: Duration) -> Result<(), Failure> {
+        let event = if self.stop_at_once {
+            Some(Event::Signal)
+        } else {
+            self.next_event()
+        };
+        match event {
+            Some(Event::Signal) => {
+                tracing::info!(
+                    drain_timeout_ms = drain_timeout.as_millis() as u64,
+                    "stopping: no new flows, letting flows finish"
+                );
+            }
+            Some(Event::Core(core, CoreReport::Broken)) => {
+                self.note_failure(core, "a part of it panicked");
+            }
+            Some(Event::Core(core, CoreReport::Ended(result))) => {
+                self.ended[core] = true;
+                let why = result.err().unwrap_or_else(|| "it ended by itself".into());
+                self.note_failure(core, &why);
+            }
+            other => return Err(Failure::Running(format!("unexpected event {other:?}"))),
+        }
+        self.stop(drain_timeout)
+    }
+
+    /// The next event; `None` if nobody is left to send one. Watches the cores meanwhile.
+    fn next_event(&mut self) -> Option<Event> {
+        loop {
+            match self.events.recv_timeout(self.watch.pause(Instant::now())) {
+                Ok(event) => return Some(event),
+                Err(RecvTimeoutError::Timeout) => self.watch.look(Instant::now()),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    /// No new TCP connection begins at any core's sockets from now on. Those that have begun are for the cores to take.
+    fn close_doors(&mut self) {
+        for door in self.doors.drain(..) {
+            if let Err(error) = syn_filter::attach(&door) {
+                tracing::warn!(%error, "new visitors cannot be kept away; those who come in the last moment are reset");
+            }
+        }
+    }
+
+    /// Drains all cores and waits for their end.
+    ///
+    /// # Errors
+    /// If a core failed.
+    pub(crate) fn stop(&mut self, drain_timeout: Duration) -> Result<(), Failure> {
+        self.readiness.set_draining();
+        self.watch.stopping(drain_timeout, Instant::now());
+        self.close_doors();
+        self.tell_all(|| CoreMail::Drain {
+            timeout: drain_timeout,
+        });
+        let mut drained = self.ended.clone();
+        let mut told_to_close = false;
+        while !self.ended.iter().all(|ended| *ended) {
+            if drained.iter().all(|drained| *drained)
+                && !std::mem::replace(&mut told_to_close, true)
+            {
+                self.tell_all(|| CoreMail::Close);
+                continue; // It may have given up the last one.
+            }
+            match self.next_event() {
+                Some(Event::Core(core, CoreReport::Drained)) => drained[core] = true,
+                Some(Event::Core(core, CoreReport::Ended(result))) => {
+                    (drained[core], self.ended[core]) = (true, true);
+                    if let Err(why) = result {
+                        self.note_failure(core, &why);
+                    }
+                }
+                Some(Event::Core(core, CoreReport::Broken)) => {
+                    self.note_failure(core, "a part of it panicked");
+                }
+                Some(_) => {}
+                None => break,
+            }
+        }
+        self.log_counters();
+        self.failure.take().map_or(Ok(()), Err)
+    }
+
+    /// A core has failed: the process is to drain, and to end with this failure.
+    fn note_failure(&mut self, core: usize, why: &str) {
+        tracing::error!(
+            core,
+            why,
+            "a core has failed; flows may finish, then the process ends"
+        );
+        self.failure
+            .get_or_insert_with(|| Failure::Running(format!("core {core}: {why}")));
+    }
+
+    /// Gives an order to every core that has not ended. One whose mailbox is full is told again and
+    /// again, after the others; one that is stuck is given up, and the process fails.
+    fn tell_all(&mut self, mail: impl Fn() -> CoreMail) {
+        let until = Instant::now() + self.order_patience;
+        let cores = 0..self.ended.len();
+        let mut untold: Vec<usize> = cores.filter(|core| !self.ended[*core]).collect();
+        loop {
+            untold.retain(|core| self.mailboxes.of(*core).send(mail()).is_err());
+            let now = Instant::now();
+            if untold.is_empty() || now >= until {
+                break;
+            }
+            self.watch.look(now);
+            std::thread::sleep(FULL_MAILBOX_PAUSE);
+        }
+        for core in untold {
+            self.ended[core] = true;
+            self.note_failure(core, "it is stuck, and takes no orders");
+        }
+    }
+
+    /// One line per core with every counter that is not zero.
+    fn log_counters(&self) {
+        for (core, counters) in self.cluster.counters.iter().enumerate() {
+            let mut text = String::new();
+            counters.for_each(|name, _help, value| {
+                if value > 0 {
+                    text.push_str(&format!(" {name}={value}"));
+                }
+            });
+            tracing::info!("counters core={core}{text}");
+        }
+        tracing::info!("stopped");
+    }
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

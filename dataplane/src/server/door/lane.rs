@@ -1,0 +1,300 @@
+//! A lane as the server sees it: whose it is, whether it takes flows, what to do with its events.
+
+use std::cell::{Cell, OnceCell};
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::rc::{Rc, Weak};
+use std::time::Instant;
+
+use qmux_config::ServerAuth;
+use qmux_proto::LaneError;
+use tracing::field::DisplayValue;
+
+use super::Door;
+use super::presence;
+use crate::core::event::Event;
+use crate::core::task::spawn_or;
+use crate::quic::end::LaneEnd;
+use crate::quic::explain;
+use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
+use crate::server::pool::lanes::CarriesFlows;
+use crate::server::pool::registry::LaneMembership;
+use crate::server::tcp::opening::READ_FIRST;
+use crate::server::udp::lane::LaneFlows;
+
+/// One lane of one client.
+pub(crate) struct ServerLane {
+    pub(crate) lane: Rc<Lane>,
+    pub(crate) door: Weak<Door>,
+    /// Set by a successful registration.
+    pub(crate) membership: OnceCell<LaneMembership>,
+    /// The lane's UDP flows, if visitors of UDP come to the door's entrances.
+    pub(crate) udp: Option<Rc<LaneFlows>>,
+    /// TCP flows on this lane: one [`LaneUse`] each.
+    tcp_flows: Cell<usize>,
+    /// When the peer was last heard on the control stream.
+    pub(crate) last_heard: Cell<Instant>,
+    control_started: Cell<bool>,
+    /// Wakes the lane's session: there was an alarm.
+    pub(crate) wake: Event,
+    alarmed: Cell<bool>,
+    /// It was refused, and stays until its client has read why.
+    pub(crate) lingers: Cell<bool>,
+}
+
+impl ServerLane {
+    pub(crate) fn new(
+        lane: Rc<Lane>,
+        door: Weak<Door>,
+        udp: Option<Rc<LaneFlows>>,
+    ) -> Rc<ServerLane> {
+        Rc::new(ServerLane {
+            lane,
+            door,
+            membership: OnceCell::new(),
+            udp,
+            tcp_flows: Cell::new(0),
+            last_heard: Cell::new(Instant::now()),
+            control_started: Cell::new(false),
+            wake: Event::default(),
+            alarmed: Cell::new(false),
+            lingers: Cell::new(false),
+        })
+    }
+
+    /// The client may be gone: have it asked.
+    pub(crate) fn alarm(&self) {
+        self.alarmed.set(true);
+        self.wake.set();
+    }
+
+    /// True once after each alarm.
+    pub(crate) fn take_alarm(&self) -> bool {
+        self.alarmed.take()
+    }
+
+    /// Whether it belongs to the client with this number.
+    pub(crate) fn is_of(&self, client: u64) -> bool {
+        self.membership
+            .get()
+            .is_some_and(|membership| membership.client().number == client)
+    }
+
+    /// Who the client is, for logs.
+    pub(crate) fn client_id(&self) -> &str {
+        self.membership
+            .get()
+            .map_or("(not registered)", |membership| {
+                membership.client().client_id.as_str()
+            })
+    }
+}
+
+impl CarriesFlows for ServerLane {
+    fn is_open(&self) -> bool {
+        self.lane.is_open()
+    }
+
+    fn is_silent(&self) -> bool {
+        self.lane.is_silent()
+    }
+
+    fn flows(&self) -> usize {
+        self.tcp_flows.get() + self.udp.as_ref().map_or(0, |udp| udp.flow_count())
+    }
+}
+
+/// A TCP flow's claim on its lane: counts it until dropped.
+pub(crate) struct LaneUse(Rc<ServerLane>);
+
+impl LaneUse {
+    pub(crate) fn new(lane: &Rc<ServerLane>) -> LaneUse {
+        lane.tcp_flows.set(lane.tcp_flows.get() + 1);
+        LaneUse(Rc::clone(lane))
+    }
+}
+
+impl Deref for LaneUse {
+    type Target = ServerLane;
+
+    fn deref(&self) -> &ServerLane {
+        &self.0
+    }
+}
+
+impl Drop for LaneUse {
+    fn drop(&mut self) {
+        self.0.tcp_flows.set(self.0.tcp_flows.get() - 1);
+    }
+}
+
+/// Where the lane's peer is, as a field of a log line: without one it is not printed.
+pub(crate) fn address(lane: &Lane) -> Option<DisplayValue<SocketAddr>> {
+    lane.peer_addr().map(tracing::field::display)
+}
+
+/// Closes a lane of a replaced client, unless what has come meanwhile shows that it lives: this
+/// process may have stood still, and its timers fire before it reads.
+fn close_if_still_silent(lane: Rc<ServerLane>) {
+    crate::core::task::spawn(async move {
+        crate::core::time::sleep(READ_FIRST).await;
+        if let Some(door) = lane.door.upgrade()
+            && lane.lane.is_silent()
+        {
+            door.close_replaced(&lane);
+        }
+    });
+}
+
+/// Handler of the lane's events; holds the lane's state until it has ended.
+pub(crate) struct ServerLaneEvents(pub(crate) Rc<ServerLane>);
+
+impl LaneEvents for ServerLaneEvents {
+    fn stream_opened(&self, lane: &Rc<Lane>, stream: u64) {
+        let ServerLaneEvents(this) = self;
+        if stream != CONTROL_STREAM {
+            lane.close(
+                LaneError::ProtocolViolation,
+                "a client opens no stream but the control stream",
+            );
+        } else if !this.control_started.replace(true) {
+            let lane = Rc::clone(lane);
+            spawn_or(super::register::run(Rc::clone(this)), move || {
+                lane.panicked();
+            });
+        }
+        // Else it has been refused, and what it said meanwhile is not read any more: the refusal must reach it first.
+    }
+
+    fn datagram(&self, _lane: &Rc<Lane>, data: &[u8]) {
+        match &self.0.udp {
+            Some(udp) if self.0.membership.get().is_some() => udp.datagram(data),
+            _ => {
+                if let Some(door) = self.0.door.upgrade() {
+                    door.counters().udp_dropped_unregistered.increment();
+                }
+            }
+        }
+    }
+
+    fn datagrams_done(&self, _lane: &Rc<Lane>) {
+        if let Some(udp) = &self.0.udp {
+            udp.datagrams_done();
+        }
+    }
+
+    fn silence(&self, lane: &Rc<Lane>, silent: bool) {
+        let Some(membership) = self.0.membership.get() else {
+            return;
+        };
+        membership.silence(silent);
+        if let Some(udp) = &self.0.udp {
+            udp.note_silence(Instant::now());
+        }
+        if silent && let Some(door) = self.0.door.upgrade() {
+            door.counters().lanes_silent.increment();
+            if membership.client().is_replaced() {
+                close_if_still_silent(Rc::clone(&self.0));
+            } else {
+                door.client_may_be_gone(&self.0, Instant::now());
+            }
+        }
+        tracing::debug!(
+            client = self.0.client_id(),
+            peer = address(lane),
+            silent,
+            "silence of a client"
+        );
+    }
+
+    fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd) {
+        let this = &self.0;
+        if let Some(udp) = &this.udp {
+            udp.lane_ended();
+        }
+        let last = this
+            .door
+            .upgrade()
+            .is_some_and(|door| door.lane_ended(this));
+        let Some(door) = this.door.upgrade() else {
+            return;
+        };
+        let context = door.context();
+        if let Some(membership) = this.membership.get() {
+            tracing::debug!(client = this.client_id(), peer = address(lane), %end, "lane ended");
+            if last {
+                presence::say_down(context, membership.client(), end);
+            }
+        } else if let Some(suppressed) = context.handshake_log.pass(Instant::now()) {
+            let what = if lane.is_established() {
+                "lane ended before it was registered"
+            } else {
+                "handshake failed"
+            };
+            let ca_cert = match &door.server().auth {
+                ServerAuth::Mtls { ca_cert } => Some(ca_cert),
+                ServerAuth::Token { .. } => None,
+            };
+            let end = explain::at_server(end, ca_cert);
+            tracing::warn!(peer = address(lane), end, suppressed, "{what}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::time::Duration;
+
+    use qmux_proto::control::{Heartbeat, Message};
+
+    use super::*;
+    use crate::quic::endpoint::tests::{run, setup, until};
+    use crate::quic::endpoint::{Endpoint, EndpointOwner};
+
+    /// Reads nothing: the door of its lanes is gone.
+    #[derive(Default)]
+    struct Owner(std::cell::RefCell<Option<Rc<ServerLane>>>);
+
+    impl EndpointOwner for Owner {
+        fn lane_accepted(&self, lane: &Rc<Lane>) {
+            let lane_of_server = ServerLane::new(Rc::clone(lane), Weak::new(), None);
+            lane.handle_events(Rc::new(ServerLaneEvents(Rc::clone(&lane_of_server))));
+            *self.0.borrow_mut() = Some(lane_of_server);
+        }
+        fn hand_over(&self, _: usize, _: &[u8], _: SocketAddr, _: Option<IpAddr>) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn what_comes_on_the_control_stream_after_a_refusal_is_no_violation() {
+        run(async |config| {
+            let owner = Rc::new(Owner::default());
+            let (mut accepting, mut dialing) = (setup(&config, true), setup(&config, false));
+            // A busy machine takes its time.
+            accepting.handshake_timeout = Duration::from_secs(20);
+            dialing.handshake_timeout = Duration::from_secs(20);
+            let address = accepting.socket.local_addr();
+            let _server = Endpoint::start(accepting, Some(Rc::clone(&owner) as _));
+            let client = Endpoint::start(dialing, None);
+            let dialed = client.dial(address, "localhost", 0, None).expect("dial");
+            dialed.established().await.expect("established");
+            dialed.send_control(&Message::Heartbeat(Heartbeat {
+                sequence: 1,
+                acknowledged: 0,
+            }));
+            let lane = owner.0.borrow().clone().expect("accepted");
+            until("the control task", || lane.control_started.get()).await;
+            // More of it, which the control task, having ended, has not read.
+            ServerLaneEvents(Rc::clone(&lane)).stream_opened(&lane.lane, CONTROL_STREAM);
+            assert!(lane.is_open());
+            // A stream that is none of a client's.
+            let stream = dialed.open_stream().expect("allowed by QUIC") + 4;
+            let waiters = dialed.attach(stream);
+            let bytes = crate::buffer::StreamBuf::copied(b"x");
+            assert!(dialed.write(stream, bytes, false, &waiters).is_ok());
+            until("the violation to be found", || !lane.is_open()).await;
+        });
+    }
+}

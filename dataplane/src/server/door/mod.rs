@@ -1,0 +1,406 @@
+//! A door: one `quic_addr` on one core, where clients come in and register. It has their lanes, and tells them what the
+//! process is about.
+
+mod auth;
+pub(crate) mod lane;
+mod presence;
+mod register;
+mod session;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qmux_config::{Server, Udp};
+use qmux_proto::LaneError;
+use qmux_proto::control::{GoAway, GoAwayReason, Message, Register};
+use rustc_hash::FxBuildHasher;
+
+use crate::core::counters::CoreCounters;
+use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
+use crate::quic::lane::Lane;
+use crate::quic::reset::ResetKey;
+use crate::quic::{settings, tls};
+use crate::server::ids::DoorId;
+use crate::server::mail::ServerMail;
+use crate::server::pool::lanes::LaneTable;
+use crate::server::pool::registry::{Applicant, ClientPool, Duplicate, Joined, LaneMembership};
+use crate::server::shared::{ServerContext, ServerShared};
+use crate::server::udp::lane::LaneFlows;
+use crate::sys::udp::{Purpose, UdpSocket};
+use lane::{ServerLane, ServerLaneEvents};
+
+/// One door on one core.
+pub(crate) struct Door {
+    id: DoorId,
+    context: Rc<ServerContext>,
+    shared: Arc<ServerShared>,
+    /// The clients of its service.
+    pool: Arc<ClientPool>,
+    endpoint: Rc<Endpoint>,
+    /// Whether its lanes may carry UDP.
+    takes_udp: bool,
+    /// Lanes that take new flows.
+    lanes: RefCell<LaneTable<ServerLane>>,
+    /// All registered lanes, by their key.
+    registered: RefCell<HashMap<u64, Rc<ServerLane>, FxBuildHasher>>,
+    next_flow: Cell<u64>,
+    /// Refused lanes that wait for their client to read why.
+    lingering: Cell<usize>,
+    /// Entrances that still take TCP visitors.
+    accepting: Cell<usize>,
+    /// Of the drain, once it has begun.
+    drain_timeout: Cell<Duration>,
+}
+
+impl Door {
+    /// Lets clients in at this socket, into `pool`.
+    ///
+    /// # Errors
+    /// With a text for the log if the socket or a TLS context cannot be set up on this core.
+    pub(crate) fn open(
+        id: DoorId,
+        context: &Rc<ServerContext>,
+        shared: &Arc<ServerShared>,
+        pool: &Arc<ClientPool>,
+        socket: StdUdpSocket,
+        takes_udp: bool,
+    ) -> Result<Rc<Door>, String> {
+        let server = shared.server().ok_or("no [server] section")?;
+        let mut tls = tls::server(server).map_err(|error| error.to_string())?;
+        shared.ticket_keys.serve(&mut tls, &context.counters);
+        let config =
+            settings::transport(&shared.config.quic, tls).map_err(|error| error.to_string())?;
+        let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
+        let port = socket.local_addr().port();
+        let reset_key = ResetKey::from_key(&server.tls.server_key, port)?;
+        let endpoint = Endpoint::start(
+            EndpointSetup {
+                socket,
+                core: context.index,
+                group: context.cluster.cores(),
+                config,
+                packet_bytes_max: settings::packet_bytes_max(&shared.config.quic),
+                accepts: true,
+                handshake_timeout: shared.config.quic.handshake_idle_timeout,
+                reset_key: Some(reset_key),
+                counters: Arc::clone(&context.counters),
+            },
+            None,
+        );
+        let this = Rc::new(Door {
+            id,
+            context: Rc::clone(context),
+            shared: Arc::clone(shared),
+            pool: Arc::clone(pool),
+            endpoint: Rc::clone(&endpoint),
+            takes_udp,
+            lanes: RefCell::new(LaneTable::new(server.load_balancer)),
+            registered: RefCell::default(),
+            next_flow: Cell::new(1),
+            lingering: Cell::new(0),
+            accepting: Cell::new(0),
+            drain_timeout: Cell::default(),
+        });
+        endpoint.set_owner(Rc::new(Owner(Rc::clone(&this))));
+        Ok(this)
+    }
+
+    pub(crate) fn server(&self) -> &Server {
+        // The role only starts with a `[server]` section (`Door::open` checks it).
+        self.shared
+            .server()
+            .unwrap_or_else(|| unreachable!("a door without [server]"))
+    }
+
+    pub(crate) fn counters(&self) -> &CoreCounters {
+        &self.context.counters
+    }
+
+    pub(crate) fn keep_alive_period(&self) -> Duration {
+        self.shared.config.quic.keep_alive_period
+    }
+
+    pub(crate) fn context(&self) -> &Rc<ServerContext> {
+        &self.context
+    }
+
+    pub(crate) fn endpoint(&self) -> &Rc<Endpoint> {
+        &self.endpoint
+    }
+
+    pub(crate) fn core(&self) -> usize {
+        self.context.index
+    }
+
+    pub(crate) fn cores(&self) -> usize {
+        self.context.cluster.cores()
+    }
+
+    /// The id by which clients tell this door of this process from others: those that reach the
+    /// same one by several addresses need the lanes of one only.
+    pub(crate) fn server_instance_id(&self) -> [u8; 16] {
+        let mut id = self.shared.instance_id;
+        for (byte, of_index) in id.iter_mut().zip(self.id.0.to_be_bytes()) {
+            *byte ^= of_index;
+        }
+        id
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.context.draining.get()
+    }
+
+    /// `[udp]` of dp.toml.
+    pub(crate) fn udp_config(&self) -> &Udp {
+        &self.shared.config.udp
+    }
+
+    pub(crate) fn next_flow_id(&self) -> u64 {
+        let id = self.next_flow.get();
+        self.next_flow.set(id + 1);
+        id
+    }
+
+    // ---- lanes ---------------------------------------------------------------------------------------------------
+
+    pub(crate) fn join(
+        &self,
+        request: &Register,
+        address: Option<SocketAddr>,
+    ) -> Result<Joined, Duplicate> {
+        let applicant = Applicant {
+            client_id: &request.client_id,
+            instance_id: request.instance_id,
+            address,
+        };
+        self.pool.join(&applicant, self.core(), Instant::now())
+    }
+
+    /// Lanes on all cores that the client which wants one more has already.
+    pub(crate) fn lanes_of(&self, request: &Register) -> usize {
+        self.pool.lanes_of(&request.client_id, request.instance_id)
+    }
+
+    /// A refused lane stays until its client has read why, unless `most` do already. False if it
+    /// must go.
+    pub(crate) fn let_linger(&self, lane: &ServerLane, most: usize) -> bool {
+        let lingering = self.lingering.get();
+        let may = lingering < most;
+        if may && !lane.lingers.replace(true) {
+            self.lingering.set(lingering + 1);
+        }
+        may
+    }
+
+    pub(crate) fn lane_registered(&self, lane: &Rc<ServerLane>) {
+        if let Some(membership) = lane.membership.get() {
+            self.lanes
+                .borrow_mut()
+                .add(membership.client().number, Rc::clone(lane));
+            self.registered
+                .borrow_mut()
+                .insert(lane.lane.key(), Rc::clone(lane));
+        }
+    }
+
+    /// The lane carries on with the flows that it has.
+    pub(crate) fn lane_takes_no_more(&self, lane: &Rc<ServerLane>) {
+        let Some(membership) = lane.membership.get() else {
+            return;
+        };
+        membership.take_no_more();
+        self.lanes
+            .borrow_mut()
+            .remove(membership.client().number, lane);
+    }
+
+    /// True if that was the last lane of a client.
+    pub(crate) fn lane_ended(&self, lane: &Rc<ServerLane>) -> bool {
+        self.lane_takes_no_more(lane);
+        let membership = lane.membership.get();
+        let last = membership.is_some_and(LaneMembership::lane_ended);
+        self.registered.borrow_mut().remove(&lane.lane.key());
+        if lane.lingers.take() {
+            self.lingering.set(self.lingering.get() - 1);
+        }
+        last
+    }
+
+    /// This core's registered lanes of `client`.
+    fn registered_lanes(&self, client: u64) -> Vec<Rc<ServerLane>> {
+        let registered = self.registered.borrow();
+        let lanes = registered.values().filter(|lane| lane.is_of(client));
+        lanes.cloned().collect()
+    }
+
+    /// The lanes of a client that was replaced get no new flow. While it answers it is told so, and
+    /// what it carries goes on; it may as well be dead, which is found out at once.
+    pub(crate) fn evict(&self, client: u64) {
+        let away = GoAway {
+            reason: GoAwayReason::Replaced,
+            drain_timeout_ms: 0,
+        };
+        for lane in self.registered_lanes(client) {
+            self.lane_takes_no_more(&lane);
+            if lane.lane.is_silent() {
+                self.close_replaced(&lane);
+            } else {
+                self.counters().lanes_superseded.increment();
+                lane.lane.send_control(&Message::GoAway(away));
+                lane.alarm();
+            }
+        }
+    }
+
+    /// Closes a lane of a client that was replaced and does not answer.
+    pub(crate) fn close_replaced(&self, lane: &Rc<ServerLane>) {
+        self.counters().lanes_replaced.increment();
+        lane.lane.close(
+            LaneError::Replaced,
+            "another instance registered with the same client_id",
+        );
+    }
+
+    /// The same as [`Door::evict`] on all cores.
+    pub(crate) fn evict_everywhere(&self, client: u64) {
+        self.evict(client);
+        for core in 0..self.cores() {
+            let mail = ServerMail::Evict {
+                door: self.id,
+                client,
+            };
+            if core != self.core() && self.context.post.send(core, mail).is_err() {
+                // They get no new flow: the whole client is marked as replaced.
+                self.counters().evictions_dropped.increment();
+                if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
+                    tracing::warn!(
+                        core,
+                        suppressed,
+                        "mailbox full: lanes of a replaced client stay open on that core until the client ends them, or by health_timeout if it is dead; they get no new flow"
+                    );
+                }
+            }
+        }
+    }
+
+    /// `lane` is not answered: it asks on, and so do the client's other lanes, on every core.
+    pub(crate) fn client_may_be_gone(&self, lane: &Rc<ServerLane>, now: Instant) {
+        lane.alarm();
+        let Some(membership) = lane.membership.get() else {
+            return;
+        };
+        let client = membership.client();
+        if !client.may_alarm(now) {
+            return;
+        }
+        self.counters().lanes_alarmed.increment();
+        self.alarm(client.number);
+        for core in 0..self.cores() {
+            let mail = ServerMail::ClientMayBeGone {
+                door: self.id,
+                client: client.number,
+            };
+            if core != self.core()
+                && client.lanes_on(core) > 0
+                && self.context.post.send(core, mail).is_err()
+            {
+                // The lanes there find out by themselves when they are next used.
+                self.counters().client_alarms_dropped.increment();
+            }
+        }
+    }
+
+    /// This core's lanes of the client ask it.
+    pub(crate) fn alarm(&self, client: u64) {
+        for lane in self.registered_lanes(client) {
+            lane.alarm();
+        }
+    }
+
+    /// This core's lane of `client` for its next flow.
+    pub(crate) fn local_lane(&self, client: u64) -> Option<Rc<ServerLane>> {
+        self.lanes.borrow().pick(client)
+    }
+
+    // ---- the end -------------------------------------------------------------------------------------------------
+
+    /// An entrance takes TCP visitors for the clients of this door.
+    pub(crate) fn begins_to_accept(&self) {
+        self.accepting.set(self.accepting.get() + 1);
+    }
+
+    /// It takes no more of them. Once no entrance does because the process stops, the clients are told.
+    pub(crate) fn accepts_no_more(&self) {
+        self.accepting.set(self.accepting.get() - 1);
+        if self.is_draining() && self.accepting.get() == 0 {
+            self.say_go_away();
+        }
+    }
+
+    /// The clients are told that the process stops when those visitors are in that had begun to come.
+    pub(crate) fn drain(&self, timeout: Duration) {
+        self.drain_timeout.set(timeout);
+        if self.accepting.get() == 0 {
+            self.say_go_away();
+        }
+    }
+
+    fn say_go_away(&self) {
+        let away = GoAway {
+            reason: GoAwayReason::Shutdown,
+            drain_timeout_ms: u64::try_from(self.drain_timeout.get().as_millis())
+                .unwrap_or(u64::MAX),
+        };
+        for lane in self.registered.borrow().values() {
+            lane.lane.send_control(&Message::GoAway(away));
+        }
+    }
+
+    pub(crate) fn has_delivered(&self, now: Instant) -> bool {
+        let lanes = self.endpoint.lanes();
+        lanes.iter().filter(|lane| !lane.has_delivered(now)).count() == 0
+    }
+
+    pub(crate) fn close(&self) {
+        for lane in self.endpoint.lanes() {
+            lane.close(LaneError::Shutdown, "");
+        }
+        self.endpoint.stop_when_empty();
+    }
+}
+
+/// The door as its endpoint knows it.
+struct Owner(Rc<Door>);
+
+impl EndpointOwner for Owner {
+    fn lane_accepted(&self, lane: &Rc<Lane>) {
+        let Owner(door) = self;
+        let fragmentation = door.udp_config().enable_fragmentation;
+        let counters = &door.context.counters;
+        let udp = door
+            .takes_udp
+            .then(|| LaneFlows::new(Rc::clone(lane), fragmentation, counters));
+        let state = ServerLane::new(Rc::clone(lane), Rc::downgrade(door), udp);
+        lane.handle_events(Rc::new(ServerLaneEvents(state)));
+    }
+
+    fn hand_over(
+        &self,
+        core: usize,
+        packet: &[u8],
+        from: SocketAddr,
+        to_ip: Option<IpAddr>,
+    ) -> bool {
+        let mail = ServerMail::Packet {
+            door: self.0.id,
+            data: packet.to_vec(),
+            from,
+            to_ip,
+        };
+        self.0.context.post.send(core, mail).is_ok()
+    }
+}

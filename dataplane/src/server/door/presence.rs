@@ -1,0 +1,48 @@
+//! What the log says of clients that come and go: one line each, however many lanes they have.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::core::CoreContext;
+use crate::quic::end::LaneEnd;
+use crate::server::pool::registry::ClientEntry;
+
+/// How long the lanes of a client that has come are given to come, before they are counted.
+const LANES_COME: Duration = Duration::from_millis(500);
+
+/// The client has its first lane. Says so when the others have had time to come.
+pub(crate) fn say_up(context: &Rc<CoreContext>, client: &Arc<ClientEntry>) {
+    let (context, client) = (Rc::clone(context), Arc::clone(client));
+    crate::core::task::spawn(async move {
+        crate::core::time::sleep(LANES_COME).await;
+        let lanes = client.lanes_up();
+        if lanes == 0 {
+            return; // Its end has been told.
+        }
+        if let Some(suppressed) = context.lane_log.pass(Instant::now()) {
+            tracing::info!(
+                client = client.client_id,
+                address = client.address().map(tracing::field::display),
+                lanes,
+                suppressed,
+                "client up"
+            );
+        }
+    });
+}
+
+/// The last lane of a client has ended.
+pub(crate) fn say_down(context: &CoreContext, client: &ClientEntry, why: &LaneEnd) {
+    let now = Instant::now();
+    if let Some(suppressed) = context.lane_log.pass(now) {
+        tracing::info!(
+            client = client.client_id,
+            address = client.address().map(tracing::field::display),
+            after_s = now.duration_since(client.since()).as_secs(),
+            %why,
+            suppressed,
+            "client down"
+        );
+    }
+}

@@ -1,0 +1,246 @@
+//! The server's end of a control stream until the lane is registered: authentication, admission,
+//! refusals.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use qmux_config::{LANES_MAX, ServerAuth};
+use qmux_proto::control::{
+    Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
+};
+use qmux_proto::{LaneError, PROTOCOL_VERSION};
+
+use super::Door;
+use super::auth::{self, Unauthentic};
+use super::lane::{ServerLane, address};
+use super::presence;
+use super::session::Session;
+use crate::quic::control::{ControlEvent, ControlReader};
+use crate::quic::token;
+use crate::server::pool::registry::{Duplicate, Joined};
+
+/// A client that has completed the handshake must register within this time.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client closes a lane when it has read why it was refused; after this time the server does, on
+/// a path of 750 ms too.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Refused lanes that wait for that, per core and door. What is more is closed at once: its
+/// client learns less.
+const REFUSED_LANES_MAX: usize = 64;
+
+/// Lanes that one client may have at a door: as many as it can be told to open, and those of
+/// before that their server does not know to be dead yet.
+const LANES_OF_CLIENT_MAX: usize = 2 * LANES_MAX as usize;
+
+/// Runs until the lane ends.
+pub(crate) async fn run(this: Rc<ServerLane>) {
+    let mut reader = ControlReader::new(Rc::clone(&this.lane));
+    let Some(door) = this.door.upgrade() else {
+        return;
+    };
+    if register(&this, &door, &mut reader).await {
+        Session::begin(&this, &door, &mut reader).serve().await;
+    }
+}
+
+/// True once the lane is registered.
+async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlReader) -> bool {
+    let deadline = Instant::now() + REGISTER_TIMEOUT;
+    let request = match reader.next(deadline).await {
+        ControlEvent::Message(Message::Register(request)) => request,
+        ControlEvent::Message(_) => {
+            this.lane.close(
+                LaneError::ProtocolViolation,
+                "the first message must be Register",
+            );
+            return false;
+        }
+        ControlEvent::Deadline => {
+            this.lane
+                .close(LaneError::Unauthenticated, "no Register message came");
+            return false;
+        }
+        ControlEvent::Ended => return false,
+    };
+    // A challenge grants nothing, and a client that resumes answers it together with the end of its handshake.
+    let challenge = match &door.server().auth {
+        ServerAuth::Token { .. } => Some(token::challenge()),
+        ServerAuth::Mtls { .. } => None,
+    };
+    if let Some(challenge) = challenge {
+        this.lane.send_control(&Message::AuthChallenge(challenge));
+    }
+    // Early data can be replayed by anyone who saw it: nothing is granted before the handshake is complete.
+    if this.lane.established().await.is_err() {
+        return false;
+    }
+    if request.protocol_version != PROTOCOL_VERSION {
+        let text = format!("this server speaks protocol version {PROTOCOL_VERSION}");
+        return refuse(
+            this,
+            door,
+            &request,
+            RefuseReason::UnsupportedVersion,
+            &text,
+        );
+    }
+    if door.is_draining() {
+        return refuse_draining(this, door, &request);
+    }
+    let authentic = match (&door.server().auth, challenge) {
+        (ServerAuth::Token { token: Some(token) }, Some(challenge)) => {
+            let proof = reader.next(deadline).await;
+            auth::by_token(this, door, token, &challenge, proof)
+        }
+        (ServerAuth::Token { .. }, _) => Err(Unauthentic::Refused),
+        (ServerAuth::Mtls { .. }, _) => auth::by_certificate(this, door),
+    };
+    match authentic {
+        // The stop may have come while the proof was waited for: a lane accepted now would miss the GoAway.
+        Ok(()) if door.is_draining() => refuse_draining(this, door, &request),
+        Ok(()) => accept(this, door, &request),
+        Err(Unauthentic::Gone) => false,
+        // One attempt per lane, and no hint at what was wrong.
+        Err(Unauthentic::Refused) => {
+            refuse(this, door, &request, RefuseReason::Unauthenticated, "")
+        }
+    }
+}
+
+fn refuse_draining(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register) -> bool {
+    let text = "this server is shutting down";
+    refuse(this, door, request, RefuseReason::Draining, text)
+}
+
+fn refuse(
+    this: &Rc<ServerLane>,
+    door: &Rc<Door>,
+    request: &Register,
+    reason: RefuseReason,
+    text: &str,
+) -> bool {
+    door.counters().registrations_refused.increment();
+    // Duplicates are told once, with both addresses, where they are found.
+    if reason != RefuseReason::DuplicateClient
+        && let Some(suppressed) = door.context().handshake_log.pass(Instant::now())
+    {
+        tracing::warn!(client = request.client_id, peer = address(&this.lane), %reason, suppressed, "registration refused");
+    }
+    this.lane
+        .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Refused {
+            reason,
+            text: text.into(),
+        })));
+    // It is nobody's any more, and takes no place from those who may be let in.
+    this.lane.give_place_back();
+    if !door.let_linger(this, REFUSED_LANES_MAX) {
+        door.counters().refusals_cut_short.increment();
+        this.lane.close(LaneError::Refused, text);
+        return false;
+    }
+    // Not held, not even its memory: a peer that comes, is refused and goes must leave nothing behind.
+    let (endpoint, key) = (Rc::downgrade(door.endpoint()), this.lane.key());
+    // The client closes when it has read the answer; should it not, the server does.
+    crate::core::task::spawn(async move {
+        crate::core::time::sleep(REFUSED_PATIENCE).await;
+        if let Some(lane) = endpoint.upgrade().and_then(|endpoint| endpoint.lane(key)) {
+            lane.close(LaneError::Refused, "");
+        }
+    });
+    false
+}
+
+/// True if the lane is registered now.
+fn accept(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register) -> bool {
+    if door.lanes_of(request) >= LANES_OF_CLIENT_MAX {
+        door.counters().registrations_limited.increment();
+        let text = format!("this client has {LANES_OF_CLIENT_MAX} lanes already");
+        return refuse(this, door, request, RefuseReason::LimitReached, &text);
+    }
+    let Joined {
+        membership,
+        replaced,
+    } = match door.join(request, this.lane.peer_addr()) {
+        Ok(joined) => joined,
+        Err(duplicate) => return refuse_duplicate(this, door, request, &duplicate),
+    };
+    if let Some(old) = replaced {
+        if let Some(suppressed) = door.context().lane_log.pass(Instant::now()) {
+            tracing::info!(
+                client = request.client_id,
+                new = address(&this.lane),
+                old = old.address.map(tracing::field::display),
+                old_drains = old.drains,
+                old_is_silent = old.silent,
+                suppressed,
+                "a new instance of this client takes over"
+            );
+        }
+        door.evict_everywhere(old.client);
+    }
+    if this.membership.set(membership).is_err() {
+        return false; // A second Register on one lane is read by `serve`, never here.
+    }
+    door.counters().registrations_accepted.increment();
+    this.lane.admit();
+    if request.capabilities.contains(Capabilities::PATH_CHALLENGE) {
+        this.lane.peer_answers_challenges();
+    }
+    this.last_heard.set(Instant::now());
+    door.lane_registered(this);
+    this.lane
+        .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Accepted)));
+    tracing::debug!(
+        client = request.client_id,
+        peer = address(&this.lane),
+        lane = request.lane_index,
+        lanes = request.lane_count,
+        core = door.core(),
+        "lane registered"
+    );
+    if let Some(membership) = this.membership.get()
+        && membership.is_first()
+    {
+        presence::say_up(&door.context().core, membership.client());
+    }
+    true
+}
+
+/// Two programs that live share one id. The one that came later has it.
+fn refuse_duplicate(
+    this: &Rc<ServerLane>,
+    door: &Rc<Door>,
+    request: &Register,
+    duplicate: &Duplicate,
+) -> bool {
+    door.counters().registrations_duplicate.increment();
+    let other = duplicate
+        .address
+        .map_or_else(|| "elsewhere".into(), |address| address.to_string());
+    if duplicate.first
+        && let Some(suppressed) = door.context().handshake_log.pass(Instant::now())
+    {
+        tracing::warn!(
+            client = request.client_id,
+            refused = address(&this.lane),
+            serving = other,
+            suppressed,
+            "two clients use one client_id at the same time; the one that came later serves: give each its own client_id, or leave it empty"
+        );
+    }
+    let text = format!("a newer client with this client_id is connected from {other}");
+    refuse(this, door, request, RefuseReason::DuplicateClient, &text)
+}
+
+impl Door {
+    fn ack(&self, outcome: RegisterOutcome) -> RegisterAck {
+        RegisterAck {
+            outcome,
+            server_instance_id: self.server_instance_id(),
+            server_cores: self.cores() as u64,
+            lane_core: self.core() as u64,
+        }
+    }
+}

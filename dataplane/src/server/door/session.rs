@@ -1,0 +1,245 @@
+//! The life of a registered lane on the server: heartbeats, probes, and what the client says.
+//!
+//! One lane of each client probes it whenever nothing was heard for a while ([`Vigil`]); clients
+//! that probe their server make that needless. When its answer stays away, or any lane falls
+//! silent, all lanes of that client ask, on every core: a client that has died is known by all of
+//! them within a second, and one whose other lanes answer keeps these.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use qmux_proto::LaneError;
+use qmux_proto::control::{GoAway, GoAwayReason, Heartbeat, Message, NoMoreFlows, ServiceHealth};
+
+use super::Door;
+use super::lane::{ServerLane, address};
+use crate::jitter::jittered;
+use crate::quic::control::{ControlEvent, ControlReader};
+use crate::quic::vigil::{Duty, Vigil};
+
+/// A client from which nothing was heard for this long is asked. Clients ask the server as often
+/// (`probe_interval`).
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// One registered lane.
+pub(crate) struct Session<'a> {
+    this: &'a Rc<ServerLane>,
+    door: &'a Rc<Door>,
+    reader: &'a mut ControlReader,
+    next_beat: Instant,
+    next_ping: Instant,
+    /// Heartbeats sent and heard.
+    sent: u64,
+    heard: u64,
+    vigil: Vigil,
+}
+
+impl Session<'_> {
+    /// Begins the life of a lane that was registered just now.
+    pub(crate) fn begin<'a>(
+        this: &'a Rc<ServerLane>,
+        door: &'a Rc<Door>,
+        reader: &'a mut ControlReader,
+    ) -> Session<'a> {
+        let now = Instant::now();
+        Session {
+            next_beat: now + jittered(door.server().heartbeat_interval),
+            next_ping: now + door.keep_alive_period(),
+            sent: 0,
+            heard: 0,
+            vigil: Vigil::new(jittered(PROBE_INTERVAL)),
+            this,
+            door,
+            reader,
+        }
+    }
+
+    /// Serves until the lane ends.
+    pub(crate) async fn serve(mut self) {
+        self.claim_probing();
+        loop {
+            let health_timeout = self.door.server().health_timeout;
+            let deadline = [
+                Some(self.next_beat),
+                Some(self.next_ping),
+                Some(self.this.last_heard.get() + health_timeout),
+                self.vigil.next(),
+            ]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(self.next_beat);
+            match self.next(deadline).await {
+                Some(ControlEvent::Message(message)) => self.message(message),
+                Some(ControlEvent::Deadline) => {
+                    if !self.deadlines(Instant::now()) {
+                        return;
+                    }
+                }
+                Some(ControlEvent::Ended) => return,
+                None => self.alarmed(),
+            }
+        }
+    }
+
+    /// The next event of the control stream; `None` if the lane was alarmed.
+    async fn next(&mut self, deadline: Instant) -> Option<ControlEvent> {
+        let mut next = pin!(self.reader.next(deadline));
+        let wake = &self.this.wake;
+        // Reading is cancel-safe: what was read is in the decoder.
+        poll_fn(|cx| match next.as_mut().poll(cx) {
+            Poll::Ready(event) => Poll::Ready(Some(event)),
+            Poll::Pending => wake.poll(cx).map(|()| None),
+        })
+        .await
+    }
+
+    fn message(&mut self, message: Message) {
+        let Self { this, door, .. } = self;
+        this.last_heard.set(Instant::now());
+        match message {
+            Message::Heartbeat(beat) => {
+                self.heard = beat.sequence;
+                door.counters().heartbeats_received.increment();
+            }
+            Message::FlowClosed(closed) => {
+                if let Some(udp) = &this.udp
+                    && udp.flow_closed(closed.flow_id, closed.reason)
+                    && let Some(membership) = this.membership.get()
+                {
+                    membership.client().udp_refused(Instant::now());
+                }
+            }
+            Message::Finished(finished) => this.lane.announced(finished),
+            Message::PathResponse(response) => {
+                // One that comes too late, or for an address before the last one, proves nothing.
+                let _proved = this.lane.path_response(response.nonce);
+            }
+            Message::GoAway(away) => {
+                say_drains(this, door, &away);
+                door.lane_takes_no_more(this);
+                this.lane.send_control(&Message::NoMoreFlows(NoMoreFlows {
+                    flows_opened: this.lane.streams_opened(),
+                }));
+            }
+            Message::ServiceHealth(health) => service_health(this, door, &health),
+            other => tracing::debug!(?other, "message without meaning here"),
+        }
+    }
+
+    /// Does what is due. False if the lane was closed.
+    fn deadlines(&mut self, now: Instant) -> bool {
+        let Self { this, door, .. } = self;
+        let server = door.server();
+        if now >= this.last_heard.get() + server.health_timeout {
+            door.counters().lanes_unhealthy.increment();
+            tracing::debug!(
+                client = this.client_id(),
+                peer = address(&this.lane),
+                "nothing heard within health_timeout; lane closed"
+            );
+            door.lane_takes_no_more(this);
+            this.lane.close(LaneError::HealthTimeout, "");
+            return false;
+        }
+        if now >= self.next_ping {
+            this.lane.ping();
+            self.next_ping = now + door.keep_alive_period();
+        }
+        if now >= self.next_beat {
+            self.next_ping = now + door.keep_alive_period();
+            self.sent += 1;
+            this.lane.send_control(&Message::Heartbeat(Heartbeat {
+                sequence: self.sent,
+                acknowledged: self.heard,
+            }));
+            self.next_beat = now + jittered(server.heartbeat_interval);
+            // A role that was given back unseen is taken up here.
+            self.claim_probing();
+        }
+        if self.vigil.next().is_some_and(|next| now >= next) {
+            let lane = &self.this.lane;
+            let duty = self.vigil.due(now, lane.packets_received(), lane.rtt());
+            self.perform(duty, now);
+        }
+        true
+    }
+
+    /// The client may be gone.
+    fn alarmed(&mut self) {
+        if self.this.take_alarm() {
+            self.claim_probing();
+            let now = Instant::now();
+            let lane = &self.this.lane;
+            let duty = self.vigil.alarm(now, lane.packets_received(), lane.rtt());
+            self.perform(duty, now);
+        }
+    }
+
+    fn perform(&self, duty: Duty, now: Instant) {
+        let counters = self.door.counters();
+        if duty.ping {
+            counters.probes_sent.increment();
+            self.this.lane.ping();
+            self.this.lane.asked(now);
+        }
+        if duty.alarm {
+            counters.probes_unanswered.increment();
+            self.door.client_may_be_gone(self.this, now);
+        }
+    }
+
+    fn claim_probing(&mut self) {
+        if self.vigil.wants_to_probe()
+            && let Some(membership) = self.this.membership.get()
+            && membership.claim_probing()
+        {
+            let heard = self.this.lane.packets_received();
+            self.vigil.probe(Instant::now(), heard);
+        }
+    }
+}
+
+/// One line for a client that stops; a lane that is left for another reason is no news.
+fn say_drains(this: &ServerLane, door: &Door, away: &GoAway) {
+    let (client, reason) = (this.client_id(), away.reason);
+    tracing::debug!(client, peer = address(&this.lane), %reason, "no new flow goes to this lane");
+    let membership = this.membership.get();
+    if away.reason == GoAwayReason::Shutdown
+        && membership.is_some_and(|membership| membership.client().begins_to_drain())
+        && let Some(suppressed) = door.context().lane_log.pass(Instant::now())
+    {
+        tracing::info!(client, suppressed, "client drains; it gets no new flow");
+    }
+}
+
+/// A client says whether it reaches its service. Today there is one, without a name.
+fn service_health(this: &Rc<ServerLane>, door: &Door, health: &ServiceHealth) {
+    let Some(membership) = this.membership.get() else {
+        return;
+    };
+    if !health.service.is_empty() || !membership.service_health(health.healthy) {
+        return;
+    }
+    if health.healthy {
+        door.counters().services_up.increment();
+    } else {
+        door.counters().services_down.increment();
+    }
+    let client = this.client_id();
+    let Some(suppressed) = door.context().health_log.pass(Instant::now()) else {
+        return;
+    };
+    if health.healthy {
+        tracing::info!(client, suppressed, "the client reaches its service again");
+    } else {
+        tracing::warn!(
+            client,
+            suppressed,
+            "the client cannot reach its service; visitors go to others while there are any"
+        );
+    }
+}

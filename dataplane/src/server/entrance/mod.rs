@@ -1,0 +1,293 @@
+//! An entrance: one `traffic_addr` on one core, where visitors come in, TCP and UDP. Whom it sends them to, the pool says;
+//! the lanes are the door's.
+
+use std::cell::{Cell, OnceCell};
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket as StdUdpSocket};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qmux_config::Listener;
+
+use crate::core::AcceptorCount;
+use crate::core::counters::CoreCounters;
+use crate::core::event::{Event, yield_now};
+use crate::core::panics::contain;
+use crate::core::task::spawn_vital;
+use crate::flow::udp::UdpSettings;
+use crate::server::door::Door;
+use crate::server::ids::EntranceId;
+use crate::server::pool::registry::ClientPool;
+use crate::server::shared::ServerContext;
+use crate::server::tcp::opening::Held;
+use crate::server::udp::forwarded::ForwardedUdp;
+use crate::server::udp::routes::UdpRoutes;
+use crate::server::udp::traffic::TrafficSocket;
+use crate::sys::tcp::Acceptor;
+use crate::sys::udp::{Purpose, UdpSocket};
+
+/// Visitors accepted before the other tasks of the core get a turn.
+const ACCEPTS_PER_TURN: usize = 32;
+
+/// Pause after accept(2) failed for want of file descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long after its start a server leaves visitors in the queue while it has no client to send them to. Clients whose
+/// server was restarted come back within a second; a visitor who comes before them (a load balancer's second attempt,
+/// mostly) would otherwise be reset.
+const FIRST_CLIENT_WAIT: Duration = Duration::from_secs(5);
+
+/// Pause between two looks for the first client.
+const FIRST_CLIENT_POLL: Duration = Duration::from_millis(10);
+
+/// How long a draining core waits for visitors whose handshake had begun when the stop came: one round trip of the
+/// farthest ones. New ones are kept away meanwhile ([`crate::sys::syn_filter`]); they repeat their SYN after a second, so
+/// any value below that costs them the same.
+const HANDSHAKES_FINISH: Duration = Duration::from_millis(300);
+
+/// The queue must then have been empty for so long.
+const NOBODY_FOR: Duration = Duration::from_millis(100);
+
+/// Whatever comes (the kernel may not have taken the filter), nobody is accepted for longer than this.
+const LAST_VISITORS_MAX: Duration = Duration::from_secs(2);
+
+/// Pause between two looks at the queue.
+const LAST_VISITORS_POLL: Duration = Duration::from_millis(20);
+
+/// One entrance on one core.
+pub(crate) struct Entrance {
+    id: EntranceId,
+    context: Rc<ServerContext>,
+    door: Rc<Door>,
+    pool: Arc<ClientPool>,
+    traffic_addr: SocketAddr,
+    stall_timeout: Duration,
+    /// The UDP traffic socket, if it takes UDP. Its tasks hold it until they have closed it.
+    traffic: OnceCell<Weak<TrafficSocket>>,
+    held: Rc<Held>,
+    stop_accepting: Event,
+    /// Of the drain, once it has begun.
+    drain_timeout: Cell<Duration>,
+}
+
+impl Entrance {
+    /// Takes visitors from these sockets, for the clients of `pool` that have lanes at `door`.
+    ///
+    /// # Errors
+    /// With a text for the log if a socket cannot be used on this core.
+    pub(crate) fn open(
+        id: EntranceId,
+        door: &Rc<Door>,
+        listener: &Listener,
+        pool: &Arc<ClientPool>,
+        tcp: Option<TcpListener>,
+        udp: Option<StdUdpSocket>,
+    ) -> Result<Rc<Entrance>, String> {
+        let text = |error: io::Error| error.to_string();
+        let this = Rc::new(Entrance {
+            id,
+            context: Rc::clone(door.context()),
+            door: Rc::clone(door),
+            pool: Arc::clone(pool),
+            traffic_addr: listener.traffic_addr,
+            stall_timeout: listener.stall_timeout,
+            traffic: OnceCell::new(),
+            held: Rc::default(),
+            stop_accepting: Event::default(),
+            drain_timeout: Cell::default(),
+        });
+        if let Some(socket) = udp {
+            let socket = UdpSocket::adopt(socket, Purpose::Traffic).map_err(text)?;
+            this.start_udp(socket);
+        }
+        if let Some(socket) = tcp {
+            let acceptor = Acceptor::adopt(socket).map_err(text)?;
+            let count = AcceptorCount::new(&this.context.cluster);
+            door.begins_to_accept();
+            spawn_vital(Rc::clone(&this).accept_task(acceptor, count));
+        }
+        Ok(this)
+    }
+
+    fn start_udp(self: &Rc<Self>, socket: UdpSocket) {
+        let door = Rc::downgrade(&self.door);
+        let routes = UdpRoutes::new(
+            self.id,
+            self.core(),
+            &self.pool,
+            move |client| door.upgrade()?.local_lane(client)?.udp.clone(),
+            &self.context.post,
+            &self.context.counters,
+        );
+        let traffic = TrafficSocket::start(
+            socket,
+            self.core(),
+            UdpSettings::from(self.door.udp_config()),
+            routes,
+            Arc::clone(&self.context.counters),
+        );
+        let _first = self.traffic.set(Rc::downgrade(&traffic));
+    }
+
+    /// The UDP traffic socket, while it is open.
+    fn traffic(&self) -> Option<Rc<TrafficSocket>> {
+        self.traffic.get()?.upgrade()
+    }
+
+    pub(crate) fn id(&self) -> EntranceId {
+        self.id
+    }
+
+    pub(crate) fn context(&self) -> &Rc<ServerContext> {
+        &self.context
+    }
+
+    pub(crate) fn counters(&self) -> &CoreCounters {
+        &self.context.counters
+    }
+
+    pub(crate) fn core(&self) -> usize {
+        self.context.index
+    }
+
+    pub(crate) fn door(&self) -> &Rc<Door> {
+        &self.door
+    }
+
+    pub(crate) fn pool(&self) -> &ClientPool {
+        &self.pool
+    }
+
+    pub(crate) fn traffic_addr(&self) -> SocketAddr {
+        self.traffic_addr
+    }
+
+    /// How long a visitor may take nothing of what waits for it.
+    pub(crate) fn stall_timeout(&self) -> Duration {
+        self.stall_timeout
+    }
+
+    /// Memory that the beginnings of flows hold.
+    pub(crate) fn held(&self) -> &Rc<Held> {
+        &self.held
+    }
+
+    fn is_draining(&self) -> bool {
+        self.context.draining.get()
+    }
+
+    // ---- TCP visitors --------------------------------------------------------------------------------------------
+
+    async fn accept_task(self: Rc<Self>, acceptor: Acceptor, count: AcceptorCount) {
+        self.first_client().await;
+        while self.visitors_wait(&acceptor).await {
+            self.accept_turn(&acceptor).await;
+            yield_now().await;
+        }
+        if self.is_draining() {
+            self.last_visitors(&acceptor).await;
+        }
+        acceptor.close();
+        drop(count);
+        self.door.accepts_no_more();
+    }
+
+    /// Waits until there is a client, or has waited long enough for one, or the process stops.
+    async fn first_client(&self) {
+        let deadline = Instant::now() + FIRST_CLIENT_WAIT;
+        while !self.is_draining() && self.pool.totals().usable == 0 && Instant::now() < deadline {
+            crate::core::time::sleep(FIRST_CLIENT_POLL).await;
+        }
+    }
+
+    /// Waits for visitors; false when no more are to be accepted.
+    async fn visitors_wait(&self, acceptor: &Acceptor) -> bool {
+        match self.stop_accepting.cuts_short(acceptor.readable()).await {
+            None => false,
+            Some(Ok(())) => true,
+            Some(Err(_)) => {
+                self.accept_broken();
+                false
+            }
+        }
+    }
+
+    /// Accepts some of those who wait, and says how many.
+    async fn accept_turn(self: &Rc<Self>, acceptor: &Acceptor) -> u64 {
+        let mut accepted = 0;
+        for _ in 0..ACCEPTS_PER_TURN {
+            match acceptor.try_accept() {
+                Ok((stream, visitor)) => {
+                    accepted += 1;
+                    let _counted = contain(|| self.visitor(stream, visitor));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The visitor gave up before it was accepted (accept(2)).
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    self.counters().accepts_failed.increment();
+                    if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
+                        tracing::error!(%error, addr = %self.traffic_addr, suppressed, "cannot accept visitors; trying again");
+                    }
+                    crate::core::time::sleep(ACCEPT_PAUSE).await;
+                    break;
+                }
+            }
+        }
+        accepted
+    }
+
+    /// Accepts those whose handshake was complete or under way when the stop came: closing the socket would reset them.
+    async fn last_visitors(self: &Rc<Self>, acceptor: &Acceptor) {
+        let began = Instant::now();
+        let deadline = began + self.drain_timeout.get().min(LAST_VISITORS_MAX);
+        let mut closes = began + HANDSHAKES_FINISH;
+        loop {
+            let accepted = self.accept_turn(acceptor).await;
+            let now = Instant::now();
+            if accepted > 0 {
+                self.counters().visitors_accepted_late.add(accepted);
+                closes = closes.max(now + NOBODY_FOR);
+            }
+            if now >= closes.min(deadline) {
+                return;
+            }
+            if accepted == 0 {
+                crate::core::time::sleep(LAST_VISITORS_POLL).await;
+            } else {
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Waiting for visitors failed, which only a socket that is gone does.
+    fn accept_broken(&self) {
+        self.counters().internal_errors.increment();
+        tracing::error!(addr = %self.traffic_addr, "the socket for visitors is broken; this core takes no more");
+    }
+
+    // ---- the end -------------------------------------------------------------------------------------------------
+
+    /// Takes no new visitors but those that had begun to come.
+    pub(crate) fn drain(&self, timeout: Duration) {
+        self.drain_timeout.set(timeout);
+        self.stop_accepting.set();
+        if let Some(traffic) = self.traffic() {
+            traffic.stop();
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        if let Some(traffic) = self.traffic() {
+            traffic.close();
+        }
+    }
+
+    pub(crate) fn datagram_from_other_core(&self, packet: ForwardedUdp) {
+        if let Some(traffic) = self.traffic() {
+            let lane = self.door.local_lane(packet.client);
+            traffic.packet_from_other_core(packet, lane.and_then(|lane| lane.udp.clone()));
+        }
+    }
+}

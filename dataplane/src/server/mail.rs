@@ -1,0 +1,69 @@
+//! What the server role of one core hands to that of another.
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+
+use super::ids::{DoorId, EntranceId};
+use super::pool::registry::FlowTicket;
+use super::tcp::visitor::Visitor;
+use super::udp::forwarded::ForwardedUdp;
+use crate::core::mailbox::{Kind, Mail};
+
+/// One hand-over.
+#[derive(Debug)]
+pub(crate) enum ServerMail {
+    /// A visitor whose client has no lane on the core that accepted it.
+    Visitor {
+        /// Where it came in.
+        entrance: EntranceId,
+        /// The accepted socket.
+        stream: TcpStream,
+        /// Who it is, and what is known of it.
+        visitor: Box<Visitor>,
+        /// The client chosen for it.
+        ticket: FlowTicket,
+    },
+    /// A datagram of a visitor whose flow lives on the receiving core.
+    Datagram {
+        /// Where it came in.
+        entrance: EntranceId,
+        /// The datagram.
+        packet: ForwardedUdp,
+    },
+    /// A QUIC packet for a lane of the receiving core.
+    Packet {
+        /// Whose socket received it.
+        door: DoorId,
+        /// The packet.
+        data: Vec<u8>,
+        /// Who sent it.
+        from: SocketAddr,
+        /// The local address that it was sent to.
+        to_ip: Option<IpAddr>,
+    },
+    /// A client was replaced by a newer instance: its lanes take no new flow, and are closed if
+    /// they do not answer.
+    Evict {
+        /// The door that it was registered at.
+        door: DoorId,
+        /// Its number in the pool.
+        client: u64,
+    },
+    /// A lane of this client is not answered: have its other lanes ask.
+    ClientMayBeGone {
+        /// The door that it is registered at.
+        door: DoorId,
+        /// Its number in the pool.
+        client: u64,
+    },
+}
+
+impl Mail for ServerMail {
+    fn kind(&self) -> Kind {
+        match self {
+            ServerMail::Visitor { .. } => Kind::Visitor,
+            ServerMail::Datagram { .. } => Kind::Datagram,
+            ServerMail::Packet { .. } => Kind::Packet,
+            ServerMail::Evict { .. } | ServerMail::ClientMayBeGone { .. } => Kind::Control,
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The rule by which one of several is chosen. It knows no clock, no socket and no lock: a number that counts up is all
+//! the memory that it needs.
+
+/// Clients that one visitor is sent to before it is refused. Each may take its dial timeout to say no, and a visitor
+/// whom three refuse would hardly be better off with a fourth.
+pub(crate) const CLIENTS_TRIED_MAX: usize = 3;
+
+/// Chooses among those of `items` that have a load, are not above any other, and so are as good as each other: the
+/// `turn`th of them, counted around. With equal loads this is round-robin; with counts of flows it is
+/// least-connections with ties that rotate.
+///
+/// Loads may change meanwhile, by other cores: then one is chosen that was among the least when first looked at.
+pub(crate) fn choose<T: Copy, L: Ord>(
+    items: impl Iterator<Item = T> + Clone,
+    turn: usize,
+    load: impl Fn(T) -> Option<L>,
+) -> Option<T> {
+    let mut least: Option<(L, usize, T)> = None;
+    for item in items.clone() {
+        let Some(load) = load(item) else { continue };
+        match &mut least {
+            Some((known, _, _)) if load > *known => {}
+            Some((known, count, _)) if load == *known => *count += 1,
+            _ => least = Some((load, 1, item)),
+        }
+    }
+    let (least, count, first) = least?;
+    let nth = turn % count;
+    items
+        .filter(|item| load(*item).as_ref() == Some(&least))
+        .nth(nth)
+        .or(Some(first))
+}
+
+/// The clients that one visitor has been sent to, by their numbers: none gets it twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Tried {
+    clients: [u64; CLIENTS_TRIED_MAX],
+    count: usize,
+    /// It has waited in vain for one that did not answer.
+    must_answer: bool,
+}
+
+/// A place whose client may be tried again.
+const FORGOTTEN: u64 = u64::MAX;
+
+impl Tried {
+    /// Nobody yet, but only those come into question who answer.
+    pub(crate) fn who_must_answer() -> Tried {
+        Tried {
+            must_answer: true,
+            ..Tried::default()
+        }
+    }
+
+    /// Notes a client.
+    pub(crate) fn add(&mut self, client: u64) {
+        if let Some(place) = self.clients.get_mut(self.count) {
+            *place = client;
+            self.count += 1;
+        }
+    }
+
+    /// The visitor was at this client, on a lane whose peer has left it unanswered: another lane of
+    /// it will do, but nobody who does not answer either.
+    pub(crate) fn unanswered(&mut self, client: u64) {
+        self.require_answer();
+        for place in &mut self.clients[..self.count] {
+            if *place == client {
+                *place = FORGOTTEN;
+            }
+        }
+    }
+
+    /// Only those come into question who answer.
+    pub(crate) fn require_answer(&mut self) {
+        self.must_answer = true;
+    }
+
+    /// Whether only those come into question who answer.
+    pub(crate) fn must_answer(&self) -> bool {
+        self.must_answer
+    }
+
+    /// Whether the visitor has been there.
+    pub(crate) fn contains(&self, client: u64) -> bool {
+        self.clients[..self.count].contains(&client)
+    }
+
+    /// Whether it has been to as many as a visitor may.
+    pub(crate) fn is_full(&self) -> bool {
+        self.count == CLIENTS_TRIED_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns<L: Ord + Copy>(loads: &[Option<L>], turns: usize) -> Vec<usize> {
+        (0..turns)
+            .filter_map(|turn| choose(0..loads.len(), turn, |item| loads[item]))
+            .collect()
+    }
+
+    #[test]
+    fn equal_ones_take_turns_and_those_without_a_load_are_passed_over() {
+        let loads = [Some(0), None, Some(0), Some(0)];
+        assert_eq!(turns(&loads, 7), [0, 2, 3, 0, 2, 3, 0]);
+    }
+
+    #[test]
+    fn only_the_least_are_chosen() {
+        assert_eq!(
+            turns(&[Some(2), Some(1), Some(3), Some(1)], 4),
+            [1, 3, 1, 3]
+        );
+    }
+
+    #[test]
+    fn among_none_there_is_nothing_to_choose() {
+        assert_eq!(turns::<u8>(&[], 3), [0; 0]);
+        assert_eq!(turns::<u8>(&[None, None], 3), [0; 0]);
+    }
+
+    #[test]
+    fn loads_that_change_between_two_looks_leave_a_choice() {
+        let looks = std::cell::Cell::new(0);
+        let chosen = choose([7, 8].into_iter(), 1, |_| {
+            looks.set(looks.get() + 1);
+            Some(looks.get())
+        });
+        assert_eq!(chosen, Some(7));
+    }
+
+    #[test]
+    fn an_unanswered_visitor_may_come_again_but_not_more_often() {
+        let mut tried = Tried::default();
+        for _ in 0..CLIENTS_TRIED_MAX {
+            assert!(!tried.is_full());
+            tried.add(7);
+            assert!(tried.contains(7));
+            tried.unanswered(7);
+            assert!(!tried.contains(7) && tried.must_answer());
+        }
+        assert!(tried.is_full());
+    }
+
+    #[test]
+    fn a_visitor_has_been_where_it_was_noted_up_to_the_bound() {
+        let mut tried = Tried::default();
+        assert!(!tried.contains(0), "an unused place is no client");
+        for client in 0..CLIENTS_TRIED_MAX as u64 {
+            assert!(!tried.is_full());
+            tried.add(client);
+            assert!(tried.contains(client));
+        }
+        assert!(tried.is_full());
+        tried.add(99);
+        assert!(!tried.contains(99));
+    }
+}

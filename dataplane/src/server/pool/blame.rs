@@ -1,0 +1,153 @@
+//! Blame: which clients have services that end flows at once.
+//!
+//! A service that accepts and closes looks idle, so the choice by fewest flows would send everybody
+//! there. Each flow that the service ends before it has said a byte counts against its client, each
+//! answer for it, and what is known fades with time: a client whose service has recovered is found
+//! out by the next visitor that gets there. Blame only orders the choice: if all clients are to
+//! blame, visitors go to them all the same. So a visitor who provokes early ends can do no more
+//! than the services themselves allow.
+//!
+//! All cores share it, without a lock: the score and its time are one atomic number. It knows no
+//! clock: time comes in as an argument, since the pool began.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How far each flow moves the score towards 1 (an early end) or 0 (an answer).
+const WEIGHT: f32 = 0.25;
+
+/// Above this score a client comes after others: three early ends in a row, or more than half of
+/// the flows.
+const FAILING_ABOVE: f32 = 0.5;
+
+/// Below this a score is nothing.
+const NOTHING_BELOW: f32 = 0.01;
+
+/// What is known is worth half after this time: a service that goes on failing costs a visitor
+/// every few seconds.
+const HALF_LIFE: Duration = Duration::from_secs(10);
+
+/// The clock's unit: it wraps after thirteen years.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The blame of one client.
+#[derive(Debug, Default)]
+pub(crate) struct Blame(AtomicU64);
+
+impl Blame {
+    /// The service has ended a flow before it had said a byte.
+    pub(crate) fn ended_early(&self, at: Duration) {
+        self.change(at, |score| score + (1.0 - score) * WEIGHT);
+    }
+
+    /// The service has answered.
+    pub(crate) fn answered(&self, at: Duration) {
+        // Mostly: then nothing is written that other cores read.
+        if self.0.load(Ordering::Relaxed) != 0 {
+            self.change(at, |score| score - score * WEIGHT);
+        }
+    }
+
+    /// It is known better now: the service has come back.
+    pub(crate) fn forgive(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether others come first.
+    pub(crate) fn is_failing(&self, at: Duration) -> bool {
+        let packed = self.0.load(Ordering::Relaxed);
+        packed != 0 && score(packed, ticks(at)) > FAILING_ABOVE
+    }
+
+    fn change(&self, at: Duration, to: impl Fn(f32) -> f32) {
+        let now = ticks(at);
+        // Never refused, so the result says nothing.
+        let _before = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
+                let score = to(score(packed, now));
+                Some(if score < NOTHING_BELOW {
+                    0
+                } else {
+                    u64::from(score.to_bits()) << 32 | u64::from(now)
+                })
+            });
+    }
+}
+
+fn ticks(at: Duration) -> u32 {
+    (at.as_millis() / TICK.as_millis()) as u32
+}
+
+/// What is left of a score now. Another core's clock may have been read a moment later than this
+/// one's.
+fn score(packed: u64, now: u32) -> f32 {
+    let then = packed as u32;
+    let age = TICK * now.saturating_sub(then);
+    let score = f32::from_bits((packed >> 32) as u32);
+    score * 0.5_f32.powf(age.as_secs_f32() / HALF_LIFE.as_secs_f32())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Duration = Duration::from_secs(1_000);
+
+    fn failing() -> Blame {
+        let blame = Blame::default();
+        for _ in 0..3 {
+            assert!(!blame.is_failing(START));
+            blame.ended_early(START);
+        }
+        assert!(blame.is_failing(START));
+        blame
+    }
+
+    #[test]
+    fn three_early_ends_in_a_row_are_a_failure_which_fades() {
+        let blame = failing();
+        assert!(!blame.is_failing(START + HALF_LIFE / 2));
+    }
+
+    #[test]
+    fn one_more_early_end_after_that_is_enough() {
+        let blame = failing();
+        let later = START + HALF_LIFE / 2;
+        blame.ended_early(later);
+        assert!(blame.is_failing(later));
+    }
+
+    #[test]
+    fn however_many_there_were_it_is_tried_again_soon() {
+        let blame = Blame::default();
+        for _ in 0..10_000 {
+            blame.ended_early(START);
+        }
+        assert!(blame.is_failing(START));
+        assert!(!blame.is_failing(START + HALF_LIFE + TICK));
+    }
+
+    #[test]
+    fn answers_outweigh_as_many_early_ends() {
+        let blame = Blame::default();
+        for _ in 0..1_000 {
+            blame.ended_early(START);
+            blame.answered(START);
+            assert!(!blame.is_failing(START));
+        }
+        for _ in 0..30 {
+            blame.answered(START);
+        }
+        assert_eq!(blame.0.into_inner(), 0, "nothing is left");
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_or_far_ahead_does_no_harm() {
+        let blame = failing();
+        assert!(blame.is_failing(Duration::ZERO));
+        blame.answered(Duration::ZERO);
+        assert!(!blame.is_failing(Duration::ZERO));
+        assert!(!failing().is_failing(Duration::from_secs(u64::from(u32::MAX))));
+    }
+}

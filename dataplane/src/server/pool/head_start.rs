@@ -1,0 +1,63 @@
+//! Slow start: a client that has just come does not get everybody at once.
+//!
+//! By the fewest flows, a newcomer among clients with a thousand flows each would get the next
+//! thousand visitors, cold as its service may be, and long before anybody knows whether it serves
+//! at all. So it counts as having the average load of the others at first, and this head start
+//! melts away. It knows no clock: time comes in as an argument.
+
+use std::time::Duration;
+
+/// After this time a client's own flows alone count.
+const LASTS: Duration = Duration::from_secs(10);
+
+/// Load that a client is taken to have in addition to its flows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeadStart {
+    since: Duration,
+    flows: usize,
+}
+
+impl HeadStart {
+    /// Of a client that comes at `now`, beside others with these flows.
+    pub(crate) fn beside(others: impl Iterator<Item = usize>, now: Duration) -> HeadStart {
+        let (count, sum) = others.fold((0, 0), |(count, sum), flows| (count + 1, sum + flows));
+        HeadStart {
+            since: now,
+            flows: sum.checked_div(count).unwrap_or(0),
+        }
+    }
+
+    /// What is left of it.
+    pub(crate) fn flows(self, now: Duration) -> usize {
+        let left = LASTS.saturating_sub(now.saturating_sub(self.since));
+        if left.is_zero() || self.flows == 0 {
+            return 0;
+        }
+        (self.flows as f64 * left.as_secs_f64() / LASTS.as_secs_f64()).ceil() as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newcomer_counts_as_the_average_of_the_others_which_melts_away() {
+        let now = Duration::from_secs(7);
+        let head_start = HeadStart::beside([100, 200, 300].into_iter(), now);
+        assert_eq!(head_start.flows(now), 200);
+        assert_eq!(head_start.flows(now + LASTS / 2), 100);
+        assert_eq!(head_start.flows(now + LASTS), 0);
+        assert_eq!(
+            head_start.flows(Duration::ZERO),
+            200,
+            "another core's clock"
+        );
+    }
+
+    #[test]
+    fn the_first_client_has_none() {
+        let head_start = HeadStart::beside(std::iter::empty(), Duration::ZERO);
+        assert_eq!(head_start.flows(Duration::ZERO), 0);
+    }
+}

@@ -1,0 +1,64 @@
+//! Whether a client could not serve a UDP visitor a short while ago: its service's name does not
+//! resolve, nobody listens there, or it has no socket left. Checks of the service cannot tell,
+//! because they go by TCP.
+//!
+//! All cores share it, without a lock. Such a client comes after others for a while; if all are such,
+//! visitors go to them all the same.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a refusal counts. The visitor who finds out whether the client can serve again is sent
+/// elsewhere at once if it cannot, so this costs one detour in this time.
+const COUNTS: Duration = Duration::from_secs(10);
+
+/// The refusals of one client.
+#[derive(Debug)]
+pub(crate) struct UdpRefusals {
+    epoch: Instant,
+    /// When the last one counts no more, in milliseconds since then; 0: there was none.
+    over_at_ms: AtomicU64,
+}
+
+impl UdpRefusals {
+    pub(crate) fn new(now: Instant) -> UdpRefusals {
+        UdpRefusals {
+            epoch: now,
+            over_at_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// The client could not serve a visitor.
+    pub(crate) fn refused(&self, now: Instant) {
+        let over_at_ms = self.millis(now + COUNTS);
+        self.over_at_ms.store(over_at_ms, Ordering::Relaxed);
+    }
+
+    /// Whether that was a short while ago.
+    pub(crate) fn count(&self, now: Instant) -> bool {
+        self.millis(now) < self.over_at_ms.load(Ordering::Relaxed)
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        let age = at.saturating_duration_since(self.epoch);
+        u64::try_from(age.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_counts_for_a_while_after_the_last_one() {
+        let start = Instant::now();
+        let refusals = UdpRefusals::new(start);
+        assert!(!refusals.count(start));
+        refusals.refused(start);
+        refusals.refused(start + COUNTS / 2);
+        assert!(refusals.count(start + COUNTS));
+        assert!(!refusals.count(start + 2 * COUNTS));
+        refusals.refused(start + 3 * COUNTS);
+        assert!(refusals.count(start + 3 * COUNTS));
+    }
+}

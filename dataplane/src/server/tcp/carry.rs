@@ -1,0 +1,398 @@
+//! A TCP visitor's way to a client, and to another one if the first refuses it.
+
+use std::net::{SocketAddr, TcpStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use qmux_proto::{FlowError, OpenHeader, Protocol};
+
+use super::opening::{Opened, Opening, Sent};
+use super::visitor::Visitor;
+use crate::buffer::StreamBuf;
+use crate::core::task::spawn_or;
+use crate::core::{FlowCount, OneFlow, memory};
+use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
+use crate::quic::lane::StreamWaiters;
+use crate::server::door::lane::{LaneUse, ServerLane};
+use crate::server::entrance::Entrance;
+use crate::server::mail::ServerMail;
+use crate::server::pool::balance::Tried;
+use crate::server::pool::registry::FlowTicket;
+use crate::server::pool::route::{self, Way};
+use crate::sys::limits;
+use crate::sys::tcp::{TcpSocket, refuse};
+
+/// A stream on which a flow has begun with its Open header.
+struct Begun {
+    lane: LaneUse,
+    stream: u64,
+    waiters: Rc<StreamWaiters>,
+    /// What the stream has not taken of the header.
+    header: Option<StreamBuf>,
+}
+
+/// What the beginning of a flow tells about the service, for the choice of clients for the next
+/// visitors. True if it tells nothing yet.
+fn judge_beginning(first: &tcp::Begun, ticket: &FlowTicket) -> bool {
+    if !first.early.is_empty() {
+        ticket.answered(Instant::now());
+    } else if first.early_fin && !first.ended {
+        ticket.ended_early(Instant::now());
+    }
+    first.early.is_empty() && !first.early_fin
+}
+
+/// The same of the end of a flow whose service had said nothing at first.
+fn judge_end(ended: tcp::Ended, ticket: &FlowTicket) {
+    if ended.bytes_out > 0 {
+        ticket.answered(Instant::now());
+    } else if ended.how == TcpFlowEnd::Reset(FlowError::ServiceReset) {
+        ticket.ended_early(Instant::now());
+    }
+}
+
+impl Entrance {
+    /// A visitor was accepted.
+    pub(crate) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
+        self.counters().visitors_accepted.increment();
+        if memory::refuses_newcomers() {
+            self.counters().visitors_refused_memory.increment();
+            return refuse(stream);
+        }
+        if !limits::is_for_flows(&stream) {
+            return self.refuse_for_want_of_descriptors(stream, addr);
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let visitor = Visitor {
+            addr,
+            accepted_at_us: now.map_or(0, |since| {
+                u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+            }),
+            chosen_by: self.core(),
+            tried: Tried::default(),
+            sent: Vec::new(),
+            ended: false,
+            under_way: None,
+        };
+        self.send_to_a_client(stream, Box::new(visitor));
+    }
+
+    /// The descriptors that are left are not for visitors.
+    fn refuse_for_want_of_descriptors(&self, stream: TcpStream, visitor: SocketAddr) {
+        self.counters().visitors_refused_descriptors.increment();
+        if let Some(suppressed) = self.context().dial_log.pass(Instant::now()) {
+            tracing::warn!(
+                %visitor,
+                descriptors = limits::flow_descriptors_max(),
+                suppressed,
+                "no file descriptor is left for visitors (ulimit -n); this one is reset"
+            );
+        }
+        refuse(stream);
+    }
+
+    /// Another core has chosen a client that has a lane here.
+    pub(crate) fn visitor_from_other_core(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        visitor: Box<Visitor>,
+        ticket: FlowTicket,
+    ) {
+        let lane = self.door().local_lane(ticket.client().number);
+        if let Some(begun) = lane.and_then(|lane| self.begin(&lane, &visitor)) {
+            return self.serve(stream, visitor, begun, ticket);
+        }
+        // The lane has just ended, or takes no more now. The client may have another one with room.
+        let next = ticket
+            .client()
+            .core_with_lane_between(self.core(), visitor.chosen_by);
+        let (stream, visitor) = match next {
+            Some(core) => match self.hand_over(core, stream, visitor, ticket) {
+                Ok(()) => return,
+                Err(back) => back,
+            },
+            None => (stream, visitor),
+        };
+        self.send_to_a_client(stream, visitor);
+    }
+
+    fn send_to_a_client(self: &Rc<Self>, mut stream: TcpStream, mut visitor: Box<Visitor>) {
+        loop {
+            match self.way(&mut visitor) {
+                Some(Way::Here(begun, ticket)) => {
+                    return self.serve(stream, visitor, begun, ticket);
+                }
+                Some(Way::Elsewhere(core, ticket)) => {
+                    match self.hand_over(core, stream, visitor, ticket) {
+                        Ok(()) => return,
+                        Err(back) => (stream, visitor) = back,
+                    }
+                }
+                None => {
+                    self.counters().visitors_refused.increment();
+                    tracing::debug!(visitor = %visitor.addr, "no client can take this visitor; reset");
+                    return refuse(stream);
+                }
+            }
+        }
+    }
+
+    fn way(&self, visitor: &mut Visitor) -> Option<Way<Begun>> {
+        let mut tried = visitor.tried;
+        let way = route::find(
+            self.pool(),
+            Protocol::Tcp,
+            self.core(),
+            &mut tried,
+            Instant::now(),
+            |client| self.door().local_lane(client),
+            |lane| self.begin(lane, visitor),
+        );
+        visitor.tried = tried;
+        visitor.chosen_by = self.core();
+        way
+    }
+
+    /// Gives the visitor back if the other core's mailbox is full.
+    fn hand_over(
+        &self,
+        core: usize,
+        stream: TcpStream,
+        mut visitor: Box<Visitor>,
+        ticket: FlowTicket,
+    ) -> Result<(), (TcpStream, Box<Visitor>)> {
+        self.counters().visitors_handed_over.increment();
+        visitor
+            .under_way
+            .get_or_insert_with(|| OneFlow::new(&self.context().cluster));
+        let mail = ServerMail::Visitor {
+            entrance: self.id(),
+            stream,
+            visitor,
+            ticket,
+        };
+        match self.context().post.send(core, mail) {
+            Err(ServerMail::Visitor {
+                stream, visitor, ..
+            }) => {
+                self.counters().visitors_handover_dropped.increment();
+                Err((stream, visitor))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens a stream and sends the Open header. `None` if the lane takes no more.
+    fn begin(&self, lane: &Rc<ServerLane>, visitor: &Visitor) -> Option<Begun> {
+        let stream = lane.lane.open_stream()?;
+        let header = OpenHeader {
+            flow_id: self.door().next_flow_id(),
+            protocol: Protocol::Tcp,
+            service: String::new(),
+            visitor: visitor.addr,
+            traffic: self.traffic_addr(),
+            opened_at_us: visitor.accepted_at_us,
+        };
+        let mut encoded = Vec::with_capacity(qmux_proto::open::OPEN_HEADER_BYTES_MAX);
+        header.encode(&mut encoded);
+        let waiters = lane.lane.attach(stream);
+        // At once, not in the flow's task: the stream exists for QUIC only when something was written to it, and until
+        // then its place could be given away again.
+        let header = StreamBuf::copied(&encoded);
+        let Ok(header) = lane.lane.write(stream, header, false, &waiters) else {
+            lane.lane.detach(stream);
+            return None;
+        };
+        lane.lane.asked(Instant::now());
+        self.counters().tcp_flows_opened.increment();
+        Some(Begun {
+            lane: LaneUse::new(lane),
+            stream,
+            waiters,
+            header,
+        })
+    }
+
+    fn serve(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        mut visitor: Box<Visitor>,
+        begun: Begun,
+        ticket: FlowTicket,
+    ) {
+        let socket = match TcpSocket::adopt(stream) {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::debug!(visitor = %visitor.addr, %error, "visitor lost before its flow began");
+                self.end(&begun, FlowError::VisitorReset);
+                return;
+            }
+        };
+        tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), "flow opened");
+        let count = FlowCount::new(&self.context().core);
+        visitor.under_way = None; // Only now: in between it would not be counted.
+        let (this, cleans_up) = (Rc::clone(self), Rc::clone(self));
+        let task = async move {
+            this.carry(socket, visitor, begun, ticket).await;
+            drop(count);
+        };
+        spawn_or(task, move || cleans_up.door().endpoint().flow_panicked());
+    }
+
+    /// Carries a flow to its end, through as many clients as it needs.
+    async fn carry(
+        self: Rc<Self>,
+        socket: TcpSocket,
+        mut visitor: Box<Visitor>,
+        mut begun: Begun,
+        mut ticket: FlowTicket,
+    ) {
+        let mut sent = Sent::new(
+            self.held(),
+            &std::mem::take(&mut visitor.sent),
+            visitor.ended,
+        );
+        let watch = self.context().flows.register(self.stall_timeout());
+        loop {
+            let mut tried = visitor.tried;
+            tried.unanswered(ticket.client().number);
+            watch.rides(begun.lane.lane.key(), begun.stream);
+            let opening = Opening {
+                socket: &socket,
+                lane: &begun.lane.lane,
+                stream: begun.stream,
+                waiters: &begun.waiters,
+                began: Instant::now(),
+                better: &|| self.pool().has_better(&tried),
+                watch: &watch,
+                counters: self.counters(),
+            };
+            // On the heap, as it is large, and over long before the flow is.
+            let opened = Box::pin(opening.run(begun.header.take(), &mut sent)).await;
+            match opened {
+                Opened::Flow(first) => {
+                    let undecided = judge_beginning(&first, &ticket);
+                    drop(sent);
+                    let flow = TcpFlow {
+                        socket,
+                        lane: Rc::clone(&begun.lane.lane),
+                        stream: begun.stream,
+                        waiters: begun.waiters,
+                        reset_reason: FlowError::VisitorReset,
+                        watch,
+                        counters: Arc::clone(&self.context().counters),
+                    };
+                    let ended = tcp::run(flow, first).await;
+                    if undecided {
+                        judge_end(ended, &ticket);
+                    }
+                    self.log_end(ended, visitor.addr, begun.lane.client_id());
+                    drop(ticket);
+                    return;
+                }
+                Opened::Reset(reason) => {
+                    if reason == FlowError::ServiceReset {
+                        ticket.ended_early(Instant::now());
+                    }
+                    tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "flow reset");
+                    self.end(&begun, reason);
+                    return;
+                }
+                Opened::Refused(reason) => {
+                    tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "refused by the client");
+                    self.end(&begun, FlowError::NoError);
+                }
+                Opened::Unheard => {
+                    self.counters().visitors_unheard.increment();
+                    tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), "the client does not answer");
+                    visitor.tried = tried;
+                    // Behind the visitor's bytes, should the client go on: it must not serve what
+                    // is served elsewhere.
+                    self.end(&begun, FlowError::VisitorReset);
+                }
+            }
+            drop((begun, ticket));
+            match self.retry(&socket, visitor, &sent) {
+                Some(again) => (visitor, begun, ticket) = again,
+                None => return,
+            }
+        }
+    }
+
+    fn log_end(&self, ended: tcp::Ended, visitor: SocketAddr, client: &str) {
+        let tcp::Ended {
+            how,
+            bytes_in,
+            bytes_out,
+        } = ended;
+        tracing::debug!(%visitor, client, %how, bytes_in, bytes_out, "flow ended");
+        match how {
+            TcpFlowEnd::Completed => {}
+            TcpFlowEnd::Reset(reason) => {
+                if reason.is_untouched() {
+                    // Too much had been sent, or too long ago.
+                    self.counters().visitors_retry_exhausted.increment();
+                }
+            }
+            TcpFlowEnd::Stalled => {
+                if let Some(suppressed) = self.context().stall_log.pass(Instant::now()) {
+                    tracing::warn!(
+                        %visitor,
+                        client,
+                        stall_timeout = ?self.stall_timeout(),
+                        suppressed,
+                        "the visitor has taken no byte for stall_timeout; flow reset"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Ends a stream that did not get beyond its beginning.
+    fn end(&self, begun: &Begun, reason: FlowError) {
+        let lane = &begun.lane.lane;
+        lane.reset(begun.stream, reason);
+        lane.stop(begun.stream, reason);
+        lane.detach(begun.stream);
+        self.counters().tcp_flows_reset.increment();
+    }
+
+    /// Begins a refused flow anew. `None` if that is no longer this task's matter: another core has the visitor, or
+    /// nobody can take it.
+    fn retry(
+        self: &Rc<Self>,
+        socket: &TcpSocket,
+        mut visitor: Box<Visitor>,
+        sent: &Sent,
+    ) -> Option<(Box<Visitor>, Begun, FlowTicket)> {
+        loop {
+            match self.way(&mut visitor) {
+                Some(Way::Here(begun, ticket)) => {
+                    self.counters().visitors_retried.increment();
+                    return Some((visitor, begun, ticket));
+                }
+                Some(Way::Elsewhere(core, ticket)) => {
+                    // The other core's socket is another descriptor: ours is closed when the kernel has let go of it.
+                    let Ok(stream) = socket.try_clone() else {
+                        self.counters().accepts_failed.increment();
+                        continue;
+                    };
+                    visitor.sent = sent.to_bytes();
+                    visitor.ended = sent.ended();
+                    match self.hand_over(core, stream, visitor, ticket) {
+                        Ok(()) => {
+                            self.counters().visitors_retried.increment();
+                            return None;
+                        }
+                        Err((_, back)) => visitor = back,
+                    }
+                }
+                None => {
+                    self.counters().visitors_retry_exhausted.increment();
+                    return None;
+                }
+            }
+        }
+    }
+}

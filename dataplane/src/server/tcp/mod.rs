@@ -1,0 +1,5 @@
+//! TCP on the server: a visitor's way to a client, and its flow until the service answers.
+
+mod carry;
+pub(crate) mod opening;
+pub(crate) mod visitor;

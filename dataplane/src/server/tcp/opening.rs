@@ -1,0 +1,476 @@
+//! The first part of a TCP flow on the server: from the Open header until the service has answered.
+//!
+//! The visitor's bytes follow the header at once, without a round trip. A client that refuses the flow before its
+//! service took the connection says so by its code ([`FlowError::is_untouched`]). So until the service has answered, what
+//! was sent is kept ([`Sent`]), and a refused flow can begin anew on another client without the visitor noticing. A lane
+//! that just ends may have delivered everything, and a request must not be delivered twice: there, only a flow of whose
+//! visitor nothing was sent yet can.
+//!
+//! A lane may also fall silent, long before it ends: its client has died, or its path is broken. A
+//! flow of whose visitor nothing was sent yet leaves it as soon as there is a better one. One that
+//! has sent something stays for [`UNHEARD_MAX`]. If by then nothing at all was heard since its
+//! first byte was sent, there is no sign that the client has it, and it begins anew elsewhere, or
+//! is refused. (A client that was merely stopped finds the flow's reset behind its bytes when it
+//! goes on.) If something was heard, the service may be at work on it: it waits for the lane's end.
+//!
+//! Once the service has answered, or too much or for too long was kept, the flow goes on as any other
+//! ([`crate::flow::tcp`]), and this part costs it nothing any more.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use qmux_proto::FlowError;
+
+use crate::buffer::{Block, BlockSize, SMALL_BLOCK_BYTES, StreamBuf};
+use crate::core::counters::CoreCounters;
+use crate::flow::tcp::{Begun, Next, fill};
+use crate::flow::watch::FlowWatch;
+use crate::quic::lane::{Lane, Silent, StreamRead, StreamRoom, StreamWaiters};
+use crate::sys::tcp::TcpSocket;
+
+/// Bytes of a visitor that are kept. Requests are smaller; who sends more has an answer before, or sends a file.
+const SENT_BYTES_MAX: usize = 64 << 10;
+
+/// Memory that the flows of one entrance on one core may hold for it: a thousand flows with as much as one may have.
+const HELD_BYTES_MAX: usize = 64 << 20;
+
+/// How long they are kept: a client gives each address of its service 10 seconds, and few services have more than
+/// three. A flow that has been silent for longer was accepted.
+const KEPT_FOR: Duration = Duration::from_secs(30);
+
+/// How long a flow without an answer stays on a lane whose peer leaves everything unanswered, so
+/// that a visitor is served elsewhere or refused within two seconds of a death: half a second may
+/// pass before the first question.
+const UNHEARD_MAX: Duration = Duration::from_millis(1_500);
+
+/// After a silence was noticed, what has come meanwhile is read first: this process may have stood
+/// still, and its timers fire before it reads.
+pub(crate) const READ_FIRST: Duration = Duration::from_millis(100);
+
+/// A buffer of which less than one part in so many is used is not kept as it is, but copied out.
+const KEPT_WHOLE_ABOVE: usize = 2;
+
+const _: () = assert!(SENT_BYTES_MAX * KEPT_WHOLE_ABOVE <= HELD_BYTES_MAX);
+
+/// Memory that the beginnings of flows hold.
+#[derive(Debug, Default)]
+pub(crate) struct Held(Cell<usize>);
+
+/// What a visitor has sent so far, from its first byte on.
+pub(crate) struct Sent {
+    pieces: Vec<StreamBuf>,
+    bytes: usize,
+    held_bytes: usize,
+    ended: bool,
+    /// Packets that the lane had received when the first of it was sent.
+    heard_before: Option<u64>,
+    held: Rc<Held>,
+}
+
+impl Sent {
+    /// What was read from the visitor before, by another core. It is there already, so it may be above the bound.
+    pub(crate) fn new(held: &Rc<Held>, bytes: &[u8], ended: bool) -> Sent {
+        let mut sent = Sent {
+            pieces: Vec::new(),
+            bytes: 0,
+            held_bytes: 0,
+            ended,
+            heard_before: None,
+            held: Rc::clone(held),
+        };
+        if !bytes.is_empty() {
+            sent.keep(StreamBuf::copied(bytes));
+        }
+        sent
+    }
+
+    /// In one piece, for another core.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let pieces: Vec<&[u8]> = self.pieces.iter().map(AsRef::as_ref).collect();
+        pieces.concat()
+    }
+
+    /// Whether a client may have had anything of the visitor but that it is there.
+    fn is_empty(&self) -> bool {
+        self.bytes == 0 && !self.ended
+    }
+
+    /// Whether the visitor has sent a FIN.
+    pub(crate) fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// How many more bytes may be kept.
+    fn room(&self) -> usize {
+        if self.held.0.get() >= HELD_BYTES_MAX {
+            0
+        } else {
+            SENT_BYTES_MAX.saturating_sub(self.bytes)
+        }
+    }
+
+    fn keep(&mut self, piece: StreamBuf) {
+        let piece = if piece.as_ref().len() * KEPT_WHOLE_ABOVE < piece.held_bytes() {
+            StreamBuf::copied(piece.as_ref())
+        } else {
+            piece
+        };
+        self.bytes += piece.as_ref().len();
+        self.held_bytes += piece.held_bytes();
+        self.held.0.set(self.held.0.get() + piece.held_bytes());
+        self.pieces.push(piece);
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.held.0.set(self.held.0.get() - self.held_bytes);
+    }
+}
+
+/// How the first part of a flow ended.
+pub(crate) enum Opened {
+    /// The flow goes on as any other.
+    Flow(Begun),
+    /// The client refused it, and its service has seen nothing of it; or the lane ended before there was anything to see.
+    Refused(FlowError),
+    /// Its lane is silent, and nothing says that the client has anything of it.
+    Unheard,
+    /// It was reset by either side.
+    Reset(FlowError),
+}
+
+/// A flow that has just begun.
+pub(crate) struct Opening<'a> {
+    /// The visitor's.
+    pub(crate) socket: &'a TcpSocket,
+    /// The lane that carries the flow.
+    pub(crate) lane: &'a Lane,
+    /// The flow's stream.
+    pub(crate) stream: u64,
+    /// What waits for it.
+    pub(crate) waiters: &'a Rc<StreamWaiters>,
+    /// When it began on this lane.
+    pub(crate) began: Instant,
+    /// Whether there is a lane or a client that answers, now that this one does not.
+    pub(crate) better: &'a dyn Fn() -> bool,
+    /// Its place among the core's flows.
+    pub(crate) watch: &'a FlowWatch,
+    /// The core's counters.
+    pub(crate) counters: &'a CoreCounters,
+}
+
+/// What a flow waits for besides the answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// More bytes of the visitor.
+    Visitor,
+    /// Room in the stream.
+    Room,
+    /// Nothing: the visitor has ended.
+    Answer,
+}
+
+/// What came.
+#[derive(Clone, Copy, Default)]
+struct Ready {
+    answer: bool,
+    too_long: bool,
+    ended: Option<FlowError>,
+}
+
+impl Opening<'_> {
+    /// Sends what is left of the Open header and what the visitor has sent, and passes on what it goes on to send, until
+    /// the service answers.
+    pub(crate) async fn run(&self, header: Option<StreamBuf>, sent: &mut Sent) -> Opened {
+        let mut begun = Begun {
+            bytes_in: sent.bytes as u64,
+            unsent: header
+                .into_iter()
+                .chain(sent.pieces.iter().cloned())
+                .collect(),
+            ended: sent.ended,
+            ..Begun::default()
+        };
+        let mut too_long = pin!(crate::core::time::sleep(KEPT_FOR));
+        sent.heard_before = None; // Of another lane.
+        loop {
+            self.note_heard(sent);
+            let wait = match self.pass_on(sent, &mut begun) {
+                Ok(wait) => wait,
+                Err(Stop::Stopped(error))
+                    if may_begin_anew(error, self.lane.is_open(), sent.is_empty()) =>
+                {
+                    return Opened::Refused(error);
+                }
+                // The pumps find the same error again.
+                Err(Stop::Stopped(_) | Stop::Committed) => return Opened::Flow(begun),
+                Err(Stop::Gone) => return Opened::Reset(FlowError::VisitorReset),
+            };
+            self.note_heard(sent);
+            let unheard = match self.unheard_until(sent) {
+                Some(until) if until <= Instant::now() => return Opened::Unheard,
+                until => until,
+            };
+            let ready = self.wait(wait, too_long.as_mut(), unheard).await;
+            if let Some(reason) = ready.ended {
+                return Opened::Reset(reason);
+            }
+            if ready.answer
+                && let Some(opened) = self.answer(sent, &mut begun)
+            {
+                return opened;
+            }
+            if ready.too_long {
+                return Opened::Flow(begun);
+            }
+        }
+    }
+
+    /// Notes what was heard when the first of the visitor's bytes was sent.
+    fn note_heard(&self, sent: &mut Sent) {
+        if !sent.is_empty() && sent.heard_before.is_none() {
+            sent.heard_before = Some(self.lane.packets_received());
+        }
+    }
+
+    /// When the flow leaves a lane that is silent, if it may.
+    fn unheard_until(&self, sent: &Sent) -> Option<Instant> {
+        let silent = self.lane.silent()?;
+        let unheard = sent
+            .heard_before
+            .is_none_or(|before| before == self.lane.packets_received());
+        let at_once = sent.is_empty() && (self.better)();
+        leaves_at(silent, self.began, unheard, at_once)
+    }
+
+    /// Moves what can be moved from the visitor to the client now, and says what more needs.
+    fn pass_on(&self, sent: &mut Sent, begun: &mut Begun) -> Result<Wait, Stop> {
+        loop {
+            if begun.fin_sent {
+                return Ok(Wait::Answer);
+            }
+            if !self.push(begun).map_err(Stop::Stopped)? {
+                return Ok(Wait::Room);
+            }
+            if begun.fin_sent {
+                return Ok(Wait::Answer);
+            }
+            let keep = sent.room();
+            if keep == 0 {
+                if sent.bytes < SENT_BYTES_MAX {
+                    self.counters.retry_memory_short.increment();
+                }
+                return Err(Stop::Committed);
+            }
+            match self.lane.room(self.stream, keep, self.waiters) {
+                StreamRoom::Bytes(room) => {
+                    if !self.read(room, sent, begun)? {
+                        return Ok(Wait::Visitor);
+                    }
+                }
+                StreamRoom::Blocked => return Ok(Wait::Room),
+                StreamRoom::Stopped(error) => return Err(Stop::Stopped(error)),
+            }
+        }
+    }
+
+    /// Gives the stream what it has not taken yet, with the FIN if the visitor has ended. True if it took all.
+    fn push(&self, begun: &mut Begun) -> Result<bool, FlowError> {
+        while let Some(piece) = begun.unsent.pop_front() {
+            let fin = begun.ended && begun.unsent.is_empty();
+            match self.lane.write(self.stream, piece, fin, self.waiters)? {
+                None => begun.fin_sent = fin,
+                Some(rest) => {
+                    begun.unsent.push_front(rest);
+                    match self.lane.room(self.stream, 1, self.waiters) {
+                        StreamRoom::Bytes(_) => {}
+                        StreamRoom::Blocked => return Ok(false),
+                        StreamRoom::Stopped(error) => return Err(error),
+                    }
+                }
+            }
+        }
+        if begun.ended && !begun.fin_sent {
+            begun.fin_sent = self.lane.finish(self.stream, self.waiters)?;
+            return Ok(begun.fin_sent);
+        }
+        Ok(true)
+    }
+
+    /// Reads up to `room` bytes of the visitor. False if there is nothing now.
+    fn read(&self, room: usize, sent: &mut Sent, begun: &mut Begun) -> Result<bool, Stop> {
+        let mut block = Block::take(BlockSize::Small);
+        let capacity = SMALL_BLOCK_BYTES.min(room);
+        let (read, next) = fill(self.socket, &mut block.bytes_mut()[..capacity]);
+        if read > 0 {
+            self.counters.tcp_bytes_in.add(read as u64);
+            begun.bytes_in += read as u64;
+            let piece = block.freeze(read);
+            sent.keep(piece.clone());
+            begun.unsent.push_back(piece);
+        }
+        match next {
+            Next::Error => return Err(Stop::Gone),
+            Next::Fin => {
+                sent.ended = true;
+                begun.ended = true;
+                return Ok(true);
+            }
+            Next::More | Next::Nothing => {}
+        }
+        Ok(read > 0)
+    }
+
+    /// What the client or its service has said, if anything.
+    fn answer(&self, sent: &Sent, begun: &mut Begun) -> Option<Opened> {
+        let mut block = Block::take(BlockSize::Small);
+        match self.lane.read(self.stream, block.bytes_mut(), self.waiters) {
+            StreamRead::Blocked | StreamRead::Bytes(0, false) => None,
+            StreamRead::Bytes(read, fin) => {
+                let mut begun = std::mem::take(begun);
+                begun.early = block.bytes()[..read].to_vec();
+                begun.early_fin = fin;
+                Some(Opened::Flow(begun))
+            }
+            StreamRead::Reset(error)
+                if may_begin_anew(error, self.lane.is_open(), sent.is_empty()) =>
+            {
+                Some(Opened::Refused(error))
+            }
+            StreamRead::Reset(error) => Some(Opened::Reset(error)),
+        }
+    }
+
+    /// Waits for anything that concerns the flow.
+    async fn wait(
+        &self,
+        wait: Wait,
+        mut too_long: Pin<&mut crate::core::time::Sleep>,
+        unheard: Option<Instant>,
+    ) -> Ready {
+        // Only on a lane that is silent: there, and on the heap, it costs nobody else anything.
+        let mut unheard = unheard.map(|at| Box::pin(crate::core::time::sleep_until(at)));
+        let mut readable = pin!(self.socket.readable());
+        poll_fn(|cx| {
+            let ended = self.look_around(wait, cx);
+            let answer = self.waiters.readable.poll(cx).is_ready();
+            let mut other = self.waiters.writable.poll(cx).is_ready();
+            // An error is found again by the read that follows.
+            if wait == Wait::Visitor {
+                other |= readable.as_mut().poll(cx).is_ready();
+            }
+            let too_long = too_long.as_mut().poll(cx).is_ready();
+            let unheard = unheard
+                .as_mut()
+                .is_some_and(|at| at.as_mut().poll(cx).is_ready());
+            if answer || other || too_long || unheard || ended.is_some() {
+                return Poll::Ready(Ready {
+                    answer,
+                    too_long,
+                    ended,
+                });
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Orders to end, and a reset of the visitor's socket while nothing is read from it: nothing
+    /// else would tell of that, whether there is no room for its bytes or it has sent its FIN.
+    fn look_around(&self, wait: Wait, cx: &mut Context<'_>) -> Option<FlowError> {
+        self.watch.attend(cx);
+        let told = self.watch.told();
+        let gone = self.watch.take_look().is_some()
+            && wait != Wait::Visitor
+            && self.socket.take_error().is_some();
+        told.or(gone.then_some(FlowError::VisitorReset))
+    }
+}
+
+/// Whether a flow that ended with `error` may begin on another client: its service has seen nothing of it.
+fn may_begin_anew(error: FlowError, lane_is_open: bool, nothing_sent: bool) -> bool {
+    error.is_untouched() || (!lane_is_open && nothing_sent)
+}
+
+/// When a flow that began at `began` leaves a lane that is silent. `unheard`: nothing was heard since
+/// the first byte of its visitor was sent, or none was; `at_once`: none was, and there is a better
+/// lane.
+fn leaves_at(silent: Silent, began: Instant, unheard: bool, at_once: bool) -> Option<Instant> {
+    // What came while this process stood still may not have been read yet.
+    let first = silent.noticed + READ_FIRST;
+    if at_once {
+        return Some(first);
+    }
+    unheard.then(|| first.max(silent.since.max(began) + UNHEARD_MAX))
+}
+
+/// Why no more of the visitor's bytes are passed on here.
+enum Stop {
+    /// The client takes no more.
+    Stopped(FlowError),
+    /// The visitor has reset its connection.
+    Gone,
+    /// No more can be kept.
+    Committed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_begins_anew_if_it_was_refused_or_its_lane_ended_before_anything_was_sent() {
+        for lane_is_open in [true, false] {
+            for nothing_sent in [true, false] {
+                let anew = |error| may_begin_anew(error, lane_is_open, nothing_sent);
+                assert!(anew(FlowError::DialRefused));
+                assert!(anew(FlowError::Draining));
+                assert_eq!(anew(FlowError::Internal), !lane_is_open && nothing_sent);
+            }
+        }
+    }
+
+    #[test]
+    fn a_flow_leaves_a_silent_lane_if_nothing_says_that_the_client_has_it() {
+        let since = Instant::now();
+        let silent = Silent {
+            since,
+            noticed: since + Duration::from_millis(300),
+        };
+        let first = silent.noticed + READ_FIRST;
+        let late = since + Duration::from_secs(7);
+        assert_eq!(leaves_at(silent, since, true, true), Some(first));
+        assert_eq!(
+            leaves_at(silent, since, true, false),
+            Some(since + UNHEARD_MAX)
+        );
+        assert_eq!(
+            leaves_at(silent, late, true, false),
+            Some(late + UNHEARD_MAX),
+            "a newcomer waits as long for it to be heard again"
+        );
+        assert_eq!(leaves_at(silent, since, false, false), None);
+        let stood_still = Silent {
+            since,
+            noticed: late,
+        };
+        assert_eq!(
+            leaves_at(stood_still, since, true, false),
+            Some(late + READ_FIRST),
+            "what has come is read first"
+        );
+    }
+
+    #[test]
+    fn a_byte_or_a_fin_of_the_visitor_is_something_sent() {
+        let held = Rc::default();
+        assert!(Sent::new(&held, b"", false).is_empty());
+        assert!(!Sent::new(&held, b"", true).is_empty());
+        assert!(!Sent::new(&held, b"x", false).is_empty());
+    }
+}

@@ -1,0 +1,346 @@
+//! Where a visitor's UDP flow begins, and where it goes on: at another client if the one that was
+//! chosen cannot serve it, through another lane if its own has fallen silent.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use qmux_proto::FlowError;
+
+use super::forwarded::{Link, LinkState};
+use super::lane::LaneFlows;
+use super::table::{Admission, Flow, LaneToken};
+use super::traffic::{Claim, LocalFlow, Place, RemoteFlow, TrafficSocket};
+use crate::flow::udp::lives::Why;
+use crate::server::pool::balance::Tried;
+use crate::server::pool::registry::FlowTicket;
+use crate::server::pool::route::Way;
+
+/// A flow's first datagram is kept for another client up to this size, that of an Ethernet frame.
+const KEPT_BYTES_MAX: usize = 1_500;
+
+/// All of them together, for each traffic socket.
+const KEPT_BYTES_IN_ALL_MAX: usize = 4 << 20;
+
+/// The first datagram of a flow that has no answer yet.
+#[derive(Debug)]
+pub(super) struct Kept {
+    payload: Box<[u8]>,
+    in_all: Rc<Cell<usize>>,
+}
+
+impl Kept {
+    fn new(payload: &[u8], in_all: &Rc<Cell<usize>>) -> Option<Kept> {
+        let after = in_all.get() + payload.len();
+        (payload.len() <= KEPT_BYTES_MAX && after <= KEPT_BYTES_IN_ALL_MAX).then(|| {
+            in_all.set(after);
+            Kept {
+                payload: payload.into(),
+                in_all: Rc::clone(in_all),
+            }
+        })
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.in_all.set(self.in_all.get() - self.payload.len());
+    }
+}
+
+/// A flow that is to begin.
+#[derive(Clone, Copy)]
+pub(super) struct Beginning<'a> {
+    pub(super) visitor: SocketAddr,
+    /// The address that the visitor uses.
+    pub(super) to_ip: Option<IpAddr>,
+    /// Its first datagram; `None` if that is lost.
+    pub(super) payload: Option<&'a [u8]>,
+    /// The clients that could not serve it.
+    pub(super) tried: Tried,
+}
+
+/// Whether a client that ends a flow for this reason says that it could not serve it.
+fn could_not_serve(reason: FlowError) -> bool {
+    reason.is_untouched() || reason == FlowError::LimitReached
+}
+
+impl TrafficSocket {
+    /// A visitor has no flow.
+    pub(super) fn new_visitor(
+        self: &Rc<Self>,
+        visitor: SocketAddr,
+        to_ip: Option<IpAddr>,
+        payload: &[u8],
+        now: Instant,
+    ) {
+        let beginning = Beginning {
+            visitor,
+            to_ip,
+            payload: Some(payload),
+            tried: Tried::default(),
+        };
+        match self.route(Tried::default()) {
+            Some(way) => self.begin(beginning, way, now),
+            None => self.counters.udp_dropped_no_client.increment(),
+        }
+    }
+
+    fn route(&self, tried: Tried) -> Option<Way<Rc<LaneFlows>>> {
+        self.routes()?.find(tried)
+    }
+
+    /// Begins a flow there. What cannot be is dropped and counted.
+    fn begin(self: &Rc<Self>, beginning: Beginning<'_>, way: Way<Rc<LaneFlows>>, now: Instant) {
+        if !self.make_room(beginning.visitor, now) {
+            self.counters.udp_dropped_flow_limit.increment();
+            return;
+        }
+        match way {
+            Way::Here(lane, ticket) => {
+                let client = ticket.client().number;
+                self.open_local(beginning, lane, client, Claim::Own { _ticket: ticket }, now);
+            }
+            Way::Elsewhere(core, ticket) => self.open_remote(&beginning, core, ticket, now),
+        }
+    }
+
+    /// Makes room for a flow of `visitor`, at the cost of another one if need be.
+    pub(super) fn make_room(&self, visitor: SocketAddr, now: Instant) -> bool {
+        let answered = |place: &Place| matches!(place, Place::Remote(flow) if flow.is_answered());
+        let admission = self.table.borrow_mut().make_room(visitor, now, answered);
+        let (ended, why) = match admission {
+            Admission::Free => return true,
+            Admission::Instead(ended, why) => (ended, why),
+            Admission::None => {
+                self.say_full("a new UDP visitor is refused");
+                return false;
+            }
+        };
+        match why {
+            Why::Full => {
+                self.counters.udp_flows_evicted.increment();
+                self.say_full("the oldest UDP flow without an answer ends for a new one");
+            }
+            Why::Source => self.counters.udp_flows_evicted_of_source.increment(),
+        }
+        if let Place::Local(local) = &ended.data {
+            local.lane.closed(&ended, FlowError::Expired, Some(now));
+        }
+        true
+    }
+
+    fn say_full(&self, what: &str) {
+        if self.full_log.pass(Instant::now()) {
+            tracing::warn!(
+                addr = %self.socket.local_addr(),
+                flows = self.table.borrow().len(),
+                "{what}: there are as many as this core keeps"
+            );
+        }
+    }
+
+    pub(super) fn open_local(
+        self: &Rc<Self>,
+        beginning: Beginning<'_>,
+        lane: Rc<LaneFlows>,
+        client: u64,
+        claim: Claim,
+        now: Instant,
+    ) {
+        let Beginning {
+            visitor,
+            to_ip,
+            payload,
+            tried,
+        } = beginning;
+        if !lane.is_open() {
+            // It has ended a moment ago.
+            self.counters.udp_dropped_no_client.increment();
+            return;
+        }
+        let first = payload.and_then(|payload| Kept::new(payload, &self.kept_bytes));
+        let flow = Rc::new(LocalFlow {
+            lane,
+            client,
+            to_ip: Cell::new(to_ip),
+            packet_id: Cell::new(0),
+            first: RefCell::new(first),
+            tried,
+            claim: RefCell::new(claim),
+        });
+        let (token, id) = (flow.lane.token(), flow.lane.next_id());
+        let place = Place::Local(Rc::clone(&flow));
+        let opened = self
+            .table
+            .borrow_mut()
+            .open(visitor, token, id, place, now)
+            .is_ok();
+        if !opened {
+            self.counters.udp_dropped_flow_limit.increment();
+            return;
+        }
+        flow.lane.opened(id, self);
+        flow.lane.note_silence(now);
+        self.lanes
+            .borrow_mut()
+            .entry(token)
+            .or_insert_with(|| Rc::clone(&flow.lane));
+        self.counters.udp_flows_opened.increment();
+        tracing::debug!(lane = flow.lane.key(), flow = id, %visitor, "UDP flow opened");
+        if let Some(payload) = payload {
+            flow.lane.send(&flow, visitor, id, false, payload, now);
+        }
+    }
+
+    fn open_remote(
+        self: &Rc<Self>,
+        beginning: &Beginning<'_>,
+        core: usize,
+        ticket: FlowTicket,
+        now: Instant,
+    ) {
+        // The ticket travels with the first datagram.
+        let Some(payload) = beginning.payload else {
+            return;
+        };
+        let state = Arc::new(LinkState::default());
+        let flow = Rc::new(RemoteFlow {
+            core,
+            client: ticket.client().number,
+            state: Arc::clone(&state),
+        });
+        let link = Link {
+            state,
+            _ticket: ticket,
+        };
+        let place = Place::Remote(Rc::clone(&flow));
+        let (visitor, id) = (beginning.visitor, self.next_remote.get());
+        self.next_remote.set(id + 1);
+        let opened = self
+            .table
+            .borrow_mut()
+            .open(visitor, LaneToken::ELSEWHERE, id, place, now)
+            .is_ok();
+        if opened {
+            self.hand_over(&flow, visitor, beginning.to_ip, payload, Some(link));
+        } else {
+            self.counters.udp_dropped_flow_limit.increment();
+        }
+    }
+
+    /// The client of a flow that has ended, and never was answered, could not serve it: it begins
+    /// anew at another one. A flow that came from another core does so with its next datagram.
+    pub(super) fn fail_over(self: &Rc<Self>, flow: Flow<Place>, now: Instant) {
+        let Flow { visitor, data, .. } = flow;
+        let Place::Local(local) = data else { return };
+        if local.is_from_other_core() {
+            return;
+        }
+        let mut tried = local.tried;
+        tried.add(local.client);
+        let first = local.first.take();
+        let to_ip = local.to_ip.get();
+        drop(local);
+        // The search gives up if the visitor has been to as many as it may.
+        let Some(way) = self.route(tried) else {
+            self.counters.udp_failovers_exhausted.increment();
+            return;
+        };
+        self.counters.udp_flows_failed_over.increment();
+        let beginning = Beginning {
+            visitor,
+            to_ip,
+            payload: first.as_ref().map(|kept| &*kept.payload),
+            tried,
+        };
+        self.begin(beginning, way, now);
+    }
+
+    /// Ends a flow whose lane has been silent for a while and whose visitor another core hears: by
+    /// its ticket that core learns of it, and routes the visitor's next datagram anew. False if no
+    /// client answers.
+    pub(super) fn leave_to_other_core(
+        &self,
+        local: &Rc<LocalFlow>,
+        visitor: SocketAddr,
+        now: Instant,
+    ) -> bool {
+        if self.route(Tried::who_must_answer()).is_none() {
+            local.lane.nowhere_to_go(now);
+            return false;
+        }
+        let token = local.lane.token();
+        let flow = self.table.borrow_mut().close_visitor(visitor, token);
+        if let Some(flow) = flow {
+            self.counters.udp_flows_moved.increment();
+            local.lane.closed(&flow, FlowError::NoError, Some(now));
+        }
+        // The datagram that has found it so.
+        self.counters.udp_dropped_no_client.increment();
+        true
+    }
+
+    /// Moves a flow whose lane has been silent for a while, with a datagram that has just come, to
+    /// a lane that is not. False if there is none.
+    pub(super) fn move_on(
+        self: &Rc<Self>,
+        local: &Rc<LocalFlow>,
+        visitor: SocketAddr,
+        to_ip: Option<IpAddr>,
+        payload: &[u8],
+        now: Instant,
+    ) -> bool {
+        let Some(way) = self.route(Tried::who_must_answer()) else {
+            local.lane.nowhere_to_go(now);
+            return false;
+        };
+        let token = local.lane.token();
+        let flow = self.table.borrow_mut().close_visitor(visitor, token);
+        if let Some(flow) = flow {
+            self.counters.udp_flows_moved.increment();
+            // Heard when the client is again. Until then it keeps a socket for nothing.
+            local.lane.closed(&flow, FlowError::NoError, Some(now));
+        }
+        let beginning = Beginning {
+            visitor,
+            to_ip,
+            payload: Some(payload),
+            tried: Tried::default(),
+        };
+        self.begin(beginning, way, now);
+        true
+    }
+}
+
+impl LaneFlows {
+    /// The client says that a flow is over, or that it does not know it. True if it could not serve
+    /// a visitor.
+    pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) -> bool {
+        if reason == FlowError::UnknownFlow {
+            // We know it, so the client has lost it: the next datagram introduces it again.
+            if let Some(traffic) = self.traffic_of(flow_id) {
+                let mut table = traffic.table.borrow_mut();
+                table.introduce_again(self.token(), flow_id);
+            }
+            return false;
+        }
+        let Some(traffic) = self.traffic_of(flow_id) else {
+            return false;
+        };
+        let (unserved, closed) = {
+            let mut table = traffic.table.borrow_mut();
+            let unanswered = table.is_unanswered(self.token(), flow_id);
+            let unserved = unanswered && could_not_serve(reason);
+            (unserved, table.close(self.token(), flow_id))
+        };
+        let Some(flow) = closed else { return false };
+        self.closed(&flow, reason, None);
+        if unserved {
+            traffic.fail_over(flow, Instant::now());
+        }
+        unserved
+    }
+}

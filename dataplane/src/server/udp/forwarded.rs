@@ -1,0 +1,59 @@
+//! What two cores tell each other of a flow: the one that receives its visitor's datagrams, and the one that has its lane.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::server::pool::registry::FlowTicket;
+
+/// A visitor's datagram on its way to the core that has its flow.
+#[derive(Debug)]
+pub(crate) struct ForwardedUdp {
+    /// The visitor.
+    pub(crate) visitor: SocketAddr,
+    /// The address that the visitor sent it to.
+    pub(crate) to_ip: Option<IpAddr>,
+    /// Its payload.
+    pub(crate) payload: Vec<u8>,
+    /// With the first datagram only.
+    pub(super) link: Option<Link>,
+    /// From the route: the client whose lane carries the flow.
+    pub(crate) client: u64,
+}
+
+/// What the core that has a flow tells the one that receives its visitor's datagrams.
+#[derive(Debug, Default)]
+pub(super) struct LinkState {
+    /// The flow is gone there, or was lost on the way to it.
+    gone: AtomicBool,
+    /// Its service has answered.
+    answered: AtomicBool,
+}
+
+impl LinkState {
+    /// Says on the core that has the flow that the service has answered.
+    pub(super) fn is_answered_now(&self) {
+        self.answered.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+}
+
+/// The ticket of a flow on its way to another core, and then there.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) state: Arc<LinkState>,
+    pub(super) _ticket: FlowTicket,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.state.gone.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,301 @@
+//! The UDP flows of one lane on the server: what its client sends and says.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qmux_proto::FlowError;
+use qmux_proto::control::{FlowClosed, Message};
+use rustc_hash::FxBuildHasher;
+
+use super::table::{Flow, LaneToken};
+use super::traffic::{LocalFlow, Place, TrafficSocket};
+use crate::core::counters::CoreCounters;
+use crate::flow::udp::TurnClock;
+use crate::flow::udp::encode::{self, FlowLane};
+use crate::flow::udp::incoming::Incoming;
+use crate::flow::udp::notices::Notices;
+use crate::server::pool::lanes::CarriesFlows;
+
+/// A lane's peer is asked for a sign of life this often while visitors send: an ask costs little, but
+/// not nothing.
+const ASK_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a lane must have been silent until its flows go elsewhere. A silence is known after 0.3 s
+/// and seen within 0.25 s, so flows move within 2 s of the death of their lane; sooner, each hiccup of
+/// the network would tear exchanges from the client that knows of them.
+const LEAVE_AFTER: Duration = Duration::from_millis(1_400);
+
+/// Pause between two looks for a better lane that is not there.
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+
+/// The service of flows: today there is one, without a name.
+const SERVICE: &str = "";
+
+thread_local! {
+    /// The last one that a lane of this core got.
+    static LAST_TOKEN: Cell<LaneToken> = const { Cell::new(LaneToken::ELSEWHERE) };
+}
+
+/// The flows of one lane, whichever socket their visitors come to.
+pub(crate) struct LaneFlows {
+    token: LaneToken,
+    lane: Rc<dyn FlowLane>,
+    fragmentation: bool,
+    counters: Arc<CoreCounters>,
+    /// Ids are counted up from 0, for all sockets together: the peer knows flows by nothing else.
+    next_id: Cell<u64>,
+    /// Each flow's socket. Ids are ours, so a fast hash is safe.
+    flows: RefCell<HashMap<u64, Rc<TrafficSocket>, FxBuildHasher>>,
+    /// Sockets that have got something for their visitors in this turn.
+    to_flush: RefCell<Vec<Rc<TrafficSocket>>>,
+    incoming: RefCell<Incoming>,
+    notices: RefCell<Notices>,
+    clock: TurnClock,
+    ended: Cell<bool>,
+    /// When the client was last known to be asked something.
+    asked_at: Cell<Option<Instant>>,
+    /// When the lane was first found to be silent.
+    silent_since: Cell<Option<Instant>>,
+    /// When its flows may look for another one.
+    leave_at: Cell<Option<Instant>>,
+}
+
+impl LaneFlows {
+    /// Of a lane that has none yet.
+    pub(crate) fn new(
+        lane: Rc<impl FlowLane + 'static>,
+        fragmentation: bool,
+        counters: &Arc<CoreCounters>,
+    ) -> Rc<LaneFlows> {
+        let token = LAST_TOKEN.get().next();
+        LAST_TOKEN.set(token);
+        Rc::new(LaneFlows {
+            token,
+            lane,
+            fragmentation,
+            counters: Arc::clone(counters),
+            next_id: Cell::new(0),
+            flows: RefCell::default(),
+            to_flush: RefCell::default(),
+            incoming: RefCell::new(Incoming::new()),
+            notices: RefCell::default(),
+            clock: TurnClock::default(),
+            ended: Cell::new(false),
+            asked_at: Cell::new(None),
+            silent_since: Cell::new(None),
+            leave_at: Cell::new(None),
+        })
+    }
+
+    pub(super) fn token(&self) -> LaneToken {
+        self.token
+    }
+
+    pub(super) fn key(&self) -> u64 {
+        self.lane.key()
+    }
+
+    /// False once the lane has ended.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.ended.get()
+    }
+
+    /// The flows that ride the lane.
+    pub(crate) fn flow_count(&self) -> usize {
+        self.flows.borrow().len()
+    }
+
+    /// The id of the lane's next flow.
+    pub(super) fn next_id(&self) -> u64 {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        id
+    }
+
+    /// A flow with one of the lane's ids has begun; it ends with [`Self::closed`].
+    pub(super) fn opened(&self, id: u64, traffic: &Rc<TrafficSocket>) {
+        self.flows.borrow_mut().insert(id, Rc::clone(traffic));
+    }
+
+    /// The socket of a flow's visitor.
+    pub(super) fn traffic_of(&self, id: u64) -> Option<Rc<TrafficSocket>> {
+        self.flows.borrow().get(&id).cloned()
+    }
+
+    /// A datagram came from the client: it goes to its flow's visitor, in a batch with others.
+    pub(crate) fn datagram(&self, data: &[u8]) {
+        let Ok((header, payload)) = Incoming::decode(data) else {
+            self.counters.udp_dropped_malformed.increment();
+            return;
+        };
+        if header.introduction().is_some() {
+            // Only a server introduces flows.
+            self.counters.udp_dropped_malformed.increment();
+            return;
+        }
+        let now = self.clock.now();
+        let id = header.flow_id();
+        let found = self.traffic_of(id).and_then(|traffic| {
+            let (visitor, from_ip) = traffic.reply(self.token, id, now)?;
+            Some((traffic, visitor, from_ip))
+        });
+        let Some((traffic, visitor, from_ip)) = found else {
+            self.counters.udp_dropped_unknown_flow.increment();
+            self.tell_closed(id, FlowError::UnknownFlow, now);
+            return;
+        };
+        let mut incoming = self.incoming.borrow_mut();
+        if let Some(packet) = incoming.packet(&header, payload, now) {
+            let mut batcher = traffic.batcher.borrow_mut();
+            batcher.push(&traffic.socket, visitor, from_ip, packet);
+            drop(batcher);
+            self.flush_later(traffic);
+        }
+    }
+
+    /// The socket has got something for a visitor.
+    fn flush_later(&self, traffic: Rc<TrafficSocket>) {
+        let mut to_flush = self.to_flush.borrow_mut();
+        // Mostly the last one.
+        let known = |it: &Rc<TrafficSocket>| Rc::ptr_eq(it, &traffic);
+        if !to_flush.iter().rev().any(known) {
+            to_flush.push(traffic);
+        }
+    }
+
+    /// The datagrams of this turn have been delivered: what was batched is sent.
+    pub(crate) fn datagrams_done(&self) {
+        self.flush();
+        self.incoming.borrow_mut().report(&self.counters);
+        self.notices.borrow_mut().turn_over();
+        self.clock.turn_over();
+    }
+
+    /// The lane has ended: so have its flows. Their visitors are routed anew with their next datagram.
+    pub(crate) fn lane_ended(&self) {
+        if self.ended.replace(true) {
+            return;
+        }
+        self.flush();
+        let mut sockets: Vec<_> = self.flows.borrow().values().cloned().collect();
+        sockets.sort_by_key(Rc::as_ptr);
+        sockets.dedup_by(|a, b| Rc::ptr_eq(a, b));
+        for traffic in sockets {
+            traffic.end_lane(self, FlowError::Internal, None);
+        }
+    }
+
+    fn flush(&self) {
+        for traffic in self.to_flush.borrow_mut().drain(..) {
+            traffic.flush();
+        }
+    }
+
+    /// Sends a visitor's datagram to the client. `known` says whether the client knows the flow.
+    pub(super) fn send(
+        &self,
+        flow: &LocalFlow,
+        visitor: SocketAddr,
+        id: u64,
+        known: bool,
+        payload: &[u8],
+        now: Instant,
+    ) {
+        encode::send(
+            &*self.lane,
+            id,
+            (!known).then(|| (canonical(visitor), SERVICE)),
+            payload,
+            &flow.packet_id,
+            self.fragmentation,
+            &self.counters,
+        );
+        let due = |last: Instant| now.saturating_duration_since(last) >= ASK_PAUSE;
+        if self.asked_at.get().is_none_or(due) {
+            self.asked_at.set(Some(now));
+            self.lane.asked(now);
+        }
+    }
+
+    /// Whether flows should go on elsewhere, as the lane has been silent for a while.
+    pub(super) fn is_to_be_left(&self, now: Instant) -> bool {
+        self.leave_at.get().is_some_and(|at| now >= at)
+    }
+
+    /// There is no better lane; flows ask again, but not with each datagram.
+    pub(super) fn nowhere_to_go(&self, now: Instant) {
+        self.leave_at.set(Some(now + LOOK_PAUSE));
+    }
+
+    /// Takes note of whether the client answers.
+    pub(crate) fn note_silence(&self, now: Instant) {
+        if !self.lane.is_silent() {
+            self.silent_since.set(None);
+            self.leave_at.set(None);
+        } else if self.silent_since.get().is_none() {
+            self.silent_since.set(Some(now));
+            self.leave_at.set(Some(now + LEAVE_AFTER));
+        }
+    }
+
+    /// Tells the client that a flow is over, within the bounds of [`Notices`].
+    fn tell_closed(&self, flow_id: u64, reason: FlowError, now: Instant) {
+        if self.notices.borrow_mut().may_tell(flow_id, now) {
+            self.lane
+                .send_control(&Message::FlowClosed(FlowClosed { flow_id, reason }));
+        }
+    }
+
+    /// Counts and logs the end of a flow that was taken out of its table, and tells the client if `tell_at` is given.
+    pub(super) fn closed(&self, flow: &Flow<Place>, reason: FlowError, tell_at: Option<Instant>) {
+        let traffic = self.flows.borrow_mut().remove(&flow.id);
+        if let Some(traffic) = traffic {
+            traffic.flow_left(self.token);
+        }
+        self.counters.udp_flows_ended.increment();
+        tracing::debug!(
+            lane = self.key(), flow = flow.id, visitor = %flow.visitor, %reason, "UDP flow ended"
+        );
+        self.incoming.borrow_mut().forget(flow.id);
+        if let Some(now) = tell_at {
+            self.tell_closed(flow.id, reason, now);
+        }
+    }
+
+    pub(super) fn sweep(&self, now: Instant) {
+        self.note_silence(now);
+        self.lane.count_datagrams();
+        self.incoming.borrow_mut().sweep(now, &self.counters);
+        self.notices.borrow_mut().turn_over();
+    }
+}
+
+/// The address as the visitor knows it: a socket of both families sees IPv4 addresses mapped into IPv6.
+fn canonical(visitor: SocketAddr) -> SocketAddr {
+    SocketAddr::new(visitor.ip().to_canonical(), visitor.port())
+}
+
+impl CarriesFlows for LaneFlows {
+    fn is_open(&self) -> bool {
+        LaneFlows::is_open(self)
+    }
+
+    fn is_silent(&self) -> bool {
+        self.lane.is_silent()
+    }
+
+    fn flows(&self) -> usize {
+        self.flow_count()
+    }
+}
+
+impl fmt::Debug for LaneFlows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LaneFlows({})", self.key())
+    }
+}

@@ -1,0 +1,104 @@
+//! Where a UDP visitor goes: to which client, through which core's lane.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use qmux_proto::Protocol;
+
+use super::forwarded::ForwardedUdp;
+use super::lane::LaneFlows;
+use crate::core::counters::CoreCounters;
+use crate::core::mailbox::Post;
+use crate::server::ids::EntranceId;
+use crate::server::mail::ServerMail;
+use crate::server::pool::balance::Tried;
+use crate::server::pool::lanes::CarriesFlows as _;
+use crate::server::pool::registry::ClientPool;
+use crate::server::pool::route::{self, Way};
+
+/// This core's lane of a client for its next flow.
+type LaneOf = Box<dyn Fn(u64) -> Option<Rc<LaneFlows>>>;
+
+/// The ways of one entrance's visitors, as one core knows them.
+pub(crate) struct UdpRoutes {
+    entrance: EntranceId,
+    /// This core.
+    core: usize,
+    pool: Arc<ClientPool>,
+    lane_of: LaneOf,
+    post: Arc<dyn Post<ServerMail>>,
+    counters: Arc<CoreCounters>,
+    /// How often a way was asked for.
+    #[cfg(test)]
+    asked: std::cell::Cell<usize>,
+}
+
+impl UdpRoutes {
+    /// Of an entrance on core `core`, whose lanes `lane_of` finds by the number of their client.
+    pub(crate) fn new(
+        entrance: EntranceId,
+        core: usize,
+        pool: &Arc<ClientPool>,
+        lane_of: impl Fn(u64) -> Option<Rc<LaneFlows>> + 'static,
+        post: &Arc<dyn Post<ServerMail>>,
+        counters: &Arc<CoreCounters>,
+    ) -> Rc<UdpRoutes> {
+        Rc::new(UdpRoutes {
+            entrance,
+            core,
+            pool: Arc::clone(pool),
+            lane_of: Box::new(lane_of),
+            post: Arc::clone(post),
+            counters: Arc::clone(counters),
+            #[cfg(test)]
+            asked: std::cell::Cell::new(0),
+        })
+    }
+
+    /// A way for a flow of a visitor that could not be served by those of `tried`.
+    pub(super) fn find(&self, mut tried: Tried) -> Option<Way<Rc<LaneFlows>>> {
+        #[cfg(test)]
+        self.asked.set(self.asked.get() + 1);
+        let must_answer = tried.must_answer();
+        let way = route::find(
+            &self.pool,
+            Protocol::Udp,
+            self.core,
+            &mut tried,
+            Instant::now(),
+            |client| (self.lane_of)(client),
+            |lane| {
+                let silent = must_answer && lane.is_silent();
+                (!silent && lane.is_open()).then(|| Rc::clone(lane))
+            },
+        )?;
+        if let Way::Elsewhere(_, ticket) = &way {
+            if must_answer && ticket.client().is_silent() {
+                return None;
+            }
+            self.counters.visitors_handed_over.increment();
+        }
+        Some(way)
+    }
+
+    /// True if no client takes new flows.
+    pub(super) fn nobody_is_left(&self) -> bool {
+        self.pool.totals().usable == 0
+    }
+
+    /// Hands a datagram of a visitor whose flow lives on another core to it. False if that cannot be done now.
+    pub(super) fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {
+        let mail = ServerMail::Datagram {
+            entrance: self.entrance,
+            packet,
+        };
+        self.post.send(core, mail).is_ok()
+    }
+
+    /// How often a way was asked for.
+    #[cfg(test)]
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.get()
+    }
+}

@@ -1,0 +1,254 @@
+//! The server's UDP flows of one traffic socket, by visitor and by flow id. No I/O; time comes in as an argument.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use rustc_hash::FxBuildHasher;
+
+use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
+
+/// Flows of one traffic socket, which is one per entrance and core. Source addresses can be forged, so there must be
+/// a limit; one flow costs about 400 bytes here, and a socket has 64,512 ports from one address at most (RFC 6335).
+pub(super) const FLOWS_MAX: usize = 65_536;
+
+/// A lane as tables know it. Never used again on its core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct LaneToken(u64);
+
+impl LaneToken {
+    /// In place of a lane, for flows that ride lanes of other cores.
+    pub(super) const ELSEWHERE: LaneToken = LaneToken(0);
+
+    /// The one after this one, which begins with [`Self::ELSEWHERE`].
+    pub(super) fn next(self) -> LaneToken {
+        LaneToken(self.0 + 1)
+    }
+}
+
+/// One visitor's flow.
+#[derive(Debug)]
+pub(super) struct Flow<T> {
+    /// Where its datagrams come from.
+    pub(super) visitor: SocketAddr,
+    /// The lane that carries it.
+    pub(super) lane: LaneToken,
+    /// Its number on that lane, by which the peer knows it. Never used again.
+    pub(super) id: u64,
+    /// True once the peer has shown that it knows the flow; until then datagrams introduce it.
+    pub(super) known: bool,
+    /// What the owner keeps of it.
+    pub(super) data: T,
+}
+
+/// There are as many flows as there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TableFull;
+
+/// The flows of one lane by their id. Ids are ours, so a fast hash is safe.
+type ById = HashMap<u64, usize, FxBuildHasher>;
+
+/// Whether a visitor that has no flow may get one.
+#[derive(Debug)]
+pub(super) enum Admission<T> {
+    /// It may.
+    Free,
+    /// It may: this flow has been ended for it.
+    Instead(Flow<T>, Why),
+    /// It may not.
+    None,
+}
+
+/// The flows, their two indexes and their lives.
+#[derive(Debug)]
+pub(super) struct Table<T> {
+    flows: Lives<Flow<T>>,
+    // Visitors choose their addresses: hashed so that they cannot choose collisions.
+    by_visitor: HashMap<SocketAddr, usize>,
+    /// Those that have flows here.
+    lanes: HashMap<LaneToken, ById, FxBuildHasher>,
+    flows_max: usize,
+}
+
+impl<T> Table<T> {
+    pub(super) fn new(limits: Limits) -> Table<T> {
+        Table {
+            flows: Lives::new(limits),
+            by_visitor: HashMap::new(),
+            lanes: HashMap::default(),
+            flows_max: limits.flows_max,
+        }
+    }
+
+    /// Makes room for a flow of `visitor`, at the cost of another one if need be. Those of which
+    /// `answered` says that their service has answered elsewhere count as answered.
+    pub(super) fn make_room(
+        &mut self,
+        visitor: SocketAddr,
+        now: Instant,
+        answered: impl Fn(&T) -> bool,
+    ) -> Admission<T> {
+        loop {
+            let (key, why) = match self.flows.room_for(visitor.ip()) {
+                Room::Free => return Admission::Free,
+                Room::None => return Admission::None,
+                Room::Instead(key, why) => (key, why),
+            };
+            // Each flow once in its life, so that this costs little in the end.
+            let unanswered = self.flows.stage(key) == Some(Stage::Unanswered);
+            if unanswered && self.flows.get(key).is_some_and(|flow| answered(&flow.data)) {
+                self.flows.answered(key, now);
+                if why == Why::Source {
+                    // What another core has for its visitor is as good as established: it keeps
+                    // its own rules.
+                    self.flows.asked(key, now);
+                }
+                continue;
+            }
+            return match self.take_out(key) {
+                Some(flow) => Admission::Instead(flow, why),
+                None => Admission::None,
+            };
+        }
+    }
+
+    /// All flows.
+    pub(super) fn len(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// The flows of one lane.
+    pub(super) fn lane_len(&self, lane: LaneToken) -> usize {
+        self.lanes.get(&lane).map_or(0, ById::len)
+    }
+
+    /// Opens the flow of a visitor that has none. [`Table::make_room`] has been asked. The lane has counted the `id`.
+    pub(super) fn open(
+        &mut self,
+        visitor: SocketAddr,
+        lane: LaneToken,
+        id: u64,
+        data: T,
+        now: Instant,
+    ) -> Result<&mut Flow<T>, TableFull> {
+        assert!(
+            !self.by_visitor.contains_key(&visitor),
+            "{visitor} has a flow already"
+        );
+        if self.flows.len() >= self.flows_max {
+            return Err(TableFull);
+        }
+        let flow = Flow {
+            visitor,
+            lane,
+            id,
+            known: false,
+            data,
+        };
+        let key = self.flows.open(visitor.ip(), flow, now);
+        self.lanes.entry(lane).or_default().insert(id, key);
+        self.by_visitor.insert(visitor, key);
+        self.flows.get_mut(key).ok_or(TableFull)
+    }
+
+    /// A datagram came from `visitor`: its flow, if it has one.
+    pub(super) fn packet_from(
+        &mut self,
+        visitor: SocketAddr,
+        now: Instant,
+    ) -> Option<&mut Flow<T>> {
+        let key = *self.by_visitor.get(&visitor)?;
+        self.flows.asked(key, now);
+        self.flows.get_mut(key)
+    }
+
+    /// A datagram of a flow came through `lane`, so the peer knows that flow. True with the first.
+    pub(super) fn packet_through(
+        &mut self,
+        lane: LaneToken,
+        id: u64,
+        now: Instant,
+    ) -> Option<(&mut Flow<T>, bool)> {
+        let key = *self.lanes.get(&lane)?.get(&id)?;
+        let first = self.flows.answered(key, now);
+        let flow = self.flows.get_mut(key)?;
+        flow.known = true;
+        Some((flow, first))
+    }
+
+    /// How far the exchange of a visitor's flow has come.
+    #[cfg(test)]
+    pub(super) fn stage_of(&self, visitor: SocketAddr) -> Option<Stage> {
+        self.flows.stage(*self.by_visitor.get(&visitor)?)
+    }
+
+    /// True if there is such a flow and its service has sent nothing.
+    pub(super) fn is_unanswered(&self, lane: LaneToken, id: u64) -> bool {
+        let lane = self.lanes.get(&lane);
+        let key = lane.and_then(|lane| lane.get(&id));
+        key.is_some_and(|key| self.flows.stage(*key) == Some(Stage::Unanswered))
+    }
+
+    /// The peer does not know the flow (any more): it is introduced again. False if we do not know it either.
+    pub(super) fn introduce_again(&mut self, lane: LaneToken, id: u64) -> bool {
+        let key = self
+            .lanes
+            .get(&lane)
+            .and_then(|lane| lane.get(&id).copied());
+        let flow = key.and_then(|key| self.flows.get_mut(key));
+        flow.map(|flow| flow.known = false).is_some()
+    }
+
+    /// Ends a flow.
+    pub(super) fn close(&mut self, lane: LaneToken, id: u64) -> Option<Flow<T>> {
+        let key = *self.lanes.get(&lane)?.get(&id)?;
+        self.take_out(key)
+    }
+
+    /// Ends the flow of a visitor if it is on `lane`.
+    pub(super) fn close_visitor(
+        &mut self,
+        visitor: SocketAddr,
+        lane: LaneToken,
+    ) -> Option<Flow<T>> {
+        let key = *self.by_visitor.get(&visitor)?;
+        let there = self.flows.get(key).is_some_and(|flow| flow.lane == lane);
+        there.then(|| self.take_out(key)).flatten()
+    }
+
+    /// Ends all flows of a lane.
+    pub(super) fn end_lane(&mut self, lane: LaneToken) -> Vec<Flow<T>> {
+        let Some(lane) = self.lanes.remove(&lane) else {
+            return Vec::new();
+        };
+        let keys = lane.into_values();
+        keys.filter_map(|key| self.take_out(key)).collect()
+    }
+
+    /// Ends the next flow whose time is over. Those that are `kept` live on.
+    pub(super) fn expire_next(
+        &mut self,
+        now: Instant,
+        kept: impl Fn(&T) -> bool,
+    ) -> Option<(Flow<T>, Stage)> {
+        let key = self.flows.next_expired(now, |flow| kept(&flow.data))?;
+        let stage = self.flows.stage(key)?;
+        Some((self.take_out(key)?, stage))
+    }
+
+    fn take_out(&mut self, key: usize) -> Option<Flow<T>> {
+        let flow = self.flows.remove(key)?;
+        self.by_visitor.remove(&flow.visitor);
+        if let Some(lane) = self.lanes.get_mut(&flow.lane) {
+            lane.remove(&flow.id);
+            if lane.is_empty() {
+                self.lanes.remove(&flow.lane);
+            }
+        }
+        Some(flow)
+    }
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;

@@ -1,0 +1,496 @@
+//! The server's side: a core's UDP traffic socket of one entrance, and the flows of its visitors.
+//!
+//! A new visitor is routed once; its flow then stays with its lane until it expires, is closed or the lane ends, unless
+//! its client cannot serve it or the lane falls silent ([`super::failover`]). If
+//! the lane is on another core, the visitor's datagrams are handed over to it one by one, and that core answers from
+//! its own socket of the same port.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use qmux_proto::FlowError;
+use rustc_hash::FxBuildHasher;
+
+use super::failover::{Beginning, Kept};
+use super::forwarded::{ForwardedUdp, Link, LinkState};
+use super::lane::LaneFlows;
+use super::routes::UdpRoutes;
+use super::table::{FLOWS_MAX, LaneToken, Table};
+use crate::core::counters::CoreCounters;
+use crate::core::event::{Event, yield_now};
+use crate::flow::udp::batch::Batcher;
+use crate::flow::udp::lives::{Limits, Stage};
+use crate::flow::udp::{
+    EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, Rarely, UdpSettings, WAIT_ERROR_PAUSE,
+    with_receive_batch,
+};
+use crate::server::pool::balance::Tried;
+use crate::server::pool::registry::FlowTicket;
+use crate::sys::udp::{ReceiveBatch, UdpSocket};
+
+/// Where a flow's datagrams go.
+#[derive(Clone)]
+pub(super) enum Place {
+    /// Into a lane of this core.
+    Local(Rc<LocalFlow>),
+    /// To another core. Such entries have a lane of their own in the table, whose flow ids nobody names.
+    Remote(Rc<RemoteFlow>),
+}
+
+/// A flow that rides a lane of another core.
+pub(super) struct RemoteFlow {
+    pub(super) core: usize,
+    pub(super) client: u64,
+    pub(super) state: Arc<LinkState>,
+}
+
+/// What a flow of this core holds for as long as it lives.
+pub(super) enum Claim {
+    /// It was routed here.
+    Own {
+        /// Only held.
+        _ticket: FlowTicket,
+    },
+    /// It came from another core.
+    Link(Link),
+}
+
+impl RemoteFlow {
+    fn is_gone(&self) -> bool {
+        self.state.is_gone()
+    }
+
+    pub(super) fn is_answered(&self) -> bool {
+        self.state.is_answered()
+    }
+}
+
+/// A flow that rides a lane of this core.
+pub(super) struct LocalFlow {
+    pub(super) lane: Rc<LaneFlows>,
+    /// The address that the visitor uses: replies must come from it.
+    pub(super) to_ip: Cell<Option<IpAddr>>,
+    pub(super) packet_id: Cell<u64>,
+    /// The client, by the router's own number.
+    pub(super) client: u64,
+    /// Its first datagram, until the service has answered: another client may need it.
+    pub(super) first: RefCell<Option<Kept>>,
+    /// The clients that could not serve it.
+    pub(super) tried: Tried,
+    /// Dropped with the flow.
+    pub(super) claim: RefCell<Claim>,
+}
+
+impl LocalFlow {
+    /// The service has answered for the first time.
+    pub(super) fn answered(&self) {
+        self.first.take();
+        if let Claim::Link(link) = &*self.claim.borrow() {
+            link.state.is_answered_now();
+        }
+    }
+
+    /// Whether another core receives the visitor's datagrams.
+    pub(super) fn is_from_other_core(&self) -> bool {
+        matches!(*self.claim.borrow(), Claim::Link(_))
+    }
+
+    /// The core that receives the visitor's datagrams had forgotten the flow and has routed the
+    /// visitor anew, to the same client: by this link it will know how the flow fares.
+    fn keep(&self, link: Link, is_answered: bool) {
+        let earlier = self.claim.replace(Claim::Link(link));
+        drop(earlier);
+        if is_answered {
+            self.answered();
+        }
+    }
+}
+
+/// One UDP traffic socket with its visitors' flows.
+pub(crate) struct TrafficSocket {
+    pub(super) socket: UdpSocket,
+    core: usize,
+    pub(super) settings: UdpSettings,
+    routes: RefCell<Option<Rc<UdpRoutes>>>,
+    pub(super) counters: Arc<CoreCounters>,
+    pub(super) table: RefCell<Table<Place>>,
+    /// Counts the flows that live on other cores: their ids nobody names.
+    pub(super) next_remote: Cell<u64>,
+    /// Lanes that carry flows of this socket.
+    pub(super) lanes: RefCell<HashMap<LaneToken, Rc<LaneFlows>, FxBuildHasher>>,
+    pub(super) batcher: RefCell<Batcher>,
+    /// Bytes of first datagrams that are kept.
+    pub(crate) kept_bytes: Rc<Cell<usize>>,
+    pub(super) full_log: Rarely,
+    stopping: Cell<bool>,
+    closed: Cell<bool>,
+    /// One event for each task, because an event wakes one.
+    receive_over: Event,
+    sweep_over: Event,
+}
+
+impl TrafficSocket {
+    /// Starts the socket's tasks on the current core, whose index is `core`.
+    pub(crate) fn start(
+        socket: UdpSocket,
+        core: usize,
+        settings: UdpSettings,
+        routes: Rc<UdpRoutes>,
+        counters: Arc<CoreCounters>,
+    ) -> Rc<TrafficSocket> {
+        let table = Table::new(Limits {
+            flows_max: FLOWS_MAX,
+            unanswered_timeout: settings.unanswered_timeout,
+            session_timeout: settings.session_timeout,
+        });
+        let traffic = Rc::new(TrafficSocket {
+            socket,
+            core,
+            settings,
+            routes: RefCell::new(Some(routes)),
+            next_remote: Cell::new(0),
+            table: RefCell::new(table),
+            lanes: RefCell::default(),
+            batcher: RefCell::new(Batcher::new(Arc::clone(&counters))),
+            counters,
+            kept_bytes: Rc::default(),
+            full_log: Rarely::default(),
+            stopping: Cell::new(false),
+            closed: Cell::new(false),
+            receive_over: Event::default(),
+            sweep_over: Event::default(),
+        });
+        crate::core::task::spawn_vital(Rc::clone(&traffic).receive_task());
+        crate::core::task::spawn_vital(Rc::clone(&traffic).sweep_task());
+        traffic
+    }
+
+    /// The process drains. New visitors are served as long as a client is there: unlike a TCP visitor, who is reset and
+    /// tries elsewhere, a UDP visitor would only meet silence, and draining does not wait for UDP for long anyway. With
+    /// the last client the socket closes, so that the kernel says to whoever comes that nobody listens.
+    pub(crate) fn stop(&self) {
+        self.stopping.set(true);
+    }
+
+    /// Flows that ride lanes of this core.
+    #[cfg(test)]
+    pub(crate) fn flow_count(&self) -> usize {
+        let table = self.table.borrow();
+        table.len() - table.lane_len(LaneToken::ELSEWHERE)
+    }
+
+    /// Ends all flows and the tasks; the socket closes with the last reference.
+    pub(crate) fn close(&self) {
+        if self.closed.replace(true) {
+            return;
+        }
+        self.stopping.set(true);
+        self.receive_over.set();
+        self.sweep_over.set();
+        let lanes: Vec<_> = self.lanes.borrow().values().cloned().collect();
+        let now = Instant::now();
+        for lane in lanes {
+            self.end_lane(&lane, FlowError::Draining, Some(now));
+        }
+        let remote = self.table.borrow_mut().end_lane(LaneToken::ELSEWHERE);
+        drop(remote);
+        let routes = self.routes.borrow_mut().take();
+        drop(routes);
+    }
+
+    /// Ends the flows that ride `lane`, and tells its client why if `tell_at` is given.
+    pub(super) fn end_lane(&self, lane: &LaneFlows, reason: FlowError, tell_at: Option<Instant>) {
+        let flows = self.table.borrow_mut().end_lane(lane.token());
+        for flow in flows {
+            lane.closed(&flow, reason, tell_at);
+        }
+    }
+
+    /// A flow has left a lane; maybe it was the last one of this socket.
+    pub(super) fn flow_left(&self, lane: LaneToken) {
+        if self.table.borrow().lane_len(lane) == 0 {
+            let lane = self.lanes.borrow_mut().remove(&lane);
+            drop(lane);
+        }
+    }
+
+    // ---- from clients --------------------------------------------------------------------------------------------
+
+    /// A datagram of a flow has come through its lane: for which visitor, and from which address it is to come.
+    pub(super) fn reply(
+        &self,
+        lane: LaneToken,
+        id: u64,
+        now: Instant,
+    ) -> Option<(SocketAddr, Option<IpAddr>)> {
+        let mut table = self.table.borrow_mut();
+        let (flow, first) = table.packet_through(lane, id, now)?;
+        let Place::Local(local) = &flow.data else {
+            return None;
+        };
+        if first {
+            local.answered();
+        }
+        Some((flow.visitor, local.to_ip.get()))
+    }
+
+    /// Sends what has been collected for visitors.
+    pub(super) fn flush(&self) {
+        let mut batcher = self.batcher.borrow_mut();
+        batcher.flush(&self.socket);
+        // Counted. A visitor that cannot be reached is its own matter.
+        let _unreachable = batcher.take_error();
+    }
+
+    /// Processes a datagram that another core received. `lane` is the client's lane on this core, if there is one.
+    pub(crate) fn packet_from_other_core(
+        self: &Rc<Self>,
+        mut packet: ForwardedUdp,
+        lane: Option<Rc<LaneFlows>>,
+    ) {
+        let now = Instant::now();
+        let found = self.find(packet.visitor, now);
+        let gives_way = match &found {
+            Some((Place::Local(flow), id, _)) => {
+                self.gives_way(flow, *id, &mut packet, lane.as_ref())
+            }
+            _ => false,
+        };
+        let ForwardedUdp {
+            visitor,
+            to_ip,
+            payload,
+            link,
+            client,
+        } = packet;
+        if let Some((Place::Local(flow), id, known)) = found
+            && !gives_way
+        {
+            if flow.lane.is_to_be_left(now) && self.leave_to_other_core(&flow, visitor, now) {
+                return;
+            }
+            flow.to_ip.set(to_ip);
+            flow.lane.send(&flow, visitor, id, known, &payload, now);
+            return;
+        }
+        if let (Some(link), Some(lane)) = (link, lane)
+            && !self.closed.get()
+            && lane.is_open()
+        {
+            self.forget_remote(visitor);
+            if !self.make_room(visitor, now) {
+                self.counters.udp_dropped_flow_limit.increment();
+                return;
+            }
+            let beginning = Beginning {
+                visitor,
+                to_ip,
+                payload: Some(&payload),
+                tried: Tried::default(),
+            };
+            self.open_local(beginning, lane, client, Claim::Link(link), now);
+            return;
+        }
+        // The lane or the flow has ended meanwhile. The core that received the datagram knows by the ticket that is
+        // gone, and routes the visitor's next one anew.
+        self.counters.udp_dropped_no_client.increment();
+    }
+
+    /// A datagram from another core has found a flow. If a link came with it, that core does not
+    /// know of the flow, and would route each datagram anew if the link were dropped. So the flow
+    /// keeps it, or ends if the visitor now goes to another client; then this is true.
+    fn gives_way(
+        &self,
+        flow: &LocalFlow,
+        id: u64,
+        packet: &mut ForwardedUdp,
+        lane: Option<&Rc<LaneFlows>>,
+    ) -> bool {
+        let stays = packet.client == flow.client || !lane.is_some_and(|lane| lane.is_open());
+        let token = flow.lane.token();
+        if packet.link.is_none() || stays {
+            if let Some(link) = packet.link.take() {
+                let is_answered = !self.table.borrow().is_unanswered(token, id);
+                flow.keep(link, is_answered);
+            }
+            return false;
+        }
+        let ended = self.table.borrow_mut().close_visitor(packet.visitor, token);
+        if let Some(ended) = ended {
+            flow.lane
+                .closed(&ended, FlowError::NoError, Some(Instant::now()));
+        }
+        true
+    }
+
+    /// Forgets that the visitor's flow lives on another core.
+    pub(super) fn forget_remote(&self, visitor: SocketAddr) {
+        let flow = self
+            .table
+            .borrow_mut()
+            .close_visitor(visitor, LaneToken::ELSEWHERE);
+        drop(flow);
+    }
+
+    // ---- from visitors -------------------------------------------------------------------------------------------
+
+    async fn receive_task(self: Rc<Self>) {
+        loop {
+            let ready = self.receive_over.cuts_short(self.socket.readable()).await;
+            match ready {
+                None => return,
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    self.counters.internal_errors.increment();
+                    tracing::error!(%error, "waiting for a UDP traffic socket failed");
+                    crate::core::time::sleep(WAIT_ERROR_PAUSE).await;
+                    continue;
+                }
+            }
+            while !self.closed.get() && self.receive_turn() {
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Some receive calls. False once the socket is drained.
+    fn receive_turn(self: &Rc<Self>) -> bool {
+        with_receive_batch(|batch| (0..RECEIVE_CALLS_PER_TURN).all(|_| self.receive_once(batch)))
+    }
+
+    fn receive_once(self: &Rc<Self>, batch: &mut ReceiveBatch) -> bool {
+        match self.socket.try_receive(batch) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            // An ICMP error of an earlier send; the next call goes on (udp(7)).
+            Err(error) => {
+                tracing::debug!(%error, "receive on a UDP traffic socket");
+                return false;
+            }
+        }
+        let now = Instant::now();
+        batch.for_each(|received| self.packet(received.from, received.to_ip, received.data, now));
+        batch.is_full()
+    }
+
+    fn packet(
+        self: &Rc<Self>,
+        visitor: SocketAddr,
+        to_ip: Option<IpAddr>,
+        payload: &[u8],
+        now: Instant,
+    ) {
+        match self.find(visitor, now) {
+            Some((Place::Local(flow), id, known)) => {
+                if flow.lane.is_to_be_left(now) && self.move_on(&flow, visitor, to_ip, payload, now)
+                {
+                    return;
+                }
+                flow.to_ip.set(to_ip);
+                flow.lane.send(&flow, visitor, id, known, payload, now);
+            }
+            Some((Place::Remote(flow), ..)) if !flow.is_gone() => {
+                self.hand_over(&flow, visitor, to_ip, payload, None);
+            }
+            Some((Place::Remote(_), ..)) => {
+                self.forget_remote(visitor);
+                self.new_visitor(visitor, to_ip, payload, now);
+            }
+            None => self.new_visitor(visitor, to_ip, payload, now),
+        }
+    }
+
+    /// The flow of a visitor that has just sent something: its place, its id and whether the peer knows it.
+    fn find(&self, visitor: SocketAddr, now: Instant) -> Option<(Place, u64, bool)> {
+        let mut table = self.table.borrow_mut();
+        let flow = table.packet_from(visitor, now)?;
+        Some((flow.data.clone(), flow.id, flow.known))
+    }
+
+    pub(super) fn hand_over(
+        &self,
+        flow: &RemoteFlow,
+        visitor: SocketAddr,
+        to_ip: Option<IpAddr>,
+        payload: &[u8],
+        link: Option<Link>,
+    ) {
+        let packet = ForwardedUdp {
+            visitor,
+            to_ip,
+            payload: payload.to_vec(),
+            link,
+            client: flow.client,
+        };
+        let handed_over = self
+            .routes()
+            .is_some_and(|routes| routes.forward(flow.core, packet));
+        if !handed_over {
+            self.counters.udp_dropped_handover.increment();
+        }
+    }
+
+    pub(super) fn routes(&self) -> Option<Rc<UdpRoutes>> {
+        self.routes.borrow().clone()
+    }
+
+    // ---- expiry --------------------------------------------------------------------------------------------------
+
+    async fn sweep_task(self: Rc<Self>) {
+        loop {
+            let pause = crate::core::time::sleep(self.settings.sweep_interval());
+            if self.sweep_over.cuts_short(pause).await.is_none() {
+                return;
+            }
+            while self.expire(Instant::now()) {
+                yield_now().await;
+            }
+            let now = Instant::now();
+            let lanes: Vec<_> = self.lanes.borrow().values().cloned().collect();
+            for lane in lanes {
+                lane.sweep(now);
+            }
+            if self.stopping.get() && self.routes().is_none_or(|routes| routes.nobody_is_left()) {
+                self.close();
+            }
+        }
+    }
+
+    /// Ends some of the flows that are due. True if there may be more.
+    fn expire(&self, now: Instant) -> bool {
+        // An entry for another core lives as long as the flow does there, which also sees the client's datagrams.
+        let lives_elsewhere =
+            |place: &Place| matches!(place, Place::Remote(flow) if !flow.is_gone());
+        for _ in 0..EXPIRED_PER_TURN {
+            let expired = self.table.borrow_mut().expire_next(now, lives_elsewhere);
+            let Some((flow, stage)) = expired else {
+                return false;
+            };
+            if let Place::Local(local) = &flow.data {
+                self.counters.udp_flows_expired.increment();
+                if stage == Stage::Unanswered {
+                    self.counters.udp_flows_unanswered.increment();
+                }
+                local.lane.closed(&flow, FlowError::Expired, Some(now));
+            }
+        }
+        true
+    }
+}
+
+impl fmt::Debug for TrafficSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "TrafficSocket({} of core {})",
+            self.socket.local_addr(),
+            self.core
+        )
+    }
+}
