@@ -27,6 +27,7 @@ mod killed;
 mod listeners;
 mod log_lines;
 mod many_visitors;
+mod one_file;
 mod places;
 mod proxies;
 mod resets;
