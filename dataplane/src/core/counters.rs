@@ -254,6 +254,10 @@ counters! {
     tcp_flows_refused_draining,
     /// TCP flows whose service could not be reached.
     tcp_dials_failed,
+    /// TCP flows refused by this client because they are for a service that it does not offer.
+    tcp_flows_unknown_service,
+    /// TCP flows refused by this client because no port of the service belongs to their traffic port.
+    tcp_flows_without_port,
     /// TCP flows refused by this client for want of descriptors, ports or memory of its own machine.
     tcp_dials_refused_own_limits,
     /// Checks of the service that could not be made for such a want; they say nothing of the service.
@@ -286,6 +290,10 @@ counters! {
     udp_flows_redialled,
     /// UDP flows that could not be dialled because this machine or process lacks descriptors, ports or memory.
     udp_dials_short,
+    /// UDP flows refused by this client because they are for a service that it does not offer.
+    udp_flows_unknown_service,
+    /// UDP flows refused by this client because no port of the service belongs to their traffic port.
+    udp_flows_without_port,
     /// UDP flows that a client could not serve and that began anew at another one.
     udp_flows_failed_over,
     /// UDP flows that a client could not serve and for which there was no other one.
@@ -328,6 +336,8 @@ counters! {
     udp_dropped_lane_ended,
     /// Datagrams sent on a lane and lost on the way to its peer, as far as QUIC can tell.
     udp_datagrams_lost,
+    /// Datagrams of new flows dropped because the server has not said yet which ports the service has.
+    udp_dropped_before_answers,
     /// Datagrams of new flows dropped because too many flows wait for a socket.
     udp_dropped_opening,
     /// Datagrams or fragments that could not be decoded.

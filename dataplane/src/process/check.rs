@@ -11,24 +11,6 @@ use crate::quic::{sessions, settings, tls};
 use crate::ready::Readiness;
 use crate::sys::limits;
 
-/// Refuses what a config may hold and this program does not serve.
-///
-/// # Errors
-/// The first key of that kind.
-pub(crate) fn served(config: &Config) -> Result<(), Failure> {
-    let client = config.client.as_ref();
-    let one_nameless = |client: &qmux_config::Client| matches!(&client.services[..], [service] if service.name.is_empty());
-    let key = if client.is_some_and(|it| !one_nameless(it)) {
-        "client.services"
-    } else {
-        return Ok(());
-    };
-    let path = config.path.display();
-    Err(Failure::Input(format!(
-        "{path}: {key}: is not served by this version; it must be left out"
-    )))
-}
-
 /// Builds what a start would build, short of running it.
 ///
 /// # Errors
@@ -129,9 +111,12 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
     if let Some(client) = &config.client {
         let shared = ClientShared::new(&config, client, &std::sync::Arc::new(Readiness::new(1)));
         say(format!(
-            "client: {cores} cores, lanes {}, service {}",
-            client.lanes, shared.service
+            "client: {cores} cores, lanes {}, services:",
+            client.lanes
         ));
+        for service in shared.services.all() {
+            say(format!("  {}", service.summary()));
+        }
         if let Some(dir) = &client.state_dir {
             let danger = sessions::probe_dir(dir).map_err(Failure::Input)?;
             say(format!("  session tickets in {}", dir.display()));
@@ -156,11 +141,12 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
                 server.server_name
             ));
         }
-        if !shared.service.refresh() {
-            return Err(Failure::Input(format!(
-                "local service {} cannot be resolved",
-                shared.service
-            )));
+        for service in shared.services.all() {
+            if !service.host.refresh() {
+                return Err(Failure::Input(format!(
+                    "local service {service} cannot be resolved"
+                )));
+            }
         }
     }
     if let Some(admin) = &config.admin {

@@ -150,6 +150,9 @@ pub(crate) fn start(
         .as_ref()
         .map(|client| Arc::new(ClientShared::new(config, client, &readiness)));
     if let Some(client) = &client {
+        for service in client.services.all() {
+            tracing::info!(service = service.summary(), "offered to servers");
+        }
         client.keep_sessions().map_err(Failure::Input)?;
         client.keep_certificates().map_err(Failure::Input)?;
     }
@@ -166,6 +169,7 @@ pub(crate) fn start(
         cluster: Arc::clone(&cluster),
         server: server.clone(),
         client: client.is_some(),
+        client_role: client.clone(),
         readiness: Arc::clone(&readiness),
         started,
     });

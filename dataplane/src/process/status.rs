@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
+use crate::client::ClientShared;
 use crate::core::Cluster;
 use crate::ready::Readiness;
 use crate::server::ServerShared;
@@ -18,6 +19,8 @@ pub(crate) struct Status {
     pub(crate) server: Option<Arc<ServerShared>>,
     /// Whether the client role runs.
     pub(crate) client: bool,
+    /// What its cores share.
+    pub(crate) client_role: Option<Arc<ClientShared>>,
     /// Starting, ready, draining.
     pub(crate) readiness: Arc<Readiness>,
     /// When the process started.
@@ -71,6 +74,11 @@ impl Status {
         if self.client && self.readiness.client_lanes() == 0 {
             reasons.push("no lane is registered with any server".into());
         }
+        if let Some(client) = &self.client_role
+            && client.serves_nothing()
+        {
+            reasons.push("no server lets this client serve any of its services".into());
+        }
         reasons
     }
 
@@ -122,6 +130,7 @@ pub(crate) mod fixture {
             cluster: Arc::new(Cluster::new(2)),
             server: None,
             client: true,
+            client_role: None,
             readiness: Arc::new(Readiness::new(1)),
             started: (Instant::now(), SystemTime::now()),
         }

@@ -6,7 +6,9 @@ use qmux_proto::control::{RefuseReason, RegisterOutcome, ServiceVerdict};
 
 use crate::support::certs::Identity;
 use crate::support::counters;
-use crate::support::door::{Door, DoorSetup, Offering, Published, entry, entry_by, published};
+use crate::support::door::{
+    Door, DoorSetup, Offering, Published, entry, entry_by, free_range, published,
+};
 use crate::support::http;
 use crate::support::ports;
 use crate::support::quic_probe::{self, Probe};
@@ -244,7 +246,7 @@ fn two_clients_serve_ten_services_through_one_door() {
     let of_tcp = tcp.map(|name| (name, TcpService::says(name)));
     let of_udp = udp.map(|name| (name, UdpService::echo()));
     let of_both = both.map(|name| (name, echo_both()));
-    let locals = ports::free_range(RANGE_PORTS);
+    let locals = free_range(RANGE_PORTS);
     let of_range: Vec<TcpService> = (0..RANGE_PORTS)
         .map(|port| {
             let address = (locals.ip(), locals.port() + port);

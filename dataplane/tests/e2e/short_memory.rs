@@ -1,4 +1,5 @@
-//! More is on its way than the memory limit allows: whoever sends much waits, and nobody is refused.
+//! More is on its way than the memory limit allows: whoever sends much waits, and nobody is
+//! refused.
 
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;

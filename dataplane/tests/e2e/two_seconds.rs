@@ -216,6 +216,9 @@ fn a_restarted_server_is_dialled_at_once_although_a_lane_dialled_beside_waits_fo
     tunnel.path.mend_one(0);
     visitor::wait_until_served(tunnel.server.traffic());
     assert!(tunnel.path.senders() >= 3);
+    let lines = tunnel.client.lines();
+    let waited = lines.iter().any(|line| line.contains("in vain"));
+    assert!(!waited, "the second lane was waited for");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use super::service_metrics::ServiceMetrics;
 use super::services::ServiceStates;
 use crate::core::counters::CoreCounters;
 use crate::core::{Cluster, memory};
@@ -64,6 +65,10 @@ pub(super) fn encode(status: &Status, format: Format) -> Result<String, fmt::Err
     ours.register_collector(Box::new(StateMetrics::of(status)));
     ours.register_collector(Box::new(Counters(Arc::clone(&status.cluster))));
     ours.register_collector(Box::new(LogMetrics));
+    if let Some(client) = &status.client_role {
+        let services = Arc::clone(&client.services);
+        ours.register_collector(Box::new(ServiceMetrics(services)));
+    }
     let mut text = String::with_capacity(64 << 10);
     match format {
         Format::OpenMetrics => text::encode(&mut text, &registry)?,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use qmux_config::LoadBalancer;
 
+use crate::client::services::Services;
 use crate::client::udp::{ClientFlows, CoreFlows};
 use crate::core::counters::CoreCounters;
 use crate::core::mailbox::{Mailboxes, Post};
@@ -140,8 +141,13 @@ impl World {
         let server_end = FakeLane::new(1_150);
         let client_end = FakeLane::new(1_150);
         let counters = Arc::new(CoreCounters::default());
-        let core = CoreFlows::new(&name, settings, flows_max, Arc::clone(&counters));
-        let client = ClientFlows::new(Rc::clone(&client_end), &core);
+        let core = CoreFlows::new(
+            &Services::only(&name),
+            settings,
+            flows_max,
+            Arc::clone(&counters),
+        );
+        let client = ClientFlows::new(Rc::clone(&client_end), &core, &Rc::default());
         let server = LaneFlows::new(Rc::clone(&server_end), true, &self.counters);
         let id = format!("client {}", self.lanes.borrow().len());
         let joined = self.pool.join(&id, [0; 16], None, 0, Instant::now());

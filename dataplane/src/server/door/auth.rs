@@ -100,10 +100,9 @@ pub(crate) fn by_token(
 ) -> Result<Admission, Unauthentic> {
     let why = match answer {
         ControlEvent::Message(Message::AuthProof(proof)) => {
-            let session = token::Session::of(&this.lane);
-            let admission = session.map_or(Admission::Refused, |session| {
-                let proves = |token: &_| session.accepts(token, challenge, &proof);
-                door.matcher().by_token(proves)
+            let given = token::Given::on(&this.lane, challenge, &proof);
+            let admission = given.map_or(Admission::Refused, |given| {
+                door.matcher().by_token(|token| given.proves(token))
             });
             if admission != Admission::Refused {
                 return Ok(admission);

@@ -1,6 +1,6 @@
 //! A server with one door for many services, and clients that offer some of them.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use super::certs::{Identity, SERVER_NAME};
 use super::ports;
@@ -10,6 +10,19 @@ use super::tunnel::Site;
 
 /// Starts of a server before its ports are given up.
 const STARTS_MAX: usize = 5;
+
+/// The first of so many addresses in a row whose ports are free for TCP and UDP.
+pub(crate) fn free_range(count: u16) -> SocketAddr {
+    let is_free = |address| TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok();
+    for _ in 0..1_000 {
+        let first = ports::free_address();
+        let above = |more: u16| SocketAddr::new(first.ip(), first.port() + more);
+        if (1..count).all(|more| is_free(above(more))) {
+            return first;
+        }
+    }
+    panic!("no {count} free ports in a row");
+}
 
 /// A service as a server's config has it.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +88,7 @@ impl Door {
         let addresses = setup.addresses.max(1);
         let quic: Vec<_> = (0..addresses).map(|_| ports::free_address()).collect();
         let admin = ports::free_address();
-        let place = |it: &Published| (it.name, ports::free_range(it.ports));
+        let place = |it: &Published| (it.name, free_range(it.ports));
         let traffic: Vec<_> = setup.services.iter().map(place).collect();
         let config = site.write("door.toml", &config(setup, &quic, &traffic, admin));
         let launch = Launch::new("server", subject::server())

@@ -39,17 +39,6 @@ pub(crate) fn free_address() -> SocketAddr {
     panic!("no free port from {LOWEST} to {highest}");
 }
 
-/// The first of so many addresses in a row whose ports are free for TCP and UDP.
-pub(crate) fn free_range(count: u16) -> SocketAddr {
-    for _ in 0..1_000 {
-        let first = free_address();
-        if (1..count).all(|more| is_free(first.port().saturating_add(more))) {
-            return first;
-        }
-    }
-    panic!("no {count} free ports in a row");
-}
-
 /// Free on every address, so that no wildcard listener gets in the way.
 fn is_free(port: u16) -> bool {
     let address = (Ipv4Addr::UNSPECIFIED, port);

@@ -331,7 +331,8 @@ fn section(name: &str, lines: &[&str]) -> String {
     text
 }
 
-fn launch(
+/// A program with a config, as it is about to start.
+pub(crate) fn launch(
     name: &str,
     program: std::path::PathBuf,
     config: &str,
