@@ -11,6 +11,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use crate::address;
+use crate::bounds::Bounds;
 use crate::conflicts::Claims;
 use crate::limits;
 use crate::ports::TrafficAddr;
@@ -51,6 +52,8 @@ pub struct Service {
     /// A visitor who takes nothing for this long, although bytes wait for it, is reset; zero: it
     /// never is.
     pub stall_timeout: Duration,
+    /// What it demands of visitors.
+    pub bounds: Bounds,
     /// Whether the server counts as ready only while this service is up.
     pub required: bool,
 }
@@ -66,6 +69,7 @@ impl Door {
                 protocol: listener.protocol,
                 load_balancer,
                 stall_timeout: listener.stall_timeout,
+                bounds: listener.bounds.clone(),
                 required: false,
             }],
         }
@@ -81,6 +85,7 @@ impl Door {
             traffic_addr: service.traffic.first(),
             protocol: service.protocol,
             stall_timeout: service.stall_timeout,
+            bounds: service.bounds.clone(),
         })
     }
 
@@ -117,6 +122,7 @@ impl Service {
             .map_or(ListenerProtocol::Both, Spanned::into_inner);
         let load_balancer = LoadBalancer::read(&section).unwrap_or(defaults.load_balancer);
         let stall_timeout = limits::read_stall_timeout(&section).unwrap_or(defaults.stall_timeout);
+        let bounds = Bounds::read(&section);
         let required = section.boolean("required").unwrap_or(false);
         if let Some(traffic) = &traffic {
             claims.traffic(&section, "traffic_addr", traffic, protocol);
@@ -128,6 +134,7 @@ impl Service {
             protocol,
             load_balancer,
             stall_timeout,
+            bounds,
             required,
         })
     }

@@ -19,6 +19,7 @@
 
 mod address;
 mod admin;
+mod bounds;
 mod certificate_facts;
 mod certificate_names;
 pub mod certs;
@@ -37,6 +38,7 @@ pub mod import;
 mod keys;
 mod limits;
 mod local_service;
+mod networks;
 mod pem;
 mod ports;
 mod proxy_protocol;
@@ -58,6 +60,7 @@ mod udp;
 mod units;
 
 pub use admin::Admin;
+pub use bounds::Bounds;
 pub use certificate_facts::CertificateFacts;
 pub use certificate_names::{CertificateNames, FINGERPRINT_BYTES, show_fingerprint};
 pub use client::{
@@ -71,6 +74,7 @@ pub use errors::{Errors, Problem};
 pub use file_or_text::FileOrText;
 pub use limits::{Limits, MemoryLimit};
 pub use local_service::{CLIENT_SERVICES_MAX, LocalPorts, LocalService};
+pub use networks::Networks;
 pub use pem::read_pem;
 pub use ports::{Ports, RANGE_PORTS_MAX, TrafficAddr};
 pub use proxy_protocol::{ProxyProtocol, ProxyProtocolUdp};

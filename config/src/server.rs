@@ -7,6 +7,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use crate::address;
+use crate::bounds::Bounds;
 use crate::client_entry::{self, ClientEntry, Kind};
 use crate::conflicts::Claims;
 use crate::door::{self, Door};
@@ -133,6 +134,8 @@ pub struct Listener {
     /// A visitor who takes nothing for this long, although bytes wait for it, is reset; zero: it
     /// never is.
     pub stall_timeout: Duration,
+    /// What it demands of visitors.
+    pub bounds: Bounds,
 }
 
 /// How clients prove who they are.
@@ -275,12 +278,14 @@ impl Listener {
             }
         }
         let stall_timeout = limits::read_stall_timeout(&section);
+        let bounds = Bounds::read(&section);
         section.finish();
         Some(Self {
             quic_addr: quic_addr?.into_inner(),
             traffic_addr: traffic_addr?.into_inner(),
             protocol: protocol?,
             stall_timeout: stall_timeout.unwrap_or(defaults.stall_timeout),
+            bounds,
         })
     }
 }

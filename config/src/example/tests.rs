@@ -16,6 +16,9 @@ fn dir_with_certs() -> (tempfile::TempDir, PathBuf) {
     let certs = certs::generate(&request).expect("certificates");
     certs::write(&certs, &dir.path().join("certs"), false).expect("written");
     let ticket_key = dir.path().join("certs/ticket.key");
+    for list in ["allowed.txt", "denied.txt"] {
+        std::fs::write(dir.path().join(list), "192.0.2.0/24\n").expect("written");
+    }
     std::fs::write(&ticket_key, "0f".repeat(80)).expect("written");
     let path = dir.path().join("dp.toml");
     (dir, path)
@@ -39,7 +42,7 @@ fn switched_on(text: &str, token: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The keys that stand in the place of another one, which the examples have as well.
+/// The keys that stand in the place of another one, or have no default, which the examples have as well.
 const ALTERNATIVES: &[&str] = &[
     "ca_cert",
     "server_cert",
@@ -49,6 +52,8 @@ const ALTERNATIVES: &[&str] = &[
     "client_key",
     "fingerprint",
     "token_file",
+    "allow_file",
+    "deny_file",
 ];
 
 /// The text without keys that exclude others of the same section.
@@ -168,7 +173,7 @@ fn collect_keys(name: &str, value: &toml::de::DeValue<'_>, keys: &mut Vec<String
                 collect_keys(&name, value.get_ref(), keys);
             }
         }
-        DeValue::Array(array) => {
+        DeValue::Array(array) if !array.is_empty() => {
             for value in array {
                 collect_keys(name, value.get_ref(), keys);
             }

@@ -4,9 +4,9 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use qmux_config::{
-    Admin, ClientCert, CongestionControl, FileOrText, Lanes, Limits, Listener, ListenerProtocol,
-    LoadBalancer, LocalPorts, LocalService, MemoryLimit, Ports, ProxyProtocol, ProxyProtocolUdp,
-    Quic, ServerAuth, ServerTarget, Udp,
+    Admin, Bounds, ClientCert, CongestionControl, FileOrText, Lanes, Limits, Listener,
+    ListenerProtocol, LoadBalancer, LocalPorts, LocalService, MemoryLimit, Ports, ProxyProtocol,
+    ProxyProtocolUdp, Quic, ServerAuth, ServerTarget, Udp,
 };
 
 use crate::fixture::{CLIENT, SERVER, accept, dir, edited, path};
@@ -31,6 +31,7 @@ fn a_server_is_read_into_its_final_types() {
         traffic_addr: "0.0.0.0:8080".parse().expect("an address"),
         protocol: ListenerProtocol::Both,
         stall_timeout: Duration::from_secs(60),
+        bounds: Bounds::default(),
     };
     assert_eq!(server.listeners(), [listener]);
     assert_eq!(server.doors.len(), 1);

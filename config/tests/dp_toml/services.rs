@@ -7,7 +7,7 @@ use qmux_config::{
     Server,
 };
 
-use crate::fixture::{CLIENT, SERVER, accept, edited, problem, problems};
+use crate::fixture::{CLIENT, SERVER, accept, dir, edited, problem, problems};
 
 /// What stands for `[[server.listeners]]` in the other texts.
 const LISTENER: &str = "[[server.listeners]]\nquic_addr = \"0.0.0.0:8443\"\n\
@@ -214,6 +214,27 @@ fn a_service_with_a_wrong_value_says_what_it_must_be() {
         ),
         (
             ":80\"",
+            ":80\"\ndeny = [\"10.0.0.1/8\"]",
+            "services[0].deny: \"10.0.0.1/8\" has bits set behind the first 8; it must be \
+             \"10.0.0.0/8\"",
+        ),
+        (
+            ":80\"",
+            ":80\"\nallow = \"10.0.0.0/8\"",
+            "services[0].allow: is a string; it must be an array of networks",
+        ),
+        (
+            ":80\"",
+            ":80\"\nallow = [7]",
+            "services[0].allow[0]: is an integer; it must be a string",
+        ),
+        (
+            ":80\"",
+            ":80\"\ndeny_file = \"none.txt\"",
+            "none.txt: does not exist; it must be a file with one network in each line",
+        ),
+        (
+            ":80\"",
             ":80\"\ntrafic_addr = 1",
             "unknown key; did you mean \"traffic_addr\"?",
         ),
@@ -399,6 +420,51 @@ fn a_proxy_header_that_cannot_be_is_refused() {
     let message = problem(&text);
     assert!(
         message.contains("client.local.proxy_protocol: \"v1\""),
+        "{message}"
+    );
+}
+
+#[test]
+fn lists_of_networks_stand_in_the_file_or_in_files_of_their_own() {
+    let file = |name: &str, text: &str| {
+        std::fs::write(dir().join(name), text).expect("written");
+    };
+    file(
+        "allowed.txt",
+        "# the office\n\n192.0.2.0/24 # all of it\r\n2001:db8::/32\n",
+    );
+    let text = with_services(&format!(
+        "{WEB}allow = [\"10.0.0.0/8\"]\nallow_file = \"allowed.txt\"\ndeny = [\"10.1.0.0/16\"]\n{SSH}"
+    ));
+    let server = server(&text);
+    let [web, ssh] = &server.doors[0].services[..] else {
+        panic!("two services")
+    };
+    for (ip, denied, allowed) in [
+        ("10.0.0.1", false, true),
+        ("10.1.0.1", true, true),
+        ("192.0.2.9", false, true),
+        ("2001:db8::9", false, true),
+        ("203.0.113.9", false, false),
+    ] {
+        let ip = ip.parse().expect("literal");
+        assert_eq!(web.bounds.denies(ip), denied, "{ip}");
+        assert_eq!(web.bounds.does_not_allow(ip), !allowed, "{ip}");
+        assert!(!ssh.bounds.denies(ip) && !ssh.bounds.does_not_allow(ip));
+    }
+    file("wrong.txt", "192.0.2.0/24\nsomewhere\n");
+    let wrong = with_services(&format!("{WEB}deny_file = \"wrong.txt\"\n"));
+    let message = problem(&wrong);
+    assert!(message.contains("deny_file: "), "{message}");
+    assert!(
+        message.contains("wrong.txt: line 2: \"somewhere\" is no network"),
+        "{message}"
+    );
+    file("empty.txt", "# nobody yet\n");
+    let empty = with_services(&format!("{WEB}allow_file = \"empty.txt\"\n"));
+    let message = problem(&empty);
+    assert!(
+        message.contains("allow_file: names no network"),
         "{message}"
     );
 }

@@ -43,7 +43,7 @@ macro_rules! counters {
         }
     };
 }
-pub(super) use counters;
+pub(crate) use counters;
 
 counters! {
     /// What one core counts. Every drop, refusal, reset and fallback has its own counter.
@@ -221,6 +221,8 @@ counters! {
     visitors_refused,
     /// TCP visitors or flows not taken because memory is used up and no flow stalls.
     visitors_refused_memory,
+    /// TCP visitors reset because the lists or limits of their service do not let them in.
+    visitors_refused_bounds,
     /// TCP visitors whose client left everything unanswered before there was any sign that it had
     /// anything of them: sent to another lane or client that answers, or reset if there is none.
     visitors_unheard,
@@ -328,6 +330,8 @@ counters! {
     udp_dropped_socket_error,
     /// Datagrams dropped because a limit of flows was reached.
     udp_dropped_flow_limit,
+    /// Visitors' datagrams dropped because the lists or limits of their service let them open no flow.
+    udp_dropped_bounds,
     /// Datagrams dropped because their lane is not registered, or its listener takes no UDP.
     udp_dropped_unregistered,
     /// Datagrams received on a lane and dropped because too many came before they could be read.

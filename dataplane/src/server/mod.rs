@@ -4,6 +4,7 @@
 //! door with one entrance. What cores share of the clients of a door and of each service is in [`pool`]. The flows of
 //! visitors are in [`tcp`] and [`udp`].
 
+pub(crate) mod bounds;
 mod door;
 mod entrance;
 pub(crate) mod ids;

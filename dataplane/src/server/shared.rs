@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use qmux_config::{ClientMatcher, Config, Door, Server, Service, TrafficAddr};
 
+use super::bounds::Gate;
 use super::mail::ServerMail;
 use super::pool::registry::Registry;
 use super::pool::service::ClientPool;
@@ -50,6 +51,8 @@ pub(crate) struct ServedService {
     pub(crate) required: bool,
     /// How long a visitor may take nothing of what waits for it.
     pub(crate) stall_timeout: Duration,
+    /// What it demands of visitors.
+    pub(crate) gate: Arc<Gate>,
     /// Its clients.
     pub(crate) pool: Arc<ClientPool>,
     /// What each core counts of it.
@@ -64,6 +67,7 @@ impl ServedService {
             traffic: service.traffic,
             required: service.required,
             stall_timeout: service.stall_timeout,
+            gate: Arc::new(Gate::new(&service.bounds, cores)),
             pool: Arc::new(ClientPool::new(service.load_balancer)),
             counters: (0..cores).map(|_| Arc::default()).collect(),
         }
@@ -78,6 +82,7 @@ impl ServedService {
             traffic: TrafficAddr::one(SocketAddr::from(([127, 0, 0, 1], 1))),
             required: false,
             stall_timeout: Duration::ZERO,
+            gate: Arc::new(Gate::new(&qmux_config::Bounds::default(), cores)),
             pool: Arc::clone(pool),
             counters: (0..cores).map(|_| Arc::default()).collect(),
         })

@@ -24,6 +24,7 @@ mod http;
 mod identity;
 mod iperf3;
 mod killed;
+mod limits;
 mod listeners;
 mod log_lines;
 mod many_visitors;

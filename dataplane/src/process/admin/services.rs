@@ -9,6 +9,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 
 use super::exposition::gauge;
 use crate::core::service_counters::ServiceCounters;
+use crate::server::bounds::{Gate, RefusalCounters};
 use crate::server::pool::service::PoolTotals;
 use crate::server::{ServedService, ServerShared};
 
@@ -21,6 +22,7 @@ struct ServiceState {
     labels: Vec<(&'static str, String)>,
     totals: PoolTotals,
     counters: Vec<Arc<ServiceCounters>>,
+    gate: Arc<Gate>,
 }
 
 /// The services whose metrics have names that begin alike.
@@ -38,6 +40,7 @@ impl ServiceStates {
             labels,
             totals: service.pool.totals(),
             counters: service.counters.clone(),
+            gate: Arc::clone(&service.gate),
         };
         let (named, nameless): (Vec<_>, Vec<_>) =
             server.services().partition(|(_, it)| !it.name.is_empty());
@@ -71,7 +74,24 @@ impl ServiceStates {
             return Ok(());
         }
         self.gauges(encoder)?;
-        self.counters(encoder)
+        self.counters(encoder)?;
+        self.refusals(encoder)
+    }
+
+    /// Visitors who were refused, by reason.
+    fn refusals(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let name = format!("{}_refused", self.prefix);
+        let help =
+            "TCP visitors reset, and datagrams of UDP visitors without a flow dropped, by reason.";
+        let mut family = encoder.encode_descriptor(&name, help, None, MetricType::Counter)?;
+        for state in &self.states {
+            for (reason, value) in state.refusals() {
+                let mut labels = state.labels.clone();
+                labels.push(("reason", reason.to_owned()));
+                ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
     }
 
     fn gauges(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -131,6 +151,21 @@ impl ServiceStates {
 }
 
 impl ServiceState {
+    /// How many visitors were refused for each reason, on all cores.
+    fn refusals(&self) -> Vec<(&'static str, u64)> {
+        let mut sums = Vec::new();
+        RefusalCounters::default().for_each(|reason, _, _| sums.push((reason, 0)));
+        for core in self.gate.refusals() {
+            let mut rows = sums.iter_mut();
+            core.for_each(|_, _, value| {
+                if let Some((_, sum)) = rows.next() {
+                    *sum += value;
+                }
+            });
+        }
+        sums
+    }
+
     fn sums(&self) -> Vec<u64> {
         let mut sums = Vec::new();
         for core in &self.counters {

@@ -14,6 +14,7 @@ use crate::core::task::spawn_or;
 use crate::core::{FlowCount, OneFlow, memory};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
+use crate::server::bounds::RefusalCounters;
 use crate::server::door::lane::{LaneUse, ServerLane};
 use crate::server::entrance::Entrance;
 use crate::server::mail::ServerMail;
@@ -57,8 +58,14 @@ impl Entrance {
     pub(crate) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
         self.counters().visitors_accepted.increment();
         self.service_counters().visitors.increment();
+        if let Err(refusal) = self.service().gate.admit(self.core(), addr.ip()) {
+            self.counters().visitors_refused_bounds.increment();
+            tracing::debug!(visitor = %addr, ?refusal, "visitor reset at the gate");
+            return self.refuse(stream);
+        }
         if memory::refuses_newcomers() {
             self.counters().visitors_refused_memory.increment();
+            self.refusals().memory.increment();
             return self.refuse(stream);
         }
         if !limits::is_for_flows(&stream) {
@@ -94,6 +101,7 @@ impl Entrance {
     /// The descriptors that are left are not for visitors.
     fn refuse_for_want_of_descriptors(&self, stream: TcpStream, visitor: SocketAddr) {
         self.counters().visitors_refused_descriptors.increment();
+        self.refusals().descriptors.increment();
         if let Some(suppressed) = self.context().dial_log.pass(Instant::now()) {
             tracing::warn!(
                 %visitor,
@@ -103,6 +111,11 @@ impl Entrance {
             );
         }
         self.refuse(stream);
+    }
+
+    /// What this core counts of those whom the service has refused.
+    fn refusals(&self) -> &RefusalCounters {
+        &self.service().gate.refusals()[self.core()]
     }
 
     /// Resets a visitor who has not reached a client.
@@ -150,6 +163,7 @@ impl Entrance {
                 }
                 None => {
                     self.counters().visitors_refused.increment();
+                    self.refusals().no_client.increment();
                     tracing::debug!(visitor = %visitor.addr, "no client can take this visitor; reset");
                     return self.refuse(stream);
                 }

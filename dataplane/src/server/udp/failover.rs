@@ -76,6 +76,10 @@ impl TrafficSocket {
         payload: &[u8],
         now: Instant,
     ) {
+        if self.service.gate.admit(self.core, visitor.ip()).is_err() {
+            self.counters.udp_dropped_bounds.increment();
+            return;
+        }
         let beginning = Beginning {
             visitor,
             to_ip,

@@ -126,7 +126,7 @@ impl LocalFlow {
 /// One UDP traffic socket with its visitors' flows.
 pub(crate) struct TrafficSocket {
     pub(super) socket: UdpSocket,
-    core: usize,
+    pub(super) core: usize,
     pub(super) settings: UdpSettings,
     routes: RefCell<Option<Rc<UdpRoutes>>>,
     pub(super) service: Arc<ServedService>,

@@ -1,7 +1,7 @@
 //! UDP visitors: each has one socket; what is lost is sent again, a few times.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -25,11 +25,16 @@ pub(crate) struct UdpVisitor {
 impl UdpVisitor {
     pub(crate) fn new(address: SocketAddr) -> Self {
         let any = if address.is_ipv4() {
-            "127.0.0.1:0"
+            "127.0.0.1"
         } else {
-            "[::1]:0"
+            "::1"
         };
-        let socket = UdpSocket::bind(any).expect("a free port");
+        Self::coming_from(any.parse().expect("literal"), address)
+    }
+
+    /// From this address of the host.
+    pub(crate) fn coming_from(source: IpAddr, address: SocketAddr) -> Self {
+        let socket = UdpSocket::bind((source, 0)).expect("a free port");
         let sizes = SockRef::from(&socket);
         sizes.set_recv_buffer_size(BUFFER_BYTES).expect("size");
         sizes.set_send_buffer_size(BUFFER_BYTES).expect("size");

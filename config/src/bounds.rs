@@ -1,0 +1,87 @@
+//! What a service on the server demands of its visitors: from where they may come.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::networks::{self, NETWORK_FORM, Networks};
+use crate::section::Section;
+
+const LIST_FORM: &str = "an array of networks, as in [\"192.0.2.0/24\", \"2001:db8::/32\"]";
+const FILE_FORM: &str = "the path of a file with one network in each line";
+
+/// What a service demands of its visitors, TCP and UDP. The default demands nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Where visitors may come from; `None`: from everywhere.
+    pub allow: Option<Networks>,
+    /// Where they may not come from, whatever `allow` says.
+    pub deny: Networks,
+}
+
+impl Bounds {
+    /// Reads the keys of a service or a listener.
+    pub(crate) fn read(section: &Section<'_>) -> Self {
+        let allow = read_list(section, "allow", "allow_file");
+        if let Some(path) = section.any("allow_file")
+            && matches!(&allow, Some(allow) if allow.is_empty())
+        {
+            let message = "names no network, so that nobody could come in; it must name one at \
+                           least";
+            section.problem_at("allow_file", &path.span(), message);
+        }
+        let deny = read_list(section, "deny", "deny_file").unwrap_or_default();
+        Self {
+            allow: allow
+                .filter(|allow| !allow.is_empty())
+                .map(Networks::from_iter),
+            deny: deny.into_iter().collect(),
+        }
+    }
+
+    /// Whether `deny` names this address.
+    #[must_use]
+    pub fn denies(&self, ip: IpAddr) -> bool {
+        self.deny.contains(ip)
+    }
+
+    /// Whether there is an `allow` that does not name this address.
+    #[must_use]
+    pub fn does_not_allow(&self, ip: IpAddr) -> bool {
+        self.allow.as_ref().is_some_and(|allow| !allow.contains(ip))
+    }
+}
+
+/// The networks under one key together with those of the file that the other one names; `None` if
+/// something is wrong with them, which has been reported.
+fn read_list(
+    section: &Section<'_>,
+    key: &'static str,
+    file_key: &'static str,
+) -> Option<Vec<IpNet>> {
+    let mut networks = Vec::new();
+    let mut right = true;
+    let texts = section.strings(key, LIST_FORM);
+    for text in texts.into_iter().flat_map(toml::Spanned::into_inner) {
+        match networks::parse(text.get_ref()) {
+            Ok(network) => networks.push(network),
+            Err(message) => {
+                section.problem_at(key, &text.span(), message);
+                right = false;
+            }
+        }
+    }
+    let form = format!("{FILE_FORM}: {NETWORK_FORM}");
+    if let Some(path) = section.filled_string(file_key, &form) {
+        let file = section.report().resolve(path.get_ref());
+        match networks::read_file(&file) {
+            Ok(of_file) => networks.extend(of_file),
+            Err(message) => {
+                let message = format!("{}: {message}", file.display());
+                section.problem_at(file_key, &path.span(), message);
+                right = false;
+            }
+        }
+    }
+    right.then_some(networks)
+}

@@ -1,0 +1,155 @@
+//! What a service demands of its visitors: who is let in, and what is counted of those who are not.
+
+use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::support::door::{Door, DoorSetup, Offering, published};
+use crate::support::http;
+use crate::support::program::Program;
+use crate::support::service::{TcpService, UdpService, echo_both};
+use crate::support::subject;
+use crate::support::tunnel::Site;
+use crate::support::udp_visitor::UdpVisitor;
+use crate::support::visitor;
+use crate::support::wait::{self, PATIENCE};
+
+/// A server whose service `web` has these keys, an echo behind it, and its client.
+struct Limited {
+    door: Door,
+    udp: UdpService,
+    _tcp: TcpService,
+    _client: Program,
+    _site: Site,
+}
+
+impl Limited {
+    /// Starts it with these files in its directory, and waits until a visitor from `source` is
+    /// served.
+    fn start(keys: &str, files: &[(&str, &str)], source: IpAddr) -> Self {
+        let site = Site::new();
+        for (name, text) in files {
+            site.write(name, text);
+        }
+        let setup = DoorSetup {
+            services: vec![published("web", "both")],
+            // What follows the table of the last service belongs to it.
+            config: format!("{keys}\n"),
+            cores: 2,
+            ..DoorSetup::default()
+        };
+        let door = Door::start(&site, &setup);
+        let (tcp, udp) = echo_both();
+        let offering = Offering {
+            name: "client",
+            certificate: "client",
+            token: None,
+            services: vec![("web", "both", tcp.address, 1)],
+            client: "",
+        };
+        let client = offering.start(&site, door.quic[0]);
+        let limited = Self {
+            door,
+            udp,
+            _tcp: tcp,
+            _client: client,
+            _site: site,
+        };
+        wait::until_true("a visitor is served", || limited.serves(source));
+        limited
+    }
+
+    fn traffic(&self) -> SocketAddr {
+        self.door.traffic("web")
+    }
+
+    /// Whether a visitor from there is served, and not reset.
+    fn serves(&self, source: IpAddr) -> bool {
+        self.visit(source).is_ok()
+    }
+
+    /// A visitor from there whose bytes have come back.
+    fn visit(&self, source: IpAddr) -> io::Result<TcpStream> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
+        socket.connect_timeout(&SockAddr::from(self.traffic()), PATIENCE)?;
+        let mut stream = TcpStream::from(socket);
+        visitor::set_deadlines(&stream);
+        stream.write_all(b"hello")?;
+        stream.read_exact(&mut [0; 5])?;
+        Ok(stream)
+    }
+
+    /// A visitor from there is reset.
+    fn resets(&self, source: IpAddr) {
+        let error = self.visit(source).expect_err("it is reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    }
+
+    /// A metric of the service.
+    fn metric(&self, name: &str, labels: &str) -> u64 {
+        let metrics = http::get(self.door.admin, "/metrics").body;
+        let line = format!("qmux_dp_{name}{{{labels}}} ");
+        let value = metrics.lines().find_map(|it| it.strip_prefix(&line));
+        let value = value.unwrap_or_else(|| panic!("no {line} in\n{metrics}"));
+        value.parse().expect("a number")
+    }
+
+    /// How many were refused for this reason.
+    fn refused(&self, reason: &str) -> u64 {
+        let labels = format!("service=\"web\",reason=\"{reason}\"");
+        self.metric("service_refused_total", &labels)
+    }
+}
+
+/// An address of this host.
+fn host(last: u8) -> IpAddr {
+    Ipv4Addr::new(127, 0, 0, last).into()
+}
+
+#[test]
+fn lists_say_where_tcp_visitors_may_come_from() {
+    if subject::only_wire("lists of networks") {
+        return;
+    }
+    let keys = "allow = [\"127.0.0.2\", \"127.0.0.4/31\"]\nallow_file = \"allowed.txt\"\n\
+                deny = [\"127.0.0.4\"]\ndeny_file = \"denied.txt\"";
+    let files = [
+        ("allowed.txt", "# others\n127.0.0.3 # one of them\n"),
+        ("denied.txt", "127.0.0.5\n"),
+    ];
+    let limited = Limited::start(keys, &files, host(2));
+    assert!(limited.serves(host(3)), "of allow_file");
+    limited.resets(host(1));
+    assert_eq!(
+        (limited.refused("not_allowed"), limited.refused("denied")),
+        (1, 0)
+    );
+    limited.resets(host(4));
+    limited.resets(host(5));
+    assert_eq!(
+        (limited.refused("not_allowed"), limited.refused("denied")),
+        (1, 2)
+    );
+    let refused = limited.metric("service_visitors_refused_total", "service=\"web\"");
+    assert!(refused >= 3, "the total has them as well: {refused}");
+}
+
+#[test]
+fn lists_say_where_udp_visitors_may_come_from() {
+    if subject::only_wire("lists of networks") {
+        return;
+    }
+    let keys = "allow = [\"127.0.0.2\", \"127.0.0.4\"]\ndeny = [\"127.0.0.4\"]";
+    let limited = Limited::start(keys, &[], host(2));
+    for (last, reason) in [(1, "not_allowed"), (4, "denied")] {
+        let mut visitor = UdpVisitor::coming_from(host(last), limited.traffic());
+        wait::until_true("a datagram is refused", || {
+            visitor.send(b"not for the service");
+            limited.refused(reason) > 0
+        });
+    }
+    UdpVisitor::coming_from(host(2), limited.traffic()).echo(b"hello");
+    assert_eq!(limited.udp.sources(), 1, "the service has seen nobody else");
+}
