@@ -1,4 +1,5 @@
-//! What a service on the server demands of its visitors: from where they may come.
+//! What a service on the server demands of its visitors: from where they may come, how many of them
+//! at a time, and how often.
 
 use std::net::IpAddr;
 
@@ -6,6 +7,10 @@ use ipnet::IpNet;
 
 use crate::networks::{self, NETWORK_FORM, Networks};
 use crate::section::Section;
+use crate::server::ListenerProtocol;
+
+/// Highest limit: as many descriptors as Linux lets a process have by default (`fs.nr_open`).
+const LIMIT_MAX: i64 = 1 << 20;
 
 const LIST_FORM: &str = "an array of networks, as in [\"192.0.2.0/24\", \"2001:db8::/32\"]";
 const FILE_FORM: &str = "the path of a file with one network in each line";
@@ -17,11 +22,19 @@ pub struct Bounds {
     pub allow: Option<Networks>,
     /// Where they may not come from, whatever `allow` says.
     pub deny: Networks,
+    /// TCP visitors at a time, of the whole process; zero: any number, as with those that follow.
+    pub max_visitors: u32,
+    /// TCP visitors at a time of one source: an IPv4 address, or an IPv6 network of 64 bits.
+    pub max_visitors_per_source: u32,
+    /// New TCP visitors of one source per second, and as many at once.
+    pub visitors_per_second_per_source: u32,
+    /// UDP flows at a time of one source.
+    pub max_udp_flows_per_source: u32,
 }
 
 impl Bounds {
     /// Reads the keys of a service or a listener.
-    pub(crate) fn read(section: &Section<'_>) -> Self {
+    pub(crate) fn read(section: &Section<'_>, protocol: Option<ListenerProtocol>) -> Self {
         let allow = read_list(section, "allow", "allow_file");
         if let Some(path) = section.any("allow_file")
             && matches!(&allow, Some(allow) if allow.is_empty())
@@ -31,11 +44,18 @@ impl Bounds {
             section.problem_at("allow_file", &path.span(), message);
         }
         let deny = read_list(section, "deny", "deny_file").unwrap_or_default();
+        let tcp = protocol.is_none_or(ListenerProtocol::tcp);
+        let udp = protocol.is_none_or(ListenerProtocol::udp);
+        let limit = |key, has_effect| read_limit(section, key, has_effect);
         Self {
             allow: allow
                 .filter(|allow| !allow.is_empty())
                 .map(Networks::from_iter),
             deny: deny.into_iter().collect(),
+            max_visitors: limit("max_visitors", tcp),
+            max_visitors_per_source: limit("max_visitors_per_source", tcp),
+            visitors_per_second_per_source: limit("visitors_per_second_per_source", tcp),
+            max_udp_flows_per_source: limit("max_udp_flows_per_source", udp),
         }
     }
 
@@ -50,6 +70,17 @@ impl Bounds {
     pub fn does_not_allow(&self, ip: IpAddr) -> bool {
         self.allow.as_ref().is_some_and(|allow| !allow.contains(ip))
     }
+}
+
+/// A number of visitors or flows; zero, which is the default, for any number.
+fn read_limit(section: &Section<'_>, key: &'static str, has_effect: bool) -> u32 {
+    let limit = section.integer(key, 0..=LIMIT_MAX);
+    let limit = limit.and_then(|limit| u32::try_from(limit.into_inner()).ok());
+    let limit = limit.unwrap_or_default();
+    if limit > 0 && !has_effect {
+        section.warn_unused(key, "has no effect with the protocol of this service");
+    }
+    limit
 }
 
 /// The networks under one key together with those of the file that the other one names; `None` if

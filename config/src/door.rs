@@ -122,7 +122,7 @@ impl Service {
             .map_or(ListenerProtocol::Both, Spanned::into_inner);
         let load_balancer = LoadBalancer::read(&section).unwrap_or(defaults.load_balancer);
         let stall_timeout = limits::read_stall_timeout(&section).unwrap_or(defaults.stall_timeout);
-        let bounds = Bounds::read(&section);
+        let bounds = Bounds::read(&section, Some(protocol));
         let required = section.boolean("required").unwrap_or(false);
         if let Some(traffic) = &traffic {
             claims.traffic(&section, "traffic_addr", traffic, protocol);

@@ -278,7 +278,7 @@ impl Listener {
             }
         }
         let stall_timeout = limits::read_stall_timeout(&section);
-        let bounds = Bounds::read(&section);
+        let bounds = Bounds::read(&section, protocol);
         section.finish();
         Some(Self {
             quic_addr: quic_addr?.into_inner(),

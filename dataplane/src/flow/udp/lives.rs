@@ -289,7 +289,7 @@ impl<T> Lives<T> {
 }
 
 /// What counts as one source.
-fn source(ip: IpAddr) -> IpAddr {
+pub(crate) fn source(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => {
             let network = u128::from(ip) >> 64 << 64;

@@ -58,11 +58,15 @@ impl Entrance {
     pub(crate) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
         self.counters().visitors_accepted.increment();
         self.service_counters().visitors.increment();
-        if let Err(refusal) = self.service().gate.admit(self.core(), addr.ip()) {
-            self.counters().visitors_refused_bounds.increment();
-            tracing::debug!(visitor = %addr, ?refusal, "visitor reset at the gate");
-            return self.refuse(stream);
-        }
+        let gate = &self.service().gate;
+        let permit = match gate.admit_visitor(self.core(), addr.ip(), Instant::now()) {
+            Ok(permit) => permit,
+            Err(refusal) => {
+                self.counters().visitors_refused_bounds.increment();
+                tracing::debug!(visitor = %addr, ?refusal, "visitor reset at the gate");
+                return self.refuse(stream);
+            }
+        };
         if memory::refuses_newcomers() {
             self.counters().visitors_refused_memory.increment();
             self.refusals().memory.increment();
@@ -83,6 +87,7 @@ impl Entrance {
             sent: Vec::new(),
             ended: false,
             under_way: None,
+            _permit: permit,
         };
         self.send_to_a_client(stream, Box::new(visitor));
     }

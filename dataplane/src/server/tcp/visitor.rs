@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::core::OneFlow;
+use crate::server::bounds::Permit;
 use crate::server::pool::balance::Tried;
 
 /// A visitor that no client serves yet, as cores hand it over with its socket.
@@ -25,4 +26,6 @@ pub(crate) struct Visitor {
     pub(super) ended: bool,
     /// Held while it is between two cores, so that none of them ends before it.
     pub(super) under_way: Option<OneFlow>,
+    /// What it takes up of the limits of its service, until its flow ends.
+    pub(super) _permit: Option<Permit>,
 }

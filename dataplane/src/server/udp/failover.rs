@@ -14,6 +14,7 @@ use super::lane::LaneFlows;
 use super::table::{Admission, Flow, LaneToken};
 use super::traffic::{Claim, LocalFlow, Place, RemoteFlow, TrafficSocket};
 use crate::flow::udp::lives::Why;
+use crate::server::bounds::Permit;
 use crate::server::pool::balance::Tried;
 use crate::server::pool::route::Way;
 use crate::server::pool::service::FlowTicket;
@@ -68,18 +69,26 @@ fn could_not_serve(reason: FlowError) -> bool {
 }
 
 impl TrafficSocket {
-    /// A visitor has no flow.
+    /// A visitor has no flow. `earlier` is what a flow of it that is gone has left.
     pub(super) fn new_visitor(
         self: &Rc<Self>,
         visitor: SocketAddr,
         to_ip: Option<IpAddr>,
         payload: &[u8],
+        earlier: Option<Permit>,
         now: Instant,
     ) {
-        if self.service.gate.admit(self.core, visitor.ip()).is_err() {
-            self.counters.udp_dropped_bounds.increment();
-            return;
-        }
+        let gate = &self.service.gate;
+        let permit = match earlier {
+            Some(earlier) => Some(earlier),
+            None => match gate.admit_udp_flow(self.core, visitor.ip(), now) {
+                Ok(permit) => permit,
+                Err(_counted) => {
+                    self.counters.udp_dropped_bounds.increment();
+                    return;
+                }
+            },
+        };
         let beginning = Beginning {
             visitor,
             to_ip,
@@ -87,7 +96,7 @@ impl TrafficSocket {
             tried: Tried::default(),
         };
         match self.route(Tried::default()) {
-            Some(way) => self.begin(beginning, way, now),
+            Some(way) => self.begin(beginning, permit, way, now),
             None => self.counters.udp_dropped_no_client.increment(),
         }
     }
@@ -97,7 +106,13 @@ impl TrafficSocket {
     }
 
     /// Begins a flow there. What cannot be is dropped and counted.
-    fn begin(self: &Rc<Self>, beginning: Beginning<'_>, way: Way<Rc<LaneFlows>>, now: Instant) {
+    fn begin(
+        self: &Rc<Self>,
+        beginning: Beginning<'_>,
+        permit: Option<Permit>,
+        way: Way<Rc<LaneFlows>>,
+        now: Instant,
+    ) {
         if !self.make_room(beginning.visitor, now) {
             self.counters.udp_dropped_flow_limit.increment();
             return;
@@ -105,9 +120,12 @@ impl TrafficSocket {
         match way {
             Way::Here(lane, ticket) => {
                 let client = ticket.client().number;
-                self.open_local(beginning, lane, client, Claim::Own { _ticket: ticket }, now);
+                let claim = Claim::Own { _ticket: ticket };
+                self.open_local(beginning, permit, lane, client, claim, now);
             }
-            Way::Elsewhere(core, ticket) => self.open_remote(&beginning, core, ticket, now),
+            Way::Elsewhere(core, ticket) => {
+                self.open_remote(&beginning, permit, core, ticket, now);
+            }
         }
     }
 
@@ -149,6 +167,7 @@ impl TrafficSocket {
     pub(super) fn open_local(
         self: &Rc<Self>,
         beginning: Beginning<'_>,
+        permit: Option<Permit>,
         lane: Rc<LaneFlows>,
         client: u64,
         claim: Claim,
@@ -176,6 +195,7 @@ impl TrafficSocket {
             service: Arc::clone(&self.service),
             bound: self.socket.local_addr(),
             claim: RefCell::new(claim),
+            permit: RefCell::new(permit),
         });
         let (token, id) = (flow.lane.token(), flow.lane.next_id());
         let place = Place::Local(Rc::clone(&flow));
@@ -205,6 +225,7 @@ impl TrafficSocket {
     fn open_remote(
         self: &Rc<Self>,
         beginning: &Beginning<'_>,
+        permit: Option<Permit>,
         core: usize,
         ticket: FlowTicket,
         now: Instant,
@@ -218,6 +239,7 @@ impl TrafficSocket {
             core,
             client: ticket.client().number,
             state: Arc::clone(&state),
+            permit: RefCell::new(permit),
         });
         let link = Link {
             state,
@@ -250,6 +272,7 @@ impl TrafficSocket {
         tried.add(local.client);
         let first = local.first.take();
         let to_ip = local.to_ip.get();
+        let permit = local.permit.take();
         drop(local);
         // The search gives up if the visitor has been to as many as it may.
         let Some(way) = self.route(tried) else {
@@ -263,7 +286,7 @@ impl TrafficSocket {
             payload: first.as_ref().map(|kept| &*kept.payload),
             tried,
         };
-        self.begin(beginning, way, now);
+        self.begin(beginning, permit, way, now);
     }
 
     /// Ends a flow whose lane has been silent for a while and whose visitor another core hears: by
@@ -317,7 +340,7 @@ impl TrafficSocket {
             payload: Some(payload),
             tried: Tried::default(),
         };
-        self.begin(beginning, way, now);
+        self.begin(beginning, local.permit.take(), way, now);
         true
     }
 }

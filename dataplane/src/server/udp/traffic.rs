@@ -31,6 +31,7 @@ use crate::flow::udp::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, Rarely, UdpSettings, WAIT_ERROR_PAUSE,
     with_receive_batch,
 };
+use crate::server::bounds::Permit;
 use crate::server::pool::balance::Tried;
 use crate::server::pool::service::FlowTicket;
 use crate::server::shared::ServedService;
@@ -50,6 +51,8 @@ pub(super) struct RemoteFlow {
     pub(super) core: usize,
     pub(super) client: u64,
     pub(super) state: Arc<LinkState>,
+    /// What it takes up of the limits of its service.
+    pub(super) permit: RefCell<Option<Permit>>,
 }
 
 /// What a flow of this core holds for as long as it lives.
@@ -90,6 +93,8 @@ pub(super) struct LocalFlow {
     pub(super) bound: SocketAddr,
     /// Dropped with the flow.
     pub(super) claim: RefCell<Claim>,
+    /// What it takes up of the limits of its service, if the visitor's datagrams come here.
+    pub(super) permit: RefCell<Option<Permit>>,
 }
 
 impl LocalFlow {
@@ -308,7 +313,8 @@ impl TrafficSocket {
                 payload: Some(&payload),
                 tried: Tried::default(),
             };
-            self.open_local(beginning, lane, client, Claim::Link(link), now);
+            // The core that received the datagram has asked the gate.
+            self.open_local(beginning, None, lane, client, Claim::Link(link), now);
             return;
         }
         // The lane or the flow has ended meanwhile. The core that received the datagram knows by the ticket that is
@@ -412,11 +418,11 @@ impl TrafficSocket {
             Some((Place::Remote(flow), ..)) if !flow.is_gone() => {
                 self.hand_over(&flow, visitor, to_ip, payload, None);
             }
-            Some((Place::Remote(_), ..)) => {
+            Some((Place::Remote(flow), ..)) => {
                 self.forget_remote(visitor);
-                self.new_visitor(visitor, to_ip, payload, now);
+                self.new_visitor(visitor, to_ip, payload, flow.permit.take(), now);
             }
-            None => self.new_visitor(visitor, to_ip, payload, now),
+            None => self.new_visitor(visitor, to_ip, payload, None, now),
         }
     }
 
