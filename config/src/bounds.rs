@@ -1,16 +1,24 @@
 //! What a service on the server demands of its visitors: from where they may come, how many of them
-//! at a time, and how often.
+//! at a time, how often, and how long they may be silent.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::limits;
 use crate::networks::{self, NETWORK_FORM, Networks};
 use crate::section::Section;
 use crate::server::ListenerProtocol;
+use crate::units::DAY;
 
 /// Highest limit: as many descriptors as Linux lets a process have by default (`fs.nr_open`).
 const LIMIT_MAX: i64 = 1 << 20;
+
+/// Longest idle timeout: a flow that may be silent for a month is better left alone.
+const IDLE_TIMEOUT_MAX: Duration = DAY.saturating_mul(30);
+
+const WITHOUT_EFFECT: &str = "has no effect with the protocol of this service";
 
 const LIST_FORM: &str = "an array of networks, as in [\"192.0.2.0/24\", \"2001:db8::/32\"]";
 const FILE_FORM: &str = "the path of a file with one network in each line";
@@ -30,6 +38,9 @@ pub struct Bounds {
     pub visitors_per_second_per_source: u32,
     /// UDP flows at a time of one source.
     pub max_udp_flows_per_source: u32,
+    /// A TCP flow in which no byte is moved for this long in either direction is reset; zero: it
+    /// never is.
+    pub idle_timeout: Duration,
 }
 
 impl Bounds {
@@ -56,6 +67,7 @@ impl Bounds {
             max_visitors_per_source: limit("max_visitors_per_source", tcp),
             visitors_per_second_per_source: limit("visitors_per_second_per_source", tcp),
             max_udp_flows_per_source: limit("max_udp_flows_per_source", udp),
+            idle_timeout: read_idle_timeout(section, tcp),
         }
     }
 
@@ -78,9 +90,18 @@ fn read_limit(section: &Section<'_>, key: &'static str, has_effect: bool) -> u32
     let limit = limit.and_then(|limit| u32::try_from(limit.into_inner()).ok());
     let limit = limit.unwrap_or_default();
     if limit > 0 && !has_effect {
-        section.warn_unused(key, "has no effect with the protocol of this service");
+        section.warn_unused(key, WITHOUT_EFFECT);
     }
     limit
+}
+
+fn read_idle_timeout(section: &Section<'_>, has_effect: bool) -> Duration {
+    let key = "idle_timeout";
+    let timeout = limits::read_timeout(section, key, IDLE_TIMEOUT_MAX).unwrap_or_default();
+    if !timeout.is_zero() && !has_effect {
+        section.warn_unused(key, WITHOUT_EFFECT);
+    }
+    timeout
 }
 
 /// The networks under one key together with those of the file that the other one names; `None` if

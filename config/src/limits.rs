@@ -13,9 +13,9 @@ const MEMORY_BYTES_MIN: u64 = 8 << 20;
 const MEMORY_BYTES_MAX: u64 = 1 << 42;
 /// Most descriptors that may be kept from flows.
 const DESCRIPTORS_RESERVED_MAX: i64 = 1 << 16;
-/// Shortest time after which a peer that takes nothing counts as stalled: a path may well be
-/// interrupted for a second.
-const STALL_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// Shortest time after which a peer that takes nothing counts as stalled, or a flow as idle: a path
+/// may well be interrupted for a second.
+const TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
 /// How much memory flows may hold in one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,11 +81,19 @@ fn read_memory(section: &Section<'_>) -> Option<MemoryLimit> {
 
 /// Reads `stall_timeout` of `[limits]` or of a listener.
 pub(crate) fn read_stall_timeout(section: &Section<'_>) -> Option<Duration> {
-    let key = "stall_timeout";
-    let value = section.duration(key, Duration::ZERO..=DAY)?;
+    read_timeout(section, "stall_timeout", DAY)
+}
+
+/// Reads a time after which a flow in which nothing moves ends; zero turns that off.
+pub(crate) fn read_timeout(
+    section: &Section<'_>,
+    key: &'static str,
+    most: Duration,
+) -> Option<Duration> {
+    let value = section.duration(key, Duration::ZERO..=most)?;
     let timeout = *value.get_ref();
-    if timeout > Duration::ZERO && timeout < STALL_TIMEOUT_MIN {
-        let least = units::format_duration(STALL_TIMEOUT_MIN);
+    if timeout > Duration::ZERO && timeout < TIMEOUT_MIN {
+        let least = units::format_duration(TIMEOUT_MIN);
         let message = format!(
             "is too short; it must be {:?}, which turns it off, or at least {least:?}",
             "0s"

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use qmux_config::{
-    Config, ListenerProtocol, LoadBalancer, LocalPorts, Ports, ProxyProtocol, ProxyProtocolUdp,
-    Server,
+    Bounds, Config, ListenerProtocol, LoadBalancer, LocalPorts, Ports, ProxyProtocol,
+    ProxyProtocolUdp, Server,
 };
 
 use crate::fixture::{CLIENT, SERVER, accept, dir, edited, problem, problems};
@@ -232,6 +232,16 @@ fn a_service_with_a_wrong_value_says_what_it_must_be() {
             ":80\"",
             ":80\"\ndeny_file = \"none.txt\"",
             "none.txt: does not exist; it must be a file with one network in each line",
+        ),
+        (
+            ":80\"",
+            ":80\"\nidle_timeout = \"1ms\"",
+            "idle_timeout: is too short; it must be \"0s\"",
+        ),
+        (
+            ":80\"",
+            ":80\"\nmax_visitors = -1",
+            "max_visitors: is out of range; it must be a whole number from 0 to 1048576",
         ),
         (
             ":80\"",
@@ -467,4 +477,42 @@ fn lists_of_networks_stand_in_the_file_or_in_files_of_their_own() {
         message.contains("allow_file: names no network"),
         "{message}"
     );
+}
+
+#[test]
+fn each_service_has_limits_of_its_own_and_none_without_them() {
+    let text = with_services(&format!(
+        "{WEB}max_visitors = 1\nmax_visitors_per_source = 2\n\
+         visitors_per_second_per_source = 3\nmax_udp_flows_per_source = 4\n\
+         idle_timeout = \"5s\"\n{SSH}"
+    ));
+    let config = accept(&text);
+    assert_eq!(config.warnings, Vec::<String>::new());
+    let server = config.server.expect("a server");
+    let [web, ssh] = &server.doors[0].services[..] else {
+        panic!("two services")
+    };
+    let limited = Bounds {
+        max_visitors: 1,
+        max_visitors_per_source: 2,
+        visitors_per_second_per_source: 3,
+        max_udp_flows_per_source: 4,
+        idle_timeout: Duration::from_secs(5),
+        ..Bounds::default()
+    };
+    assert_eq!(web.bounds, limited);
+    assert_eq!(ssh.bounds, Bounds::default());
+    let listener = edited(LISTENER, "both\"\n", "both\"\nmax_visitors = 1\n");
+    let bounds = accept(&edited(SERVER, LISTENER, &listener)).server;
+    let bounds = bounds.expect("a server").listeners()[0].bounds.clone();
+    assert_eq!(bounds.max_visitors, 1);
+}
+
+#[test]
+fn a_limit_of_a_protocol_that_a_service_does_not_speak_is_a_warning() {
+    let text = with_services(&format!("{SSH}max_udp_flows_per_source = 4\n"));
+    let warnings = accept(&text).warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let expected = "services[0].max_udp_flows_per_source: has no effect with the protocol";
+    assert!(warnings[0].contains(expected), "{warnings:?}");
 }

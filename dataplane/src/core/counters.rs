@@ -250,6 +250,8 @@ counters! {
     tcp_flows_reset,
     /// The same, because the visitor or the service took nothing for the stall timeout.
     tcp_flows_stalled,
+    /// TCP flows reset because no byte was moved in either direction for the idle timeout.
+    tcp_flows_idle,
     /// The same, because memory was short and they had stalled longest.
     tcp_flows_ended_for_memory,
     /// TCP flows reset because this client drains.

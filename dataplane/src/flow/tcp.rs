@@ -242,6 +242,7 @@ impl Flow {
 
     /// The socket has given so many bytes.
     fn count_in(&self, bytes: u64) {
+        self.ends.watch.has_moved();
         self.ends.counters.tcp_bytes_in.add(bytes);
         if let Some(service) = &self.ends.service {
             service.tcp_bytes_in.add(bytes);
@@ -251,6 +252,7 @@ impl Flow {
 
     /// The socket has taken so many bytes.
     fn count_out(&self, bytes: u64) {
+        self.ends.watch.has_moved();
         self.ends.counters.tcp_bytes_out.add(bytes);
         if let Some(service) = &self.ends.service {
             service.tcp_bytes_out.add(bytes);

@@ -11,11 +11,14 @@
 //! - **Stalls.** A flow whose socket takes nothing, although bytes wait for it, is in a list, the
 //!   one that has stalled longest first. It ends when it has been there for `stall_timeout`, or
 //!   earlier if memory is short ([`TcpFlows::end_most_stalled`]).
+//! - **Silence.** A flow that has an idle timeout ends when no byte was moved for so long in either
+//!   direction. The table counts that itself, so that idle flows need not be woken for it.
 //!
 //! A stall is judged by the end whose socket it is: the other one sees only that its stream has no
 //! room. It is measured in looks and not by a clock: time in which this process itself stood still
-//! (SIGSTOP, a suspended machine, a busy core) is nobody's fault. Moving bytes costs a flow no call
-//! here but when its socket becomes full and when it takes something again.
+//! (SIGSTOP, a suspended machine, a busy core) is nobody's fault, and silence is measured alike.
+//! Moving bytes costs a flow no more here than to note that it did, but for when its socket becomes
+//! full and when it takes something again.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -99,6 +102,12 @@ struct FlowState {
     stall: Cell<Option<Stall>>,
     /// Time since its last look, if it is to look again.
     look: Cell<Option<Duration>>,
+    /// How long it may move nothing; zero: for ever.
+    idle_timeout: Cell<Duration>,
+    /// How long it has moved nothing, as far as rounds of the sweep tell.
+    silent_for: Cell<Duration>,
+    /// It has moved something since the last round.
+    moved: Cell<bool>,
     /// Set once it has been told to end.
     told: Cell<Option<FlowError>>,
     waker: RefCell<Option<Waker>>,
@@ -114,6 +123,21 @@ impl FlowState {
         let earlier = self.look.get().unwrap_or_default();
         self.look.set(Some(earlier + step));
         self.wake();
+    }
+
+    /// A round of the sweep, `step` after the last one. True if it has moved nothing for too long.
+    fn has_been_silent(&self, step: Duration) -> bool {
+        let timeout = self.idle_timeout.get();
+        if timeout.is_zero() || self.told.get().is_some() {
+            return false;
+        }
+        // From the round on that is the first after its last byte: never too early.
+        let silent_for = match self.moved.replace(false) {
+            true => Duration::ZERO,
+            false => self.silent_for.get() + step,
+        };
+        self.silent_for.set(silent_for);
+        silent_for >= timeout
     }
 
     fn wake(&self) {
@@ -276,6 +300,11 @@ impl TcpFlows {
             let Some(entry) = table.entries.get(key) else {
                 continue;
             };
+            if entry.state.has_been_silent(step) {
+                entry.state.told.set(Some(FlowError::Expired));
+                entry.state.wake();
+                self.counters.tcp_flows_idle.increment();
+            }
             if !entry.state.is_idle() || key % IDLE_ROUNDS == round % IDLE_ROUNDS {
                 entry.state.look(step);
             }
@@ -328,6 +357,18 @@ pub(crate) struct FlowWatch {
 }
 
 impl FlowWatch {
+    /// It ends when it has moved nothing for so long; zero: it never does.
+    pub(crate) fn with_idle_timeout(self, timeout: Duration) -> FlowWatch {
+        self.state.idle_timeout.set(timeout);
+        self.state.moved.set(true);
+        self
+    }
+
+    /// The flow has moved at least one byte, in whichever direction.
+    pub(crate) fn has_moved(&self) {
+        self.state.moved.set(true);
+    }
+
     /// Says which stream carries the flow.
     pub(crate) fn rides(&self, lane: u64, stream: u64) {
         self.state.carried_by.set((lane, stream));

@@ -38,6 +38,30 @@ fn a_stall_ends_when_the_peer_has_taken_nothing_for_the_whole_timeout() {
 }
 
 #[test]
+fn a_flow_that_moves_nothing_for_the_whole_idle_timeout_is_told_to_end() {
+    let flows = flows();
+    let watch = flows.register(TIMEOUT).with_idle_timeout(TIMEOUT);
+    let other = flows.register(TIMEOUT);
+    let mut rounds = (0..).inspect(|it| round(&flows, *it, STEP));
+    let mut pass = |seconds| rounds.by_ref().take(seconds).last();
+    let seconds = usize::try_from(TIMEOUT.as_secs()).expect("few");
+    for _ in 0..3 {
+        watch.has_moved();
+        // The first round only notes that it has moved something.
+        pass(seconds);
+        assert_eq!(watch.told(), None);
+    }
+    // Also one that waits for nothing but its socket and its stream, which looks more seldom.
+    watch.inward().set(Waits::Socket);
+    watch.outward().set(Waits::Stream);
+    pass(1);
+    assert_eq!(watch.told(), Some(FlowError::Expired));
+    pass(10 * seconds);
+    assert_eq!(other.told(), None, "without an idle timeout");
+    assert_eq!(flows.counters.tcp_flows_idle.get(), 1, "told once");
+}
+
+#[test]
 fn a_peer_that_takes_one_byte_starts_the_time_anew() {
     let flows = flows();
     let watch = flows.register(TIMEOUT);

@@ -12,14 +12,14 @@ use crate::support::service::{TcpService, UdpService, echo_both};
 use crate::support::subject;
 use crate::support::tunnel::Site;
 use crate::support::udp_visitor::UdpVisitor;
-use crate::support::visitor;
+use crate::support::visitor::{self, Ending};
 use crate::support::wait::{self, PATIENCE};
 
 /// A server whose service `web` has these keys, an echo behind it, and its client.
 struct Limited {
     door: Door,
     udp: UdpService,
-    _tcp: TcpService,
+    tcp: TcpService,
     _client: Program,
     _site: Site,
 }
@@ -52,7 +52,7 @@ impl Limited {
         let limited = Self {
             door,
             udp,
-            _tcp: tcp,
+            tcp,
             _client: client,
             _site: site,
         };
@@ -152,4 +152,109 @@ fn lists_say_where_udp_visitors_may_come_from() {
     }
     UdpVisitor::coming_from(host(2), limited.traffic()).echo(b"hello");
     assert_eq!(limited.udp.sources(), 1, "the service has seen nobody else");
+}
+
+#[test]
+fn no_more_tcp_visitors_come_in_than_the_service_takes_on_all_cores() {
+    if subject::only_wire("limits") {
+        return;
+    }
+    let limited = Limited::start("max_visitors = 2", &[], host(2));
+    let come = |last| wait::until("a visitor is in", || limited.visit(host(last)).ok());
+    let (first, _second) = (come(2), come(3));
+    let before = limited.refused("max_visitors");
+    for last in 2..10 {
+        limited.resets(host(last));
+    }
+    assert_eq!(limited.refused("max_visitors"), before + 8);
+    drop(first);
+    let _third = come(4);
+    limited.resets(host(2));
+}
+
+#[test]
+fn no_more_tcp_visitors_of_a_source_come_in_than_it_may_have() {
+    if subject::only_wire("limits") {
+        return;
+    }
+    let limited = Limited::start("max_visitors_per_source = 1", &[], host(2));
+    let come = |last| wait::until("a visitor is in", || limited.visit(host(last)).ok());
+    let first = come(2);
+    let before = limited.refused("max_visitors_per_source");
+    for _ in 0..8 {
+        limited.resets(host(2));
+    }
+    assert_eq!(limited.refused("max_visitors_per_source"), before + 8);
+    let _other = limited.visit(host(3)).expect("another source has its own");
+    drop(first);
+    let _again = come(2);
+    limited.resets(host(2));
+}
+
+#[test]
+fn a_source_that_comes_too_often_waits_and_nobody_else_does() {
+    if subject::only_wire("limits") {
+        return;
+    }
+    let limited = Limited::start("visitors_per_second_per_source = 2", &[], host(2));
+    wait::until_true("the source comes too often", || {
+        let _in_or_not: Vec<_> = (0..10).map(|_| limited.visit(host(2))).collect();
+        limited.refused("visitors_per_second_per_source") > 0
+    });
+    assert!(limited.serves(host(3)), "another source has its own");
+    wait::until_true("it comes in again", || limited.serves(host(2)));
+}
+
+#[test]
+fn no_more_udp_flows_of_a_source_begin_than_it_may_have() {
+    if subject::only_wire("limits") {
+        return;
+    }
+    let limited = Limited::start("max_udp_flows_per_source = 1", &[], host(2));
+    let visitor = |last| UdpVisitor::coming_from(host(last), limited.traffic());
+    let mut first = visitor(2);
+    first.echo(b"first");
+    for _ in 0..4 {
+        let before = limited.refused("max_udp_flows_per_source");
+        let mut surplus = visitor(2);
+        wait::until_true("a flow is refused", || {
+            surplus.send(b"not for the service");
+            limited.refused("max_udp_flows_per_source") > before
+        });
+    }
+    visitor(3).echo(b"another source has its own");
+    first.echo(b"the flow goes on");
+    assert_eq!(limited.udp.sources(), 2, "the service has seen nobody else");
+}
+
+#[test]
+fn a_udp_flow_that_ends_makes_room_for_another_one_of_its_source() {
+    if subject::only_wire("limits") {
+        return;
+    }
+    let keys = "max_udp_flows_per_source = 1\n[udp]\nsession_timeout = \"1s\"\n\
+                unanswered_timeout = \"1s\"";
+    let limited = Limited::start(keys, &[], host(2));
+    for _ in 0..3 {
+        let mut visitor = UdpVisitor::coming_from(host(2), limited.traffic());
+        wait::until_true("the flow before has ended", || {
+            visitor.echo_works(b"is there room?")
+        });
+    }
+}
+
+#[test]
+fn a_tcp_flow_that_is_silent_for_the_idle_timeout_is_reset() {
+    if subject::only_wire("idle_timeout") {
+        return;
+    }
+    let limited = Limited::start("idle_timeout = \"1s\"", &[], host(2));
+    let mut visitor = wait::until("a visitor is in", || limited.visit(host(2)).ok());
+    assert_eq!(
+        visitor::read_to_end(&mut visitor),
+        Ending::Reset(Vec::new())
+    );
+    limited.tcp.wait_until_done();
+    let metrics = http::get(limited.door.admin, "/metrics").body;
+    assert!(http::metric(&metrics, "qmux_dp_tcp_flows_idle_total") > 0.0);
 }

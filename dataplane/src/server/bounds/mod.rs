@@ -9,7 +9,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use qmux_config::Bounds;
 
@@ -98,6 +98,11 @@ impl Gate {
             sources: limits.limit_something().then(|| Shards::new(limits)),
             refusals: (0..cores).map(|_| RefusalCounters::default()).collect(),
         }
+    }
+
+    /// How long a TCP flow may move nothing; zero: for ever.
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        self.bounds.idle_timeout
     }
 
     /// What each core has refused.

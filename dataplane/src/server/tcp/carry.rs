@@ -292,6 +292,7 @@ impl Entrance {
             visitor.ended,
         );
         let watch = self.context().flows.register(self.stall_timeout());
+        let watch = watch.with_idle_timeout(self.service().gate.idle_timeout());
         loop {
             let mut tried = visitor.tried;
             tried.unanswered(ticket.client().number);

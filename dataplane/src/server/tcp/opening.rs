@@ -311,6 +311,7 @@ impl Opening<'_> {
         let capacity = SMALL_BLOCK_BYTES.min(room);
         let (read, next) = fill(self.socket, &mut block.bytes_mut()[..capacity]);
         if read > 0 {
+            self.watch.has_moved();
             self.counters.tcp_bytes_in.add(read as u64);
             self.service.tcp_bytes_in.add(read as u64);
             begun.bytes_in += read as u64;
