@@ -73,6 +73,7 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
         reset_reason: FlowError::ServiceReset,
         watch,
         counters: Arc::clone(&this.context.counters),
+        service: None,
     };
     let begun = Begun {
         early: opened.early,

@@ -27,15 +27,15 @@ impl Counter {
 }
 
 macro_rules! counters {
-    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
-        /// What one core counts. Every drop, refusal, reset and fallback has its own counter.
+    ($(#[$about:meta])+ $counters:ident: $($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
+        $(#[$about])+
         #[derive(Debug, Default)]
         #[repr(align(128))] // Two cache lines: the counters of two cores never share one.
-        pub(crate) struct CoreCounters {
-            $($(#[doc = $doc])+ pub(crate) $name: Counter,)+
+        pub(crate) struct $counters {
+            $($(#[doc = $doc])+ pub(crate) $name: $crate::core::counters::Counter,)+
         }
 
-        impl CoreCounters {
+        impl $counters {
             /// Calls `each` with the name, the explanation and the value of every counter.
             pub(crate) fn for_each(&self, mut each: impl FnMut(&'static str, &'static str, u64)) {
                 $(each(stringify!($name), concat!($($doc),+).trim_start(), self.$name.get());)+
@@ -43,8 +43,11 @@ macro_rules! counters {
         }
     };
 }
+pub(super) use counters;
 
 counters! {
+    /// What one core counts. Every drop, refusal, reset and fallback has its own counter.
+    CoreCounters:
     /// UDP packets received that carry QUIC.
     quic_packets_received,
     /// Receive calls that brought at least one of them.
@@ -144,6 +147,8 @@ counters! {
     sessions_refused,
     /// Clients not let in because they did not prove that they know the token.
     tokens_refused,
+    /// Clients not let in because their certificate, though good, is that of none of those who may serve here.
+    clients_not_admitted,
     /// Lanes established.
     lanes_opened,
     /// Lanes ended after they were established.
@@ -163,6 +168,10 @@ counters! {
     registrations_duplicate,
     /// The same, because the client has as many lanes as one may have.
     registrations_limited,
+    /// Services that clients offered and that were not accepted, because there is none of that name at the door.
+    services_unknown,
+    /// The same, because the client may not serve them.
+    services_not_allowed,
     /// Refused lanes that were closed before their client could read why, because many others
     /// waited for that.
     refusals_cut_short,

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
-use qmux_config::Server;
-
 use crate::client::ClientShared;
 use crate::core::Cluster;
 use crate::ready::Readiness;
@@ -48,7 +46,7 @@ impl Status {
     }
 
     /// Why no visitor should be sent here; empty if one may. A server needs `clients` clients on each listener that take
-    /// new flows.
+    /// new flows, and as many that reach their service for each service that is required.
     pub(crate) fn not_ready(&self, clients: usize) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.readiness.is_draining() {
@@ -58,13 +56,17 @@ impl Status {
             if !self.readiness.is_listening() {
                 reasons.push("starting".into());
             }
-            let listeners = server.server().map_or_else(Vec::new, Server::listeners);
-            for (listener, pool) in listeners.iter().zip(&server.pools) {
-                let usable = pool.totals().usable;
-                if usable < clients {
+            for (_, service) in server.services() {
+                let totals = service.pool.totals();
+                if service.name.is_empty() && totals.usable < clients {
                     reasons.push(format!(
-                        "listener {}: {usable} clients take visitors, {clients} wanted",
-                        listener.traffic_addr
+                        "listener {}: {} clients take visitors, {clients} wanted",
+                        service.traffic, totals.usable
+                    ));
+                } else if service.required && totals.reachable < clients {
+                    reasons.push(format!(
+                        "service {}: {} clients serve it, {clients} wanted",
+                        service.name, totals.reachable
                     ));
                 }
             }
@@ -91,11 +93,12 @@ impl Status {
         });
         if let Some(server) = &self.server {
             let (mut clients, mut lanes, mut flows) = (0, 0, 0);
-            for pool in &server.pools {
-                let totals = pool.totals();
-                clients += totals.usable;
-                lanes += totals.lanes;
-                flows += totals.flows;
+            for client in server.doors.iter().flat_map(|door| door.registry.clients()) {
+                clients += usize::from(client.usable());
+                lanes += client.registered();
+            }
+            for (_, service) in server.services() {
+                flows += service.pool.totals().flows;
             }
             let _always = write!(
                 text,

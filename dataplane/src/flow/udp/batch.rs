@@ -51,10 +51,11 @@ enum Sent {
 }
 
 impl Batcher {
-    /// An empty batch (64 KB: a batch, or one datagram alone).
+    /// An empty batch. It takes its memory (64 KB: a batch, or one datagram alone) when it is first used: a server has one for each
+    /// traffic socket, and may have thousands of these.
     pub(crate) fn new(counters: Arc<CoreCounters>) -> Batcher {
         Batcher {
-            contents: Vec::with_capacity(UDP_PAYLOAD_BYTES_MAX),
+            contents: Vec::new(),
             segment: 0,
             count: 0,
             to: SocketAddr::from(([0; 4], 0)),
@@ -119,6 +120,7 @@ impl Batcher {
 
     /// What is added from now on are datagrams of this size with these addresses.
     fn begin(&mut self, segment: usize, to: SocketAddr, from_ip: Option<IpAddr>) {
+        self.contents.reserve(UDP_PAYLOAD_BYTES_MAX);
         self.segment = segment;
         self.to = to;
         self.from_ip = from_ip;

@@ -10,6 +10,7 @@ mod answer;
 mod exposition;
 mod query;
 mod service_metrics;
+mod services;
 
 use std::collections::VecDeque;
 use std::io;
