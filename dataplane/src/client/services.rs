@@ -375,7 +375,7 @@ pub(super) mod tests {
             local("ftp", range(), ListenerProtocol::Tcp),
             local("any", LocalPorts::Same, ListenerProtocol::Tcp),
         ]);
-        let titles: Vec<String> = services.all().iter().map(|it| it.to_string()).collect();
+        let titles: Vec<String> = services.all().iter().map(ToString::to_string).collect();
         assert_eq!(
             titles,
             [
