@@ -225,7 +225,12 @@ impl Visitor<'_> {
 /// says nothing of the service.
 async fn dial(this: &ClientLane, header: &OpenHeader) -> Result<TcpSocket, FlowError> {
     let service: &Name = &this.shared.service;
+    let began = Instant::now();
     let result = connect(service, DIAL_TIMEOUT).await;
+    if result.is_ok() {
+        let histograms = &this.context.histograms;
+        histograms.dial_seconds.observe_time(began.elapsed());
+    }
     if let Err(error) = &result
         && limits::is_own_want(error)
     {

@@ -3,10 +3,11 @@
 use std::net::{TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex};
 
-use qmux_config::{Config, Server};
+use qmux_config::{Config, Server, Service};
 
 use super::mail::ServerMail;
 use super::pool::registry::ClientPool;
+use super::pool::views::{ClientView, ServiceCounts, ServiceView, by_client};
 use crate::flow::role::RoleContext;
 use crate::quic::tickets::{Keeper, TicketKeys};
 
@@ -40,6 +41,30 @@ pub(crate) struct ServerShared {
 }
 
 impl ServerShared {
+    /// All services with their clients, as operators see them.
+    pub(crate) fn services(&self) -> Vec<ServiceView> {
+        let doors = self.server().map_or(&[][..], |server| &server.doors[..]);
+        let services = doors.iter().flat_map(|door| &door.services);
+        let view = |(service, pool): (&Service, &Arc<ClientPool>)| ServiceView {
+            name: service.name.clone(),
+            traffic_addr: service.traffic.to_string(),
+            protocol: service.protocol,
+            required: service.required,
+            totals: pool.totals(),
+            counts: ServiceCounts::default(),
+        };
+        services.zip(&self.pools).map(view).collect()
+    }
+
+    /// All clients, as operators see them.
+    pub(crate) fn clients(&self) -> Vec<ClientView> {
+        let doors = self.server().map_or(&[][..], |server| &server.doors[..]);
+        let services = doors.iter().enumerate();
+        let services = services.flat_map(|(door, it)| it.services.iter().map(move |it| (door, it)));
+        let rows = services.zip(&self.pools);
+        by_client(rows.flat_map(|((door, service), pool)| pool.rows(door, &service.name)))
+    }
+
     /// The `[server]` section. The role is only started if there is one.
     pub(crate) fn server(&self) -> Option<&Server> {
         self.config.server.as_ref()

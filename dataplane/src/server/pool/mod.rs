@@ -12,3 +12,4 @@ pub(crate) mod route;
 #[cfg(test)]
 mod simulation;
 mod udp_refusals;
+pub(crate) mod views;

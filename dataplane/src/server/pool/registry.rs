@@ -26,6 +26,8 @@ use super::balance::{Tried, choose};
 use super::blame::Blame;
 use super::head_start::HeadStart;
 use super::udp_refusals::UdpRefusals;
+use super::views::ClientRow;
+use crate::quic::path_numbers::PathNumbers;
 
 /// Instances that are remembered to have been replaced, 16 KiB in all. More live programs than this under ids of others
 /// would drive each other out by turns.
@@ -81,6 +83,8 @@ pub(crate) struct ClientEntry {
     service_down: AtomicUsize,
     /// A newer instance has taken its id.
     replaced: AtomicBool,
+    /// What its lanes have told of the way to it.
+    pub(crate) path: PathNumbers,
     /// UDP visitors that it could not serve.
     udp_refusals: UdpRefusals,
     /// The lane that probes it, by its serial number.
@@ -219,6 +223,11 @@ impl ClientEntry {
     /// Whether it takes new flows.
     pub(crate) fn usable(&self) -> bool {
         self.takes_flows() && !self.is_replaced()
+    }
+
+    /// Whether it takes new flows, answers, and has not said that its service cannot be reached.
+    fn is_reachable(&self) -> bool {
+        self.usable() && !self.is_silent() && !self.service_is_down()
     }
 
     fn takes_flows(&self) -> bool {
@@ -567,6 +576,7 @@ impl ClientPool {
             registered: AtomicUsize::new(0),
             service_down: AtomicUsize::new(0),
             replaced: AtomicBool::new(false),
+            path: PathNumbers::default(),
             udp_refusals: UdpRefusals::new(Instant::now()),
             prober: AtomicU64::new(NOBODY),
             last_alarm_ms: AtomicU64::new(0),
@@ -656,6 +666,8 @@ pub(crate) struct PoolTotals {
     pub(crate) clients: usize,
     /// Those of them that take new flows.
     pub(crate) usable: usize,
+    /// Those of these that answer and have not said that their service cannot be reached.
+    pub(crate) reachable: usize,
     /// Registered lanes.
     pub(crate) lanes: usize,
     /// Flows, TCP and UDP.
@@ -672,12 +684,32 @@ impl ClientPool {
             .map_or(0, |entry| entry.registered.load(Ordering::Relaxed))
     }
 
+    /// Each client as operators see it; `door` and `service` are the pool's.
+    pub(crate) fn rows(&self, door: usize, service: &str) -> Vec<ClientRow> {
+        let row = |entry: &Arc<ClientEntry>| ClientRow {
+            door,
+            number: entry.number,
+            name: entry.client_id.clone(),
+            instance_id: entry.instance_id,
+            address: entry.address,
+            lanes: entry.lanes_up(),
+            rtt_us: entry.path.rtt_us(),
+            lost_packets: entry.path.lost_packets(),
+            since: entry.since,
+            flows: entry.flows(),
+            service: service.to_owned(),
+            up: entry.is_reachable(),
+        };
+        self.clients.load().iter().map(row).collect()
+    }
+
     /// For the admin endpoint; the numbers are read one after the other.
     pub(crate) fn totals(&self) -> PoolTotals {
         let mut totals = PoolTotals::default();
         for entry in self.clients.load().iter() {
             totals.clients += 1;
             totals.usable += usize::from(entry.usable());
+            totals.reachable += usize::from(entry.is_reachable());
             totals.lanes += entry.registered.load(Ordering::Relaxed);
             totals.flows += entry.flows();
         }
