@@ -135,5 +135,6 @@ fn the_status_of_a_client_has_every_key_and_its_certificates() {
     );
     let certificates = status["certificates"].as_array().expect("a list");
     assert_eq!(certificates.len(), 2, "{status}");
-    assert_eq!(certificates[0]["days_left"], 29);
+    let days = certificates[0]["days_left"].as_i64();
+    assert!(matches!(days, Some(29 | 30)), "{status}");
 }
