@@ -54,6 +54,7 @@ if ! $build_only; then
     need ip iproute2
     need nft nftables
     need setpriv util-linux
+    need faketime faketime
 fi
 
 as_root() {

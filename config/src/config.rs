@@ -51,17 +51,20 @@ impl Config {
     /// Every problem that was found: the file cannot be read, is not TOML, holds a wrong value or
     /// names a certificate that is not usable.
     pub fn load(path: &Path) -> Result<Self, Errors> {
-        let text = read_file(path).map_err(|message| {
-            let message = format!("{message}; it must be a config file in TOML");
-            Errors::new(vec![Problem {
-                path: path.to_owned(),
-                position: None,
-                key: String::new(),
-                message,
-                excerpt: None,
-            }])
-        })?;
-        Self::parse(&text, path)
+        Self::parse(&text_of(path)?, path)
+    }
+
+    /// The same for a diagnosis: a certificate that has expired, or is not valid yet, is only warned
+    /// of, because the clock may be what is wrong.
+    ///
+    /// # Errors
+    /// As for [`Config::load`].
+    pub fn load_whatever_the_time(path: &Path) -> Result<Self, Errors> {
+        let text = text_of(path)?;
+        let report = Report::new(Source { path, text: &text });
+        Self::read(&text, path, report.whatever_the_time(), |name| {
+            std::env::var_os(name)
+        })
     }
 
     /// Checks the text of a file. `path` is for messages, and its directory is where relative
@@ -70,7 +73,8 @@ impl Config {
     /// # Errors
     /// As for [`Config::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, Errors> {
-        Self::parse_with(text, path, |name| std::env::var_os(name))
+        let report = Report::new(Source { path, text });
+        Self::read(text, path, report, |name| std::env::var_os(name))
     }
 
     /// As [`Config::parse`], with `environment` in the place of the process's own: what `${NAME}`
@@ -83,7 +87,15 @@ impl Config {
         path: &Path,
         environment: impl Fn(&str) -> Option<OsString>,
     ) -> Result<Self, Errors> {
-        let report = Report::new(Source { path, text });
+        Self::read(text, path, Report::new(Source { path, text }), environment)
+    }
+
+    fn read(
+        text: &str,
+        path: &Path,
+        report: Report<'_>,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, Errors> {
         let (mut table, syntax_errors) = DeTable::parse_recoverable(text);
         if !syntax_errors.is_empty() {
             // What a half-understood file lacks says nothing; syntax comes first.
@@ -159,6 +171,19 @@ impl Parts {
             admin,
         }
     }
+}
+
+fn text_of(path: &Path) -> Result<String, Errors> {
+    read_file(path).map_err(|message| {
+        let message = format!("{message}; it must be a config file in TOML");
+        Errors::new(vec![Problem {
+            path: path.to_owned(),
+            position: None,
+            key: String::new(),
+            message,
+            excerpt: None,
+        }])
+    })
 }
 
 fn read_file(path: &Path) -> Result<String, String> {

@@ -31,6 +31,7 @@ mod door;
 mod errors;
 pub mod example;
 mod expand;
+pub mod explain;
 mod file_or_text;
 pub mod import;
 mod keys;
@@ -51,6 +52,7 @@ mod ticket_keys;
 mod timing;
 mod tls_files;
 mod tls_keys;
+pub mod token_proof;
 mod udp;
 mod units;
 

@@ -13,6 +13,7 @@ pub(crate) struct Report<'a> {
     source: Source<'a>,
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<String>>,
+    times_matter: bool,
 }
 
 impl<'a> Report<'a> {
@@ -21,7 +22,21 @@ impl<'a> Report<'a> {
             source,
             problems: RefCell::default(),
             warnings: RefCell::default(),
+            times_matter: true,
         }
+    }
+
+    /// A certificate that has expired, or is not valid yet, is only warned of.
+    pub(crate) fn whatever_the_time(self) -> Self {
+        Self {
+            times_matter: false,
+            ..self
+        }
+    }
+
+    /// Whether certificates must be valid now.
+    pub(crate) fn times_matter(&self) -> bool {
+        self.times_matter
     }
 
     /// Notes that `key`, which stands at `span`, is wrong.

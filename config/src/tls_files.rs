@@ -87,38 +87,36 @@ pub(crate) fn ca(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
                     &format!("a CA certificate in it expires on {when}"),
                 );
             }
+            Validity::Expired(when) if authorities > 1 => {
+                file.warning(
+                    section,
+                    &format!("a CA certificate in it expired on {when}"),
+                );
+            }
+            Validity::NotYet(when) if authorities > 1 => {
+                file.warning(
+                    section,
+                    &format!("a CA certificate in it is valid from {when}"),
+                );
+            }
             Validity::Expired(when) => {
-                if authorities > 1 {
-                    file.warning(
-                        section,
-                        &format!("a CA certificate in it expired on {when}"),
-                    );
-                } else {
-                    file.problem(
-                        section,
-                        &format!("the CA certificate in it expired on {when}"),
-                    );
+                let message = format!("the CA certificate in it expired on {when}");
+                if file.is_refused_for_its_time(section, &message) {
                     return None;
                 }
             }
             Validity::NotYet(when) => {
-                if authorities > 1 {
-                    file.warning(
-                        section,
-                        &format!("a CA certificate in it is valid from {when}"),
-                    );
-                } else {
-                    file.problem(
-                        section,
-                        &format!("the CA certificate in it is valid only from {when}; is the clock right?"),
-                    );
+                let message = format!(
+                    "the CA certificate in it is valid only from {when}; is the clock right?"
+                );
+                if file.is_refused_for_its_time(section, &message) {
                     return None;
                 }
             }
         }
     }
-    if usable == 0 {
-        file.problem(section, "no CA certificate in it is valid now");
+    let none = "no CA certificate in it is valid now";
+    if usable == 0 && file.is_refused_for_its_time(section, none) {
         return None;
     }
     Some(file.from)
@@ -186,15 +184,16 @@ fn leaf(section: &Section<'_>, file: &Source, purpose: Purpose) -> Option<X509> 
         Validity::Valid => {}
         Validity::EndsSoon(when) => file.warning(section, &format!("expires on {when}")),
         Validity::Expired(when) => {
-            file.problem(section, &format!("expired on {when}; it must be valid now"));
-            return None;
+            let message = format!("expired on {when}; it must be valid now");
+            if file.is_refused_for_its_time(section, &message) {
+                return None;
+            }
         }
         Validity::NotYet(when) => {
-            file.problem(
-                section,
-                &format!("is valid only from {when}; is the clock right?"),
-            );
-            return None;
+            let message = format!("is valid only from {when}; is the clock right?");
+            if file.is_refused_for_its_time(section, &message) {
+                return None;
+            }
         }
     }
     if let Some(why) = unusable(leaf, purpose) {
@@ -246,7 +245,8 @@ fn chain_holds(section: &Section<'_>, file: &Source, certs: &[X509]) -> bool {
         };
         let Some(why) = why else { continue };
         let message = format!("the certificate of {name} in its chain {why}");
-        if !replaceable {
+        let is_of_time = !matches!(validity(cert), Validity::Valid | Validity::EndsSoon(_));
+        if !replaceable && (section.report().times_matter() || !is_of_time) {
             file.problem(section, &format!("{message}; it must be valid now"));
             return false;
         }
@@ -346,6 +346,16 @@ impl Source {
         if self.from.file().is_some_and(is_exposed) {
             self.warning(section, EXPOSED);
         }
+    }
+
+    /// Notes that a certificate is not valid now. False if that is only to be warned of.
+    fn is_refused_for_its_time(&self, section: &Section<'_>, message: &str) -> bool {
+        if section.report().times_matter() {
+            self.problem(section, message);
+            return true;
+        }
+        self.warning(section, message);
+        false
     }
 
     fn problem(&self, section: &Section<'_>, message: &str) {

@@ -229,6 +229,30 @@ fn the_clients_of_kubernetes_find_the_servers() {
     assert!(read("README.md").contains(&certs), "README.md: {certs}");
 }
 
+#[test]
+fn the_base_of_kustomize_names_the_manifests_and_their_image() {
+    let base = Manifest::read("kubernetes/kustomization.yaml");
+    let [base] = &base.0[..] else {
+        panic!("one document")
+    };
+    assert_eq!(text(&base["kind"]), "Kustomization");
+    let resources: Vec<&str> = list(&base["resources"]).iter().map(text).collect();
+    assert_eq!(resources, ["server.yaml", "client.yaml"]);
+    let [image] = list(&base["images"]) else {
+        panic!("one image")
+    };
+    for (file, kind, name) in [
+        ("server.yaml", "StatefulSet", "qmux-dp-server"),
+        ("client.yaml", "Deployment", "qmux-dp-client"),
+    ] {
+        let manifest = Manifest::read(&format!("kubernetes/{file}"));
+        let workload = manifest.get(kind, name);
+        let container = &list(&workload["spec"]["template"]["spec"]["containers"])[0];
+        let used = text(&container["image"]).split(':').next();
+        assert_eq!(used, Some(text(&image["name"])));
+    }
+}
+
 // ---- the others ---------------------------------------------------------------------------------------------------
 
 #[test]
@@ -275,6 +299,10 @@ fn the_image_is_built_from_what_is_there() {
     let locked = build.replace("build", "build --locked");
     assert!(dockerfile.contains(&locked), "Dockerfile: {locked}");
     assert!(dockerfile.contains("\nUSER 65532:65532\n"));
+    // Without a shell, with the config that the program runs.
+    let health = "CMD [\"/usr/local/bin/qmux-ctl\", \"health\", \"--config\", \"/etc/qmux-dp/config/dp.toml\"]";
+    assert!(dockerfile.contains(health), "Dockerfile: {health}");
+    assert!(dockerfile.contains("LABEL org.opencontainers.image."));
     assert!(!read("Dockerfile.dockerignore").contains("Cargo"));
 }
 
@@ -285,20 +313,24 @@ fn systemd_accepts_the_units() {
         return;
     };
     let site = TempDir::new().expect("directory");
-    for role in ["server", "client"] {
-        let name = format!("qmux-dp-{role}.service");
+    for (name, config) in [
+        ("qmux-dp-server.service", "server.toml"),
+        ("qmux-dp-client.service", "client.toml"),
+        ("qmux-dp@.service", "%i.toml"),
+    ] {
         let unit = read(&format!("systemd/{name}"));
         let installed = "ExecStart=/usr/local/bin/qmux-dp --config /etc/qmux-dp/";
-        assert!(unit.contains(&format!("{installed}{role}.toml\n")));
+        assert!(unit.contains(&format!("{installed}{config}\n")));
+        assert!(unit.contains("\nExecReload=/bin/kill -HUP $MAINPID\n"));
         // It wants the program to be there.
         let unit = unit.replace("/usr/local/bin/qmux-dp", env!("CARGO_BIN_EXE_qmux-dp"));
-        let path = site.path().join(&name);
+        let path = site.path().join(name);
         fs::write(&path, unit).expect("written");
         let verify = Command::new(&analyze).arg("verify").arg(&path).output();
         let verify = verify.expect("it starts");
         let stderr = String::from_utf8_lossy(&verify.stderr);
         // It looks at the machine's own units, too, and may complain of those.
-        let ours: Vec<&str> = stderr.lines().filter(|line| line.contains(&name)).collect();
+        let ours: Vec<&str> = stderr.lines().filter(|line| line.contains(name)).collect();
         assert!(ours.is_empty(), "{ours:#?}");
     }
 }

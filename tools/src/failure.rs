@@ -22,6 +22,9 @@ pub(crate) enum Failure {
         /// What the system said.
         error: io::Error,
     },
+    /// What was looked for was found, and said on standard output.
+    #[error("see above")]
+    Told,
     /// Something that depends neither on input nor on a file.
     #[error("{0}")]
     Internal(String),
@@ -31,7 +34,9 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Input(_) => ExitCode::from(BAD_INPUT),
-            Self::Write { .. } | Self::Internal(_) => ExitCode::from(FAILED_WHILE_RUNNING),
+            Self::Write { .. } | Self::Told | Self::Internal(_) => {
+                ExitCode::from(FAILED_WHILE_RUNNING)
+            }
         }
     }
 }

@@ -1,8 +1,8 @@
-//! `qmux-ctl`: what an operator needs before `qmux-dp` can start.
+//! `qmux-ctl`: what an operator needs before `qmux-dp` can start, and when it does not work.
 //!
 //! Makes certificates and ticket keys, adds clients, writes commented example configs, translates
-//! QMux's YAML. It never touches a running tunnel and never overwrites a file that it was not told
-//! to.
+//! QMux's YAML, and finds out why a tunnel does not work. It never touches a running tunnel and never
+//! overwrites a file that it was not told to.
 
 #![forbid(unsafe_code)]
 // They panic when nobody reads.
@@ -11,9 +11,13 @@
 mod authority;
 mod certs;
 mod client;
+mod completions;
 mod config;
+mod doctor;
 mod failure;
+mod health;
 mod import;
+mod man;
 mod output;
 mod renew;
 mod ticket_key;
@@ -22,10 +26,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use failure::Failure;
+
 /// The package's version and the commit that a release build is of (see `build.rs`).
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("QMUX_BUILD"), ")");
 
-/// Certificates, example configs and import from QMux for qmux-dp.
+/// Certificates, example configs, import from QMux and diagnosis for qmux-dp.
 #[derive(Debug, Parser)]
 #[command(name = "qmux-ctl", version = VERSION, arg_required_else_help = true)]
 struct Cli {
@@ -45,6 +51,17 @@ enum Command {
     Import(import::Args),
     /// Make a key for session tickets, or put a new one before those of a file.
     TicketKey(ticket_key::Args),
+    /// Find out from a client's machine why a tunnel does not work.
+    ///
+    /// Says one line for each step and, at the end, one sentence with what to do. Exits with 0 if
+    /// all is well, with 1 if something is not, with 2 if the config cannot be used.
+    Doctor(doctor::Args),
+    /// Ask a program that runs whether it is well, as a health command.
+    Health(health::Args),
+    /// Print completions of this program's command line for a shell.
+    Completions(completions::Args),
+    /// Print this program's manual page, or write those of all commands to a directory.
+    Man(man::Args),
 }
 
 fn main() -> ExitCode {
@@ -55,9 +72,14 @@ fn main() -> ExitCode {
         Command::Config(args) => config::run(&args),
         Command::Import(args) => import::run(&args),
         Command::TicketKey(args) => ticket_key::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Health(args) => health::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(failure @ Failure::Told) => failure.exit_code(),
         Err(failure) => {
             output::to_stderr(format_args!("qmux-ctl: {failure}"));
             failure.exit_code()

@@ -277,3 +277,31 @@ fn extended_usages_are_judged_as_tls_judges_them() {
     });
     assert!(problem(SERVER, own.path()).contains("must include serverAuth"));
 }
+
+#[test]
+fn for_a_diagnosis_a_certificate_out_of_its_time_is_a_warning() {
+    for (name, edit) in [
+        ("ca", authority as fn(&mut CertificateParams)),
+        ("client", |params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        }),
+    ] {
+        for (start, words) in [(-20, "expired on"), (10, "is valid only from")] {
+            let own = certs();
+            replace(own.path(), name, start, 5, edit);
+            let path = own.path().join("dp.toml");
+            fs::write(&path, CLIENT).expect("written");
+            let errors = Config::load(&path).expect_err("refused");
+            assert!(errors.to_string().contains(words), "{errors}");
+            let config = Config::load_whatever_the_time(&path);
+            let config = config.unwrap_or_else(|errors| panic!("{errors}"));
+            let warned = |it: &String| it.contains(words) && it.contains(name);
+            assert!(config.warnings.iter().any(warned), "{:?}", config.warnings);
+        }
+    }
+    let own = certs();
+    fs::write(own.path().join("certs/ca.crt"), "no certificate").expect("written");
+    let path = own.path().join("dp.toml");
+    fs::write(&path, CLIENT).expect("written");
+    assert!(Config::load_whatever_the_time(&path).is_err());
+}

@@ -419,7 +419,7 @@ async fn registered(
                     this.lane.close(LaneError::Unauthenticated, "");
                     return Err(AttemptEnd::Refused(
                         RefuseReason::Unauthenticated,
-                        "the server wants a token: set token in [client.auth]".into(),
+                        explain::TOKEN_WANTED.into(),
                     ));
                 };
                 match token::prove(&this.lane, token, &challenge) {

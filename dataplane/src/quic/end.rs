@@ -3,6 +3,7 @@
 use boring::ssl::SslRef;
 use boring::x509::X509VerifyError;
 use qmux_config::CertificateFacts;
+use qmux_config::explain::transport_error;
 use qmux_proto::LaneError;
 
 use super::lane::Connection;
@@ -53,7 +54,7 @@ impl std::fmt::Display for LaneEnd {
             }
             LaneEnd::ClosedByPeer(code, text) => write!(f, "closed by the peer: {code}: {text}"),
             LaneEnd::TransportErrorByPeer(code, text) => {
-                write!(f, "closed by the peer: {}", describe_transport_error(*code))?;
+                write!(f, "closed by the peer: {}", transport_error(*code))?;
                 if text.is_empty() {
                     Ok(())
                 } else {
@@ -62,7 +63,7 @@ impl std::fmt::Display for LaneEnd {
             }
             LaneEnd::ClosedByUs(code) => write!(f, "closed by us: {code}"),
             LaneEnd::TransportErrorByUs(code, text) => {
-                write!(f, "closed by us: {}", describe_transport_error(*code))?;
+                write!(f, "closed by us: {}", transport_error(*code))?;
                 if text.is_empty() {
                     Ok(())
                 } else {
@@ -70,7 +71,7 @@ impl std::fmt::Display for LaneEnd {
                 }
             }
             LaneEnd::BadCertificate(bad) => {
-                let (code, why) = (describe_transport_error(bad.code), bad.why);
+                let (code, why) = (transport_error(bad.code), bad.why);
                 write!(f, "closed by us: {code}: {why}")
             }
             LaneEnd::StatelessReset => {
@@ -85,26 +86,6 @@ impl std::fmt::Display for LaneEnd {
             LaneEnd::Broken => f.write_str("a bug of this program: a panic, logged before"),
         }
     }
-}
-
-/// Names a QUIC transport error; those from 0x100 are TLS alerts (RFC 9000 section 20.1, RFC 8446 section 6).
-fn describe_transport_error(code: u64) -> String {
-    let alert = match code {
-        0x0 => return "no error".into(),
-        0x1..=0xff => return format!("QUIC transport error {code:#x}"),
-        0x128 => "handshake failure",
-        0x12a => "bad certificate",
-        0x12b => "unsupported certificate (wrong purpose?)",
-        0x12d => "certificate expired, or is not valid yet",
-        0x12c => "certificate revoked",
-        0x12e => "certificate unknown or not acceptable",
-        0x130 => "unknown CA",
-        0x131 => "access denied",
-        0x174 => "a client certificate is required",
-        0x178 => "no common application protocol: the peer is no qmux-dp",
-        _ => return format!("QUIC error {code:#x}"),
-    };
-    format!("TLS: {alert} (alert {})", code - 0x100)
 }
 
 impl BadCertificate {

@@ -1,23 +1,10 @@
-//! Token authentication: proof of knowing the token, bound to this TLS session.
-//!
-//! The server draws a nonce; the client answers with HMAC-SHA-512, keyed with the token, over a label, the nonce and
-//! keying material exported from the session (RFC 8446 section 7.5, RFC 5705). A man in the middle has another
-//! session on each side, so a relayed proof does not fit.
+//! Token authentication of a lane; what the proof is: [`qmux_config::token_proof`].
 
 use boring::error::ErrorStack;
-use boring::hash::hmac_sha512;
-use qmux_config::Secret;
+use qmux_config::{Secret, token_proof};
 use qmux_proto::control::{AuthChallenge, AuthProof};
 
 use super::lane::Lane;
-
-/// Separates this use of the session's keys from others (RFC 8446 section 7.5).
-const EXPORTER_LABEL: &str = "EXPORTER-qmux-dp-token";
-
-/// Domain separation inside the MAC.
-const MAC_LABEL: &[u8] = b"qmux-dp/1 token proof";
-
-const EXPORTED_BYTES: usize = 64;
 
 /// A fresh challenge.
 pub(crate) fn challenge() -> AuthChallenge {
@@ -35,11 +22,8 @@ pub(crate) fn prove(
     token: &Secret,
     challenge: &AuthChallenge,
 ) -> Result<AuthProof, ErrorStack> {
-    let mut exported = [0u8; EXPORTED_BYTES];
-    lane.with_tls(|ssl| ssl.export_keying_material(&mut exported, EXPORTER_LABEL, None))?;
-    Ok(AuthProof {
-        mac: proof(token, &exported, challenge)?.to_vec(),
-    })
+    let mac = lane.with_tls(|ssl| token_proof::prove(ssl, token, &challenge.nonce))?;
+    Ok(AuthProof { mac: mac.to_vec() })
 }
 
 /// True if `proof` is the right answer to `challenge` on `lane`. Takes the same time for every wrong one.
@@ -53,36 +37,4 @@ pub(crate) fn verify(
         return false;
     };
     expected.mac.len() == proof.mac.len() && boring::memcmp::eq(&expected.mac, &proof.mac)
-}
-
-fn proof(
-    token: &Secret,
-    exported: &[u8],
-    challenge: &AuthChallenge,
-) -> Result<[u8; 64], ErrorStack> {
-    let mut input = Vec::with_capacity(MAC_LABEL.len() + challenge.nonce.len() + exported.len());
-    input.extend_from_slice(MAC_LABEL);
-    input.extend_from_slice(&challenge.nonce);
-    input.extend_from_slice(exported);
-    hmac_sha512(token.expose(), &input)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_proof_depends_on_token_nonce_and_session() {
-        let token = Secret::new("0123456789abcdef".into());
-        let other = Secret::new("0123456789abcdeF".into());
-        let nonce = AuthChallenge { nonce: [1; 32] };
-        let base = proof(&token, &[2; 64], &nonce).expect("hmac");
-        assert_eq!(base, proof(&token, &[2; 64], &nonce).expect("hmac"));
-        assert_ne!(base, proof(&other, &[2; 64], &nonce).expect("hmac"));
-        assert_ne!(base, proof(&token, &[3; 64], &nonce).expect("hmac"));
-        assert_ne!(
-            base,
-            proof(&token, &[2; 64], &AuthChallenge { nonce: [4; 32] }).expect("hmac")
-        );
-    }
 }

@@ -17,6 +17,7 @@ mod cores;
 mod descriptors;
 mod diagnosis;
 mod dns;
+mod doctor;
 mod half_close;
 mod health;
 mod http;

@@ -3,7 +3,9 @@
 mod certs;
 mod client;
 mod config;
+mod health;
 mod import;
+mod man;
 mod readme;
 mod renew;
 mod run;

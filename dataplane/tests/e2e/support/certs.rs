@@ -93,12 +93,17 @@ impl Identity {
 
     /// The same for a server.
     pub(crate) fn server_for_seconds(seconds: i64) -> (Self, OffsetDateTime) {
-        let mut params = leaf(SERVER_NAME);
-        let name = SERVER_NAME.try_into().expect("a name");
-        params.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let mut params = server_leaf();
         params.not_after = now() + Duration::seconds(seconds);
         (issue(&params), params.not_after + Duration::seconds(1))
+    }
+
+    /// A server's by our CA that is valid between these seconds from now.
+    pub(crate) fn server_between(from: i64, until: i64) -> Self {
+        let mut params = server_leaf();
+        params.not_before = now() + Duration::seconds(from);
+        params.not_after = now() + Duration::seconds(until);
+        issue(&params)
     }
 
     /// A client's that nobody but itself vouches for.
@@ -138,6 +143,14 @@ fn leaf(common_name: &str) -> CertificateParams {
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+fn server_leaf() -> CertificateParams {
+    let mut params = leaf(SERVER_NAME);
+    let name = SERVER_NAME.try_into().expect("a name");
+    params.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params
 }
 

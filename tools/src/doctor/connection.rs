@@ -1,0 +1,544 @@
+//! One connection to a server, as a client makes it, and how it went.
+//!
+//! It blocks, on one socket. It registers without an ability under a name of its own and says
+//! GoAway with the same packet where it can, so that no visitor is sent here; one that comes all
+//! the same is sent on to another client.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use boring::ssl::SslRef;
+use boring::x509::{X509, X509VerifyError};
+use qmux_config::explain::HANDSHAKE_UDP_PAYLOAD_BYTES;
+use qmux_config::{Client, LocalService, Quic, ServerTarget, token_proof};
+use qmux_proto::cid::CID_RANDOM_LEN;
+use qmux_proto::control::{
+    AuthChallenge, AuthProof, Capabilities, Decoder, GoAway, GoAwayReason, INSTANCE_ID_BYTES,
+    Message, RefuseReason, Register, RegisterOutcome, ServiceOffer, ServiceVerdict,
+};
+use qmux_proto::{ConnectionId, FlowError, LaneError, PROTOCOL_VERSION};
+use quiche::{Config, Connection, RecvInfo, Shutdown};
+use rustix::net::sockopt;
+
+use super::credentials::{Credentials, Noted};
+
+/// The first stream that a client opens.
+const CONTROL_STREAM: u64 = 0;
+
+/// Longest wait for a packet before the clock is looked at.
+const WAIT_MAX: Duration = Duration::from_millis(100);
+
+/// How long the size of the path's packets may be looked for, once the lane is registered: some ten
+/// probes, each of a round trip.
+const SIZE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a server may take to answer Register beyond the time of a handshake: it may wait for a
+/// core that is busy.
+const REGISTER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bytes of the headers of IP and UDP.
+const HEADERS_V4_BYTES: usize = 20 + 8;
+const HEADERS_V6_BYTES: usize = 40 + 8;
+
+/// Windows of a connection on which almost nothing is received.
+const WINDOW_BYTES: u64 = 1 << 16;
+/// Streams that a server may open before it knows that this client takes none.
+const STREAMS_MAX: u64 = 64;
+
+/// What is needed for it.
+pub(super) struct Attempt<'a> {
+    pub(super) client: &'a Client,
+    pub(super) quic: &'a Quic,
+    pub(super) server: &'a ServerTarget,
+    pub(super) credentials: &'a Credentials,
+    pub(super) peer: SocketAddr,
+}
+
+/// How it went.
+pub(super) struct Seen {
+    /// Where the server was looked for.
+    pub(super) peer: SocketAddr,
+    /// A packet of the connection came back.
+    pub(super) was_answered: bool,
+    /// How it ended.
+    pub(super) end: End,
+    /// The first service that the server does not let this client serve, and why.
+    pub(super) refused_service: Option<(String, String)>,
+    /// The largest UDP payload that leaves this host towards the server; `None` if it is not known.
+    pub(super) leaves: Option<usize>,
+    /// The largest UDP payload that was tried, if it was.
+    pub(super) aimed: usize,
+    /// The largest UDP payload that gets there, if that was found out.
+    pub(super) carried: Option<usize>,
+    /// The server's certificate.
+    pub(super) server_cert: Option<X509>,
+    /// The server's certificate, or one above it, is not valid by this host's clock.
+    pub(super) of_time: Option<X509VerifyError>,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The system or the network says that there is no way.
+    Unreachable(ErrorKind),
+    /// The handshake was not complete in time.
+    Silence,
+    /// The server's certificate is not acceptable, for more than its time.
+    BadServer(X509VerifyError),
+    /// The server's QUIC stack closed it, with a TLS alert perhaps.
+    ClosedByPeer(u64),
+    /// It ended otherwise.
+    Broken(String),
+    /// The server asks for a token, and there is none.
+    TokenWanted,
+    /// The server refused the registration.
+    Refused {
+        reason: RefuseReason,
+        text: String,
+        /// After a token's proof.
+        proved: bool,
+    },
+    /// The server did not answer the registration.
+    Unregistered,
+    /// The server took the registration.
+    Accepted {
+        /// After a token's proof.
+        proved: bool,
+    },
+}
+
+impl Attempt<'_> {
+    /// Connects, registers, and leaves.
+    ///
+    /// # Errors
+    /// If this program cannot do it at all.
+    pub(super) fn run(&self) -> Result<Seen, String> {
+        let mut seen = Seen {
+            peer: self.peer,
+            was_answered: false,
+            end: End::Silence,
+            refused_service: None,
+            leaves: None,
+            aimed: HANDSHAKE_UDP_PAYLOAD_BYTES,
+            carried: None,
+            server_cert: None,
+            of_time: None,
+        };
+        let socket = match socket(self.peer) {
+            Ok(socket) => socket,
+            Err(error) => {
+                seen.end = End::Unreachable(kind_of(&error));
+                return Ok(seen);
+            }
+        };
+        seen.leaves = payload_that_leaves(&socket, self.peer);
+        let payload_max = usize::from(self.quic.max_udp_payload);
+        seen.aimed = payload_max
+            .min(seen.leaves.unwrap_or(payload_max))
+            .max(HANDSHAKE_UDP_PAYLOAD_BYTES);
+        let (tls, noted) = self.credentials.context().map_err(|it| it.to_string())?;
+        let connection = self
+            .connection(&socket, tls, seen.aimed)
+            .map_err(|error| format!("a QUIC connection cannot be begun: {error}"))?;
+        let mut dialed = Dialed {
+            attempt: self,
+            connection,
+            socket,
+            noted,
+            decoder: Decoder::new(),
+            was_answered: false,
+            has_registered: false,
+            proved: false,
+            unreachable: None,
+        };
+        seen.end = dialed.until_the_end();
+        if matches!(seen.end, End::Accepted { .. }) {
+            seen.carried = dialed.size_of_the_path();
+            seen.refused_service = dialed.refused_service();
+        }
+        dialed.leave();
+        seen.was_answered = dialed.was_answered;
+        seen.of_time = dialed.noted.of_time();
+        let ssl: &mut SslRef = dialed.connection.as_mut();
+        seen.server_cert = ssl.peer_certificate();
+        Ok(seen)
+    }
+
+    fn connection(
+        &self,
+        socket: &UdpSocket,
+        tls: boring::ssl::SslContextBuilder,
+        payload_max: usize,
+    ) -> Result<Connection, quiche::Error> {
+        let mut config = Config::with_boring_ssl_ctx_builder(quiche::PROTOCOL_VERSION, tls)?;
+        config.set_application_protos(&[qmux_proto::ALPN])?;
+        config.discover_pmtu(true);
+        config.set_max_send_udp_payload_size(payload_max);
+        config.set_max_recv_udp_payload_size(1 << 16);
+        config.set_initial_max_data(WINDOW_BYTES);
+        config.set_initial_max_stream_data_bidi_local(WINDOW_BYTES);
+        config.set_initial_max_stream_data_bidi_remote(WINDOW_BYTES);
+        config.set_initial_max_streams_bidi(STREAMS_MAX);
+        config.enable_dgram(true, 64, 64);
+        let idle_ms = self.quic.max_idle_timeout.as_millis();
+        config.set_max_idle_timeout(u64::try_from(idle_ms).unwrap_or(u64::MAX));
+        config.grease(false);
+        let local = socket
+            .local_addr()
+            .map_err(|_| quiche::Error::InvalidState)?;
+        let [scid, dcid] = [
+            ConnectionId::new(0, random()),
+            ConnectionId::new(0, random()),
+        ];
+        let name = self.server.server_name.as_str();
+        let ip = name.parse::<IpAddr>().ok();
+        let mut connection = quiche::connect_with_dcid(
+            ip.is_none().then_some(name),
+            &quiche::ConnectionId::from_ref(scid.as_bytes()),
+            &quiche::ConnectionId::from_ref(dcid.as_bytes()),
+            local,
+            self.peer,
+            &mut config,
+        )?;
+        if let Some(ip) = ip {
+            let ssl: &mut SslRef = connection.as_mut();
+            let expected = ssl.verify_param_mut().set_ip(ip);
+            expected.map_err(|_| quiche::Error::TlsFail)?;
+        }
+        Ok(connection)
+    }
+}
+
+/// A connection that is under way.
+struct Dialed<'a> {
+    attempt: &'a Attempt<'a>,
+    connection: Connection,
+    socket: UdpSocket,
+    noted: Noted,
+    decoder: Decoder,
+    was_answered: bool,
+    has_registered: bool,
+    proved: bool,
+    unreachable: Option<ErrorKind>,
+}
+
+impl Dialed<'_> {
+    fn until_the_end(&mut self) -> End {
+        let began = Instant::now();
+        let handshake = self.attempt.quic.handshake_idle_timeout;
+        loop {
+            self.exchange();
+            if let Some(kind) = self.unreachable {
+                return End::Unreachable(kind);
+            }
+            if let Some(end) = self.closed() {
+                return end;
+            }
+            if self.connection.is_established()
+                && let Some(end) = self.registering()
+            {
+                return end;
+            }
+            let patience = match self.connection.is_established() {
+                true => handshake + REGISTER_PATIENCE,
+                false => handshake,
+            };
+            if began.elapsed() >= patience {
+                return match self.connection.is_established() {
+                    true => End::Unregistered,
+                    false => End::Silence,
+                };
+            }
+        }
+    }
+
+    /// Why the connection is over, if it is.
+    fn closed(&mut self) -> Option<End> {
+        if let Some(error) = self.connection.peer_error() {
+            if !error.is_app {
+                return Some(End::ClosedByPeer(error.error_code));
+            }
+            let code = LaneError::from_code(error.error_code);
+            let reason = String::from_utf8_lossy(&error.reason);
+            let reason = reason.escape_debug();
+            return Some(End::Broken(format!(
+                "the server closed it: {code} {reason}"
+            )));
+        }
+        if let Some(error) = self.connection.local_error() {
+            return Some(match self.noted.other() {
+                Some(why) => End::BadServer(why),
+                None => {
+                    let why = qmux_config::explain::transport_error(error.error_code);
+                    End::Broken(format!("this side closed it: {why}"))
+                }
+            });
+        }
+        if self.connection.is_timed_out() {
+            return Some(End::Silence);
+        }
+        let is_over = self.connection.is_closed() || self.connection.is_draining();
+        is_over.then(|| End::Broken("the server does not know the connection any more".into()))
+    }
+
+    /// Sends what is to be sent and takes one packet, if one comes soon.
+    fn exchange(&mut self) {
+        let mut packet = vec![0; 1 << 14];
+        // `Done`: nothing to send for now.
+        while let Ok((length, _)) = self.connection.send(&mut packet) {
+            if let Err(error) = self.socket.send(&packet[..length]) {
+                self.failed(&error);
+            }
+        }
+        let wait = self.connection.timeout().unwrap_or(WAIT_MAX).min(WAIT_MAX);
+        // Zero would be for ever.
+        let wait = wait.max(Duration::from_millis(1));
+        let _set = self.socket.set_read_timeout(Some(wait));
+        let mut bytes = vec![0; 1 << 16];
+        match self.socket.recv(&mut bytes) {
+            Ok(length) => self.received(&mut bytes[..length]),
+            Err(error) => self.failed(&error),
+        }
+        if self.connection.timeout().is_some_and(|left| left.is_zero()) {
+            self.connection.on_timeout();
+        }
+    }
+
+    fn received(&mut self, packet: &mut [u8]) {
+        let Ok(to) = self.socket.local_addr() else {
+            return;
+        };
+        let from = self.attempt.peer;
+        // What cannot be read is left out, as QUIC wants it.
+        let _invalid = self.connection.recv(packet, RecvInfo { from, to });
+        if self.connection.stats().recv > 0 {
+            self.was_answered = true;
+        }
+        while self.connection.dgram_recv(&mut [0; 1]).is_ok() {}
+        let opened: Vec<u64> = self.connection.readable().collect();
+        for stream in opened {
+            if stream != CONTROL_STREAM {
+                let code = FlowError::Draining.code();
+                let _gone = self
+                    .connection
+                    .stream_shutdown(stream, Shutdown::Read, code);
+                let _gone = self
+                    .connection
+                    .stream_shutdown(stream, Shutdown::Write, code);
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => {}
+            // A packet that is too large is as good as lost, and smaller ones may pass.
+            _ if is_too_large(error) => {}
+            _ if self.was_answered => {}
+            _ => self.unreachable = Some(kind_of(error)),
+        }
+    }
+
+    /// Registers; the end, once the server has answered.
+    fn registering(&mut self) -> Option<End> {
+        if !self.has_registered {
+            self.has_registered = true;
+            self.register();
+        }
+        let mut bytes = [0; 1_024];
+        while let Ok((length, _)) = self.connection.stream_recv(CONTROL_STREAM, &mut bytes) {
+            if let Err(error) = self.decoder.feed(&bytes[..length]) {
+                return Some(End::Broken(format!("the server's answer: {error}")));
+            }
+        }
+        loop {
+            match self.decoder.next() {
+                Ok(Some(Message::RegisterAck(ack))) => {
+                    return Some(self.answered(ack.outcome));
+                }
+                Ok(Some(Message::AuthChallenge(challenge))) => {
+                    if let Some(end) = self.prove(&challenge) {
+                        return Some(end);
+                    }
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => return None,
+                Err(error) => return Some(End::Broken(format!("the server's answer: {error}"))),
+            }
+        }
+    }
+
+    /// What the server says of the services, which comes right after its answer to Register, from
+    /// servers that say it.
+    fn refused_service(&mut self) -> Option<(String, String)> {
+        let mut bytes = [0; 1_024];
+        while let Ok((length, _)) = self.connection.stream_recv(CONTROL_STREAM, &mut bytes) {
+            self.decoder.feed(&bytes[..length]).ok()?;
+        }
+        while let Ok(Some(message)) = self.decoder.next() {
+            let Message::ServiceAnswers(answers) = message else {
+                continue;
+            };
+            let mut answers = answers.answers.into_iter();
+            let refused = answers.find(|answer| answer.verdict != ServiceVerdict::Accepted);
+            if let Some(answer) = refused {
+                return Some((answer.name, answer.verdict.to_string()));
+            }
+        }
+        None
+    }
+
+    fn answered(&mut self, outcome: RegisterOutcome) -> End {
+        let proved = self.proved;
+        match outcome {
+            RegisterOutcome::Accepted => {
+                if self.attempt.client.auth.token.is_some() && !proved {
+                    self.say(&[GO_AWAY]);
+                }
+                End::Accepted { proved }
+            }
+            RegisterOutcome::Refused { reason, text } => End::Refused {
+                reason,
+                text: text.escape_debug().to_string(),
+                proved,
+            },
+        }
+    }
+
+    fn register(&mut self) {
+        let instance_id: [u8; INSTANCE_ID_BYTES] = random();
+        let [first, second, ..] = instance_id;
+        let register = Message::Register(Register {
+            protocol_version: PROTOCOL_VERSION,
+            client_id: format!("qmux-ctl-doctor-{first:02x}{second:02x}"),
+            instance_id,
+            lane_index: 0,
+            lane_count: 1,
+            capabilities: Capabilities::NAMED_SERVICES,
+            services: self.attempt.client.services.iter().map(offer).collect(),
+        });
+        // A server that wants a token reads nothing else before its proof.
+        if self.attempt.client.auth.token.is_some() {
+            self.say(&[register]);
+        } else {
+            self.say(&[register, GO_AWAY]);
+        }
+    }
+
+    fn prove(&mut self, challenge: &AuthChallenge) -> Option<End> {
+        let Some(token) = &self.attempt.client.auth.token else {
+            return Some(End::TokenWanted);
+        };
+        let ssl: &mut SslRef = self.connection.as_mut();
+        match token_proof::prove(ssl, token, &challenge.nonce) {
+            Ok(mac) => {
+                self.proved = true;
+                let proof = Message::AuthProof(AuthProof { mac: mac.to_vec() });
+                self.say(&[proof, GO_AWAY]);
+                None
+            }
+            Err(error) => Some(End::Broken(format!("no proof of the token: {error}"))),
+        }
+    }
+
+    fn say(&mut self, messages: &[Message]) {
+        let mut bytes = Vec::new();
+        for message in messages {
+            message.encode(&mut bytes);
+        }
+        // Some hundred bytes on a fresh stream: there is room, unless the connection is over.
+        let _over = self.connection.stream_send(CONTROL_STREAM, &bytes, false);
+    }
+
+    /// Waits until quiche has found the largest packet that gets there.
+    fn size_of_the_path(&mut self) -> Option<usize> {
+        let began = Instant::now();
+        while began.elapsed() < SIZE_PATIENCE && self.connection.pmtu().is_none() {
+            self.exchange();
+            if self.connection.is_closed() || self.connection.is_draining() {
+                break;
+            }
+        }
+        self.connection.pmtu()
+    }
+
+    /// Tells the server that the connection is over.
+    fn leave(&mut self) {
+        let _over = self.connection.close(true, LaneError::Shutdown.code(), b"");
+        let mut packet = vec![0; 1 << 14];
+        while let Ok((length, _)) = self.connection.send(&mut packet) {
+            let _lost = self.socket.send(&packet[..length]);
+        }
+    }
+}
+
+/// A service, as a client offers it.
+fn offer(service: &LocalService) -> ServiceOffer {
+    ServiceOffer::new(service.name.clone())
+}
+
+/// Takes no visitor, from now on.
+const GO_AWAY: Message = Message::GoAway(GoAway {
+    reason: GoAwayReason::Replaced,
+    drain_timeout_ms: 0,
+});
+
+/// A socket whose packets are never cut into pieces, as those of a tunnel, and which hears what the
+/// network says of them.
+fn socket(peer: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = match peer {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    never_fragment(&socket, peer)?;
+    socket.connect(peer)?;
+    Ok(socket)
+}
+
+/// Has the packets of a socket towards `peer` be refused rather than cut into pieces.
+pub(super) fn never_fragment(socket: impl std::os::fd::AsFd, peer: SocketAddr) -> io::Result<()> {
+    use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+    match peer {
+        SocketAddr::V4(_) => sockopt::set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE)?,
+        SocketAddr::V6(_) => sockopt::set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE)?,
+    }
+    Ok(())
+}
+
+/// The largest UDP payload that leaves this host towards `peer` now.
+pub(super) fn leaves(peer: SocketAddr) -> Option<usize> {
+    payload_that_leaves(&socket(peer).ok()?, peer)
+}
+
+/// What the interface carries, or less if a router has said so.
+fn payload_that_leaves(socket: &UdpSocket, peer: SocketAddr) -> Option<usize> {
+    let (mtu, headers) = match peer {
+        SocketAddr::V4(_) => (sockopt::ip_mtu(socket).ok()?, HEADERS_V4_BYTES),
+        SocketAddr::V6(_) => (sockopt::ipv6_mtu(socket).ok()?, HEADERS_V6_BYTES),
+    };
+    usize::try_from(mtu).ok()?.checked_sub(headers)
+}
+
+fn is_too_large(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error())
+}
+
+/// The kind of an error, where a missing address family is a missing route.
+fn kind_of(error: &io::Error) -> ErrorKind {
+    if error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()) {
+        return ErrorKind::NetworkUnreachable;
+    }
+    error.kind()
+}
+
+/// Random bytes.
+pub(super) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // It fails only where the system has no randomness at all; and nothing here is a secret.
+    let _same = boring::rand::rand_bytes(&mut bytes);
+    bytes
+}
+
+const _: () = assert!(CID_RANDOM_LEN >= 8);

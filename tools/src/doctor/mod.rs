@@ -1,0 +1,137 @@
+//! `qmux-ctl doctor`: finds out from a client's machine why a tunnel does not work.
+//!
+//! It goes the way of a client, step by step: resolves the server's name, shakes hands over QUIC,
+//! registers, and takes its leave at once, before it could be given a visitor to serve; then it
+//! connects to the local service. The registration is under a name of its own, so that a client
+//! that runs meanwhile keeps its place.
+//!
+//! | file | what it owns |
+//! | --- | --- |
+//! | `report` | the lines and the sentence |
+//! | `name` | addresses of the server |
+//! | `connection` | the handshake and the registration, as they went |
+//! | `path` | what a connection in vain says of the way to the server |
+//! | `echo` | whether packets of a size are answered (ICMP) |
+//! | `credentials` | certificates and whom to trust |
+//! | `clock` | what time it is elsewhere, and whom that acquits |
+//! | `judge` | what the end of a connection says of certificates, token and permission |
+//! | `service` | the local service |
+
+mod clock;
+mod connection;
+mod credentials;
+mod echo;
+mod judge;
+mod name;
+mod path;
+mod report;
+mod service;
+
+use std::path::PathBuf;
+
+use qmux_config::{Client, Config, ServerTarget};
+
+use crate::failure::Failure;
+use connection::{Attempt, Seen};
+use credentials::Credentials;
+use report::{Cause, Report, Step};
+
+/// Addresses of one name that are tried: as many as a name with several hosts of two families has.
+const ADDRESSES_MAX: usize = 8;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The client's config.
+    #[arg(long, value_name = "dp.toml")]
+    config: PathBuf,
+    /// Whom to ask for the time (NTP), if a certificate is not valid now: HOST or HOST:PORT; "none"
+    /// asks nobody.
+    #[arg(long, value_name = "HOST", default_value = "pool.ntp.org")]
+    time_server: String,
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let config = Config::load_whatever_the_time(&args.config)
+        .map_err(|errors| Failure::Input(errors.to_string()))?;
+    let Some(client) = &config.client else {
+        return Err(Failure::Input(format!(
+            "{} has no [client] section; doctor looks for what is wrong from a client's machine",
+            args.config.display()
+        )));
+    };
+    let credentials = Credentials::read(client).map_err(Failure::Input)?;
+    let mut report = Report::default();
+    for server in &client.servers {
+        if client.servers.len() > 1 {
+            report.heading(&format!("server {}", server.address))?;
+        }
+        let doctor = Doctor {
+            args,
+            config: &config,
+            client,
+            credentials: &credentials,
+            server,
+        };
+        if let Err(mut cause) = doctor.examine(&report)? {
+            if client.servers.len() > 1 {
+                cause.sentence = format!("server {}: {}", server.address, cause.sentence);
+            }
+            report.failed(cause)?;
+        }
+    }
+    service::examine(client, &mut report)?;
+    report.finish()
+}
+
+/// What is known of one server before anything is sent.
+struct Doctor<'a> {
+    args: &'a Args,
+    config: &'a Config,
+    client: &'a Client,
+    credentials: &'a Credentials,
+    server: &'a ServerTarget,
+}
+
+impl Doctor<'_> {
+    /// The steps up to the registration. What is wrong is the inner error.
+    fn examine(&self, report: &Report) -> Result<Result<(), Cause>, Failure> {
+        let addresses = match name::resolve(self.server) {
+            Ok(addresses) => addresses,
+            Err(cause) => return Ok(Err(cause)),
+        };
+        report.ok(Step::Name, &name::shown(self.server, &addresses))?;
+        let seen = self.connect(&addresses)?;
+        let way = path::judge(&seen, self.config.quic.handshake_idle_timeout);
+        for (step, what) in &way.fine {
+            report.ok(*step, what)?;
+        }
+        if let Some(cause) = way.cause {
+            return Ok(Err(cause));
+        }
+        let judged = judge::judge(self, &seen);
+        for (step, what) in &judged.fine {
+            report.ok(*step, what)?;
+        }
+        Ok(judged.cause.map_or(Ok(()), Err))
+    }
+
+    /// The first attempt that was answered, or the last one.
+    fn connect(&self, addresses: &[std::net::SocketAddr]) -> Result<Seen, Failure> {
+        let mut last = None;
+        for &peer in addresses.iter().take(ADDRESSES_MAX) {
+            let attempt = Attempt {
+                client: self.client,
+                quic: &self.config.quic,
+                server: self.server,
+                credentials: self.credentials,
+                peer,
+            };
+            let seen = attempt.run().map_err(Failure::Internal)?;
+            if seen.was_answered {
+                return Ok(seen);
+            }
+            last = Some(seen);
+        }
+        last.ok_or_else(|| Failure::Internal("a name without an address".into()))
+    }
+}

@@ -1,0 +1,93 @@
+//! Whether the local service accepts what a client brings.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
+use std::time::Duration;
+
+use qmux_config::{Client, explain};
+
+use super::report::{Cause, Report, Step};
+use crate::failure::Failure;
+
+/// How long an answer of ICMP may take that nobody listens at a port of UDP, on a local network.
+const UDP_PATIENCE: Duration = Duration::from_millis(500);
+
+/// One local service.
+struct Local<'a> {
+    /// Its section of the config.
+    section: String,
+    host: &'a str,
+    port: u16,
+    timeout: Duration,
+}
+
+/// Tries each service of the config.
+pub(super) fn examine(client: &Client, report: &mut Report) -> Result<(), Failure> {
+    let services = client.services.iter().filter_map(|service| {
+        let section = match service.name.as_str() {
+            "" => "[client.local]".to_owned(),
+            name => format!("[[client.services]] {name:?}"),
+        };
+        Some(Local {
+            section,
+            host: &service.host,
+            // A port that is the visitor's cannot be tried.
+            port: service.check_port()?,
+            timeout: service.health_check_timeout,
+        })
+    });
+    for service in services {
+        match service.tried() {
+            Ok(what) => report.ok(Step::Service, &what)?,
+            Err(sentence) => report.failed(Cause::new(Step::Service, sentence))?,
+        }
+    }
+    Ok(())
+}
+
+impl Local<'_> {
+    /// What works, or what does not and what to do.
+    fn tried(&self) -> Result<String, String> {
+        let setting = format!("host and port in {}", self.section);
+        let addresses = (self.host, self.port).to_socket_addrs();
+        let addresses: Vec<SocketAddr> = addresses
+            .map_err(|error| explain::unresolved(self.host, &error.to_string(), &setting))?
+            .collect();
+        let mut why = ErrorKind::NotFound;
+        for address in &addresses {
+            match TcpStream::connect_timeout(address, self.timeout) {
+                Ok(_) => return Ok(format!("{address} accepts TCP")),
+                Err(error) => why = error.kind(),
+            }
+        }
+        if let Some(address) = addresses.iter().find(|it| may_take_udp(**it)) {
+            return Ok(format!(
+                "{address} accepts no TCP ({why}), but perhaps UDP: nobody says that it is closed"
+            ));
+        }
+        Err(explain::service_unreachable(
+            self.host, self.port, why, &setting,
+        ))
+    }
+}
+
+/// False if the network says that nobody listens, or that there is no way.
+fn may_take_udp(address: SocketAddr) -> bool {
+    let tried = || -> std::io::Result<()> {
+        let any = if address.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(address)?;
+        socket.set_read_timeout(Some(UDP_PATIENCE))?;
+        // Without a byte: it means nothing to any service.
+        socket.send(&[])?;
+        socket.recv(&mut [0; 1]).map(|_| ())
+    };
+    match tried() {
+        Ok(()) => true,
+        Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+    }
+}
