@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::address;
@@ -53,7 +52,7 @@ impl AdminListen {
             return Err(format!("{text:?} has no path; it must be {FORM}"));
         }
         let path = directory.join(path);
-        let bytes = path.as_os_str().as_bytes().len();
+        let bytes = path.as_os_str().len();
         if bytes > UNIX_PATH_BYTES_MAX {
             return Err(format!(
                 "{} has {bytes} bytes; the path of a Unix socket must have {UNIX_PATH_BYTES_MAX} \

@@ -99,7 +99,7 @@ impl Total {
     /// For each bound how many values came to lie below it and above the one before; the last
     /// bound is infinite.
     pub(crate) fn buckets(&self) -> Vec<(f64, u64)> {
-        let bounds = self.bounds.iter().copied().chain([f64::MAX]);
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         bounds.zip(self.counts).collect()
     }
 }
@@ -170,6 +170,6 @@ mod tests {
                 seen = filled.collect();
             }
         });
-        assert_eq!(seen, [(0.001, 1), (0.0025, 1), (f64::MAX, 1)]);
+        assert_eq!(seen, [(0.001, 1), (0.0025, 1), (f64::INFINITY, 1)]);
     }
 }

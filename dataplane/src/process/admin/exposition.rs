@@ -422,7 +422,7 @@ mod tests {
             "# TYPE qmux_dp_dial_seconds histogram",
             "qmux_dp_dial_seconds_bucket{le=\"0.0005\"} 1",
             "qmux_dp_dial_seconds_bucket{le=\"0.0025\"} 2",
-            "qmux_dp_dial_seconds_bucket{le=\"30.0\"} 2",
+            "qmux_dp_dial_seconds_bucket{le=\"30\"} 2",
             "qmux_dp_dial_seconds_bucket{le=\"+Inf\"} 3",
             "qmux_dp_dial_seconds_count 3",
             "qmux_dp_dial_seconds_sum 100.0024",
