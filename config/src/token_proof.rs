@@ -18,14 +18,35 @@ const MAC_LABEL: &[u8] = b"qmux-dp/1 token proof";
 
 const EXPORTED_BYTES: usize = 64;
 
+/// What of a TLS session its proofs are bound to. Taken once, it gives the proofs of many tokens.
+pub struct Session([u8; EXPORTED_BYTES]);
+
+impl Session {
+    /// That of `ssl`.
+    ///
+    /// # Errors
+    /// If the session has no keying material yet (the handshake is not complete).
+    pub fn of(ssl: &SslRef) -> Result<Self, ErrorStack> {
+        let mut exported = [0u8; EXPORTED_BYTES];
+        ssl.export_keying_material(&mut exported, EXPORTER_LABEL, None)?;
+        Ok(Self(exported))
+    }
+
+    /// The proof for a server's `nonce`.
+    ///
+    /// # Errors
+    /// If the library fails.
+    pub fn prove(&self, token: &Secret, nonce: &[u8]) -> Result<[u8; 64], ErrorStack> {
+        proof(token, &self.0, nonce)
+    }
+}
+
 /// The proof for a server's `nonce` in the session of `ssl`.
 ///
 /// # Errors
 /// If the session has no keying material yet (the handshake is not complete).
 pub fn prove(ssl: &SslRef, token: &Secret, nonce: &[u8]) -> Result<[u8; 64], ErrorStack> {
-    let mut exported = [0u8; EXPORTED_BYTES];
-    ssl.export_keying_material(&mut exported, EXPORTER_LABEL, None)?;
-    proof(token, &exported, nonce)
+    Session::of(ssl)?.prove(token, nonce)
 }
 
 fn proof(token: &Secret, exported: &[u8], nonce: &[u8]) -> Result<[u8; 64], ErrorStack> {

@@ -13,8 +13,8 @@ use std::collections::HashMap;
 use std::hint::black_box;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixDatagram;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,9 @@ use rustc_hash::FxBuildHasher;
 use crate::client::mail::ClientMail;
 use crate::core::counters::CoreCounters;
 use crate::core::mailbox::Mailbox;
-use crate::server::pool::registry::{Applicant, ClientPool, FlowTicket, LaneMembership};
+use crate::server::pool::fixture::OneService;
+use crate::server::pool::membership::LaneMembership;
+use crate::server::pool::service::{ClientPool, FlowTicket};
 use crate::sys::tcp::refuse;
 use crate::sys::{bind, cpu, steering};
 
@@ -106,22 +108,14 @@ fn print(name: &str, ns: f64) {
 }
 
 /// A pool with so many clients, each with a lane on every core.
-fn pool_of(clients: usize, balancer: LoadBalancer) -> (Arc<ClientPool>, Vec<LaneMembership>) {
-    let pool = Arc::new(ClientPool::new(balancer, CORES));
+fn pool_of(clients: usize, balancer: LoadBalancer) -> (OneService, Vec<LaneMembership>) {
+    let pool = OneService::new(balancer, CORES);
     let mut lanes = Vec::new();
     for client in 0..clients {
         let id = format!("client-{client}");
         for core in 0..CORES {
-            let applicant = Applicant {
-                client_id: &id,
-                instance_id: Default::default(),
-                address: None,
-            };
-            lanes.push(
-                pool.join(&applicant, core, Instant::now())
-                    .expect("nobody else")
-                    .membership,
-            );
+            let joined = pool.join(&id, Default::default(), None, core, Instant::now());
+            lanes.push(joined.expect("nobody else").membership);
         }
     }
     (pool, lanes)

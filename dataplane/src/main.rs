@@ -70,7 +70,6 @@ fn load(path: &Path) -> Result<Config, Failure> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    check::served(&config)?;
     Ok(bind::without_ipv6(config, sys::bind::has_ipv6))
 }
 

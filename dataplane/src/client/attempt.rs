@@ -9,11 +9,12 @@ use std::time::Instant;
 
 use qmux_config::Client;
 use qmux_proto::control::{
-    Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome, ServiceOffer,
+    Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
 use super::ClientCore;
+use super::answers::LaneAnswers;
 use super::beside;
 use super::lane::{ClientLane, ClientLaneEvents};
 use super::plan::lane_count;
@@ -142,9 +143,11 @@ impl Dialed {
         };
         let began = Instant::now();
         let (endpoint, lane, aim, resumption) = dial(core, client, server, lane_index)?;
+        let answers = Rc::<LaneAnswers>::default();
         let this = ClientLane::new(
             Rc::clone(&lane),
-            ClientFlows::new(Rc::clone(&lane), &core.udp),
+            ClientFlows::new(Rc::clone(&lane), &core.udp, &answers),
+            answers,
             Rc::clone(&core.context),
             Arc::clone(&core.shared),
             Arc::clone(server),
@@ -382,8 +385,9 @@ fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_ind
             .union(Capabilities::UDP)
             .union(Capabilities::FRAGMENTATION)
             .union(Capabilities::SERVICE_HEALTH)
+            .union(Capabilities::NAMED_SERVICES)
             .union(Capabilities::PATH_CHALLENGE),
-        services: vec![ServiceOffer::new("")],
+        services: shared.services.offers(),
     }));
 }
 

@@ -14,17 +14,24 @@ use qmux_proto::{FlowError, OpenHeader, Protocol};
 
 use super::lane::ClientLane;
 use super::service::connect;
+use super::services::{ServedFlow, Service, VisitorPort};
 use crate::core::FlowCount;
 use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd};
 use crate::flow::watch::FlowWatch;
 use crate::quic::lane::{StreamFront, StreamRead, StreamWaiters};
-use crate::resolve::Name;
 use crate::sys::limits;
 use crate::sys::tcp::TcpSocket;
 
 /// How long the service may take to accept a connection: a visitor waits for it, and a SYN is
 /// repeated after 1 and 3 seconds (tcp(7)).
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a flow waits for the server's answer to the services, without which its port is not
+/// known. It was sent before the flow, and came later only if packets were lost.
+const ANSWERS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pause between two looks whether it has come.
+const ANSWERS_POLL: Duration = Duration::from_millis(5);
 
 /// Bytes read together with the Open header. A visitor's first request mostly fits.
 const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
@@ -65,6 +72,7 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
         reset_reason: FlowError::ServiceReset,
         watch,
         counters: Arc::clone(&this.context.counters),
+        service: None,
     };
     let begun = Begun {
         early: opened.early,
@@ -72,20 +80,21 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
         ..Begun::default()
     };
     let visitor = opened.header.visitor;
+    let served = ServedFlow::new(&opened.service);
     tracing::debug!(%visitor, "flow opened");
     let tcp::Ended {
         how,
         bytes_in,
         bytes_out,
     } = tcp::run(flow, begun).await;
+    drop(served);
     tracing::debug!(%visitor, %how, bytes_in, bytes_out, "flow ended");
     match how {
         TcpFlowEnd::Completed | TcpFlowEnd::Reset(_) => {}
         TcpFlowEnd::Stalled => {
             if let Some(suppressed) = this.context.stall_log.pass(Instant::now()) {
-                let service: &Name = &this.shared.service;
                 tracing::warn!(
-                    %service,
+                    service = %opened.service,
                     %visitor,
                     ?stall_timeout,
                     suppressed,
@@ -98,6 +107,7 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
 
 struct Opened {
     header: OpenHeader,
+    service: Arc<Service>,
     socket: TcpSocket,
     /// What came behind the header.
     early: Vec<u8>,
@@ -137,10 +147,12 @@ async fn open(
                     watch,
                     all_read: Cell::new(fin),
                 };
-                let socket = visitor.while_there(dial(this, &header)).await?;
+                let reach = reach(this, &header);
+                let (service, socket) = visitor.while_there(reach).await?;
                 let fin = visitor.all_read.get();
                 return Ok(Opened {
                     header,
+                    service,
                     socket,
                     early: bytes,
                     fin,
@@ -174,10 +186,10 @@ struct Visitor<'a> {
 impl Visitor<'_> {
     /// Runs `dial`, but not beyond the end of the lane, or longer than the visitor waits for it:
     /// one who has reset its connection, also after its FIN, wants no connection to the service.
-    async fn while_there(
+    async fn while_there<T>(
         &self,
-        dial: impl Future<Output = Result<TcpSocket, FlowError>>,
-    ) -> Result<TcpSocket, FlowError> {
+        dial: impl Future<Output = Result<T, FlowError>>,
+    ) -> Result<T, FlowError> {
         let mut dial = pin!(dial);
         poll_fn(|cx| {
             if let Some(reason) = self.gone(cx) {
@@ -221,12 +233,69 @@ impl Visitor<'_> {
     }
 }
 
+/// Finds the service that the visitor wants, and connects to it.
+async fn reach(
+    this: &ClientLane,
+    header: &OpenHeader,
+) -> Result<(Arc<Service>, TcpSocket), FlowError> {
+    let Some(service) = this.shared.services.find(&header.service, Protocol::Tcp) else {
+        return Err(refused_unknown(this, header));
+    };
+    let port = port(this, header, service).await?;
+    let socket = dial(this, header, service, port).await?;
+    Ok((Arc::clone(service), socket))
+}
+
+/// The port of the service that the visitor gets. What the server has said of its ports may come
+/// after the first visitor.
+async fn port(this: &ClientLane, header: &OpenHeader, service: &Service) -> Result<u16, FlowError> {
+    let deadline = Instant::now() + ANSWERS_TIMEOUT;
+    let traffic = header.traffic.port();
+    loop {
+        let there = this.answers.ports(service.index);
+        match service.port_for(Some(traffic), there) {
+            VisitorPort::Known(port) => return Ok(port),
+            VisitorPort::NotYet if Instant::now() < deadline => {
+                crate::core::time::sleep(ANSWERS_POLL).await;
+            }
+            VisitorPort::NotYet | VisitorPort::Missing => {
+                service.counts.flows_without_port.increment();
+                this.context.counters.tcp_flows_without_port.increment();
+                if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+                    tracing::warn!(
+                        %service, visitor = %header.visitor, traffic, suppressed,
+                        "no port of this service belongs to the visitor's traffic port; flow \
+                         refused. Give the service as many ports as at the server, or \"same\""
+                    );
+                }
+                return Err(FlowError::DialFailed);
+            }
+        }
+    }
+}
+
+/// The server wants a service that is not offered, or not for TCP. Another client may have it.
+fn refused_unknown(this: &ClientLane, header: &OpenHeader) -> FlowError {
+    this.context.counters.tcp_flows_unknown_service.increment();
+    if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+        tracing::warn!(
+            server = %this.server, service = header.service, visitor = %header.visitor, suppressed,
+            "the server sends a TCP visitor for a service that is not offered; flow refused"
+        );
+    }
+    FlowError::DialFailed
+}
+
 /// Connects to the service, and takes note of whether that works. What this machine lacks for it
 /// says nothing of the service.
-async fn dial(this: &ClientLane, header: &OpenHeader) -> Result<TcpSocket, FlowError> {
-    let service: &Name = &this.shared.service;
+async fn dial(
+    this: &ClientLane,
+    header: &OpenHeader,
+    service: &Service,
+    port: u16,
+) -> Result<TcpSocket, FlowError> {
     let began = Instant::now();
-    let result = connect(service, DIAL_TIMEOUT).await;
+    let result = connect(service, port, DIAL_TIMEOUT).await;
     if result.is_ok() {
         let histograms = &this.context.histograms;
         histograms.dial_seconds.observe_time(began.elapsed());
@@ -236,13 +305,18 @@ async fn dial(this: &ClientLane, header: &OpenHeader) -> Result<TcpSocket, FlowE
     {
         return Err(refused_for_own_want(this, header, error));
     }
-    this.shared
-        .service_state
-        .dialled(result.is_ok(), service, &this.context);
+    if service.stands_for_all(port) {
+        let worked = result.is_ok();
+        service.state.dialled(worked, service, &this.context);
+    }
     let last = match result {
-        Ok(socket) => return Ok(socket),
+        Ok(socket) => {
+            service.counts.tcp_flows.increment();
+            return Ok(socket);
+        }
         Err(error) => error,
     };
+    service.counts.dials_failed.increment();
     this.context.counters.tcp_dials_failed.increment();
     let reason = match last.kind() {
         io::ErrorKind::ConnectionRefused => FlowError::DialRefused,
@@ -250,7 +324,7 @@ async fn dial(this: &ClientLane, header: &OpenHeader) -> Result<TcpSocket, FlowE
         _ => FlowError::DialFailed,
     };
     if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
-        tracing::warn!(%service, visitor = %header.visitor, error = %last, %reason, suppressed, "the service cannot be reached; flow reset");
+        tracing::warn!(%service, port, visitor = %header.visitor, error = %last, %reason, suppressed, "the service cannot be reached; flow reset");
     }
     Err(reason)
 }

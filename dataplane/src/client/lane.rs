@@ -8,6 +8,8 @@ use std::time::Instant;
 use qmux_proto::FlowError;
 use qmux_proto::control::{Message, ServiceHealth};
 
+use super::answers::{self, LaneAnswers, Standing};
+use super::presence;
 use super::seen::FlowsSeen;
 use super::server::ServerState;
 use super::udp::ClientFlows;
@@ -17,6 +19,11 @@ use crate::core::memory;
 use crate::core::task::spawn_or;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
+
+const _: () = assert!(
+    qmux_config::CLIENT_SERVICES_MAX <= u64::BITS as usize,
+    "each service has a bit of a lane's `told_down`"
+);
 
 /// One lane to one server.
 pub(super) struct ClientLane {
@@ -35,14 +42,18 @@ pub(super) struct ClientLane {
     seen: RefCell<FlowsSeen>,
     /// How many it will have opened in all, once it has said that there are no more.
     flows_in_all: Cell<Option<u64>>,
-    /// What it was told last of the service; nothing is the same as good news.
-    service_told: Cell<bool>,
+    /// What the server makes of the services.
+    pub(super) answers: Rc<LaneAnswers>,
+    /// The services of which the server was told last that they are down, a bit for each by its
+    /// place; nothing is the same as good news.
+    told_down: Cell<u64>,
 }
 
 impl ClientLane {
     pub(super) fn new(
         lane: Rc<Lane>,
         udp: Rc<ClientFlows>,
+        answers: Rc<LaneAnswers>,
         context: Rc<ClientContext>,
         shared: Arc<ClientShared>,
         server: Arc<ServerState>,
@@ -60,19 +71,55 @@ impl ClientLane {
             alarmed: Cell::new(false),
             seen: RefCell::default(),
             flows_in_all: Cell::new(None),
-            service_told: Cell::new(true),
+            answers,
+            told_down: Cell::new(0),
         })
     }
 
-    /// Tells the server whether the service can be reached, if that is news to it. Only for registered lanes.
-    pub(super) fn tell_service_health(&self) {
-        let healthy = self.shared.service_state.healthy();
-        if self.service_told.replace(healthy) != healthy {
-            self.lane
-                .send_control(&Message::ServiceHealth(ServiceHealth {
-                    service: String::new(),
-                    healthy,
-                }));
+    /// Tells the server whether the services that it lets this client serve can be reached, as far
+    /// as that is news to it. Only for registered lanes.
+    pub(super) fn tell_health(&self) {
+        for service in self.shared.services.all() {
+            // One without a name is known to every server from the start.
+            let standing = self.answers.standing(service.index);
+            let always = service.name().is_empty() && standing == Standing::Unsaid;
+            let (down, told) = (1_u64 << service.index, self.told_down.get());
+            let healthy = service.is_healthy();
+            if healthy == (told & down == 0) || !(standing.is_accepted() || always) {
+                continue;
+            }
+            self.told_down.set(told ^ down);
+            let news = ServiceHealth {
+                service: service.name().to_owned(),
+                healthy,
+            };
+            self.lane.send_control(&Message::ServiceHealth(news));
+        }
+    }
+
+    /// The server says what it makes of the services.
+    pub(super) fn answered(&self, standings: Vec<Standing>) {
+        for (index, standing) in standings.iter().enumerate() {
+            // One that it did not let this client serve counts as reachable from its new start.
+            if standing.is_accepted()
+                && matches!(self.answers.standing(index), Standing::Refused(_))
+            {
+                self.told_down.set(self.told_down.get() & !(1 << index));
+            }
+        }
+        let title = self.shared.title(&self.server);
+        for news in self.server.told.news(&standings) {
+            presence::say_standing(self, &title, &news);
+        }
+        self.answers.set(standings);
+        self.tell_health();
+    }
+
+    /// The server has shown what it knows of services: if it has not said, it is of an older version
+    /// that knows none with names.
+    pub(super) fn answers_are_due(&self) {
+        if self.answers.is_empty() {
+            self.answered(answers::standings_at_old_server(&self.shared.services));
         }
     }
 

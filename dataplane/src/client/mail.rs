@@ -19,7 +19,7 @@ pub(crate) enum ClientMail {
         /// The server's number.
         server: u64,
     },
-    /// What is known of the service has changed.
+    /// What is known of a service has changed.
     ServiceHealth,
 }
 
@@ -29,7 +29,7 @@ impl fmt::Display for ClientMail {
             ClientMail::Plan => "plan lanes",
             ClientMail::Alarm { .. } => "ask a server whether it lives",
             ClientMail::Found { .. } => "a server is there again",
-            ClientMail::ServiceHealth => "the service can be reached, or cannot",
+            ClientMail::ServiceHealth => "a service can be reached, or cannot",
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The client role on one core: its share of the lanes to every server.
 
+pub(crate) mod answers;
 mod attempt;
 #[cfg(test)]
 mod attempt_tests;
@@ -8,6 +9,8 @@ mod beside;
 mod flow;
 mod lane;
 pub(crate) mod mail;
+#[cfg(test)]
+mod offer_tests;
 mod plan;
 mod presence;
 mod resumption;
@@ -15,7 +18,9 @@ mod roster;
 mod seen;
 mod server;
 mod service;
+pub(crate) mod services;
 mod session;
+mod shared;
 #[cfg(test)]
 mod simulation;
 mod supervisor;
@@ -25,39 +30,25 @@ pub(crate) mod views;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
-use qmux_config::{Client, Config, Lanes, LocalService};
+use qmux_config::Lanes;
 use qmux_proto::LaneError;
 use qmux_proto::control::{GoAway, GoAwayReason, Message};
 
-use crate::core::mailbox::Post;
 use crate::flow::role::RoleContext;
 use crate::flow::udp::UdpSettings;
-use crate::quic::credentials::KeptCredentials;
-use crate::quic::sessions::SessionCache;
-use crate::ready::{Readiness, RegisteredLane};
-use crate::resolve::{self, Name};
-use crate::sys::{limits, process};
+use crate::sys::limits;
 use lane::ClientLane;
 use mail::ClientMail;
 use plan::{LaneId, Plan};
-use roster::Roster;
 use server::ServerState;
-use service::{Checker, ServiceState};
+use service::Checker;
+pub(crate) use shared::ClientShared;
 use supervisor::Supervisor;
-use twins::Twins;
 use udp::CoreFlows;
-
-const _: () = assert!(
-    qmux_config::CLIENT_ID_BYTES_MAX == qmux_proto::control::CLIENT_ID_BYTES_MAX,
-    "every client id that the configuration allows can be sent"
-);
 
 /// Bits of a lane's serial number that count the lanes of one core; the others are the core's.
 const SERIAL_BITS: u32 = 48;
@@ -65,286 +56,23 @@ const SERIAL_BITS: u32 = 48;
 /// How soon the resolver's thread, or a core, tries again to put mail into a full mailbox.
 const MAIL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Where a server's and the service's name stand in the config.
-const SERVER_SETTING: &str = "address in [[client.servers]]";
-const SERVICE_SETTING: &str = "host in [client.local]";
-
-/// Pause between two looks whether it is known where the service is, at the start.
+/// Pause between two looks whether it is known where the services are, at the start.
 const SERVICE_POLL: Duration = Duration::from_millis(5);
+
+/// How long lanes wait for the names of some services when those of others are known: a resolver
+/// mostly answers within this time, and visitors of the others wait.
+const SERVICES_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The core of a client.
 pub(crate) type ClientContext = RoleContext<ClientMail>;
-
-/// One configured server. Each address that its name resolves to is a server of its own.
-#[derive(Debug)]
-pub(crate) struct Target {
-    /// Where it is.
-    pub(crate) name: Arc<Name>,
-    /// What its certificate must be for.
-    pub(crate) server_name: String,
-}
-
-/// What all cores of the client role share.
-#[derive(Debug)]
-pub(crate) struct ClientShared {
-    /// The whole configuration.
-    pub(crate) config: Arc<Config>,
-    /// The configured id, or one drawn at this start.
-    pub(crate) client_id: String,
-    /// Drawn at this start.
-    pub(crate) instance_id: [u8; 16],
-    /// In the order of the configuration.
-    pub(crate) targets: Vec<Target>,
-    /// Changed by the resolvers' threads only.
-    roster: Mutex<Roster>,
-    /// The servers of the roster, for the cores to read.
-    servers: ArcSwap<Vec<Arc<ServerState>>>,
-    /// Which addresses of a name lead to one server.
-    twins: Mutex<Twins>,
-    /// The local service.
-    pub(crate) service: Arc<Name>,
-    /// Whether it can be reached.
-    service_state: ServiceState,
-    /// Told when the first lane is registered.
-    pub(crate) readiness: Arc<Readiness>,
-    registered_once: AtomicBool,
-    /// Sessions that lanes may go on from.
-    sessions: SessionCache,
-    /// Its certificate, and the CAs that it trusts.
-    credentials: KeptCredentials,
-}
-
-impl ClientShared {
-    /// Draws ids. All names are resolved in the background ([`Self::keep_names_fresh`]).
-    pub(crate) fn new(
-        config: &Arc<Config>,
-        client: &Client,
-        readiness: &Arc<Readiness>,
-    ) -> ClientShared {
-        let targets: Vec<Target> = client
-            .servers
-            .iter()
-            .map(|target| Target {
-                name: Name::later(&target.host, target.port, SERVER_SETTING),
-                server_name: target.server_name.clone(),
-            })
-            .collect();
-        let names = targets.iter().map(|target| target.server_name.clone());
-        let local = client.services.first();
-        let host = local.map_or("", |it| it.host.as_str());
-        let port = local.and_then(LocalService::check_port).unwrap_or_default();
-        let shared = ClientShared {
-            config: Arc::clone(config),
-            client_id: client.client_id.clone().unwrap_or_else(drawn_client_id),
-            instance_id: *uuid::Uuid::new_v4().as_bytes(),
-            roster: Mutex::new(Roster::new(names)),
-            targets,
-            servers: ArcSwap::default(),
-            twins: Mutex::default(),
-            service: Name::later(host, port, SERVICE_SETTING),
-            service_state: ServiceState::new(Instant::now()),
-            readiness: Arc::clone(readiness),
-            registered_once: AtomicBool::new(false),
-            sessions: SessionCache::default(),
-            credentials: KeptCredentials::default(),
-        };
-        for (index, target) in shared.targets.iter().enumerate() {
-            if target.name.is_literal() {
-                shared.resolved(index, &target.name.addresses());
-            }
-        }
-        shared
-    }
-
-    /// Keeps sessions in the state directory, if one is configured.
-    ///
-    /// # Errors
-    /// With a text if it cannot be used.
-    pub(crate) fn keep_sessions(&self) -> Result<(), String> {
-        match self.client().and_then(|client| client.state_dir.as_ref()) {
-            Some(dir) => self.sessions.keep_in(dir),
-            None => Ok(()),
-        }
-    }
-
-    /// Reads the certificates, now and whenever they change, so that no core has to.
-    ///
-    /// # Errors
-    /// With a text if they cannot be used.
-    pub(crate) fn keep_certificates(&self) -> Result<(), String> {
-        match self.client() {
-            Some(client) => self.credentials.keep(client),
-            None => Ok(()),
-        }
-    }
-
-    /// The `[client]` section. The role is only started if there is one.
-    pub(crate) fn client(&self) -> Option<&Client> {
-        self.config.client.as_ref()
-    }
-
-    /// Resolves all names now and from time to time, each in a thread of its own, and tells the cores by `post` when
-    /// the servers have changed.
-    ///
-    /// # Errors
-    /// If a thread cannot be started.
-    pub(crate) fn keep_names_fresh(
-        self: &Arc<Self>,
-        post: &Arc<dyn Post<ClientMail>>,
-    ) -> std::io::Result<()> {
-        let Some(client) = self.client() else {
-            return Ok(());
-        };
-        let interval = client.resolve_interval;
-        resolve::keep_fresh(Arc::clone(&self.service), interval, |_| {})?;
-        for (index, target) in self.targets.iter().enumerate() {
-            let (shared, post) = (Arc::clone(self), Arc::clone(post));
-            resolve::keep_fresh(Arc::clone(&target.name), interval, move |addresses| {
-                if shared.resolved(index, addresses) {
-                    tell_all_cores(&*post, ClientMail::Plan);
-                }
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Takes in what a configured server's name has resolved to. True if the servers have changed.
-    fn resolved(&self, target: usize, addresses: &[SocketAddr]) -> bool {
-        let mut roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = roster.answer(target, addresses, Instant::now());
-        if news.is_empty() {
-            return false;
-        }
-        self.servers.store(Arc::new(roster.servers().to_vec()));
-        drop(roster);
-        for server in &news.vanished {
-            self.twins().vanished(server.number);
-        }
-        if !self.targets[target].name.is_literal() {
-            for server in &news.appeared {
-                tracing::info!(server = self.title(server), "a server has appeared");
-            }
-            for server in &news.vanished {
-                tracing::info!(
-                    server = self.title(server),
-                    "a server has vanished; its lanes are left to their flows"
-                );
-            }
-        }
-        if news.surplus > 0 {
-            tracing::warn!(
-                surplus = news.surplus,
-                limit = roster::SERVERS_MAX,
-                "more addresses than one client can have servers; the others are left out"
-            );
-        }
-        true
-    }
-
-    fn twins(&self) -> MutexGuard<'_, Twins> {
-        // Only when a lane has registered or ended.
-        self.twins.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A lane to `server` has registered with the process of this id. True if the cores must plan
-    /// again.
-    fn registered_with(&self, server: &ServerState, instance_id: [u8; 16]) -> bool {
-        // Held until it is written: two cores must not write in another order than they decided.
-        let mut twins = self.twins();
-        let change = twins.registered(server.number, server.target, instance_id);
-        if change.is_some() {
-            server.set_rests(true);
-            drop(twins);
-            tracing::info!(
-                server = self.title(server),
-                "another address of a server that is served already; it is dialled when that one fails"
-            );
-        }
-        change.is_some()
-    }
-
-    /// A lane to `server` has ended. True if the cores must plan again.
-    fn lane_ended(&self, server: &ServerState) -> bool {
-        let mut twins = self.twins();
-        let changes = twins.ended(server.number);
-        self.write_rests(&changes);
-        drop(twins);
-        !changes.is_empty()
-    }
-
-    /// Nobody answers on any lane to `server` any more, or somebody does again. True if the cores
-    /// must plan again.
-    fn server_unanswered(&self, server: &ServerState, unanswered: bool) -> bool {
-        let mut twins = self.twins();
-        let changes = twins.unanswered(server.number, unanswered);
-        self.write_rests(&changes);
-        drop(twins);
-        !changes.is_empty()
-    }
-
-    fn write_rests(&self, changes: &[twins::Change]) {
-        let servers = self.servers.load();
-        for change in changes {
-            if let Some(server) = servers.iter().find(|it| it.number == change.number) {
-                server.set_rests(change.rests);
-            }
-        }
-    }
-
-    /// The other addresses of the same configured server.
-    fn other_addresses(&self, server: &ServerState) -> Vec<Arc<ServerState>> {
-        let servers = self.servers.load();
-        let others = servers
-            .iter()
-            .filter(|it| it.target == server.target && it.number != server.number);
-        others.cloned().collect()
-    }
-
-    /// Whether another address of the same configured server serves.
-    fn serves_elsewhere(&self, server: &ServerState) -> bool {
-        let others = self.other_addresses(server);
-        others.iter().any(|it| it.has_lanes())
-    }
-
-    /// A server as logs name it.
-    fn title(&self, server: &ServerState) -> String {
-        match self.targets.get(server.target) {
-            Some(target) if !target.name.is_literal() => format!("{} ({server})", target.name),
-            _ => server.to_string(),
-        }
-    }
-
-    /// The lane counts as registered until the result is dropped.
-    fn lane_registered(&self) -> RegisteredLane {
-        let lane = self.readiness.lane_registered();
-        if !self.registered_once.swap(true, Ordering::AcqRel) {
-            self.readiness.role_ready("client");
-        }
-        lane
-    }
-}
-
-/// An id that tells people which host it is, and no two clients have.
-fn drawn_client_id() -> String {
-    let [a, b, c, d, ..] = *uuid::Uuid::new_v4().as_bytes();
-    let random = u32::from_be_bytes([a, b, c, d]);
-    format!("{}-{random:08x}", process::host_name())
-}
-
-/// For threads that are no core: waits for room in each mailbox.
-fn tell_all_cores(post: &dyn Post<ClientMail>, mail: ClientMail) {
-    for core in 0..post.cores() {
-        while post.send(core, mail).is_err() {
-            std::thread::sleep(MAIL_PAUSE);
-        }
-    }
-}
 
 /// The client role on one core.
 pub(crate) struct ClientCore {
     context: Rc<ClientContext>,
     shared: Arc<ClientShared>,
     plan: RefCell<Plan>,
+    /// Lanes may be opened: it is known where the services are.
+    planning: Cell<bool>,
     supervisors: RefCell<HashMap<LaneId, Rc<Supervisor>>>,
     /// Lanes that are registered now, by serial number; also those that are being left.
     lanes: RefCell<HashMap<u64, Rc<ClientLane>>>,
@@ -353,8 +81,8 @@ pub(crate) struct ClientCore {
     next_serial: Cell<u64>,
     /// For each core, whether this one still has to tell it to plan.
     plans_owed: Vec<Cell<bool>>,
-    /// Checks the service, if that is this core's part.
-    checker: Option<Rc<Checker>>,
+    /// They check the services, if that is this core's part.
+    checkers: Vec<Rc<Checker>>,
     /// The UDP flows of all lanes.
     udp: Rc<CoreFlows>,
 }
@@ -367,7 +95,7 @@ fn udp_flows(context: &ClientContext, shared: &ClientShared) -> Rc<CoreFlows> {
         context.cluster.cores(),
     );
     CoreFlows::new(
-        &shared.service,
+        &shared.services,
         UdpSettings::from(&shared.config.udp),
         flows_max,
         Arc::clone(&context.counters),
@@ -390,27 +118,35 @@ impl ClientCore {
             context: Rc::clone(context),
             shared: Arc::clone(shared),
             plan: RefCell::new(Plan::new(context.index, context.cluster.cores(), lanes)),
+            planning: Cell::new(false),
             supervisors: RefCell::default(),
             lanes: RefCell::default(),
             registering: RefCell::default(),
             next_serial: Cell::new(1),
             plans_owed: vec![Cell::new(false); context.cluster.cores()],
-            checker: Checker::start(context, shared),
+            checkers: Checker::start_all(context, shared.services.all()),
             udp: udp_flows(context, shared),
         });
-        if shared.service.was_asked() {
+        if shared.services.are_known() {
+            this.planning.set(true);
             this.plan();
         } else {
-            crate::core::task::spawn_vital(Rc::clone(&this).plan_once_service_was_asked());
+            crate::core::task::spawn_vital(Rc::clone(&this).plan_once_services_were_asked());
         }
         this
     }
 
-    /// A lane brings flows at once, and they need to know where the service is; or that nobody knows.
-    async fn plan_once_service_was_asked(self: Rc<Self>) {
-        while !self.shared.service.was_asked() {
+    /// A lane brings flows at once, and they need to know where their services are; or that nobody
+    /// knows. One name that takes long must not keep the other services waiting.
+    async fn plan_once_services_were_asked(self: Rc<Self>) {
+        let began = Instant::now();
+        let services = &self.shared.services;
+        while !services.are_known()
+            && !(services.is_any_known() && began.elapsed() >= SERVICES_PATIENCE)
+        {
             crate::core::time::sleep(SERVICE_POLL).await;
         }
+        self.planning.set(true);
         self.plan();
     }
 
@@ -438,7 +174,7 @@ impl ClientCore {
 
     /// Brings this core's lanes in line with the servers and the number of cores on both sides.
     fn plan(self: &Rc<Self>) {
-        if self.context.draining.get() || !self.shared.service.was_asked() {
+        if self.context.draining.get() || !self.planning.get() {
             return;
         }
         let servers = self.shared.servers.load_full();
@@ -536,11 +272,11 @@ impl ClientCore {
     }
 
     fn service_health_changed(&self) {
-        if let Some(checker) = &self.checker {
+        for checker in &self.checkers {
             checker.told();
         }
         for lane in self.lanes.borrow().values() {
-            lane.tell_service_health();
+            lane.tell_health();
         }
     }
 

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ClientCore;
+use super::answers::{News, Standing, complaint};
+use super::lane::ClientLane;
 use super::server::ServerState;
 
 /// How long the lanes to a server are given to come, before they are counted.
@@ -46,5 +48,31 @@ pub(super) fn say_drains(core: &ClientCore, server: &ServerState) {
     {
         let server = core.shared.title(server);
         tracing::info!(server, suppressed, "server drains; it sends no new flow");
+    }
+}
+
+/// A server has changed its mind about a service, or has said for the first time what it makes of it:
+/// one line for each service and server. Only a server that goes on changing its mind is limited.
+pub(super) fn say_standing(lane: &ClientLane, server: &str, news: &News) {
+    let first = news.before == Standing::Unsaid;
+    let pass = || lane.context.lane_log.pass(Instant::now());
+    let Some(suppressed) = (if first { Some(None) } else { pass() }) else {
+        return;
+    };
+    let Some(service) = lane.shared.services.all().get(news.index) else {
+        return;
+    };
+    match (complaint(server, service, news.now), news.now) {
+        (Some(text), _) => {
+            tracing::warn!(server, service = service.name(), suppressed, "{text}");
+        }
+        (None, Standing::Accepted(there)) if first => {
+            let first_port = there.map(|there| there.first);
+            tracing::debug!(server, %service, first_port, "the server takes this service");
+        }
+        (None, Standing::Accepted(_)) => {
+            tracing::info!(server, %service, suppressed, "the server takes this service now");
+        }
+        (None, _) => {}
     }
 }

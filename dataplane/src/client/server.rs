@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::answers::Told;
 use crate::quic::path_numbers::PathNumbers;
 
 /// An alarm is not given again within this time: the lanes that heard it ask until they are answered.
@@ -39,6 +40,8 @@ pub(crate) struct ServerState {
     no_route_said: AtomicBool,
     /// Those of them whose questions nobody answers.
     unanswered: AtomicUsize,
+    /// What the log has of its answers to the services that this client offers.
+    pub(super) told: Told,
     /// The lane that probes it, by its serial number.
     prober: AtomicU64,
     /// What its lanes have told of the way to it.
@@ -83,6 +86,7 @@ impl ServerState {
             rests: AtomicBool::new(false),
             no_route_said: AtomicBool::new(false),
             unanswered: AtomicUsize::new(0),
+            told: Told::default(),
             prober: AtomicU64::new(NOBODY),
             path: PathNumbers::default(),
             told_to_drain: AtomicBool::new(false),

@@ -1,12 +1,13 @@
-//! Whether this client reaches its service by TCP, found out by flows that dial it and by checks of its own.
+//! Whether this client reaches a service by TCP, found out by flows that dial it and by checks of its own.
 //!
 //! A flow's failed dial is proof enough that the service is down: servers are told on every lane, and send TCP visitors
 //! elsewhere while there are other clients. From then on core 0 tries the service, more and more seldom, until a
 //! connection comes about; that, or a flow's dial that works after all (though not within [`DIALS_DOUBTED_FOR`]), is proof
-//! that it is up. With `health_check_interval` the service is also tried while it is thought to be up.
+//! that it is up. With `health_check_interval` the service is also tried while it is thought to be up. Of a range of
+//! ports the first one stands for all, and the others for themselves alone.
 //!
-//! What is known is one flag for the whole process. A core that changes it mails all cores, each of which tells it on its
-//! lanes; a lane that missed that tells it with its next heartbeat.
+//! What is known is one flag for each service in the whole process. A core that changes it mails all cores, each of which
+//! tells it on its lanes; a lane that missed that tells it with its next heartbeat.
 
 use std::io;
 use std::rc::Rc;
@@ -14,13 +15,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use qmux_config::LocalService;
-
+use super::ClientContext;
 use super::mail::ClientMail;
-use super::{ClientContext, ClientShared};
+use super::services::Service;
 use crate::core::event::Event;
 use crate::jitter::jittered;
-use crate::resolve::Name;
 use crate::sys::limits;
 use crate::sys::tcp::TcpSocket;
 
@@ -45,7 +44,7 @@ const DOUBLINGS_MAX: u32 = 5;
 
 const _: () = assert!(PAUSE_FIRST.as_millis() << DOUBLINGS_MAX >= PAUSE_LONGEST.as_millis());
 
-/// What the whole process knows.
+/// What the whole process knows of one service.
 #[derive(Debug)]
 pub(crate) struct ServiceState {
     down: AtomicBool,
@@ -77,16 +76,16 @@ impl ServiceState {
     }
 
     /// A flow's dial says whether it can. Costs a dial that works one load. All cores are told of a change.
-    pub(super) fn dialled(&self, worked: bool, name: &Name, context: &ClientContext) {
+    pub(super) fn dialled(&self, worked: bool, service: &Service, context: &ClientContext) {
         if self.healthy() != worked && self.change(worked, By::Flow, Instant::now()) {
-            Self::tell(worked, name, context);
+            Self::tell(worked, service, context);
         }
     }
 
     /// A check has found out whether it can. All cores are told of a change.
-    fn checked(&self, healthy: bool, name: &Name, context: &ClientContext) {
+    fn checked(&self, healthy: bool, service: &Service, context: &ClientContext) {
         if self.change(healthy, By::Check, Instant::now()) {
-            Self::tell(healthy, name, context);
+            Self::tell(healthy, service, context);
         }
     }
 
@@ -105,12 +104,12 @@ impl ServiceState {
         self.down.swap(!healthy, Ordering::AcqRel) == healthy
     }
 
-    fn tell(healthy: bool, name: &Name, context: &ClientContext) {
+    fn tell(healthy: bool, service: &Service, context: &ClientContext) {
         if let Some(suppressed) = context.health_log.pass(Instant::now()) {
             if healthy {
-                tracing::info!(service = %name, suppressed, "the service can be reached again");
+                tracing::info!(%service, suppressed, "the service can be reached again");
             } else {
-                tracing::warn!(service = %name, suppressed, "the service cannot be reached; servers are asked to send TCP visitors elsewhere");
+                tracing::warn!(%service, suppressed, "the service cannot be reached; servers are asked to send TCP visitors elsewhere");
             }
         }
         for core in 0..context.post.cores() {
@@ -187,42 +186,46 @@ impl Checks {
     }
 }
 
-/// Makes the checks; on one core only.
+/// Makes the checks of one service; on one core only.
 pub(super) struct Checker {
+    service: Arc<Service>,
     told: Event,
 }
 
 impl Checker {
-    /// Starts it if this is the core for it.
-    pub(super) fn start(
+    /// Starts those of all services that can be checked, if this is the core for it.
+    pub(super) fn start_all(
         context: &Rc<ClientContext>,
-        shared: &Arc<ClientShared>,
-    ) -> Option<Rc<Checker>> {
+        services: &[Arc<Service>],
+    ) -> Vec<Rc<Checker>> {
         if context.index != CHECKING_CORE {
-            return None;
+            return Vec::new();
         }
-        let local = shared.client()?.services.first()?.clone();
-        let checker = Rc::new(Checker {
-            told: Event::default(),
-        });
-        let (context, shared) = (Rc::clone(context), Arc::clone(shared));
-        crate::core::task::spawn_vital(Rc::clone(&checker).run(context, shared, local));
-        Some(checker)
+        let checked = services.iter().filter(|service| service.is_checked());
+        checked
+            .map(|service| {
+                let checker = Rc::new(Checker {
+                    service: Arc::clone(service),
+                    told: Event::default(),
+                });
+                let run = Rc::clone(&checker).run(Rc::clone(context));
+                crate::core::task::spawn_vital(run);
+                checker
+            })
+            .collect()
     }
 
-    /// What is known of the service has changed.
+    /// What is known of a service has changed.
     pub(super) fn told(&self) {
         self.told.set();
     }
 
-    async fn run(
-        self: Rc<Self>,
-        context: Rc<ClientContext>,
-        shared: Arc<ClientShared>,
-        local: LocalService,
-    ) {
+    async fn run(self: Rc<Self>, context: Rc<ClientContext>) {
+        let Service {
+            local, state, host, ..
+        } = &*self.service;
         let interval = Some(local.health_check_interval).filter(|interval| !interval.is_zero());
-        while !shared.service.was_asked() {
+        while !host.was_asked() {
             crate::core::time::sleep(PAUSE_FIRST).await;
         }
         // Clients of one service that were started together must not check it together.
@@ -230,15 +233,12 @@ impl Checker {
         let mut checks = Checks::new(interval, Instant::now());
         while !context.draining.get() {
             self.wait(checks.next()).await;
-            let state = &shared.service_state;
             checks.told(state.healthy(), Instant::now());
             if checks.next().is_none_or(|next| next > Instant::now()) {
                 continue;
             }
             context.counters.service_checks.increment();
-            let result = connect(&shared.service, local.health_check_timeout)
-                .await
-                .map(|socket| socket.close_with_fin());
+            let result = self.check().await;
             if let Err(error) = &result
                 && limits::is_own_want(error)
             {
@@ -249,13 +249,22 @@ impl Checker {
             let worked = result.is_ok();
             if !worked {
                 context.counters.service_checks_failed.increment();
+                self.service.counts.checks_failed.increment();
             }
             // A flow may have found out more meanwhile: what it says is older than this check, or true.
             checks.told(state.healthy(), Instant::now());
             if let Some(healthy) = checks.checked(worked, Instant::now()) {
-                state.checked(healthy, &shared.service, &context);
+                state.checked(healthy, &self.service, &context);
             }
         }
+    }
+
+    async fn check(&self) -> io::Result<()> {
+        let local = &self.service.local;
+        let port = local.check_port().unwrap_or_default();
+        let socket = connect(&self.service, port, local.health_check_timeout).await?;
+        socket.close_with_fin();
+        Ok(())
     }
 
     /// Waits for that time or for news.
@@ -269,15 +278,19 @@ impl Checker {
     }
 }
 
-/// Connects to the first address of the service that answers, each within `timeout`.
-pub(super) async fn connect(service: &Name, timeout: Duration) -> io::Result<TcpSocket> {
+/// Connects to `port` at the first address of the service that answers, each within `timeout`.
+pub(super) async fn connect(
+    service: &Service,
+    port: u16,
+    timeout: Duration,
+) -> io::Result<TcpSocket> {
     let mut last = io::Error::new(
         io::ErrorKind::NotFound,
         "the service's name cannot be resolved",
     );
     let mut answered = false;
-    for addr in service.addresses().iter() {
-        let attempt = TcpSocket::connect(*addr);
+    for host in service.host.addresses().iter() {
+        let attempt = TcpSocket::connect(service.at(*host, port));
         match crate::core::time::timeout(timeout, attempt).await {
             Ok(Ok(socket)) => return Ok(socket),
             // What this host lacks for one address says less than what another one has answered.

@@ -18,6 +18,7 @@ use qmux_proto::control::{
     GoAway, GoAwayReason, Heartbeat, Message, PathChallenge, PathResponse, RegisterAck,
 };
 
+use super::answers;
 use super::attempt::CloseOnDrop;
 use super::lane::ClientLane;
 use super::presence;
@@ -159,7 +160,7 @@ impl Session {
             .borrow_mut()
             .insert(session.this.serial, Rc::clone(&session.this));
         session.note_path();
-        session.this.tell_service_health();
+        session.this.tell_health();
         if core.context.draining.get() {
             // The servers have been told already, but not on this lane, and a flow may be on its way.
             session
@@ -355,6 +356,11 @@ impl Session {
                 self.heard = beat.sequence;
                 self.acknowledged = beat.acknowledged;
                 this.context.counters.heartbeats_received.increment();
+                // A server that knows services with names has said so before.
+                this.answers_are_due();
+            }
+            Message::ServiceAnswers(said) => {
+                this.answered(answers::standings(&this.shared.services, &said));
             }
             Message::FlowClosed(closed) => {
                 this.udp.flow_closed(closed.flow_id, closed.reason);
@@ -387,7 +393,7 @@ impl Session {
             self.next_ping = now + self.keep_alive_period;
         }
         if now >= self.next_beat {
-            self.this.tell_service_health();
+            self.this.tell_health();
             self.beat(now);
             self.note_path();
             // A role that was given back unseen is taken up here.

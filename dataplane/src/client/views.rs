@@ -1,9 +1,11 @@
 //! Servers and services of a client as operators see them: plain values, read when somebody asks.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use super::ClientShared;
 use super::server::ServerState;
+use super::services::Service;
+use super::shared::ClientShared;
 
 /// One address of a server.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub(crate) struct LocalServiceView {
     pub(crate) address: String,
     /// Whether it can be reached, as far as is known.
     pub(crate) up: bool,
+    /// Flows that it has now.
+    pub(crate) flows: usize,
 }
 
 impl ServerState {
@@ -61,21 +65,12 @@ impl ClientShared {
 
     /// All services, in the order of the configuration.
     pub(crate) fn service_views(&self) -> Vec<LocalServiceView> {
-        let services = self.client().map_or(&[][..], |client| &client.services[..]);
-        let view = |service: &qmux_config::LocalService| LocalServiceView {
-            name: service.name.clone(),
-            address: format!("{}:{}", bracketed(&service.host), service.ports),
-            up: self.service_state.healthy(),
+        let view = |service: &Arc<Service>| LocalServiceView {
+            name: service.name().to_owned(),
+            address: service.place(),
+            up: service.is_healthy(),
+            flows: service.flows(),
         };
-        services.iter().map(view).collect()
-    }
-}
-
-/// An IPv6 address as it stands before a port.
-fn bracketed(host: &str) -> String {
-    if host.contains(':') {
-        format!("[{host}]")
-    } else {
-        host.to_owned()
+        self.services.all().iter().map(view).collect()
     }
 }

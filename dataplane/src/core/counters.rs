@@ -27,15 +27,15 @@ impl Counter {
 }
 
 macro_rules! counters {
-    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
-        /// What one core counts. Every drop, refusal, reset and fallback has its own counter.
+    ($(#[$about:meta])+ $counters:ident: $($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
+        $(#[$about])+
         #[derive(Debug, Default)]
         #[repr(align(128))] // Two cache lines: the counters of two cores never share one.
-        pub(crate) struct CoreCounters {
-            $($(#[doc = $doc])+ pub(crate) $name: Counter,)+
+        pub(crate) struct $counters {
+            $($(#[doc = $doc])+ pub(crate) $name: $crate::core::counters::Counter,)+
         }
 
-        impl CoreCounters {
+        impl $counters {
             /// Calls `each` with the name, the explanation and the value of every counter.
             pub(crate) fn for_each(&self, mut each: impl FnMut(&'static str, &'static str, u64)) {
                 $(each(stringify!($name), concat!($($doc),+).trim_start(), self.$name.get());)+
@@ -43,8 +43,11 @@ macro_rules! counters {
         }
     };
 }
+pub(super) use counters;
 
 counters! {
+    /// What one core counts. Every drop, refusal, reset and fallback has its own counter.
+    CoreCounters:
     /// UDP packets received that carry QUIC.
     quic_packets_received,
     /// Receive calls that brought at least one of them.
@@ -146,6 +149,8 @@ counters! {
     sessions_refused,
     /// Clients not let in because they did not prove that they know the token.
     tokens_refused,
+    /// Clients not let in because their certificate, though good, is that of none of those who may serve here.
+    clients_not_admitted,
     /// Lanes established.
     lanes_opened,
     /// Lanes ended after they were established.
@@ -165,6 +170,10 @@ counters! {
     registrations_duplicate,
     /// The same, because the client has as many lanes as one may have.
     registrations_limited,
+    /// Services that clients offered and that were not accepted, because there is none of that name at the door.
+    services_unknown,
+    /// The same, because the client may not serve them.
+    services_not_allowed,
     /// Refused lanes that were closed before their client could read why, because many others
     /// waited for that.
     refusals_cut_short,
@@ -247,6 +256,10 @@ counters! {
     tcp_flows_refused_draining,
     /// TCP flows whose service could not be reached.
     tcp_dials_failed,
+    /// TCP flows refused by this client because they are for a service that it does not offer.
+    tcp_flows_unknown_service,
+    /// TCP flows refused by this client because no port of the service belongs to their traffic port.
+    tcp_flows_without_port,
     /// TCP flows refused by this client for want of descriptors, ports or memory of its own machine.
     tcp_dials_refused_own_limits,
     /// Checks of the service that could not be made for such a want; they say nothing of the service.
@@ -279,6 +292,10 @@ counters! {
     udp_flows_redialled,
     /// UDP flows that could not be dialled because this machine or process lacks descriptors, ports or memory.
     udp_dials_short,
+    /// UDP flows refused by this client because they are for a service that it does not offer.
+    udp_flows_unknown_service,
+    /// UDP flows refused by this client because no port of the service belongs to their traffic port.
+    udp_flows_without_port,
     /// UDP flows that a client could not serve and that began anew at another one.
     udp_flows_failed_over,
     /// UDP flows that a client could not serve and for which there was no other one.
@@ -321,6 +338,8 @@ counters! {
     udp_dropped_lane_ended,
     /// Datagrams sent on a lane and lost on the way to its peer, as far as QUIC can tell.
     udp_datagrams_lost,
+    /// Datagrams of new flows dropped because the server has not said yet which ports the service has.
+    udp_dropped_before_answers,
     /// Datagrams of new flows dropped because too many flows wait for a socket.
     udp_dropped_opening,
     /// Datagrams or fragments that could not be decoded.

@@ -10,6 +10,7 @@ pub(crate) mod log_limit;
 pub(crate) mod mailbox;
 pub(crate) mod memory;
 pub(crate) mod panics;
+pub(crate) mod service_counters;
 pub(crate) mod task;
 pub(crate) mod time;
 pub(crate) mod turn;

@@ -25,6 +25,7 @@ use qmux_proto::FlowError;
 use crate::buffer::{Block, BlockSize, LARGE_BLOCK_BYTES, StreamBuf};
 use crate::core::counters::CoreCounters;
 use crate::core::event::yield_now;
+use crate::core::service_counters::ServiceCounters;
 use crate::quic::lane::{Lane, StreamFront, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
 
@@ -81,6 +82,8 @@ pub(crate) struct TcpFlow {
     pub(crate) watch: FlowWatch,
     /// The core's counters.
     pub(crate) counters: Arc<CoreCounters>,
+    /// On a server, those of the visitor's service.
+    pub(crate) service: Option<Arc<ServiceCounters>>,
 }
 
 /// What was done of a flow before its pumps start.
@@ -237,6 +240,24 @@ impl Flow {
         TcpFlowEnd::Reset(error)
     }
 
+    /// The socket has given so many bytes.
+    fn count_in(&self, bytes: u64) {
+        self.ends.counters.tcp_bytes_in.add(bytes);
+        if let Some(service) = &self.ends.service {
+            service.tcp_bytes_in.add(bytes);
+        }
+        self.bytes_in.set(self.bytes_in.get() + bytes);
+    }
+
+    /// The socket has taken so many bytes.
+    fn count_out(&self, bytes: u64) {
+        self.ends.counters.tcp_bytes_out.add(bytes);
+        if let Some(service) = &self.ends.service {
+            service.tcp_bytes_out.add(bytes);
+        }
+        self.bytes_out.set(self.bytes_out.get() + bytes);
+    }
+
     // ---- what ends a flow -----------------------------------------------------------------------
 
     /// Ends both directions: the stream is reset and stopped, the socket will be reset.
@@ -362,9 +383,7 @@ impl Flow {
     }
 
     async fn pump_inward(&self, unsent: VecDeque<StreamBuf>, ended: bool) -> Result<(), Stopped> {
-        let TcpFlow {
-            socket, counters, ..
-        } = &self.ends;
+        let TcpFlow { socket, .. } = &self.ends;
         for bytes in unsent {
             self.write_stream(bytes, false).await?;
         }
@@ -382,8 +401,7 @@ impl Flow {
                 next = Next::Error;
             }
             if read > 0 {
-                counters.tcp_bytes_in.add(read as u64);
-                self.bytes_in.set(self.bytes_in.get() + read as u64);
+                self.count_in(read as u64);
                 size = size.after(read);
                 let fin = matches!(next, Next::Fin);
                 self.write_stream(block.freeze(read), fin).await?;
@@ -545,18 +563,12 @@ impl Flow {
     }
 
     async fn write_socket(&self, mut bytes: &[u8]) -> Result<(), Stopped> {
-        let TcpFlow {
-            socket,
-            counters,
-            watch,
-            ..
-        } = &self.ends;
+        let TcpFlow { socket, watch, .. } = &self.ends;
         while !bytes.is_empty() {
             match socket.try_write(bytes) {
                 Ok(written) => {
                     watch.socket_took();
-                    counters.tcp_bytes_out.add(written as u64);
-                    self.bytes_out.set(self.bytes_out.get() + written as u64);
+                    self.count_out(written as u64);
                     bytes = &bytes[written..];
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -2,10 +2,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use qmux_config::{AdminListen, Config, Listener, Server, TrafficAddr};
+use qmux_config::{AdminListen, Config, Door, Server, Service, TrafficAddr};
 
 use crate::process::exit::Failure;
-use crate::server::ListenerSockets;
+use crate::server::{DoorSockets, EntranceSockets};
 use crate::sys::bind::{
     GrantedBuffers, UDP_BUFFER_BYTES, probe_free, raise_udp_buffers, tcp_reuseport, udp_reuseport,
 };
@@ -42,78 +42,127 @@ pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) 
     config
 }
 
-/// The sockets of all listeners, per core: `result[core][listener]`.
+/// The sockets of all doors, per core: `result[core][door]`.
 ///
 /// # Errors
 /// The first address that cannot be bound, with the reason.
-pub(crate) fn all(server: &Server, cores: usize) -> Result<Vec<Vec<ListenerSockets>>, Failure> {
-    let mut per_core: Vec<Vec<ListenerSockets>> = (0..cores).map(|_| Vec::new()).collect();
+pub(crate) fn all(server: &Server, cores: usize) -> Result<Vec<Vec<DoorSockets>>, Failure> {
+    let mut per_core: Vec<Vec<DoorSockets>> = (0..cores).map(|_| Vec::new()).collect();
     let mut warned = false;
-    for listener in &server.listeners() {
-        probe(listener)?;
+    for door in &server.doors {
+        probe(door)?;
         for sockets in &mut per_core {
-            let bound = one(listener)?;
-            if !warned {
-                let granted = raise_udp_buffers(&bound.quic)
-                    .map_err(|error| cannot(listener.quic_addr, "UDP", &error))?;
-                warned = warn_of_small_buffers(granted);
-            } else {
-                // The same answer as before; warned of once.
-                let _granted = raise_udp_buffers(&bound.quic);
-            }
-            if let Some(udp) = &bound.udp {
-                let _granted = raise_udp_buffers(udp);
-            }
-            sockets.push(bound);
+            sockets.push(one(door, &mut warned)?);
         }
-        if cores > 1
-            && let Some(first) = per_core[0].last()
-        {
-            steering::attach(&first.quic, cores).map_err(|error| {
-                Failure::Running(format!(
-                    "{}: packets cannot be steered to cores: {error}",
-                    listener.quic_addr
-                ))
+        let first = per_core.first().and_then(|sockets| sockets.last());
+        let quic = first.map_or(&[][..], |sockets| &sockets.quic);
+        for (socket, address) in quic.iter().zip(&door.quic_addrs).filter(|_| cores > 1) {
+            steering::attach(socket, cores).map_err(|error| {
+                let text = format!("{address}: packets cannot be steered to cores: {error}");
+                Failure::Running(text)
             })?;
         }
     }
     Ok(per_core)
 }
 
-/// Fails if an address of `listener` is not free or not of this machine.
+/// Fails if an address of `door` is not free or not of this machine.
 ///
 /// # Errors
 /// The address and the reason.
-pub(crate) fn probe(listener: &Listener) -> Result<(), Failure> {
-    probe_free(listener.quic_addr, false)
-        .map_err(|error| cannot(listener.quic_addr, "UDP", &error))?;
-    if listener.protocol.tcp() {
-        probe_free(listener.traffic_addr, true)
-            .map_err(|error| cannot(listener.traffic_addr, "TCP", &error))?;
+pub(crate) fn probe(door: &Door) -> Result<(), Failure> {
+    for address in &door.quic_addrs {
+        probe_free(*address, false).map_err(|error| cannot(*address, "UDP", &error))?;
     }
-    if listener.protocol.udp() {
-        probe_free(listener.traffic_addr, false)
-            .map_err(|error| cannot(listener.traffic_addr, "UDP", &error))?;
+    for service in &door.services {
+        for address in service.traffic.addresses() {
+            if service.protocol.tcp() {
+                probe_free(address, true).map_err(|error| cannot(address, "TCP", &error))?;
+            }
+            if service.protocol.udp() {
+                probe_free(address, false).map_err(|error| cannot(address, "UDP", &error))?;
+            }
+        }
     }
     Ok(())
 }
 
-fn one(listener: &Listener) -> Result<ListenerSockets, Failure> {
-    let traffic = listener.traffic_addr;
-    Ok(ListenerSockets {
-        quic: udp_reuseport(listener.quic_addr)
-            .map_err(|error| cannot(listener.quic_addr, "UDP", &error))?,
-        tcp: if listener.protocol.tcp() {
-            Some(tcp_reuseport(traffic).map_err(|error| cannot(traffic, "TCP", &error))?)
-        } else {
-            None
-        },
-        udp: if listener.protocol.udp() {
-            Some(udp_reuseport(traffic).map_err(|error| cannot(traffic, "UDP", &error))?)
-        } else {
-            None
-        },
+/// How many file descriptors the sockets of all doors take: `main` has each socket for TCP visitors
+/// once more, to close them all together.
+pub(crate) fn descriptors(server: &Server, cores: usize) -> u64 {
+    let services = server.doors.iter().flat_map(|door| &door.services);
+    let tcp = services.filter(|service| service.protocol.tcp());
+    let tcp_ports: u64 = tcp.map(|it| u64::from(it.traffic.ports().count())).sum();
+    server.sockets(cores) + tcp_ports * cores as u64
+}
+
+/// Fails if more descriptors are needed for sockets than may be open (`None`: unlimited). `Some` text
+/// if few are left for flows.
+///
+/// # Errors
+/// What is needed, what there is and what to do.
+pub(crate) fn judge_descriptors(
+    server: &Server,
+    cores: usize,
+    allowed: Option<u64>,
+) -> Result<Option<String>, Failure> {
+    let needed = descriptors(server, cores);
+    let Some(allowed) = allowed else {
+        return Ok(None);
+    };
+    let what = format!(
+        "the sockets of all doors and services take {needed} file descriptors on {cores} cores, \
+         and {allowed} may be open"
+    );
+    let remedy = "raise the limit (ulimit -n, LimitNOFILE= of systemd), or run fewer --cores";
+    if needed >= allowed {
+        return Err(Failure::Input(format!("{what}: {remedy}")));
+    }
+    Ok((needed > allowed / 2).then(|| format!("{what}, so few are left for flows: {remedy}")))
+}
+
+fn one(door: &Door, warned: &mut bool) -> Result<DoorSockets, Failure> {
+    let quic = door.quic_addrs.iter().map(|address| {
+        let failed = |error| cannot(*address, "UDP", &error);
+        let socket = udp_reuseport(*address).map_err(failed)?;
+        let granted = raise_udp_buffers(&socket).map_err(failed)?;
+        // The answer is the same for all; warned of once.
+        if !*warned {
+            *warned = warn_of_small_buffers(granted);
+        }
+        Ok(socket)
+    });
+    Ok(DoorSockets {
+        quic: quic.collect::<Result<_, Failure>>()?,
+        services: door
+            .services
+            .iter()
+            .map(entrances)
+            .collect::<Result<_, _>>()?,
     })
+}
+
+/// The sockets of a service, one entrance for every port.
+fn entrances(service: &Service) -> Result<Vec<EntranceSockets>, Failure> {
+    let entrance = |traffic_addr| {
+        let tcp = service.protocol.tcp().then(|| tcp_reuseport(traffic_addr));
+        let udp = service.protocol.udp().then(|| udp_reuseport(traffic_addr));
+        let tcp = tcp
+            .transpose()
+            .map_err(|error| cannot(traffic_addr, "TCP", &error))?;
+        let udp = udp
+            .transpose()
+            .map_err(|error| cannot(traffic_addr, "UDP", &error))?;
+        if let Some(udp) = &udp {
+            let _granted = raise_udp_buffers(udp);
+        }
+        Ok(EntranceSockets {
+            traffic_addr,
+            tcp,
+            udp,
+        })
+    };
+    service.traffic.addresses().map(entrance).collect()
 }
 
 /// Why an address cannot be had, with what to do.

@@ -2,35 +2,14 @@
 
 use std::io::Write;
 
-use qmux_config::{AdminListen, Config, ServerAuth};
+use qmux_config::{AdminListen, Config, Proof, Server, ServerAuth, Service};
 
 use crate::client::ClientShared;
+use crate::process::bind;
 use crate::process::exit::Failure;
 use crate::quic::{sessions, settings, tls};
 use crate::ready::Readiness;
-
-/// Refuses what a config may hold and this program does not serve.
-///
-/// # Errors
-/// The first key of that kind.
-pub(crate) fn served(config: &Config) -> Result<(), Failure> {
-    let server = config.server.as_ref();
-    let client = config.client.as_ref();
-    let one_nameless = |client: &qmux_config::Client| matches!(&client.services[..], [service] if service.name.is_empty());
-    let key = if server.is_some_and(|it| it.listeners().len() != it.doors.len()) {
-        "server.services"
-    } else if server.is_some_and(|it| !it.clients.is_empty()) {
-        "server.clients"
-    } else if client.is_some_and(|it| !one_nameless(it)) {
-        "client.services"
-    } else {
-        return Ok(());
-    };
-    let path = config.path.display();
-    Err(Failure::Input(format!(
-        "{path}: {key}: is not served by this version; it must be left out"
-    )))
-}
+use crate::sys::limits;
 
 /// Builds what a start would build, short of running it.
 ///
@@ -49,6 +28,71 @@ pub(crate) fn tls_contexts(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Prints who may come and where, and finds out whether it can be bound.
+fn check_server(
+    server: &Server,
+    cores: usize,
+    say: &mut impl FnMut(String),
+) -> Result<(), Failure> {
+    let auth = match &server.auth {
+        ServerAuth::Mtls { ca_cert } => format!("mtls, CA {ca_cert}"),
+        ServerAuth::Token { token: Some(_) } => "token".into(),
+        ServerAuth::Token { token: None } => "tokens of their own".into(),
+    };
+    say(format!(
+        "server: {cores} cores, {}, clients authenticate by {auth}",
+        server.load_balancer
+    ));
+    let allowed = limits::raise_open_files();
+    let warning = bind::judge_descriptors(server, cores, allowed)?;
+    for door in &server.doors {
+        bind::probe(door)?;
+        let addresses: Vec<String> = door.quic_addrs.iter().map(ToString::to_string).collect();
+        let addresses = addresses.join(", ");
+        match &door.services[..] {
+            [service] if service.name.is_empty() => say(format!(
+                "  clients at {addresses} (QUIC), visitors at {} ({})",
+                service.traffic, service.protocol
+            )),
+            services => {
+                say(format!("  clients of named services at {addresses} (QUIC)"));
+                for service in services {
+                    say(show_service(service));
+                }
+            }
+        }
+    }
+    for client in &server.clients {
+        let services: Vec<String> = client.services.iter().map(|it| format!("{it}")).collect();
+        say(format!(
+            "  client {:?}, by its {}, may serve {}",
+            client.name,
+            match &client.proof {
+                Proof::Certificate(name) => format!("certificate {name:?}"),
+                Proof::Fingerprint(_) => "certificate's fingerprint".into(),
+                Proof::Token(_) => "token".into(),
+            },
+            services.join(", ")
+        ));
+    }
+    say(format!(
+        "  sockets take {} file descriptors",
+        bind::descriptors(server, cores)
+    ));
+    if let Some(warning) = warning {
+        say(format!("    warning: {warning}"));
+    }
+    Ok(())
+}
+
+fn show_service(service: &Service) -> String {
+    let required = if service.required { ", required" } else { "" };
+    format!(
+        "    service {:?}: visitors at {} ({}), {}{required}",
+        service.name, service.traffic, service.protocol, service.load_balancer
+    )
+}
+
 /// Validates and prints what would run.
 ///
 /// # Errors
@@ -62,28 +106,17 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
         let _closed = writeln!(out, "{line}");
     };
     if let Some(server) = &config.server {
-        let auth = match &server.auth {
-            ServerAuth::Mtls { ca_cert } => format!("mtls, CA {ca_cert}"),
-            ServerAuth::Token { .. } => "token".into(),
-        };
-        say(format!(
-            "server: {cores} cores, {}, clients authenticate by {auth}",
-            server.load_balancer
-        ));
-        for listener in server.listeners() {
-            crate::process::bind::probe(&listener)?;
-            say(format!(
-                "  clients at {} (QUIC), visitors at {} ({})",
-                listener.quic_addr, listener.traffic_addr, listener.protocol
-            ));
-        }
+        check_server(server, cores, &mut say)?;
     }
     if let Some(client) = &config.client {
         let shared = ClientShared::new(&config, client, &std::sync::Arc::new(Readiness::new(1)));
         say(format!(
-            "client: {cores} cores, lanes {}, service {}",
-            client.lanes, shared.service
+            "client: {cores} cores, lanes {}, services:",
+            client.lanes
         ));
+        for service in shared.services.all() {
+            say(format!("  {}", service.summary()));
+        }
         if let Some(dir) = &client.state_dir {
             let danger = sessions::probe_dir(dir).map_err(Failure::Input)?;
             say(format!("  session tickets in {}", dir.display()));
@@ -108,11 +141,12 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
                 server.server_name
             ));
         }
-        if !shared.service.refresh() {
-            return Err(Failure::Input(format!(
-                "local service {} cannot be resolved",
-                shared.service
-            )));
+        for service in shared.services.all() {
+            if !service.host.refresh() {
+                return Err(Failure::Input(format!(
+                    "local service {service} cannot be resolved"
+                )));
+            }
         }
     }
     if let Some(admin) = &config.admin {

@@ -1,11 +1,11 @@
 //! From a validated config to running cores, and back: start, signals, drain, counters.
 
 use std::net::TcpListener;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use qmux_config::Config;
+use qmux_config::{Config, Door};
 
 use super::certificates::Certificates;
 use super::exit::Failure;
@@ -20,8 +20,7 @@ use crate::core::mailbox::{Mailboxes, Post};
 use crate::core::{Cluster, memory};
 use crate::quic::tickets::TicketKeys;
 use crate::ready::Readiness;
-use crate::server::pool::registry::ClientPool;
-use crate::server::{ListenerSockets, ServerShared};
+use crate::server::{DoorSockets, ServerShared};
 use crate::sys::cpu::{self, Allowed};
 use crate::sys::{limits, syn_filter};
 
@@ -131,7 +130,12 @@ pub(crate) fn start(
     events: Events,
 ) -> Result<Running, Failure> {
     let started = (Instant::now(), SystemTime::now());
-    prepare_process(config.limits.descriptors_reserved);
+    let allowed = prepare_process(config.limits.descriptors_reserved);
+    if let Some(server) = &config.server
+        && let Some(warning) = bind::judge_descriptors(server, cores, allowed)?
+    {
+        tracing::warn!("{warning}");
+    }
     let readiness = Arc::new(Readiness::new(
         usize::from(config.server.is_some()) + usize::from(config.client.is_some()),
     ));
@@ -148,17 +152,8 @@ pub(crate) fn start(
     let server = match &config.server {
         Some(server) => {
             let (ticket_keys, keeper) = TicketKeys::start(&server.tls).map_err(Failure::Input)?;
-            let pools = server
-                .listeners()
-                .into_iter()
-                .map(|_| Arc::new(ClientPool::new(server.load_balancer, cores)));
-            Some(Arc::new(ServerShared {
-                config: Arc::clone(config),
-                pools: pools.collect(),
-                instance_id: *uuid::Uuid::new_v4().as_bytes(),
-                ticket_keys,
-                ticket_keeper: Mutex::new(Some(keeper)),
-            }))
+            let shared = ServerShared::new(config, server, cores, ticket_keys, keeper);
+            Some(Arc::new(shared))
         }
         None => None,
     };
@@ -167,6 +162,9 @@ pub(crate) fn start(
         .as_ref()
         .map(|client| Arc::new(ClientShared::new(config, client, &readiness)));
     if let Some(client) = &client {
+        for service in client.services.all() {
+            tracing::info!(service = service.summary(), "offered to servers");
+        }
         client.keep_sessions().map_err(Failure::Input)?;
         client.keep_certificates().map_err(Failure::Input)?;
     }
@@ -225,8 +223,8 @@ pub(crate) fn start(
     running.wait_started(cores)?;
     memory::set_limit(config.limits.memory);
     if let Some(server) = &config.server {
-        for listener in server.listeners() {
-            tracing::info!(quic = %listener.quic_addr, traffic = %listener.traffic_addr, protocol = %listener.protocol, cores, "listening");
+        for door in &server.doors {
+            say_listening(door, cores);
         }
         readiness.set_listening();
         readiness.role_ready("server");
@@ -234,7 +232,8 @@ pub(crate) fn start(
     Ok(running)
 }
 
-fn prepare_process(descriptors_reserved: u32) {
+/// How many files may be open, if that is limited.
+fn prepare_process(descriptors_reserved: u32) -> Option<u64> {
     let allowed = limits::raise_open_files();
     limits::keep_from_flows(descriptors_reserved, allowed);
     if let Some(limit) = allowed
@@ -250,14 +249,29 @@ fn prepare_process(descriptors_reserved: u32) {
     if !monoio::utils::detect_uring() {
         tracing::warn!("io_uring is not available (kernel or container forbids it); using epoll");
     }
+    allowed
 }
 
-fn doors(sockets: &[Option<Vec<ListenerSockets>>]) -> std::io::Result<Vec<TcpListener>> {
-    let listeners = sockets.iter().flatten().flatten();
-    listeners
-        .filter_map(|listener| listener.tcp.as_ref())
+fn doors(sockets: &[Option<Vec<DoorSockets>>]) -> std::io::Result<Vec<TcpListener>> {
+    let doors = sockets.iter().flatten().flatten();
+    let entrances = doors.flat_map(|door| door.services.iter().flatten());
+    entrances
+        .filter_map(|entrance| entrance.tcp.as_ref())
         .map(TcpListener::try_clone)
         .collect()
+}
+
+/// One line for a listener; two or more for the door of named services.
+fn say_listening(door: &Door, cores: usize) {
+    for service in &door.services {
+        let traffic = service.traffic;
+        let (quic, protocol) = (&door.quic_addrs, service.protocol);
+        if let ([quic], true) = (&quic[..], service.name.is_empty()) {
+            tracing::info!(%quic, %traffic, %protocol, cores, "listening");
+        } else {
+            tracing::info!(?quic, service = service.name, %traffic, %protocol, cores, "listening");
+        }
+    }
 }
 
 impl Running {

@@ -68,10 +68,13 @@ impl Status {
     pub(crate) fn not_ready(&self, clients: usize) -> Vec<String> {
         let mut reasons = self.not_up();
         if let Some(server) = &self.server {
-            reasons.extend(lacking(&server.services(), clients));
+            reasons.extend(lacking(&server.service_views(), clients));
         }
         if self.client.is_some() && self.readiness.client_lanes() == 0 {
             reasons.push("no lane is registered with any server".into());
+        }
+        if self.client.iter().any(|client| client.serves_nothing()) {
+            reasons.push("no server lets this client serve any of its services".into());
         }
         reasons
     }
@@ -87,7 +90,7 @@ impl Status {
     ) -> Result<Vec<String>, UnknownService> {
         let mut reasons = self.not_up();
         let mut known = false;
-        let services = self.server.iter().flat_map(|server| server.services());
+        let services = self.server.iter().flat_map(|server| server.service_views());
         for service in services.filter(|service| service.name == name) {
             known = true;
             reasons.extend(lack(&service, clients));
@@ -122,20 +125,6 @@ impl Status {
         reasons
     }
 
-    /// Flows of the client role, TCP and UDP.
-    pub(crate) fn client_flows(&self) -> u64 {
-        let (mut begun, mut over) = (0, 0);
-        for core in &self.cluster.counters {
-            // What is over first: the difference never is too small by what begins meanwhile.
-            over += core.tcp_flows_completed.get() + core.tcp_flows_reset.get();
-            over += core.udp_flows_ended.get();
-            begun += core.tcp_flows_opened.get() + core.udp_flows_opened.get();
-        }
-        let services = self.server.iter().flat_map(|server| server.services());
-        let of_server: usize = services.map(|service| service.totals.flows).sum();
-        u64::saturating_sub(begun, over).saturating_sub(of_server as u64)
-    }
-
     /// One line for `systemctl status`.
     pub(crate) fn summary(&self) -> String {
         let mut text = String::from(if self.readiness.is_draining() {
@@ -147,10 +136,10 @@ impl Status {
         });
         if let Some(server) = &self.server {
             let (mut clients, mut lanes, mut flows) = (0, 0, 0);
-            for view in server.clients() {
+            for view in server.client_views() {
                 clients += 1;
-                lanes += view.client.lanes;
-                flows += view.client.flows;
+                lanes += view.lanes;
+                flows += view.flows;
             }
             let _always = write!(
                 text,
@@ -239,7 +228,7 @@ pub(crate) mod fixture {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::pool::registry::PoolTotals;
+    use crate::server::pool::service::PoolTotals;
     use crate::server::pool::views::ServiceCounts;
 
     fn service(name: &str, required: bool, reachable: usize) -> ServiceView {

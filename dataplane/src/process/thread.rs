@@ -17,7 +17,7 @@ use crate::core::turn::by_turns;
 use crate::core::{Cluster, CoreContext, memory, task, time, turn};
 use crate::flow::role::RoleContext;
 use crate::flow::watch::{self, TcpFlows};
-use crate::server::{ListenerSockets, ServerCore, ServerShared};
+use crate::server::{DoorSockets, ServerCore, ServerShared};
 use crate::sys::wake::WakeReceiver;
 use crate::sys::{cpu, heap};
 
@@ -48,7 +48,7 @@ pub(crate) struct CoreSetup {
     /// By which its mailbox wakes it.
     pub(crate) wake: UnixDatagram,
     /// The server role, if configured, with this core's sockets.
-    pub(crate) server: Option<(Arc<ServerShared>, Vec<ListenerSockets>)>,
+    pub(crate) server: Option<(Arc<ServerShared>, Vec<DoorSockets>)>,
     /// The client role, if configured.
     pub(crate) client: Option<Arc<ClientShared>>,
 }

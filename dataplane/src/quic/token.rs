@@ -26,15 +26,36 @@ pub(crate) fn prove(
     Ok(AuthProof { mac: mac.to_vec() })
 }
 
-/// True if `proof` is the right answer to `challenge` on `lane`. Takes the same time for every wrong one.
-pub(crate) fn verify(
-    lane: &Lane,
-    token: &Secret,
-    challenge: &AuthChallenge,
-    proof: &AuthProof,
-) -> bool {
-    let Ok(expected) = prove(lane, token, challenge) else {
-        return false;
-    };
-    expected.mac.len() == proof.mac.len() && boring::memcmp::eq(&expected.mac, &proof.mac)
+/// A proof that was given for a challenge, to be held against tokens.
+pub(crate) struct Given<'a> {
+    session: token_proof::Session,
+    challenge: &'a AuthChallenge,
+    proof: &'a AuthProof,
+}
+
+impl<'a> Given<'a> {
+    /// What the peer of `lane` has given.
+    ///
+    /// # Errors
+    /// If the session has no keying material yet (the handshake is not complete).
+    pub(crate) fn on(
+        lane: &Lane,
+        challenge: &'a AuthChallenge,
+        proof: &'a AuthProof,
+    ) -> Result<Self, ErrorStack> {
+        Ok(Self {
+            session: lane.with_tls(|ssl| token_proof::Session::of(ssl))?,
+            challenge,
+            proof,
+        })
+    }
+
+    /// True if whoever gave it knows this token. Takes the same time for every wrong one.
+    pub(crate) fn proves(&self, token: &Secret) -> bool {
+        let Ok(expected) = self.session.prove(token, &self.challenge.nonce) else {
+            return false;
+        };
+        let given = &self.proof.mac;
+        expected.len() == given.len() && boring::memcmp::eq(&expected, given)
+    }
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use super::ids::{DoorId, EntranceId};
-use super::pool::registry::FlowTicket;
+use super::pool::service::FlowTicket;
 use super::tcp::visitor::Visitor;
 use super::udp::forwarded::ForwardedUdp;
 use crate::core::mailbox::{Kind, Mail};
@@ -33,6 +33,8 @@ pub(crate) enum ServerMail {
     Packet {
         /// Whose socket received it.
         door: DoorId,
+        /// Which of the door's sockets.
+        address: usize,
         /// The packet.
         data: Vec<u8>,
         /// Who sent it.
@@ -45,14 +47,14 @@ pub(crate) enum ServerMail {
     Evict {
         /// The door that it was registered at.
         door: DoorId,
-        /// Its number in the pool.
+        /// Its number there.
         client: u64,
     },
     /// A lane of this client is not answered: have its other lanes ask.
     ClientMayBeGone {
         /// The door that it is registered at.
         door: DoorId,
-        /// Its number in the pool.
+        /// Its number there.
         client: u64,
     },
 }

@@ -1,7 +1,8 @@
 //! The server role on one core: its share of every door, where clients come in, and every entrance, where visitors do.
 //!
-//! A listener of dp.toml is a door with one entrance. A [`pool`] has the clients of a service; cores share it. The flows
-//! of visitors are in [`tcp`] and [`udp`].
+//! A door has some services, each of them an entrance for every port where its visitors come; a listener of dp.toml is a
+//! door with one entrance. What cores share of the clients of a door and of each service is in [`pool`]. The flows of
+//! visitors are in [`tcp`] and [`udp`].
 
 mod door;
 mod entrance;
@@ -19,9 +20,10 @@ use std::time::{Duration, Instant};
 
 use door::Door;
 use entrance::Entrance;
+use entrance::first_client::wait_for_first_clients;
 use ids::{DoorId, EntranceId};
 use mail::ServerMail;
-pub(crate) use shared::{ListenerSockets, ServerContext, ServerShared};
+pub(crate) use shared::{DoorSockets, EntranceSockets, ServedService, ServerContext, ServerShared};
 
 /// The server role on one core.
 pub(crate) struct ServerCore {
@@ -37,24 +39,27 @@ impl ServerCore {
     pub(crate) fn start(
         context: &Rc<ServerContext>,
         shared: &Arc<ServerShared>,
-        sockets: Vec<ListenerSockets>,
+        sockets: Vec<DoorSockets>,
     ) -> Result<ServerCore, String> {
         let mut this = ServerCore {
             doors: HashMap::new(),
             entrances: HashMap::new(),
         };
-        let server = shared.server().ok_or("no [server] section")?;
-        let listeners = server.listeners();
-        let with_pools = listeners.iter().zip(&shared.pools);
-        for ((number, (listener, pool)), sockets) in (0..).zip(with_pools).zip(sockets) {
-            let (door, entrance) = (DoorId(number), EntranceId(number));
-            let takes_udp = sockets.udp.is_some();
-            let opened = Door::open(door, context, shared, pool, sockets.quic, takes_udp)?;
-            let (tcp, udp) = (sockets.tcp, sockets.udp);
-            let entered = Entrance::open(entrance, &opened, listener, pool, tcp, udp)?;
-            this.doors.insert(door, opened);
-            this.entrances.insert(entrance, entered);
+        // All cores count alike: what they name to each other has one number.
+        let mut entrances = (0..).map(EntranceId);
+        for ((number, of_door), sockets) in (0..).zip(&shared.doors).zip(sockets) {
+            let id = DoorId(number);
+            let door = Door::open(id, context, shared, of_door, sockets.quic)?;
+            for (service, sockets) in of_door.services.iter().zip(sockets.services) {
+                for (sockets, id) in sockets.into_iter().zip(entrances.by_ref()) {
+                    let entrance = Entrance::open(id, &door, service, sockets)?;
+                    this.entrances.insert(id, entrance);
+                }
+            }
+            this.doors.insert(id, door);
         }
+        let accepting = this.entrances.values().cloned().collect();
+        crate::core::task::spawn_vital(wait_for_first_clients(accepting));
         let keeper = shared
             .ticket_keeper
             .lock()
@@ -86,12 +91,14 @@ impl ServerCore {
             }
             ServerMail::Packet {
                 door,
+                address,
                 mut data,
                 from,
                 to_ip,
             } => {
-                if let Some(door) = self.doors.get(&door) {
-                    door.endpoint().inject(&mut data, from, to_ip);
+                let door = self.doors.get(&door);
+                if let Some(endpoint) = door.and_then(|door| door.endpoint(address)) {
+                    endpoint.inject(&mut data, from, to_ip);
                 }
             }
             ServerMail::Evict { door, client } => {

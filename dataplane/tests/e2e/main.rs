@@ -38,6 +38,7 @@ mod roaming;
 mod rolling;
 mod runtimes;
 mod servers;
+mod services;
 mod short_memory;
 mod shutdown;
 mod signals;

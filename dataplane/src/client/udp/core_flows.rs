@@ -14,13 +14,14 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::super::services::{Service, Services};
 use super::addresses::Addresses;
-use super::flows::{ClientFlows, Flow};
+use super::flow::Flow;
+use super::flows::ClientFlows;
 use super::pace::{Pace, SLICE};
 use crate::core::counters::CoreCounters;
 use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
 use crate::flow::udp::{FLOWS_PER_CORE_MAX, Rarely, UdpSettings};
-use crate::resolve::Name;
 
 /// A process takes this part of the machine's ports for UDP flows: two clients on one machine then
 /// leave half of them to all others.
@@ -60,7 +61,9 @@ struct Waiting {
 /// The UDP flows of one core, of all its lanes.
 pub(crate) struct CoreFlows {
     pub(super) settings: UdpSettings,
-    pub(super) service: Addresses,
+    /// The services of this client, and the addresses of each, in the same order.
+    pub(super) services: Arc<Services>,
+    addresses: Vec<Addresses>,
     pub(super) counters: Arc<CoreCounters>,
     pub(super) lives: RefCell<Lives<Owned>>,
     pace: RefCell<Pace>,
@@ -73,15 +76,20 @@ pub(crate) struct CoreFlows {
 }
 
 impl CoreFlows {
-    /// For at most `flows_max` flows to `service`.
+    /// For at most `flows_max` flows to all `services` together.
     pub(crate) fn new(
-        service: &Arc<Name>,
+        services: &Arc<Services>,
         settings: UdpSettings,
         flows_max: usize,
         counters: Arc<CoreCounters>,
     ) -> Rc<CoreFlows> {
         Rc::new(CoreFlows {
-            service: Addresses::new(service),
+            addresses: services
+                .all()
+                .iter()
+                .map(|service| Addresses::new(&service.host))
+                .collect(),
+            services: Arc::clone(services),
             lives: RefCell::new(Lives::new(Limits {
                 flows_max,
                 unanswered_timeout: settings.unanswered_timeout,
@@ -96,6 +104,18 @@ impl CoreFlows {
             full_log: Rarely::default(),
             dial_log: Rarely::default(),
         })
+    }
+
+    /// The addresses of a service.
+    pub(super) fn addresses(&self, service: &Service) -> &Addresses {
+        &self.addresses[service.index]
+    }
+
+    /// Looks for changes of all services' addresses.
+    pub(super) fn look_for_changes(&self) {
+        for addresses in &self.addresses {
+            addresses.version();
+        }
     }
 
     /// Whether a flow of `visitor` may be opened; ends another one for it if need be.

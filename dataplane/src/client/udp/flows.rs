@@ -9,16 +9,20 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
-use qmux_proto::FlowError;
 use qmux_proto::control::{FlowClosed, Message};
+use qmux_proto::{FlowError, Protocol};
 use rustc_hash::FxBuildHasher;
 
+use super::super::answers::LaneAnswers;
+use super::super::services::VisitorPort;
 pub(crate) use super::core_flows::CoreFlows;
 use super::core_flows::Owned;
+use super::flow::{Flow, Wanted, Way, connect};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
 use crate::flow::udp::batch::Batcher;
@@ -29,17 +33,25 @@ use crate::flow::udp::notices::Notices;
 use crate::flow::udp::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, TurnClock, WAIT_ERROR_PAUSE, with_receive_batch,
 };
-use crate::sys::bind::{any_towards, raise_udp_buffers};
 use crate::sys::limits;
-use crate::sys::udp::{Purpose, ReceiveBatch, UdpSocket};
+use crate::sys::udp::ReceiveBatch;
 
 /// The first datagram of a flow is kept up to this size while another address may have to be tried.
 const KEPT_BYTES_MAX: usize = 1_500;
+
+/// How a datagram introduces its flow.
+struct Introduction<'a> {
+    visitor: SocketAddr,
+    traffic: Option<SocketAddr>,
+    service: &'a str,
+}
 
 /// The flows of one lane.
 pub(crate) struct ClientFlows {
     lane: Rc<dyn FlowLane>,
     core: Rc<CoreFlows>,
+    /// What the server makes of the services.
+    answers: Rc<LaneAnswers>,
     // The server counts its flow ids up from 0, and is authenticated: a fast hash is safe.
     flows: RefCell<HashMap<u64, Rc<Flow>, FxBuildHasher>>,
     incoming: RefCell<Incoming>,
@@ -54,37 +66,21 @@ pub(crate) struct ClientFlows {
     warned: Cell<bool>,
 }
 
-/// One flow.
-pub(super) struct Flow {
-    id: u64,
-    visitor: SocketAddr,
-    service: SocketAddr,
-    /// Addresses of the service at which nobody listened.
-    refused_at: Vec<SocketAddr>,
-    /// Of the service's addresses, when `service` was chosen or found to be good still.
-    version: Cell<u64>,
-    socket: UdpSocket,
-    packet_id: Cell<u64>,
-    /// Its key among the core's flows.
-    life: Cell<usize>,
-    /// The first datagram, while another address may have to be tried with it.
-    first: RefCell<Option<Box<[u8]>>>,
-    closed: Cell<bool>,
-    receive_over: Event,
-    /// It has been logged that the service cannot be reached.
-    complained: Cell<bool>,
-}
-
 impl ClientFlows {
     /// Makes room for the flows of `lane`.
-    pub(crate) fn new(lane: Rc<impl FlowLane + 'static>, core: &Rc<CoreFlows>) -> Rc<ClientFlows> {
+    pub(crate) fn new(
+        lane: Rc<impl FlowLane + 'static>,
+        core: &Rc<CoreFlows>,
+        answers: &Rc<LaneAnswers>,
+    ) -> Rc<ClientFlows> {
         let flows = Rc::new(ClientFlows {
             lane,
+            answers: Rc::clone(answers),
             core: Rc::clone(core),
             flows: RefCell::default(),
             incoming: RefCell::new(Incoming::new()),
             notices: RefCell::default(),
-            batcher: RefCell::new(Batcher::new(std::sync::Arc::clone(&core.counters))),
+            batcher: RefCell::new(Batcher::new(Arc::clone(&core.counters))),
             batching: RefCell::default(),
             clock: TurnClock::default(),
             ended: Cell::new(false),
@@ -141,7 +137,12 @@ impl ClientFlows {
             }
             (None, Some((visitor, service))) => {
                 let whole = header.fragment().is_none().then_some(payload);
-                self.introduced(id, visitor, service, whole, now)
+                let introduction = Introduction {
+                    visitor,
+                    traffic: header.traffic(),
+                    service,
+                };
+                self.introduced(id, &introduction, whole, now)
             }
         };
         let Some(flow) = flow else { return };
@@ -151,7 +152,7 @@ impl ClientFlows {
         if let Some(packet) = incoming.packet(&header, payload, now) {
             self.batcher
                 .borrow_mut()
-                .push(&flow.socket, flow.service, None, packet);
+                .push(&flow.way.socket, flow.way.to, None, packet);
         }
     }
 
@@ -190,39 +191,44 @@ impl ClientFlows {
     fn introduced(
         self: &Rc<Self>,
         id: u64,
-        visitor: SocketAddr,
-        service: &str,
+        introduction: &Introduction<'_>,
         whole: Option<&[u8]>,
         now: Instant,
     ) -> Option<Rc<Flow>> {
-        let version = self.core.service.version();
-        // A name would be that of a service that we have not offered.
-        if !service.is_empty() || self.core.service.len() == 0 {
+        let wanted = self.wanted(id, introduction, now)?;
+        let addresses = self.core.addresses(&wanted.service);
+        let version = addresses.version();
+        if addresses.len() == 0 {
             self.counters().udp_dropped_socket_error.increment();
             if self.core.dial_log.pass(now) {
-                tracing::warn!("the service's name does not resolve; its UDP flows are refused");
+                tracing::warn!(
+                    service = %wanted.service,
+                    "the service's name does not resolve; its UDP flows are refused"
+                );
             }
             self.tell_closed(id, FlowError::DialFailed, now);
             return None;
         }
-        if !self.core.make_room(visitor, now) {
+        if !self.core.make_room(wanted.visitor, now) {
             self.counters().udp_dropped_flow_limit.increment();
             self.tell_closed(id, FlowError::LimitReached, now);
             return None;
         }
         let mut refused_at = Vec::new();
-        let Some((service, socket)) = self.dial(&mut refused_at) else {
+        let Some(way) = self.dial(&wanted, &mut refused_at) else {
             self.counters().udp_dropped_socket_error.increment();
             self.tell_closed(id, FlowError::DialFailed, now);
             return None;
         };
-        tracing::debug!(lane = self.lane.key(), flow = id, %visitor, %service, "UDP flow opened");
+        let visitor = wanted.visitor;
+        tracing::debug!(lane = self.lane.key(), flow = id, %visitor, service = %way.to, "UDP flow opened");
         self.counters().udp_flows_opened.increment();
+        wanted.service.counts.udp_flows.increment();
         let flow = Rc::new(Flow {
             refused_at,
-            ..Flow::new(id, visitor, service, version, socket)
+            ..Flow::new(id, wanted, way, version)
         });
-        if !self.core.service.is_sure() {
+        if !addresses.is_sure() {
             let kept = whole.filter(|payload| payload.len() <= KEPT_BYTES_MAX);
             *flow.first.borrow_mut() = kept.map(Into::into);
         }
@@ -236,20 +242,73 @@ impl ClientFlows {
         Some(flow)
     }
 
+    /// What a flow that is introduced wants, if this client has it. Otherwise the server is told, as
+    /// another client may have it.
+    fn wanted(&self, id: u64, introduction: &Introduction<'_>, now: Instant) -> Option<Wanted> {
+        let Introduction {
+            visitor,
+            traffic,
+            service,
+        } = *introduction;
+        let Some(service) = self.core.services.find(service, Protocol::Udp) else {
+            self.counters().udp_flows_unknown_service.increment();
+            if self.core.dial_log.pass(now) {
+                tracing::warn!(
+                    service,
+                    %visitor,
+                    "the server sends a UDP flow for a service that is not offered; it is refused"
+                );
+            }
+            self.tell_closed(id, FlowError::DialFailed, now);
+            return None;
+        };
+        let traffic_port = traffic.map(|it| it.port());
+        let there = self.answers.ports(service.index);
+        match service.port_for(traffic_port, there) {
+            VisitorPort::Known(port) => Some(Wanted {
+                visitor,
+                service: Arc::clone(service),
+                port,
+            }),
+            VisitorPort::NotYet => {
+                // The flow is introduced again by what the visitor sends next.
+                self.counters().udp_dropped_before_answers.increment();
+                None
+            }
+            VisitorPort::Missing => {
+                self.counters().udp_flows_without_port.increment();
+                service.counts.flows_without_port.increment();
+                if self.core.dial_log.pass(now) {
+                    tracing::warn!(
+                        %service,
+                        %visitor,
+                        traffic_port,
+                        "no port of this service belongs to the visitor's traffic port; UDP flow \
+                         refused. Give the service as many ports as at the server, or \"same\""
+                    );
+                }
+                self.tell_closed(id, FlowError::DialFailed, now);
+                None
+            }
+        }
+    }
+
     fn begin(self: &Rc<Self>, flow: &Rc<Flow>) {
         self.flows.borrow_mut().insert(flow.id, Rc::clone(flow));
         crate::core::task::spawn(Rc::clone(self).receive_task(Rc::clone(flow)));
     }
 
     /// A socket to the first of the service's addresses that takes one and is not among `refused_at`.
-    fn dial(&self, refused_at: &mut Vec<SocketAddr>) -> Option<(SocketAddr, UdpSocket)> {
-        while let Some(service) = self.core.service.next(refused_at) {
-            match self.core.timed(|| connect(service)) {
-                Ok(socket) => return Some((service, socket)),
+    fn dial(&self, wanted: &Wanted, refused_at: &mut Vec<SocketAddr>) -> Option<Way> {
+        let addresses = self.core.addresses(&wanted.service);
+        while let Some(host) = addresses.next(refused_at) {
+            let to = wanted.service.at(host, wanted.port);
+            match self.core.timed(|| connect(to)) {
+                Ok(socket) => return Some(Way { host, to, socket }),
                 Err(error) => {
                     let own_want = limits::is_own_want(&error);
                     if self.core.dial_log.pass(Instant::now()) {
-                        tracing::warn!(%service, %error, "no socket for a UDP flow");
+                        tracing::warn!(service = %to, %error, "no socket for a UDP flow");
                     }
                     // That there is no address of its family says nothing of the others.
                     let of_family = error.kind() == io::ErrorKind::AddrNotAvailable;
@@ -258,7 +317,7 @@ impl ClientFlows {
                         self.counters().udp_dials_short.increment();
                         return None;
                     }
-                    refused_at.push(service);
+                    refused_at.push(host);
                 }
             }
         }
@@ -267,17 +326,17 @@ impl ClientFlows {
 
     /// The flow, with another socket if the service is not any more where it was.
     fn where_the_service_is(self: &Rc<Self>, flow: Rc<Flow>, now: Instant) -> Rc<Flow> {
-        let service = &self.core.service;
-        let version = service.known_version();
+        let addresses = self.core.addresses(&flow.wanted.service);
+        let version = addresses.known_version();
         if flow.version.get() == version {
             return flow;
         }
         let stays = if self.is_unanswered(&flow) {
-            service.next(&[]) == Some(flow.service)
+            addresses.next(&[]) == Some(flow.way.host)
         } else {
-            service.contains(flow.service)
+            addresses.contains(flow.way.host)
         };
-        if stays || service.len() == 0 {
+        if stays || addresses.len() == 0 {
             flow.version.set(version);
             return flow;
         }
@@ -294,15 +353,16 @@ impl ClientFlows {
         flow: &Rc<Flow>,
         refused_at: &mut Vec<SocketAddr>,
     ) -> Option<Rc<Flow>> {
-        let version = self.core.service.known_version();
-        let (service, socket) = self.dial(refused_at)?;
-        tracing::debug!(lane = self.lane.key(), flow = flow.id, %service, "UDP flow dialled anew");
+        let addresses = self.core.addresses(&flow.wanted.service);
+        let version = addresses.known_version();
+        let way = self.dial(&flow.wanted, refused_at)?;
+        tracing::debug!(lane = self.lane.key(), flow = flow.id, service = %way.to, "UDP flow dialled anew");
         self.counters().udp_flows_redialled.increment();
         let again = Rc::new(Flow {
             refused_at: std::mem::take(refused_at),
             packet_id: Cell::new(flow.packet_id.get()),
             life: Cell::new(flow.life.get()),
-            ..Flow::new(flow.id, flow.visitor, service, version, socket)
+            ..Flow::new(flow.id, flow.wanted.clone(), way, version)
         });
         if let Some(owned) = self.core.lives.borrow_mut().get_mut(flow.life.get()) {
             owned.flow = Rc::clone(&again);
@@ -374,7 +434,7 @@ impl ClientFlows {
         };
         let error = {
             let mut batcher = self.batcher.borrow_mut();
-            batcher.flush(&flow.socket);
+            batcher.flush(&flow.way.socket);
             batcher.take_error()
         };
         if let Some(error) = error {
@@ -395,15 +455,16 @@ impl ClientFlows {
         if !nobody || flow.closed.get() || !self.is_unanswered(flow) {
             return;
         }
-        self.core.service.refused(flow.service);
+        let host = flow.way.host;
+        self.core.addresses(&flow.wanted.service).refused(host);
         let mut refused_at = flow.refused_at.clone();
-        refused_at.push(flow.service);
+        refused_at.push(host);
         if let Some(again) = self.redial(flow, &mut refused_at) {
             let first = flow.first.take();
             if let Some(first) = &first {
                 self.batch_for(&again);
                 let mut batcher = self.batcher.borrow_mut();
-                batcher.push(&again.socket, again.service, None, first);
+                batcher.push(&again.way.socket, again.way.to, None, first);
                 drop(batcher);
                 self.flush();
             }
@@ -422,7 +483,7 @@ impl ClientFlows {
         if flow.complained.replace(true) {
             return;
         }
-        let (lane, service) = (self.lane.key(), flow.service);
+        let (lane, service) = (self.lane.key(), flow.way.to);
         if self.warned.replace(true) {
             tracing::debug!(lane, flow = flow.id, %service, %error, "UDP service");
         } else {
@@ -434,7 +495,10 @@ impl ClientFlows {
 
     async fn receive_task(self: Rc<Self>, flow: Rc<Flow>) {
         loop {
-            let ready = flow.receive_over.cuts_short(flow.socket.readable()).await;
+            let ready = flow
+                .receive_over
+                .cuts_short(flow.way.socket.readable())
+                .await;
             match ready {
                 None => return,
                 Some(Ok(())) => {}
@@ -458,7 +522,7 @@ impl ClientFlows {
     }
 
     fn receive_once(self: &Rc<Self>, flow: &Rc<Flow>, batch: &mut ReceiveBatch) -> bool {
-        match flow.socket.try_receive(batch) {
+        match flow.way.socket.try_receive(batch) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
             Err(error) => {
@@ -470,7 +534,8 @@ impl ClientFlows {
         }
         let life = flow.life.get();
         if self.core.lives.borrow_mut().answered(life, Instant::now()) {
-            self.core.service.answered(flow.service);
+            let addresses = self.core.addresses(&flow.wanted.service);
+            addresses.answered(flow.way.host);
             flow.first.take();
         }
         batch.for_each(|received| {
@@ -498,7 +563,7 @@ impl ClientFlows {
             while self.expire(Instant::now()) {
                 yield_now().await;
             }
-            self.core.service.version();
+            self.core.look_for_changes();
             self.lane.count_datagrams();
             self.incoming
                 .borrow_mut()
@@ -511,47 +576,6 @@ impl ClientFlows {
     fn expire(&self, now: Instant) -> bool {
         (0..EXPIRED_PER_TURN).all(|_| self.core.expire_one(now))
     }
-}
-
-impl Flow {
-    fn new(
-        id: u64,
-        visitor: SocketAddr,
-        service: SocketAddr,
-        version: u64,
-        socket: UdpSocket,
-    ) -> Flow {
-        Flow {
-            id,
-            visitor,
-            service,
-            refused_at: Vec::new(),
-            version: Cell::new(version),
-            socket,
-            packet_id: Cell::new(0),
-            life: Cell::new(usize::MAX),
-            first: RefCell::new(None),
-            closed: Cell::new(false),
-            receive_over: Event::default(),
-            complained: Cell::new(false),
-        }
-    }
-
-    fn close(&self) {
-        self.closed.set(true);
-        self.receive_over.set();
-    }
-}
-
-/// A socket on a free port that talks to `service` alone.
-fn connect(service: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = StdUdpSocket::bind(any_towards(service))?;
-    limits::for_flows(&socket)?;
-    socket.connect(service)?;
-    // As large as the kernel allows; what it grants was told for the sockets of the core. A service may answer in
-    // bursts, and the default holds about 90 datagrams of 1,000 bytes.
-    let _granted = raise_udp_buffers(&socket);
-    UdpSocket::adopt(socket, Purpose::Traffic)
 }
 
 impl fmt::Debug for ClientFlows {

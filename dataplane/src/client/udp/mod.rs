@@ -5,6 +5,7 @@
 
 mod addresses;
 mod core_flows;
+mod flow;
 mod flows;
 mod pace;
 

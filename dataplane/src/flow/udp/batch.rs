@@ -46,10 +46,11 @@ enum Sent {
 }
 
 impl Batcher {
-    /// An empty batch (64 KB).
+    /// An empty batch. It takes its memory (64 KB) when it is first used: a server has one for each
+    /// traffic socket, and may have thousands of these.
     pub(crate) fn new(counters: Arc<CoreCounters>) -> Batcher {
         Batcher {
-            contents: Vec::with_capacity(GSO_BYTES_MAX),
+            contents: Vec::new(),
             segment: 0,
             count: 0,
             to: SocketAddr::from(([0; 4], 0)),
@@ -77,6 +78,7 @@ impl Batcher {
                 self.send_single(socket, payload, to, from_ip);
                 return;
             }
+            self.contents.reserve(GSO_BYTES_MAX);
             self.segment = payload.len();
             self.to = to;
             self.from_ip = from_ip;

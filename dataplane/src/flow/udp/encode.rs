@@ -62,12 +62,22 @@ impl FlowLane for Lane {
     }
 }
 
-/// Sends one packet of `flow_id`. With an `introduction` (visitor and name of the service) the peer can make the flow
-/// of it. `packet_id` counts the flow's packets that are cut. What cannot be sent is dropped and counted.
+/// What the peer must know to make a flow.
+#[derive(Clone, Copy)]
+pub(crate) struct Introduction<'a> {
+    /// Who sends.
+    pub(crate) visitor: SocketAddr,
+    /// Whereto, for peers that can read it.
+    pub(crate) traffic: Option<SocketAddr>,
+    /// The name of the service.
+    pub(crate) service: &'a str,
+}
+
+/// Sends one packet of `flow_id`. With an `introduction` the peer can make the flow of it. `packet_id` counts the flow's packets that are cut. What cannot be sent is dropped and counted.
 pub(crate) fn send(
     lane: &dyn FlowLane,
     flow_id: u64,
-    introduction: Option<(SocketAddr, &str)>,
+    introduction: Option<Introduction<'_>>,
     payload: &[u8],
     packet_id: &Cell<u64>,
     fragmentation: bool,
@@ -75,10 +85,14 @@ pub(crate) fn send(
 ) {
     let header = match introduction {
         None => Header::Whole { flow_id },
-        Some((visitor, service)) => Header::First {
+        Some(Introduction {
+            visitor,
+            traffic,
+            service,
+        }) => Header::First {
             flow_id,
             visitor,
-            traffic: None,
+            traffic,
             service,
         },
     };

@@ -14,15 +14,15 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use qmux_config::Server;
 
 use super::measurements::{Certificates, Histograms};
+use super::service_metrics::ServiceMetrics;
+use super::services::ServiceStates;
 use super::status_json::commit;
 use crate::core::counters::CoreCounters;
 use crate::core::{Cluster, memory};
 use crate::process::logging;
 use crate::process::status::Status;
-use crate::server::pool::registry::PoolTotals;
 use crate::sys::process;
 
 /// Before each of our own names.
@@ -69,6 +69,10 @@ pub(super) fn encode(status: &Status, format: Format) -> Result<String, fmt::Err
     ours.register_collector(Box::new(Histograms(Arc::clone(&status.cluster))));
     ours.register_collector(Box::new(Certificates(status.certificates.views())));
     ours.register_collector(Box::new(LogMetrics));
+    if let Some(client) = &status.client {
+        let services = Arc::clone(&client.services);
+        ours.register_collector(Box::new(ServiceMetrics(services)));
+    }
     let mut text = String::with_capacity(64 << 10);
     match format {
         Format::OpenMetrics => text::encode(&mut text, &registry)?,
@@ -78,7 +82,11 @@ pub(super) fn encode(status: &Status, format: Format) -> Result<String, fmt::Err
 }
 
 /// One value of a family.
-fn gauge(family: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, value: f64) -> fmt::Result {
+pub(super) fn gauge(
+    family: &mut MetricEncoder<'_>,
+    labels: &impl EncodeLabelSet,
+    value: f64,
+) -> fmt::Result {
     ConstGauge::new(value).encode(family.encode_family(labels)?)
 }
 
@@ -165,13 +173,6 @@ impl Collector for LogMetrics {
 
 // ---- state --------------------------------------------------------------------------------------------------------
 
-/// One listener: its index, its addresses, its clients.
-#[derive(Debug)]
-struct ListenerState {
-    labels: [(&'static str, String); 3],
-    totals: PoolTotals,
-}
-
 /// What is, rather than what has happened.
 #[derive(Debug)]
 struct StateMetrics {
@@ -180,7 +181,7 @@ struct StateMetrics {
     uptime_seconds: f64,
     stuck: Vec<(usize, bool)>,
     longest_turns: Vec<Duration>,
-    listeners: Vec<ListenerState>,
+    services: Vec<ServiceStates>,
     client_lanes: Option<usize>,
 }
 
@@ -188,9 +189,6 @@ impl StateMetrics {
     fn of(status: &Status) -> StateMetrics {
         let stuck = status.stuck_cores();
         let server = status.server.as_deref();
-        let configured = server.and_then(|server| server.server());
-        let listeners = configured.map_or_else(Vec::new, Server::listeners);
-        let pools = server.map_or(&[][..], |server| &server.pools);
         StateMetrics {
             ready: status.not_ready(1).is_empty(),
             draining: status.readiness.is_draining(),
@@ -199,42 +197,12 @@ impl StateMetrics {
                 .map(|core| (core, stuck.contains(&core)))
                 .collect(),
             longest_turns: status.cluster.turns.iter().map(|turn| turn.get()).collect(),
-            listeners: listeners
-                .iter()
-                .zip(pools)
-                .enumerate()
-                .map(|(index, (listener, pool))| ListenerState {
-                    labels: [
-                        ("listener", index.to_string()),
-                        ("quic_addr", listener.quic_addr.to_string()),
-                        ("traffic_addr", listener.traffic_addr.to_string()),
-                    ],
-                    totals: pool.totals(),
-                })
-                .collect(),
+            services: server.map_or_else(Vec::new, |server| ServiceStates::of(server).into()),
             client_lanes: status
                 .client
                 .is_some()
                 .then(|| status.readiness.client_lanes()),
         }
-    }
-
-    fn per_listener(
-        &self,
-        encoder: &mut DescriptorEncoder<'_>,
-        name: &str,
-        help: &str,
-        value: impl Fn(&PoolTotals) -> usize,
-    ) -> fmt::Result {
-        if self.listeners.is_empty() {
-            return Ok(());
-        }
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for listener in &self.listeners {
-            let value = value(&listener.totals) as f64;
-            gauge(&mut family, &listener.labels, value)?;
-        }
-        Ok(())
     }
 }
 
@@ -293,30 +261,9 @@ impl Collector for StateMetrics {
         for (core, turn) in self.longest_turns.iter().enumerate() {
             gauge(&mut family, &[("core", core)], turn.as_secs_f64())?;
         }
-        self.per_listener(
-            encoder,
-            "listener_clients",
-            "Clients registered with the listener.",
-            |totals| totals.clients,
-        )?;
-        self.per_listener(
-            encoder,
-            "listener_clients_usable",
-            "Those of them that take new flows.",
-            |totals| totals.usable,
-        )?;
-        self.per_listener(
-            encoder,
-            "listener_lanes",
-            "Lanes registered with the listener.",
-            |totals| totals.lanes,
-        )?;
-        self.per_listener(
-            encoder,
-            "listener_flows",
-            "Flows of the listener's visitors, TCP and UDP.",
-            |totals| totals.flows,
-        )?;
+        for services in &self.services {
+            services.encode(encoder)?;
+        }
         if let Some(lanes) = self.client_lanes {
             let help = "Lanes of this client that are registered with a server.";
             lone_gauge(encoder, "client_lanes", help, lanes as f64)?;

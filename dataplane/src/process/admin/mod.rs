@@ -10,6 +10,8 @@ mod answer;
 mod exposition;
 mod measurements;
 mod query;
+mod service_metrics;
+mod services;
 mod socket;
 mod status_json;
 

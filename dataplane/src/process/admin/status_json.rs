@@ -36,7 +36,7 @@ pub(super) fn of(status: &Status) -> Value {
         "uptime_s": status.started.0.elapsed().as_secs(),
         "state": status.state(),
         "server": server.map(of_server),
-        "client": client.map(|client| of_client(client, status)),
+        "client": client.map(of_client),
         "certificates": certificates(status),
         "refusals": refusals(status),
         "warnings": logging::last_warnings(),
@@ -54,8 +54,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn of_server(server: &ServerShared) -> Value {
-    let services = server.services();
-    let clients = server.clients();
+    let services = server.service_views();
+    let clients = server.client_views();
     json!({
         "services": services.iter().map(service).collect::<Vec<_>>(),
         "clients": clients.iter().map(client).collect::<Vec<_>>(),
@@ -79,9 +79,8 @@ fn service(view: &ServiceView) -> Value {
     })
 }
 
-fn client(view: &ClientView) -> Value {
-    let row = &view.client;
-    let services = view.services.iter();
+fn client(row: &ClientView) -> Value {
+    let services = row.services.iter();
     let services = services.map(|(name, up)| json!({ "name": name, "up": up }));
     let since = Instant::now().saturating_duration_since(row.since);
     json!({
@@ -98,7 +97,7 @@ fn client(view: &ClientView) -> Value {
     })
 }
 
-fn of_client(client: &ClientShared, status: &Status) -> Value {
+fn of_client(client: &ClientShared) -> Value {
     let server = |view: crate::client::views::ServerView| {
         json!({
             "address": view.address.to_string(),
@@ -113,7 +112,7 @@ fn of_client(client: &ClientShared, status: &Status) -> Value {
             "name": view.name,
             "address": view.address,
             "up": view.up,
-            "flows": status.client_flows(),
+            "flows": view.flows,
         })
     };
     json!({

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use qmux_config::LoadBalancer;
 
+use crate::client::services::Services;
 use crate::client::udp::{ClientFlows, CoreFlows};
 use crate::core::counters::CoreCounters;
 use crate::core::mailbox::{Mailboxes, Post};
@@ -17,9 +18,11 @@ use crate::flow::udp::UdpSettings;
 use crate::flow::udp::fake::FakeLane;
 use crate::flow::udp::tests::support::{socket, until};
 use crate::resolve::Name;
+use crate::server::ServedService;
 use crate::server::ids::EntranceId;
 use crate::server::mail::ServerMail;
-use crate::server::pool::registry::{Applicant, ClientPool, LaneMembership};
+use crate::server::pool::fixture::OneService;
+use crate::server::pool::membership::LaneMembership;
 use crate::server::udp::lane::LaneFlows;
 use crate::server::udp::routes::UdpRoutes;
 use crate::server::udp::traffic::TrafficSocket;
@@ -57,7 +60,7 @@ pub(super) struct World {
     pub(super) traffic: Rc<TrafficSocket>,
     pub(super) addr: SocketAddr,
     /// Visitors are sent to its clients by turns.
-    pool: Arc<ClientPool>,
+    pool: Rc<OneService>,
     lanes: Rc<Lanes>,
     pub(super) routes: Rc<UdpRoutes>,
     pub(super) counters: Arc<CoreCounters>,
@@ -75,7 +78,7 @@ impl World {
 
     /// The same with these settings.
     pub(super) fn with(socket: UdpSocket, settings: UdpSettings) -> World {
-        let pool = Arc::new(ClientPool::new(LoadBalancer::RoundRobin, 1));
+        let pool = Rc::new(OneService::new(LoadBalancer::RoundRobin, 1));
         World::of(socket, settings, &pool, &Rc::default(), &Arc::default())
     }
 
@@ -88,7 +91,7 @@ impl World {
     fn of(
         socket: UdpSocket,
         settings: UdpSettings,
-        pool: &Arc<ClientPool>,
+        pool: &Rc<OneService>,
         lanes: &Rc<Lanes>,
         counters: &Arc<CoreCounters>,
     ) -> World {
@@ -96,19 +99,20 @@ impl World {
         let (mailboxes, _wakes) = Mailboxes::<ServerMail>::new(1).expect("a socket pair");
         let post: Arc<dyn Post<ServerMail>> = Arc::new(mailboxes);
         let lane_of = move |client: u64| known.borrow().get(&client).cloned();
-        let routes = UdpRoutes::new(EntranceId(0), 0, pool, lane_of, &post, counters);
+        let routes = UdpRoutes::new(EntranceId(0), 0, &pool.pool, lane_of, &post, counters);
         let addr = socket.local_addr();
         let traffic = TrafficSocket::start(
             socket,
             0,
             settings,
             Rc::clone(&routes),
+            &ServedService::nameless(&pool.pool, 1),
             Arc::clone(counters),
         );
         World {
             traffic,
             addr,
-            pool: Arc::clone(pool),
+            pool: Rc::clone(pool),
             lanes: Rc::clone(lanes),
             routes,
             counters: Arc::clone(counters),
@@ -137,16 +141,16 @@ impl World {
         let server_end = FakeLane::new(1_150);
         let client_end = FakeLane::new(1_150);
         let counters = Arc::new(CoreCounters::default());
-        let core = CoreFlows::new(&name, settings, flows_max, Arc::clone(&counters));
-        let client = ClientFlows::new(Rc::clone(&client_end), &core);
+        let core = CoreFlows::new(
+            &Services::only(&name),
+            settings,
+            flows_max,
+            Arc::clone(&counters),
+        );
+        let client = ClientFlows::new(Rc::clone(&client_end), &core, &Rc::default());
         let server = LaneFlows::new(Rc::clone(&server_end), true, &self.counters);
         let id = format!("client {}", self.lanes.borrow().len());
-        let applicant = Applicant {
-            client_id: &id,
-            instance_id: [0; 16],
-            address: None,
-        };
-        let joined = self.pool.join(&applicant, 0, Instant::now());
+        let joined = self.pool.join(&id, [0; 16], None, 0, Instant::now());
         let membership = joined.expect("nobody else has that id").membership;
         let number = membership.client().number;
         self.lanes.borrow_mut().insert(number, Rc::clone(&server));

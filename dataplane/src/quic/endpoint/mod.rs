@@ -178,11 +178,6 @@ impl Endpoint {
         endpoint
     }
 
-    /// Says who owns the endpoint, where that could not be known when it was started.
-    pub(crate) fn set_owner(&self, owner: Rc<dyn EndpointOwner>) {
-        *self.owner.borrow_mut() = Some(owner);
-    }
-
     /// Begins a lane towards `peer`, aimed at the server core `aim` by the first byte of its connection id.
     ///
     /// With a `session` it goes on from that one if the server still can, and what is sent before the handshake is

@@ -1,60 +1,111 @@
-//! Whether a client that wants to register is who it must be: by its certificate, or by knowing the token.
+//! Whether a client that wants to register is who it must be, and who that is: by its certificate, or by knowing a token.
 //!
-//! The log says what was wrong; the peer is not told.
+//! The log says what was wrong. The peer is told what it can do about it if its certificate is good, and else nothing.
 
 use std::rc::Rc;
 use std::time::Instant;
 
-use qmux_config::Secret;
-use qmux_proto::control::{AuthChallenge, Message};
+use qmux_config::{Admission, CertificateNames, show_fingerprint};
+use qmux_proto::control::{AuthChallenge, Message, RefuseReason};
 
 use super::Door;
 use super::lane::{ServerLane, address};
 use crate::quic::control::ControlEvent;
 use crate::quic::{tls, token};
 
+/// Most bytes of a certificate's name in a text for people.
+const SHOWN_NAME_BYTES_MAX: usize = 128;
+
 /// Why a client is not let in.
 pub(crate) enum Unauthentic {
-    /// It must be told so.
-    Refused,
+    /// It must be told so, with this reason and text.
+    Refused(RefuseReason, String),
     /// It has gone by itself.
     Gone,
 }
 
-/// The handshake has authenticated the client, now or, for a resumed session, some time ago: then its certificate is
-/// checked again, which may have expired since.
-pub(crate) fn by_certificate(this: &Rc<ServerLane>, door: &Rc<Door>) -> Result<(), Unauthentic> {
-    this.lane
-        .with_tls(|ssl| {
-            if tls::is_resumed(ssl) {
-                tls::check_resumed_peer(ssl, true)
-            } else {
-                Ok(())
-            }
-        })
-        .map_err(|why| {
-            door.counters().sessions_refused.increment();
-            log(
-                this,
-                door,
-                &format!("the certificate of its earlier session: {why}"),
-            );
-            Unauthentic::Refused
-        })
+impl Unauthentic {
+    /// One attempt per lane, and no hint at what was wrong.
+    fn without_hint() -> Unauthentic {
+        Unauthentic::Refused(RefuseReason::Unauthenticated, String::new())
+    }
 }
 
-/// The client must prove that it knows the token, on every lane, resumed or not: the proof is bound to this session.
+/// The handshake has authenticated the client, now or, for a resumed session, some time ago: then its certificate is
+/// checked again, which may have expired since. Its names say who it is.
+pub(crate) fn by_certificate(
+    this: &Rc<ServerLane>,
+    door: &Rc<Door>,
+) -> Result<Admission, Unauthentic> {
+    let checked = this.lane.with_tls(|ssl| {
+        if tls::is_resumed(ssl) {
+            tls::check_resumed_peer(ssl, true)
+        } else {
+            Ok(())
+        }
+    });
+    if let Err(why) = checked {
+        door.counters().sessions_refused.increment();
+        let why = format!("the certificate of its earlier session: {why}");
+        log(this, door, &why);
+        return Err(Unauthentic::without_hint());
+    }
+    let names = this.lane.with_tls(|ssl| {
+        let certificate = ssl.peer_certificate()?.to_der().ok()?;
+        CertificateNames::of(&certificate)
+    });
+    // A certificate that cannot be read has no names; where nobody has an entry it needs none.
+    let names = names.unwrap_or_else(|| CertificateNames {
+        common_names: Vec::new(),
+        dns_names: Vec::new(),
+        uri_names: Vec::new(),
+        fingerprint: [0; qmux_config::FINGERPRINT_BYTES],
+    });
+    let admission = door.matcher().by_certificate(&names);
+    if admission != Admission::Refused {
+        return Ok(admission);
+    }
+    door.counters().clients_not_admitted.increment();
+    let name = shown_name(&names);
+    let fingerprint = show_fingerprint(&names.fingerprint);
+    let why =
+        format!("no entry of [[server.clients]] has its certificate {name:?} ({fingerprint})");
+    log(this, door, &why);
+    let text = format!(
+        "this server has no entry for the certificate {name:?}: have its operator add \
+         [[server.clients]] with certificate = {name:?} or fingerprint = {fingerprint:?}"
+    );
+    Err(Unauthentic::Refused(RefuseReason::NotAdmitted, text))
+}
+
+/// What to call a certificate: by what an entry would name it.
+fn shown_name(names: &CertificateNames) -> String {
+    let all = names.common_names.iter().chain(&names.dns_names);
+    let name = all.chain(&names.uri_names).find(|name| !name.is_empty());
+    let name = name.map_or("", String::as_str);
+    let mut end = name.len().min(SHOWN_NAME_BYTES_MAX);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name[..end].to_owned()
+}
+
+/// The client must prove that it knows a token, on every lane, resumed or not: the proof is bound to this session. The
+/// token says who it is.
 pub(crate) fn by_token(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,
-    token: &Secret,
     challenge: &AuthChallenge,
     answer: ControlEvent,
-) -> Result<(), Unauthentic> {
+) -> Result<Admission, Unauthentic> {
     let why = match answer {
         ControlEvent::Message(Message::AuthProof(proof)) => {
-            if token::verify(&this.lane, token, challenge, &proof) {
-                return Ok(());
+            let given = token::Given::on(&this.lane, challenge, &proof);
+            let admission = given.map_or(Admission::Refused, |given| {
+                door.matcher().by_token(|token| given.proves(token))
+            });
+            if admission != Admission::Refused {
+                return Ok(admission);
             }
             "its token is not ours"
         }
@@ -72,7 +123,7 @@ pub(crate) fn by_token(
     };
     door.counters().tokens_refused.increment();
     log(this, door, why);
-    Err(Unauthentic::Refused)
+    Err(Unauthentic::without_hint())
 }
 
 fn log(this: &Rc<ServerLane>, door: &Rc<Door>, why: &str) {

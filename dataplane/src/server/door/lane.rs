@@ -18,7 +18,7 @@ use crate::quic::end::LaneEnd;
 use crate::quic::explain;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
 use crate::server::pool::lanes::CarriesFlows;
-use crate::server::pool::registry::LaneMembership;
+use crate::server::pool::membership::LaneMembership;
 use crate::server::tcp::opening::READ_FIRST;
 use crate::server::udp::lane::LaneFlows;
 
@@ -26,6 +26,8 @@ use crate::server::udp::lane::LaneFlows;
 pub(crate) struct ServerLane {
     pub(crate) lane: Rc<Lane>,
     pub(crate) door: Weak<Door>,
+    /// By which of the door's addresses it came.
+    pub(crate) address: usize,
     /// Set by a successful registration.
     pub(crate) membership: OnceCell<LaneMembership>,
     /// The lane's UDP flows, if visitors of UDP come to the door's entrances.
@@ -46,11 +48,13 @@ impl ServerLane {
     pub(crate) fn new(
         lane: Rc<Lane>,
         door: Weak<Door>,
+        address: usize,
         udp: Option<Rc<LaneFlows>>,
     ) -> Rc<ServerLane> {
         Rc::new(ServerLane {
             lane,
             door,
+            address,
             membership: OnceCell::new(),
             udp,
             tcp_flows: Cell::new(0),
@@ -60,6 +64,11 @@ impl ServerLane {
             alarmed: Cell::new(false),
             lingers: Cell::new(false),
         })
+    }
+
+    /// What tells it apart from the door's other lanes on this core.
+    pub(crate) fn key(&self) -> (usize, u64) {
+        (self.address, self.lane.key())
     }
 
     /// The client may be gone: have it asked.
@@ -258,7 +267,7 @@ mod tests {
 
     impl EndpointOwner for Owner {
         fn lane_accepted(&self, lane: &Rc<Lane>) {
-            let lane_of_server = ServerLane::new(Rc::clone(lane), Weak::new(), None);
+            let lane_of_server = ServerLane::new(Rc::clone(lane), Weak::new(), 0, None);
             lane.handle_events(Rc::new(ServerLaneEvents(Rc::clone(&lane_of_server))));
             *self.0.borrow_mut() = Some(lane_of_server);
         }

@@ -1,22 +1,23 @@
-//! A door: one `quic_addr` on one core, where clients come in and register. It has their lanes, and tells them what the
-//! process is about.
+//! A door on one core, where the clients of some services come in, by one address or several, and register. It has their
+//! lanes, and tells them what the process is about.
 
 mod auth;
 pub(crate) mod lane;
+mod offers;
 mod presence;
 mod register;
 mod session;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket as StdUdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qmux_config::{Server, Udp};
+use qmux_config::{ClientMatcher, LoadBalancer, Server, Udp};
 use qmux_proto::LaneError;
-use qmux_proto::control::{GoAway, GoAwayReason, Message, Register};
+use qmux_proto::control::{GoAway, GoAwayReason, Message};
 use rustc_hash::FxBuildHasher;
 
 use crate::core::counters::CoreCounters;
@@ -26,9 +27,11 @@ use crate::quic::reset::ResetKey;
 use crate::quic::{settings, tls};
 use crate::server::ids::DoorId;
 use crate::server::mail::ServerMail;
+use crate::server::pool::client::Client;
 use crate::server::pool::lanes::LaneTable;
-use crate::server::pool::registry::{Applicant, ClientPool, Duplicate, Joined, LaneMembership};
-use crate::server::shared::{ServerContext, ServerShared};
+use crate::server::pool::membership::LaneMembership;
+use crate::server::pool::registry::{Applicant, Joined, NotJoined};
+use crate::server::shared::{ServedService, ServerContext, ServerShared, SharedDoor};
 use crate::server::udp::lane::LaneFlows;
 use crate::sys::udp::{Purpose, UdpSocket};
 use lane::{ServerLane, ServerLaneEvents};
@@ -38,15 +41,14 @@ pub(crate) struct Door {
     id: DoorId,
     context: Rc<ServerContext>,
     shared: Arc<ServerShared>,
-    /// The clients of its service.
-    pool: Arc<ClientPool>,
-    endpoint: Rc<Endpoint>,
-    /// Whether its lanes may carry UDP.
-    takes_udp: bool,
+    /// What all cores share of it.
+    of_all_cores: Arc<SharedDoor>,
+    /// One for each of its addresses.
+    endpoints: OnceCell<Vec<Rc<Endpoint>>>,
     /// Lanes that take new flows.
     lanes: RefCell<LaneTable<ServerLane>>,
-    /// All registered lanes, by their key.
-    registered: RefCell<HashMap<u64, Rc<ServerLane>, FxBuildHasher>>,
+    /// All registered lanes, by their key at their endpoint.
+    registered: RefCell<HashMap<(usize, u64), Rc<ServerLane>, FxBuildHasher>>,
     next_flow: Cell<u64>,
     /// Refused lanes that wait for their client to read why.
     lingering: Cell<usize>,
@@ -57,18 +59,43 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    /// Lets clients in at this socket, into `pool`.
+    /// Lets clients in at these sockets.
     ///
     /// # Errors
-    /// With a text for the log if the socket or a TLS context cannot be set up on this core.
+    /// With a text for the log if a socket or a TLS context cannot be set up on this core.
     pub(crate) fn open(
         id: DoorId,
         context: &Rc<ServerContext>,
         shared: &Arc<ServerShared>,
-        pool: &Arc<ClientPool>,
-        socket: StdUdpSocket,
-        takes_udp: bool,
+        of_all_cores: &Arc<SharedDoor>,
+        sockets: Vec<StdUdpSocket>,
     ) -> Result<Rc<Door>, String> {
+        let this = Rc::new(Door {
+            id,
+            context: Rc::clone(context),
+            shared: Arc::clone(shared),
+            of_all_cores: Arc::clone(of_all_cores),
+            endpoints: OnceCell::new(),
+            lanes: RefCell::new(LaneTable::new()),
+            registered: RefCell::default(),
+            next_flow: Cell::new(1),
+            lingering: Cell::new(0),
+            accepting: Cell::new(0),
+            drain_timeout: Cell::default(),
+        });
+        let sockets = sockets.into_iter().enumerate();
+        let endpoints = sockets.map(|(address, socket)| this.open_address(address, socket));
+        let endpoints = endpoints.collect::<Result<Vec<_>, _>>()?;
+        let _first = this.endpoints.set(endpoints);
+        Ok(this)
+    }
+
+    fn open_address(
+        self: &Rc<Self>,
+        address: usize,
+        socket: StdUdpSocket,
+    ) -> Result<Rc<Endpoint>, String> {
+        let (context, shared) = (&self.context, &self.shared);
         let server = shared.server().ok_or("no [server] section")?;
         let mut tls = tls::server(server).map_err(|error| error.to_string())?;
         shared.ticket_keys.serve(&mut tls, &context.counters);
@@ -77,36 +104,22 @@ impl Door {
         let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
         let port = socket.local_addr().port();
         let reset_key = ResetKey::from_key(&server.tls.server_key, port)?;
-        let endpoint = Endpoint::start(
-            EndpointSetup {
-                socket,
-                core: context.index,
-                group: context.cluster.cores(),
-                config,
-                packet_bytes_max: settings::packet_bytes_max(&shared.config.quic),
-                accepts: true,
-                handshake_timeout: shared.config.quic.handshake_idle_timeout,
-                reset_key: Some(reset_key),
-                counters: Arc::clone(&context.counters),
-            },
-            None,
-        );
-        let this = Rc::new(Door {
-            id,
-            context: Rc::clone(context),
-            shared: Arc::clone(shared),
-            pool: Arc::clone(pool),
-            endpoint: Rc::clone(&endpoint),
-            takes_udp,
-            lanes: RefCell::new(LaneTable::new(server.load_balancer)),
-            registered: RefCell::default(),
-            next_flow: Cell::new(1),
-            lingering: Cell::new(0),
-            accepting: Cell::new(0),
-            drain_timeout: Cell::default(),
-        });
-        endpoint.set_owner(Rc::new(Owner(Rc::clone(&this))));
-        Ok(this)
+        let setup = EndpointSetup {
+            socket,
+            core: context.index,
+            group: context.cluster.cores(),
+            config,
+            packet_bytes_max: settings::packet_bytes_max(&shared.config.quic),
+            accepts: true,
+            handshake_timeout: shared.config.quic.handshake_idle_timeout,
+            reset_key: Some(reset_key),
+            counters: Arc::clone(&context.counters),
+        };
+        let owner = Owner {
+            door: Rc::clone(self),
+            address,
+        };
+        Ok(Endpoint::start(setup, Some(Rc::new(owner))))
     }
 
     pub(crate) fn server(&self) -> &Server {
@@ -128,8 +141,30 @@ impl Door {
         &self.context
     }
 
-    pub(crate) fn endpoint(&self) -> &Rc<Endpoint> {
-        &self.endpoint
+    fn endpoints(&self) -> &[Rc<Endpoint>] {
+        self.endpoints.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// The endpoint of one of the door's addresses.
+    pub(crate) fn endpoint(&self, address: usize) -> Option<&Rc<Endpoint>> {
+        self.endpoints().get(address)
+    }
+
+    /// The task of a flow has panicked.
+    pub(crate) fn flow_panicked(&self) {
+        for endpoint in self.endpoints() {
+            endpoint.flow_panicked();
+        }
+    }
+
+    /// The service of this name.
+    pub(crate) fn service(&self, name: &str) -> Option<&Arc<ServedService>> {
+        self.of_all_cores.service(name)
+    }
+
+    /// Who may serve what.
+    pub(crate) fn matcher(&self) -> &ClientMatcher {
+        &self.shared.matcher
     }
 
     pub(crate) fn core(&self) -> usize {
@@ -167,22 +202,14 @@ impl Door {
 
     // ---- lanes ---------------------------------------------------------------------------------------------------
 
-    pub(crate) fn join(
-        &self,
-        request: &Register,
-        address: Option<SocketAddr>,
-    ) -> Result<Joined, Duplicate> {
-        let applicant = Applicant {
-            client_id: &request.client_id,
-            instance_id: request.instance_id,
-            address,
-        };
-        self.pool.join(&applicant, self.core(), Instant::now())
+    pub(crate) fn join(&self, applicant: &Applicant<'_>) -> Result<Joined, NotJoined> {
+        let registry = &self.of_all_cores.registry;
+        registry.join(applicant, self.core(), Instant::now())
     }
 
     /// Lanes on all cores that the client which wants one more has already.
-    pub(crate) fn lanes_of(&self, request: &Register) -> usize {
-        self.pool.lanes_of(&request.client_id, request.instance_id)
+    pub(crate) fn lanes_of(&self, applicant: &Applicant<'_>) -> usize {
+        self.of_all_cores.registry.lanes_of(applicant)
     }
 
     /// A refused lane stays until its client has read why, unless `most` do already. False if it
@@ -203,7 +230,7 @@ impl Door {
                 .add(membership.client().number, Rc::clone(lane));
             self.registered
                 .borrow_mut()
-                .insert(lane.lane.key(), Rc::clone(lane));
+                .insert(lane.key(), Rc::clone(lane));
         }
     }
 
@@ -223,7 +250,7 @@ impl Door {
         self.lane_takes_no_more(lane);
         let membership = lane.membership.get();
         let last = membership.is_some_and(LaneMembership::lane_ended);
-        self.registered.borrow_mut().remove(&lane.lane.key());
+        self.registered.borrow_mut().remove(&lane.key());
         if lane.lingers.take() {
             self.lingering.set(self.lingering.get() - 1);
         }
@@ -290,10 +317,13 @@ impl Door {
     /// `lane` is not answered: it asks on, and so do the client's other lanes, on every core.
     pub(crate) fn client_may_be_gone(&self, lane: &Rc<ServerLane>, now: Instant) {
         lane.alarm();
-        let Some(membership) = lane.membership.get() else {
-            return;
-        };
-        let client = membership.client();
+        if let Some(membership) = lane.membership.get() {
+            self.alarm_everywhere(membership.client(), now);
+        }
+    }
+
+    /// All lanes of a client ask it, on every core.
+    pub(crate) fn alarm_everywhere(&self, client: &Client, now: Instant) {
         if !client.may_alarm(now) {
             return;
         }
@@ -322,8 +352,8 @@ impl Door {
     }
 
     /// This core's lane of `client` for its next flow.
-    pub(crate) fn local_lane(&self, client: u64) -> Option<Rc<ServerLane>> {
-        self.lanes.borrow().pick(client)
+    pub(crate) fn local_lane(&self, client: u64, rule: LoadBalancer) -> Option<Rc<ServerLane>> {
+        self.lanes.borrow().pick(client, rule)
     }
 
     // ---- the end -------------------------------------------------------------------------------------------------
@@ -361,30 +391,35 @@ impl Door {
     }
 
     pub(crate) fn has_delivered(&self, now: Instant) -> bool {
-        let lanes = self.endpoint.lanes();
-        lanes.iter().filter(|lane| !lane.has_delivered(now)).count() == 0
+        let lanes = self.endpoints().iter().flat_map(|it| it.lanes());
+        lanes.filter(|lane| !lane.has_delivered(now)).count() == 0
     }
 
     pub(crate) fn close(&self) {
-        for lane in self.endpoint.lanes() {
-            lane.close(LaneError::Shutdown, "");
+        for endpoint in self.endpoints() {
+            for lane in endpoint.lanes() {
+                lane.close(LaneError::Shutdown, "");
+            }
+            endpoint.stop_when_empty();
         }
-        self.endpoint.stop_when_empty();
     }
 }
 
-/// The door as its endpoint knows it.
-struct Owner(Rc<Door>);
+/// The door as one of its endpoints knows it.
+struct Owner {
+    door: Rc<Door>,
+    /// Which of the door's endpoints that is.
+    address: usize,
+}
 
 impl EndpointOwner for Owner {
     fn lane_accepted(&self, lane: &Rc<Lane>) {
-        let Owner(door) = self;
+        let Owner { door, address } = self;
         let fragmentation = door.udp_config().enable_fragmentation;
         let counters = &door.context.counters;
-        let udp = door
-            .takes_udp
-            .then(|| LaneFlows::new(Rc::clone(lane), fragmentation, counters));
-        let state = ServerLane::new(Rc::clone(lane), Rc::downgrade(door), udp);
+        let takes_udp = door.of_all_cores.takes_udp;
+        let udp = takes_udp.then(|| LaneFlows::new(Rc::clone(lane), fragmentation, counters));
+        let state = ServerLane::new(Rc::clone(lane), Rc::downgrade(door), *address, udp);
         lane.handle_events(Rc::new(ServerLaneEvents(state)));
     }
 
@@ -396,11 +431,12 @@ impl EndpointOwner for Owner {
         to_ip: Option<IpAddr>,
     ) -> bool {
         let mail = ServerMail::Packet {
-            door: self.0.id,
+            door: self.door.id,
+            address: self.address,
             data: packet.to_vec(),
             from,
             to_ip,
         };
-        self.0.context.post.send(core, mail).is_ok()
+        self.door.context.post.send(core, mail).is_ok()
     }
 }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use crate::core::CoreContext;
 use crate::quic::end::LaneEnd;
-use crate::server::pool::registry::ClientEntry;
+use crate::server::pool::client::Client;
 
 /// How long the lanes of a client that has come are given to come, before they are counted.
 const LANES_COME: Duration = Duration::from_millis(500);
 
 /// The client has its first lane. Says so when the others have had time to come.
-pub(crate) fn say_up(context: &Rc<CoreContext>, client: &Arc<ClientEntry>) {
+pub(crate) fn say_up(context: &Rc<CoreContext>, client: &Arc<Client>) {
     let (context, client) = (Rc::clone(context), Arc::clone(client));
     crate::core::task::spawn(async move {
         crate::core::time::sleep(LANES_COME).await;
@@ -33,7 +33,7 @@ pub(crate) fn say_up(context: &Rc<CoreContext>, client: &Arc<ClientEntry>) {
 }
 
 /// The last lane of a client has ended.
-pub(crate) fn say_down(context: &CoreContext, client: &ClientEntry, why: &LaneEnd) {
+pub(crate) fn say_down(context: &CoreContext, client: &Client, why: &LaneEnd) {
     let now = Instant::now();
     if let Some(suppressed) = context.lane_log.pass(now) {
         tracing::info!(

@@ -1,10 +1,12 @@
 //! The server's end of a control stream until the lane is registered: authentication, admission,
 //! refusals.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qmux_config::{LANES_MAX, ServerAuth};
+use qmux_config::{Admission, LANES_MAX, ServerAuth};
 use qmux_proto::control::{
     Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
 };
@@ -13,11 +15,13 @@ use qmux_proto::{LaneError, PROTOCOL_VERSION};
 use super::Door;
 use super::auth::{self, Unauthentic};
 use super::lane::{ServerLane, address};
+use super::offers::Offers;
 use super::presence;
 use super::session::Session;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::token;
-use crate::server::pool::registry::{Duplicate, Joined};
+use crate::server::pool::client::Client;
+use crate::server::pool::registry::{Applicant, INSTANCES_MAX, NotJoined, Replaced};
 
 /// A client that has completed the handshake must register within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,23 +93,19 @@ async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlRe
     if door.is_draining() {
         return refuse_draining(this, door, &request);
     }
-    let authentic = match (&door.server().auth, challenge) {
-        (ServerAuth::Token { token: Some(token) }, Some(challenge)) => {
+    let authentic = match challenge {
+        Some(challenge) => {
             let proof = reader.next(deadline).await;
-            auth::by_token(this, door, token, &challenge, proof)
+            auth::by_token(this, door, &challenge, proof)
         }
-        (ServerAuth::Token { .. }, _) => Err(Unauthentic::Refused),
-        (ServerAuth::Mtls { .. }, _) => auth::by_certificate(this, door),
+        None => auth::by_certificate(this, door),
     };
     match authentic {
         // The stop may have come while the proof was waited for: a lane accepted now would miss the GoAway.
-        Ok(()) if door.is_draining() => refuse_draining(this, door, &request),
-        Ok(()) => accept(this, door, &request),
+        Ok(_) if door.is_draining() => refuse_draining(this, door, &request),
+        Ok(admission) => accept(this, door, &request, &admission),
         Err(Unauthentic::Gone) => false,
-        // One attempt per lane, and no hint at what was wrong.
-        Err(Unauthentic::Refused) => {
-            refuse(this, door, &request, RefuseReason::Unauthenticated, "")
-        }
+        Err(Unauthentic::Refused(reason, text)) => refuse(this, door, &request, reason, &text),
     }
 }
 
@@ -141,7 +141,10 @@ fn refuse(
         return false;
     }
     // Not held, not even its memory: a peer that comes, is refused and goes must leave nothing behind.
-    let (endpoint, key) = (Rc::downgrade(door.endpoint()), this.lane.key());
+    let Some(endpoint) = door.endpoint(this.address).map(Rc::downgrade) else {
+        return false; // It has come through that endpoint.
+    };
+    let key = this.lane.key();
     // The client closes when it has read the answer; should it not, the server does.
     crate::core::task::spawn(async move {
         crate::core::time::sleep(REFUSED_PATIENCE).await;
@@ -153,23 +156,53 @@ fn refuse(
 }
 
 /// True if the lane is registered now.
-fn accept(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register) -> bool {
-    if door.lanes_of(request) >= LANES_OF_CLIENT_MAX {
-        door.counters().registrations_limited.increment();
-        let text = format!("this client has {LANES_OF_CLIENT_MAX} lanes already");
-        return refuse(this, door, request, RefuseReason::LimitReached, &text);
+fn accept(
+    this: &Rc<ServerLane>,
+    door: &Rc<Door>,
+    request: &Register,
+    admission: &Admission,
+) -> bool {
+    let offers = Offers::judge(door, admission, request);
+    if offers.are_pointless() {
+        let text = "this client offers the service without a name, which is not for it to serve here: \
+                    give it [[client.services]], and a version that knows them";
+        return refuse(this, door, request, RefuseReason::BadRequest, text);
     }
-    let Joined {
-        membership,
-        replaced,
-    } = match door.join(request, this.lane.peer_addr()) {
-        Ok(joined) => joined,
-        Err(duplicate) => return refuse_duplicate(this, door, request, &duplicate),
+    let applicant = Applicant {
+        name: admission.identity().unwrap_or(&request.client_id),
+        has_entry: admission.identity().is_some(),
+        instance_id: request.instance_id,
+        address: this.lane.peer_addr(),
+        services: offers.accepted(),
     };
-    if let Some(old) = replaced {
+    if door.lanes_of(&applicant) >= LANES_OF_CLIENT_MAX {
+        let text = format!("this client has {LANES_OF_CLIENT_MAX} lanes already");
+        return refuse_limit(this, door, request, &text);
+    }
+    let joined = match door.join(&applicant) {
+        Ok(joined) => joined,
+        Err(NotJoined::Duplicate { address, first }) => {
+            return refuse_duplicate(this, door, request, address, first);
+        }
+        Err(NotJoined::TooManyInstances) => {
+            let text = format!("this client has {INSTANCES_MAX} instances already");
+            return refuse_limit(this, door, request, &text);
+        }
+    };
+    if this.membership.set(joined.membership).is_err() {
+        return false; // A second Register on one lane is read by `serve`, never here.
+    }
+    meet_others(this, door, &joined.replaced, &joined.beside);
+    registered(this, door, request, &offers);
+    true
+}
+
+/// What comes of a new instance to those that have, or had, the same name.
+fn meet_others(this: &ServerLane, door: &Rc<Door>, replaced: &[Replaced], beside: &[Arc<Client>]) {
+    for old in replaced {
         if let Some(suppressed) = door.context().lane_log.pass(Instant::now()) {
             tracing::info!(
-                client = request.client_id,
+                client = this.client_id(),
                 new = address(&this.lane),
                 old = old.address.map(tracing::field::display),
                 old_drains = old.drains,
@@ -180,48 +213,64 @@ fn accept(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register) -> bool {
         }
         door.evict_everywhere(old.client);
     }
-    if this.membership.set(membership).is_err() {
-        return false; // A second Register on one lane is read by `serve`, never here.
+    // One that has died without a word would get its share of the visitors until it is missed.
+    for client in beside {
+        door.alarm_everywhere(client, Instant::now());
     }
+}
+
+/// The lane has its client: what follows from that.
+fn registered(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers: &Offers) {
+    let capabilities = request.capabilities;
     door.counters().registrations_accepted.increment();
     this.lane.admit();
-    if request.capabilities.contains(Capabilities::PATH_CHALLENGE) {
+    if capabilities.contains(Capabilities::PATH_CHALLENGE) {
         this.lane.peer_answers_challenges();
+    }
+    if capabilities.contains(Capabilities::NAMED_SERVICES)
+        && let Some(udp) = &this.udp
+    {
+        udp.peer_reads_traffic_addresses();
     }
     this.last_heard.set(Instant::now());
     door.lane_registered(this);
     this.lane
         .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Accepted)));
+    offers.answer(this);
     tracing::debug!(
-        client = request.client_id,
+        client = this.client_id(),
+        instance = request.client_id,
         peer = address(&this.lane),
         lane = request.lane_index,
         lanes = request.lane_count,
+        services = offers.accepted().len(),
         core = door.core(),
         "lane registered"
     );
     if let Some(membership) = this.membership.get()
         && membership.is_first()
     {
+        offers.tell_operator(this, door);
         presence::say_up(&door.context().core, membership.client());
     }
-    true
 }
 
-/// Two programs that live share one id. The one that came later has it.
+fn refuse_limit(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, text: &str) -> bool {
+    door.counters().registrations_limited.increment();
+    refuse(this, door, request, RefuseReason::LimitReached, text)
+}
+
+/// Two programs that live share one name. The one that came later has it.
 fn refuse_duplicate(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,
     request: &Register,
-    duplicate: &Duplicate,
+    other: Option<SocketAddr>,
+    first: bool,
 ) -> bool {
     door.counters().registrations_duplicate.increment();
-    let other = duplicate
-        .address
-        .map_or_else(|| "elsewhere".into(), |address| address.to_string());
-    if duplicate.first
-        && let Some(suppressed) = door.context().handshake_log.pass(Instant::now())
-    {
+    let other = other.map_or_else(|| "elsewhere".into(), |address| address.to_string());
+    if first && let Some(suppressed) = door.context().handshake_log.pass(Instant::now()) {
         tracing::warn!(
             client = request.client_id,
             refused = address(&this.lane),

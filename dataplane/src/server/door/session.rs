@@ -112,10 +112,11 @@ impl Session<'_> {
             }
             Message::FlowClosed(closed) => {
                 if let Some(udp) = &this.udp
-                    && udp.flow_closed(closed.flow_id, closed.reason)
+                    && let Some(service) = udp.flow_closed(closed.flow_id, closed.reason)
                     && let Some(membership) = this.membership.get()
+                    && let Some(member) = membership.member(service)
                 {
-                    membership.client().udp_refused(Instant::now());
+                    member.udp_refused(Instant::now());
                 }
             }
             Message::Finished(finished) => this.lane.announced(finished),
@@ -232,12 +233,15 @@ fn say_drains(this: &ServerLane, door: &Door, away: &GoAway) {
     }
 }
 
-/// A client says whether it reaches its service. Today there is one, without a name.
+/// A client says whether it reaches one of its services.
 fn service_health(this: &Rc<ServerLane>, door: &Door, health: &ServiceHealth) {
     let Some(membership) = this.membership.get() else {
         return;
     };
-    if !health.service.is_empty() || !membership.service_health(health.healthy) {
+    let Some(service) = door.service(&health.service) else {
+        return;
+    };
+    if !membership.service_health(service.number, health.healthy) {
         return;
     }
     if health.healthy {
@@ -249,11 +253,18 @@ fn service_health(this: &Rc<ServerLane>, door: &Door, health: &ServiceHealth) {
     let Some(suppressed) = door.context().health_log.pass(Instant::now()) else {
         return;
     };
+    let service = (!service.name.is_empty()).then_some(&service.name);
     if health.healthy {
-        tracing::info!(client, suppressed, "the client reaches its service again");
+        tracing::info!(
+            client,
+            service,
+            suppressed,
+            "the client reaches its service again"
+        );
     } else {
         tracing::warn!(
             client,
+            service,
             suppressed,
             "the client cannot reach its service; visitors go to others while there are any"
         );

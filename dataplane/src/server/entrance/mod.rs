@@ -1,25 +1,27 @@
-//! An entrance: one `traffic_addr` on one core, where visitors come in, TCP and UDP. Whom it sends them to, the pool says;
-//! the lanes are the door's.
+//! An entrance: one port of a service on one core, where visitors come in, TCP and UDP. Whom it sends them to, the pool
+//! of the service says; the lanes are the door's.
+
+pub(crate) mod first_client;
 
 use std::cell::{Cell, OnceCell};
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket as StdUdpSocket};
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use qmux_config::Listener;
 
 use crate::core::AcceptorCount;
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
 use crate::core::panics::contain;
+use crate::core::service_counters::ServiceCounters;
 use crate::core::task::spawn_vital;
 use crate::flow::udp::UdpSettings;
 use crate::server::door::Door;
+use crate::server::door::lane::ServerLane;
 use crate::server::ids::EntranceId;
-use crate::server::pool::registry::ClientPool;
-use crate::server::shared::ServerContext;
+use crate::server::pool::service::ClientPool;
+use crate::server::shared::{EntranceSockets, ServedService, ServerContext};
 use crate::server::tcp::opening::Held;
 use crate::server::udp::forwarded::ForwardedUdp;
 use crate::server::udp::routes::UdpRoutes;
@@ -32,14 +34,6 @@ const ACCEPTS_PER_TURN: usize = 32;
 
 /// Pause after accept(2) failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// How long after its start a server leaves visitors in the queue while it has no client to send them to. Clients whose
-/// server was restarted come back within a second; a visitor who comes before them (a load balancer's second attempt,
-/// mostly) would otherwise be reset.
-const FIRST_CLIENT_WAIT: Duration = Duration::from_secs(5);
-
-/// Pause between two looks for the first client.
-const FIRST_CLIENT_POLL: Duration = Duration::from_millis(10);
 
 /// How long a draining core waits for visitors whose handshake had begun when the stop came: one round trip of the
 /// farthest ones. New ones are kept away meanwhile ([`crate::sys::syn_filter`]); they repeat their SYN after a second, so
@@ -60,48 +54,50 @@ pub(crate) struct Entrance {
     id: EntranceId,
     context: Rc<ServerContext>,
     door: Rc<Door>,
-    pool: Arc<ClientPool>,
+    service: Arc<ServedService>,
+    /// Of the service, on this core.
+    service_counters: Arc<ServiceCounters>,
     traffic_addr: SocketAddr,
-    stall_timeout: Duration,
     /// The UDP traffic socket, if it takes UDP. Its tasks hold it until they have closed it.
     traffic: OnceCell<Weak<TrafficSocket>>,
     held: Rc<Held>,
+    may_accept: Event,
     stop_accepting: Event,
     /// Of the drain, once it has begun.
     drain_timeout: Cell<Duration>,
 }
 
 impl Entrance {
-    /// Takes visitors from these sockets, for the clients of `pool` that have lanes at `door`.
+    /// Takes visitors of `service` from these sockets, for those of its clients that have lanes at `door`.
     ///
     /// # Errors
     /// With a text for the log if a socket cannot be used on this core.
     pub(crate) fn open(
         id: EntranceId,
         door: &Rc<Door>,
-        listener: &Listener,
-        pool: &Arc<ClientPool>,
-        tcp: Option<TcpListener>,
-        udp: Option<StdUdpSocket>,
+        service: &Arc<ServedService>,
+        sockets: EntranceSockets,
     ) -> Result<Rc<Entrance>, String> {
         let text = |error: io::Error| error.to_string();
+        let context = door.context();
         let this = Rc::new(Entrance {
             id,
-            context: Rc::clone(door.context()),
+            context: Rc::clone(context),
             door: Rc::clone(door),
-            pool: Arc::clone(pool),
-            traffic_addr: listener.traffic_addr,
-            stall_timeout: listener.stall_timeout,
+            service: Arc::clone(service),
+            service_counters: Arc::clone(&service.counters[context.index]),
+            traffic_addr: sockets.traffic_addr,
             traffic: OnceCell::new(),
             held: Rc::default(),
+            may_accept: Event::default(),
             stop_accepting: Event::default(),
             drain_timeout: Cell::default(),
         });
-        if let Some(socket) = udp {
+        if let Some(socket) = sockets.udp {
             let socket = UdpSocket::adopt(socket, Purpose::Traffic).map_err(text)?;
             this.start_udp(socket);
         }
-        if let Some(socket) = tcp {
+        if let Some(socket) = sockets.tcp {
             let acceptor = Acceptor::adopt(socket).map_err(text)?;
             let count = AcceptorCount::new(&this.context.cluster);
             door.begins_to_accept();
@@ -112,11 +108,12 @@ impl Entrance {
 
     fn start_udp(self: &Rc<Self>, socket: UdpSocket) {
         let door = Rc::downgrade(&self.door);
+        let balancer = self.pool().balancer();
         let routes = UdpRoutes::new(
             self.id,
             self.core(),
-            &self.pool,
-            move |client| door.upgrade()?.local_lane(client)?.udp.clone(),
+            &self.service.pool,
+            move |client| door.upgrade()?.local_lane(client, balancer)?.udp.clone(),
             &self.context.post,
             &self.context.counters,
         );
@@ -125,6 +122,7 @@ impl Entrance {
             self.core(),
             UdpSettings::from(self.door.udp_config()),
             routes,
+            &self.service,
             Arc::clone(&self.context.counters),
         );
         let _first = self.traffic.set(Rc::downgrade(&traffic));
@@ -156,16 +154,30 @@ impl Entrance {
     }
 
     pub(crate) fn pool(&self) -> &ClientPool {
-        &self.pool
+        &self.service.pool
+    }
+
+    pub(crate) fn service(&self) -> &ServedService {
+        &self.service
+    }
+
+    /// What this core counts of the service.
+    pub(crate) fn service_counters(&self) -> &Arc<ServiceCounters> {
+        &self.service_counters
     }
 
     pub(crate) fn traffic_addr(&self) -> SocketAddr {
         self.traffic_addr
     }
 
+    /// This core's lane of `client` for its next flow.
+    pub(crate) fn local_lane(&self, client: u64) -> Option<Rc<ServerLane>> {
+        self.door.local_lane(client, self.pool().balancer())
+    }
+
     /// How long a visitor may take nothing of what waits for it.
     pub(crate) fn stall_timeout(&self) -> Duration {
-        self.stall_timeout
+        self.service.stall_timeout
     }
 
     /// Memory that the beginnings of flows hold.
@@ -173,14 +185,14 @@ impl Entrance {
         &self.held
     }
 
-    fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.context.draining.get()
     }
 
     // ---- TCP visitors --------------------------------------------------------------------------------------------
 
     async fn accept_task(self: Rc<Self>, acceptor: Acceptor, count: AcceptorCount) {
-        self.first_client().await;
+        self.may_accept.wait().await;
         while self.visitors_wait(&acceptor).await {
             self.accept_turn(&acceptor).await;
             yield_now().await;
@@ -193,12 +205,9 @@ impl Entrance {
         self.door.accepts_no_more();
     }
 
-    /// Waits until there is a client, or has waited long enough for one, or the process stops.
-    async fn first_client(&self) {
-        let deadline = Instant::now() + FIRST_CLIENT_WAIT;
-        while !self.is_draining() && self.pool.totals().usable == 0 && Instant::now() < deadline {
-            crate::core::time::sleep(FIRST_CLIENT_POLL).await;
-        }
+    /// Visitors may be taken out of the queue from now on.
+    pub(crate) fn begin_to_accept(&self) {
+        self.may_accept.set();
     }
 
     /// Waits for visitors; false when no more are to be accepted.
@@ -272,6 +281,7 @@ impl Entrance {
     /// Takes no new visitors but those that had begun to come.
     pub(crate) fn drain(&self, timeout: Duration) {
         self.drain_timeout.set(timeout);
+        self.may_accept.set();
         self.stop_accepting.set();
         if let Some(traffic) = self.traffic() {
             traffic.stop();
@@ -286,7 +296,7 @@ impl Entrance {
 
     pub(crate) fn datagram_from_other_core(&self, packet: ForwardedUdp) {
         if let Some(traffic) = self.traffic() {
-            let lane = self.door.local_lane(packet.client);
+            let lane = self.local_lane(packet.client);
             traffic.packet_from_other_core(packet, lane.and_then(|lane| lane.udp.clone()));
         }
     }

@@ -1,4 +1,4 @@
-//! The lanes of one listener on one core that take new flows, by their client. One core owns it; it does no I/O.
+//! The lanes of one door on one core that take new flows, by their client. One core owns it; it does no I/O.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -22,7 +22,6 @@ pub(crate) trait CarriesFlows {
 /// Lanes by the number of their client.
 #[derive(Debug)]
 pub(crate) struct LaneTable<L> {
-    balancer: LoadBalancer,
     // Numbers are counted up by ourselves: a fast hash is safe.
     clients: HashMap<u64, Lanes<L>, FxBuildHasher>,
 }
@@ -34,9 +33,8 @@ struct Lanes<L> {
 }
 
 impl<L: CarriesFlows> LaneTable<L> {
-    pub(crate) fn new(balancer: LoadBalancer) -> LaneTable<L> {
+    pub(crate) fn new() -> LaneTable<L> {
         LaneTable {
-            balancer,
             clients: HashMap::default(),
         }
     }
@@ -63,13 +61,14 @@ impl<L: CarriesFlows> LaneTable<L> {
         }
     }
 
-    /// The client's lane for its next flow here, chosen by the same rule as the client was.
-    pub(crate) fn pick(&self, client: u64) -> Option<Rc<L>> {
+    /// The client's lane for its next flow here, chosen by the same rule as the client was: the lanes serve
+    /// all of the client's services.
+    pub(crate) fn pick(&self, client: u64, balancer: LoadBalancer) -> Option<Rc<L>> {
         let of_client = self.clients.get(&client)?;
         let turn = of_client.turn.get();
         of_client.turn.set(turn.wrapping_add(1));
         choose(of_client.lanes.iter(), turn, |lane| {
-            let load = match self.balancer {
+            let load = match balancer {
                 LoadBalancer::RoundRobin => 0,
                 LoadBalancer::LeastConnections => lane.flows(),
             };

@@ -1,13 +1,21 @@
 //! Scenarios of one pool. What many of them do together is in `simulation`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+use qmux_config::LoadBalancer;
+use qmux_proto::Protocol;
 
 use super::*;
+use crate::server::pool::balance::Tried;
+use crate::server::pool::client::ALARM_PAUSE;
+use crate::server::pool::fixture::OneService;
+use crate::server::pool::service::{FlowTicket, Member};
 
 const CORES: usize = 2;
 
-fn pool(balancer: LoadBalancer) -> Arc<ClientPool> {
-    Arc::new(ClientPool::new(balancer, CORES))
+fn pool(balancer: LoadBalancer) -> OneService {
+    OneService::new(balancer, CORES)
 }
 
 fn address(last: u8) -> Option<SocketAddr> {
@@ -15,16 +23,12 @@ fn address(last: u8) -> Option<SocketAddr> {
 }
 
 /// A lane of the instance that is told by one byte, which is also where it comes from.
-fn apply(pool: &Arc<ClientPool>, id: &str, instance: u8, core: usize) -> Result<Joined, Duplicate> {
-    let applicant = Applicant {
-        client_id: id,
-        instance_id: [instance; INSTANCE_ID_BYTES],
-        address: address(instance),
-    };
-    pool.join(&applicant, core, Instant::now())
+fn apply(pool: &OneService, id: &str, instance: u8, core: usize) -> Result<Joined, NotJoined> {
+    let instance_id = [instance; INSTANCE_ID_BYTES];
+    pool.join(id, instance_id, address(instance), core, Instant::now())
 }
 
-fn join(pool: &Arc<ClientPool>, id: &str, core: usize) -> LaneMembership {
+fn join(pool: &OneService, id: &str, core: usize) -> LaneMembership {
     apply(pool, id, 0, core).expect("nobody else").membership
 }
 
@@ -34,6 +38,10 @@ fn pick(pool: &ClientPool) -> Option<FlowTicket> {
 
 fn pick_at(pool: &ClientPool, now: Instant) -> Option<FlowTicket> {
     pool.pick(Protocol::Tcp, &Tried::default(), now)
+}
+
+fn member(lane: &LaneMembership) -> &Member {
+    lane.member(0).expect("it serves the one service")
 }
 
 fn counts(tickets: &[FlowTicket]) -> BTreeMap<&str, usize> {
@@ -83,7 +91,7 @@ fn a_client_that_cannot_serve_leaves_no_gap_in_the_turns() {
     for balancer in [LoadBalancer::LeastConnections, LoadBalancer::RoundRobin] {
         let pool = pool(balancer);
         let lanes = ["a", "b", "c"].map(|id| join(&pool, id, 0));
-        lanes[1].service_health(false);
+        lanes[1].service_health(0, false);
         // Flows that end at once: the neighbour of the one that is passed over must not get its share.
         let mut chosen = BTreeMap::<_, usize>::new();
         for _ in 0..30 {
@@ -132,7 +140,7 @@ fn a_client_leaves_with_its_last_lane() {
 
 #[test]
 fn cores_with_a_lane_are_asked_in_turn_up_to_the_one_that_chose() {
-    let pool = Arc::new(ClientPool::new(LoadBalancer::RoundRobin, 4));
+    let pool = OneService::new(LoadBalancer::RoundRobin, 4);
     let lanes: Vec<_> = [0, 1, 3].map(|core| join(&pool, "a", core)).into();
     let client = lanes[0].client();
     for chosen_by in 0..4 {
@@ -183,7 +191,7 @@ fn a_client_without_its_service_gets_tcp_visitors_only_if_no_other_has_one() {
     for balancer in [LoadBalancer::LeastConnections, LoadBalancer::RoundRobin] {
         let pool = pool(balancer);
         let (a, b) = (join(&pool, "a", 0), join(&pool, "b", 0));
-        assert!(a.service_health(false), "that is news");
+        assert!(a.service_health(0, false), "that is news");
         let tickets: Vec<_> = (0..10).filter_map(|_| pick(&pool)).collect();
         assert_eq!(counts(&tickets), BTreeMap::from([("b", 10)]));
         let udp: Vec<_> = (0..20)
@@ -191,11 +199,11 @@ fn a_client_without_its_service_gets_tcp_visitors_only_if_no_other_has_one() {
             .collect();
         assert!(counts(&udp).contains_key("a"), "UDP does not care");
         drop((tickets, udp));
-        b.service_health(false);
+        b.service_health(0, false);
         let tickets: Vec<_> = (0..10).filter_map(|_| pick(&pool)).collect();
         assert_eq!(counts(&tickets), BTreeMap::from([("a", 5), ("b", 5)]));
         drop(tickets);
-        a.service_health(true);
+        a.service_health(0, true);
         let tickets: Vec<_> = (0..10).filter_map(|_| pick(&pool)).collect();
         assert_eq!(counts(&tickets), BTreeMap::from([("a", 10)]));
     }
@@ -205,34 +213,34 @@ fn a_client_without_its_service_gets_tcp_visitors_only_if_no_other_has_one() {
 fn a_service_is_down_while_any_lane_says_so() {
     let pool = pool(LoadBalancer::RoundRobin);
     let (first, second) = (join(&pool, "a", 0), join(&pool, "a", 1));
-    assert!(first.service_health(false));
-    assert!(!second.service_health(false) && !second.service_health(false));
-    assert!(!first.service_health(true));
-    assert!(second.client().service_is_down());
-    assert!(second.service_health(true));
-    assert!(!second.client().service_is_down());
+    assert!(first.service_health(0, false));
+    assert!(!second.service_health(0, false) && !second.service_health(0, false));
+    assert!(!first.service_health(0, true));
+    assert!(member(&second).service_is_down());
+    assert!(second.service_health(0, true));
+    assert!(!member(&second).service_is_down());
 }
 
 #[test]
 fn what_a_lane_said_of_its_service_ends_with_it() {
     let pool = pool(LoadBalancer::RoundRobin);
     let (first, second) = (join(&pool, "a", 0), join(&pool, "a", 1));
-    first.service_health(false);
+    first.service_health(0, false);
     drop(first);
-    assert!(!second.client().service_is_down());
+    assert!(!member(&second).service_is_down());
 }
 
 #[test]
 fn a_lane_that_has_ended_says_nothing_though_a_flow_still_holds_it() {
     let pool = pool(LoadBalancer::LeastConnections);
     let (old, successor) = (join(&pool, "a", 0), join(&pool, "a", 0));
-    old.service_health(false);
+    old.service_health(0, false);
     old.silence(true);
     old.lane_ended();
-    let client = successor.client();
+    let client = member(&successor);
     assert!(!client.service_is_down() && !client.is_silent());
     // A message that was read before the end and is processed after it.
-    assert!(!old.service_health(false));
+    assert!(!old.service_health(0, false));
     old.silence(true);
     assert!(!client.service_is_down() && !client.is_silent());
     assert_eq!(pool.totals().lanes, 2, "until the flow lets go of it");
@@ -248,7 +256,7 @@ fn a_silent_client_gets_flows_only_if_all_are_silent() {
         let (a, b) = (join(&pool, "a", 0), join(&pool, "b", 0));
         a.silence(true);
         // One that answers, and be it with a refusal, comes before one that does not.
-        b.service_health(false);
+        b.service_health(0, false);
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let ticket = pool
                 .pick(protocol, &Tried::default(), Instant::now())
@@ -356,10 +364,10 @@ fn a_service_that_is_up_again_is_forgiven() {
     for _ in 0..10 {
         pick(&pool).expect("a client").ended_early(now);
     }
-    assert!(a.client().is_failing(now));
-    a.service_health(false);
-    a.service_health(true);
-    assert!(!a.client().is_failing(now));
+    assert!(member(&a).is_failing(now));
+    a.service_health(0, false);
+    a.service_health(0, true);
+    assert!(!member(&a).is_failing(now));
 }
 
 #[test]
@@ -386,7 +394,7 @@ fn a_client_that_has_just_come_does_not_get_everybody() {
 fn a_new_instance_replaces_the_old_one_at_once() {
     let pool = pool(LoadBalancer::LeastConnections);
     let old = apply(&pool, "a", 1, 0).expect("the first");
-    assert_eq!(old.replaced, None);
+    assert_eq!(old.replaced, []);
     let new = apply(&pool, "a", 2, 0).expect("the newer");
     let replaced = Replaced {
         client: old.membership.client().number,
@@ -394,7 +402,7 @@ fn a_new_instance_replaces_the_old_one_at_once() {
         drains: false,
         silent: false,
     };
-    assert_eq!(new.replaced, Some(replaced));
+    assert_eq!(new.replaced, [replaced]);
     let ticket = pick(&pool).expect("the new one serves");
     assert_eq!(ticket.client().number, new.membership.client().number);
     drop(old);
@@ -410,7 +418,7 @@ fn an_instance_that_was_replaced_stays_out_while_its_successor_lives() {
         let refused = apply(&pool, "a", 1, 0).expect_err("it was replaced");
         assert_eq!(
             refused,
-            Duplicate {
+            NotJoined::Duplicate {
                 address: address(2),
                 first
             }
@@ -429,7 +437,7 @@ fn it_may_come_back_when_its_successor_has_gone() {
     let new = apply(&pool, "a", 2, 0).expect("the newer");
     drop(new);
     let again = apply(&pool, "a", 1, 0).expect("its successor has gone");
-    assert_eq!(again.replaced, None);
+    assert_eq!(again.replaced, []);
 }
 
 #[test]
@@ -439,7 +447,7 @@ fn it_may_come_back_when_its_successor_drains_and_cuts_off_none_of_its_flows() {
     let new = apply(&pool, "a", 2, 0).expect("the newer");
     new.membership.take_no_more();
     let again = apply(&pool, "a", 1, 0).expect("its successor drains");
-    assert!(again.replaced.is_some_and(|replaced| replaced.drains));
+    assert!(again.replaced[0].drains);
     apply(&pool, "a", 2, 0).expect_err("now this one is replaced");
 }
 
@@ -449,7 +457,8 @@ fn among_three_the_latest_wins_and_both_others_stay_out() {
     let _joined = [1, 2, 3].map(|instance| apply(&pool, "a", instance, 0).expect("newer"));
     for instance in [1, 2] {
         let refused = apply(&pool, "a", instance, 0).expect_err("replaced");
-        assert_eq!(refused.address, address(3));
+        let by = address(3);
+        assert!(matches!(refused, NotJoined::Duplicate { address, .. } if address == by));
     }
     apply(&pool, "a", 3, 1).expect("another lane of the one that serves");
 }
@@ -465,7 +474,7 @@ fn a_successor_that_was_away_for_a_moment_is_the_successor_still() {
 
 #[test]
 fn replaced_instances_are_remembered_up_to_a_bound() {
-    let mut change = Change::default();
+    let mut change = State::default();
     for instance in 0..REPLACED_MAX as u64 + 5 {
         change.replaced(InstanceId::from(u128::from(instance).to_le_bytes()));
     }
@@ -480,7 +489,7 @@ fn replaced_instances_are_remembered_up_to_a_bound() {
 fn a_client_that_could_not_serve_udp_comes_after_others_for_udp_alone() {
     let pool = pool(LoadBalancer::LeastConnections);
     let (bad, _good) = (join(&pool, "bad", 0), join(&pool, "good", 0));
-    bad.client().udp_refused(Instant::now());
+    member(&bad).udp_refused(Instant::now());
     let udp = |tried: &Tried| pool.pick(Protocol::Udp, tried, Instant::now());
     let mut tickets: Vec<FlowTicket> = (0..5).filter_map(|_| udp(&Tried::default())).collect();
     assert_eq!(counts(&tickets), BTreeMap::from([("good", 5)]));
@@ -490,6 +499,228 @@ fn a_client_that_could_not_serve_udp_comes_after_others_for_udp_alone() {
     tried.add(tickets[0].client().number);
     let last = udp(&tried).expect("better than nobody");
     assert_eq!(last.client().client_id, "bad");
+}
+
+// ---- several services, and clients with entries ------------------------------------------------------------------
+
+/// A door with so many services.
+fn door(services: usize) -> (Arc<Registry>, Vec<Arc<ClientPool>>) {
+    let pools = (0..services).map(|_| Arc::new(ClientPool::new(LoadBalancer::RoundRobin)));
+    let pools: Vec<_> = pools.collect();
+    (Arc::new(Registry::new(pools.clone(), CORES)), pools)
+}
+
+fn offers(services: &[usize]) -> Vec<Offered> {
+    let offer = |service: &usize| Offered {
+        service: *service,
+        protocols: Protocols::BOTH,
+    };
+    services.iter().map(offer).collect()
+}
+
+/// A lane on core 0 of a client that has an entry.
+fn enter(
+    registry: &Arc<Registry>,
+    name: &str,
+    instance: u8,
+    services: &[Offered],
+) -> Result<Joined, NotJoined> {
+    let applicant = Applicant {
+        name,
+        has_entry: true,
+        instance_id: [instance; INSTANCE_ID_BYTES],
+        address: None,
+        services,
+    };
+    registry.join(&applicant, 0, Instant::now())
+}
+
+#[test]
+fn a_client_gets_visitors_of_the_services_that_it_serves_and_of_no_other() {
+    let (registry, pools) = door(3);
+    let a = enter(&registry, "a", 1, &offers(&[0, 1])).expect("a client");
+    let _b = enter(&registry, "b", 2, &offers(&[1])).expect("a client");
+    let clients = |service: usize| {
+        let tickets: Vec<_> = (0..4).filter_map(|_| pick(&pools[service])).collect();
+        let counts = counts(&tickets).into_iter();
+        counts
+            .map(|(id, count)| (id.to_owned(), count))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(clients(0), [("a".to_owned(), 4)]);
+    assert_eq!(clients(1), [("a".to_owned(), 2), ("b".to_owned(), 2)]);
+    assert_eq!(clients(2), []);
+    drop(a);
+    assert_eq!(clients(0), []);
+    assert_eq!(clients(1), [("b".to_owned(), 4)]);
+    assert_eq!(registry.clients().len(), 1);
+}
+
+#[test]
+fn a_service_that_is_down_marks_only_itself() {
+    let (registry, pools) = door(2);
+    let a = enter(&registry, "a", 1, &offers(&[0, 1]))
+        .expect("a client")
+        .membership;
+    let b = enter(&registry, "b", 2, &offers(&[0, 1]))
+        .expect("a client")
+        .membership;
+    assert!(a.service_health(1, false), "that is news");
+    assert!(!a.service_health(2, false), "of no service of its");
+    let tickets = |service: usize| {
+        (0..4)
+            .filter_map(|_| pick(&pools[service]))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(counts(&tickets(0)), BTreeMap::from([("a", 2), ("b", 2)]));
+    assert_eq!(counts(&tickets(1)), BTreeMap::from([("b", 4)]));
+    assert_eq!(
+        (pools[0].totals().reachable, pools[1].totals().reachable),
+        (2, 1)
+    );
+    // Flows of one service count for that one alone, and so does blame.
+    let now = Instant::now();
+    for _ in 0..20 {
+        pick(&pools[0]).expect("a client").ended_early(now);
+    }
+    let failing =
+        |lane: &LaneMembership, service| lane.member(service).map(|it| it.is_failing(now));
+    assert_eq!((failing(&b, 0), failing(&b, 1)), (Some(true), Some(false)));
+    a.lane_ended();
+    drop(a);
+    assert_eq!(pools[1].totals().clients, 1);
+}
+
+#[test]
+fn a_client_that_speaks_one_protocol_gets_visitors_of_that_one_alone() {
+    let (registry, pools) = door(1);
+    let protocols = Protocols {
+        tcp: true,
+        udp: false,
+    };
+    let offer = [Offered {
+        service: 0,
+        protocols,
+    }];
+    let _tcp = enter(&registry, "tcp", 1, &offer).expect("a client");
+    let tried = Tried::default();
+    assert!(pick(&pools[0]).is_some());
+    assert!(
+        pools[0]
+            .pick(Protocol::Udp, &tried, Instant::now())
+            .is_none()
+    );
+    let _both = enter(&registry, "both", 2, &offers(&[0])).expect("a client");
+    let udp = pools[0].pick(Protocol::Udp, &tried, Instant::now());
+    assert_eq!(udp.expect("one of them").client().client_id, "both");
+}
+
+#[test]
+fn instances_of_a_client_with_an_entry_serve_side_by_side() {
+    let (registry, pools) = door(1);
+    let first = enter(&registry, "a", 1, &offers(&[0])).expect("an instance");
+    let second = enter(&registry, "a", 2, &offers(&[0])).expect("another");
+    assert!(second.replaced.is_empty());
+    // Should the first one be its dead predecessor, it is found out at once.
+    assert_eq!(second.beside.len(), 1);
+    assert!(Arc::ptr_eq(&second.beside[0], first.membership.client()));
+    let more = enter(&registry, "a", 2, &offers(&[0])).expect("one more lane of it");
+    assert!(more.beside.is_empty() && !more.membership.is_first());
+    let tickets: Vec<_> = (0..4).filter_map(|_| pick(&pools[0])).collect();
+    let numbers: Vec<u64> = tickets.iter().map(|it| it.client().number).collect();
+    assert_eq!(numbers, [0, 1, 0, 1]);
+}
+
+#[test]
+fn instances_of_one_entry_are_bounded() {
+    let (registry, _pools) = door(1);
+    let most = u8::try_from(INSTANCES_MAX).expect("few");
+    let enter = |instance| enter(&registry, "a", instance, &offers(&[0]));
+    let mut joined: Vec<_> = (0..most).map(|it| enter(it).expect("few enough")).collect();
+    assert_eq!(
+        enter(most).expect_err("too many"),
+        NotJoined::TooManyInstances
+    );
+    enter(0).expect("one more lane of one that is there");
+    joined.pop();
+    enter(most).expect("one has gone");
+}
+
+#[test]
+fn who_names_itself_takes_nothing_from_a_client_with_an_entry_of_that_name() {
+    let (registry, pools) = door(2);
+    let entry = enter(&registry, "tenant-a", 1, &offers(&[0])).expect("by its entry");
+    let offered = offers(&[1]);
+    let claim = Applicant {
+        name: "tenant-a",
+        has_entry: false,
+        instance_id: [2; INSTANCE_ID_BYTES],
+        address: None,
+        services: &offered,
+    };
+    let claimed = registry
+        .join(&claim, 0, Instant::now())
+        .expect("another client");
+    assert!(claimed.replaced.is_empty() && claimed.beside.is_empty());
+    assert!(!entry.membership.client().is_replaced());
+    let ticket = pick(&pools[0]).expect("the one with the entry");
+    assert_eq!(ticket.client().number, entry.membership.client().number);
+}
+
+#[test]
+fn an_instance_that_offers_other_services_than_before_keeps_its_old_lanes_until_they_end() {
+    for has_entry in [false, true] {
+        let (registry, pools) = door(2);
+        let (before, after) = (offers(&[0]), offers(&[0, 1]));
+        let applicant = |services| Applicant {
+            name: "a",
+            has_entry,
+            instance_id: [1; INSTANCE_ID_BYTES],
+            address: None,
+            services,
+        };
+        let join = |services| registry.join(&applicant(services), 0, Instant::now());
+        let old = join(&before).expect("the first");
+        let new = join(&after).expect("the same instance");
+        assert!(new.replaced.is_empty() && !old.membership.client().is_replaced());
+        assert_eq!(registry.lanes_of(&applicant(&after)), 2, "a bound for both");
+        assert_eq!(
+            (pools[0].totals().clients, pools[1].totals().clients),
+            (2, 1)
+        );
+        drop(old);
+        assert_eq!(
+            (pools[0].totals().clients, pools[1].totals().clients),
+            (1, 1)
+        );
+    }
+}
+
+#[test]
+fn a_new_instance_that_names_itself_takes_over_whatever_the_old_one_served() {
+    let (registry, pools) = door(2);
+    let join = |instance: u8, services: &[Offered]| {
+        let applicant = Applicant {
+            name: "a",
+            has_entry: false,
+            instance_id: [instance; INSTANCE_ID_BYTES],
+            address: None,
+            services,
+        };
+        registry.join(&applicant, 0, Instant::now())
+    };
+    let _one = join(1, &offers(&[0])).expect("the first");
+    let _other = join(1, &offers(&[1])).expect("the same");
+    let new = join(2, &offers(&[0])).expect("its successor");
+    assert_eq!(new.replaced.len(), 2);
+    assert_eq!(
+        (pools[0].totals().clients, pools[1].totals().clients),
+        (1, 0)
+    );
+    assert!(matches!(
+        join(1, &offers(&[1])),
+        Err(NotJoined::Duplicate { .. })
+    ));
 }
 
 // ---- cores at the same time --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ use qmux_proto::Protocol;
 
 use super::balance::Tried;
 use super::lanes::CarriesFlows;
-use super::registry::{ClientPool, FlowTicket};
+use super::service::{ClientPool, FlowTicket};
 
 /// Where a flow goes.
 #[derive(Debug)]

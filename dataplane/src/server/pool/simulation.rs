@@ -10,7 +10,6 @@ mod visitors;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use qmux_config::LoadBalancer;
@@ -18,8 +17,10 @@ use qmux_proto::Protocol;
 use qmux_proto::control::INSTANCE_ID_BYTES;
 
 use super::balance::Tried;
+use super::fixture::OneService;
 use super::lanes::{CarriesFlows, LaneTable};
-use super::registry::{Applicant, ClientPool, Joined, LaneMembership};
+use super::membership::LaneMembership;
+use super::registry::Joined;
 use visitors::Flow;
 
 /// Of both balancers together; each seed has one of them.
@@ -107,7 +108,7 @@ struct World {
     random: Random,
     now: Instant,
     balancer: LoadBalancer,
-    pool: Arc<ClientPool>,
+    pool: OneService,
     tables: Vec<RefCell<LaneTable<Lane>>>,
     programs: Vec<Program>,
     /// Programs that run beside the one that was started last, or try to come back.
@@ -135,10 +136,8 @@ impl World {
             random: Random(seed),
             now: Instant::now(),
             balancer,
-            pool: Arc::new(ClientPool::new(balancer, CORES)),
-            tables: (0..CORES)
-                .map(|_| RefCell::new(LaneTable::new(balancer)))
-                .collect(),
+            pool: OneService::new(balancer, CORES),
+            tables: (0..CORES).map(|_| RefCell::new(LaneTable::new())).collect(),
             programs: (0..CLIENT_IDS)
                 .map(|id| Program {
                     instance: id as u64,
@@ -202,11 +201,6 @@ impl World {
     fn join(&mut self, id: usize, instance: u64) -> bool {
         let core = self.random.below(CORES);
         let name = format!("client {id}");
-        let applicant = Applicant {
-            client_id: &name,
-            instance_id: instance_id(instance),
-            address: None,
-        };
         let holder = self.holder(&name);
         let takes_flows = |of: u64| {
             let mut lanes = self.lanes.iter().filter(|lane| lane.instance == of);
@@ -214,10 +208,14 @@ impl World {
         };
         let must_stay_out = self.replaced.contains(&instance)
             && holder.is_some_and(|holder| holder != instance && takes_flows(holder));
+        let joined = self
+            .pool
+            .join(&name, instance_id(instance), None, core, self.now);
         let Ok(Joined {
             membership,
             replaced,
-        }) = self.pool.join(&applicant, core, self.now)
+            ..
+        }) = joined
         else {
             assert!(must_stay_out, "refused although it may serve");
             return false;
@@ -226,7 +224,7 @@ impl World {
         self.replaced.remove(&instance);
         self.replaced
             .extend(holder.filter(|holder| *holder != instance));
-        if let Some(replaced) = replaced {
+        for replaced in replaced {
             self.evict(replaced.client, core);
         }
         let lane = Rc::new(Lane {
@@ -240,7 +238,7 @@ impl World {
             .borrow_mut()
             .add(lane.client, Rc::clone(&lane));
         let service_up = self.programs[id].service_up;
-        membership.service_health(service_up);
+        membership.service_health(0, service_up);
         self.lanes.push(Registered {
             id,
             instance,
@@ -367,7 +365,7 @@ impl World {
         for index in 0..self.lanes.len() {
             if self.lanes[index].id == id && self.random.chance(80) {
                 self.lanes[index].service_up = up;
-                self.lanes[index].membership.service_health(up);
+                self.lanes[index].membership.service_health(0, up);
             }
         }
     }

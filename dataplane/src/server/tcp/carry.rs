@@ -18,8 +18,8 @@ use crate::server::door::lane::{LaneUse, ServerLane};
 use crate::server::entrance::Entrance;
 use crate::server::mail::ServerMail;
 use crate::server::pool::balance::Tried;
-use crate::server::pool::registry::FlowTicket;
 use crate::server::pool::route::{self, Way};
+use crate::server::pool::service::FlowTicket;
 use crate::sys::limits;
 use crate::sys::tcp::{TcpSocket, refuse};
 
@@ -56,9 +56,10 @@ impl Entrance {
     /// A visitor was accepted.
     pub(crate) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
         self.counters().visitors_accepted.increment();
+        self.service_counters().visitors.increment();
         if memory::refuses_newcomers() {
             self.counters().visitors_refused_memory.increment();
-            return refuse(stream);
+            return self.refuse(stream);
         }
         if !limits::is_for_flows(&stream) {
             return self.refuse_for_want_of_descriptors(stream, addr);
@@ -66,6 +67,7 @@ impl Entrance {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let visitor = Visitor {
             addr,
+            traffic: self.where_to(&stream),
             accepted_at_us: now.map_or(0, |since| {
                 u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
             }),
@@ -76,6 +78,17 @@ impl Entrance {
             under_way: None,
         };
         self.send_to_a_client(stream, Box::new(visitor));
+    }
+
+    /// Where a visitor has connected to. The socket is asked only if it is open to several addresses.
+    fn where_to(&self, stream: &TcpStream) -> SocketAddr {
+        let bound = self.traffic_addr();
+        if !bound.ip().is_unspecified() {
+            return bound;
+        }
+        stream.local_addr().map_or(bound, |local| {
+            SocketAddr::new(local.ip().to_canonical(), local.port())
+        })
     }
 
     /// The descriptors that are left are not for visitors.
@@ -89,6 +102,12 @@ impl Entrance {
                 "no file descriptor is left for visitors (ulimit -n); this one is reset"
             );
         }
+        self.refuse(stream);
+    }
+
+    /// Resets a visitor who has not reached a client.
+    fn refuse(&self, stream: TcpStream) {
+        self.service_counters().visitors_refused.increment();
         refuse(stream);
     }
 
@@ -99,7 +118,7 @@ impl Entrance {
         visitor: Box<Visitor>,
         ticket: FlowTicket,
     ) {
-        let lane = self.door().local_lane(ticket.client().number);
+        let lane = self.local_lane(ticket.client().number);
         if let Some(begun) = lane.and_then(|lane| self.begin(&lane, &visitor)) {
             return self.serve(stream, visitor, begun, ticket);
         }
@@ -132,7 +151,7 @@ impl Entrance {
                 None => {
                     self.counters().visitors_refused.increment();
                     tracing::debug!(visitor = %visitor.addr, "no client can take this visitor; reset");
-                    return refuse(stream);
+                    return self.refuse(stream);
                 }
             }
         }
@@ -146,7 +165,7 @@ impl Entrance {
             self.core(),
             &mut tried,
             Instant::now(),
-            |client| self.door().local_lane(client),
+            |client| self.local_lane(client),
             |lane| self.begin(lane, visitor),
         );
         visitor.tried = tried;
@@ -189,9 +208,9 @@ impl Entrance {
         let header = OpenHeader {
             flow_id: self.door().next_flow_id(),
             protocol: Protocol::Tcp,
-            service: String::new(),
+            service: self.service().name.clone(),
             visitor: visitor.addr,
-            traffic: self.traffic_addr(),
+            traffic: visitor.traffic,
             opened_at_us: visitor.accepted_at_us,
         };
         let mut encoded = Vec::with_capacity(qmux_proto::open::OPEN_HEADER_BYTES_MAX);
@@ -237,7 +256,7 @@ impl Entrance {
             this.carry(socket, visitor, begun, ticket).await;
             drop(count);
         };
-        spawn_or(task, move || cleans_up.door().endpoint().flow_panicked());
+        spawn_or(task, move || cleans_up.door().flow_panicked());
     }
 
     /// Carries a flow to its end, through as many clients as it needs.
@@ -269,6 +288,7 @@ impl Entrance {
                 better: &|| self.pool().has_better(&tried),
                 watch: &watch,
                 counters: self.counters(),
+                service: self.service_counters(),
             };
             // On the heap, as it is large, and over long before the flow is.
             let opened = Box::pin(opening.run(begun.header.take(), &mut sent)).await;
@@ -289,6 +309,7 @@ impl Entrance {
                         reset_reason: FlowError::VisitorReset,
                         watch,
                         counters: Arc::clone(&self.context().counters),
+                        service: Some(Arc::clone(self.service_counters())),
                     };
                     let ended = tcp::run(flow, first).await;
                     histograms.tcp_flow_seconds.observe_time(arrived.elapsed());

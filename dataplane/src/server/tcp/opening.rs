@@ -27,6 +27,7 @@ use qmux_proto::FlowError;
 
 use crate::buffer::{Block, BlockSize, SMALL_BLOCK_BYTES, StreamBuf};
 use crate::core::counters::CoreCounters;
+use crate::core::service_counters::ServiceCounters;
 use crate::flow::tcp::{Begun, Next, fill};
 use crate::flow::watch::FlowWatch;
 use crate::quic::lane::{Lane, Silent, StreamRead, StreamRoom, StreamWaiters};
@@ -162,6 +163,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) watch: &'a FlowWatch,
     /// The core's counters.
     pub(crate) counters: &'a CoreCounters,
+    /// Those of the visitor's service.
+    pub(crate) service: &'a ServiceCounters,
 }
 
 /// What a flow waits for besides the answer.
@@ -309,6 +312,7 @@ impl Opening<'_> {
         let (read, next) = fill(self.socket, &mut block.bytes_mut()[..capacity]);
         if read > 0 {
             self.counters.tcp_bytes_in.add(read as u64);
+            self.service.tcp_bytes_in.add(read as u64);
             begun.bytes_in += read as u64;
             let piece = block.freeze(read);
             sent.keep(piece.clone());

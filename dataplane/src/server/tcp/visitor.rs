@@ -10,6 +10,8 @@ use crate::server::pool::balance::Tried;
 pub(crate) struct Visitor {
     /// Who it is.
     pub(super) addr: SocketAddr,
+    /// Where it has connected to.
+    pub(super) traffic: SocketAddr,
     /// When it was accepted, in microseconds since the Unix epoch.
     pub(super) accepted_at_us: u64,
     /// The core that chose a client for it last. Others are asked in turn, and it is not: so there are fewer hand-overs

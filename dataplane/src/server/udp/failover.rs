@@ -15,8 +15,8 @@ use super::table::{Admission, Flow, LaneToken};
 use super::traffic::{Claim, LocalFlow, Place, RemoteFlow, TrafficSocket};
 use crate::flow::udp::lives::Why;
 use crate::server::pool::balance::Tried;
-use crate::server::pool::registry::FlowTicket;
 use crate::server::pool::route::Way;
+use crate::server::pool::service::FlowTicket;
 
 /// A flow's first datagram is kept for another client up to this size, that of an Ethernet frame.
 const KEPT_BYTES_MAX: usize = 1_500;
@@ -169,6 +169,8 @@ impl TrafficSocket {
             packet_id: Cell::new(0),
             first: RefCell::new(first),
             tried,
+            service: Arc::clone(&self.service),
+            bound: self.socket.local_addr(),
             claim: RefCell::new(claim),
         });
         let (token, id) = (flow.lane.token(), flow.lane.next_id());
@@ -189,9 +191,10 @@ impl TrafficSocket {
             .entry(token)
             .or_insert_with(|| Rc::clone(&flow.lane));
         self.counters.udp_flows_opened.increment();
+        self.service_counters().udp_flows.increment();
         tracing::debug!(lane = flow.lane.key(), flow = id, %visitor, "UDP flow opened");
         if let Some(payload) = payload {
-            flow.lane.send(&flow, visitor, id, false, payload, now);
+            self.send(&flow, visitor, id, false, payload, now);
         }
     }
 
@@ -316,31 +319,27 @@ impl TrafficSocket {
 }
 
 impl LaneFlows {
-    /// The client says that a flow is over, or that it does not know it. True if it could not serve
-    /// a visitor.
-    pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) -> bool {
+    /// The client says that a flow is over, or that it does not know it. The number of the service
+    /// if it could not serve its visitor.
+    pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) -> Option<usize> {
+        let traffic = self.traffic_of(flow_id)?;
         if reason == FlowError::UnknownFlow {
             // We know it, so the client has lost it: the next datagram introduces it again.
-            if let Some(traffic) = self.traffic_of(flow_id) {
-                let mut table = traffic.table.borrow_mut();
-                table.introduce_again(self.token(), flow_id);
-            }
-            return false;
+            let mut table = traffic.table.borrow_mut();
+            table.introduce_again(self.token(), flow_id);
+            return None;
         }
-        let Some(traffic) = self.traffic_of(flow_id) else {
-            return false;
-        };
         let (unserved, closed) = {
             let mut table = traffic.table.borrow_mut();
             let unanswered = table.is_unanswered(self.token(), flow_id);
             let unserved = unanswered && could_not_serve(reason);
             (unserved, table.close(self.token(), flow_id))
         };
-        let Some(flow) = closed else { return false };
+        let flow = closed?;
         self.closed(&flow, reason, None);
         if unserved {
             traffic.fail_over(flow, Instant::now());
         }
-        unserved
+        unserved.then(|| traffic.service.number)
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::server::pool::registry::FlowTicket;
+use crate::server::pool::service::FlowTicket;
 
 /// A visitor's datagram on its way to the core that has its flow.
 #[derive(Debug)]

@@ -20,7 +20,9 @@ use crate::flow::udp::fake::FakeLane;
 use crate::flow::udp::tests::support::{receive, run, socket, until};
 use crate::server::ids::EntranceId;
 use crate::server::mail::ServerMail;
-use crate::server::pool::registry::{Applicant, ClientPool, LaneMembership};
+use crate::server::pool::fixture::OneService;
+use crate::server::pool::membership::LaneMembership;
+use crate::server::shared::ServedService;
 use crate::sys::udp::UdpSocket;
 
 const LONG: Duration = Duration::from_secs(300);
@@ -31,13 +33,8 @@ const OWNER: usize = 1;
 /// Of both sockets.
 const ENTRANCE: EntranceId = EntranceId(7);
 
-fn join(pool: &Arc<ClientPool>, client_id: &str) -> LaneMembership {
-    let applicant = Applicant {
-        client_id,
-        instance_id: [0; 16],
-        address: None,
-    };
-    let joined = pool.join(&applicant, OWNER, Instant::now());
+fn join(pool: &OneService, client_id: &str) -> LaneMembership {
+    let joined = pool.join(client_id, [0; 16], None, OWNER, Instant::now());
     joined.expect("nobody else has that id").membership
 }
 
@@ -49,7 +46,7 @@ struct Cores {
     owner_counters: Arc<CoreCounters>,
     routes: Rc<UdpRoutes>,
     mailboxes: Mailboxes<ServerMail>,
-    pool: Arc<ClientPool>,
+    pool: OneService,
     /// Of the client, whose only lane is on the other core.
     membership: LaneMembership,
     visitor: UdpSocket,
@@ -64,12 +61,14 @@ impl Cores {
         };
         let (receiver_counters, owner_counters) =
             <(Arc<CoreCounters>, Arc<CoreCounters>)>::default();
-        let pool = Arc::new(ClientPool::new(LoadBalancer::RoundRobin, 2));
+        let pool = OneService::new(LoadBalancer::RoundRobin, 2);
+        let service = ServedService::nameless(&pool.pool, 2);
         let membership = join(&pool, "client");
         let (mailboxes, _wakes) = Mailboxes::new(2).expect("socket pairs");
         let post: Arc<dyn Post<ServerMail>> = Arc::new(mailboxes.clone());
-        let routes_of =
-            |core, counters| UdpRoutes::new(ENTRANCE, core, &pool, |_client| None, &post, counters);
+        let routes_of = |core, counters| {
+            UdpRoutes::new(ENTRANCE, core, &pool.pool, |_client| None, &post, counters)
+        };
         let routes = routes_of(0, &receiver_counters);
         let owners_routes = routes_of(OWNER, &owner_counters);
         let front = socket();
@@ -80,6 +79,7 @@ impl Cores {
                 0,
                 settings,
                 Rc::clone(&routes),
+                &service,
                 Arc::clone(&receiver_counters),
             ),
             receiver_counters,
@@ -89,6 +89,7 @@ impl Cores {
                 OWNER,
                 settings,
                 owners_routes,
+                &service,
                 Arc::clone(&owner_counters),
             ),
             owner_counters,

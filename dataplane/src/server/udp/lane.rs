@@ -16,7 +16,7 @@ use super::table::{Flow, LaneToken};
 use super::traffic::{LocalFlow, Place, TrafficSocket};
 use crate::core::counters::CoreCounters;
 use crate::flow::udp::TurnClock;
-use crate::flow::udp::encode::{self, FlowLane};
+use crate::flow::udp::encode::{self, FlowLane, Introduction};
 use crate::flow::udp::incoming::Incoming;
 use crate::flow::udp::notices::Notices;
 use crate::server::pool::lanes::CarriesFlows;
@@ -33,9 +33,6 @@ const LEAVE_AFTER: Duration = Duration::from_millis(1_400);
 /// Pause between two looks for a better lane that is not there.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
-/// The service of flows: today there is one, without a name.
-const SERVICE: &str = "";
-
 thread_local! {
     /// The last one that a lane of this core got.
     static LAST_TOKEN: Cell<LaneToken> = const { Cell::new(LaneToken::ELSEWHERE) };
@@ -46,6 +43,8 @@ pub(crate) struct LaneFlows {
     token: LaneToken,
     lane: Rc<dyn FlowLane>,
     fragmentation: bool,
+    /// The client can read introductions with a traffic address.
+    reads_traffic_addresses: Cell<bool>,
     counters: Arc<CoreCounters>,
     /// Ids are counted up from 0, for all sockets together: the peer knows flows by nothing else.
     next_id: Cell<u64>,
@@ -78,6 +77,7 @@ impl LaneFlows {
             token,
             lane,
             fragmentation,
+            reads_traffic_addresses: Cell::new(false),
             counters: Arc::clone(counters),
             next_id: Cell::new(0),
             flows: RefCell::default(),
@@ -94,6 +94,11 @@ impl LaneFlows {
 
     pub(super) fn token(&self) -> LaneToken {
         self.token
+    }
+
+    /// The client has said that it can read introductions with a traffic address.
+    pub(crate) fn peer_reads_traffic_addresses(&self) {
+        self.reads_traffic_addresses.set(true);
     }
 
     pub(super) fn key(&self) -> u64 {
@@ -151,6 +156,7 @@ impl LaneFlows {
         };
         let mut incoming = self.incoming.borrow_mut();
         if let Some(packet) = incoming.packet(&header, payload, now) {
+            traffic.count_out(packet.len());
             let mut batcher = traffic.batcher.borrow_mut();
             batcher.push(&traffic.socket, visitor, from_ip, packet);
             drop(batcher);
@@ -206,10 +212,16 @@ impl LaneFlows {
         payload: &[u8],
         now: Instant,
     ) {
+        let with_traffic = self.reads_traffic_addresses.get();
+        let introduction = (!known).then(|| Introduction {
+            visitor: canonical(visitor),
+            traffic: with_traffic.then(|| flow.traffic_addr()),
+            service: &flow.service.name,
+        });
         encode::send(
             &*self.lane,
             id,
-            (!known).then(|| (canonical(visitor), SERVICE)),
+            introduction,
             payload,
             &flow.packet_id,
             self.fragmentation,
@@ -276,7 +288,7 @@ impl LaneFlows {
 }
 
 /// The address as the visitor knows it: a socket of both families sees IPv4 addresses mapped into IPv6.
-fn canonical(visitor: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(visitor: SocketAddr) -> SocketAddr {
     SocketAddr::new(visitor.ip().to_canonical(), visitor.port())
 }
 

@@ -14,8 +14,8 @@ use crate::server::ids::EntranceId;
 use crate::server::mail::ServerMail;
 use crate::server::pool::balance::Tried;
 use crate::server::pool::lanes::CarriesFlows as _;
-use crate::server::pool::registry::ClientPool;
 use crate::server::pool::route::{self, Way};
+use crate::server::pool::service::ClientPool;
 
 /// This core's lane of a client for its next flow.
 type LaneOf = Box<dyn Fn(u64) -> Option<Rc<LaneFlows>>>;
@@ -84,7 +84,7 @@ impl UdpRoutes {
 
     /// True if no client takes new flows.
     pub(super) fn nobody_is_left(&self) -> bool {
-        self.pool.totals().usable == 0
+        !self.pool.is_served()
     }
 
     /// Hands a datagram of a visitor whose flow lives on another core to it. False if that cannot be done now.

@@ -19,11 +19,12 @@ use rustc_hash::FxBuildHasher;
 
 use super::failover::{Beginning, Kept};
 use super::forwarded::{ForwardedUdp, Link, LinkState};
-use super::lane::LaneFlows;
+use super::lane::{LaneFlows, canonical};
 use super::routes::UdpRoutes;
 use super::table::{FLOWS_MAX, LaneToken, Table};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
+use crate::core::service_counters::ServiceCounters;
 use crate::flow::udp::batch::Batcher;
 use crate::flow::udp::lives::{Limits, Stage};
 use crate::flow::udp::{
@@ -31,7 +32,8 @@ use crate::flow::udp::{
     with_receive_batch,
 };
 use crate::server::pool::balance::Tried;
-use crate::server::pool::registry::FlowTicket;
+use crate::server::pool::service::FlowTicket;
+use crate::server::shared::ServedService;
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
 
 /// Where a flow's datagrams go.
@@ -83,11 +85,20 @@ pub(super) struct LocalFlow {
     pub(super) first: RefCell<Option<Kept>>,
     /// The clients that could not serve it.
     pub(super) tried: Tried,
+    pub(super) service: Arc<ServedService>,
+    /// The address of the socket that the visitor sends to, as it is bound.
+    pub(super) bound: SocketAddr,
     /// Dropped with the flow.
     pub(super) claim: RefCell<Claim>,
 }
 
 impl LocalFlow {
+    /// The address that the visitor sends to.
+    pub(super) fn traffic_addr(&self) -> SocketAddr {
+        let ip = self.to_ip.get().unwrap_or(self.bound.ip());
+        canonical(SocketAddr::new(ip, self.bound.port()))
+    }
+
     /// The service has answered for the first time.
     pub(super) fn answered(&self) {
         self.first.take();
@@ -118,6 +129,7 @@ pub(crate) struct TrafficSocket {
     core: usize,
     pub(super) settings: UdpSettings,
     routes: RefCell<Option<Rc<UdpRoutes>>>,
+    pub(super) service: Arc<ServedService>,
     pub(super) counters: Arc<CoreCounters>,
     pub(super) table: RefCell<Table<Place>>,
     /// Counts the flows that live on other cores: their ids nobody names.
@@ -142,6 +154,7 @@ impl TrafficSocket {
         core: usize,
         settings: UdpSettings,
         routes: Rc<UdpRoutes>,
+        service: &Arc<ServedService>,
         counters: Arc<CoreCounters>,
     ) -> Rc<TrafficSocket> {
         let table = Table::new(Limits {
@@ -154,6 +167,7 @@ impl TrafficSocket {
             core,
             settings,
             routes: RefCell::new(Some(routes)),
+            service: Arc::clone(service),
             next_remote: Cell::new(0),
             table: RefCell::new(table),
             lanes: RefCell::default(),
@@ -276,7 +290,7 @@ impl TrafficSocket {
                 return;
             }
             flow.to_ip.set(to_ip);
-            flow.lane.send(&flow, visitor, id, known, &payload, now);
+            self.send(&flow, visitor, id, known, &payload, now);
             return;
         }
         if let (Some(link), Some(lane)) = (link, lane)
@@ -393,7 +407,7 @@ impl TrafficSocket {
                     return;
                 }
                 flow.to_ip.set(to_ip);
-                flow.lane.send(&flow, visitor, id, known, payload, now);
+                self.send(&flow, visitor, id, known, payload, now);
             }
             Some((Place::Remote(flow), ..)) if !flow.is_gone() => {
                 self.hand_over(&flow, visitor, to_ip, payload, None);
@@ -404,6 +418,32 @@ impl TrafficSocket {
             }
             None => self.new_visitor(visitor, to_ip, payload, now),
         }
+    }
+
+    /// Sends a visitor's datagram to its client. `known` says whether the client knows the flow.
+    pub(super) fn send(
+        &self,
+        flow: &LocalFlow,
+        visitor: SocketAddr,
+        id: u64,
+        known: bool,
+        payload: &[u8],
+        now: Instant,
+    ) {
+        self.service_counters()
+            .udp_bytes_in
+            .add(payload.len() as u64);
+        flow.lane.send(flow, visitor, id, known, payload, now);
+    }
+
+    /// What this core counts of the service.
+    pub(super) fn service_counters(&self) -> &ServiceCounters {
+        &self.service.counters[self.core]
+    }
+
+    /// Bytes for a visitor have come.
+    pub(super) fn count_out(&self, bytes: usize) {
+        self.service_counters().udp_bytes_out.add(bytes as u64);
     }
 
     /// The flow of a visitor that has just sent something: its place, its id and whether the peer knows it.

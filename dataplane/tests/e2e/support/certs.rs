@@ -66,6 +66,11 @@ impl Identity {
         }
     }
 
+    /// A client's by our CA with this common name.
+    pub(crate) fn client_named(common_name: &str) -> Self {
+        issue(&leaf(common_name))
+    }
+
     /// A client's by our CA that ended yesterday.
     pub(crate) fn expired_client() -> Self {
         let now = OffsetDateTime::now_utc();

@@ -5,6 +5,7 @@
 
 pub(crate) mod certs;
 pub(crate) mod counters;
+pub(crate) mod door;
 pub(crate) mod first_packets;
 pub(crate) mod flood;
 pub(crate) mod http;

@@ -6,7 +6,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use qmux_proto::control::{Capabilities, Decoder, Message, Register, RegisterOutcome};
+use qmux_proto::control::{
+    Capabilities, Decoder, Message, Register, RegisterOutcome, ServiceAnswer, ServiceOffer,
+};
 use quiche::{Config, CongestionControlAlgorithm, Connection, PROTOCOL_VERSION, RecvInfo};
 
 use super::certs::{Identity, SERVER_NAME};
@@ -93,35 +95,57 @@ impl Probe {
         panic!("waited {PATIENCE:?} for this: {what}");
     }
 
-    /// Asks to take the lane into the name of a client, and says what the server answers.
+    /// Asks to take the lane into the name of a client, and says what the server answers. The client
+    /// is one of before services had names.
     pub(crate) fn register(&mut self, client_id: &str, instance: u8) -> RegisterOutcome {
-        let request = Message::Register(Register {
-            protocol_version: PROTOCOL,
-            client_id: client_id.into(),
-            instance_id: [instance; 16],
-            lane_index: 0,
-            lane_count: 1,
-            capabilities: Capabilities::default(),
-            services: Vec::new(),
-        });
+        let capabilities = Capabilities::default();
+        let request = request(client_id, instance, capabilities, Vec::new());
+        self.ask(&request, |message| match message {
+            Message::RegisterAck(ack) => Some(ack.outcome),
+            _ => None,
+        })
+    }
+
+    /// Asks to serve some services, and says what becomes of each; or why the client is refused.
+    pub(crate) fn offer(
+        &mut self,
+        client_id: &str,
+        instance: u8,
+        services: &[&str],
+    ) -> Result<Vec<ServiceAnswer>, RegisterOutcome> {
+        let services = services.iter().map(|name| ServiceOffer::new(*name));
+        let capabilities = Capabilities::NAMED_SERVICES;
+        let request = request(client_id, instance, capabilities, services.collect());
+        self.ask(&request, |message| match message {
+            Message::RegisterAck(ack) if ack.outcome == RegisterOutcome::Accepted => None,
+            Message::RegisterAck(ack) => Some(Err(ack.outcome)),
+            Message::ServiceAnswers(answers) => Some(Ok(answers.answers)),
+            _ => None,
+        })
+    }
+
+    /// Sends a message when the handshake is complete, and reads others until `answer` takes one.
+    fn ask<T>(&mut self, request: &Message, mut answer: impl FnMut(Message) -> Option<T>) -> T {
         let mut bytes = Vec::new();
         request.encode(&mut bytes);
         let mut sent = false;
         let mut decoder = Decoder::new();
-        self.until("an answer to Register", |connection| {
+        self.until("an answer on the control stream", |connection| {
             if !sent && connection.is_established() {
                 let taken = connection.stream_send(CONTROL_STREAM, &bytes, false);
                 assert_eq!(taken, Ok(bytes.len()));
                 sent = true;
             }
-            let mut answer = [0; 1_024];
-            while let Ok((length, _)) = connection.stream_recv(CONTROL_STREAM, &mut answer) {
-                decoder.feed(&answer[..length]).expect("well-formed");
+            let mut read = [0; 1_024];
+            while let Ok((length, _)) = connection.stream_recv(CONTROL_STREAM, &mut read) {
+                decoder.feed(&read[..length]).expect("well-formed");
             }
-            match decoder.next().expect("well-formed") {
-                Some(Message::RegisterAck(ack)) => Some(ack.outcome),
-                _ => None,
+            while let Some(message) = decoder.next().expect("well-formed") {
+                if let Some(answer) = answer(message) {
+                    return Some(answer);
+                }
             }
+            None
         })
     }
 
@@ -130,6 +154,23 @@ impl Probe {
         let id = self.connection.destination_id();
         [&[0x41], id.as_ref(), &[0x5a; 60]].concat()
     }
+}
+
+fn request(
+    client_id: &str,
+    instance: u8,
+    capabilities: Capabilities,
+    services: Vec<ServiceOffer>,
+) -> Message {
+    Message::Register(Register {
+        protocol_version: PROTOCOL,
+        client_id: client_id.into(),
+        instance_id: [instance; 16],
+        lane_index: 0,
+        lane_count: 1,
+        capabilities,
+        services,
+    })
 }
 
 /// A configuration with this certificate, or none.

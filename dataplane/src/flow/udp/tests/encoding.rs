@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use qmux_proto::datagram::{DATAGRAM_BYTES_MIN, Header, UDP_PAYLOAD_MAX};
 
-use super::super::encode::send;
+use super::super::encode::{Introduction, send};
 use super::super::fake::FakeLane;
 use super::support::payload;
 use crate::core::counters::CoreCounters;
@@ -25,7 +25,11 @@ struct Sent {
 fn sent(lane: &FakeLane, introduce: bool, payload: &[u8], fragmentation: bool) -> Sent {
     let counters = CoreCounters::default();
     let packet_id = Cell::new(5);
-    let introduction = introduce.then(|| (visitor(), ""));
+    let introduction = introduce.then(|| Introduction {
+        visitor: visitor(),
+        traffic: None,
+        service: "",
+    });
     send(
         lane,
         FLOW,

@@ -10,8 +10,8 @@ use qmux_proto::Protocol;
 use super::{CORES, Lane, World};
 use crate::server::pool::balance::CLIENTS_TRIED_MAX;
 use crate::server::pool::balance::Tried;
-use crate::server::pool::registry::FlowTicket;
 use crate::server::pool::route::{self, Way};
+use crate::server::pool::service::FlowTicket;
 
 const FLOWS_MAX: usize = 100;
 
@@ -89,12 +89,12 @@ impl World {
             let earlier = *tried;
             let at = *core;
             let way = route::find(
-                &self.pool,
+                &self.pool.pool,
                 protocol,
                 at,
                 tried,
                 now,
-                |client| self.tables[at].borrow().pick(client),
+                |client| self.tables[at].borrow().pick(client, self.balancer),
                 |lane| Some(Rc::clone(lane)),
             );
             let Some(way) = way else {
@@ -115,7 +115,9 @@ impl World {
                 }
                 Way::Elsewhere(other, ticket) => {
                     *core = other;
-                    let lane = self.tables[other].borrow().pick(ticket.client().number);
+                    let lane = self.tables[other]
+                        .borrow()
+                        .pick(ticket.client().number, self.balancer);
                     if let Some(lane) = lane {
                         self.check_lane(&lane, other);
                         return Some(Flow::on(&lane, ticket));

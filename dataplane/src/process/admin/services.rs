@@ -1,0 +1,158 @@
+//! The metrics of each service: its clients, and what came and went for its visitors.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+
+use super::exposition::gauge;
+use crate::core::service_counters::ServiceCounters;
+use crate::server::pool::service::PoolTotals;
+use crate::server::{ServedService, ServerShared};
+
+/// One service: what it is told by, its clients.
+#[derive(Debug)]
+struct ServiceState {
+    labels: Vec<(&'static str, String)>,
+    totals: PoolTotals,
+    counters: Vec<Arc<ServiceCounters>>,
+}
+
+/// The services whose metrics have names that begin alike.
+#[derive(Debug)]
+pub(super) struct ServiceStates {
+    /// What they are called there.
+    prefix: &'static str,
+    states: Vec<ServiceState>,
+}
+
+impl ServiceStates {
+    /// Those of listeners, by the listener's index and addresses, and those that have names, by these.
+    pub(super) fn of(server: &ServerShared) -> [ServiceStates; 2] {
+        let state = |labels, service: &ServedService| ServiceState {
+            labels,
+            totals: service.pool.totals(),
+            counters: service.counters.clone(),
+        };
+        let (named, nameless): (Vec<_>, Vec<_>) =
+            server.services().partition(|(_, it)| !it.name.is_empty());
+        let listeners = nameless.into_iter().enumerate().map(|(index, (door, it))| {
+            let quic_addr = door.quic_addrs.first().map(ToString::to_string);
+            let labels = vec![
+                ("listener", index.to_string()),
+                ("quic_addr", quic_addr.unwrap_or_default()),
+                ("traffic_addr", it.traffic.to_string()),
+            ];
+            state(labels, it)
+        });
+        let named = named.into_iter();
+        [
+            ServiceStates {
+                prefix: "listener",
+                states: listeners.collect(),
+            },
+            ServiceStates {
+                prefix: "service",
+                states: named
+                    .map(|(_, it)| state(vec![("service", it.name.clone())], it))
+                    .collect(),
+            },
+        ]
+    }
+
+    /// All of them; nothing if there is none.
+    pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        if self.states.is_empty() {
+            return Ok(());
+        }
+        self.gauges(encoder)?;
+        self.counters(encoder)
+    }
+
+    fn gauges(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let what = self.prefix;
+        let gauges: [(&str, String, fn(&PoolTotals) -> usize); 5] = [
+            (
+                "clients",
+                format!("Clients registered with the {what}."),
+                |totals| totals.clients,
+            ),
+            (
+                "clients_usable",
+                "Those of them that take new flows.".into(),
+                |totals| totals.usable,
+            ),
+            (
+                "clients_reachable",
+                "Those of these that answer and have not said that their service cannot be reached.".into(),
+                |totals| totals.reachable,
+            ),
+            (
+                "lanes",
+                format!("Lanes registered with the {what}."),
+                |totals| totals.lanes,
+            ),
+            (
+                "flows",
+                format!("Flows of the {what}'s visitors, TCP and UDP."),
+                |totals| totals.flows,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            let name = format!("{}_{name}", self.prefix);
+            let mut family = encoder.encode_descriptor(&name, &help, None, MetricType::Gauge)?;
+            for state in &self.states {
+                gauge(&mut family, &state.labels, value(&state.totals) as f64)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The sums over all cores: there may be thousands of services.
+    fn counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let sums: Vec<Vec<u64>> = self.states.iter().map(ServiceState::sums).collect();
+        let mut row = 0;
+        let mut result = Ok(());
+        ServiceCounters::default().for_each(|name, help, _| {
+            if result.is_ok() {
+                let name = format!("{}_{name}", self.prefix);
+                let rows = self.states.iter().zip(sums.iter().map(|sums| sums[row]));
+                result = per_service(encoder, &name, help, rows);
+            }
+            row += 1;
+        });
+        result
+    }
+}
+
+impl ServiceState {
+    fn sums(&self) -> Vec<u64> {
+        let mut sums = Vec::new();
+        for core in &self.counters {
+            let mut row = 0;
+            core.for_each(|_, _, value| {
+                if sums.len() == row {
+                    sums.push(0);
+                }
+                sums[row] += value;
+                row += 1;
+            });
+        }
+        sums
+    }
+}
+
+fn per_service<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    rows: impl Iterator<Item = (&'a ServiceState, u64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (state, value) in rows {
+        ConstCounter::new(value).encode(family.encode_family(&state.labels)?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! What becomes of the services that a client offers: which of them it serves, and what it is told.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use qmux_config::Admission;
+use qmux_proto::control::{
+    Capabilities, Message, Register, ServiceAnswer, ServiceAnswers, ServiceOffer, ServiceVerdict,
+    TrafficPorts,
+};
+
+use super::Door;
+use super::lane::ServerLane;
+use crate::server::pool::registry::Offered;
+use crate::server::shared::ServedService;
+
+/// The services that a client offers, each with what becomes of it.
+pub(crate) struct Offers {
+    answers: Vec<ServiceAnswer>,
+    accepted: Vec<Offered>,
+    /// The client can read the answers.
+    is_told: bool,
+}
+
+impl Offers {
+    /// Judges what a client offers. One that knows no names offers the service without a name,
+    /// whatever it says.
+    pub(crate) fn judge(door: &Door, admission: &Admission, request: &Register) -> Offers {
+        let is_told = request.capabilities.contains(Capabilities::NAMED_SERVICES);
+        let nameless = [ServiceOffer::new("")];
+        let offers = if is_told {
+            &request.services[..]
+        } else {
+            &nameless[..]
+        };
+        let (mut answers, mut accepted) = (Vec::new(), Vec::<Offered>::new());
+        for offer in offers {
+            let service = door.service(&offer.name);
+            let verdict = verdict(service.is_some(), admission.may_serve(&offer.name));
+            let service = service.filter(|_| verdict == ServiceVerdict::Accepted);
+            if let Some(service) = service
+                && accepted.iter().all(|it| it.service != service.number)
+            {
+                accepted.push(Offered {
+                    service: service.number,
+                    protocols: offer.protocols,
+                });
+            }
+            answers.push(ServiceAnswer {
+                name: offer.name.clone(),
+                verdict,
+                ports: service.and_then(|service| ports(service)),
+            });
+        }
+        Offers {
+            answers,
+            accepted,
+            is_told,
+        }
+    }
+
+    /// The services that the client is to serve.
+    pub(crate) fn accepted(&self) -> &[Offered] {
+        &self.accepted
+    }
+
+    /// Whether to register the client would help nobody: it serves nothing, and could not be told why.
+    pub(crate) fn are_pointless(&self) -> bool {
+        self.accepted.is_empty() && !self.is_told
+    }
+
+    /// Tells the client.
+    pub(crate) fn answer(&self, lane: &ServerLane) {
+        if self.is_told {
+            let answers = self.answers.clone();
+            let message = Message::ServiceAnswers(ServiceAnswers { answers });
+            lane.lane.send_control(&message);
+        }
+    }
+
+    /// Counts what was not accepted, and says so in the log: once for each client.
+    pub(crate) fn tell_operator(&self, lane: &Rc<ServerLane>, door: &Door) {
+        let of = |verdict: ServiceVerdict| {
+            let names = self.answers.iter().filter(move |it| it.verdict == verdict);
+            names.map(|it| it.name.as_str()).collect::<Vec<_>>()
+        };
+        let unknown = of(ServiceVerdict::Unknown);
+        let not_allowed = of(ServiceVerdict::NotAllowed);
+        let counters = door.counters();
+        counters.services_unknown.add(unknown.len() as u64);
+        counters.services_not_allowed.add(not_allowed.len() as u64);
+        let client = lane.client_id();
+        if !(unknown.is_empty() && not_allowed.is_empty())
+            && let Some(suppressed) = door.context().handshake_log.pass(Instant::now())
+        {
+            tracing::warn!(
+                client,
+                ?unknown,
+                ?not_allowed,
+                serves = self.accepted.len(),
+                suppressed,
+                "client offers services that it cannot serve here"
+            );
+        }
+    }
+}
+
+/// What there is not allowed to a client is not shown to it either way: who may not serve a name
+/// does not learn whether there is such a service.
+fn verdict(is_there: bool, is_allowed: bool) -> ServiceVerdict {
+    match (is_there, is_allowed) {
+        (_, false) => ServiceVerdict::NotAllowed,
+        (false, true) => ServiceVerdict::Unknown,
+        (true, true) => ServiceVerdict::Accepted,
+    }
+}
+
+fn ports(service: &ServedService) -> Option<TrafficPorts> {
+    let ports = service.traffic.ports();
+    TrafficPorts::new(ports.first(), ports.count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_serve_a_name_does_not_learn_whether_it_is_there() {
+        assert_eq!(verdict(true, false), verdict(false, false));
+        assert_eq!(verdict(true, true), ServiceVerdict::Accepted);
+        assert_eq!(verdict(false, true), ServiceVerdict::Unknown);
+    }
+}

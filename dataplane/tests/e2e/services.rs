@@ -1,0 +1,447 @@
+//! Many services through one door: who may serve which, and what each visitor gets.
+
+use rustix::process::Signal;
+
+use qmux_proto::control::{RefuseReason, RegisterOutcome, ServiceVerdict};
+
+use crate::support::certs::Identity;
+use crate::support::counters;
+use crate::support::door::{
+    Door, DoorSetup, Offering, Published, entry, entry_by, free_range, published,
+};
+use crate::support::http;
+use crate::support::ports;
+use crate::support::quic_probe::{self, Probe};
+use crate::support::service::{TcpService, UdpService, echo_both};
+use crate::support::subject;
+use crate::support::tunnel::{ClientSetup, Site, start_client};
+use crate::support::udp_visitor::UdpVisitor;
+use crate::support::visitor::{self, Ending};
+use crate::support::wait;
+
+/// A door with these services for TCP, and these tables of clients.
+fn tcp_door(site: &Site, services: &[&'static str], clients: &[String]) -> Door {
+    let setup = DoorSetup {
+        services: services.iter().map(|it| published(it, "tcp")).collect(),
+        config: clients.concat(),
+        ..DoorSetup::default()
+    };
+    Door::start(site, &setup)
+}
+
+fn probe(site: &Site, door: &Door, certificate: &str) -> Probe {
+    let identity = Identity::client_named(certificate);
+    let mut config = quic_probe::config(site.path(), Some(&identity));
+    Probe::dial(door.quic[0], &mut config)
+}
+
+/// A client with a certificate of its name.
+fn offering<'a>(name: &'static str, services: &[(&'a str, &TcpService)]) -> Offering<'a> {
+    let service = |(name, service): &(&'a str, &TcpService)| (*name, "tcp", service.address, 1);
+    Offering {
+        name,
+        certificate: name,
+        token: None,
+        services: services.iter().map(service).collect(),
+        client: "",
+    }
+}
+
+fn verdicts(
+    probe: &mut Probe,
+    client_id: &str,
+    services: &[&str],
+) -> Result<Vec<ServiceVerdict>, RegisterOutcome> {
+    let answers = probe.offer(client_id, 7, services)?;
+    let names: Vec<&str> = answers.iter().map(|it| it.name.as_str()).collect();
+    assert_eq!(names, services, "one answer for each, in their order");
+    Ok(answers.into_iter().map(|it| it.verdict).collect())
+}
+
+/// What the server has counted, after it has been told to stop.
+fn counted(door: &mut Door) -> impl Fn(&str) -> u64 {
+    door.program.signal(Signal::TERM);
+    assert_eq!(door.program.wait_for_exit().code(), Some(0));
+    let counters = counters::of(&door.program);
+    move |name| counters::total(&counters, name)
+}
+
+// ---- who may serve what ------------------------------------------------------------------------
+
+#[test]
+fn a_client_is_told_which_of_its_services_it_serves() {
+    if subject::only_wire("permissions") {
+        return;
+    }
+    let site = Site::new();
+    let clients = [entry("nas", &["web", "ssh-*", "gone"])];
+    let mut door = tcp_door(&site, &["web", "ssh-nas", "other"], &clients);
+    let mut nas = probe(&site, &door, "nas");
+    let answers = nas.offer("me", 1, &["web", "ssh-nas", "gone", "other"]);
+    let answers = answers.expect("registered");
+    let verdicts: Vec<_> = answers.iter().map(|it| it.verdict).collect();
+    use ServiceVerdict::{Accepted, NotAllowed, Unknown};
+    assert_eq!(verdicts, [Accepted, Accepted, Unknown, NotAllowed]);
+    let port = answers[0].ports.map(|it| (it.first, it.count));
+    assert_eq!(port, Some((door.traffic("web").port(), 1)));
+    let line = door
+        .program
+        .wait_for_line("a warning", |line| line.contains("it cannot serve here"));
+    assert!(line.contains("gone") && line.contains("other"), "{line}");
+    assert!(
+        line.contains("client=\"nas\""),
+        "by its entry's name: {line}"
+    );
+    let at_server = counted(&mut door);
+    assert_eq!(at_server("services_unknown"), 1);
+    assert_eq!(at_server("services_not_allowed"), 1);
+}
+
+#[test]
+fn a_certificate_without_an_entry_is_refused_and_told_what_is_missing() {
+    if subject::only_wire("permissions") {
+        return;
+    }
+    let site = Site::new();
+    let mut door = tcp_door(&site, &["web"], &[entry("nas", &["web"])]);
+    let refused = verdicts(&mut probe(&site, &door, "stranger"), "nas", &["web"]);
+    let Err(RegisterOutcome::Refused { reason, text }) = refused else {
+        panic!("it was let in: {refused:?}");
+    };
+    assert_eq!(reason, RefuseReason::NotAdmitted);
+    assert!(text.contains("certificate = \"stranger\""), "{text}");
+    let says = |line: &str| line.contains("stranger") && line.contains("[[server.clients]]");
+    door.program.wait_for_line("the certificate's name", says);
+    assert!(!visitor::echo_works(door.traffic("web")));
+    let at_server = counted(&mut door);
+    assert_eq!(at_server("clients_not_admitted"), 1);
+    assert_eq!(at_server("registrations_accepted"), 0);
+}
+
+#[test]
+fn nobody_gets_anything_of_another_by_its_client_id() {
+    if subject::only_wire("permissions") {
+        return;
+    }
+    let site = Site::new();
+    let clients = [entry("tenant-a", &["a-web"]), entry("tenant-b", &["b-web"])];
+    let door = tcp_door(&site, &["a-web", "b-web"], &clients);
+    let service = TcpService::echo();
+    let tenant_a = Offering {
+        client: "client_id = \"tenant-a\"",
+        ..offering("tenant-a", &[("a-web", &service)])
+    };
+    let _tenant_a = tenant_a.start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("a-web"));
+    let mut flow = visitor::connect(door.traffic("a-web"));
+    visitor::exchange(&mut flow, b"before");
+    let mut thief = probe(&site, &door, "tenant-b");
+    let answers = verdicts(&mut thief, "tenant-a", &["a-web", "b-web"]);
+    let expected = [ServiceVerdict::NotAllowed, ServiceVerdict::Accepted];
+    assert_eq!(answers.expect("registered as tenant-b"), expected);
+    for _ in 0..10 {
+        visitor::echo(door.traffic("a-web"), b"still served by tenant-a");
+    }
+    visitor::exchange(&mut flow, b"and its flows go on");
+    let lines = door.program.lines();
+    let taken = |line: &&String| line.contains("takes over");
+    assert_eq!(lines.iter().find(taken), None);
+}
+
+#[test]
+fn an_entry_may_be_known_by_the_fingerprint_of_its_certificate() {
+    if subject::only_wire("permissions") {
+        return;
+    }
+    let site = Site::new();
+    let known = Identity::client_named("same name");
+    let parsed = boring::x509::X509::from_pem(known.cert_pem.as_bytes());
+    let der = parsed.and_then(|it| it.to_der()).expect("a certificate");
+    let names = qmux_config::CertificateNames::of(&der).expect("a certificate");
+    let fingerprint = qmux_config::show_fingerprint(&names.fingerprint);
+    let key = format!("fingerprint = \"{fingerprint}\"");
+    let door = tcp_door(&site, &["web"], &[entry_by("nas", &key, &["web"])]);
+    let mut config = quic_probe::config(site.path(), Some(&known));
+    let mut it = Probe::dial(door.quic[0], &mut config);
+    let accepted = verdicts(&mut it, "x", &["web"]).expect("registered");
+    assert_eq!(accepted, [ServiceVerdict::Accepted]);
+    verdicts(&mut probe(&site, &door, "same name"), "x", &["web"]).expect_err("another");
+}
+
+#[test]
+fn each_client_is_known_by_its_own_token() {
+    if subject::only_wire("permissions") {
+        return;
+    }
+    let site = Site::new();
+    let token = |name: &str| format!("token = \"the secret of {name}\"");
+    let setup = DoorSetup {
+        services: vec![published("a", "tcp"), published("b", "tcp")],
+        config: entry_by("first", &token("first"), &["a"])
+            + &entry_by("second", &token("second"), &["b"]),
+        auth: "method = \"token\"",
+        ..DoorSetup::default()
+    };
+    let door = Door::start(&site, &setup);
+    let (a, b) = (TcpService::echo(), TcpService::echo());
+    let with = |name, token| Offering {
+        token: Some(token),
+        ..offering(name, &[("a", &a), ("b", &b)])
+    };
+    let _first = with("first", "the secret of first").start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("a"));
+    assert!(!visitor::echo_works(door.traffic("b")), "not for this one");
+    let _second = with("second", "the secret of second").start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("b"));
+    let third = with("third", "the secret of nobody").launch(&site, door.quic[0]);
+    let third = third.start();
+    third.wait_for_line("its refusal", |line| line.contains("not authenticated"));
+}
+
+#[test]
+fn a_client_that_knows_no_names_is_told_so_at_a_door_of_named_services() {
+    if subject::only_wire("permissions") {
+        return;
+    }
+    let site = Site::new();
+    let door = tcp_door(&site, &["web"], &[]);
+    let outcome = probe(&site, &door, "old").register("old", 1);
+    let RegisterOutcome::Refused { reason, text } = outcome else {
+        panic!("it was let in: {outcome:?}");
+    };
+    assert_eq!(reason, RefuseReason::BadRequest);
+    assert!(text.contains("[[client.services]]"), "{text}");
+}
+
+// ---- what visitors get -------------------------------------------------------------------------
+
+#[test]
+fn two_clients_serve_ten_services_through_one_door() {
+    if subject::only_wire("named services") {
+        return;
+    }
+    const RANGE_PORTS: u16 = 3;
+    let site = Site::new();
+    let tcp = ["a-web", "a-ssh", "b-web", "b-ssh"];
+    let udp = ["a-dns", "b-dns", "b-game"];
+    let both = ["a-both", "b-both"];
+    let mut services: Vec<Published> = Vec::new();
+    services.extend(tcp.map(|name| published(name, "tcp")));
+    services.extend(udp.map(|name| published(name, "udp")));
+    services.extend(both.map(|name| published(name, "both")));
+    services.push(Published {
+        name: "a-range",
+        protocol: "tcp",
+        ports: RANGE_PORTS,
+    });
+    let setup = DoorSetup {
+        services,
+        config: entry("a", &["a-*"]) + &entry("b", &["b-*"]),
+        addresses: 2,
+        cores: 2,
+        ..DoorSetup::default()
+    };
+    let door = Door::start(&site, &setup);
+
+    let of_tcp = tcp.map(|name| (name, TcpService::says(name)));
+    let of_udp = udp.map(|name| (name, UdpService::echo()));
+    let of_both = both.map(|name| (name, echo_both()));
+    let locals = free_range(RANGE_PORTS);
+    let of_range: Vec<TcpService> = (0..RANGE_PORTS)
+        .map(|port| {
+            let address = (locals.ip(), locals.port() + port);
+            let listener = std::net::TcpListener::bind(address).expect("it was free");
+            TcpService::start_on(listener, |mut stream| {
+                let port = stream.local_addr().expect("connected").port();
+                let _gone = std::io::Write::write_all(&mut stream, &port.to_be_bytes());
+                let _gone = std::io::copy(&mut stream, &mut std::io::sink());
+            })
+        })
+        .collect();
+    let client = |name: &'static str| {
+        let is_its = |service: &&str| service.starts_with(name);
+        let mut services = Vec::new();
+        let its_tcp = of_tcp.iter().filter(|it| is_its(&it.0));
+        services.extend(its_tcp.map(|it| (it.0, "tcp", it.1.address, 1)));
+        let its_udp = of_udp.iter().filter(|it| is_its(&it.0));
+        services.extend(its_udp.map(|it| (it.0, "udp", it.1.address, 1)));
+        let its_both = of_both.iter().filter(|it| is_its(&it.0));
+        services.extend(its_both.map(|it| (it.0, "both", it.1.0.address, 1)));
+        if name == "a" {
+            services.push(("a-range", "tcp", locals, RANGE_PORTS));
+        }
+        Offering {
+            services,
+            ..offering(name, &[])
+        }
+    };
+    // Each by another address of the door.
+    let _clients = [
+        client("a").start(&site, door.quic[0]),
+        client("b").start(&site, door.quic[1]),
+    ];
+
+    let says = |address, text: &[u8]| {
+        wait::until_true("the right service answers", || {
+            match visitor::ending_of(address, b"") {
+                Ending::Clean(answer) => {
+                    assert_eq!(answer, text, "another service");
+                    true
+                }
+                _ => false,
+            }
+        });
+    };
+    for (name, _) in &of_tcp {
+        says(door.traffic(name), name.as_bytes());
+    }
+    for (position, _service) in of_range.iter().enumerate() {
+        let position = u16::try_from(position).expect("few");
+        let mut address = door.traffic("a-range");
+        address.set_port(address.port() + position);
+        says(address, &(locals.port() + position).to_be_bytes());
+    }
+    for (name, service) in &of_udp {
+        UdpVisitor::new(door.traffic(name)).echo(b"a datagram");
+        assert!(service.received() > 0, "{name} has got it");
+    }
+    for (name, _services) in &of_both {
+        visitor::echo(door.traffic(name), b"over TCP");
+        UdpVisitor::new(door.traffic(name)).echo(b"over UDP");
+    }
+    let metrics = http::get(door.admin, "/metrics").body;
+    for name in tcp.iter().chain(&udp).chain(&both).chain(&["a-range"]) {
+        let line = format!("qmux_dp_service_clients{{service=\"{name}\"}} 1");
+        assert!(metrics.contains(&line), "no {line} in\n{metrics}");
+    }
+    let of_web =
+        |line: &&str| line.starts_with("qmux_dp_service_tcp_bytes_out_total{service=\"a-web\"}");
+    let bytes = metrics
+        .lines()
+        .find(of_web)
+        .and_then(|line| line.rsplit(' ').next());
+    let bytes: f64 = bytes.expect("counted").parse().expect("a number");
+    assert!(bytes >= "a-web".len() as f64, "{bytes}");
+}
+
+#[test]
+fn a_dead_service_marks_only_itself() {
+    if subject::only_wire("health of named services") {
+        return;
+    }
+    let site = Site::new();
+    let door = tcp_door(&site, &["dead", "good"], &[entry("nas", &["*"])]);
+    let good = TcpService::echo();
+    let dead = ports::free_address();
+    let nas = Offering {
+        services: vec![("dead", "tcp", dead, 1), ("good", "tcp", good.address, 1)],
+        ..offering("nas", &[])
+    };
+    let _nas = nas.start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("good"));
+    // By a visitor or by a check, whichever is first.
+    assert!(!visitor::echo_works(door.traffic("dead")));
+    let says = |line: &str| line.contains("cannot reach its service");
+    let line = door.program.wait_for_line("which service it is", says);
+    assert!(line.contains("service=\"dead\""), "{line}");
+    visitor::echo(door.traffic("good"), b"served");
+    let metrics = http::get(door.admin, "/metrics").body;
+    for line in [
+        "qmux_dp_service_clients_reachable{service=\"dead\"} 0",
+        "qmux_dp_service_clients_reachable{service=\"good\"} 1",
+    ] {
+        assert!(metrics.contains(line), "no {line} in\n{metrics}");
+    }
+}
+
+#[test]
+fn two_instances_of_one_client_share_its_visitors() {
+    if subject::only_wire("instances of an entry") {
+        return;
+    }
+    let site = Site::new();
+    let door = tcp_door(&site, &["web"], &[entry("nas", &["web"])]);
+    let services = [TcpService::echo(), TcpService::echo()];
+    let instance = |name, service| Offering {
+        certificate: "nas",
+        client: "client_id = \"the same\"",
+        ..offering(name, &[("web", service)])
+    };
+    let _one = instance("one", &services[0]).start(&site, door.quic[0]);
+    let _two = instance("two", &services[1]).start(&site, door.quic[0]);
+    wait::until_true("both serve", || {
+        visitor::wait_until_served(door.traffic("web"));
+        services.iter().all(|service| service.accepted() > 0)
+    });
+    let taken = |line: &String| line.contains("takes over");
+    assert!(!door.program.lines().iter().any(taken));
+}
+
+#[test]
+fn listeners_and_named_services_stand_in_one_file() {
+    if subject::only_wire("named services") {
+        return;
+    }
+    let site = Site::new();
+    let (quic, traffic) = (ports::free_address(), ports::free_address());
+    let listener = format!(
+        "[[server.listeners]]\nquic_addr = \"{quic}\"\ntraffic_addr = \"{traffic}\"\n\
+         protocol = \"both\"\n"
+    );
+    // Without entries: every authenticated client may serve everything.
+    let door = tcp_door(&site, &["web"], &[listener]);
+    let (nameless, named) = (TcpService::echo(), TcpService::echo());
+    let _old = start_client(&site, &ClientSetup::default(), quic, nameless.address);
+    visitor::wait_until_served(traffic);
+    assert!(!visitor::echo_works(door.traffic("web")), "another door");
+    let _new = offering("new", &[("web", &named)]).start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("web"));
+    assert!(named.accepted() > 0 && nameless.accepted() > 0);
+    let metrics = http::get(door.admin, "/metrics").body;
+    assert_eq!(http::metric(&metrics, "qmux_dp_listener_clients"), 1.0);
+    assert_eq!(http::metric(&metrics, "qmux_dp_service_clients"), 1.0);
+}
+
+// ---- before the start --------------------------------------------------------------------------
+
+#[test]
+fn a_check_shows_services_and_clients_and_counts_what_sockets_take() {
+    let site = Site::new();
+    let setup = DoorSetup {
+        services: vec![
+            published("web", "tcp"),
+            Published {
+                name: "range",
+                protocol: "both",
+                ports: 20,
+            },
+        ],
+        config: entry("nas", &["web", "ssh-*"]),
+        cores: 2,
+        ..DoorSetup::default()
+    };
+    let (_, launch) = Door::prepare(&site, &setup);
+    let shown = launch.clone().arg("--check").output();
+    for part in [
+        "service \"web\"",
+        "service \"range\"",
+        "client \"nas\"",
+        "may serve web, ssh-*",
+    ] {
+        assert!(shown.contains(part), "no {part} in\n{shown}");
+    }
+    // On 2 cores: a door; 1 + 20 ports for TCP, each twice; 20 for UDP.
+    let descriptors = 2 * (1 + 2 * (1 + 20) + 20);
+    let line = format!("sockets take {descriptors} file descriptors");
+    assert!(shown.contains(&line), "no {line} in\n{shown}");
+    // Neither a check nor a start goes on where they cannot be had.
+    for launch in [launch.clone().arg("--check"), launch] {
+        let mut program = launch.with_descriptors(100).start();
+        assert_eq!(program.wait_for_exit().code(), Some(2));
+        let stderr = program.stderr();
+        assert!(
+            stderr.contains(&format!("take {descriptors} file descriptors")),
+            "{stderr}"
+        );
+    }
+}
