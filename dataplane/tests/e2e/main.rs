@@ -43,6 +43,7 @@ mod short_memory;
 mod shutdown;
 mod signals;
 mod stalled_visitors;
+mod status;
 mod strangers;
 mod support;
 mod tcp_echo;
