@@ -10,6 +10,7 @@ use toml::de::DeValue;
 use crate::address;
 use crate::door;
 use crate::ports::Ports;
+use crate::proxy_protocol::{self, ProxyProtocol, ProxyProtocolUdp};
 use crate::section::{self, Section};
 use crate::server::{ListenerProtocol, PROTOCOLS, Server};
 use crate::service_name;
@@ -81,6 +82,10 @@ pub struct LocalService {
     pub ports: LocalPorts,
     /// What it speaks.
     pub protocol: ListenerProtocol,
+    /// How it is told who its visitors are.
+    pub proxy_protocol: ProxyProtocol,
+    /// Which datagrams tell it.
+    pub proxy_protocol_udp: ProxyProtocolUdp,
     /// Pause between two checks of the service by a TCP connection; zero: there are none while
     /// visitors get through.
     pub health_check_interval: Duration,
@@ -158,13 +163,17 @@ fn read_local(section: Section<'_>) -> Option<LocalService> {
     let host = read_host(&section);
     section.require("port", ONE_PORT_FORM);
     let port = read_one_port(&section);
-    let (health_check_interval, health_check_timeout) = read_checks(&section);
+    let protocol = read_protocol(&section);
+    let (proxy_protocol, proxy_protocol_udp) = proxy_protocol::read(&section, protocol);
+    let (health_check_interval, health_check_timeout) = read_checks(&section, protocol);
     section.finish();
     Some(LocalService {
         name: String::new(),
         host: host?,
         ports: LocalPorts::These(Ports::one(port?)),
-        protocol: ListenerProtocol::Both,
+        protocol,
+        proxy_protocol,
+        proxy_protocol_udp,
         health_check_interval,
         health_check_timeout,
     })
@@ -182,10 +191,9 @@ fn read_named(
     let host = read_host(&section);
     section.require("port", PORTS_FORM);
     let ports = read_ports(&section);
-    let protocol = section
-        .choice("protocol", &PROTOCOLS)
-        .map_or(ListenerProtocol::Both, Spanned::into_inner);
-    let (health_check_interval, health_check_timeout) = read_checks(&section);
+    let protocol = read_protocol(&section);
+    let (proxy_protocol, proxy_protocol_udp) = proxy_protocol::read(&section, protocol);
+    let (health_check_interval, health_check_timeout) = read_checks(&section, protocol);
     if let (Some(name), Some(ports), Some(server)) = (&name, ports, server) {
         warn_of_misfit(&section, name.get_ref(), ports, server);
     }
@@ -201,9 +209,18 @@ fn read_named(
         host: host?,
         ports: ports?,
         protocol,
+        proxy_protocol,
+        proxy_protocol_udp,
         health_check_interval,
         health_check_timeout,
     })
+}
+
+/// What the service speaks.
+fn read_protocol(section: &Section<'_>) -> ListenerProtocol {
+    section
+        .choice("protocol", &PROTOCOLS)
+        .map_or(ListenerProtocol::Both, Spanned::into_inner)
 }
 
 fn read_host(section: &Section<'_>) -> Option<String> {
@@ -250,8 +267,16 @@ fn read_ports(section: &Section<'_>) -> Option<LocalPorts> {
 }
 
 /// Pause between checks and time for one.
-fn read_checks(section: &Section<'_>) -> (Duration, Duration) {
+fn read_checks(section: &Section<'_>, protocol: ListenerProtocol) -> (Duration, Duration) {
     let interval = section.duration("health_check_interval", Duration::ZERO..=SECOND * 3_600);
+    if !protocol.tcp() {
+        for key in ["health_check_interval", "health_check_timeout"] {
+            section.warn_unused(
+                key,
+                r#"is not used with protocol = "udp": checks are TCP connections"#,
+            );
+        }
+    }
     if let Some(interval) = &interval
         && *interval.get_ref() > Duration::ZERO
         && *interval.get_ref() < HEALTH_CHECK_INTERVAL_MIN

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use qmux_config::{
     Admin, ClientCert, CongestionControl, FileOrText, Lanes, Limits, Listener, ListenerProtocol,
-    LoadBalancer, LocalPorts, LocalService, MemoryLimit, Ports, Quic, ServerAuth, ServerTarget,
-    Udp,
+    LoadBalancer, LocalPorts, LocalService, MemoryLimit, Ports, ProxyProtocol, ProxyProtocolUdp,
+    Quic, ServerAuth, ServerTarget, Udp,
 };
 
 use crate::fixture::{CLIENT, SERVER, accept, dir, edited, path};
@@ -74,6 +74,8 @@ fn a_client_is_read_into_its_final_types() {
             host: "127.0.0.1".to_owned(),
             ports: LocalPorts::These(Ports::one(3000)),
             protocol: ListenerProtocol::Both,
+            proxy_protocol: ProxyProtocol::Off,
+            proxy_protocol_udp: ProxyProtocolUdp::Every,
             health_check_interval: Duration::ZERO,
             health_check_timeout: Duration::from_secs(2),
         }]

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use qmux_config::{Config, ListenerProtocol, LoadBalancer, LocalPorts, Ports, Server};
+use qmux_config::{
+    Config, ListenerProtocol, LoadBalancer, LocalPorts, Ports, ProxyProtocol, ProxyProtocolUdp,
+    Server,
+};
 
 use crate::fixture::{CLIENT, SERVER, accept, edited, problem, problems};
 
@@ -316,4 +319,86 @@ fn a_server_may_have_a_thousand_services_and_a_range_of_a_thousand_ports() {
     let server = server(&with_services(&format!("{services}{range}")));
     assert_eq!(server.doors[0].services.len(), 1_001);
     assert_eq!(server.sockets(2), 2 * (1 + 2_000 + 1_000));
+}
+
+#[test]
+fn services_are_told_of_their_visitors_by_a_proxy_header_if_they_want_one() {
+    let service = |lines: &str| accept(&local_service(&format!("1\n{lines}")));
+    let keys = |lines: &str| {
+        let client = service(lines).client.expect("a client");
+        let service = &client.services[0];
+        (service.proxy_protocol, service.proxy_protocol_udp)
+    };
+    let (every, first) = (ProxyProtocolUdp::Every, ProxyProtocolUdp::First);
+    assert_eq!(keys(""), (ProxyProtocol::Off, every));
+    assert_eq!(
+        keys("protocol = \"tcp\"\nproxy_protocol = \"v1\""),
+        (ProxyProtocol::V1, every)
+    );
+    assert_eq!(
+        keys("proxy_protocol = \"v2\"\nproxy_protocol_udp = \"first\""),
+        (ProxyProtocol::V2, first)
+    );
+    let local = |lines: &str| {
+        let text = edited(CLIENT, LOCAL, &format!("{LOCAL}{lines}"));
+        let client = accept(&text).client.expect("a client");
+        client.services[0].proxy_protocol
+    };
+    assert_eq!(local("proxy_protocol = \"v2\"\n"), ProxyProtocol::V2);
+    assert_eq!(
+        local("protocol = \"tcp\"\nproxy_protocol = \"v1\"\n"),
+        ProxyProtocol::V1
+    );
+    for (lines, expected) in [
+        (
+            "proxy_protocol_udp = \"first\"",
+            "is not used without proxy_protocol = \"v2\"",
+        ),
+        (
+            "protocol = \"tcp\"\nproxy_protocol = \"v2\"\nproxy_protocol_udp = \"first\"",
+            "is not used with protocol = \"tcp\": there are no datagrams",
+        ),
+        (
+            "protocol = \"udp\"\nhealth_check_interval = \"1s\"",
+            "is not used with protocol = \"udp\": checks are TCP connections",
+        ),
+    ] {
+        let warnings = service(lines).warnings;
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains(expected), "{warnings:?}");
+    }
+}
+
+#[test]
+fn a_proxy_header_that_cannot_be_is_refused() {
+    for (lines, expected) in [
+        (
+            "proxy_protocol = \"v1\"",
+            "client.services[0].proxy_protocol: \"v1\" has no form for UDP, and this service speaks \
+             \"both\"; it must be \"v2\", or the service must have protocol = \"tcp\"",
+        ),
+        (
+            "protocol = \"udp\"\nproxy_protocol = \"v1\"",
+            "and this service speaks \"udp\"",
+        ),
+        (
+            "proxy_protocol = \"v3\"",
+            "\"v3\" is not known (did you mean",
+        ),
+        (
+            "proxy_protocol = \"v2\"\nproxy_protocol_udp = \"all\"",
+            "client.services[0].proxy_protocol_udp: \"all\" is not known; it must be \"every\" or \
+             \"first\"",
+        ),
+        ("proxy_protocol = true", "proxy_protocol: is a boolean"),
+    ] {
+        let message = problem(&local_service(&format!("1\n{lines}")));
+        assert!(message.contains(expected), "{message}\n{expected}");
+    }
+    let text = edited(CLIENT, LOCAL, &format!("{LOCAL}proxy_protocol = \"v1\"\n"));
+    let message = problem(&text);
+    assert!(
+        message.contains("client.local.proxy_protocol: \"v1\""),
+        "{message}"
+    );
 }

@@ -13,6 +13,7 @@ use qmux_proto::open::OPEN_HEADER_BYTES_MAX;
 use qmux_proto::{FlowError, OpenHeader, Protocol};
 
 use super::lane::ClientLane;
+use super::proxy_header;
 use super::service::connect;
 use super::services::{ServedFlow, Service, VisitorPort};
 use crate::core::FlowCount;
@@ -109,7 +110,8 @@ struct Opened {
     header: OpenHeader,
     service: Arc<Service>,
     socket: TcpSocket,
-    /// What came behind the header.
+    /// What the service gets first: the PROXY header, if it wants one, and what came behind the Open
+    /// header.
     early: Vec<u8>,
     fin: bool,
 }
@@ -139,7 +141,6 @@ async fn open(
                 if header.protocol != Protocol::Tcp {
                     return Err(FlowError::ProtocolViolation);
                 }
-                bytes.drain(..length);
                 let visitor = Visitor {
                     this,
                     stream,
@@ -150,11 +151,12 @@ async fn open(
                 let reach = reach(this, &header);
                 let (service, socket) = visitor.while_there(reach).await?;
                 let fin = visitor.all_read.get();
+                let early = early(&service, &header, &bytes[length..]);
                 return Ok(Opened {
                     header,
                     service,
                     socket,
-                    early: bytes,
+                    early,
                     fin,
                 });
             }
@@ -171,6 +173,17 @@ async fn open(
             }
         }
     }
+}
+
+/// What the service gets of a visitor whose first bytes are `bytes`.
+fn early(service: &Service, header: &OpenHeader, bytes: &[u8]) -> Vec<u8> {
+    let OpenHeader {
+        visitor, traffic, ..
+    } = *header;
+    let version = service.local.proxy_protocol;
+    let mut early = proxy_header::of_visitor(version, Protocol::Tcp, visitor, traffic);
+    early.extend_from_slice(bytes);
+    early
 }
 
 /// The visitor of a flow whose service is being dialled, as its stream shows it.

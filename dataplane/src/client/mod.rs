@@ -13,6 +13,7 @@ pub(crate) mod mail;
 mod offer_tests;
 mod plan;
 mod presence;
+mod proxy_header;
 mod resumption;
 mod roster;
 mod seen;

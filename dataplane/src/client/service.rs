@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::ClientContext;
 use super::mail::ClientMail;
+use super::proxy_header;
 use super::services::Service;
 use crate::core::event::Event;
 use crate::jitter::jittered;
@@ -263,6 +264,11 @@ impl Checker {
         let local = &self.service.local;
         let port = local.check_port().unwrap_or_default();
         let socket = connect(&self.service, port, local.health_check_timeout).await?;
+        let header = proxy_header::of_ourselves(local.proxy_protocol);
+        if !header.is_empty() {
+            // A new socket has room for more than that.
+            socket.try_write(&header)?;
+        }
         socket.close_with_fin();
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use qmux_config::{CLIENT_SERVICES_MAX, ListenerProtocol, LocalPorts, LocalService};
+use qmux_config::{CLIENT_SERVICES_MAX, ListenerProtocol, LocalPorts, LocalService, ProxyProtocol};
 use qmux_proto::Protocol;
 use qmux_proto::control::{Protocols, SERVICES_MAX, ServiceOffer, TrafficPorts};
 
@@ -269,7 +269,12 @@ impl Service {
             ListenerProtocol::Udp => "UDP",
             ListenerProtocol::Both => "TCP and UDP",
         };
-        format!("{self}, {protocol}")
+        let header = match self.local.proxy_protocol {
+            ProxyProtocol::Off => "",
+            ProxyProtocol::V1 => ", PROXY v1",
+            ProxyProtocol::V2 => ", PROXY v2",
+        };
+        format!("{self}, {protocol}{header}")
     }
 
     /// Flows that it has now, TCP and UDP.
@@ -317,7 +322,7 @@ impl fmt::Display for Service {
 pub(super) mod tests {
     use std::time::Duration;
 
-    use qmux_config::Ports;
+    use qmux_config::{Ports, ProxyProtocolUdp};
 
     use super::*;
 
@@ -328,6 +333,8 @@ pub(super) mod tests {
             host: "127.0.0.1".into(),
             ports,
             protocol,
+            proxy_protocol: ProxyProtocol::Off,
+            proxy_protocol_udp: ProxyProtocolUdp::Every,
             health_check_interval: Duration::ZERO,
             health_check_timeout: Duration::from_secs(1),
         }

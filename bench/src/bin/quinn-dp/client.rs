@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use qmux_config::{Client, Lanes, ServerTarget, Udp};
+use qmux_config::{
+    Client, Lanes, ListenerProtocol, LocalService, ProxyProtocol, ServerTarget, Udp,
+};
 use qmux_proto::LaneError;
 use qmux_proto::control::{INSTANCE_ID_BYTES, is_valid_client_id};
 use tokio::task::JoinSet;
@@ -56,6 +58,13 @@ struct Shared {
     ready: AtomicBool,
 }
 
+/// Whether a service is one that this program knows.
+fn is_plain(service: &LocalService) -> bool {
+    service.name.is_empty()
+        && service.protocol == ListenerProtocol::Both
+        && service.proxy_protocol == ProxyProtocol::Off
+}
+
 /// The client with its certificates read, before it runs.
 pub(crate) struct Prepared {
     shared: Shared,
@@ -69,7 +78,7 @@ impl Prepared {
         quinn.transport_config(settings.client());
         let instance = uuid::Uuid::new_v4();
         let local = match &config.services[..] {
-            [service] if service.name.is_empty() => service.clone(),
+            [service] if is_plain(service) => service.clone(),
             _ => return Err(StartError::NamedServices),
         };
         let port = local.check_port().ok_or(StartError::NamedServices)?;

@@ -24,7 +24,8 @@ pub(crate) enum StartError {
     ClientId(String),
     #[error(
         "quinn-dp knows [[server.listeners]] and [client.local] only, for comparison; it must be a \
-         config without [[server.services]], [[server.clients]] and [[client.services]]"
+         config without [[server.services]], [[server.clients]] and [[client.services]], and without \
+         protocol and proxy_protocol in [client.local]"
     )]
     NamedServices,
     #[error(

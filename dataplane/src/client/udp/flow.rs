@@ -3,7 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
+use std::rc::Rc;
 use std::sync::Arc;
+
+use qmux_config::ProxyProtocolUdp;
 
 use super::super::services::{ServedFlow, Service};
 use crate::core::event::Event;
@@ -18,6 +21,8 @@ pub(super) struct Wanted {
     pub(super) service: Arc<Service>,
     /// The port of the service that the visitor gets.
     pub(super) port: u16,
+    /// The PROXY header that tells the service of the visitor; empty if it wants none.
+    pub(super) header: Rc<[u8]>,
 }
 
 /// How a flow gets to its service.
@@ -45,6 +50,8 @@ pub(super) struct Flow {
     pub(super) life: Cell<usize>,
     /// The first datagram, while another address may have to be tried with it.
     pub(super) first: RefCell<Option<Box<[u8]>>>,
+    /// The service has been told of the visitor at this address.
+    pub(super) introduced: Cell<bool>,
     pub(super) closed: Cell<bool>,
     pub(super) receive_over: Event,
     /// It has been logged that the service cannot be reached.
@@ -63,9 +70,20 @@ impl Flow {
             packet_id: Cell::new(0),
             life: Cell::new(usize::MAX),
             first: RefCell::new(None),
+            introduced: Cell::new(false),
             closed: Cell::new(false),
             receive_over: Event::default(),
             complained: Cell::new(false),
+        }
+    }
+
+    /// What is to stand in front of the datagram that goes to the service next.
+    pub(super) fn prefix(&self) -> &[u8] {
+        let every = self.wanted.service.local.proxy_protocol_udp == ProxyProtocolUdp::Every;
+        if every || !self.introduced.get() {
+            &self.wanted.header
+        } else {
+            &[]
         }
     }
 

@@ -19,13 +19,14 @@ use qmux_proto::{FlowError, Protocol};
 use rustc_hash::FxBuildHasher;
 
 use super::super::answers::LaneAnswers;
+use super::super::proxy_header;
 use super::super::services::VisitorPort;
 pub(crate) use super::core_flows::CoreFlows;
 use super::core_flows::Owned;
 use super::flow::{Flow, Wanted, Way, connect};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
-use crate::flow::udp::batch::Batcher;
+use crate::flow::udp::batch::{Batcher, UDP_PAYLOAD_BYTES_MAX};
 use crate::flow::udp::encode::{self, FlowLane};
 use crate::flow::udp::incoming::Incoming;
 use crate::flow::udp::lives::Stage;
@@ -150,9 +151,7 @@ impl ClientFlows {
         self.batch_for(&flow);
         let mut incoming = self.incoming.borrow_mut();
         if let Some(packet) = incoming.packet(&header, payload, now) {
-            self.batcher
-                .borrow_mut()
-                .push(&flow.way.socket, flow.way.to, None, packet);
+            self.push(&flow, packet);
         }
     }
 
@@ -265,11 +264,17 @@ impl ClientFlows {
         let traffic_port = traffic.map(|it| it.port());
         let there = self.answers.ports(service.index);
         match service.port_for(traffic_port, there) {
-            VisitorPort::Known(port) => Some(Wanted {
-                visitor,
-                service: Arc::clone(service),
-                port,
-            }),
+            VisitorPort::Known(port) => {
+                let version = service.local.proxy_protocol;
+                let traffic = traffic.unwrap_or_else(|| proxy_header::unknown_traffic(visitor));
+                let header = proxy_header::of_visitor(version, Protocol::Udp, visitor, traffic);
+                Some(Wanted {
+                    visitor,
+                    service: Arc::clone(service),
+                    port,
+                    header: header.into(),
+                })
+            }
             VisitorPort::NotYet => {
                 // The flow is introduced again by what the visitor sends next.
                 self.counters().udp_dropped_before_answers.increment();
@@ -428,6 +433,19 @@ impl ClientFlows {
         }
     }
 
+    /// Gives a datagram of `flow`, which is collected for, to the batcher.
+    fn push(&self, flow: &Flow, packet: &[u8]) {
+        let prefix = flow.prefix();
+        if prefix.len() + packet.len() > UDP_PAYLOAD_BYTES_MAX {
+            self.counters().udp_dropped_too_large.increment();
+            return;
+        }
+        let Way { socket, to, .. } = &flow.way;
+        let mut batcher = self.batcher.borrow_mut();
+        batcher.push_after(prefix, socket, *to, None, packet);
+        flow.introduced.set(true);
+    }
+
     fn flush(self: &Rc<Self>) {
         let Some(flow) = self.batching.borrow_mut().take() else {
             return;
@@ -463,9 +481,7 @@ impl ClientFlows {
             let first = flow.first.take();
             if let Some(first) = &first {
                 self.batch_for(&again);
-                let mut batcher = self.batcher.borrow_mut();
-                batcher.push(&again.way.socket, again.way.to, None, first);
-                drop(batcher);
+                self.push(&again, first);
                 self.flush();
             }
             *again.first.borrow_mut() = first;

@@ -7,6 +7,8 @@ mod addresses;
 mod core_flows;
 mod flow;
 mod flows;
+#[cfg(test)]
+mod flows_tests;
 mod pace;
 
 pub(crate) use core_flows::{CoreFlows, flows_max};

@@ -21,6 +21,11 @@ const YIELD_FROM: usize = 16;
 /// many does not matter.
 const RETRY_GSO_AFTER: u32 = 4_096;
 
+/// The longest payload of a UDP datagram: what IPv4 leaves of 64 KB (RFC 768, RFC 791).
+pub(crate) const UDP_PAYLOAD_BYTES_MAX: usize = 65_507;
+
+const _: () = assert!(GSO_BYTES_MAX <= UDP_PAYLOAD_BYTES_MAX);
+
 /// A batch of datagrams on its way to one socket. Whoever pushes to another socket flushes to the former one first.
 #[derive(Debug)]
 pub(crate) struct Batcher {
@@ -46,7 +51,7 @@ enum Sent {
 }
 
 impl Batcher {
-    /// An empty batch. It takes its memory (64 KB) when it is first used: a server has one for each
+    /// An empty batch. It takes its memory (64 KB: a batch, or one datagram alone) when it is first used: a server has one for each
     /// traffic socket, and may have thousands of these.
     pub(crate) fn new(counters: Arc<CoreCounters>) -> Batcher {
         Batcher {
@@ -62,7 +67,8 @@ impl Batcher {
         }
     }
 
-    /// Adds one datagram of up to 65,507 bytes, which is sent at the latest by the next [`Batcher::flush`].
+    /// Adds one datagram of up to [`UDP_PAYLOAD_BYTES_MAX`] bytes, which is sent at the latest by the next
+    /// [`Batcher::flush`].
     pub(crate) fn push(
         &mut self,
         socket: &UdpSocket,
@@ -70,25 +76,54 @@ impl Batcher {
         from_ip: Option<IpAddr>,
         payload: &[u8],
     ) {
-        if self.count > 0 && !self.takes(to, from_ip, payload.len()) {
+        self.push_after(&[], socket, to, from_ip, payload);
+    }
+
+    /// The same with `prefix` in front of the payload, which together are no longer than that.
+    pub(crate) fn push_after(
+        &mut self,
+        prefix: &[u8],
+        socket: &UdpSocket,
+        to: SocketAddr,
+        from_ip: Option<IpAddr>,
+        payload: &[u8],
+    ) {
+        let length = prefix.len() + payload.len();
+        if self.count > 0 && !self.takes(to, from_ip, length) {
             self.flush(socket);
         }
-        if self.count == 0 {
-            if !self.may_begin_batch(socket, payload.len()) {
+        let begins = self.count == 0;
+        if begins && !self.may_begin_batch(socket, length) {
+            if prefix.is_empty() {
                 self.send_single(socket, payload, to, from_ip);
                 return;
             }
-            self.contents.reserve(GSO_BYTES_MAX);
-            self.segment = payload.len();
-            self.to = to;
-            self.from_ip = from_ip;
+            // A batch of one is sent like a single datagram.
+            self.begin(length, to, from_ip);
+            self.contents.extend_from_slice(prefix);
+            self.contents.extend_from_slice(payload);
+            self.count = 1;
+            self.flush(socket);
+            return;
         }
+        if begins {
+            self.begin(length, to, from_ip);
+        }
+        self.contents.extend_from_slice(prefix);
         self.contents.extend_from_slice(payload);
         self.count += 1;
         // A shorter datagram is the last one of a GSO send.
-        if payload.len() < self.segment || self.count == socket.gso_segments() {
+        if length < self.segment || self.count == socket.gso_segments() {
             self.flush(socket);
         }
+    }
+
+    /// What is added from now on are datagrams of this size with these addresses.
+    fn begin(&mut self, segment: usize, to: SocketAddr, from_ip: Option<IpAddr>) {
+        self.contents.reserve(UDP_PAYLOAD_BYTES_MAX);
+        self.segment = segment;
+        self.to = to;
+        self.from_ip = from_ip;
     }
 
     /// Sends what is there. What the socket does not take now is dropped and counted.

@@ -12,6 +12,9 @@ use crate::core::service_counters::ServiceCounters;
 use crate::server::pool::service::PoolTotals;
 use crate::server::{ServedService, ServerShared};
 
+/// A name, an explanation, and the way to the value.
+type Gauge = (&'static str, String, fn(&PoolTotals) -> usize);
+
 /// One service: what it is told by, its clients.
 #[derive(Debug)]
 struct ServiceState {
@@ -73,7 +76,7 @@ impl ServiceStates {
 
     fn gauges(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let what = self.prefix;
-        let gauges: [(&str, String, fn(&PoolTotals) -> usize); 5] = [
+        let gauges: [Gauge; 5] = [
             (
                 "clients",
                 format!("Clients registered with the {what}."),

@@ -108,6 +108,28 @@ fn a_flow_is_introduced_until_the_peer_has_shown_that_it_knows_it() {
 }
 
 #[test]
+fn a_client_that_knows_names_is_told_which_address_the_visitor_sends_to() {
+    run(async {
+        for knows_names in [false, true] {
+            let (visitor, service) = (socket(), socket());
+            let world = World::new(LONG);
+            let lane = world.join(service.local_addr(), LONG);
+            if knows_names {
+                lane.server.peer_reads_traffic_addresses();
+            }
+            world.visit(&visitor, b"?");
+            until("a datagram in the lane", || {
+                !lane.server_end.datagrams.borrow().is_empty()
+            })
+            .await;
+            let datagrams = lane.server_end.datagrams.borrow();
+            let (header, _) = Header::decode(&datagrams[0]).expect("our own");
+            assert_eq!(header.traffic(), knows_names.then_some(world.addr));
+        }
+    });
+}
+
+#[test]
 fn a_flow_that_the_client_has_lost_is_introduced_again() {
     run(async {
         let (visitor, service) = (socket(), socket());

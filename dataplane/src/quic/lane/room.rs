@@ -235,8 +235,9 @@ impl Lane {
             let conn = RefCell::new(self.conn.borrow_mut());
             let capacity = |stream| room_of(&mut conn.borrow_mut(), stream);
             let window = window_of(&mut conn.borrow_mut());
-            let room = self.unsent.room(window);
-            if room < WAKE_AT_BYTES && self.unsent.waiting() > 0 {
+            let flows = self.room.len();
+            let room = self.unsent.room(window, flows);
+            if room < WAKE_AT_BYTES && flows > 1 && self.unsent.waiting() > 0 {
                 return; // The next flush asks again.
             }
             self.room.wake(room, capacity)

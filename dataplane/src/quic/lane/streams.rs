@@ -69,7 +69,8 @@ impl Lane {
             self.hold_back(waiters);
             return StreamRoom::Blocked;
         }
-        let room = self.unsent.room(window_of(&mut conn));
+        let flows = 1 + self.room.len();
+        let room = self.unsent.room(window_of(&mut conn), flows);
         let may = room.min(self.room.allowance(waiters)).min(spare);
         if may == 0 {
             self.room.wait(waiters);

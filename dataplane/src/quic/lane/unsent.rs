@@ -10,6 +10,11 @@ use std::cell::Cell;
 
 use super::{PACKET_OVERHEAD_MIN, QUEUE_BYTES_MAX};
 
+/// So much of one flow may wait behind a full window: a batch, which goes out with the next
+/// acknowledgement, before the flow has had its turn. Of several flows it is the less, because their
+/// packets would take turns.
+const BEHIND_WINDOW_BYTES_MAX: usize = 64 << 10;
+
 /// All in bytes. What waits is an estimate: quiche does not tell.
 #[derive(Debug, Default)]
 pub(in crate::quic) struct Unsent {
@@ -61,10 +66,11 @@ impl Unsent {
         }
     }
 
-    /// How much flows may write, where quiche would take `capacity`.
-    pub(super) fn room(&self, capacity: usize) -> usize {
+    /// How much flows may write, where quiche would take `capacity` and so many flows want to.
+    pub(super) fn room(&self, capacity: usize, flows: usize) -> usize {
         let queue = QUEUE_BYTES_MAX.saturating_sub(self.waiting.get());
-        queue.min(capacity.saturating_sub(self.behind_window.get()))
+        let window = capacity.saturating_add(BEHIND_WINDOW_BYTES_MAX / flows.max(1));
+        queue.min(window.saturating_sub(self.behind_window.get()))
     }
 }
 
@@ -85,8 +91,13 @@ mod tests {
         let behind = unsent.waiting();
         assert!(behind > 20_000 - 2 * PACKET);
         unsent.window_counted();
-        assert_eq!(unsent.room(behind + 500), 500);
-        assert_eq!(unsent.room(behind), 0);
+        assert_eq!(unsent.room(0, 1), BEHIND_WINDOW_BYTES_MAX - behind);
+        assert_eq!(unsent.room(500, 1), BEHIND_WINDOW_BYTES_MAX + 500 - behind);
+        assert_eq!(
+            unsent.room(behind, 1_000_000),
+            0,
+            "many flows leave nothing there"
+        );
     }
 
     #[test]
@@ -96,14 +107,14 @@ mod tests {
         unsent.packet_sent(PACKET);
         unsent.stopped(Some(50_000), PACKET);
         assert_eq!(unsent.waiting(), 0);
-        assert_eq!(unsent.room(usize::MAX), QUEUE_BYTES_MAX);
+        assert_eq!(unsent.room(usize::MAX, 1), QUEUE_BYTES_MAX);
     }
 
     #[test]
     fn without_a_window_the_queue_alone_bounds_what_waits() {
         let unsent = Unsent::default();
         unsent.wrote(QUEUE_BYTES_MAX - 10);
-        assert_eq!(unsent.room(1 << 30), 10);
+        assert_eq!(unsent.room(1 << 30, 1), 10);
         unsent.stopped(None, PACKET);
         assert_eq!(unsent.waiting(), 0);
     }

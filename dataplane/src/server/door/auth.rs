@@ -1,6 +1,8 @@
-//! Whether a client that wants to register is who it must be, and who that is: by its certificate, or by knowing a token.
+//! Whether a client that wants to register is who it must be, and who that is: by its certificate,
+//! or by knowing a token.
 //!
-//! The log says what was wrong. The peer is told what it can do about it if its certificate is good, and else nothing.
+//! The log says what was wrong. The peer is told what it can do about it if its certificate is
+//! good, and else nothing.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -31,8 +33,8 @@ impl Unauthentic {
     }
 }
 
-/// The handshake has authenticated the client, now or, for a resumed session, some time ago: then its certificate is
-/// checked again, which may have expired since. Its names say who it is.
+/// The handshake has authenticated the client, now or, for a resumed session, some time ago: then
+/// its certificate is checked again, which may have expired since. Its names say who it is.
 pub(crate) fn by_certificate(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,
@@ -90,8 +92,8 @@ fn shown_name(names: &CertificateNames) -> String {
     name[..end].to_owned()
 }
 
-/// The client must prove that it knows a token, on every lane, resumed or not: the proof is bound to this session. The
-/// token says who it is.
+/// The client must prove that it knows a token, on every lane, resumed or not: the proof is bound
+/// to this session. The token says who it is.
 pub(crate) fn by_token(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,

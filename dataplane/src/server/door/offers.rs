@@ -64,7 +64,8 @@ impl Offers {
         &self.accepted
     }
 
-    /// Whether to register the client would help nobody: it serves nothing, and could not be told why.
+    /// Whether to register the client would help nobody: it serves nothing, and could not be told
+    /// why.
     pub(crate) fn are_pointless(&self) -> bool {
         self.accepted.is_empty() && !self.is_told
     }

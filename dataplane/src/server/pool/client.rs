@@ -1,4 +1,5 @@
-//! A client of a door: an instance of a program that registered, with its lanes, whatever it serves.
+//! A client of a door: an instance of a program that registered, with its lanes, whatever it
+//! serves.
 //!
 //! All cores share it, without a lock.
 
@@ -41,7 +42,8 @@ pub(crate) struct Client {
     pub(super) instance_id: InstanceId,
     /// Where its first lane came from.
     address: Option<SocketAddr>,
-    /// An instance that had the name before has been told to stay out, and the operator that it was.
+    /// An instance that had the name before has been told to stay out, and the operator that it
+    /// was.
     pub(super) contested: AtomicBool,
     /// When its first lane came.
     since: Instant,
@@ -146,7 +148,8 @@ impl Client {
         self.core_with_lane_between(core, core)
     }
 
-    /// The first core after `core` and before `end` (counted around) with a lane that takes new flows.
+    /// The first core after `core` and before `end` (counted around) with a lane that takes new
+    /// flows.
     pub(crate) fn core_with_lane_between(&self, core: usize, end: usize) -> Option<usize> {
         self.core_between(core, end, |core| self.lanes_on(core) > 0)
     }

@@ -133,8 +133,8 @@ impl LaneMembership {
             .is_ok()
     }
 
-    /// The lane has ended. Its last flow may go on for some time, and must not keep alive what the lane said or did not
-    /// say: its successor knows better. True if the client has no other lane.
+    /// The lane has ended. Its last flow may go on for some time, and must not keep alive what the
+    /// lane said or did not say: its successor knows better. True if the client has no other lane.
     pub(crate) fn lane_ended(&self) -> bool {
         self.take_no_more();
         self.silence(false);
@@ -145,8 +145,8 @@ impl LaneMembership {
         !self.over.replace(true) && self.client.lanes_up.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
-    /// The lane says whether the client reaches a service. True if that changes what is thought of it: the client's
-    /// service is down while any of its lanes says so.
+    /// The lane says whether the client reaches a service. True if that changes what is thought of
+    /// it: the client's service is down while any of its lanes says so.
     pub(crate) fn service_health(&self, service: usize, healthy: bool) -> bool {
         let Some(place) = self.place(service) else {
             return false;

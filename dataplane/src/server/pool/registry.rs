@@ -4,13 +4,13 @@
 //!
 //! Clients that have an entry among those who may serve are known by it: nobody else can have their
 //! name, and several instances of one serve side by side. Others name themselves, and two programs
-//! may come under one name. Either the first is dead and the second its successor, who must not wait
-//! until the server has noticed; or both live, by a mistake, and must not drive each other out for
-//! ever. So the newer instance takes over at once, and an instance that was driven out stays out
-//! while its successor is there. What it carries may go on as long as it answers.
+//! may come under one name. Either the first is dead and the second its successor, who must not
+//! wait until the server has noticed; or both live, by a mistake, and must not drive each other out
+//! for ever. So the newer instance takes over at once, and an instance that was driven out stays
+//! out while its successor is there. What it carries may go on as long as it answers.
 //!
-//! An instance that comes to offer other services than before is another client for a while: its new
-//! lanes carry the flows of those, and its old ones end.
+//! An instance that comes to offer other services than before is another client for a while: its
+//! new lanes carry the flows of those, and its old ones end.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -24,8 +24,8 @@ use super::client::Client;
 use super::membership::{LaneMembership, Served};
 use super::service::ClientPool;
 
-/// Instances that are remembered to have been replaced, 16 KiB in all. More live programs than this under ids of others
-/// would drive each other out by turns.
+/// Instances that are remembered to have been replaced, 16 KiB in all. More live programs than this
+/// under ids of others would drive each other out by turns.
 const REPLACED_MAX: usize = 1_024;
 
 /// Instances of one client with an entry at the same time: enough for whoever scales a service out,
@@ -66,7 +66,8 @@ pub(crate) struct Joined {
     pub(crate) membership: LaneMembership,
     /// Another instance had the name until now.
     pub(crate) replaced: Vec<Replaced>,
-    /// Other instances of the same client, if this one is new: one of them may be its predecessor, and dead.
+    /// Other instances of the same client, if this one is new: one of them may be its predecessor,
+    /// and dead.
     pub(crate) beside: Vec<Arc<Client>>,
 }
 
@@ -299,3 +300,6 @@ impl Registry {
 #[cfg(test)]
 #[path = "registry_tests.rs"]
 mod tests;
+#[cfg(test)]
+#[path = "registry_services_tests.rs"]
+mod tests_of_services;

@@ -146,8 +146,8 @@ pub(crate) struct ClientPool {
     balancer: LoadBalancer,
     epoch: Instant,
     members: ArcSwap<Vec<Arc<Member>>>,
-    /// Choices made so far: rotates ties, and is the whole of round-robin. One for each protocol, because visitors of
-    /// both who come by turns would otherwise each get every other client only.
+    /// Choices made so far: rotates ties, and is the whole of round-robin. One for each protocol,
+    /// because visitors of both who come by turns would otherwise each get every other client only.
     tcp_turn: CachePadded<AtomicUsize>,
     udp_turn: CachePadded<AtomicUsize>,
 }
@@ -209,7 +209,8 @@ impl ClientPool {
         self.balancer
     }
 
-    /// Picks a client that is not among `tried` for a new flow and counts the flow, or `None` if no client can take it.
+    /// Picks a client that is not among `tried` for a new flow and counts the flow, or `None` if no
+    /// client can take it.
     ///
     /// A flow goes to a client that is silent only if all are, and a TCP flow to one whose service
     /// is down, or ends flows at once, only if there is no better one: then the client itself says

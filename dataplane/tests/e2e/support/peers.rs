@@ -50,16 +50,30 @@ impl Peer {
 
 /// nginx that serves the files of `root` (and keeps connections alive).
 pub(crate) fn nginx(site: &Site, root: &str) -> Peer {
+    nginx_with(site, root, "", "access_log off;")
+}
+
+/// The same, told by PROXY headers who its visitors are. What it was told stands in `visitors.log`.
+pub(crate) fn nginx_behind_proxy(site: &Site, root: &str) -> Peer {
+    let log = format!(
+        "log_format told '$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_addr \
+         $proxy_protocol_server_port $uri';\n  access_log {}/visitors.log told;",
+        site.path().display()
+    );
+    nginx_with(site, root, " proxy_protocol", &log)
+}
+
+fn nginx_with(site: &Site, root: &str, listen: &str, log: &str) -> Peer {
     let dir = site.path().display().to_string();
     Peer::start(
         |address| {
             let config = format!(
                 "daemon off;\nmaster_process off;\npid {dir}/nginx.pid;\nerror_log stderr;\n\
              events {{ worker_connections 512; }}\n\
-             http {{\n  access_log off;\n  sendfile on;\n  keepalive_requests 10000;\n\
+             http {{\n  {log}\n  sendfile on;\n  keepalive_requests 10000;\n\
              \x20 client_body_temp_path {dir}/t1;\n  proxy_temp_path {dir}/t2;\n  fastcgi_temp_path {dir}/t3;\n\
              \x20 uwsgi_temp_path {dir}/t4;\n  scgi_temp_path {dir}/t5;\n\
-             \x20 server {{ listen {address}; root {root}; }}\n}}\n"
+             \x20 server {{ listen {address}{listen}; root {root}; }}\n}}\n"
             );
             let config = site.write("nginx.conf", &config);
             // The error log before the config is read, too.
