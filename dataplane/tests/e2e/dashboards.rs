@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use saphyr::{LoadableYamlNode as _, YamlOwned};
+
 use crate::support::door::{Door, DoorSetup, published};
 use crate::support::http;
 use crate::support::ports;
@@ -10,8 +12,7 @@ use crate::support::service::TcpService;
 use crate::support::subject;
 use crate::support::tunnel::{ClientSetup, ServerSetup, Site, Tunnel};
 
-const DASHBOARD: &str =
-    include_str!("../../../scripts/deploy/monitoring/grafana-dashboard.json");
+const DASHBOARD: &str = include_str!("../../../scripts/deploy/monitoring/grafana-dashboard.json");
 const ALERTS: &str = include_str!("../../../scripts/deploy/monitoring/alerts.yaml");
 
 /// Labels that Prometheus adds.
@@ -43,11 +44,12 @@ fn queries() -> Vec<String> {
     let panels = dashboard["panels"].as_array().expect("panels").iter();
     let targets = panels.flat_map(|panel| panel["targets"].as_array().expect("targets"));
     let of_dashboard = targets.map(|it| it["expr"].as_str().expect("a query").to_owned());
-    let alerts = <saphyr::Yaml<'_> as saphyr::LoadableYamlNode<'_>>::load_from_str(ALERTS);
-    let alerts = alerts.expect("YAML");
-    let rules = alerts[0]["groups"][0]["rules"].as_vec().expect("rules").clone();
+    let alerts = YamlOwned::load_from_str(ALERTS).expect("YAML");
+    let rules = alerts[0]["groups"][0]["rules"]
+        .as_sequence()
+        .expect("rules");
     let of_alerts = rules
-        .into_iter()
+        .iter()
         .map(|rule| rule["expr"].as_str().expect("a query").to_owned());
     of_dashboard.chain(of_alerts).collect()
 }
@@ -98,7 +100,10 @@ fn every_query_of_the_dashboard_and_the_alerts_finds_its_metrics_and_labels() {
     for query in queries {
         let names = names(&query);
         assert!(!names.is_empty(), "{query}");
-        let missing: Vec<_> = names.iter().filter(|name| !known.contains_key(*name)).collect();
+        let missing: Vec<_> = names
+            .iter()
+            .filter(|name| !known.contains_key(*name))
+            .collect();
         assert!(missing.is_empty(), "{missing:?} of {query}");
         let labels: BTreeSet<&String> = names.iter().flat_map(|name| &known[name]).collect();
         for group in groups(&query) {
