@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::Visit;
 use crate::output;
 use crate::process::run::Running;
 use crate::sys::allocations::{self, Source};
@@ -42,15 +43,19 @@ const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(100);
 const OURS_PER_PACKET_MAX: f64 = 0.05;
 
 /// A load: runs until it is told to stop.
-type Load = fn(SocketAddr, &AtomicBool) -> io::Result<()>;
+type Load = fn(Visit, &AtomicBool) -> io::Result<()>;
 
 const LOADS: [(&str, Load); 5] = [
-    ("TCP bulk, both ways at once", tcp_bulk),
-    ("TCP, 64 bytes to and fro", tcp_ping),
-    ("UDP, 64 bytes", |to, stop| udp(to, stop, 64)),
-    ("UDP, 1,150 bytes", |to, stop| udp(to, stop, 1_150)),
+    ("TCP bulk, both ways at once", |to, stop| {
+        tcp_bulk(to.web, stop)
+    }),
+    ("TCP, 64 bytes to and fro", |to, stop| {
+        tcp_ping(to.web, stop)
+    }),
+    ("UDP, 64 bytes", |to, stop| udp(to.echo, stop, 64)),
+    ("UDP, 1,150 bytes", |to, stop| udp(to.echo, stop, 1_150)),
     ("UDP, 40,000 bytes, in fragments", |to, stop| {
-        udp(to, stop, 40_000)
+        udp(to.echo, stop, 40_000)
     }),
 ];
 
@@ -58,8 +63,8 @@ const LOADS: [(&str, Load); 5] = [
 ///
 /// # Errors
 /// If a load fails, or allocates anything of ours for a packet.
-pub(super) fn run(running: &Running, visit: SocketAddr) -> Result<(), String> {
-    super::traffic::wait_ready(visit)?;
+pub(super) fn run(running: &Running, visit: Visit) -> Result<(), String> {
+    super::traffic::wait_ready(visit.web)?;
     let mut failures = Vec::new();
     for (name, load) in LOADS {
         let stop = AtomicBool::new(false);

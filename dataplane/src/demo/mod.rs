@@ -1,4 +1,4 @@
-//! `qmux-dp demo`: a service, a server and a client in one process on loopback, with fresh certificates.
+//! `qmux-dp demo`: two services, a server and a client in one process on loopback, with fresh certificates.
 
 #[cfg(feature = "count-allocations")]
 mod allocations;
@@ -32,22 +32,27 @@ pub(crate) fn run(once: bool, cores: Option<usize>) -> Result<(), Failure> {
     let cores = run::core_count(cores);
     let Tunnel {
         mut running,
-        traffic,
+        visit,
         service,
         _certificates,
     } = set_up(cores, !once)?;
+    let Visit { web, echo } = visit;
     output::line(format_args!(
-        "qmux-dp demo: visitors at {traffic} → QUIC tunnel, {cores} cores → service at {service}"
+        "qmux-dp demo: two services through one door, {cores} cores\n  \
+         web   TCP {web} → QUIC tunnel → {service}\n  \
+         echo  UDP {echo} → QUIC tunnel → {service}"
     ));
     if once {
-        let result = traffic::send(traffic).map(|measured| report::print(&measured));
+        let result = traffic::send(visit).map(|measured| report::print(&measured));
         running.stop(DRAIN_TIMEOUT)?;
         return result.map_err(|why| Failure::Running(format!("demo: {why}")));
     }
     output::line(format_args!(
-        "visit http://{traffic}/   or echo: nc {} {}   (-u for UDP)",
-        traffic.ip(),
-        traffic.port()
+        "visit http://{web}/   or echo: nc {} {}   or over UDP: nc -u {} {}",
+        web.ip(),
+        web.port(),
+        echo.ip(),
+        echo.port()
     ));
     output::line("stop with Ctrl-C");
     running.until_signal(DRAIN_TIMEOUT)
@@ -60,15 +65,24 @@ pub(crate) fn run(once: bool, cores: Option<usize>) -> Result<(), Failure> {
 #[cfg(feature = "count-allocations")]
 pub(crate) fn count_allocations() -> Result<(), Failure> {
     let mut tunnel = set_up(1, false)?;
-    let result = allocations::run(&tunnel.running, tunnel.traffic);
+    let result = allocations::run(&tunnel.running, tunnel.visit);
     tunnel.running.stop(DRAIN_TIMEOUT)?;
     result.map_err(|why| Failure::Running(format!("allocations: {why}")))
 }
 
-/// The demo's tunnel, with its service.
+/// Where the demo's visitors go.
+#[derive(Debug, Clone, Copy)]
+struct Visit {
+    /// The service "web": TCP.
+    web: SocketAddr,
+    /// The service "echo": UDP.
+    echo: SocketAddr,
+}
+
+/// The demo's tunnel, with its services.
 struct Tunnel {
     running: Running,
-    traffic: SocketAddr,
+    visit: Visit,
     service: SocketAddr,
     /// Deleted at the end.
     _certificates: TempDir,
@@ -85,10 +99,10 @@ fn set_up(cores: usize, by_signals: bool) -> Result<Tunnel, Failure> {
     certs::write(&generated, directory.path(), false)
         .map_err(|error| failed("certificates", &error))?;
     let service = service::start().map_err(|error| failed("the demo service", &error))?;
-    let (running, traffic) = start(directory.path(), service, cores, by_signals)?;
+    let (running, visit) = start(directory.path(), service, cores, by_signals)?;
     Ok(Tunnel {
         running,
-        traffic,
+        visit,
         service,
         _certificates: directory,
     })
@@ -103,18 +117,17 @@ fn start(
     service: SocketAddr,
     cores: usize,
     by_signals: bool,
-) -> Result<(Running, SocketAddr), Failure> {
+) -> Result<(Running, Visit), Failure> {
     let mut last = Failure::Running("demo: no free port".into());
     for _ in 0..START_ATTEMPTS {
-        let (quic, traffic) = match free_addresses() {
+        let (quic, visit) = match free_addresses() {
             Ok(addresses) => addresses,
-            // The number that is free for TCP may be taken for UDP.
             Err(error) => {
                 last = failed("free ports", &error);
                 continue;
             }
         };
-        let config = Config::parse(&config_text(quic, traffic, service), &certs.join("dp.toml"))
+        let config = Config::parse(&config_text(quic, visit, service), &certs.join("dp.toml"))
             .map_err(|error| failed("its config", &error))?;
         let events = if by_signals {
             Events::with_signals()?
@@ -122,29 +135,40 @@ fn start(
             Events::without_signals()
         };
         match run::start(&Arc::new(config), cores, events) {
-            Ok(running) => return Ok((running, traffic)),
+            Ok(running) => return Ok((running, visit)),
             Err(failure) => last = failure,
         }
     }
     Err(last)
 }
 
-/// A free UDP port for QUIC, and a port that is free for both TCP and UDP for visitors.
-fn free_addresses() -> std::io::Result<(SocketAddr, SocketAddr)> {
+/// A free port for QUIC, and one for each service.
+fn free_addresses() -> std::io::Result<(SocketAddr, Visit)> {
     let quic = UdpSocket::bind("127.0.0.1:0")?;
-    let tcp = TcpListener::bind("127.0.0.1:0")?;
-    let _udp = UdpSocket::bind(tcp.local_addr()?)?;
-    Ok((quic.local_addr()?, tcp.local_addr()?))
+    let web = TcpListener::bind("127.0.0.1:0")?;
+    let echo = UdpSocket::bind("127.0.0.1:0")?;
+    let visit = Visit {
+        web: web.local_addr()?,
+        echo: echo.local_addr()?,
+    };
+    Ok((quic.local_addr()?, visit))
 }
 
-fn config_text(quic: SocketAddr, traffic: SocketAddr, service: SocketAddr) -> String {
+fn config_text(quic: SocketAddr, visit: Visit, service: SocketAddr) -> String {
+    let Visit { web, echo } = visit;
+    let (host, port) = (service.ip(), service.port());
     format!(
         r#"
 [server]
-[[server.listeners]]
 quic_addr = "{quic}"
-traffic_addr = "{traffic}"
-protocol = "both"
+[[server.services]]
+name = "web"
+traffic_addr = "{web}"
+protocol = "tcp"
+[[server.services]]
+name = "echo"
+traffic_addr = "{echo}"
+protocol = "udp"
 [server.auth]
 method = "mtls"
 ca_cert_file = "ca.crt"
@@ -156,15 +180,20 @@ client_id = "demo"
 [[client.servers]]
 address = "{quic}"
 server_name = "localhost"
-[client.local]
-host = "{}"
-port = {}
+[[client.services]]
+name = "web"
+host = "{host}"
+port = {port}
+protocol = "tcp"
+[[client.services]]
+name = "echo"
+host = "{host}"
+port = {port}
+protocol = "udp"
 [client.tls]
 ca_cert_file = "ca.crt"
 client_cert_file = "client.crt"
 client_key_file = "client.key"
-"#,
-        service.ip(),
-        service.port()
+"#
     )
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
+use super::Visit;
+
 /// Bytes echoed in the throughput test.
 const BULK_BYTES: usize = 512 << 20;
 
@@ -54,16 +56,17 @@ pub(super) struct Measured {
     pub(super) datagram_sizes: &'static [usize],
 }
 
-/// Sends everything, through `addr`.
+/// Sends everything.
 ///
 /// # Errors
 /// What did not come back, or came back wrong.
-pub(super) fn send(addr: SocketAddr) -> Result<Measured, String> {
-    wait_ready(addr)?;
-    let connects = connects(addr).map_err(|error| format!("short connections: {error}"))?;
-    let pings = pings(addr).map_err(|error| format!("ping-pong: {error}"))?;
-    let bulk_time = bulk(addr).map_err(|error| format!("bulk transfer: {error}"))?;
-    let (datagrams, datagrams_lost) = datagrams(addr).map_err(|error| format!("UDP: {error}"))?;
+pub(super) fn send(visit: Visit) -> Result<Measured, String> {
+    let Visit { web, echo } = visit;
+    wait_ready(web)?;
+    let connects = connects(web).map_err(|error| format!("short connections: {error}"))?;
+    let pings = pings(web).map_err(|error| format!("ping-pong: {error}"))?;
+    let bulk_time = bulk(web).map_err(|error| format!("bulk transfer: {error}"))?;
+    let (datagrams, datagrams_lost) = datagrams(echo).map_err(|error| format!("UDP: {error}"))?;
     Ok(Measured {
         bulk_bytes: BULK_BYTES as u64,
         bulk_time,
