@@ -221,6 +221,7 @@ fn title_lines(seen: &Seen) -> Vec<Line<'static>> {
 mod tests {
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
+    use ratatui::buffer::Cell;
 
     use super::*;
     use crate::status::model::{Server, Service};
@@ -256,7 +257,7 @@ mod tests {
             .expect("drawn");
         let buffer = terminal.backend().buffer();
         let lines = buffer.content().chunks(110);
-        let lines = lines.map(|line| line.iter().map(|it| it.symbol()).collect::<String>());
+        let lines = lines.map(|line| line.iter().map(Cell::symbol).collect::<String>());
         lines.collect::<Vec<_>>().join("\n")
     }
 

@@ -5,7 +5,7 @@
 //! gets its rights, listens, and is then moved to its place: at no time can others connect to it,
 //! and nobody finds a place without one.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::TcpListener;
@@ -151,7 +151,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 /// A name in the same directory that is no longer than the path's: that has room.
 fn beside(path: &Path) -> PathBuf {
     let mut name = OsString::from(format!(".{}", std::process::id() % 10_000_000));
-    let own = path.file_name().map_or(0, |name| name.len());
+    let own = path.file_name().map_or(0, OsStr::len);
     if own < name.len() {
         name = OsString::from(".".repeat(own.saturating_sub(1)) + "~");
     }
