@@ -15,7 +15,7 @@ use qmux_proto::{FlowError, OpenHeader, Protocol};
 use super::lane::ClientLane;
 use super::proxy_header;
 use super::service::connect;
-use super::services::{Service, VisitorPort};
+use super::services::{ServedFlow, Service, VisitorPort};
 use crate::core::FlowCount;
 use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd};
 use crate::flow::watch::FlowWatch;
@@ -81,12 +81,14 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
         ..Begun::default()
     };
     let visitor = opened.header.visitor;
+    let served = ServedFlow::new(&opened.service);
     tracing::debug!(%visitor, "flow opened");
     let tcp::Ended {
         how,
         bytes_in,
         bytes_out,
     } = tcp::run(flow, begun).await;
+    drop(served);
     tracing::debug!(%visitor, %how, bytes_in, bytes_out, "flow ended");
     match how {
         TcpFlowEnd::Completed | TcpFlowEnd::Reset(_) => {}
@@ -305,7 +307,12 @@ async fn dial(
     service: &Service,
     port: u16,
 ) -> Result<TcpSocket, FlowError> {
+    let began = Instant::now();
     let result = connect(service, port, DIAL_TIMEOUT).await;
+    if result.is_ok() {
+        let histograms = &this.context.histograms;
+        histograms.dial_seconds.observe_time(began.elapsed());
+    }
     if let Err(error) = &result
         && limits::is_own_want(error)
     {

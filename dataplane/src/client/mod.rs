@@ -27,6 +27,7 @@ mod simulation;
 mod supervisor;
 mod twins;
 pub(crate) mod udp;
+pub(crate) mod views;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

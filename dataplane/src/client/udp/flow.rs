@@ -6,6 +6,7 @@ use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
 
 use qmux_config::ProxyProtocolUdp;
 
+use super::super::services::ServedFlow;
 use super::wanted::Wanted;
 use crate::core::event::Event;
 use crate::sys::bind::{any_towards, raise_udp_buffers};
@@ -25,6 +26,8 @@ pub(super) struct Way {
 pub(super) struct Flow {
     pub(super) id: u64,
     pub(super) wanted: Wanted,
+    /// It counts among the service's flows.
+    pub(super) _served: ServedFlow,
     pub(super) way: Way,
     /// Addresses of the service's host at which nobody listened.
     pub(super) refused_at: Vec<SocketAddr>,
@@ -47,6 +50,7 @@ impl Flow {
     pub(super) fn new(id: u64, wanted: Wanted, way: Way, version: u64) -> Flow {
         Flow {
             id,
+            _served: ServedFlow::new(&wanted.service),
             wanted,
             way,
             refused_at: Vec::new(),
