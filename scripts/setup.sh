@@ -55,6 +55,7 @@ if ! $build_only; then
     need nft nftables
     need setpriv util-linux
     need faketime faketime
+    need chromium chromium
 fi
 
 as_root() {

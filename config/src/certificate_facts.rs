@@ -62,6 +62,32 @@ impl CertificateFacts {
     }
 }
 
+/// When the first of a PEM text's certificates expires, in seconds since 1970 (UTC); `None` if there
+/// is none that can be read.
+#[must_use]
+pub fn first_expiry_unix_s(pem: &[u8]) -> Option<i64> {
+    let certs = boring::x509::X509::stack_from_pem(pem).ok()?;
+    let expiry = |cert: &boring::x509::X509| {
+        let der = cert.to_der().ok()?;
+        let (_, cert) = X509Certificate::from_der(&der).ok()?;
+        Some(cert.validity().not_after.timestamp())
+    };
+    certs.iter().filter_map(expiry).min()
+}
+
+/// A time as RFC 3339 has it, as in `2027-01-31T12:00:00Z`; `seconds` are since 1970 (UTC). `None`
+/// if it is in no year that has four digits.
+#[must_use]
+pub fn utc_text(seconds: i64) -> Option<String> {
+    let at = ASN1Time::from_timestamp(seconds).ok()?.to_datetime();
+    let year = u16::try_from(at.year()).ok().filter(|it| *it < 10_000)?;
+    let (month, day) = (u8::from(at.month()), at.day());
+    let (hour, minute, second) = (at.hour(), at.minute(), at.second());
+    Some(format!(
+        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"
+    ))
+}
+
 fn host(name: &GeneralName<'_>) -> Option<String> {
     match name {
         GeneralName::DNSName(name) => Some(short(name)),
@@ -121,6 +147,24 @@ mod tests {
         assert_eq!(facts.issuer, "CN=qmux-dp CA");
         assert!(!facts.has_expired && !facts.is_early);
         assert!(facts.not_after.ends_with(" UTC"), "{}", facts.not_after);
+    }
+
+    #[test]
+    fn of_several_certificates_the_one_that_expires_first_counts() {
+        let cert = |days| {
+            let request = CertsRequest {
+                server_names: vec!["a.example.com".into()],
+                days,
+            };
+            generate(&request).expect("certificates").server_cert_pem
+        };
+        let (long, short) = (cert(90), cert(30));
+        let expiry = |text: &str| first_expiry_unix_s(text.as_bytes());
+        assert!(expiry(&short) < expiry(&long));
+        assert_eq!(expiry(&format!("{long}{short}")), expiry(&short));
+        assert_eq!(expiry("nothing"), None);
+        let text = utc_text(1_796_040_000);
+        assert_eq!(text.as_deref(), Some("2026-11-30T12:00:00Z"));
     }
 
     #[test]

@@ -59,9 +59,9 @@ pub mod token_proof;
 mod udp;
 mod units;
 
-pub use admin::Admin;
+pub use admin::{Admin, AdminListen};
 pub use bounds::Bounds;
-pub use certificate_facts::CertificateFacts;
+pub use certificate_facts::{CertificateFacts, first_expiry_unix_s, utc_text};
 pub use certificate_names::{CertificateNames, FINGERPRINT_BYTES, show_fingerprint};
 pub use client::{
     CLIENT_ID_BYTES_MAX, Client, ClientAuth, ClientCert, ClientTls, LANES_MAX, Lanes, ServerTarget,

@@ -34,6 +34,11 @@ impl Readiness {
         }
     }
 
+    /// Whether every role has become ready once.
+    pub(crate) fn is_started(&self) -> bool {
+        self.missing.load(Ordering::Acquire) == 0
+    }
+
     /// The server role: every listener is bound and served by every core.
     pub(crate) fn set_listening(&self) {
         self.listening.store(true, Ordering::Release);

@@ -120,7 +120,10 @@ fn check_pod(manifest: &Manifest, workload: &YamlOwned, config: &Config, role: &
         assert_eq!(text(&volume["name"]), *name);
     }
 
-    let admin = config.admin.as_ref().expect("probes need it").listen;
+    let admin = &config.admin.as_ref().expect("probes need it").listen;
+    let qmux_config::AdminListen::Tcp(admin) = admin else {
+        panic!("the kubelet probes a TCP port, not {admin}");
+    };
     assert!(admin.ip().is_unspecified(), "the kubelet must reach it");
     let admin_port = list(&container["ports"])
         .iter()

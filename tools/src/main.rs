@@ -1,26 +1,31 @@
 //! `qmux-ctl`: what an operator needs before `qmux-dp` can start, and when it does not work.
 //!
 //! Makes certificates and ticket keys, adds clients, writes commented example configs, translates
-//! QMux's YAML, and finds out why a tunnel does not work. It never touches a running tunnel and never
-//! overwrites a file that it was not told to.
+//! QMux's YAML, finds out why a tunnel does not work, and shows what a running program does. Of what
+//! it does only `drain` touches a running tunnel, and it never overwrites a file that it was not told
+//! to.
 
 #![forbid(unsafe_code)]
 // They panic when nobody reads.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
+mod admin;
 mod authority;
 mod certs;
 mod client;
 mod completions;
 mod config;
 mod doctor;
+mod drain;
 mod failure;
 mod health;
 mod import;
 mod man;
 mod output;
 mod renew;
+mod status;
 mod ticket_key;
+mod top;
 
 use std::process::ExitCode;
 
@@ -58,6 +63,12 @@ enum Command {
     Doctor(doctor::Args),
     /// Ask a program that runs whether it is well, as a health command.
     Health(health::Args),
+    /// Show what a running program serves, for whom, and how it does.
+    Status(status::Args),
+    /// Watch a running program live in the terminal.
+    Top(top::Args),
+    /// Have a running program stop: no new flows, and an end when the open ones have ended.
+    Drain(drain::Args),
     /// Print completions of this program's command line for a shell.
     Completions(completions::Args),
     /// Print this program's manual page, or write those of all commands to a directory.
@@ -74,6 +85,9 @@ fn main() -> ExitCode {
         Command::TicketKey(args) => ticket_key::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Health(args) => health::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Top(args) => top::run(&args),
+        Command::Drain(args) => drain::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     };

@@ -163,7 +163,8 @@ mod tests {
         assert_eq!(listener.traffic_addr, addresses.traffic);
         assert_eq!(server.udp.session_timeout.as_secs(), 7);
         assert_eq!(server.limits.stall_timeout.as_secs(), 9);
-        assert_eq!(server.admin.map(|admin| admin.listen), addresses.admin);
+        let admin = addresses.admin.map(qmux_config::AdminListen::Tcp);
+        assert_eq!(server.admin.map(|it| it.listen), admin);
 
         let client = site.write("client.toml", &client_toml(&addresses, &overrides));
         let client = Config::load(&client.expect("written")).expect("valid");

@@ -136,6 +136,7 @@ fn every_common_key_is_read() {
     };
     assert_eq!(config.limits, limits);
     let listen = "127.0.0.1:9600".parse().expect("an address");
+    let listen = qmux_config::AdminListen::Tcp(listen);
     assert_eq!(config.admin, Some(Admin { listen }));
     assert_eq!(config.warnings, Vec::<String>::new());
 }

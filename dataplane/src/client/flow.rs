@@ -15,7 +15,7 @@ use qmux_proto::{FlowError, OpenHeader, Protocol};
 use super::lane::ClientLane;
 use super::proxy_header;
 use super::service::connect;
-use super::services::{Service, VisitorPort};
+use super::services::{ServedFlow, Service, VisitorPort};
 use crate::core::FlowCount;
 use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd};
 use crate::flow::watch::FlowWatch;
@@ -39,8 +39,8 @@ const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
 
 /// Runs the flow on `stream` to its end.
 pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()> + 'static {
-    // At once, before the task has its first turn: what else comes of the stream is this flow's, and
-    // a client that stops must count it.
+    // At once, before the task has its first turn: what else comes of the stream is this flow's,
+    // and a client that stops must count it.
     let waiters = this.lane.attach(stream);
     let counts = (FlowCount::new(&this.context.core), this.count_flow());
     async move {
@@ -81,12 +81,14 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
         ..Begun::default()
     };
     let visitor = opened.header.visitor;
+    let served = ServedFlow::new(&opened.service);
     tracing::debug!(%visitor, "flow opened");
     let tcp::Ended {
         how,
         bytes_in,
         bytes_out,
     } = tcp::run(flow, begun).await;
+    drop(served);
     tracing::debug!(%visitor, %how, bytes_in, bytes_out, "flow ended");
     match how {
         TcpFlowEnd::Completed | TcpFlowEnd::Reset(_) => {}
@@ -108,8 +110,8 @@ struct Opened {
     header: OpenHeader,
     service: Arc<Service>,
     socket: TcpSocket,
-    /// What the service gets first: the PROXY header, if it wants one, and what came behind the Open
-    /// header.
+    /// What the service gets first: the PROXY header, if it wants one, and what came behind the
+    /// Open header.
     early: Vec<u8>,
     fin: bool,
 }
@@ -305,7 +307,12 @@ async fn dial(
     service: &Service,
     port: u16,
 ) -> Result<TcpSocket, FlowError> {
+    let began = Instant::now();
     let result = connect(service, port, DIAL_TIMEOUT).await;
+    if result.is_ok() {
+        let histograms = &this.context.histograms;
+        histograms.dial_seconds.observe_time(began.elapsed());
+    }
     if let Err(error) = &result
         && limits::is_own_want(error)
     {
@@ -330,7 +337,16 @@ async fn dial(
         _ => FlowError::DialFailed,
     };
     if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
-        tracing::warn!(%service, port, visitor = %header.visitor, error = %last, %reason, suppressed, "the service cannot be reached; flow reset");
+        let visitor = header.visitor;
+        tracing::warn!(
+            %service,
+            port,
+            %visitor,
+            error = %last,
+            %reason,
+            suppressed,
+            "the service cannot be reached; flow reset"
+        );
     }
     Err(reason)
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::answers::Told;
+use crate::quic::path_numbers::PathNumbers;
 
 /// An alarm is not given again within this time: the lanes that heard it ask until they are answered.
 const ALARM_PAUSE: Duration = Duration::from_millis(100);
@@ -43,6 +44,8 @@ pub(crate) struct ServerState {
     pub(super) told: Told,
     /// The lane that probes it, by its serial number.
     prober: AtomicU64,
+    /// What its lanes have told of the way to it.
+    pub(super) path: PathNumbers,
     /// The log has it that it stops.
     told_to_drain: AtomicBool,
     started: Instant,
@@ -85,6 +88,7 @@ impl ServerState {
             unanswered: AtomicUsize::new(0),
             told: Told::default(),
             prober: AtomicU64::new(NOBODY),
+            path: PathNumbers::default(),
             told_to_drain: AtomicBool::new(false),
             started: Instant::now(),
             last_alarm_ms: AtomicU64::new(0),
@@ -157,6 +161,11 @@ impl ServerState {
     /// It says on one of its lanes that it stops. True for the first one of this instance.
     pub(super) fn begins_to_drain(&self) -> bool {
         !self.told_to_drain.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether it has said that it stops.
+    pub(super) fn is_draining(&self) -> bool {
+        self.told_to_drain.load(Ordering::Relaxed)
     }
 
     /// True while lanes are registered with it, and it has not said that it stops; or with another

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use qmux_config::{CLIENT_SERVICES_MAX, ListenerProtocol, LocalPorts, LocalService, ProxyProtocol};
@@ -48,6 +48,8 @@ pub(crate) struct Service {
     pub(super) state: ServiceState,
     /// What has happened to it.
     pub(crate) counts: ServiceCounts,
+    /// Flows that it has now, TCP and UDP.
+    flows: AtomicUsize,
 }
 
 /// What is counted of each service, by all cores together: at most a few times per flow.
@@ -76,6 +78,24 @@ impl Count {
 
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts a flow among those that a service has, until dropped.
+#[derive(Debug)]
+pub(super) struct ServedFlow(Arc<Service>);
+
+impl ServedFlow {
+    /// A flow begins.
+    pub(super) fn new(service: &Arc<Service>) -> ServedFlow {
+        service.flows.fetch_add(1, Ordering::Relaxed);
+        ServedFlow(Arc::clone(service))
+    }
+}
+
+impl Drop for ServedFlow {
+    fn drop(&mut self) {
+        self.0.flows.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -121,6 +141,7 @@ impl Services {
                     host,
                     state: ServiceState::new(now),
                     counts: ServiceCounts::default(),
+                    flows: AtomicUsize::new(0),
                 })
             })
             .collect();
@@ -256,6 +277,21 @@ impl Service {
         format!("{self}, {protocol}{header}")
     }
 
+    /// Flows that it has now, TCP and UDP.
+    pub(crate) fn flows(&self) -> usize {
+        self.flows.load(Ordering::Relaxed)
+    }
+
+    /// Where it is, as in dp.toml.
+    pub(crate) fn place(&self) -> String {
+        let LocalService { host, ports, .. } = &self.local;
+        if host.contains(':') {
+            format!("[{host}]:{ports}")
+        } else {
+            format!("{host}:{ports}")
+        }
+    }
+
     /// Whether it can be reached by TCP, as far as is known.
     pub(crate) fn is_healthy(&self) -> bool {
         self.state.healthy()
@@ -375,7 +411,7 @@ pub(super) mod tests {
             local("ftp", range(), ListenerProtocol::Tcp),
             local("any", LocalPorts::Same, ListenerProtocol::Tcp),
         ]);
-        let titles: Vec<String> = services.all().iter().map(|it| it.to_string()).collect();
+        let titles: Vec<String> = services.all().iter().map(ToString::to_string).collect();
         assert_eq!(
             titles,
             [

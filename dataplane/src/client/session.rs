@@ -28,6 +28,7 @@ use super::{ClientCore, ClientMail, going_away};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
+use crate::quic::path_numbers::LossTold;
 use crate::quic::vigil::{Duty, Vigil};
 use crate::ready::RegisteredLane;
 
@@ -106,6 +107,7 @@ pub(super) struct Session {
     unanswered: bool,
     /// Which run of the server it is registered with.
     instance: u64,
+    loss_told: LossTold,
 }
 
 impl Session {
@@ -135,6 +137,7 @@ impl Session {
             acknowledged: 0,
             vigil: Vigil::new(jittered(client.probe_interval)),
             counted: true,
+            loss_told: LossTold::default(),
             unanswered: false,
             instance: server::instance_number(&ack.server_instance_id),
             core: Rc::clone(core),
@@ -156,6 +159,7 @@ impl Session {
         core.lanes
             .borrow_mut()
             .insert(session.this.serial, Rc::clone(&session.this));
+        session.note_path();
         session.this.tell_health();
         if core.context.draining.get() {
             // The servers have been told already, but not on this lane, and a flow may be on its way.
@@ -391,6 +395,7 @@ impl Session {
         if now >= self.next_beat {
             self.this.tell_health();
             self.beat(now);
+            self.note_path();
             // A role that was given back unseen is taken up here.
             self.claim_probing();
         }
@@ -400,6 +405,14 @@ impl Session {
             self.perform(duty);
         }
         Happened::Other
+    }
+
+    /// Writes down what operators see of the way to the server.
+    fn note_path(&self) {
+        let sample = self.this.lane.path_sample();
+        let newly_lost = self.loss_told.news(&sample);
+        sample.count(newly_lost, &self.core.context.core);
+        self.this.server.path.note(&sample, newly_lost);
     }
 
     fn beat(&mut self, now: Instant) {

@@ -74,6 +74,8 @@ counters! {
     paths_failed,
     /// Paths suspected of carrying no large packets any more, so that their size was searched for anew.
     path_mtu_distrusted,
+    /// Packets that registered lanes have sent and that were lost, as far as their heartbeats have told.
+    quic_packets_lost,
     /// Sends that failed for another reason than a full buffer.
     quic_sends_failed,
     /// Waits for room in a UDP socket's send buffer.

@@ -5,6 +5,7 @@
 
 pub(crate) mod counters;
 pub(crate) mod event;
+pub(crate) mod histogram;
 pub(crate) mod log_limit;
 pub(crate) mod mailbox;
 pub(crate) mod memory;
@@ -24,6 +25,7 @@ use std::time::Instant;
 use crossbeam::utils::CachePadded;
 
 use counters::CoreCounters;
+use histogram::CoreHistograms;
 use log_limit::LogLimit;
 use turn::LongestTurn;
 use udp_activity::UdpActivity;
@@ -33,6 +35,8 @@ use udp_activity::UdpActivity;
 pub(crate) struct Cluster {
     /// One set of counters per core, by index.
     pub(crate) counters: Vec<Arc<CoreCounters>>,
+    /// One set of histograms per core, by index.
+    pub(crate) histograms: Vec<Arc<CoreHistograms>>,
     /// The longest turn of each core, by index.
     pub(crate) turns: Vec<Arc<LongestTurn>>,
     /// Cores that make no progress, by index: what `main` has found out.
@@ -48,6 +52,7 @@ impl Cluster {
     pub(crate) fn new(cores: usize) -> Cluster {
         Cluster {
             counters: (0..cores).map(|_| Arc::default()).collect(),
+            histograms: (0..cores).map(|_| Arc::default()).collect(),
             turns: (0..cores).map(|_| Arc::default()).collect(),
             stuck: (0..cores).map(|_| AtomicBool::new(false)).collect(),
             acceptors: AtomicUsize::new(0),
@@ -81,6 +86,8 @@ pub(crate) struct CoreContext {
     pub(crate) cluster: Arc<Cluster>,
     /// This core's counters.
     pub(crate) counters: Arc<CoreCounters>,
+    /// This core's histograms.
+    pub(crate) histograms: Arc<CoreHistograms>,
     /// TCP flows alive on this core.
     pub(crate) tcp_flows: Cell<usize>,
     /// Bounds the log lines about flows that end because memory is short.
@@ -111,6 +118,7 @@ impl CoreContext {
         CoreContext {
             index,
             counters: Arc::clone(&cluster.counters[index]),
+            histograms: Arc::clone(&cluster.histograms[index]),
             cluster,
             tcp_flows: Cell::new(0),
             memory_log: LogLimit::new(now),

@@ -1,21 +1,26 @@
 //! Binding every socket of every core, once and in order, before any core runs: errors come from one place.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use qmux_config::{Admin, Config, Door, Server, Service, TrafficAddr};
+use qmux_config::{AdminListen, Config, Door, Server, Service, TrafficAddr};
 
 use crate::process::exit::Failure;
 use crate::server::{DoorSockets, EntranceSockets};
 use crate::sys::bind::{
-    GrantedBuffers, UDP_BUFFER_BYTES, probe_free, raise_udp_buffers, tcp_alone, tcp_reuseport,
-    udp_reuseport,
+    GrantedBuffers, UDP_BUFFER_BYTES, probe_free, raise_udp_buffers, tcp_reuseport, udp_reuseport,
 };
 use crate::sys::steering;
 
 /// Where this machine has no IPv6 at all, `[::]`, which means every address, becomes `0.0.0.0`,
 /// with a warning. `has_ipv6` is asked only if there is such an address.
 pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) -> Config {
-    let admin = config.admin.iter_mut().map(|it| &mut it.listen);
+    let admin = config
+        .admin
+        .iter_mut()
+        .filter_map(|it| match &mut it.listen {
+            AdminListen::Tcp(address) => Some(address),
+            AdminListen::Unix(_) => None,
+        });
     let mut addresses: Vec<&mut SocketAddr> = admin.collect();
     let mut traffic: Vec<&mut TrafficAddr> = Vec::new();
     for door in config.server.iter_mut().flat_map(|it| &mut it.doors) {
@@ -116,19 +121,6 @@ pub(crate) fn judge_descriptors(
     Ok((needed > allowed / 2).then(|| format!("{what}, so few are left for flows: {remedy}")))
 }
 
-/// The socket of the admin endpoint.
-///
-/// # Errors
-/// The address, its key and the reason.
-pub(crate) fn admin(admin: &Admin) -> Result<TcpListener, Failure> {
-    probe_free(admin.listen, true)
-        .and_then(|()| tcp_alone(admin.listen))
-        .map_err(|error| match cannot(admin.listen, "TCP", &error) {
-            Failure::Input(text) => Failure::Input(format!("admin.listen: {text}")),
-            other => other,
-        })
-}
-
 fn one(door: &Door, warned: &mut bool) -> Result<DoorSockets, Failure> {
     let quic = door.quic_addrs.iter().map(|address| {
         let failed = |error| cannot(*address, "UDP", &error);
@@ -173,7 +165,8 @@ fn entrances(service: &Service) -> Result<Vec<EntranceSockets>, Failure> {
     service.traffic.addresses().map(entrance).collect()
 }
 
-fn cannot(addr: SocketAddr, protocol: &str, error: &std::io::Error) -> Failure {
+/// Why an address cannot be had, with what to do.
+pub(super) fn cannot(addr: SocketAddr, protocol: &str, error: &std::io::Error) -> Failure {
     let hint = match error.kind() {
         std::io::ErrorKind::AddrInUse => "; another program (or another qmux-dp) uses it",
         std::io::ErrorKind::AddrNotAvailable => "; it is no address of this machine",
@@ -230,8 +223,9 @@ mod tests {
         };
         let shown = |config: &Config| {
             let listener = &config.server.as_ref().expect("a server").listeners()[0];
-            let admin = config.admin.as_ref().expect("an admin endpoint").listen;
-            [listener.quic_addr, listener.traffic_addr, admin].map(|it| it.to_string())
+            let admin = &config.admin.as_ref().expect("an admin endpoint").listen;
+            let (quic, traffic) = (listener.quic_addr, listener.traffic_addr);
+            [quic.to_string(), traffic.to_string(), admin.to_string()]
         };
         let without = without_ipv6(config(), || false);
         let expected = ["0.0.0.0:8443", "[::1]:8080", "0.0.0.0:9600"];

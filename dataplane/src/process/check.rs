@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use qmux_config::{Config, Proof, Server, ServerAuth, Service};
+use qmux_config::{AdminListen, Config, Proof, Server, ServerAuth, Service};
 
 use crate::client::ClientShared;
 use crate::process::bind;
@@ -150,10 +150,13 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
         }
     }
     if let Some(admin) = &config.admin {
-        drop(bind::admin(admin)?);
+        crate::process::admin::probe(admin)?;
+        let shown = match &admin.listen {
+            AdminListen::Tcp(address) => format!("http://{address}"),
+            unix @ AdminListen::Unix(_) => unix.to_string(),
+        };
         say(format!(
-            "admin: http://{}/healthz, /readyz, /metrics",
-            admin.listen
+            "admin: {shown} (/, /status, /healthz, /readyz, /metrics; POST /drain)"
         ));
     }
     say("config is valid".into());

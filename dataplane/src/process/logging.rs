@@ -11,11 +11,14 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tracing::Metadata;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
 
 use crate::process::exit::Failure;
 use crate::process::log_level;
 use crate::process::log_queue::LogQueue;
+use crate::process::warnings::Warnings;
 
 /// How long the end of the process waits for the last lines to be written.
 pub(crate) const FLUSH_AT_END: Duration = Duration::from_secs(2);
@@ -49,6 +52,9 @@ pub(crate) enum LogFormat {
 
 static QUEUE: LazyLock<LogQueue> = LazyLock::new(LogQueue::new);
 
+/// What the status page shows of the log.
+static WARNINGS: Warnings = Warnings::new();
+
 /// The queue has its writer.
 static STARTED: AtomicBool = AtomicBool::new(false);
 
@@ -70,7 +76,7 @@ pub(crate) fn start(options: &LogOptions) -> Result<(), Failure> {
     QUEUE.is_written_by(writer.thread().clone());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(|| Line)
+        .with_writer(Lines)
         .with_ansi(io::stderr().is_terminal())
         // It would report on standard error, and panic if that is gone.
         .log_internal_errors(false)
@@ -107,6 +113,11 @@ pub(crate) fn lost() -> (u64, u64) {
     (QUEUE.dropped(), QUEUE.failed())
 }
 
+/// The last warnings and errors, the oldest first.
+pub(crate) fn last_warnings() -> Vec<String> {
+    WARNINGS.lines()
+}
+
 fn tell_of_missing(lines: u64) {
     tracing::warn!(
         lines,
@@ -136,12 +147,35 @@ fn words(payload: &(dyn Any + Send)) -> &str {
     text.or_else(owned).unwrap_or("without a message")
 }
 
-/// What the subscriber writes events to: each with one call.
-struct Line;
+/// Makes what the subscriber writes an event to.
+struct Lines;
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line { warns: false }
+    }
+
+    fn make_writer_for(&'a self, event: &Metadata<'_>) -> Line {
+        Line {
+            warns: *event.level() <= tracing::Level::WARN,
+        }
+    }
+}
+
+/// What the subscriber writes an event to, with one call.
+struct Line {
+    /// It is a warning or an error.
+    warns: bool,
+}
 
 impl Write for Line {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         QUEUE.push(bytes);
+        if self.warns {
+            WARNINGS.note(bytes);
+        }
         Ok(bytes.len())
     }
 

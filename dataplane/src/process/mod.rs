@@ -5,6 +5,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod bind;
+mod certificates;
 pub(crate) mod check;
 pub(crate) mod exit;
 pub(crate) mod log_level;
@@ -18,4 +19,5 @@ pub(crate) mod status;
 mod thread;
 #[cfg(test)]
 mod udp_tests;
+mod warnings;
 mod watch;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use qmux_config::{Config, Door};
 
+use super::certificates::Certificates;
 use super::exit::Failure;
 use super::mail::CoreMail;
 use super::status::Status;
@@ -81,6 +82,17 @@ impl Events {
         .map_err(|error| Failure::Running(format!("signal handlers: {error}")))?;
         Ok(events)
     }
+
+    /// What the admin endpoint may ask for. A second stop is no event, unlike a second signal: the
+    /// process drains to its end.
+    fn orders(&self) -> admin::Orders {
+        let sender = self.sender.clone();
+        admin::Orders {
+            drain: Box::new(move || {
+                let _ended = sender.send(Event::Signal);
+            }),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -127,7 +139,7 @@ pub(crate) fn start(
     let readiness = Arc::new(Readiness::new(
         usize::from(config.server.is_some()) + usize::from(config.client.is_some()),
     ));
-    let admin_listener = config.admin.as_ref().map(bind::admin).transpose()?;
+    let admin_socket = config.admin.as_ref().map(admin::bind).transpose()?;
     let mut sockets = match &config.server {
         Some(server) => bind::all(server, cores)?
             .into_iter()
@@ -168,13 +180,13 @@ pub(crate) fn start(
     let status = Arc::new(Status {
         cluster: Arc::clone(&cluster),
         server: server.clone(),
-        client: client.is_some(),
-        client_role: client.clone(),
+        client: client.clone(),
         readiness: Arc::clone(&readiness),
+        certificates: Certificates::of(config),
         started,
     });
-    if let Some(listener) = admin_listener {
-        admin::start(listener, Arc::clone(&status))
+    if let Some((socket, admin)) = admin_socket.zip(config.admin.as_ref()) {
+        admin::start(socket, admin, Arc::clone(&status), events.orders())
             .map_err(|error| Failure::Running(format!("admin endpoint: {error}")))?;
     }
     // A client alone prefers the CPUs from the end, a server those from the start.

@@ -5,12 +5,13 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use qmux_config::{ClientMatcher, Config, Door, Server, Service, TrafficAddr};
+use qmux_config::{ClientMatcher, Config, Door, ListenerProtocol, Server, Service, TrafficAddr};
 
 use super::bounds::Gate;
 use super::mail::ServerMail;
 use super::pool::registry::Registry;
 use super::pool::service::ClientPool;
+use super::pool::views::{ClientView, ServiceCounts, ServiceView};
 use crate::core::service_counters::ServiceCounters;
 use crate::flow::role::RoleContext;
 use crate::quic::tickets::{Keeper, TicketKeys};
@@ -47,6 +48,8 @@ pub(crate) struct ServedService {
     pub(crate) number: usize,
     /// Where visitors connect.
     pub(crate) traffic: TrafficAddr,
+    /// What visitors may speak.
+    pub(crate) protocol: ListenerProtocol,
     /// Whether the server counts as ready only while somebody serves it.
     pub(crate) required: bool,
     /// How long a visitor may take nothing of what waits for it.
@@ -65,11 +68,32 @@ impl ServedService {
             name: service.name.clone(),
             number,
             traffic: service.traffic,
+            protocol: service.protocol,
             required: service.required,
             stall_timeout: service.stall_timeout,
             gate: Arc::new(Gate::new(&service.bounds, cores)),
             pool: Arc::new(ClientPool::new(service.load_balancer)),
             counters: (0..cores).map(|_| Arc::default()).collect(),
+        }
+    }
+
+    /// As operators see it.
+    fn view(&self) -> ServiceView {
+        let mut counts = ServiceCounts::default();
+        for core in &self.counters {
+            counts.visitors += core.visitors.get();
+            counts.udp_flows += core.udp_flows.get();
+            counts.bytes_in += core.tcp_bytes_in.get() + core.udp_bytes_in.get();
+            counts.bytes_out += core.tcp_bytes_out.get() + core.udp_bytes_out.get();
+            counts.refused += core.visitors_refused.get();
+        }
+        ServiceView {
+            name: self.name.clone(),
+            traffic_addr: self.traffic.to_string(),
+            protocol: self.protocol,
+            required: self.required,
+            totals: self.pool.totals(),
+            counts,
         }
     }
 
@@ -80,6 +104,7 @@ impl ServedService {
             name: String::new(),
             number: 0,
             traffic: TrafficAddr::one(SocketAddr::from(([127, 0, 0, 1], 1))),
+            protocol: ListenerProtocol::Both,
             required: false,
             stall_timeout: Duration::ZERO,
             gate: Arc::new(Gate::new(&qmux_config::Bounds::default(), cores)),
@@ -119,6 +144,28 @@ impl SharedDoor {
             services,
             takes_udp: door.services.iter().any(|it| it.protocol.udp()),
         })
+    }
+
+    /// Its clients, as operators see them.
+    fn clients(&self) -> Vec<ClientView> {
+        let clients = self.registry.clients();
+        let mut views: HashMap<u64, ClientView> = HashMap::new();
+        for client in &clients {
+            views.insert(client.number, ClientView::of(client));
+        }
+        for service in &self.services {
+            for member in service.pool.clients().iter() {
+                // One that has come or gone meanwhile is seen the next time.
+                if let Some(view) = views.get_mut(&member.number) {
+                    view.flows += member.flows();
+                    let served = (service.name.clone(), member.is_reachable());
+                    view.services.push(served);
+                }
+            }
+        }
+        let ours = clients.iter();
+        ours.filter_map(|client| views.remove(&client.number))
+            .collect()
     }
 
     /// The service of this name.
@@ -167,6 +214,16 @@ impl ServerShared {
     /// The `[server]` section. The role is only started if there is one.
     pub(crate) fn server(&self) -> Option<&Server> {
         self.config.server.as_ref()
+    }
+
+    /// The services of all doors, as operators see them.
+    pub(crate) fn service_views(&self) -> Vec<ServiceView> {
+        self.services().map(|(_, service)| service.view()).collect()
+    }
+
+    /// The clients of all doors, as operators see them.
+    pub(crate) fn client_views(&self) -> Vec<ClientView> {
+        self.doors.iter().flat_map(|door| door.clients()).collect()
     }
 
     /// The services of all doors.

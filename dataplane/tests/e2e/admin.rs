@@ -178,12 +178,14 @@ fn assert_well_formed(text: &str) {
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').expect("a type");
-            assert!(["counter", "gauge"].contains(&kind), "{line}");
+            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
             assert!(!families.contains(&name), "twice: {line}");
             families.push(name);
         } else if !line.starts_with("# HELP ") {
             let name = line.split(['{', ' ']).next().expect("a name");
-            assert_eq!(families.last(), Some(&name), "{line}");
+            let family = *families.last().expect("a family");
+            let part = name.strip_prefix(family).unwrap_or("of another family");
+            assert!(["", "_bucket", "_sum", "_count"].contains(&part), "{line}");
             let value = line.rsplit(' ').next().map(str::parse::<f64>);
             assert!(matches!(value, Some(Ok(_))), "{line}");
         }

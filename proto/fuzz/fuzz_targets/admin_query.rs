@@ -11,6 +11,6 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
-    let wanted = query::clients_wanted(text);
+    let wanted = query::wanted(text);
     assert!(wanted.is_ok() || text.contains(|letter| letter != '&'));
 });

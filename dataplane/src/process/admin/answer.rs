@@ -1,27 +1,50 @@
 //! What the admin endpoint answers to a request.
 
-use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap,
+    HeaderValue, ORIGIN,
+};
 use hyper::{Method, Response, StatusCode, Uri};
 
 use super::exposition::{self, Format};
-use super::query::clients_wanted;
-use crate::process::status::Status;
+use super::query::wanted;
+use super::{Sources, status_json};
+use crate::process::status::{Status, UnknownService};
 
 const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+const HTML: &str = "text/html; charset=utf-8";
+
+/// The status page: it asks for `/status` again and again.
+const PAGE: &str = include_str!("page.html");
+
+/// What the page may do: nothing but that.
+const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; \
+    style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'";
+
+const READ: &str = "GET, HEAD";
+const WRITE: &str = "POST";
 
 /// The answer to one request. Bodies of requests are not read.
 pub(super) fn to(
-    status: &Status,
+    sources: &Sources,
     method: &Method,
     uri: &Uri,
     headers: &HeaderMap,
 ) -> Response<String> {
-    if method != Method::GET && method != Method::HEAD {
-        let mut refusal = text(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "only GET and HEAD are allowed\n".into(),
-        );
-        let allowed = HeaderValue::from_static("GET, HEAD");
+    let Sources { status, orders } = sources;
+    let allowed = match uri.path() {
+        "/" | "/status" | "/healthz" | "/readyz" | "/metrics" => READ,
+        "/drain" => WRITE,
+        _ => {
+            let known = "there are /, /status, /healthz, /readyz, /metrics, and /drain for POST\n";
+            return text(StatusCode::NOT_FOUND, known.into());
+        }
+    };
+    if !allowed.split(", ").any(|known| known == method.as_str()) {
+        let only = format!("this path takes {allowed} only\n");
+        let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, only);
+        let allowed = HeaderValue::from_static(allowed);
         refusal.headers_mut().insert(ALLOW, allowed);
         return refusal;
     }
@@ -29,12 +52,39 @@ pub(super) fn to(
         "/healthz" => health(status),
         "/readyz" => readiness(status, uri.query().unwrap_or_default()),
         "/metrics" => metrics(status, headers),
-        "/" => text(StatusCode::OK, "/healthz\n/readyz\n/metrics\n".into()),
-        _ => text(
-            StatusCode::NOT_FOUND,
-            "there are /healthz, /readyz and /metrics\n".into(),
+        "/status" => answer(
+            StatusCode::OK,
+            JSON,
+            format!("{}\n", status_json::of(status)),
         ),
+        "/drain" if comes_from_elsewhere(headers) => text(
+            StatusCode::FORBIDDEN,
+            "a page of another site may not ask for this\n".into(),
+        ),
+        "/drain" => {
+            (orders.drain)();
+            text(StatusCode::ACCEPTED, "draining\n".into())
+        }
+        _ => page(),
     }
+}
+
+fn page() -> Response<String> {
+    let mut page = answer(StatusCode::OK, HTML, PAGE.into());
+    let policy = HeaderValue::from_static(PAGE_POLICY);
+    page.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    page
+}
+
+/// Whether a browser sends this for a page of another site: whoever looks at one must not stop a
+/// tunnel on the same machine by that.
+fn comes_from_elsewhere(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(ORIGIN) else {
+        return false; // No browser.
+    };
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    let origin = origin.to_str().ok().and_then(|it| it.split_once("://"));
+    origin.is_none_or(|(_, origin)| Some(origin) != host)
 }
 
 /// 200 while every core makes progress. Panics that were contained are shown, and are no reason to end a process that
@@ -59,11 +109,20 @@ fn health(status: &Status) -> Response<String> {
 
 /// 200 while visitors (for a server) or flows (for a client) are welcome and can be served.
 fn readiness(status: &Status, query: &str) -> Response<String> {
-    let clients = match clients_wanted(query) {
-        Ok(clients) => clients,
+    let wanted = match wanted(query) {
+        Ok(wanted) => wanted,
         Err(why) => return text(StatusCode::BAD_REQUEST, format!("{why}\n")),
     };
-    let reasons = status.not_ready(clients);
+    let reasons = match &wanted.service {
+        None => status.not_ready(wanted.clients),
+        Some(name) => match status.service_not_ready(name, wanted.clients) {
+            Ok(reasons) => reasons,
+            Err(UnknownService) => {
+                let unknown = format!("there is no service {name:?} here\n");
+                return text(StatusCode::NOT_FOUND, unknown);
+            }
+        },
+    };
     if reasons.is_empty() {
         return text(StatusCode::OK, "ready\n".into());
     }
@@ -97,66 +156,5 @@ fn answer(status: StatusCode, content_type: &'static str, body: String) -> Respo
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::Ordering;
-
-    use crate::process::status::fixture::client_of_two_cores;
-
-    fn ask(status: &Status, method: &Method, uri: &str) -> (u16, String) {
-        let uri: Uri = uri.parse().expect("valid");
-        let response = to(status, method, &uri, &HeaderMap::new());
-        (response.status().as_u16(), response.into_body())
-    }
-
-    fn get(status: &Status, uri: &str) -> (u16, String) {
-        ask(status, &Method::GET, uri)
-    }
-
-    #[test]
-    fn a_stuck_core_is_named() {
-        let status = client_of_two_cores();
-        assert_eq!(get(&status, "/healthz"), (200, "ok\n".into()));
-        status.cluster.stuck[1].store(true, Ordering::Relaxed);
-        assert_eq!(get(&status, "/healthz"), (503, "core 1 is stuck\n".into()));
-    }
-
-    #[test]
-    fn panics_are_shown_and_the_process_counts_as_healthy() {
-        let status = client_of_two_cores();
-        status.cluster.counters[1].panics.add(2);
-        let (code, text) = get(&status, "/healthz");
-        assert_eq!(code, 200);
-        assert!(text.starts_with("ok\n2 panics"), "{text}");
-        assert!(
-            status.summary().ends_with("; 2 panics"),
-            "{}",
-            status.summary()
-        );
-    }
-
-    #[test]
-    fn a_client_is_ready_while_a_lane_is_registered_and_it_does_not_drain() {
-        let status = client_of_two_cores();
-        assert_eq!(get(&status, "/readyz").0, 503);
-        let lane = status.readiness.lane_registered();
-        assert_eq!(get(&status, "/readyz"), (200, "ready\n".into()));
-        status.readiness.set_draining();
-        assert_eq!(get(&status, "/readyz"), (503, "draining\n".into()));
-        drop(lane);
-        let both = "draining\nno lane is registered with any server\n";
-        assert_eq!(get(&status, "/readyz"), (503, both.into()));
-    }
-
-    #[test]
-    fn what_is_not_offered_is_refused_with_what_is() {
-        let status = client_of_two_cores();
-        assert_eq!(ask(&status, &Method::POST, "/healthz").0, 405);
-        assert_eq!(ask(&status, &Method::DELETE, "/nowhere").0, 405);
-        assert_eq!(get(&status, "/nowhere").0, 404);
-        assert_eq!(get(&status, "/healthz/").0, 404);
-        for query in ["clients", "clients=", "clients=-1", "clients=x", "x=1"] {
-            assert_eq!(get(&status, &format!("/readyz?{query}")).0, 400, "{query}");
-        }
-    }
-}
+#[path = "answer_tests.rs"]
+mod tests;

@@ -15,8 +15,10 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use super::measurements::{Certificates, Histograms};
 use super::service_metrics::ServiceMetrics;
 use super::services::ServiceStates;
+use super::status_json::commit;
 use crate::core::counters::CoreCounters;
 use crate::core::{Cluster, memory};
 use crate::process::logging;
@@ -64,8 +66,10 @@ pub(super) fn encode(status: &Status, format: Format) -> Result<String, fmt::Err
     let ours = registry.sub_registry_with_prefix(PREFIX);
     ours.register_collector(Box::new(StateMetrics::of(status)));
     ours.register_collector(Box::new(Counters(Arc::clone(&status.cluster))));
+    ours.register_collector(Box::new(Histograms(Arc::clone(&status.cluster))));
+    ours.register_collector(Box::new(Certificates(status.certificates.views())));
     ours.register_collector(Box::new(LogMetrics));
-    if let Some(client) = &status.client_role {
+    if let Some(client) = &status.client {
         let services = Arc::clone(&client.services);
         ours.register_collector(Box::new(ServiceMetrics(services)));
     }
@@ -194,7 +198,10 @@ impl StateMetrics {
                 .collect(),
             longest_turns: status.cluster.turns.iter().map(|turn| turn.get()).collect(),
             services: server.map_or_else(Vec::new, |server| ServiceStates::of(server).into()),
-            client_lanes: status.client.then(|| status.readiness.client_lanes()),
+            client_lanes: status
+                .client
+                .is_some()
+                .then(|| status.readiness.client_lanes()),
         }
     }
 }
@@ -204,7 +211,7 @@ impl Collector for StateMetrics {
         let encoder = &mut encoder;
         encoder
             .encode_descriptor("build", "Which program this is.", None, MetricType::Info)?
-            .encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
+            .encode_info(&[("version", env!("CARGO_PKG_VERSION")), ("commit", commit())])?;
         let flag = |value| if value { 1.0 } else { 0.0 };
         lone_gauge(
             encoder,
@@ -347,6 +354,43 @@ mod tests {
             let line = format!("qmux_dp_core_turn_max_seconds{line}");
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn histograms_count_the_values_of_all_cores_up_to_each_bound() {
+        let status = client_of_two_cores();
+        for (core, seconds) in [(0, 0.0004), (1, 0.002), (1, 100.0)] {
+            status.cluster.histograms[core]
+                .dial_seconds
+                .observe(seconds);
+        }
+        let text = encode(&status, Format::Prometheus).expect("into memory");
+        for line in [
+            "# TYPE qmux_dp_dial_seconds histogram",
+            "qmux_dp_dial_seconds_bucket{le=\"0.0005\"} 1",
+            "qmux_dp_dial_seconds_bucket{le=\"0.0025\"} 2",
+            "qmux_dp_dial_seconds_bucket{le=\"30\"} 2",
+            "qmux_dp_dial_seconds_bucket{le=\"+Inf\"} 3",
+            "qmux_dp_dial_seconds_count 3",
+            "qmux_dp_dial_seconds_sum 100.0024",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_program_and_its_certificates_are_shown() {
+        let text = encode(&client_of_two_cores(), Format::Prometheus).expect("into memory");
+        let build = text
+            .lines()
+            .find(|line| line.starts_with("qmux_dp_build_info{"));
+        let build = build.unwrap_or_else(|| panic!("{text}"));
+        assert!(
+            build.contains("version=\"") && build.contains("commit=\""),
+            "{build}"
+        );
+        let expiry = "qmux_dp_certificate_expiry_seconds{file=";
+        assert_eq!(text.lines().filter(|it| it.starts_with(expiry)).count(), 2);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The admin endpoint: health, readiness and metrics over HTTP, on a thread of its own.
+//! The admin endpoint: health, readiness, metrics and status over HTTP, on a thread of its own.
 //!
 //! It reads what the cores share and never asks a core anything, so that it answers when one is stuck, and costs none of
 //! them anything. It keeps answering while the process drains, to its end.
@@ -8,13 +8,15 @@
 
 mod answer;
 mod exposition;
+mod measurements;
 mod query;
 mod service_metrics;
 mod services;
+mod socket;
+mod status_json;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::TcpListener;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,11 +25,15 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use qmux_config::Admin;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::AbortHandle;
 
 use crate::core::log_limit::LogLimit;
 use crate::process::status::Status;
+
+pub(crate) use socket::{AdminSocket, bind, probe};
 
 /// Connections at a time. Those who scrape and check are few; a hundred more in parallel are still served.
 const CONNECTIONS_MAX: usize = 256;
@@ -45,34 +51,79 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 /// Pause after accept(2) failed, mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What the endpoint may have the process do.
+pub(crate) struct Orders {
+    /// Stops it as SIGTERM does. Called again it does nothing more.
+    pub(crate) drain: Box<dyn Fn() + Send + Sync>,
+}
+
+/// What answers are made of.
+struct Sources {
+    status: Arc<Status>,
+    orders: Orders,
+}
+
+/// The socket as the endpoint's runtime has it.
+enum Listening {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// One connection.
+enum Accepted {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listening {
+    fn new(socket: AdminSocket) -> io::Result<Listening> {
+        Ok(match socket {
+            AdminSocket::Tcp(socket) => Listening::Tcp(TcpListener::from_std(socket)?),
+            AdminSocket::Unix(socket) => Listening::Unix(UnixListener::from_std(socket)?),
+        })
+    }
+
+    async fn accept(&self) -> io::Result<Accepted> {
+        Ok(match self {
+            Listening::Tcp(socket) => Accepted::Tcp(socket.accept().await?.0),
+            Listening::Unix(socket) => Accepted::Unix(socket.accept().await?.0),
+        })
+    }
+}
+
 /// Starts the endpoint's thread, which ends with the process.
 ///
 /// # Errors
 /// If the thread or its runtime cannot be had.
-pub(crate) fn start(listener: TcpListener, status: Arc<Status>) -> io::Result<()> {
+pub(crate) fn start(
+    socket: AdminSocket,
+    admin: &Admin,
+    status: Arc<Status>,
+    orders: Orders,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build()?;
-    let address = listener.local_addr()?;
-    let listener = {
+    let listening = {
         let _inside = runtime.enter();
-        tokio::net::TcpListener::from_std(listener)?
+        Listening::new(socket)?
     };
+    let sources = Arc::new(Sources { status, orders });
     std::thread::Builder::new()
         .name("admin".into())
-        .spawn(move || runtime.block_on(accept(listener, status)))?;
+        .spawn(move || runtime.block_on(accept(listening, sources)))?;
     // Not its paths: a line with the word `ready` says that the process serves.
-    tracing::info!(%address, "the admin endpoint listens");
+    tracing::info!(address = %admin.listen, "the admin endpoint listens");
     Ok(())
 }
 
-async fn accept(listener: tokio::net::TcpListener, status: Arc<Status>) {
+async fn accept(listening: Listening, sources: Arc<Sources>) {
     let mut connections: VecDeque<AbortHandle> = VecDeque::new();
     let log = LogLimit::new(Instant::now());
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let accepted = match listening.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 if let Some(suppressed) = log.pass(Instant::now()) {
                     tracing::warn!(%error, suppressed, "the admin endpoint cannot accept a connection; trying again");
@@ -84,7 +135,11 @@ async fn accept(listener: tokio::net::TcpListener, status: Arc<Status>) {
             }
         };
         make_room(&mut connections, CONNECTIONS_MAX);
-        let task = tokio::spawn(serve(stream, Arc::clone(&status)));
+        let sources = Arc::clone(&sources);
+        let task = match accepted {
+            Accepted::Tcp(stream) => tokio::spawn(serve(stream, sources)),
+            Accepted::Unix(stream) => tokio::spawn(serve(stream, sources)),
+        };
         connections.push_back(task.abort_handle());
     }
 }
@@ -102,9 +157,9 @@ fn make_room(connections: &mut VecDeque<AbortHandle>, most: usize) {
 }
 
 /// Serves one connection until its end, which its peer's mistakes and delays are, too.
-async fn serve(stream: TcpStream, status: Arc<Status>) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, sources: Arc<Sources>) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let response = answer::to(&status, request.method(), request.uri(), request.headers());
+        let response = answer::to(&sources, request.method(), request.uri(), request.headers());
         std::future::ready(Ok::<_, std::convert::Infallible>(response))
     });
     let mut connection = pin!(

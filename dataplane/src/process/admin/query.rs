@@ -1,20 +1,57 @@
 //! What the query of a request to the admin endpoint may say. It uses nothing of this crate, so
 //! that the fuzz targets can have it.
 
-/// Clients that a server's listener needs for visitors to be sent to it, unless the request says
-/// otherwise.
+/// Clients that a service needs for visitors to be sent to it, unless the request says otherwise.
 const CLIENTS_DEFAULT: usize = 1;
 
-/// `clients=N`: how many clients each listener needs to count as ready.
-pub(crate) fn clients_wanted(query: &str) -> Result<usize, &'static str> {
-    let mut wanted = CLIENTS_DEFAULT;
+/// Longest name of a service in a query: what the longest one takes with every byte escaped.
+const NAME_BYTES_MAX: usize = 3 * 64;
+
+/// What `/readyz` is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// `clients=N`: how many clients a service needs to count as ready.
+    pub(crate) clients: usize,
+    /// `service=NAME`: this service alone.
+    pub(crate) service: Option<String>,
+}
+
+/// Reads the query of `/readyz`.
+pub(crate) fn wanted(query: &str) -> Result<Wanted, &'static str> {
+    let mut wanted = Wanted {
+        clients: CLIENTS_DEFAULT,
+        service: None,
+    };
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        wanted = pair
-            .strip_prefix("clients=")
-            .and_then(|number| number.parse().ok())
-            .ok_or("the only parameter is clients=N, the clients that each listener needs")?;
+        match pair.split_once('=') {
+            Some(("clients", number)) => {
+                wanted.clients = number
+                    .parse()
+                    .map_err(|_| "clients must be a number: how many clients a service needs")?;
+            }
+            Some(("service", name)) if name.len() <= NAME_BYTES_MAX => {
+                wanted.service = Some(decoded(name).ok_or("service must be the name of one")?);
+            }
+            _ => return Err("the parameters are service=NAME and clients=N"),
+        }
     }
     Ok(wanted)
+}
+
+/// Text in which `%2E` stands for a dot.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let mut digit = || char::from(rest.next()?).to_digit(16);
+            let (high, low) = (digit()?, digit()?);
+            bytes.push(u8::try_from(16 * high + low).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
@@ -22,9 +59,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_number_of_clients_that_a_listener_needs_can_be_asked_for() {
+    fn the_number_of_clients_that_a_service_needs_can_be_asked_for() {
         for (query, expected) in [("", 1), ("clients=0", 0), ("clients=3", 3), ("&", 1)] {
-            assert_eq!(clients_wanted(query), Ok(expected), "{query}");
+            assert_eq!(wanted(query).map(|it| it.clients), Ok(expected), "{query}");
+        }
+    }
+
+    #[test]
+    fn one_service_can_be_asked_for_by_its_name() {
+        for (query, expected) in [
+            ("service=web", "web"),
+            ("clients=1&service=a.b_c-d", "a.b_c-d"),
+            ("service=%77eb", "web"),
+            ("service=", ""),
+        ] {
+            let service = wanted(query).map(|it| it.service);
+            assert_eq!(service, Ok(Some(expected.into())), "{query}");
+        }
+        for query in ["service", "service=%", "service=%4", "service=%ff", "x=1"] {
+            assert!(wanted(query).is_err(), "{query}");
         }
     }
 }

@@ -109,7 +109,7 @@ impl ServiceStates {
             ),
             (
                 "clients_reachable",
-                "Those of these that have not said that their service cannot be reached.".into(),
+                "Those of these that answer and have not said that their service cannot be reached.".into(),
                 |totals| totals.reachable,
             ),
             (

@@ -13,6 +13,7 @@ use qmux_proto::varint;
 
 use super::Lane;
 use super::datagrams::Tally;
+use crate::quic::path_numbers::PathSample;
 use crate::quic::roaming::{Moved, Roaming, Way};
 
 /// Every path of QUIC carries packets of this size (RFC 9000 section 14).
@@ -137,6 +138,24 @@ impl Lane {
         let conn = self.conn.borrow();
         // Not `stats()`, which visits every stream.
         conn.path_stats().map(|path| path.recv as u64).sum()
+    }
+
+    /// What operators see of the path.
+    pub(crate) fn path_sample(&self) -> PathSample {
+        let conn = self.conn.borrow();
+        let mut sample = PathSample {
+            rtt: Duration::ZERO,
+            lost_packets: 0,
+            window_bytes: 0,
+        };
+        for path in conn.path_stats() {
+            sample.lost_packets += path.lost as u64;
+            if path.active {
+                sample.rtt = path.rtt;
+                sample.window_bytes = path.cwnd as u64;
+            }
+        }
+        sample
     }
 
     /// A genuine packet of `bytes` came along another way than packets go: whether the lane follows, and how.

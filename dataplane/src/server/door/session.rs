@@ -18,6 +18,7 @@ use super::Door;
 use super::lane::{ServerLane, address};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
+use crate::quic::path_numbers::LossTold;
 use crate::quic::vigil::{Duty, Vigil};
 
 /// A client from which nothing was heard for this long is asked. Clients ask the server as often
@@ -35,6 +36,7 @@ pub(crate) struct Session<'a> {
     sent: u64,
     heard: u64,
     vigil: Vigil,
+    loss_told: LossTold,
 }
 
 impl Session<'_> {
@@ -45,7 +47,7 @@ impl Session<'_> {
         reader: &'a mut ControlReader,
     ) -> Session<'a> {
         let now = Instant::now();
-        Session {
+        let session = Session {
             next_beat: now + jittered(door.server().heartbeat_interval),
             next_ping: now + door.keep_alive_period(),
             sent: 0,
@@ -54,7 +56,10 @@ impl Session<'_> {
             this,
             door,
             reader,
-        }
+            loss_told: LossTold::default(),
+        };
+        session.note_path();
+        session
     }
 
     /// Serves until the lane ends.
@@ -158,6 +163,7 @@ impl Session<'_> {
                 acknowledged: self.heard,
             }));
             self.next_beat = now + jittered(server.heartbeat_interval);
+            self.note_path();
             // A role that was given back unseen is taken up here.
             self.claim_probing();
         }
@@ -167,6 +173,16 @@ impl Session<'_> {
             self.perform(duty, now);
         }
         true
+    }
+
+    /// Writes down what operators see of the way to the client.
+    fn note_path(&self) {
+        let sample = self.this.lane.path_sample();
+        let newly_lost = self.loss_told.news(&sample);
+        sample.count(newly_lost, &self.door.context().core);
+        if let Some(membership) = self.this.membership.get() {
+            membership.client().path.note(&sample, newly_lost);
+        }
     }
 
     /// The client may be gone.

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam::utils::CachePadded;
 
+use crate::quic::path_numbers::PathNumbers;
+
 use super::registry::{Applicant, InstanceId};
 
 /// No lane has the probing role.
@@ -55,6 +57,8 @@ pub(crate) struct Client {
     pub(super) lanes_total: LaneCounts,
     /// Lanes registered, in all; the client leaves the list with its last one.
     pub(super) registered: AtomicUsize,
+    /// What its lanes have told of the way to it.
+    pub(crate) path: PathNumbers,
     /// A newer instance has taken its name.
     pub(super) replaced: AtomicBool,
     /// The lane that probes it, by its serial number.
@@ -86,6 +90,7 @@ impl Client {
             lanes: (0..cores).map(|_| CachePadded::default()).collect(),
             lanes_total: LaneCounts::default(),
             registered: AtomicUsize::new(0),
+            path: PathNumbers::default(),
             replaced: AtomicBool::new(false),
             prober: AtomicU64::new(NOBODY),
             last_alarm_ms: AtomicU64::new(0),

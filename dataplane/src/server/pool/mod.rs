@@ -18,3 +18,4 @@ pub(crate) mod service;
 #[cfg(test)]
 mod simulation;
 mod udp_refusals;
+pub(crate) mod views;

@@ -66,6 +66,11 @@ impl Member {
         self.service_down.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether it takes new flows, answers, and has not said that its service cannot be reached.
+    pub(crate) fn is_reachable(&self) -> bool {
+        self.usable() && !self.is_silent() && !self.service_is_down()
+    }
+
     /// Whether its service has ended flows at once.
     pub(crate) fn is_failing(&self, now: Instant) -> bool {
         self.blame.is_failing(self.age(now))
@@ -264,7 +269,6 @@ impl ClientPool {
     }
 
     /// The clients now.
-    #[cfg(test)]
     pub(crate) fn clients(&self) -> Arc<Vec<Arc<Member>>> {
         self.members.load_full()
     }
@@ -275,7 +279,7 @@ impl ClientPool {
         for member in self.members.load().iter() {
             totals.clients += 1;
             totals.usable += usize::from(member.usable());
-            totals.reachable += usize::from(member.usable() && !member.service_is_down());
+            totals.reachable += usize::from(member.is_reachable());
             totals.lanes += member.registered();
             totals.flows += member.flows();
         }
@@ -290,7 +294,7 @@ pub(crate) struct PoolTotals {
     pub(crate) clients: usize,
     /// Those of them that take new flows.
     pub(crate) usable: usize,
-    /// Those of these that have not said that their service cannot be reached.
+    /// Those of these that answer and have not said that their service cannot be reached.
     pub(crate) reachable: usize,
     /// Registered lanes.
     pub(crate) lanes: usize,

@@ -293,6 +293,8 @@ impl Entrance {
         );
         let watch = self.context().flows.register(self.stall_timeout());
         let watch = watch.with_idle_timeout(self.service().gate.idle_timeout());
+        let arrived = Instant::now();
+        let histograms = &self.context().histograms;
         loop {
             let mut tried = visitor.tried;
             tried.unanswered(ticket.client().number);
@@ -312,6 +314,11 @@ impl Entrance {
             let opened = Box::pin(opening.run(begun.header.take(), &mut sent)).await;
             match opened {
                 Opened::Flow(first) => {
+                    if !first.early.is_empty() {
+                        histograms
+                            .first_byte_seconds
+                            .observe_time(arrived.elapsed());
+                    }
                     let undecided = judge_beginning(&first, &ticket);
                     drop(sent);
                     let flow = TcpFlow {
@@ -325,6 +332,7 @@ impl Entrance {
                         service: Some(Arc::clone(self.service_counters())),
                     };
                     let ended = tcp::run(flow, first).await;
+                    histograms.tcp_flow_seconds.observe_time(arrived.elapsed());
                     if undecided {
                         judge_end(ended, &ticket);
                     }

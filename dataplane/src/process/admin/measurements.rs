@@ -1,0 +1,52 @@
+//! Metrics that are no counters: histograms of what cores have measured, and when certificates
+//! expire.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use crate::core::{Cluster, histogram};
+use crate::process::certificates::CertificateView;
+
+/// The histograms, of all cores together.
+#[derive(Debug)]
+pub(super) struct Histograms(pub(super) Arc<Cluster>);
+
+impl Collector for Histograms {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut result = Ok(());
+        let cores = self.0.histograms.iter().map(|core| &**core);
+        histogram::for_each(cores, |name, help, total| {
+            if result.is_ok() {
+                let encoded = encoder.encode_descriptor(name, help, None, MetricType::Histogram);
+                let (sum, count, buckets) = (total.sum(), total.count(), total.buckets());
+                result = encoded.and_then(|mut family| {
+                    family.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+                });
+            }
+        });
+        result
+    }
+}
+
+/// When each certificate expires.
+#[derive(Debug)]
+pub(super) struct Certificates(pub(super) Vec<CertificateView>);
+
+impl Collector for Certificates {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "When the file's first certificate expires, in seconds since 1970.";
+        let name = "certificate_expiry_seconds";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for certificate in &self.0 {
+            let labels = [("file", certificate.file.as_str())];
+            let value = ConstGauge::new(certificate.expiry_s as f64);
+            value.encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,207 @@
+//! The admin endpoint's listening socket: TCP, or a Unix socket that only its owner may use.
+//!
+//! A Unix socket outlives its process as a file. One that nobody listens at is replaced; one that
+//! somebody listens at is another process's, and an error. The new one is bound under another name,
+//! gets its rights, listens, and is then moved to its place: at no time can others connect to it,
+//! and nobody finds a place without one.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, Permissions};
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use qmux_config::{Admin, AdminListen};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::process::bind::cannot;
+use crate::process::exit::Failure;
+use crate::sys::bind::{probe_free, tcp_alone};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// A bound socket.
+#[derive(Debug)]
+pub(crate) enum AdminSocket {
+    /// At a TCP address.
+    Tcp(TcpListener),
+    /// At a path.
+    Unix(UnixListener),
+}
+
+/// Binds the admin endpoint's socket.
+///
+/// # Errors
+/// The key, the address and the reason.
+pub(crate) fn bind(admin: &Admin) -> Result<AdminSocket, Failure> {
+    match &admin.listen {
+        AdminListen::Tcp(address) => probe_free(*address, true)
+            .and_then(|()| tcp_alone(*address))
+            .map(AdminSocket::Tcp)
+            .map_err(|error| named(cannot(*address, "TCP", &error))),
+        AdminListen::Unix(path) => {
+            check_place(path)?;
+            let bound = bind_unix(path).map_err(|error| cannot_unix(path, &error))?;
+            Ok(AdminSocket::Unix(bound))
+        }
+    }
+}
+
+/// Finds out whether [`bind`] would work, and changes nothing.
+///
+/// # Errors
+/// As those of [`bind`].
+pub(crate) fn probe(admin: &Admin) -> Result<(), Failure> {
+    match &admin.listen {
+        AdminListen::Tcp(address) => {
+            probe_free(*address, true).map_err(|error| named(cannot(*address, "TCP", &error)))
+        }
+        AdminListen::Unix(path) => {
+            check_place(path)?;
+            let directory = fs::metadata(directory_of(path));
+            directory
+                .map(drop)
+                .map_err(|error| cannot_unix(path, &error))
+        }
+    }
+}
+
+fn named(failure: Failure) -> Failure {
+    match failure {
+        Failure::Input(text) => Failure::Input(format!("admin.listen: {text}")),
+        other => other,
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn cannot_unix(path: &Path, error: &io::Error) -> Failure {
+    let hint = match error.kind() {
+        io::ErrorKind::NotFound => "; its directory must be there",
+        io::ErrorKind::PermissionDenied => "; its directory must be writable for this user",
+        _ => "",
+    };
+    let path = path.display();
+    Failure::Input(format!(
+        "admin.listen: cannot bind unix:{path}: {error}{hint}"
+    ))
+}
+
+/// Whether a socket may come to `path`: there is nothing, or a socket that nobody listens at.
+fn check_place(path: &Path) -> Result<(), Failure> {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(()); // What else is wrong with it, binding says.
+    };
+    let shown = path.display();
+    if !metadata.file_type().is_socket() {
+        return Err(Failure::Input(format!(
+            "admin.listen: {shown} is there and is no socket; it must be a path that is free"
+        )));
+    }
+    if is_live(path) {
+        return Err(Failure::Input(format!(
+            "admin.listen: cannot bind unix:{shown}: another program (or another qmux-dp) listens \
+             there"
+        )));
+    }
+    Ok(())
+}
+
+/// Whether somebody listens. Does not wait: a full queue is a sign of life, too.
+fn is_live(path: &Path) -> bool {
+    let connect = || -> io::Result<()> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(&SockAddr::unix(path)?)
+    };
+    match connect() {
+        Ok(()) => true,
+        Err(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+        ),
+    }
+}
+
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    let beside = beside(path);
+    // Of a process of the same number that did not get further.
+    let _none = fs::remove_file(&beside);
+    socket.bind(&SockAddr::unix(&beside)?)?;
+    let moved = fs::set_permissions(&beside, Permissions::from_mode(0o600))
+        .and_then(|()| socket.listen(BACKLOG))
+        .and_then(|()| fs::rename(&beside, path));
+    if let Err(error) = moved {
+        let _gone = fs::remove_file(&beside);
+        return Err(error);
+    }
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// A name in the same directory that is no longer than the path's: that has room.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = OsString::from(format!(".{}", std::process::id() % 10_000_000));
+    let own = path.file_name().map_or(0, OsStr::len);
+    if own < name.len() {
+        name = OsString::from(".".repeat(own.saturating_sub(1)) + "~");
+    }
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn admin(path: &Path) -> Admin {
+        Admin {
+            listen: AdminListen::Unix(path.to_owned()),
+        }
+    }
+
+    fn refusal(result: Result<AdminSocket, Failure>) -> String {
+        result.expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn a_stale_unix_socket_is_replaced_and_a_live_one_is_an_error() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("admin.sock");
+        let first = bind(&admin(&path)).expect("bound");
+        let mode = fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(UnixStream::connect(&path).is_ok());
+        assert!(refusal(bind(&admin(&path))).contains("listens there"));
+        assert!(probe(&admin(&path)).is_err());
+        drop(first);
+        assert!(path.exists(), "it is stale now");
+        probe(&admin(&path)).expect("free");
+        let _second = bind(&admin(&path)).expect("replaced");
+        assert!(UnixStream::connect(&path).is_ok());
+        let files = fs::read_dir(dir.path()).expect("a directory").count();
+        assert_eq!(files, 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_is_left_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("notes");
+        fs::write(&path, "mine").expect("written");
+        assert!(refusal(bind(&admin(&path))).contains("is no socket"));
+        assert_eq!(fs::read_to_string(&path).expect("there"), "mine");
+        let nowhere = dir.path().join("missing/admin.sock");
+        let refusal = refusal(bind(&admin(&nowhere)));
+        assert!(refusal.contains("its directory must be there"), "{refusal}");
+    }
+}

@@ -1,0 +1,149 @@
+//! `GET /status`: all that operators see, as one JSON object.
+//!
+//! Counts and bytes are numbers and count from the process's start. Programs read it: keys are only
+//! ever added.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::client::ClientShared;
+use crate::core::counters::CoreCounters;
+use crate::process::logging;
+use crate::process::status::Status;
+use crate::server::ServerShared;
+use crate::server::pool::views::{ClientView, ServiceView};
+
+/// Over which transport every lane goes.
+const TRANSPORT: &str = "quic";
+
+/// What the names of counters hold that count somebody or something turned away.
+const REFUSALS: [&str; 3] = ["_refused", "_dropped", "_exhausted"];
+
+/// The whole answer.
+pub(super) fn of(status: &Status) -> Value {
+    let (server, client) = (status.server.as_deref(), status.client.as_deref());
+    let roles = [server.map(|_| "server"), client.map(|_| "client")];
+    let instance = server.map(|it| it.instance_id).or_else(|| {
+        let client = status.client.as_ref()?;
+        Some(client.instance_id)
+    });
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "commit": commit(),
+        "role": roles.into_iter().flatten().collect::<Vec<_>>(),
+        "instance": instance.map(|it| hex(&it)),
+        "uptime_s": status.started.0.elapsed().as_secs(),
+        "state": status.state(),
+        "server": server.map(of_server),
+        "client": client.map(of_client),
+        "certificates": certificates(status),
+        "refusals": refusals(status),
+        "warnings": logging::last_warnings(),
+    })
+}
+
+/// The commit that the program was built from, without the word.
+pub(super) fn commit() -> &'static str {
+    let build = env!("QMUX_BUILD");
+    build.strip_prefix("commit ").unwrap_or(build)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn of_server(server: &ServerShared) -> Value {
+    let services = server.service_views();
+    let clients = server.client_views();
+    json!({
+        "services": services.iter().map(service).collect::<Vec<_>>(),
+        "clients": clients.iter().map(client).collect::<Vec<_>>(),
+    })
+}
+
+fn service(view: &ServiceView) -> Value {
+    json!({
+        "name": view.name,
+        "traffic_addr": view.traffic_addr,
+        "protocol": view.protocol.to_string(),
+        "required": view.required,
+        "up": view.is_up(),
+        "clients": view.totals.clients,
+        "flows": view.totals.flows,
+        "visitors": view.counts.visitors,
+        "udp_flows": view.counts.udp_flows,
+        "bytes_in": view.counts.bytes_in,
+        "bytes_out": view.counts.bytes_out,
+        "refused": view.counts.refused,
+    })
+}
+
+fn client(row: &ClientView) -> Value {
+    let services = row.services.iter();
+    let services = services.map(|(name, up)| json!({ "name": name, "up": up }));
+    let since = Instant::now().saturating_duration_since(row.since);
+    json!({
+        "name": row.name,
+        "instance": hex(&row.instance_id),
+        "address": row.address.map(|address| address.to_string()),
+        "transport": TRANSPORT,
+        "lanes": row.lanes,
+        "rtt_us": row.rtt_us,
+        "lost_packets": row.lost_packets,
+        "flows": row.flows,
+        "services": services.collect::<Vec<_>>(),
+        "since_s": since.as_secs(),
+    })
+}
+
+fn of_client(client: &ClientShared) -> Value {
+    let server = |view: crate::client::views::ServerView| {
+        json!({
+            "address": view.address.to_string(),
+            "transport": TRANSPORT,
+            "lanes": view.lanes,
+            "rtt_us": view.rtt_us,
+            "state": view.state,
+        })
+    };
+    let service = |view: crate::client::views::LocalServiceView| {
+        json!({
+            "name": view.name,
+            "address": view.address,
+            "up": view.up,
+            "flows": view.flows,
+        })
+    };
+    json!({
+        "servers": client.server_views().into_iter().map(server).collect::<Vec<_>>(),
+        "services": client.service_views().into_iter().map(service).collect::<Vec<_>>(),
+    })
+}
+
+fn certificates(status: &Status) -> Vec<Value> {
+    let views = status.certificates.views().into_iter();
+    let value = |view: crate::process::certificates::CertificateView| {
+        json!({
+            "file": view.file,
+            "not_after": view.not_after,
+            "days_left": view.days_left,
+        })
+    };
+    views.map(value).collect()
+}
+
+/// Each counter of somebody or something turned away that is not zero, of all cores together.
+fn refusals(status: &Status) -> Value {
+    let mut totals = serde_json::Map::new();
+    for core in &status.cluster.counters {
+        let core: &CoreCounters = core;
+        core.for_each(|name, _, value| {
+            if value > 0 && REFUSALS.iter().any(|part| name.contains(part)) {
+                let before = totals.get(name).and_then(Value::as_u64).unwrap_or(0);
+                totals.insert(name.into(), (before + value).into());
+            }
+        });
+    }
+    Value::Object(totals)
+}
