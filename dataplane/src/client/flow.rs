@@ -39,8 +39,8 @@ const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
 
 /// Runs the flow on `stream` to its end.
 pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()> + 'static {
-    // At once, before the task has its first turn: what else comes of the stream is this flow's, and
-    // a client that stops must count it.
+    // At once, before the task has its first turn: what else comes of the stream is this flow's,
+    // and a client that stops must count it.
     let waiters = this.lane.attach(stream);
     let counts = (FlowCount::new(&this.context.core), this.count_flow());
     async move {
@@ -110,8 +110,8 @@ struct Opened {
     header: OpenHeader,
     service: Arc<Service>,
     socket: TcpSocket,
-    /// What the service gets first: the PROXY header, if it wants one, and what came behind the Open
-    /// header.
+    /// What the service gets first: the PROXY header, if it wants one, and what came behind the
+    /// Open header.
     early: Vec<u8>,
     fin: bool,
 }
@@ -337,7 +337,16 @@ async fn dial(
         _ => FlowError::DialFailed,
     };
     if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
-        tracing::warn!(%service, port, visitor = %header.visitor, error = %last, %reason, suppressed, "the service cannot be reached; flow reset");
+        let visitor = header.visitor;
+        tracing::warn!(
+            %service,
+            port,
+            %visitor,
+            error = %last,
+            %reason,
+            suppressed,
+            "the service cannot be reached; flow reset"
+        );
     }
     Err(reason)
 }

@@ -115,8 +115,8 @@ impl ClientLane {
         self.tell_health();
     }
 
-    /// The server has shown what it knows of services: if it has not said, it is of an older version
-    /// that knows none with names.
+    /// The server has shown what it knows of services: if it has not said, it is of an older
+    /// version that knows none with names.
     pub(super) fn answers_are_due(&self) {
         if self.answers.is_empty() {
             self.answered(answers::standings_at_old_server(&self.shared.services));

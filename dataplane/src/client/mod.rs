@@ -142,9 +142,11 @@ impl ClientCore {
     async fn plan_once_services_were_asked(self: Rc<Self>) {
         let began = Instant::now();
         let services = &self.shared.services;
-        while !services.are_known()
-            && !(services.is_any_known() && began.elapsed() >= SERVICES_PATIENCE)
-        {
+        let is_time = || {
+            let some_and_long = services.is_any_known() && began.elapsed() >= SERVICES_PATIENCE;
+            services.are_known() || some_and_long
+        };
+        while !is_time() {
             crate::core::time::sleep(SERVICE_POLL).await;
         }
         self.planning.set(true);

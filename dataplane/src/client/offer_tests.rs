@@ -102,7 +102,8 @@ impl PlayedServer {
         self.lane().send_control(&Message::ServiceAnswers(answers));
     }
 
-    /// A visitor of `service` at the traffic port: what the service sends back, or how the flow ends.
+    /// A visitor of `service` at the traffic port: what the service sends back, or how the flow
+    /// ends.
     async fn visit(&self, service: &str, traffic_port: u16) -> Result<Vec<u8>, FlowError> {
         let lane = self.lane();
         let stream = lane.open_stream().expect("room for a stream");

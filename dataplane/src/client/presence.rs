@@ -51,8 +51,9 @@ pub(super) fn say_drains(core: &ClientCore, server: &ServerState) {
     }
 }
 
-/// A server has changed its mind about a service, or has said for the first time what it makes of it:
-/// one line for each service and server. Only a server that goes on changing its mind is limited.
+/// A server has changed its mind about a service, or has said for the first time what it makes of
+/// it: one line for each service and server. Only a server that goes on changing its mind is
+/// limited.
 pub(super) fn say_standing(lane: &ClientLane, server: &str, news: &News) {
     let first = news.before == Standing::Unsaid;
     let pass = || lane.context.lane_log.pass(Instant::now());

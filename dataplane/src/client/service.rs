@@ -1,13 +1,16 @@
-//! Whether this client reaches a service by TCP, found out by flows that dial it and by checks of its own.
+//! Whether this client reaches a service by TCP, found out by flows that dial it and by checks of
+//! its own.
 //!
-//! A flow's failed dial is proof enough that the service is down: servers are told on every lane, and send TCP visitors
-//! elsewhere while there are other clients. From then on core 0 tries the service, more and more seldom, until a
-//! connection comes about; that, or a flow's dial that works after all (though not within [`DIALS_DOUBTED_FOR`]), is proof
-//! that it is up. With `health_check_interval` the service is also tried while it is thought to be up. Of a range of
+//! A flow's failed dial is proof enough that the service is down: servers are told on every lane,
+//! and send TCP visitors elsewhere while there are other clients. From then on core 0 tries the
+//! service, more and more seldom, until a connection comes about; that, or a flow's dial that works
+//! after all (though not within [`DIALS_DOUBTED_FOR`]), is proof that it is up. With
+//! `health_check_interval` the service is also tried while it is thought to be up. Of a range of
 //! ports the first one stands for all, and the others for themselves alone.
 //!
-//! What is known is one flag for each service in the whole process. A core that changes it mails all cores, each of which
-//! tells it on its lanes; a lane that missed that tells it with its next heartbeat.
+//! What is known is one flag for each service in the whole process. A core that changes it mails
+//! all cores, each of which tells it on its lanes; a lane that missed that tells it with its next
+//! heartbeat.
 
 use std::io;
 use std::rc::Rc;
@@ -27,7 +30,8 @@ use crate::sys::tcp::TcpSocket;
 /// The core that makes the checks.
 const CHECKING_CORE: usize = 0;
 
-/// Checks that must fail in a row before a service that was up counts as down: one may be lost in a restart.
+/// Checks that must fail in a row before a service that was up counts as down: one may be lost in a
+/// restart.
 const FAILURES_TO_DOWN: u32 = 2;
 
 /// Pause after the first failed check or dial. Doubles with each further one.
@@ -36,8 +40,9 @@ const PAUSE_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause between two checks of a service that is down: how long it may be up unnoticed.
 const PAUSE_LONGEST: Duration = Duration::from_secs(5);
 
-/// How long after a failure only a check may find that the service is up again. Where some dials fail and others work,
-/// each flow would otherwise change what is thought of it, and tell all servers so.
+/// How long after a failure only a check may find that the service is up again. Where some dials
+/// fail and others work, each flow would otherwise change what is thought of it, and tell all
+/// servers so.
 const DIALS_DOUBTED_FOR: Duration = Duration::from_secs(1);
 
 /// Doublings after which the pause has reached [`PAUSE_LONGEST`].
@@ -76,7 +81,8 @@ impl ServiceState {
         !self.down.load(Ordering::Acquire)
     }
 
-    /// A flow's dial says whether it can. Costs a dial that works one load. All cores are told of a change.
+    /// A flow's dial says whether it can. Costs a dial that works one load. All cores are told of a
+    /// change.
     pub(super) fn dialled(&self, worked: bool, service: &Service, context: &ClientContext) {
         if self.healthy() != worked && self.change(worked, By::Flow, Instant::now()) {
             Self::tell(worked, service, context);
@@ -110,7 +116,11 @@ impl ServiceState {
             if healthy {
                 tracing::info!(%service, suppressed, "the service can be reached again");
             } else {
-                tracing::warn!(%service, suppressed, "the service cannot be reached; servers are asked to send TCP visitors elsewhere");
+                tracing::warn!(
+                    %service,
+                    suppressed,
+                    "the service cannot be reached; servers are asked to send TCP visitors elsewhere"
+                );
             }
         }
         for core in 0..context.post.cores() {
@@ -122,7 +132,8 @@ impl ServiceState {
     }
 }
 
-/// When the service is checked, and what the checks mean. Knows no clock: time comes in as an argument.
+/// When the service is checked, and what the checks mean. Knows no clock: time comes in as an
+/// argument.
 #[derive(Debug)]
 struct Checks {
     /// Pause between checks while the service is up; `None`: there are none.
@@ -252,7 +263,8 @@ impl Checker {
                 context.counters.service_checks_failed.increment();
                 self.service.counts.checks_failed.increment();
             }
-            // A flow may have found out more meanwhile: what it says is older than this check, or true.
+            // A flow may have found out more meanwhile: what it says is older than this check, or
+            // true.
             checks.told(state.healthy(), Instant::now());
             if let Some(healthy) = checks.checked(worked, Instant::now()) {
                 state.checked(healthy, &self.service, &context);
@@ -320,7 +332,8 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(2);
 
-    /// Checks until `count` have been made, each of which ends at once; the pauses before them in milliseconds.
+    /// Checks until `count` have been made, each of which ends at once; the pauses before them in
+    /// milliseconds.
     fn pauses(checks: &mut Checks, mut now: Instant, count: usize, worked: bool) -> Vec<u128> {
         (0..count)
             .map(|_| {

@@ -411,7 +411,7 @@ pub(super) mod tests {
             local("ftp", range(), ListenerProtocol::Tcp),
             local("any", LocalPorts::Same, ListenerProtocol::Tcp),
         ]);
-        let titles: Vec<String> = services.all().iter().map(|it| it.to_string()).collect();
+        let titles: Vec<String> = services.all().iter().map(ToString::to_string).collect();
         assert_eq!(
             titles,
             [

@@ -1,5 +1,5 @@
-//! What all cores of the client role share: which servers there are, who this client is, and where its
-//! services are.
+//! What all cores of the client role share: which servers there are, who this client is, and where
+//! its services are.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,8 +132,8 @@ impl ClientShared {
         self.config.client.as_ref()
     }
 
-    /// Resolves all names now and from time to time, each in a thread of its own, and tells the cores by `post` when
-    /// the servers have changed.
+    /// Resolves all names now and from time to time, each in a thread of its own, and tells the
+    /// cores by `post` when the servers have changed.
     ///
     /// # Errors
     /// If a thread cannot be started.
@@ -257,7 +257,8 @@ impl ClientShared {
         others.iter().any(|it| it.has_lanes())
     }
 
-    /// Whether lanes are registered, but no server with lanes takes a single service of this client.
+    /// Whether lanes are registered, but no server with lanes takes a single service of this
+    /// client.
     pub(crate) fn serves_nothing(&self) -> bool {
         let servers = self.servers.load();
         let mut accepted = servers

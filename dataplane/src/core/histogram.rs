@@ -165,7 +165,7 @@ mod tests {
         for_each(cores.iter(), |name, help, total| {
             assert!(help.ends_with('.'), "{name}: {help}");
             if total.count() > 0 {
-                assert!((total.sum() - 1000.002_001).abs() < 1e-6, "{total:?}");
+                assert!((total.sum() - 1_000.002_001).abs() < 1e-6, "{total:?}");
                 let filled = total.buckets().into_iter().filter(|(_, count)| *count > 0);
                 seen = filled.collect();
             }

@@ -5,7 +5,9 @@ use crate::support::http;
 use crate::support::ports;
 use crate::support::service::TcpService;
 use crate::support::subject;
-use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
+use crate::support::tunnel::{
+    ClientSetup, Server, ServerSetup, Site, Tunnel, client_config, launch,
+};
 use crate::support::visitor;
 
 /// A service with a name beside the nameless one. Nobody goes to its port.
@@ -67,4 +69,42 @@ fn a_listener_serves_the_nameless_service_and_the_client_says_once_what_becomes_
         counters::total(&counters::of(&tunnel.client), "tcp_flows_unknown_service"),
         0
     );
+}
+
+#[test]
+fn as_many_services_as_may_be_are_offered_and_each_refusal_is_said() {
+    if subject::only_wire("what a client logs") {
+        return;
+    }
+    const NAMED_MAX: usize = 63;
+    let names: Vec<String> = (0..NAMED_MAX)
+        .map(|index| format!("{index:0>64}"))
+        .collect();
+    let tables: String = names
+        .iter()
+        .map(|name| {
+            format!("[[client.services]]\nname = \"{name}\"\nhost = \"127.0.0.1\"\nport = 5000\n")
+        })
+        .collect();
+    let service = TcpService::echo();
+    let server = ServerSetup {
+        server: vec!["heartbeat_interval = \"500ms\""],
+        ..ServerSetup::default()
+    };
+    let site = Site::new();
+    let server = Server::start(&site, &server);
+    let quic = server.quic();
+    let (setup, local) = (ClientSetup::default(), service.address);
+    let text = client_config(&setup, &[&quic.to_string()], local);
+    let config = site.write(
+        "client.toml",
+        &text.replace("[client.auth]", &format!("{tables}[client.auth]")),
+    );
+    let client = launch("client", subject::client(), &config, 1, None, None).start();
+    client.wait_until_ready().expect("the client is ready");
+    for name in &names {
+        let refused = |line: &str| line.contains("WARN") && line.contains(name.as_str());
+        client.wait_for_line("what becomes of a service", refused);
+    }
+    visitor::echo(server.traffic(), b"served");
 }

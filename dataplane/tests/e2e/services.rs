@@ -1,5 +1,8 @@
 //! Many services through one door: who may serve which, and what each visitor gets.
 
+use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
 use rustix::process::Signal;
 
 use qmux_proto::control::{RefuseReason, RegisterOutcome, ServiceVerdict};
@@ -215,115 +218,144 @@ fn a_client_that_knows_no_names_is_told_so_at_a_door_of_named_services() {
 
 // ---- what visitors get -------------------------------------------------------------------------
 
+/// Ports of the service that is a range.
+const RANGE_PORTS: u16 = 3;
+
+/// Ten services behind two clients, whose names those of their services begin with.
+struct Ten {
+    tcp: Vec<(&'static str, TcpService)>,
+    udp: Vec<(&'static str, UdpService)>,
+    both: Vec<(&'static str, (TcpService, UdpService))>,
+    /// The first address of `a-range`, where each port says which one it is.
+    range: SocketAddr,
+    _of_range: Vec<TcpService>,
+}
+
+impl Ten {
+    fn start() -> Self {
+        let tcp = ["a-web", "a-ssh", "b-web", "b-ssh"];
+        let range = free_range(RANGE_PORTS);
+        let ports = range.port()..range.port() + RANGE_PORTS;
+        Self {
+            tcp: tcp.map(|name| (name, TcpService::says(name))).into(),
+            udp: ["a-dns", "b-dns", "b-game"]
+                .map(|name| (name, UdpService::echo()))
+                .into(),
+            both: ["a-both", "b-both"].map(|name| (name, echo_both())).into(),
+            range,
+            _of_range: ports.map(says_its_port).collect(),
+        }
+    }
+
+    fn names(&self) -> Vec<&'static str> {
+        let names = self.published().into_iter().map(|it| it.name);
+        names.collect()
+    }
+
+    fn published(&self) -> Vec<Published> {
+        let mut all: Vec<Published> = Vec::new();
+        all.extend(self.tcp.iter().map(|it| published(it.0, "tcp")));
+        all.extend(self.udp.iter().map(|it| published(it.0, "udp")));
+        all.extend(self.both.iter().map(|it| published(it.0, "both")));
+        all.push(Published {
+            name: "a-range",
+            protocol: "tcp",
+            ports: RANGE_PORTS,
+        });
+        all
+    }
+
+    fn client(&self, name: &'static str) -> Offering<'static> {
+        let mut services = Vec::new();
+        let tcp = self.tcp.iter();
+        services.extend(tcp.map(|it| (it.0, "tcp", it.1.address, 1)));
+        let udp = self.udp.iter();
+        services.extend(udp.map(|it| (it.0, "udp", it.1.address, 1)));
+        let both = self.both.iter();
+        services.extend(both.map(|it| (it.0, "both", it.1.0.address, 1)));
+        services.push(("a-range", "tcp", self.range, RANGE_PORTS));
+        services.retain(|it| it.0.starts_with(name));
+        Offering {
+            services,
+            ..offering(name, &[])
+        }
+    }
+}
+
+/// A service that tells by which port it was reached.
+fn says_its_port(port: u16) -> TcpService {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("it was free");
+    TcpService::start_on(listener, move |mut stream| {
+        // A visitor that has gone meanwhile is no failure of the service.
+        let _gone = stream.write_all(&port.to_be_bytes());
+        let _gone = io::copy(&mut stream, &mut io::sink());
+    })
+}
+
+/// Waits until the address is served, by a service that says this.
+fn wait_until_it_says(address: SocketAddr, text: &[u8]) {
+    wait::until_true("the right service answers", || {
+        let mut stream = visitor::connect(address);
+        visitor::finish_if_open(&stream);
+        match visitor::read_to_end(&mut stream) {
+            Ending::Clean(answer) => {
+                assert_eq!(answer, text, "another service");
+                true
+            }
+            Ending::Reset(_) => false,
+        }
+    });
+}
+
 #[test]
 fn two_clients_serve_ten_services_through_one_door() {
     if subject::only_wire("named services") {
         return;
     }
-    const RANGE_PORTS: u16 = 3;
     let site = Site::new();
-    let tcp = ["a-web", "a-ssh", "b-web", "b-ssh"];
-    let udp = ["a-dns", "b-dns", "b-game"];
-    let both = ["a-both", "b-both"];
-    let mut services: Vec<Published> = Vec::new();
-    services.extend(tcp.map(|name| published(name, "tcp")));
-    services.extend(udp.map(|name| published(name, "udp")));
-    services.extend(both.map(|name| published(name, "both")));
-    services.push(Published {
-        name: "a-range",
-        protocol: "tcp",
-        ports: RANGE_PORTS,
-    });
+    let ten = Ten::start();
     let setup = DoorSetup {
-        services,
+        services: ten.published(),
         config: entry("a", &["a-*"]) + &entry("b", &["b-*"]),
         addresses: 2,
         cores: 2,
         ..DoorSetup::default()
     };
     let door = Door::start(&site, &setup);
-
-    let of_tcp = tcp.map(|name| (name, TcpService::says(name)));
-    let of_udp = udp.map(|name| (name, UdpService::echo()));
-    let of_both = both.map(|name| (name, echo_both()));
-    let locals = free_range(RANGE_PORTS);
-    let of_range: Vec<TcpService> = (0..RANGE_PORTS)
-        .map(|port| {
-            let address = (locals.ip(), locals.port() + port);
-            let listener = std::net::TcpListener::bind(address).expect("it was free");
-            TcpService::start_on(listener, |mut stream| {
-                let port = stream.local_addr().expect("connected").port();
-                let _gone = std::io::Write::write_all(&mut stream, &port.to_be_bytes());
-                let _gone = std::io::copy(&mut stream, &mut std::io::sink());
-            })
-        })
-        .collect();
-    let client = |name: &'static str| {
-        let is_its = |service: &&str| service.starts_with(name);
-        let mut services = Vec::new();
-        let its_tcp = of_tcp.iter().filter(|it| is_its(&it.0));
-        services.extend(its_tcp.map(|it| (it.0, "tcp", it.1.address, 1)));
-        let its_udp = of_udp.iter().filter(|it| is_its(&it.0));
-        services.extend(its_udp.map(|it| (it.0, "udp", it.1.address, 1)));
-        let its_both = of_both.iter().filter(|it| is_its(&it.0));
-        services.extend(its_both.map(|it| (it.0, "both", it.1.0.address, 1)));
-        if name == "a" {
-            services.push(("a-range", "tcp", locals, RANGE_PORTS));
-        }
-        Offering {
-            services,
-            ..offering(name, &[])
-        }
-    };
     // Each by another address of the door.
     let _clients = [
-        client("a").start(&site, door.quic[0]),
-        client("b").start(&site, door.quic[1]),
+        ten.client("a").start(&site, door.quic[0]),
+        ten.client("b").start(&site, door.quic[1]),
     ];
-
-    let says = |address, text: &[u8]| {
-        wait::until_true("the right service answers", || {
-            let mut stream = visitor::connect(address);
-            visitor::finish_if_open(&stream);
-            match visitor::read_to_end(&mut stream) {
-                Ending::Clean(answer) => {
-                    assert_eq!(answer, text, "another service");
-                    true
-                }
-                _ => false,
-            }
-        });
-    };
-    for (name, _) in &of_tcp {
-        says(door.traffic(name), name.as_bytes());
+    for (name, _) in &ten.tcp {
+        wait_until_it_says(door.traffic(name), name.as_bytes());
     }
-    for (position, _service) in of_range.iter().enumerate() {
-        let position = u16::try_from(position).expect("few");
+    for position in 0..RANGE_PORTS {
         let mut address = door.traffic("a-range");
         address.set_port(address.port() + position);
-        says(address, &(locals.port() + position).to_be_bytes());
+        wait_until_it_says(address, &(ten.range.port() + position).to_be_bytes());
     }
-    for (name, service) in &of_udp {
+    for (name, service) in &ten.udp {
         UdpVisitor::new(door.traffic(name)).echo(b"a datagram");
         assert!(service.received() > 0, "{name} has got it");
     }
-    for (name, _services) in &of_both {
+    for (name, _services) in &ten.both {
         visitor::echo(door.traffic(name), b"over TCP");
         UdpVisitor::new(door.traffic(name)).echo(b"over UDP");
     }
     let metrics = http::get(door.admin, "/metrics").body;
-    for name in tcp.iter().chain(&udp).chain(&both).chain(&["a-range"]) {
-        let line = format!("qmux_dp_service_clients{{service=\"{name}\"}} 1");
-        assert!(metrics.contains(&line), "no {line} in\n{metrics}");
+    let value = |name: &str, service: &str| -> f64 {
+        let start = format!("qmux_dp_{name}{{service=\"{service}\"}} ");
+        let found = metrics.lines().find_map(|line| line.strip_prefix(&start));
+        let found = found.unwrap_or_else(|| panic!("no {start} in\n{metrics}"));
+        found.parse().expect("a number")
+    };
+    for name in ten.names() {
+        assert_eq!(value("service_clients", name), 1.0, "{name}");
     }
-    let of_web =
-        |line: &&str| line.starts_with("qmux_dp_service_tcp_bytes_out_total{service=\"a-web\"}");
-    let bytes = metrics
-        .lines()
-        .find(of_web)
-        .and_then(|line| line.rsplit(' ').next());
-    let bytes: f64 = bytes.expect("counted").parse().expect("a number");
-    assert!(bytes >= "a-web".len() as f64, "{bytes}");
+    assert!(value("service_tcp_bytes_out_total", "a-web") >= 5.0);
+    assert!(value("service_udp_bytes_in_total", "b-game") >= 10.0);
+    assert!(value("service_visitors_total", "a-range") >= f64::from(RANGE_PORTS));
 }
 
 #[test]

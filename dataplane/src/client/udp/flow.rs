@@ -3,27 +3,15 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{SocketAddr, UdpSocket as StdUdpSocket};
-use std::rc::Rc;
-use std::sync::Arc;
 
 use qmux_config::ProxyProtocolUdp;
 
-use super::super::services::{ServedFlow, Service};
+use super::super::services::ServedFlow;
+use super::wanted::Wanted;
 use crate::core::event::Event;
 use crate::sys::bind::{any_towards, raise_udp_buffers};
 use crate::sys::limits;
 use crate::sys::udp::{Purpose, UdpSocket};
-
-/// Whom a flow is for, and what it wants.
-#[derive(Clone)]
-pub(super) struct Wanted {
-    pub(super) visitor: SocketAddr,
-    pub(super) service: Arc<Service>,
-    /// The port of the service that the visitor gets.
-    pub(super) port: u16,
-    /// The PROXY header that tells the service of the visitor; empty if it wants none.
-    pub(super) header: Rc<[u8]>,
-}
 
 /// How a flow gets to its service.
 pub(super) struct Way {
@@ -98,8 +86,8 @@ pub(super) fn connect(service: SocketAddr) -> io::Result<UdpSocket> {
     let socket = StdUdpSocket::bind(any_towards(service))?;
     limits::for_flows(&socket)?;
     socket.connect(service)?;
-    // As large as the kernel allows; what it grants was told for the sockets of the core. A service may answer in
-    // bursts, and the default holds about 90 datagrams of 1,000 bytes.
+    // As large as the kernel allows; what it grants was told for the sockets of the core. A service
+    // may answer in bursts, and the default holds about 90 datagrams of 1,000 bytes.
     let _granted = raise_udp_buffers(&socket);
     UdpSocket::adopt(socket, Purpose::Traffic)
 }

@@ -1,9 +1,10 @@
 //! The client's side: the UDP flows of one lane, each with a socket of its own towards the service.
 //!
-//! A socket of its own gives each flow the service's view of a visitor of its own, and because it is connected only
-//! the service's datagrams are taken and ICMP errors arrive. Nobody listening at any of the service's addresses ends a
-//! flow that was never answered, and the server is told, so that it can try another client; a flow that was answered
-//! outlives that, because UDP services come and go.
+//! A socket of its own gives each flow the service's view of a visitor of its own, and because it
+//! is connected only the service's datagrams are taken and ICMP errors arrive. Nobody listening at
+//! any of the service's addresses ends a flow that was never answered, and the server is told, so
+//! that it can try another client; a flow that was answered outlives that, because UDP services
+//! come and go.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -14,16 +15,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use qmux_proto::FlowError;
 use qmux_proto::control::{FlowClosed, Message};
-use qmux_proto::{FlowError, Protocol};
 use rustc_hash::FxBuildHasher;
 
 use super::super::answers::LaneAnswers;
-use super::super::proxy_header;
-use super::super::services::VisitorPort;
 pub(crate) use super::core_flows::CoreFlows;
 use super::core_flows::Owned;
-use super::flow::{Flow, Wanted, Way, connect};
+use super::flow::{Flow, Way, connect};
+use super::wanted::{Introduction, Lacking, Wanted};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
 use crate::flow::udp::batch::{Batcher, UDP_PAYLOAD_BYTES_MAX};
@@ -39,13 +39,6 @@ use crate::sys::udp::ReceiveBatch;
 
 /// The first datagram of a flow is kept up to this size while another address may have to be tried.
 const KEPT_BYTES_MAX: usize = 1_500;
-
-/// How a datagram introduces its flow.
-struct Introduction<'a> {
-    visitor: SocketAddr,
-    traffic: Option<SocketAddr>,
-    service: &'a str,
-}
 
 /// The flows of one lane.
 pub(crate) struct ClientFlows {
@@ -220,7 +213,8 @@ impl ClientFlows {
             return None;
         };
         let visitor = wanted.visitor;
-        tracing::debug!(lane = self.lane.key(), flow = id, %visitor, service = %way.to, "UDP flow opened");
+        let (lane, to) = (self.lane.key(), way.to);
+        tracing::debug!(lane, flow = id, %visitor, service = %to, "UDP flow opened");
         self.counters().udp_flows_opened.increment();
         wanted.service.counts.udp_flows.increment();
         let flow = Rc::new(Flow {
@@ -241,61 +235,47 @@ impl ClientFlows {
         Some(flow)
     }
 
-    /// What a flow that is introduced wants, if this client has it. Otherwise the server is told, as
-    /// another client may have it.
+    /// What a flow that is introduced wants, if this client has it. Otherwise the server is told,
+    /// as another client may have it.
     fn wanted(&self, id: u64, introduction: &Introduction<'_>, now: Instant) -> Option<Wanted> {
-        let Introduction {
-            visitor,
-            traffic,
-            service,
-        } = *introduction;
-        let Some(service) = self.core.services.find(service, Protocol::Udp) else {
-            self.counters().udp_flows_unknown_service.increment();
-            if self.core.dial_log.pass(now) {
-                tracing::warn!(
-                    service,
-                    %visitor,
-                    "the server sends a UDP flow for a service that is not offered; it is refused"
-                );
-            }
-            self.tell_closed(id, FlowError::DialFailed, now);
-            return None;
+        let lacking = match Wanted::by(introduction, &self.core.services, &self.answers) {
+            Ok(wanted) => return Some(wanted),
+            Err(lacking) => lacking,
         };
-        let traffic_port = traffic.map(|it| it.port());
-        let there = self.answers.ports(service.index);
-        match service.port_for(traffic_port, there) {
-            VisitorPort::Known(port) => {
-                let version = service.local.proxy_protocol;
-                let traffic = traffic.unwrap_or_else(|| proxy_header::unknown_traffic(visitor));
-                let header = proxy_header::of_visitor(version, Protocol::Udp, visitor, traffic);
-                Some(Wanted {
-                    visitor,
-                    service: Arc::clone(service),
-                    port,
-                    header: header.into(),
-                })
-            }
-            VisitorPort::NotYet => {
+        let visitor = introduction.visitor;
+        match lacking {
+            Lacking::Answers => {
                 // The flow is introduced again by what the visitor sends next.
                 self.counters().udp_dropped_before_answers.increment();
-                None
+                return None;
             }
-            VisitorPort::Missing => {
+            Lacking::Service => {
+                self.counters().udp_flows_unknown_service.increment();
+                if self.core.dial_log.pass(now) {
+                    tracing::warn!(
+                        service = introduction.service,
+                        %visitor,
+                        "the server sends a UDP flow for a service that is not offered; it is \
+                         refused"
+                    );
+                }
+            }
+            Lacking::Port(service) => {
                 self.counters().udp_flows_without_port.increment();
                 service.counts.flows_without_port.increment();
                 if self.core.dial_log.pass(now) {
                     tracing::warn!(
                         %service,
                         %visitor,
-                        traffic_port,
+                        traffic = introduction.traffic.map(tracing::field::display),
                         "no port of this service belongs to the visitor's traffic port; UDP flow \
                          refused. Give the service as many ports as at the server, or \"same\""
                     );
                 }
-                self.tell_closed(id, FlowError::DialFailed, now);
-                None
             }
         }
+        self.tell_closed(id, FlowError::DialFailed, now);
+        None
     }
 
     fn begin(self: &Rc<Self>, flow: &Rc<Flow>) {
@@ -303,7 +283,8 @@ impl ClientFlows {
         crate::core::task::spawn(Rc::clone(self).receive_task(Rc::clone(flow)));
     }
 
-    /// A socket to the first of the service's addresses that takes one and is not among `refused_at`.
+    /// A socket to the first of the service's addresses that takes one and is not among
+    /// `refused_at`.
     fn dial(&self, wanted: &Wanted, refused_at: &mut Vec<SocketAddr>) -> Option<Way> {
         let addresses = self.core.addresses(&wanted.service);
         while let Some(host) = addresses.next(refused_at) {
@@ -361,7 +342,8 @@ impl ClientFlows {
         let addresses = self.core.addresses(&flow.wanted.service);
         let version = addresses.known_version();
         let way = self.dial(&flow.wanted, refused_at)?;
-        tracing::debug!(lane = self.lane.key(), flow = flow.id, service = %way.to, "UDP flow dialled anew");
+        let (lane, to) = (self.lane.key(), way.to);
+        tracing::debug!(lane, flow = flow.id, service = %to, "UDP flow dialled anew");
         self.counters().udp_flows_redialled.increment();
         let again = Rc::new(Flow {
             refused_at: std::mem::take(refused_at),
@@ -494,7 +476,8 @@ impl ClientFlows {
         }
     }
 
-    /// Says that the service cannot be reached: once per flow in detail, once per lane for the operator.
+    /// Says that the service cannot be reached: once per flow in detail, once per lane for the
+    /// operator.
     fn complain(&self, flow: &Flow, error: &io::Error) {
         if flow.complained.replace(true) {
             return;
@@ -542,7 +525,8 @@ impl ClientFlows {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
             Err(error) => {
-                // A datagram of ours bounced: the port is closed or the host is away (ICMP; udp(7)).
+                // A datagram of ours bounced: the port is closed or the host is away (ICMP;
+                // udp(7)).
                 self.counters().udp_dropped_socket_error.increment();
                 self.bounced(flow, &error);
                 return false;

@@ -10,6 +10,7 @@ mod flows;
 #[cfg(test)]
 mod flows_tests;
 mod pace;
+mod wanted;
 
 pub(crate) use core_flows::{CoreFlows, flows_max};
 pub(crate) use flows::ClientFlows;

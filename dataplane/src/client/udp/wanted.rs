@@ -1,0 +1,73 @@
+//! What the first datagram of a UDP flow asks for, and what this client has for it. Pure.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use qmux_proto::Protocol;
+
+use super::super::answers::LaneAnswers;
+use super::super::proxy_header;
+use super::super::services::{Service, Services, VisitorPort};
+
+/// How a datagram introduces its flow.
+#[derive(Clone, Copy)]
+pub(super) struct Introduction<'a> {
+    pub(super) visitor: SocketAddr,
+    /// Where the visitor has come to; servers of older versions do not say.
+    pub(super) traffic: Option<SocketAddr>,
+    pub(super) service: &'a str,
+}
+
+/// Whom a flow is for, and what it wants.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    pub(super) visitor: SocketAddr,
+    pub(super) service: Arc<Service>,
+    /// The port of the service that the visitor gets.
+    pub(super) port: u16,
+    /// The PROXY header that tells the service of the visitor; empty if it wants none.
+    pub(super) header: Rc<[u8]>,
+}
+
+/// Why a flow cannot be opened.
+pub(super) enum Lacking {
+    /// No service of that name that speaks UDP is offered.
+    Service,
+    /// The server has not said yet which ports the service has.
+    Answers,
+    /// No port of this service belongs to the visitor's traffic port.
+    Port(Arc<Service>),
+}
+
+impl Wanted {
+    /// What an introduction asks for.
+    pub(super) fn by(
+        introduction: &Introduction<'_>,
+        services: &Services,
+        answers: &LaneAnswers,
+    ) -> Result<Wanted, Lacking> {
+        let Introduction {
+            visitor,
+            traffic,
+            service,
+        } = *introduction;
+        let service = services.find(service, Protocol::Udp);
+        let service = service.ok_or(Lacking::Service)?;
+        let there = answers.ports(service.index);
+        let port = match service.port_for(traffic.map(|it| it.port()), there) {
+            VisitorPort::Known(port) => port,
+            VisitorPort::NotYet => return Err(Lacking::Answers),
+            VisitorPort::Missing => return Err(Lacking::Port(Arc::clone(service))),
+        };
+        let traffic = traffic.unwrap_or_else(|| proxy_header::unknown_traffic(visitor));
+        let version = service.local.proxy_protocol;
+        let header = proxy_header::of_visitor(version, Protocol::Udp, visitor, traffic);
+        Ok(Wanted {
+            visitor,
+            service: Arc::clone(service),
+            port,
+            header: header.into(),
+        })
+    }
+}
