@@ -362,6 +362,7 @@ impl Entrance {
                 if reason.is_untouched() {
                     // Too much had been sent, or too long ago.
                     self.counters().visitors_retry_exhausted.increment();
+                    self.service_counters().visitors_refused.increment();
                 }
             }
             TcpFlowEnd::Stalled => {
@@ -419,6 +420,7 @@ impl Entrance {
                 }
                 None => {
                     self.counters().visitors_retry_exhausted.increment();
+                    self.service_counters().visitors_refused.increment();
                     return None;
                 }
             }
