@@ -75,7 +75,7 @@ other_stack() { # server client
     bin=$(realpath "${CARGO_TARGET_DIR:-target}")/debug
     QMUX_E2E_SUBSET=wire QMUX_E2E_SERVER=$bin/$1 QMUX_E2E_CLIENT=$bin/$2 \
         QMUX_E2E_FILE_MB=64 QMUX_E2E_SEQUENTIAL=500 QMUX_E2E_CONCURRENT=200 \
-        cargo test --locked -p qmux-dp --test e2e
+        cargo test --locked --workspace --test e2e
 }
 if ! $quick; then
     step "quinn-dp on both sides" other_stack quinn-dp quinn-dp || true

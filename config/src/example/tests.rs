@@ -42,7 +42,8 @@ fn switched_on(text: &str, token: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The keys that stand in the place of another one, or have no default, which the examples have as well.
+/// The keys that stand in the place of another one, or have no default, which the examples have as
+/// well.
 const ALTERNATIVES: &[&str] = &[
     "ca_cert",
     "server_cert",

@@ -444,7 +444,8 @@ fn lists_of_networks_stand_in_the_file_or_in_files_of_their_own() {
         "# the office\n\n192.0.2.0/24 # all of it\r\n2001:db8::/32\n",
     );
     let text = with_services(&format!(
-        "{WEB}allow = [\"10.0.0.0/8\"]\nallow_file = \"allowed.txt\"\ndeny = [\"10.1.0.0/16\"]\n{SSH}"
+        "{WEB}allow = [\"10.0.0.0/8\"]\nallow_file = \"allowed.txt\"\n\
+         deny = [\"10.1.0.0/16\"]\n{SSH}"
     ));
     let server = server(&text);
     let [web, ssh] = &server.doors[0].services[..] else {

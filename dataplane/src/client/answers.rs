@@ -152,6 +152,10 @@ pub(super) fn complaint(server: &str, service: &Service, standing: Standing) -> 
             "{server} does not let this client serve {name}: add it to services in this client's \
              [[server.clients]] entry there"
         ),
+        Standing::Refused(ServiceVerdict::OtherProtocol) => format!(
+            "{server} has {name} for another protocol than this client: make protocol in \
+             [[client.services]] here and in [[server.services]] there agree"
+        ),
         Standing::Refused(verdict) => format!(
             "{server} does not take {name} from this client ({verdict}): its log or a newer \
              version of this client may tell more"

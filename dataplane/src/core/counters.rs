@@ -174,6 +174,8 @@ counters! {
     services_unknown,
     /// The same, because the client may not serve them.
     services_not_allowed,
+    /// Services that clients offered and that speak another protocol here.
+    services_of_other_protocol,
     /// Refused lanes that were closed before their client could read why, because many others
     /// waited for that.
     refusals_cut_short,
@@ -334,8 +336,11 @@ counters! {
     udp_dropped_socket_error,
     /// Datagrams dropped because a limit of flows was reached.
     udp_dropped_flow_limit,
-    /// Visitors' datagrams dropped because the lists or limits of their service let them open no flow.
+    /// Visitors' datagrams dropped because the lists or limits of their service let them open no
+    /// flow.
     udp_dropped_bounds,
+    /// Datagrams of new visitors dropped because flows hold as much memory as they may.
+    udp_dropped_memory,
     /// Datagrams dropped because their lane is not registered, or its listener takes no UDP.
     udp_dropped_unregistered,
     /// Datagrams received on a lane and dropped because too many came before they could be read.

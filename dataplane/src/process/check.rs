@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use qmux_config::{AdminListen, Config, Proof, Server, ServerAuth, Service};
+use qmux_config::{AdminListen, Config, Proof, Server, ServerAuth, Service, ServicePattern};
 
 use crate::client::ClientShared;
 use crate::process::bind;
@@ -63,7 +63,7 @@ fn check_server(
         }
     }
     for client in &server.clients {
-        let services: Vec<String> = client.services.iter().map(|it| format!("{it}")).collect();
+        let services: Vec<String> = client.services.iter().map(show_pattern).collect();
         say(format!(
             "  client {:?}, by its {}, may serve {}",
             client.name,
@@ -83,6 +83,14 @@ fn check_server(
         say(format!("    warning: {warning}"));
     }
     Ok(())
+}
+
+/// The service without a name has one for people.
+fn show_pattern(pattern: &ServicePattern) -> String {
+    match pattern.to_string() {
+        name if name.is_empty() => "the service without a name".into(),
+        name => name,
+    }
 }
 
 fn show_service(service: &Service) -> String {

@@ -455,12 +455,8 @@ fn a_certificate_that_has_expired_is_not_let_in_by_a_ticket() {
             line.contains("client not authenticated")
         });
     assert!(line.contains("certificate has expired"), "{line}");
-    client.wait_for_line("that it was refused", |line| {
-        // One that is dialled beside the lane that is gone is refused for debugging alone.
-        let refused = line.contains("the server refused this client") || line.contains("in vain");
-        refused && line.contains("not authenticated")
-    });
-    // The next attempt is a full handshake, which fails as it does without tickets.
+    // The next attempt is a full handshake, which fails as it does without tickets. The client may
+    // say nothing of the first: that was beside a lane whose server turns out to have been restarted.
     client.wait_for_line("the full handshake's failure", |line| {
         line.contains("cannot connect") && line.contains("certificate expired")
     });

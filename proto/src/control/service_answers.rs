@@ -48,6 +48,8 @@ code_enum! {
         Unknown = 1 => "the server has no service of this name",
         /// The client may not serve it.
         NotAllowed = 2 => "the server does not let this client serve it",
+        /// The server's service and the client's have no protocol in common.
+        OtherProtocol = 3 => "the server's service of this name speaks another protocol",
         _ => Other(u64), "refused with code {}",
     }
 }

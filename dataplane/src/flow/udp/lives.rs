@@ -125,6 +125,11 @@ impl<T> Lives<T> {
         }
     }
 
+    /// From now on there may be so many flows.
+    pub(crate) fn set_flows_max(&mut self, flows_max: usize) {
+        self.limits.flows_max = flows_max;
+    }
+
     /// All flows.
     pub(crate) fn len(&self) -> usize {
         self.flows.len()

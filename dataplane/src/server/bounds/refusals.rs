@@ -20,7 +20,7 @@ counters! {
     max_udp_flows_per_source,
     /// As many other sources have something as are kept in mind.
     sources_full,
-    /// Memory is used up and no flow stalls. TCP only.
+    /// Memory is used up and no flow stalls.
     memory,
     /// The file descriptors that are left are not for visitors. TCP only.
     descriptors,

@@ -3,10 +3,10 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use qmux_config::Admission;
+use qmux_config::{Admission, ListenerProtocol};
 use qmux_proto::control::{
-    Capabilities, Message, Register, ServiceAnswer, ServiceAnswers, ServiceOffer, ServiceVerdict,
-    TrafficPorts,
+    Capabilities, Message, Protocols, Register, ServiceAnswer, ServiceAnswers, ServiceOffer,
+    ServiceVerdict, TrafficPorts,
 };
 
 use super::Door;
@@ -36,14 +36,15 @@ impl Offers {
         let (mut answers, mut accepted) = (Vec::new(), Vec::<Offered>::new());
         for offer in offers {
             let service = door.service(&offer.name);
-            let verdict = verdict(service.is_some(), admission.may_serve(&offer.name));
+            let protocols = service.map(|it| common(it.protocol, offer.protocols));
+            let verdict = verdict(protocols, admission.may_serve(&offer.name));
             let service = service.filter(|_| verdict == ServiceVerdict::Accepted);
-            if let Some(service) = service
+            if let (Some(service), Some(protocols)) = (service, protocols)
                 && accepted.iter().all(|it| it.service != service.number)
             {
                 accepted.push(Offered {
                     service: service.number,
-                    protocols: offer.protocols,
+                    protocols,
                 });
             }
             answers.push(ServiceAnswer {
@@ -52,6 +53,8 @@ impl Offers {
                 ports: service.and_then(|service| ports(service)),
             });
         }
+        // Whoever offers the same in another order is the same client.
+        accepted.sort_unstable_by_key(|it| it.service);
         Offers {
             answers,
             accepted,
@@ -87,17 +90,22 @@ impl Offers {
         };
         let unknown = of(ServiceVerdict::Unknown);
         let not_allowed = of(ServiceVerdict::NotAllowed);
+        let other_protocol = of(ServiceVerdict::OtherProtocol);
         let counters = door.counters();
         counters.services_unknown.add(unknown.len() as u64);
         counters.services_not_allowed.add(not_allowed.len() as u64);
+        counters
+            .services_of_other_protocol
+            .add(other_protocol.len() as u64);
         let client = lane.client_id();
-        if !(unknown.is_empty() && not_allowed.is_empty())
+        if self.accepted.len() < self.answers.len()
             && let Some(suppressed) = door.context().handshake_log.pass(Instant::now())
         {
             tracing::warn!(
                 client,
                 ?unknown,
                 ?not_allowed,
+                ?other_protocol,
                 serves = self.accepted.len(),
                 suppressed,
                 "client offers services that it cannot serve here"
@@ -108,11 +116,24 @@ impl Offers {
 
 /// What there is not allowed to a client is not shown to it either way: who may not serve a name
 /// does not learn whether there is such a service.
-fn verdict(is_there: bool, is_allowed: bool) -> ServiceVerdict {
-    match (is_there, is_allowed) {
-        (_, false) => ServiceVerdict::NotAllowed,
-        (false, true) => ServiceVerdict::Unknown,
-        (true, true) => ServiceVerdict::Accepted,
+///
+/// `protocols` are those that both sides speak, if the service is there.
+fn verdict(protocols: Option<Protocols>, is_allowed: bool) -> ServiceVerdict {
+    match protocols {
+        _ if !is_allowed => ServiceVerdict::NotAllowed,
+        None => ServiceVerdict::Unknown,
+        Some(Protocols {
+            tcp: false,
+            udp: false,
+        }) => ServiceVerdict::OtherProtocol,
+        Some(_) => ServiceVerdict::Accepted,
+    }
+}
+
+fn common(service: ListenerProtocol, offered: Protocols) -> Protocols {
+    Protocols {
+        tcp: service.tcp() && offered.tcp,
+        udp: service.udp() && offered.udp,
     }
 }
 
@@ -127,8 +148,21 @@ mod tests {
 
     #[test]
     fn who_may_not_serve_a_name_does_not_learn_whether_it_is_there() {
-        assert_eq!(verdict(true, false), verdict(false, false));
-        assert_eq!(verdict(true, true), ServiceVerdict::Accepted);
-        assert_eq!(verdict(false, true), ServiceVerdict::Unknown);
+        let both = Some(Protocols::BOTH);
+        assert_eq!(verdict(both, false), verdict(None, false));
+        assert_eq!(verdict(both, true), ServiceVerdict::Accepted);
+        assert_eq!(verdict(None, true), ServiceVerdict::Unknown);
+    }
+
+    #[test]
+    fn a_service_is_served_by_the_protocols_that_both_sides_speak() {
+        let tcp = Protocols {
+            tcp: true,
+            udp: false,
+        };
+        assert_eq!(common(ListenerProtocol::Both, tcp), tcp);
+        assert_eq!(common(ListenerProtocol::Tcp, Protocols::BOTH), tcp);
+        let none = common(ListenerProtocol::Udp, tcp);
+        assert_eq!(verdict(Some(none), true), ServiceVerdict::OtherProtocol);
     }
 }

@@ -126,7 +126,7 @@ fn refuse(
     if reason != RefuseReason::DuplicateClient
         && let Some(suppressed) = door.context().handshake_log.pass(Instant::now())
     {
-        tracing::warn!(client = request.client_id, peer = address(&this.lane), %reason, suppressed, "registration refused");
+        tracing::warn!(claims = request.client_id, peer = address(&this.lane), %reason, suppressed, "registration refused");
     }
     this.lane
         .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Refused {
@@ -166,6 +166,12 @@ fn accept(
     if offers.are_pointless() {
         let text = "this client offers the service without a name, which is not for it to serve here: \
                     give it [[client.services]], and a version that knows them";
+        return refuse(this, door, request, RefuseReason::BadRequest, text);
+    }
+    let is_of_entry = |name: &str| door.server().clients.iter().any(|it| it.name == name);
+    if admission.identity().is_none() && is_of_entry(&request.client_id) {
+        let text = "this client's client_id is the name of another client: give it another one, \
+                    or none";
         return refuse(this, door, request, RefuseReason::BadRequest, text);
     }
     let applicant = Applicant {

@@ -88,7 +88,7 @@ impl Entrance {
             service_counters: Arc::clone(&service.counters[context.index]),
             traffic_addr: sockets.traffic_addr,
             traffic: OnceCell::new(),
-            held: Rc::default(),
+            held: Held::of_this_core(),
             may_accept: Event::default(),
             stop_accepting: Event::default(),
             drain_timeout: Cell::default(),

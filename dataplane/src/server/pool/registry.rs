@@ -12,7 +12,7 @@
 //! An instance that comes to offer other services than before is another client for a while: its
 //! new lanes carry the flows of those, and its old ones end.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -140,7 +140,11 @@ impl State {
             all.filter(|it| it.instance_id != applicant.instance_id)
         };
         if applicant.has_entry {
-            return (others().count() >= INSTANCES_MAX).then_some(NotJoined::TooManyInstances);
+            // One instance may be here several times while what it offers changes, and those that
+            // do not answer are about to go.
+            let living = others().filter(|it| !it.is_silent());
+            let instances: HashSet<_> = living.map(|it| it.instance_id).collect();
+            return (instances.len() >= INSTANCES_MAX).then_some(NotJoined::TooManyInstances);
         }
         let successor = others().find(|it| it.takes_flows())?;
         let was_replaced = self.replaced.contains(&applicant.instance_id);

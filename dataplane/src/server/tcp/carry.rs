@@ -382,6 +382,7 @@ impl Entrance {
                 if reason.is_untouched() {
                     // Too much had been sent, or too long ago.
                     self.counters().visitors_retry_exhausted.increment();
+                    self.service_counters().visitors_refused.increment();
                 }
             }
             TcpFlowEnd::Stalled => {
@@ -439,6 +440,7 @@ impl Entrance {
                 }
                 None => {
                     self.counters().visitors_retry_exhausted.increment();
+                    self.service_counters().visitors_refused.increment();
                     return None;
                 }
             }

@@ -36,7 +36,7 @@ use crate::sys::tcp::TcpSocket;
 /// Bytes of a visitor that are kept. Requests are smaller; who sends more has an answer before, or sends a file.
 const SENT_BYTES_MAX: usize = 64 << 10;
 
-/// Memory that the flows of one entrance on one core may hold for it: a thousand flows with as much as one may have.
+/// Memory that the flows of one core may hold for it: a thousand flows with as much as one may have.
 const HELD_BYTES_MAX: usize = 64 << 20;
 
 /// How long they are kept: a client gives each address of its service 10 seconds, and few services have more than
@@ -60,6 +60,17 @@ const _: () = assert!(SENT_BYTES_MAX * KEPT_WHOLE_ABOVE <= HELD_BYTES_MAX);
 /// Memory that the beginnings of flows hold.
 #[derive(Debug, Default)]
 pub(crate) struct Held(Cell<usize>);
+
+thread_local! {
+    static HELD: Rc<Held> = Rc::default();
+}
+
+impl Held {
+    /// That of this core: visitors may come to a thousand ports.
+    pub(crate) fn of_this_core() -> Rc<Held> {
+        HELD.with(Rc::clone)
+    }
+}
 
 /// What a visitor has sent so far, from its first byte on.
 pub(crate) struct Sent {

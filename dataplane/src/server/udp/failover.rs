@@ -13,6 +13,7 @@ use super::forwarded::{Link, LinkState};
 use super::lane::LaneFlows;
 use super::table::{Admission, Flow, LaneToken};
 use super::traffic::{Claim, LocalFlow, Place, RemoteFlow, TrafficSocket};
+use crate::core::memory;
 use crate::flow::udp::lives::Why;
 use crate::server::bounds::Permit;
 use crate::server::pool::balance::Tried;
@@ -22,7 +23,7 @@ use crate::server::pool::service::FlowTicket;
 /// A flow's first datagram is kept for another client up to this size, that of an Ethernet frame.
 const KEPT_BYTES_MAX: usize = 1_500;
 
-/// All of them together, for each traffic socket.
+/// All of them together, for each core.
 const KEPT_BYTES_IN_ALL_MAX: usize = 4 << 20;
 
 /// The first datagram of a flow that has no answer yet.
@@ -89,6 +90,11 @@ impl TrafficSocket {
                 }
             },
         };
+        if memory::refuses_newcomers() {
+            self.counters.udp_dropped_memory.increment();
+            gate.refusals()[self.core].memory.increment();
+            return;
+        }
         let beginning = Beginning {
             visitor,
             to_ip,

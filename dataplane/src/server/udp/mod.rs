@@ -5,6 +5,7 @@
 //! on. A lane counts its flows' ids, so that several sockets can share it. All of it lives on one core. No borrow of a
 //! `RefCell` is held across an `await` or a call to another module.
 
+mod budget;
 mod failover;
 pub(crate) mod forwarded;
 #[cfg(test)]

@@ -2,15 +2,13 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Instant;
 
 use rustc_hash::FxBuildHasher;
 
+use super::budget::Budget;
 use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
-
-/// Flows of one traffic socket, which is one per entrance and core. Source addresses can be forged, so there must be
-/// a limit; one flow costs about 400 bytes here, and a socket has 64,512 ports from one address at most (RFC 6335).
-pub(super) const FLOWS_MAX: usize = 65_536;
 
 /// A lane as tables know it. Never used again on its core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,11 +66,16 @@ pub(super) struct Table<T> {
     /// Those that have flows here.
     lanes: HashMap<LaneToken, ById, FxBuildHasher>,
     flows_max: usize,
+    /// What all tables of the core may hold together.
+    budget: Rc<Budget>,
 }
 
 impl<T> Table<T> {
-    pub(super) fn new(limits: Limits) -> Table<T> {
+    /// A table that shares `budget` with others.
+    pub(super) fn new(limits: Limits, budget: Rc<Budget>) -> Table<T> {
+        budget.joined();
         Table {
+            budget,
             flows: Lives::new(limits),
             by_visitor: HashMap::new(),
             lanes: HashMap::default(),
@@ -88,6 +91,8 @@ impl<T> Table<T> {
         now: Instant,
         answered: impl Fn(&T) -> bool,
     ) -> Admission<T> {
+        let allowed = self.budget.allowed(self.flows.len());
+        self.flows.set_flows_max(allowed.min(self.flows_max));
         loop {
             let (key, why) = match self.flows.room_for(visitor.ip()) {
                 Room::Free => return Admission::Free,
@@ -145,6 +150,7 @@ impl<T> Table<T> {
             known: false,
             data,
         };
+        self.budget.opened();
         let key = self.flows.open(visitor.ip(), flow, now);
         self.lanes.entry(lane).or_default().insert(id, key);
         self.by_visitor.insert(visitor, key);
@@ -238,6 +244,7 @@ impl<T> Table<T> {
 
     fn take_out(&mut self, key: usize) -> Option<Flow<T>> {
         let flow = self.flows.remove(key)?;
+        self.budget.closed();
         self.by_visitor.remove(&flow.visitor);
         if let Some(lane) = self.lanes.get_mut(&flow.lane) {
             lane.remove(&flow.id);
@@ -246,6 +253,12 @@ impl<T> Table<T> {
             }
         }
         Some(flow)
+    }
+}
+
+impl<T> Drop for Table<T> {
+    fn drop(&mut self) {
+        self.budget.left(self.flows.len());
     }
 }
 

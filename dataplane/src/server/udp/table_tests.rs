@@ -81,11 +81,14 @@ impl Simulation {
         Simulation {
             random: StdRng::seed_from_u64(seed),
             now: Instant::now(),
-            table: Table::new(Limits {
-                flows_max: LIMIT,
-                unanswered_timeout: TIMEOUT,
-                session_timeout: TIMEOUT,
-            }),
+            table: Table::new(
+                Limits {
+                    flows_max: LIMIT,
+                    unanswered_timeout: TIMEOUT,
+                    session_timeout: TIMEOUT,
+                },
+                Rc::default(),
+            ),
             open: Rc::default(),
             last_lane: LaneToken::ELSEWHERE,
             lanes: Vec::new(),

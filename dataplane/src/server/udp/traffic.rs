@@ -17,11 +17,12 @@ use std::time::Instant;
 use qmux_proto::FlowError;
 use rustc_hash::FxBuildHasher;
 
+use super::budget;
 use super::failover::{Beginning, Kept};
 use super::forwarded::{ForwardedUdp, Link, LinkState};
 use super::lane::{LaneFlows, canonical};
 use super::routes::UdpRoutes;
-use super::table::{FLOWS_MAX, LaneToken, Table};
+use super::table::{LaneToken, Table};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
 use crate::core::service_counters::ServiceCounters;
@@ -162,11 +163,12 @@ impl TrafficSocket {
         service: &Arc<ServedService>,
         counters: Arc<CoreCounters>,
     ) -> Rc<TrafficSocket> {
-        let table = Table::new(Limits {
-            flows_max: FLOWS_MAX,
+        let limits = Limits {
+            flows_max: budget::FLOWS_PER_CORE_MAX,
             unanswered_timeout: settings.unanswered_timeout,
             session_timeout: settings.session_timeout,
-        });
+        };
+        let table = Table::new(limits, budget::of_this_core());
         let traffic = Rc::new(TrafficSocket {
             socket,
             core,
@@ -178,7 +180,7 @@ impl TrafficSocket {
             lanes: RefCell::default(),
             batcher: RefCell::new(Batcher::new(Arc::clone(&counters))),
             counters,
-            kept_bytes: Rc::default(),
+            kept_bytes: budget::kept_bytes_of_this_core(),
             full_log: Rarely::default(),
             stopping: Cell::new(false),
             closed: Cell::new(false),
