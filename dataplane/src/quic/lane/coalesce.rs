@@ -80,12 +80,18 @@ impl Lane {
             return;
         }
         self.coalesced.due.set(None);
-        let waiters = self.waiters.borrow();
-        for stream in self.coalesced.streams.borrow_mut().drain(..) {
-            if let Some(waiters) = waiters.get(&stream) {
-                waiters.coalesced.set(false);
-                waiters.told_readable.set(Some(now));
-                waiters.readable.set();
+        let streams = self.coalesced.streams.take();
+        for stream in &streams {
+            let waiters = self.waiters.borrow().get(stream).cloned();
+            match waiters {
+                Some(waiters) => {
+                    waiters.coalesced.set(false);
+                    waiters.told_readable.set(Some(now));
+                    waiters.readable.set();
+                }
+                // Its flow has been given up meanwhile: what came is nobody's, and quiche would
+                // keep the stream for it.
+                None => self.discard(*stream),
             }
         }
     }

@@ -110,6 +110,8 @@ pub(crate) struct StreamWaiters {
     holds: Rc<Holdings>,
     /// It is among those that wait for memory.
     held_back: Cell<bool>,
+    /// Its direction towards the peer was reset: nothing of it is to be delivered any more.
+    was_reset: Cell<bool>,
     /// Bytes written to the stream.
     written: Cell<u64>,
     /// Bytes read from it.

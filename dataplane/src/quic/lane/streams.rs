@@ -47,11 +47,14 @@ impl Lane {
     /// Ends the registration. Call it when the stream is done with in both directions.
     pub(crate) fn detach(&self, stream: u64) {
         let waiters = self.waiters.borrow_mut().remove(&stream);
+        let was_reset = waiters.as_ref().is_some_and(|it| it.was_reset.get());
         if let Some(waiters) = waiters {
             waiters.share.leave();
             waiters.held_back.set(false);
         }
-        self.remember_ended(stream);
+        if !was_reset {
+            self.remember_ended(stream);
+        }
     }
 
     /// How much may be written to `stream` now, up to `want`.
@@ -212,6 +215,9 @@ impl Lane {
 
     /// Abandons the direction towards the peer: RESET_STREAM with `error`.
     pub(crate) fn reset(&self, stream: u64, error: FlowError) {
+        if let Some(waiters) = self.waiters.borrow().get(&stream) {
+            waiters.was_reset.set(true);
+        }
         self.shutdown(stream, quiche::Shutdown::Write, error);
     }
 
