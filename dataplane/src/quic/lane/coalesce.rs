@@ -80,20 +80,22 @@ impl Lane {
             return;
         }
         self.coalesced.due.set(None);
-        let streams = self.coalesced.streams.take();
-        for stream in &streams {
-            let waiters = self.waiters.borrow().get(stream).cloned();
-            match waiters {
-                Some(waiters) => {
-                    waiters.coalesced.set(false);
-                    waiters.told_readable.set(Some(now));
-                    waiters.readable.set();
-                }
-                // Its flow has been given up meanwhile: what came is nobody's, and quiche would
-                // keep the stream for it.
-                None => self.discard(*stream),
+        let mut streams = self.coalesced.streams.take();
+        for stream in streams.drain(..) {
+            if let Some(waiters) = self.waiters.borrow().get(&stream) {
+                waiters.coalesced.set(false);
+                waiters.told_readable.set(Some(now));
+                waiters.readable.set();
+                continue;
+            }
+            // Its flow has been given up meanwhile: what came is nobody's, and quiche would keep
+            // the stream for it. A lane that has ended asks its connection nothing any more.
+            if self.is_open() {
+                self.discard(stream);
             }
         }
+        // Nobody else has added any: what is woken runs later. So the allocation is kept.
+        *self.coalesced.streams.borrow_mut() = streams;
     }
 
     fn wake_distance(&self, now: Instant) -> Duration {
