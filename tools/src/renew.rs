@@ -10,7 +10,7 @@ use qmux_config::certs::{self, Authority, DAYS_DEFAULT, DAYS_MAX, RenewInFileErr
 
 use crate::authority;
 use crate::failure::Failure;
-use crate::output::{self, Readers};
+use crate::output;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -62,29 +62,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             "{} does not exist; qmux-ctl certs makes one",
             cert.display()
         ))),
-        None => anew(name, &args.certs, &authority, args.days),
+        None => Err(Failure::Input(format!(
+            "there is no certificate of {name}: neither {}, nor {file} here or in {}; give the \
+             path of its .toml, or make a client of that name: qmux-ctl client add {name}",
+            cert.display(),
+            args.certs.display()
+        ))),
     }
-}
-
-/// A client whose file is elsewhere gets a certificate with a key of its own, to be taken there.
-fn anew(name: &str, dir: &Path, authority: &Authority, days: u32) -> Result<(), Failure> {
-    let issued = authority
-        .issue_client(name, days)
-        .map_err(|error| authority::refused(dir, &error))?;
-    let (cert, key) = (
-        dir.join(format!("{name}.crt")),
-        dir.join(format!("{name}.key")),
-    );
-    let way_out = "; without its certificate it cannot be renewed";
-    output::to_new_file(&key, &issued.key_pem, Readers::Owner, way_out)?;
-    output::to_new_file(&cert, &issued.cert_pem, Readers::Usual, "")?;
-    let (cert, key) = (cert.display(), key.display());
-    output::to_stderr(format_args!(
-        "there is no certificate of {name} here: this is a new one with a new key. Take both to \
-         the client, as client_cert_file and client_key_file, or renew its own file where the CA \
-         is: qmux-ctl certs renew PATH/{name}.toml"
-    ));
-    output::to_stdout(&format!("wrote {cert}\nwrote {key}\n"))
 }
 
 fn pair(cert: &Path, key: &Path, authority: &Authority, days: u32) -> Result<(), Failure> {

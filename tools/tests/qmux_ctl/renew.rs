@@ -106,18 +106,18 @@ fn the_certificate_in_a_clients_file_is_renewed_there() {
 }
 
 #[test]
-fn a_client_whose_file_is_elsewhere_gets_a_new_pair() {
+fn a_name_without_a_certificate_is_no_reason_to_make_one() {
     let place = place();
-    let ran = place.ok(&["certs", "renew", "pi"]);
-    assert_eq!(ran.stdout, "wrote certs/pi.crt\nwrote certs/pi.key\n");
-    assert!(
-        ran.stderr.contains("there is no certificate of pi here"),
-        "{}",
-        ran.stderr
-    );
-    assert_eq!(place.mode("certs/pi.key"), 0o600);
-    assert_eq!(facts(&place.read("certs/pi.crt")).subject, "CN=pi");
-    place.ok(&["certs", "renew", "pi"]);
+    let message = place.refused(&["certs", "renew", "nsa"]);
+    for word in [
+        "no certificate of nsa",
+        "nsa.crt",
+        "nsa.toml",
+        "client add nsa",
+    ] {
+        assert!(message.contains(word), "no {word} in: {message}");
+    }
+    assert!(!place.path("certs/nsa.crt").exists());
 }
 
 #[test]
