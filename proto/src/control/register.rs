@@ -125,14 +125,9 @@ impl Register {
         for offer in &self.services {
             service::put(out, &offer.name);
         }
-        // Appended, so that older servers skip it, and left out where it says what they assume.
-        if self
-            .services
-            .iter()
-            .any(|it| it.protocols != Protocols::BOTH)
-        {
-            out.extend(self.services.iter().map(|it| it.protocols.bits()));
-        }
+        // Appended, so that older servers skip it. Written also where it says what they assume: what
+        // a later version appends must not be taken for it.
+        out.extend(self.services.iter().map(|it| it.protocols.bits()));
     }
 
     pub(super) fn decode(buf: &mut &[u8]) -> Result<Self, DecodeError> {

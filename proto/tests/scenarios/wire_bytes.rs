@@ -25,14 +25,15 @@ fn register() {
         capabilities: Capabilities::TCP | Capabilities::FRAGMENTATION,
         services: vec![ServiceOffer::new(""), ServiceOffer::new("web")],
     });
-    let fields: [&[u8]; 7] = [
-        &[33, 1, 1, 4],
+    let fields: [&[u8]; 8] = [
+        &[35, 1, 1, 4],
         b"edge",
         &[7; 16],
         &[2, 0x40, 64, 0b101],
         &[2, 0],
         &[3],
         b"web",
+        &[0b11, 0b11],
     ];
     assert_message(&message, &fields);
 }
