@@ -18,6 +18,7 @@ use super::answers::LaneAnswers;
 use super::beside;
 use super::lane::{ClientLane, ClientLaneEvents};
 use super::plan::lane_count;
+use super::reach::{self, Reaching, Watch};
 use super::resumption::Resumption;
 use super::server::ServerState;
 use super::session::{Leaving, Session};
@@ -28,6 +29,7 @@ use crate::quic::end::LaneEnd;
 use crate::quic::endpoint::{Endpoint, EndpointSetup};
 use crate::quic::explain::{self, ClientView};
 use crate::quic::lane::Lane;
+use crate::quic::over_tls::TlsConnection;
 use crate::quic::{settings, tls, token};
 use crate::sys::bind;
 use crate::sys::udp::{Purpose, UdpSocket};
@@ -70,32 +72,14 @@ impl Display for AttemptEnd {
 
 /// Runs one attempt of the lane of `supervisor` to its end.
 pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> AttemptEnd {
-    let dialed = match Dialed::begin(core, &supervisor.server, supervisor.lane) {
-        Ok(dialed) => dialed,
-        Err(end) => return end,
-    };
-    let lane = Rc::clone(&dialed.this.lane);
-    match supervisor.unless_retired(lane.established()).await {
-        Some(Ok(())) => {}
-        Some(Err(end)) => return dialed.failed(&end),
-        None if dialed.may_be_registered() => {}
-        None => {
-            // A ticket that nobody has seen is kept.
-            dialed.failed(&LaneEnd::ClosedByUs(LaneError::Shutdown));
-            return AttemptEnd::Retired;
-        }
-    }
-    let mut registering = Box::pin(dialed.register());
-    let session = match supervisor.unless_retired(registering.as_mut()).await {
+    let watch = Rc::<Watch>::default();
+    let mut reaching = another(core, &supervisor.server, supervisor.lane, &watch);
+    let session = match supervisor.unless_retired(reaching.as_mut()).await {
         Some(Ok(session)) => session,
         Some(Err(end)) => return end,
         None => {
             // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
-            crate::core::task::spawn(async move {
-                if let Ok(session) = registering.await {
-                    session.leave(Leaving::Unwanted).await;
-                }
-            });
+            reach::leave_once_registered(reaching, &watch);
             return AttemptEnd::Retired;
         }
     };
@@ -104,22 +88,23 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
     end
 }
 
-/// Dials another lane like that of `supervisor`, and registers it.
-pub(super) async fn another(
-    core: Rc<ClientCore>,
-    server: Arc<ServerState>,
+/// Dials a lane, and registers it.
+pub(super) fn another(
+    core: &Rc<ClientCore>,
+    server: &Arc<ServerState>,
     lane_index: usize,
-) -> Result<Session, AttemptEnd> {
-    let dialed = Dialed::begin(&core, &server, lane_index)?;
-    let lane = Rc::clone(&dialed.this.lane);
-    match lane.established().await {
-        Ok(()) => dialed.register().await,
-        Err(end) => Err(dialed.failed(&end)),
-    }
+    watch: &Rc<Watch>,
+) -> Reaching {
+    Box::pin(reach::server(
+        Rc::clone(core),
+        Arc::clone(server),
+        lane_index,
+        Rc::clone(watch),
+    ))
 }
 
 /// A lane until it is registered.
-struct Dialed {
+pub(super) struct Dialed {
     core: Rc<ClientCore>,
     this: Rc<ClientLane>,
     guard: CloseOnDrop,
@@ -132,17 +117,19 @@ struct Dialed {
 }
 
 impl Dialed {
-    /// Dials.
-    fn begin(
+    /// Dials, over UDP or along a TLS connection.
+    pub(super) fn begin(
         core: &Rc<ClientCore>,
         server: &Arc<ServerState>,
         lane_index: usize,
+        over: Option<TlsConnection>,
+        watch: &Watch,
     ) -> Result<Dialed, AttemptEnd> {
         let Some(client) = core.shared.client() else {
             return Err(no_client_section());
         };
         let began = Instant::now();
-        let (endpoint, lane, aim, resumption) = dial(core, client, server, lane_index)?;
+        let (endpoint, lane, aim, resumption) = dial(core, client, server, lane_index, over)?;
         let answers = Rc::<LaneAnswers>::default();
         let this = ClientLane::new(
             Rc::clone(&lane),
@@ -156,6 +143,7 @@ impl Dialed {
         lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
         // The endpoint lives as long as its one lane, and that as long as this attempt or what it leaves behind.
         endpoint.stop_when_empty();
+        watch.dialed(&lane);
         if resumption.is_offered() {
             // As early data, if the session allows it.
             send_register(core, client, &this, lane_index);
@@ -170,6 +158,20 @@ impl Dialed {
             aim,
             began,
         })
+    }
+
+    /// Shakes hands and registers.
+    pub(super) async fn complete(self, watch: &Watch) -> Result<Session, AttemptEnd> {
+        let lane = Rc::clone(&self.this.lane);
+        if let Err(end) = lane.established().await {
+            return Err(self.failed(&end));
+        }
+        if watch.is_given_up() && !self.may_be_registered() {
+            // A ticket that nobody has seen is kept.
+            self.failed(&LaneEnd::ClosedByUs(LaneError::Shutdown));
+            return Err(AttemptEnd::Retired);
+        }
+        self.register().await
     }
 
     /// There was no handshake.
@@ -309,6 +311,7 @@ fn dial(
     client: &Client,
     server: &ServerState,
     lane_index: usize,
+    over: Option<TlsConnection>,
 ) -> Result<(Rc<Endpoint>, Rc<Lane>, usize, Resumption), AttemptEnd> {
     let peer = server.address;
     let failed = |error: &dyn Display| AttemptEnd::Failed(error.to_string());
@@ -339,6 +342,14 @@ fn dial(
         },
         None,
     );
+    let way = match over.map(|connection| endpoint.adopt_tls(connection)) {
+        None => None,
+        Some(Ok(id)) => endpoint.tls_way(id),
+        Some(Err(error)) => {
+            endpoint.stop_when_empty();
+            return Err(failed(&error));
+        }
+    };
     let aim = lane_index % server.cores().max(1);
     let mut resumption = Resumption::prepare(core, client, server);
     let dial = |session: Option<&[u8]>| {
@@ -354,6 +365,9 @@ fn dial(
         endpoint.stop_when_empty();
         failed(&error)
     })?;
+    if let Some(way) = way {
+        lane.choose_way(way);
+    }
     Ok((endpoint, lane, aim, resumption))
 }
 

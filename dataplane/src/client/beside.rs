@@ -11,15 +11,15 @@
 //!   its flows are reset. With the same server, only the old path is broken, and the old lane may
 //!   carry on with its flows when it is heard again.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
 use super::ClientCore;
 use super::attempt::{AttemptEnd, another};
+use super::reach::{Watch, leave_once_registered};
 use super::backoff::Backoff;
 use super::session::{Leaving, Served, Session};
 use super::supervisor::Supervisor;
@@ -93,17 +93,6 @@ fn give_up(core: &ClientCore, old: Session, new: &Session) {
     crate::core::task::spawn(old.leave(leaving));
 }
 
-/// The server may have accepted it already and opened a flow: it is left like any other.
-fn leave_once_registered(
-    new: Pin<Box<impl Future<Output = Result<Session, AttemptEnd>> + 'static>>,
-) {
-    crate::core::task::spawn(async move {
-        if let Ok(session) = new.await {
-            session.leave(Leaving::Unwanted).await;
-        }
-    });
-}
-
 fn log_in_vain(supervisor: &Supervisor, why: &AttemptEnd) {
     tracing::debug!(server = %supervisor.server, %why, "dialled beside a lane in vain");
 }
@@ -111,8 +100,8 @@ fn log_in_vain(supervisor: &Supervisor, why: &AttemptEnd) {
 /// Dials another lane while `old` goes on asking.
 async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session) -> Outcome {
     core.context.counters.lanes_dialed_beside.increment();
-    let server = Arc::clone(&supervisor.server);
-    let mut new = Box::pin(another(Rc::clone(core), server, supervisor.lane));
+    let watch = Rc::<Watch>::default();
+    let mut new = another(core, &supervisor.server, supervisor.lane, &watch);
     let first = {
         let mut old = pin!(old.serve_unanswered(supervisor));
         poll_fn(|cx| {
@@ -132,7 +121,7 @@ async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session)
         // The server is there again, and answers whoever dials now. The first packets of the new
         // lane may have been lost before, and the next ones come only after seconds.
         Err(Served::Ended(end)) if end.is_by_restart() => {
-            leave_once_registered(new);
+            leave_once_registered(new, &watch);
             Outcome::Over(Served::Ended(end))
         }
         Err(Served::Ended(end)) => match supervisor.unless_retired(new.as_mut()).await {
@@ -142,12 +131,12 @@ async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session)
                 Outcome::Over(Served::Ended(end))
             }
             None => {
-                leave_once_registered(new);
+                leave_once_registered(new, &watch);
                 Outcome::Over(Served::Ended(end))
             }
         },
         Err(served) => {
-            leave_once_registered(new);
+            leave_once_registered(new, &watch);
             match served {
                 Served::HeardAgain => Outcome::Old,
                 served => Outcome::Over(served),

@@ -11,6 +11,9 @@ use crate::quic::path_numbers::PathNumbers;
 /// An alarm is not given again within this time: the lanes that heard it ask until they are answered.
 const ALARM_PAUSE: Duration = Duration::from_millis(100);
 
+/// For how long QUIC is not waited for after it was unheard.
+const IN_VAIN_FOR: Duration = Duration::from_secs(60);
+
 /// Nobody has the probing role.
 const NOBODY: u64 = 0;
 
@@ -49,6 +52,8 @@ pub(crate) struct ServerState {
     /// The log has it that it stops.
     told_to_drain: AtomicBool,
     started: Instant,
+    /// Until when QUIC is thought not to get through to it, in milliseconds after `started`; 0: it is not.
+    quic_in_vain_until_ms: AtomicU64,
     /// When the last alarm was given, in milliseconds after `started`, plus 1.
     last_alarm_ms: AtomicU64,
 }
@@ -91,6 +96,7 @@ impl ServerState {
             path: PathNumbers::default(),
             told_to_drain: AtomicBool::new(false),
             started: Instant::now(),
+            quic_in_vain_until_ms: AtomicU64::new(0),
             last_alarm_ms: AtomicU64::new(0),
         })
     }
@@ -202,6 +208,25 @@ impl ServerState {
         self.prober
             .compare_exchange(serial, NOBODY, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
+    }
+
+    /// QUIC was not heard while TLS was: who dials next need not wait to find that out.
+    pub(super) fn quic_was_in_vain(&self, now: Instant) {
+        let until = now.saturating_duration_since(self.started) + IN_VAIN_FOR;
+        let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+        self.quic_in_vain_until_ms
+            .store(until_ms, Ordering::Relaxed);
+    }
+
+    /// Whether that was found out lately.
+    pub(super) fn quic_is_in_vain(&self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.started).as_millis();
+        since < u128::from(self.quic_in_vain_until_ms.load(Ordering::Relaxed))
+    }
+
+    /// QUIC gets through.
+    pub(super) fn quic_passes(&self) {
+        self.quic_in_vain_until_ms.store(0, Ordering::Relaxed);
     }
 
     /// True if an alarm is due: each of many lanes that end at once asks, and one alarm is enough.

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use qmux_config::{AdminListen, Config, Door, Server, Service, TrafficAddr};
+use qmux_config::{AdminListen, Config, Door, Server, Service, TlsFallback, TrafficAddr};
 
 use crate::process::exit::Failure;
 use crate::server::{DoorSockets, EntranceSockets};
@@ -63,7 +63,58 @@ pub(crate) fn all(server: &Server, cores: usize) -> Result<Vec<Vec<DoorSockets>>
             })?;
         }
     }
+    bind_tls(server, &mut per_core)?;
     Ok(per_core)
+}
+
+/// Adds the sockets for TLS at the doors' addresses, after all others: where a port is taken, and nobody has said that
+/// it must be had, there is none.
+fn bind_tls(server: &Server, per_core: &mut [Vec<DoorSockets>]) -> Result<(), Failure> {
+    if server.tls_fallback == TlsFallback::Off {
+        return Ok(());
+    }
+    for (number, door) in server.doors.iter().enumerate() {
+        for address in &door.quic_addrs {
+            let free = is_for_tls(server, *address)?;
+            for sockets in &mut *per_core {
+                let socket = free.then(|| tcp_reuseport(*address)).transpose();
+                let socket = socket.map_err(|error| cannot(*address, "TCP", &error))?;
+                sockets[number].tls.push(socket);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether TLS can be had at this address; a warning if not.
+///
+/// # Errors
+/// If it must be had.
+fn is_for_tls(server: &Server, address: SocketAddr) -> Result<bool, Failure> {
+    let error = if server.takes_tcp_at(address) {
+        // For visitors; nothing to wait for.
+        std::io::ErrorKind::AddrInUse.into()
+    } else {
+        match probe_free(address, true) {
+            Ok(()) => return Ok(true),
+            Err(error) => error,
+        }
+    };
+    if server.tls_fallback == TlsFallback::On {
+        let Failure::Input(text) = cannot(address, "TCP", &error) else {
+            return Ok(false);
+        };
+        return Err(Failure::Input(format!(
+            "{text}; without TLS there, write tls_fallback = false in [server]"
+        )));
+    }
+    tracing::warn!(
+        %address,
+        %error,
+        "clients cannot come over TLS: TCP cannot be bound there; where UDP does not pass they cannot connect; \
+         tls_fallback = false in [server] ends this warning"
+    );
+    Ok(false)
 }
 
 /// Fails if an address of `door` is not free or not of this machine.
@@ -133,6 +184,7 @@ fn one(door: &Door, warned: &mut bool) -> Result<DoorSockets, Failure> {
         Ok(socket)
     });
     Ok(DoorSockets {
+        tls: Vec::new(),
         quic: quic.collect::<Result<_, Failure>>()?,
         services: door
             .services

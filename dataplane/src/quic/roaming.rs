@@ -41,6 +41,20 @@ const PROVED_FOR: Duration = Duration::from_secs(60);
 /// Bytes sent to an address that is not proved, for each byte received from it (RFC 9000 section 8).
 const AMPLIFICATION_MAX: u64 = 3;
 
+/// One TLS connection of an endpoint: never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct TlsId(u64);
+
+impl TlsId {
+    pub(crate) fn new(number: u64) -> TlsId {
+        TlsId(number)
+    }
+
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// The two ends of a lane's path, as this side sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Way {
@@ -48,6 +62,19 @@ pub(crate) struct Way {
     pub(crate) peer: SocketAddr,
     /// The local address that the peer uses, where the kernel tells.
     pub(crate) local: Option<IpAddr>,
+    /// The TLS connection that carries the packets; `None`: UDP does.
+    pub(crate) tls: Option<TlsId>,
+}
+
+impl Way {
+    /// Between these addresses.
+    pub(crate) fn over_udp(peer: SocketAddr, local: Option<IpAddr>) -> Way {
+        Way {
+            peer,
+            local,
+            tls: None,
+        }
+    }
 }
 
 /// What a packet from another address than the current one did.
@@ -242,6 +269,15 @@ impl Roaming {
         proves
     }
 
+    /// This side, which needs no proof of its own server, sends along `way` from now on.
+    pub(crate) fn choose(&mut self, way: Way) {
+        self.current = way;
+        self.probation = None;
+        self.strays = None;
+        self.proved.clear();
+        self.proved.push((way, None));
+    }
+
     /// When [`Roaming::expire`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         Some(self.probation?.deadline)
@@ -270,6 +306,7 @@ mod tests {
         Way {
             peer: ([192, 0, 2, 1], port).into(),
             local: None,
+            tls: None,
         }
     }
 

@@ -11,10 +11,14 @@ use std::net::IpAddr;
 
 use boring::error::ErrorStack;
 use boring::sha::Sha256;
-use boring::ssl::{SslContextBuilder, SslMethod, SslRef, SslVerifyMode, SslVersion};
+use boring::ssl::{
+    AlpnError, SslContext, SslContextBuilder, SslMethod, SslOptions, SslRef, SslVerifyMode,
+    SslVersion, select_next_proto,
+};
 use boring::stack::Stack;
 use qmux_config::{Client, Server, ServerAuth};
 
+use super::over_tls;
 use super::credentials::{Authorities, ClientCredentials, Pair, TlsError, failed};
 
 /// Separates the session contexts of the two ways of authentication.
@@ -121,6 +125,38 @@ pub(crate) fn client_with(credentials: &ClientCredentials) -> Result<SslContextB
         take_pair(&mut tls, pair)?;
     }
     Ok(tls)
+}
+
+/// The server's context for TLS connections that carry lanes: they show its certificate and ask for none, because QUIC
+/// inside them does. No tickets: going on from an earlier session would spare a signature, and keep a state.
+pub(crate) fn carrier_server(server: &Server) -> Result<SslContext, TlsError> {
+    let mut tls = base()?;
+    let (cert, key) = (&server.tls.server_cert, &server.tls.server_key);
+    take_pair(&mut tls, &Pair::read(cert, key)?)?;
+    tls.set_options(SslOptions::NO_TICKET);
+    tls.set_alpn_select_callback(|_, offered| {
+        select_next_proto(over_tls::ALPN_LIST, offered).ok_or(AlpnError::ALERT_FATAL)
+    });
+    Ok(tls.build())
+}
+
+/// The client's context for them.
+pub(crate) fn carrier_client(credentials: &ClientCredentials) -> Result<SslContext, TlsError> {
+    let mut tls = base()?;
+    trust(&mut tls, &credentials.authorities)?;
+    tls.set_verify(SslVerifyMode::PEER);
+    tls.set_alpn_protos(over_tls::ALPN_LIST)
+        .map_err(failed("(TLS context)", "refuses the protocol's name"))?;
+    Ok(tls.build())
+}
+
+/// Makes a client's connection check the server's certificate against a name, or an IP address.
+pub(crate) fn expect_server(ssl: &mut SslRef, server_name: &str) -> Result<(), ErrorStack> {
+    if let Ok(ip) = server_name.parse() {
+        return expect_server_ip(ssl, ip);
+    }
+    ssl.set_hostname(server_name)?;
+    ssl.param_mut().set_host(server_name)
 }
 
 /// Makes a client's connection check the server's certificate against an IP address. (A DNS name is passed to quiche,

@@ -7,6 +7,7 @@ use super::pool::service::FlowTicket;
 use super::tcp::visitor::Visitor;
 use super::udp::forwarded::ForwardedUdp;
 use crate::core::mailbox::{Kind, Mail};
+use crate::quic::over_tls::TlsConnection;
 
 /// One hand-over.
 #[derive(Debug)]
@@ -42,6 +43,15 @@ pub(crate) enum ServerMail {
         /// The local address that it was sent to.
         to_ip: Option<IpAddr>,
     },
+    /// A TLS connection that carries a lane of the receiving core.
+    TlsConnection {
+        /// Whose socket accepted it.
+        door: DoorId,
+        /// Which of the door's addresses.
+        address: usize,
+        /// The connection.
+        connection: Box<TlsConnection>,
+    },
     /// A client was replaced by a newer instance: its lanes take no new flow, and are closed if
     /// they do not answer.
     Evict {
@@ -63,6 +73,7 @@ impl Mail for ServerMail {
     fn kind(&self) -> Kind {
         match self {
             ServerMail::Visitor { .. } => Kind::Visitor,
+            ServerMail::TlsConnection { .. } => Kind::Packet,
             ServerMail::Datagram { .. } => Kind::Datagram,
             ServerMail::Packet { .. } => Kind::Packet,
             ServerMail::Evict { .. } | ServerMail::ClientMayBeGone { .. } => Kind::Control,

@@ -50,7 +50,7 @@ impl ServerCore {
         let mut entrances = (0..).map(EntranceId);
         for ((number, of_door), sockets) in (0..).zip(&shared.doors).zip(sockets) {
             let id = DoorId(number);
-            let door = Door::open(id, context, shared, of_door, sockets.quic)?;
+            let door = Door::open(id, context, shared, of_door, sockets.quic, sockets.tls)?;
             for (service, sockets) in of_door.services.iter().zip(sockets.services) {
                 for (sockets, id) in sockets.into_iter().zip(entrances.by_ref()) {
                     let entrance = Entrance::open(id, &door, service, sockets)?;
@@ -100,6 +100,16 @@ impl ServerCore {
                 let door = self.doors.get(&door);
                 if let Some(endpoint) = door.and_then(|door| door.endpoint(address)) {
                     endpoint.inject(&mut data, from, to_ip);
+                }
+            }
+            ServerMail::TlsConnection {
+                door,
+                address,
+                connection,
+            } => {
+                let door = self.doors.get(&door);
+                if let Some(door) = door {
+                    door.tls_from_other_core(address, *connection);
                 }
             }
             ServerMail::Evict { door, client } => {

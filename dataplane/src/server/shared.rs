@@ -24,6 +24,8 @@ pub(crate) type ServerContext = RoleContext<ServerMail>;
 pub(crate) struct DoorSockets {
     /// For QUIC, one for each of the door's addresses.
     pub(crate) quic: Vec<UdpSocket>,
+    /// For TLS at the same addresses, where it is to be had.
+    pub(crate) tls: Vec<Option<TcpListener>>,
     /// Of the entrances of each service, in the order of its ports.
     pub(crate) services: Vec<Vec<EntranceSockets>>,
 }

@@ -31,6 +31,7 @@ mod log_lines;
 mod many_visitors;
 mod offers;
 mod one_file;
+mod over_tls;
 mod places;
 mod proxies;
 mod proxy_headers;

@@ -57,6 +57,7 @@ impl Endpoint {
         loop {
             if self.closing.get() && self.lanes.borrow().is_empty() {
                 self.stopped.set();
+                self.close_all_tls();
                 *self.owner.borrow_mut() = None;
                 if let Some(Some(timer)) = self.fine_timer.get() {
                     // Its task finds the endpoint gone, or at its end. Failing, it goes with the runtime.
@@ -250,6 +251,9 @@ impl Endpoint {
         self.note_path(lane);
         lane.debts_paid();
         for round in 1.. {
+            if !batch.carries() && self.must_wait_for_tls(lane) {
+                break;
+            }
             let filled = batch.fill(lane, segments);
             self.send(lane, batch).await;
             if filled == Filled::All {
@@ -293,12 +297,17 @@ impl Endpoint {
             .add(changes.datagrams_dropped as u64);
     }
 
-    async fn send(&self, lane: &Lane, batch: &Batch) {
+    async fn send(self: &Rc<Self>, lane: &Lane, batch: &Batch) {
         let Some(ready) = batch.ready() else { return };
+        if let Some(id) = ready.way.tls {
+            self.send_tls(id, &ready);
+            return;
+        }
+        let (to, from_ip) = (ready.way.peer, ready.way.local);
         loop {
             match self
                 .socket
-                .try_send(ready.bytes, ready.segment, ready.to, ready.from_ip)
+                .try_send(ready.bytes, ready.segment, to, from_ip)
             {
                 Ok(()) => {
                     self.counters.quic_send_batches.increment();
@@ -335,13 +344,12 @@ impl Endpoint {
                 // EINVAL or EIO: the device, or this one destination, cannot do GSO.
                 Err(error) if ready.segment < ready.bytes.len() && may_be_gso(&error) => {
                     if self.counters.gso_fallbacks.get() == 0 {
-                        tracing::warn!(%error, to = %ready.to, "the kernel refuses GSO; sending single packets, which is slower");
+                        tracing::warn!(%error, %to, "the kernel refuses GSO; sending single packets, which is slower");
                     }
                     self.counters.gso_fallbacks.increment();
                     self.no_gso_until.set(Some(Instant::now() + GSO_PAUSE));
                     for packet in ready.bytes.chunks(ready.segment) {
                         // What is lost here is repeated by QUIC.
-                        let (to, from_ip) = (ready.to, ready.from_ip);
                         let sent = self.socket.try_send(packet, packet.len(), to, from_ip);
                         if sent.is_err() {
                             self.counters.quic_sends_failed.increment();
@@ -354,7 +362,7 @@ impl Endpoint {
                     if !self.accepts {
                         lane.unreachable();
                     }
-                    tracing::debug!(%error, to = %ready.to, "send failed");
+                    tracing::debug!(%error, %to, "send failed");
                     self.socket_error(&error);
                     return;
                 }
@@ -423,6 +431,7 @@ impl Endpoint {
     /// The lane is none any more: its place, its number and its connection ids are free.
     pub(super) fn forget(&self, lane: &Rc<Lane>) {
         self.lanes.borrow_mut().remove(&lane.key());
+        self.close_tls_of(lane.key());
         for id in lane.conn.borrow().source_ids() {
             if let Ok(id) = <&[u8; CID_LEN]>::try_from(id.as_ref()) {
                 self.by_cid.borrow_mut().remove(id);

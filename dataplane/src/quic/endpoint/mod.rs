@@ -8,12 +8,14 @@ mod broken;
 #[cfg(test)]
 mod datagram_tests;
 mod flush;
+mod over_tls;
 #[cfg(test)]
 mod panic_tests;
 mod receive;
 #[cfg(test)]
 mod resumption_tests;
 mod strangers;
+mod tls_port;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -33,7 +35,9 @@ use super::admission::Admission;
 use super::lane::{Connection, Lane};
 use super::reset::ResetKey;
 use super::retry::RetryKey;
-use super::roaming::Way;
+use super::over_tls::TlsConnection;
+use super::over_tls::way::TlsWay;
+use super::roaming::{TlsId, Way};
 use super::settings;
 use super::timers::Timers;
 use crate::core::counters::CoreCounters;
@@ -54,6 +58,10 @@ pub(crate) trait EndpointOwner {
         from: SocketAddr,
         to_ip: Option<IpAddr>,
     ) -> bool;
+    /// A TLS connection carries packets for another core. Returns false if it could not be handed over.
+    fn hand_over_tls(&self, _core: usize, _connection: TlsConnection) -> bool {
+        false
+    }
 }
 
 /// How an endpoint is set up.
@@ -92,6 +100,15 @@ pub(crate) struct Endpoint {
     resets: Cell<(Instant, u32)>,
     owner: RefCell<Option<Rc<dyn EndpointOwner>>>,
     lanes: RefCell<HashMap<u64, Rc<Lane>, FxBuildHasher>>,
+    /// Connections that carry packets where UDP does not pass.
+    tls_ways: RefCell<HashMap<TlsId, Rc<TlsWay>, FxBuildHasher>>,
+    next_tls: Cell<u64>,
+    /// What those of them have who may be anybody. Endpoints that only dial have no strangers.
+    tls_admission: Option<RefCell<Admission>>,
+    /// Handshakes of TLS connections, each with what ends it.
+    tls_handshakes: RefCell<HashMap<TlsId, Rc<Event>, FxBuildHasher>>,
+    /// No TLS connection is to be accepted any more.
+    tls_stop: Event,
     /// Connection ids that we issued. Only we choose the keys, so a fast hash is safe.
     by_cid: RefCell<HashMap<[u8; CID_LEN], Rc<Lane>, FxBuildHasher>>,
     /// First destination connection ids, chosen by clients: hashed so that they cannot choose collisions.
@@ -143,6 +160,13 @@ impl Endpoint {
             resets: Cell::new((Instant::now(), 0)),
             owner: RefCell::new(owner),
             lanes: RefCell::default(),
+            tls_ways: RefCell::default(),
+            next_tls: Cell::new(0),
+            tls_admission: setup
+                .accepts
+                .then(|| RefCell::new(Admission::new(rand::random(), Instant::now()))),
+            tls_handshakes: RefCell::default(),
+            tls_stop: Event::default(),
             by_cid: RefCell::default(),
             by_initial: RefCell::default(),
             admission: setup
@@ -181,7 +205,8 @@ impl Endpoint {
     /// Begins a lane towards `peer`, aimed at the server core `aim` by the first byte of its connection id.
     ///
     /// With a `session` it goes on from that one if the server still can, and what is sent before the handshake is
-    /// complete may travel as early data.
+    /// complete may travel as early data. Nothing is
+    /// sent before the caller's task yields: until then it may choose another way than UDP ([`Lane::choose_way`]).
     ///
     /// # Errors
     /// If quiche refuses the parameters or the session.
@@ -214,7 +239,7 @@ impl Endpoint {
         if let Some(session) = session {
             conn.set_session(session)?;
         }
-        let lane = self.adopt(conn, scid, Way { peer, local: None });
+        let lane = self.adopt(conn, scid, Way::over_udp(peer, None));
         lane.mark_dirty();
         Ok(lane)
     }
@@ -222,6 +247,7 @@ impl Endpoint {
     /// Ends the endpoint once its last lane is gone. Lanes are not closed by this.
     pub(crate) fn stop_when_empty(&self) {
         self.closing.set(true);
+        self.tls_stop.set();
         self.flush.set();
     }
 
@@ -242,7 +268,7 @@ impl Endpoint {
         from: SocketAddr,
         to_ip: Option<IpAddr>,
     ) {
-        self.packet(packet, from, to_ip, true);
+        self.packet(packet, Way::over_udp(from, to_ip), true);
         self.finish_turn();
     }
 

@@ -31,7 +31,7 @@ use rustc_hash::FxBuildHasher;
 use super::end::LaneEnd;
 use super::endpoint::Endpoint;
 use super::handshake::Handshake;
-use super::roaming::Way;
+use super::roaming::{TlsId, Way};
 use crate::buffer::{Holdings, PooledBuffers};
 use crate::core::event::Event;
 use crate::core::memory::LaneAllowance;
@@ -87,6 +87,8 @@ pub(crate) trait LaneEvents {
     fn datagrams_done(&self, lane: &Rc<Lane>);
     /// The peer leaves unanswered what was sent to it, or is heard again.
     fn silence(&self, _lane: &Rc<Lane>, _silent: bool) {}
+    /// The TLS connection that the lane rode is over: it has no way to its peer until another one is chosen.
+    fn way_lost(&self, _lane: &Rc<Lane>, _id: TlsId) {}
     /// The lane has ended; its streams have been woken.
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd);
 }

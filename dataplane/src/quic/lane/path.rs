@@ -5,7 +5,7 @@
 //! wait behind a probe that fails, and then be dropped without a word.
 
 use std::cell::{Cell, RefCell};
-use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use qmux_proto::control::{Message, PathChallenge};
@@ -14,7 +14,7 @@ use qmux_proto::varint;
 use super::Lane;
 use super::datagrams::Tally;
 use crate::quic::path_numbers::PathSample;
-use crate::quic::roaming::{Moved, Roaming, Way};
+use crate::quic::roaming::{Moved, Roaming, TlsId, Way};
 
 /// Every path of QUIC carries packets of this size (RFC 9000 section 14).
 pub(crate) const PACKET_BYTES_SURE: usize = quiche::MIN_CLIENT_INITIAL_LEN;
@@ -94,10 +94,20 @@ impl Lane {
         self.path.first
     }
 
-    /// The peer's and the local address for the next packet.
-    pub(in crate::quic) fn destination(&self) -> (SocketAddr, Option<IpAddr>) {
-        let way = self.way();
-        (way.peer, way.local)
+    /// For a client: packets go along `way` from now on.
+    pub(crate) fn choose_way(&self, way: Way) {
+        self.path.roaming.borrow_mut().choose(way);
+        self.path.on_probation.set(false);
+    }
+
+    /// The TLS connection that the lane rides is over.
+    pub(in crate::quic) fn way_lost(self: &Rc<Self>, id: TlsId) {
+        if self.nobody_listens(std::io::ErrorKind::ConnectionReset) {
+            return;
+        }
+        if let Some(events) = self.events() {
+            events.way_lost(self, id);
+        }
     }
 
     /// Whether packets go where the peer's come from.

@@ -10,7 +10,7 @@ mod session;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket as StdUdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use rustc_hash::FxBuildHasher;
 use crate::core::counters::CoreCounters;
 use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::quic::lane::Lane;
+use crate::quic::over_tls::TlsConnection;
 use crate::quic::reset::ResetKey;
 use crate::quic::{settings, tls};
 use crate::server::ids::DoorId;
@@ -33,6 +34,7 @@ use crate::server::pool::membership::LaneMembership;
 use crate::server::pool::registry::{Applicant, Joined, NotJoined};
 use crate::server::shared::{ServedService, ServerContext, ServerShared, SharedDoor};
 use crate::server::udp::lane::LaneFlows;
+use crate::sys::tcp::Acceptor;
 use crate::sys::udp::{Purpose, UdpSocket};
 use lane::{ServerLane, ServerLaneEvents};
 
@@ -69,6 +71,7 @@ impl Door {
         shared: &Arc<ServerShared>,
         of_all_cores: &Arc<SharedDoor>,
         sockets: Vec<StdUdpSocket>,
+        tls_sockets: Vec<Option<TcpListener>>,
     ) -> Result<Rc<Door>, String> {
         let this = Rc::new(Door {
             id,
@@ -86,6 +89,11 @@ impl Door {
         let sockets = sockets.into_iter().enumerate();
         let endpoints = sockets.map(|(address, socket)| this.open_address(address, socket));
         let endpoints = endpoints.collect::<Result<Vec<_>, _>>()?;
+        for (endpoint, socket) in endpoints.iter().zip(tls_sockets) {
+            if let Some(socket) = socket {
+                this.open_tls(endpoint, socket)?;
+            }
+        }
         let _first = this.endpoints.set(endpoints);
         Ok(this)
     }
@@ -122,6 +130,15 @@ impl Door {
         Ok(Endpoint::start(setup, Some(Rc::new(owner))))
     }
 
+    /// Lets clients in over TLS, too.
+    fn open_tls(&self, endpoint: &Rc<Endpoint>, socket: TcpListener) -> Result<(), String> {
+        let server = self.shared.server().ok_or("no [server] section")?;
+        let context = tls::carrier_server(server).map_err(|error| error.to_string())?;
+        let acceptor = Acceptor::adopt(socket).map_err(|error| error.to_string())?;
+        endpoint.accept_tls(acceptor, context);
+        Ok(())
+    }
+
     pub(crate) fn server(&self) -> &Server {
         // The role only starts with a `[server]` section (`Door::open` checks it).
         self.shared
@@ -148,6 +165,14 @@ impl Door {
     /// The endpoint of one of the door's addresses.
     pub(crate) fn endpoint(&self, address: usize) -> Option<&Rc<Endpoint>> {
         self.endpoints().get(address)
+    }
+
+    /// Takes a TLS connection that another core has accepted.
+    pub(crate) fn tls_from_other_core(&self, address: usize, connection: TlsConnection) {
+        let endpoint = self.endpoint(address);
+        if !endpoint.is_some_and(|endpoint| endpoint.inject_tls(connection)) {
+            self.counters().tls_handovers_dropped.increment();
+        }
     }
 
     /// The task of a flow has panicked.
@@ -436,6 +461,15 @@ impl EndpointOwner for Owner {
             data: packet.to_vec(),
             from,
             to_ip,
+        };
+        self.door.context.post.send(core, mail).is_ok()
+    }
+
+    fn hand_over_tls(&self, core: usize, connection: TlsConnection) -> bool {
+        let mail = ServerMail::TlsConnection {
+            door: self.door.id,
+            address: self.address,
+            connection: Box::new(connection),
         };
         self.door.context.post.send(core, mail).is_ok()
     }
