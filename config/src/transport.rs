@@ -106,7 +106,8 @@ impl Proxy {
     /// Reads `proxy` and `password_file`.
     pub(crate) fn read(section: &Section<'_>, transport: Transport) -> Self {
         let proxy = section.filled_string("proxy", PROXY_FORM);
-        let file = section.filled_string("password_file", "the path of a file that holds a password");
+        let file =
+            section.filled_string("password_file", "the path of a file that holds a password");
         let Some(proxy) = proxy else {
             if let Some(file) = file {
                 let message = "has no proxy to belong to; it must stand beside proxy";
@@ -276,11 +277,18 @@ mod tests {
     fn a_proxy_is_an_address_with_or_without_credentials() {
         let parsed = ProxyAddress::parse("http://proxy.example.com:3128/").expect("a proxy");
         assert_eq!(parsed.protocol, ProxyProtocolOut::Http);
-        assert_eq!((parsed.host.as_str(), parsed.port), ("proxy.example.com", 3128));
+        assert_eq!(
+            (parsed.host.as_str(), parsed.port),
+            ("proxy.example.com", 3128)
+        );
         assert_eq!((parsed.user.as_str(), &parsed.password), ("", &None));
-        let parsed = ProxyAddress::parse("socks5://me:a%40b%3A@[2001:db8::1]:1080").expect("a proxy");
+        let parsed =
+            ProxyAddress::parse("socks5://me:a%40b%3A@[2001:db8::1]:1080").expect("a proxy");
         assert_eq!(parsed.protocol, ProxyProtocolOut::Socks5);
-        assert_eq!((parsed.host.as_str(), parsed.user.as_str()), ("2001:db8::1", "me"));
+        assert_eq!(
+            (parsed.host.as_str(), parsed.user.as_str()),
+            ("2001:db8::1", "me")
+        );
         assert_eq!(parsed.password.expect("a password").expose(), b"a@b:");
     }
 

@@ -306,13 +306,24 @@ impl Drop for CloseOnDrop {
     }
 }
 
-fn dial(
+/// A lane that is never registered, to find out whether QUIC gets through.
+pub(super) fn dial_scout(
+    core: &Rc<ClientCore>,
+    server: &ServerState,
+) -> Result<Rc<Lane>, AttemptEnd> {
+    let client = core.shared.client().ok_or_else(no_client_section)?;
+    let endpoint = open_endpoint(core, client, server)?;
+    let dialed = endpoint.dial(server.address, &server.server_name, 0, None);
+    endpoint.stop_when_empty();
+    dialed.map_err(|error| AttemptEnd::Failed(error.to_string()))
+}
+
+/// A socket of its own towards the server.
+fn open_endpoint(
     core: &Rc<ClientCore>,
     client: &Client,
     server: &ServerState,
-    lane_index: usize,
-    over: Option<TlsConnection>,
-) -> Result<(Rc<Endpoint>, Rc<Lane>, usize, Resumption), AttemptEnd> {
+) -> Result<Rc<Endpoint>, AttemptEnd> {
     let peer = server.address;
     let failed = |error: &dyn Display| AttemptEnd::Failed(error.to_string());
     let socket = bind::udp_towards(peer).map_err(|error| no_socket(&error, peer))?;
@@ -328,7 +339,7 @@ fn dial(
     let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| failed(&error))?;
     // Where it cannot be had, a handshake in vain merely takes its whole time.
     let _heard = socket.hear_unreachable(true);
-    let endpoint = Endpoint::start(
+    Ok(Endpoint::start(
         EndpointSetup {
             socket,
             core: core.context.index,
@@ -341,30 +352,38 @@ fn dial(
             counters: Arc::clone(&core.context.counters),
         },
         None,
-    );
+    ))
+}
+
+fn dial(
+    core: &Rc<ClientCore>,
+    client: &Client,
+    server: &ServerState,
+    lane_index: usize,
+    over: Option<TlsConnection>,
+) -> Result<(Rc<Endpoint>, Rc<Lane>, usize, Resumption), AttemptEnd> {
+    let endpoint = open_endpoint(core, client, server)?;
+    let failed = |error: &dyn Display| {
+        endpoint.stop_when_empty();
+        AttemptEnd::Failed(error.to_string())
+    };
     let way = match over.map(|connection| endpoint.adopt_tls(connection)) {
         None => None,
         Some(Ok(id)) => endpoint.tls_way(id),
-        Some(Err(error)) => {
-            endpoint.stop_when_empty();
-            return Err(failed(&error));
-        }
+        Some(Err(error)) => return Err(failed(&error)),
     };
     let aim = lane_index % server.cores().max(1);
     let mut resumption = Resumption::prepare(core, client, server);
     let dial = |session: Option<&[u8]>| {
         let first_byte = u8::try_from(aim).unwrap_or(0);
-        endpoint.dial(peer, &server.server_name, first_byte, session)
+        endpoint.dial(server.address, &server.server_name, first_byte, session)
     };
     let mut dialed = dial(resumption.session());
     if dialed.is_err() && resumption.is_offered() {
         resumption.unusable();
         dialed = dial(None);
     }
-    let lane = dialed.map_err(|error| {
-        endpoint.stop_when_empty();
-        failed(&error)
-    })?;
+    let lane = dialed.map_err(|error| failed(&error))?;
     if let Some(way) = way {
         lane.choose_way(way);
     }

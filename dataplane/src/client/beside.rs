@@ -19,8 +19,8 @@ use std::time::Instant;
 
 use super::ClientCore;
 use super::attempt::{AttemptEnd, another};
-use super::reach::{Watch, leave_once_registered};
 use super::backoff::Backoff;
+use super::reach::{Watch, leave_once_registered};
 use super::session::{Leaving, Served, Session};
 use super::supervisor::Supervisor;
 

@@ -1,15 +1,22 @@
 //! TLS connections to servers, for lanes where UDP does not pass.
 
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::time::Duration;
 
 use qmux_config::ServerTarget;
 
 use super::ClientCore;
+use super::proxy::{self, Place};
 use super::server::ServerState;
+use super::shared::ProxyTarget;
 use crate::core::time;
 use crate::quic::over_tls::{self, TlsConnection};
 use crate::quic::tls;
 use crate::sys::tcp::TcpSocket;
+
+/// Addresses of a proxy that are tried, one after the other.
+const PROXY_ADDRESSES_MAX: usize = 3;
 
 /// Dials TLS at the server's address, which is where its QUIC is. Dropping this ends the attempt.
 ///
@@ -36,10 +43,9 @@ async fn connect(core: &Rc<ClientCore>, server: &ServerState) -> Result<TlsConne
     let context = credentials
         .and_then(|credentials| tls::carrier_client(&credentials))
         .map_err(|error| error.to_string())?;
-    let connecting = time::timeout(patience, TcpSocket::connect_carrier(server.address)).await;
-    let socket = match connecting {
-        Err(_) => return Err(format!("TCP is not answered within {} s", patience.as_secs_f32())),
-        Ok(connected) => connected.map_err(|error| error.to_string())?,
+    let socket = match through(core, server)? {
+        None => connect_to(server.address, patience).await?,
+        Some(proxy) => connect_through(core, server, proxy, patience).await?,
     };
     over_tls::connect(socket, &context, &server.server_name, patience)
         .await
@@ -49,4 +55,67 @@ async fn connect(core: &Rc<ClientCore>, server: &ServerState) -> Result<TlsConne
 /// What the file says of the server.
 pub(super) fn target<'a>(core: &'a ClientCore, server: &ServerState) -> Option<&'a ServerTarget> {
     core.shared.client()?.servers.get(server.target)
+}
+
+/// The proxy to go through.
+fn through<'a>(
+    core: &'a ClientCore,
+    server: &ServerState,
+) -> Result<Option<&'a ProxyTarget>, String> {
+    match core.shared.targets.get(server.target).map(|it| &it.proxy) {
+        Some(Ok(proxy)) => Ok(proxy.as_ref()),
+        Some(Err(why)) => Err(why.clone()),
+        None => Ok(None),
+    }
+}
+
+async fn connect_to(address: SocketAddr, patience: Duration) -> Result<TcpSocket, String> {
+    match time::timeout(patience, TcpSocket::connect_carrier(address)).await {
+        Err(_) => Err(format!(
+            "no answer over TCP within {} s",
+            patience.as_secs_f32()
+        )),
+        Ok(connected) => connected.map_err(|error| error.to_string()),
+    }
+}
+
+async fn connect_through(
+    core: &ClientCore,
+    server: &ServerState,
+    target: &ProxyTarget,
+    patience: Duration,
+) -> Result<TcpSocket, String> {
+    let ProxyTarget { proxy, name } = target;
+    let named = |why: String| format!("the proxy {proxy}: {why}");
+    let addresses = name.addresses();
+    let mut last = "its name cannot be resolved".to_owned();
+    for address in addresses.iter().take(PROXY_ADDRESSES_MAX) {
+        let socket = match connect_to(*address, patience).await {
+            Ok(socket) => socket,
+            Err(why) => {
+                last = why;
+                continue;
+            }
+        };
+        let place = place(core, server);
+        let opening = proxy::open(&socket, proxy, &place);
+        return match time::timeout(patience, opening).await {
+            Err(_) => Err(named(format!("no way within {} s", patience.as_secs_f32()))),
+            Ok(Err(why)) => Err(named(why)),
+            Ok(Ok(())) => Ok(socket),
+        };
+    }
+    Err(named(last))
+}
+
+/// What the proxy is asked for: the name of the dp.toml, which it may know better than this host, unless that name stands
+/// for several servers.
+fn place(core: &ClientCore, server: &ServerState) -> Place {
+    let only = core.shared.other_addresses(server).is_empty();
+    match target(core, server) {
+        Some(target) if only && target.host.parse::<IpAddr>().is_err() => {
+            Place::Name(target.host.clone(), target.port)
+        }
+        _ => Place::Address(server.address),
+    }
 }

@@ -13,12 +13,14 @@ use super::presence;
 use super::seen::FlowsSeen;
 use super::server::ServerState;
 use super::udp::ClientFlows;
+use super::ways::News;
 use super::{ClientContext, ClientShared};
 use crate::core::event::Event;
 use crate::core::memory;
 use crate::core::task::spawn_or;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
+use crate::quic::roaming::TlsId;
 
 const _: () = assert!(
     qmux_config::CLIENT_SERVICES_MAX <= u64::BITS as usize,
@@ -42,6 +44,8 @@ pub(super) struct ClientLane {
     seen: RefCell<FlowsSeen>,
     /// How many it will have opened in all, once it has said that there are no more.
     flows_in_all: Cell<Option<u64>>,
+    /// What was found out about its ways, for its session.
+    pub(super) news: News,
     /// What the server makes of the services.
     pub(super) answers: Rc<LaneAnswers>,
     /// The services of which the server was told last that they are down, a bit for each by its
@@ -71,6 +75,7 @@ impl ClientLane {
             alarmed: Cell::new(false),
             seen: RefCell::default(),
             flows_in_all: Cell::new(None),
+            news: News::default(),
             answers,
             told_down: Cell::new(0),
         })
@@ -209,6 +214,11 @@ impl LaneEvents for ClientLaneEvents {
 
     fn datagrams_done(&self, _lane: &Rc<Lane>) {
         self.0.udp.datagrams_done();
+    }
+
+    fn way_lost(&self, _lane: &Rc<Lane>, id: TlsId) {
+        self.0.news.tls_lost(id);
+        self.0.wake.set();
     }
 
     fn ended(&self, _lane: &Rc<Lane>, _end: &LaneEnd) {

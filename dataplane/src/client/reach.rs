@@ -151,7 +151,9 @@ async fn race(
     if !server.quic_is_in_vain(Instant::now()) {
         match alone(&mut quic, &quic_watch).await {
             None => {}
-            Some(Err(end)) if is_unheard(&end) && !quic_watch.was_answered() => quic_end = Some(end),
+            Some(Err(end)) if is_unheard(&end) && !quic_watch.was_answered() => {
+                quic_end = Some(end)
+            }
             Some(done) => return done,
         }
     }

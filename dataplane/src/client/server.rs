@@ -1,11 +1,12 @@
 //! One server as all cores of the client see it: an address, and what its lanes have learned about it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::answers::Told;
+use super::fallback::Riding;
 use crate::quic::path_numbers::PathNumbers;
 
 /// An alarm is not given again within this time: the lanes that heard it ask until they are answered.
@@ -13,6 +14,31 @@ const ALARM_PAUSE: Duration = Duration::from_millis(100);
 
 /// For how long QUIC is not waited for after it was unheard.
 const IN_VAIN_FOR: Duration = Duration::from_secs(60);
+
+/// What a try of QUIC has shown holds for all lanes for this long.
+const PROBE_HOLDS: Duration = Duration::from_secs(4);
+
+/// A try that has said nothing for this long has died.
+const PROBE_LASTS: Duration = Duration::from_secs(10);
+
+/// A try of QUIC by one lane, for all.
+#[derive(Debug, Clone, Copy)]
+struct Tried {
+    at: Instant,
+    /// Not known yet.
+    passes: Option<bool>,
+}
+
+/// Who finds out whether QUIC gets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum QuicProbe {
+    /// Whoever asks.
+    Yours,
+    /// Another lane does just now.
+    UnderWay,
+    /// It was found out a moment ago.
+    Known(bool),
+}
 
 /// Nobody has the probing role.
 const NOBODY: u64 = 0;
@@ -52,6 +78,10 @@ pub(crate) struct ServerState {
     /// The log has it that it stops.
     told_to_drain: AtomicBool,
     started: Instant,
+    /// Registered lanes that ride TLS.
+    over_tls: AtomicUsize,
+    /// The last try of QUIC while TLS carries lanes.
+    quic_tried: Mutex<Option<Tried>>,
     /// Until when QUIC is thought not to get through to it, in milliseconds after `started`; 0: it is not.
     quic_in_vain_until_ms: AtomicU64,
     /// When the last alarm was given, in milliseconds after `started`, plus 1.
@@ -96,6 +126,8 @@ impl ServerState {
             path: PathNumbers::default(),
             told_to_drain: AtomicBool::new(false),
             started: Instant::now(),
+            over_tls: AtomicUsize::new(0),
+            quic_tried: Mutex::default(),
             quic_in_vain_until_ms: AtomicU64::new(0),
             last_alarm_ms: AtomicU64::new(0),
         })
@@ -222,6 +254,63 @@ impl ServerState {
     pub(super) fn quic_is_in_vain(&self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.started).as_millis();
         since < u128::from(self.quic_in_vain_until_ms.load(Ordering::Relaxed))
+    }
+
+    /// A lane that rides TLS wants to know whether QUIC gets through.
+    pub(super) fn begin_quic_probe(&self, now: Instant) -> QuicProbe {
+        let mut tried = self
+            .quic_tried
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match *tried {
+            Some(Tried {
+                at,
+                passes: Some(passes),
+            }) if now < at + PROBE_HOLDS => QuicProbe::Known(passes),
+            Some(Tried { at, passes: None }) if now < at + PROBE_LASTS => QuicProbe::UnderWay,
+            _ => {
+                *tried = Some(Tried {
+                    at: now,
+                    passes: None,
+                });
+                QuicProbe::Yours
+            }
+        }
+    }
+
+    /// What came of it.
+    pub(super) fn quic_probed(&self, passes: bool, now: Instant) {
+        let mut tried = self
+            .quic_tried
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *tried = Some(Tried {
+            at: now,
+            passes: Some(passes),
+        });
+        drop(tried);
+        if passes {
+            self.quic_passes();
+        }
+    }
+
+    /// What carries a registered lane from now on.
+    pub(super) fn lane_rides(&self, riding: Riding) {
+        if riding == Riding::Tls {
+            self.over_tls.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Lanes that ride TLS now.
+    pub(super) fn lanes_over_tls(&self) -> usize {
+        self.over_tls.load(Ordering::Acquire)
+    }
+
+    /// A registered lane does not ride what it rode any more.
+    pub(super) fn lane_leaves(&self, riding: Riding) {
+        if riding == Riding::Tls {
+            self.over_tls.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     /// QUIC gets through.

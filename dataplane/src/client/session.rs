@@ -24,6 +24,7 @@ use super::lane::ClientLane;
 use super::presence;
 use super::server;
 use super::supervisor::Supervisor;
+use super::ways::Ways;
 use super::{ClientCore, ClientMail, going_away};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
@@ -101,6 +102,7 @@ pub(super) struct Session {
     heard: u64,
     acknowledged: u64,
     vigil: Vigil,
+    ways: Ways,
     /// It counts among the lanes that its server has.
     counted: bool,
     /// It counts among those of them that nobody answers.
@@ -136,6 +138,7 @@ impl Session {
             heard: 0,
             acknowledged: 0,
             vigil: Vigil::new(jittered(client.probe_interval)),
+            ways: Ways::new(core, &this),
             counted: true,
             loss_told: LossTold::default(),
             unanswered: false,
@@ -315,7 +318,10 @@ impl Session {
 
     /// Waits for the next thing to happen, until `until` at the latest, and deals with it.
     async fn step(&mut self, until: Option<Instant>) -> Happened {
-        let deadline = [until, self.vigil.next()]
+        let now = Instant::now();
+        let (heard, _) = self.signs_of_life();
+        self.ways.mind(now, self.vigil.unanswered_since(heard));
+        let deadline = [until, self.vigil.next(), self.ways.deadline()]
             .into_iter()
             .flatten()
             .fold(self.next_beat.min(self.next_ping), Instant::min)

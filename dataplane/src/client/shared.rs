@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use qmux_config::{Client, Config};
+use qmux_config::{Client, Config, ProxyAddress, ServerTarget};
 
 use super::MAIL_PAUSE;
 use super::mail::ClientMail;
+use super::proxy;
 use super::roster::{self, Roster};
 use super::server::ServerState;
 use super::services::Services;
@@ -30,6 +31,9 @@ const _: () = assert!(
 /// Where a server's name stands in the config.
 const SERVER_SETTING: &str = "address in [[client.servers]]";
 
+/// Where a proxy's name stands in the config.
+const PROXY_SETTING: &str = "proxy in [[client.servers]]";
+
 /// One configured server. Each address that its name resolves to is a server of its own.
 #[derive(Debug)]
 pub(crate) struct Target {
@@ -37,6 +41,25 @@ pub(crate) struct Target {
     pub(crate) name: Arc<Name>,
     /// What its certificate must be for.
     pub(crate) server_name: String,
+    /// The proxy that TLS goes through, and where that is; or why there can be none.
+    pub(super) proxy: Result<Option<ProxyTarget>, String>,
+}
+
+/// A proxy and where it is.
+#[derive(Debug)]
+pub(super) struct ProxyTarget {
+    pub(super) proxy: ProxyAddress,
+    pub(super) name: Arc<Name>,
+}
+
+impl ProxyTarget {
+    fn of(server: &ServerTarget) -> Result<Option<ProxyTarget>, String> {
+        let proxy = proxy::of(&server.proxy, &server.host, server.port)?;
+        Ok(proxy.map(|proxy| ProxyTarget {
+            name: Name::later(&proxy.host, proxy.port, PROXY_SETTING),
+            proxy,
+        }))
+    }
 }
 
 /// What all cores of the client role share.
@@ -80,6 +103,7 @@ impl ClientShared {
             .map(|target| Target {
                 name: Name::later(&target.host, target.port, SERVER_SETTING),
                 server_name: target.server_name.clone(),
+                proxy: ProxyTarget::of(target),
             })
             .collect();
         let names = targets.iter().map(|target| target.server_name.clone());
@@ -147,6 +171,11 @@ impl ClientShared {
         let interval = client.resolve_interval;
         for host in self.services.hosts() {
             resolve::keep_fresh(host, interval, |_| {})?;
+        }
+        for target in &self.targets {
+            if let Ok(Some(proxy)) = &target.proxy {
+                resolve::keep_fresh(Arc::clone(&proxy.name), interval, |_| {})?;
+            }
         }
         for (index, target) in self.targets.iter().enumerate() {
             let (shared, post) = (Arc::clone(self), Arc::clone(post));

@@ -94,6 +94,12 @@ counters! {
     tls_dials,
     /// The same in vain.
     tls_dials_failed,
+    /// Times that a lane went from UDP to TLS with its flows, or to another TLS connection.
+    lanes_moved_to_tls,
+    /// Times that a lane went from TLS to UDP with its flows.
+    lanes_moved_to_udp,
+    /// Tries whether QUIC gets through while lanes ride TLS.
+    quic_probes,
     /// Lanes dialled over TLS because QUIC was not heard, beside it.
     lanes_raced,
     /// TCP connections for lanes accepted.

@@ -15,7 +15,7 @@ pub(crate) mod over_tls;
 pub(crate) mod path_numbers;
 pub(crate) mod reset;
 mod retry;
-mod roaming;
+pub(crate) mod roaming;
 pub(crate) mod sessions;
 pub(crate) mod settings;
 pub(crate) mod tickets;

@@ -244,6 +244,10 @@ impl Roaming {
     /// Bytes that may be sent now, if that is limited.
     pub(crate) fn budget(&self) -> Option<usize> {
         let probation = self.probation?;
+        // TCP has shown that the peer receives there.
+        if self.current.tls.is_some() {
+            return None;
+        }
         let left = (probation.received * AMPLIFICATION_MAX).saturating_sub(probation.sent);
         Some(usize::try_from(left).unwrap_or(usize::MAX))
     }

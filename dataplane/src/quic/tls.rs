@@ -18,8 +18,8 @@ use boring::ssl::{
 use boring::stack::Stack;
 use qmux_config::{Client, Server, ServerAuth};
 
-use super::over_tls;
 use super::credentials::{Authorities, ClientCredentials, Pair, TlsError, failed};
+use super::over_tls;
 
 /// Separates the session contexts of the two ways of authentication.
 const SESSION_CONTEXT_MTLS: &[u8] = b"qmux-dp/1 mtls";

@@ -83,6 +83,9 @@ impl Batch {
         let to = lane.way();
         let mut conn = lane.conn.borrow_mut();
         lane.release_at.set(None);
+        // TCP has a pace of its own, and says when it is full. After a time without any acknowledgement quiche's next packet
+        // may be seconds away, and on a new way nothing is in front of it.
+        let unpaced = lane.hurries.take() || to.tls.is_some();
         loop {
             let used = self.end;
             if used > 0
@@ -96,9 +99,10 @@ impl Batch {
             if self.carried.is_some() {
                 return Filled::More;
             }
-            if let Some(at) = conn
-                .get_next_release_time()
-                .and_then(|release| release.time(now))
+            if !unpaced
+                && let Some(at) = conn
+                    .get_next_release_time()
+                    .and_then(|release| release.time(now))
                 && at > now + PACING_BURST
             {
                 lane.release_at.set(at.checked_sub(PACING_REST));

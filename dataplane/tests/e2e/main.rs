@@ -32,6 +32,7 @@ mod many_visitors;
 mod offers;
 mod one_file;
 mod over_tls;
+mod over_tls_moves;
 mod places;
 mod proxies;
 mod proxy_headers;

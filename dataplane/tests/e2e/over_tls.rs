@@ -174,5 +174,7 @@ fn a_client_for_quic_alone_and_a_server_without_tls_never_speak_it() {
     drop(quic);
     let auto = launch(&ClientSetup::default()).start();
     // It says both: the relay cannot connect to the server's port either.
-    auto.wait_for_line("both transports", |line| line.contains("not over TLS either"));
+    auto.wait_for_line("both transports", |line| {
+        line.contains("not over TLS either")
+    });
 }

@@ -16,7 +16,7 @@ use crate::core::task::contained;
 use crate::core::turn;
 use crate::quic::handshake::Handshake;
 use crate::quic::lane::Lane;
-use crate::quic::transmit::{Batch, Filled};
+use crate::quic::transmit::{Batch, Filled, Ready};
 use crate::sys::timer::FineTimer;
 
 /// The runtime's timers have this resolution.
@@ -250,12 +250,18 @@ impl Endpoint {
         };
         self.note_path(lane);
         lane.debts_paid();
+        if lane.hurries.get() {
+            self.send_again(lane);
+        }
         for round in 1.. {
             if !batch.carries() && self.must_wait_for_tls(lane) {
                 break;
             }
             let filled = batch.fill(lane, segments);
             self.send(lane, batch).await;
+            if let Some(ready) = batch.ready() {
+                lane.note_sent(ready.bytes, ready.segment);
+            }
             if filled == Filled::All {
                 break;
             }
@@ -295,6 +301,35 @@ impl Endpoint {
         self.counters
             .udp_dropped_too_large
             .add(changes.datagrams_dropped as u64);
+    }
+
+    /// The lane has come to another way: sends there what was left unanswered last, if so much may be sent.
+    fn send_again(self: &Rc<Self>, lane: &Lane) {
+        let Some(packet) = lane.unanswered_packet() else {
+            return;
+        };
+        let way = lane.way();
+        let (bytes, segment) = (&packet[..], packet.len());
+        if lane.send_budget(segment).is_none_or(|room| room < segment) {
+            return;
+        }
+        lane.spend(segment);
+        if let Some(id) = way.tls {
+            self.send_tls(
+                id,
+                &Ready {
+                    bytes,
+                    segment,
+                    way,
+                },
+            );
+        } else if self
+            .socket
+            .try_send(bytes, segment, way.peer, way.local)
+            .is_err()
+        {
+            self.counters.quic_sends_failed.increment();
+        }
     }
 
     async fn send(self: &Rc<Self>, lane: &Lane, batch: &Batch) {

@@ -15,9 +15,9 @@ mod receive;
 #[cfg(test)]
 mod resumption_tests;
 mod strangers;
-mod tls_port;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tls_port;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -33,10 +33,10 @@ use rustc_hash::FxBuildHasher;
 
 use super::admission::Admission;
 use super::lane::{Connection, Lane};
-use super::reset::ResetKey;
-use super::retry::RetryKey;
 use super::over_tls::TlsConnection;
 use super::over_tls::way::TlsWay;
+use super::reset::ResetKey;
+use super::retry::RetryKey;
 use super::roaming::{TlsId, Way};
 use super::settings;
 use super::timers::Timers;

@@ -17,7 +17,9 @@ use crate::quic::roaming::{TlsId, Way};
 use crate::quic::transmit::Ready;
 
 /// A connection that no lane rides, and that brought nothing, is looked at this often.
-const IDLE_LOOK: Duration = Duration::from_secs(30);
+///
+/// Longer than a client keeps one that it may need again (`SPARE_FOR` of `client/fallback.rs`).
+const IDLE_LOOK: Duration = Duration::from_secs(60);
 
 /// Connections that one lane may have at a time on a server: the one that it rides, and a new one that it moves to. A
 /// client needs no more, and may not hold more.
@@ -48,6 +50,7 @@ impl Endpoint {
         let way = TlsWay::adopt(connection, id)?;
         self.tls_ways.borrow_mut().insert(id, Rc::clone(&way));
         self.counters.tls_connections_opened.increment();
+        tracing::debug!(core = self.core, peer = %way.way.peer, "a TLS connection carries packets");
         let (this, ends) = (Rc::clone(self), Rc::clone(self));
         crate::core::task::spawn_or(
             async move {
@@ -213,8 +216,10 @@ impl Endpoint {
         self.counters.tls_connections_ended.increment();
         self.give_tls_place_back(id);
         for lane in self.lanes() {
-            if lane.way().tls == Some(id) {
-                lane.way_lost(id);
+            let rides = lane.way().tls == Some(id);
+            // A client has one lane here, which may have meant to ride it.
+            if rides || !self.accepts {
+                lane.way_lost(id, rides);
             }
         }
     }

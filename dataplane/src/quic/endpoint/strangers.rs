@@ -97,9 +97,7 @@ impl Endpoint {
         let Some(admission) = &self.admission else {
             return; // Nobody begins lanes here: `unknown_packet` sees to it.
         };
-        let verdict = admission
-            .borrow_mut()
-            .judge(way.peer.ip(), receives, now);
+        let verdict = admission.borrow_mut().judge(way.peer.ip(), receives, now);
         match verdict {
             Verdict::Begin { displaces } => {
                 if let Some(lane) = displaces {
@@ -259,16 +257,19 @@ impl Endpoint {
     fn answer(self: &Rc<Self>, answer: &[u8], way: Way) {
         if let Some(id) = way.tls {
             let (bytes, segment) = (answer, answer.len());
-            self.send_tls(id, &Ready {
-                bytes,
-                segment,
-                way,
-            });
+            self.send_tls(
+                id,
+                &Ready {
+                    bytes,
+                    segment,
+                    way,
+                },
+            );
             return;
         }
-        let sent: io::Result<()> =
-            self.socket
-                .try_send(answer, answer.len(), way.peer, way.local);
+        let sent: io::Result<()> = self
+            .socket
+            .try_send(answer, answer.len(), way.peer, way.local);
         if sent.is_err() {
             self.counters.stateless_answers_lost.increment();
         }

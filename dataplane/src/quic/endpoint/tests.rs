@@ -16,8 +16,8 @@ use crate::buffer::Datagram;
 use crate::core::counters::CoreCounters;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
-use crate::quic::roaming::Way;
 use crate::quic::reset::ResetKey;
+use crate::quic::roaming::Way;
 use crate::quic::{settings, tls};
 use crate::sys::udp::{Purpose, UdpSocket};
 

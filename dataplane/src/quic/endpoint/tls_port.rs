@@ -38,7 +38,9 @@ impl Endpoint {
     /// Takes TLS connections at `acceptor` until the endpoint closes.
     pub(crate) fn accept_tls(self: &Rc<Self>, acceptor: Acceptor, context: SslContext) {
         let this = Rc::clone(self);
-        crate::core::task::spawn_vital(async move { this.accept_tls_until_closed(acceptor, context).await });
+        crate::core::task::spawn_vital(async move {
+            this.accept_tls_until_closed(acceptor, context).await
+        });
     }
 
     async fn accept_tls_until_closed(self: Rc<Self>, acceptor: Acceptor, context: SslContext) {

@@ -87,7 +87,7 @@ pub(crate) trait LaneEvents {
     fn datagrams_done(&self, lane: &Rc<Lane>);
     /// The peer leaves unanswered what was sent to it, or is heard again.
     fn silence(&self, _lane: &Rc<Lane>, _silent: bool) {}
-    /// The TLS connection that the lane rode is over: it has no way to its peer until another one is chosen.
+    /// A TLS connection is over. If the lane rode it, there is no way to its peer until another one is chosen.
     fn way_lost(&self, _lane: &Rc<Lane>, _id: TlsId) {}
     /// The lane has ended; its streams have been woken.
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd);
@@ -175,6 +175,8 @@ pub(crate) struct Lane {
     pub(super) armed: Cell<Option<Instant>>,
     /// The same among its deadlines of debts.
     pub(super) debts_armed: Cell<Option<Instant>>,
+    /// The lane has come to another way: the next packets wait for no pacing.
+    pub(super) hurries: Cell<bool>,
     /// When pacing lets the next packet go.
     pub(super) release_at: Cell<Option<Instant>>,
     /// When a lane is given up that has not completed its handshake, or (on a server) not registered.
@@ -237,6 +239,7 @@ impl Lane {
             touched: Cell::new(false),
             armed: Cell::new(None),
             debts_armed: Cell::new(None),
+            hurries: Cell::new(false),
             release_at: Cell::new(None),
             admission_deadline: Cell::new(Some(handshake_deadline)),
             given_up: Cell::new(false),

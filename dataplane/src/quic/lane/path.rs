@@ -13,6 +13,7 @@ use qmux_proto::varint;
 
 use super::Lane;
 use super::datagrams::Tally;
+use crate::quic::over_tls::TlsConnection;
 use crate::quic::path_numbers::PathSample;
 use crate::quic::roaming::{Moved, Roaming, TlsId, Way};
 
@@ -100,9 +101,56 @@ impl Lane {
         self.path.on_probation.set(false);
     }
 
-    /// The TLS connection that the lane rides is over.
-    pub(in crate::quic) fn way_lost(self: &Rc<Self>, id: TlsId) {
-        if self.nobody_listens(std::io::ErrorKind::ConnectionReset) {
+    /// The TLS connection that it rides.
+    pub(crate) fn tls(&self) -> Option<TlsId> {
+        self.way().tls
+    }
+
+    /// For a client: has its endpoint take packets from a TLS connection, too.
+    ///
+    /// # Errors
+    /// If its socket cannot be used, or the lane is gone.
+    pub(crate) fn adopt_tls(&self, connection: TlsConnection) -> std::io::Result<TlsId> {
+        let gone = || std::io::Error::other("the lane has ended");
+        let endpoint = self.endpoint.upgrade().ok_or_else(gone)?;
+        endpoint.adopt_tls(connection)
+    }
+
+    /// For a client: packets go along this TLS connection from now on. False if it is over.
+    pub(crate) fn ride_tls(&self, id: TlsId) -> bool {
+        let way = self.endpoint.upgrade().and_then(|it| it.tls_way(id));
+        if let Some(way) = way {
+            self.move_to(way);
+        }
+        way.is_some()
+    }
+
+    /// For a client: packets go over UDP from now on.
+    pub(crate) fn ride_udp(&self) {
+        self.move_to(self.first_way());
+        // What passed along TLS need not pass here.
+        self.distrust_packet_size();
+    }
+
+    fn move_to(&self, way: Way) {
+        self.choose_way(way);
+        // The peer learns of it by the next packet. And a packet that is acknowledged tells what was lost before, however
+        // full the window is.
+        self.ping();
+        self.hurries.set(true);
+        self.mark_dirty();
+    }
+
+    /// For a client: a TLS connection is not needed any more.
+    pub(crate) fn close_tls(&self, id: TlsId) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.close_tls(id);
+        }
+    }
+
+    /// A TLS connection that the lane rides, or might have ridden, is over.
+    pub(in crate::quic) fn way_lost(self: &Rc<Self>, id: TlsId, rides: bool) {
+        if rides && self.nobody_listens(std::io::ErrorKind::ConnectionReset) {
             return;
         }
         if let Some(events) = self.events() {
@@ -189,7 +237,11 @@ impl Lane {
             to_be_proved = matches!(moved, Moved::Challenge(_)),
             "the peer's address has changed"
         );
-        if earlier.peer.ip() != way.peer.ip() {
+        // What is lost meanwhile is known when this is acknowledged, however full the window is.
+        self.ping();
+        self.hurries.set(true);
+        let from_tls = earlier.tls.is_some() && way.tls.is_none();
+        if way.tls.is_none() && (from_tls || earlier.peer.ip() != way.peer.ip()) {
             // Another network. With a new port alone, the path is what it was (RFC 9000 section 9.4).
             self.distrust_packet_size();
         }

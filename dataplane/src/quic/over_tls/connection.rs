@@ -30,7 +30,9 @@ pub(crate) enum TlsFailure {
     #[error("the TLS handshake did not complete in {} s", .0.as_secs())]
     Slow(Duration),
     /// It speaks TLS, but not this protocol in it.
-    #[error("a TLS server answers there, but it is no server of qmux-dp, or one with tls_fallback = false")]
+    #[error(
+        "a TLS server answers there, but it is no server of qmux-dp, or one with tls_fallback = false"
+    )]
     OtherProtocol,
     /// The peer's certificate was refused.
     #[error("the server's certificate is not accepted: {0}")]
@@ -96,8 +98,7 @@ async fn shake_hands(
     side: Side,
     patience: Duration,
 ) -> Result<TlsConnection, TlsFailure> {
-    let mut pipe =
-        TlsPipe::new(ssl, side).map_err(|error| TlsFailure::Tls(error.to_string()))?;
+    let mut pipe = TlsPipe::new(ssl, side).map_err(|error| TlsFailure::Tls(error.to_string()))?;
     let done = time::timeout(patience, complete(&socket, &mut pipe)).await;
     done.map_err(|_| TlsFailure::Slow(patience))??;
     if pipe.ssl().selected_alpn_protocol() != Some(super::ALPN) {
@@ -152,7 +153,10 @@ fn explain(pipe: &TlsPipe, error: &boring::ssl::Error) -> TlsFailure {
     }
     let text = match (error.code(), error.ssl_error()) {
         (ErrorCode::SSL, Some(stack)) => {
-            let reasons = stack.errors().iter().filter_map(boring::error::Error::reason);
+            let reasons = stack
+                .errors()
+                .iter()
+                .filter_map(boring::error::Error::reason);
             reasons.collect::<Vec<_>>().join(", ")
         }
         _ => error.to_string(),

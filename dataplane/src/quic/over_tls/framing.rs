@@ -16,7 +16,9 @@ const _: () = assert!(crate::quic::settings::PACKET_BYTES_MAX <= PACKET_BYTES_MA
 
 /// The peer does not speak this protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a packet of {length} bytes, which cannot be: they have {PACKET_BYTES_MIN} to {PACKET_BYTES_MAX}")]
+#[error(
+    "a packet of {length} bytes, which cannot be: they have {PACKET_BYTES_MIN} to {PACKET_BYTES_MAX}"
+)]
 pub(super) struct BadLength {
     length: usize,
 }

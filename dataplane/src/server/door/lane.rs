@@ -234,6 +234,9 @@ impl LaneEvents for ServerLaneEvents {
             if last {
                 presence::say_down(context, membership.client(), end);
             }
+        } else if matches!(end, LaneEnd::ClosedByPeer(LaneError::Shutdown, _)) {
+            // A client that stops, or has only wanted to know whether QUIC gets through.
+            tracing::debug!(peer = address(lane), %end, "lane left before it was registered");
         } else if let Some(suppressed) = context.handshake_log.pass(Instant::now()) {
             let what = if lane.is_established() {
                 "lane ended before it was registered"
