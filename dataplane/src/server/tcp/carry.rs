@@ -374,6 +374,7 @@ impl Entrance {
             how,
             bytes_in,
             bytes_out,
+            ..
         } = ended;
         tracing::debug!(%visitor, client, %how, bytes_in, bytes_out, "flow ended");
         match how {
