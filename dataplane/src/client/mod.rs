@@ -1,31 +1,16 @@
 //! The client role on one core: its share of the lanes to every server.
 
-pub(crate) mod answers;
-mod attempt;
-#[cfg(test)]
-mod attempt_tests;
-mod backoff;
-mod beside;
-mod flow;
 mod lane;
 pub(crate) mod mail;
 #[cfg(test)]
 mod offer_tests;
-mod plan;
 mod presence;
-mod proxy_header;
-mod resumption;
-mod roster;
-mod seen;
-mod server;
-mod service;
+mod servers;
 pub(crate) mod services;
-mod session;
 mod shared;
 #[cfg(test)]
 mod simulation;
-mod supervisor;
-mod twins;
+mod tcp;
 pub(crate) mod udp;
 pub(crate) mod views;
 
@@ -43,12 +28,12 @@ use crate::flow::role::RoleContext;
 use crate::flow::udp::UdpSettings;
 use crate::sys::limits;
 use lane::ClientLane;
+use lane::plan::{LaneId, Plan};
+use lane::supervisor::Supervisor;
 use mail::ClientMail;
-use plan::{LaneId, Plan};
-use server::ServerState;
-use service::Checker;
+use servers::server::ServerState;
+use services::health::Checker;
 pub(crate) use shared::ClientShared;
-use supervisor::Supervisor;
 use udp::CoreFlows;
 
 /// Bits of a lane's serial number that count the lanes of one core; the others are the core's.

@@ -11,10 +11,10 @@ use qmux_config::{Client, Config};
 
 use super::MAIL_PAUSE;
 use super::mail::ClientMail;
-use super::roster::{self, Roster};
-use super::server::ServerState;
+use super::servers::roster::{self, Roster};
+use super::servers::server::ServerState;
+use super::servers::twins::{self, Twins};
 use super::services::Services;
-use super::twins::{self, Twins};
 use crate::core::mailbox::Post;
 use crate::quic::credentials::KeptCredentials;
 use crate::quic::sessions::SessionCache;

@@ -13,10 +13,10 @@ use qmux_config::Lanes;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::backoff::Backoff;
-use super::plan::{LaneId, Plan, lane_count};
-use super::roster::Roster;
-use super::server::ServerState;
+use super::lane::backoff::Backoff;
+use super::lane::plan::{LaneId, Plan, lane_count};
+use super::servers::roster::Roster;
+use super::servers::server::ServerState;
 
 /// Addresses that names may resolve to.
 const ADDRESSES: u8 = 8;

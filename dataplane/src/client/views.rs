@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::server::ServerState;
+use super::servers::server::ServerState;
 use super::services::Service;
 use super::shared::ClientShared;
 

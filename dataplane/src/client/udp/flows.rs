@@ -19,7 +19,7 @@ use qmux_proto::FlowError;
 use qmux_proto::control::{FlowClosed, Message};
 use rustc_hash::FxBuildHasher;
 
-use super::super::answers::LaneAnswers;
+use super::super::services::answers::LaneAnswers;
 pub(crate) use super::core_flows::CoreFlows;
 use super::core_flows::Owned;
 use super::flow::{Flow, Way, connect};

@@ -8,18 +8,18 @@ use std::collections::BTreeSet;
 use qmux_config::Lanes;
 
 /// A lane by its server's number and its own index.
-pub(super) type LaneId = (u64, usize);
+pub(crate) type LaneId = (u64, usize);
 
 /// What to do to follow the plan.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Changes {
-    pub(super) start: Vec<LaneId>,
-    pub(super) retire: Vec<LaneId>,
+pub(crate) struct Changes {
+    pub(crate) start: Vec<LaneId>,
+    pub(crate) retire: Vec<LaneId>,
 }
 
 /// The lanes of one core.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     core: usize,
     cores: usize,
     lanes: Lanes,
@@ -28,7 +28,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// No lane yet. `core` is the index of this core among `cores`.
-    pub(super) fn new(core: usize, cores: usize, lanes: Lanes) -> Plan {
+    pub(crate) fn new(core: usize, cores: usize, lanes: Lanes) -> Plan {
         Plan {
             core,
             cores,
@@ -38,7 +38,7 @@ impl Plan {
     }
 
     /// Brings the plan in line with `servers`: their numbers, each with its number of cores (0 if not known yet).
-    pub(super) fn update(&mut self, servers: impl Iterator<Item = (u64, usize)>) -> Changes {
+    pub(crate) fn update(&mut self, servers: impl Iterator<Item = (u64, usize)>) -> Changes {
         let mut wanted = BTreeSet::new();
         for (server, server_cores) in servers {
             let count = lane_count(self.lanes, server_cores, self.cores);
@@ -59,7 +59,7 @@ impl Plan {
 
 /// Lanes to open to a server of `server_cores` cores from `client_cores` cores: each core of either side gets at
 /// least one. Lane `k` joins server core `k % server_cores` and client core `k % client_cores`.
-pub(super) fn lane_count(lanes: Lanes, server_cores: usize, client_cores: usize) -> usize {
+pub(crate) fn lane_count(lanes: Lanes, server_cores: usize, client_cores: usize) -> usize {
     match lanes {
         // One lane first: it brings the number of cores, which the others need to aim.
         _ if server_cores == 0 => 1,

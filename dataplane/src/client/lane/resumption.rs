@@ -11,8 +11,8 @@ use qmux_proto::control::RefuseReason;
 
 use super::attempt::AttemptEnd;
 use super::plan::lane_count;
-use super::server::ServerState;
-use super::{ClientCore, ClientShared};
+use crate::client::servers::server::ServerState;
+use crate::client::{ClientCore, ClientShared};
 use crate::core::counters::CoreCounters;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::Lane;

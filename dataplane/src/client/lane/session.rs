@@ -18,13 +18,13 @@ use qmux_proto::control::{
     GoAway, GoAwayReason, Heartbeat, Message, PathChallenge, PathResponse, RegisterAck,
 };
 
-use super::answers;
+use super::ClientLane;
 use super::attempt::CloseOnDrop;
-use super::lane::ClientLane;
-use super::presence;
-use super::server;
 use super::supervisor::Supervisor;
-use super::{ClientCore, ClientMail, going_away};
+use crate::client::presence;
+use crate::client::servers::server;
+use crate::client::services::answers;
+use crate::client::{ClientCore, ClientMail, going_away};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;

@@ -1,5 +1,16 @@
 //! A lane as the client sees it: flows that the server opens, datagrams that it sends.
 
+mod attempt;
+#[cfg(test)]
+mod attempt_tests;
+pub(super) mod backoff;
+mod beside;
+pub(super) mod plan;
+mod resumption;
+mod seen;
+mod session;
+pub(super) mod supervisor;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,17 +19,17 @@ use std::time::Instant;
 use qmux_proto::FlowError;
 use qmux_proto::control::{Message, ServiceHealth};
 
-use super::answers::{self, LaneAnswers, Standing};
-use super::presence;
-use super::seen::FlowsSeen;
-use super::server::ServerState;
-use super::udp::ClientFlows;
-use super::{ClientContext, ClientShared};
+use crate::client::presence;
+use crate::client::servers::server::ServerState;
+use crate::client::services::answers::{self, LaneAnswers, Standing};
+use crate::client::udp::ClientFlows;
+use crate::client::{ClientContext, ClientShared};
 use crate::core::event::Event;
 use crate::core::memory;
 use crate::core::task::spawn_or;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
+use seen::FlowsSeen;
 
 const _: () = assert!(
     qmux_config::CLIENT_SERVICES_MAX <= u64::BITS as usize,
@@ -198,9 +209,12 @@ impl LaneEvents for ClientLaneEvents {
             return;
         }
         let lane = Rc::clone(lane);
-        spawn_or(super::flow::run(Rc::clone(this), stream), move || {
-            lane.flow_panicked();
-        });
+        spawn_or(
+            crate::client::tcp::run(Rc::clone(this), stream),
+            move || {
+                lane.flow_panicked();
+            },
+        );
     }
 
     fn datagram(&self, _lane: &Rc<Lane>, data: &[u8]) {

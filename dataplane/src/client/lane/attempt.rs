@@ -13,16 +13,16 @@ use qmux_proto::control::{
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
-use super::ClientCore;
-use super::answers::LaneAnswers;
 use super::beside;
-use super::lane::{ClientLane, ClientLaneEvents};
 use super::plan::lane_count;
 use super::resumption::Resumption;
-use super::server::ServerState;
 use super::session::{Leaving, Session};
 use super::supervisor::Supervisor;
-use super::udp::ClientFlows;
+use super::{ClientLane, ClientLaneEvents};
+use crate::client::ClientCore;
+use crate::client::servers::server::ServerState;
+use crate::client::services::answers::LaneAnswers;
+use crate::client::udp::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 use crate::quic::endpoint::{Endpoint, EndpointSetup};

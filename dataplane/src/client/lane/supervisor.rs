@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use qmux_proto::LaneError;
 use qmux_proto::control::RefuseReason;
 
-use super::ClientCore;
+use super::ClientLane;
 use super::attempt::{self, AttemptEnd};
 use super::backoff::Backoff;
-use super::lane::ClientLane;
-use super::server::ServerState;
+use crate::client::ClientCore;
+use crate::client::servers::server::ServerState;
 use crate::core::event::Event;
 use crate::core::task::contained;
 use crate::quic::end::LaneEnd;
@@ -36,7 +36,7 @@ const NO_ROUTE: Duration = Duration::from_secs(120);
 const NO_ROUTE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Keeps one lane up.
-pub(super) struct Supervisor {
+pub(crate) struct Supervisor {
     pub(super) server: Arc<ServerState>,
     pub(super) lane: usize,
     retired: Cell<bool>,
@@ -49,7 +49,7 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(super) fn start(
+    pub(crate) fn start(
         core: &Rc<ClientCore>,
         server: &Arc<ServerState>,
         lane: usize,
@@ -67,7 +67,7 @@ impl Supervisor {
     }
 
     /// No further attempt; a lane that serves is left to its flows.
-    pub(super) fn retire(&self) {
+    pub(crate) fn retire(&self) {
         self.retired.set(true);
         self.told.set();
         if let Some(lane) = &*self.serving.borrow() {
@@ -76,7 +76,7 @@ impl Supervisor {
     }
 
     /// Another lane to the same server has just registered: try again soon.
-    pub(super) fn found(&self) {
+    pub(crate) fn found(&self) {
         self.found.set(true);
         self.told.set();
     }

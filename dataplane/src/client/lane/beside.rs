@@ -18,11 +18,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::ClientCore;
 use super::attempt::{AttemptEnd, another};
 use super::backoff::Backoff;
 use super::session::{Leaving, Served, Session};
 use super::supervisor::Supervisor;
+use crate::client::ClientCore;
 
 /// What came of dialling beside.
 enum Outcome {
