@@ -65,7 +65,7 @@ pub(super) async fn serve(
             Served::Ended(end) => return AttemptEnd::Ended(end),
             Served::ServerDrains => (Leaving::ServerDecides, AttemptEnd::ServerDrains),
             Served::Superseded => (Leaving::ServerDecides, AttemptEnd::Superseded),
-            Served::Retired => (Leaving::Unwanted, AttemptEnd::Retired),
+            Served::Retired => (supervisor.leaving(), AttemptEnd::Retired),
             Served::Unanswered | Served::HeardAgain => continue,
         };
         crate::core::task::spawn(session.leave(leaving));

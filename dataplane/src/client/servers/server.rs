@@ -1,10 +1,13 @@
 //! One server as all cores of the client see it: an address, and what its lanes have learned about it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use qmux_config::Lanes;
+
+use super::demand::{Change, Demand, Work};
 use crate::client::services::answers::Told;
 use crate::quic::path_numbers::PathNumbers;
 
@@ -32,6 +35,13 @@ pub(crate) struct ServerState {
     cores: AtomicUsize,
     /// A part of the instance id that it last said; several servers may be behind one address.
     instance: AtomicU64,
+    /// How many lanes it is to have if nobody has said how many; asked when it or one of its lanes
+    /// says something, never by a flow.
+    demand: Mutex<Demand>,
+    /// What that says last.
+    demanded: AtomicUsize,
+    /// Lanes that it was not to have any more, and that carry flows on.
+    left: AtomicUsize,
     /// Lanes registered with it now, on all cores.
     registered: AtomicUsize,
     /// It keeps no lane while another address of the same server serves (see [`super::twins`]).
@@ -82,6 +92,9 @@ impl ServerState {
             server_name,
             cores: AtomicUsize::new(0),
             instance: AtomicU64::new(UNKNOWN),
+            demand: Mutex::default(),
+            demanded: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
             registered: AtomicUsize::new(0),
             rests: AtomicBool::new(false),
             no_route_said: AtomicBool::new(false),
@@ -100,9 +113,66 @@ impl ServerState {
         self.cores.load(Ordering::Relaxed)
     }
 
-    /// The server said how many cores it has. True if that is news.
-    pub(crate) fn has_cores(&self, cores: usize) -> bool {
-        self.cores.swap(cores, Ordering::Relaxed) != cores
+    /// The server said how many cores it has; this client has `own`. True if that is news.
+    pub(crate) fn has_cores(&self, cores: usize, own: usize, now: Instant) -> bool {
+        if self.cores.swap(cores, Ordering::Relaxed) == cores {
+            return false;
+        }
+        let mut demand = self.demand();
+        demand.has_cores(cores, own, now);
+        self.demanded.store(demand.wanted(), Ordering::Relaxed);
+        true
+    }
+
+    /// How many lanes it is to have.
+    pub(crate) fn lanes_wanted(&self, lanes: Lanes) -> usize {
+        match lanes {
+            // One lane first: it brings the number of cores, which the others need to aim.
+            _ if self.cores() == 0 => 1,
+            Lanes::Count(count) => usize::from(count.get()),
+            Lanes::Auto => self.demanded.load(Ordering::Relaxed).max(1),
+        }
+    }
+
+    /// It says on a lane what it had to hand over to it since it last said so.
+    pub(crate) fn handed_over(&self, work: Work, now: Instant) -> Option<Change> {
+        let left = self.left.load(Ordering::Relaxed);
+        self.demand_says(|demand| demand.handed_over(work, left, now))
+    }
+
+    /// It has shown on a lane that it will say nothing of hand-overs.
+    pub(crate) fn tells_nothing(&self) -> Option<Change> {
+        self.demand_says(Demand::is_told_nothing)
+    }
+
+    /// What a lane has carried since it last said so, as it does every `heartbeat_interval`.
+    pub(crate) fn carried(
+        &self,
+        work: Work,
+        heartbeat_interval: Duration,
+        now: Instant,
+    ) -> Option<Change> {
+        self.demand_says(|demand| demand.carried(work, heartbeat_interval, now))
+    }
+
+    fn demand_says(&self, ask: impl FnOnce(&mut Demand) -> Option<Change>) -> Option<Change> {
+        let mut demand = self.demand();
+        let change = ask(&mut demand)?;
+        self.demanded.store(demand.wanted(), Ordering::Relaxed);
+        Some(change)
+    }
+
+    fn demand(&self) -> MutexGuard<'_, Demand> {
+        self.demand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A lane is left to the flows that it has, or has ended after that.
+    pub(crate) fn lane_left(&self, begins: bool) {
+        if begins {
+            self.left.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.left.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// A lane has registered.
