@@ -314,6 +314,12 @@ impl Entrance {
     pub(crate) fn datagram_from_other_core(&self, packet: ForwardedUdp) {
         if let Some(traffic) = self.traffic() {
             let lane = self.local_lane(packet.client);
+            if let Some(lane) = &lane {
+                lane.datagram_handed_over();
+                if packet.begins_a_flow() {
+                    lane.visitor_handed_over();
+                }
+            }
             traffic.packet_from_other_core(packet, lane.and_then(|lane| lane.udp.clone()));
         }
     }

@@ -13,8 +13,8 @@ use qmux_proto::open::OPEN_HEADER_BYTES_MAX;
 use qmux_proto::{FlowError, OpenHeader, Protocol};
 
 use super::lane::ClientLane;
-use super::proxy_header;
-use super::service::connect;
+use super::services::health::connect;
+use super::services::proxy_header;
 use super::services::{ServedFlow, Service, VisitorPort};
 use crate::core::FlowCount;
 use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd, Until};

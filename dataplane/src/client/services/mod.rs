@@ -3,7 +3,11 @@
 //!
 //! A service is found by the name that a flow brings. Its port is the one of the same position as
 //! the traffic port that the visitor connected to, so it takes the server's answer to know it
-//! ([`super::answers`]).
+//! ([`answers`]).
+
+pub(crate) mod answers;
+pub(crate) mod health;
+pub(crate) mod proxy_header;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,8 +20,8 @@ use qmux_config::{CLIENT_SERVICES_MAX, ListenerProtocol, LocalPorts, LocalServic
 use qmux_proto::Protocol;
 use qmux_proto::control::{Protocols, SERVICES_MAX, ServiceOffer, TrafficPorts};
 
-use super::service::ServiceState;
 use crate::resolve::Name;
+use health::ServiceState;
 
 const _: () = assert!(
     CLIENT_SERVICES_MAX <= SERVICES_MAX,
