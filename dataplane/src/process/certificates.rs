@@ -70,7 +70,7 @@ impl Certificates {
         };
         if let Some(server) = &config.server {
             add(&server.tls.server_cert, false);
-            if let ServerAuth::Mtls { ca_cert } = &server.auth {
+            if let ServerAuth::Mtls { ca_cert, .. } = &server.auth {
                 add(ca_cert, false);
             }
         }

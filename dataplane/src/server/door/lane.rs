@@ -241,7 +241,7 @@ impl LaneEvents for ServerLaneEvents {
                 "handshake failed"
             };
             let ca_cert = match &door.server().auth {
-                ServerAuth::Mtls { ca_cert } => Some(ca_cert),
+                ServerAuth::Mtls { ca_cert, .. } => Some(ca_cert),
                 ServerAuth::Token { .. } => None,
             };
             let end = explain::at_server(end, ca_cert);
