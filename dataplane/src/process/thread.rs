@@ -17,7 +17,8 @@ use crate::core::turn::by_turns;
 use crate::core::{Cluster, CoreContext, memory, task, time, turn};
 use crate::flow::role::RoleContext;
 use crate::flow::watch::{self, TcpFlows};
-use crate::server::{DoorSockets, ServerCore, ServerShared};
+use crate::server::plan::CoreChanges;
+use crate::server::{ServerCore, ServerShared};
 use crate::sys::wake::WakeReceiver;
 use crate::sys::{cpu, heap};
 
@@ -62,8 +63,8 @@ pub(crate) struct CoreSetup {
     pub(crate) cpu: Option<usize>,
     /// By which its mailbox wakes it.
     pub(crate) wake: UnixDatagram,
-    /// The server role, if configured, with this core's sockets.
-    pub(crate) server: Option<(Arc<ServerShared>, Vec<DoorSockets>)>,
+    /// The server role, if configured, with what this core is to open.
+    pub(crate) server: Option<(Arc<ServerShared>, CoreChanges)>,
     /// The client role, if configured.
     pub(crate) client: Option<Arc<ClientShared>>,
 }
@@ -156,10 +157,10 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
     ));
     let wake = WakeReceiver::new(setup.wake).map_err(|error| error.to_string())?;
     let server = match setup.server {
-        Some((shared, sockets)) => {
+        Some((shared, opened)) => {
             let post = Arc::new(setup.mailboxes.clone());
             let context = RoleContext::new(&context, post, &flows);
-            Some(ServerCore::start(&context, &shared, sockets)?)
+            Some(ServerCore::start(&context, &shared, opened)?)
         }
         None => None,
     };
@@ -219,7 +220,7 @@ enum Told {
 struct Roles<'a> {
     context: &'a CoreContext,
     mailbox: &'a Mailbox<CoreMail>,
-    server: Option<&'a ServerCore>,
+    server: Option<&'a Rc<ServerCore>>,
     client: Option<&'a Rc<ClientCore>>,
     /// The last turn has left mail.
     mail_left: Cell<bool>,

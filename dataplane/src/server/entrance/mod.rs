@@ -10,6 +10,8 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use qmux_proto::FlowError;
+
 use crate::core::AcceptorCount;
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
@@ -20,8 +22,9 @@ use crate::flow::udp::UdpSettings;
 use crate::server::door::Door;
 use crate::server::door::lane::ServerLane;
 use crate::server::ids::EntranceId;
+use crate::server::plan::{ClosedEntrance, EntranceSockets, SharedEntrance};
 use crate::server::pool::service::ClientPool;
-use crate::server::shared::{EntranceSockets, ServedService, ServerContext};
+use crate::server::shared::{ServedService, ServerContext};
 use crate::server::tcp::opening::Held;
 use crate::server::udp::forwarded::ForwardedUdp;
 use crate::server::udp::routes::UdpRoutes;
@@ -54,13 +57,12 @@ const LAST_VISITORS_POLL: Duration = Duration::from_millis(20);
 
 /// One entrance on one core.
 pub(crate) struct Entrance {
-    id: EntranceId,
+    entrance: SharedEntrance,
     context: Rc<ServerContext>,
     door: Rc<Door>,
     service: Arc<ServedService>,
     /// Of the service, on this core.
     service_counters: Arc<ServiceCounters>,
-    traffic_addr: SocketAddr,
     /// The UDP traffic socket, if it takes UDP. Its tasks hold it until they have closed it.
     traffic: OnceCell<Weak<TrafficSocket>>,
     held: Rc<Held>,
@@ -68,6 +70,10 @@ pub(crate) struct Entrance {
     stop_accepting: Event,
     /// When a visitor was accepted by a turn of its own.
     last_visitor: Cell<Option<Instant>>,
+    /// It takes no TCP visitor from now on but those who have begun to come.
+    tcp_leaves: Cell<bool>,
+    /// It has no TCP visitor any more, or never had one.
+    tcp_is_over: Cell<bool>,
     /// Of the drain, once it has begun.
     drain_timeout: Cell<Duration>,
 }
@@ -78,7 +84,7 @@ impl Entrance {
     /// # Errors
     /// With a text for the log if a socket cannot be used on this core.
     pub(crate) fn open(
-        id: EntranceId,
+        entrance: SharedEntrance,
         door: &Rc<Door>,
         service: &Arc<ServedService>,
         sockets: EntranceSockets,
@@ -86,17 +92,18 @@ impl Entrance {
         let text = |error: io::Error| error.to_string();
         let context = door.context();
         let this = Rc::new(Entrance {
-            id,
+            entrance,
             context: Rc::clone(context),
             door: Rc::clone(door),
             service: Arc::clone(service),
             service_counters: Arc::clone(&service.counters[context.index]),
-            traffic_addr: sockets.traffic_addr,
             traffic: OnceCell::new(),
             held: Held::of_this_core(),
             may_accept: Event::default(),
             stop_accepting: Event::default(),
             last_visitor: Cell::new(None),
+            tcp_leaves: Cell::new(false),
+            tcp_is_over: Cell::new(sockets.tcp.is_none()),
             drain_timeout: Cell::default(),
         });
         if let Some(socket) = sockets.udp {
@@ -114,19 +121,19 @@ impl Entrance {
 
     fn start_udp(self: &Rc<Self>, socket: UdpSocket) {
         let door = Rc::downgrade(&self.door);
-        let balancer = self.pool().balancer();
+        let pool = Arc::clone(&self.service.pool);
         let routes = UdpRoutes::new(
-            self.id,
+            self.id(),
             self.core(),
             &self.service.pool,
-            move |client| door.upgrade()?.local_lane(client, balancer)?.udp.clone(),
+            move |client| door.upgrade()?.local_lane(client, pool.balancer())?.udp.clone(),
             &self.context.post,
             &self.context.counters,
         );
         let traffic = TrafficSocket::start(
             socket,
             self.core(),
-            UdpSettings::from(self.door.udp_config()),
+            UdpSettings::from(&self.door.settings().config.udp),
             routes,
             &self.service,
             Arc::clone(&self.context.counters),
@@ -140,7 +147,7 @@ impl Entrance {
     }
 
     pub(crate) fn id(&self) -> EntranceId {
-        self.id
+        self.entrance.id
     }
 
     pub(crate) fn context(&self) -> &Rc<ServerContext> {
@@ -173,7 +180,7 @@ impl Entrance {
     }
 
     pub(crate) fn traffic_addr(&self) -> SocketAddr {
-        self.traffic_addr
+        self.entrance.traffic_addr
     }
 
     /// This core's lane of `client` for its next flow.
@@ -183,7 +190,7 @@ impl Entrance {
 
     /// How long a visitor may take nothing of what waits for it.
     pub(crate) fn stall_timeout(&self) -> Duration {
-        self.service.stall_timeout
+        self.service.stall_timeout()
     }
 
     /// Memory that the beginnings of flows hold.
@@ -192,7 +199,7 @@ impl Entrance {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.context.draining.get()
+        self.context.draining.get() || self.tcp_leaves.get()
     }
 
     // ---- TCP visitors --------------------------------------------------------------------------------------------
@@ -246,7 +253,7 @@ impl Entrance {
                 Err(error) => {
                     self.counters().accepts_failed.increment();
                     if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
-                        tracing::error!(%error, addr = %self.traffic_addr, suppressed, "cannot accept visitors; trying again");
+                        tracing::error!(%error, addr = %self.traffic_addr(), suppressed, "cannot accept visitors; trying again");
                     }
                     crate::core::time::sleep(ACCEPT_PAUSE).await;
                     break;
@@ -290,7 +297,7 @@ impl Entrance {
     /// Waiting for visitors failed, which only a socket that is gone does.
     fn accept_broken(&self) {
         self.counters().internal_errors.increment();
-        tracing::error!(addr = %self.traffic_addr, "the socket for visitors is broken; this core takes no more");
+        tracing::error!(addr = %self.traffic_addr(), "the socket for visitors is broken; this core takes no more");
     }
 
     // ---- the end -------------------------------------------------------------------------------------------------
@@ -303,6 +310,50 @@ impl Entrance {
         if let Some(traffic) = self.traffic() {
             traffic.stop();
         }
+    }
+
+    /// What `closed` names takes nobody from now on but those who have begun to come; flows may
+    /// finish.
+    pub(crate) fn leave(&self, closed: &ClosedEntrance, timeout: Duration) {
+        if closed.entrance.tcp {
+            self.drain_timeout.set(timeout);
+            self.tcp_leaves.set(true);
+            self.may_accept.set();
+            self.stop_accepting.set();
+        }
+        if closed.entrance.udp
+            && let Some(traffic) = self.traffic()
+        {
+            if closed.udp_at_once {
+                traffic.close();
+            } else {
+                traffic.leave(Instant::now() + timeout);
+            }
+        }
+    }
+
+    /// The time of what was left is over.
+    pub(crate) fn end_what_was_left(&self, left: &SharedEntrance) {
+        if left.tcp {
+            let ended = self.context.flows.end_all_of(self.id().0, FlowError::Draining);
+            self.tcp_is_over.set(true);
+            if ended > 0 {
+                tracing::warn!(
+                    service = self.service.name, addr = %self.traffic_addr(), ended,
+                    "drain_timeout is over; flows of a service that was removed, or moved, are reset"
+                );
+            }
+        }
+        if left.udp
+            && let Some(traffic) = self.traffic()
+        {
+            traffic.close();
+        }
+    }
+
+    /// Whether nothing can come here any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.tcp_is_over.get() && self.traffic().is_none_or(|traffic| traffic.is_closed())
     }
 
     pub(crate) fn close(&self) {
