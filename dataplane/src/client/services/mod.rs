@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use qmux_config::{CLIENT_SERVICES_MAX, ListenerProtocol, LocalPorts, LocalService, ProxyProtocol};
@@ -54,6 +54,8 @@ pub(crate) struct Service {
     pub(crate) counts: ServiceCounts,
     /// Flows that it has now, TCP and UDP.
     flows: AtomicUsize,
+    /// Its last connection was closed by it, behind one answer.
+    closes_behind_answer: AtomicBool,
 }
 
 /// What is counted of each service, by all cores together: at most a few times per flow.
@@ -146,6 +148,7 @@ impl Services {
                     state: ServiceState::new(now),
                     counts: ServiceCounts::default(),
                     flows: AtomicUsize::new(0),
+                    closes_behind_answer: AtomicBool::new(true),
                 })
             })
             .collect();
@@ -210,6 +213,20 @@ impl Services {
 }
 
 impl Service {
+    /// Whether it is likely to close a connection right behind its answer, as HTTP without
+    /// keep-alive does: what it did last.
+    pub(super) fn closes_behind_answer(&self) -> bool {
+        self.closes_behind_answer.load(Ordering::Relaxed)
+    }
+
+    /// A connection has ended: whether it was the service that closed it, behind one answer.
+    pub(super) fn note_close(&self, behind_answer: bool) {
+        if self.closes_behind_answer() != behind_answer {
+            self.closes_behind_answer
+                .store(behind_answer, Ordering::Relaxed);
+        }
+    }
+
     fn speaks(&self, protocol: Protocol) -> bool {
         match protocol {
             Protocol::Tcp => self.local.protocol.tcp(),

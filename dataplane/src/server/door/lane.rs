@@ -12,6 +12,7 @@ use qmux_proto::control::{HandOvers, Message};
 use tracing::field::DisplayValue;
 
 use super::Door;
+use super::auth::Admitted;
 use super::presence;
 use crate::core::event::Event;
 use crate::core::task::spawn_or;
@@ -31,6 +32,10 @@ pub(crate) struct ServerLane {
     pub(crate) address: usize,
     /// Set by a successful registration.
     pub(crate) membership: OnceCell<LaneMembership>,
+    /// By what it was let in; set with the membership.
+    pub(crate) admitted: OnceCell<Admitted>,
+    /// It gets no new flow because its client may not serve here any more.
+    pub(crate) withdrawn: Cell<bool>,
     /// The lane's UDP flows, if visitors of UDP come to the door's entrances.
     pub(crate) udp: Option<Rc<LaneFlows>>,
     /// TCP flows on this lane: one [`LaneUse`] each.
@@ -63,6 +68,8 @@ impl ServerLane {
             door,
             address,
             membership: OnceCell::new(),
+            admitted: OnceCell::new(),
+            withdrawn: Cell::new(false),
             udp,
             tcp_flows: Cell::new(0),
             last_heard: Cell::new(Instant::now()),
@@ -290,8 +297,9 @@ impl LaneEvents for ServerLaneEvents {
             } else {
                 "handshake failed"
             };
-            let ca_cert = match &door.server().auth {
-                ServerAuth::Mtls { ca_cert } => Some(ca_cert),
+            let settings = door.settings();
+            let ca_cert = match &settings.server().auth {
+                ServerAuth::Mtls { ca_cert, .. } => Some(ca_cert),
                 ServerAuth::Token { .. } => None,
             };
             let end = explain::at_server(end, ca_cert);

@@ -53,7 +53,7 @@ impl Session<'_> {
     ) -> Session<'a> {
         let now = Instant::now();
         let session = Session {
-            next_beat: now + jittered(door.server().heartbeat_interval),
+            next_beat: now + jittered(door.settings().server().heartbeat_interval),
             next_ping: now + door.keep_alive_period(),
             sent: 0,
             heard: 0,
@@ -73,7 +73,7 @@ impl Session<'_> {
         self.claim_probing();
         loop {
             self.tell_hand_overs(Instant::now());
-            let health_timeout = self.door.server().health_timeout;
+            let health_timeout = self.door.settings().server().health_timeout;
             let deadline = [
                 Some(self.next_beat),
                 Some(self.next_ping),
@@ -150,7 +150,8 @@ impl Session<'_> {
     /// Does what is due. False if the lane was closed.
     fn deadlines(&mut self, now: Instant) -> bool {
         let Self { this, door, .. } = self;
-        let server = door.server();
+        let settings = door.settings();
+        let server = settings.server();
         if now >= this.last_heard.get() + server.health_timeout {
             door.counters().lanes_unhealthy.increment();
             tracing::debug!(

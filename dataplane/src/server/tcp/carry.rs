@@ -296,6 +296,7 @@ impl Entrance {
         );
         let watch = self.context().flows.register(self.stall_timeout());
         let watch = watch.with_idle_timeout(self.service().gate.idle_timeout());
+        watch.belongs_to(self.id().0);
         let arrived = Instant::now();
         let histograms = &self.context().histograms;
         loop {
@@ -377,6 +378,7 @@ impl Entrance {
             how,
             bytes_in,
             bytes_out,
+            ..
         } = ended;
         tracing::debug!(%visitor, client, %how, bytes_in, bytes_out, "flow ended");
         match how {
