@@ -63,11 +63,11 @@ while [ $# -gt 0 ]; do
     esac
     case $option in
         --goals)
-            each_of "$option" "$value" '[1-8]'
+            each_of "$option" "$value" '[1-9]'
             goals=$value
             ;;
         --probes)
-            each_of "$option" "$value" 'tcp|veth|udp|packets|latency|connect|flows|link|scale|allocations'
+            each_of "$option" "$value" 'tcp|veth|udp|packets|latency|connect|flows|link|scale|syscalls|allocations'
             probes=$value
             ;;
         --before | --counting)

@@ -55,6 +55,7 @@ if ! $build_only; then
     need nft nftables
     need setpriv util-linux
     need faketime faketime
+    need strace strace
     need chromium chromium
 fi
 

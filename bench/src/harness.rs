@@ -4,6 +4,7 @@
 //! here is ended with the value that holds it, and by the kernel should this process die.
 
 pub mod admin;
+pub mod calls;
 pub mod cleanup;
 pub mod counters;
 pub mod cpus;
@@ -19,6 +20,7 @@ pub mod program;
 mod rathole;
 pub mod site;
 pub mod spec;
+pub mod strace;
 pub mod tunnel;
 
 pub use error::BenchError;

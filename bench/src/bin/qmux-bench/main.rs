@@ -23,6 +23,7 @@ mod runner;
 mod scale;
 mod service;
 mod soak;
+mod syscalls;
 mod udp;
 
 use std::process::ExitCode;
@@ -55,6 +56,8 @@ enum Command {
     Flows(flows::Args),
     /// UDP packets per second until some are lost, by size
     Udp(udp::Args),
+    /// System calls, wake-ups and packets per round trip, visitor, datagram and GB
+    Syscalls(syscalls::Args),
     /// What a byte costs with more cores
     Scale(scale::Args),
     /// Bytes and round trips over emulated links
@@ -99,6 +102,7 @@ fn run(command: &Command) -> Result<bool, BenchError> {
         Command::Connect(args) => connect::run(args),
         Command::Flows(args) => flows::run(args),
         Command::Udp(args) => udp::run(args),
+        Command::Syscalls(args) => syscalls::run(args),
         Command::Scale(args) => scale::run(args),
         Command::Link(args) => link::run(args),
         Command::Faults(args) => faults::run(args),
