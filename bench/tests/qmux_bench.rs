@@ -131,6 +131,26 @@ fn system_calls_are_counted_on_each_side() {
 }
 
 #[test]
+fn requests_of_real_programs_are_measured() {
+    let missing = ["redis-server", "redis-benchmark", "nginx", "wrk"]
+        .into_iter()
+        .find(|name| qmux_bench::harness::program::find(name).is_none());
+    if let Some(missing) = missing {
+        eprintln!("left out, for there is no {missing}; scripts/setup.sh installs it");
+        return;
+    }
+    let report = measure(&["programs", "--connections", "4", "--core-counts", "1"]);
+    for case in 0..3 {
+        for tunnel in 0..2 {
+            assert!(median(&report, case, tunnel, "requests_per_second") > 0.0);
+            assert!(median(&report, case, tunnel, "p50_us") > 0.0);
+            assert_eq!(median(&report, case, tunnel, "failed"), 0.0);
+        }
+        assert!(median(&report, case, 1, "cpu_us_per_request") >= 0.0);
+    }
+}
+
+#[test]
 fn mistakes_are_named() {
     for (args, wanted) in [
         (vec!["discard", "--tunnels", "wireguard"], "unknown tunnel"),
@@ -157,6 +177,8 @@ fn mistakes_are_named() {
         (vec!["discard", "--path", "wire"], "no path"),
         (vec!["syscalls", "--tunnels", "raw"], "no process"),
         (vec!["syscalls", "--rate", "0"], "--rate"),
+        (vec!["programs", "--connections", "0"], "--connections"),
+        (vec!["programs", "--core-counts", "0"], "--core-counts"),
         (vec!["link", "--profile", "carrier-pigeon"], "transatlantic"),
         (vec!["link"], "--profile"),
         (

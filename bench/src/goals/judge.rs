@@ -3,6 +3,7 @@
 //! A number is compared as it is shown, rounded: what reads as the limit is within it, and no line contradicts itself.
 
 mod counted;
+mod programs;
 
 use std::collections::BTreeMap;
 
@@ -328,6 +329,7 @@ pub fn judge(found: &Found) -> Vec<Line> {
     width(found, &mut lines);
     lines.push(allocations(found));
     counted::lines(found, &mut lines);
+    programs::lines(found, &mut lines);
     lines
 }
 

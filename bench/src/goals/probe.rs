@@ -54,7 +54,7 @@ pub struct Probe {
 }
 
 /// Goals are numbered from 1 to this.
-pub const GOALS: u8 = 9;
+pub const GOALS: u8 = 10;
 
 /// The measurement that is made by a build of qmux-dp of its own rather than by `qmux-bench`.
 pub const ALLOCATIONS: &str = "allocations";
@@ -65,7 +65,7 @@ const ALL: &[Tunnel] = &[Raw, Quinn, QuinnTuned, Rathole, Before, Ours];
 const TUNNELS: &[Tunnel] = &[Quinn, QuinnTuned, Rathole, Before, Ours];
 const QUIC: &[Tunnel] = &[Quinn, QuinnTuned, Before, Ours];
 
-/// All of them: some 20 minutes with rathole and an older program, less without.
+/// All of them: some 25 minutes with rathole and an older program, less without.
 pub const PROBES: &[Probe] = &[
     Probe {
         name: "tcp",
@@ -198,6 +198,15 @@ pub const PROBES: &[Probe] = &[
             "--cases",
             "a round trip,a visitor",
         ],
+        seconds: "2",
+        repeats: "2",
+        tunnels: TUNNELS,
+    },
+    Probe {
+        name: "programs",
+        goals: &[10],
+        bench: "programs",
+        options: &["--connections", "64"],
         seconds: "2",
         repeats: "2",
         tunnels: TUNNELS,

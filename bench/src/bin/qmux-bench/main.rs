@@ -19,6 +19,7 @@ mod latency;
 mod link;
 mod options;
 mod path;
+mod programs;
 mod runner;
 mod scale;
 mod service;
@@ -58,6 +59,8 @@ enum Command {
     Udp(udp::Args),
     /// System calls, wake-ups and packets per round trip, visitor, datagram and GB
     Syscalls(syscalls::Args),
+    /// Requests per second of redis-benchmark and wrk, and what each costs
+    Programs(programs::Args),
     /// What a byte costs with more cores
     Scale(scale::Args),
     /// Bytes and round trips over emulated links
@@ -103,6 +106,7 @@ fn run(command: &Command) -> Result<bool, BenchError> {
         Command::Flows(args) => flows::run(args),
         Command::Udp(args) => udp::run(args),
         Command::Syscalls(args) => syscalls::run(args),
+        Command::Programs(args) => programs::run(args),
         Command::Scale(args) => scale::run(args),
         Command::Link(args) => link::run(args),
         Command::Faults(args) => faults::run(args),
