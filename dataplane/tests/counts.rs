@@ -1,8 +1,9 @@
-//! What qmux-dp does for each unit of work is counted and bounded: system calls and packets, which are the same on every
-//! machine, where times are not. A change that adds a call to every round trip fails here.
+//! What qmux-dp does for each unit of work is counted and bounded: system calls and packets, which
+//! are the same on every machine, where times are not. A change that adds a call to every round
+//! trip fails here.
 //!
-//! Each bound is some 15 % above what was counted when it was written. Who makes qmux-dp do less lowers its bound here;
-//! `qmux-bench syscalls` shows the counts, by kind and beside other tunnels.
+//! Each bound is some 15 % above what was counted when it was written. Who makes qmux-dp do less
+//! lowers its bound here; `qmux-bench syscalls` shows the counts, by kind and beside other tunnels.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -64,8 +65,8 @@ const BOUNDS: [Bound; 2] = [
     },
 ];
 
-/// Calls that each side may make in a second whatever is carried: timers, heartbeats, the watch. A loaded machine takes
-/// more seconds for the same work, which must not look like more work.
+/// Calls that each side may make in a second whatever is carried: timers, heartbeats, the watch. A
+/// loaded machine takes more seconds for the same work, which must not look like more work.
 const IDLE_CALLS_PER_SECOND: f64 = 100.0;
 
 /// The same of packets.
@@ -171,8 +172,8 @@ impl Counted {
             println!("{role:?}: {count:.2} {what} per {unit} (at most {limit})");
             assert!(
                 count <= limit,
-                "{role:?}: {count:.2} {what} per {unit}, at most {limit} were allowed; counted over \
-                 {units} in {seconds:.1} s: {calls:#?}"
+                "{role:?}: {count:.2} {what} per {unit}, at most {limit} were allowed; \
+                 counted over {units} in {seconds:.1} s: {calls:#?}"
             );
         }
         // Else nothing was counted. Some units may have been done before both tracers were there.

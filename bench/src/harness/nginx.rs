@@ -1,4 +1,5 @@
-//! nginx behind the tunnel, with one process, as it is behind most tunnels: small answers, kept connections.
+//! nginx behind the tunnel, with one process, as it is behind most tunnels: small answers, kept
+//! connections.
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Requests and answers as programs of others count them: redis-benchmark and wrk, each with its own server behind the
-//! tunnel.
+//! Requests and answers as programs of others count them: redis-benchmark and wrk, each with its
+//! own server behind the tunnel.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,7 +9,8 @@ use super::place::Place;
 use super::program::{Launch, Program, Where};
 use super::{BenchError, nginx, ports, redis};
 
-/// How much longer than its measurement a program may take, for its connections and answers that come late.
+/// How much longer than its measurement a program may take, for its connections and answers that
+/// come late.
 pub(super) const OVERHEAD_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a program has measured.

@@ -1,5 +1,5 @@
-//! `qmux-bench programs`: what most tunnels carry, small requests over some connections, by programs that everybody knows:
-//! redis-benchmark against redis-server, wrk against nginx.
+//! `qmux-bench programs`: what most tunnels carry, small requests over some connections, by
+//! programs that everybody knows: redis-benchmark against redis-server, wrk against nginx.
 
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ fn find_programs(kind: Requests) -> Result<(), BenchError> {
         .find(|it| program::find(it).is_none())
     {
         Some(missing) => Err(BenchError::Failed(format!(
-            "{missing} is not in PATH; scripts/setup.sh installs it, or leave its cases out by --cases"
+            "{missing} is not in PATH; scripts/setup.sh installs it, or choose other cases by --cases"
         ))),
         None => Ok(()),
     }

@@ -41,7 +41,8 @@ pub(crate) struct Args {
     )]
     sizes: Vec<usize>,
     /// UDP packets per second; few enough that a traced tunnel, which is slow, loses none
-    #[arg(long, value_name = "PACKETS", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "PACKETS", default_value_t = 20_000,
+          value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
     /// The most packets of one system call of the visitor; 1 for single packets
     #[arg(long, value_name = "PACKETS", default_value_t = BURST_DEFAULT)]

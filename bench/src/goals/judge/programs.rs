@@ -1,4 +1,5 @@
-//! The goals about requests of programs that everybody knows, each compared with the best of the other tunnels.
+//! The goals about requests of programs that everybody knows, each compared with the best of the
+//! other tunnels.
 
 use super::{At, Line, Ours, Quinn, QuinnTuned, Rathole, Shown, verdict};
 use crate::goals::found::Found;
