@@ -178,6 +178,9 @@ mod tests {
         let shown = lines(&token("0123456789abcdef"), &token("fedcba9876543210"));
         assert_eq!(shown, ["server.auth.token: another value"]);
         let key = "[client.tls]\nclient_key = \"-----BEGIN PRIVATE KEY-----\"\n";
-        assert_eq!(lines("", key), ["client.tls.client_key: added, (not shown)"]);
+        assert_eq!(
+            lines("", key),
+            ["client.tls.client_key: added, (not shown)"]
+        );
     }
 }

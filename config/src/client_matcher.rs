@@ -132,9 +132,8 @@ impl ClientMatcher {
     pub fn again(&self, earlier: &Admission, token: Option<&Secret>) -> Admission {
         match earlier {
             Admission::Entry(entry) => {
-                let same = |it: &&Arc<ClientEntry>| {
-                    it.name == entry.name && it.proof == entry.proof
-                };
+                let same =
+                    |it: &&Arc<ClientEntry>| it.name == entry.name && it.proof == entry.proof;
                 let now = self.entries.iter().find(same);
                 now.map_or(Admission::Refused, |it| Admission::Entry(Arc::clone(it)))
             }

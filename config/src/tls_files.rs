@@ -154,7 +154,8 @@ pub(crate) fn crl(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
 
 /// When each list of a PEM text is to be replaced by the next one.
 fn revocation_lists(pem: &[u8]) -> Result<Vec<Option<ASN1Time>>, &'static str> {
-    let wrong = "holds no list of revoked certificates in valid PEM form (-----BEGIN X509 CRL-----)";
+    let wrong =
+        "holds no list of revoked certificates in valid PEM form (-----BEGIN X509 CRL-----)";
     let mut lists = Vec::new();
     for block in Pem::iter_from_buffer(pem) {
         let block = block.map_err(|_| wrong)?;

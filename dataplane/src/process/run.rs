@@ -99,7 +99,7 @@ impl Events {
         // What came of it is in the log.
         let reload = move || orders.give(Box::new(|_| ()));
         signals::listen(stop, reload)
-        .map_err(|error| Failure::Running(format!("signal handlers: {error}")))?;
+            .map_err(|error| Failure::Running(format!("signal handlers: {error}")))?;
         Ok(events)
     }
 

@@ -31,7 +31,9 @@ impl World {
                 readiness: Arc::clone(&status.readiness),
                 watch: Watch::new(Arc::clone(&status), Instant::now()),
                 listening: Arc::new(Listening::new()),
-                config: Arc::new(ArcSwap::new(Arc::clone(&status.client.as_ref().expect("a client").config))),
+                config: Arc::new(ArcSwap::new(Arc::clone(
+                    &status.client.as_ref().expect("a client").config,
+                ))),
                 server: None,
                 client: None,
                 allowed_descriptors: None,

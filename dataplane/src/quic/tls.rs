@@ -124,9 +124,7 @@ fn admit(store: &mut X509StoreBuilderRef, trusted: &TrustedClients) -> Result<()
 ///
 /// # Errors
 /// If the files are not usable.
-pub(crate) fn client_store(
-    credentials: &ServerCredentials,
-) -> Result<Option<X509Store>, TlsError> {
+pub(crate) fn client_store(credentials: &ServerCredentials) -> Result<Option<X509Store>, TlsError> {
     let Some(trusted) = &credentials.clients else {
         return Ok(None);
     };

@@ -72,12 +72,10 @@ impl Plan {
     /// Addresses that this process has and gives up, TCP and UDP: others cannot have them, and it
     /// may take them again.
     pub(crate) fn is_held(&self, address: SocketAddr, tcp: bool) -> bool {
-        let held = |it: &SharedEntrance| {
-            it.traffic_addr == address && if tcp { it.tcp } else { it.udp }
-        };
+        let held =
+            |it: &SharedEntrance| it.traffic_addr == address && if tcp { it.tcp } else { it.udp };
         self.closed.iter().any(held)
     }
-
 
     /// Where no TCP visitor is to come any more.
     pub(crate) fn closes_tcp(&self) -> impl Iterator<Item = EntranceId> {
@@ -239,7 +237,9 @@ pub(super) fn plan(
     };
     let mut left: Vec<&Arc<SharedDoor>> = current.iter().collect();
     for wanted in &settings.server().doors {
-        let known = left.iter().position(|it| it.quic_addrs == wanted.quic_addrs);
+        let known = left
+            .iter()
+            .position(|it| it.quic_addrs == wanted.quic_addrs);
         let (door, is_new) = match known {
             Some(known) => (Arc::clone(left.remove(known)), false),
             None => (SharedDoor::new(numbers.door(), wanted, cores), true),
@@ -269,7 +269,12 @@ fn plan_services(
     plan: &mut Plan,
 ) -> Vec<ServicePlan> {
     let current = door.services();
-    let mut next = current.all.iter().map(|it| it.number + 1).max().unwrap_or(0);
+    let mut next = current
+        .all
+        .iter()
+        .map(|it| it.number + 1)
+        .max()
+        .unwrap_or(0);
     next = next.max(door.numbers_used());
     let mut plans = Vec::new();
     for wanted in &wanted.services {
@@ -286,7 +291,11 @@ fn plan_services(
         });
     }
     let stays: HashMap<&str, ()> = wanted.services.iter().map(|it| (&*it.name, ())).collect();
-    for gone in current.all.iter().filter(|it| !stays.contains_key(&*it.name)) {
+    for gone in current
+        .all
+        .iter()
+        .filter(|it| !stays.contains_key(&*it.name))
+    {
         plan.closed.extend(&gone.terms().entrances);
         plan.removed.push(Arc::clone(gone));
     }

@@ -397,7 +397,11 @@ impl ServerShared {
             .map(|it| (it.traffic_addr, ()))
             .collect();
         let is_taken = |it: &SharedEntrance| opened.contains_key(&it.traffic_addr);
-        let superseded = draining.iter().map(|(it, _)| *it).filter(is_taken).collect();
+        let superseded = draining
+            .iter()
+            .map(|(it, _)| *it)
+            .filter(is_taken)
+            .collect();
         draining.retain(|(it, _)| !is_taken(it));
         // As long as the old or the new configuration lets them drain, and a little longer.
         let timeout = plan.settings.server().drain_timeout + Duration::from_secs(5);

@@ -34,6 +34,7 @@ mod one_file;
 mod places;
 mod proxies;
 mod proxy_headers;
+mod reload;
 mod resets;
 mod restarts;
 mod resumption;

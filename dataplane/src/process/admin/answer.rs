@@ -60,9 +60,7 @@ pub(super) fn of_reload(
         Ok(Ok(lines)) if lines.is_empty() => {
             text(StatusCode::OK, "reloaded; no key has changed\n".into())
         }
-        Ok(Ok(lines)) => {
-            text(StatusCode::OK, format!("reloaded\n{}\n", lines.join("\n")))
-        }
+        Ok(Ok(lines)) => text(StatusCode::OK, format!("reloaded\n{}\n", lines.join("\n"))),
         Ok(Err(Refused::Unusable(why))) => text(
             StatusCode::UNPROCESSABLE_ENTITY,
             format!("nothing has changed: {why}\n"),
@@ -74,12 +72,7 @@ pub(super) fn of_reload(
     }
 }
 
-fn at_once(
-    sources: &Sources,
-    method: &Method,
-    uri: &Uri,
-    headers: &HeaderMap,
-) -> Response<String> {
+fn at_once(sources: &Sources, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response<String> {
     let Sources { status, orders } = sources;
     let allowed = match uri.path() {
         "/" | "/status" | "/healthz" | "/readyz" | "/metrics" => READ,

@@ -42,8 +42,10 @@ impl ServiceStates {
             counters: service.counters.clone(),
             gate: Arc::clone(&service.gate),
         };
-        let (named, nameless): (Vec<_>, Vec<_>) =
-            server.services().into_iter().partition(|(_, it)| !it.name.is_empty());
+        let (named, nameless): (Vec<_>, Vec<_>) = server
+            .services()
+            .into_iter()
+            .partition(|(_, it)| !it.name.is_empty());
         let listeners = nameless.into_iter().enumerate().map(|(index, (door, it))| {
             let quic_addr = door.quic_addrs.first().map(ToString::to_string);
             let labels = vec![

@@ -53,7 +53,10 @@ impl Listening {
             return Ok(false);
         };
         for id in plan.closes_tcp() {
-            all.remove(&id).into_iter().flatten().for_each(|it| keep_away(&it));
+            all.remove(&id)
+                .into_iter()
+                .flatten()
+                .for_each(|it| keep_away(&it));
         }
         all.extend(opened);
         Ok(true)

@@ -120,7 +120,11 @@ impl Reloader {
         self.count(&outcome);
         match &outcome {
             Ok(lines) => {
-                tracing::info!(config = path, changes = lines.len(), "configuration reloaded");
+                tracing::info!(
+                    config = path,
+                    changes = lines.len(),
+                    "configuration reloaded"
+                );
                 for line in lines {
                     tracing::info!("reload: {line}");
                 }

@@ -34,7 +34,9 @@ use crate::server::pool::client::Client;
 use crate::server::pool::lanes::LaneTable;
 use crate::server::pool::membership::LaneMembership;
 use crate::server::pool::registry::{Applicant, Joined, NotJoined};
-use crate::server::shared::{ServedService, ServerContext, ServerSettings, ServerShared, ServiceTable, SharedDoor};
+use crate::server::shared::{
+    ServedService, ServerContext, ServerSettings, ServerShared, ServiceTable, SharedDoor,
+};
 use crate::server::udp::lane::LaneFlows;
 use crate::sys::udp::{Purpose, UdpSocket};
 use lane::{ServerLane, ServerLaneEvents};

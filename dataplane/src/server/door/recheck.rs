@@ -55,12 +55,7 @@ pub(super) async fn run(door: Weak<Door>) {
 }
 
 /// Why the lane's client would not be let in now.
-fn refusal(
-    lane: &ServerLane,
-    settings: &ServerSettings,
-    anew: bool,
-    now_s: i64,
-) -> Option<String> {
+fn refusal(lane: &ServerLane, settings: &ServerSettings, anew: bool, now_s: i64) -> Option<String> {
     let admitted = lane.admitted.get()?;
     if admitted.expiry_s.is_some_and(|expiry_s| expiry_s <= now_s) {
         return Some("its certificate has expired".into());
@@ -69,7 +64,9 @@ fn refusal(
         return None;
     }
     let claim = &admitted.claim;
-    let now = settings.matcher.again(&claim.admission, claim.token.as_ref());
+    let now = settings
+        .matcher
+        .again(&claim.admission, claim.token.as_ref());
     let with_certificates = matches!(settings.server().auth, ServerAuth::Mtls { .. });
     if with_certificates != admitted.expiry_s.is_some() {
         return Some("clients prove in another way now who they are".into());

@@ -120,7 +120,12 @@ impl Entrance {
             self.id(),
             self.core(),
             &self.service.pool,
-            move |client| door.upgrade()?.local_lane(client, pool.balancer())?.udp.clone(),
+            move |client| {
+                door.upgrade()?
+                    .local_lane(client, pool.balancer())?
+                    .udp
+                    .clone()
+            },
             &self.context.post,
             &self.context.counters,
         );
@@ -318,7 +323,10 @@ impl Entrance {
     /// The time of what was left is over.
     pub(crate) fn end_what_was_left(&self, left: &SharedEntrance) {
         if left.tcp {
-            let ended = self.context.flows.end_all_of(self.id().0, FlowError::Draining);
+            let ended = self
+                .context
+                .flows
+                .end_all_of(self.id().0, FlowError::Draining);
             self.tcp_is_over.set(true);
             if ended > 0 {
                 tracing::warn!(

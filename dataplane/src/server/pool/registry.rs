@@ -146,7 +146,9 @@ impl Registered {
         let (mut kept, mut added) = (Vec::new(), Vec::new());
         for offer in &offered {
             let stays = self.offered.contains(offer);
-            let served = before.iter().find(|it| stays && it.service == offer.service);
+            let served = before
+                .iter()
+                .find(|it| stays && it.service == offer.service);
             match served {
                 Some(served) => kept.push(served.clone()),
                 None => added.push(*offer),
@@ -258,7 +260,13 @@ impl Registry {
     pub(crate) fn of_pools(pools: &[Arc<ClientPool>], cores: usize) -> Registry {
         let registry = Registry::new(cores);
         let pools = pools.iter().cloned().enumerate().collect();
-        let _nobody = registry.change(Changed { generation: 0, pools }, |_| None);
+        let _nobody = registry.change(
+            Changed {
+                generation: 0,
+                pools,
+            },
+            |_| None,
+        );
         registry
     }
 
@@ -345,7 +353,14 @@ impl Registry {
         for registered in clients {
             let judged = registered.claim.as_deref().and_then(&judge);
             let is_there = |it: &&Offered| pools.contains_key(&it.service);
-            let left = || registered.offered.iter().filter(is_there).copied().collect();
+            let left = || {
+                registered
+                    .offered
+                    .iter()
+                    .filter(is_there)
+                    .copied()
+                    .collect()
+            };
             let offered: Vec<Offered> = judged.unwrap_or_else(left);
             // One that registered while the services were being changed may lack some.
             let serves = registered.serves.load().len();
