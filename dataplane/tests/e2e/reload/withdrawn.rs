@@ -71,7 +71,7 @@ fn a_client_whose_certificate_is_revoked_is_drained_and_does_not_come_back() {
     let revoked = Identity { cert_pem, key_pem };
     site.write("ca.crl", &certs::revoking(&[&revoked], certs::ours()));
     file.taken_up();
-    says_withdrawn(&door, "bad", "revoked");
+    says_withdrawn(&door, "", "revoked");
     visitor::exchange(&mut ends, b"it has a little time");
     assert!(matches!(visitor::read_to_end(&mut ends), Ending::Reset(_)));
     assert!(!visitor::echo_works(door.traffic("a")));
