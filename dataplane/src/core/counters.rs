@@ -203,6 +203,10 @@ counters! {
     lanes_taken_over,
     /// Lanes left to their last flows: their server drains or is none any more, or they are too many.
     lanes_left,
+    /// Lanes that a client opened because its server had much to hand over to those it had.
+    lanes_grown,
+    /// Lanes that a client gave up, or did not open, because little came through all of them.
+    lanes_shrunk,
     /// Handshakes given up because the network says that nobody listens at the address.
     handshakes_unreachable,
     /// Mail to the client role of another core that did not fit its mailbox.

@@ -25,6 +25,7 @@ mod http;
 mod identity;
 mod iperf3;
 mod killed;
+mod lanes;
 mod limits;
 mod listeners;
 mod log_lines;

@@ -278,6 +278,9 @@ fn registered(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers
     this.lane
         .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Accepted)));
     offers.answer(this);
+    if capabilities.contains(Capabilities::HAND_OVERS) {
+        this.tell_hand_overs();
+    }
     tracing::debug!(
         client = this.client_id(),
         instance = request.client_id,

@@ -35,6 +35,9 @@ use crate::sys::udp::{Purpose, UdpSocket};
 /// Visitors accepted before the other tasks of the core get a turn.
 const ACCEPTS_PER_TURN: usize = 32;
 
+/// Visitors who come closer to each other than this come in numbers.
+const VISITORS_TOGETHER: Duration = Duration::from_micros(200);
+
 /// Pause after accept(2) failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -65,6 +68,8 @@ pub(crate) struct Entrance {
     held: Rc<Held>,
     may_accept: Event,
     stop_accepting: Event,
+    /// When a visitor was accepted by a turn of its own.
+    last_visitor: Cell<Option<Instant>>,
     /// It takes no TCP visitor from now on but those who have begun to come.
     tcp_leaves: Cell<bool>,
     /// It has no TCP visitor any more, or never had one.
@@ -96,6 +101,7 @@ impl Entrance {
             held: Held::of_this_core(),
             may_accept: Event::default(),
             stop_accepting: Event::default(),
+            last_visitor: Cell::new(None),
             tcp_leaves: Cell::new(false),
             tcp_is_over: Cell::new(sockets.tcp.is_none()),
             drain_timeout: Cell::default(),
@@ -242,6 +248,9 @@ impl Entrance {
                 Ok((stream, visitor)) => {
                     accepted += 1;
                     let _counted = contain(|| self.visitor(stream, visitor));
+                    if accepted == 1 && !self.comes_in_numbers() {
+                        break;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The visitor gave up before it was accepted (accept(2)).
@@ -257,6 +266,14 @@ impl Entrance {
             }
         }
         accepted
+    }
+
+    /// Whether the last visitor before this one came a moment ago. Then more may be waiting already,
+    /// and are looked for; others are told by the wait that follows anyway.
+    fn comes_in_numbers(&self) -> bool {
+        let now = Instant::now();
+        let last = self.last_visitor.replace(Some(now));
+        last.is_some_and(|last| now.duration_since(last) < VISITORS_TOGETHER)
     }
 
     /// Accepts those whose handshake was complete or under way when the stop came: closing the socket would reset them.
@@ -356,6 +373,12 @@ impl Entrance {
     pub(crate) fn datagram_from_other_core(&self, packet: ForwardedUdp) {
         if let Some(traffic) = self.traffic() {
             let lane = self.local_lane(packet.client);
+            if let Some(lane) = &lane {
+                lane.datagram_handed_over();
+                if packet.begins_a_flow() {
+                    lane.visitor_handed_over();
+                }
+            }
             traffic.packet_from_other_core(packet, lane.and_then(|lane| lane.udp.clone()));
         }
     }

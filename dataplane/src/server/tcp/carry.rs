@@ -138,6 +138,9 @@ impl Entrance {
     ) {
         let lane = self.local_lane(ticket.client().number);
         if let Some(begun) = lane.and_then(|lane| self.begin(&lane, &visitor)) {
+            if ticket.client().lanes_on(visitor.chosen_by) == 0 {
+                begun.lane.visitor_handed_over();
+            }
             return self.serve(stream, visitor, begun, ticket);
         }
         // The lane has just ended, or takes no more now. The client may have another one with room.
@@ -375,6 +378,7 @@ impl Entrance {
             how,
             bytes_in,
             bytes_out,
+            ..
         } = ended;
         tracing::debug!(%visitor, client, %how, bytes_in, bytes_out, "flow ended");
         match how {
