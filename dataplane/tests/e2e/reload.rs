@@ -205,7 +205,10 @@ fn flows_of_a_removed_service_are_reset_when_drain_timeout_is_over() {
     visitor::exchange(&mut stays, b"before");
     file.write(&without_service(&file.text(), "b"));
     file.taken_up();
-    assert!(matches!(visitor::read_to_end(&mut removed), Ending::Reset(_)));
+    assert!(matches!(
+        visitor::read_to_end(&mut removed),
+        Ending::Reset(_)
+    ));
     visitor::exchange(&mut stays, b"after");
     let metrics = http::get(door.admin, "/metrics").body;
     assert!(metrics.contains("tcp_flows_ended_drained"), "{metrics}");

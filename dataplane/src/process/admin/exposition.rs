@@ -70,7 +70,7 @@ pub(super) fn encode(status: &Status, format: Format) -> Result<String, fmt::Err
     ours.register_collector(Box::new(Certificates(status.certificates.views())));
     ours.register_collector(Box::new(LogMetrics));
     if let Some(client) = &status.client {
-        let services = Arc::clone(&client.services);
+        let services = Arc::clone(&client.settings().services);
         ours.register_collector(Box::new(ServiceMetrics(services)));
     }
     let mut text = String::with_capacity(64 << 10);

@@ -33,7 +33,10 @@ impl Watched {
     pub(super) fn watch(&mut self, files: &[PathBuf]) {
         let same = files.iter().eq(self.files.iter().map(|(file, _)| file));
         if !same {
-            self.files = files.iter().map(|file| (file.clone(), stamp(file))).collect();
+            self.files = files
+                .iter()
+                .map(|file| (file.clone(), stamp(file)))
+                .collect();
             self.doubtful = true;
         }
         self.unusable = false;

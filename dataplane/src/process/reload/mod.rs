@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use qmux_config::{Change, Config, Server, changes_between};
+use qmux_config::{Change, Client, Config, Server, changes_between};
 
 use super::mail::CoreMail;
 use super::status::Status;
 use super::{bind, check};
 use crate::client::ClientShared;
-use crate::core::mailbox::Mailboxes;
+use crate::client::mail::ClientMail;
+use crate::core::mailbox::{Mailboxes, Post};
 use crate::core::memory;
 use crate::server::ServerShared;
 use crate::server::mail::ServerMail;
@@ -163,8 +164,14 @@ impl Reloader {
             Ok(Taken { changed: false, .. }) => {}
             Ok(_) => {
                 self.count(&outcome);
-                let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
-                tracing::info!(?files, "files that the configuration names have changed, and are used now");
+                let files: Vec<_> = files
+                    .iter()
+                    .map(|file| file.display().to_string())
+                    .collect();
+                tracing::info!(
+                    ?files,
+                    "files that the configuration names have changed, and are used now"
+                );
             }
             Err(Refused::Unusable(ref why)) => {
                 if self.watched.unusable() {
@@ -227,11 +234,20 @@ impl Reloader {
             (Some(now), Some(wanted)) => Some(server_with_what_stays(now, wanted)),
             (now, _) => now.clone(),
         };
+        let client = match (&now.client, wanted.client) {
+            (Some(now), Some(wanted)) => Some(Client {
+                client_id: now.client_id.clone(),
+                state_dir: now.state_dir.clone(),
+                resolve_interval: now.resolve_interval,
+                ..wanted
+            }),
+            (now, _) => now.clone(),
+        };
         let mut limits = wanted.limits;
         limits.descriptors_reserved = now.limits.descriptors_reserved;
         Config {
             server,
-            client: now.client.clone(),
+            client,
             quic: now.quic.clone(),
             udp: now.udp.clone(),
             admin: now.admin.clone(),
@@ -275,6 +291,13 @@ impl Reloader {
             let changes = shared.follow(&plan, sockets);
             let late = self.tell(changes);
             lines.extend(late);
+        }
+        if let (Some(shared), Some(client)) = (&self.client, &config.client) {
+            let post: Arc<dyn Post<ClientMail>> = Arc::new(self.mailboxes.clone());
+            // The certificates were tried before; one that was swapped since is taken up later.
+            if let Err(why) = shared.change(&config, client, &post) {
+                lines.push(format!("the client goes on as before: {why}"));
+            }
         }
         memory::change_limit(config.limits.memory);
         self.status.certificates.change(&config);
