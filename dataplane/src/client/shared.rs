@@ -404,7 +404,7 @@ impl ClientShared {
             generation: before.generation + u64::from(anew),
         }));
         let changed = self.change_targets(client, post);
-        tell_all_cores(&**post, ClientMail::Plan);
+        tell_cores_to_plan(&**post);
         changed.map_err(|error| format!("resolver: {error}"))
     }
 
@@ -474,6 +474,19 @@ fn drawn_client_id() -> String {
     let [a, b, c, d, ..] = *uuid::Uuid::new_v4().as_bytes();
     let random = u32::from_be_bytes([a, b, c, d]);
     format!("{}-{random:08x}", process::host_name())
+}
+
+/// How long a core whose mailbox is full is told again. One that takes nothing for so long is stuck.
+const PLAN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The same for who must not wait for ever.
+fn tell_cores_to_plan(post: &dyn Post<ClientMail>) {
+    let until = Instant::now() + PLAN_PATIENCE;
+    for core in 0..post.cores() {
+        while post.send(core, ClientMail::Plan).is_err() && Instant::now() < until {
+            std::thread::sleep(MAIL_PAUSE);
+        }
+    }
 }
 
 /// For threads that are no core: waits for room in each mailbox.

@@ -1,7 +1,9 @@
 //! Another configuration for a running server or client: what is taken up, what is refused, and that
 //! no flow notices.
 
+mod client;
 mod files;
+mod load;
 mod withdrawn;
 
 use std::net::SocketAddr;
