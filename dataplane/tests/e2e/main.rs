@@ -35,6 +35,7 @@ mod one_file;
 mod places;
 mod proxies;
 mod proxy_headers;
+mod reload;
 mod resets;
 mod restarts;
 mod resumption;
