@@ -6,6 +6,7 @@ pub(crate) const KEYS: &[&str] = &[
     "server.heartbeat_interval",
     "server.health_timeout",
     "server.drain_timeout",
+    "server.access_log",
     "server.quic_addr",
     "server.services.name",
     "server.services.traffic_addr",

@@ -17,7 +17,7 @@ const PROGRAM: &[&[&str]] = &[
 
 /// The same within the server: mail names things, and not the code that handles them.
 const SERVER: &[&[&str]] = &[
-    &["ids", "pool", "bounds"],
+    &["ids", "pool", "bounds", "access_log"],
     &["tcp::visitor", "udp::forwarded"],
     &["mail"],
     &["shared"],

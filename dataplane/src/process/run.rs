@@ -13,7 +13,7 @@ use super::mail::CoreMail;
 use super::status::Status;
 use super::thread::{self, CoreReport, CoreSetup};
 use super::watch::Watch;
-use super::{admin, bind, signals};
+use super::{access_log, admin, bind, signals};
 use crate::client::ClientShared;
 use crate::client::mail::ClientMail;
 use crate::core::mailbox::{Mailboxes, Post};
@@ -152,7 +152,9 @@ pub(crate) fn start(
     let server = match &config.server {
         Some(server) => {
             let (ticket_keys, keeper) = TicketKeys::start(&server.tls).map_err(Failure::Input)?;
-            let shared = ServerShared::new(config, server, cores, ticket_keys, keeper);
+            access_log::set(&server.access_log)?;
+            let log = access_log::shared();
+            let shared = ServerShared::new(config, server, cores, ticket_keys, keeper, &log);
             Some(Arc::new(shared))
         }
         None => None,

@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
 use crate::core::log_limit::LogLimit;
-use crate::process::logging;
+use crate::process::{access_log, logging};
 
 /// All that are taken; SIGPIPE is ignored by Rust's runtime. SIGXFSZ comes when a file, the log
 /// mostly, reaches the largest size allowed: the write fails as well, and that is counted.
@@ -56,6 +56,7 @@ pub(crate) fn listen(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
                 match Wish::of(signal) {
                     Wish::Stop if stopping => {
                         tracing::warn!("second signal: ending at once");
+                        access_log::flush(logging::FLUSH_AT_ONCE);
                         logging::flush(logging::FLUSH_AT_ONCE);
                         std::process::exit(1);
                     }
@@ -64,7 +65,11 @@ pub(crate) fn listen(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
                         stop();
                     }
                     Wish::NothingSaid => {}
-                    wish => say_ignored(signal, wish, &log),
+                    wish @ Wish::Reload => {
+                        access_log::reopen();
+                        say_ignored(signal, wish, &log);
+                    }
+                    wish @ Wish::Nothing => say_ignored(signal, wish, &log),
                 }
             }
         })?;
@@ -80,8 +85,8 @@ fn say_ignored(signal: c_int, wish: Wish, log: &LogLimit) {
         tracing::warn!(
             signal,
             suppressed,
-            "signal ignored: the configuration is not read again while the program runs; restart it \
-             to apply changes"
+            "signal ignored but for the access log: the configuration is not read again while the \
+             program runs; restart it to apply changes"
         );
     } else {
         tracing::warn!(

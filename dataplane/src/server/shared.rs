@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use qmux_config::{ClientMatcher, Config, Door, ListenerProtocol, Server, Service, TrafficAddr};
 
+use super::access_log::AccessLog;
 use super::bounds::Gate;
 use super::mail::ServerMail;
 use super::pool::registry::Registry;
@@ -60,10 +61,17 @@ pub(crate) struct ServedService {
     pub(crate) pool: Arc<ClientPool>,
     /// What each core counts of it.
     pub(crate) counters: Vec<Arc<ServiceCounters>>,
+    /// Told of each flow that ends.
+    pub(crate) access_log: Arc<AccessLog>,
 }
 
 impl ServedService {
-    fn new(service: &Service, number: usize, cores: usize) -> ServedService {
+    fn new(
+        service: &Service,
+        number: usize,
+        cores: usize,
+        access_log: &Arc<AccessLog>,
+    ) -> ServedService {
         ServedService {
             name: service.name.clone(),
             number,
@@ -74,6 +82,7 @@ impl ServedService {
             gate: Arc::new(Gate::new(&service.bounds, cores)),
             pool: Arc::new(ClientPool::new(service.load_balancer)),
             counters: (0..cores).map(|_| Arc::default()).collect(),
+            access_log: Arc::clone(access_log),
         }
     }
 
@@ -110,6 +119,7 @@ impl ServedService {
             gate: Arc::new(Gate::new(&qmux_config::Bounds::default(), cores)),
             pool: Arc::clone(pool),
             counters: (0..cores).map(|_| Arc::default()).collect(),
+            access_log: Arc::new(AccessLog::off()),
         })
     }
 }
@@ -130,10 +140,12 @@ pub(crate) struct SharedDoor {
 }
 
 impl SharedDoor {
-    fn new(door: &Door, cores: usize) -> Arc<SharedDoor> {
+    fn new(door: &Door, cores: usize, access_log: &Arc<AccessLog>) -> Arc<SharedDoor> {
         let numbered = door.services.iter().enumerate();
         let services: Vec<_> = numbered
-            .map(|(number, service)| Arc::new(ServedService::new(service, number, cores)))
+            .map(|(number, service)| {
+                Arc::new(ServedService::new(service, number, cores, access_log))
+            })
             .collect();
         let pools = services.iter().map(|it| Arc::clone(&it.pool)).collect();
         let names = services.iter().map(|it| (it.name.clone(), it.number));
@@ -199,11 +211,13 @@ impl ServerShared {
         cores: usize,
         ticket_keys: Arc<TicketKeys>,
         ticket_keeper: Keeper,
+        access_log: &Arc<AccessLog>,
     ) -> ServerShared {
         let doors = server.doors.iter();
+        let doors = doors.map(|door| SharedDoor::new(door, cores, access_log));
         ServerShared {
             config: Arc::clone(config),
-            doors: doors.map(|door| SharedDoor::new(door, cores)).collect(),
+            doors: doors.collect(),
             matcher: ClientMatcher::new(server),
             instance_id: *uuid::Uuid::new_v4().as_bytes(),
             ticket_keys,

@@ -14,6 +14,7 @@ use crate::core::task::spawn_or;
 use crate::core::{FlowCount, OneFlow, memory};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
+use crate::server::access_log::{End, FinishedFlow};
 use crate::server::bounds::RefusalCounters;
 use crate::server::door::lane::{LaneUse, ServerLane};
 use crate::server::entrance::Entrance;
@@ -31,6 +32,16 @@ struct Begun {
     waiters: Rc<StreamWaiters>,
     /// What the stream has not taken of the header.
     header: Option<StreamBuf>,
+}
+
+/// Where a flow goes on that was refused.
+enum Again {
+    /// Through another lane of this core.
+    Here(Box<(Box<Visitor>, Begun, FlowTicket)>),
+    /// Another core has the visitor.
+    Elsewhere,
+    /// Nobody can take it.
+    Nowhere(Box<Visitor>),
 }
 
 /// What the beginning of a flow tells about the service, for the choice of clients for the next
@@ -79,6 +90,7 @@ impl Entrance {
         let visitor = Visitor {
             addr,
             traffic: self.where_to(&stream),
+            accepted: Instant::now(),
             accepted_at_us: now.map_or(0, |since| {
                 u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
             }),
@@ -312,7 +324,7 @@ impl Entrance {
             };
             // On the heap, as it is large, and over long before the flow is.
             let opened = Box::pin(opening.run(begun.header.take(), &mut sent)).await;
-            match opened {
+            let end = match opened {
                 Opened::Flow(first) => {
                     if !first.early.is_empty() {
                         histograms
@@ -336,7 +348,7 @@ impl Entrance {
                     if undecided {
                         judge_end(ended, &ticket);
                     }
-                    self.log_end(ended, visitor.addr, begun.lane.client_id());
+                    self.log_end(ended, &visitor, &begun.lane);
                     drop(ticket);
                     return;
                 }
@@ -345,12 +357,15 @@ impl Entrance {
                         ticket.ended_early(Instant::now());
                     }
                     tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "flow reset");
+                    let end = self.end_on(&begun.lane, End::of(reason));
                     self.end(&begun, reason);
+                    self.note_end(&visitor, begun.lane.client_id(), (sent.bytes(), 0), end);
                     return;
                 }
                 Opened::Refused(reason) => {
                     tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "refused by the client");
                     self.end(&begun, FlowError::NoError);
+                    self.end_on(&begun.lane, End::of(reason))
                 }
                 Opened::Unheard => {
                     self.counters().visitors_unheard.increment();
@@ -359,22 +374,54 @@ impl Entrance {
                     // Behind the visitor's bytes, should the client go on: it must not serve what
                     // is served elsewhere.
                     self.end(&begun, FlowError::VisitorReset);
+                    End::LaneLost
                 }
-            }
+            };
+            let client = begun.lane.client_id().to_owned();
             drop((begun, ticket));
             match self.retry(&socket, visitor, &sent) {
-                Some(again) => (visitor, begun, ticket) = again,
-                None => return,
+                Again::Here(again) => (visitor, begun, ticket) = *again,
+                Again::Elsewhere => return,
+                Again::Nowhere(visitor) => {
+                    return self.note_end(&visitor, &client, (sent.bytes(), 0), end);
+                }
             }
         }
     }
 
-    fn log_end(&self, ended: tcp::Ended, visitor: SocketAddr, client: &str) {
+    /// How a flow ended that has ridden this lane.
+    fn end_on(&self, lane: &LaneUse, end: End) -> End {
+        end.with_lane(lane.lane.is_open(), self.is_draining())
+    }
+
+    /// A line in the access log.
+    fn note_end(&self, visitor: &Visitor, client: &str, bytes: (u64, u64), end: End) {
+        let service = self.service();
+        service.access_log.finished(&FinishedFlow {
+            service: &service.name,
+            client,
+            visitor: visitor.addr,
+            protocol: Protocol::Tcp,
+            bytes_in: bytes.0,
+            bytes_out: bytes.1,
+            lasted: visitor.accepted.elapsed(),
+            end,
+        });
+    }
+
+    fn log_end(&self, ended: tcp::Ended, visitor: &Visitor, lane: &LaneUse) {
         let tcp::Ended {
             how,
             bytes_in,
             bytes_out,
         } = ended;
+        let end = match how {
+            TcpFlowEnd::Completed => End::Closed,
+            TcpFlowEnd::Reset(reason) => self.end_on(lane, End::of(reason)),
+            TcpFlowEnd::Stalled => End::Stalled,
+        };
+        self.note_end(visitor, lane.client_id(), (bytes_in, bytes_out), end);
+        let (client, visitor) = (lane.client_id(), visitor.addr);
         tracing::debug!(%visitor, client, %how, bytes_in, bytes_out, "flow ended");
         match how {
             TcpFlowEnd::Completed => {}
@@ -408,19 +455,13 @@ impl Entrance {
         self.counters().tcp_flows_reset.increment();
     }
 
-    /// Begins a refused flow anew. `None` if that is no longer this task's matter: another core has the visitor, or
-    /// nobody can take it.
-    fn retry(
-        self: &Rc<Self>,
-        socket: &TcpSocket,
-        mut visitor: Box<Visitor>,
-        sent: &Sent,
-    ) -> Option<(Box<Visitor>, Begun, FlowTicket)> {
+    /// Begins a refused flow anew.
+    fn retry(self: &Rc<Self>, socket: &TcpSocket, mut visitor: Box<Visitor>, sent: &Sent) -> Again {
         loop {
             match self.way(&mut visitor) {
                 Some(Way::Here(begun, ticket)) => {
                     self.counters().visitors_retried.increment();
-                    return Some((visitor, begun, ticket));
+                    return Again::Here(Box::new((visitor, begun, ticket)));
                 }
                 Some(Way::Elsewhere(core, ticket)) => {
                     // The other core's socket is another descriptor: ours is closed when the kernel has let go of it.
@@ -433,7 +474,7 @@ impl Entrance {
                     match self.hand_over(core, stream, visitor, ticket) {
                         Ok(()) => {
                             self.counters().visitors_retried.increment();
-                            return None;
+                            return Again::Elsewhere;
                         }
                         Err((_, back)) => visitor = back,
                     }
@@ -441,7 +482,7 @@ impl Entrance {
                 None => {
                     self.counters().visitors_retry_exhausted.increment();
                     self.service_counters().visitors_refused.increment();
-                    return None;
+                    return Again::Nowhere(visitor);
                 }
             }
         }

@@ -111,6 +111,11 @@ impl Sent {
         self.bytes == 0 && !self.ended
     }
 
+    /// How many bytes the visitor has sent.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes as u64
+    }
+
     /// Whether the visitor has sent a FIN.
     pub(crate) fn ended(&self) -> bool {
         self.ended
