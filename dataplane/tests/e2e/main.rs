@@ -7,6 +7,7 @@
 //! No test asserts how long anything takes. What is slow is measured in `bench`.
 
 mod abandoned;
+mod access_log;
 mod addresses;
 mod admin;
 mod back_pressure;
