@@ -30,6 +30,8 @@ pub struct Bounds {
     pub allow: Option<Networks>,
     /// Where they may not come from, whatever `allow` says.
     pub deny: Networks,
+    /// Balancers whose TCP visitors begin with a PROXY header, and count as the address in it.
+    pub accept_proxy_from: Networks,
     /// TCP visitors at a time, of the whole process; zero: any number, as with those that follow.
     pub max_visitors: u32,
     /// TCP visitors at a time of one source: an IPv4 address, or an IPv6 network of 64 bits.
@@ -46,7 +48,7 @@ pub struct Bounds {
 impl Bounds {
     /// Reads the keys of a service or a listener.
     pub(crate) fn read(section: &Section<'_>, protocol: Option<ListenerProtocol>) -> Self {
-        let allow = read_list(section, "allow", "allow_file");
+        let allow = read_list(section, "allow", Some("allow_file"));
         if let Some(path) = section.any("allow_file")
             && matches!(&allow, Some(allow) if allow.is_empty())
         {
@@ -54,7 +56,7 @@ impl Bounds {
                            least";
             section.problem_at("allow_file", &path.span(), message);
         }
-        let deny = read_list(section, "deny", "deny_file").unwrap_or_default();
+        let deny = read_list(section, "deny", Some("deny_file")).unwrap_or_default();
         let tcp = protocol.is_none_or(ListenerProtocol::tcp);
         let udp = protocol.is_none_or(ListenerProtocol::udp);
         let limit = |key, has_effect| read_limit(section, key, has_effect);
@@ -63,6 +65,7 @@ impl Bounds {
                 .filter(|allow| !allow.is_empty())
                 .map(Networks::from_iter),
             deny: deny.into_iter().collect(),
+            accept_proxy_from: read_balancers(section, tcp),
             max_visitors: limit("max_visitors", tcp),
             max_visitors_per_source: limit("max_visitors_per_source", tcp),
             visitors_per_second_per_source: limit("visitors_per_second_per_source", tcp),
@@ -104,12 +107,31 @@ fn read_idle_timeout(section: &Section<'_>, has_effect: bool) -> Duration {
     timeout
 }
 
+/// Balancers whose visitors say by a header who they are.
+fn read_balancers(section: &Section<'_>, has_effect: bool) -> Networks {
+    let key = "accept_proxy_from";
+    let networks = read_list(section, key, None).unwrap_or_default();
+    if !networks.is_empty() && !has_effect {
+        section.warn_unused(key, WITHOUT_EFFECT);
+    }
+    if let Some(all) = networks.iter().find(|it| it.prefix_len() == 0)
+        && let Some(value) = section.any(key)
+    {
+        let message = format!(
+            "{all} lets everybody claim to come from any address; it should name the balancers only"
+        );
+        let key = section.key(key);
+        section.report().warning(&key, &value.span(), &message);
+    }
+    networks.into_iter().collect()
+}
+
 /// The networks under one key together with those of the file that the other one names; `None` if
 /// something is wrong with them, which has been reported.
 fn read_list(
     section: &Section<'_>,
     key: &'static str,
-    file_key: &'static str,
+    file_key: Option<&'static str>,
 ) -> Option<Vec<IpNet>> {
     let mut networks = Vec::new();
     let mut right = true;
@@ -124,7 +146,9 @@ fn read_list(
         }
     }
     let form = format!("{FILE_FORM}: {NETWORK_FORM}");
-    if let Some(path) = section.filled_string(file_key, &form) {
+    if let Some(file_key) = file_key
+        && let Some(path) = section.filled_string(file_key, &form)
+    {
         let file = section.report().resolve(path.get_ref());
         match networks::read_file(&file) {
             Ok(of_file) => networks.extend(of_file),

@@ -227,6 +227,9 @@ counters! {
     visitors_refused_memory,
     /// TCP visitors reset because the lists or limits of their service do not let them in.
     visitors_refused_bounds,
+    /// TCP visitors reset because they did not say who they are by a PROXY header, which their
+    /// service expects from where they come.
+    visitors_refused_proxy_header,
     /// TCP visitors whose client left everything unanswered before there was any sign that it had
     /// anything of them: sent to another lane or client that answers, or reset if there is none.
     visitors_unheard,

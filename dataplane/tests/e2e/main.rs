@@ -33,6 +33,7 @@ mod many_visitors;
 mod offers;
 mod one_file;
 mod places;
+mod proxied_visitors;
 mod proxies;
 mod proxy_headers;
 mod resets;

@@ -123,18 +123,61 @@ impl Gate {
     ) -> Result<Option<Permit>, Refusal> {
         self.counted(core, || {
             self.judge(visitor)?;
-            let limited = self.bounds.max_visitors > 0;
-            if limited {
-                self.one_more()?;
-            }
-            let mut permit = limited.then(|| self.permit(true));
-            let per_source = self.bounds.max_visitors_per_source > 0
-                || self.bounds.visitors_per_second_per_source > 0;
-            if per_source {
-                self.one_more_of(visitor, Kind::Visitor, now, &mut permit)?;
-            }
-            Ok(permit)
+            let permit = self.one_of_all()?;
+            self.one_of_its_source(visitor, permit, now)
         })
+    }
+
+    /// Whether TCP visitors from there must begin with a PROXY header.
+    pub(crate) fn expects_proxy_header(&self, peer: IpAddr) -> bool {
+        self.bounds.accept_proxy_from.contains(peer)
+    }
+
+    /// The first half of [`Self::admit_visitor`], for one whose address is not known yet.
+    ///
+    /// # Errors
+    /// Why not; it has been counted.
+    pub(crate) fn admit_unknown(self: &Arc<Self>, core: usize) -> Result<Option<Permit>, Refusal> {
+        self.counted(core, || self.one_of_all())
+    }
+
+    /// The second half: its address is known now.
+    ///
+    /// # Errors
+    /// Why not; it has been counted.
+    pub(crate) fn admit_known(
+        self: &Arc<Self>,
+        core: usize,
+        visitor: IpAddr,
+        permit: Option<Permit>,
+        now: Instant,
+    ) -> Result<Option<Permit>, Refusal> {
+        self.counted(core, || {
+            self.judge(visitor)?;
+            self.one_of_its_source(visitor, permit, now)
+        })
+    }
+
+    fn one_of_all(self: &Arc<Self>) -> Result<Option<Permit>, Refusal> {
+        if self.bounds.max_visitors == 0 {
+            return Ok(None);
+        }
+        self.one_more()?;
+        Ok(Some(self.permit(true)))
+    }
+
+    fn one_of_its_source(
+        self: &Arc<Self>,
+        visitor: IpAddr,
+        mut permit: Option<Permit>,
+        now: Instant,
+    ) -> Result<Option<Permit>, Refusal> {
+        let limited = self.bounds.max_visitors_per_source > 0
+            || self.bounds.visitors_per_second_per_source > 0;
+        if limited {
+            self.one_more_of(visitor, Kind::Visitor, now, &mut permit)?;
+        }
+        Ok(permit)
     }
 
     /// The same for a UDP visitor that has no flow.

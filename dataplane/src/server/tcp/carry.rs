@@ -1,9 +1,9 @@
 //! A TCP visitor's way to a client, and to another one if the first refuses it.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use qmux_proto::{FlowError, OpenHeader, Protocol};
 
@@ -11,19 +11,16 @@ use super::opening::{Opened, Opening, Sent};
 use super::visitor::Visitor;
 use crate::buffer::StreamBuf;
 use crate::core::task::spawn_or;
-use crate::core::{FlowCount, OneFlow, memory};
+use crate::core::{FlowCount, OneFlow};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
 use crate::server::access_log::{End, FinishedFlow};
-use crate::server::bounds::RefusalCounters;
 use crate::server::door::lane::{LaneUse, ServerLane};
 use crate::server::entrance::Entrance;
 use crate::server::mail::ServerMail;
-use crate::server::pool::balance::Tried;
 use crate::server::pool::route::{self, Way};
 use crate::server::pool::service::FlowTicket;
-use crate::sys::limits;
-use crate::sys::tcp::{TcpSocket, refuse};
+use crate::sys::tcp::TcpSocket;
 
 /// A stream on which a flow has begun with its Open header.
 struct Begun {
@@ -65,82 +62,6 @@ fn judge_end(ended: tcp::Ended, ticket: &FlowTicket) {
 }
 
 impl Entrance {
-    /// A visitor was accepted.
-    pub(crate) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
-        self.counters().visitors_accepted.increment();
-        self.service_counters().visitors.increment();
-        let gate = &self.service().gate;
-        let permit = match gate.admit_visitor(self.core(), addr.ip(), Instant::now()) {
-            Ok(permit) => permit,
-            Err(refusal) => {
-                self.counters().visitors_refused_bounds.increment();
-                tracing::debug!(visitor = %addr, ?refusal, "visitor reset at the gate");
-                return self.refuse(stream);
-            }
-        };
-        if memory::refuses_newcomers() {
-            self.counters().visitors_refused_memory.increment();
-            self.refusals().memory.increment();
-            return self.refuse(stream);
-        }
-        if !limits::is_for_flows(&stream) {
-            return self.refuse_for_want_of_descriptors(stream, addr);
-        }
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let visitor = Visitor {
-            addr,
-            traffic: self.where_to(&stream),
-            accepted: Instant::now(),
-            accepted_at_us: now.map_or(0, |since| {
-                u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-            }),
-            chosen_by: self.core(),
-            tried: Tried::default(),
-            sent: Vec::new(),
-            ended: false,
-            under_way: None,
-            _permit: permit,
-        };
-        self.send_to_a_client(stream, Box::new(visitor));
-    }
-
-    /// Where a visitor has connected to. The socket is asked only if it is open to several addresses.
-    fn where_to(&self, stream: &TcpStream) -> SocketAddr {
-        let bound = self.traffic_addr();
-        if !bound.ip().is_unspecified() {
-            return bound;
-        }
-        stream.local_addr().map_or(bound, |local| {
-            SocketAddr::new(local.ip().to_canonical(), local.port())
-        })
-    }
-
-    /// The descriptors that are left are not for visitors.
-    fn refuse_for_want_of_descriptors(&self, stream: TcpStream, visitor: SocketAddr) {
-        self.counters().visitors_refused_descriptors.increment();
-        self.refusals().descriptors.increment();
-        if let Some(suppressed) = self.context().dial_log.pass(Instant::now()) {
-            tracing::warn!(
-                %visitor,
-                descriptors = limits::flow_descriptors_max(),
-                suppressed,
-                "no file descriptor is left for visitors (ulimit -n); this one is reset"
-            );
-        }
-        self.refuse(stream);
-    }
-
-    /// What this core counts of those whom the service has refused.
-    fn refusals(&self) -> &RefusalCounters {
-        &self.service().gate.refusals()[self.core()]
-    }
-
-    /// Resets a visitor who has not reached a client.
-    fn refuse(&self, stream: TcpStream) {
-        self.service_counters().visitors_refused.increment();
-        refuse(stream);
-    }
-
     /// Another core has chosen a client that has a lane here.
     pub(crate) fn visitor_from_other_core(
         self: &Rc<Self>,
@@ -166,7 +87,11 @@ impl Entrance {
         self.send_to_a_client(stream, visitor);
     }
 
-    fn send_to_a_client(self: &Rc<Self>, mut stream: TcpStream, mut visitor: Box<Visitor>) {
+    pub(super) fn send_to_a_client(
+        self: &Rc<Self>,
+        mut stream: TcpStream,
+        mut visitor: Box<Visitor>,
+    ) {
         loop {
             match self.way(&mut visitor) {
                 Some(Way::Here(begun, ticket)) => {
