@@ -10,13 +10,19 @@ use crate::limits;
 use crate::networks::{self, NETWORK_FORM, Networks};
 use crate::section::Section;
 use crate::server::ListenerProtocol;
-use crate::units::DAY;
+use crate::units::{DAY, format_size};
 
 /// Highest limit: as many descriptors as Linux lets a process have by default (`fs.nr_open`).
 const LIMIT_MAX: i64 = 1 << 20;
 
 /// Longest idle timeout: a flow that may be silent for a month is better left alone.
 const IDLE_TIMEOUT_MAX: Duration = DAY.saturating_mul(30);
+
+/// Least bandwidth of a visitor, in bytes per second: below it a page is not there within a minute,
+/// and who asked for less meant another unit.
+const BANDWIDTH_MIN: u64 = 1 << 10;
+/// Most: a thousand times what a network card carries.
+const BANDWIDTH_MAX: u64 = 1 << 40;
 
 const WITHOUT_EFFECT: &str = "has no effect with the protocol of this service";
 
@@ -40,6 +46,8 @@ pub struct Bounds {
     pub visitors_per_second_per_source: u32,
     /// UDP flows at a time of one source.
     pub max_udp_flows_per_source: u32,
+    /// Bytes per second that a TCP visitor or a UDP flow may have in each direction; zero: any number.
+    pub bandwidth_per_visitor: u64,
     /// A TCP flow in which no byte is moved for this long in either direction is reset; zero: it
     /// never is.
     pub idle_timeout: Duration,
@@ -70,6 +78,7 @@ impl Bounds {
             max_visitors_per_source: limit("max_visitors_per_source", tcp),
             visitors_per_second_per_source: limit("visitors_per_second_per_source", tcp),
             max_udp_flows_per_source: limit("max_udp_flows_per_source", udp),
+            bandwidth_per_visitor: read_bandwidth(section),
             idle_timeout: read_idle_timeout(section, tcp),
         }
     }
@@ -96,6 +105,24 @@ fn read_limit(section: &Section<'_>, key: &'static str, has_effect: bool) -> u32
         section.warn_unused(key, WITHOUT_EFFECT);
     }
     limit
+}
+
+/// Bytes per second; zero, which is the default, for any number.
+fn read_bandwidth(section: &Section<'_>) -> u64 {
+    let key = "bandwidth_per_visitor";
+    let Some(bandwidth) = section.size(key, 0..=BANDWIDTH_MAX) else {
+        return 0;
+    };
+    let bytes_per_s = *bandwidth.get_ref();
+    if bytes_per_s > 0 && bytes_per_s < BANDWIDTH_MIN {
+        let (given, least) = (format_size(bytes_per_s), format_size(BANDWIDTH_MIN));
+        let message = format!(
+            "{given} is too little; it must be \"0\", for any number of bytes per second, or at \
+             least \"{least}\""
+        );
+        section.problem_at(key, &bandwidth.span(), message);
+    }
+    bytes_per_s
 }
 
 fn read_idle_timeout(section: &Section<'_>, has_effect: bool) -> Duration {

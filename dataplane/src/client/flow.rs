@@ -74,6 +74,7 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
         watch,
         counters: Arc::clone(&this.context.counters),
         service: None,
+        bandwidth: None,
     };
     let begun = Begun {
         early: opened.early,

@@ -257,6 +257,9 @@ counters! {
     tcp_flows_reset,
     /// The same, because the visitor or the service took nothing for the stall timeout.
     tcp_flows_stalled,
+    /// Times that a TCP flow stood still because the bandwidth that its service allows each visitor
+    /// was used up.
+    tcp_bandwidth_waits,
     /// TCP flows reset because no byte was moved in either direction for the idle timeout.
     tcp_flows_idle,
     /// The same, because memory was short and they had stalled longest.
@@ -342,6 +345,9 @@ counters! {
     /// Visitors' datagrams dropped because the lists or limits of their service let them open no
     /// flow.
     udp_dropped_bounds,
+    /// Datagrams of or for visitors dropped because the bandwidth that their service allows each
+    /// visitor was used up.
+    udp_dropped_bandwidth,
     /// Datagrams of new visitors dropped because flows hold as much memory as they may.
     udp_dropped_memory,
     /// Datagrams dropped because their lane is not registered, or its listener takes no UDP.

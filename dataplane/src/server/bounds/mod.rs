@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use qmux_config::Bounds;
 
+use crate::flow::bandwidth::Bandwidth;
 use crate::flow::udp::lives::source;
 pub(crate) use refusals::{Refusal, RefusalCounters};
 use sources::{Kind, SourceLimits, Sources};
@@ -103,6 +104,11 @@ impl Gate {
     /// How long a TCP flow may move nothing; zero: for ever.
     pub(crate) fn idle_timeout(&self) -> Duration {
         self.bounds.idle_timeout
+    }
+
+    /// What a flow that begins now may carry, TCP or UDP; `None`: as much as it can.
+    pub(crate) fn bandwidth(&self, now: Instant) -> Option<Box<Bandwidth>> {
+        Bandwidth::of(self.bounds.bandwidth_per_visitor, now)
     }
 
     /// What each core has refused.

@@ -267,6 +267,7 @@ impl Entrance {
                         watch,
                         counters: Arc::clone(&self.context().counters),
                         service: Some(Arc::clone(self.service_counters())),
+                        bandwidth: self.service().gate.bandwidth(arrived),
                     };
                     let ended = tcp::run(flow, first).await;
                     histograms.tcp_flow_seconds.observe_time(arrived.elapsed());

@@ -205,6 +205,7 @@ impl TrafficSocket {
             bound: self.socket.local_addr(),
             claim: RefCell::new(claim),
             began: now,
+            bandwidth: self.service.gate.bandwidth(now),
             bytes_in: Cell::new(0),
             bytes_out: Cell::new(0),
             permit: RefCell::new(permit),

@@ -15,6 +15,7 @@ use rustc_hash::FxBuildHasher;
 use super::table::{Flow, LaneToken};
 use super::traffic::{LocalFlow, Place, TrafficSocket};
 use crate::core::counters::CoreCounters;
+use crate::flow::bandwidth::Direction;
 use crate::flow::udp::TurnClock;
 use crate::flow::udp::encode::{self, FlowLane, Introduction};
 use crate::flow::udp::incoming::Incoming;
@@ -157,7 +158,12 @@ impl LaneFlows {
         };
         let mut incoming = self.incoming.borrow_mut();
         if let Some(packet) = incoming.packet(&header, payload, now) {
-            traffic.count_out(&flow, packet.len() as u64);
+            let bytes = packet.len() as u64;
+            if !flow.may_carry(Direction::Out, bytes, now) {
+                self.counters.udp_dropped_bandwidth.increment();
+                return;
+            }
+            traffic.count_out(&flow, bytes);
             let mut batcher = traffic.batcher.borrow_mut();
             batcher.push(&traffic.socket, visitor, flow.to_ip.get(), packet);
             drop(batcher);

@@ -26,6 +26,7 @@ use super::table::{LaneToken, Table};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
 use crate::core::service_counters::ServiceCounters;
+use crate::flow::bandwidth::{Bandwidth, Direction};
 use crate::flow::udp::batch::Batcher;
 use crate::flow::udp::lives::{Limits, Stage};
 use crate::flow::udp::{
@@ -94,6 +95,8 @@ pub(super) struct LocalFlow {
     pub(super) claim: RefCell<Claim>,
     /// When it began, and what it has carried since.
     pub(super) began: Instant,
+    /// What it may carry, if that is limited.
+    pub(super) bandwidth: Option<Box<Bandwidth>>,
     pub(super) bytes_in: Cell<u64>,
     pub(super) bytes_out: Cell<u64>,
     /// What it takes up of the limits of its service, if the visitor's datagrams come here.
@@ -105,6 +108,12 @@ impl LocalFlow {
     pub(super) fn traffic_addr(&self) -> SocketAddr {
         let ip = self.to_ip.get().unwrap_or(self.bound.ip());
         canonical(SocketAddr::new(ip, self.bound.port()))
+    }
+
+    /// Whether a datagram of so many bytes may go that way; then it counts.
+    pub(super) fn may_carry(&self, way: Direction, bytes: u64, now: Instant) -> bool {
+        let bandwidth = self.bandwidth.as_ref();
+        bandwidth.is_none_or(|it| it.carries(way, bytes, now))
     }
 
     /// A line in the access log.
@@ -464,6 +473,10 @@ impl TrafficSocket {
         now: Instant,
     ) {
         let bytes = payload.len() as u64;
+        if !flow.may_carry(Direction::In, bytes, now) {
+            self.counters.udp_dropped_bandwidth.increment();
+            return;
+        }
         self.service_counters().udp_bytes_in.add(bytes);
         flow.bytes_in.set(flow.bytes_in.get() + bytes);
         flow.lane.send(flow, visitor, id, known, payload, now);
