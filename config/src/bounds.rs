@@ -177,6 +177,7 @@ fn read_list(
         && let Some(path) = section.filled_string(file_key, &form)
     {
         let file = section.report().resolve(path.get_ref());
+        section.report().reads(&file);
         match networks::read_file(&file) {
             Ok(of_file) => networks.extend(of_file),
             Err(message) => {

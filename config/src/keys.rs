@@ -49,6 +49,8 @@ pub(crate) const KEYS: &[&str] = &[
     "server.auth.method",
     "server.auth.ca_cert_file",
     "server.auth.ca_cert",
+    "server.auth.crl_file",
+    "server.auth.crl",
     "server.auth.token",
     "server.auth.token_file",
     "server.tls.server_cert_file",

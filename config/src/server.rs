@@ -42,6 +42,12 @@ const CA_KEYS: Keys = Keys {
     text: "ca_cert",
 };
 
+/// The keys of the list of certificates that the CAs have revoked.
+const CRL_KEYS: Keys = Keys {
+    file: "crl_file",
+    text: "crl",
+};
+
 /// The words for what visitors may speak.
 pub(crate) const PROTOCOLS: [(&str, ListenerProtocol); 3] = [
     ("tcp", ListenerProtocol::Tcp),
@@ -146,6 +152,8 @@ pub enum ServerAuth {
     Mtls {
         /// PEM, at least one CA certificate.
         ca_cert: FileOrText,
+        /// PEM: the lists of certificates that these CAs have revoked, if there are any.
+        crl: Option<FileOrText>,
     },
     /// By knowing a secret: the one here, or that of one of [`Server::clients`].
     Token {
@@ -338,7 +346,10 @@ impl ServerAuth {
                 let why = r#"is not used with method = "mtls""#;
                 section.warn_unused("token", why);
                 section.warn_unused("token_file", why);
-                tls_files::ca(section, CA_KEYS).map(|ca_cert| Self::Mtls { ca_cert })
+                let ca_cert = tls_files::ca(section, CA_KEYS);
+                // One that is wrong has been reported, and with it there is no config.
+                let crl = tls_files::crl(section, CRL_KEYS);
+                ca_cert.map(|ca_cert| Self::Mtls { ca_cert, crl })
             }
             Method::Token => {
                 if !with_entries && !Secret::is_in(section) {
@@ -347,6 +358,7 @@ impl ServerAuth {
                 if has_ca {
                     CA_KEYS.warn_unused(section, r#"is not used with method = "token""#);
                 }
+                CRL_KEYS.warn_unused(section, r#"is not used with method = "token""#);
                 if token.is_none() && (Secret::is_in(section) || !with_entries) {
                     return None;
                 }

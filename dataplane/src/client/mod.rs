@@ -1,31 +1,16 @@
 //! The client role on one core: its share of the lanes to every server.
 
-pub(crate) mod answers;
-mod attempt;
-#[cfg(test)]
-mod attempt_tests;
-mod backoff;
-mod beside;
-mod flow;
 mod lane;
 pub(crate) mod mail;
 #[cfg(test)]
 mod offer_tests;
-mod plan;
 mod presence;
-mod proxy_header;
-mod resumption;
-mod roster;
-mod seen;
-mod server;
-mod service;
+mod servers;
 pub(crate) mod services;
-mod session;
 mod shared;
 #[cfg(test)]
 mod simulation;
-mod supervisor;
-mod twins;
+mod tcp;
 pub(crate) mod udp;
 pub(crate) mod views;
 
@@ -43,12 +28,14 @@ use crate::flow::role::RoleContext;
 use crate::flow::udp::UdpSettings;
 use crate::sys::limits;
 use lane::ClientLane;
+use lane::Leaving;
+use lane::plan::{LaneId, Plan};
+use lane::supervisor::Supervisor;
 use mail::ClientMail;
-use plan::{LaneId, Plan};
-use server::ServerState;
-use service::Checker;
+use servers::demand::Change;
+use servers::server::ServerState;
+use services::health::Checker;
 pub(crate) use shared::ClientShared;
-use supervisor::Supervisor;
 use udp::CoreFlows;
 
 /// Bits of a lane's serial number that count the lanes of one core; the others are the core's.
@@ -114,11 +101,10 @@ fn going_away(drain_timeout: Duration) -> GoAway {
 impl ClientCore {
     /// Starts this core's first lanes.
     pub(crate) fn start(context: &Rc<ClientContext>, shared: &Arc<ClientShared>) -> Rc<ClientCore> {
-        let lanes = shared.client().map_or(Lanes::Auto, |client| client.lanes);
         let this = Rc::new(ClientCore {
             context: Rc::clone(context),
             shared: Arc::clone(shared),
-            plan: RefCell::new(Plan::new(context.index, context.cluster.cores(), lanes)),
+            plan: RefCell::new(Plan::new(context.index, context.cluster.cores())),
             planning: Cell::new(false),
             supervisors: RefCell::default(),
             lanes: RefCell::default(),
@@ -182,12 +168,19 @@ impl ClientCore {
         }
         let servers = self.shared.servers.load_full();
         let dialled = servers.iter().filter(|server| !server.rests());
-        let numbers = dialled.map(|server| (server.number, server.cores()));
+        let lanes = self.lanes_setting();
+        let numbers = dialled.map(|server| (server.number, server.lanes_wanted(lanes)));
         let changes = self.plan.borrow_mut().update(numbers);
         let mut supervisors = self.supervisors.borrow_mut();
         for lane in changes.retire {
+            let stays = |server: &&Arc<ServerState>| server.number == lane.0 && !server.rests();
+            let leaving = if servers.iter().any(|server| stays(&server)) {
+                Leaving::Surplus
+            } else {
+                Leaving::Unwanted
+            };
             if let Some(supervisor) = supervisors.remove(&lane) {
-                supervisor.retire();
+                supervisor.retire(leaving);
             }
         }
         for (number, lane) in changes.start {
@@ -199,9 +192,27 @@ impl ClientCore {
 
     /// A server said how many cores it has: all cores plan again if that is news.
     fn server_has_cores(self: &Rc<Self>, server: &ServerState, server_cores: usize) {
-        if server.has_cores(server_cores) {
+        if server.has_cores(server_cores, self.context.cluster.cores(), Instant::now()) {
             self.tell_all(&ClientMail::Plan);
         }
+    }
+
+    /// `lanes` of dp.toml.
+    fn lanes_setting(&self) -> Lanes {
+        let client = self.shared.client();
+        client.map_or(Lanes::Auto, |client| client.lanes)
+    }
+
+    /// A server is to have more lanes, or fewer.
+    fn lanes_change(self: &Rc<Self>, server: &ServerState, change: Change) {
+        let counters = &self.context.counters;
+        match change {
+            Change::Grown(by) => counters.lanes_grown.add(by as u64),
+            Change::Shrunk(by) => counters.lanes_shrunk.add(by as u64),
+        }
+        let lanes = server.lanes_wanted(self.lanes_setting());
+        tracing::debug!(%server, lanes, ?change, "another number of lanes to this server");
+        self.tell_all(&ClientMail::Plan);
     }
 
     /// The server may be gone: all lanes ask it.
@@ -316,7 +327,7 @@ impl ClientCore {
     /// Closes all lanes. The servers are told in the next flush.
     pub(crate) fn close(&self) {
         for supervisor in self.supervisors.borrow().values() {
-            supervisor.retire();
+            supervisor.retire(Leaving::Unwanted);
         }
         let registered: Vec<_> = self.lanes.borrow().values().cloned().collect();
         let registering: Vec<_> = self.registering.borrow().values().cloned().collect();

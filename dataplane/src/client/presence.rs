@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ClientCore;
-use super::answers::{News, Standing, complaint};
 use super::lane::ClientLane;
-use super::server::ServerState;
+use super::servers::server::ServerState;
+use super::services::answers::{News, Standing, complaint};
 
 /// How long the lanes to a server are given to come, before they are counted.
 const LANES_COME: Duration = Duration::from_millis(500);

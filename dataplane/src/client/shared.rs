@@ -11,10 +11,10 @@ use qmux_config::{Client, Config};
 
 use super::MAIL_PAUSE;
 use super::mail::ClientMail;
-use super::roster::{self, Roster};
-use super::server::ServerState;
+use super::servers::roster::{self, Roster};
+use super::servers::server::ServerState;
+use super::servers::twins::{self, Twins};
 use super::services::Services;
-use super::twins::{self, Twins};
 use crate::core::mailbox::Post;
 use crate::quic::credentials::KeptCredentials;
 use crate::quic::sessions::SessionCache;
@@ -46,6 +46,8 @@ pub(crate) struct ClientShared {
     pub(crate) config: Arc<Config>,
     /// The configured id, or one drawn at this start.
     pub(crate) client_id: String,
+    /// At which server core lanes begin; drawn at this start.
+    pub(super) begins_at: u8,
     /// Drawn at this start.
     pub(crate) instance_id: [u8; 16],
     /// In the order of the configuration.
@@ -86,6 +88,7 @@ impl ClientShared {
         let shared = ClientShared {
             config: Arc::clone(config),
             client_id: client.client_id.clone().unwrap_or_else(drawn_client_id),
+            begins_at: rand::random(),
             instance_id: *uuid::Uuid::new_v4().as_bytes(),
             roster: Mutex::new(Roster::new(names)),
             targets,

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::server::ServerState;
+use qmux_config::Lanes;
+
+use super::servers::server::ServerState;
 use super::services::Service;
 use super::shared::ClientShared;
 
@@ -61,6 +63,14 @@ impl ClientShared {
     pub(crate) fn server_views(&self) -> Vec<ServerView> {
         let servers = self.servers.load();
         servers.iter().map(|server| server.view()).collect()
+    }
+
+    /// Lanes that there are to be to all servers.
+    pub(crate) fn lanes_wanted(&self) -> usize {
+        let lanes = self.client().map_or(Lanes::Auto, |client| client.lanes);
+        let servers = self.servers.load();
+        let kept = servers.iter().filter(|server| !server.rests());
+        kept.map(|server| server.lanes_wanted(lanes)).sum()
     }
 
     /// All services, in the order of the configuration.

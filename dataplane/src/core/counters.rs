@@ -164,6 +164,9 @@ counters! {
     lanes_superseded,
     /// Lanes closed because another instance took their client's id and they did not answer.
     lanes_replaced,
+    /// Lanes that get no new flow because their client may not serve here any more: its certificate
+    /// has expired or was revoked, or its entry is gone or another one.
+    lanes_withdrawn,
     /// Registrations refused.
     registrations_refused,
     /// The same, because another living instance has the client's id.
@@ -200,6 +203,10 @@ counters! {
     lanes_taken_over,
     /// Lanes left to their last flows: their server drains or is none any more, or they are too many.
     lanes_left,
+    /// Lanes that a client opened because its server had much to hand over to those it had.
+    lanes_grown,
+    /// Lanes that a client gave up, or did not open, because little came through all of them.
+    lanes_shrunk,
     /// Handshakes given up because the network says that nobody listens at the address.
     handshakes_unreachable,
     /// Mail to the client role of another core that did not fit its mailbox.
@@ -264,6 +271,8 @@ counters! {
     tcp_flows_idle,
     /// The same, because memory was short and they had stalled longest.
     tcp_flows_ended_for_memory,
+    /// TCP flows reset because their service was removed, or moved, and drain_timeout was over.
+    tcp_flows_ended_drained,
     /// TCP flows reset because this client drains.
     tcp_flows_refused_draining,
     /// TCP flows whose service could not be reached.
@@ -332,6 +341,8 @@ counters! {
     udp_dropped_too_large,
     /// Datagrams dropped because no client could serve them.
     udp_dropped_no_client,
+    /// Datagrams of new visitors dropped because their service was removed, or has moved.
+    udp_dropped_removed,
     /// Visitors' datagrams dropped because the core of their client's lane had no place for one more.
     udp_dropped_handover,
     /// Datagrams dropped because their flow is not known.

@@ -32,4 +32,6 @@ pub(crate) struct Ended {
     pub(crate) bytes_in: u64,
     /// Bytes that were written to its socket.
     pub(crate) bytes_out: u64,
+    /// The socket had one message and closed behind it, before the other end did.
+    pub(crate) closed_behind_first: bool,
 }

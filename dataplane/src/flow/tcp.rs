@@ -33,7 +33,7 @@ use crate::sys::tcp::TcpSocket;
 
 use super::bandwidth::{Bandwidth, Direction};
 pub(crate) use super::ended::{Ended, TcpFlowEnd};
-use super::fill::{Next, fill};
+use super::fill::{Next, Until, fill};
 use super::watch::{FlowWatch, LOOK_INTERVAL, Waits};
 
 /// Bytes that one pump moves before the other tasks of the core get a turn.
@@ -74,8 +74,22 @@ pub(crate) struct Begun {
     pub(crate) ended: bool,
     /// The stream has got that FIN, too.
     pub(crate) fin_sent: bool,
+    /// The socket had nothing when it was last looked at, or is not likely to: it is waited for
+    /// before it is read.
+    pub(crate) empty: bool,
+    /// How the socket's first bytes are read: whoever closes behind them is best read until it is
+    /// empty.
+    pub(crate) first: Until,
     /// Bytes read from the socket so far.
     pub(crate) bytes_in: u64,
+}
+
+/// What of [`Begun`] concerns the pump from the socket.
+struct Beginning {
+    unsent: VecDeque<StreamBuf>,
+    ended: bool,
+    empty: bool,
+    first: Until,
 }
 
 /// Why a pump stopped before its direction's FIN.
@@ -91,6 +105,7 @@ pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> Ended {
         cut: Cell::new(false),
         broken: Cell::new(false),
         fin_read: Cell::new(false),
+        closed_behind_first: Cell::new(false),
         bytes_in: Cell::new(begun.bytes_in),
         bytes_out: Cell::new(0),
     };
@@ -99,7 +114,12 @@ pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> Ended {
         flow.inward().set(Waits::Over);
     }
     {
-        let mut inward = pin!(flow.socket_to_stream(begun.unsent, begun.ended));
+        let mut inward = pin!(flow.socket_to_stream(Beginning {
+            unsent: begun.unsent,
+            ended: begun.ended,
+            empty: begun.empty,
+            first: begun.first,
+        }));
         let mut outward = pin!(flow.stream_to_socket(begun.early, begun.early_fin));
         poll_fn(|cx| {
             flow.look_around(cx);
@@ -122,6 +142,7 @@ pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> Ended {
         how: flow.end(),
         bytes_in: flow.bytes_in.get(),
         bytes_out: flow.bytes_out.get(),
+        closed_behind_first: flow.closed_behind_first.get(),
     }
 }
 
@@ -141,6 +162,8 @@ struct Flow {
     broken: Cell<bool>,
     /// The stream's FIN was read while bytes before it wait for the socket.
     fin_read: Cell<bool>,
+    /// See [`Ended`].
+    closed_behind_first: Cell<bool>,
     /// For the log: see [`Ended`].
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
@@ -305,6 +328,7 @@ impl Flow {
         let Some(step) = watch.take_look() else {
             return;
         };
+        socket.keep_alive();
         // A pump that waits for the socket's bytes finds an error by itself, behind those bytes.
         if self.inward().get() != Waits::Socket
             && let Some(error) = socket.take_error()
@@ -358,29 +382,43 @@ impl Flow {
 
     // ---- socket → stream ------------------------------------------------------------------------
 
-    async fn socket_to_stream(&self, unsent: VecDeque<StreamBuf>, ended: bool) {
+    async fn socket_to_stream(&self, beginning: Beginning) {
         // Why is noted where it happens.
-        let _early = self.pump_inward(unsent, ended).await;
+        let _early = self.pump_inward(beginning).await;
     }
 
-    async fn pump_inward(&self, unsent: VecDeque<StreamBuf>, ended: bool) -> Result<(), Stopped> {
+    async fn pump_inward(&self, beginning: Beginning) -> Result<(), Stopped> {
         let TcpFlow { socket, .. } = &self.ends;
-        for bytes in unsent {
+        for bytes in beginning.unsent {
             self.write_stream(bytes, false).await?;
         }
-        if ended {
+        if beginning.ended {
             return self.finish_stream().await;
+        }
+        if beginning.empty {
+            self.wait_for_socket().await;
         }
         let mut size = BlockSize::Small;
         let mut moved = 0;
+        // How many have brought bytes: many a connection has one message and its end.
+        let mut messages = usize::from(self.bytes_in.get() > 0);
         loop {
             let allowed = self.allowed(Direction::In, self.inward()).await;
             let room = self.wait_for_room().await?.min(allowed);
             let mut block = Block::take(size.within(room));
             let capacity = block.bytes().len().min(room);
-            let (read, mut next) = fill(socket, &mut block.bytes_mut()[..capacity]);
+            let until = match (size, messages) {
+                (BlockSize::Small, 0) => beginning.first,
+                (BlockSize::Small, _) => Until::Short,
+                _ => Until::Empty,
+            };
+            let (read, mut next) = fill(socket, &mut block.bytes_mut()[..capacity], until);
             if self.broken.get() && matches!(next, Next::Fin) {
                 next = Next::Error;
+            }
+            messages += usize::from(read > 0);
+            if matches!(next, Next::Fin) && messages == 1 && !self.fin_read.get() {
+                self.closed_behind_first.set(true);
             }
             if read > 0 {
                 self.count_in(read as u64);
@@ -403,8 +441,7 @@ impl Flow {
                 }
                 Next::Nothing => {
                     moved = 0;
-                    // An error is found again by the read that follows.
-                    let _ready = Self::wait(self.inward(), Waits::Socket, socket.readable()).await;
+                    self.wait_for_socket().await;
                 }
                 Next::Fin => return self.finish_stream().await,
                 Next::Error => {
@@ -413,6 +450,12 @@ impl Flow {
                 }
             }
         }
+    }
+
+    /// Waits until the socket has something. An error is found again by the read that follows.
+    async fn wait_for_socket(&self) {
+        let readable = self.ends.socket.readable();
+        let _ready = Self::wait(self.inward(), Waits::Socket, readable).await;
     }
 
     /// Waits for `ready` alone; everything else that matters is seen to at each turn of the flow's
@@ -519,8 +562,11 @@ impl Flow {
                 false => self.allowed(Direction::Out, self.outward()).await,
             };
             if self.fin_read.get() {
-                // A socket that is gone already is found by the other pump.
-                let _gone = socket.shutdown_write();
+                // The end of both directions: the close, which comes now, sends the FIN.
+                if self.inward().get() != Waits::Over || self.stopped.get().is_some() {
+                    // A socket that is gone already is found by the other pump.
+                    let _gone = socket.shutdown_write();
+                }
                 return Ok(());
             }
             let mut block = Block::take(size);

@@ -63,22 +63,39 @@ pub(crate) fn shared() -> Arc<AccessLog> {
     Arc::clone(&LOG)
 }
 
-/// From now on lines go there.
+/// Another place for lines, which is open.
+#[derive(Debug)]
+pub(crate) struct Prepared(Option<(Setting, Target)>);
+
+impl Prepared {
+    /// Lines go there from now on.
+    pub(crate) fn take_up(self) {
+        let Some((setting, next)) = self.0 else {
+            return;
+        };
+        let mut orders = orders();
+        LOG.switch(setting != Setting::Off);
+        orders.setting = setting;
+        orders.next = Some(next);
+        LOG.queue().wake();
+    }
+}
+
+/// Opens a place for lines. Nothing changes yet.
 ///
 /// # Errors
-/// If the file cannot be opened, or the thread cannot be had; then lines go where they went.
-pub(crate) fn set(setting: &Setting) -> Result<(), Failure> {
+/// If the file cannot be opened, or the thread cannot be had.
+pub(crate) fn prepare(setting: &Setting) -> Result<Prepared, Failure> {
     let mut orders = orders();
+    if orders.setting == *setting {
+        return Ok(Prepared(None));
+    }
     let next = open(setting).map_err(Failure::Input)?;
-    if !orders.has_writer && *setting != Setting::Off {
+    if !orders.has_writer {
         start_writer()?;
         orders.has_writer = true;
     }
-    orders.setting = setting.clone();
-    orders.next = Some(next);
-    LOG.switch(*setting != Setting::Off);
-    LOG.queue().wake();
-    Ok(())
+    Ok(Prepared(Some((setting.clone(), next))))
 }
 
 /// Opens the file again, which may have been renamed or removed. If it cannot be opened, lines go on

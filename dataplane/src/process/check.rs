@@ -37,7 +37,11 @@ fn check_server(
     say: &mut impl FnMut(String),
 ) -> Result<(), Failure> {
     let auth = match &server.auth {
-        ServerAuth::Mtls { ca_cert } => format!("mtls, CA {ca_cert}"),
+        ServerAuth::Mtls { ca_cert, crl: None } => format!("mtls, CA {ca_cert}"),
+        ServerAuth::Mtls {
+            ca_cert,
+            crl: Some(crl),
+        } => format!("mtls, CA {ca_cert}, revoked by {crl}"),
         ServerAuth::Token { token: Some(_) } => "token".into(),
         ServerAuth::Token { token: None } => "tokens of their own".into(),
     };

@@ -13,6 +13,7 @@ pub(crate) mod log_level;
 pub(crate) mod logging;
 mod mail;
 mod progress;
+pub(crate) mod reload;
 pub(crate) mod run;
 mod signals;
 pub(crate) mod status;

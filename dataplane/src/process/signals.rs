@@ -41,11 +41,15 @@ impl Wish {
     }
 }
 
-/// Calls `stop` for the first signal that asks for it; the second one ends the process at once.
+/// Calls `stop` for the first signal that asks for it, and `reload`, which says whether it can be
+/// done, for each that asks for that; the second one that asks to stop ends the process at once.
 ///
 /// # Errors
 /// If the handlers or their thread cannot be had.
-pub(crate) fn listen(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
+pub(crate) fn listen(
+    stop: impl Fn() + Send + 'static,
+    reload: impl Fn() -> bool + Send + 'static,
+) -> std::io::Result<()> {
     let mut signals = Signals::new(TAKEN)?;
     std::thread::Builder::new()
         .name("signals".into())
@@ -67,7 +71,9 @@ pub(crate) fn listen(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
                     Wish::NothingSaid => {}
                     wish @ Wish::Reload => {
                         access_log::reopen();
-                        say_ignored(signal, wish, &log);
+                        if !reload() {
+                            say_ignored(signal, wish, &log);
+                        }
                     }
                     wish @ Wish::Nothing => say_ignored(signal, wish, &log),
                 }
@@ -85,8 +91,7 @@ fn say_ignored(signal: c_int, wish: Wish, log: &LogLimit) {
         tracing::warn!(
             signal,
             suppressed,
-            "signal ignored but for the access log: the configuration is not read again while the \
-             program runs; restart it to apply changes"
+            "signal ignored: this process has no config file to read again, or is told too often"
         );
     } else {
         tracing::warn!(

@@ -12,7 +12,7 @@ use arc_swap::ArcSwapOption;
 use boring::pkey::{PKey, Private};
 use boring::sha::Sha256;
 use boring::x509::X509;
-use qmux_config::{Client, FileOrText};
+use qmux_config::{Client, FileOrText, Server, ServerAuth};
 
 use super::sessions::Identity;
 
@@ -104,6 +104,68 @@ fn certificates(from: &FileOrText, pem: &[u8]) -> Result<Vec<X509>, TlsError> {
     Ok(certs)
 }
 
+/// Whose certificates clients must have.
+#[derive(Debug)]
+pub(super) struct TrustedClients {
+    pub(super) authorities: Authorities,
+    /// The PEM text of the lists of those that are revoked, if there are any.
+    pub(super) revoked: Option<(FileOrText, Vec<u8>)>,
+}
+
+/// What a server shows, and which clients it lets in.
+#[derive(Debug)]
+pub(crate) struct ServerCredentials {
+    pub(super) pair: Pair,
+    /// `None`: clients show no certificate.
+    pub(super) clients: Option<TrustedClients>,
+    /// The digest of what the server shows.
+    pub(crate) shown: Identity,
+    /// The digest of what clients are held against.
+    pub(crate) trusted: Identity,
+}
+
+impl ServerCredentials {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// The first one that is not usable.
+    pub(crate) fn read(server: &Server) -> Result<ServerCredentials, TlsError> {
+        let pair = Pair::read(&server.tls.server_cert, &server.tls.server_key)?;
+        let clients = match &server.auth {
+            ServerAuth::Token { .. } => None,
+            ServerAuth::Mtls { ca_cert, crl } => {
+                let read = |from: &FileOrText| {
+                    let pem = from.read_pem().map_err(failed(from, "cannot be used"))?;
+                    Ok((from.clone(), pem))
+                };
+                Some(TrustedClients {
+                    authorities: Authorities::read(ca_cert)?,
+                    revoked: crl.as_ref().map(read).transpose()?,
+                })
+            }
+        };
+        let trusted = clients.iter().flat_map(|it| {
+            let revoked = it.revoked.as_ref().map(|(_, pem)| pem.as_slice());
+            [Some(it.authorities.pem.as_slice()), revoked]
+        });
+        Ok(ServerCredentials {
+            shown: digest([pair.pem.as_slice()]),
+            trusted: digest(trusted.map(Option::unwrap_or_default)),
+            pair,
+            clients,
+        })
+    }
+}
+
+fn digest<'a>(texts: impl IntoIterator<Item = &'a [u8]>) -> Identity {
+    let mut digest = Sha256::new();
+    for text in texts {
+        digest.update(&(text.len() as u64).to_be_bytes());
+        digest.update(text);
+    }
+    digest.finish()
+}
+
 /// What a client shows, and whom it trusts.
 #[derive(Debug)]
 pub(crate) struct ClientCredentials {
@@ -123,19 +185,13 @@ impl ClientCredentials {
         let pair = client.tls.client_cert.as_ref();
         let pair = pair.map(|pair| Pair::read(&pair.cert, &pair.key));
         let pair = pair.transpose()?;
-        let mut digest = Sha256::new();
         let cert = pair.as_ref().map(|pair| pair.pem.as_slice());
-        for bytes in [Some(authorities.pem.as_slice()), cert]
-            .into_iter()
-            .flatten()
-        {
-            digest.update(&(bytes.len() as u64).to_be_bytes());
-            digest.update(bytes);
-        }
+        let texts = [Some(authorities.pem.as_slice()), cert];
+        let identity = digest(texts.into_iter().flatten());
         Ok(ClientCredentials {
             authorities,
             pair,
-            identity: digest.finish(),
+            identity,
         })
     }
 }

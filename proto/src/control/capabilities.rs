@@ -23,6 +23,8 @@ impl Capabilities {
     /// Services with names: ServiceAnswers messages, and the traffic address in the first datagrams of
     /// a UDP flow.
     pub const NAMED_SERVICES: Self = Self(1 << 4);
+    /// HandOvers messages: it opens as many lanes as they ask for.
+    pub const HAND_OVERS: Self = Self(1 << 5);
     /// Answers to PathChallenge messages.
     pub const PATH_CHALLENGE: Self = Self(1 << 8);
 

@@ -19,7 +19,7 @@ use qmux_proto::FlowError;
 use qmux_proto::control::{FlowClosed, Message};
 use rustc_hash::FxBuildHasher;
 
-use super::super::answers::LaneAnswers;
+use super::super::services::answers::LaneAnswers;
 pub(crate) use super::core_flows::CoreFlows;
 use super::core_flows::Owned;
 use super::flow::{Flow, Way, connect};
@@ -54,6 +54,8 @@ pub(crate) struct ClientFlows {
     /// The flow whose datagrams are in the batcher.
     batching: RefCell<Option<Rc<Flow>>>,
     clock: TurnClock,
+    /// Flows opened in all.
+    opened: Cell<u64>,
     ended: Cell<bool>,
     sweep_over: Event,
     /// The operator has been told that the service cannot be reached.
@@ -77,6 +79,7 @@ impl ClientFlows {
             batcher: RefCell::new(Batcher::new(Arc::clone(&core.counters))),
             batching: RefCell::default(),
             clock: TurnClock::default(),
+            opened: Cell::new(0),
             ended: Cell::new(false),
             sweep_over: Event::default(),
             warned: Cell::new(false),
@@ -92,6 +95,11 @@ impl ClientFlows {
     /// The flows that are open.
     pub(crate) fn flow_count(&self) -> usize {
         self.flows.borrow().len()
+    }
+
+    /// Flows that it has opened in all.
+    pub(crate) fn flows_opened(&self) -> u64 {
+        self.opened.get()
     }
 
     /// A datagram came from the server: it goes to the service, in a batch with others of its flow.
@@ -216,6 +224,7 @@ impl ClientFlows {
         let (lane, to) = (self.lane.key(), way.to);
         tracing::debug!(lane, flow = id, %visitor, service = %to, "UDP flow opened");
         self.counters().udp_flows_opened.increment();
+        self.opened.set(self.opened.get() + 1);
         wanted.service.counts.udp_flows.increment();
         let flow = Rc::new(Flow {
             refused_at,

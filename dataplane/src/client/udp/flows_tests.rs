@@ -11,9 +11,9 @@ use qmux_proto::control::TrafficPorts;
 use qmux_proto::datagram::Header;
 use qmux_proto::{FlowError, Protocol};
 
-use super::super::answers::{LaneAnswers, Standing};
-use super::super::proxy_header;
 use super::super::services::Services;
+use super::super::services::answers::{LaneAnswers, Standing};
+use super::super::services::proxy_header;
 use super::super::services::tests::local;
 use super::{ClientFlows, CoreFlows};
 use crate::core::counters::CoreCounters;

@@ -194,6 +194,7 @@ struct StateMetrics {
     longest_turns: Vec<Duration>,
     services: Vec<ServiceStates>,
     client_lanes: Option<usize>,
+    client_lanes_wanted: Option<usize>,
 }
 
 impl StateMetrics {
@@ -213,6 +214,7 @@ impl StateMetrics {
                 .client
                 .is_some()
                 .then(|| status.readiness.client_lanes()),
+            client_lanes_wanted: status.client.as_ref().map(|client| client.lanes_wanted()),
         }
     }
 }
@@ -278,6 +280,10 @@ impl Collector for StateMetrics {
         if let Some(lanes) = self.client_lanes {
             let help = "Lanes of this client that are registered with a server.";
             lone_gauge(encoder, "client_lanes", help, lanes as f64)?;
+        }
+        if let Some(lanes) = self.client_lanes_wanted {
+            let help = "Lanes that this client is to have to all servers: what lanes in [client] says, or what they are needed for.";
+            lone_gauge(encoder, "client_lanes_wanted", help, lanes as f64)?;
         }
         Ok(())
     }

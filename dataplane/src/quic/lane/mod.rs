@@ -39,6 +39,7 @@ use crate::core::panics::contain;
 use coalesce::Coalesced;
 use connection::ConnectionCell;
 use datagrams::Tally;
+pub(in crate::quic) use debts::Brought;
 use debts::Debts;
 use ended::EndedStreams;
 use held_back::HeldBack;
@@ -443,10 +444,10 @@ impl Lane {
 
     // ---- called by the endpoint ----------------------------------------------------------------------------------
 
-    /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the end. True if there was
-    /// nothing for any stream.
-    pub(super) fn dispatch(self: &Rc<Self>, now: Instant) -> bool {
-        let mut only_datagrams = true;
+    /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the
+    /// end. Says what there was for streams.
+    pub(super) fn dispatch(self: &Rc<Self>, now: Instant) -> Brought {
+        let mut brought = Brought::NothingForStreams;
         let conn = self.conn.borrow_mut();
         if !self.was_established.get() && conn.is_established() {
             self.was_established.set(true);
@@ -462,13 +463,19 @@ impl Lane {
         drop(conn);
         // Before any flow: what the lane says for itself waits for nobody.
         self.flush_control();
-        only_datagrams &= !self.note_writable();
+        if self.note_writable() {
+            brought = Brought::Flows;
+        }
         self.let_held_back_go_on();
         self.wake_room_waiters();
         self.tell_coalesced(now);
         let mut conn = self.conn.borrow_mut();
         while let Some(stream) = conn.stream_readable_next() {
-            only_datagrams = false;
+            if stream == CONTROL_STREAM {
+                brought = Brought::Control;
+            } else if brought != Brought::Control {
+                brought = Brought::Flows;
+            }
             drop(conn);
             let known = self.stream_readable(stream, now);
             conn = self.conn.borrow_mut();
@@ -488,7 +495,7 @@ impl Lane {
         }
         drop(conn);
         self.deliver_datagrams();
-        only_datagrams
+        brought
     }
 
     /// Hands received datagrams on. Called more often than [`Lane::dispatch`] when many come in one turn.

@@ -71,6 +71,9 @@ impl Entrance {
     ) {
         let lane = self.local_lane(ticket.client().number);
         if let Some(begun) = lane.and_then(|lane| self.begin(&lane, &visitor)) {
+            if ticket.client().lanes_on(visitor.chosen_by) == 0 {
+                begun.lane.visitor_handed_over();
+            }
             return self.serve(stream, visitor, begun, ticket);
         }
         // The lane has just ended, or takes no more now. The client may have another one with room.
@@ -230,6 +233,7 @@ impl Entrance {
         );
         let watch = self.context().flows.register(self.stall_timeout());
         let watch = watch.with_idle_timeout(self.service().gate.idle_timeout());
+        watch.belongs_to(self.id().0);
         let arrived = Instant::now();
         let histograms = &self.context().histograms;
         loop {
@@ -340,6 +344,7 @@ impl Entrance {
             how,
             bytes_in,
             bytes_out,
+            ..
         } = ended;
         let end = match how {
             TcpFlowEnd::Completed => End::Closed,

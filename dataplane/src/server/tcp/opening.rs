@@ -28,7 +28,7 @@ use qmux_proto::FlowError;
 use crate::buffer::{Block, BlockSize, SMALL_BLOCK_BYTES, StreamBuf};
 use crate::core::counters::CoreCounters;
 use crate::core::service_counters::ServiceCounters;
-use crate::flow::fill::{Next, fill};
+use crate::flow::fill::{Next, Until, fill};
 use crate::flow::tcp::Begun;
 use crate::flow::watch::FlowWatch;
 use crate::quic::lane::{Lane, Silent, StreamRead, StreamRoom, StreamWaiters};
@@ -270,6 +270,7 @@ impl Opening<'_> {
 
     /// Moves what can be moved from the visitor to the client now, and says what more needs.
     fn pass_on(&self, sent: &mut Sent, begun: &mut Begun) -> Result<Wait, Stop> {
+        begun.empty = false;
         loop {
             if begun.fin_sent {
                 return Ok(Wait::Answer);
@@ -280,6 +281,9 @@ impl Opening<'_> {
             if begun.fin_sent {
                 return Ok(Wait::Answer);
             }
+            if begun.empty {
+                return Ok(Wait::Visitor);
+            }
             let keep = sent.room();
             if keep == 0 {
                 if sent.bytes < SENT_BYTES_MAX {
@@ -289,9 +293,7 @@ impl Opening<'_> {
             }
             match self.lane.room(self.stream, keep, self.waiters) {
                 StreamRoom::Bytes(room) => {
-                    if !self.read(room, sent, begun)? {
-                        return Ok(Wait::Visitor);
-                    }
+                    begun.empty = !self.read(room, sent, begun)?;
                 }
                 StreamRoom::Blocked => return Ok(Wait::Room),
                 StreamRoom::Stopped(error) => return Err(Stop::Stopped(error)),
@@ -322,11 +324,15 @@ impl Opening<'_> {
         Ok(true)
     }
 
-    /// Reads up to `room` bytes of the visitor. False if there is nothing now.
+    /// Reads up to `room` bytes of the visitor. False if nothing is left now.
     fn read(&self, room: usize, sent: &mut Sent, begun: &mut Begun) -> Result<bool, Stop> {
         let mut block = Block::take(BlockSize::Small);
         let capacity = SMALL_BLOCK_BYTES.min(room);
-        let (read, next) = fill(self.socket, &mut block.bytes_mut()[..capacity]);
+        let (read, next) = fill(
+            self.socket,
+            &mut block.bytes_mut()[..capacity],
+            Until::Empty,
+        );
         if read > 0 {
             self.watch.has_moved();
             self.counters.tcp_bytes_in.add(read as u64);
@@ -343,9 +349,10 @@ impl Opening<'_> {
                 begun.ended = true;
                 return Ok(true);
             }
-            Next::More | Next::Nothing => {}
+            Next::Nothing => return Ok(false),
+            Next::More => {}
         }
-        Ok(read > 0)
+        Ok(true)
     }
 
     /// What the client or its service has said, if anything.

@@ -80,6 +80,10 @@ impl TrafficSocket {
         earlier: Option<Permit>,
         now: Instant,
     ) {
+        if self.is_leaving() {
+            self.counters.udp_dropped_removed.increment();
+            return;
+        }
         let gate = &self.service.gate;
         let permit = match earlier {
             Some(earlier) => Some(earlier),

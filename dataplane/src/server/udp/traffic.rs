@@ -177,6 +177,8 @@ pub(crate) struct TrafficSocket {
     pub(crate) kept_bytes: Rc<Cell<usize>>,
     pub(super) full_log: Rarely,
     stopping: Cell<bool>,
+    /// It takes no new flow, and those that it has may go on until then.
+    leaves_until: Cell<Option<Instant>>,
     closed: Cell<bool>,
     /// One event for each task, because an event wakes one.
     receive_over: Event,
@@ -213,6 +215,7 @@ impl TrafficSocket {
             kept_bytes: budget::kept_bytes_of_this_core(),
             full_log: Rarely::default(),
             stopping: Cell::new(false),
+            leaves_until: Cell::new(None),
             closed: Cell::new(false),
             receive_over: Event::default(),
             sweep_over: Event::default(),
@@ -227,6 +230,28 @@ impl TrafficSocket {
     /// the last client the socket closes, so that the kernel says to whoever comes that nobody listens.
     pub(crate) fn stop(&self) {
         self.stopping.set(true);
+    }
+
+    /// Its service is no more, or not here: no flow begins any more, and those that there are may go
+    /// on until then.
+    pub(crate) fn leave(&self, until: Instant) {
+        self.leaves_until.set(Some(until));
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaves_until.get().is_some()
+    }
+
+    /// Whether all its flows have ended for good.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Whether nobody is here to stay for: the last flow of an entrance that is given up has ended,
+    /// or its time is over.
+    fn has_left(&self, now: Instant) -> bool {
+        let until = self.leaves_until.get();
+        until.is_some_and(|until| now >= until || self.table.borrow().len() == 0)
     }
 
     /// Flows that ride lanes of this core.
@@ -542,6 +567,9 @@ impl TrafficSocket {
             let lanes: Vec<_> = self.lanes.borrow().values().cloned().collect();
             for lane in lanes {
                 lane.sweep(now);
+            }
+            if self.has_left(now) {
+                self.close();
             }
             if self.stopping.get() && self.routes().is_none_or(|routes| routes.nobody_is_left()) {
                 self.close();

@@ -1,5 +1,17 @@
 //! A lane as the client sees it: flows that the server opens, datagrams that it sends.
 
+pub(super) mod aim;
+mod attempt;
+#[cfg(test)]
+mod attempt_tests;
+pub(super) mod backoff;
+mod beside;
+pub(super) mod plan;
+mod resumption;
+mod seen;
+mod session;
+pub(super) mod supervisor;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,17 +20,19 @@ use std::time::Instant;
 use qmux_proto::FlowError;
 use qmux_proto::control::{Message, ServiceHealth};
 
-use super::answers::{self, LaneAnswers, Standing};
-use super::presence;
-use super::seen::FlowsSeen;
-use super::server::ServerState;
-use super::udp::ClientFlows;
-use super::{ClientContext, ClientShared};
+use crate::client::presence;
+use crate::client::servers::demand::Work;
+use crate::client::servers::server::ServerState;
+use crate::client::services::answers::{self, LaneAnswers, Standing};
+use crate::client::udp::ClientFlows;
+use crate::client::{ClientContext, ClientShared};
 use crate::core::event::Event;
 use crate::core::memory;
 use crate::core::task::spawn_or;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
+use seen::FlowsSeen;
+pub(super) use session::Leaving;
 
 const _: () = assert!(
     qmux_config::CLIENT_SERVICES_MAX <= u64::BITS as usize,
@@ -38,6 +52,8 @@ pub(super) struct ClientLane {
     /// Wakes the lane's session: its supervisor was retired, or there was an alarm.
     pub(super) wake: Event,
     alarmed: Cell<bool>,
+    /// UDP packets that have come.
+    datagrams: Cell<u64>,
     /// Flows that the server has opened here.
     seen: RefCell<FlowsSeen>,
     /// How many it will have opened in all, once it has said that there are no more.
@@ -69,6 +85,7 @@ impl ClientLane {
             tcp_flows: Cell::new(0),
             wake: Event::default(),
             alarmed: Cell::new(false),
+            datagrams: Cell::new(0),
             seen: RefCell::default(),
             flows_in_all: Cell::new(None),
             answers,
@@ -132,6 +149,14 @@ impl ClientLane {
     pub(super) fn is_settled(&self) -> bool {
         let in_all = self.flows_in_all.get();
         !self.lane.is_open() || in_all.is_some_and(|flows| self.seen.borrow().all_of(flows))
+    }
+
+    /// What it has carried until now.
+    fn carried(&self) -> Work {
+        Work {
+            visitors: self.seen.borrow().count() + self.udp.flows_opened(),
+            datagrams: self.datagrams.get(),
+        }
     }
 
     /// The server may be gone: have it asked.
@@ -198,13 +223,18 @@ impl LaneEvents for ClientLaneEvents {
             return;
         }
         let lane = Rc::clone(lane);
-        spawn_or(super::flow::run(Rc::clone(this), stream), move || {
-            lane.flow_panicked();
-        });
+        spawn_or(
+            crate::client::tcp::run(Rc::clone(this), stream),
+            move || {
+                lane.flow_panicked();
+            },
+        );
     }
 
     fn datagram(&self, _lane: &Rc<Lane>, data: &[u8]) {
-        self.0.udp.datagram(data);
+        let ClientLaneEvents(this) = self;
+        this.datagrams.set(this.datagrams.get() + 1);
+        this.udp.datagram(data);
     }
 
     fn datagrams_done(&self, _lane: &Rc<Lane>) {

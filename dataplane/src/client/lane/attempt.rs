@@ -7,22 +7,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use qmux_config::Client;
+use qmux_config::{Client, Lanes};
 use qmux_proto::control::{
     Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
-use super::ClientCore;
-use super::answers::LaneAnswers;
+use super::aim;
 use super::beside;
-use super::lane::{ClientLane, ClientLaneEvents};
-use super::plan::lane_count;
 use super::resumption::Resumption;
-use super::server::ServerState;
 use super::session::{Leaving, Session};
 use super::supervisor::Supervisor;
-use super::udp::ClientFlows;
+use super::{ClientLane, ClientLaneEvents};
+use crate::client::ClientCore;
+use crate::client::servers::server::ServerState;
+use crate::client::services::answers::LaneAnswers;
+use crate::client::udp::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 use crate::quic::endpoint::{Endpoint, EndpointSetup};
@@ -91,9 +91,10 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
         Some(Err(end)) => return end,
         None => {
             // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
+            let leaving = supervisor.leaving();
             crate::core::task::spawn(async move {
                 if let Ok(session) = registering.await {
-                    session.leave(Leaving::Unwanted).await;
+                    session.leave(leaving).await;
                 }
             });
             return AttemptEnd::Retired;
@@ -126,8 +127,8 @@ struct Dialed {
     reader: ControlReader,
     resumption: Resumption,
     lane_index: usize,
-    /// The server core that it was aimed at.
-    aim: usize,
+    /// By which first byte of its connection id it was aimed.
+    aim: u8,
     began: Instant,
 }
 
@@ -218,7 +219,8 @@ impl Dialed {
         let server_cores = usize::try_from(ack.server_cores)
             .unwrap_or(1)
             .clamp(1, crate::sys::CORES_MAX);
-        let misaimed = self.aim != self.lane_index % server_cores;
+        let right = aim::first_byte(core.shared.begins_at, self.lane_index, server_cores);
+        let misaimed = aim::core_of(self.aim, server_cores) != aim::core_of(right, server_cores);
         if !misaimed {
             tracing::debug!(
                 server = core.shared.title(&server),
@@ -309,7 +311,7 @@ fn dial(
     client: &Client,
     server: &ServerState,
     lane_index: usize,
-) -> Result<(Rc<Endpoint>, Rc<Lane>, usize, Resumption), AttemptEnd> {
+) -> Result<(Rc<Endpoint>, Rc<Lane>, u8, Resumption), AttemptEnd> {
     let peer = server.address;
     let failed = |error: &dyn Display| AttemptEnd::Failed(error.to_string());
     let socket = bind::udp_towards(peer).map_err(|error| no_socket(&error, peer))?;
@@ -339,12 +341,9 @@ fn dial(
         },
         None,
     );
-    let aim = lane_index % server.cores().max(1);
+    let aim = aim::first_byte(core.shared.begins_at, lane_index, server.cores());
     let mut resumption = Resumption::prepare(core, client, server);
-    let dial = |session: Option<&[u8]>| {
-        let first_byte = u8::try_from(aim).unwrap_or(0);
-        endpoint.dial(peer, &server.server_name, first_byte, session)
-    };
+    let dial = |session: Option<&[u8]>| endpoint.dial(peer, &server.server_name, aim, session);
     let mut dialed = dial(resumption.session());
     if dialed.is_err() && resumption.is_offered() {
         resumption.unusable();
@@ -373,20 +372,22 @@ fn no_socket(error: &std::io::Error, peer: SocketAddr) -> AttemptEnd {
 
 fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_index: usize) {
     let shared = &core.shared;
-    let cores = core.context.cluster.cores();
-    let lane_count = lane_count(client.lanes, this.server.cores(), cores);
+    let mut capabilities = Capabilities::TCP
+        .union(Capabilities::UDP)
+        .union(Capabilities::FRAGMENTATION)
+        .union(Capabilities::SERVICE_HEALTH)
+        .union(Capabilities::NAMED_SERVICES)
+        .union(Capabilities::PATH_CHALLENGE);
+    if client.lanes == Lanes::Auto {
+        capabilities = capabilities.union(Capabilities::HAND_OVERS);
+    }
     this.lane.send_control(&Message::Register(Register {
         protocol_version: PROTOCOL_VERSION,
         client_id: shared.client_id.clone(),
         instance_id: shared.instance_id,
         lane_index: lane_index as u64,
-        lane_count: lane_count as u64,
-        capabilities: Capabilities::TCP
-            .union(Capabilities::UDP)
-            .union(Capabilities::FRAGMENTATION)
-            .union(Capabilities::SERVICE_HEALTH)
-            .union(Capabilities::NAMED_SERVICES)
-            .union(Capabilities::PATH_CHALLENGE),
+        lane_count: this.server.lanes_wanted(client.lanes) as u64,
+        capabilities,
         services: shared.services.offers(),
     }));
 }

@@ -13,10 +13,11 @@ use qmux_proto::open::OPEN_HEADER_BYTES_MAX;
 use qmux_proto::{FlowError, OpenHeader, Protocol};
 
 use super::lane::ClientLane;
-use super::proxy_header;
-use super::service::connect;
+use super::services::health::connect;
+use super::services::proxy_header;
 use super::services::{ServedFlow, Service, VisitorPort};
 use crate::core::FlowCount;
+use crate::flow::fill::Until;
 use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd};
 use crate::flow::watch::FlowWatch;
 use crate::quic::lane::{StreamFront, StreamRead, StreamWaiters};
@@ -79,6 +80,13 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
     let begun = Begun {
         early: opened.early,
         early_fin: opened.fin,
+        // Few services speak first.
+        empty: true,
+        first: if opened.service.closes_behind_answer() {
+            Until::Empty
+        } else {
+            Until::Short
+        },
         ..Begun::default()
     };
     let visitor = opened.header.visitor;
@@ -88,7 +96,9 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
         how,
         bytes_in,
         bytes_out,
+        closed_behind_first,
     } = tcp::run(flow, begun).await;
+    opened.service.note_close(closed_behind_first);
     drop(served);
     tracing::debug!(%visitor, %how, bytes_in, bytes_out, "flow ended");
     match how {

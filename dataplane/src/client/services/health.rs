@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::ClientContext;
-use super::mail::ClientMail;
+use super::Service;
 use super::proxy_header;
-use super::services::Service;
+use crate::client::ClientContext;
+use crate::client::mail::ClientMail;
 use crate::core::event::Event;
 use crate::jitter::jittered;
 use crate::sys::limits;
@@ -68,7 +68,7 @@ enum By {
 
 impl ServiceState {
     /// Up, until something else is known.
-    pub(super) fn new(now: Instant) -> ServiceState {
+    pub(crate) fn new(now: Instant) -> ServiceState {
         ServiceState {
             down: AtomicBool::new(false),
             down_at_ms: AtomicU64::new(0),
@@ -77,13 +77,13 @@ impl ServiceState {
     }
 
     /// Whether the service can be reached, as far as is known.
-    pub(super) fn healthy(&self) -> bool {
+    pub(crate) fn healthy(&self) -> bool {
         !self.down.load(Ordering::Acquire)
     }
 
     /// A flow's dial says whether it can. Costs a dial that works one load. All cores are told of a
     /// change.
-    pub(super) fn dialled(&self, worked: bool, service: &Service, context: &ClientContext) {
+    pub(crate) fn dialled(&self, worked: bool, service: &Service, context: &ClientContext) {
         if self.healthy() != worked && self.change(worked, By::Flow, Instant::now()) {
             Self::tell(worked, service, context);
         }
@@ -199,14 +199,14 @@ impl Checks {
 }
 
 /// Makes the checks of one service; on one core only.
-pub(super) struct Checker {
+pub(crate) struct Checker {
     service: Arc<Service>,
     told: Event,
 }
 
 impl Checker {
     /// Starts those of all services that can be checked, if this is the core for it.
-    pub(super) fn start_all(
+    pub(crate) fn start_all(
         context: &Rc<ClientContext>,
         services: &[Arc<Service>],
     ) -> Vec<Rc<Checker>> {
@@ -228,7 +228,7 @@ impl Checker {
     }
 
     /// What is known of a service has changed.
-    pub(super) fn told(&self) {
+    pub(crate) fn told(&self) {
         self.told.set();
     }
 
@@ -297,7 +297,7 @@ impl Checker {
 }
 
 /// Connects to `port` at the first address of the service that answers, each within `timeout`.
-pub(super) async fn connect(
+pub(crate) async fn connect(
     service: &Service,
     port: u16,
     timeout: Duration,

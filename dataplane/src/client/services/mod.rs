@@ -3,21 +3,25 @@
 //!
 //! A service is found by the name that a flow brings. Its port is the one of the same position as
 //! the traffic port that the visitor connected to, so it takes the server's answer to know it
-//! ([`super::answers`]).
+//! ([`answers`]).
+
+pub(crate) mod answers;
+pub(crate) mod health;
+pub(crate) mod proxy_header;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use qmux_config::{CLIENT_SERVICES_MAX, ListenerProtocol, LocalPorts, LocalService, ProxyProtocol};
 use qmux_proto::Protocol;
 use qmux_proto::control::{Protocols, SERVICES_MAX, ServiceOffer, TrafficPorts};
 
-use super::service::ServiceState;
 use crate::resolve::Name;
+use health::ServiceState;
 
 const _: () = assert!(
     CLIENT_SERVICES_MAX <= SERVICES_MAX,
@@ -50,6 +54,8 @@ pub(crate) struct Service {
     pub(crate) counts: ServiceCounts,
     /// Flows that it has now, TCP and UDP.
     flows: AtomicUsize,
+    /// Its last connection was closed by it, behind one answer.
+    closes_behind_answer: AtomicBool,
 }
 
 /// What is counted of each service, by all cores together: at most a few times per flow.
@@ -142,6 +148,7 @@ impl Services {
                     state: ServiceState::new(now),
                     counts: ServiceCounts::default(),
                     flows: AtomicUsize::new(0),
+                    closes_behind_answer: AtomicBool::new(true),
                 })
             })
             .collect();
@@ -206,6 +213,20 @@ impl Services {
 }
 
 impl Service {
+    /// Whether it is likely to close a connection right behind its answer, as HTTP without
+    /// keep-alive does: what it did last.
+    pub(super) fn closes_behind_answer(&self) -> bool {
+        self.closes_behind_answer.load(Ordering::Relaxed)
+    }
+
+    /// A connection has ended: whether it was the service that closed it, behind one answer.
+    pub(super) fn note_close(&self, behind_answer: bool) {
+        if self.closes_behind_answer() != behind_answer {
+            self.closes_behind_answer
+                .store(behind_answer, Ordering::Relaxed);
+        }
+    }
+
     fn speaks(&self, protocol: Protocol) -> bool {
         match protocol {
             Protocol::Tcp => self.local.protocol.tcp(),
