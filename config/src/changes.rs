@@ -15,6 +15,7 @@ const TAKEN_UP: &[&str] = &[
     "server.heartbeat_interval",
     "server.health_timeout",
     "server.drain_timeout",
+    "server.access_log",
     "server.services",
     "server.clients",
     "server.listeners",

@@ -17,7 +17,8 @@ use super::services::health::connect;
 use super::services::proxy_header;
 use super::services::{ServedFlow, Service, VisitorPort};
 use crate::core::FlowCount;
-use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd, Until};
+use crate::flow::fill::Until;
+use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd};
 use crate::flow::watch::FlowWatch;
 use crate::quic::lane::{StreamFront, StreamRead, StreamWaiters};
 use crate::sys::limits;
@@ -74,6 +75,7 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
         watch,
         counters: Arc::clone(&this.context.counters),
         service: None,
+        bandwidth: None,
     };
     let begun = Begun {
         early: opened.early,

@@ -2,11 +2,13 @@
 
 use std::io::Write;
 
-use qmux_config::{AdminListen, Config, Proof, Server, ServerAuth, Service, ServicePattern};
+use qmux_config::{
+    AccessLog, AdminListen, Config, Proof, Server, ServerAuth, Service, ServicePattern,
+};
 
 use crate::client::ClientShared;
-use crate::process::bind;
 use crate::process::exit::Failure;
+use crate::process::{access_log, bind};
 use crate::quic::{sessions, settings, tls};
 use crate::ready::Readiness;
 use crate::sys::limits;
@@ -78,6 +80,10 @@ fn check_server(
             },
             services.join(", ")
         ));
+    }
+    access_log::probe(&server.access_log)?;
+    if server.access_log != AccessLog::Off {
+        say(format!("  access log: {}", server.access_log));
     }
     say(format!(
         "  sockets take {} file descriptors",

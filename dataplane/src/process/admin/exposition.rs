@@ -22,8 +22,8 @@ use super::services::ServiceStates;
 use super::status_json::commit;
 use crate::core::counters::CoreCounters;
 use crate::core::{Cluster, memory};
-use crate::process::logging;
 use crate::process::status::Status;
+use crate::process::{access_log, logging};
 use crate::sys::process;
 
 /// Before each of our own names.
@@ -152,7 +152,18 @@ struct LogMetrics;
 impl Collector for LogMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let (dropped, failed) = logging::lost();
+        let (access_dropped, access_failed) = access_log::lost();
         let known = [
+            (
+                "access_log_lines_dropped",
+                "Lines of the access log dropped because it is written too slowly.",
+                access_dropped,
+            ),
+            (
+                "access_log_lines_failed",
+                "Lines of the access log that could not be written, as on a full disk.",
+                access_failed,
+            ),
             (
                 "log_lines_dropped",
                 "Lines of the log dropped because standard error takes them too slowly.",

@@ -21,7 +21,7 @@ use qmux_config::{Change, Client, Config, Server, changes_between};
 
 use super::mail::CoreMail;
 use super::status::Status;
-use super::{bind, check};
+use super::{access_log, bind, check};
 use crate::client::ClientShared;
 use crate::client::mail::ClientMail;
 use crate::core::mailbox::{Mailboxes, Post};
@@ -92,6 +92,7 @@ struct Taken {
 struct Ready {
     config: Arc<Config>,
     server: Option<(Plan, Vec<Vec<DoorSockets>>)>,
+    access_log: Option<access_log::Prepared>,
 }
 
 impl Reloader {
@@ -275,12 +276,22 @@ impl Reloader {
             }
             _ => None,
         };
-        Ok(Ready { config, server })
+        let setting = config.server.as_ref().map(|server| &server.access_log);
+        let access_log = setting.map(access_log::prepare).transpose();
+        Ok(Ready {
+            access_log: access_log.map_err(|error| unusable(&error))?,
+            config,
+            server,
+        })
     }
 
     /// Uses what is ready: from here on nothing is refused any more.
     fn apply(&mut self, ready: Ready, lines: &mut Vec<String>) -> Result<(), Refused> {
-        let Ready { config, server } = ready;
+        let Ready {
+            config,
+            server,
+            access_log,
+        } = ready;
         if let Some((plan, sockets)) = server
             && let Some(shared) = &self.server
         {
@@ -298,6 +309,9 @@ impl Reloader {
             if let Err(why) = shared.change(&config, client, &post) {
                 lines.push(format!("the client goes on as before: {why}"));
             }
+        }
+        if let Some(prepared) = access_log {
+            prepared.take_up();
         }
         memory::change_limit(config.limits.memory);
         self.status.certificates.change(&config);
