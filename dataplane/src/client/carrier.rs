@@ -2,14 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use qmux_config::ServerTarget;
+use qmux_config::Transport;
 
 use super::ClientCore;
 use super::proxy::{self, Place};
-use super::server::ServerState;
-use super::shared::ProxyTarget;
+use super::servers::server::ServerState;
+use super::shared::{ProxyTarget, Target};
 use crate::core::time;
 use crate::quic::over_tls::{self, TlsConnection};
 use crate::quic::tls;
@@ -37,36 +38,35 @@ pub(super) async fn dial(
 }
 
 async fn connect(core: &Rc<ClientCore>, server: &ServerState) -> Result<TlsConnection, String> {
-    let client = core.shared.client().ok_or("no [client] section")?;
-    let patience = core.shared.config.quic.handshake_idle_timeout;
+    let settings = core.shared.settings();
+    let client = settings.client().ok_or("no [client] section")?;
+    let patience = settings.config.quic.handshake_idle_timeout;
     let credentials = core.shared.credentials.get(client);
     let context = credentials
         .and_then(|credentials| tls::carrier_client(&credentials))
         .map_err(|error| error.to_string())?;
-    let socket = match through(core, server)? {
-        None => connect_to(server.address, patience).await?,
-        Some(proxy) => connect_through(core, server, proxy, patience).await?,
+    let target = target(core, server).ok_or("the server is not configured any more")?;
+    let socket = match &target.proxy {
+        Err(why) => return Err(why.clone()),
+        Ok(None) => connect_to(server.address, patience).await?,
+        Ok(Some(proxy)) => {
+            let place = place(core, server, &target);
+            connect_through(&place, proxy, patience).await?
+        }
     };
     over_tls::connect(socket, &context, &server.server_name, patience)
         .await
         .map_err(|failure| failure.to_string())
 }
 
-/// What the file says of the server.
-pub(super) fn target<'a>(core: &'a ClientCore, server: &ServerState) -> Option<&'a ServerTarget> {
-    core.shared.client()?.servers.get(server.target)
+/// What is configured of the server.
+fn target(core: &ClientCore, server: &ServerState) -> Option<Arc<Target>> {
+    core.shared.targets().get(server.target).cloned()
 }
 
-/// The proxy to go through.
-fn through<'a>(
-    core: &'a ClientCore,
-    server: &ServerState,
-) -> Result<Option<&'a ProxyTarget>, String> {
-    match core.shared.targets.get(server.target).map(|it| &it.proxy) {
-        Some(Ok(proxy)) => Ok(proxy.as_ref()),
-        Some(Err(why)) => Err(why.clone()),
-        None => Ok(None),
-    }
+/// What is to carry lanes to the server.
+pub(super) fn transport(core: &ClientCore, server: &ServerState) -> Transport {
+    target(core, server).map_or(Transport::Quic, |it| it.configured.transport)
 }
 
 async fn connect_to(address: SocketAddr, patience: Duration) -> Result<TcpSocket, String> {
@@ -80,8 +80,7 @@ async fn connect_to(address: SocketAddr, patience: Duration) -> Result<TcpSocket
 }
 
 async fn connect_through(
-    core: &ClientCore,
-    server: &ServerState,
+    place: &Place,
     target: &ProxyTarget,
     patience: Duration,
 ) -> Result<TcpSocket, String> {
@@ -97,8 +96,7 @@ async fn connect_through(
                 continue;
             }
         };
-        let place = place(core, server);
-        let opening = proxy::open(&socket, proxy, &place);
+        let opening = proxy::open(&socket, proxy, place);
         return match time::timeout(patience, opening).await {
             Err(_) => Err(named(format!("no way within {} s", patience.as_secs_f32()))),
             Ok(Err(why)) => Err(named(why)),
@@ -110,12 +108,12 @@ async fn connect_through(
 
 /// What the proxy is asked for: the name of the dp.toml, which it may know better than this host, unless that name stands
 /// for several servers.
-fn place(core: &ClientCore, server: &ServerState) -> Place {
+fn place(core: &ClientCore, server: &ServerState, target: &Target) -> Place {
     let only = core.shared.other_addresses(server).is_empty();
-    match target(core, server) {
-        Some(target) if only && target.host.parse::<IpAddr>().is_err() => {
-            Place::Name(target.host.clone(), target.port)
-        }
-        _ => Place::Address(server.address),
+    let configured = &target.configured;
+    if only && configured.host.parse::<IpAddr>().is_err() {
+        Place::Name(configured.host.clone(), configured.port)
+    } else {
+        Place::Address(server.address)
     }
 }

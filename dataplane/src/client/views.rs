@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::server::ServerState;
+use qmux_config::Lanes;
+
+use super::servers::server::ServerState;
+use super::servers::transport::Carried;
 use super::services::Service;
 use super::shared::ClientShared;
 
@@ -14,6 +17,10 @@ pub(crate) struct ServerView {
     pub(crate) address: SocketAddr,
     /// Lanes registered with it now.
     pub(crate) lanes: usize,
+    /// What carries them, since when and why.
+    pub(crate) carried: Carried,
+    /// Those of them that ride TLS.
+    pub(crate) lanes_over_tls: usize,
     /// Round trip time as a lane last told it; 0 if none has.
     pub(crate) rtt_us: u64,
     /// How it does, in a word.
@@ -50,6 +57,8 @@ impl ServerState {
         ServerView {
             address: self.address,
             lanes,
+            carried: self.transport.carried(),
+            lanes_over_tls: self.transport.lanes_over_tls(),
             rtt_us: self.path.rtt_us(),
             state,
         }
@@ -63,6 +72,15 @@ impl ClientShared {
         servers.iter().map(|server| server.view()).collect()
     }
 
+    /// Lanes that there are to be to all servers.
+    pub(crate) fn lanes_wanted(&self) -> usize {
+        let settings = self.settings();
+        let lanes = settings.client().map_or(Lanes::Auto, |client| client.lanes);
+        let servers = self.servers.load();
+        let kept = servers.iter().filter(|server| !server.rests());
+        kept.map(|server| server.lanes_wanted(lanes)).sum()
+    }
+
     /// All services, in the order of the configuration.
     pub(crate) fn service_views(&self) -> Vec<LocalServiceView> {
         let view = |service: &Arc<Service>| LocalServiceView {
@@ -71,6 +89,6 @@ impl ClientShared {
             up: service.is_healthy(),
             flows: service.flows(),
         };
-        self.services.all().iter().map(view).collect()
+        self.settings().services.all().iter().map(view).collect()
     }
 }

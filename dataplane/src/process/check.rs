@@ -2,11 +2,13 @@
 
 use std::io::Write;
 
-use qmux_config::{AdminListen, Config, Proof, Server, ServerAuth, Service, ServicePattern};
+use qmux_config::{
+    AccessLog, AdminListen, Config, Proof, Server, ServerAuth, Service, ServicePattern,
+};
 
 use crate::client::{ClientShared, proxy};
-use crate::process::bind;
 use crate::process::exit::Failure;
+use crate::process::{access_log, bind};
 use crate::quic::{sessions, settings, tls};
 use crate::ready::Readiness;
 use crate::sys::limits;
@@ -39,7 +41,11 @@ fn check_server(
     say: &mut impl FnMut(String),
 ) -> Result<(), Failure> {
     let auth = match &server.auth {
-        ServerAuth::Mtls { ca_cert } => format!("mtls, CA {ca_cert}"),
+        ServerAuth::Mtls { ca_cert, crl: None } => format!("mtls, CA {ca_cert}"),
+        ServerAuth::Mtls {
+            ca_cert,
+            crl: Some(crl),
+        } => format!("mtls, CA {ca_cert}, revoked by {crl}"),
         ServerAuth::Token { token: Some(_) } => "token".into(),
         ServerAuth::Token { token: None } => "tokens of their own".into(),
     };
@@ -78,6 +84,10 @@ fn check_server(
             },
             services.join(", ")
         ));
+    }
+    access_log::probe(&server.access_log)?;
+    if server.access_log != AccessLog::Off {
+        say(format!("  access log: {}", server.access_log));
     }
     say(format!(
         "  sockets take {} file descriptors",
@@ -126,7 +136,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
             "client: {cores} cores, lanes {}, services:",
             client.lanes
         ));
-        for service in shared.services.all() {
+        for service in shared.settings().services.all() {
             say(format!("  {}", service.summary()));
         }
         if let Some(dir) = &client.state_dir {
@@ -136,7 +146,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
                 say(format!("    warning: {danger}"));
             }
         }
-        for server in &shared.targets {
+        for server in shared.targets().iter() {
             server.name.refresh();
             let addresses = server.name.addresses();
             if addresses.is_empty() {
@@ -153,7 +163,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
                 server.server_name
             ));
         }
-        for service in shared.services.all() {
+        for service in shared.settings().services.all() {
             if !service.host.refresh() {
                 return Err(Failure::Input(format!(
                     "local service {service} cannot be resolved"

@@ -249,6 +249,7 @@ impl Endpoint {
             _ => self.socket.gso_segments(),
         };
         self.note_path(lane);
+        lane.close_bundle();
         lane.debts_paid();
         if lane.hurries.get() {
             self.send_again(lane);

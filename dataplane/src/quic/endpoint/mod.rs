@@ -26,6 +26,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use boring::ssl::SslContext;
 use qmux_proto::CID_LEN;
 use qmux_proto::cid::{CID_RANDOM_LEN, ConnectionId};
 use rand::Rng;
@@ -107,6 +108,8 @@ pub(crate) struct Endpoint {
     tls_admission: Option<RefCell<Admission>>,
     /// Handshakes of TLS connections, each with what ends it.
     tls_handshakes: RefCell<HashMap<TlsId, Rc<Event>, FxBuildHasher>>,
+    /// What they are shown.
+    tls_context: RefCell<Option<SslContext>>,
     /// No TLS connection is to be accepted any more.
     tls_stop: Event,
     /// Connection ids that we issued. Only we choose the keys, so a fast hash is safe.
@@ -166,6 +169,7 @@ impl Endpoint {
                 .accepts
                 .then(|| RefCell::new(Admission::new(rand::random(), Instant::now()))),
             tls_handshakes: RefCell::default(),
+            tls_context: RefCell::default(),
             tls_stop: Event::default(),
             by_cid: RefCell::default(),
             by_initial: RefCell::default(),
@@ -249,6 +253,11 @@ impl Endpoint {
         self.closing.set(true);
         self.tls_stop.set();
         self.flush.set();
+    }
+
+    /// Lanes that begin from now on have these transport settings and this TLS context.
+    pub(crate) fn configure(&self, config: quiche::Config) {
+        *self.config.borrow_mut() = config;
     }
 
     /// The lane of this number, if it has not ended.

@@ -35,15 +35,18 @@ const REFUSED_LOG_PAUSE: Duration = Duration::from_secs(60);
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Endpoint {
-    /// Takes TLS connections at `acceptor` until the endpoint closes.
-    pub(crate) fn accept_tls(self: &Rc<Self>, acceptor: Acceptor, context: SslContext) {
-        let this = Rc::clone(self);
-        crate::core::task::spawn_vital(async move {
-            this.accept_tls_until_closed(acceptor, context).await
-        });
+    /// What TLS connections that begin from now on are shown.
+    pub(crate) fn show_over_tls(&self, context: SslContext) {
+        *self.tls_context.borrow_mut() = Some(context);
     }
 
-    async fn accept_tls_until_closed(self: Rc<Self>, acceptor: Acceptor, context: SslContext) {
+    /// Takes TLS connections at `acceptor` until the endpoint closes.
+    pub(crate) fn accept_tls(self: &Rc<Self>, acceptor: Acceptor) {
+        let this = Rc::clone(self);
+        crate::core::task::spawn_vital(async move { this.accept_tls_until_closed(acceptor).await });
+    }
+
+    async fn accept_tls_until_closed(self: Rc<Self>, acceptor: Acceptor) {
         loop {
             match self.tls_stop.cuts_short(acceptor.readable()).await {
                 None => break,
@@ -57,7 +60,7 @@ impl Endpoint {
             for _ in 0..ACCEPTS_PER_TURN {
                 match acceptor.try_accept() {
                     Ok((stream, peer)) => {
-                        let _counted = contain(|| self.accepted_tls(stream, peer, &context));
+                        let _counted = contain(|| self.accepted_tls(stream, peer));
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -74,8 +77,12 @@ impl Endpoint {
         acceptor.close();
     }
 
-    fn accepted_tls(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr, context: &SslContext) {
+    fn accepted_tls(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
         self.counters.tls_accepted.increment();
+        let Some(context) = self.tls_context.borrow().clone() else {
+            tcp::refuse(stream);
+            return;
+        };
         let now = Instant::now();
         let Some(id) = self.take_tls_place(peer, now) else {
             tcp::refuse(stream);
@@ -86,7 +93,6 @@ impl Endpoint {
             .borrow_mut()
             .insert(id, Rc::clone(&cancelled));
         let (this, ends) = (Rc::clone(self), Rc::clone(self));
-        let context = context.clone();
         crate::core::task::spawn_or(
             async move {
                 let shaken = this.shake_hands_over_tls(stream, &context);

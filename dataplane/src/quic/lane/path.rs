@@ -253,7 +253,14 @@ impl Lane {
             Moved::Known => self.path.on_probation.set(false),
         }
         self.mark_dirty();
+        self.tell_moved();
         Some(moved)
+    }
+
+    fn tell_moved(&self) {
+        if let (Some(events), Some(this)) = (self.events(), self.this.upgrade()) {
+            events.moved(&this);
+        }
     }
 
     /// The peer answers a challenge. True if that proves where it is.
@@ -326,6 +333,7 @@ impl Lane {
         if failed {
             self.path.on_probation.set(false);
             self.mark_dirty();
+            self.tell_moved();
         }
         failed
     }

@@ -1,0 +1,497 @@
+//! One attempt of a lane: socket, handshake, registration; then the lane is a session.
+
+use std::fmt::Display;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use qmux_config::{Client, Lanes};
+use qmux_proto::control::{
+    Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
+};
+use qmux_proto::{LaneError, PROTOCOL_VERSION};
+
+use super::aim;
+use super::beside;
+use super::reach::{self, Reaching, Watch};
+use super::resumption::Resumption;
+use super::session::{Leaving, Session};
+use super::supervisor::Supervisor;
+use super::{ClientLane, ClientLaneEvents};
+use crate::client::ClientCore;
+use crate::client::servers::server::ServerState;
+use crate::client::services::answers::LaneAnswers;
+use crate::client::udp::ClientFlows;
+use crate::quic::control::{ControlEvent, ControlReader};
+use crate::quic::end::LaneEnd;
+use crate::quic::endpoint::{Endpoint, EndpointSetup};
+use crate::quic::explain::{self, ClientView};
+use crate::quic::lane::Lane;
+use crate::quic::over_tls::TlsConnection;
+use crate::quic::{settings, tls, token};
+use crate::sys::bind;
+use crate::sys::udp::{Purpose, UdpSocket};
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub(super) enum AttemptEnd {
+    /// There was no handshake.
+    Failed(String),
+    /// This host has no way to the address.
+    NoRoute(String),
+    /// The server answered the registration with a refusal.
+    Refused(RefuseReason, String),
+    /// The server has another number of cores than the lane was aimed by: dial again, at once.
+    Misaimed,
+    /// The lane was registered and has ended.
+    Ended(LaneEnd),
+    /// The lane was registered, and its server drains: it lives on with the flows that it has, without a supervisor.
+    ServerDrains,
+    /// The same, because a newer instance has this client's id.
+    Superseded,
+    /// The supervisor was retired. A lane that was registered lives on likewise.
+    Retired,
+}
+
+impl Display for AttemptEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            AttemptEnd::Failed(why) | AttemptEnd::NoRoute(why) => f.write_str(why),
+            AttemptEnd::Refused(reason, text) if text.is_empty() => write!(f, "refused: {reason}"),
+            AttemptEnd::Refused(reason, text) => write!(f, "refused: {reason}: {text}"),
+            AttemptEnd::Misaimed => f.write_str("the server has another number of cores"),
+            AttemptEnd::Ended(end) => end.fmt(f),
+            AttemptEnd::ServerDrains => f.write_str("the server drains"),
+            AttemptEnd::Superseded => f.write_str("a newer instance has this client_id"),
+            AttemptEnd::Retired => f.write_str("the lane is not wanted any more"),
+        }
+    }
+}
+
+/// Runs one attempt of the lane of `supervisor` to its end.
+pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> AttemptEnd {
+    let watch = Rc::<Watch>::default();
+    let mut reaching = another(core, &supervisor.server, supervisor.lane, &watch);
+    let session = match supervisor.unless_retired(reaching.as_mut()).await {
+        Some(Ok(session)) => session,
+        Some(Err(end)) => return end,
+        None => {
+            // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
+            reach::leave_once_registered(reaching, &watch, supervisor.leaving());
+            return AttemptEnd::Retired;
+        }
+    };
+    let end = beside::serve(core, supervisor, session).await;
+    supervisor.serves(None);
+    end
+}
+
+/// Dials a lane, and registers it.
+pub(super) fn another(
+    core: &Rc<ClientCore>,
+    server: &Arc<ServerState>,
+    lane_index: usize,
+    watch: &Rc<Watch>,
+) -> Reaching {
+    Box::pin(reach::server(
+        Rc::clone(core),
+        Arc::clone(server),
+        lane_index,
+        Rc::clone(watch),
+    ))
+}
+
+/// A lane until it is registered.
+pub(super) struct Dialed {
+    core: Rc<ClientCore>,
+    this: Rc<ClientLane>,
+    guard: CloseOnDrop,
+    reader: ControlReader,
+    resumption: Resumption,
+    lane_index: usize,
+    /// By which first byte of its connection id it was aimed.
+    aim: u8,
+    began: Instant,
+}
+
+impl Dialed {
+    /// Dials, over UDP or along a TLS connection.
+    pub(super) fn begin(
+        core: &Rc<ClientCore>,
+        server: &Arc<ServerState>,
+        lane_index: usize,
+        over: Option<TlsConnection>,
+        watch: &Watch,
+    ) -> Result<Dialed, AttemptEnd> {
+        let settings = core.shared.settings();
+        let Some(client) = settings.client() else {
+            return Err(no_client_section());
+        };
+        let began = Instant::now();
+        let (endpoint, lane, aim, resumption) = dial(core, client, server, lane_index, over)?;
+        let answers = Rc::<LaneAnswers>::default();
+        let this = ClientLane::new(
+            Rc::clone(&lane),
+            ClientFlows::new(Rc::clone(&lane), &core.udp, &settings.services, &answers),
+            answers,
+            Rc::clone(&core.context),
+            Arc::clone(&core.shared),
+            Arc::clone(server),
+            Arc::clone(&settings),
+            core.next_serial(),
+        );
+        lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
+        // The endpoint lives as long as its one lane, and that as long as this attempt or what it leaves behind.
+        endpoint.stop_when_empty();
+        watch.dialed(&lane);
+        if resumption.is_offered() {
+            // As early data, if the session allows it.
+            send_register(core, client, &this, lane_index);
+        }
+        Ok(Dialed {
+            core: Rc::clone(core),
+            guard: CloseOnDrop(Rc::clone(&lane)),
+            reader: ControlReader::new(lane),
+            this,
+            resumption,
+            lane_index,
+            aim,
+            began,
+        })
+    }
+
+    /// Shakes hands and registers.
+    pub(super) async fn complete(self, watch: &Watch) -> Result<Session, AttemptEnd> {
+        let lane = Rc::clone(&self.this.lane);
+        if let Err(end) = lane.established().await {
+            return Err(self.failed(&end));
+        }
+        if watch.is_given_up() && !self.may_be_registered() {
+            // A ticket that nobody has seen is kept.
+            self.failed(&LaneEnd::ClosedByUs(LaneError::Shutdown));
+            return Err(AttemptEnd::Retired);
+        }
+        self.register().await
+    }
+
+    /// There was no handshake.
+    fn failed(mut self, end: &LaneEnd) -> AttemptEnd {
+        self.resumption.failed(&self.this.lane, end);
+        let why = explained(&self.core, &self.this, end);
+        match end {
+            LaneEnd::Unreachable(kind) if explain::is_without_route(*kind) => {
+                AttemptEnd::NoRoute(why)
+            }
+            _ => AttemptEnd::Failed(why),
+        }
+    }
+
+    /// Whether the server may take the lane for registered: it has Register, and the end of the handshake.
+    fn may_be_registered(&self) -> bool {
+        self.resumption.is_offered() && self.this.lane.is_established()
+    }
+
+    /// Registers, once the handshake is complete.
+    async fn register(mut self) -> Result<Session, AttemptEnd> {
+        let core = Rc::clone(&self.core);
+        let server = Arc::clone(&self.this.server);
+        let settings = Arc::clone(&self.this.settings);
+        let Some(client) = settings.client() else {
+            return Err(no_client_section());
+        };
+        let lane = Rc::clone(&self.this.lane);
+        self.resumption.check(&lane)?;
+        if !self.resumption.is_offered() {
+            if core.context.draining.get() {
+                return Err(AttemptEnd::Retired);
+            }
+            send_register(&core, client, &self.this, self.lane_index);
+        }
+        let registering = Registering::new(&self.this, &core);
+        let ack = match registered(&core, client, &self.this, &mut self.reader).await {
+            Ok(ack) => ack,
+            Err(end) => {
+                self.resumption.not_registered(&lane, &end);
+                return Err(end);
+            }
+        };
+        let handshake = lane.handshake();
+        let took_us = self.began.elapsed().as_micros() as u64;
+        self.resumption.keep_next(&lane);
+        let server_cores = usize::try_from(ack.server_cores)
+            .unwrap_or(1)
+            .clamp(1, crate::sys::CORES_MAX);
+        let right = aim::first_byte(core.shared.begins_at, self.lane_index, server_cores);
+        let misaimed = aim::core_of(self.aim, server_cores) != aim::core_of(right, server_cores);
+        if !misaimed {
+            tracing::debug!(
+                server = core.shared.title(&server),
+                lane = self.lane_index,
+                core = core.context.index,
+                server_core = ack.lane_core,
+                server_cores = ack.server_cores,
+                resumed = handshake.resumed,
+                early_data = %handshake.early_data,
+                took_us,
+                "lane registered"
+            );
+        }
+        let session = Session::begin(&core, self.this, self.reader, self.guard, &ack)
+            .ok_or_else(no_client_section)?;
+        drop(registering);
+        core.server_has_cores(&server, server_cores);
+        if misaimed {
+            // It is registered, so that a visitor may be on its way there.
+            crate::core::task::spawn(session.leave(Leaving::Unwanted));
+            return Err(AttemptEnd::Misaimed);
+        }
+        Ok(session)
+    }
+}
+
+/// A lane's end in words for the operator.
+fn explained(core: &ClientCore, this: &ClientLane, end: &LaneEnd) -> String {
+    let Some(client) = this.settings.client() else {
+        return end.to_string();
+    };
+    let cert = client.tls.client_cert.as_ref();
+    explain::at_client(
+        end,
+        &ClientView {
+            server: this.server.address,
+            server_name: &this.server.server_name,
+            ca_cert: &client.tls.ca_cert,
+            client_cert: cert.map(|pair| &pair.cert),
+            handshake_timeout: core.shared.settings().config.quic.handshake_idle_timeout,
+            was_answered: this.lane.was_answered(),
+        },
+    )
+}
+
+fn no_client_section() -> AttemptEnd {
+    AttemptEnd::Failed("no [client] section".into())
+}
+
+/// Lists a lane among those that register, until it is dropped: the core knows that a flow may be on its way.
+struct Registering {
+    core: Rc<ClientCore>,
+    serial: u64,
+}
+
+impl Registering {
+    fn new(lane: &Rc<ClientLane>, core: &Rc<ClientCore>) -> Registering {
+        let serial = lane.serial;
+        core.registering
+            .borrow_mut()
+            .insert(serial, Rc::clone(lane));
+        Registering {
+            core: Rc::clone(core),
+            serial,
+        }
+    }
+}
+
+impl Drop for Registering {
+    fn drop(&mut self) {
+        self.core.registering.borrow_mut().remove(&self.serial);
+    }
+}
+
+/// Closes the lane when the attempt is over or given up; does nothing to one that has ended.
+pub(super) struct CloseOnDrop(Rc<Lane>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        if self.0.end().is_none() {
+            self.0.close(LaneError::Shutdown, "");
+        }
+    }
+}
+
+/// A lane that is never registered, to find out whether QUIC gets through.
+pub(super) fn dial_scout(
+    core: &Rc<ClientCore>,
+    server: &ServerState,
+) -> Result<Rc<Lane>, AttemptEnd> {
+    let settings = core.shared.settings();
+    let client = settings.client().ok_or_else(no_client_section)?;
+    let endpoint = open_endpoint(core, client, server)?;
+    let dialed = endpoint.dial(server.address, &server.server_name, 0, None);
+    endpoint.stop_when_empty();
+    dialed.map_err(|error| AttemptEnd::Failed(error.to_string()))
+}
+
+/// A socket of its own towards the server.
+fn open_endpoint(
+    core: &Rc<ClientCore>,
+    client: &Client,
+    server: &ServerState,
+) -> Result<Rc<Endpoint>, AttemptEnd> {
+    let kept = core.shared.settings();
+    let quic = &kept.config.quic;
+    let peer = server.address;
+    let failed = |error: &dyn Display| AttemptEnd::Failed(error.to_string());
+    let socket = bind::udp_towards(peer).map_err(|error| no_socket(&error, peer))?;
+    // A smaller buffer than asked for was warned of at the start.
+    let _granted = bind::raise_udp_buffers(&socket);
+    // As they were read last: renewed certificates are picked up, and no file keeps the core
+    // waiting.
+    let credentials = core.shared.credentials.get(client);
+    let tls = credentials.and_then(|credentials| tls::client_with(&credentials));
+    let tls = tls.map_err(|error| failed(&error))?;
+    let config = settings::transport(quic, tls).map_err(|error| failed(&error))?;
+    let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| failed(&error))?;
+    // Where it cannot be had, a handshake in vain merely takes its whole time.
+    let _heard = socket.hear_unreachable(true);
+    Ok(Endpoint::start(
+        EndpointSetup {
+            socket,
+            core: core.context.index,
+            group: 1,
+            config,
+            packet_bytes_max: settings::packet_bytes_max(quic),
+            accepts: false,
+            handshake_timeout: quic.handshake_idle_timeout,
+            reset_key: None,
+            counters: Arc::clone(&core.context.counters),
+        },
+        None,
+    ))
+}
+
+fn dial(
+    core: &Rc<ClientCore>,
+    client: &Client,
+    server: &ServerState,
+    lane_index: usize,
+    over: Option<TlsConnection>,
+) -> Result<(Rc<Endpoint>, Rc<Lane>, u8, Resumption), AttemptEnd> {
+    let endpoint = open_endpoint(core, client, server)?;
+    let failed = |error: &dyn Display| {
+        endpoint.stop_when_empty();
+        AttemptEnd::Failed(error.to_string())
+    };
+    let way = match over.map(|connection| endpoint.adopt_tls(connection)) {
+        None => None,
+        Some(Ok(id)) => endpoint.tls_way(id),
+        Some(Err(error)) => return Err(failed(&error)),
+    };
+    let aim = aim::first_byte(core.shared.begins_at, lane_index, server.cores());
+    let mut resumption = Resumption::prepare(core, client, server);
+    let (peer, name) = (server.address, &server.server_name);
+    let dial = |session: Option<&[u8]>| endpoint.dial(peer, name, aim, session);
+    let mut dialed = dial(resumption.session());
+    if dialed.is_err() && resumption.is_offered() {
+        resumption.unusable();
+        dialed = dial(None);
+    }
+    let lane = dialed.map_err(|error| failed(&error))?;
+    if let Some(way) = way {
+        lane.choose_way(way);
+    }
+    Ok((endpoint, lane, aim, resumption))
+}
+
+/// There is no socket for packets to `peer`: without its address family there never is one.
+fn no_socket(error: &std::io::Error, peer: SocketAddr) -> AttemptEnd {
+    let kind = if bind::is_family_missing(error) {
+        ErrorKind::NetworkUnreachable
+    } else {
+        error.kind()
+    };
+    if explain::is_without_route(kind) {
+        AttemptEnd::NoRoute(explain::unreachable(ErrorKind::NetworkUnreachable, peer))
+    } else {
+        AttemptEnd::Failed(format!("no UDP socket: {error}"))
+    }
+}
+
+fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_index: usize) {
+    let shared = &core.shared;
+    let mut capabilities = Capabilities::TCP
+        .union(Capabilities::UDP)
+        .union(Capabilities::FRAGMENTATION)
+        .union(Capabilities::SERVICE_HEALTH)
+        .union(Capabilities::NAMED_SERVICES)
+        .union(Capabilities::BUNDLES)
+        .union(Capabilities::PATH_CHALLENGE);
+    if client.lanes == Lanes::Auto {
+        capabilities = capabilities.union(Capabilities::HAND_OVERS);
+    }
+    this.lane.send_control(&Message::Register(Register {
+        protocol_version: PROTOCOL_VERSION,
+        client_id: shared.client_id.clone(),
+        instance_id: shared.instance_id,
+        lane_index: lane_index as u64,
+        lane_count: this.server.lanes_wanted(client.lanes) as u64,
+        capabilities,
+        services: this.settings.services.offers(),
+    }));
+}
+
+/// Waits for the server's answer to Register, and proves on the way what it asks for.
+async fn registered(
+    core: &ClientCore,
+    client: &Client,
+    this: &ClientLane,
+    reader: &mut ControlReader,
+) -> Result<RegisterAck, AttemptEnd> {
+    let deadline = Instant::now()
+        + this.settings.config.quic.handshake_idle_timeout
+        + client.heartbeat_interval;
+    let mut proved = false;
+    loop {
+        match reader.next(deadline).await {
+            ControlEvent::Message(Message::RegisterAck(ack)) => match ack.outcome {
+                RegisterOutcome::Accepted => return Ok(ack),
+                RegisterOutcome::Refused { reason, text } => {
+                    this.lane.close(LaneError::Refused, "");
+                    // The server gives no hint, but there is nothing else that it could mean.
+                    let text = match reason {
+                        RefuseReason::Unauthenticated if proved => explain::WRONG_TOKEN.into(),
+                        RefuseReason::Unauthenticated if this.lane.handshake().resumed => {
+                            explain::STALE_SESSION.into()
+                        }
+                        _ => text,
+                    };
+                    return Err(AttemptEnd::Refused(reason, text));
+                }
+            },
+            ControlEvent::Message(Message::AuthChallenge(challenge)) => {
+                let Some(token) = &client.auth.token else {
+                    this.lane.close(LaneError::Unauthenticated, "");
+                    return Err(AttemptEnd::Refused(
+                        RefuseReason::Unauthenticated,
+                        explain::TOKEN_WANTED.into(),
+                    ));
+                };
+                match token::prove(&this.lane, token, &challenge) {
+                    Ok(proof) => {
+                        proved = true;
+                        this.lane.send_control(&Message::AuthProof(proof));
+                    }
+                    Err(error) => return Err(AttemptEnd::Failed(error.to_string())),
+                }
+            }
+            ControlEvent::Message(_) => {}
+            ControlEvent::Deadline => {
+                this.lane
+                    .close(LaneError::HealthTimeout, "no answer to Register");
+                return Err(AttemptEnd::Failed(
+                    "the server did not answer the registration".into(),
+                ));
+            }
+            ControlEvent::Ended => {
+                let end = ended(this).await;
+                return Err(AttemptEnd::Failed(explained(core, this, &end)));
+            }
+        }
+    }
+}
+
+/// The reason of a lane's end, which follows its last event closely.
+async fn ended(this: &ClientLane) -> LaneEnd {
+    this.lane.ended().await
+}

@@ -1,0 +1,146 @@
+//! Dialling beside a lane that nobody answers.
+//!
+//! Behind one address there may be another server from one moment to the next: a DNAT rule or a
+//! balancer was changed, and still sends what it knows, the lane's old port, to where nobody is. A
+//! restarted server that is asked says that it does not know the lane; nobody says nothing, and the
+//! health timeout is half a minute. So after two seconds without any answer another lane is dialled
+//! from a new port, while the old one goes on asking. Whichever is heard first has won:
+//! - The old one is heard: the new one is left, with whatever the server may have given it
+//!   meanwhile.
+//! - The new one is registered: it serves. With another server, the old lane is closed soon, and
+//!   its flows are reset. With the same server, only the old path is broken, and the old lane may
+//!   carry on with its flows when it is heard again.
+
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Instant;
+
+use super::attempt::{AttemptEnd, another};
+use super::backoff::Backoff;
+use super::reach::{Watch, leave_once_registered};
+use super::session::{Leaving, Served, Session};
+use super::supervisor::Supervisor;
+use crate::client::ClientCore;
+
+/// What came of dialling beside.
+enum Outcome {
+    /// The old lane serves on.
+    Old,
+    /// The new lane has taken its place.
+    New(Box<Session>),
+    /// The old lane has stopped serving.
+    Over(Served),
+}
+
+/// Serves on `session`, and on the lanes that take its place, until the last of them ends or is
+/// left.
+pub(super) async fn serve(
+    core: &Rc<ClientCore>,
+    supervisor: &Supervisor,
+    mut session: Session,
+) -> AttemptEnd {
+    let mut backoff = Backoff::default();
+    let mut beside_from = Instant::now();
+    loop {
+        supervisor.serves(Some(session.lane()));
+        let mut served = session.serve(supervisor, beside_from).await;
+        if matches!(served, Served::Unanswered) {
+            match dial(core, supervisor, &mut session).await {
+                Outcome::Old => {
+                    beside_from = Instant::now() + backoff.next(rand::random());
+                    continue;
+                }
+                Outcome::New(new) => {
+                    let old = std::mem::replace(&mut session, *new);
+                    give_up(core, old, &session);
+                    backoff.reset();
+                    continue;
+                }
+                Outcome::Over(over) => served = over,
+            }
+        }
+        let (leaving, end) = match served {
+            Served::Ended(end) => return AttemptEnd::Ended(end),
+            Served::ServerDrains => (Leaving::ServerDecides, AttemptEnd::ServerDrains),
+            Served::Superseded => (Leaving::ServerDecides, AttemptEnd::Superseded),
+            Served::Retired => (supervisor.leaving(), AttemptEnd::Retired),
+            Served::Unanswered | Served::HeardAgain => continue,
+        };
+        crate::core::task::spawn(session.leave(leaving));
+        return end;
+    }
+}
+
+/// The lane `new` has taken the place of `old`.
+fn give_up(core: &ClientCore, old: Session, new: &Session) {
+    core.context.counters.lanes_taken_over.increment();
+    let same_server = new.has_server_of(&old);
+    if let Some(suppressed) = core.context.connect_log.pass(Instant::now()) {
+        tracing::warn!(
+            server = core.shared.title(&new.lane().server),
+            same_server,
+            suppressed,
+            "a lane got no answer; another one, dialled from a new port, has taken its place"
+        );
+    }
+    let leaving = if same_server {
+        Leaving::TakenOver
+    } else {
+        Leaving::ServerReplaced
+    };
+    crate::core::task::spawn(old.leave(leaving));
+}
+
+fn log_in_vain(supervisor: &Supervisor, why: &AttemptEnd) {
+    tracing::debug!(server = %supervisor.server, %why, "dialled beside a lane in vain");
+}
+
+/// Dials another lane while `old` goes on asking.
+async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session) -> Outcome {
+    core.context.counters.lanes_dialed_beside.increment();
+    let watch = Rc::<Watch>::default();
+    let mut new = another(core, &supervisor.server, supervisor.lane, &watch);
+    let first = {
+        let mut old = pin!(old.serve_unanswered(supervisor));
+        poll_fn(|cx| {
+            if let Poll::Ready(served) = old.as_mut().poll(cx) {
+                return Poll::Ready(Err(served));
+            }
+            new.as_mut().poll(cx).map(Ok)
+        })
+        .await
+    };
+    match first {
+        Ok(Ok(session)) => Outcome::New(Box::new(session)),
+        Ok(Err(why)) => {
+            log_in_vain(supervisor, &why);
+            Outcome::Old
+        }
+        // The server is there again, and answers whoever dials now. The first packets of the new
+        // lane may have been lost before, and the next ones come only after seconds.
+        Err(Served::Ended(end)) if end.is_by_restart() => {
+            leave_once_registered(new, &watch, Leaving::Unwanted);
+            Outcome::Over(Served::Ended(end))
+        }
+        Err(Served::Ended(end)) => match supervisor.unless_retired(new.as_mut()).await {
+            Some(Ok(session)) => Outcome::New(Box::new(session)),
+            Some(Err(why)) => {
+                log_in_vain(supervisor, &why);
+                Outcome::Over(Served::Ended(end))
+            }
+            None => {
+                leave_once_registered(new, &watch, Leaving::Unwanted);
+                Outcome::Over(Served::Ended(end))
+            }
+        },
+        Err(served) => {
+            leave_once_registered(new, &watch, Leaving::Unwanted);
+            match served {
+                Served::HeardAgain => Outcome::Old,
+                served => Outcome::Over(served),
+            }
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! A lane as the client sees it: flows that the server opens, datagrams that it sends.
+
+pub(super) mod aim;
+mod attempt;
+#[cfg(test)]
+mod attempt_tests;
+pub(super) mod backoff;
+mod beside;
+pub(super) mod fallback;
+pub(super) mod plan;
+mod reach;
+mod resumption;
+mod scout;
+mod seen;
+mod session;
+pub(super) mod supervisor;
+mod ways;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use qmux_proto::FlowError;
+use qmux_proto::control::{Message, ServiceHealth};
+
+use crate::client::presence;
+use crate::client::servers::demand::Work;
+use crate::client::servers::server::ServerState;
+use crate::client::services::answers::{self, LaneAnswers, Standing};
+use crate::client::shared::ClientSettings;
+use crate::client::udp::ClientFlows;
+use crate::client::{ClientContext, ClientShared};
+use crate::core::event::Event;
+use crate::core::memory;
+use crate::core::task::spawn_or;
+use crate::quic::end::LaneEnd;
+use crate::quic::lane::{Lane, LaneEvents};
+use crate::quic::roaming::TlsId;
+use seen::FlowsSeen;
+pub(super) use session::Leaving;
+use ways::News;
+
+const _: () = assert!(
+    qmux_config::CLIENT_SERVICES_MAX <= u64::BITS as usize,
+    "each service has a bit of a lane's `told_down`"
+);
+
+/// One lane to one server.
+pub(super) struct ClientLane {
+    pub(super) lane: Rc<Lane>,
+    pub(super) udp: Rc<ClientFlows>,
+    pub(super) context: Rc<ClientContext>,
+    pub(super) shared: Arc<ClientShared>,
+    pub(super) server: Arc<ServerState>,
+    /// With which it registers: another configuration does not change a lane.
+    pub(super) settings: Arc<ClientSettings>,
+    /// Tells lanes of this process apart; never 0.
+    pub(super) serial: u64,
+    tcp_flows: Cell<usize>,
+    /// Wakes the lane's session: its supervisor was retired, or there was an alarm.
+    pub(super) wake: Event,
+    alarmed: Cell<bool>,
+    /// UDP packets that have come.
+    datagrams: Cell<u64>,
+    /// Flows that the server has opened here.
+    seen: RefCell<FlowsSeen>,
+    /// How many it will have opened in all, once it has said that there are no more.
+    flows_in_all: Cell<Option<u64>>,
+    /// What was found out about its ways, for its session.
+    news: News,
+    /// What the server makes of the services.
+    pub(super) answers: Rc<LaneAnswers>,
+    /// The services of which the server was told last that they are down, a bit for each by its
+    /// place; nothing is the same as good news.
+    told_down: Cell<u64>,
+}
+
+impl ClientLane {
+    pub(super) fn new(
+        lane: Rc<Lane>,
+        udp: Rc<ClientFlows>,
+        answers: Rc<LaneAnswers>,
+        context: Rc<ClientContext>,
+        shared: Arc<ClientShared>,
+        server: Arc<ServerState>,
+        settings: Arc<ClientSettings>,
+        serial: u64,
+    ) -> Rc<ClientLane> {
+        Rc::new(ClientLane {
+            lane,
+            udp,
+            context,
+            shared,
+            server,
+            settings,
+            serial,
+            tcp_flows: Cell::new(0),
+            wake: Event::default(),
+            alarmed: Cell::new(false),
+            datagrams: Cell::new(0),
+            seen: RefCell::default(),
+            flows_in_all: Cell::new(None),
+            news: News::default(),
+            answers,
+            told_down: Cell::new(0),
+        })
+    }
+
+    /// Tells the server whether the services that it lets this client serve can be reached, as far
+    /// as that is news to it. Only for registered lanes.
+    pub(super) fn tell_health(&self) {
+        for service in self.settings.services.all() {
+            // One without a name is known to every server from the start.
+            let standing = self.answers.standing(service.index);
+            let always = service.name().is_empty() && standing == Standing::Unsaid;
+            let (down, told) = (1_u64 << service.index, self.told_down.get());
+            let healthy = service.is_healthy();
+            if healthy == (told & down == 0) || !(standing.is_accepted() || always) {
+                continue;
+            }
+            self.told_down.set(told ^ down);
+            let news = ServiceHealth {
+                service: service.name().to_owned(),
+                healthy,
+            };
+            self.lane.send_control(&Message::ServiceHealth(news));
+        }
+    }
+
+    /// The server says what it makes of the services.
+    pub(super) fn answered(&self, standings: Vec<Standing>) {
+        for (index, standing) in standings.iter().enumerate() {
+            // One that it did not let this client serve counts as reachable from its new start.
+            if standing.is_accepted()
+                && matches!(self.answers.standing(index), Standing::Refused(_))
+            {
+                self.told_down.set(self.told_down.get() & !(1 << index));
+            }
+        }
+        let title = self.shared.title(&self.server);
+        for news in self.server.told.news(self.settings.generation, &standings) {
+            presence::say_standing(self, &title, &news);
+        }
+        self.answers.set(standings);
+        self.tell_health();
+    }
+
+    /// The server has shown what it knows of services: if it has not said, it is of an older
+    /// version that knows none with names.
+    pub(super) fn answers_are_due(&self) {
+        if self.answers.is_empty() {
+            self.answered(answers::standings_at_old_server(&self.settings.services));
+        }
+    }
+
+    /// The server opens no further flow on this lane.
+    pub(super) fn no_more_flows(&self, flows_opened: u64) {
+        self.flows_in_all.set(Some(flows_opened));
+    }
+
+    /// Whether no flow is on its way to this lane. Until then closing it may lose a visitor.
+    pub(super) fn is_settled(&self) -> bool {
+        let in_all = self.flows_in_all.get();
+        !self.lane.is_open() || in_all.is_some_and(|flows| self.seen.borrow().all_of(flows))
+    }
+
+    /// What it has carried until now.
+    fn carried(&self) -> Work {
+        Work {
+            visitors: self.seen.borrow().count() + self.udp.flows_opened(),
+            datagrams: self.datagrams.get(),
+        }
+    }
+
+    /// The server may be gone: have it asked.
+    pub(super) fn alarm(&self) {
+        self.alarmed.set(true);
+        self.wake.set();
+    }
+
+    /// True once after each alarm.
+    pub(super) fn take_alarm(&self) -> bool {
+        self.alarmed.take()
+    }
+
+    /// True if no flow rides this lane, and the peer has all bytes of those that did.
+    pub(super) fn is_idle(&self) -> bool {
+        self.tcp_flows.get() == 0
+            && self.udp.flow_count() == 0
+            && self.lane.has_delivered(Instant::now())
+    }
+
+    /// Counts a TCP flow until the result is dropped.
+    pub(super) fn count_flow(self: &Rc<Self>) -> LaneFlow {
+        self.tcp_flows.set(self.tcp_flows.get() + 1);
+        LaneFlow {
+            lane: Rc::clone(self),
+        }
+    }
+}
+
+/// One TCP flow of a lane.
+pub(super) struct LaneFlow {
+    lane: Rc<ClientLane>,
+}
+
+impl Drop for LaneFlow {
+    fn drop(&mut self) {
+        let this = &self.lane;
+        this.tcp_flows.set(this.tcp_flows.get() - 1);
+    }
+}
+
+/// Handler of the lane's events.
+pub(super) struct ClientLaneEvents(pub(super) Rc<ClientLane>);
+
+impl LaneEvents for ClientLaneEvents {
+    fn stream_opened(&self, lane: &Rc<Lane>, stream: u64) {
+        let ClientLaneEvents(this) = self;
+        if !this.seen.borrow_mut().arrived(stream) {
+            // Late data, or the end, of a flow that was refused or has ended.
+            lane.discard(stream);
+            return;
+        }
+        if this.context.draining.get() {
+            this.context.counters.tcp_flows_refused_draining.increment();
+            lane.reset(stream, FlowError::Draining);
+            lane.stop(stream, FlowError::Draining);
+            return;
+        }
+        if memory::refuses_newcomers() {
+            this.context.counters.visitors_refused_memory.increment();
+            // Its service has seen nothing of it: another client may have room.
+            lane.reset(stream, FlowError::DialFailed);
+            lane.stop(stream, FlowError::DialFailed);
+            return;
+        }
+        let lane = Rc::clone(lane);
+        spawn_or(
+            crate::client::tcp::run(Rc::clone(this), stream),
+            move || {
+                lane.flow_panicked();
+            },
+        );
+    }
+
+    fn datagram(&self, _lane: &Rc<Lane>, data: &[u8]) {
+        let ClientLaneEvents(this) = self;
+        this.datagrams.set(this.datagrams.get() + 1);
+        this.udp.datagram(data);
+    }
+
+    fn datagrams_done(&self, _lane: &Rc<Lane>) {
+        self.0.udp.datagrams_done();
+    }
+
+    fn way_lost(&self, _lane: &Rc<Lane>, id: TlsId) {
+        self.0.news.tls_lost(id);
+        self.0.wake.set();
+    }
+
+    fn ended(&self, _lane: &Rc<Lane>, _end: &LaneEnd) {
+        self.0.udp.lane_ended();
+    }
+}

@@ -1,0 +1,58 @@
+//! Which of the flows that a server has opened on a lane have arrived: a client that stops must know.
+
+use std::collections::BTreeSet;
+
+/// Distance of the streams that one side opens in one direction (RFC 9000 section 2.1).
+const STREAM_STEP: u64 = 4;
+
+/// The flows of one lane.
+#[derive(Debug, Default)]
+pub(super) struct FlowsSeen {
+    /// Flows up to the latest one that has arrived.
+    count: u64,
+    /// Those before it that have not. Packets are rarely reordered, so it is mostly empty; the peer's limit of open
+    /// streams bounds it.
+    missing: BTreeSet<u64>,
+}
+
+impl FlowsSeen {
+    /// The flow on `stream` has arrived. True the first time; what comes later of a flow that has
+    /// ended is no new one.
+    pub(super) fn arrived(&mut self, stream: u64) -> bool {
+        let flow = stream / STREAM_STEP;
+        if flow < self.count {
+            return self.missing.remove(&flow);
+        }
+        self.missing.extend(self.count..flow);
+        self.count = flow + 1;
+        true
+    }
+
+    /// How many have come, with those before them that are still on their way.
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether the first `opened` flows have all arrived.
+    pub(super) fn all_of(&self, opened: u64) -> bool {
+        self.count >= opened && self.missing.range(..opened).next().is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flows_count_in_whatever_order_they_arrive() {
+        let mut seen = FlowsSeen::default();
+        assert!(seen.all_of(0) && !seen.all_of(1));
+        for (stream, first) in [(1, true), (13, true), (13, false), (5, true), (1, false)] {
+            assert_eq!(seen.arrived(stream), first, "{stream}");
+        }
+        assert!(seen.all_of(2));
+        assert!(!seen.all_of(3) && !seen.all_of(4), "the third is missing");
+        assert!(seen.arrived(9));
+        assert!(seen.all_of(4) && !seen.all_of(5));
+    }
+}

@@ -1,0 +1,332 @@
+//! A supervisor keeps one lane up: attempt after attempt, with back-off in between, until it is retired.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use qmux_proto::LaneError;
+use qmux_proto::control::RefuseReason;
+
+use super::ClientLane;
+use super::Leaving;
+use super::attempt::{self, AttemptEnd};
+use super::backoff::Backoff;
+use crate::client::ClientCore;
+use crate::client::servers::server::ServerState;
+use crate::core::event::Event;
+use crate::core::task::contained;
+use crate::quic::end::LaneEnd;
+
+/// A lane that served this long ended for a reason of its own: the back-off begins anew.
+const STEADY: Duration = Duration::from_secs(5);
+
+/// Attempts in a row that may be made anew at once because the server has another number of cores than was thought.
+/// More of them means that several servers with different numbers are behind one address.
+const MISAIMED_MAX: u32 = 2;
+
+/// Longest delay to an address that this host has no way to, while another address of the same
+/// server serves: networks change, if rarely.
+const NO_ROUTE: Duration = Duration::from_secs(120);
+
+/// How long an address without a way is no reason for a warning: the name's other addresses may be
+/// about to serve.
+const NO_ROUTE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Keeps one lane up.
+pub(crate) struct Supervisor {
+    pub(super) server: Arc<ServerState>,
+    pub(super) lane: usize,
+    /// It has been retired; how its lane is left.
+    retired: Cell<Option<Leaving>>,
+    /// Another lane has found the server.
+    found: Cell<bool>,
+    /// Set with each of the two.
+    told: Event,
+    /// Of the configuration that its lanes register with.
+    generation: u64,
+    /// Those that go on until a lane of this one serves.
+    predecessors: RefCell<Vec<Rc<Supervisor>>>,
+    /// The lane while it serves.
+    serving: RefCell<Option<Rc<ClientLane>>>,
+}
+
+impl Supervisor {
+    pub(crate) fn start(
+        core: &Rc<ClientCore>,
+        server: &Arc<ServerState>,
+        lane: usize,
+        generation: u64,
+    ) -> Rc<Supervisor> {
+        Supervisor::start_after(core, server, lane, generation, Vec::new())
+    }
+
+    /// Starts another one for the same lane, by another configuration. This one goes on until that
+    /// one serves.
+    pub(crate) fn succeed(
+        self: &Rc<Self>,
+        core: &Rc<ClientCore>,
+        generation: u64,
+    ) -> Rc<Supervisor> {
+        let mut predecessors = self.predecessors.take();
+        if predecessors.is_empty() {
+            predecessors.push(Rc::clone(self));
+        } else {
+            // It has not served yet, so that those before it still do.
+            self.retire(Leaving::Renewed);
+        }
+        Supervisor::start_after(core, &self.server, self.lane, generation, predecessors)
+    }
+
+    fn start_after(
+        core: &Rc<ClientCore>,
+        server: &Arc<ServerState>,
+        lane: usize,
+        generation: u64,
+        predecessors: Vec<Rc<Supervisor>>,
+    ) -> Rc<Supervisor> {
+        let this = Rc::new(Supervisor {
+            generation,
+            predecessors: RefCell::new(predecessors),
+            server: Arc::clone(server),
+            lane,
+            retired: Cell::new(None),
+            found: Cell::new(false),
+            told: Event::default(),
+            serving: RefCell::default(),
+        });
+        crate::core::task::spawn(Rc::clone(&this).run(Rc::clone(core)));
+        this
+    }
+
+    /// No further attempt; a lane that serves is left to its flows.
+    pub(crate) fn retire(&self, leaving: Leaving) {
+        self.retired.set(Some(leaving));
+        self.told.set();
+        if let Some(lane) = &*self.serving.borrow() {
+            lane.wake.set();
+        }
+        for predecessor in self.predecessors.take() {
+            predecessor.retire(leaving);
+        }
+    }
+
+    /// Of the configuration that its lanes register with.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Another lane to the same server has just registered: try again soon.
+    pub(crate) fn found(&self) {
+        self.found.set(true);
+        self.told.set();
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.get().is_some()
+    }
+
+    /// How a lane is left that is not to be had any more.
+    pub(super) fn leaving(&self) -> Leaving {
+        self.retired.get().unwrap_or(Leaving::Unwanted)
+    }
+
+    /// Says which lane is to be told when this supervisor is retired.
+    pub(super) fn serves(&self, lane: Option<&Rc<ClientLane>>) {
+        *self.serving.borrow_mut() = lane.cloned();
+        if lane.is_some() {
+            for predecessor in self.predecessors.take() {
+                predecessor.retire(Leaving::Renewed);
+            }
+        }
+    }
+
+    /// Runs `work` to its end, or until this supervisor is retired.
+    pub(super) async fn unless_retired<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            if self.poll_told(cx, || self.is_retired()) {
+                return Poll::Ready(None);
+            }
+            work.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
+    /// True if `what` was told; the task is woken when anything is.
+    fn poll_told(&self, cx: &mut Context<'_>, what: impl Fn() -> bool) -> bool {
+        loop {
+            if what() {
+                return true;
+            }
+            if self.told.poll(cx).is_pending() {
+                return false;
+            }
+        }
+    }
+
+    async fn run(self: Rc<Self>, core: Rc<ClientCore>) {
+        let mut backoff = Backoff::default();
+        let mut misaimed = 0;
+        let mut draining = false;
+        let mut no_route_since = None;
+        loop {
+            let began = Instant::now();
+            self.found.set(false);
+            let end = contained(attempt::run(&core, &self)).await;
+            let end = end.unwrap_or_else(|panicked| AttemptEnd::Failed(panicked.to_string()));
+            if self.is_retired() || core.context.draining.get() {
+                return;
+            }
+            if matches!(end, AttemptEnd::Misaimed) && misaimed < MISAIMED_MAX {
+                misaimed += 1;
+                continue;
+            }
+            misaimed = 0;
+            if begins_anew(&end, began.elapsed()) {
+                backoff.reset();
+            }
+            if discouraging(&end) {
+                backoff.discourage();
+            }
+            let drains = matches!(end, AttemptEnd::Refused(RefuseReason::Draining, _));
+            // One lane is enough to find out when the next server is there; the others are told.
+            let asks = self.lane == 0;
+            let told_so = matches!(end, AttemptEnd::ServerDrains);
+            let delay = if drains || told_so && !asks {
+                Backoff::next_while_draining(asks, rand::random())
+            } else if matches!(end, AttemptEnd::NoRoute(_))
+                && core.shared.serves_elsewhere(&self.server)
+            {
+                NO_ROUTE.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+            } else {
+                backoff.next(rand::random())
+            };
+            no_route_since = match &end {
+                AttemptEnd::NoRoute(_) => no_route_since.or(Some(began)),
+                _ => None,
+            };
+            let no_news = no_route_since.is_some_and(|since| self.lacks_route(&core, since));
+            let said = drains && draining || no_news;
+            if !said {
+                self.log(&core, &end, delay);
+            }
+            draining = drains;
+            self.pause(delay, &mut backoff).await;
+            if self.is_retired() || core.context.draining.get() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for `delay`, or until retired, or for a short time after another lane has found the server.
+    async fn pause(&self, delay: Duration, backoff: &mut Backoff) {
+        let until = Instant::now() + delay;
+        let found = {
+            let mut sleep = pin!(crate::core::time::sleep(delay));
+            poll_fn(|cx| {
+                if self.poll_told(cx, || self.is_retired() || self.found.get()) {
+                    return Poll::Ready(true);
+                }
+                sleep.as_mut().poll(cx).map(|()| false)
+            })
+            .await
+        };
+        if found && !self.is_retired() {
+            let left = until.saturating_duration_since(Instant::now());
+            let delay = backoff.found(rand::random()).min(left);
+            self.unless_retired(crate::core::time::sleep(delay)).await;
+        }
+    }
+
+    /// Whether enough was said of an address that there is no way to since then: a host with one
+    /// address family is nothing to complain of while another address serves.
+    fn lacks_route(&self, core: &ClientCore, since: Instant) -> bool {
+        // One lane speaks for all.
+        let first = self.lane == 0 && self.server.lacks_route();
+        let others = !core.shared.other_addresses(&self.server).is_empty();
+        let waits =
+            since.elapsed() < NO_ROUTE_PATIENCE || core.shared.serves_elsewhere(&self.server);
+        !first && others && waits
+    }
+
+    /// One lane speaks for all to its server at the levels that operators see.
+    fn log(&self, core: &ClientCore, end: &AttemptEnd, delay: Duration) {
+        if self.lane > 0 {
+            let next_ms = delay.as_millis() as u64;
+            tracing::debug!(server = %self.server, lane = self.lane, %end, next_ms, "lane ended, or could not be had; trying again");
+            return;
+        }
+        let Some(suppressed) = core.context.connect_log.pass(Instant::now()) else {
+            return;
+        };
+        let server = core.shared.title(&self.server);
+        let server_name = &self.server.server_name;
+        let next_ms = delay.as_millis() as u64;
+        match end {
+            AttemptEnd::Misaimed
+            | AttemptEnd::ServerDrains
+            | AttemptEnd::Superseded
+            | AttemptEnd::Retired => {}
+            AttemptEnd::Ended(end) => {
+                tracing::debug!(server, lane = self.lane, %end, next_ms, suppressed, "lane ended; connecting again");
+            }
+            AttemptEnd::NoRoute(why) if core.shared.serves_elsewhere(&self.server) => {
+                tracing::info!(
+                    server,
+                    why,
+                    next_ms,
+                    "one address of the server cannot be used; another one serves"
+                );
+            }
+            AttemptEnd::Failed(why) | AttemptEnd::NoRoute(why) => {
+                tracing::warn!(
+                    server,
+                    server_name,
+                    lane = self.lane,
+                    why,
+                    next_ms,
+                    suppressed,
+                    "cannot connect; trying again"
+                );
+            }
+            AttemptEnd::Refused(RefuseReason::DuplicateClient, text) => {
+                tracing::error!(
+                    %server, client_id = core.shared.client_id, text, next_ms, suppressed,
+                    "two clients use this client_id at the same time, and the server keeps the newer one: give each client its own client_id, or leave client_id empty; trying again"
+                );
+            }
+            AttemptEnd::Refused(reason, text) => {
+                let text = (!text.is_empty()).then_some(text);
+                tracing::warn!(server, lane = self.lane, %reason, text, next_ms, suppressed, "the server refused this client; trying again");
+            }
+        }
+    }
+}
+
+/// Whether the server is likely to be there again at once: it has just been restarted, or the lane had served for a
+/// while.
+fn begins_anew(end: &AttemptEnd, lasted: Duration) -> bool {
+    match end {
+        AttemptEnd::ServerDrains | AttemptEnd::Superseded => true,
+        AttemptEnd::Ended(end) => end.is_by_restart() || lasted >= STEADY,
+        _ => false,
+    }
+}
+
+/// True if trying again soon can only do harm.
+fn discouraging(end: &AttemptEnd) -> bool {
+    match end {
+        AttemptEnd::Refused(reason, _) => !matches!(reason, RefuseReason::Draining),
+        AttemptEnd::Ended(end) => matches!(end, LaneEnd::ClosedByPeer(LaneError::Replaced, _)),
+        AttemptEnd::Failed(_)
+        | AttemptEnd::NoRoute(_)
+        | AttemptEnd::Misaimed
+        | AttemptEnd::ServerDrains
+        | AttemptEnd::Superseded
+        | AttemptEnd::Retired => false,
+    }
+}

@@ -1,0 +1,482 @@
+//! The roster: which servers there are, told from what the configured names resolve to.
+//!
+//! Each resolved address is a server of its own: with its own lanes, its own number of cores, its own back-off. The
+//! roster only decides who is on it; it does no I/O and knows no clock.
+//!
+//! An address that an answer lacks may be gone, or merely not be shown: some resolvers answer with a part of the
+//! addresses, another one each time. A lack counts for something if lanes to the address are not up either (a server
+//! that stops says so, and one that has died is found out), or if the answer is smaller than the one that showed the
+//! address last, and that one seemed to hold all there are: then what is gone is all that the answers differ in. A part
+//! proves nothing by being smaller than another part.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::server::ServerState;
+
+/// Answers in a row that an address must be missing from, and each count for something, before its server is given up.
+const MISSED_ANSWERS_MAX: u32 = 3;
+
+/// An address whose lanes are up is given up, however many addresses the answers have, when it was missing for so long
+/// and ought to have been shown so often, had each answer drawn its addresses by lot. Whatever part is shown, that happens
+/// by accident once in e^30 times.
+const UNSHOWN_FOR_MAX: Duration = Duration::from_secs(600);
+const OVERDUE_MAX: f64 = 30.0;
+
+/// Servers of one client. Each costs a lane for each core of either side, and an answer is somebody else's word.
+pub(crate) const SERVERS_MAX: usize = 256;
+
+/// What changed with an answer.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    pub(crate) appeared: Vec<Arc<ServerState>>,
+    pub(crate) vanished: Vec<Arc<ServerState>>,
+    /// Addresses left out because there are [`SERVERS_MAX`] servers.
+    pub(crate) surplus: usize,
+}
+
+impl News {
+    /// True if nothing changed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.appeared.is_empty() && self.vanished.is_empty()
+    }
+}
+
+/// An address of a name.
+#[derive(Debug)]
+struct Known {
+    address: SocketAddr,
+    /// When an answer showed it last.
+    shown_at: Instant,
+    /// Addresses of that answer, if it seemed to hold all there are; otherwise 0.
+    shown_among_all: usize,
+    /// Answers in a row without it.
+    missed: u32,
+    /// The last so many of them count for something.
+    missed_in_earnest: u32,
+    /// How often these answers ought to have shown it, had they drawn by lot.
+    overdue: f64,
+}
+
+impl Known {
+    /// It was missing from an answer.
+    fn miss(&mut self, in_earnest: bool, chance: f64) {
+        self.missed = self.missed.saturating_add(1);
+        self.missed_in_earnest = if in_earnest {
+            self.missed_in_earnest + 1
+        } else {
+            0
+        };
+        self.overdue += chance;
+    }
+
+    fn is_gone(&self, now: Instant) -> bool {
+        let unshown_for = now.saturating_duration_since(self.shown_at);
+        self.missed_in_earnest >= MISSED_ANSWERS_MAX
+            || self.overdue >= OVERDUE_MAX && unshown_for >= UNSHOWN_FOR_MAX
+    }
+}
+
+/// One configured server.
+#[derive(Debug)]
+struct Target {
+    server_name: String,
+    known: Vec<Known>,
+}
+
+/// The servers of one client.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    targets: Vec<Target>,
+    servers: Vec<Arc<ServerState>>,
+    next_number: u64,
+}
+
+impl Roster {
+    /// Without any address yet. `server_names` are those of the configured servers, in their order.
+    pub(crate) fn new(server_names: impl IntoIterator<Item = String>) -> Roster {
+        let targets = server_names.into_iter().map(|server_name| Target {
+            server_name,
+            known: Vec::new(),
+        });
+        Roster {
+            targets: targets.collect(),
+            servers: Vec::new(),
+            next_number: 1,
+        }
+    }
+
+    /// The servers, in the order of the configuration.
+    pub(crate) fn servers(&self) -> &[Arc<ServerState>] {
+        &self.servers
+    }
+
+    /// Takes in what the name of the configured server `target` has resolved to. An empty answer says nothing.
+    pub(crate) fn answer(&mut self, target: usize, addresses: &[SocketAddr], now: Instant) -> News {
+        let Some(known) = self.targets.get_mut(target).map(|target| &mut target.known) else {
+            return News::default();
+        };
+        if addresses.is_empty() {
+            return News::default();
+        }
+        let mut shown: Vec<SocketAddr> = addresses.iter().copied().map(canonical).collect();
+        shown.sort_unstable();
+        shown.dedup();
+        let is_known = |address: &SocketAddr| known.iter().any(|known| known.address == *address);
+        let unknown = shown.iter().filter(|address| !is_known(address)).count();
+        let chance = shown.len() as f64 / (known.len() + unknown) as f64;
+        // Whether it lacks only what seems to be gone.
+        let mut holds_all = true;
+        for known in known.iter_mut() {
+            if shown.binary_search(&known.address).is_ok() {
+                continue;
+            }
+            let server = self.servers.iter().find(|it| it.address == known.address);
+            let lanes_are_up = server.is_some_and(|it| it.has_lanes());
+            let only_smaller = unknown == 0 && shown.len() < known.shown_among_all;
+            let in_earnest = !lanes_are_up || only_smaller;
+            known.miss(in_earnest, chance);
+            holds_all &= in_earnest;
+        }
+        if unknown > 0 && !holds_all {
+            // Some are new and others are missing: the answers before this one may have been parts, too.
+            for known in known.iter_mut() {
+                known.shown_among_all = 0;
+            }
+        }
+        for address in addresses.iter().copied().map(canonical) {
+            let now_shown = Known {
+                address,
+                shown_at: now,
+                shown_among_all: if holds_all { shown.len() } else { 0 },
+                missed: 0,
+                missed_in_earnest: 0,
+                overdue: 0.0,
+            };
+            match known.iter_mut().find(|known| known.address == address) {
+                Some(known) => *known = now_shown,
+                None => known.push(now_shown),
+            }
+        }
+        known.retain(|known| !known.is_gone(now));
+        // What a resolver makes up anew with each answer must not pile up.
+        known.sort_by_key(|known| known.missed);
+        known.truncate(SERVERS_MAX);
+        self.renew()
+    }
+
+    /// One more configured server; its place.
+    pub(crate) fn add(&mut self, server_name: String) -> usize {
+        self.targets.push(Target {
+            server_name,
+            known: Vec::new(),
+        });
+        self.targets.len() - 1
+    }
+
+    /// A configured server is no more; its place stays.
+    pub(crate) fn remove(&mut self, target: usize) -> News {
+        if let Some(target) = self.targets.get_mut(target) {
+            target.known.clear();
+        }
+        self.renew()
+    }
+
+    /// Lists all addresses of all targets, each once: the first target that has it names its server.
+    fn renew(&mut self) -> News {
+        let mut news = News::default();
+        let mut servers: Vec<Arc<ServerState>> = Vec::new();
+        for (target, Target { server_name, known }) in self.targets.iter().enumerate() {
+            for Known { address, .. } in known {
+                if servers.iter().any(|server| server.address == *address) {
+                    continue;
+                }
+                let same = self.servers.iter().find(|server| {
+                    server.address == *address && server.server_name == *server_name
+                });
+                if servers.len() >= SERVERS_MAX {
+                    news.surplus += 1;
+                    continue;
+                }
+                servers.push(same.cloned().unwrap_or_else(|| {
+                    let number = self.next_number;
+                    self.next_number += 1;
+                    let server = ServerState::new(number, target, *address, server_name.clone());
+                    news.appeared.push(Arc::clone(&server));
+                    server
+                }));
+            }
+        }
+        for server in &self.servers {
+            if !servers.iter().any(|other| other.number == server.number) {
+                news.vanished.push(Arc::clone(server));
+            }
+        }
+        self.servers = servers;
+        news
+    }
+}
+
+/// `::ffff:192.0.2.1` is 192.0.2.1.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V6(six) if six.ip().to_ipv4_mapped().is_some() => {
+            SocketAddr::new(address.ip().to_canonical(), address.port())
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::seq::SliceRandom as _;
+    use rand::{RngExt as _, SeedableRng as _};
+
+    use super::*;
+
+    fn roster(targets: usize) -> Roster {
+        Roster::new((0..targets).map(|target| format!("server{target}")))
+    }
+
+    fn addresses(last: &[u8]) -> Vec<SocketAddr> {
+        last.iter()
+            .map(|last| SocketAddr::from(([192, 0, 2, *last], 8443)))
+            .collect()
+    }
+
+    /// An answer at no particular time.
+    fn answer(roster: &mut Roster, target: usize, addresses: &[SocketAddr]) -> News {
+        roster.answer(target, addresses, Instant::now())
+    }
+
+    fn listed(roster: &Roster) -> Vec<u8> {
+        let mut last: Vec<u8> = roster
+            .servers()
+            .iter()
+            .map(|server| match server.address.ip() {
+                std::net::IpAddr::V4(ip) => ip.octets()[3],
+                std::net::IpAddr::V6(_) => panic!("not canonical"),
+            })
+            .collect();
+        last.sort_unstable();
+        last
+    }
+
+    #[test]
+    fn every_address_of_a_name_is_a_server() {
+        let mut roster = roster(1);
+        let news = answer(&mut roster, 0, &addresses(&[1, 2]));
+        assert_eq!((news.appeared.len(), news.vanished.len()), (2, 0));
+        assert_eq!(listed(&roster), [1, 2]);
+        assert!(answer(&mut roster, 0, &addresses(&[2, 1])).is_empty());
+    }
+
+    #[test]
+    fn an_address_vanishes_when_three_answers_in_a_row_lack_it() {
+        let mut roster = roster(1);
+        answer(&mut roster, 0, &addresses(&[1, 2]));
+        for _ in 0..2 {
+            assert!(answer(&mut roster, 0, &addresses(&[1])).is_empty());
+        }
+        assert!(answer(&mut roster, 0, &addresses(&[1, 2])).is_empty());
+        for _ in 0..2 {
+            assert!(answer(&mut roster, 0, &addresses(&[1])).is_empty());
+        }
+        let news = answer(&mut roster, 0, &addresses(&[1]));
+        assert_eq!(news.vanished.len(), 1);
+        assert_eq!(listed(&roster), [1]);
+    }
+
+    #[test]
+    fn an_address_that_comes_back_is_a_new_server() {
+        let mut roster = roster(1);
+        let first = answer(&mut roster, 0, &addresses(&[1])).appeared;
+        for _ in 0..3 {
+            answer(&mut roster, 0, &addresses(&[2]));
+        }
+        let again = answer(&mut roster, 0, &addresses(&[1, 2])).appeared;
+        assert_eq!(first[0].address, again[0].address);
+        assert_ne!(first[0].number, again[0].number);
+    }
+
+    #[test]
+    fn an_empty_answer_changes_nothing() {
+        let mut roster = roster(1);
+        answer(&mut roster, 0, &addresses(&[1]));
+        for _ in 0..10 {
+            assert!(answer(&mut roster, 0, &[]).is_empty());
+        }
+        assert_eq!(listed(&roster), [1]);
+    }
+
+    #[test]
+    fn an_address_behind_two_names_is_one_server_named_by_the_first() {
+        let mut roster = roster(2);
+        answer(&mut roster, 1, &addresses(&[1, 2]));
+        assert_eq!(listed(&roster), [1, 2]);
+        let mapped: SocketAddr = "[::ffff:192.0.2.1]:8443".parse().expect("literal");
+        let news = answer(&mut roster, 0, &[mapped]);
+        assert_eq!(listed(&roster), [1, 2]);
+        assert_eq!(news.appeared[0].server_name, "server0");
+        assert_eq!(news.vanished[0].server_name, "server1");
+        // The other name keeps it alive when the first one loses it.
+        for _ in 0..3 {
+            answer(&mut roster, 0, &addresses(&[3]));
+        }
+        assert_eq!(listed(&roster), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_flood_of_addresses_is_bounded() {
+        let mut roster = roster(2);
+        for round in 0..10 {
+            let flood: Vec<SocketAddr> = (0..1_000)
+                .map(|port| SocketAddr::from(([192, 0, 2, round], 1 + port)))
+                .collect();
+            let news = answer(&mut roster, 0, &flood);
+            assert_eq!(roster.servers().len(), SERVERS_MAX);
+            assert!(news.surplus == 0 && roster.targets[0].known.len() == SERVERS_MAX);
+        }
+        assert_eq!(answer(&mut roster, 1, &addresses(&[1])).surplus, 1);
+    }
+
+    /// A lane to each server is up, or to none.
+    fn lanes_are_up(roster: &Roster, up: bool) {
+        for server in roster.servers() {
+            if up && !server.has_lanes() {
+                server.lane_registered(1);
+            } else if !up && server.has_lanes() {
+                server.lane_ended();
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_that_smaller_answers_lack_is_gone_though_its_lanes_are_up() {
+        let mut roster = roster(1);
+        answer(&mut roster, 0, &addresses(&[1, 2]));
+        lanes_are_up(&roster, true);
+        for _ in 0..2 {
+            assert!(answer(&mut roster, 0, &addresses(&[1])).is_empty());
+        }
+        let news = answer(&mut roster, 0, &addresses(&[1, 1]));
+        assert_eq!(news.vanished.len(), 1);
+    }
+
+    #[test]
+    fn an_address_that_others_replace_goes_when_its_lanes_are_down_or_after_long() {
+        let start = Instant::now();
+        let interval = Duration::from_secs(10);
+        let replaced = |lanes_up_for: u32| {
+            let mut roster = roster(1);
+            roster.answer(0, &addresses(&[1, 2]), start);
+            let mut count = 0;
+            loop {
+                lanes_are_up(&roster, count < lanes_up_for);
+                count += 1;
+                let news = roster.answer(0, &addresses(&[1, 3]), start + interval * count);
+                if !news.vanished.is_empty() {
+                    assert_eq!(listed(&roster), [1, 3]);
+                    return count;
+                }
+            }
+        };
+        assert_eq!(replaced(0), 3);
+        assert_eq!(replaced(20), 23, "three from when its lanes went down");
+        assert_eq!(replaced(u32::MAX), 60, "ten minutes");
+    }
+
+    /// As behind a headless service, whose answers hold all pods that are ready.
+    #[test]
+    fn addresses_that_leave_full_answers_one_after_the_other_go_after_three_each() {
+        let mut roster = roster(1);
+        let mut all: Vec<u8> = (1..=5).collect();
+        answer(&mut roster, 0, &addresses(&all));
+        lanes_are_up(&roster, true);
+        let mut left = Vec::new();
+        for _ in 0..6 {
+            if all.len() > 2 {
+                all.pop();
+            }
+            let news = answer(&mut roster, 0, &addresses(&all));
+            assert!(news.appeared.is_empty());
+            left.push(news.vanished.len());
+        }
+        assert_eq!(left, [0, 0, 1, 1, 1, 0]);
+        assert_eq!(listed(&roster), [1, 2]);
+        // One more is ready, and one is not any more.
+        answer(&mut roster, 0, &addresses(&[1, 2, 3]));
+        lanes_are_up(&roster, true);
+        for vanished in [0, 0, 1] {
+            let news = answer(&mut roster, 0, &addresses(&[1, 3]));
+            assert_eq!(news.vanished.len(), vanished);
+        }
+    }
+
+    #[test]
+    fn a_part_proves_nothing_by_being_smaller_than_another_part() {
+        let mut roster = roster(1);
+        let of = |numbers: std::ops::Range<u8>| addresses(&numbers.collect::<Vec<_>>());
+        answer(&mut roster, 0, &of(0..8));
+        lanes_are_up(&roster, true);
+        answer(&mut roster, 0, &of(8..16));
+        lanes_are_up(&roster, true);
+        for _ in 0..3 {
+            assert!(answer(&mut roster, 0, &of(9..16)).is_empty());
+            assert!(answer(&mut roster, 0, &of(8..15)).is_empty());
+        }
+        assert_eq!(listed(&roster).len(), 16);
+    }
+
+    /// Whatever part of the addresses a resolver shows, servers whose lanes are up stay, and one that stops goes soon.
+    #[test]
+    fn simulated_resolvers_that_show_a_part_make_no_lane_flap() {
+        for seed in 0..200 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut all: Vec<u8> = (0..16).collect();
+            let shown_min = random.random_range(1..=12);
+            // The same number in each answer, or another one.
+            let shown_max = if random.random_bool(0.5) {
+                shown_min
+            } else {
+                random.random_range(shown_min..=12)
+            };
+            let by_turns = random.random_bool(0.5);
+            let mut roster = roster(1);
+            let mut now = Instant::now();
+            let mut shown = 0;
+            let mut stopped = None;
+            for round in 0..4_000 {
+                now += Duration::from_secs(10);
+                if by_turns {
+                    all.rotate_left(shown);
+                } else {
+                    all.shuffle(&mut random);
+                }
+                shown = random.random_range(shown_min..=shown_max);
+                let news = roster.answer(0, &addresses(&all[..shown]), now);
+                // By then each of them has been shown.
+                assert!(
+                    round < 500 || news.appeared.is_empty(),
+                    "seed {seed}, round {round}: {news:?}"
+                );
+                for gone in &news.vanished {
+                    assert!(!gone.has_lanes(), "seed {seed}, round {round}: {gone}");
+                }
+                lanes_are_up(&roster, true);
+                if round == 2_000 {
+                    stopped = all.pop();
+                }
+                let of_stopped = stopped.map(|last| addresses(&[last])[0]);
+                for server in roster.servers() {
+                    if Some(server.address) == of_stopped {
+                        assert!(round < 2_003, "seed {seed}, round {round}");
+                        server.lane_ended();
+                    }
+                }
+            }
+        }
+    }
+}

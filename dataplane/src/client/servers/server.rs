@@ -1,0 +1,359 @@
+//! One server as all cores of the client see it: an address, and what its lanes have learned about it.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use qmux_config::Lanes;
+
+use super::demand::{Change, Demand, Work};
+use super::transport::TransportState;
+use crate::client::services::answers::Told;
+use crate::quic::path_numbers::PathNumbers;
+
+/// An alarm is not given again within this time: the lanes that heard it ask until they are answered.
+const ALARM_PAUSE: Duration = Duration::from_millis(100);
+
+/// Nobody has the probing role.
+const NOBODY: u64 = 0;
+
+/// Not known yet.
+const UNKNOWN: u64 = 0;
+
+/// One server.
+#[derive(Debug)]
+pub(crate) struct ServerState {
+    /// Tells servers of this process apart, also successive ones at one address.
+    pub(crate) number: u64,
+    /// Which of the configured servers it came from.
+    pub(crate) target: usize,
+    /// Where it is.
+    pub(crate) address: SocketAddr,
+    /// What its certificate must be for.
+    pub(crate) server_name: String,
+    /// Its number of cores as it last said; 0 until then.
+    cores: AtomicUsize,
+    /// A part of the instance id that it last said; several servers may be behind one address.
+    instance: AtomicU64,
+    /// How many lanes it is to have if nobody has said how many; asked when it or one of its lanes
+    /// says something, never by a flow.
+    demand: Mutex<Demand>,
+    /// What that says last.
+    demanded: AtomicUsize,
+    /// Lanes that it was not to have any more, and that carry flows on.
+    left: AtomicUsize,
+    /// Lanes registered with it now, on all cores.
+    registered: AtomicUsize,
+    /// It keeps no lane while another address of the same server serves (see [`super::twins`]).
+    rests: AtomicBool,
+    /// It was said that this host has no way to it.
+    no_route_said: AtomicBool,
+    /// Those of them whose questions nobody answers.
+    unanswered: AtomicUsize,
+    /// What the log has of its answers to the services that this client offers.
+    pub(crate) told: Told,
+    /// The lane that probes it, by its serial number.
+    prober: AtomicU64,
+    /// What its lanes have told of the way to it.
+    pub(crate) path: PathNumbers,
+    /// The log has it that it stops.
+    told_to_drain: AtomicBool,
+    started: Instant,
+    /// What carries its lanes.
+    pub(crate) transport: TransportState,
+    /// When the last alarm was given, in milliseconds after `started`, plus 1.
+    last_alarm_ms: AtomicU64,
+}
+
+/// What a registration tells about the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Registered {
+    /// It is the first lane, or the first one with another instance than before: who waits should try now.
+    pub(crate) back: bool,
+    /// Another instance answers than before: the lanes that were registered before may be dead.
+    pub(crate) other_instance: bool,
+}
+
+/// A part of the instance id that a server drew at its start; never [`UNKNOWN`].
+pub(crate) fn instance_number(instance_id: &[u8; 16]) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *instance_id;
+    u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1)
+}
+
+impl ServerState {
+    pub(crate) fn new(
+        number: u64,
+        target: usize,
+        address: SocketAddr,
+        server_name: String,
+    ) -> Arc<ServerState> {
+        Arc::new(ServerState {
+            number,
+            target,
+            address,
+            server_name,
+            cores: AtomicUsize::new(0),
+            instance: AtomicU64::new(UNKNOWN),
+            demand: Mutex::default(),
+            demanded: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
+            registered: AtomicUsize::new(0),
+            rests: AtomicBool::new(false),
+            no_route_said: AtomicBool::new(false),
+            unanswered: AtomicUsize::new(0),
+            told: Told::default(),
+            prober: AtomicU64::new(NOBODY),
+            path: PathNumbers::default(),
+            told_to_drain: AtomicBool::new(false),
+            started: Instant::now(),
+            transport: TransportState::new(Instant::now()),
+            last_alarm_ms: AtomicU64::new(0),
+        })
+    }
+
+    /// Its number of cores as it last said; 0 until then.
+    pub(crate) fn cores(&self) -> usize {
+        self.cores.load(Ordering::Relaxed)
+    }
+
+    /// The server said how many cores it has; this client has `own`. True if that is news.
+    pub(crate) fn has_cores(&self, cores: usize, own: usize, now: Instant) -> bool {
+        if self.cores.swap(cores, Ordering::Relaxed) == cores {
+            return false;
+        }
+        let mut demand = self.demand();
+        demand.has_cores(cores, own, now);
+        self.demanded.store(demand.wanted(), Ordering::Relaxed);
+        true
+    }
+
+    /// How many lanes it is to have.
+    pub(crate) fn lanes_wanted(&self, lanes: Lanes) -> usize {
+        match lanes {
+            // One lane first: it brings the number of cores, which the others need to aim.
+            _ if self.cores() == 0 => 1,
+            Lanes::Count(count) => usize::from(count.get()),
+            Lanes::Auto => self.demanded.load(Ordering::Relaxed).max(1),
+        }
+    }
+
+    /// It says on a lane what it had to hand over to it since it last said so.
+    pub(crate) fn handed_over(&self, work: Work, now: Instant) -> Option<Change> {
+        let left = self.left.load(Ordering::Relaxed);
+        self.demand_says(|demand| demand.handed_over(work, left, now))
+    }
+
+    /// It has shown on a lane that it will say nothing of hand-overs.
+    pub(crate) fn tells_nothing(&self) -> Option<Change> {
+        self.demand_says(Demand::is_told_nothing)
+    }
+
+    /// What a lane has carried since it last said so, as it does every `heartbeat_interval`.
+    pub(crate) fn carried(
+        &self,
+        work: Work,
+        heartbeat_interval: Duration,
+        now: Instant,
+    ) -> Option<Change> {
+        self.demand_says(|demand| demand.carried(work, heartbeat_interval, now))
+    }
+
+    fn demand_says(&self, ask: impl FnOnce(&mut Demand) -> Option<Change>) -> Option<Change> {
+        let mut demand = self.demand();
+        let change = ask(&mut demand)?;
+        self.demanded.store(demand.wanted(), Ordering::Relaxed);
+        Some(change)
+    }
+
+    fn demand(&self) -> MutexGuard<'_, Demand> {
+        self.demand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A lane is left to the flows that it has, or has ended after that.
+    pub(crate) fn lane_left(&self, begins: bool) {
+        if begins {
+            self.left.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.left.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A lane has registered.
+    pub(crate) fn lane_registered(&self, instance: u64) -> Registered {
+        let before = self.instance.swap(instance, Ordering::AcqRel);
+        let earlier = self.registered.fetch_add(1, Ordering::AcqRel);
+        self.no_route_said.store(false, Ordering::Release);
+        let other_instance = before != UNKNOWN && before != instance;
+        if before != instance {
+            self.told_to_drain.store(false, Ordering::Relaxed);
+        }
+        Registered {
+            back: earlier == 0 || other_instance,
+            other_instance: earlier > 0 && other_instance,
+        }
+    }
+
+    /// A registered lane has ended. True if it was the last one.
+    pub(crate) fn lane_ended(&self) -> bool {
+        self.registered.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Nobody answers the questions of a registered lane any more, or somebody does again.
+    pub(crate) fn lane_unanswered(&self, unanswered: bool) {
+        if unanswered {
+            self.unanswered.fetch_add(1, Ordering::AcqRel);
+        } else {
+            self.unanswered.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether nobody answers on any of its lanes.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        let registered = self.registered.load(Ordering::Acquire);
+        registered > 0 && self.unanswered.load(Ordering::Acquire) >= registered
+    }
+
+    /// Whether a lane that is registered with the run `instance` of the server, and is not
+    /// answered, may think that the fault is its own: another run has answered since, or other
+    /// lanes are answered.
+    pub(crate) fn is_heard_elsewhere(&self, instance: u64) -> bool {
+        self.instance.load(Ordering::Acquire) != instance
+            || self.unanswered.load(Ordering::Acquire) < self.registered.load(Ordering::Acquire)
+    }
+
+    /// Whether the lane `serial` has the probing role.
+    pub(crate) fn is_prober(&self, serial: u64) -> bool {
+        self.prober.load(Ordering::Relaxed) == serial
+    }
+
+    /// Lanes registered with it now.
+    pub(crate) fn lanes(&self) -> usize {
+        self.registered.load(Ordering::Relaxed)
+    }
+
+    /// It says on one of its lanes that it stops. True for the first one of this instance.
+    pub(crate) fn begins_to_drain(&self) -> bool {
+        !self.told_to_drain.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether it has said that it stops.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.told_to_drain.load(Ordering::Relaxed)
+    }
+
+    /// True while lanes are registered with it, and it has not said that it stops; or with another
+    /// address of it.
+    pub(crate) fn has_lanes(&self) -> bool {
+        self.registered.load(Ordering::Relaxed) > 0 || self.rests()
+    }
+
+    /// Whether it keeps no lane, as another address of it serves.
+    pub(crate) fn rests(&self) -> bool {
+        self.rests.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_rests(&self, rests: bool) {
+        self.rests.store(rests, Ordering::Release);
+    }
+
+    /// True the first time that this host has no way to it; a lane makes it news again.
+    pub(crate) fn lacks_route(&self) -> bool {
+        !self.no_route_said.swap(true, Ordering::AcqRel)
+    }
+
+    /// Takes the probing role for the lane `serial` if nobody has it. True if that lane has it now.
+    pub(crate) fn claim_probing(&self, serial: u64) -> bool {
+        self.prober.load(Ordering::Relaxed) == serial
+            || self
+                .prober
+                .compare_exchange(NOBODY, serial, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// Gives the probing role back. True if `serial` had it.
+    pub(crate) fn leave_probing(&self, serial: u64) -> bool {
+        self.prober
+            .compare_exchange(serial, NOBODY, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// True if an alarm is due: each of many lanes that end at once asks, and one alarm is enough.
+    pub(crate) fn may_alarm(&self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.started).as_millis();
+        let now_ms = u64::try_from(since).unwrap_or(u64::MAX - 1) + 1;
+        let pause_ms = ALARM_PAUSE.as_millis() as u64;
+        let due = |last: u64| last == 0 || now_ms >= last + pause_ms;
+        self.last_alarm_ms
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |last| {
+                due(last).then_some(now_ms)
+            })
+            .is_ok()
+    }
+}
+
+impl std::fmt::Display for ServerState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> Arc<ServerState> {
+        let address = "192.0.2.1:8443".parse().expect("literal");
+        ServerState::new(1, 0, address, "server".into())
+    }
+
+    #[test]
+    fn one_lane_at_a_time_probes() {
+        let server = server();
+        assert!(server.claim_probing(7) && server.claim_probing(7));
+        assert!(!server.claim_probing(8));
+        assert!(!server.leave_probing(8) && server.leave_probing(7));
+        assert!(server.claim_probing(8));
+    }
+
+    #[test]
+    fn one_alarm_is_enough_for_many_ends() {
+        let server = server();
+        let now = Instant::now();
+        assert!(server.may_alarm(now) && !server.may_alarm(now));
+        assert!(!server.may_alarm(now + ALARM_PAUSE / 2));
+        assert!(server.may_alarm(now + ALARM_PAUSE * 2));
+    }
+
+    #[test]
+    fn a_lane_that_is_not_answered_blames_itself_only_if_another_is_answered() {
+        let server = server();
+        server.lane_registered(1);
+        server.lane_registered(1);
+        server.lane_unanswered(true);
+        assert!(server.is_heard_elsewhere(1), "the other one is answered");
+        server.lane_unanswered(true);
+        assert!(!server.is_heard_elsewhere(1), "none is");
+        server.lane_registered(2);
+        assert!(server.is_heard_elsewhere(1), "another run of the server");
+    }
+
+    #[test]
+    fn another_instance_is_told_from_the_first_lane_of_one() {
+        let server = server();
+        let first = server.lane_registered(1);
+        assert!(first.back && !first.other_instance);
+        let second = server.lane_registered(1);
+        assert!(!second.back && !second.other_instance);
+        let other = server.lane_registered(2);
+        assert!(other.back && other.other_instance);
+        for _ in 0..3 {
+            server.lane_ended();
+        }
+        let again = server.lane_registered(3);
+        assert!(
+            again.back && !again.other_instance,
+            "no lane is left to doubt"
+        );
+    }
+}

@@ -1,0 +1,318 @@
+//! Twins: addresses of one name that lead to the same server, mostly its IPv4 and its IPv6 address.
+//!
+//! Each of them would get all the lanes that the server is to have. So while one address serves,
+//! the others that have turned out to lead to the same server process (by its instance id) rest:
+//! they keep no lane, and are dialled when the one that serves has lost its last lane. Different
+//! servers behind one name are no twins, nor are two configured servers: whoever writes both wants
+//! both.
+//!
+//! It decides, does no I/O, and knows no clock.
+
+use std::collections::HashMap;
+
+/// A server by its number (see [`super::server::ServerState`]).
+type Number = u64;
+
+/// What is known of one address with lanes, or that rests.
+#[derive(Debug)]
+struct Address {
+    /// Which of the configured servers it came from.
+    target: usize,
+    lanes: usize,
+    /// The instance that a lane to it last registered with.
+    instance: [u8; 16],
+    /// Nobody answers on its lanes.
+    unanswered: bool,
+    /// While it rests: the address that serves.
+    rests_for: Option<Number>,
+}
+
+/// An address that is to rest, or to be dialled again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) number: Number,
+    pub(crate) rests: bool,
+}
+
+/// The addresses of one client that have lanes or rest.
+#[derive(Debug, Default)]
+pub(crate) struct Twins {
+    addresses: HashMap<Number, Address>,
+}
+
+impl Twins {
+    /// A lane to the address `number` of `target` has registered with `instance`. The first lane
+    /// decides: an address that has some is never put to rest, whatever a balancer leads the next
+    /// one to.
+    pub(crate) fn registered(
+        &mut self,
+        number: Number,
+        target: usize,
+        instance: [u8; 16],
+    ) -> Option<Change> {
+        let serving = self.addresses.iter().find(|(other, it)| {
+            **other != number
+                && it.target == target
+                && it.lanes > 0
+                && !it.unanswered
+                && it.rests_for.is_none()
+                && it.instance == instance
+        });
+        let serving = serving.map(|(other, _)| *other);
+        let address = self.addresses.entry(number).or_insert(Address {
+            target,
+            lanes: 0,
+            instance,
+            unanswered: false,
+            rests_for: None,
+        });
+        address.lanes += 1;
+        address.instance = instance;
+        if address.lanes > 1 || address.rests_for.is_some() {
+            return None;
+        }
+        address.rests_for = serving;
+        serving.map(|_| Change {
+            number,
+            rests: true,
+        })
+    }
+
+    /// A lane to the address `number` has ended. Those that rested for it are dialled if it was the
+    /// last one.
+    pub(crate) fn ended(&mut self, number: Number) -> Vec<Change> {
+        let Some(address) = self.addresses.get_mut(&number) else {
+            return Vec::new();
+        };
+        address.lanes = address.lanes.saturating_sub(1);
+        if address.lanes > 0 {
+            return Vec::new();
+        }
+        if address.rests_for.is_none() {
+            self.addresses.remove(&number);
+        }
+        self.dial_those_that_rest_for(number)
+    }
+
+    /// Nobody answers on the lanes to the address `number` any more, or somebody does again. Those
+    /// that rested for it are dialled if nobody does.
+    pub(crate) fn unanswered(&mut self, number: Number, unanswered: bool) -> Vec<Change> {
+        let Some(address) = self.addresses.get_mut(&number) else {
+            return Vec::new();
+        };
+        address.unanswered = unanswered;
+        if unanswered {
+            self.dial_those_that_rest_for(number)
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn dial_those_that_rest_for(&mut self, number: Number) -> Vec<Change> {
+        let rest_for_it = |it: &Address| it.rests_for == Some(number);
+        let mut changes: Vec<Change> = self
+            .addresses
+            .iter()
+            .filter(|(_, it)| rest_for_it(it))
+            .map(|(number, _)| Change {
+                number: *number,
+                rests: false,
+            })
+            .collect();
+        changes.sort_unstable_by_key(|change| change.number);
+        for Change { number, .. } in &changes {
+            if let Some(address) = self.addresses.get_mut(number) {
+                address.rests_for = None;
+            }
+        }
+        self.addresses
+            .retain(|_, it| it.lanes > 0 || it.rests_for.is_some());
+        changes
+    }
+
+    /// The address `number` is no server any more. Lanes that it still has are to end.
+    pub(crate) fn vanished(&mut self, number: Number) {
+        let lanes = self.addresses.get_mut(&number).map(|it| {
+            it.rests_for = None;
+            it.lanes
+        });
+        if lanes == Some(0) {
+            self.addresses.remove(&number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use rand::rngs::StdRng;
+    use rand::{RngExt as _, SeedableRng as _};
+
+    use super::*;
+
+    const ONE: [u8; 16] = [1; 16];
+    const TWO: [u8; 16] = [2; 16];
+
+    fn rest(number: Number) -> Option<Change> {
+        Some(Change {
+            number,
+            rests: true,
+        })
+    }
+
+    fn dial(number: Number) -> Change {
+        Change {
+            number,
+            rests: false,
+        }
+    }
+
+    #[test]
+    fn an_address_that_rests_is_dialled_while_nobody_answers_at_the_one_that_serves() {
+        let mut twins = Twins::default();
+        assert_eq!(twins.registered(1, 0, ONE), None);
+        assert_eq!(twins.registered(2, 0, ONE), rest(2));
+        assert!(twins.ended(2).is_empty());
+        let dialled = Change {
+            number: 2,
+            rests: false,
+        };
+        assert_eq!(twins.unanswered(1, true), [dialled]);
+        assert_eq!(twins.registered(2, 0, ONE), None, "it does not rest again");
+        assert!(twins.unanswered(1, false).is_empty());
+        assert!(twins.ended(1).is_empty() && twins.ended(2).is_empty());
+        assert!(twins.addresses.is_empty());
+    }
+
+    #[test]
+    fn the_second_address_of_a_server_rests_until_the_first_has_lost_its_last_lane() {
+        let mut twins = Twins::default();
+        assert_eq!(twins.registered(4, 0, ONE), None);
+        assert_eq!(twins.registered(4, 0, ONE), None);
+        assert_eq!(twins.registered(6, 0, ONE), rest(6));
+        // Its lane goes, as it was put to rest.
+        assert_eq!(twins.ended(6), []);
+        assert_eq!(twins.ended(4), []);
+        assert_eq!(twins.ended(4), [dial(6)]);
+        // Whichever is there first serves now.
+        assert_eq!(twins.registered(6, 0, TWO), None);
+        assert_eq!(twins.registered(4, 0, TWO), rest(4));
+    }
+
+    #[test]
+    fn other_servers_and_other_configured_servers_are_no_twins() {
+        let mut twins = Twins::default();
+        assert_eq!(twins.registered(1, 0, ONE), None);
+        assert_eq!(twins.registered(2, 0, TWO), None);
+        assert_eq!(twins.registered(3, 1, ONE), None);
+    }
+
+    #[test]
+    fn an_address_that_serves_is_not_put_to_rest_by_a_balancer() {
+        let mut twins = Twins::default();
+        assert_eq!(twins.registered(1, 0, ONE), None);
+        assert_eq!(twins.registered(2, 0, TWO), None);
+        assert_eq!(twins.registered(2, 0, ONE), None);
+    }
+
+    #[test]
+    fn one_that_vanishes_while_it_rests_leaves_nothing() {
+        let mut twins = Twins::default();
+        assert_eq!(twins.registered(1, 0, ONE), None);
+        assert_eq!(twins.registered(2, 0, ONE), rest(2));
+        twins.vanished(2);
+        assert_eq!(twins.ended(2), []);
+        assert_eq!(twins.ended(1), []);
+        assert!(twins.addresses.is_empty());
+    }
+
+    /// What the addresses of a simulated client are at.
+    struct World {
+        twins: Twins,
+        /// Lanes of each address.
+        lanes: HashMap<Number, usize>,
+        resting: HashSet<Number>,
+        gone: HashSet<Number>,
+    }
+
+    impl World {
+        fn apply(&mut self, change: Change) {
+            let news = if change.rests {
+                self.resting.insert(change.number)
+            } else {
+                self.resting.remove(&change.number)
+            };
+            assert!(news, "said twice: {change:?}");
+        }
+
+        fn step(&mut self, random: &mut StdRng) {
+            let number = random.random_range(1..=6);
+            let target = usize::try_from(number % 2).expect("small");
+            let instance = [random.random_range(1..=3); 16];
+            match random.random_range(0..10) {
+                // One that rests may have lanes on their way, too.
+                0..5 if !self.gone.contains(&number) => {
+                    *self.lanes.entry(number).or_default() += 1;
+                    if let Some(change) = self.twins.registered(number, target, instance) {
+                        self.apply(change);
+                    }
+                }
+                5..9 if self.lanes.get(&number).is_some_and(|lanes| *lanes > 0) => {
+                    *self.lanes.entry(number).or_default() -= 1;
+                    for change in self.twins.ended(number) {
+                        self.apply(change);
+                    }
+                }
+                9 => {
+                    self.twins.vanished(number);
+                    self.resting.remove(&number);
+                    // It may come back; its number would be another one, which makes no difference
+                    // here.
+                    if self.gone.insert(number) && random.random_bool(0.9) {
+                        self.gone.remove(&number);
+                    }
+                }
+                _ => {}
+            }
+        }
+
+        fn check(&self) {
+            for (number, address) in &self.twins.addresses {
+                let lanes = self.lanes.get(number).copied().unwrap_or_default();
+                assert_eq!(address.lanes, lanes, "lanes of {number}");
+                assert!(lanes > 0 || address.rests_for.is_some(), "{number} leaks");
+                assert_eq!(address.rests_for.is_some(), self.resting.contains(number));
+                // Nobody rests for one that does not serve: some address of a server is always
+                // dialled.
+                if let Some(serving) = address.rests_for {
+                    let serving = &self.twins.addresses[&serving];
+                    assert!(serving.lanes > 0 && serving.target == address.target);
+                }
+            }
+            for number in &self.resting {
+                assert!(self.twins.addresses.contains_key(number), "{number}");
+            }
+        }
+    }
+
+    #[test]
+    fn simulated_addresses_never_all_rest_and_nothing_leaks() {
+        for seed in 0..1_000 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut world = World {
+                twins: Twins::default(),
+                lanes: HashMap::new(),
+                resting: HashSet::new(),
+                gone: HashSet::new(),
+            };
+            for step in 0..3_000 {
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    world.step(&mut random);
+                    world.check();
+                }));
+                assert!(outcome.is_ok(), "seed {seed}, step {step}");
+            }
+        }
+    }
+}

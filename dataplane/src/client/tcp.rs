@@ -1,0 +1,380 @@
+//! A TCP flow on the client: read the Open header, dial the service, then pump.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use qmux_proto::open::OPEN_HEADER_BYTES_MAX;
+use qmux_proto::{FlowError, OpenHeader, Protocol};
+
+use super::lane::ClientLane;
+use super::services::health::connect;
+use super::services::proxy_header;
+use super::services::{ServedFlow, Service, VisitorPort};
+use crate::core::FlowCount;
+use crate::flow::fill::Until;
+use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd};
+use crate::flow::watch::FlowWatch;
+use crate::quic::lane::{StreamFront, StreamRead, StreamWaiters};
+use crate::sys::limits;
+use crate::sys::tcp::TcpSocket;
+
+/// How long the service may take to accept a connection: a visitor waits for it, and a SYN is
+/// repeated after 1 and 3 seconds (tcp(7)).
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a flow waits for the server's answer to the services, without which its port is not
+/// known. It was sent before the flow, and came later only if packets were lost.
+const ANSWERS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pause between two looks whether it has come.
+const ANSWERS_POLL: Duration = Duration::from_millis(5);
+
+/// Bytes read together with the Open header. A visitor's first request mostly fits.
+const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
+
+/// Runs the flow on `stream` to its end.
+pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()> + 'static {
+    // At once, before the task has its first turn: what else comes of the stream is this flow's,
+    // and a client that stops must count it.
+    let waiters = this.lane.attach(stream);
+    let counts = (FlowCount::new(&this.context.core), this.count_flow());
+    async move {
+        carry(this, stream, waiters).await;
+        drop(counts);
+    }
+}
+
+async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
+    let stall_timeout = this.shared.settings().config.limits.stall_timeout;
+    let watch = this.context.flows.register(stall_timeout);
+    watch.rides(this.lane.key(), stream);
+    this.context.counters.tcp_flows_opened.increment();
+    // On the heap, as it is large, and over long before the flow is.
+    let opened = match Box::pin(open(&this, stream, &waiters, &watch)).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            this.lane.reset(stream, error);
+            this.lane.stop(stream, error);
+            this.lane.detach(stream);
+            this.context.counters.tcp_flows_reset.increment();
+            return;
+        }
+    };
+    let flow = TcpFlow {
+        socket: opened.socket,
+        lane: Rc::clone(&this.lane),
+        stream,
+        waiters,
+        reset_reason: FlowError::ServiceReset,
+        watch,
+        counters: Arc::clone(&this.context.counters),
+        service: None,
+        bandwidth: None,
+    };
+    let begun = Begun {
+        early: opened.early,
+        early_fin: opened.fin,
+        // Few services speak first.
+        empty: true,
+        first: if opened.service.closes_behind_answer() {
+            Until::Empty
+        } else {
+            Until::Short
+        },
+        ..Begun::default()
+    };
+    let visitor = opened.header.visitor;
+    let served = ServedFlow::new(&opened.service);
+    tracing::debug!(%visitor, "flow opened");
+    let tcp::Ended {
+        how,
+        bytes_in,
+        bytes_out,
+        closed_behind_first,
+    } = tcp::run(flow, begun).await;
+    opened.service.note_close(closed_behind_first);
+    drop(served);
+    tracing::debug!(%visitor, %how, bytes_in, bytes_out, "flow ended");
+    match how {
+        TcpFlowEnd::Completed | TcpFlowEnd::Reset(_) => {}
+        TcpFlowEnd::Stalled => {
+            if let Some(suppressed) = this.context.stall_log.pass(Instant::now()) {
+                tracing::warn!(
+                    service = %opened.service,
+                    %visitor,
+                    ?stall_timeout,
+                    suppressed,
+                    "the service has taken no byte for stall_timeout; flow reset"
+                );
+            }
+        }
+    }
+}
+
+struct Opened {
+    header: OpenHeader,
+    service: Arc<Service>,
+    socket: TcpSocket,
+    /// What the service gets first: the PROXY header, if it wants one, and what came behind the
+    /// Open header.
+    early: Vec<u8>,
+    fin: bool,
+}
+
+async fn open(
+    this: &ClientLane,
+    stream: u64,
+    waiters: &StreamWaiters,
+    watch: &FlowWatch,
+) -> Result<Opened, FlowError> {
+    let mut bytes = Vec::with_capacity(FIRST_READ_BYTES);
+    loop {
+        let used = bytes.len();
+        bytes.resize(FIRST_READ_BYTES, 0);
+        let (read, fin) = match this.lane.read(stream, &mut bytes[used..], waiters) {
+            StreamRead::Bytes(read, fin) => (read, fin),
+            StreamRead::Blocked => {
+                bytes.truncate(used);
+                waiters.readable.wait().await;
+                continue;
+            }
+            StreamRead::Reset(error) => return Err(error),
+        };
+        bytes.truncate(used + read);
+        match OpenHeader::decode(&bytes) {
+            Ok(Some((header, length))) => {
+                if header.protocol != Protocol::Tcp {
+                    return Err(FlowError::ProtocolViolation);
+                }
+                let visitor = Visitor {
+                    this,
+                    stream,
+                    waiters,
+                    watch,
+                    all_read: Cell::new(fin),
+                };
+                let reach = reach(this, &header);
+                let (service, socket) = visitor.while_there(reach).await?;
+                let fin = visitor.all_read.get();
+                let early = early(&service, &header, &bytes[length..]);
+                return Ok(Opened {
+                    header,
+                    service,
+                    socket,
+                    early,
+                    fin,
+                });
+            }
+            Ok(None) if !fin => {}
+            Ok(None) | Err(_) => {
+                if let Some(suppressed) = this.context.connect_log.pass(Instant::now()) {
+                    tracing::warn!(
+                        lane = this.lane.key(),
+                        suppressed,
+                        "a stream without a valid Open header; flow reset"
+                    );
+                }
+                return Err(FlowError::ProtocolViolation);
+            }
+        }
+    }
+}
+
+/// What the service gets of a visitor whose first bytes are `bytes`.
+fn early(service: &Service, header: &OpenHeader, bytes: &[u8]) -> Vec<u8> {
+    let OpenHeader {
+        visitor, traffic, ..
+    } = *header;
+    let version = service.local.proxy_protocol;
+    let mut early = proxy_header::of_visitor(version, Protocol::Tcp, visitor, traffic);
+    early.extend_from_slice(bytes);
+    early
+}
+
+/// The visitor of a flow whose service is being dialled, as its stream shows it.
+struct Visitor<'a> {
+    this: &'a ClientLane,
+    stream: u64,
+    waiters: &'a StreamWaiters,
+    watch: &'a FlowWatch,
+    /// The FIN of the stream has been read.
+    all_read: Cell<bool>,
+}
+
+impl Visitor<'_> {
+    /// Runs `dial`, but not beyond the end of the lane, or longer than the visitor waits for it:
+    /// one who has reset its connection, also after its FIN, wants no connection to the service.
+    async fn while_there<T>(
+        &self,
+        dial: impl Future<Output = Result<T, FlowError>>,
+    ) -> Result<T, FlowError> {
+        let mut dial = pin!(dial);
+        poll_fn(|cx| {
+            if let Some(reason) = self.gone(cx) {
+                return Poll::Ready(Err(reason));
+            }
+            dial.as_mut().poll(cx)
+        })
+        .await
+    }
+
+    /// Why nobody waits for the service any more. What wakes this flow is the same as in [`tcp`];
+    /// the pumps, when they begin, look at the stream before they wait for it.
+    fn gone(&self, cx: &mut Context<'_>) -> Option<FlowError> {
+        self.watch.attend(cx);
+        let mut woken = self.watch.take_look().is_some();
+        // Until each waits again: an event that was ready wakes nobody the next time.
+        for event in [&self.waiters.readable, &self.waiters.writable] {
+            while event.poll(cx).is_ready() {
+                woken = true;
+            }
+        }
+        if let Some(reason) = self.watch.told() {
+            return Some(reason);
+        }
+        if !woken {
+            return None;
+        }
+        let lane = &self.this.lane;
+        if let Some(reason) = lane.stopped(self.stream) {
+            return Some(reason);
+        }
+        if self.all_read.get() {
+            return None;
+        }
+        match lane.front(self.stream) {
+            StreamFront::Open => {}
+            StreamFront::Fin => self.all_read.set(true),
+            StreamFront::Reset(reason) => return Some(reason),
+        }
+        None
+    }
+}
+
+/// Finds the service that the visitor wants, and connects to it.
+async fn reach(
+    this: &ClientLane,
+    header: &OpenHeader,
+) -> Result<(Arc<Service>, TcpSocket), FlowError> {
+    let Some(service) = this.settings.services.find(&header.service, Protocol::Tcp) else {
+        return Err(refused_unknown(this, header));
+    };
+    let port = port(this, header, service).await?;
+    let socket = dial(this, header, service, port).await?;
+    Ok((Arc::clone(service), socket))
+}
+
+/// The port of the service that the visitor gets. What the server has said of its ports may come
+/// after the first visitor.
+async fn port(this: &ClientLane, header: &OpenHeader, service: &Service) -> Result<u16, FlowError> {
+    let deadline = Instant::now() + ANSWERS_TIMEOUT;
+    let traffic = header.traffic.port();
+    loop {
+        let there = this.answers.ports(service.index);
+        match service.port_for(Some(traffic), there) {
+            VisitorPort::Known(port) => return Ok(port),
+            VisitorPort::NotYet if Instant::now() < deadline => {
+                crate::core::time::sleep(ANSWERS_POLL).await;
+            }
+            VisitorPort::NotYet | VisitorPort::Missing => {
+                service.counts.flows_without_port.increment();
+                this.context.counters.tcp_flows_without_port.increment();
+                if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+                    tracing::warn!(
+                        %service, visitor = %header.visitor, traffic, suppressed,
+                        "no port of this service belongs to the visitor's traffic port; flow \
+                         refused. Give the service as many ports as at the server, or \"same\""
+                    );
+                }
+                return Err(FlowError::DialFailed);
+            }
+        }
+    }
+}
+
+/// The server wants a service that is not offered, or not for TCP. Another client may have it.
+fn refused_unknown(this: &ClientLane, header: &OpenHeader) -> FlowError {
+    this.context.counters.tcp_flows_unknown_service.increment();
+    if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+        tracing::warn!(
+            server = %this.server, service = header.service, visitor = %header.visitor, suppressed,
+            "the server sends a TCP visitor for a service that is not offered; flow refused"
+        );
+    }
+    FlowError::DialFailed
+}
+
+/// Connects to the service, and takes note of whether that works. What this machine lacks for it
+/// says nothing of the service.
+async fn dial(
+    this: &ClientLane,
+    header: &OpenHeader,
+    service: &Service,
+    port: u16,
+) -> Result<TcpSocket, FlowError> {
+    let began = Instant::now();
+    let result = connect(service, port, DIAL_TIMEOUT).await;
+    if result.is_ok() {
+        let histograms = &this.context.histograms;
+        histograms.dial_seconds.observe_time(began.elapsed());
+    }
+    if let Err(error) = &result
+        && limits::is_own_want(error)
+    {
+        return Err(refused_for_own_want(this, header, error));
+    }
+    if service.stands_for_all(port) {
+        let worked = result.is_ok();
+        service.state.dialled(worked, service, &this.context);
+    }
+    let last = match result {
+        Ok(socket) => {
+            service.counts.tcp_flows.increment();
+            return Ok(socket);
+        }
+        Err(error) => error,
+    };
+    service.counts.dials_failed.increment();
+    this.context.counters.tcp_dials_failed.increment();
+    let reason = match last.kind() {
+        io::ErrorKind::ConnectionRefused => FlowError::DialRefused,
+        io::ErrorKind::TimedOut => FlowError::DialTimeout,
+        _ => FlowError::DialFailed,
+    };
+    if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+        let visitor = header.visitor;
+        tracing::warn!(
+            %service,
+            port,
+            %visitor,
+            error = %last,
+            %reason,
+            suppressed,
+            "the service cannot be reached; flow reset"
+        );
+    }
+    Err(reason)
+}
+
+fn refused_for_own_want(this: &ClientLane, header: &OpenHeader, error: &io::Error) -> FlowError {
+    this.context
+        .counters
+        .tcp_dials_refused_own_limits
+        .increment();
+    if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+        tracing::warn!(
+            visitor = %header.visitor,
+            %error,
+            suppressed,
+            "this machine or process has no descriptor, port or memory left for a connection to the \
+             service; flow refused"
+        );
+    }
+    FlowError::LimitReached
+}
