@@ -72,6 +72,13 @@ impl ClientShared {
         servers.iter().map(|server| server.view()).collect()
     }
 
+    /// Lanes that ride TLS.
+    pub(crate) fn lanes_over_tls(&self) -> usize {
+        let servers = self.servers.load();
+        let over_tls = servers.iter().map(|it| it.transport.lanes_over_tls());
+        over_tls.sum()
+    }
+
     /// Lanes that there are to be to all servers.
     pub(crate) fn lanes_wanted(&self) -> usize {
         let settings = self.settings();

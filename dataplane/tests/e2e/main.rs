@@ -36,6 +36,8 @@ mod offers;
 mod one_file;
 mod over_tls;
 mod over_tls_moves;
+mod over_tls_proxies;
+mod over_tls_strangers;
 mod places;
 mod proxied_visitors;
 mod proxies;

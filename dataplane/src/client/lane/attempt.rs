@@ -381,16 +381,13 @@ fn dial(
     let aim = aim::first_byte(core.shared.begins_at, lane_index, server.cores());
     let mut resumption = Resumption::prepare(core, client, server);
     let (peer, name) = (server.address, &server.server_name);
-    let dial = |session: Option<&[u8]>| endpoint.dial(peer, name, aim, session);
+    let dial = |session: Option<&[u8]>| endpoint.dial_along(peer, way, name, aim, session);
     let mut dialed = dial(resumption.session());
     if dialed.is_err() && resumption.is_offered() {
         resumption.unusable();
         dialed = dial(None);
     }
     let lane = dialed.map_err(|error| failed(&error))?;
-    if let Some(way) = way {
-        lane.choose_way(way);
-    }
     Ok((endpoint, lane, aim, resumption))
 }
 

@@ -153,6 +153,7 @@ impl Fallback {
     }
 
     /// What carries the lane.
+    #[cfg(test)]
     pub(super) fn riding(&self) -> Riding {
         self.riding
     }

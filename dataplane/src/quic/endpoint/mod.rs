@@ -209,8 +209,7 @@ impl Endpoint {
     /// Begins a lane towards `peer`, aimed at the server core `aim` by the first byte of its connection id.
     ///
     /// With a `session` it goes on from that one if the server still can, and what is sent before the handshake is
-    /// complete may travel as early data. Nothing is
-    /// sent before the caller's task yields: until then it may choose another way than UDP ([`Lane::choose_way`]).
+    /// complete may travel as early data.
     ///
     /// # Errors
     /// If quiche refuses the parameters or the session.
@@ -221,10 +220,25 @@ impl Endpoint {
         aim: u8,
         session: Option<&[u8]>,
     ) -> Result<Rc<Lane>, quiche::Error> {
+        self.dial_along(peer, None, server_name, aim, session)
+    }
+
+    /// The same along one of this endpoint's TLS connections, if there is one to go along.
+    ///
+    /// # Errors
+    /// As [`Endpoint::dial`].
+    pub(crate) fn dial_along(
+        self: &Rc<Self>,
+        peer: SocketAddr,
+        over_tls: Option<Way>,
+        server_name: &str,
+        aim: u8,
+        session: Option<&[u8]>,
+    ) -> Result<Rc<Lane>, quiche::Error> {
         let scid = self.new_cid(self.socket.local_addr().ip());
         let dcid = ConnectionId::new(aim, random_cid());
         let ip = server_name.parse::<IpAddr>().ok();
-        settings::fit_to_route(&mut self.config.borrow_mut(), self.packet_bytes_max, peer);
+        self.fit_packets_to(over_tls.unwrap_or(Way::over_udp(peer, None)));
         let mut conn: Connection = quiche::connect_with_dcid_and_buffer_factory(
             if ip.is_some() {
                 None
@@ -244,8 +258,20 @@ impl Endpoint {
             conn.set_session(session)?;
         }
         let lane = self.adopt(conn, scid, Way::over_udp(peer, None));
+        if let Some(way) = over_tls {
+            lane.choose_way(way);
+        }
         lane.mark_dirty();
         Ok(lane)
+    }
+
+    /// The next lane's packets may be as large as this way takes them.
+    fn fit_packets_to(&self, way: Way) {
+        let (mut config, bytes_max) = (self.config.borrow_mut(), self.packet_bytes_max);
+        match way.tls {
+            Some(_) => settings::fit_to_tls(&mut config, bytes_max),
+            None => settings::fit_to_route(&mut config, bytes_max, way.peer),
+        }
     }
 
     /// Ends the endpoint once its last lane is gone. Lanes are not closed by this.

@@ -14,7 +14,6 @@ use crate::quic::admission::{PLACES_MAX, Refused, Verdict};
 use crate::quic::lane::Lane;
 use crate::quic::reset::Answer;
 use crate::quic::roaming::Way;
-use crate::quic::settings;
 use crate::quic::transmit::Ready;
 
 /// That handshakes are refused is logged this often at most; how many, counters tell.
@@ -149,11 +148,7 @@ impl Endpoint {
                 .borrow_mut()
                 .set_stateless_reset_token(Some(key.token(&scid, local_ip)));
         }
-        settings::fit_to_route(
-            &mut self.config.borrow_mut(),
-            self.packet_bytes_max,
-            way.peer,
-        );
+        self.fit_packets_to(way);
         let conn = quiche::accept_with_buf_factory(
             &quiche::ConnectionId::from_ref(&scid),
             original,

@@ -10,6 +10,7 @@ mod connection;
 mod datagrams;
 mod debts;
 mod ended;
+mod events;
 mod held_back;
 mod path;
 mod peek;
@@ -33,7 +34,7 @@ use rustc_hash::FxBuildHasher;
 use super::end::LaneEnd;
 use super::endpoint::Endpoint;
 use super::handshake::Handshake;
-use super::roaming::{TlsId, Way};
+use super::roaming::Way;
 use crate::buffer::{Holdings, PooledBuffers};
 use crate::core::event::Event;
 use crate::core::memory::LaneAllowance;
@@ -45,6 +46,7 @@ use datagrams::Tally;
 pub(in crate::quic) use debts::Brought;
 use debts::Debts;
 use ended::EndedStreams;
+pub(crate) use events::LaneEvents;
 use held_back::HeldBack;
 pub(crate) use peek::StreamFront;
 use room::{RoomQueue, Share};
@@ -72,6 +74,10 @@ const PACKET_OVERHEAD_MIN: usize = 1 + qmux_proto::CID_LEN + 1 + 16 + 2;
 /// Bytes of datagrams that may wait to be sent on a lane: about 30 ms at 1 Gbit/s. Newer ones are dropped and counted.
 pub(crate) const DATAGRAM_QUEUE_BYTES_MAX: usize = 4 << 20;
 
+/// The same while the socket of the TLS connection that the lane rides is full: what waits there is late already, and TCP
+/// may take seconds to make room.
+const DATAGRAM_QUEUE_BYTES_MAX_FULL: usize = 64 << 10;
+
 /// Control messages that may wait for the peer to read its control stream: 64 KB is 4,000 FlowClosed messages.
 const CONTROL_BACKLOG_BYTES_MAX: usize = 64 << 10;
 
@@ -80,24 +86,6 @@ const ANNOUNCE_AFTER: Duration = Duration::from_millis(50);
 
 /// A peer that has completed the handshake must register within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What a role does with a lane's events. All calls come from the endpoint's tasks, outside of any borrow.
-pub(crate) trait LaneEvents {
-    /// The peer opened a stream that nobody has attached to.
-    fn stream_opened(&self, lane: &Rc<Lane>, stream: u64);
-    /// A datagram arrived.
-    fn datagram(&self, lane: &Rc<Lane>, data: &[u8]);
-    /// All datagrams of this turn have been delivered: send what was batched.
-    fn datagrams_done(&self, lane: &Rc<Lane>);
-    /// The peer leaves unanswered what was sent to it, or is heard again.
-    fn silence(&self, _lane: &Rc<Lane>, _silent: bool) {}
-    /// On a server: the peer is at another address, or comes along another connection.
-    fn moved(&self, _lane: &Rc<Lane>) {}
-    /// A TLS connection is over. If the lane rode it, there is no way to its peer until another one is chosen.
-    fn way_lost(&self, _lane: &Rc<Lane>, _id: TlsId) {}
-    /// The lane has ended; its streams have been woken.
-    fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd);
-}
 
 /// What waits for one stream.
 #[derive(Debug, Default)]

@@ -101,6 +101,15 @@ impl Lane {
         self.path.on_probation.set(false);
     }
 
+    /// Whether the TLS connection that it rides, if it does, takes no packet now.
+    pub(super) fn must_wait_for_tls(&self) -> bool {
+        self.tls().is_some()
+            && self
+                .endpoint
+                .upgrade()
+                .is_some_and(|endpoint| endpoint.must_wait_for_tls(self))
+    }
+
     /// The TLS connection that it rides.
     pub(crate) fn tls(&self) -> Option<TlsId> {
         self.way().tls

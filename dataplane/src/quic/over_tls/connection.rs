@@ -101,7 +101,7 @@ async fn shake_hands(
     let mut pipe = TlsPipe::new(ssl, side).map_err(|error| TlsFailure::Tls(error.to_string()))?;
     let done = time::timeout(patience, complete(&socket, &mut pipe)).await;
     done.map_err(|_| TlsFailure::Slow(patience))??;
-    if pipe.ssl().selected_alpn_protocol() != Some(super::ALPN) {
+    if pipe.ssl().selected_alpn_protocol() != Some(qmux_proto::ALPN_OVER_TLS) {
         return Err(TlsFailure::OtherProtocol);
     }
     let stream = socket.try_clone()?;

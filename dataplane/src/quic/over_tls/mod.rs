@@ -12,12 +12,13 @@ mod framing;
 mod pipe;
 pub(super) mod way;
 
+use qmux_proto::ALPN_OVER_TLS;
+
 pub(crate) use connection::{TlsConnection, accept, connect};
 
-/// The protocol that both ends agree on in the TLS handshake (ALPN, RFC 7301).
-pub(crate) const ALPN: &[u8] = b"qmux-dp-tls/1";
-
-/// The same as it stands in the handshake, with its length in front.
+/// The protocol that both ends agree on in the TLS handshake, as it stands there, with its length in front.
 pub(crate) const ALPN_LIST: &[u8] = b"\x0dqmux-dp-tls/1";
 
-const _: () = assert!(ALPN_LIST.len() == ALPN.len() + 1 && ALPN_LIST[0] as usize == ALPN.len());
+const _: () = assert!(
+    ALPN_LIST.len() == ALPN_OVER_TLS.len() + 1 && ALPN_LIST[0] as usize == ALPN_OVER_TLS.len()
+);
