@@ -379,6 +379,7 @@ fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_ind
         .union(Capabilities::FRAGMENTATION)
         .union(Capabilities::SERVICE_HEALTH)
         .union(Capabilities::NAMED_SERVICES)
+        .union(Capabilities::BUNDLES)
         .union(Capabilities::PATH_CHALLENGE);
     if client.lanes == Lanes::Auto {
         capabilities = capabilities.union(Capabilities::HAND_OVERS);
