@@ -56,6 +56,7 @@ if ! $build_only; then
     need setpriv util-linux
     need faketime faketime
     need chromium chromium
+    need python3 python3
 fi
 
 as_root() {
