@@ -13,6 +13,10 @@ use crate::client::servers::server::ServerState;
 /// A lane that is left must have been idle for this long: a flow, or the end of one, may be on its way.
 const LINGER: Duration = Duration::from_millis(250);
 
+/// Pause between two looks whether a lane that may take its time has become idle: its flows may last
+/// for days, and there may be many such lanes.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+
 /// Where another server answers at the address, the lane to the one before must be heard within
 /// this time. The path is good: if that server lived, it would have answered several questions.
 const PREDECESSOR_GRACE: Duration = Duration::from_millis(1_500);
@@ -77,7 +81,12 @@ impl Session {
                 }
                 self.this.lane.ping();
             }
-            if let Some(AttemptEnd::Ended(_)) = self.step(Some(now + LINGER)).await {
+            let pause = if leaving == Leaving::Surplus && idle_since.is_none() {
+                LOOK_PAUSE
+            } else {
+                LINGER
+            };
+            if let Some(AttemptEnd::Ended(_)) = self.step(Some(now + pause)).await {
                 return;
             }
         }
