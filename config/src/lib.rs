@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access_log;
 mod address;
 mod admin;
 mod bounds;
@@ -60,6 +61,7 @@ pub mod token_proof;
 mod udp;
 mod units;
 
+pub use access_log::AccessLog;
 pub use admin::{Admin, AdminListen};
 pub use bounds::Bounds;
 pub use certificate_facts::{CertificateFacts, first_expiry_unix_s, utc_text};

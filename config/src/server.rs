@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use crate::access_log::AccessLog;
 use crate::address;
 use crate::bounds::Bounds;
 use crate::client_entry::{self, ClientEntry, Kind};
@@ -189,6 +190,8 @@ pub struct Server {
     pub health_timeout: Duration,
     /// How long open flows may go on after a signal to stop.
     pub drain_timeout: Duration,
+    /// Where a line is written for each flow that has ended.
+    pub access_log: AccessLog,
     /// Where clients connect and what they serve there; at least one. The door of named services
     /// comes first, then those of listeners in their order.
     pub doors: Vec<Door>,
@@ -206,6 +209,7 @@ impl Server {
     pub(crate) fn read(section: Section<'_>, limits: &Limits, claims: &mut Claims) -> Option<Self> {
         let load_balancer = LoadBalancer::read(&section).unwrap_or(LoadBalancer::LeastConnections);
         let timing = Timing::read(&section);
+        let access_log = AccessLog::read(&section);
         let defaults = Defaults {
             load_balancer,
             stall_timeout: limits.stall_timeout,
@@ -222,6 +226,7 @@ impl Server {
             heartbeat_interval: timing.heartbeat_interval,
             health_timeout: timing.health_timeout,
             drain_timeout: timing.drain_timeout,
+            access_log,
             doors,
             clients: entries.into_iter().map(|entry| entry.entry).collect(),
             auth: auth?,

@@ -29,7 +29,7 @@ use qmux_config::Config;
 use cli::{Cli, Command};
 use process::exit::Failure;
 use process::run::{self, Events};
-use process::{bind, check, logging};
+use process::{access_log, bind, check, logging};
 
 #[cfg(not(feature = "count-allocations"))]
 #[global_allocator]
@@ -48,6 +48,7 @@ fn main() -> ExitCode {
             failure.code()
         }
     };
+    access_log::flush(logging::FLUSH_AT_END);
     logging::flush(logging::FLUSH_AT_END);
     code
 }

@@ -52,7 +52,7 @@ counters! {
     quic_packets_received,
     /// Receive calls that brought at least one of them.
     quic_receive_batches,
-    /// Turns of a lane whose acknowledgement was put off: datagrams in bulk.
+    /// Turns of a lane whose acknowledgement was put off: messages, and datagrams in bulk.
     quic_acknowledgements_deferred,
     /// UDP packets sent that carry QUIC.
     quic_packets_sent,
@@ -235,6 +235,9 @@ counters! {
     visitors_refused_memory,
     /// TCP visitors reset because the lists or limits of their service do not let them in.
     visitors_refused_bounds,
+    /// TCP visitors reset because they did not say who they are by a PROXY header, which their
+    /// service expects from where they come.
+    visitors_refused_proxy_header,
     /// TCP visitors whose client left everything unanswered before there was any sign that it had
     /// anything of them: sent to another lane or client that answers, or reset if there is none.
     visitors_unheard,
@@ -262,6 +265,9 @@ counters! {
     tcp_flows_reset,
     /// The same, because the visitor or the service took nothing for the stall timeout.
     tcp_flows_stalled,
+    /// Times that a TCP flow stood still because the bandwidth that its service allows each visitor
+    /// was used up.
+    tcp_bandwidth_waits,
     /// TCP flows reset because no byte was moved in either direction for the idle timeout.
     tcp_flows_idle,
     /// The same, because memory was short and they had stalled longest.
@@ -328,6 +334,12 @@ counters! {
     udp_bytes_out,
     /// Datagrams that were sent as several fragments.
     udp_datagrams_fragmented,
+    /// Small datagrams that were sent together with others, in bundles.
+    udp_datagrams_bundled,
+    /// Bundles sent.
+    udp_bundles_sent,
+    /// Bundles received that could not be read to their end; what was left of them is dropped.
+    udp_bundles_invalid,
     /// Datagrams put together again from fragments.
     udp_datagrams_reassembled,
     /// Datagrams dropped because the lane's queue was full.
@@ -351,6 +363,9 @@ counters! {
     /// Visitors' datagrams dropped because the lists or limits of their service let them open no
     /// flow.
     udp_dropped_bounds,
+    /// Datagrams of or for visitors dropped because the bandwidth that their service allows each
+    /// visitor was used up.
+    udp_dropped_bandwidth,
     /// Datagrams of new visitors dropped because flows hold as much memory as they may.
     udp_dropped_memory,
     /// Datagrams dropped because their lane is not registered, or its listener takes no UDP.

@@ -19,6 +19,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use qmux_proto::FlowError;
 
@@ -26,47 +27,17 @@ use crate::buffer::{Block, BlockSize, LARGE_BLOCK_BYTES, StreamBuf};
 use crate::core::counters::CoreCounters;
 use crate::core::event::yield_now;
 use crate::core::service_counters::ServiceCounters;
+use crate::core::time;
 use crate::quic::lane::{Lane, StreamFront, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
 
-use super::watch::{FlowWatch, Waits};
+use super::bandwidth::{Bandwidth, Direction};
+pub(crate) use super::ended::{Ended, TcpFlowEnd};
+use super::fill::{Next, Until, fill};
+use super::watch::{FlowWatch, LOOK_INTERVAL, Waits};
 
 /// Bytes that one pump moves before the other tasks of the core get a turn.
 const BYTES_PER_TURN: usize = 2 * LARGE_BLOCK_BYTES;
-
-/// How a TCP flow ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TcpFlowEnd {
-    /// Both directions ended with a FIN.
-    Completed,
-    /// Reset, by whom and why.
-    Reset(FlowError),
-    /// Reset by us, as our socket took nothing for the stall timeout.
-    Stalled,
-}
-
-impl std::fmt::Display for TcpFlowEnd {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            TcpFlowEnd::Completed => f.write_str("completed"),
-            TcpFlowEnd::Reset(reason) => write!(f, "reset: {reason}"),
-            TcpFlowEnd::Stalled => f.write_str("reset: stalled"),
-        }
-    }
-}
-
-/// A TCP flow that has ended.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Ended {
-    /// How.
-    pub(crate) how: TcpFlowEnd,
-    /// Bytes that were read from its socket.
-    pub(crate) bytes_in: u64,
-    /// Bytes that were written to its socket.
-    pub(crate) bytes_out: u64,
-    /// The socket had one message and closed behind it, before the other end did.
-    pub(crate) closed_behind_first: bool,
-}
 
 /// A flow's two ends.
 pub(crate) struct TcpFlow {
@@ -86,6 +57,8 @@ pub(crate) struct TcpFlow {
     pub(crate) counters: Arc<CoreCounters>,
     /// On a server, those of the visitor's service.
     pub(crate) service: Option<Arc<ServiceCounters>>,
+    /// What it may carry, if that is limited.
+    pub(crate) bandwidth: Option<Box<Bandwidth>>,
 }
 
 /// What was done of a flow before its pumps start.
@@ -122,51 +95,6 @@ struct Beginning {
 /// Why a pump stopped before its direction's FIN.
 struct Stopped;
 
-/// What follows the bytes that [`fill`] has read.
-pub(crate) enum Next {
-    /// Perhaps more: the buffer is full.
-    More,
-    /// Nothing now.
-    Nothing,
-    /// The end: all has been read.
-    Fin,
-    /// The socket was reset.
-    Error,
-}
-
-/// How much is asked of a socket at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Until {
-    /// Until a call says that nothing is left. So a FIN that follows the last bytes closely is seen
-    /// with them and rides in their frame, and the segments of bulk are gathered.
-    #[default]
-    Empty,
-    /// Until a call brings less than it could: nothing was left at that moment, and what comes
-    /// later is told by the next wait. That is one call less for each message.
-    Short,
-}
-
-/// Reads until `into` is full or the socket has no more, as far as `until` looks.
-pub(crate) fn fill(socket: &TcpSocket, into: &mut [u8], until: Until) -> (usize, Next) {
-    let mut read = 0;
-    while read < into.len() {
-        match socket.try_read(&mut into[read..]) {
-            Ok(0) => return (read, Next::Fin),
-            Ok(more) => {
-                read += more;
-                if until == Until::Short && read < into.len() {
-                    return (read, Next::Nothing);
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return (read, Next::Nothing);
-            }
-            Err(_) => return (read, Next::Error),
-        }
-    }
-    (read, Next::More)
-}
-
 /// Runs the flow to its end.
 pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> Ended {
     let flow = Flow {
@@ -181,6 +109,7 @@ pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> Ended {
         bytes_in: Cell::new(begun.bytes_in),
         bytes_out: Cell::new(0),
     };
+    flow.pay(Direction::In, begun.bytes_in);
     if begun.fin_sent {
         flow.inward().set(Waits::Over);
     }
@@ -288,6 +217,7 @@ impl Flow {
             service.tcp_bytes_in.add(bytes);
         }
         self.bytes_in.set(self.bytes_in.get() + bytes);
+        self.pay(Direction::In, bytes);
     }
 
     /// The socket has taken so many bytes.
@@ -298,6 +228,38 @@ impl Flow {
             service.tcp_bytes_out.add(bytes);
         }
         self.bytes_out.set(self.bytes_out.get() + bytes);
+        self.pay(Direction::Out, bytes);
+    }
+
+    // ---- bandwidth ------------------------------------------------------------------------------
+
+    fn pay(&self, way: Direction, bytes: u64) {
+        if let Some(bandwidth) = &self.ends.bandwidth {
+            bandwidth.carried(way, bytes, Instant::now());
+        }
+    }
+
+    /// Waits until more may be carried that way, and says how much.
+    async fn allowed(&self, way: Direction, direction: &Cell<Waits>) -> usize {
+        let Some(bandwidth) = &self.ends.bandwidth else {
+            return usize::MAX;
+        };
+        let mut has_waited = false;
+        loop {
+            let now = Instant::now();
+            let at = match bandwidth.ask(way, now) {
+                Ok(bytes) => return bytes,
+                Err(at) => at,
+            };
+            if !has_waited {
+                self.ends.counters.tcp_bandwidth_waits.increment();
+                has_waited = true;
+            }
+            // A flow that may not move is not idle.
+            self.ends.watch.has_moved();
+            let pause = time::sleep_until(at.min(now + LOOK_INTERVAL));
+            Self::wait(direction, Waits::Bandwidth, pause).await;
+        }
     }
 
     // ---- what ends a flow -----------------------------------------------------------------------
@@ -382,9 +344,9 @@ impl Flow {
         waiters.writable.set();
     }
 
-    /// What the peer does to the stream while a pump waits for the socket. A pump that waits for
-    /// the stream finds it out by itself. No wake-up is lost for the pumps: after the socket they
-    /// try the stream before they wait for it.
+    /// What the peer does to the stream while a pump waits for the socket, or for its bandwidth. A
+    /// pump that waits for the stream finds it out by itself. No wake-up is lost for the pumps: after
+    /// these they try the stream before they wait for it.
     fn hear_peer(&self, cx: &mut Context<'_>) {
         let TcpFlow {
             lane,
@@ -393,7 +355,7 @@ impl Flow {
             ..
         } = &self.ends;
         while self.aborted.get().is_none()
-            && self.outward().get() == Waits::Socket
+            && self.outward().get().is_apart_from_the_stream()
             && waiters.readable.poll(cx).is_ready()
         {
             if self.fin_read.get() {
@@ -409,7 +371,7 @@ impl Flow {
             }
         }
         while self.aborted.get().is_none()
-            && self.inward().get() == Waits::Socket
+            && self.inward().get().is_apart_from_the_stream()
             && waiters.writable.poll(cx).is_ready()
         {
             if let Some(error) = lane.stopped(*stream) {
@@ -441,7 +403,8 @@ impl Flow {
         // How many have brought bytes: many a connection has one message and its end.
         let mut messages = usize::from(self.bytes_in.get() > 0);
         loop {
-            let room = self.wait_for_room().await?;
+            let allowed = self.allowed(Direction::In, self.inward()).await;
+            let room = self.wait_for_room().await?.min(allowed);
             let mut block = Block::take(size.within(room));
             let capacity = block.bytes().len().min(room);
             let until = match (size, messages) {
@@ -594,6 +557,10 @@ impl Flow {
         let mut size = BlockSize::Small;
         let mut moved = 0;
         loop {
+            let allowed = match self.fin_read.get() {
+                true => 0,
+                false => self.allowed(Direction::Out, self.outward()).await,
+            };
             if self.fin_read.get() {
                 // The end of both directions: the close, which comes now, sends the FIN.
                 if self.inward().get() != Waits::Over || self.stopped.get().is_some() {
@@ -603,7 +570,8 @@ impl Flow {
                 return Ok(());
             }
             let mut block = Block::take(size);
-            match lane.read(*stream, block.bytes_mut(), waiters) {
+            let capacity = block.bytes().len().min(allowed);
+            match lane.read(*stream, &mut block.bytes_mut()[..capacity], waiters) {
                 StreamRead::Bytes(read, fin) => {
                     size = size.after(read);
                     self.fin_read.set(fin);

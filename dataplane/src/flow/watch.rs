@@ -56,8 +56,17 @@ pub(crate) enum Waits {
     Socket,
     /// The stream: bytes of it, or room in it.
     Stream,
+    /// More of its visitor's bandwidth.
+    Bandwidth,
     /// This direction has ended.
     Over,
+}
+
+impl Waits {
+    /// Whether it waits for something and would not hear of the stream meanwhile.
+    pub(crate) fn is_apart_from_the_stream(self) -> bool {
+        matches!(self, Waits::Socket | Waits::Bandwidth)
+    }
 }
 
 /// How long a flow's socket has taken nothing. Knows no clock.

@@ -2,11 +2,13 @@
 
 use std::io::Write;
 
-use qmux_config::{AdminListen, Config, Proof, Server, ServerAuth, Service, ServicePattern};
+use qmux_config::{
+    AccessLog, AdminListen, Config, Proof, Server, ServerAuth, Service, ServicePattern,
+};
 
 use crate::client::ClientShared;
-use crate::process::bind;
 use crate::process::exit::Failure;
+use crate::process::{access_log, bind};
 use crate::quic::{sessions, settings, tls};
 use crate::ready::Readiness;
 use crate::sys::limits;
@@ -79,6 +81,10 @@ fn check_server(
             services.join(", ")
         ));
     }
+    access_log::probe(&server.access_log)?;
+    if server.access_log != AccessLog::Off {
+        say(format!("  access log: {}", server.access_log));
+    }
     say(format!(
         "  sockets take {} file descriptors",
         bind::descriptors(server, cores)
@@ -126,7 +132,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
             "client: {cores} cores, lanes {}, services:",
             client.lanes
         ));
-        for service in shared.services.all() {
+        for service in shared.settings().services.all() {
             say(format!("  {}", service.summary()));
         }
         if let Some(dir) = &client.state_dir {
@@ -136,7 +142,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
                 say(format!("    warning: {danger}"));
             }
         }
-        for server in &shared.targets {
+        for server in shared.targets().iter() {
             server.name.refresh();
             let addresses = server.name.addresses();
             if addresses.is_empty() {
@@ -153,7 +159,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
                 server.server_name
             ));
         }
-        for service in shared.services.all() {
+        for service in shared.settings().services.all() {
             if !service.host.refresh() {
                 return Err(Failure::Input(format!(
                     "local service {service} cannot be resolved"

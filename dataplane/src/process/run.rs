@@ -15,7 +15,7 @@ use super::reload::{self, Listening, Reloader};
 use super::status::Status;
 use super::thread::{self, CoreReport, CoreSetup};
 use super::watch::Watch;
-use super::{admin, bind, signals};
+use super::{access_log, admin, bind, signals};
 use crate::client::ClientShared;
 use crate::client::mail::ClientMail;
 use crate::core::mailbox::{Mailboxes, Post};
@@ -176,7 +176,7 @@ pub(crate) fn start(
         .as_ref()
         .map(|client| Arc::new(ClientShared::new(config, client, &readiness)));
     if let Some(client) = &client {
-        for service in client.services.all() {
+        for service in client.settings().services.all() {
             tracing::info!(service = service.summary(), "offered to servers");
         }
         client.keep_sessions().map_err(Failure::Input)?;
@@ -281,7 +281,9 @@ fn open_server(
     listening: &Listening,
 ) -> Result<(Arc<ServerShared>, Vec<CoreChanges>), Failure> {
     let (ticket_keys, keeper) = TicketKeys::start(&server.tls).map_err(Failure::Input)?;
-    let shared = ServerShared::new(config, server, cores, ticket_keys, keeper);
+    access_log::prepare(&server.access_log)?.take_up();
+    let log = access_log::shared();
+    let shared = ServerShared::new(config, server, cores, ticket_keys, keeper, &log);
     let shared = Arc::new(shared.map_err(Failure::Input)?);
     let plan = shared.plan(config, server).map_err(Failure::Input)?;
     let sockets = bind::all(&plan, cores, |_, _| false)?;

@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
 use crate::core::log_limit::LogLimit;
-use crate::process::logging;
+use crate::process::{access_log, logging};
 
 /// All that are taken; SIGPIPE is ignored by Rust's runtime. SIGXFSZ comes when a file, the log
 /// mostly, reaches the largest size allowed: the write fails as well, and that is counted.
@@ -60,6 +60,7 @@ pub(crate) fn listen(
                 match Wish::of(signal) {
                     Wish::Stop if stopping => {
                         tracing::warn!("second signal: ending at once");
+                        access_log::flush(logging::FLUSH_AT_ONCE);
                         logging::flush(logging::FLUSH_AT_ONCE);
                         std::process::exit(1);
                     }
@@ -68,8 +69,13 @@ pub(crate) fn listen(
                         stop();
                     }
                     Wish::NothingSaid => {}
-                    Wish::Reload if reload() => {}
-                    wish => say_ignored(signal, wish, &log),
+                    wish @ Wish::Reload => {
+                        access_log::reopen();
+                        if !reload() {
+                            say_ignored(signal, wish, &log);
+                        }
+                    }
+                    wish @ Wish::Nothing => say_ignored(signal, wish, &log),
                 }
             }
         })?;

@@ -4,6 +4,7 @@
 //! door with one entrance. What cores share of the clients of a door and of each service is in [`pool`]. The flows of
 //! visitors are in [`tcp`] and [`udp`].
 
+pub(crate) mod access_log;
 pub(crate) mod bounds;
 mod door;
 mod entrance;
@@ -21,6 +22,7 @@ use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+pub(crate) use access_log::AccessLog;
 use door::Door;
 use entrance::Entrance;
 use entrance::first_client::wait_for_first_clients;

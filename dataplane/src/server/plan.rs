@@ -13,8 +13,9 @@ use std::time::Duration;
 use crossbeam::channel::Sender;
 use qmux_config::{Door, Service};
 
+use super::access_log::AccessLog;
 use super::ids::{DoorId, EntranceId};
-use super::shared::{ServedService, ServerSettings, SharedDoor};
+use super::shared::{ServedService, ServerSettings, ServerShared, SharedDoor};
 
 /// One port of a service as all cores know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,13 @@ impl Plan {
         let held =
             |it: &SharedEntrance| it.traffic_addr == address && if tcp { it.tcp } else { it.udp };
         self.closed.iter().any(held)
+    }
+
+    /// Whether the server would show another certificate, or hold clients' against something else.
+    pub(crate) fn changes_credentials(&self, shared: &ServerShared) -> bool {
+        let (now, then) = (shared.settings(), &self.settings);
+        let digests = |it: &ServerSettings| (it.credentials.shown, it.credentials.trusted);
+        digests(&now) != digests(then)
     }
 
     /// Where no TCP visitor is to come any more.
@@ -227,6 +235,7 @@ pub(super) fn plan(
     settings: Arc<ServerSettings>,
     numbers: &mut Numbers,
     cores: usize,
+    access_log: &Arc<AccessLog>,
 ) -> Plan {
     let mut plan = Plan {
         doors: Vec::new(),
@@ -235,6 +244,8 @@ pub(super) fn plan(
         removed: Vec::new(),
         settings: Arc::clone(&settings),
     };
+    let new_service =
+        |wanted: &Service, number| ServedService::new(wanted, number, cores, access_log);
     let mut left: Vec<&Arc<SharedDoor>> = current.iter().collect();
     for wanted in &settings.server().doors {
         let known = left
@@ -244,7 +255,7 @@ pub(super) fn plan(
             Some(known) => (Arc::clone(left.remove(known)), false),
             None => (SharedDoor::new(numbers.door(), wanted, cores), true),
         };
-        let services = plan_services(&door, wanted, numbers, cores, &mut plan);
+        let services = plan_services(&door, wanted, numbers, &new_service, &mut plan);
         plan.doors.push(DoorPlan {
             door,
             is_new,
@@ -265,7 +276,7 @@ fn plan_services(
     door: &SharedDoor,
     wanted: &Door,
     numbers: &mut Numbers,
-    cores: usize,
+    new_service: &impl Fn(&Service, usize) -> Arc<ServedService>,
     plan: &mut Plan,
 ) -> Vec<ServicePlan> {
     let current = door.services();
@@ -280,7 +291,7 @@ fn plan_services(
     for wanted in &wanted.services {
         let service = current.by_name(&wanted.name).cloned().unwrap_or_else(|| {
             next += 1;
-            ServedService::new(wanted, next - 1, cores)
+            new_service(wanted, next - 1)
         });
         let (kept, opened) = plan_entrances(&service, wanted, numbers, plan);
         plans.push(ServicePlan {

@@ -10,6 +10,7 @@ use arc_swap::{ArcSwap, Guard};
 use boring::x509::store::X509Store;
 use qmux_config::{ClientMatcher, Config, Door, ListenerProtocol, Server, Service, TrafficAddr};
 
+use super::access_log::AccessLog;
 use super::bounds::Gate;
 use super::door::offers;
 use super::ids::DoorId;
@@ -51,10 +52,17 @@ pub(crate) struct ServedService {
     pub(crate) pool: Arc<ClientPool>,
     /// What each core counts of it.
     pub(crate) counters: Vec<Arc<ServiceCounters>>,
+    /// Told of each flow that ends.
+    pub(crate) access_log: Arc<AccessLog>,
 }
 
 impl ServedService {
-    pub(super) fn new(service: &Service, number: usize, cores: usize) -> Arc<ServedService> {
+    pub(super) fn new(
+        service: &Service,
+        number: usize,
+        cores: usize,
+        access_log: &Arc<AccessLog>,
+    ) -> Arc<ServedService> {
         Arc::new(ServedService {
             name: service.name.clone(),
             number,
@@ -65,6 +73,7 @@ impl ServedService {
             gate: Arc::new(Gate::new(&service.bounds, cores)),
             pool: Arc::new(ClientPool::new(service.load_balancer)),
             counters: (0..cores).map(|_| Arc::default()).collect(),
+            access_log: Arc::clone(access_log),
         })
     }
 
@@ -133,7 +142,7 @@ impl ServedService {
             stall_timeout: Duration::ZERO,
             bounds: qmux_config::Bounds::default(),
         };
-        let mut this = ServedService::new(&service, 0, cores);
+        let mut this = ServedService::new(&service, 0, cores, &Arc::new(AccessLog::off()));
         Arc::get_mut(&mut this).expect("new").pool = Arc::clone(pool);
         this
     }
@@ -311,6 +320,8 @@ pub(crate) struct ServerShared {
     numbers: Mutex<Numbers>,
     draining: Mutex<Draining>,
     cores: usize,
+    /// Told of each flow that ends, whatever its service.
+    access_log: Arc<AccessLog>,
     /// Drawn at this process's start.
     pub(crate) instance_id: [u8; 16],
     /// The session ticket keys of all cores.
@@ -331,9 +342,11 @@ impl ServerShared {
         cores: usize,
         ticket_keys: Arc<TicketKeys>,
         ticket_keeper: Keeper,
+        access_log: &Arc<AccessLog>,
     ) -> Result<ServerShared, String> {
         let settings = ServerSettings::new(config, server, 0)?;
         Ok(ServerShared {
+            access_log: Arc::clone(access_log),
             settings: ArcSwap::from_pointee(settings),
             doors: ArcSwap::default(),
             numbers: Mutex::default(),
@@ -359,7 +372,8 @@ impl ServerShared {
         let settings = Arc::new(ServerSettings::new(config, server, generation)?);
         let doors = self.doors();
         let mut numbers = lock(&self.numbers);
-        Ok(plan::plan(&doors, settings, &mut numbers, self.cores))
+        let log = &self.access_log;
+        Ok(plan::plan(&doors, settings, &mut numbers, self.cores, log))
     }
 
     /// Whether this process has the address of an entrance that drains.

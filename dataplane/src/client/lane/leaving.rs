@@ -30,6 +30,9 @@ pub(crate) enum Leaving {
     Unwanted,
     /// Its server is to have fewer lanes: they get all the time they take.
     Surplus,
+    /// Another lane has taken its place, registered with what this client serves now: they get all
+    /// the time they take.
+    Renewed,
     /// Another lane to the same server has taken its place because it was not answered. It may be
     /// heard again.
     TakenOver,
@@ -45,6 +48,7 @@ impl Session {
             Leaving::ServerDecides => &"it drains",
             Leaving::Unwanted => &"its lanes are not wanted any more",
             Leaving::Surplus => &"its server needs fewer lanes",
+            Leaving::Renewed => &"this client's configuration has changed",
             Leaving::TakenOver => &"another lane has taken its place",
             Leaving::ServerReplaced => &"another server has taken its place",
         });
@@ -81,7 +85,8 @@ impl Session {
                 }
                 self.this.lane.ping();
             }
-            let pause = if leaving == Leaving::Surplus && idle_since.is_none() {
+            let may_last = matches!(leaving, Leaving::Surplus | Leaving::Renewed);
+            let pause = if may_last && idle_since.is_none() {
                 LOOK_PAUSE
             } else {
                 LINGER

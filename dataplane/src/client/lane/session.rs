@@ -10,6 +10,7 @@ use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -101,7 +102,8 @@ impl Session {
         guard: CloseOnDrop,
         ack: &RegisterAck,
     ) -> Option<Session> {
-        let client = core.shared.client()?;
+        let settings = Arc::clone(&this.settings);
+        let client = settings.client()?;
         let now = Instant::now();
         let session = Session {
             reader,
@@ -110,10 +112,10 @@ impl Session {
             heartbeat_interval: client.heartbeat_interval,
             health_timeout: client.health_timeout,
             drain_timeout: client.drain_timeout,
-            keep_alive_period: core.shared.config.quic.keep_alive_period,
+            keep_alive_period: settings.config.quic.keep_alive_period,
             last_heard: now,
             next_beat: now + jittered(client.heartbeat_interval),
-            next_ping: now + core.shared.config.quic.keep_alive_period,
+            next_ping: now + settings.config.quic.keep_alive_period,
             sent: 0,
             heard: 0,
             acknowledged: 0,
@@ -297,7 +299,7 @@ impl Session {
             }
             Message::HandOvers(said) if self.adapts => self.hear_hand_overs(said),
             Message::ServiceAnswers(said) => {
-                this.answered(answers::standings(&this.shared.services, &said));
+                this.answered(answers::standings(&this.settings.services, &said));
             }
             Message::FlowClosed(closed) => {
                 this.udp.flow_closed(closed.flow_id, closed.reason);

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use qmux_config::Bounds;
 
+use crate::flow::bandwidth::Bandwidth;
 use crate::flow::udp::lives::source;
 pub(crate) use refusals::{Refusal, RefusalCounters};
 use sources::{Kind, SourceLimits, Sources};
@@ -129,6 +130,11 @@ impl Gate {
         self.bounds.load().idle_timeout
     }
 
+    /// What a flow that begins now may carry, TCP or UDP; `None`: as much as it can.
+    pub(crate) fn bandwidth(&self, now: Instant) -> Option<Box<Bandwidth>> {
+        Bandwidth::of(self.bounds.load().bandwidth_per_visitor, now)
+    }
+
     /// What each core has refused.
     pub(crate) fn refusals(&self) -> &[RefusalCounters] {
         &self.refusals
@@ -148,18 +154,63 @@ impl Gate {
         self.counted(core, || {
             let bounds = self.bounds.load();
             judge(&bounds, visitor)?;
-            let limited = bounds.max_visitors > 0;
-            if limited {
-                self.one_more(bounds.max_visitors)?;
-            }
-            let mut permit = limited.then(|| self.permit(true));
-            let per_source =
-                bounds.max_visitors_per_source > 0 || bounds.visitors_per_second_per_source > 0;
-            if per_source {
-                self.one_more_of(visitor, Kind::Visitor, now, &mut permit)?;
-            }
-            Ok(permit)
+            let permit = self.one_of_all(&bounds)?;
+            self.one_of_its_source(&bounds, visitor, permit, now)
         })
+    }
+
+    /// Whether TCP visitors from there must begin with a PROXY header.
+    pub(crate) fn expects_proxy_header(&self, peer: IpAddr) -> bool {
+        self.bounds.load().accept_proxy_from.contains(peer)
+    }
+
+    /// The first half of [`Self::admit_visitor`], for one whose address is not known yet.
+    ///
+    /// # Errors
+    /// Why not; it has been counted.
+    pub(crate) fn admit_unknown(self: &Arc<Self>, core: usize) -> Result<Option<Permit>, Refusal> {
+        self.counted(core, || self.one_of_all(&self.bounds.load()))
+    }
+
+    /// The second half: its address is known now.
+    ///
+    /// # Errors
+    /// Why not; it has been counted.
+    pub(crate) fn admit_known(
+        self: &Arc<Self>,
+        core: usize,
+        visitor: IpAddr,
+        permit: Option<Permit>,
+        now: Instant,
+    ) -> Result<Option<Permit>, Refusal> {
+        self.counted(core, || {
+            let bounds = self.bounds.load();
+            judge(&bounds, visitor)?;
+            self.one_of_its_source(&bounds, visitor, permit, now)
+        })
+    }
+
+    fn one_of_all(self: &Arc<Self>, bounds: &Bounds) -> Result<Option<Permit>, Refusal> {
+        if bounds.max_visitors == 0 {
+            return Ok(None);
+        }
+        self.one_more(bounds.max_visitors)?;
+        Ok(Some(self.permit(true)))
+    }
+
+    fn one_of_its_source(
+        self: &Arc<Self>,
+        bounds: &Bounds,
+        visitor: IpAddr,
+        mut permit: Option<Permit>,
+        now: Instant,
+    ) -> Result<Option<Permit>, Refusal> {
+        let limited =
+            bounds.max_visitors_per_source > 0 || bounds.visitors_per_second_per_source > 0;
+        if limited {
+            self.one_more_of(visitor, Kind::Visitor, now, &mut permit)?;
+        }
+        Ok(permit)
     }
 
     /// The same for a UDP visitor that has no flow.

@@ -2,6 +2,7 @@
 //! of the service says; the lanes are the door's.
 
 pub(crate) mod first_client;
+pub(crate) mod proxy_header;
 
 use std::cell::{Cell, OnceCell};
 use std::io;

@@ -28,7 +28,8 @@ use qmux_proto::FlowError;
 use crate::buffer::{Block, BlockSize, SMALL_BLOCK_BYTES, StreamBuf};
 use crate::core::counters::CoreCounters;
 use crate::core::service_counters::ServiceCounters;
-use crate::flow::tcp::{Begun, Next, Until, fill};
+use crate::flow::fill::{Next, Until, fill};
+use crate::flow::tcp::Begun;
 use crate::flow::watch::FlowWatch;
 use crate::quic::lane::{Lane, Silent, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
@@ -109,6 +110,11 @@ impl Sent {
     /// Whether a client may have had anything of the visitor but that it is there.
     fn is_empty(&self) -> bool {
         self.bytes == 0 && !self.ended
+    }
+
+    /// How many bytes the visitor has sent.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes as u64
     }
 
     /// Whether the visitor has sent a FIN.

@@ -56,7 +56,7 @@ impl LinkState {
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) state: Arc<LinkState>,
-    pub(super) _ticket: FlowTicket,
+    pub(super) ticket: FlowTicket,
 }
 
 impl Drop for Link {
