@@ -6,6 +6,8 @@ mod attempt;
 mod attempt_tests;
 pub(super) mod backoff;
 mod beside;
+mod ending;
+mod leaving;
 pub(super) mod plan;
 mod resumption;
 mod seen;
@@ -32,8 +34,8 @@ use crate::core::memory;
 use crate::core::task::spawn_or;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
+pub(super) use leaving::Leaving;
 use seen::FlowsSeen;
-pub(super) use session::Leaving;
 
 const _: () = assert!(
     qmux_config::CLIENT_SERVICES_MAX <= u64::BITS as usize,
