@@ -55,6 +55,7 @@ if ! $build_only; then
     need nft nftables
     need setpriv util-linux
     need faketime faketime
+    need strace strace
     need chromium chromium
 fi
 
@@ -107,6 +108,31 @@ else
         fi
     done
     say "installed"
+fi
+
+# For comparisons with real programs only (qmux-bench programs), and nothing else depends on them.
+bench_missing=()
+for pair in redis-server:redis-server redis-benchmark:redis-tools wrk:wrk; do
+    command -v "${pair%%:*}" >/dev/null || bench_missing+=("${pair##*:}")
+done
+if ! $build_only && [ ${#bench_missing[@]} -gt 0 ]; then
+    installed=false
+    if command -v apt-get >/dev/null; then
+        trap allow_services EXIT
+        forbid_services
+        apt update >/dev/null 2>&1 &&
+            apt install --no-install-recommends "${bench_missing[@]}" >/dev/null 2>&1 &&
+            installed=true
+        allow_services
+    fi
+    if $installed; then
+        if [[ " ${bench_missing[*]} " == *" redis-server "* ]] && [ -d /run/systemd/system ]; then
+            as_root systemctl --quiet disable redis-server || true
+        fi
+        say "installed ${bench_missing[*]}"
+    else
+        say "not installed: ${bench_missing[*]}; only qmux-bench programs needs them"
+    fi
 fi
 
 # For profiles only; its package has other names elsewhere, and nothing depends on it.

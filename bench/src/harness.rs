@@ -4,6 +4,7 @@
 //! here is ended with the value that holds it, and by the kernel should this process die.
 
 pub mod admin;
+pub mod calls;
 pub mod cleanup;
 pub mod counters;
 pub mod cpus;
@@ -12,13 +13,18 @@ pub mod iperf3;
 pub mod limits;
 pub mod machine;
 pub mod meter;
+mod nginx;
 pub mod place;
 pub mod ports;
 pub mod proc_stat;
 pub mod program;
 mod rathole;
+pub mod redis;
+pub mod requests;
 pub mod site;
 pub mod spec;
+pub mod strace;
 pub mod tunnel;
+pub mod wrk;
 
 pub use error::BenchError;

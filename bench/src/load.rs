@@ -11,6 +11,7 @@ pub mod latency;
 pub mod open_loop;
 pub mod ping_pong;
 pub mod service;
+pub mod standing;
 pub mod udp_sink;
 pub mod udp_source;
 pub mod wire;

@@ -2,9 +2,14 @@
 //!
 //! A number is compared as it is shown, rounded: what reads as the limit is within it, and no line contradicts itself.
 
+mod counted;
+mod programs;
+
 use std::collections::BTreeMap;
 
 use super::found::Found;
+#[cfg(test)]
+use super::probe::GOALS;
 use super::probe::{ALLOCATIONS, Tunnel};
 
 use Tunnel::{Before, Ours, Quinn, QuinnBbr, QuinnTuned, Rathole, Raw};
@@ -323,6 +328,8 @@ pub fn judge(found: &Found) -> Vec<Line> {
     links(found, &mut lines);
     width(found, &mut lines);
     lines.push(allocations(found));
+    counted::lines(found, &mut lines);
+    programs::lines(found, &mut lines);
     lines
 }
 
@@ -718,7 +725,7 @@ mod tests {
         let lines = judge(&Found::default());
         assert!(lines.iter().all(|it| it.verdict == Verdict::Unknown));
         assert!(lines.iter().all(|it| it.cells.is_empty()));
-        for goal in 1..=8 {
+        for goal in 1..=GOALS {
             assert!(lines.iter().any(|it| it.goal == goal), "goal {goal}");
         }
     }

@@ -11,4 +11,4 @@ mod probe;
 pub use found::Found;
 pub use judge::{Line, Verdict, judge};
 pub use page::Page;
-pub use probe::{ALLOCATIONS, PROBES, Probe, Tunnel};
+pub use probe::{ALLOCATIONS, GOALS, PROBES, Probe, Tunnel};

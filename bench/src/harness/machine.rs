@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -23,6 +23,9 @@ pub struct Machine {
     pub kernel: String,
     /// The CPU's model.
     pub cpu: String,
+    /// What the cheapest system call takes (`getppid`), in ns: it differs by a factor of ten
+    /// between machines.
+    pub system_call_ns: f64,
     /// How many CPUs this process may use.
     pub cpus: usize,
     /// Bytes of memory.
@@ -52,6 +55,7 @@ impl Machine {
             date: now(),
             kernel: read_line("/proc/sys/kernel/osrelease"),
             cpu: field(&cpuinfo, "model name").unwrap_or_else(|| "unknown".into()),
+            system_call_ns: system_call_ns(),
             cpus: crate::process::cpus().get(),
             memory_bytes: field(&meminfo, "MemTotal")
                 .and_then(|text| text.strip_suffix("kB")?.trim().parse::<u64>().ok())
@@ -68,11 +72,30 @@ impl Machine {
     /// In one line.
     pub fn summary(&self) -> String {
         let Self {
-            cpu, cpus, kernel, ..
+            cpu,
+            cpus,
+            kernel,
+            system_call_ns: price,
+            ..
         } = self;
         let gib = self.memory_bytes >> 30;
-        format!("{cpus} × {cpu}, {gib} GiB, Linux {kernel}")
+        format!("{cpus} × {cpu}, {gib} GiB, Linux {kernel}, {price:.0} ns per getppid")
     }
+}
+
+/// The price of a system call that does next to nothing: the best of some rounds, for what
+/// disturbs one only adds to it.
+fn system_call_ns() -> f64 {
+    const CALLS: u32 = 10_000;
+    const ROUNDS: usize = 20;
+    let round = || {
+        let start = Instant::now();
+        for _ in 0..CALLS {
+            std::hint::black_box(rustix::process::getppid());
+        }
+        start.elapsed().as_secs_f64() * 1e9 / f64::from(CALLS)
+    };
+    (0..ROUNDS).map(|_| round()).fold(f64::INFINITY, f64::min)
 }
 
 /// The largest receive (`rmem`) or send (`wmem`) buffer that a socket may ask for, in bytes.
@@ -158,6 +181,8 @@ mod tests {
         let machine = Machine::describe(&[], Path::new("/nowhere"));
         assert!(machine.cpus > 0 && machine.memory_bytes > 0, "{machine:?}");
         assert!(machine.kernel.contains('.'), "{machine:?}");
+        assert!(machine.system_call_ns > 0.0, "{machine:?}");
+        assert!(machine.summary().contains("ns per getppid"), "{machine:?}");
         assert!(machine.date.ends_with("UTC"), "{machine:?}");
     }
 

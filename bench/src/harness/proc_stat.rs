@@ -62,6 +62,23 @@ pub fn memory(pid: u32) -> Option<Memory> {
     parse_memory(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?)
 }
 
+/// How often the threads of a process have gone to sleep, and so been woken again, since they
+/// began. Threads that have ended are not counted. `None` if it is gone.
+pub fn wake_ups(pid: u32) -> Option<u64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let of_task = |task: fs::DirEntry| {
+        let status = fs::read_to_string(task.path().join("status")).ok()?;
+        parse_wake_ups(&status)
+    };
+    Some(tasks.flatten().filter_map(of_task).sum())
+}
+
+fn parse_wake_ups(status: &str) -> Option<u64> {
+    let mut lines = status.lines();
+    let switches = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+    switches.trim().parse().ok()
+}
+
 /// Lets the peak of a process start again from its present memory. Only its owner may; `false` if refused.
 pub fn reset_peak(pid: u32) -> bool {
     /// "Reset the peak resident set size", from the kernel's documentation of `/proc/PID/clear_refs`.
@@ -162,6 +179,14 @@ mod tests {
     }
 
     #[test]
+    fn only_switches_that_the_process_wanted_are_wake_ups() {
+        let status = "Threads:\t1\nvoluntary_ctxt_switches:\t150\nnonvoluntary_ctxt_switches:\t7\n";
+        assert_eq!(parse_wake_ups(status), Some(150));
+        let others = "nonvoluntary_ctxt_switches:\t7\n";
+        assert_eq!(parse_wake_ups(others), None);
+    }
+
+    #[test]
     fn a_machine_is_busy_when_it_does_not_wait() {
         let stat = "cpu  100 20 30 9000 500 4 6 77 0 0\ncpu0 1 2 3\n";
         assert_eq!(parse_machine_busy(stat, 100.0), Some(1.6));
@@ -171,7 +196,7 @@ mod tests {
     #[test]
     fn this_process_is_there() {
         let pid = std::process::id();
-        assert!(cpu_time(pid).is_some());
+        assert!(cpu_time(pid).is_some() && wake_ups(pid).is_some());
         assert!(cpu_time_with_children(pid).is_some());
         assert!(memory(pid).is_some_and(|memory| memory.peak_bytes >= memory.resident_bytes / 2));
         assert!(machine_busy_seconds().is_some_and(|seconds| seconds > 0.0));

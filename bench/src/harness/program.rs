@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Read};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,9 @@ const LINES_QUOTED: usize = 12;
 
 /// How often the end of a child is looked for.
 const POLL: Duration = Duration::from_millis(5);
+
+/// How long a program may take to listen that does not say when it does.
+const LISTEN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where a program runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -291,6 +295,30 @@ impl Program {
             let waited = self.log.changed.wait_timeout(lines, left);
             lines = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Waits until somebody listens on this TCP address, for programs that do not say so.
+    ///
+    /// # Errors
+    ///
+    /// If the program ends before, or it takes too long.
+    pub fn wait_for_listener(&self, address: SocketAddr) -> Result<(), BenchError> {
+        let deadline = Instant::now() + LISTEN_LIMIT;
+        while TcpStream::connect_timeout(&address, LISTEN_LIMIT).is_err() {
+            let (name, log) = (self.name.clone(), self.quote());
+            if self.log.lock().reading == 0 {
+                return Err(BenchError::Ended { name, log });
+            }
+            if Instant::now() >= deadline {
+                return Err(BenchError::TimedOut {
+                    what: format!("{name}: waiting for its listener"),
+                    limit: LISTEN_LIMIT,
+                    log,
+                });
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
     }
 
     /// Waits until it has ended and everything that it wrote is read; whether it succeeded. `None` if it still runs

@@ -7,7 +7,7 @@ mod offer_tests;
 mod presence;
 mod servers;
 pub(crate) mod services;
-mod shared;
+pub(crate) mod shared;
 #[cfg(test)]
 mod simulation;
 mod tcp;
@@ -70,7 +70,9 @@ pub(crate) struct ClientCore {
     /// For each core, whether this one still has to tell it to plan.
     plans_owed: Vec<Cell<bool>>,
     /// They check the services, if that is this core's part.
-    checkers: Vec<Rc<Checker>>,
+    checkers: RefCell<Vec<Rc<Checker>>>,
+    /// The configuration that lanes and checks are by.
+    generation: Cell<u64>,
     /// The UDP flows of all lanes.
     udp: Rc<CoreFlows>,
 }
@@ -83,8 +85,7 @@ fn udp_flows(context: &ClientContext, shared: &ClientShared) -> Rc<CoreFlows> {
         context.cluster.cores(),
     );
     CoreFlows::new(
-        &shared.services,
-        UdpSettings::from(&shared.config.udp),
+        UdpSettings::from(&shared.settings().config.udp),
         flows_max,
         Arc::clone(&context.counters),
     )
@@ -101,6 +102,7 @@ fn going_away(drain_timeout: Duration) -> GoAway {
 impl ClientCore {
     /// Starts this core's first lanes.
     pub(crate) fn start(context: &Rc<ClientContext>, shared: &Arc<ClientShared>) -> Rc<ClientCore> {
+        let settings = shared.settings();
         let this = Rc::new(ClientCore {
             context: Rc::clone(context),
             shared: Arc::clone(shared),
@@ -111,10 +113,11 @@ impl ClientCore {
             registering: RefCell::default(),
             next_serial: Cell::new(1),
             plans_owed: vec![Cell::new(false); context.cluster.cores()],
-            checkers: Checker::start_all(context, shared.services.all()),
+            checkers: RefCell::new(Checker::start_all(context, settings.services.all(), vec![])),
+            generation: Cell::new(settings.generation),
             udp: udp_flows(context, shared),
         });
-        if shared.services.are_known() {
+        if settings.services.are_known() {
             this.planning.set(true);
             this.plan();
         } else {
@@ -127,7 +130,7 @@ impl ClientCore {
     /// knows. One name that takes long must not keep the other services waiting.
     async fn plan_once_services_were_asked(self: Rc<Self>) {
         let began = Instant::now();
-        let services = &self.shared.services;
+        let services = Arc::clone(&self.shared.settings().services);
         let is_time = || {
             let some_and_long = services.is_any_known() && began.elapsed() >= SERVICES_PATIENCE;
             services.are_known() || some_and_long
@@ -166,6 +169,7 @@ impl ClientCore {
         if self.context.draining.get() || !self.planning.get() {
             return;
         }
+        self.follow_settings();
         let servers = self.shared.servers.load_full();
         let dialled = servers.iter().filter(|server| !server.rests());
         let lanes = self.lanes_setting();
@@ -185,8 +189,25 @@ impl ClientCore {
         }
         for (number, lane) in changes.start {
             if let Some(server) = servers.iter().find(|server| server.number == number) {
-                supervisors.insert((number, lane), Supervisor::start(self, server, lane));
+                let supervisor = Supervisor::start(self, server, lane, self.generation.get());
+                supervisors.insert((number, lane), supervisor);
             }
+        }
+        for supervisor in supervisors.values_mut() {
+            if supervisor.generation() != self.generation.get() {
+                *supervisor = supervisor.succeed(self, self.generation.get());
+            }
+        }
+    }
+
+    /// The services may be others than before.
+    fn follow_settings(self: &Rc<Self>) {
+        let settings = self.shared.settings();
+        if self.generation.replace(settings.generation) != settings.generation {
+            let running = self.checkers.take();
+            let services = settings.services.all();
+            *self.checkers.borrow_mut() = Checker::start_all(&self.context, services, running);
+            self.udp.services_are(&settings.services);
         }
     }
 
@@ -199,8 +220,8 @@ impl ClientCore {
 
     /// `lanes` of dp.toml.
     fn lanes_setting(&self) -> Lanes {
-        let client = self.shared.client();
-        client.map_or(Lanes::Auto, |client| client.lanes)
+        let settings = self.shared.settings();
+        settings.client().map_or(Lanes::Auto, |client| client.lanes)
     }
 
     /// A server is to have more lanes, or fewer.
@@ -286,7 +307,7 @@ impl ClientCore {
     }
 
     fn service_health_changed(&self) {
-        for checker in &self.checkers {
+        for checker in &*self.checkers.borrow() {
             checker.told();
         }
         for lane in self.lanes.borrow().values() {

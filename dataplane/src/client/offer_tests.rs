@@ -274,7 +274,8 @@ fn a_client_offers_all_its_services_and_each_flow_reaches_the_one_that_it_names(
         let counters = &world.core.context.counters;
         assert_eq!(counters.tcp_flows_unknown_service.get(), 1);
         let counted = |index: usize| {
-            let services = world.core.shared.services.all();
+            let settings = world.core.shared.settings();
+            let services = settings.services.all();
             services[index].counts.tcp_flows.get()
         };
         assert_eq!([counted(0), counted(1), counted(2)], [1; 3]);
@@ -311,7 +312,8 @@ fn a_visitor_of_a_range_gets_the_port_of_its_position_even_before_the_answers() 
         let beyond = world.server.visit("pair", 30_002).await;
         assert_eq!(beyond, Err(FlowError::DialFailed));
         assert_eq!(counters.tcp_flows_without_port.get(), 1);
-        let pair = &world.core.shared.services.all()[0];
+        let settings = world.core.shared.settings();
+        let pair = &settings.services.all()[0];
         assert_eq!(pair.counts.flows_without_port.get(), 1);
         assert!(pair.is_healthy());
     });
@@ -343,13 +345,14 @@ fn a_dead_service_marks_only_itself_and_comes_back_alone() {
         })
         .await;
         let counted = |index: usize| {
-            let services = world.core.shared.services.all();
+            let settings = world.core.shared.settings();
+            let services = settings.services.all();
             services[index].counts.dials_failed.get()
         };
         assert_eq!([counted(0), counted(1), counted(2)], [0, 1, 0]);
         // It is checked from then on.
         holder.listen(8).expect("listen");
-        let dead = Arc::clone(&world.core.shared.services.all()[1]);
+        let dead = Arc::clone(&world.core.shared.settings().services.all()[1]);
         until("the check to find it", || dead.is_healthy()).await;
         world.core.service_health_changed();
         until("the server to be told again", || {
@@ -373,7 +376,7 @@ fn a_server_hears_nothing_of_services_that_it_does_not_take_until_it_does() {
         };
         server.answer(vec![accepted("web", 80, 1), refused]);
         world.until_answered(1).await;
-        let dead = Arc::clone(&world.core.shared.services.all()[1]);
+        let dead = Arc::clone(&world.core.shared.settings().services.all()[1]);
         dead.state.dialled(false, &dead, &world.core.context);
         world.core.service_health_changed();
         // A round trip later nothing has come.
@@ -397,7 +400,7 @@ fn a_server_of_an_older_version_serves_the_nameless_service_and_no_other() {
         let world = registered(config, services).await;
         let server = &world.server;
         assert_eq!(server.visit("", 8_080).await, Ok(b"nameless?".to_vec()));
-        let web = Arc::clone(&world.core.shared.services.all()[1]);
+        let web = Arc::clone(&world.core.shared.settings().services.all()[1]);
         web.state.dialled(false, &web, &world.core.context);
         // It answers no names, and goes on with what it has always said.
         server.lane().send_control(&Message::Heartbeat(Heartbeat {

@@ -60,7 +60,7 @@ pub(super) fn say_standing(lane: &ClientLane, server: &str, news: &News) {
     let Some(suppressed) = (if first { Some(None) } else { pass() }) else {
         return;
     };
-    let Some(service) = lane.shared.services.all().get(news.index) else {
+    let Some(service) = lane.settings.services.all().get(news.index) else {
         return;
     };
     match (complaint(server, service, news.now), news.now) {

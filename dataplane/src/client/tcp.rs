@@ -51,7 +51,7 @@ pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()>
 }
 
 async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
-    let stall_timeout = this.shared.config.limits.stall_timeout;
+    let stall_timeout = this.shared.settings().config.limits.stall_timeout;
     let watch = this.context.flows.register(stall_timeout);
     watch.rides(this.lane.key(), stream);
     this.context.counters.tcp_flows_opened.increment();
@@ -262,7 +262,7 @@ async fn reach(
     this: &ClientLane,
     header: &OpenHeader,
 ) -> Result<(Arc<Service>, TcpSocket), FlowError> {
-    let Some(service) = this.shared.services.find(&header.service, Protocol::Tcp) else {
+    let Some(service) = this.settings.services.find(&header.service, Protocol::Tcp) else {
         return Err(refused_unknown(this, header));
     };
     let port = port(this, header, service).await?;

@@ -67,7 +67,8 @@ impl ClientShared {
 
     /// Lanes that there are to be to all servers.
     pub(crate) fn lanes_wanted(&self) -> usize {
-        let lanes = self.client().map_or(Lanes::Auto, |client| client.lanes);
+        let settings = self.settings();
+        let lanes = settings.client().map_or(Lanes::Auto, |client| client.lanes);
         let servers = self.servers.load();
         let kept = servers.iter().filter(|server| !server.rests());
         kept.map(|server| server.lanes_wanted(lanes)).sum()
@@ -81,6 +82,6 @@ impl ClientShared {
             up: service.is_healthy(),
             flows: service.flows(),
         };
-        self.services.all().iter().map(view).collect()
+        self.settings().services.all().iter().map(view).collect()
     }
 }

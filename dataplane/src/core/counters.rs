@@ -52,7 +52,7 @@ counters! {
     quic_packets_received,
     /// Receive calls that brought at least one of them.
     quic_receive_batches,
-    /// Turns of a lane whose acknowledgement was put off: datagrams in bulk.
+    /// Turns of a lane whose acknowledgement was put off: messages, and datagrams in bulk.
     quic_acknowledgements_deferred,
     /// UDP packets sent that carry QUIC.
     quic_packets_sent,
@@ -333,6 +333,12 @@ counters! {
     udp_bytes_out,
     /// Datagrams that were sent as several fragments.
     udp_datagrams_fragmented,
+    /// Small datagrams that were sent together with others, in bundles.
+    udp_datagrams_bundled,
+    /// Bundles sent.
+    udp_bundles_sent,
+    /// Bundles received that could not be read to their end; what was left of them is dropped.
+    udp_bundles_invalid,
     /// Datagrams put together again from fragments.
     udp_datagrams_reassembled,
     /// Datagrams dropped because the lane's queue was full.

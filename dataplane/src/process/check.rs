@@ -132,7 +132,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
             "client: {cores} cores, lanes {}, services:",
             client.lanes
         ));
-        for service in shared.services.all() {
+        for service in shared.settings().services.all() {
             say(format!("  {}", service.summary()));
         }
         if let Some(dir) = &client.state_dir {
@@ -142,7 +142,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
                 say(format!("    warning: {danger}"));
             }
         }
-        for server in &shared.targets {
+        for server in shared.targets().iter() {
             server.name.refresh();
             let addresses = server.name.addresses();
             if addresses.is_empty() {
@@ -159,7 +159,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
                 server.server_name
             ));
         }
-        for service in shared.services.all() {
+        for service in shared.settings().services.all() {
             if !service.host.refresh() {
                 return Err(Failure::Input(format!(
                     "local service {service} cannot be resolved"

@@ -176,7 +176,7 @@ pub(crate) fn start(
         .as_ref()
         .map(|client| Arc::new(ClientShared::new(config, client, &readiness)));
     if let Some(client) = &client {
-        for service in client.services.all() {
+        for service in client.settings().services.all() {
             tracing::info!(service = service.summary(), "offered to servers");
         }
         client.keep_sessions().map_err(Failure::Input)?;

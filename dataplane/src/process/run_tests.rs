@@ -32,7 +32,7 @@ impl World {
                 watch: Watch::new(Arc::clone(&status), Instant::now()),
                 listening: Arc::new(Listening::new()),
                 config: Arc::new(ArcSwap::new(Arc::clone(
-                    &status.client.as_ref().expect("a client").config,
+                    &status.client.as_ref().expect("a client").settings().config,
                 ))),
                 server: None,
                 client: None,

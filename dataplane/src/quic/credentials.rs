@@ -198,7 +198,11 @@ impl ClientCredentials {
 
 /// A client's credentials, as they were read last.
 #[derive(Debug, Default)]
-pub(crate) struct KeptCredentials(Arc<ArcSwapOption<ClientCredentials>>);
+pub(crate) struct KeptCredentials {
+    kept: Arc<ArcSwapOption<ClientCredentials>>,
+    /// Which files are watched.
+    of: Arc<ArcSwapOption<Client>>,
+}
 
 impl KeptCredentials {
     /// Reads the files now, and again whenever they change, for as long as the process runs.
@@ -208,13 +212,19 @@ impl KeptCredentials {
     pub(crate) fn keep(&self, client: &Client) -> Result<(), String> {
         let mut look = Look::default();
         let _first = look.changed(stamps(client));
-        self.read(client).map_err(|error| error.to_string())?;
-        let (kept, client) = (KeptCredentials(Arc::clone(&self.0)), client.clone());
+        self.change(client).map_err(|error| error.to_string())?;
+        let kept = KeptCredentials {
+            kept: Arc::clone(&self.kept),
+            of: Arc::clone(&self.of),
+        };
         std::thread::Builder::new()
             .name("certificates".into())
             .spawn(move || {
                 loop {
                     std::thread::sleep(LOOK_PAUSE);
+                    let Some(client) = kept.of.load_full() else {
+                        continue;
+                    };
                     if !look.changed(stamps(&client)) {
                         continue;
                     }
@@ -236,12 +246,22 @@ impl KeptCredentials {
         Ok(())
     }
 
+    /// Another configuration: reads its files now, and watches them from now on.
+    ///
+    /// # Errors
+    /// If they cannot be used; those of before are kept then.
+    pub(crate) fn change(&self, client: &Client) -> Result<(), TlsError> {
+        self.read(client)?;
+        self.of.store(Some(Arc::new(client.clone())));
+        Ok(())
+    }
+
     /// What was read last; reads now if nothing was.
     ///
     /// # Errors
     /// If it has to be read and cannot be used.
     pub(crate) fn get(&self, client: &Client) -> Result<Arc<ClientCredentials>, TlsError> {
-        match self.0.load_full() {
+        match self.kept.load_full() {
             Some(credentials) => Ok(credentials),
             None => self.read(client),
         }
@@ -251,7 +271,7 @@ impl KeptCredentials {
         let credentials = Arc::new(ClientCredentials::read(client)?);
         // What a context would refuse must not take the place of what works.
         drop(super::tls::client_with(&credentials)?);
-        self.0.store(Some(Arc::clone(&credentials)));
+        self.kept.store(Some(Arc::clone(&credentials)));
         Ok(credentials)
     }
 }

@@ -15,7 +15,7 @@ use qmux_config::{Door, Service};
 
 use super::access_log::AccessLog;
 use super::ids::{DoorId, EntranceId};
-use super::shared::{ServedService, ServerSettings, SharedDoor};
+use super::shared::{ServedService, ServerSettings, ServerShared, SharedDoor};
 
 /// One port of a service as all cores know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +76,13 @@ impl Plan {
         let held =
             |it: &SharedEntrance| it.traffic_addr == address && if tcp { it.tcp } else { it.udp };
         self.closed.iter().any(held)
+    }
+
+    /// Whether the server would show another certificate, or hold clients' against something else.
+    pub(crate) fn changes_credentials(&self, shared: &ServerShared) -> bool {
+        let (now, then) = (shared.settings(), &self.settings);
+        let digests = |it: &ServerSettings| (it.credentials.shown, it.credentials.trusted);
+        digests(&now) != digests(then)
     }
 
     /// Where no TCP visitor is to come any more.

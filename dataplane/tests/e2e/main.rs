@@ -38,6 +38,7 @@ mod places;
 mod proxied_visitors;
 mod proxies;
 mod proxy_headers;
+mod reload;
 mod resets;
 mod restarts;
 mod resumption;

@@ -25,6 +25,8 @@ impl Capabilities {
     pub const NAMED_SERVICES: Self = Self(1 << 4);
     /// HandOvers messages: it opens as many lanes as they ask for.
     pub const HAND_OVERS: Self = Self(1 << 5);
+    /// Bundles of small UDP packets in one QUIC datagram.
+    pub const BUNDLES: Self = Self(1 << 6);
     /// Answers to PathChallenge messages.
     pub const PATH_CHALLENGE: Self = Self(1 << 8);
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use qmux_bench::goals::{ALLOCATIONS, Found, PROBES, Page, Probe, Tunnel};
+use qmux_bench::goals::{ALLOCATIONS, Found, GOALS, PROBES, Page, Probe, Tunnel};
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::machine;
 use qmux_bench::harness::program::{self, Ended, Launch};
@@ -13,9 +13,10 @@ use std::time::Duration;
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only these goals
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=8))]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=i64::from(GOALS)))]
     goals: Vec<u8>,
-    /// Only these measurements: tcp, veth, udp, packets, latency, connect, flows, link, scale, allocations
+    /// Only these measurements: tcp, veth, udp, packets, latency, connect, flows, link, scale,
+    /// syscalls, programs, allocations
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = probe_name)]
     probes: Vec<String>,
     /// Measure nothing; the table of what is in the directory of results already

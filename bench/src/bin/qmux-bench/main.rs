@@ -19,10 +19,12 @@ mod latency;
 mod link;
 mod options;
 mod path;
+mod programs;
 mod runner;
 mod scale;
 mod service;
 mod soak;
+mod syscalls;
 mod udp;
 
 use std::process::ExitCode;
@@ -55,6 +57,10 @@ enum Command {
     Flows(flows::Args),
     /// UDP packets per second until some are lost, by size
     Udp(udp::Args),
+    /// System calls, wake-ups and packets per round trip, visitor, datagram and GB
+    Syscalls(syscalls::Args),
+    /// Requests per second of redis-benchmark and wrk, and what each costs
+    Programs(programs::Args),
     /// What a byte costs with more cores
     Scale(scale::Args),
     /// Bytes and round trips over emulated links
@@ -99,6 +105,8 @@ fn run(command: &Command) -> Result<bool, BenchError> {
         Command::Connect(args) => connect::run(args),
         Command::Flows(args) => flows::run(args),
         Command::Udp(args) => udp::run(args),
+        Command::Syscalls(args) => syscalls::run(args),
+        Command::Programs(args) => programs::run(args),
         Command::Scale(args) => scale::run(args),
         Command::Link(args) => link::run(args),
         Command::Faults(args) => faults::run(args),

@@ -11,6 +11,7 @@ use qmux_bench::harness::machine::Machine;
 use qmux_bench::harness::meter::{Meter, Metered, Role, Usage};
 use qmux_bench::harness::place::Place;
 use qmux_bench::harness::program::Program;
+use qmux_bench::harness::requests::{self, Requests};
 use qmux_bench::harness::site::Site;
 use qmux_bench::harness::spec::Spec;
 use qmux_bench::harness::tunnel::{Farewell, Setup, Tunnel};
@@ -38,6 +39,8 @@ pub(crate) enum Behind {
     OwnProcess,
     /// iperf3's server.
     Iperf3,
+    /// The server that a kind of requests goes to.
+    Requests(Requests),
 }
 
 /// A service that runs.
@@ -45,6 +48,7 @@ enum Running {
     Own(Service),
     OwnProcess(Program, SocketAddr),
     Iperf3(iperf3::Server),
+    Requests(requests::Server),
 }
 
 impl Running {
@@ -57,6 +61,7 @@ impl Running {
                 Ok(Self::OwnProcess(program, address))
             }
             Behind::Iperf3 => iperf3::Server::start(place).map(Self::Iperf3),
+            Behind::Requests(kind) => requests::Server::start(kind, place).map(Self::Requests),
         }
     }
 
@@ -65,6 +70,7 @@ impl Running {
             Self::Own(service) => service.address,
             Self::OwnProcess(_, address) => *address,
             Self::Iperf3(server) => server.address,
+            Self::Requests(server) => server.address,
         }
     }
 
@@ -78,6 +84,7 @@ impl Running {
                 command_line: program.command_line().to_owned(),
             }),
             Self::Iperf3(server) => Some(server.process()),
+            Self::Requests(server) => Some(server.process()),
         }
     }
 }
@@ -351,8 +358,8 @@ fn with_tunnel(
         Running::Own(service) => Some(service),
         _ => None,
     };
-    // Visitors of iperf3 must speak its language; there the case's warm-up shows whether the tunnel works.
-    if !matches!(running, Running::Iperf3(_)) {
+    // Visitors of other programs must speak their language; there the case's warm-up shows whether the tunnel works.
+    if !matches!(running, Running::Iperf3(_) | Running::Requests(_)) {
         connect::until_it_works(tunnel.visit, WORKS_LIMIT)
             .map_err(BenchError::io("the first visitor through the tunnel"))?;
     }

@@ -139,7 +139,8 @@ impl Dialed {
         server: &Arc<ServerState>,
         lane_index: usize,
     ) -> Result<Dialed, AttemptEnd> {
-        let Some(client) = core.shared.client() else {
+        let settings = core.shared.settings();
+        let Some(client) = settings.client() else {
             return Err(no_client_section());
         };
         let began = Instant::now();
@@ -147,11 +148,12 @@ impl Dialed {
         let answers = Rc::<LaneAnswers>::default();
         let this = ClientLane::new(
             Rc::clone(&lane),
-            ClientFlows::new(Rc::clone(&lane), &core.udp, &answers),
+            ClientFlows::new(Rc::clone(&lane), &core.udp, &settings.services, &answers),
             answers,
             Rc::clone(&core.context),
             Arc::clone(&core.shared),
             Arc::clone(server),
+            Arc::clone(&settings),
             core.next_serial(),
         );
         lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
@@ -194,7 +196,8 @@ impl Dialed {
     async fn register(mut self) -> Result<Session, AttemptEnd> {
         let core = Rc::clone(&self.core);
         let server = Arc::clone(&self.this.server);
-        let Some(client) = core.shared.client() else {
+        let settings = Arc::clone(&self.this.settings);
+        let Some(client) = settings.client() else {
             return Err(no_client_section());
         };
         let lane = Rc::clone(&self.this.lane);
@@ -249,7 +252,7 @@ impl Dialed {
 
 /// A lane's end in words for the operator.
 fn explained(core: &ClientCore, this: &ClientLane, end: &LaneEnd) -> String {
-    let Some(client) = core.shared.client() else {
+    let Some(client) = this.settings.client() else {
         return end.to_string();
     };
     let cert = client.tls.client_cert.as_ref();
@@ -260,7 +263,7 @@ fn explained(core: &ClientCore, this: &ClientLane, end: &LaneEnd) -> String {
             server_name: &this.server.server_name,
             ca_cert: &client.tls.ca_cert,
             client_cert: cert.map(|pair| &pair.cert),
-            handshake_timeout: core.shared.config.quic.handshake_idle_timeout,
+            handshake_timeout: core.shared.settings().config.quic.handshake_idle_timeout,
             was_answered: this.lane.was_answered(),
         },
     )
@@ -312,6 +315,8 @@ fn dial(
     server: &ServerState,
     lane_index: usize,
 ) -> Result<(Rc<Endpoint>, Rc<Lane>, u8, Resumption), AttemptEnd> {
+    let kept = core.shared.settings();
+    let quic = &kept.config.quic;
     let peer = server.address;
     let failed = |error: &dyn Display| AttemptEnd::Failed(error.to_string());
     let socket = bind::udp_towards(peer).map_err(|error| no_socket(&error, peer))?;
@@ -322,8 +327,7 @@ fn dial(
     let credentials = core.shared.credentials.get(client);
     let tls = credentials.and_then(|credentials| tls::client_with(&credentials));
     let tls = tls.map_err(|error| failed(&error))?;
-    let config =
-        settings::transport(&core.shared.config.quic, tls).map_err(|error| failed(&error))?;
+    let config = settings::transport(quic, tls).map_err(|error| failed(&error))?;
     let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| failed(&error))?;
     // Where it cannot be had, a handshake in vain merely takes its whole time.
     let _heard = socket.hear_unreachable(true);
@@ -333,9 +337,9 @@ fn dial(
             core: core.context.index,
             group: 1,
             config,
-            packet_bytes_max: settings::packet_bytes_max(&core.shared.config.quic),
+            packet_bytes_max: settings::packet_bytes_max(quic),
             accepts: false,
-            handshake_timeout: core.shared.config.quic.handshake_idle_timeout,
+            handshake_timeout: quic.handshake_idle_timeout,
             reset_key: None,
             counters: Arc::clone(&core.context.counters),
         },
@@ -377,6 +381,7 @@ fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_ind
         .union(Capabilities::FRAGMENTATION)
         .union(Capabilities::SERVICE_HEALTH)
         .union(Capabilities::NAMED_SERVICES)
+        .union(Capabilities::BUNDLES)
         .union(Capabilities::PATH_CHALLENGE);
     if client.lanes == Lanes::Auto {
         capabilities = capabilities.union(Capabilities::HAND_OVERS);
@@ -388,7 +393,7 @@ fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_ind
         lane_index: lane_index as u64,
         lane_count: this.server.lanes_wanted(client.lanes) as u64,
         capabilities,
-        services: shared.services.offers(),
+        services: this.settings.services.offers(),
     }));
 }
 
@@ -399,8 +404,9 @@ async fn registered(
     this: &ClientLane,
     reader: &mut ControlReader,
 ) -> Result<RegisterAck, AttemptEnd> {
-    let deadline =
-        Instant::now() + core.shared.config.quic.handshake_idle_timeout + client.heartbeat_interval;
+    let deadline = Instant::now()
+        + this.settings.config.quic.handshake_idle_timeout
+        + client.heartbeat_interval;
     let mut proved = false;
     loop {
         match reader.next(deadline).await {

@@ -24,6 +24,7 @@ use crate::client::presence;
 use crate::client::servers::demand::Work;
 use crate::client::servers::server::ServerState;
 use crate::client::services::answers::{self, LaneAnswers, Standing};
+use crate::client::shared::ClientSettings;
 use crate::client::udp::ClientFlows;
 use crate::client::{ClientContext, ClientShared};
 use crate::core::event::Event;
@@ -46,6 +47,8 @@ pub(super) struct ClientLane {
     pub(super) context: Rc<ClientContext>,
     pub(super) shared: Arc<ClientShared>,
     pub(super) server: Arc<ServerState>,
+    /// With which it registers: another configuration does not change a lane.
+    pub(super) settings: Arc<ClientSettings>,
     /// Tells lanes of this process apart; never 0.
     pub(super) serial: u64,
     tcp_flows: Cell<usize>,
@@ -73,6 +76,7 @@ impl ClientLane {
         context: Rc<ClientContext>,
         shared: Arc<ClientShared>,
         server: Arc<ServerState>,
+        settings: Arc<ClientSettings>,
         serial: u64,
     ) -> Rc<ClientLane> {
         Rc::new(ClientLane {
@@ -81,6 +85,7 @@ impl ClientLane {
             context,
             shared,
             server,
+            settings,
             serial,
             tcp_flows: Cell::new(0),
             wake: Event::default(),
@@ -96,7 +101,7 @@ impl ClientLane {
     /// Tells the server whether the services that it lets this client serve can be reached, as far
     /// as that is news to it. Only for registered lanes.
     pub(super) fn tell_health(&self) {
-        for service in self.shared.services.all() {
+        for service in self.settings.services.all() {
             // One without a name is known to every server from the start.
             let standing = self.answers.standing(service.index);
             let always = service.name().is_empty() && standing == Standing::Unsaid;
@@ -125,7 +130,7 @@ impl ClientLane {
             }
         }
         let title = self.shared.title(&self.server);
-        for news in self.server.told.news(&standings) {
+        for news in self.server.told.news(self.settings.generation, &standings) {
             presence::say_standing(self, &title, &news);
         }
         self.answers.set(standings);
@@ -136,7 +141,7 @@ impl ClientLane {
     /// version that knows none with names.
     pub(super) fn answers_are_due(&self) {
         if self.answers.is_empty() {
-            self.answered(answers::standings_at_old_server(&self.shared.services));
+            self.answered(answers::standings_at_old_server(&self.settings.services));
         }
     }
 

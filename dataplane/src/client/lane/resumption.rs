@@ -42,7 +42,8 @@ impl Resumption {
         let shared = Arc::clone(&core.shared);
         let peer = server.address;
         // Tickets are kept by the configured address: the servers that its name stands for may share their keys.
-        let configured = shared.targets.get(server.target);
+        let targets = shared.targets();
+        let configured = targets.get(server.target);
         let target = Server {
             address: configured.map_or_else(|| peer.to_string(), |it| it.name.to_string()),
             name: server.server_name.clone(),

@@ -71,6 +71,9 @@ pub(crate) enum Leaving {
     Unwanted,
     /// Its server is to have fewer lanes: they get all the time they take.
     Surplus,
+    /// Another lane has taken its place, registered with what this client serves now: they get all
+    /// the time they take.
+    Renewed,
     /// Another lane to the same server has taken its place because it was not answered. It may be
     /// heard again.
     TakenOver,
@@ -130,7 +133,8 @@ impl Session {
         guard: CloseOnDrop,
         ack: &RegisterAck,
     ) -> Option<Session> {
-        let client = core.shared.client()?;
+        let settings = Arc::clone(&this.settings);
+        let client = settings.client()?;
         let now = Instant::now();
         let session = Session {
             reader,
@@ -139,10 +143,10 @@ impl Session {
             heartbeat_interval: client.heartbeat_interval,
             health_timeout: client.health_timeout,
             drain_timeout: client.drain_timeout,
-            keep_alive_period: core.shared.config.quic.keep_alive_period,
+            keep_alive_period: settings.config.quic.keep_alive_period,
             last_heard: now,
             next_beat: now + jittered(client.heartbeat_interval),
-            next_ping: now + core.shared.config.quic.keep_alive_period,
+            next_ping: now + settings.config.quic.keep_alive_period,
             sent: 0,
             heard: 0,
             acknowledged: 0,
@@ -276,6 +280,7 @@ impl Session {
             Leaving::ServerDecides => &"it drains",
             Leaving::Unwanted => &"its lanes are not wanted any more",
             Leaving::Surplus => &"its server needs fewer lanes",
+            Leaving::Renewed => &"this client's configuration has changed",
             Leaving::TakenOver => &"another lane has taken its place",
             Leaving::ServerReplaced => &"another server has taken its place",
         });
@@ -383,7 +388,7 @@ impl Session {
             }
             Message::HandOvers(said) if self.adapts => self.hear_hand_overs(said),
             Message::ServiceAnswers(said) => {
-                this.answered(answers::standings(&this.shared.services, &said));
+                this.answered(answers::standings(&this.settings.services, &said));
             }
             Message::FlowClosed(closed) => {
                 this.udp.flow_closed(closed.flow_id, closed.reason);

@@ -46,6 +46,10 @@ pub(crate) struct Supervisor {
     found: Cell<bool>,
     /// Set with each of the two.
     told: Event,
+    /// Of the configuration that its lanes register with.
+    generation: u64,
+    /// Those that go on until a lane of this one serves.
+    predecessors: RefCell<Vec<Rc<Supervisor>>>,
     /// The lane while it serves.
     serving: RefCell<Option<Rc<ClientLane>>>,
 }
@@ -55,8 +59,38 @@ impl Supervisor {
         core: &Rc<ClientCore>,
         server: &Arc<ServerState>,
         lane: usize,
+        generation: u64,
+    ) -> Rc<Supervisor> {
+        Supervisor::start_after(core, server, lane, generation, Vec::new())
+    }
+
+    /// Starts another one for the same lane, by another configuration. This one goes on until that
+    /// one serves.
+    pub(crate) fn succeed(
+        self: &Rc<Self>,
+        core: &Rc<ClientCore>,
+        generation: u64,
+    ) -> Rc<Supervisor> {
+        let mut predecessors = self.predecessors.take();
+        if predecessors.is_empty() {
+            predecessors.push(Rc::clone(self));
+        } else {
+            // It has not served yet, so that those before it still do.
+            self.retire(Leaving::Renewed);
+        }
+        Supervisor::start_after(core, &self.server, self.lane, generation, predecessors)
+    }
+
+    fn start_after(
+        core: &Rc<ClientCore>,
+        server: &Arc<ServerState>,
+        lane: usize,
+        generation: u64,
+        predecessors: Vec<Rc<Supervisor>>,
     ) -> Rc<Supervisor> {
         let this = Rc::new(Supervisor {
+            generation,
+            predecessors: RefCell::new(predecessors),
             server: Arc::clone(server),
             lane,
             retired: Cell::new(None),
@@ -75,6 +109,14 @@ impl Supervisor {
         if let Some(lane) = &*self.serving.borrow() {
             lane.wake.set();
         }
+        for predecessor in self.predecessors.take() {
+            predecessor.retire(leaving);
+        }
+    }
+
+    /// Of the configuration that its lanes register with.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Another lane to the same server has just registered: try again soon.
@@ -95,6 +137,11 @@ impl Supervisor {
     /// Says which lane is to be told when this supervisor is retired.
     pub(super) fn serves(&self, lane: Option<&Rc<ClientLane>>) {
         *self.serving.borrow_mut() = lane.cloned();
+        if lane.is_some() {
+            for predecessor in self.predecessors.take() {
+                predecessor.retire(Leaving::Renewed);
+            }
+        }
     }
 
     /// Runs `work` to its end, or until this supervisor is retired.

@@ -195,7 +195,8 @@ impl Demand {
         if self.asked_in_a_row < ASK_WINDOWS {
             return None;
         }
-        self.asked_in_a_row = 0;
+        // If as much comes in the next window, it goes on.
+        self.asked_in_a_row = ASK_WINDOWS - 1;
         let room = (2 * self.most()).saturating_sub(left);
         let change = self.grow_to((2 * self.wanted).min(self.most()).min(room));
         if change.is_some() {

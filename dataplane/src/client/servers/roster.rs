@@ -166,6 +166,23 @@ impl Roster {
         self.renew()
     }
 
+    /// One more configured server; its place.
+    pub(crate) fn add(&mut self, server_name: String) -> usize {
+        self.targets.push(Target {
+            server_name,
+            known: Vec::new(),
+        });
+        self.targets.len() - 1
+    }
+
+    /// A configured server is no more; its place stays.
+    pub(crate) fn remove(&mut self, target: usize) -> News {
+        if let Some(target) = self.targets.get_mut(target) {
+            target.known.clear();
+        }
+        self.renew()
+    }
+
     /// Lists all addresses of all targets, each once: the first target that has it names its server.
     fn renew(&mut self) -> News {
         let mut news = News::default();

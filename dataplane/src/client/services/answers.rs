@@ -91,7 +91,14 @@ pub(crate) fn standings_at_old_server(services: &Services) -> Vec<Standing> {
 
 /// What the operator was told of each service at one server.
 #[derive(Debug, Default)]
-pub(crate) struct Told(Mutex<Vec<Standing>>);
+pub(crate) struct Told(Mutex<OfServices>);
+
+/// Of each service of one configuration.
+#[derive(Debug, Default)]
+struct OfServices {
+    generation: u64,
+    standings: Vec<Standing>,
+}
 
 /// Something that is news to the operator.
 #[derive(Debug, PartialEq, Eq)]
@@ -105,12 +112,20 @@ pub(crate) struct News {
 }
 
 impl Told {
-    /// Takes what a lane was answered; the result is what has changed.
-    pub(crate) fn news(&self, standings: &[Standing]) -> Vec<News> {
+    /// Takes what a lane was answered that is registered with the services of this configuration;
+    /// the result is what has changed.
+    pub(crate) fn news(&self, generation: u64, standings: &[Standing]) -> Vec<News> {
         // Only when a lane has registered, or the server's config has changed.
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        told.resize(standings.len(), Standing::Unsaid);
-        let pairs = told.iter_mut().zip(standings).enumerate();
+        if generation < told.generation {
+            return Vec::new(); // A lane that is about to be left.
+        }
+        if generation > told.generation {
+            told.generation = generation;
+            told.standings.clear();
+        }
+        told.standings.resize(standings.len(), Standing::Unsaid);
+        let pairs = told.standings.iter_mut().zip(standings).enumerate();
         let changed = pairs.filter_map(|(index, (told, &now))| {
             let before = std::mem::replace(told, now);
             (before != now).then_some(News { index, before, now })
@@ -121,8 +136,8 @@ impl Told {
     /// How many services the server lets this client serve; `None` if it has not said.
     pub(crate) fn accepted(&self) -> Option<usize> {
         let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let accepted = told.iter().filter(|it| it.is_accepted()).count();
-        (!told.is_empty()).then_some(accepted)
+        let accepted = told.standings.iter().filter(|it| it.is_accepted()).count();
+        (!told.standings.is_empty()).then_some(accepted)
     }
 }
 
@@ -248,10 +263,10 @@ mod tests {
         assert_eq!(told.accepted(), None);
         let refused = Standing::Refused(ServiceVerdict::NotAllowed);
         let first = [Standing::Accepted(None), refused];
-        assert_eq!(told.news(&first).len(), 2);
-        assert_eq!(told.news(&first), [], "another lane says the same");
+        assert_eq!(told.news(0, &first).len(), 2);
+        assert_eq!(told.news(0, &first), [], "another lane says the same");
         assert_eq!(told.accepted(), Some(1));
-        let changed = told.news(&[Standing::Accepted(None); 2]);
+        let changed = told.news(0, &[Standing::Accepted(None); 2]);
         assert_eq!(
             changed,
             [News {

@@ -12,6 +12,7 @@
 //! all cores, each of which tells it on its lanes; a lane that missed that tells it with its next
 //! heartbeat.
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -202,29 +203,46 @@ impl Checks {
 pub(crate) struct Checker {
     service: Arc<Service>,
     told: Event,
+    /// The service is no more, or another one.
+    over: Cell<bool>,
 }
 
 impl Checker {
-    /// Starts those of all services that can be checked, if this is the core for it.
+    /// Starts those of all services that can be checked, if this is the core for it. Of `running`
+    /// those go on whose service is the same; the others end.
     pub(crate) fn start_all(
         context: &Rc<ClientContext>,
         services: &[Arc<Service>],
+        running: Vec<Rc<Checker>>,
     ) -> Vec<Rc<Checker>> {
         if context.index != CHECKING_CORE {
             return Vec::new();
         }
-        let checked = services.iter().filter(|service| service.is_checked());
-        checked
-            .map(|service| {
-                let checker = Rc::new(Checker {
-                    service: Arc::clone(service),
-                    told: Event::default(),
-                });
-                let run = Rc::clone(&checker).run(Rc::clone(context));
-                crate::core::task::spawn_vital(run);
-                checker
-            })
-            .collect()
+        let is_same = |it: &Checker, service: &Service| {
+            it.service.local == service.local && Arc::ptr_eq(&it.service.host, &service.host)
+        };
+        let checked: Vec<_> = services.iter().filter(|it| it.is_checked()).collect();
+        let (mut checkers, over): (Vec<_>, Vec<_>) = running
+            .into_iter()
+            .partition(|it| checked.iter().any(|service| is_same(it, service)));
+        for checker in over {
+            checker.over.set(true);
+            checker.told.set();
+        }
+        for service in checked {
+            if checkers.iter().any(|it| is_same(it, service)) {
+                continue;
+            }
+            let checker = Rc::new(Checker {
+                service: Arc::clone(service),
+                told: Event::default(),
+                over: Cell::new(false),
+            });
+            let run = Rc::clone(&checker).run(Rc::clone(context));
+            crate::core::task::spawn_vital(run);
+            checkers.push(checker);
+        }
+        checkers
     }
 
     /// What is known of a service has changed.
@@ -243,8 +261,11 @@ impl Checker {
         // Clients of one service that were started together must not check it together.
         let interval = interval.map(jittered);
         let mut checks = Checks::new(interval, Instant::now());
-        while !context.draining.get() {
+        while !context.draining.get() && !self.over.get() {
             self.wait(checks.next()).await;
+            if self.over.get() {
+                return;
+            }
             checks.told(state.healthy(), Instant::now());
             if checks.next().is_none_or(|next| next > Instant::now()) {
                 continue;

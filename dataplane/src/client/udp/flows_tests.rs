@@ -39,11 +39,11 @@ fn world(services: &[LocalService]) -> World {
         unanswered_timeout: LONG,
         fragmentation: true,
     };
-    let core = CoreFlows::new(&services, settings, 100, Arc::clone(&counters));
+    let core = CoreFlows::new(settings, 100, Arc::clone(&counters));
     let lane = FakeLane::new(1_150);
     let answers = Rc::<LaneAnswers>::default();
     World {
-        flows: ClientFlows::new(Rc::clone(&lane), &core, &answers),
+        flows: ClientFlows::new(Rc::clone(&lane), &core, &services, &answers),
         lane,
         answers,
         counters,

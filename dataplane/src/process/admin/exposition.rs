@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::collector::Collector;
@@ -70,7 +71,7 @@ pub(super) fn encode(status: &Status, format: Format) -> Result<String, fmt::Err
     ours.register_collector(Box::new(Certificates(status.certificates.views())));
     ours.register_collector(Box::new(LogMetrics));
     if let Some(client) = &status.client {
-        let services = Arc::clone(&client.services);
+        let services = Arc::clone(&client.settings().services);
         ours.register_collector(Box::new(ServiceMetrics(services)));
     }
     let mut text = String::with_capacity(64 << 10);
@@ -195,6 +196,8 @@ struct StateMetrics {
     services: Vec<ServiceStates>,
     client_lanes: Option<usize>,
     client_lanes_wanted: Option<usize>,
+    /// Configurations taken up, and refused.
+    reloads: [(&'static str, u64); 2],
 }
 
 impl StateMetrics {
@@ -215,6 +218,10 @@ impl StateMetrics {
                 .is_some()
                 .then(|| status.readiness.client_lanes()),
             client_lanes_wanted: status.client.as_ref().map(|client| client.lanes_wanted()),
+            reloads: [
+                ("done", status.reloads.done.load(Ordering::Relaxed)),
+                ("refused", status.reloads.refused.load(Ordering::Relaxed)),
+            ],
         }
     }
 }
@@ -256,6 +263,15 @@ impl Collector for StateMetrics {
             "Memory that flows may hold; near it those that stall end, the most stalled first.",
             memory::limit_bytes() as f64,
         )?;
+        let mut family = encoder.encode_descriptor(
+            "reloads",
+            "Configurations read again while running: taken up, or refused as unusable.",
+            None,
+            MetricType::Counter,
+        )?;
+        for (result, count) in self.reloads {
+            ConstCounter::new(count).encode(family.encode_family(&[("result", result)])?)?;
+        }
         let mut family = encoder.encode_descriptor(
             "core_stuck",
             "1 while the core makes no progress.",

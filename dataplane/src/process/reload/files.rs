@@ -24,24 +24,33 @@ pub(crate) struct Watched {
     files: Vec<(PathBuf, Stamp)>,
     /// What was found at the last look could not be used: it is tried again at each.
     unusable: bool,
+    /// They were read a little before their stamps were taken, and may have changed in between.
+    doubtful: bool,
 }
 
 impl Watched {
-    /// From now on it is these. They are as they were when `stamps` were taken.
-    pub(super) fn watch(&mut self, stamps: Vec<(PathBuf, Stamp)>) {
-        self.files = stamps;
+    /// From now on it is these, which have just been read. They are read once more at the next look.
+    pub(super) fn watch(&mut self, files: &[PathBuf]) {
+        let same = files.iter().eq(self.files.iter().map(|(file, _)| file));
+        if !same {
+            self.files = files
+                .iter()
+                .map(|file| (file.clone(), stamp(file)))
+                .collect();
+            self.doubtful = true;
+        }
         self.unusable = false;
     }
 
-    /// Takes the stamps of files that are about to be read.
-    pub(super) fn stamps(files: &[PathBuf]) -> Vec<(PathBuf, Stamp)> {
-        let stamps = files.iter().map(|file| (file.clone(), stamp(file)));
-        stamps.collect()
+    /// Whether they are to be read again although none has changed since.
+    pub(super) fn take_doubt(&mut self) -> bool {
+        std::mem::take(&mut self.doubtful)
     }
 
     /// The files that have changed since the last look.
     pub(super) fn look(&mut self) -> Vec<PathBuf> {
         let mut changed = Vec::new();
+        // Before they are read: what changes after this is found at the next look.
         for (file, last) in &mut self.files {
             let now = stamp(file);
             if std::mem::replace(last, now) != now {
@@ -76,7 +85,8 @@ mod tests {
         fs::write(path("b"), "two").expect("written");
         std::os::unix::fs::symlink(path("a"), path("link")).expect("a link");
         let mut watched = Watched::default();
-        watched.watch(Watched::stamps(&[path("link"), path("missing")]));
+        watched.watch(&[path("link"), path("missing")]);
+        assert!(watched.take_doubt() && !watched.take_doubt());
         assert_eq!(watched.look(), [] as [PathBuf; 0]);
         std::os::unix::fs::symlink(path("b"), path("new")).expect("a link");
         fs::rename(path("new"), path("link")).expect("swapped");
@@ -92,7 +102,7 @@ mod tests {
     fn unusable_files_are_news_once() {
         let mut watched = Watched::default();
         assert!(watched.unusable() && !watched.unusable() && watched.is_unusable());
-        watched.watch(Vec::new());
+        watched.watch(&[]);
         assert!(!watched.is_unusable());
     }
 }

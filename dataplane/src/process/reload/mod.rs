@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use qmux_config::{Change, Config, Server, changes_between};
+use qmux_config::{Change, Client, Config, Server, changes_between};
 
 use super::mail::CoreMail;
 use super::status::Status;
 use super::{access_log, bind, check};
 use crate::client::ClientShared;
-use crate::core::mailbox::Mailboxes;
+use crate::client::mail::ClientMail;
+use crate::core::mailbox::{Mailboxes, Post};
 use crate::core::memory;
 use crate::server::ServerShared;
 use crate::server::mail::ServerMail;
@@ -80,6 +81,13 @@ pub(super) struct Reloader {
     pub(super) watched: Watched,
 }
 
+/// A configuration was taken up.
+struct Taken {
+    lines: Vec<String>,
+    /// It is not the one of before.
+    changed: bool,
+}
+
 /// What has been read and bound and only has to be used.
 struct Ready {
     config: Arc<Config>,
@@ -94,7 +102,7 @@ impl Reloader {
     /// If it cannot be had.
     pub(super) fn start(mut self, orders: Receiver<Answer>) -> std::io::Result<()> {
         let config = self.config.load_full();
-        self.watched.watch(Watched::stamps(&config.files));
+        self.watched.watch(&config.files);
         let thread = std::thread::Builder::new().name("reload".into());
         thread.spawn(move || {
             let mut next_look = Instant::now() + LOOK_PAUSE;
@@ -117,8 +125,11 @@ impl Reloader {
         let path = self.path.display().to_string();
         let text = Config::text_of(&self.path);
         let text = text.map_err(|errors| Refused::Unusable(errors.to_string()));
+        // Those that have changed as well are read with it.
+        let _changed = self.watched.look();
         let outcome = text.and_then(|text| self.take_up(text));
         self.count(&outcome);
+        let outcome = outcome.map(|taken| taken.lines);
         match &outcome {
             Ok(lines) => {
                 tracing::info!(
@@ -144,26 +155,28 @@ impl Reloader {
 
     /// Looks whether files have changed that the configuration names.
     fn look(&mut self) {
-        let changed = self.watched.look();
-        if changed.is_empty() && !self.watched.is_unusable() {
+        let files = self.watched.look();
+        let doubtful = self.watched.take_doubt();
+        if files.is_empty() && !doubtful && !self.watched.is_unusable() {
             return;
         }
-        let was_unusable = self.watched.is_unusable();
         let outcome = self.take_up(self.text.clone());
-        if !changed.is_empty() || outcome.is_ok() {
-            self.count(&outcome);
-        }
         match outcome {
+            Ok(Taken { changed: false, .. }) => {}
             Ok(_) => {
-                for file in &changed {
-                    tracing::info!(file = %file.display(), "a file has changed and is used now");
-                }
-                if was_unusable && changed.is_empty() {
-                    tracing::info!("files that could not be used are used now");
-                }
+                self.count(&outcome);
+                let files: Vec<_> = files
+                    .iter()
+                    .map(|file| file.display().to_string())
+                    .collect();
+                tracing::info!(
+                    ?files,
+                    "files that the configuration names have changed, and are used now"
+                );
             }
-            Err(Refused::Unusable(why)) => {
+            Err(Refused::Unusable(ref why)) => {
                 if self.watched.unusable() {
+                    self.count(&outcome);
                     tracing::warn!(
                         why,
                         "files have changed and cannot be used as they are; those of before go on \
@@ -175,7 +188,7 @@ impl Reloader {
         }
     }
 
-    fn count(&self, outcome: &Outcome) {
+    fn count(&self, outcome: &Result<Taken, Refused>) {
         let counts = &self.status.reloads;
         let counted = match outcome {
             Ok(_) => &counts.done,
@@ -185,21 +198,34 @@ impl Reloader {
     }
 
     /// Takes up the configuration of this text, all of it or nothing.
-    fn take_up(&mut self, text: String) -> Outcome {
+    fn take_up(&mut self, text: String) -> Result<Taken, Refused> {
         let unusable = |errors: qmux_config::Errors| Refused::Unusable(errors.to_string());
         let wanted = Config::parse(&text, &self.path).map_err(unusable)?;
         for warning in &wanted.warnings {
             tracing::warn!("{warning}");
         }
-        // Before they are read again for use: what changes meanwhile is found at the next look.
-        let stamps = Watched::stamps(&wanted.files);
         let wanted = bind::without_ipv6(wanted, sys::bind::has_ipv6);
         let ready = self.prepare(Arc::new(self.with_what_stays(wanted)))?;
         let mut lines = self.lines(&text);
-        self.apply(ready, &mut lines)?;
+        let files = ready.config.files.clone();
+        let changed = !self.is_as_before(&ready);
+        if changed {
+            self.apply(ready, &mut lines)?;
+        }
         self.text = text;
-        self.watched.watch(stamps);
-        Ok(lines)
+        self.watched.watch(&files);
+        Ok(Taken { lines, changed })
+    }
+
+    /// Whether nothing would change, neither in the configuration nor in the files that it names.
+    fn is_as_before(&self, ready: &Ready) -> bool {
+        let without_warnings = |config: &Config| Config {
+            warnings: Vec::new(),
+            ..config.clone()
+        };
+        let shown = ready.server.as_ref().zip(self.server.as_ref());
+        without_warnings(&ready.config) == without_warnings(&self.config.load())
+            && shown.is_none_or(|((plan, _), shared)| !plan.changes_credentials(shared))
     }
 
     /// The configuration with what only a start takes up as it was at the start.
@@ -209,11 +235,20 @@ impl Reloader {
             (Some(now), Some(wanted)) => Some(server_with_what_stays(now, wanted)),
             (now, _) => now.clone(),
         };
+        let client = match (&now.client, wanted.client) {
+            (Some(now), Some(wanted)) => Some(Client {
+                client_id: now.client_id.clone(),
+                state_dir: now.state_dir.clone(),
+                resolve_interval: now.resolve_interval,
+                ..wanted
+            }),
+            (now, _) => now.clone(),
+        };
         let mut limits = wanted.limits;
         limits.descriptors_reserved = now.limits.descriptors_reserved;
         Config {
             server,
-            client: now.client.clone(),
+            client,
             quic: now.quic.clone(),
             udp: now.udp.clone(),
             admin: now.admin.clone(),
@@ -270,6 +305,13 @@ impl Reloader {
         }
         if let Some(prepared) = access_log {
             prepared.take_up();
+        }
+        if let (Some(shared), Some(client)) = (&self.client, &config.client) {
+            let post: Arc<dyn Post<ClientMail>> = Arc::new(self.mailboxes.clone());
+            // The certificates were tried before; one that was swapped since is taken up later.
+            if let Err(why) = shared.change(&config, client, &post) {
+                lines.push(format!("the client goes on as before: {why}"));
+            }
         }
         memory::change_limit(config.limits.memory);
         self.status.certificates.change(&config);

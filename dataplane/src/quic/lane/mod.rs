@@ -4,6 +4,7 @@
 //! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
 //! which is told by [`Lane::mark_dirty`].
 
+mod bundles;
 mod coalesce;
 mod connection;
 mod datagrams;
@@ -25,6 +26,7 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use qmux_proto::control::Finished;
+use qmux_proto::datagram::Bundle;
 use qmux_proto::{FlowError, LaneError};
 use rustc_hash::FxBuildHasher;
 
@@ -36,6 +38,7 @@ use crate::buffer::{Holdings, PooledBuffers};
 use crate::core::event::Event;
 use crate::core::memory::LaneAllowance;
 use crate::core::panics::contain;
+use bundles::Bundles;
 use coalesce::Coalesced;
 use connection::ConnectionCell;
 use datagrams::Tally;
@@ -204,6 +207,7 @@ pub(crate) struct Lane {
     ended: EndedStreams,
     silence: Silence,
     datagrams: Tally,
+    bundles: Bundles,
     debts: Debts,
     /// What the turn of receiving that is under way has brought.
     pub(super) turn: turn::Turn,
@@ -255,6 +259,7 @@ impl Lane {
             ended: EndedStreams::default(),
             silence: Silence::default(),
             datagrams: Tally::default(),
+            bundles: Bundles::default(),
             debts: Debts::default(),
             turn: turn::Turn::default(),
             path: path::PathState::new(way),
@@ -509,7 +514,10 @@ impl Lane {
             let Ok(datagram) = next else { break };
             any = true;
             Tally::add(&self.datagrams.delivered, 1);
-            events.datagram(self, datagram.as_ref());
+            match Bundle::of(datagram.as_ref()) {
+                None => events.datagram(self, datagram.as_ref()),
+                Some(bundle) => self.unbundle(bundle, &*events),
+            }
         }
         if any {
             events.datagrams_done(self);

@@ -268,6 +268,9 @@ fn registered(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers
     if capabilities.contains(Capabilities::PATH_CHALLENGE) {
         this.lane.peer_answers_challenges();
     }
+    if capabilities.contains(Capabilities::BUNDLES) {
+        this.lane.peer_takes_bundles();
+    }
     if capabilities.contains(Capabilities::NAMED_SERVICES)
         && let Some(udp) = &this.udp
     {
