@@ -10,13 +10,19 @@ use crate::limits;
 use crate::networks::{self, NETWORK_FORM, Networks};
 use crate::section::Section;
 use crate::server::ListenerProtocol;
-use crate::units::DAY;
+use crate::units::{DAY, format_size};
 
 /// Highest limit: as many descriptors as Linux lets a process have by default (`fs.nr_open`).
 const LIMIT_MAX: i64 = 1 << 20;
 
 /// Longest idle timeout: a flow that may be silent for a month is better left alone.
 const IDLE_TIMEOUT_MAX: Duration = DAY.saturating_mul(30);
+
+/// Least bandwidth of a visitor, in bytes per second: below it a page is not there within a minute,
+/// and who asked for less meant another unit.
+const BANDWIDTH_MIN: u64 = 1 << 10;
+/// Most: a thousand times what a network card carries.
+const BANDWIDTH_MAX: u64 = 1 << 40;
 
 const WITHOUT_EFFECT: &str = "has no effect with the protocol of this service";
 
@@ -30,6 +36,8 @@ pub struct Bounds {
     pub allow: Option<Networks>,
     /// Where they may not come from, whatever `allow` says.
     pub deny: Networks,
+    /// Balancers whose TCP visitors begin with a PROXY header, and count as the address in it.
+    pub accept_proxy_from: Networks,
     /// TCP visitors at a time, of the whole process; zero: any number, as with those that follow.
     pub max_visitors: u32,
     /// TCP visitors at a time of one source: an IPv4 address, or an IPv6 network of 64 bits.
@@ -38,6 +46,8 @@ pub struct Bounds {
     pub visitors_per_second_per_source: u32,
     /// UDP flows at a time of one source.
     pub max_udp_flows_per_source: u32,
+    /// Bytes per second that a TCP visitor or a UDP flow may have in each direction; zero: any number.
+    pub bandwidth_per_visitor: u64,
     /// A TCP flow in which no byte is moved for this long in either direction is reset; zero: it
     /// never is.
     pub idle_timeout: Duration,
@@ -46,7 +56,7 @@ pub struct Bounds {
 impl Bounds {
     /// Reads the keys of a service or a listener.
     pub(crate) fn read(section: &Section<'_>, protocol: Option<ListenerProtocol>) -> Self {
-        let allow = read_list(section, "allow", "allow_file");
+        let allow = read_list(section, "allow", Some("allow_file"));
         if let Some(path) = section.any("allow_file")
             && matches!(&allow, Some(allow) if allow.is_empty())
         {
@@ -54,7 +64,7 @@ impl Bounds {
                            least";
             section.problem_at("allow_file", &path.span(), message);
         }
-        let deny = read_list(section, "deny", "deny_file").unwrap_or_default();
+        let deny = read_list(section, "deny", Some("deny_file")).unwrap_or_default();
         let tcp = protocol.is_none_or(ListenerProtocol::tcp);
         let udp = protocol.is_none_or(ListenerProtocol::udp);
         let limit = |key, has_effect| read_limit(section, key, has_effect);
@@ -63,10 +73,12 @@ impl Bounds {
                 .filter(|allow| !allow.is_empty())
                 .map(Networks::from_iter),
             deny: deny.into_iter().collect(),
+            accept_proxy_from: read_balancers(section, tcp),
             max_visitors: limit("max_visitors", tcp),
             max_visitors_per_source: limit("max_visitors_per_source", tcp),
             visitors_per_second_per_source: limit("visitors_per_second_per_source", tcp),
             max_udp_flows_per_source: limit("max_udp_flows_per_source", udp),
+            bandwidth_per_visitor: read_bandwidth(section),
             idle_timeout: read_idle_timeout(section, tcp),
         }
     }
@@ -95,6 +107,24 @@ fn read_limit(section: &Section<'_>, key: &'static str, has_effect: bool) -> u32
     limit
 }
 
+/// Bytes per second; zero, which is the default, for any number.
+fn read_bandwidth(section: &Section<'_>) -> u64 {
+    let key = "bandwidth_per_visitor";
+    let Some(bandwidth) = section.size(key, 0..=BANDWIDTH_MAX) else {
+        return 0;
+    };
+    let bytes_per_s = *bandwidth.get_ref();
+    if bytes_per_s > 0 && bytes_per_s < BANDWIDTH_MIN {
+        let (given, least) = (format_size(bytes_per_s), format_size(BANDWIDTH_MIN));
+        let message = format!(
+            "{given} is too little; it must be \"0\", for any number of bytes per second, or at \
+             least \"{least}\""
+        );
+        section.problem_at(key, &bandwidth.span(), message);
+    }
+    bytes_per_s
+}
+
 fn read_idle_timeout(section: &Section<'_>, has_effect: bool) -> Duration {
     let key = "idle_timeout";
     let timeout = limits::read_timeout(section, key, IDLE_TIMEOUT_MAX).unwrap_or_default();
@@ -104,12 +134,31 @@ fn read_idle_timeout(section: &Section<'_>, has_effect: bool) -> Duration {
     timeout
 }
 
+/// Balancers whose visitors say by a header who they are.
+fn read_balancers(section: &Section<'_>, has_effect: bool) -> Networks {
+    let key = "accept_proxy_from";
+    let networks = read_list(section, key, None).unwrap_or_default();
+    if !networks.is_empty() && !has_effect {
+        section.warn_unused(key, WITHOUT_EFFECT);
+    }
+    if let Some(all) = networks.iter().find(|it| it.prefix_len() == 0)
+        && let Some(value) = section.any(key)
+    {
+        let message = format!(
+            "{all} lets everybody claim to come from any address; it should name the balancers only"
+        );
+        let key = section.key(key);
+        section.report().warning(&key, &value.span(), &message);
+    }
+    networks.into_iter().collect()
+}
+
 /// The networks under one key together with those of the file that the other one names; `None` if
 /// something is wrong with them, which has been reported.
 fn read_list(
     section: &Section<'_>,
     key: &'static str,
-    file_key: &'static str,
+    file_key: Option<&'static str>,
 ) -> Option<Vec<IpNet>> {
     let mut networks = Vec::new();
     let mut right = true;
@@ -124,8 +173,11 @@ fn read_list(
         }
     }
     let form = format!("{FILE_FORM}: {NETWORK_FORM}");
-    if let Some(path) = section.filled_string(file_key, &form) {
+    if let Some(file_key) = file_key
+        && let Some(path) = section.filled_string(file_key, &form)
+    {
         let file = section.report().resolve(path.get_ref());
+        section.report().reads(&file);
         match networks::read_file(&file) {
             Ok(of_file) => networks.extend(of_file),
             Err(message) => {

@@ -38,7 +38,8 @@ const SERVER_NAME_FORM: &str = "a host name or an IP address from the server's c
 /// How many QUIC connections the client opens to each server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lanes {
-    /// As many as the cores of both sides need.
+    /// One for each core of the client, and more, up to one for each core of the server, while many
+    /// visitors come.
     Auto,
     /// This many, at most [`LANES_MAX`].
     Count(NonZeroU16),

@@ -125,6 +125,34 @@ impl ClientMatcher {
         }
     }
 
+    /// What would become now of a client that an earlier configuration admitted, without asking it
+    /// again for a proof: `Refused` if it has to prove anew who it is. `token` is the secret by
+    /// which it was admitted, if it has no entry and there was one.
+    #[must_use]
+    pub fn again(&self, earlier: &Admission, token: Option<&Secret>) -> Admission {
+        match earlier {
+            Admission::Entry(entry) => {
+                let same =
+                    |it: &&Arc<ClientEntry>| it.name == entry.name && it.proof == entry.proof;
+                let now = self.entries.iter().find(same);
+                now.map_or(Admission::Refused, |it| Admission::Entry(Arc::clone(it)))
+            }
+            Admission::Anyone if self.entries.is_empty() && self.shared.as_ref() == token => {
+                Admission::Anyone
+            }
+            Admission::Nameless if !self.entries.is_empty() && self.shared.as_ref() == token => {
+                Admission::Nameless
+            }
+            Admission::Anyone | Admission::Nameless | Admission::Refused => Admission::Refused,
+        }
+    }
+
+    /// The token of `[server.auth]`, if clients may prove that they know it.
+    #[must_use]
+    pub fn shared_token(&self) -> Option<&Secret> {
+        self.shared.as_ref()
+    }
+
     fn entry(&self, index: usize) -> Admission {
         self.entries.get(index).map_or(Admission::Refused, |entry| {
             Admission::Entry(Arc::clone(entry))

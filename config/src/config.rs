@@ -42,6 +42,9 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// What works, but the operator should know; one line each, in the form of a [`Problem`].
     pub warnings: Vec<String>,
+    /// The files of their own that it names and that were read: certificates, keys, tokens, lists.
+    /// What comes to be in them is a part of the configuration too.
+    pub files: Vec<PathBuf>,
 }
 
 impl Config {
@@ -51,7 +54,15 @@ impl Config {
     /// Every problem that was found: the file cannot be read, is not TOML, holds a wrong value or
     /// names a certificate that is not usable.
     pub fn load(path: &Path) -> Result<Self, Errors> {
-        Self::parse(&text_of(path)?, path)
+        Self::parse(&Self::text_of(path)?, path)
+    }
+
+    /// The text of a config file, for [`Config::parse`].
+    ///
+    /// # Errors
+    /// If it cannot be read, or is no text.
+    pub fn text_of(path: &Path) -> Result<String, Errors> {
+        text_of(path)
     }
 
     /// The same for a diagnosis: a certificate that has expired, or is not valid yet, is only warned
@@ -114,7 +125,7 @@ impl Config {
             unreachable!("a string that cannot be expanded was reported");
         }
         let parts = Parts::read(Section::root(&report, table.get_ref()));
-        let warnings = report.finish()?;
+        let (warnings, files) = report.finish()?;
         Ok(Self {
             path: path.to_owned(),
             server: parts.server,
@@ -124,6 +135,7 @@ impl Config {
             limits: parts.limits,
             admin: parts.admin,
             warnings,
+            files,
         })
     }
 }

@@ -17,12 +17,14 @@
 
 #![forbid(unsafe_code)]
 
+mod access_log;
 mod address;
 mod admin;
 mod bounds;
 mod certificate_facts;
 mod certificate_names;
 pub mod certs;
+mod changes;
 mod client;
 mod client_entry;
 mod client_matcher;
@@ -59,10 +61,12 @@ pub mod token_proof;
 mod udp;
 mod units;
 
+pub use access_log::AccessLog;
 pub use admin::{Admin, AdminListen};
 pub use bounds::Bounds;
 pub use certificate_facts::{CertificateFacts, first_expiry_unix_s, utc_text};
 pub use certificate_names::{CertificateNames, FINGERPRINT_BYTES, show_fingerprint};
+pub use changes::{Change, changes_between};
 pub use client::{
     CLIENT_ID_BYTES_MAX, Client, ClientAuth, ClientCert, ClientTls, LANES_MAX, Lanes, ServerTarget,
 };

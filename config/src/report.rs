@@ -1,6 +1,7 @@
 //! Collects what is wrong while a file is being read, so that one run tells everything.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ pub(crate) struct Report<'a> {
     source: Source<'a>,
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<String>>,
+    files: RefCell<BTreeSet<PathBuf>>,
     times_matter: bool,
 }
 
@@ -22,6 +24,7 @@ impl<'a> Report<'a> {
             source,
             problems: RefCell::default(),
             warnings: RefCell::default(),
+            files: RefCell::default(),
             times_matter: true,
         }
     }
@@ -86,11 +89,17 @@ impl<'a> Report<'a> {
             .join(path)
     }
 
-    /// The warnings, if nothing is wrong.
-    pub(crate) fn finish(self) -> Result<Vec<String>, Errors> {
+    /// Notes that a part of the configuration is in a file of its own.
+    pub(crate) fn reads(&self, file: &Path) {
+        self.files.borrow_mut().insert(file.to_owned());
+    }
+
+    /// The warnings and the files that were read, if nothing is wrong.
+    pub(crate) fn finish(self) -> Result<(Vec<String>, Vec<PathBuf>), Errors> {
         let problems = self.problems.into_inner();
         if problems.is_empty() {
-            Ok(self.warnings.into_inner())
+            let files = self.files.into_inner();
+            Ok((self.warnings.into_inner(), files.into_iter().collect()))
         } else {
             Err(Errors::new(problems))
         }

@@ -68,6 +68,7 @@ impl Secret {
         file: &Spanned<&str>,
     ) -> Option<Spanned<Self>> {
         let path = section.report().resolve(file.get_ref());
+        section.report().reads(&path);
         let problem = |message: String| {
             let message = format!("{} {message}", path.display());
             section.problem_at(key, &file.span(), message);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
+use crate::access_log::AccessLog;
 use crate::address;
 use crate::bounds::Bounds;
 use crate::client_entry::{self, ClientEntry, Kind};
@@ -39,6 +40,12 @@ const TICKET_KEY_ROTATION_OVERLAP: u8 = 2;
 const CA_KEYS: Keys = Keys {
     file: "ca_cert_file",
     text: "ca_cert",
+};
+
+/// The keys of the list of certificates that the CAs have revoked.
+const CRL_KEYS: Keys = Keys {
+    file: "crl_file",
+    text: "crl",
 };
 
 /// The words for what visitors may speak.
@@ -145,6 +152,8 @@ pub enum ServerAuth {
     Mtls {
         /// PEM, at least one CA certificate.
         ca_cert: FileOrText,
+        /// PEM: the lists of certificates that these CAs have revoked, if there are any.
+        crl: Option<FileOrText>,
     },
     /// By knowing a secret: the one here, or that of one of [`Server::clients`].
     Token {
@@ -181,6 +190,8 @@ pub struct Server {
     pub health_timeout: Duration,
     /// How long open flows may go on after a signal to stop.
     pub drain_timeout: Duration,
+    /// Where a line is written for each flow that has ended.
+    pub access_log: AccessLog,
     /// Where clients connect and what they serve there; at least one. The door of named services
     /// comes first, then those of listeners in their order.
     pub doors: Vec<Door>,
@@ -198,6 +209,7 @@ impl Server {
     pub(crate) fn read(section: Section<'_>, limits: &Limits, claims: &mut Claims) -> Option<Self> {
         let load_balancer = LoadBalancer::read(&section).unwrap_or(LoadBalancer::LeastConnections);
         let timing = Timing::read(&section);
+        let access_log = AccessLog::read(&section);
         let defaults = Defaults {
             load_balancer,
             stall_timeout: limits.stall_timeout,
@@ -214,6 +226,7 @@ impl Server {
             heartbeat_interval: timing.heartbeat_interval,
             health_timeout: timing.health_timeout,
             drain_timeout: timing.drain_timeout,
+            access_log,
             doors,
             clients: entries.into_iter().map(|entry| entry.entry).collect(),
             auth: auth?,
@@ -333,7 +346,10 @@ impl ServerAuth {
                 let why = r#"is not used with method = "mtls""#;
                 section.warn_unused("token", why);
                 section.warn_unused("token_file", why);
-                tls_files::ca(section, CA_KEYS).map(|ca_cert| Self::Mtls { ca_cert })
+                let ca_cert = tls_files::ca(section, CA_KEYS);
+                // One that is wrong has been reported, and with it there is no config.
+                let crl = tls_files::crl(section, CRL_KEYS);
+                ca_cert.map(|ca_cert| Self::Mtls { ca_cert, crl })
             }
             Method::Token => {
                 if !with_entries && !Secret::is_in(section) {
@@ -342,6 +358,7 @@ impl ServerAuth {
                 if has_ca {
                     CA_KEYS.warn_unused(section, r#"is not used with method = "token""#);
                 }
+                CRL_KEYS.warn_unused(section, r#"is not used with method = "token""#);
                 if token.is_none() && (Secret::is_in(section) || !with_entries) {
                     return None;
                 }

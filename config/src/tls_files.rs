@@ -8,6 +8,8 @@ use boring::pkey::{PKey, Private};
 use boring::x509::X509;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
+use x509_parser::prelude::Pem;
+use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
 
 use crate::file_or_text::FileOrText;
@@ -120,6 +122,53 @@ pub(crate) fn ca(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
         return None;
     }
     Some(file.from)
+}
+
+/// The lists of revoked certificates under one of `keys`, if there are any. Whether a CA has signed
+/// them is for those to say who have the CAs.
+pub(crate) fn crl(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
+    let form = "the path of a PEM file with the lists of revoked certificates of the CAs";
+    let file = Source::maybe(section, keys, form)?;
+    let pem = file.read(section)?;
+    let lists = match revocation_lists(&pem) {
+        Ok(lists) => lists,
+        Err(message) => {
+            file.problem(section, message);
+            return None;
+        }
+    };
+    for ends in lists {
+        let Some(ends) = ends else { continue };
+        let when = day(ends);
+        if ASN1Time::now() > ends {
+            let message = format!(
+                "holds a list that expired on {when}; it must be one that the CA has issued since"
+            );
+            if file.is_refused_for_its_time(section, &message) {
+                return None;
+            }
+        }
+    }
+    Some(file.from)
+}
+
+/// When each list of a PEM text is to be replaced by the next one.
+fn revocation_lists(pem: &[u8]) -> Result<Vec<Option<ASN1Time>>, &'static str> {
+    let wrong =
+        "holds no list of revoked certificates in valid PEM form (-----BEGIN X509 CRL-----)";
+    let mut lists = Vec::new();
+    for block in Pem::iter_from_buffer(pem) {
+        let block = block.map_err(|_| wrong)?;
+        if block.label != "X509 CRL" {
+            return Err(wrong);
+        }
+        let (_, list) = CertificateRevocationList::from_der(&block.contents).map_err(|_| wrong)?;
+        lists.push(list.next_update());
+    }
+    if lists.is_empty() {
+        return Err(wrong);
+    }
+    Ok(lists)
 }
 
 /// The session ticket keys under one of `keys`, if there are any.
@@ -292,10 +341,12 @@ impl Source {
             });
         }
         let path = path?;
+        let file = section.report().resolve(path.get_ref());
+        section.report().reads(&file);
         Some(Self {
             key: keys.file,
             span: path.span(),
-            from: FileOrText::File(section.report().resolve(path.get_ref())),
+            from: FileOrText::File(file),
         })
     }
 

@@ -23,14 +23,13 @@ mod sys;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use qmux_config::Config;
 
 use cli::{Cli, Command};
 use process::exit::Failure;
 use process::run::{self, Events};
-use process::{bind, check, logging};
+use process::{access_log, bind, check, logging};
 
 #[cfg(not(feature = "count-allocations"))]
 #[global_allocator]
@@ -49,6 +48,7 @@ fn main() -> ExitCode {
             failure.code()
         }
     };
+    access_log::flush(logging::FLUSH_AT_END);
     logging::flush(logging::FLUSH_AT_END);
     code
 }
@@ -66,7 +66,12 @@ fn run(cli: Cli) -> Result<(), Failure> {
 }
 
 fn load(path: &Path) -> Result<Config, Failure> {
-    let config = Config::load(path).map_err(|errors| Failure::Input(errors.to_string()))?;
+    let text = Config::text_of(path).map_err(|errors| Failure::Input(errors.to_string()))?;
+    parse(&text, path)
+}
+
+fn parse(text: &str, path: &Path) -> Result<Config, Failure> {
+    let config = Config::parse(text, path).map_err(|errors| Failure::Input(errors.to_string()))?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -76,16 +81,11 @@ fn load(path: &Path) -> Result<Config, Failure> {
 fn serve(path: &Path, cores: Option<usize>) -> Result<(), Failure> {
     let events = Events::with_signals()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = %path.display(), "qmux-dp starts");
-    let config = load(path)?;
+    let text = Config::text_of(path).map_err(|errors| Failure::Input(errors.to_string()))?;
+    let config = parse(&text, path)?;
     let cores = run::core_count(cores);
     check::tls_contexts(&config)?;
-    let drain_timeout = drain_timeout(&config);
-    run::start(&Arc::new(config), cores, events)?.until_signal(drain_timeout)
-}
-
-/// The longer of both roles' times.
-fn drain_timeout(config: &Config) -> Duration {
-    let server = config.server.as_ref().map(|server| server.drain_timeout);
-    let client = config.client.as_ref().map(|client| client.drain_timeout);
-    server.max(client).unwrap_or_default()
+    let mut running = run::start(&Arc::new(config), cores, events)?;
+    running.reload_from(path, text)?;
+    running.until_signal(None)
 }

@@ -30,6 +30,8 @@ pub(crate) struct Name {
     complaints: Mutex<Complaints>,
     /// It has been asked for, with or without success.
     asked: AtomicBool,
+    /// Nobody wants to know any more.
+    given_up: AtomicBool,
 }
 
 /// What to say of an attempt to resolve a name.
@@ -81,6 +83,7 @@ impl Name {
             setting,
             literal: literal.is_ok(),
             asked: AtomicBool::new(literal.is_ok()),
+            given_up: AtomicBool::new(false),
             addresses: ArcSwap::from_pointee(known.collect()),
             complaints: Mutex::default(),
         })
@@ -89,6 +92,16 @@ impl Name {
     /// True if the name is an address.
     pub(crate) fn is_literal(&self) -> bool {
         self.literal
+    }
+
+    /// It is not kept fresh any more; what is known of it stays.
+    pub(crate) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+    }
+
+    /// Whether it is not kept fresh any more.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
     }
 
     /// Whether there has been an answer, or none came when there should have been.
@@ -180,7 +193,7 @@ impl std::fmt::Display for Name {
     }
 }
 
-/// Keeps `name` fresh for as long as the process runs: resolves it now and after each `interval` (a
+/// Keeps `name` fresh until it is given up: resolves it now and after each `interval` (a
 /// little earlier, as clients that were started together must not ask together), and calls
 /// `answered` with each good answer, whether it has changed or not. A literal address needs none of
 /// this.
@@ -188,19 +201,20 @@ impl std::fmt::Display for Name {
 /// # Errors
 /// If the thread cannot be started.
 pub(crate) fn keep_fresh(
-    name: Arc<Name>,
+    name: &Arc<Name>,
     interval: Duration,
     answered: impl Fn(&[SocketAddr]) + Send + 'static,
 ) -> std::io::Result<()> {
     if name.literal {
         return Ok(());
     }
+    let name = Arc::clone(name);
     std::thread::Builder::new()
         .name("resolver".into())
         .spawn(move || {
-            loop {
+            while !name.is_given_up() {
                 let good = name.refresh();
-                if good {
+                if good && !name.is_given_up() {
                     answered(&name.addresses());
                 }
                 let pause = if good { interval } else { RETRY.min(interval) };
@@ -256,7 +270,7 @@ mod tests {
         let (told, answers) = std::sync::mpsc::channel();
         let name = Name::later("localhost", 80, "a test");
         assert!(name.addresses().is_empty(), "not asked for yet");
-        keep_fresh(name, Duration::from_millis(1), move |addresses| {
+        keep_fresh(&name, Duration::from_millis(1), move |addresses| {
             // Fails only when the test is over.
             let _over = told.send(addresses.to_vec());
         })

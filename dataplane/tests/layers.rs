@@ -17,7 +17,13 @@ const PROGRAM: &[&[&str]] = &[
 
 /// The same within the server: mail names things, and not the code that handles them.
 const SERVER: &[&[&str]] = &[
-    &["ids", "pool", "bounds"],
+    &[
+        "ids",
+        "pool",
+        "bounds",
+        "access_log",
+        "entrance::proxy_header",
+    ],
     &["tcp::visitor", "udp::forwarded"],
     &["mail"],
     &["shared"],
@@ -25,6 +31,7 @@ const SERVER: &[&[&str]] = &[
     &["door"],
     &["entrance"],
     &["tcp::carry"],
+    &["tcp::arrival"],
 ];
 
 /// The place of a module, given by its path below the layers' root: the longest name that fits.

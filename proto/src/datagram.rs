@@ -17,10 +17,14 @@
 //!
 //! The packet ids of a flow count up by one with each packet that is cut, in each direction on its
 //! own: the [`Reassembler`](crate::reassembly::Reassembler) knows by them what it has already seen.
+//!
+//! Peers that have said so take several such datagrams in one: a [`Bundle`].
 
+mod bundle;
 mod header;
 mod split;
 
+pub use bundle::{BUNDLE_MARK, Bundle, begin_bundle, bundled_len, put_bundled_len};
 pub use header::Header;
 pub use split::{Split, split};
 

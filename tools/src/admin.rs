@@ -104,7 +104,7 @@ impl Endpoint {
     /// # Errors
     /// If there is no answer.
     pub(crate) fn get(&self, path: &str) -> Result<Answer, Failure> {
-        self.ask("GET", path)
+        self.ask("GET", path, PATIENCE)
     }
 
     /// Has `path` done.
@@ -112,20 +112,28 @@ impl Endpoint {
     /// # Errors
     /// If there is no answer.
     pub(crate) fn post(&self, path: &str) -> Result<Answer, Failure> {
-        self.ask("POST", path)
+        self.ask("POST", path, PATIENCE)
     }
 
-    fn ask(&self, method: &str, path: &str) -> Result<Answer, Failure> {
+    /// The same for what may take this long.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub(crate) fn post_for(&self, path: &str, patience: Duration) -> Result<Answer, Failure> {
+        self.ask("POST", path, patience)
+    }
+
+    fn ask(&self, method: &str, path: &str, patience: Duration) -> Result<Answer, Failure> {
         let answer = match &self.0 {
             AdminListen::Tcp(address) => {
                 TcpStream::connect_timeout(address, PATIENCE).and_then(|stream| {
-                    stream.set_read_timeout(Some(PATIENCE))?;
+                    stream.set_read_timeout(Some(patience))?;
                     stream.set_write_timeout(Some(PATIENCE))?;
                     exchange(stream, method, path, &address.to_string())
                 })
             }
             AdminListen::Unix(socket) => UnixStream::connect(socket).and_then(|stream| {
-                stream.set_read_timeout(Some(PATIENCE))?;
+                stream.set_read_timeout(Some(patience))?;
                 stream.set_write_timeout(Some(PATIENCE))?;
                 exchange(stream, method, path, "localhost")
             }),

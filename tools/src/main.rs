@@ -2,8 +2,8 @@
 //!
 //! Makes certificates and ticket keys, adds clients, writes commented example configs, translates
 //! QMux's YAML, finds out why a tunnel does not work, and shows what a running program does. Of what
-//! it does only `drain` touches a running tunnel, and it never overwrites a file that it was not told
-//! to.
+//! it does only `drain` and `reload` touch a running tunnel, and it never overwrites a file that it
+//! was not told to.
 
 #![forbid(unsafe_code)]
 // They panic when nobody reads.
@@ -22,6 +22,7 @@ mod health;
 mod import;
 mod man;
 mod output;
+mod reload;
 mod renew;
 mod status;
 mod ticket_key;
@@ -69,6 +70,11 @@ enum Command {
     Top(top::Args),
     /// Have a running program stop: no new flows, and an end when the open ones have ended.
     Drain(drain::Args),
+    /// Have a running program read its configuration again, and say what has changed.
+    ///
+    /// All of it is taken up, or nothing. Exits with 2 if the configuration cannot be used; the
+    /// program goes on with what it has.
+    Reload(reload::Args),
     /// Print completions of this program's command line for a shell.
     Completions(completions::Args),
     /// Print this program's manual page, or write those of all commands to a directory.
@@ -88,6 +94,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Top(args) => top::run(&args),
         Command::Drain(args) => drain::run(&args),
+        Command::Reload(args) => reload::run(&args),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),
     };

@@ -46,6 +46,8 @@ fn switched_on(text: &str, token: &str) -> String {
 /// well.
 const ALTERNATIVES: &[&str] = &[
     "ca_cert",
+    "crl_file",
+    "crl",
     "server_cert",
     "server_key",
     "session_ticket_encryption_key",

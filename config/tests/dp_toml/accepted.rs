@@ -39,7 +39,8 @@ fn a_server_is_read_into_its_final_types() {
     assert_eq!(
         server.auth,
         ServerAuth::Mtls {
-            ca_cert: dir().join("certs/ca.crt").into()
+            ca_cert: dir().join("certs/ca.crt").into(),
+            crl: None,
         }
     );
     assert_eq!(server.tls.server_cert, file("certs/server.crt"));

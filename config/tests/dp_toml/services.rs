@@ -481,11 +481,63 @@ fn lists_of_networks_stand_in_the_file_or_in_files_of_their_own() {
 }
 
 #[test]
+fn balancers_are_networks_and_everybody_is_warned_of() {
+    let text = with_services(&format!("{WEB}accept_proxy_from = [\"10.0.0.0/8\"]\n{SSH}"));
+    let config = accept(&text);
+    assert_eq!(config.warnings, Vec::<String>::new());
+    let server = config.server.expect("a server");
+    let [web, ssh] = &server.doors[0].services[..] else {
+        panic!("two services")
+    };
+    let ip = "10.1.2.3".parse().expect("literal");
+    assert!(web.bounds.accept_proxy_from.contains(ip));
+    assert!(!ssh.bounds.accept_proxy_from.contains(ip));
+    for (all, what) in [("0.0.0.0/0", "any address"), ("::/0", "any address")] {
+        let text = with_services(&format!("{WEB}accept_proxy_from = [\"{all}\"]\n"));
+        let warnings = accept(&text).warnings;
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(
+            warnings[0].contains(all) && warnings[0].contains(what),
+            "{warnings:?}"
+        );
+    }
+    let wrong = with_services(&format!("{WEB}accept_proxy_from = [\"haproxy\"]\n"));
+    let message = problem(&wrong);
+    assert!(
+        message.contains("accept_proxy_from: \"haproxy\" is no network"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_bandwidth_is_none_or_one_that_carries_a_page() {
+    let bandwidth = |value: &str| with_services(&format!("{WEB}bandwidth_per_visitor = {value}\n"));
+    for (value, expected) in [
+        ("0", 0),
+        ("\"0\"", 0),
+        ("1024", 1_024),
+        ("\"1MiB\"", 1 << 20),
+    ] {
+        let server = server(&bandwidth(value));
+        let bounds = &server.doors[0].services[0].bounds;
+        assert_eq!(bounds.bandwidth_per_visitor, expected, "{value}");
+    }
+    let message = problem(&bandwidth("\"100B\""));
+    let expected = "bandwidth_per_visitor: 100B is too little; it must be \"0\", for any number of \
+                    bytes per second, or at least \"1KiB\"";
+    assert!(message.contains(expected), "{message}");
+    for wrong in ["-1", "\"fast\"", "true", "\"2TiB\""] {
+        let message = problem(&bandwidth(wrong));
+        assert!(message.contains("bandwidth_per_visitor: "), "{message}");
+    }
+}
+
+#[test]
 fn each_service_has_limits_of_its_own_and_none_without_them() {
     let text = with_services(&format!(
         "{WEB}max_visitors = 1\nmax_visitors_per_source = 2\n\
          visitors_per_second_per_source = 3\nmax_udp_flows_per_source = 4\n\
-         idle_timeout = \"5s\"\n{SSH}"
+         bandwidth_per_visitor = \"2MiB\"\nidle_timeout = \"5s\"\n{SSH}"
     ));
     let config = accept(&text);
     assert_eq!(config.warnings, Vec::<String>::new());
@@ -498,6 +550,7 @@ fn each_service_has_limits_of_its_own_and_none_without_them() {
         max_visitors_per_source: 2,
         visitors_per_second_per_source: 3,
         max_udp_flows_per_source: 4,
+        bandwidth_per_visitor: 2 << 20,
         idle_timeout: Duration::from_secs(5),
         ..Bounds::default()
     };

@@ -1,31 +1,16 @@
 //! The client role on one core: its share of the lanes to every server.
 
-pub(crate) mod answers;
-mod attempt;
-#[cfg(test)]
-mod attempt_tests;
-mod backoff;
-mod beside;
-mod flow;
 mod lane;
 pub(crate) mod mail;
 #[cfg(test)]
 mod offer_tests;
-mod plan;
 mod presence;
-mod proxy_header;
-mod resumption;
-mod roster;
-mod seen;
-mod server;
-mod service;
+mod servers;
 pub(crate) mod services;
-mod session;
-mod shared;
+pub(crate) mod shared;
 #[cfg(test)]
 mod simulation;
-mod supervisor;
-mod twins;
+mod tcp;
 pub(crate) mod udp;
 pub(crate) mod views;
 
@@ -43,12 +28,14 @@ use crate::flow::role::RoleContext;
 use crate::flow::udp::UdpSettings;
 use crate::sys::limits;
 use lane::ClientLane;
+use lane::Leaving;
+use lane::plan::{LaneId, Plan};
+use lane::supervisor::Supervisor;
 use mail::ClientMail;
-use plan::{LaneId, Plan};
-use server::ServerState;
-use service::Checker;
+use servers::demand::Change;
+use servers::server::ServerState;
+use services::health::Checker;
 pub(crate) use shared::ClientShared;
-use supervisor::Supervisor;
 use udp::CoreFlows;
 
 /// Bits of a lane's serial number that count the lanes of one core; the others are the core's.
@@ -83,7 +70,9 @@ pub(crate) struct ClientCore {
     /// For each core, whether this one still has to tell it to plan.
     plans_owed: Vec<Cell<bool>>,
     /// They check the services, if that is this core's part.
-    checkers: Vec<Rc<Checker>>,
+    checkers: RefCell<Vec<Rc<Checker>>>,
+    /// The configuration that lanes and checks are by.
+    generation: Cell<u64>,
     /// The UDP flows of all lanes.
     udp: Rc<CoreFlows>,
 }
@@ -96,8 +85,7 @@ fn udp_flows(context: &ClientContext, shared: &ClientShared) -> Rc<CoreFlows> {
         context.cluster.cores(),
     );
     CoreFlows::new(
-        &shared.services,
-        UdpSettings::from(&shared.config.udp),
+        UdpSettings::from(&shared.settings().config.udp),
         flows_max,
         Arc::clone(&context.counters),
     )
@@ -114,21 +102,22 @@ fn going_away(drain_timeout: Duration) -> GoAway {
 impl ClientCore {
     /// Starts this core's first lanes.
     pub(crate) fn start(context: &Rc<ClientContext>, shared: &Arc<ClientShared>) -> Rc<ClientCore> {
-        let lanes = shared.client().map_or(Lanes::Auto, |client| client.lanes);
+        let settings = shared.settings();
         let this = Rc::new(ClientCore {
             context: Rc::clone(context),
             shared: Arc::clone(shared),
-            plan: RefCell::new(Plan::new(context.index, context.cluster.cores(), lanes)),
+            plan: RefCell::new(Plan::new(context.index, context.cluster.cores())),
             planning: Cell::new(false),
             supervisors: RefCell::default(),
             lanes: RefCell::default(),
             registering: RefCell::default(),
             next_serial: Cell::new(1),
             plans_owed: vec![Cell::new(false); context.cluster.cores()],
-            checkers: Checker::start_all(context, shared.services.all()),
+            checkers: RefCell::new(Checker::start_all(context, settings.services.all(), vec![])),
+            generation: Cell::new(settings.generation),
             udp: udp_flows(context, shared),
         });
-        if shared.services.are_known() {
+        if settings.services.are_known() {
             this.planning.set(true);
             this.plan();
         } else {
@@ -141,7 +130,7 @@ impl ClientCore {
     /// knows. One name that takes long must not keep the other services waiting.
     async fn plan_once_services_were_asked(self: Rc<Self>) {
         let began = Instant::now();
-        let services = &self.shared.services;
+        let services = Arc::clone(&self.shared.settings().services);
         let is_time = || {
             let some_and_long = services.is_any_known() && began.elapsed() >= SERVICES_PATIENCE;
             services.are_known() || some_and_long
@@ -180,28 +169,71 @@ impl ClientCore {
         if self.context.draining.get() || !self.planning.get() {
             return;
         }
+        self.follow_settings();
         let servers = self.shared.servers.load_full();
         let dialled = servers.iter().filter(|server| !server.rests());
-        let numbers = dialled.map(|server| (server.number, server.cores()));
+        let lanes = self.lanes_setting();
+        let numbers = dialled.map(|server| (server.number, server.lanes_wanted(lanes)));
         let changes = self.plan.borrow_mut().update(numbers);
         let mut supervisors = self.supervisors.borrow_mut();
         for lane in changes.retire {
+            let stays = |server: &&Arc<ServerState>| server.number == lane.0 && !server.rests();
+            let leaving = if servers.iter().any(|server| stays(&server)) {
+                Leaving::Surplus
+            } else {
+                Leaving::Unwanted
+            };
             if let Some(supervisor) = supervisors.remove(&lane) {
-                supervisor.retire();
+                supervisor.retire(leaving);
             }
         }
         for (number, lane) in changes.start {
             if let Some(server) = servers.iter().find(|server| server.number == number) {
-                supervisors.insert((number, lane), Supervisor::start(self, server, lane));
+                let supervisor = Supervisor::start(self, server, lane, self.generation.get());
+                supervisors.insert((number, lane), supervisor);
             }
+        }
+        for supervisor in supervisors.values_mut() {
+            if supervisor.generation() != self.generation.get() {
+                *supervisor = supervisor.succeed(self, self.generation.get());
+            }
+        }
+    }
+
+    /// The services may be others than before.
+    fn follow_settings(self: &Rc<Self>) {
+        let settings = self.shared.settings();
+        if self.generation.replace(settings.generation) != settings.generation {
+            let running = self.checkers.take();
+            let services = settings.services.all();
+            *self.checkers.borrow_mut() = Checker::start_all(&self.context, services, running);
+            self.udp.services_are(&settings.services);
         }
     }
 
     /// A server said how many cores it has: all cores plan again if that is news.
     fn server_has_cores(self: &Rc<Self>, server: &ServerState, server_cores: usize) {
-        if server.has_cores(server_cores) {
+        if server.has_cores(server_cores, self.context.cluster.cores(), Instant::now()) {
             self.tell_all(&ClientMail::Plan);
         }
+    }
+
+    /// `lanes` of dp.toml.
+    fn lanes_setting(&self) -> Lanes {
+        let settings = self.shared.settings();
+        settings.client().map_or(Lanes::Auto, |client| client.lanes)
+    }
+
+    /// A server is to have more lanes, or fewer.
+    fn lanes_change(self: &Rc<Self>, server: &ServerState, change: Change) {
+        let counters = &self.context.counters;
+        match change {
+            Change::Grown(by) => counters.lanes_grown.add(by as u64),
+            Change::Shrunk(by) => counters.lanes_shrunk.add(by as u64),
+        }
+        let lanes = server.lanes_wanted(self.lanes_setting());
+        tracing::debug!(%server, lanes, ?change, "another number of lanes to this server");
+        self.tell_all(&ClientMail::Plan);
     }
 
     /// The server may be gone: all lanes ask it.
@@ -275,7 +307,7 @@ impl ClientCore {
     }
 
     fn service_health_changed(&self) {
-        for checker in &self.checkers {
+        for checker in &*self.checkers.borrow() {
             checker.told();
         }
         for lane in self.lanes.borrow().values() {
@@ -316,7 +348,7 @@ impl ClientCore {
     /// Closes all lanes. The servers are told in the next flush.
     pub(crate) fn close(&self) {
         for supervisor in self.supervisors.borrow().values() {
-            supervisor.retire();
+            supervisor.retire(Leaving::Unwanted);
         }
         let registered: Vec<_> = self.lanes.borrow().values().cloned().collect();
         let registering: Vec<_> = self.registering.borrow().values().cloned().collect();

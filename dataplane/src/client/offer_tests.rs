@@ -1,6 +1,6 @@
 //! A client with many services before a server that is played by the test.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::rc::Rc;
@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use qmux_config::{Config, Lanes, ListenerProtocol, LocalPorts, LocalService, Ports};
 use qmux_proto::control::{
-    Capabilities, Heartbeat, Message, Register, RegisterAck, RegisterOutcome, ServiceAnswer,
-    ServiceAnswers, ServiceVerdict, TrafficPorts,
+    Capabilities, HandOvers, Heartbeat, Message, Register, RegisterAck, RegisterOutcome,
+    ServiceAnswer, ServiceAnswers, ServiceVerdict, TrafficPorts,
 };
 use qmux_proto::{FlowError, OpenHeader, Protocol};
 
+use super::servers::server::ServerState;
 use super::services::tests::local;
 use super::{ClientContext, ClientCore, ClientMail, ClientShared};
 use crate::buffer::StreamBuf;
@@ -30,11 +31,15 @@ use crate::ready::Readiness;
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// A server that accepts each registration, and does what the test says after that.
+/// A server of so many cores that accepts each registration, and does what the test says after that.
 #[derive(Default)]
 struct PlayedServer {
     register: RefCell<Option<Register>>,
     registered: Event,
+    /// 0 stands for 1.
+    cores: Cell<u64>,
+    /// Lanes that have registered.
+    lanes: Cell<usize>,
     lane: RefCell<Option<Rc<Lane>>>,
     /// What it was told of services.
     health: RefCell<Vec<(String, bool)>>,
@@ -76,9 +81,10 @@ async fn serve(this: Rc<PlayedServer>, lane: Rc<Lane>) {
     lane.send_control(&Message::RegisterAck(RegisterAck {
         outcome: RegisterOutcome::Accepted,
         server_instance_id: [1; 16],
-        server_cores: 1,
+        server_cores: this.cores.get().max(1),
         lane_core: 0,
     }));
+    this.lanes.set(this.lanes.get() + 1);
     this.registered.set();
     loop {
         match reader.next(Instant::now() + LONG).await {
@@ -188,8 +194,15 @@ struct World {
 }
 
 /// A client with these services that has just registered.
-async fn registered(mut config: Config, services: Vec<LocalService>) -> World {
-    let server = Rc::<PlayedServer>::default();
+async fn registered(config: Config, services: Vec<LocalService>) -> World {
+    registered_with(Rc::default(), config, services).await
+}
+
+async fn registered_with(
+    server: Rc<PlayedServer>,
+    mut config: Config,
+    services: Vec<LocalService>,
+) -> World {
     let mut accepting = setup(&config, true);
     accepting.handshake_timeout = LONG;
     let address = accepting.socket.local_addr();
@@ -218,6 +231,10 @@ async fn registered(mut config: Config, services: Vec<LocalService>) -> World {
 }
 
 impl World {
+    fn first_server(&self) -> Arc<ServerState> {
+        Arc::clone(&self.core.shared.servers.load()[0])
+    }
+
     async fn until_answered(&self, accepted: usize) {
         until("the answers to arrive", || {
             let servers = self.core.shared.servers.load();
@@ -257,7 +274,8 @@ fn a_client_offers_all_its_services_and_each_flow_reaches_the_one_that_it_names(
         let counters = &world.core.context.counters;
         assert_eq!(counters.tcp_flows_unknown_service.get(), 1);
         let counted = |index: usize| {
-            let services = world.core.shared.services.all();
+            let settings = world.core.shared.settings();
+            let services = settings.services.all();
             services[index].counts.tcp_flows.get()
         };
         assert_eq!([counted(0), counted(1), counted(2)], [1; 3]);
@@ -294,7 +312,8 @@ fn a_visitor_of_a_range_gets_the_port_of_its_position_even_before_the_answers() 
         let beyond = world.server.visit("pair", 30_002).await;
         assert_eq!(beyond, Err(FlowError::DialFailed));
         assert_eq!(counters.tcp_flows_without_port.get(), 1);
-        let pair = &world.core.shared.services.all()[0];
+        let settings = world.core.shared.settings();
+        let pair = &settings.services.all()[0];
         assert_eq!(pair.counts.flows_without_port.get(), 1);
         assert!(pair.is_healthy());
     });
@@ -326,13 +345,14 @@ fn a_dead_service_marks_only_itself_and_comes_back_alone() {
         })
         .await;
         let counted = |index: usize| {
-            let services = world.core.shared.services.all();
+            let settings = world.core.shared.settings();
+            let services = settings.services.all();
             services[index].counts.dials_failed.get()
         };
         assert_eq!([counted(0), counted(1), counted(2)], [0, 1, 0]);
         // It is checked from then on.
         holder.listen(8).expect("listen");
-        let dead = Arc::clone(&world.core.shared.services.all()[1]);
+        let dead = Arc::clone(&world.core.shared.settings().services.all()[1]);
         until("the check to find it", || dead.is_healthy()).await;
         world.core.service_health_changed();
         until("the server to be told again", || {
@@ -356,7 +376,7 @@ fn a_server_hears_nothing_of_services_that_it_does_not_take_until_it_does() {
         };
         server.answer(vec![accepted("web", 80, 1), refused]);
         world.until_answered(1).await;
-        let dead = Arc::clone(&world.core.shared.services.all()[1]);
+        let dead = Arc::clone(&world.core.shared.settings().services.all()[1]);
         dead.state.dialled(false, &dead, &world.core.context);
         world.core.service_health_changed();
         // A round trip later nothing has come.
@@ -380,7 +400,7 @@ fn a_server_of_an_older_version_serves_the_nameless_service_and_no_other() {
         let world = registered(config, services).await;
         let server = &world.server;
         assert_eq!(server.visit("", 8_080).await, Ok(b"nameless?".to_vec()));
-        let web = Arc::clone(&world.core.shared.services.all()[1]);
+        let web = Arc::clone(&world.core.shared.settings().services.all()[1]);
         web.state.dialled(false, &web, &world.core.context);
         // It answers no names, and goes on with what it has always said.
         server.lane().send_control(&Message::Heartbeat(Heartbeat {
@@ -392,5 +412,64 @@ fn a_server_of_an_older_version_serves_the_nameless_service_and_no_other() {
         assert_eq!(server.visit("", 8_080).await, Ok(b"nameless?".to_vec()));
         // It would take them for news of its own service.
         assert_eq!(*server.health.borrow(), []);
+    });
+}
+
+/// A client of one core at a server of three.
+async fn registered_at_three_cores(config: Config) -> World {
+    let server = Rc::<PlayedServer>::default();
+    server.cores.set(3);
+    let services = vec![at("web", service("web"))];
+    let world = registered_with(server, config, services).await;
+    until("the number of cores to arrive", || {
+        world.first_server().cores() == 3
+    })
+    .await;
+    world
+}
+
+const BEAT: Message = Message::Heartbeat(Heartbeat {
+    sequence: 1,
+    acknowledged: 0,
+});
+
+#[test]
+fn a_server_that_tells_hand_overs_has_as_many_lanes_as_the_client_has_cores_until_it_does() {
+    run(async |config| {
+        let world = registered_at_three_cores(config).await;
+        let server = &world.server;
+        let register = server.register.borrow().clone().expect("registered");
+        assert!(register.capabilities.contains(Capabilities::HAND_OVERS));
+        let tell = |visitors| {
+            let said = HandOvers {
+                visitors,
+                datagrams: 0,
+            };
+            server.lane().send_control(&Message::HandOvers(said));
+        };
+        tell(0);
+        server.lane().send_control(&BEAT);
+        server.answer(vec![accepted("web", 80, 1)]);
+        world.until_answered(1).await;
+        assert_eq!(server.lanes.get(), 1);
+        // Told now and then, as a server does; for longer than one burst takes.
+        let mut visitors = 0;
+        while server.lanes.get() < 2 {
+            visitors += 10_000;
+            tell(visitors);
+            crate::core::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(world.core.context.counters.lanes_grown.get() > 0);
+    });
+}
+
+#[test]
+fn a_server_that_tells_no_hand_overs_has_a_lane_for_each_of_its_cores() {
+    run(async |config| {
+        let world = registered_at_three_cores(config).await;
+        assert_eq!(world.server.lanes.get(), 1, "it may be about to tell them");
+        world.server.lane().send_control(&BEAT);
+        until("a lane for each core", || world.first_server().lanes() == 3).await;
+        assert_eq!(world.core.context.counters.lanes_grown.get(), 2);
     });
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ClientCore;
-use super::answers::{News, Standing, complaint};
 use super::lane::ClientLane;
-use super::server::ServerState;
+use super::servers::server::ServerState;
+use super::services::answers::{News, Standing, complaint};
 
 /// How long the lanes to a server are given to come, before they are counted.
 const LANES_COME: Duration = Duration::from_millis(500);
@@ -60,7 +60,7 @@ pub(super) fn say_standing(lane: &ClientLane, server: &str, news: &News) {
     let Some(suppressed) = (if first { Some(None) } else { pass() }) else {
         return;
     };
-    let Some(service) = lane.shared.services.all().get(news.index) else {
+    let Some(service) = lane.settings.services.all().get(news.index) else {
         return;
     };
     match (complaint(server, service, news.now), news.now) {

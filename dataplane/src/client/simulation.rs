@@ -13,16 +13,21 @@ use qmux_config::Lanes;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::backoff::Backoff;
-use super::plan::{LaneId, Plan, lane_count};
-use super::roster::Roster;
-use super::server::ServerState;
+use super::lane::aim;
+use super::lane::backoff::Backoff;
+use super::lane::plan::{LaneId, Plan};
+use super::servers::demand::Work;
+use super::servers::roster::Roster;
+use super::servers::server::ServerState;
 
 /// Addresses that names may resolve to.
 const ADDRESSES: u8 = 8;
 
 /// Names of one client.
 const TARGETS: usize = 3;
+
+/// Where the client's first lane goes: to no core that a server has by that index.
+const BEGINS_AT: u8 = 201;
 
 /// Runs, and the steps of one.
 const SEEDS: u64 = 1_000;
@@ -120,9 +125,7 @@ impl World {
             lanes,
             cores,
             roster: Roster::new((0..TARGETS).map(|target| format!("server{}", target % 2))),
-            plans: (0..cores)
-                .map(|core| Plan::new(core, cores, lanes))
-                .collect(),
+            plans: (0..cores).map(|core| Plan::new(core, cores)).collect(),
             mail: (0..cores).map(|_| VecDeque::new()).collect(),
             refused: BTreeMap::new(),
             supervised: BTreeMap::new(),
@@ -136,6 +139,7 @@ impl World {
             45..50 => self.change_host(),
             50 => self.pass_time(Duration::from_secs(3_600)),
             51..56 => self.silence(),
+            56..60 => self.demand(),
             _ => {
                 let by_ms = self.random.random_range(1..500);
                 self.pass_time(Duration::from_millis(by_ms));
@@ -187,7 +191,10 @@ impl World {
 
     fn plan(&mut self, core: usize) {
         let servers = self.roster.servers().to_vec();
-        let numbers = servers.iter().map(|server| (server.number, server.cores()));
+        let lanes = self.lanes;
+        let numbers = servers
+            .iter()
+            .map(|server| (server.number, server.lanes_wanted(lanes)));
         let changes = self.plans[core].update(numbers);
         for lane in changes.retire {
             let retired = self.supervised.remove(&lane).expect("it runs");
@@ -291,6 +298,28 @@ impl World {
         }
     }
 
+    /// A server has handed much over, lanes have carried little, or a server is of an old version.
+    fn demand(&mut self) {
+        let servers = self.roster.servers();
+        if servers.is_empty() {
+            return;
+        }
+        let server = Arc::clone(&servers[self.random.random_range(0..servers.len())]);
+        let now = self.start + self.now;
+        let work = Work {
+            visitors: self.random.random_range(0..1_000),
+            datagrams: self.random.random_range(0..10_000),
+        };
+        let change = match self.random.random_range(0..5) {
+            0..2 => server.handed_over(work, now),
+            2..4 => server.carried(Work::default(), Duration::from_secs(1), now),
+            _ => server.tells_nothing(),
+        };
+        if change.is_some() {
+            self.tell_all();
+        }
+    }
+
     fn pass_time(&mut self, by: Duration) {
         self.now += by;
         let due: Vec<LaneId> = self
@@ -328,13 +357,14 @@ impl World {
                 return self.note_refusal(id, host.instance);
             }
         }
-        let aimed = lane.server.cores().max(1);
         let mut found = false;
-        if id.1 % aimed == id.1 % host.cores {
+        let arrives = |knows| aim::core_of(aim::first_byte(BEGINS_AT, id.1, knows), host.cores);
+        if arrives(lane.server.cores()) == arrives(host.cores) {
             lane.registered = Some(host.instance);
             found = lane.server.lane_registered(host.instance).back;
         }
-        if lane.server.has_cores(host.cores) {
+        let now = self.start + self.now;
+        if lane.server.has_cores(host.cores, self.cores, now) {
             self.tell_all();
         }
         if found {
@@ -380,7 +410,7 @@ impl World {
         }
         let mut wanted = BTreeSet::new();
         for server in self.roster.servers() {
-            let count = lane_count(self.lanes, server.cores(), self.cores);
+            let count = server.lanes_wanted(self.lanes);
             wanted.extend((0..count).map(|lane| (server.number, lane)));
         }
         let running: BTreeSet<LaneId> = self.supervised.keys().copied().collect();

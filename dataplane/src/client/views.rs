@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::server::ServerState;
+use qmux_config::Lanes;
+
+use super::servers::server::ServerState;
 use super::services::Service;
 use super::shared::ClientShared;
 
@@ -63,6 +65,15 @@ impl ClientShared {
         servers.iter().map(|server| server.view()).collect()
     }
 
+    /// Lanes that there are to be to all servers.
+    pub(crate) fn lanes_wanted(&self) -> usize {
+        let settings = self.settings();
+        let lanes = settings.client().map_or(Lanes::Auto, |client| client.lanes);
+        let servers = self.servers.load();
+        let kept = servers.iter().filter(|server| !server.rests());
+        kept.map(|server| server.lanes_wanted(lanes)).sum()
+    }
+
     /// All services, in the order of the configuration.
     pub(crate) fn service_views(&self) -> Vec<LocalServiceView> {
         let view = |service: &Arc<Service>| LocalServiceView {
@@ -71,6 +82,6 @@ impl ClientShared {
             up: service.is_healthy(),
             flows: service.flows(),
         };
-        self.services.all().iter().map(view).collect()
+        self.settings().services.all().iter().map(view).collect()
     }
 }

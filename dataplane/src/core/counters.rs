@@ -52,7 +52,7 @@ counters! {
     quic_packets_received,
     /// Receive calls that brought at least one of them.
     quic_receive_batches,
-    /// Turns of a lane whose acknowledgement was put off: datagrams in bulk.
+    /// Turns of a lane whose acknowledgement was put off: messages, and datagrams in bulk.
     quic_acknowledgements_deferred,
     /// UDP packets sent that carry QUIC.
     quic_packets_sent,
@@ -164,6 +164,9 @@ counters! {
     lanes_superseded,
     /// Lanes closed because another instance took their client's id and they did not answer.
     lanes_replaced,
+    /// Lanes that get no new flow because their client may not serve here any more: its certificate
+    /// has expired or was revoked, or its entry is gone or another one.
+    lanes_withdrawn,
     /// Registrations refused.
     registrations_refused,
     /// The same, because another living instance has the client's id.
@@ -200,6 +203,10 @@ counters! {
     lanes_taken_over,
     /// Lanes left to their last flows: their server drains or is none any more, or they are too many.
     lanes_left,
+    /// Lanes that a client opened because its server had much to hand over to those it had.
+    lanes_grown,
+    /// Lanes that a client gave up, or did not open, because little came through all of them.
+    lanes_shrunk,
     /// Handshakes given up because the network says that nobody listens at the address.
     handshakes_unreachable,
     /// Mail to the client role of another core that did not fit its mailbox.
@@ -227,6 +234,9 @@ counters! {
     visitors_refused_memory,
     /// TCP visitors reset because the lists or limits of their service do not let them in.
     visitors_refused_bounds,
+    /// TCP visitors reset because they did not say who they are by a PROXY header, which their
+    /// service expects from where they come.
+    visitors_refused_proxy_header,
     /// TCP visitors whose client left everything unanswered before there was any sign that it had
     /// anything of them: sent to another lane or client that answers, or reset if there is none.
     visitors_unheard,
@@ -254,10 +264,15 @@ counters! {
     tcp_flows_reset,
     /// The same, because the visitor or the service took nothing for the stall timeout.
     tcp_flows_stalled,
+    /// Times that a TCP flow stood still because the bandwidth that its service allows each visitor
+    /// was used up.
+    tcp_bandwidth_waits,
     /// TCP flows reset because no byte was moved in either direction for the idle timeout.
     tcp_flows_idle,
     /// The same, because memory was short and they had stalled longest.
     tcp_flows_ended_for_memory,
+    /// TCP flows reset because their service was removed, or moved, and drain_timeout was over.
+    tcp_flows_ended_drained,
     /// TCP flows reset because this client drains.
     tcp_flows_refused_draining,
     /// TCP flows whose service could not be reached.
@@ -318,6 +333,12 @@ counters! {
     udp_bytes_out,
     /// Datagrams that were sent as several fragments.
     udp_datagrams_fragmented,
+    /// Small datagrams that were sent together with others, in bundles.
+    udp_datagrams_bundled,
+    /// Bundles sent.
+    udp_bundles_sent,
+    /// Bundles received that could not be read to their end; what was left of them is dropped.
+    udp_bundles_invalid,
     /// Datagrams put together again from fragments.
     udp_datagrams_reassembled,
     /// Datagrams dropped because the lane's queue was full.
@@ -326,6 +347,8 @@ counters! {
     udp_dropped_too_large,
     /// Datagrams dropped because no client could serve them.
     udp_dropped_no_client,
+    /// Datagrams of new visitors dropped because their service was removed, or has moved.
+    udp_dropped_removed,
     /// Visitors' datagrams dropped because the core of their client's lane had no place for one more.
     udp_dropped_handover,
     /// Datagrams dropped because their flow is not known.
@@ -339,6 +362,9 @@ counters! {
     /// Visitors' datagrams dropped because the lists or limits of their service let them open no
     /// flow.
     udp_dropped_bounds,
+    /// Datagrams of or for visitors dropped because the bandwidth that their service allows each
+    /// visitor was used up.
+    udp_dropped_bandwidth,
     /// Datagrams of new visitors dropped because flows hold as much memory as they may.
     udp_dropped_memory,
     /// Datagrams dropped because their lane is not registered, or its listener takes no UDP.

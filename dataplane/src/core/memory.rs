@@ -143,11 +143,16 @@ thread_local! {
 
 /// Sets the limit. What is held now does not count: no flow holds it.
 pub(crate) fn set_limit(limit: MemoryLimit) {
+    BASE_BYTES.store(heap::held_bytes(), Ordering::Relaxed);
+    change_limit(limit);
+}
+
+/// Sets another limit while there are flows.
+pub(crate) fn change_limit(limit: MemoryLimit) {
     let bytes = match limit {
         MemoryLimit::Bytes(bytes) => bytes,
         MemoryLimit::Auto => memory::allowed_bytes().unwrap_or(2 * FALLBACK_BYTES) / 2,
     };
-    BASE_BYTES.store(heap::held_bytes(), Ordering::Relaxed);
     LIMIT_BYTES.store(
         usize::try_from(bytes).unwrap_or(usize::MAX),
         Ordering::Relaxed,

@@ -7,6 +7,7 @@ pub(crate) mod counters;
 pub(crate) mod event;
 pub(crate) mod histogram;
 pub(crate) mod log_limit;
+pub(crate) mod log_queue;
 pub(crate) mod mailbox;
 pub(crate) mod memory;
 pub(crate) mod panics;

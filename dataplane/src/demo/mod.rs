@@ -55,7 +55,7 @@ pub(crate) fn run(once: bool, cores: Option<usize>) -> Result<(), Failure> {
         echo.port()
     ));
     output::line("stop with Ctrl-C");
-    running.until_signal(DRAIN_TIMEOUT)
+    running.until_signal(Some(DRAIN_TIMEOUT))
 }
 
 /// Counts what the demo's tunnel allocates, on one core.

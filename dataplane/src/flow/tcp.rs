@@ -19,6 +19,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use qmux_proto::FlowError;
 
@@ -26,45 +27,17 @@ use crate::buffer::{Block, BlockSize, LARGE_BLOCK_BYTES, StreamBuf};
 use crate::core::counters::CoreCounters;
 use crate::core::event::yield_now;
 use crate::core::service_counters::ServiceCounters;
+use crate::core::time;
 use crate::quic::lane::{Lane, StreamFront, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
 
-use super::watch::{FlowWatch, Waits};
+use super::bandwidth::{Bandwidth, Direction};
+pub(crate) use super::ended::{Ended, TcpFlowEnd};
+use super::fill::{Next, Until, fill};
+use super::watch::{FlowWatch, LOOK_INTERVAL, Waits};
 
 /// Bytes that one pump moves before the other tasks of the core get a turn.
 const BYTES_PER_TURN: usize = 2 * LARGE_BLOCK_BYTES;
-
-/// How a TCP flow ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TcpFlowEnd {
-    /// Both directions ended with a FIN.
-    Completed,
-    /// Reset, by whom and why.
-    Reset(FlowError),
-    /// Reset by us, as our socket took nothing for the stall timeout.
-    Stalled,
-}
-
-impl std::fmt::Display for TcpFlowEnd {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            TcpFlowEnd::Completed => f.write_str("completed"),
-            TcpFlowEnd::Reset(reason) => write!(f, "reset: {reason}"),
-            TcpFlowEnd::Stalled => f.write_str("reset: stalled"),
-        }
-    }
-}
-
-/// A TCP flow that has ended.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Ended {
-    /// How.
-    pub(crate) how: TcpFlowEnd,
-    /// Bytes that were read from its socket.
-    pub(crate) bytes_in: u64,
-    /// Bytes that were written to its socket.
-    pub(crate) bytes_out: u64,
-}
 
 /// A flow's two ends.
 pub(crate) struct TcpFlow {
@@ -84,6 +57,8 @@ pub(crate) struct TcpFlow {
     pub(crate) counters: Arc<CoreCounters>,
     /// On a server, those of the visitor's service.
     pub(crate) service: Option<Arc<ServiceCounters>>,
+    /// What it may carry, if that is limited.
+    pub(crate) bandwidth: Option<Box<Bandwidth>>,
 }
 
 /// What was done of a flow before its pumps start.
@@ -99,42 +74,26 @@ pub(crate) struct Begun {
     pub(crate) ended: bool,
     /// The stream has got that FIN, too.
     pub(crate) fin_sent: bool,
+    /// The socket had nothing when it was last looked at, or is not likely to: it is waited for
+    /// before it is read.
+    pub(crate) empty: bool,
+    /// How the socket's first bytes are read: whoever closes behind them is best read until it is
+    /// empty.
+    pub(crate) first: Until,
     /// Bytes read from the socket so far.
     pub(crate) bytes_in: u64,
 }
 
+/// What of [`Begun`] concerns the pump from the socket.
+struct Beginning {
+    unsent: VecDeque<StreamBuf>,
+    ended: bool,
+    empty: bool,
+    first: Until,
+}
+
 /// Why a pump stopped before its direction's FIN.
 struct Stopped;
-
-/// What follows the bytes that [`fill`] has read.
-pub(crate) enum Next {
-    /// Perhaps more: the buffer is full.
-    More,
-    /// Nothing now.
-    Nothing,
-    /// The end: all has been read.
-    Fin,
-    /// The socket was reset.
-    Error,
-}
-
-/// Reads until `into` is full or the socket has no more. So a FIN that follows the last bytes
-/// closely is seen with them and rides in their frame, and small segments are gathered; it costs no
-/// call more than reading once and then finding the socket empty.
-pub(crate) fn fill(socket: &TcpSocket, into: &mut [u8]) -> (usize, Next) {
-    let mut read = 0;
-    while read < into.len() {
-        match socket.try_read(&mut into[read..]) {
-            Ok(0) => return (read, Next::Fin),
-            Ok(more) => read += more,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return (read, Next::Nothing);
-            }
-            Err(_) => return (read, Next::Error),
-        }
-    }
-    (read, Next::More)
-}
 
 /// Runs the flow to its end.
 pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> Ended {
@@ -146,14 +105,21 @@ pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> Ended {
         cut: Cell::new(false),
         broken: Cell::new(false),
         fin_read: Cell::new(false),
+        closed_behind_first: Cell::new(false),
         bytes_in: Cell::new(begun.bytes_in),
         bytes_out: Cell::new(0),
     };
+    flow.pay(Direction::In, begun.bytes_in);
     if begun.fin_sent {
         flow.inward().set(Waits::Over);
     }
     {
-        let mut inward = pin!(flow.socket_to_stream(begun.unsent, begun.ended));
+        let mut inward = pin!(flow.socket_to_stream(Beginning {
+            unsent: begun.unsent,
+            ended: begun.ended,
+            empty: begun.empty,
+            first: begun.first,
+        }));
         let mut outward = pin!(flow.stream_to_socket(begun.early, begun.early_fin));
         poll_fn(|cx| {
             flow.look_around(cx);
@@ -176,6 +142,7 @@ pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> Ended {
         how: flow.end(),
         bytes_in: flow.bytes_in.get(),
         bytes_out: flow.bytes_out.get(),
+        closed_behind_first: flow.closed_behind_first.get(),
     }
 }
 
@@ -195,6 +162,8 @@ struct Flow {
     broken: Cell<bool>,
     /// The stream's FIN was read while bytes before it wait for the socket.
     fin_read: Cell<bool>,
+    /// See [`Ended`].
+    closed_behind_first: Cell<bool>,
     /// For the log: see [`Ended`].
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
@@ -248,6 +217,7 @@ impl Flow {
             service.tcp_bytes_in.add(bytes);
         }
         self.bytes_in.set(self.bytes_in.get() + bytes);
+        self.pay(Direction::In, bytes);
     }
 
     /// The socket has taken so many bytes.
@@ -258,6 +228,38 @@ impl Flow {
             service.tcp_bytes_out.add(bytes);
         }
         self.bytes_out.set(self.bytes_out.get() + bytes);
+        self.pay(Direction::Out, bytes);
+    }
+
+    // ---- bandwidth ------------------------------------------------------------------------------
+
+    fn pay(&self, way: Direction, bytes: u64) {
+        if let Some(bandwidth) = &self.ends.bandwidth {
+            bandwidth.carried(way, bytes, Instant::now());
+        }
+    }
+
+    /// Waits until more may be carried that way, and says how much.
+    async fn allowed(&self, way: Direction, direction: &Cell<Waits>) -> usize {
+        let Some(bandwidth) = &self.ends.bandwidth else {
+            return usize::MAX;
+        };
+        let mut has_waited = false;
+        loop {
+            let now = Instant::now();
+            let at = match bandwidth.ask(way, now) {
+                Ok(bytes) => return bytes,
+                Err(at) => at,
+            };
+            if !has_waited {
+                self.ends.counters.tcp_bandwidth_waits.increment();
+                has_waited = true;
+            }
+            // A flow that may not move is not idle.
+            self.ends.watch.has_moved();
+            let pause = time::sleep_until(at.min(now + LOOK_INTERVAL));
+            Self::wait(direction, Waits::Bandwidth, pause).await;
+        }
     }
 
     // ---- what ends a flow -----------------------------------------------------------------------
@@ -326,6 +328,7 @@ impl Flow {
         let Some(step) = watch.take_look() else {
             return;
         };
+        socket.keep_alive();
         // A pump that waits for the socket's bytes finds an error by itself, behind those bytes.
         if self.inward().get() != Waits::Socket
             && let Some(error) = socket.take_error()
@@ -341,9 +344,9 @@ impl Flow {
         waiters.writable.set();
     }
 
-    /// What the peer does to the stream while a pump waits for the socket. A pump that waits for
-    /// the stream finds it out by itself. No wake-up is lost for the pumps: after the socket they
-    /// try the stream before they wait for it.
+    /// What the peer does to the stream while a pump waits for the socket, or for its bandwidth. A
+    /// pump that waits for the stream finds it out by itself. No wake-up is lost for the pumps: after
+    /// these they try the stream before they wait for it.
     fn hear_peer(&self, cx: &mut Context<'_>) {
         let TcpFlow {
             lane,
@@ -352,7 +355,7 @@ impl Flow {
             ..
         } = &self.ends;
         while self.aborted.get().is_none()
-            && self.outward().get() == Waits::Socket
+            && self.outward().get().is_apart_from_the_stream()
             && waiters.readable.poll(cx).is_ready()
         {
             if self.fin_read.get() {
@@ -368,7 +371,7 @@ impl Flow {
             }
         }
         while self.aborted.get().is_none()
-            && self.inward().get() == Waits::Socket
+            && self.inward().get().is_apart_from_the_stream()
             && waiters.writable.poll(cx).is_ready()
         {
             if let Some(error) = lane.stopped(*stream) {
@@ -379,28 +382,43 @@ impl Flow {
 
     // ---- socket → stream ------------------------------------------------------------------------
 
-    async fn socket_to_stream(&self, unsent: VecDeque<StreamBuf>, ended: bool) {
+    async fn socket_to_stream(&self, beginning: Beginning) {
         // Why is noted where it happens.
-        let _early = self.pump_inward(unsent, ended).await;
+        let _early = self.pump_inward(beginning).await;
     }
 
-    async fn pump_inward(&self, unsent: VecDeque<StreamBuf>, ended: bool) -> Result<(), Stopped> {
+    async fn pump_inward(&self, beginning: Beginning) -> Result<(), Stopped> {
         let TcpFlow { socket, .. } = &self.ends;
-        for bytes in unsent {
+        for bytes in beginning.unsent {
             self.write_stream(bytes, false).await?;
         }
-        if ended {
+        if beginning.ended {
             return self.finish_stream().await;
+        }
+        if beginning.empty {
+            self.wait_for_socket().await;
         }
         let mut size = BlockSize::Small;
         let mut moved = 0;
+        // How many have brought bytes: many a connection has one message and its end.
+        let mut messages = usize::from(self.bytes_in.get() > 0);
         loop {
-            let room = self.wait_for_room().await?;
+            let allowed = self.allowed(Direction::In, self.inward()).await;
+            let room = self.wait_for_room().await?.min(allowed);
             let mut block = Block::take(size.within(room));
             let capacity = block.bytes().len().min(room);
-            let (read, mut next) = fill(socket, &mut block.bytes_mut()[..capacity]);
+            let until = match (size, messages) {
+                (BlockSize::Small, 0) => beginning.first,
+                (BlockSize::Small, _) => Until::Short,
+                _ => Until::Empty,
+            };
+            let (read, mut next) = fill(socket, &mut block.bytes_mut()[..capacity], until);
             if self.broken.get() && matches!(next, Next::Fin) {
                 next = Next::Error;
+            }
+            messages += usize::from(read > 0);
+            if matches!(next, Next::Fin) && messages == 1 && !self.fin_read.get() {
+                self.closed_behind_first.set(true);
             }
             if read > 0 {
                 self.count_in(read as u64);
@@ -423,8 +441,7 @@ impl Flow {
                 }
                 Next::Nothing => {
                     moved = 0;
-                    // An error is found again by the read that follows.
-                    let _ready = Self::wait(self.inward(), Waits::Socket, socket.readable()).await;
+                    self.wait_for_socket().await;
                 }
                 Next::Fin => return self.finish_stream().await,
                 Next::Error => {
@@ -433,6 +450,12 @@ impl Flow {
                 }
             }
         }
+    }
+
+    /// Waits until the socket has something. An error is found again by the read that follows.
+    async fn wait_for_socket(&self) {
+        let readable = self.ends.socket.readable();
+        let _ready = Self::wait(self.inward(), Waits::Socket, readable).await;
     }
 
     /// Waits for `ready` alone; everything else that matters is seen to at each turn of the flow's
@@ -534,13 +557,21 @@ impl Flow {
         let mut size = BlockSize::Small;
         let mut moved = 0;
         loop {
+            let allowed = match self.fin_read.get() {
+                true => 0,
+                false => self.allowed(Direction::Out, self.outward()).await,
+            };
             if self.fin_read.get() {
-                // A socket that is gone already is found by the other pump.
-                let _gone = socket.shutdown_write();
+                // The end of both directions: the close, which comes now, sends the FIN.
+                if self.inward().get() != Waits::Over || self.stopped.get().is_some() {
+                    // A socket that is gone already is found by the other pump.
+                    let _gone = socket.shutdown_write();
+                }
                 return Ok(());
             }
             let mut block = Block::take(size);
-            match lane.read(*stream, block.bytes_mut(), waiters) {
+            let capacity = block.bytes().len().min(allowed);
+            match lane.read(*stream, &mut block.bytes_mut()[..capacity], waiters) {
                 StreamRead::Bytes(read, fin) => {
                     size = size.after(read);
                     self.fin_read.set(fin);

@@ -56,8 +56,17 @@ pub(crate) enum Waits {
     Socket,
     /// The stream: bytes of it, or room in it.
     Stream,
+    /// More of its visitor's bandwidth.
+    Bandwidth,
     /// This direction has ended.
     Over,
+}
+
+impl Waits {
+    /// Whether it waits for something and would not hear of the stream meanwhile.
+    pub(crate) fn is_apart_from_the_stream(self) -> bool {
+        matches!(self, Waits::Socket | Waits::Bandwidth)
+    }
 }
 
 /// How long a flow's socket has taken nothing. Knows no clock.
@@ -108,6 +117,8 @@ struct FlowState {
     silent_for: Cell<Duration>,
     /// It has moved something since the last round.
     moved: Cell<bool>,
+    /// What its owner knows it by, together with others.
+    group: Cell<Option<u64>>,
     /// Set once it has been told to end.
     told: Cell<Option<FlowError>>,
     waker: RefCell<Option<Waker>>,
@@ -291,6 +302,23 @@ impl TcpFlows {
         Some(EndedFlow { lane, stream })
     }
 
+    /// Tells all flows of a group to end; `reason` is what their far ends are told. Returns how many
+    /// there were.
+    pub(crate) fn end_all_of(&self, group: u64, reason: FlowError) -> usize {
+        let table = self.table.borrow();
+        let states = table.entries.iter().map(|(_, entry)| &entry.state);
+        let mut ended = 0;
+        for state in states.filter(|state| state.group.get() == Some(group)) {
+            if state.told.get().is_none() {
+                state.told.set(Some(reason));
+                ended += 1;
+            }
+            state.wake();
+        }
+        self.counters.tcp_flows_ended_drained.add(ended as u64);
+        ended
+    }
+
     /// Tells flows to look, from key `from` on, in round `round`; `step` is the time since the last
     /// one. Returns where to go on, or `None` at the end of the table.
     fn tell_to_look(&self, round: usize, from: usize, step: Duration) -> Option<usize> {
@@ -367,6 +395,11 @@ impl FlowWatch {
     /// The flow has moved at least one byte, in whichever direction.
     pub(crate) fn has_moved(&self) {
         self.state.moved.set(true);
+    }
+
+    /// The flow is one of this group.
+    pub(crate) fn belongs_to(&self, group: u64) {
+        self.state.group.set(Some(group));
     }
 
     /// Says which stream carries the flow.

@@ -1,11 +1,11 @@
 //! Binding every socket of every core, once and in order, before any core runs: errors come from one place.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use qmux_config::{AdminListen, Config, Door, Server, Service, TrafficAddr};
+use qmux_config::{AdminListen, Config, Door, Server, TrafficAddr};
 
 use crate::process::exit::Failure;
-use crate::server::{DoorSockets, EntranceSockets};
+use crate::server::plan::{DoorSockets, EntranceSockets, Plan, SharedEntrance};
 use crate::sys::bind::{
     GrantedBuffers, UDP_BUFFER_BYTES, probe_free, raise_udp_buffers, tcp_reuseport, udp_reuseport,
 };
@@ -42,21 +42,41 @@ pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) 
     config
 }
 
-/// The sockets of all doors, per core: `result[core][door]`.
+/// The sockets of everything that a plan opens, per core: `result[core][door]`. `is_ours` says of
+/// addresses that nobody can have because this process has them.
 ///
 /// # Errors
-/// The first address that cannot be bound, with the reason.
-pub(crate) fn all(server: &Server, cores: usize) -> Result<Vec<Vec<DoorSockets>>, Failure> {
+/// The first address that cannot be bound, with the reason. Then nothing is bound.
+pub(crate) fn all(
+    plan: &Plan,
+    cores: usize,
+    is_ours: impl Fn(SocketAddr, bool) -> bool,
+) -> Result<Vec<Vec<DoorSockets>>, Failure> {
     let mut per_core: Vec<Vec<DoorSockets>> = (0..cores).map(|_| Vec::new()).collect();
     let mut warned = false;
-    for door in &server.doors {
-        probe(door)?;
+    for door in &plan.doors {
+        let quic_addrs = if door.is_new { door.quic_addrs() } else { &[] };
+        for address in quic_addrs {
+            probe_one(*address, false)?;
+        }
+        for entrance in door.services.iter().flat_map(|it| &it.opened) {
+            let address = entrance.traffic_addr;
+            for (tcp, wanted) in [(true, entrance.tcp), (false, entrance.udp)] {
+                if wanted && !is_ours(address, tcp) {
+                    probe_one(address, tcp)?;
+                }
+            }
+        }
         for sockets in &mut per_core {
-            sockets.push(one(door, &mut warned)?);
+            let services = door.services.iter().map(|it| entrances(&it.opened));
+            sockets.push(DoorSockets {
+                quic: quic(quic_addrs, &mut warned)?,
+                services: services.collect::<Result<_, _>>()?,
+            });
         }
         let first = per_core.first().and_then(|sockets| sockets.last());
         let quic = first.map_or(&[][..], |sockets| &sockets.quic);
-        for (socket, address) in quic.iter().zip(&door.quic_addrs).filter(|_| cores > 1) {
+        for (socket, address) in quic.iter().zip(quic_addrs).filter(|_| cores > 1) {
             steering::attach(socket, cores).map_err(|error| {
                 let text = format!("{address}: packets cannot be steered to cores: {error}");
                 Failure::Running(text)
@@ -66,21 +86,26 @@ pub(crate) fn all(server: &Server, cores: usize) -> Result<Vec<Vec<DoorSockets>>
     Ok(per_core)
 }
 
+fn probe_one(address: SocketAddr, tcp: bool) -> Result<(), Failure> {
+    let protocol = if tcp { "TCP" } else { "UDP" };
+    probe_free(address, tcp).map_err(|error| cannot(address, protocol, &error))
+}
+
 /// Fails if an address of `door` is not free or not of this machine.
 ///
 /// # Errors
 /// The address and the reason.
 pub(crate) fn probe(door: &Door) -> Result<(), Failure> {
     for address in &door.quic_addrs {
-        probe_free(*address, false).map_err(|error| cannot(*address, "UDP", &error))?;
+        probe_one(*address, false)?;
     }
     for service in &door.services {
         for address in service.traffic.addresses() {
             if service.protocol.tcp() {
-                probe_free(address, true).map_err(|error| cannot(address, "TCP", &error))?;
+                probe_one(address, true)?;
             }
             if service.protocol.udp() {
-                probe_free(address, false).map_err(|error| cannot(address, "UDP", &error))?;
+                probe_one(address, false)?;
             }
         }
     }
@@ -121,8 +146,8 @@ pub(crate) fn judge_descriptors(
     Ok((needed > allowed / 2).then(|| format!("{what}, so few are left for flows: {remedy}")))
 }
 
-fn one(door: &Door, warned: &mut bool) -> Result<DoorSockets, Failure> {
-    let quic = door.quic_addrs.iter().map(|address| {
+fn quic(addresses: &[SocketAddr], warned: &mut bool) -> Result<Vec<UdpSocket>, Failure> {
+    let sockets = addresses.iter().map(|address| {
         let failed = |error| cannot(*address, "UDP", &error);
         let socket = udp_reuseport(*address).map_err(failed)?;
         let granted = raise_udp_buffers(&socket).map_err(failed)?;
@@ -132,37 +157,23 @@ fn one(door: &Door, warned: &mut bool) -> Result<DoorSockets, Failure> {
         }
         Ok(socket)
     });
-    Ok(DoorSockets {
-        quic: quic.collect::<Result<_, Failure>>()?,
-        services: door
-            .services
-            .iter()
-            .map(entrances)
-            .collect::<Result<_, _>>()?,
-    })
+    sockets.collect()
 }
 
-/// The sockets of a service, one entrance for every port.
-fn entrances(service: &Service) -> Result<Vec<EntranceSockets>, Failure> {
-    let entrance = |traffic_addr| {
-        let tcp = service.protocol.tcp().then(|| tcp_reuseport(traffic_addr));
-        let udp = service.protocol.udp().then(|| udp_reuseport(traffic_addr));
-        let tcp = tcp
-            .transpose()
-            .map_err(|error| cannot(traffic_addr, "TCP", &error))?;
-        let udp = udp
-            .transpose()
-            .map_err(|error| cannot(traffic_addr, "UDP", &error))?;
+/// The sockets of some entrances on one core.
+fn entrances(opened: &[SharedEntrance]) -> Result<Vec<EntranceSockets>, Failure> {
+    let sockets = opened.iter().map(|entrance| {
+        let address = entrance.traffic_addr;
+        let tcp = entrance.tcp.then(|| tcp_reuseport(address)).transpose();
+        let tcp = tcp.map_err(|error| cannot(address, "TCP", &error))?;
+        let udp = entrance.udp.then(|| udp_reuseport(address)).transpose();
+        let udp = udp.map_err(|error| cannot(address, "UDP", &error))?;
         if let Some(udp) = &udp {
             let _granted = raise_udp_buffers(udp);
         }
-        Ok(EntranceSockets {
-            traffic_addr,
-            tcp,
-            udp,
-        })
-    };
-    service.traffic.addresses().map(entrance).collect()
+        Ok(EntranceSockets { tcp, udp })
+    });
+    sockets.collect()
 }
 
 /// Why an address cannot be had, with what to do.

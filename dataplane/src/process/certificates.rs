@@ -1,9 +1,7 @@
 //! When the certificates in use expire, for whoever asks.
 //!
-//! A server's certificates and CAs are those of its start, so that is when they are read: a file
-//! that was renewed since helps nobody before the next start. A client takes new ones up by itself,
-//! so its files are read again, on the thread of whoever asks, and not more often than
-//! [`READ_AGAIN`].
+//! The process takes up what comes to be in their files, so these are read again, on the thread of
+//! whoever asks, and not more often than [`READ_AGAIN`].
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -17,17 +15,14 @@ const READ_AGAIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 struct Source {
     from: FileOrText,
-    /// The process takes up what comes to be in the file.
-    renews: bool,
     /// Of the one that expires first, in seconds since 1970.
     expiry_s: Option<i64>,
 }
 
 impl Source {
-    fn new(from: &FileOrText, renews: bool) -> Source {
+    fn new(from: &FileOrText) -> Source {
         let mut source = Source {
             from: from.clone(),
-            renews,
             expiry_s: None,
         };
         source.read();
@@ -62,25 +57,12 @@ pub(crate) struct Certificates(Mutex<(Instant, Vec<Source>)>);
 impl Certificates {
     /// Reads those of both roles.
     pub(crate) fn of(config: &Config) -> Certificates {
-        let mut sources: Vec<Source> = Vec::new();
-        let mut add = |from: &FileOrText, renews| {
-            if !sources.iter().any(|source| source.from == *from) {
-                sources.push(Source::new(from, renews));
-            }
-        };
-        if let Some(server) = &config.server {
-            add(&server.tls.server_cert, false);
-            if let ServerAuth::Mtls { ca_cert } = &server.auth {
-                add(ca_cert, false);
-            }
-        }
-        if let Some(client) = &config.client {
-            if let Some(pair) = &client.tls.client_cert {
-                add(&pair.cert, true);
-            }
-            add(&client.tls.ca_cert, true);
-        }
-        Certificates(Mutex::new((Instant::now(), sources)))
+        Certificates(Mutex::new((Instant::now(), sources(config))))
+    }
+
+    /// Those of another configuration.
+    pub(crate) fn change(&self, config: &Config) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), sources(config));
     }
 
     /// What is known now. May read files.
@@ -89,8 +71,7 @@ impl Certificates {
         let (read_at, sources) = &mut *known;
         if read_at.elapsed() >= READ_AGAIN {
             *read_at = Instant::now();
-            let renewed = sources.iter_mut().filter(|source| source.renews);
-            renewed.for_each(Source::read);
+            sources.iter_mut().for_each(Source::read);
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now_s = since.map_or(0, |since| since.as_secs().cast_signed());
@@ -105,4 +86,26 @@ impl Certificates {
         };
         sources.iter().filter_map(view).collect()
     }
+}
+
+fn sources(config: &Config) -> Vec<Source> {
+    let mut sources: Vec<Source> = Vec::new();
+    let mut add = |from: &FileOrText| {
+        if !sources.iter().any(|source| source.from == *from) {
+            sources.push(Source::new(from));
+        }
+    };
+    if let Some(server) = &config.server {
+        add(&server.tls.server_cert);
+        if let ServerAuth::Mtls { ca_cert, .. } = &server.auth {
+            add(ca_cert);
+        }
+    }
+    if let Some(client) = &config.client {
+        if let Some(pair) = &client.tls.client_cert {
+            add(&pair.cert);
+        }
+        add(&client.tls.ca_cert);
+    }
+    sources
 }

@@ -2,11 +2,13 @@
 
 use std::io::Write;
 
-use qmux_config::{AdminListen, Config, Proof, Server, ServerAuth, Service, ServicePattern};
+use qmux_config::{
+    AccessLog, AdminListen, Config, Proof, Server, ServerAuth, Service, ServicePattern,
+};
 
 use crate::client::ClientShared;
-use crate::process::bind;
 use crate::process::exit::Failure;
+use crate::process::{access_log, bind};
 use crate::quic::{sessions, settings, tls};
 use crate::ready::Readiness;
 use crate::sys::limits;
@@ -35,7 +37,11 @@ fn check_server(
     say: &mut impl FnMut(String),
 ) -> Result<(), Failure> {
     let auth = match &server.auth {
-        ServerAuth::Mtls { ca_cert } => format!("mtls, CA {ca_cert}"),
+        ServerAuth::Mtls { ca_cert, crl: None } => format!("mtls, CA {ca_cert}"),
+        ServerAuth::Mtls {
+            ca_cert,
+            crl: Some(crl),
+        } => format!("mtls, CA {ca_cert}, revoked by {crl}"),
         ServerAuth::Token { token: Some(_) } => "token".into(),
         ServerAuth::Token { token: None } => "tokens of their own".into(),
     };
@@ -74,6 +80,10 @@ fn check_server(
             },
             services.join(", ")
         ));
+    }
+    access_log::probe(&server.access_log)?;
+    if server.access_log != AccessLog::Off {
+        say(format!("  access log: {}", server.access_log));
     }
     say(format!(
         "  sockets take {} file descriptors",
@@ -122,7 +132,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
             "client: {cores} cores, lanes {}, services:",
             client.lanes
         ));
-        for service in shared.services.all() {
+        for service in shared.settings().services.all() {
             say(format!("  {}", service.summary()));
         }
         if let Some(dir) = &client.state_dir {
@@ -132,7 +142,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
                 say(format!("    warning: {danger}"));
             }
         }
-        for server in &shared.targets {
+        for server in shared.targets().iter() {
             server.name.refresh();
             let addresses = server.name.addresses();
             if addresses.is_empty() {
@@ -149,7 +159,7 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
                 server.server_name
             ));
         }
-        for service in shared.services.all() {
+        for service in shared.settings().services.all() {
             if !service.host.refresh() {
                 return Err(Failure::Input(format!(
                     "local service {service} cannot be resolved"

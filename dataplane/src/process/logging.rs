@@ -1,4 +1,4 @@
-//! Logging: to standard error, as text or JSON, by a thread of its own ([`crate::process::log_queue`]).
+//! Logging: to standard error, as text or JSON, by a thread of its own ([`crate::core::log_queue`]).
 //!
 //! Nothing that becomes of standard error reaches anybody who logs: no wait, no error, no panic.
 
@@ -15,9 +15,9 @@ use tracing::Metadata;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::core::log_queue::LogQueue;
 use crate::process::exit::Failure;
 use crate::process::log_level;
-use crate::process::log_queue::LogQueue;
 use crate::process::warnings::Warnings;
 
 /// How long the end of the process waits for the last lines to be written.
@@ -71,7 +71,7 @@ pub(crate) fn start(options: &LogOptions) -> Result<(), Failure> {
     })?;
     let writer = std::thread::Builder::new()
         .name("log".into())
-        .spawn(|| QUEUE.write_to(&mut StandardError, tell_of_missing))
+        .spawn(|| QUEUE.write_to(&mut StandardError, Duration::ZERO, tell_of_missing))
         .map_err(|error| Failure::Running(format!("thread of the log: {error}")))?;
     QUEUE.is_written_by(writer.thread().clone());
     let builder = tracing_subscriber::fmt()
@@ -185,7 +185,7 @@ impl Write for Line {
 }
 
 /// Standard error itself. Waits for room, also if another process has made it non-blocking.
-struct StandardError;
+pub(crate) struct StandardError;
 
 impl Write for StandardError {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

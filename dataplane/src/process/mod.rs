@@ -3,16 +3,17 @@
 //! It stands on top of the roles, and is the only one that knows them both. `main` runs [`run`], each core's thread
 //! [`thread`].
 
+pub(crate) mod access_log;
 pub(crate) mod admin;
 pub(crate) mod bind;
 mod certificates;
 pub(crate) mod check;
 pub(crate) mod exit;
 pub(crate) mod log_level;
-mod log_queue;
 pub(crate) mod logging;
 mod mail;
 mod progress;
+pub(crate) mod reload;
 pub(crate) mod run;
 mod signals;
 pub(crate) mod status;

@@ -1,28 +1,31 @@
 //! From a validated config to running cores, and back: start, signals, drain, counters.
 
-use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use qmux_config::{Config, Door};
+use qmux_config::{Config, Door, Server};
 
 use super::certificates::Certificates;
 use super::exit::Failure;
 use super::mail::CoreMail;
+use super::reload::{self, Listening, Reloader};
 use super::status::Status;
 use super::thread::{self, CoreReport, CoreSetup};
 use super::watch::Watch;
-use super::{admin, bind, signals};
+use super::{access_log, admin, bind, signals};
 use crate::client::ClientShared;
 use crate::client::mail::ClientMail;
 use crate::core::mailbox::{Mailboxes, Post};
 use crate::core::{Cluster, memory};
 use crate::quic::tickets::TicketKeys;
 use crate::ready::Readiness;
-use crate::server::{DoorSockets, ServerShared};
+use crate::server::ServerShared;
+use crate::server::plan::CoreChanges;
 use crate::sys::cpu::{self, Allowed};
-use crate::sys::{limits, syn_filter};
+use crate::sys::limits;
 
 /// Descriptors below which a busy server runs out: one per TCP flow.
 const OPEN_FILES_WANTED: u64 = 65_536;
@@ -49,23 +52,37 @@ pub(crate) struct Running {
     order_patience: Duration,
     readiness: Arc<Readiness>,
     watch: Watch,
-    /// The cores' sockets for TCP visitors once more: at the end all are closed to new ones together, because the cores
-    /// share ports, and who is kept away from one must not come to another that is about to close.
-    doors: Vec<TcpListener>,
+    /// The cores' sockets for TCP visitors once more.
+    listening: Arc<Listening>,
+    /// The configuration now.
+    config: Arc<ArcSwap<Config>>,
+    server: Option<Arc<ServerShared>>,
+    client: Option<Arc<ClientShared>>,
+    status: Arc<Status>,
+    allowed_descriptors: Option<u64>,
+    /// Where orders to reload arrive.
+    reloads: Option<Receiver<reload::Answer>>,
 }
 
 /// What happens to a run, as `main` learns of it.
-#[derive(Debug)]
 pub(crate) struct Events {
     sender: Sender<Event>,
     receiver: Receiver<Event>,
+    orders: reload::Orders,
+    reloads: Receiver<reload::Answer>,
 }
 
 impl Events {
     /// Only the caller stops the run; signals do what the system has them do.
     pub(crate) fn without_signals() -> Events {
         let (sender, receiver) = unbounded();
-        Events { sender, receiver }
+        let (orders, reloads) = reload::Orders::new();
+        Events {
+            sender,
+            receiver,
+            orders,
+            reloads,
+        }
     }
 
     /// Signals are taken from now on ([`signals`]).
@@ -74,12 +91,15 @@ impl Events {
     /// If their handlers cannot be had.
     pub(crate) fn with_signals() -> Result<Events, Failure> {
         let events = Events::without_signals();
-        let sender = events.sender.clone();
-        signals::listen(move || {
+        let (sender, orders) = (events.sender.clone(), events.orders.clone());
+        let stop = move || {
             // Fails only when `main` is ending already.
             let _ended = sender.send(Event::Signal);
-        })
-        .map_err(|error| Failure::Running(format!("signal handlers: {error}")))?;
+        };
+        // What came of it is in the log.
+        let reload = move || orders.give(Box::new(|_| ()));
+        signals::listen(stop, reload)
+            .map_err(|error| Failure::Running(format!("signal handlers: {error}")))?;
         Ok(events)
     }
 
@@ -91,6 +111,7 @@ impl Events {
             drain: Box::new(move || {
                 let _ended = sender.send(Event::Signal);
             }),
+            reload: self.orders.clone(),
         }
     }
 }
@@ -140,20 +161,13 @@ pub(crate) fn start(
         usize::from(config.server.is_some()) + usize::from(config.client.is_some()),
     ));
     let admin_socket = config.admin.as_ref().map(admin::bind).transpose()?;
-    let mut sockets = match &config.server {
-        Some(server) => bind::all(server, cores)?
-            .into_iter()
-            .map(Some)
-            .collect::<Vec<_>>(),
-        None => (0..cores).map(|_| None).collect(),
-    };
-    let doors = doors(&sockets)
-        .map_err(|error| Failure::Running(format!("a socket could not be duplicated: {error}")))?;
+    let listening = Arc::new(Listening::new());
+    let mut opened: Vec<Option<CoreChanges>> = (0..cores).map(|_| None).collect();
     let server = match &config.server {
         Some(server) => {
-            let (ticket_keys, keeper) = TicketKeys::start(&server.tls).map_err(Failure::Input)?;
-            let shared = ServerShared::new(config, server, cores, ticket_keys, keeper);
-            Some(Arc::new(shared))
+            let (shared, changes) = open_server(config, server, cores, &listening)?;
+            opened = changes.into_iter().map(Some).collect();
+            Some(shared)
         }
         None => None,
     };
@@ -162,7 +176,7 @@ pub(crate) fn start(
         .as_ref()
         .map(|client| Arc::new(ClientShared::new(config, client, &readiness)));
     if let Some(client) = &client {
-        for service in client.services.all() {
+        for service in client.settings().services.all() {
             tracing::info!(service = service.summary(), "offered to servers");
         }
         client.keep_sessions().map_err(Failure::Input)?;
@@ -183,6 +197,7 @@ pub(crate) fn start(
         client: client.clone(),
         readiness: Arc::clone(&readiness),
         certificates: Certificates::of(config),
+        reloads: reload::Counts::default(),
         started,
     });
     if let Some((socket, admin)) = admin_socket.zip(config.admin.as_ref()) {
@@ -198,7 +213,7 @@ pub(crate) fn start(
             cluster: Arc::clone(&cluster),
             mailboxes: mailboxes.clone(),
             wake,
-            server: server.clone().zip(sockets[index].take()),
+            server: server.clone().zip(opened[index].take()),
             client: client.clone(),
         };
         let sender = events.sender.clone();
@@ -217,8 +232,14 @@ pub(crate) fn start(
         stop_at_once: false,
         order_patience: ORDER_PATIENCE,
         readiness: Arc::clone(&readiness),
-        watch: Watch::new(status, Instant::now()),
-        doors,
+        watch: Watch::new(Arc::clone(&status), Instant::now()),
+        listening,
+        config: Arc::new(ArcSwap::new(Arc::clone(config))),
+        server,
+        client,
+        status,
+        allowed_descriptors: allowed,
+        reloads: Some(events.reloads),
     };
     running.wait_started(cores)?;
     memory::set_limit(config.limits.memory);
@@ -252,16 +273,27 @@ fn prepare_process(descriptors_reserved: u32) -> Option<u64> {
     allowed
 }
 
-fn doors(sockets: &[Option<Vec<DoorSockets>>]) -> std::io::Result<Vec<TcpListener>> {
-    let doors = sockets.iter().flatten().flatten();
-    let entrances = doors.flat_map(|door| door.services.iter().flatten());
-    entrances
-        .filter_map(|entrance| entrance.tcp.as_ref())
-        .map(TcpListener::try_clone)
-        .collect()
+/// Binds all that a server has, and says what each core is to open.
+fn open_server(
+    config: &Arc<Config>,
+    server: &Server,
+    cores: usize,
+    listening: &Listening,
+) -> Result<(Arc<ServerShared>, Vec<CoreChanges>), Failure> {
+    let (ticket_keys, keeper) = TicketKeys::start(&server.tls).map_err(Failure::Input)?;
+    access_log::prepare(&server.access_log)?.take_up();
+    let log = access_log::shared();
+    let shared = ServerShared::new(config, server, cores, ticket_keys, keeper, &log);
+    let shared = Arc::new(shared.map_err(Failure::Input)?);
+    let plan = shared.plan(config, server).map_err(Failure::Input)?;
+    let sockets = bind::all(&plan, cores, |_, _| false)?;
+    let _open = listening
+        .open(&plan, &sockets)
+        .map_err(|error| Failure::Running(format!("a socket could not be duplicated: {error}")))?;
+    let changes = shared.follow(&plan, sockets);
+    Ok((shared, changes))
 }
 
-/// One line for a listener; two or more for the door of named services.
 fn say_listening(door: &Door, cores: usize) {
     for service in &door.services {
         let traffic = service.traffic;
@@ -304,16 +336,47 @@ impl Running {
         self.cluster.counters.iter().map(|core| counter(core)).sum()
     }
 
-    /// Runs until a signal or a core's failure, then drains. A second signal ends the process at once.
+    /// Reads the configuration again from this file whenever somebody wants it, and what it names
+    /// when that changes. `text` is what it was started with.
+    ///
+    /// # Errors
+    /// If there is no thread for that.
+    pub(crate) fn reload_from(&mut self, path: &Path, text: String) -> Result<(), Failure> {
+        let Some(orders) = self.reloads.take() else {
+            return Ok(());
+        };
+        let reloader = Reloader {
+            path: path.to_owned(),
+            started: text.clone(),
+            text,
+            config: Arc::clone(&self.config),
+            cores: self.ended.len(),
+            allowed_descriptors: self.allowed_descriptors,
+            server: self.server.clone(),
+            client: self.client.clone(),
+            status: Arc::clone(&self.status),
+            mailboxes: self.mailboxes.clone(),
+            listening: Arc::clone(&self.listening),
+            watched: reload::Watched::default(),
+        };
+        reloader
+            .start(orders)
+            .map_err(|error| Failure::Running(format!("thread for reloads: {error}")))
+    }
+
+    /// Runs until a signal or a core's failure, then drains, for as long as the configuration says
+    /// if it is not said here. A second signal ends the process at once.
     ///
     /// # Errors
     /// If a core failed.
-    pub(crate) fn until_signal(mut self, drain_timeout: Duration) -> Result<(), Failure> {
+    pub(crate) fn until_signal(mut self, drain_timeout: Option<Duration>) -> Result<(), Failure> {
         let event = if self.stop_at_once {
             Some(Event::Signal)
         } else {
             self.next_event()
         };
+        let configured = || configured_drain_timeout(&self.config.load());
+        let drain_timeout = drain_timeout.unwrap_or_else(configured);
         match event {
             Some(Event::Signal) => {
                 tracing::info!(
@@ -345,15 +408,6 @@ impl Running {
         }
     }
 
-    /// No new TCP connection begins at any core's sockets from now on. Those that have begun are for the cores to take.
-    fn close_doors(&mut self) {
-        for door in self.doors.drain(..) {
-            if let Err(error) = syn_filter::attach(&door) {
-                tracing::warn!(%error, "new visitors cannot be kept away; those who come in the last moment are reset");
-            }
-        }
-    }
-
     /// Drains all cores and waits for their end.
     ///
     /// # Errors
@@ -361,7 +415,7 @@ impl Running {
     pub(crate) fn stop(&mut self, drain_timeout: Duration) -> Result<(), Failure> {
         self.readiness.set_draining();
         self.watch.stopping(drain_timeout, Instant::now());
-        self.close_doors();
+        self.listening.close();
         self.tell_all(|| CoreMail::Drain {
             timeout: drain_timeout,
         });
@@ -438,6 +492,13 @@ impl Running {
         }
         tracing::info!("stopped");
     }
+}
+
+/// The longer of both roles' times.
+fn configured_drain_timeout(config: &Config) -> Duration {
+    let server = config.server.as_ref().map(|server| server.drain_timeout);
+    let client = config.client.as_ref().map(|client| client.drain_timeout);
+    server.max(client).unwrap_or_default()
 }
 
 #[cfg(test)]

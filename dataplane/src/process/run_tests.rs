@@ -29,8 +29,16 @@ impl World {
                 stop_at_once: false,
                 order_patience: Duration::from_millis(100),
                 readiness: Arc::clone(&status.readiness),
-                watch: Watch::new(status, Instant::now()),
-                doors: Vec::new(),
+                watch: Watch::new(Arc::clone(&status), Instant::now()),
+                listening: Arc::new(Listening::new()),
+                config: Arc::new(ArcSwap::new(Arc::clone(
+                    &status.client.as_ref().expect("a client").settings().config,
+                ))),
+                server: None,
+                client: None,
+                allowed_descriptors: None,
+                reloads: None,
+                status,
             },
             sender,
             mailboxes,
@@ -59,7 +67,7 @@ impl World {
     }
 
     fn end(self) -> Option<String> {
-        let ended = self.running.until_signal(Duration::from_secs(60));
+        let ended = self.running.until_signal(Some(Duration::from_secs(60)));
         ended.err().map(|failure| failure.to_string())
     }
 }

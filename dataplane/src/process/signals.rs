@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::signal_name;
 
 use crate::core::log_limit::LogLimit;
-use crate::process::logging;
+use crate::process::{access_log, logging};
 
 /// All that are taken; SIGPIPE is ignored by Rust's runtime. SIGXFSZ comes when a file, the log
 /// mostly, reaches the largest size allowed: the write fails as well, and that is counted.
@@ -41,11 +41,15 @@ impl Wish {
     }
 }
 
-/// Calls `stop` for the first signal that asks for it; the second one ends the process at once.
+/// Calls `stop` for the first signal that asks for it, and `reload`, which says whether it can be
+/// done, for each that asks for that; the second one that asks to stop ends the process at once.
 ///
 /// # Errors
 /// If the handlers or their thread cannot be had.
-pub(crate) fn listen(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
+pub(crate) fn listen(
+    stop: impl Fn() + Send + 'static,
+    reload: impl Fn() -> bool + Send + 'static,
+) -> std::io::Result<()> {
     let mut signals = Signals::new(TAKEN)?;
     std::thread::Builder::new()
         .name("signals".into())
@@ -56,6 +60,7 @@ pub(crate) fn listen(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
                 match Wish::of(signal) {
                     Wish::Stop if stopping => {
                         tracing::warn!("second signal: ending at once");
+                        access_log::flush(logging::FLUSH_AT_ONCE);
                         logging::flush(logging::FLUSH_AT_ONCE);
                         std::process::exit(1);
                     }
@@ -64,7 +69,13 @@ pub(crate) fn listen(stop: impl Fn() + Send + 'static) -> std::io::Result<()> {
                         stop();
                     }
                     Wish::NothingSaid => {}
-                    wish => say_ignored(signal, wish, &log),
+                    wish @ Wish::Reload => {
+                        access_log::reopen();
+                        if !reload() {
+                            say_ignored(signal, wish, &log);
+                        }
+                    }
+                    wish @ Wish::Nothing => say_ignored(signal, wish, &log),
                 }
             }
         })?;
@@ -80,8 +91,7 @@ fn say_ignored(signal: c_int, wish: Wish, log: &LogLimit) {
         tracing::warn!(
             signal,
             suppressed,
-            "signal ignored: the configuration is not read again while the program runs; restart it \
-             to apply changes"
+            "signal ignored: this process has no config file to read again, or is told too often"
         );
     } else {
         tracing::warn!(

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use super::certificates::Certificates;
+use super::reload;
 use crate::client::ClientShared;
 use crate::core::Cluster;
 use crate::ready::Readiness;
@@ -25,6 +26,8 @@ pub(crate) struct Status {
     pub(crate) readiness: Arc<Readiness>,
     /// When the certificates expire.
     pub(crate) certificates: Certificates,
+    /// How often the configuration was read again.
+    pub(crate) reloads: reload::Counts,
     /// When the process started.
     pub(crate) started: (Instant, SystemTime),
 }
@@ -219,6 +222,7 @@ pub(crate) mod fixture {
             server: None,
             client: Some(Arc::new(ClientShared::new(&config, client, &readiness))),
             certificates: Certificates::of(&config),
+            reloads: reload::Counts::default(),
             readiness,
             started: (Instant::now(), SystemTime::now()),
         }

@@ -17,13 +17,29 @@ use crate::core::turn::by_turns;
 use crate::core::{Cluster, CoreContext, memory, task, time, turn};
 use crate::flow::role::RoleContext;
 use crate::flow::watch::{self, TcpFlows};
-use crate::server::{DoorSockets, ServerCore, ServerShared};
+use crate::server::plan::CoreChanges;
+use crate::server::{ServerCore, ServerShared};
 use crate::sys::wake::WakeReceiver;
 use crate::sys::{cpu, heap};
 
-/// Entries of a core's submission queue, tried in this order. One turn of the runtime rarely submits more, and a full
-/// queue is merely submitted early.
-const RING_ENTRIES: [u32; 2] = [4_096, 256];
+/// How a completion reaches a core that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Interrupts {
+    /// With its next system call (IORING_SETUP_COOP_TASKRUN).
+    Never,
+    /// At once, by an interrupt of its CPU.
+    Always,
+}
+
+/// The rings that are tried, in this order: entries of the submission queue, and interrupts. One
+/// turn of the runtime rarely submits more, and a full queue is merely submitted early. A large
+/// ring may be more locked memory than the process may have (RLIMIT_MEMLOCK, before Linux 5.12).
+const RINGS: [(u32, Interrupts); 4] = [
+    (4_096, Interrupts::Never),
+    (4_096, Interrupts::Always),
+    (256, Interrupts::Never),
+    (256, Interrupts::Always),
+];
 
 /// How often a draining core looks whether the last flow has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
@@ -47,8 +63,8 @@ pub(crate) struct CoreSetup {
     pub(crate) cpu: Option<usize>,
     /// By which its mailbox wakes it.
     pub(crate) wake: UnixDatagram,
-    /// The server role, if configured, with this core's sockets.
-    pub(crate) server: Option<(Arc<ServerShared>, Vec<DoorSockets>)>,
+    /// The server role, if configured, with what this core is to open.
+    pub(crate) server: Option<(Arc<ServerShared>, CoreChanges)>,
     /// The client role, if configured.
     pub(crate) client: Option<Arc<ClientShared>>,
 }
@@ -97,14 +113,22 @@ fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
         None => {}
     }
     if monoio::utils::detect_uring() {
-        for entries in RING_ENTRIES {
-            // A large ring may be more locked memory than the process may have (RLIMIT_MEMLOCK, before Linux 5.12).
+        for (entries, interrupts) in RINGS {
+            let mut ring = io_uring::IoUring::builder();
+            if interrupts == Interrupts::Never {
+                ring.setup_coop_taskrun();
+            }
             let built = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
                 .enable_timer()
+                .uring_builder(ring)
                 .with_entries(entries)
                 .build();
             match built {
                 Ok(mut runtime) => return runtime.block_on(by_turns(async_run(setup, report))),
+                // Before Linux 5.19.
+                Err(error)
+                    if interrupts == Interrupts::Never
+                        && error.kind() == io::ErrorKind::InvalidInput => {}
                 Err(error) => {
                     tracing::warn!(core = setup.index, entries, %error, "no io_uring of this size");
                 }
@@ -133,10 +157,10 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
     ));
     let wake = WakeReceiver::new(setup.wake).map_err(|error| error.to_string())?;
     let server = match setup.server {
-        Some((shared, sockets)) => {
+        Some((shared, opened)) => {
             let post = Arc::new(setup.mailboxes.clone());
             let context = RoleContext::new(&context, post, &flows);
-            Some(ServerCore::start(&context, &shared, sockets)?)
+            Some(ServerCore::start(&context, &shared, opened)?)
         }
         None => None,
     };
@@ -196,7 +220,7 @@ enum Told {
 struct Roles<'a> {
     context: &'a CoreContext,
     mailbox: &'a Mailbox<CoreMail>,
-    server: Option<&'a ServerCore>,
+    server: Option<&'a Rc<ServerCore>>,
     client: Option<&'a Rc<ClientCore>>,
     /// The last turn has left mail.
     mail_left: Cell<bool>,

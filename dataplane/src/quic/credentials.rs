@@ -12,7 +12,7 @@ use arc_swap::ArcSwapOption;
 use boring::pkey::{PKey, Private};
 use boring::sha::Sha256;
 use boring::x509::X509;
-use qmux_config::{Client, FileOrText};
+use qmux_config::{Client, FileOrText, Server, ServerAuth};
 
 use super::sessions::Identity;
 
@@ -104,6 +104,68 @@ fn certificates(from: &FileOrText, pem: &[u8]) -> Result<Vec<X509>, TlsError> {
     Ok(certs)
 }
 
+/// Whose certificates clients must have.
+#[derive(Debug)]
+pub(super) struct TrustedClients {
+    pub(super) authorities: Authorities,
+    /// The PEM text of the lists of those that are revoked, if there are any.
+    pub(super) revoked: Option<(FileOrText, Vec<u8>)>,
+}
+
+/// What a server shows, and which clients it lets in.
+#[derive(Debug)]
+pub(crate) struct ServerCredentials {
+    pub(super) pair: Pair,
+    /// `None`: clients show no certificate.
+    pub(super) clients: Option<TrustedClients>,
+    /// The digest of what the server shows.
+    pub(crate) shown: Identity,
+    /// The digest of what clients are held against.
+    pub(crate) trusted: Identity,
+}
+
+impl ServerCredentials {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// The first one that is not usable.
+    pub(crate) fn read(server: &Server) -> Result<ServerCredentials, TlsError> {
+        let pair = Pair::read(&server.tls.server_cert, &server.tls.server_key)?;
+        let clients = match &server.auth {
+            ServerAuth::Token { .. } => None,
+            ServerAuth::Mtls { ca_cert, crl } => {
+                let read = |from: &FileOrText| {
+                    let pem = from.read_pem().map_err(failed(from, "cannot be used"))?;
+                    Ok((from.clone(), pem))
+                };
+                Some(TrustedClients {
+                    authorities: Authorities::read(ca_cert)?,
+                    revoked: crl.as_ref().map(read).transpose()?,
+                })
+            }
+        };
+        let trusted = clients.iter().flat_map(|it| {
+            let revoked = it.revoked.as_ref().map(|(_, pem)| pem.as_slice());
+            [Some(it.authorities.pem.as_slice()), revoked]
+        });
+        Ok(ServerCredentials {
+            shown: digest([pair.pem.as_slice()]),
+            trusted: digest(trusted.map(Option::unwrap_or_default)),
+            pair,
+            clients,
+        })
+    }
+}
+
+fn digest<'a>(texts: impl IntoIterator<Item = &'a [u8]>) -> Identity {
+    let mut digest = Sha256::new();
+    for text in texts {
+        digest.update(&(text.len() as u64).to_be_bytes());
+        digest.update(text);
+    }
+    digest.finish()
+}
+
 /// What a client shows, and whom it trusts.
 #[derive(Debug)]
 pub(crate) struct ClientCredentials {
@@ -123,26 +185,24 @@ impl ClientCredentials {
         let pair = client.tls.client_cert.as_ref();
         let pair = pair.map(|pair| Pair::read(&pair.cert, &pair.key));
         let pair = pair.transpose()?;
-        let mut digest = Sha256::new();
         let cert = pair.as_ref().map(|pair| pair.pem.as_slice());
-        for bytes in [Some(authorities.pem.as_slice()), cert]
-            .into_iter()
-            .flatten()
-        {
-            digest.update(&(bytes.len() as u64).to_be_bytes());
-            digest.update(bytes);
-        }
+        let texts = [Some(authorities.pem.as_slice()), cert];
+        let identity = digest(texts.into_iter().flatten());
         Ok(ClientCredentials {
             authorities,
             pair,
-            identity: digest.finish(),
+            identity,
         })
     }
 }
 
 /// A client's credentials, as they were read last.
 #[derive(Debug, Default)]
-pub(crate) struct KeptCredentials(Arc<ArcSwapOption<ClientCredentials>>);
+pub(crate) struct KeptCredentials {
+    kept: Arc<ArcSwapOption<ClientCredentials>>,
+    /// Which files are watched.
+    of: Arc<ArcSwapOption<Client>>,
+}
 
 impl KeptCredentials {
     /// Reads the files now, and again whenever they change, for as long as the process runs.
@@ -152,13 +212,19 @@ impl KeptCredentials {
     pub(crate) fn keep(&self, client: &Client) -> Result<(), String> {
         let mut look = Look::default();
         let _first = look.changed(stamps(client));
-        self.read(client).map_err(|error| error.to_string())?;
-        let (kept, client) = (KeptCredentials(Arc::clone(&self.0)), client.clone());
+        self.change(client).map_err(|error| error.to_string())?;
+        let kept = KeptCredentials {
+            kept: Arc::clone(&self.kept),
+            of: Arc::clone(&self.of),
+        };
         std::thread::Builder::new()
             .name("certificates".into())
             .spawn(move || {
                 loop {
                     std::thread::sleep(LOOK_PAUSE);
+                    let Some(client) = kept.of.load_full() else {
+                        continue;
+                    };
                     if !look.changed(stamps(&client)) {
                         continue;
                     }
@@ -180,12 +246,22 @@ impl KeptCredentials {
         Ok(())
     }
 
+    /// Another configuration: reads its files now, and watches them from now on.
+    ///
+    /// # Errors
+    /// If they cannot be used; those of before are kept then.
+    pub(crate) fn change(&self, client: &Client) -> Result<(), TlsError> {
+        self.read(client)?;
+        self.of.store(Some(Arc::new(client.clone())));
+        Ok(())
+    }
+
     /// What was read last; reads now if nothing was.
     ///
     /// # Errors
     /// If it has to be read and cannot be used.
     pub(crate) fn get(&self, client: &Client) -> Result<Arc<ClientCredentials>, TlsError> {
-        match self.0.load_full() {
+        match self.kept.load_full() {
             Some(credentials) => Ok(credentials),
             None => self.read(client),
         }
@@ -195,7 +271,7 @@ impl KeptCredentials {
         let credentials = Arc::new(ClientCredentials::read(client)?);
         // What a context would refuse must not take the place of what works.
         drop(super::tls::client_with(&credentials)?);
-        self.0.store(Some(Arc::clone(&credentials)));
+        self.kept.store(Some(Arc::clone(&credentials)));
         Ok(credentials)
     }
 }

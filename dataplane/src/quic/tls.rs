@@ -13,9 +13,12 @@ use boring::error::ErrorStack;
 use boring::sha::Sha256;
 use boring::ssl::{SslContextBuilder, SslMethod, SslRef, SslVerifyMode, SslVersion};
 use boring::stack::Stack;
-use qmux_config::{Client, Server, ServerAuth};
+use boring::x509::store::{X509Store, X509StoreBuilder, X509StoreBuilderRef};
+use qmux_config::{Client, Server};
 
-use super::credentials::{Authorities, ClientCredentials, Pair, TlsError, failed};
+use super::credentials::{
+    Authorities, ClientCredentials, Pair, ServerCredentials, TlsError, TrustedClients, failed,
+};
 
 /// Separates the session contexts of the two ways of authentication.
 const SESSION_CONTEXT_MTLS: &[u8] = b"qmux-dp/1 mtls";
@@ -52,8 +55,7 @@ fn take_pair(tls: &mut SslContextBuilder, pair: &Pair) -> Result<(), TlsError> {
         .map_err(failed(key, "does not belong to the certificate"))
 }
 
-fn trust(tls: &mut SslContextBuilder, authorities: &Authorities) -> Result<(), TlsError> {
-    let store = tls.cert_store_mut();
+fn trust(store: &mut X509StoreBuilderRef, authorities: &Authorities) -> Result<(), TlsError> {
     for cert in &authorities.certs {
         store
             .add_cert(cert.clone())
@@ -64,26 +66,40 @@ fn trust(tls: &mut SslContextBuilder, authorities: &Authorities) -> Result<(), T
 
 /// The server's context, from its files as they are now.
 pub(crate) fn server(server: &Server) -> Result<SslContextBuilder, TlsError> {
+    server_with(&ServerCredentials::read(server)?)
+}
+
+/// The server's context, from files that were read before.
+pub(crate) fn server_with(credentials: &ServerCredentials) -> Result<SslContextBuilder, TlsError> {
     let mut tls = base()?;
-    let (cert, key) = (&server.tls.server_cert, &server.tls.server_key);
-    take_pair(&mut tls, &Pair::read(cert, key)?)?;
+    take_pair(&mut tls, &credentials.pair)?;
     let mut context = Sha256::new();
-    match &server.auth {
-        ServerAuth::Mtls { ca_cert } => {
-            let authorities = Authorities::read(ca_cert)?;
-            trust(&mut tls, &authorities)?;
-            let mut names = Stack::new().map_err(failed(ca_cert, "names no CA"))?;
+    match &credentials.clients {
+        Some(trusted) => {
+            let authorities = &trusted.authorities;
+            let from = &authorities.from;
+            admit(tls.cert_store_mut(), trusted)?;
+            let mut names = Stack::new().map_err(failed(from, "names no CA"))?;
             for cert in &authorities.certs {
                 crate::sys::tls::copy_name(cert.subject_name())
                     .and_then(|name| names.push(name))
-                    .map_err(failed(ca_cert, "names no CA"))?;
+                    .map_err(failed(from, "names no CA"))?;
             }
             tls.set_client_ca_list(names);
-            tls.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+            let mode = SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT;
+            tls.set_verify_callback(mode, |ok, context| {
+                let error = context.verify_result().err();
+                let tolerated =
+                    error.is_some_and(|error| crate::sys::tls::is_tolerated(error.as_raw()));
+                if !ok && tolerated {
+                    context.set_error(Ok(()));
+                }
+                ok || tolerated
+            });
             context.update(SESSION_CONTEXT_MTLS);
             context.update(&authorities.pem);
         }
-        ServerAuth::Token { .. } => context.update(SESSION_CONTEXT_TOKEN),
+        None => context.update(SESSION_CONTEXT_TOKEN),
     }
     // What a session must have been made under to be resumed: the same way of authentication, with
     // the same CAs. Others are full handshakes, in which a client has to show what is asked for
@@ -92,6 +108,30 @@ pub(crate) fn server(server: &Server) -> Result<SslContextBuilder, TlsError> {
         .map_err(failed("(session tickets)", "session id context"))?;
     crate::sys::tls::set_session_lifetime(&mut tls, SESSION_LIFETIME_SECONDS);
     Ok(tls)
+}
+
+/// Those of whom clients' certificates must be, and which of these are revoked.
+fn admit(store: &mut X509StoreBuilderRef, trusted: &TrustedClients) -> Result<(), TlsError> {
+    trust(store, &trusted.authorities)?;
+    if let Some((from, pem)) = &trusted.revoked {
+        crate::sys::tls::refuse_revoked(store, pem, &trusted.authorities.certs)
+            .map_err(failed(from, "cannot be used"))?;
+    }
+    Ok(())
+}
+
+/// What a client's certificate is held against that was let in before; `None` if none is asked for.
+///
+/// # Errors
+/// If the files are not usable.
+pub(crate) fn client_store(credentials: &ServerCredentials) -> Result<Option<X509Store>, TlsError> {
+    let Some(trusted) = &credentials.clients else {
+        return Ok(None);
+    };
+    let mut store =
+        X509StoreBuilder::new().map_err(failed("(certificate store)", "cannot be created"))?;
+    admit(&mut store, trusted)?;
+    Ok(Some(store.build()))
 }
 
 /// True if the handshake went on from an earlier session whose certificates nobody has looked at this time.
@@ -115,7 +155,7 @@ pub(crate) fn client(client: &Client) -> Result<SslContextBuilder, TlsError> {
 /// The client's context, from files that were read before.
 pub(crate) fn client_with(credentials: &ClientCredentials) -> Result<SslContextBuilder, TlsError> {
     let mut tls = base()?;
-    trust(&mut tls, &credentials.authorities)?;
+    trust(tls.cert_store_mut(), &credentials.authorities)?;
     tls.set_verify(SslVerifyMode::PEER);
     if let Some(pair) = &credentials.pair {
         take_pair(&mut tls, pair)?;

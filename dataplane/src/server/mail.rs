@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use super::ids::{DoorId, EntranceId};
+use super::plan::CoreChanges;
 use super::pool::service::FlowTicket;
 use super::tcp::visitor::Visitor;
 use super::udp::forwarded::ForwardedUdp;
@@ -57,6 +58,8 @@ pub(crate) enum ServerMail {
         /// Its number there.
         client: u64,
     },
+    /// The configuration has changed.
+    Change(Box<CoreChanges>),
 }
 
 impl Mail for ServerMail {
@@ -65,7 +68,9 @@ impl Mail for ServerMail {
             ServerMail::Visitor { .. } => Kind::Visitor,
             ServerMail::Datagram { .. } => Kind::Datagram,
             ServerMail::Packet { .. } => Kind::Packet,
-            ServerMail::Evict { .. } | ServerMail::ClientMayBeGone { .. } => Kind::Control,
+            ServerMail::Evict { .. }
+            | ServerMail::ClientMayBeGone { .. }
+            | ServerMail::Change(_) => Kind::Control,
         }
     }
 }

@@ -4,32 +4,40 @@
 //! door with one entrance. What cores share of the clients of a door and of each service is in [`pool`]. The flows of
 //! visitors are in [`tcp`] and [`udp`].
 
+pub(crate) mod access_log;
 pub(crate) mod bounds;
 mod door;
 mod entrance;
 pub(crate) mod ids;
 pub(crate) mod mail;
+pub(crate) mod plan;
 pub(crate) mod pool;
 mod shared;
 mod tcp;
 pub(crate) mod udp;
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+pub(crate) use access_log::AccessLog;
 use door::Door;
 use entrance::Entrance;
 use entrance::first_client::wait_for_first_clients;
 use ids::{DoorId, EntranceId};
 use mail::ServerMail;
-pub(crate) use shared::{DoorSockets, EntranceSockets, ServedService, ServerContext, ServerShared};
+use plan::{ClosedEntrance, CoreChanges, OpenedEntrance};
+pub(crate) use shared::{ServedService, ServerContext, ServerShared};
 
 /// The server role on one core.
 pub(crate) struct ServerCore {
-    doors: HashMap<DoorId, Rc<Door>>,
-    entrances: HashMap<EntranceId, Rc<Entrance>>,
+    context: Rc<ServerContext>,
+    shared: Arc<ServerShared>,
+    doors: RefCell<HashMap<DoorId, Rc<Door>>>,
+    /// Those that drain among them, until they are closed.
+    entrances: RefCell<HashMap<EntranceId, Rc<Entrance>>>,
 }
 
 impl ServerCore {
@@ -40,26 +48,18 @@ impl ServerCore {
     pub(crate) fn start(
         context: &Rc<ServerContext>,
         shared: &Arc<ServerShared>,
-        sockets: Vec<DoorSockets>,
-    ) -> Result<ServerCore, String> {
-        let mut this = ServerCore {
-            doors: HashMap::new(),
-            entrances: HashMap::new(),
-        };
-        // All cores count alike: what they name to each other has one number.
-        let mut entrances = (0..).map(EntranceId);
-        for ((number, of_door), sockets) in (0..).zip(&shared.doors).zip(sockets) {
-            let id = DoorId(number);
-            let door = Door::open(id, context, shared, of_door, sockets.quic)?;
-            for (service, sockets) in of_door.services.iter().zip(sockets.services) {
-                for (sockets, id) in sockets.into_iter().zip(entrances.by_ref()) {
-                    let entrance = Entrance::open(id, &door, service, sockets)?;
-                    this.entrances.insert(id, entrance);
-                }
-            }
-            this.doors.insert(id, door);
+        opened: CoreChanges,
+    ) -> Result<Rc<ServerCore>, String> {
+        let this = Rc::new(ServerCore {
+            context: Rc::clone(context),
+            shared: Arc::clone(shared),
+            doors: RefCell::default(),
+            entrances: RefCell::default(),
+        });
+        for entrance in this.open(opened)? {
+            this.entrances.borrow_mut().insert(entrance.id(), entrance);
         }
-        let accepting = this.entrances.values().cloned().collect();
+        let accepting = this.entrances.borrow().values().cloned().collect();
         crate::core::task::spawn_vital(wait_for_first_clients(accepting));
         let keeper = shared
             .ticket_keeper
@@ -72,8 +72,114 @@ impl ServerCore {
         Ok(this)
     }
 
+    /// Opens what is new. The entrances do not accept yet.
+    fn open(&self, changes: CoreChanges) -> Result<Vec<Rc<Entrance>>, String> {
+        let mut entrances = Vec::new();
+        for opened in changes.doors_opened {
+            let id = opened.door.id;
+            let door = Door::open(&self.context, &self.shared, &opened.door, opened.sockets)?;
+            self.doors.borrow_mut().insert(id, door);
+        }
+        for opened in changes.opened {
+            let OpenedEntrance {
+                door,
+                service,
+                entrance,
+                sockets,
+            } = opened;
+            let Some(door) = self.doors.borrow().get(&door).cloned() else {
+                continue; // It could not be opened, which was said.
+            };
+            entrances.push(Entrance::open(entrance, &door, &service, sockets)?);
+        }
+        Ok(entrances)
+    }
+
+    /// The configuration has changed.
+    fn change(self: &Rc<Self>, mut changes: CoreChanges) {
+        let done = changes.done.take();
+        if self.context.draining.get() {
+            // Everything ends anyway; what was to be opened is closed with the mail.
+            drop(done);
+            return;
+        }
+        let timeout = changes.drain_timeout;
+        for closed in &changes.closed {
+            self.close_entrance(*closed, timeout);
+        }
+        for door in &changes.doors_closed {
+            self.close_door(*door, timeout);
+        }
+        for door in self.doors.borrow().values() {
+            door.settings_have_changed();
+        }
+        for (door, client) in changes.told.iter() {
+            if let Some(door) = self.doors.borrow().get(door) {
+                door.tell_services(*client);
+            }
+        }
+        let opened = self.open(changes);
+        let result = opened.map(|opened| {
+            for entrance in opened {
+                entrance.begin_to_accept();
+                self.entrances.borrow_mut().insert(entrance.id(), entrance);
+            }
+        });
+        if let Err(why) = &result {
+            self.context.counters.internal_errors.increment();
+            tracing::error!(core = self.context.index, why, "not all was opened here");
+        }
+        if let Some(done) = done {
+            // Nobody may be left who waits for it.
+            let _told = done.send(result);
+        }
+    }
+
+    /// An entrance takes nobody from now on, or one half of it does not; flows may finish.
+    fn close_entrance(self: &Rc<Self>, closed: ClosedEntrance, timeout: Duration) {
+        let id = closed.entrance.id;
+        let Some(entrance) = self.entrances.borrow().get(&id).cloned() else {
+            return;
+        };
+        entrance.leave(&closed, timeout);
+        let core = Rc::downgrade(self);
+        crate::core::task::spawn(async move {
+            crate::core::time::sleep(timeout).await;
+            entrance.end_what_was_left(&closed.entrance);
+            if let Some(core) = core.upgrade()
+                && entrance.is_over()
+            {
+                core.entrances.borrow_mut().remove(&id);
+            }
+        });
+    }
+
+    /// A door takes nobody from now on; flows may finish, and then its lanes end.
+    fn close_door(self: &Rc<Self>, id: DoorId, timeout: Duration) {
+        let Some(door) = self.doors.borrow().get(&id).cloned() else {
+            return;
+        };
+        door.leave(timeout);
+        let core = Rc::downgrade(self);
+        crate::core::task::spawn(async move {
+            crate::core::time::sleep(timeout).await;
+            door.close();
+            if let Some(core) = core.upgrade() {
+                core.doors.borrow_mut().remove(&id);
+            }
+        });
+    }
+
+    fn entrance(&self, id: EntranceId) -> Option<Rc<Entrance>> {
+        self.entrances.borrow().get(&id).cloned()
+    }
+
+    fn door(&self, id: DoorId) -> Option<Rc<Door>> {
+        self.doors.borrow().get(&id).cloned()
+    }
+
     /// Takes what the same role of another core has sent. What is for a door or an entrance that is not here is dropped.
-    pub(crate) fn mail(&self, mail: ServerMail) {
+    pub(crate) fn mail(self: &Rc<Self>, mail: ServerMail) {
         match mail {
             ServerMail::Visitor {
                 entrance,
@@ -81,12 +187,12 @@ impl ServerCore {
                 visitor,
                 ticket,
             } => {
-                if let Some(entrance) = self.entrances.get(&entrance) {
+                if let Some(entrance) = self.entrance(entrance) {
                     entrance.visitor_from_other_core(stream, visitor, ticket);
                 }
             }
             ServerMail::Datagram { entrance, packet } => {
-                if let Some(entrance) = self.entrances.get(&entrance) {
+                if let Some(entrance) = self.entrance(entrance) {
                     entrance.datagram_from_other_core(packet);
                 }
             }
@@ -97,30 +203,31 @@ impl ServerCore {
                 from,
                 to_ip,
             } => {
-                let door = self.doors.get(&door);
-                if let Some(endpoint) = door.and_then(|door| door.endpoint(address)) {
+                let door = self.door(door);
+                if let Some(endpoint) = door.as_ref().and_then(|door| door.endpoint(address)) {
                     endpoint.inject(&mut data, from, to_ip);
                 }
             }
             ServerMail::Evict { door, client } => {
-                if let Some(door) = self.doors.get(&door) {
+                if let Some(door) = self.door(door) {
                     door.evict(client);
                 }
             }
             ServerMail::ClientMayBeGone { door, client } => {
-                if let Some(door) = self.doors.get(&door) {
+                if let Some(door) = self.door(door) {
                     door.alarm(client);
                 }
             }
+            ServerMail::Change(changes) => self.change(*changes),
         }
     }
 
     /// Takes no new visitor and tells the clients so.
     pub(crate) fn drain(&self, timeout: Duration) {
-        for entrance in self.entrances.values() {
+        for entrance in self.entrances.borrow().values() {
             entrance.drain(timeout);
         }
-        for door in self.doors.values() {
+        for door in self.doors.borrow().values() {
             door.drain(timeout);
         }
     }
@@ -129,15 +236,15 @@ impl ServerCore {
     pub(crate) fn has_delivered(&self, now: Instant) -> bool {
         // All are asked: the time that each may take runs from the first question.
         let waits = |door: &&Rc<Door>| !door.has_delivered(now);
-        self.doors.values().filter(waits).count() == 0
+        self.doors.borrow().values().filter(waits).count() == 0
     }
 
     /// Closes all lanes. They are told in the next flush.
     pub(crate) fn close(&self) {
-        for entrance in self.entrances.values() {
+        for entrance in self.entrances.borrow().values() {
             entrance.close();
         }
-        for door in self.doors.values() {
+        for door in self.doors.borrow().values() {
             door.close();
         }
     }

@@ -1,42 +1,40 @@
 //! What the server role of all cores shares, and what each core gets of it.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use arc_swap::{ArcSwap, Guard};
+use boring::x509::store::X509Store;
 use qmux_config::{ClientMatcher, Config, Door, ListenerProtocol, Server, Service, TrafficAddr};
 
+use super::access_log::AccessLog;
 use super::bounds::Gate;
+use super::door::offers;
+use super::ids::DoorId;
 use super::mail::ServerMail;
-use super::pool::registry::Registry;
+use super::plan::{self, CoreChanges, DoorSockets, Numbers, Plan, SharedEntrance};
+use super::pool::registry::{Changed, Claim, Offered, Registry};
 use super::pool::service::ClientPool;
 use super::pool::views::{ClientView, ServiceCounts, ServiceView};
 use crate::core::service_counters::ServiceCounters;
 use crate::flow::role::RoleContext;
+use crate::quic::credentials::ServerCredentials;
 use crate::quic::tickets::{Keeper, TicketKeys};
+use crate::quic::tls;
 
 /// The core of a server.
 pub(crate) type ServerContext = RoleContext<ServerMail>;
 
-/// The sockets of one door on one core.
+/// What a configuration says of a service, and where its visitors come in.
 #[derive(Debug)]
-pub(crate) struct DoorSockets {
-    /// For QUIC, one for each of the door's addresses.
-    pub(crate) quic: Vec<UdpSocket>,
-    /// Of the entrances of each service, in the order of its ports.
-    pub(crate) services: Vec<Vec<EntranceSockets>>,
-}
-
-/// The sockets of one entrance on one core.
-#[derive(Debug)]
-pub(crate) struct EntranceSockets {
-    /// Where visitors connect.
-    pub(crate) traffic_addr: SocketAddr,
-    /// For TCP visitors, if the service takes them.
-    pub(crate) tcp: Option<TcpListener>,
-    /// For UDP visitors, if the service takes them.
-    pub(crate) udp: Option<UdpSocket>,
+pub(crate) struct ServiceTerms {
+    /// As configured.
+    pub(crate) service: Service,
+    /// Its entrances, those that still drain not among them.
+    pub(crate) entrances: Vec<SharedEntrance>,
 }
 
 /// A service as its entrances and the clients know it: one for all cores.
@@ -44,37 +42,71 @@ pub(crate) struct EntranceSockets {
 pub(crate) struct ServedService {
     /// Its name; empty for the one service of a listener.
     pub(crate) name: String,
-    /// Its number at its door.
+    /// Its number at its door; no other service there has it before or after.
     pub(crate) number: usize,
-    /// Where visitors connect.
-    pub(crate) traffic: TrafficAddr,
-    /// What visitors may speak.
-    pub(crate) protocol: ListenerProtocol,
-    /// Whether the server counts as ready only while somebody serves it.
-    pub(crate) required: bool,
-    /// How long a visitor may take nothing of what waits for it.
-    pub(crate) stall_timeout: Duration,
+    /// What a change of the configuration may change.
+    terms: ArcSwap<ServiceTerms>,
     /// What it demands of visitors.
     pub(crate) gate: Arc<Gate>,
     /// Its clients.
     pub(crate) pool: Arc<ClientPool>,
     /// What each core counts of it.
     pub(crate) counters: Vec<Arc<ServiceCounters>>,
+    /// Told of each flow that ends.
+    pub(crate) access_log: Arc<AccessLog>,
 }
 
 impl ServedService {
-    fn new(service: &Service, number: usize, cores: usize) -> ServedService {
-        ServedService {
+    pub(super) fn new(
+        service: &Service,
+        number: usize,
+        cores: usize,
+        access_log: &Arc<AccessLog>,
+    ) -> Arc<ServedService> {
+        Arc::new(ServedService {
             name: service.name.clone(),
             number,
-            traffic: service.traffic,
-            protocol: service.protocol,
-            required: service.required,
-            stall_timeout: service.stall_timeout,
+            terms: ArcSwap::from_pointee(ServiceTerms {
+                service: service.clone(),
+                entrances: Vec::new(),
+            }),
             gate: Arc::new(Gate::new(&service.bounds, cores)),
             pool: Arc::new(ClientPool::new(service.load_balancer)),
             counters: (0..cores).map(|_| Arc::default()).collect(),
+            access_log: Arc::clone(access_log),
+        })
+    }
+
+    pub(super) fn terms(&self) -> Guard<Arc<ServiceTerms>> {
+        self.terms.load()
+    }
+
+    /// Where visitors connect.
+    pub(crate) fn traffic(&self) -> TrafficAddr {
+        self.terms().service.traffic
+    }
+
+    /// What visitors may speak.
+    pub(crate) fn protocol(&self) -> ListenerProtocol {
+        self.terms().service.protocol
+    }
+
+    /// How long a visitor may take nothing of what waits for it.
+    pub(crate) fn stall_timeout(&self) -> Duration {
+        self.terms().service.stall_timeout
+    }
+
+    /// Other terms hold from now on. True if clients are to be told.
+    fn change(&self, service: &Service, entrances: Vec<SharedEntrance>) -> bool {
+        let before = self.terms.swap(Arc::new(ServiceTerms {
+            service: service.clone(),
+            entrances,
+        }));
+        if before.service.bounds != service.bounds {
+            self.gate.demand(&service.bounds);
         }
+        self.pool.balance_by(service.load_balancer);
+        before.service.traffic != service.traffic
     }
 
     /// As operators see it.
@@ -87,11 +119,12 @@ impl ServedService {
             counts.bytes_out += core.tcp_bytes_out.get() + core.udp_bytes_out.get();
             counts.refused += core.visitors_refused.get();
         }
+        let terms = self.terms();
         ServiceView {
             name: self.name.clone(),
-            traffic_addr: self.traffic.to_string(),
-            protocol: self.protocol,
-            required: self.required,
+            traffic_addr: terms.service.traffic.to_string(),
+            protocol: terms.service.protocol,
+            required: terms.service.required,
             totals: self.pool.totals(),
             counts,
         }
@@ -100,50 +133,104 @@ impl ServedService {
     /// The service of a test: without a name, for these clients.
     #[cfg(test)]
     pub(crate) fn nameless(pool: &Arc<ClientPool>, cores: usize) -> Arc<ServedService> {
-        Arc::new(ServedService {
+        let service = Service {
             name: String::new(),
-            number: 0,
             traffic: TrafficAddr::one(SocketAddr::from(([127, 0, 0, 1], 1))),
             protocol: ListenerProtocol::Both,
+            load_balancer: pool.balancer(),
             required: false,
             stall_timeout: Duration::ZERO,
-            gate: Arc::new(Gate::new(&qmux_config::Bounds::default(), cores)),
-            pool: Arc::clone(pool),
-            counters: (0..cores).map(|_| Arc::default()).collect(),
-        })
+            bounds: qmux_config::Bounds::default(),
+        };
+        let mut this = ServedService::new(&service, 0, cores, &Arc::new(AccessLog::off()));
+        Arc::get_mut(&mut this).expect("new").pool = Arc::clone(pool);
+        this
+    }
+}
+
+/// The services of a door.
+#[derive(Debug, Default)]
+pub(crate) struct ServiceTable {
+    /// In the order of the configuration.
+    pub(crate) all: Vec<Arc<ServedService>>,
+    /// Their places.
+    by_name: HashMap<String, usize>,
+}
+
+impl ServiceTable {
+    fn new(all: Vec<Arc<ServedService>>) -> ServiceTable {
+        let names = all.iter().enumerate();
+        let by_name = names.map(|(place, it)| (it.name.clone(), place)).collect();
+        ServiceTable { all, by_name }
+    }
+
+    /// The service of this name.
+    pub(crate) fn by_name(&self, name: &str) -> Option<&Arc<ServedService>> {
+        self.all.get(*self.by_name.get(name)?)
     }
 }
 
 /// A door as all cores share it.
 #[derive(Debug)]
 pub(crate) struct SharedDoor {
+    /// Its number.
+    pub(crate) id: DoorId,
     /// Where clients connect.
     pub(crate) quic_addrs: Vec<SocketAddr>,
     /// Its clients.
     pub(crate) registry: Arc<Registry>,
     /// Its services.
-    pub(crate) services: Vec<Arc<ServedService>>,
-    /// Their numbers.
-    by_name: HashMap<String, usize>,
-    /// Whether any of them takes UDP.
-    pub(crate) takes_udp: bool,
+    services: ArcSwap<ServiceTable>,
+    /// Numbers that its services have had.
+    numbers_used: AtomicUsize,
 }
 
 impl SharedDoor {
-    fn new(door: &Door, cores: usize) -> Arc<SharedDoor> {
-        let numbered = door.services.iter().enumerate();
-        let services: Vec<_> = numbered
-            .map(|(number, service)| Arc::new(ServedService::new(service, number, cores)))
-            .collect();
-        let pools = services.iter().map(|it| Arc::clone(&it.pool)).collect();
-        let names = services.iter().map(|it| (it.name.clone(), it.number));
+    pub(super) fn new(id: DoorId, door: &Door, cores: usize) -> Arc<SharedDoor> {
         Arc::new(SharedDoor {
+            id,
             quic_addrs: door.quic_addrs.clone(),
-            registry: Arc::new(Registry::new(pools, cores)),
-            by_name: names.collect(),
-            services,
-            takes_udp: door.services.iter().any(|it| it.protocol.udp()),
+            registry: Arc::new(Registry::new(cores)),
+            services: ArcSwap::default(),
+            numbers_used: AtomicUsize::new(0),
         })
+    }
+
+    /// Its services now.
+    pub(crate) fn services(&self) -> Arc<ServiceTable> {
+        self.services.load_full()
+    }
+
+    pub(super) fn numbers_used(&self) -> usize {
+        self.numbers_used.load(Ordering::Relaxed)
+    }
+
+    /// It has these services from now on. Returns the clients to be told, by their numbers.
+    fn change(&self, services: &[plan::ServicePlan], settings: &ServerSettings) -> Vec<u64> {
+        let mut to_be_told = false;
+        for plan in services {
+            let entrances = plan.kept.iter().chain(&plan.opened).copied().collect();
+            to_be_told |= plan.service.change(&plan.wanted, entrances);
+        }
+        let all: Vec<_> = services.iter().map(|it| Arc::clone(&it.service)).collect();
+        let pools = all.iter().map(|it| (it.number, Arc::clone(&it.pool)));
+        let changed = Changed {
+            generation: settings.generation,
+            pools: pools.collect(),
+        };
+        let used = all.iter().map(|it| it.number + 1).max().unwrap_or(0);
+        self.numbers_used.fetch_max(used, Ordering::Relaxed);
+        let names: Vec<_> = all.iter().map(|it| it.number).collect();
+        let before = self.services.swap(Arc::new(ServiceTable::new(all)));
+        let as_before = before.all.iter().map(|it| it.number).eq(names);
+        let table = self.services();
+        let judge = |claim: &Claim| settings.judge(claim, &table);
+        let numbers = self.registry.change(changed, judge);
+        // A client may be waiting for a service that has come.
+        if to_be_told || !as_before {
+            return self.registry.clients().iter().map(|it| it.number).collect();
+        }
+        numbers
     }
 
     /// Its clients, as operators see them.
@@ -153,7 +240,7 @@ impl SharedDoor {
         for client in &clients {
             views.insert(client.number, ClientView::of(client));
         }
-        for service in &self.services {
+        for service in &self.services().all {
             for member in service.pool.clients().iter() {
                 // One that has come or gone meanwhile is seen the next time.
                 if let Some(view) = views.get_mut(&member.number) {
@@ -167,22 +254,74 @@ impl SharedDoor {
         ours.filter_map(|client| views.remove(&client.number))
             .collect()
     }
+}
 
-    /// The service of this name.
-    pub(crate) fn service(&self, name: &str) -> Option<&Arc<ServedService>> {
-        self.services.get(*self.by_name.get(name)?)
+/// One configuration of the server role. It never changes; another one takes its place.
+pub(crate) struct ServerSettings {
+    /// The whole configuration.
+    pub(crate) config: Arc<Config>,
+    /// Counts configurations.
+    pub(crate) generation: u64,
+    /// Who may serve what.
+    pub(crate) matcher: ClientMatcher,
+    /// What the server shows, and whom it trusts.
+    pub(crate) credentials: Arc<ServerCredentials>,
+    /// What certificates are held against of clients that have been let in.
+    pub(crate) store: Option<X509Store>,
+}
+
+impl std::fmt::Debug for ServerSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ServerSettings({})", self.generation)
     }
 }
+
+impl ServerSettings {
+    /// The settings after `generation` others.
+    ///
+    /// # Errors
+    /// If a certificate or a list of them cannot be used.
+    fn new(config: &Arc<Config>, server: &Server, generation: u64) -> Result<Self, String> {
+        let credentials = ServerCredentials::read(server).map_err(|error| error.to_string())?;
+        let store = tls::client_store(&credentials).map_err(|error| error.to_string())?;
+        Ok(ServerSettings {
+            config: Arc::clone(config),
+            generation,
+            matcher: ClientMatcher::new(server),
+            credentials: Arc::new(credentials),
+            store,
+        })
+    }
+
+    /// The `[server]` section.
+    pub(crate) fn server(&self) -> &Server {
+        // There are settings of this role only for a file that has it (`ServerShared::new`).
+        let server = self.config.server.as_ref();
+        server.unwrap_or_else(|| unreachable!("settings without [server]"))
+    }
+
+    /// What a client serves by these settings that has come to what it serves by `claim`; `None` if
+    /// it has to prove anew who it is.
+    fn judge(&self, claim: &Claim, table: &ServiceTable) -> Option<Vec<Offered>> {
+        let admission = self.matcher.again(&claim.admission, claim.token.as_ref());
+        let is_admitted = admission != qmux_config::Admission::Refused;
+        is_admitted.then(|| offers::judge(table, &admission, &claim.offers).1)
+    }
+}
+
+/// Entrances that are closed and whose UDP flows have some time left.
+type Draining = Vec<(SharedEntrance, Instant)>;
 
 /// What all cores of the server role share.
 #[derive(Debug)]
 pub(crate) struct ServerShared {
-    /// The whole configuration.
-    pub(crate) config: Arc<Config>,
-    /// Every door of the configuration, in its order.
-    pub(crate) doors: Vec<Arc<SharedDoor>>,
-    /// Who may serve what.
-    pub(crate) matcher: ClientMatcher,
+    settings: ArcSwap<ServerSettings>,
+    doors: ArcSwap<Vec<Arc<SharedDoor>>>,
+    numbers: Mutex<Numbers>,
+    draining: Mutex<Draining>,
+    cores: usize,
+    /// Told of each flow that ends, whatever its service.
+    access_log: Arc<AccessLog>,
     /// Drawn at this process's start.
     pub(crate) instance_id: [u8; 16],
     /// The session ticket keys of all cores.
@@ -192,43 +331,129 @@ pub(crate) struct ServerShared {
 }
 
 impl ServerShared {
-    /// Of a server whose section of `config` is `server`.
+    /// Of a server whose section of `config` is `server`, without any door: its first plan opens
+    /// them.
+    ///
+    /// # Errors
+    /// If a certificate cannot be used.
     pub(crate) fn new(
         config: &Arc<Config>,
         server: &Server,
         cores: usize,
         ticket_keys: Arc<TicketKeys>,
         ticket_keeper: Keeper,
-    ) -> ServerShared {
-        let doors = server.doors.iter();
-        ServerShared {
-            config: Arc::clone(config),
-            doors: doors.map(|door| SharedDoor::new(door, cores)).collect(),
-            matcher: ClientMatcher::new(server),
+        access_log: &Arc<AccessLog>,
+    ) -> Result<ServerShared, String> {
+        let settings = ServerSettings::new(config, server, 0)?;
+        Ok(ServerShared {
+            access_log: Arc::clone(access_log),
+            settings: ArcSwap::from_pointee(settings),
+            doors: ArcSwap::default(),
+            numbers: Mutex::default(),
+            draining: Mutex::default(),
+            cores,
             instance_id: *uuid::Uuid::new_v4().as_bytes(),
             ticket_keys,
             ticket_keeper: Mutex::new(Some(ticket_keeper)),
-        }
+        })
     }
 
-    /// The `[server]` section. The role is only started if there is one.
-    pub(crate) fn server(&self) -> Option<&Server> {
-        self.config.server.as_ref()
+    /// The settings now.
+    pub(crate) fn settings(&self) -> Arc<ServerSettings> {
+        self.settings.load_full()
+    }
+
+    /// Plans the way to another configuration, whose section is `server`. Nothing changes yet.
+    ///
+    /// # Errors
+    /// If a certificate cannot be used.
+    pub(crate) fn plan(&self, config: &Arc<Config>, server: &Server) -> Result<Plan, String> {
+        let generation = self.settings().generation + 1;
+        let settings = Arc::new(ServerSettings::new(config, server, generation)?);
+        let doors = self.doors();
+        let mut numbers = lock(&self.numbers);
+        let log = &self.access_log;
+        Ok(plan::plan(&doors, settings, &mut numbers, self.cores, log))
+    }
+
+    /// Whether this process has the address of an entrance that drains.
+    pub(crate) fn drains_at(&self, address: SocketAddr) -> bool {
+        let draining = lock(&self.draining);
+        draining.iter().any(|(it, _)| it.traffic_addr == address)
+    }
+
+    /// Goes the way that was planned. Returns what each core has to do.
+    pub(crate) fn follow(&self, plan: &Plan, sockets: Vec<Vec<DoorSockets>>) -> Vec<CoreChanges> {
+        let superseded = self.note_draining(plan, Instant::now());
+        let mut told = Vec::new();
+        self.settings.store(Arc::clone(&plan.settings));
+        for door in &plan.doors {
+            let numbers = door.door.change(&door.services, &plan.settings);
+            told.extend(numbers.into_iter().map(|number| (door.door.id, number)));
+        }
+        for door in &plan.doors_closed {
+            let _served_nothing = door.change(&[], &plan.settings);
+        }
+        let doors = plan.doors.iter().map(|it| Arc::clone(&it.door)).collect();
+        self.doors.store(Arc::new(doors));
+        plan::for_cores(plan, sockets, told, &superseded)
+    }
+
+    /// Notes which entrances drain from now on; returns those of them that must end because others
+    /// have their addresses now.
+    fn note_draining(&self, plan: &Plan, now: Instant) -> Vec<SharedEntrance> {
+        let mut draining = lock(&self.draining);
+        draining.retain(|(_, until)| *until > now);
+        let opened = plan.doors.iter().flat_map(|door| &door.services);
+        let opened: HashMap<SocketAddr, ()> = opened
+            .flat_map(|service| &service.opened)
+            .filter(|it| it.udp)
+            .map(|it| (it.traffic_addr, ()))
+            .collect();
+        let is_taken = |it: &SharedEntrance| opened.contains_key(&it.traffic_addr);
+        let superseded = draining
+            .iter()
+            .map(|(it, _)| *it)
+            .filter(is_taken)
+            .collect();
+        draining.retain(|(it, _)| !is_taken(it));
+        // As long as the old or the new configuration lets them drain, and a little longer.
+        let timeout = plan.settings.server().drain_timeout + Duration::from_secs(5);
+        let closed = plan.closed.iter().filter(|it| it.udp && !is_taken(it));
+        draining.extend(closed.map(|it| (*it, now + timeout)));
+        superseded
+    }
+
+    /// The doors now.
+    pub(crate) fn doors(&self) -> Arc<Vec<Arc<SharedDoor>>> {
+        self.doors.load_full()
     }
 
     /// The services of all doors, as operators see them.
     pub(crate) fn service_views(&self) -> Vec<ServiceView> {
-        self.services().map(|(_, service)| service.view()).collect()
+        let services = self.services();
+        services.iter().map(|(_, service)| service.view()).collect()
     }
 
     /// The clients of all doors, as operators see them.
     pub(crate) fn client_views(&self) -> Vec<ClientView> {
-        self.doors.iter().flat_map(|door| door.clients()).collect()
+        let doors = self.doors();
+        doors.iter().flat_map(|door| door.clients()).collect()
     }
 
     /// The services of all doors.
-    pub(crate) fn services(&self) -> impl Iterator<Item = (&SharedDoor, &ServedService)> {
-        let doors = self.doors.iter();
-        doors.flat_map(|door| door.services.iter().map(move |it| (&**door, &**it)))
+    pub(crate) fn services(&self) -> Vec<(Arc<SharedDoor>, Arc<ServedService>)> {
+        let mut services = Vec::new();
+        for door in self.doors().iter() {
+            let of_door = door.services();
+            let of_door = of_door.all.iter();
+            services.extend(of_door.map(|it| (Arc::clone(door), Arc::clone(it))));
+        }
+        services
     }
+}
+
+/// Held by whoever changes the configuration, one at a time.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,6 +6,7 @@
 //! visitors hand this down to those that they accept, with the other options of
 //! [`set_flow_options`], so that accepting one costs no further call.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
@@ -21,10 +22,27 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// A first write of this size leaves at once as one segment, whatever Nagle's algorithm does: every
+/// path takes as much (RFC 9293, section 3.7.1).
+const ONE_SEGMENT_BYTES: usize = 536;
+
+/// An option that a socket of our own gets when it first matters: most connections to services are
+/// over before that, and each option is a system call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Later {
+    /// It is set, or was handed down by the listener.
+    Set,
+    /// It matters as soon as something has been written.
+    Unset,
+}
+
 /// One connected TCP socket, owned by one core.
 #[derive(Debug)]
 pub(crate) struct TcpSocket {
     io: monoio::net::TcpStream,
+    nodelay: Cell<Later>,
+    keepalive: Cell<Later>,
+    has_written: Cell<bool>,
 }
 
 impl TcpSocket {
@@ -33,6 +51,9 @@ impl TcpSocket {
     pub(crate) fn adopt(stream: TcpStream) -> io::Result<TcpSocket> {
         Ok(TcpSocket {
             io: monoio::net::TcpStream::from_std(stream)?,
+            nodelay: Cell::new(Later::Set),
+            keepalive: Cell::new(Later::Set),
+            has_written: Cell::new(false),
         })
     }
 
@@ -45,13 +66,15 @@ impl TcpSocket {
         let kind = Type::STREAM.nonblocking();
         let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
         limits::for_flows(&socket)?;
-        set_flow_options(&socket)?;
-        let pending = match socket.connect(&SockAddr::from(addr)) {
-            Ok(()) => false,
-            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => true,
-            Err(error) => return Err(error),
-        };
+        socket.set_linger(Some(Duration::ZERO))?;
+        let mut pending = begin_to_connect(&socket, addr)?;
+        if pending && addr.ip().is_loopback() {
+            // This machine has answered meanwhile, and says so if it is asked again.
+            pending = begin_to_connect(&socket, addr)?;
+        }
         let socket = TcpSocket::adopt(socket.into())?;
+        socket.nodelay.set(Later::Unset);
+        socket.keepalive.set(Later::Unset);
         if pending {
             socket.io.writable(false).await?;
             if let Some(error) = SockRef::from(&super::borrow(&socket.io)).take_error()? {
@@ -83,6 +106,13 @@ impl TcpSocket {
 
     /// Writes what fits: `WouldBlock` means wait for [`TcpSocket::writable`].
     pub(crate) fn try_write(&self, from: &[u8]) -> io::Result<usize> {
+        if self.nodelay.get() == Later::Unset
+            && (self.has_written.replace(true) || from.len() > ONE_SEGMENT_BYTES)
+        {
+            self.nodelay.set(Later::Set);
+            // Fails only on a socket that is already gone.
+            let _gone = SockRef::from(&super::borrow(&self.io)).set_tcp_nodelay(true);
+        }
         loop {
             match rustix::net::send(
                 super::borrow(&self.io),
@@ -127,6 +157,14 @@ impl TcpSocket {
         let _gone = SockRef::from(&super::borrow(&self.io)).set_linger(None);
     }
 
+    /// The connection has lived for a while: from now on a peer that vanishes is noticed.
+    pub(crate) fn keep_alive(&self) {
+        if self.keepalive.replace(Later::Set) == Later::Unset {
+            // Fails only on a socket that is already gone.
+            let _gone = SockRef::from(&super::borrow(&self.io)).set_tcp_keepalive(&keepalive());
+        }
+    }
+
     /// Bytes that were written and that the peer's kernel has not acknowledged.
     pub(crate) fn untaken_bytes(&self) -> u32 {
         super::option::unacknowledged_bytes(super::borrow(&self.io))
@@ -169,7 +207,8 @@ impl Acceptor {
     }
 }
 
-/// Sets what every socket of a flow has; on a listening socket, for those that it accepts.
+/// Sets what every socket of a flow has; on a listening socket, for those that it accepts. A socket
+/// that [`TcpSocket::connect`] makes gets some of it later.
 ///
 /// Nagle's algorithm is switched off: the tunnel forwards bytes when they come and must not add a
 /// delay of its own.
@@ -179,12 +218,25 @@ impl Acceptor {
 pub(super) fn set_flow_options(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE_IDLE)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES),
-    )
+    socket.set_tcp_keepalive(&keepalive())
+}
+
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES)
+}
+
+/// Begins to connect, or asks what has become of it. True if it is not known yet.
+fn begin_to_connect(socket: &Socket, addr: SocketAddr) -> io::Result<bool> {
+    match socket.connect(&SockAddr::from(addr)) {
+        Ok(()) => Ok(false),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EINPROGRESS | libc::EALREADY) => Ok(true),
+            _ => Err(error),
+        },
+    }
 }
 
 /// Resets a connection that was accepted but cannot be served.
@@ -218,5 +270,63 @@ mod tests {
         drop(accepted);
         let error = visitor.read(&mut [0; 1]).expect_err("a reset");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+
+    /// Runs `test` on a socket that has connected to a service, whose end it gets, too.
+    fn with_connected(test: impl FnOnce(TcpSocket, TcpStream)) {
+        let service = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let addr = service.local_addr().expect("bound");
+        let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async move {
+            let socket = TcpSocket::connect(addr).await.expect("connected");
+            let (accepted, _) = service.accept().expect("queued");
+            test(socket, accepted);
+        });
+    }
+
+    #[test]
+    fn a_connection_to_a_service_has_nodelay_before_it_matters_and_keepalive_once_it_has_lived() {
+        with_connected(|socket, _service| {
+            let fd = crate::sys::borrow(&socket.io);
+            let options = SockRef::from(&fd);
+            let nodelay = || options.tcp_nodelay().expect("nodelay");
+            assert_eq!(options.linger().expect("linger"), Some(Duration::ZERO));
+            socket.try_write(b"a request").expect("written");
+            assert!(!nodelay(), "nothing is on its way that it could wait for");
+            socket.try_write(b"another").expect("written");
+            assert!(nodelay());
+            assert!(!options.keepalive().expect("keepalive"));
+            socket.keep_alive();
+            assert!(options.keepalive().expect("keepalive"));
+            let idle = options.tcp_keepalive_time().expect("keepalive");
+            assert_eq!(idle, KEEPALIVE_IDLE);
+        });
+    }
+
+    #[test]
+    fn a_first_write_of_several_segments_has_nodelay() {
+        with_connected(|socket, _service| {
+            socket
+                .try_write(&[0; ONE_SEGMENT_BYTES + 1])
+                .expect("written");
+            let fd = crate::sys::borrow(&socket.io);
+            assert!(SockRef::from(&fd).tcp_nodelay().expect("nodelay"));
+        });
+    }
+
+    #[test]
+    fn a_port_where_nobody_listens_on_this_machine_refuses() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let addr = taken.local_addr().expect("bound");
+        drop(taken);
+        let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new()
+            .build()
+            .expect("a runtime");
+        let error = runtime
+            .block_on(TcpSocket::connect(addr))
+            .expect_err("nobody listens");
+        assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     }
 }

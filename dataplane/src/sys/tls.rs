@@ -1,13 +1,15 @@
 //! What BoringSSL offers and its safe binding does not: ticket key callbacks, session lifetimes, the context of early
 //! data, and checking a peer's certificate again.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, c_int};
 
 use boring::error::ErrorStack;
 use boring::hash::MessageDigest;
 use boring::ssl::{SslContextBuilder, SslRef, TicketKeyCallbackResult};
 use boring::stack::Stack;
 use boring::symm::Cipher;
+use boring::x509::store::{X509StoreBuilderRef, X509StoreRef};
+use boring::x509::verify::X509VerifyFlags;
 use boring::x509::{X509, X509Name, X509NameRef, X509StoreContext, X509VerifyError};
 use foreign_types::{ForeignType as _, ForeignTypeRef};
 use qmux_config::{TICKET_KEY_NAME_BYTES, TicketKey};
@@ -106,9 +108,120 @@ pub(crate) enum PeerRefused {
     Failed,
 }
 
+/// Why lists of revoked certificates are not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ListRefused {
+    /// There is none.
+    #[error("holds no list of revoked certificates in valid PEM form (-----BEGIN X509 CRL-----)")]
+    Unreadable,
+    /// Anybody may have made it.
+    #[error(
+        "holds a list that none of the CAs in ca_cert_file has signed; it must be theirs, all of it"
+    )]
+    NotSigned,
+    /// It could not be checked.
+    #[error("could not be taken up")]
+    Failed,
+}
+
+/// Has `store` refuse the certificates on the lists of `pem`, each of which one of `authorities`
+/// must have signed.
+///
+/// # Errors
+/// What is wrong with them; the store is not to be used then.
+pub(crate) fn refuse_revoked(
+    store: &mut X509StoreBuilderRef,
+    pem: &[u8],
+    authorities: &[X509],
+) -> Result<(), ListRefused> {
+    let bytes = isize::try_from(pem.len()).map_err(|_| ListRefused::Unreadable)?;
+    let mut lists = 0;
+    // SAFETY: the memory of `pem` outlives the reader, which is freed on every way out, as is each
+    // list; both are checked not to be null before they are used. Names and keys of the CAs are
+    // borrowed; the store takes a reference of its own to the list.
+    unsafe {
+        let reader = boring_sys::BIO_new_mem_buf(pem.as_ptr().cast(), bytes);
+        if reader.is_null() {
+            return Err(ListRefused::Failed);
+        }
+        let result = loop {
+            let none = std::ptr::null_mut();
+            let list = boring_sys::PEM_read_bio_X509_CRL(reader, none, None, std::ptr::null_mut());
+            if list.is_null() {
+                // The end, or nothing that could be read.
+                drop(ErrorStack::get());
+                break match lists {
+                    0 => Err(ListRefused::Unreadable),
+                    _ => Ok(()),
+                };
+            }
+            lists += 1;
+            let signed = authorities.iter().any(|authority| {
+                let issuer = boring_sys::X509_CRL_get_issuer(list);
+                let name = authority.subject_name().as_ptr();
+                let key = authority.public_key();
+                boring_sys::X509_NAME_cmp(issuer, name) == 0
+                    && key.is_ok_and(|key| boring_sys::X509_CRL_verify(list, key.as_ptr()) == 1)
+            });
+            drop(ErrorStack::get());
+            let added = signed && boring_sys::X509_STORE_add_crl(store.as_ptr(), list) == 1;
+            boring_sys::X509_CRL_free(list);
+            if !signed {
+                break Err(ListRefused::NotSigned);
+            }
+            if !added {
+                break Err(ListRefused::Failed);
+            }
+        };
+        boring_sys::BIO_free_all(reader);
+        result?;
+    }
+    store.set_flags(X509VerifyFlags::CRL_CHECK);
+    Ok(())
+}
+
+/// Whether a certificate is good in spite of this: its CA has no list of revoked ones here, or the
+/// list should have been replaced by a later one. What is on it is refused all the same; whoever
+/// forgets to renew it must not lose every client by that.
+pub(crate) fn is_tolerated(error: c_int) -> bool {
+    matches!(
+        error,
+        boring_sys::X509_V_ERR_UNABLE_TO_GET_CRL | boring_sys::X509_V_ERR_CRL_HAS_EXPIRED
+    )
+}
+
+/// [`is_tolerated`], as BoringSSL asks for it. What is tolerated leaves no trace.
+unsafe extern "C" fn tolerate(ok: c_int, context: *mut boring_sys::X509_STORE_CTX) -> c_int {
+    // SAFETY: BoringSSL calls this with the context that it verifies with.
+    unsafe {
+        if ok == 1 || !is_tolerated(boring_sys::X509_STORE_CTX_get_error(context)) {
+            return ok;
+        }
+        boring_sys::X509_STORE_CTX_set_error(context, boring_sys::X509_V_OK);
+    }
+    1
+}
+
+/// Checks the certificate of a client that has been let in against what `store` holds now: chain,
+/// validity, purpose, revocation.
+///
+/// # Errors
+/// If it would not be let in.
+pub(crate) fn check_client_against(ssl: &SslRef, store: &X509StoreRef) -> Result<(), PeerRefused> {
+    check_against(ssl, store, true)
+}
+
 /// Checks the certificate of the peer of a resumed session as a full handshake would: chain, validity now, purpose, and
 /// what this connection expects of the name. BoringSSL itself does that at full handshakes only.
 pub(crate) fn check_peer_again(ssl: &SslRef, we_are_server: bool) -> Result<(), PeerRefused> {
+    check_against(ssl, ssl.ssl_context().cert_store(), we_are_server)
+}
+
+fn check_against(
+    ssl: &SslRef,
+    trusted: &X509StoreRef,
+    we_are_server: bool,
+) -> Result<(), PeerRefused> {
     let leaf = ssl.peer_certificate().ok_or(PeerRefused::NoCertificate)?;
     let none;
     let chain = match ssl.peer_cert_chain() {
@@ -125,7 +238,7 @@ pub(crate) fn check_peer_again(ssl: &SslRef, we_are_server: bool) -> Result<(), 
     };
     let mut store = X509StoreContext::new().map_err(|_| PeerRefused::Failed)?;
     store
-        .init(ssl.ssl_context().cert_store(), &leaf, chain, |store| {
+        .init(trusted, &leaf, chain, |store| {
             if !inherit_expectations(store, ssl, purpose) {
                 return Ok(Err(PeerRefused::Failed));
             }
@@ -151,6 +264,7 @@ fn inherit_expectations(
     // its configuration was shed, which is checked; they are copied.
     unsafe {
         let expected = boring_sys::SSL_get0_param(ssl.as_ptr());
+        boring_sys::X509_STORE_CTX_set_verify_cb(store.as_ptr(), Some(tolerate));
         !expected.is_null()
             && boring_sys::X509_STORE_CTX_set_default(store.as_ptr(), purpose.as_ptr()) == 1
             && boring_sys::X509_VERIFY_PARAM_set1(

@@ -7,10 +7,12 @@
 //! No test asserts how long anything takes. What is slow is measured in `bench`.
 
 mod abandoned;
+mod access_log;
 mod addresses;
 mod admin;
 mod back_pressure;
 mod balancing;
+mod bandwidth;
 mod busy_cores;
 mod certificates;
 mod cores;
@@ -25,6 +27,7 @@ mod http;
 mod identity;
 mod iperf3;
 mod killed;
+mod lanes;
 mod limits;
 mod listeners;
 mod log_lines;
@@ -32,8 +35,10 @@ mod many_visitors;
 mod offers;
 mod one_file;
 mod places;
+mod proxied_visitors;
 mod proxies;
 mod proxy_headers;
+mod reload;
 mod resets;
 mod restarts;
 mod resumption;

@@ -179,7 +179,7 @@ impl World {
         let server = Server::start(&site, &server);
         let relay = Relay::to(server.quic());
         let client = ClientSetup {
-            client: vec!["lanes = \"auto\""],
+            client: vec!["lanes = 3"],
             ..ClientSetup::default()
         };
         let client = tunnel::start_client(&site, &client, relay.address(), service);

@@ -124,7 +124,7 @@ fn servers_with_different_numbers_of_cores_get_the_lanes_that_each_needs() {
     if subject::only_wire("servers_with_different_numbers_of_cores") {
         return;
     }
-    for (lanes, expected) in [("lanes = \"auto\"", [3, 2]), ("lanes = 5", [5, 5])] {
+    for (lanes, expected) in [("lanes = \"auto\"", [2, 2]), ("lanes = 5", [5, 5])] {
         let service = TcpService::echo();
         let site = Site::new();
         let mut servers = [server(&site, "three", 3), server(&site, "one", 1)];

@@ -1,9 +1,12 @@
 //! UDP payloads of every size come back unchanged, whatever they look like.
 
+use std::net::SocketAddr;
+
 use crate::support::random::Random;
 use crate::support::service::UdpService;
 use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
 use crate::support::udp_visitor::UdpVisitor;
+use crate::support::{http, ports, subject, wait};
 
 /// Around every boundary: none, a header's, QUIC's smallest packet, Ethernet's, the largest QUIC packet, UDP's largest.
 const SIZES: [usize; 17] = [
@@ -146,4 +149,44 @@ fn without_fragmentation_small_datagrams_pass_and_large_ones_do_not() {
         "the large one passed: {received} came, {} repeated",
         visitor.repeated
     );
+}
+
+/// Small packets that come together ride together, both ways, and each is again one of its own.
+#[test]
+fn small_payloads_that_come_at_once_share_a_bundle() {
+    if subject::only_wire("small_payloads_that_come_at_once_share_a_bundle") {
+        return;
+    }
+    let service = UdpService::echo();
+    let server = ServerSetup {
+        admin: Some(ports::free_address()),
+        ..ServerSetup::default()
+    };
+    let client = ClientSetup {
+        admin: Some(ports::free_address()),
+        ..ClientSetup::default()
+    };
+    let tunnel = Tunnel::with(&server, &client, service.address);
+    let mut random = Random::new(5);
+    let mut visitor = UdpVisitor::new(tunnel.traffic());
+    visitor.echo(b"the flow is there");
+    let bundles_sent = |admin: Option<SocketAddr>| {
+        let text = http::get(admin.expect("set"), "/metrics").body;
+        http::metric(&text, "qmux_dp_udp_bundles_sent_total")
+    };
+    // How many come in one turn is the machine's affair, so until some have.
+    wait::until_true("bundles both ways", || {
+        let payloads: Vec<_> = (0..40).map(|more| random.bytes(20 + more)).collect();
+        for payload in &payloads {
+            visitor.send(payload);
+        }
+        // In this order, unless one was lost on a busy machine.
+        for payload in &payloads {
+            if !visitor.receive(payload) {
+                visitor.echo(payload);
+            }
+        }
+        // The server has shown the client by one that it takes them.
+        bundles_sent(server.admin) > 1.0 && bundles_sent(client.admin) > 0.0
+    });
 }

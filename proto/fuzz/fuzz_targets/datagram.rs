@@ -3,9 +3,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use qmux_proto::datagram::Header;
+use qmux_proto::datagram::{Bundle, Header};
 
 fuzz_target!(|bytes: &[u8]| {
+    if let Some(bundle) = Bundle::of(bytes) {
+        let read: usize = bundle.flatten().map(<[u8]>::len).sum();
+        assert!(read < bytes.len());
+    }
     let Ok((header, payload)) = Header::decode(bytes) else {
         return;
     };

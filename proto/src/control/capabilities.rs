@@ -23,6 +23,10 @@ impl Capabilities {
     /// Services with names: ServiceAnswers messages, and the traffic address in the first datagrams of
     /// a UDP flow.
     pub const NAMED_SERVICES: Self = Self(1 << 4);
+    /// HandOvers messages: it opens as many lanes as they ask for.
+    pub const HAND_OVERS: Self = Self(1 << 5);
+    /// Bundles of small UDP packets in one QUIC datagram.
+    pub const BUNDLES: Self = Self(1 << 6);
     /// Answers to PathChallenge messages.
     pub const PATH_CHALLENGE: Self = Self(1 << 8);
 

@@ -23,6 +23,9 @@ code_enum! {
         Replaced = 1 => "replaced by another lane",
         /// The sender has too much to do.
         Overloaded = 2 => "overloaded",
+        /// The peer may not serve here any more: its certificate has expired or was revoked, or it
+        /// is known no more.
+        Withdrawn = 3 => "this client may not serve there any more, or must prove anew who it is",
         _ => Other(u64), "going away with code {}",
     }
 }

@@ -1,8 +1,8 @@
 //! One message of the control stream.
 
 use super::{
-    AuthChallenge, AuthProof, Finished, FlowClosed, GoAway, Heartbeat, NoMoreFlows, PathChallenge,
-    PathResponse, Register, RegisterAck, ServiceAnswers, ServiceHealth,
+    AuthChallenge, AuthProof, Finished, FlowClosed, GoAway, HandOvers, Heartbeat, NoMoreFlows,
+    PathChallenge, PathResponse, Register, RegisterAck, ServiceAnswers, ServiceHealth,
 };
 use crate::error::DecodeError;
 use crate::varint;
@@ -26,6 +26,7 @@ const SERVICE_HEALTH: u8 = 8;
 const FINISHED: u8 = 9;
 const NO_MORE_FLOWS: u8 = 11;
 const SERVICE_ANSWERS: u8 = 12;
+const HAND_OVERS: u8 = 13;
 const PATH_CHALLENGE: u8 = 20;
 const PATH_RESPONSE: u8 = 21;
 
@@ -54,6 +55,8 @@ pub enum Message {
     NoMoreFlows(NoMoreFlows),
     /// Server: what became of each service that was offered.
     ServiceAnswers(ServiceAnswers),
+    /// Server: what came to this lane for want of another one.
+    HandOvers(HandOvers),
     /// Server: prove that you receive at your new address.
     PathChallenge(PathChallenge),
     /// Client: the proof.
@@ -81,6 +84,7 @@ impl Message {
             Self::Finished(body) => body.encode(out),
             Self::NoMoreFlows(body) => body.encode(out),
             Self::ServiceAnswers(body) => body.encode(out),
+            Self::HandOvers(body) => body.encode(out),
             Self::PathChallenge(body) => body.encode(out),
             Self::PathResponse(body) => body.encode(out),
         }
@@ -113,6 +117,7 @@ impl Message {
             FINISHED => Self::Finished(Finished::decode(buf)?),
             NO_MORE_FLOWS => Self::NoMoreFlows(NoMoreFlows::decode(buf)?),
             SERVICE_ANSWERS => Self::ServiceAnswers(ServiceAnswers::decode(buf)?),
+            HAND_OVERS => Self::HandOvers(HandOvers::decode(buf)?),
             PATH_CHALLENGE => Self::PathChallenge(PathChallenge::decode(buf)?),
             PATH_RESPONSE => Self::PathResponse(PathResponse::decode(buf)?),
             _ => return Ok(None),
@@ -132,6 +137,7 @@ impl Message {
             Self::Finished(_) => FINISHED,
             Self::NoMoreFlows(_) => NO_MORE_FLOWS,
             Self::ServiceAnswers(_) => SERVICE_ANSWERS,
+            Self::HandOvers(_) => HAND_OVERS,
             Self::PathChallenge(_) => PATH_CHALLENGE,
             Self::PathResponse(_) => PATH_RESPONSE,
         }

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use qmux_proto::datagram::{
-    FIRST_FRAGMENT_HEADER_BYTES_MAX, FRAGMENT_HEADER_BYTES_MAX, FRAGMENTS_MAX, Header,
+    BUNDLE_MARK, Bundle, FIRST_FRAGMENT_HEADER_BYTES_MAX, FRAGMENT_HEADER_BYTES_MAX, FRAGMENTS_MAX,
+    Header, begin_bundle, bundled_len, put_bundled_len,
 };
 use qmux_proto::{DecodeError, FLOW_ID_MAX, varint};
 
@@ -218,4 +219,51 @@ fn a_flow_id_of_our_own_that_is_too_large_is_a_fault_of_the_program() {
         },
         b"",
     );
+}
+
+/// A bundle of these packets.
+fn bundle(packets: &[Vec<u8>]) -> Vec<u8> {
+    let mut out = Vec::new();
+    begin_bundle(&mut out);
+    for packet in packets {
+        put_bundled_len(&mut out, packet.len());
+        out.extend_from_slice(packet);
+    }
+    out
+}
+
+proptest! {
+    #[test]
+    fn every_packet_of_a_bundle_comes_back(
+        packets in vec(vec(any::<u8>(), 0..300), 0..20)
+    ) {
+        let bytes = bundle(&packets);
+        let length: usize = packets.iter().map(|packet| bundled_len(packet.len())).sum();
+        prop_assert_eq!(bytes.len(), BUNDLE_MARK.len() + length);
+        let read: Result<Vec<_>, _> = Bundle::of(&bytes).expect("the mark is there").collect();
+        prop_assert_eq!(read, Ok(packets.iter().map(Vec::as_slice).collect()));
+    }
+
+    #[test]
+    fn a_cut_bundle_gives_its_whole_packets_and_then_an_error(
+        packets in vec(vec(any::<u8>(), 1..300), 1..20),
+        cut in 1_usize..300,
+    ) {
+        let mut bytes = bundle(&packets);
+        let cut = cut.min(packets[packets.len() - 1].len());
+        bytes.truncate(bytes.len() - cut);
+        let read: Vec<_> = Bundle::of(&bytes).expect("the mark is there").collect();
+        let (last, whole) = read.split_last().expect("one was begun");
+        prop_assert!(last.is_err());
+        prop_assert_eq!(whole.len(), packets.len() - 1);
+    }
+}
+
+#[test]
+fn no_header_begins_like_a_bundle() {
+    let mut out = Vec::new();
+    Header::Whole { flow_id: 0 }.encode(&mut out);
+    assert!(Bundle::of(&out).is_none());
+    assert!(Bundle::of(&[0xff; 7]).is_none());
+    assert_eq!(Bundle::of(&BUNDLE_MARK).expect("an empty one").count(), 0);
 }

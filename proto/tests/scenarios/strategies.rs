@@ -6,10 +6,10 @@ use proptest::array::{uniform16, uniform32};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use qmux_proto::control::{
-    AuthChallenge, AuthProof, Capabilities, FlowClosed, GoAway, GoAwayReason, Heartbeat, Message,
-    NoMoreFlows, PathChallenge, PathResponse, Protocols, RefuseReason, Register, RegisterAck,
-    RegisterOutcome, ServiceAnswer, ServiceAnswers, ServiceHealth, ServiceOffer, ServiceVerdict,
-    TrafficPorts,
+    AuthChallenge, AuthProof, Capabilities, FlowClosed, GoAway, GoAwayReason, HandOvers, Heartbeat,
+    Message, NoMoreFlows, PathChallenge, PathResponse, Protocols, RefuseReason, Register,
+    RegisterAck, RegisterOutcome, ServiceAnswer, ServiceAnswers, ServiceHealth, ServiceOffer,
+    ServiceVerdict, TrafficPorts,
 };
 use qmux_proto::{FLOW_ID_MAX, FlowError, OpenHeader, Protocol, varint};
 
@@ -104,6 +104,12 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
         }),
         number().prop_map(|flows_opened| Message::NoMoreFlows(NoMoreFlows { flows_opened })),
         service_answers().prop_map(Message::ServiceAnswers),
+        (number(), number()).prop_map(|(visitors, datagrams)| {
+            Message::HandOvers(HandOvers {
+                visitors,
+                datagrams,
+            })
+        }),
         number().prop_map(|nonce| Message::PathChallenge(PathChallenge { nonce })),
         number().prop_map(|nonce| Message::PathResponse(PathResponse { nonce })),
     ]

@@ -1,9 +1,9 @@
 //! The exact bytes of each encoding. A change here breaks peers that are already deployed.
 
 use qmux_proto::control::{
-    AuthChallenge, AuthProof, Capabilities, FlowClosed, GoAway, GoAwayReason, Heartbeat, Message,
-    NoMoreFlows, Protocols, RefuseReason, Register, RegisterAck, RegisterOutcome, ServiceAnswer,
-    ServiceAnswers, ServiceHealth, ServiceOffer, ServiceVerdict, TrafficPorts,
+    AuthChallenge, AuthProof, Capabilities, FlowClosed, GoAway, GoAwayReason, HandOvers, Heartbeat,
+    Message, NoMoreFlows, Protocols, RefuseReason, Register, RegisterAck, RegisterOutcome,
+    ServiceAnswer, ServiceAnswers, ServiceHealth, ServiceOffer, ServiceVerdict, TrafficPorts,
 };
 use qmux_proto::datagram::Header;
 use qmux_proto::{FlowError, OpenHeader, Protocol};
@@ -156,6 +156,11 @@ fn the_small_messages() {
     assert_message(&health, &[&[5, 8, 2], b"db", &[1]]);
     let no_more = Message::NoMoreFlows(NoMoreFlows { flows_opened: 7 });
     assert_message(&no_more, &[&[2, 11, 7]]);
+    let hand_overs = Message::HandOvers(HandOvers {
+        visitors: 5,
+        datagrams: 70,
+    });
+    assert_message(&hand_overs, &[&[4, 13, 5, 0x40, 70]]);
 }
 
 #[test]

@@ -15,7 +15,8 @@ pub(crate) enum StartError {
         reason: String,
     },
     #[error(
-        "server.auth.method: quinn-dp knows \"mtls\" only; it must be \"mtls\", with ca_cert_file"
+        "server.auth.method: quinn-dp knows \"mtls\" only; it must be \"mtls\", with \
+         ca_cert_file and without crl_file"
     )]
     TokenAuth,
     #[error(

@@ -16,7 +16,7 @@ use crate::start_error::StartError;
 
 /// The server's side of TLS.
 pub(crate) fn server(server: &Server) -> Result<QuicServerConfig, StartError> {
-    let ServerAuth::Mtls { ca_cert } = &server.auth else {
+    let ServerAuth::Mtls { ca_cert, crl: None } = &server.auth else {
         return Err(StartError::TokenAuth);
     };
     let (cert, private) = (&server.tls.server_cert, &server.tls.server_key);

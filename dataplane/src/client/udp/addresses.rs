@@ -28,6 +28,11 @@ impl Addresses {
         }
     }
 
+    /// Whether they are those of this host.
+    pub(super) fn are_of(&self, name: &Arc<Name>) -> bool {
+        Arc::ptr_eq(&self.name, name)
+    }
+
     /// Looks for a change. The result tells apart what the addresses were and are.
     pub(super) fn version(&self) -> u64 {
         let now = self.name.addresses();

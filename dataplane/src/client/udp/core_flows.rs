@@ -61,9 +61,8 @@ struct Waiting {
 /// The UDP flows of one core, of all its lanes.
 pub(crate) struct CoreFlows {
     pub(super) settings: UdpSettings,
-    /// The services of this client, and the addresses of each, in the same order.
-    pub(super) services: Arc<Services>,
-    addresses: Vec<Addresses>,
+    /// The addresses of the services' hosts.
+    addresses: RefCell<Vec<Rc<Addresses>>>,
     pub(super) counters: Arc<CoreCounters>,
     pub(super) lives: RefCell<Lives<Owned>>,
     pace: RefCell<Pace>,
@@ -76,20 +75,14 @@ pub(crate) struct CoreFlows {
 }
 
 impl CoreFlows {
-    /// For at most `flows_max` flows to all `services` together.
+    /// For at most `flows_max` flows to all services together.
     pub(crate) fn new(
-        services: &Arc<Services>,
         settings: UdpSettings,
         flows_max: usize,
         counters: Arc<CoreCounters>,
     ) -> Rc<CoreFlows> {
         Rc::new(CoreFlows {
-            addresses: services
-                .all()
-                .iter()
-                .map(|service| Addresses::new(&service.host))
-                .collect(),
-            services: Arc::clone(services),
+            addresses: RefCell::default(),
             lives: RefCell::new(Lives::new(Limits {
                 flows_max,
                 unanswered_timeout: settings.unanswered_timeout,
@@ -106,14 +99,30 @@ impl CoreFlows {
         })
     }
 
-    /// The addresses of a service.
-    pub(super) fn addresses(&self, service: &Service) -> &Addresses {
-        &self.addresses[service.index]
+    /// The addresses of each service, in their order.
+    pub(super) fn addresses(&self, services: &Services) -> Vec<Rc<Addresses>> {
+        let mut known = self.addresses.borrow_mut();
+        let mut of = |service: &Arc<Service>| {
+            if let Some(known) = known.iter().find(|it| it.are_of(&service.host)) {
+                return Rc::clone(known);
+            }
+            let new = Rc::new(Addresses::new(&service.host));
+            known.push(Rc::clone(&new));
+            new
+        };
+        services.all().iter().map(|it| of(it)).collect()
+    }
+
+    /// Those are the services from now on; lanes of before keep what they have.
+    pub(crate) fn services_are(&self, services: &Services) {
+        let hosts = services.hosts();
+        let is_one = |it: &Rc<Addresses>| hosts.iter().any(|host| it.are_of(host));
+        self.addresses.borrow_mut().retain(is_one);
     }
 
     /// Looks for changes of all services' addresses.
     pub(super) fn look_for_changes(&self) {
-        for addresses in &self.addresses {
+        for addresses in &*self.addresses.borrow() {
             addresses.version();
         }
     }

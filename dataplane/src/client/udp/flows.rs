@@ -19,7 +19,9 @@ use qmux_proto::FlowError;
 use qmux_proto::control::{FlowClosed, Message};
 use rustc_hash::FxBuildHasher;
 
-use super::super::answers::LaneAnswers;
+use super::super::services::answers::LaneAnswers;
+use super::super::services::{Service, Services};
+use super::addresses::Addresses;
 pub(crate) use super::core_flows::CoreFlows;
 use super::core_flows::Owned;
 use super::flow::{Flow, Way, connect};
@@ -44,6 +46,9 @@ const KEPT_BYTES_MAX: usize = 1_500;
 pub(crate) struct ClientFlows {
     lane: Rc<dyn FlowLane>,
     core: Rc<CoreFlows>,
+    /// With which the lane was registered, and the addresses of each.
+    services: Arc<Services>,
+    addresses: Vec<Rc<Addresses>>,
     /// What the server makes of the services.
     answers: Rc<LaneAnswers>,
     // The server counts its flow ids up from 0, and is authenticated: a fast hash is safe.
@@ -54,6 +59,8 @@ pub(crate) struct ClientFlows {
     /// The flow whose datagrams are in the batcher.
     batching: RefCell<Option<Rc<Flow>>>,
     clock: TurnClock,
+    /// Flows opened in all.
+    opened: Cell<u64>,
     ended: Cell<bool>,
     sweep_over: Event,
     /// The operator has been told that the service cannot be reached.
@@ -65,10 +72,13 @@ impl ClientFlows {
     pub(crate) fn new(
         lane: Rc<impl FlowLane + 'static>,
         core: &Rc<CoreFlows>,
+        services: &Arc<Services>,
         answers: &Rc<LaneAnswers>,
     ) -> Rc<ClientFlows> {
         let flows = Rc::new(ClientFlows {
             lane,
+            services: Arc::clone(services),
+            addresses: core.addresses(services),
             answers: Rc::clone(answers),
             core: Rc::clone(core),
             flows: RefCell::default(),
@@ -77,6 +87,7 @@ impl ClientFlows {
             batcher: RefCell::new(Batcher::new(Arc::clone(&core.counters))),
             batching: RefCell::default(),
             clock: TurnClock::default(),
+            opened: Cell::new(0),
             ended: Cell::new(false),
             sweep_over: Event::default(),
             warned: Cell::new(false),
@@ -92,6 +103,15 @@ impl ClientFlows {
     /// The flows that are open.
     pub(crate) fn flow_count(&self) -> usize {
         self.flows.borrow().len()
+    }
+
+    fn addresses(&self, service: &Service) -> &Addresses {
+        &self.addresses[service.index]
+    }
+
+    /// Flows that it has opened in all.
+    pub(crate) fn flows_opened(&self) -> u64 {
+        self.opened.get()
     }
 
     /// A datagram came from the server: it goes to the service, in a batch with others of its flow.
@@ -188,7 +208,7 @@ impl ClientFlows {
         now: Instant,
     ) -> Option<Rc<Flow>> {
         let wanted = self.wanted(id, introduction, now)?;
-        let addresses = self.core.addresses(&wanted.service);
+        let addresses = self.addresses(&wanted.service);
         let version = addresses.version();
         if addresses.len() == 0 {
             self.counters().udp_dropped_socket_error.increment();
@@ -216,6 +236,7 @@ impl ClientFlows {
         let (lane, to) = (self.lane.key(), way.to);
         tracing::debug!(lane, flow = id, %visitor, service = %to, "UDP flow opened");
         self.counters().udp_flows_opened.increment();
+        self.opened.set(self.opened.get() + 1);
         wanted.service.counts.udp_flows.increment();
         let flow = Rc::new(Flow {
             refused_at,
@@ -238,7 +259,7 @@ impl ClientFlows {
     /// What a flow that is introduced wants, if this client has it. Otherwise the server is told,
     /// as another client may have it.
     fn wanted(&self, id: u64, introduction: &Introduction<'_>, now: Instant) -> Option<Wanted> {
-        let lacking = match Wanted::by(introduction, &self.core.services, &self.answers) {
+        let lacking = match Wanted::by(introduction, &self.services, &self.answers) {
             Ok(wanted) => return Some(wanted),
             Err(lacking) => lacking,
         };
@@ -286,7 +307,7 @@ impl ClientFlows {
     /// A socket to the first of the service's addresses that takes one and is not among
     /// `refused_at`.
     fn dial(&self, wanted: &Wanted, refused_at: &mut Vec<SocketAddr>) -> Option<Way> {
-        let addresses = self.core.addresses(&wanted.service);
+        let addresses = self.addresses(&wanted.service);
         while let Some(host) = addresses.next(refused_at) {
             let to = wanted.service.at(host, wanted.port);
             match self.core.timed(|| connect(to)) {
@@ -312,7 +333,7 @@ impl ClientFlows {
 
     /// The flow, with another socket if the service is not any more where it was.
     fn where_the_service_is(self: &Rc<Self>, flow: Rc<Flow>, now: Instant) -> Rc<Flow> {
-        let addresses = self.core.addresses(&flow.wanted.service);
+        let addresses = self.addresses(&flow.wanted.service);
         let version = addresses.known_version();
         if flow.version.get() == version {
             return flow;
@@ -339,7 +360,7 @@ impl ClientFlows {
         flow: &Rc<Flow>,
         refused_at: &mut Vec<SocketAddr>,
     ) -> Option<Rc<Flow>> {
-        let addresses = self.core.addresses(&flow.wanted.service);
+        let addresses = self.addresses(&flow.wanted.service);
         let version = addresses.known_version();
         let way = self.dial(&flow.wanted, refused_at)?;
         let (lane, to) = (self.lane.key(), way.to);
@@ -456,7 +477,7 @@ impl ClientFlows {
             return;
         }
         let host = flow.way.host;
-        self.core.addresses(&flow.wanted.service).refused(host);
+        self.addresses(&flow.wanted.service).refused(host);
         let mut refused_at = flow.refused_at.clone();
         refused_at.push(host);
         if let Some(again) = self.redial(flow, &mut refused_at) {
@@ -534,7 +555,7 @@ impl ClientFlows {
         }
         let life = flow.life.get();
         if self.core.lives.borrow_mut().answered(life, Instant::now()) {
-            let addresses = self.core.addresses(&flow.wanted.service);
+            let addresses = self.addresses(&flow.wanted.service);
             addresses.answered(flow.way.host);
             flow.first.take();
         }

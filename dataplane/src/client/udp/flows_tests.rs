@@ -11,9 +11,9 @@ use qmux_proto::control::TrafficPorts;
 use qmux_proto::datagram::Header;
 use qmux_proto::{FlowError, Protocol};
 
-use super::super::answers::{LaneAnswers, Standing};
-use super::super::proxy_header;
 use super::super::services::Services;
+use super::super::services::answers::{LaneAnswers, Standing};
+use super::super::services::proxy_header;
 use super::super::services::tests::local;
 use super::{ClientFlows, CoreFlows};
 use crate::core::counters::CoreCounters;
@@ -39,11 +39,11 @@ fn world(services: &[LocalService]) -> World {
         unanswered_timeout: LONG,
         fragmentation: true,
     };
-    let core = CoreFlows::new(&services, settings, 100, Arc::clone(&counters));
+    let core = CoreFlows::new(settings, 100, Arc::clone(&counters));
     let lane = FakeLane::new(1_150);
     let answers = Rc::<LaneAnswers>::default();
     World {
-        flows: ClientFlows::new(Rc::clone(&lane), &core, &answers),
+        flows: ClientFlows::new(Rc::clone(&lane), &core, &services, &answers),
         lane,
         answers,
         counters,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use qmux_proto::Protocol;
 
-use super::super::answers::LaneAnswers;
-use super::super::proxy_header;
+use super::super::services::answers::LaneAnswers;
+use super::super::services::proxy_header;
 use super::super::services::{Service, Services, VisitorPort};
 
 /// How a datagram introduces its flow.

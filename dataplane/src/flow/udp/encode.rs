@@ -22,6 +22,8 @@ pub(crate) trait FlowLane {
     /// # Errors
     /// The datagram is gone in each case; the caller counts it.
     fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused>;
+    /// Puts a small packet to others of this turn. `None` if it must go as a datagram of its own.
+    fn bundle(&self, header: &Header<'_>, payload: &[u8]) -> Option<Result<(), DatagramRefused>>;
     /// Queues a control message.
     fn send_control(&self, message: &Message);
     /// Something was queued that the peer must acknowledge.
@@ -43,6 +45,10 @@ impl FlowLane for Lane {
 
     fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused> {
         Lane::send_datagram(self, datagram)
+    }
+
+    fn bundle(&self, header: &Header<'_>, payload: &[u8]) -> Option<Result<(), DatagramRefused>> {
+        Lane::bundle(self, header, payload)
     }
 
     fn send_control(&self, message: &Message) {
@@ -124,6 +130,9 @@ fn send_datagram(
     header: &Header<'_>,
     payload: &[u8],
 ) -> Result<(), DatagramRefused> {
+    if let Some(bundled) = lane.bundle(header, payload) {
+        return bundled;
+    }
     let mut datagram = Datagram::with_capacity(header.encoded_len() + payload.len());
     let bytes = datagram.bytes_mut();
     header.encode(bytes);

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use qmux_proto::FlowError;
 use qmux_proto::control::Message;
+use qmux_proto::datagram::Header;
 
 use super::encode::FlowLane;
 use crate::buffer::Datagram;
@@ -59,6 +60,10 @@ impl FlowLane for FakeLane {
 
     fn datagram_room(&self) -> usize {
         self.room.get()
+    }
+
+    fn bundle(&self, _header: &Header<'_>, _payload: &[u8]) -> Option<Result<(), DatagramRefused>> {
+        None
     }
 
     fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused> {

@@ -5,10 +5,12 @@ use hyper::header::{
     HeaderValue, ORIGIN,
 };
 use hyper::{Method, Response, StatusCode, Uri};
+use tokio::sync::oneshot;
 
 use super::exposition::{self, Format};
 use super::query::wanted;
 use super::{Sources, status_json};
+use crate::process::reload::{self, Refused};
 use crate::process::status::{Status, UnknownService};
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -25,19 +27,59 @@ const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; script-src 'u
 const READ: &str = "GET, HEAD";
 const WRITE: &str = "POST";
 
+/// What becomes of a request.
+pub(super) enum Answer {
+    /// This is the answer.
+    Now(Response<String>),
+    /// It is known when the process has done what was asked for.
+    Later(oneshot::Receiver<reload::Outcome>),
+}
+
 /// The answer to one request. Bodies of requests are not read.
-pub(super) fn to(
-    sources: &Sources,
-    method: &Method,
-    uri: &Uri,
-    headers: &HeaderMap,
+pub(super) fn to(sources: &Sources, method: &Method, uri: &Uri, headers: &HeaderMap) -> Answer {
+    if uri.path() == "/reload" && method == Method::POST && !comes_from_elsewhere(headers) {
+        let (sender, receiver) = oneshot::channel();
+        let answer = move |outcome| {
+            // Who asked may have gone.
+            let _told = sender.send(outcome);
+        };
+        if sources.orders.reload.give(Box::new(answer)) {
+            return Answer::Later(receiver);
+        }
+        let why = "this process has no config file to read again, or is told too often\n";
+        return Answer::Now(text(StatusCode::SERVICE_UNAVAILABLE, why.into()));
+    }
+    Answer::Now(at_once(sources, method, uri, headers))
+}
+
+/// What a reload has come to.
+pub(super) fn of_reload(
+    outcome: Result<reload::Outcome, oneshot::error::RecvError>,
 ) -> Response<String> {
+    match outcome {
+        Ok(Ok(lines)) if lines.is_empty() => {
+            text(StatusCode::OK, "reloaded; no key has changed\n".into())
+        }
+        Ok(Ok(lines)) => text(StatusCode::OK, format!("reloaded\n{}\n", lines.join("\n"))),
+        Ok(Err(Refused::Unusable(why))) => text(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            format!("nothing has changed: {why}\n"),
+        ),
+        Ok(Err(Refused::Draining)) | Err(_) => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "nothing has changed: the process is about to end\n".into(),
+        ),
+    }
+}
+
+fn at_once(sources: &Sources, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response<String> {
     let Sources { status, orders } = sources;
     let allowed = match uri.path() {
         "/" | "/status" | "/healthz" | "/readyz" | "/metrics" => READ,
-        "/drain" => WRITE,
+        "/drain" | "/reload" => WRITE,
         _ => {
-            let known = "there are /, /status, /healthz, /readyz, /metrics, and /drain for POST\n";
+            let known = "there are /, /status, /healthz, /readyz, /metrics, and /drain and /reload \
+                         for POST\n";
             return text(StatusCode::NOT_FOUND, known.into());
         }
     };
@@ -57,7 +99,7 @@ pub(super) fn to(
             JSON,
             format!("{}\n", status_json::of(status)),
         ),
-        "/drain" if comes_from_elsewhere(headers) => text(
+        "/drain" | "/reload" if comes_from_elsewhere(headers) => text(
             StatusCode::FORBIDDEN,
             "a page of another site may not ask for this\n".into(),
         ),

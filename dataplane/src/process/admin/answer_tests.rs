@@ -20,6 +20,7 @@ fn sources() -> (Sources, Arc<AtomicUsize>) {
         status: Arc::new(client_of_two_cores()),
         orders: Orders {
             drain: Box::new(drain),
+            reload: reload::Orders::new().0,
         },
     };
     (sources, drains)
@@ -27,7 +28,7 @@ fn sources() -> (Sources, Arc<AtomicUsize>) {
 
 fn ask(sources: &Sources, method: &Method, uri: &str) -> (u16, String) {
     let uri: Uri = uri.parse().expect("valid");
-    let response = to(sources, method, &uri, &HeaderMap::new());
+    let response = at_once(sources, method, &uri, &HeaderMap::new());
     (response.status().as_u16(), response.into_body())
 }
 
@@ -98,7 +99,7 @@ fn a_page_of_another_site_cannot_have_the_process_drained() {
         if let Some(origin) = origin {
             headers.insert(ORIGIN, HeaderValue::from_static(origin));
         }
-        to(&sources, &Method::POST, &uri, &headers)
+        at_once(&sources, &Method::POST, &uri, &headers)
             .status()
             .as_u16()
     };

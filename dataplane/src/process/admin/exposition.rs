@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::collector::Collector;
@@ -21,8 +22,8 @@ use super::services::ServiceStates;
 use super::status_json::commit;
 use crate::core::counters::CoreCounters;
 use crate::core::{Cluster, memory};
-use crate::process::logging;
 use crate::process::status::Status;
+use crate::process::{access_log, logging};
 use crate::sys::process;
 
 /// Before each of our own names.
@@ -70,7 +71,7 @@ pub(super) fn encode(status: &Status, format: Format) -> Result<String, fmt::Err
     ours.register_collector(Box::new(Certificates(status.certificates.views())));
     ours.register_collector(Box::new(LogMetrics));
     if let Some(client) = &status.client {
-        let services = Arc::clone(&client.services);
+        let services = Arc::clone(&client.settings().services);
         ours.register_collector(Box::new(ServiceMetrics(services)));
     }
     let mut text = String::with_capacity(64 << 10);
@@ -151,7 +152,18 @@ struct LogMetrics;
 impl Collector for LogMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let (dropped, failed) = logging::lost();
+        let (access_dropped, access_failed) = access_log::lost();
         let known = [
+            (
+                "access_log_lines_dropped",
+                "Lines of the access log dropped because it is written too slowly.",
+                access_dropped,
+            ),
+            (
+                "access_log_lines_failed",
+                "Lines of the access log that could not be written, as on a full disk.",
+                access_failed,
+            ),
             (
                 "log_lines_dropped",
                 "Lines of the log dropped because standard error takes them too slowly.",
@@ -183,6 +195,9 @@ struct StateMetrics {
     longest_turns: Vec<Duration>,
     services: Vec<ServiceStates>,
     client_lanes: Option<usize>,
+    client_lanes_wanted: Option<usize>,
+    /// Configurations taken up, and refused.
+    reloads: [(&'static str, u64); 2],
 }
 
 impl StateMetrics {
@@ -202,6 +217,11 @@ impl StateMetrics {
                 .client
                 .is_some()
                 .then(|| status.readiness.client_lanes()),
+            client_lanes_wanted: status.client.as_ref().map(|client| client.lanes_wanted()),
+            reloads: [
+                ("done", status.reloads.done.load(Ordering::Relaxed)),
+                ("refused", status.reloads.refused.load(Ordering::Relaxed)),
+            ],
         }
     }
 }
@@ -244,6 +264,15 @@ impl Collector for StateMetrics {
             memory::limit_bytes() as f64,
         )?;
         let mut family = encoder.encode_descriptor(
+            "reloads",
+            "Configurations read again while running: taken up, or refused as unusable.",
+            None,
+            MetricType::Counter,
+        )?;
+        for (result, count) in self.reloads {
+            ConstCounter::new(count).encode(family.encode_family(&[("result", result)])?)?;
+        }
+        let mut family = encoder.encode_descriptor(
             "core_stuck",
             "1 while the core makes no progress.",
             None,
@@ -267,6 +296,10 @@ impl Collector for StateMetrics {
         if let Some(lanes) = self.client_lanes {
             let help = "Lanes of this client that are registered with a server.";
             lone_gauge(encoder, "client_lanes", help, lanes as f64)?;
+        }
+        if let Some(lanes) = self.client_lanes_wanted {
+            let help = "Lanes that this client is to have to all servers: what lanes in [client] says, or what they are needed for.";
+            lone_gauge(encoder, "client_lanes_wanted", help, lanes as f64)?;
         }
         Ok(())
     }

@@ -31,6 +31,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::AbortHandle;
 
 use crate::core::log_limit::LogLimit;
+use crate::process::reload;
 use crate::process::status::Status;
 
 pub(crate) use socket::{AdminSocket, bind, probe};
@@ -55,6 +56,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Orders {
     /// Stops it as SIGTERM does. Called again it does nothing more.
     pub(crate) drain: Box<dyn Fn() + Send + Sync>,
+    /// Has it read its configuration again.
+    pub(crate) reload: reload::Orders,
 }
 
 /// What answers are made of.
@@ -159,8 +162,15 @@ fn make_room(connections: &mut VecDeque<AbortHandle>, most: usize) {
 /// Serves one connection until its end, which its peer's mistakes and delays are, too.
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, sources: Arc<Sources>) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let response = answer::to(&sources, request.method(), request.uri(), request.headers());
-        std::future::ready(Ok::<_, std::convert::Infallible>(response))
+        let sources = Arc::clone(&sources);
+        async move {
+            let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+            let response = match answer::to(&sources, method, uri, headers) {
+                answer::Answer::Now(response) => response,
+                answer::Answer::Later(outcome) => answer::of_reload(outcome.await),
+            };
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let mut connection = pin!(
         http1::Builder::new()

@@ -42,16 +42,18 @@ impl ServiceStates {
             counters: service.counters.clone(),
             gate: Arc::clone(&service.gate),
         };
-        let (named, nameless): (Vec<_>, Vec<_>) =
-            server.services().partition(|(_, it)| !it.name.is_empty());
+        let (named, nameless): (Vec<_>, Vec<_>) = server
+            .services()
+            .into_iter()
+            .partition(|(_, it)| !it.name.is_empty());
         let listeners = nameless.into_iter().enumerate().map(|(index, (door, it))| {
             let quic_addr = door.quic_addrs.first().map(ToString::to_string);
             let labels = vec![
                 ("listener", index.to_string()),
                 ("quic_addr", quic_addr.unwrap_or_default()),
-                ("traffic_addr", it.traffic.to_string()),
+                ("traffic_addr", it.traffic().to_string()),
             ];
-            state(labels, it)
+            state(labels, &it)
         });
         let named = named.into_iter();
         [
@@ -62,7 +64,7 @@ impl ServiceStates {
             ServiceStates {
                 prefix: "service",
                 states: named
-                    .map(|(_, it)| state(vec![("service", it.name.clone())], it))
+                    .map(|(_, it)| state(vec![("service", it.name.clone())], &it))
                     .collect(),
             },
         ]

@@ -141,13 +141,13 @@ impl World {
         let server_end = FakeLane::new(1_150);
         let client_end = FakeLane::new(1_150);
         let counters = Arc::new(CoreCounters::default());
-        let core = CoreFlows::new(
+        let core = CoreFlows::new(settings, flows_max, Arc::clone(&counters));
+        let client = ClientFlows::new(
+            Rc::clone(&client_end),
+            &core,
             &Services::only(&name),
-            settings,
-            flows_max,
-            Arc::clone(&counters),
+            &Rc::default(),
         );
-        let client = ClientFlows::new(Rc::clone(&client_end), &core, &Rc::default());
         let server = LaneFlows::new(Rc::clone(&server_end), true, &self.counters);
         let id = format!("client {}", self.lanes.borrow().len());
         let joined = self.pool.join(&id, [0; 16], None, 0, Instant::now());

@@ -248,6 +248,7 @@ impl Endpoint {
             _ => self.socket.gso_segments(),
         };
         self.note_path(lane);
+        lane.close_bundle();
         lane.debts_paid();
         for round in 1.. {
             let filled = batch.fill(lane, segments);

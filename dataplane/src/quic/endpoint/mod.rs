@@ -225,6 +225,11 @@ impl Endpoint {
         self.flush.set();
     }
 
+    /// Lanes that begin from now on have these transport settings and this TLS context.
+    pub(crate) fn configure(&self, config: quiche::Config) {
+        *self.config.borrow_mut() = config;
+    }
+
     /// The lane of this number, if it has not ended.
     pub(crate) fn lane(&self, key: u64) -> Option<Rc<Lane>> {
         self.lanes.borrow().get(&key).cloned()

@@ -288,8 +288,8 @@ impl Endpoint {
         } else if lane.is_unmoved_by_noise() {
             return;
         }
-        let only_datagrams = lane.dispatch(now);
-        lane.owes_for_turn(only_datagrams, now);
+        let brought = lane.dispatch(now);
+        lane.owes_for_turn(brought, now);
     }
 
     /// The local address that quiche knows the path by. A server tells its addresses apart, so that it answers from

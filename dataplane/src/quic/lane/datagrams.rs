@@ -77,7 +77,7 @@ impl Lane {
     /// The lane has ended: what waits is dropped with it.
     pub(super) fn count_last_datagrams(&self) {
         self.count_datagrams();
-        let left = self.conn.borrow().dgram_send_queue_len();
+        let left = self.conn.borrow().dgram_send_queue_len() + self.drop_bundle();
         if let Some(endpoint) = self.endpoint.upgrade() {
             let counters = endpoint.counters();
             counters.udp_dropped_lane_ended.add(left as u64);

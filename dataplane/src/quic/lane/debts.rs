@@ -1,10 +1,16 @@
-//! What a lane owes its peer and may pay a little later: acknowledgements of datagrams in bulk.
+//! What a lane owes its peer and may pay a little later: acknowledgements, and flow control credit.
 //!
-//! quiche acknowledges with the next packet that it is asked for. Asked after every turn, a lane that only receives sends
-//! a packet per turn, and each of them wakes the peer's core: with datagrams, whose turns are small, that was a quarter of
-//! what they cost. So a turn that brought a good many datagrams, and nothing else, is acknowledged with what the lane has
-//! to say anyway, after some packets, or after a moment, whichever comes first; RFC 9000, section 13.2.1, allows 25 ms.
-//! Streams and single datagrams are acknowledged at once, as ever: their turns are large, or the sender may be waiting.
+//! quiche acknowledges with the next packet that it is asked for. Asked after every turn, a lane
+//! sends an acknowledgement for each message, and a moment later the answer: two packets, two
+//! system calls and two wake-ups of the peer where one does. So a turn whose sender is not waiting
+//! for it is acknowledged with what the lane has to say anyway, after some packets, or after a
+//! moment, whichever comes first; RFC 9000, section 13.2.1, allows 25 ms. Such turns are:
+//!
+//! - one that brought a good many datagrams and nothing else,
+//! - one that brought bytes of flows in less than two full packets: a request or an answer. More
+//!   are bulk, whose sender needs acknowledgements to go on.
+//!
+//! Everything else, the control stream above all, is acknowledged at once.
 //! [`Debts`] knows no clock: time comes in as an argument.
 
 use std::cell::Cell;
@@ -12,27 +18,60 @@ use std::time::{Duration, Instant};
 
 use super::{CONTROL_STREAM, Lane};
 
-/// A turn that brings less than this is no bulk: its sender may be waiting for the acknowledgement.
+/// A turn of datagrams that brings less than this is no bulk: its sender may be waiting for the
+/// acknowledgement.
 const BULK_BYTES_MIN: usize = 4 << 10;
 
 /// So many packets are acknowledged at once: as other implementations do in bulk.
 const PACKETS_MAX: usize = 10;
 
-/// What is less is acknowledged after this time, by the runtime's timers, which may be two of their steps late.
+/// A packet of this size is one of several, probably: RFC 9000 has no smaller limit than 1,200
+/// bytes, and what is less was all that its sender had to say.
+const FULL_PACKET_BYTES: usize = 1_000;
+
+/// So many full packets that bring bytes of flows are acknowledged at once (RFC 9000, section
+/// 13.2.2).
+const FULL_PACKETS_MAX: usize = 2;
+
+/// So many bytes that flows have read give the peer credit at once. Windows are larger.
+const CREDIT_BYTES_MAX: usize = 8 << 10;
+
+/// What is less than bulk of datagrams is acknowledged after this time, by the runtime's timers,
+/// which may be two of their steps late.
 const PATIENCE: Duration = Duration::from_millis(2);
+
+/// The same for bytes of flows: an answer takes a service some milliseconds, and a lane that has
+/// round trips all the time is woken for nothing only so often.
+const FLOW_PATIENCE: Duration = Duration::from_millis(8);
+
+/// What the packets of a turn brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::quic) enum Brought {
+    /// Nothing for any stream.
+    NothingForStreams,
+    /// Bytes, or the end, of flows.
+    Flows,
+    /// A control message.
+    Control,
+}
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Debts {
     /// Packets since the last flush.
     packets: Cell<usize>,
+    /// Those of them that were full.
+    full_packets: Cell<usize>,
     /// Bytes of packets in this turn.
     bytes: Cell<usize>,
+    /// Bytes that flows have read since the last flush.
+    credit: Cell<usize>,
     /// When something must be said.
     due: Cell<Option<Instant>>,
     /// Packets that are known to have been lost on their way to the peer.
     lost: Cell<usize>,
-    /// The last flush ended at the congestion window or the peer's limits: an acknowledgement lets more go.
+    /// The last flush ended at the congestion window or the peer's limits: an acknowledgement lets
+    /// more go.
     blocked: Cell<bool>,
 }
 
@@ -40,24 +79,44 @@ impl Debts {
     fn packet(&self, bytes: usize) {
         self.packets.set(self.packets.get() + 1);
         self.bytes.set(self.bytes.get() + bytes);
+        if bytes >= FULL_PACKET_BYTES {
+            self.full_packets.set(self.full_packets.get() + 1);
+        }
     }
 
-    /// The packets of a turn have been processed. True if what they brought may wait.
-    fn turn_over(&self) -> bool {
-        self.bytes.take() >= BULK_BYTES_MIN && self.packets.get() < PACKETS_MAX
+    /// The packets of a turn have been processed. How long what they brought may wait.
+    fn turn_over(&self, brought: Brought) -> Option<Duration> {
+        let bytes = self.bytes.take();
+        let few = self.packets.get() < PACKETS_MAX;
+        match brought {
+            Brought::NothingForStreams => (few && bytes >= BULK_BYTES_MIN).then_some(PATIENCE),
+            Brought::Flows => {
+                (few && self.full_packets.get() < FULL_PACKETS_MAX).then_some(FLOW_PATIENCE)
+            }
+            Brought::Control => None,
+        }
+    }
+
+    /// A flow has read so many bytes. True if that may wait.
+    fn read(&self, bytes: usize) -> bool {
+        self.credit.set(self.credit.get().saturating_add(bytes));
+        self.credit.get() < CREDIT_BYTES_MAX
     }
 
     /// Something is owed at `now`. The time by which it must be paid, if that is news.
-    fn owe(&self, now: Instant) -> Option<Instant> {
-        if self.due.get().is_some() {
+    fn owe(&self, now: Instant, patience: Duration) -> Option<Instant> {
+        let due = now + patience;
+        if self.due.get().is_some_and(|before| before <= due) {
             return None;
         }
-        self.due.set(Some(now + PATIENCE));
+        self.due.set(Some(due));
         self.due.get()
     }
 
     fn paid(&self) {
         self.packets.set(0);
+        self.full_packets.set(0);
+        self.credit.set(0);
         self.due.set(None);
     }
 }
@@ -68,22 +127,39 @@ impl Lane {
         self.debts.packet(bytes);
     }
 
-    /// The packets of a turn have been processed, at `now`. They are acknowledged by the next flush, at once unless they
-    /// brought `only_datagrams`.
-    pub(in crate::quic) fn owes_for_turn(&self, only_datagrams: bool, now: Instant) {
-        let may_wait = self.debts.turn_over() && only_datagrams && !self.has_more_to_say();
-        if !may_wait {
+    /// The packets of a turn have been processed, at `now`. They are acknowledged by the next
+    /// flush, which may have to come at once.
+    pub(in crate::quic) fn owes_for_turn(&self, brought: Brought, now: Instant) {
+        let patience = self.debts.turn_over(brought);
+        let Some(patience) = patience.filter(|_| !self.has_more_to_say()) else {
             self.mark_dirty();
-        } else if !self.dirty.get()
+            return;
+        };
+        if !self.dirty.get()
             && let Some(endpoint) = self.endpoint.upgrade()
         {
             endpoint
                 .counters()
                 .quic_acknowledgements_deferred
                 .increment();
-            if let Some(due) = self.debts.owe(now) {
+            if let Some(due) = self.debts.owe(now, patience) {
                 endpoint.arm_debts(self, due);
             }
+        }
+    }
+
+    /// A flow has read so many bytes: credit that the peer may have to be told of.
+    pub(super) fn owes_for_read(&self, bytes: usize) {
+        if self.dirty.get() {
+            return;
+        }
+        if !self.debts.read(bytes) {
+            self.mark_dirty();
+        } else if self.debts.due.get().is_none()
+            && let Some(endpoint) = self.endpoint.upgrade()
+            && let Some(due) = self.debts.owe(Instant::now(), FLOW_PATIENCE)
+        {
+            endpoint.arm_debts(self, due);
         }
     }
 
@@ -128,27 +204,65 @@ impl Lane {
 mod tests {
     use super::*;
 
+    const SMALL: usize = FULL_PACKET_BYTES - 1;
+
     #[test]
-    fn little_is_acknowledged_at_once() {
+    fn few_datagrams_are_acknowledged_at_once() {
         let debts = Debts::default();
         debts.packet(BULK_BYTES_MIN - 1);
-        assert!(!debts.turn_over());
+        assert_eq!(debts.turn_over(Brought::NothingForStreams), None);
         debts.packet(BULK_BYTES_MIN - 1);
-        assert!(!debts.turn_over(), "the bytes are those of one turn");
+        let over = debts.turn_over(Brought::NothingForStreams);
+        assert_eq!(over, None, "the bytes are those of one turn");
     }
 
     #[test]
-    fn bulk_waits_until_there_are_some_packets_of_it() {
+    fn datagrams_in_bulk_wait_until_there_are_some_packets_of_them() {
         let debts = Debts::default();
         for _ in 1..PACKETS_MAX {
             debts.packet(BULK_BYTES_MIN);
-            assert!(debts.turn_over());
+            let over = debts.turn_over(Brought::NothingForStreams);
+            assert_eq!(over, Some(PATIENCE));
         }
         debts.packet(BULK_BYTES_MIN);
-        assert!(!debts.turn_over());
+        assert_eq!(debts.turn_over(Brought::NothingForStreams), None);
         debts.paid();
         debts.packet(BULK_BYTES_MIN);
-        assert!(debts.turn_over());
+        let over = debts.turn_over(Brought::NothingForStreams);
+        assert_eq!(over, Some(PATIENCE));
+    }
+
+    #[test]
+    fn a_message_of_a_flow_waits_for_its_answer() {
+        let debts = Debts::default();
+        debts.packet(SMALL);
+        debts.packet(FULL_PACKET_BYTES);
+        assert_eq!(debts.turn_over(Brought::Flows), Some(FLOW_PATIENCE));
+        debts.packet(FULL_PACKET_BYTES);
+        assert_eq!(debts.turn_over(Brought::Flows), None, "the second full one");
+        debts.paid();
+        for _ in 1..PACKETS_MAX {
+            debts.packet(SMALL);
+            assert_eq!(debts.turn_over(Brought::Flows), Some(FLOW_PATIENCE));
+        }
+        debts.packet(SMALL);
+        assert_eq!(debts.turn_over(Brought::Flows), None, "many small ones");
+    }
+
+    #[test]
+    fn a_control_message_is_acknowledged_at_once() {
+        let debts = Debts::default();
+        debts.packet(SMALL);
+        assert_eq!(debts.turn_over(Brought::Control), None);
+    }
+
+    #[test]
+    fn credit_is_told_at_once_when_there_is_much_of_it() {
+        let debts = Debts::default();
+        assert!(debts.read(CREDIT_BYTES_MAX - 1));
+        assert!(!debts.read(1));
+        debts.paid();
+        assert!(debts.read(1));
     }
 
     #[test]
@@ -156,10 +270,19 @@ mod tests {
         let debts = Debts::default();
         let now = Instant::now();
         let due = now + PATIENCE;
-        assert_eq!(debts.owe(now), Some(due));
-        assert_eq!(debts.owe(now + PATIENCE / 2), None);
+        assert_eq!(debts.owe(now, PATIENCE), Some(due));
+        assert_eq!(debts.owe(now + PATIENCE / 2, PATIENCE), None);
         assert_eq!(debts.due.get(), Some(due));
         debts.paid();
-        assert_eq!(debts.owe(due), Some(due + PATIENCE));
+        assert_eq!(debts.owe(due, PATIENCE), Some(due + PATIENCE));
+    }
+
+    #[test]
+    fn what_must_be_paid_sooner_moves_the_time() {
+        let debts = Debts::default();
+        let now = Instant::now();
+        assert!(debts.owe(now, FLOW_PATIENCE).is_some());
+        assert_eq!(debts.owe(now, PATIENCE), Some(now + PATIENCE));
+        assert_eq!(debts.owe(now, FLOW_PATIENCE), None);
     }
 }

@@ -4,6 +4,7 @@
 //! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
 //! which is told by [`Lane::mark_dirty`].
 
+mod bundles;
 mod coalesce;
 mod connection;
 mod datagrams;
@@ -25,6 +26,7 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use qmux_proto::control::Finished;
+use qmux_proto::datagram::Bundle;
 use qmux_proto::{FlowError, LaneError};
 use rustc_hash::FxBuildHasher;
 
@@ -36,9 +38,11 @@ use crate::buffer::{Holdings, PooledBuffers};
 use crate::core::event::Event;
 use crate::core::memory::LaneAllowance;
 use crate::core::panics::contain;
+use bundles::Bundles;
 use coalesce::Coalesced;
 use connection::ConnectionCell;
 use datagrams::Tally;
+pub(in crate::quic) use debts::Brought;
 use debts::Debts;
 use ended::EndedStreams;
 use held_back::HeldBack;
@@ -203,6 +207,7 @@ pub(crate) struct Lane {
     ended: EndedStreams,
     silence: Silence,
     datagrams: Tally,
+    bundles: Bundles,
     debts: Debts,
     /// What the turn of receiving that is under way has brought.
     pub(super) turn: turn::Turn,
@@ -254,6 +259,7 @@ impl Lane {
             ended: EndedStreams::default(),
             silence: Silence::default(),
             datagrams: Tally::default(),
+            bundles: Bundles::default(),
             debts: Debts::default(),
             turn: turn::Turn::default(),
             path: path::PathState::new(way),
@@ -443,10 +449,10 @@ impl Lane {
 
     // ---- called by the endpoint ----------------------------------------------------------------------------------
 
-    /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the end. True if there was
-    /// nothing for any stream.
-    pub(super) fn dispatch(self: &Rc<Self>, now: Instant) -> bool {
-        let mut only_datagrams = true;
+    /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the
+    /// end. Says what there was for streams.
+    pub(super) fn dispatch(self: &Rc<Self>, now: Instant) -> Brought {
+        let mut brought = Brought::NothingForStreams;
         let conn = self.conn.borrow_mut();
         if !self.was_established.get() && conn.is_established() {
             self.was_established.set(true);
@@ -462,13 +468,19 @@ impl Lane {
         drop(conn);
         // Before any flow: what the lane says for itself waits for nobody.
         self.flush_control();
-        only_datagrams &= !self.note_writable();
+        if self.note_writable() {
+            brought = Brought::Flows;
+        }
         self.let_held_back_go_on();
         self.wake_room_waiters();
         self.tell_coalesced(now);
         let mut conn = self.conn.borrow_mut();
         while let Some(stream) = conn.stream_readable_next() {
-            only_datagrams = false;
+            if stream == CONTROL_STREAM {
+                brought = Brought::Control;
+            } else if brought != Brought::Control {
+                brought = Brought::Flows;
+            }
             drop(conn);
             let known = self.stream_readable(stream, now);
             conn = self.conn.borrow_mut();
@@ -488,7 +500,7 @@ impl Lane {
         }
         drop(conn);
         self.deliver_datagrams();
-        only_datagrams
+        brought
     }
 
     /// Hands received datagrams on. Called more often than [`Lane::dispatch`] when many come in one turn.
@@ -502,7 +514,10 @@ impl Lane {
             let Ok(datagram) = next else { break };
             any = true;
             Tally::add(&self.datagrams.delivered, 1);
-            events.datagram(self, datagram.as_ref());
+            match Bundle::of(datagram.as_ref()) {
+                None => events.datagram(self, datagram.as_ref()),
+                Some(bundle) => self.unbundle(bundle, &*events),
+            }
         }
         if any {
             events.datagrams_done(self);

@@ -194,7 +194,7 @@ impl Lane {
         match result {
             Ok((read, fin)) => {
                 waiters.received.set(waiters.received.get() + read as u64);
-                self.mark_dirty(); // Flow control credit may have to be told.
+                self.owes_for_read(read);
                 StreamRead::Bytes(read, fin)
             }
             Err(quiche::Error::Done) if waiters.announced.get() == Some(waiters.received.get()) => {
@@ -300,12 +300,20 @@ impl Lane {
         if !self.is_open() {
             return Err(DatagramRefused::Closed);
         }
-        let mut conn = self.conn.borrow_mut();
-        if conn.dgram_send_queue_byte_size() >= DATAGRAM_QUEUE_BYTES_MAX {
+        self.close_bundle(); // It was first.
+        self.queue_datagram(datagram)
+    }
+
+    pub(super) fn datagram_queue_is_full(&self) -> bool {
+        self.conn.borrow().dgram_send_queue_byte_size() >= DATAGRAM_QUEUE_BYTES_MAX
+    }
+
+    /// Gives quiche a datagram.
+    pub(super) fn queue_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused> {
+        if self.datagram_queue_is_full() {
             return Err(DatagramRefused::QueueFull);
         }
-        let result = conn.dgram_send_buf(datagram);
-        drop(conn);
+        let result = self.conn.borrow_mut().dgram_send_buf(datagram);
         match result {
             Ok(()) => {
                 Tally::add(&self.datagrams.queued, 1);

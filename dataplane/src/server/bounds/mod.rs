@@ -8,11 +8,13 @@ mod sources;
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use qmux_config::Bounds;
 
+use crate::flow::bandwidth::Bandwidth;
 use crate::flow::udp::lives::source;
 pub(crate) use refusals::{Refusal, RefusalCounters};
 use sources::{Kind, SourceLimits, Sources};
@@ -28,11 +30,12 @@ const SOURCES_MAX: usize = 131_072;
 /// The gate of one service.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    bounds: Bounds,
-    /// TCP visitors who are in, if their number is limited.
+    /// They may change; who is in stays.
+    bounds: ArcSwap<Bounds>,
+    /// TCP visitors who are in that came while their number was limited.
     visitors: AtomicU32,
-    /// If anything is limited by source.
-    sources: Option<Shards>,
+    /// Once anything was limited by source.
+    sources: OnceLock<Shards>,
     /// Of each core.
     refusals: Vec<RefusalCounters>,
 }
@@ -52,6 +55,14 @@ impl Shards {
             shards: (0..SHARDS)
                 .map(|_| Mutex::new(Sources::new(limits)))
                 .collect(),
+        }
+    }
+
+    /// Other limits hold from now on.
+    fn limit(&self, limits: SourceLimits) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.limit(limits);
         }
     }
 
@@ -77,7 +88,7 @@ impl Drop for Permit {
         if self.of_all {
             self.gate.visitors.fetch_sub(1, Ordering::Relaxed);
         }
-        if let (Some((source, kind)), Some(sources)) = (self.of_source, &self.gate.sources) {
+        if let (Some((source, kind)), Some(sources)) = (self.of_source, self.gate.sources.get()) {
             sources.of(source).close(source, kind, Instant::now());
         }
     }
@@ -86,23 +97,42 @@ impl Drop for Permit {
 impl Gate {
     /// Of a service with these bounds.
     pub(crate) fn new(bounds: &Bounds, cores: usize) -> Gate {
+        let gate = Gate {
+            bounds: ArcSwap::default(),
+            visitors: AtomicU32::new(0),
+            sources: OnceLock::new(),
+            refusals: (0..cores).map(|_| RefusalCounters::default()).collect(),
+        };
+        gate.demand(bounds);
+        gate
+    }
+
+    /// Demands this of those who come from now on.
+    pub(crate) fn demand(&self, bounds: &Bounds) {
         let limits = SourceLimits {
             visitors_max: bounds.max_visitors_per_source,
             visitors_per_second: bounds.visitors_per_second_per_source,
             udp_flows_max: bounds.max_udp_flows_per_source,
             sources_max: SOURCES_MAX / SHARDS,
         };
-        Gate {
-            bounds: bounds.clone(),
-            visitors: AtomicU32::new(0),
-            sources: limits.limit_something().then(|| Shards::new(limits)),
-            refusals: (0..cores).map(|_| RefusalCounters::default()).collect(),
+        match self.sources.get() {
+            Some(shards) => shards.limit(limits),
+            None if limits.limit_something() => {
+                let _first = self.sources.set(Shards::new(limits));
+            }
+            None => {}
         }
+        self.bounds.store(Arc::new(bounds.clone()));
     }
 
     /// How long a TCP flow may move nothing; zero: for ever.
     pub(crate) fn idle_timeout(&self) -> Duration {
-        self.bounds.idle_timeout
+        self.bounds.load().idle_timeout
+    }
+
+    /// What a flow that begins now may carry, TCP or UDP; `None`: as much as it can.
+    pub(crate) fn bandwidth(&self, now: Instant) -> Option<Box<Bandwidth>> {
+        Bandwidth::of(self.bounds.load().bandwidth_per_visitor, now)
     }
 
     /// What each core has refused.
@@ -122,19 +152,65 @@ impl Gate {
         now: Instant,
     ) -> Result<Option<Permit>, Refusal> {
         self.counted(core, || {
-            self.judge(visitor)?;
-            let limited = self.bounds.max_visitors > 0;
-            if limited {
-                self.one_more()?;
-            }
-            let mut permit = limited.then(|| self.permit(true));
-            let per_source = self.bounds.max_visitors_per_source > 0
-                || self.bounds.visitors_per_second_per_source > 0;
-            if per_source {
-                self.one_more_of(visitor, Kind::Visitor, now, &mut permit)?;
-            }
-            Ok(permit)
+            let bounds = self.bounds.load();
+            judge(&bounds, visitor)?;
+            let permit = self.one_of_all(&bounds)?;
+            self.one_of_its_source(&bounds, visitor, permit, now)
         })
+    }
+
+    /// Whether TCP visitors from there must begin with a PROXY header.
+    pub(crate) fn expects_proxy_header(&self, peer: IpAddr) -> bool {
+        self.bounds.load().accept_proxy_from.contains(peer)
+    }
+
+    /// The first half of [`Self::admit_visitor`], for one whose address is not known yet.
+    ///
+    /// # Errors
+    /// Why not; it has been counted.
+    pub(crate) fn admit_unknown(self: &Arc<Self>, core: usize) -> Result<Option<Permit>, Refusal> {
+        self.counted(core, || self.one_of_all(&self.bounds.load()))
+    }
+
+    /// The second half: its address is known now.
+    ///
+    /// # Errors
+    /// Why not; it has been counted.
+    pub(crate) fn admit_known(
+        self: &Arc<Self>,
+        core: usize,
+        visitor: IpAddr,
+        permit: Option<Permit>,
+        now: Instant,
+    ) -> Result<Option<Permit>, Refusal> {
+        self.counted(core, || {
+            let bounds = self.bounds.load();
+            judge(&bounds, visitor)?;
+            self.one_of_its_source(&bounds, visitor, permit, now)
+        })
+    }
+
+    fn one_of_all(self: &Arc<Self>, bounds: &Bounds) -> Result<Option<Permit>, Refusal> {
+        if bounds.max_visitors == 0 {
+            return Ok(None);
+        }
+        self.one_more(bounds.max_visitors)?;
+        Ok(Some(self.permit(true)))
+    }
+
+    fn one_of_its_source(
+        self: &Arc<Self>,
+        bounds: &Bounds,
+        visitor: IpAddr,
+        mut permit: Option<Permit>,
+        now: Instant,
+    ) -> Result<Option<Permit>, Refusal> {
+        let limited =
+            bounds.max_visitors_per_source > 0 || bounds.visitors_per_second_per_source > 0;
+        if limited {
+            self.one_more_of(visitor, Kind::Visitor, now, &mut permit)?;
+        }
+        Ok(permit)
     }
 
     /// The same for a UDP visitor that has no flow.
@@ -148,9 +224,10 @@ impl Gate {
         now: Instant,
     ) -> Result<Option<Permit>, Refusal> {
         self.counted(core, || {
-            self.judge(visitor)?;
+            let bounds = self.bounds.load();
+            judge(&bounds, visitor)?;
             let mut permit = None;
-            if self.bounds.max_udp_flows_per_source > 0 {
+            if bounds.max_udp_flows_per_source > 0 {
                 self.one_more_of(visitor, Kind::UdpFlow, now, &mut permit)?;
             }
             Ok(permit)
@@ -169,16 +246,6 @@ impl Gate {
         admitted
     }
 
-    fn judge(&self, visitor: IpAddr) -> Result<(), Refusal> {
-        if self.bounds.denies(visitor) {
-            return Err(Refusal::Denied);
-        }
-        if self.bounds.does_not_allow(visitor) {
-            return Err(Refusal::NotAllowed);
-        }
-        Ok(())
-    }
-
     fn permit(self: &Arc<Self>, of_all: bool) -> Permit {
         Permit {
             gate: Arc::clone(self),
@@ -187,8 +254,8 @@ impl Gate {
         }
     }
 
-    fn one_more(&self) -> Result<(), Refusal> {
-        let more = |visitors| (visitors < self.bounds.max_visitors).then_some(visitors + 1);
+    fn one_more(&self, most: u32) -> Result<(), Refusal> {
+        let more = |visitors| (visitors < most).then_some(visitors + 1);
         let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
         match self.visitors.fetch_update(set, fetch, more) {
             Ok(_) => Ok(()),
@@ -203,15 +270,27 @@ impl Gate {
         now: Instant,
         permit: &mut Option<Permit>,
     ) -> Result<(), Refusal> {
-        let Some(sources) = &self.sources else {
+        let Some(sources) = self.sources.get() else {
             return Ok(());
         };
         let source = source(visitor);
-        sources.of(source).open(source, kind, now)?;
-        let permit = permit.get_or_insert_with(|| self.permit(false));
-        permit.of_source = Some((source, kind));
+        if sources.of(source).open(source, kind, now)? {
+            let permit = permit.get_or_insert_with(|| self.permit(false));
+            permit.of_source = Some((source, kind));
+        }
         Ok(())
     }
+}
+
+/// Whether the visitor comes from where it may.
+fn judge(bounds: &Bounds, visitor: IpAddr) -> Result<(), Refusal> {
+    if bounds.denies(visitor) {
+        return Err(Refusal::Denied);
+    }
+    if bounds.does_not_allow(visitor) {
+        return Err(Refusal::NotAllowed);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -269,5 +348,50 @@ mod tests {
         let _second = come("2001:db8:0:1::1").expect("of another network");
         let _third = come("192.0.2.1").expect("in");
         assert_eq!(it.visitors.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn other_bounds_hold_for_those_who_come_and_who_is_in_is_counted_on() {
+        let it = gate(|bounds| {
+            bounds.max_visitors = 2;
+            bounds.max_visitors_per_source = 2;
+        });
+        let now = Instant::now();
+        let come = |from| it.admit_visitor(0, ip(from), now);
+        let first = come("192.0.2.1").expect("in");
+        let _second = come("192.0.2.1").expect("in");
+        let fewer = Bounds {
+            max_visitors: 1,
+            max_visitors_per_source: 1,
+            ..Bounds::default()
+        };
+        it.demand(&fewer);
+        drop(first);
+        assert_eq!(come("192.0.2.2").expect_err("one is in"), Refusal::Visitors);
+        let more = Bounds {
+            max_visitors: 0,
+            ..fewer
+        };
+        it.demand(&more);
+        let refusal = come("192.0.2.1").expect_err("it is in once");
+        assert_eq!(refusal, Refusal::VisitorsOfSource);
+        let _another = come("192.0.2.2").expect("in");
+        it.demand(&Bounds::default());
+        assert!(matches!(come("192.0.2.1"), Ok(None)));
+    }
+
+    #[test]
+    fn who_came_before_there_was_a_limit_gives_nothing_back_that_others_hold() {
+        let it = gate(|bounds| bounds.visitors_per_second_per_source = 100);
+        let now = Instant::now();
+        let come = || it.admit_visitor(0, ip("192.0.2.1"), now);
+        let early = come().expect("in");
+        it.demand(&Bounds {
+            max_visitors_per_source: 1,
+            ..Bounds::default()
+        });
+        let _held = come().expect("the first that counts");
+        drop(early);
+        assert_eq!(come().expect_err("full"), Refusal::VisitorsOfSource);
     }
 }

@@ -78,8 +78,19 @@ impl Sources {
         }
     }
 
-    /// A source wants one more; it has it if this is no error.
-    pub(super) fn open(&mut self, source: IpAddr, kind: Kind, now: Instant) -> Result<(), Refusal> {
+    /// Other limits hold from now on.
+    pub(super) fn limit(&mut self, limits: SourceLimits) {
+        self.limits = limits;
+    }
+
+    /// A source wants one more; it has it if this is no error. True if it must be told when the
+    /// source has it no more.
+    pub(super) fn open(
+        &mut self,
+        source: IpAddr,
+        kind: Kind,
+        now: Instant,
+    ) -> Result<bool, Refusal> {
         if self.forget_at.is_none_or(|at| at <= now) {
             self.known.retain(|_, source| !source.is_idle(now));
             self.forget_at = Some(now + FORGET_INTERVAL);
@@ -105,16 +116,18 @@ impl Sources {
                     }
                     entry.recovered_at = recovered_at;
                 }
-                entry.visitors += u32::from(limits.visitors_max > 0);
+                let counts = limits.visitors_max > 0;
+                entry.visitors += u32::from(counts);
+                Ok(counts)
             }
             Kind::UdpFlow => {
                 if limits.udp_flows_max > 0 && entry.udp_flows >= limits.udp_flows_max {
                     return Err(Refusal::UdpFlowsOfSource);
                 }
                 entry.udp_flows += 1;
+                Ok(true)
             }
         }
-        Ok(())
     }
 
     /// A source has one less.

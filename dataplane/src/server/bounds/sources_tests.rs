@@ -21,20 +21,20 @@ fn a_source_has_as_many_at_a_time_as_it_may_and_others_have_their_own() {
     });
     let now = Instant::now();
     for kind in [Kind::Visitor, Kind::Visitor, Kind::UdpFlow] {
-        assert_eq!(it.open(ip(1), kind, now), Ok(()));
+        assert_eq!(it.open(ip(1), kind, now).map(drop), Ok(()));
     }
     let refused = Err(Refusal::VisitorsOfSource);
-    assert_eq!(it.open(ip(1), Kind::Visitor, now), refused);
+    assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), refused);
     assert_eq!(
-        it.open(ip(1), Kind::UdpFlow, now),
+        it.open(ip(1), Kind::UdpFlow, now).map(drop),
         Err(Refusal::UdpFlowsOfSource)
     );
-    assert_eq!(it.open(ip(2), Kind::Visitor, now), Ok(()));
+    assert_eq!(it.open(ip(2), Kind::Visitor, now).map(drop), Ok(()));
     it.close(ip(1), Kind::Visitor, now);
-    assert_eq!(it.open(ip(1), Kind::Visitor, now), Ok(()));
-    assert_eq!(it.open(ip(1), Kind::Visitor, now), refused);
+    assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), Ok(()));
+    assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), refused);
     it.close(ip(1), Kind::UdpFlow, now);
-    assert_eq!(it.open(ip(1), Kind::UdpFlow, now), Ok(()));
+    assert_eq!(it.open(ip(1), Kind::UdpFlow, now).map(drop), Ok(()));
 }
 
 #[test]
@@ -73,16 +73,16 @@ fn a_refused_visitor_takes_nothing_of_the_rate() {
         limits.visitors_per_second = 2;
     });
     let now = Instant::now();
-    assert_eq!(it.open(ip(1), Kind::Visitor, now), Ok(()));
+    assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), Ok(()));
     for _ in 0..10 {
         let refused = Err(Refusal::VisitorsOfSource);
-        assert_eq!(it.open(ip(1), Kind::Visitor, now), refused);
+        assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), refused);
     }
     it.close(ip(1), Kind::Visitor, now);
-    assert_eq!(it.open(ip(1), Kind::Visitor, now), Ok(()));
+    assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), Ok(()));
     it.close(ip(1), Kind::Visitor, now);
     let refused = Err(Refusal::RateOfSource);
-    assert_eq!(it.open(ip(1), Kind::Visitor, now), refused);
+    assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), refused);
 }
 
 #[test]
@@ -94,22 +94,22 @@ fn idle_sources_are_forgotten_and_those_that_have_something_never() {
     });
     let now = Instant::now();
     for last in 1..=3 {
-        assert_eq!(it.open(ip(last), Kind::Visitor, now), Ok(()));
+        assert_eq!(it.open(ip(last), Kind::Visitor, now).map(drop), Ok(()));
     }
     for last in 1..=2 {
         it.close(ip(last), Kind::Visitor, now);
     }
     let full = Err(Refusal::SourcesFull);
     assert_eq!(
-        it.open(ip(4), Kind::Visitor, now),
+        it.open(ip(4), Kind::Visitor, now).map(drop),
         full,
         "their rates have not recovered"
     );
     let later = now + Duration::from_secs(1);
-    assert_eq!(it.open(ip(4), Kind::Visitor, later), Ok(()));
+    assert_eq!(it.open(ip(4), Kind::Visitor, later).map(drop), Ok(()));
     assert_eq!(it.known.len(), 2, "the one that has something, and the new");
     let refused = Err(Refusal::VisitorsOfSource);
-    assert_eq!(it.open(ip(3), Kind::Visitor, later), refused);
+    assert_eq!(it.open(ip(3), Kind::Visitor, later).map(drop), refused);
     it.close(ip(3), Kind::Visitor, later);
     assert_eq!(it.known.len(), 1, "idle ones go when they end");
 }

@@ -5,18 +5,31 @@
 //! good, and else nothing.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
-use qmux_config::{Admission, CertificateNames, show_fingerprint};
+use qmux_config::{Admission, CertificateNames, first_expiry_unix_s, show_fingerprint};
 use qmux_proto::control::{AuthChallenge, Message, RefuseReason};
 
 use super::Door;
 use super::lane::{ServerLane, address};
 use crate::quic::control::ControlEvent;
 use crate::quic::{tls, token};
+use crate::server::pool::registry::Claim;
+use crate::server::shared::ServerSettings;
 
 /// Most bytes of a certificate's name in a text for people.
 const SHOWN_NAME_BYTES_MAX: usize = 128;
+
+/// By what a lane was let in: it must hold as long as the lane does.
+pub(crate) struct Admitted {
+    /// What is judged anew when the configuration changes.
+    pub(crate) claim: Arc<Claim>,
+    /// The client can read what becomes of its services.
+    pub(crate) is_told: bool,
+    /// It has shown a certificate, which expires then, in seconds since 1970.
+    pub(crate) expiry_s: Option<i64>,
+}
 
 /// Why a client is not let in.
 pub(crate) enum Unauthentic {
@@ -38,6 +51,7 @@ impl Unauthentic {
 pub(crate) fn by_certificate(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,
+    settings: &ServerSettings,
 ) -> Result<Admission, Unauthentic> {
     let checked = this.lane.with_tls(|ssl| {
         if tls::is_resumed(ssl) {
@@ -52,18 +66,8 @@ pub(crate) fn by_certificate(
         log(this, door, &why);
         return Err(Unauthentic::without_hint());
     }
-    let names = this.lane.with_tls(|ssl| {
-        let certificate = ssl.peer_certificate()?.to_der().ok()?;
-        CertificateNames::of(&certificate)
-    });
-    // A certificate that cannot be read has no names; where nobody has an entry it needs none.
-    let names = names.unwrap_or_else(|| CertificateNames {
-        common_names: Vec::new(),
-        dns_names: Vec::new(),
-        uri_names: Vec::new(),
-        fingerprint: [0; qmux_config::FINGERPRINT_BYTES],
-    });
-    let admission = door.matcher().by_certificate(&names);
+    let names = names_of(this);
+    let admission = settings.matcher.by_certificate(&names);
     if admission != Admission::Refused {
         return Ok(admission);
     }
@@ -78,6 +82,29 @@ pub(crate) fn by_certificate(
          [[server.clients]] with certificate = {name:?} or fingerprint = {fingerprint:?}"
     );
     Err(Unauthentic::Refused(RefuseReason::NotAdmitted, text))
+}
+
+/// The names of the certificate that the client has shown.
+pub(super) fn names_of(this: &ServerLane) -> CertificateNames {
+    let names = this.lane.with_tls(|ssl| {
+        let certificate = ssl.peer_certificate()?.to_der().ok()?;
+        CertificateNames::of(&certificate)
+    });
+    // A certificate that cannot be read has no names; where nobody has an entry it needs none.
+    names.unwrap_or_else(|| CertificateNames {
+        common_names: Vec::new(),
+        dns_names: Vec::new(),
+        uri_names: Vec::new(),
+        fingerprint: [0; qmux_config::FINGERPRINT_BYTES],
+    })
+}
+
+/// When the certificates expire that the client has shown, in seconds since 1970: the first of them.
+pub(super) fn expiry_of(this: &ServerLane) -> Option<i64> {
+    this.lane.with_tls(|ssl| {
+        let leaf = ssl.peer_certificate()?.to_pem().ok()?;
+        first_expiry_unix_s(&leaf)
+    })
 }
 
 /// What to call a certificate: by what an entry would name it.
@@ -97,6 +124,7 @@ fn shown_name(names: &CertificateNames) -> String {
 pub(crate) fn by_token(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,
+    settings: &ServerSettings,
     challenge: &AuthChallenge,
     answer: ControlEvent,
 ) -> Result<Admission, Unauthentic> {
@@ -104,7 +132,7 @@ pub(crate) fn by_token(
         ControlEvent::Message(Message::AuthProof(proof)) => {
             let given = token::Given::on(&this.lane, challenge, &proof);
             let admission = given.map_or(Admission::Refused, |given| {
-                door.matcher().by_token(|token| given.proves(token))
+                settings.matcher.by_token(|token| given.proves(token))
             });
             if admission != Admission::Refused {
                 return Ok(admission);

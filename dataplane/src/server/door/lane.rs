@@ -8,9 +8,11 @@ use std::time::Instant;
 
 use qmux_config::ServerAuth;
 use qmux_proto::LaneError;
+use qmux_proto::control::{HandOvers, Message};
 use tracing::field::DisplayValue;
 
 use super::Door;
+use super::auth::Admitted;
 use super::presence;
 use crate::core::event::Event;
 use crate::core::task::spawn_or;
@@ -30,6 +32,10 @@ pub(crate) struct ServerLane {
     pub(crate) address: usize,
     /// Set by a successful registration.
     pub(crate) membership: OnceCell<LaneMembership>,
+    /// By what it was let in; set with the membership.
+    pub(crate) admitted: OnceCell<Admitted>,
+    /// It gets no new flow because its client may not serve here any more.
+    pub(crate) withdrawn: Cell<bool>,
     /// The lane's UDP flows, if visitors of UDP come to the door's entrances.
     pub(crate) udp: Option<Rc<LaneFlows>>,
     /// TCP flows on this lane: one [`LaneUse`] each.
@@ -37,9 +43,15 @@ pub(crate) struct ServerLane {
     /// When the peer was last heard on the control stream.
     pub(crate) last_heard: Cell<Instant>,
     control_started: Cell<bool>,
-    /// Wakes the lane's session: there was an alarm.
+    /// Wakes the lane's session: there was an alarm, or there are hand-overs to be told.
     pub(crate) wake: Event,
     alarmed: Cell<bool>,
+    /// What came to it from cores without a lane of the client.
+    hand_overs: Cell<HandOvers>,
+    /// Its client asks to be told of them.
+    tells_hand_overs: Cell<bool>,
+    /// There are some that it has not been told of.
+    hand_overs_untold: Cell<bool>,
     /// It was refused, and stays until its client has read why.
     pub(crate) lingers: Cell<bool>,
 }
@@ -56,12 +68,17 @@ impl ServerLane {
             door,
             address,
             membership: OnceCell::new(),
+            admitted: OnceCell::new(),
+            withdrawn: Cell::new(false),
             udp,
             tcp_flows: Cell::new(0),
             last_heard: Cell::new(Instant::now()),
             control_started: Cell::new(false),
             wake: Event::default(),
             alarmed: Cell::new(false),
+            hand_overs: Cell::default(),
+            tells_hand_overs: Cell::new(false),
+            hand_overs_untold: Cell::new(false),
             lingers: Cell::new(false),
         })
     }
@@ -80,6 +97,46 @@ impl ServerLane {
     /// True once after each alarm.
     pub(crate) fn take_alarm(&self) -> bool {
         self.alarmed.take()
+    }
+
+    /// The client asks to be told of hand-overs. It is told at once that it will be.
+    pub(super) fn tell_hand_overs(&self) {
+        self.tells_hand_overs.set(true);
+        self.lane
+            .send_control(&Message::HandOvers(self.hand_overs.get()));
+    }
+
+    /// A core without a lane of the client has handed a visitor over to this lane.
+    pub(crate) fn visitor_handed_over(&self) {
+        let mut hand_overs = self.hand_overs.get();
+        hand_overs.visitors += 1;
+        self.note_hand_overs(hand_overs);
+    }
+
+    /// The same with a datagram of a UDP visitor.
+    pub(crate) fn datagram_handed_over(&self) {
+        let mut hand_overs = self.hand_overs.get();
+        hand_overs.datagrams += 1;
+        self.note_hand_overs(hand_overs);
+    }
+
+    /// The lane's session tells them when it is time.
+    fn note_hand_overs(&self, hand_overs: HandOvers) {
+        self.hand_overs.set(hand_overs);
+        if self.tells_hand_overs.get() && !self.hand_overs_untold.replace(true) {
+            self.wake.set();
+        }
+    }
+
+    /// Whether there are hand-overs that the client is to be told of.
+    pub(super) fn has_hand_overs_to_tell(&self) -> bool {
+        self.hand_overs_untold.get()
+    }
+
+    /// The hand-overs that the client is told now.
+    pub(super) fn take_hand_overs(&self) -> HandOvers {
+        self.hand_overs_untold.set(false);
+        self.hand_overs.get()
     }
 
     /// Whether it belongs to the client with this number.
@@ -240,8 +297,9 @@ impl LaneEvents for ServerLaneEvents {
             } else {
                 "handshake failed"
             };
-            let ca_cert = match &door.server().auth {
-                ServerAuth::Mtls { ca_cert } => Some(ca_cert),
+            let settings = door.settings();
+            let ca_cert = match &settings.server().auth {
+                ServerAuth::Mtls { ca_cert, .. } => Some(ca_cert),
                 ServerAuth::Token { .. } => None,
             };
             let end = explain::at_server(end, ca_cert);
@@ -255,7 +313,7 @@ mod tests {
     use std::net::IpAddr;
     use std::time::Duration;
 
-    use qmux_proto::control::{Heartbeat, Message};
+    use qmux_proto::control::Heartbeat;
 
     use super::*;
     use crate::quic::endpoint::tests::{run, setup, until};

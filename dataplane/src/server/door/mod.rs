@@ -3,8 +3,9 @@
 
 mod auth;
 pub(crate) mod lane;
-mod offers;
+pub(in crate::server) mod offers;
 mod presence;
+mod recheck;
 mod register;
 mod session;
 
@@ -15,15 +16,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qmux_config::{ClientMatcher, LoadBalancer, Server, Udp};
+use qmux_config::LoadBalancer;
 use qmux_proto::LaneError;
 use qmux_proto::control::{GoAway, GoAwayReason, Message};
 use rustc_hash::FxBuildHasher;
 
 use crate::core::counters::CoreCounters;
+use crate::core::event::Event;
 use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::quic::lane::Lane;
 use crate::quic::reset::ResetKey;
+use crate::quic::sessions::Identity;
 use crate::quic::{settings, tls};
 use crate::server::ids::DoorId;
 use crate::server::mail::ServerMail;
@@ -31,14 +34,15 @@ use crate::server::pool::client::Client;
 use crate::server::pool::lanes::LaneTable;
 use crate::server::pool::membership::LaneMembership;
 use crate::server::pool::registry::{Applicant, Joined, NotJoined};
-use crate::server::shared::{ServedService, ServerContext, ServerShared, SharedDoor};
+use crate::server::shared::{
+    ServedService, ServerContext, ServerSettings, ServerShared, ServiceTable, SharedDoor,
+};
 use crate::server::udp::lane::LaneFlows;
 use crate::sys::udp::{Purpose, UdpSocket};
 use lane::{ServerLane, ServerLaneEvents};
 
 /// One door on one core.
 pub(crate) struct Door {
-    id: DoorId,
     context: Rc<ServerContext>,
     shared: Arc<ServerShared>,
     /// What all cores share of it.
@@ -56,6 +60,12 @@ pub(crate) struct Door {
     accepting: Cell<usize>,
     /// Of the drain, once it has begun.
     drain_timeout: Cell<Duration>,
+    /// It takes no client from now on, and tells those that it has.
+    leaves: Cell<bool>,
+    /// Set when the settings have changed.
+    recheck: Event,
+    /// What its endpoints show to clients, and hold them against.
+    shows: Cell<(Identity, Identity)>,
 }
 
 impl Door {
@@ -64,14 +74,12 @@ impl Door {
     /// # Errors
     /// With a text for the log if a socket or a TLS context cannot be set up on this core.
     pub(crate) fn open(
-        id: DoorId,
         context: &Rc<ServerContext>,
         shared: &Arc<ServerShared>,
         of_all_cores: &Arc<SharedDoor>,
         sockets: Vec<StdUdpSocket>,
     ) -> Result<Rc<Door>, String> {
         let this = Rc::new(Door {
-            id,
             context: Rc::clone(context),
             shared: Arc::clone(shared),
             of_all_cores: Arc::clone(of_all_cores),
@@ -82,11 +90,16 @@ impl Door {
             lingering: Cell::new(0),
             accepting: Cell::new(0),
             drain_timeout: Cell::default(),
+            leaves: Cell::new(false),
+            recheck: Event::default(),
+            shows: Cell::default(),
         });
         let sockets = sockets.into_iter().enumerate();
         let endpoints = sockets.map(|(address, socket)| this.open_address(address, socket));
         let endpoints = endpoints.collect::<Result<Vec<_>, _>>()?;
         let _first = this.endpoints.set(endpoints);
+        this.shows.set(shown_by(&shared.settings()));
+        crate::core::task::spawn_vital(recheck::run(Rc::downgrade(&this)));
         Ok(this)
     }
 
@@ -96,11 +109,9 @@ impl Door {
         socket: StdUdpSocket,
     ) -> Result<Rc<Endpoint>, String> {
         let (context, shared) = (&self.context, &self.shared);
-        let server = shared.server().ok_or("no [server] section")?;
-        let mut tls = tls::server(server).map_err(|error| error.to_string())?;
-        shared.ticket_keys.serve(&mut tls, &context.counters);
-        let config =
-            settings::transport(&shared.config.quic, tls).map_err(|error| error.to_string())?;
+        let settings = shared.settings();
+        let (server, quic) = (settings.server(), &settings.config.quic);
+        let config = self.transport(&settings)?;
         let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
         let port = socket.local_addr().port();
         let reset_key = ResetKey::from_key(&server.tls.server_key, port)?;
@@ -109,9 +120,9 @@ impl Door {
             core: context.index,
             group: context.cluster.cores(),
             config,
-            packet_bytes_max: settings::packet_bytes_max(&shared.config.quic),
+            packet_bytes_max: settings::packet_bytes_max(quic),
             accepts: true,
-            handshake_timeout: shared.config.quic.handshake_idle_timeout,
+            handshake_timeout: quic.handshake_idle_timeout,
             reset_key: Some(reset_key),
             counters: Arc::clone(&context.counters),
         };
@@ -122,11 +133,18 @@ impl Door {
         Ok(Endpoint::start(setup, Some(Rc::new(owner))))
     }
 
-    pub(crate) fn server(&self) -> &Server {
-        // The role only starts with a `[server]` section (`Door::open` checks it).
+    /// The transport of lanes that begin from now on.
+    fn transport(&self, settings: &ServerSettings) -> Result<quiche::Config, String> {
+        let mut tls = tls::server_with(&settings.credentials).map_err(|it| it.to_string())?;
         self.shared
-            .server()
-            .unwrap_or_else(|| unreachable!("a door without [server]"))
+            .ticket_keys
+            .serve(&mut tls, &self.context.counters);
+        settings::transport(&settings.config.quic, tls).map_err(|error| error.to_string())
+    }
+
+    /// The settings now.
+    pub(crate) fn settings(&self) -> Arc<ServerSettings> {
+        self.shared.settings()
     }
 
     pub(crate) fn counters(&self) -> &CoreCounters {
@@ -134,7 +152,7 @@ impl Door {
     }
 
     pub(crate) fn keep_alive_period(&self) -> Duration {
-        self.shared.config.quic.keep_alive_period
+        self.settings().config.quic.keep_alive_period
     }
 
     pub(crate) fn context(&self) -> &Rc<ServerContext> {
@@ -158,13 +176,13 @@ impl Door {
     }
 
     /// The service of this name.
-    pub(crate) fn service(&self, name: &str) -> Option<&Arc<ServedService>> {
-        self.of_all_cores.service(name)
+    pub(crate) fn service(&self, name: &str) -> Option<Arc<ServedService>> {
+        self.services().by_name(name).cloned()
     }
 
-    /// Who may serve what.
-    pub(crate) fn matcher(&self) -> &ClientMatcher {
-        &self.shared.matcher
+    /// Its services now.
+    pub(crate) fn services(&self) -> Arc<ServiceTable> {
+        self.of_all_cores.services()
     }
 
     pub(crate) fn core(&self) -> usize {
@@ -179,19 +197,18 @@ impl Door {
     /// same one by several addresses need the lanes of one only.
     pub(crate) fn server_instance_id(&self) -> [u8; 16] {
         let mut id = self.shared.instance_id;
-        for (byte, of_index) in id.iter_mut().zip(self.id.0.to_be_bytes()) {
+        for (byte, of_index) in id.iter_mut().zip(self.id().0.to_be_bytes()) {
             *byte ^= of_index;
         }
         id
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.context.draining.get()
+        self.context.draining.get() || self.leaves.get()
     }
 
-    /// `[udp]` of dp.toml.
-    pub(crate) fn udp_config(&self) -> &Udp {
-        &self.shared.config.udp
+    fn id(&self) -> DoorId {
+        self.of_all_cores.id
     }
 
     pub(crate) fn next_flow_id(&self) -> u64 {
@@ -297,7 +314,7 @@ impl Door {
         self.evict(client);
         for core in 0..self.cores() {
             let mail = ServerMail::Evict {
-                door: self.id,
+                door: self.id(),
                 client,
             };
             if core != self.core() && self.context.post.send(core, mail).is_err() {
@@ -331,7 +348,7 @@ impl Door {
         self.alarm(client.number);
         for core in 0..self.cores() {
             let mail = ServerMail::ClientMayBeGone {
-                door: self.id,
+                door: self.id(),
                 client: client.number,
             };
             if core != self.core()
@@ -349,6 +366,52 @@ impl Door {
         for lane in self.registered_lanes(client) {
             lane.alarm();
         }
+    }
+
+    // ---- another configuration -----------------------------------------------------------------------------------
+
+    /// Lanes that begin from now on are made by the settings of now, and those that there are must
+    /// still be right.
+    pub(crate) fn settings_have_changed(&self) {
+        let settings = self.settings();
+        let shown = shown_by(&settings);
+        // What has not changed keeps its sessions' context, and costs nothing.
+        if self.shows.replace(shown) != shown {
+            for endpoint in self.endpoints() {
+                match self.transport(&settings) {
+                    Ok(config) => endpoint.configure(config),
+                    // It has been tried before anything changed.
+                    Err(why) => {
+                        self.counters().internal_errors.increment();
+                        tracing::error!(why, "the door goes on with the certificates of before");
+                    }
+                }
+            }
+        }
+        self.recheck.set();
+    }
+
+    /// A client serves other services now, or on other terms: it is told on each lane.
+    pub(crate) fn tell_services(&self, client: u64) {
+        let settings = self.settings();
+        for lane in self.registered_lanes(client) {
+            if let Some(membership) = lane.membership.get() {
+                membership.services_changed();
+            }
+            if let Some(admitted) = lane.admitted.get() {
+                offers::tell_anew(&lane, self, &settings, admitted);
+            }
+        }
+    }
+
+    /// It takes no client any more; what its lanes carry may go on for this long.
+    pub(crate) fn leave(&self, timeout: Duration) {
+        self.leaves.set(true);
+        self.drain_timeout.set(timeout);
+        for lane in self.registered.borrow().values() {
+            self.lane_takes_no_more(lane);
+        }
+        self.say_go_away();
     }
 
     /// This core's lane of `client` for its next flow.
@@ -405,6 +468,12 @@ impl Door {
     }
 }
 
+/// What tells whether endpoints have to be configured anew.
+fn shown_by(settings: &ServerSettings) -> (Identity, Identity) {
+    let credentials = &settings.credentials;
+    (credentials.shown, credentials.trusted)
+}
+
 /// The door as one of its endpoints knows it.
 struct Owner {
     door: Rc<Door>,
@@ -415,10 +484,10 @@ struct Owner {
 impl EndpointOwner for Owner {
     fn lane_accepted(&self, lane: &Rc<Lane>) {
         let Owner { door, address } = self;
-        let fragmentation = door.udp_config().enable_fragmentation;
+        let fragmentation = door.settings().config.udp.enable_fragmentation;
         let counters = &door.context.counters;
-        let takes_udp = door.of_all_cores.takes_udp;
-        let udp = takes_udp.then(|| LaneFlows::new(Rc::clone(lane), fragmentation, counters));
+        // A service that takes UDP may come later.
+        let udp = Some(LaneFlows::new(Rc::clone(lane), fragmentation, counters));
         let state = ServerLane::new(Rc::clone(lane), Rc::downgrade(door), *address, udp);
         lane.handle_events(Rc::new(ServerLaneEvents(state)));
     }
@@ -431,7 +500,7 @@ impl EndpointOwner for Owner {
         to_ip: Option<IpAddr>,
     ) -> bool {
         let mail = ServerMail::Packet {
-            door: self.door.id,
+            door: self.door.id(),
             address: self.address,
             data: packet.to_vec(),
             from,

@@ -10,12 +10,14 @@ use qmux_proto::control::{
 };
 
 use super::Door;
+use super::auth::Admitted;
 use super::lane::ServerLane;
 use crate::server::pool::registry::Offered;
-use crate::server::shared::ServedService;
+use crate::server::shared::{ServedService, ServerSettings, ServiceTable};
 
 /// The services that a client offers, each with what becomes of it.
 pub(crate) struct Offers {
+    offers: Vec<ServiceOffer>,
     answers: Vec<ServiceAnswer>,
     accepted: Vec<Offered>,
     /// The client can read the answers.
@@ -33,38 +35,28 @@ impl Offers {
         } else {
             &nameless[..]
         };
-        let (mut answers, mut accepted) = (Vec::new(), Vec::<Offered>::new());
-        for offer in offers {
-            let service = door.service(&offer.name);
-            let protocols = service.map(|it| common(it.protocol, offer.protocols));
-            let verdict = verdict(protocols, admission.may_serve(&offer.name));
-            let service = service.filter(|_| verdict == ServiceVerdict::Accepted);
-            if let (Some(service), Some(protocols)) = (service, protocols)
-                && accepted.iter().all(|it| it.service != service.number)
-            {
-                accepted.push(Offered {
-                    service: service.number,
-                    protocols,
-                });
-            }
-            answers.push(ServiceAnswer {
-                name: offer.name.clone(),
-                verdict,
-                ports: service.and_then(|service| ports(service)),
-            });
-        }
-        // Whoever offers the same in another order is the same client.
-        accepted.sort_unstable_by_key(|it| it.service);
+        let (answers, accepted) = judge(&door.services(), admission, offers);
         Offers {
+            offers: offers.to_vec(),
             answers,
             accepted,
             is_told,
         }
     }
 
+    /// What the client offers.
+    pub(crate) fn offers(&self) -> &[ServiceOffer] {
+        &self.offers
+    }
+
     /// The services that the client is to serve.
     pub(crate) fn accepted(&self) -> &[Offered] {
         &self.accepted
+    }
+
+    /// Whether the client can read the answers.
+    pub(crate) fn is_told(&self) -> bool {
+        self.is_told
     }
 
     /// Whether to register the client would help nobody: it serves nothing, and could not be told
@@ -114,6 +106,56 @@ impl Offers {
     }
 }
 
+/// What becomes of each service that a client offers, and which of them it is to serve.
+pub(in crate::server) fn judge(
+    table: &ServiceTable,
+    admission: &Admission,
+    offers: &[ServiceOffer],
+) -> (Vec<ServiceAnswer>, Vec<Offered>) {
+    let (mut answers, mut accepted) = (Vec::new(), Vec::<Offered>::new());
+    for offer in offers {
+        let service = table.by_name(&offer.name);
+        let protocols = service.map(|it| common(it.protocol(), offer.protocols));
+        let verdict = verdict(protocols, admission.may_serve(&offer.name));
+        let service = service.filter(|_| verdict == ServiceVerdict::Accepted);
+        if let (Some(service), Some(protocols)) = (service, protocols)
+            && accepted.iter().all(|it| it.service != service.number)
+        {
+            accepted.push(Offered {
+                service: service.number,
+                protocols,
+            });
+        }
+        answers.push(ServiceAnswer {
+            name: offer.name.clone(),
+            verdict,
+            ports: service.and_then(|service| ports(service)),
+        });
+    }
+    // Whoever offers the same in another order is the same client.
+    accepted.sort_unstable_by_key(|it| it.service);
+    (answers, accepted)
+}
+
+/// Tells a client on one of its lanes what has become of its services by other settings.
+pub(super) fn tell_anew(
+    lane: &ServerLane,
+    door: &Door,
+    settings: &ServerSettings,
+    admitted: &Admitted,
+) {
+    let claim = &admitted.claim;
+    let admission = settings
+        .matcher
+        .again(&claim.admission, claim.token.as_ref());
+    // One that must prove anew who it is, is told that.
+    if admitted.is_told && admission != Admission::Refused {
+        let (answers, _) = judge(&door.services(), &admission, &claim.offers);
+        let message = Message::ServiceAnswers(ServiceAnswers { answers });
+        lane.lane.send_control(&message);
+    }
+}
+
 /// What there is not allowed to a client is not shown to it either way: who may not serve a name
 /// does not learn whether there is such a service.
 ///
@@ -138,7 +180,7 @@ fn common(service: ListenerProtocol, offered: Protocols) -> Protocols {
 }
 
 fn ports(service: &ServedService) -> Option<TrafficPorts> {
-    let ports = service.traffic.ports();
+    let ports = service.traffic().ports();
     TrafficPorts::new(ports.first(), ports.count())
 }
 

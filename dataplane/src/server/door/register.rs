@@ -13,7 +13,7 @@ use qmux_proto::control::{
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
 use super::Door;
-use super::auth::{self, Unauthentic};
+use super::auth::{self, Admitted, Unauthentic};
 use super::lane::{ServerLane, address};
 use super::offers::Offers;
 use super::presence;
@@ -21,7 +21,8 @@ use super::session::Session;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::token;
 use crate::server::pool::client::Client;
-use crate::server::pool::registry::{Applicant, INSTANCES_MAX, NotJoined, Replaced};
+use crate::server::pool::registry::{Applicant, Claim, INSTANCES_MAX, NotJoined, Replaced};
+use crate::server::shared::ServerSettings;
 
 /// A client that has completed the handshake must register within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,7 +70,9 @@ async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlRe
         ControlEvent::Ended => return false,
     };
     // A challenge grants nothing, and a client that resumes answers it together with the end of its handshake.
-    let challenge = match &door.server().auth {
+    // One configuration from here to the end; if it changes on the way, the client tries again.
+    let settings = door.settings();
+    let challenge = match &settings.server().auth {
         ServerAuth::Token { .. } => Some(token::challenge()),
         ServerAuth::Mtls { .. } => None,
     };
@@ -96,14 +99,14 @@ async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlRe
     let authentic = match challenge {
         Some(challenge) => {
             let proof = reader.next(deadline).await;
-            auth::by_token(this, door, &challenge, proof)
+            auth::by_token(this, door, &settings, &challenge, proof)
         }
-        None => auth::by_certificate(this, door),
+        None => auth::by_certificate(this, door, &settings),
     };
     match authentic {
         // The stop may have come while the proof was waited for: a lane accepted now would miss the GoAway.
         Ok(_) if door.is_draining() => refuse_draining(this, door, &request),
-        Ok(admission) => accept(this, door, &request, &admission),
+        Ok(admission) => accept(this, door, &settings, &request, admission),
         Err(Unauthentic::Gone) => false,
         Err(Unauthentic::Refused(reason, text)) => refuse(this, door, &request, reason, &text),
     }
@@ -159,27 +162,32 @@ fn refuse(
 fn accept(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,
+    settings: &ServerSettings,
     request: &Register,
-    admission: &Admission,
+    admission: Admission,
 ) -> bool {
-    let offers = Offers::judge(door, admission, request);
+    let offers = Offers::judge(door, &admission, request);
     if offers.are_pointless() {
         let text = "this client offers the service without a name, which is not for it to serve here: \
                     give it [[client.services]], and a version that knows them";
         return refuse(this, door, request, RefuseReason::BadRequest, text);
     }
-    let is_of_entry = |name: &str| door.server().clients.iter().any(|it| it.name == name);
+    let is_of_entry = |name: &str| settings.server().clients.iter().any(|it| it.name == name);
     if admission.identity().is_none() && is_of_entry(&request.client_id) {
         let text = "this client's client_id is the name of another client: give it another one, \
                     or none";
         return refuse(this, door, request, RefuseReason::BadRequest, text);
     }
+    let admitted = admitted(this, settings, admission, &offers);
+    let identity = admitted.claim.admission.identity();
     let applicant = Applicant {
-        name: admission.identity().unwrap_or(&request.client_id),
-        has_entry: admission.identity().is_some(),
+        name: identity.unwrap_or(&request.client_id),
+        has_entry: identity.is_some(),
         instance_id: request.instance_id,
         address: this.lane.peer_addr(),
         services: offers.accepted(),
+        claim: Some(&admitted.claim),
+        generation: settings.generation,
     };
     if door.lanes_of(&applicant) >= LANES_OF_CLIENT_MAX {
         let text = format!("this client has {LANES_OF_CLIENT_MAX} lanes already");
@@ -194,13 +202,40 @@ fn accept(
             let text = format!("this client has {INSTANCES_MAX} instances already");
             return refuse_limit(this, door, request, &text);
         }
+        Err(NotJoined::Outdated) => {
+            // The reason has clients try again at once.
+            let text = "the configuration of this server has just changed";
+            return refuse(this, door, request, RefuseReason::Draining, text);
+        }
     };
     if this.membership.set(joined.membership).is_err() {
         return false; // A second Register on one lane is read by `serve`, never here.
     }
+    let _first = this.admitted.set(admitted);
     meet_others(this, door, &joined.replaced, &joined.beside);
     registered(this, door, request, &offers);
     true
+}
+
+/// By what the lane is let in.
+fn admitted(
+    this: &ServerLane,
+    settings: &ServerSettings,
+    admission: Admission,
+    offers: &Offers,
+) -> Admitted {
+    let by_shared_token = admission.identity().is_none();
+    let token = settings.matcher.shared_token().filter(|_| by_shared_token);
+    let shows_certificate = matches!(settings.server().auth, ServerAuth::Mtls { .. });
+    Admitted {
+        claim: Arc::new(Claim {
+            admission,
+            token: token.cloned(),
+            offers: offers.offers().to_vec(),
+        }),
+        is_told: offers.is_told(),
+        expiry_s: shows_certificate.then(|| auth::expiry_of(this)).flatten(),
+    }
 }
 
 /// What comes of a new instance to those that have, or had, the same name.
@@ -233,6 +268,9 @@ fn registered(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers
     if capabilities.contains(Capabilities::PATH_CHALLENGE) {
         this.lane.peer_answers_challenges();
     }
+    if capabilities.contains(Capabilities::BUNDLES) {
+        this.lane.peer_takes_bundles();
+    }
     if capabilities.contains(Capabilities::NAMED_SERVICES)
         && let Some(udp) = &this.udp
     {
@@ -243,6 +281,9 @@ fn registered(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers
     this.lane
         .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Accepted)));
     offers.answer(this);
+    if capabilities.contains(Capabilities::HAND_OVERS) {
+        this.tell_hand_overs();
+    }
     tracing::debug!(
         client = this.client_id(),
         instance = request.client_id,

@@ -25,6 +25,9 @@ use crate::quic::vigil::{Duty, Vigil};
 /// (`probe_interval`).
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
+/// A client is told at most this often what was handed over to a lane: it counts over as long.
+const HAND_OVERS_PAUSE: Duration = Duration::from_secs(1);
+
 /// One registered lane.
 pub(crate) struct Session<'a> {
     this: &'a Rc<ServerLane>,
@@ -37,6 +40,8 @@ pub(crate) struct Session<'a> {
     heard: u64,
     vigil: Vigil,
     loss_told: LossTold,
+    /// When hand-overs may be told again.
+    next_hand_overs: Instant,
 }
 
 impl Session<'_> {
@@ -48,7 +53,7 @@ impl Session<'_> {
     ) -> Session<'a> {
         let now = Instant::now();
         let session = Session {
-            next_beat: now + jittered(door.server().heartbeat_interval),
+            next_beat: now + jittered(door.settings().server().heartbeat_interval),
             next_ping: now + door.keep_alive_period(),
             sent: 0,
             heard: 0,
@@ -57,6 +62,7 @@ impl Session<'_> {
             door,
             reader,
             loss_told: LossTold::default(),
+            next_hand_overs: now + HAND_OVERS_PAUSE,
         };
         session.note_path();
         session
@@ -66,12 +72,16 @@ impl Session<'_> {
     pub(crate) async fn serve(mut self) {
         self.claim_probing();
         loop {
-            let health_timeout = self.door.server().health_timeout;
+            self.tell_hand_overs(Instant::now());
+            let health_timeout = self.door.settings().server().health_timeout;
             let deadline = [
                 Some(self.next_beat),
                 Some(self.next_ping),
                 Some(self.this.last_heard.get() + health_timeout),
                 self.vigil.next(),
+                self.this
+                    .has_hand_overs_to_tell()
+                    .then_some(self.next_hand_overs),
             ]
             .into_iter()
             .flatten()
@@ -90,7 +100,8 @@ impl Session<'_> {
         }
     }
 
-    /// The next event of the control stream; `None` if the lane was alarmed.
+    /// The next event of the control stream; `None` if the lane was alarmed, or has hand-overs to
+    /// tell.
     async fn next(&mut self, deadline: Instant) -> Option<ControlEvent> {
         let mut next = pin!(self.reader.next(deadline));
         let wake = &self.this.wake;
@@ -139,7 +150,8 @@ impl Session<'_> {
     /// Does what is due. False if the lane was closed.
     fn deadlines(&mut self, now: Instant) -> bool {
         let Self { this, door, .. } = self;
-        let server = door.server();
+        let settings = door.settings();
+        let server = settings.server();
         if now >= this.last_heard.get() + server.health_timeout {
             door.counters().lanes_unhealthy.increment();
             tracing::debug!(
@@ -182,6 +194,15 @@ impl Session<'_> {
         sample.count(newly_lost, &self.door.context().core);
         if let Some(membership) = self.this.membership.get() {
             membership.client().path.note(&sample, newly_lost);
+        }
+    }
+
+    /// Tells the client what was handed over to this lane, if it is time to.
+    fn tell_hand_overs(&mut self, now: Instant) {
+        if self.this.has_hand_overs_to_tell() && now >= self.next_hand_overs {
+            self.next_hand_overs = now + HAND_OVERS_PAUSE;
+            let hand_overs = self.this.take_hand_overs();
+            self.this.lane.send_control(&Message::HandOvers(hand_overs));
         }
     }
 

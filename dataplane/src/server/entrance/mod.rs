@@ -2,6 +2,7 @@
 //! of the service says; the lanes are the door's.
 
 pub(crate) mod first_client;
+pub(crate) mod proxy_header;
 
 use std::cell::{Cell, OnceCell};
 use std::io;
@@ -9,6 +10,8 @@ use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use qmux_proto::FlowError;
 
 use crate::core::AcceptorCount;
 use crate::core::counters::CoreCounters;
@@ -20,8 +23,9 @@ use crate::flow::udp::UdpSettings;
 use crate::server::door::Door;
 use crate::server::door::lane::ServerLane;
 use crate::server::ids::EntranceId;
+use crate::server::plan::{ClosedEntrance, EntranceSockets, SharedEntrance};
 use crate::server::pool::service::ClientPool;
-use crate::server::shared::{EntranceSockets, ServedService, ServerContext};
+use crate::server::shared::{ServedService, ServerContext};
 use crate::server::tcp::opening::Held;
 use crate::server::udp::forwarded::ForwardedUdp;
 use crate::server::udp::routes::UdpRoutes;
@@ -31,6 +35,9 @@ use crate::sys::udp::{Purpose, UdpSocket};
 
 /// Visitors accepted before the other tasks of the core get a turn.
 const ACCEPTS_PER_TURN: usize = 32;
+
+/// Visitors who come closer to each other than this come in numbers.
+const VISITORS_TOGETHER: Duration = Duration::from_micros(200);
 
 /// Pause after accept(2) failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -51,18 +58,23 @@ const LAST_VISITORS_POLL: Duration = Duration::from_millis(20);
 
 /// One entrance on one core.
 pub(crate) struct Entrance {
-    id: EntranceId,
+    entrance: SharedEntrance,
     context: Rc<ServerContext>,
     door: Rc<Door>,
     service: Arc<ServedService>,
     /// Of the service, on this core.
     service_counters: Arc<ServiceCounters>,
-    traffic_addr: SocketAddr,
     /// The UDP traffic socket, if it takes UDP. Its tasks hold it until they have closed it.
     traffic: OnceCell<Weak<TrafficSocket>>,
     held: Rc<Held>,
     may_accept: Event,
     stop_accepting: Event,
+    /// When a visitor was accepted by a turn of its own.
+    last_visitor: Cell<Option<Instant>>,
+    /// It takes no TCP visitor from now on but those who have begun to come.
+    tcp_leaves: Cell<bool>,
+    /// It has no TCP visitor any more, or never had one.
+    tcp_is_over: Cell<bool>,
     /// Of the drain, once it has begun.
     drain_timeout: Cell<Duration>,
 }
@@ -73,7 +85,7 @@ impl Entrance {
     /// # Errors
     /// With a text for the log if a socket cannot be used on this core.
     pub(crate) fn open(
-        id: EntranceId,
+        entrance: SharedEntrance,
         door: &Rc<Door>,
         service: &Arc<ServedService>,
         sockets: EntranceSockets,
@@ -81,16 +93,18 @@ impl Entrance {
         let text = |error: io::Error| error.to_string();
         let context = door.context();
         let this = Rc::new(Entrance {
-            id,
+            entrance,
             context: Rc::clone(context),
             door: Rc::clone(door),
             service: Arc::clone(service),
             service_counters: Arc::clone(&service.counters[context.index]),
-            traffic_addr: sockets.traffic_addr,
             traffic: OnceCell::new(),
             held: Held::of_this_core(),
             may_accept: Event::default(),
             stop_accepting: Event::default(),
+            last_visitor: Cell::new(None),
+            tcp_leaves: Cell::new(false),
+            tcp_is_over: Cell::new(sockets.tcp.is_none()),
             drain_timeout: Cell::default(),
         });
         if let Some(socket) = sockets.udp {
@@ -108,19 +122,24 @@ impl Entrance {
 
     fn start_udp(self: &Rc<Self>, socket: UdpSocket) {
         let door = Rc::downgrade(&self.door);
-        let balancer = self.pool().balancer();
+        let pool = Arc::clone(&self.service.pool);
         let routes = UdpRoutes::new(
-            self.id,
+            self.id(),
             self.core(),
             &self.service.pool,
-            move |client| door.upgrade()?.local_lane(client, balancer)?.udp.clone(),
+            move |client| {
+                door.upgrade()?
+                    .local_lane(client, pool.balancer())?
+                    .udp
+                    .clone()
+            },
             &self.context.post,
             &self.context.counters,
         );
         let traffic = TrafficSocket::start(
             socket,
             self.core(),
-            UdpSettings::from(self.door.udp_config()),
+            UdpSettings::from(&self.door.settings().config.udp),
             routes,
             &self.service,
             Arc::clone(&self.context.counters),
@@ -134,7 +153,7 @@ impl Entrance {
     }
 
     pub(crate) fn id(&self) -> EntranceId {
-        self.id
+        self.entrance.id
     }
 
     pub(crate) fn context(&self) -> &Rc<ServerContext> {
@@ -167,7 +186,7 @@ impl Entrance {
     }
 
     pub(crate) fn traffic_addr(&self) -> SocketAddr {
-        self.traffic_addr
+        self.entrance.traffic_addr
     }
 
     /// This core's lane of `client` for its next flow.
@@ -177,7 +196,7 @@ impl Entrance {
 
     /// How long a visitor may take nothing of what waits for it.
     pub(crate) fn stall_timeout(&self) -> Duration {
-        self.service.stall_timeout
+        self.service.stall_timeout()
     }
 
     /// Memory that the beginnings of flows hold.
@@ -186,7 +205,7 @@ impl Entrance {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.context.draining.get()
+        self.context.draining.get() || self.tcp_leaves.get()
     }
 
     // ---- TCP visitors --------------------------------------------------------------------------------------------
@@ -230,6 +249,9 @@ impl Entrance {
                 Ok((stream, visitor)) => {
                     accepted += 1;
                     let _counted = contain(|| self.visitor(stream, visitor));
+                    if accepted == 1 && !self.comes_in_numbers() {
+                        break;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The visitor gave up before it was accepted (accept(2)).
@@ -237,7 +259,7 @@ impl Entrance {
                 Err(error) => {
                     self.counters().accepts_failed.increment();
                     if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
-                        tracing::error!(%error, addr = %self.traffic_addr, suppressed, "cannot accept visitors; trying again");
+                        tracing::error!(%error, addr = %self.traffic_addr(), suppressed, "cannot accept visitors; trying again");
                     }
                     crate::core::time::sleep(ACCEPT_PAUSE).await;
                     break;
@@ -245,6 +267,14 @@ impl Entrance {
             }
         }
         accepted
+    }
+
+    /// Whether the last visitor before this one came a moment ago. Then more may be waiting already,
+    /// and are looked for; others are told by the wait that follows anyway.
+    fn comes_in_numbers(&self) -> bool {
+        let now = Instant::now();
+        let last = self.last_visitor.replace(Some(now));
+        last.is_some_and(|last| now.duration_since(last) < VISITORS_TOGETHER)
     }
 
     /// Accepts those whose handshake was complete or under way when the stop came: closing the socket would reset them.
@@ -273,7 +303,7 @@ impl Entrance {
     /// Waiting for visitors failed, which only a socket that is gone does.
     fn accept_broken(&self) {
         self.counters().internal_errors.increment();
-        tracing::error!(addr = %self.traffic_addr, "the socket for visitors is broken; this core takes no more");
+        tracing::error!(addr = %self.traffic_addr(), "the socket for visitors is broken; this core takes no more");
     }
 
     // ---- the end -------------------------------------------------------------------------------------------------
@@ -288,6 +318,53 @@ impl Entrance {
         }
     }
 
+    /// What `closed` names takes nobody from now on but those who have begun to come; flows may
+    /// finish.
+    pub(crate) fn leave(&self, closed: &ClosedEntrance, timeout: Duration) {
+        if closed.entrance.tcp {
+            self.drain_timeout.set(timeout);
+            self.tcp_leaves.set(true);
+            self.may_accept.set();
+            self.stop_accepting.set();
+        }
+        if closed.entrance.udp
+            && let Some(traffic) = self.traffic()
+        {
+            if closed.udp_at_once {
+                traffic.close();
+            } else {
+                traffic.leave(Instant::now() + timeout);
+            }
+        }
+    }
+
+    /// The time of what was left is over.
+    pub(crate) fn end_what_was_left(&self, left: &SharedEntrance) {
+        if left.tcp {
+            let ended = self
+                .context
+                .flows
+                .end_all_of(self.id().0, FlowError::Draining);
+            self.tcp_is_over.set(true);
+            if ended > 0 {
+                tracing::warn!(
+                    service = self.service.name, addr = %self.traffic_addr(), ended,
+                    "drain_timeout is over; flows of a service that was removed, or moved, are reset"
+                );
+            }
+        }
+        if left.udp
+            && let Some(traffic) = self.traffic()
+        {
+            traffic.close();
+        }
+    }
+
+    /// Whether nothing can come here any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.tcp_is_over.get() && self.traffic().is_none_or(|traffic| traffic.is_closed())
+    }
+
     pub(crate) fn close(&self) {
         if let Some(traffic) = self.traffic() {
             traffic.close();
@@ -297,6 +374,12 @@ impl Entrance {
     pub(crate) fn datagram_from_other_core(&self, packet: ForwardedUdp) {
         if let Some(traffic) = self.traffic() {
             let lane = self.local_lane(packet.client);
+            if let Some(lane) = &lane {
+                lane.datagram_handed_over();
+                if packet.begins_a_flow() {
+                    lane.visitor_handed_over();
+                }
+            }
             traffic.packet_from_other_core(packet, lane.and_then(|lane| lane.udp.clone()));
         }
     }

@@ -23,7 +23,7 @@ impl OneService {
     /// Without clients.
     pub(crate) fn new(balancer: LoadBalancer, cores: usize) -> OneService {
         let pool = Arc::new(ClientPool::new(balancer));
-        let registry = Arc::new(Registry::new(vec![Arc::clone(&pool)], cores));
+        let registry = Arc::new(Registry::of_pools(&[Arc::clone(&pool)], cores));
         OneService { registry, pool }
     }
 
@@ -45,6 +45,8 @@ impl OneService {
                 service: 0,
                 protocols: Protocols::BOTH,
             }],
+            claim: None,
+            generation: 0,
         };
         self.registry.join(&applicant, core, now)
     }

@@ -1,26 +1,25 @@
 //! A registered lane's claim on its client, and what the lane has said of the client's services.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use qmux_proto::control::SERVICES_MAX;
+use arc_swap::ArcSwap;
 
 use super::client::{Client, NOBODY};
 use super::registry::Registry;
-use super::service::Member;
-
-/// Services that a lane has called down: a bit for each.
-type Services = u64;
-
-const _: () = assert!(SERVICES_MAX <= Services::BITS as usize);
+use super::service::{ClientPool, Member};
 
 /// A service that a client serves, by the door's number of it.
 #[derive(Debug, Clone)]
 pub(super) struct Served {
     pub(super) service: usize,
+    pub(super) pool: Arc<ClientPool>,
     pub(super) member: Arc<Member>,
 }
+
+/// What a client serves: the configuration may change it while the client is there.
+pub(super) type Serves = ArcSwap<Vec<Served>>;
 
 /// A registered lane's claim on its client.
 #[derive(Debug)]
@@ -28,12 +27,13 @@ pub(crate) struct LaneMembership {
     registry: Arc<Registry>,
     client: Arc<Client>,
     /// What the client serves.
-    served: Arc<[Served]>,
+    serves: Arc<Serves>,
     core: usize,
     /// Tells lanes of this registry apart; never 0.
     serial: u64,
     takes_flows: Cell<bool>,
-    services_down: Cell<Services>,
+    /// The services that the lane has called down; some of them the client may serve no more.
+    down: RefCell<Vec<Arc<Member>>>,
     silent: Cell<bool>,
     /// It counts among the answering ones.
     answering: Cell<bool>,
@@ -46,7 +46,7 @@ impl LaneMembership {
     pub(super) fn begin(
         registry: &Arc<Registry>,
         client: Arc<Client>,
-        served: Arc<[Served]>,
+        serves: Arc<Serves>,
         core: usize,
         serial: u64,
     ) -> LaneMembership {
@@ -57,11 +57,11 @@ impl LaneMembership {
         let membership = LaneMembership {
             registry: Arc::clone(registry),
             client,
-            served,
+            serves,
             core,
             serial,
             takes_flows: Cell::new(true),
-            services_down: Cell::new(0),
+            down: RefCell::default(),
             silent: Cell::new(false),
             answering: Cell::new(false),
             over: Cell::new(false),
@@ -77,12 +77,10 @@ impl LaneMembership {
     }
 
     /// The client as one of those of a service, by the door's number of it.
-    pub(crate) fn member(&self, service: usize) -> Option<&Arc<Member>> {
-        self.place(service).map(|place| &self.served[place].member)
-    }
-
-    fn place(&self, service: usize) -> Option<usize> {
-        self.served.iter().position(|it| it.service == service)
+    pub(crate) fn member(&self, service: usize) -> Option<Arc<Member>> {
+        let serves = self.serves.load();
+        let served = serves.iter().find(|it| it.service == service)?;
+        Some(Arc::clone(&served.member))
     }
 
     /// The client had no other lane when this one came.
@@ -138,8 +136,8 @@ impl LaneMembership {
     pub(crate) fn lane_ended(&self) -> bool {
         self.take_no_more();
         self.silence(false);
-        for served in self.served.iter() {
-            self.service_health(served.service, true);
+        for member in self.down.take() {
+            let _news = member.one_lane_says_up();
         }
         self.leave_probing();
         !self.over.replace(true) && self.client.lanes_up.fetch_sub(1, Ordering::Relaxed) == 1
@@ -148,22 +146,33 @@ impl LaneMembership {
     /// The lane says whether the client reaches a service. True if that changes what is thought of
     /// it: the client's service is down while any of its lanes says so.
     pub(crate) fn service_health(&self, service: usize, healthy: bool) -> bool {
-        let Some(place) = self.place(service) else {
+        let Some(member) = self.member(service) else {
             return false;
         };
-        let bit = 1 << place;
-        let before = self.services_down.get();
-        let down = !healthy;
-        if self.over.get() || (before & bit != 0) == down {
-            return false;
+        let mut down = self.down.borrow_mut();
+        let before = down.iter().position(|it| Arc::ptr_eq(it, &member));
+        match before {
+            _ if self.over.get() => false,
+            None if !healthy => {
+                let news = member.one_lane_says_down();
+                down.push(member);
+                news
+            }
+            Some(place) if healthy => {
+                down.swap_remove(place);
+                member.one_lane_says_up()
+            }
+            _ => false,
         }
-        self.services_down.set(before ^ bit);
-        let member = &self.served[place].member;
-        if down {
-            member.one_lane_says_down()
-        } else {
-            member.one_lane_says_up()
-        }
+    }
+
+    /// The client serves other services now: what the lane has said of those that it serves no more
+    /// is forgotten.
+    pub(crate) fn services_changed(&self) {
+        let serves = self.serves.load();
+        let is_served =
+            |member: &Arc<Member>| serves.iter().any(|it| Arc::ptr_eq(&it.member, member));
+        self.down.borrow_mut().retain(is_served);
     }
 
     /// Whether what is sent on this lane is left unanswered.

@@ -12,16 +12,17 @@
 //! An instance that comes to offer other services than before is another client for a while: its
 //! new lanes carry the flows of those, and its old ones end.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use qmux_proto::control::{INSTANCE_ID_BYTES, Protocols};
+use qmux_config::{Admission, Secret};
+use qmux_proto::control::{INSTANCE_ID_BYTES, Protocols, ServiceOffer};
 
 use super::client::Client;
-use super::membership::{LaneMembership, Served};
+use super::membership::{LaneMembership, Served, Serves};
 use super::service::ClientPool;
 
 /// Instances that are remembered to have been replaced, 16 KiB in all. More live programs than this
@@ -57,6 +58,30 @@ pub(crate) struct Applicant<'a> {
     pub(crate) address: Option<SocketAddr>,
     /// What it is to serve, each service once.
     pub(crate) services: &'a [Offered],
+    /// By what it came to that, in case the configuration changes.
+    pub(crate) claim: Option<&'a Arc<Claim>>,
+    /// The configuration by which that was judged.
+    pub(crate) generation: u64,
+}
+
+/// By what a client has come to what it serves: to be judged again when the configuration changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Claim {
+    /// Who it has proved to be.
+    pub(crate) admission: Admission,
+    /// By this token, if it has no entry.
+    pub(crate) token: Option<Secret>,
+    /// What it offers.
+    pub(crate) offers: Vec<ServiceOffer>,
+}
+
+/// What a door's services are after a change of the configuration.
+#[derive(Debug)]
+pub(crate) struct Changed {
+    /// Counts configurations.
+    pub(crate) generation: u64,
+    /// The pools of all services, by their numbers.
+    pub(crate) pools: HashMap<usize, Arc<ClientPool>>,
 }
 
 /// A lane was registered.
@@ -96,14 +121,67 @@ pub(crate) enum NotJoined {
     },
     /// The client has [`INSTANCES_MAX`] instances already.
     TooManyInstances,
+    /// The configuration by which it was judged is not that of now any more.
+    Outdated,
 }
 
 /// A client with what it serves.
 #[derive(Debug)]
 struct Registered {
     client: Arc<Client>,
+    claim: Option<Arc<Claim>>,
     offered: Box<[Offered]>,
-    served: Arc<[Served]>,
+    serves: Arc<Serves>,
+}
+
+impl Registered {
+    /// It serves these from now on. What stays as it was keeps its flows, health and blame.
+    fn serve(
+        &mut self,
+        offered: Vec<Offered>,
+        pools: &HashMap<usize, Arc<ClientPool>>,
+        now: Instant,
+    ) {
+        let before = self.serves.load_full();
+        let (mut kept, mut added) = (Vec::new(), Vec::new());
+        for offer in &offered {
+            let stays = self.offered.contains(offer);
+            let served = before
+                .iter()
+                .find(|it| stays && it.service == offer.service);
+            match served {
+                Some(served) => kept.push(served.clone()),
+                None => added.push(*offer),
+            }
+        }
+        for gone in before.iter() {
+            if !kept.iter().any(|it| it.service == gone.service) {
+                gone.pool.leave(&self.client);
+            }
+        }
+        // One that was replaced is in no pool, and comes to none.
+        if !self.client.is_replaced() {
+            let added = added.into_iter();
+            kept.extend(added.filter_map(|offer| serve(pools, &self.client, offer, now)));
+        }
+        self.serves.store(Arc::new(kept));
+        self.offered = offered.into();
+    }
+}
+
+/// Has a client serve one more service, if that is there.
+fn serve(
+    pools: &HashMap<usize, Arc<ClientPool>>,
+    client: &Arc<Client>,
+    offered: Offered,
+    now: Instant,
+) -> Option<Served> {
+    let pool = pools.get(&offered.service)?;
+    Some(Served {
+        service: offered.service,
+        pool: Arc::clone(pool),
+        member: pool.join(client, offered.protocols, now),
+    })
 }
 
 /// What only those need who change the list.
@@ -116,6 +194,10 @@ struct State {
     last_serial: u64,
     /// Instances that lost their name to a newer one, the latest last.
     replaced: VecDeque<InstanceId>,
+    /// One for each of the door's services, by its number.
+    pools: HashMap<usize, Arc<ClientPool>>,
+    /// Counts configurations.
+    generation: u64,
 }
 
 impl State {
@@ -160,26 +242,39 @@ impl State {
 pub(crate) struct Registry {
     epoch: Instant,
     cores: usize,
-    /// One for each of the door's services.
-    pools: Vec<Arc<ClientPool>>,
     state: Mutex<State>,
 }
 
 impl Registry {
-    /// Of a door of a process of `cores` cores, with a pool for each of its services.
-    pub(crate) fn new(pools: Vec<Arc<ClientPool>>, cores: usize) -> Registry {
+    /// Of a door of a process of `cores` cores, without services.
+    pub(crate) fn new(cores: usize) -> Registry {
         Registry {
             epoch: Instant::now(),
             cores,
-            pools,
             state: Mutex::default(),
         }
+    }
+
+    /// A door whose services have these pools, by their numbers.
+    #[cfg(test)]
+    pub(crate) fn of_pools(pools: &[Arc<ClientPool>], cores: usize) -> Registry {
+        let registry = Registry::new(cores);
+        let pools = pools.iter().cloned().enumerate().collect();
+        let _nobody = registry.change(
+            Changed {
+                generation: 0,
+                pools,
+            },
+            |_| None,
+        );
+        registry
     }
 
     /// Registers a lane on `core`.
     ///
     /// # Errors
-    /// If the applicant was replaced by a newer instance that takes flows, or there are too many.
+    /// If the applicant was replaced by a newer instance that takes flows, or there are too many, or
+    /// it must be judged anew.
     pub(crate) fn join(
         self: &Arc<Self>,
         applicant: &Applicant<'_>,
@@ -187,12 +282,15 @@ impl Registry {
         now: Instant,
     ) -> Result<Joined, NotJoined> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if applicant.generation != state.generation {
+            return Err(NotJoined::Outdated);
+        }
         let known = state.namesakes(applicant).find(|it| {
             it.client.instance_id == applicant.instance_id && *it.offered == *applicant.services
         });
-        let known = known.map(|it| (Arc::clone(&it.client), Arc::clone(&it.served)));
+        let known = known.map(|it| (Arc::clone(&it.client), Arc::clone(&it.serves)));
         let (mut replaced, mut beside) = (Vec::new(), Vec::new());
-        let (client, served) = match known {
+        let (client, serves) = match known {
             Some(known) => known,
             None => {
                 if let Some(refusal) = state.refusal(applicant) {
@@ -202,7 +300,7 @@ impl Registry {
                     let others = state.namesakes(applicant);
                     beside = others.map(|it| Arc::clone(&it.client)).collect();
                 } else {
-                    replaced = self.replace(&mut state, applicant);
+                    replaced = replace(&mut state, applicant);
                 }
                 self.enter(&mut state, applicant, now)
             }
@@ -210,38 +308,10 @@ impl Registry {
         state.last_serial += 1;
         let serial = state.last_serial;
         Ok(Joined {
-            membership: LaneMembership::begin(self, client, served, core, serial),
+            membership: LaneMembership::begin(self, client, serves, core, serial),
             replaced,
             beside,
         })
-    }
-
-    /// Takes the name from other instances that have it.
-    fn replace(&self, state: &mut State, applicant: &Applicant<'_>) -> Vec<Replaced> {
-        let instance_id = applicant.instance_id;
-        state.replaced.retain(|instance| *instance != instance_id);
-        let (old, stay) = std::mem::take(&mut state.clients)
-            .into_iter()
-            .partition::<Vec<_>, _>(|it| {
-                it.client.is_called(applicant.name, false) && it.client.instance_id != instance_id
-            });
-        state.clients = stay;
-        old.iter()
-            .map(|it| {
-                let old = &it.client;
-                old.replaced.store(true, Ordering::Relaxed);
-                state.replaced(old.instance_id);
-                for served in it.served.iter() {
-                    self.pools[served.service].leave(old);
-                }
-                Replaced {
-                    client: old.number,
-                    address: old.address(),
-                    drains: !old.takes_flows(),
-                    silent: old.is_silent(),
-                }
-            })
-            .collect()
     }
 
     /// One more client.
@@ -250,21 +320,56 @@ impl Registry {
         state: &mut State,
         applicant: &Applicant<'_>,
         now: Instant,
-    ) -> (Arc<Client>, Arc<[Served]>) {
+    ) -> (Arc<Client>, Arc<Serves>) {
         let number = state.next_number;
         state.next_number += 1;
         let client = Arc::new(Client::new(number, applicant, self.cores, self.epoch));
-        let served = applicant.services.iter().map(|offered| Served {
-            service: offered.service,
-            member: self.pools[offered.service].join(&client, offered.protocols, now),
-        });
-        let served: Arc<[Served]> = served.collect();
+        let served = applicant.services.iter();
+        let served = served.filter_map(|offered| serve(&state.pools, &client, *offered, now));
+        let serves = Arc::new(Serves::from_pointee(served.collect()));
         state.clients.push(Registered {
             client: Arc::clone(&client),
+            claim: applicant.claim.cloned(),
             offered: applicant.services.into(),
-            served: Arc::clone(&served),
+            serves: Arc::clone(&serves),
         });
-        (client, served)
+        (client, serves)
+    }
+
+    /// The configuration has changed: `judge` says what a client serves from now on; `None` leaves
+    /// it with what it has of the services that there still are. Returns the numbers of those that
+    /// serve something else than before, or on other terms.
+    pub(crate) fn change(
+        &self,
+        changed: Changed,
+        judge: impl Fn(&Claim) -> Option<Vec<Offered>>,
+    ) -> Vec<u64> {
+        let now = Instant::now();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.generation = changed.generation;
+        state.pools = changed.pools;
+        let State { clients, pools, .. } = &mut *state;
+        let mut numbers = Vec::new();
+        for registered in clients {
+            let judged = registered.claim.as_deref().and_then(&judge);
+            let is_there = |it: &&Offered| pools.contains_key(&it.service);
+            let left = || {
+                registered
+                    .offered
+                    .iter()
+                    .filter(is_there)
+                    .copied()
+                    .collect()
+            };
+            let offered: Vec<Offered> = judged.unwrap_or_else(left);
+            // One that registered while the services were being changed may lack some.
+            let serves = registered.serves.load().len();
+            if *registered.offered != *offered || serves != offered.len() {
+                registered.serve(offered, pools, now);
+                numbers.push(registered.client.number);
+            }
+        }
+        numbers
     }
 
     /// A lane of the client is gone.
@@ -277,8 +382,8 @@ impl Registry {
         // One that was replaced has left already.
         if let Some(at) = state.clients.iter().position(at) {
             let gone = state.clients.remove(at);
-            for served in gone.served.iter() {
-                self.pools[served.service].leave(client);
+            for served in gone.serves.load().iter() {
+                served.pool.leave(client);
             }
         }
     }
@@ -299,6 +404,34 @@ impl Registry {
         let clients = state.clients.iter();
         clients.map(|it| Arc::clone(&it.client)).collect()
     }
+}
+
+/// Takes the name from other instances that have it.
+fn replace(state: &mut State, applicant: &Applicant<'_>) -> Vec<Replaced> {
+    let instance_id = applicant.instance_id;
+    state.replaced.retain(|instance| *instance != instance_id);
+    let (old, stay) = std::mem::take(&mut state.clients)
+        .into_iter()
+        .partition::<Vec<_>, _>(|it| {
+            it.client.is_called(applicant.name, false) && it.client.instance_id != instance_id
+        });
+    state.clients = stay;
+    old.iter()
+        .map(|it| {
+            let old = &it.client;
+            old.replaced.store(true, Ordering::Relaxed);
+            state.replaced(old.instance_id);
+            for served in it.serves.load().iter() {
+                served.pool.leave(old);
+            }
+            Replaced {
+                client: old.number,
+                address: old.address(),
+                drains: !old.takes_flows(),
+                silent: old.is_silent(),
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ const CORES: usize = 2;
 fn door(services: usize) -> (Arc<Registry>, Vec<Arc<ClientPool>>) {
     let pools = (0..services).map(|_| Arc::new(ClientPool::new(LoadBalancer::RoundRobin)));
     let pools: Vec<_> = pools.collect();
-    (Arc::new(Registry::new(pools.clone(), CORES)), pools)
+    (Arc::new(Registry::of_pools(&pools, CORES)), pools)
 }
 
 fn offers(services: &[usize]) -> Vec<Offered> {
@@ -40,6 +40,8 @@ fn enter(
         instance_id: [instance; INSTANCE_ID_BYTES],
         address: None,
         services,
+        claim: None,
+        generation: 0,
     };
     registry.join(&applicant, 0, Instant::now())
 }
@@ -166,6 +168,8 @@ fn who_names_itself_takes_nothing_from_a_client_with_an_entry_of_that_name() {
         instance_id: [2; INSTANCE_ID_BYTES],
         address: None,
         services: &offered,
+        claim: None,
+        generation: 0,
     };
     let claimed = registry
         .join(&claim, 0, Instant::now())
@@ -187,6 +191,8 @@ fn an_instance_that_offers_other_services_than_before_keeps_its_old_lanes_until_
             instance_id: [1; INSTANCE_ID_BYTES],
             address: None,
             services,
+            claim: None,
+            generation: 0,
         };
         let join = |services| registry.join(&applicant(services), 0, Instant::now());
         let old = join(&before).expect("the first");
@@ -215,6 +221,8 @@ fn a_new_instance_that_names_itself_takes_over_whatever_the_old_one_served() {
             instance_id: [instance; INSTANCE_ID_BYTES],
             address: None,
             services,
+            claim: None,
+            generation: 0,
         };
         registry.join(&applicant, 0, Instant::now())
     };

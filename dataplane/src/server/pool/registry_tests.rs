@@ -40,7 +40,7 @@ fn pick_at(pool: &ClientPool, now: Instant) -> Option<FlowTicket> {
     pool.pick(Protocol::Tcp, &Tried::default(), now)
 }
 
-fn member(lane: &LaneMembership) -> &Member {
+fn member(lane: &LaneMembership) -> Arc<Member> {
     lane.member(0).expect("it serves the one service")
 }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use crossbeam::atomic::AtomicCell;
 use crossbeam::utils::CachePadded;
 use qmux_config::LoadBalancer;
 use qmux_proto::Protocol;
@@ -143,7 +144,7 @@ impl Drop for FlowTicket {
 /// The clients of one service.
 #[derive(Debug)]
 pub(crate) struct ClientPool {
-    balancer: LoadBalancer,
+    balancer: AtomicCell<LoadBalancer>,
     epoch: Instant,
     members: ArcSwap<Vec<Arc<Member>>>,
     /// Choices made so far: rotates ties, and is the whole of round-robin. One for each protocol,
@@ -152,11 +153,16 @@ pub(crate) struct ClientPool {
     udp_turn: CachePadded<AtomicUsize>,
 }
 
+const _: () = assert!(
+    AtomicCell::<LoadBalancer>::is_lock_free(),
+    "it is read for each visitor"
+);
+
 impl ClientPool {
     /// An empty pool.
     pub(crate) fn new(balancer: LoadBalancer) -> ClientPool {
         ClientPool {
-            balancer,
+            balancer: AtomicCell::new(balancer),
             epoch: Instant::now(),
             members: ArcSwap::default(),
             tcp_turn: CachePadded::default(),
@@ -206,7 +212,12 @@ impl ClientPool {
 
     /// How a client, and then a lane of it, is chosen.
     pub(crate) fn balancer(&self) -> LoadBalancer {
-        self.balancer
+        self.balancer.load()
+    }
+
+    /// Another rule holds for those who come from now on.
+    pub(crate) fn balance_by(&self, balancer: LoadBalancer) {
+        self.balancer.store(balancer);
     }
 
     /// Picks a client that is not among `tried` for a new flow and counts the flow, or `None` if no
@@ -228,7 +239,7 @@ impl ClientPool {
             Protocol::Udp => &self.udp_turn,
         };
         let turn = turn.fetch_add(1, Ordering::Relaxed);
-        let members = self.members.load();
+        let (members, balancer) = (self.members.load(), self.balancer());
         let chosen = choose(members.iter(), turn, |member| {
             if !member.usable() || !member.speaks(protocol) || tried.contains(member.number) {
                 return None;
@@ -243,7 +254,7 @@ impl ClientPool {
                 Protocol::Udp => member.udp_refusals.count(now),
             };
             let failing = tcp && member.is_failing(now);
-            let load = match self.balancer {
+            let load = match balancer {
                 LoadBalancer::RoundRobin => 0,
                 LoadBalancer::LeastConnections => member.load(now),
             };

@@ -1,9 +1,9 @@
 //! A TCP visitor's way to a client, and to another one if the first refuses it.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use qmux_proto::{FlowError, OpenHeader, Protocol};
 
@@ -11,18 +11,16 @@ use super::opening::{Opened, Opening, Sent};
 use super::visitor::Visitor;
 use crate::buffer::StreamBuf;
 use crate::core::task::spawn_or;
-use crate::core::{FlowCount, OneFlow, memory};
+use crate::core::{FlowCount, OneFlow};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
-use crate::server::bounds::RefusalCounters;
+use crate::server::access_log::{End, FinishedFlow};
 use crate::server::door::lane::{LaneUse, ServerLane};
 use crate::server::entrance::Entrance;
 use crate::server::mail::ServerMail;
-use crate::server::pool::balance::Tried;
 use crate::server::pool::route::{self, Way};
 use crate::server::pool::service::FlowTicket;
-use crate::sys::limits;
-use crate::sys::tcp::{TcpSocket, refuse};
+use crate::sys::tcp::TcpSocket;
 
 /// A stream on which a flow has begun with its Open header.
 struct Begun {
@@ -31,6 +29,16 @@ struct Begun {
     waiters: Rc<StreamWaiters>,
     /// What the stream has not taken of the header.
     header: Option<StreamBuf>,
+}
+
+/// Where a flow goes on that was refused.
+enum Again {
+    /// Through another lane of this core.
+    Here(Box<(Box<Visitor>, Begun, FlowTicket)>),
+    /// Another core has the visitor.
+    Elsewhere,
+    /// Nobody can take it.
+    Nowhere(Box<Visitor>),
 }
 
 /// What the beginning of a flow tells about the service, for the choice of clients for the next
@@ -54,81 +62,6 @@ fn judge_end(ended: tcp::Ended, ticket: &FlowTicket) {
 }
 
 impl Entrance {
-    /// A visitor was accepted.
-    pub(crate) fn visitor(self: &Rc<Self>, stream: TcpStream, addr: SocketAddr) {
-        self.counters().visitors_accepted.increment();
-        self.service_counters().visitors.increment();
-        let gate = &self.service().gate;
-        let permit = match gate.admit_visitor(self.core(), addr.ip(), Instant::now()) {
-            Ok(permit) => permit,
-            Err(refusal) => {
-                self.counters().visitors_refused_bounds.increment();
-                tracing::debug!(visitor = %addr, ?refusal, "visitor reset at the gate");
-                return self.refuse(stream);
-            }
-        };
-        if memory::refuses_newcomers() {
-            self.counters().visitors_refused_memory.increment();
-            self.refusals().memory.increment();
-            return self.refuse(stream);
-        }
-        if !limits::is_for_flows(&stream) {
-            return self.refuse_for_want_of_descriptors(stream, addr);
-        }
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let visitor = Visitor {
-            addr,
-            traffic: self.where_to(&stream),
-            accepted_at_us: now.map_or(0, |since| {
-                u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-            }),
-            chosen_by: self.core(),
-            tried: Tried::default(),
-            sent: Vec::new(),
-            ended: false,
-            under_way: None,
-            _permit: permit,
-        };
-        self.send_to_a_client(stream, Box::new(visitor));
-    }
-
-    /// Where a visitor has connected to. The socket is asked only if it is open to several addresses.
-    fn where_to(&self, stream: &TcpStream) -> SocketAddr {
-        let bound = self.traffic_addr();
-        if !bound.ip().is_unspecified() {
-            return bound;
-        }
-        stream.local_addr().map_or(bound, |local| {
-            SocketAddr::new(local.ip().to_canonical(), local.port())
-        })
-    }
-
-    /// The descriptors that are left are not for visitors.
-    fn refuse_for_want_of_descriptors(&self, stream: TcpStream, visitor: SocketAddr) {
-        self.counters().visitors_refused_descriptors.increment();
-        self.refusals().descriptors.increment();
-        if let Some(suppressed) = self.context().dial_log.pass(Instant::now()) {
-            tracing::warn!(
-                %visitor,
-                descriptors = limits::flow_descriptors_max(),
-                suppressed,
-                "no file descriptor is left for visitors (ulimit -n); this one is reset"
-            );
-        }
-        self.refuse(stream);
-    }
-
-    /// What this core counts of those whom the service has refused.
-    fn refusals(&self) -> &RefusalCounters {
-        &self.service().gate.refusals()[self.core()]
-    }
-
-    /// Resets a visitor who has not reached a client.
-    fn refuse(&self, stream: TcpStream) {
-        self.service_counters().visitors_refused.increment();
-        refuse(stream);
-    }
-
     /// Another core has chosen a client that has a lane here.
     pub(crate) fn visitor_from_other_core(
         self: &Rc<Self>,
@@ -138,6 +71,9 @@ impl Entrance {
     ) {
         let lane = self.local_lane(ticket.client().number);
         if let Some(begun) = lane.and_then(|lane| self.begin(&lane, &visitor)) {
+            if ticket.client().lanes_on(visitor.chosen_by) == 0 {
+                begun.lane.visitor_handed_over();
+            }
             return self.serve(stream, visitor, begun, ticket);
         }
         // The lane has just ended, or takes no more now. The client may have another one with room.
@@ -154,7 +90,11 @@ impl Entrance {
         self.send_to_a_client(stream, visitor);
     }
 
-    fn send_to_a_client(self: &Rc<Self>, mut stream: TcpStream, mut visitor: Box<Visitor>) {
+    pub(super) fn send_to_a_client(
+        self: &Rc<Self>,
+        mut stream: TcpStream,
+        mut visitor: Box<Visitor>,
+    ) {
         loop {
             match self.way(&mut visitor) {
                 Some(Way::Here(begun, ticket)) => {
@@ -293,6 +233,7 @@ impl Entrance {
         );
         let watch = self.context().flows.register(self.stall_timeout());
         let watch = watch.with_idle_timeout(self.service().gate.idle_timeout());
+        watch.belongs_to(self.id().0);
         let arrived = Instant::now();
         let histograms = &self.context().histograms;
         loop {
@@ -312,7 +253,7 @@ impl Entrance {
             };
             // On the heap, as it is large, and over long before the flow is.
             let opened = Box::pin(opening.run(begun.header.take(), &mut sent)).await;
-            match opened {
+            let end = match opened {
                 Opened::Flow(first) => {
                     if !first.early.is_empty() {
                         histograms
@@ -330,13 +271,14 @@ impl Entrance {
                         watch,
                         counters: Arc::clone(&self.context().counters),
                         service: Some(Arc::clone(self.service_counters())),
+                        bandwidth: self.service().gate.bandwidth(arrived),
                     };
                     let ended = tcp::run(flow, first).await;
                     histograms.tcp_flow_seconds.observe_time(arrived.elapsed());
                     if undecided {
                         judge_end(ended, &ticket);
                     }
-                    self.log_end(ended, visitor.addr, begun.lane.client_id());
+                    self.log_end(ended, &visitor, &begun.lane);
                     drop(ticket);
                     return;
                 }
@@ -345,12 +287,15 @@ impl Entrance {
                         ticket.ended_early(Instant::now());
                     }
                     tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "flow reset");
+                    let end = self.end_on(&begun.lane, End::of(reason));
                     self.end(&begun, reason);
+                    self.note_end(&visitor, begun.lane.client_id(), (sent.bytes(), 0), end);
                     return;
                 }
                 Opened::Refused(reason) => {
                     tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), %reason, "refused by the client");
                     self.end(&begun, FlowError::NoError);
+                    self.end_on(&begun.lane, End::of(reason))
                 }
                 Opened::Unheard => {
                     self.counters().visitors_unheard.increment();
@@ -359,22 +304,55 @@ impl Entrance {
                     // Behind the visitor's bytes, should the client go on: it must not serve what
                     // is served elsewhere.
                     self.end(&begun, FlowError::VisitorReset);
+                    End::LaneLost
                 }
-            }
+            };
+            let client = begun.lane.client_id().to_owned();
             drop((begun, ticket));
             match self.retry(&socket, visitor, &sent) {
-                Some(again) => (visitor, begun, ticket) = again,
-                None => return,
+                Again::Here(again) => (visitor, begun, ticket) = *again,
+                Again::Elsewhere => return,
+                Again::Nowhere(visitor) => {
+                    return self.note_end(&visitor, &client, (sent.bytes(), 0), end);
+                }
             }
         }
     }
 
-    fn log_end(&self, ended: tcp::Ended, visitor: SocketAddr, client: &str) {
+    /// How a flow ended that has ridden this lane.
+    fn end_on(&self, lane: &LaneUse, end: End) -> End {
+        end.with_lane(lane.lane.is_open(), self.is_draining())
+    }
+
+    /// A line in the access log.
+    fn note_end(&self, visitor: &Visitor, client: &str, bytes: (u64, u64), end: End) {
+        let service = self.service();
+        service.access_log.finished(&FinishedFlow {
+            service: &service.name,
+            client,
+            visitor: visitor.addr,
+            protocol: Protocol::Tcp,
+            bytes_in: bytes.0,
+            bytes_out: bytes.1,
+            lasted: visitor.accepted.elapsed(),
+            end,
+        });
+    }
+
+    fn log_end(&self, ended: tcp::Ended, visitor: &Visitor, lane: &LaneUse) {
         let tcp::Ended {
             how,
             bytes_in,
             bytes_out,
+            ..
         } = ended;
+        let end = match how {
+            TcpFlowEnd::Completed => End::Closed,
+            TcpFlowEnd::Reset(reason) => self.end_on(lane, End::of(reason)),
+            TcpFlowEnd::Stalled => End::Stalled,
+        };
+        self.note_end(visitor, lane.client_id(), (bytes_in, bytes_out), end);
+        let (client, visitor) = (lane.client_id(), visitor.addr);
         tracing::debug!(%visitor, client, %how, bytes_in, bytes_out, "flow ended");
         match how {
             TcpFlowEnd::Completed => {}
@@ -408,19 +386,13 @@ impl Entrance {
         self.counters().tcp_flows_reset.increment();
     }
 
-    /// Begins a refused flow anew. `None` if that is no longer this task's matter: another core has the visitor, or
-    /// nobody can take it.
-    fn retry(
-        self: &Rc<Self>,
-        socket: &TcpSocket,
-        mut visitor: Box<Visitor>,
-        sent: &Sent,
-    ) -> Option<(Box<Visitor>, Begun, FlowTicket)> {
+    /// Begins a refused flow anew.
+    fn retry(self: &Rc<Self>, socket: &TcpSocket, mut visitor: Box<Visitor>, sent: &Sent) -> Again {
         loop {
             match self.way(&mut visitor) {
                 Some(Way::Here(begun, ticket)) => {
                     self.counters().visitors_retried.increment();
-                    return Some((visitor, begun, ticket));
+                    return Again::Here(Box::new((visitor, begun, ticket)));
                 }
                 Some(Way::Elsewhere(core, ticket)) => {
                     // The other core's socket is another descriptor: ours is closed when the kernel has let go of it.
@@ -433,7 +405,7 @@ impl Entrance {
                     match self.hand_over(core, stream, visitor, ticket) {
                         Ok(()) => {
                             self.counters().visitors_retried.increment();
-                            return None;
+                            return Again::Elsewhere;
                         }
                         Err((_, back)) => visitor = back,
                     }
@@ -441,7 +413,7 @@ impl Entrance {
                 None => {
                     self.counters().visitors_retry_exhausted.increment();
                     self.service_counters().visitors_refused.increment();
-                    return None;
+                    return Again::Nowhere(visitor);
                 }
             }
         }

@@ -28,7 +28,8 @@ use qmux_proto::FlowError;
 use crate::buffer::{Block, BlockSize, SMALL_BLOCK_BYTES, StreamBuf};
 use crate::core::counters::CoreCounters;
 use crate::core::service_counters::ServiceCounters;
-use crate::flow::tcp::{Begun, Next, fill};
+use crate::flow::fill::{Next, Until, fill};
+use crate::flow::tcp::Begun;
 use crate::flow::watch::FlowWatch;
 use crate::quic::lane::{Lane, Silent, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
@@ -109,6 +110,11 @@ impl Sent {
     /// Whether a client may have had anything of the visitor but that it is there.
     fn is_empty(&self) -> bool {
         self.bytes == 0 && !self.ended
+    }
+
+    /// How many bytes the visitor has sent.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes as u64
     }
 
     /// Whether the visitor has sent a FIN.
@@ -264,6 +270,7 @@ impl Opening<'_> {
 
     /// Moves what can be moved from the visitor to the client now, and says what more needs.
     fn pass_on(&self, sent: &mut Sent, begun: &mut Begun) -> Result<Wait, Stop> {
+        begun.empty = false;
         loop {
             if begun.fin_sent {
                 return Ok(Wait::Answer);
@@ -274,6 +281,9 @@ impl Opening<'_> {
             if begun.fin_sent {
                 return Ok(Wait::Answer);
             }
+            if begun.empty {
+                return Ok(Wait::Visitor);
+            }
             let keep = sent.room();
             if keep == 0 {
                 if sent.bytes < SENT_BYTES_MAX {
@@ -283,9 +293,7 @@ impl Opening<'_> {
             }
             match self.lane.room(self.stream, keep, self.waiters) {
                 StreamRoom::Bytes(room) => {
-                    if !self.read(room, sent, begun)? {
-                        return Ok(Wait::Visitor);
-                    }
+                    begun.empty = !self.read(room, sent, begun)?;
                 }
                 StreamRoom::Blocked => return Ok(Wait::Room),
                 StreamRoom::Stopped(error) => return Err(Stop::Stopped(error)),
@@ -316,11 +324,15 @@ impl Opening<'_> {
         Ok(true)
     }
 
-    /// Reads up to `room` bytes of the visitor. False if there is nothing now.
+    /// Reads up to `room` bytes of the visitor. False if nothing is left now.
     fn read(&self, room: usize, sent: &mut Sent, begun: &mut Begun) -> Result<bool, Stop> {
         let mut block = Block::take(BlockSize::Small);
         let capacity = SMALL_BLOCK_BYTES.min(room);
-        let (read, next) = fill(self.socket, &mut block.bytes_mut()[..capacity]);
+        let (read, next) = fill(
+            self.socket,
+            &mut block.bytes_mut()[..capacity],
+            Until::Empty,
+        );
         if read > 0 {
             self.watch.has_moved();
             self.counters.tcp_bytes_in.add(read as u64);
@@ -337,9 +349,10 @@ impl Opening<'_> {
                 begun.ended = true;
                 return Ok(true);
             }
-            Next::More | Next::Nothing => {}
+            Next::Nothing => return Ok(false),
+            Next::More => {}
         }
-        Ok(read > 0)
+        Ok(true)
     }
 
     /// What the client or its service has said, if anything.

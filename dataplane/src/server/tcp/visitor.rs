@@ -1,6 +1,7 @@
 //! A TCP visitor until a client serves it.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use crate::core::OneFlow;
 use crate::server::bounds::Permit;
@@ -13,7 +14,9 @@ pub(crate) struct Visitor {
     pub(super) addr: SocketAddr,
     /// Where it has connected to.
     pub(super) traffic: SocketAddr,
-    /// When it was accepted, in microseconds since the Unix epoch.
+    /// When it was accepted.
+    pub(super) accepted: Instant,
+    /// The same in microseconds since the Unix epoch, for the client.
     pub(super) accepted_at_us: u64,
     /// The core that chose a client for it last. Others are asked in turn, and it is not: so there are fewer hand-overs
     /// than cores.

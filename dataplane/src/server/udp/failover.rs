@@ -15,6 +15,7 @@ use super::table::{Admission, Flow, LaneToken};
 use super::traffic::{Claim, LocalFlow, Place, RemoteFlow, TrafficSocket};
 use crate::core::memory;
 use crate::flow::udp::lives::Why;
+use crate::server::access_log::End;
 use crate::server::bounds::Permit;
 use crate::server::pool::balance::Tried;
 use crate::server::pool::route::Way;
@@ -79,6 +80,10 @@ impl TrafficSocket {
         earlier: Option<Permit>,
         now: Instant,
     ) {
+        if self.is_leaving() {
+            self.counters.udp_dropped_removed.increment();
+            return;
+        }
         let gate = &self.service.gate;
         let permit = match earlier {
             Some(earlier) => Some(earlier),
@@ -126,7 +131,7 @@ impl TrafficSocket {
         match way {
             Way::Here(lane, ticket) => {
                 let client = ticket.client().number;
-                let claim = Claim::Own { _ticket: ticket };
+                let claim = Claim::Own(ticket);
                 self.open_local(beginning, permit, lane, client, claim, now);
             }
             Way::Elsewhere(core, ticket) => {
@@ -155,7 +160,9 @@ impl TrafficSocket {
             Why::Source => self.counters.udp_flows_evicted_of_source.increment(),
         }
         if let Place::Local(local) = &ended.data {
-            local.lane.closed(&ended, FlowError::Expired, Some(now));
+            local
+                .lane
+                .closed(&ended, FlowError::Expired, End::Evicted, Some(now));
         }
         true
     }
@@ -201,6 +208,10 @@ impl TrafficSocket {
             service: Arc::clone(&self.service),
             bound: self.socket.local_addr(),
             claim: RefCell::new(claim),
+            began: now,
+            bandwidth: self.service.gate.bandwidth(now),
+            bytes_in: Cell::new(0),
+            bytes_out: Cell::new(0),
             permit: RefCell::new(permit),
         });
         let (token, id) = (flow.lane.token(), flow.lane.next_id());
@@ -247,10 +258,7 @@ impl TrafficSocket {
             state: Arc::clone(&state),
             permit: RefCell::new(permit),
         });
-        let link = Link {
-            state,
-            _ticket: ticket,
-        };
+        let link = Link { state, ticket };
         let place = Place::Remote(Rc::clone(&flow));
         let (visitor, id) = (beginning.visitor, self.next_remote.get());
         self.next_remote.set(id + 1);
@@ -312,7 +320,9 @@ impl TrafficSocket {
         let flow = self.table.borrow_mut().close_visitor(visitor, token);
         if let Some(flow) = flow {
             self.counters.udp_flows_moved.increment();
-            local.lane.closed(&flow, FlowError::NoError, Some(now));
+            local
+                .lane
+                .closed(&flow, FlowError::NoError, End::Moved, Some(now));
         }
         // The datagram that has found it so.
         self.counters.udp_dropped_no_client.increment();
@@ -338,7 +348,9 @@ impl TrafficSocket {
         if let Some(flow) = flow {
             self.counters.udp_flows_moved.increment();
             // Heard when the client is again. Until then it keeps a socket for nothing.
-            local.lane.closed(&flow, FlowError::NoError, Some(now));
+            local
+                .lane
+                .closed(&flow, FlowError::NoError, End::Moved, Some(now));
         }
         let beginning = Beginning {
             visitor,
@@ -369,7 +381,7 @@ impl LaneFlows {
             (unserved, table.close(self.token(), flow_id))
         };
         let flow = closed?;
-        self.closed(&flow, reason, None);
+        self.closed(&flow, reason, End::of(reason), None);
         if unserved {
             traffic.fail_over(flow, Instant::now());
         }

@@ -21,6 +21,13 @@ pub(crate) struct ForwardedUdp {
     pub(crate) client: u64,
 }
 
+impl ForwardedUdp {
+    /// Whether it is the first of its flow.
+    pub(crate) fn begins_a_flow(&self) -> bool {
+        self.link.is_some()
+    }
+}
+
 /// What the core that has a flow tells the one that receives its visitor's datagrams.
 #[derive(Debug, Default)]
 pub(super) struct LinkState {
@@ -49,7 +56,7 @@ impl LinkState {
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) state: Arc<LinkState>,
-    pub(super) _ticket: FlowTicket,
+    pub(super) ticket: FlowTicket,
 }
 
 impl Drop for Link {

@@ -15,10 +15,12 @@ use rustc_hash::FxBuildHasher;
 use super::table::{Flow, LaneToken};
 use super::traffic::{LocalFlow, Place, TrafficSocket};
 use crate::core::counters::CoreCounters;
+use crate::flow::bandwidth::Direction;
 use crate::flow::udp::TurnClock;
 use crate::flow::udp::encode::{self, FlowLane, Introduction};
 use crate::flow::udp::incoming::Incoming;
 use crate::flow::udp::notices::Notices;
+use crate::server::access_log::End;
 use crate::server::pool::lanes::CarriesFlows;
 
 /// A lane's peer is asked for a sign of life this often while visitors send: an ask costs little, but
@@ -146,19 +148,24 @@ impl LaneFlows {
         let now = self.clock.now();
         let id = header.flow_id();
         let found = self.traffic_of(id).and_then(|traffic| {
-            let (visitor, from_ip) = traffic.reply(self.token, id, now)?;
-            Some((traffic, visitor, from_ip))
+            let (visitor, flow) = traffic.reply(self.token, id, now)?;
+            Some((traffic, visitor, flow))
         });
-        let Some((traffic, visitor, from_ip)) = found else {
+        let Some((traffic, visitor, flow)) = found else {
             self.counters.udp_dropped_unknown_flow.increment();
             self.tell_closed(id, FlowError::UnknownFlow, now);
             return;
         };
         let mut incoming = self.incoming.borrow_mut();
         if let Some(packet) = incoming.packet(&header, payload, now) {
-            traffic.count_out(packet.len());
+            let bytes = packet.len() as u64;
+            if !flow.may_carry(Direction::Out, bytes, now) {
+                self.counters.udp_dropped_bandwidth.increment();
+                return;
+            }
+            traffic.count_out(&flow, bytes);
             let mut batcher = traffic.batcher.borrow_mut();
-            batcher.push(&traffic.socket, visitor, from_ip, packet);
+            batcher.push(&traffic.socket, visitor, flow.to_ip.get(), packet);
             drop(batcher);
             self.flush_later(traffic);
         }
@@ -264,7 +271,13 @@ impl LaneFlows {
     }
 
     /// Counts and logs the end of a flow that was taken out of its table, and tells the client if `tell_at` is given.
-    pub(super) fn closed(&self, flow: &Flow<Place>, reason: FlowError, tell_at: Option<Instant>) {
+    pub(super) fn closed(
+        &self,
+        flow: &Flow<Place>,
+        reason: FlowError,
+        end: End,
+        tell_at: Option<Instant>,
+    ) {
         let traffic = self.flows.borrow_mut().remove(&flow.id);
         if let Some(traffic) = traffic {
             traffic.flow_left(self.token);
@@ -273,6 +286,9 @@ impl LaneFlows {
         tracing::debug!(
             lane = self.key(), flow = flow.id, visitor = %flow.visitor, %reason, "UDP flow ended"
         );
+        if let Place::Local(local) = &flow.data {
+            local.note_end(flow.visitor, Instant::now(), end);
+        }
         self.incoming.borrow_mut().forget(flow.id);
         if let Some(now) = tell_at {
             self.tell_closed(flow.id, reason, now);

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use qmux_proto::FlowError;
+use qmux_proto::{FlowError, Protocol};
 use rustc_hash::FxBuildHasher;
 
 use super::budget;
@@ -26,12 +26,14 @@ use super::table::{LaneToken, Table};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
 use crate::core::service_counters::ServiceCounters;
+use crate::flow::bandwidth::{Bandwidth, Direction};
 use crate::flow::udp::batch::Batcher;
 use crate::flow::udp::lives::{Limits, Stage};
 use crate::flow::udp::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, Rarely, UdpSettings, WAIT_ERROR_PAUSE,
     with_receive_batch,
 };
+use crate::server::access_log::{End, FinishedFlow};
 use crate::server::bounds::Permit;
 use crate::server::pool::balance::Tried;
 use crate::server::pool::service::FlowTicket;
@@ -59,10 +61,7 @@ pub(super) struct RemoteFlow {
 /// What a flow of this core holds for as long as it lives.
 pub(super) enum Claim {
     /// It was routed here.
-    Own {
-        /// Only held.
-        _ticket: FlowTicket,
-    },
+    Own(FlowTicket),
     /// It came from another core.
     Link(Link),
 }
@@ -94,6 +93,12 @@ pub(super) struct LocalFlow {
     pub(super) bound: SocketAddr,
     /// Dropped with the flow.
     pub(super) claim: RefCell<Claim>,
+    /// When it began, and what it has carried since.
+    pub(super) began: Instant,
+    /// What it may carry, if that is limited.
+    pub(super) bandwidth: Option<Box<Bandwidth>>,
+    pub(super) bytes_in: Cell<u64>,
+    pub(super) bytes_out: Cell<u64>,
     /// What it takes up of the limits of its service, if the visitor's datagrams come here.
     pub(super) permit: RefCell<Option<Permit>>,
 }
@@ -103,6 +108,31 @@ impl LocalFlow {
     pub(super) fn traffic_addr(&self) -> SocketAddr {
         let ip = self.to_ip.get().unwrap_or(self.bound.ip());
         canonical(SocketAddr::new(ip, self.bound.port()))
+    }
+
+    /// Whether a datagram of so many bytes may go that way; then it counts.
+    pub(super) fn may_carry(&self, way: Direction, bytes: u64, now: Instant) -> bool {
+        let bandwidth = self.bandwidth.as_ref();
+        bandwidth.is_none_or(|it| it.carries(way, bytes, now))
+    }
+
+    /// A line in the access log.
+    pub(super) fn note_end(&self, visitor: SocketAddr, now: Instant, end: End) {
+        let claim = self.claim.borrow();
+        let ticket = match &*claim {
+            Claim::Own(ticket) => ticket,
+            Claim::Link(link) => &link.ticket,
+        };
+        self.service.access_log.finished(&FinishedFlow {
+            service: &self.service.name,
+            client: &ticket.client().client_id,
+            visitor: canonical(visitor),
+            protocol: Protocol::Udp,
+            bytes_in: self.bytes_in.get(),
+            bytes_out: self.bytes_out.get(),
+            lasted: now.saturating_duration_since(self.began),
+            end,
+        });
     }
 
     /// The service has answered for the first time.
@@ -147,6 +177,8 @@ pub(crate) struct TrafficSocket {
     pub(crate) kept_bytes: Rc<Cell<usize>>,
     pub(super) full_log: Rarely,
     stopping: Cell<bool>,
+    /// It takes no new flow, and those that it has may go on until then.
+    leaves_until: Cell<Option<Instant>>,
     closed: Cell<bool>,
     /// One event for each task, because an event wakes one.
     receive_over: Event,
@@ -183,6 +215,7 @@ impl TrafficSocket {
             kept_bytes: budget::kept_bytes_of_this_core(),
             full_log: Rarely::default(),
             stopping: Cell::new(false),
+            leaves_until: Cell::new(None),
             closed: Cell::new(false),
             receive_over: Event::default(),
             sweep_over: Event::default(),
@@ -197,6 +230,28 @@ impl TrafficSocket {
     /// the last client the socket closes, so that the kernel says to whoever comes that nobody listens.
     pub(crate) fn stop(&self) {
         self.stopping.set(true);
+    }
+
+    /// Its service is no more, or not here: no flow begins any more, and those that there are may go
+    /// on until then.
+    pub(crate) fn leave(&self, until: Instant) {
+        self.leaves_until.set(Some(until));
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaves_until.get().is_some()
+    }
+
+    /// Whether all its flows have ended for good.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Whether nobody is here to stay for: the last flow of an entrance that is given up has ended,
+    /// or its time is over.
+    fn has_left(&self, now: Instant) -> bool {
+        let until = self.leaves_until.get();
+        until.is_some_and(|until| now >= until || self.table.borrow().len() == 0)
     }
 
     /// Flows that ride lanes of this core.
@@ -229,7 +284,11 @@ impl TrafficSocket {
     pub(super) fn end_lane(&self, lane: &LaneFlows, reason: FlowError, tell_at: Option<Instant>) {
         let flows = self.table.borrow_mut().end_lane(lane.token());
         for flow in flows {
-            lane.closed(&flow, reason, tell_at);
+            let end = match reason {
+                FlowError::Draining => End::Drained,
+                _ => End::LaneLost,
+            };
+            lane.closed(&flow, reason, end, tell_at);
         }
     }
 
@@ -243,13 +302,13 @@ impl TrafficSocket {
 
     // ---- from clients --------------------------------------------------------------------------------------------
 
-    /// A datagram of a flow has come through its lane: for which visitor, and from which address it is to come.
+    /// A datagram of a flow has come through its lane: which flow that is, and for which visitor.
     pub(super) fn reply(
         &self,
         lane: LaneToken,
         id: u64,
         now: Instant,
-    ) -> Option<(SocketAddr, Option<IpAddr>)> {
+    ) -> Option<(SocketAddr, Rc<LocalFlow>)> {
         let mut table = self.table.borrow_mut();
         let (flow, first) = table.packet_through(lane, id, now)?;
         let Place::Local(local) = &flow.data else {
@@ -258,7 +317,7 @@ impl TrafficSocket {
         if first {
             local.answered();
         }
-        Some((flow.visitor, local.to_ip.get()))
+        Some((flow.visitor, Rc::clone(local)))
     }
 
     /// Sends what has been collected for visitors.
@@ -346,7 +405,7 @@ impl TrafficSocket {
         let ended = self.table.borrow_mut().close_visitor(packet.visitor, token);
         if let Some(ended) = ended {
             flow.lane
-                .closed(&ended, FlowError::NoError, Some(Instant::now()));
+                .closed(&ended, FlowError::NoError, End::Moved, Some(Instant::now()));
         }
         true
     }
@@ -438,9 +497,13 @@ impl TrafficSocket {
         payload: &[u8],
         now: Instant,
     ) {
-        self.service_counters()
-            .udp_bytes_in
-            .add(payload.len() as u64);
+        let bytes = payload.len() as u64;
+        if !flow.may_carry(Direction::In, bytes, now) {
+            self.counters.udp_dropped_bandwidth.increment();
+            return;
+        }
+        self.service_counters().udp_bytes_in.add(bytes);
+        flow.bytes_in.set(flow.bytes_in.get() + bytes);
         flow.lane.send(flow, visitor, id, known, payload, now);
     }
 
@@ -450,8 +513,9 @@ impl TrafficSocket {
     }
 
     /// Bytes for a visitor have come.
-    pub(super) fn count_out(&self, bytes: usize) {
-        self.service_counters().udp_bytes_out.add(bytes as u64);
+    pub(super) fn count_out(&self, flow: &LocalFlow, bytes: u64) {
+        self.service_counters().udp_bytes_out.add(bytes);
+        flow.bytes_out.set(flow.bytes_out.get() + bytes);
     }
 
     /// The flow of a visitor that has just sent something: its place, its id and whether the peer knows it.
@@ -504,6 +568,9 @@ impl TrafficSocket {
             for lane in lanes {
                 lane.sweep(now);
             }
+            if self.has_left(now) {
+                self.close();
+            }
             if self.stopping.get() && self.routes().is_none_or(|routes| routes.nobody_is_left()) {
                 self.close();
             }
@@ -525,7 +592,9 @@ impl TrafficSocket {
                 if stage == Stage::Unanswered {
                     self.counters.udp_flows_unanswered.increment();
                 }
-                local.lane.closed(&flow, FlowError::Expired, Some(now));
+                local
+                    .lane
+                    .closed(&flow, FlowError::Expired, End::Idle, Some(now));
             }
         }
         true

@@ -6,8 +6,9 @@ use std::sync::OnceLock;
 
 use qmux_config::certs::{CertsRequest, Generated, generate};
 use rcgen::{
-    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, RevokedCertParams, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -159,13 +160,44 @@ fn server_leaf() -> CertificateParams {
     params
 }
 
-/// Signs with our CA's key and name.
-fn issue(params: &CertificateParams) -> Identity {
-    let ca_key = KeyPair::from_pem(&ours().ca_key_pem).expect("the CA's key");
+/// The list by which a CA, ours or not, revokes these certificates.
+pub(crate) fn revoking(revoked: &[&Identity], by: &Generated) -> String {
+    let serial = |identity: &&Identity| {
+        let cert = boring::x509::X509::from_pem(identity.cert_pem.as_bytes());
+        let serial = cert.expect("a certificate").serial_number().to_bn();
+        serial.expect("a number").to_vec()
+    };
+    let now = OffsetDateTime::now_utc();
+    let revoked = revoked.iter().map(|it| RevokedCertParams {
+        serial_number: SerialNumber::from(serial(it)),
+        revocation_time: now - Duration::hours(1),
+        reason_code: None,
+        invalidity_date: None,
+    });
+    let list = CertificateRevocationListParams {
+        this_update: now - Duration::hours(1),
+        next_update: now + Duration::days(7),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let ca_key = KeyPair::from_pem(&by.ca_key_pem).expect("the CA's key");
+    let list = list.signed_by(&Issuer::new(ca(), &ca_key)).expect("signed");
+    list.pem().expect("PEM")
+}
+
+fn ca() -> CertificateParams {
     let mut ca = CertificateParams::default();
     ca.distinguished_name = DistinguishedName::new();
     ca.distinguished_name.push(DnType::CommonName, "qmux-dp CA");
-    let issuer = Issuer::new(ca, &ca_key);
+    ca
+}
+
+/// Signs with our CA's key and name.
+fn issue(params: &CertificateParams) -> Identity {
+    let ca_key = KeyPair::from_pem(&ours().ca_key_pem).expect("the CA's key");
+    let issuer = Issuer::new(ca(), &ca_key);
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
     let cert = params.signed_by(&key, &issuer).expect("signed");
     Identity {

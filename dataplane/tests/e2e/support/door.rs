@@ -46,6 +46,8 @@ pub(crate) fn published(name: &'static str, protocol: &'static str) -> Published
 #[derive(Debug, Default)]
 pub(crate) struct DoorSetup {
     pub(crate) services: Vec<Published>,
+    /// Further lines of `[server]`.
+    pub(crate) server: &'static str,
     /// The tables of `[[server.clients]]`, and whatever else.
     pub(crate) config: String,
     /// The lines of `[server.auth]`; by certificate if there are none.
@@ -118,7 +120,11 @@ fn config(
     admin: SocketAddr,
 ) -> String {
     let quic: Vec<String> = quic.iter().map(|it| format!("\"{it}\"")).collect();
-    let mut text = format!("[server]\nquic_addr = [{}]\n", quic.join(", "));
+    let mut text = format!(
+        "[server]\n{}\nquic_addr = [{}]\n",
+        setup.server,
+        quic.join(", ")
+    );
     for (service, (name, first)) in setup.services.iter().zip(traffic) {
         let last = first.port() + (service.ports - 1);
         let range = if service.ports > 1 {

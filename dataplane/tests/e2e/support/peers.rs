@@ -85,11 +85,16 @@ fn nginx_with(site: &Site, root: &str, listen: &str, log: &str) -> Peer {
 
 /// HAProxy in TCP mode in front of `backend`, without the PROXY protocol.
 pub(crate) fn haproxy(site: &Site, backend: SocketAddr) -> Peer {
+    haproxy_with(site, backend, "")
+}
+
+/// The same with further words for the server, as "send-proxy".
+pub(crate) fn haproxy_with(site: &Site, backend: SocketAddr, words: &str) -> Peer {
     Peer::start(
         |address| {
             let config = format!(
                 "global\n  maxconn 1000\ndefaults\n  mode tcp\n  timeout connect 30s\n  timeout client 60s\n\
-             \x20 timeout server 60s\nlisten tunnel\n  bind {address}\n  server tunnel {backend}\n"
+             \x20 timeout server 60s\nlisten tunnel\n  bind {address}\n  server tunnel {backend} {words}\n"
             );
             let config = site.write("haproxy.cfg", &config);
             Launch::new("haproxy", "haproxy").args(["-db", "-f", &config])

@@ -46,6 +46,11 @@ impl UdpVisitor {
         }
     }
 
+    /// Where it sends from.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.socket.local_addr().expect("bound")
+    }
+
     /// Sends without waiting for the echo.
     pub(crate) fn send(&mut self, payload: &[u8]) {
         self.sent.push(payload.to_owned());

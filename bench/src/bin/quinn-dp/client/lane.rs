@@ -225,8 +225,8 @@ async fn read_messages(
                     let _draining = going_away.send(());
                 }
             }
-            // Its own GoAway was heard; this client stops by the clock.
-            Message::NoMoreFlows(_) => {}
+            // Its own GoAway was heard; this client stops by the clock. It opens a fixed number of lanes.
+            Message::NoMoreFlows(_) | Message::HandOvers(_) => {}
             Message::RegisterAck(_)
             | Message::Register(_)
             | Message::AuthChallenge(_)

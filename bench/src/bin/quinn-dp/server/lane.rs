@@ -248,6 +248,7 @@ async fn read_messages(
             | Message::PathResponse(_)
             | Message::AuthProof(_)
             | Message::ServiceAnswers(_)
+            | Message::HandOvers(_)
             | Message::NoMoreFlows(_) => {
                 return Err(ControlError::Unexpected(
                     "not for a registered client to say",

@@ -1,11 +1,14 @@
 //! One server as all cores of the client see it: an address, and what its lanes have learned about it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::answers::Told;
+use qmux_config::Lanes;
+
+use super::demand::{Change, Demand, Work};
+use crate::client::services::answers::Told;
 use crate::quic::path_numbers::PathNumbers;
 
 /// An alarm is not given again within this time: the lanes that heard it ask until they are answered.
@@ -21,17 +24,24 @@ const UNKNOWN: u64 = 0;
 #[derive(Debug)]
 pub(crate) struct ServerState {
     /// Tells servers of this process apart, also successive ones at one address.
-    pub(super) number: u64,
+    pub(crate) number: u64,
     /// Which of the configured servers it came from.
-    pub(super) target: usize,
+    pub(crate) target: usize,
     /// Where it is.
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// What its certificate must be for.
-    pub(super) server_name: String,
+    pub(crate) server_name: String,
     /// Its number of cores as it last said; 0 until then.
     cores: AtomicUsize,
     /// A part of the instance id that it last said; several servers may be behind one address.
     instance: AtomicU64,
+    /// How many lanes it is to have if nobody has said how many; asked when it or one of its lanes
+    /// says something, never by a flow.
+    demand: Mutex<Demand>,
+    /// What that says last.
+    demanded: AtomicUsize,
+    /// Lanes that it was not to have any more, and that carry flows on.
+    left: AtomicUsize,
     /// Lanes registered with it now, on all cores.
     registered: AtomicUsize,
     /// It keeps no lane while another address of the same server serves (see [`super::twins`]).
@@ -41,11 +51,11 @@ pub(crate) struct ServerState {
     /// Those of them whose questions nobody answers.
     unanswered: AtomicUsize,
     /// What the log has of its answers to the services that this client offers.
-    pub(super) told: Told,
+    pub(crate) told: Told,
     /// The lane that probes it, by its serial number.
     prober: AtomicU64,
     /// What its lanes have told of the way to it.
-    pub(super) path: PathNumbers,
+    pub(crate) path: PathNumbers,
     /// The log has it that it stops.
     told_to_drain: AtomicBool,
     started: Instant,
@@ -55,21 +65,21 @@ pub(crate) struct ServerState {
 
 /// What a registration tells about the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Registered {
+pub(crate) struct Registered {
     /// It is the first lane, or the first one with another instance than before: who waits should try now.
-    pub(super) back: bool,
+    pub(crate) back: bool,
     /// Another instance answers than before: the lanes that were registered before may be dead.
-    pub(super) other_instance: bool,
+    pub(crate) other_instance: bool,
 }
 
 /// A part of the instance id that a server drew at its start; never [`UNKNOWN`].
-pub(super) fn instance_number(instance_id: &[u8; 16]) -> u64 {
+pub(crate) fn instance_number(instance_id: &[u8; 16]) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *instance_id;
     u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1)
 }
 
 impl ServerState {
-    pub(super) fn new(
+    pub(crate) fn new(
         number: u64,
         target: usize,
         address: SocketAddr,
@@ -82,6 +92,9 @@ impl ServerState {
             server_name,
             cores: AtomicUsize::new(0),
             instance: AtomicU64::new(UNKNOWN),
+            demand: Mutex::default(),
+            demanded: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
             registered: AtomicUsize::new(0),
             rests: AtomicBool::new(false),
             no_route_said: AtomicBool::new(false),
@@ -96,17 +109,74 @@ impl ServerState {
     }
 
     /// Its number of cores as it last said; 0 until then.
-    pub(super) fn cores(&self) -> usize {
+    pub(crate) fn cores(&self) -> usize {
         self.cores.load(Ordering::Relaxed)
     }
 
-    /// The server said how many cores it has. True if that is news.
-    pub(super) fn has_cores(&self, cores: usize) -> bool {
-        self.cores.swap(cores, Ordering::Relaxed) != cores
+    /// The server said how many cores it has; this client has `own`. True if that is news.
+    pub(crate) fn has_cores(&self, cores: usize, own: usize, now: Instant) -> bool {
+        if self.cores.swap(cores, Ordering::Relaxed) == cores {
+            return false;
+        }
+        let mut demand = self.demand();
+        demand.has_cores(cores, own, now);
+        self.demanded.store(demand.wanted(), Ordering::Relaxed);
+        true
+    }
+
+    /// How many lanes it is to have.
+    pub(crate) fn lanes_wanted(&self, lanes: Lanes) -> usize {
+        match lanes {
+            // One lane first: it brings the number of cores, which the others need to aim.
+            _ if self.cores() == 0 => 1,
+            Lanes::Count(count) => usize::from(count.get()),
+            Lanes::Auto => self.demanded.load(Ordering::Relaxed).max(1),
+        }
+    }
+
+    /// It says on a lane what it had to hand over to it since it last said so.
+    pub(crate) fn handed_over(&self, work: Work, now: Instant) -> Option<Change> {
+        let left = self.left.load(Ordering::Relaxed);
+        self.demand_says(|demand| demand.handed_over(work, left, now))
+    }
+
+    /// It has shown on a lane that it will say nothing of hand-overs.
+    pub(crate) fn tells_nothing(&self) -> Option<Change> {
+        self.demand_says(Demand::is_told_nothing)
+    }
+
+    /// What a lane has carried since it last said so, as it does every `heartbeat_interval`.
+    pub(crate) fn carried(
+        &self,
+        work: Work,
+        heartbeat_interval: Duration,
+        now: Instant,
+    ) -> Option<Change> {
+        self.demand_says(|demand| demand.carried(work, heartbeat_interval, now))
+    }
+
+    fn demand_says(&self, ask: impl FnOnce(&mut Demand) -> Option<Change>) -> Option<Change> {
+        let mut demand = self.demand();
+        let change = ask(&mut demand)?;
+        self.demanded.store(demand.wanted(), Ordering::Relaxed);
+        Some(change)
+    }
+
+    fn demand(&self) -> MutexGuard<'_, Demand> {
+        self.demand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A lane is left to the flows that it has, or has ended after that.
+    pub(crate) fn lane_left(&self, begins: bool) {
+        if begins {
+            self.left.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.left.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// A lane has registered.
-    pub(super) fn lane_registered(&self, instance: u64) -> Registered {
+    pub(crate) fn lane_registered(&self, instance: u64) -> Registered {
         let before = self.instance.swap(instance, Ordering::AcqRel);
         let earlier = self.registered.fetch_add(1, Ordering::AcqRel);
         self.no_route_said.store(false, Ordering::Release);
@@ -121,12 +191,12 @@ impl ServerState {
     }
 
     /// A registered lane has ended. True if it was the last one.
-    pub(super) fn lane_ended(&self) -> bool {
+    pub(crate) fn lane_ended(&self) -> bool {
         self.registered.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
     /// Nobody answers the questions of a registered lane any more, or somebody does again.
-    pub(super) fn lane_unanswered(&self, unanswered: bool) {
+    pub(crate) fn lane_unanswered(&self, unanswered: bool) {
         if unanswered {
             self.unanswered.fetch_add(1, Ordering::AcqRel);
         } else {
@@ -135,7 +205,7 @@ impl ServerState {
     }
 
     /// Whether nobody answers on any of its lanes.
-    pub(super) fn is_unanswered(&self) -> bool {
+    pub(crate) fn is_unanswered(&self) -> bool {
         let registered = self.registered.load(Ordering::Acquire);
         registered > 0 && self.unanswered.load(Ordering::Acquire) >= registered
     }
@@ -143,53 +213,53 @@ impl ServerState {
     /// Whether a lane that is registered with the run `instance` of the server, and is not
     /// answered, may think that the fault is its own: another run has answered since, or other
     /// lanes are answered.
-    pub(super) fn is_heard_elsewhere(&self, instance: u64) -> bool {
+    pub(crate) fn is_heard_elsewhere(&self, instance: u64) -> bool {
         self.instance.load(Ordering::Acquire) != instance
             || self.unanswered.load(Ordering::Acquire) < self.registered.load(Ordering::Acquire)
     }
 
     /// Whether the lane `serial` has the probing role.
-    pub(super) fn is_prober(&self, serial: u64) -> bool {
+    pub(crate) fn is_prober(&self, serial: u64) -> bool {
         self.prober.load(Ordering::Relaxed) == serial
     }
 
     /// Lanes registered with it now.
-    pub(super) fn lanes(&self) -> usize {
+    pub(crate) fn lanes(&self) -> usize {
         self.registered.load(Ordering::Relaxed)
     }
 
     /// It says on one of its lanes that it stops. True for the first one of this instance.
-    pub(super) fn begins_to_drain(&self) -> bool {
+    pub(crate) fn begins_to_drain(&self) -> bool {
         !self.told_to_drain.swap(true, Ordering::Relaxed)
     }
 
     /// Whether it has said that it stops.
-    pub(super) fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.told_to_drain.load(Ordering::Relaxed)
     }
 
     /// True while lanes are registered with it, and it has not said that it stops; or with another
     /// address of it.
-    pub(super) fn has_lanes(&self) -> bool {
+    pub(crate) fn has_lanes(&self) -> bool {
         self.registered.load(Ordering::Relaxed) > 0 || self.rests()
     }
 
     /// Whether it keeps no lane, as another address of it serves.
-    pub(super) fn rests(&self) -> bool {
+    pub(crate) fn rests(&self) -> bool {
         self.rests.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_rests(&self, rests: bool) {
+    pub(crate) fn set_rests(&self, rests: bool) {
         self.rests.store(rests, Ordering::Release);
     }
 
     /// True the first time that this host has no way to it; a lane makes it news again.
-    pub(super) fn lacks_route(&self) -> bool {
+    pub(crate) fn lacks_route(&self) -> bool {
         !self.no_route_said.swap(true, Ordering::AcqRel)
     }
 
     /// Takes the probing role for the lane `serial` if nobody has it. True if that lane has it now.
-    pub(super) fn claim_probing(&self, serial: u64) -> bool {
+    pub(crate) fn claim_probing(&self, serial: u64) -> bool {
         self.prober.load(Ordering::Relaxed) == serial
             || self
                 .prober
@@ -198,14 +268,14 @@ impl ServerState {
     }
 
     /// Gives the probing role back. True if `serial` had it.
-    pub(super) fn leave_probing(&self, serial: u64) -> bool {
+    pub(crate) fn leave_probing(&self, serial: u64) -> bool {
         self.prober
             .compare_exchange(serial, NOBODY, Ordering::AcqRel, Ordering::Relaxed)
             .is_ok()
     }
 
     /// True if an alarm is due: each of many lanes that end at once asks, and one alarm is enough.
-    pub(super) fn may_alarm(&self, now: Instant) -> bool {
+    pub(crate) fn may_alarm(&self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.started).as_millis();
         let now_ms = u64::try_from(since).unwrap_or(u64::MAX - 1) + 1;
         let pause_ms = ALARM_PAUSE.as_millis() as u64;

@@ -13,10 +13,11 @@ use qmux_proto::open::OPEN_HEADER_BYTES_MAX;
 use qmux_proto::{FlowError, OpenHeader, Protocol};
 
 use super::lane::ClientLane;
-use super::proxy_header;
-use super::service::connect;
+use super::services::health::connect;
+use super::services::proxy_header;
 use super::services::{ServedFlow, Service, VisitorPort};
 use crate::core::FlowCount;
+use crate::flow::fill::Until;
 use crate::flow::tcp::{self, Begun, TcpFlow, TcpFlowEnd};
 use crate::flow::watch::FlowWatch;
 use crate::quic::lane::{StreamFront, StreamRead, StreamWaiters};
@@ -50,7 +51,7 @@ pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()>
 }
 
 async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
-    let stall_timeout = this.shared.config.limits.stall_timeout;
+    let stall_timeout = this.shared.settings().config.limits.stall_timeout;
     let watch = this.context.flows.register(stall_timeout);
     watch.rides(this.lane.key(), stream);
     this.context.counters.tcp_flows_opened.increment();
@@ -74,10 +75,18 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
         watch,
         counters: Arc::clone(&this.context.counters),
         service: None,
+        bandwidth: None,
     };
     let begun = Begun {
         early: opened.early,
         early_fin: opened.fin,
+        // Few services speak first.
+        empty: true,
+        first: if opened.service.closes_behind_answer() {
+            Until::Empty
+        } else {
+            Until::Short
+        },
         ..Begun::default()
     };
     let visitor = opened.header.visitor;
@@ -87,7 +96,9 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
         how,
         bytes_in,
         bytes_out,
+        closed_behind_first,
     } = tcp::run(flow, begun).await;
+    opened.service.note_close(closed_behind_first);
     drop(served);
     tracing::debug!(%visitor, %how, bytes_in, bytes_out, "flow ended");
     match how {
@@ -251,7 +262,7 @@ async fn reach(
     this: &ClientLane,
     header: &OpenHeader,
 ) -> Result<(Arc<Service>, TcpSocket), FlowError> {
-    let Some(service) = this.shared.services.find(&header.service, Protocol::Tcp) else {
+    let Some(service) = this.settings.services.find(&header.service, Protocol::Tcp) else {
         return Err(refused_unknown(this, header));
     };
     let port = port(this, header, service).await?;

@@ -10,9 +10,8 @@ use qmux_proto::LaneError;
 use qmux_proto::control::RefuseReason;
 
 use super::attempt::AttemptEnd;
-use super::plan::lane_count;
-use super::server::ServerState;
-use super::{ClientCore, ClientShared};
+use crate::client::servers::server::ServerState;
+use crate::client::{ClientCore, ClientShared};
 use crate::core::counters::CoreCounters;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::Lane;
@@ -43,13 +42,13 @@ impl Resumption {
         let shared = Arc::clone(&core.shared);
         let peer = server.address;
         // Tickets are kept by the configured address: the servers that its name stands for may share their keys.
-        let configured = shared.targets.get(server.target);
+        let targets = shared.targets();
+        let configured = targets.get(server.target);
         let target = Server {
             address: configured.map_or_else(|| peer.to_string(), |it| it.name.to_string()),
             name: server.server_name.clone(),
         };
-        let cores = core.context.cluster.cores();
-        let lanes = lane_count(client.lanes, server.cores(), cores);
+        let lanes = server.lanes_wanted(client.lanes);
         // Certificates that cannot be read end the attempt elsewhere.
         let credentials = shared.credentials.get(client).ok();
         let identity = credentials.map(|credentials| credentials.identity);

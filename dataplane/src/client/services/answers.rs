@@ -9,11 +9,11 @@ use std::sync::{Mutex, PoisonError};
 
 use qmux_proto::control::{ServiceAnswers, ServiceVerdict, TrafficPorts};
 
-use super::services::{Service, Services};
+use super::{Service, Services};
 
 /// What a server makes of one service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(crate) enum Standing {
     /// It has not said.
     #[default]
     Unsaid,
@@ -27,7 +27,7 @@ pub(super) enum Standing {
 
 impl Standing {
     /// Whether visitors may come.
-    pub(super) fn is_accepted(self) -> bool {
+    pub(crate) fn is_accepted(self) -> bool {
         matches!(self, Standing::Accepted(_))
     }
 }
@@ -41,13 +41,13 @@ pub(crate) struct LaneAnswers {
 
 impl LaneAnswers {
     /// What the server makes of the service at `index`.
-    pub(super) fn standing(&self, index: usize) -> Standing {
+    pub(crate) fn standing(&self, index: usize) -> Standing {
         let standings = self.standings.borrow();
         standings.get(index).copied().unwrap_or_default()
     }
 
     /// The service's ports at the server, if it has said them.
-    pub(super) fn ports(&self, index: usize) -> Option<TrafficPorts> {
+    pub(crate) fn ports(&self, index: usize) -> Option<TrafficPorts> {
         match self.standing(index) {
             Standing::Accepted(ports) => ports,
             Standing::Unsaid | Standing::Refused(_) | Standing::TooOld => None,
@@ -55,19 +55,19 @@ impl LaneAnswers {
     }
 
     /// Whether the server has said nothing yet.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.standings.borrow().is_empty()
     }
 
     /// Takes what the server says.
-    pub(super) fn set(&self, standings: Vec<Standing>) {
+    pub(crate) fn set(&self, standings: Vec<Standing>) {
         *self.standings.borrow_mut() = standings;
     }
 }
 
 /// The answers of a message, in the order of the services. A service that it leaves out is none
 /// that the server knows.
-pub(super) fn standings(services: &Services, message: &ServiceAnswers) -> Vec<Standing> {
+pub(crate) fn standings(services: &Services, message: &ServiceAnswers) -> Vec<Standing> {
     let of = |service: &Service| {
         let answer = message.answers.iter().find(|it| it.name == service.name());
         match answer.map(|it| (it.verdict, it.ports)) {
@@ -81,7 +81,7 @@ pub(super) fn standings(services: &Services, message: &ServiceAnswers) -> Vec<St
 
 /// What holds with a server that answers no names: it serves the nameless service, as it always
 /// has.
-pub(super) fn standings_at_old_server(services: &Services) -> Vec<Standing> {
+pub(crate) fn standings_at_old_server(services: &Services) -> Vec<Standing> {
     let of = |service: &Service| match service.name() {
         "" => Standing::Accepted(None),
         _ => Standing::TooOld,
@@ -91,26 +91,41 @@ pub(super) fn standings_at_old_server(services: &Services) -> Vec<Standing> {
 
 /// What the operator was told of each service at one server.
 #[derive(Debug, Default)]
-pub(super) struct Told(Mutex<Vec<Standing>>);
+pub(crate) struct Told(Mutex<OfServices>);
+
+/// Of each service of one configuration.
+#[derive(Debug, Default)]
+struct OfServices {
+    generation: u64,
+    standings: Vec<Standing>,
+}
 
 /// Something that is news to the operator.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct News {
+pub(crate) struct News {
     /// The service, by its place.
-    pub(super) index: usize,
+    pub(crate) index: usize,
     /// What was told before.
-    pub(super) before: Standing,
+    pub(crate) before: Standing,
     /// What holds now.
-    pub(super) now: Standing,
+    pub(crate) now: Standing,
 }
 
 impl Told {
-    /// Takes what a lane was answered; the result is what has changed.
-    pub(super) fn news(&self, standings: &[Standing]) -> Vec<News> {
+    /// Takes what a lane was answered that is registered with the services of this configuration;
+    /// the result is what has changed.
+    pub(crate) fn news(&self, generation: u64, standings: &[Standing]) -> Vec<News> {
         // Only when a lane has registered, or the server's config has changed.
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        told.resize(standings.len(), Standing::Unsaid);
-        let pairs = told.iter_mut().zip(standings).enumerate();
+        if generation < told.generation {
+            return Vec::new(); // A lane that is about to be left.
+        }
+        if generation > told.generation {
+            told.generation = generation;
+            told.standings.clear();
+        }
+        told.standings.resize(standings.len(), Standing::Unsaid);
+        let pairs = told.standings.iter_mut().zip(standings).enumerate();
         let changed = pairs.filter_map(|(index, (told, &now))| {
             let before = std::mem::replace(told, now);
             (before != now).then_some(News { index, before, now })
@@ -119,16 +134,16 @@ impl Told {
     }
 
     /// How many services the server lets this client serve; `None` if it has not said.
-    pub(super) fn accepted(&self) -> Option<usize> {
+    pub(crate) fn accepted(&self) -> Option<usize> {
         let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let accepted = told.iter().filter(|it| it.is_accepted()).count();
-        (!told.is_empty()).then_some(accepted)
+        let accepted = told.standings.iter().filter(|it| it.is_accepted()).count();
+        (!told.standings.is_empty()).then_some(accepted)
     }
 }
 
 /// Why nobody, or not everybody, comes to `service` from `server`, and what to do; `None` if all is
 /// well.
-pub(super) fn complaint(server: &str, service: &Service, standing: Standing) -> Option<String> {
+pub(crate) fn complaint(server: &str, service: &Service, standing: Standing) -> Option<String> {
     let name = match service.name() {
         "" => "the service without a name ([client.local])".to_owned(),
         name => format!("the service {name:?}"),
@@ -189,7 +204,7 @@ mod tests {
     use qmux_config::{ListenerProtocol, LocalPorts, Ports};
     use qmux_proto::control::ServiceAnswer;
 
-    use super::super::services::tests::local;
+    use super::super::tests::local;
     use super::*;
 
     fn services() -> Services {
@@ -248,10 +263,10 @@ mod tests {
         assert_eq!(told.accepted(), None);
         let refused = Standing::Refused(ServiceVerdict::NotAllowed);
         let first = [Standing::Accepted(None), refused];
-        assert_eq!(told.news(&first).len(), 2);
-        assert_eq!(told.news(&first), [], "another lane says the same");
+        assert_eq!(told.news(0, &first).len(), 2);
+        assert_eq!(told.news(0, &first), [], "another lane says the same");
         assert_eq!(told.accepted(), Some(1));
-        let changed = told.news(&[Standing::Accepted(None); 2]);
+        let changed = told.news(0, &[Standing::Accepted(None); 2]);
         assert_eq!(
             changed,
             [News {

@@ -11,8 +11,8 @@ use qmux_config::{Config, Lanes, LocalPorts, Ports};
 use qmux_proto::control::{Heartbeat, Message, NoMoreFlows, RegisterAck, RegisterOutcome};
 use qmux_proto::{OpenHeader, Protocol};
 
-use super::{ClientContext, ClientCore, ClientMail, ClientShared};
 use crate::buffer::StreamBuf;
+use crate::client::{ClientContext, ClientCore, ClientMail, ClientShared};
 use crate::core::event::Event;
 use crate::core::mailbox::{Mailbox, Mailboxes};
 use crate::core::{Cluster, CoreContext};

@@ -29,14 +29,14 @@ struct Address {
 
 /// An address that is to rest, or to be dialled again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Change {
-    pub(super) number: Number,
-    pub(super) rests: bool,
+pub(crate) struct Change {
+    pub(crate) number: Number,
+    pub(crate) rests: bool,
 }
 
 /// The addresses of one client that have lanes or rest.
 #[derive(Debug, Default)]
-pub(super) struct Twins {
+pub(crate) struct Twins {
     addresses: HashMap<Number, Address>,
 }
 
@@ -44,7 +44,7 @@ impl Twins {
     /// A lane to the address `number` of `target` has registered with `instance`. The first lane
     /// decides: an address that has some is never put to rest, whatever a balancer leads the next
     /// one to.
-    pub(super) fn registered(
+    pub(crate) fn registered(
         &mut self,
         number: Number,
         target: usize,
@@ -80,7 +80,7 @@ impl Twins {
 
     /// A lane to the address `number` has ended. Those that rested for it are dialled if it was the
     /// last one.
-    pub(super) fn ended(&mut self, number: Number) -> Vec<Change> {
+    pub(crate) fn ended(&mut self, number: Number) -> Vec<Change> {
         let Some(address) = self.addresses.get_mut(&number) else {
             return Vec::new();
         };
@@ -96,7 +96,7 @@ impl Twins {
 
     /// Nobody answers on the lanes to the address `number` any more, or somebody does again. Those
     /// that rested for it are dialled if nobody does.
-    pub(super) fn unanswered(&mut self, number: Number, unanswered: bool) -> Vec<Change> {
+    pub(crate) fn unanswered(&mut self, number: Number, unanswered: bool) -> Vec<Change> {
         let Some(address) = self.addresses.get_mut(&number) else {
             return Vec::new();
         };
@@ -131,7 +131,7 @@ impl Twins {
     }
 
     /// The address `number` is no server any more. Lanes that it still has are to end.
-    pub(super) fn vanished(&mut self, number: Number) {
+    pub(crate) fn vanished(&mut self, number: Number) {
         let lanes = self.addresses.get_mut(&number).map(|it| {
             it.rests_for = None;
             it.lanes

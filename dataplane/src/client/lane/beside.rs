@@ -18,11 +18,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::ClientCore;
 use super::attempt::{AttemptEnd, another};
 use super::backoff::Backoff;
 use super::session::{Leaving, Served, Session};
 use super::supervisor::Supervisor;
+use crate::client::ClientCore;
 
 /// What came of dialling beside.
 enum Outcome {
@@ -65,7 +65,7 @@ pub(super) async fn serve(
             Served::Ended(end) => return AttemptEnd::Ended(end),
             Served::ServerDrains => (Leaving::ServerDecides, AttemptEnd::ServerDrains),
             Served::Superseded => (Leaving::ServerDecides, AttemptEnd::Superseded),
-            Served::Retired => (Leaving::Unwanted, AttemptEnd::Retired),
+            Served::Retired => (supervisor.leaving(), AttemptEnd::Retired),
             Served::Unanswered | Served::HeardAgain => continue,
         };
         crate::core::task::spawn(session.leave(leaving));

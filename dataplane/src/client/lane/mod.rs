@@ -1,5 +1,17 @@
 //! A lane as the client sees it: flows that the server opens, datagrams that it sends.
 
+pub(super) mod aim;
+mod attempt;
+#[cfg(test)]
+mod attempt_tests;
+pub(super) mod backoff;
+mod beside;
+pub(super) mod plan;
+mod resumption;
+mod seen;
+mod session;
+pub(super) mod supervisor;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,17 +20,20 @@ use std::time::Instant;
 use qmux_proto::FlowError;
 use qmux_proto::control::{Message, ServiceHealth};
 
-use super::answers::{self, LaneAnswers, Standing};
-use super::presence;
-use super::seen::FlowsSeen;
-use super::server::ServerState;
-use super::udp::ClientFlows;
-use super::{ClientContext, ClientShared};
+use crate::client::presence;
+use crate::client::servers::demand::Work;
+use crate::client::servers::server::ServerState;
+use crate::client::services::answers::{self, LaneAnswers, Standing};
+use crate::client::shared::ClientSettings;
+use crate::client::udp::ClientFlows;
+use crate::client::{ClientContext, ClientShared};
 use crate::core::event::Event;
 use crate::core::memory;
 use crate::core::task::spawn_or;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
+use seen::FlowsSeen;
+pub(super) use session::Leaving;
 
 const _: () = assert!(
     qmux_config::CLIENT_SERVICES_MAX <= u64::BITS as usize,
@@ -32,12 +47,16 @@ pub(super) struct ClientLane {
     pub(super) context: Rc<ClientContext>,
     pub(super) shared: Arc<ClientShared>,
     pub(super) server: Arc<ServerState>,
+    /// With which it registers: another configuration does not change a lane.
+    pub(super) settings: Arc<ClientSettings>,
     /// Tells lanes of this process apart; never 0.
     pub(super) serial: u64,
     tcp_flows: Cell<usize>,
     /// Wakes the lane's session: its supervisor was retired, or there was an alarm.
     pub(super) wake: Event,
     alarmed: Cell<bool>,
+    /// UDP packets that have come.
+    datagrams: Cell<u64>,
     /// Flows that the server has opened here.
     seen: RefCell<FlowsSeen>,
     /// How many it will have opened in all, once it has said that there are no more.
@@ -57,6 +76,7 @@ impl ClientLane {
         context: Rc<ClientContext>,
         shared: Arc<ClientShared>,
         server: Arc<ServerState>,
+        settings: Arc<ClientSettings>,
         serial: u64,
     ) -> Rc<ClientLane> {
         Rc::new(ClientLane {
@@ -65,10 +85,12 @@ impl ClientLane {
             context,
             shared,
             server,
+            settings,
             serial,
             tcp_flows: Cell::new(0),
             wake: Event::default(),
             alarmed: Cell::new(false),
+            datagrams: Cell::new(0),
             seen: RefCell::default(),
             flows_in_all: Cell::new(None),
             answers,
@@ -79,7 +101,7 @@ impl ClientLane {
     /// Tells the server whether the services that it lets this client serve can be reached, as far
     /// as that is news to it. Only for registered lanes.
     pub(super) fn tell_health(&self) {
-        for service in self.shared.services.all() {
+        for service in self.settings.services.all() {
             // One without a name is known to every server from the start.
             let standing = self.answers.standing(service.index);
             let always = service.name().is_empty() && standing == Standing::Unsaid;
@@ -108,7 +130,7 @@ impl ClientLane {
             }
         }
         let title = self.shared.title(&self.server);
-        for news in self.server.told.news(&standings) {
+        for news in self.server.told.news(self.settings.generation, &standings) {
             presence::say_standing(self, &title, &news);
         }
         self.answers.set(standings);
@@ -119,7 +141,7 @@ impl ClientLane {
     /// version that knows none with names.
     pub(super) fn answers_are_due(&self) {
         if self.answers.is_empty() {
-            self.answered(answers::standings_at_old_server(&self.shared.services));
+            self.answered(answers::standings_at_old_server(&self.settings.services));
         }
     }
 
@@ -132,6 +154,14 @@ impl ClientLane {
     pub(super) fn is_settled(&self) -> bool {
         let in_all = self.flows_in_all.get();
         !self.lane.is_open() || in_all.is_some_and(|flows| self.seen.borrow().all_of(flows))
+    }
+
+    /// What it has carried until now.
+    fn carried(&self) -> Work {
+        Work {
+            visitors: self.seen.borrow().count() + self.udp.flows_opened(),
+            datagrams: self.datagrams.get(),
+        }
     }
 
     /// The server may be gone: have it asked.
@@ -198,13 +228,18 @@ impl LaneEvents for ClientLaneEvents {
             return;
         }
         let lane = Rc::clone(lane);
-        spawn_or(super::flow::run(Rc::clone(this), stream), move || {
-            lane.flow_panicked();
-        });
+        spawn_or(
+            crate::client::tcp::run(Rc::clone(this), stream),
+            move || {
+                lane.flow_panicked();
+            },
+        );
     }
 
     fn datagram(&self, _lane: &Rc<Lane>, data: &[u8]) {
-        self.0.udp.datagram(data);
+        let ClientLaneEvents(this) = self;
+        this.datagrams.set(this.datagrams.get() + 1);
+        this.udp.datagram(data);
     }
 
     fn datagrams_done(&self, _lane: &Rc<Lane>) {

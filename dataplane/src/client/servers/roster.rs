@@ -25,20 +25,20 @@ const UNSHOWN_FOR_MAX: Duration = Duration::from_secs(600);
 const OVERDUE_MAX: f64 = 30.0;
 
 /// Servers of one client. Each costs a lane for each core of either side, and an answer is somebody else's word.
-pub(super) const SERVERS_MAX: usize = 256;
+pub(crate) const SERVERS_MAX: usize = 256;
 
 /// What changed with an answer.
 #[derive(Debug, Default)]
-pub(super) struct News {
-    pub(super) appeared: Vec<Arc<ServerState>>,
-    pub(super) vanished: Vec<Arc<ServerState>>,
+pub(crate) struct News {
+    pub(crate) appeared: Vec<Arc<ServerState>>,
+    pub(crate) vanished: Vec<Arc<ServerState>>,
     /// Addresses left out because there are [`SERVERS_MAX`] servers.
-    pub(super) surplus: usize,
+    pub(crate) surplus: usize,
 }
 
 impl News {
     /// True if nothing changed.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.appeared.is_empty() && self.vanished.is_empty()
     }
 }
@@ -87,7 +87,7 @@ struct Target {
 
 /// The servers of one client.
 #[derive(Debug)]
-pub(super) struct Roster {
+pub(crate) struct Roster {
     targets: Vec<Target>,
     servers: Vec<Arc<ServerState>>,
     next_number: u64,
@@ -95,7 +95,7 @@ pub(super) struct Roster {
 
 impl Roster {
     /// Without any address yet. `server_names` are those of the configured servers, in their order.
-    pub(super) fn new(server_names: impl IntoIterator<Item = String>) -> Roster {
+    pub(crate) fn new(server_names: impl IntoIterator<Item = String>) -> Roster {
         let targets = server_names.into_iter().map(|server_name| Target {
             server_name,
             known: Vec::new(),
@@ -108,12 +108,12 @@ impl Roster {
     }
 
     /// The servers, in the order of the configuration.
-    pub(super) fn servers(&self) -> &[Arc<ServerState>] {
+    pub(crate) fn servers(&self) -> &[Arc<ServerState>] {
         &self.servers
     }
 
     /// Takes in what the name of the configured server `target` has resolved to. An empty answer says nothing.
-    pub(super) fn answer(&mut self, target: usize, addresses: &[SocketAddr], now: Instant) -> News {
+    pub(crate) fn answer(&mut self, target: usize, addresses: &[SocketAddr], now: Instant) -> News {
         let Some(known) = self.targets.get_mut(target).map(|target| &mut target.known) else {
             return News::default();
         };
@@ -163,6 +163,23 @@ impl Roster {
         // What a resolver makes up anew with each answer must not pile up.
         known.sort_by_key(|known| known.missed);
         known.truncate(SERVERS_MAX);
+        self.renew()
+    }
+
+    /// One more configured server; its place.
+    pub(crate) fn add(&mut self, server_name: String) -> usize {
+        self.targets.push(Target {
+            server_name,
+            known: Vec::new(),
+        });
+        self.targets.len() - 1
+    }
+
+    /// A configured server is no more; its place stays.
+    pub(crate) fn remove(&mut self, target: usize) -> News {
+        if let Some(target) = self.targets.get_mut(target) {
+            target.known.clear();
+        }
         self.renew()
     }
 

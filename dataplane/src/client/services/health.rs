@@ -12,16 +12,17 @@
 //! all cores, each of which tells it on its lanes; a lane that missed that tells it with its next
 //! heartbeat.
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::ClientContext;
-use super::mail::ClientMail;
+use super::Service;
 use super::proxy_header;
-use super::services::Service;
+use crate::client::ClientContext;
+use crate::client::mail::ClientMail;
 use crate::core::event::Event;
 use crate::jitter::jittered;
 use crate::sys::limits;
@@ -68,7 +69,7 @@ enum By {
 
 impl ServiceState {
     /// Up, until something else is known.
-    pub(super) fn new(now: Instant) -> ServiceState {
+    pub(crate) fn new(now: Instant) -> ServiceState {
         ServiceState {
             down: AtomicBool::new(false),
             down_at_ms: AtomicU64::new(0),
@@ -77,13 +78,13 @@ impl ServiceState {
     }
 
     /// Whether the service can be reached, as far as is known.
-    pub(super) fn healthy(&self) -> bool {
+    pub(crate) fn healthy(&self) -> bool {
         !self.down.load(Ordering::Acquire)
     }
 
     /// A flow's dial says whether it can. Costs a dial that works one load. All cores are told of a
     /// change.
-    pub(super) fn dialled(&self, worked: bool, service: &Service, context: &ClientContext) {
+    pub(crate) fn dialled(&self, worked: bool, service: &Service, context: &ClientContext) {
         if self.healthy() != worked && self.change(worked, By::Flow, Instant::now()) {
             Self::tell(worked, service, context);
         }
@@ -199,36 +200,53 @@ impl Checks {
 }
 
 /// Makes the checks of one service; on one core only.
-pub(super) struct Checker {
+pub(crate) struct Checker {
     service: Arc<Service>,
     told: Event,
+    /// The service is no more, or another one.
+    over: Cell<bool>,
 }
 
 impl Checker {
-    /// Starts those of all services that can be checked, if this is the core for it.
-    pub(super) fn start_all(
+    /// Starts those of all services that can be checked, if this is the core for it. Of `running`
+    /// those go on whose service is the same; the others end.
+    pub(crate) fn start_all(
         context: &Rc<ClientContext>,
         services: &[Arc<Service>],
+        running: Vec<Rc<Checker>>,
     ) -> Vec<Rc<Checker>> {
         if context.index != CHECKING_CORE {
             return Vec::new();
         }
-        let checked = services.iter().filter(|service| service.is_checked());
-        checked
-            .map(|service| {
-                let checker = Rc::new(Checker {
-                    service: Arc::clone(service),
-                    told: Event::default(),
-                });
-                let run = Rc::clone(&checker).run(Rc::clone(context));
-                crate::core::task::spawn_vital(run);
-                checker
-            })
-            .collect()
+        let is_same = |it: &Checker, service: &Service| {
+            it.service.local == service.local && Arc::ptr_eq(&it.service.host, &service.host)
+        };
+        let checked: Vec<_> = services.iter().filter(|it| it.is_checked()).collect();
+        let (mut checkers, over): (Vec<_>, Vec<_>) = running
+            .into_iter()
+            .partition(|it| checked.iter().any(|service| is_same(it, service)));
+        for checker in over {
+            checker.over.set(true);
+            checker.told.set();
+        }
+        for service in checked {
+            if checkers.iter().any(|it| is_same(it, service)) {
+                continue;
+            }
+            let checker = Rc::new(Checker {
+                service: Arc::clone(service),
+                told: Event::default(),
+                over: Cell::new(false),
+            });
+            let run = Rc::clone(&checker).run(Rc::clone(context));
+            crate::core::task::spawn_vital(run);
+            checkers.push(checker);
+        }
+        checkers
     }
 
     /// What is known of a service has changed.
-    pub(super) fn told(&self) {
+    pub(crate) fn told(&self) {
         self.told.set();
     }
 
@@ -243,8 +261,11 @@ impl Checker {
         // Clients of one service that were started together must not check it together.
         let interval = interval.map(jittered);
         let mut checks = Checks::new(interval, Instant::now());
-        while !context.draining.get() {
+        while !context.draining.get() && !self.over.get() {
             self.wait(checks.next()).await;
+            if self.over.get() {
+                return;
+            }
             checks.told(state.healthy(), Instant::now());
             if checks.next().is_none_or(|next| next > Instant::now()) {
                 continue;
@@ -297,7 +318,7 @@ impl Checker {
 }
 
 /// Connects to `port` at the first address of the service that answers, each within `timeout`.
-pub(super) async fn connect(
+pub(crate) async fn connect(
     service: &Service,
     port: u16,
     timeout: Duration,

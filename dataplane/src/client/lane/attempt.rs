@@ -7,22 +7,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use qmux_config::Client;
+use qmux_config::{Client, Lanes};
 use qmux_proto::control::{
     Capabilities, Message, RefuseReason, Register, RegisterAck, RegisterOutcome,
 };
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
-use super::ClientCore;
-use super::answers::LaneAnswers;
+use super::aim;
 use super::beside;
-use super::lane::{ClientLane, ClientLaneEvents};
-use super::plan::lane_count;
 use super::resumption::Resumption;
-use super::server::ServerState;
 use super::session::{Leaving, Session};
 use super::supervisor::Supervisor;
-use super::udp::ClientFlows;
+use super::{ClientLane, ClientLaneEvents};
+use crate::client::ClientCore;
+use crate::client::servers::server::ServerState;
+use crate::client::services::answers::LaneAnswers;
+use crate::client::udp::ClientFlows;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
 use crate::quic::endpoint::{Endpoint, EndpointSetup};
@@ -91,9 +91,10 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
         Some(Err(end)) => return end,
         None => {
             // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
+            let leaving = supervisor.leaving();
             crate::core::task::spawn(async move {
                 if let Ok(session) = registering.await {
-                    session.leave(Leaving::Unwanted).await;
+                    session.leave(leaving).await;
                 }
             });
             return AttemptEnd::Retired;
@@ -126,8 +127,8 @@ struct Dialed {
     reader: ControlReader,
     resumption: Resumption,
     lane_index: usize,
-    /// The server core that it was aimed at.
-    aim: usize,
+    /// By which first byte of its connection id it was aimed.
+    aim: u8,
     began: Instant,
 }
 
@@ -138,7 +139,8 @@ impl Dialed {
         server: &Arc<ServerState>,
         lane_index: usize,
     ) -> Result<Dialed, AttemptEnd> {
-        let Some(client) = core.shared.client() else {
+        let settings = core.shared.settings();
+        let Some(client) = settings.client() else {
             return Err(no_client_section());
         };
         let began = Instant::now();
@@ -146,11 +148,12 @@ impl Dialed {
         let answers = Rc::<LaneAnswers>::default();
         let this = ClientLane::new(
             Rc::clone(&lane),
-            ClientFlows::new(Rc::clone(&lane), &core.udp, &answers),
+            ClientFlows::new(Rc::clone(&lane), &core.udp, &settings.services, &answers),
             answers,
             Rc::clone(&core.context),
             Arc::clone(&core.shared),
             Arc::clone(server),
+            Arc::clone(&settings),
             core.next_serial(),
         );
         lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
@@ -193,7 +196,8 @@ impl Dialed {
     async fn register(mut self) -> Result<Session, AttemptEnd> {
         let core = Rc::clone(&self.core);
         let server = Arc::clone(&self.this.server);
-        let Some(client) = core.shared.client() else {
+        let settings = Arc::clone(&self.this.settings);
+        let Some(client) = settings.client() else {
             return Err(no_client_section());
         };
         let lane = Rc::clone(&self.this.lane);
@@ -218,7 +222,8 @@ impl Dialed {
         let server_cores = usize::try_from(ack.server_cores)
             .unwrap_or(1)
             .clamp(1, crate::sys::CORES_MAX);
-        let misaimed = self.aim != self.lane_index % server_cores;
+        let right = aim::first_byte(core.shared.begins_at, self.lane_index, server_cores);
+        let misaimed = aim::core_of(self.aim, server_cores) != aim::core_of(right, server_cores);
         if !misaimed {
             tracing::debug!(
                 server = core.shared.title(&server),
@@ -247,7 +252,7 @@ impl Dialed {
 
 /// A lane's end in words for the operator.
 fn explained(core: &ClientCore, this: &ClientLane, end: &LaneEnd) -> String {
-    let Some(client) = core.shared.client() else {
+    let Some(client) = this.settings.client() else {
         return end.to_string();
     };
     let cert = client.tls.client_cert.as_ref();
@@ -258,7 +263,7 @@ fn explained(core: &ClientCore, this: &ClientLane, end: &LaneEnd) -> String {
             server_name: &this.server.server_name,
             ca_cert: &client.tls.ca_cert,
             client_cert: cert.map(|pair| &pair.cert),
-            handshake_timeout: core.shared.config.quic.handshake_idle_timeout,
+            handshake_timeout: core.shared.settings().config.quic.handshake_idle_timeout,
             was_answered: this.lane.was_answered(),
         },
     )
@@ -309,7 +314,9 @@ fn dial(
     client: &Client,
     server: &ServerState,
     lane_index: usize,
-) -> Result<(Rc<Endpoint>, Rc<Lane>, usize, Resumption), AttemptEnd> {
+) -> Result<(Rc<Endpoint>, Rc<Lane>, u8, Resumption), AttemptEnd> {
+    let kept = core.shared.settings();
+    let quic = &kept.config.quic;
     let peer = server.address;
     let failed = |error: &dyn Display| AttemptEnd::Failed(error.to_string());
     let socket = bind::udp_towards(peer).map_err(|error| no_socket(&error, peer))?;
@@ -320,8 +327,7 @@ fn dial(
     let credentials = core.shared.credentials.get(client);
     let tls = credentials.and_then(|credentials| tls::client_with(&credentials));
     let tls = tls.map_err(|error| failed(&error))?;
-    let config =
-        settings::transport(&core.shared.config.quic, tls).map_err(|error| failed(&error))?;
+    let config = settings::transport(quic, tls).map_err(|error| failed(&error))?;
     let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| failed(&error))?;
     // Where it cannot be had, a handshake in vain merely takes its whole time.
     let _heard = socket.hear_unreachable(true);
@@ -331,20 +337,17 @@ fn dial(
             core: core.context.index,
             group: 1,
             config,
-            packet_bytes_max: settings::packet_bytes_max(&core.shared.config.quic),
+            packet_bytes_max: settings::packet_bytes_max(quic),
             accepts: false,
-            handshake_timeout: core.shared.config.quic.handshake_idle_timeout,
+            handshake_timeout: quic.handshake_idle_timeout,
             reset_key: None,
             counters: Arc::clone(&core.context.counters),
         },
         None,
     );
-    let aim = lane_index % server.cores().max(1);
+    let aim = aim::first_byte(core.shared.begins_at, lane_index, server.cores());
     let mut resumption = Resumption::prepare(core, client, server);
-    let dial = |session: Option<&[u8]>| {
-        let first_byte = u8::try_from(aim).unwrap_or(0);
-        endpoint.dial(peer, &server.server_name, first_byte, session)
-    };
+    let dial = |session: Option<&[u8]>| endpoint.dial(peer, &server.server_name, aim, session);
     let mut dialed = dial(resumption.session());
     if dialed.is_err() && resumption.is_offered() {
         resumption.unusable();
@@ -373,21 +376,24 @@ fn no_socket(error: &std::io::Error, peer: SocketAddr) -> AttemptEnd {
 
 fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_index: usize) {
     let shared = &core.shared;
-    let cores = core.context.cluster.cores();
-    let lane_count = lane_count(client.lanes, this.server.cores(), cores);
+    let mut capabilities = Capabilities::TCP
+        .union(Capabilities::UDP)
+        .union(Capabilities::FRAGMENTATION)
+        .union(Capabilities::SERVICE_HEALTH)
+        .union(Capabilities::NAMED_SERVICES)
+        .union(Capabilities::BUNDLES)
+        .union(Capabilities::PATH_CHALLENGE);
+    if client.lanes == Lanes::Auto {
+        capabilities = capabilities.union(Capabilities::HAND_OVERS);
+    }
     this.lane.send_control(&Message::Register(Register {
         protocol_version: PROTOCOL_VERSION,
         client_id: shared.client_id.clone(),
         instance_id: shared.instance_id,
         lane_index: lane_index as u64,
-        lane_count: lane_count as u64,
-        capabilities: Capabilities::TCP
-            .union(Capabilities::UDP)
-            .union(Capabilities::FRAGMENTATION)
-            .union(Capabilities::SERVICE_HEALTH)
-            .union(Capabilities::NAMED_SERVICES)
-            .union(Capabilities::PATH_CHALLENGE),
-        services: shared.services.offers(),
+        lane_count: this.server.lanes_wanted(client.lanes) as u64,
+        capabilities,
+        services: this.settings.services.offers(),
     }));
 }
 
@@ -398,8 +404,9 @@ async fn registered(
     this: &ClientLane,
     reader: &mut ControlReader,
 ) -> Result<RegisterAck, AttemptEnd> {
-    let deadline =
-        Instant::now() + core.shared.config.quic.handshake_idle_timeout + client.heartbeat_interval;
+    let deadline = Instant::now()
+        + this.settings.config.quic.handshake_idle_timeout
+        + client.heartbeat_interval;
     let mut proved = false;
     loop {
         match reader.next(deadline).await {

@@ -1,4 +1,5 @@
-//! Log lines on their way to standard error: a bounded queue, and the one thread that writes.
+//! Lines on their way to a log, of the program or of its flows: a bounded queue, and the one thread
+//! that writes.
 //!
 //! Whoever logs must not wait for whoever reads: a pipe that nobody reads, a terminal that is
 //! stopped or a full disk would otherwise hold up a core with all its flows. So a line is put into
@@ -69,9 +70,13 @@ impl LogQueue {
             self.untold.fetch_add(1, Ordering::Relaxed);
             self.settled.fetch_add(1, Ordering::AcqRel);
         }
-        if let Some(writer) = self.writer.get() {
-            writer.unpark();
-        }
+        self.wake();
+    }
+
+    /// Whether no line waits.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
     }
 
     /// Lines that were dropped for want of room.
@@ -99,15 +104,32 @@ impl LogQueue {
         let _first = self.writer.set(writer);
     }
 
-    /// Writes lines to `out` for ever, on this thread. `tell` is to log how many lines are missing
-    /// at this place.
-    pub(crate) fn write_to(&self, out: &mut impl Write, tell: impl Fn(u64)) {
+    /// Has the writer flush its output, even if no line is there.
+    pub(crate) fn wake(&self) {
+        if let Some(writer) = self.writer.get() {
+            writer.unpark();
+        }
+    }
+
+    /// Writes lines to `out` for ever, on this thread, and flushes it when no more are there. `tell`
+    /// is to log how many lines are missing at this place. Behind a line it lets further ones gather
+    /// for `linger`: to wake it costs whoever pushes a system call, and nothing while it is up.
+    pub(crate) fn write_to(&self, out: &mut impl Write, linger: Duration, tell: impl Fn(u64)) {
         let mut torn = false;
+        let mut has_written = false;
         loop {
-            match self.lines.pop() {
-                Some(line) => self.write_one(&line, out, &mut torn, &tell),
+            if let Some(line) = self.lines.pop() {
+                self.write_one(&line, out, &mut torn, &tell);
+                has_written = true;
+                continue;
+            }
+            // What `out` cannot write it says itself.
+            let _said = out.flush();
+            if std::mem::take(&mut has_written) && !linger.is_zero() {
+                thread::sleep(linger);
+            } else {
                 // Whoever has pushed since then has unparked this thread, which is then not parked.
-                None => thread::park(),
+                thread::park();
             }
         }
     }
@@ -183,6 +205,10 @@ mod tests {
 
     /// A queue with its writer, which waits for orders; what is written.
     fn started(lines_max: usize) -> (Arc<LogQueue>, Orders, Written) {
+        started_with(lines_max, Duration::ZERO)
+    }
+
+    fn started_with(lines_max: usize, linger: Duration) -> (Arc<LogQueue>, Orders, Written) {
         let queue = Arc::new(LogQueue::with_room_for(lines_max));
         let (order, orders) = mpsc::channel();
         let written = Arc::new(Mutex::new(Vec::new()));
@@ -192,7 +218,7 @@ mod tests {
         };
         let (writing, for_telling) = (Arc::clone(&queue), Arc::clone(&queue));
         let writer = thread::spawn(move || {
-            writing.write_to(&mut reader, |lost| {
+            writing.write_to(&mut reader, linger, |lost| {
                 for_telling.push(format!("{lost} lost\n").as_bytes());
             });
         });
@@ -239,6 +265,17 @@ mod tests {
         queue.push(b"room again\n");
         queue.flush(PATIENCE);
         assert_eq!(text(&written), "room again\n3 lost\n");
+    }
+
+    #[test]
+    fn a_writer_that_lingers_writes_every_line_all_the_same() {
+        let (queue, order, written) = started_with(10, Duration::from_millis(1));
+        drop(order);
+        for line in 0..100 {
+            queue.push(format!("{line}\n").as_bytes());
+            queue.flush(PATIENCE);
+        }
+        assert_eq!(text(&written).lines().count(), 100);
     }
 
     #[test]

@@ -3,21 +3,25 @@
 //!
 //! A service is found by the name that a flow brings. Its port is the one of the same position as
 //! the traffic port that the visitor connected to, so it takes the server's answer to know it
-//! ([`super::answers`]).
+//! ([`answers`]).
+
+pub(crate) mod answers;
+pub(crate) mod health;
+pub(crate) mod proxy_header;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use qmux_config::{CLIENT_SERVICES_MAX, ListenerProtocol, LocalPorts, LocalService, ProxyProtocol};
 use qmux_proto::Protocol;
 use qmux_proto::control::{Protocols, SERVICES_MAX, ServiceOffer, TrafficPorts};
 
-use super::service::ServiceState;
 use crate::resolve::Name;
+use health::ServiceState;
 
 const _: () = assert!(
     CLIENT_SERVICES_MAX <= SERVICES_MAX,
@@ -45,11 +49,13 @@ pub(crate) struct Service {
     /// Its host, with the port that checks connect to; port 0 if there is none.
     pub(crate) host: Arc<Name>,
     /// Whether it can be reached.
-    pub(super) state: ServiceState,
+    pub(super) state: Arc<ServiceState>,
     /// What has happened to it.
-    pub(crate) counts: ServiceCounts,
+    pub(crate) counts: Arc<ServiceCounts>,
     /// Flows that it has now, TCP and UDP.
-    flows: AtomicUsize,
+    flows: Arc<AtomicUsize>,
+    /// Its last connection was closed by it, behind one answer.
+    closes_behind_answer: AtomicBool,
 }
 
 /// What is counted of each service, by all cores together: at most a few times per flow.
@@ -113,7 +119,21 @@ pub(super) enum VisitorPort {
 impl Services {
     /// Those of the configuration. Services at the same place share what is known of the place.
     pub(super) fn new(configured: &[LocalService]) -> Services {
+        let none = Services {
+            all: Vec::new(),
+            by_name: HashMap::new(),
+        };
+        Services::after(&none, configured)
+    }
+
+    /// Those of another configuration. What is known of a place, and counted of a name, goes on.
+    pub(super) fn after(before: &Services, configured: &[LocalService]) -> Services {
         let mut hosts: HashMap<(String, u16), Arc<Name>> = HashMap::new();
+        for service in &before.all {
+            let port = service.local.check_port().unwrap_or_default();
+            let place = (service.local.host.clone(), port);
+            hosts.insert(place, Arc::clone(&service.host));
+        }
         let services = configured.iter().map(|local| {
             let port = local.check_port().unwrap_or_default();
             let setting = if local.name.is_empty() {
@@ -127,21 +147,31 @@ impl Services {
                 .or_insert_with(|| Name::later(&local.host, port, setting));
             (local.clone(), Arc::clone(host))
         });
-        Services::of(services)
+        Services::of(services, before)
     }
 
-    fn of(services: impl Iterator<Item = (LocalService, Arc<Name>)>) -> Services {
+    fn of(
+        services: impl Iterator<Item = (LocalService, Arc<Name>)>,
+        before: &Services,
+    ) -> Services {
         let now = Instant::now();
         let all: Vec<_> = services
             .enumerate()
             .map(|(index, (local, host))| {
+                let earlier = before.named(&local.name);
+                let is_there = |it: &&Arc<Service>| {
+                    Arc::ptr_eq(&it.host, &host) && it.local.ports == local.ports
+                };
+                let there = earlier.filter(is_there);
+                let state = there.map(|it| Arc::clone(&it.state));
                 Arc::new(Service {
                     index,
+                    state: state.unwrap_or_else(|| Arc::new(ServiceState::new(now))),
+                    counts: earlier.map_or_else(Arc::default, |it| Arc::clone(&it.counts)),
+                    flows: earlier.map_or_else(Arc::default, |it| Arc::clone(&it.flows)),
+                    closes_behind_answer: AtomicBool::new(true),
                     local,
                     host,
-                    state: ServiceState::new(now),
-                    counts: ServiceCounts::default(),
-                    flows: AtomicUsize::new(0),
                 })
             })
             .collect();
@@ -157,12 +187,17 @@ impl Services {
     pub(crate) fn only(host: &Arc<Name>) -> Arc<Services> {
         let port = LocalPorts::These(qmux_config::Ports::one(53));
         let local = tests::local("", port, ListenerProtocol::Both);
-        Arc::new(Services::of([(local, Arc::clone(host))].into_iter()))
+        let none = Services::new(&[]);
+        Arc::new(Services::of([(local, Arc::clone(host))].into_iter(), &none))
     }
 
     /// All of them, in the order of the configuration.
     pub(crate) fn all(&self) -> &[Arc<Service>] {
         &self.all
+    }
+
+    fn named(&self, name: &str) -> Option<&Arc<Service>> {
+        self.all.get(*self.by_name.get(name)?)
     }
 
     /// The service of this name, if it speaks `protocol`.
@@ -206,6 +241,20 @@ impl Services {
 }
 
 impl Service {
+    /// Whether it is likely to close a connection right behind its answer, as HTTP without
+    /// keep-alive does: what it did last.
+    pub(super) fn closes_behind_answer(&self) -> bool {
+        self.closes_behind_answer.load(Ordering::Relaxed)
+    }
+
+    /// A connection has ended: whether it was the service that closed it, behind one answer.
+    pub(super) fn note_close(&self, behind_answer: bool) {
+        if self.closes_behind_answer() != behind_answer {
+            self.closes_behind_answer
+                .store(behind_answer, Ordering::Relaxed);
+        }
+    }
+
     fn speaks(&self, protocol: Protocol) -> bool {
         match protocol {
             Protocol::Tcp => self.local.protocol.tcp(),

@@ -10,7 +10,7 @@ use qmux_proto::Protocol;
 
 /// The header for a visitor who came to the traffic address `traffic`; empty if the service wants
 /// none. The first version has none for UDP, which the configuration does not allow.
-pub(super) fn of_visitor(
+pub(crate) fn of_visitor(
     version: ProxyProtocol,
     protocol: Protocol,
     visitor: SocketAddr,
@@ -40,7 +40,7 @@ pub(super) fn of_visitor(
 }
 
 /// The header of a connection that this client makes for itself, as a check does.
-pub(super) fn of_ourselves(version: ProxyProtocol) -> Vec<u8> {
+pub(crate) fn of_ourselves(version: ProxyProtocol) -> Vec<u8> {
     match version {
         ProxyProtocol::Off => Vec::new(),
         ProxyProtocol::V1 => v1::Addresses::Unknown.to_string().into_bytes(),
@@ -53,7 +53,7 @@ pub(super) fn of_ourselves(version: ProxyProtocol) -> Vec<u8> {
 }
 
 /// In place of a traffic address that the server has not told.
-pub(super) fn unknown_traffic(visitor: SocketAddr) -> SocketAddr {
+pub(crate) fn unknown_traffic(visitor: SocketAddr) -> SocketAddr {
     match visitor.ip().to_canonical() {
         IpAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
         IpAddr::V6(_) => SocketAddr::from(([0_u16; 8], 0)),

@@ -10,21 +10,24 @@ use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use qmux_config::Lanes;
 use qmux_proto::LaneError;
 use qmux_proto::control::{
-    GoAway, GoAwayReason, Heartbeat, Message, PathChallenge, PathResponse, RegisterAck,
+    GoAway, GoAwayReason, HandOvers, Heartbeat, Message, PathChallenge, PathResponse, RegisterAck,
 };
 
-use super::answers;
+use super::ClientLane;
 use super::attempt::CloseOnDrop;
-use super::lane::ClientLane;
-use super::presence;
-use super::server;
 use super::supervisor::Supervisor;
-use super::{ClientCore, ClientMail, going_away};
+use crate::client::presence;
+use crate::client::servers::demand::Work;
+use crate::client::servers::server::{self, ServerState};
+use crate::client::services::answers;
+use crate::client::{ClientCore, ClientMail, going_away};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
@@ -61,11 +64,16 @@ pub(super) enum Served {
 
 /// How a lane is left to its flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Leaving {
+pub(crate) enum Leaving {
     /// Its server drains, and decides how long they may go on.
     ServerDecides,
     /// It is not wanted any more: they get `drain_timeout`.
     Unwanted,
+    /// Its server is to have fewer lanes: they get all the time they take.
+    Surplus,
+    /// Another lane has taken its place, registered with what this client serves now: they get all
+    /// the time they take.
+    Renewed,
     /// Another lane to the same server has taken its place because it was not answered. It may be
     /// heard again.
     TakenOver,
@@ -108,6 +116,12 @@ pub(super) struct Session {
     /// Which run of the server it is registered with.
     instance: u64,
     loss_told: LossTold,
+    /// The number of lanes follows what they are needed for.
+    adapts: bool,
+    /// What the server has said that it had to hand over to this lane.
+    handed_over: Option<Work>,
+    /// What this lane has said that it has carried.
+    carried: Work,
 }
 
 impl Session {
@@ -119,7 +133,8 @@ impl Session {
         guard: CloseOnDrop,
         ack: &RegisterAck,
     ) -> Option<Session> {
-        let client = core.shared.client()?;
+        let settings = Arc::clone(&this.settings);
+        let client = settings.client()?;
         let now = Instant::now();
         let session = Session {
             reader,
@@ -128,16 +143,19 @@ impl Session {
             heartbeat_interval: client.heartbeat_interval,
             health_timeout: client.health_timeout,
             drain_timeout: client.drain_timeout,
-            keep_alive_period: core.shared.config.quic.keep_alive_period,
+            keep_alive_period: settings.config.quic.keep_alive_period,
             last_heard: now,
             next_beat: now + jittered(client.heartbeat_interval),
-            next_ping: now + core.shared.config.quic.keep_alive_period,
+            next_ping: now + settings.config.quic.keep_alive_period,
             sent: 0,
             heard: 0,
             acknowledged: 0,
             vigil: Vigil::new(jittered(client.probe_interval)),
             counted: true,
             loss_told: LossTold::default(),
+            adapts: client.lanes == Lanes::Auto,
+            handed_over: None,
+            carried: Work::default(),
             unanswered: false,
             instance: server::instance_number(&ack.server_instance_id),
             core: Rc::clone(core),
@@ -261,6 +279,8 @@ impl Session {
         self.stop_counting(match leaving {
             Leaving::ServerDecides => &"it drains",
             Leaving::Unwanted => &"its lanes are not wanted any more",
+            Leaving::Surplus => &"its server needs fewer lanes",
+            Leaving::Renewed => &"this client's configuration has changed",
             Leaving::TakenOver => &"another lane has taken its place",
             Leaving::ServerReplaced => &"another server has taken its place",
         });
@@ -268,6 +288,7 @@ impl Session {
             return;
         }
         self.this.context.counters.lanes_left.increment();
+        let _surplus = (leaving == Leaving::Surplus).then(|| Surplus::new(&self.this.server));
         let began = Instant::now();
         let (heard_before, _) = self.signs_of_life();
         let farewell = (leaving != Leaving::ServerDecides).then(|| self.say_farewell());
@@ -358,9 +379,16 @@ impl Session {
                 this.context.counters.heartbeats_received.increment();
                 // A server that knows services with names has said so before.
                 this.answers_are_due();
+                if self.adapts && self.handed_over.is_none() {
+                    self.handed_over = Some(Work::default());
+                    if let Some(change) = this.server.tells_nothing() {
+                        self.core.lanes_change(&this.server, change);
+                    }
+                }
             }
+            Message::HandOvers(said) if self.adapts => self.hear_hand_overs(said),
             Message::ServiceAnswers(said) => {
-                this.answered(answers::standings(&this.shared.services, &said));
+                this.answered(answers::standings(&this.settings.services, &said));
             }
             Message::FlowClosed(closed) => {
                 this.udp.flow_closed(closed.flow_id, closed.reason);
@@ -382,6 +410,32 @@ impl Session {
         Happened::Other
     }
 
+    /// The server says what it had to hand over to this lane, in all.
+    fn hear_hand_overs(&mut self, said: HandOvers) {
+        let said = Work {
+            visitors: said.visitors,
+            datagrams: said.datagrams,
+        };
+        let before = self.handed_over.replace(said).unwrap_or_default();
+        let server = &self.this.server;
+        if let Some(change) = server.handed_over(said.since(before), Instant::now()) {
+            self.core.lanes_change(server, change);
+        }
+    }
+
+    /// Says what this lane has carried since it last did.
+    fn say_carried(&mut self, now: Instant) {
+        if !self.adapts {
+            return;
+        }
+        let carried = self.this.carried();
+        let news = carried.since(std::mem::replace(&mut self.carried, carried));
+        let server = &self.this.server;
+        if let Some(change) = server.carried(news, self.heartbeat_interval, now) {
+            self.core.lanes_change(server, change);
+        }
+    }
+
     fn deadlines(&mut self, now: Instant) -> Happened {
         if now >= self.last_heard + self.health_timeout {
             self.this.context.counters.lanes_unhealthy.increment();
@@ -396,6 +450,7 @@ impl Session {
             self.this.tell_health();
             self.beat(now);
             self.note_path();
+            self.say_carried(now);
             // A role that was given back unseen is taken up here.
             self.claim_probing();
         }
@@ -479,6 +534,22 @@ impl Session {
                 server: server.number,
             });
         }
+    }
+}
+
+/// Counts a lane that its server was not to have any more, until it has ended.
+struct Surplus(Arc<ServerState>);
+
+impl Surplus {
+    fn new(server: &Arc<ServerState>) -> Surplus {
+        server.lane_left(true);
+        Surplus(Arc::clone(server))
+    }
+}
+
+impl Drop for Surplus {
+    fn drop(&mut self) {
+        self.0.lane_left(false);
     }
 }
 

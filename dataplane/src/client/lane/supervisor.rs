@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use qmux_proto::LaneError;
 use qmux_proto::control::RefuseReason;
 
-use super::ClientCore;
+use super::ClientLane;
+use super::Leaving;
 use super::attempt::{self, AttemptEnd};
 use super::backoff::Backoff;
-use super::lane::ClientLane;
-use super::server::ServerState;
+use crate::client::ClientCore;
+use crate::client::servers::server::ServerState;
 use crate::core::event::Event;
 use crate::core::task::contained;
 use crate::quic::end::LaneEnd;
@@ -36,28 +37,63 @@ const NO_ROUTE: Duration = Duration::from_secs(120);
 const NO_ROUTE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Keeps one lane up.
-pub(super) struct Supervisor {
+pub(crate) struct Supervisor {
     pub(super) server: Arc<ServerState>,
     pub(super) lane: usize,
-    retired: Cell<bool>,
+    /// It has been retired; how its lane is left.
+    retired: Cell<Option<Leaving>>,
     /// Another lane has found the server.
     found: Cell<bool>,
     /// Set with each of the two.
     told: Event,
+    /// Of the configuration that its lanes register with.
+    generation: u64,
+    /// Those that go on until a lane of this one serves.
+    predecessors: RefCell<Vec<Rc<Supervisor>>>,
     /// The lane while it serves.
     serving: RefCell<Option<Rc<ClientLane>>>,
 }
 
 impl Supervisor {
-    pub(super) fn start(
+    pub(crate) fn start(
         core: &Rc<ClientCore>,
         server: &Arc<ServerState>,
         lane: usize,
+        generation: u64,
+    ) -> Rc<Supervisor> {
+        Supervisor::start_after(core, server, lane, generation, Vec::new())
+    }
+
+    /// Starts another one for the same lane, by another configuration. This one goes on until that
+    /// one serves.
+    pub(crate) fn succeed(
+        self: &Rc<Self>,
+        core: &Rc<ClientCore>,
+        generation: u64,
+    ) -> Rc<Supervisor> {
+        let mut predecessors = self.predecessors.take();
+        if predecessors.is_empty() {
+            predecessors.push(Rc::clone(self));
+        } else {
+            // It has not served yet, so that those before it still do.
+            self.retire(Leaving::Renewed);
+        }
+        Supervisor::start_after(core, &self.server, self.lane, generation, predecessors)
+    }
+
+    fn start_after(
+        core: &Rc<ClientCore>,
+        server: &Arc<ServerState>,
+        lane: usize,
+        generation: u64,
+        predecessors: Vec<Rc<Supervisor>>,
     ) -> Rc<Supervisor> {
         let this = Rc::new(Supervisor {
+            generation,
+            predecessors: RefCell::new(predecessors),
             server: Arc::clone(server),
             lane,
-            retired: Cell::new(false),
+            retired: Cell::new(None),
             found: Cell::new(false),
             told: Event::default(),
             serving: RefCell::default(),
@@ -67,34 +103,52 @@ impl Supervisor {
     }
 
     /// No further attempt; a lane that serves is left to its flows.
-    pub(super) fn retire(&self) {
-        self.retired.set(true);
+    pub(crate) fn retire(&self, leaving: Leaving) {
+        self.retired.set(Some(leaving));
         self.told.set();
         if let Some(lane) = &*self.serving.borrow() {
             lane.wake.set();
         }
+        for predecessor in self.predecessors.take() {
+            predecessor.retire(leaving);
+        }
+    }
+
+    /// Of the configuration that its lanes register with.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Another lane to the same server has just registered: try again soon.
-    pub(super) fn found(&self) {
+    pub(crate) fn found(&self) {
         self.found.set(true);
         self.told.set();
     }
 
     pub(super) fn is_retired(&self) -> bool {
-        self.retired.get()
+        self.retired.get().is_some()
+    }
+
+    /// How a lane is left that is not to be had any more.
+    pub(super) fn leaving(&self) -> Leaving {
+        self.retired.get().unwrap_or(Leaving::Unwanted)
     }
 
     /// Says which lane is to be told when this supervisor is retired.
     pub(super) fn serves(&self, lane: Option<&Rc<ClientLane>>) {
         *self.serving.borrow_mut() = lane.cloned();
+        if lane.is_some() {
+            for predecessor in self.predecessors.take() {
+                predecessor.retire(Leaving::Renewed);
+            }
+        }
     }
 
     /// Runs `work` to its end, or until this supervisor is retired.
     pub(super) async fn unless_retired<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         poll_fn(|cx| {
-            if self.poll_told(cx, || self.retired.get()) {
+            if self.poll_told(cx, || self.is_retired()) {
                 return Poll::Ready(None);
             }
             work.as_mut().poll(cx).map(Some)
@@ -124,7 +178,7 @@ impl Supervisor {
             self.found.set(false);
             let end = contained(attempt::run(&core, &self)).await;
             let end = end.unwrap_or_else(|panicked| AttemptEnd::Failed(panicked.to_string()));
-            if self.retired.get() || core.context.draining.get() {
+            if self.is_retired() || core.context.draining.get() {
                 return;
             }
             if matches!(end, AttemptEnd::Misaimed) && misaimed < MISAIMED_MAX {
@@ -162,7 +216,7 @@ impl Supervisor {
             }
             draining = drains;
             self.pause(delay, &mut backoff).await;
-            if self.retired.get() || core.context.draining.get() {
+            if self.is_retired() || core.context.draining.get() {
                 return;
             }
         }
@@ -174,14 +228,14 @@ impl Supervisor {
         let found = {
             let mut sleep = pin!(crate::core::time::sleep(delay));
             poll_fn(|cx| {
-                if self.poll_told(cx, || self.retired.get() || self.found.get()) {
+                if self.poll_told(cx, || self.is_retired() || self.found.get()) {
                     return Poll::Ready(true);
                 }
                 sleep.as_mut().poll(cx).map(|()| false)
             })
             .await
         };
-        if found && !self.retired.get() {
+        if found && !self.is_retired() {
             let left = until.saturating_duration_since(Instant::now());
             let delay = backoff.found(rand::random()).min(left);
             self.unless_retired(crate::core::time::sleep(delay)).await;

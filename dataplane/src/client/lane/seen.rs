@@ -28,6 +28,11 @@ impl FlowsSeen {
         true
     }
 
+    /// How many have come, with those before them that are still on their way.
+    pub(super) fn count(&self) -> u64 {
+        self.count
+    }
+
     /// Whether the first `opened` flows have all arrived.
     pub(super) fn all_of(&self, opened: u64) -> bool {
         self.count >= opened && self.missing.range(..opened).next().is_none()

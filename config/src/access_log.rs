@@ -1,0 +1,48 @@
+//! `[server] access_log`: where a line is written for each flow that has ended.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::section::Section;
+
+const KEY: &str = "access_log";
+const OFF: &str = "off";
+const STDERR: &str = "stderr";
+const FORM: &str = "\"off\", \"stderr\" or the path of a file";
+
+/// Where the access log goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AccessLog {
+    /// Nowhere.
+    #[default]
+    Off,
+    /// To standard error, between the lines of the program's own log.
+    Stderr,
+    /// To a file, behind what it holds.
+    File(PathBuf),
+}
+
+impl fmt::Display for AccessLog {
+    /// As in dp.toml, with the whole path.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str(OFF),
+            Self::Stderr => f.write_str(STDERR),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl AccessLog {
+    /// Reads the key from the section of a server.
+    pub(crate) fn read(section: &Section<'_>) -> Self {
+        let Some(text) = section.filled_string(KEY, FORM) else {
+            return Self::Off;
+        };
+        match *text.get_ref() {
+            OFF => Self::Off,
+            STDERR => Self::Stderr,
+            path => Self::File(section.report().resolve(path)),
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! From one configuration to the next: which doors, services and entrances stay, come and go.
+//!
+//! A plan is made and its sockets are bound before anything changes, so that a configuration that
+//! cannot be had changes nothing. What stays keeps its numbers, clients, counters and flows: a door
+//! is the same if its clients connect to the same addresses, a service if it has the same name at
+//! its door, an entrance if it is the same port.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::Sender;
+use qmux_config::{Door, Service};
+
+use super::access_log::AccessLog;
+use super::ids::{DoorId, EntranceId};
+use super::shared::{ServedService, ServerSettings, ServerShared, SharedDoor};
+
+/// One port of a service as all cores know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SharedEntrance {
+    /// Its number.
+    pub(crate) id: EntranceId,
+    /// Where visitors connect.
+    pub(crate) traffic_addr: SocketAddr,
+    /// Whether TCP visitors come here.
+    pub(crate) tcp: bool,
+    /// Whether UDP visitors do.
+    pub(crate) udp: bool,
+}
+
+/// What becomes of a service.
+#[derive(Debug)]
+pub(crate) struct ServicePlan {
+    pub(super) service: Arc<ServedService>,
+    pub(super) wanted: Service,
+    pub(super) kept: Vec<SharedEntrance>,
+    /// To be opened.
+    pub(crate) opened: Vec<SharedEntrance>,
+}
+
+/// What becomes of a door.
+#[derive(Debug)]
+pub(crate) struct DoorPlan {
+    pub(super) door: Arc<SharedDoor>,
+    /// It is to be opened.
+    pub(crate) is_new: bool,
+    pub(crate) services: Vec<ServicePlan>,
+}
+
+impl DoorPlan {
+    /// Where its clients connect.
+    pub(crate) fn quic_addrs(&self) -> &[SocketAddr] {
+        &self.door.quic_addrs
+    }
+}
+
+/// The way to another configuration.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(super) settings: Arc<ServerSettings>,
+    /// All doors that there will be.
+    pub(crate) doors: Vec<DoorPlan>,
+    pub(super) doors_closed: Vec<Arc<SharedDoor>>,
+    /// Entrances that take nobody from then on.
+    pub(super) closed: Vec<SharedEntrance>,
+    /// Services that are no more.
+    pub(super) removed: Vec<Arc<ServedService>>,
+}
+
+impl Plan {
+    /// Addresses that this process has and gives up, TCP and UDP: others cannot have them, and it
+    /// may take them again.
+    pub(crate) fn is_held(&self, address: SocketAddr, tcp: bool) -> bool {
+        let held =
+            |it: &SharedEntrance| it.traffic_addr == address && if tcp { it.tcp } else { it.udp };
+        self.closed.iter().any(held)
+    }
+
+    /// Whether the server would show another certificate, or hold clients' against something else.
+    pub(crate) fn changes_credentials(&self, shared: &ServerShared) -> bool {
+        let (now, then) = (shared.settings(), &self.settings);
+        let digests = |it: &ServerSettings| (it.credentials.shown, it.credentials.trusted);
+        digests(&now) != digests(then)
+    }
+
+    /// Where no TCP visitor is to come any more.
+    pub(crate) fn closes_tcp(&self) -> impl Iterator<Item = EntranceId> {
+        self.closed.iter().filter(|it| it.tcp).map(|it| it.id)
+    }
+}
+
+/// The sockets of one door on one core.
+#[derive(Debug)]
+pub(crate) struct DoorSockets {
+    /// For QUIC, one for each of its addresses, if the door is new.
+    pub(crate) quic: Vec<UdpSocket>,
+    /// Of each of its services, those of the entrances to be opened.
+    pub(crate) services: Vec<Vec<EntranceSockets>>,
+}
+
+/// The sockets of one entrance on one core.
+#[derive(Debug)]
+pub(crate) struct EntranceSockets {
+    /// For TCP visitors, if the service takes them.
+    pub(crate) tcp: Option<TcpListener>,
+    /// For UDP visitors, if the service takes them.
+    pub(crate) udp: Option<UdpSocket>,
+}
+
+/// A door that a core is to open.
+#[derive(Debug)]
+pub(super) struct OpenedDoor {
+    pub(super) door: Arc<SharedDoor>,
+    pub(super) sockets: Vec<UdpSocket>,
+}
+
+/// An entrance that a core is to open.
+#[derive(Debug)]
+pub(super) struct OpenedEntrance {
+    pub(super) door: DoorId,
+    pub(super) service: Arc<ServedService>,
+    pub(super) entrance: SharedEntrance,
+    pub(super) sockets: EntranceSockets,
+}
+
+/// What one core has to do to follow a plan.
+#[derive(Debug)]
+pub(crate) struct CoreChanges {
+    pub(super) doors_opened: Vec<OpenedDoor>,
+    pub(super) doors_closed: Vec<DoorId>,
+    pub(super) opened: Vec<OpenedEntrance>,
+    pub(super) closed: Vec<ClosedEntrance>,
+    /// Clients that serve other services now, or on other terms, by door and number.
+    pub(super) told: Arc<Vec<(DoorId, u64)>>,
+    /// The time that flows get of what is closed.
+    pub(super) drain_timeout: Duration,
+    /// Told when that is done; the text is for the log.
+    pub(crate) done: Option<Sender<Result<(), String>>>,
+}
+
+/// An entrance that a core is to close.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClosedEntrance {
+    pub(crate) entrance: SharedEntrance,
+    /// Its UDP flows cannot have their time: another entrance has the address.
+    pub(crate) udp_at_once: bool,
+}
+
+/// Hands the sockets out, per core: `sockets[core][door]`.
+pub(super) fn for_cores(
+    plan: &Plan,
+    sockets: Vec<Vec<DoorSockets>>,
+    told: Vec<(DoorId, u64)>,
+    superseded: &[SharedEntrance],
+) -> Vec<CoreChanges> {
+    let told = Arc::new(told);
+    let drain_timeout = plan.settings.server().drain_timeout;
+    let opened = || plan.doors.iter().flat_map(|door| &door.services);
+    let is_taken = |address: SocketAddr| {
+        let mut opened = opened().flat_map(|service| &service.opened);
+        opened.any(|it| it.udp && it.traffic_addr == address)
+    };
+    let closing = plan.closed.iter().map(|entrance| ClosedEntrance {
+        entrance: *entrance,
+        udp_at_once: entrance.udp && is_taken(entrance.traffic_addr),
+    });
+    let superseded = superseded.iter().map(|entrance| ClosedEntrance {
+        entrance: *entrance,
+        udp_at_once: true,
+    });
+    let closed: Vec<_> = closing.chain(superseded).collect();
+    let of_core = |sockets: Vec<DoorSockets>| {
+        let mut changes = CoreChanges {
+            doors_opened: Vec::new(),
+            doors_closed: plan.doors_closed.iter().map(|door| door.id).collect(),
+            opened: Vec::new(),
+            closed: closed.clone(),
+            told: Arc::clone(&told),
+            drain_timeout,
+            done: None,
+        };
+        for (door, sockets) in plan.doors.iter().zip(sockets) {
+            changes.take(door, sockets);
+        }
+        changes
+    };
+    sockets.into_iter().map(of_core).collect()
+}
+
+impl CoreChanges {
+    fn take(&mut self, plan: &DoorPlan, sockets: DoorSockets) {
+        if plan.is_new {
+            self.doors_opened.push(OpenedDoor {
+                door: Arc::clone(&plan.door),
+                sockets: sockets.quic,
+            });
+        }
+        for (service, sockets) in plan.services.iter().zip(sockets.services) {
+            for (entrance, sockets) in service.opened.iter().zip(sockets) {
+                self.opened.push(OpenedEntrance {
+                    door: plan.door.id,
+                    service: Arc::clone(&service.service),
+                    entrance: *entrance,
+                    sockets,
+                });
+            }
+        }
+    }
+}
+
+/// Draws numbers that no door and no entrance has had before.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    doors: u64,
+    entrances: u64,
+}
+
+impl Numbers {
+    fn door(&mut self) -> DoorId {
+        self.doors += 1;
+        DoorId(self.doors - 1)
+    }
+
+    fn entrance(&mut self) -> EntranceId {
+        self.entrances += 1;
+        EntranceId(self.entrances - 1)
+    }
+}
+
+/// Plans the way from `current` to the doors of `settings`.
+pub(super) fn plan(
+    current: &[Arc<SharedDoor>],
+    settings: Arc<ServerSettings>,
+    numbers: &mut Numbers,
+    cores: usize,
+    access_log: &Arc<AccessLog>,
+) -> Plan {
+    let mut plan = Plan {
+        doors: Vec::new(),
+        doors_closed: Vec::new(),
+        closed: Vec::new(),
+        removed: Vec::new(),
+        settings: Arc::clone(&settings),
+    };
+    let new_service =
+        |wanted: &Service, number| ServedService::new(wanted, number, cores, access_log);
+    let mut left: Vec<&Arc<SharedDoor>> = current.iter().collect();
+    for wanted in &settings.server().doors {
+        let known = left
+            .iter()
+            .position(|it| it.quic_addrs == wanted.quic_addrs);
+        let (door, is_new) = match known {
+            Some(known) => (Arc::clone(left.remove(known)), false),
+            None => (SharedDoor::new(numbers.door(), wanted, cores), true),
+        };
+        let services = plan_services(&door, wanted, numbers, &new_service, &mut plan);
+        plan.doors.push(DoorPlan {
+            door,
+            is_new,
+            services,
+        });
+    }
+    for door in left {
+        plan.doors_closed.push(Arc::clone(door));
+        for service in &door.services().all {
+            plan.closed.extend(&service.terms().entrances);
+            plan.removed.push(Arc::clone(service));
+        }
+    }
+    plan
+}
+
+fn plan_services(
+    door: &SharedDoor,
+    wanted: &Door,
+    numbers: &mut Numbers,
+    new_service: &impl Fn(&Service, usize) -> Arc<ServedService>,
+    plan: &mut Plan,
+) -> Vec<ServicePlan> {
+    let current = door.services();
+    let mut next = current
+        .all
+        .iter()
+        .map(|it| it.number + 1)
+        .max()
+        .unwrap_or(0);
+    next = next.max(door.numbers_used());
+    let mut plans = Vec::new();
+    for wanted in &wanted.services {
+        let service = current.by_name(&wanted.name).cloned().unwrap_or_else(|| {
+            next += 1;
+            new_service(wanted, next - 1)
+        });
+        let (kept, opened) = plan_entrances(&service, wanted, numbers, plan);
+        plans.push(ServicePlan {
+            service,
+            wanted: wanted.clone(),
+            kept,
+            opened,
+        });
+    }
+    let stays: HashMap<&str, ()> = wanted.services.iter().map(|it| (&*it.name, ())).collect();
+    for gone in current
+        .all
+        .iter()
+        .filter(|it| !stays.contains_key(&*it.name))
+    {
+        plan.closed.extend(&gone.terms().entrances);
+        plan.removed.push(Arc::clone(gone));
+    }
+    plans
+}
+
+/// The entrances of a service that stay, and those to be opened. A port that changes what it takes
+/// keeps the half that stays; the other half is an entrance of its own.
+fn plan_entrances(
+    service: &ServedService,
+    wanted: &Service,
+    numbers: &mut Numbers,
+    plan: &mut Plan,
+) -> (Vec<SharedEntrance>, Vec<SharedEntrance>) {
+    let (tcp, udp) = (wanted.protocol.tcp(), wanted.protocol.udp());
+    let (mut kept, mut opened) = (Vec::new(), Vec::new());
+    let mut has: HashMap<SocketAddr, (bool, bool)> = HashMap::new();
+    let addresses: HashMap<SocketAddr, ()> =
+        wanted.traffic.addresses().map(|it| (it, ())).collect();
+    for entrance in &service.terms().entrances {
+        let stays = addresses.contains_key(&entrance.traffic_addr);
+        let stays = SharedEntrance {
+            tcp: stays && tcp && entrance.tcp,
+            udp: stays && udp && entrance.udp,
+            ..*entrance
+        };
+        let goes = SharedEntrance {
+            tcp: entrance.tcp && !stays.tcp,
+            udp: entrance.udp && !stays.udp,
+            ..*entrance
+        };
+        if stays.tcp || stays.udp {
+            let has = has.entry(entrance.traffic_addr).or_default();
+            *has = (has.0 || stays.tcp, has.1 || stays.udp);
+            kept.push(stays);
+        }
+        if goes.tcp || goes.udp {
+            plan.closed.push(goes);
+        }
+    }
+    for traffic_addr in wanted.traffic.addresses() {
+        let has = has.get(&traffic_addr).copied().unwrap_or_default();
+        let (tcp, udp) = (tcp && !has.0, udp && !has.1);
+        if tcp || udp {
+            opened.push(SharedEntrance {
+                id: numbers.entrance(),
+                traffic_addr,
+                tcp,
+                udp,
+            });
+        }
+    }
+    (kept, opened)
+}

@@ -1,0 +1,330 @@
+//! A TCP visitor arrives: whether it is let in, and who it is. One who comes through a trusted
+//! balancer says so first, by a PROXY header.
+
+use std::io::{self, ErrorKind, Read as _};
+use std::net::{SocketAddr, TcpStream};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::announced::{HEADER_TIMEOUT, Place};
+use super::visitor::Visitor;
+use crate::core::task::spawn_or;
+use crate::core::{OneFlow, memory};
+use crate::server::bounds::{Permit, Refusal, RefusalCounters};
+use crate::server::entrance::Entrance;
+use crate::server::entrance::proxy_header::{self, Flaw, HEADER_BYTES_MAX, Progress};
+use crate::server::pool::balance::Tried;
+use crate::sys::limits;
+use crate::sys::tcp::{TcpSocket, refuse};
+
+/// Room for a header as balancers send it, without a second allocation.
+const USUAL_HEADER_BYTES: usize = 128;
+
+/// A visitor who has just been accepted.
+#[derive(Debug)]
+struct Arrival {
+    /// Who is at the other end of its connection.
+    peer: SocketAddr,
+    accepted: Instant,
+    /// The same in microseconds since the Unix epoch.
+    accepted_at_us: u64,
+}
+
+impl Arrival {
+    fn now(peer: SocketAddr) -> Arrival {
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        Arrival {
+            peer,
+            accepted: Instant::now(),
+            accepted_at_us: since_epoch.map_or(0, |since| {
+                u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+            }),
+        }
+    }
+}
+
+/// What a visitor has sent so far of its header, with what came behind it.
+#[derive(Debug)]
+struct Beginning {
+    bytes: Vec<u8>,
+    /// It has sent a FIN behind that.
+    ended: bool,
+}
+
+/// Who a visitor is, by the header that [`Beginning`] holds.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    header_bytes: usize,
+    visitor: Option<SocketAddr>,
+}
+
+impl Beginning {
+    /// Takes what the visitor has sent, by `read`; `None` if more of the header is to come.
+    fn take(
+        &mut self,
+        read: impl Fn(&mut [u8]) -> io::Result<usize>,
+    ) -> Result<Option<Told>, Refusal> {
+        let mut piece = [0; HEADER_BYTES_MAX];
+        loop {
+            // There is room: what fills it is a header, or none.
+            let room = HEADER_BYTES_MAX - self.bytes.len();
+            match read(&mut piece[..room]) {
+                Ok(0) => self.ended = true,
+                Ok(read) => self.bytes.extend_from_slice(&piece[..read]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(_) => return Err(Refusal::ProxyHeaderMissing),
+            }
+            match proxy_header::read(&self.bytes) {
+                Ok(Progress::Header { bytes, visitor }) => {
+                    return Ok(Some(Told {
+                        header_bytes: bytes,
+                        visitor,
+                    }));
+                }
+                Ok(Progress::More) if self.ended => return Err(Refusal::ProxyHeaderMissing),
+                Ok(Progress::More) => {}
+                Err(Flaw::Bad) => return Err(Refusal::ProxyHeaderBad),
+                Err(Flaw::TooLong) => return Err(Refusal::ProxyHeaderTooLong),
+            }
+        }
+    }
+}
+
+impl Entrance {
+    /// A visitor was accepted.
+    pub(crate) fn visitor(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+        self.counters().visitors_accepted.increment();
+        self.service_counters().visitors.increment();
+        let arrival = Arrival::now(peer);
+        let gate = &self.service().gate;
+        if gate.expects_proxy_header(peer.ip()) {
+            return self.announced(stream, arrival);
+        }
+        match gate.admit_visitor(self.core(), peer.ip(), arrival.accepted) {
+            Ok(permit) => {
+                if self.has_means_for(&stream, peer) {
+                    self.admitted(stream, &arrival, peer, Vec::new(), false, permit);
+                } else {
+                    self.refuse(stream);
+                }
+            }
+            Err(refusal) => self.refuse_at_the_gate(stream, peer, refusal),
+        }
+    }
+
+    /// A visitor is to begin with a PROXY header. It takes up one of the service's visitors from now
+    /// on; all else is for the address in the header.
+    fn announced(self: &Rc<Self>, stream: TcpStream, arrival: Arrival) {
+        let peer = arrival.peer;
+        let permit = match self.service().gate.admit_unknown(self.core()) {
+            Ok(permit) => permit,
+            Err(refusal) => return self.refuse_at_the_gate(stream, peer, refusal),
+        };
+        if !self.has_means_for(&stream, peer) {
+            return self.refuse(stream);
+        }
+        let mut beginning = Beginning {
+            bytes: Vec::with_capacity(USUAL_HEADER_BYTES),
+            ended: false,
+        };
+        // Most have sent it by now.
+        match beginning.take(|into| (&stream).read(into)) {
+            Ok(Some(told)) => self.introduced(stream, &arrival, told, beginning, permit),
+            Ok(None) => {
+                let (this, cleans_up) = (Rc::clone(self), Rc::clone(self));
+                let under_way = OneFlow::new(&self.context().cluster);
+                let task = async move {
+                    this.wait_for_header(stream, arrival, beginning, permit)
+                        .await;
+                    drop(under_way);
+                };
+                spawn_or(task, move || cleans_up.door().flow_panicked());
+            }
+            Err(refusal) => self.refuse_header(stream, peer, refusal),
+        }
+    }
+
+    async fn wait_for_header(
+        self: Rc<Self>,
+        stream: TcpStream,
+        arrival: Arrival,
+        mut beginning: Beginning,
+        permit: Option<Permit>,
+    ) {
+        let peer = arrival.peer;
+        let socket = match TcpSocket::adopt(stream) {
+            Ok(socket) => socket,
+            Err(error) => {
+                self.count_refused_header(Refusal::ProxyHeaderMissing);
+                tracing::debug!(%peer, %error, "visitor lost before its PROXY header");
+                return;
+            }
+        };
+        let place = Place::on_this_core();
+        let comes = async {
+            loop {
+                // An error is found again by the read that follows.
+                let _ready = socket.readable().await;
+                match beginning.take(|into| socket.try_read(into)) {
+                    Ok(Some(told)) => return Ok(told),
+                    Ok(None) => {}
+                    Err(refusal) => return Err(refusal),
+                }
+            }
+        };
+        let left = HEADER_TIMEOUT.saturating_sub(arrival.accepted.elapsed());
+        let result = match place.must_go.cuts_short(timeout(left, comes)).await {
+            Some(result) => result,
+            None => Err(Refusal::ProxyHeaderCrowd),
+        };
+        drop(place);
+        // The runtime keeps its own descriptor for a moment; a reset when it is dropped.
+        match (result, socket.try_clone()) {
+            (Ok(told), Ok(stream)) if limits::is_for_flows(&stream) => {
+                self.introduced(stream, &arrival, told, beginning, permit);
+            }
+            (Ok(_), _) => {
+                self.note_want_of_descriptors(peer);
+                self.service_counters().visitors_refused.increment();
+            }
+            (Err(refusal), _) => {
+                self.count_refused_header(refusal);
+                tracing::debug!(%peer, ?refusal, "visitor reset instead of its PROXY header");
+            }
+        }
+    }
+
+    /// A visitor has said who it is.
+    fn introduced(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        arrival: &Arrival,
+        told: Told,
+        beginning: Beginning,
+        permit: Option<Permit>,
+    ) {
+        let visitor = told.visitor.unwrap_or(arrival.peer);
+        tracing::debug!(%visitor, balancer = %arrival.peer, "visitor introduced by a PROXY header");
+        let gate = &self.service().gate;
+        match gate.admit_known(self.core(), visitor.ip(), permit, Instant::now()) {
+            Ok(permit) => {
+                let Beginning { mut bytes, ended } = beginning;
+                bytes.drain(..told.header_bytes);
+                self.count_first_bytes(bytes.len());
+                self.admitted(stream, arrival, visitor, bytes, ended, permit);
+            }
+            Err(refusal) => self.refuse_at_the_gate(stream, visitor, refusal),
+        }
+    }
+
+    /// What came behind the header is the visitor's, and is counted as what is read later.
+    fn count_first_bytes(&self, bytes: usize) {
+        self.counters().tcp_bytes_in.add(bytes as u64);
+        self.service_counters().tcp_bytes_in.add(bytes as u64);
+    }
+
+    /// A visitor may come in, who has sent `sent`, and a FIN behind it if `ended`.
+    fn admitted(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        arrival: &Arrival,
+        addr: SocketAddr,
+        sent: Vec<u8>,
+        ended: bool,
+        permit: Option<Permit>,
+    ) {
+        let visitor = Visitor {
+            addr,
+            traffic: self.where_to(&stream),
+            accepted: arrival.accepted,
+            accepted_at_us: arrival.accepted_at_us,
+            chosen_by: self.core(),
+            tried: Tried::default(),
+            sent,
+            ended,
+            under_way: None,
+            _permit: permit,
+        };
+        self.send_to_a_client(stream, Box::new(visitor));
+    }
+
+    /// Where a visitor has connected to. The socket is asked only if it is open to several addresses.
+    fn where_to(&self, stream: &TcpStream) -> SocketAddr {
+        let bound = self.traffic_addr();
+        if !bound.ip().is_unspecified() {
+            return bound;
+        }
+        stream.local_addr().map_or(bound, |local| {
+            SocketAddr::new(local.ip().to_canonical(), local.port())
+        })
+    }
+
+    // ---- refusals --------------------------------------------------------------------------------
+
+    /// Whether there are memory and descriptors for one more visitor; if not, that is counted.
+    fn has_means_for(&self, stream: &TcpStream, peer: SocketAddr) -> bool {
+        if memory::refuses_newcomers() {
+            self.counters().visitors_refused_memory.increment();
+            self.refusals().memory.increment();
+            return false;
+        }
+        let has_descriptor = limits::is_for_flows(stream);
+        if !has_descriptor {
+            self.note_want_of_descriptors(peer);
+        }
+        has_descriptor
+    }
+
+    /// The descriptors that are left are not for visitors.
+    fn note_want_of_descriptors(&self, visitor: SocketAddr) {
+        self.counters().visitors_refused_descriptors.increment();
+        self.refusals().descriptors.increment();
+        if let Some(suppressed) = self.context().dial_log.pass(Instant::now()) {
+            tracing::warn!(
+                %visitor,
+                descriptors = limits::flow_descriptors_max(),
+                suppressed,
+                "no file descriptor is left for visitors (ulimit -n); this one is reset"
+            );
+        }
+    }
+
+    fn refuse_at_the_gate(&self, stream: TcpStream, visitor: SocketAddr, refusal: Refusal) {
+        self.counters().visitors_refused_bounds.increment();
+        tracing::debug!(%visitor, ?refusal, "visitor reset at the gate");
+        self.refuse(stream);
+    }
+
+    fn refuse_header(&self, stream: TcpStream, peer: SocketAddr, refusal: Refusal) {
+        self.count_refused_header(refusal);
+        tracing::debug!(%peer, ?refusal, "visitor reset instead of its PROXY header");
+        refuse(stream);
+    }
+
+    fn count_refused_header(&self, refusal: Refusal) {
+        refusal.counter(self.refusals()).increment();
+        self.counters().visitors_refused_proxy_header.increment();
+        self.service_counters().visitors_refused.increment();
+    }
+
+    /// What this core counts of those whom the service has refused.
+    pub(super) fn refusals(&self) -> &RefusalCounters {
+        &self.service().gate.refusals()[self.core()]
+    }
+
+    /// Resets a visitor who has not reached a client.
+    pub(super) fn refuse(&self, stream: TcpStream) {
+        self.service_counters().visitors_refused.increment();
+        refuse(stream);
+    }
+}
+
+/// The header, if it comes in time.
+async fn timeout(
+    left: Duration,
+    comes: impl Future<Output = Result<Told, Refusal>>,
+) -> Result<Told, Refusal> {
+    let result = crate::core::time::timeout(left, comes).await;
+    result.unwrap_or(Err(Refusal::ProxyHeaderLate))
+}

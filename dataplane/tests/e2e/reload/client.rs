@@ -1,0 +1,182 @@
+//! Another configuration for a running client.
+
+use std::net::SocketAddr;
+
+use crate::support::door::{Door, DoorSetup, entry_by, published};
+use crate::support::http;
+use crate::support::ports;
+use crate::support::program::Program;
+use crate::support::service::{TcpService, echo_both};
+use crate::support::subject;
+use crate::support::tunnel::Site;
+use crate::support::udp_visitor::UdpVisitor;
+use crate::support::visitor;
+use crate::support::wait;
+
+use super::{ConfigFile, door, offering, wait_until_refused};
+
+/// A client of these services at one place, and its config file.
+fn client(
+    site: &Site,
+    name: &'static str,
+    services: &[&str],
+    local: SocketAddr,
+    door: &Door,
+) -> (Program, ConfigFile) {
+    let launch = offering(name, services, local).launch(site, door.quic[0]);
+    let file = ConfigFile::of(site, &format!("{name}.toml"), ports::free_address());
+    file.append(&format!("[admin]\nlisten = \"{}\"\n", file.admin));
+    let program = launch.start();
+    program.wait_for_line("a lane", |line| line.contains("lane registered"));
+    (program, file)
+}
+
+fn service(name: &str, local: SocketAddr) -> String {
+    format!(
+        "[[client.services]]\nname = \"{name}\"\nhost = \"{}\"\nport = {}\n",
+        local.ip(),
+        local.port()
+    )
+}
+
+#[test]
+fn a_service_that_a_client_adds_or_moves_is_served_and_its_flows_go_on() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (door, _file) = door(&site, &["a", "b"], "");
+    let (tcp, _udp) = echo_both();
+    let (_client, file) = client(&site, "nas", &["a"], tcp.address, &door);
+    visitor::wait_until_served(door.traffic("a"));
+    let mut flow = visitor::connect(door.traffic("a"));
+    visitor::exchange(&mut flow, b"before");
+    let mut datagrams = UdpVisitor::new(door.traffic("a"));
+    datagrams.echo(b"before");
+    file.append(&service("b", tcp.address));
+    let said = file.taken_up();
+    assert!(said.contains("client.services[b].port: added"), "{said}");
+    visitor::wait_until_served(door.traffic("b"));
+    UdpVisitor::new(door.traffic("b")).echo(b"a datagram");
+    for _ in 0..20 {
+        visitor::echo(door.traffic("a"), b"served all the time");
+    }
+    visitor::exchange(&mut flow, b"after");
+    datagrams.echo(b"after");
+    // It moves: who comes from then on gets to the new place.
+    let elsewhere = TcpService::says("from elsewhere");
+    let before = file.text();
+    let table = service("b", tcp.address);
+    assert!(before.contains(&table));
+    file.replace(&table, &service("b", elsewhere.address));
+    file.taken_up();
+    wait::until_true("the new place is asked", || {
+        elsewhere.accepted() > 0 || {
+            let _nobody = visitor::echo_works(door.traffic("b"));
+            false
+        }
+    });
+    visitor::exchange(&mut flow, b"and again");
+    file.replace(&service("b", elsewhere.address), "");
+    file.taken_up();
+    wait_until_refused(door.traffic("b"));
+    visitor::exchange(&mut flow, b"to the end");
+    visitor::echo(door.traffic("a"), b"served");
+}
+
+#[test]
+fn a_client_whose_configuration_changes_leaves_no_moment_without_a_lane() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (door, _file) = door(&site, &["a"], "");
+    let service_of_a = TcpService::echo();
+    let (_client, file) = client(&site, "nas", &["a"], service_of_a.address, &door);
+    visitor::wait_until_served(door.traffic("a"));
+    let text = file.text();
+    let other = service("other", service_of_a.address);
+    for round in 0..20 {
+        file.write(&if round % 2 == 0 {
+            text.clone() + &other
+        } else {
+            text.clone()
+        });
+        file.taken_up();
+        for _ in 0..5 {
+            visitor::echo(door.traffic("a"), b"every visitor is served");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_is_added_gets_lanes_and_one_that_is_removed_loses_them() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let (first_site, second_site) = (Site::new(), Site::new());
+    let (first, _) = door(&first_site, &["a"], "");
+    let (second, _) = door(&second_site, &["a"], "");
+    let echo = TcpService::echo();
+    let (_client, file) = client(&first_site, "nas", &["a"], echo.address, &first);
+    visitor::wait_until_served(first.traffic("a"));
+    let mut flow = visitor::connect(first.traffic("a"));
+    visitor::exchange(&mut flow, b"before");
+    let server = |door: &Door| {
+        format!(
+            "[[client.servers]]\naddress = \"{}\"\nserver_name = \"{}\"\n",
+            door.quic[0],
+            crate::support::certs::SERVER_NAME
+        )
+    };
+    file.append(&server(&second));
+    file.taken_up();
+    visitor::wait_until_served(second.traffic("a"));
+    file.replace(&server(&first), "");
+    file.taken_up();
+    wait_until_refused(first.traffic("a"));
+    visitor::echo(second.traffic("a"), b"the other one is there");
+    visitor::exchange(&mut flow, b"it may finish");
+    drop(flow);
+    file.append(&server(&first));
+    file.taken_up();
+    visitor::wait_until_served(first.traffic("a"));
+}
+
+#[test]
+fn a_client_goes_on_with_another_token_when_both_sides_have_changed_it() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (old, new) = ("the first secret of nas", "the second secret of nas");
+    site.write("token", old);
+    let setup = DoorSetup {
+        services: vec![published("a", "both")],
+        config: entry_by("nas", "token_file = \"token\"", &["a"]),
+        auth: "method = \"token\"",
+        ..DoorSetup::default()
+    };
+    let door = Door::start(&site, &setup);
+    let at_server = ConfigFile::of(&site, "door.toml", door.admin);
+    let echo = TcpService::echo();
+    let launch = crate::support::door::Offering {
+        token: Some(old),
+        ..offering("nas", &["a"], echo.address)
+    };
+    let launch = launch.launch(&site, door.quic[0]);
+    let file = ConfigFile::of(&site, "nas.toml", ports::free_address());
+    file.append(&format!("[admin]\nlisten = \"{}\"\n", file.admin));
+    file.replace(&format!("token = \"{old}\""), "token_file = \"token\"");
+    let _client = launch.start();
+    visitor::wait_until_served(door.traffic("a"));
+    site.write("token", new);
+    let said = file.taken_up();
+    assert!(!said.contains("secret"), "{said}");
+    at_server.taken_up();
+    door.program.wait_for_line("the old proof ends", |line| {
+        line.contains("may not serve here any more")
+    });
+    visitor::wait_until_served(door.traffic("a"));
+    assert_eq!(http::get(file.admin, "/readyz").status, 200);
+}

@@ -1,0 +1,209 @@
+//! Clients that may not serve any more: they are told, drained and disconnected, and nobody else is.
+
+use crate::support::certs::{self, Identity};
+use crate::support::door::{Door, DoorSetup, Offering, entry, entry_by, published};
+use crate::support::program::Program;
+use crate::support::service::TcpService;
+use crate::support::subject;
+use crate::support::tunnel::Site;
+use crate::support::visitor::{self, Ending};
+
+use super::{ConfigFile, offering, wait_until_refused};
+
+/// What flows get of a client that may not serve any more.
+const DRAIN: &str = "[server]\ndrain_timeout = \"2s\"\n";
+
+fn by_certificate(site: &Site, auth: &'static str, clients: &[String]) -> (Door, ConfigFile) {
+    let setup = DoorSetup {
+        services: vec![published("a", "tcp"), published("b", "tcp")],
+        config: clients.concat(),
+        auth,
+        cores: 2,
+        ..DoorSetup::default()
+    };
+    let door = Door::start(site, &setup);
+    let file = ConfigFile::of(site, "door.toml", door.admin);
+    file.replace("[server]\n", DRAIN);
+    file.taken_up();
+    (door, file)
+}
+
+fn says_withdrawn(door: &Door, client: &str, why: &str) {
+    door.program
+        .wait_for_line("why it is disconnected", |line| {
+            line.contains("may not serve here any more")
+                && line.contains(client)
+                && line.contains(why)
+        });
+}
+
+/// Its lanes, as its log has them.
+fn lanes_registered(client: &Program) -> usize {
+    let lines = client.lines();
+    lines
+        .iter()
+        .filter(|it| it.contains("lane registered"))
+        .count()
+}
+
+#[test]
+fn a_client_whose_certificate_is_revoked_is_drained_and_does_not_come_back() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    site.write("ca.crl", &certs::revoking(&[], certs::ours()));
+    let auth = "method = \"mtls\"\nca_cert_file = \"ca.crt\"\ncrl_file = \"ca.crl\"";
+    let (door, file) = by_certificate(&site, auth, &[]);
+    let service = TcpService::echo();
+    let bad = offering("bad", &["a"], service.address).start(&site, door.quic[0]);
+    let _good = offering("good", &["b"], service.address).start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("a"));
+    visitor::wait_until_served(door.traffic("b"));
+    let (mut ends, mut stays) = (
+        visitor::connect(door.traffic("a")),
+        visitor::connect(door.traffic("b")),
+    );
+    visitor::exchange(&mut ends, b"before");
+    visitor::exchange(&mut stays, b"before");
+    let cert_pem = std::fs::read_to_string(site.path().join("bad.crt")).expect("its certificate");
+    let key_pem = String::new();
+    let revoked = Identity { cert_pem, key_pem };
+    site.write("ca.crl", &certs::revoking(&[&revoked], certs::ours()));
+    file.taken_up();
+    says_withdrawn(&door, "", "revoked");
+    visitor::exchange(&mut ends, b"it has a little time");
+    assert!(matches!(visitor::read_to_end(&mut ends), Ending::Reset(_)));
+    assert!(!visitor::echo_works(door.traffic("a")));
+    bad.wait_for_line("why it is refused", |line| line.contains("revoked"));
+    visitor::exchange(&mut stays, b"the other one goes on");
+    visitor::echo(door.traffic("b"), b"and is served");
+}
+
+#[test]
+fn a_list_that_the_ca_has_not_signed_or_that_is_none_is_refused() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    site.write("ca.crl", &certs::revoking(&[], certs::ours()));
+    let auth = "method = \"mtls\"\nca_cert_file = \"ca.crt\"\ncrl_file = \"ca.crl\"";
+    let (_door, file) = by_certificate(&site, auth, &[]);
+    for (list, says) in [
+        (certs::revoking(&[], certs::strangers()), "has signed"),
+        ("not a list".into(), "X509 CRL"),
+    ] {
+        site.write("ca.crl", &list);
+        let answer = file.reload();
+        assert_eq!(answer.status, 422);
+        assert!(
+            answer.body.contains(says) && answer.body.contains("ca.crl"),
+            "{}",
+            answer.body
+        );
+    }
+}
+
+#[test]
+fn a_client_whose_entry_is_gone_is_drained_and_told_what_is_missing() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (gone, stays) = (entry("gone", &["a"]), entry("stays", &["b"]));
+    let (door, file) = by_certificate(&site, "", &[gone.clone(), stays]);
+    let service = TcpService::echo();
+    let client = offering("gone", &["a"], service.address).start(&site, door.quic[0]);
+    let _other = offering("stays", &["b"], service.address).start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("a"));
+    visitor::wait_until_served(door.traffic("b"));
+    let mut flow = visitor::connect(door.traffic("a"));
+    visitor::exchange(&mut flow, b"before");
+    file.replace(&gone, "");
+    file.taken_up();
+    says_withdrawn(&door, "gone", "entry");
+    visitor::exchange(&mut flow, b"it has a little time");
+    assert!(matches!(visitor::read_to_end(&mut flow), Ending::Reset(_)));
+    client.wait_for_line("what is missing", |line| {
+        line.contains("[[server.clients]]")
+    });
+    visitor::echo(door.traffic("b"), b"the other one is served");
+    file.append(&gone);
+    file.taken_up();
+    visitor::wait_until_served(door.traffic("a"));
+}
+
+#[test]
+fn a_client_whose_token_is_another_one_now_comes_back_with_that() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let token = |text: &str| entry_by("nas", &format!("token = \"{text}\""), &["a"]);
+    let (old, new) = ("the first secret of nas", "the second secret of nas");
+    let (door, file) = by_certificate(&site, "method = \"token\"", &[token(old)]);
+    let service = TcpService::echo();
+    let with = |name, token| Offering {
+        token: Some(token),
+        ..offering(name, &["a"], service.address)
+    };
+    let client = with("old", old).start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("a"));
+    file.replace(old, new);
+    file.taken_up();
+    says_withdrawn(&door, "nas", "token");
+    client.wait_for_line("its refusal", |line| line.contains("not authenticated"));
+    wait_until_refused(door.traffic("a"));
+    let _new = with("new", new).start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("a"));
+}
+
+#[test]
+fn a_client_that_may_serve_less_loses_that_and_keeps_its_lanes() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (door, file) = by_certificate(&site, "", &[entry("nas", &["a", "b"])]);
+    let service = TcpService::echo();
+    let client = offering("nas", &["a", "b"], service.address).start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("a"));
+    visitor::wait_until_served(door.traffic("b"));
+    let mut flow = visitor::connect(door.traffic("b"));
+    visitor::exchange(&mut flow, b"before");
+    let before = lanes_registered(&client);
+    file.replace("services = [\"a\", \"b\"]", "services = [\"a\"]");
+    file.taken_up();
+    assert!(!visitor::echo_works(door.traffic("b")), "at once");
+    visitor::echo(door.traffic("a"), b"this one it may serve");
+    visitor::exchange(&mut flow, b"who is in stays");
+    client.wait_for_line("the news", |line| {
+        line.contains("does not let this client serve")
+    });
+    file.replace("services = [\"a\"]", "services = [\"b\", \"a\"]");
+    file.taken_up();
+    visitor::echo(door.traffic("b"), b"at once");
+    visitor::exchange(&mut flow, b"after");
+    assert_eq!(lanes_registered(&client), before, "no lane was made anew");
+}
+
+#[test]
+fn a_client_whose_certificate_expires_is_disconnected() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let (door, _file) = by_certificate(&site, "", &[]);
+    let service = TcpService::echo();
+    let offering = offering("short", &["a"], service.address);
+    let launch = offering.launch(&site, door.quic[0]);
+    let (identity, _ends) = Identity::client_for_seconds(12);
+    identity.write(site.path(), "short");
+    let client = launch.start();
+    client.wait_for_line("a lane", |line| line.contains("lane registered"));
+    let mut flow = visitor::connect(door.traffic("a"));
+    visitor::exchange(&mut flow, b"before");
+    says_withdrawn(&door, "", "expired");
+    assert!(matches!(visitor::read_to_end(&mut flow), Ending::Reset(_)));
+    wait_until_refused(door.traffic("a"));
+}

@@ -1,0 +1,34 @@
+//! HandOvers: what a server has sent through a lane because the client has none on the core where it came.
+//!
+//! A visitor is accepted by whichever core of the server the kernel chooses. If the client has no
+//! lane there, the visitor goes to a core that has one, which only the server sees. The client
+//! decides by this whether a lane more is worth its keep.
+
+use crate::error::DecodeError;
+use crate::varint;
+use crate::wire;
+
+/// Counts of one lane since it was registered. A server says the first ones, all 0, as soon as the
+/// lane is registered: by them a client knows that it will be told of others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandOvers {
+    /// Visitors whose flow was opened on this lane and who came to a core without one: TCP
+    /// connections and UDP sources.
+    pub visitors: u64,
+    /// UDP packets of visitors that another core received and passed to this lane's.
+    pub datagrams: u64,
+}
+
+impl HandOvers {
+    pub(super) fn encode(self, out: &mut Vec<u8>) {
+        varint::put(out, self.visitors);
+        varint::put(out, self.datagrams);
+    }
+
+    pub(super) fn decode(buf: &mut &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self {
+            visitors: wire::varint(buf, "visitors handed over")?,
+            datagrams: wire::varint(buf, "datagrams handed over")?,
+        })
+    }
+}
