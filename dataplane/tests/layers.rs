@@ -19,8 +19,8 @@ const PROGRAM: &[&[&str]] = &[
 const SERVER: &[&[&str]] = &[
     &["ids", "pool", "bounds"],
     &["tcp::visitor", "udp::forwarded"],
-    &["mail"],
     &["shared"],
+    &["mail"],
     &["tcp::opening", "udp"],
     &["door"],
     &["entrance"],
