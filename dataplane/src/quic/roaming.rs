@@ -346,6 +346,49 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_comes_along_tcp_needs_no_budget_but_has_to_prove_who_it_is() {
+        let now = Instant::now();
+        let mut roaming = answering(1);
+        let over_tls = Way {
+            tls: Some(TlsId::new(5)),
+            ..way(2)
+        };
+        let moved = roaming.strayed(over_tls, 100, now, 7, 0);
+        assert_eq!(moved, Some(Moved::Challenge(7)));
+        assert_eq!((roaming.current(), roaming.budget()), (over_tls, None));
+        assert!(roaming.expire(now + PROOF_TIMEOUT), "nobody has answered");
+        assert_eq!(roaming.current(), way(1));
+        // Another connection from the same port is another way.
+        let next = Way {
+            tls: Some(TlsId::new(6)),
+            ..way(2)
+        };
+        assert_eq!(
+            roaming.strayed(over_tls, 100, now, 8, 0),
+            Some(Moved::Challenge(8))
+        );
+        assert!(roaming.answered(8));
+        let later = now + STILL_THERE;
+        assert_eq!(
+            roaming.strayed(next, 100, later, 9, 0),
+            Some(Moved::Challenge(9))
+        );
+    }
+
+    #[test]
+    fn a_client_sends_where_it_chooses_and_needs_no_proof_of_its_server() {
+        let mut roaming = Roaming::new(way(1));
+        let over_tls = Way {
+            tls: Some(TlsId::new(5)),
+            ..way(1)
+        };
+        roaming.choose(over_tls);
+        assert_eq!((roaming.current(), roaming.budget()), (over_tls, None));
+        roaming.choose(way(1));
+        assert_eq!((roaming.current(), roaming.deadline()), (way(1), None));
+    }
+
+    #[test]
     fn a_peer_that_is_still_heard_is_followed_after_several_packets_in_a_row() {
         let mut now = Instant::now();
         let mut roaming = answering(1);

@@ -98,7 +98,10 @@ fn each_lane_over_tls_comes_to_the_core_that_it_is_for() {
         cores: 3,
         ..two_listeners()
     });
-    let setup = over("transport = \"tls\"", 2);
+    let setup = ClientSetup {
+        client: vec!["lanes = 3"],
+        ..over("transport = \"tls\"", 2)
+    };
     let client = start_client(&both.site, &setup, both.path.address, both.tcp.address);
     // However the kernel spreads them, each lane's connection is brought to its core.
     client.wait_for_line("the third lane", |line| {

@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use qmux_config::Transport;
 use qmux_proto::LaneError;
 
-use super::attempt::{AttemptEnd, Dialed};
-use super::session::{Leaving, Session};
+use super::attempt::Dialed;
+use super::ending::AttemptEnd;
+use super::leaving::Leaving;
+use super::session::Session;
 use crate::client::servers::server::ServerState;
 use crate::client::{ClientCore, carrier};
 use crate::core::time;
