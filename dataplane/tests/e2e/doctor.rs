@@ -235,14 +235,38 @@ fn a_firewall_that_drops_udp_alone_is_told_from_a_host_that_is_away() {
         "firewall",
         "Allow UDP port",
         "not TCP",
+        "over TCP gets through, so the client serves over it",
     ];
     said.assert_finds("udp", &["name", "route"], &words);
 
     let (program, server) = server_behind(&site, "nft add rule ip t in drop");
     let launch = doctor_launch(&site, &impatient(), &server.to_string(), service);
     let said = run(launch.in_network_of(&program));
-    let words = ["no answer from", &udp_of(server), "firewall"];
+    let words = [
+        "no answer from",
+        &udp_of(server),
+        "firewall",
+        "nor does TLS over TCP",
+    ];
     said.assert_finds("udp", &["name", "route"], &words);
+}
+
+#[test]
+fn a_server_that_is_reached_over_tls_alone_is_examined_over_tls() {
+    if is_left_out() {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let service = TcpService::echo();
+    let setup = ClientSetup {
+        server: vec!["transport = \"tls\""],
+        ..impatient()
+    };
+    examine(&site, &setup, server.quic(), service.address).assert_well();
+    let nobody = ports::free_address();
+    let said = examine(&site, &setup, nobody, service.address);
+    said.assert_finds("tls", &["name", "service"], &[&nobody.to_string(), "TCP"]);
 }
 
 #[test]

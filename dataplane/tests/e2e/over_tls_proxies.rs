@@ -2,6 +2,8 @@
 
 use std::net::{SocketAddr, TcpStream};
 
+use rustix::process::Signal;
+
 use crate::support::program::{Launch, Program};
 use crate::support::random::Random;
 use crate::support::service::TcpService;
@@ -66,11 +68,14 @@ fn through(proxy: &str, more: &[&'static str]) -> ClientSetup {
 
 fn assert_serves(site: &Site, setup: &ClientSetup, server: &Server) {
     let service = TcpService::echo();
-    let client = client_launch(site, setup, server.quic(), service.address).start();
+    let mut client = client_launch(site, setup, server.quic(), service.address).start();
     if let Err(log) = client.wait_until_ready() {
         panic!("the client ended instead of becoming ready:\n{log}");
     }
     visitor::echo(server.traffic(), &Random::new(1).bytes(1_000_003));
+    // One that is killed would be sent the next one's visitor.
+    client.signal(Signal::TERM);
+    client.wait_for_exit();
 }
 
 fn assert_says(site: &Site, setup: &ClientSetup, server: SocketAddr, words: &[&str]) {
@@ -126,7 +131,7 @@ fn what_a_proxy_says_against_it_is_named_with_the_proxy() {
             &site,
             &setup,
             server.quic(),
-            &[&named, "407", "password_file"],
+            &[&named, "it answers 40", "password_file"],
         );
     }
     let elsewhere = through(&format!("http://me:correct@{named}"), &[]);

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use qmux_config::Transport;
 
+use crate::client::servers::transport::Riding;
+
 /// A lane whose questions were left unanswered for this long dials TLS: several of them, and longer than most round
 /// trips. Together with the time until the first question is asked, and two round trips of the dial, that is a pause of some
 /// two seconds.
@@ -37,23 +39,6 @@ const SPARE_FOR: Duration = Duration::from_secs(45);
 
 /// UDP that has carried a lane for this long is not distrusted for what was before.
 const STEADY: Duration = Duration::from_secs(10 * 60);
-
-/// What carries the lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Riding {
-    Udp,
-    Tls,
-}
-
-impl Riding {
-    /// As `/status` names it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Riding::Udp => "quic",
-            Riding::Tls => "tls",
-        }
-    }
-}
 
 /// Why a lane moves, in words for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

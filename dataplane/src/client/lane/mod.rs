@@ -7,7 +7,7 @@ mod attempt_tests;
 pub(super) mod backoff;
 mod beside;
 mod ending;
-pub(super) mod fallback;
+mod fallback;
 mod leaving;
 pub(super) mod plan;
 mod reach;

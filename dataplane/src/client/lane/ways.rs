@@ -8,9 +8,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::ClientLane;
-use super::fallback::{Action, Fallback, Riding, Why};
+use super::fallback::{Action, Fallback, Why};
 use super::scout;
-use crate::client::servers::transport::QuicProbe;
+use crate::client::servers::transport::{QuicProbe, Riding};
 use crate::client::{ClientCore, carrier};
 use crate::jitter::jittered;
 use crate::quic::over_tls::TlsConnection;

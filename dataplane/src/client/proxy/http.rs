@@ -47,7 +47,8 @@ pub(super) fn answer(said: &[u8]) -> Result<Step, String> {
     }
     let reason = response.reason.unwrap_or_default();
     let advice = match code {
-        407 => {
+        // tinyproxy says 401 to a wrong password.
+        401 | 407 => {
             ": it wants a user and a password, or others than these; set proxy = \
                 \"http://user@host:port\" and password_file"
         }

@@ -5,7 +5,22 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::client::lane::fallback::Riding;
+/// What carries the lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Riding {
+    Udp,
+    Tls,
+}
+
+impl Riding {
+    /// As `/status` names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Riding::Udp => "quic",
+            Riding::Tls => "tls",
+        }
+    }
+}
 
 /// For how long QUIC is not waited for after it was unheard.
 const IN_VAIN_FOR: Duration = Duration::from_secs(60);

@@ -33,6 +33,9 @@ use rate::{Meter, Rate, Rates, Shares};
 /// Lanes that nobody has registered on. One costs about 40 KB.
 pub(super) const PLACES_MAX: usize = 1_024;
 
+/// As few as that are still enough for honest clients that come one after the other.
+const PLACES_MIN: usize = 16;
+
 /// Above so many of them a stranger must show that he receives at his address: those who invent
 /// theirs get no more.
 pub(super) const PLACES_UNPROVED_MAX: usize = PLACES_MAX / 4;
@@ -116,6 +119,7 @@ struct Place {
 /// What strangers hold and have been given.
 #[derive(Debug)]
 pub(super) struct Admission {
+    places_max: usize,
     /// By the lanes' numbers, which count up: the first one is the oldest.
     places: BTreeMap<u64, Place>,
     /// Places of each network that has any.
@@ -129,12 +133,19 @@ impl Admission {
     /// `seed` must not be guessable: it decides which networks share a meter.
     pub(super) fn new(seed: u64, now: Instant) -> Admission {
         Admission {
+            places_max: PLACES_MAX,
             places: BTreeMap::new(),
             held: HashMap::new(),
             unproved: Meter::new(now),
             proved: Shares::new(PROVED, seed, now),
             answers: Shares::new(ANSWERS, seed.rotate_left(32), now),
         }
+    }
+
+    /// With fewer places than [`PLACES_MAX`], where each takes something that is short.
+    pub(super) fn with_places(mut self, places_max: usize) -> Admission {
+        self.places_max = places_max.clamp(PLACES_MIN, PLACES_MAX);
+        self
     }
 
     /// Places taken.
@@ -157,7 +168,7 @@ impl Admission {
                 Verdict::Refuse(Refused::Answers)
             };
         }
-        let displaces = if self.places.len() < PLACES_MAX {
+        let displaces = if self.places.len() < self.places_max {
             if !self.has_place_for(network) {
                 return Verdict::Refuse(Refused::NoPlaceForNetwork);
             }
@@ -208,7 +219,7 @@ impl Admission {
     /// Whether a network may hold one more place: no more than there would be left for others.
     fn has_place_for(&self, network: Network) -> bool {
         let held = self.held.get(&network).copied().unwrap_or(0);
-        held < PLACES_MAX.saturating_sub(self.places.len())
+        held < self.places_max.saturating_sub(self.places.len())
     }
 
     fn oldest_if_stale(&self, now: Instant) -> Option<u64> {
@@ -265,6 +276,19 @@ mod tests {
             lane += 1;
         }
         assert_eq!(admission.places(), PLACES_MAX / 2);
+        begin(&mut admission, lane, ip(2, 1), true, now);
+    }
+
+    #[test]
+    fn with_fewer_places_one_network_gets_half_of_them_too() {
+        let now = Instant::now();
+        let mut admission = Admission::new(1, now).with_places(40);
+        let mut lane = 0;
+        while admission.judge(ip(1, 1), true, now) == BEGIN {
+            admission.take(lane, ip(1, 1), now);
+            lane += 1;
+        }
+        assert_eq!(admission.places(), 20);
         begin(&mut admission, lane, ip(2, 1), true, now);
     }
 

@@ -167,7 +167,7 @@ impl Endpoint {
             next_tls: Cell::new(0),
             tls_admission: setup
                 .accepts
-                .then(|| RefCell::new(Admission::new(rand::random(), Instant::now()))),
+                .then(|| RefCell::new(tls_port::admission(setup.group))),
             tls_handshakes: RefCell::default(),
             tls_context: RefCell::default(),
             tls_stop: Event::default(),

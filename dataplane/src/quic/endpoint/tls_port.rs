@@ -16,9 +16,10 @@ use boring::ssl::SslContext;
 use super::Endpoint;
 use crate::core::event::{Event, yield_now};
 use crate::core::panics::contain;
-use crate::quic::admission::Verdict;
+use crate::quic::admission::{Admission, Verdict};
 use crate::quic::over_tls::{self, TlsConnection};
 use crate::quic::roaming::TlsId;
+use crate::sys::limits;
 use crate::sys::tcp::{self, Acceptor, TcpSocket};
 
 /// Connections accepted before the other tasks of the core get a turn.
@@ -33,6 +34,15 @@ const REFUSED_LOG_PAUSE: Duration = Duration::from_secs(60);
 /// How long a stranger's connection may take to be a lane's, beyond two handshakes: as long as a lane may take to
 /// register.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The part of the descriptors that strangers' connections may have, on all cores together: 1 in so many.
+const DESCRIPTORS_PART: usize = 8;
+
+/// Who may have a connection, on one of so many cores: each of them takes a descriptor that visitors need as well.
+pub(super) fn admission(cores: usize) -> Admission {
+    let places = limits::flow_descriptors_max() / DESCRIPTORS_PART / cores.max(1);
+    Admission::new(rand::random(), Instant::now()).with_places(places)
+}
 
 impl Endpoint {
     /// What TLS connections that begin from now on are shown.
@@ -84,7 +94,9 @@ impl Endpoint {
             return;
         };
         let now = Instant::now();
-        let Some(id) = self.take_tls_place(peer, now) else {
+        // The last descriptors are not for strangers.
+        let place = limits::is_for_flows(&stream).then(|| self.take_tls_place(peer, now));
+        let Some(id) = place.flatten() else {
             tcp::refuse(stream);
             return;
         };

@@ -162,6 +162,9 @@ impl Lane {
         if rides && self.nobody_listens(std::io::ErrorKind::ConnectionReset) {
             return;
         }
+        if rides {
+            self.is_cut_off();
+        }
         if let Some(events) = self.events() {
             events.way_lost(self, id);
         }

@@ -88,6 +88,12 @@ impl Silence {
         }
     }
 
+    /// Nothing can be heard any more. True if that is news.
+    fn cut_off(&self, now: Instant) -> bool {
+        self.since.set(Some(self.since.get().unwrap_or(now)));
+        self.notice(now)
+    }
+
     /// True if it is news.
     fn notice(&self, now: Instant) -> bool {
         let news = self.noticed.get().is_none();
@@ -165,6 +171,14 @@ impl Lane {
         self.silence.forget_old_packet();
         let kept = self.silence.last_packet.borrow();
         (!kept.is_empty()).then_some(kept)
+    }
+
+    /// There is no way to the peer: it is silent until it is heard by another one.
+    pub(super) fn is_cut_off(self: &Rc<Self>) {
+        let now = Instant::now();
+        if self.silence.cut_off(now) {
+            self.fell_silent();
+        }
     }
 
     fn fell_silent(self: &Rc<Self>) {
@@ -251,6 +265,17 @@ mod tests {
         assert!(!silence.asked(start, far));
         assert!(!silence.asked(start + ms(2_000), far));
         assert!(silence.asked(start + ms(2_100), far));
+    }
+
+    #[test]
+    fn a_peer_without_a_way_is_silent_at_once_until_it_is_heard() {
+        let start = Instant::now();
+        let silence = Silence::default();
+        assert!(silence.cut_off(start) && !silence.cut_off(start));
+        let (since, noticed) = (start, start);
+        assert_eq!(silence.silent(), Some(Silent { since, noticed }));
+        assert!(silence.heard());
+        assert_eq!(silence.silent(), None);
     }
 
     #[test]
