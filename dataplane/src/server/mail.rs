@@ -80,9 +80,8 @@ impl Mail for ServerMail {
     fn kind(&self) -> Kind {
         match self {
             ServerMail::Visitor { .. } => Kind::Visitor,
-            ServerMail::TlsConnection { .. } => Kind::Packet,
             ServerMail::Datagram { .. } => Kind::Datagram,
-            ServerMail::Packet { .. } => Kind::Packet,
+            ServerMail::Packet { .. } | ServerMail::TlsConnection { .. } => Kind::Packet,
             ServerMail::Evict { .. }
             | ServerMail::ClientMayBeGone { .. }
             | ServerMail::Change(_) => Kind::Control,

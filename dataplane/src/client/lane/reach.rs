@@ -153,7 +153,7 @@ async fn race(
         match alone(&mut quic, &quic_watch).await {
             None => {}
             Some(Err(end)) if is_unheard(&end) && !quic_watch.was_answered() => {
-                quic_end = Some(end)
+                quic_end = Some(end);
             }
             Some(done) => return done,
         }

@@ -1,6 +1,6 @@
 //! HTTP proxies: the method CONNECT (RFC 9110, section 9.3.6). No I/O here.
 
-use qmux_config::ProxyAddress;
+use qmux_config::{ProxyAddress, Secret};
 
 use super::{Place, Step};
 
@@ -17,7 +17,7 @@ pub(super) fn request(proxy: &ProxyAddress, place: &Place) -> Vec<u8> {
     let (host, port) = (place.host(), place.port());
     let mut request = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n");
     if !proxy.user.is_empty() {
-        let password = proxy.password.as_ref().map(|it| it.expose());
+        let password = proxy.password.as_ref().map(Secret::expose);
         let mut credentials = proxy.user.as_bytes().to_vec();
         credentials.push(b':');
         credentials.extend_from_slice(password.unwrap_or_default());

@@ -81,7 +81,7 @@ pub(super) async fn open(
     match proxy.protocol {
         ProxyProtocolOut::Http => {
             send(socket, &http::request(proxy, place)).await?;
-            converse(socket, |said| http::answer(said)).await
+            converse(socket, http::answer).await
         }
         ProxyProtocolOut::Socks5 => {
             let mut dialogue = socks5::Dialogue::new(proxy, place)?;

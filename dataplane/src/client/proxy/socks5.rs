@@ -18,9 +18,9 @@ const IPV6: u8 = 4;
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Waits {
-    ForMethod,
-    ForPassword,
-    ForConnection,
+    Method,
+    Password,
+    Connection,
 }
 
 /// One dialogue.
@@ -58,7 +58,7 @@ impl Dialogue {
         request.extend_from_slice(&place.port().to_be_bytes());
         let password = proxy.password.as_ref().map(|it| it.expose().to_vec());
         Ok(Dialogue {
-            waits: Waits::ForMethod,
+            waits: Waits::Method,
             user: proxy.user.as_bytes().to_vec(),
             password: password.unwrap_or_default(),
             request,
@@ -80,13 +80,13 @@ impl Dialogue {
     /// What it says against it.
     pub(super) fn next(&mut self, said: &[u8]) -> Result<Step, String> {
         match self.waits {
-            Waits::ForMethod => self.method(said),
-            Waits::ForPassword => match *said {
+            Waits::Method => self.method(said),
+            Waits::Password => match *said {
                 [_, 0] => Ok(self.ask()),
                 [_, _] => Err("it refuses the user or the password".into()),
                 _ => Ok(Step::Wait),
             },
-            Waits::ForConnection => connection(said),
+            Waits::Connection => connection(said),
         }
     }
 
@@ -94,7 +94,7 @@ impl Dialogue {
         match *said {
             [VERSION, NO_AUTHENTICATION] => Ok(self.ask()),
             [VERSION, USER_AND_PASSWORD] if !self.user.is_empty() => {
-                self.waits = Waits::ForPassword;
+                self.waits = Waits::Password;
                 let mut words = vec![PASSWORD_VERSION];
                 for word in [&self.user, &self.password] {
                     // dp.toml and the environment have no longer ones.
@@ -117,7 +117,7 @@ impl Dialogue {
     }
 
     fn ask(&mut self) -> Step {
-        self.waits = Waits::ForConnection;
+        self.waits = Waits::Connection;
         Step::Say(self.request.clone())
     }
 }

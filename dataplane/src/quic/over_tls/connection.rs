@@ -117,7 +117,8 @@ async fn shake_hands(
 }
 
 async fn complete(socket: &TcpSocket, pipe: &mut TlsPipe) -> Result<(), TlsFailure> {
-    let mut buffer = [0; CHUNK_BYTES];
+    // Not in the future, which would be as large for each stranger several times over.
+    let mut buffer = vec![0; CHUNK_BYTES];
     let mut came = 0;
     loop {
         let done = pipe.handshake();
