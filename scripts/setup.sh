@@ -57,6 +57,7 @@ if ! $build_only; then
     need faketime faketime
     need strace strace
     need chromium chromium
+    need python3 python3
 fi
 
 as_root() {

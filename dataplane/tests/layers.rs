@@ -34,6 +34,15 @@ const SERVER: &[&[&str]] = &[
     &["tcp::arrival"],
 ];
 
+/// And within the client: what is known of services and servers knows no lane.
+const CLIENT: &[&[&str]] = &[
+    &["mail"],
+    &["services"],
+    &["servers"],
+    &["shared", "udp"],
+    &["lane"],
+];
+
 /// The place of a module, given by its path below the layers' root: the longest name that fits.
 fn place(layers: &[&[&str]], module: &str) -> Option<(usize, String)> {
     let fits = |part: &str| module == part || module.starts_with(&format!("{part}::"));
@@ -121,6 +130,13 @@ fn each_part_knows_only_what_is_below_it() {
         "",
         "crate::server::",
         SERVER,
+        &mut wrong,
+    );
+    check(
+        &sources.join("client"),
+        "",
+        "crate::client::",
+        CLIENT,
         &mut wrong,
     );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -10,6 +10,7 @@ mod door;
 mod entrance;
 pub(crate) mod ids;
 pub(crate) mod mail;
+mod overlap;
 pub(crate) mod plan;
 pub(crate) mod pool;
 mod shared;

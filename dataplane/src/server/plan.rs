@@ -15,6 +15,7 @@ use qmux_config::{Door, Service};
 
 use super::access_log::AccessLog;
 use super::ids::{DoorId, EntranceId};
+use super::overlap::Addresses;
 use super::shared::{ServedService, ServerSettings, ServerShared, SharedDoor};
 
 /// One port of a service as all cores know it.
@@ -70,12 +71,24 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Addresses that this process has and gives up, TCP and UDP: others cannot have them, and it
-    /// may take them again.
-    pub(crate) fn is_held(&self, address: SocketAddr, tcp: bool) -> bool {
-        let held =
-            |it: &SharedEntrance| it.traffic_addr == address && if tcp { it.tcp } else { it.udp };
-        self.closed.iter().any(held)
+    /// Where this process takes visitors of TCP, or of UDP, and gives that up: nobody else can have
+    /// these addresses, and it may take them again.
+    pub(crate) fn given_up(&self, tcp: bool) -> Addresses {
+        let of = self
+            .closed
+            .iter()
+            .filter(|it| if tcp { it.tcp } else { it.udp });
+        of.map(|it| it.traffic_addr).collect()
+    }
+
+    /// Where UDP visitors are to be taken.
+    pub(super) fn opens_udp(&self) -> Addresses {
+        let services = self.doors.iter().flat_map(|door| &door.services);
+        let opened = services.flat_map(|service| &service.opened);
+        opened
+            .filter(|it| it.udp)
+            .map(|it| it.traffic_addr)
+            .collect()
     }
 
     /// Whether the server would show another certificate, or hold clients' against something else.
@@ -157,14 +170,10 @@ pub(super) fn for_cores(
 ) -> Vec<CoreChanges> {
     let told = Arc::new(told);
     let drain_timeout = plan.settings.server().drain_timeout;
-    let opened = || plan.doors.iter().flat_map(|door| &door.services);
-    let is_taken = |address: SocketAddr| {
-        let mut opened = opened().flat_map(|service| &service.opened);
-        opened.any(|it| it.udp && it.traffic_addr == address)
-    };
+    let taken = plan.opens_udp();
     let closing = plan.closed.iter().map(|entrance| ClosedEntrance {
         entrance: *entrance,
-        udp_at_once: entrance.udp && is_taken(entrance.traffic_addr),
+        udp_at_once: entrance.udp && taken.overlap(entrance.traffic_addr),
     });
     let superseded = superseded.iter().map(|entrance| ClosedEntrance {
         entrance: *entrance,
@@ -232,7 +241,7 @@ impl Numbers {
 /// Plans the way from `current` to the doors of `settings`.
 pub(super) fn plan(
     current: &[Arc<SharedDoor>],
-    settings: Arc<ServerSettings>,
+    settings: &Arc<ServerSettings>,
     numbers: &mut Numbers,
     cores: usize,
     access_log: &Arc<AccessLog>,
@@ -242,7 +251,7 @@ pub(super) fn plan(
         doors_closed: Vec::new(),
         closed: Vec::new(),
         removed: Vec::new(),
-        settings: Arc::clone(&settings),
+        settings: Arc::clone(settings),
     };
     let new_service =
         |wanted: &Service, number| ServedService::new(wanted, number, cores, access_log);
