@@ -28,7 +28,7 @@ use crate::core::mailbox::{Mailboxes, Post};
 use crate::core::memory;
 use crate::server::ServerShared;
 use crate::server::mail::ServerMail;
-use crate::server::plan::{CoreChanges, DoorPlan, DoorSockets, Plan};
+use crate::server::shared::plan::{CoreChanges, DoorPlan, DoorSockets, Plan};
 use crate::sys;
 pub(crate) use files::Watched;
 pub(super) use listening::Listening;

@@ -1,5 +1,9 @@
 //! What the server role of all cores shares, and what each core gets of it.
 
+pub(crate) mod judge;
+mod overlap;
+pub(crate) mod plan;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,22 +16,16 @@ use qmux_config::{ClientMatcher, Config, Door, ListenerProtocol, Server, Service
 
 use super::access_log::AccessLog;
 use super::bounds::Gate;
-use super::door::offers;
 use super::ids::DoorId;
-use super::mail::ServerMail;
-use super::overlap::Addresses;
-use super::plan::{self, CoreChanges, DoorSockets, Numbers, Plan, SharedEntrance};
 use super::pool::registry::{Changed, Claim, Offered, Registry};
 use super::pool::service::ClientPool;
 use super::pool::views::{ClientView, ServiceCounts, ServiceView};
 use crate::core::service_counters::ServiceCounters;
-use crate::flow::role::RoleContext;
 use crate::quic::credentials::ServerCredentials;
 use crate::quic::tickets::{Keeper, TicketKeys};
 use crate::quic::tls;
-
-/// The core of a server.
-pub(crate) type ServerContext = RoleContext<ServerMail>;
+use overlap::Addresses;
+use plan::{CoreChanges, DoorSockets, Numbers, Plan, SharedEntrance};
 
 /// What a configuration says of a service, and where its visitors come in.
 #[derive(Debug)]
@@ -58,7 +56,7 @@ pub(crate) struct ServedService {
 }
 
 impl ServedService {
-    pub(super) fn new(
+    pub(in crate::server) fn new(
         service: &Service,
         number: usize,
         cores: usize,
@@ -78,7 +76,7 @@ impl ServedService {
         })
     }
 
-    pub(super) fn terms(&self) -> Guard<Arc<ServiceTerms>> {
+    pub(in crate::server) fn terms(&self) -> Guard<Arc<ServiceTerms>> {
         self.terms.load()
     }
 
@@ -187,7 +185,7 @@ pub(crate) struct SharedDoor {
 }
 
 impl SharedDoor {
-    pub(super) fn new(id: DoorId, door: &Door, cores: usize) -> Arc<SharedDoor> {
+    pub(in crate::server) fn new(id: DoorId, door: &Door, cores: usize) -> Arc<SharedDoor> {
         Arc::new(SharedDoor {
             id,
             quic_addrs: door.quic_addrs.clone(),
@@ -202,7 +200,7 @@ impl SharedDoor {
         self.services.load_full()
     }
 
-    pub(super) fn numbers_used(&self) -> usize {
+    pub(in crate::server) fn numbers_used(&self) -> usize {
         self.numbers_used.load(Ordering::Relaxed)
     }
 
@@ -306,7 +304,7 @@ impl ServerSettings {
     fn judge(&self, claim: &Claim, table: &ServiceTable) -> Option<Vec<Offered>> {
         let admission = self.matcher.again(&claim.admission, claim.token.as_ref());
         let is_admitted = admission != qmux_config::Admission::Refused;
-        is_admitted.then(|| offers::judge(table, &admission, &claim.offers).1)
+        is_admitted.then(|| judge::judge(table, &admission, &claim.offers).1)
     }
 }
 
