@@ -208,7 +208,7 @@ mod tests {
                 // Whoever is never later than the bucket takes to fill loses nothing, but for what
                 // the roundings take.
                 let due = bucket.bytes_in(now - began);
-                let least = due - due / 50 - bucket.burst().min(due);
+                let least = (due - due / 50).saturating_sub(bucket.burst());
                 assert!(taken >= least, "seed {seed}, rate {rate}: {taken} of {due}");
             }
         }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use qmux_config::{AdminListen, Config, Door, Server, TrafficAddr};
 
 use crate::process::exit::Failure;
-use crate::server::plan::{DoorSockets, EntranceSockets, Plan, SharedEntrance};
+use crate::server::shared::plan::{DoorSockets, EntranceSockets, Plan, SharedEntrance};
 use crate::sys::bind::{
     GrantedBuffers, UDP_BUFFER_BYTES, probe_free, raise_udp_buffers, tcp_reuseport, udp_reuseport,
 };

@@ -3,11 +3,15 @@
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use super::ids::{DoorId, EntranceId};
-use super::plan::CoreChanges;
 use super::pool::service::FlowTicket;
+use super::shared::plan::CoreChanges;
 use super::tcp::visitor::Visitor;
 use super::udp::forwarded::ForwardedUdp;
 use crate::core::mailbox::{Kind, Mail};
+use crate::flow::role::RoleContext;
+
+/// The core of a server.
+pub(crate) type ServerContext = RoleContext<ServerMail>;
 
 /// One hand-over.
 #[derive(Debug)]

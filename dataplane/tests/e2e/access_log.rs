@@ -256,6 +256,48 @@ fn a_log_that_was_renamed_goes_on_in_a_new_file_after_sighup() {
 }
 
 #[test]
+fn a_reload_moves_the_log_to_another_file_or_switches_it_off() {
+    if subject::only_wire("access_log") {
+        return;
+    }
+    let (service, admin) = (TcpService::echo(), ports::free_address());
+    let setup = ServerSetup {
+        server: vec![TO_FILE],
+        admin: Some(admin),
+        ..ServerSetup::default()
+    };
+    let tunnel = Tunnel::with(&setup, &ClientSetup::default(), service.address);
+    let config = tunnel.site.path().join("server.toml");
+    let text = fs::read_to_string(&config).expect("readable");
+    let reload = |log: &str| {
+        let text = text.replace(TO_FILE, &format!("access_log = \"{log}\""));
+        fs::write(&config, text).expect("written");
+        let request = "POST /reload HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        http::request(admin, request).expect("answered").status
+    };
+    let flow = || {
+        let mut stream = visitor::connect(tunnel.traffic());
+        let from = stream.local_addr().expect("connected");
+        visitor::exchange(&mut stream, b"hello");
+        visitor::finish(&stream);
+        visitor::read_to_end(&mut stream);
+        from
+    };
+    let [first, second] = ["access.log", "second.log"].map(|name| tunnel.site.path().join(name));
+    line_of(&first, flow());
+    assert_eq!(reload("second.log"), 200);
+    line_of(&second, flow());
+    assert_ne!(reload("missing/third.log"), 200, "nothing changes");
+    line_of(&second, flow());
+    assert_eq!(reload("off"), 200);
+    let unseen = flow();
+    assert_eq!(reload("second.log"), 200);
+    line_of(&second, flow());
+    let unseen = unseen.to_string();
+    assert!(lines(&second).iter().all(|line| line["visitor"] != unseen));
+}
+
+#[test]
 fn a_full_disk_stops_nobody_is_said_once_and_counted() {
     if subject::only_wire("access_log") {
         return;

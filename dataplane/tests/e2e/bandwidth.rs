@@ -52,7 +52,9 @@ impl Limited {
             client: "lanes = 1",
         };
         let client = offering.start(&site, door.quic[0]);
-        visitor::wait_until_served(door.traffic("free"));
+        for service in ["free", "limited"] {
+            http::wait_for(door.admin, &format!("/readyz?service={service}"), 200);
+        }
         Self {
             door,
             _client: client,

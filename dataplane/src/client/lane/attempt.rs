@@ -116,11 +116,9 @@ impl Dialed {
             Rc::clone(&lane),
             ClientFlows::new(Rc::clone(&lane), &core.udp, &settings.services, &answers),
             answers,
-            Rc::clone(&core.context),
-            Arc::clone(&core.shared),
+            core,
             Arc::clone(server),
             Arc::clone(&settings),
-            core.next_serial(),
         );
         lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
         // The endpoint lives as long as its one lane, and that as long as this attempt or what it leaves behind.
