@@ -2,9 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
+use crossbeam::channel::Sender;
+
 use super::ids::{DoorId, EntranceId};
 use super::plan::CoreChanges;
 use super::pool::service::FlowTicket;
+use super::succession::Lent;
 use super::tcp::visitor::Visitor;
 use super::udp::forwarded::ForwardedUdp;
 use crate::core::mailbox::{Kind, Mail};
@@ -60,6 +63,11 @@ pub(crate) enum ServerMail {
     },
     /// The configuration has changed.
     Change(Box<CoreChanges>),
+    /// A successor wants descriptors of the core's sockets.
+    Lend(Sender<Vec<Lent>>),
+    /// The successor has them: it reads them from now on, and this core does no more. Told when that
+    /// is so.
+    HandedOver(Sender<()>),
 }
 
 impl Mail for ServerMail {
@@ -70,7 +78,9 @@ impl Mail for ServerMail {
             ServerMail::Packet { .. } => Kind::Packet,
             ServerMail::Evict { .. }
             | ServerMail::ClientMayBeGone { .. }
-            | ServerMail::Change(_) => Kind::Control,
+            | ServerMail::Change(_)
+            | ServerMail::Lend(_)
+            | ServerMail::HandedOver(_) => Kind::Control,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
@@ -19,6 +19,7 @@ use super::plan::{self, CoreChanges, DoorSockets, Numbers, Plan, SharedEntrance}
 use super::pool::registry::{Changed, Claim, Offered, Registry};
 use super::pool::service::ClientPool;
 use super::pool::views::{ClientView, ServiceCounts, ServiceView};
+use super::succession::Predecessor;
 use crate::core::service_counters::ServiceCounters;
 use crate::flow::role::RoleContext;
 use crate::quic::credentials::ServerCredentials;
@@ -320,6 +321,8 @@ pub(crate) struct ServerShared {
     numbers: Mutex<Numbers>,
     draining: Mutex<Draining>,
     cores: usize,
+    /// The process that had the sockets before, while it lets its flows finish.
+    pub(crate) predecessor: OnceLock<Predecessor>,
     /// Told of each flow that ends, whatever its service.
     access_log: Arc<AccessLog>,
     /// Drawn at this process's start.
@@ -346,6 +349,7 @@ impl ServerShared {
     ) -> Result<ServerShared, String> {
         let settings = ServerSettings::new(config, server, 0)?;
         Ok(ServerShared {
+            predecessor: OnceLock::new(),
             access_log: Arc::clone(access_log),
             settings: ArcSwap::from_pointee(settings),
             doors: ArcSwap::default(),

@@ -271,7 +271,7 @@ impl Reloader {
                 let is_ours = |address, tcp| {
                     plan.is_held(address, tcp) || (!tcp && shared.drains_at(address))
                 };
-                let sockets = bind::all(&plan, self.cores, is_ours);
+                let sockets = bind::all(&plan, self.cores, None, is_ours);
                 Some((plan, sockets.map_err(|error| unusable(&error))?))
             }
             _ => None,

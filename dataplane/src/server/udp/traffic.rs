@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -180,6 +181,11 @@ pub(crate) struct TrafficSocket {
     /// It takes no new flow, and those that it has may go on until then.
     leaves_until: Cell<Option<Instant>>,
     closed: Cell<bool>,
+    /// Visitors' datagrams are left in the socket until there is somebody to send them to.
+    is_held_back: Cell<bool>,
+    may_receive: Event,
+    /// Another process reads them.
+    is_handed_over: Cell<bool>,
     /// One event for each task, because an event wakes one.
     receive_over: Event,
     sweep_over: Event,
@@ -217,6 +223,9 @@ impl TrafficSocket {
             stopping: Cell::new(false),
             leaves_until: Cell::new(None),
             closed: Cell::new(false),
+            is_held_back: Cell::new(false),
+            may_receive: Event::default(),
+            is_handed_over: Cell::new(false),
             receive_over: Event::default(),
             sweep_over: Event::default(),
         });
@@ -230,6 +239,32 @@ impl TrafficSocket {
     /// the last client the socket closes, so that the kernel says to whoever comes that nobody listens.
     pub(crate) fn stop(&self) {
         self.stopping.set(true);
+    }
+
+    /// To be called at once: visitors' datagrams wait in the socket for [`Self::begin_to_receive`].
+    pub(crate) fn hold_back(&self) {
+        self.is_held_back.set(true);
+    }
+
+    pub(crate) fn begin_to_receive(&self) {
+        self.may_receive.set();
+    }
+
+    /// The same socket for a successor; `None` while it is not read, or if there are too many open
+    /// files.
+    pub(crate) fn lend(&self) -> Option<OwnedFd> {
+        let is_read = self.receives() && !self.is_leaving();
+        is_read.then(|| self.socket.try_clone().ok()).flatten()
+    }
+
+    /// The successor reads what visitors send; what comes for them from clients is still sent.
+    pub(crate) fn receive_no_more(&self) {
+        self.is_handed_over.set(true);
+        self.receive_over.set();
+    }
+
+    fn receives(&self) -> bool {
+        !self.closed.get() && !self.is_handed_over.get()
     }
 
     /// Its service is no more, or not here: no flow begins any more, and those that there are may go
@@ -422,7 +457,13 @@ impl TrafficSocket {
     // ---- from visitors -------------------------------------------------------------------------------------------
 
     async fn receive_task(self: Rc<Self>) {
-        loop {
+        if self.is_held_back.get() {
+            let may = self.receive_over.cuts_short(self.may_receive.wait());
+            if may.await.is_none() {
+                return;
+            }
+        }
+        while !self.is_handed_over.get() {
             let ready = self.receive_over.cuts_short(self.socket.readable()).await;
             match ready {
                 None => return,
@@ -434,7 +475,7 @@ impl TrafficSocket {
                     continue;
                 }
             }
-            while !self.closed.get() && self.receive_turn() {
+            while self.receives() && self.receive_turn() {
                 yield_now().await;
             }
         }
