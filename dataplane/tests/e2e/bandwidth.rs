@@ -139,7 +139,10 @@ fn an_upload_that_has_used_up_its_bandwidth_is_held_up_and_others_of_its_lane_ar
     let came = came.load(Ordering::Relaxed);
     assert!(came > 0 && came < CRAWLED_MAX as u64, "{came} of {LARGE}");
     slow.shutdown(Shutdown::Both).expect("ended");
-    sends.join().expect("the sender").expect_err("all but the end of it was sent");
+    sends
+        .join()
+        .expect("the sender")
+        .expect_err("all but the end of it was sent");
 }
 
 #[test]
