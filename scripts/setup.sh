@@ -57,6 +57,7 @@ if ! $build_only; then
     need faketime faketime
     need strace strace
     need chromium chromium
+    need python3 python3
 fi
 
 as_root() {
@@ -110,9 +111,9 @@ else
     say "installed"
 fi
 
-# For comparisons with real programs only (qmux-bench programs), and nothing else depends on them.
+# For measurements only (qmux-bench programs, scripts/instructions.sh); nothing else depends on them.
 bench_missing=()
-for pair in redis-server:redis-server redis-benchmark:redis-tools wrk:wrk; do
+for pair in redis-server:redis-server redis-benchmark:redis-tools wrk:wrk valgrind:valgrind; do
     command -v "${pair%%:*}" >/dev/null || bench_missing+=("${pair##*:}")
 done
 if ! $build_only && [ ${#bench_missing[@]} -gt 0 ]; then
@@ -131,7 +132,7 @@ if ! $build_only && [ ${#bench_missing[@]} -gt 0 ]; then
         fi
         say "installed ${bench_missing[*]}"
     else
-        say "not installed: ${bench_missing[*]}; only qmux-bench programs needs them"
+        say "not installed: ${bench_missing[*]}; only qmux-bench programs and instructions need them"
     fi
 fi
 

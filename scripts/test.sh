@@ -68,6 +68,7 @@ step "lints of the counting build" cargo clippy --locked --workspace --features 
 # Tests of binaries that do not build would only repeat that.
 step "build" cargo build --locked --workspace --bins || finish
 step "tests" cargo test --locked --workspace --no-fail-fast || true
+step "ten services" scripts/examples/ten-services.sh "${CARGO_TARGET_DIR:-target}/debug" || true
 # The wire protocol against another QUIC stack, in both directions, by the same end-to-end tests.
 # shellcheck disable=SC2317 # called by step
 other_stack() { # server client

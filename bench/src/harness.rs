@@ -4,6 +4,7 @@
 //! here is ended with the value that holds it, and by the kernel should this process die.
 
 pub mod admin;
+pub mod callgrind;
 pub mod calls;
 pub mod cleanup;
 pub mod counters;

@@ -131,6 +131,43 @@ fn system_calls_are_counted_on_each_side() {
 }
 
 #[test]
+fn instructions_are_counted_on_each_side() {
+    if qmux_bench::harness::program::find("valgrind").is_none() {
+        eprintln!("left out, for there is no valgrind; scripts/setup.sh installs it");
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let out = directory.path().to_str().expect("UTF-8");
+    let output = qmux_bench(&[
+        "instructions",
+        "--tunnels",
+        "quinn-dp",
+        "--cases",
+        "a round trip",
+        "--repeats",
+        "1",
+        "--seconds",
+        "1",
+        "--warm-up",
+        "0.1",
+        "--out",
+        out,
+        "--functions",
+        out,
+    ]);
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{log}");
+    let report = read_json(&directory.path().join("instructions.json"));
+    for side in ["server", "client"] {
+        let instructions = median(&report, 0, 0, &format!("{side}_instructions"));
+        assert!(instructions > 1_000.0, "{side}: {instructions}");
+        let file = format!("a-round-trip-of-64-B--quinn-dp--{side}.txt");
+        let functions = std::fs::read_to_string(directory.path().join(file)).expect("functions");
+        assert!(functions.contains("quinn_proto"), "{functions}");
+    }
+}
+
+#[test]
 fn requests_of_real_programs_are_measured() {
     let missing = ["redis-server", "redis-benchmark", "nginx", "wrk"]
         .into_iter()

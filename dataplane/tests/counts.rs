@@ -95,6 +95,7 @@ fn no_unit_of_work_takes_more_calls_than_it_did() {
         overrides: Overrides::default(),
         site: Site::new().expect("a site"),
         admin: false,
+        by_instructions: false,
     };
     let service = Service::start(&Place::loopback(), &[]).expect("a service");
     let spec = concat!("qmux-dp:", env!("CARGO_BIN_EXE_qmux-dp"));

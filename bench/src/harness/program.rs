@@ -69,6 +69,8 @@ pub struct Launch {
     program: PathBuf,
     args: Vec<OsString>,
     place: Where,
+    /// A program that runs this one, with its arguments.
+    under: Vec<String>,
 }
 
 impl Launch {
@@ -79,6 +81,7 @@ impl Launch {
             program: program.into(),
             args: Vec::new(),
             place: Where::default(),
+            under: Vec::new(),
         }
     }
 
@@ -93,6 +96,13 @@ impl Launch {
     #[must_use]
     pub fn at(mut self, place: Where) -> Self {
         self.place = place;
+        self
+    }
+
+    /// Runs it by another program, which becomes it or keeps its process id.
+    #[must_use]
+    pub fn under(mut self, words: Vec<String>) -> Self {
+        self.under = words;
         self
     }
 
@@ -114,6 +124,7 @@ impl Launch {
             let cpus: Vec<String> = self.place.cpus.iter().map(usize::to_string).collect();
             words.extend(["taskset".to_owned(), "-c".to_owned(), cpus.join(",")]);
         }
+        words.extend(self.under.iter().cloned());
         words
     }
 

@@ -14,7 +14,7 @@ use super::place::Place;
 use super::program::{Launch, Program, Where};
 use super::site::{self, Addresses, Overrides, Site};
 use super::spec::{Kind, Spec};
-use super::{BenchError, ports, rathole};
+use super::{BenchError, callgrind, ports, rathole};
 
 /// How long a program may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -53,6 +53,8 @@ pub struct Setup {
     pub site: Site,
     /// Whether qmux-dp's server is to have an admin endpoint, to be asked while it runs.
     pub admin: bool,
+    /// Whether the programs run under valgrind, so that their instructions can be counted.
+    pub by_instructions: bool,
 }
 
 impl Setup {
@@ -300,7 +302,10 @@ fn launches(
     };
     let launch = |role: &str, config: &str, place: Where| {
         let file = setup.site.write(&format!("{role}.toml"), config)?;
-        let launch = Launch::new(&format!("{}'s {role}", spec.label), &program);
+        let mut launch = Launch::new(&format!("{}'s {role}", spec.label), &program);
+        if setup.by_instructions {
+            launch = launch.under(callgrind::wrapping(setup.site.path()));
+        }
         let launch = if spec.kind.reads_dp_toml() {
             launch.args(["--config".into(), file.into_os_string()])
         } else {
@@ -333,6 +338,7 @@ mod tests {
             overrides: Overrides::default(),
             site: Site::new().expect("a site"),
             admin: false,
+            by_instructions: false,
         }
     }
 

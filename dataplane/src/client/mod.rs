@@ -177,8 +177,10 @@ impl ClientCore {
         let changes = self.plan.borrow_mut().update(numbers);
         let mut supervisors = self.supervisors.borrow_mut();
         for lane in changes.retire {
-            let stays = |server: &&Arc<ServerState>| server.number == lane.0 && !server.rests();
-            let leaving = if servers.iter().any(|server| stays(&server)) {
+            let stays = |server: &Arc<ServerState>| {
+                server.number == lane.0 && !server.rests() && server.may_leave_lanes()
+            };
+            let leaving = if servers.iter().any(stays) {
                 Leaving::Surplus
             } else {
                 Leaving::Unwanted

@@ -207,7 +207,8 @@ counters! {
     lanes_taken_over,
     /// Lanes left to their last flows: their server drains or is none any more, or they are too many.
     lanes_left,
-    /// Lanes that a client opened because its server had much to hand over to those it had.
+    /// Lanes that a client opened beyond one for each of its cores: its server had much to hand over
+    /// to those that it had, or is of a version that does not tell.
     lanes_grown,
     /// Lanes that a client gave up, or did not open, because little came through all of them.
     lanes_shrunk,

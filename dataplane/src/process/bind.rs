@@ -7,7 +7,7 @@ use qmux_config::{AdminListen, Config, Door, Server, TrafficAddr};
 
 use crate::process::exit::Failure;
 use crate::process::handover::Inherited;
-use crate::server::plan::{DoorSockets, EntranceSockets, Plan, SharedEntrance};
+use crate::server::shared::plan::{DoorSockets, EntranceSockets, Plan, SharedEntrance};
 use crate::server::succession::SocketUse;
 use crate::sys::bind::{
     GrantedBuffers, UDP_BUFFER_BYTES, probe_free, raise_udp_buffers, tcp_reuseport, udp_reuseport,

@@ -24,7 +24,7 @@ use crate::core::{Cluster, memory};
 use crate::quic::tickets::TicketKeys;
 use crate::ready::Readiness;
 use crate::server::ServerShared;
-use crate::server::plan::CoreChanges;
+use crate::server::shared::plan::CoreChanges;
 use crate::sys::cpu::{self, Allowed};
 use crate::sys::limits;
 

@@ -17,7 +17,7 @@ use crate::core::turn::by_turns;
 use crate::core::{Cluster, CoreContext, memory, task, time, turn};
 use crate::flow::role::RoleContext;
 use crate::flow::watch::{self, TcpFlows};
-use crate::server::plan::CoreChanges;
+use crate::server::shared::plan::CoreChanges;
 use crate::server::{ServerCore, ServerShared};
 use crate::sys::wake::WakeReceiver;
 use crate::sys::{cpu, heap};

@@ -99,14 +99,6 @@ impl BadCertificate {
 }
 
 impl LaneEnd {
-    /// Whether the peer is there, or will be at once: it was restarted, or stops to be.
-    pub(crate) fn is_by_restart(&self) -> bool {
-        matches!(
-            self,
-            LaneEnd::StatelessReset | LaneEnd::ClosedByPeer(LaneError::Shutdown, _)
-        )
-    }
-
     /// The reason, once `conn` is closed or closing; `None` before. `closed_by_us` is the code given to it by us.
     pub(super) fn of(
         conn: &mut Connection,

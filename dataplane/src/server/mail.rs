@@ -5,12 +5,16 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use crossbeam::channel::Sender;
 
 use super::ids::{DoorId, EntranceId};
-use super::plan::CoreChanges;
 use super::pool::service::FlowTicket;
+use super::shared::plan::CoreChanges;
 use super::succession::Lent;
 use super::tcp::visitor::Visitor;
 use super::udp::forwarded::ForwardedUdp;
 use crate::core::mailbox::{Kind, Mail};
+use crate::flow::role::RoleContext;
+
+/// The core of a server.
+pub(crate) type ServerContext = RoleContext<ServerMail>;
 
 /// One hand-over.
 #[derive(Debug)]

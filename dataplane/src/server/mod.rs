@@ -10,9 +10,8 @@ mod door;
 mod entrance;
 pub(crate) mod ids;
 pub(crate) mod mail;
-pub(crate) mod plan;
 pub(crate) mod pool;
-mod shared;
+pub(crate) mod shared;
 pub(crate) mod succession;
 mod tcp;
 pub(crate) mod udp;
@@ -28,9 +27,9 @@ use door::Door;
 use entrance::Entrance;
 use entrance::first_client::wait_for_first_clients;
 use ids::{DoorId, EntranceId};
-use mail::ServerMail;
-use plan::{ClosedEntrance, CoreChanges, OpenedEntrance};
-pub(crate) use shared::{ServedService, ServerContext, ServerShared};
+use mail::{ServerContext, ServerMail};
+use shared::plan::{ClosedEntrance, CoreChanges, OpenedEntrance};
+pub(crate) use shared::{ServedService, ServerShared};
 use succession::Lent;
 
 /// The server role on one core.

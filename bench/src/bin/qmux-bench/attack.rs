@@ -101,6 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         overrides,
         site: Site::new()?,
         admin: true,
+        by_instructions: false,
     };
     let service = Service::start(&setup.place, &[])?;
     let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;

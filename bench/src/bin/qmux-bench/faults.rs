@@ -144,6 +144,7 @@ fn try_link(scenario: &Scenario, args: &Args) -> Result<Findings, BenchError> {
         },
         site: Site::new()?,
         admin: true,
+        by_instructions: false,
     };
     let faults = setup
         .place

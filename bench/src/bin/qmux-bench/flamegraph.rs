@@ -149,6 +149,7 @@ pub(crate) fn profile(args: &ProfileArgs) -> Result<bool, BenchError> {
         site: Site::new()?,
         // Packets are counted there.
         admin: true,
+        by_instructions: false,
     };
     let service = Service::start(&setup.place, &[])?;
     let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;

@@ -62,12 +62,11 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     let cases = tests(args)
         .into_iter()
-        .map(|(name, test)| Case {
-            name,
-            cores: None,
-            behind: Behind::Iperf3,
-            asks: false,
-            measure: Box::new(move |session| measure(session, &test, &args.common)),
+        .map(|(name, test)| {
+            let measure = move |session: &Session<'_>| measure(session, &test, &args.common);
+            let mut case = Case::new(name, measure);
+            case.behind = Behind::Iperf3;
+            case
         })
         .collect();
     let bench = Bench {

@@ -14,6 +14,7 @@ mod faults;
 mod flamegraph;
 mod flows;
 mod goals;
+mod instructions;
 mod iperf;
 mod latency;
 mod link;
@@ -59,6 +60,8 @@ enum Command {
     Udp(udp::Args),
     /// System calls, wake-ups and packets per round trip, visitor, datagram and GB
     Syscalls(syscalls::Args),
+    /// Instructions of each side per round trip, visitor, datagram and byte (with valgrind)
+    Instructions(instructions::Args),
     /// Requests per second of redis-benchmark and wrk, and what each costs
     Programs(programs::Args),
     /// What a byte costs with more cores
@@ -106,6 +109,7 @@ fn run(command: &Command) -> Result<bool, BenchError> {
         Command::Flows(args) => flows::run(args),
         Command::Udp(args) => udp::run(args),
         Command::Syscalls(args) => syscalls::run(args),
+        Command::Instructions(args) => instructions::run(args),
         Command::Programs(args) => programs::run(args),
         Command::Scale(args) => scale::run(args),
         Command::Link(args) => link::run(args),

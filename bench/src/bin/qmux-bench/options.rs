@@ -6,7 +6,7 @@ use std::time::Duration;
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::program;
 use qmux_bench::harness::site::Overrides;
-use qmux_bench::harness::spec::Spec;
+use qmux_bench::harness::spec::{Kind, Spec};
 use qmux_bench::harness::tunnel::Placement;
 
 use crate::path::Path;
@@ -93,7 +93,7 @@ impl Common {
     pub(crate) fn specs(&self) -> Result<Vec<Spec>, BenchError> {
         let programs = self.programs();
         let is_there = |spec: &Spec| {
-            let needs_none = spec.kind == qmux_bench::harness::spec::Kind::Raw;
+            let needs_none = spec.kind == Kind::Raw;
             needs_none || spec.program(&programs).is_some_and(|it| it.is_file())
         };
         if self.tunnels.is_empty() {
@@ -119,6 +119,24 @@ impl Common {
             }
         }
         Ok(self.tunnels.clone())
+    }
+
+    /// The same with tunnels alone, for what is counted of processes: without a tunnel there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`specs`](Self::specs), or if no tunnel at all was asked for by name.
+    pub(crate) fn with_processes(&self, what: &str) -> Result<Self, BenchError> {
+        if let Some(spec) = self.tunnels.iter().find(|it| it.kind == Kind::Raw) {
+            let label = &spec.label;
+            return Err(BenchError::Failed(format!(
+                "--tunnels: {label} has no process whose {what} could be counted"
+            )));
+        }
+        let mut common = self.clone();
+        common.tunnels = self.specs()?;
+        common.tunnels.retain(|spec| spec.kind != Kind::Raw);
+        Ok(common)
     }
 
     /// The labels that ratios refer to.

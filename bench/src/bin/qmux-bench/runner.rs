@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
@@ -99,6 +100,8 @@ pub(crate) struct Case<'a> {
     pub(crate) behind: Behind,
     /// Whether qmux-dp's server is asked for its counters meanwhile.
     pub(crate) asks: bool,
+    /// Whether the tunnel's instructions are counted.
+    by_instructions: bool,
     /// Measures it once.
     pub(crate) measure: Box<Measure<'a>>,
 }
@@ -117,6 +120,7 @@ impl<'a> Case<'a> {
             cores: None,
             behind: Behind::Own,
             asks: false,
+            by_instructions: false,
             measure: Box::new(measure),
         }
     }
@@ -132,6 +136,14 @@ impl<'a> Case<'a> {
     /// With counters that are asked for meanwhile.
     pub(crate) fn asking(self) -> Self {
         Self { asks: true, ..self }
+    }
+
+    /// With a tunnel whose instructions can be counted.
+    pub(crate) fn by_instructions(self) -> Self {
+        Self {
+            by_instructions: true,
+            ..self
+        }
     }
 
     /// With the service on other CPUs than visitors.
@@ -153,6 +165,10 @@ pub(crate) struct Session<'a> {
     pub(crate) is_other_build: bool,
     /// The tunnel's processes, and those of the load.
     pub(crate) processes: Vec<Metered>,
+    /// What reports call the tunnel.
+    pub(crate) label: &'a str,
+    /// Where the tunnel's programs keep their files.
+    pub(crate) site: &'a Path,
     /// Where everything runs.
     pub(crate) place: &'a Place,
     /// On which CPUs.
@@ -266,6 +282,7 @@ pub(crate) fn measure(
         overrides: common.overrides(),
         site: Site::new()?,
         admin: cases.iter().any(|case| case.asks),
+        by_instructions: cases.iter().any(|case| case.by_instructions),
     };
     let mut reports: Vec<CaseReport> = cases.iter().map(|it| empty_report(it, &specs)).collect();
     for round in 1..=common.repeats {
@@ -368,6 +385,8 @@ fn with_tunnel(
         admin: tunnel.admin,
         is_other_build: spec.names_program(),
         processes,
+        label: &spec.label,
+        site: setup.site.path(),
         place: &setup.place,
         layout,
         service,

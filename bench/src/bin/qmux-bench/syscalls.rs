@@ -8,7 +8,6 @@ use std::time::Duration;
 use qmux_bench::harness::admin::Scrape;
 use qmux_bench::harness::calls::{self, KINDS};
 use qmux_bench::harness::meter::{Metered, Role};
-use qmux_bench::harness::spec::Kind;
 use qmux_bench::harness::strace::{Calls, Tracer};
 use qmux_bench::harness::{BenchError, proc_stat};
 use qmux_bench::load::bulk::Way;
@@ -110,7 +109,7 @@ const MILLISECONDS_SHOWN: f64 = 1_000.0;
 const DATAGRAMS_SHOWN: f64 = 1_000.0;
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
-    let common = with_processes(&args.common)?;
+    let common = args.common.with_processes("system calls")?;
     let cases = cases(args, &common);
     let metrics: Vec<Metric> = [CALLS]
         .into_iter()
@@ -127,21 +126,6 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         .flat_map(sides)
         .collect();
     runner::finish(&common, report)
-}
-
-/// Without a tunnel there is no process to count.
-fn with_processes(common: &Common) -> Result<Common, BenchError> {
-    let is_raw = |kind: Kind| kind == Kind::Raw;
-    if let Some(spec) = common.tunnels.iter().find(|it| is_raw(it.kind)) {
-        return Err(BenchError::Failed(format!(
-            "--tunnels: {} has no process whose system calls could be counted",
-            spec.label
-        )));
-    }
-    let mut common = common.clone();
-    common.tunnels = common.specs()?;
-    common.tunnels.retain(|spec| !is_raw(spec.kind));
-    Ok(common)
 }
 
 fn cases<'a>(args: &Args, common: &'a Common) -> Vec<Case<'a>> {

@@ -15,8 +15,10 @@ use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
 use super::aim;
 use super::beside;
+use super::ending::AttemptEnd;
+use super::leaving::Leaving;
 use super::resumption::Resumption;
-use super::session::{Leaving, Session};
+use super::session::Session;
 use super::supervisor::Supervisor;
 use super::{ClientLane, ClientLaneEvents};
 use crate::client::ClientCore;
@@ -31,42 +33,6 @@ use crate::quic::lane::Lane;
 use crate::quic::{settings, tls, token};
 use crate::sys::bind;
 use crate::sys::udp::{Purpose, UdpSocket};
-
-/// How an attempt ended.
-#[derive(Debug)]
-pub(super) enum AttemptEnd {
-    /// There was no handshake.
-    Failed(String),
-    /// This host has no way to the address.
-    NoRoute(String),
-    /// The server answered the registration with a refusal.
-    Refused(RefuseReason, String),
-    /// The server has another number of cores than the lane was aimed by: dial again, at once.
-    Misaimed,
-    /// The lane was registered and has ended.
-    Ended(LaneEnd),
-    /// The lane was registered, and its server drains: it lives on with the flows that it has, without a supervisor.
-    ServerDrains,
-    /// The same, because a newer instance has this client's id.
-    Superseded,
-    /// The supervisor was retired. A lane that was registered lives on likewise.
-    Retired,
-}
-
-impl Display for AttemptEnd {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            AttemptEnd::Failed(why) | AttemptEnd::NoRoute(why) => f.write_str(why),
-            AttemptEnd::Refused(reason, text) if text.is_empty() => write!(f, "refused: {reason}"),
-            AttemptEnd::Refused(reason, text) => write!(f, "refused: {reason}: {text}"),
-            AttemptEnd::Misaimed => f.write_str("the server has another number of cores"),
-            AttemptEnd::Ended(end) => end.fmt(f),
-            AttemptEnd::ServerDrains => f.write_str("the server drains"),
-            AttemptEnd::Superseded => f.write_str("a newer instance has this client_id"),
-            AttemptEnd::Retired => f.write_str("the lane is not wanted any more"),
-        }
-    }
-}
 
 /// Runs one attempt of the lane of `supervisor` to its end.
 pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> AttemptEnd {
@@ -150,11 +116,9 @@ impl Dialed {
             Rc::clone(&lane),
             ClientFlows::new(Rc::clone(&lane), &core.udp, &settings.services, &answers),
             answers,
-            Rc::clone(&core.context),
-            Arc::clone(&core.shared),
+            core,
             Arc::clone(server),
             Arc::clone(&settings),
-            core.next_serial(),
         );
         lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
         // The endpoint lives as long as its one lane, and that as long as this attempt or what it leaves behind.

@@ -18,9 +18,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use super::attempt::{AttemptEnd, another};
+use super::attempt::another;
 use super::backoff::Backoff;
-use super::session::{Leaving, Served, Session};
+use super::ending::{AttemptEnd, Causes};
+use super::leaving::Leaving;
+use super::session::Session;
 use super::supervisor::Supervisor;
 use crate::client::ClientCore;
 
@@ -31,7 +33,7 @@ enum Outcome {
     /// The new lane has taken its place.
     New(Box<Session>),
     /// The old lane has stopped serving.
-    Over(Served),
+    Over(AttemptEnd),
 }
 
 /// Serves on `session`, and on the lanes that take its place, until the last of them ends or is
@@ -45,30 +47,24 @@ pub(super) async fn serve(
     let mut beside_from = Instant::now();
     loop {
         supervisor.serves(Some(session.lane()));
-        let mut served = session.serve(supervisor, beside_from).await;
-        if matches!(served, Served::Unanswered) {
+        let mut over = session.serve(supervisor, beside_from).await;
+        if over.is_none() {
             match dial(core, supervisor, &mut session).await {
                 Outcome::Old => {
                     beside_from = Instant::now() + backoff.next(rand::random());
-                    continue;
                 }
                 Outcome::New(new) => {
                     let old = std::mem::replace(&mut session, *new);
                     give_up(core, old, &session);
                     backoff.reset();
-                    continue;
                 }
-                Outcome::Over(over) => served = over,
+                Outcome::Over(end) => over = Some(end),
             }
         }
-        let (leaving, end) = match served {
-            Served::Ended(end) => return AttemptEnd::Ended(end),
-            Served::ServerDrains => (Leaving::ServerDecides, AttemptEnd::ServerDrains),
-            Served::Superseded => (Leaving::ServerDecides, AttemptEnd::Superseded),
-            Served::Retired => (supervisor.leaving(), AttemptEnd::Retired),
-            Served::Unanswered | Served::HeardAgain => continue,
-        };
-        crate::core::task::spawn(session.leave(leaving));
+        let Some(end) = over else { continue };
+        if let Some(leaving) = end.leaving(supervisor.leaving()) {
+            crate::core::task::spawn(session.leave(leaving));
+        }
         return end;
     }
 }
@@ -116,8 +112,8 @@ async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session)
     let first = {
         let mut old = pin!(old.serve_unanswered(supervisor));
         poll_fn(|cx| {
-            if let Poll::Ready(served) = old.as_mut().poll(cx) {
-                return Poll::Ready(Err(served));
+            if let Poll::Ready(over) = old.as_mut().poll(cx) {
+                return Poll::Ready(Err(over));
             }
             new.as_mut().poll(cx).map(Ok)
         })
@@ -131,27 +127,24 @@ async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session)
         }
         // The server is there again, and answers whoever dials now. The first packets of the new
         // lane may have been lost before, and the next ones come only after seconds.
-        Err(Served::Ended(end)) if end.is_by_restart() => {
+        Err(Some(AttemptEnd::Ended(end))) if Causes::of(&end).restart => {
             leave_once_registered(new);
-            Outcome::Over(Served::Ended(end))
+            Outcome::Over(AttemptEnd::Ended(end))
         }
-        Err(Served::Ended(end)) => match supervisor.unless_retired(new.as_mut()).await {
+        Err(Some(AttemptEnd::Ended(end))) => match supervisor.unless_retired(new.as_mut()).await {
             Some(Ok(session)) => Outcome::New(Box::new(session)),
             Some(Err(why)) => {
                 log_in_vain(supervisor, &why);
-                Outcome::Over(Served::Ended(end))
+                Outcome::Over(AttemptEnd::Ended(end))
             }
             None => {
                 leave_once_registered(new);
-                Outcome::Over(Served::Ended(end))
+                Outcome::Over(AttemptEnd::Ended(end))
             }
         },
-        Err(served) => {
+        Err(over) => {
             leave_once_registered(new);
-            match served {
-                Served::HeardAgain => Outcome::Old,
-                served => Outcome::Over(served),
-            }
+            over.map_or(Outcome::Old, Outcome::Over)
         }
     }
 }

@@ -6,6 +6,8 @@ mod attempt;
 mod attempt_tests;
 pub(super) mod backoff;
 mod beside;
+mod ending;
+mod leaving;
 pub(super) mod plan;
 mod resumption;
 mod seen;
@@ -26,14 +28,14 @@ use crate::client::servers::server::ServerState;
 use crate::client::services::answers::{self, LaneAnswers, Standing};
 use crate::client::shared::ClientSettings;
 use crate::client::udp::ClientFlows;
-use crate::client::{ClientContext, ClientShared};
+use crate::client::{ClientContext, ClientCore, ClientShared};
 use crate::core::event::Event;
 use crate::core::memory;
 use crate::core::task::spawn_or;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
+pub(super) use leaving::Leaving;
 use seen::FlowsSeen;
-pub(super) use session::Leaving;
 
 const _: () = assert!(
     qmux_config::CLIENT_SERVICES_MAX <= u64::BITS as usize,
@@ -73,20 +75,18 @@ impl ClientLane {
         lane: Rc<Lane>,
         udp: Rc<ClientFlows>,
         answers: Rc<LaneAnswers>,
-        context: Rc<ClientContext>,
-        shared: Arc<ClientShared>,
+        core: &ClientCore,
         server: Arc<ServerState>,
         settings: Arc<ClientSettings>,
-        serial: u64,
     ) -> Rc<ClientLane> {
         Rc::new(ClientLane {
             lane,
             udp,
-            context,
-            shared,
+            context: Rc::clone(&core.context),
+            shared: Arc::clone(&core.shared),
             server,
             settings,
-            serial,
+            serial: core.next_serial(),
             tcp_flows: Cell::new(0),
             wake: Event::default(),
             alarmed: Cell::new(false),

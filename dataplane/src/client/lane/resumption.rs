@@ -9,7 +9,7 @@ use qmux_config::Client;
 use qmux_proto::LaneError;
 use qmux_proto::control::RefuseReason;
 
-use super::attempt::AttemptEnd;
+use super::ending::{AttemptEnd, Causes};
 use crate::client::servers::server::ServerState;
 use crate::client::{ClientCore, ClientShared};
 use crate::core::counters::CoreCounters;
@@ -85,14 +85,7 @@ impl Resumption {
         let (Some(ticket), Some(identity)) = (self.ticket.take(), self.identity) else {
             return;
         };
-        let refused = matches!(
-            end,
-            LaneEnd::TransportErrorByPeer(..)
-                | LaneEnd::TransportErrorByUs(..)
-                | LaneEnd::BadCertificate(_)
-                | LaneEnd::ClosedByPeer(..)
-        );
-        if refused {
+        if Causes::of(end).session_is_spent {
             self.shared.sessions.forget(&self.server);
         } else if !lane.was_answered() {
             // Nobody has seen it but the network: it is as good as before.

@@ -1,7 +1,7 @@
-//! The life of a registered lane: heartbeats, probes, and the way out.
+//! The life of a registered lane: heartbeats, probes, what the server says.
 //!
-//! A lane serves until it ends, or until it is to be left: because its server drains, or because it is not wanted any
-//! more. Then its supervisor goes on without it, and the lane lives until its flows have ended.
+//! A lane serves until it ends, or until it is to be left ([`super::leaving`]): because its server
+//! drains, or because it is not wanted any more. Then its supervisor goes on without it.
 //!
 //! A lane whose questions nobody answers goes on asking, and its supervisor dials beside it from a
 //! new port ([`super::beside`]): behind the server's address there may be another server now.
@@ -17,15 +17,16 @@ use std::time::{Duration, Instant};
 use qmux_config::Lanes;
 use qmux_proto::LaneError;
 use qmux_proto::control::{
-    GoAway, GoAwayReason, HandOvers, Heartbeat, Message, PathChallenge, PathResponse, RegisterAck,
+    GoAwayReason, HandOvers, Heartbeat, Message, PathChallenge, PathResponse, RegisterAck,
 };
 
 use super::ClientLane;
 use super::attempt::CloseOnDrop;
+use super::ending::{AttemptEnd, Causes};
 use super::supervisor::Supervisor;
 use crate::client::presence;
 use crate::client::servers::demand::Work;
-use crate::client::servers::server::{self, ServerState};
+use crate::client::servers::server;
 use crate::client::services::answers;
 use crate::client::{ClientCore, ClientMail, going_away};
 use crate::jitter::jittered;
@@ -35,84 +36,52 @@ use crate::quic::path_numbers::LossTold;
 use crate::quic::vigil::{Duty, Vigil};
 use crate::ready::RegisteredLane;
 
-/// A lane that is left must have been idle for this long: a flow, or the end of one, may be on its way.
-const LINGER: Duration = Duration::from_millis(250);
-
 /// A lane without any answer to its questions for this long is dialled beside.
 const UNANSWERED_MAX: Duration = Duration::from_secs(2);
 
-/// Where another server answers at the address, the lane to the one before must be heard within
-/// this time. The path is good: if that server lived, it would have answered several questions.
-const PREDECESSOR_GRACE: Duration = Duration::from_millis(1_500);
-
-/// Why a lane has stopped serving, or what it waits for.
-#[derive(Debug)]
-pub(super) enum Served {
-    /// It has ended.
-    Ended(LaneEnd),
-    /// The server gives it no new flow: it drains.
-    ServerDrains,
-    /// The server gives it no new flow: a newer instance has this client's id.
-    Superseded,
-    /// Its supervisor was retired.
-    Retired,
-    /// Nobody has answered it for [`UNANSWERED_MAX`], and it may be dialled beside.
-    Unanswered,
-    /// It was unanswered and is heard again.
-    HeardAgain,
+/// Where a registered lane is in its life. Before, it is a [`Dialed`](super::attempt) one.
+enum Phase {
+    /// It serves. The client is ready while there is such a lane.
+    Answered(RegisteredLane),
+    /// The same, but nobody has answered its questions for [`UNANSWERED_MAX`].
+    Unanswered(RegisteredLane),
+    /// It has ended, or is left to the flows that it has: another one is to take its place.
+    Left,
 }
 
-/// How a lane is left to its flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Leaving {
-    /// Its server drains, and decides how long they may go on.
-    ServerDecides,
-    /// It is not wanted any more: they get `drain_timeout`.
-    Unwanted,
-    /// Its server is to have fewer lanes: they get all the time they take.
-    Surplus,
-    /// Another lane has taken its place, registered with what this client serves now: they get all
-    /// the time they take.
-    Renewed,
-    /// Another lane to the same server has taken its place because it was not answered. It may be
-    /// heard again.
-    TakenOver,
-    /// The same, with another server at this address: the one before is probably gone.
-    ServerReplaced,
-}
-
-/// One thing that happened to a lane.
-enum Happened {
-    Ended(LaneEnd),
-    GoAway(GoAwayReason),
-    /// Something that was dealt with, or the time that was waited for.
-    Other,
+impl Phase {
+    /// The lane is answered, or is not any more. True if that is news, which it never is of one that
+    /// is left.
+    fn turns(&mut self, unanswered: bool) -> bool {
+        let (next, news) = match (std::mem::replace(self, Phase::Left), unanswered) {
+            (Phase::Answered(registered), true) => (Phase::Unanswered(registered), true),
+            (Phase::Unanswered(registered), false) => (Phase::Answered(registered), true),
+            (same, _) => (same, false),
+        };
+        *self = next;
+        news
+    }
 }
 
 /// One registered lane.
 pub(super) struct Session {
-    core: Rc<ClientCore>,
-    this: Rc<ClientLane>,
+    pub(super) core: Rc<ClientCore>,
+    pub(super) this: Rc<ClientLane>,
     reader: ControlReader,
     _guard: CloseOnDrop,
-    /// The client is ready while there is one; not for a lane that is left.
-    registered: Option<RegisteredLane>,
+    phase: Phase,
     heartbeat_interval: Duration,
     health_timeout: Duration,
-    drain_timeout: Duration,
+    pub(super) drain_timeout: Duration,
     keep_alive_period: Duration,
     last_heard: Instant,
     next_beat: Instant,
     next_ping: Instant,
     /// Heartbeats sent, heard, and of those sent: acknowledged.
-    sent: u64,
+    pub(super) sent: u64,
     heard: u64,
-    acknowledged: u64,
+    pub(super) acknowledged: u64,
     vigil: Vigil,
-    /// It counts among the lanes that its server has.
-    counted: bool,
-    /// It counts among those of them that nobody answers.
-    unanswered: bool,
     /// Which run of the server it is registered with.
     instance: u64,
     loss_told: LossTold,
@@ -139,7 +108,7 @@ impl Session {
         let session = Session {
             reader,
             _guard: guard,
-            registered: Some(core.shared.lane_registered()),
+            phase: Phase::Answered(core.shared.lane_registered()),
             heartbeat_interval: client.heartbeat_interval,
             health_timeout: client.health_timeout,
             drain_timeout: client.drain_timeout,
@@ -151,12 +120,10 @@ impl Session {
             heard: 0,
             acknowledged: 0,
             vigil: Vigil::new(jittered(client.probe_interval)),
-            counted: true,
             loss_told: LossTold::default(),
             adapts: client.lanes == Lanes::Auto,
             handed_over: None,
             carried: Work::default(),
-            unanswered: false,
             instance: server::instance_number(&ack.server_instance_id),
             core: Rc::clone(core),
             this,
@@ -199,63 +166,63 @@ impl Session {
         self.instance == other.instance
     }
 
-    /// Serves until the lane ends or is to be left, or until it is to be dialled beside (not before
-    /// `beside_from`).
-    pub(super) async fn serve(&mut self, supervisor: &Supervisor, beside_from: Instant) -> Served {
+    /// Serves until the lane ends or is to be left. `None`: nobody has answered it for
+    /// [`UNANSWERED_MAX`], and another one may be dialled beside it (not before `beside_from`).
+    pub(super) async fn serve(
+        &mut self,
+        supervisor: &Supervisor,
+        beside_from: Instant,
+    ) -> Option<AttemptEnd> {
         self.claim_probing();
         loop {
             if supervisor.is_retired() {
-                return Served::Retired;
+                return Some(AttemptEnd::Retired);
             }
             let now = Instant::now();
             self.note_unanswered(now);
             if now >= beside_from && self.may_be_dialed_beside() {
-                return Served::Unanswered;
+                return None;
             }
-            if let Some(served) = self.serving_step().await {
-                return served;
+            if let Some(end) = self.serving_step().await {
+                return Some(end);
             }
         }
     }
 
-    /// Serves on while another lane is dialled beside: until it is heard again, ends, or is to be
-    /// left.
-    pub(super) async fn serve_unanswered(&mut self, supervisor: &Supervisor) -> Served {
+    /// Serves on while another lane is dialled beside, until it ends or is to be left. `None`: it is
+    /// heard again.
+    pub(super) async fn serve_unanswered(&mut self, supervisor: &Supervisor) -> Option<AttemptEnd> {
         loop {
             if supervisor.is_retired() {
-                return Served::Retired;
+                return Some(AttemptEnd::Retired);
             }
             self.note_unanswered(Instant::now());
-            if !self.unanswered {
-                return Served::HeardAgain;
+            if !self.is_unanswered() {
+                return None;
             }
-            if let Some(served) = self.serving_step().await {
-                return served;
+            if let Some(end) = self.serving_step().await {
+                return Some(end);
             }
         }
     }
 
-    async fn serving_step(&mut self) -> Option<Served> {
-        match self.step(None).await {
-            Happened::Ended(end) => {
-                self.stop_counting(&end);
-                if raises_alarm(&end) {
-                    self.core.alarm(&self.this.server);
-                }
-                Some(Served::Ended(end))
+    async fn serving_step(&mut self) -> Option<AttemptEnd> {
+        let over = self.step(None).await?;
+        if let AttemptEnd::Ended(end) = &over {
+            self.stop_counting(end);
+            if Causes::of(end).alarm {
+                self.core.alarm(&self.this.server);
             }
-            Happened::GoAway(GoAwayReason::Replaced) => Some(Served::Superseded),
-            Happened::GoAway(_) => Some(Served::ServerDrains),
-            Happened::Other => None,
         }
+        Some(over)
     }
 
     /// Notes whether nobody has answered for [`UNANSWERED_MAX`].
     fn note_unanswered(&mut self, now: Instant) {
         let (heard, _) = self.signs_of_life();
         let since = self.vigil.unanswered_since(heard);
-        let unanswered = self.counted && since.is_some_and(|since| now >= since + UNANSWERED_MAX);
-        if std::mem::replace(&mut self.unanswered, unanswered) != unanswered {
+        let unanswered = since.is_some_and(|since| now >= since + UNANSWERED_MAX);
+        if self.phase.turns(unanswered) {
             let server = &self.this.server;
             server.lane_unanswered(unanswered);
             let nobody = server.is_unanswered();
@@ -270,72 +237,12 @@ impl Session {
     fn may_be_dialed_beside(&self) -> bool {
         let server = &self.this.server;
         let probes = server.is_prober(self.this.serial);
-        self.unanswered && (probes || server.is_heard_elsewhere(self.instance))
+        self.is_unanswered() && (probes || server.is_heard_elsewhere(self.instance))
     }
 
-    /// Leaves the lane to the flows that it has: it ends with the last of them, at the latest when
-    /// `leaving` says so.
-    pub(super) async fn leave(mut self, leaving: Leaving) {
-        self.stop_counting(match leaving {
-            Leaving::ServerDecides => &"it drains",
-            Leaving::Unwanted => &"its lanes are not wanted any more",
-            Leaving::Surplus => &"its server needs fewer lanes",
-            Leaving::Renewed => &"this client's configuration has changed",
-            Leaving::TakenOver => &"another lane has taken its place",
-            Leaving::ServerReplaced => &"another server has taken its place",
-        });
-        if !self.this.lane.is_open() {
-            return;
-        }
-        self.this.context.counters.lanes_left.increment();
-        let _surplus = (leaving == Leaving::Surplus).then(|| Surplus::new(&self.this.server));
-        let began = Instant::now();
-        let (heard_before, _) = self.signs_of_life();
-        let farewell = (leaving != Leaving::ServerDecides).then(|| self.say_farewell());
-        let deadline = (leaving == Leaving::Unwanted).then(|| began + self.drain_timeout);
-        let mut idle_since = None;
-        loop {
-            let now = Instant::now();
-            // The server reads a lane's control stream in order: it has stopped before it acknowledges the heartbeat.
-            let server_has_stopped = farewell.is_none_or(|beat| self.acknowledged >= beat);
-            if server_has_stopped && self.this.is_idle() {
-                if now >= *idle_since.get_or_insert(now) + LINGER {
-                    break;
-                }
-            } else {
-                idle_since = None;
-            }
-            if deadline.is_some_and(|deadline| now >= deadline) {
-                break;
-            }
-            let unheard = self.signs_of_life().0 == heard_before;
-            if leaving == Leaving::ServerReplaced && unheard {
-                if now >= began + PREDECESSOR_GRACE {
-                    self.this.context.counters.lanes_unhealthy.increment();
-                    self.this.lane.close(LaneError::HealthTimeout, "");
-                    return;
-                }
-                self.this.lane.ping();
-            }
-            if let Happened::Ended(_) = self.step(Some(now + LINGER)).await {
-                return;
-            }
-        }
-        self.this.lane.close(LaneError::Shutdown, "");
-    }
-
-    /// Tells the server to give this lane no new flow. Returns the heartbeat whose acknowledgement says that it knows.
-    fn say_farewell(&mut self) -> u64 {
-        self.this.lane.send_control(&Message::GoAway(GoAway {
-            reason: GoAwayReason::Replaced,
-            drain_timeout_ms: u64::try_from(self.drain_timeout.as_millis()).unwrap_or(u64::MAX),
-        }));
-        self.beat(Instant::now());
-        self.sent
-    }
-
-    /// Waits for the next thing to happen, until `until` at the latest, and deals with it.
-    async fn step(&mut self, until: Option<Instant>) -> Happened {
+    /// Waits for the next thing to happen, until `until` at the latest, and deals with it. Whatever
+    /// it returns, the lane has ended, or the server gives it no new flow.
+    pub(super) async fn step(&mut self, until: Option<Instant>) -> Option<AttemptEnd> {
         let deadline = [until, self.vigil.next()]
             .into_iter()
             .flatten()
@@ -357,7 +264,7 @@ impl Session {
                 self.message(message)
             }
             Some(ControlEvent::Deadline) => self.deadlines(Instant::now()),
-            Some(ControlEvent::Ended) => Happened::Ended(self.this.lane.ended().await),
+            Some(ControlEvent::Ended) => Some(AttemptEnd::Ended(self.this.lane.ended().await)),
             None => {
                 if self.this.take_alarm() {
                     self.claim_probing();
@@ -365,12 +272,16 @@ impl Session {
                     let duty = self.vigil.alarm(Instant::now(), heard, rtt);
                     self.perform(duty);
                 }
-                Happened::Other
+                None
             }
         }
     }
 
-    fn message(&mut self, message: Message) -> Happened {
+    fn is_unanswered(&self) -> bool {
+        matches!(self.phase, Phase::Unanswered(_))
+    }
+
+    fn message(&mut self, message: Message) -> Option<AttemptEnd> {
         let this = &self.this;
         match message {
             Message::Heartbeat(beat) => {
@@ -403,11 +314,14 @@ impl Session {
                 if away.reason != GoAwayReason::Replaced {
                     presence::say_drains(&self.core, &this.server);
                 }
-                return Happened::GoAway(away.reason);
+                return Some(match away.reason {
+                    GoAwayReason::Replaced => AttemptEnd::Superseded,
+                    _ => AttemptEnd::ServerDrains,
+                });
             }
             other => tracing::debug!(?other, "message without meaning here"),
         }
-        Happened::Other
+        None
     }
 
     /// The server says what it had to hand over to this lane, in all.
@@ -436,11 +350,12 @@ impl Session {
         }
     }
 
-    fn deadlines(&mut self, now: Instant) -> Happened {
+    fn deadlines(&mut self, now: Instant) -> Option<AttemptEnd> {
         if now >= self.last_heard + self.health_timeout {
             self.this.context.counters.lanes_unhealthy.increment();
             self.this.lane.close(LaneError::HealthTimeout, "");
-            return Happened::Ended(LaneEnd::ClosedByUs(LaneError::HealthTimeout));
+            let end = LaneEnd::ClosedByUs(LaneError::HealthTimeout);
+            return Some(AttemptEnd::Ended(end));
         }
         if now >= self.next_ping {
             self.this.lane.ping();
@@ -459,7 +374,7 @@ impl Session {
             let duty = self.vigil.due(now, heard, rtt);
             self.perform(duty);
         }
-        Happened::Other
+        None
     }
 
     /// Writes down what operators see of the way to the server.
@@ -470,7 +385,7 @@ impl Session {
         self.this.server.path.note(&sample, newly_lost);
     }
 
-    fn beat(&mut self, now: Instant) {
+    pub(super) fn beat(&mut self, now: Instant) {
         self.next_ping = now + self.keep_alive_period;
         self.next_beat = now + jittered(self.heartbeat_interval);
         self.sent += 1;
@@ -492,12 +407,12 @@ impl Session {
         }
     }
 
-    fn signs_of_life(&self) -> (u64, Duration) {
+    pub(super) fn signs_of_life(&self) -> (u64, Duration) {
         (self.this.lane.packets_received(), self.this.lane.rtt())
     }
 
     fn claim_probing(&mut self) {
-        if self.counted
+        if !matches!(self.phase, Phase::Left)
             && self.vigil.wants_to_probe()
             && self.this.server.claim_probing(self.this.serial)
         {
@@ -507,14 +422,14 @@ impl Session {
     }
 
     /// The lane is no longer one that its server has: another one is to take its place, and the probing.
-    fn stop_counting(&mut self, why: &dyn Display) {
-        if !std::mem::replace(&mut self.counted, false) {
+    pub(super) fn stop_counting(&mut self, why: &dyn Display) {
+        let was_unanswered = self.is_unanswered();
+        if matches!(std::mem::replace(&mut self.phase, Phase::Left), Phase::Left) {
             return;
         }
-        self.registered = None;
         self.vigil = Vigil::new(Duration::ZERO);
         let server = &self.this.server;
-        if std::mem::take(&mut self.unanswered) {
+        if was_unanswered {
             server.lane_unanswered(false);
         }
         if server.lane_ended() {
@@ -537,44 +452,9 @@ impl Session {
     }
 }
 
-/// Counts a lane that its server was not to have any more, until it has ended.
-struct Surplus(Arc<ServerState>);
-
-impl Surplus {
-    fn new(server: &Arc<ServerState>) -> Surplus {
-        server.lane_left(true);
-        Surplus(Arc::clone(server))
-    }
-}
-
-impl Drop for Surplus {
-    fn drop(&mut self) {
-        self.0.lane_left(false);
-    }
-}
-
 impl Drop for Session {
     fn drop(&mut self) {
         self.stop_counting(&"its lane was given up");
         self.core.lanes.borrow_mut().remove(&self.this.serial);
-    }
-}
-
-/// Whether this end of a lane makes the others doubtful.
-fn raises_alarm(end: &LaneEnd) -> bool {
-    match end {
-        LaneEnd::StatelessReset
-        | LaneEnd::IdleTimeout
-        | LaneEnd::TransportErrorByPeer(..)
-        | LaneEnd::ClosedByPeer(LaneError::Shutdown | LaneError::Internal, _)
-        | LaneEnd::ClosedByUs(LaneError::HealthTimeout) => true,
-        LaneEnd::ClosedByPeer(..)
-        | LaneEnd::ClosedByUs(_)
-        | LaneEnd::TransportErrorByUs(..)
-        | LaneEnd::BadCertificate(_)
-        | LaneEnd::NotRegistered
-        | LaneEnd::HandshakeTimeout
-        | LaneEnd::Unreachable(_)
-        | LaneEnd::Broken => false,
     }
 }

@@ -8,21 +8,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use qmux_proto::LaneError;
 use qmux_proto::control::RefuseReason;
 
 use super::ClientLane;
-use super::Leaving;
-use super::attempt::{self, AttemptEnd};
+use super::attempt;
 use super::backoff::Backoff;
+use super::ending::{AttemptEnd, Retry};
+use super::leaving::Leaving;
 use crate::client::ClientCore;
 use crate::client::servers::server::ServerState;
 use crate::core::event::Event;
 use crate::core::task::contained;
-use crate::quic::end::LaneEnd;
-
-/// A lane that served this long ended for a reason of its own: the back-off begins anew.
-const STEADY: Duration = Duration::from_secs(5);
 
 /// Attempts in a row that may be made anew at once because the server has another number of cores than was thought.
 /// More of them means that several servers with different numbers are behind one address.
@@ -181,30 +177,14 @@ impl Supervisor {
             if self.is_retired() || core.context.draining.get() {
                 return;
             }
-            if matches!(end, AttemptEnd::Misaimed) && misaimed < MISAIMED_MAX {
+            let retry = end.retry(began.elapsed());
+            if retry == Retry::AtOnce && misaimed < MISAIMED_MAX {
                 misaimed += 1;
                 continue;
             }
             misaimed = 0;
-            if begins_anew(&end, began.elapsed()) {
-                backoff.reset();
-            }
-            if discouraging(&end) {
-                backoff.discourage();
-            }
-            let drains = matches!(end, AttemptEnd::Refused(RefuseReason::Draining, _));
-            // One lane is enough to find out when the next server is there; the others are told.
-            let asks = self.lane == 0;
-            let told_so = matches!(end, AttemptEnd::ServerDrains);
-            let delay = if drains || told_so && !asks {
-                Backoff::next_while_draining(asks, rand::random())
-            } else if matches!(end, AttemptEnd::NoRoute(_))
-                && core.shared.serves_elsewhere(&self.server)
-            {
-                NO_ROUTE.mul_f64(0.5 + rand::random::<f64>() / 2.0)
-            } else {
-                backoff.next(rand::random())
-            };
+            let delay = self.delay(&core, retry, &mut backoff);
+            let drains = retry == Retry::WithSuccessor { refused: true };
             no_route_since = match &end {
                 AttemptEnd::NoRoute(_) => no_route_since.or(Some(began)),
                 _ => None,
@@ -219,6 +199,26 @@ impl Supervisor {
             if self.is_retired() || core.context.draining.get() {
                 return;
             }
+        }
+    }
+
+    /// How long to wait until the next attempt.
+    fn delay(&self, core: &ClientCore, retry: Retry, backoff: &mut Backoff) -> Duration {
+        match retry {
+            Retry::Anew | Retry::WithSuccessor { refused: false } => backoff.reset(),
+            Retry::MuchLater => backoff.discourage(),
+            _ => {}
+        }
+        // One lane is enough to find out when the next server is there; the others are told.
+        let asks = self.lane == 0;
+        match retry {
+            Retry::WithSuccessor { refused } if refused || !asks => {
+                Backoff::next_while_draining(asks, rand::random())
+            }
+            Retry::WithRoute if core.shared.serves_elsewhere(&self.server) => {
+                NO_ROUTE.mul_f64(0.5 + rand::random::<f64>() / 2.0)
+            }
+            _ => backoff.next(rand::random()),
         }
     }
 
@@ -304,29 +304,5 @@ impl Supervisor {
                 tracing::warn!(server, lane = self.lane, %reason, text, next_ms, suppressed, "the server refused this client; trying again");
             }
         }
-    }
-}
-
-/// Whether the server is likely to be there again at once: it has just been restarted, or the lane had served for a
-/// while.
-fn begins_anew(end: &AttemptEnd, lasted: Duration) -> bool {
-    match end {
-        AttemptEnd::ServerDrains | AttemptEnd::Superseded => true,
-        AttemptEnd::Ended(end) => end.is_by_restart() || lasted >= STEADY,
-        _ => false,
-    }
-}
-
-/// True if trying again soon can only do harm.
-fn discouraging(end: &AttemptEnd) -> bool {
-    match end {
-        AttemptEnd::Refused(reason, _) => !matches!(reason, RefuseReason::Draining),
-        AttemptEnd::Ended(end) => matches!(end, LaneEnd::ClosedByPeer(LaneError::Replaced, _)),
-        AttemptEnd::Failed(_)
-        | AttemptEnd::NoRoute(_)
-        | AttemptEnd::Misaimed
-        | AttemptEnd::ServerDrains
-        | AttemptEnd::Superseded
-        | AttemptEnd::Retired => false,
     }
 }

@@ -10,9 +10,13 @@ use qmux_config::Lanes;
 use super::demand::{Change, Demand, Work};
 use crate::client::services::answers::Told;
 use crate::quic::path_numbers::PathNumbers;
+use crate::sys::CORES_MAX;
 
 /// An alarm is not given again within this time: the lanes that heard it ask until they are answered.
 const ALARM_PAUSE: Duration = Duration::from_millis(100);
+
+/// Lanes that may be left to their flows for as long as these take.
+const LEFT_MAX: usize = 2 * CORES_MAX;
 
 /// Nobody has the probing role.
 const NOBODY: u64 = 0;
@@ -164,6 +168,13 @@ impl ServerState {
 
     fn demand(&self) -> MutexGuard<'_, Demand> {
         self.demand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether lanes that it is not to have any more get all the time that their flows take. Of a
+    /// server that keeps its word there are never so many (see [`Demand::handed_over`]); one that
+    /// says another number of cores again and again would have more and more of them.
+    pub(crate) fn may_leave_lanes(&self) -> bool {
+        self.left.load(Ordering::Relaxed) < LEFT_MAX
     }
 
     /// A lane is left to the flows that it has, or has ended after that.

@@ -102,7 +102,7 @@ impl CoreFlows {
     /// The addresses of each service, in their order.
     pub(super) fn addresses(&self, services: &Services) -> Vec<Rc<Addresses>> {
         let mut known = self.addresses.borrow_mut();
-        let mut of = |service: &Arc<Service>| {
+        let of = |service: &Arc<Service>| {
             if let Some(known) = known.iter().find(|it| it.are_of(&service.host)) {
                 return Rc::clone(known);
             }
@@ -110,7 +110,7 @@ impl CoreFlows {
             known.push(Rc::clone(&new));
             new
         };
-        services.all().iter().map(|it| of(it)).collect()
+        services.all().iter().map(of).collect()
     }
 
     /// Those are the services from now on; lanes of before keep what they have.

@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::server::ids::EntranceId;
-use crate::server::plan::{DoorSockets, Plan};
+use crate::server::shared::plan::{DoorSockets, Plan};
 use crate::sys::syn_filter;
 
 type Sockets = HashMap<EntranceId, Vec<TcpListener>>;

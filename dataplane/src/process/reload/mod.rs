@@ -28,7 +28,7 @@ use crate::core::mailbox::{Mailboxes, Post};
 use crate::core::memory;
 use crate::server::ServerShared;
 use crate::server::mail::ServerMail;
-use crate::server::plan::{CoreChanges, DoorSockets, Plan};
+use crate::server::shared::plan::{CoreChanges, DoorPlan, DoorSockets, Plan};
 use crate::sys;
 pub(crate) use files::Watched;
 pub(super) use listening::Listening;
@@ -108,9 +108,12 @@ impl Reloader {
             let mut next_look = Instant::now() + LOOK_PAUSE;
             loop {
                 match orders.recv_deadline(next_look) {
-                    Ok(answer) => answer(self.ordered()),
+                    Ok(answer) => answer(self.contained(Reloader::ordered)),
                     Err(RecvTimeoutError::Timeout) => {
-                        self.look();
+                        let _said = self.contained(|this| {
+                            this.look();
+                            Ok(Vec::new())
+                        });
                         next_look = Instant::now() + LOOK_PAUSE;
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
@@ -118,6 +121,16 @@ impl Reloader {
             }
         })?;
         Ok(())
+    }
+
+    /// A panic, which is a defect of ours, is the end of this reload, and of none that follows.
+    fn contained(&mut self, work: impl FnOnce(&mut Reloader) -> Outcome) -> Outcome {
+        let work = std::panic::AssertUnwindSafe(|| work(self));
+        std::panic::catch_unwind(work).unwrap_or_else(|_| {
+            let why =
+                "a defect of this program; its log has more, and the changes may be incomplete";
+            Err(Refused::Unusable(why.into()))
+        })
     }
 
     /// Somebody wants the file to be read again.
@@ -162,7 +175,7 @@ impl Reloader {
         }
         let outcome = self.take_up(self.text.clone());
         match outcome {
-            Ok(Taken { changed: false, .. }) => {}
+            Ok(Taken { changed: false, .. }) | Err(Refused::Draining) => {}
             Ok(_) => {
                 self.count(&outcome);
                 let files: Vec<_> = files
@@ -184,7 +197,6 @@ impl Reloader {
                     );
                 }
             }
-            Err(Refused::Draining) => {}
         }
     }
 
@@ -268,8 +280,12 @@ impl Reloader {
                     tracing::warn!("{warning}");
                 }
                 let plan = shared.plan(&config, server).map_err(|why| unusable(&why))?;
-                let is_ours = |address, tcp| {
-                    plan.is_held(address, tcp) || (!tcp && shared.drains_at(address))
+                self.refuse_door_that_drains(shared, &plan)?;
+                let (tcp_given_up, udp_given_up) = (plan.given_up(true), plan.given_up(false));
+                let draining = shared.draining();
+                let is_ours = |address, tcp| match tcp {
+                    true => tcp_given_up.overlap(address),
+                    false => udp_given_up.overlap(address) || draining.overlap(address),
                 };
                 let sockets = bind::all(&plan, self.cores, None, is_ours);
                 Some((plan, sockets.map_err(|error| unusable(&error))?))
@@ -283,6 +299,21 @@ impl Reloader {
             config,
             server,
         })
+    }
+
+    /// The lanes of a door that was removed have its address until they end.
+    fn refuse_door_that_drains(&self, shared: &ServerShared, plan: &Plan) -> Result<(), Refused> {
+        let new = plan.doors.iter().filter(|door| door.is_new);
+        for address in new.flat_map(DoorPlan::quic_addrs) {
+            if let Some(left) = shared.door_drains_at(*address, Instant::now()) {
+                return Err(Refused::Unusable(format!(
+                    "{address} still belongs to a door that was removed, whose flows may go on: \
+                     try again in {} s, or use another address",
+                    left.as_secs() + 1
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Uses what is ready: from here on nothing is refused any more.
@@ -303,15 +334,15 @@ impl Reloader {
             let late = self.tell(changes);
             lines.extend(late);
         }
-        if let Some(prepared) = access_log {
-            prepared.take_up();
-        }
         if let (Some(shared), Some(client)) = (&self.client, &config.client) {
             let post: Arc<dyn Post<ClientMail>> = Arc::new(self.mailboxes.clone());
             // The certificates were tried before; one that was swapped since is taken up later.
             if let Err(why) = shared.change(&config, client, &post) {
                 lines.push(format!("the client goes on as before: {why}"));
             }
+        }
+        if let Some(prepared) = access_log {
+            prepared.take_up();
         }
         memory::change_limit(config.limits.memory);
         self.status.certificates.change(&config);

@@ -27,7 +27,9 @@ pub(crate) struct Admitted {
     pub(crate) claim: Arc<Claim>,
     /// The client can read what becomes of its services.
     pub(crate) is_told: bool,
-    /// It has shown a certificate, which expires then, in seconds since 1970.
+    /// By the certificate that it has shown.
+    pub(crate) by_certificate: bool,
+    /// When that expires, in seconds since 1970.
     pub(crate) expiry_s: Option<i64>,
 }
 

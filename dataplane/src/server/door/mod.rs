@@ -3,7 +3,7 @@
 
 mod auth;
 pub(crate) mod lane;
-pub(in crate::server) mod offers;
+mod offers;
 mod presence;
 mod recheck;
 mod register;
@@ -29,13 +29,14 @@ use crate::quic::reset::ResetKey;
 use crate::quic::sessions::Identity;
 use crate::quic::{settings, tls};
 use crate::server::ids::DoorId;
+use crate::server::mail::ServerContext;
 use crate::server::mail::ServerMail;
 use crate::server::pool::client::Client;
 use crate::server::pool::lanes::LaneTable;
 use crate::server::pool::membership::LaneMembership;
 use crate::server::pool::registry::{Applicant, Joined, NotJoined};
 use crate::server::shared::{
-    ServedService, ServerContext, ServerSettings, ServerShared, ServiceTable, SharedDoor,
+    ServedService, ServerSettings, ServerShared, ServiceTable, SharedDoor,
 };
 use crate::server::succession::{Lent, PassedOn, SocketUse};
 use crate::server::udp::lane::LaneFlows;

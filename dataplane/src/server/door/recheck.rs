@@ -29,23 +29,41 @@ const DRAIN_MAX: Duration = Duration::from_secs(30);
 /// Certificates that are checked before the other tasks of the core get a turn: some milliseconds.
 const CHECKS_PER_TURN: usize = 16;
 
+/// What is looked at.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    /// The settings are others than at the last look.
+    anew: bool,
+    /// So is what certificates are held against.
+    certificates: bool,
+    /// Seconds since 1970.
+    now_s: i64,
+}
+
 /// Runs for as long as the door is there.
 pub(super) async fn run(door: Weak<Door>) {
-    let mut generation = None;
+    let (mut generation, mut trusted) = (None, None);
     loop {
         let Some(here) = door.upgrade() else { return };
         let settings = here.settings();
-        // A certificate is held against lists and CAs once for each configuration.
-        let anew = generation.replace(settings.generation) != Some(settings.generation);
+        // Once for each configuration, and certificates against what they are held against only
+        // when that is another one: it costs some hundred microseconds.
+        let look = Look {
+            anew: generation.replace(settings.generation) != Some(settings.generation),
+            certificates: {
+                let now = settings.credentials.trusted;
+                trusted.replace(now) != Some(now)
+            },
+            now_s: seconds_since_1970(),
+        };
         let lanes: Vec<_> = here.registered.borrow().values().cloned().collect();
-        let now_s = seconds_since_1970();
         for (count, lane) in lanes.into_iter().enumerate() {
             if !lane.withdrawn.get()
-                && let Some(why) = refusal(&lane, &settings, anew, now_s)
+                && let Some(why) = refusal(&lane, &settings, look)
             {
                 withdraw(&here, &lane, why);
             }
-            if anew && count % CHECKS_PER_TURN == CHECKS_PER_TURN - 1 {
+            if look.anew && count % CHECKS_PER_TURN == CHECKS_PER_TURN - 1 {
                 yield_now().await;
             }
         }
@@ -55,12 +73,15 @@ pub(super) async fn run(door: Weak<Door>) {
 }
 
 /// Why the lane's client would not be let in now.
-fn refusal(lane: &ServerLane, settings: &ServerSettings, anew: bool, now_s: i64) -> Option<String> {
+fn refusal(lane: &ServerLane, settings: &ServerSettings, look: Look) -> Option<String> {
     let admitted = lane.admitted.get()?;
-    if admitted.expiry_s.is_some_and(|expiry_s| expiry_s <= now_s) {
+    if admitted
+        .expiry_s
+        .is_some_and(|expiry_s| expiry_s <= look.now_s)
+    {
         return Some("its certificate has expired".into());
     }
-    if !anew {
+    if !look.anew {
         return None;
     }
     let claim = &admitted.claim;
@@ -68,7 +89,7 @@ fn refusal(lane: &ServerLane, settings: &ServerSettings, anew: bool, now_s: i64)
         .matcher
         .again(&claim.admission, claim.token.as_ref());
     let with_certificates = matches!(settings.server().auth, ServerAuth::Mtls { .. });
-    if with_certificates != admitted.expiry_s.is_some() {
+    if with_certificates != admitted.by_certificate {
         return Some("clients prove in another way now who they are".into());
     }
     if now == Admission::Refused {
@@ -84,6 +105,9 @@ fn refusal(lane: &ServerLane, settings: &ServerSettings, anew: bool, now_s: i64)
         let by_certificate = settings.matcher.by_certificate(&names);
         if by_certificate.identity() != claim.admission.identity() {
             return Some("its certificate belongs to another entry of [[server.clients]]".into());
+        }
+        if !look.certificates {
+            return None;
         }
         let store = settings.store.as_ref()?;
         let checked = lane

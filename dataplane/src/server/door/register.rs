@@ -234,6 +234,7 @@ fn admitted(
             offers: offers.offers().to_vec(),
         }),
         is_told: offers.is_told(),
+        by_certificate: shows_certificate,
         expiry_s: shows_certificate.then(|| auth::expiry_of(this)).flatten(),
     }
 }

@@ -21,7 +21,7 @@ use rustc_hash::FxBuildHasher;
 use super::budget;
 use super::failover::Beginning;
 use super::flow::{Claim, LocalFlow, Place, RemoteFlow};
-use super::forwarded::ForwardedUdp;
+use super::forwarded::{ForwardedUdp, Link};
 use super::lane::LaneFlows;
 use super::routes::UdpRoutes;
 use super::table::{LaneToken, Table};
@@ -36,7 +36,6 @@ use crate::flow::udp::{
     with_receive_batch,
 };
 use crate::server::access_log::End;
-use crate::server::bounds::Permit;
 use crate::server::pool::balance::Tried;
 use crate::server::shared::ServedService;
 use crate::sys::udp::{ReceiveBatch, UdpSocket};

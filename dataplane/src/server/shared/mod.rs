@@ -1,5 +1,9 @@
 //! What the server role of all cores shares, and what each core gets of it.
 
+pub(crate) mod judge;
+mod overlap;
+pub(crate) mod plan;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,22 +16,17 @@ use qmux_config::{ClientMatcher, Config, Door, ListenerProtocol, Server, Service
 
 use super::access_log::AccessLog;
 use super::bounds::Gate;
-use super::door::offers;
 use super::ids::DoorId;
-use super::mail::ServerMail;
-use super::plan::{self, CoreChanges, DoorSockets, Numbers, Plan, SharedEntrance};
 use super::pool::registry::{Changed, Claim, Offered, Registry};
 use super::pool::service::ClientPool;
 use super::pool::views::{ClientView, ServiceCounts, ServiceView};
 use super::succession::Predecessor;
 use crate::core::service_counters::ServiceCounters;
-use crate::flow::role::RoleContext;
 use crate::quic::credentials::ServerCredentials;
 use crate::quic::tickets::{Keeper, TicketKeys};
 use crate::quic::tls;
-
-/// The core of a server.
-pub(crate) type ServerContext = RoleContext<ServerMail>;
+use overlap::Addresses;
+use plan::{CoreChanges, DoorSockets, Numbers, Plan, SharedEntrance};
 
 /// What a configuration says of a service, and where its visitors come in.
 #[derive(Debug)]
@@ -58,7 +57,7 @@ pub(crate) struct ServedService {
 }
 
 impl ServedService {
-    pub(super) fn new(
+    pub(in crate::server) fn new(
         service: &Service,
         number: usize,
         cores: usize,
@@ -78,7 +77,7 @@ impl ServedService {
         })
     }
 
-    pub(super) fn terms(&self) -> Guard<Arc<ServiceTerms>> {
+    pub(in crate::server) fn terms(&self) -> Guard<Arc<ServiceTerms>> {
         self.terms.load()
     }
 
@@ -187,7 +186,7 @@ pub(crate) struct SharedDoor {
 }
 
 impl SharedDoor {
-    pub(super) fn new(id: DoorId, door: &Door, cores: usize) -> Arc<SharedDoor> {
+    pub(in crate::server) fn new(id: DoorId, door: &Door, cores: usize) -> Arc<SharedDoor> {
         Arc::new(SharedDoor {
             id,
             quic_addrs: door.quic_addrs.clone(),
@@ -202,7 +201,7 @@ impl SharedDoor {
         self.services.load_full()
     }
 
-    pub(super) fn numbers_used(&self) -> usize {
+    pub(in crate::server) fn numbers_used(&self) -> usize {
         self.numbers_used.load(Ordering::Relaxed)
     }
 
@@ -306,7 +305,7 @@ impl ServerSettings {
     fn judge(&self, claim: &Claim, table: &ServiceTable) -> Option<Vec<Offered>> {
         let admission = self.matcher.again(&claim.admission, claim.token.as_ref());
         let is_admitted = admission != qmux_config::Admission::Refused;
-        is_admitted.then(|| offers::judge(table, &admission, &claim.offers).1)
+        is_admitted.then(|| judge::judge(table, &admission, &claim.offers).1)
     }
 }
 
@@ -320,6 +319,8 @@ pub(crate) struct ServerShared {
     doors: ArcSwap<Vec<Arc<SharedDoor>>>,
     numbers: Mutex<Numbers>,
     draining: Mutex<Draining>,
+    /// Addresses of doors that were removed, and until when their lanes may have them.
+    leaving_doors: Mutex<Vec<(SocketAddr, Instant)>>,
     cores: usize,
     /// The process that had the sockets before, while it lets its flows finish.
     pub(crate) predecessor: OnceLock<Predecessor>,
@@ -355,6 +356,7 @@ impl ServerShared {
             doors: ArcSwap::default(),
             numbers: Mutex::default(),
             draining: Mutex::default(),
+            leaving_doors: Mutex::default(),
             cores,
             instance_id: *uuid::Uuid::new_v4().as_bytes(),
             ticket_keys,
@@ -377,13 +379,22 @@ impl ServerShared {
         let doors = self.doors();
         let mut numbers = lock(&self.numbers);
         let log = &self.access_log;
-        Ok(plan::plan(&doors, settings, &mut numbers, self.cores, log))
+        Ok(plan::plan(&doors, &settings, &mut numbers, self.cores, log))
     }
 
-    /// Whether this process has the address of an entrance that drains.
-    pub(crate) fn drains_at(&self, address: SocketAddr) -> bool {
+    /// Where UDP flows of entrances that are closed still go on.
+    pub(crate) fn draining(&self) -> Addresses {
         let draining = lock(&self.draining);
-        draining.iter().any(|(it, _)| it.traffic_addr == address)
+        draining.iter().map(|(it, _)| it.traffic_addr).collect()
+    }
+
+    /// How long a door that was removed has this address still, if one does.
+    pub(crate) fn door_drains_at(&self, address: SocketAddr, now: Instant) -> Option<Duration> {
+        let leaving = lock(&self.leaving_doors);
+        let of = leaving
+            .iter()
+            .find(|(it, until)| *it == address && *until > now);
+        of.map(|(_, until)| until.saturating_duration_since(now))
     }
 
     /// Goes the way that was planned. Returns what each core has to do.
@@ -408,13 +419,8 @@ impl ServerShared {
     fn note_draining(&self, plan: &Plan, now: Instant) -> Vec<SharedEntrance> {
         let mut draining = lock(&self.draining);
         draining.retain(|(_, until)| *until > now);
-        let opened = plan.doors.iter().flat_map(|door| &door.services);
-        let opened: HashMap<SocketAddr, ()> = opened
-            .flat_map(|service| &service.opened)
-            .filter(|it| it.udp)
-            .map(|it| (it.traffic_addr, ()))
-            .collect();
-        let is_taken = |it: &SharedEntrance| opened.contains_key(&it.traffic_addr);
+        let opened = plan.opens_udp();
+        let is_taken = |it: &SharedEntrance| opened.overlap(it.traffic_addr);
         let superseded = draining
             .iter()
             .map(|(it, _)| *it)
@@ -425,6 +431,10 @@ impl ServerShared {
         let timeout = plan.settings.server().drain_timeout + Duration::from_secs(5);
         let closed = plan.closed.iter().filter(|it| it.udp && !is_taken(it));
         draining.extend(closed.map(|it| (*it, now + timeout)));
+        let mut leaving = lock(&self.leaving_doors);
+        leaving.retain(|(_, until)| *until > now);
+        let doors = plan.doors_closed.iter().flat_map(|door| &door.quic_addrs);
+        leaving.extend(doors.map(|address| (*address, now + timeout)));
         superseded
     }
 

@@ -13,9 +13,10 @@ use std::time::Duration;
 use crossbeam::channel::Sender;
 use qmux_config::{Door, Service};
 
-use super::access_log::AccessLog;
-use super::ids::{DoorId, EntranceId};
-use super::shared::{ServedService, ServerSettings, ServerShared, SharedDoor};
+use super::overlap::Addresses;
+use super::{ServedService, ServerSettings, ServerShared, SharedDoor};
+use crate::server::access_log::AccessLog;
+use crate::server::ids::{DoorId, EntranceId};
 
 /// One port of a service as all cores know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +34,9 @@ pub(crate) struct SharedEntrance {
 /// What becomes of a service.
 #[derive(Debug)]
 pub(crate) struct ServicePlan {
-    pub(super) service: Arc<ServedService>,
-    pub(super) wanted: Service,
-    pub(super) kept: Vec<SharedEntrance>,
+    pub(in crate::server) service: Arc<ServedService>,
+    pub(in crate::server) wanted: Service,
+    pub(in crate::server) kept: Vec<SharedEntrance>,
     /// To be opened.
     pub(crate) opened: Vec<SharedEntrance>,
 }
@@ -43,7 +44,7 @@ pub(crate) struct ServicePlan {
 /// What becomes of a door.
 #[derive(Debug)]
 pub(crate) struct DoorPlan {
-    pub(super) door: Arc<SharedDoor>,
+    pub(in crate::server) door: Arc<SharedDoor>,
     /// It is to be opened.
     pub(crate) is_new: bool,
     pub(crate) services: Vec<ServicePlan>,
@@ -59,23 +60,35 @@ impl DoorPlan {
 /// The way to another configuration.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    pub(super) settings: Arc<ServerSettings>,
+    pub(in crate::server) settings: Arc<ServerSettings>,
     /// All doors that there will be.
     pub(crate) doors: Vec<DoorPlan>,
-    pub(super) doors_closed: Vec<Arc<SharedDoor>>,
+    pub(in crate::server) doors_closed: Vec<Arc<SharedDoor>>,
     /// Entrances that take nobody from then on.
-    pub(super) closed: Vec<SharedEntrance>,
+    pub(in crate::server) closed: Vec<SharedEntrance>,
     /// Services that are no more.
-    pub(super) removed: Vec<Arc<ServedService>>,
+    pub(in crate::server) removed: Vec<Arc<ServedService>>,
 }
 
 impl Plan {
-    /// Addresses that this process has and gives up, TCP and UDP: others cannot have them, and it
-    /// may take them again.
-    pub(crate) fn is_held(&self, address: SocketAddr, tcp: bool) -> bool {
-        let held =
-            |it: &SharedEntrance| it.traffic_addr == address && if tcp { it.tcp } else { it.udp };
-        self.closed.iter().any(held)
+    /// Where this process takes visitors of TCP, or of UDP, and gives that up: nobody else can have
+    /// these addresses, and it may take them again.
+    pub(crate) fn given_up(&self, tcp: bool) -> Addresses {
+        let of = self
+            .closed
+            .iter()
+            .filter(|it| if tcp { it.tcp } else { it.udp });
+        of.map(|it| it.traffic_addr).collect()
+    }
+
+    /// Where UDP visitors are to be taken.
+    pub(in crate::server) fn opens_udp(&self) -> Addresses {
+        let services = self.doors.iter().flat_map(|door| &door.services);
+        let opened = services.flat_map(|service| &service.opened);
+        opened
+            .filter(|it| it.udp)
+            .map(|it| it.traffic_addr)
+            .collect()
     }
 
     /// Whether the server would show another certificate, or hold clients' against something else.
@@ -111,31 +124,31 @@ pub(crate) struct EntranceSockets {
 
 /// A door that a core is to open.
 #[derive(Debug)]
-pub(super) struct OpenedDoor {
-    pub(super) door: Arc<SharedDoor>,
-    pub(super) sockets: Vec<UdpSocket>,
+pub(in crate::server) struct OpenedDoor {
+    pub(in crate::server) door: Arc<SharedDoor>,
+    pub(in crate::server) sockets: Vec<UdpSocket>,
 }
 
 /// An entrance that a core is to open.
 #[derive(Debug)]
-pub(super) struct OpenedEntrance {
-    pub(super) door: DoorId,
-    pub(super) service: Arc<ServedService>,
-    pub(super) entrance: SharedEntrance,
-    pub(super) sockets: EntranceSockets,
+pub(in crate::server) struct OpenedEntrance {
+    pub(in crate::server) door: DoorId,
+    pub(in crate::server) service: Arc<ServedService>,
+    pub(in crate::server) entrance: SharedEntrance,
+    pub(in crate::server) sockets: EntranceSockets,
 }
 
 /// What one core has to do to follow a plan.
 #[derive(Debug)]
 pub(crate) struct CoreChanges {
-    pub(super) doors_opened: Vec<OpenedDoor>,
-    pub(super) doors_closed: Vec<DoorId>,
-    pub(super) opened: Vec<OpenedEntrance>,
-    pub(super) closed: Vec<ClosedEntrance>,
+    pub(in crate::server) doors_opened: Vec<OpenedDoor>,
+    pub(in crate::server) doors_closed: Vec<DoorId>,
+    pub(in crate::server) opened: Vec<OpenedEntrance>,
+    pub(in crate::server) closed: Vec<ClosedEntrance>,
     /// Clients that serve other services now, or on other terms, by door and number.
-    pub(super) told: Arc<Vec<(DoorId, u64)>>,
+    pub(in crate::server) told: Arc<Vec<(DoorId, u64)>>,
     /// The time that flows get of what is closed.
-    pub(super) drain_timeout: Duration,
+    pub(in crate::server) drain_timeout: Duration,
     /// Told when that is done; the text is for the log.
     pub(crate) done: Option<Sender<Result<(), String>>>,
 }
@@ -149,7 +162,7 @@ pub(crate) struct ClosedEntrance {
 }
 
 /// Hands the sockets out, per core: `sockets[core][door]`.
-pub(super) fn for_cores(
+pub(in crate::server) fn for_cores(
     plan: &Plan,
     sockets: Vec<Vec<DoorSockets>>,
     told: Vec<(DoorId, u64)>,
@@ -157,14 +170,10 @@ pub(super) fn for_cores(
 ) -> Vec<CoreChanges> {
     let told = Arc::new(told);
     let drain_timeout = plan.settings.server().drain_timeout;
-    let opened = || plan.doors.iter().flat_map(|door| &door.services);
-    let is_taken = |address: SocketAddr| {
-        let mut opened = opened().flat_map(|service| &service.opened);
-        opened.any(|it| it.udp && it.traffic_addr == address)
-    };
+    let taken = plan.opens_udp();
     let closing = plan.closed.iter().map(|entrance| ClosedEntrance {
         entrance: *entrance,
-        udp_at_once: entrance.udp && is_taken(entrance.traffic_addr),
+        udp_at_once: entrance.udp && taken.overlap(entrance.traffic_addr),
     });
     let superseded = superseded.iter().map(|entrance| ClosedEntrance {
         entrance: *entrance,
@@ -212,7 +221,7 @@ impl CoreChanges {
 
 /// Draws numbers that no door and no entrance has had before.
 #[derive(Debug, Default)]
-pub(super) struct Numbers {
+pub(in crate::server) struct Numbers {
     doors: u64,
     entrances: u64,
 }
@@ -230,9 +239,9 @@ impl Numbers {
 }
 
 /// Plans the way from `current` to the doors of `settings`.
-pub(super) fn plan(
+pub(in crate::server) fn plan(
     current: &[Arc<SharedDoor>],
-    settings: Arc<ServerSettings>,
+    settings: &Arc<ServerSettings>,
     numbers: &mut Numbers,
     cores: usize,
     access_log: &Arc<AccessLog>,
@@ -242,7 +251,7 @@ pub(super) fn plan(
         doors_closed: Vec::new(),
         closed: Vec::new(),
         removed: Vec::new(),
-        settings: Arc::clone(&settings),
+        settings: Arc::clone(settings),
     };
     let new_service =
         |wanted: &Service, number| ServedService::new(wanted, number, cores, access_log);
