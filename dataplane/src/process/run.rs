@@ -218,7 +218,7 @@ pub(crate) fn start(
     });
     if let (Some(inherited), Some(server)) = (inherited, &server) {
         // From here on nobody else serves: what fails now is said, and not the end.
-        handover::serve_after(inherited, server);
+        handover::serve_after(inherited, server)?;
         admin_socket = config.admin.as_ref().and_then(handover::bind_after);
     }
     let mut closer = None;

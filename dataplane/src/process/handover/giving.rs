@@ -14,7 +14,9 @@ use crossbeam::channel::{Receiver, bounded};
 use sd_notify::NotifyState;
 use socket2::{Domain, Socket, Type};
 
-use super::messages::{self, GONE, Hello, MESSAGE_BYTES_MAX, Offer, PACKETS, TAKE, VERSION};
+use super::messages::{
+    self, ENDING, GONE, Hello, MESSAGE_BYTES_MAX, Offer, PACKETS, TAKE, VERSION,
+};
 use crate::core::mailbox::Mailboxes;
 use crate::process::admin::socket::{bind_unix, check_place};
 use crate::process::exit::Failure;
@@ -136,10 +138,15 @@ impl Giver {
         let _smaller = theirs.set_send_buffer_size(PACKETS_BUFFER_BYTES);
         pass::send(connection, PACKETS, Some(theirs.as_fd()))?;
         drop((lent, theirs));
-        match next(connection)? {
-            text if text == TAKE => Ok(Some(ours)),
-            _ => Err(io::ErrorKind::InvalidData.into()),
+        if next(connection)? != TAKE {
+            return Err(io::ErrorKind::InvalidData.into());
         }
+        if (self.is_draining)() {
+            // Its sockets have begun to close.
+            pass::send(connection, ENDING, None)?;
+            return Ok(None);
+        }
+        Ok(Some(ours))
     }
 
     fn refusal(&self, hello: &Hello) -> Option<String> {

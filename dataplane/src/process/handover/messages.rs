@@ -7,7 +7,7 @@
 //! | predecessor | [`Socket`], as many as offered | the socket |
 //! | predecessor | [`PACKETS`] | where its packets are to be sent |
 //! | successor | [`TAKE`], once it has all that it needs | |
-//! | predecessor | [`GONE`], once it reads no more | |
+//! | predecessor | [`GONE`], once it reads no more; [`ENDING`] if it has been stopped meanwhile | |
 
 use std::net::SocketAddr;
 
@@ -24,6 +24,7 @@ pub(super) const MESSAGE_BYTES_MAX: usize = 4_096;
 pub(super) const PACKETS: &[u8] = b"packets";
 pub(super) const TAKE: &[u8] = b"take";
 pub(super) const GONE: &[u8] = b"gone";
+pub(super) const ENDING: &[u8] = b"ending";
 
 /// Who asks.
 #[derive(Debug, Serialize, Deserialize)]

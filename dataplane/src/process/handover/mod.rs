@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use qmux_config::Admin;
 
 use super::admin::{self, AdminSocket};
+use super::exit::Failure;
 use crate::server::ServerShared;
 pub(crate) use giving::{Giver, Successors};
 pub(crate) use taking::Inherited;
@@ -29,11 +30,15 @@ const ADMIN_PATIENCE: Duration = Duration::from_secs(2);
 const ADMIN_PAUSE: Duration = Duration::from_millis(20);
 
 /// From here on this process serves, and passes on what is for lanes of the one before.
-pub(crate) fn serve_after(inherited: Inherited, server: &ServerShared) {
-    if let Some(predecessor) = inherited.serve() {
+///
+/// # Errors
+/// If that one was stopped meanwhile.
+pub(crate) fn serve_after(inherited: Inherited, server: &ServerShared) -> Result<(), Failure> {
+    if let Some(predecessor) = inherited.serve()? {
         let _first = server.predecessor.set(predecessor);
     }
     tracing::info!("this process takes the place of the one before");
+    Ok(())
 }
 
 /// The admin endpoint's socket, once the predecessor has given it up; without it if that takes too

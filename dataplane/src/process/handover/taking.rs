@@ -10,7 +10,9 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::messages::{self, GONE, Hello, MESSAGE_BYTES_MAX, Offer, PACKETS, TAKE, VERSION};
+use super::messages::{
+    self, ENDING, GONE, Hello, MESSAGE_BYTES_MAX, Offer, PACKETS, TAKE, VERSION,
+};
 use crate::process::exit::Failure;
 use crate::server::succession::{Predecessor, SocketUse};
 use crate::sys::pass;
@@ -118,17 +120,24 @@ impl Inherited {
 
     /// From here on this process serves: the predecessor reads no more when this returns. `None` if
     /// it is gone.
-    pub(crate) fn serve(mut self) -> Option<Predecessor> {
+    ///
+    /// # Errors
+    /// If it has been stopped meanwhile, and its sockets with it.
+    pub(crate) fn serve(mut self) -> Result<Option<Predecessor>, Failure> {
         let told = pass::send(&self.connection, TAKE, None).and_then(|()| self.bytes());
         match told {
             Ok((text, _)) if text == GONE => {}
+            Ok((text, _)) if text == ENDING => {
+                let why = "the process before this one was stopped while it handed over";
+                return Err(Failure::Running(why.into()));
+            }
             // It has died, or is stuck: its sockets are here, and somebody must serve.
             Ok(_) | Err(_) => tracing::warn!(
                 "the process before this one did not say that it stops reading; going on without it"
             ),
         }
-        let packets = Socket::from(self.packets.take()?);
-        Predecessor::at(packets).ok()
+        let packets = self.packets.take().map(Socket::from);
+        Ok(packets.and_then(|packets| Predecessor::at(packets).ok()))
     }
 }
 
