@@ -57,6 +57,7 @@ const ALTERNATIVES: &[&str] = &[
     "token_file",
     "allow_file",
     "deny_file",
+    "handover",
 ];
 
 /// The text without keys that exclude others of the same section.
