@@ -7,6 +7,7 @@ pub(crate) const KEYS: &[&str] = &[
     "server.health_timeout",
     "server.drain_timeout",
     "server.access_log",
+    "server.handover",
     "server.quic_addr",
     "server.tls_fallback",
     "server.services.name",

@@ -36,6 +36,7 @@ pub mod example;
 mod expand;
 pub mod explain;
 mod file_or_text;
+mod handover;
 pub mod import;
 mod keys;
 mod limits;

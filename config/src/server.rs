@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Spanned;
@@ -13,6 +14,7 @@ use crate::client_entry::{self, ClientEntry, Kind};
 use crate::conflicts::{Claims, overlap};
 use crate::door::{self, Door};
 use crate::file_or_text::FileOrText;
+use crate::handover;
 use crate::limits::{self, Limits};
 use crate::ports::TrafficAddr;
 use crate::secret::Secret;
@@ -218,6 +220,8 @@ pub struct Server {
     pub tls_fallback: TlsFallback,
     /// Where a line is written for each flow that has ended.
     pub access_log: AccessLog,
+    /// The Unix socket at which a successor of the process gets its sockets.
+    pub handover: Option<PathBuf>,
     /// Where clients connect and what they serve there; at least one. The door of named services
     /// comes first, then those of listeners in their order.
     pub doors: Vec<Door>,
@@ -236,6 +240,7 @@ impl Server {
         let load_balancer = LoadBalancer::read(&section).unwrap_or(LoadBalancer::LeastConnections);
         let timing = Timing::read(&section);
         let access_log = AccessLog::read(&section);
+        let handover = handover::read(&section);
         let defaults = Defaults {
             load_balancer,
             stall_timeout: limits.stall_timeout,
@@ -255,6 +260,7 @@ impl Server {
             drain_timeout: timing.drain_timeout,
             tls_fallback: defaults.tls_fallback,
             access_log,
+            handover,
             doors,
             clients: entries.into_iter().map(|entry| entry.entry).collect(),
             auth: auth?,

@@ -22,6 +22,7 @@ const SERVER: &[&[&str]] = &[
         "pool",
         "bounds",
         "access_log",
+        "succession",
         "entrance::proxy_header",
     ],
     &["tcp::visitor", "udp::forwarded"],

@@ -59,6 +59,7 @@ const ALTERNATIVES: &[&str] = &[
     "password_file",
     "allow_file",
     "deny_file",
+    "handover",
 ];
 
 /// The text without keys that exclude others of the same section.

@@ -344,3 +344,29 @@ fn a_client_id_may_be_as_long_as_the_wire_format_allows() {
     );
     assert!(problem(&id(CLIENT_ID_BYTES_MAX + 1)).contains("must be at most 253 bytes"));
 }
+
+#[test]
+fn a_handover_is_by_a_unix_socket() {
+    let with = |value: &str| {
+        let line = format!("drain_timeout = \"30s\"\nhandover = {value}");
+        edited(SERVER, "drain_timeout = \"30s\"", &line)
+    };
+    let server = accept(&with("\"unix:/run/handover.sock\""))
+        .server
+        .expect("a server");
+    assert_eq!(
+        server.handover.as_deref(),
+        Some(std::path::Path::new("/run/handover.sock"))
+    );
+    for wrong in [
+        "\"127.0.0.1:9601\"",
+        "\"/run/handover.sock\"",
+        "\"unix:\"",
+        "\"\"",
+        "true",
+    ] {
+        let message = problem(&with(wrong));
+        assert!(message.contains("server.handover: "), "{message}");
+        assert!(message.contains("unix:/run/"), "{message}");
+    }
+}

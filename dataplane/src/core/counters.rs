@@ -132,6 +132,10 @@ counters! {
     quic_packets_handed_over,
     /// Packets that could not be handed over.
     quic_packets_handover_dropped,
+    /// QUIC packets that were for lanes of the process before this one, and were passed on to it.
+    quic_packets_passed_on,
+    /// Those that it took too slowly.
+    quic_packets_pass_on_dropped,
     /// First packets of connections that were none: they do not decrypt.
     initials_invalid,
     /// First packets of connections left without an answer: more than a core answers in a second,

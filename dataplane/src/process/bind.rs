@@ -1,11 +1,14 @@
 //! Binding every socket of every core, once and in order, before any core runs: errors come from one place.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
 
 use qmux_config::{AdminListen, Config, Door, Server, TlsFallback, TrafficAddr};
 
 use crate::process::exit::Failure;
+use crate::process::handover::Inherited;
 use crate::server::shared::plan::{DoorSockets, EntranceSockets, Plan, SharedEntrance};
+use crate::server::succession::SocketUse;
 use crate::sys::bind::{
     GrantedBuffers, UDP_BUFFER_BYTES, probe_free, raise_udp_buffers, tcp_reuseport, udp_reuseport,
 };
@@ -50,29 +53,36 @@ pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) 
 pub(crate) fn all(
     plan: &Plan,
     cores: usize,
+    inherited: Option<&mut Inherited>,
     is_ours: impl Fn(SocketAddr, bool) -> bool,
 ) -> Result<Vec<Vec<DoorSockets>>, Failure> {
     let mut per_core: Vec<Vec<DoorSockets>> = (0..cores).map(|_| Vec::new()).collect();
     let mut warned = false;
+    let mut source = Source(inherited);
     for door in &plan.doors {
         let quic_addrs = if door.is_new { door.quic_addrs() } else { &[] };
         for address in quic_addrs {
-            probe_one(*address, false)?;
+            if !source.has(SocketUse::Quic, *address) {
+                probe_one(*address, false)?;
+            }
         }
         for entrance in door.services.iter().flat_map(|it| &it.opened) {
             let address = entrance.traffic_addr;
             for (tcp, wanted) in [(true, entrance.tcp), (false, entrance.udp)] {
-                if wanted && !is_ours(address, tcp) {
+                let used_for = if tcp { SocketUse::Tcp } else { SocketUse::Udp };
+                if wanted && !is_ours(address, tcp) && !source.has(used_for, address) {
                     probe_one(address, tcp)?;
                 }
             }
         }
-        for sockets in &mut per_core {
-            let services = door.services.iter().map(|it| entrances(&it.opened));
+        for (core, sockets) in per_core.iter_mut().enumerate() {
+            let services = door.services.iter();
+            let services = services.map(|it| entrances(&it.opened, core, &mut source));
+            let services: Vec<_> = services.collect::<Result<_, _>>()?;
             sockets.push(DoorSockets {
-                quic: quic(quic_addrs, &mut warned)?,
+                quic: quic(quic_addrs, core, &mut source, &mut warned)?,
                 tls: Vec::new(),
-                services: services.collect::<Result<_, _>>()?,
+                services,
             });
         }
         let first = per_core.first().and_then(|sockets| sockets.last());
@@ -84,20 +94,53 @@ pub(crate) fn all(
             })?;
         }
     }
-    bind_tls(plan, &mut per_core)?;
+    let inherits = source.0.is_some();
+    bind_tls(plan, &mut per_core, inherits)?;
     Ok(per_core)
 }
 
+/// Where sockets come from: those of the process before this one first.
+struct Source<'a>(Option<&'a mut Inherited>);
+
+impl Source<'_> {
+    fn has(&self, used_for: SocketUse, address: SocketAddr) -> bool {
+        let inherited = self.0.as_ref();
+        inherited.is_some_and(|inherited| inherited.has(used_for, address))
+    }
+
+    fn take(
+        &mut self,
+        used_for: SocketUse,
+        address: SocketAddr,
+        core: usize,
+    ) -> Result<Option<OwnedFd>, Failure> {
+        let Some(inherited) = &mut self.0 else {
+            return Ok(None);
+        };
+        if !inherited.has(used_for, address) {
+            return Ok(None);
+        }
+        let socket = inherited.take(used_for, address, core);
+        let missing = || {
+            let text = format!("{address}: the process before this one lends too few sockets");
+            Failure::Running(text)
+        };
+        socket.map(Some).ok_or_else(missing)
+    }
+}
+
 /// Adds the sockets for TLS at the addresses of new doors, after all others: where a port is taken, and nobody has said
-/// that it must be had, there is none.
-fn bind_tls(plan: &Plan, per_core: &mut [Vec<DoorSockets>]) -> Result<(), Failure> {
+/// that it must be had, there is none. The process before this one, if there is one, has its own beside them.
+fn bind_tls(plan: &Plan, per_core: &mut [Vec<DoorSockets>], inherits: bool) -> Result<(), Failure> {
     let server = plan.server();
     if server.tls_fallback == TlsFallback::Off {
         return Ok(());
     }
     for (number, door) in plan.doors.iter().enumerate().filter(|(_, it)| it.is_new) {
         for address in door.quic_addrs() {
-            let free = is_for_tls(server, *address)?;
+            let shared =
+                inherits && !server.takes_tcp_at(*address) && tcp_reuseport(*address).is_ok();
+            let free = shared || is_for_tls(server, *address)?;
             for sockets in &mut *per_core {
                 let socket = free.then(|| tcp_reuseport(*address)).transpose();
                 let socket = socket.map_err(|error| cannot(*address, "TCP", &error))?;
@@ -199,10 +242,18 @@ pub(crate) fn judge_descriptors(
     Ok((needed > allowed / 2).then(|| format!("{what}, so few are left for flows: {remedy}")))
 }
 
-fn quic(addresses: &[SocketAddr], warned: &mut bool) -> Result<Vec<UdpSocket>, Failure> {
+fn quic(
+    addresses: &[SocketAddr],
+    core: usize,
+    source: &mut Source<'_>,
+    warned: &mut bool,
+) -> Result<Vec<UdpSocket>, Failure> {
     let sockets = addresses.iter().map(|address| {
         let failed = |error| cannot(*address, "UDP", &error);
-        let socket = udp_reuseport(*address).map_err(failed)?;
+        let socket = match source.take(SocketUse::Quic, *address, core)? {
+            Some(inherited) => inherited.into(),
+            None => udp_reuseport(*address).map_err(failed)?,
+        };
         let granted = raise_udp_buffers(&socket).map_err(failed)?;
         // The answer is the same for all; warned of once.
         if !*warned {
@@ -214,13 +265,23 @@ fn quic(addresses: &[SocketAddr], warned: &mut bool) -> Result<Vec<UdpSocket>, F
 }
 
 /// The sockets of some entrances on one core.
-fn entrances(opened: &[SharedEntrance]) -> Result<Vec<EntranceSockets>, Failure> {
+fn entrances(
+    opened: &[SharedEntrance],
+    core: usize,
+    source: &mut Source<'_>,
+) -> Result<Vec<EntranceSockets>, Failure> {
     let sockets = opened.iter().map(|entrance| {
         let address = entrance.traffic_addr;
-        let tcp = entrance.tcp.then(|| tcp_reuseport(address)).transpose();
-        let tcp = tcp.map_err(|error| cannot(address, "TCP", &error))?;
-        let udp = entrance.udp.then(|| udp_reuseport(address)).transpose();
-        let udp = udp.map_err(|error| cannot(address, "UDP", &error))?;
+        let mut tcp = || match source.take(SocketUse::Tcp, address, core)? {
+            Some(inherited) => Ok(inherited.into()),
+            None => tcp_reuseport(address).map_err(|error| cannot(address, "TCP", &error)),
+        };
+        let tcp = entrance.tcp.then(&mut tcp).transpose()?;
+        let mut udp = || match source.take(SocketUse::Udp, address, core)? {
+            Some(inherited) => Ok(inherited.into()),
+            None => udp_reuseport(address).map_err(|error| cannot(address, "UDP", &error)),
+        };
+        let udp = entrance.udp.then(&mut udp).transpose()?;
         if let Some(udp) = &udp {
             let _granted = raise_udp_buffers(udp);
         }

@@ -85,6 +85,9 @@ fn check_server(
             services.join(", ")
         ));
     }
+    if let Some(path) = &server.handover {
+        say(format!("  hands over at unix:{}", path.display()));
+    }
     access_log::probe(&server.access_log)?;
     if server.access_log != AccessLog::Off {
         say(format!("  access log: {}", server.access_log));

@@ -9,6 +9,7 @@ pub(crate) mod bind;
 mod certificates;
 pub(crate) mod check;
 pub(crate) mod exit;
+pub(crate) mod handover;
 pub(crate) mod log_level;
 pub(crate) mod logging;
 mod mail;

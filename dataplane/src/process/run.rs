@@ -1,7 +1,7 @@
 //! From a validated config to running cores, and back: start, signals, drain, counters.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -10,6 +10,7 @@ use qmux_config::{Config, Door, Server};
 
 use super::certificates::Certificates;
 use super::exit::Failure;
+use super::handover::{self, Giver, Inherited, Successors};
 use super::mail::CoreMail;
 use super::reload::{self, Listening, Reloader};
 use super::status::Status;
@@ -70,6 +71,8 @@ pub(crate) struct Events {
     receiver: Receiver<Event>,
     orders: reload::Orders,
     reloads: Receiver<reload::Answer>,
+    /// Once successors may come.
+    successors: Arc<OnceLock<Successors>>,
 }
 
 impl Events {
@@ -82,6 +85,7 @@ impl Events {
             receiver,
             orders,
             reloads,
+            successors: Arc::default(),
         }
     }
 
@@ -98,7 +102,9 @@ impl Events {
         };
         // What came of it is in the log.
         let reload = move || orders.give(Box::new(|_| ()));
-        signals::listen(stop, reload)
+        let successors = Arc::clone(&events.successors);
+        let succeed = move || successors.get().map(Successors::start).is_some();
+        signals::listen(stop, reload, succeed)
             .map_err(|error| Failure::Running(format!("signal handlers: {error}")))?;
         Ok(events)
     }
@@ -120,6 +126,8 @@ impl Events {
 enum Event {
     Core(usize, CoreReport),
     Signal,
+    /// The process with this id serves in place of this one.
+    HandedOver(u32),
 }
 
 /// Number of cores to run: as asked for, or what can use the CPU time that we may have.
@@ -160,12 +168,20 @@ pub(crate) fn start(
     let readiness = Arc::new(Readiness::new(
         usize::from(config.server.is_some()) + usize::from(config.client.is_some()),
     ));
-    let admin_socket = config.admin.as_ref().map(admin::bind).transpose()?;
+    let path = config.server.as_ref().and_then(|it| it.handover.as_deref());
+    let inherited = path.map(|path| Inherited::ask(path, cores)).transpose()?;
+    let mut inherited = inherited.flatten();
+    let mut admin_socket = match (&config.admin, &inherited) {
+        (Some(admin), None) => Some(admin::bind(admin)?),
+        // The process before this one still has the address.
+        _ => None,
+    };
     let listening = Arc::new(Listening::new());
     let mut opened: Vec<Option<CoreChanges>> = (0..cores).map(|_| None).collect();
     let server = match &config.server {
         Some(server) => {
-            let (shared, changes) = open_server(config, server, cores, &listening)?;
+            let (shared, changes) =
+                open_server(config, server, cores, &listening, inherited.as_mut())?;
             opened = changes.into_iter().map(Some).collect();
             Some(shared)
         }
@@ -200,9 +216,16 @@ pub(crate) fn start(
         reloads: reload::Counts::default(),
         started,
     });
+    if let (Some(inherited), Some(server)) = (inherited, &server) {
+        // From here on nobody else serves: what fails now is said, and not the end.
+        handover::serve_after(inherited, server)?;
+        admin_socket = config.admin.as_ref().and_then(handover::bind_after);
+    }
+    let mut closer = None;
     if let Some((socket, admin)) = admin_socket.zip(config.admin.as_ref()) {
-        admin::start(socket, admin, Arc::clone(&status), events.orders())
-            .map_err(|error| Failure::Running(format!("admin endpoint: {error}")))?;
+        let started = admin::start(socket, admin, Arc::clone(&status), events.orders());
+        let failed = |error| Failure::Running(format!("admin endpoint: {error}"));
+        closer = Some(started.map_err(failed)?);
     }
     // A client alone prefers the CPUs from the end, a server those from the start.
     let places = cpu::places(cores, Allowed::now(), config.server.is_none());
@@ -250,6 +273,12 @@ pub(crate) fn start(
         readiness.set_listening();
         readiness.role_ready("server");
     }
+    if let Some(path) = path {
+        running.hand_over_at(path, &events.sender, closer)?;
+        if let Ok(successors) = Successors::of_this_process() {
+            let _first = events.successors.set(successors);
+        }
+    }
     Ok(running)
 }
 
@@ -279,6 +308,7 @@ fn open_server(
     server: &Server,
     cores: usize,
     listening: &Listening,
+    inherited: Option<&mut Inherited>,
 ) -> Result<(Arc<ServerShared>, Vec<CoreChanges>), Failure> {
     let (ticket_keys, keeper) = TicketKeys::start(&server.tls).map_err(Failure::Input)?;
     access_log::prepare(&server.access_log)?.take_up();
@@ -286,7 +316,7 @@ fn open_server(
     let shared = ServerShared::new(config, server, cores, ticket_keys, keeper, &log);
     let shared = Arc::new(shared.map_err(Failure::Input)?);
     let plan = shared.plan(config, server).map_err(Failure::Input)?;
-    let sockets = bind::all(&plan, cores, |_, _| false)?;
+    let sockets = bind::all(&plan, cores, inherited, |_, _| false)?;
     let _open = listening
         .open(&plan, &sockets)
         .map_err(|error| Failure::Running(format!("a socket could not be duplicated: {error}")))?;
@@ -336,6 +366,33 @@ impl Running {
         self.cluster.counters.iter().map(|core| counter(core)).sum()
     }
 
+    /// Gives the sockets to a successor that asks for them at `path`.
+    fn hand_over_at(
+        &self,
+        path: &Path,
+        events: &Sender<Event>,
+        admin: Option<admin::Closer>,
+    ) -> Result<(), Failure> {
+        let Some(server) = self.server.clone() else {
+            return Ok(());
+        };
+        let events = events.clone();
+        let giver = Giver {
+            cores: self.ended.len(),
+            server,
+            mailboxes: self.mailboxes.clone(),
+            is_draining: Box::new({
+                let readiness = Arc::clone(&self.readiness);
+                move || readiness.is_draining()
+            }),
+            close_admin: Box::new(move || admin.iter().for_each(admin::Closer::close)),
+            handed_over: Box::new(move |pid| {
+                let _ended = events.send(Event::HandedOver(pid));
+            }),
+        };
+        giver.start(path)
+    }
+
     /// Reads the configuration again from this file whenever somebody wants it, and what it names
     /// when that changes. `text` is what it was started with.
     ///
@@ -383,6 +440,15 @@ impl Running {
                     drain_timeout_ms = drain_timeout.as_millis() as u64,
                     "stopping: no new flows, letting flows finish"
                 );
+            }
+            Some(Event::HandedOver(pid)) => {
+                tracing::info!(
+                    successor = pid,
+                    drain_timeout_ms = drain_timeout.as_millis() as u64,
+                    "handed over: a successor serves, letting flows finish"
+                );
+                self.watch.succeeded();
+                self.listening.give_up();
             }
             Some(Event::Core(core, CoreReport::Broken)) => {
                 self.note_failure(core, "a part of it panicked");

@@ -25,6 +25,7 @@ const TAKEN: [c_int; 8] = [
 enum Wish {
     Stop,
     Reload,
+    Succeed,
     Nothing,
     /// A line about it would cause the next one.
     NothingSaid,
@@ -35,6 +36,7 @@ impl Wish {
         match signal {
             SIGTERM | SIGINT | SIGQUIT => Wish::Stop,
             SIGHUP => Wish::Reload,
+            SIGUSR2 => Wish::Succeed,
             SIGXFSZ => Wish::NothingSaid,
             _ => Wish::Nothing,
         }
@@ -42,13 +44,15 @@ impl Wish {
 }
 
 /// Calls `stop` for the first signal that asks for it, and `reload`, which says whether it can be
-/// done, for each that asks for that; the second one that asks to stop ends the process at once.
+/// done, for each that asks for that, and `succeed` alike for a successor; the second one that asks
+/// to stop ends the process at once.
 ///
 /// # Errors
 /// If the handlers or their thread cannot be had.
 pub(crate) fn listen(
     stop: impl Fn() + Send + 'static,
     reload: impl Fn() -> bool + Send + 'static,
+    succeed: impl Fn() -> bool + Send + 'static,
 ) -> std::io::Result<()> {
     let mut signals = Signals::new(TAKEN)?;
     std::thread::Builder::new()
@@ -75,7 +79,8 @@ pub(crate) fn listen(
                             say_ignored(signal, wish, &log);
                         }
                     }
-                    wish @ Wish::Nothing => say_ignored(signal, wish, &log),
+                    Wish::Succeed if succeed() => {}
+                    wish @ (Wish::Succeed | Wish::Nothing) => say_ignored(signal, wish, &log),
                 }
             }
         })?;
@@ -92,6 +97,12 @@ fn say_ignored(signal: c_int, wish: Wish, log: &LogLimit) {
             signal,
             suppressed,
             "signal ignored: this process has no config file to read again, or is told too often"
+        );
+    } else if wish == Wish::Succeed {
+        tracing::warn!(
+            signal,
+            suppressed,
+            "signal ignored: to start a successor of this process, set handover in [server]"
         );
     } else {
         tracing::warn!(

@@ -60,6 +60,8 @@ pub(crate) struct Watch {
     said: String,
     said_at: Option<Instant>,
     complained: bool,
+    /// The service manager hears of the successor alone.
+    is_succeeded: bool,
     /// Once the process has been told to stop.
     stopping: Option<Stopping>,
 }
@@ -75,6 +77,7 @@ impl Watch {
             said: String::new(),
             said_at: None,
             complained: false,
+            is_succeeded: false,
             stopping: None,
         }
     }
@@ -119,6 +122,11 @@ impl Watch {
         }
     }
 
+    /// A successor serves, and the service manager knows it.
+    pub(crate) fn succeeded(&mut self) {
+        self.is_succeeded = true;
+    }
+
     /// The process was told to stop, and takes no longer than `drain_timeout` for it.
     pub(crate) fn stopping(&mut self, drain_timeout: Duration, now: Instant) {
         self.notify(&[NotifyState::Stopping]);
@@ -145,6 +153,9 @@ impl Watch {
     }
 
     fn notify(&mut self, state: &[NotifyState<'_>]) {
+        if self.is_succeeded {
+            return;
+        }
         if let Err(error) = sd_notify::notify(state)
             && !std::mem::replace(&mut self.complained, true)
         {

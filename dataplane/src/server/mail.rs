@@ -2,9 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
+use crossbeam::channel::Sender;
+
 use super::ids::{DoorId, EntranceId};
 use super::pool::service::FlowTicket;
 use super::shared::plan::CoreChanges;
+use super::succession::Lent;
 use super::tcp::visitor::Visitor;
 use super::udp::forwarded::ForwardedUdp;
 use crate::core::mailbox::{Kind, Mail};
@@ -74,6 +77,11 @@ pub(crate) enum ServerMail {
     },
     /// The configuration has changed.
     Change(Box<CoreChanges>),
+    /// A successor wants descriptors of the core's sockets.
+    Lend(Sender<Vec<Lent>>),
+    /// The successor has them: it reads them from now on, and this core does no more. Told when that
+    /// is so.
+    HandedOver(Sender<()>),
 }
 
 impl Mail for ServerMail {
@@ -84,7 +92,9 @@ impl Mail for ServerMail {
             ServerMail::Packet { .. } | ServerMail::TlsConnection { .. } => Kind::Packet,
             ServerMail::Evict { .. }
             | ServerMail::ClientMayBeGone { .. }
-            | ServerMail::Change(_) => Kind::Control,
+            | ServerMail::Change(_)
+            | ServerMail::Lend(_)
+            | ServerMail::HandedOver(_) => Kind::Control,
         }
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod ids;
 pub(crate) mod mail;
 pub(crate) mod pool;
 pub(crate) mod shared;
+pub(crate) mod succession;
 mod tcp;
 pub(crate) mod udp;
 
@@ -29,6 +30,7 @@ use ids::{DoorId, EntranceId};
 use mail::{ServerContext, ServerMail};
 use shared::plan::{ClosedEntrance, CoreChanges, OpenedEntrance};
 pub(crate) use shared::{ServedService, ServerShared};
+use succession::Lent;
 
 /// The server role on one core.
 pub(crate) struct ServerCore {
@@ -228,6 +230,33 @@ impl ServerCore {
                 }
             }
             ServerMail::Change(changes) => self.change(*changes),
+            ServerMail::Lend(to) => {
+                // The successor may have gone.
+                let _told = to.send(self.lend());
+            }
+            ServerMail::HandedOver(done) => {
+                self.handed_over();
+                let _told = done.send(());
+            }
+        }
+    }
+
+    /// Descriptors of all sockets, for a successor. What cannot be had it binds itself.
+    fn lend(&self) -> Vec<Lent> {
+        let doors = self.doors.borrow();
+        let entrances = self.entrances.borrow();
+        let of_doors = doors.values().flat_map(|door| door.lend());
+        let of_entrances = entrances.values().flat_map(|entrance| entrance.lend());
+        of_doors.chain(of_entrances).collect()
+    }
+
+    /// The successor has the sockets: they are read here no more, and stay open.
+    fn handed_over(&self) {
+        for door in self.doors.borrow().values() {
+            door.handed_over();
+        }
+        for entrance in self.entrances.borrow().values() {
+            entrance.handed_over();
         }
     }
 

@@ -15,6 +15,7 @@ pub(crate) mod heap;
 pub(crate) mod limits;
 pub(crate) mod memory;
 mod option;
+pub(crate) mod pass;
 pub(crate) mod process;
 pub(crate) mod route;
 pub(crate) mod steering;

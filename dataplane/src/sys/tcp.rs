@@ -9,6 +9,7 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
@@ -232,9 +233,17 @@ impl Acceptor {
         Ok((socket.into(), addr.try_into()?))
     }
 
+    /// The same socket for another process.
+    ///
+    /// # Errors
+    /// If there are too many open files.
+    pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
+        super::borrow(&self.io).try_clone_to_owned()
+    }
+
     /// Stops listening now, whoever else still holds the descriptor (a wait that io_uring has not
     /// given up yet). Who comes after it is refused; who is still in the queue is reset.
-    pub(crate) fn close(self) {
+    pub(crate) fn close(&self) {
         // Fails only on a socket that is broken already, which takes nobody either.
         let _broken = rustix::net::shutdown(super::borrow(&self.io), Shutdown::Both);
     }

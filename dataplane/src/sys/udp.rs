@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::os::fd::OwnedFd;
 
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 
@@ -128,6 +129,14 @@ impl UdpSocket {
             local,
             gso_segments,
         })
+    }
+
+    /// The same socket for another process.
+    ///
+    /// # Errors
+    /// If there are too many open files.
+    pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
+        super::borrow(&self.io).try_clone_to_owned()
     }
 
     /// The address that the socket is bound to.

@@ -22,6 +22,7 @@ mod diagnosis;
 mod dns;
 mod doctor;
 mod half_close;
+mod handover;
 mod health;
 mod http;
 mod identity;

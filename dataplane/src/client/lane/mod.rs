@@ -15,6 +15,8 @@ mod resumption;
 mod scout;
 mod seen;
 mod session;
+#[cfg(test)]
+mod stampede_tests;
 pub(super) mod supervisor;
 mod ways;
 

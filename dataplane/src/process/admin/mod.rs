@@ -12,7 +12,7 @@ mod measurements;
 mod query;
 mod service_metrics;
 mod services;
-mod socket;
+pub(super) mod socket;
 mod status_json;
 
 use std::collections::VecDeque;
@@ -103,7 +103,7 @@ pub(crate) fn start(
     admin: &Admin,
     status: Arc<Status>,
     orders: Orders,
-) -> io::Result<()> {
+) -> io::Result<Closer> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
@@ -113,12 +113,26 @@ pub(crate) fn start(
         Listening::new(socket)?
     };
     let sources = Arc::new(Sources { status, orders });
+    let accepts = runtime.spawn(accept(listening, sources));
+    let closer = Closer(accepts.abort_handle());
     std::thread::Builder::new()
         .name("admin".into())
-        .spawn(move || runtime.block_on(accept(listening, sources)))?;
+        // Who is connected is answered to the end.
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
     // Not its paths: a line with the word `ready` says that the process serves.
     tracing::info!(address = %admin.listen, "the admin endpoint listens");
-    Ok(())
+    Ok(closer)
+}
+
+/// Gives up the endpoint's address.
+#[derive(Debug)]
+pub(crate) struct Closer(AbortHandle);
+
+impl Closer {
+    /// Nobody new is answered from some moment soon on.
+    pub(crate) fn close(&self) {
+        self.0.abort();
+    }
 }
 
 async fn accept(listening: Listening, sources: Arc<Sources>) {

@@ -20,6 +20,9 @@ use crate::process::bind::cannot;
 use crate::process::exit::Failure;
 use crate::sys::bind::{probe_free, tcp_alone};
 
+/// The key that names it.
+const KEY: &str = "admin.listen";
+
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -43,9 +46,9 @@ pub(crate) fn bind(admin: &Admin) -> Result<AdminSocket, Failure> {
             .map(AdminSocket::Tcp)
             .map_err(|error| named(cannot(*address, "TCP", &error))),
         AdminListen::Unix(path) => {
-            check_place(path)?;
-            let bound = bind_unix(path).map_err(|error| cannot_unix(path, &error))?;
-            Ok(AdminSocket::Unix(bound))
+            check_place(path, KEY)?;
+            let bound = bind_unix(path, Type::STREAM).map_err(|error| cannot_unix(path, &error))?;
+            Ok(AdminSocket::Unix(bound.into()))
         }
     }
 }
@@ -60,7 +63,7 @@ pub(crate) fn probe(admin: &Admin) -> Result<(), Failure> {
             probe_free(*address, true).map_err(|error| named(cannot(*address, "TCP", &error)))
         }
         AdminListen::Unix(path) => {
-            check_place(path)?;
+            check_place(path, KEY)?;
             let directory = fs::metadata(directory_of(path));
             directory
                 .map(drop)
@@ -96,20 +99,22 @@ fn cannot_unix(path: &Path, error: &io::Error) -> Failure {
 }
 
 /// Whether a socket may come to `path`: there is nothing, or a socket that nobody listens at.
-fn check_place(path: &Path) -> Result<(), Failure> {
+///
+/// # Errors
+/// What is there instead; `key` is what names the path.
+pub(in crate::process) fn check_place(path: &Path, key: &str) -> Result<(), Failure> {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(()); // What else is wrong with it, binding says.
     };
     let shown = path.display();
     if !metadata.file_type().is_socket() {
         return Err(Failure::Input(format!(
-            "admin.listen: {shown} is there and is no socket; it must be a path that is free"
+            "{key}: {shown} is there and is no socket; it must be a path that is free"
         )));
     }
     if is_live(path) {
         return Err(Failure::Input(format!(
-            "admin.listen: cannot bind unix:{shown}: another program (or another qmux-dp) listens \
-             there"
+            "{key}: cannot bind unix:{shown}: another program (or another qmux-dp) listens there"
         )));
     }
     Ok(())
@@ -131,8 +136,12 @@ fn is_live(path: &Path) -> bool {
     }
 }
 
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+/// Binds a socket that listens at `path` and that only this user may use.
+///
+/// # Errors
+/// Those of the system.
+pub(in crate::process) fn bind_unix(path: &Path, kind: Type) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, kind, None)?;
     let beside = beside(path);
     // Of a process of the same number that did not get further.
     let _none = fs::remove_file(&beside);
@@ -145,7 +154,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         return Err(error);
     }
     socket.set_nonblocking(true)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// A name in the same directory that is no longer than the path's: that has room.

@@ -70,6 +70,11 @@ impl Listening {
         }
     }
 
+    /// None is opened any more; those that there are stay as they are, for a successor has them.
+    pub(crate) fn give_up(&self) {
+        *self.lock() = State::Closed;
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -287,7 +287,7 @@ impl Reloader {
                     true => tcp_given_up.overlap(address),
                     false => udp_given_up.overlap(address) || draining.overlap(address),
                 };
-                let sockets = bind::all(&plan, self.cores, is_ours);
+                let sockets = bind::all(&plan, self.cores, None, is_ours);
                 Some((plan, sockets.map_err(|error| unusable(&error))?))
             }
             _ => None,

@@ -22,6 +22,7 @@ mod tls_port;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,6 +60,13 @@ pub(crate) trait EndpointOwner {
         from: SocketAddr,
         to_ip: Option<IpAddr>,
     ) -> bool;
+    /// A packet arrived for a lane that is not here, and may be one of the process that had the
+    /// socket before. `None` if there is none any more; false if the packet was dropped.
+    fn pass_on(&self, packet: &[u8], from: SocketAddr, to_ip: Option<IpAddr>) -> Option<bool> {
+        let _nobody = (packet, from, to_ip);
+        None
+    }
+
     /// A TLS connection carries packets for another core. Returns false if it could not be handed over.
     fn hand_over_tls(&self, _core: usize, _connection: TlsConnection) -> bool {
         false
@@ -141,6 +149,8 @@ pub(crate) struct Endpoint {
     /// True while received packets must wait for a flush.
     flush_first: Cell<bool>,
     closing: Cell<bool>,
+    /// Another process reads the socket.
+    is_handed_over: Cell<bool>,
     stopped: Event,
     counters: Arc<CoreCounters>,
 }
@@ -190,6 +200,7 @@ impl Endpoint {
             next_key: Cell::new(0),
             flush_first: Cell::new(false),
             closing: Cell::new(false),
+            is_handed_over: Cell::new(false),
             stopped: Event::default(),
             counters: setup.counters,
         });
@@ -305,6 +316,17 @@ impl Endpoint {
     ) {
         self.packet(packet, Way::over_udp(from, to_ip), true);
         self.finish_turn();
+    }
+
+    /// The same socket for a successor; `None` if there are too many open files.
+    pub(crate) fn lend(&self) -> Option<OwnedFd> {
+        self.socket.try_clone().ok()
+    }
+
+    /// The successor reads the socket; what is for lanes that are here comes by [`Self::inject`].
+    pub(crate) fn receive_no_more(&self) {
+        self.is_handed_over.set(true);
+        self.stopped.set();
     }
 
     /// The core's counters.

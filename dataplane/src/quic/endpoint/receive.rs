@@ -73,6 +73,9 @@ impl Endpoint {
                     }
                     yield_now().await;
                 }
+                if self.is_handed_over.get() {
+                    return;
+                }
                 let more = RECEIVE.with_borrow_mut(|batch| self.receive_turn(batch));
                 self.finish_turn();
                 if !more {
@@ -316,12 +319,27 @@ impl Endpoint {
         let is_short = data
             .first()
             .is_none_or(|first| first & LONG_HEADER_BIT == 0);
+        if self.accepts && may_be_of_a_lane(data) && self.is_passed_on(data, way) {
+            return;
+        }
         match (is_short, self.accepts) {
             (true, true) => self.answer_short_header(data, way),
             (true, false) => self.maybe_reset(data, way),
             (false, true) if !self.closing.get() => self.begin_handshake(data, way),
             (false, _) => self.counters.quic_packets_unknown.increment(),
         }
+    }
+
+    /// Whether the process that had the socket before gets the packet, or is there and takes none.
+    fn is_passed_on(&self, data: &[u8], way: Way) -> bool {
+        let owner = self.owner.borrow().clone();
+        let passed = owner.and_then(|owner| owner.pass_on(data, way.peer, way.local));
+        match passed {
+            Some(true) => self.counters.quic_packets_passed_on.increment(),
+            Some(false) => self.counters.quic_packets_pass_on_dropped.increment(),
+            None => {}
+        }
+        passed.is_some()
     }
 
     /// A genuine packet of `bytes` came along another way than the lane's.
@@ -336,6 +354,15 @@ impl Endpoint {
             }
         }
     }
+}
+
+/// Whether a packet may be one of a lane that another process has begun: anything but those with which
+/// a connection begins (RFC 9000, sections 17.2.2 and 17.2.3).
+fn may_be_of_a_lane(packet: &[u8]) -> bool {
+    const TYPE_BITS: u8 = 0x30;
+    const EARLY_DATA: u8 = 0x10;
+    let first = packet.first().copied().unwrap_or_default();
+    first & LONG_HEADER_BIT == 0 || first & TYPE_BITS > EARLY_DATA
 }
 
 /// Whether two addresses are the same, whatever the kernel adds to those of IPv6.

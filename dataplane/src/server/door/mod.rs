@@ -39,6 +39,7 @@ use crate::server::pool::registry::{Applicant, Joined, NotJoined};
 use crate::server::shared::{
     ServedService, ServerSettings, ServerShared, ServiceTable, SharedDoor,
 };
+use crate::server::succession::{Lent, PassedOn, SocketUse};
 use crate::server::udp::lane::LaneFlows;
 use crate::sys::tcp::Acceptor;
 use crate::sys::udp::{Purpose, UdpSocket};
@@ -459,6 +460,34 @@ impl Door {
         self.lanes.borrow().pick(client, rule)
     }
 
+    // ---- one process after another ----------------------------------------------------------------
+
+    /// Whether another process had the sockets before this one, which lets its flows finish.
+    pub(crate) fn has_predecessor(&self) -> bool {
+        self.shared.predecessor.get().is_some()
+    }
+
+    /// Descriptors of its sockets, for a successor.
+    pub(crate) fn lend(&self) -> Vec<Lent> {
+        let endpoints = self.endpoints().iter().zip(&self.of_all_cores.quic_addrs);
+        let lent = |(endpoint, address): (&Rc<Endpoint>, &SocketAddr)| {
+            Some(Lent {
+                used_for: SocketUse::Quic,
+                address: *address,
+                core: self.context.index,
+                fd: endpoint.lend()?,
+            })
+        };
+        endpoints.filter_map(lent).collect()
+    }
+
+    /// The successor reads the sockets from now on, and passes on what is for lanes that are here.
+    pub(crate) fn handed_over(&self) {
+        for endpoint in self.endpoints() {
+            endpoint.receive_no_more();
+        }
+    }
+
     // ---- the end -------------------------------------------------------------------------------------------------
 
     /// An entrance takes TCP visitors for the clients of this door.
@@ -547,6 +576,17 @@ impl EndpointOwner for Owner {
             to_ip,
         };
         self.door.context.post.send(core, mail).is_ok()
+    }
+
+    fn pass_on(&self, packet: &[u8], from: SocketAddr, to_ip: Option<IpAddr>) -> Option<bool> {
+        let door = &self.door;
+        door.shared.predecessor.get()?.pass_on(&PassedOn {
+            core: door.context.index,
+            door: *door.of_all_cores.quic_addrs.get(self.address)?,
+            from,
+            to_ip,
+            packet,
+        })
     }
 
     fn hand_over_tls(&self, core: usize, connection: TlsConnection) -> bool {

@@ -4,7 +4,7 @@
 pub(crate) mod first_client;
 pub(crate) mod proxy_header;
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
@@ -27,6 +27,7 @@ use crate::server::mail::ServerContext;
 use crate::server::pool::service::ClientPool;
 use crate::server::shared::ServedService;
 use crate::server::shared::plan::{ClosedEntrance, EntranceSockets, SharedEntrance};
+use crate::server::succession::{Lent, SocketUse};
 use crate::server::tcp::opening::Held;
 use crate::server::udp::forwarded::ForwardedUdp;
 use crate::server::udp::routes::UdpRoutes;
@@ -78,6 +79,10 @@ pub(crate) struct Entrance {
     tcp_is_over: Cell<bool>,
     /// Of the drain, once it has begun.
     drain_timeout: Cell<Duration>,
+    /// Where TCP visitors are accepted, while they are.
+    acceptor: RefCell<Weak<Acceptor>>,
+    /// Another process has the sockets, too, and takes who comes.
+    is_handed_over: Cell<bool>,
 }
 
 impl Entrance {
@@ -107,13 +112,16 @@ impl Entrance {
             tcp_leaves: Cell::new(false),
             tcp_is_over: Cell::new(sockets.tcp.is_none()),
             drain_timeout: Cell::default(),
+            acceptor: RefCell::default(),
+            is_handed_over: Cell::new(false),
         });
         if let Some(socket) = sockets.udp {
             let socket = UdpSocket::adopt(socket, Purpose::Traffic).map_err(text)?;
             this.start_udp(socket);
         }
         if let Some(socket) = sockets.tcp {
-            let acceptor = Acceptor::adopt(socket).map_err(text)?;
+            let acceptor = Rc::new(Acceptor::adopt(socket).map_err(text)?);
+            this.acceptor.replace(Rc::downgrade(&acceptor));
             let count = AcceptorCount::new(&this.context.cluster);
             door.begins_to_accept();
             spawn_vital(Rc::clone(&this).accept_task(acceptor, count));
@@ -145,6 +153,9 @@ impl Entrance {
             &self.service,
             Arc::clone(&self.context.counters),
         );
+        if self.door.has_predecessor() {
+            traffic.hold_back();
+        }
         let _first = self.traffic.set(Rc::downgrade(&traffic));
     }
 
@@ -211,16 +222,21 @@ impl Entrance {
 
     // ---- TCP visitors --------------------------------------------------------------------------------------------
 
-    async fn accept_task(self: Rc<Self>, acceptor: Acceptor, count: AcceptorCount) {
+    async fn accept_task(self: Rc<Self>, acceptor: Rc<Acceptor>, count: AcceptorCount) {
         self.may_accept.wait().await;
         while self.visitors_wait(&acceptor).await {
             self.accept_turn(&acceptor).await;
             yield_now().await;
         }
-        if self.is_draining() {
-            self.last_visitors(&acceptor).await;
+        if self.is_handed_over.get() {
+            // The queue and who waits in it are the successor's.
+            drop(acceptor);
+        } else {
+            if self.is_draining() {
+                self.last_visitors(&acceptor).await;
+            }
+            acceptor.close();
         }
-        acceptor.close();
         drop(count);
         self.door.accepts_no_more();
     }
@@ -228,6 +244,36 @@ impl Entrance {
     /// Visitors may be taken out of the queue from now on.
     pub(crate) fn begin_to_accept(&self) {
         self.may_accept.set();
+        if let Some(traffic) = self.traffic() {
+            traffic.begin_to_receive();
+        }
+    }
+
+    /// Descriptors of its sockets, for a successor.
+    pub(crate) fn lend(&self) -> Vec<Lent> {
+        let acceptor = self.acceptor.borrow().upgrade();
+        let tcp = acceptor.filter(|_| !self.tcp_leaves.get());
+        let tcp = tcp.and_then(|it| it.try_clone().ok());
+        let udp = self.traffic().and_then(|it| it.lend());
+        let lent = |(used_for, fd)| Lent {
+            used_for,
+            address: self.traffic_addr(),
+            core: self.core(),
+            fd,
+        };
+        let tcp = tcp.map(|fd| (SocketUse::Tcp, fd));
+        let udp = udp.map(|fd| (SocketUse::Udp, fd));
+        tcp.into_iter().chain(udp).map(lent).collect()
+    }
+
+    /// The successor takes who comes from now on; the sockets stay open.
+    pub(crate) fn handed_over(&self) {
+        self.is_handed_over.set(true);
+        self.may_accept.set();
+        self.stop_accepting.set();
+        if let Some(traffic) = self.traffic() {
+            traffic.receive_no_more();
+        }
     }
 
     /// Waits for visitors; false when no more are to be accepted.

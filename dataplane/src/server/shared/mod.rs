@@ -7,7 +7,7 @@ pub(crate) mod plan;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
@@ -20,6 +20,7 @@ use super::ids::DoorId;
 use super::pool::registry::{Changed, Claim, Offered, Registry};
 use super::pool::service::ClientPool;
 use super::pool::views::{ClientView, ServiceCounts, ServiceView};
+use super::succession::Predecessor;
 use crate::core::service_counters::ServiceCounters;
 use crate::quic::credentials::ServerCredentials;
 use crate::quic::tickets::{Keeper, TicketKeys};
@@ -321,6 +322,8 @@ pub(crate) struct ServerShared {
     /// Addresses of doors that were removed, and until when their lanes may have them.
     leaving_doors: Mutex<Vec<(SocketAddr, Instant)>>,
     cores: usize,
+    /// The process that had the sockets before, while it lets its flows finish.
+    pub(crate) predecessor: OnceLock<Predecessor>,
     /// Told of each flow that ends, whatever its service.
     access_log: Arc<AccessLog>,
     /// Drawn at this process's start.
@@ -347,6 +350,7 @@ impl ServerShared {
     ) -> Result<ServerShared, String> {
         let settings = ServerSettings::new(config, server, 0)?;
         Ok(ServerShared {
+            predecessor: OnceLock::new(),
             access_log: Arc::clone(access_log),
             settings: ArcSwap::from_pointee(settings),
             doors: ArcSwap::default(),

@@ -9,10 +9,11 @@ use std::time::Instant;
 
 use qmux_proto::FlowError;
 
+use super::flow::{Claim, LocalFlow, Place, RemoteFlow};
 use super::forwarded::{Link, LinkState};
 use super::lane::LaneFlows;
 use super::table::{Admission, Flow, LaneToken};
-use super::traffic::{Claim, LocalFlow, Place, RemoteFlow, TrafficSocket};
+use super::traffic::TrafficSocket;
 use crate::core::memory;
 use crate::flow::udp::lives::Why;
 use crate::server::access_log::End;

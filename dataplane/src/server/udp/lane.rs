@@ -12,8 +12,9 @@ use qmux_proto::FlowError;
 use qmux_proto::control::{FlowClosed, Message};
 use rustc_hash::FxBuildHasher;
 
+use super::flow::{LocalFlow, Place};
 use super::table::{Flow, LaneToken};
-use super::traffic::{LocalFlow, Place, TrafficSocket};
+use super::traffic::TrafficSocket;
 use crate::core::counters::CoreCounters;
 use crate::flow::bandwidth::Direction;
 use crate::flow::udp::TurnClock;

@@ -7,6 +7,7 @@
 
 mod budget;
 mod failover;
+mod flow;
 pub(crate) mod forwarded;
 #[cfg(test)]
 mod handover_tests;

@@ -10,154 +10,35 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use qmux_proto::{FlowError, Protocol};
+use qmux_proto::FlowError;
 use rustc_hash::FxBuildHasher;
 
 use super::budget;
-use super::failover::{Beginning, Kept};
-use super::forwarded::{ForwardedUdp, Link, LinkState};
-use super::lane::{LaneFlows, canonical};
+use super::failover::Beginning;
+use super::flow::{Claim, LocalFlow, Place, RemoteFlow};
+use super::forwarded::{ForwardedUdp, Link};
+use super::lane::LaneFlows;
 use super::routes::UdpRoutes;
 use super::table::{LaneToken, Table};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
 use crate::core::service_counters::ServiceCounters;
-use crate::flow::bandwidth::{Bandwidth, Direction};
+use crate::flow::bandwidth::Direction;
 use crate::flow::udp::batch::Batcher;
 use crate::flow::udp::lives::{Limits, Stage};
 use crate::flow::udp::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, Rarely, UdpSettings, WAIT_ERROR_PAUSE,
     with_receive_batch,
 };
-use crate::server::access_log::{End, FinishedFlow};
-use crate::server::bounds::Permit;
+use crate::server::access_log::End;
 use crate::server::pool::balance::Tried;
-use crate::server::pool::service::FlowTicket;
 use crate::server::shared::ServedService;
 use crate::sys::udp::{ReceiveBatch, UdpSocket};
-
-/// Where a flow's datagrams go.
-#[derive(Clone)]
-pub(super) enum Place {
-    /// Into a lane of this core.
-    Local(Rc<LocalFlow>),
-    /// To another core. Such entries have a lane of their own in the table, whose flow ids nobody names.
-    Remote(Rc<RemoteFlow>),
-}
-
-/// A flow that rides a lane of another core.
-pub(super) struct RemoteFlow {
-    pub(super) core: usize,
-    pub(super) client: u64,
-    pub(super) state: Arc<LinkState>,
-    /// What it takes up of the limits of its service.
-    pub(super) permit: RefCell<Option<Permit>>,
-}
-
-/// What a flow of this core holds for as long as it lives.
-pub(super) enum Claim {
-    /// It was routed here.
-    Own(FlowTicket),
-    /// It came from another core.
-    Link(Link),
-}
-
-impl RemoteFlow {
-    fn is_gone(&self) -> bool {
-        self.state.is_gone()
-    }
-
-    pub(super) fn is_answered(&self) -> bool {
-        self.state.is_answered()
-    }
-}
-
-/// A flow that rides a lane of this core.
-pub(super) struct LocalFlow {
-    pub(super) lane: Rc<LaneFlows>,
-    /// The address that the visitor uses: replies must come from it.
-    pub(super) to_ip: Cell<Option<IpAddr>>,
-    pub(super) packet_id: Cell<u64>,
-    /// The client, by the router's own number.
-    pub(super) client: u64,
-    /// Its first datagram, until the service has answered: another client may need it.
-    pub(super) first: RefCell<Option<Kept>>,
-    /// The clients that could not serve it.
-    pub(super) tried: Tried,
-    pub(super) service: Arc<ServedService>,
-    /// The address of the socket that the visitor sends to, as it is bound.
-    pub(super) bound: SocketAddr,
-    /// Dropped with the flow.
-    pub(super) claim: RefCell<Claim>,
-    /// When it began, and what it has carried since.
-    pub(super) began: Instant,
-    /// What it may carry, if that is limited.
-    pub(super) bandwidth: Option<Box<Bandwidth>>,
-    pub(super) bytes_in: Cell<u64>,
-    pub(super) bytes_out: Cell<u64>,
-    /// What it takes up of the limits of its service, if the visitor's datagrams come here.
-    pub(super) permit: RefCell<Option<Permit>>,
-}
-
-impl LocalFlow {
-    /// The address that the visitor sends to.
-    pub(super) fn traffic_addr(&self) -> SocketAddr {
-        let ip = self.to_ip.get().unwrap_or(self.bound.ip());
-        canonical(SocketAddr::new(ip, self.bound.port()))
-    }
-
-    /// Whether a datagram of so many bytes may go that way; then it counts.
-    pub(super) fn may_carry(&self, way: Direction, bytes: u64, now: Instant) -> bool {
-        let bandwidth = self.bandwidth.as_ref();
-        bandwidth.is_none_or(|it| it.carries(way, bytes, now))
-    }
-
-    /// A line in the access log.
-    pub(super) fn note_end(&self, visitor: SocketAddr, now: Instant, end: End) {
-        let claim = self.claim.borrow();
-        let ticket = match &*claim {
-            Claim::Own(ticket) => ticket,
-            Claim::Link(link) => &link.ticket,
-        };
-        self.service.access_log.finished(&FinishedFlow {
-            service: &self.service.name,
-            client: &ticket.client().client_id,
-            visitor: canonical(visitor),
-            protocol: Protocol::Udp,
-            bytes_in: self.bytes_in.get(),
-            bytes_out: self.bytes_out.get(),
-            lasted: now.saturating_duration_since(self.began),
-            end,
-        });
-    }
-
-    /// The service has answered for the first time.
-    pub(super) fn answered(&self) {
-        self.first.take();
-        if let Claim::Link(link) = &*self.claim.borrow() {
-            link.state.is_answered_now();
-        }
-    }
-
-    /// Whether another core receives the visitor's datagrams.
-    pub(super) fn is_from_other_core(&self) -> bool {
-        matches!(*self.claim.borrow(), Claim::Link(_))
-    }
-
-    /// The core that receives the visitor's datagrams had forgotten the flow and has routed the
-    /// visitor anew, to the same client: by this link it will know how the flow fares.
-    fn keep(&self, link: Link, is_answered: bool) {
-        let earlier = self.claim.replace(Claim::Link(link));
-        drop(earlier);
-        if is_answered {
-            self.answered();
-        }
-    }
-}
 
 /// One UDP traffic socket with its visitors' flows.
 pub(crate) struct TrafficSocket {
@@ -180,6 +61,11 @@ pub(crate) struct TrafficSocket {
     /// It takes no new flow, and those that it has may go on until then.
     leaves_until: Cell<Option<Instant>>,
     closed: Cell<bool>,
+    /// Visitors' datagrams are left in the socket until there is somebody to send them to.
+    is_held_back: Cell<bool>,
+    may_receive: Event,
+    /// Another process reads them.
+    is_handed_over: Cell<bool>,
     /// One event for each task, because an event wakes one.
     receive_over: Event,
     sweep_over: Event,
@@ -217,6 +103,9 @@ impl TrafficSocket {
             stopping: Cell::new(false),
             leaves_until: Cell::new(None),
             closed: Cell::new(false),
+            is_held_back: Cell::new(false),
+            may_receive: Event::default(),
+            is_handed_over: Cell::new(false),
             receive_over: Event::default(),
             sweep_over: Event::default(),
         });
@@ -230,6 +119,32 @@ impl TrafficSocket {
     /// the last client the socket closes, so that the kernel says to whoever comes that nobody listens.
     pub(crate) fn stop(&self) {
         self.stopping.set(true);
+    }
+
+    /// To be called at once: visitors' datagrams wait in the socket for [`Self::begin_to_receive`].
+    pub(crate) fn hold_back(&self) {
+        self.is_held_back.set(true);
+    }
+
+    pub(crate) fn begin_to_receive(&self) {
+        self.may_receive.set();
+    }
+
+    /// The same socket for a successor; `None` while it is not read, or if there are too many open
+    /// files.
+    pub(crate) fn lend(&self) -> Option<OwnedFd> {
+        let is_read = self.receives() && !self.is_leaving();
+        is_read.then(|| self.socket.try_clone().ok()).flatten()
+    }
+
+    /// The successor reads what visitors send; what comes for them from clients is still sent.
+    pub(crate) fn receive_no_more(&self) {
+        self.is_handed_over.set(true);
+        self.receive_over.set();
+    }
+
+    fn receives(&self) -> bool {
+        !self.closed.get() && !self.is_handed_over.get()
     }
 
     /// Its service is no more, or not here: no flow begins any more, and those that there are may go
@@ -422,7 +337,13 @@ impl TrafficSocket {
     // ---- from visitors -------------------------------------------------------------------------------------------
 
     async fn receive_task(self: Rc<Self>) {
-        loop {
+        if self.is_held_back.get() {
+            let may = self.receive_over.cuts_short(self.may_receive.wait());
+            if may.await.is_none() {
+                return;
+            }
+        }
+        while !self.is_handed_over.get() {
             let ready = self.receive_over.cuts_short(self.socket.readable()).await;
             match ready {
                 None => return,
@@ -434,7 +355,7 @@ impl TrafficSocket {
                     continue;
                 }
             }
-            while !self.closed.get() && self.receive_turn() {
+            while self.receives() && self.receive_turn() {
                 yield_now().await;
             }
         }

@@ -1,0 +1,150 @@
+//! The successor's part: what it gets, and the moment from which it serves.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::messages::{
+    self, ENDING, GONE, Hello, MESSAGE_BYTES_MAX, Offer, PACKETS, TAKE, VERSION,
+};
+use crate::process::exit::Failure;
+use crate::server::succession::{Predecessor, SocketUse};
+use crate::sys::pass;
+
+/// How long the predecessor may take for an answer. Its cores need milliseconds.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What the process that runs has lent.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    connection: Socket,
+    sockets: HashMap<(SocketUse, SocketAddr, usize), OwnedFd>,
+    /// Where some of them are, whether they were taken or not.
+    places: HashSet<(SocketUse, SocketAddr)>,
+    packets: Option<OwnedFd>,
+}
+
+impl Inherited {
+    /// Asks the process that listens at `path` for its sockets; `None` if there is none.
+    ///
+    /// # Errors
+    /// If there is one that does not give them.
+    pub(crate) fn ask(path: &Path, cores: usize) -> Result<Option<Inherited>, Failure> {
+        let failed = |why: &dyn std::fmt::Display| {
+            Failure::Input(format!(
+                "server.handover: the process that listens at {} does not hand over: {why}; stop it \
+                 first, or correct what it says",
+                path.display()
+            ))
+        };
+        let connection = match connect(path) {
+            Ok(connection) => connection,
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => return Ok(None),
+                _ => return Err(failed(&error)),
+            },
+        };
+        let mut inherited = Inherited {
+            connection,
+            sockets: HashMap::new(),
+            places: HashSet::new(),
+            packets: None,
+        };
+        match inherited.receive_all(cores) {
+            Ok(Ok(())) => Ok(Some(inherited)),
+            Ok(Err(refusal)) => Err(failed(&refusal)),
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    fn receive_all(&mut self, cores: usize) -> io::Result<Result<(), String>> {
+        let hello = Hello {
+            version: VERSION,
+            cores,
+        };
+        pass::send(&self.connection, &messages::text(&hello), None)?;
+        let count = match self.message::<Offer>()?.0 {
+            Offer::Sockets(count) => count,
+            Offer::Refused(why) => return Ok(Err(why)),
+        };
+        for _ in 0..count {
+            let (socket, fd) = self.message::<messages::Socket>()?;
+            let (Some(used_for), Some(fd)) = (socket.used_for(), fd) else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            self.places.insert((used_for, socket.address));
+            let key = (used_for, socket.address, socket.core);
+            self.sockets.insert(key, fd);
+        }
+        let (text, fd) = self.bytes()?;
+        if text != PACKETS || fd.is_none() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.packets = fd;
+        Ok(Ok(()))
+    }
+
+    fn bytes(&self) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+        let mut bytes = vec![0; MESSAGE_BYTES_MAX];
+        let received = pass::receive(&self.connection, &mut bytes)?;
+        let (length, fd) = received.ok_or(io::ErrorKind::UnexpectedEof)?;
+        bytes.truncate(length);
+        Ok((bytes, fd))
+    }
+
+    fn message<T: DeserializeOwned>(&self) -> io::Result<(T, Option<OwnedFd>)> {
+        let (bytes, fd) = self.bytes()?;
+        Ok((serde_json::from_slice(&bytes)?, fd))
+    }
+
+    /// Whether the predecessor has a socket of this use there.
+    pub(crate) fn has(&self, used_for: SocketUse, address: SocketAddr) -> bool {
+        self.places.contains(&(used_for, address))
+    }
+
+    /// The socket of one core, which is then no more here.
+    pub(crate) fn take(
+        &mut self,
+        used_for: SocketUse,
+        address: SocketAddr,
+        core: usize,
+    ) -> Option<OwnedFd> {
+        self.sockets.remove(&(used_for, address, core))
+    }
+
+    /// From here on this process serves: the predecessor reads no more when this returns. `None` if
+    /// it is gone.
+    ///
+    /// # Errors
+    /// If it has been stopped meanwhile, and its sockets with it.
+    pub(crate) fn serve(mut self) -> Result<Option<Predecessor>, Failure> {
+        let told = pass::send(&self.connection, TAKE, None).and_then(|()| self.bytes());
+        match told {
+            Ok((text, _)) if text == GONE => {}
+            Ok((text, _)) if text == ENDING => {
+                let why = "the process before this one was stopped while it handed over";
+                return Err(Failure::Running(why.into()));
+            }
+            // It has died, or is stuck: its sockets are here, and somebody must serve.
+            Ok(_) | Err(_) => tracing::warn!(
+                "the process before this one did not say that it stops reading; going on without it"
+            ),
+        }
+        let packets = self.packets.take().map(Socket::from);
+        Ok(packets.and_then(|packets| Predecessor::at(packets).ok()))
+    }
+}
+
+fn connect(path: &Path) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket)
+}

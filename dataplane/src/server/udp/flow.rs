@@ -1,0 +1,138 @@
+//! A visitor's UDP flow: where its datagrams go, and what it holds for as long as it lives.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use qmux_proto::Protocol;
+
+use super::failover::Kept;
+use super::forwarded::{Link, LinkState};
+use super::lane::{LaneFlows, canonical};
+use crate::flow::bandwidth::{Bandwidth, Direction};
+use crate::server::access_log::{End, FinishedFlow};
+use crate::server::bounds::Permit;
+use crate::server::pool::balance::Tried;
+use crate::server::pool::service::FlowTicket;
+use crate::server::shared::ServedService;
+
+/// Where a flow's datagrams go.
+#[derive(Clone)]
+pub(super) enum Place {
+    /// Into a lane of this core.
+    Local(Rc<LocalFlow>),
+    /// To another core. Such entries have a lane of their own in the table, whose flow ids nobody names.
+    Remote(Rc<RemoteFlow>),
+}
+
+/// A flow that rides a lane of another core.
+pub(super) struct RemoteFlow {
+    pub(super) core: usize,
+    pub(super) client: u64,
+    pub(super) state: Arc<LinkState>,
+    /// What it takes up of the limits of its service.
+    pub(super) permit: RefCell<Option<Permit>>,
+}
+
+/// What a flow of this core holds for as long as it lives.
+pub(super) enum Claim {
+    /// It was routed here.
+    Own(FlowTicket),
+    /// It came from another core.
+    Link(Link),
+}
+
+impl RemoteFlow {
+    pub(super) fn is_gone(&self) -> bool {
+        self.state.is_gone()
+    }
+
+    pub(super) fn is_answered(&self) -> bool {
+        self.state.is_answered()
+    }
+}
+
+/// A flow that rides a lane of this core.
+pub(super) struct LocalFlow {
+    pub(super) lane: Rc<LaneFlows>,
+    /// The address that the visitor uses: replies must come from it.
+    pub(super) to_ip: Cell<Option<IpAddr>>,
+    pub(super) packet_id: Cell<u64>,
+    /// The client, by the router's own number.
+    pub(super) client: u64,
+    /// Its first datagram, until the service has answered: another client may need it.
+    pub(super) first: RefCell<Option<Kept>>,
+    /// The clients that could not serve it.
+    pub(super) tried: Tried,
+    pub(super) service: Arc<ServedService>,
+    /// The address of the socket that the visitor sends to, as it is bound.
+    pub(super) bound: SocketAddr,
+    /// Dropped with the flow.
+    pub(super) claim: RefCell<Claim>,
+    /// When it began, and what it has carried since.
+    pub(super) began: Instant,
+    /// What it may carry, if that is limited.
+    pub(super) bandwidth: Option<Box<Bandwidth>>,
+    pub(super) bytes_in: Cell<u64>,
+    pub(super) bytes_out: Cell<u64>,
+    /// What it takes up of the limits of its service, if the visitor's datagrams come here.
+    pub(super) permit: RefCell<Option<Permit>>,
+}
+
+impl LocalFlow {
+    /// The address that the visitor sends to.
+    pub(super) fn traffic_addr(&self) -> SocketAddr {
+        let ip = self.to_ip.get().unwrap_or(self.bound.ip());
+        canonical(SocketAddr::new(ip, self.bound.port()))
+    }
+
+    /// Whether a datagram of so many bytes may go that way; then it counts.
+    pub(super) fn may_carry(&self, way: Direction, bytes: u64, now: Instant) -> bool {
+        let bandwidth = self.bandwidth.as_ref();
+        bandwidth.is_none_or(|it| it.carries(way, bytes, now))
+    }
+
+    /// A line in the access log.
+    pub(super) fn note_end(&self, visitor: SocketAddr, now: Instant, end: End) {
+        let claim = self.claim.borrow();
+        let ticket = match &*claim {
+            Claim::Own(ticket) => ticket,
+            Claim::Link(link) => &link.ticket,
+        };
+        self.service.access_log.finished(&FinishedFlow {
+            service: &self.service.name,
+            client: &ticket.client().client_id,
+            visitor: canonical(visitor),
+            protocol: Protocol::Udp,
+            bytes_in: self.bytes_in.get(),
+            bytes_out: self.bytes_out.get(),
+            lasted: now.saturating_duration_since(self.began),
+            end,
+        });
+    }
+
+    /// The service has answered for the first time.
+    pub(super) fn answered(&self) {
+        self.first.take();
+        if let Claim::Link(link) = &*self.claim.borrow() {
+            link.state.is_answered_now();
+        }
+    }
+
+    /// Whether another core receives the visitor's datagrams.
+    pub(super) fn is_from_other_core(&self) -> bool {
+        matches!(*self.claim.borrow(), Claim::Link(_))
+    }
+
+    /// The core that receives the visitor's datagrams had forgotten the flow and has routed the
+    /// visitor anew, to the same client: by this link it will know how the flow fares.
+    pub(super) fn keep(&self, link: Link, is_answered: bool) {
+        let earlier = self.claim.replace(Claim::Link(link));
+        drop(earlier);
+        if is_answered {
+            self.answered();
+        }
+    }
+}
