@@ -5,6 +5,17 @@ use std::cell::Cell;
 
 use super::Lane;
 
+/// Why a datagram could not be queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DatagramRefused {
+    /// The lane's queue is full.
+    QueueFull,
+    /// Larger than a packet of this path carries.
+    TooLarge,
+    /// The lane has ended or the peer takes no datagrams.
+    Closed,
+}
+
 /// Datagrams of one lane, so far.
 #[derive(Debug, Default)]
 pub(super) struct Tally {

@@ -42,6 +42,7 @@ use crate::core::panics::contain;
 use bundles::Bundles;
 use coalesce::Coalesced;
 use connection::ConnectionCell;
+pub(crate) use datagrams::DatagramRefused;
 use datagrams::Tally;
 pub(in crate::quic) use debts::Brought;
 use debts::Debts;
@@ -136,17 +137,6 @@ pub(crate) enum StreamRoom {
     Blocked,
     /// The peer does not want more (STOP_SENDING), or the lane has ended.
     Stopped(FlowError),
-}
-
-/// Why a datagram could not be queued.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DatagramRefused {
-    /// The lane's queue is full.
-    QueueFull,
-    /// Larger than a packet of this path carries.
-    TooLarge,
-    /// The lane has ended or the peer takes no datagrams.
-    Closed,
 }
 
 /// One QUIC connection of this core.
