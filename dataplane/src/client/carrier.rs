@@ -106,8 +106,8 @@ async fn connect_through(
     Err(named(last))
 }
 
-/// What the proxy is asked for: the name of the dp.toml, which it may know better than this host, unless that name stands
-/// for several servers.
+/// What the proxy is asked for: the name of the dp.toml, which it may know better than this host,
+/// unless that name stands for several servers.
 fn place(core: &ClientCore, server: &ServerState, target: &Target) -> Place {
     let only = core.shared.other_addresses(server).is_empty();
     let configured = &target.configured;

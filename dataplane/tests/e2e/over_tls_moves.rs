@@ -1,4 +1,5 @@
-//! A lane goes from UDP to TLS, and back, with all its flows: what UDP carried yesterday, it may not carry today.
+//! A lane goes from UDP to TLS, and back, with all its flows: what UDP carried yesterday, it may
+//! not carry today.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -45,7 +46,8 @@ fn service() -> TcpService {
     })
 }
 
-/// A tunnel through a network that can be changed, with an open download and an open connection of small exchanges.
+/// A tunnel through a network that can be changed, with an open download and an open connection of
+/// small exchanges.
 struct World {
     download: TcpStream,
     typing: TcpStream,

@@ -1,4 +1,5 @@
-//! Lanes over TLS through proxies as they are found in offices: tinyproxy (CONNECT) and microsocks (SOCKS5).
+//! Lanes over TLS through proxies as they are found in offices: tinyproxy (CONNECT) and microsocks
+//! (SOCKS5).
 
 use std::net::{SocketAddr, TcpStream};
 

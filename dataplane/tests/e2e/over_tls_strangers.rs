@@ -1,4 +1,5 @@
-//! Strangers at the TCP port where lanes come over TLS: they cost little, and honest clients get in beside them.
+//! Strangers at the TCP port where lanes come over TLS: they cost little, and honest clients get in
+//! beside them.
 
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};

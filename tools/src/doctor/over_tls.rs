@@ -1,5 +1,5 @@
-//! Whether lanes can go over TLS: TCP to the server's port, and a handshake in which the server shows that it speaks the
-//! tunnel's protocol there.
+//! Whether lanes can go over TLS: TCP to the server's port, and a handshake in which the server
+//! shows that it speaks the tunnel's protocol there.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -13,7 +13,8 @@ use super::credentials::Credentials;
 /// How long TCP may take to connect, and each step of the handshake.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What to add to a sentence that says that UDP does not get through; empty where TLS is not to be tried.
+/// What to add to a sentence that says that UDP does not get through; empty where TLS is not to be
+/// tried.
 pub(super) fn beside_udp(
     server: &ServerTarget,
     credentials: &Credentials,

@@ -1,12 +1,14 @@
 //! Fallback: when a lane goes from UDP to TLS, and when it comes back.
 //!
-//! The sign that UDP does not pass any more is silence on it while a TLS connection to the same address can be had. So a
-//! lane whose questions stay unanswered dials TLS, and when that is there and it still is not answered, it rides it. A
-//! lost packet, or a network that is away altogether, moves nothing.
+//! The sign that UDP does not pass any more is silence on it while a TLS connection to the same
+//! address can be had. So a lane whose questions stay unanswered dials TLS, and when that is there
+//! and it still is not answered, it rides it. A lost packet, or a network that is away altogether,
+//! moves nothing.
 //!
-//! While it rides TLS, QUIC is tried from another port, again and again with growing pauses, and when it gets through
-//! the lane goes back. The TLS connection is kept for a while, so that a path that lets handshakes through and nothing
-//! else costs one short pause. Each time that UDP fails soon after a return, the next return waits twice as long.
+//! While it rides TLS, QUIC is tried from another port, again and again with growing pauses, and
+//! when it gets through the lane goes back. The TLS connection is kept for a while, so that a path
+//! that lets handshakes through and nothing else costs one short pause. Each time that UDP fails
+//! soon after a return, the next return waits twice as long.
 //!
 //! No I/O, no clock, no randomness: time comes in as an argument. Each lane has one of its own.
 
@@ -16,9 +18,9 @@ use qmux_config::Transport;
 
 use crate::client::servers::transport::Riding;
 
-/// A lane whose questions were left unanswered for this long dials TLS: several of them, and longer than most round
-/// trips. Together with the time until the first question is asked, and two round trips of the dial, that is a pause of some
-/// two seconds.
+/// A lane whose questions were left unanswered for this long dials TLS: several of them, and longer
+/// than most round trips. Together with the time until the first question is asked, and two round
+/// trips of the dial, that is a pause of some two seconds.
 pub(super) const SILENCE: Duration = Duration::from_millis(600);
 
 /// Pause between two tries of QUIC, before it is doubled.
@@ -33,8 +35,8 @@ const QUIC_PAUSE_SILENT: Duration = Duration::from_secs(5);
 /// Pause after the first TLS connection that could not be had; it is doubled likewise.
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a TLS connection is kept that is not needed any more: as long as a path may take that lets UDP pass for a while
-/// only.
+/// How long a TLS connection is kept that is not needed any more: as long as a path may take that
+/// lets UDP pass for a while only.
 const SPARE_FOR: Duration = Duration::from_secs(45);
 
 /// UDP that has carried a lane for this long is not distrusted for what was before.
@@ -143,8 +145,8 @@ impl Fallback {
         self.riding
     }
 
-    /// What is to be done now, to be asked until it is nothing. Nothing has been answered since `unanswered_since`,
-    /// although something was asked.
+    /// What is to be done now, to be asked until it is nothing. Nothing has been answered since
+    /// `unanswered_since`, although something was asked.
     pub(super) fn next(
         &mut self,
         now: Instant,

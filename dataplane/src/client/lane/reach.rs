@@ -1,8 +1,9 @@
 //! Reaching a server: over QUIC, over TLS, or over whichever of them gets through.
 //!
-//! With `transport = "auto"` QUIC goes first. If nothing is heard for [`QUIC_ALONE`], TLS is dialled beside it, and
-//! the first of the two to register serves; what becomes of the other one later is left like a lane that is not
-//! wanted any more. Where QUIC has been in vain lately, TLS does not wait.
+//! With `transport = "auto"` QUIC goes first. If nothing is heard for [`QUIC_ALONE`], TLS is
+//! dialled beside it, and the first of the two to register serves; what becomes of the other one
+//! later is left like a lane that is not wanted any more. Where QUIC has been in vain lately, TLS
+//! does not wait.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -24,8 +25,8 @@ use crate::client::{ClientCore, carrier};
 use crate::core::time;
 use crate::quic::lane::Lane;
 
-/// How long QUIC may be unheard before TLS is dialled beside it: two lost first packets, or the round trip of a
-/// satellite and one lost packet.
+/// How long QUIC may be unheard before TLS is dialled beside it: two lost first packets, or the
+/// round trip of a satellite and one lost packet.
 const QUIC_ALONE: Duration = Duration::from_secs(2);
 
 /// The same if something was heard, but the handshake goes no further: more is lost than passes.
@@ -219,7 +220,8 @@ async fn alone(quic: &mut Reaching, watch: &Watch) -> Option<Result<Session, Att
     }
 }
 
-/// Whether there was no handshake, so that another transport may do better. Everything else is the server's word.
+/// Whether there was no handshake, so that another transport may do better. Everything else is the
+/// server's word.
 fn is_unheard(end: &AttemptEnd) -> bool {
     matches!(end, AttemptEnd::Failed(_) | AttemptEnd::NoRoute(_))
 }

@@ -1,8 +1,8 @@
 //! A scout: finds out whether QUIC gets through to a server, without disturbing any lane.
 //!
-//! It shakes hands from a port of its own and leaves. The first packets of a handshake are as large as every path of
-//! QUIC must carry (RFC 9000, section 14.1), in both directions, so packets of that size get through if it completes; larger
-//! ones are searched for by the lane itself.
+//! It shakes hands from a port of its own and leaves. The first packets of a handshake are as large
+//! as every path of QUIC must carry (RFC 9000, section 14.1), in both directions, so packets of
+//! that size get through if it completes; larger ones are searched for by the lane itself.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use crate::core::time;
 /// A handshake that takes longer is no good news.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// After the handshake so many questions, one after the other, must be answered: a path that loses most packets may let
-/// a handshake through.
+/// After the handshake so many questions, one after the other, must be answered: a path that loses
+/// most packets may let a handshake through.
 const QUESTIONS: u32 = 3;
 
 /// Pause between two looks for an answer.

@@ -1,7 +1,7 @@
 //! The ways of a registered lane: does what [`super::fallback`] decides.
 //!
-//! What takes time (dialling TLS, trying QUIC) runs in tasks of its own, which leave what came of it here and wake the
-//! lane's session.
+//! What takes time (dialling TLS, trying QUIC) runs in tasks of its own, which leave what came of
+//! it here and wake the lane's session.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -72,7 +72,8 @@ impl Ways {
         self.fallback.deadline()
     }
 
-    /// Takes in what has happened, and does what is to be done. Nothing has been answered since `unanswered_since`.
+    /// Takes in what has happened, and does what is to be done. Nothing has been answered since
+    /// `unanswered_since`.
     pub(super) fn mind(&mut self, now: Instant, unanswered_since: Option<Instant>) {
         self.take_news(now);
         while let Some(action) = self.fallback.next(now, unanswered_since) {

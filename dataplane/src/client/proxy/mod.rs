@@ -1,7 +1,9 @@
-//! Proxies that TLS connections go through: which one, and the few words that open a way through it.
+//! Proxies that TLS connections go through: which one, and the few words that open a way through
+//! it.
 //!
-//! The dialogues themselves ([`http`], [`socks5`]) know no sockets: they say what to send, and take what comes. Here is
-//! the one place that reads and writes, with a bound on how much a proxy may say.
+//! The dialogues themselves ([`http`], [`socks5`]) know no sockets: they say what to send, and take
+//! what comes. Here is the one place that reads and writes, with a bound on how much a proxy may
+//! say.
 
 mod environment;
 mod http;
@@ -14,7 +16,8 @@ use qmux_config::{Proxy, ProxyAddress, ProxyProtocolOut};
 
 use crate::sys::tcp::TcpSocket;
 
-/// What a proxy may say in all before there is a way: the headers of a page that tells why not are less.
+/// What a proxy may say in all before there is a way: the headers of a page that tells why not are
+/// less.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 
 /// Where a way through a proxy leads.
@@ -91,8 +94,8 @@ pub(super) async fn open(
     }
 }
 
-/// Reads what the proxy says, byte by byte at its end: what comes after it is TLS. `next` is given all that came since
-/// the last thing that was said.
+/// Reads what the proxy says, byte by byte at its end: what comes after it is TLS. `next` is given
+/// all that came since the last thing that was said.
 async fn converse(
     socket: &TcpSocket,
     mut next: impl FnMut(&[u8]) -> Result<Step, String>,

@@ -1,5 +1,5 @@
-//! What carries the lanes to one server, since when and why, and what is known of whether QUIC gets through; for all
-//! cores of the client.
+//! What carries the lanes to one server, since when and why, and what is known of whether QUIC gets
+//! through; for all cores of the client.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -70,7 +70,8 @@ pub(crate) struct TransportState {
     carried: Mutex<Carried>,
     quic_tried: Mutex<Option<Tried>>,
     started: Instant,
-    /// Until when QUIC is thought not to get through, in milliseconds after `started`; 0: it is not.
+    /// Until when QUIC is thought not to get through, in milliseconds after `started`; 0: it is
+    /// not.
     in_vain_until_ms: AtomicU64,
 }
 

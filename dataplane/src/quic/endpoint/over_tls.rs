@@ -21,8 +21,8 @@ use crate::quic::transmit::Ready;
 /// Longer than a client keeps one that it may need again (`SPARE_FOR` of `client/fallback.rs`).
 const IDLE_LOOK: Duration = Duration::from_secs(60);
 
-/// Connections that one lane may have at a time on a server: the one that it rides, and a new one that it moves to. A
-/// client needs no more, and may not hold more.
+/// Connections that one lane may have at a time on a server: the one that it rides, and a new one
+/// that it moves to. A client needs no more, and may not hold more.
 const PER_LANE_MAX: usize = 2;
 
 impl Endpoint {
@@ -240,8 +240,8 @@ impl Endpoint {
         }
     }
 
-    /// True while the lane's packets must wait for room in the socket of its connection. It is flushed when there is
-    /// some.
+    /// True while the lane's packets must wait for room in the socket of its connection. It is
+    /// flushed when there is some.
     pub(in crate::quic) fn must_wait_for_tls(&self, lane: &Lane) -> bool {
         let Some(id) = lane.way().tls else {
             return false;

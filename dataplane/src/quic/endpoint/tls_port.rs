@@ -1,9 +1,11 @@
-//! A server's TCP port for TLS connections that carry lanes: accepting, and what strangers may cost.
+//! A server's TCP port for TLS connections that carry lanes: accepting, and what strangers may
+//! cost.
 //!
-//! A connection counts as a stranger's from accept(2) until a registered lane rides it. As such it holds a place, as a
-//! lane does whose peer has not registered, under the same rules ([`crate::quic::admission`]): places in all and for
-//! one network, connections per second, and the oldest makes room when it has been a stranger's for long. So a flood
-//! of slow handshakes, or of connections that say nothing, costs a bounded number of descriptors and bytes, and honest
+//! A connection counts as a stranger's from accept(2) until a registered lane rides it. As such it
+//! holds a place, as a lane does whose peer has not registered, under the same rules
+//! ([`crate::quic::admission`]): places in all and for one network, connections per second, and the
+//! oldest makes room when it has been a stranger's for long. So a flood of slow handshakes, or of
+//! connections that say nothing, costs a bounded number of descriptors and bytes, and honest
 //! clients get in beside it.
 
 use std::io;
@@ -31,14 +33,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// That connections are refused is logged this often at most; how many, a counter tells.
 const REFUSED_LOG_PAUSE: Duration = Duration::from_secs(60);
 
-/// How long a stranger's connection may take to be a lane's, beyond two handshakes: as long as a lane may take to
-/// register.
+/// How long a stranger's connection may take to be a lane's, beyond two handshakes: as long as a
+/// lane may take to register.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The part of the descriptors that strangers' connections may have, on all cores together: 1 in so many.
+/// The part of the descriptors that strangers' connections may have, on all cores together: 1 in so
+/// many.
 const DESCRIPTORS_PART: usize = 8;
 
-/// Who may have a connection, on one of so many cores: each of them takes a descriptor that visitors need as well.
+/// Who may have a connection, on one of so many cores: each of them takes a descriptor that
+/// visitors need as well.
 pub(super) fn admission(cores: usize) -> Admission {
     let places = limits::flow_descriptors_max() / DESCRIPTORS_PART / cores.max(1);
     Admission::new(rand::random(), Instant::now()).with_places(places)

@@ -6,7 +6,8 @@ use super::Lane;
 use crate::quic::end::LaneEnd;
 use crate::quic::roaming::TlsId;
 
-/// What a role does with a lane's events. All calls come from the endpoint's tasks, outside of any borrow.
+/// What a role does with a lane's events. All calls come from the endpoint's tasks, outside of any
+/// borrow.
 pub(crate) trait LaneEvents {
     /// The peer opened a stream that nobody has attached to.
     fn stream_opened(&self, lane: &Rc<Lane>, stream: u64);
@@ -18,7 +19,8 @@ pub(crate) trait LaneEvents {
     fn silence(&self, _lane: &Rc<Lane>, _silent: bool) {}
     /// On a server: the peer is at another address, or comes along another connection.
     fn moved(&self, _lane: &Rc<Lane>) {}
-    /// A TLS connection is over. If the lane rode it, there is no way to its peer until another one is chosen.
+    /// A TLS connection is over. If the lane rode it, there is no way to its peer until another one
+    /// is chosen.
     fn way_lost(&self, _lane: &Rc<Lane>, _id: TlsId) {}
     /// The lane has ended; its streams have been woken.
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd);

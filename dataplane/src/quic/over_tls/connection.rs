@@ -14,7 +14,8 @@ use crate::sys::tcp::TcpSocket;
 /// What one read of a handshake takes: a certificate chain comes in some of them.
 const CHUNK_BYTES: usize = 4 << 10;
 
-/// What a peer may send before the handshake is complete. A chain of certificates is some kilobytes.
+/// What a peer may send before the handshake is complete. A chain of certificates is some
+/// kilobytes.
 const HANDSHAKE_BYTES_MAX: usize = 128 << 10;
 
 /// Why there is no TLS connection.

@@ -6,10 +6,12 @@
 /// Bytes in front of a packet.
 pub(super) const HEADER_BYTES: usize = 2;
 
-/// Largest packet: what QUIC takes in one (`PACKET_BYTES_MAX` of [`crate::quic::settings`] is less).
+/// Largest packet: what QUIC takes in one (`PACKET_BYTES_MAX` of [`crate::quic::settings`] is
+/// less).
 pub(super) const PACKET_BYTES_MAX: usize = 16_384;
 
-/// Smallest one: the header of a short one, its packet number, and 16 bytes that authenticate it are more.
+/// Smallest one: the header of a short one, its packet number, and 16 bytes that authenticate it
+/// are more.
 pub(super) const PACKET_BYTES_MIN: usize = 16;
 
 const _: () = assert!(crate::quic::settings::PACKET_BYTES_MAX <= PACKET_BYTES_MAX);

@@ -1,7 +1,7 @@
 //! TLS over memory: bytes of the network go in and out, and so do bytes in the clear.
 //!
-//! No I/O here. Whoever owns a pipe moves what is in [`TlsPipe::outgoing`] to a socket, and gives it
-//! what came from there, many records at a time.
+//! No I/O here. Whoever owns a pipe moves what is in [`TlsPipe::outgoing`] to a socket, and gives
+//! it what came from there, many records at a time.
 
 use std::io::{self, Read, Write};
 

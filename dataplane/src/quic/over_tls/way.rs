@@ -1,9 +1,9 @@
 //! A TLS connection of an endpoint: what is sent leaves at once, or waits for room in the socket.
 //!
-//! What waits is bounded: while the socket is full ([`TlsWay::is_full`]) the lane is not asked for packets, so that no
-//! more than one batch waits here, and little in the kernel
-//! (`CARRIER_UNSENT_BYTES_MAX` of `sys/tcp.rs`). So acknowledgements and datagrams that come
-//! later do not queue behind megabytes of bulk.
+//! What waits is bounded: while the socket is full ([`TlsWay::is_full`]) the lane is not asked for
+//! packets, so that no more than one batch waits here, and little in the kernel
+//! (`CARRIER_UNSENT_BYTES_MAX` of `sys/tcp.rs`). So acknowledgements and datagrams that come later
+//! do not queue behind megabytes of bulk.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -19,7 +19,8 @@ use crate::sys::tcp::TcpSocket;
 /// What one read of the socket takes.
 const READ_BYTES: usize = 64 << 10;
 
-/// Clear bytes of one turn: what one read brings, after the beginning of a packet that came earlier.
+/// Clear bytes of one turn: what one read brings, after the beginning of a packet that came
+/// earlier.
 const CLEAR_BYTES: usize = READ_BYTES + HEADER_BYTES + PACKET_BYTES_MAX;
 
 /// Buffers of this core, shared by all connections: they are used only within one call.
@@ -127,8 +128,8 @@ impl TlsWay {
         self.socket.readable().await
     }
 
-    /// Reads once and calls `each` with every packet that is whole now. `elsewhere` says of the first one whether it
-    /// is another core's: then that one, and what comes after it, is kept.
+    /// Reads once and calls `each` with every packet that is whole now. `elsewhere` says of the
+    /// first one whether it is another core's: then that one, and what comes after it, is kept.
     pub(in crate::quic) fn receive(
         &self,
         elsewhere: impl FnOnce(&[u8]) -> bool,

@@ -1,5 +1,5 @@
-//! A network between a client and a server that treats UDP and TCP at one address each in its own way: a relay with a
-//! switch for each direction of UDP, by the size of packets, and one for TCP.
+//! A network between a client and a server that treats UDP and TCP at one address each in its own
+//! way: a relay with a switch for each direction of UDP, by the size of packets, and one for TCP.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
