@@ -234,15 +234,17 @@ fn a_signal_starts_a_successor_and_one_after_the_other_takes_over() {
     visitor::wait_until_served(traffic);
     let visits = Visits::begin(traffic);
     server.program.signal(Signal::USR2);
-    assert_eq!(server.program.wait_for_exit().code(), Some(0));
-    // The second generation is told by its own id, from the log of the first.
-    let started = |line: &&String| line.contains("a successor was started");
-    let line = server.program.lines().iter().find(started).cloned();
-    let line = line.expect("a line");
+    let started = |line: &str| line.contains("a successor was started");
+    let line = server
+        .program
+        .wait_for_line("the start of a successor", started);
     let digits = line.split("pid=").nth(1).expect("its process id");
     let digits: String = digits.chars().take_while(char::is_ascii_digit).collect();
     let pid = Pid::from_raw(digits.parse().expect("a number")).expect("a process");
     let stop = Stop(pid);
+    // Its log goes on: the successor's goes there, too.
+    let status = wait::until("the first process ends", || server.program.exited());
+    assert_eq!(status.code(), Some(0));
     wait::until_true("the successor serves", || {
         http::try_get(admin, "/readyz").is_ok_and(|answer| answer.status == 200)
     });
