@@ -42,12 +42,12 @@ const BOUNDS: [Bound; 2] = [
         unit: "round trip of 64 bytes",
         units: 2_000,
         server: Most {
-            calls: 11.6,
-            udp_sends: 2.3,
+            calls: 7.0,
+            udp_sends: 1.2,
         },
         client: Most {
-            calls: 11.6,
-            udp_sends: 2.3,
+            calls: 7.0,
+            udp_sends: 1.2,
         },
     },
     Bound {
@@ -55,12 +55,12 @@ const BOUNDS: [Bound; 2] = [
         unit: "visitor that connects, hears an echo and closes",
         units: 500,
         server: Most {
-            calls: 27.0,
-            udp_sends: 5.4,
+            calls: 19.3,
+            udp_sends: 3.5,
         },
         client: Most {
-            calls: 33.6,
-            udp_sends: 4.8,
+            calls: 21.0,
+            udp_sends: 2.9,
         },
     },
 ];

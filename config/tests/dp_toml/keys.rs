@@ -40,7 +40,7 @@ fn a_key_of_another_section_is_sent_there() {
     ));
     let expected = "dp.toml:11:1: server.auth.server_cert_file: unknown key; did you mean \
          \"server.tls.server_cert_file\"? [server.auth] may hold method, token, token_file, \
-         ca_cert_file, ca_cert";
+         ca_cert_file, ca_cert, crl_file, crl";
     assert_eq!(message, expected);
 }
 

@@ -51,6 +51,19 @@ pub(super) fn say_drains(core: &ClientCore, server: &ServerState) {
     }
 }
 
+/// A server lets this client serve no more, or wants it to prove anew who it is: what comes of the
+/// next attempt says which.
+pub(super) fn say_withdrawn(core: &ClientCore, server: &ServerState) {
+    if let Some(suppressed) = core.context.lane_log.pass(Instant::now()) {
+        tracing::warn!(
+            server = core.shared.title(server),
+            suppressed,
+            "the server sends no new flow: this client may not serve there any more, or must prove \
+             anew who it is, which it tries"
+        );
+    }
+}
+
 /// A server has changed its mind about a service, or has said for the first time what it makes of
 /// it: one line for each service and server. Only a server that goes on changing its mind is
 /// limited.

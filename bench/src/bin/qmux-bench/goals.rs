@@ -13,7 +13,8 @@ use std::time::Duration;
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only these goals
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=i64::from(GOALS)))]
+    #[arg(long, value_name = "LIST", value_delimiter = ',',
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(GOALS)))]
     goals: Vec<u8>,
     /// Only these measurements: tcp, veth, udp, packets, latency, connect, flows, link, scale,
     /// syscalls, programs, allocations

@@ -121,11 +121,11 @@ impl Common {
         Ok(self.tunnels.clone())
     }
 
-    /// The same with tunnels alone, for what is counted of processes: without a tunnel there is none.
+    /// The same with tunnels alone, for what is counted of processes: without a tunnel there are none.
     ///
     /// # Errors
     ///
-    /// As [`specs`](Self::specs), or if no tunnel at all was asked for by name.
+    /// As [`specs`](Self::specs), if `raw` was asked for, or if nothing is left.
     pub(crate) fn with_processes(&self, what: &str) -> Result<Self, BenchError> {
         if let Some(spec) = self.tunnels.iter().find(|it| it.kind == Kind::Raw) {
             let label = &spec.label;
@@ -136,6 +136,13 @@ impl Common {
         let mut common = self.clone();
         common.tunnels = self.specs()?;
         common.tunnels.retain(|spec| spec.kind != Kind::Raw);
+        if common.tunnels.is_empty() {
+            let programs = self.programs();
+            return Err(BenchError::Failed(format!(
+                "--tunnels: there is no tunnel's program in {}; build them, or name them as KIND:PROGRAM",
+                programs.display()
+            )));
+        }
         Ok(common)
     }
 

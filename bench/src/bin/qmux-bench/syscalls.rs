@@ -168,12 +168,16 @@ fn measure(
     thread::sleep(SETTLE);
     let mut values = Vec::new();
 
-    let before = Used::now(session);
+    // The question costs the server something itself, which is left out.
+    let asked = scrape(session.admin);
+    let before = Used::now(session, asked);
     let began = load.done();
     load.work(common.measure())?;
     thread::sleep(SETTLE);
     let units = units(began, load.done(), shown)?;
-    values.extend(Used::now(session).per_unit(&before, units));
+    let mut after = Used::now(session, None);
+    after.scrape = scrape(session.admin);
+    values.extend(after.per_unit(&before, units));
 
     let sent = load.sent();
     let mut traced = Vec::new();
@@ -253,7 +257,7 @@ struct Used {
 }
 
 impl Used {
-    fn now(session: &Session<'_>) -> Self {
+    fn now(session: &Session<'_>, scrape: Option<Scrape>) -> Self {
         let used = |process: &Metered| {
             let cpu = proc_stat::cpu_time(process.pid).unwrap_or_default();
             (
@@ -263,7 +267,7 @@ impl Used {
             )
         };
         Self {
-            scrape: scrape(session.admin),
+            scrape,
             processes: session.processes.iter().map(used).collect(),
         }
     }

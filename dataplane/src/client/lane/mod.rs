@@ -12,6 +12,8 @@ pub(super) mod plan;
 mod resumption;
 mod seen;
 mod session;
+#[cfg(test)]
+mod stampede_tests;
 pub(super) mod supervisor;
 
 use std::cell::{Cell, RefCell};

@@ -311,8 +311,10 @@ impl Session {
                 .send_control(&Message::PathResponse(PathResponse { nonce })),
             Message::GoAway(away) => {
                 tracing::debug!(server = %this.server, reason = %away.reason, "this lane gets no new flow");
-                if away.reason != GoAwayReason::Replaced {
-                    presence::say_drains(&self.core, &this.server);
+                match away.reason {
+                    GoAwayReason::Replaced => {}
+                    GoAwayReason::Withdrawn => presence::say_withdrawn(&self.core, &this.server),
+                    _ => presence::say_drains(&self.core, &this.server),
                 }
                 return Some(match away.reason {
                     GoAwayReason::Replaced => AttemptEnd::Superseded,

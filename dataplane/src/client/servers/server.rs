@@ -324,6 +324,18 @@ mod tests {
     }
 
     #[test]
+    fn lanes_that_are_left_for_as_long_as_it_takes_are_bounded() {
+        let server = server();
+        for _ in 0..LEFT_MAX {
+            assert!(server.may_leave_lanes());
+            server.lane_left(true);
+        }
+        assert!(!server.may_leave_lanes());
+        server.lane_left(false);
+        assert!(server.may_leave_lanes());
+    }
+
+    #[test]
     fn one_alarm_is_enough_for_many_ends() {
         let server = server();
         let now = Instant::now();

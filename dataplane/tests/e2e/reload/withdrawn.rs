@@ -124,6 +124,9 @@ fn a_client_whose_entry_is_gone_is_drained_and_told_what_is_missing() {
     says_withdrawn(&door, "gone", "entry");
     visitor::exchange(&mut flow, b"it has a little time");
     assert!(matches!(visitor::read_to_end(&mut flow), Ending::Reset(_)));
+    client.wait_for_line("the news", |line| {
+        line.contains("may not serve there any more")
+    });
     client.wait_for_line("what is missing", |line| {
         line.contains("[[server.clients]]")
     });
