@@ -51,6 +51,8 @@ if ! $build_only; then
     need dig dnsutils
     need dnsmasq dnsmasq-base
     need haproxy haproxy
+    need tinyproxy tinyproxy
+    need microsocks microsocks
     need ip iproute2
     need nft nftables
     need setpriv util-linux
@@ -102,7 +104,7 @@ else
     apt update >/dev/null
     apt install --no-install-recommends "${missing[@]}" >/dev/null
     allow_services
-    for service in nginx haproxy; do
+    for service in nginx haproxy tinyproxy; do
         # Not started, and not at the next boot either, unless they were there before.
         if [[ " ${missing[*]} " == *" $service"* ]] && [ -d /run/systemd/system ]; then
             as_root systemctl --quiet disable "$service" || true

@@ -16,6 +16,7 @@ use crate::section::{self, Section};
 use crate::server::Server;
 use crate::timing::Timing;
 use crate::tls_files::{self, Keys, Purpose};
+use crate::transport::{Proxy, Transport};
 use crate::units::{self, DAY, MILLISECOND, SECOND};
 
 /// Most lanes to one server: one for each core that a connection id can name in its one byte.
@@ -66,6 +67,10 @@ pub struct ServerTarget {
     pub port: u16,
     /// The name that the server's certificate must have; by default the host.
     pub server_name: String,
+    /// What carries the lanes.
+    pub transport: Transport,
+    /// Which way TLS connections take.
+    pub proxy: Proxy,
 }
 
 /// What the client proves besides its certificate.
@@ -271,6 +276,8 @@ impl ServerTarget {
                 None => seen.push((plain, section.report().line(&target.span()))),
             }
         }
+        let transport = Transport::read(&section);
+        let proxy = Proxy::read(&section, transport);
         section.finish();
         let Target {
             address,
@@ -282,6 +289,8 @@ impl ServerTarget {
             host: host.to_owned(),
             port,
             server_name: name.map_or(host, Spanned::into_inner).to_owned(),
+            transport,
+            proxy,
         })
     }
 }

@@ -7,7 +7,7 @@ use toml::Spanned;
 
 use crate::ports::TrafficAddr;
 use crate::section::Section;
-use crate::server::ListenerProtocol;
+use crate::server::{ListenerProtocol, TlsFallback};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Transport {
@@ -40,6 +40,20 @@ impl Claims {
     pub(crate) fn udp(&mut self, section: &Section<'_>, key: &str, address: &Spanned<SocketAddr>) {
         let whole = TrafficAddr::one(*address.get_ref());
         self.claim(Transport::Udp, section, key, whole, address.span());
+    }
+
+    /// Claims where clients connect: UDP, and TCP if that must be had.
+    pub(crate) fn quic(
+        &mut self,
+        section: &Section<'_>,
+        key: &str,
+        address: &Spanned<SocketAddr>,
+        tls_fallback: TlsFallback,
+    ) {
+        self.udp(section, key, address);
+        if tls_fallback == TlsFallback::On {
+            self.tcp(section, key, address);
+        }
     }
 
     /// Claims where visitors connect, as far as they may; reports what an earlier claim overlaps.
@@ -97,7 +111,7 @@ impl Claims {
 
 /// Whether one socket would get what is meant for another: a port in common, and the same address
 /// or a wildcard that includes the other one. `[::]` includes IPv4, as it does on Linux.
-fn overlap(one: TrafficAddr, other: TrafficAddr) -> bool {
+pub(crate) fn overlap(one: TrafficAddr, other: TrafficAddr) -> bool {
     one.ports().overlap(other.ports()) && {
         let (one, other) = (one.ip().to_canonical(), other.ip().to_canonical());
         one == other || includes(one, other) || includes(other, one)

@@ -187,7 +187,7 @@ pub(crate) fn read_named(
             "is one too many; there may be {SERVICES_MAX} services"
         ));
     }
-    let quic_addrs = read_quic_addrs(section, claims);
+    let quic_addrs = read_quic_addrs(section, defaults, claims);
     if tables.is_empty() {
         section.refuse_empty_array("services", "at least one [[server.services]]");
         if let Some(addr) = section.any("quic_addr")
@@ -212,7 +212,11 @@ pub(crate) fn read_named(
     })
 }
 
-fn read_quic_addrs(section: &Section<'_>, claims: &mut Claims) -> Vec<SocketAddr> {
+fn read_quic_addrs(
+    section: &Section<'_>,
+    defaults: &Defaults,
+    claims: &mut Claims,
+) -> Vec<SocketAddr> {
     let key = "quic_addr";
     let Some(value) = section.any(key) else {
         return Vec::new();
@@ -234,7 +238,8 @@ fn read_quic_addrs(section: &Section<'_>, claims: &mut Claims) -> Vec<SocketAddr
     for text in texts {
         match address::parse_listen(text.get_ref()) {
             Ok(address) => {
-                claims.udp(section, key, &Spanned::new(text.span(), address));
+                let spanned = Spanned::new(text.span(), address);
+                claims.quic(section, key, &spanned, defaults.tls_fallback);
                 addresses.push(address);
             }
             Err(message) => section.problem_at(key, &text.span(), message),

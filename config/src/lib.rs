@@ -59,6 +59,7 @@ mod timing;
 mod tls_files;
 mod tls_keys;
 pub mod token_proof;
+mod transport;
 mod udp;
 mod units;
 
@@ -85,7 +86,9 @@ pub use ports::{Ports, RANGE_PORTS_MAX, TrafficAddr};
 pub use proxy_protocol::{ProxyProtocol, ProxyProtocolUdp};
 pub use quic::{CongestionControl, Quic};
 pub use secret::{SECRET_BYTES_MIN, Secret};
-pub use server::{Listener, ListenerProtocol, LoadBalancer, Server, ServerAuth, ServerTls};
+pub use server::{
+    Listener, ListenerProtocol, LoadBalancer, Server, ServerAuth, ServerTls, TlsFallback,
+};
 pub use service_name::{SERVICE_NAME_BYTES_MAX, ServicePattern};
 pub use session_file::{
     SESSION_IDENTITY_BYTES, SavedSession, decode_sessions, encode_sessions, sealed_sessions,
@@ -94,4 +97,5 @@ pub use suggest::nearest;
 pub use ticket_keys::{
     TICKET_KEY_NAME_BYTES, TICKET_KEYS_MAX, TicketKey, parse_ticket_keys, read_ticket_keys,
 };
+pub use transport::{Proxy, ProxyAddress, ProxyProtocolOut, Transport};
 pub use udp::Udp;

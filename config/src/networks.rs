@@ -45,6 +45,15 @@ impl Networks {
     }
 }
 
+impl std::str::FromStr for Networks {
+    type Err = String;
+
+    /// A single network or address.
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(std::iter::once(parse(text)?).collect())
+    }
+}
+
 impl FromIterator<IpNet> for Networks {
     fn from_iter<I: IntoIterator<Item = IpNet>>(networks: I) -> Self {
         let mut all: Vec<IpNet> = networks.into_iter().collect();

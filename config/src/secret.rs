@@ -109,7 +109,7 @@ impl Secret {
 
 /// The text of a file with a secret; or what is wrong, as the end of a sentence that begins with
 /// its path.
-fn read_file(path: &Path) -> Result<String, String> {
+pub(crate) fn read_file(path: &Path) -> Result<String, String> {
     let cannot = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => "does not exist".to_owned(),
         _ => format!("cannot be read: {error}"),

@@ -11,11 +11,12 @@ use crate::access_log::AccessLog;
 use crate::address;
 use crate::bounds::Bounds;
 use crate::client_entry::{self, ClientEntry, Kind};
-use crate::conflicts::Claims;
+use crate::conflicts::{Claims, overlap};
 use crate::door::{self, Door};
 use crate::file_or_text::FileOrText;
 use crate::handover;
 use crate::limits::{self, Limits};
+use crate::ports::TrafficAddr;
 use crate::secret::Secret;
 use crate::section::Section;
 use crate::timing::Timing;
@@ -62,6 +63,7 @@ pub(crate) const PROTOCOLS: [(&str, ListenerProtocol); 3] = [
 pub(crate) struct Defaults {
     pub(crate) load_balancer: LoadBalancer,
     pub(crate) stall_timeout: Duration,
+    pub(crate) tls_fallback: TlsFallback,
 }
 
 /// How the server picks a client for a visitor.
@@ -131,6 +133,28 @@ impl ListenerProtocol {
     }
 }
 
+/// Whether clients may come over TLS where UDP does not pass: TCP at the addresses for QUIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsFallback {
+    /// If nobody else has the TCP port.
+    #[default]
+    IfFree,
+    /// Yes; that the TCP port is taken is an error.
+    On,
+    /// No.
+    Off,
+}
+
+impl TlsFallback {
+    fn read(section: &Section<'_>) -> Self {
+        match section.boolean("tls_fallback") {
+            None => Self::IfFree,
+            Some(true) => Self::On,
+            Some(false) => Self::Off,
+        }
+    }
+}
+
 /// One pair of addresses, with its own pool of clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
@@ -192,6 +216,8 @@ pub struct Server {
     pub health_timeout: Duration,
     /// How long open flows may go on after a signal to stop.
     pub drain_timeout: Duration,
+    /// Whether clients may come over TLS.
+    pub tls_fallback: TlsFallback,
     /// Where a line is written for each flow that has ended.
     pub access_log: AccessLog,
     /// The Unix socket at which a successor of the process gets its sockets.
@@ -218,6 +244,7 @@ impl Server {
         let defaults = Defaults {
             load_balancer,
             stall_timeout: limits.stall_timeout,
+            tls_fallback: TlsFallback::read(&section),
         };
         let named = door::read_named(&section, &defaults, claims);
         let listeners = read_listeners(&section, &defaults, claims);
@@ -231,6 +258,7 @@ impl Server {
             heartbeat_interval: timing.heartbeat_interval,
             health_timeout: timing.health_timeout,
             drain_timeout: timing.drain_timeout,
+            tls_fallback: defaults.tls_fallback,
             access_log,
             handover,
             doors,
@@ -246,11 +274,26 @@ impl Server {
         self.doors.iter().filter_map(Door::as_listener).collect()
     }
 
+    /// Whether visitors come to this address, or to one that includes it, by TCP.
+    #[must_use]
+    pub fn takes_tcp_at(&self, address: SocketAddr) -> bool {
+        let services = self.doors.iter().flat_map(|door| &door.services);
+        let mut tcp = services.filter(|service| service.protocol.tcp());
+        tcp.any(|service| overlap(service.traffic, TrafficAddr::one(address)))
+    }
+
     /// How many sockets all doors take on `cores` cores: each core has its own of each.
     #[must_use]
     pub fn sockets(&self, cores: usize) -> u64 {
         let per_core: u64 = self.doors.iter().map(Door::sockets_per_core).sum();
-        per_core.saturating_mul(cores as u64)
+        let doors = self.doors.iter();
+        let tls: u64 = match self.tls_fallback {
+            TlsFallback::Off => 0,
+            TlsFallback::IfFree | TlsFallback::On => {
+                doors.map(|door| door.quic_addrs.len() as u64).sum()
+            }
+        };
+        (per_core + tls).saturating_mul(cores as u64)
     }
 }
 
@@ -286,7 +329,7 @@ impl Listener {
             .choice("protocol", &PROTOCOLS)
             .map(Spanned::into_inner);
         if let Some(address) = &quic_addr {
-            claims.udp(&section, "quic_addr", address);
+            claims.quic(&section, "quic_addr", address, defaults.tls_fallback);
         }
         if let (Some(address), Some(protocol)) = (&traffic_addr, protocol) {
             if protocol.tcp() {

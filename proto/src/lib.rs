@@ -44,6 +44,10 @@ pub use service::{SERVICE_NAME_BYTES_MAX, is_valid_service_name};
 /// The ALPN token of this protocol (RFC 7301).
 pub const ALPN: &[u8] = b"qmux-dp/1";
 
+/// The ALPN token of TLS connections that carry the packets of this protocol where UDP does not pass: each
+/// packet with its length in 2 bytes before it, the high one first.
+pub const ALPN_OVER_TLS: &[u8] = b"qmux-dp-tls/1";
+
 /// The version that a client states in its Register message.
 ///
 /// It changes when a message changes its meaning. Appending a field to a message does not change

@@ -55,6 +55,8 @@ const ALTERNATIVES: &[&str] = &[
     "client_key",
     "fingerprint",
     "token_file",
+    "proxy",
+    "password_file",
     "allow_file",
     "deny_file",
     "handover",

@@ -67,6 +67,8 @@ fn a_client_is_read_into_its_final_types() {
         host: "server.example.com".to_owned(),
         port: 8443,
         server_name: "server.example.com".to_owned(),
+        transport: qmux_config::Transport::Auto,
+        proxy: qmux_config::Proxy::None,
     };
     assert_eq!(client.servers, [target]);
     assert_eq!(

@@ -1,10 +1,12 @@
 //! The client role on one core: its share of the lanes to every server.
 
+mod carrier;
 mod lane;
 pub(crate) mod mail;
 #[cfg(test)]
 mod offer_tests;
 mod presence;
+pub(crate) mod proxy;
 mod servers;
 pub(crate) mod services;
 pub(crate) mod shared;

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use qmux_config::{Client, Config, ServerTarget};
+use qmux_config::{Client, Config, ProxyAddress, ServerTarget};
 
 use super::MAIL_PAUSE;
 use super::mail::ClientMail;
+use super::proxy;
 use super::servers::roster::{self, Roster};
 use super::servers::server::ServerState;
 use super::servers::twins::{self, Twins};
@@ -30,6 +31,8 @@ const _: () = assert!(
 /// Where a server's name stands in the config.
 const SERVER_SETTING: &str = "address in [[client.servers]]";
 
+/// Where a proxy's name stands in the config.
+const PROXY_SETTING: &str = "proxy in [[client.servers]]";
 /// One configuration of the client role. It never changes; another one takes its place.
 #[derive(Debug)]
 pub(crate) struct ClientSettings {
@@ -56,7 +59,26 @@ pub(crate) struct Target {
     /// What its certificate must be for.
     pub(crate) server_name: String,
     /// As configured.
-    configured: ServerTarget,
+    pub(super) configured: ServerTarget,
+    /// The proxy that TLS goes through, and where that is; or why there can be none.
+    pub(super) proxy: Result<Option<ProxyTarget>, String>,
+}
+
+/// A proxy and where it is.
+#[derive(Debug)]
+pub(super) struct ProxyTarget {
+    pub(super) proxy: ProxyAddress,
+    pub(super) name: Arc<Name>,
+}
+
+impl ProxyTarget {
+    fn of(server: &ServerTarget) -> Result<Option<ProxyTarget>, String> {
+        let proxy = proxy::of(&server.proxy, &server.host, server.port)?;
+        Ok(proxy.map(|proxy| ProxyTarget {
+            name: Name::later(&proxy.host, proxy.port, PROXY_SETTING),
+            proxy,
+        }))
+    }
 }
 
 impl Target {
@@ -64,6 +86,7 @@ impl Target {
         Target {
             name: Name::later(&configured.host, configured.port, SERVER_SETTING),
             server_name: configured.server_name.clone(),
+            proxy: ProxyTarget::of(configured),
             configured: configured.clone(),
         }
     }
@@ -202,6 +225,9 @@ impl ClientShared {
         target: &Target,
         post: &Arc<dyn Post<ClientMail>>,
     ) -> std::io::Result<()> {
+        if let Ok(Some(proxy)) = &target.proxy {
+            self.keep_host_fresh(&proxy.name)?;
+        }
         let (shared, post) = (Arc::clone(self), Arc::clone(post));
         resolve::keep_fresh(&target.name, self.resolve_interval(), move |addresses| {
             if shared.resolved(index, addresses) {

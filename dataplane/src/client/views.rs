@@ -6,6 +6,7 @@ use std::sync::Arc;
 use qmux_config::Lanes;
 
 use super::servers::server::ServerState;
+use super::servers::transport::Carried;
 use super::services::Service;
 use super::shared::ClientShared;
 
@@ -16,6 +17,10 @@ pub(crate) struct ServerView {
     pub(crate) address: SocketAddr,
     /// Lanes registered with it now.
     pub(crate) lanes: usize,
+    /// What carries them, since when and why.
+    pub(crate) carried: Carried,
+    /// Those of them that ride TLS.
+    pub(crate) lanes_over_tls: usize,
     /// Round trip time as a lane last told it; 0 if none has.
     pub(crate) rtt_us: u64,
     /// How it does, in a word.
@@ -52,6 +57,8 @@ impl ServerState {
         ServerView {
             address: self.address,
             lanes,
+            carried: self.transport.carried(),
+            lanes_over_tls: self.transport.lanes_over_tls(),
             rtt_us: self.path.rtt_us(),
             state,
         }
@@ -63,6 +70,13 @@ impl ClientShared {
     pub(crate) fn server_views(&self) -> Vec<ServerView> {
         let servers = self.servers.load();
         servers.iter().map(|server| server.view()).collect()
+    }
+
+    /// Lanes that ride TLS.
+    pub(crate) fn lanes_over_tls(&self) -> usize {
+        let servers = self.servers.load();
+        let over_tls = servers.iter().map(|it| it.transport.lanes_over_tls());
+        over_tls.sum()
     }
 
     /// Lanes that there are to be to all servers.

@@ -80,6 +80,40 @@ counters! {
     quic_sends_failed,
     /// Waits for room in a UDP socket's send buffer.
     quic_send_waits,
+    /// TLS connections for lanes that began: shaken hands, or handed over by another core.
+    tls_connections_opened,
+    /// TLS connections for lanes that ended.
+    tls_connections_ended,
+    /// TLS connections ended because no lane had registered on them in time.
+    tls_connections_unclaimed,
+    /// TLS connections handed to the core whose lane they carry.
+    tls_connections_handed_over,
+    /// TLS connections that could not be handed over, and were closed.
+    tls_handovers_dropped,
+    /// TLS connections dialled by this client.
+    tls_dials,
+    /// The same in vain.
+    tls_dials_failed,
+    /// Times that a lane went from UDP to TLS with its flows, or to another TLS connection.
+    lanes_moved_to_tls,
+    /// Times that a lane went from TLS to UDP with its flows.
+    lanes_moved_to_udp,
+    /// Tries whether QUIC gets through while lanes ride TLS.
+    quic_probes,
+    /// Lanes dialled over TLS because QUIC was not heard, beside it.
+    lanes_raced,
+    /// TCP connections for lanes accepted.
+    tls_accepted,
+    /// The same, closed at once: too many were not claimed by a lane, or too many came per second.
+    tls_refused,
+    /// TLS handshakes for lanes that failed or took too long.
+    tls_handshakes_failed,
+    /// Packets on a TLS connection for another core than its first one was for.
+    tls_packets_astray,
+    /// Packets that could not be sent because the TLS connection was over.
+    tls_sends_lost,
+    /// Waits for room in the socket of a TLS connection.
+    tls_send_waits,
     /// Packets of no known connection.
     quic_packets_unknown,
     /// Packets of an unknown connection whose id was not issued here: noise, or somebody who shows

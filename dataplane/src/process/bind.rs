@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 
-use qmux_config::{AdminListen, Config, Door, Server, TrafficAddr};
+use qmux_config::{AdminListen, Config, Door, Server, TlsFallback, TrafficAddr};
 
 use crate::process::exit::Failure;
 use crate::process::handover::Inherited;
@@ -81,6 +81,7 @@ pub(crate) fn all(
             let services: Vec<_> = services.collect::<Result<_, _>>()?;
             sockets.push(DoorSockets {
                 quic: quic(quic_addrs, core, &mut source, &mut warned)?,
+                tls: Vec::new(),
                 services,
             });
         }
@@ -93,6 +94,8 @@ pub(crate) fn all(
             })?;
         }
     }
+    let inherits = source.0.is_some();
+    bind_tls(plan, &mut per_core, inherits)?;
     Ok(per_core)
 }
 
@@ -124,6 +127,59 @@ impl Source<'_> {
         };
         socket.map(Some).ok_or_else(missing)
     }
+}
+
+/// Adds the sockets for TLS at the addresses of new doors, after all others: where a port is taken, and nobody has said
+/// that it must be had, there is none. The process before this one, if there is one, has its own beside them.
+fn bind_tls(plan: &Plan, per_core: &mut [Vec<DoorSockets>], inherits: bool) -> Result<(), Failure> {
+    let server = plan.server();
+    if server.tls_fallback == TlsFallback::Off {
+        return Ok(());
+    }
+    for (number, door) in plan.doors.iter().enumerate().filter(|(_, it)| it.is_new) {
+        for address in door.quic_addrs() {
+            let shared =
+                inherits && !server.takes_tcp_at(*address) && tcp_reuseport(*address).is_ok();
+            let free = shared || is_for_tls(server, *address)?;
+            for sockets in &mut *per_core {
+                let socket = free.then(|| tcp_reuseport(*address)).transpose();
+                let socket = socket.map_err(|error| cannot(*address, "TCP", &error))?;
+                sockets[number].tls.push(socket);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether TLS can be had at this address; a warning if not.
+///
+/// # Errors
+/// If it must be had.
+fn is_for_tls(server: &Server, address: SocketAddr) -> Result<bool, Failure> {
+    let error = if server.takes_tcp_at(address) {
+        // For visitors; nothing to wait for.
+        std::io::ErrorKind::AddrInUse.into()
+    } else {
+        match probe_free(address, true) {
+            Ok(()) => return Ok(true),
+            Err(error) => error,
+        }
+    };
+    if server.tls_fallback == TlsFallback::On {
+        let Failure::Input(text) = cannot(address, "TCP", &error) else {
+            return Ok(false);
+        };
+        return Err(Failure::Input(format!(
+            "{text}; without TLS there, write tls_fallback = false in [server]"
+        )));
+    }
+    tracing::warn!(
+        %address,
+        %error,
+        "clients cannot come over TLS: TCP cannot be bound there; where UDP does not pass they cannot connect; \
+         tls_fallback = false in [server] ends this warning"
+    );
+    Ok(false)
 }
 
 fn probe_one(address: SocketAddr, tcp: bool) -> Result<(), Failure> {

@@ -41,6 +41,20 @@ const PROVED_FOR: Duration = Duration::from_secs(60);
 /// Bytes sent to an address that is not proved, for each byte received from it (RFC 9000 section 8).
 const AMPLIFICATION_MAX: u64 = 3;
 
+/// One TLS connection of an endpoint: never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct TlsId(u64);
+
+impl TlsId {
+    pub(crate) fn new(number: u64) -> TlsId {
+        TlsId(number)
+    }
+
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// The two ends of a lane's path, as this side sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Way {
@@ -48,6 +62,19 @@ pub(crate) struct Way {
     pub(crate) peer: SocketAddr,
     /// The local address that the peer uses, where the kernel tells.
     pub(crate) local: Option<IpAddr>,
+    /// The TLS connection that carries the packets; `None`: UDP does.
+    pub(crate) tls: Option<TlsId>,
+}
+
+impl Way {
+    /// Between these addresses.
+    pub(crate) fn over_udp(peer: SocketAddr, local: Option<IpAddr>) -> Way {
+        Way {
+            peer,
+            local,
+            tls: None,
+        }
+    }
 }
 
 /// What a packet from another address than the current one did.
@@ -217,6 +244,10 @@ impl Roaming {
     /// Bytes that may be sent now, if that is limited.
     pub(crate) fn budget(&self) -> Option<usize> {
         let probation = self.probation?;
+        // TCP has shown that the peer receives there.
+        if self.current.tls.is_some() {
+            return None;
+        }
         let left = (probation.received * AMPLIFICATION_MAX).saturating_sub(probation.sent);
         Some(usize::try_from(left).unwrap_or(usize::MAX))
     }
@@ -240,6 +271,15 @@ impl Roaming {
             self.proved.insert(0, (current, None));
         }
         proves
+    }
+
+    /// This side, which needs no proof of its own server, sends along `way` from now on.
+    pub(crate) fn choose(&mut self, way: Way) {
+        self.current = way;
+        self.probation = None;
+        self.strays = None;
+        self.proved.clear();
+        self.proved.push((way, None));
     }
 
     /// When [`Roaming::expire`] has something to do.
@@ -270,6 +310,7 @@ mod tests {
         Way {
             peer: ([192, 0, 2, 1], port).into(),
             local: None,
+            tls: None,
         }
     }
 
@@ -302,6 +343,49 @@ mod tests {
         assert_eq!(roaming.budget(), None);
         assert!(!roaming.expire(now + PROOF_TIMEOUT * 2));
         assert_eq!(roaming.current(), way(2));
+    }
+
+    #[test]
+    fn a_peer_that_comes_along_tcp_needs_no_budget_but_has_to_prove_who_it_is() {
+        let now = Instant::now();
+        let mut roaming = answering(1);
+        let over_tls = Way {
+            tls: Some(TlsId::new(5)),
+            ..way(2)
+        };
+        let moved = roaming.strayed(over_tls, 100, now, 7, 0);
+        assert_eq!(moved, Some(Moved::Challenge(7)));
+        assert_eq!((roaming.current(), roaming.budget()), (over_tls, None));
+        assert!(roaming.expire(now + PROOF_TIMEOUT), "nobody has answered");
+        assert_eq!(roaming.current(), way(1));
+        // Another connection from the same port is another way.
+        let next = Way {
+            tls: Some(TlsId::new(6)),
+            ..way(2)
+        };
+        assert_eq!(
+            roaming.strayed(over_tls, 100, now, 8, 0),
+            Some(Moved::Challenge(8))
+        );
+        assert!(roaming.answered(8));
+        let later = now + STILL_THERE;
+        assert_eq!(
+            roaming.strayed(next, 100, later, 9, 0),
+            Some(Moved::Challenge(9))
+        );
+    }
+
+    #[test]
+    fn a_client_sends_where_it_chooses_and_needs_no_proof_of_its_server() {
+        let mut roaming = Roaming::new(way(1));
+        let over_tls = Way {
+            tls: Some(TlsId::new(5)),
+            ..way(1)
+        };
+        roaming.choose(over_tls);
+        assert_eq!((roaming.current(), roaming.budget()), (over_tls, None));
+        roaming.choose(way(1));
+        assert_eq!((roaming.current(), roaming.deadline()), (way(1), None));
     }
 
     #[test]

@@ -108,6 +108,12 @@ pub(crate) fn fit_to_route(config: &mut quiche::Config, packet_bytes_max: usize,
     );
 }
 
+/// Inside a TLS connection a packet may be as large as QUIC takes it: what is paid per packet is paid rarely. A lane that
+/// goes over UDP later searches for what fits there.
+pub(crate) fn fit_to_tls(config: &mut quiche::Config, packet_bytes_max: usize) {
+    config.set_max_send_udp_payload_size(packet_bytes_max.max(quiche::MIN_CLIENT_INITIAL_LEN));
+}
+
 /// The transport settings of one core, on the TLS context given.
 ///
 /// # Errors

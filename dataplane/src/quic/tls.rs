@@ -11,7 +11,10 @@ use std::net::IpAddr;
 
 use boring::error::ErrorStack;
 use boring::sha::Sha256;
-use boring::ssl::{SslContextBuilder, SslMethod, SslRef, SslVerifyMode, SslVersion};
+use boring::ssl::{
+    AlpnError, SslContext, SslContextBuilder, SslMethod, SslOptions, SslRef, SslVerifyMode,
+    SslVersion, select_next_proto,
+};
 use boring::stack::Stack;
 use boring::x509::store::{X509Store, X509StoreBuilder, X509StoreBuilderRef};
 use qmux_config::{Client, Server};
@@ -19,6 +22,7 @@ use qmux_config::{Client, Server};
 use super::credentials::{
     Authorities, ClientCredentials, Pair, ServerCredentials, TlsError, TrustedClients, failed,
 };
+use super::over_tls;
 
 /// Separates the session contexts of the two ways of authentication.
 const SESSION_CONTEXT_MTLS: &[u8] = b"qmux-dp/1 mtls";
@@ -161,6 +165,37 @@ pub(crate) fn client_with(credentials: &ClientCredentials) -> Result<SslContextB
         take_pair(&mut tls, pair)?;
     }
     Ok(tls)
+}
+
+/// The server's context for TLS connections that carry lanes: they show its certificate and ask for none, because QUIC
+/// inside them does. No tickets: going on from an earlier session would spare a signature, and keep a state.
+pub(crate) fn carrier_server(credentials: &ServerCredentials) -> Result<SslContext, TlsError> {
+    let mut tls = base()?;
+    take_pair(&mut tls, &credentials.pair)?;
+    tls.set_options(SslOptions::NO_TICKET);
+    tls.set_alpn_select_callback(|_, offered| {
+        select_next_proto(over_tls::ALPN_LIST, offered).ok_or(AlpnError::ALERT_FATAL)
+    });
+    Ok(tls.build())
+}
+
+/// The client's context for them.
+pub(crate) fn carrier_client(credentials: &ClientCredentials) -> Result<SslContext, TlsError> {
+    let mut tls = base()?;
+    trust(tls.cert_store_mut(), &credentials.authorities)?;
+    tls.set_verify(SslVerifyMode::PEER);
+    tls.set_alpn_protos(over_tls::ALPN_LIST)
+        .map_err(failed("(TLS context)", "refuses the protocol's name"))?;
+    Ok(tls.build())
+}
+
+/// Makes a client's connection check the server's certificate against a name, or an IP address.
+pub(crate) fn expect_server(ssl: &mut SslRef, server_name: &str) -> Result<(), ErrorStack> {
+    if let Ok(ip) = server_name.parse() {
+        return expect_server_ip(ssl, ip);
+    }
+    ssl.set_hostname(server_name)?;
+    ssl.param_mut().set_host(server_name)
 }
 
 /// Makes a client's connection check the server's certificate against an IP address. (A DNS name is passed to quiche,

@@ -1,9 +1,9 @@
 //! From a lane to the socket: packets gathered into GSO batches, pacing honoured.
 
-use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::lane::{CONTROL_STREAM, Lane};
+use super::roaming::Way;
 use crate::sys::udp::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX};
 
 /// A packet may leave this much before its time, so that several leave at once. It bounds a burst: what the path takes
@@ -27,7 +27,7 @@ pub(super) struct Batch {
     end: usize,
     carried: Option<Packet>,
     segment: usize,
-    to: Option<(SocketAddr, Option<IpAddr>)>,
+    to: Option<Way>,
     /// True if the first packet goes alone.
     alone: bool,
 }
@@ -35,7 +35,7 @@ pub(super) struct Batch {
 #[derive(Debug, Clone, Copy)]
 struct Packet {
     length: usize,
-    to: (SocketAddr, Option<IpAddr>),
+    to: Way,
     /// A probe of the path's MTU: where it is refused, nothing else must be refused with it.
     probe: bool,
 }
@@ -45,9 +45,7 @@ struct Packet {
 pub(super) struct Ready<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) segment: usize,
-    pub(super) to: SocketAddr,
-    /// The local address of the path, if it is a specific one.
-    pub(super) from_ip: Option<IpAddr>,
+    pub(super) way: Way,
 }
 
 impl Ready<'_> {
@@ -82,9 +80,12 @@ impl Batch {
         self.begin();
         let now = Instant::now();
         let segments_max = segments_max.clamp(1, GSO_SEGMENTS_MAX);
-        let to = lane.destination();
+        let to = lane.way();
         let mut conn = lane.conn.borrow_mut();
         lane.release_at.set(None);
+        // TCP has a pace of its own, and says when it is full. After a time without any acknowledgement quiche's next packet
+        // may be seconds away, and on a new way nothing is in front of it.
+        let unpaced = lane.hurries.take() || to.tls.is_some();
         loop {
             let used = self.end;
             if used > 0
@@ -98,9 +99,10 @@ impl Batch {
             if self.carried.is_some() {
                 return Filled::More;
             }
-            if let Some(at) = conn
-                .get_next_release_time()
-                .and_then(|release| release.time(now))
+            if !unpaced
+                && let Some(at) = conn
+                    .get_next_release_time()
+                    .and_then(|release| release.time(now))
                 && at > now + PACING_BURST
             {
                 lane.release_at.set(at.checked_sub(PACING_REST));
@@ -128,13 +130,12 @@ impl Batch {
 
     /// What is to be sent now.
     pub(super) fn ready(&self) -> Option<Ready<'_>> {
-        let (to, from_ip) = self.to?;
+        let way = self.to?;
         let bytes = &self.buffer[..self.end];
         (!bytes.is_empty()).then_some(Ready {
             bytes,
             segment: self.segment,
-            to,
-            from_ip,
+            way,
         })
     }
 

@@ -12,6 +12,7 @@ use super::tcp::visitor::Visitor;
 use super::udp::forwarded::ForwardedUdp;
 use crate::core::mailbox::{Kind, Mail};
 use crate::flow::role::RoleContext;
+use crate::quic::over_tls::TlsConnection;
 
 /// The core of a server.
 pub(crate) type ServerContext = RoleContext<ServerMail>;
@@ -50,6 +51,15 @@ pub(crate) enum ServerMail {
         /// The local address that it was sent to.
         to_ip: Option<IpAddr>,
     },
+    /// A TLS connection that carries a lane of the receiving core.
+    TlsConnection {
+        /// Whose socket accepted it.
+        door: DoorId,
+        /// Which of the door's addresses.
+        address: usize,
+        /// The connection.
+        connection: Box<TlsConnection>,
+    },
     /// A client was replaced by a newer instance: its lanes take no new flow, and are closed if
     /// they do not answer.
     Evict {
@@ -78,6 +88,7 @@ impl Mail for ServerMail {
     fn kind(&self) -> Kind {
         match self {
             ServerMail::Visitor { .. } => Kind::Visitor,
+            ServerMail::TlsConnection { .. } => Kind::Packet,
             ServerMail::Datagram { .. } => Kind::Datagram,
             ServerMail::Packet { .. } => Kind::Packet,
             ServerMail::Evict { .. }

@@ -78,7 +78,8 @@ impl ServerCore {
         let mut entrances = Vec::new();
         for opened in changes.doors_opened {
             let id = opened.door.id;
-            let door = Door::open(&self.context, &self.shared, &opened.door, opened.sockets)?;
+            let sockets = (opened.sockets, opened.tls_sockets);
+            let door = Door::open(&self.context, &self.shared, &opened.door, sockets)?;
             self.doors.borrow_mut().insert(id, door);
         }
         for opened in changes.opened {
@@ -207,6 +208,15 @@ impl ServerCore {
                 let door = self.door(door);
                 if let Some(endpoint) = door.as_ref().and_then(|door| door.endpoint(address)) {
                     endpoint.inject(&mut data, from, to_ip);
+                }
+            }
+            ServerMail::TlsConnection {
+                door,
+                address,
+                connection,
+            } => {
+                if let Some(door) = self.door(door) {
+                    door.tls_from_other_core(address, *connection);
                 }
             }
             ServerMail::Evict { door, client } => {

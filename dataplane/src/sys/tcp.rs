@@ -23,6 +23,12 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_PROBES: u32 = 3;
 
+/// A peer of a lane's connection that acknowledges nothing for this long is gone. As long a silence ends a lane.
+const CARRIER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes that the kernel takes of a lane's connection beyond what it has sent: 5 ms at 100 Mbit/s. Less would wake the
+/// writer for every record; more is delay for whatever comes later.
+const CARRIER_UNSENT_BYTES_MAX: libc::c_int = 64 << 10;
 /// A first write of this size leaves at once as one segment, whatever Nagle's algorithm does: every
 /// path takes as much (RFC 9293, section 3.7.1).
 const ONE_SEGMENT_BYTES: usize = 536;
@@ -68,6 +74,26 @@ impl TcpSocket {
         let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
         limits::for_flows(&socket)?;
         socket.set_linger(Some(Duration::ZERO))?;
+        TcpSocket::finish_connecting(socket, addr).await
+    }
+
+    /// Adopts a connected socket that carries a lane: small unsent data, so that what is newest waits for little.
+    pub(crate) fn adopt_carrier(stream: TcpStream) -> io::Result<TcpSocket> {
+        set_carrier_options(&stream)?;
+        TcpSocket::adopt(stream)
+    }
+
+    /// Connects to `addr` for a lane. Cancel-safe: the attempt ends when this is dropped.
+    ///
+    /// # Errors
+    /// What socket(2) and connect(2) report.
+    pub(crate) async fn connect_carrier(addr: SocketAddr) -> io::Result<TcpSocket> {
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
+        TcpSocket::finish_connecting(socket, addr).await
+    }
+
+    async fn finish_connecting(socket: Socket, addr: SocketAddr) -> io::Result<TcpSocket> {
         let mut pending = begin_to_connect(&socket, addr)?;
         if pending && addr.ip().is_loopback() {
             // This machine has answered meanwhile, and says so if it is asked again.
@@ -83,6 +109,13 @@ impl TcpSocket {
             }
         }
         Ok(socket)
+    }
+
+    /// Ends both directions, whoever else holds the descriptor: all waits for the socket are over. What was written is
+    /// still sent.
+    pub(crate) fn shut(&self) {
+        // Fails only on a socket that is already gone.
+        let _gone = rustix::net::shutdown(super::borrow(&self.io), Shutdown::Both);
     }
 
     /// The same connection for another core. It stays open when this socket is dropped.
@@ -246,6 +279,26 @@ fn begin_to_connect(socket: &Socket, addr: SocketAddr) -> io::Result<bool> {
             _ => Err(error),
         },
     }
+}
+
+/// Sets what a socket has that carries a lane. An end is no reset here: QUIC inside tells whether anything is missing.
+fn set_carrier_options(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_linger(None)?;
+    socket.set_tcp_user_timeout(Some(CARRIER_TIMEOUT))?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(CARRIER_TIMEOUT)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )?;
+    super::option::set_int(
+        stream,
+        libc::IPPROTO_TCP,
+        libc::TCP_NOTSENT_LOWAT,
+        CARRIER_UNSENT_BYTES_MAX,
+    )
 }
 
 /// Resets a connection that was accepted but cannot be served.

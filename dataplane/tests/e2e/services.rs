@@ -467,8 +467,8 @@ fn a_check_shows_services_and_clients_and_counts_what_sockets_take() {
     ] {
         assert!(shown.contains(part), "no {part} in\n{shown}");
     }
-    // On 2 cores: a door; 1 + 20 ports for TCP, each twice; 20 for UDP.
-    let descriptors = 2 * (1 + 2 * (1 + 20) + 20);
+    // On 2 cores: a door, for QUIC and TLS; 1 + 20 ports for TCP, each twice; 20 for UDP.
+    let descriptors = 2 * (2 + 2 * (1 + 20) + 20);
     let line = format!("sockets take {descriptors} file descriptors");
     assert!(shown.contains(&line), "no {line} in\n{shown}");
     // Neither a check nor a start goes on where they cannot be had.

@@ -10,6 +10,7 @@
 //! | `report` | the lines and the sentence |
 //! | `name` | addresses of the server |
 //! | `connection` | the handshake and the registration, as they went |
+//! | `over_tls` | whether TLS over TCP gets through |
 //! | `path` | what a connection in vain says of the way to the server |
 //! | `echo` | whether packets of a size are answered (ICMP) |
 //! | `credentials` | certificates and whom to trust |
@@ -23,13 +24,15 @@ mod credentials;
 mod echo;
 mod judge;
 mod name;
+mod over_tls;
 mod path;
 mod report;
 mod service;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use qmux_config::{Client, Config, ServerTarget};
+use qmux_config::{Client, Config, Proxy, ServerTarget, Transport};
 
 use crate::failure::Failure;
 use connection::{Attempt, Seen};
@@ -100,12 +103,18 @@ impl Doctor<'_> {
             Err(cause) => return Ok(Err(cause)),
         };
         report.ok(Step::Name, &name::shown(self.server, &addresses))?;
+        if self.server.transport == Transport::Tls && self.server.proxy == Proxy::None {
+            return self.examine_tls(report, &addresses);
+        }
         let seen = self.connect(&addresses)?;
         let way = path::judge(&seen, self.config.quic.handshake_idle_timeout);
         for (step, what) in &way.fine {
             report.ok(*step, what)?;
         }
-        if let Some(cause) = way.cause {
+        if let Some(mut cause) = way.cause {
+            if matches!(cause.step, Step::Udp | Step::Mtu) {
+                cause.sentence += &over_tls::beside_udp(self.server, self.credentials, seen.peer);
+            }
             return Ok(Err(cause));
         }
         let judged = judge::judge(self, &seen);
@@ -115,8 +124,28 @@ impl Doctor<'_> {
         Ok(judged.cause.map_or(Ok(()), Err))
     }
 
+    /// Of a server that is reached over TLS alone: whether that gets through. What it makes of the client, the client's log
+    /// says.
+    fn examine_tls(
+        &self,
+        report: &Report,
+        addresses: &[SocketAddr],
+    ) -> Result<Result<(), Cause>, Failure> {
+        let mut last = "a name without an address".to_owned();
+        for &peer in addresses.iter().take(ADDRESSES_MAX) {
+            match over_tls::try_it(self.server, self.credentials, peer) {
+                Ok(()) => {
+                    report.ok(Step::Tls, &format!("{peer} answers over TLS"))?;
+                    return Ok(Ok(()));
+                }
+                Err(why) => last = format!("TLS to {peer} over TCP does not get through: {why}"),
+            }
+        }
+        Ok(Err(Cause::new(Step::Tls, last)))
+    }
+
     /// The first attempt that was answered, or the last one.
-    fn connect(&self, addresses: &[std::net::SocketAddr]) -> Result<Seen, Failure> {
+    fn connect(&self, addresses: &[SocketAddr]) -> Result<Seen, Failure> {
         let mut last = None;
         for &peer in addresses.iter().take(ADDRESSES_MAX) {
             let attempt = Attempt {

@@ -12,6 +12,8 @@ pub(super) enum Step {
     Route,
     /// Packets of UDP get there and back.
     Udp,
+    /// TLS over TCP gets through.
+    Tls,
     /// So do those of the size that QUIC needs.
     Mtu,
     /// Both certificates are valid.
@@ -36,6 +38,7 @@ impl Step {
             Step::Name => "name",
             Step::Route => "route",
             Step::Udp => "udp",
+            Step::Tls => "tls",
             Step::Mtu => "mtu",
             Step::Certificate => "certificate",
             Step::ServerName => "server_name",

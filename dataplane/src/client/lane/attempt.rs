@@ -17,6 +17,7 @@ use super::aim;
 use super::beside;
 use super::ending::AttemptEnd;
 use super::leaving::Leaving;
+use super::reach::{self, Reaching, Watch};
 use super::resumption::Resumption;
 use super::session::Session;
 use super::supervisor::Supervisor;
@@ -30,39 +31,21 @@ use crate::quic::end::LaneEnd;
 use crate::quic::endpoint::{Endpoint, EndpointSetup};
 use crate::quic::explain::{self, ClientView};
 use crate::quic::lane::Lane;
+use crate::quic::over_tls::TlsConnection;
 use crate::quic::{settings, tls, token};
 use crate::sys::bind;
 use crate::sys::udp::{Purpose, UdpSocket};
 
 /// Runs one attempt of the lane of `supervisor` to its end.
 pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> AttemptEnd {
-    let dialed = match Dialed::begin(core, &supervisor.server, supervisor.lane) {
-        Ok(dialed) => dialed,
-        Err(end) => return end,
-    };
-    let lane = Rc::clone(&dialed.this.lane);
-    match supervisor.unless_retired(lane.established()).await {
-        Some(Ok(())) => {}
-        Some(Err(end)) => return dialed.failed(&end),
-        None if dialed.may_be_registered() => {}
-        None => {
-            // A ticket that nobody has seen is kept.
-            dialed.failed(&LaneEnd::ClosedByUs(LaneError::Shutdown));
-            return AttemptEnd::Retired;
-        }
-    }
-    let mut registering = Box::pin(dialed.register());
-    let session = match supervisor.unless_retired(registering.as_mut()).await {
+    let watch = Rc::<Watch>::default();
+    let mut reaching = another(core, &supervisor.server, supervisor.lane, &watch);
+    let session = match supervisor.unless_retired(reaching.as_mut()).await {
         Some(Ok(session)) => session,
         Some(Err(end)) => return end,
         None => {
             // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
-            let leaving = supervisor.leaving();
-            crate::core::task::spawn(async move {
-                if let Ok(session) = registering.await {
-                    session.leave(leaving).await;
-                }
-            });
+            reach::leave_once_registered(reaching, &watch, supervisor.leaving());
             return AttemptEnd::Retired;
         }
     };
@@ -71,22 +54,23 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
     end
 }
 
-/// Dials another lane like that of `supervisor`, and registers it.
-pub(super) async fn another(
-    core: Rc<ClientCore>,
-    server: Arc<ServerState>,
+/// Dials a lane, and registers it.
+pub(super) fn another(
+    core: &Rc<ClientCore>,
+    server: &Arc<ServerState>,
     lane_index: usize,
-) -> Result<Session, AttemptEnd> {
-    let dialed = Dialed::begin(&core, &server, lane_index)?;
-    let lane = Rc::clone(&dialed.this.lane);
-    match lane.established().await {
-        Ok(()) => dialed.register().await,
-        Err(end) => Err(dialed.failed(&end)),
-    }
+    watch: &Rc<Watch>,
+) -> Reaching {
+    Box::pin(reach::server(
+        Rc::clone(core),
+        Arc::clone(server),
+        lane_index,
+        Rc::clone(watch),
+    ))
 }
 
 /// A lane until it is registered.
-struct Dialed {
+pub(super) struct Dialed {
     core: Rc<ClientCore>,
     this: Rc<ClientLane>,
     guard: CloseOnDrop,
@@ -99,18 +83,20 @@ struct Dialed {
 }
 
 impl Dialed {
-    /// Dials.
-    fn begin(
+    /// Dials, over UDP or along a TLS connection.
+    pub(super) fn begin(
         core: &Rc<ClientCore>,
         server: &Arc<ServerState>,
         lane_index: usize,
+        over: Option<TlsConnection>,
+        watch: &Watch,
     ) -> Result<Dialed, AttemptEnd> {
         let settings = core.shared.settings();
         let Some(client) = settings.client() else {
             return Err(no_client_section());
         };
         let began = Instant::now();
-        let (endpoint, lane, aim, resumption) = dial(core, client, server, lane_index)?;
+        let (endpoint, lane, aim, resumption) = dial(core, client, server, lane_index, over)?;
         let answers = Rc::<LaneAnswers>::default();
         let this = ClientLane::new(
             Rc::clone(&lane),
@@ -123,6 +109,7 @@ impl Dialed {
         lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
         // The endpoint lives as long as its one lane, and that as long as this attempt or what it leaves behind.
         endpoint.stop_when_empty();
+        watch.dialed(&lane);
         if resumption.is_offered() {
             // As early data, if the session allows it.
             send_register(core, client, &this, lane_index);
@@ -137,6 +124,20 @@ impl Dialed {
             aim,
             began,
         })
+    }
+
+    /// Shakes hands and registers.
+    pub(super) async fn complete(self, watch: &Watch) -> Result<Session, AttemptEnd> {
+        let lane = Rc::clone(&self.this.lane);
+        if let Err(end) = lane.established().await {
+            return Err(self.failed(&end));
+        }
+        if watch.is_given_up() && !self.may_be_registered() {
+            // A ticket that nobody has seen is kept.
+            self.failed(&LaneEnd::ClosedByUs(LaneError::Shutdown));
+            return Err(AttemptEnd::Retired);
+        }
+        self.register().await
     }
 
     /// There was no handshake.
@@ -273,12 +274,25 @@ impl Drop for CloseOnDrop {
     }
 }
 
-fn dial(
+/// A lane that is never registered, to find out whether QUIC gets through.
+pub(super) fn dial_scout(
+    core: &Rc<ClientCore>,
+    server: &ServerState,
+) -> Result<Rc<Lane>, AttemptEnd> {
+    let settings = core.shared.settings();
+    let client = settings.client().ok_or_else(no_client_section)?;
+    let endpoint = open_endpoint(core, client, server)?;
+    let dialed = endpoint.dial(server.address, &server.server_name, 0, None);
+    endpoint.stop_when_empty();
+    dialed.map_err(|error| AttemptEnd::Failed(error.to_string()))
+}
+
+/// A socket of its own towards the server.
+fn open_endpoint(
     core: &Rc<ClientCore>,
     client: &Client,
     server: &ServerState,
-    lane_index: usize,
-) -> Result<(Rc<Endpoint>, Rc<Lane>, u8, Resumption), AttemptEnd> {
+) -> Result<Rc<Endpoint>, AttemptEnd> {
     let kept = core.shared.settings();
     let quic = &kept.config.quic;
     let peer = server.address;
@@ -295,7 +309,7 @@ fn dial(
     let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| failed(&error))?;
     // Where it cannot be had, a handshake in vain merely takes its whole time.
     let _heard = socket.hear_unreachable(true);
-    let endpoint = Endpoint::start(
+    Ok(Endpoint::start(
         EndpointSetup {
             socket,
             core: core.context.index,
@@ -308,19 +322,36 @@ fn dial(
             counters: Arc::clone(&core.context.counters),
         },
         None,
-    );
+    ))
+}
+
+fn dial(
+    core: &Rc<ClientCore>,
+    client: &Client,
+    server: &ServerState,
+    lane_index: usize,
+    over: Option<TlsConnection>,
+) -> Result<(Rc<Endpoint>, Rc<Lane>, u8, Resumption), AttemptEnd> {
+    let endpoint = open_endpoint(core, client, server)?;
+    let failed = |error: &dyn Display| {
+        endpoint.stop_when_empty();
+        AttemptEnd::Failed(error.to_string())
+    };
+    let way = match over.map(|connection| endpoint.adopt_tls(connection)) {
+        None => None,
+        Some(Ok(id)) => endpoint.tls_way(id),
+        Some(Err(error)) => return Err(failed(&error)),
+    };
     let aim = aim::first_byte(core.shared.begins_at, lane_index, server.cores());
     let mut resumption = Resumption::prepare(core, client, server);
-    let dial = |session: Option<&[u8]>| endpoint.dial(peer, &server.server_name, aim, session);
+    let (peer, name) = (server.address, &server.server_name);
+    let dial = |session: Option<&[u8]>| endpoint.dial_along(peer, way, name, aim, session);
     let mut dialed = dial(resumption.session());
     if dialed.is_err() && resumption.is_offered() {
         resumption.unusable();
         dialed = dial(None);
     }
-    let lane = dialed.map_err(|error| {
-        endpoint.stop_when_empty();
-        failed(&error)
-    })?;
+    let lane = dialed.map_err(|error| failed(&error))?;
     Ok((endpoint, lane, aim, resumption))
 }
 

@@ -11,10 +11,9 @@
 //!   its flows are reset. With the same server, only the old path is broken, and the old lane may
 //!   carry on with its flows when it is heard again.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -22,6 +21,7 @@ use super::attempt::another;
 use super::backoff::Backoff;
 use super::ending::{AttemptEnd, Causes};
 use super::leaving::Leaving;
+use super::reach::{Watch, leave_once_registered};
 use super::session::Session;
 use super::supervisor::Supervisor;
 use crate::client::ClientCore;
@@ -89,17 +89,6 @@ fn give_up(core: &ClientCore, old: Session, new: &Session) {
     crate::core::task::spawn(old.leave(leaving));
 }
 
-/// The server may have accepted it already and opened a flow: it is left like any other.
-fn leave_once_registered(
-    new: Pin<Box<impl Future<Output = Result<Session, AttemptEnd>> + 'static>>,
-) {
-    crate::core::task::spawn(async move {
-        if let Ok(session) = new.await {
-            session.leave(Leaving::Unwanted).await;
-        }
-    });
-}
-
 fn log_in_vain(supervisor: &Supervisor, why: &AttemptEnd) {
     tracing::debug!(server = %supervisor.server, %why, "dialled beside a lane in vain");
 }
@@ -107,8 +96,8 @@ fn log_in_vain(supervisor: &Supervisor, why: &AttemptEnd) {
 /// Dials another lane while `old` goes on asking.
 async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session) -> Outcome {
     core.context.counters.lanes_dialed_beside.increment();
-    let server = Arc::clone(&supervisor.server);
-    let mut new = Box::pin(another(Rc::clone(core), server, supervisor.lane));
+    let watch = Rc::<Watch>::default();
+    let mut new = another(core, &supervisor.server, supervisor.lane, &watch);
     let first = {
         let mut old = pin!(old.serve_unanswered(supervisor));
         poll_fn(|cx| {
@@ -128,7 +117,7 @@ async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session)
         // The server is there again, and answers whoever dials now. The first packets of the new
         // lane may have been lost before, and the next ones come only after seconds.
         Err(Some(AttemptEnd::Ended(end))) if Causes::of(&end).restart => {
-            leave_once_registered(new);
+            leave_once_registered(new, &watch, Leaving::Unwanted);
             Outcome::Over(AttemptEnd::Ended(end))
         }
         Err(Some(AttemptEnd::Ended(end))) => match supervisor.unless_retired(new.as_mut()).await {
@@ -138,12 +127,12 @@ async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session)
                 Outcome::Over(AttemptEnd::Ended(end))
             }
             None => {
-                leave_once_registered(new);
+                leave_once_registered(new, &watch, Leaving::Unwanted);
                 Outcome::Over(AttemptEnd::Ended(end))
             }
         },
         Err(over) => {
-            leave_once_registered(new);
+            leave_once_registered(new, &watch, Leaving::Unwanted);
             over.map_or(Outcome::Old, Outcome::Over)
         }
     }

@@ -7,14 +7,18 @@ mod attempt_tests;
 pub(super) mod backoff;
 mod beside;
 mod ending;
+pub(super) mod fallback;
 mod leaving;
 pub(super) mod plan;
+mod reach;
 mod resumption;
+mod scout;
 mod seen;
 mod session;
 #[cfg(test)]
 mod stampede_tests;
 pub(super) mod supervisor;
+mod ways;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -36,8 +40,10 @@ use crate::core::memory;
 use crate::core::task::spawn_or;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
+use crate::quic::roaming::TlsId;
 pub(super) use leaving::Leaving;
 use seen::FlowsSeen;
+use ways::News;
 
 const _: () = assert!(
     qmux_config::CLIENT_SERVICES_MAX <= u64::BITS as usize,
@@ -65,6 +71,8 @@ pub(super) struct ClientLane {
     seen: RefCell<FlowsSeen>,
     /// How many it will have opened in all, once it has said that there are no more.
     flows_in_all: Cell<Option<u64>>,
+    /// What was found out about its ways, for its session.
+    news: News,
     /// What the server makes of the services.
     pub(super) answers: Rc<LaneAnswers>,
     /// The services of which the server was told last that they are down, a bit for each by its
@@ -95,6 +103,7 @@ impl ClientLane {
             datagrams: Cell::new(0),
             seen: RefCell::default(),
             flows_in_all: Cell::new(None),
+            news: News::default(),
             answers,
             told_down: Cell::new(0),
         })
@@ -246,6 +255,11 @@ impl LaneEvents for ClientLaneEvents {
 
     fn datagrams_done(&self, _lane: &Rc<Lane>) {
         self.0.udp.datagrams_done();
+    }
+
+    fn way_lost(&self, _lane: &Rc<Lane>, id: TlsId) {
+        self.0.news.tls_lost(id);
+        self.0.wake.set();
     }
 
     fn ended(&self, _lane: &Rc<Lane>, _end: &LaneEnd) {

@@ -24,6 +24,7 @@ use super::ClientLane;
 use super::attempt::CloseOnDrop;
 use super::ending::{AttemptEnd, Causes};
 use super::supervisor::Supervisor;
+use super::ways::Ways;
 use crate::client::presence;
 use crate::client::servers::demand::Work;
 use crate::client::servers::server;
@@ -82,6 +83,7 @@ pub(super) struct Session {
     heard: u64,
     pub(super) acknowledged: u64,
     vigil: Vigil,
+    ways: Ways,
     /// Which run of the server it is registered with.
     instance: u64,
     loss_told: LossTold,
@@ -120,6 +122,7 @@ impl Session {
             heard: 0,
             acknowledged: 0,
             vigil: Vigil::new(jittered(client.probe_interval)),
+            ways: Ways::new(core, &this),
             loss_told: LossTold::default(),
             adapts: client.lanes == Lanes::Auto,
             handed_over: None,
@@ -243,7 +246,10 @@ impl Session {
     /// Waits for the next thing to happen, until `until` at the latest, and deals with it. Whatever
     /// it returns, the lane has ended, or the server gives it no new flow.
     pub(super) async fn step(&mut self, until: Option<Instant>) -> Option<AttemptEnd> {
-        let deadline = [until, self.vigil.next()]
+        let now = Instant::now();
+        let (heard, _) = self.signs_of_life();
+        self.ways.mind(now, self.vigil.unanswered_since(heard));
+        let deadline = [until, self.vigil.next(), self.ways.deadline()]
             .into_iter()
             .flatten()
             .fold(self.next_beat.min(self.next_ping), Instant::min)

@@ -6,4 +6,5 @@ pub(crate) mod demand;
 mod demand_tests;
 pub(crate) mod roster;
 pub(crate) mod server;
+pub(crate) mod transport;
 pub(crate) mod twins;

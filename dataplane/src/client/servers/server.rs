@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use qmux_config::Lanes;
 
 use super::demand::{Change, Demand, Work};
+use super::transport::TransportState;
 use crate::client::services::answers::Told;
 use crate::quic::path_numbers::PathNumbers;
 use crate::sys::CORES_MAX;
@@ -63,6 +64,8 @@ pub(crate) struct ServerState {
     /// The log has it that it stops.
     told_to_drain: AtomicBool,
     started: Instant,
+    /// What carries its lanes.
+    pub(crate) transport: TransportState,
     /// When the last alarm was given, in milliseconds after `started`, plus 1.
     last_alarm_ms: AtomicU64,
 }
@@ -108,6 +111,7 @@ impl ServerState {
             path: PathNumbers::default(),
             told_to_drain: AtomicBool::new(false),
             started: Instant::now(),
+            transport: TransportState::new(Instant::now()),
             last_alarm_ms: AtomicU64::new(0),
         })
     }

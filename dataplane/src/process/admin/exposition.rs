@@ -24,6 +24,7 @@ use crate::core::counters::CoreCounters;
 use crate::core::{Cluster, memory};
 use crate::process::status::Status;
 use crate::process::{access_log, logging};
+use crate::server::ServerShared;
 use crate::sys::process;
 
 /// Before each of our own names.
@@ -196,6 +197,8 @@ struct StateMetrics {
     services: Vec<ServiceStates>,
     client_lanes: Option<usize>,
     client_lanes_wanted: Option<usize>,
+    /// Of a client and of a server.
+    lanes_over_tls: [Option<usize>; 2],
     /// Configurations taken up, and refused.
     reloads: [(&'static str, u64); 2],
 }
@@ -218,6 +221,10 @@ impl StateMetrics {
                 .is_some()
                 .then(|| status.readiness.client_lanes()),
             client_lanes_wanted: status.client.as_ref().map(|client| client.lanes_wanted()),
+            lanes_over_tls: [
+                status.client.as_ref().map(|client| client.lanes_over_tls()),
+                server.map(ServerShared::lanes_over_tls),
+            ],
             reloads: [
                 ("done", status.reloads.done.load(Ordering::Relaxed)),
                 ("refused", status.reloads.refused.load(Ordering::Relaxed)),
@@ -296,6 +303,13 @@ impl Collector for StateMetrics {
         if let Some(lanes) = self.client_lanes {
             let help = "Lanes of this client that are registered with a server.";
             lone_gauge(encoder, "client_lanes", help, lanes as f64)?;
+        }
+        let names = ["client_lanes_over_tls", "server_lanes_over_tls"];
+        for (name, lanes) in names.into_iter().zip(self.lanes_over_tls) {
+            if let Some(lanes) = lanes {
+                let help = "Lanes that TLS over TCP carries, because UDP does not get through.";
+                lone_gauge(encoder, name, help, lanes as f64)?;
+            }
         }
         if let Some(lanes) = self.client_lanes_wanted {
             let help = "Lanes that this client is to have to all servers: what lanes in [client] says, or what they are needed for.";

@@ -14,9 +14,6 @@ use crate::process::status::Status;
 use crate::server::ServerShared;
 use crate::server::pool::views::{ClientView, ServiceView};
 
-/// Over which transport every lane goes.
-const TRANSPORT: &str = "quic";
-
 /// What the names of counters hold that count somebody or something turned away.
 const REFUSALS: [&str; 3] = ["_refused", "_dropped", "_exhausted"];
 
@@ -87,8 +84,9 @@ fn client(row: &ClientView) -> Value {
         "name": row.name,
         "instance": hex(&row.instance_id),
         "address": row.address.map(|address| address.to_string()),
-        "transport": TRANSPORT,
+        "transport": if row.lanes_over_tls > 0 { "tls" } else { "quic" },
         "lanes": row.lanes,
+        "lanes_over_tls": row.lanes_over_tls,
         "rtt_us": row.rtt_us,
         "lost_packets": row.lost_packets,
         "flows": row.flows,
@@ -101,8 +99,11 @@ fn of_client(client: &ClientShared) -> Value {
     let server = |view: crate::client::views::ServerView| {
         json!({
             "address": view.address.to_string(),
-            "transport": TRANSPORT,
+            "transport": view.carried.by.name(),
+            "transport_since_s": view.carried.since.elapsed().as_secs(),
+            "transport_why": view.carried.why,
             "lanes": view.lanes,
+            "lanes_over_tls": view.lanes_over_tls,
             "rtt_us": view.rtt_us,
             "state": view.state,
         })

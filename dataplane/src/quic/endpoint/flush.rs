@@ -16,7 +16,7 @@ use crate::core::task::contained;
 use crate::core::turn;
 use crate::quic::handshake::Handshake;
 use crate::quic::lane::Lane;
-use crate::quic::transmit::{Batch, Filled};
+use crate::quic::transmit::{Batch, Filled, Ready};
 use crate::sys::timer::FineTimer;
 
 /// The runtime's timers have this resolution.
@@ -57,6 +57,7 @@ impl Endpoint {
         loop {
             if self.closing.get() && self.lanes.borrow().is_empty() {
                 self.stopped.set();
+                self.close_all_tls();
                 *self.owner.borrow_mut() = None;
                 if let Some(Some(timer)) = self.fine_timer.get() {
                     // Its task finds the endpoint gone, or at its end. Failing, it goes with the runtime.
@@ -250,9 +251,18 @@ impl Endpoint {
         self.note_path(lane);
         lane.close_bundle();
         lane.debts_paid();
+        if lane.hurries.get() {
+            self.send_again(lane);
+        }
         for round in 1.. {
+            if !batch.carries() && self.must_wait_for_tls(lane) {
+                break;
+            }
             let filled = batch.fill(lane, segments);
             self.send(lane, batch).await;
+            if let Some(ready) = batch.ready() {
+                lane.note_sent(ready.bytes, ready.segment);
+            }
             if filled == Filled::All {
                 break;
             }
@@ -294,12 +304,46 @@ impl Endpoint {
             .add(changes.datagrams_dropped as u64);
     }
 
-    async fn send(&self, lane: &Lane, batch: &Batch) {
+    /// The lane has come to another way: sends there what was left unanswered last, if so much may be sent.
+    fn send_again(self: &Rc<Self>, lane: &Lane) {
+        let Some(packet) = lane.unanswered_packet() else {
+            return;
+        };
+        let way = lane.way();
+        let (bytes, segment) = (&packet[..], packet.len());
+        if lane.send_budget(segment).is_none_or(|room| room < segment) {
+            return;
+        }
+        lane.spend(segment);
+        if let Some(id) = way.tls {
+            self.send_tls(
+                id,
+                &Ready {
+                    bytes,
+                    segment,
+                    way,
+                },
+            );
+        } else if self
+            .socket
+            .try_send(bytes, segment, way.peer, way.local)
+            .is_err()
+        {
+            self.counters.quic_sends_failed.increment();
+        }
+    }
+
+    async fn send(self: &Rc<Self>, lane: &Lane, batch: &Batch) {
         let Some(ready) = batch.ready() else { return };
+        if let Some(id) = ready.way.tls {
+            self.send_tls(id, &ready);
+            return;
+        }
+        let (to, from_ip) = (ready.way.peer, ready.way.local);
         loop {
             match self
                 .socket
-                .try_send(ready.bytes, ready.segment, ready.to, ready.from_ip)
+                .try_send(ready.bytes, ready.segment, to, from_ip)
             {
                 Ok(()) => {
                     self.counters.quic_send_batches.increment();
@@ -336,13 +380,12 @@ impl Endpoint {
                 // EINVAL or EIO: the device, or this one destination, cannot do GSO.
                 Err(error) if ready.segment < ready.bytes.len() && may_be_gso(&error) => {
                     if self.counters.gso_fallbacks.get() == 0 {
-                        tracing::warn!(%error, to = %ready.to, "the kernel refuses GSO; sending single packets, which is slower");
+                        tracing::warn!(%error, %to, "the kernel refuses GSO; sending single packets, which is slower");
                     }
                     self.counters.gso_fallbacks.increment();
                     self.no_gso_until.set(Some(Instant::now() + GSO_PAUSE));
                     for packet in ready.bytes.chunks(ready.segment) {
                         // What is lost here is repeated by QUIC.
-                        let (to, from_ip) = (ready.to, ready.from_ip);
                         let sent = self.socket.try_send(packet, packet.len(), to, from_ip);
                         if sent.is_err() {
                             self.counters.quic_sends_failed.increment();
@@ -355,7 +398,7 @@ impl Endpoint {
                     if !self.accepts {
                         lane.unreachable();
                     }
-                    tracing::debug!(%error, to = %ready.to, "send failed");
+                    tracing::debug!(%error, %to, "send failed");
                     self.socket_error(&error);
                     return;
                 }
@@ -424,6 +467,7 @@ impl Endpoint {
     /// The lane is none any more: its place, its number and its connection ids are free.
     pub(super) fn forget(&self, lane: &Rc<Lane>) {
         self.lanes.borrow_mut().remove(&lane.key());
+        self.close_tls_of(lane.key());
         for id in lane.conn.borrow().source_ids() {
             if let Ok(id) = <&[u8; CID_LEN]>::try_from(id.as_ref()) {
                 self.by_cid.borrow_mut().remove(id);

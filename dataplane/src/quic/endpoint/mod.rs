@@ -8,6 +8,7 @@ mod broken;
 #[cfg(test)]
 mod datagram_tests;
 mod flush;
+mod over_tls;
 #[cfg(test)]
 mod panic_tests;
 mod receive;
@@ -16,6 +17,7 @@ mod resumption_tests;
 mod strangers;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tls_port;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -25,6 +27,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use boring::ssl::SslContext;
 use qmux_proto::CID_LEN;
 use qmux_proto::cid::{CID_RANDOM_LEN, ConnectionId};
 use rand::Rng;
@@ -32,9 +35,11 @@ use rustc_hash::FxBuildHasher;
 
 use super::admission::Admission;
 use super::lane::{Connection, Lane};
+use super::over_tls::TlsConnection;
+use super::over_tls::way::TlsWay;
 use super::reset::ResetKey;
 use super::retry::RetryKey;
-use super::roaming::Way;
+use super::roaming::{TlsId, Way};
 use super::settings;
 use super::timers::Timers;
 use crate::core::counters::CoreCounters;
@@ -60,6 +65,11 @@ pub(crate) trait EndpointOwner {
     fn pass_on(&self, packet: &[u8], from: SocketAddr, to_ip: Option<IpAddr>) -> Option<bool> {
         let _nobody = (packet, from, to_ip);
         None
+    }
+
+    /// A TLS connection carries packets for another core. Returns false if it could not be handed over.
+    fn hand_over_tls(&self, _core: usize, _connection: TlsConnection) -> bool {
+        false
     }
 }
 
@@ -99,6 +109,17 @@ pub(crate) struct Endpoint {
     resets: Cell<(Instant, u32)>,
     owner: RefCell<Option<Rc<dyn EndpointOwner>>>,
     lanes: RefCell<HashMap<u64, Rc<Lane>, FxBuildHasher>>,
+    /// Connections that carry packets where UDP does not pass.
+    tls_ways: RefCell<HashMap<TlsId, Rc<TlsWay>, FxBuildHasher>>,
+    next_tls: Cell<u64>,
+    /// What those of them have who may be anybody. Endpoints that only dial have no strangers.
+    tls_admission: Option<RefCell<Admission>>,
+    /// Handshakes of TLS connections, each with what ends it.
+    tls_handshakes: RefCell<HashMap<TlsId, Rc<Event>, FxBuildHasher>>,
+    /// What they are shown.
+    tls_context: RefCell<Option<SslContext>>,
+    /// No TLS connection is to be accepted any more.
+    tls_stop: Event,
     /// Connection ids that we issued. Only we choose the keys, so a fast hash is safe.
     by_cid: RefCell<HashMap<[u8; CID_LEN], Rc<Lane>, FxBuildHasher>>,
     /// First destination connection ids, chosen by clients: hashed so that they cannot choose collisions.
@@ -152,6 +173,14 @@ impl Endpoint {
             resets: Cell::new((Instant::now(), 0)),
             owner: RefCell::new(owner),
             lanes: RefCell::default(),
+            tls_ways: RefCell::default(),
+            next_tls: Cell::new(0),
+            tls_admission: setup
+                .accepts
+                .then(|| RefCell::new(Admission::new(rand::random(), Instant::now()))),
+            tls_handshakes: RefCell::default(),
+            tls_context: RefCell::default(),
+            tls_stop: Event::default(),
             by_cid: RefCell::default(),
             by_initial: RefCell::default(),
             admission: setup
@@ -202,10 +231,25 @@ impl Endpoint {
         aim: u8,
         session: Option<&[u8]>,
     ) -> Result<Rc<Lane>, quiche::Error> {
+        self.dial_along(peer, None, server_name, aim, session)
+    }
+
+    /// The same along one of this endpoint's TLS connections, if there is one to go along.
+    ///
+    /// # Errors
+    /// As [`Endpoint::dial`].
+    pub(crate) fn dial_along(
+        self: &Rc<Self>,
+        peer: SocketAddr,
+        over_tls: Option<Way>,
+        server_name: &str,
+        aim: u8,
+        session: Option<&[u8]>,
+    ) -> Result<Rc<Lane>, quiche::Error> {
         let scid = self.new_cid(self.socket.local_addr().ip());
         let dcid = ConnectionId::new(aim, random_cid());
         let ip = server_name.parse::<IpAddr>().ok();
-        settings::fit_to_route(&mut self.config.borrow_mut(), self.packet_bytes_max, peer);
+        self.fit_packets_to(over_tls.unwrap_or(Way::over_udp(peer, None)));
         let mut conn: Connection = quiche::connect_with_dcid_and_buffer_factory(
             if ip.is_some() {
                 None
@@ -224,14 +268,27 @@ impl Endpoint {
         if let Some(session) = session {
             conn.set_session(session)?;
         }
-        let lane = self.adopt(conn, scid, Way { peer, local: None });
+        let lane = self.adopt(conn, scid, Way::over_udp(peer, None));
+        if let Some(way) = over_tls {
+            lane.choose_way(way);
+        }
         lane.mark_dirty();
         Ok(lane)
+    }
+
+    /// The next lane's packets may be as large as this way takes them.
+    fn fit_packets_to(&self, way: Way) {
+        let (mut config, bytes_max) = (self.config.borrow_mut(), self.packet_bytes_max);
+        match way.tls {
+            Some(_) => settings::fit_to_tls(&mut config, bytes_max),
+            None => settings::fit_to_route(&mut config, bytes_max, way.peer),
+        }
     }
 
     /// Ends the endpoint once its last lane is gone. Lanes are not closed by this.
     pub(crate) fn stop_when_empty(&self) {
         self.closing.set(true);
+        self.tls_stop.set();
         self.flush.set();
     }
 
@@ -257,7 +314,7 @@ impl Endpoint {
         from: SocketAddr,
         to_ip: Option<IpAddr>,
     ) {
-        self.packet(packet, from, to_ip, true);
+        self.packet(packet, Way::over_udp(from, to_ip), true);
         self.finish_turn();
     }
 

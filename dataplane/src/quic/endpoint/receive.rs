@@ -126,7 +126,8 @@ impl Endpoint {
             bytes += received.data.len() as u64;
             // Anybody can send one: it costs no more than itself.
             let _counted = contain(|| {
-                self.packet(received.data, received.from, received.to_ip, false);
+                let way = Way::over_udp(received.from, received.to_ip);
+                self.packet(received.data, way, false);
             });
         });
         self.counters.quic_packets_received.add(packets);
@@ -156,7 +157,7 @@ impl Endpoint {
             return;
         }
         for lane in self.lanes() {
-            if lane.nobody_listens(kind) {
+            if lane.way().tls.is_none() && lane.nobody_listens(kind) {
                 self.counters.handshakes_unreachable.increment();
             }
         }
@@ -170,57 +171,36 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn packet(
-        self: &Rc<Self>,
-        data: &mut [u8],
-        from: SocketAddr,
-        to_ip: Option<IpAddr>,
-        handed_over: bool,
-    ) {
-        if from.port() == 0 {
+    pub(super) fn packet(self: &Rc<Self>, data: &mut [u8], way: Way, handed_over: bool) {
+        if way.peer.port() == 0 {
             // Nobody can be answered there (RFC 768), and the kernel calls the attempt an invalid argument.
             self.counters.quic_packets_invalid.increment();
             return;
         }
         let Some(lane) = self.find_lane(data) else {
-            self.unknown_packet(data, from, to_ip, handed_over);
+            self.unknown_packet(data, way, handed_over);
             return;
         };
-        self.feed(&lane, data, from, to_ip);
+        self.feed(&lane, data, way);
     }
 
     /// Gives the lane a packet.
-    pub(super) fn feed(
-        self: &Rc<Self>,
-        lane: &Rc<Lane>,
-        data: &mut [u8],
-        from: SocketAddr,
-        to_ip: Option<IpAddr>,
-    ) {
-        self.contain_for(lane, || self.feed_lane(lane, data, from, to_ip));
+    pub(super) fn feed(self: &Rc<Self>, lane: &Rc<Lane>, data: &mut [u8], way: Way) {
+        self.contain_for(lane, || self.feed_lane(lane, data, way));
     }
 
-    fn feed_lane(
-        self: &Rc<Self>,
-        lane: &Rc<Lane>,
-        data: &mut [u8],
-        from: SocketAddr,
-        to_ip: Option<IpAddr>,
-    ) {
-        if !self.accepts && !is_same_peer(from, lane.way().peer) {
+    fn feed_lane(self: &Rc<Self>, lane: &Rc<Lane>, data: &mut [u8], way: Way) {
+        let over_tls = way.tls.is_some();
+        if !self.accepts && !over_tls && !is_same_peer(way.peer, lane.first_way().peer) {
             // A client's server does not move (RFC 9000 section 9): it is somebody else.
             self.counters.quic_packets_from_others.increment();
             return;
         }
-        let way = Way {
-            peer: from,
-            local: to_ip,
-        };
         let elsewhere = self.accepts && way != lane.way();
         // Whoever has not registered may be anybody, and is not followed.
         let followed = elsewhere && !lane.counted_unadmitted.get() && lane.follows();
         // quiche knows a lane by the addresses that it began with.
-        let named = if self.accepts { lane.first_way() } else { way };
+        let named = lane.first_way();
         let info = quiche::RecvInfo {
             from: named.peer,
             to: self.local_addr(named.local),
@@ -244,7 +224,9 @@ impl Endpoint {
         lane.turn.fed(if elsewhere { 0 } else { length });
         if let Err(error) = result {
             self.counters.quic_packets_invalid.increment();
-            tracing::debug!(lane = lane.key(), %from, %error, "packet refused");
+            tracing::debug!(lane = lane.key(), from = %way.peer, %error, "packet refused");
+        } else if let Some(id) = way.tls {
+            self.note_tls_lane(id, lane.key());
         }
         lane.owes_for_packet(length);
         if queued > DELIVER_AT {
@@ -320,19 +302,13 @@ impl Endpoint {
         self.by_initial.borrow().get(dcid).cloned()
     }
 
-    fn unknown_packet(
-        self: &Rc<Self>,
-        data: &mut [u8],
-        from: SocketAddr,
-        to_ip: Option<IpAddr>,
-        handed_over: bool,
-    ) {
+    fn unknown_packet(self: &Rc<Self>, data: &mut [u8], way: Way, handed_over: bool) {
         if !handed_over
             && let Some(core) = cid::core_of_packet(data, self.group)
             && core != self.core
             && let Some(owner) = self.owner.borrow().clone()
         {
-            let counter = if owner.hand_over(core, data, from, to_ip) {
+            let counter = if owner.hand_over(core, data, way.peer, way.local) {
                 &self.counters.quic_packets_handed_over
             } else {
                 &self.counters.quic_packets_handover_dropped
@@ -343,21 +319,21 @@ impl Endpoint {
         let is_short = data
             .first()
             .is_none_or(|first| first & LONG_HEADER_BIT == 0);
-        if self.accepts && may_be_of_a_lane(data) && self.is_passed_on(data, from, to_ip) {
+        if self.accepts && may_be_of_a_lane(data) && self.is_passed_on(data, way) {
             return;
         }
         match (is_short, self.accepts) {
-            (true, true) => self.answer_short_header(data, from, to_ip),
-            (true, false) => self.maybe_reset(data, from, to_ip),
-            (false, true) if !self.closing.get() => self.begin_handshake(data, from, to_ip),
+            (true, true) => self.answer_short_header(data, way),
+            (true, false) => self.maybe_reset(data, way),
+            (false, true) if !self.closing.get() => self.begin_handshake(data, way),
             (false, _) => self.counters.quic_packets_unknown.increment(),
         }
     }
 
     /// Whether the process that had the socket before gets the packet, or is there and takes none.
-    fn is_passed_on(&self, data: &[u8], from: SocketAddr, to_ip: Option<IpAddr>) -> bool {
+    fn is_passed_on(&self, data: &[u8], way: Way) -> bool {
         let owner = self.owner.borrow().clone();
-        let passed = owner.and_then(|owner| owner.pass_on(data, from, to_ip));
+        let passed = owner.and_then(|owner| owner.pass_on(data, way.peer, way.local));
         match passed {
             Some(true) => self.counters.quic_packets_passed_on.increment(),
             Some(false) => self.counters.quic_packets_pass_on_dropped.increment(),

@@ -4,7 +4,6 @@
 //! packet that gets neither a lane nor an answer has its counter.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use crate::quic::admission::{PLACES_MAX, Refused, Verdict};
 use crate::quic::lane::Lane;
 use crate::quic::reset::Answer;
 use crate::quic::roaming::Way;
-use crate::quic::settings;
+use crate::quic::transmit::Ready;
 
 /// That handshakes are refused is logged this often at most; how many, counters tell.
 const CROWDED_LOG_PAUSE: Duration = Duration::from_secs(60);
@@ -30,34 +29,22 @@ const RESETS_PER_SECOND_MAX: u32 = 10_000;
 /// Shortest first destination connection id that a client may choose (RFC 9000 section 7.2).
 const INITIAL_DCID_BYTES_MIN: usize = 8;
 
-/// Where a packet came from, and to.
-#[derive(Clone, Copy)]
-struct Ends {
-    from: SocketAddr,
-    to_ip: Option<IpAddr>,
-}
-
 impl Endpoint {
     /// On a client: a stateless reset, perhaps; only the lane can tell, by its token.
-    pub(super) fn maybe_reset(
-        self: &Rc<Self>,
-        data: &mut [u8],
-        from: SocketAddr,
-        to_ip: Option<IpAddr>,
-    ) {
+    pub(super) fn maybe_reset(self: &Rc<Self>, data: &mut [u8], way: Way) {
         let lane = self.lanes.borrow().values().next().cloned();
         match lane {
-            Some(lane) => self.feed(&lane, data, from, to_ip),
+            Some(lane) => self.feed(&lane, data, way),
             None => self.counters.quic_packets_unknown.increment(),
         }
     }
 
     /// On a server: a packet of a lane of an earlier process, mostly. It gets a stateless reset, if
     /// the lane was ours.
-    pub(super) fn answer_short_header(&self, data: &[u8], from: SocketAddr, to_ip: Option<IpAddr>) {
+    pub(super) fn answer_short_header(self: &Rc<Self>, data: &[u8], way: Way) {
         self.counters.quic_packets_unknown.increment();
         let Some(key) = &self.reset_key else { return };
-        let answer = match key.answer(data, self.local_ip(to_ip)) {
+        let answer = match key.answer(data, self.local_ip(way.local)) {
             Answer::Reset(answer) => answer,
             Answer::Foreign => {
                 self.counters.quic_packets_foreign.increment();
@@ -75,17 +62,11 @@ impl Endpoint {
             return;
         }
         self.counters.stateless_resets_sent.increment();
-        self.answer(&answer, Ends { from, to_ip });
+        self.answer(&answer, way);
     }
 
     /// The first packet of a connection (RFC 9000 section 5.2.2).
-    pub(super) fn begin_handshake(
-        self: &Rc<Self>,
-        data: &mut [u8],
-        from: SocketAddr,
-        to_ip: Option<IpAddr>,
-    ) {
-        let ends = Ends { from, to_ip };
+    pub(super) fn begin_handshake(self: &Rc<Self>, data: &mut [u8], way: Way) {
         let Ok(header) = quiche::Header::from_slice(data, CID_LEN) else {
             self.counters.quic_packets_invalid.increment();
             return;
@@ -96,7 +77,7 @@ impl Endpoint {
             return;
         }
         if !quiche::version_is_supported(header.version) {
-            self.negotiate_version(&header, ends);
+            self.negotiate_version(&header, way);
             return;
         }
         if header.ty != quiche::Type::Initial || header.dcid.len() < INITIAL_DCID_BYTES_MIN {
@@ -108,14 +89,14 @@ impl Endpoint {
             .token
             .as_deref()
             .filter(|token| !token.is_empty())
-            .and_then(|token| self.retry_key.verify(from, &header.dcid, token, now))
+            .and_then(|token| self.retry_key.verify(way.peer, &header.dcid, token, now))
             .map(quiche::ConnectionId::from_ref);
+        // TCP has shown it.
+        let receives = original.is_some() || way.tls.is_some();
         let Some(admission) = &self.admission else {
             return; // Nobody begins lanes here: `unknown_packet` sees to it.
         };
-        let verdict = admission
-            .borrow_mut()
-            .judge(from.ip(), original.is_some(), now);
+        let verdict = admission.borrow_mut().judge(way.peer.ip(), receives, now);
         match verdict {
             Verdict::Begin { displaces } => {
                 if let Some(lane) = displaces {
@@ -123,7 +104,7 @@ impl Endpoint {
                 }
             }
             Verdict::Retry => {
-                self.ask_for_address(&header, ends, now);
+                self.ask_for_address(&header, way, now);
                 return;
             }
             Verdict::Refuse(why) => {
@@ -131,11 +112,11 @@ impl Endpoint {
                 return;
             }
         }
-        let Some(lane) = self.accept_lane(&header, original.as_ref(), ends) else {
+        let Some(lane) = self.accept_lane(&header, original.as_ref(), way) else {
             self.counters.handshakes_failed.increment();
             return;
         };
-        self.feed(&lane, data, from, to_ip);
+        self.feed(&lane, data, way);
         if lane.conn.borrow().stats().recv == 0 {
             // Not a packet of QUIC after all: nobody is told of its lane, and it leaves nothing
             // behind.
@@ -154,9 +135,9 @@ impl Endpoint {
         self: &Rc<Self>,
         header: &quiche::Header<'_>,
         original: Option<&quiche::ConnectionId<'_>>,
-        ends: Ends,
+        way: Way,
     ) -> Option<Rc<Lane>> {
-        let local_ip = self.local_ip(ends.to_ip);
+        let local_ip = self.local_ip(way.local);
         // After a Retry the client uses the connection id that we gave it there: the token says so.
         let scid = match <[u8; CID_LEN]>::try_from(header.dcid.as_ref()) {
             Ok(id) if original.is_some() => id,
@@ -167,23 +148,15 @@ impl Endpoint {
                 .borrow_mut()
                 .set_stateless_reset_token(Some(key.token(&scid, local_ip)));
         }
-        settings::fit_to_route(
-            &mut self.config.borrow_mut(),
-            self.packet_bytes_max,
-            ends.from,
-        );
+        self.fit_packets_to(way);
         let conn = quiche::accept_with_buf_factory(
             &quiche::ConnectionId::from_ref(&scid),
             original,
-            self.local_addr(ends.to_ip),
-            ends.from,
+            self.local_addr(way.local),
+            way.peer,
             &mut self.config.borrow_mut(),
         )
         .ok()?;
-        let way = Way {
-            peer: ends.from,
-            local: ends.to_ip,
-        };
         let lane = self.adopt(conn, scid, way);
         let initial_id: Box<[u8]> = header.dcid.as_ref().into();
         *lane.initial_id.borrow_mut() = Some(initial_id.clone());
@@ -243,9 +216,9 @@ impl Endpoint {
     }
 
     /// Answers with a Retry: a client that receives it comes back with a token.
-    fn ask_for_address(&self, header: &quiche::Header<'_>, ends: Ends, now: Instant) {
-        let id = self.new_cid(self.local_ip(ends.to_ip));
-        let token = self.retry_key.token(ends.from, &id, &header.dcid, now);
+    fn ask_for_address(self: &Rc<Self>, header: &quiche::Header<'_>, way: Way, now: Instant) {
+        let id = self.new_cid(self.local_ip(way.local));
+        let token = self.retry_key.token(way.peer, &id, &header.dcid, now);
         let mut answer = [0u8; RETRY_BYTES_MAX];
         let written = quiche::retry(
             &header.scid,
@@ -257,12 +230,12 @@ impl Endpoint {
         );
         if let Ok(written) = written {
             self.counters.retries_sent.increment();
-            self.answer(&answer[..written], ends);
+            self.answer(&answer[..written], way);
         }
     }
 
-    fn negotiate_version(&self, header: &quiche::Header<'_>, ends: Ends) {
-        let (ip, now) = (ends.from.ip(), Instant::now());
+    fn negotiate_version(self: &Rc<Self>, header: &quiche::Header<'_>, way: Way) {
+        let (ip, now) = (way.peer.ip(), Instant::now());
         let admission = self.admission.as_ref();
         if !admission.is_some_and(|it| it.borrow_mut().may_answer(ip, now)) {
             self.counters.initials_dropped.increment();
@@ -271,15 +244,27 @@ impl Endpoint {
         let mut answer = [0u8; 128];
         if let Ok(written) = quiche::negotiate_version(&header.scid, &header.dcid, &mut answer) {
             self.counters.versions_negotiated.increment();
-            self.answer(&answer[..written], ends);
+            self.answer(&answer[..written], way);
         }
     }
 
     /// Best effort: who asked asks again.
-    fn answer(&self, answer: &[u8], ends: Ends) {
-        let sent: io::Result<()> =
-            self.socket
-                .try_send(answer, answer.len(), ends.from, ends.to_ip);
+    fn answer(self: &Rc<Self>, answer: &[u8], way: Way) {
+        if let Some(id) = way.tls {
+            let (bytes, segment) = (answer, answer.len());
+            self.send_tls(
+                id,
+                &Ready {
+                    bytes,
+                    segment,
+                    way,
+                },
+            );
+            return;
+        }
+        let sent: io::Result<()> = self
+            .socket
+            .try_send(answer, answer.len(), way.peer, way.local);
         if sent.is_err() {
             self.counters.stateless_answers_lost.increment();
         }

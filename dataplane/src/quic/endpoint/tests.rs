@@ -17,6 +17,7 @@ use crate::core::counters::CoreCounters;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::{Lane, LaneEvents};
 use crate::quic::reset::ResetKey;
+use crate::quic::roaming::Way;
 use crate::quic::{settings, tls};
 use crate::sys::udp::{Purpose, UdpSocket};
 
@@ -276,7 +277,8 @@ fn what_a_handler_touches_while_a_turn_ends_is_not_forgotten() {
             let (endpoint, other) = (self.endpoint.upgrade(), self.other.upgrade());
             let (endpoint, other) = (endpoint.expect("alive"), other.expect("alive"));
             let peer = other.peer_addr().expect("known");
-            endpoint.feed(&other, &mut [0x41; 50], peer, Some(peer.ip()));
+            let way = Way::over_udp(peer, Some(peer.ip()));
+            endpoint.feed(&other, &mut [0x41; 50], way);
             self.has_fed.set(true);
         }
         fn datagram(&self, _lane: &Rc<Lane>, _data: &[u8]) {}

@@ -10,6 +10,7 @@ mod connection;
 mod datagrams;
 mod debts;
 mod ended;
+mod events;
 mod held_back;
 mod path;
 mod peek;
@@ -45,6 +46,7 @@ use datagrams::Tally;
 pub(in crate::quic) use debts::Brought;
 use debts::Debts;
 use ended::EndedStreams;
+pub(crate) use events::LaneEvents;
 use held_back::HeldBack;
 pub(crate) use peek::StreamFront;
 use room::{RoomQueue, Share};
@@ -72,6 +74,10 @@ const PACKET_OVERHEAD_MIN: usize = 1 + qmux_proto::CID_LEN + 1 + 16 + 2;
 /// Bytes of datagrams that may wait to be sent on a lane: about 30 ms at 1 Gbit/s. Newer ones are dropped and counted.
 pub(crate) const DATAGRAM_QUEUE_BYTES_MAX: usize = 4 << 20;
 
+/// The same while the socket of the TLS connection that the lane rides is full: what waits there is late already, and TCP
+/// may take seconds to make room.
+const DATAGRAM_QUEUE_BYTES_MAX_FULL: usize = 64 << 10;
+
 /// Control messages that may wait for the peer to read its control stream: 64 KB is 4,000 FlowClosed messages.
 const CONTROL_BACKLOG_BYTES_MAX: usize = 64 << 10;
 
@@ -80,20 +86,6 @@ const ANNOUNCE_AFTER: Duration = Duration::from_millis(50);
 
 /// A peer that has completed the handshake must register within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What a role does with a lane's events. All calls come from the endpoint's tasks, outside of any borrow.
-pub(crate) trait LaneEvents {
-    /// The peer opened a stream that nobody has attached to.
-    fn stream_opened(&self, lane: &Rc<Lane>, stream: u64);
-    /// A datagram arrived.
-    fn datagram(&self, lane: &Rc<Lane>, data: &[u8]);
-    /// All datagrams of this turn have been delivered: send what was batched.
-    fn datagrams_done(&self, lane: &Rc<Lane>);
-    /// The peer leaves unanswered what was sent to it, or is heard again.
-    fn silence(&self, _lane: &Rc<Lane>, _silent: bool) {}
-    /// The lane has ended; its streams have been woken.
-    fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd);
-}
 
 /// What waits for one stream.
 #[derive(Debug, Default)]
@@ -177,6 +169,8 @@ pub(crate) struct Lane {
     pub(super) armed: Cell<Option<Instant>>,
     /// The same among its deadlines of debts.
     pub(super) debts_armed: Cell<Option<Instant>>,
+    /// The lane has come to another way: the next packets wait for no pacing.
+    pub(super) hurries: Cell<bool>,
     /// When pacing lets the next packet go.
     pub(super) release_at: Cell<Option<Instant>>,
     /// When a lane is given up that has not completed its handshake, or (on a server) not registered.
@@ -240,6 +234,7 @@ impl Lane {
             touched: Cell::new(false),
             armed: Cell::new(None),
             debts_armed: Cell::new(None),
+            hurries: Cell::new(false),
             release_at: Cell::new(None),
             admission_deadline: Cell::new(Some(handshake_deadline)),
             given_up: Cell::new(false),

@@ -5,7 +5,7 @@
 //! wait behind a probe that fails, and then be dropped without a word.
 
 use std::cell::{Cell, RefCell};
-use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use qmux_proto::control::{Message, PathChallenge};
@@ -13,8 +13,9 @@ use qmux_proto::varint;
 
 use super::Lane;
 use super::datagrams::Tally;
+use crate::quic::over_tls::TlsConnection;
 use crate::quic::path_numbers::PathSample;
-use crate::quic::roaming::{Moved, Roaming, Way};
+use crate::quic::roaming::{Moved, Roaming, TlsId, Way};
 
 /// Every path of QUIC carries packets of this size (RFC 9000 section 14).
 pub(crate) const PACKET_BYTES_SURE: usize = quiche::MIN_CLIENT_INITIAL_LEN;
@@ -94,10 +95,76 @@ impl Lane {
         self.path.first
     }
 
-    /// The peer's and the local address for the next packet.
-    pub(in crate::quic) fn destination(&self) -> (SocketAddr, Option<IpAddr>) {
-        let way = self.way();
-        (way.peer, way.local)
+    /// For a client: packets go along `way` from now on.
+    pub(crate) fn choose_way(&self, way: Way) {
+        self.path.roaming.borrow_mut().choose(way);
+        self.path.on_probation.set(false);
+    }
+
+    /// Whether the TLS connection that it rides, if it does, takes no packet now.
+    pub(super) fn must_wait_for_tls(&self) -> bool {
+        self.tls().is_some()
+            && self
+                .endpoint
+                .upgrade()
+                .is_some_and(|endpoint| endpoint.must_wait_for_tls(self))
+    }
+
+    /// The TLS connection that it rides.
+    pub(crate) fn tls(&self) -> Option<TlsId> {
+        self.way().tls
+    }
+
+    /// For a client: has its endpoint take packets from a TLS connection, too.
+    ///
+    /// # Errors
+    /// If its socket cannot be used, or the lane is gone.
+    pub(crate) fn adopt_tls(&self, connection: TlsConnection) -> std::io::Result<TlsId> {
+        let gone = || std::io::Error::other("the lane has ended");
+        let endpoint = self.endpoint.upgrade().ok_or_else(gone)?;
+        endpoint.adopt_tls(connection)
+    }
+
+    /// For a client: packets go along this TLS connection from now on. False if it is over.
+    pub(crate) fn ride_tls(&self, id: TlsId) -> bool {
+        let way = self.endpoint.upgrade().and_then(|it| it.tls_way(id));
+        if let Some(way) = way {
+            self.move_to(way);
+        }
+        way.is_some()
+    }
+
+    /// For a client: packets go over UDP from now on.
+    pub(crate) fn ride_udp(&self) {
+        self.move_to(self.first_way());
+        // What passed along TLS need not pass here.
+        self.distrust_packet_size();
+    }
+
+    fn move_to(&self, way: Way) {
+        self.choose_way(way);
+        // The peer learns of it by the next packet. And a packet that is acknowledged tells what was lost before, however
+        // full the window is.
+        self.ping();
+        self.hurries.set(true);
+        self.mark_dirty();
+    }
+
+    /// For a client: a TLS connection is not needed any more.
+    pub(crate) fn close_tls(&self, id: TlsId) {
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.close_tls(id);
+        }
+    }
+
+    /// A TLS connection that the lane rides, or might have ridden, is over.
+    pub(in crate::quic) fn way_lost(self: &Rc<Self>, id: TlsId, rides: bool) {
+        if rides && self.nobody_listens(std::io::ErrorKind::ConnectionReset) {
+            return;
+        }
+        if let Some(events) = self.events() {
+            events.way_lost(self, id);
+        }
     }
 
     /// Whether packets go where the peer's come from.
@@ -179,7 +246,11 @@ impl Lane {
             to_be_proved = matches!(moved, Moved::Challenge(_)),
             "the peer's address has changed"
         );
-        if earlier.peer.ip() != way.peer.ip() {
+        // What is lost meanwhile is known when this is acknowledged, however full the window is.
+        self.ping();
+        self.hurries.set(true);
+        let from_tls = earlier.tls.is_some() && way.tls.is_none();
+        if way.tls.is_none() && (from_tls || earlier.peer.ip() != way.peer.ip()) {
             // Another network. With a new port alone, the path is what it was (RFC 9000 section 9.4).
             self.distrust_packet_size();
         }
@@ -191,7 +262,14 @@ impl Lane {
             Moved::Known => self.path.on_probation.set(false),
         }
         self.mark_dirty();
+        self.tell_moved();
         Some(moved)
+    }
+
+    fn tell_moved(&self) {
+        if let (Some(events), Some(this)) = (self.events(), self.this.upgrade()) {
+            events.moved(&this);
+        }
     }
 
     /// The peer answers a challenge. True if that proves where it is.
@@ -264,6 +342,7 @@ impl Lane {
         if failed {
             self.path.on_probation.set(false);
             self.mark_dirty();
+            self.tell_moved();
         }
         failed
     }

@@ -10,7 +10,7 @@
 //! which every peer acknowledges at once, count as questions, too. [`Silence`] knows no clock: time
 //! comes in as an argument.
 
-use std::cell::Cell;
+use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,9 @@ const SILENCE_MIN: Duration = Duration::from_millis(300);
 /// Round trips that an answer to a question may take beyond that.
 const ROUND_TRIPS_MAX: u32 = 3;
 
+/// For how long the last packet that was left unanswered is kept.
+const KEPT_FOR: Duration = Duration::from_secs(20);
+
 /// What is known of a peer's silence.
 #[derive(Debug, Default)]
 pub(super) struct Silence {
@@ -36,6 +39,9 @@ pub(super) struct Silence {
     since: Cell<Option<Instant>>,
     /// When it was noticed that the peer is silent.
     noticed: Cell<Option<Instant>>,
+    /// The last packet that was sent while something was unanswered, and when.
+    last_packet: RefCell<Vec<u8>>,
+    last_packet_at: Cell<Option<Instant>>,
 }
 
 /// A silence that lasts.
@@ -71,6 +77,17 @@ impl Silence {
             && self.notice(now)
     }
 
+    /// What was left unanswered long ago was answered since, or is lost for good.
+    fn forget_old_packet(&self) {
+        let Some(at) = self.last_packet_at.get() else {
+            return;
+        };
+        if at.elapsed() >= KEPT_FOR {
+            self.last_packet_at.set(None);
+            *self.last_packet.borrow_mut() = Vec::new();
+        }
+    }
+
     /// True if it is news.
     fn notice(&self, now: Instant) -> bool {
         let news = self.noticed.get().is_none();
@@ -92,6 +109,7 @@ impl Silence {
             return false;
         }
         self.timeouts_before.set(self.timeouts.get());
+        self.forget_old_packet();
         self.noticed.take().is_some()
     }
 }
@@ -123,6 +141,30 @@ impl Lane {
     /// The peer's silence, if it counts as silent.
     pub(crate) fn silent(&self) -> Option<Silent> {
         self.silence.silent()
+    }
+
+    /// A packet is sent: while nothing is answered, the last one is kept, for [`Lane::unanswered_packet`].
+    pub(in crate::quic) fn note_sent(&self, packets: &[u8], segment: usize) {
+        if self.silence.since.get().is_some()
+            && let Some(last) = packets.chunks(segment.max(1)).next_back()
+        {
+            let mut kept = self.silence.last_packet.borrow_mut();
+            kept.clear();
+            kept.extend_from_slice(last);
+            self.silence.last_packet_at.set(Some(Instant::now()));
+        }
+    }
+
+    /// The last packet that was left unanswered.
+    ///
+    /// To be sent once more, as it is, when the lane comes to another way. What was lost on the way before fills the
+    /// window, in which not even a PING finds room, and quiche's next probe may be seconds away; but when this packet is
+    /// acknowledged, all before it are known to be lost. A peer that has it already ignores it. The peer may be heard
+    /// meanwhile, where only one direction is broken.
+    pub(in crate::quic) fn unanswered_packet(&self) -> Option<Ref<'_, Vec<u8>>> {
+        self.silence.forget_old_packet();
+        let kept = self.silence.last_packet.borrow();
+        (!kept.is_empty()).then_some(kept)
     }
 
     fn fell_silent(self: &Rc<Self>) {

@@ -10,7 +10,8 @@ use super::datagrams::Tally;
 use super::room::{RoomQueue, window_of};
 use super::{
     ANNOUNCE_AFTER, CONTROL_BACKLOG_BYTES_MAX, CONTROL_STREAM, DATAGRAM_QUEUE_BYTES_MAX,
-    DatagramRefused, Lane, StreamRead, StreamRoom, StreamWaiters, URGENCY_FIRST,
+    DATAGRAM_QUEUE_BYTES_MAX_FULL, DatagramRefused, Lane, StreamRead, StreamRoom, StreamWaiters,
+    URGENCY_FIRST,
 };
 use crate::buffer::{Datagram, StreamBuf};
 use crate::core::memory;
@@ -305,7 +306,9 @@ impl Lane {
     }
 
     pub(super) fn datagram_queue_is_full(&self) -> bool {
-        self.conn.borrow().dgram_send_queue_byte_size() >= DATAGRAM_QUEUE_BYTES_MAX
+        let queued = self.conn.borrow().dgram_send_queue_byte_size();
+        queued >= DATAGRAM_QUEUE_BYTES_MAX
+            || queued >= DATAGRAM_QUEUE_BYTES_MAX_FULL && self.must_wait_for_tls()
     }
 
     /// Gives quiche a datagram.

@@ -273,6 +273,12 @@ impl LaneEvents for ServerLaneEvents {
         );
     }
 
+    fn moved(&self, lane: &Rc<Lane>) {
+        if let Some(membership) = self.0.membership.get() {
+            membership.rides_tls(lane.tls().is_some());
+        }
+    }
+
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd) {
         let this = &self.0;
         if let Some(udp) = &this.udp {
@@ -291,6 +297,9 @@ impl LaneEvents for ServerLaneEvents {
             if last {
                 presence::say_down(context, membership.client(), end);
             }
+        } else if matches!(end, LaneEnd::ClosedByPeer(LaneError::Shutdown, _)) {
+            // A client that stops, or has only wanted to know whether QUIC gets through.
+            tracing::debug!(peer = address(lane), %end, "lane left before it was registered");
         } else if let Some(suppressed) = context.handshake_log.pass(Instant::now()) {
             let what = if lane.is_established() {
                 "lane ended before it was registered"

@@ -11,7 +11,7 @@ mod session;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket as StdUdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +25,7 @@ use crate::core::counters::CoreCounters;
 use crate::core::event::Event;
 use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
 use crate::quic::lane::Lane;
+use crate::quic::over_tls::TlsConnection;
 use crate::quic::reset::ResetKey;
 use crate::quic::sessions::Identity;
 use crate::quic::{settings, tls};
@@ -40,6 +41,7 @@ use crate::server::shared::{
 };
 use crate::server::succession::{Lent, PassedOn, SocketUse};
 use crate::server::udp::lane::LaneFlows;
+use crate::sys::tcp::Acceptor;
 use crate::sys::udp::{Purpose, UdpSocket};
 use lane::{ServerLane, ServerLaneEvents};
 
@@ -79,7 +81,7 @@ impl Door {
         context: &Rc<ServerContext>,
         shared: &Arc<ServerShared>,
         of_all_cores: &Arc<SharedDoor>,
-        sockets: Vec<StdUdpSocket>,
+        (sockets, tls_sockets): (Vec<StdUdpSocket>, Vec<Option<TcpListener>>),
     ) -> Result<Rc<Door>, String> {
         let this = Rc::new(Door {
             context: Rc::clone(context),
@@ -99,6 +101,11 @@ impl Door {
         let sockets = sockets.into_iter().enumerate();
         let endpoints = sockets.map(|(address, socket)| this.open_address(address, socket));
         let endpoints = endpoints.collect::<Result<Vec<_>, _>>()?;
+        for (endpoint, socket) in endpoints.iter().zip(tls_sockets) {
+            if let Some(socket) = socket {
+                this.open_tls(endpoint, socket)?;
+            }
+        }
         let _first = this.endpoints.set(endpoints);
         this.shows.set(shown_by(&shared.settings()));
         crate::core::task::spawn_vital(recheck::run(Rc::downgrade(&this)));
@@ -135,6 +142,26 @@ impl Door {
         Ok(Endpoint::start(setup, Some(Rc::new(owner))))
     }
 
+    /// Lets clients in over TLS, too.
+    fn open_tls(&self, endpoint: &Rc<Endpoint>, socket: TcpListener) -> Result<(), String> {
+        let acceptor = Acceptor::adopt(socket).map_err(|error| error.to_string())?;
+        let context = tls::carrier_server(&self.settings().credentials);
+        endpoint.show_over_tls(context.map_err(|error| error.to_string())?);
+        endpoint.accept_tls(acceptor);
+        Ok(())
+    }
+
+    /// TLS connections that begin from now on show the certificate of these settings.
+    fn renew_tls(&self, endpoint: &Endpoint, settings: &ServerSettings) {
+        match tls::carrier_server(&settings.credentials) {
+            Ok(context) => endpoint.show_over_tls(context),
+            Err(why) => {
+                self.counters().internal_errors.increment();
+                tracing::error!(%why, "TLS goes on with the certificate of before");
+            }
+        }
+    }
+
     /// The transport of lanes that begin from now on.
     fn transport(&self, settings: &ServerSettings) -> Result<quiche::Config, String> {
         let mut tls = tls::server_with(&settings.credentials).map_err(|it| it.to_string())?;
@@ -168,6 +195,14 @@ impl Door {
     /// The endpoint of one of the door's addresses.
     pub(crate) fn endpoint(&self, address: usize) -> Option<&Rc<Endpoint>> {
         self.endpoints().get(address)
+    }
+
+    /// Takes a TLS connection that another core has accepted.
+    pub(crate) fn tls_from_other_core(&self, address: usize, connection: TlsConnection) {
+        let endpoint = self.endpoint(address);
+        if !endpoint.is_some_and(|endpoint| endpoint.inject_tls(connection)) {
+            self.counters().tls_handovers_dropped.increment();
+        }
     }
 
     /// The task of a flow has panicked.
@@ -244,6 +279,7 @@ impl Door {
 
     pub(crate) fn lane_registered(&self, lane: &Rc<ServerLane>) {
         if let Some(membership) = lane.membership.get() {
+            membership.rides_tls(lane.lane.tls().is_some());
             self.lanes
                 .borrow_mut()
                 .add(membership.client().number, Rc::clone(lane));
@@ -381,7 +417,10 @@ impl Door {
         if self.shows.replace(shown) != shown {
             for endpoint in self.endpoints() {
                 match self.transport(&settings) {
-                    Ok(config) => endpoint.configure(config),
+                    Ok(config) => {
+                        endpoint.configure(config);
+                        self.renew_tls(endpoint, &settings);
+                    }
                     // It has been tried before anything changed.
                     Err(why) => {
                         self.counters().internal_errors.increment();
@@ -548,5 +587,14 @@ impl EndpointOwner for Owner {
             to_ip,
             packet,
         })
+    }
+
+    fn hand_over_tls(&self, core: usize, connection: TlsConnection) -> bool {
+        let mail = ServerMail::TlsConnection {
+            door: self.door.id(),
+            address: self.address,
+            connection: Box::new(connection),
+        };
+        self.door.context.post.send(core, mail).is_ok()
     }
 }

@@ -49,6 +49,8 @@ pub(crate) struct Client {
     since: Instant,
     /// Lanes registered that have not ended, whether they take flows or not.
     pub(super) lanes_up: AtomicUsize,
+    /// Those of them that ride TLS.
+    pub(super) lanes_over_tls: AtomicUsize,
     /// The log has it that it stops.
     told_to_drain: AtomicBool,
     /// Lanes per core.
@@ -86,6 +88,7 @@ impl Client {
             contested: AtomicBool::new(false),
             since: Instant::now(),
             lanes_up: AtomicUsize::new(0),
+            lanes_over_tls: AtomicUsize::new(0),
             told_to_drain: AtomicBool::new(false),
             lanes: (0..cores).map(|_| CachePadded::default()).collect(),
             lanes_total: LaneCounts::default(),

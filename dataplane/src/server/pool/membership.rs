@@ -38,6 +38,8 @@ pub(crate) struct LaneMembership {
     /// It counts among the answering ones.
     answering: Cell<bool>,
     over: Cell<bool>,
+    /// It counts among those that ride TLS.
+    over_tls: Cell<bool>,
     first: bool,
 }
 
@@ -65,6 +67,7 @@ impl LaneMembership {
             silent: Cell::new(false),
             answering: Cell::new(false),
             over: Cell::new(false),
+            over_tls: Cell::new(false),
             first,
         };
         membership.count_answering();
@@ -131,6 +134,19 @@ impl LaneMembership {
             .is_ok()
     }
 
+    /// What carries the lane from now on.
+    pub(crate) fn rides_tls(&self, over_tls: bool) {
+        if self.over.get() || self.over_tls.replace(over_tls) == over_tls {
+            return;
+        }
+        let count = &self.client.lanes_over_tls;
+        if over_tls {
+            count.fetch_add(1, Ordering::Relaxed);
+        } else {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// The lane has ended. Its last flow may go on for some time, and must not keep alive what the
     /// lane said or did not say: its successor knows better. True if the client has no other lane.
     pub(crate) fn lane_ended(&self) -> bool {
@@ -140,6 +156,7 @@ impl LaneMembership {
             let _news = member.one_lane_says_up();
         }
         self.leave_probing();
+        self.rides_tls(false);
         !self.over.replace(true) && self.client.lanes_up.fetch_sub(1, Ordering::Relaxed) == 1
     }
 

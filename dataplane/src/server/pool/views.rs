@@ -1,6 +1,7 @@
 //! Services and clients as operators see them: plain values, read when somebody asks.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use qmux_config::ListenerProtocol;
@@ -68,6 +69,8 @@ pub(crate) struct ClientView {
     pub(crate) address: Option<SocketAddr>,
     /// Lanes that it has.
     pub(crate) lanes: usize,
+    /// Those of them that ride TLS.
+    pub(crate) lanes_over_tls: usize,
     /// Round trip time as a lane last told it; 0 if none has.
     pub(crate) rtt_us: u64,
     /// Packets to it that were lost.
@@ -88,6 +91,7 @@ impl ClientView {
             instance_id: client.instance_id,
             address: client.address(),
             lanes: client.lanes_up(),
+            lanes_over_tls: client.lanes_over_tls.load(Ordering::Relaxed),
             rtt_us: client.path.rtt_us(),
             lost_packets: client.path.lost_packets(),
             since: client.since(),

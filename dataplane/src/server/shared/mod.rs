@@ -449,6 +449,12 @@ impl ServerShared {
         services.iter().map(|(_, service)| service.view()).collect()
     }
 
+    /// Lanes that ride TLS.
+    pub(crate) fn lanes_over_tls(&self) -> usize {
+        let clients = self.client_views();
+        clients.iter().map(|client| client.lanes_over_tls).sum()
+    }
+
     /// The clients of all doors, as operators see them.
     pub(crate) fn client_views(&self) -> Vec<ClientView> {
         let doors = self.doors();

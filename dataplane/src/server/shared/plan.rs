@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::Sender;
-use qmux_config::{Door, Service};
+use qmux_config::{Door, Server, Service};
 
 use super::overlap::Addresses;
 use super::{ServedService, ServerSettings, ServerShared, SharedDoor};
@@ -71,6 +71,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// What is to hold.
+    pub(crate) fn server(&self) -> &Server {
+        self.settings.server()
+    }
+
     /// Where this process takes visitors of TCP, or of UDP, and gives that up: nobody else can have
     /// these addresses, and it may take them again.
     pub(crate) fn given_up(&self, tcp: bool) -> Addresses {
@@ -109,6 +114,8 @@ impl Plan {
 pub(crate) struct DoorSockets {
     /// For QUIC, one for each of its addresses, if the door is new.
     pub(crate) quic: Vec<UdpSocket>,
+    /// For TLS at the same addresses, where it is to be had.
+    pub(crate) tls: Vec<Option<TcpListener>>,
     /// Of each of its services, those of the entrances to be opened.
     pub(crate) services: Vec<Vec<EntranceSockets>>,
 }
@@ -127,6 +134,7 @@ pub(crate) struct EntranceSockets {
 pub(in crate::server) struct OpenedDoor {
     pub(in crate::server) door: Arc<SharedDoor>,
     pub(in crate::server) sockets: Vec<UdpSocket>,
+    pub(in crate::server) tls_sockets: Vec<Option<TcpListener>>,
 }
 
 /// An entrance that a core is to open.
@@ -204,6 +212,7 @@ impl CoreChanges {
             self.doors_opened.push(OpenedDoor {
                 door: Arc::clone(&plan.door),
                 sockets: sockets.quic,
+                tls_sockets: sockets.tls,
             });
         }
         for (service, sockets) in plan.services.iter().zip(sockets.services) {

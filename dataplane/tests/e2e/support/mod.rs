@@ -23,6 +23,7 @@ pub(crate) mod slow_path;
 pub(crate) mod subject;
 pub(crate) mod switched_path;
 pub(crate) mod tunnel;
+pub(crate) mod two_ways;
 pub(crate) mod udp_visitor;
 pub(crate) mod visitor;
 pub(crate) mod visits;

@@ -103,6 +103,8 @@ pub(crate) struct ClientSetup {
     pub(crate) server_name: &'static str,
     /// Further lines of `[client]`, `[client.local]`, `[quic]`, `[udp]` and `[limits]`.
     pub(crate) client: Vec<&'static str>,
+    /// Further lines of each of `[[client.servers]]`.
+    pub(crate) server: Vec<&'static str>,
     pub(crate) local: Vec<&'static str>,
     pub(crate) quic: Vec<&'static str>,
     pub(crate) udp: Vec<&'static str>,
@@ -126,6 +128,7 @@ impl Default for ClientSetup {
             cores: 1,
             server_name: SERVER_NAME,
             client: Vec::new(),
+            server: Vec::new(),
             local: Vec::new(),
             quic: Vec::new(),
             udp: Vec::new(),
@@ -290,15 +293,16 @@ pub(crate) fn start_client(
 pub(crate) fn client_config(setup: &ClientSetup, servers: &[&str], service: SocketAddr) -> String {
     let (server_name, ca, identity) = (setup.server_name, setup.ca, setup.identity);
     let (host, port) = (service.ip(), service.port());
+    let further: String = lines(&setup.server);
     let servers: String = servers
         .iter()
         .map(|address| {
             format!(
-                "[[client.servers]]\naddress = \"{address}\"\nserver_name = \"{server_name}\"\n"
+                "[[client.servers]]\naddress = \"{address}\"\nserver_name = \"{server_name}\"\n{further}"
             )
         })
         .collect();
-    let local: String = setup.local.iter().map(|line| format!("{line}\n")).collect();
+    let local = lines(&setup.local);
     let certificate = match identity {
         "" => String::new(),
         name => {
@@ -322,13 +326,12 @@ fn admin_section(listen: Option<SocketAddr>) -> String {
     })
 }
 
-fn section(name: &str, lines: &[&str]) -> String {
-    let mut text = format!("[{name}]\n");
-    for line in lines {
-        text += line;
-        text.push('\n');
-    }
-    text
+fn section(name: &str, of_section: &[&str]) -> String {
+    format!("[{name}]\n{}", lines(of_section))
+}
+
+fn lines(lines: &[&str]) -> String {
+    lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
 /// A program with a config, as it is about to start.

@@ -156,7 +156,11 @@ pub(crate) fn send_random(stream: &mut TcpStream, seed: u64, length: usize) -> i
 
 /// Reads `length` bytes, which must be the random stream of `seed`.
 pub(crate) fn receive_random(stream: &mut TcpStream, seed: u64, length: usize) {
-    let mut random = Random::new(seed);
+    receive_on(stream, &mut Random::new(seed), length);
+}
+
+/// Reads the next `length` bytes, which must be those of `random`.
+pub(crate) fn receive_on(stream: &mut TcpStream, random: &mut Random, length: usize) {
     let mut piece = vec![0; PIECE_BYTES];
     let mut expected = vec![0; PIECE_BYTES];
     let mut left = length;

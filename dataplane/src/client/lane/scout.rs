@@ -1,0 +1,55 @@
+//! A scout: finds out whether QUIC gets through to a server, without disturbing any lane.
+//!
+//! It shakes hands from a port of its own and leaves. The first packets of a handshake are as large as every path of
+//! QUIC must carry (RFC 9000, section 14.1), in both directions, so packets of that size get through if it completes; larger
+//! ones are searched for by the lane itself.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qmux_proto::LaneError;
+
+use super::attempt;
+use crate::client::ClientCore;
+use crate::client::servers::server::ServerState;
+use crate::core::time;
+
+/// A handshake that takes longer is no good news.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// After the handshake so many questions, one after the other, must be answered: a path that loses most packets may let
+/// a handshake through.
+const QUESTIONS: u32 = 3;
+
+/// Pause between two looks for an answer.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Whether QUIC gets through.
+pub(super) async fn quic_passes(core: &Rc<ClientCore>, server: &Arc<ServerState>) -> bool {
+    let Ok(lane) = attempt::dial_scout(core, server) else {
+        return false;
+    };
+    let asked = async {
+        if lane.established().await.is_err() {
+            return false;
+        }
+        for _ in 0..QUESTIONS {
+            let heard = lane.packets_received();
+            lane.ping();
+            while lane.packets_received() == heard {
+                if !lane.is_open() {
+                    return false;
+                }
+                time::sleep(LOOK).await;
+            }
+        }
+        true
+    };
+    let began = Instant::now();
+    let passes = time::timeout(PATIENCE, asked).await.unwrap_or(false);
+    lane.close(LaneError::Shutdown, "");
+    let took_ms = began.elapsed().as_millis() as u64;
+    tracing::debug!(%server, passes, took_ms, "tried whether QUIC gets through");
+    passes
+}

@@ -1,0 +1,206 @@
+//! The ways of a registered lane: does what [`super::fallback`] decides.
+//!
+//! What takes time (dialling TLS, trying QUIC) runs in tasks of its own, which leave what came of it here and wake the
+//! lane's session.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::ClientLane;
+use super::fallback::{Action, Fallback, Riding, Why};
+use super::scout;
+use crate::client::servers::transport::QuicProbe;
+use crate::client::{ClientCore, carrier};
+use crate::jitter::jittered;
+use crate::quic::over_tls::TlsConnection;
+use crate::quic::roaming::TlsId;
+
+/// While another lane tries QUIC, its result is asked for this often.
+const PROBE_LOOK: Duration = Duration::from_secs(1);
+
+/// What tasks have left for a lane's session.
+#[derive(Default)]
+pub(super) struct News {
+    dialled: RefCell<Option<Result<TlsConnection, String>>>,
+    probed: Cell<Option<bool>>,
+    lost: RefCell<Vec<TlsId>>,
+}
+
+impl News {
+    /// A TLS connection of the lane is over.
+    pub(super) fn tls_lost(&self, id: TlsId) {
+        self.lost.borrow_mut().push(id);
+    }
+}
+
+/// The ways of one lane.
+pub(super) struct Ways {
+    core: Rc<ClientCore>,
+    this: Rc<ClientLane>,
+    fallback: Fallback,
+    /// The connection that is open.
+    tls: Option<TlsId>,
+    /// What its server counts it as.
+    counted: Cell<Riding>,
+}
+
+impl Ways {
+    pub(super) fn new(core: &Rc<ClientCore>, this: &Rc<ClientLane>) -> Ways {
+        let transport = carrier::transport(core, &this.server);
+        let tls = this.lane.tls();
+        let riding = if tls.is_some() {
+            Riding::Tls
+        } else {
+            Riding::Udp
+        };
+        let why = "QUIC was not heard";
+        this.server
+            .transport
+            .lane_rides(riding, why, Instant::now());
+        Ways {
+            fallback: Fallback::new(transport, riding, Instant::now()),
+            core: Rc::clone(core),
+            this: Rc::clone(this),
+            tls,
+            counted: Cell::new(riding),
+        }
+    }
+
+    /// When [`Ways::mind`] may have something to do.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.fallback.deadline()
+    }
+
+    /// Takes in what has happened, and does what is to be done. Nothing has been answered since `unanswered_since`.
+    pub(super) fn mind(&mut self, now: Instant, unanswered_since: Option<Instant>) {
+        self.take_news(now);
+        while let Some(action) = self.fallback.next(now, unanswered_since) {
+            match action {
+                Action::DialTls => self.dial_tls(),
+                Action::ProbeQuic => self.probe_quic(now),
+                Action::Ride(Riding::Tls, why) => self.ride_tls(now, why),
+                Action::Ride(Riding::Udp, why) => self.ride_udp(why),
+                Action::CloseTls => self.close_tls(),
+            }
+        }
+    }
+
+    fn take_news(&mut self, now: Instant) {
+        let news = &self.this.news;
+        for id in news.lost.take() {
+            if self.tls == Some(id) {
+                self.tls = None;
+                self.fallback.lost_tls(now);
+            }
+        }
+        if let Some(dialled) = news.dialled.take() {
+            let adopted = dialled.and_then(|connection| {
+                let adopted = self.this.lane.adopt_tls(connection);
+                adopted.map_err(|error| error.to_string())
+            });
+            self.fallback.dialled(now, adopted.is_ok());
+            match adopted {
+                Ok(id) => self.tls = Some(id),
+                Err(why) => {
+                    tracing::debug!(server = %self.this.server, why, "no TLS connection for a lane");
+                }
+            }
+        }
+        if let Some(passes) = news.probed.take() {
+            self.fallback.probed(now, passes);
+        }
+    }
+
+    fn dial_tls(&self) {
+        let (core, this) = (Rc::clone(&self.core), Rc::clone(&self.this));
+        let failed = Rc::clone(&this);
+        crate::core::task::spawn_or(
+            async move {
+                let dialled = carrier::dial(&core, &this.server).await;
+                *this.news.dialled.borrow_mut() = Some(dialled);
+                this.wake.set();
+            },
+            move || {
+                *failed.news.dialled.borrow_mut() = Some(Err("a panic".into()));
+                failed.wake.set();
+            },
+        );
+    }
+
+    /// One lane tries for all to its server.
+    fn probe_quic(&mut self, now: Instant) {
+        match self.this.server.transport.begin_quic_probe(now) {
+            QuicProbe::Known(passes) => self.fallback.probed(now, passes),
+            QuicProbe::UnderWay => self.fallback.probe_later(now + jittered(PROBE_LOOK)),
+            QuicProbe::Yours => {
+                self.core.context.counters.quic_probes.increment();
+                let (core, this) = (Rc::clone(&self.core), Rc::clone(&self.this));
+                let failed = Rc::clone(&this);
+                crate::core::task::spawn_or(
+                    async move {
+                        let passes = scout::quic_passes(&core, &this.server).await;
+                        this.server.transport.quic_probed(passes, Instant::now());
+                        this.news.probed.set(Some(passes));
+                        this.wake.set();
+                    },
+                    move || {
+                        failed.news.probed.set(Some(false));
+                        failed.wake.set();
+                    },
+                );
+            }
+        }
+    }
+
+    fn ride_tls(&self, now: Instant, why: Why) {
+        let Some(id) = self.tls else { return };
+        if !self.this.lane.ride_tls(id) {
+            // Its end is among the news that come next.
+            return;
+        }
+        self.core.context.counters.lanes_moved_to_tls.increment();
+        self.this.server.transport.quic_was_in_vain(now);
+        self.say(Riding::Tls, why);
+    }
+
+    fn ride_udp(&self, why: Why) {
+        self.this.lane.ride_udp();
+        self.core.context.counters.lanes_moved_to_udp.increment();
+        self.say(Riding::Udp, why);
+    }
+
+    fn say(&self, riding: Riding, why: Why) {
+        let server = &self.this.server;
+        let (before, now) = (self.counted.replace(riding), Instant::now());
+        server.transport.lane_leaves(before, &why.to_string(), now);
+        server.transport.lane_rides(riding, &why.to_string(), now);
+        let Some(suppressed) = self.core.context.connect_log.pass(Instant::now()) else {
+            return;
+        };
+        let (title, lane) = (self.core.shared.title(server), self.this.serial);
+        match riding {
+            Riding::Tls => tracing::warn!(
+                server = title, lane, %why, suppressed,
+                "a lane goes over TLS with its flows: UDP does not get through"
+            ),
+            Riding::Udp => tracing::info!(
+                server = title, lane, %why, suppressed,
+                "a lane goes over UDP with its flows"
+            ),
+        }
+    }
+
+    fn close_tls(&mut self) {
+        if let Some(id) = self.tls.take() {
+            self.this.lane.close_tls(id);
+        }
+    }
+}
+
+impl Drop for Ways {
+    fn drop(&mut self) {
+        let transport = &self.this.server.transport;
+        transport.lane_leaves(self.counted.get(), "its lane ended", Instant::now());
+    }
+}

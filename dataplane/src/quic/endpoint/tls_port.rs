@@ -1,0 +1,195 @@
+//! A server's TCP port for TLS connections that carry lanes: accepting, and what strangers may cost.
+//!
+//! A connection counts as a stranger's from accept(2) until a registered lane rides it. As such it holds a place, as a
+//! lane does whose peer has not registered, under the same rules ([`crate::quic::admission`]): places in all and for
+//! one network, connections per second, and the oldest makes room when it has been a stranger's for long. So a flood
+//! of slow handshakes, or of connections that say nothing, costs a bounded number of descriptors and bytes, and honest
+//! clients get in beside it.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use boring::ssl::SslContext;
+
+use super::Endpoint;
+use crate::core::event::{Event, yield_now};
+use crate::core::panics::contain;
+use crate::quic::admission::Verdict;
+use crate::quic::over_tls::{self, TlsConnection};
+use crate::quic::roaming::TlsId;
+use crate::sys::tcp::{self, Acceptor, TcpSocket};
+
+/// Connections accepted before the other tasks of the core get a turn.
+const ACCEPTS_PER_TURN: usize = 32;
+
+/// Pause after accept(2) failed for want of file descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// That connections are refused is logged this often at most; how many, a counter tells.
+const REFUSED_LOG_PAUSE: Duration = Duration::from_secs(60);
+
+/// How long a stranger's connection may take to be a lane's, beyond two handshakes: as long as a lane may take to
+/// register.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Endpoint {
+    /// What TLS connections that begin from now on are shown.
+    pub(crate) fn show_over_tls(&self, context: SslContext) {
+        *self.tls_context.borrow_mut() = Some(context);
+    }
+
+    /// Takes TLS connections at `acceptor` until the endpoint closes.
+    pub(crate) fn accept_tls(self: &Rc<Self>, acceptor: Acceptor) {
+        let this = Rc::clone(self);
+        crate::core::task::spawn_vital(async move { this.accept_tls_until_closed(acceptor).await });
+    }
+
+    async fn accept_tls_until_closed(self: Rc<Self>, acceptor: Acceptor) {
+        loop {
+            match self.tls_stop.cuts_short(acceptor.readable()).await {
+                None => break,
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    self.counters.internal_errors.increment();
+                    tracing::error!(%error, "the socket for TLS connections is broken; this core takes no more");
+                    break;
+                }
+            }
+            for _ in 0..ACCEPTS_PER_TURN {
+                match acceptor.try_accept() {
+                    Ok((stream, peer)) => {
+                        let _counted = contain(|| self.accepted_tls(stream, peer));
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                    Err(error) => {
+                        self.counters.accepts_failed.increment();
+                        tracing::debug!(%error, "accept of a TLS connection");
+                        crate::core::time::sleep(ACCEPT_PAUSE).await;
+                        break;
+                    }
+                }
+            }
+            yield_now().await;
+        }
+        acceptor.close();
+    }
+
+    fn accepted_tls(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+        self.counters.tls_accepted.increment();
+        let Some(context) = self.tls_context.borrow().clone() else {
+            tcp::refuse(stream);
+            return;
+        };
+        let now = Instant::now();
+        let Some(id) = self.take_tls_place(peer, now) else {
+            tcp::refuse(stream);
+            return;
+        };
+        let cancelled = Rc::<Event>::default();
+        self.tls_handshakes
+            .borrow_mut()
+            .insert(id, Rc::clone(&cancelled));
+        let (this, ends) = (Rc::clone(self), Rc::clone(self));
+        crate::core::task::spawn_or(
+            async move {
+                let shaken = this.shake_hands_over_tls(stream, &context);
+                let done = cancelled.cuts_short(shaken).await;
+                this.tls_handshakes.borrow_mut().remove(&id);
+                let adopted = match done {
+                    Some(Ok(mut connection)) => {
+                        let patience = this.handshake_timeout * 2 + REGISTER_TIMEOUT;
+                        connection.claim_until = Some(now + patience);
+                        this.adopt_tls_as(id, connection)
+                    }
+                    Some(Err(error)) => Err(error),
+                    None => Err(io::Error::other("somebody else needed its place")),
+                };
+                if let Err(error) = adopted {
+                    this.counters.tls_handshakes_failed.increment();
+                    this.give_tls_place_back(id);
+                    tracing::debug!(core = this.core, %peer, %error, "no TLS connection");
+                }
+            },
+            move || {
+                ends.tls_handshakes.borrow_mut().remove(&id);
+                ends.give_tls_place_back(id);
+            },
+        );
+    }
+
+    async fn shake_hands_over_tls(
+        &self,
+        stream: TcpStream,
+        context: &SslContext,
+    ) -> io::Result<TlsConnection> {
+        let socket = TcpSocket::adopt_carrier(stream)?;
+        let done = over_tls::accept(socket, context, self.handshake_timeout).await;
+        done.map_err(io::Error::other)
+    }
+
+    /// Takes a connection over that another core has accepted. False if there is no place for it.
+    pub(crate) fn inject_tls(self: &Rc<Self>, connection: TlsConnection) -> bool {
+        if self.closing.get() {
+            return false;
+        }
+        let Some(id) = self.take_tls_place(connection.peer, Instant::now()) else {
+            return false;
+        };
+        let adopted = self.adopt_tls_as(id, connection);
+        if adopted.is_err() {
+            self.give_tls_place_back(id);
+        }
+        adopted.is_ok()
+    }
+
+    /// A place for a stranger's connection, if there is one.
+    fn take_tls_place(&self, peer: SocketAddr, now: Instant) -> Option<TlsId> {
+        let admission = self.tls_admission.as_ref()?;
+        let verdict = admission.borrow_mut().judge(peer.ip(), true, now);
+        let displaces = match verdict {
+            Verdict::Begin { displaces } => displaces,
+            Verdict::Retry | Verdict::Refuse(_) => {
+                self.tls_refused(peer, now);
+                return None;
+            }
+        };
+        if let Some(number) = displaces {
+            self.displace_tls(TlsId::new(number));
+        }
+        let id = self.next_tls_id();
+        admission.borrow_mut().take(id.number(), peer.ip(), now);
+        Some(id)
+    }
+
+    fn tls_refused(&self, peer: SocketAddr, now: Instant) {
+        self.counters.tls_refused.increment();
+        let due = |at: Instant| now.saturating_duration_since(at) >= REFUSED_LOG_PAUSE;
+        if self.crowded_logged_at.get().is_none_or(due) {
+            self.crowded_logged_at.set(Some(now));
+            tracing::warn!(
+                core = self.core,
+                %peer,
+                "more TLS connections of strangers than one core takes; some are refused (counter \
+                 tls_refused)"
+            );
+        }
+    }
+
+    fn displace_tls(&self, id: TlsId) {
+        self.give_tls_place_back(id);
+        if let Some(handshake) = self.tls_handshakes.borrow().get(&id) {
+            handshake.set();
+        }
+        self.close_tls(id);
+    }
+
+    /// The connection is a registered lane's, another core's, or over.
+    pub(super) fn give_tls_place_back(&self, id: TlsId) {
+        if let Some(admission) = &self.tls_admission {
+            admission.borrow_mut().give_back(id.number());
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! A lane goes from UDP to TLS, and back, with all its flows: what UDP carried yesterday, it may not carry today.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use rustix::process::Signal;
+
+use crate::support::program::Program;
+use crate::support::random::Random;
+use crate::support::service::{TcpService, UdpService};
+use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, start_client};
+use crate::support::two_ways::TwoWays;
+use crate::support::udp_visitor::UdpVisitor;
+use crate::support::visitor::{self, Ending};
+use crate::support::visits::Delivered;
+use crate::support::{counters, subject};
+
+const WHY: &str = "only qmux-dp speaks TLS";
+
+/// Bytes of a transfer in the middle of which the network changes.
+const TRANSFER_BYTES: usize = 64 << 20;
+
+/// Seed of a transfer's bytes.
+const SEED: u64 = 4;
+
+/// A service for two kinds of visitors: to whom says `d` it sends a transfer, others get an echo.
+fn service() -> TcpService {
+    TcpService::start(|mut stream| {
+        let mut first = [0];
+        if stream.read_exact(&mut first).is_err() {
+            return;
+        }
+        if first == *b"d" {
+            visitor::send_random(&mut stream, SEED, TRANSFER_BYTES).expect("the visitor reads");
+            visitor::finish(&stream);
+            return;
+        }
+        stream.write_all(&first).expect("the visitor reads");
+        let mut bytes = [0; 1_024];
+        while let Ok(length @ 1..) = stream.read(&mut bytes) {
+            stream
+                .write_all(&bytes[..length])
+                .expect("the visitor reads");
+        }
+    })
+}
+
+/// A tunnel through a network that can be changed, with an open download and an open connection of small exchanges.
+struct World {
+    download: TcpStream,
+    typing: TcpStream,
+    client: Program,
+    server: Server,
+    path: TwoWays,
+    _service: TcpService,
+    _site: Site,
+    /// Of what is typed.
+    random: Random,
+    /// Of what is downloaded.
+    expected: Random,
+}
+
+impl World {
+    fn new(cores: usize) -> Self {
+        let (site, service) = (Site::new(), service());
+        let server = Server::start(
+            &site,
+            &ServerSetup {
+                cores,
+                ..ServerSetup::default()
+            },
+        );
+        let path = TwoWays::to(server.quic());
+        let setup = ClientSetup::default();
+        let client = start_client(&site, &setup, path.address, service.address);
+        let mut download = visitor::connect(server.traffic());
+        download.write_all(b"d").expect("sent");
+        let typing = visitor::connect(server.traffic());
+        Self {
+            download,
+            typing,
+            client,
+            server,
+            path,
+            _service: service,
+            _site: site,
+            random: Random::new(9),
+            expected: Random::new(SEED),
+        }
+    }
+
+    /// Small exchanges, one after the other.
+    fn type_a_little(&mut self) {
+        for _ in 0..20 {
+            visitor::exchange(&mut self.typing, &self.random.bytes(64));
+        }
+    }
+
+    /// Reads on while the network changes as `change` says.
+    fn read_half_way(&mut self, change: impl FnOnce(&TwoWays)) {
+        self.read(TRANSFER_BYTES / 2);
+        change(&self.path);
+    }
+
+    fn read(&mut self, length: usize) {
+        visitor::receive_on(&mut self.download, &mut self.expected, length);
+    }
+
+    /// All bytes of both connections are there, and they end well.
+    fn finish(mut self) -> (Program, Program) {
+        self.read(TRANSFER_BYTES / 2);
+        visitor::finish(&self.download);
+        assert_eq!(
+            visitor::read_to_end(&mut self.download),
+            Ending::Clean(Vec::new())
+        );
+        self.type_a_little();
+        visitor::finish(&self.typing);
+        assert_eq!(
+            visitor::read_to_end(&mut self.typing),
+            Ending::Clean(Vec::new())
+        );
+        self.client.signal(Signal::TERM);
+        self.client.wait_for_exit();
+        self.server.program.signal(Signal::TERM);
+        self.server.program.wait_for_exit();
+        (self.client, self.server.program)
+    }
+}
+
+fn goes_over(client: &Program, what: &str) {
+    let said = format!("a lane goes over {what} with its flows");
+    client.wait_for_line(&said, |line| line.contains(&said));
+}
+
+#[test]
+fn flows_go_on_over_tls_when_udp_is_dropped_and_over_udp_when_it_passes_again() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    let mut world = World::new(1);
+    world.type_a_little();
+    world.read_half_way(|path| path.limit_udp(0, 0));
+    world.type_a_little();
+    goes_over(&world.client, "TLS");
+    world.path.pass_udp();
+    goes_over(&world.client, "UDP");
+    world.type_a_little();
+    let (client, server) = world.finish();
+    let counters = counters::of(&client);
+    assert_eq!(
+        counters::total(&counters, "lanes_ended"),
+        1 + counters::total(&counters, "quic_probes")
+    );
+    assert_eq!(
+        counters::total(&counters::of(&server), "tcp_flows_reset"),
+        0
+    );
+}
+
+#[test]
+fn flows_go_on_when_udp_is_dropped_in_one_direction_only() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    for (forth, back) in [(0, usize::MAX), (usize::MAX, 0)] {
+        let mut world = World::new(2);
+        world.type_a_little();
+        world.read_half_way(|path| path.limit_udp(forth, back));
+        world.type_a_little();
+        world.finish();
+    }
+}
+
+#[test]
+fn flows_go_on_when_large_udp_packets_are_dropped_from_one_moment_to_the_next() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    let mut world = World::new(1);
+    world.type_a_little();
+    world.read_half_way(|path| path.limit_udp(1_300, 1_300));
+    world.type_a_little();
+    world.finish();
+}
+
+#[test]
+fn flows_outlive_the_tls_connection_that_carries_them() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    let mut world = World::new(1);
+    world.type_a_little();
+    world.read_half_way(|path| path.limit_udp(0, 0));
+    goes_over(&world.client, "TLS");
+    for _ in 0..3 {
+        world.type_a_little();
+        world.path.cut_tcp(true);
+    }
+    world.type_a_little();
+    assert!(world.path.connections() > 1);
+    world.finish();
+}
+
+#[test]
+fn udp_flows_and_new_visitors_are_served_when_udp_is_dropped() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let path = TwoWays::to(server.quic());
+    let udp = UdpService::echo();
+    let setup = ClientSetup::default();
+    let client = start_client(&site, &setup, path.address, udp.address);
+    let mut visitor = UdpVisitor::new(server.traffic());
+    visitor.echo(b"before");
+    path.limit_udp(0, 0);
+    visitor.echo(b"behind the firewall");
+    goes_over(&client, "TLS");
+    visitor.echo(&Random::new(5).bytes(20_000));
+    assert_eq!(udp.sources(), 1, "it is one flow");
+    drop(client);
+
+    path.pass_udp();
+    let delivered = Delivered::default();
+    let tcp = delivered.service();
+    let client = start_client(&site, &setup, path.address, tcp.address);
+    path.limit_udp(0, 0);
+    for number in 0..50_u64 {
+        visitor::echo(server.traffic(), &number.to_be_bytes());
+    }
+    goes_over(&client, "TLS");
+    assert_eq!(delivered.repeated(), 0);
+}

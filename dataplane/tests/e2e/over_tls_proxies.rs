@@ -1,0 +1,173 @@
+//! Lanes over TLS through proxies as they are found in offices: tinyproxy (CONNECT) and microsocks (SOCKS5).
+
+use std::net::{SocketAddr, TcpStream};
+
+use crate::support::program::{Launch, Program};
+use crate::support::random::Random;
+use crate::support::service::TcpService;
+use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, client_launch};
+use crate::support::{ports, subject, visitor, wait};
+
+const WHY: &str = "only qmux-dp goes through proxies";
+
+/// A proxy that is ready.
+struct Proxy {
+    address: SocketAddr,
+    _program: Program,
+}
+
+impl Proxy {
+    fn started(launch: Launch, address: SocketAddr) -> Self {
+        let program = launch.start();
+        wait::until_true("the proxy listens", || TcpStream::connect(address).is_ok());
+        Self {
+            address,
+            _program: program,
+        }
+    }
+
+    fn http(site: &Site, server: SocketAddr, credentials: Option<(&str, &str)>) -> Self {
+        let address = ports::free_address();
+        let (ip, port, to) = (address.ip(), address.port(), server.port());
+        let mut config = format!("Listen {ip}\nPort {port}\nTimeout 600\nConnectPort {to}\n");
+        config += "MaxClients 100\nLogLevel Critical\n";
+        if let Some((user, password)) = credentials {
+            config += &format!("BasicAuth {user} {password}\n");
+        }
+        let config = site.write("tinyproxy.conf", &config);
+        let launch = Launch::new("tinyproxy", "tinyproxy").args(["-d", "-c", &config]);
+        Self::started(launch, address)
+    }
+
+    fn socks5(credentials: Option<(&str, &str)>) -> Self {
+        let address = ports::free_address();
+        let (ip, port) = (address.ip().to_string(), address.port().to_string());
+        let mut launch = Launch::new("microsocks", "microsocks").args(["-i", &ip, "-p", &port]);
+        if let Some((user, password)) = credentials {
+            launch = launch.args(["-u", user, "-P", password]);
+        }
+        Self::started(launch, address)
+    }
+}
+
+/// Lines of a config live as long as the tests.
+fn line(text: String) -> &'static str {
+    text.leak()
+}
+
+fn through(proxy: &str, more: &[&'static str]) -> ClientSetup {
+    let mut server = vec!["transport = \"tls\"", line(format!("proxy = {proxy:?}"))];
+    server.extend(more);
+    ClientSetup {
+        server,
+        ..ClientSetup::default()
+    }
+}
+
+fn assert_serves(site: &Site, setup: &ClientSetup, server: &Server) {
+    let service = TcpService::echo();
+    let client = client_launch(site, setup, server.quic(), service.address).start();
+    if let Err(log) = client.wait_until_ready() {
+        panic!("the client ended instead of becoming ready:\n{log}");
+    }
+    visitor::echo(server.traffic(), &Random::new(1).bytes(1_000_003));
+}
+
+fn assert_says(site: &Site, setup: &ClientSetup, server: SocketAddr, words: &[&str]) {
+    let client = client_launch(site, setup, server, ports::free_address()).start();
+    client.wait_for_line("why there is no way", |line| {
+        line.contains("cannot connect") && words.iter().all(|word| line.contains(word))
+    });
+}
+
+#[test]
+fn a_client_comes_through_a_proxy_of_either_kind_with_and_without_a_password() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let known = Some(("me", "correct"));
+    site.write("password", "correct\n");
+    for (scheme, open, closed) in [
+        (
+            "http",
+            Proxy::http(&site, server.quic(), None),
+            Proxy::http(&site, server.quic(), known),
+        ),
+        ("socks5", Proxy::socks5(None), Proxy::socks5(known)),
+    ] {
+        assert_serves(
+            &site,
+            &through(&format!("{scheme}://{}", open.address), &[]),
+            &server,
+        );
+        let with_user = format!("{scheme}://me@{}", closed.address);
+        let of_file = ["password_file = \"password\""];
+        assert_serves(&site, &through(&with_user, &of_file), &server);
+        let with_both = format!("{scheme}://me:correct@{}", closed.address);
+        assert_serves(&site, &through(&with_both, &[]), &server);
+    }
+}
+
+#[test]
+fn what_a_proxy_says_against_it_is_named_with_the_proxy() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let known = Some(("me", "correct"));
+    let http = Proxy::http(&site, server.quic(), known);
+    let named = http.address.to_string();
+    for wrong in ["http://me:wrong@", "http://"] {
+        let setup = through(&format!("{wrong}{named}"), &[]);
+        assert_says(
+            &site,
+            &setup,
+            server.quic(),
+            &[&named, "407", "password_file"],
+        );
+    }
+    let elsewhere = through(&format!("http://me:correct@{named}"), &[]);
+    assert_says(&site, &elsewhere, ports::free_address(), &[&named, "403"]);
+    let socks = Proxy::socks5(known);
+    let named = socks.address.to_string();
+    let setup = through(&format!("socks5://me:wrong@{named}"), &[]);
+    assert_says(&site, &setup, server.quic(), &[&named, "password"]);
+    let nobody = ports::free_address().to_string();
+    let setup = through(&format!("socks5://{nobody}"), &[]);
+    assert_says(&site, &setup, server.quic(), &[&nobody, "refused"]);
+}
+
+#[test]
+fn the_proxy_of_the_environment_is_taken_and_its_exceptions_hold() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let proxy = Proxy::http(&site, server.quic(), None);
+    let named = line(format!("http://{}", proxy.address));
+    let of_environment = |name: &'static str, value: &'static str| ClientSetup {
+        env: Some((name, value)),
+        ..through("env", &[])
+    };
+    assert_serves(&site, &of_environment("HTTPS_PROXY", named), &server);
+    let nobody = line(format!("http://{}", ports::free_address()));
+    let setup = of_environment("HTTPS_PROXY", nobody);
+    assert_says(&site, &setup, server.quic(), &[nobody, "refused"]);
+    let excepted = client_launch(&site, &setup, server.quic(), ports::free_address());
+    let excepted = excepted.env("NO_PROXY", "127.0.0.0/8").start();
+    if let Err(log) = excepted.wait_until_ready() {
+        panic!("the client ended instead of becoming ready:\n{log}");
+    }
+    let wrong = of_environment("HTTPS_PROXY", "nonsense://proxy");
+    let mut client = client_launch(&site, &wrong, server.quic(), ports::free_address()).start();
+    assert_eq!(client.wait_for_exit().code(), Some(2));
+    assert!(
+        client.stderr().contains("HTTPS_PROXY"),
+        "{}",
+        client.stderr()
+    );
+}
