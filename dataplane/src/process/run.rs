@@ -266,18 +266,19 @@ pub(crate) fn start(
     };
     running.wait_started(cores)?;
     memory::set_limit(config.limits.memory);
+    // Before anybody hears that it is ready, and may want to replace it.
+    if let Some(path) = path {
+        running.hand_over_at(path, &events.sender, closer)?;
+        if let Ok(successors) = Successors::of_this_process() {
+            let _first = events.successors.set(successors);
+        }
+    }
     if let Some(server) = &config.server {
         for door in &server.doors {
             say_listening(door, cores);
         }
         readiness.set_listening();
         readiness.role_ready("server");
-    }
-    if let Some(path) = path {
-        running.hand_over_at(path, &events.sender, closer)?;
-        if let Ok(successors) = Successors::of_this_process() {
-            let _first = events.successors.set(successors);
-        }
     }
     Ok(running)
 }

@@ -160,7 +160,14 @@ impl Predecessor {
         if self.is_gone.load(Ordering::Relaxed) {
             return None;
         }
-        match self.socket.send(&packet.encode()) {
+        let bytes = packet.encode();
+        let sent = loop {
+            match self.socket.send(&bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                sent => break sent,
+            }
+        };
+        match sent {
             Ok(_) => Some(true),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(false),
             Err(_) => {

@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::http;
+use crate::support::notify::ServiceManager;
 use crate::support::ports;
-use crate::support::program::Program;
+use crate::support::program::{Launch, Program};
 use crate::support::service::echo_both;
 use crate::support::subject;
-use crate::support::tunnel::{ClientSetup, Listener, Server, ServerSetup, Site, start_client};
+use crate::support::tunnel::{
+    ClientSetup, Listener, Server, ServerSetup, Site, client_config, start_client,
+};
 use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor::{self, Ending};
 use crate::support::wait;
@@ -179,6 +182,53 @@ fn a_successor_takes_over_and_no_visitor_is_refused_and_no_flow_is_cut() {
     UdpVisitor::new(traffic).echo(b"without the predecessor");
 }
 
+#[test]
+fn a_client_over_tls_comes_over_to_the_successor_and_keeps_its_flows() {
+    if subject::only_wire("handover") {
+        return;
+    }
+    let (site, admin) = (Site::new(), ports::free_address());
+    let setup = setup(2, admin);
+    let mut server = Server::start(&site, &setup);
+    let (tcp, _udp) = echo_both();
+    let client = site.write("client.toml", &over_tls(server.quic(), tcp.address));
+    let client = Launch::new("client", subject::client())
+        .args(["--config", &client])
+        .args(["--cores", "1"])
+        .start();
+    client.wait_until_ready().expect("the client is ready");
+    let traffic = server.traffic();
+    visitor::wait_until_served(traffic);
+    let visits = Visits::begin(traffic);
+    let mut lasting = visitor::connect(traffic);
+    visitor::exchange(&mut lasting, b"before");
+    let next = ServerSetup {
+        name: "successor",
+        ..setup
+    };
+    let next = successor(&site, &next, &server.listeners);
+    next.wait_until_ready().expect("the successor is ready");
+    let says = |line: &str| line.contains("handed over");
+    server
+        .program
+        .wait_for_line("that it has handed over", says);
+    visit(traffic).expect("served by the successor");
+    visitor::exchange(&mut lasting, &vec![7; BULK_BYTES]);
+    visitor::finish(&lasting);
+    let ending = visitor::read_to_end(&mut lasting);
+    assert_eq!(ending, Ending::Clean(Vec::new()));
+    assert_eq!(server.program.wait_for_exit().code(), Some(0));
+    visit(traffic).expect("served without the predecessor");
+    visits.end();
+}
+
+/// The config of a client that never tries QUIC.
+fn over_tls(server: SocketAddr, service: SocketAddr) -> String {
+    let plain = client_config(&ClientSetup::default(), &[&server.to_string()], service);
+    let address = format!("address = \"{server}\"\n");
+    plain.replace(&address, &format!("{address}transport = \"tls\"\n"))
+}
+
 /// The process that answers at the admin endpoint.
 fn instance(admin: SocketAddr) -> String {
     http::try_get(admin, "/status").map_or(String::new(), |answer| {
@@ -234,20 +284,54 @@ fn a_signal_starts_a_successor_and_one_after_the_other_takes_over() {
     visitor::wait_until_served(traffic);
     let visits = Visits::begin(traffic);
     server.program.signal(Signal::USR2);
-    assert_eq!(server.program.wait_for_exit().code(), Some(0));
-    // The second generation is told by its own id, from the log of the first.
-    let started = |line: &&String| line.contains("a successor was started");
-    let line = server.program.lines().iter().find(started).cloned();
-    let line = line.expect("a line");
+    let started = |line: &str| line.contains("a successor was started");
+    let line = server
+        .program
+        .wait_for_line("the start of a successor", started);
     let digits = line.split("pid=").nth(1).expect("its process id");
     let digits: String = digits.chars().take_while(char::is_ascii_digit).collect();
     let pid = Pid::from_raw(digits.parse().expect("a number")).expect("a process");
     let stop = Stop(pid);
+    // Its log goes on: the successor's goes there, too.
+    let status = wait::until("the first process ends", || server.program.exited());
+    assert_eq!(status.code(), Some(0));
     wait::until_true("the successor serves", || {
         http::try_get(admin, "/readyz").is_ok_and(|answer| answer.status == 200)
     });
     visits.end();
     drop(stop);
+}
+
+#[test]
+fn the_service_manager_hears_of_the_successor_before_that_is_ready_and_of_no_stop() {
+    if subject::only_wire("handover") {
+        return;
+    }
+    let manager = ServiceManager::start();
+    let (site, admin) = (Site::new(), ports::free_address());
+    let (listeners, setup) = ([Listener::free(false)], setup(1, admin));
+    let mut first = Server::launch(&site, &setup, &listeners)
+        .env("NOTIFY_SOCKET", &manager.socket())
+        .start();
+    manager.wait_for("the first one's readiness", |line| line == "READY=1");
+    first.signal(Signal::USR2);
+    let is_of_interest =
+        |line: &str| line.starts_with("MAINPID=") || line == "READY=1" || line == "STOPPING=1";
+    let main = manager.wait_for("another main process", is_of_interest);
+    let pid = main.strip_prefix("MAINPID=").expect("before all else");
+    let pid = Pid::from_raw(pid.parse().expect("a number")).expect("a process");
+    let _stop = Stop(pid);
+    let started = |line: &str| {
+        line.contains("a successor was started")
+            && line.contains(&format!("pid={}", pid.as_raw_nonzero()))
+    };
+    first.wait_for_line("the start of that one", started);
+    let next = manager.wait_for("the successor's readiness", is_of_interest);
+    assert_eq!(next, "READY=1");
+    let status = wait::until("the first process ends", || first.exited());
+    assert_eq!(status.code(), Some(0));
+    let more = manager.lines_within(Duration::from_millis(300));
+    assert!(!more.iter().any(|line| line == "STOPPING=1"), "{more:?}");
 }
 
 /// Ends a process that the test did not start itself.

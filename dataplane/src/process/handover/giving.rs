@@ -98,6 +98,7 @@ impl Giver {
                         tracing::warn!(%error, "a successor has come and gone; this process goes on");
                     }
                 },
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     tracing::warn!(%error, "no successor can come now");
                     std::thread::sleep(ACCEPT_PAUSE);

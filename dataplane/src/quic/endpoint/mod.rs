@@ -323,10 +323,12 @@ impl Endpoint {
         self.socket.try_clone().ok()
     }
 
-    /// The successor reads the socket; what is for lanes that are here comes by [`Self::inject`].
+    /// The successor reads the socket; what is for lanes that are here comes by [`Self::inject`]. It
+    /// has a socket of its own for TLS, which takes whoever comes from now on.
     pub(crate) fn receive_no_more(&self) {
         self.is_handed_over.set(true);
         self.stopped.set();
+        self.tls_stop.set();
     }
 
     /// The core's counters.
