@@ -62,9 +62,9 @@ fn services_share_one_door_and_take_what_they_do_not_say_from_the_server() {
     assert_eq!(ssh.stall_timeout, Duration::from_secs(5));
     assert!(!web.required && ssh.required);
     assert!(server.listeners().is_empty());
-    // The door, two sockets for web, a hundred for ssh.
-    assert_eq!(server.sockets(1), 103);
-    assert_eq!(server.sockets(4), 412);
+    // The door, with UDP and with TCP for TLS, two sockets for web, a hundred for ssh.
+    assert_eq!(server.sockets(1), 104);
+    assert_eq!(server.sockets(4), 416);
 }
 
 #[test]
@@ -349,7 +349,7 @@ fn a_server_may_have_a_thousand_services_and_a_range_of_a_thousand_ports() {
     let range = SSH.replace("30000-30099", "30000-30999");
     let server = server(&with_services(&format!("{services}{range}")));
     assert_eq!(server.doors[0].services.len(), 1_001);
-    assert_eq!(server.sockets(2), 2 * (1 + 2_000 + 1_000));
+    assert_eq!(server.sockets(2), 2 * (2 + 2_000 + 1_000));
 }
 
 #[test]
