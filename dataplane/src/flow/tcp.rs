@@ -596,7 +596,20 @@ impl Flow {
     }
 
     async fn write_socket(&self, mut bytes: &[u8]) -> Result<(), Stopped> {
-        let TcpFlow { socket, watch, .. } = &self.ends;
+        let TcpFlow {
+            socket,
+            lane,
+            watch,
+            ..
+        } = &self.ends;
+        if self.bytes_out.get() == 0 && self.bytes_in.get() == 0 && !bytes.is_empty() {
+            // The first of the visitor's bytes. A server that has heard nothing of them gives them
+            // to another client when this one dies, and no service must get them twice. So it hears
+            // of them first: lanes are flushed before this task has its next turn.
+            if lane.acknowledge_now() {
+                yield_now().await;
+            }
+        }
         while !bytes.is_empty() {
             match socket.try_write(bytes) {
                 Ok(written) => {

@@ -10,7 +10,8 @@
 //! - one that brought bytes of flows in less than two full packets: a request or an answer. More
 //!   are bulk, whose sender needs acknowledgements to go on.
 //!
-//! Everything else, the control stream above all, is acknowledged at once.
+//! Everything else, the control stream above all, is acknowledged at once. So are the first bytes
+//! of a flow that a socket gets ([`Lane::acknowledge_now`]).
 //! [`Debts`] knows no clock: time comes in as an argument.
 
 use std::cell::Cell;
@@ -161,6 +162,15 @@ impl Lane {
         {
             endpoint.arm_debts(self, due);
         }
+    }
+
+    /// Has what has come acknowledged with the next flush, whatever else there is to say. False if
+    /// it is acknowledged already.
+    pub(crate) fn acknowledge_now(&self) -> bool {
+        if self.debts.due.get().is_some() {
+            self.mark_dirty();
+        }
+        self.dirty.get()
     }
 
     /// The lane is being flushed, which pays everything.
