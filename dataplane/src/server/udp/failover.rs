@@ -88,7 +88,7 @@ impl TrafficSocket {
         let gate = &self.service.gate;
         let permit = match earlier {
             Some(earlier) => Some(earlier),
-            None => match gate.admit_udp_flow(self.core, visitor.ip(), now) {
+            None => match gate.admit_udp_flow(self.core, visitor.ip()) {
                 Ok(permit) => permit,
                 Err(_counted) => {
                     self.counters.udp_dropped_bounds.increment();
