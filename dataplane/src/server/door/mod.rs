@@ -98,16 +98,18 @@ impl Door {
             recheck: Event::default(),
             shows: Cell::default(),
         });
+        // The same for all: they may be replaced meanwhile, and what is shown must be known.
+        let settings = shared.settings();
         let sockets = sockets.into_iter().enumerate();
-        let endpoints = sockets.map(|(address, socket)| this.open_address(address, socket));
+        let endpoints = sockets.map(|(at, socket)| this.open_address(at, socket, &settings));
         let endpoints = endpoints.collect::<Result<Vec<_>, _>>()?;
         for (endpoint, socket) in endpoints.iter().zip(tls_sockets) {
             if let Some(socket) = socket {
-                this.open_tls(endpoint, socket)?;
+                this.open_tls(endpoint, socket, &settings)?;
             }
         }
         let _first = this.endpoints.set(endpoints);
-        this.shows.set(shown_by(&shared.settings()));
+        this.shows.set(shown_by(&settings));
         crate::core::task::spawn_vital(recheck::run(Rc::downgrade(&this)));
         Ok(this)
     }
@@ -116,11 +118,11 @@ impl Door {
         self: &Rc<Self>,
         address: usize,
         socket: StdUdpSocket,
+        settings: &ServerSettings,
     ) -> Result<Rc<Endpoint>, String> {
-        let (context, shared) = (&self.context, &self.shared);
-        let settings = shared.settings();
+        let context = &self.context;
         let (server, quic) = (settings.server(), &settings.config.quic);
-        let config = self.transport(&settings)?;
+        let config = self.transport(settings)?;
         let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
         let port = socket.local_addr().port();
         let reset_key = ResetKey::from_key(&server.tls.server_key, port)?;
@@ -143,9 +145,14 @@ impl Door {
     }
 
     /// Lets clients in over TLS, too.
-    fn open_tls(&self, endpoint: &Rc<Endpoint>, socket: TcpListener) -> Result<(), String> {
+    fn open_tls(
+        &self,
+        endpoint: &Rc<Endpoint>,
+        socket: TcpListener,
+        settings: &ServerSettings,
+    ) -> Result<(), String> {
         let acceptor = Acceptor::adopt(socket).map_err(|error| error.to_string())?;
-        let context = tls::carrier_server(&self.settings().credentials);
+        let context = tls::carrier_server(&settings.credentials);
         endpoint.show_over_tls(context.map_err(|error| error.to_string())?);
         endpoint.accept_tls(acceptor);
         Ok(())
@@ -557,7 +564,10 @@ impl EndpointOwner for Owner {
         let counters = &door.context.counters;
         // A service that takes UDP may come later.
         let udp = Some(LaneFlows::new(Rc::clone(lane), fragmentation, counters));
-        let state = ServerLane::new(Rc::clone(lane), Rc::downgrade(door), *address, udp);
+        // The endpoint has just begun the lane with what this says.
+        let (_, trusted) = door.shows.get();
+        let of_door = Rc::downgrade(door);
+        let state = ServerLane::new(Rc::clone(lane), of_door, *address, trusted, udp);
         lane.handle_events(Rc::new(ServerLaneEvents(state)));
     }
 
