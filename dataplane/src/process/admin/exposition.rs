@@ -199,8 +199,8 @@ struct StateMetrics {
     client_lanes_wanted: Option<usize>,
     /// Of a client and of a server.
     lanes_over_tls: [Option<usize>; 2],
-    /// Configurations taken up, and refused.
-    reloads: [(&'static str, u64); 2],
+    /// Configurations taken up, not by all, or refused.
+    reloads: [(&'static str, u64); 3],
 }
 
 impl StateMetrics {
@@ -227,6 +227,7 @@ impl StateMetrics {
             ],
             reloads: [
                 ("done", status.reloads.done.load(Ordering::Relaxed)),
+                ("incomplete", status.reloads.incomplete.load(Ordering::Relaxed)),
                 ("refused", status.reloads.refused.load(Ordering::Relaxed)),
             ],
         }
@@ -272,7 +273,7 @@ impl Collector for StateMetrics {
         )?;
         let mut family = encoder.encode_descriptor(
             "reloads",
-            "Configurations read again while running: taken up, or refused as unusable.",
+            "Configurations read again while running: taken up, taken up but not everywhere, or refused as unusable.",
             None,
             MetricType::Counter,
         )?;
