@@ -74,6 +74,8 @@ pub(super) struct Pair {
     pub(super) key: PKey<Private>,
     /// The certificate's PEM text.
     pem: Vec<u8>,
+    /// The digest of both texts: a key that replaces one that does not fit is another pair.
+    identity: Identity,
 }
 
 impl Pair {
@@ -91,6 +93,7 @@ impl Pair {
             // Without a passphrase: nobody is there to be asked.
             key: PKey::private_key_from_pem_callback(&key, |_| Ok(0))
                 .map_err(failed(key_from, "is no usable private key"))?,
+            identity: digest([pem.as_slice(), key.as_slice()]),
             pem,
         })
     }
@@ -149,7 +152,7 @@ impl ServerCredentials {
             [Some(it.authorities.pem.as_slice()), revoked]
         });
         Ok(ServerCredentials {
-            shown: digest([pair.pem.as_slice()]),
+            shown: pair.identity,
             trusted: digest(trusted.map(Option::unwrap_or_default)),
             pair,
             clients,

@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::measurements::{Certificates, Histograms};
+use super::measurements::{Expiries, Histograms};
 use super::service_metrics::ServiceMetrics;
 use super::services::ServiceStates;
 use super::status_json::commit;
@@ -69,7 +69,7 @@ pub(super) fn encode(status: &Status, format: Format) -> Result<String, fmt::Err
     ours.register_collector(Box::new(StateMetrics::of(status)));
     ours.register_collector(Box::new(Counters(Arc::clone(&status.cluster))));
     ours.register_collector(Box::new(Histograms(Arc::clone(&status.cluster))));
-    ours.register_collector(Box::new(Certificates(status.certificates.views())));
+    ours.register_collector(Box::new(Expiries::of(&status.certificates)));
     ours.register_collector(Box::new(LogMetrics));
     if let Some(client) = &status.client {
         let services = Arc::clone(&client.settings().services);

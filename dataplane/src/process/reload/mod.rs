@@ -143,6 +143,7 @@ impl Reloader {
                 match orders.recv_deadline(next_look) {
                     Ok(answer) => answer(self.contained(Reloader::ordered)),
                     Err(RecvTimeoutError::Timeout) => {
+                        self.say_expired_lists();
                         let mut pause = LOOK_PAUSE;
                         let _said = self.contained(|this| {
                             pause = this.look();
@@ -155,6 +156,17 @@ impl Reloader {
             }
         })?;
         Ok(())
+    }
+
+    /// Nothing else tells who has to renew them: no client is refused for that.
+    fn say_expired_lists(&self) {
+        for list in self.status.certificates.lists_just_expired() {
+            tracing::warn!(
+                list,
+                "a list of revoked certificates has expired: what is on it is refused further, and \
+                 what the CA has revoked since is let in; have the CA issue the next one"
+            );
+        }
     }
 
     /// A panic, which is a defect of ours, is the end of this reload, and of none that follows. The

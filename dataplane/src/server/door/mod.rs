@@ -8,6 +8,7 @@ mod presence;
 mod recheck;
 mod register;
 mod session;
+mod shown;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -109,7 +110,7 @@ impl Door {
             }
         }
         let _first = this.endpoints.set(endpoints);
-        this.shows.set(shown_by(&settings));
+        this.shows.set(shown::by(&settings));
         crate::core::task::spawn_vital(recheck::run(Rc::downgrade(&this)));
         Ok(this)
     }
@@ -156,26 +157,6 @@ impl Door {
         endpoint.show_over_tls(context.map_err(|error| error.to_string())?);
         endpoint.accept_tls(acceptor);
         Ok(())
-    }
-
-    /// TLS connections that begin from now on show the certificate of these settings.
-    fn renew_tls(&self, endpoint: &Endpoint, settings: &ServerSettings) {
-        match tls::carrier_server(&settings.credentials) {
-            Ok(context) => endpoint.show_over_tls(context),
-            Err(why) => {
-                self.counters().internal_errors.increment();
-                tracing::error!(%why, "TLS goes on with the certificate of before");
-            }
-        }
-    }
-
-    /// The transport of lanes that begin from now on.
-    fn transport(&self, settings: &ServerSettings) -> Result<quiche::Config, String> {
-        let mut tls = tls::server_with(&settings.credentials).map_err(|it| it.to_string())?;
-        self.shared
-            .ticket_keys
-            .serve(&mut tls, &self.context.counters);
-        settings::transport(&settings.config.quic, tls).map_err(|error| error.to_string())
     }
 
     /// The settings now.
@@ -418,24 +399,7 @@ impl Door {
     /// Lanes that begin from now on are made by the settings of now, and those that there are must
     /// still be right.
     pub(crate) fn settings_have_changed(&self) {
-        let settings = self.settings();
-        let shown = shown_by(&settings);
-        // What has not changed keeps its sessions' context, and costs nothing.
-        if self.shows.replace(shown) != shown {
-            for endpoint in self.endpoints() {
-                match self.transport(&settings) {
-                    Ok(config) => {
-                        endpoint.configure(config);
-                        self.renew_tls(endpoint, &settings);
-                    }
-                    // It has been tried before anything changed.
-                    Err(why) => {
-                        self.counters().internal_errors.increment();
-                        tracing::error!(why, "the door goes on with the certificates of before");
-                    }
-                }
-            }
-        }
+        self.show(&self.settings());
         self.recheck.set();
     }
 
@@ -542,12 +506,6 @@ impl Door {
             endpoint.stop_when_empty();
         }
     }
-}
-
-/// What tells whether endpoints have to be configured anew.
-fn shown_by(settings: &ServerSettings) -> (Identity, Identity) {
-    let credentials = &settings.credentials;
-    (credentials.shown, credentials.trusted)
 }
 
 /// The door as one of its endpoints knows it.

@@ -34,6 +34,7 @@ pub(super) async fn run(door: Weak<Door>) {
     loop {
         let Some(here) = door.upgrade() else { return };
         let settings = here.settings();
+        here.show(&settings);
         let now_s = seconds_since_1970();
         let mut judged_anew = 0;
         let lanes: Vec<_> = here.registered.borrow().values().cloned().collect();

@@ -24,7 +24,7 @@ use super::succession::Predecessor;
 use crate::core::service_counters::ServiceCounters;
 use crate::quic::credentials::ServerCredentials;
 use crate::quic::tickets::{Keeper, TicketKeys};
-use crate::quic::tls;
+use crate::quic::{settings, tls};
 use overlap::Addresses;
 use plan::{CoreChanges, DoorSockets, Numbers, Plan, SharedEntrance};
 
@@ -284,6 +284,11 @@ impl ServerSettings {
     fn new(config: &Arc<Config>, server: &Server, generation: u64) -> Result<Self, String> {
         let credentials = ServerCredentials::read(server).map_err(|error| error.to_string())?;
         let store = tls::client_store(&credentials).map_err(|error| error.to_string())?;
+        // What each core will make of them, from the same bytes: no core is to find out later that
+        // a key does not belong to its certificate.
+        let tls = tls::server_with(&credentials).map_err(|error| error.to_string())?;
+        settings::transport(&config.quic, tls).map_err(|error| error.to_string())?;
+        tls::carrier_server(&credentials).map_err(|error| error.to_string())?;
         Ok(ServerSettings {
             config: Arc::clone(config),
             generation,
