@@ -67,7 +67,6 @@ mod units;
 pub use access_log::AccessLog;
 pub use admin::{Admin, AdminListen};
 pub use bounds::Bounds;
-pub use revocation_lists::first_next_update_unix_s;
 pub use certificate_facts::{CertificateFacts, first_expiry_unix_s, utc_text};
 pub use certificate_names::{CertificateNames, FINGERPRINT_BYTES, show_fingerprint};
 pub use changes::{Change, changes_between};
@@ -87,6 +86,7 @@ pub use pem::read_pem;
 pub use ports::{Ports, RANGE_PORTS_MAX, TrafficAddr};
 pub use proxy_protocol::{ProxyProtocol, ProxyProtocolUdp};
 pub use quic::{CongestionControl, Quic};
+pub use revocation_lists::first_next_update_unix_s;
 pub use secret::{SECRET_BYTES_MIN, Secret};
 pub use server::{
     Listener, ListenerProtocol, LoadBalancer, Server, ServerAuth, ServerTls, TlsFallback,

@@ -86,9 +86,10 @@ impl ClientShared {
 
     fn targets_gone(&self, client: &Client) -> Vec<usize> {
         let targets = self.targets();
-        let gone = targets.iter().enumerate().filter(|(_, it)| {
-            !it.name.is_given_up() && !client.servers.contains(&it.configured)
-        });
+        let gone = targets
+            .iter()
+            .enumerate()
+            .filter(|(_, it)| !it.name.is_given_up() && !client.servers.contains(&it.configured));
         gone.map(|(place, _)| place).collect()
     }
 
@@ -218,11 +219,130 @@ fn tell_cores_to_plan(post: &dyn Post<ClientMail>) -> Vec<String> {
     for core in 0..post.cores() {
         while post.send(core, ClientMail::Plan).is_err() {
             if Instant::now() >= until {
-                problems.push(format!("core {core} is stuck, and the client on it goes on as before"));
+                problems.push(format!(
+                    "core {core} is stuck, and the client on it goes on as before"
+                ));
                 break;
             }
             std::thread::sleep(MAIL_PAUSE);
         }
     }
     problems
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::path::Path;
+
+    use qmux_config::certs::{CertsRequest, generate, write};
+
+    use super::*;
+    use crate::core::mailbox::Mailboxes;
+    use crate::ready::Readiness;
+
+    fn config(dir: &Path, server: &str, local: &str) -> Arc<Config> {
+        let text = format!(
+            r#"
+            [[client.servers]]
+            address = "{server}:8443"
+            server_name = "tunnel.test"
+            [client.local]
+            host = "{local}"
+            port = 8080
+            [client.tls]
+            ca_cert_file = "ca.crt"
+            client_cert_file = "client.crt"
+            client_key_file = "client.key"
+            "#
+        );
+        Arc::new(Config::parse(&text, &dir.join("dp.toml")).expect("a config"))
+    }
+
+    struct World {
+        dir: tempfile::TempDir,
+        shared: Arc<ClientShared>,
+        post: Arc<dyn Post<ClientMail>>,
+    }
+
+    impl World {
+        /// A client whose service is at `localhost`.
+        fn new() -> World {
+            let dir = tempfile::tempdir().expect("a directory");
+            let request = CertsRequest {
+                server_names: vec!["tunnel.test".into()],
+                days: 30,
+            };
+            let certs = generate(&request).expect("certificates");
+            write(&certs, dir.path(), false).expect("written");
+            let config = config(dir.path(), "127.0.0.1", "localhost");
+            let client = config.client.as_ref().expect("a client");
+            let readiness = Arc::new(Readiness::new(1));
+            let shared = Arc::new(ClientShared::new(&config, client, &readiness));
+            let (mailboxes, _wakes) = Mailboxes::<ClientMail>::new(1).expect("socket pairs");
+            World {
+                dir,
+                shared,
+                post: Arc::new(mailboxes),
+            }
+        }
+
+        fn prepare(&self, config: &Arc<Config>) -> Result<Prepared, String> {
+            let client = config.client.as_ref().expect("a client");
+            self.shared.prepare(config, client, &self.post)
+        }
+
+        fn addresses(&self) -> Vec<SocketAddr> {
+            let servers = self.shared.servers.load();
+            servers.iter().map(|server| server.address).collect()
+        }
+    }
+
+    #[test]
+    fn what_is_prepared_and_not_taken_up_or_cannot_be_prepared_changes_nothing() {
+        let world = World::new();
+        let (settings, addresses) = (world.shared.settings(), world.addresses());
+        let other = config(world.dir.path(), "127.0.0.2", "localhost.");
+        drop(world.prepare(&other).expect("usable"));
+        std::fs::write(world.dir.path().join("client.key"), "no key").expect("written");
+        let refused = world.prepare(&other).expect_err("its key is gone");
+        assert!(refused.contains("client.key"), "{refused}");
+        assert!(Arc::ptr_eq(&settings, &world.shared.settings()));
+        assert_eq!(world.addresses(), addresses);
+        let hosts = settings.services.hosts();
+        assert!(hosts.iter().all(|host| !host.is_given_up()));
+        assert!(!world.shared.targets()[0].name.is_given_up());
+    }
+
+    #[test]
+    fn what_is_taken_up_replaces_servers_and_hosts() {
+        let world = World::new();
+        let before = world.shared.settings();
+        let other = config(world.dir.path(), "127.0.0.2", "127.0.0.1");
+        let prepared = world.prepare(&other).expect("usable");
+        assert_eq!(
+            world.shared.take_up(prepared, &*world.post),
+            [] as [&str; 0]
+        );
+        assert_eq!(
+            world.addresses(),
+            ["127.0.0.2:8443".parse().expect("literal")]
+        );
+        assert!(before.services.hosts()[0].is_given_up());
+        assert_eq!(world.shared.settings().generation, before.generation + 1);
+    }
+
+    #[test]
+    fn a_server_that_was_removed_is_not_brought_back_by_an_answer_on_its_way() {
+        let world = World::new();
+        let name = Name::later("server.test", 8443, "a test");
+        let answer = ["192.0.2.1:8443".parse().expect("literal")];
+        assert!(world.shared.answered(&name, 0, &answer));
+        assert!(world.addresses().contains(&answer[0]));
+        // The resolver has found the name wanted, and then:
+        name.give_up();
+        world.shared.on_roster(|roster| roster.remove(0));
+        assert!(!world.shared.answered(&name, 0, &answer));
+        assert_eq!(world.addresses(), [] as [SocketAddr; 0]);
+    }
 }

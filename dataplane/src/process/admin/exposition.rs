@@ -227,7 +227,10 @@ impl StateMetrics {
             ],
             reloads: [
                 ("done", status.reloads.done.load(Ordering::Relaxed)),
-                ("incomplete", status.reloads.incomplete.load(Ordering::Relaxed)),
+                (
+                    "incomplete",
+                    status.reloads.incomplete.load(Ordering::Relaxed),
+                ),
                 ("refused", status.reloads.refused.load(Ordering::Relaxed)),
             ],
         }

@@ -142,7 +142,11 @@ mod tests {
         std::os::unix::fs::symlink(path("a"), path("link")).expect("a link");
         let mut watched = Watched::default();
         watched.watch(&[path("link"), path("missing")]);
-        assert_eq!(watched.look(), Look::Read(Vec::new()), "once after the start");
+        assert_eq!(
+            watched.look(),
+            Look::Read(Vec::new()),
+            "once after the start"
+        );
         assert_eq!(watched.look(), Look::AsBefore);
         std::os::unix::fs::symlink(path("b"), path("new")).expect("a link");
         fs::rename(path("new"), path("link")).expect("swapped");

@@ -35,6 +35,7 @@ use crate::sys;
 use files::Look;
 pub(super) use files::Watched;
 pub(super) use listening::Listening;
+use texts::Roles;
 pub(super) use texts::Texts;
 
 /// Pause between two looks at the files.
@@ -281,16 +282,18 @@ impl Reloader {
     /// Takes up the configuration of this text, all of it or nothing.
     fn take_up(&mut self, text: String, cause: Cause) -> Result<Taken, Refused> {
         let wanted = self.read(&text)?;
-        let roles = (wanted.server.is_some(), wanted.client.is_some());
+        let (running, roles) = (Roles::of(&self.config.load()), Roles::of(&wanted));
         let wanted = self.with_sections_that_stay(wanted)?;
         let mut wanted = bind::without_ipv6(wanted, sys::bind::has_ipv6);
         let mut warnings = std::mem::take(&mut wanted.warnings);
         let config = Arc::new(self.with_what_stays(wanted));
         let ready = self.prepare(config, &mut warnings);
-        self.warn(warnings, cause);
+        for warning in self.news(warnings, cause) {
+            tracing::warn!("{warning}");
+        }
         let ready = ready?;
         let mut taken = Taken {
-            lines: self.texts.lines(&text),
+            lines: self.texts.lines(&text, running, roles),
             problems: Vec::new(),
             changed: !self.is_as_before(&ready),
         };
@@ -326,13 +329,11 @@ impl Reloader {
         Ok(wanted)
     }
 
-    /// Says what the operator should know: all of it to who asks, and else what is news.
-    fn warn(&mut self, warnings: Vec<String>, cause: Cause) {
+    /// What of these warnings is to be said now: all of them to who asks, and else what is news.
+    fn news(&mut self, warnings: Vec<String>, cause: Cause) -> Vec<String> {
         let before = std::mem::replace(&mut self.warned, warnings);
         let is_due = |it: &&String| cause == Cause::Order || !before.contains(it);
-        for warning in self.warned.iter().filter(is_due) {
-            tracing::warn!("{warning}");
-        }
+        self.warned.iter().filter(is_due).cloned().collect()
     }
 
     /// Whether nothing would change, neither in the configuration nor in the files that it names.
@@ -546,3 +547,6 @@ pub(crate) struct Counts {
     /// Configurations that could not be used.
     pub(crate) refused: AtomicU64,
 }
+
+#[cfg(test)]
+mod tests;

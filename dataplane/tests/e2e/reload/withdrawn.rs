@@ -6,7 +6,7 @@ use crate::support::certs::{self, Identity};
 use crate::support::door::{Door, DoorSetup, Offering, entry, entry_by, published};
 use crate::support::http;
 use crate::support::program::Program;
-use crate::support::quic_probe::{self, Probe};
+use crate::support::quic_probe::{self, Probe, Verdict};
 use crate::support::service::TcpService;
 use crate::support::subject;
 use crate::support::tunnel::Site;
@@ -136,6 +136,45 @@ fn a_connection_made_when_no_certificate_was_asked_for_registers_nobody_once_one
     file.replace(token, "method = \"mtls\"\nca_cert_file = \"ca.crt\"");
     file.taken_up();
     refused_for_its_handshake(&door, &mut stranger);
+}
+
+#[test]
+fn a_list_past_its_time_is_used_further_at_a_start_a_reload_and_while_running() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let [bad, good] = ["bad", "good"].map(Identity::client_named);
+    let list = |seconds| certs::revoking_for_seconds(seconds, &[&bad], certs::ours());
+    site.write("ca.crl", &list(-60));
+    let auth = "method = \"mtls\"\nca_cert_file = \"ca.crt\"\ncrl_file = \"ca.crl\"";
+    let (door, file) = by_certificate(&site, auth, &[]);
+    let is_used = || {
+        let shake_hands =
+            |identity| quic_probe::shake_hands(site.path(), door.quic[0], Some(identity));
+        assert!(matches!(shake_hands(&bad), Verdict::Refused(_)));
+        assert_eq!(shake_hands(&good), Verdict::Admitted);
+    };
+    is_used();
+    let days_left = || {
+        let status: serde_json::Value =
+            serde_json::from_str(&http::get(door.admin, "/status").body).expect("JSON");
+        status["revocation_lists"][0]["days_left"].as_i64()
+    };
+    assert_eq!(days_left(), Some(-1));
+    site.write("ca.crl", &list(5));
+    file.taken_up();
+    door.program.wait_for_line("that it has expired", |line| {
+        line.contains("list of revoked certificates has expired") && line.contains("ca.crl")
+    });
+    is_used();
+    file.append("# Something else has changed.\n");
+    file.taken_up();
+    is_used();
+    assert_eq!(days_left(), Some(-1));
+    let metrics = http::get(door.admin, "/metrics").body;
+    let expiry = http::metric(&metrics, "qmux_dp_revocation_list_expiry_seconds");
+    assert!(expiry < certs::now().unix_timestamp() as f64, "{expiry}");
 }
 
 #[test]
