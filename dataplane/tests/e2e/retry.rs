@@ -2,6 +2,8 @@
 
 use std::io::Write as _;
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::Signal;
 
@@ -261,5 +263,54 @@ fn killing_one_client_of_three_fails_nobody_after_the_server_has_noticed() {
         .iter()
         .find(|visit| visit.came > noticed && visit.result.is_err());
     assert!(late.is_none(), "{late:?}");
+    assert_eq!(delivered.repeated(), 0, "a request was delivered twice");
+}
+
+#[test]
+fn a_request_that_a_service_has_got_goes_to_no_other_client_when_its_own_one_dies() {
+    use crate::support::tunnel::{QUIC_NOTICES_SOON, ROLE_NOTICES_SOON};
+    if subject::only_wire("what becomes of a request whose client dies") {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(
+        &site,
+        &ServerSetup {
+            server: [&ROLE_NOTICES_SOON[..], &[ROUND_ROBIN]].concat(),
+            quic: QUIC_NOTICES_SOON.to_vec(),
+            ..ServerSetup::default()
+        },
+    );
+    let delivered = Delivered::default();
+    let other = delivered.service();
+    let _other = start_client(
+        &site,
+        &client("other", "lanes = 1"),
+        server.quic(),
+        other.address,
+    );
+    for round in 0..5_u64 {
+        // It has the request when its client dies: what the server is to hear of it must be on its
+        // way by then.
+        let process = Arc::new(AtomicU32::new(0));
+        let service = delivered.service_that({
+            let process = Arc::clone(&process);
+            move || {
+                let id = i32::try_from(process.load(Ordering::SeqCst)).expect("an id");
+                let id = rustix::process::Pid::from_raw(id).expect("it runs");
+                rustix::process::kill_process(id, Signal::KILL).expect("it runs");
+            }
+        });
+        let setup = client("mortal", "lanes = 1");
+        let mut mortal = start_client(&site, &setup, server.quic(), service.address);
+        process.store(mortal.id(), Ordering::SeqCst);
+        let mut number = round << 32;
+        while mortal.exited().is_none() {
+            let ending = visitor::ending_of(server.traffic(), &u64::to_be_bytes(number));
+            let is_answered = matches!(ending, Ending::Clean(ref bytes) if bytes.len() == 8);
+            assert_eq!(is_answered, service.accepted() == 0, "{ending:?}");
+            number += 1;
+        }
+    }
     assert_eq!(delivered.repeated(), 0, "a request was delivered twice");
 }

@@ -24,6 +24,11 @@ pub(crate) struct Delivered(Arc<Mutex<HashMap<u64, usize>>>);
 impl Delivered {
     /// A service that notes each request, and sends it back.
     pub(crate) fn service(&self) -> TcpService {
+        self.service_that(|| {})
+    }
+
+    /// The same; with each request it does this before it answers.
+    pub(crate) fn service_that(&self, then: impl Fn() + Send + Sync + 'static) -> TcpService {
         let Delivered(delivered) = self.clone();
         TcpService::start(move |mut stream| {
             let mut request = [0; REQUEST_BYTES];
@@ -37,6 +42,7 @@ impl Delivered {
                 .expect("requests")
                 .entry(number)
                 .or_default() += 1;
+            then();
             let _gone = stream.write_all(&request);
             let _gone = stream.shutdown(Shutdown::Write);
         })
