@@ -213,8 +213,10 @@ impl KeptCredentials {
     /// # Errors
     /// If they cannot be used now, or the thread cannot be started.
     pub(crate) fn keep(&self, client: &Client) -> Result<(), String> {
-        let mut look = Look::default();
-        look.last = stamps(client);
+        let mut look = Look {
+            last: stamps(client),
+            ..Look::default()
+        };
         let credentials = Self::usable(client).map_err(|error| error.to_string())?;
         self.change(credentials, client);
         let kept = KeptCredentials {

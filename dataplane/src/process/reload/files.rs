@@ -187,7 +187,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("list");
         let mut watched = Watched::default();
-        watched.watch(&[path.clone()]);
+        watched.watch(std::slice::from_ref(&path));
         let _first = watched.look();
         fs::write(&path, "changed").expect("written");
         watched.read_now();
@@ -202,7 +202,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let (path, other) = (dir.path().join("list"), dir.path().join("other"));
         let mut watched = Watched::default();
-        watched.watch(&[path.clone()]);
+        watched.watch(std::slice::from_ref(&path));
         let _first = watched.look();
         fs::write(&path, "changed").expect("written");
         watched.watch(&[path.clone(), other]);

@@ -150,18 +150,14 @@ fn a_section_that_stays_without_its_text_goes_by_its_files() {
 #[test]
 fn warnings_are_said_at_an_order_and_else_when_they_are_news() {
     let mut world = World::new(&[SERVER, CLIENT].concat());
-    let [old, new] = ["old", "new"].map(String::from);
-    let mut said = |warnings: &[&String], cause| {
-        let warnings = warnings.iter().map(|it| String::clone(it)).collect();
+    let mut said = |warnings: &[&str], cause| {
+        let warnings = warnings.iter().map(ToString::to_string).collect();
         world.reloader.news(warnings, cause)
     };
-    assert_eq!(said(&[&old], Cause::Look), [old.clone()]);
-    assert_eq!(said(&[&old], Cause::Look), [] as [&str; 0]);
-    assert_eq!(said(&[&old, &new], Cause::Look), [new.clone()]);
-    assert_eq!(
-        said(&[&old, &new], Cause::Order),
-        [old.clone(), new.clone()]
-    );
+    assert_eq!(said(&["old"], Cause::Look), ["old"]);
+    assert_eq!(said(&["old"], Cause::Look), [] as [&str; 0]);
+    assert_eq!(said(&["old", "new"], Cause::Look), ["new"]);
+    assert_eq!(said(&["old", "new"], Cause::Order), ["old", "new"]);
     assert_eq!(said(&[], Cause::Look), [] as [&str; 0]);
-    assert_eq!(said(&[&old], Cause::Look), [old.clone()]);
+    assert_eq!(said(&["old"], Cause::Look), ["old"]);
 }

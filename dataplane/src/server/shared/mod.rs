@@ -528,7 +528,7 @@ mod tests {
         let key = std::fs::read(dir.path().join("server.key")).expect("the key");
         let after = certs(dir.path());
         std::fs::write(dir.path().join("server.key"), key).expect("written");
-        let refused = read().err().expect("the certificate came before its key");
+        let refused = read().expect_err("the certificate came before its key");
         assert!(refused.contains("server.key"), "{refused}");
         std::fs::write(dir.path().join("server.key"), after.server_key_pem).expect("written");
         assert_ne!(read().expect("a pair").credentials.shown, before);
