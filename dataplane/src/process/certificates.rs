@@ -1,7 +1,8 @@
 //! When the certificates in use expire, and lists of revoked ones are due, for whoever asks.
 //!
-//! The process takes up what comes to be in their files, so these are read again, on the thread of
-//! whoever asks, and not more often than [`READ_AGAIN`].
+//! A server takes up what comes to be in its files by a reload, and until then goes on with what it
+//! has, whatever the files hold. A client takes it up by itself, so its files are read again, on the
+//! thread of whoever asks, and not more often than [`READ_AGAIN`].
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -27,6 +28,8 @@ pub(crate) enum Kind {
 struct Source {
     kind: Kind,
     from: FileOrText,
+    /// What comes to be in the file is in use soon.
+    follows_file: bool,
     /// Of the one that expires first, in seconds since 1970.
     expiry_s: Option<i64>,
     /// It has expired, and that is known.
@@ -34,10 +37,11 @@ struct Source {
 }
 
 impl Source {
-    fn new(kind: Kind, from: &FileOrText, now_s: i64) -> Source {
+    fn new(kind: Kind, from: &FileOrText, follows_file: bool, now_s: i64) -> Source {
         let mut source = Source {
             kind,
             from: from.clone(),
+            follows_file,
             expiry_s: None,
             is_known_as_expired: false,
         };
@@ -112,7 +116,8 @@ impl Certificates {
         let (read_at, sources) = &mut *known;
         if read_at.elapsed() >= READ_AGAIN {
             *read_at = Instant::now();
-            sources.iter_mut().for_each(Source::read);
+            let following = sources.iter_mut().filter(|it| it.follows_file);
+            following.for_each(Source::read);
         }
         let now_s = now_s();
         let view = |source: &Source| {
@@ -137,23 +142,75 @@ fn now_s() -> i64 {
 fn sources(config: &Config) -> Vec<Source> {
     let mut sources: Vec<Source> = Vec::new();
     let now_s = now_s();
-    let mut add = |kind, from: &FileOrText| {
+    let mut add = |kind, from: &FileOrText, follows_file| {
         if !sources.iter().any(|it| it.from == *from) {
-            sources.push(Source::new(kind, from, now_s));
+            sources.push(Source::new(kind, from, follows_file, now_s));
         }
     };
     if let Some(server) = &config.server {
-        add(Kind::Certificates, &server.tls.server_cert);
+        add(Kind::Certificates, &server.tls.server_cert, false);
         if let ServerAuth::Mtls { ca_cert, crl } = &server.auth {
-            add(Kind::Certificates, ca_cert);
-            crl.iter().for_each(|crl| add(Kind::RevocationLists, crl));
+            add(Kind::Certificates, ca_cert, false);
+            crl.iter()
+                .for_each(|crl| add(Kind::RevocationLists, crl, false));
         }
     }
     if let Some(client) = &config.client {
         if let Some(pair) = &client.tls.client_cert {
-            add(Kind::Certificates, &pair.cert);
+            add(Kind::Certificates, &pair.cert, true);
         }
-        add(Kind::Certificates, &client.tls.ca_cert);
+        add(Kind::Certificates, &client.tls.ca_cert, true);
     }
     sources
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use qmux_config::certs::{CertsRequest, generate, write};
+
+    use super::*;
+
+    fn certs(dir: &Path, days: u32) {
+        let request = CertsRequest {
+            server_names: vec!["tunnel.test".into()],
+            days,
+        };
+        let certs = generate(&request).expect("certificates");
+        write(&certs, dir, true).expect("written");
+    }
+
+    #[test]
+    fn a_servers_certificate_is_the_one_that_was_taken_up_whatever_its_file_holds() {
+        let dir = tempfile::tempdir().expect("a directory");
+        certs(dir.path(), 30);
+        let text = r#"
+            [[server.listeners]]
+            quic_addr = "127.0.0.1:8443"
+            traffic_addr = "127.0.0.1:8080"
+            protocol = "tcp"
+            [server.auth]
+            method = "token"
+            token = "the secret of this test"
+            [server.tls]
+            server_cert_file = "server.crt"
+            server_key_file = "server.key"
+        "#;
+        let config = Config::parse(text, &dir.path().join("dp.toml")).expect("a config");
+        let certificates = Certificates::of(&config);
+        let read_long_ago = || {
+            let long_ago = Instant::now().checked_sub(2 * READ_AGAIN);
+            certificates.0.lock().expect("nobody has panicked").0 = long_ago.expect("uptime");
+        };
+        let expiry_s = || {
+            read_long_ago();
+            certificates.views(Kind::Certificates)[0].expiry_s
+        };
+        let before = expiry_s();
+        certs(dir.path(), 60);
+        assert_eq!(expiry_s(), before);
+        certificates.change(&config);
+        assert!(expiry_s() > before);
+    }
 }
