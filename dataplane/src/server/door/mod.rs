@@ -8,6 +8,7 @@ mod presence;
 mod recheck;
 mod register;
 mod session;
+mod shown;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -98,16 +99,18 @@ impl Door {
             recheck: Event::default(),
             shows: Cell::default(),
         });
+        // The same for all: they may be replaced meanwhile, and what is shown must be known.
+        let settings = shared.settings();
         let sockets = sockets.into_iter().enumerate();
-        let endpoints = sockets.map(|(address, socket)| this.open_address(address, socket));
+        let endpoints = sockets.map(|(at, socket)| this.open_address(at, socket, &settings));
         let endpoints = endpoints.collect::<Result<Vec<_>, _>>()?;
         for (endpoint, socket) in endpoints.iter().zip(tls_sockets) {
             if let Some(socket) = socket {
-                this.open_tls(endpoint, socket)?;
+                this.open_tls(endpoint, socket, &settings)?;
             }
         }
         let _first = this.endpoints.set(endpoints);
-        this.shows.set(shown_by(&shared.settings()));
+        this.shows.set(shown::by(&settings));
         crate::core::task::spawn_vital(recheck::run(Rc::downgrade(&this)));
         Ok(this)
     }
@@ -116,11 +119,11 @@ impl Door {
         self: &Rc<Self>,
         address: usize,
         socket: StdUdpSocket,
+        settings: &ServerSettings,
     ) -> Result<Rc<Endpoint>, String> {
-        let (context, shared) = (&self.context, &self.shared);
-        let settings = shared.settings();
+        let context = &self.context;
         let (server, quic) = (settings.server(), &settings.config.quic);
-        let config = self.transport(&settings)?;
+        let config = self.transport(settings)?;
         let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
         let port = socket.local_addr().port();
         let reset_key = ResetKey::from_key(&server.tls.server_key, port)?;
@@ -143,32 +146,17 @@ impl Door {
     }
 
     /// Lets clients in over TLS, too.
-    fn open_tls(&self, endpoint: &Rc<Endpoint>, socket: TcpListener) -> Result<(), String> {
+    fn open_tls(
+        &self,
+        endpoint: &Rc<Endpoint>,
+        socket: TcpListener,
+        settings: &ServerSettings,
+    ) -> Result<(), String> {
         let acceptor = Acceptor::adopt(socket).map_err(|error| error.to_string())?;
-        let context = tls::carrier_server(&self.settings().credentials);
+        let context = tls::carrier_server(&settings.credentials);
         endpoint.show_over_tls(context.map_err(|error| error.to_string())?);
         endpoint.accept_tls(acceptor);
         Ok(())
-    }
-
-    /// TLS connections that begin from now on show the certificate of these settings.
-    fn renew_tls(&self, endpoint: &Endpoint, settings: &ServerSettings) {
-        match tls::carrier_server(&settings.credentials) {
-            Ok(context) => endpoint.show_over_tls(context),
-            Err(why) => {
-                self.counters().internal_errors.increment();
-                tracing::error!(%why, "TLS goes on with the certificate of before");
-            }
-        }
-    }
-
-    /// The transport of lanes that begin from now on.
-    fn transport(&self, settings: &ServerSettings) -> Result<quiche::Config, String> {
-        let mut tls = tls::server_with(&settings.credentials).map_err(|it| it.to_string())?;
-        self.shared
-            .ticket_keys
-            .serve(&mut tls, &self.context.counters);
-        settings::transport(&settings.config.quic, tls).map_err(|error| error.to_string())
     }
 
     /// The settings now.
@@ -411,24 +399,7 @@ impl Door {
     /// Lanes that begin from now on are made by the settings of now, and those that there are must
     /// still be right.
     pub(crate) fn settings_have_changed(&self) {
-        let settings = self.settings();
-        let shown = shown_by(&settings);
-        // What has not changed keeps its sessions' context, and costs nothing.
-        if self.shows.replace(shown) != shown {
-            for endpoint in self.endpoints() {
-                match self.transport(&settings) {
-                    Ok(config) => {
-                        endpoint.configure(config);
-                        self.renew_tls(endpoint, &settings);
-                    }
-                    // It has been tried before anything changed.
-                    Err(why) => {
-                        self.counters().internal_errors.increment();
-                        tracing::error!(why, "the door goes on with the certificates of before");
-                    }
-                }
-            }
-        }
+        self.show(&self.settings());
         self.recheck.set();
     }
 
@@ -537,12 +508,6 @@ impl Door {
     }
 }
 
-/// What tells whether endpoints have to be configured anew.
-fn shown_by(settings: &ServerSettings) -> (Identity, Identity) {
-    let credentials = &settings.credentials;
-    (credentials.shown, credentials.trusted)
-}
-
 /// The door as one of its endpoints knows it.
 struct Owner {
     door: Rc<Door>,
@@ -557,7 +522,10 @@ impl EndpointOwner for Owner {
         let counters = &door.context.counters;
         // A service that takes UDP may come later.
         let udp = Some(LaneFlows::new(Rc::clone(lane), fragmentation, counters));
-        let state = ServerLane::new(Rc::clone(lane), Rc::downgrade(door), *address, udp);
+        // The endpoint has just begun the lane with what this says.
+        let (_, trusted) = door.shows.get();
+        let of_door = Rc::downgrade(door);
+        let state = ServerLane::new(Rc::clone(lane), of_door, *address, trusted, udp);
         lane.handle_events(Rc::new(ServerLaneEvents(state)));
     }
 
