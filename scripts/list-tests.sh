@@ -78,8 +78,8 @@ trap 'rm -f "$made"' EXIT
 # What the end-to-end tests hold
 
 Written by `scripts/list-tests.sh` from the names in `dataplane/tests/e2e`; do not edit it. Each
-line is a test. `cargo test --locked --workspace --test e2e TOPIC::` runs a topic, `a::b::` one that is
-called "a / b" here.
+line is a test. `cargo test --locked --workspace --test e2e TOPIC::` runs a topic, `a::b::` one that
+is called "a / b" here.
 END
     find "$tests" -name '*.rs' ! -name main.rs ! -path "$tests/support/*" | sort |
         while read -r file; do
