@@ -35,7 +35,8 @@ pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) 
     if (addresses.is_empty() && traffic.is_empty()) || has_ipv6() {
         return config;
     }
-    tracing::warn!("this machine has no IPv6: [::] in the config is taken for 0.0.0.0");
+    let taken = "this machine has no IPv6: [::] in the config is taken for 0.0.0.0";
+    config.warnings.push(taken.into());
     for address in addresses {
         address.set_ip(Ipv4Addr::UNSPECIFIED.into());
     }

@@ -90,6 +90,13 @@ pub(super) fn of_reload(
             StatusCode::UNPROCESSABLE_ENTITY,
             format!("nothing has changed: {why}\n"),
         ),
+        Ok(Err(Refused::Incomplete(problems))) => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!(
+                "the configuration is taken up, but not everywhere; a restart is the way out:\n{}\n",
+                problems.join("\n")
+            ),
+        ),
         Ok(Err(Refused::Draining)) | Err(_) => text(
             StatusCode::SERVICE_UNAVAILABLE,
             "nothing has changed: the process is about to end\n".into(),

@@ -9,6 +9,7 @@ mod presence;
 mod recheck;
 mod register;
 mod session;
+mod shown;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -28,7 +29,6 @@ use crate::quic::endpoint::{Endpoint, EndpointOwner};
 use crate::quic::lane::Lane;
 use crate::quic::over_tls::TlsConnection;
 use crate::quic::sessions::Identity;
-use crate::quic::{settings, tls};
 use crate::server::ids::DoorId;
 use crate::server::mail::ServerContext;
 use crate::server::mail::ServerMail;
@@ -96,34 +96,16 @@ impl Door {
             recheck: Event::default(),
             shows: Cell::default(),
         });
-        if let Err(why) = this.open_addresses(sockets, tls_sockets) {
+        // The same for all: they may be replaced meanwhile, and what is shown must be known.
+        let settings = shared.settings();
+        if let Err(why) = this.open_addresses(sockets, tls_sockets, &settings) {
             // Those that are open already would let clients in who find no door here.
             this.close();
             return Err(why);
         }
-        this.shows.set(shown_by(&shared.settings()));
+        this.shows.set(shown::by(&settings));
         crate::core::task::spawn_vital(recheck::run(Rc::downgrade(&this)));
         Ok(this)
-    }
-
-    /// TLS connections that begin from now on show the certificate of these settings.
-    fn renew_tls(&self, endpoint: &Endpoint, settings: &ServerSettings) {
-        match tls::carrier_server(&settings.credentials) {
-            Ok(context) => endpoint.show_over_tls(context),
-            Err(why) => {
-                self.counters().internal_errors.increment();
-                tracing::error!(%why, "TLS goes on with the certificate of before");
-            }
-        }
-    }
-
-    /// The transport of lanes that begin from now on.
-    fn transport(&self, settings: &ServerSettings) -> Result<quiche::Config, String> {
-        let mut tls = tls::server_with(&settings.credentials).map_err(|it| it.to_string())?;
-        self.shared
-            .ticket_keys
-            .serve(&mut tls, &self.context.counters);
-        settings::transport(&settings.config.quic, tls).map_err(|error| error.to_string())
     }
 
     /// The settings now.
@@ -366,24 +348,7 @@ impl Door {
     /// Lanes that begin from now on are made by the settings of now, and those that there are must
     /// still be right.
     pub(crate) fn settings_have_changed(&self) {
-        let settings = self.settings();
-        let shown = shown_by(&settings);
-        // What has not changed keeps its sessions' context, and costs nothing.
-        if self.shows.replace(shown) != shown {
-            for endpoint in self.endpoints() {
-                match self.transport(&settings) {
-                    Ok(config) => {
-                        endpoint.configure(config);
-                        self.renew_tls(endpoint, &settings);
-                    }
-                    // It has been tried before anything changed.
-                    Err(why) => {
-                        self.counters().internal_errors.increment();
-                        tracing::error!(why, "the door goes on with the certificates of before");
-                    }
-                }
-            }
-        }
+        self.show(&self.settings());
         self.recheck.set();
     }
 
@@ -492,12 +457,6 @@ impl Door {
     }
 }
 
-/// What tells whether endpoints have to be configured anew.
-fn shown_by(settings: &ServerSettings) -> (Identity, Identity) {
-    let credentials = &settings.credentials;
-    (credentials.shown, credentials.trusted)
-}
-
 /// The door as one of its endpoints knows it.
 struct Owner {
     door: Rc<Door>,
@@ -512,7 +471,10 @@ impl EndpointOwner for Owner {
         let counters = &door.context.counters;
         // A service that takes UDP may come later.
         let udp = Some(LaneFlows::new(Rc::clone(lane), fragmentation, counters));
-        let state = ServerLane::new(Rc::clone(lane), Rc::downgrade(door), *address, udp);
+        // The endpoint has just begun the lane with what this says.
+        let (_, trusted) = door.shows.get();
+        let of_door = Rc::downgrade(door);
+        let state = ServerLane::new(Rc::clone(lane), of_door, *address, trusted, udp);
         lane.handle_events(Rc::new(ServerLaneEvents(state)));
     }
 

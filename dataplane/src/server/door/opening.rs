@@ -8,6 +8,7 @@ use super::{Door, Owner};
 use crate::quic::endpoint::{Endpoint, EndpointSetup};
 use crate::quic::reset::ResetKey;
 use crate::quic::{settings, tls};
+use crate::server::shared::ServerSettings;
 use crate::sys::tcp::Acceptor;
 use crate::sys::udp::{Purpose, UdpSocket};
 
@@ -20,10 +21,11 @@ impl Door {
         self: &Rc<Self>,
         sockets: Vec<StdUdpSocket>,
         tls_sockets: Vec<Option<TcpListener>>,
+        settings: &ServerSettings,
     ) -> Result<(), String> {
         let (mut endpoints, mut problem) = (Vec::new(), None);
         for (address, socket) in sockets.into_iter().enumerate() {
-            match self.open_address(address, socket) {
+            match self.open_address(address, socket, settings) {
                 Ok(endpoint) => endpoints.push(endpoint),
                 Err(why) => problem = Some(why),
             }
@@ -34,7 +36,7 @@ impl Door {
         }
         for (endpoint, socket) in self.endpoints().iter().zip(tls_sockets) {
             if let Some(socket) = socket {
-                self.open_tls(endpoint, socket)?;
+                self.open_tls(endpoint, socket, settings)?;
             }
         }
         Ok(())
@@ -44,11 +46,11 @@ impl Door {
         self: &Rc<Self>,
         address: usize,
         socket: StdUdpSocket,
+        settings: &ServerSettings,
     ) -> Result<Rc<Endpoint>, String> {
-        let (context, shared) = (&self.context, &self.shared);
-        let settings = shared.settings();
+        let context = &self.context;
         let (server, quic) = (settings.server(), &settings.config.quic);
-        let config = self.transport(&settings)?;
+        let config = self.transport(settings)?;
         let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
         let port = socket.local_addr().port();
         let reset_key = ResetKey::from_key(&server.tls.server_key, port)?;
@@ -71,9 +73,14 @@ impl Door {
     }
 
     /// Lets clients in over TLS, too.
-    fn open_tls(&self, endpoint: &Rc<Endpoint>, socket: TcpListener) -> Result<(), String> {
+    fn open_tls(
+        &self,
+        endpoint: &Rc<Endpoint>,
+        socket: TcpListener,
+        settings: &ServerSettings,
+    ) -> Result<(), String> {
         let acceptor = Acceptor::adopt(socket).map_err(|error| error.to_string())?;
-        let context = tls::carrier_server(&self.settings().credentials);
+        let context = tls::carrier_server(&settings.credentials);
         endpoint.show_over_tls(context.map_err(|error| error.to_string())?);
         endpoint.accept_tls(acceptor);
         Ok(())

@@ -24,7 +24,7 @@ use super::succession::Predecessor;
 use crate::core::service_counters::ServiceCounters;
 use crate::quic::credentials::ServerCredentials;
 use crate::quic::tickets::{Keeper, TicketKeys};
-use crate::quic::tls;
+use crate::quic::{settings, tls};
 use overlap::Addresses;
 use plan::{CoreChanges, DoorSockets, Numbers, Plan, SharedEntrance};
 
@@ -288,6 +288,11 @@ impl ServerSettings {
     fn new(config: &Arc<Config>, server: &Server, generation: u64) -> Result<Self, String> {
         let credentials = ServerCredentials::read(server).map_err(|error| error.to_string())?;
         let store = tls::client_store(&credentials).map_err(|error| error.to_string())?;
+        // What each core will make of them, from the same bytes: no core is to find out later that
+        // a key does not belong to its certificate.
+        let tls = tls::server_with(&credentials).map_err(|error| error.to_string())?;
+        settings::transport(&config.quic, tls).map_err(|error| error.to_string())?;
+        tls::carrier_server(&credentials).map_err(|error| error.to_string())?;
         Ok(ServerSettings {
             config: Arc::clone(config),
             generation,
@@ -502,4 +507,56 @@ impl ServerShared {
 /// Held by whoever changes the configuration, one at a time.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use qmux_config::certs::{CertsRequest, Generated, generate, write};
+
+    use super::*;
+
+    const TEXT: &str = r#"
+        [[server.listeners]]
+        quic_addr = "127.0.0.1:8443"
+        traffic_addr = "127.0.0.1:8080"
+        protocol = "tcp"
+        [server.auth]
+        method = "token"
+        token = "the secret of this test"
+        [server.tls]
+        server_cert_file = "server.crt"
+        server_key_file = "server.key"
+    "#;
+
+    fn certs(dir: &Path) -> Generated {
+        let request = CertsRequest {
+            server_names: vec!["tunnel.test".into()],
+            days: 30,
+        };
+        let certs = generate(&request).expect("certificates");
+        write(&certs, dir, true).expect("written");
+        certs
+    }
+
+    #[test]
+    fn settings_are_refused_whose_pair_has_changed_since_the_text_was_judged() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let _before = certs(dir.path());
+        let config = Config::parse(TEXT, &dir.path().join("dp.toml")).expect("a config");
+        let config = Arc::new(config);
+        let read = || {
+            let server = config.server.as_ref().expect("a server");
+            ServerSettings::new(&config, server, 0)
+        };
+        let before = read().expect("a pair").credentials.shown;
+        let key = std::fs::read(dir.path().join("server.key")).expect("the key");
+        let after = certs(dir.path());
+        std::fs::write(dir.path().join("server.key"), key).expect("written");
+        let refused = read().expect_err("the certificate came before its key");
+        assert!(refused.contains("server.key"), "{refused}");
+        std::fs::write(dir.path().join("server.key"), after.server_key_pem).expect("written");
+        assert_ne!(read().expect("a pair").credentials.shown, before);
+    }
 }
