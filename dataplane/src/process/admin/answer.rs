@@ -26,10 +26,10 @@ const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; script-src 'u
     style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'";
 
 /// The answer to whoever must ask by address.
-const BY_NAME: &str = "this is answered only if the Host header has an IP address or localhost, and \
-    no other name: a web page could have its own name lead here. Ask by the address, as in \
-    http://127.0.0.1:9600/status; a proxy in front must set Host to the address. /metrics, /healthz \
-    and /readyz are answered by any name.\n";
+const BY_NAME: &str = "this is answered only if the Host header has an IP address or localhost, \
+    and no other name: a web page could have its own name lead here. Ask by the address, as in \
+    http://127.0.0.1:9600/status; a proxy in front must set Host to the address. /metrics, \
+    /healthz and /readyz are answered by any name.\n";
 
 const READ: &str = "GET, HEAD";
 const WRITE: &str = "POST";
@@ -161,8 +161,8 @@ fn comes_from_elsewhere(headers: &HeaderMap) -> bool {
     origin.is_none_or(|(_, origin)| Some(origin) != host)
 }
 
-/// Whether a web page must not get at this: it changes something, or tells who the clients are. What
-/// scrapers and balancers ask for, mostly by a name, tells no more than numbers.
+/// Whether a web page must not get at this: it changes something, or tells who the clients are.
+/// What scrapers and balancers ask for, mostly by a name, tells no more than numbers.
 fn needs_an_address(path: &str) -> bool {
     matches!(path, "/" | "/status" | "/drain" | "/reload")
 }

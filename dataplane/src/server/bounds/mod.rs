@@ -26,8 +26,8 @@ use udp_sources::UdpSources;
 const SHARDS: usize = 16;
 
 /// Sources of TCP visitors of one service that are known at a time: some 10 MiB, and more than
-/// visitors have descriptors on most machines. Each has completed a handshake, so its address is its
-/// own. Those of UDP may be forged, and have a table without such a bound ([`udp_sources`]).
+/// visitors have descriptors on most machines. Each has completed a handshake, so its address is
+/// its own. Those of UDP may be forged, and have a table without such a bound ([`udp_sources`]).
 const SOURCES_MAX: usize = 131_072;
 
 /// What a source takes up.

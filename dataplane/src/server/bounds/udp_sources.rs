@@ -2,9 +2,9 @@
 //!
 //! Anybody can send a datagram under any address, so this table has no bound of its own at which it
 //! would refuse newcomers: strangers could reach it, and close the service to all whom it does not
-//! know yet. A source is in here while it has a flow, and whoever has no room for one more flow ends
-//! the oldest that nobody has answered ([`crate::flow::udp::lives`]). So the table is bounded by the
-//! flow tables of the cores, and a place here costs a tenth of the flow that holds it.
+//! know yet. A source is in here while it has a flow, and whoever has no room for one more flow
+//! ends the oldest that nobody has answered ([`crate::flow::udp::lives`]). So the table is bounded
+//! by the flow tables of the cores, and a place here costs a tenth of the flow that holds it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
