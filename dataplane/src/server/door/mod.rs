@@ -4,6 +4,7 @@
 mod auth;
 pub(crate) mod lane;
 mod offers;
+mod opening;
 mod presence;
 mod recheck;
 mod register;
@@ -24,12 +25,10 @@ use rustc_hash::FxBuildHasher;
 
 use crate::core::counters::CoreCounters;
 use crate::core::event::Event;
-use crate::quic::endpoint::{Endpoint, EndpointOwner, EndpointSetup};
+use crate::quic::endpoint::{Endpoint, EndpointOwner};
 use crate::quic::lane::Lane;
 use crate::quic::over_tls::TlsConnection;
-use crate::quic::reset::ResetKey;
 use crate::quic::sessions::Identity;
-use crate::quic::{settings, tls};
 use crate::server::ids::DoorId;
 use crate::server::mail::ServerContext;
 use crate::server::mail::ServerMail;
@@ -42,8 +41,6 @@ use crate::server::shared::{
 };
 use crate::server::succession::{Lent, PassedOn, SocketUse};
 use crate::server::udp::lane::LaneFlows;
-use crate::sys::tcp::Acceptor;
-use crate::sys::udp::{Purpose, UdpSocket};
 use lane::{ServerLane, ServerLaneEvents};
 
 /// One door on one core.
@@ -101,62 +98,14 @@ impl Door {
         });
         // The same for all: they may be replaced meanwhile, and what is shown must be known.
         let settings = shared.settings();
-        let sockets = sockets.into_iter().enumerate();
-        let endpoints = sockets.map(|(at, socket)| this.open_address(at, socket, &settings));
-        let endpoints = endpoints.collect::<Result<Vec<_>, _>>()?;
-        for (endpoint, socket) in endpoints.iter().zip(tls_sockets) {
-            if let Some(socket) = socket {
-                this.open_tls(endpoint, socket, &settings)?;
-            }
+        if let Err(why) = this.open_addresses(sockets, tls_sockets, &settings) {
+            // Those that are open already would let clients in who find no door here.
+            this.close();
+            return Err(why);
         }
-        let _first = this.endpoints.set(endpoints);
         this.shows.set(shown::by(&settings));
         crate::core::task::spawn_vital(recheck::run(Rc::downgrade(&this)));
         Ok(this)
-    }
-
-    fn open_address(
-        self: &Rc<Self>,
-        address: usize,
-        socket: StdUdpSocket,
-        settings: &ServerSettings,
-    ) -> Result<Rc<Endpoint>, String> {
-        let context = &self.context;
-        let (server, quic) = (settings.server(), &settings.config.quic);
-        let config = self.transport(settings)?;
-        let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
-        let port = socket.local_addr().port();
-        let reset_key = ResetKey::from_key(&server.tls.server_key, port)?;
-        let setup = EndpointSetup {
-            socket,
-            core: context.index,
-            group: context.cluster.cores(),
-            config,
-            packet_bytes_max: settings::packet_bytes_max(quic),
-            accepts: true,
-            handshake_timeout: quic.handshake_idle_timeout,
-            reset_key: Some(reset_key),
-            counters: Arc::clone(&context.counters),
-        };
-        let owner = Owner {
-            door: Rc::clone(self),
-            address,
-        };
-        Ok(Endpoint::start(setup, Some(Rc::new(owner))))
-    }
-
-    /// Lets clients in over TLS, too.
-    fn open_tls(
-        &self,
-        endpoint: &Rc<Endpoint>,
-        socket: TcpListener,
-        settings: &ServerSettings,
-    ) -> Result<(), String> {
-        let acceptor = Acceptor::adopt(socket).map_err(|error| error.to_string())?;
-        let context = tls::carrier_server(&settings.credentials);
-        endpoint.show_over_tls(context.map_err(|error| error.to_string())?);
-        endpoint.accept_tls(acceptor);
-        Ok(())
     }
 
     /// The settings now.

@@ -28,6 +28,10 @@ use crate::quic::{settings, tls};
 use overlap::Addresses;
 use plan::{CoreChanges, DoorSockets, Numbers, Plan, SharedEntrance};
 
+/// A core that turns slowly has closed a socket for TCP visitors by then, which takes the last of
+/// them for two seconds at most.
+const LEAVING_TCP: Duration = Duration::from_secs(10);
+
 /// What a configuration says of a service, and where its visitors come in.
 #[derive(Debug)]
 pub(crate) struct ServiceTerms {
@@ -317,6 +321,18 @@ impl ServerSettings {
 /// Entrances that are closed and whose UDP flows have some time left.
 type Draining = Vec<(SharedEntrance, Instant)>;
 
+/// Addresses that cores are about to give up, and until when they may still have them.
+#[derive(Debug, Default)]
+struct LeavingTcp(Vec<(SocketAddr, Instant)>);
+
+impl LeavingTcp {
+    /// Those that may still be had now.
+    fn still(&mut self, now: Instant) -> Vec<SocketAddr> {
+        self.0.retain(|(_, until)| *until > now);
+        self.0.iter().map(|(it, _)| *it).collect()
+    }
+}
+
 /// What all cores of the server role share.
 #[derive(Debug)]
 pub(crate) struct ServerShared {
@@ -324,6 +340,8 @@ pub(crate) struct ServerShared {
     doors: ArcSwap<Vec<Arc<SharedDoor>>>,
     numbers: Mutex<Numbers>,
     draining: Mutex<Draining>,
+    /// Addresses of entrances that are closed, while their cores may take the last TCP visitors.
+    leaving_tcp: Mutex<LeavingTcp>,
     /// Addresses of doors that were removed, and until when their lanes may have them.
     leaving_doors: Mutex<Vec<(SocketAddr, Instant)>>,
     cores: usize,
@@ -361,6 +379,7 @@ impl ServerShared {
             doors: ArcSwap::default(),
             numbers: Mutex::default(),
             draining: Mutex::default(),
+            leaving_tcp: Mutex::default(),
             leaving_doors: Mutex::default(),
             cores,
             instance_id: *uuid::Uuid::new_v4().as_bytes(),
@@ -384,7 +403,9 @@ impl ServerShared {
         let doors = self.doors();
         let mut numbers = lock(&self.numbers);
         let log = &self.access_log;
-        Ok(plan::plan(&doors, &settings, &mut numbers, self.cores, log))
+        let mut plan = plan::plan(&doors, &settings, &mut numbers, self.cores, log);
+        plan.leaving_tcp = lock(&self.leaving_tcp).still(Instant::now());
+        Ok(plan)
     }
 
     /// Where UDP flows of entrances that are closed still go on.
@@ -436,6 +457,11 @@ impl ServerShared {
         let timeout = plan.settings.server().drain_timeout + Duration::from_secs(5);
         let closed = plan.closed.iter().filter(|it| it.udp && !is_taken(it));
         draining.extend(closed.map(|it| (*it, now + timeout)));
+        let closed = plan.closed.iter().filter(|it| it.tcp);
+        let until = now + LEAVING_TCP;
+        lock(&self.leaving_tcp)
+            .0
+            .extend(closed.map(|it| (it.traffic_addr, until)));
         let mut leaving = lock(&self.leaving_doors);
         leaving.retain(|(_, until)| *until > now);
         let doors = plan.doors_closed.iter().flat_map(|door| &door.quic_addrs);
