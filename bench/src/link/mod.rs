@@ -3,7 +3,7 @@
 //! Two network namespaces with a TUN device each, and a router in user space between the two. Programs that run in the
 //! namespaces see an ordinary interface: TCP, QUIC and whatever else is compared cross the very same link.
 //!
-//! - [`Profile`] says what one direction does to packets; [`preset`] names known links.
+//! - [`Profile`] says what one direction does to packets; [`preset()`] names known links.
 //! - [`Scheduler`] decides when a packet leaves the link, or whether it is dropped. It knows no clock and no device.
 //! - [`Faults`] is what goes wrong for a while: a black hole, wrong bits, a NAT that forgets.
 //! - [`Network`] builds the namespaces, runs the router and removes everything when it is dropped.
