@@ -228,6 +228,9 @@ counters! {
     lanes_silent,
     /// Lanes closed because nothing was heard within the health timeout.
     lanes_unhealthy,
+    /// Lanes closed because their client had ended the TLS connection that they rode, and was not back
+    /// within 3 seconds on any lane.
+    lanes_hung_up,
     /// Probes of a peer from which nothing was heard for a while, and of lanes that were alarmed.
     probes_sent,
     /// Alarms given because a probe was not answered.

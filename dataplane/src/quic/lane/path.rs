@@ -170,6 +170,13 @@ impl Lane {
         }
     }
 
+    /// It was the peer who ended the connection that the lane rode.
+    pub(in crate::quic) fn peer_hung_up(self: &Rc<Self>) {
+        if let Some(events) = self.events() {
+            events.hung_up(self);
+        }
+    }
+
     /// Whether packets go where the peer's come from.
     pub(in crate::quic) fn follows(&self) -> bool {
         self.path.roaming.borrow().follows()
