@@ -96,6 +96,8 @@ counters! {
     tls_dials_failed,
     /// Times that a lane went from UDP to TLS with its flows, or to another TLS connection.
     lanes_moved_to_tls,
+    /// Lanes that went, with their flows, from a TLS connection that was over or silent to another one.
+    lanes_moved_to_other_tls,
     /// Times that a lane went from TLS to UDP with its flows.
     lanes_moved_to_udp,
     /// Tries whether QUIC gets through while lanes ride TLS.
