@@ -138,6 +138,13 @@ counters! {
     quic_packets_passed_on,
     /// Those that it took too slowly.
     quic_packets_pass_on_dropped,
+    /// Packets that were not passed on: they came by the thousand, with connection ids that are none of
+    /// this server.
+    quic_packets_pass_on_refused,
+    /// QUIC packets passed on by the successor that a core had no room for.
+    quic_packets_passed_on_dropped,
+    /// TLS connections closed because they were for lanes of the process before this one.
+    tls_connections_for_predecessor,
     /// First packets of connections that were none: they do not decrypt.
     initials_invalid,
     /// First packets of connections left without an answer: more than a core answers in a second,

@@ -268,6 +268,17 @@ impl TlsWay {
         Sent::Waits
     }
 
+    /// True while packets wait for room in the socket.
+    pub(in crate::quic) fn has_waiting(&self) -> bool {
+        self.full.get()
+    }
+
+    /// Encrypted bytes that wait.
+    #[cfg(test)]
+    pub(in crate::quic) fn waiting_bytes(&self) -> usize {
+        self.pipe.borrow_mut().outgoing().len()
+    }
+
     /// True while packets wait for room in the socket; `lane` is told when there is some.
     pub(in crate::quic) fn is_full(&self, lane: u64) -> bool {
         let full = self.full.get();

@@ -574,8 +574,14 @@ impl EndpointOwner for Owner {
             data: packet.to_vec(),
             from,
             to_ip,
+            lost_before: 0,
         };
         self.door.context.post.send(core, mail).is_ok()
+    }
+
+    fn has_predecessor(&self) -> bool {
+        let predecessor = self.door.shared.predecessor.get();
+        predecessor.is_some_and(|it| it.is_there())
     }
 
     fn pass_on(&self, packet: &[u8], from: SocketAddr, to_ip: Option<IpAddr>) -> Option<bool> {
