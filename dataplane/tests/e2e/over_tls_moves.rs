@@ -3,6 +3,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -192,10 +194,14 @@ fn flows_go_on_when_udp_is_dropped_on_the_way_to_a_server_that_keeps_sending() {
     let mut talking = visitor::connect(world.server.traffic());
     talking.write_all(b"t").expect("sent");
     let mut answers = talking.try_clone().expect("a copy");
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_over);
     let talks = thread::spawn(move || {
-        while talking.write_all(b"talk").is_ok() {
+        while !over.load(Ordering::SeqCst) {
+            talking.write_all(b"talk").expect("sent");
             thread::sleep(Duration::from_millis(50));
         }
+        visitor::finish(&talking);
     });
     let mut first = [0; 5];
     answers.read_exact(&mut first).expect("it is echoed");
@@ -203,13 +209,12 @@ fn flows_go_on_when_udp_is_dropped_on_the_way_to_a_server_that_keeps_sending() {
     world.read_half_way(|path| path.limit_udp(0, usize::MAX));
     world.type_a_little();
     goes_over(&world.client, "TLS");
+    is_over.store(true, Ordering::SeqCst);
+    talks.join().expect("it goes on");
+    listens.join().expect("it ends").expect("all of it");
     let (client, _server) = world.finish();
-    assert_eq!(
-        counters::total(&counters::of(&client), "lanes_unhealthy"),
-        0
-    );
-    talks.join().expect("it ends with the server");
-    let _bytes = listens.join().expect("it ends with the server");
+    let client = counters::of(&client);
+    assert_eq!(counters::total(&client, "lanes_unhealthy"), 0);
 }
 
 #[test]
