@@ -34,6 +34,7 @@ fn over_tls(name: &'static str) -> ClientSetup {
         name,
         server: vec!["transport = \"tls\""],
         client: vec!["health_timeout = \"10m\""],
+        quic: vec!["max_idle_timeout = \"10m\""],
         ..ClientSetup::default()
     }
 }
