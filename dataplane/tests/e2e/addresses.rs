@@ -92,7 +92,7 @@ fn two_addresses_of_one_server_have_the_lanes_of_one_and_stand_in_for_each_other
         &format!(
             "nft add table ip t; \
              nft add chain ip t out '{{ type filter hook output priority 0; }}'; \
-             nft add rule ip t out ip daddr {serving} drop"
+             nft add rule ip t out ip daddr {serving} meta l4proto {{ tcp, udp }} th dport {port} drop"
         ),
     );
     client.wait_for_lines("its lanes", 3, registered(resting));

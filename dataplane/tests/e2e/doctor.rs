@@ -70,7 +70,9 @@ fn doctor_launch(site: &Site, setup: &ClientSetup, server: &str, service: Socket
 fn run(launch: Launch) -> Said {
     let mut program = launch.start();
     let code = program.wait_for_exit().code();
-    let lines = program.stdout().lines().map(str::to_owned).collect();
+    let lines: Vec<String> = program.stdout().lines().map(str::to_owned).collect();
+    // With --nocapture: what a user reads.
+    println!("{}\n", lines.join("\n"));
     Said { code, lines }
 }
 

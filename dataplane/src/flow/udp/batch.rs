@@ -7,14 +7,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::courtesy;
 use crate::core::counters::CoreCounters;
 use crate::sys::udp::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX, UdpSocket};
-
-/// After a batch of so many datagrams the CPU is offered to whoever waits for it: on a machine with few CPUs that is often
-/// the very receiver that they have just woken, whose socket buffer (208 KB by default) takes fewer than 100 of them.
-/// Measured with iperf3, 1,150-byte datagrams at 1 Gbit/s, on 2 CPUs: 0.1 to 0.25 % lost in the receiver's socket instead of
-/// 2.6 to 3.6 %; without a tunnel 0.7 to 1.0 %. It costs a third of a microsecond per batch.
-const YIELD_FROM: usize = 16;
 
 /// Datagrams sent singly, because GSO was refused for their size, until GSO is tried with them again. What was refused
 /// may have been the MTU of one visitor's path; it must not slow all the others for good. One refused call in this
@@ -172,9 +167,7 @@ impl Batcher {
         match self.try_send(socket, contents, self.segment, self.to, self.from_ip) {
             Sent::Done => {
                 self.count_sent(count, contents.len());
-                if count >= YIELD_FROM {
-                    std::thread::yield_now();
-                }
+                courtesy::after_batch(count);
             }
             Sent::Full => self.counters.udp_dropped_socket_full.add(count as u64),
             Sent::Failed(error) if is_refusal_of_gso(&error) => {

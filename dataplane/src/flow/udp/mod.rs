@@ -9,6 +9,7 @@
 //! All of it lives on one core. No borrow of a `RefCell` is held across an `await` or a call to another module.
 
 pub(crate) mod batch;
+mod courtesy;
 pub(crate) mod encode;
 mod expiry;
 pub(crate) mod incoming;

@@ -8,7 +8,9 @@
 //!
 //! - one that brought a good many datagrams and nothing else,
 //! - one that brought bytes of flows in less than two full packets: a request or an answer. More
-//!   are bulk, whose sender needs acknowledgements to go on.
+//!   are bulk, whose sender needs acknowledgements to go on,
+//! - one that brought nothing for streams while something is owed already: most often that is
+//!   an acknowledgement alone, which makes nothing due sooner.
 //!
 //! Everything else, the control stream above all, is acknowledged at once. So are the first bytes
 //! of a flow that a socket gets ([`Lane::acknowledge_now`]).
@@ -90,6 +92,7 @@ impl Debts {
         let bytes = self.bytes.take();
         let few = self.packets.get() < PACKETS_MAX;
         match brought {
+            Brought::NothingForStreams if few && self.due.get().is_some() => Some(FLOW_PATIENCE),
             Brought::NothingForStreams => (few && bytes >= BULK_BYTES_MIN).then_some(PATIENCE),
             Brought::Flows => {
                 (few && self.full_packets.get() < FULL_PACKETS_MAX).then_some(FLOW_PATIENCE)
@@ -224,6 +227,22 @@ mod tests {
         debts.packet(BULK_BYTES_MIN - 1);
         let over = debts.turn_over(Brought::NothingForStreams);
         assert_eq!(over, None, "the bytes are those of one turn");
+    }
+
+    #[test]
+    fn what_brings_nothing_for_streams_waits_with_what_is_owed_already() {
+        let debts = Debts::default();
+        let now = Instant::now();
+        let due = debts.owe(now, FLOW_PATIENCE);
+        debts.packet(1);
+        assert_eq!(
+            debts.turn_over(Brought::NothingForStreams),
+            Some(FLOW_PATIENCE)
+        );
+        assert_eq!(debts.owe(now, FLOW_PATIENCE), None, "no later than before");
+        assert_eq!(debts.due.get(), due);
+        debts.paid();
+        assert_eq!(debts.turn_over(Brought::NothingForStreams), None);
     }
 
     #[test]
