@@ -31,7 +31,7 @@ pub(super) const SILENCE: Duration = Duration::from_millis(600);
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Pause between two tries of QUIC.
-pub(super) const QUIC_PAUSE: Duration = Duration::from_secs(30);
+const QUIC_PAUSE: Duration = Duration::from_secs(30);
 
 /// The one before the first is doubled up to this often: a quarter of an hour.
 const DOUBLINGS_MAX: u32 = 5;
@@ -126,6 +126,8 @@ pub(super) struct Fallback {
     /// TLS is not dialled before.
     dial_from: Instant,
     dials_failed: u32,
+    /// Connections in a row that ended without an answer.
+    in_vain: u32,
     /// Another connection, beside one that is silent.
     second: Tls,
     /// It is not dialled before.
@@ -161,6 +163,7 @@ impl Fallback {
             },
             dial_from: now,
             dials_failed: 0,
+            in_vain: 0,
             second: Tls::None,
             second_from: now,
             seconds: 0,
@@ -335,6 +338,7 @@ impl Fallback {
             self.seconds += 1;
         } else if there {
             self.tls = Tls::Open;
+            self.dials_failed = 0;
             self.spare_until = now + SPARE_FOR;
         } else {
             self.tls = Tls::None;
@@ -356,14 +360,10 @@ impl Fallback {
         self.dial_from = now;
         if self.riding == Riding::Tls {
             self.lost = true;
-            if answered {
-                self.dials_failed = 0;
-            } else {
-                // As good as none. At once for the first time, it may have been a mishap.
-                let before = self.dials_failed.checked_sub(1);
-                self.dial_from += before.map_or(Duration::ZERO, pause);
-                self.dials_failed += 1;
-            }
+            // One without an answer is as good as none. The first may have been a mishap.
+            self.in_vain = if answered { 0 } else { self.in_vain + 1 };
+            let before = self.in_vain.checked_sub(2);
+            self.dial_from += before.map_or(Duration::ZERO, pause);
         }
     }
 
@@ -374,14 +374,14 @@ impl Fallback {
         }
     }
 
-    /// QUIC gets through from another port, or not.
-    pub(super) fn probed(&mut self, now: Instant, passes: bool) {
+    /// QUIC gets through from another port, or not, as was found at `found`.
+    pub(super) fn probed(&mut self, found: Instant, passes: bool) {
         self.probing = false;
         self.quic_passes = passes && self.riding == Riding::Tls;
-        self.probe_at = self.probe_at.max(now + QUIC_PAUSE);
+        self.probe_at = self.probe_at.max(found + QUIC_PAUSE);
     }
 
-    /// Somebody else tries QUIC, or did a while ago: ask again then.
+    /// Somebody else tries QUIC now: ask again soon.
     pub(super) fn probe_later(&mut self, at: Instant) {
         self.probing = false;
         self.probe_at = at;

@@ -42,7 +42,7 @@ const UNANSWERED_MAX: Duration = Duration::from_secs(2);
 
 /// How often a lane asks for itself while flows ride it, where nobody asks for it: the silence of
 /// its way must be known, so that it can go along another one.
-const ASKS_ALONE: Duration = Duration::from_millis(500);
+const ASKS_ALONE: Duration = Duration::from_secs(1);
 
 /// Where a registered lane is in its life. Before, it is a [`Dialed`](super::attempt) one.
 enum Phase {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use qmux_config::Transport;
 
 use super::ClientLane;
-use super::fallback::{Action, Fallback, QUIC_PAUSE, Signs, Why};
+use super::fallback::{Action, Fallback, Signs, Why};
 use super::scout;
 use crate::client::servers::transport::{QuicProbe, Riding};
 use crate::client::{ClientCore, carrier};
@@ -164,11 +164,8 @@ impl Ways {
     fn probe_quic(&mut self, now: Instant, as_of: Duration) {
         match self.this.server.transport.begin_quic_probe(now, as_of) {
             QuicProbe::Passes => self.fallback.probed(now, true),
-            // All lanes ask at the same time, so that there is one try for all.
-            QuicProbe::PassesNot(found) => {
-                let next = (found + QUIC_PAUSE).max(now + jittered(PROBE_LOOK));
-                self.fallback.probe_later(next);
-            }
+            // From then on, so that all lanes ask at the same time and there is one try for all.
+            QuicProbe::PassesNot(found) => self.fallback.probed(found, false),
             QuicProbe::UnderWay => self.fallback.probe_later(now + jittered(PROBE_LOOK)),
             QuicProbe::Yours => {
                 self.core.context.counters.quic_probes.increment();

@@ -264,13 +264,13 @@ impl LaneEvents for ServerLaneEvents {
     }
 
     fn silence(&self, lane: &Rc<Lane>, silent: bool) {
+        if !silent {
+            self.0.must_be_back(None);
+        }
         let Some(membership) = self.0.membership.get() else {
             return;
         };
         membership.silence(silent);
-        if !silent {
-            self.0.must_be_back(None);
-        }
         if let Some(udp) = &self.0.udp {
             udp.note_silence(Instant::now());
         }

@@ -216,7 +216,9 @@ impl Session<'_> {
             return true;
         };
         let others = this.membership.get();
-        if now >= until + STOOD_STILL {
+        if !this.lane.is_silent() {
+            this.must_be_back(None);
+        } else if now >= until + STOOD_STILL {
             this.must_be_back(Some(now + BACK_WITHIN));
         } else if others.is_some_and(|it| it.client().answers()) {
             this.must_be_back(Some(now + OTHERS_LOOK));
