@@ -47,6 +47,7 @@ mod ports;
 mod proxy_protocol;
 mod quic;
 mod report;
+mod revocation_lists;
 mod secret;
 mod section;
 mod server;
@@ -85,6 +86,7 @@ pub use pem::read_pem;
 pub use ports::{Ports, RANGE_PORTS_MAX, TrafficAddr};
 pub use proxy_protocol::{ProxyProtocol, ProxyProtocolUdp};
 pub use quic::{CongestionControl, Quic};
+pub use revocation_lists::first_next_update_unix_s;
 pub use secret::{SECRET_BYTES_MIN, Secret};
 pub use server::{
     Listener, ListenerProtocol, LoadBalancer, Server, ServerAuth, ServerTls, TlsFallback,

@@ -8,11 +8,10 @@ use boring::pkey::{PKey, Private};
 use boring::x509::X509;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
-use x509_parser::prelude::Pem;
-use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
 
 use crate::file_or_text::FileOrText;
+use crate::revocation_lists;
 use crate::section::Section;
 use crate::tls_keys;
 
@@ -130,45 +129,26 @@ pub(crate) fn crl(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
     let form = "the path of a PEM file with the lists of revoked certificates of the CAs";
     let file = Source::maybe(section, keys, form)?;
     let pem = file.read(section)?;
-    let lists = match revocation_lists(&pem) {
-        Ok(lists) => lists,
+    let next_updates = match revocation_lists::next_updates(&pem) {
+        Ok(next_updates) => next_updates,
         Err(message) => {
             file.problem(section, message);
             return None;
         }
     };
-    for ends in lists {
-        let Some(ends) = ends else { continue };
-        let when = day(ends);
+    // A warning, no error: handshakes take such a list too, and whoever forgets to renew it must
+    // not lose what else changes, the server's next certificate for one.
+    for ends in next_updates.into_iter().flatten() {
         if ASN1Time::now() > ends {
             let message = format!(
-                "holds a list that expired on {when}; it must be one that the CA has issued since"
+                "holds a list that expired on {}: what is on it is refused further, and what the CA \
+                 has revoked since is let in; it should be one that the CA has issued since",
+                day(ends)
             );
-            if file.is_refused_for_its_time(section, &message) {
-                return None;
-            }
+            file.warning(section, &message);
         }
     }
     Some(file.from)
-}
-
-/// When each list of a PEM text is to be replaced by the next one.
-fn revocation_lists(pem: &[u8]) -> Result<Vec<Option<ASN1Time>>, &'static str> {
-    let wrong =
-        "holds no list of revoked certificates in valid PEM form (-----BEGIN X509 CRL-----)";
-    let mut lists = Vec::new();
-    for block in Pem::iter_from_buffer(pem) {
-        let block = block.map_err(|_| wrong)?;
-        if block.label != "X509 CRL" {
-            return Err(wrong);
-        }
-        let (_, list) = CertificateRevocationList::from_der(&block.contents).map_err(|_| wrong)?;
-        lists.push(list.next_update());
-    }
-    if lists.is_empty() {
-        return Err(wrong);
-    }
-    Ok(lists)
 }
 
 /// The session ticket keys under one of `keys`, if there are any.

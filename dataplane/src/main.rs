@@ -72,10 +72,11 @@ fn load(path: &Path) -> Result<Config, Failure> {
 
 fn parse(text: &str, path: &Path) -> Result<Config, Failure> {
     let config = Config::parse(text, path).map_err(|errors| Failure::Input(errors.to_string()))?;
+    let config = bind::without_ipv6(config, sys::bind::has_ipv6);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(bind::without_ipv6(config, sys::bind::has_ipv6))
+    Ok(config)
 }
 
 fn serve(path: &Path, cores: Option<usize>) -> Result<(), Failure> {

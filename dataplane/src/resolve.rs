@@ -5,6 +5,7 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -193,25 +194,44 @@ impl std::fmt::Display for Name {
     }
 }
 
-/// Keeps `name` fresh until it is given up: resolves it now and after each `interval` (a
-/// little earlier, as clients that were started together must not ask together), and calls
-/// `answered` with each good answer, whether it has changed or not. A literal address needs none of
-/// this.
+/// A thread that keeps a name fresh once it is told to begin, and ends if it never is.
+#[derive(Debug)]
+#[must_use = "the name is kept fresh only once it begins"]
+pub(crate) struct Keeper(Option<SyncSender<()>>);
+
+impl Keeper {
+    /// From now on the name is kept fresh, until it is given up.
+    pub(crate) fn begin(self) {
+        if let Some(begin) = self.0 {
+            // There is room for the one message of its life.
+            let _begun = begin.send(());
+        }
+    }
+}
+
+/// Has everything that is needed to keep `name` fresh until it is given up: to resolve it at the
+/// beginning and after each `interval` (a little earlier, as clients that were started together
+/// must not ask together), and call `answered` with each good answer, whether it has changed or
+/// not. A literal address needs none of this.
 ///
 /// # Errors
 /// If the thread cannot be started.
-pub(crate) fn keep_fresh(
+pub(crate) fn keeper(
     name: &Arc<Name>,
     interval: Duration,
     answered: impl Fn(&[SocketAddr]) + Send + 'static,
-) -> std::io::Result<()> {
+) -> std::io::Result<Keeper> {
     if name.literal {
-        return Ok(());
+        return Ok(Keeper(None));
     }
     let name = Arc::clone(name);
+    let (begin, begun) = sync_channel(1);
     std::thread::Builder::new()
         .name("resolver".into())
         .spawn(move || {
+            if begun.recv().is_err() {
+                return;
+            }
             while !name.is_given_up() {
                 let good = name.refresh();
                 if good && !name.is_given_up() {
@@ -221,7 +241,7 @@ pub(crate) fn keep_fresh(
                 std::thread::sleep(jittered(pause));
             }
         })?;
-    Ok(())
+    Ok(Keeper(Some(begin)))
 }
 
 #[cfg(test)]
@@ -266,17 +286,29 @@ mod tests {
     }
 
     #[test]
-    fn each_good_answer_is_told() {
+    fn each_good_answer_is_told_from_the_beginning_on() {
         let (told, answers) = std::sync::mpsc::channel();
         let name = Name::later("localhost", 80, "a test");
         assert!(name.addresses().is_empty(), "not asked for yet");
-        keep_fresh(&name, Duration::from_millis(1), move |addresses| {
+        let keeper = keeper(&name, Duration::from_millis(1), move |addresses| {
             // Fails only when the test is over.
             let _over = told.send(addresses.to_vec());
-        })
-        .expect("a thread");
+        });
+        keeper.expect("a thread").begin();
         for _ in 0..2 {
             assert!(!answers.recv().expect("an answer").is_empty());
         }
+    }
+
+    #[test]
+    fn a_keeper_that_never_begins_asks_nobody_and_ends() {
+        let (told, answers) = std::sync::mpsc::channel::<()>();
+        let name = Name::later("localhost", 80, "a test");
+        let keeper = keeper(&name, Duration::from_millis(1), move |_| {
+            let _over = told.send(());
+        });
+        drop(keeper.expect("a thread"));
+        assert!(answers.recv().is_err(), "its thread has ended");
+        assert!(!name.was_asked());
     }
 }

@@ -305,3 +305,42 @@ fn for_a_diagnosis_a_certificate_out_of_its_time_is_a_warning() {
     fs::write(&path, CLIENT).expect("written");
     assert!(Config::load_whatever_the_time(&path).is_err());
 }
+
+/// A list of the fixture's form that revokes nobody, due to be replaced in so many days.
+fn list_due_in(days: i64) -> String {
+    let key = KeyPair::generate().expect("a key");
+    let mut ca = CertificateParams::new(Vec::new()).expect("params");
+    ca.key_usages = vec![rcgen::KeyUsagePurpose::CrlSign];
+    let now = OffsetDateTime::now_utc();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: now - Duration::days(30),
+        next_update: now + Duration::days(days),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let list = list
+        .signed_by(&rcgen::Issuer::new(ca, &key))
+        .expect("signed");
+    list.pem().expect("PEM")
+}
+
+#[test]
+fn a_list_of_revoked_certificates_past_its_time_is_taken_with_a_warning() {
+    let own = certs();
+    let with_list = "ca_cert_file = \"certs/ca.crt\"\ncrl_file = \"certs/ca.crl\"";
+    let text = SERVER.replace("ca_cert_file = \"certs/ca.crt\"", with_list);
+    let path = own.path().join("certs/ca.crl");
+    fs::write(&path, list_due_in(1)).expect("written");
+    assert_eq!(warnings(&text, own.path()), [] as [&str; 0]);
+    fs::write(&path, list_due_in(1) + &list_due_in(-1)).expect("written");
+    let warnings = warnings(&text, own.path());
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].contains("server.auth.crl_file") && warnings[0].contains("expired on"),
+        "{warnings:?}"
+    );
+    fs::write(&path, "no list").expect("written");
+    assert!(problem(&text, own.path()).contains("X509 CRL"));
+}

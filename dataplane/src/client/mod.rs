@@ -38,6 +38,7 @@ use servers::demand::Change;
 use servers::server::ServerState;
 use services::health::Checker;
 pub(crate) use shared::ClientShared;
+pub(crate) use shared::change::Prepared;
 use udp::CoreFlows;
 
 /// Bits of a lane's serial number that count the lanes of one core; the others are the core's.

@@ -1,6 +1,8 @@
 //! What all cores of the client role share: which servers there are, who this client is, and where
 //! its services are.
 
+pub(crate) mod change;
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +22,7 @@ use crate::core::mailbox::Post;
 use crate::quic::credentials::KeptCredentials;
 use crate::quic::sessions::SessionCache;
 use crate::ready::{Readiness, RegisteredLane};
-use crate::resolve::{self, Name};
+use crate::resolve::{self, Keeper, Name};
 use crate::sys::process;
 
 const _: () = assert!(
@@ -201,10 +203,11 @@ impl ClientShared {
         post: &Arc<dyn Post<ClientMail>>,
     ) -> std::io::Result<()> {
         for host in self.settings().services.hosts() {
-            self.keep_host_fresh(&host)?;
+            self.host_keeper(&host)?.begin();
         }
         for (index, target) in self.targets().iter().enumerate() {
-            self.keep_target_fresh(index, target, post)?;
+            let keepers = self.target_keepers(index, target, post)?;
+            keepers.into_iter().for_each(Keeper::begin);
         }
         Ok(())
     }
@@ -215,30 +218,53 @@ impl ClientShared {
         client.map_or(Duration::MAX, |client| client.resolve_interval)
     }
 
-    fn keep_host_fresh(&self, host: &Arc<Name>) -> std::io::Result<()> {
-        resolve::keep_fresh(host, self.resolve_interval(), |_| {})
+    fn host_keeper(&self, host: &Arc<Name>) -> std::io::Result<Keeper> {
+        resolve::keeper(host, self.resolve_interval(), |_| {})
     }
 
-    fn keep_target_fresh(
+    /// Of the names of a configured server: its own, and its proxy's.
+    fn target_keepers(
         self: &Arc<Self>,
         index: usize,
         target: &Target,
         post: &Arc<dyn Post<ClientMail>>,
-    ) -> std::io::Result<()> {
+    ) -> std::io::Result<Vec<Keeper>> {
+        let mut keepers = Vec::new();
         if let Ok(Some(proxy)) = &target.proxy {
-            self.keep_host_fresh(&proxy.name)?;
+            keepers.push(self.host_keeper(&proxy.name)?);
         }
         let (shared, post) = (Arc::clone(self), Arc::clone(post));
-        resolve::keep_fresh(&target.name, self.resolve_interval(), move |addresses| {
-            if shared.resolved(index, addresses) {
+        let name = Arc::clone(&target.name);
+        let interval = self.resolve_interval();
+        keepers.push(resolve::keeper(&target.name, interval, move |addresses| {
+            if shared.answered(&name, index, addresses) {
                 tell_all_cores(&*post, ClientMail::Plan);
             }
-        })
+        })?);
+        Ok(keepers)
     }
 
-    /// Takes in what a configured server's name has resolved to. True if the servers have changed.
+    /// Takes in an address of the configuration. True if the servers have changed.
     pub(super) fn resolved(&self, target: usize, addresses: &[SocketAddr]) -> bool {
-        let mut roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
+        let roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
+        self.take_in(roster, target, addresses)
+    }
+
+    /// Takes in what a configured server's name has resolved to, unless it has been given up: then
+    /// its server is removed, and must not come back by an answer that was on its way. True if the
+    /// servers have changed.
+    fn answered(&self, name: &Name, target: usize, addresses: &[SocketAddr]) -> bool {
+        // Who removes the server gives up the name before, and then waits for this lock.
+        let roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
+        !name.is_given_up() && self.take_in(roster, target, addresses)
+    }
+
+    fn take_in(
+        &self,
+        mut roster: MutexGuard<'_, Roster>,
+        target: usize,
+        addresses: &[SocketAddr],
+    ) -> bool {
         let news = roster.answer(target, addresses, Instant::now());
         if news.is_empty() {
             return false;
@@ -372,147 +398,11 @@ impl ClientShared {
     }
 }
 
-// ---- another configuration ---------------------------------------------------------------------
-
-impl ClientShared {
-    /// Takes up another configuration, whose section is `client`, and tells the cores by `post`.
-    /// Lanes whose services have changed are made anew: the new ones register before the old ones
-    /// are left to their flows.
-    ///
-    /// # Errors
-    /// If a certificate cannot be used, or there is no thread for a name; nothing has changed then.
-    pub(crate) fn change(
-        self: &Arc<Self>,
-        config: &Arc<Config>,
-        client: &Client,
-        post: &Arc<dyn Post<ClientMail>>,
-    ) -> Result<(), String> {
-        let before = self.settings();
-        let Some(old) = before.client() else {
-            return Ok(());
-        };
-        self.credentials
-            .change(client)
-            .map_err(|error| error.to_string())?;
-        let services = if old.services == client.services {
-            Arc::clone(&before.services)
-        } else {
-            let services = Services::after(&before.services, &client.services);
-            let known = before.services.hosts();
-            let stays = services.hosts();
-            for gone in known
-                .iter()
-                .filter(|it| !stays.iter().any(|host| Arc::ptr_eq(it, host)))
-            {
-                gone.give_up();
-            }
-            for host in stays {
-                if !known.iter().any(|it| Arc::ptr_eq(it, &host)) {
-                    let kept = self.keep_host_fresh(&host);
-                    kept.map_err(|error| format!("resolver: {error}"))?;
-                }
-            }
-            wait_until_asked(&services);
-            Arc::new(services)
-        };
-        let timing = |it: &Client| {
-            (
-                it.heartbeat_interval,
-                it.health_timeout,
-                it.drain_timeout,
-                it.probe_interval,
-            )
-        };
-        let anew = !Arc::ptr_eq(&services, &before.services) || timing(old) != timing(client);
-        self.settings.store(Arc::new(ClientSettings {
-            config: Arc::clone(config),
-            services,
-            generation: before.generation + u64::from(anew),
-        }));
-        let changed = self.change_targets(client, post);
-        tell_cores_to_plan(&**post);
-        changed.map_err(|error| format!("resolver: {error}"))
-    }
-
-    /// Servers are added and removed.
-    fn change_targets(
-        self: &Arc<Self>,
-        client: &Client,
-        post: &Arc<dyn Post<ClientMail>>,
-    ) -> std::io::Result<()> {
-        let mut result = Ok(());
-        for (index, target) in self.targets().iter().enumerate() {
-            if !target.name.is_given_up() && !client.servers.contains(&target.configured) {
-                target.name.give_up();
-                let news = self.on_roster(|roster| roster.remove(index));
-                self.say_news(index, &news);
-            }
-        }
-        for configured in &client.servers {
-            let mut targets = self.targets().to_vec();
-            let known = targets.iter().position(|it| it.configured == *configured);
-            if known.is_some_and(|known| !targets[known].name.is_given_up()) {
-                continue;
-            }
-            let target = Arc::new(Target::new(configured));
-            let index = known.unwrap_or(targets.len());
-            if known.is_some() {
-                targets[index] = Arc::clone(&target);
-            } else {
-                targets.push(Arc::clone(&target));
-                self.on_roster(|roster| roster.add(configured.server_name.clone()));
-            }
-            self.targets.store(Arc::new(targets));
-            if target.name.is_literal() {
-                self.resolved(index, &target.name.addresses());
-            } else {
-                result = result.and(self.keep_target_fresh(index, &target, post));
-            }
-        }
-        result
-    }
-
-    fn on_roster<T>(&self, change: impl FnOnce(&mut Roster) -> T) -> T {
-        let mut roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = change(&mut roster);
-        self.servers.store(Arc::new(roster.servers().to_vec()));
-        result
-    }
-}
-
-/// How long another configuration waits for the names of its services.
-const HOSTS_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Pause between two looks whether they are known.
-const HOSTS_POLL: Duration = Duration::from_millis(5);
-
-/// Waits until it is known where the services are, or that nobody knows, but not for long: a lane
-/// brings flows at once.
-fn wait_until_asked(services: &Services) {
-    let until = Instant::now() + HOSTS_PATIENCE;
-    while !services.are_known() && Instant::now() < until {
-        std::thread::sleep(HOSTS_POLL);
-    }
-}
-
 /// An id that tells people which host it is, and no two clients have.
 fn drawn_client_id() -> String {
     let [a, b, c, d, ..] = *uuid::Uuid::new_v4().as_bytes();
     let random = u32::from_be_bytes([a, b, c, d]);
     format!("{}-{random:08x}", process::host_name())
-}
-
-/// How long a core whose mailbox is full is told again. One that takes nothing for so long is stuck.
-const PLAN_PATIENCE: Duration = Duration::from_secs(10);
-
-/// The same for who must not wait for ever.
-fn tell_cores_to_plan(post: &dyn Post<ClientMail>) {
-    let until = Instant::now() + PLAN_PATIENCE;
-    for core in 0..post.cores() {
-        while post.send(core, ClientMail::Plan).is_err() && Instant::now() < until {
-            std::thread::sleep(MAIL_PAUSE);
-        }
-    }
 }
 
 /// For threads that are no core: waits for room in each mailbox.

@@ -194,6 +194,9 @@ counters! {
     sessions_unusable,
     /// Resumed sessions not let in, because the peer's certificate is not good any more.
     sessions_refused,
+    /// Clients not let in because, since their handshake, what certificates are held against has become something else by
+    /// which theirs is not good, or is missing. They are told to try again.
+    clients_outdated,
     /// Clients not let in because they did not prove that they know the token.
     tokens_refused,
     /// Clients not let in because their certificate, though good, is that of none of those who may serve here.

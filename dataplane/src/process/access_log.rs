@@ -1,9 +1,13 @@
 //! The one who writes the access log: a thread of its own, to standard error or into a file.
 //!
-//! A file is opened where the log is set or reopened, so that whoever asks for it hears what is wrong
-//! with it; the thread takes it over when it has written what came before. What cannot be written
-//! (the disk is full) is lost and counted, and the log of the program says once that it is so and
-//! once that it is over.
+//! A file is opened where the log is set, so that whoever asks for it hears what is wrong with it; the
+//! thread takes it over when it has written what came before. What cannot be written (the disk is
+//! full) is lost and counted, and the log of the program says once that it is so and once that it is
+//! over.
+//!
+//! The thread itself opens a file again: a file system that answers nobody then costs lines, which are
+//! counted, and never holds up whoever takes signals. Nobody opens, writes or closes a file while the
+//! orders are locked.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -32,6 +36,7 @@ static LOG: LazyLock<Arc<AccessLog>> = LazyLock::new(|| Arc::new(AccessLog::off(
 static ORDERS: Mutex<Orders> = Mutex::new(Orders {
     setting: Setting::Off,
     next: None,
+    again: false,
     has_writer: false,
 });
 
@@ -42,6 +47,8 @@ struct Orders {
     setting: Setting,
     /// What the thread is to take over.
     next: Option<Target>,
+    /// It is to open the file that it has again.
+    again: bool,
     /// The thread has been started.
     has_writer: bool,
 }
@@ -73,10 +80,14 @@ impl Prepared {
         let Some((setting, next)) = self.0 else {
             return;
         };
-        let mut orders = orders();
         LOG.switch(setting != Setting::Off);
-        orders.setting = setting;
-        orders.next = Some(next);
+        let superseded = {
+            let mut orders = orders();
+            orders.setting = setting;
+            orders.again = false;
+            orders.next.replace(next)
+        };
+        drop(superseded);
         LOG.queue().wake();
     }
 }
@@ -86,11 +97,11 @@ impl Prepared {
 /// # Errors
 /// If the file cannot be opened, or the thread cannot be had.
 pub(crate) fn prepare(setting: &Setting) -> Result<Prepared, Failure> {
-    let mut orders = orders();
-    if orders.setting == *setting {
+    if orders().setting == *setting {
         return Ok(Prepared(None));
     }
     let next = open(setting).map_err(Failure::Input)?;
+    let mut orders = orders();
     if !orders.has_writer {
         start_writer()?;
         orders.has_writer = true;
@@ -98,20 +109,13 @@ pub(crate) fn prepare(setting: &Setting) -> Result<Prepared, Failure> {
     Ok(Prepared(Some((setting.clone(), next))))
 }
 
-/// Opens the file again, which may have been renamed or removed. If it cannot be opened, lines go on
-/// into the one that is open.
+/// Has the file opened again, which may have been renamed or removed. If it cannot be opened, lines
+/// go on into the one that is open. Does not wait for that.
 pub(crate) fn reopen() {
     let mut orders = orders();
-    if !matches!(orders.setting, Setting::File(_)) {
-        return;
-    }
-    match open(&orders.setting) {
-        Ok(next) => {
-            orders.next = Some(next);
-            LOG.queue().wake();
-            tracing::info!(file = %orders.setting, "the access log was opened again");
-        }
-        Err(why) => tracing::error!("{why}; lines go on into the file that was open before"),
+    if matches!(orders.setting, Setting::File(_)) {
+        orders.again = true;
+        LOG.queue().wake();
     }
 }
 
@@ -216,8 +220,28 @@ struct Out {
 
 impl Out {
     fn take_over(&mut self) {
-        if let Some(next) = orders().next.take() {
+        let (next, again) = {
+            let mut orders = orders();
+            (orders.next.take(), std::mem::take(&mut orders.again))
+        };
+        if let Some(next) = next {
             self.target = next;
+        }
+        if again {
+            self.open_again();
+        }
+    }
+
+    fn open_again(&mut self) {
+        let Target::File(_, path) = &self.target else {
+            return;
+        };
+        match open(&Setting::File(path.clone())) {
+            Ok(again) => {
+                tracing::info!(file = %path.display(), "the access log was opened again");
+                self.target = again;
+            }
+            Err(why) => tracing::error!("{why}; lines go on into the file that was open before"),
         }
     }
 
@@ -306,5 +330,52 @@ mod tests {
         }
         assert_eq!(std::fs::read_to_string(&path).expect("there"), "one\ntwo\n");
         assert!(probe(&setting).is_ok());
+    }
+
+    #[test]
+    fn a_file_is_opened_again_by_the_thread_that_writes_and_whoever_asks_does_not_wait() {
+        const LINE_BYTES: usize = 200_000;
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("access.log");
+        let (mode, kind) = (rustix::fs::Mode::RWXU, rustix::fs::FileType::Fifo);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).expect("a named pipe");
+        let mut reader = File::options();
+        reader.read(true).custom_flags(libc::O_NONBLOCK);
+        let mut reader = reader.open(&path).expect("the pipe");
+        let setting = Setting::File(path.clone());
+        prepare(&setting).expect("a log").take_up();
+        // No pipe takes all of it.
+        let mut line = vec![b'x'; LINE_BYTES];
+        line.push(b'\n');
+        LOG.queue().push(&line);
+        let mut read = 0;
+        let mut read_some = || read_into(&mut reader, &mut read);
+        while read_some() == 0 {
+            std::thread::yield_now();
+        }
+        // The thread waits for us now, as it does for a disk that does not answer.
+        std::fs::rename(&path, dir.path().join("rotated.log")).expect("renamed");
+        reopen();
+        assert!(!path.exists(), "nobody but the thread opens it");
+        while read_some() <= LINE_BYTES {
+            std::thread::yield_now();
+        }
+        while !path.exists() {
+            std::thread::yield_now();
+        }
+        LOG.queue().push(b"after\n");
+        while std::fs::read(&path).expect("there") != b"after\n" {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Reads what is there of a pipe; how much that was with what was `read` before.
+    fn read_into(pipe: &mut File, read: &mut usize) -> usize {
+        match io::Read::read(pipe, &mut [0; 4_096]) {
+            Ok(bytes) => *read += bytes,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => panic!("{error}"),
+        }
+        *read
     }
 }

@@ -35,7 +35,8 @@ pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) 
     if (addresses.is_empty() && traffic.is_empty()) || has_ipv6() {
         return config;
     }
-    tracing::warn!("this machine has no IPv6: [::] in the config is taken for 0.0.0.0");
+    let taken = "this machine has no IPv6: [::] in the config is taken for 0.0.0.0";
+    config.warnings.push(taken.into());
     for address in addresses {
         address.set_ip(Ipv4Addr::UNSPECIFIED.into());
     }
@@ -71,7 +72,8 @@ pub(crate) fn all(
             for (tcp, wanted) in [(true, entrance.tcp), (false, entrance.udp)] {
                 let used_for = if tcp { SocketUse::Tcp } else { SocketUse::Udp };
                 if wanted && !is_ours(address, tcp) && !source.has(used_for, address) {
-                    probe_one(address, tcp)?;
+                    let free = probe_free(address, tcp);
+                    free.map_err(|error| for_visitors(plan, address, tcp, &error))?;
                 }
             }
         }
@@ -185,6 +187,20 @@ fn is_for_tls(server: &Server, address: SocketAddr) -> Result<bool, Failure> {
 fn probe_one(address: SocketAddr, tcp: bool) -> Result<(), Failure> {
     let protocol = if tcp { "TCP" } else { "UDP" };
     probe_free(address, tcp).map_err(|error| cannot(address, protocol, &error))
+}
+
+/// Why visitors cannot come in at an address that is not free.
+fn for_visitors(plan: &Plan, address: SocketAddr, tcp: bool, error: &std::io::Error) -> Failure {
+    let is_taken = error.kind() == std::io::ErrorKind::AddrInUse;
+    if !(tcp && is_taken && plan.is_of_a_door_that_stays(address)) {
+        let protocol = if tcp { "TCP" } else { "UDP" };
+        return cannot(address, protocol, error);
+    }
+    Failure::Input(format!(
+        "cannot bind TCP {address}: {error}; the door at that port takes clients over TLS there \
+         (tls_fallback), which only a restart changes: restart, and visitors get it, or use another \
+         port"
+    ))
 }
 
 /// Fails if an address of `door` is not free or not of this machine.

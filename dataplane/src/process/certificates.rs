@@ -1,38 +1,68 @@
-//! When the certificates in use expire, for whoever asks.
+//! When the certificates in use expire, and lists of revoked ones are due, for whoever asks.
 //!
-//! The process takes up what comes to be in their files, so these are read again, on the thread of
-//! whoever asks, and not more often than [`READ_AGAIN`].
+//! A server takes up what comes to be in its files by a reload, and until then goes on with what it
+//! has, whatever the files hold. A client takes it up by itself, so its files are read again, on the
+//! thread of whoever asks, and not more often than [`READ_AGAIN`].
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use qmux_config::{Config, FileOrText, ServerAuth, first_expiry_unix_s, utc_text};
+use qmux_config::{
+    Config, FileOrText, ServerAuth, first_expiry_unix_s, first_next_update_unix_s, utc_text,
+};
 
 /// How old what was read from a file may be.
 const READ_AGAIN: Duration = Duration::from_secs(10);
 
-/// A certificate, or a file of several.
+/// What a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Certificates.
+    Certificates,
+    /// Lists of revoked ones.
+    RevocationLists,
+}
+
+/// A certificate or list, or a file of several.
 #[derive(Debug)]
 struct Source {
+    kind: Kind,
     from: FileOrText,
+    /// What comes to be in the file is in use soon.
+    follows_file: bool,
     /// Of the one that expires first, in seconds since 1970.
     expiry_s: Option<i64>,
+    /// It has expired, and that is known.
+    is_known_as_expired: bool,
 }
 
 impl Source {
-    fn new(from: &FileOrText) -> Source {
+    fn new(kind: Kind, from: &FileOrText, follows_file: bool, now_s: i64) -> Source {
         let mut source = Source {
+            kind,
             from: from.clone(),
+            follows_file,
             expiry_s: None,
+            is_known_as_expired: false,
         };
         source.read();
+        // Of one that has expired already the configuration warns.
+        source.is_known_as_expired = source.has_expired(now_s);
         source
+    }
+
+    fn has_expired(&self, now_s: i64) -> bool {
+        self.expiry_s.is_some_and(|expiry_s| expiry_s < now_s)
     }
 
     fn read(&mut self) {
         // A file that is being replaced leaves what was known.
         if let Ok(pem) = self.from.read_pem() {
-            self.expiry_s = first_expiry_unix_s(&pem).or(self.expiry_s);
+            let expiry_s = match self.kind {
+                Kind::Certificates => first_expiry_unix_s(&pem),
+                Kind::RevocationLists => first_next_update_unix_s(&pem),
+            };
+            self.expiry_s = expiry_s.or(self.expiry_s);
         }
     }
 }
@@ -65,16 +95,31 @@ impl Certificates {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), sources(config));
     }
 
-    /// What is known now. May read files.
-    pub(crate) fn views(&self) -> Vec<CertificateView> {
+    /// The files with lists of revoked certificates the first of which has expired since this was
+    /// asked last. Reads none: one that has changed is taken up as another configuration.
+    pub(crate) fn lists_just_expired(&self) -> Vec<String> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now_s = now_s();
+        let lists = known.1.iter_mut();
+        let expired = lists.filter_map(|it| {
+            let is_news = it.kind == Kind::RevocationLists
+                && it.has_expired(now_s)
+                && !std::mem::replace(&mut it.is_known_as_expired, true);
+            is_news.then(|| it.from.to_string())
+        });
+        expired.collect()
+    }
+
+    /// What is known of these now. May read files.
+    pub(crate) fn views(&self, kind: Kind) -> Vec<CertificateView> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (read_at, sources) = &mut *known;
         if read_at.elapsed() >= READ_AGAIN {
             *read_at = Instant::now();
-            sources.iter_mut().for_each(Source::read);
+            let following = sources.iter_mut().filter(|it| it.follows_file);
+            following.for_each(Source::read);
         }
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let now_s = since.map_or(0, |since| since.as_secs().cast_signed());
+        let now_s = now_s();
         let view = |source: &Source| {
             let expiry_s = source.expiry_s?;
             Some(CertificateView {
@@ -84,28 +129,88 @@ impl Certificates {
                 days_left: (expiry_s - now_s).div_euclid(24 * 60 * 60),
             })
         };
-        sources.iter().filter_map(view).collect()
+        let of_kind = sources.iter().filter(|it| it.kind == kind);
+        of_kind.filter_map(view).collect()
     }
+}
+
+fn now_s() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs().cast_signed())
 }
 
 fn sources(config: &Config) -> Vec<Source> {
     let mut sources: Vec<Source> = Vec::new();
-    let mut add = |from: &FileOrText| {
-        if !sources.iter().any(|source| source.from == *from) {
-            sources.push(Source::new(from));
+    let now_s = now_s();
+    let mut add = |kind, from: &FileOrText, follows_file| {
+        if !sources.iter().any(|it| it.from == *from) {
+            sources.push(Source::new(kind, from, follows_file, now_s));
         }
     };
     if let Some(server) = &config.server {
-        add(&server.tls.server_cert);
-        if let ServerAuth::Mtls { ca_cert, .. } = &server.auth {
-            add(ca_cert);
+        add(Kind::Certificates, &server.tls.server_cert, false);
+        if let ServerAuth::Mtls { ca_cert, crl } = &server.auth {
+            add(Kind::Certificates, ca_cert, false);
+            crl.iter()
+                .for_each(|crl| add(Kind::RevocationLists, crl, false));
         }
     }
     if let Some(client) = &config.client {
         if let Some(pair) = &client.tls.client_cert {
-            add(&pair.cert);
+            add(Kind::Certificates, &pair.cert, true);
         }
-        add(&client.tls.ca_cert);
+        add(Kind::Certificates, &client.tls.ca_cert, true);
     }
     sources
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use qmux_config::certs::{CertsRequest, generate, write};
+
+    use super::*;
+
+    fn certs(dir: &Path, days: u32) {
+        let request = CertsRequest {
+            server_names: vec!["tunnel.test".into()],
+            days,
+        };
+        let certs = generate(&request).expect("certificates");
+        write(&certs, dir, true).expect("written");
+    }
+
+    #[test]
+    fn a_servers_certificate_is_the_one_that_was_taken_up_whatever_its_file_holds() {
+        let dir = tempfile::tempdir().expect("a directory");
+        certs(dir.path(), 30);
+        let text = r#"
+            [[server.listeners]]
+            quic_addr = "127.0.0.1:8443"
+            traffic_addr = "127.0.0.1:8080"
+            protocol = "tcp"
+            [server.auth]
+            method = "token"
+            token = "the secret of this test"
+            [server.tls]
+            server_cert_file = "server.crt"
+            server_key_file = "server.key"
+        "#;
+        let config = Config::parse(text, &dir.path().join("dp.toml")).expect("a config");
+        let certificates = Certificates::of(&config);
+        let read_long_ago = || {
+            let long_ago = Instant::now().checked_sub(2 * READ_AGAIN);
+            certificates.0.lock().expect("nobody has panicked").0 = long_ago.expect("uptime");
+        };
+        let expiry_s = || {
+            read_long_ago();
+            certificates.views(Kind::Certificates)[0].expiry_s
+        };
+        let before = expiry_s();
+        certs(dir.path(), 60);
+        assert_eq!(expiry_s(), before);
+        certificates.change(&config);
+        assert!(expiry_s() > before);
+    }
 }

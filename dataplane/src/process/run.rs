@@ -12,7 +12,7 @@ use super::certificates::Certificates;
 use super::exit::Failure;
 use super::handover::{self, Giver, Inherited, Successors};
 use super::mail::CoreMail;
-use super::reload::{self, Listening, Reloader};
+use super::reload::{self, Listening, Reloader, Texts};
 use super::status::Status;
 use super::thread::{self, CoreReport, CoreSetup};
 use super::watch::Watch;
@@ -405,8 +405,7 @@ impl Running {
         };
         let reloader = Reloader {
             path: path.to_owned(),
-            started: text.clone(),
-            text,
+            texts: Texts::new(text),
             config: Arc::clone(&self.config),
             cores: self.ended.len(),
             allowed_descriptors: self.allowed_descriptors,
@@ -416,6 +415,7 @@ impl Running {
             mailboxes: self.mailboxes.clone(),
             listening: Arc::clone(&self.listening),
             watched: reload::Watched::default(),
+            warned: Vec::new(),
         };
         reloader
             .start(orders)

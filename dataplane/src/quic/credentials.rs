@@ -74,6 +74,8 @@ pub(super) struct Pair {
     pub(super) key: PKey<Private>,
     /// The certificate's PEM text.
     pem: Vec<u8>,
+    /// The digest of both texts: a key that replaces one that does not fit is another pair.
+    identity: Identity,
 }
 
 impl Pair {
@@ -91,6 +93,7 @@ impl Pair {
             // Without a passphrase: nobody is there to be asked.
             key: PKey::private_key_from_pem_callback(&key, |_| Ok(0))
                 .map_err(failed(key_from, "is no usable private key"))?,
+            identity: digest([pem.as_slice(), key.as_slice()]),
             pem,
         })
     }
@@ -149,7 +152,7 @@ impl ServerCredentials {
             [Some(it.authorities.pem.as_slice()), revoked]
         });
         Ok(ServerCredentials {
-            shown: digest([pair.pem.as_slice()]),
+            shown: pair.identity,
             trusted: digest(trusted.map(Option::unwrap_or_default)),
             pair,
             clients,
@@ -210,9 +213,12 @@ impl KeptCredentials {
     /// # Errors
     /// If they cannot be used now, or the thread cannot be started.
     pub(crate) fn keep(&self, client: &Client) -> Result<(), String> {
-        let mut look = Look::default();
-        let _first = look.changed(stamps(client));
-        self.change(client).map_err(|error| error.to_string())?;
+        let mut look = Look {
+            last: stamps(client),
+            ..Look::default()
+        };
+        let credentials = Self::usable(client).map_err(|error| error.to_string())?;
+        self.change(credentials, client);
         let kept = KeptCredentials {
             kept: Arc::clone(&self.kept),
             of: Arc::clone(&self.of),
@@ -246,14 +252,20 @@ impl KeptCredentials {
         Ok(())
     }
 
-    /// Another configuration: reads its files now, and watches them from now on.
+    /// Another configuration: what was read of its files is used, and they are watched from now on.
+    pub(crate) fn change(&self, credentials: Arc<ClientCredentials>, client: &Client) {
+        self.kept.store(Some(credentials));
+        self.of.store(Some(Arc::new(client.clone())));
+    }
+
+    /// What the files of a configuration hold now.
     ///
     /// # Errors
-    /// If they cannot be used; those of before are kept then.
-    pub(crate) fn change(&self, client: &Client) -> Result<(), TlsError> {
-        self.read(client)?;
-        self.of.store(Some(Arc::new(client.clone())));
-        Ok(())
+    /// If a context would refuse it: that must not take the place of what works.
+    pub(crate) fn usable(client: &Client) -> Result<Arc<ClientCredentials>, TlsError> {
+        let credentials = Arc::new(ClientCredentials::read(client)?);
+        drop(super::tls::client_with(&credentials)?);
+        Ok(credentials)
     }
 
     /// What was read last; reads now if nothing was.
@@ -268,9 +280,7 @@ impl KeptCredentials {
     }
 
     fn read(&self, client: &Client) -> Result<Arc<ClientCredentials>, TlsError> {
-        let credentials = Arc::new(ClientCredentials::read(client)?);
-        // What a context would refuse must not take the place of what works.
-        drop(super::tls::client_with(&credentials)?);
+        let credentials = Self::usable(client)?;
         self.kept.store(Some(Arc::clone(&credentials)));
         Ok(credentials)
     }
@@ -305,6 +315,8 @@ enum Outcome {
 #[derive(Debug, Default)]
 struct Look {
     last: Vec<Stamp>,
+    /// They have changed, and are read when they rest: half of a file may be good PEM.
+    restless: bool,
     /// Looks in a row that found the files unusable; they are read again each time.
     unusable: u32,
 }
@@ -312,9 +324,12 @@ struct Look {
 impl Look {
     /// Whether the files are to be read.
     fn changed(&mut self, now: Vec<Stamp>) -> bool {
-        let changed = now != self.last;
-        self.last = now;
-        changed || self.unusable > 0
+        if now != self.last {
+            self.last = now;
+            self.restless = true;
+            return false;
+        }
+        std::mem::take(&mut self.restless) || self.unusable > 0
     }
 
     /// They were read, and were usable or not.
@@ -340,10 +355,14 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_when_they_change_and_only_then() {
+    fn files_are_read_when_they_have_changed_and_rest_and_only_then() {
         let mut look = Look::default();
-        assert!(look.changed(stamp(1)));
-        assert!(!look.changed(stamp(1)));
+        for second in 1..5 {
+            assert!(!look.changed(stamp(second)), "still being written");
+        }
+        assert!(look.changed(stamp(4)));
+        assert!(!look.changed(stamp(4)));
+        assert!(!look.changed(stamp(2)));
         assert!(look.changed(stamp(2)));
         assert_eq!(look.read(true), Some(Outcome::Renewed));
         assert!(!look.changed(stamp(2)));
@@ -352,7 +371,7 @@ mod tests {
     #[test]
     fn unusable_files_are_read_until_they_are_usable_and_said_once_if_they_stay_so() {
         let mut look = Look::default();
-        assert!(look.changed(stamp(1)));
+        assert!(!look.changed(stamp(1)) && look.changed(stamp(1)));
         let said: Vec<_> = (0..10)
             .map(|_| {
                 let said = look.read(false);

@@ -18,10 +18,12 @@ pub(crate) mod udp;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::sys::tcp::stop_listening;
 pub(crate) use access_log::AccessLog;
 use door::Door;
 use entrance::Entrance;
@@ -57,7 +59,11 @@ impl ServerCore {
             doors: RefCell::default(),
             entrances: RefCell::default(),
         });
-        for entrance in this.open(opened)? {
+        let (entrances, problems) = this.open(opened);
+        if let Some(why) = problems.into_iter().next() {
+            return Err(why);
+        }
+        for entrance in entrances {
             this.entrances.borrow_mut().insert(entrance.id(), entrance);
         }
         let accepting = this.entrances.borrow().values().cloned().collect();
@@ -73,28 +79,57 @@ impl ServerCore {
         Ok(this)
     }
 
-    /// Opens what is new. The entrances do not accept yet.
-    fn open(&self, changes: CoreChanges) -> Result<Vec<Rc<Entrance>>, String> {
-        let mut entrances = Vec::new();
+    /// Opens what is new, and says what cannot be opened here; of that nothing is left that listens.
+    /// The entrances do not accept yet.
+    fn open(&self, changes: CoreChanges) -> (Vec<Rc<Entrance>>, Vec<String>) {
+        let mut problems = Vec::new();
         for opened in changes.doors_opened {
             let id = opened.door.id;
             let sockets = (opened.sockets, opened.tls_sockets);
-            let door = Door::open(&self.context, &self.shared, &opened.door, sockets)?;
-            self.doors.borrow_mut().insert(id, door);
+            match Door::open(&self.context, &self.shared, &opened.door, sockets) {
+                Ok(door) => {
+                    self.doors.borrow_mut().insert(id, door);
+                }
+                Err(why) => problems.push(format!("{:?}: {why}", opened.door.quic_addrs)),
+            }
         }
+        let mut entrances = Vec::new();
         for opened in changes.opened {
-            let OpenedEntrance {
-                door,
-                service,
-                entrance,
-                sockets,
-            } = opened;
-            let Some(door) = self.doors.borrow().get(&door).cloned() else {
-                continue; // It could not be opened, which was said.
-            };
-            entrances.push(Entrance::open(entrance, &door, &service, sockets)?);
+            let address = opened.entrance.traffic_addr;
+            match self.open_entrance(opened) {
+                Ok(entrance) => entrances.extend(entrance),
+                Err(why) => problems.push(format!("{address}: {why}")),
+            }
         }
-        Ok(entrances)
+        (entrances, problems)
+    }
+
+    /// `None` if its door could not be opened, which was said.
+    fn open_entrance(&self, opened: OpenedEntrance) -> Result<Option<Rc<Entrance>>, String> {
+        let OpenedEntrance {
+            door,
+            service,
+            entrance,
+            sockets,
+        } = opened;
+        // `main` has the sockets for TCP visitors once more: those that are not accepted from must
+        // not go on listening there.
+        let again = match sockets.tcp.as_ref().map(TcpListener::try_clone).transpose() {
+            Ok(again) => again,
+            Err(error) => {
+                sockets.tcp.iter().for_each(stop_listening);
+                return Err(error.to_string());
+            }
+        };
+        let Some(door) = self.doors.borrow().get(&door).cloned() else {
+            again.iter().for_each(stop_listening);
+            return Ok(None);
+        };
+        let opened = Entrance::open(entrance, &door, &service, sockets);
+        if opened.is_err() {
+            again.iter().for_each(stop_listening);
+        }
+        opened.map(Some)
     }
 
     /// The configuration has changed.
@@ -120,17 +155,19 @@ impl ServerCore {
                 door.tell_services(*client);
             }
         }
-        let opened = self.open(changes);
-        let result = opened.map(|opened| {
-            for entrance in opened {
-                entrance.begin_to_accept();
-                self.entrances.borrow_mut().insert(entrance.id(), entrance);
-            }
-        });
-        if let Err(why) = &result {
+        let (opened, problems) = self.open(changes);
+        for entrance in opened {
+            entrance.begin_to_accept();
+            self.entrances.borrow_mut().insert(entrance.id(), entrance);
+        }
+        for why in &problems {
             self.context.counters.internal_errors.increment();
             tracing::error!(core = self.context.index, why, "not all was opened here");
         }
+        let result = match problems.is_empty() {
+            true => Ok(()),
+            false => Err(problems.join("; ")),
+        };
         if let Some(done) = done {
             // Nobody may be left who waits for it.
             let _told = done.send(result);
@@ -290,3 +327,7 @@ impl ServerCore {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "opening_tests.rs"]
+mod tests;

@@ -4,7 +4,7 @@
 //! nothing of QUIC, lanes or flows. I/O is done by readiness: io_uring (or epoll) only says *when* a socket is
 //! ready, the bytes move by a plain non-blocking call into a buffer that we still own. That makes every wait
 //! cancellable without losing data, which a submitted io_uring read is not, and an idle flow needs no buffer.
-//! Measured beside completion-based reads it costs the same per byte (see `ARCHITECTURE.md`).
+//! Measured beside completion-based reads it costs the same per byte (see `docs/decisions.md`).
 
 #[cfg(feature = "count-allocations")]
 pub(crate) mod allocations;

@@ -9,7 +9,7 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
@@ -244,9 +244,14 @@ impl Acceptor {
     /// Stops listening now, whoever else still holds the descriptor (a wait that io_uring has not
     /// given up yet). Who comes after it is refused; who is still in the queue is reset.
     pub(crate) fn close(&self) {
-        // Fails only on a socket that is broken already, which takes nobody either.
-        let _broken = rustix::net::shutdown(super::borrow(&self.io), Shutdown::Both);
+        stop_listening(super::borrow(&self.io));
     }
+}
+
+/// What [`Acceptor::close`] does, for a socket that no core has adopted.
+pub(crate) fn stop_listening(listener: impl AsFd) {
+    // Fails only on a socket that is broken already, which takes nobody either.
+    let _broken = rustix::net::shutdown(listener, Shutdown::Both);
 }
 
 /// Sets what every socket of a flow has; on a listening socket, for those that it accepts. A socket

@@ -132,6 +132,55 @@ fn a_flow_of_either_protocol_has_a_line_that_says_whose_it_was_and_what_it_carri
 }
 
 #[test]
+fn a_visitor_is_named_alike_whatever_families_its_port_is_open_to() {
+    if subject::only_wire("access_log") {
+        return;
+    }
+    let site = Site::new();
+    let (tcp, _udp) = echo_both();
+    let setup = DoorSetup {
+        services: vec![published("web", "both")],
+        server: TO_FILE,
+        config: "[udp]\nsession_timeout = \"1s\"\n".into(),
+        cores: 2,
+        ..DoorSetup::default()
+    };
+    let (door, launch) = Door::prepare(&site, &setup);
+    let config = site.path().join("door.toml");
+    let text = fs::read_to_string(&config).expect("the config");
+    let everywhere = text.replace("\"127.0.0.1:", "\"[::]:");
+    assert_ne!(text, everywhere);
+    fs::write(&config, everywhere).expect("written");
+    let program = launch.start();
+    program.wait_until_ready().expect("the server serves");
+    let door = door(program);
+    let offering = Offering {
+        name: "client",
+        certificate: "nas",
+        token: None,
+        services: vec![("web", "both", tcp.address, 1)],
+        client: "client_id = \"nas\"",
+    };
+    let _client = offering.start(&site, door.quic[0]);
+    let traffic = door.traffic("web");
+    visitor::wait_until_served(traffic);
+    let status = http::get(door.admin, "/status").body;
+    assert!(!status.contains("::ffff:"), "{status}");
+
+    let mut stream = visitor::connect(traffic);
+    let from = stream.local_addr().expect("connected");
+    visitor::exchange(&mut stream, b"hello");
+    drop(stream);
+    let log = site.path().join("access.log");
+    assert_eq!(line_of(&log, from)["protocol"], "tcp");
+    let mut visitor = UdpVisitor::new(traffic);
+    visitor.echo(b"hello");
+    assert_eq!(line_of(&log, visitor.address())["protocol"], "udp");
+    let names = door.program.stderr();
+    assert!(!names.contains("::ffff:"), "{names}");
+}
+
+#[test]
 fn a_line_says_who_has_reset_the_flow() {
     if subject::only_wire("access_log") {
         return;
@@ -272,7 +321,7 @@ fn a_reload_moves_the_log_to_another_file_or_switches_it_off() {
     let reload = |log: &str| {
         let text = text.replace(TO_FILE, &format!("access_log = \"{log}\""));
         fs::write(&config, text).expect("written");
-        let request = "POST /reload HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        let request = "POST /reload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         http::request(admin, request).expect("answered").status
     };
     let flow = || {

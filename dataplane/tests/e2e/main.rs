@@ -65,6 +65,7 @@ mod tcp_echo;
 mod tokens;
 mod two_seconds;
 mod two_seconds_table;
+mod udp_blocked;
 mod udp_crowds;
 mod udp_echo;
 mod udp_flows;

@@ -4,6 +4,7 @@
 mod client;
 mod files;
 mod load;
+mod own_ports;
 mod withdrawn;
 
 use std::net::SocketAddr;

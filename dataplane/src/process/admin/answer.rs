@@ -4,6 +4,7 @@ use hyper::header::{
     ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderMap,
     HeaderValue, ORIGIN,
 };
+use hyper::http::uri::Authority;
 use hyper::{Method, Response, StatusCode, Uri};
 use tokio::sync::oneshot;
 
@@ -24,6 +25,12 @@ const PAGE: &str = include_str!("page.html");
 const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; \
     style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'";
 
+/// The answer to whoever must ask by address.
+const BY_NAME: &str = "this is answered only if the Host header has an IP address or localhost, \
+    and no other name: a web page could have its own name lead here. Ask by the address, as in \
+    http://127.0.0.1:9600/status; a proxy in front must set Host to the address. /metrics, \
+    /healthz and /readyz are answered by any name.\n";
+
 const READ: &str = "GET, HEAD";
 const WRITE: &str = "POST";
 
@@ -35,8 +42,26 @@ pub(super) enum Answer {
     Later(oneshot::Receiver<reload::Outcome>),
 }
 
+/// How a request has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Over TCP, by which a browser may have been led here.
+    Tcp,
+    /// By the Unix socket, where no browser comes.
+    Unix,
+}
+
 /// The answer to one request. Bodies of requests are not read.
-pub(super) fn to(sources: &Sources, method: &Method, uri: &Uri, headers: &HeaderMap) -> Answer {
+pub(super) fn to(
+    sources: &Sources,
+    way: Way,
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Answer {
+    if way == Way::Tcp && needs_an_address(uri.path()) && comes_by_name(uri, headers) {
+        return Answer::Now(text(StatusCode::FORBIDDEN, BY_NAME.into()));
+    }
     if uri.path() == "/reload" && method == Method::POST && !comes_from_elsewhere(headers) {
         let (sender, receiver) = oneshot::channel();
         let answer = move |outcome| {
@@ -64,6 +89,13 @@ pub(super) fn of_reload(
         Ok(Err(Refused::Unusable(why))) => text(
             StatusCode::UNPROCESSABLE_ENTITY,
             format!("nothing has changed: {why}\n"),
+        ),
+        Ok(Err(Refused::Incomplete(problems))) => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!(
+                "the configuration is taken up, but not everywhere; a restart is the way out:\n{}\n",
+                problems.join("\n")
+            ),
         ),
         Ok(Err(Refused::Draining)) | Err(_) => text(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -127,6 +159,29 @@ fn comes_from_elsewhere(headers: &HeaderMap) -> bool {
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
     let origin = origin.to_str().ok().and_then(|it| it.split_once("://"));
     origin.is_none_or(|(_, origin)| Some(origin) != host)
+}
+
+/// Whether a web page must not get at this: it changes something, or tells who the clients are.
+/// What scrapers and balancers ask for, mostly by a name, tells no more than numbers.
+fn needs_an_address(path: &str) -> bool {
+    matches!(path, "/" | "/status" | "/drain" | "/reload")
+}
+
+/// Whether the request names this endpoint by what a stranger may let lead here. A page that is
+/// loaded by a name of its site counts as of the same origin when that name leads to this endpoint
+/// afterwards (DNS rebinding): its requests are marked by nothing but that name.
+fn comes_by_name(uri: &Uri, headers: &HeaderMap) -> bool {
+    let is_name = |host: &str| {
+        let literal = host.trim_start_matches('[').trim_end_matches(']');
+        let is_literal = literal.parse::<std::net::IpAddr>().is_ok();
+        !is_literal && !host.eq_ignore_ascii_case("localhost")
+    };
+    // Every browser sends one.
+    let of_header = !headers.get_all(HOST).iter().all(|host| {
+        let authority = Authority::try_from(host.as_bytes());
+        authority.is_ok_and(|it| !is_name(it.host()))
+    });
+    of_header || uri.host().is_some_and(is_name)
 }
 
 /// 200 while every core makes progress. Panics that were contained are shown, and are no reason to end a process that

@@ -112,6 +112,71 @@ fn a_page_of_another_site_cannot_have_the_process_drained() {
 }
 
 #[test]
+fn a_name_that_leads_here_gets_at_numbers_alone_and_an_address_at_all() {
+    let (sources, drains) = sources();
+    let code = |way: Way, method: &Method, path: &str, hosts: &[&'static str]| {
+        let mut headers = HeaderMap::new();
+        for host in hosts {
+            headers.append(HOST, HeaderValue::from_static(host));
+        }
+        let uri: Uri = path.parse().expect("valid");
+        match to(&sources, way, method, &uri, &headers) {
+            Answer::Now(response) => response.status().as_u16(),
+            Answer::Later(_) => 0,
+        }
+    };
+    let (get, post) = (Method::GET, Method::POST);
+    let names = [
+        "evil.example:9600",
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil",
+    ];
+    for name in names.into_iter().chain(["", "a@b@c", "[::1"]) {
+        for (method, path) in [
+            (&get, "/"),
+            (&get, "/status"),
+            (&post, "/drain"),
+            (&post, "/reload"),
+        ] {
+            assert_eq!(
+                code(Way::Tcp, method, path, &[name]),
+                403,
+                "{name:?} {path}"
+            );
+        }
+        assert_eq!(
+            code(Way::Tcp, &get, "/status", &["127.0.0.1", name]),
+            403,
+            "{name:?}"
+        );
+        assert_eq!(code(Way::Unix, &get, "/status", &[name]), 200, "{name:?}");
+        assert_eq!(code(Way::Tcp, &get, "/metrics", &[name]), 200, "{name:?}");
+        assert_eq!(code(Way::Tcp, &get, "/healthz", &[name]), 200, "{name:?}");
+        assert_eq!(
+            code(Way::Tcp, &get, "/readyz", &[name]),
+            503,
+            "not ready, {name:?}"
+        );
+    }
+    let by_proxy = "http://evil.example/status";
+    assert_eq!(code(Way::Tcp, &get, by_proxy, &["127.0.0.1:9600"]), 403);
+    assert_eq!(drains.load(Ordering::Relaxed), 0);
+    for host in [
+        "127.0.0.1:9600",
+        "[::1]:9600",
+        "[2001:db8::1]",
+        "localhost:9600",
+        "LOCALHOST",
+    ] {
+        assert_eq!(code(Way::Tcp, &get, "/status", &[host]), 200, "{host}");
+        assert_eq!(code(Way::Tcp, &get, "/", &[host]), 200, "{host}");
+    }
+    assert_eq!(code(Way::Tcp, &get, "/status", &[]), 200, "no browser");
+    assert_eq!(code(Way::Tcp, &post, "/drain", &["[::1]:9600"]), 202);
+}
+
+#[test]
 fn the_status_of_a_client_has_every_key_and_its_certificates() {
     let (sources, _) = sources();
     let (code, text) = get(&sources, "/status");

@@ -16,7 +16,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::measurements::{Certificates, Histograms};
+use super::measurements::{Expiries, Histograms};
 use super::service_metrics::ServiceMetrics;
 use super::services::ServiceStates;
 use super::status_json::commit;
@@ -69,7 +69,7 @@ pub(super) fn encode(status: &Status, format: Format) -> Result<String, fmt::Err
     ours.register_collector(Box::new(StateMetrics::of(status)));
     ours.register_collector(Box::new(Counters(Arc::clone(&status.cluster))));
     ours.register_collector(Box::new(Histograms(Arc::clone(&status.cluster))));
-    ours.register_collector(Box::new(Certificates(status.certificates.views())));
+    ours.register_collector(Box::new(Expiries::of(&status.certificates)));
     ours.register_collector(Box::new(LogMetrics));
     if let Some(client) = &status.client {
         let services = Arc::clone(&client.settings().services);
@@ -199,8 +199,8 @@ struct StateMetrics {
     client_lanes_wanted: Option<usize>,
     /// Of a client and of a server.
     lanes_over_tls: [Option<usize>; 2],
-    /// Configurations taken up, and refused.
-    reloads: [(&'static str, u64); 2],
+    /// Configurations taken up, not by all, or refused.
+    reloads: [(&'static str, u64); 3],
 }
 
 impl StateMetrics {
@@ -227,6 +227,10 @@ impl StateMetrics {
             ],
             reloads: [
                 ("done", status.reloads.done.load(Ordering::Relaxed)),
+                (
+                    "incomplete",
+                    status.reloads.incomplete.load(Ordering::Relaxed),
+                ),
                 ("refused", status.reloads.refused.load(Ordering::Relaxed)),
             ],
         }
@@ -272,7 +276,7 @@ impl Collector for StateMetrics {
         )?;
         let mut family = encoder.encode_descriptor(
             "reloads",
-            "Configurations read again while running: taken up, or refused as unusable.",
+            "Configurations read again while running: taken up, taken up but not everywhere, or refused as unusable.",
             None,
             MetricType::Counter,
         )?;

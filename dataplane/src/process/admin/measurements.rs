@@ -10,7 +10,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
 
 use crate::core::{Cluster, histogram};
-use crate::process::certificates::CertificateView;
+use crate::process::certificates::{CertificateView, Certificates, Kind};
 
 /// The histograms, of all cores together.
 #[derive(Debug)]
@@ -33,19 +33,37 @@ impl Collector for Histograms {
     }
 }
 
-/// When each certificate expires.
+/// When each certificate expires, and each list of revoked ones.
 #[derive(Debug)]
-pub(super) struct Certificates(pub(super) Vec<CertificateView>);
+pub(super) struct Expiries([(&'static str, &'static str, Vec<CertificateView>); 2]);
 
-impl Collector for Certificates {
+impl Expiries {
+    pub(super) fn of(certificates: &Certificates) -> Expiries {
+        Expiries([
+            (
+                "certificate_expiry_seconds",
+                "When the file's first certificate expires, in seconds since 1970.",
+                certificates.views(Kind::Certificates),
+            ),
+            (
+                "revocation_list_expiry_seconds",
+                "When the file's first list of revoked certificates is to be replaced by the next \
+                 one, in seconds since 1970.",
+                certificates.views(Kind::RevocationLists),
+            ),
+        ])
+    }
+}
+
+impl Collector for Expiries {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "When the file's first certificate expires, in seconds since 1970.";
-        let name = "certificate_expiry_seconds";
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for certificate in &self.0 {
-            let labels = [("file", certificate.file.as_str())];
-            let value = ConstGauge::new(certificate.expiry_s as f64);
-            value.encode(family.encode_family(&labels)?)?;
+        for (name, help, views) in &self.0 {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for view in views {
+                let labels = [("file", view.file.as_str())];
+                let value = ConstGauge::new(view.expiry_s as f64);
+                value.encode(family.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }

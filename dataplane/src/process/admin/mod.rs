@@ -34,6 +34,7 @@ use crate::core::log_limit::LogLimit;
 use crate::process::reload;
 use crate::process::status::Status;
 
+use answer::Way;
 pub(crate) use socket::{AdminSocket, bind, probe};
 
 /// Connections at a time. Those who scrape and check are few; a hundred more in parallel are still served.
@@ -154,8 +155,8 @@ async fn accept(listening: Listening, sources: Arc<Sources>) {
         make_room(&mut connections, CONNECTIONS_MAX);
         let sources = Arc::clone(&sources);
         let task = match accepted {
-            Accepted::Tcp(stream) => tokio::spawn(serve(stream, sources)),
-            Accepted::Unix(stream) => tokio::spawn(serve(stream, sources)),
+            Accepted::Tcp(stream) => tokio::spawn(serve(stream, Way::Tcp, sources)),
+            Accepted::Unix(stream) => tokio::spawn(serve(stream, Way::Unix, sources)),
         };
         connections.push_back(task.abort_handle());
     }
@@ -174,12 +175,12 @@ fn make_room(connections: &mut VecDeque<AbortHandle>, most: usize) {
 }
 
 /// Serves one connection until its end, which its peer's mistakes and delays are, too.
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, sources: Arc<Sources>) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, way: Way, sources: Arc<Sources>) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let sources = Arc::clone(&sources);
         async move {
             let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-            let response = match answer::to(&sources, method, uri, headers) {
+            let response = match answer::to(&sources, way, method, uri, headers) {
                 answer::Answer::Now(response) => response,
                 answer::Answer::Later(outcome) => answer::of_reload(outcome.await),
             };

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::client::ClientShared;
 use crate::core::counters::CoreCounters;
+use crate::process::certificates::{CertificateView, Kind};
 use crate::process::logging;
 use crate::process::status::Status;
 use crate::server::ServerShared;
@@ -34,7 +35,8 @@ pub(super) fn of(status: &Status) -> Value {
         "state": status.state(),
         "server": server.map(of_server),
         "client": client.map(of_client),
-        "certificates": certificates(status),
+        "certificates": certificates(status, Kind::Certificates, "not_after"),
+        "revocation_lists": certificates(status, Kind::RevocationLists, "next_update"),
         "refusals": refusals(status),
         "warnings": logging::last_warnings(),
     })
@@ -122,12 +124,12 @@ fn of_client(client: &ClientShared) -> Value {
     })
 }
 
-fn certificates(status: &Status) -> Vec<Value> {
-    let views = status.certificates.views().into_iter();
-    let value = |view: crate::process::certificates::CertificateView| {
+fn certificates(status: &Status, kind: Kind, end: &str) -> Vec<Value> {
+    let views = status.certificates.views(kind).into_iter();
+    let value = |view: CertificateView| {
         json!({
             "file": view.file,
-            "not_after": view.not_after,
+            end: view.not_after,
             "days_left": view.days_left,
         })
     };

@@ -1,5 +1,6 @@
 //! Whether the files that a configuration names have changed: certificates, keys, tokens, lists.
 
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -18,51 +19,106 @@ fn stamp(path: &Path) -> Stamp {
     ))
 }
 
+/// Looks in a row that find files changing before it is said.
+const RESTLESS_LOOKS_MAX: u32 = 60;
+
+/// A file, and what it was like.
+#[derive(Debug)]
+struct File {
+    path: PathBuf,
+    /// When it was read.
+    used: Stamp,
+    /// At the last look.
+    seen: Stamp,
+}
+
 /// Files that are looked at again and again.
 #[derive(Debug, Default)]
 pub(crate) struct Watched {
-    files: Vec<(PathBuf, Stamp)>,
+    files: Vec<File>,
     /// What was found at the last look could not be used: it is tried again at each.
     unusable: bool,
-    /// They were read a little before their stamps were taken, and may have changed in between.
+    /// They were read a little before their stamps were taken, and may have changed in between; or
+    /// whoever read them did not use them.
     doubtful: bool,
+    /// Looks in a row that found them changing.
+    restless: u32,
+}
+
+/// What a look has found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// There is nothing to do.
+    AsBefore,
+    /// Some change, or have just changed: half of a file may be good as well, so they are used when
+    /// they rest. If this has lasted for long, and it is news, with one of them.
+    Restless(Option<PathBuf>),
+    /// They are to be read, because of these.
+    Read(Vec<PathBuf>),
 }
 
 impl Watched {
-    /// From now on it is these, which have just been read. They are read once more at the next look.
+    /// From now on it is these, which have just been read. Those of them that are new are read once
+    /// more at the next look.
     pub(super) fn watch(&mut self, files: &[PathBuf]) {
-        let same = files.iter().eq(self.files.iter().map(|(file, _)| file));
-        if !same {
-            self.files = files
-                .iter()
-                .map(|file| (file.clone(), stamp(file)))
-                .collect();
-            self.doubtful = true;
+        let before = std::mem::take(&mut self.files);
+        let mut known: HashMap<PathBuf, File> =
+            before.into_iter().map(|it| (it.path.clone(), it)).collect();
+        for path in files {
+            let file = known.remove(path).unwrap_or_else(|| {
+                self.doubtful = true;
+                let now = stamp(path);
+                File {
+                    path: path.clone(),
+                    used: now,
+                    seen: now,
+                }
+            });
+            self.files.push(file);
         }
         self.unusable = false;
     }
 
-    /// Whether they are to be read again although none has changed since.
-    pub(super) fn take_doubt(&mut self) -> bool {
-        std::mem::take(&mut self.doubtful)
+    /// They are about to be read: what changes after this is found at the next look.
+    pub(super) fn read_now(&mut self) {
+        for file in &mut self.files {
+            file.seen = stamp(&file.path);
+            file.used = file.seen;
+        }
+        self.doubtful = false;
     }
 
-    /// The files that have changed since the last look.
-    pub(super) fn look(&mut self) -> Vec<PathBuf> {
-        let mut changed = Vec::new();
-        // Before they are read: what changes after this is found at the next look.
-        for (file, last) in &mut self.files {
-            let now = stamp(file);
-            if std::mem::replace(last, now) != now {
-                changed.push(file.clone());
+    /// Nobody has used what was read: it is read again at the next look, changed or not.
+    pub(super) fn doubt(&mut self) {
+        self.doubtful = true;
+    }
+
+    /// Looks at them. If they are to be read, this counts as the beginning of that.
+    pub(super) fn look(&mut self) -> Look {
+        let mut restless = None;
+        for file in &mut self.files {
+            let now = stamp(&file.path);
+            if std::mem::replace(&mut file.seen, now) != now {
+                restless.get_or_insert(&file.path);
             }
         }
-        changed
-    }
-
-    /// Whether they are to be tried again although none has changed.
-    pub(super) fn is_unusable(&self) -> bool {
-        self.unusable
+        if let Some(path) = restless {
+            self.restless = self.restless.saturating_add(1);
+            let is_news = self.restless == RESTLESS_LOOKS_MAX;
+            return Look::Restless(is_news.then(|| path.clone()));
+        }
+        self.restless = 0;
+        let changed = self.files.iter_mut().filter(|it| it.used != it.seen);
+        let changed = changed.map(|it| {
+            it.used = it.seen;
+            it.path.clone()
+        });
+        let changed: Vec<_> = changed.collect();
+        let doubtful = std::mem::take(&mut self.doubtful);
+        match doubtful || self.unusable || !changed.is_empty() {
+            true => Look::Read(changed),
+            false => Look::AsBefore,
+        }
     }
 
     /// They cannot be used as they are. True if that is news.
@@ -78,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_written_replaced_or_behind_another_link_has_changed_once() {
+    fn a_file_that_is_written_replaced_or_behind_another_link_is_read_once_when_it_rests() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = |name: &str| dir.path().join(name);
         fs::write(path("a"), "one").expect("written");
@@ -86,23 +142,81 @@ mod tests {
         std::os::unix::fs::symlink(path("a"), path("link")).expect("a link");
         let mut watched = Watched::default();
         watched.watch(&[path("link"), path("missing")]);
-        assert!(watched.take_doubt() && !watched.take_doubt());
-        assert_eq!(watched.look(), [] as [PathBuf; 0]);
+        assert_eq!(
+            watched.look(),
+            Look::Read(Vec::new()),
+            "once after the start"
+        );
+        assert_eq!(watched.look(), Look::AsBefore);
         std::os::unix::fs::symlink(path("b"), path("new")).expect("a link");
         fs::rename(path("new"), path("link")).expect("swapped");
-        assert_eq!(watched.look(), [path("link")]);
+        let mut is_read_once = |name: &str| {
+            assert_eq!(watched.look(), Look::Restless(None));
+            assert_eq!(watched.look(), Look::Read(vec![path(name)]));
+            assert_eq!(watched.look(), Look::AsBefore);
+        };
+        is_read_once("link");
         fs::write(path("b"), "longer").expect("written");
-        assert_eq!(watched.look(), [path("link")]);
+        is_read_once("link");
         fs::write(path("missing"), "there").expect("written");
-        assert_eq!(watched.look(), [path("missing")]);
-        assert_eq!(watched.look(), [] as [PathBuf; 0]);
+        is_read_once("missing");
     }
 
     #[test]
-    fn unusable_files_are_news_once() {
+    fn a_file_that_is_being_written_is_not_read_and_that_is_said_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, other) = (dir.path().join("list"), dir.path().join("other"));
         let mut watched = Watched::default();
-        assert!(watched.unusable() && !watched.unusable() && watched.is_unusable());
+        watched.watch(&[path.clone(), other.clone()]);
+        let _first = watched.look();
+        fs::write(&other, "has changed, and rests").expect("written");
+        let mut said = 0;
+        for line in 1..3 * RESTLESS_LOOKS_MAX as usize {
+            fs::write(&path, "10.0.0.0/8\n".repeat(line)).expect("written");
+            match watched.look() {
+                Look::Restless(news) => said += usize::from(news == Some(path.clone())),
+                other => panic!("line {line}: {other:?}"),
+            }
+        }
+        assert_eq!(said, 1);
+        assert_eq!(watched.look(), Look::Read(vec![path, other]));
+    }
+
+    #[test]
+    fn what_was_read_in_vain_is_read_again_and_what_was_used_is_not() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("list");
+        let mut watched = Watched::default();
+        watched.watch(std::slice::from_ref(&path));
+        let _first = watched.look();
+        fs::write(&path, "changed").expect("written");
+        watched.read_now();
+        assert_eq!(watched.look(), Look::AsBefore);
+        watched.doubt();
+        assert_eq!(watched.look(), Look::Read(Vec::new()));
+        assert_eq!(watched.look(), Look::AsBefore);
+    }
+
+    #[test]
+    fn other_files_are_watched_too_without_forgetting_what_changes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, other) = (dir.path().join("list"), dir.path().join("other"));
+        let mut watched = Watched::default();
+        watched.watch(std::slice::from_ref(&path));
+        let _first = watched.look();
+        fs::write(&path, "changed").expect("written");
+        watched.watch(&[path.clone(), other]);
+        assert_eq!(watched.look(), Look::Restless(None));
+        assert_eq!(watched.look(), Look::Read(vec![path]));
+    }
+
+    #[test]
+    fn unusable_files_are_news_once_and_are_read_until_they_are_usable() {
+        let mut watched = Watched::default();
+        assert!(watched.unusable() && !watched.unusable());
+        assert_eq!(watched.look(), Look::Read(Vec::new()));
+        assert_eq!(watched.look(), Look::Read(Vec::new()));
         watched.watch(&[]);
-        assert!(!watched.is_unusable());
+        assert_eq!(watched.look(), Look::AsBefore);
     }
 }

@@ -5,10 +5,12 @@
 //! before anything changes: a configuration that cannot be had changes nothing. What changes is
 //! swapped as a whole; the cores are told, and flows keep what they began with. When a file has
 //! changed, the text of the config file is the one that was taken up last: who is editing it is not
-//! surprised by half of his work.
+//! surprised by half of his work. For the same reason a file is used when it has not changed for a
+//! moment, unless somebody orders a reload.
 
 mod files;
 mod listening;
+mod texts;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,24 +19,30 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use qmux_config::{Change, Client, Config, Server, changes_between};
+use qmux_config::{Client, Config, Server};
 
 use super::mail::CoreMail;
 use super::status::Status;
 use super::{access_log, bind, check};
-use crate::client::ClientShared;
 use crate::client::mail::ClientMail;
+use crate::client::{ClientShared, Prepared};
 use crate::core::mailbox::{Mailboxes, Post};
 use crate::core::memory;
 use crate::server::ServerShared;
 use crate::server::mail::ServerMail;
 use crate::server::shared::plan::{CoreChanges, DoorPlan, DoorSockets, Plan};
 use crate::sys;
-pub(crate) use files::Watched;
+use files::Look;
+pub(super) use files::Watched;
 pub(super) use listening::Listening;
+use texts::Roles;
+pub(super) use texts::Texts;
 
 /// Pause between two looks at the files.
 const LOOK_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long files must not have changed to be used.
+const REST: Duration = Duration::from_secs(1);
 
 /// Orders that wait at a time; one more is refused.
 pub(crate) const ORDERS_MAX: usize = 8;
@@ -45,16 +53,25 @@ const CORES_PATIENCE: Duration = Duration::from_secs(10);
 /// Pause before a core with a full mailbox is told again.
 const FULL_MAILBOX_PAUSE: Duration = Duration::from_millis(1);
 
-/// Lines of an answer: a file of thousands of services may differ in every line.
-const LINES_MAX: usize = 1_000;
-
-/// Why a configuration was not taken up.
+/// Why a configuration was not taken up, or not by all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refused {
     /// It is wrong, or something in it cannot be had.
     Unusable(String),
+    /// It is the one of now, but something does not go by it, for these reasons.
+    Incomplete(Vec<String>),
     /// The process is about to end.
     Draining,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Refused::Unusable(why) => f.write_str(why),
+            Refused::Incomplete(problems) => f.write_str(&problems.join("; ")),
+            Refused::Draining => f.write_str("the process is about to end"),
+        }
+    }
 }
 
 /// What came of an order: one line for each change.
@@ -66,10 +83,7 @@ pub(crate) type Answer = Box<dyn FnOnce(Outcome) + Send>;
 /// Who reloads.
 pub(super) struct Reloader {
     pub(super) path: PathBuf,
-    /// The text of the start: what only a start takes up is as it was then.
-    pub(super) started: String,
-    /// The text that was taken up last.
-    pub(super) text: String,
+    pub(super) texts: Texts,
     pub(super) config: Arc<ArcSwap<Config>>,
     pub(super) cores: usize,
     pub(super) allowed_descriptors: Option<u64>,
@@ -79,11 +93,24 @@ pub(super) struct Reloader {
     pub(super) mailboxes: Mailboxes<CoreMail>,
     pub(super) listening: Arc<Listening>,
     pub(super) watched: Watched,
+    /// The warnings of the configuration that was judged last.
+    pub(super) warned: Vec<String>,
+}
+
+/// Why the configuration is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// Somebody wants it, and sees what there is to be said.
+    Order,
+    /// A look at the files.
+    Look,
 }
 
 /// A configuration was taken up.
 struct Taken {
     lines: Vec<String>,
+    /// What does not go by it.
+    problems: Vec<String>,
     /// It is not the one of before.
     changed: bool,
 }
@@ -92,6 +119,7 @@ struct Taken {
 struct Ready {
     config: Arc<Config>,
     server: Option<(Plan, Vec<Vec<DoorSockets>>)>,
+    client: Option<Prepared>,
     access_log: Option<access_log::Prepared>,
 }
 
@@ -103,6 +131,12 @@ impl Reloader {
     pub(super) fn start(mut self, orders: Receiver<Answer>) -> std::io::Result<()> {
         let config = self.config.load_full();
         self.watched.watch(&config.files);
+        // They have been said at the start.
+        self.warned = config.warnings.clone();
+        if let Some(server) = &config.server {
+            let judged = bind::judge_descriptors(server, self.cores, self.allowed_descriptors);
+            self.warned.extend(judged.ok().flatten());
+        }
         let thread = std::thread::Builder::new().name("reload".into());
         thread.spawn(move || {
             let mut next_look = Instant::now() + LOOK_PAUSE;
@@ -110,11 +144,13 @@ impl Reloader {
                 match orders.recv_deadline(next_look) {
                     Ok(answer) => answer(self.contained(Reloader::ordered)),
                     Err(RecvTimeoutError::Timeout) => {
+                        self.say_expired_lists();
+                        let mut pause = LOOK_PAUSE;
                         let _said = self.contained(|this| {
-                            this.look();
+                            pause = this.look();
                             Ok(Vec::new())
                         });
-                        next_look = Instant::now() + LOOK_PAUSE;
+                        next_look = Instant::now() + pause;
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
@@ -123,10 +159,23 @@ impl Reloader {
         Ok(())
     }
 
-    /// A panic, which is a defect of ours, is the end of this reload, and of none that follows.
+    /// Nothing else tells who has to renew them: no client is refused for that.
+    fn say_expired_lists(&self) {
+        for list in self.status.certificates.lists_just_expired() {
+            tracing::warn!(
+                list,
+                "a list of revoked certificates has expired: what is on it is refused further, and \
+                 what the CA has revoked since is let in; have the CA issue the next one"
+            );
+        }
+    }
+
+    /// A panic, which is a defect of ours, is the end of this reload, and of none that follows. The
+    /// files are read again.
     fn contained(&mut self, work: impl FnOnce(&mut Reloader) -> Outcome) -> Outcome {
         let work = std::panic::AssertUnwindSafe(|| work(self));
         std::panic::catch_unwind(work).unwrap_or_else(|_| {
+            self.watched.doubt();
             let why =
                 "a defect of this program; its log has more, and the changes may be incomplete";
             Err(Refused::Unusable(why.into()))
@@ -139,12 +188,11 @@ impl Reloader {
         let text = Config::text_of(&self.path);
         let text = text.map_err(|errors| Refused::Unusable(errors.to_string()));
         // Those that have changed as well are read with it.
-        let _changed = self.watched.look();
-        let outcome = text.and_then(|text| self.take_up(text));
+        self.watched.read_now();
+        let outcome = text.and_then(|text| self.take_up(text, Cause::Order));
         self.count(&outcome);
-        let outcome = outcome.map(|taken| taken.lines);
         match &outcome {
-            Ok(lines) => {
+            Ok(Taken { lines, .. }) => {
                 tracing::info!(
                     config = path,
                     changes = lines.len(),
@@ -154,29 +202,48 @@ impl Reloader {
                     tracing::info!("reload: {line}");
                 }
             }
-            Err(Refused::Unusable(why)) => tracing::error!(
-                config = path,
-                why,
-                "the configuration cannot be used, and nothing has changed"
-            ),
             Err(Refused::Draining) => {
                 tracing::warn!("no reload: the process is about to end");
             }
+            Err(refused) => {
+                // They may have changed, and with the text of before they may be usable.
+                self.watched.doubt();
+                tracing::error!(
+                    config = path,
+                    why = refused.to_string(),
+                    "the configuration cannot be used, and nothing has changed"
+                );
+            }
         }
-        outcome
+        let taken = outcome?;
+        say_problems(&taken.problems);
+        match taken.problems.is_empty() {
+            true => Ok(taken.lines),
+            false => Err(Refused::Incomplete(taken.problems)),
+        }
     }
 
-    /// Looks whether files have changed that the configuration names.
-    fn look(&mut self) {
-        let files = self.watched.look();
-        let doubtful = self.watched.take_doubt();
-        if files.is_empty() && !doubtful && !self.watched.is_unusable() {
-            return;
-        }
-        let outcome = self.take_up(self.text.clone());
-        match outcome {
+    /// Looks whether files have changed that the configuration names. Returns when to look again.
+    fn look(&mut self) -> Duration {
+        let files = match self.watched.look() {
+            Look::AsBefore => return LOOK_PAUSE,
+            Look::Restless(news) => {
+                if let Some(file) = news {
+                    let file = file.display();
+                    tracing::warn!(
+                        %file,
+                        "a file that the configuration names changes all the time: what has \
+                         changed is used when it rests for a second, or at a reload"
+                    );
+                }
+                return REST;
+            }
+            Look::Read(files) => files,
+        };
+        let outcome = self.take_up(self.texts.taken().to_owned(), Cause::Look);
+        match &outcome {
             Ok(Taken { changed: false, .. }) | Err(Refused::Draining) => {}
-            Ok(_) => {
+            Ok(Taken { problems, .. }) => {
                 self.count(&outcome);
                 let files: Vec<_> = files
                     .iter()
@@ -186,58 +253,98 @@ impl Reloader {
                     ?files,
                     "files that the configuration names have changed, and are used now"
                 );
+                say_problems(problems);
             }
-            Err(Refused::Unusable(ref why)) => {
+            Err(refused) => {
                 if self.watched.unusable() {
                     self.count(&outcome);
                     tracing::warn!(
-                        why,
+                        why = refused.to_string(),
                         "files have changed and cannot be used as they are; those of before go on \
                          until they can"
                     );
                 }
             }
         }
+        LOOK_PAUSE
     }
 
     fn count(&self, outcome: &Result<Taken, Refused>) {
         let counts = &self.status.reloads;
         let counted = match outcome {
-            Ok(_) => &counts.done,
+            Ok(taken) if taken.problems.is_empty() => &counts.done,
+            Ok(_) => &counts.incomplete,
             Err(_) => &counts.refused,
         };
         counted.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes up the configuration of this text, all of it or nothing.
-    fn take_up(&mut self, text: String) -> Result<Taken, Refused> {
-        let unusable = |errors: qmux_config::Errors| Refused::Unusable(errors.to_string());
-        let wanted = Config::parse(&text, &self.path).map_err(unusable)?;
-        for warning in &wanted.warnings {
+    fn take_up(&mut self, text: String, cause: Cause) -> Result<Taken, Refused> {
+        let wanted = self.read(&text)?;
+        let (running, roles) = (Roles::of(&self.config.load()), Roles::of(&wanted));
+        let wanted = self.with_sections_that_stay(wanted)?;
+        let mut wanted = bind::without_ipv6(wanted, sys::bind::has_ipv6);
+        let mut warnings = std::mem::take(&mut wanted.warnings);
+        let config = Arc::new(self.with_what_stays(wanted));
+        let ready = self.prepare(config, &mut warnings);
+        for warning in self.news(warnings, cause) {
             tracing::warn!("{warning}");
         }
-        let wanted = bind::without_ipv6(wanted, sys::bind::has_ipv6);
-        let ready = self.prepare(Arc::new(self.with_what_stays(wanted)))?;
-        let mut lines = self.lines(&text);
+        let ready = ready?;
+        let mut taken = Taken {
+            lines: self.texts.lines(&text, running, roles),
+            problems: Vec::new(),
+            changed: !self.is_as_before(&ready),
+        };
         let files = ready.config.files.clone();
-        let changed = !self.is_as_before(&ready);
-        if changed {
-            self.apply(ready, &mut lines)?;
+        if taken.changed {
+            taken.problems = self.apply(ready)?;
         }
-        self.text = text;
+        self.texts.take(text, roles);
         self.watched.watch(&files);
-        Ok(Taken { lines, changed })
+        Ok(taken)
+    }
+
+    fn read(&self, text: &str) -> Result<Config, Refused> {
+        Config::parse(text, &self.path).map_err(|errors| Refused::Unusable(errors.to_string()))
+    }
+
+    /// The section of a role that goes on although the text has none: it is read from the last text
+    /// that had one, for the files that it names may change.
+    fn with_sections_that_stay(&self, mut wanted: Config) -> Result<Config, Refused> {
+        let now = self.config.load();
+        if now.server.is_some() && wanted.server.is_none() {
+            let last = self.read(self.texts.of_server())?;
+            wanted.server = last.server;
+            wanted.files.extend(last.files);
+        }
+        if now.client.is_some() && wanted.client.is_none() {
+            let last = self.read(self.texts.of_client())?;
+            wanted.client = last.client;
+            wanted.files.extend(last.files);
+        }
+        wanted.files.sort_unstable();
+        wanted.files.dedup();
+        Ok(wanted)
+    }
+
+    /// What of these warnings is to be said now: all of them to who asks, and else what is news.
+    fn news(&mut self, warnings: Vec<String>, cause: Cause) -> Vec<String> {
+        let before = std::mem::replace(&mut self.warned, warnings);
+        let is_due = |it: &&String| cause == Cause::Order || !before.contains(it);
+        self.warned.iter().filter(is_due).cloned().collect()
     }
 
     /// Whether nothing would change, neither in the configuration nor in the files that it names.
     fn is_as_before(&self, ready: &Ready) -> bool {
-        let without_warnings = |config: &Config| Config {
-            warnings: Vec::new(),
-            ..config.clone()
-        };
         let shown = ready.server.as_ref().zip(self.server.as_ref());
-        without_warnings(&ready.config) == without_warnings(&self.config.load())
-            && shown.is_none_or(|((plan, _), shared)| !plan.changes_credentials(shared))
+        let now = self.config.load();
+        let as_now = Config {
+            warnings: now.warnings.clone(),
+            ..Config::clone(&ready.config)
+        };
+        as_now == **now && shown.is_none_or(|((plan, _), it)| !plan.changes_credentials(it))
     }
 
     /// The configuration with what only a start takes up as it was at the start.
@@ -269,16 +376,14 @@ impl Reloader {
         }
     }
 
-    /// Reads and binds all that is needed. Nothing changes yet.
-    fn prepare(&self, config: Arc<Config>) -> Result<Ready, Refused> {
+    /// Reads and binds all that is needed, and notes what is to be warned of. Nothing changes yet.
+    fn prepare(&self, config: Arc<Config>, warnings: &mut Vec<String>) -> Result<Ready, Refused> {
         let unusable = |error: &dyn std::fmt::Display| Refused::Unusable(error.to_string());
         check::tls_contexts(&config).map_err(|error| unusable(&error))?;
         let server = match (&self.server, &config.server) {
             (Some(shared), Some(server)) => {
                 let judged = bind::judge_descriptors(server, self.cores, self.allowed_descriptors);
-                if let Some(warning) = judged.map_err(|error| unusable(&error))? {
-                    tracing::warn!("{warning}");
-                }
+                warnings.extend(judged.map_err(|error| unusable(&error))?);
                 let plan = shared.plan(&config, server).map_err(|why| unusable(&why))?;
                 self.refuse_door_that_drains(shared, &plan)?;
                 let (tcp_given_up, udp_given_up) = (plan.given_up(true), plan.given_up(false));
@@ -292,13 +397,25 @@ impl Reloader {
             }
             _ => None,
         };
+        let client = match (&self.client, &config.client) {
+            (Some(shared), Some(client)) => {
+                let prepared = shared.prepare(&config, client, &self.post());
+                Some(prepared.map_err(|why| unusable(&why))?)
+            }
+            _ => None,
+        };
         let setting = config.server.as_ref().map(|server| &server.access_log);
         let access_log = setting.map(access_log::prepare).transpose();
         Ok(Ready {
             access_log: access_log.map_err(|error| unusable(&error))?,
             config,
             server,
+            client,
         })
+    }
+
+    fn post(&self) -> Arc<dyn Post<ClientMail>> {
+        Arc::new(self.mailboxes.clone())
     }
 
     /// The lanes of a door that was removed have its address until they end.
@@ -316,13 +433,16 @@ impl Reloader {
         Ok(())
     }
 
-    /// Uses what is ready: from here on nothing is refused any more.
-    fn apply(&mut self, ready: Ready, lines: &mut Vec<String>) -> Result<(), Refused> {
+    /// Uses what is ready: from here on nothing is refused any more, but for the first step. Returns
+    /// what did not work.
+    fn apply(&self, ready: Ready) -> Result<Vec<String>, Refused> {
         let Ready {
             config,
             server,
+            client,
             access_log,
         } = ready;
+        let mut problems = Vec::new();
         if let Some((plan, sockets)) = server
             && let Some(shared) = &self.server
         {
@@ -331,15 +451,10 @@ impl Reloader {
                 return Err(Refused::Draining);
             }
             let changes = shared.follow(&plan, sockets);
-            let late = self.tell(changes);
-            lines.extend(late);
+            problems.extend(self.tell(changes));
         }
-        if let (Some(shared), Some(client)) = (&self.client, &config.client) {
-            let post: Arc<dyn Post<ClientMail>> = Arc::new(self.mailboxes.clone());
-            // The certificates were tried before; one that was swapped since is taken up later.
-            if let Err(why) = shared.change(&config, client, &post) {
-                lines.push(format!("the client goes on as before: {why}"));
-            }
+        if let (Some(shared), Some(prepared)) = (&self.client, client) {
+            problems.extend(shared.take_up(prepared, &*self.post()));
         }
         if let Some(prepared) = access_log {
             prepared.take_up();
@@ -347,7 +462,7 @@ impl Reloader {
         memory::change_limit(config.limits.memory);
         self.status.certificates.change(&config);
         self.config.store(config);
-        Ok(())
+        Ok(problems)
     }
 
     /// Tells the cores, and waits until they have done it. Returns what did not work.
@@ -371,21 +486,12 @@ impl Reloader {
         problems.extend(answers(&receiver, until));
         problems
     }
+}
 
-    /// What differs from before, and what a start alone would take up.
-    fn lines(&self, text: &str) -> Vec<String> {
-        let taken = changes_between(&self.text, text);
-        let taken = taken.iter().filter(|change| change.is_taken_up());
-        let left = changes_between(&self.started, text);
-        let left = left.iter().filter(|change| !change.is_taken_up());
-        let left = left.map(|change: &Change| format!("needs a restart: {change}"));
-        let mut lines: Vec<String> = taken.map(ToString::to_string).chain(left).collect();
-        if lines.len() > LINES_MAX {
-            let more = lines.len() - LINES_MAX;
-            lines.truncate(LINES_MAX);
-            lines.push(format!("… and {more} more"));
-        }
-        lines
+/// What did not work although nothing was refused.
+fn say_problems(problems: &[String]) {
+    for problem in problems {
+        tracing::error!(problem, "the configuration is not in use everywhere");
     }
 }
 
@@ -436,6 +542,11 @@ impl Orders {
 pub(crate) struct Counts {
     /// Configurations taken up, because somebody wanted it or a file has changed.
     pub(crate) done: AtomicU64,
+    /// Configurations taken up that something does not go by.
+    pub(crate) incomplete: AtomicU64,
     /// Configurations that could not be used.
     pub(crate) refused: AtomicU64,
 }
+
+#[cfg(test)]
+mod tests;

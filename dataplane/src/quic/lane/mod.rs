@@ -276,7 +276,9 @@ impl Lane {
 
     /// The peer's current address.
     pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
-        Some(self.way().peer)
+        let peer = self.way().peer;
+        // A socket of both families has IPv4 addresses mapped into IPv6.
+        Some(SocketAddr::new(peer.ip().to_canonical(), peer.port()))
     }
 
     /// True once the handshake is complete, with the peer authenticated as far as TLS does it.

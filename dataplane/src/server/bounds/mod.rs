@@ -4,6 +4,7 @@
 
 mod refusals;
 mod sources;
+mod udp_sources;
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
@@ -17,15 +18,26 @@ use qmux_config::Bounds;
 use crate::flow::bandwidth::Bandwidth;
 use crate::flow::udp::lives::source;
 pub(crate) use refusals::{Refusal, RefusalCounters};
-use sources::{Kind, SourceLimits, Sources};
+use sources::{SourceLimits, Sources};
+use udp_sources::UdpSources;
 
-/// Parts of the table of sources, each with a lock of its own: so that cores seldom wait for each
+/// Parts of a table of sources, each with a lock of its own: so that cores seldom wait for each
 /// other.
 const SHARDS: usize = 16;
 
-/// Sources of one service that are known at a time: some 10 MiB, and more than visitors have
-/// descriptors on most machines.
+/// Sources of TCP visitors of one service that are known at a time: some 10 MiB, and more than
+/// visitors have descriptors on most machines. Each has completed a handshake, so its address is
+/// its own. Those of UDP may be forged, and have a table without such a bound ([`udp_sources`]).
 const SOURCES_MAX: usize = 131_072;
+
+/// What a source takes up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A TCP visitor.
+    Visitor,
+    /// A UDP flow.
+    UdpFlow,
+}
 
 /// The gate of one service.
 #[derive(Debug)]
@@ -34,42 +46,44 @@ pub(crate) struct Gate {
     bounds: ArcSwap<Bounds>,
     /// TCP visitors who are in that came while their number was limited.
     visitors: AtomicU32,
-    /// Once anything was limited by source.
-    sources: OnceLock<Shards>,
+    /// Once TCP visitors were limited by source.
+    sources: OnceLock<Shards<Sources>>,
+    /// Once UDP flows were.
+    udp_sources: OnceLock<Shards<UdpSources>>,
     /// Of each core.
     refusals: Vec<RefusalCounters>,
 }
 
 /// The sources of a service.
 #[derive(Debug)]
-struct Shards {
+struct Shards<T> {
     // Visitors choose their addresses, and must not be able to choose one shard for all of them.
     hasher: RandomState,
-    shards: Vec<Mutex<Sources>>,
+    shards: Vec<Mutex<T>>,
 }
 
-impl Shards {
-    fn new(limits: SourceLimits) -> Shards {
+impl<T> Shards<T> {
+    fn new(shard: impl Fn() -> T) -> Shards<T> {
         Shards {
             hasher: RandomState::new(),
-            shards: (0..SHARDS)
-                .map(|_| Mutex::new(Sources::new(limits)))
-                .collect(),
+            shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
         }
     }
 
+    fn of(&self, source: IpAddr) -> MutexGuard<'_, T> {
+        let hash = self.hasher.hash_one(source) % SHARDS as u64;
+        let shard = &self.shards[usize::try_from(hash).unwrap_or_default()];
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shards<Sources> {
     /// Other limits hold from now on.
     fn limit(&self, limits: SourceLimits) {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             shard.limit(limits);
         }
-    }
-
-    fn of(&self, source: IpAddr) -> MutexGuard<'_, Sources> {
-        let hash = self.hasher.hash_one(source) % SHARDS as u64;
-        let shard = &self.shards[usize::try_from(hash).unwrap_or_default()];
-        shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -88,8 +102,8 @@ impl Drop for Permit {
         if self.of_all {
             self.gate.visitors.fetch_sub(1, Ordering::Relaxed);
         }
-        if let (Some((source, kind)), Some(sources)) = (self.of_source, self.gate.sources.get()) {
-            sources.of(source).close(source, kind, Instant::now());
+        if let Some((source, kind)) = self.of_source {
+            self.gate.one_less_of(source, kind);
         }
     }
 }
@@ -101,6 +115,7 @@ impl Gate {
             bounds: ArcSwap::default(),
             visitors: AtomicU32::new(0),
             sources: OnceLock::new(),
+            udp_sources: OnceLock::new(),
             refusals: (0..cores).map(|_| RefusalCounters::default()).collect(),
         };
         gate.demand(bounds);
@@ -112,15 +127,19 @@ impl Gate {
         let limits = SourceLimits {
             visitors_max: bounds.max_visitors_per_source,
             visitors_per_second: bounds.visitors_per_second_per_source,
-            udp_flows_max: bounds.max_udp_flows_per_source,
             sources_max: SOURCES_MAX / SHARDS,
         };
         match self.sources.get() {
             Some(shards) => shards.limit(limits),
             None if limits.limit_something() => {
-                let _first = self.sources.set(Shards::new(limits));
+                let _first = self.sources.set(Shards::new(|| Sources::new(limits)));
             }
             None => {}
+        }
+        if bounds.max_udp_flows_per_source > 0 {
+            let _known = self
+                .udp_sources
+                .get_or_init(|| Shards::new(UdpSources::default));
         }
         self.bounds.store(Arc::new(bounds.clone()));
     }
@@ -207,8 +226,12 @@ impl Gate {
     ) -> Result<Option<Permit>, Refusal> {
         let limited =
             bounds.max_visitors_per_source > 0 || bounds.visitors_per_second_per_source > 0;
-        if limited {
-            self.one_more_of(visitor, Kind::Visitor, now, &mut permit)?;
+        if let (true, Some(sources)) = (limited, self.sources.get()) {
+            let source = source(visitor);
+            if sources.of(source).open(source, now)? {
+                let permit = permit.get_or_insert_with(|| self.permit(false));
+                permit.of_source = Some((source, Kind::Visitor));
+            }
         }
         Ok(permit)
     }
@@ -221,16 +244,19 @@ impl Gate {
         self: &Arc<Self>,
         core: usize,
         visitor: IpAddr,
-        now: Instant,
     ) -> Result<Option<Permit>, Refusal> {
         self.counted(core, || {
             let bounds = self.bounds.load();
             judge(&bounds, visitor)?;
-            let mut permit = None;
-            if bounds.max_udp_flows_per_source > 0 {
-                self.one_more_of(visitor, Kind::UdpFlow, now, &mut permit)?;
-            }
-            Ok(permit)
+            let most = bounds.max_udp_flows_per_source;
+            let Some(sources) = self.udp_sources.get().filter(|_| most > 0) else {
+                return Ok(None);
+            };
+            let source = source(visitor);
+            sources.of(source).open(source, most)?;
+            let mut permit = self.permit(false);
+            permit.of_source = Some((source, Kind::UdpFlow));
+            Ok(Some(permit))
         })
     }
 
@@ -263,22 +289,19 @@ impl Gate {
         }
     }
 
-    fn one_more_of(
-        self: &Arc<Self>,
-        visitor: IpAddr,
-        kind: Kind,
-        now: Instant,
-        permit: &mut Option<Permit>,
-    ) -> Result<(), Refusal> {
-        let Some(sources) = self.sources.get() else {
-            return Ok(());
-        };
-        let source = source(visitor);
-        if sources.of(source).open(source, kind, now)? {
-            let permit = permit.get_or_insert_with(|| self.permit(false));
-            permit.of_source = Some((source, kind));
+    fn one_less_of(&self, source: IpAddr, kind: Kind) {
+        match kind {
+            Kind::Visitor => {
+                if let Some(sources) = self.sources.get() {
+                    sources.of(source).close(source, Instant::now());
+                }
+            }
+            Kind::UdpFlow => {
+                if let Some(sources) = self.udp_sources.get() {
+                    sources.of(source).close(source);
+                }
+            }
         }
-        Ok(())
     }
 }
 
@@ -312,7 +335,7 @@ mod tests {
         let it = gate(|_| {});
         let now = Instant::now();
         assert!(matches!(it.admit_visitor(0, ip("::1"), now), Ok(None)));
-        assert!(matches!(it.admit_udp_flow(1, ip("::1"), now), Ok(None)));
+        assert!(matches!(it.admit_udp_flow(1, ip("::1")), Ok(None)));
     }
 
     #[test]
@@ -326,7 +349,7 @@ mod tests {
         }
         let refused = |core: usize| it.refusals()[core].max_visitors.get();
         assert_eq!((refused(0), refused(1)), (1, 2));
-        assert!(it.admit_udp_flow(0, ip("192.0.2.1"), now).is_ok());
+        assert!(it.admit_udp_flow(0, ip("192.0.2.1")).is_ok());
         drop(first);
         let _third = come(0).expect("in");
         assert_eq!(come(0).expect_err("full"), Refusal::Visitors);
@@ -393,5 +416,30 @@ mod tests {
         let _held = come().expect("the first that counts");
         drop(early);
         assert_eq!(come().expect_err("full"), Refusal::VisitorsOfSource);
+    }
+
+    #[test]
+    fn forged_sources_of_udp_close_a_service_to_nobody() {
+        let it = gate(|bounds| {
+            bounds.max_udp_flows_per_source = 1;
+            bounds.max_visitors_per_source = 1;
+        });
+        // More than eight cores have flows for, each from an address of its own.
+        let of = |number: u32| IpAddr::from(number.to_be_bytes());
+        let forged: Vec<_> = (0..600_000)
+            .map(|number| it.admit_udp_flow(0, of(number)).expect("in"))
+            .collect();
+        assert!(matches!(
+            it.admit_udp_flow(0, ip("2001:db8::1")),
+            Ok(Some(_))
+        ));
+        let visitor = it.admit_visitor(0, ip("192.0.2.1"), Instant::now());
+        assert!(matches!(visitor, Ok(Some(_))));
+        assert_eq!(
+            it.admit_udp_flow(1, of(0)).expect_err("it has one"),
+            Refusal::UdpFlowsOfSource
+        );
+        drop(forged);
+        let _again = it.admit_udp_flow(1, of(0)).expect("it has none");
     }
 }

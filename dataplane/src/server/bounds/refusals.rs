@@ -28,7 +28,7 @@ counters! {
     proxy_header_missing,
     /// Their PROXY header had not come when too many others were waited for.
     proxy_header_crowd,
-    /// As many other sources have something as are kept in mind.
+    /// As many other sources have something as are kept in mind. TCP only.
     sources_full,
     /// Memory is used up and no flow stalls.
     memory,

@@ -1,4 +1,5 @@
-//! What each source has at a time, and how often it comes. No clock: time comes in as an argument.
+//! How many TCP visitors each source has at a time, and how often it comes. No clock: time comes in
+//! as an argument.
 //!
 //! A source is an IPv4 address or an IPv6 network of 64 bits, which is what one subscriber has. The
 //! table is bounded. A source that has nothing and whose rate has recovered is forgotten; if as many
@@ -14,32 +15,21 @@ use super::refusals::Refusal;
 /// Time between two searches for sources to forget.
 const FORGET_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a source may have; zero: as much as it likes.
+/// What a source may have of TCP visitors; zero: as many as it likes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct SourceLimits {
-    /// TCP visitors at a time.
+    /// At a time.
     pub(super) visitors_max: u32,
-    /// TCP visitors per second, and as many at once.
+    /// Per second, and as many at once.
     pub(super) visitors_per_second: u32,
-    /// UDP flows at a time.
-    pub(super) udp_flows_max: u32,
     /// Sources that are known at a time.
     pub(super) sources_max: usize,
-}
-
-/// What a source takes up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// A TCP visitor.
-    Visitor,
-    /// A UDP flow.
-    UdpFlow,
 }
 
 impl SourceLimits {
     /// Whether sources have to be known at all.
     pub(super) fn limit_something(&self) -> bool {
-        self.visitors_max > 0 || self.visitors_per_second > 0 || self.udp_flows_max > 0
+        self.visitors_max > 0 || self.visitors_per_second > 0
     }
 }
 
@@ -48,7 +38,6 @@ struct Source {
     /// TCP visitors who are in, if their number is limited: a rate alone keeps no source known for
     /// as long as its visitors stay.
     visitors: u32,
-    udp_flows: u32,
     /// When its rate has recovered from all visitors so far (the generic cell rate algorithm's
     /// theoretical arrival time): the later, the more have come of late.
     recovered_at: Instant,
@@ -56,7 +45,7 @@ struct Source {
 
 impl Source {
     fn is_idle(&self, now: Instant) -> bool {
-        self.visitors == 0 && self.udp_flows == 0 && self.recovered_at <= now
+        self.visitors == 0 && self.recovered_at <= now
     }
 }
 
@@ -85,12 +74,7 @@ impl Sources {
 
     /// A source wants one more; it has it if this is no error. True if it must be told when the
     /// source has it no more.
-    pub(super) fn open(
-        &mut self,
-        source: IpAddr,
-        kind: Kind,
-        now: Instant,
-    ) -> Result<bool, Refusal> {
+    pub(super) fn open(&mut self, source: IpAddr, now: Instant) -> Result<bool, Refusal> {
         if self.forget_at.is_none_or(|at| at <= now) {
             self.known.retain(|_, source| !source.is_idle(now));
             self.forget_at = Some(now + FORGET_INTERVAL);
@@ -101,44 +85,29 @@ impl Sources {
         }
         let entry = self.known.entry(source).or_insert(Source {
             visitors: 0,
-            udp_flows: 0,
             recovered_at: now,
         });
-        match kind {
-            Kind::Visitor => {
-                if limits.visitors_max > 0 && entry.visitors >= limits.visitors_max {
-                    return Err(Refusal::VisitorsOfSource);
-                }
-                if let Some(interval) = interval(limits.visitors_per_second) {
-                    let recovered_at = entry.recovered_at.max(now) + interval;
-                    if recovered_at > now + interval * limits.visitors_per_second {
-                        return Err(Refusal::RateOfSource);
-                    }
-                    entry.recovered_at = recovered_at;
-                }
-                let counts = limits.visitors_max > 0;
-                entry.visitors += u32::from(counts);
-                Ok(counts)
-            }
-            Kind::UdpFlow => {
-                if limits.udp_flows_max > 0 && entry.udp_flows >= limits.udp_flows_max {
-                    return Err(Refusal::UdpFlowsOfSource);
-                }
-                entry.udp_flows += 1;
-                Ok(true)
-            }
+        if limits.visitors_max > 0 && entry.visitors >= limits.visitors_max {
+            return Err(Refusal::VisitorsOfSource);
         }
+        if let Some(interval) = interval(limits.visitors_per_second) {
+            let recovered_at = entry.recovered_at.max(now) + interval;
+            if recovered_at > now + interval * limits.visitors_per_second {
+                return Err(Refusal::RateOfSource);
+            }
+            entry.recovered_at = recovered_at;
+        }
+        let counts = limits.visitors_max > 0;
+        entry.visitors += u32::from(counts);
+        Ok(counts)
     }
 
     /// A source has one less.
-    pub(super) fn close(&mut self, source: IpAddr, kind: Kind, now: Instant) {
+    pub(super) fn close(&mut self, source: IpAddr, now: Instant) {
         let Some(entry) = self.known.get_mut(&source) else {
             return;
         };
-        match kind {
-            Kind::Visitor => entry.visitors = entry.visitors.saturating_sub(1),
-            Kind::UdpFlow => entry.udp_flows -= 1,
-        }
+        entry.visitors = entry.visitors.saturating_sub(1);
         if entry.is_idle(now) {
             self.known.remove(&source);
         }

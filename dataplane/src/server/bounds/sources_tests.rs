@@ -17,24 +17,17 @@ fn sources(change: impl FnOnce(&mut SourceLimits)) -> Sources {
 fn a_source_has_as_many_at_a_time_as_it_may_and_others_have_their_own() {
     let mut it = sources(|limits| {
         limits.visitors_max = 2;
-        limits.udp_flows_max = 1;
     });
     let now = Instant::now();
-    for kind in [Kind::Visitor, Kind::Visitor, Kind::UdpFlow] {
-        assert_eq!(it.open(ip(1), kind, now).map(drop), Ok(()));
+    for _ in 0..2 {
+        assert_eq!(it.open(ip(1), now).map(drop), Ok(()));
     }
     let refused = Err(Refusal::VisitorsOfSource);
-    assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), refused);
-    assert_eq!(
-        it.open(ip(1), Kind::UdpFlow, now).map(drop),
-        Err(Refusal::UdpFlowsOfSource)
-    );
-    assert_eq!(it.open(ip(2), Kind::Visitor, now).map(drop), Ok(()));
-    it.close(ip(1), Kind::Visitor, now);
-    assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), Ok(()));
-    assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), refused);
-    it.close(ip(1), Kind::UdpFlow, now);
-    assert_eq!(it.open(ip(1), Kind::UdpFlow, now).map(drop), Ok(()));
+    assert_eq!(it.open(ip(1), now).map(drop), refused);
+    assert_eq!(it.open(ip(2), now).map(drop), Ok(()));
+    it.close(ip(1), now);
+    assert_eq!(it.open(ip(1), now).map(drop), Ok(()));
+    assert_eq!(it.open(ip(1), now).map(drop), refused);
 }
 
 #[test]
@@ -44,9 +37,9 @@ fn a_rate_lets_its_burst_in_at_once_and_then_so_many_a_second() {
         let mut now = Instant::now();
         let mut come = |now, visits: u32| {
             let let_in = |_: &u32| {
-                let admitted = it.open(ip(1), Kind::Visitor, now).is_ok();
+                let admitted = it.open(ip(1), now).is_ok();
                 if admitted {
-                    it.close(ip(1), Kind::Visitor, now);
+                    it.close(ip(1), now);
                 }
                 admitted
             };
@@ -73,16 +66,16 @@ fn a_refused_visitor_takes_nothing_of_the_rate() {
         limits.visitors_per_second = 2;
     });
     let now = Instant::now();
-    assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), Ok(()));
+    assert_eq!(it.open(ip(1), now).map(drop), Ok(()));
     for _ in 0..10 {
         let refused = Err(Refusal::VisitorsOfSource);
-        assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), refused);
+        assert_eq!(it.open(ip(1), now).map(drop), refused);
     }
-    it.close(ip(1), Kind::Visitor, now);
-    assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), Ok(()));
-    it.close(ip(1), Kind::Visitor, now);
+    it.close(ip(1), now);
+    assert_eq!(it.open(ip(1), now).map(drop), Ok(()));
+    it.close(ip(1), now);
     let refused = Err(Refusal::RateOfSource);
-    assert_eq!(it.open(ip(1), Kind::Visitor, now).map(drop), refused);
+    assert_eq!(it.open(ip(1), now).map(drop), refused);
 }
 
 #[test]
@@ -94,23 +87,23 @@ fn idle_sources_are_forgotten_and_those_that_have_something_never() {
     });
     let now = Instant::now();
     for last in 1..=3 {
-        assert_eq!(it.open(ip(last), Kind::Visitor, now).map(drop), Ok(()));
+        assert_eq!(it.open(ip(last), now).map(drop), Ok(()));
     }
     for last in 1..=2 {
-        it.close(ip(last), Kind::Visitor, now);
+        it.close(ip(last), now);
     }
     let full = Err(Refusal::SourcesFull);
     assert_eq!(
-        it.open(ip(4), Kind::Visitor, now).map(drop),
+        it.open(ip(4), now).map(drop),
         full,
         "their rates have not recovered"
     );
     let later = now + Duration::from_secs(1);
-    assert_eq!(it.open(ip(4), Kind::Visitor, later).map(drop), Ok(()));
+    assert_eq!(it.open(ip(4), later).map(drop), Ok(()));
     assert_eq!(it.known.len(), 2, "the one that has something, and the new");
     let refused = Err(Refusal::VisitorsOfSource);
-    assert_eq!(it.open(ip(3), Kind::Visitor, later).map(drop), refused);
-    it.close(ip(3), Kind::Visitor, later);
+    assert_eq!(it.open(ip(3), later).map(drop), refused);
+    it.close(ip(3), later);
     assert_eq!(it.known.len(), 1, "idle ones go when they end");
 }
 
@@ -118,7 +111,6 @@ fn idle_sources_are_forgotten_and_those_that_have_something_never() {
 fn what_was_opened_and_closed_leaves_nothing_behind() {
     let mut it = sources(|limits| {
         limits.visitors_max = 3;
-        limits.udp_flows_max = 2;
     });
     let now = Instant::now();
     let mut open = Vec::new();
@@ -128,19 +120,17 @@ fn what_was_opened_and_closed_leaves_nothing_behind() {
         seed ^= seed >> 7;
         seed ^= seed << 17;
         let source = ip(u8::try_from(seed % 5).expect("small"));
-        let kind = [Kind::Visitor, Kind::UdpFlow][usize::from(seed & 64 > 0)];
         if seed & 128 > 0 {
-            if it.open(source, kind, now).is_ok() {
-                open.push((source, kind));
+            if it.open(source, now).is_ok() {
+                open.push(source);
             }
-        } else if let Some((source, kind)) = open.pop() {
-            it.close(source, kind, now);
+        } else if let Some(source) = open.pop() {
+            it.close(source, now);
         }
-        let at_once = |wanted: Kind| open.iter().filter(|it| **it == (source, wanted)).count();
-        assert!(at_once(Kind::Visitor) <= 3 && at_once(Kind::UdpFlow) <= 2);
+        assert!(open.iter().filter(|it| **it == source).count() <= 3);
     }
-    for (source, kind) in open {
-        it.close(source, kind, now);
+    for source in open {
+        it.close(source, now);
     }
     assert!(it.known.is_empty());
 }

@@ -4,6 +4,7 @@
 //! The log says what was wrong. The peer is told what it can do about it if its certificate is
 //! good, and else nothing.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,9 +15,11 @@ use qmux_proto::control::{AuthChallenge, Message, RefuseReason};
 use super::Door;
 use super::lane::{ServerLane, address};
 use crate::quic::control::ControlEvent;
+use crate::quic::sessions::Identity;
 use crate::quic::{tls, token};
 use crate::server::pool::registry::Claim;
 use crate::server::shared::ServerSettings;
+use crate::sys::tls::{PeerRefused, check_client_against};
 
 /// Most bytes of a certificate's name in a text for people.
 const SHOWN_NAME_BYTES_MAX: usize = 128;
@@ -31,6 +34,28 @@ pub(crate) struct Admitted {
     pub(crate) by_certificate: bool,
     /// When that expires, in seconds since 1970.
     pub(crate) expiry_s: Option<i64>,
+    /// By which settings it was found to be right, the last time that it was looked at.
+    pub(crate) judged: Cell<Judged>,
+}
+
+/// Settings by which a lane was judged. Each lane has its own: it may be let in by settings that
+/// another thread replaces in the same moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Judged {
+    /// Their number.
+    pub(crate) generation: u64,
+    /// The digest of what its certificate was held against.
+    pub(crate) trusted: Identity,
+}
+
+impl Judged {
+    /// By these settings.
+    pub(crate) fn by(settings: &ServerSettings) -> Judged {
+        Judged {
+            generation: settings.generation,
+            trusted: settings.credentials.trusted,
+        }
+    }
 }
 
 /// Why a client is not let in.
@@ -48,25 +73,21 @@ impl Unauthentic {
     }
 }
 
-/// The handshake has authenticated the client, now or, for a resumed session, some time ago: then
-/// its certificate is checked again, which may have expired since. Its names say who it is.
+/// The handshake has authenticated the client. Its certificate is checked again if that was some
+/// time ago, for a resumed session, or against something else than is trusted now: a client may
+/// complete a handshake, wait for a list that revokes its certificate, and register then. Its names
+/// say who it is.
 pub(crate) fn by_certificate(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,
     settings: &ServerSettings,
 ) -> Result<Admission, Unauthentic> {
-    let checked = this.lane.with_tls(|ssl| {
-        if tls::is_resumed(ssl) {
-            tls::check_resumed_peer(ssl, true)
-        } else {
-            Ok(())
-        }
-    });
-    if let Err(why) = checked {
-        door.counters().sessions_refused.increment();
-        let why = format!("the certificate of its earlier session: {why}");
-        log(this, door, &why);
-        return Err(Unauthentic::without_hint());
+    let resumed = this.lane.with_tls(|ssl| tls::is_resumed(ssl));
+    let outdated = this.trusted != settings.credentials.trusted;
+    if (resumed || outdated)
+        && let Err(why) = check_now(this, settings)
+    {
+        return Err(not_good_now(this, door, outdated, &why));
     }
     let names = names_of(this);
     let admission = settings.matcher.by_certificate(&names);
@@ -84,6 +105,35 @@ pub(crate) fn by_certificate(
          [[server.clients]] with certificate = {name:?} or fingerprint = {fingerprint:?}"
     );
     Err(Unauthentic::Refused(RefuseReason::NotAdmitted, text))
+}
+
+/// Whether the client's certificate is good by what is trusted now.
+fn check_now(this: &ServerLane, settings: &ServerSettings) -> Result<(), PeerRefused> {
+    // There is one where clients authenticate by certificate; without it nobody is let in.
+    let store = settings.store.as_ref().ok_or(PeerRefused::Failed)?;
+    this.lane.with_tls(|ssl| check_client_against(ssl, store))
+}
+
+/// What to answer a client whose certificate was good, or was not asked for, when it shook hands.
+fn not_good_now(
+    this: &Rc<ServerLane>,
+    door: &Rc<Door>,
+    outdated: bool,
+    why: &PeerRefused,
+) -> Unauthentic {
+    if outdated {
+        door.counters().clients_outdated.increment();
+        let why = format!("what is trusted has changed since its handshake: {why}");
+        log(this, door, &why);
+        // Its next handshake, which comes at once for this reason, is judged by what is trusted now
+        // and tells it what is wrong; it may as well have been asked for no certificate in this one.
+        let text = "the configuration of this server has just changed";
+        return Unauthentic::Refused(RefuseReason::Draining, text.into());
+    }
+    door.counters().sessions_refused.increment();
+    let why = format!("the certificate of its earlier session: {why}");
+    log(this, door, &why);
+    Unauthentic::without_hint()
 }
 
 /// The names of the certificate that the client has shown.

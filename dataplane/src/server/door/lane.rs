@@ -20,6 +20,7 @@ use crate::core::task::spawn_or;
 use crate::quic::end::LaneEnd;
 use crate::quic::explain;
 use crate::quic::lane::{CONTROL_STREAM, Lane, LaneEvents};
+use crate::quic::sessions::Identity;
 use crate::server::pool::lanes::CarriesFlows;
 use crate::server::pool::membership::LaneMembership;
 use crate::server::tcp::opening::READ_FIRST;
@@ -31,6 +32,8 @@ pub(crate) struct ServerLane {
     pub(crate) door: Weak<Door>,
     /// By which of the door's addresses it came.
     pub(crate) address: usize,
+    /// The digest of what its handshake holds the client's certificate against.
+    pub(crate) trusted: Identity,
     /// Set by a successful registration.
     pub(crate) membership: OnceCell<LaneMembership>,
     /// By what it was let in; set with the membership.
@@ -64,12 +67,14 @@ impl ServerLane {
         lane: Rc<Lane>,
         door: Weak<Door>,
         address: usize,
+        trusted: Identity,
         udp: Option<Rc<LaneFlows>>,
     ) -> Rc<ServerLane> {
         Rc::new(ServerLane {
             lane,
             door,
             address,
+            trusted,
             membership: OnceCell::new(),
             admitted: OnceCell::new(),
             withdrawn: Cell::new(false),
@@ -362,7 +367,7 @@ mod tests {
 
     impl EndpointOwner for Owner {
         fn lane_accepted(&self, lane: &Rc<Lane>) {
-            let lane_of_server = ServerLane::new(Rc::clone(lane), Weak::new(), 0, None);
+            let lane_of_server = ServerLane::new(Rc::clone(lane), Weak::new(), 0, [0; 32], None);
             lane.handle_events(Rc::new(ServerLaneEvents(Rc::clone(&lane_of_server))));
             *self.0.borrow_mut() = Some(lane_of_server);
         }

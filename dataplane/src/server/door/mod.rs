@@ -4,11 +4,13 @@
 mod auth;
 pub(crate) mod lane;
 mod offers;
+mod opening;
 mod owner;
 mod presence;
 mod recheck;
 mod register;
 mod session;
+mod shown;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -24,11 +26,9 @@ use rustc_hash::FxBuildHasher;
 
 use crate::core::counters::CoreCounters;
 use crate::core::event::Event;
-use crate::quic::endpoint::{Endpoint, EndpointSetup};
+use crate::quic::endpoint::Endpoint;
 use crate::quic::over_tls::TlsConnection;
-use crate::quic::reset::ResetKey;
 use crate::quic::sessions::Identity;
-use crate::quic::{settings, tls};
 use crate::server::ids::DoorId;
 use crate::server::mail::ServerContext;
 use crate::server::mail::ServerMail;
@@ -40,10 +40,7 @@ use crate::server::shared::{
     ServedService, ServerSettings, ServerShared, ServiceTable, SharedDoor,
 };
 use crate::server::succession::{Lent, SocketUse};
-use crate::sys::tcp::Acceptor;
-use crate::sys::udp::{Purpose, UdpSocket};
 use lane::ServerLane;
-use owner::Owner;
 
 /// One door on one core.
 pub(crate) struct Door {
@@ -98,77 +95,16 @@ impl Door {
             recheck: Event::default(),
             shows: Cell::default(),
         });
-        let sockets = sockets.into_iter().enumerate();
-        let endpoints = sockets.map(|(address, socket)| this.open_address(address, socket));
-        let endpoints = endpoints.collect::<Result<Vec<_>, _>>()?;
-        for (endpoint, socket) in endpoints.iter().zip(tls_sockets) {
-            if let Some(socket) = socket {
-                this.open_tls(endpoint, socket)?;
-            }
+        // The same for all: they may be replaced meanwhile, and what is shown must be known.
+        let settings = shared.settings();
+        if let Err(why) = this.open_addresses(sockets, tls_sockets, &settings) {
+            // Those that are open already would let clients in who find no door here.
+            this.close();
+            return Err(why);
         }
-        let _first = this.endpoints.set(endpoints);
-        this.shows.set(shown_by(&shared.settings()));
+        this.shows.set(shown::by(&settings));
         crate::core::task::spawn_vital(recheck::run(Rc::downgrade(&this)));
         Ok(this)
-    }
-
-    fn open_address(
-        self: &Rc<Self>,
-        address: usize,
-        socket: StdUdpSocket,
-    ) -> Result<Rc<Endpoint>, String> {
-        let (context, shared) = (&self.context, &self.shared);
-        let settings = shared.settings();
-        let (server, quic) = (settings.server(), &settings.config.quic);
-        let config = self.transport(&settings)?;
-        let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| error.to_string())?;
-        let port = socket.local_addr().port();
-        let reset_key = ResetKey::from_key(&server.tls.server_key, port)?;
-        let setup = EndpointSetup {
-            socket,
-            core: context.index,
-            group: context.cluster.cores(),
-            config,
-            packet_bytes_max: settings::packet_bytes_max(quic),
-            accepts: true,
-            handshake_timeout: quic.handshake_idle_timeout,
-            reset_key: Some(reset_key),
-            counters: Arc::clone(&context.counters),
-        };
-        let owner = Owner {
-            door: Rc::clone(self),
-            address,
-        };
-        Ok(Endpoint::start(setup, Some(Rc::new(owner))))
-    }
-
-    /// Lets clients in over TLS, too.
-    fn open_tls(&self, endpoint: &Rc<Endpoint>, socket: TcpListener) -> Result<(), String> {
-        let acceptor = Acceptor::adopt(socket).map_err(|error| error.to_string())?;
-        let context = tls::carrier_server(&self.settings().credentials);
-        endpoint.show_over_tls(context.map_err(|error| error.to_string())?);
-        endpoint.accept_tls(acceptor);
-        Ok(())
-    }
-
-    /// TLS connections that begin from now on show the certificate of these settings.
-    fn renew_tls(&self, endpoint: &Endpoint, settings: &ServerSettings) {
-        match tls::carrier_server(&settings.credentials) {
-            Ok(context) => endpoint.show_over_tls(context),
-            Err(why) => {
-                self.counters().internal_errors.increment();
-                tracing::error!(%why, "TLS goes on with the certificate of before");
-            }
-        }
-    }
-
-    /// The transport of lanes that begin from now on.
-    fn transport(&self, settings: &ServerSettings) -> Result<quiche::Config, String> {
-        let mut tls = tls::server_with(&settings.credentials).map_err(|it| it.to_string())?;
-        self.shared
-            .ticket_keys
-            .serve(&mut tls, &self.context.counters);
-        settings::transport(&settings.config.quic, tls).map_err(|error| error.to_string())
     }
 
     /// The settings now.
@@ -411,24 +347,7 @@ impl Door {
     /// Lanes that begin from now on are made by the settings of now, and those that there are must
     /// still be right.
     pub(crate) fn settings_have_changed(&self) {
-        let settings = self.settings();
-        let shown = shown_by(&settings);
-        // What has not changed keeps its sessions' context, and costs nothing.
-        if self.shows.replace(shown) != shown {
-            for endpoint in self.endpoints() {
-                match self.transport(&settings) {
-                    Ok(config) => {
-                        endpoint.configure(config);
-                        self.renew_tls(endpoint, &settings);
-                    }
-                    // It has been tried before anything changed.
-                    Err(why) => {
-                        self.counters().internal_errors.increment();
-                        tracing::error!(why, "the door goes on with the certificates of before");
-                    }
-                }
-            }
-        }
+        self.show(&self.settings());
         self.recheck.set();
     }
 
@@ -535,10 +454,4 @@ impl Door {
             endpoint.stop_when_empty();
         }
     }
-}
-
-/// What tells whether endpoints have to be configured anew.
-fn shown_by(settings: &ServerSettings) -> (Identity, Identity) {
-    let credentials = &settings.credentials;
-    (credentials.shown, credentials.trusted)
 }

@@ -27,7 +27,10 @@ impl EndpointOwner for Owner {
         let counters = &door.context.counters;
         // A service that takes UDP may come later.
         let udp = Some(LaneFlows::new(Rc::clone(lane), fragmentation, counters));
-        let state = ServerLane::new(Rc::clone(lane), Rc::downgrade(door), *address, udp);
+        // The endpoint has just begun the lane with what this says.
+        let (_, trusted) = door.shows.get();
+        let of_door = Rc::downgrade(door);
+        let state = ServerLane::new(Rc::clone(lane), of_door, *address, trusted, udp);
         lane.handle_events(Rc::new(ServerLaneEvents(state)));
     }
 

@@ -13,7 +13,7 @@ use qmux_proto::LaneError;
 use qmux_proto::control::{GoAway, GoAwayReason, Message};
 
 use super::Door;
-use super::auth;
+use super::auth::{self, Admitted, Judged};
 use super::lane::{ServerLane, address};
 use crate::core::event::yield_now;
 use crate::core::time;
@@ -29,41 +29,30 @@ const DRAIN_MAX: Duration = Duration::from_secs(30);
 /// Certificates that are checked before the other tasks of the core get a turn: some milliseconds.
 const CHECKS_PER_TURN: usize = 16;
 
-/// What is looked at.
-#[derive(Debug, Clone, Copy)]
-struct Look {
-    /// The settings are others than at the last look.
-    anew: bool,
-    /// So is what certificates are held against.
-    certificates: bool,
-    /// Seconds since 1970.
-    now_s: i64,
-}
-
 /// Runs for as long as the door is there.
 pub(super) async fn run(door: Weak<Door>) {
-    let (mut generation, mut trusted) = (None, None);
     loop {
         let Some(here) = door.upgrade() else { return };
         let settings = here.settings();
-        // Once for each configuration, and certificates against what they are held against only
-        // when that is another one: it costs some hundred microseconds.
-        let look = Look {
-            anew: generation.replace(settings.generation) != Some(settings.generation),
-            certificates: {
-                let now = settings.credentials.trusted;
-                trusted.replace(now) != Some(now)
-            },
-            now_s: seconds_since_1970(),
-        };
+        here.show(&settings);
+        let now_s = seconds_since_1970();
+        let mut judged_anew = 0;
         let lanes: Vec<_> = here.registered.borrow().values().cloned().collect();
-        for (count, lane) in lanes.into_iter().enumerate() {
-            if !lane.withdrawn.get()
-                && let Some(why) = refusal(&lane, &settings, look)
-            {
-                withdraw(&here, &lane, why);
+        for lane in lanes {
+            if lane.withdrawn.get() {
+                continue;
             }
-            if look.anew && count % CHECKS_PER_TURN == CHECKS_PER_TURN - 1 {
+            let Some(admitted) = lane.admitted.get() else {
+                continue;
+            };
+            let judged = admitted.judged.get();
+            match refusal(&lane, admitted, &settings, now_s) {
+                Some(why) => withdraw(&here, &lane, why),
+                None => admitted.judged.set(Judged::by(&settings)),
+            }
+            judged_anew += usize::from(judged != Judged::by(&settings));
+            if judged_anew >= CHECKS_PER_TURN {
+                judged_anew = 0;
                 yield_now().await;
             }
         }
@@ -72,16 +61,20 @@ pub(super) async fn run(door: Weak<Door>) {
     }
 }
 
-/// Why the lane's client would not be let in now.
-fn refusal(lane: &ServerLane, settings: &ServerSettings, look: Look) -> Option<String> {
-    let admitted = lane.admitted.get()?;
-    if admitted
-        .expiry_s
-        .is_some_and(|expiry_s| expiry_s <= look.now_s)
-    {
+/// Why the lane's client would not be let in now. Once for each configuration, and its certificate
+/// is held against what is trusted only when that is something else: it costs some hundred
+/// microseconds.
+fn refusal(
+    lane: &ServerLane,
+    admitted: &Admitted,
+    settings: &ServerSettings,
+    now_s: i64,
+) -> Option<String> {
+    if admitted.expiry_s.is_some_and(|expiry_s| expiry_s <= now_s) {
         return Some("its certificate has expired".into());
     }
-    if !look.anew {
+    let judged = admitted.judged.get();
+    if judged.generation == settings.generation {
         return None;
     }
     let claim = &admitted.claim;
@@ -106,7 +99,7 @@ fn refusal(lane: &ServerLane, settings: &ServerSettings, look: Look) -> Option<S
         if by_certificate.identity() != claim.admission.identity() {
             return Some("its certificate belongs to another entry of [[server.clients]]".into());
         }
-        if !look.certificates {
+        if judged.trusted == settings.credentials.trusted {
             return None;
         }
         let store = settings.store.as_ref()?;

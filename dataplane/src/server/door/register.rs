@@ -1,6 +1,7 @@
 //! The server's end of a control stream until the lane is registered: authentication, admission,
 //! refusals.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use qmux_proto::control::{
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 
 use super::Door;
-use super::auth::{self, Admitted, Unauthentic};
+use super::auth::{self, Admitted, Judged, Unauthentic};
 use super::lane::{ServerLane, address};
 use super::offers::Offers;
 use super::presence;
@@ -236,6 +237,7 @@ fn admitted(
         is_told: offers.is_told(),
         by_certificate: shows_certificate,
         expiry_s: shows_certificate.then(|| auth::expiry_of(this)).flatten(),
+        judged: Cell::new(Judged::by(settings)),
     }
 }
 

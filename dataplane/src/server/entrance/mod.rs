@@ -98,6 +98,11 @@ impl Entrance {
     ) -> Result<Rc<Entrance>, String> {
         let text = |error: io::Error| error.to_string();
         let context = door.context();
+        // Both before anything begins: then nothing is left of an entrance that lacks one.
+        let udp = sockets.udp.map(|it| UdpSocket::adopt(it, Purpose::Traffic));
+        let udp = udp.transpose().map_err(text)?;
+        let tcp = sockets.tcp.map(Acceptor::adopt);
+        let acceptor = tcp.transpose().map_err(text)?;
         let this = Rc::new(Entrance {
             entrance,
             context: Rc::clone(context),
@@ -110,17 +115,16 @@ impl Entrance {
             stop_accepting: Event::default(),
             last_visitor: Cell::new(None),
             tcp_leaves: Cell::new(false),
-            tcp_is_over: Cell::new(sockets.tcp.is_none()),
+            tcp_is_over: Cell::new(acceptor.is_none()),
             drain_timeout: Cell::default(),
             acceptor: RefCell::default(),
             is_handed_over: Cell::new(false),
         });
-        if let Some(socket) = sockets.udp {
-            let socket = UdpSocket::adopt(socket, Purpose::Traffic).map_err(text)?;
+        if let Some(socket) = udp {
             this.start_udp(socket);
         }
-        if let Some(socket) = sockets.tcp {
-            let acceptor = Rc::new(Acceptor::adopt(socket).map_err(text)?);
+        if let Some(acceptor) = acceptor {
+            let acceptor = Rc::new(acceptor);
             this.acceptor.replace(Rc::downgrade(&acceptor));
             let count = AcceptorCount::new(&this.context.cluster);
             door.begins_to_accept();

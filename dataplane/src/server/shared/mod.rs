@@ -24,9 +24,13 @@ use super::succession::Predecessor;
 use crate::core::service_counters::ServiceCounters;
 use crate::quic::credentials::ServerCredentials;
 use crate::quic::tickets::{Keeper, TicketKeys};
-use crate::quic::tls;
+use crate::quic::{settings, tls};
 use overlap::Addresses;
 use plan::{CoreChanges, DoorSockets, Numbers, Plan, SharedEntrance};
+
+/// A core that turns slowly has closed a socket for TCP visitors by then, which takes the last of
+/// them for two seconds at most.
+const LEAVING_TCP: Duration = Duration::from_secs(10);
 
 /// What a configuration says of a service, and where its visitors come in.
 #[derive(Debug)]
@@ -284,6 +288,11 @@ impl ServerSettings {
     fn new(config: &Arc<Config>, server: &Server, generation: u64) -> Result<Self, String> {
         let credentials = ServerCredentials::read(server).map_err(|error| error.to_string())?;
         let store = tls::client_store(&credentials).map_err(|error| error.to_string())?;
+        // What each core will make of them, from the same bytes: no core is to find out later that
+        // a key does not belong to its certificate.
+        let tls = tls::server_with(&credentials).map_err(|error| error.to_string())?;
+        settings::transport(&config.quic, tls).map_err(|error| error.to_string())?;
+        tls::carrier_server(&credentials).map_err(|error| error.to_string())?;
         Ok(ServerSettings {
             config: Arc::clone(config),
             generation,
@@ -312,6 +321,18 @@ impl ServerSettings {
 /// Entrances that are closed and whose UDP flows have some time left.
 type Draining = Vec<(SharedEntrance, Instant)>;
 
+/// Addresses that cores are about to give up, and until when they may still have them.
+#[derive(Debug, Default)]
+struct LeavingTcp(Vec<(SocketAddr, Instant)>);
+
+impl LeavingTcp {
+    /// Those that may still be had now.
+    fn still(&mut self, now: Instant) -> Vec<SocketAddr> {
+        self.0.retain(|(_, until)| *until > now);
+        self.0.iter().map(|(it, _)| *it).collect()
+    }
+}
+
 /// What all cores of the server role share.
 #[derive(Debug)]
 pub(crate) struct ServerShared {
@@ -319,6 +340,8 @@ pub(crate) struct ServerShared {
     doors: ArcSwap<Vec<Arc<SharedDoor>>>,
     numbers: Mutex<Numbers>,
     draining: Mutex<Draining>,
+    /// Addresses of entrances that are closed, while their cores may take the last TCP visitors.
+    leaving_tcp: Mutex<LeavingTcp>,
     /// Addresses of doors that were removed, and until when their lanes may have them.
     leaving_doors: Mutex<Vec<(SocketAddr, Instant)>>,
     cores: usize,
@@ -356,6 +379,7 @@ impl ServerShared {
             doors: ArcSwap::default(),
             numbers: Mutex::default(),
             draining: Mutex::default(),
+            leaving_tcp: Mutex::default(),
             leaving_doors: Mutex::default(),
             cores,
             instance_id: *uuid::Uuid::new_v4().as_bytes(),
@@ -379,7 +403,9 @@ impl ServerShared {
         let doors = self.doors();
         let mut numbers = lock(&self.numbers);
         let log = &self.access_log;
-        Ok(plan::plan(&doors, &settings, &mut numbers, self.cores, log))
+        let mut plan = plan::plan(&doors, &settings, &mut numbers, self.cores, log);
+        plan.leaving_tcp = lock(&self.leaving_tcp).still(Instant::now());
+        Ok(plan)
     }
 
     /// Where UDP flows of entrances that are closed still go on.
@@ -431,6 +457,11 @@ impl ServerShared {
         let timeout = plan.settings.server().drain_timeout + Duration::from_secs(5);
         let closed = plan.closed.iter().filter(|it| it.udp && !is_taken(it));
         draining.extend(closed.map(|it| (*it, now + timeout)));
+        let closed = plan.closed.iter().filter(|it| it.tcp);
+        let until = now + LEAVING_TCP;
+        lock(&self.leaving_tcp)
+            .0
+            .extend(closed.map(|it| (it.traffic_addr, until)));
         let mut leaving = lock(&self.leaving_doors);
         leaving.retain(|(_, until)| *until > now);
         let doors = plan.doors_closed.iter().flat_map(|door| &door.quic_addrs);
@@ -476,4 +507,56 @@ impl ServerShared {
 /// Held by whoever changes the configuration, one at a time.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use qmux_config::certs::{CertsRequest, Generated, generate, write};
+
+    use super::*;
+
+    const TEXT: &str = r#"
+        [[server.listeners]]
+        quic_addr = "127.0.0.1:8443"
+        traffic_addr = "127.0.0.1:8080"
+        protocol = "tcp"
+        [server.auth]
+        method = "token"
+        token = "the secret of this test"
+        [server.tls]
+        server_cert_file = "server.crt"
+        server_key_file = "server.key"
+    "#;
+
+    fn certs(dir: &Path) -> Generated {
+        let request = CertsRequest {
+            server_names: vec!["tunnel.test".into()],
+            days: 30,
+        };
+        let certs = generate(&request).expect("certificates");
+        write(&certs, dir, true).expect("written");
+        certs
+    }
+
+    #[test]
+    fn settings_are_refused_whose_pair_has_changed_since_the_text_was_judged() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let _before = certs(dir.path());
+        let config = Config::parse(TEXT, &dir.path().join("dp.toml")).expect("a config");
+        let config = Arc::new(config);
+        let read = || {
+            let server = config.server.as_ref().expect("a server");
+            ServerSettings::new(&config, server, 0)
+        };
+        let before = read().expect("a pair").credentials.shown;
+        let key = std::fs::read(dir.path().join("server.key")).expect("the key");
+        let after = certs(dir.path());
+        std::fs::write(dir.path().join("server.key"), key).expect("written");
+        let refused = read().expect_err("the certificate came before its key");
+        assert!(refused.contains("server.key"), "{refused}");
+        std::fs::write(dir.path().join("server.key"), after.server_key_pem).expect("written");
+        assert_ne!(read().expect("a pair").credentials.shown, before);
+    }
 }

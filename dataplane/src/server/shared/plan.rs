@@ -68,6 +68,8 @@ pub(crate) struct Plan {
     pub(in crate::server) closed: Vec<SharedEntrance>,
     /// Services that are no more.
     pub(in crate::server) removed: Vec<Arc<ServedService>>,
+    /// Where an earlier plan's entrances take the last of their TCP visitors.
+    pub(in crate::server) leaving_tcp: Vec<SocketAddr>,
 }
 
 impl Plan {
@@ -76,14 +78,23 @@ impl Plan {
         self.settings.server()
     }
 
-    /// Where this process takes visitors of TCP, or of UDP, and gives that up: nobody else can have
-    /// these addresses, and it may take them again.
+    /// Where this process takes visitors of TCP, or of UDP, and gives that up, or is about to have
+    /// done so: nobody else can have these addresses, and it may take them again.
     pub(crate) fn given_up(&self, tcp: bool) -> Addresses {
         let of = self
             .closed
             .iter()
             .filter(|it| if tcp { it.tcp } else { it.udp });
-        of.map(|it| it.traffic_addr).collect()
+        let leaving = self.leaving_tcp.iter().copied().filter(|_| tcp);
+        of.map(|it| it.traffic_addr).chain(leaving).collect()
+    }
+
+    /// Whether a door that stays has this address. It may take clients over TLS there, by a socket
+    /// of the door's that only a restart gives up.
+    pub(crate) fn is_of_a_door_that_stays(&self, address: SocketAddr) -> bool {
+        let doors = self.doors.iter().filter(|door| !door.is_new);
+        let addresses: Addresses = doors.flat_map(DoorPlan::quic_addrs).copied().collect();
+        addresses.overlap(address)
     }
 
     /// Where UDP visitors are to be taken.
@@ -260,6 +271,7 @@ pub(in crate::server) fn plan(
         doors_closed: Vec::new(),
         closed: Vec::new(),
         removed: Vec::new(),
+        leaving_tcp: Vec::new(),
         settings: Arc::clone(settings),
     };
     let new_service =

@@ -23,7 +23,8 @@ const USUAL_HEADER_BYTES: usize = 128;
 /// A visitor who has just been accepted.
 #[derive(Debug)]
 struct Arrival {
-    /// Who is at the other end of its connection.
+    /// Who is at the other end of its connection, as it knows itself: a socket of both families sees
+    /// IPv4 addresses mapped into IPv6.
     peer: SocketAddr,
     accepted: Instant,
     /// The same in microseconds since the Unix epoch.
@@ -34,7 +35,7 @@ impl Arrival {
     fn now(peer: SocketAddr) -> Arrival {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         Arrival {
-            peer,
+            peer: SocketAddr::new(peer.ip().to_canonical(), peer.port()),
             accepted: Instant::now(),
             accepted_at_us: since_epoch.map_or(0, |since| {
                 u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
@@ -97,6 +98,7 @@ impl Entrance {
         self.counters().visitors_accepted.increment();
         self.service_counters().visitors.increment();
         let arrival = Arrival::now(peer);
+        let peer = arrival.peer;
         let gate = &self.service().gate;
         if gate.expects_proxy_header(peer.ip()) {
             return self.announced(stream, arrival);

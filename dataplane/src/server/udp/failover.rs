@@ -11,7 +11,7 @@ use qmux_proto::FlowError;
 
 use super::flow::{Claim, LocalFlow, Place, RemoteFlow};
 use super::forwarded::{Link, LinkState};
-use super::lane::LaneFlows;
+use super::lane::{LaneFlows, canonical};
 use super::table::{Admission, Flow, LaneToken};
 use super::traffic::TrafficSocket;
 use crate::core::memory;
@@ -88,7 +88,7 @@ impl TrafficSocket {
         let gate = &self.service.gate;
         let permit = match earlier {
             Some(earlier) => Some(earlier),
-            None => match gate.admit_udp_flow(self.core, visitor.ip(), now) {
+            None => match gate.admit_udp_flow(self.core, visitor.ip()) {
                 Ok(permit) => permit,
                 Err(_counted) => {
                     self.counters.udp_dropped_bounds.increment();
@@ -234,7 +234,8 @@ impl TrafficSocket {
             .or_insert_with(|| Rc::clone(&flow.lane));
         self.counters.udp_flows_opened.increment();
         self.service_counters().udp_flows.increment();
-        tracing::debug!(lane = flow.lane.key(), flow = id, %visitor, "UDP flow opened");
+        let shown = canonical(visitor);
+        tracing::debug!(lane = flow.lane.key(), flow = id, visitor = %shown, "UDP flow opened");
         if let Some(payload) = payload {
             self.send(&flow, visitor, id, false, payload, now);
         }

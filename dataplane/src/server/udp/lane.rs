@@ -285,7 +285,8 @@ impl LaneFlows {
         }
         self.counters.udp_flows_ended.increment();
         tracing::debug!(
-            lane = self.key(), flow = flow.id, visitor = %flow.visitor, %reason, "UDP flow ended"
+            lane = self.key(), flow = flow.id, visitor = %canonical(flow.visitor), %reason,
+            "UDP flow ended"
         );
         if let Place::Local(local) = &flow.data {
             local.note_end(flow.visitor, Instant::now(), end);

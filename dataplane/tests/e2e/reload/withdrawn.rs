@@ -1,8 +1,12 @@
 //! Clients that may not serve any more: they are told, drained and disconnected, and nobody else is.
 
+use qmux_proto::control::RegisterOutcome;
+
 use crate::support::certs::{self, Identity};
 use crate::support::door::{Door, DoorSetup, Offering, entry, entry_by, published};
+use crate::support::http;
 use crate::support::program::Program;
+use crate::support::quic_probe::{self, Probe, Verdict};
 use crate::support::service::TcpService;
 use crate::support::subject;
 use crate::support::tunnel::Site;
@@ -78,6 +82,99 @@ fn a_client_whose_certificate_is_revoked_is_drained_and_does_not_come_back() {
     bad.wait_for_line("why it is refused", |line| line.contains("revoked"));
     visitor::exchange(&mut stays, b"the other one goes on");
     visitor::echo(door.traffic("b"), b"and is served");
+}
+
+/// A client that has shaken hands and keeps its registration for later.
+fn spare_connection(site: &Site, door: &Door, identity: Option<&Identity>) -> Probe {
+    let mut config = quic_probe::config(site.path(), identity);
+    let mut probe = Probe::dial(door.quic[0], &mut config);
+    // The ticket says that the server has judged it.
+    probe.until("the end of the handshake", |connection| {
+        connection.session().is_some().then_some(())
+    });
+    probe
+}
+
+fn refused_for_its_handshake(door: &Door, probe: &mut Probe) {
+    let answer = probe.offer("spare", 1, &["a"]);
+    assert!(
+        matches!(answer, Err(RegisterOutcome::Refused { .. })),
+        "{answer:?}"
+    );
+    let metrics = http::get(door.admin, "/metrics").body;
+    let counted = http::metric(&metrics, "qmux_dp_clients_outdated_total");
+    assert!((counted - 1.0).abs() < f64::EPSILON, "{counted}");
+}
+
+#[test]
+fn a_connection_made_before_its_certificate_was_revoked_registers_nobody_afterwards() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    site.write("ca.crl", &certs::revoking(&[], certs::ours()));
+    let auth = "method = \"mtls\"\nca_cert_file = \"ca.crt\"\ncrl_file = \"ca.crl\"";
+    let (door, file) = by_certificate(&site, auth, &[]);
+    let [bad, good] = ["bad", "good"].map(Identity::client_named);
+    let mut revoked = spare_connection(&site, &door, Some(&bad));
+    let mut stays = spare_connection(&site, &door, Some(&good));
+    site.write("ca.crl", &certs::revoking(&[&bad], certs::ours()));
+    file.taken_up();
+    refused_for_its_handshake(&door, &mut revoked);
+    assert!(stays.offer("good", 2, &["a"]).is_ok(), "it is on no list");
+}
+
+#[test]
+fn a_connection_made_when_no_certificate_was_asked_for_registers_nobody_once_one_is() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let token = "method = \"token\"\ntoken = \"the secret of this server\"";
+    let (door, file) = by_certificate(&site, token, &[]);
+    let mut stranger = spare_connection(&site, &door, None);
+    file.replace(token, "method = \"mtls\"\nca_cert_file = \"ca.crt\"");
+    file.taken_up();
+    refused_for_its_handshake(&door, &mut stranger);
+}
+
+#[test]
+fn a_list_past_its_time_is_used_further_at_a_start_a_reload_and_while_running() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    let [bad, good] = ["bad", "good"].map(Identity::client_named);
+    let list = |seconds| certs::revoking_for_seconds(seconds, &[&bad], certs::ours());
+    site.write("ca.crl", &list(-60));
+    let auth = "method = \"mtls\"\nca_cert_file = \"ca.crt\"\ncrl_file = \"ca.crl\"";
+    let (door, file) = by_certificate(&site, auth, &[]);
+    let is_used = || {
+        let shake_hands =
+            |identity| quic_probe::shake_hands(site.path(), door.quic[0], Some(identity));
+        assert!(matches!(shake_hands(&bad), Verdict::Refused(_)));
+        assert_eq!(shake_hands(&good), Verdict::Admitted);
+    };
+    is_used();
+    let days_left = || {
+        let status: serde_json::Value =
+            serde_json::from_str(&http::get(door.admin, "/status").body).expect("JSON");
+        status["revocation_lists"][0]["days_left"].as_i64()
+    };
+    assert_eq!(days_left(), Some(-1));
+    site.write("ca.crl", &list(5));
+    file.taken_up();
+    door.program.wait_for_line("that it has expired", |line| {
+        line.contains("list of revoked certificates has expired") && line.contains("ca.crl")
+    });
+    is_used();
+    file.append("# Something else has changed.\n");
+    file.taken_up();
+    is_used();
+    assert_eq!(days_left(), Some(-1));
+    let metrics = http::get(door.admin, "/metrics").body;
+    let expiry = http::metric(&metrics, "qmux_dp_revocation_list_expiry_seconds");
+    assert!(expiry < certs::now().unix_timestamp() as f64, "{expiry}");
 }
 
 #[test]

@@ -162,6 +162,11 @@ fn server_leaf() -> CertificateParams {
 
 /// The list by which a CA, ours or not, revokes these certificates.
 pub(crate) fn revoking(revoked: &[&Identity], by: &Generated) -> String {
+    revoking_for_seconds(7 * 24 * 60 * 60, revoked, by)
+}
+
+/// The same, to be replaced by the next one in so many seconds.
+pub(crate) fn revoking_for_seconds(seconds: i64, revoked: &[&Identity], by: &Generated) -> String {
     let serial = |identity: &&Identity| {
         let cert = boring::x509::X509::from_pem(identity.cert_pem.as_bytes());
         let serial = cert.expect("a certificate").serial_number().to_bn();
@@ -170,13 +175,13 @@ pub(crate) fn revoking(revoked: &[&Identity], by: &Generated) -> String {
     let now = OffsetDateTime::now_utc();
     let revoked = revoked.iter().map(|it| RevokedCertParams {
         serial_number: SerialNumber::from(serial(it)),
-        revocation_time: now - Duration::hours(1),
+        revocation_time: now - Duration::hours(2),
         reason_code: None,
         invalidity_date: None,
     });
     let list = CertificateRevocationListParams {
-        this_update: now - Duration::hours(1),
-        next_update: now + Duration::days(7),
+        this_update: now - Duration::hours(2),
+        next_update: now + Duration::seconds(seconds),
         crl_number: SerialNumber::from(1),
         issuing_distribution_point: None,
         revoked_certs: revoked.collect(),

@@ -32,7 +32,7 @@ pub(crate) fn get(address: SocketAddr, target: &str) -> Answer {
 pub(crate) fn try_get(address: SocketAddr, target: &str) -> io::Result<Answer> {
     request(
         address,
-        &format!("GET {target} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n"),
+        &format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"),
     )
 }
 

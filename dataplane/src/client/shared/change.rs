@@ -1,0 +1,348 @@
+//! Another configuration of the client role: all that can fail is done before anything changes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use qmux_config::{Client, Config};
+
+use super::{ClientSettings, ClientShared, PoisonError, Target};
+use crate::client::MAIL_PAUSE;
+use crate::client::mail::ClientMail;
+use crate::client::servers::roster::Roster;
+use crate::client::services::Services;
+use crate::core::mailbox::Post;
+use crate::quic::credentials::{ClientCredentials, KeptCredentials};
+use crate::resolve::{Keeper, Name};
+
+/// How long another configuration waits for the names of its services.
+const HOSTS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Pause between two looks whether they are known.
+const HOSTS_POLL: Duration = Duration::from_millis(5);
+
+/// How long a core whose mailbox is full is told again. One that takes nothing for so long is stuck.
+const PLAN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What has been read and started, and only has to be used. Dropped, it leaves nothing behind.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    config: Arc<Config>,
+    credentials: Arc<ClientCredentials>,
+    services: Arc<Services>,
+    /// Hosts of services that are no more.
+    hosts_gone: Vec<Arc<Name>>,
+    hosts_new: Vec<Keeper>,
+    /// Places of configured servers that are no more.
+    targets_gone: Vec<usize>,
+    targets_new: Vec<NewTarget>,
+}
+
+/// A configured server that was none before.
+#[derive(Debug)]
+struct NewTarget {
+    place: usize,
+    target: Arc<Target>,
+    keepers: Vec<Keeper>,
+}
+
+impl ClientShared {
+    /// Prepares for another configuration, whose section is `client`. Nothing changes yet.
+    ///
+    /// # Errors
+    /// If a certificate cannot be used, or there is no thread for a name.
+    pub(crate) fn prepare(
+        self: &Arc<Self>,
+        config: &Arc<Config>,
+        client: &Client,
+        post: &Arc<dyn Post<ClientMail>>,
+    ) -> Result<Prepared, String> {
+        let credentials = KeptCredentials::usable(client).map_err(|error| error.to_string())?;
+        let no_thread = |error: std::io::Error| format!("no thread for a name: {error}");
+        let before = self.settings();
+        let is_as_before = before
+            .client()
+            .is_some_and(|old| old.services == client.services);
+        let services = match is_as_before {
+            true => Arc::clone(&before.services),
+            false => Arc::new(Services::after(&before.services, &client.services)),
+        };
+        let (known, wanted) = (before.services.hosts(), services.hosts());
+        let is_among =
+            |host: &Arc<Name>, of: &[Arc<Name>]| of.iter().any(|it| Arc::ptr_eq(it, host));
+        let new = wanted.iter().filter(|host| !is_among(host, &known));
+        let hosts_new = new.map(|host| self.host_keeper(host));
+        let hosts_new = hosts_new.collect::<Result<_, _>>().map_err(no_thread)?;
+        let gone = known.iter().filter(|host| !is_among(host, &wanted));
+        Ok(Prepared {
+            config: Arc::clone(config),
+            credentials,
+            hosts_gone: gone.cloned().collect(),
+            hosts_new,
+            services,
+            targets_gone: self.targets_gone(client),
+            targets_new: self.targets_new(client, post).map_err(no_thread)?,
+        })
+    }
+
+    fn targets_gone(&self, client: &Client) -> Vec<usize> {
+        let targets = self.targets();
+        let gone = targets
+            .iter()
+            .enumerate()
+            .filter(|(_, it)| !it.name.is_given_up() && !client.servers.contains(&it.configured));
+        gone.map(|(place, _)| place).collect()
+    }
+
+    fn targets_new(
+        self: &Arc<Self>,
+        client: &Client,
+        post: &Arc<dyn Post<ClientMail>>,
+    ) -> std::io::Result<Vec<NewTarget>> {
+        let mut targets = self.targets().to_vec();
+        let mut new = Vec::new();
+        for configured in &client.servers {
+            let known = targets.iter().position(|it| it.configured == *configured);
+            if known.is_some_and(|known| !targets[known].name.is_given_up()) {
+                continue;
+            }
+            let target = Arc::new(Target::new(configured));
+            // One that was configured once has its place.
+            let place = known.unwrap_or(targets.len());
+            match targets.get_mut(place) {
+                Some(before) => *before = Arc::clone(&target),
+                None => targets.push(Arc::clone(&target)),
+            }
+            new.push(NewTarget {
+                place,
+                keepers: self.target_keepers(place, &target, post)?,
+                target,
+            });
+        }
+        Ok(new)
+    }
+
+    /// Takes up what is prepared, and tells the cores by `post`. Lanes whose services have changed
+    /// are made anew: the new ones register before the old ones are left to their flows. Returns
+    /// what did not work.
+    pub(crate) fn take_up(&self, prepared: Prepared, post: &dyn Post<ClientMail>) -> Vec<String> {
+        let before = self.settings();
+        let Some(client) = prepared.config.client.as_ref() else {
+            return Vec::new();
+        };
+        self.credentials.change(prepared.credentials, client);
+        prepared.hosts_new.into_iter().for_each(Keeper::begin);
+        let services = prepared.services;
+        let are_others = !Arc::ptr_eq(&services, &before.services);
+        if are_others {
+            wait_until_asked(&services);
+        }
+        let timing = |it: &Client| {
+            (
+                it.heartbeat_interval,
+                it.health_timeout,
+                it.drain_timeout,
+                it.probe_interval,
+            )
+        };
+        let anew = are_others || before.client().map(timing) != Some(timing(client));
+        self.settings.store(Arc::new(ClientSettings {
+            config: Arc::clone(&prepared.config),
+            services,
+            generation: before.generation + u64::from(anew),
+        }));
+        prepared.hosts_gone.iter().for_each(|host| host.give_up());
+        for place in prepared.targets_gone {
+            self.remove_target(place);
+        }
+        for new in prepared.targets_new {
+            self.add_target(new);
+        }
+        tell_cores_to_plan(post)
+    }
+
+    /// A configured server is no more.
+    fn remove_target(&self, place: usize) {
+        if let Some(target) = self.targets().get(place) {
+            target.name.give_up();
+            if let Ok(Some(proxy)) = &target.proxy {
+                proxy.name.give_up();
+            }
+        }
+        let news = self.on_roster(|roster| roster.remove(place));
+        self.say_news(place, &news);
+    }
+
+    fn add_target(&self, new: NewTarget) {
+        let NewTarget {
+            place,
+            target,
+            keepers,
+        } = new;
+        let mut targets = self.targets().to_vec();
+        match targets.get_mut(place) {
+            Some(before) => *before = Arc::clone(&target),
+            None => {
+                targets.push(Arc::clone(&target));
+                self.on_roster(|roster| roster.add(target.server_name.clone()));
+            }
+        }
+        self.targets.store(Arc::new(targets));
+        if target.name.is_literal() {
+            self.resolved(place, &target.name.addresses());
+        }
+        // Only now that there is a place for their answers.
+        keepers.into_iter().for_each(Keeper::begin);
+    }
+
+    fn on_roster<T>(&self, change: impl FnOnce(&mut Roster) -> T) -> T {
+        let mut roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut roster);
+        self.servers.store(Arc::new(roster.servers().to_vec()));
+        result
+    }
+}
+
+/// Waits until it is known where the services are, or that nobody knows, but not for long: a lane
+/// brings flows at once.
+fn wait_until_asked(services: &Services) {
+    let until = Instant::now() + HOSTS_PATIENCE;
+    while !services.are_known() && Instant::now() < until {
+        std::thread::sleep(HOSTS_POLL);
+    }
+}
+
+/// Tells the cores, which are waited for if their mailboxes are full, but not for ever. Returns what
+/// did not work.
+fn tell_cores_to_plan(post: &dyn Post<ClientMail>) -> Vec<String> {
+    let until = Instant::now() + PLAN_PATIENCE;
+    let mut problems = Vec::new();
+    for core in 0..post.cores() {
+        while post.send(core, ClientMail::Plan).is_err() {
+            if Instant::now() >= until {
+                problems.push(format!(
+                    "core {core} is stuck, and the client on it goes on as before"
+                ));
+                break;
+            }
+            std::thread::sleep(MAIL_PAUSE);
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::path::Path;
+
+    use qmux_config::certs::{CertsRequest, generate, write};
+
+    use super::*;
+    use crate::core::mailbox::Mailboxes;
+    use crate::ready::Readiness;
+
+    fn config(dir: &Path, server: &str, local: &str) -> Arc<Config> {
+        let text = format!(
+            r#"
+            [[client.servers]]
+            address = "{server}:8443"
+            server_name = "tunnel.test"
+            [client.local]
+            host = "{local}"
+            port = 8080
+            [client.tls]
+            ca_cert_file = "ca.crt"
+            client_cert_file = "client.crt"
+            client_key_file = "client.key"
+            "#
+        );
+        Arc::new(Config::parse(&text, &dir.join("dp.toml")).expect("a config"))
+    }
+
+    struct World {
+        dir: tempfile::TempDir,
+        shared: Arc<ClientShared>,
+        post: Arc<dyn Post<ClientMail>>,
+    }
+
+    impl World {
+        /// A client whose service is at `localhost`.
+        fn new() -> World {
+            let dir = tempfile::tempdir().expect("a directory");
+            let request = CertsRequest {
+                server_names: vec!["tunnel.test".into()],
+                days: 30,
+            };
+            let certs = generate(&request).expect("certificates");
+            write(&certs, dir.path(), false).expect("written");
+            let config = config(dir.path(), "127.0.0.1", "localhost");
+            let client = config.client.as_ref().expect("a client");
+            let readiness = Arc::new(Readiness::new(1));
+            let shared = Arc::new(ClientShared::new(&config, client, &readiness));
+            let (mailboxes, _wakes) = Mailboxes::<ClientMail>::new(1).expect("socket pairs");
+            World {
+                dir,
+                shared,
+                post: Arc::new(mailboxes),
+            }
+        }
+
+        fn prepare(&self, config: &Arc<Config>) -> Result<Prepared, String> {
+            let client = config.client.as_ref().expect("a client");
+            self.shared.prepare(config, client, &self.post)
+        }
+
+        fn addresses(&self) -> Vec<SocketAddr> {
+            let servers = self.shared.servers.load();
+            servers.iter().map(|server| server.address).collect()
+        }
+    }
+
+    #[test]
+    fn what_is_prepared_and_not_taken_up_or_cannot_be_prepared_changes_nothing() {
+        let world = World::new();
+        let (settings, addresses) = (world.shared.settings(), world.addresses());
+        let other = config(world.dir.path(), "127.0.0.2", "localhost.");
+        drop(world.prepare(&other).expect("usable"));
+        std::fs::write(world.dir.path().join("client.key"), "no key").expect("written");
+        let refused = world.prepare(&other).expect_err("its key is gone");
+        assert!(refused.contains("client.key"), "{refused}");
+        assert!(Arc::ptr_eq(&settings, &world.shared.settings()));
+        assert_eq!(world.addresses(), addresses);
+        let hosts = settings.services.hosts();
+        assert!(hosts.iter().all(|host| !host.is_given_up()));
+        assert!(!world.shared.targets()[0].name.is_given_up());
+    }
+
+    #[test]
+    fn what_is_taken_up_replaces_servers_and_hosts() {
+        let world = World::new();
+        let before = world.shared.settings();
+        let other = config(world.dir.path(), "127.0.0.2", "127.0.0.1");
+        let prepared = world.prepare(&other).expect("usable");
+        assert_eq!(
+            world.shared.take_up(prepared, &*world.post),
+            [] as [&str; 0]
+        );
+        assert_eq!(
+            world.addresses(),
+            ["127.0.0.2:8443".parse().expect("literal")]
+        );
+        assert!(before.services.hosts()[0].is_given_up());
+        assert_eq!(world.shared.settings().generation, before.generation + 1);
+    }
+
+    #[test]
+    fn a_server_that_was_removed_is_not_brought_back_by_an_answer_on_its_way() {
+        let world = World::new();
+        let name = Name::later("server.test", 8443, "a test");
+        let answer = ["192.0.2.1:8443".parse().expect("literal")];
+        assert!(world.shared.answered(&name, 0, &answer));
+        assert!(world.addresses().contains(&answer[0]));
+        // The resolver has found the name wanted, and then:
+        name.give_up();
+        world.shared.on_roster(|roster| roster.remove(0));
+        assert!(!world.shared.answered(&name, 0, &answer));
+        assert_eq!(world.addresses(), [] as [SocketAddr; 0]);
+    }
+}

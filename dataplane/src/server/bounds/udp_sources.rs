@@ -1,0 +1,92 @@
+//! How many UDP flows each source has at a time.
+//!
+//! Anybody can send a datagram under any address, so this table has no bound of its own at which it
+//! would refuse newcomers: strangers could reach it, and close the service to all whom it does not
+//! know yet. A source is in here while it has a flow, and whoever has no room for one more flow
+//! ends the oldest that nobody has answered ([`crate::flow::udp::lives`]). So the table is bounded
+//! by the flow tables of the cores, and a place here costs a tenth of the flow that holds it.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
+
+use super::refusals::Refusal;
+
+/// A table that has room for fewer keeps it.
+const CAPACITY_KEPT: usize = 256;
+
+/// The sources that have flows.
+#[derive(Debug, Default)]
+pub(super) struct UdpSources {
+    // Visitors choose their addresses: hashed so that they cannot choose collisions.
+    flows: HashMap<IpAddr, u32>,
+}
+
+impl UdpSources {
+    /// A source wants one more flow, of `most` at a time; it has it if this is no error.
+    pub(super) fn open(&mut self, source: IpAddr, most: u32) -> Result<(), Refusal> {
+        let flows = self.flows.entry(source).or_insert(0);
+        if *flows >= most {
+            return Err(Refusal::UdpFlowsOfSource);
+        }
+        *flows += 1;
+        Ok(())
+    }
+
+    /// A source has one flow less.
+    pub(super) fn close(&mut self, source: IpAddr) {
+        let Entry::Occupied(mut flows) = self.flows.entry(source) else {
+            return;
+        };
+        *flows.get_mut() -= 1;
+        if *flows.get() == 0 {
+            flows.remove();
+            self.give_room_back();
+        }
+    }
+
+    /// After a flood, which may go from service to service. A table is halved at most when three
+    /// quarters of it have gone, so this costs little in the end.
+    fn give_room_back(&mut self) {
+        let capacity = self.flows.capacity();
+        if capacity > CAPACITY_KEPT && self.flows.len() < capacity / 4 {
+            self.flows.shrink_to(capacity / 2);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(number: u32) -> IpAddr {
+        IpAddr::from(number.to_be_bytes())
+    }
+
+    #[test]
+    fn a_source_has_as_many_flows_as_it_may_and_others_have_their_own() {
+        let mut it = UdpSources::default();
+        let refused = Err(Refusal::UdpFlowsOfSource);
+        assert_eq!(it.open(ip(1), 2), Ok(()));
+        assert_eq!(it.open(ip(1), 2), Ok(()));
+        assert_eq!(it.open(ip(1), 2), refused);
+        assert_eq!(it.open(ip(2), 2), Ok(()));
+        it.close(ip(1));
+        assert_eq!(it.open(ip(1), 2), Ok(()));
+        assert_eq!(it.open(ip(1), 1), refused, "it may have fewer now");
+    }
+
+    #[test]
+    fn a_flood_leaves_neither_sources_nor_much_room_behind() {
+        let mut it = UdpSources::default();
+        for number in 0..50_000 {
+            assert_eq!(it.open(ip(number), 1), Ok(()));
+        }
+        for number in 0..50_000 {
+            it.close(ip(number));
+            assert_eq!(it.open(ip(49_999), 1).is_ok(), number == 49_999);
+        }
+        assert_eq!(it.flows.len(), 1);
+        assert!(it.flows.capacity() <= 4 * CAPACITY_KEPT);
+    }
+}
