@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use qmux_config::Lanes;
+use qmux_config::{Lanes, Transport};
 use qmux_proto::LaneError;
 use qmux_proto::control::{
     GoAwayReason, HandOvers, Heartbeat, Message, PathChallenge, PathResponse, RegisterAck,
@@ -39,6 +39,10 @@ use crate::ready::RegisteredLane;
 
 /// A lane without any answer to its questions for this long is dialled beside.
 const UNANSWERED_MAX: Duration = Duration::from_secs(2);
+
+/// How often a lane asks for itself while flows ride it, where nobody asks for it: the silence of
+/// its way must be known, so that it can go along another one.
+const ASKS_ALONE: Duration = Duration::from_secs(1);
 
 /// Where a registered lane is in its life. Before, it is a [`Dialed`](super::attempt) one.
 enum Phase {
@@ -107,7 +111,7 @@ impl Session {
         let settings = Arc::clone(&this.settings);
         let client = settings.client()?;
         let now = Instant::now();
-        let session = Session {
+        let mut session = Session {
             reader,
             _guard: guard,
             phase: Phase::Answered(core.shared.lane_registered()),
@@ -131,6 +135,9 @@ impl Session {
             core: Rc::clone(core),
             this,
         };
+        if client.probe_interval.is_zero() {
+            session.ask_alone();
+        }
         let server = &session.this.server;
         let registered = server.lane_registered(session.instance);
         if registered.other_instance {
@@ -222,8 +229,7 @@ impl Session {
 
     /// Notes whether nobody has answered for [`UNANSWERED_MAX`].
     fn note_unanswered(&mut self, now: Instant) {
-        let (heard, _) = self.signs_of_life();
-        let since = self.vigil.unanswered_since(heard);
+        let since = self.unanswered_since();
         let unanswered = since.is_some_and(|since| now >= since + UNANSWERED_MAX);
         if self.phase.turns(unanswered) {
             let server = &self.this.server;
@@ -247,8 +253,8 @@ impl Session {
     /// it returns, the lane has ended, or the server gives it no new flow.
     pub(super) async fn step(&mut self, until: Option<Instant>) -> Option<AttemptEnd> {
         let now = Instant::now();
-        let (heard, _) = self.signs_of_life();
-        self.ways.mind(now, self.vigil.unanswered_since(heard));
+        let since = self.unanswered_since();
+        self.ways.mind(now, since);
         let deadline = [until, self.vigil.next(), self.ways.deadline()]
             .into_iter()
             .flatten()
@@ -274,7 +280,8 @@ impl Session {
             None => {
                 if self.this.take_alarm() {
                     self.claim_probing();
-                    let (heard, rtt) = self.signs_of_life();
+                    let lane = &self.this.lane;
+                    let (heard, rtt) = (lane.answers(), lane.rtt());
                     let duty = self.vigil.alarm(Instant::now(), heard, rtt);
                     self.perform(duty);
                 }
@@ -378,7 +385,11 @@ impl Session {
             self.claim_probing();
         }
         if self.vigil.next().is_some_and(|next| now >= next) {
-            let (heard, rtt) = self.signs_of_life();
+            let lane = &self.this.lane;
+            let (heard, rtt) = (lane.answers(), lane.rtt());
+            if self.vigil.is_alone() && !self.this.has_flows() {
+                self.vigil.skip(now, heard);
+            }
             let duty = self.vigil.due(now, heard, rtt);
             self.perform(duty);
         }
@@ -415,8 +426,19 @@ impl Session {
         }
     }
 
-    pub(super) fn signs_of_life(&self) -> (u64, Duration) {
-        (self.this.lane.packets_received(), self.this.lane.rtt())
+    fn unanswered_since(&mut self) -> Option<Instant> {
+        let lane = &self.this.lane;
+        self.vigil.unanswered_since(|| lane.answers())
+    }
+
+    /// Nobody asks for this lane: it does so itself, if it can go along another way.
+    fn ask_alone(&mut self) {
+        let lane = &self.this.lane;
+        self.vigil = if lane.is_open() && self.ways.transport() != Transport::Quic {
+            Vigil::alone(jittered(ASKS_ALONE), Instant::now(), lane.answers())
+        } else {
+            Vigil::new(Duration::ZERO)
+        };
     }
 
     fn claim_probing(&mut self) {
@@ -424,8 +446,7 @@ impl Session {
             && self.vigil.wants_to_probe()
             && self.this.server.claim_probing(self.this.serial)
         {
-            let (heard, _) = self.signs_of_life();
-            self.vigil.probe(Instant::now(), heard);
+            self.vigil.probe(Instant::now(), self.this.lane.answers());
         }
     }
 
@@ -435,7 +456,7 @@ impl Session {
         if matches!(std::mem::replace(&mut self.phase, Phase::Left), Phase::Left) {
             return;
         }
-        self.vigil = Vigil::new(Duration::ZERO);
+        self.ask_alone();
         let server = &self.this.server;
         if was_unanswered {
             server.lane_unanswered(false);
