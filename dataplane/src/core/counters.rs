@@ -98,6 +98,8 @@ counters! {
     lanes_moved_to_tls,
     /// Lanes that went, with their flows, from a TLS connection that was over or silent to another one.
     lanes_moved_to_other_tls,
+    /// Times that a client was told that most of what is sent to it over UDP is lost.
+    lanes_losing_most,
     /// Times that a lane went from TLS to UDP with its flows.
     lanes_moved_to_udp,
     /// Tries whether QUIC gets through while lanes ride TLS.

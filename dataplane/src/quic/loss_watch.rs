@@ -17,25 +17,25 @@ pub(crate) const WINDOW: Duration = Duration::from_secs(2);
 const BAD_MAX: u32 = 2;
 
 /// Fewer lost packets in a window say nothing: they may have been all of a burst.
-const LOST_MIN: usize = 24;
+const LOST_MIN: u64 = 24;
 
 /// At least so many in a hundred of a bad window were lost: more than any path that is of use.
-const LOST_PERCENT_MIN: usize = 50;
+const LOST_PERCENT_MIN: u64 = 50;
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct LossWatch {
     since: Instant,
-    sent: usize,
-    lost: usize,
+    sent: u64,
+    lost: u64,
     bad: u32,
     /// Of the last window.
-    percent: usize,
+    percent: u64,
 }
 
 impl LossWatch {
-    /// `sent` packets have been sent, and `lost` were lost, up to now.
-    pub(crate) fn new(now: Instant, sent: usize, lost: usize) -> LossWatch {
+    /// So many packets have been sent, and so many of them were lost, up to now.
+    pub(crate) fn new(now: Instant, (sent, lost): (u64, u64)) -> LossWatch {
         LossWatch {
             since: now,
             sent,
@@ -52,7 +52,7 @@ impl LossWatch {
 
     /// How many packets in a hundred are lost, if the way fails. To be asked from [`Self::next`] on,
     /// with what was sent and lost up to now.
-    pub(crate) fn look(&mut self, now: Instant, sent: usize, lost: usize) -> Option<usize> {
+    pub(crate) fn look(&mut self, now: Instant, (sent, lost): (u64, u64)) -> Option<u64> {
         if now >= self.next() {
             let sent_now = sent.saturating_sub(self.sent);
             let lost_now = lost.saturating_sub(self.lost);
@@ -71,9 +71,9 @@ mod tests {
     use super::*;
 
     /// What the watch says after each window in which so many were sent and lost.
-    fn says(windows: &[(usize, usize)]) -> Vec<bool> {
+    fn says(windows: &[(u64, u64)]) -> Vec<bool> {
         let begin = Instant::now();
-        let mut watch = LossWatch::new(begin, 1_000, 10);
+        let mut watch = LossWatch::new(begin, (1_000, 10));
         let (mut now, mut sent, mut lost) = (begin, 1_000, 10);
         let mut said = Vec::new();
         for (sent_now, lost_now) in windows {
@@ -81,7 +81,7 @@ mod tests {
             sent += sent_now;
             lost += lost_now;
             assert_eq!(watch.next(), now);
-            said.push(watch.look(now, sent, lost).is_some());
+            said.push(watch.look(now, (sent, lost)).is_some());
         }
         said
     }
@@ -107,10 +107,10 @@ mod tests {
     #[test]
     fn nothing_is_judged_before_a_window_is_over() {
         let begin = Instant::now();
-        let mut watch = LossWatch::new(begin, 0, 0);
-        assert_eq!(watch.look(begin + WINDOW / 2, 500, 500), None);
-        assert_eq!(watch.look(begin + WINDOW, 500, 500), None);
-        assert_eq!(watch.look(begin + WINDOW * 3 / 2, 600, 600), None);
-        assert_eq!(watch.look(begin + WINDOW * 2, 900, 900), Some(100));
+        let mut watch = LossWatch::new(begin, (0, 0));
+        assert_eq!(watch.look(begin + WINDOW / 2, (500, 500)), None);
+        assert_eq!(watch.look(begin + WINDOW, (500, 500)), None);
+        assert_eq!(watch.look(begin + WINDOW * 3 / 2, (600, 600)), None);
+        assert_eq!(watch.look(begin + WINDOW * 2, (900, 900)), Some(100));
     }
 }

@@ -10,6 +10,9 @@
 //! and nothing else costs one short pause. Each time that UDP fails soon after a return, the next
 //! return waits twice as long.
 //!
+//! A network may also let a trickle of UDP pass: then all is answered, and nothing gets on. So a
+//! lane of which either side says that most of what it sends is lost does the same.
+//!
 //! A TLS connection may fall silent, too: the client has come to another network, or a firewall has
 //! forgotten the connection without a word to either side. So a lane that rides one and is not
 //! answered dials another one beside it, and rides that if it still is not answered.
@@ -46,6 +49,9 @@ const DIAL_PAUSE: Duration = Duration::from_secs(1);
 /// A lane that had no need of a second TLS connection for this long may have the next one at once.
 const LASTS: Duration = Duration::from_secs(60);
 
+/// What was said of a way holds for this long; it is said again while it is so.
+const SAID_FOR: Duration = Duration::from_secs(6);
+
 /// How long a TLS connection is kept that is not needed any more: as long as a path may take that
 /// lets UDP pass for a while only.
 const SPARE_FOR: Duration = Duration::from_secs(45);
@@ -58,6 +64,8 @@ const STEADY: Duration = Duration::from_secs(10 * 60);
 pub(super) enum Why {
     /// To TLS.
     UdpIsSilent,
+    /// The same.
+    UdpLosesMost,
     /// To UDP.
     QuicPasses,
     /// To UDP, for want of another way.
@@ -72,6 +80,7 @@ impl std::fmt::Display for Why {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Why::UdpIsSilent => "nothing is heard over UDP, and TLS can be had",
+            Why::UdpLosesMost => "most of what is sent over UDP is lost, and TLS can be had",
             Why::QuicPasses => "QUIC gets through again",
             Why::TlsIsLost => "its TLS connection is over",
             Why::TlsIsBack => "its TLS connection was over, and there is another one",
@@ -134,6 +143,8 @@ pub(super) struct Fallback {
     second_from: Instant,
     /// How many of them were dialled in a row.
     seconds: u32,
+    /// Most of what is sent over UDP is lost, as far as was said of late.
+    loses_until: Option<Instant>,
     /// The lane has lost the connection that it rode: the next one is ridden at once.
     lost: bool,
     /// Until when a connection that is not ridden is kept.
@@ -167,6 +178,7 @@ impl Fallback {
             second: Tls::None,
             second_from: now,
             seconds: 0,
+            loses_until: None,
             lost: false,
             spare_until: now,
             probing: false,
@@ -183,6 +195,18 @@ impl Fallback {
     /// What the lane may be carried by.
     pub(super) fn transport(&self) -> Transport {
         self.transport
+    }
+
+    /// Most of what this side or the other one sends is lost, although something is answered.
+    pub(super) fn loses_most(&mut self, now: Instant) {
+        if self.transport == Transport::Auto && self.riding == Riding::Udp {
+            self.loses_until = Some(now + SAID_FOR);
+        }
+    }
+
+    /// Whether it matters how much is lost.
+    pub(super) fn minds_losses(&self) -> bool {
+        self.transport == Transport::Auto && self.riding == Riding::Udp
     }
 
     /// Whether it matters that something was answered ([`Signs::answered`]).
@@ -215,13 +239,15 @@ impl Fallback {
         if self.second == Tls::Open {
             return Some(self.close_second());
         }
+        let loses = self.loses_until.is_some_and(|until| now < until);
+        let leaves = silent || self.lost || loses;
         match self.tls {
-            Tls::Open if silent || self.lost => Some(self.ride_tls(now)),
+            Tls::Open if leaves => Some(self.ride_tls(now)),
             Tls::Open if now >= self.spare_until => {
                 self.tls = std::mem::replace(&mut self.second, Tls::None);
                 Some(Action::CloseTls)
             }
-            Tls::None if (silent || self.lost) && now >= self.dial_from => {
+            Tls::None if leaves && now >= self.dial_from => {
                 self.tls = Tls::Dialling;
                 Some(Action::DialTls)
             }
@@ -301,12 +327,12 @@ impl Fallback {
     }
 
     fn ride_tls(&mut self, now: Instant) -> Action {
-        let why = if std::mem::take(&mut self.lost) {
-            Why::TlsIsBack
-        } else {
-            Why::UdpIsSilent
+        let why = match (std::mem::take(&mut self.lost), self.loses_until.take()) {
+            (true, _) => Why::TlsIsBack,
+            (false, Some(_)) => Why::UdpLosesMost,
+            (false, None) => Why::UdpIsSilent,
         };
-        if why == Why::UdpIsSilent {
+        if why != Why::TlsIsBack {
             let steady = now >= self.rides_since + STEADY;
             self.relapses = match (self.returned, steady) {
                 (true, false) => self.relapses + 1,

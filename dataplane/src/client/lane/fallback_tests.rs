@@ -71,6 +71,38 @@ fn a_silence_that_ends_before_tls_is_there_moves_nothing_and_the_connection_goes
 }
 
 #[test]
+fn a_lane_of_which_most_is_lost_goes_to_tls_although_it_is_answered() {
+    let now = Instant::now();
+    let mut lane = on_udp(now);
+    lane.loses_most(now);
+    assert_eq!(ask(&mut lane, now, None), Some(Action::DialTls));
+    assert_eq!(ask(&mut lane, now, None), None);
+    lane.dialled(now + ms(100), true);
+    let ride = Action::Ride(Riding::Tls, Why::UdpLosesMost);
+    assert_eq!(ask(&mut lane, now + ms(100), None), Some(ride));
+    // What is lost on TLS is none of its business.
+    lane.loses_most(now + s(1));
+    assert_eq!(ask(&mut lane, now + s(1), None), None);
+    // A trickle lets the probe through: the next return waits twice as long.
+    lane.probed(now + s(30), true);
+    let back = Action::Ride(Riding::Udp, Why::QuicPasses);
+    assert_eq!(ask(&mut lane, now + s(30), None), Some(back));
+    lane.loses_most(now + s(34));
+    assert_eq!(ask(&mut lane, now + s(34), None), Some(ride));
+    assert!(lane.probe_at >= now + s(34) + QUIC_PAUSE * 2);
+}
+
+#[test]
+fn what_was_said_of_losses_is_forgotten_when_it_is_not_said_again() {
+    let now = Instant::now();
+    let mut lane = on_udp(now);
+    lane.loses_most(now);
+    assert_eq!(ask(&mut lane, now, None), Some(Action::DialTls));
+    lane.dialled(now + SAID_FOR, true);
+    assert_eq!(ask(&mut lane, now + SAID_FOR, None), None, "it takes long");
+}
+
+#[test]
 fn where_neither_passes_tls_is_dialled_with_growing_pauses() {
     let start = Instant::now();
     let mut lane = on_udp(start);

@@ -33,6 +33,7 @@ use crate::client::{ClientCore, ClientMail, going_away};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
+use crate::quic::loss_watch::LossWatch;
 use crate::quic::path_numbers::LossTold;
 use crate::quic::vigil::{Duty, Vigil};
 use crate::ready::RegisteredLane;
@@ -87,6 +88,7 @@ pub(super) struct Session {
     heard: u64,
     pub(super) acknowledged: u64,
     vigil: Vigil,
+    losses: LossWatch,
     ways: Ways,
     /// Which run of the server it is registered with.
     instance: u64,
@@ -126,6 +128,7 @@ impl Session {
             heard: 0,
             acknowledged: 0,
             vigil: Vigil::new(jittered(client.probe_interval)),
+            losses: LossWatch::new(now, this.lane.packets_sent_and_lost()),
             ways: Ways::new(core, &this),
             loss_told: LossTold::default(),
             adapts: client.lanes == Lanes::Auto,
@@ -255,7 +258,8 @@ impl Session {
         let now = Instant::now();
         let since = self.unanswered_since();
         self.ways.mind(now, since);
-        let deadline = [until, self.vigil.next(), self.ways.deadline()]
+        let losses = self.looks_for_losses().then(|| self.losses.next());
+        let deadline = [until, self.vigil.next(), self.ways.deadline(), losses]
             .into_iter()
             .flatten()
             .fold(self.next_beat.min(self.next_ping), Instant::min)
@@ -290,6 +294,10 @@ impl Session {
         }
     }
 
+    fn looks_for_losses(&self) -> bool {
+        self.ways.minds_losses() && self.this.has_flows()
+    }
+
     fn is_unanswered(&self) -> bool {
         matches!(self.phase, Phase::Unanswered(_))
     }
@@ -316,6 +324,10 @@ impl Session {
             }
             Message::FlowClosed(closed) => {
                 this.udp.flow_closed(closed.flow_id, closed.reason);
+            }
+            Message::WayFails(said) => {
+                let percent = said.lost_percent;
+                self.ways.loses_most("the server", percent, Instant::now());
             }
             Message::Finished(finished) => this.lane.announced(finished),
             Message::NoMoreFlows(no_more) => this.no_more_flows(no_more.flows_opened),
@@ -383,6 +395,14 @@ impl Session {
             self.say_carried(now);
             // A role that was given back unseen is taken up here.
             self.claim_probing();
+        }
+        if self.looks_for_losses()
+            && now >= self.losses.next()
+            && let Some(percent) = self
+                .losses
+                .look(now, self.this.lane.packets_sent_and_lost())
+        {
+            self.ways.loses_most("this side", percent, now);
         }
         if self.vigil.next().is_some_and(|next| now >= next) {
             let lane = &self.this.lane;

@@ -80,6 +80,17 @@ impl Ways {
         self.fallback.transport()
     }
 
+    /// Whether it matters how much is lost.
+    pub(super) fn minds_losses(&self) -> bool {
+        self.fallback.minds_losses()
+    }
+
+    /// So many packets in a hundred are lost, as one side says.
+    pub(super) fn loses_most(&mut self, who: &'static str, percent: u64, now: Instant) {
+        tracing::debug!(server = %self.this.server, lane = self.this.serial, who, percent, "most of what is sent over UDP is lost");
+        self.fallback.loses_most(now);
+    }
+
     /// When [`Ways::mind`] may have something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.fallback.deadline()
@@ -199,7 +210,7 @@ impl Ways {
             return;
         }
         let counters = &self.core.context.counters;
-        if why == Why::UdpIsSilent {
+        if matches!(why, Why::UdpIsSilent | Why::UdpLosesMost) {
             self.this.server.transport.quic_was_in_vain(now);
         }
         if self.counted.get() == Riding::Udp {

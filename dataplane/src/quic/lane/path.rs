@@ -235,6 +235,15 @@ impl Lane {
         answers
     }
 
+    /// Packets that were sent since the lane began, and those of them that were declared lost.
+    pub(crate) fn packets_sent_and_lost(&self) -> (u64, u64) {
+        let conn = self.conn.borrow();
+        let counts = conn.path_stats().map(|path| (path.sent, path.lost));
+        counts.fold((0, 0), |sum, (sent, lost)| {
+            (sum.0 + sent as u64, sum.1 + lost as u64)
+        })
+    }
+
     /// What operators see of the path.
     pub(crate) fn path_sample(&self) -> PathSample {
         let conn = self.conn.borrow();

@@ -17,14 +17,18 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use qmux_proto::LaneError;
-use qmux_proto::control::{GoAway, GoAwayReason, Heartbeat, Message, NoMoreFlows, ServiceHealth};
+use qmux_proto::control::{
+    GoAway, GoAwayReason, Heartbeat, Message, NoMoreFlows, ServiceHealth, WayFails,
+};
 
 use super::Door;
 use super::lane::{ServerLane, address};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
+use crate::quic::loss_watch::LossWatch;
 use crate::quic::path_numbers::LossTold;
 use crate::quic::vigil::{Duty, Vigil};
+use crate::server::pool::lanes::CarriesFlows as _;
 
 /// A client from which nothing was heard for this long is asked. Clients ask the server as often
 /// (`probe_interval`).
@@ -56,6 +60,7 @@ pub(crate) struct Session<'a> {
     heard: u64,
     vigil: Vigil,
     loss_told: LossTold,
+    losses: LossWatch,
     /// When hand-overs may be told again.
     next_hand_overs: Instant,
 }
@@ -78,6 +83,7 @@ impl Session<'_> {
             door,
             reader,
             loss_told: LossTold::default(),
+            losses: LossWatch::new(now, this.lane.packets_sent_and_lost()),
             next_hand_overs: now + HAND_OVERS_PAUSE,
         };
         session.note_path();
@@ -96,6 +102,7 @@ impl Session<'_> {
                 Some(self.this.last_heard.get() + health_timeout),
                 self.vigil.next(),
                 self.this.back_until(),
+                self.looks_for_losses().then(|| self.losses.next()),
                 self.this
                     .has_hand_overs_to_tell()
                     .then_some(self.next_hand_overs),
@@ -183,6 +190,7 @@ impl Session<'_> {
         if this.back_until().is_some_and(|until| now >= until) && !self.stays_without_way(now) {
             return false;
         }
+        self.tell_losses(now);
         let Self { this, door, .. } = self;
         if now >= self.next_ping {
             this.lane.ping();
@@ -234,6 +242,26 @@ impl Session<'_> {
             return false;
         }
         true
+    }
+
+    /// Over UDP, and while there is something to be lost.
+    fn looks_for_losses(&self) -> bool {
+        self.this.flows() > 0 && self.this.lane.tls().is_none()
+    }
+
+    /// Tells the client if most of what is sent to it is lost: it may have another way.
+    fn tell_losses(&mut self, now: Instant) {
+        if self.looks_for_losses()
+            && now >= self.losses.next()
+            && let Some(lost_percent) = self
+                .losses
+                .look(now, self.this.lane.packets_sent_and_lost())
+        {
+            self.door.counters().lanes_losing_most.increment();
+            self.this
+                .lane
+                .send_control(&Message::WayFails(WayFails { lost_percent }));
+        }
     }
 
     /// Writes down what operators see of the way to the client.
