@@ -129,23 +129,38 @@ pub(crate) fn crl(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
     let form = "the path of a PEM file with the lists of revoked certificates of the CAs";
     let file = Source::maybe(section, keys, form)?;
     let pem = file.read(section)?;
-    let next_updates = match revocation_lists::next_updates(&pem) {
-        Ok(next_updates) => next_updates,
+    let lists = match revocation_lists::lists(&pem) {
+        Ok(lists) => lists,
         Err(message) => {
             file.problem(section, message);
             return None;
         }
     };
-    // A warning, no error: handshakes take such a list too, and whoever forgets to renew it must
-    // not lose what else changes, the server's next certificate for one.
-    for ends in next_updates.into_iter().flatten() {
-        if ASN1Time::now() > ends {
+    // Warnings, no errors: handshakes take such a list too, and whoever forgets to renew it, or has a
+    // CA whose clock is ahead, must not lose what else changes, the server's next certificate for one.
+    for list in lists {
+        if ASN1Time::now() < list.issued {
+            let message = format!(
+                "holds a list that its CA has issued in the future, on {}: it is used nevertheless; \
+                 are the clocks of this host and of the CA right?",
+                day(list.issued)
+            );
+            file.warning(section, &message);
+        }
+        if let Some(ends) = list.next_update.filter(|ends| ASN1Time::now() > *ends) {
             let message = format!(
                 "holds a list that expired on {}: what is on it is refused further, and what the CA \
                  has revoked since is let in; it should be one that the CA has issued since",
                 day(ends)
             );
             file.warning(section, &message);
+        }
+        if list.is_of_a_part {
+            file.warning(
+                section,
+                "holds a list that is only about certificates that name its distribution point: \
+                 others of that CA are let in if they are on no list here",
+            );
         }
     }
     Some(file.from)

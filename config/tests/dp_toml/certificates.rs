@@ -308,15 +308,24 @@ fn for_a_diagnosis_a_certificate_out_of_its_time_is_a_warning() {
 
 /// A list of the fixture's form that revokes nobody, due to be replaced in so many days.
 fn list_due_in(days: i64) -> String {
+    list_between(-30, days, None)
+}
+
+/// The same, issued in so many days, and perhaps not about all certificates.
+fn list_between(
+    issued: i64,
+    days: i64,
+    scope: Option<rcgen::CrlIssuingDistributionPoint>,
+) -> String {
     let key = KeyPair::generate().expect("a key");
     let mut ca = CertificateParams::new(Vec::new()).expect("params");
     ca.key_usages = vec![rcgen::KeyUsagePurpose::CrlSign];
     let now = OffsetDateTime::now_utc();
     let list = rcgen::CertificateRevocationListParams {
-        this_update: now - Duration::days(30),
+        this_update: now + Duration::days(issued),
         next_update: now + Duration::days(days),
         crl_number: rcgen::SerialNumber::from(1),
-        issuing_distribution_point: None,
+        issuing_distribution_point: scope,
         revoked_certs: Vec::new(),
         key_identifier_method: rcgen::KeyIdMethod::Sha256,
     };
@@ -326,11 +335,16 @@ fn list_due_in(days: i64) -> String {
     list.pem().expect("PEM")
 }
 
+/// A server's config with a file of such lists.
+fn with_list() -> String {
+    let keys = "ca_cert_file = \"certs/ca.crt\"\ncrl_file = \"certs/ca.crl\"";
+    SERVER.replace("ca_cert_file = \"certs/ca.crt\"", keys)
+}
+
 #[test]
 fn a_list_of_revoked_certificates_past_its_time_is_taken_with_a_warning() {
     let own = certs();
-    let with_list = "ca_cert_file = \"certs/ca.crt\"\ncrl_file = \"certs/ca.crl\"";
-    let text = SERVER.replace("ca_cert_file = \"certs/ca.crt\"", with_list);
+    let text = with_list();
     let path = own.path().join("certs/ca.crl");
     fs::write(&path, list_due_in(1)).expect("written");
     assert_eq!(warnings(&text, own.path()), [] as [&str; 0]);
@@ -343,4 +357,72 @@ fn a_list_of_revoked_certificates_past_its_time_is_taken_with_a_warning() {
     );
     fs::write(&path, "no list").expect("written");
     assert!(problem(&text, own.path()).contains("X509 CRL"));
+}
+
+#[test]
+fn a_list_from_a_clock_that_is_ahead_or_about_a_part_is_taken_with_a_warning() {
+    let own = certs();
+    let text = with_list();
+    let path = own.path().join("certs/ca.crl");
+    let part = scope(rcgen::CrlScope::UserCertsOnly);
+    for (list, says) in [
+        (list_between(1, 2, None), "in the future"),
+        (list_between(-1, 2, Some(part)), "distribution point"),
+    ] {
+        fs::write(&path, list).expect("written");
+        let warnings = warnings(&text, own.path());
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(
+            warnings[0].contains("server.auth.crl_file") && warnings[0].contains(says),
+            "{warnings:?}"
+        );
+    }
+}
+
+fn scope(scope: rcgen::CrlScope) -> rcgen::CrlIssuingDistributionPoint {
+    rcgen::CrlIssuingDistributionPoint {
+        distribution_point: rcgen::CrlDistributionPoint {
+            uris: vec!["http://ca.test/ca.crl".into()],
+        },
+        scope: Some(scope),
+    }
+}
+
+/// Made by OpenSSL: a delta list, which a critical extension says.
+const DELTA_LIST: &str = "-----BEGIN X509 CRL-----
+MIG1MFwCAQEwCgYIKoZIzj0EAwIwDDEKMAgGA1UEAwwBeBcNMjYxMTI5MTAwMTAx
+WhgPMjA4MTA5MDExMDAxMDFaoB0wGzANBgNVHRsBAf8EAwIBATAKBgNVHRQEAwIB
+ATAKBggqhkjOPQQDAgNJADBGAiEAg6LcmW7ZXOgA0WELwFwBzid/4962K663N6fZ
+5a8oSToCIQC5Y6hVbKymT5TkjxZvpSm2TiOn9okjbXd3uwKjRM/GBg==
+-----END X509 CRL-----
+";
+
+/// Made by OpenSSL: a list of those alone whose keys are known to others.
+const LIST_OF_SOME_REASONS: &str = "-----BEGIN X509 CRL-----
+MIG2MF8CAQEwCgYIKoZIzj0EAwIwDDEKMAgGA1UEAwwBeBcNMjYxMTI5MTAwMTAx
+WhgPMjA4MTA5MDExMDAxMDFaoCAwHjAQBgNVHRwBAf8EBjAEgwIGQDAKBgNVHRQE
+AwIBAjAKBggqhkjOPQQDAgNHADBEAiAEtY/7br5UWemEOFBK7aH6aNl/olmsLUi9
+xSEtOTQm9gIgJhypPwag17DMTWDWZd84LtZ39EX+VNhzhlLg+5q/q3I=
+-----END X509 CRL-----
+";
+
+#[test]
+fn a_list_that_tls_cannot_go_by_is_refused_with_what_would_be_right() {
+    let own = certs();
+    let text = with_list();
+    let path = own.path().join("certs/ca.crl");
+    let of_cas = list_between(-1, 2, Some(scope(rcgen::CrlScope::CaCertsOnly)));
+    for (list, says) in [
+        (DELTA_LIST, "must be a complete list"),
+        (LIST_OF_SOME_REASONS, "list of all that the CA has revoked"),
+        (&of_cas, "list of all that the CA has revoked"),
+    ] {
+        // Beside one that is good.
+        fs::write(&path, list_due_in(1) + list).expect("written");
+        let problem = problem(&text, own.path());
+        assert!(
+            problem.contains("server.auth.crl_file") && problem.contains(says),
+            "{problem}"
+        );
+    }
 }

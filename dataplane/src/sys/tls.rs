@@ -119,6 +119,18 @@ pub(crate) enum ListRefused {
         "holds a list that none of the CAs in ca_cert_file has signed; it must be theirs, all of it"
     )]
     NotSigned,
+    /// TLS would refuse everybody.
+    #[error(
+        "holds a list whose CA in ca_cert_file must not sign lists; the key usage of the CA's \
+         certificate must include cRLSign"
+    )]
+    MayNotSign,
+    /// TLS might hold the list of one against the clients of the other, and refuse them.
+    #[error(
+        "holds a list without the key identifier of the CA that has signed it, and ca_cert_file \
+         has several of that name; the list must have an authority key identifier"
+    )]
+    Ambiguous,
     /// It could not be checked.
     #[error("could not be taken up")]
     Failed,
@@ -148,26 +160,18 @@ pub(crate) fn refuse_revoked(
             let none = std::ptr::null_mut();
             let list = boring_sys::PEM_read_bio_X509_CRL(reader, none, None, std::ptr::null_mut());
             if list.is_null() {
-                // The end, or nothing that could be read.
-                drop(ErrorStack::get());
+                let is_end = is_end_of_pem(&ErrorStack::get());
                 break match lists {
-                    0 => Err(ListRefused::Unreadable),
-                    _ => Ok(()),
+                    1.. if is_end => Ok(()),
+                    _ => Err(ListRefused::Unreadable),
                 };
             }
             lists += 1;
-            let signed = authorities.iter().any(|authority| {
-                let issuer = boring_sys::X509_CRL_get_issuer(list);
-                let name = authority.subject_name().as_ptr();
-                let key = authority.public_key();
-                boring_sys::X509_NAME_cmp(issuer, name) == 0
-                    && key.is_ok_and(|key| boring_sys::X509_CRL_verify(list, key.as_ptr()) == 1)
-            });
-            drop(ErrorStack::get());
-            let added = signed && boring_sys::X509_STORE_add_crl(store.as_ptr(), list) == 1;
+            let judged = judge_list(list, authorities);
+            let added = boring_sys::X509_STORE_add_crl(store.as_ptr(), list) == 1;
             boring_sys::X509_CRL_free(list);
-            if !signed {
-                break Err(ListRefused::NotSigned);
+            if judged.is_err() {
+                break judged;
             }
             if !added {
                 break Err(ListRefused::Failed);
@@ -180,13 +184,69 @@ pub(crate) fn refuse_revoked(
     Ok(())
 }
 
-/// Whether a certificate is good in spite of this: its CA has no list of revoked ones here, or the
-/// list should have been replaced by a later one. What is on it is refused all the same; whoever
-/// forgets to renew it must not lose every client by that.
+/// Whether there was no more PEM text, rather than one that could not be read.
+fn is_end_of_pem(errors: &ErrorStack) -> bool {
+    let last = errors.errors().last();
+    last.is_none_or(|error| {
+        let reason = error.library_reason(boring_sys::ERR_LIB_PEM);
+        reason == Some(boring_sys::PEM_R_NO_START_LINE)
+    })
+}
+
+/// Whether TLS can go by a list: not only must a CA have signed it, but each CA that it may be held
+/// to be of.
+///
+/// # Safety
+/// `list` must be one that lives.
+unsafe fn judge_list(
+    list: *mut boring_sys::X509_CRL,
+    authorities: &[X509],
+) -> Result<(), ListRefused> {
+    // SAFETY: the list lives, as the caller says. Its name, and names and keys of the CAs, are only
+    // borrowed.
+    unsafe {
+        let issuer = boring_sys::X509_CRL_get_issuer(list);
+        let named: Vec<_> = authorities
+            .iter()
+            .filter(|it| boring_sys::X509_NAME_cmp(issuer, it.subject_name().as_ptr()) == 0)
+            .collect();
+        let has_signed = |authority: &&&X509| {
+            let key = authority.public_key();
+            key.is_ok_and(|key| boring_sys::X509_CRL_verify(list, key.as_ptr()) == 1)
+        };
+        let signers: Vec<_> = named.iter().filter(has_signed).collect();
+        drop(ErrorStack::get());
+        if signers.is_empty() {
+            return Err(ListRefused::NotSigned);
+        }
+        // All bits are set where the certificate does not restrict what its key is for.
+        let may_sign = |authority: &&&&X509| {
+            let usage = boring_sys::X509_get_key_usage(authority.as_ptr());
+            usage & boring_sys::X509v3_KU_CRL_SIGN.cast_unsigned() != 0
+        };
+        if !signers.iter().all(|it| may_sign(&it)) {
+            return Err(ListRefused::MayNotSign);
+        }
+        let identifier = boring_sys::NID_authority_key_identifier;
+        let says_whose = boring_sys::X509_CRL_get_ext_by_NID(list, identifier, -1) >= 0;
+        if signers.len() < named.len() && !says_whose {
+            return Err(ListRefused::Ambiguous);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a certificate is good in spite of this: its CA has no list of revoked ones here, or none
+/// that is about it; or the list should have been replaced by a later one, or was issued by a CA
+/// whose clock is ahead. What is on it is refused all the same; who forgets to renew it, or has a
+/// wrong clock, must not lose every client by that.
 pub(crate) fn is_tolerated(error: c_int) -> bool {
     matches!(
         error,
-        boring_sys::X509_V_ERR_UNABLE_TO_GET_CRL | boring_sys::X509_V_ERR_CRL_HAS_EXPIRED
+        boring_sys::X509_V_ERR_UNABLE_TO_GET_CRL
+            | boring_sys::X509_V_ERR_DIFFERENT_CRL_SCOPE
+            | boring_sys::X509_V_ERR_CRL_NOT_YET_VALID
+            | boring_sys::X509_V_ERR_CRL_HAS_EXPIRED
     )
 }
 
@@ -273,3 +333,6 @@ fn inherit_expectations(
             ) == 1
     }
 }
+
+#[cfg(test)]
+mod tests;

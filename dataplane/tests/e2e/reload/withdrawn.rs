@@ -178,6 +178,45 @@ fn a_list_past_its_time_is_used_further_at_a_start_a_reload_and_while_running() 
 }
 
 #[test]
+fn a_list_of_a_ca_whose_clock_is_ahead_disconnects_those_on_it_and_nobody_else() {
+    if subject::only_wire("reload") {
+        return;
+    }
+    let site = Site::new();
+    site.write("ca.crl", &certs::revoking(&[], certs::ours()));
+    let auth = "method = \"mtls\"\nca_cert_file = \"ca.crt\"\ncrl_file = \"ca.crl\"";
+    let (door, file) = by_certificate(&site, auth, &[]);
+    let service = TcpService::echo();
+    let bad = offering("bad", &["a"], service.address).start(&site, door.quic[0]);
+    let good = offering("good", &["b"], service.address).start(&site, door.quic[0]);
+    visitor::wait_until_served(door.traffic("a"));
+    visitor::wait_until_served(door.traffic("b"));
+    let before = lanes_registered(&good);
+    let cert_pem = std::fs::read_to_string(site.path().join("bad.crt")).expect("its certificate");
+    let key_pem = String::new();
+    let revoked = Identity { cert_pem, key_pem };
+    let (in_an_hour, in_two) = (60 * 60, 2 * 60 * 60);
+    let list = certs::revoking_between(in_an_hour, in_two, &[&revoked], certs::ours());
+    site.write("ca.crl", &list);
+    file.taken_up();
+    // Both were judged by the list when the one on it is refused as it comes back.
+    bad.wait_for_line("why it is refused", |line| line.contains("revoked"));
+    let other = Identity::client_named("another");
+    let verdict = quic_probe::shake_hands(site.path(), door.quic[0], Some(&other));
+    assert_eq!(verdict, Verdict::Admitted);
+    visitor::echo(door.traffic("b"), b"is served");
+    assert_eq!(lanes_registered(&good), before, "no lane was made anew");
+    let withdrawn = |line: &&String| line.contains("may not serve here any more");
+    let lines = door.program.lines();
+    let withdrawn: Vec<_> = lines.iter().filter(withdrawn).collect();
+    let is_of_bad = |line: &&&String| line.contains("revoked");
+    assert!(
+        withdrawn.iter().all(|line| is_of_bad(&line)),
+        "{withdrawn:?}"
+    );
+}
+
+#[test]
 fn a_list_that_the_ca_has_not_signed_or_that_is_none_is_refused() {
     if subject::only_wire("reload") {
         return;

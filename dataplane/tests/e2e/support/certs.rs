@@ -167,6 +167,16 @@ pub(crate) fn revoking(revoked: &[&Identity], by: &Generated) -> String {
 
 /// The same, to be replaced by the next one in so many seconds.
 pub(crate) fn revoking_for_seconds(seconds: i64, revoked: &[&Identity], by: &Generated) -> String {
+    revoking_between(-2 * 60 * 60, seconds, revoked, by)
+}
+
+/// The same, issued in so many seconds by the CA's clock.
+pub(crate) fn revoking_between(
+    issued: i64,
+    seconds: i64,
+    revoked: &[&Identity],
+    by: &Generated,
+) -> String {
     let serial = |identity: &&Identity| {
         let cert = boring::x509::X509::from_pem(identity.cert_pem.as_bytes());
         let serial = cert.expect("a certificate").serial_number().to_bn();
@@ -180,7 +190,7 @@ pub(crate) fn revoking_for_seconds(seconds: i64, revoked: &[&Identity], by: &Gen
         invalidity_date: None,
     });
     let list = CertificateRevocationListParams {
-        this_update: now - Duration::hours(2),
+        this_update: now + Duration::seconds(issued),
         next_update: now + Duration::seconds(seconds),
         crl_number: SerialNumber::from(1),
         issuing_distribution_point: None,
