@@ -80,7 +80,11 @@ impl Prepared {
         let Some((setting, next)) = self.0 else {
             return;
         };
-        LOG.switch(setting != Setting::Off);
+        // Lines are made only while there is where they go.
+        let is_on = setting != Setting::Off;
+        if !is_on {
+            LOG.switch(false);
+        }
         let superseded = {
             let mut orders = orders();
             orders.setting = setting;
@@ -88,6 +92,9 @@ impl Prepared {
             orders.next.replace(next)
         };
         drop(superseded);
+        if is_on {
+            LOG.switch(true);
+        }
         LOG.queue().wake();
     }
 }
