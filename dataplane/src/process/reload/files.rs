@@ -19,8 +19,9 @@ fn stamp(path: &Path) -> Stamp {
     ))
 }
 
-/// Looks in a row that find files changing before it is said.
-const RESTLESS_LOOKS_MAX: u32 = 60;
+/// Looks in a row that may find files changing before they are read nevertheless: a list to which
+/// something adds a line each second must not keep out the next certificate.
+const RESTLESS_LOOKS_MAX: u32 = 10;
 
 /// A file, and what it was like.
 #[derive(Debug)]
@@ -51,10 +52,16 @@ pub(super) enum Look {
     /// There is nothing to do.
     AsBefore,
     /// Some change, or have just changed: half of a file may be good as well, so they are used when
-    /// they rest. If this has lasted for long, and it is news, with one of them.
-    Restless(Option<PathBuf>),
+    /// they rest.
+    Restless,
     /// They are to be read, because of these.
     Read(Vec<PathBuf>),
+    /// The same, although some change, which has lasted for long.
+    ReadAnyway {
+        files: Vec<PathBuf>,
+        /// One that changes, if it is to be said: each time when it has lasted for twice as long.
+        news: Option<PathBuf>,
+    },
 }
 
 impl Watched {
@@ -99,26 +106,37 @@ impl Watched {
         for file in &mut self.files {
             let now = stamp(&file.path);
             if std::mem::replace(&mut file.seen, now) != now {
-                restless.get_or_insert(&file.path);
+                restless.get_or_insert_with(|| file.path.clone());
             }
         }
         if let Some(path) = restless {
             self.restless = self.restless.saturating_add(1);
-            let is_news = self.restless == RESTLESS_LOOKS_MAX;
-            return Look::Restless(is_news.then(|| path.clone()));
+            if !self.restless.is_multiple_of(RESTLESS_LOOKS_MAX) {
+                return Look::Restless;
+            }
+            let is_news = (self.restless / RESTLESS_LOOKS_MAX).is_power_of_two();
+            return Look::ReadAnyway {
+                files: self.changed(),
+                news: is_news.then_some(path),
+            };
         }
         self.restless = 0;
-        let changed = self.files.iter_mut().filter(|it| it.used != it.seen);
-        let changed = changed.map(|it| {
-            it.used = it.seen;
-            it.path.clone()
-        });
-        let changed: Vec<_> = changed.collect();
+        let changed = self.changed();
         let doubtful = std::mem::take(&mut self.doubtful);
         match doubtful || self.unusable || !changed.is_empty() {
             true => Look::Read(changed),
             false => Look::AsBefore,
         }
+    }
+
+    /// Those that are not as they were when they were read; they are about to be.
+    fn changed(&mut self) -> Vec<PathBuf> {
+        let changed = self.files.iter_mut().filter(|it| it.used != it.seen);
+        let changed = changed.map(|it| {
+            it.used = it.seen;
+            it.path.clone()
+        });
+        changed.collect()
     }
 
     /// They cannot be used as they are. True if that is news.
@@ -151,7 +169,7 @@ mod tests {
         std::os::unix::fs::symlink(path("b"), path("new")).expect("a link");
         fs::rename(path("new"), path("link")).expect("swapped");
         let mut is_read_once = |name: &str| {
-            assert_eq!(watched.look(), Look::Restless(None));
+            assert_eq!(watched.look(), Look::Restless);
             assert_eq!(watched.look(), Look::Read(vec![path(name)]));
             assert_eq!(watched.look(), Look::AsBefore);
         };
@@ -163,23 +181,32 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_being_written_is_not_read_and_that_is_said_once() {
+    fn a_file_that_is_always_being_written_is_read_from_time_to_time_and_keeps_no_other_out() {
         let dir = tempfile::tempdir().expect("a directory");
         let (path, other) = (dir.path().join("list"), dir.path().join("other"));
         let mut watched = Watched::default();
         watched.watch(&[path.clone(), other.clone()]);
         let _first = watched.look();
         fs::write(&other, "has changed, and rests").expect("written");
-        let mut said = 0;
-        for line in 1..3 * RESTLESS_LOOKS_MAX as usize {
+        let (mut said, mut read) = (0, Vec::new());
+        for line in 1..=4 * RESTLESS_LOOKS_MAX as usize {
             fs::write(&path, "10.0.0.0/8\n".repeat(line)).expect("written");
             match watched.look() {
-                Look::Restless(news) => said += usize::from(news == Some(path.clone())),
+                Look::Restless => {}
+                Look::ReadAnyway { files, news } => {
+                    said += usize::from(news == Some(path.clone()));
+                    read.push(files);
+                }
                 other => panic!("line {line}: {other:?}"),
             }
         }
-        assert_eq!(said, 1);
-        assert_eq!(watched.look(), Look::Read(vec![path, other]));
+        assert_eq!(said, 3, "the first, second and fourth time");
+        let alone = vec![path.clone()];
+        let both = vec![path.clone(), other];
+        assert_eq!(read, [both, alone.clone(), alone.clone(), alone]);
+        fs::write(&path, "the last of it").expect("written");
+        assert_eq!(watched.look(), Look::Restless);
+        assert_eq!(watched.look(), Look::Read(vec![path]));
     }
 
     #[test]
@@ -206,7 +233,7 @@ mod tests {
         let _first = watched.look();
         fs::write(&path, "changed").expect("written");
         watched.watch(&[path.clone(), other]);
-        assert_eq!(watched.look(), Look::Restless(None));
+        assert_eq!(watched.look(), Look::Restless);
         assert_eq!(watched.look(), Look::Read(vec![path]));
     }
 

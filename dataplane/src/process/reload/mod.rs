@@ -227,18 +227,20 @@ impl Reloader {
     fn look(&mut self) -> Duration {
         let files = match self.watched.look() {
             Look::AsBefore => return LOOK_PAUSE,
-            Look::Restless(news) => {
+            Look::Restless => return REST,
+            Look::Read(files) => files,
+            Look::ReadAnyway { files, news } => {
                 if let Some(file) = news {
                     let file = file.display();
                     tracing::warn!(
                         %file,
                         "a file that the configuration names changes all the time: what has \
-                         changed is used when it rests for a second, or at a reload"
+                         changed is read from time to time, which may be half of it; replace files \
+                         by renaming"
                     );
                 }
-                return REST;
+                files
             }
-            Look::Read(files) => files,
         };
         let outcome = self.take_up(self.texts.taken().to_owned(), Cause::Look);
         match &outcome {
