@@ -478,6 +478,9 @@ impl Reloader {
             while let Err(back) = self.mailboxes.of(core).send(mail) {
                 if Instant::now() >= until {
                     problems.push(format!("core {core} is stuck, and has not been told"));
+                    if let CoreMail::Server(ServerMail::Change(changes)) = back {
+                        changes.give_up();
+                    }
                     break;
                 }
                 mail = back;

@@ -17,6 +17,7 @@ use super::overlap::Addresses;
 use super::{ServedService, ServerSettings, ServerShared, SharedDoor};
 use crate::server::access_log::AccessLog;
 use crate::server::ids::{DoorId, EntranceId};
+use crate::sys::tcp::stop_listening;
 
 /// One port of a service as all cores know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,6 +171,17 @@ pub(crate) struct CoreChanges {
     pub(in crate::server) drain_timeout: Duration,
     /// Told when that is done; the text is for the log.
     pub(crate) done: Option<Sender<Result<(), String>>>,
+}
+
+impl CoreChanges {
+    /// No core will do this: nobody may be left waiting at its sockets. Others of this process have
+    /// them as well, so that to drop them is not enough.
+    pub(crate) fn give_up(self) {
+        let of_doors = self.doors_opened.iter().flat_map(|door| &door.tls_sockets);
+        let of_doors = of_doors.flatten();
+        let of_entrances = self.opened.iter().filter_map(|it| it.sockets.tcp.as_ref());
+        of_doors.chain(of_entrances).for_each(stop_listening);
+    }
 }
 
 /// An entrance that a core is to close.
