@@ -416,6 +416,7 @@ impl Running {
             listening: Arc::clone(&self.listening),
             watched: reload::Watched::default(),
             warned: Vec::new(),
+            problems: Vec::new(),
         };
         reloader
             .start(orders)

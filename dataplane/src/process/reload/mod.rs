@@ -95,6 +95,8 @@ pub(super) struct Reloader {
     pub(super) watched: Watched,
     /// The warnings of the configuration that was judged last.
     pub(super) warned: Vec<String>,
+    /// What does not go by the configuration of now.
+    pub(super) problems: Vec<String>,
 }
 
 /// Why the configuration is read again.
@@ -301,8 +303,10 @@ impl Reloader {
         };
         let files = ready.config.files.clone();
         if taken.changed {
-            taken.problems = self.apply(ready)?;
+            self.problems = self.apply(ready)?;
         }
+        // Nothing is tried again when nothing has changed: what did not work then does not now.
+        taken.problems.clone_from(&self.problems);
         self.texts.take(text, roles);
         self.watched.watch(&files);
         Ok(taken)
