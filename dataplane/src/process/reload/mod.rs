@@ -287,11 +287,11 @@ impl Reloader {
     fn take_up(&mut self, text: String, cause: Cause) -> Result<Taken, Refused> {
         let wanted = self.read(&text)?;
         let (running, roles) = (Roles::of(&self.config.load()), Roles::of(&wanted));
-        let wanted = self.with_sections_that_stay(wanted)?;
+        let (wanted, as_they_are) = self.with_sections_that_stay(wanted);
         let mut wanted = bind::without_ipv6(wanted, sys::bind::has_ipv6);
         let mut warnings = std::mem::take(&mut wanted.warnings);
         let config = Arc::new(self.with_what_stays(wanted));
-        let ready = self.prepare(config, &mut warnings);
+        let ready = self.prepare(config, as_they_are, &mut warnings);
         for warning in self.news(warnings, cause) {
             tracing::warn!("{warning}");
         }
@@ -317,22 +317,55 @@ impl Reloader {
     }
 
     /// The section of a role that goes on although the text has none: it is read from the last text
-    /// that had one, for the files that it names may change.
-    fn with_sections_that_stay(&self, mut wanted: Config) -> Result<Config, Refused> {
+    /// that had one, for the files that it names may change. If that text cannot be used any more,
+    /// which may be for what else stands in it, the role goes on as it is: those roles are returned.
+    fn with_sections_that_stay(&self, mut wanted: Config) -> (Config, Roles) {
         let now = self.config.load();
+        let mut as_they_are = Roles {
+            server: false,
+            client: false,
+        };
         if now.server.is_some() && wanted.server.is_none() {
-            let last = self.read(self.texts.of_server())?;
-            wanted.server = last.server;
-            wanted.files.extend(last.files);
+            let last = self.last_text(self.texts.of_server(), "[server]", &mut wanted);
+            wanted.server = last.and_then(|last| last.server);
+            as_they_are.server = wanted.server.is_none();
         }
         if now.client.is_some() && wanted.client.is_none() {
-            let last = self.read(self.texts.of_client())?;
-            wanted.client = last.client;
-            wanted.files.extend(last.files);
+            let last = self.last_text(self.texts.of_client(), "[client]", &mut wanted);
+            wanted.client = last.and_then(|last| last.client);
+            as_they_are.client = wanted.client.is_none();
+        }
+        if as_they_are.server {
+            wanted.server.clone_from(&now.server);
+        }
+        if as_they_are.client {
+            wanted.client.clone_from(&now.client);
+        }
+        if as_they_are.server || as_they_are.client {
+            wanted.files.extend(now.files.iter().cloned());
         }
         wanted.files.sort_unstable();
         wanted.files.dedup();
-        Ok(wanted)
+        (wanted, as_they_are)
+    }
+
+    /// The configuration of the last text with a section that is gone. If it is of no use, `wanted`
+    /// gets a warning.
+    fn last_text(&self, text: &str, section: &str, wanted: &mut Config) -> Option<Config> {
+        match self.read(text) {
+            Ok(last) => {
+                wanted.files.extend(last.files.iter().cloned());
+                Some(last)
+            }
+            Err(why) => {
+                wanted.warnings.push(format!(
+                    "{section} was removed, and this role goes on as it is until a restart; the \
+                     last text that had it cannot be used any more, so changes of the files that \
+                     it names are not taken up: {why}"
+                ));
+                None
+            }
+        }
     }
 
     /// What of these warnings is to be said now: all of them to who asks, and else what is news.
@@ -382,11 +415,20 @@ impl Reloader {
         }
     }
 
-    /// Reads and binds all that is needed, and notes what is to be warned of. Nothing changes yet.
-    fn prepare(&self, config: Arc<Config>, warnings: &mut Vec<String>) -> Result<Ready, Refused> {
+    /// Reads and binds all that is needed, and notes what is to be warned of. Nothing changes yet,
+    /// and nothing is read for the roles that stay `as_they_are`.
+    fn prepare(
+        &self,
+        config: Arc<Config>,
+        as_they_are: Roles,
+        warnings: &mut Vec<String>,
+    ) -> Result<Ready, Refused> {
         let unusable = |error: &dyn std::fmt::Display| Refused::Unusable(error.to_string());
-        check::tls_contexts(&config).map_err(|error| unusable(&error))?;
-        let server = match (&self.server, &config.server) {
+        let mut judged = Config::clone(&config);
+        judged.server.take_if(|_| as_they_are.server);
+        judged.client.take_if(|_| as_they_are.client);
+        check::tls_contexts(&judged).map_err(|error| unusable(&error))?;
+        let server = match (&self.server, &judged.server) {
             (Some(shared), Some(server)) => {
                 let judged = bind::judge_descriptors(server, self.cores, self.allowed_descriptors);
                 warnings.extend(judged.map_err(|error| unusable(&error))?);
@@ -403,7 +445,7 @@ impl Reloader {
             }
             _ => None,
         };
-        let client = match (&self.client, &config.client) {
+        let client = match (&self.client, &judged.client) {
             (Some(shared), Some(client)) => {
                 let prepared = shared.prepare(&config, client, &self.post());
                 Some(prepared.map_err(|why| unusable(&why))?)

@@ -71,6 +71,7 @@ impl World {
             mailboxes,
             listening: Arc::new(Listening::new()),
             watched,
+            problems: Vec::new(),
         };
         World { dir, reloader }
     }
@@ -145,6 +146,32 @@ fn a_section_that_stays_without_its_text_goes_by_its_files() {
     world.write("dp.toml", &[SERVER, CLIENT].concat());
     world.reloader.ordered().expect("usable");
     assert!(world.denied());
+}
+
+#[test]
+fn a_section_that_stays_does_not_keep_out_what_else_changes_when_its_text_is_of_no_use() {
+    let mut world = World::new(&[SERVER, CLIENT].concat());
+    world.write("dp.toml", SERVER);
+    world.reloader.ordered().expect("usable");
+    // Only the text that is gone names it.
+    fs::remove_file(world.dir.path().join("ca.crt")).expect("removed");
+    world.write("deny.txt", "198.51.100.0/24\n");
+    world.reloader.ordered().expect("usable");
+    assert!(world.denied());
+    let is_told = |it: &String| it.contains("[client] was removed") && it.contains("ca.crt");
+    assert!(world.reloader.warned.iter().any(is_told));
+    assert!(world.reloader.config.load().client.is_some());
+}
+
+#[test]
+fn what_did_not_work_is_the_answer_until_something_else_is_taken_up() {
+    let mut world = World::new(&[SERVER, CLIENT].concat());
+    let problems = vec!["core 1 is stuck".to_owned()];
+    world.reloader.problems.clone_from(&problems);
+    let again = world.reloader.ordered();
+    assert_eq!(again, Err(Refused::Incomplete(problems)));
+    world.write("deny.txt", "198.51.100.0/24\n");
+    assert!(world.reloader.ordered().is_ok());
 }
 
 #[test]
