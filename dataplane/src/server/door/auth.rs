@@ -125,8 +125,9 @@ fn not_good_now(
         door.counters().clients_outdated.increment();
         let why = format!("what is trusted has changed since its handshake: {why}");
         log(this, door, &why);
-        // Its next handshake, which comes at once for this reason, is judged by what is trusted now
-        // and tells it what is wrong; it may as well have been asked for no certificate in this one.
+        // Its next handshake, which comes within some seconds for this reason (see the client's
+        // back-off while a server drains), is judged by what is trusted now and tells it what is
+        // wrong; it may as well have been asked for no certificate in this one.
         let text = "the configuration of this server has just changed";
         return Unauthentic::Refused(RefuseReason::Draining, text.into());
     }

@@ -204,7 +204,7 @@ fn accept(
             return refuse_limit(this, door, request, &text);
         }
         Err(NotJoined::Outdated) => {
-            // The reason has clients try again at once.
+            // The reason has clients try again within some seconds, however often they were refused.
             let text = "the configuration of this server has just changed";
             return refuse(this, door, request, RefuseReason::Draining, text);
         }
