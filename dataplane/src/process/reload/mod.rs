@@ -233,9 +233,8 @@ impl Reloader {
             Look::Read(files) => files,
             Look::ReadAnyway { files, news } => {
                 if let Some(file) = news {
-                    let file = file.display();
                     tracing::warn!(
-                        %file,
+                        file = %file.display(),
                         "a file that the configuration names changes all the time: what has \
                          changed is read from time to time, which may be half of it; replace files \
                          by renaming"
@@ -321,10 +320,7 @@ impl Reloader {
     /// which may be for what else stands in it, the role goes on as it is: those roles are returned.
     fn with_sections_that_stay(&self, mut wanted: Config) -> (Config, Roles) {
         let now = self.config.load();
-        let mut as_they_are = Roles {
-            server: false,
-            client: false,
-        };
+        let mut as_they_are = Roles::default();
         if now.server.is_some() && wanted.server.is_none() {
             let last = self.last_text(self.texts.of_server(), "[server]", &mut wanted);
             wanted.server = last.and_then(|last| last.server);

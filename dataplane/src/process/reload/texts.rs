@@ -6,7 +6,7 @@ use qmux_config::{Change, Config, changes_between};
 const LINES_MAX: usize = 1_000;
 
 /// Which roles there are: those of a server and of a client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Roles {
     pub(super) server: bool,
     pub(super) client: bool,
