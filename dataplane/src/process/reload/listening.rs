@@ -196,3 +196,79 @@ fn keep_away(sockets: impl Iterator<Item = (SocketAddr, TcpListener)>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::bind::tcp_reuseport;
+
+    /// Sockets of two entrances, in a [`Listening`] and once more, as a core or a successor has them.
+    fn two() -> (Listening, [(SocketAddr, TcpListener); 2]) {
+        let listening = Listening::new();
+        let again = [0, 1].map(|number| {
+            let socket = tcp_reuseport("127.0.0.1:0".parse().expect("literal")).expect("bound");
+            let address = socket.local_addr().expect("bound");
+            let again = socket.try_clone().expect("a descriptor");
+            let mut state = listening.lock();
+            let of_entrance = vec![(address, socket)];
+            state.sockets.insert(EntranceId(number), of_entrance);
+            (address, again)
+        });
+        (listening, again)
+    }
+
+    fn taken(address: SocketAddr) -> Taken {
+        Taken::from_iter([(SocketUse::Tcp, address)])
+    }
+
+    fn lets_in((_, socket): &(SocketAddr, TcpListener)) -> bool {
+        !syn_filter::detach(socket).expect("a socket")
+    }
+
+    #[test]
+    fn a_stop_after_a_handover_keeps_nobody_from_what_was_taken_and_all_from_the_rest() {
+        let (listening, [first, second]) = two();
+        let cores = OnceLock::new();
+        let lent = listening.as_of();
+        let handed_over = listening.hand_over(lent, taken(first.0), &cores);
+        assert_eq!(handed_over, Ok(()));
+        assert!(cores.get().expect("told").has(SocketUse::Tcp, first.0));
+        assert!(listening.close(), "there is a successor");
+        assert!(lets_in(&first));
+        assert!(!lets_in(&second));
+    }
+
+    #[test]
+    fn after_a_stop_nothing_is_handed_over() {
+        let (listening, [first, second]) = two();
+        let cores = OnceLock::new();
+        let lent = listening.as_of();
+        assert!(!listening.close(), "there is no successor");
+        let handed_over = listening.hand_over(lent, taken(first.0), &cores);
+        assert_eq!(handed_over, Err(Kept::Ends));
+        assert!(cores.get().is_none());
+        assert!(!lets_in(&first) && !lets_in(&second));
+    }
+
+    #[test]
+    fn what_was_closed_since_it_was_lent_is_not_handed_over() {
+        let (listening, [first, _]) = two();
+        let cores = OnceLock::new();
+        let lent = listening.as_of();
+        listening.lock().closings += 1;
+        let handed_over = listening.hand_over(lent, taken(first.0), &cores);
+        assert_eq!(handed_over, Err(Kept::HasChanged));
+        assert!(cores.get().is_none());
+        let lent = listening.as_of();
+        let handed_over = listening.hand_over(lent, taken(first.0), &cores);
+        assert_eq!(handed_over, Ok(()));
+    }
+
+    #[test]
+    fn visitors_come_in_again_whatever_the_process_before_did_to_the_sockets() {
+        let (listening, [first, second]) = two();
+        keep_away([(first.0, first.1.try_clone().expect("a descriptor"))].into_iter());
+        listening.let_in();
+        assert!(lets_in(&first) && lets_in(&second));
+    }
+}
