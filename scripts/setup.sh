@@ -60,6 +60,8 @@ if ! $build_only; then
     need strace strace
     need chromium chromium
     need python3 python3
+    need shellcheck shellcheck
+    need codespell codespell
 fi
 
 as_root() {

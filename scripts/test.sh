@@ -62,9 +62,19 @@ finish() {
 }
 
 step "format" cargo fmt --all --check || true
+step "scripts" shellcheck -x scripts/*.sh scripts/examples/*.sh proto/fuzz/*.sh .ci/run || true
+# Links, lengths, the page of tests, spelling (crate, fro: as in "to and fro").
+# shellcheck disable=SC2317 # called by step
+documents() {
+    scripts/check-docs.sh && scripts/list-tests.sh --check &&
+        codespell -L crate,fro ./*.md docs scripts/deploy/README.md
+}
+step "documents" documents || true
 step "lints" cargo clippy --locked --workspace --all-targets -- -D warnings || true
 # What no other step compiles.
 step "lints of the counting build" cargo clippy --locked --workspace --features qmux-dp/count-allocations -- -D warnings || true
+step "documentation of the code" env RUSTDOCFLAGS="-D warnings" \
+    cargo doc --locked --workspace --no-deps --document-private-items || true
 # Tests of binaries that do not build would only repeat that.
 step "build" cargo build --locked --workspace --bins || finish
 step "tests" cargo test --locked --workspace --no-fail-fast || true

@@ -310,6 +310,13 @@ impl StreamBuf {
         self.bytes.as_ref().map_or(0, |bytes| bytes.len())
     }
 
+    /// Whether nobody else holds these bytes any more, nor the others of their block.
+    pub(crate) fn is_held_alone(&self) -> bool {
+        self.bytes
+            .as_ref()
+            .is_none_or(|it| Rc::strong_count(it) == 1)
+    }
+
     /// The same bytes, counted among a flow's holdings for as long as this and its parts live.
     pub(crate) fn charged_to(&self, holdings: &Rc<Holdings>) -> StreamBuf {
         let mut charged = self.uncharged();

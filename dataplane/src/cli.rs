@@ -24,7 +24,7 @@ pub(crate) struct Cli {
     /// What to do instead of running a config
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
-    /// The configuration: [server], [client] or both
+    /// The configuration: of a server, of a client, or of both
     #[arg(long, value_name = "dp.toml", required = true)]
     pub(crate) config: Option<PathBuf>,
     /// Threads, one per core; default: the CPUs that the process may run on

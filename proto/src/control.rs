@@ -22,6 +22,7 @@ mod register;
 mod register_ack;
 mod service_answers;
 mod service_health;
+mod way_fails;
 
 pub use auth::{AUTH_NONCE_BYTES, AUTH_PROOF_BYTES_MAX, AuthChallenge, AuthProof};
 pub use capabilities::Capabilities;
@@ -41,3 +42,4 @@ pub use register::{
 pub use register_ack::{REFUSAL_TEXT_BYTES_MAX, RefuseReason, RegisterAck, RegisterOutcome};
 pub use service_answers::{ServiceAnswer, ServiceAnswers, ServiceVerdict, TrafficPorts};
 pub use service_health::ServiceHealth;
+pub use way_fails::WayFails;

@@ -51,7 +51,7 @@ pub const FRAGMENT_HEADER_BYTES_MAX: usize = 2 * varint::BYTES_MAX + 2;
 /// The longest [`Header::FirstFragment`] of a service without a name, in bytes, with both addresses.
 /// Each byte of a name costs one more: on a path with the smallest datagrams a name of up to 68
 /// bytes leaves room for the largest packet; with a longer one, first packets above 62 KB are too
-/// large for [`split`].
+/// large for [`split()`].
 pub const FIRST_FRAGMENT_HEADER_BYTES_MAX: usize =
     FRAGMENT_HEADER_BYTES_MAX + 2 * address::BYTES_MAX + 1;
 

@@ -3,7 +3,7 @@
 //! Two network namespaces with a TUN device each, and a router in user space between the two. Programs that run in the
 //! namespaces see an ordinary interface: TCP, QUIC and whatever else is compared cross the very same link.
 //!
-//! - [`Profile`] says what one direction does to packets; [`preset`] names known links.
+//! - [`Profile`] says what one direction does to packets; [`preset()`] names known links.
 //! - [`Scheduler`] decides when a packet leaves the link, or whether it is dropped. It knows no clock and no device.
 //! - [`Faults`] is what goes wrong for a while: a black hole, wrong bits, a NAT that forgets.
 //! - [`Network`] builds the namespaces, runs the router and removes everything when it is dropped.
@@ -14,7 +14,7 @@
 //!
 //! # Accuracy
 //!
-//! `cargo test -p qmux-bench --test link -- --nocapture` measures it. On two shared cores: a rate of 200 Mbit/s to 0.1 %, a round
+//! `cargo test --workspace --test link -- --nocapture` measures it. On two shared cores: a rate of 200 Mbit/s to 0.1 %, a round
 //! trip of 40 ms plus 0.4 ms, 1 % loss exactly as the scheduler decided it, and one TCP stream fills 4 Gbit/s to 99 %.
 //!
 //! A packet leaves when a thread wakes up: some tens of microseconds late, or up to a twentieth of the delay, at most 0.1 ms,

@@ -96,6 +96,10 @@ counters! {
     tls_dials_failed,
     /// Times that a lane went from UDP to TLS with its flows, or to another TLS connection.
     lanes_moved_to_tls,
+    /// Lanes that went, with their flows, from a TLS connection that was over or silent to another one.
+    lanes_moved_to_other_tls,
+    /// Times that a client was told that most of what is sent to it over UDP is lost.
+    lanes_losing_most,
     /// Times that a lane went from TLS to UDP with its flows.
     lanes_moved_to_udp,
     /// Tries whether QUIC gets through while lanes ride TLS.
@@ -136,6 +140,13 @@ counters! {
     quic_packets_passed_on,
     /// Those that it took too slowly.
     quic_packets_pass_on_dropped,
+    /// Packets that were not passed on: they came by the thousand, with connection ids that are none of
+    /// this server.
+    quic_packets_pass_on_refused,
+    /// QUIC packets passed on by the successor that a core had no room for.
+    quic_packets_passed_on_dropped,
+    /// TLS connections closed because they were for lanes of the process before this one.
+    tls_connections_for_predecessor,
     /// First packets of connections that were none: they do not decrypt.
     initials_invalid,
     /// First packets of connections left without an answer: more than a core answers in a second,
@@ -231,6 +242,9 @@ counters! {
     lanes_silent,
     /// Lanes closed because nothing was heard within the health timeout.
     lanes_unhealthy,
+    /// Lanes closed because their client had ended the TLS connection that they rode, and was not back
+    /// within 3 seconds on any lane.
+    lanes_hung_up,
     /// Probes of a peer from which nothing was heard for a while, and of lanes that were alarmed.
     probes_sent,
     /// Alarms given because a probe was not answered.

@@ -11,6 +11,7 @@ pub(crate) mod endpoint;
 pub(crate) mod explain;
 pub(crate) mod handshake;
 pub(crate) mod lane;
+pub(crate) mod loss_watch;
 pub(crate) mod over_tls;
 pub(crate) mod path_numbers;
 pub(crate) mod reset;

@@ -5,8 +5,12 @@
 //! nothing, which a server learns likewise. One lane to each peer therefore probes it (a PING,
 //! answered by an acknowledgement) whenever nothing was heard for a while. An answer that stays
 //! away is a suspicion: then the lane asks faster, and all other lanes to the peer ask as well,
-//! until something is heard or the lane ends. No clock, no I/O: time comes in as an argument, and
-//! so does the number of packets heard.
+//! until something is heard or the lane ends.
+//!
+//! What counts as heard is for its owner to say, by a number that grows: a server counts packets, a
+//! client what was acknowledged, because it also finds out by it that only its own packets are lost.
+//! A lane may also keep a vigil for itself alone ([`Vigil::alone`]). No clock, no I/O: time comes in
+//! as an argument.
 
 use std::time::{Duration, Instant};
 
@@ -38,8 +42,10 @@ pub(crate) struct Duty {
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     at: Instant,
-    /// Packets heard when it was asked: one more is the answer.
+    /// What was heard when it was asked: more is the answer.
     heard: u64,
+    /// It was answered, as [`Vigil::unanswered_since`] has found.
+    answered: bool,
     /// The answer has stayed away before, or another lane says that the peer may be gone.
     suspicious: bool,
     /// The first of the questions that nothing has answered yet.
@@ -54,8 +60,10 @@ pub(crate) struct Vigil {
     /// Time between probes; `None`: none.
     interval: Option<Duration>,
     probes: bool,
+    /// For itself: it alarms nobody.
+    alone: bool,
     asked: Option<Asked>,
-    /// Packets heard at the last look.
+    /// What was heard at the last look.
     heard: u64,
     next: Option<Instant>,
 }
@@ -66,9 +74,34 @@ impl Vigil {
         Vigil {
             interval: (!interval.is_zero()).then_some(interval),
             probes: false,
+            alone: false,
             asked: None,
             heard: 0,
             next: None,
+        }
+    }
+
+    /// Of a lane that probes for itself, whatever the others do, from `now` on.
+    pub(crate) fn alone(interval: Duration, now: Instant, heard: u64) -> Vigil {
+        Vigil {
+            probes: true,
+            alone: true,
+            heard,
+            next: Some(now + interval / 2),
+            ..Vigil::new(interval)
+        }
+    }
+
+    /// Whether it probes for itself.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// The lane has no need of it now: it is not asked unless an answer is missing already.
+    pub(crate) fn skip(&mut self, now: Instant, heard: u64) {
+        if self.next.is_some_and(|next| now >= next) && self.asked.is_none() {
+            self.heard = heard;
+            self.next = self.interval().map(|interval| now + interval);
         }
     }
 
@@ -112,7 +145,7 @@ impl Vigil {
             Some(asked) if asked.heard == heard => {
                 let duty = self.ask(now, heard, rtt, true);
                 Duty {
-                    alarm: self.probes && !asked.suspicious,
+                    alarm: self.probes && !self.alone && !asked.suspicious,
                     ..duty
                 }
             }
@@ -131,11 +164,12 @@ impl Vigil {
         }
     }
 
-    /// Since when nothing has been heard although it was asked for; `heard` counts the packets of
-    /// this lane so far.
-    pub(crate) fn unanswered_since(&self, heard: u64) -> Option<Instant> {
-        let asked = self.asked.filter(|asked| asked.heard == heard)?;
-        Some(asked.first_at)
+    /// Since when nothing has been heard although it was asked for. `heard` is called only while an
+    /// answer is missing.
+    pub(crate) fn unanswered_since(&mut self, heard: impl FnOnce() -> u64) -> Option<Instant> {
+        let asked = self.asked.as_mut().filter(|asked| !asked.answered)?;
+        asked.answered = asked.heard != heard();
+        (!asked.answered).then_some(asked.first_at)
     }
 
     fn ask(&mut self, now: Instant, heard: u64, rtt: Duration, suspicious: bool) -> Duty {
@@ -144,6 +178,7 @@ impl Vigil {
         self.asked = Some(Asked {
             at: now,
             heard,
+            answered: false,
             suspicious,
             first_at: earlier.map_or(now, |earlier| earlier.first_at),
             count,
@@ -300,13 +335,38 @@ mod tests {
         let mut vigil = Vigil::new(INTERVAL);
         let start = Instant::now();
         vigil.probe(start, 7);
-        assert_eq!(vigil.unanswered_since(7), None, "not asked yet");
+        assert_eq!(vigil.unanswered_since(|| 7), None, "not asked yet");
         let first = start + INTERVAL / 2;
         assert!(vigil.due(first, 7, RTT).ping);
         let next = vigil.next().expect("it asks on");
         assert!(vigil.due(next, 7, RTT).ping);
-        assert_eq!(vigil.unanswered_since(7), Some(first));
-        assert_eq!(vigil.unanswered_since(8), None, "an answer");
+        assert_eq!(vigil.unanswered_since(|| 7), Some(first));
+        assert_eq!(vigil.unanswered_since(|| 8), None, "an answer");
+        assert_eq!(vigil.unanswered_since(|| unreachable!("it is known")), None);
+        let next = vigil.next().expect("it goes on");
+        assert_eq!(vigil.due(next, 8, RTT), Duty::default());
+        let again = vigil.next().expect("it goes on");
+        assert!(vigil.due(again, 8, RTT).ping);
+        assert_eq!(vigil.unanswered_since(|| 8), Some(again));
+    }
+
+    #[test]
+    fn a_lane_that_asks_for_itself_alarms_nobody_and_rests_when_it_has_no_need() {
+        let start = Instant::now();
+        let mut vigil = Vigil::alone(INTERVAL, start, 0);
+        assert!(!vigil.wants_to_probe() && vigil.is_alone());
+        for _ in 0..10 {
+            let now = vigil.next().expect("it goes on");
+            vigil.skip(now, 0);
+            assert_eq!(vigil.due(now, 0, RTT), Duty::default());
+        }
+        let began = vigil.next().expect("it goes on");
+        let (pings, alarms) = run(&mut vigil, began, Duration::from_secs(1), 0, |_| false);
+        assert_eq!(pings, [0, 200, 400, 600, 800, 1_000]);
+        assert_eq!(alarms, [0; 0]);
+        let now = vigil.next().expect("it asks on");
+        vigil.skip(now, 0);
+        assert!(vigil.due(now, 0, RTT).ping, "an answer is missing");
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub(crate) enum ServerMail {
         from: SocketAddr,
         /// The local address that it was sent to.
         to_ip: Option<IpAddr>,
+        /// So many that the successor has passed on found no place before it.
+        lost_before: u64,
     },
     /// A TLS connection that carries a lane of the receiving core.
     TlsConnection {

@@ -250,7 +250,10 @@ impl ServerCore {
                 mut data,
                 from,
                 to_ip,
+                lost_before,
             } => {
+                let counters = &self.context.counters;
+                counters.quic_packets_passed_on_dropped.add(lost_before);
                 let door = self.door(door);
                 if let Some(endpoint) = door.as_ref().and_then(|door| door.endpoint(address)) {
                     endpoint.inject(&mut data, from, to_ip);

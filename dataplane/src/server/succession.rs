@@ -173,10 +173,15 @@ impl Predecessor {
         })
     }
 
+    /// Whether anybody is there to whom packets can be passed on.
+    pub(crate) fn is_there(&self) -> bool {
+        !self.is_gone.load(Ordering::Relaxed)
+    }
+
     /// Passes a packet on. `None` if nobody is there any more; false if it was dropped, because the
     /// predecessor takes packets too slowly.
     pub(crate) fn pass_on(&self, packet: &PassedOn<'_>) -> Option<bool> {
-        if self.is_gone.load(Ordering::Relaxed) {
+        if !self.is_there() {
             return None;
         }
         let bytes = packet.encode();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use saphyr::{LoadableYamlNode as _, YamlOwned};
 
+use crate::support::certs;
 use crate::support::door::{Door, DoorSetup, published};
 use crate::support::http;
 use crate::support::ports;
@@ -87,8 +88,10 @@ fn every_query_of_the_dashboard_and_the_alerts_finds_its_metrics_and_labels() {
     };
     let _tunnel = Tunnel::with(&server, &client, service.address);
     let site = Site::new();
+    site.write("ca.crl", &certs::revoking(&[], certs::ours()));
     let named = DoorSetup {
         services: vec![published("web", "both")],
+        auth: "method = \"mtls\"\nca_cert_file = \"ca.crt\"\ncrl_file = \"ca.crl\"",
         ..DoorSetup::default()
     };
     let named = Door::start(&site, &named);

@@ -36,6 +36,7 @@ mod many_visitors;
 mod offers;
 mod one_file;
 mod over_tls;
+mod over_tls_deaths;
 mod over_tls_moves;
 mod over_tls_proxies;
 mod over_tls_strangers;

@@ -3,6 +3,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -64,6 +68,11 @@ struct World {
 
 impl World {
     fn new(cores: usize) -> Self {
+        Self::with(cores, &ClientSetup::default(), |_| {})
+    }
+
+    /// With this client, and with a network that is so from the start.
+    fn with(cores: usize, client: &ClientSetup, network: impl FnOnce(&TwoWays)) -> Self {
         let (site, service) = (Site::new(), service());
         let server = Server::start(
             &site,
@@ -73,8 +82,8 @@ impl World {
             },
         );
         let path = TwoWays::to(server.quic());
-        let setup = ClientSetup::default();
-        let client = start_client(&site, &setup, path.address, service.address);
+        network(&path);
+        let client = start_client(&site, client, path.address, service.address);
         let mut download = visitor::connect(server.traffic());
         download.write_all(b"d").expect("sent");
         let typing = visitor::connect(server.traffic());
@@ -171,6 +180,82 @@ fn flows_go_on_when_udp_is_dropped_in_one_direction_only() {
         world.read_half_way(|path| path.limit_udp(forth, back));
         world.type_a_little();
         world.finish();
+    }
+}
+
+#[test]
+fn flows_go_on_when_udp_is_dropped_on_the_way_to_a_server_that_keeps_sending() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    let mut world = World::new(1);
+    world.type_a_little();
+    // As often as a question may stay unanswered for a lane to move.
+    let mut talking = visitor::connect(world.server.traffic());
+    talking.write_all(b"t").expect("sent");
+    let mut answers = talking.try_clone().expect("a copy");
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_over);
+    let talks = thread::spawn(move || {
+        while !over.load(Ordering::SeqCst) {
+            talking.write_all(b"talk").expect("sent");
+            thread::sleep(Duration::from_millis(50));
+        }
+        visitor::finish(&talking);
+    });
+    let mut first = [0; 5];
+    answers.read_exact(&mut first).expect("it is echoed");
+    let listens = thread::spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
+    world.read_half_way(|path| path.limit_udp(0, usize::MAX));
+    world.type_a_little();
+    goes_over(&world.client, "TLS");
+    is_over.store(true, Ordering::SeqCst);
+    talks.join().expect("it goes on");
+    listens.join().expect("it ends").expect("all of it");
+    let (client, _server) = world.finish();
+    let client = counters::of(&client);
+    assert_eq!(counters::total(&client, "lanes_unhealthy"), 0);
+}
+
+#[test]
+fn flows_go_on_when_udp_is_dropped_though_idle_servers_are_not_probed() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    let client = ClientSetup {
+        client: vec!["probe_interval = \"0s\""],
+        ..ClientSetup::default()
+    };
+    let mut world = World::with(1, &client, |_| {});
+    world.type_a_little();
+    world.read_half_way(|path| path.limit_udp(0, 0));
+    world.type_a_little();
+    goes_over(&world.client, "TLS");
+    world.finish();
+}
+
+#[test]
+fn flows_go_on_over_another_tls_connection_when_a_firewall_forgets_the_one_that_carries_them() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    for (transport, server) in [("auto", vec![]), ("tls", vec!["transport = \"tls\""])] {
+        let client = ClientSetup {
+            server,
+            ..ClientSetup::default()
+        };
+        let mut world = World::with(1, &client, |path| path.limit_udp(0, 0));
+        world.type_a_little();
+        world.read_half_way(TwoWays::forget_tcp);
+        world.type_a_little();
+        world.path.forget_tcp();
+        world.type_a_little();
+        let (client, server) = world.finish();
+        let client = counters::of(&client);
+        let moved = counters::total(&client, "lanes_moved_to_other_tls");
+        assert!(moved >= 2, "{transport}: {moved}");
+        let reset = counters::total(&counters::of(&server), "tcp_flows_reset");
+        assert_eq!(reset, 0, "{transport}");
     }
 }
 

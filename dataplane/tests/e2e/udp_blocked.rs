@@ -70,6 +70,14 @@ const LARGE: Way = Way {
     ],
 };
 
+const ALL_BUT_64_KBIT: Way = Way {
+    name: "all but 64 kbit/s",
+    rules: &[
+        "udp dport PORT limit rate over 8 kbytes/second burst 8 kbytes drop",
+        "udp sport PORT limit rate over 8 kbytes/second burst 8 kbytes drop",
+    ],
+};
+
 /// Whether this process has a network of its own. If not, and if it may make one, runs `test` of
 /// this file in one.
 fn has_own_network(test: &str) -> bool {
@@ -358,6 +366,16 @@ fn nothing_is_lost_when_large_udp_packets_are_dropped_in_the_middle_of_everythin
     in_the_middle(&LARGE, SMALL_DOWNLOAD_BYTES);
 }
 
+#[test]
+fn nothing_is_lost_when_a_trickle_of_udp_alone_passes_in_the_middle_of_everything() {
+    const TEST: &str =
+        "nothing_is_lost_when_a_trickle_of_udp_alone_passes_in_the_middle_of_everything";
+    if !has_own_network(TEST) {
+        return;
+    }
+    in_the_middle(&ALL_BUT_64_KBIT, SMALL_DOWNLOAD_BYTES);
+}
+
 /// `scripts/udp-blocked.sh` prints what it prints. It measures; nothing here fails for being slow.
 #[test]
 #[ignore = "takes minutes"]
@@ -376,7 +394,7 @@ fn table() {
         print_row(&way, "from the start", Some(served), &seen);
         pass_again();
     }
-    for way in [ALL, TO_THE_SERVER, TO_THE_CLIENT, LARGE] {
+    for way in [ALL, TO_THE_SERVER, TO_THE_CLIENT, LARGE, ALL_BUT_64_KBIT] {
         let seen = in_the_middle(&way, DOWNLOAD_BYTES);
         print_row(&way, "in the middle", None, &seen);
     }

@@ -2,7 +2,7 @@
 
 use super::{
     AuthChallenge, AuthProof, Finished, FlowClosed, GoAway, HandOvers, Heartbeat, NoMoreFlows,
-    PathChallenge, PathResponse, Register, RegisterAck, ServiceAnswers, ServiceHealth,
+    PathChallenge, PathResponse, Register, RegisterAck, ServiceAnswers, ServiceHealth, WayFails,
 };
 use crate::error::DecodeError;
 use crate::varint;
@@ -27,6 +27,7 @@ const FINISHED: u8 = 9;
 const NO_MORE_FLOWS: u8 = 11;
 const SERVICE_ANSWERS: u8 = 12;
 const HAND_OVERS: u8 = 13;
+const WAY_FAILS: u8 = 14;
 const PATH_CHALLENGE: u8 = 20;
 const PATH_RESPONSE: u8 = 21;
 
@@ -57,6 +58,8 @@ pub enum Message {
     ServiceAnswers(ServiceAnswers),
     /// Server: what came to this lane for want of another one.
     HandOvers(HandOvers),
+    /// Server: most of what it sends is lost on its way.
+    WayFails(WayFails),
     /// Server: prove that you receive at your new address.
     PathChallenge(PathChallenge),
     /// Client: the proof.
@@ -85,6 +88,7 @@ impl Message {
             Self::NoMoreFlows(body) => body.encode(out),
             Self::ServiceAnswers(body) => body.encode(out),
             Self::HandOvers(body) => body.encode(out),
+            Self::WayFails(body) => body.encode(out),
             Self::PathChallenge(body) => body.encode(out),
             Self::PathResponse(body) => body.encode(out),
         }
@@ -118,6 +122,7 @@ impl Message {
             NO_MORE_FLOWS => Self::NoMoreFlows(NoMoreFlows::decode(buf)?),
             SERVICE_ANSWERS => Self::ServiceAnswers(ServiceAnswers::decode(buf)?),
             HAND_OVERS => Self::HandOvers(HandOvers::decode(buf)?),
+            WAY_FAILS => Self::WayFails(WayFails::decode(buf)?),
             PATH_CHALLENGE => Self::PathChallenge(PathChallenge::decode(buf)?),
             PATH_RESPONSE => Self::PathResponse(PathResponse::decode(buf)?),
             _ => return Ok(None),
@@ -138,6 +143,7 @@ impl Message {
             Self::NoMoreFlows(_) => NO_MORE_FLOWS,
             Self::ServiceAnswers(_) => SERVICE_ANSWERS,
             Self::HandOvers(_) => HAND_OVERS,
+            Self::WayFails(_) => WAY_FAILS,
             Self::PathChallenge(_) => PATH_CHALLENGE,
             Self::PathResponse(_) => PATH_RESPONSE,
         }

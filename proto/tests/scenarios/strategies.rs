@@ -9,7 +9,7 @@ use qmux_proto::control::{
     AuthChallenge, AuthProof, Capabilities, FlowClosed, GoAway, GoAwayReason, HandOvers, Heartbeat,
     Message, NoMoreFlows, PathChallenge, PathResponse, Protocols, RefuseReason, Register,
     RegisterAck, RegisterOutcome, ServiceAnswer, ServiceAnswers, ServiceHealth, ServiceOffer,
-    ServiceVerdict, TrafficPorts,
+    ServiceVerdict, TrafficPorts, WayFails,
 };
 use qmux_proto::{FLOW_ID_MAX, FlowError, OpenHeader, Protocol, varint};
 
@@ -110,6 +110,7 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
                 datagrams,
             })
         }),
+        number().prop_map(|lost_percent| Message::WayFails(WayFails { lost_percent })),
         number().prop_map(|nonce| Message::PathChallenge(PathChallenge { nonce })),
         number().prop_map(|nonce| Message::PathResponse(PathResponse { nonce })),
     ]

@@ -4,6 +4,7 @@ use qmux_proto::control::{
     AuthChallenge, AuthProof, Capabilities, FlowClosed, GoAway, GoAwayReason, HandOvers, Heartbeat,
     Message, NoMoreFlows, Protocols, RefuseReason, Register, RegisterAck, RegisterOutcome,
     ServiceAnswer, ServiceAnswers, ServiceHealth, ServiceOffer, ServiceVerdict, TrafficPorts,
+    WayFails,
 };
 use qmux_proto::datagram::Header;
 use qmux_proto::{FlowError, OpenHeader, Protocol};
@@ -161,6 +162,8 @@ fn the_small_messages() {
         datagrams: 70,
     });
     assert_message(&hand_overs, &[&[4, 13, 5, 0x40, 70]]);
+    let fails = Message::WayFails(WayFails { lost_percent: 60 });
+    assert_message(&fails, &[&[2, 14, 60]]);
 }
 
 #[test]

@@ -5,10 +5,17 @@
 //! and it still is not answered, it rides it. A lost packet, or a network that is away altogether,
 //! moves nothing.
 //!
-//! While it rides TLS, QUIC is tried from another port, again and again with growing pauses, and
-//! when it gets through the lane goes back. The TLS connection is kept for a while, so that a path
-//! that lets handshakes through and nothing else costs one short pause. Each time that UDP fails
-//! soon after a return, the next return waits twice as long.
+//! While it rides TLS, QUIC is tried from another port every 30 s, and when it gets through the lane
+//! goes back. The TLS connection is kept for a while, so that a path that lets handshakes through
+//! and nothing else costs one short pause. Each time that UDP fails soon after a return, the next
+//! return waits twice as long.
+//!
+//! A network may also let a trickle of UDP pass: then all is answered, and nothing gets on. So a
+//! lane of which either side says that most of what it sends is lost does the same.
+//!
+//! A TLS connection may fall silent, too: the client has come to another network, or a firewall has
+//! forgotten the connection without a word to either side. So a lane that rides one and is not
+//! answered dials another one beside it, and rides that if it still is not answered.
 //!
 //! No I/O, no clock, no randomness: time comes in as an argument. Each lane has one of its own.
 
@@ -23,17 +30,27 @@ use crate::client::servers::transport::Riding;
 /// trips of the dial, that is a pause of some two seconds.
 pub(super) const SILENCE: Duration = Duration::from_millis(600);
 
-/// Pause between two tries of QUIC, before it is doubled.
+/// On long paths an answer is waited for twice the round trip, but not longer than this.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// Pause between two tries of QUIC.
 const QUIC_PAUSE: Duration = Duration::from_secs(30);
 
-/// It is doubled up to this often: a quarter of an hour.
+/// The one before the first is doubled up to this often: a quarter of an hour.
 const DOUBLINGS_MAX: u32 = 5;
 
 /// A lane that rides TLS and is not answered may try QUIC sooner, but not more often than this.
 const QUIC_PAUSE_SILENT: Duration = Duration::from_secs(5);
 
-/// Pause after the first TLS connection that could not be had; it is doubled likewise.
+/// Pause after the first TLS connection that could not be had, or brought no answer; it is doubled
+/// likewise. The same after the first one that was dialled beside another.
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// A lane that had no need of a second TLS connection for this long may have the next one at once.
+const LASTS: Duration = Duration::from_secs(60);
+
+/// What was said of a way holds for this long; it is said again while it is so.
+const SAID_FOR: Duration = Duration::from_secs(6);
 
 /// How long a TLS connection is kept that is not needed any more: as long as a path may take that
 /// lets UDP pass for a while only.
@@ -47,21 +64,29 @@ const STEADY: Duration = Duration::from_secs(10 * 60);
 pub(super) enum Why {
     /// To TLS.
     UdpIsSilent,
+    /// The same.
+    UdpLosesMost,
     /// To UDP.
     QuicPasses,
     /// To UDP, for want of another way.
     TlsIsLost,
     /// To a new TLS connection.
     TlsIsBack,
+    /// The same, while the one before is still open.
+    TlsIsSilent,
 }
 
 impl std::fmt::Display for Why {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Why::UdpIsSilent => "nothing is heard over UDP, and TLS can be had",
+            Why::UdpLosesMost => "most of what is sent over UDP is lost, and TLS can be had",
             Why::QuicPasses => "QUIC gets through again",
             Why::TlsIsLost => "its TLS connection is over",
             Why::TlsIsBack => "its TLS connection was over, and there is another one",
+            Why::TlsIsSilent => {
+                "nothing is heard over its TLS connection, and there is another one"
+            }
         })
     }
 }
@@ -71,12 +96,27 @@ impl std::fmt::Display for Why {
 pub(super) enum Action {
     /// Dial TLS, and say what came of it by [`Fallback::dialled`].
     DialTls,
-    /// Try QUIC from another port, and say what came of it by [`Fallback::probed`].
-    ProbeQuic,
-    /// Ride this.
+    /// Try QUIC from another port, and say what came of it by [`Fallback::probed`]. What was found
+    /// out so long ago is good enough.
+    ProbeQuic(Duration),
+    /// Ride this. With [`Why::TlsIsSilent`] it is the second TLS connection, which is the first one
+    /// from then on; that one goes.
     Ride(Riding, Why),
+    /// The second TLS connection is not needed.
+    CloseSecond,
     /// The TLS connection is not needed any more.
     CloseTls,
+}
+
+/// What a lane knows of its way.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Signs {
+    /// Nothing has been answered since, although something was asked.
+    pub(super) unanswered_since: Option<Instant>,
+    /// Something was answered since the lane came to what it rides.
+    pub(super) answered: bool,
+    /// How long an answer takes.
+    pub(super) rtt: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +135,16 @@ pub(super) struct Fallback {
     /// TLS is not dialled before.
     dial_from: Instant,
     dials_failed: u32,
+    /// Connections in a row that ended without an answer.
+    in_vain: u32,
+    /// Another connection, beside one that is silent.
+    second: Tls,
+    /// It is not dialled before.
+    second_from: Instant,
+    /// How many of them were dialled in a row.
+    seconds: u32,
+    /// Most of what is sent over UDP is lost, as far as was said of late.
+    loses_until: Option<Instant>,
     /// The lane has lost the connection that it rode: the next one is ridden at once.
     lost: bool,
     /// Until when a connection that is not ridden is kept.
@@ -102,7 +152,6 @@ pub(super) struct Fallback {
     probing: bool,
     probe_at: Instant,
     probed_at: Option<Instant>,
-    probes_failed: u32,
     quic_passes: bool,
     /// When the lane came to what it rides: what was asked before was asked elsewhere.
     rides_since: Instant,
@@ -110,8 +159,8 @@ pub(super) struct Fallback {
     returned: bool,
     /// Times in a row that UDP has failed soon after a return.
     relapses: u32,
-    /// The last time that [`Fallback::next`] was asked, since when nothing had been answered.
-    unanswered_since: Option<Instant>,
+    /// What was known the last time that [`Fallback::next`] was asked.
+    signs: Signs,
 }
 
 impl Fallback {
@@ -125,18 +174,44 @@ impl Fallback {
             },
             dial_from: now,
             dials_failed: 0,
+            in_vain: 0,
+            second: Tls::None,
+            second_from: now,
+            seconds: 0,
+            loses_until: None,
             lost: false,
             spare_until: now,
             probing: false,
             probe_at: now + QUIC_PAUSE,
             probed_at: None,
-            probes_failed: 0,
             quic_passes: false,
             rides_since: now,
             returned: false,
             relapses: 0,
-            unanswered_since: None,
+            signs: Signs::default(),
         }
+    }
+
+    /// What the lane may be carried by.
+    pub(super) fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// Most of what this side or the other one sends is lost, although something is answered.
+    pub(super) fn loses_most(&mut self, now: Instant) {
+        if self.transport == Transport::Auto && self.riding == Riding::Udp {
+            self.loses_until = Some(now + SAID_FOR);
+        }
+    }
+
+    /// Whether it matters how much is lost.
+    pub(super) fn minds_losses(&self) -> bool {
+        self.transport == Transport::Auto && self.riding == Riding::Udp
+    }
+
+    /// Whether it matters that something was answered ([`Signs::answered`]).
+    pub(super) fn waits_for_answer(&self) -> bool {
+        self.riding == Riding::Udp && self.lost
     }
 
     /// What carries the lane.
@@ -145,15 +220,14 @@ impl Fallback {
         self.riding
     }
 
-    /// What is to be done now, to be asked until it is nothing. Nothing has been answered since
-    /// `unanswered_since`, although something was asked.
-    pub(super) fn next(
-        &mut self,
-        now: Instant,
-        unanswered_since: Option<Instant>,
-    ) -> Option<Action> {
-        self.unanswered_since = unanswered_since;
+    /// What is to be done now, to be asked until it is nothing.
+    pub(super) fn next(&mut self, now: Instant, signs: Signs) -> Option<Action> {
+        self.signs = signs;
         let silent = self.silent_at().is_some_and(|at| now >= at);
+        if self.waits_for_answer() && signs.answered {
+            // UDP carries it: another TLS connection is for the next silence.
+            self.lost = false;
+        }
         match (self.transport, self.riding) {
             (Transport::Quic, _) => None,
             (_, Riding::Udp) => self.next_on_udp(now, silent),
@@ -162,13 +236,18 @@ impl Fallback {
     }
 
     fn next_on_udp(&mut self, now: Instant, silent: bool) -> Option<Action> {
+        if self.second == Tls::Open {
+            return Some(self.close_second());
+        }
+        let loses = self.loses_until.is_some_and(|until| now < until);
+        let leaves = silent || self.lost || loses;
         match self.tls {
-            Tls::Open if silent || self.lost => Some(self.ride_tls(now)),
+            Tls::Open if leaves => Some(self.ride_tls(now)),
             Tls::Open if now >= self.spare_until => {
-                self.tls = Tls::None;
+                self.tls = std::mem::replace(&mut self.second, Tls::None);
                 Some(Action::CloseTls)
             }
-            Tls::None if (silent || self.lost) && now >= self.dial_from => {
+            Tls::None if leaves && now >= self.dial_from => {
                 self.tls = Tls::Dialling;
                 Some(Action::DialTls)
             }
@@ -177,59 +256,90 @@ impl Fallback {
     }
 
     fn next_on_tls(&mut self, now: Instant, silent: bool) -> Option<Action> {
-        if self.transport == Transport::Tls {
-            if self.lost && self.tls == Tls::Open {
-                self.lost = false;
-                return Some(Action::Ride(Riding::Tls, Why::TlsIsBack));
-            }
-            let may = self.tls == Tls::None && now >= self.dial_from;
-            return may.then(|| {
-                self.tls = Tls::Dialling;
-                Action::DialTls
-            });
+        if self.lost && self.tls == Tls::Open {
+            return Some(self.ride_tls(now));
         }
-        if self.tls == Tls::None {
+        if self.transport == Transport::Tls {
+            if self.tls == Tls::None && now >= self.dial_from {
+                self.tls = Tls::Dialling;
+                return Some(Action::DialTls);
+            }
+            return self.next_beside_tls(now, silent);
+        }
+        if self.tls != Tls::Open {
             return Some(self.ride_udp(now, Why::TlsIsLost));
         }
         if std::mem::take(&mut self.quic_passes) {
             return Some(self.ride_udp(now, Why::QuicPasses));
         }
-        if !self.probing && now >= self.probe_due(silent) {
+        let beside = self.next_beside_tls(now, silent);
+        if beside.is_none() && !self.probing && now >= self.probe_due(silent) {
             self.probing = true;
             self.probed_at = Some(now);
-            return Some(Action::ProbeQuic);
+            let as_of = if silent {
+                QUIC_PAUSE_SILENT
+            } else {
+                QUIC_PAUSE
+            };
+            return Some(Action::ProbeQuic(as_of));
         }
-        None
+        beside
+    }
+
+    /// What is to be done about a TLS connection that is open, and may be silent.
+    fn next_beside_tls(&mut self, now: Instant, silent: bool) -> Option<Action> {
+        match self.second {
+            Tls::Open if silent => {
+                self.second = Tls::None;
+                self.rides_since = now;
+                Some(Action::Ride(Riding::Tls, Why::TlsIsSilent))
+            }
+            Tls::Open => Some(self.close_second()),
+            Tls::None if silent && self.tls == Tls::Open && now >= self.second_from => {
+                if now >= self.second_from + LASTS {
+                    self.seconds = 0;
+                }
+                self.second = Tls::Dialling;
+                Some(Action::DialTls)
+            }
+            _ => None,
+        }
+    }
+
+    fn close_second(&mut self) -> Action {
+        self.second = Tls::None;
+        Action::CloseSecond
     }
 
     /// When the lane has been left unanswered for too long.
     fn silent_at(&self) -> Option<Instant> {
-        let since = self.unanswered_since?;
-        Some(since.max(self.rides_since) + SILENCE)
+        let since = self.signs.unanswered_since?;
+        let patience = (self.signs.rtt * 2).clamp(SILENCE, SILENCE_MAX);
+        Some(since.max(self.rides_since) + patience)
     }
 
     fn probe_due(&self, silent: bool) -> Instant {
         match (silent, self.probed_at) {
             (false, _) => self.probe_at,
-            (true, None) => self.probe_at - QUIC_PAUSE,
+            (true, None) => self.rides_since,
             (true, Some(at)) => self.probe_at.min(at + QUIC_PAUSE_SILENT),
         }
     }
 
     fn ride_tls(&mut self, now: Instant) -> Action {
-        let why = if std::mem::take(&mut self.lost) {
-            Why::TlsIsBack
-        } else {
-            Why::UdpIsSilent
+        let why = match (std::mem::take(&mut self.lost), self.loses_until.take()) {
+            (true, _) => Why::TlsIsBack,
+            (false, Some(_)) => Why::UdpLosesMost,
+            (false, None) => Why::UdpIsSilent,
         };
-        if why == Why::UdpIsSilent {
+        if why != Why::TlsIsBack {
             let steady = now >= self.rides_since + STEADY;
             self.relapses = match (self.returned, steady) {
                 (true, false) => self.relapses + 1,
                 _ => 0,
             };
-            self.probes_failed = 0;
-            self.probe_at = now + self.quic_pause();
+            let doublings = self.relapses.min(DOUBLINGS_MAX);
+            self.probe_at = now + QUIC_PAUSE * (1 << doublings);
         }
         self.riding = Riding::Tls;
         self.rides_since = now;
@@ -245,45 +355,56 @@ impl Fallback {
         Action::Ride(Riding::Udp, why)
     }
 
-    fn quic_pause(&self) -> Duration {
-        let doublings = (self.relapses + self.probes_failed).min(DOUBLINGS_MAX);
-        QUIC_PAUSE * (1 << doublings)
-    }
-
-    /// The TLS connection that was dialled is there, or not.
-    pub(super) fn dialled(&mut self, now: Instant, there: bool) {
-        if there {
+    /// The TLS connection that was dialled is there, or not. True if it is the second one.
+    pub(super) fn dialled(&mut self, now: Instant, there: bool) -> bool {
+        let is_second = self.second == Tls::Dialling;
+        if is_second {
+            self.second = if there { Tls::Open } else { Tls::None };
+            self.second_from = now + pause(self.seconds);
+            self.seconds += 1;
+        } else if there {
             self.tls = Tls::Open;
             self.dials_failed = 0;
             self.spare_until = now + SPARE_FOR;
         } else {
             self.tls = Tls::None;
-            self.dial_from = now + DIAL_PAUSE * (1 << self.dials_failed.min(DOUBLINGS_MAX));
+            self.dial_from = now + pause(self.dials_failed);
             self.dials_failed += 1;
             // Should UDP be silent, too, that is reason enough to dial again.
-            self.lost &= self.transport == Transport::Tls || self.unanswered_since.is_some();
+            self.lost &= self.transport == Transport::Tls || self.signs.unanswered_since.is_some();
+        }
+        is_second
+    }
+
+    /// The TLS connection is over. If there is a second one, that is the first from now on.
+    /// `answered`: something was answered since the lane came to what it rides.
+    pub(super) fn lost_tls(&mut self, now: Instant, answered: bool) {
+        if self.tls != Tls::Open {
+            return;
+        }
+        self.tls = std::mem::replace(&mut self.second, Tls::None);
+        self.dial_from = now;
+        if self.riding == Riding::Tls {
+            self.lost = true;
+            // One without an answer is as good as none. The first may have been a mishap.
+            self.in_vain = if answered { 0 } else { self.in_vain + 1 };
+            let before = self.in_vain.checked_sub(2);
+            self.dial_from += before.map_or(Duration::ZERO, pause);
         }
     }
 
-    /// The TLS connection is over.
-    pub(super) fn lost_tls(&mut self, now: Instant) {
-        if self.tls == Tls::Open {
-            self.tls = Tls::None;
-            self.dial_from = now;
-            self.lost = self.riding == Riding::Tls;
+    /// The second TLS connection is over.
+    pub(super) fn lost_second(&mut self) {
+        if self.second == Tls::Open {
+            self.second = Tls::None;
         }
     }
 
-    /// QUIC gets through from another port, or not.
-    pub(super) fn probed(&mut self, now: Instant, passes: bool) {
+    /// QUIC gets through from another port, or not, as was found at `found`.
+    pub(super) fn probed(&mut self, found: Instant, passes: bool) {
         self.probing = false;
         self.quic_passes = passes && self.riding == Riding::Tls;
-        if passes {
-            self.probes_failed = 0;
-        } else {
-            self.probes_failed = (self.probes_failed + 1).min(DOUBLINGS_MAX);
-        }
-        self.probe_at = now + self.quic_pause();
+        self.probe_at = self.probe_at.max(found + QUIC_PAUSE);
     }
 
     /// Somebody else tries QUIC now: ask again soon.
@@ -299,6 +420,7 @@ impl Fallback {
         }
         let silent_at = self.silent_at();
         match (self.riding, self.tls) {
+            // What comes of it is told.
             (_, Tls::Dialling) => None,
             (Riding::Udp, Tls::None) if self.lost => Some(self.dial_from),
             (Riding::Udp, Tls::None) => silent_at.map(|at| at.max(self.dial_from)),
@@ -306,13 +428,23 @@ impl Fallback {
                 Some(silent_at.map_or(self.spare_until, |at| at.min(self.spare_until)))
             }
             (Riding::Tls, Tls::None) => Some(self.dial_from),
-            (Riding::Tls, Tls::Open) if self.transport == Transport::Tls || self.probing => None,
             (Riding::Tls, Tls::Open) => {
+                let dials = self.second == Tls::None;
+                let beside = silent_at
+                    .filter(|_| dials)
+                    .map(|at| at.max(self.second_from));
+                let probes = self.transport == Transport::Auto && !self.probing;
                 let silent_due = silent_at.map(|at| at.max(self.probe_due(true)));
-                Some(silent_due.map_or(self.probe_at, |at| at.min(self.probe_at)))
+                let due = silent_due.map_or(self.probe_at, |at| at.min(self.probe_at));
+                [beside, probes.then_some(due)].into_iter().flatten().min()
             }
         }
     }
+}
+
+/// The pause after so many that were in vain before.
+fn pause(before: u32) -> Duration {
+    DIAL_PAUSE * (1 << before.min(DOUBLINGS_MAX))
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ impl Session {
         self.this.context.counters.lanes_left.increment();
         let _surplus = (leaving == Leaving::Surplus).then(|| Surplus::new(&self.this.server));
         let began = Instant::now();
-        let (heard_before, _) = self.signs_of_life();
+        let heard_before = self.lane().lane.packets_received();
         let farewell = (leaving != Leaving::ServerDecides).then(|| self.say_farewell());
         let deadline = (leaving == Leaving::Unwanted).then(|| began + self.drain_timeout);
         let mut idle_since = None;
@@ -76,7 +76,7 @@ impl Session {
             if deadline.is_some_and(|deadline| now >= deadline) {
                 break;
             }
-            let unheard = self.signs_of_life().0 == heard_before;
+            let unheard = self.lane().lane.packets_received() == heard_before;
             if leaving == Leaving::ServerReplaced && unheard {
                 if now >= began + PREDECESSOR_GRACE {
                     self.this.context.counters.lanes_unhealthy.increment();

@@ -186,11 +186,14 @@ impl ClientLane {
         self.alarmed.take()
     }
 
+    /// Whether flows ride this lane.
+    pub(super) fn has_flows(&self) -> bool {
+        self.tcp_flows.get() > 0 || self.udp.flow_count() > 0
+    }
+
     /// True if no flow rides this lane, and the peer has all bytes of those that did.
     pub(super) fn is_idle(&self) -> bool {
-        self.tcp_flows.get() == 0
-            && self.udp.flow_count() == 0
-            && self.lane.has_delivered(Instant::now())
+        !self.has_flows() && self.lane.has_delivered(Instant::now())
     }
 
     /// Counts a TCP flow until the result is dropped.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use qmux_config::Lanes;
+use qmux_config::{Lanes, Transport};
 use qmux_proto::LaneError;
 use qmux_proto::control::{
     GoAwayReason, HandOvers, Heartbeat, Message, PathChallenge, PathResponse, RegisterAck,
@@ -33,12 +33,17 @@ use crate::client::{ClientCore, ClientMail, going_away};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
+use crate::quic::loss_watch::LossWatch;
 use crate::quic::path_numbers::LossTold;
 use crate::quic::vigil::{Duty, Vigil};
 use crate::ready::RegisteredLane;
 
 /// A lane without any answer to its questions for this long is dialled beside.
 const UNANSWERED_MAX: Duration = Duration::from_secs(2);
+
+/// How often a lane asks for itself while flows ride it, where nobody asks for it: the silence of
+/// its way must be known, so that it can go along another one.
+const ASKS_ALONE: Duration = Duration::from_secs(1);
 
 /// Where a registered lane is in its life. Before, it is a [`Dialed`](super::attempt) one.
 enum Phase {
@@ -83,6 +88,7 @@ pub(super) struct Session {
     heard: u64,
     pub(super) acknowledged: u64,
     vigil: Vigil,
+    losses: LossWatch,
     ways: Ways,
     /// Which run of the server it is registered with.
     instance: u64,
@@ -107,7 +113,7 @@ impl Session {
         let settings = Arc::clone(&this.settings);
         let client = settings.client()?;
         let now = Instant::now();
-        let session = Session {
+        let mut session = Session {
             reader,
             _guard: guard,
             phase: Phase::Answered(core.shared.lane_registered()),
@@ -122,6 +128,7 @@ impl Session {
             heard: 0,
             acknowledged: 0,
             vigil: Vigil::new(jittered(client.probe_interval)),
+            losses: LossWatch::new(now, this.lane.packets_sent_and_lost()),
             ways: Ways::new(core, &this),
             loss_told: LossTold::default(),
             adapts: client.lanes == Lanes::Auto,
@@ -131,6 +138,9 @@ impl Session {
             core: Rc::clone(core),
             this,
         };
+        if client.probe_interval.is_zero() {
+            session.ask_alone();
+        }
         let server = &session.this.server;
         let registered = server.lane_registered(session.instance);
         if registered.other_instance {
@@ -222,8 +232,7 @@ impl Session {
 
     /// Notes whether nobody has answered for [`UNANSWERED_MAX`].
     fn note_unanswered(&mut self, now: Instant) {
-        let (heard, _) = self.signs_of_life();
-        let since = self.vigil.unanswered_since(heard);
+        let since = self.unanswered_since();
         let unanswered = since.is_some_and(|since| now >= since + UNANSWERED_MAX);
         if self.phase.turns(unanswered) {
             let server = &self.this.server;
@@ -247,9 +256,10 @@ impl Session {
     /// it returns, the lane has ended, or the server gives it no new flow.
     pub(super) async fn step(&mut self, until: Option<Instant>) -> Option<AttemptEnd> {
         let now = Instant::now();
-        let (heard, _) = self.signs_of_life();
-        self.ways.mind(now, self.vigil.unanswered_since(heard));
-        let deadline = [until, self.vigil.next(), self.ways.deadline()]
+        let since = self.unanswered_since();
+        self.ways.mind(now, since);
+        let losses = self.looks_for_losses().then(|| self.losses.next());
+        let deadline = [until, self.vigil.next(), self.ways.deadline(), losses]
             .into_iter()
             .flatten()
             .fold(self.next_beat.min(self.next_ping), Instant::min)
@@ -274,13 +284,18 @@ impl Session {
             None => {
                 if self.this.take_alarm() {
                     self.claim_probing();
-                    let (heard, rtt) = self.signs_of_life();
+                    let lane = &self.this.lane;
+                    let (heard, rtt) = (lane.answers(), lane.rtt());
                     let duty = self.vigil.alarm(Instant::now(), heard, rtt);
                     self.perform(duty);
                 }
                 None
             }
         }
+    }
+
+    fn looks_for_losses(&self) -> bool {
+        self.ways.minds_losses() && self.this.has_flows()
     }
 
     fn is_unanswered(&self) -> bool {
@@ -309,6 +324,10 @@ impl Session {
             }
             Message::FlowClosed(closed) => {
                 this.udp.flow_closed(closed.flow_id, closed.reason);
+            }
+            Message::WayFails(said) => {
+                let percent = said.lost_percent;
+                self.ways.loses_most("the server", percent, Instant::now());
             }
             Message::Finished(finished) => this.lane.announced(finished),
             Message::NoMoreFlows(no_more) => this.no_more_flows(no_more.flows_opened),
@@ -377,8 +396,20 @@ impl Session {
             // A role that was given back unseen is taken up here.
             self.claim_probing();
         }
+        if self.looks_for_losses()
+            && now >= self.losses.next()
+            && let Some(percent) = self
+                .losses
+                .look(now, self.this.lane.packets_sent_and_lost())
+        {
+            self.ways.loses_most("this side", percent, now);
+        }
         if self.vigil.next().is_some_and(|next| now >= next) {
-            let (heard, rtt) = self.signs_of_life();
+            let lane = &self.this.lane;
+            let (heard, rtt) = (lane.answers(), lane.rtt());
+            if self.vigil.is_alone() && !self.this.has_flows() {
+                self.vigil.skip(now, heard);
+            }
             let duty = self.vigil.due(now, heard, rtt);
             self.perform(duty);
         }
@@ -415,8 +446,19 @@ impl Session {
         }
     }
 
-    pub(super) fn signs_of_life(&self) -> (u64, Duration) {
-        (self.this.lane.packets_received(), self.this.lane.rtt())
+    fn unanswered_since(&mut self) -> Option<Instant> {
+        let lane = &self.this.lane;
+        self.vigil.unanswered_since(|| lane.answers())
+    }
+
+    /// Nobody asks for this lane: it does so itself, if it can go along another way.
+    fn ask_alone(&mut self) {
+        let lane = &self.this.lane;
+        self.vigil = if lane.is_open() && self.ways.transport() != Transport::Quic {
+            Vigil::alone(jittered(ASKS_ALONE), Instant::now(), lane.answers())
+        } else {
+            Vigil::new(Duration::ZERO)
+        };
     }
 
     fn claim_probing(&mut self) {
@@ -424,8 +466,7 @@ impl Session {
             && self.vigil.wants_to_probe()
             && self.this.server.claim_probing(self.this.serial)
         {
-            let (heard, _) = self.signs_of_life();
-            self.vigil.probe(Instant::now(), heard);
+            self.vigil.probe(Instant::now(), self.this.lane.answers());
         }
     }
 
@@ -435,7 +476,7 @@ impl Session {
         if matches!(std::mem::replace(&mut self.phase, Phase::Left), Phase::Left) {
             return;
         }
-        self.vigil = Vigil::new(Duration::ZERO);
+        self.ask_alone();
         let server = &self.this.server;
         if was_unanswered {
             server.lane_unanswered(false);

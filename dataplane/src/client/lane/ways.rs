@@ -7,8 +7,10 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use qmux_config::Transport;
+
 use super::ClientLane;
-use super::fallback::{Action, Fallback, Why};
+use super::fallback::{Action, Fallback, Signs, Why};
 use super::scout;
 use crate::client::servers::transport::{QuicProbe, Riding};
 use crate::client::{ClientCore, carrier};
@@ -41,6 +43,10 @@ pub(super) struct Ways {
     fallback: Fallback,
     /// The connection that is open.
     tls: Option<TlsId>,
+    /// One that was dialled beside it, because it is silent.
+    second: Option<TlsId>,
+    /// What the server had answered when the lane came to what it rides.
+    answers_before: Cell<u64>,
     /// What its server counts it as.
     counted: Cell<Riding>,
 }
@@ -63,8 +69,26 @@ impl Ways {
             core: Rc::clone(core),
             this: Rc::clone(this),
             tls,
+            second: None,
+            answers_before: Cell::new(this.lane.answers()),
             counted: Cell::new(riding),
         }
+    }
+
+    /// What the lane may be carried by.
+    pub(super) fn transport(&self) -> Transport {
+        self.fallback.transport()
+    }
+
+    /// Whether it matters how much is lost.
+    pub(super) fn minds_losses(&self) -> bool {
+        self.fallback.minds_losses()
+    }
+
+    /// So many packets in a hundred are lost, as one side says.
+    pub(super) fn loses_most(&mut self, who: &'static str, percent: u64, now: Instant) {
+        tracing::debug!(server = %self.this.server, lane = self.this.serial, who, percent, "most of what is sent over UDP is lost");
+        self.fallback.loses_most(now);
     }
 
     /// When [`Ways::mind`] may have something to do.
@@ -76,23 +100,40 @@ impl Ways {
     /// `unanswered_since`.
     pub(super) fn mind(&mut self, now: Instant, unanswered_since: Option<Instant>) {
         self.take_news(now);
-        while let Some(action) = self.fallback.next(now, unanswered_since) {
+        while let Some(action) = self.fallback.next(now, self.signs(unanswered_since)) {
             match action {
                 Action::DialTls => self.dial_tls(),
-                Action::ProbeQuic => self.probe_quic(now),
+                Action::ProbeQuic(as_of) => self.probe_quic(now, as_of),
                 Action::Ride(Riding::Tls, why) => self.ride_tls(now, why),
                 Action::Ride(Riding::Udp, why) => self.ride_udp(why),
-                Action::CloseTls => self.close_tls(),
+                Action::CloseSecond => self.close(self.second),
+                Action::CloseTls => self.close(self.tls),
             }
         }
+    }
+
+    fn signs(&self, unanswered_since: Option<Instant>) -> Signs {
+        Signs {
+            unanswered_since,
+            answered: self.fallback.waits_for_answer() && self.was_answered(),
+            rtt: self.this.lane.rtt(),
+        }
+    }
+
+    /// Whether anything was answered since the lane came to what it rides.
+    fn was_answered(&self) -> bool {
+        self.this.lane.answers() != self.answers_before.get()
     }
 
     fn take_news(&mut self, now: Instant) {
         let news = &self.this.news;
         for id in news.lost.take() {
-            if self.tls == Some(id) {
-                self.tls = None;
-                self.fallback.lost_tls(now);
+            if self.second == Some(id) {
+                self.second = None;
+                self.fallback.lost_second();
+            } else if self.tls == Some(id) {
+                self.tls = self.second.take();
+                self.fallback.lost_tls(now, self.was_answered());
             }
         }
         if let Some(dialled) = news.dialled.take() {
@@ -100,8 +141,9 @@ impl Ways {
                 let adopted = self.this.lane.adopt_tls(connection);
                 adopted.map_err(|error| error.to_string())
             });
-            self.fallback.dialled(now, adopted.is_ok());
+            let is_second = self.fallback.dialled(now, adopted.is_ok());
             match adopted {
+                Ok(id) if is_second => self.second = Some(id),
                 Ok(id) => self.tls = Some(id),
                 Err(why) => {
                     tracing::debug!(server = %self.this.server, why, "no TLS connection for a lane");
@@ -130,9 +172,11 @@ impl Ways {
     }
 
     /// One lane tries for all to its server.
-    fn probe_quic(&mut self, now: Instant) {
-        match self.this.server.transport.begin_quic_probe(now) {
-            QuicProbe::Known(passes) => self.fallback.probed(now, passes),
+    fn probe_quic(&mut self, now: Instant, as_of: Duration) {
+        match self.this.server.transport.begin_quic_probe(now, as_of) {
+            QuicProbe::Passes => self.fallback.probed(now, true),
+            // From then on, so that all lanes ask at the same time and there is one try for all.
+            QuicProbe::PassesNot(found) => self.fallback.probed(found, false),
             QuicProbe::UnderWay => self.fallback.probe_later(now + jittered(PROBE_LOOK)),
             QuicProbe::Yours => {
                 self.core.context.counters.quic_probes.increment();
@@ -154,18 +198,31 @@ impl Ways {
         }
     }
 
-    fn ride_tls(&self, now: Instant, why: Why) {
-        let Some(id) = self.tls else { return };
-        if !self.this.lane.ride_tls(id) {
+    fn ride_tls(&mut self, now: Instant, why: Why) {
+        let silent =
+            (why == Why::TlsIsSilent).then(|| std::mem::replace(&mut self.tls, self.second.take()));
+        self.answers_before.set(self.this.lane.answers());
+        let rides = self.tls.is_some_and(|id| self.this.lane.ride_tls(id));
+        // Not before: the lane would have no way in between.
+        self.close(silent.flatten());
+        if !rides {
             // Its end is among the news that come next.
             return;
         }
-        self.core.context.counters.lanes_moved_to_tls.increment();
-        self.this.server.transport.quic_was_in_vain(now);
+        let counters = &self.core.context.counters;
+        if matches!(why, Why::UdpIsSilent | Why::UdpLosesMost) {
+            self.this.server.transport.quic_was_in_vain(now);
+        }
+        if self.counted.get() == Riding::Udp {
+            counters.lanes_moved_to_tls.increment();
+        } else {
+            counters.lanes_moved_to_other_tls.increment();
+        }
         self.say(Riding::Tls, why);
     }
 
     fn ride_udp(&self, why: Why) {
+        self.answers_before.set(self.this.lane.answers());
         self.this.lane.ride_udp();
         self.core.context.counters.lanes_moved_to_udp.increment();
         self.say(Riding::Udp, why);
@@ -181,6 +238,10 @@ impl Ways {
         };
         let (title, lane) = (self.core.shared.title(server), self.this.serial);
         match riding {
+            Riding::Tls if before == Riding::Tls => tracing::info!(
+                server = title, lane, %why, suppressed,
+                "a lane goes over another TLS connection with its flows"
+            ),
             Riding::Tls => tracing::warn!(
                 server = title, lane, %why, suppressed,
                 "a lane goes over TLS with its flows: UDP does not get through"
@@ -192,10 +253,13 @@ impl Ways {
         }
     }
 
-    fn close_tls(&mut self) {
-        if let Some(id) = self.tls.take() {
-            self.this.lane.close_tls(id);
+    /// Ends a connection that is not needed any more.
+    fn close(&mut self, id: Option<TlsId>) {
+        let Some(id) = id else { return };
+        for known in [&mut self.tls, &mut self.second] {
+            known.take_if(|it| *it == id);
         }
+        self.this.lane.close_tls(id);
     }
 }
 

@@ -25,7 +25,7 @@ impl Riding {
 /// For how long QUIC is not waited for after it was unheard.
 const IN_VAIN_FOR: Duration = Duration::from_secs(60);
 
-/// What a try of QUIC has shown holds for all lanes for this long.
+/// That QUIC gets through holds for all lanes for this long.
 const PROBE_HOLDS: Duration = Duration::from_secs(4);
 
 /// A try that has said nothing for this long has died.
@@ -46,8 +46,10 @@ pub(crate) enum QuicProbe {
     Yours,
     /// Another lane does just now.
     UnderWay,
-    /// It was found out a moment ago.
-    Known(bool),
+    /// QUIC gets through: it was found out a moment ago.
+    Passes,
+    /// It does not, as was found out then.
+    PassesNot(Instant),
 }
 
 /// What carries the lanes, as operators see it.
@@ -108,14 +110,19 @@ impl TransportState {
         self.in_vain_until_ms.store(0, Ordering::Relaxed);
     }
 
-    /// A lane that rides TLS wants to know whether QUIC gets through.
-    pub(crate) fn begin_quic_probe(&self, now: Instant) -> QuicProbe {
+    /// A lane that rides TLS wants to know whether QUIC gets through. That it does not may be known
+    /// since less than `as_of`.
+    pub(crate) fn begin_quic_probe(&self, now: Instant, as_of: Duration) -> QuicProbe {
         let mut tried = self.tried();
         match *tried {
             Some(Tried {
                 at,
-                passes: Some(passes),
-            }) if now < at + PROBE_HOLDS => QuicProbe::Known(passes),
+                passes: Some(true),
+            }) if now < at + PROBE_HOLDS => QuicProbe::Passes,
+            Some(Tried {
+                at,
+                passes: Some(false),
+            }) if now < at + as_of => QuicProbe::PassesNot(at),
             Some(Tried { at, passes: None }) if now < at + PROBE_LASTS => QuicProbe::UnderWay,
             _ => {
                 *tried = Some(Tried {
@@ -188,23 +195,23 @@ mod tests {
 
     #[test]
     fn one_lane_tries_quic_for_all_and_the_others_learn_what_came_of_it() {
-        let now = Instant::now();
+        let (now, as_of) = (Instant::now(), Duration::from_secs(30));
         let state = TransportState::new(now);
-        assert_eq!(state.begin_quic_probe(now), QuicProbe::Yours);
-        assert_eq!(state.begin_quic_probe(now), QuicProbe::UnderWay);
+        let probe = |at| state.begin_quic_probe(at, as_of);
+        assert_eq!(probe(now), QuicProbe::Yours);
+        assert_eq!(probe(now), QuicProbe::UnderWay);
         state.quic_was_in_vain(now);
         state.quic_probed(false, now);
-        assert_eq!(state.begin_quic_probe(now), QuicProbe::Known(false));
-        assert!(state.quic_is_in_vain(now + IN_VAIN_FOR / 2));
-        let later = now + PROBE_HOLDS;
-        assert_eq!(state.begin_quic_probe(later), QuicProbe::Yours);
+        let soon = now + as_of / 2;
+        assert_eq!(probe(soon), QuicProbe::PassesNot(now));
+        assert!(state.quic_is_in_vain(soon));
+        let later = now + as_of;
+        assert_eq!(probe(later), QuicProbe::Yours);
         let died = later + PROBE_LASTS;
-        assert_eq!(
-            state.begin_quic_probe(died),
-            QuicProbe::Yours,
-            "it has died"
-        );
+        assert_eq!(probe(died), QuicProbe::Yours, "it has died");
         state.quic_probed(true, died);
+        assert_eq!(probe(died), QuicProbe::Passes);
+        assert_eq!(probe(died + PROBE_HOLDS), QuicProbe::Yours);
         assert!(!state.quic_is_in_vain(died));
     }
 

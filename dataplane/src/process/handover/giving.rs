@@ -308,6 +308,7 @@ fn pass_packets(packets: &Socket, giver: &Giver) {
         let addresses = door.quic_addrs.iter().enumerate();
         doors.extend(addresses.map(|(index, address)| (*address, (door.id, index))));
     }
+    let mut lost = vec![0; giver.cores];
     let mut bytes = vec![0; PASSED_ON_HEAD_BYTES + PACKET_BYTES_MAX];
     while let Ok(Some((length, _none))) = pass::receive(packets, &mut bytes) {
         let Some(passed) = PassedOn::decode(&bytes[..length]) else {
@@ -316,17 +317,21 @@ fn pass_packets(packets: &Socket, giver: &Giver) {
         let Some((door, address)) = doors.get(&passed.door).copied() else {
             continue;
         };
+        let Some(lost) = lost.get_mut(passed.core) else {
+            continue;
+        };
         let mail = ServerMail::Packet {
             door,
             address,
             data: passed.packet.to_vec(),
             from: passed.from,
             to_ip: passed.to_ip,
+            lost_before: *lost,
         };
-        if passed.core < giver.cores {
-            // Waits for room: what finds none meanwhile is dropped and counted by the successor.
-            giver.post(passed.core, mail, Instant::now() + CORES_PATIENCE);
-        }
+        // Without room it is dropped, as a socket does: that one core is busy is no reason for the
+        // others to wait.
+        let sent = giver.mailboxes.of(passed.core).send(CoreMail::Server(mail));
+        *lost = sent.map_or(*lost + 1, |()| 0);
     }
 }
 

@@ -143,9 +143,8 @@ impl Admission {
     }
 
     /// With fewer places than [`PLACES_MAX`], where each takes something that is short.
-    pub(super) fn with_places(mut self, places_max: usize) -> Admission {
+    pub(super) fn set_places(&mut self, places_max: usize) {
         self.places_max = places_max.clamp(PLACES_MIN, PLACES_MAX);
-        self
     }
 
     /// Places taken.
@@ -282,7 +281,8 @@ mod tests {
     #[test]
     fn with_fewer_places_one_network_gets_half_of_them_too() {
         let now = Instant::now();
-        let mut admission = Admission::new(1, now).with_places(40);
+        let mut admission = Admission::new(1, now);
+        admission.set_places(40);
         let mut lane = 0;
         while admission.judge(ip(1, 1), true, now) == BEGIN {
             admission.take(lane, ip(1, 1), now);

@@ -10,6 +10,8 @@ mod datagram_tests;
 mod flush;
 mod over_tls;
 #[cfg(test)]
+mod over_tls_tests;
+#[cfg(test)]
 mod panic_tests;
 mod receive;
 #[cfg(test)]
@@ -60,6 +62,10 @@ pub(crate) trait EndpointOwner {
         from: SocketAddr,
         to_ip: Option<IpAddr>,
     ) -> bool;
+    /// Whether the process that had the socket before is still there.
+    fn has_predecessor(&self) -> bool {
+        false
+    }
     /// A packet arrived for a lane that is not here, and may be one of the process that had the
     /// socket before. `None` if there is none any more; false if the packet was dropped.
     fn pass_on(&self, packet: &[u8], from: SocketAddr, to_ip: Option<IpAddr>) -> Option<bool> {
@@ -107,6 +113,8 @@ pub(crate) struct Endpoint {
     reset_key: Option<ResetKey>,
     /// Stateless resets sent in the current second.
     resets: Cell<(Instant, u32)>,
+    /// Packets of nobody knows whose lanes that were passed on in the current second.
+    passed_on: Cell<(Instant, u32)>,
     owner: RefCell<Option<Rc<dyn EndpointOwner>>>,
     lanes: RefCell<HashMap<u64, Rc<Lane>, FxBuildHasher>>,
     /// Connections that carry packets where UDP does not pass.
@@ -171,13 +179,14 @@ impl Endpoint {
             packet_bytes_max: setup.packet_bytes_max,
             reset_key: setup.reset_key,
             resets: Cell::new((Instant::now(), 0)),
+            passed_on: Cell::new((Instant::now(), 0)),
             owner: RefCell::new(owner),
             lanes: RefCell::default(),
             tls_ways: RefCell::default(),
             next_tls: Cell::new(0),
             tls_admission: setup
                 .accepts
-                .then(|| RefCell::new(tls_port::admission(setup.group))),
+                .then(|| RefCell::new(Admission::new(rand::random(), Instant::now()))),
             tls_handshakes: RefCell::default(),
             tls_context: RefCell::default(),
             tls_stop: Event::default(),

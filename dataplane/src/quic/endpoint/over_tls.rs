@@ -220,6 +220,9 @@ impl Endpoint {
             // A client has one lane here, which may have meant to ride it.
             if rides || !self.accepts {
                 lane.way_lost(id, rides);
+                if rides && way.was_hung_up() {
+                    lane.peer_hung_up();
+                }
             }
         }
     }

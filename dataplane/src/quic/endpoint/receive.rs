@@ -1,6 +1,6 @@
 //! The receiving half of an endpoint: from the socket to the lanes, and the first packets of new lanes.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -39,6 +39,12 @@ const BYTES_PER_TURN_MAX: u64 = 128 << 10;
 /// The same in time: no call begins after it. Four first packets of new lanes may take 2 ms, for
 /// their signatures.
 const TURN_TIME_MAX: Duration = Duration::from_micros(500);
+
+/// Packets per second that one endpoint passes on to the process before this one although their
+/// connection ids do not look like those of this server. Garbage must not cost more; but if the
+/// server's private key was changed, that process has issued its ids by another one, and its flows
+/// get through, even though slowly.
+const PASSED_ON_UNKNOWN_MAX: u32 = 10_000;
 
 thread_local! {
     /// The receive buffers of this core, shared by its endpoints: they are used only within one call.
@@ -319,7 +325,7 @@ impl Endpoint {
         let is_short = data
             .first()
             .is_none_or(|first| first & LONG_HEADER_BIT == 0);
-        if self.accepts && may_be_of_a_lane(data) && self.is_passed_on(data, way) {
+        if self.accepts && may_be_of_a_lane(data) && self.is_predecessors(data, way) {
             return;
         }
         match (is_short, self.accepts) {
@@ -330,16 +336,43 @@ impl Endpoint {
         }
     }
 
-    /// Whether the process that had the socket before gets the packet, or is there and takes none.
-    fn is_passed_on(&self, data: &[u8], way: Way) -> bool {
+    /// Whether the packet is left to the process that had the socket before, which gets it or not.
+    fn is_predecessors(&self, data: &[u8], way: Way) -> bool {
         let owner = self.owner.borrow().clone();
-        let passed = owner.and_then(|owner| owner.pass_on(data, way.peer, way.local));
+        let Some(owner) = owner.filter(|owner| owner.has_predecessor()) else {
+            return false;
+        };
+        if let Some(id) = way.tls {
+            // It could not answer here. Without this connection the client goes back at once to where
+            // it can: by UDP, what it sends is passed on.
+            self.counters.tls_connections_for_predecessor.increment();
+            self.close_tls(id);
+            return true;
+        }
+        let now = Instant::now();
+        if !self.has_issued(data, way) && !one_of(&self.passed_on, PASSED_ON_UNKNOWN_MAX, now) {
+            self.counters.quic_packets_pass_on_refused.increment();
+            return true;
+        }
+        let passed = owner.pass_on(data, way.peer, way.local);
         match passed {
             Some(true) => self.counters.quic_packets_passed_on.increment(),
             Some(false) => self.counters.quic_packets_pass_on_dropped.increment(),
             None => {}
         }
         passed.is_some()
+    }
+
+    /// Whether the packet's connection id is one of this server, as it is now.
+    fn has_issued(&self, data: &[u8], way: Way) -> bool {
+        let is_long = data.first().is_some_and(|it| it & LONG_HEADER_BIT != 0);
+        let id = if is_long {
+            cid::long_header_dcid(data).and_then(|id| id.try_into().ok())
+        } else {
+            cid::short_header_dcid(data)
+        };
+        let (key, local) = (self.reset_key.as_ref(), self.local_ip(way.local));
+        key.zip(id).is_some_and(|(key, id)| key.issued(id, local))
     }
 
     /// A genuine packet of `bytes` came along another way than the lane's.
@@ -354,6 +387,17 @@ impl Endpoint {
             }
         }
     }
+}
+
+/// Whether one more is within `per_second_max` of the second that `counted` is about.
+pub(super) fn one_of(counted: &Cell<(Instant, u32)>, per_second_max: u32, now: Instant) -> bool {
+    let (mut since, mut count) = counted.get();
+    if now.saturating_duration_since(since) >= Duration::from_secs(1) {
+        (since, count) = (now, 0);
+    }
+    let may = count < per_second_max;
+    counted.set((since, count + u32::from(may)));
+    may
 }
 
 /// Whether a packet may be one of a lane that another process has begun: anything but those with which

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use qmux_proto::CID_LEN;
 
 use super::Endpoint;
+use super::receive::one_of;
 use crate::quic::admission::{PLACES_MAX, Refused, Verdict};
 use crate::quic::lane::Lane;
 use crate::quic::reset::Answer;
@@ -52,12 +53,7 @@ impl Endpoint {
             }
             Answer::TooSmall => return,
         };
-        let (mut since, mut sent) = self.resets.get();
-        if since.elapsed() >= Duration::from_secs(1) {
-            (since, sent) = (Instant::now(), 0);
-        }
-        self.resets.set((since, sent + 1));
-        if sent >= RESETS_PER_SECOND_MAX {
+        if !one_of(&self.resets, RESETS_PER_SECOND_MAX, Instant::now()) {
             self.counters.stateless_resets_suppressed.increment();
             return;
         }
@@ -251,6 +247,13 @@ impl Endpoint {
     /// Best effort: who asked asks again.
     fn answer(self: &Rc<Self>, answer: &[u8], way: Way) {
         if let Some(id) = way.tls {
+            let ways = self.tls_ways.borrow();
+            if ways.get(&id).is_some_and(|way| way.has_waiting()) {
+                // Whoever reads nothing is not answered without end.
+                self.counters.stateless_answers_lost.increment();
+                return;
+            }
+            drop(ways);
             let (bytes, segment) = (answer, answer.len());
             self.send_tls(
                 id,

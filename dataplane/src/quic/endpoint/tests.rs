@@ -133,6 +133,33 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// A lane with both of its ends, which nobody has registered on.
+pub(crate) struct Pair {
+    pub(crate) client_lane: Rc<Lane>,
+    pub(crate) server_lane: Rc<Lane>,
+    _endpoints: [Rc<Endpoint>; 2],
+}
+
+impl Pair {
+    pub(crate) async fn connected(config: &Config) -> Pair {
+        let owner = Rc::<Owner>::default();
+        let accepting = setup(config, true);
+        let address = accepting.socket.local_addr();
+        let server = Endpoint::start(accepting, Some(Rc::clone(&owner) as _));
+        let client = Endpoint::start(setup(config, false), None);
+        let client_lane = client.dial(address, "localhost", 0, None).expect("dial");
+        client_lane.handle_events(Rc::new(Holder(Rc::clone(&client_lane))));
+        client_lane.established().await.expect("established");
+        let server_lane = owner.accepted.borrow()[0].upgrade().expect("it lives");
+        server_lane.established().await.expect("established");
+        Pair {
+            client_lane,
+            server_lane,
+            _endpoints: [server, client],
+        }
+    }
+}
+
 /// Lanes that nobody has registered on.
 pub(super) fn places(endpoint: &Endpoint) -> usize {
     let admission = endpoint.admission.as_ref();

@@ -11,6 +11,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use boring::ssl::SslContext;
@@ -18,7 +19,7 @@ use boring::ssl::SslContext;
 use super::Endpoint;
 use crate::core::event::{Event, yield_now};
 use crate::core::panics::contain;
-use crate::quic::admission::{Admission, Verdict};
+use crate::quic::admission::Verdict;
 use crate::quic::over_tls::{self, TlsConnection};
 use crate::quic::roaming::TlsId;
 use crate::sys::limits;
@@ -37,15 +38,32 @@ const REFUSED_LOG_PAUSE: Duration = Duration::from_secs(60);
 /// lane may take to register.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The part of the descriptors that strangers' connections may have, on all cores together: 1 in so
-/// many.
+/// The part of the descriptors that strangers' connections may have, in the whole process: 1 in so
+/// many. Each takes a descriptor that visitors need as well.
 const DESCRIPTORS_PART: usize = 8;
 
-/// Who may have a connection, on one of so many cores: each of them takes a descriptor that
-/// visitors need as well.
-pub(super) fn admission(cores: usize) -> Admission {
-    let places = limits::flow_descriptors_max() / DESCRIPTORS_PART / cores.max(1);
-    Admission::new(rand::random(), Instant::now()).with_places(places)
+/// Endpoints of this process that take TLS connections: those of each door and address, on each core.
+static PORTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts an endpoint among them.
+struct Port;
+
+impl Port {
+    fn open() -> Port {
+        PORTS.fetch_add(1, Ordering::Relaxed);
+        Port
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        PORTS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The places of one of so many ports, of so many descriptors.
+fn places_of_one(descriptors: usize, ports: usize) -> usize {
+    descriptors / DESCRIPTORS_PART / ports.max(1)
 }
 
 impl Endpoint {
@@ -57,7 +75,11 @@ impl Endpoint {
     /// Takes TLS connections at `acceptor` until the endpoint closes.
     pub(crate) fn accept_tls(self: &Rc<Self>, acceptor: Acceptor) {
         let this = Rc::clone(self);
-        crate::core::task::spawn_vital(async move { this.accept_tls_until_closed(acceptor).await });
+        let port = Port::open();
+        crate::core::task::spawn_vital(async move {
+            this.accept_tls_until_closed(acceptor).await;
+            drop(port);
+        });
     }
 
     async fn accept_tls_until_closed(self: Rc<Self>, acceptor: Acceptor) {
@@ -164,6 +186,9 @@ impl Endpoint {
     /// A place for a stranger's connection, if there is one.
     fn take_tls_place(&self, peer: SocketAddr, now: Instant) -> Option<TlsId> {
         let admission = self.tls_admission.as_ref()?;
+        let ports = PORTS.load(Ordering::Relaxed);
+        let places = places_of_one(limits::flow_descriptors_max(), ports);
+        admission.borrow_mut().set_places(places);
         let verdict = admission.borrow_mut().judge(peer.ip(), true, now);
         let displaces = match verdict {
             Verdict::Begin { displaces } => displaces,
@@ -207,5 +232,25 @@ impl Endpoint {
         if let Some(admission) = &self.tls_admission {
             admission.borrow_mut().give_back(id.number());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_of_all_ports_together_get_their_part_of_the_descriptors_and_no_more() {
+        let descriptors = 65_536;
+        for ports in [1, 2, 20, 160] {
+            let all = places_of_one(descriptors, ports) * ports;
+            assert!(all <= descriptors / DESCRIPTORS_PART, "{ports}: {all}");
+        }
+        let before = PORTS.load(Ordering::Relaxed);
+        let ports = [(); 300].map(|()| Port::open());
+        assert!(PORTS.load(Ordering::Relaxed) >= 300);
+        drop(ports);
+        // Other tests open and close some meanwhile.
+        assert!(PORTS.load(Ordering::Relaxed) < before + 300);
     }
 }

@@ -22,6 +22,9 @@ pub(crate) trait LaneEvents {
     /// A TLS connection is over. If the lane rode it, there is no way to its peer until another one
     /// is chosen.
     fn way_lost(&self, _lane: &Rc<Lane>, _id: TlsId) {}
+    /// It was the peer, or whoever is between, who ended the TLS connection that the lane rode. The
+    /// lane counts as silent until it is heard by another way.
+    fn hung_up(&self, _lane: &Rc<Lane>) {}
     /// The lane has ended; its streams have been woken.
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd);
 }

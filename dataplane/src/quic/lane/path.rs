@@ -58,6 +58,8 @@ pub(super) struct PathState {
     packet_bytes_max: Cell<usize>,
     /// Timeouts since this many bytes were acknowledged.
     timeouts: Cell<(u64, u32)>,
+    /// Genuine packets when it was last asked what was acknowledged, and the answer.
+    answers: Cell<(u64, u64)>,
 }
 
 impl PathState {
@@ -73,6 +75,7 @@ impl PathState {
             silence_at: Cell::new(None),
             packet_bytes_max: Cell::new(PACKET_BYTES_SURE),
             timeouts: Cell::new((0, 0)),
+            answers: Cell::new((0, 0)),
         }
     }
 }
@@ -170,6 +173,13 @@ impl Lane {
         }
     }
 
+    /// It was the peer who ended the connection that the lane rode.
+    pub(in crate::quic) fn peer_hung_up(self: &Rc<Self>) {
+        if let Some(events) = self.events() {
+            events.hung_up(self);
+        }
+    }
+
     /// Whether packets go where the peer's come from.
     pub(in crate::quic) fn follows(&self) -> bool {
         self.path.roaming.borrow().follows()
@@ -208,6 +218,30 @@ impl Lane {
         let conn = self.conn.borrow();
         // Not `stats()`, which visits every stream.
         conn.path_stats().map(|path| path.recv as u64).sum()
+    }
+
+    /// Grows whenever the peer acknowledges what was sent to it. That packets come says less: the path
+    /// may be broken in the other direction alone.
+    ///
+    /// It visits every stream if packets have come since it was last called.
+    pub(crate) fn answers(&self) -> u64 {
+        let genuine = self.genuine_packets();
+        let (before, known) = self.path.answers.get();
+        if genuine == before {
+            return known;
+        }
+        let answers = self.conn.borrow().stats().acked_bytes;
+        self.path.answers.set((genuine, answers));
+        answers
+    }
+
+    /// Packets that were sent since the lane began, and those of them that were declared lost.
+    pub(crate) fn packets_sent_and_lost(&self) -> (u64, u64) {
+        let conn = self.conn.borrow();
+        let counts = conn.path_stats().map(|path| (path.sent, path.lost));
+        counts.fold((0, 0), |sum, (sent, lost)| {
+            (sum.0 + sent as u64, sum.1 + lost as u64)
+        })
     }
 
     /// What operators see of the path.

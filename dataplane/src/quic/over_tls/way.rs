@@ -71,6 +71,8 @@ pub(in crate::quic) struct TlsWay {
     rest: RefCell<Vec<u8>>,
     full: Cell<bool>,
     over: Cell<bool>,
+    /// It was the peer who ended it, or whoever is between.
+    hung_up: Cell<bool>,
     /// The lane that is to be told when there is room.
     pub(in crate::quic) waits: Cell<Option<u64>>,
     /// The lane whose packets came last.
@@ -96,6 +98,7 @@ impl TlsWay {
             rest: RefCell::new(connection.rest),
             full: Cell::new(false),
             over: Cell::new(false),
+            hung_up: Cell::new(false),
             waits: Cell::new(None),
             lane: Cell::new(None),
             claim_until: Cell::new(connection.claim_until),
@@ -148,7 +151,10 @@ impl TlsWay {
         let (filled, mut taken) = match self.decrypt(clear) {
             // All that came earlier is read.
             (filled, Taken::All) => match self.socket.try_read(cipher) {
-                Ok(0) => (filled, Taken::Over("the peer closed the connection".into())),
+                Ok(0) => {
+                    self.note_hung_up();
+                    (filled, Taken::Over("the peer closed the connection".into()))
+                }
                 Ok(count) => {
                     self.pipe.borrow_mut().came(&cipher[..count]);
                     let (filled, taken) = self.decrypt_after(clear, filled);
@@ -159,7 +165,10 @@ impl TlsWay {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => (filled, Taken::All),
-                Err(error) => (filled, Taken::Over(error.to_string())),
+                Err(error) => {
+                    self.note_error(&error);
+                    (filled, Taken::Over(error.to_string()))
+                }
             },
             other => other,
         };
@@ -206,6 +215,7 @@ impl TlsWay {
                 Ok(Clear::Bytes(count)) => filled += count,
                 Ok(Clear::Nothing) => return (filled, Taken::All),
                 Ok(Clear::End) => {
+                    self.note_hung_up();
                     return (filled, Taken::Over("the peer ended the TLS session".into()));
                 }
                 Err(error) => return (filled, Taken::Over(error.to_string())),
@@ -241,7 +251,8 @@ impl TlsWay {
             match self.socket.try_write(&outgoing[sent..]) {
                 Ok(count) => sent += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => {
+                Err(error) => {
+                    self.note_error(&error);
                     outgoing.clear();
                     drop(pipe);
                     self.close();
@@ -255,6 +266,17 @@ impl TlsWay {
             return Sent::All;
         }
         Sent::Waits
+    }
+
+    /// True while packets wait for room in the socket.
+    pub(in crate::quic) fn has_waiting(&self) -> bool {
+        self.full.get()
+    }
+
+    /// Encrypted bytes that wait.
+    #[cfg(test)]
+    pub(in crate::quic) fn waiting_bytes(&self) -> usize {
+        self.pipe.borrow_mut().outgoing().len()
     }
 
     /// True while packets wait for room in the socket; `lane` is told when there is some.
@@ -283,6 +305,25 @@ impl TlsWay {
             }
         }
         self.full.set(false);
+    }
+
+    /// Whether the peer's socket has ended the connection, or was closed with its process. Not if this
+    /// side did, nor if nothing was acknowledged for too long.
+    pub(in crate::quic) fn was_hung_up(&self) -> bool {
+        self.hung_up.get()
+    }
+
+    fn note_hung_up(&self) {
+        if !self.over.get() {
+            self.hung_up.set(true);
+        }
+    }
+
+    fn note_error(&self, error: &io::Error) {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset};
+        if matches!(error.kind(), BrokenPipe | ConnectionReset) {
+            self.note_hung_up();
+        }
     }
 
     /// Ends the connection. What the kernel has is still sent.

@@ -14,6 +14,7 @@ use tracing::field::DisplayValue;
 use super::Door;
 use super::auth::Admitted;
 use super::presence;
+use super::session::BACK_WITHIN;
 use crate::core::event::Event;
 use crate::core::task::spawn_or;
 use crate::quic::end::LaneEnd;
@@ -49,6 +50,8 @@ pub(crate) struct ServerLane {
     /// Wakes the lane's session: there was an alarm, or there are hand-overs to be told.
     pub(crate) wake: Event,
     alarmed: Cell<bool>,
+    /// Its client has ended the connection that it rode: it must be back by then.
+    back_until: Cell<Option<Instant>>,
     /// What came to it from cores without a lane of the client.
     hand_overs: Cell<HandOvers>,
     /// Its client asks to be told of them.
@@ -81,6 +84,7 @@ impl ServerLane {
             control_started: Cell::new(false),
             wake: Event::default(),
             alarmed: Cell::new(false),
+            back_until: Cell::new(None),
             hand_overs: Cell::default(),
             tells_hand_overs: Cell::new(false),
             hand_overs_untold: Cell::new(false),
@@ -102,6 +106,16 @@ impl ServerLane {
     /// True once after each alarm.
     pub(crate) fn take_alarm(&self) -> bool {
         self.alarmed.take()
+    }
+
+    /// When its client must be back that has ended the connection that it rode.
+    pub(super) fn back_until(&self) -> Option<Instant> {
+        self.back_until.get()
+    }
+
+    /// Its client must be back by then.
+    pub(super) fn must_be_back(&self, until: Option<Instant>) {
+        self.back_until.set(until);
     }
 
     /// The client asks to be told of hand-overs. It is told at once that it will be.
@@ -255,6 +269,9 @@ impl LaneEvents for ServerLaneEvents {
     }
 
     fn silence(&self, lane: &Rc<Lane>, silent: bool) {
+        if !silent {
+            self.0.must_be_back(None);
+        }
         let Some(membership) = self.0.membership.get() else {
             return;
         };
@@ -276,6 +293,17 @@ impl LaneEvents for ServerLaneEvents {
             silent,
             "silence of a client"
         );
+    }
+
+    fn hung_up(&self, lane: &Rc<Lane>) {
+        let ServerLaneEvents(this) = self;
+        tracing::debug!(
+            client = this.client_id(),
+            peer = address(lane),
+            "its client has ended the TLS connection that the lane rode"
+        );
+        this.must_be_back(Some(Instant::now() + BACK_WITHIN));
+        this.wake.set();
     }
 
     fn moved(&self, lane: &Rc<Lane>) {

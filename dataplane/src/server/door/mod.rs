@@ -5,6 +5,7 @@ mod auth;
 pub(crate) mod lane;
 mod offers;
 mod opening;
+mod owner;
 mod presence;
 mod recheck;
 mod register;
@@ -13,7 +14,7 @@ mod shown;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket as StdUdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket as StdUdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,8 +26,7 @@ use rustc_hash::FxBuildHasher;
 
 use crate::core::counters::CoreCounters;
 use crate::core::event::Event;
-use crate::quic::endpoint::{Endpoint, EndpointOwner};
-use crate::quic::lane::Lane;
+use crate::quic::endpoint::Endpoint;
 use crate::quic::over_tls::TlsConnection;
 use crate::quic::sessions::Identity;
 use crate::server::ids::DoorId;
@@ -39,9 +39,8 @@ use crate::server::pool::registry::{Applicant, Joined, NotJoined};
 use crate::server::shared::{
     ServedService, ServerSettings, ServerShared, ServiceTable, SharedDoor,
 };
-use crate::server::succession::{Lent, PassedOn, SocketUse};
-use crate::server::udp::lane::LaneFlows;
-use lane::{ServerLane, ServerLaneEvents};
+use crate::server::succession::{Lent, SocketUse};
+use lane::ServerLane;
 
 /// One door on one core.
 pub(crate) struct Door {
@@ -464,64 +463,5 @@ impl Door {
             }
             endpoint.stop_when_empty();
         }
-    }
-}
-
-/// The door as one of its endpoints knows it.
-struct Owner {
-    door: Rc<Door>,
-    /// Which of the door's endpoints that is.
-    address: usize,
-}
-
-impl EndpointOwner for Owner {
-    fn lane_accepted(&self, lane: &Rc<Lane>) {
-        let Owner { door, address } = self;
-        let fragmentation = door.settings().config.udp.enable_fragmentation;
-        let counters = &door.context.counters;
-        // A service that takes UDP may come later.
-        let udp = Some(LaneFlows::new(Rc::clone(lane), fragmentation, counters));
-        // The endpoint has just begun the lane with what this says.
-        let (_, trusted) = door.shows.get();
-        let of_door = Rc::downgrade(door);
-        let state = ServerLane::new(Rc::clone(lane), of_door, *address, trusted, udp);
-        lane.handle_events(Rc::new(ServerLaneEvents(state)));
-    }
-
-    fn hand_over(
-        &self,
-        core: usize,
-        packet: &[u8],
-        from: SocketAddr,
-        to_ip: Option<IpAddr>,
-    ) -> bool {
-        let mail = ServerMail::Packet {
-            door: self.door.id(),
-            address: self.address,
-            data: packet.to_vec(),
-            from,
-            to_ip,
-        };
-        self.door.context.post.send(core, mail).is_ok()
-    }
-
-    fn pass_on(&self, packet: &[u8], from: SocketAddr, to_ip: Option<IpAddr>) -> Option<bool> {
-        let door = &self.door;
-        door.shared.predecessor.get()?.pass_on(&PassedOn {
-            core: door.context.index,
-            door: *door.of_all_cores.quic_addrs.get(self.address)?,
-            from,
-            to_ip,
-            packet,
-        })
-    }
-
-    fn hand_over_tls(&self, core: usize, connection: TlsConnection) -> bool {
-        let mail = ServerMail::TlsConnection {
-            door: self.door.id(),
-            address: self.address,
-            connection: Box::new(connection),
-        };
-        self.door.context.post.send(core, mail).is_ok()
     }
 }

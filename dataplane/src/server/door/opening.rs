@@ -4,7 +4,8 @@ use std::net::{TcpListener, UdpSocket as StdUdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{Door, Owner};
+use super::Door;
+use super::owner::Owner;
 use crate::quic::endpoint::{Endpoint, EndpointSetup};
 use crate::quic::reset::ResetKey;
 use crate::quic::{settings, tls};

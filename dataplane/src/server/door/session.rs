@@ -4,6 +4,11 @@
 //! that probe their server make that needless. When its answer stays away, or any lane falls
 //! silent, all lanes of that client ask, on every core: a client that has died is known by all of
 //! them within a second, and one whose other lanes answer keeps these.
+//!
+//! A client whose process has died closes the TLS connections that its lanes ride, which says more
+//! than silence does: one that lives dials again at once. So such a lane waits no longer than
+//! [`BACK_WITHIN`] for it, unless another lane of the client is answered. (Whoever is between can
+//! end a connection as well: a proxy that is away for longer costs the flows.)
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -12,18 +17,33 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use qmux_proto::LaneError;
-use qmux_proto::control::{GoAway, GoAwayReason, Heartbeat, Message, NoMoreFlows, ServiceHealth};
+use qmux_proto::control::{
+    GoAway, GoAwayReason, Heartbeat, Message, NoMoreFlows, ServiceHealth, WayFails,
+};
 
 use super::Door;
 use super::lane::{ServerLane, address};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
+use crate::quic::loss_watch::LossWatch;
 use crate::quic::path_numbers::LossTold;
 use crate::quic::vigil::{Duty, Vigil};
+use crate::server::pool::lanes::CarriesFlows as _;
 
 /// A client from which nothing was heard for this long is asked. Clients ask the server as often
 /// (`probe_interval`).
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long a lane waits for a client that has ended the TLS connection that it rode: several
+/// round trips of two handshakes, and some tries.
+pub(super) const BACK_WITHIN: Duration = Duration::from_secs(3);
+
+/// While another lane of the client is answered, it is looked at this often whether that still holds.
+const OTHERS_LOOK: Duration = Duration::from_secs(1);
+
+/// A deadline that is noticed this much later says that this process stood still: what came
+/// meanwhile is yet to be read.
+const STOOD_STILL: Duration = Duration::from_secs(1);
 
 /// A client is told at most this often what was handed over to a lane: it counts over as long.
 const HAND_OVERS_PAUSE: Duration = Duration::from_secs(1);
@@ -40,6 +60,7 @@ pub(crate) struct Session<'a> {
     heard: u64,
     vigil: Vigil,
     loss_told: LossTold,
+    losses: LossWatch,
     /// When hand-overs may be told again.
     next_hand_overs: Instant,
 }
@@ -62,6 +83,7 @@ impl Session<'_> {
             door,
             reader,
             loss_told: LossTold::default(),
+            losses: LossWatch::new(now, this.lane.packets_sent_and_lost()),
             next_hand_overs: now + HAND_OVERS_PAUSE,
         };
         session.note_path();
@@ -79,6 +101,8 @@ impl Session<'_> {
                 Some(self.next_ping),
                 Some(self.this.last_heard.get() + health_timeout),
                 self.vigil.next(),
+                self.this.back_until(),
+                self.looks_for_losses().then(|| self.losses.next()),
                 self.this
                     .has_hand_overs_to_tell()
                     .then_some(self.next_hand_overs),
@@ -163,6 +187,11 @@ impl Session<'_> {
             this.lane.close(LaneError::HealthTimeout, "");
             return false;
         }
+        if this.back_until().is_some_and(|until| now >= until) && !self.stays_without_way(now) {
+            return false;
+        }
+        self.tell_losses(now);
+        let Self { this, door, .. } = self;
         if now >= self.next_ping {
             this.lane.ping();
             self.next_ping = now + door.keep_alive_period();
@@ -185,6 +214,54 @@ impl Session<'_> {
             self.perform(duty, now);
         }
         true
+    }
+
+    /// The client has ended the connection that the lane rode and is not back. False if the lane was
+    /// closed.
+    fn stays_without_way(&self, now: Instant) -> bool {
+        let Self { this, door, .. } = self;
+        let Some(until) = this.back_until() else {
+            return true;
+        };
+        let others = this.membership.get();
+        if !this.lane.is_silent() {
+            this.must_be_back(None);
+        } else if now >= until + STOOD_STILL {
+            this.must_be_back(Some(now + BACK_WITHIN));
+        } else if others.is_some_and(|it| it.client().answers()) {
+            this.must_be_back(Some(now + OTHERS_LOOK));
+        } else {
+            door.counters().lanes_hung_up.increment();
+            tracing::debug!(
+                client = this.client_id(),
+                peer = address(&this.lane),
+                "its TLS connection has ended, and the client is not back; lane closed"
+            );
+            door.lane_takes_no_more(this);
+            this.lane.close(LaneError::HealthTimeout, "");
+            return false;
+        }
+        true
+    }
+
+    /// Over UDP, and while there is something to be lost.
+    fn looks_for_losses(&self) -> bool {
+        self.this.flows() > 0 && self.this.lane.tls().is_none()
+    }
+
+    /// Tells the client if most of what is sent to it is lost: it may have another way.
+    fn tell_losses(&mut self, now: Instant) {
+        if self.looks_for_losses()
+            && now >= self.losses.next()
+            && let Some(lost_percent) = self
+                .losses
+                .look(now, self.this.lane.packets_sent_and_lost())
+        {
+            self.door.counters().lanes_losing_most.increment();
+            self.this
+                .lane
+                .send_control(&Message::WayFails(WayFails { lost_percent }));
+        }
     }
 
     /// Writes down what operators see of the way to the client.

@@ -176,7 +176,12 @@ impl Client {
     /// Whether it seems to be dead or out of reach: what is sent is not answered on any lane that
     /// takes flows.
     pub(crate) fn is_silent(&self) -> bool {
-        self.takes_flows() && self.lanes_total.answering.load(Ordering::Relaxed) == 0
+        self.takes_flows() && !self.answers()
+    }
+
+    /// Whether a lane that takes flows is answered.
+    pub(crate) fn answers(&self) -> bool {
+        self.lanes_total.answering.load(Ordering::Relaxed) > 0
     }
 
     /// Whether a newer instance has taken its name.

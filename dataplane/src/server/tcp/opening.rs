@@ -8,10 +8,12 @@
 //!
 //! A lane may also fall silent, long before it ends: its client has died, or its path is broken. A
 //! flow of whose visitor nothing was sent yet leaves it as soon as there is a better one. One that
-//! has sent something stays for [`UNHEARD_MAX`]. If by then nothing at all was heard since its
-//! first byte was sent, there is no sign that the client has it, and it begins anew elsewhere, or
-//! is refused. (A client that was merely stopped finds the flow's reset behind its bytes when it
-//! goes on.) If something was heard, the service may be at work on it: it waits for the lane's end.
+//! has sent something stays for [`UNHEARD_MAX`]. If by then the client has not acknowledged its
+//! first byte, it begins anew elsewhere, or is refused: a client acknowledges that byte before its
+//! service gets it. What it acknowledges of other flows says nothing: it may have been on its way
+//! when the byte was sent. (A client that was merely stopped finds the flow's reset behind its
+//! bytes when it goes on.) If the byte was acknowledged, the service may be at work on it: the flow
+//! waits for the lane's end.
 //!
 //! Once the service has answered, or too much or for too long was kept, the flow goes on as any other
 //! ([`crate::flow::tcp`]), and this part costs it nothing any more.
@@ -24,6 +26,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use qmux_proto::FlowError;
+use quiche::BufSplit as _;
 
 use crate::buffer::{Block, BlockSize, SMALL_BLOCK_BYTES, StreamBuf};
 use crate::core::counters::CoreCounters;
@@ -79,7 +82,9 @@ pub(crate) struct Sent {
     bytes: usize,
     held_bytes: usize,
     ended: bool,
-    /// Packets that the lane had received when the first of it was sent.
+    /// Its first byte, apart from the others, as the lane got it.
+    first: Option<StreamBuf>,
+    /// Packets that the lane had received when a visitor without any byte had ended.
     heard_before: Option<u64>,
     held: Rc<Held>,
 }
@@ -92,6 +97,7 @@ impl Sent {
             bytes: 0,
             held_bytes: 0,
             ended,
+            first: None,
             heard_before: None,
             held: Rc::clone(held),
         };
@@ -128,6 +134,45 @@ impl Sent {
             0
         } else {
             SENT_BYTES_MAX.saturating_sub(self.bytes)
+        }
+    }
+
+    /// Another lane gets all of it, from the beginning.
+    fn begin_anew(&mut self) -> Vec<StreamBuf> {
+        (self.first, self.heard_before) = (None, None);
+        let pieces = self.pieces.clone();
+        pieces.into_iter().flat_map(|it| self.parts(it)).collect()
+    }
+
+    /// A piece as the lane is to have it: the very first byte apart, in a block of its own. quiche
+    /// lets go of a block when all that is in it was acknowledged; of this one, when the client has
+    /// anything of the visitor.
+    fn parts(&mut self, mut piece: StreamBuf) -> impl Iterator<Item = StreamBuf> + use<> {
+        let first = (self.first.is_none() && !piece.as_ref().is_empty()).then(|| {
+            let first = StreamBuf::copied(&piece.as_ref()[..1]);
+            piece = piece.split_at(1);
+            first
+        });
+        if first.is_some() {
+            self.first.clone_from(&first);
+        }
+        let rest = (!piece.as_ref().is_empty()).then_some(piece);
+        first.into_iter().chain(rest)
+    }
+
+    /// Notes what was heard of `lane` when a visitor had ended without a byte.
+    fn note_heard(&mut self, lane: &Lane) {
+        if self.ended && self.bytes == 0 && self.heard_before.is_none() {
+            self.heard_before = Some(lane.packets_received());
+        }
+    }
+
+    /// Whether nothing says that the client of `lane` has anything of the visitor.
+    fn is_unheard(&self, lane: &Lane) -> bool {
+        let same = |before| before == lane.packets_received();
+        match &self.first {
+            Some(first) => !first.is_held_alone(),
+            None => self.heard_before.is_none_or(same),
         }
     }
 
@@ -209,17 +254,13 @@ impl Opening<'_> {
     pub(crate) async fn run(&self, header: Option<StreamBuf>, sent: &mut Sent) -> Opened {
         let mut begun = Begun {
             bytes_in: sent.bytes as u64,
-            unsent: header
-                .into_iter()
-                .chain(sent.pieces.iter().cloned())
-                .collect(),
+            unsent: header.into_iter().chain(sent.begin_anew()).collect(),
             ended: sent.ended,
             ..Begun::default()
         };
         let mut too_long = pin!(crate::core::time::sleep(KEPT_FOR));
-        sent.heard_before = None; // Of another lane.
         loop {
-            self.note_heard(sent);
+            sent.note_heard(self.lane);
             let wait = match self.pass_on(sent, &mut begun) {
                 Ok(wait) => wait,
                 Err(Stop::Stopped(error))
@@ -231,7 +272,7 @@ impl Opening<'_> {
                 Err(Stop::Stopped(_) | Stop::Committed) => return Opened::Flow(begun),
                 Err(Stop::Gone) => return Opened::Reset(FlowError::VisitorReset),
             };
-            self.note_heard(sent);
+            sent.note_heard(self.lane);
             let unheard = match self.unheard_until(sent) {
                 Some(until) if until <= Instant::now() => return Opened::Unheard,
                 until => until,
@@ -251,19 +292,10 @@ impl Opening<'_> {
         }
     }
 
-    /// Notes what was heard when the first of the visitor's bytes was sent.
-    fn note_heard(&self, sent: &mut Sent) {
-        if !sent.is_empty() && sent.heard_before.is_none() {
-            sent.heard_before = Some(self.lane.packets_received());
-        }
-    }
-
     /// When the flow leaves a lane that is silent, if it may.
     fn unheard_until(&self, sent: &Sent) -> Option<Instant> {
         let silent = self.lane.silent()?;
-        let unheard = sent
-            .heard_before
-            .is_none_or(|before| before == self.lane.packets_received());
+        let unheard = sent.is_unheard(self.lane);
         let at_once = sent.is_empty() && (self.better)();
         leaves_at(silent, self.began, unheard, at_once)
     }
@@ -340,7 +372,7 @@ impl Opening<'_> {
             begun.bytes_in += read as u64;
             let piece = block.freeze(read);
             sent.keep(piece.clone());
-            begun.unsent.push_back(piece);
+            begun.unsent.extend(sent.parts(piece));
         }
         match next {
             Next::Error => return Err(Stop::Gone),
@@ -426,8 +458,8 @@ fn may_begin_anew(error: FlowError, lane_is_open: bool, nothing_sent: bool) -> b
     error.is_untouched() || (!lane_is_open && nothing_sent)
 }
 
-/// When a flow that began at `began` leaves a lane that is silent. `unheard`: nothing was heard since
-/// the first byte of its visitor was sent, or none was; `at_once`: none was, and there is a better
+/// When a flow that began at `began` leaves a lane that is silent. `unheard`: nothing says that
+/// the client has anything of its visitor; `at_once`: none was, and there is a better
 /// lane.
 fn leaves_at(silent: Silent, began: Instant, unheard: bool, at_once: bool) -> Option<Instant> {
     // What came while this process stood still may not have been read yet.
@@ -451,6 +483,7 @@ enum Stop {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quic::endpoint::tests::{Pair, run, until};
 
     #[test]
     fn a_flow_begins_anew_if_it_was_refused_or_its_lane_ended_before_anything_was_sent() {
@@ -501,5 +534,50 @@ mod tests {
         assert!(Sent::new(&held, b"", false).is_empty());
         assert!(!Sent::new(&held, b"", true).is_empty());
         assert!(!Sent::new(&held, b"x", false).is_empty());
+    }
+
+    #[test]
+    fn the_first_byte_of_a_visitor_travels_apart_and_only_that_one() {
+        let mut sent = Sent::new(&Rc::default(), b"abc", false);
+        let bytes = |pieces: &[StreamBuf]| -> Vec<Vec<u8>> {
+            pieces.iter().map(|it| it.as_ref().to_vec()).collect()
+        };
+        for _ in 0..2 {
+            let parts = sent.begin_anew();
+            assert_eq!(bytes(&parts), [b"a".to_vec(), b"bc".to_vec()]);
+            let more: Vec<_> = sent.parts(StreamBuf::copied(b"def")).collect();
+            assert_eq!(bytes(&more), [b"def".to_vec()]);
+        }
+        let mut sent = Sent::new(&Rc::default(), b"x", true);
+        assert_eq!(bytes(&sent.begin_anew()), [b"x".to_vec()]);
+        let mut sent = Sent::new(&Rc::default(), b"", true);
+        assert_eq!(bytes(&sent.begin_anew()), [b""; 0]);
+    }
+
+    #[test]
+    fn a_flow_is_heard_when_its_own_first_byte_was_acknowledged_not_when_another_one_was() {
+        run(async |config| {
+            let lanes = Pair::connected(&config).await;
+            let (client, lane) = (&lanes.client_lane, &lanes.server_lane);
+            let stream = lane.open_stream().expect("allowed");
+            let waiters = lane.attach(stream);
+            let header = StreamBuf::copied(b"header");
+            assert!(lane.write(stream, header, false, &waiters).is_ok());
+            let mut sent = Sent::new(&Rc::default(), b"request", false);
+            let mut parts = sent.begin_anew();
+            // The header is acknowledged, and other packets come, but the visitor's bytes wait.
+            let before = lane.packets_received();
+            let round_trips = || {
+                client.ping();
+                lane.packets_received() > before + 3
+            };
+            until("some packets", round_trips).await;
+            assert!(sent.is_unheard(lane));
+            for part in parts.drain(..) {
+                assert!(lane.write(stream, part, false, &waiters).is_ok());
+            }
+            assert!(sent.is_unheard(lane));
+            until("an acknowledgement", || !sent.is_unheard(lane)).await;
+        });
     }
 }

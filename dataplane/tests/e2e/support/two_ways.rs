@@ -35,6 +35,8 @@ struct Shared {
     tcp_passes: AtomicBool,
     streams: Mutex<Vec<TcpStream>>,
     connections: AtomicUsize,
+    /// So many of them, from the first on, carry nothing any more.
+    forgotten: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -68,6 +70,7 @@ impl TwoWays {
             tcp_passes: AtomicBool::new(true),
             streams: Mutex::default(),
             connections: AtomicUsize::new(0),
+            forgotten: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
         let listener = TcpListener::bind(address).expect("a free port");
@@ -97,6 +100,12 @@ impl TwoWays {
     /// TCP connections so far.
     pub(crate) fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// All TCP connections that there are carry nothing any more, and neither end is told.
+    pub(crate) fn forget_tcp(&self) {
+        let connections = self.shared.connections.load(Ordering::SeqCst);
+        self.shared.forgotten.store(connections, Ordering::SeqCst);
     }
 
     /// Resets all TCP connections; whether new ones pass.
@@ -174,27 +183,31 @@ impl Shared {
                 continue;
             };
             near.set_nonblocking(false).expect("blocking");
-            self.connections.fetch_add(1, Ordering::SeqCst);
+            let number = self.connections.fetch_add(1, Ordering::SeqCst);
             for (from, to) in [(&near, &far), (&far, &near)] {
                 from.set_nodelay(true).expect("nodelay");
                 let copies = (from.try_clone(), to.try_clone());
                 let (Ok(from), Ok(to)) = copies else { return };
-                thread::spawn(move || copy(from, to));
+                let this = Arc::clone(&self);
+                thread::spawn(move || this.copy(from, to, number));
             }
             let mut streams = self.streams.lock().expect("streams");
             streams.extend([near, far]);
         }
     }
-}
 
-/// Until either side is over; then both are.
-fn copy(mut from: TcpStream, mut to: TcpStream) {
-    let mut bytes = vec![0; PIECE_BYTES];
-    while let Ok(length @ 1..) = from.read(&mut bytes) {
-        if to.write_all(&bytes[..length]).is_err() {
-            break;
+    /// Until either side is over; then both are.
+    fn copy(&self, mut from: TcpStream, mut to: TcpStream, connection: usize) {
+        let mut bytes = vec![0; PIECE_BYTES];
+        while let Ok(length @ 1..) = from.read(&mut bytes) {
+            if connection < self.forgotten.load(Ordering::SeqCst) {
+                continue;
+            }
+            if to.write_all(&bytes[..length]).is_err() {
+                break;
+            }
         }
+        let _gone = from.shutdown(Shutdown::Both);
+        let _gone = to.shutdown(Shutdown::Both);
     }
-    let _gone = from.shutdown(Shutdown::Both);
-    let _gone = to.shutdown(Shutdown::Both);
 }

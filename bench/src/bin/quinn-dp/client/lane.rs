@@ -226,7 +226,7 @@ async fn read_messages(
                 }
             }
             // Its own GoAway was heard; this client stops by the clock. It opens a fixed number of lanes.
-            Message::NoMoreFlows(_) | Message::HandOvers(_) => {}
+            Message::NoMoreFlows(_) | Message::HandOvers(_) | Message::WayFails(_) => {}
             Message::RegisterAck(_)
             | Message::Register(_)
             | Message::AuthChallenge(_)

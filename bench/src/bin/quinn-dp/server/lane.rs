@@ -249,6 +249,7 @@ async fn read_messages(
             | Message::AuthProof(_)
             | Message::ServiceAnswers(_)
             | Message::HandOvers(_)
+            | Message::WayFails(_)
             | Message::NoMoreFlows(_) => {
                 return Err(ControlError::Unexpected(
                     "not for a registered client to say",
