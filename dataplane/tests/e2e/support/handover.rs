@@ -43,11 +43,7 @@ impl Successor {
         connection.set_read_timeout(Some(PATIENCE)).expect("set");
         let address = SockAddr::unix(path).expect("a path");
         connection.connect(&address).expect("somebody listens");
-        say(
-            &connection,
-            &json!({"version": VERSION, "cores": cores}),
-            None,
-        );
+        say(&connection, &json!({"version": VERSION, "cores": cores}));
         let offer = json(&hear(&connection).expect("an offer").0);
         let count = offer["Sockets"].as_u64();
         let count = count.unwrap_or_else(|| panic!("no sockets are offered: {offer}"));
@@ -108,9 +104,9 @@ impl Predecessor {
         let (connection, _) = self.0.accept().expect("a successor");
         connection.set_read_timeout(Some(PATIENCE)).expect("set");
         hear(&connection).expect("a successor says who it is");
-        say(&connection, &json!({"Sockets": 0}), None);
+        say(&connection, &json!({"Sockets": 0}));
         let (ours, theirs) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).expect("a pair");
-        send(&connection, b"packets", Some(theirs.into()));
+        send(&connection, b"packets", Some(&theirs));
         Lending {
             connection,
             _packets: ours,
@@ -130,7 +126,7 @@ impl Lending {
     }
 
     pub(crate) fn keep(&self, why: &str) {
-        say(&self.connection, &json!({"Kept": why}), None);
+        say(&self.connection, &json!({"Kept": why}));
     }
 }
 
@@ -138,11 +134,11 @@ fn json(text: &[u8]) -> Value {
     serde_json::from_slice(text).expect("JSON")
 }
 
-fn say(connection: &Socket, value: &Value, fd: Option<OwnedFd>) {
-    send(connection, value.to_string().as_bytes(), fd);
+fn say(connection: &Socket, value: &Value) {
+    send(connection, value.to_string().as_bytes(), None);
 }
 
-fn send(connection: &Socket, text: &[u8], fd: Option<OwnedFd>) {
+fn send(connection: &Socket, text: &[u8], fd: Option<&Socket>) {
     let mut space = [MaybeUninit::uninit(); SPACE_BYTES];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
