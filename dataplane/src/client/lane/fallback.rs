@@ -151,7 +151,12 @@ pub(super) struct Fallback {
     spare_until: Instant,
     probing: bool,
     probe_at: Instant,
+    /// Somebody else tries it: what comes of that is not asked for before.
+    look_at: Instant,
+    /// When it was found out last.
     probed_at: Option<Instant>,
+    /// It is tried sooner than it should be, for the silence of TLS.
+    early: bool,
     quic_passes: bool,
     /// When the lane came to what it rides: what was asked before was asked elsewhere.
     rides_since: Instant,
@@ -183,7 +188,9 @@ impl Fallback {
             spare_until: now,
             probing: false,
             probe_at: now + QUIC_PAUSE,
+            look_at: now,
             probed_at: None,
+            early: false,
             quic_passes: false,
             rides_since: now,
             returned: false,
@@ -269,13 +276,15 @@ impl Fallback {
         if self.tls != Tls::Open {
             return Some(self.ride_udp(now, Why::TlsIsLost));
         }
-        if std::mem::take(&mut self.quic_passes) {
+        // A silence that is over is no reason to trust UDP sooner.
+        let needed = !self.early || self.signs.unanswered_since.is_some();
+        if std::mem::take(&mut self.quic_passes) && needed {
             return Some(self.ride_udp(now, Why::QuicPasses));
         }
         let beside = self.next_beside_tls(now, silent);
         if beside.is_none() && !self.probing && now >= self.probe_due(silent) {
             self.probing = true;
-            self.probed_at = Some(now);
+            self.early = now < self.probe_at;
             let as_of = if silent {
                 QUIC_PAUSE_SILENT
             } else {
@@ -319,11 +328,12 @@ impl Fallback {
     }
 
     fn probe_due(&self, silent: bool) -> Instant {
-        match (silent, self.probed_at) {
+        let due = match (silent, self.probed_at) {
             (false, _) => self.probe_at,
             (true, None) => self.rides_since,
             (true, Some(at)) => self.probe_at.min(at + QUIC_PAUSE_SILENT),
-        }
+        };
+        due.max(self.look_at)
     }
 
     fn ride_tls(&mut self, now: Instant) -> Action {
@@ -403,14 +413,16 @@ impl Fallback {
     /// QUIC gets through from another port, or not, as was found at `found`.
     pub(super) fn probed(&mut self, found: Instant, passes: bool) {
         self.probing = false;
+        self.probed_at = Some(found);
+        self.early &= found < self.probe_at;
         self.quic_passes = passes && self.riding == Riding::Tls;
         self.probe_at = self.probe_at.max(found + QUIC_PAUSE);
     }
 
-    /// Somebody else tries QUIC now: ask again soon.
+    /// Somebody else tries QUIC now: ask again at `at`, if there is still reason to.
     pub(super) fn probe_later(&mut self, at: Instant) {
         self.probing = false;
-        self.probe_at = at;
+        self.look_at = at;
     }
 
     /// When [`Fallback::next`] may have something to do, if nothing happens before.
@@ -435,7 +447,8 @@ impl Fallback {
                     .map(|at| at.max(self.second_from));
                 let probes = self.transport == Transport::Auto && !self.probing;
                 let silent_due = silent_at.map(|at| at.max(self.probe_due(true)));
-                let due = silent_due.map_or(self.probe_at, |at| at.min(self.probe_at));
+                let due = self.probe_due(false);
+                let due = silent_due.map_or(due, |at| at.min(due));
                 [beside, probes.then_some(due)].into_iter().flatten().min()
             }
         }

@@ -138,6 +138,87 @@ fn quic_is_tried_every_30_s_for_as_long_as_it_does_not_pass() {
     assert!(pauses.all(|pause| pause <= QUIC_PAUSE + ms(100)));
 }
 
+/// A lane on TLS whose UDP has failed soon after a return: QUIC is not tried for a minute.
+fn damped(now: Instant) -> Fallback {
+    let mut lane = on_tls(now - s(100));
+    lane.probed(now - s(60), true);
+    let back = Action::Ride(Riding::Udp, Why::QuicPasses);
+    assert_eq!(ask(&mut lane, now - s(60), None), Some(back));
+    let ride = Action::Ride(Riding::Tls, Why::UdpIsSilent);
+    let asked = ask(&mut lane, now, Some(now - s(1)));
+    let asked = match asked {
+        Some(Action::DialTls) => {
+            lane.dialled(now, true);
+            ask(&mut lane, now, Some(now - s(1)))
+        }
+        _ => asked,
+    };
+    assert_eq!(asked, Some(ride));
+    assert_eq!(lane.probe_at, now + QUIC_PAUSE * 2);
+    lane
+}
+
+/// Has the lane fall silent, so that it wants to know of QUIC: when it asks, which is returned.
+fn asks_in_silence(lane: &mut Fallback, since: Instant) -> Instant {
+    let silent = since + SILENCE;
+    let dials = ask(lane, silent, Some(since));
+    assert_eq!(dials, Some(Action::DialTls));
+    let asks = ask(lane, silent, Some(since));
+    assert_eq!(asks, Some(Action::ProbeQuic(QUIC_PAUSE_SILENT)));
+    silent
+}
+
+#[test]
+fn a_short_silence_of_tls_does_not_shorten_the_wait_for_udp_that_was_bad() {
+    let now = Instant::now() + s(1_000);
+    // Another lane tries for all when this one asks.
+    let mut lane = damped(now);
+    let asked = asks_in_silence(&mut lane, now + s(5));
+    lane.probe_later(asked + s(1));
+    lane.dialled(asked + ms(100), false);
+    assert_eq!(lane.deadline(), Some(asked + s(1)));
+    let mut at = asked + ms(100);
+    while at < now + QUIC_PAUSE * 2 {
+        assert_eq!(ask(&mut lane, at, None), None);
+        assert!(lane.deadline().is_some_and(|next| next > at), "no turn in vain");
+        at += ms(100);
+    }
+    assert_eq!(ask(&mut lane, at, None), Some(Action::ProbeQuic(QUIC_PAUSE)));
+    // It tries itself, and what it finds comes when TLS is answered again.
+    let mut lane = damped(now);
+    let asked = asks_in_silence(&mut lane, now + s(5));
+    lane.dialled(asked + ms(100), false);
+    lane.probed(asked + ms(200), true);
+    assert_eq!(ask(&mut lane, asked + ms(200), None), None);
+    let at = now + QUIC_PAUSE * 2;
+    assert_eq!(lane.probe_at, at);
+    let due = ask(&mut lane, at, None);
+    assert_eq!(due, Some(Action::ProbeQuic(QUIC_PAUSE)));
+    lane.probed(at, true);
+    let back = Action::Ride(Riding::Udp, Why::QuicPasses);
+    assert_eq!(ask(&mut lane, at, None), Some(back));
+}
+
+#[test]
+fn a_lane_whose_tls_stays_silent_takes_udp_that_passes_whoever_has_tried_it() {
+    let now = Instant::now() + s(1_000);
+    let mut lane = damped(now);
+    let since = now + s(5);
+    let asked = asks_in_silence(&mut lane, since);
+    lane.probe_later(asked + s(1));
+    lane.dialled(asked + ms(100), false);
+    assert_eq!(ask(&mut lane, asked + ms(999), Some(since)), None);
+    let again = asked + s(1);
+    let mut asks = ask(&mut lane, again, Some(since));
+    if asks == Some(Action::DialTls) {
+        asks = ask(&mut lane, again, Some(since));
+    }
+    assert_eq!(asks, Some(Action::ProbeQuic(QUIC_PAUSE_SILENT)));
+    lane.probed(again, true);
+    let back = Action::Ride(Riding::Udp, Why::QuicPasses);
+    assert_eq!(ask(&mut lane, again, Some(since)), Some(back));
+}
+
 #[test]
 fn a_lane_whose_tls_connection_ends_goes_over_udp_until_there_is_another_one() {
     let now = Instant::now() + s(100);
