@@ -337,7 +337,8 @@ impl Fallback {
     }
 
     fn ride_tls(&mut self, now: Instant) -> Action {
-        let why = match (std::mem::take(&mut self.lost), self.loses_until.take()) {
+        let loses = self.loses_until.take().filter(|until| now < *until);
+        let why = match (std::mem::take(&mut self.lost), loses) {
             (true, _) => Why::TlsIsBack,
             (false, Some(_)) => Why::UdpLosesMost,
             (false, None) => Why::UdpIsSilent,

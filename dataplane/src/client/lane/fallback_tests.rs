@@ -103,6 +103,18 @@ fn what_was_said_of_losses_is_forgotten_when_it_is_not_said_again() {
 }
 
 #[test]
+fn losses_that_were_said_long_ago_are_not_given_as_the_reason_of_a_move() {
+    let now = Instant::now();
+    let mut lane = on_udp(now);
+    lane.loses_most(now);
+    assert_eq!(ask(&mut lane, now, None), Some(Action::DialTls));
+    let later = now + SAID_FOR + s(1);
+    lane.dialled(later, true);
+    let ride = Action::Ride(Riding::Tls, Why::UdpIsSilent);
+    assert_eq!(ask(&mut lane, later + SILENCE, Some(later)), Some(ride));
+}
+
+#[test]
 fn where_neither_passes_tls_is_dialled_with_growing_pauses() {
     let start = Instant::now();
     let mut lane = on_udp(start);
