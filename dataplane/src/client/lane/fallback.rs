@@ -46,6 +46,17 @@ const QUIC_PAUSE_SILENT: Duration = Duration::from_secs(5);
 /// likewise. The same after the first one that was dialled beside another.
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
 
+/// The latter is doubled up to this often: where the first one is silent for good, what its lane
+/// carries waits for another one, and a lane has one at a time.
+const SECOND_DOUBLINGS_MAX: u32 = 2;
+
+/// A lane that has lost the TLS connection that it rode dials so long this often, jittered: the
+/// server keeps its flows for as long.
+const LOST_FOR: Duration = Duration::from_secs(5);
+
+/// See [`LOST_FOR`].
+pub(super) const LOST_PAUSE: Duration = Duration::from_millis(500);
+
 /// A lane that had no need of a second TLS connection for this long may have the next one at once.
 const LASTS: Duration = Duration::from_secs(60);
 
@@ -147,6 +158,10 @@ pub(super) struct Fallback {
     loses_until: Option<Instant>,
     /// The lane has lost the connection that it rode: the next one is ridden at once.
     lost: bool,
+    /// Since when, unless it was one of several in vain.
+    lost_at: Instant,
+    /// The next pause of those that are short.
+    lost_pause: Duration,
     /// Until when a connection that is not ridden is kept.
     spare_until: Instant,
     probing: bool,
@@ -185,6 +200,8 @@ impl Fallback {
             seconds: 0,
             loses_until: None,
             lost: false,
+            lost_at: now,
+            lost_pause: LOST_PAUSE,
             spare_until: now,
             probing: false,
             probe_at: now + QUIC_PAUSE,
@@ -366,17 +383,25 @@ impl Fallback {
         Action::Ride(Riding::Udp, why)
     }
 
+    /// About [`LOST_PAUSE`], for the next dial that fails.
+    pub(super) fn set_lost_pause(&mut self, pause: Duration) {
+        self.lost_pause = pause;
+    }
+
     /// The TLS connection that was dialled is there, or not. True if it is the second one.
     pub(super) fn dialled(&mut self, now: Instant, there: bool) -> bool {
         let is_second = self.second == Tls::Dialling;
         if is_second {
             self.second = if there { Tls::Open } else { Tls::None };
-            self.second_from = now + pause(self.seconds);
+            self.second_from = now + pause(self.seconds.min(SECOND_DOUBLINGS_MAX));
             self.seconds += 1;
         } else if there {
             self.tls = Tls::Open;
             self.dials_failed = 0;
             self.spare_until = now + SPARE_FOR;
+        } else if self.lost && now < self.lost_at + LOST_FOR {
+            self.tls = Tls::None;
+            self.dial_from = now + self.lost_pause;
         } else {
             self.tls = Tls::None;
             self.dial_from = now + pause(self.dials_failed);
@@ -399,6 +424,9 @@ impl Fallback {
             self.lost = true;
             // One without an answer is as good as none. The first may have been a mishap.
             self.in_vain = if answered { 0 } else { self.in_vain + 1 };
+            if self.in_vain <= 1 {
+                self.lost_at = now;
+            }
             let before = self.in_vain.checked_sub(2);
             self.dial_from += before.map_or(Duration::ZERO, pause);
         }
@@ -464,3 +492,7 @@ fn pause(before: u32) -> Duration {
 #[cfg(test)]
 #[path = "fallback_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "fallback_lives_tests.rs"]
+mod lives;
