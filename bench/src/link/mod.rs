@@ -14,7 +14,7 @@
 //!
 //! # Accuracy
 //!
-//! `cargo test -p qmux-bench --test link -- --nocapture` measures it. On two shared cores: a rate of 200 Mbit/s to 0.1 %, a round
+//! `cargo test --workspace --test link -- --nocapture` measures it. On two shared cores: a rate of 200 Mbit/s to 0.1 %, a round
 //! trip of 40 ms plus 0.4 ms, 1 % loss exactly as the scheduler decided it, and one TCP stream fills 4 Gbit/s to 99 %.
 //!
 //! A packet leaves when a thread wakes up: some tens of microseconds late, or up to a twentieth of the delay, at most 0.1 ms,

@@ -1,7 +1,7 @@
 //! The client's decisions by seeded simulation, without a socket: roster, plans of several cores,
 //! numbers of lanes, drains and back-off together. Hints between cores are lost, clocks jump,
 //! servers drain, die and come back as others. Every run repeats by its seed:
-//! `QMUX_SEED=7 cargo test -p qmux-dp client::simulation`.
+//! `QMUX_SEED=7 cargo test --workspace client::simulation`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;

@@ -79,6 +79,7 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
     };
     let begun = Begun {
         early: opened.early,
+        own_bytes: opened.own_bytes,
         early_fin: opened.fin,
         // Few services speak first.
         empty: true,
@@ -124,6 +125,8 @@ struct Opened {
     /// What the service gets first: the PROXY header, if it wants one, and what came behind the
     /// Open header.
     early: Vec<u8>,
+    /// The length of the PROXY header.
+    own_bytes: usize,
     fin: bool,
 }
 
@@ -162,12 +165,15 @@ async fn open(
                 let reach = reach(this, &header);
                 let (service, socket) = visitor.while_there(reach).await?;
                 let fin = visitor.all_read.get();
-                let early = early(&service, &header, &bytes[length..]);
+                let mut early = before_visitor(&service, &header);
+                let own_bytes = early.len();
+                early.extend_from_slice(&bytes[length..]);
                 return Ok(Opened {
                     header,
                     service,
                     socket,
                     early,
+                    own_bytes,
                     fin,
                 });
             }
@@ -186,15 +192,13 @@ async fn open(
     }
 }
 
-/// What the service gets of a visitor whose first bytes are `bytes`.
-fn early(service: &Service, header: &OpenHeader, bytes: &[u8]) -> Vec<u8> {
+/// What the service gets before a visitor's bytes.
+fn before_visitor(service: &Service, header: &OpenHeader) -> Vec<u8> {
     let OpenHeader {
         visitor, traffic, ..
     } = *header;
     let version = service.local.proxy_protocol;
-    let mut early = proxy_header::of_visitor(version, Protocol::Tcp, visitor, traffic);
-    early.extend_from_slice(bytes);
-    early
+    proxy_header::of_visitor(version, Protocol::Tcp, visitor, traffic)
 }
 
 /// The visitor of a flow whose service is being dialled, as its stream shows it.

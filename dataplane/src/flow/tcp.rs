@@ -66,6 +66,8 @@ pub(crate) struct TcpFlow {
 pub(crate) struct Begun {
     /// Bytes read from the stream that the socket has not got.
     pub(crate) early: Vec<u8>,
+    /// The first so many of them are ours, and not the visitor's.
+    pub(crate) own_bytes: usize,
     /// The stream has ended behind them.
     pub(crate) early_fin: bool,
     /// Bytes read from the socket that the stream has not got.
@@ -106,6 +108,7 @@ pub(crate) async fn run(ends: TcpFlow, begun: Begun) -> Ended {
         broken: Cell::new(false),
         fin_read: Cell::new(false),
         closed_behind_first: Cell::new(false),
+        own_bytes: begun.own_bytes as u64,
         bytes_in: Cell::new(begun.bytes_in),
         bytes_out: Cell::new(0),
     };
@@ -164,6 +167,8 @@ struct Flow {
     fin_read: Cell<bool>,
     /// See [`Ended`].
     closed_behind_first: Cell<bool>,
+    /// The socket gets so many bytes of ours before those of the visitor.
+    own_bytes: u64,
     /// For the log: see [`Ended`].
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
@@ -602,12 +607,14 @@ impl Flow {
             watch,
             ..
         } = &self.ends;
-        if self.bytes_out.get() == 0 && self.bytes_in.get() == 0 && !bytes.is_empty() {
-            // The first of the visitor's bytes. A server that has heard nothing of them gives them
-            // to another client when this one dies, and no service must get them twice. So it hears
-            // of them first: lanes are flushed before this task has its next turn.
-            if lane.acknowledge_now() {
-                yield_now().await;
+        let (own, given) = (self.own_bytes, self.bytes_out.get());
+        if self.bytes_in.get() == 0 && holds_first_byte(own, given, bytes.len()) {
+            // A server that has heard nothing of them gives them to another client when this one
+            // dies, and no service must get them twice. So it hears of them first.
+            lane.acknowledge_now().await;
+            if lane.end().is_some() {
+                self.abort(FlowError::Internal);
+                return Err(Stopped);
             }
         }
         while !bytes.is_empty() {
@@ -632,5 +639,25 @@ impl Flow {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether the first byte of the visitor is among the next `bytes` that the socket gets: it has got
+/// `given`, and `own` come before the visitor's.
+fn holds_first_byte(own: u64, given: u64, bytes: usize) -> bool {
+    given <= own && given + bytes as u64 > own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::holds_first_byte;
+
+    #[test]
+    fn the_first_byte_of_a_visitor_is_told_from_those_before_and_behind_it() {
+        assert!(holds_first_byte(0, 0, 1) && !holds_first_byte(0, 0, 0));
+        assert!(!holds_first_byte(0, 1, 100));
+        // A header of ours alone, and then the visitor's; or both at once.
+        assert!(!holds_first_byte(28, 0, 28) && holds_first_byte(28, 28, 1));
+        assert!(holds_first_byte(28, 0, 29) && !holds_first_byte(28, 29, 1));
     }
 }

@@ -7,6 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::Receiver;
+
 use super::mail::CoreMail;
 use super::progress::BEAT;
 use crate::client::{ClientCore, ClientShared};
@@ -67,11 +69,16 @@ pub(crate) struct CoreSetup {
     pub(crate) server: Option<(Arc<ServerShared>, CoreChanges)>,
     /// The client role, if configured.
     pub(crate) client: Option<Arc<ClientShared>>,
+    /// Where it hears once, after [`CoreReport::Opened`], that it may begin; it ends if nobody is
+    /// left to say so.
+    pub(crate) begins: Receiver<()>,
 }
 
 /// What a core's thread tells `main`.
 #[derive(Debug)]
 pub(crate) enum CoreReport {
+    /// Its sockets are open, but none of its tasks has run: nothing has been read or accepted.
+    Opened,
     /// All its parts run.
     Started,
     /// Something without which it is of no use has panicked. The rest of it goes on.
@@ -145,7 +152,6 @@ fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
 
 async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
     let context = Rc::new(CoreContext::new(setup.index, setup.cluster, Instant::now()));
-    context.cluster.turns[context.index].watch_this_thread();
     let (index, mailboxes) = (context.index, setup.mailboxes.clone());
     panics::watch_this_thread(&context, move || mailboxes.of(index).wake());
     let flows = TcpFlows::new(Arc::clone(&context.counters));
@@ -164,6 +170,14 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
         }
         None => None,
     };
+    report(CoreReport::Opened);
+    // Without a pause of this task: the others, which the sockets have been given to, begin with the
+    // first one. Until then another process may serve with the same sockets.
+    let told = setup.begins.recv();
+    told.map_err(|_| "the process ended before it began to serve".to_owned())?;
+    yield_now().await;
+    // Neither what opening took nor the wait counts as a turn.
+    context.cluster.turns[context.index].watch_this_thread();
     let client = setup.client.map(|shared| {
         let post = Arc::new(setup.mailboxes.clone());
         ClientCore::start(&RoleContext::new(&context, post, &flows), &shared)
@@ -348,7 +362,7 @@ impl Roles<'_> {
 
 #[cfg(test)]
 mod tests {
-    use crossbeam::channel::{Receiver, unbounded};
+    use crossbeam::channel::{bounded, unbounded};
 
     use super::*;
     use crate::core::panics::injected;
@@ -359,6 +373,8 @@ mod tests {
     fn start_core() -> (Arc<Cluster>, Mailboxes<CoreMail>, Receiver<CoreReport>) {
         let (mailboxes, mut wakes) = Mailboxes::new(1).expect("a socket pair");
         let cluster = Arc::new(Cluster::new(1));
+        let (may_begin, begins) = bounded(1);
+        may_begin.send(()).expect("a place");
         let setup = CoreSetup {
             cpu: None,
             index: 0,
@@ -367,6 +383,7 @@ mod tests {
             wake: wakes.remove(0),
             server: None,
             client: None,
+            begins,
         };
         let (sender, reports) = unbounded();
         let report = move |report| {
@@ -383,6 +400,7 @@ mod tests {
     fn a_core_that_lost_a_vital_task_says_so_and_still_drains_and_closes() {
         let (cluster, mailboxes, reports) = start_core();
         let next = || reports.recv_timeout(PATIENCE).expect("a report");
+        assert!(matches!(next(), CoreReport::Opened));
         assert!(matches!(next(), CoreReport::Started));
         assert!(matches!(next(), CoreReport::Broken));
         assert_eq!(cluster.counters[0].panics.get(), 1);

@@ -53,6 +53,11 @@ impl LossWatch {
     /// How many packets in a hundred are lost, if the way fails. To be asked from [`Self::next`] on,
     /// with what was sent and lost up to now.
     pub(crate) fn look(&mut self, now: Instant, (sent, lost): (u64, u64)) -> Option<u64> {
+        if now > self.next() + WINDOW {
+            // Nobody looked for a while: the lane went along another way, or was idle.
+            *self = LossWatch::new(now, (sent, lost));
+            return None;
+        }
         if now >= self.next() {
             let sent_now = sent.saturating_sub(self.sent);
             let lost_now = lost.saturating_sub(self.lost);
@@ -102,6 +107,19 @@ mod tests {
     #[test]
     fn a_quiet_lane_says_nothing_whatever_it_loses() {
         assert_eq!(says(&[(8, 8); 20]), [false; 20]);
+    }
+
+    #[test]
+    fn a_time_in_which_nobody_looked_is_not_judged() {
+        let begin = Instant::now();
+        let mut watch = LossWatch::new(begin, (0, 0));
+        assert_eq!(watch.look(begin + WINDOW, (300, 290)), None);
+        let later = begin + WINDOW * 10;
+        assert_eq!(watch.look(later, (50_000, 40_000)), None);
+        assert_eq!(watch.next(), later + WINDOW);
+        assert_eq!(watch.look(later + WINDOW, (50_300, 40_290)), None, "anew");
+        let says = watch.look(later + WINDOW * 2, (50_600, 40_580));
+        assert!(says.is_some());
     }
 
     #[test]

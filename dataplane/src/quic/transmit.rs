@@ -111,6 +111,8 @@ impl Batch {
             let Some(room) = lane.send_budget(self.buffer.len() - self.end) else {
                 return Filled::All;
             };
+            // Not before: a lane whose pace, or whose way, lets nothing go still owes what it owed.
+            lane.debts_paid();
             let out = &mut self.buffer[self.end..self.end + room];
             let Ok((length, _addresses)) = conn.send(out) else {
                 // `Done`, or an error that has closed the connection, which `is_closed` tells.

@@ -9,8 +9,8 @@
 //!
 //! What counts as heard is for its owner to say, by a number that grows: a server counts packets, a
 //! client what was acknowledged, because it also finds out by it that only its own packets are lost.
-//! A lane may also keep a vigil for itself alone ([`Vigil::alone`]). No clock, no I/O: time comes in
-//! as an argument.
+//! A lane may also keep a vigil for itself alone ([`Vigil::alone`]), or beside the one that has the
+//! role ([`Vigil::asks_aside`]). No clock, no I/O: time comes in as an argument.
 
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,8 @@ struct Asked {
 pub(crate) struct Vigil {
     /// Time between probes; `None`: none.
     interval: Option<Duration>,
+    /// The same while another lane has the role; `None`: none.
+    aside: Option<Duration>,
     probes: bool,
     /// For itself: it alarms nobody.
     alone: bool,
@@ -73,6 +75,7 @@ impl Vigil {
     pub(crate) fn new(interval: Duration) -> Vigil {
         Vigil {
             interval: (!interval.is_zero()).then_some(interval),
+            aside: None,
             probes: false,
             alone: false,
             asked: None,
@@ -92,9 +95,19 @@ impl Vigil {
         }
     }
 
-    /// Whether it probes for itself.
-    pub(crate) fn is_alone(&self) -> bool {
-        self.alone
+    /// While another lane has the probing role, this one asks for itself at each `interval`: its
+    /// own way may fail where the other one's does not.
+    pub(crate) fn asks_aside(&mut self, interval: Duration, now: Instant, heard: u64) {
+        self.aside = Some(interval);
+        if !self.probes && self.asked.is_none() {
+            self.heard = heard;
+            self.next = Some(now + interval / 2);
+        }
+    }
+
+    /// Whether it asks for itself, and nobody else relies on it.
+    pub(crate) fn is_for_itself(&self) -> bool {
+        self.alone || !self.probes
     }
 
     /// The lane has no need of it now: it is not asked unless an answer is missing already.
@@ -195,9 +208,9 @@ impl Vigil {
         }
     }
 
-    /// Time between this lane's probes, if it has the role.
+    /// Time between this lane's probes, if it has the role or asks for itself.
     fn interval(&self) -> Option<Duration> {
-        self.interval.filter(|_| self.probes)
+        self.interval.filter(|_| self.probes).or(self.aside)
     }
 }
 
@@ -207,6 +220,10 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_millis(500);
     const RTT: Duration = Duration::from_millis(1);
+    const PING: Duty = Duty {
+        ping: true,
+        alarm: false,
+    };
 
     /// Runs a vigil over `length`: each ping is answered if `answered` says so for its time.
     /// Returns the times of pings and alarms, in milliseconds.
@@ -354,7 +371,7 @@ mod tests {
     fn a_lane_that_asks_for_itself_alarms_nobody_and_rests_when_it_has_no_need() {
         let start = Instant::now();
         let mut vigil = Vigil::alone(INTERVAL, start, 0);
-        assert!(!vigil.wants_to_probe() && vigil.is_alone());
+        assert!(!vigil.wants_to_probe() && vigil.is_for_itself());
         for _ in 0..10 {
             let now = vigil.next().expect("it goes on");
             vigil.skip(now, 0);
@@ -367,6 +384,31 @@ mod tests {
         let now = vigil.next().expect("it asks on");
         vigil.skip(now, 0);
         assert!(vigil.due(now, 0, RTT).ping, "an answer is missing");
+    }
+
+    #[test]
+    fn a_lane_without_the_role_asks_for_itself_alarms_nobody_and_still_wants_the_role() {
+        let start = Instant::now();
+        let aside = Duration::from_secs(1);
+        let mut vigil = Vigil::new(INTERVAL);
+        vigil.asks_aside(aside, start, 0);
+        assert!(vigil.wants_to_probe() && vigil.is_for_itself());
+        let first = start + aside / 2;
+        assert!(vigil.due(first, 0, RTT).ping);
+        let next = vigil.next().expect("it asks on");
+        assert_eq!(vigil.due(next, 0, RTT), PING, "no alarm");
+        assert_eq!(vigil.unanswered_since(|| 0), Some(first));
+        let answered = vigil.next().expect("it asks on");
+        assert_eq!(vigil.due(answered, 1, RTT), Duty::default());
+        assert_eq!(vigil.next(), Some(next + aside));
+        assert!(vigil.alarm(answered, 1, RTT).ping);
+        let calm = vigil.next().expect("it asks on");
+        assert_eq!(vigil.due(calm, 2, RTT), Duty::default());
+        assert_eq!(vigil.next(), Some(answered + aside), "it goes on");
+        vigil.probe(calm, 2);
+        assert!(!vigil.is_for_itself());
+        let (pings, alarms) = run(&mut vigil, calm, Duration::from_millis(600), 2, |_| false);
+        assert_eq!((pings.as_slice(), alarms.len()), (&[250, 450][..], 1));
     }
 
     #[test]

@@ -59,7 +59,8 @@ impl ServerCore {
             doors: RefCell::default(),
             entrances: RefCell::default(),
         });
-        let (entrances, problems) = this.open(opened);
+        // Where they listen another process may, too, until this one has begun.
+        let (entrances, problems) = this.open(opened, |_| ());
         if let Some(why) = problems.into_iter().next() {
             return Err(why);
         }
@@ -79,9 +80,13 @@ impl ServerCore {
         Ok(this)
     }
 
-    /// Opens what is new, and says what cannot be opened here; of that nothing is left that listens.
-    /// The entrances do not accept yet.
-    fn open(&self, changes: CoreChanges) -> (Vec<Rc<Entrance>>, Vec<String>) {
+    /// Opens what is new, and says what cannot be opened here; of that `unserved` gets the sockets
+    /// for TCP visitors. The entrances do not accept yet.
+    fn open(
+        &self,
+        changes: CoreChanges,
+        unserved: fn(&TcpListener),
+    ) -> (Vec<Rc<Entrance>>, Vec<String>) {
         let mut problems = Vec::new();
         for opened in changes.doors_opened {
             let id = opened.door.id;
@@ -96,7 +101,7 @@ impl ServerCore {
         let mut entrances = Vec::new();
         for opened in changes.opened {
             let address = opened.entrance.traffic_addr;
-            match self.open_entrance(opened) {
+            match self.open_entrance(opened, unserved) {
                 Ok(entrance) => entrances.extend(entrance),
                 Err(why) => problems.push(format!("{address}: {why}")),
             }
@@ -105,7 +110,11 @@ impl ServerCore {
     }
 
     /// `None` if its door could not be opened, which was said.
-    fn open_entrance(&self, opened: OpenedEntrance) -> Result<Option<Rc<Entrance>>, String> {
+    fn open_entrance(
+        &self,
+        opened: OpenedEntrance,
+        unserved: fn(&TcpListener),
+    ) -> Result<Option<Rc<Entrance>>, String> {
         let OpenedEntrance {
             door,
             service,
@@ -117,17 +126,17 @@ impl ServerCore {
         let again = match sockets.tcp.as_ref().map(TcpListener::try_clone).transpose() {
             Ok(again) => again,
             Err(error) => {
-                sockets.tcp.iter().for_each(stop_listening);
+                sockets.tcp.iter().for_each(unserved);
                 return Err(error.to_string());
             }
         };
         let Some(door) = self.doors.borrow().get(&door).cloned() else {
-            again.iter().for_each(stop_listening);
+            again.iter().for_each(unserved);
             return Ok(None);
         };
         let opened = Entrance::open(entrance, &door, &service, sockets);
         if opened.is_err() {
-            again.iter().for_each(stop_listening);
+            again.iter().for_each(unserved);
         }
         opened.map(Some)
     }
@@ -155,7 +164,7 @@ impl ServerCore {
                 door.tell_services(*client);
             }
         }
-        let (opened, problems) = self.open(changes);
+        let (opened, problems) = self.open(changes, |socket| stop_listening(socket));
         for entrance in opened {
             entrance.begin_to_accept();
             self.entrances.borrow_mut().insert(entrance.id(), entrance);
@@ -290,7 +299,7 @@ impl ServerCore {
         of_doors.chain(of_entrances).collect()
     }
 
-    /// The successor has the sockets: they are read here no more, and stay open.
+    /// The successor has taken sockets: those are read here no more, and stay open.
     fn handed_over(&self) {
         for door in self.doors.borrow().values() {
             door.handed_over();

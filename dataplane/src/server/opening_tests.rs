@@ -14,6 +14,7 @@ use crate::flow::udp::tests::support::{run, std_socket, until};
 use crate::flow::watch::TcpFlows;
 use crate::quic::tickets::TicketKeys;
 use crate::server::shared::plan::{DoorSockets, EntranceSockets};
+use crate::server::succession::{SocketUse, Taken};
 use crate::sys::bind::tcp_reuseport;
 
 /// A server of three services. What is bound in the tests stands for these addresses.
@@ -169,5 +170,28 @@ fn the_entrances_of_a_door_that_cannot_be_opened_keep_nobody_waiting() {
             TcpStream::connect(at).expect_err("nobody listens where nobody is accepted");
         }
         assert!(world.cluster.all_visitors_are_in());
+    });
+}
+
+#[test]
+fn a_stop_that_overtakes_word_of_the_handover_closes_nothing_of_the_successors() {
+    run(async {
+        let world = World::new();
+        let (a, _a, at_a) = entrance(std_socket());
+        let (b, _b, at_b) = entrance(std_socket());
+        let (c, _c, _) = entrance(std_socket());
+        let opened = world.reload(std_socket(), vec![a, b, c]);
+        opened.expect("all are opened");
+        let taken = (SocketUse::Tcp, "127.0.0.1:1001".parse().expect("literal"));
+        let into = &world.core.shared.handed_over;
+        into.set(Taken::from_iter([taken])).expect("the first");
+        world.core.context.draining.set(true);
+        world.core.drain(Duration::ZERO);
+        until("nobody is accepted any more", || {
+            world.cluster.all_visitors_are_in()
+        })
+        .await;
+        TcpStream::connect(at_a).expect("the successor has it");
+        TcpStream::connect(at_b).expect_err("nobody has taken it");
     });
 }

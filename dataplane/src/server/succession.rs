@@ -5,6 +5,7 @@
 //! the predecessor still has comes to it, and it knows no such lane: it passes the packet on, and the
 //! predecessor answers from its own descriptor.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
@@ -34,6 +35,24 @@ pub(crate) struct Lent {
     pub(crate) core: usize,
     /// A descriptor of its own.
     pub(crate) fd: OwnedFd,
+}
+
+/// Which of the lent sockets a successor has taken, by their use and address: those of all cores at
+/// once.
+#[derive(Debug, Default)]
+pub(crate) struct Taken(HashSet<(SocketUse, SocketAddr)>);
+
+impl Taken {
+    /// Whether the sockets of this use at this address are the successor's.
+    pub(crate) fn has(&self, used_for: SocketUse, address: SocketAddr) -> bool {
+        self.0.contains(&(used_for, address))
+    }
+}
+
+impl FromIterator<(SocketUse, SocketAddr)> for Taken {
+    fn from_iter<T: IntoIterator<Item = (SocketUse, SocketAddr)>>(taken: T) -> Taken {
+        Taken(taken.into_iter().collect())
+    }
 }
 
 /// A QUIC packet on its way to the predecessor.

@@ -52,6 +52,36 @@ pub(super) fn unacknowledged_bytes(socket: impl AsFd) -> u32 {
     }
 }
 
+/// Who is at the other end of a Unix socket (`SO_PEERCRED`, unix(7)). Its process id is 0 if it has
+/// none that is known here, as in another container; so no type that cannot be 0 may hold it.
+///
+/// # Errors
+/// `getsockopt(2)`'s.
+pub(super) fn peer_credentials(socket: impl AsFd) -> io::Result<libc::ucred> {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: libc::uid_t::MAX,
+        gid: libc::gid_t::MAX,
+    };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the descriptor is open for as long as it is borrowed; the kernel writes no more than
+    // `length` bytes, for which `peer` is valid, and of which every value is one of its integers.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(peer)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Not for others: what pointers in `value` point at must be as the option wants it.
 fn set<T>(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
     // SAFETY: the descriptor is open for as long as it is borrowed; `value` is valid for the length passed, which is its

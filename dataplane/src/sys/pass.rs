@@ -3,6 +3,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::retry_on_intr;
@@ -54,6 +55,31 @@ pub(crate) fn receive(
     Ok((received.bytes > 0).then_some((received.bytes, fd)))
 }
 
+/// Who is at the other end of a Unix socket: whoever listened there, or connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// Its process, if that has a number here.
+    pub(crate) pid: Option<NonZeroU32>,
+    /// Its user.
+    pub(crate) uid: u32,
+}
+
+impl Peer {
+    /// Of this connection.
+    ///
+    /// # Errors
+    /// Those of getsockopt(2).
+    pub(crate) fn of(connection: impl AsFd) -> io::Result<Peer> {
+        let credentials = super::option::peer_credentials(connection)?;
+        Ok(Peer {
+            pid: u32::try_from(credentials.pid)
+                .ok()
+                .and_then(NonZeroU32::new),
+            uid: credentials.uid,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
@@ -84,5 +110,13 @@ mod tests {
         drop(listener.accept().expect("a visitor"));
         assert_eq!(visitor.read(&mut [0; 1]).expect("closed"), 0);
         assert!(receive(&other, &mut text).expect("received").is_none());
+    }
+
+    #[test]
+    fn the_other_end_of_a_pair_is_this_process() {
+        let (one, _other) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).expect("a pair");
+        let peer = Peer::of(&one).expect("credentials");
+        assert_eq!(peer.pid.map(NonZeroU32::get), Some(std::process::id()));
+        assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
     }
 }

@@ -41,6 +41,18 @@ pub(crate) fn attach(listener: &TcpListener) -> io::Result<()> {
     SockRef::from(listener).attach_filter(&PROGRAM)
 }
 
+/// New connections begin at `listener` again, if they were kept away; true if they were.
+///
+/// # Errors
+/// `setsockopt(2)`'s.
+pub(crate) fn detach(listener: &TcpListener) -> io::Result<bool> {
+    match SockRef::from(listener).detach_filter() {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,5 +110,16 @@ mod tests {
     #[test]
     fn a_socket_of_both_families_is_filtered_for_ipv4_too() {
         keeps_new_ones_away_and_lets_old_ones_in("[::]:0", "127.0.0.1");
+    }
+
+    #[test]
+    fn new_ones_come_in_again_once_the_filter_is_taken_off_by_whoever_has_the_socket() {
+        let listener = tcp_reuseport("127.0.0.1:0".parse().expect("literal")).expect("bind");
+        let addr = listener.local_addr().expect("bound");
+        let of_another = listener.try_clone().expect("a descriptor");
+        assert!(!detach(&of_another).expect("there is none"));
+        attach(&listener).expect("attach");
+        assert!(detach(&of_another).expect("there is one"));
+        TcpStream::connect(addr).expect("in the queue");
     }
 }

@@ -1,5 +1,8 @@
 //! One server process takes the place of another, and nobody is lost.
 
+mod decided;
+mod left;
+
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};

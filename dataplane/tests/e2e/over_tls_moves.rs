@@ -234,6 +234,41 @@ fn flows_go_on_when_udp_is_dropped_though_idle_servers_are_not_probed() {
     world.finish();
 }
 
+/// Whichever of them it is: one lane to a server probes it, and the others must find out, too.
+#[test]
+fn flows_go_on_when_udp_of_one_lane_of_several_is_dropped() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    let client = ClientSetup {
+        client: vec!["lanes = 3"],
+        log_level: Some("debug"),
+        ..ClientSetup::default()
+    };
+    let (site, service) = (Site::new(), TcpService::echo());
+    let server = Server::start(&site, &ServerSetup::default());
+    let path = TwoWays::to(server.quic());
+    let client = start_client(&site, &client, path.address, service.address);
+    client.wait_for_lines("its lanes", 3, |line| line.contains("lane registered"));
+    let mut random = Random::new(7);
+    let mut visitors: Vec<_> = (0..9).map(|_| visitor::connect(server.traffic())).collect();
+    let mut type_a_little = || {
+        for visitor in &mut visitors {
+            visitor::exchange(visitor, &random.bytes(64));
+        }
+    };
+    type_a_little();
+    let senders = path.senders();
+    assert_eq!(senders.len(), 3);
+    for sender in senders {
+        path.cut_off(sender);
+        type_a_little();
+    }
+    client.wait_for_lines("all go over TLS", 3, |line| {
+        line.contains("a lane goes over TLS with its flows")
+    });
+}
+
 #[test]
 fn flows_go_on_over_another_tls_connection_when_a_firewall_forgets_the_one_that_carries_them() {
     if subject::only_wire(WHY) {

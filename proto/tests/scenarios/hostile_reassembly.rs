@@ -1,6 +1,6 @@
 //! A peer that sends whatever hurts, beside flows that behave: memory stays bounded, and what comes
 //! back is what was sent. Every run repeats by its seed:
-//! `QMUX_SEED=7 cargo test -p qmux-proto hostile`.
+//! `QMUX_SEED=7 cargo test --workspace hostile`.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};

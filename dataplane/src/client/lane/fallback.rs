@@ -46,6 +46,17 @@ const QUIC_PAUSE_SILENT: Duration = Duration::from_secs(5);
 /// likewise. The same after the first one that was dialled beside another.
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
 
+/// The latter is doubled up to this often: where the first one is silent for good, what its lane
+/// carries waits for another one, and a lane has one at a time.
+const SECOND_DOUBLINGS_MAX: u32 = 2;
+
+/// A lane that has lost the TLS connection that it rode dials so long this often, jittered: the
+/// server keeps its flows for as long.
+const LOST_FOR: Duration = Duration::from_secs(5);
+
+/// See [`LOST_FOR`].
+pub(super) const LOST_PAUSE: Duration = Duration::from_millis(500);
+
 /// A lane that had no need of a second TLS connection for this long may have the next one at once.
 const LASTS: Duration = Duration::from_secs(60);
 
@@ -147,11 +158,20 @@ pub(super) struct Fallback {
     loses_until: Option<Instant>,
     /// The lane has lost the connection that it rode: the next one is ridden at once.
     lost: bool,
+    /// Since when, unless it was one of several in vain.
+    lost_at: Instant,
+    /// The next pause of those that are short.
+    lost_pause: Duration,
     /// Until when a connection that is not ridden is kept.
     spare_until: Instant,
     probing: bool,
     probe_at: Instant,
+    /// Somebody else tries it: what comes of that is not asked for before.
+    look_at: Instant,
+    /// When it was found out last.
     probed_at: Option<Instant>,
+    /// It is tried sooner than it should be, for the silence of TLS.
+    early: bool,
     quic_passes: bool,
     /// When the lane came to what it rides: what was asked before was asked elsewhere.
     rides_since: Instant,
@@ -180,10 +200,14 @@ impl Fallback {
             seconds: 0,
             loses_until: None,
             lost: false,
+            lost_at: now,
+            lost_pause: LOST_PAUSE,
             spare_until: now,
             probing: false,
             probe_at: now + QUIC_PAUSE,
+            look_at: now,
             probed_at: None,
+            early: false,
             quic_passes: false,
             rides_since: now,
             returned: false,
@@ -269,13 +293,15 @@ impl Fallback {
         if self.tls != Tls::Open {
             return Some(self.ride_udp(now, Why::TlsIsLost));
         }
-        if std::mem::take(&mut self.quic_passes) {
+        // A silence that is over is no reason to trust UDP sooner.
+        let needed = !self.early || self.signs.unanswered_since.is_some();
+        if std::mem::take(&mut self.quic_passes) && needed {
             return Some(self.ride_udp(now, Why::QuicPasses));
         }
         let beside = self.next_beside_tls(now, silent);
         if beside.is_none() && !self.probing && now >= self.probe_due(silent) {
             self.probing = true;
-            self.probed_at = Some(now);
+            self.early = now < self.probe_at;
             let as_of = if silent {
                 QUIC_PAUSE_SILENT
             } else {
@@ -319,15 +345,17 @@ impl Fallback {
     }
 
     fn probe_due(&self, silent: bool) -> Instant {
-        match (silent, self.probed_at) {
+        let due = match (silent, self.probed_at) {
             (false, _) => self.probe_at,
             (true, None) => self.rides_since,
             (true, Some(at)) => self.probe_at.min(at + QUIC_PAUSE_SILENT),
-        }
+        };
+        due.max(self.look_at)
     }
 
     fn ride_tls(&mut self, now: Instant) -> Action {
-        let why = match (std::mem::take(&mut self.lost), self.loses_until.take()) {
+        let loses = self.loses_until.take().filter(|until| now < *until);
+        let why = match (std::mem::take(&mut self.lost), loses) {
             (true, _) => Why::TlsIsBack,
             (false, Some(_)) => Why::UdpLosesMost,
             (false, None) => Why::UdpIsSilent,
@@ -355,17 +383,25 @@ impl Fallback {
         Action::Ride(Riding::Udp, why)
     }
 
+    /// About [`LOST_PAUSE`], for the next dial that fails.
+    pub(super) fn set_lost_pause(&mut self, pause: Duration) {
+        self.lost_pause = pause;
+    }
+
     /// The TLS connection that was dialled is there, or not. True if it is the second one.
     pub(super) fn dialled(&mut self, now: Instant, there: bool) -> bool {
         let is_second = self.second == Tls::Dialling;
         if is_second {
             self.second = if there { Tls::Open } else { Tls::None };
-            self.second_from = now + pause(self.seconds);
+            self.second_from = now + pause(self.seconds.min(SECOND_DOUBLINGS_MAX));
             self.seconds += 1;
         } else if there {
             self.tls = Tls::Open;
             self.dials_failed = 0;
             self.spare_until = now + SPARE_FOR;
+        } else if self.lost && now < self.lost_at + LOST_FOR {
+            self.tls = Tls::None;
+            self.dial_from = now + self.lost_pause;
         } else {
             self.tls = Tls::None;
             self.dial_from = now + pause(self.dials_failed);
@@ -388,6 +424,9 @@ impl Fallback {
             self.lost = true;
             // One without an answer is as good as none. The first may have been a mishap.
             self.in_vain = if answered { 0 } else { self.in_vain + 1 };
+            if self.in_vain <= 1 {
+                self.lost_at = now;
+            }
             let before = self.in_vain.checked_sub(2);
             self.dial_from += before.map_or(Duration::ZERO, pause);
         }
@@ -403,14 +442,16 @@ impl Fallback {
     /// QUIC gets through from another port, or not, as was found at `found`.
     pub(super) fn probed(&mut self, found: Instant, passes: bool) {
         self.probing = false;
+        self.probed_at = Some(found);
+        self.early &= found < self.probe_at;
         self.quic_passes = passes && self.riding == Riding::Tls;
         self.probe_at = self.probe_at.max(found + QUIC_PAUSE);
     }
 
-    /// Somebody else tries QUIC now: ask again soon.
+    /// Somebody else tries QUIC now: ask again at `at`, if there is still reason to.
     pub(super) fn probe_later(&mut self, at: Instant) {
         self.probing = false;
-        self.probe_at = at;
+        self.look_at = at;
     }
 
     /// When [`Fallback::next`] may have something to do, if nothing happens before.
@@ -435,7 +476,8 @@ impl Fallback {
                     .map(|at| at.max(self.second_from));
                 let probes = self.transport == Transport::Auto && !self.probing;
                 let silent_due = silent_at.map(|at| at.max(self.probe_due(true)));
-                let due = silent_due.map_or(self.probe_at, |at| at.min(self.probe_at));
+                let due = self.probe_due(false);
+                let due = silent_due.map_or(due, |at| at.min(due));
                 [beside, probes.then_some(due)].into_iter().flatten().min()
             }
         }
@@ -450,3 +492,7 @@ fn pause(before: u32) -> Duration {
 #[cfg(test)]
 #[path = "fallback_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "fallback_lives_tests.rs"]
+mod lives;

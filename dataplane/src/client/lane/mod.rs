@@ -260,6 +260,13 @@ impl LaneEvents for ClientLaneEvents {
         self.0.udp.datagrams_done();
     }
 
+    fn silence(&self, _lane: &Rc<Lane>, silent: bool) {
+        // It may be its own way alone, which the lane that probes knows nothing of.
+        if silent {
+            self.0.alarm();
+        }
+    }
+
     fn way_lost(&self, _lane: &Rc<Lane>, id: TlsId) {
         self.0.news.tls_lost(id);
         self.0.wake.set();

@@ -41,8 +41,8 @@ use crate::ready::RegisteredLane;
 /// A lane without any answer to its questions for this long is dialled beside.
 const UNANSWERED_MAX: Duration = Duration::from_secs(2);
 
-/// How often a lane asks for itself while flows ride it, where nobody asks for it: the silence of
-/// its way must be known, so that it can go along another one.
+/// How often a lane asks for itself while flows ride it and it is not the one that probes: the
+/// silence of its own way must be known, so that it can go along another one.
 const ASKS_ALONE: Duration = Duration::from_secs(1);
 
 /// Where a registered lane is in its life. Before, it is a [`Dialed`](super::attempt) one.
@@ -140,6 +140,9 @@ impl Session {
         };
         if client.probe_interval.is_zero() {
             session.ask_alone();
+        } else if session.has_other_ways() {
+            let (every, heard) = (jittered(ASKS_ALONE), session.this.lane.answers());
+            session.vigil.asks_aside(every, now, heard);
         }
         let server = &session.this.server;
         let registered = server.lane_registered(session.instance);
@@ -407,7 +410,7 @@ impl Session {
         if self.vigil.next().is_some_and(|next| now >= next) {
             let lane = &self.this.lane;
             let (heard, rtt) = (lane.answers(), lane.rtt());
-            if self.vigil.is_alone() && !self.this.has_flows() {
+            if self.vigil.is_for_itself() && !self.this.has_flows() {
                 self.vigil.skip(now, heard);
             }
             let duty = self.vigil.due(now, heard, rtt);
@@ -451,10 +454,15 @@ impl Session {
         self.vigil.unanswered_since(|| lane.answers())
     }
 
+    /// Whether it can go along another way than the one that it rides.
+    fn has_other_ways(&self) -> bool {
+        self.ways.transport() != Transport::Quic
+    }
+
     /// Nobody asks for this lane: it does so itself, if it can go along another way.
     fn ask_alone(&mut self) {
         let lane = &self.this.lane;
-        self.vigil = if lane.is_open() && self.ways.transport() != Transport::Quic {
+        self.vigil = if lane.is_open() && self.has_other_ways() {
             Vigil::alone(jittered(ASKS_ALONE), Instant::now(), lane.answers())
         } else {
             Vigil::new(Duration::ZERO)

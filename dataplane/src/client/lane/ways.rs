@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use qmux_config::Transport;
 
 use super::ClientLane;
-use super::fallback::{Action, Fallback, Signs, Why};
+use super::fallback::{Action, Fallback, LOST_PAUSE, Signs, Why};
 use super::scout;
 use crate::client::servers::transport::{QuicProbe, Riding};
 use crate::client::{ClientCore, carrier};
@@ -141,6 +141,7 @@ impl Ways {
                 let adopted = self.this.lane.adopt_tls(connection);
                 adopted.map_err(|error| error.to_string())
             });
+            self.fallback.set_lost_pause(jittered(LOST_PAUSE));
             let is_second = self.fallback.dialled(now, adopted.is_ok());
             match adopted {
                 Ok(id) if is_second => self.second = Some(id),

@@ -7,6 +7,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 
+use super::room;
+
 /// Entries of closed flows that are kept until they come due, beyond one for each flow. Above it they are swept out,
 /// so that flows which open and close quickly do not fill the memory for a whole timeout.
 const STALE_MAX: usize = 4_096;
@@ -57,10 +59,23 @@ impl<K: Copy + Ord> Expiry<K> {
         None
     }
 
+    /// Gives memory back after a flood.
+    pub(super) fn give_room_back(&mut self) {
+        let (entries, capacity) = (self.deadlines.len(), self.deadlines.capacity());
+        if capacity > room::CAPACITY_KEPT && entries < capacity / 4 {
+            self.deadlines.shrink_to(2 * entries);
+        }
+    }
+
     /// Entries, of live and of closed flows.
     #[cfg(test)]
     pub(super) fn entries(&self) -> usize {
         self.deadlines.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn places(&self) -> usize {
+        self.deadlines.capacity()
     }
 
     /// Entries that are allowed with `live` flows.

@@ -26,6 +26,7 @@ use slab::Slab;
 
 use super::expiry::Expiry;
 use super::order::{Links, List};
+use super::room;
 
 /// A source may have one in so many of the flows, as long as they are not established: eight
 /// strangers with a network each must conspire to fill a table.
@@ -135,6 +136,16 @@ impl<T> Lives<T> {
         self.flows.len()
     }
 
+    /// How many there is memory for.
+    #[cfg(test)]
+    pub(crate) fn places(&self) -> usize {
+        let links = self.by_activity.places().max(self.by_opening.places());
+        let places = self.flows.capacity().max(links);
+        places
+            .max(self.sources.capacity())
+            .max(self.expiry.places())
+    }
+
     pub(crate) fn get(&self, key: usize) -> Option<&T> {
         self.flows.get(key).map(|life| &life.value)
     }
@@ -241,17 +252,33 @@ impl<T> Lives<T> {
         Some(life.value)
     }
 
+    /// After a flood. Keys stay, so it is what lies behind the last flow that goes: those that outlive
+    /// a flood were there before it, mostly.
+    fn give_room_back(&mut self) {
+        self.expiry.give_room_back();
+        if self.flows.capacity() > room::CAPACITY_KEPT
+            && self.flows.len() < self.flows.capacity() / 4
+        {
+            self.flows.shrink_to_fit();
+            let places = self.flows.capacity();
+            self.by_activity.shrink_to(places);
+            self.by_opening.shrink_to(places);
+        }
+    }
+
     fn leave_source(&mut self, key: usize, source: IpAddr) {
         if let Some(list) = self.sources.get_mut(&source) {
             self.by_opening.remove(list, key);
             if list.len() == 0 {
                 self.sources.remove(&source);
+                room::give_back(&mut self.sources);
             }
         }
     }
 
     /// The next flow whose time is over. It must be taken out. Those that are `kept` count as active
-    /// now instead.
+    /// now instead. To be asked until there is none, now and then: only then is memory given back,
+    /// which may walk over all places.
     pub(crate) fn next_expired(
         &mut self,
         now: Instant,
@@ -279,6 +306,9 @@ impl<T> Lives<T> {
                 life.last_activity
             })
         });
+        if due.is_none() {
+            self.give_room_back();
+        }
         due.map(|(key, _)| key)
     }
 

@@ -16,6 +16,7 @@ pub(crate) mod incoming;
 pub(crate) mod lives;
 pub(crate) mod notices;
 mod order;
+pub(crate) mod room;
 
 #[cfg(test)]
 pub(crate) mod fake;

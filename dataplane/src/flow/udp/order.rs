@@ -31,6 +31,17 @@ impl List {
 }
 
 impl Links {
+    /// No key is as great as this: memory for greater ones is given back.
+    pub(super) fn shrink_to(&mut self, keys: usize) {
+        self.0.truncate(keys);
+        self.0.shrink_to_fit();
+    }
+
+    #[cfg(test)]
+    pub(super) fn places(&self) -> usize {
+        self.0.capacity()
+    }
+
     /// Adds a key that is in no list of these links, as the newest.
     pub(super) fn push(&mut self, list: &mut List, key: usize) {
         if key >= self.0.len() {

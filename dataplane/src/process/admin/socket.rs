@@ -103,21 +103,31 @@ fn cannot_unix(path: &Path, error: &io::Error) -> Failure {
 /// # Errors
 /// What is there instead; `key` is what names the path.
 pub(in crate::process) fn check_place(path: &Path, key: &str) -> Result<(), Failure> {
-    let Ok(metadata) = fs::symlink_metadata(path) else {
-        return Ok(()); // What else is wrong with it, binding says.
-    };
-    let shown = path.display();
-    if !metadata.file_type().is_socket() {
-        return Err(Failure::Input(format!(
-            "{key}: {shown} is there and is no socket; it must be a path that is free"
-        )));
-    }
+    check_kind(path, key)?;
     if is_live(path) {
+        let shown = path.display();
         return Err(Failure::Input(format!(
             "{key}: cannot bind unix:{shown}: another program (or another qmux-dp) listens there"
         )));
     }
     Ok(())
+}
+
+/// The same, whoever listens at a socket that is there.
+///
+/// # Errors
+/// What is there instead.
+pub(in crate::process) fn check_kind(path: &Path, key: &str) -> Result<(), Failure> {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(()); // What else is wrong with it, binding says.
+    };
+    if metadata.file_type().is_socket() {
+        return Ok(());
+    }
+    let shown = path.display();
+    Err(Failure::Input(format!(
+        "{key}: {shown} is there and is no socket; it must be a path that is free"
+    )))
 }
 
 /// Whether somebody listens. Does not wait: a full queue is a sign of life, too.
@@ -141,20 +151,53 @@ fn is_live(path: &Path) -> bool {
 /// # Errors
 /// Those of the system.
 pub(in crate::process) fn bind_unix(path: &Path, kind: Type) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::UNIX, kind, None)?;
-    let beside = beside(path);
-    // Of a process of the same number that did not get further.
-    let _none = fs::remove_file(&beside);
-    socket.bind(&SockAddr::unix(&beside)?)?;
-    let moved = fs::set_permissions(&beside, Permissions::from_mode(0o600))
-        .and_then(|()| socket.listen(BACKLOG))
-        .and_then(|()| fs::rename(&beside, path));
-    if let Err(error) = moved {
-        let _gone = fs::remove_file(&beside);
-        return Err(error);
-    }
-    socket.set_nonblocking(true)?;
+    let (socket, beside) = bind_beside(path, kind)?;
+    beside.move_to_place()?;
     Ok(socket)
+}
+
+/// The same, but for the name: nobody finds the socket until it is moved to its place.
+///
+/// # Errors
+/// Those of the system.
+pub(in crate::process) fn bind_beside(path: &Path, kind: Type) -> io::Result<(Socket, Beside)> {
+    let socket = Socket::new(Domain::UNIX, kind, None)?;
+    let name = beside(path);
+    // Of a process of the same number that did not get further.
+    let _none = fs::remove_file(&name);
+    socket.bind(&SockAddr::unix(&name)?)?;
+    let beside = Beside {
+        name,
+        place: path.to_owned(),
+    };
+    fs::set_permissions(&beside.name, Permissions::from_mode(0o600))?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok((socket, beside))
+}
+
+/// The name of a socket that is not at its place yet. It goes with this.
+#[derive(Debug)]
+pub(in crate::process) struct Beside {
+    name: PathBuf,
+    place: PathBuf,
+}
+
+impl Beside {
+    /// Gives the socket its place, whatever socket was there before.
+    ///
+    /// # Errors
+    /// Those of rename(2).
+    pub(in crate::process) fn move_to_place(self) -> io::Result<()> {
+        fs::rename(&self.name, &self.place)
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // It is not there if it was moved.
+        let _moved = fs::remove_file(&self.name);
+    }
 }
 
 /// A name in the same directory that is no longer than the path's: that has room.

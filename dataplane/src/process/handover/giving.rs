@@ -1,9 +1,10 @@
-//! The predecessor's part: it listens for a successor, lends its sockets, and gives up reading them
-//! when it is told to.
+//! The predecessor's part: it listens for a successor, lends its sockets, and gives up reading those
+//! that the successor takes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -15,22 +16,24 @@ use sd_notify::NotifyState;
 use socket2::{Domain, Socket, Type};
 
 use super::messages::{
-    self, ENDING, GONE, Hello, MESSAGE_BYTES_MAX, Offer, PACKETS, TAKE, VERSION,
+    self, Answer, Hello, Left, MESSAGE_BYTES_MAX, Offer, PACKETS, TAKE, VERSION,
 };
+use super::peer;
 use crate::core::mailbox::Mailboxes;
-use crate::process::admin::socket::{bind_unix, check_place};
+use crate::process::admin::socket::{Beside, bind_beside, check_kind, check_place};
 use crate::process::exit::Failure;
 use crate::process::mail::CoreMail;
+use crate::process::reload::{Kept, Listening};
 use crate::server::ServerShared;
 use crate::server::ids::DoorId;
 use crate::server::mail::ServerMail;
-use crate::server::succession::{Lent, PASSED_ON_HEAD_BYTES, PassedOn};
-use crate::sys::pass;
+use crate::server::succession::{Lent, PASSED_ON_HEAD_BYTES, PassedOn, SocketUse};
+use crate::sys::pass::{self, Peer};
 
 const KEY: &str = "server.handover";
 
 /// How long a successor may take between two messages. It reads its configuration before it comes,
-/// and binds what is new in between.
+/// and binds what is new and starts its cores in between.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the cores may take.
@@ -53,6 +56,8 @@ pub(crate) struct Giver {
     pub(crate) cores: usize,
     pub(crate) server: Arc<ServerShared>,
     pub(in crate::process) mailboxes: Mailboxes<CoreMail>,
+    /// Where it is decided who has the sockets.
+    pub(in crate::process) listening: Arc<Listening>,
     /// Whether this process is about to end.
     pub(crate) is_draining: Box<dyn Fn() -> bool + Send>,
     /// Gives up the admin endpoint's address.
@@ -61,26 +66,57 @@ pub(crate) struct Giver {
     pub(crate) handed_over: Box<dyn Fn(u32) + Send>,
 }
 
+/// A [`Giver`] that listens already, but where nobody finds it.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    beside: Beside,
+    path: PathBuf,
+}
+
+impl Waiting {
+    /// From now on it is found.
+    ///
+    /// # Errors
+    /// If its socket cannot be moved to its place.
+    pub(crate) fn be_found(self) -> Result<(), Failure> {
+        let path = self.path;
+        self.beside
+            .move_to_place()
+            .map_err(|error| cannot_bind(&path, &error))
+    }
+}
+
+fn cannot_bind(path: &Path, error: &io::Error) -> Failure {
+    Failure::Input(format!(
+        "{KEY}: cannot bind unix:{}: {error}; its directory must be there, and writable for this user",
+        path.display()
+    ))
+}
+
 impl Giver {
-    /// Listens at `path` from now on, on a thread of its own.
+    /// Listens from now on, on a thread of its own, for those who will come to `path`. `succeeds`
+    /// says that this process is about to take the place of the one that listens there.
     ///
     /// # Errors
     /// If that cannot be.
-    pub(crate) fn start(self, path: &Path) -> Result<(), Failure> {
-        check_place(path, KEY)?;
-        let listener = bind_unix(path, Type::SEQPACKET).map_err(|error| {
-            Failure::Input(format!(
-                "{KEY}: cannot bind unix:{}: {error}; its directory must be there, and writable for \
-                 this user",
-                path.display()
-            ))
-        })?;
+    pub(crate) fn start(self, path: &Path, succeeds: bool) -> Result<Waiting, Failure> {
+        if succeeds {
+            check_kind(path, KEY)?;
+        } else {
+            check_place(path, KEY)?;
+        }
+        let bound = bind_beside(path, Type::SEQPACKET);
+        let (listener, beside) = bound.map_err(|error| cannot_bind(path, &error))?;
         let thread = std::thread::Builder::new().name("handover".into());
         let started = listener
             .set_nonblocking(false)
             .and_then(|()| thread.spawn(move || self.listen(listener)));
         let failed = |error| Failure::Running(format!("thread of the handover: {error}"));
-        started.map(drop).map_err(failed)
+        started.map_err(failed)?;
+        Ok(Waiting {
+            beside,
+            path: path.to_owned(),
+        })
     }
 
     fn listen(self, listener: Socket) {
@@ -112,42 +148,44 @@ impl Giver {
     fn lend(&self, connection: &Socket) -> io::Result<Option<Socket>> {
         connection.set_read_timeout(Some(PATIENCE))?;
         connection.set_write_timeout(Some(PATIENCE))?;
+        if let Some(stranger) = peer::stranger(connection)? {
+            return Err(io::Error::other(format!("it is a stranger: {stranger}")));
+        }
         let hello: Hello = serde_json::from_slice(&next(connection)?)?;
         if let Some(why) = self.refusal(&hello) {
             tracing::warn!(why, "a successor is refused");
             pass::send(connection, &messages::text(&Offer::Refused(why)), None)?;
             return Ok(None);
         }
+        let as_of = self.listening.as_of();
         let (told, lent) = bounded(self.cores);
         self.tell(|| ServerMail::Lend(told.clone()));
         drop(told);
         let lent: Vec<Lent> = all(&lent, self.cores)?.into_iter().flatten().collect();
-        let offer = Offer::Sockets(lent.len());
-        pass::send(connection, &messages::text(&offer), None)?;
-        for socket in &lent {
-            let Lent {
-                used_for,
-                address,
-                core,
-                fd,
-            } = socket;
-            let text = messages::text(&messages::Socket::new(*used_for, *address, *core));
-            pass::send(connection, &text, Some(fd.as_fd()))?;
+        let packets = offer(connection, &lent)?;
+        let mut taken: HashSet<_> = lent.iter().map(|it| (it.used_for, it.address)).collect();
+        drop(lent);
+        if let Err(error) = wait_for_take(connection, &mut taken) {
+            // If it is merely late it must not believe that nobody is here any more.
+            let why = "no word came from the new one in time, or a wrong one";
+            let _gone = keep(connection, why);
+            return Err(error);
         }
-        let (ours, theirs) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
-        // Less than that is enough as well.
-        let _smaller = theirs.set_send_buffer_size(PACKETS_BUFFER_BYTES);
-        pass::send(connection, PACKETS, Some(theirs.as_fd()))?;
-        drop((lent, theirs));
-        if next(connection)? != TAKE {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        if (self.is_draining)() {
-            // Its sockets have begun to close.
-            pass::send(connection, ENDING, None)?;
-            return Ok(None);
-        }
-        Ok(Some(ours))
+        let taken = taken.into_iter().collect();
+        let handed_over = &self.server.handed_over;
+        let why = match self.listening.hand_over(as_of, taken, handed_over) {
+            Ok(()) => return Ok(Some(packets)),
+            Err(Kept::Ends) => {
+                "it was stopped while it handed over; start the next one when it has \
+                                ended"
+            }
+            Err(Kept::HasChanged) => {
+                "it has taken up another configuration while it handed over; start the next one again"
+            }
+        };
+        tracing::warn!(why, "a successor is sent away");
+        keep(connection, why)?;
+        Ok(None)
     }
 
     fn refusal(&self, hello: &Hello) -> Option<String> {
@@ -165,7 +203,7 @@ impl Giver {
         })
     }
 
-    /// The successor has all that it needs: from here on it serves.
+    /// The successor could serve at once, and from here on it does.
     fn give_up(&self, connection: &Socket) {
         let (done, answers) = bounded(self.cores);
         self.tell(|| ServerMail::HandedOver(done.clone()));
@@ -174,15 +212,15 @@ impl Giver {
             tracing::error!("a core is stuck, and may still read what is for the successor");
         }
         (self.close_admin)();
-        let credentials = rustix::net::sockopt::socket_peercred(connection);
-        let pid = credentials.map_or(0, |it| it.pid.as_raw_nonzero().get());
-        let pid = u32::try_from(pid).unwrap_or_default();
-        // Before the successor says that it is ready: only the main process is believed.
-        let _no_manager = sd_notify::notify(&[NotifyState::MainPid(pid)]);
-        if let Err(error) = pass::send(connection, GONE, None) {
+        let pid = Peer::of(connection).ok().and_then(|peer| peer.pid);
+        if let Some(pid) = pid {
+            // Before the successor says that it is ready: only the main process is believed.
+            let _no_manager = sd_notify::notify(&[NotifyState::MainPid(pid.get())]);
+        }
+        if let Err(error) = pass::send(connection, &messages::text(&Answer::Gone), None) {
             tracing::warn!(%error, "the successor does not hear that it may begin");
         }
-        (self.handed_over)(pid);
+        (self.handed_over)(pid.map_or(0, NonZeroU32::get));
     }
 
     fn tell(&self, mail: impl Fn() -> ServerMail) {
@@ -202,6 +240,50 @@ impl Giver {
             std::thread::sleep(FULL_MAILBOX_PAUSE);
         }
     }
+}
+
+/// Offers the sockets, and makes a way for packets of this process's lanes: this end of it.
+fn offer(connection: &Socket, lent: &[Lent]) -> io::Result<Socket> {
+    let offer = Offer::Sockets(lent.len());
+    pass::send(connection, &messages::text(&offer), None)?;
+    for socket in lent {
+        let Lent {
+            used_for,
+            address,
+            core,
+            fd,
+        } = socket;
+        let text = messages::text(&messages::Socket::new(*used_for, *address, *core));
+        pass::send(connection, &text, Some(fd.as_fd()))?;
+    }
+    let (ours, theirs) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
+    // Less than that is enough as well.
+    let _smaller = theirs.set_send_buffer_size(PACKETS_BUFFER_BYTES);
+    pass::send(connection, PACKETS, Some(theirs.as_fd()))?;
+    Ok(ours)
+}
+
+/// Returns when the successor takes what is then in `taken`, which has what was offered.
+fn wait_for_take(
+    connection: &Socket,
+    taken: &mut HashSet<(SocketUse, SocketAddr)>,
+) -> io::Result<()> {
+    loop {
+        let text = next(connection)?;
+        if text == TAKE {
+            return Ok(());
+        }
+        let left: Left = serde_json::from_slice(&text)?;
+        let place = left.used_for().map(|used_for| (used_for, left.address));
+        // Each at most once, so that this comes to an end.
+        if !place.is_some_and(|place| taken.remove(&place)) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+}
+
+fn keep(connection: &Socket, why: &str) -> io::Result<()> {
+    pass::send(connection, &messages::text(&Answer::Kept(why.into())), None)
 }
 
 fn next(connection: &Socket) -> io::Result<Vec<u8>> {

@@ -6,8 +6,11 @@
 //! | predecessor | [`Offer`] | |
 //! | predecessor | [`Socket`], as many as offered | the socket |
 //! | predecessor | [`PACKETS`] | where its packets are to be sent |
-//! | successor | [`TAKE`], once it has all that it needs | |
-//! | predecessor | [`GONE`], once it reads no more; [`ENDING`] if it has been stopped meanwhile | |
+//! | successor | [`Left`], for each address whose sockets it has no use for | |
+//! | successor | [`TAKE`], once it could serve at once | |
+//! | predecessor | [`Answer`] | |
+//!
+//! The predecessor may answer before it is asked, if the successor takes too long.
 
 use std::net::SocketAddr;
 
@@ -16,15 +19,13 @@ use serde::{Deserialize, Serialize};
 use crate::server::succession::SocketUse;
 
 /// Of this exchange. Others are refused.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Longest message.
 pub(super) const MESSAGE_BYTES_MAX: usize = 4_096;
 
 pub(super) const PACKETS: &[u8] = b"packets";
 pub(super) const TAKE: &[u8] = b"take";
-pub(super) const GONE: &[u8] = b"gone";
-pub(super) const ENDING: &[u8] = b"ending";
 
 /// Who asks.
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,25 +49,62 @@ pub(super) struct Socket {
     pub(super) core: usize,
 }
 
+/// Sockets that the predecessor is to keep: those of all cores.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Left {
+    used_for: String,
+    pub(super) address: SocketAddr,
+}
+
+/// What becomes of the sockets.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    /// They are the successor's, and the predecessor reads them no more.
+    Gone,
+    /// The predecessor keeps them all, and this is why.
+    Kept(String),
+}
+
 const USES: [(&str, SocketUse); 3] = [
     ("quic", SocketUse::Quic),
     ("tcp", SocketUse::Tcp),
     ("udp", SocketUse::Udp),
 ];
 
+fn name_of(used_for: SocketUse) -> String {
+    let name = USES.iter().find(|(_, it)| *it == used_for);
+    name.map_or("", |(name, _)| name).to_owned()
+}
+
+fn use_of(name: &str) -> Option<SocketUse> {
+    let known = USES.iter().find(|(known, _)| *known == name);
+    known.map(|(_, used_for)| *used_for)
+}
+
 impl Socket {
     pub(super) fn new(used_for: SocketUse, address: SocketAddr, core: usize) -> Socket {
-        let name = USES.iter().find(|(_, it)| *it == used_for);
         Socket {
-            used_for: name.map_or("", |(name, _)| name).to_owned(),
+            used_for: name_of(used_for),
             address,
             core,
         }
     }
 
     pub(super) fn used_for(&self) -> Option<SocketUse> {
-        let known = USES.iter().find(|(name, _)| *name == self.used_for);
-        known.map(|(_, used_for)| *used_for)
+        use_of(&self.used_for)
+    }
+}
+
+impl Left {
+    pub(super) fn new(used_for: SocketUse, address: SocketAddr) -> Left {
+        Left {
+            used_for: name_of(used_for),
+            address,
+        }
+    }
+
+    pub(super) fn used_for(&self) -> Option<SocketUse> {
+        use_of(&self.used_for)
     }
 }
 

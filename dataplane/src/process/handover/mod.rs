@@ -2,14 +2,20 @@
 //! descriptors of all the sockets of the one that runs, over a Unix socket that only their owner may
 //! use.
 //!
-//! Until the successor has everything that it needs it changes nothing. Then it says so; the
-//! predecessor reads its QUIC sockets and accepts visitors no more, and lets its flows finish, which
-//! the successor passes packets on for ([`crate::server::succession`]). Its clients are told that it
-//! drains, and come back to the successor within a moment; visitors who come in that moment wait in
-//! the queues of the sockets, which both processes share.
+//! Until the successor could serve at once (its threads run, and whatever it needs is bound) it
+//! changes nothing. Then it says which sockets it takes; the predecessor reads those no more, neither
+//! for packets nor for visitors, and lets its flows finish, which the successor passes packets on for
+//! ([`crate::server::succession`]). Its clients are told that it drains, and come back to the
+//! successor within a moment; visitors who come in that moment wait in the queues of the sockets,
+//! which both processes share. What the successor has no use for, the door of an address that the
+//! configuration does not name any more, the predecessor keeps until the flows there have ended.
+//!
+//! Who has the sockets is decided once, at one place ([`Listening::hand_over`]): a process that has
+//! begun to close them hands nothing over, and one that has handed over closes nothing of it.
 
 mod giving;
 mod messages;
+mod peer;
 mod taking;
 
 use std::time::{Duration, Instant};
@@ -18,8 +24,8 @@ use qmux_config::Admin;
 
 use super::admin::{self, AdminSocket};
 use super::exit::Failure;
-use crate::server::ServerShared;
-pub(crate) use giving::{Giver, Successors};
+use super::reload::Listening;
+pub(crate) use giving::{Giver, Successors, Waiting};
 pub(crate) use taking::Inherited;
 
 /// How long the admin endpoint's address is waited for, which the predecessor gives up when it is
@@ -32,11 +38,10 @@ const ADMIN_PAUSE: Duration = Duration::from_millis(20);
 /// From here on this process serves, and passes on what is for lanes of the one before.
 ///
 /// # Errors
-/// If that one was stopped meanwhile.
-pub(crate) fn serve_after(inherited: Inherited, server: &ServerShared) -> Result<(), Failure> {
-    if let Some(predecessor) = inherited.serve()? {
-        let _first = server.predecessor.set(predecessor);
-    }
+/// If that one keeps its sockets.
+pub(crate) fn serve_after(inherited: Inherited, listening: &Listening) -> Result<(), Failure> {
+    inherited.serve()?;
+    listening.let_in();
     tracing::info!("this process takes the place of the one before");
     Ok(())
 }

@@ -11,8 +11,9 @@ use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::messages::{
-    self, ENDING, GONE, Hello, MESSAGE_BYTES_MAX, Offer, PACKETS, TAKE, VERSION,
+    self, Answer, Hello, Left, MESSAGE_BYTES_MAX, Offer, PACKETS, TAKE, VERSION,
 };
+use super::peer;
 use crate::process::exit::Failure;
 use crate::server::succession::{Predecessor, SocketUse};
 use crate::sys::pass;
@@ -50,6 +51,12 @@ impl Inherited {
                 _ => return Err(failed(&error)),
             },
         };
+        // Its descriptors could be of sockets that somebody else reads, too.
+        match peer::stranger(&connection) {
+            Ok(None) => {}
+            Ok(Some(stranger)) => return Err(not_ours(path, &stranger)),
+            Err(error) => return Err(failed(&error)),
+        }
         let mut inherited = Inherited {
             connection,
             sockets: HashMap::new(),
@@ -118,27 +125,58 @@ impl Inherited {
         self.sockets.remove(&(used_for, address, core))
     }
 
-    /// From here on this process serves: the predecessor reads no more when this returns. `None` if
-    /// it is gone.
+    /// Where packets of the predecessor's lanes are to be sent; once.
     ///
     /// # Errors
-    /// If it has been stopped meanwhile, and its sockets with it.
-    pub(crate) fn serve(mut self) -> Result<Option<Predecessor>, Failure> {
-        let told = pass::send(&self.connection, TAKE, None).and_then(|()| self.bytes());
-        match told {
-            Ok((text, _)) if text == GONE => {}
-            Ok((text, _)) if text == ENDING => {
-                let why = "the process before this one was stopped while it handed over";
-                return Err(Failure::Running(why.into()));
-            }
-            // It has died, or is stuck: its sockets are here, and somebody must serve.
-            Ok(_) | Err(_) => tracing::warn!(
-                "the process before this one did not say that it stops reading; going on without it"
-            ),
-        }
+    /// If the socket cannot be used.
+    pub(crate) fn predecessor(&mut self) -> Result<Option<Predecessor>, Failure> {
         let packets = self.packets.take().map(Socket::from);
-        Ok(packets.and_then(|packets| Predecessor::at(packets).ok()))
+        let predecessor = packets.map(Predecessor::at).transpose();
+        predecessor.map_err(|error| Failure::Running(format!("packets of the handover: {error}")))
     }
+
+    /// From here on this process serves, with the sockets that it has taken: the predecessor reads
+    /// them no more when this returns.
+    ///
+    /// # Errors
+    /// If the predecessor keeps them, with its reason.
+    pub(crate) fn serve(mut self) -> Result<(), Failure> {
+        // What it says is read even if it does not listen any more: it may have lost patience.
+        let _told = self.say_take();
+        match self.message::<Answer>() {
+            Ok((Answer::Gone, _)) => Ok(()),
+            Ok((Answer::Kept(why), _)) => Err(Failure::Running(format!(
+                "the process before this one keeps its sockets: {why}"
+            ))),
+            // It has died, or is stuck: its sockets are here, and somebody must serve.
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "the process before this one did not say that it stops reading; going on without it"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn say_take(&mut self) -> io::Result<()> {
+        let left = std::mem::take(&mut self.sockets).into_keys();
+        let left: HashSet<_> = left.map(|(used_for, at, _core)| (used_for, at)).collect();
+        for (used_for, address) in left {
+            let text = messages::text(&Left::new(used_for, address));
+            pass::send(&self.connection, &text, None)?;
+        }
+        pass::send(&self.connection, TAKE, None)
+    }
+}
+
+fn not_ours(path: &Path, stranger: &peer::Stranger) -> Failure {
+    Failure::Input(format!(
+        "server.handover: {} listens at {}, and not this user or root, who alone may hand over; end \
+         it, and choose a path in a directory that only this user can write to",
+        stranger,
+        path.display()
+    ))
 }
 
 fn connect(path: &Path) -> io::Result<Socket> {

@@ -1,40 +1,99 @@
-//! The cores' sockets for TCP visitors once more: those that close are closed to new ones together,
-//! because the cores share ports, and who is kept away from one must not come to another that is
-//! about to close.
+//! The cores' sockets for TCP visitors once more, and the one place where it is decided who has
+//! them: this process, a successor, or nobody.
+//!
+//! Those that close are closed to new ones together, because the cores share ports, and who is kept
+//! away from one must not come to another that is about to close. What is done to a socket is done
+//! to the successor's, too: so a stop and a handover never both happen to one. Whichever comes first
+//! under this lock is what happens.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::TcpListener;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::server::ids::EntranceId;
 use crate::server::shared::plan::{DoorSockets, Plan};
+use crate::server::succession::{SocketUse, Taken};
 use crate::sys::syn_filter;
 
-type Sockets = HashMap<EntranceId, Vec<TcpListener>>;
+/// Of one entrance, each with where it is.
+type Sockets = HashMap<EntranceId, Vec<(SocketAddr, TcpListener)>>;
 
 /// The sockets by their entrances.
 #[derive(Debug)]
-pub(crate) struct Listening(Mutex<State>);
+pub(crate) struct Listening {
+    state: Mutex<State>,
+    has_changed: Condvar,
+}
 
 #[derive(Debug)]
-enum State {
-    Open(Sockets),
-    Closed,
+struct State {
+    sockets: Sockets,
+    whose: Whose,
+    /// The cores follow a plan that closes something.
+    is_changing: bool,
+    /// How many such plans there were.
+    closings: u64,
+}
+
+/// Who has the sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Ours,
+    /// Without those that are a successor's. Nothing is opened any more.
+    OursNoMore,
+    /// Closed, or about to be.
+    Nobodys,
+}
+
+/// A plan has been taken in, which the cores follow until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Changing<'a>(&'a Listening);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.lock().is_changing = false;
+        self.0.has_changed.notify_all();
+    }
+}
+
+/// What this process listened at when its sockets were lent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AsOf(u64);
+
+/// Why a successor does not get the sockets although they were lent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// This process ends, and has begun to close them.
+    Ends,
+    /// It has closed some of them meanwhile.
+    HasChanged,
 }
 
 impl Listening {
     /// None yet.
     pub(crate) fn new() -> Listening {
-        Listening(Mutex::new(State::Open(HashMap::new())))
+        Listening {
+            state: Mutex::new(State {
+                sockets: HashMap::new(),
+                whose: Whose::Ours,
+                is_changing: false,
+                closings: 0,
+            }),
+            has_changed: Condvar::new(),
+        }
     }
 
     /// Takes in the sockets that a plan opens, and keeps new visitors from those that it closes.
-    /// False if the process is about to end: then nothing may be opened any more.
+    /// `None` if the process is about to end: then nothing may be opened any more.
     ///
     /// # Errors
     /// If a socket cannot be duplicated; nothing has changed then.
-    pub(crate) fn open(&self, plan: &Plan, sockets: &[Vec<DoorSockets>]) -> io::Result<bool> {
+    pub(crate) fn open(
+        &self,
+        plan: &Plan,
+        sockets: &[Vec<DoorSockets>],
+    ) -> io::Result<Option<Changing<'_>>> {
         let mut opened = Sockets::new();
         for of_core in sockets {
             for (door, sockets) in plan.doors.iter().zip(of_core) {
@@ -42,46 +101,174 @@ impl Listening {
                     for (entrance, sockets) in service.opened.iter().zip(sockets) {
                         if let Some(tcp) = &sockets.tcp {
                             let of_entrance = opened.entry(entrance.id).or_default();
-                            of_entrance.push(tcp.try_clone()?);
+                            of_entrance.push((entrance.traffic_addr, tcp.try_clone()?));
                         }
                     }
                 }
             }
         }
         let mut state = self.lock();
-        let State::Open(all) = &mut *state else {
-            return Ok(false);
-        };
-        for id in plan.closes_tcp() {
-            all.remove(&id)
-                .into_iter()
-                .flatten()
-                .for_each(|it| keep_away(&it));
+        if state.whose != Whose::Ours {
+            return Ok(None);
         }
-        all.extend(opened);
-        Ok(true)
+        for id in plan.closes_tcp() {
+            keep_away(state.sockets.remove(&id).into_iter().flatten());
+        }
+        state.sockets.extend(opened);
+        if plan.closes_something() {
+            state.is_changing = true;
+            state.closings += 1;
+        }
+        Ok(Some(Changing(self)))
+    }
+
+    /// What is listened at, once no plan is being followed: to be asked before sockets are lent.
+    pub(crate) fn as_of(&self) -> AsOf {
+        let changing = |state: &mut State| state.is_changing;
+        let state = self.has_changed.wait_while(self.lock(), changing);
+        AsOf(state.unwrap_or_else(PoisonError::into_inner).closings)
+    }
+
+    /// A successor has `taken` these of the sockets that were lent then: from now on they are its
+    /// own, whatever becomes of this process. `into` says so to the cores.
+    ///
+    /// # Errors
+    /// Why it does not get them.
+    pub(crate) fn hand_over(
+        &self,
+        lent: AsOf,
+        taken: Taken,
+        into: &OnceLock<Taken>,
+    ) -> Result<(), Kept> {
+        let mut state = self.lock();
+        if state.whose != Whose::Ours {
+            return Err(Kept::Ends);
+        }
+        if state.is_changing || AsOf(state.closings) != lent {
+            return Err(Kept::HasChanged);
+        }
+        state.whose = Whose::OursNoMore;
+        for sockets in state.sockets.values_mut() {
+            sockets.retain(|(address, _)| !taken.has(SocketUse::Tcp, *address));
+        }
+        // Under the lock: who closes sockets later, by whatever order, finds it.
+        let _first = into.set(taken);
+        Ok(())
     }
 
     /// No new TCP connection begins at any core's sockets from now on, and none is opened any more.
-    /// Those that have begun are for the cores to take.
-    pub(crate) fn close(&self) {
-        if let State::Open(all) = std::mem::replace(&mut *self.lock(), State::Closed) {
-            all.into_values().flatten().for_each(|it| keep_away(&it));
+    /// Those that have begun are for the cores to take. What a successor has is left alone; true if
+    /// there is one.
+    pub(crate) fn close(&self) -> bool {
+        let mut state = self.lock();
+        let before = std::mem::replace(&mut state.whose, Whose::Nobodys);
+        keep_away(std::mem::take(&mut state.sockets).into_values().flatten());
+        before == Whose::OursNoMore
+    }
+
+    /// Lets new visitors in at all sockets, whatever the process that had them before has done.
+    pub(crate) fn let_in(&self) {
+        for (address, socket) in self.lock().sockets.values().flatten() {
+            match syn_filter::detach(socket) {
+                Ok(false) => {}
+                Ok(true) => tracing::warn!(
+                    %address, "the process before this one kept new visitors away; they come in again"
+                ),
+                Err(error) => tracing::warn!(
+                    %address, %error, "the process before this one may keep new visitors away"
+                ),
+            }
         }
     }
 
-    /// None is opened any more; those that there are stay as they are, for a successor has them.
-    pub(crate) fn give_up(&self) {
-        *self.lock() = State::Closed;
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn keep_away(listener: &TcpListener) {
-    if let Err(error) = syn_filter::attach(listener) {
-        tracing::warn!(%error, "new visitors cannot be kept away; those who come in the last moment are reset");
+fn keep_away(sockets: impl Iterator<Item = (SocketAddr, TcpListener)>) {
+    for (address, listener) in sockets {
+        if let Err(error) = syn_filter::attach(&listener) {
+            tracing::warn!(
+                %address, %error,
+                "new visitors cannot be kept away; those who come in the last moment are reset"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::bind::tcp_reuseport;
+
+    /// Sockets of two entrances, in a [`Listening`] and once more, as a core or a successor has them.
+    fn two() -> (Listening, [(SocketAddr, TcpListener); 2]) {
+        let listening = Listening::new();
+        let again = [0, 1].map(|number| {
+            let socket = tcp_reuseport("127.0.0.1:0".parse().expect("literal")).expect("bound");
+            let address = socket.local_addr().expect("bound");
+            let again = socket.try_clone().expect("a descriptor");
+            let mut state = listening.lock();
+            let of_entrance = vec![(address, socket)];
+            state.sockets.insert(EntranceId(number), of_entrance);
+            (address, again)
+        });
+        (listening, again)
+    }
+
+    fn taken(address: SocketAddr) -> Taken {
+        Taken::from_iter([(SocketUse::Tcp, address)])
+    }
+
+    fn lets_in((_, socket): &(SocketAddr, TcpListener)) -> bool {
+        !syn_filter::detach(socket).expect("a socket")
+    }
+
+    #[test]
+    fn a_stop_after_a_handover_keeps_nobody_from_what_was_taken_and_all_from_the_rest() {
+        let (listening, [first, second]) = two();
+        let cores = OnceLock::new();
+        let lent = listening.as_of();
+        let handed_over = listening.hand_over(lent, taken(first.0), &cores);
+        assert_eq!(handed_over, Ok(()));
+        assert!(cores.get().expect("told").has(SocketUse::Tcp, first.0));
+        assert!(listening.close(), "there is a successor");
+        assert!(lets_in(&first));
+        assert!(!lets_in(&second));
+    }
+
+    #[test]
+    fn after_a_stop_nothing_is_handed_over() {
+        let (listening, [first, second]) = two();
+        let cores = OnceLock::new();
+        let lent = listening.as_of();
+        assert!(!listening.close(), "there is no successor");
+        let handed_over = listening.hand_over(lent, taken(first.0), &cores);
+        assert_eq!(handed_over, Err(Kept::Ends));
+        assert!(cores.get().is_none());
+        assert!(!lets_in(&first) && !lets_in(&second));
+    }
+
+    #[test]
+    fn what_was_closed_since_it_was_lent_is_not_handed_over() {
+        let (listening, [first, _]) = two();
+        let cores = OnceLock::new();
+        let lent = listening.as_of();
+        listening.lock().closings += 1;
+        let handed_over = listening.hand_over(lent, taken(first.0), &cores);
+        assert_eq!(handed_over, Err(Kept::HasChanged));
+        assert!(cores.get().is_none());
+        let lent = listening.as_of();
+        let handed_over = listening.hand_over(lent, taken(first.0), &cores);
+        assert_eq!(handed_over, Ok(()));
+    }
+
+    #[test]
+    fn visitors_come_in_again_whatever_the_process_before_did_to_the_sockets() {
+        let (listening, [first, second]) = two();
+        keep_away([(first.0, first.1.try_clone().expect("a descriptor"))].into_iter());
+        listening.let_in();
+        assert!(lets_in(&first) && lets_in(&second));
     }
 }

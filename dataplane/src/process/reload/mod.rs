@@ -34,7 +34,7 @@ use crate::server::shared::plan::{CoreChanges, DoorPlan, DoorSockets, Plan};
 use crate::sys;
 use files::Look;
 pub(super) use files::Watched;
-pub(super) use listening::Listening;
+pub(super) use listening::{Kept, Listening};
 use texts::Roles;
 pub(super) use texts::Texts;
 
@@ -491,11 +491,13 @@ impl Reloader {
             && let Some(shared) = &self.server
         {
             let opened = self.listening.open(&plan, &sockets);
-            if !opened.map_err(|error| Refused::Unusable(error.to_string()))? {
+            let opened = opened.map_err(|error| Refused::Unusable(error.to_string()))?;
+            let Some(changing) = opened else {
                 return Err(Refused::Draining);
-            }
+            };
             let changes = shared.follow(&plan, sockets);
             problems.extend(self.tell(changes));
+            drop(changing);
         }
         if let (Some(shared), Some(prepared)) = (&self.client, client) {
             problems.extend(shared.take_up(prepared, &*self.post()));

@@ -250,7 +250,6 @@ impl Endpoint {
         };
         self.note_path(lane);
         lane.close_bundle();
-        lane.debts_paid();
         if lane.hurries.get() {
             self.send_again(lane);
         }

@@ -285,7 +285,7 @@ fn replayed_early_data_does_not_complete_a_handshake() {
 
 /// Prints what a handshake costs, both sides in one thread, checks of certificates included.
 #[test]
-#[ignore = "measures: cargo test -p qmux-dp --bin qmux-dp what_a_handshake_costs -- --ignored --nocapture"]
+#[ignore = "measures: cargo test --workspace --bin qmux-dp what_a_handshake_costs -- --ignored --nocapture"]
 fn what_a_handshake_costs() {
     const HANDSHAKES: u32 = 100;
     run(async |config| {

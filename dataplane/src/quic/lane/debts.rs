@@ -20,6 +20,8 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use super::{CONTROL_STREAM, Lane};
+use crate::core::event::yield_now;
+use crate::core::time;
 
 /// A turn of datagrams that brings less than this is no bulk: its sender may be waiting for the
 /// acknowledgement.
@@ -47,6 +49,12 @@ const PATIENCE: Duration = Duration::from_millis(2);
 /// round trips all the time is woken for nothing only so often.
 const FLOW_PATIENCE: Duration = Duration::from_millis(8);
 
+/// Turns of the other tasks in which an acknowledgement mostly goes that somebody waits for.
+const TURNS_MAX: u32 = 3;
+
+/// After them it is looked this often whether it has gone.
+const ACKNOWLEDGED_LOOK: Duration = Duration::from_millis(1);
+
 /// What the packets of a turn brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::quic) enum Brought {
@@ -61,16 +69,18 @@ pub(in crate::quic) enum Brought {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Debts {
-    /// Packets since the last flush.
+    /// Packets since the last payment.
     packets: Cell<usize>,
     /// Those of them that were full.
     full_packets: Cell<usize>,
     /// Bytes of packets in this turn.
     bytes: Cell<usize>,
-    /// Bytes that flows have read since the last flush.
+    /// Bytes that flows have read since the last payment.
     credit: Cell<usize>,
     /// When something must be said.
     due: Cell<Option<Instant>>,
+    /// How often everything was paid.
+    payments: Cell<u64>,
     /// Packets that are known to have been lost on their way to the peer.
     lost: Cell<usize>,
     /// The last flush ended at the congestion window or the peer's limits: an acknowledgement lets
@@ -122,6 +132,12 @@ impl Debts {
         self.full_packets.set(0);
         self.credit.set(0);
         self.due.set(None);
+        self.payments.set(self.payments.get() + 1);
+    }
+
+    /// Whether there is anything to be paid.
+    fn are_open(&self) -> bool {
+        self.packets.get() > 0 || self.due.get().is_some()
     }
 }
 
@@ -167,16 +183,32 @@ impl Lane {
         }
     }
 
-    /// Has what has come acknowledged with the next flush, whatever else there is to say. False if
-    /// it is acknowledged already.
-    pub(crate) fn acknowledge_now(&self) -> bool {
-        if self.debts.due.get().is_some() {
-            self.mark_dirty();
+    /// Has what has come acknowledged, whatever else there is to say, and waits for that: mostly
+    /// one turn of the other tasks, and not longer than an acknowledgement may wait anyway, should
+    /// a full TLS connection or the pace hold it back.
+    pub(crate) async fn acknowledge_now(&self) {
+        if !self.debts.are_open() {
+            return;
         }
-        self.dirty.get()
+        let payments = self.debts.payments.get();
+        let until = Instant::now() + FLOW_PATIENCE;
+        self.mark_dirty();
+        for turn in 1.. {
+            if turn <= TURNS_MAX {
+                yield_now().await;
+            } else {
+                time::sleep(ACKNOWLEDGED_LOOK).await;
+            }
+            if self.debts.payments.get() != payments
+                || !self.is_open()
+                || (turn > TURNS_MAX && Instant::now() >= until)
+            {
+                return;
+            }
+        }
     }
 
-    /// The lane is being flushed, which pays everything.
+    /// The lane is asked for packets, the first of which pays everything.
     pub(in crate::quic) fn debts_paid(&self) {
         self.debts.paid();
     }
@@ -283,6 +315,18 @@ mod tests {
         let debts = Debts::default();
         debts.packet(SMALL);
         assert_eq!(debts.turn_over(Brought::Control), None);
+    }
+
+    #[test]
+    fn what_came_is_owed_for_until_it_is_paid_whether_it_may_wait_or_not() {
+        let debts = Debts::default();
+        assert!(!debts.are_open());
+        debts.packet(SMALL);
+        assert_eq!(debts.turn_over(Brought::Control), None);
+        assert!(debts.are_open(), "though no time is set");
+        let before = debts.payments.get();
+        debts.paid();
+        assert!(!debts.are_open() && debts.payments.get() != before);
     }
 
     #[test]

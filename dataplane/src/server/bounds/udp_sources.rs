@@ -11,9 +11,7 @@ use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 
 use super::refusals::Refusal;
-
-/// A table that has room for fewer keeps it.
-const CAPACITY_KEPT: usize = 256;
+use crate::flow::udp::room;
 
 /// The sources that have flows.
 #[derive(Debug, Default)]
@@ -41,16 +39,8 @@ impl UdpSources {
         *flows.get_mut() -= 1;
         if *flows.get() == 0 {
             flows.remove();
-            self.give_room_back();
-        }
-    }
-
-    /// After a flood, which may go from service to service. A table is halved at most when three
-    /// quarters of it have gone, so this costs little in the end.
-    fn give_room_back(&mut self) {
-        let capacity = self.flows.capacity();
-        if capacity > CAPACITY_KEPT && self.flows.len() < capacity / 4 {
-            self.flows.shrink_to(capacity / 2);
+            // A flood may go from service to service.
+            room::give_back(&mut self.flows);
         }
     }
 }
@@ -87,6 +77,6 @@ mod tests {
             assert_eq!(it.open(ip(49_999), 1).is_ok(), number == 49_999);
         }
         assert_eq!(it.flows.len(), 1);
-        assert!(it.flows.capacity() <= 4 * CAPACITY_KEPT);
+        assert!(it.flows.capacity() <= 4 * room::CAPACITY_KEPT);
     }
 }

@@ -400,10 +400,20 @@ impl Door {
         endpoints.filter_map(lent).collect()
     }
 
-    /// The successor reads the sockets from now on, and passes on what is for lanes that are here.
+    /// Whether a successor has taken the sockets of this use at this address.
+    pub(crate) fn is_taken(&self, used_for: SocketUse, address: SocketAddr) -> bool {
+        let taken = self.shared.handed_over.get();
+        taken.is_some_and(|taken| taken.has(used_for, address))
+    }
+
+    /// The successor reads what it has taken of the sockets from now on, and passes on what is for
+    /// lanes that are here. The others are read until those lanes have ended.
     pub(crate) fn handed_over(&self) {
-        for endpoint in self.endpoints() {
-            endpoint.receive_no_more();
+        let endpoints = self.endpoints().iter().zip(&self.of_all_cores.quic_addrs);
+        for (endpoint, address) in endpoints {
+            if self.is_taken(SocketUse::Quic, *address) {
+                endpoint.receive_no_more();
+            }
         }
     }
 

@@ -35,8 +35,8 @@ use crate::server::pool::lanes::CarriesFlows as _;
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a lane waits for a client that has ended the TLS connection that it rode: several
-/// round trips of two handshakes, and some tries.
-pub(super) const BACK_WITHIN: Duration = Duration::from_secs(3);
+/// round trips of two handshakes, and the tries of a client whose proxy starts anew, every 0.5 s.
+pub(super) const BACK_WITHIN: Duration = Duration::from_secs(5);
 
 /// While another lane of the client is answered, it is looked at this often whether that still holds.
 const OTHERS_LOOK: Duration = Duration::from_secs(1);

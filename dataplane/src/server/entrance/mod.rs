@@ -81,8 +81,6 @@ pub(crate) struct Entrance {
     drain_timeout: Cell<Duration>,
     /// Where TCP visitors are accepted, while they are.
     acceptor: RefCell<Weak<Acceptor>>,
-    /// Another process has the sockets, too, and takes who comes.
-    is_handed_over: Cell<bool>,
 }
 
 impl Entrance {
@@ -118,7 +116,6 @@ impl Entrance {
             tcp_is_over: Cell::new(acceptor.is_none()),
             drain_timeout: Cell::default(),
             acceptor: RefCell::default(),
-            is_handed_over: Cell::new(false),
         });
         if let Some(socket) = udp {
             this.start_udp(socket);
@@ -232,13 +229,13 @@ impl Entrance {
             self.accept_turn(&acceptor).await;
             yield_now().await;
         }
-        if self.is_handed_over.get() {
-            // The queue and who waits in it are the successor's.
+        if self.is_draining() && !self.tcp_is_handed_over() {
+            self.last_visitors(&acceptor).await;
+        }
+        if self.tcp_is_handed_over() {
+            // The queue and who waits in it are the successor's, and so would be the end of it.
             drop(acceptor);
         } else {
-            if self.is_draining() {
-                self.last_visitors(&acceptor).await;
-            }
             acceptor.close();
         }
         drop(count);
@@ -270,13 +267,26 @@ impl Entrance {
         tcp.into_iter().chain(udp).map(lent).collect()
     }
 
-    /// The successor takes who comes from now on; the sockets stay open.
+    /// Whether a successor has the socket for TCP visitors, too, and takes who comes. One that is
+    /// left was not lent: what has its address is another entrance.
+    fn tcp_is_handed_over(&self) -> bool {
+        !self.tcp_leaves.get() && self.is_taken(SocketUse::Tcp)
+    }
+
+    fn is_taken(&self, used_for: SocketUse) -> bool {
+        self.door.is_taken(used_for, self.traffic_addr())
+    }
+
+    /// The successor takes who comes from now on, where it has taken the socket, which stays open.
     pub(crate) fn handed_over(&self) {
-        self.is_handed_over.set(true);
-        self.may_accept.set();
-        self.stop_accepting.set();
-        if let Some(traffic) = self.traffic() {
-            traffic.receive_no_more();
+        if self.tcp_is_handed_over() {
+            self.may_accept.set();
+            self.stop_accepting.set();
+        }
+        if let Some(traffic) = self.traffic()
+            && self.is_taken(SocketUse::Udp)
+        {
+            traffic.handed_over();
         }
     }
 

@@ -20,7 +20,7 @@ use super::ids::DoorId;
 use super::pool::registry::{Changed, Claim, Offered, Registry};
 use super::pool::service::ClientPool;
 use super::pool::views::{ClientView, ServiceCounts, ServiceView};
-use super::succession::Predecessor;
+use super::succession::{Predecessor, Taken};
 use crate::core::service_counters::ServiceCounters;
 use crate::quic::credentials::ServerCredentials;
 use crate::quic::tickets::{Keeper, TicketKeys};
@@ -347,6 +347,8 @@ pub(crate) struct ServerShared {
     cores: usize,
     /// The process that had the sockets before, while it lets its flows finish.
     pub(crate) predecessor: OnceLock<Predecessor>,
+    /// What a successor has taken, from the moment on in which that is decided.
+    pub(crate) handed_over: OnceLock<Taken>,
     /// Told of each flow that ends, whatever its service.
     access_log: Arc<AccessLog>,
     /// Drawn at this process's start.
@@ -374,6 +376,7 @@ impl ServerShared {
         let settings = ServerSettings::new(config, server, 0)?;
         Ok(ServerShared {
             predecessor: OnceLock::new(),
+            handed_over: OnceLock::new(),
             access_log: Arc::clone(access_log),
             settings: ArcSwap::from_pointee(settings),
             doors: ArcSwap::default(),

@@ -115,6 +115,11 @@ impl Plan {
         digests(&now) != digests(then)
     }
 
+    /// Whether it closes doors or entrances.
+    pub(crate) fn closes_something(&self) -> bool {
+        !self.doors_closed.is_empty() || !self.closed.is_empty()
+    }
+
     /// Where no TCP visitor is to come any more.
     pub(crate) fn closes_tcp(&self) -> impl Iterator<Item = EntranceId> {
         self.closed.iter().filter(|it| it.tcp).map(|it| it.id)

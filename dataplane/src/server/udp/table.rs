@@ -9,6 +9,7 @@ use rustc_hash::FxBuildHasher;
 
 use super::budget::Budget;
 use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
+use crate::flow::udp::room;
 
 /// A lane as tables know it. Never used again on its core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,6 +116,14 @@ impl<T> Table<T> {
                 None => Admission::None,
             };
         }
+    }
+
+    /// How many flows there is memory for.
+    #[cfg(test)]
+    pub(super) fn places(&self) -> usize {
+        let of_lanes = self.lanes.values().map(ById::capacity);
+        let most = of_lanes.fold(self.by_visitor.capacity(), usize::max);
+        most.max(self.flows.places())
     }
 
     /// All flows.
@@ -246,8 +255,10 @@ impl<T> Table<T> {
         let flow = self.flows.remove(key)?;
         self.budget.closed();
         self.by_visitor.remove(&flow.visitor);
+        room::give_back(&mut self.by_visitor);
         if let Some(lane) = self.lanes.get_mut(&flow.lane) {
             lane.remove(&flow.id);
+            room::give_back(lane);
             if lane.is_empty() {
                 self.lanes.remove(&flow.lane);
             }

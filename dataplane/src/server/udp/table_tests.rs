@@ -1,6 +1,6 @@
 //! The table's indexes against a model of them, by seeded simulation; who expires and who makes room
 //! is simulated in `lives_tests.rs`. Every run repeats by its seed:
-//! `QMUX_SEED=7 cargo test -p qmux-dp udp::table`.
+//! `QMUX_SEED=7 cargo test --workspace udp::table`.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -412,4 +412,69 @@ fn the_table_agrees_with_its_model() {
             "the simulation never saw {what}: {seen:?}"
         );
     }
+}
+
+/// Flows of a flood, for which the tables that there are must grow.
+const FLOOD: u32 = 40_000;
+
+fn visitor(number: u32) -> SocketAddr {
+    // Each from a network of its own: none is bounded by its source.
+    (Ipv4Addr::from(0x0a00_0000 + number), 4_000).into()
+}
+
+#[test]
+fn a_flood_leaves_no_memory_behind_at_a_socket_and_who_was_there_before_stays() {
+    let limits = Limits {
+        flows_max: FLOOD as usize + 8,
+        unanswered_timeout: TIMEOUT,
+        session_timeout: TIMEOUT,
+    };
+    let (start, lane) = (Instant::now(), LaneToken::ELSEWHERE.next());
+    let mut table: Table<u32> = Table::new(limits, Rc::default());
+    let open = |table: &mut Table<u32>, number: u32, now| {
+        let opened = table.open(visitor(number), lane, number.into(), number, now);
+        opened.expect("there is room");
+    };
+    let establish = |table: &mut Table<u32>, number: u32, now| {
+        table
+            .packet_through(lane, number.into(), now)
+            .expect("a flow");
+        table.packet_from(visitor(number), now).expect("a flow");
+    };
+    for number in 0..4 {
+        open(&mut table, number, start);
+        establish(&mut table, number, start);
+    }
+    for number in 4..FLOOD {
+        open(&mut table, number, start);
+        // Answered strangers are a flood, too.
+        if number % 2 == 0 {
+            establish(&mut table, number, start);
+        }
+    }
+    assert!(table.places() >= FLOOD as usize);
+    let later = start + TIMEOUT;
+    for number in 0..4 {
+        table.packet_from(visitor(number), later).expect("a flow");
+    }
+    while let Some((flow, _)) = table.expire_next(later, |_| false) {
+        assert!(flow.data >= 4, "{} was active", flow.data);
+    }
+    assert_eq!(table.len(), 4);
+    let places = table.places();
+    assert!(places <= 4 * room::CAPACITY_KEPT, "room for {places}");
+
+    for number in 4..1_000 {
+        open(&mut table, number, later);
+    }
+    for number in 0..1_000 {
+        let flow = table.packet_from(visitor(number), later);
+        assert_eq!(flow.map(|flow| flow.data), Some(number));
+    }
+    let mut expired = Vec::new();
+    while let Some((flow, _)) = table.expire_next(later + TIMEOUT, |_| false) {
+        expired.push(flow.data);
+    }
+    expired.sort_unstable();
+    assert!(expired.into_iter().eq(0..1_000));
 }

@@ -137,8 +137,12 @@ impl TrafficSocket {
         is_read.then(|| self.socket.try_clone().ok()).flatten()
     }
 
-    /// The successor reads what visitors send; what comes for them from clients is still sent.
-    pub(crate) fn receive_no_more(&self) {
+    /// The successor reads what visitors send; what comes for them from clients is still sent. What
+    /// is left here was not lent, and is read to its end.
+    pub(crate) fn handed_over(&self) {
+        if self.is_leaving() {
+            return;
+        }
         self.is_handed_over.set(true);
         self.receive_over.set();
     }

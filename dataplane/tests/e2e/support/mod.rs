@@ -8,6 +8,7 @@ pub(crate) mod counters;
 pub(crate) mod door;
 pub(crate) mod first_packets;
 pub(crate) mod flood;
+pub(crate) mod handover;
 pub(crate) mod http;
 pub(crate) mod limits;
 pub(crate) mod memory_group;

@@ -1,7 +1,8 @@
 //! A network between a client and a server that treats UDP and TCP at one address each in its own
-//! way: a relay with a switch for each direction of UDP, by the size of packets, and one for TCP.
+//! way: a relay with a switch for each direction of UDP, by the size of packets, one for UDP of each
+//! sender, and one for TCP.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,6 +28,8 @@ struct Shared {
     server: SocketAddr,
     inside: UdpSocket,
     outsides: Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>,
+    /// Whose UDP does not pass.
+    cut_off: Mutex<HashSet<SocketAddr>>,
     /// Largest UDP payloads that pass to the server, and back.
     forth_max: AtomicUsize,
     back_max: AtomicUsize,
@@ -64,6 +67,7 @@ impl TwoWays {
             server,
             inside: udp_socket(address),
             outsides: Mutex::default(),
+            cut_off: Mutex::default(),
             forth_max: AtomicUsize::new(usize::MAX),
             back_max: AtomicUsize::new(usize::MAX),
             swallowed: AtomicUsize::new(0),
@@ -90,6 +94,17 @@ impl TwoWays {
     /// All of UDP passes.
     pub(crate) fn pass_udp(&self) {
         self.limit_udp(usize::MAX, usize::MAX);
+    }
+
+    /// The senders of UDP so far.
+    pub(crate) fn senders(&self) -> Vec<SocketAddr> {
+        let outsides = self.shared.outsides.lock().expect("sockets");
+        outsides.keys().copied().collect()
+    }
+
+    /// Swallows all of the UDP that this sender says and hears.
+    pub(crate) fn cut_off(&self, sender: SocketAddr) {
+        self.shared.cut_off.lock().expect("senders").insert(sender);
     }
 
     /// UDP packets that were swallowed so far.
@@ -125,8 +140,9 @@ impl Drop for TwoWays {
 }
 
 impl Shared {
-    fn passes(&self, length: usize, max: &AtomicUsize) -> bool {
-        let passes = length <= max.load(Ordering::SeqCst);
+    fn passes(&self, length: usize, max: &AtomicUsize, client: SocketAddr) -> bool {
+        let passes = length <= max.load(Ordering::SeqCst)
+            && !self.cut_off.lock().expect("senders").contains(&client);
         if !passes {
             self.swallowed.fetch_add(1, Ordering::SeqCst);
         }
@@ -140,7 +156,7 @@ impl Shared {
             let Ok((length, client)) = self.inside.recv_from(&mut bytes) else {
                 continue;
             };
-            if self.passes(length, &self.forth_max) {
+            if self.passes(length, &self.forth_max, client) {
                 let _lost = self.outside_of(client).send(&bytes[..length]);
             }
         }
@@ -164,7 +180,7 @@ impl Shared {
             let Ok(length) = outside.recv(&mut bytes) else {
                 continue;
             };
-            if self.passes(length, &self.back_max) {
+            if self.passes(length, &self.back_max, client) {
                 let _lost = self.inside.send_to(&bytes[..length], client);
             }
         }

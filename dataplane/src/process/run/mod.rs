@@ -1,35 +1,29 @@
-//! From a validated config to running cores, and back: start, signals, drain, counters.
+//! Running cores: their start ([`start()`]), signals, drain, and the counters at the end.
+
+mod start;
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use qmux_config::{Config, Door, Server};
+use qmux_config::Config;
 
-use super::certificates::Certificates;
 use super::exit::Failure;
-use super::handover::{self, Giver, Inherited, Successors};
+use super::handover::Successors;
 use super::mail::CoreMail;
 use super::reload::{self, Listening, Reloader, Texts};
 use super::status::Status;
-use super::thread::{self, CoreReport, CoreSetup};
+use super::thread::CoreReport;
 use super::watch::Watch;
-use super::{access_log, admin, bind, signals};
+use super::{admin, signals};
 use crate::client::ClientShared;
-use crate::client::mail::ClientMail;
-use crate::core::mailbox::{Mailboxes, Post};
-use crate::core::{Cluster, memory};
-use crate::quic::tickets::TicketKeys;
+use crate::core::Cluster;
+use crate::core::mailbox::Mailboxes;
 use crate::ready::Readiness;
 use crate::server::ServerShared;
-use crate::server::shared::plan::CoreChanges;
-use crate::sys::cpu::{self, Allowed};
-use crate::sys::limits;
-
-/// Descriptors below which a busy server runs out: one per TCP flow.
-const OPEN_FILES_WANTED: u64 = 65_536;
+pub(crate) use start::{core_count, start};
 
 /// Pause before a core with a full mailbox is told again: waiting must not take its CPU time.
 const FULL_MAILBOX_PAUSE: Duration = Duration::from_millis(1);
@@ -130,234 +124,7 @@ enum Event {
     HandedOver(u32),
 }
 
-/// Number of cores to run: as asked for, or what can use the CPU time that we may have.
-pub(crate) fn core_count(asked: Option<usize>) -> usize {
-    let allowed = Allowed::now();
-    let cores = asked.unwrap_or(allowed.cores()).min(crate::sys::CORES_MAX);
-    if let Some(quota) = allowed.quota {
-        tracing::info!(
-            quota,
-            cpus = allowed.cpus,
-            cores,
-            "the control group allows less CPU time than there are CPUs; cores are not pinned"
-        );
-    }
-    let cpus = allowed.cores();
-    if cores > cpus {
-        tracing::warn!(cores, cpus, "more cores than CPUs: threads share CPUs");
-    }
-    cores
-}
-
-/// Binds, starts all cores, and returns when each has started.
-///
-/// # Errors
-/// What could not be bound or started.
-pub(crate) fn start(
-    config: &Arc<Config>,
-    cores: usize,
-    events: Events,
-) -> Result<Running, Failure> {
-    let started = (Instant::now(), SystemTime::now());
-    let allowed = prepare_process(config.limits.descriptors_reserved);
-    if let Some(server) = &config.server
-        && let Some(warning) = bind::judge_descriptors(server, cores, allowed)?
-    {
-        tracing::warn!("{warning}");
-    }
-    let readiness = Arc::new(Readiness::new(
-        usize::from(config.server.is_some()) + usize::from(config.client.is_some()),
-    ));
-    let path = config.server.as_ref().and_then(|it| it.handover.as_deref());
-    let inherited = path.map(|path| Inherited::ask(path, cores)).transpose()?;
-    let mut inherited = inherited.flatten();
-    let mut admin_socket = match (&config.admin, &inherited) {
-        (Some(admin), None) => Some(admin::bind(admin)?),
-        // The process before this one still has the address.
-        _ => None,
-    };
-    let listening = Arc::new(Listening::new());
-    let mut opened: Vec<Option<CoreChanges>> = (0..cores).map(|_| None).collect();
-    let server = match &config.server {
-        Some(server) => {
-            let (shared, changes) =
-                open_server(config, server, cores, &listening, inherited.as_mut())?;
-            opened = changes.into_iter().map(Some).collect();
-            Some(shared)
-        }
-        None => None,
-    };
-    let client = config
-        .client
-        .as_ref()
-        .map(|client| Arc::new(ClientShared::new(config, client, &readiness)));
-    if let Some(client) = &client {
-        for service in client.settings().services.all() {
-            tracing::info!(service = service.summary(), "offered to servers");
-        }
-        client.keep_sessions().map_err(Failure::Input)?;
-        client.keep_certificates().map_err(Failure::Input)?;
-    }
-    let cluster = Arc::new(Cluster::new(cores));
-    let (mailboxes, wakes) =
-        Mailboxes::new(cores).map_err(|error| Failure::Running(format!("mailboxes: {error}")))?;
-    if let Some(client) = &client {
-        let post: Arc<dyn Post<ClientMail>> = Arc::new(mailboxes.clone());
-        client
-            .keep_names_fresh(&post)
-            .map_err(|error| Failure::Running(format!("resolver: {error}")))?;
-    }
-    let status = Arc::new(Status {
-        cluster: Arc::clone(&cluster),
-        server: server.clone(),
-        client: client.clone(),
-        readiness: Arc::clone(&readiness),
-        certificates: Certificates::of(config),
-        reloads: reload::Counts::default(),
-        started,
-    });
-    if let (Some(inherited), Some(server)) = (inherited, &server) {
-        // From here on nobody else serves: what fails now is said, and not the end.
-        handover::serve_after(inherited, server)?;
-        admin_socket = config.admin.as_ref().and_then(handover::bind_after);
-    }
-    let mut closer = None;
-    if let Some((socket, admin)) = admin_socket.zip(config.admin.as_ref()) {
-        let started = admin::start(socket, admin, Arc::clone(&status), events.orders());
-        let failed = |error| Failure::Running(format!("admin endpoint: {error}"));
-        closer = Some(started.map_err(failed)?);
-    }
-    // A client alone prefers the CPUs from the end, a server those from the start.
-    let places = cpu::places(cores, Allowed::now(), config.server.is_none());
-    for ((index, wake), cpu) in wakes.into_iter().enumerate().zip(places) {
-        let setup = CoreSetup {
-            index,
-            cpu,
-            cluster: Arc::clone(&cluster),
-            mailboxes: mailboxes.clone(),
-            wake,
-            server: server.clone().zip(opened[index].take()),
-            client: client.clone(),
-        };
-        let sender = events.sender.clone();
-        thread::start(setup, move |report| {
-            // Fails only when `main` has returned already.
-            let _ended = sender.send(Event::Core(index, report));
-        })
-        .map_err(|error| Failure::Running(format!("thread of core {index}: {error}")))?;
-    }
-    let mut running = Running {
-        cluster,
-        mailboxes,
-        events: events.receiver,
-        ended: vec![false; cores],
-        failure: None,
-        stop_at_once: false,
-        order_patience: ORDER_PATIENCE,
-        readiness: Arc::clone(&readiness),
-        watch: Watch::new(Arc::clone(&status), Instant::now()),
-        listening,
-        config: Arc::new(ArcSwap::new(Arc::clone(config))),
-        server,
-        client,
-        status,
-        allowed_descriptors: allowed,
-        reloads: Some(events.reloads),
-    };
-    running.wait_started(cores)?;
-    memory::set_limit(config.limits.memory);
-    // Before anybody hears that it is ready, and may want to replace it.
-    if let Some(path) = path {
-        running.hand_over_at(path, &events.sender, closer)?;
-        if let Ok(successors) = Successors::of_this_process() {
-            let _first = events.successors.set(successors);
-        }
-    }
-    if let Some(server) = &config.server {
-        for door in &server.doors {
-            say_listening(door, cores);
-        }
-        readiness.set_listening();
-        readiness.role_ready("server");
-    }
-    Ok(running)
-}
-
-/// How many files may be open, if that is limited.
-fn prepare_process(descriptors_reserved: u32) -> Option<u64> {
-    let allowed = limits::raise_open_files();
-    limits::keep_from_flows(descriptors_reserved, allowed);
-    if let Some(limit) = allowed
-        && limit < OPEN_FILES_WANTED
-    {
-        tracing::warn!(
-            limit,
-            for_flows = limits::flow_descriptors_max(),
-            wanted = OPEN_FILES_WANTED,
-            "few open files are allowed; each TCP flow needs one (ulimit -n)"
-        );
-    }
-    if !monoio::utils::detect_uring() {
-        tracing::warn!("io_uring is not available (kernel or container forbids it); using epoll");
-    }
-    allowed
-}
-
-/// Binds all that a server has, and says what each core is to open.
-fn open_server(
-    config: &Arc<Config>,
-    server: &Server,
-    cores: usize,
-    listening: &Listening,
-    inherited: Option<&mut Inherited>,
-) -> Result<(Arc<ServerShared>, Vec<CoreChanges>), Failure> {
-    let (ticket_keys, keeper) = TicketKeys::start(&server.tls).map_err(Failure::Input)?;
-    access_log::prepare(&server.access_log)?.take_up();
-    let log = access_log::shared();
-    let shared = ServerShared::new(config, server, cores, ticket_keys, keeper, &log);
-    let shared = Arc::new(shared.map_err(Failure::Input)?);
-    let plan = shared.plan(config, server).map_err(Failure::Input)?;
-    let sockets = bind::all(&plan, cores, inherited, |_, _| false)?;
-    let _open = listening
-        .open(&plan, &sockets)
-        .map_err(|error| Failure::Running(format!("a socket could not be duplicated: {error}")))?;
-    let changes = shared.follow(&plan, sockets);
-    Ok((shared, changes))
-}
-
-fn say_listening(door: &Door, cores: usize) {
-    for service in &door.services {
-        let traffic = service.traffic;
-        let (quic, protocol) = (&door.quic_addrs, service.protocol);
-        if let ([quic], true) = (&quic[..], service.name.is_empty()) {
-            tracing::info!(%quic, %traffic, %protocol, cores, "listening");
-        } else {
-            tracing::info!(?quic, service = service.name, %traffic, %protocol, cores, "listening");
-        }
-    }
-}
-
 impl Running {
-    fn wait_started(&mut self, cores: usize) -> Result<(), Failure> {
-        let mut started = 0;
-        while started < cores {
-            match self.events.recv() {
-                Ok(Event::Core(_, CoreReport::Started)) => started += 1,
-                Ok(Event::Core(core, CoreReport::Ended(Err(why)))) => {
-                    return Err(Failure::Running(format!("core {core}: {why}")));
-                }
-                Ok(Event::Signal) => self.stop_at_once = true,
-                Ok(Event::Core(core, CoreReport::Broken)) => {
-                    self.note_failure(core, "a part of it panicked");
-                    self.stop_at_once = true;
-                }
-                Ok(_) => {}
-                Err(_) => return Err(Failure::Running("the cores ended at their start".into())),
-            }
-        }
-        Ok(())
-    }
-
     /// The sum of a counter over all cores.
     #[cfg(feature = "count-allocations")]
     pub(crate) fn total(
@@ -365,33 +132,6 @@ impl Running {
         counter: impl Fn(&crate::core::counters::CoreCounters) -> u64,
     ) -> u64 {
         self.cluster.counters.iter().map(|core| counter(core)).sum()
-    }
-
-    /// Gives the sockets to a successor that asks for them at `path`.
-    fn hand_over_at(
-        &self,
-        path: &Path,
-        events: &Sender<Event>,
-        admin: Option<admin::Closer>,
-    ) -> Result<(), Failure> {
-        let Some(server) = self.server.clone() else {
-            return Ok(());
-        };
-        let events = events.clone();
-        let giver = Giver {
-            cores: self.ended.len(),
-            server,
-            mailboxes: self.mailboxes.clone(),
-            is_draining: Box::new({
-                let readiness = Arc::clone(&self.readiness);
-                move || readiness.is_draining()
-            }),
-            close_admin: Box::new(move || admin.iter().for_each(admin::Closer::close)),
-            handed_over: Box::new(move |pid| {
-                let _ended = events.send(Event::HandedOver(pid));
-            }),
-        };
-        giver.start(path)
     }
 
     /// Reads the configuration again from this file whenever somebody wants it, and what it names
@@ -450,7 +190,6 @@ impl Running {
                     "handed over: a successor serves, letting flows finish"
                 );
                 self.watch.succeeded();
-                self.listening.give_up();
             }
             Some(Event::Core(core, CoreReport::Broken)) => {
                 self.note_failure(core, "a part of it panicked");
@@ -482,8 +221,11 @@ impl Running {
     /// If a core failed.
     pub(crate) fn stop(&mut self, drain_timeout: Duration) -> Result<(), Failure> {
         self.readiness.set_draining();
+        if self.listening.close() {
+            // Decided, even if nobody has said so here yet.
+            self.watch.succeeded();
+        }
         self.watch.stopping(drain_timeout, Instant::now());
-        self.listening.close();
         self.tell_all(|| CoreMail::Drain {
             timeout: drain_timeout,
         });
@@ -506,6 +248,12 @@ impl Running {
                 }
                 Some(Event::Core(core, CoreReport::Broken)) => {
                     self.note_failure(core, "a part of it panicked");
+                }
+                Some(Event::HandedOver(pid)) => {
+                    tracing::info!(
+                        successor = pid,
+                        "handed over: a successor serves although this process was told to stop"
+                    );
                 }
                 Some(_) => {}
                 None => break,
@@ -570,5 +318,4 @@ fn configured_drain_timeout(config: &Config) -> Duration {
 }
 
 #[cfg(test)]
-#[path = "run_tests.rs"]
 mod tests;
