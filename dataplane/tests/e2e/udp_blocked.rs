@@ -88,7 +88,7 @@ fn has_own_network(test: &str) -> bool {
         return false;
     }
     let this = env::current_exe().expect("its path");
-    let status = Command::new("unshare")
+    let output = Command::new("unshare")
         .args([
             "--net",
             "--",
@@ -102,11 +102,11 @@ fn has_own_network(test: &str) -> bool {
         .args(["--exact", "--nocapture", "--include-ignored"])
         .arg(format!("udp_blocked::{test}"))
         .env(INSIDE, "1")
-        .status();
-    assert!(
-        status.expect("unshare").success(),
-        "{test} in its own network"
-    );
+        .output()
+        .expect("unshare");
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{test} in its own network");
     false
 }
 
