@@ -1,7 +1,7 @@
 //! Visitors who come through a balancer that says who they are, by PROXY headers.
 
 use std::fs;
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 
 use ppp::{v1, v2};
@@ -82,24 +82,29 @@ impl Balanced {
     }
 
     fn come(&self, last: u8) -> TcpStream {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-        let from = SockAddr::from(SocketAddr::new(host(last), 0));
-        socket.bind(&from).expect("an address of this host");
+        self.try_to_come(last).expect("connected")
+    }
+
+    /// Who may be refused may be reset before `connect` returns.
+    fn try_to_come(&self, last: u8) -> io::Result<TcpStream> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SockAddr::from(SocketAddr::new(host(last), 0)))?;
         let to = SockAddr::from(self.door.traffic("web"));
-        socket.connect_timeout(&to, PATIENCE).expect("connected");
+        socket.connect_timeout(&to, PATIENCE)?;
         let stream = TcpStream::from(socket);
         visitor::set_deadlines(&stream);
-        stream
+        Ok(stream)
     }
 
     /// Who the service is told a visitor is that comes from the balancer with these bytes; `None` if
     /// it is reset.
     fn told(&self, sent: &[u8]) -> Option<SocketAddr> {
-        let mut stream = self.come(BALANCER);
-        // It may be reset meanwhile.
-        let _gone = stream.write_all(sent);
-        visitor::finish_if_open(&stream);
-        match visitor::read_to_end(&mut stream) {
+        let ending = visitor::ending_after(self.try_to_come(BALANCER), |stream| {
+            stream.write_all(sent)?;
+            visitor::finish_if_open(stream);
+            Ok(())
+        });
+        match ending {
             Ending::Clean(bytes) => Some(parted(&bytes).0),
             Ending::Reset(_) => None,
         }
@@ -356,7 +361,7 @@ fn who_has_not_said_who_it_is_takes_up_one_of_the_services_visitors() {
     let balanced = Balanced::start("max_visitors = 1");
     let mut port = 1;
     let silent = wait::until("it is in and waited for", || {
-        let mut silent = balanced.come(BALANCER);
+        let mut silent = balanced.try_to_come(BALANCER).ok()?;
         silent.write_all(b"PROXY").ok()?;
         let before = balanced.refused("max_visitors");
         port += 1;

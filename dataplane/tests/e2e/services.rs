@@ -295,9 +295,11 @@ fn says_its_port(port: u16) -> TcpService {
 /// Waits until the address is served, by a service that says this.
 fn wait_until_it_says(address: SocketAddr, text: &[u8]) {
     wait::until_true("the right service answers", || {
-        let mut stream = visitor::connect(address);
-        visitor::finish_if_open(&stream);
-        match visitor::read_to_end(&mut stream) {
+        let ending = visitor::ending_after(visitor::try_connect(address), |stream| {
+            visitor::finish_if_open(stream);
+            Ok(())
+        });
+        match ending {
             Ending::Clean(answer) => {
                 assert_eq!(answer, text, "another service");
                 true

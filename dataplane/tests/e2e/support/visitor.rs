@@ -50,15 +50,23 @@ pub(crate) fn try_connect(address: SocketAddr) -> io::Result<TcpStream> {
 /// Comes, says `request` and reads to the end: for visitors that may be reset at any moment, also while they connect and
 /// send.
 pub(crate) fn ending_of(address: SocketAddr, request: &[u8]) -> Ending {
-    let sent = try_connect(address).and_then(|mut stream| {
-        stream.write_all(request)?;
+    ending_after(try_connect(address), |stream| stream.write_all(request))
+}
+
+/// Reads to the end of what has connected like this, once it has said something: as [`ending_of`].
+pub(crate) fn ending_after(
+    connected: io::Result<TcpStream>,
+    say: impl FnOnce(&mut TcpStream) -> io::Result<()>,
+) -> Ending {
+    let said = connected.and_then(|mut stream| {
+        say(&mut stream)?;
         Ok(stream)
     });
-    match sent {
+    match said {
         Ok(mut stream) => read_to_end(&mut stream),
         // It was faster than the return from connect(2) or write(2), which have told it: a read would not tell it again.
         Err(error) if error.kind() == ErrorKind::ConnectionReset => Ending::Reset(Vec::new()),
-        Err(error) => panic!("{address}: {error}"),
+        Err(error) => panic!("connects and speaks: {error}"),
     }
 }
 
