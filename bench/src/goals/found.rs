@@ -3,81 +3,122 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::probe::{ALLOCATIONS, PROBES, Tunnel};
 use crate::stats::paired_ratio;
 
+/// How allocations are counted again.
+const ALLOCATIONS_COMMAND: &str =
+    "cargo run --release -p qmux-dp --features count-allocations -- allocations";
+
+/// The case and the metrics that the lines of `qmux-dp allocations` are read as.
+pub(super) const ANY_LOAD: &str = "any load";
+pub(super) const ALLOCATIONS_OURS: &str = "ours_per_packet";
+pub(super) const ALLOCATIONS_OTHERS: &str = "others_per_packet";
+
+/// The part of a report that goals are about.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Report {
+    command: Option<String>,
+    machine: Value,
+    cases: Vec<Case>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Case {
+    case: String,
+    tunnels: Vec<Runs>,
+}
+
+/// All runs of a tunnel in one case.
+#[derive(Clone, Debug, Deserialize)]
+struct Runs {
+    tunnel: String,
+    #[serde(default)]
+    summary: BTreeMap<String, Summary>,
+    runs: Vec<Run>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Summary {
+    median: Option<f64>,
+    max: Option<f64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Run {
+    values: BTreeMap<String, Option<f64>>,
+    error: Option<String>,
+}
+
 /// The reports that are there, by probe.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Found {
-    reports: BTreeMap<String, Value>,
-    /// What `qmux-dp allocations` has printed.
-    allocations: Option<String>,
+    reports: BTreeMap<String, Report>,
 }
 
 impl Found {
-    /// Reads what probes have left under a directory. What is not there, or cannot be read, was not measured.
+    /// Reads what probes have left under a directory. What is not there, or cannot be read, was
+    /// not measured.
     pub fn read(directory: &Path) -> Self {
         let mut found = Self::default();
         for probe in PROBES {
-            let file = directory
-                .join(probe.name)
-                .join(format!("{}.json", probe.bench));
-            let text = std::fs::read_to_string(file).ok();
+            let file = format!("{}/{}.json", probe.name, probe.bench);
+            let text = std::fs::read_to_string(directory.join(file)).ok();
             if let Some(report) = text.and_then(|text| serde_json::from_str(&text).ok()) {
-                found.add(probe.name, report);
+                found.reports.insert(probe.name.to_owned(), report);
             }
         }
-        let file = directory.join(ALLOCATIONS).join("allocations.txt");
-        found.allocations = std::fs::read_to_string(file).ok();
+        let file = format!("{ALLOCATIONS}/allocations.txt");
+        if let Ok(printed) = std::fs::read_to_string(directory.join(file)) {
+            let report = Report::of_allocations(&printed);
+            found.reports.insert(ALLOCATIONS.to_owned(), report);
+        }
         found
     }
 
+    #[cfg(test)]
     pub(super) fn add(&mut self, probe: &str, report: Value) {
+        let report = serde_json::from_value(report).expect("a report");
         self.reports.insert(probe.to_owned(), report);
     }
 
     #[cfg(test)]
-    pub(super) fn set_allocations(&mut self, printed: &str) {
-        self.allocations = Some(printed.to_owned());
+    pub(super) fn add_allocations(&mut self, printed: &str) {
+        let report = Report::of_allocations(printed);
+        self.reports.insert(ALLOCATIONS.to_owned(), report);
     }
 
     /// Whether a probe was measured.
     pub fn has(&self, probe: &str) -> bool {
-        match probe {
-            ALLOCATIONS => self.allocations.is_some(),
-            _ => self.reports.contains_key(probe),
-        }
+        self.reports.contains_key(probe)
     }
 
-    /// The command that a probe's numbers come from, with when it was run and on what commit: each may be of another run.
+    /// What was measured, in the order of the probes.
+    pub fn probes(&self) -> impl Iterator<Item = &'static str> {
+        let names = PROBES.iter().map(|probe| probe.name).chain([ALLOCATIONS]);
+        names.filter(|name| self.has(name))
+    }
+
+    /// The command that a probe's numbers come from, with when it was run and on what commit: each
+    /// may be of another run.
     pub fn command(&self, probe: &str) -> Option<String> {
-        let command = self.reports.get(probe)?["command"].as_str()?;
-        Some(format!("{command} ({})", self.origin(probe)))
-    }
-
-    /// When a probe was run, and on what commit.
-    pub fn origin(&self, probe: &str) -> String {
-        let date = self.word(probe, "date").unwrap_or("unknown");
-        let commit = self.word(probe, "commit").unwrap_or("unknown");
-        format!("{date}, commit {commit}")
-    }
-
-    fn word(&self, probe: &str, key: &str) -> Option<&str> {
-        if probe == ALLOCATIONS {
-            let mut lines = self.allocations.as_deref()?.lines();
-            return lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
-        }
-        self.reports.get(probe)?["machine"][key].as_str()
+        let report = self.reports.get(probe)?;
+        let (date, commit) = (report.word("date"), report.word("commit"));
+        let command = report.command.as_ref()?;
+        Some(format!("{command} ({date}, commit {commit})"))
     }
 
     /// The commits that the probes were run on, each with its probes.
     pub fn commits(&self) -> BTreeMap<&str, Vec<&'static str>> {
         let mut commits: BTreeMap<&str, Vec<&'static str>> = BTreeMap::new();
-        let names = PROBES.iter().map(|probe| probe.name).chain([ALLOCATIONS]);
-        for name in names.filter(|name| self.has(name)) {
-            let commit = self.word(name, "commit").unwrap_or("unknown");
+        for name in self.probes() {
+            let commit = self.reports[name].word("commit");
             commits.entry(commit).or_default().push(name);
         }
         commits
@@ -90,104 +131,108 @@ impl Found {
 
     /// What the numbers were measured on, as the first report has it: machine, date, commit.
     pub fn machine(&self) -> Option<&Value> {
-        self.reports.values().next().map(|it| &it["machine"])
+        let mut reports = self.reports.iter();
+        let first = reports.find(|(probe, _)| *probe != ALLOCATIONS);
+        first.map(|(_, report)| &report.machine)
     }
 
     /// Runs of a probe that failed, each with case, tunnel and reason.
     pub fn failures(&self, probe: &str) -> Vec<String> {
         let mut failures = Vec::new();
-        let cases = self
-            .reports
-            .get(probe)
-            .and_then(|it| it["cases"].as_array());
-        for case in cases.into_iter().flatten() {
-            for tunnel in case["tunnels"].as_array().into_iter().flatten() {
-                for run in tunnel["runs"].as_array().into_iter().flatten() {
-                    if let Some(error) = run["error"].as_str() {
-                        let name = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-                        let (case, tunnel) = (name(&case["case"]), name(&tunnel["tunnel"]));
-                        failures.push(format!("{probe}, {case}, {tunnel}: {error}"));
-                    }
-                }
+        for case in self.reports.get(probe).into_iter().flat_map(|it| &it.cases) {
+            for tunnel in &case.tunnels {
+                let errors = tunnel.runs.iter().filter_map(|run| run.error.as_ref());
+                let place = format!("{probe}, {}, {}", case.case, tunnel.tunnel);
+                failures.extend(errors.map(|error| format!("{place}: {error}")));
             }
         }
         failures
     }
 
-    fn tunnel(&self, probe: &str, case: &str, tunnel: Tunnel) -> Option<&Value> {
-        let cases = self.reports.get(probe)?["cases"].as_array()?;
-        let case = cases.iter().find(|it| it["case"] == case)?;
-        let mut tunnels = case["tunnels"].as_array()?.iter();
-        tunnels.find(|it| it["tunnel"] == tunnel.label())
+    fn tunnel(&self, probe: &str, case: &str, tunnel: Tunnel) -> Option<&Runs> {
+        let mut cases = self.reports.get(probe)?.cases.iter();
+        let mut tunnels = cases.find(|it| it.case == case)?.tunnels.iter();
+        tunnels.find(|it| it.tunnel == tunnel.label())
     }
 
     /// How many runs of a tunnel failed, of how many.
     pub fn runs(&self, probe: &str, case: &str, tunnel: Tunnel) -> (usize, usize) {
         let runs = self.tunnel(probe, case, tunnel);
-        let runs = runs.and_then(|it| it["runs"].as_array());
-        let runs = runs.map(Vec::as_slice).unwrap_or_default();
-        let failed = runs.iter().filter(|run| run["error"].is_string());
+        let runs = runs.map(|it| it.runs.as_slice()).unwrap_or_default();
+        let failed = runs.iter().filter(|run| run.error.is_some());
         (failed.count(), runs.len())
     }
 
     /// The median of a metric over the rounds.
     pub fn median(&self, probe: &str, case: &str, tunnel: Tunnel, metric: &str) -> Option<f64> {
-        self.tunnel(probe, case, tunnel)?["summary"][metric]["median"].as_f64()
+        self.tunnel(probe, case, tunnel)?
+            .summary
+            .get(metric)?
+            .median
     }
 
     /// The largest value of a metric in any round.
     pub fn largest(&self, probe: &str, case: &str, tunnel: Tunnel, metric: &str) -> Option<f64> {
-        self.tunnel(probe, case, tunnel)?["summary"][metric]["max"].as_f64()
+        self.tunnel(probe, case, tunnel)?.summary.get(metric)?.max
     }
 
-    /// A metric's value in each round.
-    fn rounds(&self, probe: &str, case: &str, tunnel: Tunnel, metric: &str) -> Vec<Option<f64>> {
-        let runs = self.tunnel(probe, case, tunnel);
-        let runs = runs.and_then(|it| it["runs"].as_array());
-        runs.into_iter()
-            .flatten()
-            .map(|run| run["values"][metric].as_f64())
-            .collect()
-    }
-
-    /// How many times as much a tunnel has of a metric as another: the median of the ratios within a round.
+    /// How many times as much of a metric the first case and tunnel has as the second: the median
+    /// of the ratios within a round.
     pub fn times(
         &self,
-        (probe, case, metric): (&str, &str, &str),
-        tunnel: Tunnel,
-        baseline: Tunnel,
-    ) -> Option<f64> {
-        let of = |tunnel| self.rounds(probe, case, tunnel, metric);
-        paired_ratio(&of(tunnel), &of(baseline))
-    }
-
-    /// How many times as much a tunnel has of a metric in one case as in another, likewise.
-    pub fn grown(
-        &self,
         (probe, metric): (&str, &str),
-        tunnel: Tunnel,
-        from: &str,
-        to: &str,
+        ours: (&str, Tunnel),
+        baseline: (&str, Tunnel),
     ) -> Option<f64> {
-        let of = |case| self.rounds(probe, case, tunnel, metric);
-        paired_ratio(&of(to), &of(from))
+        let rounds = |(case, tunnel)| -> Vec<Option<f64>> {
+            let runs = self.tunnel(probe, case, tunnel);
+            let runs = runs.into_iter().flat_map(|it| &it.runs);
+            runs.map(|run| run.values.get(metric).copied().flatten())
+                .collect()
+        };
+        paired_ratio(&rounds(ours), &rounds(baseline))
+    }
+}
+
+impl Report {
+    fn word(&self, key: &str) -> &str {
+        self.machine[key].as_str().unwrap_or("unknown")
     }
 
-    /// The allocations per packet of `qmux-dp allocations`, of its own and of others, over all loads: the largest.
-    pub fn allocations_per_packet(&self) -> Option<(f64, f64)> {
-        let mut most: Option<(f64, f64)> = None;
-        for line in self.allocations.as_deref()?.lines() {
-            let Some((ours, others)) = line
-                .split_once("; ours ")
-                .and_then(|(_, rest)| rest.split_once(" per packet, others' "))
-            else {
-                continue;
-            };
-            let ours: f64 = ours.parse().ok()?;
-            let others: f64 = others.trim_end_matches('.').parse().ok()?;
-            let (a, b) = most.unwrap_or_default();
-            most = Some((a.max(ours), b.max(others)));
+    /// What `qmux-dp allocations` has printed, of its own and of others, each the most of all
+    /// loads.
+    fn of_allocations(printed: &str) -> Self {
+        let word = |key: &str| {
+            let mut lines = printed.lines();
+            lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(": "))
+        };
+        let counts = printed.lines().filter_map(|line| {
+            let (_, rest) = line.split_once("; ours ")?;
+            let (ours, others) = rest.split_once(" per packet, others' ")?;
+            let others = others.trim_end_matches('.');
+            Some((ours.parse::<f64>().ok()?, others.parse::<f64>().ok()?))
+        });
+        let most = counts.reduce(|(a, b), (ours, others)| (a.max(ours), b.max(others)));
+        let of = |count: f64| Summary {
+            median: Some(count),
+            max: Some(count),
+        };
+        let summary = most.into_iter().flat_map(|(ours, others)| {
+            [(ALLOCATIONS_OURS, ours), (ALLOCATIONS_OTHERS, others)]
+                .map(|(metric, count)| (metric.to_owned(), of(count)))
+        });
+        let runs = Runs {
+            tunnel: Tunnel::Ours.label().to_owned(),
+            summary: summary.collect(),
+            runs: Vec::new(),
+        };
+        Self {
+            command: Some(ALLOCATIONS_COMMAND.to_owned()),
+            machine: serde_json::json!({"date": word("date"), "commit": word("commit")}),
+            cases: vec![Case {
+                case: ANY_LOAD.to_owned(),
+                tunnels: vec![runs],
+            }],
         }
-        most
     }
 }

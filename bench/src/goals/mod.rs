@@ -1,14 +1,19 @@
-//! The goals of qmux-dp's speed: which measurements show them, how their numbers are judged, and the one table of it.
+//! The goals of qmux-dp's speed: which measurements show them, how their numbers are judged, and
+//! the one table of it.
 //!
-//! Nothing here measures: every probe is a command of `qmux-bench` that stands for itself and can be repeated alone. What
-//! it has written is judged here, so that a limit is written down once and no number is copied by hand.
+//! Nothing here measures: every probe is a command of `qmux-bench` that stands for itself and can
+//! be repeated alone. What it has written is judged here, so that a limit is written down once and
+//! no number is copied by hand. [`table`] says what is wanted, [`judge`] whether it is reached.
 
 mod found;
 mod judge;
 mod page;
 mod probe;
+mod table;
 
 pub use found::Found;
-pub use judge::{Line, Verdict, judge};
 pub use page::Page;
 pub use probe::{ALLOCATIONS, GOALS, PROBES, Probe, Tunnel};
+
+#[cfg(test)]
+mod tests;

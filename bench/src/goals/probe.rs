@@ -43,14 +43,22 @@ pub struct Probe {
     pub goals: &'static [u8],
     /// The subcommand of `qmux-bench`, whose report has the same name.
     pub bench: &'static str,
-    /// Its options.
-    pub options: &'static [&'static str],
+    /// Its options, each with its value.
+    pub options: &'static str,
     /// Seconds of each run.
     pub seconds: &'static str,
     /// Rounds.
     pub repeats: &'static str,
     /// What is measured.
     pub tunnels: &'static [Tunnel],
+}
+
+impl Probe {
+    /// Its options as the words of a command line. A value may have spaces.
+    pub fn words(&self) -> impl Iterator<Item = String> {
+        let options = self.options.split("--").filter_map(|it| it.split_once(' '));
+        options.flat_map(|(name, value)| [format!("--{name}"), value.trim_end().to_owned()])
+    }
 }
 
 /// Goals are numbered from 1 to this.
@@ -71,12 +79,7 @@ pub const PROBES: &[Probe] = &[
         name: "tcp",
         goals: &[1],
         bench: "iperf",
-        options: &[
-            "--streams",
-            "1,4",
-            "--cases",
-            "=tcp ×1,=tcp ×4,=tcp reverse",
-        ],
+        options: "--streams 1,4 --cases =tcp ×1,=tcp ×4,=tcp reverse",
         seconds: "2",
         repeats: "3",
         tunnels: TUNNELS,
@@ -85,14 +88,7 @@ pub const PROBES: &[Probe] = &[
         name: "veth",
         goals: &[2],
         bench: "iperf",
-        options: &[
-            "--path",
-            "veth:1500",
-            "--streams",
-            "1",
-            "--cases",
-            "=tcp ×1",
-        ],
+        options: "--path veth:1500 --streams 1 --cases =tcp ×1",
         seconds: "2",
         repeats: "3",
         tunnels: TUNNELS,
@@ -101,16 +97,8 @@ pub const PROBES: &[Probe] = &[
         name: "udp",
         goals: &[3],
         bench: "iperf",
-        options: &[
-            "--udp-sizes",
-            "1150,8192",
-            "--udp-rates",
-            "500M,1G,2G",
-            "--udp-streams",
-            "1,2",
-            "--cases",
-            "=udp 1150 B 1G,=udp 1150 B 2×500M,=udp 1150 B 2×1G,=udp 8192 B 2G",
-        ],
+        options: "--udp-sizes 1150,8192 --udp-rates 500M,1G,2G --udp-streams 1,2 --cases \
+                  =udp 1150 B 1G,=udp 1150 B 2×500M,=udp 1150 B 2×1G,=udp 8192 B 2G",
         seconds: "2",
         repeats: "2",
         tunnels: TUNNELS,
@@ -119,7 +107,7 @@ pub const PROBES: &[Probe] = &[
         name: "packets",
         goals: &[3],
         bench: "udp",
-        options: &["--sizes", "64,1150,8192", "--warm-up", "0.5"],
+        options: "--sizes 64,1150,8192 --warm-up 0.5",
         seconds: "1",
         repeats: "1",
         tunnels: QUIC,
@@ -128,13 +116,8 @@ pub const PROBES: &[Probe] = &[
         name: "latency",
         goals: &[4],
         bench: "latency",
-        options: &[
-            "--warm-up",
-            "0.5",
-            "--cases",
-            "=ping-pong,=ping-pong + bulk up,=ping-pong + bulk down,=open loop 1000/s + bulk up,\
-             =open loop 1000/s + bulk down",
-        ],
+        options: "--warm-up 0.5 --cases =ping-pong,=ping-pong + bulk up,=ping-pong + bulk down,\
+                  =open loop 1000/s + bulk up,=open loop 1000/s + bulk down",
         seconds: "2",
         repeats: "2",
         tunnels: &[Raw, Quinn, Rathole, Before, Ours],
@@ -143,7 +126,7 @@ pub const PROBES: &[Probe] = &[
         name: "connect",
         goals: &[5],
         bench: "connect",
-        options: &["--warm-up", "0.5", "--visitors", "1,64", "--cases", "echo"],
+        options: "--warm-up 0.5 --visitors 1,64 --cases echo",
         seconds: "2",
         repeats: "2",
         tunnels: ALL,
@@ -152,7 +135,7 @@ pub const PROBES: &[Probe] = &[
         name: "flows",
         goals: &[5],
         bench: "flows",
-        options: &["--flows", "10000"],
+        options: "--flows 10000",
         seconds: "1",
         repeats: "1",
         tunnels: QUIC,
@@ -161,18 +144,8 @@ pub const PROBES: &[Probe] = &[
         name: "link",
         goals: &[6],
         bench: "link",
-        options: &[
-            "--profile",
-            "reference,loss-percent=0.1",
-            "--profile",
-            "reference",
-            "--profile",
-            "reference,loss-percent=3",
-            "--profile",
-            "policer",
-            "--cases",
-            "to service",
-        ],
+        options: "--profile reference,loss-percent=0.1 --profile reference --profile \
+                  reference,loss-percent=3 --profile policer --cases to service",
         seconds: "4",
         repeats: "1",
         tunnels: &[Quinn, QuinnBbr, Rathole, Before, Ours],
@@ -181,7 +154,7 @@ pub const PROBES: &[Probe] = &[
         name: "scale",
         goals: &[7],
         bench: "scale",
-        options: &["--core-counts", "1,2,4,8", "--warm-up", "0.5"],
+        options: "--core-counts 1,2,4,8 --warm-up 0.5",
         seconds: "2",
         repeats: "3",
         tunnels: &[Before, Ours],
@@ -190,14 +163,7 @@ pub const PROBES: &[Probe] = &[
         name: "syscalls",
         goals: &[9],
         bench: "syscalls",
-        options: &[
-            "--warm-up",
-            "0.5",
-            "--visitors",
-            "1",
-            "--cases",
-            "a round trip,a visitor",
-        ],
+        options: "--warm-up 0.5 --visitors 1 --cases a round trip,a visitor",
         seconds: "2",
         repeats: "2",
         tunnels: TUNNELS,
@@ -206,27 +172,9 @@ pub const PROBES: &[Probe] = &[
         name: "programs",
         goals: &[10],
         bench: "programs",
-        options: &["--connections", "64"],
+        options: "--connections 64",
         seconds: "2",
         repeats: "2",
         tunnels: TUNNELS,
     },
 ];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_goal_has_a_probe_and_every_probe_a_name_of_its_own() {
-        // The eighth is counted by a program of its own.
-        for goal in (1..=GOALS).filter(|goal| *goal != 8) {
-            assert!(PROBES.iter().any(|probe| probe.goals.contains(&goal)));
-        }
-        for (index, probe) in PROBES.iter().enumerate() {
-            assert!(PROBES[..index].iter().all(|it| it.name != probe.name));
-            assert!(probe.tunnels.contains(&Ours), "{probe:?}");
-            assert_ne!(probe.name, ALLOCATIONS);
-        }
-    }
-}

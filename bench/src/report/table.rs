@@ -6,23 +6,36 @@ use super::model::{Report, TunnelReport};
 const SPREAD_SHOWN_PERCENT: f64 = 0.5;
 
 /// Rows of text under a head.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
     head: Vec<String>,
     rows: Vec<Vec<String>>,
+    /// So many columns are names, the others numbers.
+    names: usize,
 }
 
-/// The first columns are names, the others numbers.
+/// The first columns of a report are names: the case and the tunnel.
 const NAME_COLUMNS: usize = 2;
 
 impl Table {
+    /// Without rows. The first `names` columns are names, aligned on the left.
+    pub fn new(names: usize, head: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            head: head.into_iter().map(Into::into).collect(),
+            rows: Vec::new(),
+            names,
+        }
+    }
+
+    /// Adds a row.
+    pub fn push(&mut self, row: Vec<String>) {
+        self.rows.push(row);
+    }
+
     /// A report's numbers: a row for each case and tunnel.
     pub fn of(report: &Report) -> Self {
         let metrics = report.measured();
-        let mut table = Self {
-            head: vec!["case".into(), "tunnel".into()],
-            rows: Vec::new(),
-        };
+        let mut table = Self::new(NAME_COLUMNS, ["case", "tunnel"]);
         for metric in &metrics {
             table.head.push(metric.unit.into());
             if metric.has_ratio {
@@ -59,15 +72,15 @@ impl Table {
         let widths = self.widths();
         let mut text = String::new();
         let rule: Vec<String> = widths.iter().map(|width| "─".repeat(*width)).collect();
-        push_line(&mut text, &self.head, &widths);
-        push_line(&mut text, &rule, &widths);
+        self.push_line(&mut text, &self.head, &widths);
+        self.push_line(&mut text, &rule, &widths);
         let mut case = self.rows.first().and_then(|row| row.first());
         for row in &self.rows {
             if row.first() != case {
                 case = row.first();
                 text.push('\n');
             }
-            push_line(&mut text, row, &widths);
+            self.push_line(&mut text, row, &widths);
         }
         text
     }
@@ -77,7 +90,7 @@ impl Table {
         let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
         let mut text = line(&self.head);
         let marks: Vec<String> = (0..self.head.len())
-            .map(|column| if column < NAME_COLUMNS { "---" } else { "---:" }.to_owned())
+            .map(|column| if column < self.names { "---" } else { "---:" }.to_owned())
             .collect();
         text.push_str(&line(&marks));
         for row in &self.rows {
@@ -95,22 +108,22 @@ impl Table {
         }
         widths
     }
-}
 
-fn push_line(text: &mut String, cells: &[String], widths: &[usize]) {
-    let mut line = String::new();
-    for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
-        let gap = " ".repeat(width - cell.chars().count());
-        let (before, after) = if column < NAME_COLUMNS {
-            ("", gap.as_str())
-        } else {
-            (gap.as_str(), "")
-        };
-        let separator = if column == 0 { "" } else { "  " };
-        line.push_str(&format!("{separator}{before}{cell}{after}"));
+    fn push_line(&self, text: &mut String, cells: &[String], widths: &[usize]) {
+        let mut line = String::new();
+        for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
+            let gap = " ".repeat(width - cell.chars().count());
+            let (before, after) = if column < self.names {
+                ("", gap.as_str())
+            } else {
+                (gap.as_str(), "")
+            };
+            let separator = if column == 0 { "" } else { "  " };
+            line.push_str(&format!("{separator}{before}{cell}{after}"));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
     }
-    text.push_str(line.trim_end());
-    text.push('\n');
 }
 
 /// The median, with its spread if there is one.

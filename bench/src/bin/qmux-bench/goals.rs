@@ -60,10 +60,6 @@ fn probe_name(text: &str) -> Result<String, String> {
 /// How long counting allocations may take.
 const COUNTING_LIMIT: Duration = Duration::from_secs(120);
 
-/// How it is repeated.
-const COUNTING_COMMAND: &str =
-    "cargo run --release -p qmux-dp --features count-allocations -- allocations";
-
 impl Args {
     fn wants(&self, probe: &str, goals: &[u8]) -> bool {
         let by_goal = self.goals.is_empty() || goals.iter().any(|it| self.goals.contains(it));
@@ -102,7 +98,7 @@ impl Args {
         let seconds = self.seconds.as_deref().unwrap_or(probe.seconds);
         let repeats = self.repeats.as_deref().unwrap_or(probe.repeats);
         let mut options = vec![probe.bench.to_owned()];
-        options.extend(probe.options.iter().map(|it| (*it).to_owned()));
+        options.extend(probe.words());
         options.extend(["--tunnels".into(), tunnels.join(",")]);
         options.extend(["--seconds".into(), seconds.to_owned()]);
         options.extend(["--repeats".into(), repeats.to_owned()]);
@@ -158,7 +154,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
             false
         });
     }
-    let page = Page::of(&Found::read(&args.out), COUNTING_COMMAND);
+    let page = Page::of(&Found::read(&args.out));
     write(&page, &args.out)?;
     println!("\n{}", page.to_text());
     Ok(complete)

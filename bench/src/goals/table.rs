@@ -1,0 +1,247 @@
+//! Every goal as data: what is measured by which probe, what of it is shown, and what is allowed.
+
+use super::found::{ALLOCATIONS_OTHERS, ALLOCATIONS_OURS, ANY_LOAD};
+use super::judge::{Also, Bound, Cell, Metric, Rule};
+use super::probe::Tunnel::{self, Quinn, QuinnTuned, Rathole};
+
+use Also::{HeldLoss, NoneOf, TimesCheaper};
+use Bound::{AtLeast, AtMost, Below};
+use Cell::{Beside, Each, LargestOfEach, Median};
+use Rule::{Grown, LikeOneFlow, Lossless, NoneAnywhere, PingPong, Times, TimesOrCpu, Within};
+
+/// One line of the table of goals.
+pub(super) struct Row {
+    /// The goal's number.
+    pub(super) goal: u8,
+    /// The probe that it is measured by.
+    pub(super) probe: &'static str,
+    /// The cases that its numbers are from; if there is but one number, it is that of the last.
+    pub(super) cases: &'static [&'static str],
+    /// What is measured.
+    pub(super) what: &'static str,
+    /// What is shown of each tunnel.
+    pub(super) cell: Cell,
+    /// What is allowed.
+    pub(super) rule: Rule,
+    /// What must hold beside it.
+    pub(super) also: Option<Also>,
+}
+
+/// `GOAL PROBE [CASES] { WHAT, CELL, RULE [, ALSO]; … }`, so that what several rows share is said
+/// once.
+macro_rules! rows {
+    ($($goal:literal $probe:literal $cases:tt {
+        $($what:literal, $cell:expr, $rule:expr $(, $also:expr)?;)+
+    })+) => {
+        &[$($(Row {
+            goal: $goal,
+            probe: $probe,
+            cases: &$cases,
+            what: $what,
+            cell: $cell,
+            rule: $rule,
+            also: rows!(@also $($also)?),
+        }),+),+]
+    };
+    (@also) => { None };
+    (@also $also:expr) => { Some($also) };
+}
+
+const GBIT: Metric = Metric("throughput_gbit_s", 2);
+const CPU: Metric = Metric("cpu_seconds_per_gb", 2);
+const PACKETS: Metric = Metric("packets_per_second", 0);
+const BULK: Metric = Metric("bulk_gbit_s", 2);
+const P50: Metric = Metric("p50_us", 0);
+const P99: Metric = Metric("p99_us", 0);
+const P999: Metric = Metric("p999_us", 0);
+const VISITS: Metric = Metric("visits_per_second", 0);
+const SERVER_KIB: Metric = Metric("server_kib_per_flow", 2);
+const CLIENT_KIB: Metric = Metric("client_kib_per_flow", 2);
+const SHARE: Metric = Metric("link_share_percent", 1);
+const VISITORS_ASTRAY: Metric = Metric("steady_visitors_handed_over", 0);
+const PACKETS_ASTRAY: Metric = Metric("steady_packets_handed_over", 0);
+const CALLS: Metric = Metric("calls", 1);
+const SENT: Metric = Metric("packets_out", 1);
+const REQUESTS: Metric = Metric("requests_per_second", 0);
+const REQUEST_CPU: Metric = Metric("cpu_us_per_request", 1);
+
+const GBIT_CPU: Cell = Beside(GBIT, CPU);
+
+/// 5 times QMux's 1.4 Gbit/s over loopback, on the machine that the goals were set on.
+const QMUX_TIMES_FIVE: Rule = Within(AtLeast(7.0), "{}");
+
+/// rathole's CPU seconds per GB there.
+const RATHOLE_CPU: Rule = Rule::BelowRathole(Below(1.9), "< rathole in plain text, {} (aim: 1.3)");
+
+/// Bytes per idle flow of each side.
+const FLOW_KIB: Rule = Within(AtMost(8.0), "{} (the goal's KB taken as 1,024 B)");
+
+/// A request beside each of the other tunnels; the best of them counts.
+const OTHERS: &[Tunnel] = &[Quinn, QuinnTuned, Rathole];
+const OTHERS_NAMES: &str = "the best of quinn-dp, tuned, rathole";
+const MORE_REQUESTS: Rule = Times(OTHERS, OTHERS_NAMES, AtLeast(1.1));
+const CHEAPER_REQUESTS: Rule = Times(OTHERS, OTHERS_NAMES, AtMost(0.9));
+const SECOND_CORE: Rule = Grown(AtMost(1.05), 2, "{} × by 1 core");
+
+const THREE_TIMES_QUINN: Rule = Times(&[Quinn], "quinn-dp", AtLeast(3.0));
+const REQUESTS_FAILED: Also = NoneOf("failed", "requests failed");
+const REQUESTS_LOST: Also = NoneOf("lost", "requests lost");
+const VISITS_FAILED: Also = NoneOf("failed", "visits failed");
+
+/// All of them, in the order of the goals.
+pub(super) const ROWS: &[Row] = rows! {
+    1 "tcp" ["tcp ×1"] {
+        "TCP, one connection: Gbit/s (CPU s/GB)", GBIT_CPU, TimesOrCpu(Quinn, 2.0);
+        "TCP, one connection: Gbit/s (CPU s/GB)", GBIT_CPU, TimesOrCpu(QuinnTuned, 1.3);
+        "TCP, one connection: 5 times QMux, Gbit/s", Median(GBIT), QMUX_TIMES_FIVE;
+        "TCP, one connection: CPU s/GB", Median(CPU), RATHOLE_CPU;
+    }
+    1 "tcp" ["tcp reverse"] {
+        "TCP, one connection, reverse: Gbit/s (CPU s/GB)", GBIT_CPU, TimesOrCpu(Quinn, 2.0);
+        "TCP, one connection, reverse: Gbit/s (CPU s/GB)", GBIT_CPU, TimesOrCpu(QuinnTuned, 1.3);
+        "TCP, one connection, reverse: 5 times QMux, Gbit/s", Median(GBIT), QMUX_TIMES_FIVE;
+        "TCP, one connection, reverse: CPU s/GB", Median(CPU), RATHOLE_CPU;
+    }
+    1 "tcp" ["tcp ×1", "tcp ×4"] {
+        "TCP, four connections: Gbit/s (CPU s/GB)", GBIT_CPU,
+            Grown(AtLeast(1.0), 2, "≥ one connection");
+    }
+    2 "veth" ["tcp ×1"] {
+        "TCP, packets of 1,500 bytes: CPU s/GB", Median(CPU), Within(AtMost(2.2), "{}");
+        "TCP, packets of 1,500 bytes: Gbit/s (CPU s/GB)", GBIT_CPU,
+            Times(&[QuinnTuned], "quinn-dp-tuned", AtLeast(1.5)), TimesCheaper(QuinnTuned);
+    }
+    3 "udp" ["udp 1150 B 1G"] {
+        "UDP, 1,150 bytes: Gbit/s, most lost in a run", Cell::Delivered, Lossless(1.0);
+        "UDP, 1,150 bytes: CPU s/GB", Median(CPU), Within(AtMost(6.0), "{} (aim: 4)");
+    }
+    3 "udp" ["udp 8192 B 2G"] {
+        "UDP, 8,192 bytes: Gbit/s, most lost in a run", Cell::Delivered, Lossless(2.0);
+    }
+    // The same total must pass like that of one flow. Twice the total is beside it to show how far
+    // it goes: more than one flow's must be delivered, but nobody has asked that nothing be lost.
+    3 "udp" ["udp 1150 B 1G", "udp 1150 B 2×500M"] {
+        "UDP, two flows of 0.5 Gbit/s: Gbit/s, most lost in a run (CPU s/GB)",
+            Cell::DeliveredCpu, LikeOneFlow { lossless: true };
+    }
+    3 "udp" ["udp 1150 B 1G", "udp 1150 B 2×1G"] {
+        "UDP, two flows of 1 Gbit/s: Gbit/s, most lost in a run (CPU s/GB)",
+            Cell::DeliveredCpu, LikeOneFlow { lossless: false };
+    }
+    3 "packets" ["udp 64 B"] {
+        "UDP, 64 bytes, packets/s at ≤ 0.1 % lost", Median(PACKETS), THREE_TIMES_QUINN, HeldLoss;
+    }
+    3 "packets" ["udp 1150 B"] {
+        "UDP, 1,150 bytes, packets/s at ≤ 0.1 % lost",
+            Median(PACKETS), THREE_TIMES_QUINN, HeldLoss;
+    }
+    3 "packets" ["udp 8192 B"] {
+        "UDP, 8,192 bytes, packets/s at ≤ 0.1 % lost",
+            Median(PACKETS), THREE_TIMES_QUINN, HeldLoss;
+    }
+    4 "latency" ["ping-pong"] {
+        "64-byte ping-pong, p50 µs", Median(P50), PingPong { rathole_adds_us: 54.0 };
+    }
+    4 "latency" ["ping-pong + bulk up"] {
+        "ping-pong beside bulk up, p99 µs (bulk Gbit/s)",
+            Beside(P99, BULK), Within(AtMost(5_000.0), "{}");
+    }
+    4 "latency" ["ping-pong + bulk down"] {
+        "ping-pong beside bulk down, p99 µs (bulk Gbit/s)",
+            Beside(P99, BULK), Within(AtMost(5_000.0), "{}");
+    }
+    4 "latency" ["open loop 1000/s + bulk up"] {
+        "1,000 requests/s beside bulk up, p99.9 µs (bulk Gbit/s)",
+            Beside(P999, BULK), Within(Below(10_000.0), "{}"), REQUESTS_LOST;
+    }
+    4 "latency" ["open loop 1000/s + bulk down"] {
+        "1,000 requests/s beside bulk down, p99.9 µs (bulk Gbit/s)",
+            Beside(P999, BULK), Within(Below(10_000.0), "{}"), REQUESTS_LOST;
+    }
+    5 "connect" ["connect, echo ×1"] {
+        "connect + echo, one after the other, p50 µs",
+            Median(P50), Within(AtMost(300.0), "{}"), VISITS_FAILED;
+    }
+    5 "connect" ["connect, echo ×64"] {
+        "new visitors per second, 64 at a time, one core a side",
+            Median(VISITS), Within(AtLeast(5_000.0), "{}"), VISITS_FAILED;
+    }
+    5 "flows" ["10000 tcp flows"] {
+        "10,000 idle TCP flows, server: KiB each", Median(SERVER_KIB), FLOW_KIB;
+        "10,000 idle TCP flows, client: KiB each", Median(CLIENT_KIB), FLOW_KIB;
+    }
+    5 "flows" ["10000 udp flows"] {
+        "10,000 idle UDP flows, server: KiB each", Median(SERVER_KIB), FLOW_KIB;
+        "10,000 idle UDP flows, client: KiB each", Median(CLIENT_KIB), FLOW_KIB;
+    }
+    6 "link" ["reference: to service"] {
+        "200 Mbit/s, 40 ms, 1 % lost, to the service alone: % of the link",
+            Median(SHARE), Within(AtLeast(85.0), "{}");
+    }
+    6 "link" ["reference,loss-percent=0.1: to service"] {
+        "200 Mbit/s, 40 ms, 0.1 % lost, to the service alone: % of the link",
+            Median(SHARE), Within(AtLeast(85.0), "{}");
+    }
+    6 "link" ["reference,loss-percent=3: to service"] {
+        "200 Mbit/s, 40 ms, 3 % lost, to the service alone: % of the link",
+            Median(SHARE), Within(AtLeast(85.0), "{}");
+    }
+    6 "link" ["policer: to service"] {
+        "behind a policer with a small buffer, to the service alone: % of the link",
+            Median(SHARE), Within(AtLeast(80.0), "{} (no collapse)");
+    }
+    7 "scale" ["1 core(s)", "2 core(s)", "4 core(s)", "8 core(s)"] {
+        "1, 2, 4, 8 cores a side: CPU s/GB", Each(CPU),
+            Grown(Below(1.05), 3, "8 cores {} × 1 core");
+        "visitors handed to another core once all lanes are up, most of any run",
+            LargestOfEach(VISITORS_ASTRAY), NoneAnywhere;
+        "packets handed to another core once all lanes are up, most of any run",
+            LargestOfEach(PACKETS_ASTRAY), NoneAnywhere;
+    }
+    8 "allocations" [ANY_LOAD] {
+        "allocations of ours per packet, most of any load",
+            Cell::Allocations(Metric(ALLOCATIONS_OURS, 3), Metric(ALLOCATIONS_OTHERS, 1)),
+            // What `qmux-dp allocations` itself allows: timers and sweeps are per second.
+            Within(AtMost(0.05), "none ({}: timers)");
+    }
+    9 "syscalls" ["a round trip of 64 B, server", "a round trip of 64 B, client"] {
+        "system calls per 64-byte round trip: server, client",
+            Cell::Both(CALLS), Within(AtMost(6.5), "{}");
+        "QUIC packets per 64-byte round trip: sent by the server, by the client",
+            Cell::Both(SENT), Within(AtMost(1.0), "{}");
+    }
+    9 "syscalls" ["a visitor ×1, server", "a visitor ×1, client"] {
+        "system calls per visitor (connect, echo, close): server, client",
+            Cell::Both(CALLS), Within(AtMost(18.0), "{}");
+    }
+    10 "programs" ["redis GET ×64 by 1 core"] {
+        "redis-benchmark GET, 64 at a time: requests/s",
+            Median(REQUESTS), MORE_REQUESTS, REQUESTS_FAILED;
+        "redis-benchmark GET, 64 at a time: CPU µs/request of both sides",
+            Median(REQUEST_CPU), CHEAPER_REQUESTS;
+    }
+    10 "programs" ["redis GET ×64 by 1 core", "redis GET ×64 by 2 cores"] {
+        "redis-benchmark GET, 64 at a time, by 2 cores a side: CPU µs/request",
+            Median(REQUEST_CPU), SECOND_CORE;
+    }
+    10 "programs" ["http keep-alive ×64 by 1 core"] {
+        "wrk, kept connections, 64 at a time: requests/s",
+            Median(REQUESTS), MORE_REQUESTS, REQUESTS_FAILED;
+        "wrk, kept connections, 64 at a time: CPU µs/request of both sides",
+            Median(REQUEST_CPU), CHEAPER_REQUESTS;
+    }
+    10 "programs" ["http keep-alive ×64 by 1 core", "http keep-alive ×64 by 2 cores"] {
+        "wrk, kept connections, 64 at a time, by 2 cores a side: CPU µs/request",
+            Median(REQUEST_CPU), SECOND_CORE;
+    }
+    10 "programs" ["http close ×64 by 1 core"] {
+        "wrk, a connection per request, 64 at a time: requests/s",
+            Median(REQUESTS), MORE_REQUESTS, REQUESTS_FAILED;
+        "wrk, a connection per request, 64 at a time: CPU µs/request of both sides",
+            Median(REQUEST_CPU), CHEAPER_REQUESTS;
+    }
+    10 "programs" ["http close ×64 by 1 core", "http close ×64 by 2 cores"] {
+        "wrk, a connection per request, 64 at a time, by 2 cores a side: CPU µs/request",
+            Median(REQUEST_CPU), SECOND_CORE;
+    }
+};
