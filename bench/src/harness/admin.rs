@@ -23,10 +23,6 @@ pub struct Scrape(BTreeMap<String, f64>);
 
 impl Scrape {
     /// Asks for the metrics.
-    ///
-    /// # Errors
-    ///
-    /// If nobody answers there, or with something else.
     pub fn read(admin: SocketAddr) -> Result<Self, BenchError> {
         let failed = || BenchError::io(format!("the metrics of {admin}"));
         let mut stream = TcpStream::connect_timeout(&admin, ANSWER_LIMIT).map_err(failed())?;
@@ -52,10 +48,6 @@ impl Scrape {
     }
 
     /// Asks until what it says is as wanted, and returns that answer.
-    ///
-    /// # Errors
-    ///
-    /// If it takes longer than `limit`, or nobody answers.
     pub fn until(
         admin: SocketAddr,
         what: &str,

@@ -62,10 +62,6 @@ pub struct Counted {
 
 impl Counting {
     /// From now on the instructions of this process are counted, which runs under valgrind.
-    ///
-    /// # Errors
-    ///
-    /// If valgrind does not take the order.
     pub fn start(name: &str, pid: u32, directory: &Path) -> Result<Self, BenchError> {
         let counting = Self {
             name: name.to_owned(),
@@ -77,10 +73,6 @@ impl Counting {
     }
 
     /// Until now.
-    ///
-    /// # Errors
-    ///
-    /// If valgrind does not take the order, or writes nothing.
     pub fn stop(self) -> Result<Counted, BenchError> {
         self.tell(&["instrumentation", "off"])?;
         self.tell(&["dump"])?;
@@ -117,10 +109,6 @@ fn parse_total(text: &str) -> Option<u64> {
 }
 
 /// The functions that were counted most, without those that they call.
-///
-/// # Errors
-///
-/// If callgrind_annotate cannot read the file.
 pub fn functions(counted: &Counted) -> Result<String, BenchError> {
     let launch = Launch::new("callgrind_annotate", "callgrind_annotate")
         .args(["--auto=no"])

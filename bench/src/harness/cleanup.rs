@@ -65,10 +65,6 @@ impl Drop for Guard {
 }
 
 /// From now on SIGINT, SIGTERM and SIGHUP undo everything and end the process.
-///
-/// # Errors
-///
-/// If the system takes no signal handlers.
 pub fn on_signals() -> Result<(), BenchError> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(BenchError::io("signal handlers"))?;

@@ -30,10 +30,6 @@ pub struct Server {
 
 impl Server {
     /// Starts it on the far side and waits until it listens.
-    ///
-    /// # Errors
-    ///
-    /// If iperf3 is missing or does not listen.
     pub fn start(place: &Place) -> Result<Self, BenchError> {
         let address = match &place.far_namespace {
             None => ports::free(place.service_ip)?,
@@ -149,10 +145,6 @@ pub fn launch(test: &Test, extent: Extent, visit: SocketAddr) -> Launch {
 }
 
 /// Runs iperf3 towards `visit`.
-///
-/// # Errors
-///
-/// If it fails, hangs or measures nothing.
 pub fn run(test: &Test, extent: Extent, visit: SocketAddr) -> Result<Measured, BenchError> {
     let measuring = match extent {
         Extent::Seconds(seconds) => Duration::from_secs(seconds),
@@ -208,10 +200,6 @@ fn parse_udp(end: &Value, udp: &Udp, direction: Direction) -> Option<Measured> {
         sent += packets;
         arrived += packets - sum["lost_packets"].as_f64()?;
     }
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a payload has at most 65,507 bytes"
-    )]
     let payload_bytes = udp.payload_bytes as f64;
     Some(Measured {
         bytes: arrived * payload_bytes,

@@ -212,7 +212,6 @@ impl Track {
             self.last = (now, cpu);
         }
         if let Some(memory) = proc_stat::memory(self.process.pid) {
-            #[expect(clippy::cast_precision_loss, reason = "no memory has 2^53 bytes")]
             let resident = memory.resident_bytes as f64;
             self.rss_sum += resident;
             self.rss_samples += 1.0;

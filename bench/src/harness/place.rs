@@ -13,7 +13,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::BenchError;
 use super::cleanup::{Guard, Undo};
-use crate::link::{Faults, LinkError, Network, Preset, Side, Stats};
+use qmux_link::{Faults, LinkError, Network, Preset, Side, Stats};
 
 /// Addresses of the two ends of a link, in namespaces of our own.
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 203, 0, 1);
@@ -82,10 +82,6 @@ impl Place {
 
     /// Two network namespaces with an emulated link between them, the server on its public side; moves the calling
     /// thread into the near one, as [`Place::veth`] does.
-    ///
-    /// # Errors
-    ///
-    /// If the link cannot be emulated here.
     pub fn link(link: &Preset) -> Result<Self, BenchError> {
         /// The same decisions about the same packets for every tunnel and every run.
         const SEED: u64 = 1;
@@ -122,10 +118,6 @@ impl Place {
 
     /// Two network namespaces with a pair of virtual Ethernet devices between them; moves the calling thread into the
     /// near one. Threads and programs that it starts later are there, too; so call it first of all.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses, as it does without root's rights.
     pub fn veth(mtu: u32) -> Result<Self, BenchError> {
         let id = std::process::id();
         let (near, far) = (
@@ -164,10 +156,6 @@ impl Place {
 }
 
 /// Moves the calling thread into a network namespace of `ip netns`.
-///
-/// # Errors
-///
-/// If there is no such namespace or the thread may not enter it.
 pub fn enter_namespace(name: &str) -> Result<(), BenchError> {
     let entering = || format!("entering the network namespace {name}");
     let file = File::open(format!("/run/netns/{name}")).map_err(BenchError::io(entering()))?;

@@ -17,10 +17,6 @@ const RANGE: Range<u16> = 10_000..30_000;
 const TRIES_MAX: usize = 1_000;
 
 /// A port that is free for TCP and UDP on this address.
-///
-/// # Errors
-///
-/// If none is found, as on an address that this machine does not have.
 pub fn free(ip: IpAddr) -> Result<SocketAddr, BenchError> {
     let mut last = None;
     for _ in 0..TRIES_MAX {

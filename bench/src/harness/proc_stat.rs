@@ -92,12 +92,7 @@ pub fn machine_busy_seconds() -> Option<f64> {
 }
 
 fn ticks_per_second() -> f64 {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a clock has a hundred or a thousand ticks a second"
-    )]
-    let ticks = rustix::param::clock_ticks_per_second() as f64;
-    ticks
+    rustix::param::clock_ticks_per_second() as f64
 }
 
 /// Where utime and cutime stand among the fields that follow the command's name.

@@ -129,10 +129,6 @@ impl Launch {
     }
 
     /// Starts it.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses.
     pub fn start(&self) -> Result<Program, BenchError> {
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
@@ -166,19 +162,11 @@ impl Launch {
     }
 
     /// Runs it to its end and returns what it wrote to standard output, whether it succeeded or not.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be started or does not end within `limit`; then it is killed.
     pub fn output(&self, limit: Duration) -> Result<String, BenchError> {
         Ok(self.run(limit)?.output)
     }
 
     /// Runs it to its end.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be started or does not end within `limit`; then it is killed.
     pub fn run(&self, limit: Duration) -> Result<Ended, BenchError> {
         let mut program = self.start()?;
         let Some(succeeded) = program.wait_for_end(limit)? else {
@@ -272,10 +260,6 @@ impl Program {
     }
 
     /// Waits for a line that `matches`.
-    ///
-    /// # Errors
-    ///
-    /// If the program ends before, or the line does not come within `limit`.
     pub fn wait_for_line(
         &self,
         what: &str,
@@ -309,10 +293,6 @@ impl Program {
     }
 
     /// Waits until somebody listens on this TCP address, for programs that do not say so.
-    ///
-    /// # Errors
-    ///
-    /// If the program ends before, or it takes too long.
     pub fn wait_for_listener(&self, address: SocketAddr) -> Result<(), BenchError> {
         let deadline = Instant::now() + LISTEN_LIMIT;
         while TcpStream::connect_timeout(&address, LISTEN_LIMIT).is_err() {
@@ -334,10 +314,6 @@ impl Program {
 
     /// Waits until it has ended and everything that it wrote is read; whether it succeeded. `None` if it still runs
     /// after `limit`.
-    ///
-    /// # Errors
-    ///
-    /// If the system does not tell.
     pub fn wait_for_end(&mut self, limit: Duration) -> Result<Option<bool>, BenchError> {
         let deadline = Instant::now() + limit;
         while self.ended.is_none() {

@@ -31,10 +31,6 @@ fn benchmark(visit: SocketAddr, test: &str, connections: usize, requests: u64) -
 }
 
 /// Writes the value that will be asked for.
-///
-/// # Errors
-///
-/// If the server is not reached.
 pub fn set(visit: SocketAddr) -> Result<(), BenchError> {
     measure(benchmark(visit, "set", 1, 1), 1, OVERHEAD_LIMIT).map(|_| ())
 }
@@ -45,10 +41,6 @@ pub fn command_line(visit: SocketAddr, connections: usize, requests: u64) -> Str
 }
 
 /// Asks for it so many times.
-///
-/// # Errors
-///
-/// If redis-benchmark fails, or takes much longer than `expected`.
 pub fn get(
     visit: SocketAddr,
     connections: usize,
@@ -91,7 +83,6 @@ fn parse(output: &str, requests: u64) -> Option<Measured> {
         let column = names.iter().position(|it| it == name)?;
         values.get(column)?.parse().ok()
     };
-    #[expect(clippy::cast_precision_loss, reason = "some million requests")]
     let requests = requests as f64;
     Some(Measured {
         requests,

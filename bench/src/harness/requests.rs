@@ -71,10 +71,6 @@ pub(super) type Start = fn(SocketAddr, &std::path::Path) -> Result<Launch, Bench
 
 impl Server {
     /// Starts the server for this kind on the far side and waits until it listens.
-    ///
-    /// # Errors
-    ///
-    /// If it is missing or does not listen.
     pub fn start(kind: Requests, place: &Place) -> Result<Self, BenchError> {
         let start: Start = match kind {
             Requests::RedisGet => redis::server,

@@ -47,10 +47,6 @@ pub struct Site {
 
 impl Site {
     /// With fresh certificates in it.
-    ///
-    /// # Errors
-    ///
-    /// If the system gives no directory or the certificates cannot be made.
     pub fn new() -> Result<Self, BenchError> {
         let directory =
             TempDir::with_prefix("qmux-bench-").map_err(BenchError::io("a temporary directory"))?;
@@ -74,10 +70,6 @@ impl Site {
     }
 
     /// Writes a file and returns its path.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses.
     pub fn write(&self, name: &str, content: &str) -> Result<PathBuf, BenchError> {
         let path = self.path().join(name);
         std::fs::write(&path, content)

@@ -41,10 +41,6 @@ pub struct Tracer {
 
 impl Tracer {
     /// Attaches to all threads of a process and returns when every call is counted.
-    ///
-    /// # Errors
-    ///
-    /// If there is no strace, or it may not attach.
     pub fn attach(name: &str, pid: u32) -> Result<Self, BenchError> {
         let strace = Launch::new(&format!("strace of {name}"), "strace")
             .args(["-c", "-f", "-p", &pid.to_string()])
@@ -57,10 +53,6 @@ impl Tracer {
     }
 
     /// Lets go, and returns what was counted.
-    ///
-    /// # Errors
-    ///
-    /// If strace does not end.
     pub fn detach(mut self) -> Result<Calls, BenchError> {
         if !self.strace.terminate(DETACH_LIMIT) {
             return Err(BenchError::TimedOut {

@@ -96,10 +96,6 @@ pub struct Farewell {
 
 impl Tunnel {
     /// Sets a tunnel up to this service and waits until both of its sides say that they are ready.
-    ///
-    /// # Errors
-    ///
-    /// If a program is missing, ends or does not become ready.
     pub fn start(
         spec: &Spec,
         setup: &Setup,
@@ -179,10 +175,6 @@ impl Tunnel {
     }
 
     /// Starts one more client of the same kind and waits until it is ready. It is killed when it is dropped.
-    ///
-    /// # Errors
-    ///
-    /// If there are no programs, or it does not become ready.
     pub fn another_client(&self) -> Result<Program, BenchError> {
         let none = || BenchError::Failed("without a tunnel there is no client".into());
         let client = self.client_launch.as_ref().ok_or_else(none)?.start()?;

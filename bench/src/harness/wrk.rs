@@ -25,10 +25,6 @@ pub fn launch(visit: SocketAddr, connections: usize, seconds: u64, closes: bool)
 }
 
 /// Runs it.
-///
-/// # Errors
-///
-/// If it fails, hangs, or nothing is answered.
 pub fn run(
     visit: SocketAddr,
     connections: usize,

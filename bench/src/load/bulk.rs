@@ -31,10 +31,6 @@ pub struct Bulk {
 
 impl Bulk {
     /// Starts it. Bytes flow in the same moment.
-    ///
-    /// # Errors
-    ///
-    /// If a connection cannot be made.
     pub fn start(visit: SocketAddr, way: Way, connections: usize) -> Result<Self, BenchError> {
         let mut bulk = Self {
             way,

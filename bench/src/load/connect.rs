@@ -48,10 +48,6 @@ pub struct Visits {
 impl Visits {
     /// Successful visits per second.
     pub fn per_second(&self) -> f64 {
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a measurement has some 100,000 visits"
-        )]
         let count = self.times.count() as f64;
         count / self.seconds
     }
@@ -122,10 +118,6 @@ fn visit_once(visit: SocketAddr, ask: Ask) -> io::Result<()> {
 }
 
 /// So many visitors at a time.
-///
-/// # Errors
-///
-/// If there is no runtime for them.
 pub fn concurrent(
     visit: SocketAddr,
     ask: Ask,

@@ -39,10 +39,6 @@ pub struct TcpFlows {
 
 impl Flows {
     /// Opens TCP flows; each has echoed a byte, so that it is open to its end.
-    ///
-    /// # Errors
-    ///
-    /// If any of them fails.
     pub fn open_tcp(visit: SocketAddr, count: usize) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -52,10 +48,6 @@ impl Flows {
     }
 
     /// Opens UDP flows; each has had a packet echoed.
-    ///
-    /// # Errors
-    ///
-    /// If any of them fails.
     pub fn open_udp(visit: SocketAddr, count: usize) -> io::Result<Self> {
         let local = if visit.is_ipv4() {
             "0.0.0.0:0"
@@ -75,10 +67,6 @@ impl Flows {
 
     /// Has small messages echoed, by one flow after the other, at this rate over all flows or as near to it as one
     /// answer after the other allows. Returns how many.
-    ///
-    /// # Errors
-    ///
-    /// If a flow fails.
     pub fn chatter(&mut self, per_second: u32, duration: Duration) -> io::Result<u32> {
         let start = Instant::now();
         let mut messages = 0;

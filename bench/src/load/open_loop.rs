@@ -40,13 +40,7 @@ impl Schedule {
     /// How many are made in all.
     fn requests(&self) -> u32 {
         let seconds = (self.warm_up + self.measure).as_secs_f64();
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a measurement has thousands of requests"
-        )]
-        let requests = (seconds * f64::from(self.rate)) as u32;
-        requests
+        (seconds * f64::from(self.rate)) as u32
     }
 
     /// The first request that is recorded.
@@ -67,10 +61,6 @@ pub struct Answers {
 }
 
 /// Makes the requests and waits for the answers.
-///
-/// # Errors
-///
-/// If a connection cannot be made or fails while requests are sent.
 pub fn run(visit: SocketAddr, schedule: Schedule) -> io::Result<Answers> {
     let start = Instant::now();
     let mut streams = Vec::new();

@@ -14,10 +14,6 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const UDP_ANSWER_LIMIT: Duration = Duration::from_millis(500);
 
 /// Over one TCP connection. What happens during the warm-up is not recorded.
-///
-/// # Errors
-///
-/// If the connection fails or an answer is not what was sent.
 pub fn tcp(visit: SocketAddr, warm_up: Duration, measure: Duration) -> io::Result<Times> {
     let mut stream = TcpStream::connect(visit)?;
     stream.set_nodelay(true)?;
@@ -49,10 +45,6 @@ pub fn tcp(visit: SocketAddr, warm_up: Duration, measure: Duration) -> io::Resul
 }
 
 /// Over UDP. Returns the times and how many answers were lost.
-///
-/// # Errors
-///
-/// If the socket fails.
 pub fn udp(visit: SocketAddr, warm_up: Duration, measure: Duration) -> io::Result<(Times, u64)> {
     let local = if visit.is_ipv4() {
         "0.0.0.0:0"

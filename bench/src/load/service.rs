@@ -48,10 +48,6 @@ pub struct Service {
 
 impl Service {
     /// Starts it on the far side. What answers small messages keeps to these CPUs, if any.
-    ///
-    /// # Errors
-    ///
-    /// If the system gives no port or no thread.
     pub fn start(place: &Place, cpus: &[usize]) -> Result<Self, BenchError> {
         let shared = Arc::new(Shared {
             all_cpus: cpus::allowed(),

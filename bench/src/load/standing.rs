@@ -58,10 +58,6 @@ enum State {
 
 impl<'a> Standing<'a> {
     /// Connects where the work needs a connection.
-    ///
-    /// # Errors
-    ///
-    /// If that fails.
     pub fn start(work: Work, visit: SocketAddr, service: &'a Service) -> Result<Self, BenchError> {
         let state = match work {
             Work::Idle => State::Idle(Instant::now()),
@@ -92,10 +88,6 @@ impl<'a> Standing<'a> {
     }
 
     /// Works for so long.
-    ///
-    /// # Errors
-    ///
-    /// If any of it fails: what a failure cost must not be counted as work.
     pub fn work(&mut self, duration: Duration) -> Result<(), BenchError> {
         match &mut self.state {
             State::Idle(_) => {

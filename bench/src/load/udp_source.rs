@@ -73,10 +73,6 @@ impl Delivery {
     }
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "no measurement has 2^53 of anything"
-)]
 fn exact(count: u64) -> f64 {
     count as f64
 }
@@ -92,10 +88,6 @@ pub struct UdpSource {
 
 impl UdpSource {
     /// With a port of its own, so that it is one visitor.
-    ///
-    /// # Errors
-    ///
-    /// If the system gives no socket.
     pub fn new(visit: SocketAddr) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -119,10 +111,6 @@ impl UdpSource {
     }
 
     /// Sends a stream and waits until the service has what it will get of it.
-    ///
-    /// # Errors
-    ///
-    /// If the socket fails for another reason than a full buffer.
     pub fn deliver(&mut self, stream: &Stream, service: &Service) -> io::Result<Delivery> {
         let run = service.udp.begin_run();
         let _ = set_current_timer_slack(NonZeroU64::new(1));
@@ -210,13 +198,7 @@ impl Pace {
         }
         let due = due.min(catch_up).floor().max(0.0);
         self.passed += due;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a whole number of a few thousand at most"
-        )]
-        let due = due as u64;
-        due
+        due as u64
     }
 }
 

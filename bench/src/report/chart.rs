@@ -57,10 +57,6 @@ fn colour(tunnel: &str, index: usize) -> RGBColor {
 }
 
 /// One metric of a report as an SVG.
-///
-/// # Errors
-///
-/// If the drawing library fails; why.
 pub fn bars(report: &Report, metric: &Metric) -> Result<String, String> {
     let panels: Vec<&CaseReport> = report
         .cases
@@ -235,10 +231,6 @@ fn bar(
 ) -> Drawn {
     let at = |value: f64| {
         let share = if longest > 0.0 { value / longest } else { 0.0 };
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a share of some hundred pixels"
-        )]
         let pixels = (f64::from(right - left) * share).round() as i32;
         left + pixels
     };

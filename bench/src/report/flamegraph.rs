@@ -27,10 +27,6 @@ pub struct Symbol {
 
 impl Stacks {
     /// Folds the output of `perf script`.
-    ///
-    /// # Errors
-    ///
-    /// If it is none, or holds no samples; why.
     pub fn of_perf_script(output: &str) -> Result<Self, String> {
         let mut folder = Folder::from(inferno::collapse::perf::Options::default());
         let mut folded = Vec::new();
@@ -45,10 +41,6 @@ impl Stacks {
     }
 
     /// The flamegraph.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be drawn; why.
     pub fn svg(&self, title: &str) -> Result<String, String> {
         let mut options = flamegraph::Options::default();
         options.title = title.to_owned();
@@ -143,7 +135,6 @@ impl Stacks {
 }
 
 fn percent(count: u64, all: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "no profile has 2^53 samples")]
     let (count, all) = (count as f64, all as f64);
     count / all * 100.0
 }

@@ -56,10 +56,6 @@ pub fn markdown(report: &Report, charts: &[PathBuf]) -> String {
 
 /// Writes `NAME.json`, `NAME.md` and a chart for each metric that has one into a directory, which is created. Returns
 /// their paths.
-///
-/// # Errors
-///
-/// If the system refuses, or a chart cannot be drawn.
 pub fn write_all(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, BenchError> {
     let failed = |path: &Path| format!("writing {}", path.display());
     std::fs::create_dir_all(directory).map_err(BenchError::io(failed(directory)))?;
@@ -80,10 +76,6 @@ pub fn write_all(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, Benc
 }
 
 /// Writes a report's JSON.
-///
-/// # Errors
-///
-/// If the system refuses.
 pub fn write_json(report: &Report, path: &Path) -> Result<(), BenchError> {
     let json = serde_json::to_string_pretty(report)
         .map_err(|error| BenchError::Failed(format!("the report as JSON: {error}")))?;

@@ -220,7 +220,6 @@ pub fn stages(stacks: &Stacks) -> Vec<Stage> {
 
 /// The table of stages: CPU seconds per GB and nanoseconds per packet, their sum, and beside it what was measured.
 pub fn table(stages: &[Stage], traffic: &Traffic) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "no profile has 2^53 ns")]
     let ns = |stage: &Stage| stage.ns as f64;
     let grouped: f64 = stages.iter().filter(|it| it.name != OTHER).map(ns).sum();
     let all: f64 = stages.iter().map(ns).sum();

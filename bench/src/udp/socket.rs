@@ -56,10 +56,6 @@ pub struct BatchSocket {
 
 impl BatchSocket {
     /// Takes over a socket. Call it on a tokio runtime.
-    ///
-    /// # Errors
-    ///
-    /// If the socket cannot be set up for batches or given to the runtime.
     pub fn new(socket: std::net::UdpSocket) -> io::Result<Self> {
         // This also makes it non-blocking.
         let state = UdpSocketState::new((&socket).into())?;
@@ -71,19 +67,11 @@ impl BatchSocket {
     }
 
     /// The address that the socket is bound to.
-    ///
-    /// # Errors
-    ///
-    /// If the system does not tell.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
     /// Waits until there may be packets.
-    ///
-    /// # Errors
-    ///
-    /// If the runtime is shutting down.
     pub async fn readable(&self) -> io::Result<()> {
         self.socket.readable().await
     }

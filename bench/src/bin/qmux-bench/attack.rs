@@ -22,7 +22,7 @@ use qmux_bench::harness::program;
 use qmux_bench::harness::site::{Overrides, Site};
 use qmux_bench::harness::spec::Spec;
 use qmux_bench::harness::tunnel::{Placement, Setup, Tunnel};
-use qmux_bench::link::{Preset, Profile};
+use qmux_link::{Preset, Profile};
 use qmux_bench::load::connect;
 use qmux_bench::load::service::Service;
 use qmux_bench::load::wire::Command;

@@ -82,10 +82,6 @@ fn measure(
             visits.failed
         )));
     }
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "no measurement has 2^53 of anything"
-    )]
     let (count, failed) = (visits.times.count() as f64, visits.failed as f64);
     let mut values = vec![
         ("visits_per_second", visits.per_second()),

@@ -62,10 +62,6 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     }
     for &payload_bytes in &args.udp_sizes {
         let name = format!("udp {payload_bytes} B {} Gbit/s", args.udp_gbit);
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a payload has at most 65,507 bytes"
-        )]
         let rate = args.udp_gbit * 1e9 / 8.0 / payload_bytes as f64;
         let stream = Stream {
             payload_bytes,
@@ -103,10 +99,6 @@ pub(crate) fn measure_tcp(
     if bulk.is_broken() {
         return Err(BenchError::Failed("a bulk connection broke".into()));
     }
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "no measurement moves 2^53 bytes"
-    )]
     let bytes = (after - before) as f64;
     if bytes == 0.0 {
         return Err(BenchError::Failed("nothing arrived".into()));
@@ -141,10 +133,6 @@ pub(crate) fn measure_udp(
     let delivered = source.deliver(stream, service);
     let usage = meter.stop();
     let delivered = delivered.map_err(failed())?;
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "no measurement moves 2^53 bytes"
-    )]
     let bytes = delivered.arrived.bytes as f64;
     Ok(Outcome {
         values: vec![

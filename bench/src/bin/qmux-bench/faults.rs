@@ -19,7 +19,7 @@ use qmux_bench::harness::program;
 use qmux_bench::harness::site::{Overrides, Site};
 use qmux_bench::harness::spec::Spec;
 use qmux_bench::harness::tunnel::{Farewell, Placement, Setup, Tunnel};
-use qmux_bench::link::Faults;
+use qmux_link::Faults;
 use qmux_bench::load::connect;
 use qmux_bench::load::exact::{self, Answers, Visits};
 use qmux_bench::load::service::Service;
@@ -166,12 +166,11 @@ fn try_link(scenario: &Scenario, args: &Args) -> Result<Findings, BenchError> {
     }
     if let Some(stats) = setup.place.link_stats() {
         let (down, up) = (stats.left_to_right.counters, stats.right_to_left.counters);
-        let lost = |it: &qmux_bench::link::Counters| {
+        let lost = |it: &qmux_link::Counters| {
             it.lost_packets + it.dropped_by_queue_packets + it.dropped_by_mtu_packets
         };
         let swallowed = faults.swallowed_packets();
         let offered = down.offered_packets + up.offered_packets + swallowed;
-        #[expect(clippy::cast_precision_loss, reason = "no link carries 2^53 packets")]
         let percent = (lost(&down) + lost(&up) + swallowed) as f64 / offered.max(1) as f64 * 100.0;
         findings.swallowed_percent = percent;
     }
@@ -189,11 +188,6 @@ fn put_through(
     round_trip: Duration,
     findings: &mut Findings,
 ) {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "casts saturate"
-    )]
     let bytes = (args.megabytes * 1e6) as u64;
     let visit = tunnel.visit;
     let seen = AtomicU64::new(0);

@@ -213,7 +213,6 @@ impl<'a> Window<'a> {
         let share = self.args.seconds_f64() / self.began.elapsed().as_secs_f64();
         let usage = self.meter.stop();
         let after = scrape(self.admin);
-        #[expect(clippy::cast_precision_loss, reason = "no recording moves 2^53 bytes")]
         let bytes = (bytes - self.bytes) as f64;
         // Those that carry the bytes; for UDP the datagrams, of which a QUIC packet has several.
         let counter = match self.args.scenario {
@@ -283,10 +282,6 @@ fn under_udp(
 ) -> Result<Traffic, BenchError> {
     let failed = || BenchError::io("sending UDP");
     let mut source = UdpSource::new(tunnel.visit).map_err(failed())?;
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a payload has at most 65,507 bytes"
-    )]
     let rate = args.udp_gbit * 1e9 / 8.0 / args.udp_size as f64;
     let stream = Stream {
         payload_bytes: args.udp_size,

@@ -72,7 +72,6 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
 /// Resident bytes of the processes of a role.
 fn resident(processes: &[Metered], role: Role) -> Option<f64> {
     let process = processes.iter().find(|it| it.role == role)?;
-    #[expect(clippy::cast_precision_loss, reason = "no memory has 2^53 bytes")]
     let bytes = proc_stat::memory(process.pid)?.resident_bytes as f64;
     Some(bytes)
 }
@@ -110,7 +109,6 @@ fn measure(
     let mut values = Vec::new();
     for ((name, _), (before, after)) in roles.iter().zip(before.iter().zip(after)) {
         if let Some((before, after)) = before.zip(after) {
-            #[expect(clippy::cast_precision_loss, reason = "some thousand flows")]
             values.push((*name, (after - before) / 1_024.0 / count as f64));
         }
     }

@@ -148,10 +148,6 @@ fn measure(
     })
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "no measurement counts to 2^53 of anything"
-)]
 fn exact(count: u64) -> f64 {
     count as f64
 }

@@ -120,11 +120,6 @@ fn tests(args: &Args) -> Vec<(String, Test)> {
 fn measure(session: &Session<'_>, test: &Test, common: &Common) -> Result<Outcome, BenchError> {
     warm_up(session, test, common)?;
     // iperf3 takes whole seconds.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "the command line keeps it within a day"
-    )]
     let extent = Extent::Seconds(common.seconds.ceil().max(1.0) as u64);
     let meter = session.meter();
     let measured = iperf3::run(test, extent, session.visit);

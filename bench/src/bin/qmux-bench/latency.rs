@@ -96,10 +96,6 @@ fn measure(
     if times.count() == 0 {
         return Err(BenchError::Failed("no message came back".into()));
     }
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "no measurement has 2^53 of anything"
-    )]
     let mut values = vec![
         ("p50_us", times.percentile_us(50.0)),
         ("p90_us", times.percentile_us(90.0)),
@@ -109,10 +105,6 @@ fn measure(
         ("messages", times.count() as f64),
         ("lost", lost as f64),
     ];
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "no measurement moves 2^53 bytes"
-    )]
     let bytes = before
         .zip(after)
         .map(|(before, after)| (after - before) as f64);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::place::Place;
-use qmux_bench::link::DirectionStats;
+use qmux_link::DirectionStats;
 use qmux_bench::load::bulk::Way;
 use qmux_bench::load::ping_pong;
 use qmux_bench::report::{Better, Metric};
@@ -67,7 +67,6 @@ fn cases<'a>(link: &'a Link, args: &'a Args) -> Vec<Case<'a>> {
             let mut outcome = discard::measure_tcp(session, way, args.connections, &args.common)?;
             if let Some(rate) = rate {
                 let gbit = outcome.values.first().map_or(0.0, |(_, value)| *value);
-                #[expect(clippy::cast_precision_loss, reason = "no link has 2^53 bit/s")]
                 let share = gbit * 1e9 / rate as f64 * 100.0;
                 outcome.values.push(("link_share_percent", share));
             }
@@ -102,10 +101,6 @@ fn link_values(
     };
     let dropped =
         |it: &DirectionStats| it.counters.lost_packets + it.counters.dropped_by_queue_packets;
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "no measurement has 2^53 packets"
-    )]
     let (lost, offered) = (
         (dropped(&after) - dropped(&before)) as f64,
         (after.counters.offered_packets - before.counters.offered_packets) as f64,

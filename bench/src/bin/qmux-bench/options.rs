@@ -86,10 +86,6 @@ fn duration(text: &str) -> Result<f64, String> {
 
 impl Common {
     /// The tunnels to measure.
-    ///
-    /// # Errors
-    ///
-    /// If the program of one that was asked for is missing, or a label stands for two.
     pub(crate) fn specs(&self) -> Result<Vec<Spec>, BenchError> {
         let programs = self.programs();
         let is_there = |spec: &Spec| {
@@ -122,10 +118,6 @@ impl Common {
     }
 
     /// The same with tunnels alone, for what is counted of processes: without a tunnel there are none.
-    ///
-    /// # Errors
-    ///
-    /// As [`specs`](Self::specs), if `raw` was asked for, or if nothing is left.
     pub(crate) fn with_processes(&self, what: &str) -> Result<Self, BenchError> {
         if let Some(spec) = self.tunnels.iter().find(|it| it.kind == Kind::Raw) {
             let label = &spec.label;
@@ -147,10 +139,6 @@ impl Common {
     }
 
     /// The labels that ratios refer to.
-    ///
-    /// # Errors
-    ///
-    /// If one of them is not measured.
     pub(crate) fn baselines(&self, specs: &[Spec]) -> Result<Vec<String>, BenchError> {
         let Some(wrong) = self
             .baseline

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::place::Place;
-use qmux_bench::link::{Loss, PRESETS, Preset, Profile, preset};
+use qmux_link::{Loss, PRESETS, Preset, Profile, preset};
 
 /// The MTU of Ethernet, which `veth` has unless it is told another.
 const VETH_MTU_DEFAULT: u32 = 1_500;
@@ -113,11 +113,6 @@ fn apply(profile: &mut Profile, change: &str) -> Result<(), String> {
         return Err(wrong());
     }
     let time = || Duration::from_secs_f64(number / 1_000.0);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "casts saturate, and what makes no sense is refused by the link"
-    )]
     match key {
         "rate-mbit" => profile.rate_bits_per_s = Some((number * 1e6) as u64),
         "delay-ms" => profile.delay = time(),

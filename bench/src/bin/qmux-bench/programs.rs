@@ -136,11 +136,6 @@ fn whole_seconds(duration: Duration) -> u64 {
 
 /// How many requests fill so much time at this rate.
 fn requests_of(per_second: f64, duration: Duration) -> u64 {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "some million requests; a rate is not negative"
-    )]
     let requests = (per_second * duration.as_secs_f64()) as u64;
     requests.max(REDIS_TRIAL_REQUESTS)
 }

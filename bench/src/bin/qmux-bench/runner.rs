@@ -178,10 +178,6 @@ pub(crate) struct Session<'a> {
 
 impl Session<'_> {
     /// This program's own service.
-    ///
-    /// # Errors
-    ///
-    /// If something else is behind the tunnel, which is a defect of the case.
     pub(crate) fn service(&self) -> Result<&Service, BenchError> {
         let defect = || BenchError::Failed("this case has no service of its own".into());
         self.service.ok_or_else(defect)
@@ -401,7 +397,6 @@ fn usage_values(usage: &Usage, bytes: Option<f64>) -> Vec<(&'static str, f64)> {
     if !usage.has_tunnel() {
         return Vec::new();
     }
-    #[expect(clippy::cast_precision_loss, reason = "no memory has 2^53 bytes")]
     let mut values = vec![
         (
             "cpu_percent_average",
@@ -443,7 +438,6 @@ fn counted_values(farewell: &Farewell) -> Vec<(&'static str, f64)> {
             .filter_map(|side| side.get(counter))
             .sum::<u64>()
     };
-    #[expect(clippy::cast_precision_loss, reason = "no measurement counts to 2^53")]
     let values = metrics.map(|(metric, counter)| (metric, total(counter) as f64));
     values.to_vec()
 }

@@ -137,7 +137,6 @@ fn admin(
 
 /// Waits until the client has a lane to every core of the server, and as many of its own.
 fn all_lanes(admin: SocketAddr, cores: usize) -> Result<Scrape, BenchError> {
-    #[expect(clippy::cast_precision_loss, reason = "there are at most 256 cores")]
     let wanted = cores as f64;
     Scrape::until(admin, "a lane for every core", LANES_LIMIT, |scrape| {
         scrape.get("listener_lanes") >= wanted

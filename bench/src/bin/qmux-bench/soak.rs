@@ -172,10 +172,6 @@ impl Watched {
             .sum()
     }
 
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "no memory and no run has 2^53 bytes"
-    )]
     fn sample(&mut self, load: &Load, at: Duration) -> Sample {
         const MIB: f64 = 1_048_576.0;
         /// Less than this in an interval says nothing about the price of a byte.
@@ -198,10 +194,6 @@ impl Watched {
     }
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "no process has 2^53 descriptors"
-)]
 fn descriptors(pid: u32) -> f64 {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0.0, |entries| entries.count() as f64)
 }

@@ -220,10 +220,6 @@ fn units(began: u64, ended: u64, shown: f64) -> Result<f64, BenchError> {
     }
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "no measurement counts to 2^53 of anything"
-)]
 fn exact(count: u64) -> f64 {
     count as f64
 }

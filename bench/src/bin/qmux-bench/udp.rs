@@ -170,10 +170,6 @@ fn measure(
         }
         let mut outcome = outcome(&delivery, source_limited);
         if usage.has_tunnel() {
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "no measurement has 2^53 packets"
-            )]
             let packets = delivery.arrived.packets as f64;
             let ns = usage.tunnel_cpu_seconds() * 1e9 / packets;
             outcome.values.push(("cpu_ns_per_packet", ns));
@@ -194,10 +190,6 @@ fn judge(delivery: &Delivery, rate: f64, loss: f64) -> Trial {
 }
 
 fn outcome(delivery: &Delivery, source_limited: bool) -> Outcome {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "no measurement moves 2^53 bytes"
-    )]
     let (bytes, packets, reordered) = (
         delivery.arrived.bytes as f64,
         delivery.arrived.packets as f64,

@@ -54,7 +54,6 @@ impl Times {
 }
 
 impl fmt::Display for Times {
-    #[expect(clippy::cast_precision_loss, reason = "no round trip takes 2^53 µs")]
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = |quantile| self.took_us.value_at_quantile(quantile) as f64 / 1e3;
         let (all, failed) = (self.took_us.len() + self.failed, self.failed);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qmux_bench::link::{Faults, Loss, Preset, Profile, QueueLimit};
+use qmux_link::{Faults, Loss, Preset, Profile, QueueLimit};
 
 const MBIT: u64 = 1_000_000;
 

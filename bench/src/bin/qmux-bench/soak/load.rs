@@ -131,7 +131,6 @@ impl Load {
     /// Median and 99th percentile of the requests since the last call, in milliseconds.
     pub(super) fn take_latency_ms(&self) -> (f64, f64) {
         let mut latency = self.shared.latency();
-        #[expect(clippy::cast_precision_loss, reason = "no request takes 2^53 µs")]
         let ms = |quantile| latency.value_at_quantile(quantile) as f64 / 1e3;
         let both = (ms(0.5), ms(0.99));
         latency.reset();

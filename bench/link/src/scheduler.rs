@@ -60,17 +60,6 @@ pub struct Counters {
     pub duplicated_packets: u64,
 }
 
-impl Counters {
-    /// The share of lost packets among those that passed the line, 0 without any.
-    pub fn loss(&self) -> f64 {
-        let passed =
-            self.offered_packets - self.dropped_by_queue_packets - self.dropped_by_mtu_packets;
-        if passed == 0 {
-            return 0.0;
-        }
-        self.lost_packets as f64 / passed as f64
-    }
-}
 
 /// A packet that does not come out at the other end, handed back so that its buffer can be used again.
 #[derive(Debug, PartialEq, Eq)]

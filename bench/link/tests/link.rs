@@ -19,8 +19,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use qmux_bench::link::{Loss, Network, Profile, QueueLimit, Side, Stats, preset};
-use quinn::udp::{Transmit, UdpSockRef, UdpSocketState};
+use qmux_link::{Loss, Network, Profile, QueueLimit, Side, Stats, preset};
+use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 
 const SEED: u64 = 20_240_611;
 const MBIT: f64 = 1e6;

@@ -108,13 +108,7 @@ impl Faults {
 }
 
 fn millionths(p: f64) -> u32 {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a probability in millionths fits"
-    )]
-    let share = (p.clamp(0.0, 1.0) * f64::from(MILLION)) as u32;
-    share
+    (p.clamp(0.0, 1.0) * f64::from(MILLION)) as u32
 }
 
 /// Draws only if it matters, so that a link without faults takes the same decisions as ever.
@@ -181,7 +175,6 @@ fn set_word(datagram: &mut [u8], at: usize, new: u16) {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    #[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits")]
     let checksum = !(sum as u16);
     let checksum = if checksum == 0 { 0xffff } else { checksum };
     datagram[CHECKSUM..CHECKSUM + 2].copy_from_slice(&checksum.to_be_bytes());

@@ -23,6 +23,8 @@
 //! threads have realtime priority where that is allowed; their processor time is in the statistics too, with that of the
 //! receiving kernel, which handles a packet on the thread that brings it.
 
+#![forbid(unsafe_code)]
+
 mod error;
 mod faults;
 mod frame;

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use super::super::profile::{Loss, QueueLimit};
+use crate::profile::{Loss, QueueLimit};
 use super::*;
 
 const MBIT: u64 = 1_000_000;
