@@ -1,4 +1,4 @@
-//! Everything around a measurement: programs started and ended, tunnels set up, resources counted, the machine described.
+//! Everything around a measurement: tunnels set up, resources counted, the machine described.
 //!
 //! Nothing here generates load (module `load` does) or presents results (module `report` does). Whatever is started
 //! here is ended with the value that holds it, and by the kernel should this process die.
@@ -7,18 +7,14 @@ pub mod admin;
 pub mod callgrind;
 pub mod calls;
 pub mod cleanup;
-pub mod counters;
 pub mod cpus;
-mod error;
 pub mod iperf3;
 pub mod limits;
 pub mod machine;
 pub mod meter;
 mod nginx;
 pub mod place;
-pub mod ports;
 pub mod proc_stat;
-pub mod program;
 mod rathole;
 pub mod redis;
 pub mod requests;
@@ -28,4 +24,4 @@ pub mod strace;
 pub mod tunnel;
 pub mod wrk;
 
-pub use error::BenchError;
+pub use qmux_harness::Error as BenchError;

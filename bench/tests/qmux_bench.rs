@@ -132,7 +132,7 @@ fn system_calls_are_counted_on_each_side() {
 
 #[test]
 fn instructions_are_counted_on_each_side() {
-    if qmux_bench::harness::program::find("valgrind").is_none() {
+    if qmux_harness::find("valgrind").is_none() {
         eprintln!("left out, for there is no valgrind; scripts/setup.sh installs it");
         return;
     }
@@ -171,7 +171,7 @@ fn instructions_are_counted_on_each_side() {
 fn requests_of_real_programs_are_measured() {
     let missing = ["redis-server", "redis-benchmark", "nginx", "wrk"]
         .into_iter()
-        .find(|name| qmux_bench::harness::program::find(name).is_none());
+        .find(|name| qmux_harness::find(name).is_none());
     if let Some(missing) = missing {
         eprintln!("left out, for there is no {missing}; scripts/setup.sh installs it");
         return;

@@ -60,7 +60,6 @@ pub struct Counters {
     pub duplicated_packets: u64,
 }
 
-
 /// A packet that does not come out at the other end, handed back so that its buffer can be used again.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Dropped<P> {

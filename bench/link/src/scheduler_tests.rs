@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use crate::profile::{Loss, QueueLimit};
 use super::*;
+use crate::profile::{Loss, QueueLimit};
 
 const MBIT: u64 = 1_000_000;
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::BenchError;
-use super::program::Launch;
+use qmux_harness::Launch;
 
 /// How long valgrind may take to do what it is told: it does so when the program comes out of a
 /// wait.

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::meter::{Metered, Role};
 use super::place::Place;
-use super::program::{Launch, Program, Where};
-use super::{BenchError, machine, ports};
+use super::{BenchError, machine};
+use qmux_harness::{Launch, Program, Where};
 
 /// How long the server may take to listen.
 const LISTEN_LIMIT: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ impl Server {
     /// Starts it on the far side and waits until it listens.
     pub fn start(place: &Place) -> Result<Self, BenchError> {
         let address = match &place.far_namespace {
-            None => ports::free(place.service_ip)?,
+            None => qmux_harness::ports::free(place.service_ip)?,
             // Its own namespace, where nothing else listens.
             Some(_) => SocketAddr::new(place.service_ip, 5_201),
         };

@@ -8,8 +8,8 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use super::program::{self, Launch};
 use super::spec::Spec;
+use qmux_harness::Launch;
 
 /// How long a program may take to tell its version.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
@@ -49,7 +49,7 @@ impl Machine {
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let loadavg = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let mut files: Vec<_> = specs.iter().filter_map(|it| it.program(programs)).collect();
-        files.extend(program::find("iperf3"));
+        files.extend(qmux_harness::find("iperf3"));
         files.dedup();
         Self {
             date: now(),

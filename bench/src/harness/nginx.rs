@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use super::BenchError;
-use super::program::Launch;
+use qmux_harness::Launch;
 
 /// The answer to every request: 64 bytes.
 const ANSWER: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::BenchError;
-use super::program::Launch;
 use super::site::Addresses;
+use qmux_harness::Launch;
 
 /// How long `rathole --genkey` may take.
 const GENKEY_LIMIT: Duration = Duration::from_secs(10);

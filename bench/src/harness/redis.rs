@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::BenchError;
-use super::program::Launch;
 use super::requests::{Measured, OVERHEAD_LIMIT};
+use qmux_harness::Launch;
 
 /// Bytes of the value that is asked for.
 const VALUE_BYTES: &str = "64";

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::meter::{Metered, Role};
 use super::place::Place;
-use super::program::{Launch, Program, Where};
-use super::{BenchError, nginx, ports, redis};
+use super::{BenchError, nginx, redis};
+use qmux_harness::{Launch, Program, Where};
 
 /// How much longer than its measurement a program may take, for its connections and answers that
 /// come late.
@@ -79,7 +79,7 @@ impl Server {
         let directory = tempfile::TempDir::with_prefix("qmux-bench-server-")
             .map_err(BenchError::io("a temporary directory"))?;
         let address = match &place.far_namespace {
-            None => ports::free(place.service_ip)?,
+            None => qmux_harness::ports::free(place.service_ip)?,
             // Its own namespace, where nothing else listens.
             Some(_) => SocketAddr::new(place.service_ip, 8_080),
         };

@@ -3,8 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::program;
-
 /// A kind of tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -136,7 +134,7 @@ impl Spec {
         if built.is_file() {
             return Some(built);
         }
-        program::find(name)
+        qmux_harness::find(name)
     }
 }
 

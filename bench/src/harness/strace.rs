@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::BenchError;
-use super::program::{Launch, Program};
+use qmux_harness::{Launch, Program};
 
 /// How long strace may take to attach: it stops every thread of the process.
 const ATTACH_LIMIT: Duration = Duration::from_secs(10);
@@ -47,7 +47,7 @@ impl Tracer {
             .start()?;
         let attached = strace.wait_for_line("its attachment", ATTACH_LIMIT, is_attached);
         match attached {
-            Ok(()) => Ok(Self { strace }),
+            Ok(_) => Ok(Self { strace }),
             Err(error) => Err(BenchError::Failed(format!("{HINT}: {error}"))),
         }
     }

@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::counters::Counters;
 use super::cpus::{self, Layout};
 use super::meter::{Metered, Role};
 use super::place::Place;
-use super::program::{Launch, Program, Where};
 use super::site::{self, Addresses, Overrides, Site};
 use super::spec::{Kind, Spec};
-use super::{BenchError, callgrind, ports, rathole};
+use super::{BenchError, callgrind, rathole};
+use qmux_harness::{Launch, Program, Where, counters, ports, says_ready};
 
 /// How long a program may take to be ready.
 const READY_LIMIT: Duration = Duration::from_secs(20);
@@ -215,13 +214,8 @@ impl Farewell {
             self.complaints.push(killed);
         }
         let lines = program.lines();
-        Counters::parse(lines.iter().map(String::as_str)).totals()
+        counters::totals(&counters::of_cores(lines.iter().map(String::as_str)))
     }
-}
-
-fn says_ready(line: &str) -> bool {
-    line.split(|it: char| !it.is_ascii_alphanumeric())
-        .any(|word| word == "ready")
 }
 
 /// How both sides are started.
@@ -314,13 +308,6 @@ fn launches(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ready_is_a_word() {
-        assert!(says_ready("INFO qmux_dp::ready: ready role=\"server\""));
-        assert!(says_ready("{\"message\":\"ready\"}"));
-        assert!(!says_ready("already gone"));
-    }
 
     fn setup() -> Setup {
         Setup {

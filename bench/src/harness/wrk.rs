@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::BenchError;
-use super::program::Launch;
 use super::requests::{Measured, OVERHEAD_LIMIT, microseconds};
+use qmux_harness::Launch;
 
 /// An answer that takes longer has failed.
 const TIMEOUT: &str = "10s";

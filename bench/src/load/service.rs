@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::udp_sink::UdpSink;
 use super::wire::{BULK_BUFFER_BYTES, Command};
 use crate::harness::place::{Place, enter_namespace};
-use crate::harness::{BenchError, cpus, ports};
+use crate::harness::{BenchError, cpus};
 
 /// Connections that may wait to be accepted, so that a burst of visitors is not turned away here. The system's own
 /// limit (`net.core.somaxconn`) is 4,096 by default.
@@ -63,7 +63,7 @@ impl Service {
             if let Some(namespace) = &namespace {
                 enter_namespace(namespace)?;
             }
-            let address = ports::free(ip)?;
+            let address = qmux_harness::ports::free(ip)?;
             let udp = UdpSink::start(address)?;
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_io()

@@ -18,14 +18,13 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::harness::meter::Role;
 use qmux_bench::harness::place::Place;
 use qmux_bench::harness::proc_stat;
-use qmux_bench::harness::program;
 use qmux_bench::harness::site::{Overrides, Site};
 use qmux_bench::harness::spec::Spec;
 use qmux_bench::harness::tunnel::{Placement, Setup, Tunnel};
-use qmux_link::{Preset, Profile};
 use qmux_bench::load::connect;
 use qmux_bench::load::service::Service;
 use qmux_bench::load::wire::Command;
+use qmux_link::{Preset, Profile};
 
 use honest::Honest;
 
@@ -95,7 +94,10 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         ..Overrides::default()
     };
     let setup = Setup {
-        programs: args.programs.clone().unwrap_or_else(program::own_directory),
+        programs: args
+            .programs
+            .clone()
+            .unwrap_or_else(qmux_harness::own_directory),
         place,
         placement: Placement::Free,
         overrides,

@@ -15,14 +15,13 @@ use std::time::{Duration, Instant};
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::admin::Scrape;
 use qmux_bench::harness::place::Place;
-use qmux_bench::harness::program;
 use qmux_bench::harness::site::{Overrides, Site};
 use qmux_bench::harness::spec::Spec;
 use qmux_bench::harness::tunnel::{Farewell, Placement, Setup, Tunnel};
-use qmux_link::Faults;
 use qmux_bench::load::connect;
 use qmux_bench::load::exact::{self, Answers, Visits};
 use qmux_bench::load::service::Service;
+use qmux_link::Faults;
 
 use scenario::{Disturbance, SCENARIOS, Scenario};
 
@@ -135,7 +134,10 @@ fn try_link(scenario: &Scenario, args: &Args) -> Result<Findings, BenchError> {
     let link = scenario.link();
     let round_trip = link.round_trip();
     let setup = Setup {
-        programs: args.programs.clone().unwrap_or_else(program::own_directory),
+        programs: args
+            .programs
+            .clone()
+            .unwrap_or_else(qmux_harness::own_directory),
         place: Place::link(&link)?,
         placement: Placement::Free,
         overrides: Overrides {

@@ -9,7 +9,6 @@ use clap::ValueEnum;
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::admin::Scrape;
 use qmux_bench::harness::meter::{Meter, Metered, Role};
-use qmux_bench::harness::program::Launch;
 use qmux_bench::harness::site::{Overrides, Site};
 use qmux_bench::harness::spec::Spec;
 use qmux_bench::harness::tunnel::{Placement, Setup, Tunnel};
@@ -19,6 +18,7 @@ use qmux_bench::load::service::Service;
 use qmux_bench::load::udp_source::{Stream, UdpSource};
 use qmux_bench::report::flamegraph::Stacks;
 use qmux_bench::report::stages::{self, Traffic};
+use qmux_harness::Launch;
 
 use crate::discard::BURST_DEFAULT;
 
@@ -314,20 +314,11 @@ fn record(args: &ProfileArgs, process: &Metered, data: &Path) -> Result<(), Benc
         .args(["-p".to_owned(), process.pid.to_string(), "-o".to_owned()])
         .args([data.as_os_str()])
         .args(["--", "sleep", &seconds]);
-    let mut perf = launch.start()?;
-    let limit = Duration::from_secs(args.seconds) + PERF_OVERHEAD;
-    match perf.wait_for_end(limit)? {
-        Some(true) => Ok(()),
-        Some(false) => Err(BenchError::Ended {
-            name: launch.name,
-            log: perf.lines().join("\n"),
-        }),
-        None => Err(BenchError::TimedOut {
-            what: launch.name,
-            limit,
-            log: perf.lines().join("\n"),
-        }),
+    let ended = launch.run(Duration::from_secs(args.seconds) + PERF_OVERHEAD)?;
+    if ended.succeeded {
+        return Ok(());
     }
+    Err(ended.into_error(&launch.name))
 }
 
 fn present(args: &ProfileArgs, stacks: &Stacks, traffic: &Traffic) -> Result<(), BenchError> {

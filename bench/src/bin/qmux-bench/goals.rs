@@ -6,7 +6,7 @@ use std::process::Command;
 use qmux_bench::goals::{ALLOCATIONS, Found, GOALS, PROBES, Page, Probe, Tunnel};
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::machine;
-use qmux_bench::harness::program::{self, Ended, Launch};
+use qmux_harness::{Ended, Launch};
 use std::time::Duration;
 
 /// Which goals are measured.
@@ -83,7 +83,7 @@ impl Args {
                 let program = self.before.as_ref()?;
                 Some(format!("{label}=qmux-dp:{}", program.display()))
             }
-            Tunnel::Rathole => program::find("rathole").map(|_| label.to_owned()),
+            Tunnel::Rathole => qmux_harness::find("rathole").map(|_| label.to_owned()),
             _ => Some(label.to_owned()),
         }
     }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use qmux_bench::harness::BenchError;
 use qmux_bench::harness::callgrind::{self, Counted, Counting};
 use qmux_bench::harness::meter::Role;
-use qmux_bench::harness::{BenchError, program};
 use qmux_bench::load::bulk::Way;
 use qmux_bench::load::standing::{Standing, Work};
 use qmux_bench::report::{Better, Metric};
@@ -54,7 +54,7 @@ const BYTES_SHOWN: f64 = 1_000.0;
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     let common = args.common.with_processes("instructions")?;
     for name in ["valgrind", "vgdb", "callgrind_annotate"] {
-        if program::find(name).is_none() {
+        if qmux_harness::find(name).is_none() {
             return Err(BenchError::Failed(format!(
                 "{name} is not in PATH; on Debian the package valgrind has it"
             )));

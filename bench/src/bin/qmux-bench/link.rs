@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::place::Place;
-use qmux_link::DirectionStats;
 use qmux_bench::load::bulk::Way;
 use qmux_bench::load::ping_pong;
 use qmux_bench::report::{Better, Metric};
+use qmux_link::DirectionStats;
 
 use crate::discard;
 use crate::options::Common;

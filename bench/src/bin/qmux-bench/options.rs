@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
-use qmux_bench::harness::program;
 use qmux_bench::harness::site::Overrides;
 use qmux_bench::harness::spec::{Kind, Spec};
 use qmux_bench::harness::tunnel::Placement;
@@ -94,7 +93,7 @@ impl Common {
         };
         if self.tunnels.is_empty() {
             let mut names = TUNNELS_DEFAULT.to_vec();
-            if program::find("rathole").is_some() {
+            if qmux_harness::find("rathole").is_some() {
                 names.extend(TUNNELS_OF_RATHOLE);
             }
             let specs = names.iter().filter_map(|name| name.parse().ok());
@@ -171,7 +170,9 @@ impl Common {
 
     /// Where programs are looked for first.
     pub(crate) fn programs(&self) -> PathBuf {
-        self.programs.clone().unwrap_or_else(program::own_directory)
+        self.programs
+            .clone()
+            .unwrap_or_else(qmux_harness::own_directory)
     }
 
     /// Lines for dp.toml.

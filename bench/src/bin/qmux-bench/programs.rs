@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
-use qmux_bench::harness::program;
 use qmux_bench::harness::requests::{Measured, Requests};
 use qmux_bench::harness::{redis, wrk};
 use qmux_bench::report::{Better, Metric};
@@ -70,7 +69,7 @@ fn find_programs(kind: Requests) -> Result<(), BenchError> {
     match kind
         .programs()
         .into_iter()
-        .find(|it| program::find(it).is_none())
+        .find(|it| qmux_harness::find(it).is_none())
     {
         Some(missing) => Err(BenchError::Failed(format!(
             "{missing} is not in PATH; scripts/setup.sh installs it, or choose other cases by --cases"

@@ -11,7 +11,6 @@ use qmux_bench::harness::iperf3;
 use qmux_bench::harness::machine::Machine;
 use qmux_bench::harness::meter::{Meter, Metered, Role, Usage};
 use qmux_bench::harness::place::Place;
-use qmux_bench::harness::program::Program;
 use qmux_bench::harness::requests::{self, Requests};
 use qmux_bench::harness::site::Site;
 use qmux_bench::harness::spec::Spec;
@@ -21,6 +20,7 @@ use qmux_bench::load::service::Service;
 use qmux_bench::report::{
     CaseReport, Metric, Report, Run, Settings, Table, TunnelReport, USAGE, page,
 };
+use qmux_harness::Program;
 
 use crate::options::Common;
 use crate::service;

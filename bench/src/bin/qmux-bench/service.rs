@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::place::Place;
-use qmux_bench::harness::program::{Launch, Program, Where};
 use qmux_bench::load::service::Service;
+use qmux_harness::{Launch, Program, Where};
 
 /// How long the process may take to listen.
 const LISTEN_LIMIT: Duration = Duration::from_secs(10);

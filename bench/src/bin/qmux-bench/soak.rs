@@ -18,12 +18,12 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::harness::meter::Role;
 use qmux_bench::harness::place::Place;
 use qmux_bench::harness::proc_stat;
-use qmux_bench::harness::program::{self, Program};
 use qmux_bench::harness::site::{Overrides, Site};
 use qmux_bench::harness::spec::Spec;
 use qmux_bench::harness::tunnel::{Placement, Setup, Tunnel};
 use qmux_bench::load::connect;
 use qmux_bench::load::service::Service;
+use qmux_harness::Program;
 
 use load::{Load, Tally};
 
@@ -90,7 +90,10 @@ struct Watched {
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     let setup = Setup {
-        programs: args.programs.clone().unwrap_or_else(program::own_directory),
+        programs: args
+            .programs
+            .clone()
+            .unwrap_or_else(qmux_harness::own_directory),
         place: Place::loopback(),
         placement: Placement::Free,
         overrides: Overrides {

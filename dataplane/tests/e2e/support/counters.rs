@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::program::Program;
 
 /// Counters of one core by name; what is not listed is zero.
-pub(crate) struct CoreCounters(BTreeMap<String, u64>);
+pub(crate) struct CoreCounters(qmux_harness::counters::Counters);
 
 impl CoreCounters {
     pub(crate) fn get(&self, name: &str) -> u64 {
@@ -15,21 +15,11 @@ impl CoreCounters {
 
 /// Counters of every core of a program that has stopped.
 pub(crate) fn of(program: &Program) -> BTreeMap<u64, CoreCounters> {
-    program
-        .lines()
-        .iter()
-        .filter(|line| line.split_whitespace().any(|word| word == "counters"))
-        .map(|line| {
-            let mut pairs: BTreeMap<String, u64> = line
-                .split_whitespace()
-                .filter_map(|word| word.split_once('='))
-                .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
-                .collect();
-            let core = pairs
-                .remove("core")
-                .unwrap_or_else(|| panic!("a line of counters without core=: {line}"));
-            (core, CoreCounters(pairs))
-        })
+    let lines = program.lines();
+    let cores = qmux_harness::counters::of_cores(lines.iter().map(String::as_str));
+    cores
+        .into_iter()
+        .map(|(core, it)| (core, CoreCounters(it)))
         .collect()
 }
 

@@ -1,11 +1,11 @@
-//! What can go wrong around a measurement.
+//! What can go wrong with programs and around them.
 
 use std::io;
 use std::time::Duration;
 
-/// Why a measurement could not be made.
+/// Why something could not be done.
 #[derive(Debug, thiserror::Error)]
-pub enum BenchError {
+pub enum Error {
     /// The system refused something.
     #[error("{what}: {source}")]
     Io {
@@ -40,12 +40,12 @@ pub enum BenchError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The measurement itself went wrong.
+    /// It went wrong in a way of its own.
     #[error("{0}")]
     Failed(String),
 }
 
-impl BenchError {
+impl Error {
     /// For `map_err`: says what was tried.
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
