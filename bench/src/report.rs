@@ -8,6 +8,6 @@ pub mod page;
 pub mod stages;
 mod table;
 
-pub use metric::{Better, Metric, USAGE};
+pub use metric::{Better, Metric, USAGE, higher, lower, neither};
 pub use model::{CaseReport, MetricSummary, Report, Run, Settings, TunnelReport};
 pub use table::Table;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 fn qmux_bench(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_qmux-bench"))
@@ -17,17 +18,25 @@ fn read_json(path: &Path) -> Value {
     serde_json::from_str(&text).expect("JSON")
 }
 
-/// Runs a measurement without a tunnel and with the baseline, for a moment, and returns its report.
-fn measure(args: &[&str]) -> Value {
+/// Runs a measurement, and returns its report and where its files are. Words of `args` are between
+/// spaces.
+fn report(args: &str, more: &[&str]) -> (Value, TempDir) {
     let directory = tempfile::tempdir().expect("a directory");
-    let out = directory.path().to_str().expect("UTF-8");
-    let quick = ["--repeats", "1", "--seconds", "0.3", "--warm-up", "0.1"];
-    let tunnels = ["--tunnels", "raw,quinn-dp", "--out", out];
-    let output = qmux_bench(&[args, &quick, &tunnels].concat());
+    let out = ["--out", directory.path().to_str().expect("UTF-8")];
+    let args: Vec<&str> = args.split(' ').collect();
+    let output = qmux_bench(&[&args[..], more, &out].concat());
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{log}");
     let report = read_json(&directory.path().join(format!("{}.json", args[0])));
-    let page = std::fs::read_to_string(directory.path().join(format!("{}.md", args[0])));
+    (report, directory)
+}
+
+/// Runs a measurement without a tunnel and with the baseline, for a moment.
+fn measure(args: &str, more: &[&str]) -> Value {
+    let quick = "--repeats 1 --seconds 0.3 --warm-up 0.1 --tunnels raw,quinn-dp";
+    let (report, directory) = report(&format!("{args} {quick}"), more);
+    let page = report["bench"].as_str().expect("a name").to_owned() + ".md";
+    let page = std::fs::read_to_string(directory.path().join(page));
     assert!(page.expect("a page").contains("| case | tunnel |"));
     report
 }
@@ -40,7 +49,7 @@ fn median(report: &Value, case: usize, tunnel: usize, metric: &str) -> f64 {
 
 #[test]
 fn bytes_are_measured_with_and_without_a_tunnel() {
-    let report = measure(&["discard", "--cases", "tcp up ×1,tcp down ×1"]);
+    let report = measure("discard", &["--cases", "tcp up ×1,tcp down ×1"]);
     for case in 0..2 {
         for tunnel in 0..2 {
             assert!(median(&report, case, tunnel, "throughput_gbit_s") > 0.0);
@@ -61,14 +70,14 @@ fn bytes_are_measured_with_and_without_a_tunnel() {
 
 #[test]
 fn round_trips_and_visits_are_measured() {
-    let report = measure(&["latency", "--cases", "open loop", "--rate", "200"]);
+    let report = measure("latency --rate 200", &["--cases", "open loop"]);
     let cases = report["cases"].as_array().expect("cases").len();
     assert_eq!(cases, 3, "alone and beside bulk either way");
     for case in 0..cases {
         assert!(median(&report, case, 1, "p50_us") > 0.0);
         assert!(median(&report, case, 1, "max_us") >= median(&report, case, 1, "p50_us"));
     }
-    let report = measure(&["connect", "--visitors", "1,8"]);
+    let report = measure("connect --visitors 1,8", &[]);
     for case in 0..4 {
         assert!(median(&report, case, 1, "visits_per_second") > 0.0);
         assert_eq!(median(&report, case, 1, "failed"), 0.0);
@@ -77,7 +86,7 @@ fn round_trips_and_visits_are_measured() {
 
 #[test]
 fn open_flows_are_measured() {
-    let report = measure(&["flows", "--flows", "50"]);
+    let report = measure("flows --flows 50", &[]);
     for case in 0..2 {
         assert!(median(&report, case, 1, "active_messages_per_second") > 0.0);
         assert!(median(&report, case, 1, "idle_cpu_percent") >= 0.0);
@@ -86,28 +95,8 @@ fn open_flows_are_measured() {
 
 #[test]
 fn system_calls_are_counted_on_each_side() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let out = directory.path().to_str().expect("UTF-8");
-    let output = qmux_bench(&[
-        "syscalls",
-        "--tunnels",
-        "quinn-dp",
-        "--cases",
-        "a round trip,a visitor",
-        "--visitors",
-        "1",
-        "--repeats",
-        "1",
-        "--seconds",
-        "1",
-        "--warm-up",
-        "0.1",
-        "--out",
-        out,
-    ]);
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{log}");
-    let report = read_json(&directory.path().join("syscalls.json"));
+    let args = "syscalls --tunnels quinn-dp --visitors 1 --repeats 1 --seconds 1 --warm-up 0.1";
+    let (report, _directory) = report(args, &["--cases", "a round trip,a visitor"]);
     let cases: Vec<&str> = (0..4)
         .filter_map(|case| report["cases"][case]["case"].as_str())
         .collect();
@@ -136,33 +125,15 @@ fn instructions_are_counted_on_each_side() {
         eprintln!("left out, for there is no valgrind; scripts/setup.sh installs it");
         return;
     }
-    let directory = tempfile::tempdir().expect("a directory");
-    let out = directory.path().to_str().expect("UTF-8");
-    let output = qmux_bench(&[
-        "instructions",
-        "--tunnels",
-        "quinn-dp",
-        "--cases",
-        "a round trip",
-        "--repeats",
-        "1",
-        "--seconds",
-        "1",
-        "--warm-up",
-        "0.1",
-        "--out",
-        out,
-        "--functions",
-        out,
-    ]);
-    let log = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{log}");
-    let report = read_json(&directory.path().join("instructions.json"));
+    let functions = tempfile::tempdir().expect("a directory");
+    let args = "instructions --tunnels quinn-dp --repeats 1 --seconds 1 --warm-up 0.1";
+    let path = functions.path().to_str().expect("UTF-8");
+    let (report, _directory) = report(args, &["--cases", "a round trip", "--functions", path]);
     for side in ["server", "client"] {
         let instructions = median(&report, 0, 0, &format!("{side}_instructions"));
         assert!(instructions > 1_000.0, "{side}: {instructions}");
         let file = format!("a-round-trip-of-64-B--quinn-dp--{side}.txt");
-        let functions = std::fs::read_to_string(directory.path().join(file)).expect("functions");
+        let functions = std::fs::read_to_string(functions.path().join(file)).expect("functions");
         assert!(functions.contains("quinn_proto"), "{functions}");
     }
 }
@@ -176,7 +147,7 @@ fn requests_of_real_programs_are_measured() {
         eprintln!("left out, for there is no {missing}; scripts/setup.sh installs it");
         return;
     }
-    let report = measure(&["programs", "--connections", "4", "--core-counts", "1"]);
+    let report = measure("programs --connections 4 --core-counts 1", &[]);
     for case in 0..3 {
         for tunnel in 0..2 {
             assert!(median(&report, case, tunnel, "requests_per_second") > 0.0);
@@ -190,49 +161,28 @@ fn requests_of_real_programs_are_measured() {
 #[test]
 fn mistakes_are_named() {
     for (args, wanted) in [
-        (vec!["discard", "--tunnels", "wireguard"], "unknown tunnel"),
+        ("discard --tunnels wireguard", "unknown tunnel"),
+        ("discard --tunnels raw:/bin/true", "names a program"),
+        ("discard --tunnels raw,raw", "two are called raw"),
+        ("discard --tunnels qmux-dp:/nowhere/x", "program of qmux-dp"),
+        ("discard --tunnels raw --baseline rathole", "not among"),
+        ("discard --tunnels raw --cases sctp", "no case"),
+        ("discard --path wire", "no path"),
+        ("syscalls --tunnels raw", "no process"),
+        ("syscalls --rate 0", "--rate"),
+        ("programs --connections 0", "--connections"),
+        ("programs --core-counts 0", "--core-counts"),
+        ("link --profile carrier-pigeon", "transatlantic"),
+        ("link", "--profile"),
         (
-            vec!["discard", "--tunnels", "raw:/bin/true"],
-            "names a program",
-        ),
-        (
-            vec!["discard", "--tunnels", "raw,raw"],
-            "two are called raw",
-        ),
-        (
-            vec!["discard", "--tunnels", "qmux-dp:/nowhere/qmux-dp"],
-            "program of qmux-dp",
-        ),
-        (
-            vec!["discard", "--tunnels", "raw", "--baseline", "rathole"],
-            "not among",
-        ),
-        (
-            vec!["discard", "--tunnels", "raw", "--cases", "sctp"],
-            "no case",
-        ),
-        (vec!["discard", "--path", "wire"], "no path"),
-        (vec!["syscalls", "--tunnels", "raw"], "no process"),
-        (vec!["syscalls", "--rate", "0"], "--rate"),
-        (vec!["programs", "--connections", "0"], "--connections"),
-        (vec!["programs", "--core-counts", "0"], "--core-counts"),
-        (vec!["link", "--profile", "carrier-pigeon"], "transatlantic"),
-        (vec!["link"], "--profile"),
-        (
-            vec![
-                "flamegraph",
-                "--perf-script",
-                "/nowhere",
-                "--svg",
-                "/dev/null",
-            ],
+            "flamegraph --perf-script /nowhere --svg /dev/null",
             "/nowhere",
         ),
     ] {
-        let output = qmux_bench(&args);
+        let output = qmux_bench(&args.split(' ').collect::<Vec<_>>());
         let error = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success(), "{args:?}");
-        assert!(error.contains(wanted), "{args:?}: {error}");
+        assert!(!output.status.success(), "{args}");
+        assert!(error.contains(wanted), "{args}: {error}");
     }
 }
 
@@ -286,21 +236,21 @@ fn the_script_finds_mistakes_before_it_builds_anything() {
         command.output().expect("started")
     };
     for (args, wanted) in [
-        (vec!["--goals", "99"], "--goals: '99'"),
-        (vec!["--goals", "1,"], "--goals: '1,'"),
-        (vec!["--probes=tcp,speed"], "--probes: 'tcp,speed'"),
-        (vec!["--before", "old/qmux-dp"], "old/qmux-dp"),
-        (vec!["--before"], "needs a value"),
-        (vec!["--table"], "needs --out"),
-        (vec!["--table", "--out", "none"], "no directory"),
-        (vec!["--repeats", "0"], "--repeats"),
-        (vec!["--fast"], "unknown option '--fast'"),
+        ("--goals 99", "--goals: '99'"),
+        ("--goals 1,", "--goals: '1,'"),
+        ("--probes=tcp,speed", "--probes: 'tcp,speed'"),
+        ("--before old/qmux-dp", "old/qmux-dp"),
+        ("--before", "needs a value"),
+        ("--table", "needs --out"),
+        ("--table --out none", "no directory"),
+        ("--repeats 0", "--repeats"),
+        ("--fast", "unknown option '--fast'"),
     ] {
-        let output = run(&args);
+        let output = run(&args.split(' ').collect::<Vec<_>>());
         let error = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{args:?}: {error}");
-        assert!(error.contains(wanted), "{args:?}: {error}");
-        assert!(output.stdout.is_empty(), "{args:?}");
+        assert_eq!(output.status.code(), Some(2), "{args}: {error}");
+        assert!(error.contains(wanted), "{args}: {error}");
+        assert!(output.stdout.is_empty(), "{args}");
     }
     let help = run(&["--help"]);
     assert!(help.status.success());

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use procfs::{CpuInfo, Current as _, LoadAverage, Meminfo};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
@@ -45,25 +46,21 @@ pub struct Machine {
 impl Machine {
     /// Finds everything out.
     pub fn describe(specs: &[Spec], programs: &Path) -> Self {
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let loadavg = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let cpu = CpuInfo::current().ok();
+        let cpu = cpu.and_then(|it| Some(it.model_name(0)?.to_owned()));
         let mut files: Vec<_> = specs.iter().filter_map(|it| it.program(programs)).collect();
         files.extend(qmux_harness::find("iperf3"));
         files.dedup();
         Self {
             date: now(),
             kernel: read_line("/proc/sys/kernel/osrelease"),
-            cpu: field(&cpuinfo, "model name").unwrap_or_else(|| "unknown".into()),
+            cpu: cpu.unwrap_or_else(|| "unknown".into()),
             system_call_ns: system_call_ns(),
             cpus: crate::process::cpus().get(),
-            memory_bytes: field(&meminfo, "MemTotal")
-                .and_then(|text| text.strip_suffix("kB")?.trim().parse::<u64>().ok())
-                .unwrap_or_default()
-                * 1_024,
+            memory_bytes: Meminfo::current().map_or(0, |it| it.mem_total),
             socket_buffers_max: (socket_buffer_max("rmem"), socket_buffer_max("wmem")),
             tcp_congestion_control: read_line("/proc/sys/net/ipv4/tcp_congestion_control"),
-            load_average_before: first_number(&loadavg),
+            load_average_before: LoadAverage::current().map_or(0.0, |it| it.one.into()),
             commit: commit(),
             versions: files.iter().filter_map(|file| version(file)).collect(),
         }
@@ -119,19 +116,6 @@ fn now() -> String {
 fn read_line(path: &str) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.lines().next().unwrap_or_default().trim().to_owned()
-}
-
-fn first_number(text: &str) -> f64 {
-    let word = text.split_whitespace().next();
-    word.and_then(|it| it.parse().ok()).unwrap_or_default()
-}
-
-/// The value of the first `name : value`.
-fn field(text: &str, name: &str) -> Option<String> {
-    text.lines().find_map(|line| {
-        let (key, value) = line.split_once(':')?;
-        (key.trim() == name).then(|| value.trim().to_owned())
-    })
 }
 
 fn git(args: &[&str]) -> Option<String> {
@@ -197,12 +181,5 @@ mod tests {
         let rathole = "rathole \n\nBuild Timestamp:     2026\nBuild Version:       0.5.0\n";
         assert_eq!(version_in(rathole, "rathole"), Some("0.5.0"));
         assert_eq!(version_in("\n", "x"), None);
-    }
-
-    #[test]
-    fn fields_are_found_by_their_whole_name() {
-        let text = "model\t\t: 1\nmodel name\t: A CPU: fast\n";
-        assert_eq!(field(text, "model name").as_deref(), Some("A CPU: fast"));
-        assert_eq!(field(text, "name"), None);
     }
 }

@@ -147,11 +147,11 @@ struct Elsewhere {
 
 impl Elsewhere {
     fn now() -> Self {
-        let own = proc_stat::cpu_time_with_children(std::process::id()).unwrap_or_default();
+        let own = proc_stat::cpu_seconds_with_children(std::process::id());
         Self {
             at: Instant::now(),
             machine: proc_stat::machine_busy_seconds().unwrap_or_default(),
-            own: own.seconds(),
+            own: own.unwrap_or_default(),
         }
     }
 }

@@ -36,12 +36,7 @@ pub struct Metric {
 
 impl Metric {
     /// A quantity without ratios and chart.
-    pub const fn new(
-        name: &'static str,
-        unit: &'static str,
-        better: Better,
-        decimals: usize,
-    ) -> Self {
+    const fn new(name: &'static str, unit: &'static str, better: Better, decimals: usize) -> Self {
         Self {
             name,
             unit,
@@ -68,11 +63,26 @@ impl Metric {
     }
 }
 
+/// A quantity of which more is better, without ratios and chart.
+pub const fn higher(name: &'static str, unit: &'static str, decimals: usize) -> Metric {
+    Metric::new(name, unit, Better::Higher, decimals)
+}
+
+/// The same where less is better.
+pub const fn lower(name: &'static str, unit: &'static str, decimals: usize) -> Metric {
+    Metric::new(name, unit, Better::Lower, decimals)
+}
+
+/// The same that only describes the measurement.
+pub const fn neither(name: &'static str, unit: &'static str, decimals: usize) -> Metric {
+    Metric::new(name, unit, Better::Neither, decimals)
+}
+
 /// What the tunnel's processes use, server and client together. Every measurement has these.
 pub const USAGE: &[Metric] = &[
-    Metric::new("cpu_percent_average", "CPU avg %", Better::Lower, 0),
-    Metric::new("cpu_percent_max", "CPU max %", Better::Lower, 0),
-    Metric::new("memory_average_mib", "MiB avg", Better::Lower, 1),
-    Metric::new("memory_max_mib", "MiB max", Better::Lower, 1),
-    Metric::new("cpu_seconds_per_gb", "CPU s/GB", Better::Lower, 2).main(),
+    lower("cpu_percent_average", "CPU avg %", 0),
+    lower("cpu_percent_max", "CPU max %", 0),
+    lower("memory_average_mib", "MiB avg", 1),
+    lower("memory_max_mib", "MiB max", 1),
+    lower("cpu_seconds_per_gb", "CPU s/GB", 2).main(),
 ];

@@ -230,12 +230,11 @@ fn without_time(line: &str) -> &str {
 /// Reports to test what is made of them.
 #[cfg(test)]
 pub(super) mod examples {
-    use super::super::metric::Better;
+    use super::super::metric::higher;
     use super::*;
     use std::path::Path;
 
-    pub(in super::super) const SPEED: Metric =
-        Metric::new("throughput_gbit_s", "Gbit/s", Better::Higher, 2).main();
+    pub(in super::super) const SPEED: Metric = higher("throughput_gbit_s", "Gbit/s", 2).main();
 
     fn run(round: usize, speed: f64) -> Run {
         Run {

@@ -6,147 +6,73 @@
 
 use super::flamegraph::Stacks;
 
-/// A rule: stacks that any of its parts is found in are of the stage.
+/// What is looked at of a stack.
 #[derive(Clone, Copy, Debug)]
-struct Rule {
-    stage: &'static str,
+enum Of {
     /// Parts of names of the innermost frame.
-    innermost: &'static [&'static str],
+    Innermost,
     /// Parts of names of any frame.
-    within: &'static [&'static str],
+    Within,
     /// Beginnings of paths of the innermost frame that is of a known crate.
-    owner: &'static [&'static str],
+    Owner,
 }
 
-const NONE: Rule = Rule {
-    stage: "",
-    innermost: &[],
-    within: &[],
-    owner: &[],
-};
-
-const fn within(stage: &'static str, within: &'static [&'static str]) -> Rule {
-    Rule {
-        stage,
-        within,
-        ..NONE
-    }
-}
-
-const fn innermost(stage: &'static str, innermost: &'static [&'static str]) -> Rule {
-    Rule {
-        stage,
-        innermost,
-        ..NONE
-    }
-}
-
-const fn owner(stage: &'static str, owner: &'static [&'static str]) -> Rule {
-    Rule {
-        stage,
-        owner,
-        ..NONE
-    }
-}
-
-/// The crates that frames are known by. Every stack of a core's thread has frames of qmux-dp and its runtime near its root,
-/// so that only the innermost one tells whose time it is.
-const CRATES: &[&str] = &[
-    "quiche::",
-    "octets::",
-    "qmux_dp::",
-    "qmux_proto::",
-    "qmux_config::",
-    "quinn_udp::",
-    "quinn_dp::",
-    "monoio::",
-    "tokio::",
-    "mio::",
-    "quinn::",
-    "quinn_proto::",
-    "rustls::",
-];
+/// The crates that frames are known by. Every stack of a core's thread has frames of qmux-dp and its
+/// runtime near its root, so that only the innermost one tells whose time it is.
+const CRATES: [&str; 3] = [QUIC, OURS, RUNTIME];
+const QUIC: &str = "quiche:: octets::";
+const OURS: &str = "qmux_dp:: qmux_proto:: qmux_config:: quinn_udp:: quinn_dp::";
+const RUNTIME: &str = "monoio:: tokio:: mio:: quinn:: quinn_proto:: rustls::";
 
 const UDP_SEND: &str = "UDP send, with the loopback's delivery";
 const UDP_RECEIVE: &str = "UDP receive";
+const TCP_SEND: &str = "TCP send, with the loopback's delivery";
+const INTERRUPTS: &str = "interrupts, with what of the network they do";
 const WAITING: &str = "waiting and being woken: io_uring, epoll, scheduler";
+const OTHER_CALLS: &str = "system calls of other kinds";
 
-const RULES: &[Rule] = &[
-    within(
-        "AES-GCM",
-        &[
-            "aes_gcm", "aes_hw", "gcm_", "GCM", "EVP_AEAD", "aead_", "aes_ctr",
-        ],
-    ),
-    // By what a socket does rather than by the system call: timers and wake-ups are read and written, too, and either
-    // kind of socket has every call.
-    within(UDP_SEND, &["udp_sendmsg", "udpv6_sendmsg"]),
-    within(UDP_RECEIVE, &["udp_recvmsg", "udpv6_recvmsg"]),
-    within("TCP receive", &["tcp_recvmsg"]),
-    within("TCP send, with the loopback's delivery", &["tcp_sendmsg"]),
+use Of::{Innermost, Owner, Within};
+
+const CIPHER: &str = "aes_gcm aes_hw gcm_ GCM EVP_AEAD aead_ aes_ctr";
+const WAITS: &str = "io_uring epoll sched_yield __schedule io_cqring";
+const ANY_CALL: &str = "do_syscall entry_SYSCALL __x64_sys_ el0_svc";
+
+/// The stage, and what shows it.
+const RULES: &[(&str, Of, &str)] = &[
+    ("AES-GCM", Within, CIPHER),
+    // By what a socket does rather than by the system call: timers and wake-ups are read and
+    // written, too, and either kind of socket has every call.
+    (UDP_SEND, Within, "udp_sendmsg udpv6_sendmsg"),
+    (UDP_RECEIVE, Within, "udp_recvmsg udpv6_recvmsg"),
+    ("TCP receive", Within, "tcp_recvmsg"),
+    (TCP_SEND, Within, "tcp_sendmsg"),
     // What is left of calls that only QUIC's sockets have.
-    within(UDP_SEND, &["sys_sendmsg", "sys_sendmmsg"]),
-    within(UDP_RECEIVE, &["sys_recvmsg", "sys_recvmmsg"]),
-    within(
-        "interrupts, with what of the network they do",
-        &["asm_sysvec", "asm_common_interrupt", "irq_exit", "irqentry"],
+    (UDP_SEND, Within, "sys_sendmsg sys_sendmmsg"),
+    (UDP_RECEIVE, Within, "sys_recvmsg sys_recvmmsg"),
+    (
+        INTERRUPTS,
+        Within,
+        "asm_sysvec asm_common_interrupt irq_exit irqentry",
     ),
-    within(
+    (
         "page faults",
-        &["exc_page_fault", "do_user_addr_fault", "handle_mm_fault"],
+        Within,
+        "exc_page_fault do_user_addr_fault handle_mm_fault",
     ),
-    within(
-        WAITING,
-        &[
-            "io_uring",
-            "epoll",
-            "sched_yield",
-            "__schedule",
-            "io_cqring",
-        ],
-    ),
-    within(
+    (WAITING, Within, WAITS),
+    (
         "allocator",
-        &[
-            "mi_malloc",
-            "mi_free",
-            "mi_heap",
-            "mi_theap",
-            "mi_page",
-            "_mi_",
-        ],
+        Within,
+        "mi_malloc mi_free mi_heap mi_theap mi_page _mi_",
     ),
-    Rule {
-        stage: "system calls of other kinds",
-        innermost: &["syscall", "SYSCALL"],
-        within: &["do_syscall", "entry_SYSCALL", "__x64_sys_", "el0_svc"],
-        owner: &[],
-    },
-    innermost("copies in our memory", &["memcpy", "memmove"]),
-    within("the clock", &["clock_gettime", "vdso", "read_tsc"]),
-    owner(WAITING, &["monoio::driver"]),
-    owner("the rest of quiche", &["quiche::", "octets::"]),
-    owner(
-        "qmux-dp itself",
-        &[
-            "qmux_dp::",
-            "qmux_proto::",
-            "qmux_config::",
-            "quinn_udp::",
-            "quinn_dp::",
-        ],
-    ),
-    owner(
-        "runtime",
-        &[
-            "monoio::",
-            "tokio::",
-            "mio::",
-            "quinn::",
-            "quinn_proto::",
-            "rustls::",
-        ],
-    ),
+    (OTHER_CALLS, Innermost, "syscall SYSCALL"),
+    (OTHER_CALLS, Within, ANY_CALL),
+    ("copies in our memory", Innermost, "memcpy memmove"),
+    ("the clock", Within, "clock_gettime vdso read_tsc"),
+    (WAITING, Owner, "monoio::driver"),
+    ("the rest of quiche", Owner, QUIC),
+    ("qmux-dp itself", Owner, OURS),
+    ("runtime", Owner, RUNTIME),
 ];
 
 /// What no rule knows.
@@ -179,28 +105,25 @@ fn path_of_crate(frame: &str) -> Option<&str> {
         let before = frame[..at].chars().next_back();
         before.is_some_and(|it| it.is_alphanumeric() || it == '_' || it == ':')
     };
-    let begins = CRATES.iter().filter_map(|name| {
+    let crates = CRATES.iter().flat_map(|names| names.split(' '));
+    let begins = crates.filter_map(|name| {
         let mut places = frame.match_indices(name).map(|(at, _)| at);
         places.find(|at| !inside_a_word(*at))
     });
     begins.min().map(|at| &frame[at..])
 }
 
-impl Rule {
-    fn takes(&self, frames: &[&str], owner: Option<&str>) -> bool {
-        let has = |parts: &[&str], frame: &str| parts.iter().any(|part| frame.contains(part));
-        frames
-            .last()
-            .is_some_and(|frame| has(self.innermost, frame))
-            || frames.iter().any(|frame| has(self.within, frame))
-            || owner.is_some_and(|path| self.owner.iter().any(|it| path.starts_with(it)))
-    }
-}
-
 fn stage_of(frames: &[&str]) -> &'static str {
     let owner = frames.iter().rev().find_map(|frame| path_of_crate(frame));
-    let rule = RULES.iter().find(|rule| rule.takes(frames, owner));
-    rule.map_or(OTHER, |rule| rule.stage)
+    let takes = |of: Of, words: &str| {
+        words.split(' ').any(|word| match of {
+            Innermost => frames.last().is_some_and(|frame| frame.contains(word)),
+            Within => frames.iter().any(|frame| frame.contains(word)),
+            Owner => owner.is_some_and(|path| path.starts_with(word)),
+        })
+    };
+    let rule = RULES.iter().find(|(_, of, words)| takes(*of, words));
+    rule.map_or(OTHER, |(stage, ..)| stage)
 }
 
 /// The stages of these stacks, the dearest first and what is not grouped last.

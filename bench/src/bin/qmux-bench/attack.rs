@@ -6,7 +6,6 @@
 
 mod honest;
 
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -261,7 +260,7 @@ impl Watch {
                     for (most, pid) in most.iter_mut().zip(sides) {
                         let memory = proc_stat::memory(pid).unwrap_or_default();
                         most.0 = most.0.max(memory.resident_bytes >> 20);
-                        most.1 = most.1.max(descriptors(pid));
+                        most.1 = most.1.max(proc_stat::descriptors(pid));
                     }
                     thread::sleep(LOOK);
                 }
@@ -284,8 +283,4 @@ impl Watch {
         );
         result
     }
-}
-
-fn descriptors(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }

@@ -2,7 +2,7 @@
 
 use qmux_bench::harness::{BenchError, cpus};
 use qmux_bench::load::connect::{self, Ask, Period};
-use qmux_bench::report::{Better, Metric};
+use qmux_bench::report::{Metric, higher, lower};
 
 use crate::options::Common;
 use crate::runner::{self, Bench, Case, Outcome, Session};
@@ -23,12 +23,12 @@ pub(crate) struct Args {
 }
 
 const METRICS: &[Metric] = &[
-    Metric::new("visits_per_second", "visits/s", Better::Higher, 0).main(),
-    Metric::new("p50_us", "p50 µs", Better::Lower, 0).main(),
-    Metric::new("p99_us", "p99 µs", Better::Lower, 0),
-    Metric::new("max_us", "max µs", Better::Lower, 0),
-    Metric::new("failed", "failed", Better::Lower, 0),
-    Metric::new("cpu_us_per_visit", "CPU µs/visit", Better::Lower, 0).charted(),
+    higher("visits_per_second", "visits/s", 0).main(),
+    lower("p50_us", "p50 µs", 0).main(),
+    lower("p99_us", "p99 µs", 0),
+    lower("max_us", "max µs", 0),
+    lower("failed", "failed", 0),
+    lower("cpu_us_per_visit", "CPU µs/visit", 0).charted(),
 ];
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {

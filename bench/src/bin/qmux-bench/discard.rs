@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use qmux_bench::harness::BenchError;
 use qmux_bench::load::bulk::{Bulk, Way};
 use qmux_bench::load::udp_source::{Stream, UdpSource};
-use qmux_bench::report::{Better, Metric};
+use qmux_bench::report::{Metric, higher, lower};
 
 use crate::options::Common;
 use crate::runner::{self, Bench, Case, Outcome, Session};
@@ -44,9 +44,9 @@ pub(crate) struct Args {
 pub(crate) const BURST_DEFAULT: usize = 16;
 
 const METRICS: &[Metric] = &[
-    Metric::new("throughput_gbit_s", "Gbit/s", Better::Higher, 2).main(),
-    Metric::new("lost_percent", "lost %", Better::Lower, 2),
-    Metric::new("packets_per_second", "packets/s", Better::Higher, 0),
+    higher("throughput_gbit_s", "Gbit/s", 2).main(),
+    lower("lost_percent", "lost %", 2),
+    higher("packets_per_second", "packets/s", 0),
 ];
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {

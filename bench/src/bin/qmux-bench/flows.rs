@@ -9,7 +9,7 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::harness::meter::{Metered, Role, Usage};
 use qmux_bench::harness::proc_stat;
 use qmux_bench::load::idle::Flows;
-use qmux_bench::report::{Better, Metric};
+use qmux_bench::report::{Metric, lower, neither};
 
 use crate::options::Common;
 use crate::runner::{self, Bench, Case, Outcome, Session};
@@ -33,16 +33,11 @@ pub(crate) struct Args {
 }
 
 const METRICS: &[Metric] = &[
-    Metric::new("server_kib_per_flow", "server KiB/flow", Better::Lower, 2).main(),
-    Metric::new("client_kib_per_flow", "client KiB/flow", Better::Lower, 2).main(),
-    Metric::new("idle_cpu_percent", "CPU % idle", Better::Lower, 2),
-    Metric::new("active_cpu_percent", "CPU % active", Better::Lower, 1),
-    Metric::new(
-        "active_messages_per_second",
-        "messages/s",
-        Better::Neither,
-        0,
-    ),
+    lower("server_kib_per_flow", "server KiB/flow", 2).main(),
+    lower("client_kib_per_flow", "client KiB/flow", 2).main(),
+    lower("idle_cpu_percent", "CPU % idle", 2),
+    lower("active_cpu_percent", "CPU % active", 1),
+    neither("active_messages_per_second", "messages/s", 0),
 ];
 
 /// After the flows are open, what they have stirred up settles.

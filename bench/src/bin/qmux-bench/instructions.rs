@@ -11,7 +11,7 @@ use qmux_bench::harness::callgrind::{self, Counted, Counting};
 use qmux_bench::harness::meter::Role;
 use qmux_bench::load::bulk::Way;
 use qmux_bench::load::standing::{Standing, Work};
-use qmux_bench::report::{Better, Metric};
+use qmux_bench::report::{Metric, lower, neither};
 
 use crate::options::Common;
 use crate::runner::{self, Bench, Case, Outcome, Session};
@@ -39,10 +39,10 @@ pub(crate) struct Args {
 }
 
 const METRICS: &[Metric] = &[
-    Metric::new("server_instructions", "server", Better::Lower, 0).main(),
-    Metric::new("client_instructions", "client", Better::Lower, 0).main(),
-    Metric::new("units", "units", Better::Neither, 0),
-    Metric::new("lost_percent", "lost %", Better::Lower, 2),
+    lower("server_instructions", "server", 0).main(),
+    lower("client_instructions", "client", 0).main(),
+    neither("units", "units", 0),
+    lower("lost_percent", "lost %", 2),
 ];
 
 /// How long a load has stood still before counting begins or ends.

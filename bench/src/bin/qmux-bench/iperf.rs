@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::iperf3::{self, Direction, Extent, Measured, Test, Udp};
-use qmux_bench::report::{Better, Metric};
+use qmux_bench::report::{Metric, higher, lower};
 
 use crate::options::Common;
 use crate::runner::{self, Behind, Bench, Case, Outcome, Session};
@@ -45,8 +45,8 @@ pub(crate) struct Args {
 }
 
 const METRICS: &[Metric] = &[
-    Metric::new("throughput_gbit_s", "Gbit/s", Better::Higher, 2).main(),
-    Metric::new("lost_percent", "lost %", Better::Lower, 2),
+    higher("throughput_gbit_s", "Gbit/s", 2).main(),
+    lower("lost_percent", "lost %", 2),
 ];
 
 /// What iperf3 moves before a measurement, so that windows are open and memory is there. On a slow link that would take

@@ -8,7 +8,7 @@ use qmux_bench::load::bulk::{Bulk, Way};
 use qmux_bench::load::latency::Times;
 use qmux_bench::load::open_loop::{self, Schedule};
 use qmux_bench::load::ping_pong;
-use qmux_bench::report::{Better, Metric};
+use qmux_bench::report::{Metric, higher, lower, neither};
 
 use crate::options::Common;
 use crate::runner::{self, Bench, Case, Outcome, Session};
@@ -24,14 +24,14 @@ pub(crate) struct Args {
 }
 
 const METRICS: &[Metric] = &[
-    Metric::new("p50_us", "p50 µs", Better::Lower, 0).main(),
-    Metric::new("p90_us", "p90 µs", Better::Lower, 0),
-    Metric::new("p99_us", "p99 µs", Better::Lower, 0).charted(),
-    Metric::new("p999_us", "p99.9 µs", Better::Lower, 0).charted(),
-    Metric::new("max_us", "max µs", Better::Lower, 0),
-    Metric::new("messages", "messages", Better::Neither, 0),
-    Metric::new("lost", "lost", Better::Lower, 0),
-    Metric::new("bulk_gbit_s", "bulk Gbit/s", Better::Higher, 2),
+    lower("p50_us", "p50 µs", 0).main(),
+    lower("p90_us", "p90 µs", 0),
+    lower("p99_us", "p99 µs", 0).charted(),
+    lower("p999_us", "p99.9 µs", 0).charted(),
+    lower("max_us", "max µs", 0),
+    neither("messages", "messages", 0),
+    lower("lost", "lost", 0),
+    higher("bulk_gbit_s", "bulk Gbit/s", 2),
 ];
 
 /// How messages are sent.

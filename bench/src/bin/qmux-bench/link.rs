@@ -7,7 +7,7 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::harness::place::Place;
 use qmux_bench::load::bulk::Way;
 use qmux_bench::load::ping_pong;
-use qmux_bench::report::{Better, Metric};
+use qmux_bench::report::{Metric, higher, lower, neither};
 use qmux_link::DirectionStats;
 
 use crate::discard;
@@ -29,12 +29,12 @@ pub(crate) struct Args {
 }
 
 const METRICS: &[Metric] = &[
-    Metric::new("throughput_gbit_s", "Gbit/s", Better::Higher, 4).main(),
-    Metric::new("link_share_percent", "% of the link", Better::Higher, 1).charted(),
-    Metric::new("p50_ms", "p50 ms", Better::Lower, 1),
-    Metric::new("p99_ms", "p99 ms", Better::Lower, 1),
-    Metric::new("link_lost_percent", "link lost %", Better::Neither, 2),
-    Metric::new("link_late_p99_us", "link late p99 µs", Better::Neither, 0),
+    higher("throughput_gbit_s", "Gbit/s", 4).main(),
+    higher("link_share_percent", "% of the link", 1).charted(),
+    lower("p50_ms", "p50 ms", 1),
+    lower("p99_ms", "p99 ms", 1),
+    neither("link_lost_percent", "link lost %", 2),
+    neither("link_late_p99_us", "link late p99 µs", 0),
 ];
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {

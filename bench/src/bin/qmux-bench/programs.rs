@@ -6,7 +6,7 @@ use std::time::Duration;
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::requests::{Measured, Requests};
 use qmux_bench::harness::{redis, wrk};
-use qmux_bench::report::{Better, Metric};
+use qmux_bench::report::{Metric, higher, lower};
 
 use crate::options::Common;
 use crate::runner::{self, Behind, Bench, Case, Outcome, Session};
@@ -27,11 +27,11 @@ pub(crate) struct Args {
 }
 
 const METRICS: &[Metric] = &[
-    Metric::new("requests_per_second", "requests/s", Better::Higher, 0).main(),
-    Metric::new("p50_us", "p50 µs", Better::Lower, 0).main(),
-    Metric::new("p99_us", "p99 µs", Better::Lower, 0),
-    Metric::new("failed", "failed", Better::Lower, 0),
-    Metric::new("cpu_us_per_request", "CPU µs/request", Better::Lower, 1).main(),
+    higher("requests_per_second", "requests/s", 0).main(),
+    lower("p50_us", "p50 µs", 0).main(),
+    lower("p99_us", "p99 µs", 0),
+    lower("failed", "failed", 0),
+    lower("cpu_us_per_request", "CPU µs/request", 1).main(),
 ];
 
 /// Requests of redis-benchmark that tell its rate, before it is asked for as many as fill the time.

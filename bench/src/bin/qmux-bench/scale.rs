@@ -11,7 +11,7 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::harness::admin::Scrape;
 use qmux_bench::load::bulk::Way;
 use qmux_bench::load::connect::{self, Ask, Period};
-use qmux_bench::report::{Better, Metric};
+use qmux_bench::report::{Metric, higher, lower, neither};
 
 use crate::discard;
 use crate::options::Common;
@@ -36,34 +36,18 @@ pub(crate) struct Args {
 }
 
 const METRICS: &[Metric] = &[
-    Metric::new("throughput_gbit_s", "Gbit/s", Better::Higher, 2).main(),
-    Metric::new("steady_visitors", "visitors", Better::Neither, 0),
-    Metric::new(
-        "steady_visitors_handed_over",
-        "of them handed over",
-        Better::Lower,
-        0,
-    ),
-    Metric::new(
-        "steady_packets_handed_over",
-        "packets handed over",
-        Better::Lower,
-        0,
-    ),
-    Metric::new("steady_mail", "mail", Better::Lower, 0),
-    Metric::new(
+    higher("throughput_gbit_s", "Gbit/s", 2).main(),
+    neither("steady_visitors", "visitors", 0),
+    lower("steady_visitors_handed_over", "of them handed over", 0),
+    lower("steady_packets_handed_over", "packets handed over", 0),
+    lower("steady_mail", "mail", 0),
+    lower(
         "visitors_handed_over",
         "visitors handed over, start included",
-        Better::Lower,
         0,
     ),
-    Metric::new(
-        "packets_handed_over",
-        "packets, start included",
-        Better::Lower,
-        0,
-    ),
-    Metric::new("mail_received", "mail, start included", Better::Lower, 0),
+    lower("packets_handed_over", "packets, start included", 0),
+    lower("mail_received", "mail, start included", 0),
 ];
 
 /// How long the lanes to all cores may take.

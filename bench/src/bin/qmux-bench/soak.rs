@@ -188,17 +188,13 @@ impl Watched {
             at: at.as_secs_f64(),
             server_mib: mib(self.server),
             client_mib: mib(self.client),
-            server_descriptors: descriptors(self.server),
-            client_descriptors: descriptors(self.client),
+            server_descriptors: proc_stat::descriptors(self.server) as f64,
+            client_descriptors: proc_stat::descriptors(self.client) as f64,
             cpu_seconds_per_gb: (moved >= BYTES_MIN).then(|| used / (moved as f64 / 1e9)),
             p50_ms,
             p99_ms,
         }
     }
-}
-
-fn descriptors(pid: u32) -> f64 {
-    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0.0, |entries| entries.count() as f64)
 }
 
 /// Prints the table, and says whether everything was right and flat.

@@ -12,7 +12,7 @@ use qmux_bench::harness::strace::{Calls, Tracer};
 use qmux_bench::harness::{BenchError, proc_stat};
 use qmux_bench::load::bulk::Way;
 use qmux_bench::load::standing::{Standing, Work};
-use qmux_bench::report::{Better, CaseReport, Metric, Run, TunnelReport};
+use qmux_bench::report::{CaseReport, Metric, Run, TunnelReport, lower, neither};
 
 use crate::discard::BURST_DEFAULT;
 use crate::options::Common;
@@ -59,7 +59,7 @@ struct Column {
 macro_rules! columns {
     ($($name:literal: $head:literal $(.$main:ident())?,)+) => {
         [$(Column {
-            metric: Metric::new($name, $head, Better::Lower, 2)$(.$main())?,
+            metric: lower($name, $head, 2)$(.$main())?,
             server: concat!("server_", $name),
             client: concat!("client_", $name),
         }),+]
@@ -94,8 +94,8 @@ const PACKETS_OUT: &Column = &OTHERS[3];
 const PACKETS_IN: &Column = &OTHERS[4];
 const CPU: &Column = &OTHERS[5];
 
-const UNITS: Metric = Metric::new("units", "units", Better::Neither, 0);
-const LOST: Metric = Metric::new("lost_percent", "lost %", Better::Lower, 2);
+const UNITS: Metric = neither("units", "units", 0);
+const LOST: Metric = lower("lost_percent", "lost %", 2);
 
 /// How long a load has stood still before counting begins or ends: what it has left to do (the last
 /// acknowledgements, the ends of flows) is done by then, and counted.

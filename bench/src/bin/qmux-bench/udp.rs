@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
 use qmux_bench::load::udp_source::{Delivery, Stream, UdpSource};
-use qmux_bench::report::{Better, Metric};
+use qmux_bench::report::{Metric, higher, lower, neither};
 
 use crate::discard::BURST_DEFAULT;
 use crate::options::Common;
@@ -32,12 +32,12 @@ pub(crate) struct Args {
 }
 
 const METRICS: &[Metric] = &[
-    Metric::new("packets_per_second", "packets/s", Better::Higher, 0).main(),
-    Metric::new("throughput_gbit_s", "Gbit/s", Better::Higher, 2),
-    Metric::new("lost_percent", "lost %", Better::Lower, 3),
-    Metric::new("reordered_percent", "reordered %", Better::Lower, 3),
-    Metric::new("cpu_ns_per_packet", "CPU ns/packet", Better::Lower, 0).charted(),
-    Metric::new("source_limited", "source limited", Better::Neither, 0),
+    higher("packets_per_second", "packets/s", 0).main(),
+    higher("throughput_gbit_s", "Gbit/s", 2),
+    lower("lost_percent", "lost %", 3),
+    lower("reordered_percent", "reordered %", 3),
+    lower("cpu_ns_per_packet", "CPU ns/packet", 0).charted(),
+    neither("source_limited", "source limited", 0),
 ];
 
 /// Where the search begins, in packets per second.
