@@ -1,15 +1,13 @@
-//! What the programs of this crate share: the baseline tunnel on quinn, load generators and reports.
+//! What measurements are made of: what is around them, load generators, goals and reports.
 //!
-//! Nothing here belongs to qmux-dp itself. The baseline must be a fair opponent, so what it shares with the load
-//! generators is as fast as the kernel allows: UDP goes through [`udp`] in batches with segmentation offload.
+//! Nothing here belongs to qmux-dp itself, and nothing knows how a tunnel works inside. A crate each
+//! beside this one are the link emulator, the harness that end-to-end tests share, UDP in batches,
+//! and `quinn-dp`, the same tunnel on another stack.
 
 #![forbid(unsafe_code)]
 
 pub mod goals;
 pub mod harness;
 pub mod load;
-pub mod logging;
-pub mod process;
 pub mod report;
 pub mod stats;
-pub mod udp;

@@ -2,11 +2,33 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Once;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// The baseline is a program of another package, which cargo does not build for these tests by
+/// itself: it is built here, into the same directory and by the same profile.
+fn build_quinn_dp() {
+    static BUILT: Once = Once::new();
+    BUILT.call_once(|| {
+        let directory = Path::new(env!("CARGO_BIN_EXE_qmux-bench")).parent();
+        let profile = match directory.and_then(|it| it.file_name()?.to_str()) {
+            Some("debug") | None => "dev",
+            Some(profile) => profile,
+        };
+        let build = "build --quiet --locked --workspace --bin quinn-dp --profile";
+        let status = Command::new(env!("CARGO"))
+            .args(build.split(' '))
+            .arg(profile)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status();
+        assert!(status.expect("cargo").success(), "quinn-dp does not build");
+    });
+}
+
 fn qmux_bench(args: &[&str]) -> Output {
+    build_quinn_dp();
     Command::new(env!("CARGO_BIN_EXE_qmux-bench"))
         .args(args)
         .output()

@@ -56,7 +56,7 @@ impl Machine {
             kernel: read_line("/proc/sys/kernel/osrelease"),
             cpu: cpu.unwrap_or_else(|| "unknown".into()),
             system_call_ns: system_call_ns(),
-            cpus: crate::process::cpus().get(),
+            cpus: std::thread::available_parallelism().map_or(1, Into::into),
             memory_bytes: Meminfo::current().map_or(0, |it| it.mem_total),
             socket_buffers_max: (socket_buffer_max("rmem"), socket_buffer_max("wmem")),
             tcp_congestion_control: read_line("/proc/sys/net/ipv4/tcp_congestion_control"),

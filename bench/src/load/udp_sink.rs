@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::wire::{PacketHeader, PacketKind};
 use crate::harness::BenchError;
-use crate::udp::{BatchSocket, SendBatch};
+use qmux_udp::{BatchSocket, SendBatch};
 
 /// Socket buffers asked for, in bytes; the system may give less. This side must not be the one that loses packets.
 pub(super) const SOCKET_BUFFER_BYTES: usize = 8 << 20;

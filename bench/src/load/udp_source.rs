@@ -11,7 +11,7 @@ use rustix::thread::set_current_timer_slack;
 use super::service::Service;
 use super::udp_sink::{self, Counts};
 use super::wire::{PacketHeader, PacketKind};
-use crate::udp::{BatchSocket, SendBatch};
+use qmux_udp::{BatchSocket, SendBatch};
 
 /// How long the source sleeps when nothing is due.
 const TICK: Duration = Duration::from_micros(200);

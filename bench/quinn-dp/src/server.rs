@@ -12,10 +12,10 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use qmux_bench::udp::BatchSocket;
 use qmux_config::{ListenerProtocol, LoadBalancer, Server, Udp};
 use qmux_proto::LaneError;
 use qmux_proto::control::INSTANCE_ID_BYTES;
+use qmux_udp::BatchSocket;
 use quinn::Endpoint;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::task::JoinSet;

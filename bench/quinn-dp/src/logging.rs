@@ -1,4 +1,4 @@
-//! The logging options that every program of this crate has.
+//! The logging options, which are those of qmux-dp.
 
 use std::io::IsTerminal;
 
@@ -7,7 +7,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 /// How much is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogLevel {
+pub(crate) enum LogLevel {
     /// Nothing.
     Off,
     /// What ends something.
@@ -24,7 +24,7 @@ pub enum LogLevel {
 
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// For people.
     Text,
     /// One JSON object a line.
@@ -33,13 +33,13 @@ pub enum LogFormat {
 
 /// The options of the log, to be flattened into a program's own.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub struct LogOptions {
+pub(crate) struct LogOptions {
     /// How much to log
     #[arg(long, value_name = "LEVEL", default_value = "info")]
-    pub log_level: LogLevel,
+    pub(crate) log_level: LogLevel,
     /// How to log
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub log_format: LogFormat,
+    pub(crate) log_format: LogFormat,
 }
 
 impl LogOptions {
@@ -48,7 +48,7 @@ impl LogOptions {
     /// # Panics
     ///
     /// If logging was started before.
-    pub fn start(self) {
+    pub(crate) fn start(self) {
         let level = match self.log_level {
             LogLevel::Off => LevelFilter::OFF,
             LogLevel::Error => LevelFilter::ERROR,

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use qmux_bench::udp::BatchSocket;
+use qmux_udp::BatchSocket;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Notify;
 

@@ -3,8 +3,8 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use crate::logging::LogOptions;
 use clap::Parser;
-use qmux_bench::logging::LogOptions;
 
 /// The qmux-dp tunnel on quinn, tokio and rustls: the baseline to measure against
 #[derive(Debug, Parser)]
@@ -29,6 +29,6 @@ pub(crate) struct Args {
 impl Args {
     /// How many worker threads to run.
     pub(crate) fn cores(&self) -> NonZeroUsize {
-        self.cores.unwrap_or_else(qmux_bench::process::cpus)
+        self.cores.unwrap_or_else(crate::process::cpus)
     }
 }

@@ -3,6 +3,8 @@
 //! `recvmmsg` with GRO and `sendmsg` with GSO, through quinn-udp, on a socket of tokio. A packet costs a copy; it never
 //! costs an allocation.
 
+#![forbid(unsafe_code)]
+
 mod send_batch;
 mod socket;
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use quinn::udp::Transmit;
+use quinn_udp::Transmit;
 
 use super::socket::BatchSocket;
 

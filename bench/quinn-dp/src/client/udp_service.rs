@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use qmux_bench::udp::SendBatch;
 use qmux_proto::datagram::Header;
 use qmux_proto::{FlowError, Reassembler};
+use qmux_udp::SendBatch;
 use tokio::net::lookup_host;
 use tokio::time::sleep;
 use tracing::{debug, warn};

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 
-use quinn::udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
+use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState};
 use rustix::net::sockopt;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -64,11 +64,6 @@ impl BatchSocket {
             socket: UdpSocket::from_std(socket)?,
             state,
         })
-    }
-
-    /// The address that the socket is bound to.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
     }
 
     /// Waits until there may be packets.

@@ -6,12 +6,12 @@ use std::thread;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The CPUs that this process may run on; 1 if the system does not tell.
-pub fn cpus() -> NonZeroUsize {
+pub(crate) fn cpus() -> NonZeroUsize {
     thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 /// Raises the limit of open files as far as the process may: each TCP flow is one. Returns the limit, `None` for none.
-pub fn raise_open_files_limit() -> Option<u64> {
+pub(crate) fn raise_open_files_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,

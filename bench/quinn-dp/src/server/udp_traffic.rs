@@ -7,10 +7,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use qmux_bench::udp::{BatchSocket, Packet, SendBatch};
 use qmux_proto::control::Capabilities;
 use qmux_proto::datagram::Header;
 use qmux_proto::{FlowError, Reassembler};
+use qmux_udp::{BatchSocket, Packet, SendBatch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 

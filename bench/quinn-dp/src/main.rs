@@ -31,6 +31,8 @@ mod endpoint;
 mod flows;
 mod gso_socket;
 mod lane;
+mod logging;
+mod process;
 mod receiver;
 mod relay;
 mod server;
@@ -133,11 +135,11 @@ impl Program {
 }
 
 fn run(program: Program, args: &Args) -> std::io::Result<()> {
-    let (cores, cpus) = (args.cores(), qmux_bench::process::cpus());
+    let (cores, cpus) = (args.cores(), process::cpus());
     if cores > cpus {
         warn!("--cores {cores} is more than the {cpus} CPUs of this process: threads share them");
     }
-    let open_files_max = qmux_bench::process::raise_open_files_limit();
+    let open_files_max = process::raise_open_files_limit();
     info!(cores, tuned = args.tuned, open_files_max, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.get())
