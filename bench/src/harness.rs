@@ -18,6 +18,7 @@ pub mod proc_stat;
 mod rathole;
 pub mod redis;
 pub mod requests;
+pub mod server;
 pub mod site;
 pub mod spec;
 pub mod strace;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::meter::{Metered, Role};
 use super::place::Place;
+use super::server::Server;
 use super::{BenchError, machine};
-use qmux_harness::{Launch, Program, Where};
+use qmux_harness::Launch;
 
 /// How long the server may take to listen.
 const LISTEN_LIMIT: Duration = Duration::from_secs(10);
@@ -20,44 +20,19 @@ const OVERHEAD_LIMIT: Duration = Duration::from_secs(12);
 /// is iperf3 itself that loses packets whenever it does not run for a millisecond.
 const UDP_SOCKET_BUFFER: u64 = 2 << 20;
 
-/// iperf3's server, the service behind the tunnel.
-#[derive(Debug)]
-pub struct Server {
-    /// Where it listens.
-    pub address: SocketAddr,
-    program: Program,
-}
-
-impl Server {
-    /// Starts it on the far side and waits until it listens.
-    pub fn start(place: &Place) -> Result<Self, BenchError> {
-        let address = match &place.far_namespace {
-            None => qmux_harness::ports::free(place.service_ip)?,
-            // Its own namespace, where nothing else listens.
-            Some(_) => SocketAddr::new(place.service_ip, 5_201),
-        };
-        let program = Launch::new("iperf3's server", "iperf3")
+/// Starts iperf3's server and waits until it listens.
+pub fn server(place: &Place) -> Result<Server, BenchError> {
+    let server = Server::start(place, 5_201, |address| {
+        Ok(Launch::new("iperf3's server", "iperf3")
             .args(["--server", "--forceflush"])
             .args(["--bind".to_owned(), address.ip().to_string()])
-            .args(["--port".to_owned(), address.port().to_string()])
-            .at(Where {
-                cpus: Vec::new(),
-                namespace: place.far_namespace.clone(),
-            })
-            .start()?;
-        let listens = |line: &str| line.contains("Server listening");
-        program.wait_for_line("its listener", LISTEN_LIMIT, listens)?;
-        Ok(Self { address, program })
-    }
-
-    /// Its process, to be metered.
-    pub fn process(&self) -> Metered {
-        Metered {
-            role: Role::Load,
-            pid: self.program.pid(),
-            command_line: self.program.command_line().to_owned(),
-        }
-    }
+            .args(["--port".to_owned(), address.port().to_string()]))
+    })?;
+    let listens = |line: &str| line.contains("Server listening");
+    server
+        .program
+        .wait_for_line("its listener", LISTEN_LIMIT, listens)?;
+    Ok(server)
 }
 
 /// What to measure.

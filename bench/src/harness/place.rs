@@ -13,6 +13,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::BenchError;
 use super::cleanup::{Guard, Undo};
+use qmux_harness::Where;
 use qmux_link::{Faults, LinkError, Network, Preset, Side, Stats};
 
 /// Addresses of the two ends of a link, in namespaces of our own.
@@ -104,6 +105,14 @@ impl Place {
         };
         enter_namespace(&names[0])?;
         Ok(place)
+    }
+
+    /// Where programs of the far side run, on any CPU.
+    pub fn far(&self) -> Where {
+        Where {
+            cpus: Vec::new(),
+            namespace: self.far_namespace.clone(),
+        }
     }
 
     /// What the emulated link did so far, from the server's side and back; `None` if there is none.

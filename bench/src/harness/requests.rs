@@ -1,13 +1,11 @@
 //! Requests and answers as programs of others count them: redis-benchmark and wrk, each with its
 //! own server behind the tunnel.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::meter::{Metered, Role};
 use super::place::Place;
+use super::server::Server;
 use super::{BenchError, nginx, redis};
-use qmux_harness::{Launch, Program, Where};
 
 /// How much longer than its measurement a program may take, for its connections and answers that
 /// come late.
@@ -56,55 +54,17 @@ impl Requests {
     }
 }
 
-/// The server that requests go to, behind the tunnel.
-#[derive(Debug)]
-pub struct Server {
-    /// Where it listens.
-    pub address: SocketAddr,
-    program: Program,
-    // What it may write to, until it has ended.
-    _directory: tempfile::TempDir,
-}
-
-/// How a server is started on an address, with a directory of its own.
-pub(super) type Start = fn(SocketAddr, &std::path::Path) -> Result<Launch, BenchError>;
-
-impl Server {
-    /// Starts the server for this kind on the far side and waits until it listens.
-    pub fn start(kind: Requests, place: &Place) -> Result<Self, BenchError> {
-        let start: Start = match kind {
-            Requests::RedisGet => redis::server,
-            Requests::KeepAlive | Requests::Close => nginx::server,
-        };
-        let directory = tempfile::TempDir::with_prefix("qmux-bench-server-")
-            .map_err(BenchError::io("a temporary directory"))?;
-        let address = match &place.far_namespace {
-            None => qmux_harness::ports::free(place.service_ip)?,
-            // Its own namespace, where nothing else listens.
-            Some(_) => SocketAddr::new(place.service_ip, 8_080),
-        };
-        let program = start(address, directory.path())?
-            .at(Where {
-                cpus: Vec::new(),
-                namespace: place.far_namespace.clone(),
-            })
-            .start()?;
-        program.wait_for_listener(address)?;
-        Ok(Self {
-            address,
-            program,
-            _directory: directory,
-        })
-    }
-
-    /// Its process, to be metered.
-    pub fn process(&self) -> Metered {
-        Metered {
-            role: Role::Load,
-            pid: self.program.pid(),
-            command_line: self.program.command_line().to_owned(),
-        }
-    }
+/// Starts the server for this kind, with a directory of its own, and waits until it listens.
+pub fn server(kind: Requests, place: &Place) -> Result<Server, BenchError> {
+    let directory = tempfile::TempDir::with_prefix("qmux-bench-server-")
+        .map_err(BenchError::io("a temporary directory"))?;
+    let mut server = Server::start(place, 8_080, |address| match kind {
+        Requests::RedisGet => redis::server(address, directory.path()),
+        Requests::KeepAlive | Requests::Close => nginx::server(address, directory.path()),
+    })?;
+    server.program.wait_for_listener(server.address)?;
+    server.directory = Some(directory);
+    Ok(server)
 }
 
 /// A number with its unit (`us`, `ms`, `s`, `m`), in µs.

@@ -35,13 +35,11 @@ pub(crate) struct Args {
     /// Gbit/s that UDP offers
     #[arg(long, value_name = "RATE", default_value_t = 1.0)]
     udp_gbit: f64,
-    /// The most UDP packets of one system call
-    #[arg(long, value_name = "PACKETS", default_value_t = BURST_DEFAULT)]
-    udp_burst: usize,
 }
 
-/// So many packets come together from a network card under load.
-pub(crate) const BURST_DEFAULT: usize = 16;
+/// The most UDP packets of one system call of a visitor: so many come together from a network card
+/// under load.
+pub(crate) const BURST: usize = 16;
 
 const METRICS: &[Metric] = &[
     higher("throughput_gbit_s", "Gbit/s", 2).main(),
@@ -66,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         let stream = Stream {
             payload_bytes,
             rate,
-            burst_packets: args.udp_burst.max(1),
+            burst_packets: BURST,
             duration: common.measure(),
         };
         cases.push(Case::new(name, move |session| {

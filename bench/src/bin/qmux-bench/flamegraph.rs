@@ -20,7 +20,7 @@ use qmux_bench::report::flamegraph::Stacks;
 use qmux_bench::report::stages::{self, Traffic};
 use qmux_harness::Launch;
 
-use crate::discard::BURST_DEFAULT;
+use crate::discard::BURST;
 
 /// What to draw a flamegraph of.
 #[derive(Clone, Debug, clap::Args)]
@@ -31,12 +31,6 @@ pub(crate) struct Args {
     /// Where the flamegraph goes
     #[arg(long, value_name = "FILE")]
     svg: PathBuf,
-    /// What it is called
-    #[arg(long, value_name = "TEXT", default_value = "qmux-bench")]
-    title: String,
-    /// How many symbols to list
-    #[arg(long, value_name = "N", default_value_t = 15)]
-    top: usize,
 }
 
 /// What to profile.
@@ -64,9 +58,6 @@ pub(crate) struct ProfileArgs {
     /// Gbit/s that UDP offers
     #[arg(long, value_name = "RATE", default_value_t = 1.0)]
     udp_gbit: f64,
-    /// Samples per second
-    #[arg(long, value_name = "HZ", default_value_t = 997)]
-    frequency: u32,
     /// How perf finds the callers: fp for builds with frame pointers, dwarf for others, which takes minutes more
     #[arg(long, value_name = "fp|dwarf", default_value = "fp", value_parser = ["fp", "dwarf"])]
     call_graph: String,
@@ -113,6 +104,9 @@ impl Side {
 /// Before recording, so that the load runs as it does later on.
 const WARM_UP: Duration = Duration::from_secs(1);
 
+/// Samples per second: not in step with anything that happens every millisecond.
+const FREQUENCY: &str = "997";
+
 /// How many symbols are listed.
 const SYMBOLS: usize = 25;
 
@@ -128,9 +122,9 @@ pub(crate) fn draw(args: &Args) -> Result<bool, BenchError> {
     let output = std::fs::read_to_string(path)
         .map_err(BenchError::io(format!("reading {}", path.display())))?;
     let stacks = Stacks::of_perf_script(&output).map_err(BenchError::Failed)?;
-    let svg = stacks.svg(&args.title).map_err(BenchError::Failed)?;
+    let svg = stacks.svg("qmux-bench").map_err(BenchError::Failed)?;
     write(&args.svg, &svg)?;
-    print!("{}", stacks.top(args.top));
+    print!("{}", stacks.top(SYMBOLS));
     Ok(true)
 }
 
@@ -286,7 +280,7 @@ fn under_udp(
     let stream = Stream {
         payload_bytes: args.udp_size,
         rate,
-        burst_packets: BURST_DEFAULT,
+        burst_packets: BURST,
         duration: WARM_UP + Duration::from_secs(args.seconds) + WARM_UP,
     };
     thread::scope(|scope| {
@@ -310,7 +304,7 @@ fn record(args: &ProfileArgs, process: &Metered, data: &Path) -> Result<(), Benc
     let launch = Launch::new("perf record", "perf")
         .args(["record", "-e", "cpu-clock", "--quiet", "--call-graph"])
         .args([&args.call_graph])
-        .args(["-F".to_owned(), args.frequency.to_string()])
+        .args(["-F".to_owned(), FREQUENCY.to_owned()])
         .args(["-p".to_owned(), process.pid.to_string(), "-o".to_owned()])
         .args([data.as_os_str()])
         .args(["--", "sleep", &seconds]);

@@ -9,9 +9,10 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::harness::cpus::Layout;
 use qmux_bench::harness::iperf3;
 use qmux_bench::harness::machine::Machine;
-use qmux_bench::harness::meter::{Meter, Metered, Role, Usage};
+use qmux_bench::harness::meter::{Meter, Metered, Usage};
 use qmux_bench::harness::place::Place;
 use qmux_bench::harness::requests::{self, Requests};
+use qmux_bench::harness::server::Server;
 use qmux_bench::harness::site::Site;
 use qmux_bench::harness::spec::Spec;
 use qmux_bench::harness::tunnel::{Farewell, Setup, Tunnel};
@@ -20,7 +21,6 @@ use qmux_bench::load::service::Service;
 use qmux_bench::report::{
     CaseReport, Metric, Report, Run, Settings, Table, TunnelReport, USAGE, page,
 };
-use qmux_harness::Program;
 
 use crate::options::Common;
 use crate::service;
@@ -47,9 +47,7 @@ pub(crate) enum Behind {
 /// A service that runs.
 enum Running {
     Own(Service),
-    OwnProcess(Program, SocketAddr),
-    Iperf3(iperf3::Server),
-    Requests(requests::Server),
+    Other(Server),
 }
 
 impl Running {
@@ -57,35 +55,16 @@ impl Running {
         match behind {
             Behind::Own => Service::start(place, &[]).map(Self::Own),
             Behind::OwnApart => Service::start(place, &layout.service).map(Self::Own),
-            Behind::OwnProcess => {
-                let (program, address) = service::start(place)?;
-                Ok(Self::OwnProcess(program, address))
-            }
-            Behind::Iperf3 => iperf3::Server::start(place).map(Self::Iperf3),
-            Behind::Requests(kind) => requests::Server::start(kind, place).map(Self::Requests),
+            Behind::OwnProcess => service::start(place).map(Self::Other),
+            Behind::Iperf3 => iperf3::server(place).map(Self::Other),
+            Behind::Requests(kind) => requests::server(kind, place).map(Self::Other),
         }
     }
 
     fn address(&self) -> SocketAddr {
         match self {
             Self::Own(service) => service.address,
-            Self::OwnProcess(_, address) => *address,
-            Self::Iperf3(server) => server.address,
-            Self::Requests(server) => server.address,
-        }
-    }
-
-    /// Its process, to be metered, if it is not this one.
-    fn process(&self) -> Option<Metered> {
-        match self {
-            Self::Own(_) => None,
-            Self::OwnProcess(program, _) => Some(Metered {
-                role: Role::Load,
-                pid: program.pid(),
-                command_line: program.command_line().to_owned(),
-            }),
-            Self::Iperf3(server) => Some(server.process()),
-            Self::Requests(server) => Some(server.process()),
+            Self::Other(server) => server.address,
         }
     }
 }
@@ -366,13 +345,15 @@ fn with_tunnel(
     let running = Running::start(case.behind, &setup.place, &layout)?;
     let tunnel = Tunnel::start(spec, setup, cores, running.address())?;
     let mut processes = tunnel.processes();
-    processes.extend(running.process());
     let service = match &running {
         Running::Own(service) => Some(service),
-        _ => None,
+        Running::Other(server) => {
+            processes.push(server.process());
+            None
+        }
     };
     // Visitors of other programs must speak their language; there the case's warm-up shows whether the tunnel works.
-    if !matches!(running, Running::Iperf3(_) | Running::Requests(_)) {
+    if !matches!(case.behind, Behind::Iperf3 | Behind::Requests(_)) {
         connect::until_it_works(tunnel.visit, WORKS_LIMIT)
             .map_err(BenchError::io("the first visitor through the tunnel"))?;
     }

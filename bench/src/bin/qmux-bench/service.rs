@@ -1,13 +1,14 @@
 //! `qmux-bench service`: the service behind a tunnel as a process of its own.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
 use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::place::Place;
+use qmux_bench::harness::server::Server;
 use qmux_bench::load::service::Service;
-use qmux_harness::{Launch, Program, Where};
+use qmux_harness::Launch;
 
 /// How long the process may take to listen.
 const LISTEN_LIMIT: Duration = Duration::from_secs(10);
@@ -35,29 +36,19 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
 }
 
 /// Starts this very program as a service on the far side.
-pub(crate) fn start(place: &Place) -> Result<(Program, SocketAddr), BenchError> {
+pub(crate) fn start(place: &Place) -> Result<Server, BenchError> {
     let own = std::env::current_exe().map_err(BenchError::io("this program's path"))?;
-    let program = Launch::new("the service", own)
-        .args([
-            "service".to_owned(),
-            "--ip".to_owned(),
-            place.service_ip.to_string(),
-        ])
-        .at(Where {
-            cpus: Vec::new(),
-            namespace: place.far_namespace.clone(),
-        })
-        .start()?;
-    program.wait_for_line("its address", LISTEN_LIMIT, |line| {
-        line.starts_with(LISTENS)
-    })?;
-    let lines = program.lines();
-    let address = lines
-        .iter()
-        .find_map(|line| line.strip_prefix(LISTENS)?.parse().ok())
-        .ok_or_else(|| BenchError::Output {
+    let ip = place.service_ip.to_string();
+    let launch = Launch::new("the service", own).args(["service", "--ip", &ip]);
+    let program = launch.at(place.far()).start()?;
+    let listens = |line: &str| line.starts_with(LISTENS);
+    let line = program.wait_for_line("its address", LISTEN_LIMIT, listens)?;
+    let address = line.strip_prefix(LISTENS).and_then(|it| it.parse().ok());
+    match address {
+        Some(address) => Ok(Server::of(program, address)),
+        None => Err(BenchError::Output {
             what: "the service".into(),
-            problem: format!("no address in {lines:?}"),
-        })?;
-    Ok((program, address))
+            problem: format!("no address in {line:?}"),
+        }),
+    }
 }

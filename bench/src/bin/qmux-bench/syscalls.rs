@@ -14,7 +14,7 @@ use qmux_bench::load::bulk::Way;
 use qmux_bench::load::standing::{Standing, Work};
 use qmux_bench::report::{CaseReport, Metric, Run, TunnelReport, lower, neither};
 
-use crate::discard::BURST_DEFAULT;
+use crate::discard::BURST;
 use crate::options::Common;
 use crate::runner::{self, Case, Outcome, Session};
 
@@ -43,9 +43,6 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PACKETS", default_value_t = 20_000,
           value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
-    /// The most packets of one system call of the visitor; 1 for single packets
-    #[arg(long, value_name = "PACKETS", default_value_t = BURST_DEFAULT)]
-    burst: usize,
 }
 
 /// Something that is counted on each side.
@@ -142,7 +139,7 @@ fn cases<'a>(args: &Args, common: &'a Common) -> Vec<Case<'a>> {
         let work = Work::Datagrams {
             payload_bytes,
             rate: f64::from(args.rate),
-            burst_packets: args.burst.max(1),
+            burst_packets: BURST,
         };
         (name, work, DATAGRAMS_SHOWN)
     }));

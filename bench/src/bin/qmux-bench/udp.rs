@@ -6,7 +6,7 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::load::udp_source::{Delivery, Stream, UdpSource};
 use qmux_bench::report::{Metric, higher, lower, neither};
 
-use crate::discard::BURST_DEFAULT;
+use crate::discard::BURST;
 use crate::options::Common;
 use crate::runner::{self, Bench, Case, Outcome, Session};
 
@@ -23,12 +23,6 @@ pub(crate) struct Args {
         default_value = "64,512,1150,8192"
     )]
     sizes: Vec<usize>,
-    /// The most packets of one system call of the visitor; 1 for single packets
-    #[arg(long, value_name = "PACKETS", default_value_t = BURST_DEFAULT)]
-    burst: usize,
-    /// The loss that is next to nothing, in percent
-    #[arg(long, value_name = "PERCENT", default_value_t = 0.1)]
-    loss: f64,
 }
 
 const METRICS: &[Metric] = &[
@@ -39,6 +33,9 @@ const METRICS: &[Metric] = &[
     lower("cpu_ns_per_packet", "CPU ns/packet", 0).charted(),
     neither("source_limited", "source limited", 0),
 ];
+
+/// The loss that is next to nothing, in percent.
+const LOST_PERCENT_MAX: f64 = 0.1;
 
 /// Where the search begins, in packets per second.
 const RATE_FIRST: f64 = 10_000.0;
@@ -135,7 +132,7 @@ fn measure(
     let stream = |rate, duration| Stream {
         payload_bytes,
         rate,
-        burst_packets: args.burst.max(1),
+        burst_packets: BURST,
         duration,
     };
     source
@@ -147,7 +144,7 @@ fn measure(
             let delivery = source
                 .deliver(&stream(rate, TRIAL), service)
                 .map_err(failed())?;
-            result = judge(&delivery, rate, args.loss);
+            result = judge(&delivery, rate);
             if result != Trial::Lost {
                 break;
             }
@@ -163,7 +160,7 @@ fn measure(
         let delivered = source.deliver(&stream(rate, args.common.measure()), service);
         let usage = meter.stop();
         let delivery = delivered.map_err(failed())?;
-        if delivery.lost_percent() > args.loss && lowered < LOWERED_MAX {
+        if delivery.lost_percent() > LOST_PERCENT_MAX && lowered < LOWERED_MAX {
             rate *= LOWERED_BY;
             lowered += 1;
             continue;
@@ -179,8 +176,8 @@ fn measure(
     }
 }
 
-fn judge(delivery: &Delivery, rate: f64, loss: f64) -> Trial {
-    if delivery.lost_percent() > loss {
+fn judge(delivery: &Delivery, rate: f64) -> Trial {
+    if delivery.lost_percent() > LOST_PERCENT_MAX {
         Trial::Lost
     } else if delivery.offered_per_second() < rate * OFFERED_SHARE_MIN {
         Trial::SourceLimited
