@@ -62,8 +62,8 @@ pub fn write_all(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, Benc
     let mut charts = Vec::new();
     for metric in report.measured().into_iter().filter(|it| it.has_chart) {
         let path = directory.join(format!("{}-{}.svg", report.bench, metric.name));
-        let svg = chart::bars(report, metric).map_err(BenchError::Failed)?;
-        std::fs::write(&path, svg).map_err(BenchError::io(failed(&path)))?;
+        std::fs::write(&path, chart::bars(report, metric))
+            .map_err(BenchError::io(failed(&path)))?;
         charts.push(path);
     }
     let json = directory.join(format!("{}.json", report.bench));
