@@ -57,6 +57,20 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// With programs that are where this one is unless they are named, on any CPUs, with an admin
+    /// endpoint: for what is no comparison.
+    pub fn new(programs: Option<&PathBuf>, place: Place) -> Result<Self, BenchError> {
+        Ok(Self {
+            programs: programs.map_or_else(qmux_harness::own_directory, Clone::clone),
+            place,
+            placement: Placement::Free,
+            overrides: Overrides::default(),
+            site: Site::new()?,
+            admin: true,
+            by_instructions: false,
+        })
+    }
+
     /// Who runs where, with so many cores on each side.
     pub fn layout(&self, cores: usize) -> Layout {
         match self.placement {
@@ -171,6 +185,12 @@ impl Tunnel {
                 command_line: program.command_line().to_owned(),
             })
             .collect()
+    }
+
+    /// The process of one side.
+    pub fn pid(&self, role: Role) -> Option<u32> {
+        let process = self.processes().into_iter().find(|it| it.role == role);
+        process.map(|it| it.pid)
     }
 
     /// Starts one more client of the same kind and waits until it is ready. It is killed when it is dropped.
@@ -310,15 +330,8 @@ mod tests {
     use super::*;
 
     fn setup() -> Setup {
-        Setup {
-            programs: PathBuf::from("/nowhere"),
-            place: Place::loopback(),
-            placement: Placement::Apart,
-            overrides: Overrides::default(),
-            site: Site::new().expect("a site"),
-            admin: false,
-            by_instructions: false,
-        }
+        let programs = PathBuf::from("/nowhere");
+        Setup::new(Some(&programs), Place::loopback()).expect("a setup")
     }
 
     #[test]

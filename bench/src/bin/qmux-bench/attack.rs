@@ -17,9 +17,8 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::harness::meter::Role;
 use qmux_bench::harness::place::Place;
 use qmux_bench::harness::proc_stat;
-use qmux_bench::harness::site::{Overrides, Site};
 use qmux_bench::harness::spec::Spec;
-use qmux_bench::harness::tunnel::{Placement, Setup, Tunnel};
+use qmux_bench::harness::tunnel::{Setup, Tunnel};
 use qmux_bench::load::connect;
 use qmux_bench::load::service::Service;
 use qmux_bench::load::wire::Command;
@@ -84,26 +83,9 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         Kind::Sources => Place::loopback(),
         Kind::Stalled => Place::link(&long_way())?,
     };
-    let overrides = Overrides {
-        limits: args
-            .memory
-            .iter()
-            .map(|size| format!("memory = \"{size}\""))
-            .collect(),
-        ..Overrides::default()
-    };
-    let setup = Setup {
-        programs: args
-            .programs
-            .clone()
-            .unwrap_or_else(qmux_harness::own_directory),
-        place,
-        placement: Placement::Free,
-        overrides,
-        site: Site::new()?,
-        admin: true,
-        by_instructions: false,
-    };
+    let mut setup = Setup::new(args.programs.as_ref(), place)?;
+    let memory = args.memory.iter();
+    setup.overrides.limits = memory.map(|size| format!("memory = \"{size}\"")).collect();
     let service = Service::start(&setup.place, &[])?;
     let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;
     connect::until_it_works(tunnel.visit, WORKS_LIMIT)
@@ -238,14 +220,8 @@ struct Watch {
 
 impl Watch {
     fn new(tunnel: &Tunnel) -> Self {
-        let processes = tunnel.processes();
-        let pid = |role| {
-            let process = processes.iter().find(|it| it.role == role);
-            process.map_or(0, |it| it.pid)
-        };
-        Self {
-            sides: [pid(Role::Server), pid(Role::Client)],
-        }
+        let sides = [Role::Server, Role::Client].map(|role| tunnel.pid(role).unwrap_or(0));
+        Self { sides }
     }
 
     /// Runs `phase`, and prints what was noticed meanwhile, the largest values of each side.

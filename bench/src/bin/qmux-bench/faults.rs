@@ -15,9 +15,8 @@ use std::time::{Duration, Instant};
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::admin::Scrape;
 use qmux_bench::harness::place::Place;
-use qmux_bench::harness::site::{Overrides, Site};
 use qmux_bench::harness::spec::Spec;
-use qmux_bench::harness::tunnel::{Farewell, Placement, Setup, Tunnel};
+use qmux_bench::harness::tunnel::{Farewell, Setup, Tunnel};
 use qmux_bench::load::connect;
 use qmux_bench::load::exact::{self, Answers, Visits};
 use qmux_bench::load::service::Service;
@@ -133,21 +132,8 @@ fn print_row(scenario: &Scenario, findings: &Findings) {
 fn try_link(scenario: &Scenario, args: &Args) -> Result<Findings, BenchError> {
     let link = scenario.link();
     let round_trip = link.round_trip();
-    let setup = Setup {
-        programs: args
-            .programs
-            .clone()
-            .unwrap_or_else(qmux_harness::own_directory),
-        place: Place::link(&link)?,
-        placement: Placement::Free,
-        overrides: Overrides {
-            udp: vec![SESSION_TIMEOUT.into()],
-            ..Overrides::default()
-        },
-        site: Site::new()?,
-        admin: true,
-        by_instructions: false,
-    };
+    let mut setup = Setup::new(args.programs.as_ref(), Place::link(&link)?)?;
+    setup.overrides.udp.push(SESSION_TIMEOUT.into());
     let faults = setup
         .place
         .faults()

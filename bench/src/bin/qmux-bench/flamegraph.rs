@@ -9,7 +9,6 @@ use clap::ValueEnum;
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::admin::Scrape;
 use qmux_bench::harness::meter::{Meter, Metered, Role};
-use qmux_bench::harness::site::{Overrides, Site};
 use qmux_bench::harness::spec::Spec;
 use qmux_bench::harness::tunnel::{Placement, Setup, Tunnel};
 use qmux_bench::load::bulk::{Bulk, Way};
@@ -133,17 +132,10 @@ fn write(path: &Path, text: &str) -> Result<(), BenchError> {
 }
 
 pub(crate) fn profile(args: &ProfileArgs) -> Result<bool, BenchError> {
-    let own = std::env::current_exe().ok();
-    let beside = own.and_then(|it| Some(it.parent()?.to_owned()));
+    // Packets are counted by the admin endpoint.
     let setup = Setup {
-        programs: args.programs.clone().or(beside).unwrap_or_default(),
-        place: args.path.open()?,
         placement: Placement::Apart,
-        overrides: Overrides::default(),
-        site: Site::new()?,
-        // Packets are counted there.
-        admin: true,
-        by_instructions: false,
+        ..Setup::new(args.programs.as_ref(), args.path.open()?)?
     };
     let service = Service::start(&setup.place, &[])?;
     let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;

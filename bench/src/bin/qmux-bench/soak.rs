@@ -18,9 +18,8 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::harness::meter::Role;
 use qmux_bench::harness::place::Place;
 use qmux_bench::harness::proc_stat;
-use qmux_bench::harness::site::{Overrides, Site};
 use qmux_bench::harness::spec::Spec;
-use qmux_bench::harness::tunnel::{Placement, Setup, Tunnel};
+use qmux_bench::harness::tunnel::{Setup, Tunnel};
 use qmux_bench::load::connect;
 use qmux_bench::load::service::Service;
 use qmux_harness::Program;
@@ -89,21 +88,8 @@ struct Watched {
 }
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
-    let setup = Setup {
-        programs: args
-            .programs
-            .clone()
-            .unwrap_or_else(qmux_harness::own_directory),
-        place: Place::loopback(),
-        placement: Placement::Free,
-        overrides: Overrides {
-            udp: vec![SESSION_TIMEOUT.into()],
-            ..Overrides::default()
-        },
-        site: Site::new()?,
-        admin: true,
-        by_instructions: false,
-    };
+    let mut setup = Setup::new(args.programs.as_ref(), Place::loopback())?;
+    setup.overrides.udp.push(SESSION_TIMEOUT.into());
     let service = Service::start(&setup.place, &[])?;
     let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;
     connect::until_it_works(tunnel.visit, WORKS_LIMIT)
@@ -151,12 +137,8 @@ fn soak(
 
 impl Watched {
     fn new(tunnel: &Tunnel) -> Result<Self, BenchError> {
-        let pid = |role: Role| {
-            let process = tunnel.processes().into_iter().find(|it| it.role == role);
-            process
-                .map(|it| it.pid)
-                .ok_or_else(|| BenchError::Failed("a soak needs a tunnel with two sides".into()))
-        };
+        let none = || BenchError::Failed("a soak needs a tunnel with two sides".into());
+        let pid = |role| tunnel.pid(role).ok_or_else(none);
         let mut watched = Self {
             server: pid(Role::Server)?,
             client: pid(Role::Client)?,

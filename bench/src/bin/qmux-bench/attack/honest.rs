@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use qmux_bench::load::exact;
+use qmux_bench::load::latency::Times;
 use qmux_bench::load::wire::{PacketHeader, PacketKind};
 
 /// Between the begins of two requests or two questions.
@@ -26,57 +26,42 @@ const QUESTIONS_PER_FLOW: u64 = 25;
 /// Failures that are kept in words.
 const WRONG_MAX: usize = 5;
 
-/// How long things took, in microseconds, and how many failed.
-pub(super) struct Times {
-    took_us: Histogram<u64>,
+/// How long things took, and how many failed.
+#[derive(Default)]
+pub(super) struct Noted {
+    took: Times,
     failed: u64,
 }
 
-impl Times {
-    fn new() -> Self {
-        let longest_us = PATIENCE.as_micros() as u64;
-        Self {
-            took_us: Histogram::new_with_max(longest_us, 3)
-                .expect("three digits up to some seconds are a valid histogram"),
-            failed: 0,
-        }
-    }
-
+impl Noted {
     fn record(&mut self, took: Option<Duration>) {
         match took {
-            Some(took) => {
-                let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-                self.took_us.saturating_record(took_us);
-            }
+            Some(took) => self.took.record(took),
             None => self.failed += 1,
         }
     }
 }
 
-impl fmt::Display for Times {
+impl fmt::Display for Noted {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = |quantile| self.took_us.value_at_quantile(quantile) as f64 / 1e3;
-        let (all, failed) = (self.took_us.len() + self.failed, self.failed);
-        write!(
-            formatter,
-            "{:.1}, {:.1} ({failed} of {all})",
-            ms(0.5),
-            ms(0.99)
-        )
+        let ms = |percent| self.took.percentile_us(percent) / 1e3;
+        let (p50, p99, failed) = (ms(50.0), ms(99.0), self.failed);
+        let all = self.took.count() + failed;
+        write!(formatter, "{p50:.1}, {p99:.1} ({failed} of {all})")
     }
 }
 
 /// What honest visitors noticed in a phase.
 pub(super) struct Noticed {
-    pub(super) requests: Times,
-    pub(super) questions: Times,
+    pub(super) requests: Noted,
+    pub(super) questions: Noted,
 }
 
 struct Shared {
     visit: SocketAddr,
     stop: AtomicBool,
-    requests: Mutex<Times>,
-    questions: Mutex<Times>,
+    requests: Mutex<Noted>,
+    questions: Mutex<Noted>,
     wrong: Mutex<Vec<String>>,
 }
 
@@ -91,8 +76,8 @@ impl Honest {
         let shared = Arc::new(Shared {
             visit,
             stop: AtomicBool::new(false),
-            requests: Mutex::new(Times::new()),
-            questions: Mutex::new(Times::new()),
+            requests: Mutex::default(),
+            questions: Mutex::default(),
             wrong: Mutex::default(),
         });
         let works: [fn(&Shared); 2] = [Shared::requests, Shared::questions];
@@ -108,7 +93,7 @@ impl Honest {
 
     /// What was noticed since the last call.
     pub(super) fn take(&self) -> Noticed {
-        let take = |times| std::mem::replace(&mut *lock(times), Times::new());
+        let take = |noted| std::mem::take(&mut *lock(noted));
         Noticed {
             requests: take(&self.shared.requests),
             questions: take(&self.shared.questions),

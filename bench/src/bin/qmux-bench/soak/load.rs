@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use qmux_bench::load::exact::{self, Wrong};
+use qmux_bench::load::latency::Times;
 use qmux_bench::load::wire::Command;
 
 /// How long a visitor waits for anything at all.
@@ -86,19 +86,16 @@ struct Shared {
     visit: SocketAddr,
     stop: AtomicBool,
     tally: Tally,
-    latency_us: Mutex<Histogram<u64>>,
+    latency: Mutex<Times>,
 }
 
 impl Load {
     pub(super) fn start(visit: SocketAddr) -> Self {
-        let longest_us = PATIENCE.as_micros() as u64;
-        let latency_us = Histogram::new_with_max(longest_us, 3)
-            .expect("three digits up to half a minute are a valid histogram");
         let shared = Arc::new(Shared {
             visit,
             stop: AtomicBool::new(false),
             tally: Tally::default(),
-            latency_us: Mutex::new(latency_us),
+            latency: Mutex::default(),
         });
         let mut load = Self {
             shared,
@@ -130,11 +127,9 @@ impl Load {
 
     /// Median and 99th percentile of the requests since the last call, in milliseconds.
     pub(super) fn take_latency_ms(&self) -> (f64, f64) {
-        let mut latency = self.shared.latency();
-        let ms = |quantile| latency.value_at_quantile(quantile) as f64 / 1e3;
-        let both = (ms(0.5), ms(0.99));
-        latency.reset();
-        both
+        let latency = std::mem::take(&mut *self.shared.latency());
+        let ms = |percent| latency.percentile_us(percent) / 1e3;
+        (ms(50.0), ms(99.0))
     }
 
     /// Ends it; visitors under way are waited for.
@@ -152,10 +147,8 @@ impl Load {
 }
 
 impl Shared {
-    fn latency(&self) -> std::sync::MutexGuard<'_, Histogram<u64>> {
-        self.latency_us
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn latency(&self) -> std::sync::MutexGuard<'_, Times> {
+        self.latency.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pause(&self, time: Duration) {
@@ -170,8 +163,7 @@ impl Shared {
         let began = Instant::now();
         match exact::visit(self.visit, PATIENCE) {
             Ok(bytes) => {
-                let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.latency().saturating_record(took);
+                self.latency().record(began.elapsed());
                 self.tally.bytes.fetch_add(bytes, Ordering::Relaxed);
                 self.tally.requests.fetch_add(1, Ordering::Relaxed);
             }
