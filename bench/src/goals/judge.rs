@@ -11,13 +11,46 @@ use super::table::Row;
 
 /// Whether a goal is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It is; by how much, where the number itself does not say it.
-    Reached(String),
-    /// It is not; what was found.
-    Missed(String),
-    /// It was not measured, or what it is compared with was not.
-    Unknown,
+pub(super) struct Verdict {
+    /// `None` if it was not measured, or what it is compared with was not.
+    pub(super) reached: Option<bool>,
+    /// What was found, where the number itself does not say it.
+    pub(super) found: String,
+}
+
+impl Verdict {
+    fn of(reached: bool, found: impl Into<String>) -> Self {
+        Self {
+            reached: Some(reached),
+            found: found.into(),
+        }
+    }
+
+    const UNKNOWN: Self = Self {
+        reached: None,
+        found: String::new(),
+    };
+
+    /// With more to say, if anything is known.
+    fn saying(mut self, more: &str) -> Self {
+        if self.reached.is_some() {
+            self.found.push_str(more);
+        }
+        self
+    }
+
+    /// Missed in spite of its number, if that is known.
+    fn missed(mut self) -> Self {
+        self.reached = self.reached.map(|_| false);
+        self
+    }
+
+    fn not_known_unless_missed(self) -> Self {
+        match self.reached {
+            Some(false) => self,
+            _ => Self::UNKNOWN,
+        }
+    }
 }
 
 /// A metric and the digits behind its point.
@@ -51,6 +84,21 @@ pub(super) enum Cell {
     DeliveredCpu,
     /// Our allocations and those of quiche.
     Allocations(Metric, Metric),
+}
+
+impl Cell {
+    /// The metric that is judged.
+    fn metric(self) -> Metric {
+        match self {
+            Self::Median(metric)
+            | Self::Beside(metric, _)
+            | Self::Both(metric)
+            | Self::Each(metric)
+            | Self::LargestOfEach(metric)
+            | Self::Allocations(metric, _) => metric,
+            Self::Delivered | Self::DeliveredCpu => GBIT,
+        }
+    }
 }
 
 /// What is allowed of a number.
@@ -168,38 +216,6 @@ impl fmt::Display for Shown {
     }
 }
 
-fn verdict(reached: bool, found: impl Into<String>) -> Verdict {
-    if reached {
-        Verdict::Reached(found.into())
-    } else {
-        Verdict::Missed(found.into())
-    }
-}
-
-impl Verdict {
-    /// With more to say, if anything is known.
-    fn saying(mut self, more: &str) -> Self {
-        if let Self::Reached(text) | Self::Missed(text) = &mut self {
-            text.push_str(more);
-        }
-        self
-    }
-
-    fn missed(self) -> Self {
-        match self {
-            Self::Reached(found) => Self::Missed(found),
-            other => other,
-        }
-    }
-
-    fn not_known_unless_missed(self) -> Self {
-        match self {
-            Self::Reached(_) => Self::Unknown,
-            other => other,
-        }
-    }
-}
-
 /// A row beside what was found.
 pub(super) struct Judge<'a> {
     pub(super) found: &'a Found,
@@ -295,56 +311,40 @@ impl Judge<'_> {
     /// The number that a rule is about.
     fn number(&self, tunnel: Tunnel) -> Option<Shown> {
         match self.row.cell {
-            Cell::Median(it) | Cell::Beside(it, _) | Cell::Allocations(it, _) => {
-                self.median(tunnel, it)
-            }
             Cell::Both(metric) | Cell::Each(metric) => {
                 let all: Option<Vec<Shown>> = self.each(tunnel, metric).into_iter().collect();
-                all?.into_iter()
-                    .reduce(|a, b| if b.0 > a.0 { b } else { a })
+                let larger = |a: Shown, b: Shown| if b.0 > a.0 { b } else { a };
+                all?.into_iter().reduce(larger)
             }
             Cell::LargestOfEach(metric) => Some(self.largest_of_each(tunnel, metric)?.0),
-            Cell::Delivered | Cell::DeliveredCpu => self.median(tunnel, GBIT),
-        }
-    }
-
-    /// What the row's ratios are of.
-    fn metric(&self) -> Metric {
-        match self.row.cell {
-            Cell::Median(metric)
-            | Cell::Beside(metric, _)
-            | Cell::Both(metric)
-            | Cell::Each(metric)
-            | Cell::LargestOfEach(metric)
-            | Cell::Allocations(metric, _) => metric,
-            Cell::Delivered | Cell::DeliveredCpu => GBIT,
+            cell => self.median(tunnel, cell.metric()),
         }
     }
 
     /// What it comes to.
     pub(super) fn verdict(&self) -> Verdict {
-        let verdict = self.judged().unwrap_or(Verdict::Unknown);
+        let verdict = self.judged().unwrap_or(Verdict::UNKNOWN);
         self.also(self.if_none_failed(verdict))
     }
 
     fn judged(&self) -> Option<Verdict> {
         match self.row.rule {
-            Rule::Within(bound, _) => Some(verdict(bound.allows(self.number(Ours)?), "")),
+            Rule::Within(bound, _) => Some(Verdict::of(bound.allows(self.number(Ours)?), "")),
             Rule::Times(others, _, bound) => {
                 let ratios = others
                     .iter()
-                    .filter_map(|it| self.times(self.metric(), *it));
+                    .filter_map(|it| self.times(self.row.cell.metric(), *it));
                 let ratio = Shown(ratios.reduce(|a, b| bound.worse(a, b))?, 2);
-                Some(verdict(bound.allows(ratio), format!("{ratio} ×")))
+                Some(Verdict::of(bound.allows(ratio), format!("{ratio} ×")))
             }
             Rule::TimesOrCpu(baseline, factor) => self.times_or_cpu(baseline, factor),
             Rule::Grown(bound, decimals, _) => {
                 self.number(Ours)?;
-                let (metric, first) = (self.metric(), self.row.cases.first()?);
+                let (metric, first) = (self.row.cell.metric(), self.row.cases.first()?);
                 let of = (self.row.probe, metric.0);
                 let ratio = self.found.times(of, (self.case(), Ours), (first, Ours))?;
                 let ratio = Shown(ratio, decimals);
-                Some(verdict(bound.allows(ratio), format!("{ratio} ×")))
+                Some(Verdict::of(bound.allows(ratio), format!("{ratio} ×")))
             }
             Rule::BelowRathole(bound, _) => {
                 let (ours, theirs) = (self.number(Ours)?, self.number(Rathole));
@@ -353,13 +353,13 @@ impl Judge<'_> {
                     Some(theirs) => format!("rathole {theirs}"),
                     None => "rathole is not installed".into(),
                 };
-                Some(verdict(below && bound.allows(ours), beside))
+                Some(Verdict::of(below && bound.allows(ours), beside))
             }
             Rule::Lossless(offered_gbit) => {
                 // What iperf3 itself cannot offer is not delivered either.
                 let complete = self.number(Ours)?.rounded() >= offered_gbit * 0.99;
                 let lossless = self.lost(Ours)?.rounded() < LOST_PERCENT_MAX;
-                Some(verdict(lossless && complete, ""))
+                Some(Verdict::of(lossless && complete, ""))
             }
             Rule::LikeOneFlow { lossless } => {
                 let one = self.median_in(self.row.cases.first()?, Ours, GBIT)?;
@@ -367,12 +367,12 @@ impl Judge<'_> {
                 let ratio = Shown(two.0 / one.0, 2);
                 let passed = !lossless || lost.rounded() < LOST_PERCENT_MAX;
                 let reached = ratio.rounded() >= 1.0 && passed;
-                Some(verdict(reached, format!("{ratio} ×")))
+                Some(Verdict::of(reached, format!("{ratio} ×")))
             }
             Rule::PingPong { rathole_adds_us } => self.ping_pong(rathole_adds_us),
             Rule::NoneAnywhere => {
-                let (most, counted) = self.largest_of_each(Ours, self.metric())?;
-                let verdict = verdict(most.0 == 0.0, "");
+                let (most, counted) = self.largest_of_each(Ours, self.row.cell.metric())?;
+                let verdict = Verdict::of(most.0 == 0.0, "");
                 Some(if counted < self.row.cases.len() {
                     verdict.not_known_unless_missed()
                 } else {
@@ -389,7 +389,7 @@ impl Judge<'_> {
         let by_cpu = gbit.rounded() >= 1.0 && cpu.rounded() >= factor;
         let how = if by_cpu && !by_gbit { "by CPU: " } else { "" };
         let found = format!("{how}{gbit} ×, CPU ÷ {cpu}");
-        Some(verdict(by_gbit || by_cpu, found))
+        Some(Verdict::of(by_gbit || by_cpu, found))
     }
 
     fn ping_pong(&self, rathole_adds_us: f64) -> Option<Verdict> {
@@ -400,7 +400,7 @@ impl Judge<'_> {
             .chain(raw.map(|raw| raw + rathole_adds_us));
         let limit = limits.reduce(f64::min)?;
         let added = raw.map_or(String::new(), |raw| format!(", ours raw + {}", ours - raw));
-        Some(verdict(ours <= limit, format!("limit {limit}{added}")))
+        Some(Verdict::of(ours <= limit, format!("limit {limit}{added}")))
     }
 
     /// Not reached by those runs of ours that survived, where others failed in any of the cases;
@@ -412,14 +412,12 @@ impl Judge<'_> {
         if failed == 0 {
             return judged;
         }
-        let said = format!("{failed} of {all} runs failed");
-        match judged {
-            Verdict::Unknown if failed < all => Verdict::Unknown,
-            Verdict::Reached(found) | Verdict::Missed(found) if !found.is_empty() => {
-                Verdict::Missed(format!("{said}; {found}"))
-            }
-            _ => Verdict::Missed(said),
+        if judged.reached.is_none() && failed < all {
+            return judged;
         }
+        let said = format!("{failed} of {all} runs failed");
+        let separator = if judged.found.is_empty() { "" } else { "; " };
+        Verdict::of(false, said + separator + &judged.found)
     }
 
     fn also(&self, judged: Verdict) -> Verdict {
@@ -427,17 +425,15 @@ impl Judge<'_> {
             None => judged,
             Some(Also::NoneOf(metric, what)) => {
                 let counted = self.largest_in(self.case(), Ours, Metric(metric, 0));
-                match (counted, &judged) {
-                    (None, _) => judged.not_known_unless_missed(),
-                    (Some(Shown(count, _)), Verdict::Reached(text) | Verdict::Missed(text))
-                        if count > 0.0 =>
-                    {
-                        let separator = if text.is_empty() { "" } else { ", " };
+                match counted {
+                    None => judged.not_known_unless_missed(),
+                    Some(Shown(count, _)) if count > 0.0 => {
+                        let separator = if judged.found.is_empty() { "" } else { ", " };
                         judged
                             .missed()
                             .saying(&format!("{separator}{count} {what}"))
                     }
-                    _ => judged,
+                    Some(_) => judged,
                 }
             }
             Some(Also::HeldLoss) => self.held(judged),
@@ -455,13 +451,10 @@ impl Judge<'_> {
             _ => judged,
         };
         let held = |lost: Shown| lost.rounded() <= LOST_PERCENT_MAX;
-        match (judged, self.lost(Ours), self.lost(Quinn).map(held)) {
-            (Verdict::Unknown, ..) => Verdict::Unknown,
-            (judged, Some(lost), _) if !held(lost) => {
-                judged.missed().saying(&format!(", {lost} % lost"))
-            }
-            (judged, Some(_), Some(true)) => judged,
-            (judged, ..) => judged.not_known_unless_missed(),
+        match (self.lost(Ours), self.lost(Quinn).map(held)) {
+            (Some(lost), _) if !held(lost) => judged.missed().saying(&format!(", {lost} % lost")),
+            (Some(_), Some(true)) => judged,
+            _ => judged.not_known_unless_missed(),
         }
     }
 }

@@ -48,10 +48,11 @@ pub(super) struct Line {
 impl Line {
     fn of(row: &Row, found: &Found) -> Self {
         let judge = Judge { found, row };
-        let (verdict, found) = match judge.verdict() {
-            Verdict::Reached(found) => ("reached", found),
-            Verdict::Missed(found) => ("missed", found),
-            Verdict::Unknown => ("not measured", String::new()),
+        let Verdict { reached, found } = judge.verdict();
+        let verdict = match reached {
+            Some(true) => "reached",
+            Some(false) => "missed",
+            None => "not measured",
         };
         let cell = |(tunnel, _): (Tunnel, _)| Some((tunnel.label(), judge.cell(tunnel)?));
         Self {
