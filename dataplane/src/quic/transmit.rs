@@ -30,6 +30,8 @@ pub(super) struct Batch {
     to: Option<Way>,
     /// True if the first packet goes alone.
     alone: bool,
+    /// The lane whose bytes these are, while the socket has not taken them yet.
+    unsent_of: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -63,8 +65,8 @@ pub(super) enum Filled {
     More,
 }
 
-impl Batch {
-    pub(super) fn new() -> Batch {
+impl Default for Batch {
+    fn default() -> Batch {
         Batch {
             buffer: vec![0; GSO_BYTES_MAX + 2 * SPARE_BYTES],
             end: 0,
@@ -72,9 +74,12 @@ impl Batch {
             segment: 0,
             to: None,
             alone: false,
+            unsent_of: None,
         }
     }
+}
 
+impl Batch {
     /// Fills the batch from `lane`: packets of one size to one address; a shorter one ends it.
     pub(super) fn fill(&mut self, lane: &Lane, segments_max: usize) -> Filled {
         self.begin();
@@ -139,6 +144,22 @@ impl Batch {
             segment: self.segment,
             way,
         })
+    }
+
+    /// The socket had no room for what is ready, of this lane. Nothing may be filled in before it is
+    /// sent.
+    pub(super) fn keep_for(&mut self, lane: u64) {
+        self.unsent_of = Some(lane);
+    }
+
+    /// Whether bytes are kept.
+    pub(super) fn is_kept(&self) -> bool {
+        self.unsent_of.is_some()
+    }
+
+    /// Whose bytes were kept, which are to be sent now.
+    pub(super) fn take_kept(&mut self) -> Option<u64> {
+        self.unsent_of.take()
     }
 
     /// True if a packet waits for the next batch.

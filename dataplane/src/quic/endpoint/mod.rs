@@ -2,11 +2,13 @@
 //!
 //! Two tasks drive it. The receive task drains the socket in GRO batches, feeds quiche, and wakes the flows that can
 //! go on. The flush task runs after those flows and sends, for every lane that has something to say, GSO batches; it
-//! also owns the timers. An endpoint ends when it was asked to and its last lane is gone.
+//! also owns the timers. Where many flows of a lane write in one turn, the lane is flushed on the way
+//! ([`Endpoint::flush_early`]). An endpoint ends when it was asked to and its last lane is gone.
 
 mod broken;
 #[cfg(test)]
 mod datagram_tests;
+mod early;
 mod flush;
 mod over_tls;
 #[cfg(test)]
@@ -44,6 +46,7 @@ use super::retry::RetryKey;
 use super::roaming::{TlsId, Way};
 use super::settings;
 use super::timers::Timers;
+use super::transmit::Batch;
 use crate::core::counters::CoreCounters;
 use crate::core::event::Event;
 use crate::core::task::spawn_or;
@@ -143,6 +146,8 @@ pub(crate) struct Endpoint {
     dirty: RefCell<VecDeque<u64>>,
     touched: RefCell<Vec<Rc<Lane>>>,
     flush: Event,
+    /// Where packets are gathered, while nobody does.
+    batch: Cell<Option<Box<Batch>>>,
     timers: RefCell<Timers>,
     /// When lanes must acknowledge, at the latest: apart, because these deadlines may be a step late, and are not worth a
     /// system call each.
@@ -201,6 +206,7 @@ impl Endpoint {
             dirty: RefCell::default(),
             touched: RefCell::default(),
             flush: Event::default(),
+            batch: Cell::default(),
             timers: RefCell::default(),
             debts: RefCell::default(),
             sleeps_until: Cell::new(None),

@@ -15,7 +15,12 @@ use super::{PACKET_OVERHEAD_MIN, QUEUE_BYTES_MAX};
 /// packets would take turns.
 const BEHIND_WINDOW_BYTES_MAX: usize = 64 << 10;
 
-/// All in bytes. What waits is an estimate: quiche does not tell.
+/// After so many writes the lane is flushed without waiting for the other flows of the turn: the peer
+/// begins with what there is while they are still at it. A flush costs about as much as two of the
+/// writes with what is around them.
+const WRITES_PER_FLUSH: u32 = 16;
+
+/// All in bytes, but for the writes. What waits is an estimate: quiche does not tell.
 #[derive(Debug, Default)]
 pub(in crate::quic) struct Unsent {
     waiting: Cell<usize>,
@@ -25,6 +30,8 @@ pub(in crate::quic) struct Unsent {
     written: Cell<usize>,
     /// Sent since then.
     sent: Cell<usize>,
+    /// Calls of [`Unsent::wrote`] since the last flush.
+    writes: Cell<u32>,
 }
 
 impl Unsent {
@@ -37,6 +44,17 @@ impl Unsent {
     pub(super) fn wrote(&self, bytes: usize) {
         self.waiting.set(self.waiting.get() + bytes);
         self.written.set(self.written.get() + bytes);
+        self.writes.set(self.writes.get() + 1);
+    }
+
+    /// The lane is being flushed.
+    pub(in crate::quic) fn flushed(&self) {
+        self.writes.set(0);
+    }
+
+    /// Whether the peer should not be kept waiting any longer.
+    pub(super) fn is_worth_a_flush(&self) -> bool {
+        self.writes.get() >= WRITES_PER_FLUSH
     }
 
     /// A packet of so many bytes was taken out.
