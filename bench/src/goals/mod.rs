@@ -3,7 +3,8 @@
 //!
 //! Nothing here measures: every probe is a command of `qmux-bench` that stands for itself and can
 //! be repeated alone. What it has written is judged here, so that a limit is written down once and
-//! no number is copied by hand. [`table`] says what is wanted, [`judge`] whether it is reached.
+//! no number is copied by hand. Module `table` says what is wanted, `judge` whether it is
+//! reached.
 
 mod found;
 mod judge;
