@@ -1,7 +1,8 @@
 //! Everything around a measurement: tunnels set up, resources counted, the machine described.
 //!
-//! Nothing here generates load (module `load` does) or presents results (module `report` does). Whatever is started
-//! here is ended with the value that holds it, and by the kernel should this process die.
+//! Nothing here generates load (module `load` does) or presents results (module `report` does).
+//! Whatever is started here is ended with the value that holds it, and by the kernel should this
+//! process die.
 
 pub mod admin;
 pub mod callgrind;

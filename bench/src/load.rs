@@ -1,7 +1,8 @@
 //! The load: what a service does behind a tunnel, and what visitors do in front of it.
 //!
-//! Nothing here knows whether there is a tunnel. Bulk and round trips are plain threads with blocking sockets, which
-//! cost least; only where thousands of connections are open at a time is it tokio, on one thread.
+//! Nothing here knows whether there is a tunnel. Bulk and round trips are plain threads with
+//! blocking sockets, which cost least; only where thousands of connections are open at a time is it
+//! tokio, on one thread.
 
 pub mod bulk;
 pub mod connect;

@@ -1,7 +1,8 @@
 //! Few repeated measurements, summarised without pretending that there are many.
 //!
-//! The median rather than the mean, because what disturbs a measurement on a shared machine only ever makes it worse;
-//! the extremes rather than a deviation, because three to seven values have no distribution to speak of.
+//! The median rather than the mean, because what disturbs a measurement on a shared machine only
+//! ever makes it worse; the extremes rather than a deviation, because three to seven values have no
+//! distribution to speak of.
 
 use serde::Serialize;
 
@@ -32,7 +33,8 @@ impl Summary {
         })
     }
 
-    /// Half the distance between the extremes, in percent of the median: the `±` of a table. Zero for a median of zero.
+    /// Half the distance between the extremes, in percent of the median: the `±` of a table. Zero
+    /// for a median of zero.
     pub fn spread_percent(&self) -> f64 {
         if self.median == 0.0 {
             return 0.0;
@@ -50,8 +52,9 @@ fn median_of_sorted(values: &[f64]) -> f64 {
     }
 }
 
-/// How many times as large `ours` is as `baseline`: the median over the rounds of the ratio within a round. What slows a
-/// whole round, because the machine is shared, cancels out. `None` if no round has both.
+/// How many times as large `ours` is as `baseline`: the median over the rounds of the ratio within
+/// a round. What slows a whole round, because the machine is shared, cancels out. `None` if no
+/// round has both.
 pub fn paired_ratio(ours: &[Option<f64>], baseline: &[Option<f64>]) -> Option<f64> {
     let ratios = ours
         .iter()

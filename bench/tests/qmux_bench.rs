@@ -1,4 +1,5 @@
-//! `qmux-bench` from outside: a measurement with a real tunnel, its files, its mistakes. What it measures is not judged.
+//! `qmux-bench` from outside: a measurement with a real tunnel, its files, its mistakes. What it
+//! measures is not judged.
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -44,7 +44,8 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    /// Whether no link can be had here at all, whatever its profile: a test may then say so and end.
+    /// Whether no link can be had here at all, whatever its profile: a test may then say so and
+    /// end.
     pub fn is_unsupported(&self) -> bool {
         matches!(self, Self::Unsupported { .. })
     }

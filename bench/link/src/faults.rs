@@ -1,8 +1,9 @@
-//! What goes wrong in a network beside delay and random loss, to be switched on and off while packets pass.
+//! What goes wrong in a network beside delay and random loss, to be switched on and off while
+//! packets pass.
 //!
-//! A black hole, loss for a while, packets that arrive with a wrong bit, and a NAT that forgets its mappings. The
-//! router's two threads look at atomics that a test sets; none of it takes part in a [`Profile`](super::Profile),
-//! which never changes.
+//! A black hole, loss for a while, packets that arrive with a wrong bit, and a NAT that forgets its
+//! mappings. The router's two threads look at atomics that a test sets; none of it takes part in a
+//! [`Profile`](super::Profile), which never changes.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
@@ -13,8 +14,8 @@ use super::network::Side;
 /// Probabilities are kept in millionths.
 const MILLION: u32 = 1_000_000;
 
-/// Bits of a port that a NAT of ours changes: those below leave a port in its block of 16,384, so that none
-/// becomes a privileged one or zero.
+/// Bits of a port that a NAT of ours changes: those below leave a port in its block of 16,384, so
+/// that none becomes a privileged one or zero.
 const NAT_PORT_BITS: u16 = 0x3fff;
 
 /// Length of a UDP header, in bytes (RFC 768).
@@ -47,14 +48,14 @@ impl Faults {
         self.loss.store(millionths(p), Ordering::Relaxed);
     }
 
-    /// The probability of each UDP packet to arrive with one wrong bit, and with a checksum that does not show it:
-    /// otherwise the receiving kernel would make a loss of it.
+    /// The probability of each UDP packet to arrive with one wrong bit, and with a checksum that
+    /// does not show it: otherwise the receiving kernel would make a loss of it.
     pub fn set_corruption(&self, p: f64) {
         self.corrupt.store(millionths(p), Ordering::Relaxed);
     }
 
-    /// Gives the right side's UDP sockets other public ports, as a NAT does that has forgotten its mappings. What is
-    /// still sent to the old ones does not arrive, and nobody says so.
+    /// Gives the right side's UDP sockets other public ports, as a NAT does that has forgotten its
+    /// mappings. What is still sent to the old ones does not arrive, and nobody says so.
     pub fn rebind(&self) {
         let next = (self.nat.load(Ordering::Relaxed) + 0x0d3b) & NAT_PORT_BITS;
         self.nat.store(next.max(1), Ordering::Relaxed);
@@ -206,7 +207,8 @@ mod tests {
         packet
     }
 
-    /// The one's complement sum over the pseudo header and the datagram: 0xffff if the checksum is right.
+    /// The one's complement sum over the pseudo header and the datagram: 0xffff if the checksum is
+    /// right.
     fn sum(packet: &[u8]) -> u16 {
         let datagram = &packet[20..];
         let length = u32::try_from(datagram.len()).expect("short");

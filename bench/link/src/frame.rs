@@ -5,7 +5,8 @@ use tun_rs::{ExpandBuffer, VIRTIO_NET_HDR_LEN};
 /// Room in front of the packet, for the header that tells the kernel about segments.
 pub(super) const FRAME_OFFSET: usize = VIRTIO_NET_HDR_LEN;
 
-/// The longest packet there is in IP: what the kernel hands over and takes as segments in one piece.
+/// The longest packet there is in IP: what the kernel hands over and takes as segments in one
+/// piece.
 pub(super) const PACKET_BYTES_MAX: usize = 65_535;
 
 /// What a coalesced frame may need; tun-rs asks for the offset twice.
@@ -17,7 +18,8 @@ const KEPT_CAPACITY_MAX: usize = 16 * 1024;
 /// How many buffers wait for use: more than a batch, so that a steady stream allocates nothing.
 const KEPT_FRAMES_MAX: usize = 4_096;
 
-/// A packet with room for a header in front of it. It tells tun-rs that it may grow, and grows when it does.
+/// A packet with room for a header in front of it. It tells tun-rs that it may grow, and grows when
+/// it does.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Frame(Vec<u8>);
 

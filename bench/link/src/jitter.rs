@@ -1,13 +1,14 @@
 //! A delay that wanders.
 //!
-//! An independent draw per packet would be wrong twice: in order, a dense stream would see the largest of many draws all
-//! the time; out of order, it would be a test of reordering. So the deviation moves on straight lines between random
-//! points, which is how the delay of a radio link or of somebody else's queue looks from outside, and its mean is zero.
+//! An independent draw per packet would be wrong twice: in order, a dense stream would see the
+//! largest of many draws all the time; out of order, it would be a test of reordering. So the
+//! deviation moves on straight lines between random points, which is how the delay of a radio link
+//! or of somebody else's queue looks from outside, and its mean is zero.
 
 use rand::{Rng, RngExt};
 
-/// A line spans this many amplitudes, so it falls by at most half of the time that passes: packets get closer to each
-/// other, up to twice as close, and never overtake.
+/// A line spans this many amplitudes, so it falls by at most half of the time that passes: packets
+/// get closer to each other, up to twice as close, and never overtake.
 const SPAN_AMPLITUDES: u64 = 4;
 
 /// The deviation from the delay, in nanoseconds over time.
@@ -100,7 +101,8 @@ mod tests {
                 sum += deviation;
             }
             let mean = sum / STEPS as i64;
-            // A thousand points: the mean of the deviations lies within a few hundredths of the amplitude.
+            // A thousand points: the mean of the deviations lies within a few hundredths of the
+            // amplitude.
             assert!(
                 mean.unsigned_abs() < AMPLITUDE / 10,
                 "mean {mean}, seed {seed}"

@@ -52,8 +52,8 @@ impl Line {
 pub(super) struct Serial {
     rate_bits_per_s: u64,
     queue_bytes: u64,
-    /// When the last bit of what was taken so far leaves. It holds the whole state of the queue: nothing has to be
-    /// simulated between two packets.
+    /// When the last bit of what was taken so far leaves. It holds the whole state of the queue:
+    /// nothing has to be simulated between two packets.
     free_at: u64,
     /// What the division by the rate left over, so that a rate is exact for small packets too.
     remainder: u64,

@@ -1,8 +1,9 @@
 //! Named network namespaces that disappear with their owner.
 //!
-//! A name holds the process id of its owner and the time at which that process started, so that whoever comes later can
-//! tell what a killed process left behind from what is in use. Owners in another PID namespace that share `/run/netns`
-//! with this one would look dead; such a setup needs a `/run/netns` of its own.
+//! A name holds the process id of its owner and the time at which that process started, so that
+//! whoever comes later can tell what a killed process left behind from what is in use. Owners in
+//! another PID namespace that share `/run/netns` with this one would look dead; such a setup needs
+//! a `/run/netns` of its own.
 
 use std::fs::{self, File};
 use std::io;
@@ -132,7 +133,8 @@ impl Namespace {
         &self.name
     }
 
-    /// Runs `action` on a thread in the namespace. Sockets made there stay in the namespace, wherever they are used.
+    /// Runs `action` on a thread in the namespace. Sockets made there stay in the namespace,
+    /// wherever they are used.
     pub(super) fn enter<T: Send>(&self, action: impl FnOnce() -> T + Send) -> Result<T, LinkError> {
         let entered = || {
             move_into_link_name_space(self.handle.as_fd(), Some(LinkNameSpaceType::Network))
@@ -159,7 +161,8 @@ impl Drop for Namespace {
     }
 }
 
-/// Ends what runs in a namespace of ours and removes its name. Errors have no one to go to and nothing to be done about.
+/// Ends what runs in a namespace of ours and removes its name. Errors have no one to go to and
+/// nothing to be done about.
 fn remove(name: &str) {
     let inside = ip(&["netns", "pids", name]).unwrap_or_default();
     for pid in inside.lines().filter_map(|line| line.trim().parse().ok()) {

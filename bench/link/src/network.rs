@@ -20,12 +20,13 @@ use super::stats::{DirectionStats, Stats};
 /// The interface of each host; only the namespace tells the two apart.
 const DEVICE: &str = "link0";
 
-/// The hosts' addresses. No packet with them leaves the two namespaces, so that every network can have the same.
+/// The hosts' addresses. No packet with them leaves the two namespaces, so that every network can
+/// have the same.
 const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0, 2)];
 const PREFIX_BITS: u8 = 30;
 
-/// The interface's own queue, in packets or pieces of up to 64 KiB. It is not part of the emulated link: it only bridges the
-/// time until the router wakes up, 10 ms at a million packets per second.
+/// The interface's own queue, in packets or pieces of up to 64 KiB. It is not part of the emulated
+/// link: it only bridges the time until the router wakes up, 10 ms at a million packets per second.
 const DEVICE_QUEUE_PACKETS: u32 = 10_000;
 
 const LEFT_TO_RIGHT: &str = "left-to-right";
@@ -50,11 +51,12 @@ impl Side {
     }
 }
 
-/// Two network namespaces with a link between them, as long as this value lives. Each has a loopback interface of its
-/// own too. There is no way out of them, neither to this machine nor to the world.
+/// Two network namespaces with a link between them, as long as this value lives. Each has a
+/// loopback interface of its own too. There is no way out of them, neither to this machine nor to
+/// the world.
 ///
-/// Dropping it ends every process in the namespaces and removes them. What a killed process left behind is removed by
-/// the next [`Network::new`].
+/// Dropping it ends every process in the namespaces and removes them. What a killed process left
+/// behind is removed by the next [`Network::new`].
 #[derive(Debug)]
 pub struct Network {
     // In the order of dropping: the router lets go of the devices before the namespaces go.
@@ -64,12 +66,13 @@ pub struct Network {
 }
 
 impl Network {
-    /// Builds the network. The same seed makes the link take the same decisions about the same packets.
+    /// Builds the network. The same seed makes the link take the same decisions about the same
+    /// packets.
     ///
     /// # Errors
     ///
-    /// A profile that makes no sense, [`LinkError::Unsupported`] without the rights or the kernel for it, or what the system
-    /// refused.
+    /// A profile that makes no sense, [`LinkError::Unsupported`] without the rights or the kernel
+    /// for it, or what the system refused.
     pub fn new(
         left_to_right: Profile,
         right_to_left: Profile,
@@ -126,8 +129,8 @@ impl Network {
         command
     }
 
-    /// Runs `action` on a thread of this process that is in a host's network. A socket made there belongs to that host
-    /// for good, wherever it is used.
+    /// Runs `action` on a thread of this process that is in a host's network. A socket made there
+    /// belongs to that host for good, wherever it is used.
     ///
     /// # Errors
     ///
@@ -188,8 +191,8 @@ impl Network {
     }
 }
 
-/// The packets that [`DEVICE`] did not take, from the table of proc_pid_net(5): eight columns of receiving, then those of
-/// transmitting, of which the fourth are drops.
+/// The packets that [`DEVICE`] did not take, from the table of proc_pid_net(5): eight columns of
+/// receiving, then those of transmitting, of which the fourth are drops.
 fn transmit_drops(table: &str) -> Option<u64> {
     let line = table.lines().find_map(|line| {
         let (name, counters) = line.split_once(':')?;
@@ -224,7 +227,8 @@ fn open_device(mtu: u16) -> io::Result<SyncDevice> {
     Ok(device)
 }
 
-/// Of the network of this thread, so that a link carries and counts nothing but what it was built for.
+/// Of the network of this thread, so that a link carries and counts nothing but what it was built
+/// for.
 fn disable_ipv6() -> io::Result<()> {
     let switch = Path::new("/proc/sys/net/ipv6/conf/all/disable_ipv6");
     match fs::write(switch, "1") {

@@ -9,27 +9,30 @@ use thiserror::Error;
 /// The MTU of Ethernet, which most paths have, in bytes of IP packet.
 pub const MTU_BYTES_DEFAULT: u16 = 1_500;
 
-/// The smallest MTU of a profile: QUIC needs 1,200 bytes of UDP payload (RFC 9000, section 14), IPv6 needs 1,280 bytes.
+/// The smallest MTU of a profile: QUIC needs 1,200 bytes of UDP payload (RFC 9000, section 14),
+/// IPv6 needs 1,280 bytes.
 const MTU_BYTES_MIN: u16 = 1_280;
 
 /// Slower than any link of today, and a packet still passes within some seconds.
 const RATE_BITS_PER_S_MIN: u64 = 1_000;
 
-/// Above this no emulated link makes sense here, and the arithmetic of the line stays within 64 bits.
+/// Above this no emulated link makes sense here, and the arithmetic of the line stays within 64
+/// bits.
 const RATE_BITS_PER_S_MAX: u64 = 100_000_000_000;
 
 /// Longer than a path over a geostationary satellite, there and back, by far.
 const DELAY_MAX: Duration = Duration::from_secs(10);
 
-/// The smallest default queue. A sender with segmentation offload hands over 64 KiB at once, and each end may have two
-/// such bursts on their way; a smaller queue would measure the offload.
+/// The smallest default queue. A sender with segmentation offload hands over 64 KiB at once, and
+/// each end may have two such bursts on their way; a smaller queue would measure the offload.
 const QUEUE_BYTES_MIN: u64 = 128 * 1024;
 
-/// The most bytes of a queue or of a burst: what a direction may hold in memory without a rate that bounds it.
+/// The most bytes of a queue or of a burst: what a direction may hold in memory without a rate that
+/// bounds it.
 pub(super) const QUEUE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
-/// By how much a packet of [`Profile::reorder`] is ahead unless the profile says something else: about the time that a
-/// Wi-Fi retransmission holds its followers up.
+/// By how much a packet of [`Profile::reorder`] is ahead unless the profile says something else:
+/// about the time that a Wi-Fi retransmission holds its followers up.
 const REORDER_AHEAD_DEFAULT: Duration = Duration::from_millis(1);
 
 /// One direction of a link. Rates, queues and the MTU count bytes of IP packets.
@@ -40,22 +43,25 @@ pub struct Profile {
     /// From the end of the line to the other side, one way.
     #[serde(rename = "delay_s", serialize_with = "seconds")]
     pub delay: Duration,
-    /// The delay wanders between `delay - jitter` and `delay + jitter`, slowly enough to keep packets in order.
+    /// The delay wanders between `delay - jitter` and `delay + jitter`, slowly enough to keep
+    /// packets in order.
     #[serde(rename = "jitter_s", serialize_with = "seconds")]
     pub jitter: Duration,
     /// Packets that get lost behind the line: they have used its time.
     pub loss: Loss,
     /// The probability of a packet to overtake those before it.
     pub reorder: f64,
-    /// How much earlier such a packet arrives, at most by its delay. It overtakes what was sent less than that before it.
+    /// How much earlier such a packet arrives, at most by its delay. It overtakes what was sent
+    /// less than that before it.
     #[serde(rename = "reorder_ahead_s", serialize_with = "seconds")]
     pub reorder_ahead: Duration,
     /// The probability of a packet to arrive twice.
     pub duplicate: f64,
     /// The largest packet that passes.
     pub mtu: u16,
-    /// Hosts do not know the MTU: their interface has [`MTU_BYTES_DEFAULT`] and larger packets disappear without a word, as behind
-    /// a firewall that drops ICMP. Otherwise the interface has the MTU of the link.
+    /// Hosts do not know the MTU: their interface has [`MTU_BYTES_DEFAULT`] and larger packets
+    /// disappear without a word, as behind a firewall that drops ICMP. Otherwise the interface has
+    /// the MTU of the link.
     pub mtu_hidden: bool,
     /// What happens to packets that arrive faster than the line takes them.
     pub queue: QueueLimit,
@@ -76,7 +82,8 @@ pub enum Loss {
     Bursts {
         /// The probability of a good link to turn bad, per packet.
         p_enter: f64,
-        /// The probability of a bad link to turn good, per packet; the inverse of a burst's mean length.
+        /// The probability of a bad link to turn good, per packet; the inverse of a burst's mean
+        /// length.
         p_leave: f64,
         /// The probability of a packet to be lost while the link is bad.
         p_loss: f64,
@@ -106,7 +113,8 @@ pub enum QueueLimit {
     BandwidthDelayProduct,
     /// A queue of so many bytes.
     Bytes(u64),
-    /// No queue: packets pass at once while tokens last and are dropped otherwise, as by a provider's policer.
+    /// No queue: packets pass at once while tokens last and are dropped otherwise, as by a
+    /// provider's policer.
     Policer {
         /// How many bytes may pass at once after a pause.
         burst_bytes: u64,

@@ -1,7 +1,8 @@
 //! The threads that carry packets from one device to the other, one for each direction.
 //!
-//! A thread sleeps until a packet comes or one is due. Nothing is shared between the two directions, and the only lock is
-//! that of the numbers that somebody may ask for, taken once per turn.
+//! A thread sleeps until a packet comes or one is due. Nothing is shared between the two
+//! directions, and the only lock is that of the numbers that somebody may ask for, taken once per
+//! turn.
 
 use std::fs;
 use std::io;
@@ -29,10 +30,11 @@ use super::profile::Profile;
 use super::scheduler::Scheduler;
 use super::stats::Tally;
 
-/// The router works in steps of a twentieth of the delay, within these bounds. Packets that are due within a step leave
-/// together with the one that is due now, and a device that has just been emptied is left alone for a step, as network
-/// cards do with their interrupts. Waking up for each packet would cost a processor at a gigabit per second, and
-/// wake-ups themselves are some tens of microseconds late.
+/// The router works in steps of a twentieth of the delay, within these bounds. Packets that are due
+/// within a step leave together with the one that is due now, and a device that has just been
+/// emptied is left alone for a step, as network cards do with their interrupts. Waking up for each
+/// packet would cost a processor at a gigabit per second, and wake-ups themselves are some tens of
+/// microseconds late.
 const STEP_MIN: Duration = Duration::from_micros(20);
 const STEP_MAX: Duration = Duration::from_micros(100);
 const STEPS_PER_DELAY: u32 = 20;
@@ -40,17 +42,18 @@ const STEPS_PER_DELAY: u32 = 20;
 /// How many packets are written together at most, so that reading is never far behind.
 const WRITE_PACKETS_MAX: usize = 128;
 
-/// How many reads follow each other at most, so that a flood does not keep due packets waiting. A read is one packet
-/// or one piece of up to 64 KiB.
+/// How many reads follow each other at most, so that a flood does not keep due packets waiting. A
+/// read is one packet or one piece of up to 64 KiB.
 const READS_PER_TURN_MAX: usize = 16;
 
-/// Into how many packets the kernel's largest piece may be cut: 64 KiB of TCP at the smallest MTU are 53, and UDP takes at
-/// most 128 segments (`UDP_MAX_SEGMENTS`).
+/// Into how many packets the kernel's largest piece may be cut: 64 KiB of TCP at the smallest MTU
+/// are 53, and UDP takes at most 128 segments (`UDP_MAX_SEGMENTS`).
 const SEGMENTS_MAX: usize = 256;
 
-/// The lowest realtime priority. The router comes before the programs that it serves: a link that waits for its users'
-/// processor time is not the link that was asked for. A nice value would not do, because it does not reach beyond the
-/// session where the kernel groups processes by session (sched(7), autogroup).
+/// The lowest realtime priority. The router comes before the programs that it serves: a link that
+/// waits for its users' processor time is not the link that was asked for. A nice value would not
+/// do, because it does not reach beyond the session where the kernel groups processes by session
+/// (sched(7), autogroup).
 const REALTIME_PRIORITY: u8 = 1;
 
 /// How long a device that fails is left alone.
@@ -143,7 +146,8 @@ fn start_thread(
         .name("link".into())
         .spawn(move || {
             let tid = gettid();
-            // It only makes the link more precise, and how precise that is will be seen in its lateness.
+            // It only makes the link more precise, and how precise that is will be seen in its
+            // lateness.
             let _ = become_realtime();
             let _ = set_current_timer_slack(NonZeroU64::new(1));
             let path = format!("/proc/self/task/{}/schedstat", tid.as_raw_nonzero());
@@ -265,7 +269,8 @@ impl Carrier {
         Some(next.saturating_sub(self.now()))
     }
 
-    /// Waits for the end, the time, and from a silent device for a packet. Returns whether it is the end.
+    /// Waits for the end, the time, and from a silent device for a packet. Returns whether it is
+    /// the end.
     fn wait(&self, stop: &OwnedFd, device: Device, pause: Option<Duration>) -> bool {
         let timeout = pause.map(|pause| Timespec {
             // A pause ends with a departure, which is at most some tens of seconds away.
@@ -333,7 +338,8 @@ impl Carrier {
             tally.record_lateness(now.saturating_sub(next.due));
             self.leaving.push(next.packet);
             if next.reordered {
-                // Merging would put it back to where it was, because it joins what follows in a stream.
+                // Merging would put it back to where it was, because it joins what follows in a
+                // stream.
                 self.write();
             }
         }

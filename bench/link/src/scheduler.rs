@@ -1,8 +1,9 @@
 //! When each packet leaves the link, and which never do.
 //!
-//! A packet passes, in this order: the MTU, the queue and the line, loss, the delay with its jitter, then perhaps reordering
-//! and duplication. The scheduler knows neither a clock nor a device nor a source of randomness: they come in as
-//! arguments, so that a test can run hours of a link in a moment, and the same seed and packets give the same link.
+//! A packet passes, in this order: the MTU, the queue and the line, loss, the delay with its
+//! jitter, then perhaps reordering and duplication. The scheduler knows neither a clock nor a
+//! device nor a source of randomness: they come in as arguments, so that a test can run hours of a
+//! link in a moment, and the same seed and packets give the same link.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -37,7 +38,8 @@ pub struct Scheduler<P> {
 
 /// What happened to packets so far. Bytes are those of IP packets.
 ///
-/// `offered + duplicated = delivered + lost + dropped_by_queue + dropped_by_mtu + those on the link`, in packets.
+/// `offered + duplicated = delivered + lost + dropped_by_queue + dropped_by_mtu + those on the
+/// link`, in packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// Packets that came to the link.
@@ -60,7 +62,8 @@ pub struct Counters {
     pub duplicated_packets: u64,
 }
 
-/// A packet that does not come out at the other end, handed back so that its buffer can be used again.
+/// A packet that does not come out at the other end, handed back so that its buffer can be used
+/// again.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Dropped<P> {
     /// Why.
@@ -151,8 +154,8 @@ impl<P: Clone> Scheduler<P> {
         })
     }
 
-    /// Puts a packet of `bytes` bytes on the link at `now`, the time since the link came up. A time before an earlier one
-    /// counts as that one.
+    /// Puts a packet of `bytes` bytes on the link at `now`, the time since the link came up. A time
+    /// before an earlier one counts as that one.
     ///
     /// # Errors
     ///

@@ -243,7 +243,8 @@ fn reordering_is_counted_as_a_receiver_would() {
         }
         let counted = link.counters().reordered_packets;
         assert!((1_800..2_200).contains(&counted), "{counted}, seed {seed}");
-        // Two overtakers that follow each other within the time ahead keep their order among themselves.
+        // Two overtakers that follow each other within the time ahead keep their order among
+        // themselves.
         assert!(overtook.abs_diff(counted) < 10, "{overtook}, {counted}");
     }
 }
@@ -324,8 +325,8 @@ prop_compose! {
 }
 
 proptest! {
-    /// Whatever the link does: every packet is accounted for, none leaves before it came, departures are in order, and
-    /// without reordering packets are too.
+    /// Whatever the link does: every packet is accounted for, none leaves before it came,
+    /// departures are in order, and without reordering packets are too.
     #[test]
     fn every_packet_is_accounted_for(
         profile in profile(),

@@ -22,8 +22,8 @@ pub struct Stats {
 pub struct DirectionStats {
     /// What happened to packets.
     pub counters: Counters,
-    /// Packets that the sending side's interface dropped because the router did not fetch them in time. Not asked for:
-    /// anything but 0 means that the machine is too slow for what was sent.
+    /// Packets that the sending side's interface dropped because the router did not fetch them in
+    /// time. Not asked for: anything but 0 means that the machine is too slow for what was sent.
     pub dropped_by_interface_packets: u64,
     /// Packets that could not be read from or written to an interface.
     pub failed_packets: u64,

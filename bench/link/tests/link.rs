@@ -1,7 +1,8 @@
-//! Measures the link emulator against what was asked of it, from programs and sockets at its two ends.
+//! Measures the link emulator against what was asked of it, from programs and sockets at its two
+//! ends.
 //!
-//! It needs root rights, /dev/net/tun and `ip`; where they are missing each test says so and ends. Run it with `--nocapture` to
-//! see what was measured.
+//! It needs root rights, /dev/net/tun and `ip`; where they are missing each test says so and ends.
+//! Run it with `--nocapture` to see what was measured.
 
 #![expect(
     clippy::unwrap_used,
@@ -26,13 +27,15 @@ const SEED: u64 = 20_240_611;
 const MBIT: f64 = 1e6;
 const UDP_AND_IP_HEADER_BYTES: usize = 28;
 
-/// A flood is over when no packet comes for so long: longer than a busy machine keeps a thread waiting.
+/// A flood is over when no packet comes for so long: longer than a busy machine keeps a thread
+/// waiting.
 const FLOOD_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Measurements of one machine one after the other: beside each other they would measure the scheduler.
+/// Measurements of one machine one after the other: beside each other they would measure the
+/// scheduler.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 struct Bench {
@@ -135,11 +138,12 @@ struct Flood {
     duration: Duration,
 }
 
-/// What a sender that was kept waiting sends at once: a small part of the interface's queue, and more than a busy machine makes
-/// of a pause at the rates here.
+/// What a sender that was kept waiting sends at once: a small part of the interface's queue, and
+/// more than a busy machine makes of a pause at the rates here.
 const BURST_MAX: u64 = 2_000;
 
-/// Those due by now, and the start to count from: what is more than a burst behind is put off rather than made up for.
+/// Those due by now, and the start to count from: what is more than a burst behind is put off
+/// rather than made up for.
 fn due(started: &mut Instant, now: Instant, packets_per_s: u64, sent: u64) -> u64 {
     let elapsed = now.duration_since(*started).as_nanos();
     let due = (elapsed * u128::from(packets_per_s) / 1_000_000_000) as u64;
@@ -195,8 +199,8 @@ fn receive_all(socket: &UdpSocket) -> Flood {
     }
 }
 
-/// The quickest tenth of round trips of small packets, with an echo on the other side. The others may have waited for a
-/// CPU: on a busy machine that is most of them.
+/// The quickest tenth of round trips of small packets, with an echo on the other side. The others
+/// may have waited for a CPU: on a busy machine that is most of them.
 fn round_trip(bench: &Bench, pings: u64) -> Duration {
     let echo = bench.udp(Side::Right);
     let pinger = bench.udp(Side::Left);
@@ -332,8 +336,8 @@ fn reordered_and_duplicated_packets_arrive_as_counted() {
     let counters = stats.counters;
     let distinct: HashSet<u64> = flood.numbers.iter().copied().collect();
     let arrived = distinct.len() as u64;
-    // A sender that was kept waiting makes up for it by a burst, which need not fit into the interface's queue; nor need what
-    // arrives fit into the buffer of a receiver that was.
+    // A sender that was kept waiting makes up for it by a burst, which need not fit into the
+    // interface's queue; nor need what arrives fit into the buffer of a receiver that was.
     let (interface, socket) = (
         stats.dropped_by_interface_packets,
         bench.socket_drops(Side::Left),
@@ -532,7 +536,8 @@ fn iperf3(bench: &Bench, seconds: u32) -> Option<f64> {
     Some(bits_per_s.unwrap_or_else(|| panic!("{report}")) / MBIT)
 }
 
-/// The share of TCP's payload in its packets: 20 bytes of IP, 20 of TCP and 12 of timestamps in 1,500.
+/// The share of TCP's payload in its packets: 20 bytes of IP, 20 of TCP and 12 of timestamps in
+/// 1,500.
 const TCP_PAYLOAD_SHARE: f64 = 1_448.0 / 1_500.0;
 
 #[test]

@@ -1,4 +1,5 @@
-//! The control stream of a lane: registration first, then heartbeats and news of flows until the lane ends.
+//! The control stream of a lane: registration first, then heartbeats and news of flows until the
+//! lane ends.
 
 use std::time::Duration;
 

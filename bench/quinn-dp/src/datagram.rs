@@ -1,4 +1,5 @@
-//! UDP packets on a lane: the header in front, fragments where a packet does not fit, many received in one turn.
+//! UDP packets on a lane: the header in front, fragments where a packet does not fit, many received
+//! in one turn.
 
 use std::collections::HashSet;
 use std::future::{Future, poll_fn};
@@ -15,13 +16,15 @@ use quinn::{Connection, ConnectionError, SendDatagramError};
 
 use crate::lane::Lane;
 
-/// The memory from which datagrams are cut: one allocation for some fifty packets of the usual size.
+/// The memory from which datagrams are cut: one allocation for some fifty packets of the usual
+/// size.
 const ARENA_BYTES: usize = 64 << 10;
 
 /// Datagrams that are handed on before what they caused is sent.
 const BATCH_MAX: usize = 128;
 
-/// What a lane may hold of packets that are not complete yet. Fragments travel together, so a second is long.
+/// What a lane may hold of packets that are not complete yet. Fragments travel together, so a
+/// second is long.
 pub(crate) const REASSEMBLY_LIMITS: Limits = Limits {
     flows_max: 1_024,
     packets_max: 1_024,
@@ -141,8 +144,8 @@ impl DatagramWriter {
     }
 }
 
-/// Tells the peer of flows that are not known, and each of them once in a while: datagrams that are under way when a
-/// flow ends would else cause a message each.
+/// Tells the peer of flows that are not known, and each of them once in a while: datagrams that are
+/// under way when a flow ends would else cause a message each.
 #[derive(Debug, Default)]
 pub(crate) struct UnknownFlows {
     reported: HashSet<u64>,

@@ -23,8 +23,8 @@ pub(crate) struct QuicServer {
 }
 
 impl QuicServer {
-    /// The reset key follows from the private key and thus survives a restart: a client of the run before learns with
-    /// its next packet that its lane is gone, rather than by its idle timeout.
+    /// The reset key follows from the private key and thus survives a restart: a client of the run
+    /// before learns with its next packet that its lane is gone, rather than by its idle timeout.
     pub(crate) fn new(tls: QuicServerConfig, private_key: &[u8], settings: &Settings) -> Self {
         let mut config = ServerConfig::with_crypto(Arc::new(tls));
         config.transport_config(settings.server());

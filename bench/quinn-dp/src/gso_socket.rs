@@ -1,8 +1,9 @@
 //! A QUIC socket whose segmented sends never exceed what the kernel takes.
 //!
-//! quinn fills up to ten packets into one send whatever their size. With packets of 16 KB that is more than a UDP
-//! payload, the kernel refuses it, and quinn takes the refusal for that of an MTU probe: every such batch would be lost
-//! without a trace. This socket cuts such a send into several.
+//! quinn fills up to ten packets into one send whatever their size. With packets of 16 KB that is
+//! more than a UDP payload, the kernel refuses it, and quinn takes the refusal for that of an MTU
+//! probe: every such batch would be lost without a trace. This socket cuts such a send into
+//! several.
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -14,8 +15,9 @@ use std::task::{Context, Poll};
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
-/// The most bytes of one segmented send: 65,507, the largest UDP payload, less what makes four packets of one size
-/// arrive as one GRO buffer (measured: 16,373 × 4 does, 16,374 × 4 falls apart).
+/// The most bytes of one segmented send: 65,507, the largest UDP payload, less what makes four
+/// packets of one size arrive as one GRO buffer (measured: 16,373 × 4 does, 16,374 × 4 falls
+/// apart).
 pub(crate) const SEND_BYTES_MAX: usize = 65_494;
 
 /// quinn's own socket, with the limit.
@@ -41,7 +43,8 @@ impl AsyncUdpSocket for GsoSocket {
         }
         let piece_bytes = (SEND_BYTES_MAX / packet_bytes).max(1) * packet_bytes;
         for contents in transmit.contents.chunks(piece_bytes) {
-            // Should the socket be full after some pieces, quinn offers all of them again: QUIC drops duplicates.
+            // Should the socket be full after some pieces, quinn offers all of them again: QUIC
+            // drops duplicates.
             self.0.try_send(&Transmit {
                 destination: transmit.destination,
                 ecn: transmit.ecn,

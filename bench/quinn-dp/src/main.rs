@@ -1,23 +1,27 @@
 //! `quinn-dp`: the baseline. The same tunnel as `qmux-dp` on quinn, tokio and rustls.
 //!
-//! It speaks the same wire protocol (crate `qmux-proto`), reads the same `dp.toml` (crate `qmux-config`) and has the
-//! same command line, so that either end of a tunnel can be either program and any difference in a measurement comes
-//! from what is different: quinn in place of quiche, tokio's work-stealing scheduler in place of one runtime per core,
-//! one QUIC socket per listener in place of one per core.
+//! It speaks the same wire protocol (crate `qmux-proto`), reads the same `dp.toml` (crate
+//! `qmux-config`) and has the same command line, so that either end of a tunnel can be either
+//! program and any difference in a measurement comes from what is different: quinn in place of
+//! quiche, tokio's work-stealing scheduler in place of one runtime per core, one QUIC socket per
+//! listener in place of one per core.
 //!
-//! It is written to be as fast as that stack allows. A flow's bytes are handed to quinn without a copy, and taken from
-//! it in many pieces per system call; UDP is received and sent in batches with GRO and GSO; nothing is logged per packet.
-//! What quinn itself allocates and locks per packet is part of what is measured.
+//! It is written to be as fast as that stack allows. A flow's bytes are handed to quinn without a
+//! copy, and taken from it in many pieces per system call; UDP is received and sent in batches with
+//! GRO and GSO; nothing is logged per packet. What quinn itself allocates and locks per packet is
+//! part of what is measured.
 //!
 //! # The two settings
 //!
-//! Without a switch quinn runs as it comes: only what the protocol and dp.toml's timeouts ask for is set. With
-//! `--tuned` it gets what qmux-dp gets; module `transport` lists each setting with its reason.
+//! Without a switch quinn runs as it comes: only what the protocol and dp.toml's timeouts ask for
+//! is set. With `--tuned` it gets what qmux-dp gets; module `transport` lists each setting with its
+//! reason.
 //!
 //! # What it leaves out
 //!
-//! Token authentication, 0-RTT, the rotation of ticket keys, the admin endpoint and `sd_notify`: none of them is on the
-//! path of a byte. A config that asks for token authentication is refused, the others are passed over with a warning.
+//! Token authentication, 0-RTT, the rotation of ticket keys, the admin endpoint and `sd_notify`:
+//! none of them is on the path of a byte. A config that asks for token authentication is refused,
+//! the others are passed over with a warning.
 
 #![forbid(unsafe_code)]
 

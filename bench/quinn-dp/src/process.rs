@@ -1,4 +1,5 @@
-//! What a program sets up for itself as a process: how many CPUs it uses, how many files it may open.
+//! What a program sets up for itself as a process: how many CPUs it uses, how many files it may
+//! open.
 
 use std::num::NonZeroUsize;
 use std::thread;
@@ -10,7 +11,8 @@ pub(crate) fn cpus() -> NonZeroUsize {
     thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
-/// Raises the limit of open files as far as the process may: each TCP flow is one. Returns the limit, `None` for none.
+/// Raises the limit of open files as far as the process may: each TCP flow is one. Returns the
+/// limit, `None` for none.
 pub(crate) fn raise_open_files_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -19,7 +21,8 @@ pub(crate) fn raise_open_files_limit() -> Option<u64> {
     };
     match setrlimit(Resource::Nofile, raised) {
         Ok(()) => raised.current,
-        // The limit stays as it is; whoever needs more will be told so by the socket that cannot be opened.
+        // The limit stays as it is; whoever needs more will be told so by the socket that cannot be
+        // opened.
         Err(_) => limit.current,
     }
 }

@@ -1,8 +1,8 @@
 //! The receiving side of a TCP flow's stream, with a second way to learn of its end.
 //!
-//! quiche may forget a FIN without data when it is lost. A peer on quiche therefore repeats the final size of a stream
-//! on the control stream ([`Finished`]), and a stream that was read up to there is complete. quinn repeats its FINs
-//! itself and announces nothing.
+//! quiche may forget a FIN without data when it is lost. A peer on quiche therefore repeats the
+//! final size of a stream on the control stream ([`Finished`]), and a stream that was read up to
+//! there is complete. quinn repeats its FINs itself and announces nothing.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -69,7 +69,8 @@ impl Receiver {
         }
     }
 
-    /// Reads what is there, at least something, into as many pieces as there are. `None`: the stream is complete.
+    /// Reads what is there, at least something, into as many pieces as there are. `None`: the
+    /// stream is complete.
     pub(crate) async fn read(&mut self, pieces: &mut [Bytes]) -> Result<Option<usize>, ReadError> {
         if self.is_complete() {
             return Ok(None);

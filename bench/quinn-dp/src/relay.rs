@@ -1,11 +1,13 @@
 //! A TCP flow: one socket, one stream, two pumps. The same on both sides of the tunnel.
 //!
-//! Each pump moves bytes one way with back-pressure end to end. FIN maps to `shutdown(SHUT_WR)` and back in each
-//! direction on its own. A socket's reset becomes RESET_STREAM and STOP_SENDING, and these become a reset of the other
-//! socket, so that the far side never sees a clean end with bytes missing.
+//! Each pump moves bytes one way with back-pressure end to end. FIN maps to `shutdown(SHUT_WR)` and
+//! back in each direction on its own. A socket's reset becomes RESET_STREAM and STOP_SENDING, and
+//! these become a reset of the other socket, so that the far side never sees a clean end with bytes
+//! missing.
 //!
-//! The pumps are tasks of their own, so that the two directions can run on two threads and the waking of one does not
-//! poll the other. What a pump leaves undone when it is dropped, its guard resets: quinn alone would finish the stream.
+//! The pumps are tasks of their own, so that the two directions can run on two threads and the
+//! waking of one does not poll the other. What a pump leaves undone when it is dropped, its guard
+//! resets: quinn alone would finish the stream.
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -23,7 +25,8 @@ use tokio::task::JoinSet;
 
 use crate::receiver::Receiver;
 
-/// The smallest and the largest read from a socket, in bytes. A read that fills its buffer makes the next one larger.
+/// The smallest and the largest read from a socket, in bytes. A read that fills its buffer makes
+/// the next one larger.
 const READ_BYTES_MIN: usize = 4 << 10;
 const READ_BYTES_MAX: usize = 128 << 10;
 
@@ -59,8 +62,8 @@ struct Shared {
     stopped: AtomicBool,
 }
 
-/// Runs a flow to its end. `early` are bytes that have been read from the stream already; `reset_reason` is what the
-/// peer is told when our socket is reset.
+/// Runs a flow to its end. `early` are bytes that have been read from the stream already;
+/// `reset_reason` is what the peer is told when our socket is reset.
 pub(crate) async fn run(
     socket: TcpStream,
     (send, recv): (SendStream, Receiver),
@@ -117,7 +120,8 @@ fn code(error: FlowError) -> VarInt {
     VarInt::from_u64(error.code()).unwrap_or(VarInt::MAX)
 }
 
-/// Resets the socket's connection when the flow is dropped before its end, or ended with bytes missing.
+/// Resets the socket's connection when the flow is dropped before its end, or ended with bytes
+/// missing.
 struct ResetUnlessDone {
     shared: Arc<Shared>,
     done: bool,
@@ -217,7 +221,8 @@ impl Inward {
         self.stop_sending(matches!(error, WriteError::Stopped(_)))
     }
 
-    /// The peer's socket does not take what ours sends; what it has sent still comes through. Or the lane is gone.
+    /// The peer's socket does not take what ours sends; what it has sent still comes through. Or
+    /// the lane is gone.
     fn stop_sending(&self, lane_open: bool) -> PumpEnd {
         if lane_open {
             self.shared.stopped.store(true, Ordering::Relaxed);

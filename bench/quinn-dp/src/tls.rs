@@ -1,7 +1,7 @@
 //! TLS contexts on rustls: mutual authentication, TLS 1.3, the ALPN of the protocol.
 //!
-//! A server requires a client certificate that one of its CAs issued; a client checks the chain and the name of the
-//! server's certificate.
+//! A server requires a client certificate that one of its CAs issued; a client checks the chain and
+//! the name of the server's certificate.
 
 use std::sync::Arc;
 

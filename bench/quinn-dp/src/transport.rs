@@ -1,7 +1,8 @@
 //! quinn's transport settings: its own defaults, or those that make it comparable with qmux-dp.
 //!
-//! Both settings have what the protocol and dp.toml ask for: the limit of streams, no unidirectional streams, datagrams
-//! (on by default), `keep_alive_period`, `max_idle_timeout`, `handshake_idle_timeout`.
+//! Both settings have what the protocol and dp.toml ask for: the limit of streams, no
+//! unidirectional streams, datagrams (on by default), `keep_alive_period`, `max_idle_timeout`,
+//! `handshake_idle_timeout`.
 //!
 //! `--tuned` adds:
 //!
@@ -17,12 +18,13 @@
 //! | datagram buffers | 1.25 MB, 1 MB | 8 MB, 4 MB | bursts of UDP wait rather than get lost |
 //! | socket buffers | the system's | 4 MB | as qmux-dp |
 //!
-//! What was tried and made no difference beyond the noise on loopback (1.2 to 1.4 CPU seconds per GB, both ends):
-//! smaller send windows, acknowledging every tenth packet (quinn's ACK_FREQUENCY). Packets of 8,186 bytes cost about
-//! 5 % more than those of 16,373.
+//! What was tried and made no difference beyond the noise on loopback (1.2 to 1.4 CPU seconds per
+//! GB, both ends): smaller send windows, acknowledging every tenth packet (quinn's ACK_FREQUENCY).
+//! Packets of 8,186 bytes cost about 5 % more than those of 16,373.
 //!
-//! quinn's BBR is version 1, which quinn calls experimental. It was seen to get stuck at 20 Mbit/s on loopback, and
-//! otherwise to vary by a factor of three between runs; compare with `congestion_control = "cubic"` on both programs.
+//! quinn's BBR is version 1, which quinn calls experimental. It was seen to get stuck at 20 Mbit/s
+//! on loopback, and otherwise to vary by a factor of three between runs; compare with
+//! `congestion_control = "cubic"` on both programs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,8 +43,9 @@ const PACKET_BYTES_MAX: u16 = 16_373;
 
 const _: () = assert!(PACKET_BYTES_MAX as usize * 4 <= SEND_BYTES_MAX);
 
-/// How soon a larger packet is tried after a burst of losses, which quinn takes for a path that no longer carries large
-/// packets. On a busy loopback such bursts are full buffers; at 1,200 bytes a lane is three times slower.
+/// How soon a larger packet is tried after a burst of losses, which quinn takes for a path that no
+/// longer carries large packets. On a busy loopback such bursts are full buffers; at 1,200 bytes a
+/// lane is three times slower.
 const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(1);
 
 /// Bytes of datagrams that wait for the program, and that wait to be sent.

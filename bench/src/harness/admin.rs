@@ -17,7 +17,8 @@ const POLL: Duration = Duration::from_millis(20);
 /// What every name begins with.
 const PREFIX: &str = "qmux_dp_";
 
-/// The values of one answer by name, without the prefix and without a counter's `_total`, each the sum over its labels.
+/// The values of one answer by name, without the prefix and without a counter's `_total`, each the
+/// sum over its labels.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scrape(BTreeMap<String, f64>);
 

@@ -1,7 +1,8 @@
 //! What must be undone however this process ends.
 //!
-//! Drops undo it on the way out and after a panic; a signal ends the process without them, so a thread waits for
-//! signals and does it instead. Child processes need no entry: the kernel kills them with this process.
+//! Drops undo it on the way out and after a panic; a signal ends the process without them, so a
+//! thread waits for signals and does it instead. Child processes need no entry: the kernel kills
+//! them with this process.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -26,7 +27,8 @@ pub enum Undo {
 impl Undo {
     fn run(&self) {
         match self {
-            // What cannot be deleted is reported by whoever finds it; there is nobody to tell at the end.
+            // What cannot be deleted is reported by whoever finds it; there is nobody to tell at
+            // the end.
             Self::Directory(path) => drop(std::fs::remove_dir_all(path)),
             Self::Namespace(name) => {
                 let _ = Command::new("ip")

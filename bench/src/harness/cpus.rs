@@ -1,8 +1,9 @@
 //! Which CPUs there are, and on which of them what runs.
 //!
-//! A thread that wakes another on its own CPU is an order of magnitude faster than one that wakes another on a CPU that
-//! sleeps, and the scheduler does now the one, now the other. Round trips are therefore measured with both ends where
-//! they would be: visitor and service on different machines, thus on different CPUs.
+//! A thread that wakes another on its own CPU is an order of magnitude faster than one that wakes
+//! another on a CPU that sleeps, and the scheduler does now the one, now the other. Round trips are
+//! therefore measured with both ends where they would be: visitor and service on different
+//! machines, thus on different CPUs.
 
 use std::thread;
 
@@ -18,8 +19,8 @@ pub fn allowed() -> Vec<usize> {
         .collect()
 }
 
-/// Keeps the calling thread, and threads that it starts from now on, on these CPUs. Does nothing if there are none, or
-/// if the system refuses.
+/// Keeps the calling thread, and threads that it starts from now on, on these CPUs. Does nothing if
+/// there are none, or if the system refuses.
 pub fn keep_to(cpus: &[usize]) {
     let mut set = CpuSet::new();
     for &cpu in cpus.iter().filter(|cpu| **cpu < CpuSet::MAX_CPU) {
@@ -59,8 +60,9 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Server and client apart, with so many cores each, if there are enough CPUs. Visitors and the service have CPUs of
-    /// their own if there are still more; else the visitor shares the server's, the service the client's.
+    /// Server and client apart, with so many cores each, if there are enough CPUs. Visitors and the
+    /// service have CPUs of their own if there are still more; else the visitor shares the
+    /// server's, the service the client's.
     pub fn apart(allowed: &[usize], cores: usize) -> Self {
         let Some((tunnel, others)) = allowed.split_at_checked(2 * cores) else {
             let (visitor, service) = match allowed {

@@ -13,11 +13,13 @@ use qmux_harness::Launch;
 /// How long the server may take to listen.
 const LISTEN_LIMIT: Duration = Duration::from_secs(10);
 
-/// How much longer than its measurement the client may take, for its connections and the exchange of results.
+/// How much longer than its measurement the client may take, for its connections and the exchange
+/// of results.
 const OVERHEAD_LIMIT: Duration = Duration::from_secs(12);
 
-/// Socket buffers asked for with UDP, in bytes, as far as the system gives them. With the kernel's default of 208 KiB it
-/// is iperf3 itself that loses packets whenever it does not run for a millisecond.
+/// Socket buffers asked for with UDP, in bytes, as far as the system gives them. With the kernel's
+/// default of 208 KiB it is iperf3 itself that loses packets whenever it does not run for a
+/// millisecond.
 const UDP_SOCKET_BUFFER: u64 = 2 << 20;
 
 /// Starts iperf3's server and waits until it listens.

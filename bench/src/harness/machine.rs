@@ -145,8 +145,8 @@ fn version(program: &Path) -> Option<String> {
     Some(format!("{name} {}", version_in(&output, &name)?))
 }
 
-/// The version in what `--version` prints: in a line of its own name for rathole, else in the first line, behind the
-/// program's name.
+/// The version in what `--version` prints: in a line of its own name for rathole, else in the first
+/// line, behind the program's name.
 fn version_in<'a>(output: &'a str, name: &str) -> Option<&'a str> {
     let named = output
         .lines()

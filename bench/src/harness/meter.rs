@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::proc_stat::{self, CpuTime};
 
-/// How often processes are looked at. CPU time is counted in ticks of 10 ms, so that one sample is 5 % exact.
+/// How often processes are looked at. CPU time is counted in ticks of 10 ms, so that one sample is
+/// 5 % exact.
 const PERIOD: Duration = Duration::from_millis(200);
 
 /// What a process is to the measurement.
@@ -69,8 +70,8 @@ pub struct Usage {
     pub seconds: f64,
     /// One for each process.
     pub processes: Vec<ProcessUsage>,
-    /// CPU time that neither these processes nor this one with its children account for, in percent of one CPU. Much of
-    /// it means that the machine was busy with something else.
+    /// CPU time that neither these processes nor this one with its children account for, in percent
+    /// of one CPU. Much of it means that the machine was busy with something else.
     pub elsewhere_percent: f64,
 }
 

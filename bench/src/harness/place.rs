@@ -1,7 +1,8 @@
-//! Where the two sides of a tunnel are: both on loopback, or in two network namespaces with a link between them.
+//! Where the two sides of a tunnel are: both on loopback, or in two network namespaces with a link
+//! between them.
 //!
-//! The thread that sets a place up moves into its near side and stays there until the place is dropped; it must be the
-//! one that starts everything else.
+//! The thread that sets a place up moves into its near side and stays there until the place is
+//! dropped; it must be the one that starts everything else.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
@@ -24,7 +25,8 @@ const PREFIX_LENGTH: u8 = 30;
 /// The name of both ends.
 const DEVICE: &str = "veth0";
 
-/// Where everything runs. Visitors and the server are on the near side, the client and the service on the far side.
+/// Where everything runs. Visitors and the server are on the near side, the client and the service
+/// on the far side.
 #[derive(Debug)]
 pub struct Place {
     /// What reports call it.
@@ -41,7 +43,8 @@ pub struct Place {
     home: Option<Home>,
 }
 
-/// Where the thread came from. It must be back before its namespace goes, for that ends every process in it.
+/// Where the thread came from. It must be back before its namespace goes, for that ends every
+/// process in it.
 #[derive(Debug)]
 struct Home(File);
 
@@ -81,8 +84,8 @@ impl Place {
         }
     }
 
-    /// Two network namespaces with an emulated link between them, the server on its public side; moves the calling
-    /// thread into the near one, as [`Place::veth`] does.
+    /// Two network namespaces with an emulated link between them, the server on its public side;
+    /// moves the calling thread into the near one, as [`Place::veth`] does.
     pub fn link(link: &Preset) -> Result<Self, BenchError> {
         /// The same decisions about the same packets for every tunnel and every run.
         const SEED: u64 = 1;
@@ -125,8 +128,9 @@ impl Place {
         self.link.as_ref().map(|link| Arc::clone(link.faults()))
     }
 
-    /// Two network namespaces with a pair of virtual Ethernet devices between them; moves the calling thread into the
-    /// near one. Threads and programs that it starts later are there, too; so call it first of all.
+    /// Two network namespaces with a pair of virtual Ethernet devices between them; moves the
+    /// calling thread into the near one. Threads and programs that it starts later are there, too;
+    /// so call it first of all.
     pub fn veth(mtu: u32) -> Result<Self, BenchError> {
         let id = std::process::id();
         let (near, far) = (

@@ -90,7 +90,8 @@ pub fn wake_ups(pid: u32) -> Option<u64> {
 
 /// Lets the peak of a process start again from its present memory. Only its owner may.
 pub fn reset_peak(pid: u32) {
-    // "Reset the peak resident set size", from the kernel's documentation of `/proc/PID/clear_refs`.
+    // "Reset the peak resident set size", from the kernel's documentation of
+    // `/proc/PID/clear_refs`.
     let _refused = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
 }
 

@@ -78,7 +78,8 @@ impl Site {
     }
 }
 
-/// The time of flows that a measurement leaves behind, on either side: less than the harness waits for a program's end.
+/// The time of flows that a measurement leaves behind, on either side: less than the harness waits
+/// for a program's end.
 const DRAIN: &str = "drain_timeout = \"1s\"";
 
 /// The server's dp.toml.

@@ -47,8 +47,8 @@ impl Kind {
         !matches!(self, Self::Raw | Self::Rathole | Self::RatholeNoise)
     }
 
-    /// The congestion control that it gets unless it is told another. quinn's BBR is experimental and varies by a factor
-    /// of three between runs on loopback, where cubic does not.
+    /// The congestion control that it gets unless it is told another. quinn's BBR is experimental
+    /// and varies by a factor of three between runs on loopback, where cubic does not.
     pub(super) fn congestion_control(self) -> Option<&'static str> {
         match self {
             Self::QuinnDpTuned => Some("cubic"),
@@ -123,8 +123,8 @@ impl Spec {
         self.program.is_some()
     }
 
-    /// The program of this tunnel: the one that was named, else one beside this program, else one in `PATH`. `None` if
-    /// there is none or needs to be none.
+    /// The program of this tunnel: the one that was named, else one beside this program, else one
+    /// in `PATH`. `None` if there is none or needs to be none.
     pub fn program(&self, beside: &Path) -> Option<PathBuf> {
         if let Some(program) = &self.program {
             return Some(program.clone());

@@ -31,7 +31,8 @@ const COMPLAINTS_MAX: usize = 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
-    /// Different ones where there are enough: they would be on different machines. Else as the programs want it.
+    /// Different ones where there are enough: they would be on different machines. Else as the
+    /// programs want it.
     Apart,
     /// As the programs want it.
     Free,
@@ -160,7 +161,8 @@ impl Tunnel {
         let server = start(&launches.server)?;
         let client = start(&launches.client)?;
         if !is_ours {
-            // Both write a line once they are connected, each in its own words; a service without one is not served.
+            // Both write a line once they are connected, each in its own words; a service without
+            // one is not served.
             let connected = |line: &str| line.contains("Control channel established");
             client.wait_for_line("its connection", READY_LIMIT, connected)?;
         }
@@ -193,7 +195,8 @@ impl Tunnel {
         process.map(|it| it.pid)
     }
 
-    /// Starts one more client of the same kind and waits until it is ready. It is killed when it is dropped.
+    /// Starts one more client of the same kind and waits until it is ready. It is killed when it is
+    /// dropped.
     pub fn another_client(&self) -> Result<Program, BenchError> {
         let none = || BenchError::Failed("without a tunnel there is no client".into());
         let client = self.client_launch.as_ref().ok_or_else(none)?.start()?;

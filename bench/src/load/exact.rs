@@ -1,5 +1,5 @@
-//! Loads whose every byte is compared: a long echo, UDP questions that are repeated until they are answered, and short
-//! visitors. They judge whether a tunnel is right, not whether it is fast.
+//! Loads whose every byte is compared: a long echo, UDP questions that are repeated until they are
+//! answered, and short visitors. They judge whether a tunnel is right, not whether it is fast.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -15,7 +15,8 @@ use super::wire::{Command, PacketHeader, PacketKind};
 /// Bytes written and read at a time.
 const BLOCK_BYTES: usize = 64 << 10;
 
-/// Sizes of UDP questions, in turn, in bytes of payload: from a header alone to what needs several packets.
+/// Sizes of UDP questions, in turn, in bytes of payload: from a header alone to what needs several
+/// packets.
 const UDP_SIZES: [usize; 8] = [
     PacketHeader::BYTES,
     64,
@@ -54,7 +55,8 @@ fn io_failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Wrong {
     move |error| Wrong::Io { what, error }
 }
 
-/// Sends `bytes` to the echo service and reads them back meanwhile, up to a clean end. `seen` counts what came back.
+/// Sends `bytes` to the echo service and reads them back meanwhile, up to a clean end. `seen`
+/// counts what came back.
 ///
 /// # Errors
 /// If a byte is missing, wrong or too many, or nothing passes for `patience`.
@@ -145,8 +147,8 @@ pub struct Answers {
     pub at_once: usize,
 }
 
-/// Asks `count` UDP questions of mixed sizes of the echo service, each again until it is answered, as a resolver does:
-/// every `pause`, for `patience` in all.
+/// Asks `count` UDP questions of mixed sizes of the echo service, each again until it is answered,
+/// as a resolver does: every `pause`, for `patience` in all.
 ///
 /// # Errors
 /// If an answer is not its question, or some are never answered.
@@ -242,8 +244,8 @@ pub struct Visits {
     pub slowest: Duration,
 }
 
-/// Sends `count` visitors, `at_a_time` of them at once: each connects, sends some bytes, ends its side and wants all of
-/// it back with a clean end, within `patience`.
+/// Sends `count` visitors, `at_a_time` of them at once: each connects, sends some bytes, ends its
+/// side and wants all of it back with a clean end, within `patience`.
 pub fn visits(visit: SocketAddr, count: usize, at_a_time: usize, patience: Duration) -> Visits {
     let next = AtomicUsize::new(0);
     let one_after_the_other = || {

@@ -65,8 +65,8 @@ impl Flows {
         Ok(Self::Udp(sockets))
     }
 
-    /// Has small messages echoed, by one flow after the other, at this rate over all flows or as near to it as one
-    /// answer after the other allows. Returns how many.
+    /// Has small messages echoed, by one flow after the other, at this rate over all flows or as
+    /// near to it as one answer after the other allows. Returns how many.
     pub fn chatter(&mut self, per_second: u32, duration: Duration) -> io::Result<u32> {
         let start = Instant::now();
         let mut messages = 0;

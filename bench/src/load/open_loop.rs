@@ -1,7 +1,8 @@
-//! Requests at a fixed rate, whether or not earlier ones were answered, as independent visitors make them.
+//! Requests at a fixed rate, whether or not earlier ones were answered, as independent visitors
+//! make them.
 //!
-//! A request's time counts from the moment at which it was due, not from the one at which it could be sent: else a stall
-//! would hide every request that waited for its end (coordinated omission).
+//! A request's time counts from the moment at which it was due, not from the one at which it could
+//! be sent: else a stall would hide every request that waited for its end (coordinated omission).
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -81,8 +82,8 @@ pub fn run(visit: SocketAddr, schedule: Schedule) -> io::Result<Answers> {
             schedule,
         ));
     }
-    // The kernel may let a sleeper sleep 50 µs longer by default; here that would count as the tunnel's time. Where it is
-    // refused, every tunnel gets the same.
+    // The kernel may let a sleeper sleep 50 µs longer by default; here that would count as the
+    // tunnel's time. Where it is refused, every tunnel gets the same.
     let _ = set_current_timer_slack(NonZeroU64::new(1));
     let sent = send_requests(&mut streams, start, schedule);
     let _ = set_current_timer_slack(None);
@@ -184,7 +185,8 @@ mod tests {
             }
         });
         let answers = run(address, SCHEDULE).expect("answers");
-        // All 100 were due within the stall: half of them must have waited for at least half of the measurement.
+        // All 100 were due within the stall: half of them must have waited for at least half of the
+        // measurement.
         assert_eq!(answers.times.count() + answers.lost, 100);
         assert!(answers.times.percentile_us(50.0) >= 50_000.0);
     }

@@ -1,4 +1,5 @@
-//! Ping-pong: one small message at a time, there and back. The shortest time that a tunnel can have.
+//! Ping-pong: one small message at a time, there and back. The shortest time that a tunnel can
+//! have.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};

@@ -16,8 +16,8 @@ use super::wire::{BULK_BUFFER_BYTES, Command};
 use crate::harness::place::{Place, enter_namespace};
 use crate::harness::{BenchError, cpus};
 
-/// Connections that may wait to be accepted, so that a burst of visitors is not turned away here. The system's own
-/// limit (`net.core.somaxconn`) is 4,096 by default.
+/// Connections that may wait to be accepted, so that a burst of visitors is not turned away here.
+/// The system's own limit (`net.core.somaxconn`) is 4,096 by default.
 const BACKLOG: u32 = 4_096;
 
 /// Bytes that an echo reads at a time.
@@ -121,7 +121,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
-        // An error concerns the connection that was to be accepted, or the limit of open files, which visitors notice.
+        // An error concerns the connection that was to be accepted, or the limit of open files,
+        // which visitors notice.
         if let Ok((stream, _visitor)) = listener.accept().await {
             let shared = Arc::clone(&shared);
             // How a visitor ends is the visitor's business.

@@ -12,7 +12,8 @@ use super::wire::{PacketHeader, PacketKind};
 use crate::harness::BenchError;
 use qmux_udp::{BatchSocket, SendBatch};
 
-/// Socket buffers asked for, in bytes; the system may give less. This side must not be the one that loses packets.
+/// Socket buffers asked for, in bytes; the system may give less. This side must not be the one that
+/// loses packets.
 pub(super) const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 
 /// Packets of the present run.

@@ -16,8 +16,8 @@ use qmux_udp::{BatchSocket, SendBatch};
 /// How long the source sleeps when nothing is due.
 const TICK: Duration = Duration::from_micros(200);
 
-/// The most that a source catches up on after it could not run, as time. More would be a burst that nobody has asked
-/// for; what is not sent is not counted as offered either.
+/// The most that a source catches up on after it could not run, as time. More would be a burst that
+/// nobody has asked for; what is not sent is not counted as offered either.
 const CATCH_UP: Duration = Duration::from_millis(2);
 
 /// The last packets count as lost if nothing has arrived for so long.
@@ -30,8 +30,9 @@ pub struct Stream {
     pub payload_bytes: usize,
     /// Packets per second.
     pub rate: f64,
-    /// The most packets of one system call. Visitors on real networks send single packets, which the network card or
-    /// the kernel hands over many at a time; on loopback only a call with many does that.
+    /// The most packets of one system call. Visitors on real networks send single packets, which
+    /// the network card or the kernel hands over many at a time; on loopback only a call with many
+    /// does that.
     pub burst_packets: usize,
     /// For how long.
     pub duration: Duration,

@@ -1,12 +1,14 @@
 //! What visitors and the service say to each other.
 //!
-//! The first byte of a TCP connection tells the service what to do with the rest of it. A UDP packet begins with a
-//! kind, a run and a number, so that what a former run left on the way is not counted.
+//! The first byte of a TCP connection tells the service what to do with the rest of it. A UDP
+//! packet begins with a kind, a run and a number, so that what a former run left on the way is not
+//! counted.
 
 /// Length of a small message, in bytes.
 pub const MESSAGE_BYTES: usize = 64;
 
-/// Length of the buffers that bulk is written from and read into, in bytes. Larger ones gain nothing on loopback.
+/// Length of the buffers that bulk is written from and read into, in bytes. Larger ones gain
+/// nothing on loopback.
 pub const BULK_BUFFER_BYTES: usize = 256 * 1_024;
 
 /// What the service does with a TCP connection.

@@ -1,7 +1,7 @@
 //! Bars: one panel for each case, one bar for each tunnel, the number at its end.
 //!
-//! Every panel has a scale of its own, because cases differ by orders of magnitude and are not to be
-//! compared with each other; that is why there is no axis, and why every bar starts at zero.
+//! Every panel has a scale of its own, because cases differ by orders of magnitude and are not to
+//! be compared with each other; that is why there is no axis, and why every bar starts at zero.
 
 use std::fmt::Write as _;
 

@@ -9,8 +9,9 @@ use inferno::collapse::Collapse as _;
 use inferno::collapse::perf::Folder;
 use inferno::flamegraph;
 
-/// Stacks with how long each was seen: `frame;frame;frame nanoseconds` in each line, the outermost frame first. (The
-/// event `cpu-clock` counts nanoseconds, and perf prints with each sample for how many it stands.)
+/// Stacks with how long each was seen: `frame;frame;frame nanoseconds` in each line, the outermost
+/// frame first. (The event `cpu-clock` counts nanoseconds, and perf prints with each sample for how
+/// many it stands.)
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stacks(String);
 

@@ -10,8 +10,8 @@ use crate::harness::meter::Usage;
 use crate::harness::tunnel::{Farewell, Placement};
 use crate::stats::{Summary, paired_ratio};
 
-/// How much else a CPU may do before a run counts as disturbed, in percent of one CPU. The kernel's own work for the
-/// tunnel's packets outside of any process is within it.
+/// How much else a CPU may do before a run counts as disturbed, in percent of one CPU. The kernel's
+/// own work for the tunnel's packets outside of any process is within it.
 const ELSEWHERE_PERCENT_MAX: f64 = 25.0;
 
 /// How it was measured.
@@ -165,8 +165,8 @@ impl Report {
         self.told(|run| run.error.clone())
     }
 
-    /// What a reader must know before trusting the numbers: a busy machine, complaints of the programs. What several runs
-    /// share is said once.
+    /// What a reader must know before trusting the numbers: a busy machine, complaints of the
+    /// programs. What several runs share is said once.
     pub fn remarks(&self) -> Vec<String> {
         let runs = || self.tunnels().flat_map(|tunnel| &tunnel.runs);
         let mut remarks = Vec::new();

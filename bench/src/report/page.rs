@@ -54,8 +54,8 @@ pub fn markdown(report: &Report, charts: &[PathBuf]) -> String {
     text
 }
 
-/// Writes `NAME.json`, `NAME.md` and a chart for each metric that has one into a directory, which is created. Returns
-/// their paths.
+/// Writes `NAME.json`, `NAME.md` and a chart for each metric that has one into a directory, which
+/// is created. Returns their paths.
 pub fn write_all(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, BenchError> {
     let failed = |path: &Path| format!("writing {}", path.display());
     std::fs::create_dir_all(directory).map_err(BenchError::io(failed(directory)))?;

@@ -1,8 +1,9 @@
 //! Where the time of a byte goes, stage by stage: stacks grouped by the frames in them.
 //!
-//! The rules stand here, so that a budget is not grouped by hand. They are tried in order, and the first one that a stack
-//! meets takes it whole; so what lies inside of something else (encryption inside of QUIC, the loopback's delivery inside
-//! of a send) is found first, and what no rule knows is shown as such.
+//! The rules stand here, so that a budget is not grouped by hand. They are tried in order, and the
+//! first one that a stack meets takes it whole; so what lies inside of something else (encryption
+//! inside of QUIC, the loopback's delivery inside of a send) is found first, and what no rule knows
+//! is shown as such.
 
 use super::flamegraph::Stacks;
 
@@ -17,8 +18,8 @@ enum Of {
     Owner,
 }
 
-/// The crates that frames are known by. Every stack of a core's thread has frames of qmux-dp and its
-/// runtime near its root, so that only the innermost one tells whose time it is.
+/// The crates that frames are known by. Every stack of a core's thread has frames of qmux-dp and
+/// its runtime near its root, so that only the innermost one tells whose time it is.
 const CRATES: [&str; 3] = [QUIC, OURS, RUNTIME];
 const QUIC: &str = "quiche:: octets::";
 const OURS: &str = "qmux_dp:: qmux_proto:: qmux_config:: quinn_udp:: quinn_dp::";
@@ -98,8 +99,8 @@ pub struct Traffic {
     pub cpu_seconds: f64,
 }
 
-/// Where in a frame's name the path begins of the crate that it is of; `None` if that is not known. The first one that is
-/// named: `monoio::task::poll<qmux_dp::…>` is the runtime's.
+/// Where in a frame's name the path begins of the crate that it is of; `None` if that is not known.
+/// The first one that is named: `monoio::task::poll<qmux_dp::…>` is the runtime's.
 fn path_of_crate(frame: &str) -> Option<&str> {
     let inside_a_word = |at: usize| {
         let before = frame[..at].chars().next_back();
@@ -141,7 +142,8 @@ pub fn stages(stacks: &Stacks) -> Vec<Stage> {
     stages
 }
 
-/// The table of stages: CPU seconds per GB and nanoseconds per packet, their sum, and beside it what was measured.
+/// The table of stages: CPU seconds per GB and nanoseconds per packet, their sum, and beside it
+/// what was measured.
 pub fn table(stages: &[Stage], traffic: &Traffic) -> String {
     let ns = |stage: &Stage| stage.ns as f64;
     let grouped: f64 = stages.iter().filter(|it| it.name != OTHER).map(ns).sum();

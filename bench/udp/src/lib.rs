@@ -1,7 +1,7 @@
 //! UDP in batches: many packets in one system call, in both directions.
 //!
-//! `recvmmsg` with GRO and `sendmsg` with GSO, through quinn-udp, on a socket of tokio. A packet costs a copy; it never
-//! costs an allocation.
+//! `recvmmsg` with GRO and `sendmsg` with GSO, through quinn-udp, on a socket of tokio. A packet
+//! costs a copy; it never costs an allocation.
 
 #![forbid(unsafe_code)]
 

@@ -7,7 +7,8 @@ use quinn_udp::Transmit;
 
 use super::socket::BatchSocket;
 
-/// The most bytes of one send with segmentation offload; the kernel refuses more than a UDP payload.
+/// The most bytes of one send with segmentation offload; the kernel refuses more than a UDP
+/// payload.
 const BATCH_BYTES_MAX: usize = 65_494;
 
 /// The most packets of one send: what every kernel with segmentation offload takes.
@@ -20,8 +21,8 @@ struct Route {
     local_ip: Option<IpAddr>,
 }
 
-/// Collects packets for one destination and of one length, the last one perhaps shorter, and sends them in one system
-/// call. A packet that does not fit to those before it sends these first.
+/// Collects packets for one destination and of one length, the last one perhaps shorter, and sends
+/// them in one system call. A packet that does not fit to those before it sends these first.
 #[derive(Debug, Default)]
 pub struct SendBatch {
     route: Option<Route>,
@@ -88,7 +89,8 @@ impl SendBatch {
         };
         let mut sent = self.send(socket, route, &self.bytes).await;
         if sent.is_err() && self.packets > 1 {
-            // The device or the path takes no segmented sends of this size; one by one it may take them.
+            // The device or the path takes no segmented sends of this size; one by one it may take
+            // them.
             sent = Ok(());
             for payload in self.bytes.chunks(self.packet_bytes) {
                 sent = sent.and(self.send(socket, route, payload).await);

@@ -12,14 +12,15 @@ use tokio::net::UdpSocket;
 /// The bytes of one receive buffer: the kernel merges packets up to the largest UDP payload.
 const RECEIVE_BUFFER_BYTES: usize = 1 << 16;
 
-/// The buffers of one receive call. With GRO each of them holds up to 64 packets, so a few are a large batch.
+/// The buffers of one receive call. With GRO each of them holds up to 64 packets, so a few are a
+/// large batch.
 const RECEIVE_BUFFERS: usize = 8;
 
 const _: () = assert!(RECEIVE_BUFFERS <= BATCH_SIZE);
 
 thread_local! {
-    /// The receive buffers of this thread. They are filled and used up between two awaits, so that all the sockets of
-    /// a thread share them and an idle socket holds none.
+    /// The receive buffers of this thread. They are filled and used up between two awaits, so that
+    /// all the sockets of a thread share them and an idle socket holds none.
     static RECEIVE: RefCell<Vec<u8>> = RefCell::new(vec![0; RECEIVE_BUFFERS * RECEIVE_BUFFER_BYTES]);
 }
 
@@ -34,8 +35,8 @@ pub struct Packet<'a> {
     pub payload: &'a [u8],
 }
 
-/// quinn-udp forbids IP fragments, as QUIC demands. What a tunnel carries are other people's packets, which may be
-/// larger than a link.
+/// quinn-udp forbids IP fragments, as QUIC demands. What a tunnel carries are other people's
+/// packets, which may be larger than a link.
 fn allow_fragments(socket: &std::net::UdpSocket) -> io::Result<()> {
     if socket.local_addr()?.is_ipv6() {
         sockopt::set_ipv6_mtu_discover(socket, sockopt::Ipv6PathMtuDiscovery::DONT)?;
@@ -47,7 +48,8 @@ fn allow_fragments(socket: &std::net::UdpSocket) -> io::Result<()> {
     }
 }
 
-/// A UDP socket with batched receiving. Sending in batches is what [`SendBatch`](super::SendBatch) does.
+/// A UDP socket with batched receiving. Sending in batches is what [`SendBatch`](super::SendBatch)
+/// does.
 #[derive(Debug)]
 pub struct BatchSocket {
     socket: UdpSocket,
@@ -75,7 +77,8 @@ impl BatchSocket {
     ///
     /// # Errors
     ///
-    /// `WouldBlock` if there are none; else the error of the socket, which may be the answer to an earlier send.
+    /// `WouldBlock` if there are none; else the error of the socket, which may be the answer to an
+    /// earlier send.
     ///
     /// # Panics
     ///

@@ -7,8 +7,8 @@ const FIRST: Duration = Duration::from_millis(200);
 /// The upper bound of every wait.
 const MAX: Duration = Duration::from_secs(10);
 
-/// Exponential back-off with full jitter: a wait is drawn evenly from zero to a bound that doubles. Clients that lost
-/// the same server at the same time thus come back spread out.
+/// Exponential back-off with full jitter: a wait is drawn evenly from zero to a bound that doubles.
+/// Clients that lost the same server at the same time thus come back spread out.
 #[derive(Debug)]
 pub(super) struct Backoff {
     bound: Duration,

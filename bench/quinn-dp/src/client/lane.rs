@@ -70,8 +70,8 @@ pub(super) async fn keep(server: ServerTarget, index: u64, shared: Arc<Shared>) 
                 info!(server = server.address, lane = index, "lane registered");
                 let since = Instant::now();
                 let (going_away, gone) = oneshot::channel();
-                // A task of its own: the lane outlives its replacement when its server drains, and this task when the
-                // client does.
+                // A task of its own: the lane outlives its replacement when its server drains, and
+                // this task when the client does.
                 tokio::spawn(serve(registered, index, Arc::clone(&shared), going_away));
                 // An error is the end of the lane without a word before.
                 let _ended = gone.await;
@@ -160,7 +160,8 @@ async fn register_on(
     }
 }
 
-/// Serves a lane until it ends. `going_away` is told, or dropped, when it is time to dial the next one.
+/// Serves a lane until it ends. `going_away` is told, or dropped, when it is time to dial the next
+/// one.
 async fn serve(
     registered: Registered,
     index: u64,
@@ -225,7 +226,8 @@ async fn read_messages(
                     let _draining = going_away.send(());
                 }
             }
-            // Its own GoAway was heard; this client stops by the clock. It opens a fixed number of lanes.
+            // Its own GoAway was heard; this client stops by the clock. It opens a fixed number of
+            // lanes.
             Message::NoMoreFlows(_) | Message::HandOvers(_) | Message::WayFails(_) => {}
             Message::RegisterAck(_)
             | Message::Register(_)

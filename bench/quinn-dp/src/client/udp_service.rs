@@ -96,7 +96,8 @@ impl UdpService {
                 };
                 if let Some(packet) = packet {
                     let pushed = sending.push(&flow.socket, flow.service, None, packet);
-                    // The service refuses packets, or refused earlier ones; UDP has no way to tell anybody.
+                    // The service refuses packets, or refused earlier ones; UDP has no way to tell
+                    // anybody.
                     let _refused = pushed.await;
                 }
             }
@@ -156,7 +157,8 @@ impl UdpService {
                         break;
                     }
                     flow.seen.set(now_ms());
-                    // An error says that the service refused an earlier packet: it may take the next one.
+                    // An error says that the service refused an earlier packet: it may take the
+                    // next one.
                     let _refused = flow.socket.try_receive(|packet| {
                         let sent = writer.send(
                             &self.lane.connection,

@@ -33,7 +33,8 @@ pub(super) struct Registry {
     /// Where the next search starts, so that ties rotate.
     turn: AtomicUsize,
     clients: ArcSwap<Vec<Client>>,
-    /// Every lane that has not ended, also those that take no new flows. Its lock orders the changes.
+    /// Every lane that has not ended, also those that take no new flows. Its lock orders the
+    /// changes.
     lanes: Mutex<Vec<Arc<ServerLane>>>,
 }
 
@@ -54,8 +55,9 @@ impl Registry {
         }
     }
 
-    /// Takes a lane into its client's name. A new instance of a client takes the place of the old one, which may be
-    /// dead without having said so; a new lane takes the place of the one with its index.
+    /// Takes a lane into its client's name. A new instance of a client takes the place of the old
+    /// one, which may be dead without having said so; a new lane takes the place of the one with
+    /// its index.
     pub(super) fn add(&self, lane: &Arc<ServerLane>, register: &Register) {
         let mut lanes = self.lanes();
         let mut clients = Vec::clone(&self.clients.load());

@@ -10,7 +10,8 @@ use crate::clock::LastSeen;
 use crate::datagram::{DatagramWriter, NotSent};
 use crate::flows::OpenFlow;
 
-/// What both directions of a flow know. The task that reads the traffic socket and that of the lane share it.
+/// What both directions of a flow know. The task that reads the traffic socket and that of the lane
+/// share it.
 #[derive(Debug)]
 pub(super) struct UdpFlow {
     id: u64,

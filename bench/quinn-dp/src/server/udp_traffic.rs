@@ -78,7 +78,8 @@ pub(super) async fn carry(socket: Arc<BatchSocket>, listener: Arc<Listener>) -> 
                 ready?;
                 let now_ms = now_ms();
                 let received = socket.try_receive(|packet| visitors.take(packet, now_ms));
-                // Errors of an unconnected socket are answers to earlier sends, and not for this task to act on.
+                // Errors of an unconnected socket are answers to earlier sends, and not for this
+                // task to act on.
                 if let Err(error) = received && error.kind() != io::ErrorKind::WouldBlock {
                     debug!(%error, "the UDP traffic socket reports");
                 }

@@ -1,8 +1,9 @@
 //! `qmux-bench attack`: what honest visitors and the machine notice while strangers attack.
 //!
-//! A pair of server and client carries honest requests and UDP questions all the time. Before, during and after an attack
-//! the round trips, failures, memory and descriptors are noted. What is attacked is a tunnel that this program has
-//! started itself, on loopback or in network namespaces of its own.
+//! A pair of server and client carries honest requests and UDP questions all the time. Before,
+//! during and after an attack the round trips, failures, memory and descriptors are noted. What is
+//! attacked is a tunnel that this program has started itself, on loopback or in network namespaces
+//! of its own.
 
 mod honest;
 

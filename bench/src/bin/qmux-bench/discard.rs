@@ -1,4 +1,5 @@
-//! `qmux-bench discard`: throughput by an own source and sink, with as little work beside the tunnel's as possible.
+//! `qmux-bench discard`: throughput by an own source and sink, with as little work beside the
+//! tunnel's as possible.
 
 use std::thread;
 use std::time::{Duration, Instant};

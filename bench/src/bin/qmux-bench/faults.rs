@@ -1,8 +1,10 @@
-//! `qmux-bench faults`: whether every byte and visitor gets through links that fail in all the ways that networks do.
+//! `qmux-bench faults`: whether every byte and visitor gets through links that fail in all the ways
+//! that networks do.
 //!
-//! Over each link three loads run at the same time: a long echo whose every byte is compared, UDP questions of mixed
-//! sizes, and short visitors. Afterwards no flow may be left. The links are those of the QUIC interop runner, and some
-//! of our own. Nothing is measured against a limit of time but the patience of a person.
+//! Over each link three loads run at the same time: a long echo whose every byte is compared, UDP
+//! questions of mixed sizes, and short visitors. Afterwards no flow may be left. The links are
+//! those of the QUIC interop runner, and some of our own. Nothing is measured against a limit of
+//! time but the patience of a person.
 
 mod scenario;
 

@@ -57,10 +57,12 @@ pub(crate) struct ProfileArgs {
     /// Gbit/s that UDP offers
     #[arg(long, value_name = "RATE", default_value_t = 1.0)]
     udp_gbit: f64,
-    /// How perf finds the callers: fp for builds with frame pointers, dwarf for others, which takes minutes more
+    /// How perf finds the callers: fp for builds with frame pointers, dwarf for others, which takes
+    /// minutes more
     #[arg(long, value_name = "fp|dwarf", default_value = "fp", value_parser = ["fp", "dwarf"])]
     call_graph: String,
-    /// Group the stacks by stages of a byte's way: CPU seconds per GB, ns per packet, the sum beside what was measured
+    /// Group the stacks by stages of a byte's way: CPU seconds per GB, ns per packet, the sum
+    /// beside what was measured
     #[arg(long)]
     stages: bool,
     /// Where the programs are [default: where qmux-bench is]
@@ -216,8 +218,8 @@ impl<'a> Window<'a> {
     }
 }
 
-/// Records, and meters what happens meanwhile: not from the first to the last moment, because perf itself takes CPU time
-/// from the load when it starts and when it writes what it has.
+/// Records, and meters what happens meanwhile: not from the first to the last moment, because perf
+/// itself takes CPU time from the load when it starts and when it writes what it has.
 fn metered(
     args: &ProfileArgs,
     tunnel: &Tunnel,
@@ -290,7 +292,8 @@ fn under_udp(
     })
 }
 
-/// Records the stacks of a process. `cpu-clock` needs no hardware counters, which virtual machines rarely have.
+/// Records the stacks of a process. `cpu-clock` needs no hardware counters, which virtual machines
+/// rarely have.
 fn record(args: &ProfileArgs, process: &Metered, data: &Path) -> Result<(), BenchError> {
     let seconds = args.seconds.to_string();
     let launch = Launch::new("perf record", "perf")

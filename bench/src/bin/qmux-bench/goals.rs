@@ -1,4 +1,5 @@
-//! `qmux-bench goals`: measures what the goals are about, each by its own command, and prints the one table.
+//! `qmux-bench goals`: measures what the goals are about, each by its own command, and prints the
+//! one table.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,7 +30,8 @@ pub(crate) struct Args {
     /// An older qmux-dp, for a column of values before
     #[arg(long, value_name = "PROGRAM")]
     before: Option<PathBuf>,
-    /// A qmux-dp built with the feature count-allocations [default: qmux-dp-counting where qmux-bench is]
+    /// A qmux-dp built with the feature count-allocations [default: qmux-dp-counting where
+    /// qmux-bench is]
     #[arg(long, value_name = "PROGRAM")]
     counting: Option<PathBuf>,
     /// Where qmux-dp and quinn-dp are [default: where qmux-bench is]
@@ -132,8 +134,8 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         remove_reports(&out, probe.bench)?;
         let options = args.options(probe, &out);
         eprintln!("== {}: qmux-bench {}", probe.name, options.join(" "));
-        // A program of its own, whose command stands in its report. If this one is ended it is told so, in order that it
-        // takes down what it has set up.
+        // A program of its own, whose command stands in its report. If this one is ended it is told
+        // so, in order that it takes down what it has set up.
         let status = Command::new("setpriv")
             .args(["--pdeathsig", "TERM", "--"])
             .arg(&own)
@@ -160,7 +162,8 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     Ok(complete)
 }
 
-/// Removes what a probe has written, if it has: nothing else of the directory, which somebody may have named by mistake.
+/// Removes what a probe has written, if it has: nothing else of the directory, which somebody may
+/// have named by mistake.
 fn remove_reports(directory: &Path, bench: &str) -> Result<(), BenchError> {
     let failed = |error| BenchError::io(format!("emptying {}", directory.display()))(error);
     let entries = match std::fs::read_dir(directory) {
@@ -185,8 +188,8 @@ fn is_report(file: &str, bench: &str) -> bool {
     })
 }
 
-/// Whether what was counted can be judged: the program went through all loads. Then it ends well, or lists the loads that
-/// allocate too much.
+/// Whether what was counted can be judged: the program went through all loads. Then it ends well,
+/// or lists the loads that allocate too much.
 fn has_counted(ended: &Ended) -> bool {
     let lists = |line: &String| line.contains("allocations of ours per packet");
     ended.succeeded || ended.lines.iter().any(lists)

@@ -49,8 +49,8 @@ const METRICS: &[Metric] = &[
     lower("lost_percent", "lost %", 2),
 ];
 
-/// What iperf3 moves before a measurement, so that windows are open and memory is there. On a slow link that would take
-/// longer than the measurement.
+/// What iperf3 moves before a measurement, so that windows are open and memory is there. On a slow
+/// link that would take longer than the measurement.
 const WARM_UP_BYTES: u64 = 64 << 20;
 const WARM_UP_BYTES_UDP: u64 = 4 << 20;
 const WARM_UP_BYTES_SLOW: u64 = 256 << 10;

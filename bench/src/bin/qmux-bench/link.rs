@@ -1,4 +1,5 @@
-//! `qmux-bench link`: bytes and round trips over emulated links, which every tunnel and the raw connection cross alike.
+//! `qmux-bench link`: bytes and round trips over emulated links, which every tunnel and the raw
+//! connection cross alike.
 
 use std::thread;
 use std::time::Duration;
@@ -20,7 +21,8 @@ use crate::runner::{self, Case, Outcome, Session};
 pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
-    /// A link: NAME[,KEY=NUMBER…] with rate-mbit, delay-ms (one way), loss-percent, jitter-ms, mtu; may be repeated
+    /// A link: NAME[,KEY=NUMBER…] with rate-mbit, delay-ms (one way), loss-percent, jitter-ms, mtu;
+    /// may be repeated
     #[arg(long = "profile", value_name = "LINK", required = true)]
     profiles: Vec<Link>,
     /// Parallel TCP connections
@@ -53,7 +55,8 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
 }
 
 fn cases<'a>(link: &'a Link, args: &'a Args) -> Vec<Case<'a>> {
-    // Visitors and the server are on the link's public side: what they send goes down to the service.
+    // Visitors and the server are on the link's public side: what they send goes down to the
+    // service.
     let directions = [
         ("to service", Way::Up, &link.preset.left_to_right),
         ("to visitor", Way::Down, &link.preset.right_to_left),

@@ -1,9 +1,10 @@
-//! `qmux-bench`: measures tunnels side by side, so that every number stands beside the same number without a tunnel
-//! and with others, from the same run.
+//! `qmux-bench`: measures tunnels side by side, so that every number stands beside the same number
+//! without a tunnel and with others, from the same run.
 //!
-//! Each measurement is a list of cases. Every round runs every case with every tunnel in turn (A B A B), each time with
-//! a fresh tunnel, so that what else happens on the machine hits all of them alike. What comes out are medians, spreads
-//! and ratios, with everything that is needed to repeat it.
+//! Each measurement is a list of cases. Every round runs every case with every tunnel in turn (A B
+//! A B), each time with a fresh tunnel, so that what else happens on the machine hits all of them
+//! alike. What comes out are medians, spreads and ratios, with everything that is needed to repeat
+//! it.
 
 #![forbid(unsafe_code)]
 

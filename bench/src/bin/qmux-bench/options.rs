@@ -18,8 +18,8 @@ const TUNNELS_OF_RATHOLE: [&str; 2] = ["rathole", "rathole-noise"];
 /// How to measure, and where results go.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Common {
-    /// Tunnels: raw, qmux-dp, quinn-dp, quinn-dp-tuned, quinn-dp-bbr, rathole, rathole-noise, each as KIND, LABEL=KIND or
-    /// LABEL=KIND:PROGRAM [default: those that are there]
+    /// Tunnels: raw, qmux-dp, quinn-dp, quinn-dp-tuned, quinn-dp-bbr, rathole, rathole-noise, each
+    /// as KIND, LABEL=KIND or LABEL=KIND:PROGRAM [default: those that are there]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) tunnels: Vec<Spec>,
     /// Tunnels that ratios refer to [default: the first one]
@@ -40,7 +40,8 @@ pub(crate) struct Common {
     /// Seconds before each of them that are not measured
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = duration)]
     pub(crate) warm_up: f64,
-    /// What lies between the sides: loopback, veth[:MTU] or link:NAME[,loss-percent=1,delay-ms=20,…]
+    /// What lies between the sides: loopback, veth[:MTU] or
+    /// link:NAME[,loss-percent=1,delay-ms=20,…]
     #[arg(long, value_name = "PATH", default_value = "loopback")]
     pub(crate) path: Path,
     /// Which CPUs server and client get
@@ -116,7 +117,8 @@ impl Common {
         Ok(self.tunnels.clone())
     }
 
-    /// The same with tunnels alone, for what is counted of processes: without a tunnel there are none.
+    /// The same with tunnels alone, for what is counted of processes: without a tunnel there are
+    /// none.
     pub(crate) fn with_processes(&self, what: &str) -> Result<Self, BenchError> {
         if let Some(spec) = self.tunnels.iter().find(|it| it.kind == Kind::Raw) {
             let label = &spec.label;

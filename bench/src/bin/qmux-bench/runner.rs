@@ -35,8 +35,8 @@ pub(crate) enum Behind {
     Own,
     /// The same, kept to CPUs that visitors are not on.
     OwnApart,
-    /// The same as a process of its own: with ten thousand connections at each of its ends, one process may not have enough
-    /// files.
+    /// The same as a process of its own: with ten thousand connections at each of its ends, one
+    /// process may not have enough files.
     OwnProcess,
     /// iperf3's server.
     Iperf3,
@@ -269,9 +269,9 @@ pub(crate) fn measure(
                 );
                 let cores = case.cores.unwrap_or(common.cores);
                 let mut run = run_once(case, spec, &setup, cores, round);
-                // Once more, and said so: iperf3 itself fails now and then (with --bidir it tells its connections
-                // apart by the order in which they arrive, which no proxy promises), and one run out of a hundred must
-                // not spoil the others.
+                // Once more, and said so: iperf3 itself fails now and then (with --bidir it tells
+                // its connections apart by the order in which they arrive, which no proxy
+                // promises), and one run out of a hundred must not spoil the others.
                 if let Some(error) = run.error.take() {
                     eprint!("failed: {error}; again  ");
                     run = run_once(case, spec, &setup, cores, round);
@@ -352,7 +352,8 @@ fn with_tunnel(
             None
         }
     };
-    // Visitors of other programs must speak their language; there the case's warm-up shows whether the tunnel works.
+    // Visitors of other programs must speak their language; there the case's warm-up shows whether
+    // the tunnel works.
     if !matches!(case.behind, Behind::Iperf3 | Behind::Requests(_)) {
         connect::until_it_works(tunnel.visit, WORKS_LIMIT)
             .map_err(BenchError::io("the first visitor through the tunnel"))?;

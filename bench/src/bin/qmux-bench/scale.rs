@@ -1,8 +1,9 @@
 //! `qmux-bench scale`: what a byte costs with more cores, and what crosses them.
 //!
-//! A client's lanes to all cores of a server come up within some round trips after the first one, and whoever visits a
-//! core before its lane is there is handed to another. So what crosses cores is counted twice: over the whole life of
-//! the tunnel, and from the moment when every core has its lane, which is what the tunnel does from then on.
+//! A client's lanes to all cores of a server come up within some round trips after the first one,
+//! and whoever visits a core before its lane is there is handed to another. So what crosses cores
+//! is counted twice: over the whole life of the tunnel, and from the moment when every core has its
+//! lane, which is what the tunnel does from then on.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -53,8 +54,8 @@ const METRICS: &[Metric] = &[
 /// How long the lanes to all cores may take.
 const LANES_LIMIT: Duration = Duration::from_secs(10);
 
-/// Visitors that come at a time beside the bulk, and for how long: sixteen connections alone would say little about
-/// where visitors end up.
+/// Visitors that come at a time beside the bulk, and for how long: sixteen connections alone would
+/// say little about where visitors end up.
 const VISITORS: usize = 16;
 const VISITS_TIME: Duration = Duration::from_millis(500);
 
@@ -100,8 +101,9 @@ fn measure(session: &Session<'_>, cores: usize, args: &Args) -> Result<Outcome, 
     Ok(outcome)
 }
 
-/// The admin endpoint, if there is one. An older program may have none, and says so by its silence; then there are only the
-/// counters of its whole life. Of this build it is an error, not a reason to leave the counters out.
+/// The admin endpoint, if there is one. An older program may have none, and says so by its silence;
+/// then there are only the counters of its whole life. Of this build it is an error, not a reason
+/// to leave the counters out.
 fn admin(
     admin: Option<SocketAddr>,
     is_other_build: bool,

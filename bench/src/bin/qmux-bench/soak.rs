@@ -1,9 +1,10 @@
-//! `qmux-bench soak`: mixed load for many minutes, and whether memory, descriptors, CPU time per byte and latency stay as
-//! they are.
+//! `qmux-bench soak`: mixed load for many minutes, and whether memory, descriptors, CPU time per
+//! byte and latency stay as they are.
 //!
-//! A server and two clients carry long echoes, short visitors, UDP questions, downloads that are aborted and visitors
-//! who stop reading; one of the clients is killed and started again time and again. What comes out is one picture and
-//! one table. A byte that is wrong, or a clean end with bytes missing, fails the run wherever it happens.
+//! A server and two clients carry long echoes, short visitors, UDP questions, downloads that are
+//! aborted and visitors who stop reading; one of the clients is killed and started again time and
+//! again. What comes out is one picture and one table. A byte that is wrong, or a clean end with
+//! bytes missing, fails the run wherever it happens.
 
 mod load;
 mod picture;
@@ -41,7 +42,8 @@ const WORKS_LIMIT: Duration = Duration::from_secs(20);
 /// UDP flows that nobody uses any more are gone long before the first quarter is over.
 const SESSION_TIMEOUT: &str = "session_timeout = \"15s\"";
 
-/// What memory and descriptors at the end may be of what they were at first, for the run to count as flat.
+/// What memory and descriptors at the end may be of what they were at first, for the run to count
+/// as flat.
 const GROWTH_MAX: f64 = 1.15;
 
 /// How to soak.

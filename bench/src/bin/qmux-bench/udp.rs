@@ -43,7 +43,8 @@ const RATE_FIRST: f64 = 10_000.0;
 /// A tunnel that does not even carry so few carries none.
 const RATE_LAST: f64 = 10.0;
 
-/// The search ends when the rate that passes and the one that does not are as near to each other as this.
+/// The search ends when the rate that passes and the one that does not are as near to each other as
+/// this.
 const PRECISION: f64 = 1.07;
 
 /// A source that offers less than this share of what it should is at its own limit.
@@ -52,10 +53,12 @@ const OFFERED_SHARE_MIN: f64 = 0.93;
 /// How long one trial takes.
 const TRIAL: Duration = Duration::from_millis(600);
 
-/// A trial that loses more is tried once more: on a shared machine one stall is not the tunnel's limit.
+/// A trial that loses more is tried once more: on a shared machine one stall is not the tunnel's
+/// limit.
 const TRIES: usize = 2;
 
-/// How often the rate that was found is lowered if it does not hold for the whole measurement, and by how much.
+/// How often the rate that was found is lowered if it does not hold for the whole measurement, and
+/// by how much.
 const LOWERED_MAX: usize = 5;
 const LOWERED_BY: f64 = 0.9;
 

@@ -20,7 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a UDP question.
 const QUESTION_BYTES: usize = 64;
 
-/// Questions that one visitor asks before the next one comes, from another port: new flows must get through, too.
+/// Questions that one visitor asks before the next one comes, from another port: new flows must get
+/// through, too.
 const QUESTIONS_PER_FLOW: u64 = 25;
 
 /// Failures that are kept in words.

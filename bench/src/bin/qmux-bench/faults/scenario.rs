@@ -87,8 +87,8 @@ fn line() -> Profile {
     Profile::line(50 * MBIT, Duration::from_millis(15))
 }
 
-/// All of them. Rates and delays are those of ordinary access lines; 2 % in bursts of three are bursts that begin with
-/// a probability of 0.68 %.
+/// All of them. Rates and delays are those of ordinary access lines; 2 % in bursts of three are
+/// bursts that begin with a probability of 0.68 %.
 pub(super) const SCENARIOS: &[Scenario] = &[
     Scenario::new("handshake-loss", "30 % lost in the handshake", |_| {})
         .with(Disturbance::LossInHandshake(0.3)),

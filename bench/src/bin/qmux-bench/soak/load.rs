@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of one long echo.
 const ECHO_BYTES: u64 = 8_000_000;
 
-/// Threads that make requests, and the pause of each after a request: some 100 a second in all, so that the load is the
-/// same however fast the machine is.
+/// Threads that make requests, and the pause of each after a request: some 100 a second in all, so
+/// that the load is the same however fast the machine is.
 const REQUESTERS: usize = 4;
 const REQUEST_PAUSE: Duration = Duration::from_millis(40);
 
@@ -57,7 +57,8 @@ impl Tally {
             .clone()
     }
 
-    /// A visitor was not served. That its client was killed shows as a reset; everything else is a defect.
+    /// A visitor was not served. That its client was killed shows as a reset; everything else is a
+    /// defect.
     fn failed(&self, wrong: &Wrong, resets: &AtomicU64) {
         use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset};
         if let Wrong::Io { error, .. } = wrong
