@@ -60,7 +60,7 @@ impl Machine {
             memory_bytes: Meminfo::current().map_or(0, |it| it.mem_total),
             socket_buffers_max: (socket_buffer_max("rmem"), socket_buffer_max("wmem")),
             tcp_congestion_control: read_line("/proc/sys/net/ipv4/tcp_congestion_control"),
-            load_average_before: LoadAverage::current().map_or(0.0, |it| it.one.into()),
+            load_average_before: load_average(),
             commit: commit(),
             versions: files.iter().filter_map(|file| version(file)).collect(),
         }
@@ -93,6 +93,12 @@ fn system_call_ns() -> f64 {
         start.elapsed().as_secs_f64() * 1e9 / f64::from(CALLS)
     };
     (0..ROUNDS).map(|_| round()).fold(f64::INFINITY, f64::min)
+}
+
+/// The load average of the last minute, with the two digits that the kernel gives.
+fn load_average() -> f64 {
+    let one = LoadAverage::current().map_or(0.0, |it| f64::from(it.one));
+    (one * 100.0).round() / 100.0
 }
 
 /// The largest receive (`rmem`) or send (`wmem`) buffer that a socket may ask for, in bytes.
@@ -166,6 +172,10 @@ mod tests {
         assert!(machine.cpus > 0 && machine.memory_bytes > 0, "{machine:?}");
         assert!(machine.kernel.contains('.'), "{machine:?}");
         assert!(machine.system_call_ns > 0.0, "{machine:?}");
+        assert!(
+            machine.load_average_before.to_string().len() <= 7,
+            "{machine:?}"
+        );
         assert!(machine.summary().contains("ns per getppid"), "{machine:?}");
         assert!(machine.date.ends_with("UTC"), "{machine:?}");
     }
