@@ -1,14 +1,14 @@
-//! Blame: which clients have services that end flows at once.
+//! Passive health (outlier detection): which clients have services that end flows at once.
 //!
 //! A service that accepts and closes looks idle, so the choice by fewest flows would send everybody
-//! there. Each flow that the service ends before it has said a byte counts against its client, each
-//! answer for it, and what is known fades with time: a client whose service has recovered is found
-//! out by the next visitor that gets there. Blame only orders the choice: if all clients are to
-//! blame, visitors go to them all the same. So a visitor who provokes early ends can do no more
-//! than the services themselves allow.
+//! there. Each flow that the service ends before it has sent a byte raises the failure score of its
+//! client, each answer lowers it, and the score fades with time: a client whose service has
+//! recovered is found out by the next visitor that gets there. The score only orders the choice. If
+//! the services of all clients fail, visitors go to them all the same. So a visitor who provokes
+//! early ends can do no more than the services themselves allow.
 //!
-//! All cores share it, without a lock: the score and its time are one atomic number. It knows no
-//! clock: time comes in as an argument, since the pool began.
+//! All cores share the score, without a lock: the score and its time are one atomic number. There
+//! is no clock in here: time comes in as an argument, counted from the start of the pool.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,44 +16,44 @@ use std::time::Duration;
 /// How far each flow moves the score towards 1 (an early end) or 0 (an answer).
 const WEIGHT: f32 = 0.25;
 
-/// Above this score a client comes after others: three early ends in a row, or more than half of
+/// A client with a higher score comes after others: three early ends in a row, or more than half of
 /// the flows.
 const FAILING_ABOVE: f32 = 0.5;
 
-/// Below this a score is nothing.
+/// A score below this counts as zero.
 const NOTHING_BELOW: f32 = 0.01;
 
-/// What is known is worth half after this time: a service that goes on failing costs a visitor
+/// Time in which a score falls to half of its value: a service that goes on failing costs a visitor
 /// every few seconds.
 const HALF_LIFE: Duration = Duration::from_secs(10);
 
-/// The clock's unit: it wraps after thirteen years.
+/// The unit in which times are stored; it wraps after thirteen years.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The blame of one client.
+/// The failure score of one client's service.
 #[derive(Debug, Default)]
 pub(crate) struct Blame(AtomicU64);
 
 impl Blame {
-    /// The service has ended a flow before it had said a byte.
+    /// The service has ended a flow before it had sent a byte.
     pub(crate) fn ended_early(&self, at: Duration) {
         self.change(at, |score| score + (1.0 - score) * WEIGHT);
     }
 
     /// The service has answered.
     pub(crate) fn answered(&self, at: Duration) {
-        // Mostly: then nothing is written that other cores read.
+        // The score is mostly zero; then nothing is written to memory that other cores read.
         if self.0.load(Ordering::Relaxed) != 0 {
             self.change(at, |score| score - score * WEIGHT);
         }
     }
 
-    /// It is known better now: the service has come back.
+    /// Resets the score, because it is known from elsewhere that the service has come back.
     pub(crate) fn forgive(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 
-    /// Whether others come first.
+    /// Whether other clients are to be chosen before this one.
     pub(crate) fn is_failing(&self, at: Duration) -> bool {
         let packed = self.0.load(Ordering::Relaxed);
         packed != 0 && score(packed, ticks(at)) > FAILING_ABOVE
@@ -61,7 +61,7 @@ impl Blame {
 
     fn change(&self, at: Duration, to: impl Fn(f32) -> f32) {
         let now = ticks(at);
-        // Never refused, so the result says nothing.
+        // The closure never refuses, so the result says nothing.
         let _before = self
             .0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |packed| {
@@ -79,8 +79,8 @@ fn ticks(at: Duration) -> u32 {
     (at.as_millis() / TICK.as_millis()) as u32
 }
 
-/// What is left of a score now. Another core's clock may have been read a moment later than this
-/// one's.
+/// The value of a stored score now. The clock of another core may have been read a moment later
+/// than this one's.
 fn score(packed: u64, now: u32) -> f32 {
     let then = packed as u32;
     let age = TICK * now.saturating_sub(then);

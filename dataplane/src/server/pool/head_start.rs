@@ -1,16 +1,16 @@
-//! Slow start: a client that has just come does not get everybody at once.
+//! Slow start: a client that has just come does not get all new visitors at once.
 //!
 //! By the fewest flows, a newcomer among clients with a thousand flows each would get the next
-//! thousand visitors, cold as its service may be, and long before anybody knows whether it serves
-//! at all. So it counts as having the average load of the others at first, and this head start
-//! melts away. It knows no clock: time comes in as an argument.
+//! thousand visitors, however cold its service may be, and before anybody knows whether it works at
+//! all. So a new client is counted at first as if it had the average load of the others, and this
+//! addition shrinks with time. There is no clock in here: time comes in as an argument.
 
 use std::time::Duration;
 
-/// After this time a client's own flows alone count.
+/// How long slow start lasts; then only a client's own flows count.
 const LASTS: Duration = Duration::from_secs(10);
 
-/// Load that a client is taken to have in addition to its flows.
+/// Load that a client is counted with in addition to its flows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HeadStart {
     since: Duration,
@@ -18,7 +18,8 @@ pub(crate) struct HeadStart {
 }
 
 impl HeadStart {
-    /// Of a client that comes at `now`, beside others with these flows.
+    /// The addition for a client that comes at `now`, beside others that have these numbers of
+    /// flows.
     pub(crate) fn beside(others: impl Iterator<Item = usize>, now: Duration) -> HeadStart {
         let (count, sum) = others.fold((0, 0), |(count, sum), flows| (count + 1, sum + flows));
         HeadStart {
@@ -27,7 +28,7 @@ impl HeadStart {
         }
     }
 
-    /// What is left of it.
+    /// What is left of the addition at `now`.
     pub(crate) fn flows(self, now: Duration) -> usize {
         let left = LASTS.saturating_sub(now.saturating_sub(self.since));
         if left.is_zero() || self.flows == 0 {

@@ -1,8 +1,10 @@
-//! The clients of a door and of each of its services, and the choice among them. No I/O; time comes in as an argument.
+//! The clients of a door and of each of its services, and the choice among them. It does no I/O;
+//! time comes in as an argument.
 //!
-//! [`registry`] has the clients of a door, [`client`] is one of them, [`service`] has those of one service: cores share
-//! these. [`membership`] is a lane's claim on its client; [`balance`] is the rule of choice, [`route`] the search for a
-//! client and a lane of it, [`lanes`] the lanes of one core.
+//! Shared by cores: [`registry`] holds the clients of a door, [`client`] is one of them,
+//! [`service`] holds the clients of one service. [`membership`] ties a lane to its client.
+//! [`balance`] is the rule of choice, [`route`] the search for a client and one of its lanes, and
+//! [`lanes`] the table of lanes of one core.
 
 pub(crate) mod balance;
 mod blame;

@@ -1,4 +1,5 @@
-//! The way of a new flow: which client, and through which core's lane. It does no I/O.
+//! The search for the client of a new flow, and for the core and lane to reach that client. It does
+//! no I/O.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -9,19 +10,19 @@ use super::balance::Tried;
 use super::lanes::CarriesFlows;
 use super::service::{ClientPool, FlowTicket};
 
-/// Where a flow goes.
+/// The route of a flow to its client.
 #[derive(Debug)]
 pub(crate) enum Way<B> {
-    /// Through a lane of this core, on which it has begun.
+    /// Through a lane of this core, on which the flow has begun.
     Here(B, FlowTicket),
     /// Through a lane of this other core.
     Elsewhere(usize, FlowTicket),
 }
 
-/// Finds a client among those that the visitor has not been to, and a lane of it: the one of this
-/// core that `pick_lane` gives for it, if `begin` succeeds on that, or else one of another core. A
-/// lane whose peer leaves everything unanswered is taken only if the client has no other. `None` if
-/// there is no such client.
+/// Finds a client among those that the visitor has not been to, and a lane of it. This core's lane
+/// is the one that `pick_lane` returns, if `begin` succeeds on it; else the lane is one of another
+/// core. A lane whose peer leaves everything unanswered is taken only if the client has no other.
+/// `None` if there is no such client.
 pub(crate) fn find<L: CarriesFlows, B>(
     pool: &ClientPool,
     protocol: Protocol,
@@ -47,7 +48,7 @@ pub(crate) fn find<L: CarriesFlows, B>(
         if let Some(core) = client.other_core_with_lane(core) {
             return Some(Way::Elsewhere(core, ticket));
         }
-        // Its lanes have just ended, or it allows no more flows.
+        // The client's lanes have just ended, or it allows no more flows.
     }
     None
 }
