@@ -8,8 +8,8 @@ use qmux_config::{CongestionControl, Quic};
 use crate::sys::route;
 use crate::sys::udp::GSO_BYTES_MAX;
 
-/// Largest packet that we send. Four of this size fill a GSO send ([`GSO_BYTES_MAX`]) exactly; quiche's own limit of
-/// 16,383 would waste a quarter of it.
+/// Largest packet that is sent. Four of this size fill a GSO send ([`GSO_BYTES_MAX`]) exactly;
+/// quiche's own limit of 16,383 would waste a quarter of it.
 pub(crate) const PACKET_BYTES_MAX: usize = GSO_BYTES_MAX / 4;
 
 /// Datagrams that may wait to be sent on a lane; they are counted and bounded in bytes as well (see
@@ -88,7 +88,7 @@ fn bbr() -> quiche::BbrParams {
     }
 }
 
-/// The largest packet that may be sent, wherever to.
+/// The largest packet that may be sent, whatever the path.
 pub(crate) fn packet_bytes_max(quic: &Quic) -> usize {
     usize::from(quic.max_udp_payload).min(PACKET_BYTES_MAX)
 }
@@ -99,7 +99,7 @@ pub(crate) fn packet_bytes_max(quic: &Quic) -> usize {
 /// everything but the packets: the congestion window and its lower bound are up to 13 times too large for an Ethernet,
 /// for about 40 round trips. With the interface's MTU as the bound the first probe mostly fits.
 pub(crate) fn fit_to_route(config: &mut quiche::Config, packet_bytes_max: usize, peer: SocketAddr) {
-    // Without a route nothing will be sent; whatever the size.
+    // Without a route nothing will be sent, so the size does not matter.
     let leaves = route::udp_payload_max(peer).unwrap_or(packet_bytes_max);
     config.set_max_send_udp_payload_size(
         packet_bytes_max
@@ -108,8 +108,8 @@ pub(crate) fn fit_to_route(config: &mut quiche::Config, packet_bytes_max: usize,
     );
 }
 
-/// Inside a TLS connection a packet may be as large as QUIC takes it: what is paid per packet is paid rarely. A lane that
-/// goes over UDP later searches for what fits there.
+/// Sets the packet size inside a TLS connection to the largest that QUIC takes, so that the cost
+/// per packet is paid rarely. A lane that moves to UDP later searches for what fits there.
 pub(crate) fn fit_to_tls(config: &mut quiche::Config, packet_bytes_max: usize) {
     config.set_max_send_udp_payload_size(packet_bytes_max.max(quiche::MIN_CLIENT_INITIAL_LEN));
 }
@@ -157,8 +157,9 @@ pub(crate) fn transport(
     Ok(config)
 }
 
-/// Has a server take early data only under the limits that its ticket was made under: the client goes by those, and a
-/// server that has lowered them must not accept it (RFC 9000, section 7.4.1). quiche binds early data to nothing.
+/// Has a server take early data only under the limits under which its ticket was made. The client
+/// applies those, and a server that has lowered its limits must not accept the early data (RFC
+/// 9000, section 7.4.1). quiche ties early data to nothing.
 fn bind_early_data(quic: &Quic, tls: &mut SslContextBuilder) {
     let context = format!(
         "qmux-dp/1 early data {} {} {}",

@@ -1,38 +1,39 @@
-//! Vigil: when a lane asks its peer for a sign of life.
+//! Liveness: when a lane asks its peer for a sign of life.
 //!
 //! A restarted server answers the next packet of a lane that it does not know with a stateless
-//! reset, so a client learns of the restart by sending anything; a client that died answers
-//! nothing, which a server learns likewise. One lane to each peer therefore probes it (a PING,
-//! answered by an acknowledgement) whenever nothing was heard for a while. An answer that stays
-//! away is a suspicion: then the lane asks faster, and all other lanes to the peer ask as well,
-//! until something is heard or the lane ends.
+//! reset, so a client learns of the restart by sending anything. A client that has died answers
+//! nothing, and a server learns of it in the same way. So one lane to each peer probes it (with a
+//! PING, which is answered by an acknowledgement) whenever nothing was heard for a while. If the
+//! answer stays away, the peer is suspected: the lane asks faster, and all other lanes to the peer
+//! ask as well, until something is heard or the lane ends.
 //!
-//! What counts as heard is for its owner to say, by a number that grows: a server counts packets, a
-//! client what was acknowledged, because it also finds out by it that only its own packets are lost.
-//! A lane may also keep a vigil for itself alone ([`Vigil::alone`]), or beside the one that has the
-//! role ([`Vigil::asks_aside`]). No clock, no I/O: time comes in as an argument.
+//! The owner decides what counts as heard, and passes it as a number that grows. A server counts
+//! packets. A client counts acknowledgements, because these also show whether only its own packets
+//! are lost. A lane may also probe for itself alone ([`Liveness::alone`]), or beside the one that
+//! has the role ([`Liveness::asks_aside`]). There is no clock and no I/O in here: time comes in as
+//! an argument.
 
 use std::time::{Duration, Instant};
 
-/// A probe's answer is waited for at least this long, and a suspicious lane asks again this often:
-/// several times within the second in which a client should be back.
+/// The least time to wait for the answer to a probe, and between two probes of a suspicious lane:
+/// several of them fit into the second in which a client should be back.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
-/// Answers in a row that may stay away before the lane asks less often: a peer that has said
-/// nothing to ten questions is rarely back within the next 200 ms, and thousands of lanes may have
+/// Answers in a row that may be missing before the lane asks less often. A peer that has not
+/// answered ten questions is rarely back within the next 200 ms, and thousands of lanes may have
 /// lost theirs at the same time.
 const ASKED_OFTEN_MAX: u32 = 10;
 
-/// How often it asks then.
+/// Time between two probes after that.
 const ASK_SELDOM: Duration = Duration::from_secs(1);
 
-/// On long paths an answer is waited for twice the round trip, but not longer than this.
+/// On long paths the lane waits for twice the round trip, but not longer than this.
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(2);
 
-/// What is to be done.
+/// What the owner of the lane is to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Duty {
-    /// Have a PING sent.
+    /// Send a PING.
     pub(crate) ping: bool,
     /// Tell the other lanes to the peer that it may be gone.
     pub(crate) alarm: bool,
@@ -42,27 +43,27 @@ pub(crate) struct Duty {
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     at: Instant,
-    /// What was heard when it was asked: more is the answer.
+    /// What was heard when it was asked; a larger number is the answer.
     heard: u64,
-    /// It was answered, as [`Vigil::unanswered_since`] has found.
+    /// Whether it was answered, as [`Liveness::unanswered_since`] has found.
     answered: bool,
-    /// The answer has stayed away before, or another lane says that the peer may be gone.
+    /// Whether the answer was missing before, or another lane says that the peer may be gone.
     suspicious: bool,
-    /// The first of the questions that nothing has answered yet.
+    /// When the first question was asked that nothing has answered yet.
     first_at: Instant,
-    /// Questions since then.
+    /// Number of questions since then.
     count: u32,
 }
 
-/// The vigil of one lane.
+/// The liveness of one lane's peer.
 #[derive(Debug)]
 pub(crate) struct Vigil {
-    /// Time between probes; `None`: none.
+    /// Time between probes; `None` if there are none.
     interval: Option<Duration>,
-    /// The same while another lane has the role; `None`: none.
+    /// Time between probes while another lane has the role; `None` if there are none.
     aside: Option<Duration>,
     probes: bool,
-    /// For itself: it alarms nobody.
+    /// Whether the lane probes for itself, and alarms nobody.
     alone: bool,
     asked: Option<Asked>,
     /// What was heard at the last look.
@@ -71,7 +72,7 @@ pub(crate) struct Vigil {
 }
 
 impl Vigil {
-    /// `interval` is the time between probes, zero for none.
+    /// A lane that probes at `interval` when it has the role; zero means never.
     pub(crate) fn new(interval: Duration) -> Vigil {
         Vigil {
             interval: (!interval.is_zero()).then_some(interval),
@@ -84,7 +85,7 @@ impl Vigil {
         }
     }
 
-    /// Of a lane that probes for itself, whatever the others do, from `now` on.
+    /// A lane that probes for itself from `now` on, whatever other lanes do.
     pub(crate) fn alone(interval: Duration, now: Instant, heard: u64) -> Vigil {
         Vigil {
             probes: true,
@@ -95,8 +96,8 @@ impl Vigil {
         }
     }
 
-    /// While another lane has the probing role, this one asks for itself at each `interval`: its
-    /// own way may fail where the other one's does not.
+    /// Has this lane ask for itself at each `interval` while another lane has the probing role: its
+    /// own path may fail where the other lane's does not.
     pub(crate) fn asks_aside(&mut self, interval: Duration, now: Instant, heard: u64) {
         self.aside = Some(interval);
         if !self.probes && self.asked.is_none() {
@@ -105,12 +106,12 @@ impl Vigil {
         }
     }
 
-    /// Whether it asks for itself, and nobody else relies on it.
+    /// Whether the lane asks for itself, and nobody else relies on it.
     pub(crate) fn is_for_itself(&self) -> bool {
         self.alone || !self.probes
     }
 
-    /// The lane has no need of it now: it is not asked unless an answer is missing already.
+    /// Skips the next probe, which the lane does not need now, unless an answer is missing already.
     pub(crate) fn skip(&mut self, now: Instant, heard: u64) {
         if self.next.is_some_and(|next| now >= next) && self.asked.is_none() {
             self.heard = heard;
@@ -118,12 +119,12 @@ impl Vigil {
         }
     }
 
-    /// True if this lane wants the probing role and does not have it.
+    /// Whether this lane wants the probing role and does not have it.
     pub(crate) fn wants_to_probe(&self) -> bool {
         self.interval.is_some() && !self.probes
     }
 
-    /// This lane has the probing role from now on. `heard` counts its packets so far.
+    /// Gives this lane the probing role. `heard` counts its packets so far.
     pub(crate) fn probe(&mut self, now: Instant, heard: u64) {
         self.probes = true;
         self.heard = heard;
@@ -132,7 +133,7 @@ impl Vigil {
         }
     }
 
-    /// When to call [`Vigil::due`].
+    /// When to call [`Liveness::due`].
     pub(crate) fn next(&self) -> Option<Instant> {
         self.next
     }
@@ -148,7 +149,7 @@ impl Vigil {
         self.ask(now, heard, rtt, true)
     }
 
-    /// The time of [`Vigil::next`] has come.
+    /// Called when the time of [`Liveness::next`] has come.
     pub(crate) fn due(&mut self, now: Instant, heard: u64, rtt: Duration) -> Duty {
         if self.next.is_none_or(|next| now < next) {
             return Duty::default();
@@ -167,8 +168,8 @@ impl Vigil {
                 self.next = self.interval().map(|interval| asked.at + interval);
                 Duty::default()
             }
-            // Whatever was heard since the last look is as good as an answer, but it may have been
-            // long ago.
+            // Anything that was heard since the last look is as good as an answer, but it may have
+            // been long ago.
             None if heard != before => {
                 self.next = self.interval().map(|interval| now + interval / 2);
                 Duty::default()
@@ -225,8 +226,8 @@ mod tests {
         alarm: false,
     };
 
-    /// Runs a vigil over `length`: each ping is answered if `answered` says so for its time.
-    /// Returns the times of pings and alarms, in milliseconds.
+    /// Runs it over `length`: each ping is answered if `answered` says so for its time. Returns the
+    /// times of pings and alarms, in milliseconds.
     fn run(
         vigil: &mut Vigil,
         start: Instant,

@@ -1,10 +1,11 @@
-//! The life of a registered lane: heartbeats, probes, what the server says.
+//! The life of a registered lane: heartbeats, probes, and what the server says.
 //!
-//! A lane serves until it ends, or until it is to be left ([`super::leaving`]): because its server
-//! drains, or because it is not wanted any more. Then its supervisor goes on without it.
+//! A lane serves until it ends, or until it is left ([`super::leaving`]) because its server drains
+//! or because it is not wanted any more. Then its supervisor goes on without it.
 //!
-//! A lane whose questions nobody answers goes on asking, and its supervisor dials beside it from a
-//! new port ([`super::beside`]): behind the server's address there may be another server now.
+//! A lane whose questions nobody answers goes on asking, and its supervisor dials a second one
+//! beside it from a new port ([`super::beside`]), because there may be another server behind the
+//! address now.
 
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
@@ -38,26 +39,27 @@ use crate::quic::path_numbers::LossTold;
 use crate::quic::vigil::{Duty, Vigil};
 use crate::ready::RegisteredLane;
 
-/// A lane without any answer to its questions for this long is dialled beside.
+/// A second lane is dialled beside a lane whose questions have been unanswered for this long.
 const UNANSWERED_MAX: Duration = Duration::from_secs(2);
 
-/// How often a lane asks for itself while flows ride it and it is not the one that probes: the
-/// silence of its own way must be known, so that it can go along another one.
+/// How often a lane that is not the one that probes asks for itself while it carries flows. The
+/// silence of its own path must be noticed, so that the lane can move to another transport.
 const ASKS_ALONE: Duration = Duration::from_secs(1);
 
-/// Where a registered lane is in its life. Before, it is a [`Dialed`](super::attempt) one.
+/// The phase of a registered lane's life. Before it is registered, a lane is a
+/// [`Dialed`](super::attempt).
 enum Phase {
-    /// It serves. The client is ready while there is such a lane.
+    /// The lane serves, and is answered. The client is ready while there is such a lane.
     Answered(RegisteredLane),
-    /// The same, but nobody has answered its questions for [`UNANSWERED_MAX`].
+    /// The lane serves, but nobody has answered its questions for [`UNANSWERED_MAX`].
     Unanswered(RegisteredLane),
-    /// It has ended, or is left to the flows that it has: another one is to take its place.
+    /// The lane has ended, or is left to the flows that it has. Another one is to take its place.
     Left,
 }
 
 impl Phase {
-    /// The lane is answered, or is not any more. True if that is news, which it never is of one that
-    /// is left.
+    /// Notes that the lane is answered, or is not any more. True if that is news, which it never is
+    /// of a lane that is left.
     fn turns(&mut self, unanswered: bool) -> bool {
         let (next, news) = match (std::mem::replace(self, Phase::Left), unanswered) {
             (Phase::Answered(registered), true) => (Phase::Unanswered(registered), true),
@@ -83,26 +85,26 @@ pub(super) struct Session {
     last_heard: Instant,
     next_beat: Instant,
     next_ping: Instant,
-    /// Heartbeats sent, heard, and of those sent: acknowledged.
+    /// Numbers of heartbeats: sent, heard, and acknowledged of those sent.
     pub(super) sent: u64,
     heard: u64,
     pub(super) acknowledged: u64,
     vigil: Vigil,
     losses: LossWatch,
     ways: Ways,
-    /// Which run of the server it is registered with.
+    /// The number of the server instance that the lane is registered with.
     instance: u64,
     loss_told: LossTold,
-    /// The number of lanes follows what they are needed for.
+    /// Whether the number of lanes follows the load.
     adapts: bool,
-    /// What the server has said that it had to hand over to this lane.
+    /// What the server has said in all that it had to hand over to this lane.
     handed_over: Option<Work>,
-    /// What this lane has said that it has carried.
+    /// What this lane has reported in all that it has carried.
     carried: Work,
 }
 
 impl Session {
-    /// Begins the life of a lane that `ack` has accepted.
+    /// The session of a lane that `ack` has accepted.
     pub(super) fn begin(
         core: &Rc<ClientCore>,
         this: Rc<ClientLane>,
@@ -156,14 +158,15 @@ impl Session {
         if core.shared.registered_with(server, ack.server_instance_id) {
             core.tell_all(&ClientMail::Plan);
         }
-        // After the alarm, which this lane need not hear.
+        // The lane is added after the alarm, which it need not hear.
         core.lanes
             .borrow_mut()
             .insert(session.this.serial, Rc::clone(&session.this));
         session.note_path();
         session.this.tell_health();
         if core.context.draining.get() {
-            // The servers have been told already, but not on this lane, and a flow may be on its way.
+            // The servers have been told that this client stops, but not on this lane, and a flow
+            // may be on its way.
             session
                 .this
                 .lane
@@ -172,18 +175,19 @@ impl Session {
         Some(session)
     }
 
-    /// The lane.
+    /// The lane of this session.
     pub(super) fn lane(&self) -> &Rc<ClientLane> {
         &self.this
     }
 
-    /// Whether both lanes are registered with the same run of a server.
+    /// Whether both lanes are registered with the same instance of a server.
     pub(super) fn has_server_of(&self, other: &Session) -> bool {
         self.instance == other.instance
     }
 
-    /// Serves until the lane ends or is to be left. `None`: nobody has answered it for
-    /// [`UNANSWERED_MAX`], and another one may be dialled beside it (not before `beside_from`).
+    /// Serves until the lane ends or is to be left. `None` if nobody has answered it for
+    /// [`UNANSWERED_MAX`], so that another lane may be dialled beside it (not before
+    /// `beside_from`).
     pub(super) async fn serve(
         &mut self,
         supervisor: &Supervisor,
@@ -205,8 +209,8 @@ impl Session {
         }
     }
 
-    /// Serves on while another lane is dialled beside, until it ends or is to be left. `None`: it is
-    /// heard again.
+    /// Serves on while another lane is dialled beside this one, until this one ends or is to be
+    /// left. `None` if it is heard again.
     pub(super) async fn serve_unanswered(&mut self, supervisor: &Supervisor) -> Option<AttemptEnd> {
         loop {
             if supervisor.is_retired() {
@@ -247,16 +251,17 @@ impl Session {
         }
     }
 
-    /// While no lane to the server is answered, the one that probes it finds out for all whether
-    /// another server is there.
+    /// Whether another lane may be dialled beside this one. While no lane to the server is
+    /// answered, only the lane that probes the server does so, and finds out for all whether there
+    /// is another server.
     fn may_be_dialed_beside(&self) -> bool {
         let server = &self.this.server;
         let probes = server.is_prober(self.this.serial);
         self.is_unanswered() && (probes || server.is_heard_elsewhere(self.instance))
     }
 
-    /// Waits for the next thing to happen, until `until` at the latest, and deals with it. Whatever
-    /// it returns, the lane has ended, or the server gives it no new flow.
+    /// Waits for the next event, until `until` at the latest, and handles it. If it returns
+    /// something, the lane has ended, or the server gives it no new flow.
     pub(super) async fn step(&mut self, until: Option<Instant>) -> Option<AttemptEnd> {
         let now = Instant::now();
         let since = self.unanswered_since();
@@ -270,7 +275,7 @@ impl Session {
         let event = {
             let mut next = pin!(self.reader.next(deadline));
             let wake = &self.this.wake;
-            // Reading is cancel-safe: what was read is in the decoder.
+            // Reading is cancel-safe: what was read stays in the decoder.
             poll_fn(|cx| match next.as_mut().poll(cx) {
                 Poll::Ready(event) => Poll::Ready(Some(event)),
                 Poll::Pending => wake.poll(cx).map(|()| None),
@@ -312,7 +317,7 @@ impl Session {
                 self.heard = beat.sequence;
                 self.acknowledged = beat.acknowledged;
                 this.context.counters.heartbeats_received.increment();
-                // A server that knows services with names has said so before.
+                // A server that knows services by name has answered before this.
                 this.answers_are_due();
                 if self.adapts && self.handed_over.is_none() {
                     self.handed_over = Some(Work::default());
@@ -354,7 +359,7 @@ impl Session {
         None
     }
 
-    /// The server says what it had to hand over to this lane, in all.
+    /// Takes the server's report of what it had to hand over to this lane, in all.
     fn hear_hand_overs(&mut self, said: HandOvers) {
         let said = Work {
             visitors: said.visitors,
@@ -367,7 +372,7 @@ impl Session {
         }
     }
 
-    /// Says what this lane has carried since it last did.
+    /// Reports what this lane has carried since the last report.
     fn say_carried(&mut self, now: Instant) {
         if !self.adapts {
             return;
@@ -396,7 +401,7 @@ impl Session {
             self.beat(now);
             self.note_path();
             self.say_carried(now);
-            // A role that was given back unseen is taken up here.
+            // If the lane that probed has ended without having probed, this one takes over here.
             self.claim_probing();
         }
         if self.looks_for_losses()
@@ -419,7 +424,7 @@ impl Session {
         None
     }
 
-    /// Writes down what operators see of the way to the server.
+    /// Publishes the numbers of the path to the server for operators.
     fn note_path(&self) {
         let sample = self.this.lane.path_sample();
         let newly_lost = self.loss_told.news(&sample);
@@ -454,12 +459,13 @@ impl Session {
         self.vigil.unanswered_since(|| lane.answers())
     }
 
-    /// Whether it can go along another way than the one that it rides.
+    /// Whether the lane can move to another transport.
     fn has_other_ways(&self) -> bool {
         self.ways.transport() != Transport::Quic
     }
 
-    /// Nobody asks for this lane: it does so itself, if it can go along another way.
+    /// Asks the server for this lane alone, if the lane that probes does not ask for it and it can
+    /// move to another transport.
     fn ask_alone(&mut self) {
         let lane = &self.this.lane;
         self.vigil = if lane.is_open() && self.has_other_ways() {
@@ -478,7 +484,7 @@ impl Session {
         }
     }
 
-    /// The lane is no longer one that its server has: another one is to take its place, and the probing.
+    /// Takes the lane off the server's count: another one is to take its place, and its probing.
     pub(super) fn stop_counting(&mut self, why: &dyn Display) {
         let was_unanswered = self.is_unanswered();
         if matches!(std::mem::replace(&mut self.phase, Phase::Left), Phase::Left) {
@@ -493,7 +499,7 @@ impl Session {
             if !server.rests() {
                 presence::say_down(&self.core, server, why);
             }
-            // Those that wait long, because this one has served, try now.
+            // Lanes to other addresses that wait long because this one has served should try now.
             for other in self.core.shared.other_addresses(server) {
                 self.core.found(&other);
             }

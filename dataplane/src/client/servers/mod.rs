@@ -1,5 +1,5 @@
-//! Which servers there are: one per address that a configured name resolves to, with what all
-//! cores of the client know of each.
+//! The servers: one for each address that a configured name resolves to, and what all cores of the
+//! client know of each.
 
 pub(crate) mod demand;
 #[cfg(test)]

@@ -1,29 +1,29 @@
-//! Twins: addresses of one name that lead to the same server, mostly its IPv4 and its IPv6 address.
+//! Which addresses of one name lead to the same server, mostly its IPv4 and its IPv6 address.
 //!
-//! Each of them would get all the lanes that the server is to have. So while one address serves,
+//! Each address would get all the lanes that the server is to have. So while one address serves,
 //! the others that have turned out to lead to the same server process (by its instance id) rest:
-//! they keep no lane, and are dialled when the one that serves has lost its last lane. Different
-//! servers behind one name are no twins, nor are two configured servers: whoever writes both wants
-//! both.
+//! they keep no lane, and are dialled when the one that serves has lost its last lane. This does
+//! not concern different servers behind one name, nor two configured servers: whoever configures
+//! both wants both.
 //!
-//! It decides, does no I/O, and knows no clock.
+//! This module decides, does no I/O, and knows no clock.
 
 use std::collections::HashMap;
 
-/// A server by its number (see [`super::server::ServerState`]).
+/// The number of a server (see [`super::server::ServerState`]).
 type Number = u64;
 
-/// What is known of one address with lanes, or that rests.
+/// The state of one address that has lanes or rests.
 #[derive(Debug)]
 struct Address {
-    /// Which of the configured servers it came from.
+    /// The index of the configured server that the address comes from.
     target: usize,
     lanes: usize,
     /// The instance that a lane to it last registered with.
     instance: [u8; 16],
-    /// Nobody answers on its lanes.
+    /// Whether nobody answers on its lanes.
     unanswered: bool,
-    /// While it rests: the address that serves.
+    /// The address that serves, while this one rests.
     rests_for: Option<Number>,
 }
 
@@ -42,8 +42,8 @@ pub(crate) struct Twins {
 
 impl Twins {
     /// A lane to the address `number` of `target` has registered with `instance`. The first lane
-    /// decides: an address that has some is never put to rest, whatever a balancer leads the next
-    /// one to.
+    /// decides: an address that has lanes is never put to rest, whatever server a balancer leads
+    /// its next lane to.
     pub(crate) fn registered(
         &mut self,
         number: Number,
@@ -78,8 +78,8 @@ impl Twins {
         })
     }
 
-    /// A lane to the address `number` has ended. Those that rested for it are dialled if it was the
-    /// last one.
+    /// A lane to the address `number` has ended. If it was the last one, the addresses that rested
+    /// for it are dialled.
     pub(crate) fn ended(&mut self, number: Number) -> Vec<Change> {
         let Some(address) = self.addresses.get_mut(&number) else {
             return Vec::new();
@@ -94,8 +94,8 @@ impl Twins {
         self.dial_those_that_rest_for(number)
     }
 
-    /// Nobody answers on the lanes to the address `number` any more, or somebody does again. Those
-    /// that rested for it are dialled if nobody does.
+    /// Nobody answers on the lanes to the address `number` any more, or somebody does again. If
+    /// nobody does, the addresses that rested for it are dialled.
     pub(crate) fn unanswered(&mut self, number: Number, unanswered: bool) -> Vec<Change> {
         let Some(address) = self.addresses.get_mut(&number) else {
             return Vec::new();
@@ -191,11 +191,11 @@ mod tests {
         assert_eq!(twins.registered(4, 0, ONE), None);
         assert_eq!(twins.registered(4, 0, ONE), None);
         assert_eq!(twins.registered(6, 0, ONE), rest(6));
-        // Its lane goes, as it was put to rest.
+        // Its lane ends, because the address was put to rest.
         assert_eq!(twins.ended(6), []);
         assert_eq!(twins.ended(4), []);
         assert_eq!(twins.ended(4), [dial(6)]);
-        // Whichever is there first serves now.
+        // The address that is reached first serves now.
         assert_eq!(twins.registered(6, 0, TWO), None);
         assert_eq!(twins.registered(4, 0, TWO), rest(4));
     }
@@ -227,10 +227,10 @@ mod tests {
         assert!(twins.addresses.is_empty());
     }
 
-    /// What the addresses of a simulated client are at.
+    /// The state of a simulated client's addresses.
     struct World {
         twins: Twins,
-        /// Lanes of each address.
+        /// Number of lanes of each address.
         lanes: HashMap<Number, usize>,
         resting: HashSet<Number>,
         gone: HashSet<Number>,
@@ -251,7 +251,7 @@ mod tests {
             let target = usize::try_from(number % 2).expect("small");
             let instance = [random.random_range(1..=3); 16];
             match random.random_range(0..10) {
-                // One that rests may have lanes on their way, too.
+                // An address that rests may have lanes on their way as well.
                 0..5 if !self.gone.contains(&number) => {
                     *self.lanes.entry(number).or_default() += 1;
                     if let Some(change) = self.twins.registered(number, target, instance) {
@@ -267,8 +267,8 @@ mod tests {
                 9 => {
                     self.twins.vanished(number);
                     self.resting.remove(&number);
-                    // It may come back; its number would be another one, which makes no difference
-                    // here.
+                    // The address may come back; its number would be another one, which makes no
+                    // difference here.
                     if self.gone.insert(number) && random.random_bool(0.9) {
                         self.gone.remove(&number);
                     }
@@ -283,7 +283,7 @@ mod tests {
                 assert_eq!(address.lanes, lanes, "lanes of {number}");
                 assert!(lanes > 0 || address.rests_for.is_some(), "{number} leaks");
                 assert_eq!(address.rests_for.is_some(), self.resting.contains(number));
-                // Nobody rests for one that does not serve: some address of a server is always
+                // No address rests for one that does not serve: some address of a server is always
                 // dialled.
                 if let Some(serving) = address.rests_for {
                     let serving = &self.twins.addresses[&serving];
