@@ -70,7 +70,7 @@ impl Cli {
 /// The exit code for a bad command line, as clap has it.
 const USAGE_ERROR: i32 = 2;
 
-/// What to say to somebody who gave a config without `--config`; `None` for any other mistake.
+/// The hint for somebody who gave a config without `--config`; `None` for any other mistake.
 fn config_hint(error: &clap::Error) -> Option<String> {
     if error.kind() != ErrorKind::InvalidSubcommand {
         return None;

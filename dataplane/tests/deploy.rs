@@ -29,7 +29,7 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-// ---- Kubernetes ---------------------------------------------------------------------------------------------------
+// ---- Kubernetes ----
 
 /// The objects of one manifest.
 struct Manifest(Vec<YamlOwned>);
@@ -253,7 +253,7 @@ fn the_base_of_kustomize_names_the_manifests_and_their_image() {
     }
 }
 
-// ---- the others ---------------------------------------------------------------------------------------------------
+// ---- the others ----
 
 #[test]
 fn the_image_is_built_from_what_is_there() {

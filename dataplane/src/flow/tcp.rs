@@ -236,7 +236,7 @@ impl Flow {
         self.pay(Direction::Out, bytes);
     }
 
-    // ---- bandwidth ------------------------------------------------------------------------------
+    // ---- bandwidth ----
 
     fn pay(&self, way: Direction, bytes: u64) {
         if let Some(bandwidth) = &self.ends.bandwidth {
@@ -267,7 +267,7 @@ impl Flow {
         }
     }
 
-    // ---- what ends a flow -----------------------------------------------------------------------
+    // ---- what ends a flow ----
 
     /// Ends both directions: the stream is reset and stopped, the socket will be reset.
     fn abort(&self, error: FlowError) {
@@ -385,7 +385,7 @@ impl Flow {
         }
     }
 
-    // ---- socket → stream ------------------------------------------------------------------------
+    // ---- socket → stream ----
 
     async fn socket_to_stream(&self, beginning: Beginning) {
         // Why is noted where it happens.
@@ -541,7 +541,7 @@ impl Flow {
         }
     }
 
-    // ---- stream → socket ------------------------------------------------------------------------
+    // ---- stream → socket ----
 
     async fn stream_to_socket(&self, early: Vec<u8>, early_fin: bool) {
         // Why is noted where it happens.

@@ -367,7 +367,7 @@ fn an_address_that_cannot_be_had_is_named_with_its_key() {
     }
 }
 
-// ---- cores that make no progress ----------------------------------------------------------------------------------
+// ---- cores that make no progress ----
 
 /// One thread of a program, held still by the debugger's interface. It must be let go by the thread that holds it.
 struct Held(Pid);

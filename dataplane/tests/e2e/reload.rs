@@ -130,7 +130,7 @@ fn has_line(path: &Path, text: &str) -> bool {
     std::fs::read_to_string(path).is_ok_and(|all| all.contains(text))
 }
 
-// ---- services ----------------------------------------------------------------------------------
+// ---- services ----
 
 #[test]
 fn a_service_that_is_added_is_served_at_once_by_who_has_offered_it_all_along() {
@@ -322,7 +322,7 @@ fn a_listener_comes_and_goes_with_its_door() {
     drop(door);
 }
 
-// ---- what is refused ---------------------------------------------------------------------------
+// ---- what is refused ----
 
 #[test]
 fn a_configuration_that_cannot_be_used_changes_nothing_and_says_why() {

@@ -69,7 +69,7 @@ fn counted(door: &mut Door) -> impl Fn(&str) -> u64 {
     move |name| counters::total(&counters, name)
 }
 
-// ---- who may serve what ------------------------------------------------------------------------
+// ---- who may serve what ----
 
 #[test]
 fn a_client_is_told_which_of_its_services_it_serves() {
@@ -216,7 +216,7 @@ fn a_client_that_knows_no_names_is_told_so_at_a_door_of_named_services() {
     assert!(text.contains("[[client.services]]"), "{text}");
 }
 
-// ---- what visitors get -------------------------------------------------------------------------
+// ---- what visitors get ----
 
 /// Ports of the service that is a range.
 const RANGE_PORTS: u16 = 3;
@@ -438,7 +438,7 @@ fn listeners_and_named_services_stand_in_one_file() {
     assert_eq!(http::metric(&metrics, "qmux_dp_service_clients"), 1.0);
 }
 
-// ---- before the start --------------------------------------------------------------------------
+// ---- before the start ----
 
 #[test]
 fn a_check_shows_services_and_clients_and_counts_what_sockets_take() {

@@ -186,7 +186,7 @@ impl CoreFlows {
         true
     }
 
-    // ---- opening -------------------------------------------------------------------------------
+    // ---- opening ----
 
     /// Whether a socket may be opened at this moment, before all flows that wait.
     pub(super) fn may_open(&self, now: Instant) -> bool {

@@ -197,7 +197,7 @@ impl ClientFlows {
         }
     }
 
-    // ---- flows ---------------------------------------------------------------------------------------------------
+    // ---- flows ----
 
     /// Opens a flow that the datagram introduces. If it introduces none, it is dropped, and the
     /// server told why.
@@ -421,7 +421,7 @@ impl ClientFlows {
         may
     }
 
-    // ---- to the service ------------------------------------------------------------------------------------------
+    // ---- to the service ----
 
     /// Makes `flow` the one that the batcher collects for.
     fn batch_for(self: &Rc<Self>, flow: &Rc<Flow>) {
@@ -511,7 +511,7 @@ impl ClientFlows {
         }
     }
 
-    // ---- from the service ----------------------------------------------------------------------------------------
+    // ---- from the service ----
 
     async fn receive_task(self: Rc<Self>, flow: Rc<Flow>) {
         loop {
@@ -573,7 +573,7 @@ impl ClientFlows {
         batch.is_full()
     }
 
-    // ---- expiry --------------------------------------------------------------------------------------------------
+    // ---- expiry ----
 
     async fn sweep_task(self: Rc<Self>) {
         loop {

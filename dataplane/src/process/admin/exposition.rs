@@ -103,7 +103,7 @@ fn lone_gauge(
     ConstGauge::new(value).encode(family)
 }
 
-// ---- counters -----------------------------------------------------------------------------------------------------
+// ---- counters ----
 
 /// What every core counts.
 #[derive(Debug)]
@@ -144,7 +144,7 @@ fn counter(
     Ok(())
 }
 
-// ---- the log ------------------------------------------------------------------------------------------------------
+// ---- the log ----
 
 /// What became of lines of the log, which belong to no core.
 #[derive(Debug)]
@@ -184,7 +184,7 @@ impl Collector for LogMetrics {
     }
 }
 
-// ---- state --------------------------------------------------------------------------------------------------------
+// ---- state ----
 
 /// What is, rather than what has happened.
 #[derive(Debug)]
@@ -323,7 +323,7 @@ impl Collector for StateMetrics {
     }
 }
 
-// ---- the process --------------------------------------------------------------------------------------------------
+// ---- the process ----
 
 /// The names that every Prometheus client library uses for a process; holds its start.
 #[derive(Debug)]

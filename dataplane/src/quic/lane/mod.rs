@@ -434,7 +434,7 @@ impl Lane {
         }
     }
 
-    // ---- called by the endpoint ----------------------------------------------------------------------------------
+    // ---- called by the endpoint ----
 
     /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the
     /// end. Says what there was for streams.

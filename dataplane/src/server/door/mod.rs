@@ -192,7 +192,7 @@ impl Door {
         id
     }
 
-    // ---- lanes ---------------------------------------------------------------------------------------------------
+    // ---- lanes ----
 
     pub(crate) fn join(&self, applicant: &Applicant<'_>) -> Result<Joined, NotJoined> {
         let registry = &self.of_all_cores.registry;
@@ -347,7 +347,7 @@ impl Door {
         }
     }
 
-    // ---- another configuration -----------------------------------------------------------------------------------
+    // ---- another configuration ----
 
     /// Takes up changed settings: lanes that begin from now on are made by them, and existing ones
     /// are checked again.
@@ -384,7 +384,7 @@ impl Door {
         self.lanes.borrow().pick(client, rule)
     }
 
-    // ---- one process after another ----------------------------------------------------------------
+    // ---- one process after another ----
 
     /// Whether another process had the sockets before this one and still lets its flows finish.
     pub(crate) fn has_predecessor(&self) -> bool {
@@ -423,7 +423,7 @@ impl Door {
         }
     }
 
-    // ---- the end -------------------------------------------------------------------------------------------------
+    // ---- the end ----
 
     /// Counts an entrance that accepts TCP visitors for the clients of this door.
     pub(crate) fn begins_to_accept(&self) {

@@ -224,7 +224,7 @@ impl Entrance {
         self.context.draining.get() || self.tcp_leaves.get()
     }
 
-    // ---- TCP visitors --------------------------------------------------------------------------------------------
+    // ---- TCP visitors ----
 
     async fn accept_task(self: Rc<Self>, acceptor: Rc<Acceptor>, count: AcceptorCount) {
         self.may_accept.wait().await;
@@ -374,7 +374,7 @@ impl Entrance {
         tracing::error!(addr = %self.traffic_addr(), "the socket for visitors is broken; this core takes no more");
     }
 
-    // ---- the end -------------------------------------------------------------------------------------------------
+    // ---- the end ----
 
     /// Takes no new visitors, except those who have begun to connect.
     pub(crate) fn drain(&self, timeout: Duration) {

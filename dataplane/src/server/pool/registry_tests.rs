@@ -184,7 +184,7 @@ fn a_visitor_is_not_sent_to_a_client_twice() {
     }
 }
 
-// ---- services ----------------------------------------------------------------------------------------------------
+// ---- services ----
 
 #[test]
 fn a_client_without_its_service_gets_tcp_visitors_only_if_no_other_has_one() {
@@ -317,7 +317,7 @@ fn one_lane_of_a_client_probes_it_at_a_time() {
     assert!(second.client().may_alarm(now + ALARM_PAUSE * 2));
 }
 
-// ---- who gets how many
+// ---- who gets how many ----
 // -------------------------------------------------------------------------------------------
 
 #[test]
@@ -388,7 +388,7 @@ fn a_client_that_has_just_come_does_not_get_everybody() {
     assert!(counts.values().all(|count| *count >= 100), "{counts:?}");
 }
 
-// ---- one id, several instances -----------------------------------------------------------------------------------
+// ---- one id, several instances ----
 
 #[test]
 fn a_new_instance_replaces_the_old_one_at_once() {
@@ -501,7 +501,7 @@ fn a_client_that_could_not_serve_udp_comes_after_others_for_udp_alone() {
     assert_eq!(last.client().client_id, "bad");
 }
 
-// ---- cores at the same time --------------------------------------------------------------------------------------
+// ---- cores at the same time ----
 
 #[test]
 fn cores_that_choose_at_the_same_time_differ_by_at_most_one_flow_each() {

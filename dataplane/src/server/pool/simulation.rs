@@ -186,7 +186,7 @@ impl World {
         self.now - Duration::from_millis(self.random.below(30) as u64)
     }
 
-    // ---- clients -------------------------------------------------------------------------------------------------
+    // ---- clients ----
 
     /// A client opens one more lane.
     fn register(&mut self) {
@@ -385,7 +385,7 @@ impl World {
         }
     }
 
-    // ---- what always holds ---------------------------------------------------------------------------------------
+    // ---- what always holds ----
 
     fn check_counts(&self) {
         let clients = self.pool.clients();

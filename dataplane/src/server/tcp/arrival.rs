@@ -262,7 +262,7 @@ impl Entrance {
         })
     }
 
-    // ---- refusals --------------------------------------------------------------------------------
+    // ---- refusals ----
 
     /// Whether there are memory and descriptors for one more visitor; if not, that is counted.
     fn has_means_for(&self, stream: &TcpStream, peer: SocketAddr) -> bool {

@@ -222,7 +222,7 @@ impl TrafficSocket {
         }
     }
 
-    // ---- from clients --------------------------------------------------------------------------------------------
+    // ---- from clients ----
 
     /// Takes a datagram that has come through a flow's lane, and returns the flow and its visitor.
     pub(super) fn reply(
@@ -344,7 +344,7 @@ impl TrafficSocket {
         drop(flow);
     }
 
-    // ---- from visitors -------------------------------------------------------------------------------------------
+    // ---- from visitors ----
 
     async fn receive_task(self: Rc<Self>) {
         if self.is_held_back.get() {
@@ -484,7 +484,7 @@ impl TrafficSocket {
         self.routes.borrow().clone()
     }
 
-    // ---- expiry --------------------------------------------------------------------------------------------------
+    // ---- expiry ----
 
     async fn sweep_task(self: Rc<Self>) {
         loop {
