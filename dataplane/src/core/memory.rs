@@ -124,7 +124,6 @@ pub(crate) fn spare(supply: Supply, holds_bytes: usize) -> usize {
 }
 
 // ---- what the process shares ----
-// --------------------------------------------------------------------------------------
 
 /// The memory that flows may hold; unlimited until it is set.
 static LIMIT_BYTES: AtomicUsize = AtomicUsize::new(usize::MAX);
@@ -211,7 +210,6 @@ impl Drop for LaneAllowance {
 }
 
 // ---- a core's look ----
-// ------------------------------------------------------------------------------------------------
 
 /// Keeps the process within its limit, as far as this core's flows can, for as long as the core
 /// runs.

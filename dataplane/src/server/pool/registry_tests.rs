@@ -318,7 +318,6 @@ fn one_lane_of_a_client_probes_it_at_a_time() {
 }
 
 // ---- who gets how many ----
-// -------------------------------------------------------------------------------------------
 
 #[test]
 fn a_client_whose_service_ends_flows_at_once_gets_only_a_few() {
