@@ -6,7 +6,7 @@
 //! was not told to.
 
 #![forbid(unsafe_code)]
-// They panic when nobody reads.
+// These macros panic when nobody reads.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 mod admin;
@@ -82,7 +82,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // A bad command line exits with 2, by clap.
+    // clap ends the program with 2 for a bad command line.
     let result = match Cli::parse().command {
         Command::Certs(args) => certs::run(args),
         Command::Client(args) => client::run(&args),

@@ -13,7 +13,7 @@ use crate::wire;
 pub struct Finished {
     /// The QUIC stream (RFC 9000 section 2.1).
     pub stream_id: u64,
-    /// Its length in bytes in the sender's direction, an Open header included.
+    /// The length of the stream in bytes in the sender's direction, with the Open header.
     pub final_size: u64,
 }
 

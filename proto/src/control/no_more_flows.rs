@@ -10,7 +10,7 @@ use crate::wire;
 /// The server has heard GoAway and opens no further TCP flow on this lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoMoreFlows {
-    /// How many TCP flows it has opened on this lane in all.
+    /// How many TCP flows it has opened on this lane.
     pub flows_opened: u64,
 }
 

@@ -7,17 +7,18 @@ use crate::error::DecodeError;
 use crate::varint;
 use crate::wire;
 
-/// Server: packets came from another address; say what was sent there.
+/// Server: packets came from another address, to which this nonce was sent; the client is to return
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathChallenge {
     /// Cannot be guessed, and was sent to no other address. At most [`varint::MAX`].
     pub nonce: u64,
 }
 
-/// Client: this was sent to where this client is.
+/// Client: the answer to a challenge, from the address at which it was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathResponse {
-    /// The challenge's.
+    /// The nonce of the challenge.
     pub nonce: u64,
 }
 

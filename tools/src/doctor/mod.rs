@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     report.finish()
 }
 
-/// What is known of one server before anything is sent.
+/// The facts about one server before anything is sent.
 struct Doctor<'a> {
     args: &'a Args,
     config: &'a Config,
@@ -96,7 +96,7 @@ struct Doctor<'a> {
 }
 
 impl Doctor<'_> {
-    /// The steps up to the registration. What is wrong is the inner error.
+    /// Examines the steps up to the registration. What is wrong is the inner error.
     fn examine(&self, report: &Report) -> Result<Result<(), Cause>, Failure> {
         let addresses = match name::resolve(self.server) {
             Ok(addresses) => addresses,
@@ -124,8 +124,8 @@ impl Doctor<'_> {
         Ok(judged.cause.map_or(Ok(()), Err))
     }
 
-    /// Of a server that is reached over TLS alone: whether that gets through. What it makes of the client, the client's log
-    /// says.
+    /// Examines a server that is reached over TLS alone: whether TLS gets through. What the server
+    /// thinks of the client is in the client's log.
     fn examine_tls(
         &self,
         report: &Report,
@@ -144,7 +144,7 @@ impl Doctor<'_> {
         Ok(Err(Cause::new(Step::Tls, last)))
     }
 
-    /// The first attempt that was answered, or the last one.
+    /// Tries the addresses; returns the first attempt that was answered, or the last one.
     fn connect(&self, addresses: &[SocketAddr]) -> Result<Seen, Failure> {
         let mut last = None;
         for &peer in addresses.iter().take(ADDRESSES_MAX) {

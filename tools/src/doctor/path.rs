@@ -1,4 +1,4 @@
-//! What a connection says of the way to the server: route, UDP, and the size of packets.
+//! What a connection says about the path to the server: route, UDP, and the size of packets.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
@@ -10,11 +10,11 @@ use super::connection::{End, Seen};
 use super::echo;
 use super::report::{Cause, Step};
 
-/// UDP payload of a small packet: it passes wherever anything does (RFC 791 has every network carry
-/// 68 bytes).
+/// UDP payload of a small packet, which passes wherever anything does (RFC 791 has every network
+/// carry 68 bytes).
 const SMALL_PAYLOAD_BYTES: usize = 32;
 
-/// How long a TCP handshake may take that shows that the host is there: a SYN that is lost is
+/// How long a TCP handshake may take that shows that the host exists: a SYN that is lost is
 /// repeated after a second (tcp(7)).
 const TCP_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -71,7 +71,7 @@ pub(super) fn judge(seen: &Seen, handshake_timeout: Duration) -> Way {
     way(&[route], Cause::new(Step::Udp, sentence))
 }
 
-/// The server has answered, whatever it said.
+/// The result for a server that has answered, whatever it said.
 fn works(seen: &Seen, route: (Step, String)) -> Way {
     let mtu = match (seen.carried, seen.aimed) {
         (Some(carried), aimed) if carried < aimed => format!(
@@ -95,13 +95,13 @@ fn works(seen: &Seen, route: (Step, String)) -> Way {
 }
 
 /// The largest UDP payload that leaves towards `peer` by now, if a handshake does not fit: a router
-/// may have said so meanwhile.
+/// may have reported a smaller MTU meanwhile.
 fn leaves_too_little(peer: SocketAddr, before: Option<usize>) -> Option<usize> {
     let now = super::connection::leaves(peer).or(before)?;
     (now < HANDSHAKE_UDP_PAYLOAD_BYTES).then_some(now)
 }
 
-/// What else the host answers, in words.
+/// How else the host answers, in words.
 fn answers_otherwise(peer: SocketAddr, ping: Option<bool>) -> Option<String> {
     let tcp = match TcpStream::connect_timeout(&peer, TCP_PATIENCE) {
         Ok(_) => Some("accepts TCP"),
