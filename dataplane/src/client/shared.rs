@@ -15,8 +15,8 @@ use super::MAIL_PAUSE;
 use super::mail::ClientMail;
 use super::proxy;
 use super::servers::roster::{self, Roster};
+use super::servers::same_server::{self, SameServer};
 use super::servers::server::ServerState;
-use super::servers::twins::{self, Twins};
 use super::services::Services;
 use crate::core::mailbox::Post;
 use crate::quic::credentials::KeptCredentials;
@@ -112,7 +112,7 @@ pub(crate) struct ClientShared {
     /// The servers of the roster, for the cores to read.
     pub(super) servers: ArcSwap<Vec<Arc<ServerState>>>,
     /// Which addresses of a name lead to the same server.
-    pub(super) twins: Mutex<Twins>,
+    pub(super) same_server: Mutex<SameServer>,
     /// Set when the first lane is registered.
     pub(crate) readiness: Arc<Readiness>,
     pub(super) registered_once: AtomicBool,
@@ -145,7 +145,7 @@ impl ClientShared {
             roster: Mutex::new(Roster::new(names)),
             targets: ArcSwap::from_pointee(targets),
             servers: ArcSwap::default(),
-            twins: Mutex::default(),
+            same_server: Mutex::default(),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),
             sessions: SessionCache::default(),
@@ -276,7 +276,7 @@ impl ClientShared {
 
     fn say_news(&self, target: usize, news: &roster::News) {
         for server in &news.vanished {
-            self.twins().vanished(server.number);
+            self.same_server().vanished(server.number);
         }
         let targets = self.targets();
         if targets
@@ -302,9 +302,11 @@ impl ClientShared {
         }
     }
 
-    pub(super) fn twins(&self) -> MutexGuard<'_, Twins> {
+    pub(super) fn same_server(&self) -> MutexGuard<'_, SameServer> {
         // It is locked only when a lane has registered or ended.
-        self.twins.lock().unwrap_or_else(PoisonError::into_inner)
+        self.same_server
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A lane to `server` has registered with the process of this id. True if the cores must plan
@@ -312,11 +314,11 @@ impl ClientShared {
     pub(super) fn registered_with(&self, server: &ServerState, instance_id: [u8; 16]) -> bool {
         // The lock is held until the result is written, because two cores must not write in another
         // order than they decided.
-        let mut twins = self.twins();
-        let change = twins.registered(server.number, server.target, instance_id);
+        let mut same_server = self.same_server();
+        let change = same_server.registered(server.number, server.target, instance_id);
         if change.is_some() {
             server.set_rests(true);
-            drop(twins);
+            drop(same_server);
             tracing::info!(
                 server = self.title(server),
                 "another address of a server that is served already; it is dialled when that one fails"
@@ -327,24 +329,24 @@ impl ClientShared {
 
     /// A lane to `server` has ended. True if the cores must plan again.
     pub(super) fn lane_ended(&self, server: &ServerState) -> bool {
-        let mut twins = self.twins();
-        let changes = twins.ended(server.number);
+        let mut same_server = self.same_server();
+        let changes = same_server.ended(server.number);
         self.write_rests(&changes);
-        drop(twins);
+        drop(same_server);
         !changes.is_empty()
     }
 
     /// Nobody answers on any lane to `server` any more, or somebody does again. True if the cores
     /// must plan again.
     pub(super) fn server_unanswered(&self, server: &ServerState, unanswered: bool) -> bool {
-        let mut twins = self.twins();
-        let changes = twins.unanswered(server.number, unanswered);
+        let mut same_server = self.same_server();
+        let changes = same_server.unanswered(server.number, unanswered);
         self.write_rests(&changes);
-        drop(twins);
+        drop(same_server);
         !changes.is_empty()
     }
 
-    pub(super) fn write_rests(&self, changes: &[twins::Change]) {
+    pub(super) fn write_rests(&self, changes: &[same_server::RestChange]) {
         let servers = self.servers.load();
         for change in changes {
             if let Some(server) = servers.iter().find(|it| it.number == change.number) {

@@ -8,11 +8,11 @@ use super::Doctor;
 use super::clock::{self, Evidence};
 use super::connection::{End, Seen};
 use super::credentials::{facts, is_valid_at};
-use super::path::Way;
+use super::path::Findings;
 use super::report::{Cause, Step};
 
 /// Judges a connection that was answered.
-pub(super) fn judge(doctor: &Doctor<'_>, seen: &Seen) -> Way {
+pub(super) fn judge(doctor: &Doctor<'_>, seen: &Seen) -> Findings {
     let mut fine = Vec::new();
     let cause = certificates(doctor, seen);
     // The steps are in order: those before the one that fails work.
@@ -24,7 +24,7 @@ pub(super) fn judge(doctor: &Doctor<'_>, seen: &Seen) -> Way {
         // A connection that ended for another reason says nothing about later steps.
         fine.push((step, what));
     }
-    Way { fine, cause }
+    Findings { fine, cause }
 }
 
 /// The line for each step that works.

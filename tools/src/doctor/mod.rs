@@ -1,21 +1,21 @@
 //! `qmux-ctl doctor`: finds out from a client's machine why a tunnel does not work.
 //!
-//! It goes the way of a client, step by step: resolves the server's name, shakes hands over QUIC,
-//! registers, and takes its leave at once, before it could be given a visitor to serve; then it
-//! connects to the local service. The registration is under a name of its own, so that a client
-//! that runs meanwhile keeps its place.
+//! It does what a client does, step by step: it resolves the server's name, completes a QUIC
+//! handshake, registers, and says at once that it stops, before it could be given a visitor to
+//! serve. Then it connects to the local service. It registers under a name of its own, so that a
+//! client that runs meanwhile keeps its place.
 //!
 //! | file | what it owns |
 //! | --- | --- |
 //! | `report` | the lines and the sentence |
 //! | `name` | addresses of the server |
-//! | `connection` | the handshake and the registration, as they went |
+//! | `connection` | the handshake and the registration |
 //! | `over_tls` | whether TLS over TCP gets through |
-//! | `path` | what a connection in vain says of the way to the server |
+//! | `path` | what a connection that failed says about the path to the server |
 //! | `echo` | whether packets of a size are answered (ICMP) |
-//! | `credentials` | certificates and whom to trust |
-//! | `clock` | what time it is elsewhere, and whom that acquits |
-//! | `judge` | what the end of a connection says of certificates, token and permission |
+//! | `credentials` | certificates, and the CAs that are trusted |
+//! | `clock` | the time by another clock, and whether this one is wrong |
+//! | `judge` | what the end of a connection says about certificates, token and permission |
 //! | `service` | the local service |
 
 mod clock;
@@ -107,11 +107,11 @@ impl Doctor<'_> {
             return self.examine_tls(report, &addresses);
         }
         let seen = self.connect(&addresses)?;
-        let way = path::judge(&seen, self.config.quic.handshake_idle_timeout);
-        for (step, what) in &way.fine {
+        let findings = path::judge(&seen, self.config.quic.handshake_idle_timeout);
+        for (step, what) in &findings.fine {
             report.ok(*step, what)?;
         }
-        if let Some(mut cause) = way.cause {
+        if let Some(mut cause) = findings.cause {
             if matches!(cause.step, Step::Udp | Step::Mtu) {
                 cause.sentence += &over_tls::beside_udp(self.server, self.credentials, seen.peer);
             }

@@ -19,14 +19,14 @@ const SMALL_PAYLOAD_BYTES: usize = 32;
 const TCP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What works, and what does not.
-pub(super) struct Way {
+pub(super) struct Findings {
     pub(super) fine: Vec<(Step, String)>,
     pub(super) cause: Option<Cause>,
 }
 
-pub(super) fn judge(seen: &Seen, handshake_timeout: Duration) -> Way {
+pub(super) fn judge(seen: &Seen, handshake_timeout: Duration) -> Findings {
     let peer = seen.peer;
-    let way = |works: &[(Step, String)], cause: Cause| Way {
+    let findings = |works: &[(Step, String)], cause: Cause| Findings {
         fine: works.to_vec(),
         cause: Some(cause),
     };
@@ -34,10 +34,10 @@ pub(super) fn judge(seen: &Seen, handshake_timeout: Duration) -> Way {
     match seen.end {
         End::Unreachable(ErrorKind::ConnectionRefused) => {
             let sentence = explain::unreachable(ErrorKind::ConnectionRefused, peer);
-            return way(&[route], Cause::new(Step::Udp, sentence));
+            return findings(&[route], Cause::new(Step::Udp, sentence));
         }
         End::Unreachable(kind) => {
-            return way(
+            return findings(
                 &[],
                 Cause::new(Step::Route, explain::unreachable(kind, peer)),
             );
@@ -50,29 +50,29 @@ pub(super) fn judge(seen: &Seen, handshake_timeout: Duration) -> Way {
             peer,
             &format!("packets of up to {leaves} bytes of UDP payload"),
         );
-        return way(&[route], Cause::new(Step::Mtu, sentence));
+        return findings(&[route], Cause::new(Step::Mtu, sentence));
     }
     let small = echo::is_answered(peer.ip(), SMALL_PAYLOAD_BYTES);
     if small == Some(true) {
         let large = echo::is_answered(peer.ip(), HANDSHAKE_UDP_PAYLOAD_BYTES);
         if large == Some(false) {
             let sentence = explain::too_large_for_the_path(peer, "small packets");
-            return way(&[route], Cause::new(Step::Mtu, sentence));
+            return findings(&[route], Cause::new(Step::Mtu, sentence));
         }
     }
     if seen.was_answered {
         let sentence = explain::handshake_stalls(peer, handshake_timeout);
-        return way(&[route], Cause::new(Step::Udp, sentence));
+        return findings(&[route], Cause::new(Step::Udp, sentence));
     }
     let sentence = match answers_otherwise(peer, small) {
         Some(otherwise) => explain::only_udp_is_silent(peer, handshake_timeout, &otherwise),
         None => explain::silence(peer, handshake_timeout),
     };
-    way(&[route], Cause::new(Step::Udp, sentence))
+    findings(&[route], Cause::new(Step::Udp, sentence))
 }
 
 /// The result for a server that has answered, whatever it said.
-fn works(seen: &Seen, route: (Step, String)) -> Way {
+fn works(seen: &Seen, route: (Step, String)) -> Findings {
     let mtu = match (seen.carried, seen.aimed) {
         (Some(carried), aimed) if carried < aimed => format!(
             "packets of {carried} bytes pass; those of {aimed} bytes, which this host can send, do \
@@ -88,7 +88,7 @@ fn works(seen: &Seen, route: (Step, String)) -> Way {
         seen.peer.port(),
         seen.peer.ip()
     );
-    Way {
+    Findings {
         fine: vec![route, (Step::Udp, udp), (Step::Mtu, mtu)],
         cause: None,
     }

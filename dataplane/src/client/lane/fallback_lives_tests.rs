@@ -26,7 +26,7 @@ struct Passage {
 #[derive(Debug, Default)]
 struct Life {
     moves: usize,
-    /// The longest time without an answer while one of the two ways was good.
+    /// The longest time without an answer while one of the two transports was good.
     longest_pause: Duration,
     on_tls: Duration,
     on_udp: Duration,

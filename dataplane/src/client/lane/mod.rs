@@ -19,7 +19,7 @@ mod session;
 #[cfg(test)]
 mod stampede_tests;
 pub(super) mod supervisor;
-mod ways;
+mod transports;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -44,7 +44,7 @@ use crate::quic::lane::{Lane, LaneEvents};
 use crate::quic::roaming::TlsId;
 pub(super) use leaving::Leaving;
 use seen::FlowsSeen;
-use ways::News;
+use transports::News;
 
 const _: () = assert!(
     qmux_config::CLIENT_SERVICES_MAX <= u64::BITS as usize,

@@ -25,7 +25,7 @@ use super::ClientLane;
 use super::attempt::CloseOnDrop;
 use super::ending::{AttemptEnd, Causes};
 use super::supervisor::Supervisor;
-use super::ways::Ways;
+use super::transports::Transports;
 use crate::client::presence;
 use crate::client::servers::demand::Work;
 use crate::client::servers::server;
@@ -34,9 +34,9 @@ use crate::client::{ClientCore, ClientMail, going_away};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
+use crate::quic::liveness::{Duty, Liveness};
 use crate::quic::loss_watch::LossWatch;
 use crate::quic::path_numbers::LossTold;
-use crate::quic::vigil::{Duty, Vigil};
 use crate::ready::RegisteredLane;
 
 /// A second lane is dialled beside a lane whose questions have been unanswered for this long.
@@ -89,9 +89,9 @@ pub(super) struct Session {
     pub(super) sent: u64,
     heard: u64,
     pub(super) acknowledged: u64,
-    vigil: Vigil,
+    liveness: Liveness,
     losses: LossWatch,
-    ways: Ways,
+    transports: Transports,
     /// The number of the server instance that the lane is registered with.
     instance: u64,
     loss_told: LossTold,
@@ -129,9 +129,9 @@ impl Session {
             sent: 0,
             heard: 0,
             acknowledged: 0,
-            vigil: Vigil::new(jittered(client.probe_interval)),
+            liveness: Liveness::new(jittered(client.probe_interval)),
             losses: LossWatch::new(now, this.lane.packets_sent_and_lost()),
-            ways: Ways::new(core, &this),
+            transports: Transports::new(core, &this),
             loss_told: LossTold::default(),
             adapts: client.lanes == Lanes::Auto,
             handed_over: None,
@@ -142,9 +142,9 @@ impl Session {
         };
         if client.probe_interval.is_zero() {
             session.ask_alone();
-        } else if session.has_other_ways() {
+        } else if session.has_other_transports() {
             let (every, heard) = (jittered(ASKS_ALONE), session.this.lane.answers());
-            session.vigil.asks_aside(every, now, heard);
+            session.liveness.asks_aside(every, now, heard);
         }
         let server = &session.this.server;
         let registered = server.lane_registered(session.instance);
@@ -265,13 +265,18 @@ impl Session {
     pub(super) async fn step(&mut self, until: Option<Instant>) -> Option<AttemptEnd> {
         let now = Instant::now();
         let since = self.unanswered_since();
-        self.ways.mind(now, since);
+        self.transports.mind(now, since);
         let losses = self.looks_for_losses().then(|| self.losses.next());
-        let deadline = [until, self.vigil.next(), self.ways.deadline(), losses]
-            .into_iter()
-            .flatten()
-            .fold(self.next_beat.min(self.next_ping), Instant::min)
-            .min(self.last_heard + self.health_timeout);
+        let deadline = [
+            until,
+            self.liveness.next(),
+            self.transports.deadline(),
+            losses,
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.next_beat.min(self.next_ping), Instant::min)
+        .min(self.last_heard + self.health_timeout);
         let event = {
             let mut next = pin!(self.reader.next(deadline));
             let wake = &self.this.wake;
@@ -294,7 +299,7 @@ impl Session {
                     self.claim_probing();
                     let lane = &self.this.lane;
                     let (heard, rtt) = (lane.answers(), lane.rtt());
-                    let duty = self.vigil.alarm(Instant::now(), heard, rtt);
+                    let duty = self.liveness.alarm(Instant::now(), heard, rtt);
                     self.perform(duty);
                 }
                 None
@@ -303,7 +308,7 @@ impl Session {
     }
 
     fn looks_for_losses(&self) -> bool {
-        self.ways.minds_losses() && self.this.has_flows()
+        self.transports.minds_losses() && self.this.has_flows()
     }
 
     fn is_unanswered(&self) -> bool {
@@ -335,7 +340,8 @@ impl Session {
             }
             Message::WayFails(said) => {
                 let percent = said.lost_percent;
-                self.ways.loses_most("the server", percent, Instant::now());
+                self.transports
+                    .loses_most("the server", percent, Instant::now());
             }
             Message::Finished(finished) => this.lane.announced(finished),
             Message::NoMoreFlows(no_more) => this.no_more_flows(no_more.flows_opened),
@@ -410,15 +416,15 @@ impl Session {
                 .losses
                 .look(now, self.this.lane.packets_sent_and_lost())
         {
-            self.ways.loses_most("this side", percent, now);
+            self.transports.loses_most("this side", percent, now);
         }
-        if self.vigil.next().is_some_and(|next| now >= next) {
+        if self.liveness.next().is_some_and(|next| now >= next) {
             let lane = &self.this.lane;
             let (heard, rtt) = (lane.answers(), lane.rtt());
-            if self.vigil.is_for_itself() && !self.this.has_flows() {
-                self.vigil.skip(now, heard);
+            if self.liveness.is_for_itself() && !self.this.has_flows() {
+                self.liveness.skip(now, heard);
             }
-            let duty = self.vigil.due(now, heard, rtt);
+            let duty = self.liveness.due(now, heard, rtt);
             self.perform(duty);
         }
         None
@@ -456,31 +462,32 @@ impl Session {
 
     fn unanswered_since(&mut self) -> Option<Instant> {
         let lane = &self.this.lane;
-        self.vigil.unanswered_since(|| lane.answers())
+        self.liveness.unanswered_since(|| lane.answers())
     }
 
     /// Whether the lane can move to another transport.
-    fn has_other_ways(&self) -> bool {
-        self.ways.transport() != Transport::Quic
+    fn has_other_transports(&self) -> bool {
+        self.transports.transport() != Transport::Quic
     }
 
     /// Asks the server for this lane alone, if the lane that probes does not ask for it and it can
     /// move to another transport.
     fn ask_alone(&mut self) {
         let lane = &self.this.lane;
-        self.vigil = if lane.is_open() && self.has_other_ways() {
-            Vigil::alone(jittered(ASKS_ALONE), Instant::now(), lane.answers())
+        self.liveness = if lane.is_open() && self.has_other_transports() {
+            Liveness::alone(jittered(ASKS_ALONE), Instant::now(), lane.answers())
         } else {
-            Vigil::new(Duration::ZERO)
+            Liveness::new(Duration::ZERO)
         };
     }
 
     fn claim_probing(&mut self) {
         if !matches!(self.phase, Phase::Left)
-            && self.vigil.wants_to_probe()
+            && self.liveness.wants_to_probe()
             && self.this.server.claim_probing(self.this.serial)
         {
-            self.vigil.probe(Instant::now(), self.this.lane.answers());
+            self.liveness
+                .probe(Instant::now(), self.this.lane.answers());
         }
     }
 

@@ -5,6 +5,6 @@ pub(crate) mod demand;
 #[cfg(test)]
 mod demand_tests;
 pub(crate) mod roster;
+pub(crate) mod same_server;
 pub(crate) mod server;
 pub(crate) mod transport;
-pub(crate) mod twins;

@@ -14,7 +14,7 @@ use crate::sys::limits;
 use crate::sys::udp::{Purpose, UdpSocket};
 
 /// The socket and destination of a flow.
-pub(super) struct Way {
+pub(super) struct ServiceSocket {
     /// One of the addresses of the service's host.
     pub(super) host: SocketAddr,
     /// That address with the port for the visitor.
@@ -28,10 +28,10 @@ pub(super) struct Flow {
     pub(super) wanted: Wanted,
     /// Counts the flow among those of its service.
     pub(super) _served: ServedFlow,
-    pub(super) way: Way,
+    pub(super) service: ServiceSocket,
     /// Addresses of the service's host at which nobody listened.
     pub(super) refused_at: Vec<SocketAddr>,
-    /// The version of the host's addresses when `way` was chosen, or last found to be good.
+    /// The version of the host's addresses when `service` was chosen, or last found to be good.
     pub(super) version: Cell<u64>,
     pub(super) packet_id: Cell<u64>,
     /// The flow's key among the core's flows.
@@ -47,12 +47,12 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(id: u64, wanted: Wanted, way: Way, version: u64) -> Flow {
+    pub(super) fn new(id: u64, wanted: Wanted, service: ServiceSocket, version: u64) -> Flow {
         Flow {
             id,
             _served: ServedFlow::new(&wanted.service),
             wanted,
-            way,
+            service,
             refused_at: Vec::new(),
             version: Cell::new(version),
             packet_id: Cell::new(0),

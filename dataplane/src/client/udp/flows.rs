@@ -24,7 +24,7 @@ use super::super::services::{Service, Services};
 use super::addresses::Addresses;
 pub(crate) use super::core_flows::CoreFlows;
 use super::core_flows::Owned;
-use super::flow::{Flow, Way, connect};
+use super::flow::{Flow, ServiceSocket, connect};
 use super::wanted::{Introduction, Lacking, Wanted};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
@@ -228,20 +228,20 @@ impl ClientFlows {
             return None;
         }
         let mut refused_at = Vec::new();
-        let Some(way) = self.dial(&wanted, &mut refused_at) else {
+        let Some(service) = self.dial(&wanted, &mut refused_at) else {
             self.counters().udp_dropped_socket_error.increment();
             self.tell_closed(id, FlowError::DialFailed, now);
             return None;
         };
         let visitor = wanted.visitor;
-        let (lane, to) = (self.lane.key(), way.to);
+        let (lane, to) = (self.lane.key(), service.to);
         tracing::debug!(lane, flow = id, %visitor, service = %to, "UDP flow opened");
         self.counters().udp_flows_opened.increment();
         self.opened.set(self.opened.get() + 1);
         wanted.service.counts.udp_flows.increment();
         let flow = Rc::new(Flow {
             refused_at,
-            ..Flow::new(id, wanted, way, version)
+            ..Flow::new(id, wanted, service, version)
         });
         if !addresses.is_sure() {
             let kept = whole.filter(|payload| payload.len() <= KEPT_BYTES_MAX);
@@ -306,12 +306,12 @@ impl ClientFlows {
     }
 
     /// A socket to the first of the service's addresses that takes one and is not in `refused_at`.
-    fn dial(&self, wanted: &Wanted, refused_at: &mut Vec<SocketAddr>) -> Option<Way> {
+    fn dial(&self, wanted: &Wanted, refused_at: &mut Vec<SocketAddr>) -> Option<ServiceSocket> {
         let addresses = self.addresses(&wanted.service);
         while let Some(host) = addresses.next(refused_at) {
             let to = wanted.service.at(host, wanted.port);
             match self.core.timed(|| connect(to)) {
-                Ok(socket) => return Some(Way { host, to, socket }),
+                Ok(socket) => return Some(ServiceSocket { host, to, socket }),
                 Err(error) => {
                     let own_want = limits::is_own_want(&error);
                     if self.core.dial_log.pass(Instant::now()) {
@@ -339,9 +339,9 @@ impl ClientFlows {
             return flow;
         }
         let stays = if self.is_unanswered(&flow) {
-            addresses.next(&[]) == Some(flow.way.host)
+            addresses.next(&[]) == Some(flow.service.host)
         } else {
-            addresses.contains(flow.way.host)
+            addresses.contains(flow.service.host)
         };
         if stays || addresses.len() == 0 {
             flow.version.set(version);
@@ -362,15 +362,15 @@ impl ClientFlows {
     ) -> Option<Rc<Flow>> {
         let addresses = self.addresses(&flow.wanted.service);
         let version = addresses.known_version();
-        let way = self.dial(&flow.wanted, refused_at)?;
-        let (lane, to) = (self.lane.key(), way.to);
+        let service = self.dial(&flow.wanted, refused_at)?;
+        let (lane, to) = (self.lane.key(), service.to);
         tracing::debug!(lane, flow = flow.id, service = %to, "UDP flow dialled anew");
         self.counters().udp_flows_redialled.increment();
         let again = Rc::new(Flow {
             refused_at: std::mem::take(refused_at),
             packet_id: Cell::new(flow.packet_id.get()),
             life: Cell::new(flow.life.get()),
-            ..Flow::new(flow.id, flow.wanted.clone(), way, version)
+            ..Flow::new(flow.id, flow.wanted.clone(), service, version)
         });
         if let Some(owned) = self.core.lives.borrow_mut().get_mut(flow.life.get()) {
             owned.flow = Rc::clone(&again);
@@ -443,7 +443,7 @@ impl ClientFlows {
             self.counters().udp_dropped_too_large.increment();
             return;
         }
-        let Way { socket, to, .. } = &flow.way;
+        let ServiceSocket { socket, to, .. } = &flow.service;
         let mut batcher = self.batcher.borrow_mut();
         batcher.push_after(prefix, socket, *to, None, packet);
         flow.introduced.set(true);
@@ -455,7 +455,7 @@ impl ClientFlows {
         };
         let error = {
             let mut batcher = self.batcher.borrow_mut();
-            batcher.flush(&flow.way.socket);
+            batcher.flush(&flow.service.socket);
             batcher.take_error()
         };
         if let Some(error) = error {
@@ -476,7 +476,7 @@ impl ClientFlows {
         if !nobody || flow.closed.get() || !self.is_unanswered(flow) {
             return;
         }
-        let host = flow.way.host;
+        let host = flow.service.host;
         self.addresses(&flow.wanted.service).refused(host);
         let mut refused_at = flow.refused_at.clone();
         refused_at.push(host);
@@ -503,7 +503,7 @@ impl ClientFlows {
         if flow.complained.replace(true) {
             return;
         }
-        let (lane, service) = (self.lane.key(), flow.way.to);
+        let (lane, service) = (self.lane.key(), flow.service.to);
         if self.warned.replace(true) {
             tracing::debug!(lane, flow = flow.id, %service, %error, "UDP service");
         } else {
@@ -517,7 +517,7 @@ impl ClientFlows {
         loop {
             let ready = flow
                 .receive_over
-                .cuts_short(flow.way.socket.readable())
+                .cuts_short(flow.service.socket.readable())
                 .await;
             match ready {
                 None => return,
@@ -542,7 +542,7 @@ impl ClientFlows {
     }
 
     fn receive_once(self: &Rc<Self>, flow: &Rc<Flow>, batch: &mut ReceiveBatch) -> bool {
-        match flow.way.socket.try_receive(batch) {
+        match flow.service.socket.try_receive(batch) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
             Err(error) => {
@@ -556,7 +556,7 @@ impl ClientFlows {
         let life = flow.life.get();
         if self.core.lives.borrow_mut().answered(life, Instant::now()) {
             let addresses = self.addresses(&flow.wanted.service);
-            addresses.answered(flow.way.host);
+            addresses.answered(flow.service.host);
             flow.first.take();
         }
         batch.for_each(|received| {

@@ -6,7 +6,7 @@
 //! heard again, and to let those go elsewhere that have no answer yet.
 //!
 //! Probe timeouts alone would not do: each packet that is sent puts them off, so a lane that gets
-//! visitors all the time has none. So new flows and the probes of a vigil ([`crate::quic::vigil`]),
+//! visitors all the time has none. So new flows and the liveness probes ([`crate::quic::liveness`]),
 //! which every peer acknowledges at once, count as questions, too. [`Silence`] knows no clock: time
 //! comes in as an argument.
 

@@ -27,9 +27,9 @@ use super::Door;
 use super::lane::{ServerLane, address};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
+use crate::quic::liveness::{Duty, Liveness};
 use crate::quic::loss_watch::LossWatch;
 use crate::quic::path_numbers::LossTold;
-use crate::quic::vigil::{Duty, Vigil};
 use crate::server::pool::lanes::CarriesFlows as _;
 
 /// A client from which nothing was heard for this long is asked for a sign of life. Clients ask the
@@ -61,7 +61,7 @@ pub(crate) struct Session<'a> {
     /// Numbers of heartbeats sent and heard.
     sent: u64,
     heard: u64,
-    vigil: Vigil,
+    liveness: Liveness,
     loss_told: LossTold,
     losses: LossWatch,
     /// When hand-overs may be reported again.
@@ -81,7 +81,7 @@ impl Session<'_> {
             next_ping: now + door.keep_alive_period(),
             sent: 0,
             heard: 0,
-            vigil: Vigil::new(jittered(PROBE_INTERVAL)),
+            liveness: Liveness::new(jittered(PROBE_INTERVAL)),
             this,
             door,
             reader,
@@ -103,7 +103,7 @@ impl Session<'_> {
                 Some(self.next_beat),
                 Some(self.next_ping),
                 Some(self.this.last_heard.get() + health_timeout),
-                self.vigil.next(),
+                self.liveness.next(),
                 self.this.back_until(),
                 self.looks_for_losses().then(|| self.losses.next()),
                 self.this
@@ -211,9 +211,9 @@ impl Session<'_> {
             // If the lane that probed has ended without having probed, this one takes over here.
             self.claim_probing();
         }
-        if self.vigil.next().is_some_and(|next| now >= next) {
+        if self.liveness.next().is_some_and(|next| now >= next) {
             let lane = &self.this.lane;
-            let duty = self.vigil.due(now, lane.packets_received(), lane.rtt());
+            let duty = self.liveness.due(now, lane.packets_received(), lane.rtt());
             self.perform(duty, now);
         }
         true
@@ -292,7 +292,9 @@ impl Session<'_> {
             self.claim_probing();
             let now = Instant::now();
             let lane = &self.this.lane;
-            let duty = self.vigil.alarm(now, lane.packets_received(), lane.rtt());
+            let duty = self
+                .liveness
+                .alarm(now, lane.packets_received(), lane.rtt());
             self.perform(duty, now);
         }
     }
@@ -311,12 +313,12 @@ impl Session<'_> {
     }
 
     fn claim_probing(&mut self) {
-        if self.vigil.wants_to_probe()
+        if self.liveness.wants_to_probe()
             && let Some(membership) = self.this.membership.get()
             && membership.claim_probing()
         {
             let heard = self.this.lane.packets_received();
-            self.vigil.probe(Instant::now(), heard);
+            self.liveness.probe(Instant::now(), heard);
         }
     }
 }

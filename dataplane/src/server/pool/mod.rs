@@ -7,17 +7,17 @@
 //! [`lanes`] the table of lanes of one core.
 
 pub(crate) mod balance;
-mod blame;
 pub(crate) mod client;
 #[cfg(test)]
 pub(crate) mod fixture;
-mod head_start;
 pub(crate) mod lanes;
 pub(crate) mod membership;
+mod passive_health;
 pub(crate) mod registry;
 pub(crate) mod route;
 pub(crate) mod service;
 #[cfg(test)]
 mod simulation;
+mod slow_start;
 mod udp_refusals;
 pub(crate) mod views;

@@ -89,7 +89,7 @@ fn a_service_that_is_down_marks_only_itself() {
         (pools[0].totals().reachable, pools[1].totals().reachable),
         (2, 1)
     );
-    // Flows of one service count for that one alone, and so does blame.
+    // Flows of one service count for that one alone, and so does passive health.
     let now = Instant::now();
     for _ in 0..20 {
         pick(&pools[0]).expect("a client").ended_early(now);

@@ -16,9 +16,9 @@ use qmux_proto::Protocol;
 use qmux_proto::control::Protocols;
 
 use super::balance::{Tried, choose};
-use super::blame::Blame;
 use super::client::Client;
-use super::head_start::HeadStart;
+use super::passive_health::PassiveHealth;
+use super::slow_start::SlowStart;
 use super::udp_refusals::UdpRefusals;
 
 /// A client as a member of one service: what is known of it there. The client itself is reached by
@@ -35,9 +35,9 @@ pub(crate) struct Member {
     /// UDP visitors that the client could not serve.
     udp_refusals: UdpRefusals,
     /// Passive health: how the service has treated visitors.
-    blame: Blame,
+    passive_health: PassiveHealth,
     /// Slow start: the load that the client is counted with in addition, because it has just come.
-    head_start: HeadStart,
+    slow_start: SlowStart,
     /// When the pool began.
     epoch: Instant,
 }
@@ -74,12 +74,12 @@ impl Member {
 
     /// Whether the service at this client has ended flows at once.
     pub(crate) fn is_failing(&self, now: Instant) -> bool {
-        self.blame.is_failing(self.age(now))
+        self.passive_health.is_failing(self.age(now))
     }
 
     /// The number of flows that the client is counted with in the choice by fewest flows.
     pub(crate) fn load(&self, now: Instant) -> usize {
-        self.flows() + self.head_start.flows(self.age(now))
+        self.flows() + self.slow_start.flows(self.age(now))
     }
 
     /// One more lane reports that the service cannot be reached. True if it is the only one.
@@ -91,7 +91,7 @@ impl Member {
     pub(super) fn one_lane_says_up(&self) -> bool {
         let news = self.service_down.fetch_sub(1, Ordering::Relaxed) == 1;
         if news {
-            self.blame.forgive();
+            self.passive_health.forgive();
         }
         news
     }
@@ -127,12 +127,12 @@ impl FlowTicket {
 
     /// Notes that the client's service has answered.
     pub(crate) fn answered(&self, now: Instant) {
-        self.0.blame.answered(self.0.age(now));
+        self.0.passive_health.answered(self.0.age(now));
     }
 
     /// Notes that the service has ended the flow before it had sent a byte.
     pub(crate) fn ended_early(&self, now: Instant) {
-        self.0.blame.ended_early(self.0.age(now));
+        self.0.passive_health.ended_early(self.0.age(now));
     }
 }
 
@@ -190,8 +190,8 @@ impl ClientPool {
             flows: CachePadded::default(),
             service_down: AtomicUsize::new(0),
             udp_refusals: UdpRefusals::new(Instant::now()),
-            blame: Blame::default(),
-            head_start: HeadStart::beside(others.map(|other| other.flows()), age),
+            passive_health: PassiveHealth::default(),
+            slow_start: SlowStart::beside(others.map(|other| other.flows()), age),
             epoch: self.epoch,
         });
         let list = current

@@ -32,9 +32,9 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// The failure score of one client's service.
 #[derive(Debug, Default)]
-pub(crate) struct Blame(AtomicU64);
+pub(crate) struct PassiveHealth(AtomicU64);
 
-impl Blame {
+impl PassiveHealth {
     /// The service has ended a flow before it had sent a byte.
     pub(crate) fn ended_early(&self, at: Duration) {
         self.change(at, |score| score + (1.0 - score) * WEIGHT);
@@ -94,60 +94,60 @@ mod tests {
 
     const START: Duration = Duration::from_secs(1_000);
 
-    fn failing() -> Blame {
-        let blame = Blame::default();
+    fn failing() -> PassiveHealth {
+        let passive_health = PassiveHealth::default();
         for _ in 0..3 {
-            assert!(!blame.is_failing(START));
-            blame.ended_early(START);
+            assert!(!passive_health.is_failing(START));
+            passive_health.ended_early(START);
         }
-        assert!(blame.is_failing(START));
-        blame
+        assert!(passive_health.is_failing(START));
+        passive_health
     }
 
     #[test]
     fn three_early_ends_in_a_row_are_a_failure_which_fades() {
-        let blame = failing();
-        assert!(!blame.is_failing(START + HALF_LIFE / 2));
+        let passive_health = failing();
+        assert!(!passive_health.is_failing(START + HALF_LIFE / 2));
     }
 
     #[test]
     fn one_more_early_end_after_that_is_enough() {
-        let blame = failing();
+        let passive_health = failing();
         let later = START + HALF_LIFE / 2;
-        blame.ended_early(later);
-        assert!(blame.is_failing(later));
+        passive_health.ended_early(later);
+        assert!(passive_health.is_failing(later));
     }
 
     #[test]
     fn however_many_there_were_it_is_tried_again_soon() {
-        let blame = Blame::default();
+        let passive_health = PassiveHealth::default();
         for _ in 0..10_000 {
-            blame.ended_early(START);
+            passive_health.ended_early(START);
         }
-        assert!(blame.is_failing(START));
-        assert!(!blame.is_failing(START + HALF_LIFE + TICK));
+        assert!(passive_health.is_failing(START));
+        assert!(!passive_health.is_failing(START + HALF_LIFE + TICK));
     }
 
     #[test]
     fn answers_outweigh_as_many_early_ends() {
-        let blame = Blame::default();
+        let passive_health = PassiveHealth::default();
         for _ in 0..1_000 {
-            blame.ended_early(START);
-            blame.answered(START);
-            assert!(!blame.is_failing(START));
+            passive_health.ended_early(START);
+            passive_health.answered(START);
+            assert!(!passive_health.is_failing(START));
         }
         for _ in 0..30 {
-            blame.answered(START);
+            passive_health.answered(START);
         }
-        assert_eq!(blame.0.into_inner(), 0, "nothing is left");
+        assert_eq!(passive_health.0.into_inner(), 0, "nothing is left");
     }
 
     #[test]
     fn a_clock_that_is_behind_or_far_ahead_does_no_harm() {
-        let blame = failing();
-        assert!(blame.is_failing(Duration::ZERO));
-        blame.answered(Duration::ZERO);
-        assert!(!blame.is_failing(Duration::ZERO));
+        let passive_health = failing();
+        assert!(passive_health.is_failing(Duration::ZERO));
+        passive_health.answered(Duration::ZERO);
+        assert!(!passive_health.is_failing(Duration::ZERO));
         assert!(!failing().is_failing(Duration::from_secs(u64::from(u32::MAX))));
     }
 }

@@ -36,8 +36,8 @@ impl News {
     }
 }
 
-/// The ways of one lane.
-pub(super) struct Ways {
+/// The transports of one lane.
+pub(super) struct Transports {
     core: Rc<ClientCore>,
     this: Rc<ClientLane>,
     fallback: Fallback,
@@ -51,8 +51,8 @@ pub(super) struct Ways {
     counted: Cell<Riding>,
 }
 
-impl Ways {
-    pub(super) fn new(core: &Rc<ClientCore>, this: &Rc<ClientLane>) -> Ways {
+impl Transports {
+    pub(super) fn new(core: &Rc<ClientCore>, this: &Rc<ClientLane>) -> Transports {
         let transport = carrier::transport(core, &this.server);
         let tls = this.lane.tls();
         let riding = if tls.is_some() {
@@ -64,7 +64,7 @@ impl Ways {
         this.server
             .transport
             .lane_rides(riding, why, Instant::now());
-        Ways {
+        Transports {
             fallback: Fallback::new(transport, riding, Instant::now()),
             core: Rc::clone(core),
             this: Rc::clone(this),
@@ -91,7 +91,7 @@ impl Ways {
         self.fallback.loses_most(now);
     }
 
-    /// When [`Ways::mind`] may have something to do.
+    /// When [`Transports::mind`] may have something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.fallback.deadline()
     }
@@ -265,7 +265,7 @@ impl Ways {
     }
 }
 
-impl Drop for Ways {
+impl Drop for Transports {
     fn drop(&mut self) {
         let transport = &self.this.server.transport;
         transport.lane_leaves(self.counted.get(), "its lane ended", Instant::now());

@@ -12,17 +12,17 @@ const LASTS: Duration = Duration::from_secs(10);
 
 /// Load that a client is counted with in addition to its flows.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct HeadStart {
+pub(crate) struct SlowStart {
     since: Duration,
     flows: usize,
 }
 
-impl HeadStart {
+impl SlowStart {
     /// The addition for a client that comes at `now`, beside others that have these numbers of
     /// flows.
-    pub(crate) fn beside(others: impl Iterator<Item = usize>, now: Duration) -> HeadStart {
+    pub(crate) fn beside(others: impl Iterator<Item = usize>, now: Duration) -> SlowStart {
         let (count, sum) = others.fold((0, 0), |(count, sum), flows| (count + 1, sum + flows));
-        HeadStart {
+        SlowStart {
             since: now,
             flows: sum.checked_div(count).unwrap_or(0),
         }
@@ -45,12 +45,12 @@ mod tests {
     #[test]
     fn a_newcomer_counts_as_the_average_of_the_others_which_melts_away() {
         let now = Duration::from_secs(7);
-        let head_start = HeadStart::beside([100, 200, 300].into_iter(), now);
-        assert_eq!(head_start.flows(now), 200);
-        assert_eq!(head_start.flows(now + LASTS / 2), 100);
-        assert_eq!(head_start.flows(now + LASTS), 0);
+        let slow_start = SlowStart::beside([100, 200, 300].into_iter(), now);
+        assert_eq!(slow_start.flows(now), 200);
+        assert_eq!(slow_start.flows(now + LASTS / 2), 100);
+        assert_eq!(slow_start.flows(now + LASTS), 0);
         assert_eq!(
-            head_start.flows(Duration::ZERO),
+            slow_start.flows(Duration::ZERO),
             200,
             "another core's clock"
         );
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn the_first_client_has_none() {
-        let head_start = HeadStart::beside(std::iter::empty(), Duration::ZERO);
-        assert_eq!(head_start.flows(Duration::ZERO), 0);
+        let slow_start = SlowStart::beside(std::iter::empty(), Duration::ZERO);
+        assert_eq!(slow_start.flows(Duration::ZERO), 0);
     }
 }

@@ -57,7 +57,7 @@ struct Asked {
 
 /// The liveness of one lane's peer.
 #[derive(Debug)]
-pub(crate) struct Vigil {
+pub(crate) struct Liveness {
     /// Time between probes; `None` if there are none.
     interval: Option<Duration>,
     /// Time between probes while another lane has the role; `None` if there are none.
@@ -71,10 +71,10 @@ pub(crate) struct Vigil {
     next: Option<Instant>,
 }
 
-impl Vigil {
+impl Liveness {
     /// A lane that probes at `interval` when it has the role; zero means never.
-    pub(crate) fn new(interval: Duration) -> Vigil {
-        Vigil {
+    pub(crate) fn new(interval: Duration) -> Liveness {
+        Liveness {
             interval: (!interval.is_zero()).then_some(interval),
             aside: None,
             probes: false,
@@ -86,13 +86,13 @@ impl Vigil {
     }
 
     /// A lane that probes for itself from `now` on, whatever other lanes do.
-    pub(crate) fn alone(interval: Duration, now: Instant, heard: u64) -> Vigil {
-        Vigil {
+    pub(crate) fn alone(interval: Duration, now: Instant, heard: u64) -> Liveness {
+        Liveness {
             probes: true,
             alone: true,
             heard,
             next: Some(now + interval / 2),
-            ..Vigil::new(interval)
+            ..Liveness::new(interval)
         }
     }
 
@@ -229,19 +229,19 @@ mod tests {
     /// Runs it over `length`: each ping is answered if `answered` says so for its time. Returns the
     /// times of pings and alarms, in milliseconds.
     fn run(
-        vigil: &mut Vigil,
+        liveness: &mut Liveness,
         start: Instant,
         length: Duration,
         mut heard: u64,
         answered: impl Fn(u64) -> bool,
     ) -> (Vec<u64>, Vec<u64>) {
         let (mut pings, mut alarms) = (Vec::new(), Vec::new());
-        if vigil.wants_to_probe() {
-            vigil.probe(start, heard);
+        if liveness.wants_to_probe() {
+            liveness.probe(start, heard);
         }
-        while let Some(now) = vigil.next().filter(|next| *next <= start + length) {
+        while let Some(now) = liveness.next().filter(|next| *next <= start + length) {
             let at = (now - start).as_millis() as u64;
-            let duty = vigil.due(now, heard, RTT);
+            let duty = liveness.due(now, heard, RTT);
             if duty.alarm {
                 alarms.push(at);
             }
@@ -255,9 +255,9 @@ mod tests {
 
     #[test]
     fn an_idle_server_is_asked_at_each_interval_and_nobody_is_alarmed() {
-        let mut vigil = Vigil::new(INTERVAL);
+        let mut liveness = Liveness::new(INTERVAL);
         let (pings, alarms) = run(
-            &mut vigil,
+            &mut liveness,
             Instant::now(),
             Duration::from_secs(10),
             0,
@@ -269,9 +269,9 @@ mod tests {
 
     #[test]
     fn a_silent_server_is_asked_faster_and_the_others_are_alarmed_once() {
-        let mut vigil = Vigil::new(INTERVAL);
+        let mut liveness = Liveness::new(INTERVAL);
         let (pings, alarms) = run(
-            &mut vigil,
+            &mut liveness,
             Instant::now(),
             Duration::from_millis(1_500),
             0,
@@ -283,9 +283,9 @@ mod tests {
 
     #[test]
     fn an_answer_after_a_silence_calms_and_the_next_silence_alarms_again() {
-        let mut vigil = Vigil::new(INTERVAL);
+        let mut liveness = Liveness::new(INTERVAL);
         let (_, alarms) = run(
-            &mut vigil,
+            &mut liveness,
             Instant::now(),
             Duration::from_secs(5),
             0,
@@ -296,27 +296,27 @@ mod tests {
 
     #[test]
     fn a_lane_that_hears_something_asks_nothing() {
-        let mut vigil = Vigil::new(INTERVAL);
+        let mut liveness = Liveness::new(INTERVAL);
         let start = Instant::now();
-        vigil.probe(start, 0);
+        liveness.probe(start, 0);
         for heard in 1..20 {
-            let now = vigil.next().expect("it goes on");
-            assert_eq!(vigil.due(now, heard, RTT), Duty::default());
+            let now = liveness.next().expect("it goes on");
+            assert_eq!(liveness.due(now, heard, RTT), Duty::default());
         }
     }
 
     #[test]
     fn a_silence_is_noticed_within_little_more_than_an_interval_whenever_it_begins() {
         for last_heard_ms in 0..2_000 {
-            let mut vigil = Vigil::new(INTERVAL);
+            let mut liveness = Liveness::new(INTERVAL);
             let start = Instant::now();
-            vigil.probe(start, 0);
+            liveness.probe(start, 0);
             let last_heard = start + Duration::from_millis(last_heard_ms);
             let noticed = loop {
-                let now = vigil.next().expect("it goes on");
+                let now = liveness.next().expect("it goes on");
                 // Something is heard all the time, until then.
                 let heard = (now.min(last_heard) - start).as_millis() as u64;
-                if vigil.due(now, heard, RTT).ping && now > last_heard {
+                if liveness.due(now, heard, RTT).ping && now > last_heard {
                     break now - last_heard;
                 }
             };
@@ -326,23 +326,29 @@ mod tests {
 
     #[test]
     fn an_alarmed_lane_asks_until_it_hears_something_and_no_longer() {
-        let mut vigil = Vigil::new(Duration::ZERO);
-        assert!(!vigil.wants_to_probe());
+        let mut liveness = Liveness::new(Duration::ZERO);
+        assert!(!liveness.wants_to_probe());
         let start = Instant::now();
-        assert!(vigil.alarm(start, 5, RTT).ping);
-        assert_eq!(vigil.alarm(start, 5, RTT), Duty::default(), "asked already");
-        let (pings, alarms) = run(&mut vigil, start, Duration::from_secs(1), 5, |at| at >= 600);
+        assert!(liveness.alarm(start, 5, RTT).ping);
+        assert_eq!(
+            liveness.alarm(start, 5, RTT),
+            Duty::default(),
+            "asked already"
+        );
+        let (pings, alarms) = run(&mut liveness, start, Duration::from_secs(1), 5, |at| {
+            at >= 600
+        });
         assert_eq!(pings.last(), Some(&600));
         assert_eq!(alarms, [0; 0], "only the prober alarms others");
-        assert_eq!(vigil.next(), None);
-        assert!(vigil.alarm(start, 9, RTT).ping, "and again another time");
+        assert_eq!(liveness.next(), None);
+        assert!(liveness.alarm(start, 9, RTT).ping, "and again another time");
     }
 
     #[test]
     fn a_peer_that_never_answers_is_asked_less_often_after_two_seconds() {
-        let mut vigil = Vigil::new(INTERVAL);
+        let mut liveness = Liveness::new(INTERVAL);
         let length = Duration::from_secs(30);
-        let (pings, alarms) = run(&mut vigil, Instant::now(), length, 0, |_| false);
+        let (pings, alarms) = run(&mut liveness, Instant::now(), length, 0, |_| false);
         assert_eq!(alarms.len(), 1);
         assert!((35..=40).contains(&pings.len()), "{pings:?}");
         assert!(pings.windows(2).all(|two| two[1] - two[0] <= 1_000));
@@ -350,78 +356,83 @@ mod tests {
 
     #[test]
     fn it_is_known_since_when_nothing_answers() {
-        let mut vigil = Vigil::new(INTERVAL);
+        let mut liveness = Liveness::new(INTERVAL);
         let start = Instant::now();
-        vigil.probe(start, 7);
-        assert_eq!(vigil.unanswered_since(|| 7), None, "not asked yet");
+        liveness.probe(start, 7);
+        assert_eq!(liveness.unanswered_since(|| 7), None, "not asked yet");
         let first = start + INTERVAL / 2;
-        assert!(vigil.due(first, 7, RTT).ping);
-        let next = vigil.next().expect("it asks on");
-        assert!(vigil.due(next, 7, RTT).ping);
-        assert_eq!(vigil.unanswered_since(|| 7), Some(first));
-        assert_eq!(vigil.unanswered_since(|| 8), None, "an answer");
-        assert_eq!(vigil.unanswered_since(|| unreachable!("it is known")), None);
-        let next = vigil.next().expect("it goes on");
-        assert_eq!(vigil.due(next, 8, RTT), Duty::default());
-        let again = vigil.next().expect("it goes on");
-        assert!(vigil.due(again, 8, RTT).ping);
-        assert_eq!(vigil.unanswered_since(|| 8), Some(again));
+        assert!(liveness.due(first, 7, RTT).ping);
+        let next = liveness.next().expect("it asks on");
+        assert!(liveness.due(next, 7, RTT).ping);
+        assert_eq!(liveness.unanswered_since(|| 7), Some(first));
+        assert_eq!(liveness.unanswered_since(|| 8), None, "an answer");
+        assert_eq!(
+            liveness.unanswered_since(|| unreachable!("it is known")),
+            None
+        );
+        let next = liveness.next().expect("it goes on");
+        assert_eq!(liveness.due(next, 8, RTT), Duty::default());
+        let again = liveness.next().expect("it goes on");
+        assert!(liveness.due(again, 8, RTT).ping);
+        assert_eq!(liveness.unanswered_since(|| 8), Some(again));
     }
 
     #[test]
     fn a_lane_that_asks_for_itself_alarms_nobody_and_rests_when_it_has_no_need() {
         let start = Instant::now();
-        let mut vigil = Vigil::alone(INTERVAL, start, 0);
-        assert!(!vigil.wants_to_probe() && vigil.is_for_itself());
+        let mut liveness = Liveness::alone(INTERVAL, start, 0);
+        assert!(!liveness.wants_to_probe() && liveness.is_for_itself());
         for _ in 0..10 {
-            let now = vigil.next().expect("it goes on");
-            vigil.skip(now, 0);
-            assert_eq!(vigil.due(now, 0, RTT), Duty::default());
+            let now = liveness.next().expect("it goes on");
+            liveness.skip(now, 0);
+            assert_eq!(liveness.due(now, 0, RTT), Duty::default());
         }
-        let began = vigil.next().expect("it goes on");
-        let (pings, alarms) = run(&mut vigil, began, Duration::from_secs(1), 0, |_| false);
+        let began = liveness.next().expect("it goes on");
+        let (pings, alarms) = run(&mut liveness, began, Duration::from_secs(1), 0, |_| false);
         assert_eq!(pings, [0, 200, 400, 600, 800, 1_000]);
         assert_eq!(alarms, [0; 0]);
-        let now = vigil.next().expect("it asks on");
-        vigil.skip(now, 0);
-        assert!(vigil.due(now, 0, RTT).ping, "an answer is missing");
+        let now = liveness.next().expect("it asks on");
+        liveness.skip(now, 0);
+        assert!(liveness.due(now, 0, RTT).ping, "an answer is missing");
     }
 
     #[test]
     fn a_lane_without_the_role_asks_for_itself_alarms_nobody_and_still_wants_the_role() {
         let start = Instant::now();
         let aside = Duration::from_secs(1);
-        let mut vigil = Vigil::new(INTERVAL);
-        vigil.asks_aside(aside, start, 0);
-        assert!(vigil.wants_to_probe() && vigil.is_for_itself());
+        let mut liveness = Liveness::new(INTERVAL);
+        liveness.asks_aside(aside, start, 0);
+        assert!(liveness.wants_to_probe() && liveness.is_for_itself());
         let first = start + aside / 2;
-        assert!(vigil.due(first, 0, RTT).ping);
-        let next = vigil.next().expect("it asks on");
-        assert_eq!(vigil.due(next, 0, RTT), PING, "no alarm");
-        assert_eq!(vigil.unanswered_since(|| 0), Some(first));
-        let answered = vigil.next().expect("it asks on");
-        assert_eq!(vigil.due(answered, 1, RTT), Duty::default());
-        assert_eq!(vigil.next(), Some(next + aside));
-        assert!(vigil.alarm(answered, 1, RTT).ping);
-        let calm = vigil.next().expect("it asks on");
-        assert_eq!(vigil.due(calm, 2, RTT), Duty::default());
-        assert_eq!(vigil.next(), Some(answered + aside), "it goes on");
-        vigil.probe(calm, 2);
-        assert!(!vigil.is_for_itself());
-        let (pings, alarms) = run(&mut vigil, calm, Duration::from_millis(600), 2, |_| false);
+        assert!(liveness.due(first, 0, RTT).ping);
+        let next = liveness.next().expect("it asks on");
+        assert_eq!(liveness.due(next, 0, RTT), PING, "no alarm");
+        assert_eq!(liveness.unanswered_since(|| 0), Some(first));
+        let answered = liveness.next().expect("it asks on");
+        assert_eq!(liveness.due(answered, 1, RTT), Duty::default());
+        assert_eq!(liveness.next(), Some(next + aside));
+        assert!(liveness.alarm(answered, 1, RTT).ping);
+        let calm = liveness.next().expect("it asks on");
+        assert_eq!(liveness.due(calm, 2, RTT), Duty::default());
+        assert_eq!(liveness.next(), Some(answered + aside), "it goes on");
+        liveness.probe(calm, 2);
+        assert!(!liveness.is_for_itself());
+        let (pings, alarms) = run(&mut liveness, calm, Duration::from_millis(600), 2, |_| {
+            false
+        });
         assert_eq!((pings.as_slice(), alarms.len()), (&[250, 450][..], 1));
     }
 
     #[test]
     fn a_long_path_is_given_time_to_answer() {
-        let mut vigil = Vigil::new(INTERVAL);
+        let mut liveness = Liveness::new(INTERVAL);
         let start = Instant::now();
-        vigil.probe(start, 0);
+        liveness.probe(start, 0);
         let rtt = Duration::from_millis(600);
-        assert!(vigil.due(start + INTERVAL, 0, rtt).ping);
-        assert_eq!(vigil.next(), Some(start + INTERVAL + rtt * 2));
-        vigil.due(start + INTERVAL + rtt * 2, 0, Duration::from_secs(60));
-        let patience = vigil.next().expect("it asks on") - (start + INTERVAL + rtt * 2);
+        assert!(liveness.due(start + INTERVAL, 0, rtt).ping);
+        assert_eq!(liveness.next(), Some(start + INTERVAL + rtt * 2));
+        liveness.due(start + INTERVAL + rtt * 2, 0, Duration::from_secs(60));
+        let patience = liveness.next().expect("it asks on") - (start + INTERVAL + rtt * 2);
         assert_eq!(patience, ASK_AGAIN_MAX);
     }
 }
