@@ -1,35 +1,34 @@
-//! Giving the CPU away after a batch of datagrams, for as long as that costs little.
+//! Yielding the CPU after a batch of datagrams, for as long as that costs little.
 //!
-//! On a machine with few CPUs the receiver that a batch has just woken often waits for the very
-//! CPU that sends, and its socket buffer (208 KB by default) takes fewer than 100 datagrams.
-//! Yielding to it lost 0.1 to 0.25 % of 1,150-byte datagrams at 1 Gbit/s on one machine of two
-//! CPUs, instead of 2.6 to 3.6 %. On another one the same call gave the CPU to whoever had waited
-//! longest, for milliseconds each time, and 47 % were lost where nothing is lost without it; on a
-//! third one 5 %, where nothing is lost without it or by the rule here. So what a yield took is
-//! its price: the next one comes when only a small part of the time between them was given away.
+//! On a machine with few CPUs the receiver that a batch has just woken often waits for the very CPU
+//! that sends, and its socket buffer (208 KB by default) takes fewer than 100 datagrams. Yielding
+//! to it lost 0.1 to 0.25 % of 1,150-byte datagrams at 1 Gbit/s on one machine of two CPUs, instead
+//! of 2.6 to 3.6 %. On another one the same call gave the CPU to whoever had waited longest, for
+//! milliseconds each time, and 47 % were lost where nothing is lost without it; on a third one 5 %,
+//! where nothing is lost without it or by the rule here. So the time that a yield took is its
+//! price: the next one comes when only a small part of the time between them was given away.
 //!
-//! [`Courtesy`] knows no clock: time comes in as an argument.
+//! [`Yielding`] knows no clock: time comes in as an argument.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// After a batch of so many datagrams a yield is worth its call.
+/// Least number of datagrams in a batch after which a yield is worth its call.
 const BATCH_MIN: usize = 16;
 
-/// At most one part in so many of the time is given away.
+/// The largest fraction of the time that is given away.
 const SHARE: u32 = 16;
 
-/// What was given away longer than this ago says nothing of the machine as it is now. A yield may
-/// take so long that its share is kept by no less: 100 ms cost 1.5 s.
+/// Time that was given away longer ago than this says nothing about the machine as it is now. A
+/// yield may take so long that its share is kept by no less: 100 ms cost 1.5 s.
 const MEMORY: Duration = Duration::from_secs(10);
 
 thread_local! {
-    /// A core yields with all that it does.
+    /// A core yields with all of its work.
     static OF_THIS_CORE: Courtesy = Courtesy::default();
 }
 
-/// Offers the CPU to whoever waits for it, if a batch of `datagrams` is worth that, and it has not
-/// cost much of late.
+/// Yields the CPU if a batch of `datagrams` is worth that, and yielding has not cost much lately.
 pub(super) fn after_batch(datagrams: usize) {
     if datagrams < BATCH_MIN {
         return;
@@ -43,7 +42,7 @@ pub(super) fn after_batch(datagrams: usize) {
     });
 }
 
-/// When the next yield may come.
+/// The time of the next yield.
 #[derive(Debug, Default)]
 struct Courtesy {
     again_at: Cell<Option<Instant>>,
@@ -54,7 +53,7 @@ impl Courtesy {
         self.again_at.get().is_none_or(|at| at <= now)
     }
 
-    /// A yield took from `before` to `now`.
+    /// Notes that a yield took from `before` to `now`.
     fn took(&self, before: Instant, now: Instant) {
         let rest = (now.saturating_duration_since(before) * (SHARE - 1)).min(MEMORY);
         self.again_at.set(Some(now + rest));
@@ -65,8 +64,8 @@ impl Courtesy {
 mod tests {
     use super::*;
 
-    /// Batches come every `pause`, and a yield takes `takes`: how many yields there are, and how
-    /// much time goes in them, within `of`.
+    /// Simulates batches that come every `pause`, and yields that take `takes`. Returns how many
+    /// yields there are, and how much time they take, within `of`.
     fn run(pause: Duration, takes: Duration, of: Duration) -> (u32, Duration) {
         let courtesy = Courtesy::default();
         let begin = Instant::now();

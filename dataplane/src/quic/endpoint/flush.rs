@@ -1,4 +1,5 @@
-//! The sending half of an endpoint: turns of dirty lanes, GSO batches, timers, and the end of lanes.
+//! The sending half of an endpoint: turns of dirty lanes, GSO batches, timers, and the end of
+//! lanes.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -19,10 +20,11 @@ use crate::quic::lane::Lane;
 use crate::quic::transmit::{Batch, Filled, Ready};
 use crate::sys::timer::FineTimer;
 
-/// The runtime's timers have this resolution.
+/// Resolution of the runtime's timers.
 const TIMER_STEP: Duration = Duration::from_millis(1);
 
-/// Nearer deadlines than this are the fine timer's: those of pacing. Others may be a step late.
+/// Nearer deadlines than this, which are those of pacing, use the fine timer. Others may be a step
+/// late.
 const FINE_BELOW: Duration = Duration::from_millis(4);
 
 /// How long a socket goes without GSO after the kernel has refused it.
@@ -31,7 +33,8 @@ const GSO_PAUSE: Duration = Duration::from_secs(1);
 /// GSO batches that one lane may send before the next lane gets its turn.
 const BATCHES_PER_TURN: usize = 4;
 
-/// Whether a send may have failed for GSO: other errors, as of a network that is gone, do not.
+/// Whether GSO may be the cause of a failed send: other errors have other causes, such as a network
+/// that is gone.
 fn may_be_gso(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO))
 }
@@ -60,7 +63,8 @@ impl Endpoint {
                 self.close_all_tls();
                 *self.owner.borrow_mut() = None;
                 if let Some(Some(timer)) = self.fine_timer.get() {
-                    // Its task finds the endpoint gone, or at its end. Failing, it goes with the runtime.
+                    // Its task finds the endpoint gone, or at its end. If this fails, the task ends
+                    // with the runtime.
                     let _failed = timer.set(Duration::ZERO);
                 }
                 return;
@@ -100,7 +104,7 @@ impl Endpoint {
 
     /// Waits for a dirty lane or the earliest deadline.
     async fn wait_for_work(self: &Rc<Self>) {
-        // Before anything costs a system call.
+        // This is checked before anything that costs a system call.
         if poll_fn(|cx| Poll::Ready(self.flush.poll(cx).is_ready())).await {
             return;
         }
@@ -119,7 +123,7 @@ impl Endpoint {
             self.set_fine_timer(fine, fine - now);
         }
         self.sleeps_until.set(Some(at));
-        // Beside the fine timer, too: should that fail, the lanes are merely late.
+        // This also waits beside the fine timer: should that fail, the lanes are merely late.
         let mut sleep = pin!(crate::core::time::sleep_until(at));
         poll_fn(|cx| {
             if self.flush.poll(cx).is_ready() {
@@ -131,7 +135,7 @@ impl Endpoint {
         self.sleeps_until.set(None);
     }
 
-    /// Has the lane pay its debts at `due`, a few milliseconds later at most.
+    /// Has the lane flushed for its delayed acknowledgements at `due`, or a few milliseconds later.
     pub(in crate::quic) fn arm_debts(&self, lane: &Lane, due: Instant) {
         let mut armed = lane.debts_armed.get();
         self.debts
@@ -143,7 +147,7 @@ impl Endpoint {
         }
     }
 
-    /// Has the lanes flushed whose debts are due.
+    /// Has the lanes flushed whose delayed acknowledgements are due.
     fn call_in_debts(&self, now: Instant) {
         loop {
             let entry = self.debts.borrow_mut().pop_due(now);
@@ -155,14 +159,15 @@ impl Endpoint {
             lane.debts_armed.set(None);
             match lane.debts_due() {
                 Some(due) if due <= now => lane.mark_dirty(),
-                // Those were paid, and there are others.
+                // Those have been sent, and there are others.
                 Some(due) => self.arm_debts(&lane, due),
                 None => {}
             }
         }
     }
 
-    /// Has the flush task woken at `at`, which is `after` from now, if there is such a timer here.
+    /// Has the flush task woken at `at`, which is `after` from now, if this endpoint has a fine
+    /// timer.
     fn set_fine_timer(self: &Rc<Self>, at: Instant, after: Duration) {
         if self.fine_timer_at.replace(Some(at)) == Some(at) {
             return;
@@ -220,7 +225,7 @@ impl Endpoint {
             if overdue {
                 lane.admission_deadline.set(None);
                 lane.given_up.set(true);
-                // `Done`: it is closing already.
+                // `Done` means that it is closing already.
                 let _closing = conn.close(true, LaneError::Unauthenticated.code(), b"");
             }
             (timed_out, overdue)
@@ -277,7 +282,8 @@ impl Endpoint {
             self.remove(lane);
             return;
         }
-        // Never now: a deadline that stays due must not keep the core from everything else. A release is never now.
+        // The time is always in the future: a deadline that stays due must not keep the core from
+        // everything else, and a release is never now.
         let soonest = Instant::now() + TIMER_STEP;
         let deadline = [
             lane.conn.borrow().timeout_instant(),
@@ -303,7 +309,8 @@ impl Endpoint {
             .add(changes.datagrams_dropped as u64);
     }
 
-    /// The lane has come to another way: sends there what was left unanswered last, if so much may be sent.
+    /// The lane has moved to another path: sends the last unanswered packet there, if that much may
+    /// be sent.
     fn send_again(self: &Rc<Self>, lane: &Lane) {
         let Some(packet) = lane.unanswered_packet() else {
             return;
@@ -357,8 +364,8 @@ impl Endpoint {
                         return;
                     }
                 }
-                // A path MTU probe that the local interface already refuses: quiche sees it as lost. Or that interface
-                // has a smaller MTU than it had.
+                // A path MTU probe that the local interface already refuses, which quiche sees as
+                // lost. Or that interface has a smaller MTU than it had.
                 Err(error) if quinn_udp::is_msg_size_err(&error) => {
                     self.counters.quic_sends_too_large.increment();
                     if !self.accepts {
@@ -370,7 +377,7 @@ impl Endpoint {
                     }
                     return;
                 }
-                // The network's answer to an earlier packet.
+                // This is the network's answer to an earlier packet.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     self.counters.quic_sends_failed.increment();
                     self.socket_error(&error);
@@ -384,7 +391,7 @@ impl Endpoint {
                     self.counters.gso_fallbacks.increment();
                     self.no_gso_until.set(Some(Instant::now() + GSO_PAUSE));
                     for packet in ready.bytes.chunks(ready.segment) {
-                        // What is lost here is repeated by QUIC.
+                        // QUIC repeats what is lost here.
                         let sent = self.socket.try_send(packet, packet.len(), to, from_ip);
                         if sent.is_err() {
                             self.counters.quic_sends_failed.increment();
@@ -428,7 +435,8 @@ impl Endpoint {
             }
         }
         while conn.scids_left() > 0 {
-            // Where the client has begun, wherever it has moved: packets of a lane that is gone come there.
+            // The address is the one at which the client has begun, wherever it has moved: packets
+            // of a lane that is gone come there.
             let local_ip = self.local_ip(lane.first_way().local);
             let id = self.new_cid(local_ip);
             let reset_token = self
@@ -445,7 +453,7 @@ impl Endpoint {
         }
     }
 
-    /// No longer counts the lane among those that may be anybody's.
+    /// Stops counting the lane among those of strangers.
     pub(in crate::quic) fn admitted(&self, lane: &Lane) {
         if lane.counted_unadmitted.replace(false)
             && let Some(admission) = &self.admission
@@ -463,7 +471,7 @@ impl Endpoint {
         }
     }
 
-    /// The lane is none any more: its place, its number and its connection ids are free.
+    /// Forgets a lane that has ended: its place, its number and its connection ids are free.
     pub(super) fn forget(&self, lane: &Rc<Lane>) {
         self.lanes.borrow_mut().remove(&lane.key());
         self.close_tls_of(lane.key());

@@ -23,36 +23,37 @@ use super::{CONTROL_STREAM, Lane};
 use crate::core::event::yield_now;
 use crate::core::time;
 
-/// A turn of datagrams that brings less than this is no bulk: its sender may be waiting for the
-/// acknowledgement.
+/// Datagrams of a turn that together have fewer bytes than this are no bulk: the sender may be
+/// waiting for the acknowledgement.
 const BULK_BYTES_MIN: usize = 4 << 10;
 
-/// So many packets are acknowledged at once: as other implementations do in bulk.
+/// Number of packets that are acknowledged at once, as other implementations do in bulk.
 const PACKETS_MAX: usize = 10;
 
-/// A packet of this size is one of several, probably: RFC 9000 has no smaller limit than 1,200
-/// bytes, and what is less was all that its sender had to say.
+/// A packet of this size is probably one of several: RFC 9000 has no smaller limit than 1,200
+/// bytes, and a smaller packet was all that its sender had to send.
 const FULL_PACKET_BYTES: usize = 1_000;
 
-/// So many full packets that bring bytes of flows are acknowledged at once (RFC 9000, section
+/// Number of full packets with bytes of flows that are acknowledged at once (RFC 9000, section
 /// 13.2.2).
 const FULL_PACKETS_MAX: usize = 2;
 
-/// So many bytes that flows have read give the peer credit at once. Windows are larger.
+/// Number of bytes read by flows for which the peer gets credit at once. Windows are larger.
 const CREDIT_BYTES_MAX: usize = 8 << 10;
 
-/// What is less than bulk of datagrams is acknowledged after this time, by the runtime's timers,
-/// which may be two of their steps late.
+/// Ack delay for datagrams that are no bulk. The runtime's timers are used, which may be two of
+/// their steps late.
 const PATIENCE: Duration = Duration::from_millis(2);
 
-/// The same for bytes of flows: an answer takes a service some milliseconds, and a lane that has
+/// Ack delay for bytes of flows: an answer takes a service some milliseconds, and a lane that has
 /// round trips all the time is woken for nothing only so often.
 const FLOW_PATIENCE: Duration = Duration::from_millis(8);
 
-/// Turns of the other tasks in which an acknowledgement mostly goes that somebody waits for.
+/// Turns of the other tasks after which an acknowledgement that somebody waits for has mostly been
+/// sent.
 const TURNS_MAX: u32 = 3;
 
-/// After them it is looked this often whether it has gone.
+/// How often to check after these turns whether it has been sent.
 const ACKNOWLEDGED_LOOK: Duration = Duration::from_millis(1);
 
 /// What the packets of a turn brought.
@@ -66,25 +67,25 @@ pub(in crate::quic) enum Brought {
     Control,
 }
 
-/// See the module.
+/// The delayed acknowledgements and credit of one lane; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Debts {
-    /// Packets since the last payment.
+    /// Packets since the last acknowledgement.
     packets: Cell<usize>,
-    /// Those of them that were full.
+    /// Full packets among them.
     full_packets: Cell<usize>,
     /// Bytes of packets in this turn.
     bytes: Cell<usize>,
-    /// Bytes that flows have read since the last payment.
+    /// Bytes that flows have read since credit was last sent.
     credit: Cell<usize>,
-    /// When something must be said.
+    /// When something must be sent.
     due: Cell<Option<Instant>>,
-    /// How often everything was paid.
+    /// How often everything was sent.
     payments: Cell<u64>,
     /// Packets that are known to have been lost on their way to the peer.
     lost: Cell<usize>,
-    /// The last flush ended at the congestion window or the peer's limits: an acknowledgement lets
-    /// more go.
+    /// Whether the last flush ended at the congestion window or the peer's limits, so that an
+    /// acknowledgement lets more be sent.
     blocked: Cell<bool>,
 }
 
@@ -97,7 +98,8 @@ impl Debts {
         }
     }
 
-    /// The packets of a turn have been processed. How long what they brought may wait.
+    /// Ends a turn, whose packets have been processed. Returns how long the acknowledgement may be
+    /// delayed.
     fn turn_over(&self, brought: Brought) -> Option<Duration> {
         let bytes = self.bytes.take();
         let few = self.packets.get() < PACKETS_MAX;
@@ -111,13 +113,14 @@ impl Debts {
         }
     }
 
-    /// A flow has read so many bytes. True if that may wait.
+    /// Counts bytes that a flow has read. True if the credit for them may be delayed.
     fn read(&self, bytes: usize) -> bool {
         self.credit.set(self.credit.get().saturating_add(bytes));
         self.credit.get() < CREDIT_BYTES_MAX
     }
 
-    /// Something is owed at `now`. The time by which it must be paid, if that is news.
+    /// Notes at `now` that something is to be sent within `patience`. Returns the deadline, if that
+    /// is news.
     fn owe(&self, now: Instant, patience: Duration) -> Option<Instant> {
         let due = now + patience;
         if self.due.get().is_some_and(|before| before <= due) {
@@ -135,20 +138,20 @@ impl Debts {
         self.payments.set(self.payments.get() + 1);
     }
 
-    /// Whether there is anything to be paid.
+    /// Whether anything is to be sent.
     fn are_open(&self) -> bool {
         self.packets.get() > 0 || self.due.get().is_some()
     }
 }
 
 impl Lane {
-    /// A packet of so many bytes has been processed.
+    /// Counts a packet of this size that has been processed.
     pub(in crate::quic) fn owes_for_packet(&self, bytes: usize) {
         self.debts.packet(bytes);
     }
 
-    /// The packets of a turn have been processed, at `now`. They are acknowledged by the next
-    /// flush, which may have to come at once.
+    /// Ends a turn at `now`, whose packets have been processed. The next flush acknowledges them,
+    /// which may have to come at once.
     pub(in crate::quic) fn owes_for_turn(&self, brought: Brought, now: Instant) {
         let patience = self.debts.turn_over(brought);
         let Some(patience) = patience.filter(|_| !self.has_more_to_say()) else {
@@ -168,7 +171,7 @@ impl Lane {
         }
     }
 
-    /// A flow has read so many bytes: credit that the peer may have to be told of.
+    /// Counts bytes that a flow has read, for which the peer may have to get credit.
     pub(super) fn owes_for_read(&self, bytes: usize) {
         if self.dirty.get() {
             return;
@@ -183,9 +186,9 @@ impl Lane {
         }
     }
 
-    /// Has what has come acknowledged, whatever else there is to say, and waits for that: mostly
-    /// one turn of the other tasks, and not longer than an acknowledgement may wait anyway, should
-    /// a full TLS connection or the pace hold it back.
+    /// Has everything that has come acknowledged, whatever else there is to send, and waits for
+    /// that. This mostly takes one turn of the other tasks, and not longer than the ack delay,
+    /// should a full TLS connection or pacing hold the acknowledgement back.
     pub(crate) async fn acknowledge_now(&self) {
         if !self.debts.are_open() {
             return;
@@ -208,12 +211,13 @@ impl Lane {
         }
     }
 
-    /// The lane is asked for packets, the first of which pays everything.
+    /// Notes that the lane is asked for packets, the first of which carries all acknowledgements
+    /// and credit.
     pub(in crate::quic) fn debts_paid(&self) {
         self.debts.paid();
     }
 
-    /// The lane has been flushed.
+    /// Notes that the lane has been flushed.
     pub(in crate::quic) fn note_blocked(&self) {
         let mut conn = self.conn.borrow_mut();
         let room = conn.stream_capacity(CONTROL_STREAM);
@@ -225,21 +229,22 @@ impl Lane {
         self.debts.due.get()
     }
 
-    /// Whether the last packets may have made quiche want to send more than an acknowledgement. quiche does not say: what
-    /// could have been waiting for them is a handshake, the congestion window, a loss, the end.
+    /// Whether the last packets may have made quiche want to send more than an acknowledgement.
+    /// quiche does not tell; what could have been waiting for them is a handshake, the congestion
+    /// window, a loss, or the end.
     fn has_more_to_say(&self) -> bool {
         if !self.counted_opened.get() || self.counted_unadmitted.get() {
             return true;
         }
         let conn = self.conn.borrow();
-        // Not `stats()`, which visits every stream.
+        // `stats()` is not used because it visits every stream.
         let lost = conn.path_stats().map(|path| path.lost).sum();
         self.debts.lost.replace(lost) != lost
             || conn.is_draining()
             || conn.is_closed()
             || conn.local_error().is_some()
             || conn.dgram_send_queue_len() > 0
-            // What waits for its time may go earlier now.
+            // What waits for its time may be sent earlier now.
             || self.release_at.get().is_some()
             || self.debts.blocked.get()
     }
