@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::ClientCore;
 use super::lane::ClientLane;
 use super::servers::server::ServerState;
-use super::services::answers::{News, Standing, complaint};
+use super::services::answers::{ChangedAnswer, Standing, complaint};
 
 /// How long to wait for further lanes to a server, before they are counted for its log line.
 const LANES_COME: Duration = Duration::from_millis(500);
@@ -66,7 +66,7 @@ pub(super) fn say_withdrawn(core: &ClientCore, server: &ServerState) {
 
 /// Logs a changed answer of a server about a service, or its first one: one line for each service
 /// and server. The rate is limited only for a server that goes on changing its mind.
-pub(super) fn say_standing(lane: &ClientLane, server: &str, news: &News) {
+pub(super) fn say_standing(lane: &ClientLane, server: &str, news: &ChangedAnswer) {
     let first = news.before == Standing::Unsaid;
     let pass = || lane.context.lane_log.pass(Instant::now());
     let Some(suppressed) = (if first { Some(None) } else { pass() }) else {

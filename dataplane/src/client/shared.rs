@@ -274,7 +274,7 @@ impl ClientShared {
         true
     }
 
-    fn say_news(&self, target: usize, news: &roster::News) {
+    fn say_news(&self, target: usize, news: &roster::RosterChange) {
         for server in &news.vanished {
             self.same_server().vanished(server.number);
         }

@@ -118,7 +118,7 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
     }
 }
 
-struct Opened {
+struct Dialled {
     header: OpenHeader,
     service: Arc<Service>,
     socket: TcpSocket,
@@ -135,7 +135,7 @@ async fn open(
     stream: u64,
     waiters: &StreamWaiters,
     watch: &FlowWatch,
-) -> Result<Opened, FlowError> {
+) -> Result<Dialled, FlowError> {
     let mut bytes = Vec::with_capacity(FIRST_READ_BYTES);
     loop {
         let used = bytes.len();
@@ -168,7 +168,7 @@ async fn open(
                 let mut early = before_visitor(&service, &header);
                 let own_bytes = early.len();
                 early.extend_from_slice(&bytes[length..]);
-                return Ok(Opened {
+                return Ok(Dialled {
                     header,
                     service,
                     socket,

@@ -194,13 +194,13 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
         report,
     };
     let timeout = loop {
-        if let Some(Told::Drain(timeout)) = roles.mail(&wake, None).await? {
+        if let Some(Order::Drain(timeout)) = roles.mail(&wake, None).await? {
             break timeout;
         }
     };
     roles.drain(&wake, timeout).await?;
     report(CoreReport::Drained);
-    while !matches!(roles.mail(&wake, None).await?, Some(Told::Close)) {}
+    while !matches!(roles.mail(&wake, None).await?, Some(Order::Close)) {}
     roles.close().await;
     Ok(())
 }
@@ -227,7 +227,7 @@ fn note_udp(context: &CoreContext, now: Instant) {
 }
 
 /// An order of `main` to a core.
-enum Told {
+enum Order {
     Drain(Duration),
     Close,
 }
@@ -250,7 +250,7 @@ impl Roles<'_> {
         &self,
         wake: &WakeReceiver,
         at_most: Option<Duration>,
-    ) -> Result<Option<Told>, String> {
+    ) -> Result<Option<Order>, String> {
         let woken = match at_most {
             // There is no wake-up for mail that the last turn has left.
             _ if self.mail_left.get() => {
@@ -272,13 +272,13 @@ impl Roles<'_> {
     }
 
     /// Handles mail for as long as a turn may take, up to the first order from `main`.
-    fn handle(&self, turn: impl Iterator<Item = CoreMail>) -> Option<Told> {
+    fn handle(&self, turn: impl Iterator<Item = CoreMail>) -> Option<Order> {
         for mail in turn {
             self.context.counters.mail_received.increment();
             let is_vital = mail.kind().is_vital();
             let handled = match mail {
-                CoreMail::Drain { timeout } => return Some(Told::Drain(timeout)),
-                CoreMail::Close => return Some(Told::Close),
+                CoreMail::Drain { timeout } => return Some(Order::Drain(timeout)),
+                CoreMail::Close => return Some(Order::Close),
                 CoreMail::Server(mail) => contain(|| self.server.map(|server| server.mail(mail))),
                 CoreMail::Client(mail) => contain(|| self.client.map(|client| client.mail(mail))),
             };

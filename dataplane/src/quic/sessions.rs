@@ -39,7 +39,7 @@ const SESSION_BYTES_MAX: usize = 32 << 10;
 
 /// The server of a lane, as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Server {
+pub(crate) struct TicketServer {
     /// Host and port.
     pub(crate) address: String,
     /// The name that the server's certificate must have.
@@ -88,17 +88,17 @@ struct Entry {
 }
 
 /// The part of the file that belongs to one server.
-type Saved = (Server, Identity, Vec<Ticket>);
+type Saved = (TicketServer, Identity, Vec<Ticket>);
 
 /// All tickets; this has no clock, no file and no lock.
 #[derive(Debug, Default)]
 struct Tickets {
-    servers: HashMap<Server, Entry>,
+    servers: HashMap<TicketServer, Entry>,
     next_number: u64,
 }
 
 impl Tickets {
-    fn entry(&mut self, server: &Server, identity: Identity) -> Option<&mut Entry> {
+    fn entry(&mut self, server: &TicketServer, identity: Identity) -> Option<&mut Entry> {
         if !self.servers.contains_key(server) && self.servers.len() >= SERVERS_MAX {
             self.servers.retain(|_, entry| !entry.tickets.is_empty());
             if self.servers.len() >= SERVERS_MAX {
@@ -121,13 +121,13 @@ impl Tickets {
         }
     }
 
-    fn put(&mut self, server: &Server, identity: Identity, mut ticket: Ticket, keep: usize) {
+    fn put(&mut self, server: &TicketServer, identity: Identity, mut ticket: Ticket, keep: usize) {
         ticket.number = self.next_number;
         self.next_number += 1;
         self.insert(server, identity, ticket, keep);
     }
 
-    fn insert(&mut self, server: &Server, identity: Identity, ticket: Ticket, keep: usize) {
+    fn insert(&mut self, server: &TicketServer, identity: Identity, ticket: Ticket, keep: usize) {
         let Some(entry) = self.entry(server, identity) else {
             return;
         };
@@ -151,7 +151,7 @@ impl Tickets {
     /// address of this server.
     fn take(
         &mut self,
-        server: &Server,
+        server: &TicketServer,
         identity: Identity,
         peer: SocketAddr,
         now: u64,
@@ -173,7 +173,7 @@ impl Tickets {
 
     /// The server did not resume the session of `ticket`, so that earlier ones are of no use
     /// either.
-    fn declined(&mut self, server: &Server, ticket: &Ticket, by: SocketAddr, now: u64) {
+    fn declined(&mut self, server: &TicketServer, ticket: &Ticket, by: SocketAddr, now: u64) {
         let Some(entry) = self.servers.get_mut(server) else {
             return;
         };
@@ -186,7 +186,7 @@ impl Tickets {
         }
     }
 
-    fn forget(&mut self, server: &Server) {
+    fn forget(&mut self, server: &TicketServer) {
         self.servers.remove(server);
     }
 
@@ -260,7 +260,7 @@ impl SessionCache {
     /// Takes a ticket for a lane to `server` at `peer`.
     pub(crate) fn take(
         &self,
-        server: &Server,
+        server: &TicketServer,
         identity: Identity,
         peer: SocketAddr,
     ) -> Option<Ticket> {
@@ -274,7 +274,7 @@ impl SessionCache {
     /// Keeps a session that `peer` gave, at most `lanes` of them. False if it cannot be resumed.
     pub(crate) fn put(
         &self,
-        server: &Server,
+        server: &TicketServer,
         identity: Identity,
         peer: SocketAddr,
         session: &[u8],
@@ -295,19 +295,19 @@ impl SessionCache {
     }
 
     /// Gives back a ticket that was taken and did not reach the server.
-    pub(crate) fn give_back(&self, server: &Server, identity: Identity, ticket: Ticket) {
+    pub(crate) fn give_back(&self, server: &TicketServer, identity: Identity, ticket: Ticket) {
         self.lock().insert(server, identity, ticket, TICKETS_MAX);
         self.save_soon();
     }
 
     /// The server at `by` made a full handshake in spite of `ticket`.
-    pub(crate) fn declined(&self, server: &Server, ticket: &Ticket, by: SocketAddr) {
+    pub(crate) fn declined(&self, server: &TicketServer, ticket: &Ticket, by: SocketAddr) {
         self.lock().declined(server, ticket, by, unix_now());
         self.save_soon();
     }
 
     /// Drops the server's tickets, because it lets in no resumed session.
-    pub(crate) fn forget(&self, server: &Server) {
+    pub(crate) fn forget(&self, server: &TicketServer) {
         self.lock().forget(server);
         self.save_soon();
     }

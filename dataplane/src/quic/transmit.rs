@@ -118,7 +118,7 @@ impl Batch {
             };
             // Not earlier: a lane whose pace, or whose path, lets nothing go still owes its
             // acknowledgements.
-            lane.debts_paid();
+            lane.acks_sent();
             let out = &mut self.buffer[self.end..self.end + room];
             let Ok((length, _addresses)) = conn.send(out) else {
                 // The result is `Done`, or an error that has closed the connection, which

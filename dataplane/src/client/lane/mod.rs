@@ -44,7 +44,7 @@ use crate::quic::lane::{Lane, LaneEvents};
 use crate::quic::roaming::TlsId;
 pub(super) use leaving::Leaving;
 use seen::FlowsSeen;
-use transports::News;
+use transports::TransportNews;
 
 const _: () = assert!(
     qmux_config::CLIENT_SERVICES_MAX <= u64::BITS as usize,
@@ -74,7 +74,7 @@ pub(super) struct ClientLane {
     /// will be no more.
     flows_in_all: Cell<Option<u64>>,
     /// What was found out about the lane's transports, for its session.
-    news: News,
+    news: TransportNews,
     /// The server's answers to the services that this client offers.
     pub(super) answers: Rc<LaneAnswers>,
     /// The services that the server was last told are down, one bit for each index. A service that
@@ -105,7 +105,7 @@ impl ClientLane {
             datagrams: Cell::new(0),
             seen: RefCell::default(),
             flows_in_all: Cell::new(None),
-            news: News::default(),
+            news: TransportNews::default(),
             answers,
             told_down: Cell::new(0),
         })

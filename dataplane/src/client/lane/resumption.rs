@@ -15,7 +15,7 @@ use crate::client::{ClientCore, ClientShared};
 use crate::core::counters::CoreCounters;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::Lane;
-use crate::quic::sessions::{Identity, Server, Ticket};
+use crate::quic::sessions::{Identity, Ticket, TicketServer};
 use crate::quic::tls;
 
 /// A server sends its tickets with the end of the handshake. If the packet is lost, the client
@@ -29,7 +29,7 @@ const LOOKS_MAX: usize = 30;
 pub(super) struct Resumption {
     shared: Arc<ClientShared>,
     counters: Arc<CoreCounters>,
-    server: Server,
+    server: TicketServer,
     identity: Option<Identity>,
     peer: SocketAddr,
     lanes: usize,
@@ -45,7 +45,7 @@ impl Resumption {
         // may share their keys.
         let targets = shared.targets();
         let configured = targets.get(server.target);
-        let target = Server {
+        let target = TicketServer {
             address: configured.map_or_else(|| peer.to_string(), |it| it.name.to_string()),
             name: server.server_name.clone(),
         };

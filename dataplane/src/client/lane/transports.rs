@@ -23,13 +23,13 @@ const PROBE_LOOK: Duration = Duration::from_secs(1);
 
 /// Results that tasks have left for a lane's session.
 #[derive(Default)]
-pub(super) struct News {
+pub(super) struct TransportNews {
     dialled: RefCell<Option<Result<TlsConnection, String>>>,
     probed: Cell<Option<bool>>,
     lost: RefCell<Vec<TlsId>>,
 }
 
-impl News {
+impl TransportNews {
     /// Notes that a TLS connection of the lane is over.
     pub(super) fn tls_lost(&self, id: TlsId) {
         self.lost.borrow_mut().push(id);

@@ -33,14 +33,14 @@ pub(crate) const SERVERS_MAX: usize = 256;
 
 /// What has changed with an answer.
 #[derive(Debug, Default)]
-pub(crate) struct News {
+pub(crate) struct RosterChange {
     pub(crate) appeared: Vec<Arc<ServerState>>,
     pub(crate) vanished: Vec<Arc<ServerState>>,
     /// Number of addresses left out because there are [`SERVERS_MAX`] servers.
     pub(crate) surplus: usize,
 }
 
-impl News {
+impl RosterChange {
     /// Whether nothing has changed.
     pub(crate) fn is_empty(&self) -> bool {
         self.appeared.is_empty() && self.vanished.is_empty()
@@ -119,12 +119,17 @@ impl Roster {
 
     /// Takes what the name of the configured server `target` has resolved to. An empty answer says
     /// nothing.
-    pub(crate) fn answer(&mut self, target: usize, addresses: &[SocketAddr], now: Instant) -> News {
+    pub(crate) fn answer(
+        &mut self,
+        target: usize,
+        addresses: &[SocketAddr],
+        now: Instant,
+    ) -> RosterChange {
         let Some(known) = self.targets.get_mut(target).map(|target| &mut target.known) else {
-            return News::default();
+            return RosterChange::default();
         };
         if addresses.is_empty() {
-            return News::default();
+            return RosterChange::default();
         }
         let mut shown: Vec<SocketAddr> = addresses.iter().copied().map(canonical).collect();
         shown.sort_unstable();
@@ -183,7 +188,7 @@ impl Roster {
     }
 
     /// Removes a configured server; its index is not used again.
-    pub(crate) fn remove(&mut self, target: usize) -> News {
+    pub(crate) fn remove(&mut self, target: usize) -> RosterChange {
         if let Some(target) = self.targets.get_mut(target) {
             target.known.clear();
         }
@@ -192,8 +197,8 @@ impl Roster {
 
     /// Lists all addresses of all targets, each once. The first target that has an address names
     /// its server.
-    fn renew(&mut self) -> News {
-        let mut news = News::default();
+    fn renew(&mut self) -> RosterChange {
+        let mut news = RosterChange::default();
         let mut servers: Vec<Arc<ServerState>> = Vec::new();
         for (target, Target { server_name, known }) in self.targets.iter().enumerate() {
             for Known { address, .. } in known {
@@ -255,7 +260,7 @@ mod tests {
     }
 
     /// An answer at no particular time.
-    fn answer(roster: &mut Roster, target: usize, addresses: &[SocketAddr]) -> News {
+    fn answer(roster: &mut Roster, target: usize, addresses: &[SocketAddr]) -> RosterChange {
         roster.answer(target, addresses, Instant::now())
     }
 

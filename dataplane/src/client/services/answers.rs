@@ -102,7 +102,7 @@ struct OfServices {
 
 /// A changed answer, which the operator is to be told.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct News {
+pub(crate) struct ChangedAnswer {
     /// The index of the service.
     pub(crate) index: usize,
     /// The answer that the operator was told before.
@@ -114,7 +114,7 @@ pub(crate) struct News {
 impl Told {
     /// Takes the answers on a lane that is registered with the services of this configuration.
     /// Returns what has changed.
-    pub(crate) fn news(&self, generation: u64, standings: &[Standing]) -> Vec<News> {
+    pub(crate) fn news(&self, generation: u64, standings: &[Standing]) -> Vec<ChangedAnswer> {
         // This happens only when a lane has registered, or the server's configuration has changed.
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if generation < told.generation {
@@ -128,7 +128,7 @@ impl Told {
         let pairs = told.standings.iter_mut().zip(standings).enumerate();
         let changed = pairs.filter_map(|(index, (told, &now))| {
             let before = std::mem::replace(told, now);
-            (before != now).then_some(News { index, before, now })
+            (before != now).then_some(ChangedAnswer { index, before, now })
         });
         changed.collect()
     }
@@ -269,7 +269,7 @@ mod tests {
         let changed = told.news(0, &[Standing::Accepted(None); 2]);
         assert_eq!(
             changed,
-            [News {
+            [ChangedAnswer {
                 index: 1,
                 before: refused,
                 now: Standing::Accepted(None)

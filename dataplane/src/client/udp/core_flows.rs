@@ -3,7 +3,7 @@
 //!
 //! Each flow has a socket, and so a descriptor and a port, which TCP flows, lanes and other
 //! programs of this machine need as well. So all flows of a process have a part of them, and each
-//! core an equal part of that; within it [`Lives`] says which flow goes first. Sockets are opened
+//! core an equal part of that; within it [`Lifetimes`] says which flow goes first. Sockets are opened
 //! at a bounded [`Pace`]. New flows beyond it wait in a bounded queue; what has no room there is
 //! dropped and counted.
 
@@ -21,7 +21,7 @@ use super::flow::Flow;
 use super::flows::ClientFlows;
 use super::pace::{Pace, SLICE};
 use crate::core::counters::CoreCounters;
-use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
+use crate::flow::udp::lifetimes::{Lifetimes, Limits, Room, Stage, Why};
 use crate::flow::udp::{FLOWS_PER_CORE_MAX, Rarely, UdpSettings};
 
 /// The part of the machine's ports that a process takes for UDP flows: two clients on one machine
@@ -65,7 +65,7 @@ pub(crate) struct CoreFlows {
     /// The addresses of the services' hosts.
     addresses: RefCell<Vec<Rc<Addresses>>>,
     pub(super) counters: Arc<CoreCounters>,
-    pub(super) lives: RefCell<Lives<Owned>>,
+    pub(super) lifetimes: RefCell<Lifetimes<Owned>>,
     pace: RefCell<Pace>,
     waiting: RefCell<VecDeque<Waiting>>,
     waiting_bytes: Cell<usize>,
@@ -84,7 +84,7 @@ impl CoreFlows {
     ) -> Rc<CoreFlows> {
         Rc::new(CoreFlows {
             addresses: RefCell::default(),
-            lives: RefCell::new(Lives::new(Limits {
+            lifetimes: RefCell::new(Lifetimes::new(Limits {
                 flows_max,
                 unanswered_timeout: settings.unanswered_timeout,
                 session_timeout: settings.session_timeout,
@@ -130,7 +130,7 @@ impl CoreFlows {
 
     /// Whether a flow of `visitor` may be opened; ends another one for it if need be.
     pub(super) fn make_room(&self, visitor: SocketAddr, now: Instant) -> bool {
-        let room = self.lives.borrow().room_for(visitor.ip());
+        let room = self.lifetimes.borrow().room_for(visitor.ip());
         let (key, why) = match room {
             Room::Free => return true,
             Room::Instead(key, why) => (key, why),
@@ -153,14 +153,14 @@ impl CoreFlows {
     fn say_full(&self, what: &str) {
         if self.full_log.pass(Instant::now()) {
             tracing::warn!(
-                flows = self.lives.borrow().len(),
+                flows = self.lifetimes.borrow().len(),
                 "{what}: this core has as many as it may have of the machine's descriptors and ports"
             );
         }
     }
 
     fn end_one(&self, key: usize, end: impl FnOnce(&ClientFlows, &Flow)) {
-        let owned = self.lives.borrow_mut().remove(key);
+        let owned = self.lifetimes.borrow_mut().remove(key);
         if let Some(owned) = owned
             && let Some(lane) = owned.lane.upgrade()
         {
@@ -171,7 +171,7 @@ impl CoreFlows {
     /// Ends one flow that has expired. False if there is none.
     pub(super) fn expire_one(&self, now: Instant) -> bool {
         let due = {
-            let mut lives = self.lives.borrow_mut();
+            let mut lives = self.lifetimes.borrow_mut();
             let key = lives.next_expired(now, |_| false);
             key.and_then(|key| Some((key, lives.stage(key)?)))
         };

@@ -31,7 +31,7 @@ use crate::core::event::{Event, yield_now};
 use crate::flow::udp::batch::{Batcher, UDP_PAYLOAD_BYTES_MAX};
 use crate::flow::udp::encode::{self, FlowLane};
 use crate::flow::udp::incoming::Incoming;
-use crate::flow::udp::lives::Stage;
+use crate::flow::udp::lifetimes::Stage;
 use crate::flow::udp::notices::Notices;
 use crate::flow::udp::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, TurnClock, WAIT_ERROR_PAUSE, with_receive_batch,
@@ -160,7 +160,7 @@ impl ClientFlows {
             }
         };
         let Some(flow) = flow else { return };
-        self.core.lives.borrow_mut().asked(flow.life.get(), now);
+        self.core.lifetimes.borrow_mut().asked(flow.life.get(), now);
         self.batch_for(&flow);
         let mut incoming = self.incoming.borrow_mut();
         if let Some(packet) = incoming.packet(&header, payload, now) {
@@ -251,7 +251,11 @@ impl ClientFlows {
             lane: Rc::downgrade(self),
             flow: Rc::clone(&flow),
         };
-        let life = self.core.lives.borrow_mut().open(visitor.ip(), owned, now);
+        let life = self
+            .core
+            .lifetimes
+            .borrow_mut()
+            .open(visitor.ip(), owned, now);
         flow.life.set(life);
         self.begin(&flow);
         Some(flow)
@@ -372,7 +376,7 @@ impl ClientFlows {
             life: Cell::new(flow.life.get()),
             ..Flow::new(flow.id, flow.wanted.clone(), service, version)
         });
-        if let Some(owned) = self.core.lives.borrow_mut().get_mut(flow.life.get()) {
+        if let Some(owned) = self.core.lifetimes.borrow_mut().get_mut(flow.life.get()) {
             owned.flow = Rc::clone(&again);
         }
         flow.close();
@@ -381,7 +385,7 @@ impl ClientFlows {
     }
 
     fn is_unanswered(&self, flow: &Flow) -> bool {
-        self.core.lives.borrow().stage(flow.life.get()) == Some(Stage::Unanswered)
+        self.core.lifetimes.borrow().stage(flow.life.get()) == Some(Stage::Unanswered)
     }
 
     /// Ends a flow that has expired.
@@ -397,7 +401,7 @@ impl ClientFlows {
     }
 
     fn end_flow(&self, flow: &Flow, reason: FlowError) {
-        let owned = self.core.lives.borrow_mut().remove(flow.life.get());
+        let owned = self.core.lifetimes.borrow_mut().remove(flow.life.get());
         drop(owned);
         self.close(flow, reason);
     }
@@ -554,7 +558,12 @@ impl ClientFlows {
             }
         }
         let life = flow.life.get();
-        if self.core.lives.borrow_mut().answered(life, Instant::now()) {
+        if self
+            .core
+            .lifetimes
+            .borrow_mut()
+            .answered(life, Instant::now())
+        {
             let addresses = self.addresses(&flow.wanted.service);
             addresses.answered(flow.service.host);
             flow.first.take();

@@ -9,7 +9,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::courtesy;
+use super::yielding;
 use crate::core::counters::CoreCounters;
 use crate::sys::udp::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX, UdpSocket};
 
@@ -172,7 +172,7 @@ impl Batcher {
         match self.try_send(socket, contents, self.segment, self.to, self.from_ip) {
             Sent::Done => {
                 self.count_sent(count, contents.len());
-                courtesy::after_batch(count);
+                yielding::after_batch(count);
             }
             Sent::Full => self.counters.udp_dropped_socket_full.add(count as u64),
             Sent::Failed(error) if is_refusal_of_gso(&error) => {

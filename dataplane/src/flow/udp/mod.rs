@@ -12,14 +12,14 @@
 //! another module.
 
 pub(crate) mod batch;
-mod courtesy;
 pub(crate) mod encode;
 mod expiry;
 pub(crate) mod incoming;
-pub(crate) mod lives;
+pub(crate) mod lifetimes;
 pub(crate) mod notices;
 mod order;
 pub(crate) mod room;
+mod yielding;
 
 #[cfg(test)]
 pub(crate) mod fake;

@@ -44,7 +44,7 @@ pub(super) enum Answer {
 
 /// The kind of connection that a request came by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum ReachedBy {
     /// TCP, to which a browser may have been led.
     Tcp,
     /// The Unix socket, which no browser can use.
@@ -54,12 +54,12 @@ pub(super) enum Way {
 /// The answer to one request. Bodies of requests are not read.
 pub(super) fn to(
     sources: &Sources,
-    way: Way,
+    way: ReachedBy,
     method: &Method,
     uri: &Uri,
     headers: &HeaderMap,
 ) -> Answer {
-    if way == Way::Tcp && needs_an_address(uri.path()) && comes_by_name(uri, headers) {
+    if way == ReachedBy::Tcp && needs_an_address(uri.path()) && comes_by_name(uri, headers) {
         return Answer::Now(text(StatusCode::FORBIDDEN, BY_NAME.into()));
     }
     if uri.path() == "/reload" && method == Method::POST && !comes_from_elsewhere(headers) {

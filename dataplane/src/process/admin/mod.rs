@@ -34,7 +34,7 @@ use crate::core::log_limit::LogLimit;
 use crate::process::reload;
 use crate::process::status::Status;
 
-use answer::Way;
+use answer::ReachedBy;
 pub(crate) use socket::{AdminSocket, bind, probe};
 
 /// Connections at a time. There are few scrapers and health checks; a hundred more in parallel are
@@ -157,8 +157,8 @@ async fn accept(listening: Listening, sources: Arc<Sources>) {
         make_room(&mut connections, CONNECTIONS_MAX);
         let sources = Arc::clone(&sources);
         let task = match accepted {
-            Accepted::Tcp(stream) => tokio::spawn(serve(stream, Way::Tcp, sources)),
-            Accepted::Unix(stream) => tokio::spawn(serve(stream, Way::Unix, sources)),
+            Accepted::Tcp(stream) => tokio::spawn(serve(stream, ReachedBy::Tcp, sources)),
+            Accepted::Unix(stream) => tokio::spawn(serve(stream, ReachedBy::Unix, sources)),
         };
         connections.push_back(task.abort_handle());
     }
@@ -177,7 +177,7 @@ fn make_room(connections: &mut VecDeque<AbortHandle>, most: usize) {
 }
 
 /// Serves one connection until its end, which a mistake or delay of its peer brings about, too.
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, way: Way, sources: Arc<Sources>) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, way: ReachedBy, sources: Arc<Sources>) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let sources = Arc::clone(&sources);
         async move {

@@ -74,7 +74,7 @@ impl Endpoint {
             }
             let mut now = Instant::now();
             self.fire_timers(now);
-            self.call_in_debts(now);
+            self.flush_delayed_acks(now);
             std::mem::swap(&mut lanes, &mut *self.dirty.borrow_mut());
             while let Some(key) = lanes.pop_front() {
                 let lane = self.lanes.borrow().get(&key).cloned();
@@ -91,7 +91,7 @@ impl Endpoint {
                     yield_now().await;
                     now = Instant::now();
                     self.fire_timers(now);
-                    self.call_in_debts(now);
+                    self.flush_delayed_acks(now);
                 }
             }
             if self.dirty.borrow().is_empty() {
@@ -109,7 +109,7 @@ impl Endpoint {
             return;
         }
         let fine = self.timers.borrow().next();
-        let soon = self.debts.borrow().next();
+        let soon = self.delayed_acks.borrow().next();
         let Some(at) = [fine, soon].into_iter().flatten().min() else {
             self.flush.wait().await;
             return;
@@ -136,31 +136,31 @@ impl Endpoint {
     }
 
     /// Has the lane flushed for its delayed acknowledgements at `due`, or a few milliseconds later.
-    pub(in crate::quic) fn arm_debts(&self, lane: &Lane, due: Instant) {
-        let mut armed = lane.debts_armed.get();
-        self.debts
+    pub(in crate::quic) fn arm_delayed_acks(&self, lane: &Lane, due: Instant) {
+        let mut armed = lane.acks_armed.get();
+        self.delayed_acks
             .borrow_mut()
             .arm(lane.key(), Some(due), &mut armed);
-        lane.debts_armed.set(armed);
+        lane.acks_armed.set(armed);
         if self.sleeps_until.get().is_none_or(|until| due < until) {
             self.flush.set();
         }
     }
 
     /// Has the lanes flushed whose delayed acknowledgements are due.
-    fn call_in_debts(&self, now: Instant) {
+    fn flush_delayed_acks(&self, now: Instant) {
         loop {
-            let entry = self.debts.borrow_mut().pop_due(now);
+            let entry = self.delayed_acks.borrow_mut().pop_due(now);
             let Some((at, key)) = entry else { return };
             let lane = self.lanes.borrow().get(&key).cloned();
-            let Some(lane) = lane.filter(|lane| lane.debts_armed.get() == Some(at)) else {
+            let Some(lane) = lane.filter(|lane| lane.acks_armed.get() == Some(at)) else {
                 continue;
             };
-            lane.debts_armed.set(None);
-            match lane.debts_due() {
+            lane.acks_armed.set(None);
+            match lane.acks_due() {
                 Some(due) if due <= now => lane.mark_dirty(),
                 // Those have been sent, and there are others.
-                Some(due) => self.arm_debts(&lane, due),
+                Some(due) => self.arm_delayed_acks(&lane, due),
                 None => {}
             }
         }

@@ -153,7 +153,7 @@ pub(crate) struct Endpoint {
     timers: RefCell<Timers>,
     /// When lanes must send delayed acknowledgements. These deadlines have a heap of their own,
     /// because they may be a step late and are not worth a system call each.
-    debts: RefCell<Timers>,
+    delayed_acks: RefCell<Timers>,
     /// The deadline for which the flush task sleeps, while it does.
     sleeps_until: Cell<Option<Instant>>,
     /// A timer for deadlines that the runtime's timers are too coarse for; made when the first one
@@ -210,7 +210,7 @@ impl Endpoint {
             touched: RefCell::default(),
             flush: Event::default(),
             timers: RefCell::default(),
-            debts: RefCell::default(),
+            delayed_acks: RefCell::default(),
             sleeps_until: Cell::new(None),
             fine_timer: OnceCell::new(),
             fine_timer_at: Cell::new(None),

@@ -236,7 +236,7 @@ impl Endpoint {
         } else if let Some(id) = way.tls {
             self.note_tls_lane(id, lane.key());
         }
-        lane.owes_for_packet(length);
+        lane.ack_packet(length);
         if queued > DELIVER_AT {
             lane.deliver_datagrams();
         }
@@ -282,7 +282,7 @@ impl Endpoint {
             return;
         }
         let brought = lane.dispatch(now);
-        lane.owes_for_turn(brought, now);
+        lane.ack_turn(brought, now);
     }
 
     /// The local address under which quiche knows the path. A server tells its addresses apart, so

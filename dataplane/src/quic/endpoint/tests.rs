@@ -586,7 +586,7 @@ fn datagrams_in_bulk_are_acknowledged_although_not_at_once() {
             (stats.acked_bytes, stats.sent_bytes)
         };
         until("the acknowledgement", || {
-            accepted.debts_due().is_none() && lane.conn.borrow().stats().acked_bytes > acknowledged
+            accepted.acks_due().is_none() && lane.conn.borrow().stats().acked_bytes > acknowledged
         })
         .await;
         assert!(sent > acknowledged, "something was left to acknowledge");

@@ -4,11 +4,11 @@
 //! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
 //! which is told by [`Lane::mark_dirty`].
 
+mod ack_delay;
 mod bundles;
 mod coalesce;
 mod connection;
 mod datagrams;
-mod debts;
 mod ended;
 mod events;
 mod held_back;
@@ -39,13 +39,13 @@ use crate::buffer::{Holdings, PooledBuffers};
 use crate::core::event::Event;
 use crate::core::memory::LaneAllowance;
 use crate::core::panics::contain;
+use ack_delay::AckDelay;
+pub(in crate::quic) use ack_delay::Brought;
 use bundles::Bundles;
 use coalesce::Coalesced;
 use connection::ConnectionCell;
 pub(crate) use datagrams::DatagramRefused;
 use datagrams::Tally;
-pub(in crate::quic) use debts::Brought;
-use debts::Debts;
 use ended::EndedStreams;
 pub(crate) use events::LaneEvents;
 use held_back::HeldBack;
@@ -164,7 +164,7 @@ pub(crate) struct Lane {
     /// The earliest entry in the endpoint's timers.
     pub(super) armed: Cell<Option<Instant>>,
     /// The earliest entry among the endpoint's deadlines of delayed acknowledgements.
-    pub(super) debts_armed: Cell<Option<Instant>>,
+    pub(super) acks_armed: Cell<Option<Instant>>,
     /// Whether the lane has just moved to another path, so that the next packets are not paced.
     pub(super) hurries: Cell<bool>,
     /// When pacing lets the next packet go.
@@ -199,7 +199,7 @@ pub(crate) struct Lane {
     silence: Silence,
     datagrams: Tally,
     bundles: Bundles,
-    debts: Debts,
+    ack_delay: AckDelay,
     /// What the turn of receiving that is under way has brought.
     pub(super) turn: turn::Turn,
     /// The state of the path.
@@ -231,7 +231,7 @@ impl Lane {
             dirty: Cell::new(false),
             touched: Cell::new(false),
             armed: Cell::new(None),
-            debts_armed: Cell::new(None),
+            acks_armed: Cell::new(None),
             hurries: Cell::new(false),
             release_at: Cell::new(None),
             admission_deadline: Cell::new(Some(handshake_deadline)),
@@ -253,7 +253,7 @@ impl Lane {
             silence: Silence::default(),
             datagrams: Tally::default(),
             bundles: Bundles::default(),
-            debts: Debts::default(),
+            ack_delay: AckDelay::default(),
             turn: turn::Turn::default(),
             path: path::PathState::new(way),
             _allowance: LaneAllowance::new(),

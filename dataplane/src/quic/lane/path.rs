@@ -206,7 +206,7 @@ impl Lane {
 
     /// Ends a turn, whose packets have been processed: if any came along the current path, the peer
     /// is there.
-    pub(super) fn note_whereabouts(&self) {
+    pub(super) fn note_peer_here(&self) {
         if !self.follows() {
             return;
         }

@@ -200,7 +200,7 @@ impl Lane {
 
     /// Notes that packets of the peer have arrived.
     pub(in crate::quic) fn heard(self: &Rc<Self>) {
-        self.note_whereabouts();
+        self.note_peer_here();
         if self.silence.heard()
             && let Some(events) = self.events()
         {

@@ -196,7 +196,7 @@ impl Lane {
         match result {
             Ok((read, fin)) => {
                 waiters.received.set(waiters.received.get() + read as u64);
-                self.owes_for_read(read);
+                self.credit_read(read);
                 StreamRead::Bytes(read, fin)
             }
             Err(quiche::Error::Done) if waiters.announced.get() == Some(waiters.received.get()) => {

@@ -9,7 +9,7 @@ use std::path::Path;
 use qmux_config::{SavedSession, decode_sessions, encode_sessions};
 use tempfile::NamedTempFile;
 
-use super::{Identity, SERVERS_MAX, Saved, Server, TICKETS_MAX, Ticket};
+use super::{Identity, SERVERS_MAX, Saved, TICKETS_MAX, Ticket, TicketServer};
 
 /// The name of the file in the state directory.
 pub(super) const NAME: &str = "sessions";
@@ -104,7 +104,7 @@ fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
 /// The tickets of the file; none if there is no file.
 ///
 /// # Errors The reason why nothing of it is used, without showing any of it.
-pub(super) fn load(path: &Path) -> Result<Vec<(Server, Identity, Ticket)>, String> {
+pub(super) fn load(path: &Path) -> Result<Vec<(TicketServer, Identity, Ticket)>, String> {
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -120,10 +120,10 @@ pub(super) fn load(path: &Path) -> Result<Vec<(Server, Identity, Ticket)>, Strin
     decode(&bytes).ok_or_else(|| "it is damaged, or of another program or version".into())
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Option<Vec<(Server, Identity, Ticket)>> {
+pub(super) fn decode(bytes: &[u8]) -> Option<Vec<(TicketServer, Identity, Ticket)>> {
     let saved = decode_sessions(bytes)?.into_iter();
     let sessions = saved.map(|saved| {
-        let server = Server {
+        let server = TicketServer {
             address: saved.address,
             name: saved.name,
         };

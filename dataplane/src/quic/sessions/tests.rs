@@ -8,8 +8,8 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
 
-fn server(number: u64) -> Server {
-    Server {
+fn server(number: u64) -> TicketServer {
+    TicketServer {
         address: format!("server-{number}.test:8443"),
         name: format!("server-{number}.test"),
     }

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use qmux_config::Bounds;
 
 use crate::flow::bandwidth::Bandwidth;
-use crate::flow::udp::lives::source;
+use crate::flow::udp::lifetimes::source;
 pub(crate) use refusals::{Refusal, RefusalCounters};
 use sources::{SourceLimits, Sources};
 use udp_sources::UdpSources;

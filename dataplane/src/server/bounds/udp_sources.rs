@@ -4,7 +4,7 @@
 //! are refused could be reached by strangers, and would close the service to everybody whom it does
 //! not know yet; so there is none. A source is in the table while it has a flow. A core that has no
 //! room for one more flow ends the oldest flow that no service has answered
-//! ([`crate::flow::udp::lives`]). So the flow tables of the cores bound this table too, and an
+//! ([`crate::flow::udp::lifetimes`]). So the flow tables of the cores bound this table too, and an
 //! entry here costs a tenth of the flow that holds it.
 
 use std::collections::HashMap;

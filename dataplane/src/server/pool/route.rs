@@ -12,7 +12,7 @@ use super::service::{ClientPool, FlowTicket};
 
 /// The route of a flow to its client.
 #[derive(Debug)]
-pub(crate) enum Way<B> {
+pub(crate) enum Route<B> {
     /// Through a lane of this core, on which the flow has begun.
     Here(B, FlowTicket),
     /// Through a lane of this other core.
@@ -31,7 +31,7 @@ pub(crate) fn find<L: CarriesFlows, B>(
     now: Instant,
     pick_lane: impl Fn(u64) -> Option<Rc<L>>,
     mut begin: impl FnMut(&Rc<L>) -> Option<B>,
-) -> Option<Way<B>> {
+) -> Option<Route<B>> {
     while !tried.is_full() {
         let ticket = pool.pick(protocol, tried, now)?;
         let client = ticket.client();
@@ -40,13 +40,13 @@ pub(crate) fn find<L: CarriesFlows, B>(
         if lane.as_ref().is_none_or(|lane| lane.is_silent())
             && let Some(core) = client.other_core_that_answers(core)
         {
-            return Some(Way::Elsewhere(core, ticket));
+            return Some(Route::Elsewhere(core, ticket));
         }
         if let Some(begun) = lane.and_then(|lane| begin(&lane)) {
-            return Some(Way::Here(begun, ticket));
+            return Some(Route::Here(begun, ticket));
         }
         if let Some(core) = client.other_core_with_lane(core) {
-            return Some(Way::Elsewhere(core, ticket));
+            return Some(Route::Elsewhere(core, ticket));
         }
         // The client's lanes have just ended, or it allows no more flows.
     }

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::announced::{HEADER_TIMEOUT, Place};
+use super::header_wait::{HEADER_TIMEOUT, Place};
 use super::visitor::Visitor;
 use crate::core::task::spawn_or;
 use crate::core::{OneFlow, memory};
@@ -53,7 +53,7 @@ struct Beginning {
 
 /// The visitor's address by the header that [`Beginning`] holds.
 #[derive(Debug, Clone, Copy)]
-struct Told {
+struct HeaderRead {
     header_bytes: usize,
     visitor: Option<SocketAddr>,
 }
@@ -63,7 +63,7 @@ impl Beginning {
     fn take(
         &mut self,
         read: impl Fn(&mut [u8]) -> io::Result<usize>,
-    ) -> Result<Option<Told>, Refusal> {
+    ) -> Result<Option<HeaderRead>, Refusal> {
         let mut piece = [0; HEADER_BYTES_MAX];
         loop {
             // There is room, because what fills it is a header, or is not one.
@@ -77,7 +77,7 @@ impl Beginning {
             }
             match proxy_header::read(&self.bytes) {
                 Ok(Progress::Header { bytes, visitor }) => {
-                    return Ok(Some(Told {
+                    return Ok(Some(HeaderRead {
                         header_bytes: bytes,
                         visitor,
                     }));
@@ -100,7 +100,7 @@ impl Entrance {
         let peer = arrival.peer;
         let gate = &self.service().gate;
         if gate.expects_proxy_header(peer.ip()) {
-            return self.announced(stream, arrival);
+            return self.await_header(stream, arrival);
         }
         match gate.admit_visitor(self.core(), peer.ip(), arrival.accepted) {
             Ok(permit) => {
@@ -116,7 +116,7 @@ impl Entrance {
 
     /// Handles a visitor who must begin with a PROXY header. It counts among the service's visitors
     /// from now on; all other limits are for the address in the header.
-    fn announced(self: &Rc<Self>, stream: TcpStream, arrival: Arrival) {
+    fn await_header(self: &Rc<Self>, stream: TcpStream, arrival: Arrival) {
         let peer = arrival.peer;
         let permit = match self.service().gate.admit_unknown(self.core()) {
             Ok(permit) => permit,
@@ -201,7 +201,7 @@ impl Entrance {
         self: &Rc<Self>,
         stream: TcpStream,
         arrival: &Arrival,
-        told: Told,
+        told: HeaderRead,
         beginning: Beginning,
         permit: Option<Permit>,
     ) {
@@ -326,8 +326,8 @@ impl Entrance {
 /// Waits for the header until its time is over.
 async fn timeout(
     left: Duration,
-    comes: impl Future<Output = Result<Told, Refusal>>,
-) -> Result<Told, Refusal> {
+    comes: impl Future<Output = Result<HeaderRead, Refusal>>,
+) -> Result<HeaderRead, Refusal> {
     let result = crate::core::time::timeout(left, comes).await;
     result.unwrap_or(Err(Refusal::ProxyHeaderLate))
 }

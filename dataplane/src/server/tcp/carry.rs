@@ -18,12 +18,12 @@ use crate::server::access_log::{End, FinishedFlow};
 use crate::server::door::lane::{LaneUse, ServerLane};
 use crate::server::entrance::Entrance;
 use crate::server::mail::ServerMail;
-use crate::server::pool::route::{self, Way};
+use crate::server::pool::route::{self, Route};
 use crate::server::pool::service::FlowTicket;
 use crate::sys::tcp::TcpSocket;
 
 /// A stream on which a flow has begun with its Open header.
-struct Begun {
+struct BegunStream {
     lane: LaneUse,
     stream: u64,
     waiters: Rc<StreamWaiters>,
@@ -34,7 +34,7 @@ struct Begun {
 /// Where a refused flow goes on.
 enum Again {
     /// Through another lane of this core.
-    Here(Box<(Box<Visitor>, Begun, FlowTicket)>),
+    Here(Box<(Box<Visitor>, BegunStream, FlowTicket)>),
     /// On another core, which has the visitor now.
     Elsewhere,
     /// Nowhere, because no client can take it.
@@ -98,10 +98,10 @@ impl Entrance {
     ) {
         loop {
             match self.way(&mut visitor) {
-                Some(Way::Here(begun, ticket)) => {
+                Some(Route::Here(begun, ticket)) => {
                     return self.serve(stream, visitor, begun, ticket);
                 }
-                Some(Way::Elsewhere(core, ticket)) => {
+                Some(Route::Elsewhere(core, ticket)) => {
                     match self.hand_over(core, stream, visitor, ticket) {
                         Ok(()) => return,
                         Err(back) => (stream, visitor) = back,
@@ -117,7 +117,7 @@ impl Entrance {
         }
     }
 
-    fn way(&self, visitor: &mut Visitor) -> Option<Way<Begun>> {
+    fn way(&self, visitor: &mut Visitor) -> Option<Route<BegunStream>> {
         let mut tried = visitor.tried;
         let way = route::find(
             self.pool(),
@@ -163,7 +163,7 @@ impl Entrance {
     }
 
     /// Opens a stream and sends the Open header. `None` if the lane takes no more.
-    fn begin(&self, lane: &Rc<ServerLane>, visitor: &Visitor) -> Option<Begun> {
+    fn begin(&self, lane: &Rc<ServerLane>, visitor: &Visitor) -> Option<BegunStream> {
         let stream = lane.lane.open_stream()?;
         let header = OpenHeader {
             flow_id: self.door().next_flow_id(),
@@ -185,7 +185,7 @@ impl Entrance {
         };
         lane.lane.asked(Instant::now());
         self.counters().tcp_flows_opened.increment();
-        Some(Begun {
+        Some(BegunStream {
             lane: LaneUse::new(lane),
             stream,
             waiters,
@@ -197,7 +197,7 @@ impl Entrance {
         self: &Rc<Self>,
         stream: TcpStream,
         mut visitor: Box<Visitor>,
-        begun: Begun,
+        begun: BegunStream,
         ticket: FlowTicket,
     ) {
         let socket = match TcpSocket::adopt(stream) {
@@ -224,7 +224,7 @@ impl Entrance {
         self: Rc<Self>,
         socket: TcpSocket,
         mut visitor: Box<Visitor>,
-        mut begun: Begun,
+        mut begun: BegunStream,
         mut ticket: FlowTicket,
     ) {
         let mut sent = Sent::new(
@@ -379,7 +379,7 @@ impl Entrance {
     }
 
     /// Ends a stream whose flow did not get beyond its beginning.
-    fn end(&self, begun: &Begun, reason: FlowError) {
+    fn end(&self, begun: &BegunStream, reason: FlowError) {
         let lane = &begun.lane.lane;
         lane.reset(begun.stream, reason);
         lane.stop(begun.stream, reason);
@@ -391,11 +391,11 @@ impl Entrance {
     fn retry(self: &Rc<Self>, socket: &TcpSocket, mut visitor: Box<Visitor>, sent: &Sent) -> Again {
         loop {
             match self.way(&mut visitor) {
-                Some(Way::Here(begun, ticket)) => {
+                Some(Route::Here(begun, ticket)) => {
                     self.counters().visitors_retried.increment();
                     return Again::Here(Box::new((visitor, begun, ticket)));
                 }
-                Some(Way::Elsewhere(core, ticket)) => {
+                Some(Route::Elsewhere(core, ticket)) => {
                     // The other core gets another descriptor of the socket; ours is closed when the
                     // kernel has let go of it.
                     let Ok(stream) = socket.try_clone() else {

@@ -15,11 +15,11 @@ use super::lane::{LaneFlows, canonical};
 use super::table::{Admission, Flow, LaneToken};
 use super::traffic::TrafficSocket;
 use crate::core::memory;
-use crate::flow::udp::lives::Why;
+use crate::flow::udp::lifetimes::Why;
 use crate::server::access_log::End;
 use crate::server::bounds::Permit;
 use crate::server::pool::balance::Tried;
-use crate::server::pool::route::Way;
+use crate::server::pool::route::Route;
 use crate::server::pool::service::FlowTicket;
 
 /// Largest first datagram of a flow that is kept for another client: that of an Ethernet frame.
@@ -114,7 +114,7 @@ impl TrafficSocket {
         }
     }
 
-    fn route(&self, tried: Tried) -> Option<Way<Rc<LaneFlows>>> {
+    fn route(&self, tried: Tried) -> Option<Route<Rc<LaneFlows>>> {
         self.routes()?.find(tried)
     }
 
@@ -123,7 +123,7 @@ impl TrafficSocket {
         self: &Rc<Self>,
         beginning: Beginning<'_>,
         permit: Option<Permit>,
-        way: Way<Rc<LaneFlows>>,
+        way: Route<Rc<LaneFlows>>,
         now: Instant,
     ) {
         if !self.make_room(beginning.visitor, now) {
@@ -131,12 +131,12 @@ impl TrafficSocket {
             return;
         }
         match way {
-            Way::Here(lane, ticket) => {
+            Route::Here(lane, ticket) => {
                 let client = ticket.client().number;
                 let claim = Claim::Own(ticket);
                 self.open_local(beginning, permit, lane, client, claim, now);
             }
-            Way::Elsewhere(core, ticket) => {
+            Route::Elsewhere(core, ticket) => {
                 self.open_remote(&beginning, permit, core, ticket, now);
             }
         }

@@ -14,7 +14,7 @@ use crate::server::ids::EntranceId;
 use crate::server::mail::ServerMail;
 use crate::server::pool::balance::Tried;
 use crate::server::pool::lanes::CarriesFlows as _;
-use crate::server::pool::route::{self, Way};
+use crate::server::pool::route::{self, Route};
 use crate::server::pool::service::ClientPool;
 
 /// Returns this core's lane of a client, by the client's number, for the client's next flow.
@@ -58,7 +58,7 @@ impl UdpRoutes {
     }
 
     /// Finds a route for a flow of a visitor whom the clients in `tried` could not serve.
-    pub(super) fn find(&self, mut tried: Tried) -> Option<Way<Rc<LaneFlows>>> {
+    pub(super) fn find(&self, mut tried: Tried) -> Option<Route<Rc<LaneFlows>>> {
         #[cfg(test)]
         self.asked.set(self.asked.get() + 1);
         let must_answer = tried.must_answer();
@@ -74,7 +74,7 @@ impl UdpRoutes {
                 (!silent && lane.is_open()).then(|| Rc::clone(lane))
             },
         )?;
-        if let Way::Elsewhere(_, ticket) = &way {
+        if let Route::Elsewhere(_, ticket) = &way {
             if must_answer && ticket.client().is_silent() {
                 return None;
             }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustc_hash::FxBuildHasher;
 
 use super::budget::Budget;
-use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
+use crate::flow::udp::lifetimes::{Lifetimes, Limits, Room, Stage, Why};
 use crate::flow::udp::room;
 
 /// A lane as tables know it. Tokens are never used twice on a core.
@@ -62,7 +62,7 @@ pub(super) enum Admission<T> {
 /// The flows with their two indexes and their lifetimes.
 #[derive(Debug)]
 pub(super) struct Table<T> {
-    flows: Lives<Flow<T>>,
+    flows: Lifetimes<Flow<T>>,
     // Visitors choose their addresses, so the hash is one for which they cannot choose collisions.
     by_visitor: HashMap<SocketAddr, usize>,
     /// The lanes that have flows in this table.
@@ -78,7 +78,7 @@ impl<T> Table<T> {
         budget.joined();
         Table {
             budget,
-            flows: Lives::new(limits),
+            flows: Lifetimes::new(limits),
             by_visitor: HashMap::new(),
             lanes: HashMap::default(),
             flows_max: limits.flows_max,

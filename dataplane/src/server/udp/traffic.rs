@@ -30,7 +30,7 @@ use crate::core::event::{Event, yield_now};
 use crate::core::service_counters::ServiceCounters;
 use crate::flow::bandwidth::Direction;
 use crate::flow::udp::batch::Batcher;
-use crate::flow::udp::lives::{Limits, Stage};
+use crate::flow::udp::lifetimes::{Limits, Stage};
 use crate::flow::udp::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, Rarely, UdpSettings, WAIT_ERROR_PAUSE,
     with_receive_batch,

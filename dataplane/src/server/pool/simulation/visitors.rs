@@ -10,7 +10,7 @@ use qmux_proto::Protocol;
 use super::{CORES, Lane, World};
 use crate::server::pool::balance::CLIENTS_TRIED_MAX;
 use crate::server::pool::balance::Tried;
-use crate::server::pool::route::{self, Way};
+use crate::server::pool::route::{self, Route};
 use crate::server::pool::service::FlowTicket;
 
 const FLOWS_MAX: usize = 100;
@@ -104,16 +104,16 @@ impl World {
                 );
                 return None;
             };
-            let (Way::Here(_, ticket) | Way::Elsewhere(_, ticket)) = &way;
+            let (Route::Here(_, ticket) | Route::Elsewhere(_, ticket)) = &way;
             self.check_choice(protocol, ticket, &before, &earlier, now);
             match way {
-                Way::Here(lane, ticket) => {
+                Route::Here(lane, ticket) => {
                     assert_eq!(lane.client, ticket.client().number);
                     self.check_lane(&lane, at);
                     self.check_silent_lane(&lane, at);
                     return Some(Flow::on(&lane, ticket));
                 }
-                Way::Elsewhere(other, ticket) => {
+                Route::Elsewhere(other, ticket) => {
                     *core = other;
                     let lane = self.tables[other]
                         .borrow()

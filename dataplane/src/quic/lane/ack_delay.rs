@@ -1,20 +1,20 @@
-//! What a lane owes its peer and may pay a little later: acknowledgements, and flow control credit.
+//! Ack delay: acknowledgements, and flow control credit, that a lane may send a little later.
 //!
 //! quiche acknowledges with the next packet that it is asked for. Asked after every turn, a lane
 //! sends an acknowledgement for each message, and a moment later the answer: two packets, two
 //! system calls and two wake-ups of the peer where one does. So a turn whose sender is not waiting
-//! for it is acknowledged with what the lane has to say anyway, after some packets, or after a
+//! for it is acknowledged with whatever the lane sends anyway, after some packets, or after a
 //! moment, whichever comes first; RFC 9000, section 13.2.1, allows 25 ms. Such turns are:
 //!
 //! - one that brought a good many datagrams and nothing else,
 //! - one that brought bytes of flows in less than two full packets: a request or an answer. More
 //!   are bulk, whose sender needs acknowledgements to go on,
-//! - one that brought nothing for streams while something is owed already: most often that is
+//! - one that brought nothing for streams while an acknowledgement is due already: most often that is
 //!   an acknowledgement alone, which makes nothing due sooner.
 //!
 //! Everything else, the control stream above all, is acknowledged at once. So are the first bytes
 //! of a flow that a socket gets ([`Lane::acknowledge_now`]).
-//! [`Debts`] knows no clock: time comes in as an argument.
+//! [`AckDelay`] knows no clock: time comes in as an argument.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -69,7 +69,7 @@ pub(in crate::quic) enum Brought {
 
 /// The delayed acknowledgements and credit of one lane; see the module.
 #[derive(Debug, Default)]
-pub(super) struct Debts {
+pub(super) struct AckDelay {
     /// Packets since the last acknowledgement.
     packets: Cell<usize>,
     /// Full packets among them.
@@ -81,7 +81,7 @@ pub(super) struct Debts {
     /// When something must be sent.
     due: Cell<Option<Instant>>,
     /// How often everything was sent.
-    payments: Cell<u64>,
+    times_sent: Cell<u64>,
     /// Packets that are known to have been lost on their way to the peer.
     lost: Cell<usize>,
     /// Whether the last flush ended at the congestion window or the peer's limits, so that an
@@ -89,7 +89,7 @@ pub(super) struct Debts {
     blocked: Cell<bool>,
 }
 
-impl Debts {
+impl AckDelay {
     fn packet(&self, bytes: usize) {
         self.packets.set(self.packets.get() + 1);
         self.bytes.set(self.bytes.get() + bytes);
@@ -130,12 +130,12 @@ impl Debts {
         self.due.get()
     }
 
-    fn paid(&self) {
+    fn sent(&self) {
         self.packets.set(0);
         self.full_packets.set(0);
         self.credit.set(0);
         self.due.set(None);
-        self.payments.set(self.payments.get() + 1);
+        self.times_sent.set(self.times_sent.get() + 1);
     }
 
     /// Whether anything is to be sent.
@@ -146,14 +146,14 @@ impl Debts {
 
 impl Lane {
     /// Counts a packet of this size that has been processed.
-    pub(in crate::quic) fn owes_for_packet(&self, bytes: usize) {
-        self.debts.packet(bytes);
+    pub(in crate::quic) fn ack_packet(&self, bytes: usize) {
+        self.ack_delay.packet(bytes);
     }
 
     /// Ends a turn at `now`, whose packets have been processed. The next flush acknowledges them,
     /// which may have to come at once.
-    pub(in crate::quic) fn owes_for_turn(&self, brought: Brought, now: Instant) {
-        let patience = self.debts.turn_over(brought);
+    pub(in crate::quic) fn ack_turn(&self, brought: Brought, now: Instant) {
+        let patience = self.ack_delay.turn_over(brought);
         let Some(patience) = patience.filter(|_| !self.has_more_to_say()) else {
             self.mark_dirty();
             return;
@@ -165,24 +165,24 @@ impl Lane {
                 .counters()
                 .quic_acknowledgements_deferred
                 .increment();
-            if let Some(due) = self.debts.owe(now, patience) {
-                endpoint.arm_debts(self, due);
+            if let Some(due) = self.ack_delay.owe(now, patience) {
+                endpoint.arm_delayed_acks(self, due);
             }
         }
     }
 
     /// Counts bytes that a flow has read, for which the peer may have to get credit.
-    pub(super) fn owes_for_read(&self, bytes: usize) {
+    pub(super) fn credit_read(&self, bytes: usize) {
         if self.dirty.get() {
             return;
         }
-        if !self.debts.read(bytes) {
+        if !self.ack_delay.read(bytes) {
             self.mark_dirty();
-        } else if self.debts.due.get().is_none()
+        } else if self.ack_delay.due.get().is_none()
             && let Some(endpoint) = self.endpoint.upgrade()
-            && let Some(due) = self.debts.owe(Instant::now(), FLOW_PATIENCE)
+            && let Some(due) = self.ack_delay.owe(Instant::now(), FLOW_PATIENCE)
         {
-            endpoint.arm_debts(self, due);
+            endpoint.arm_delayed_acks(self, due);
         }
     }
 
@@ -190,10 +190,10 @@ impl Lane {
     /// that. This mostly takes one turn of the other tasks, and not longer than the ack delay,
     /// should a full TLS connection or pacing hold the acknowledgement back.
     pub(crate) async fn acknowledge_now(&self) {
-        if !self.debts.are_open() {
+        if !self.ack_delay.are_open() {
             return;
         }
-        let payments = self.debts.payments.get();
+        let times_sent = self.ack_delay.times_sent.get();
         let until = Instant::now() + FLOW_PATIENCE;
         self.mark_dirty();
         for turn in 1.. {
@@ -202,7 +202,7 @@ impl Lane {
             } else {
                 time::sleep(ACKNOWLEDGED_LOOK).await;
             }
-            if self.debts.payments.get() != payments
+            if self.ack_delay.times_sent.get() != times_sent
                 || !self.is_open()
                 || (turn > TURNS_MAX && Instant::now() >= until)
             {
@@ -213,20 +213,20 @@ impl Lane {
 
     /// Notes that the lane is asked for packets, the first of which carries all acknowledgements
     /// and credit.
-    pub(in crate::quic) fn debts_paid(&self) {
-        self.debts.paid();
+    pub(in crate::quic) fn acks_sent(&self) {
+        self.ack_delay.sent();
     }
 
     /// Notes that the lane has been flushed.
     pub(in crate::quic) fn note_blocked(&self) {
         let mut conn = self.conn.borrow_mut();
         let room = conn.stream_capacity(CONTROL_STREAM);
-        self.debts.blocked.set(!matches!(room, Ok(1..)));
+        self.ack_delay.blocked.set(!matches!(room, Ok(1..)));
     }
 
     /// When a flush must come.
-    pub(in crate::quic) fn debts_due(&self) -> Option<Instant> {
-        self.debts.due.get()
+    pub(in crate::quic) fn acks_due(&self) -> Option<Instant> {
+        self.ack_delay.due.get()
     }
 
     /// Whether the last packets may have made quiche want to send more than an acknowledgement.
@@ -239,14 +239,14 @@ impl Lane {
         let conn = self.conn.borrow();
         // `stats()` is not used because it visits every stream.
         let lost = conn.path_stats().map(|path| path.lost).sum();
-        self.debts.lost.replace(lost) != lost
+        self.ack_delay.lost.replace(lost) != lost
             || conn.is_draining()
             || conn.is_closed()
             || conn.local_error().is_some()
             || conn.dgram_send_queue_len() > 0
             // What waits for its time may be sent earlier now.
             || self.release_at.get().is_some()
-            || self.debts.blocked.get()
+            || self.ack_delay.blocked.get()
     }
 }
 
@@ -258,109 +258,109 @@ mod tests {
 
     #[test]
     fn few_datagrams_are_acknowledged_at_once() {
-        let debts = Debts::default();
-        debts.packet(BULK_BYTES_MIN - 1);
-        assert_eq!(debts.turn_over(Brought::NothingForStreams), None);
-        debts.packet(BULK_BYTES_MIN - 1);
-        let over = debts.turn_over(Brought::NothingForStreams);
+        let delay = AckDelay::default();
+        delay.packet(BULK_BYTES_MIN - 1);
+        assert_eq!(delay.turn_over(Brought::NothingForStreams), None);
+        delay.packet(BULK_BYTES_MIN - 1);
+        let over = delay.turn_over(Brought::NothingForStreams);
         assert_eq!(over, None, "the bytes are those of one turn");
     }
 
     #[test]
     fn what_brings_nothing_for_streams_waits_with_what_is_owed_already() {
-        let debts = Debts::default();
+        let delay = AckDelay::default();
         let now = Instant::now();
-        let due = debts.owe(now, FLOW_PATIENCE);
-        debts.packet(1);
+        let due = delay.owe(now, FLOW_PATIENCE);
+        delay.packet(1);
         assert_eq!(
-            debts.turn_over(Brought::NothingForStreams),
+            delay.turn_over(Brought::NothingForStreams),
             Some(FLOW_PATIENCE)
         );
-        assert_eq!(debts.owe(now, FLOW_PATIENCE), None, "no later than before");
-        assert_eq!(debts.due.get(), due);
-        debts.paid();
-        assert_eq!(debts.turn_over(Brought::NothingForStreams), None);
+        assert_eq!(delay.owe(now, FLOW_PATIENCE), None, "no later than before");
+        assert_eq!(delay.due.get(), due);
+        delay.sent();
+        assert_eq!(delay.turn_over(Brought::NothingForStreams), None);
     }
 
     #[test]
     fn datagrams_in_bulk_wait_until_there_are_some_packets_of_them() {
-        let debts = Debts::default();
+        let delay = AckDelay::default();
         for _ in 1..PACKETS_MAX {
-            debts.packet(BULK_BYTES_MIN);
-            let over = debts.turn_over(Brought::NothingForStreams);
+            delay.packet(BULK_BYTES_MIN);
+            let over = delay.turn_over(Brought::NothingForStreams);
             assert_eq!(over, Some(PATIENCE));
         }
-        debts.packet(BULK_BYTES_MIN);
-        assert_eq!(debts.turn_over(Brought::NothingForStreams), None);
-        debts.paid();
-        debts.packet(BULK_BYTES_MIN);
-        let over = debts.turn_over(Brought::NothingForStreams);
+        delay.packet(BULK_BYTES_MIN);
+        assert_eq!(delay.turn_over(Brought::NothingForStreams), None);
+        delay.sent();
+        delay.packet(BULK_BYTES_MIN);
+        let over = delay.turn_over(Brought::NothingForStreams);
         assert_eq!(over, Some(PATIENCE));
     }
 
     #[test]
     fn a_message_of_a_flow_waits_for_its_answer() {
-        let debts = Debts::default();
-        debts.packet(SMALL);
-        debts.packet(FULL_PACKET_BYTES);
-        assert_eq!(debts.turn_over(Brought::Flows), Some(FLOW_PATIENCE));
-        debts.packet(FULL_PACKET_BYTES);
-        assert_eq!(debts.turn_over(Brought::Flows), None, "the second full one");
-        debts.paid();
+        let delay = AckDelay::default();
+        delay.packet(SMALL);
+        delay.packet(FULL_PACKET_BYTES);
+        assert_eq!(delay.turn_over(Brought::Flows), Some(FLOW_PATIENCE));
+        delay.packet(FULL_PACKET_BYTES);
+        assert_eq!(delay.turn_over(Brought::Flows), None, "the second full one");
+        delay.sent();
         for _ in 1..PACKETS_MAX {
-            debts.packet(SMALL);
-            assert_eq!(debts.turn_over(Brought::Flows), Some(FLOW_PATIENCE));
+            delay.packet(SMALL);
+            assert_eq!(delay.turn_over(Brought::Flows), Some(FLOW_PATIENCE));
         }
-        debts.packet(SMALL);
-        assert_eq!(debts.turn_over(Brought::Flows), None, "many small ones");
+        delay.packet(SMALL);
+        assert_eq!(delay.turn_over(Brought::Flows), None, "many small ones");
     }
 
     #[test]
     fn a_control_message_is_acknowledged_at_once() {
-        let debts = Debts::default();
-        debts.packet(SMALL);
-        assert_eq!(debts.turn_over(Brought::Control), None);
+        let delay = AckDelay::default();
+        delay.packet(SMALL);
+        assert_eq!(delay.turn_over(Brought::Control), None);
     }
 
     #[test]
     fn what_came_is_owed_for_until_it_is_paid_whether_it_may_wait_or_not() {
-        let debts = Debts::default();
-        assert!(!debts.are_open());
-        debts.packet(SMALL);
-        assert_eq!(debts.turn_over(Brought::Control), None);
-        assert!(debts.are_open(), "though no time is set");
-        let before = debts.payments.get();
-        debts.paid();
-        assert!(!debts.are_open() && debts.payments.get() != before);
+        let delay = AckDelay::default();
+        assert!(!delay.are_open());
+        delay.packet(SMALL);
+        assert_eq!(delay.turn_over(Brought::Control), None);
+        assert!(delay.are_open(), "though no time is set");
+        let before = delay.times_sent.get();
+        delay.sent();
+        assert!(!delay.are_open() && delay.times_sent.get() != before);
     }
 
     #[test]
     fn credit_is_told_at_once_when_there_is_much_of_it() {
-        let debts = Debts::default();
-        assert!(debts.read(CREDIT_BYTES_MAX - 1));
-        assert!(!debts.read(1));
-        debts.paid();
-        assert!(debts.read(1));
+        let delay = AckDelay::default();
+        assert!(delay.read(CREDIT_BYTES_MAX - 1));
+        assert!(!delay.read(1));
+        delay.sent();
+        assert!(delay.read(1));
     }
 
     #[test]
     fn the_time_runs_from_the_first_turn_that_is_owed_for() {
-        let debts = Debts::default();
+        let delay = AckDelay::default();
         let now = Instant::now();
         let due = now + PATIENCE;
-        assert_eq!(debts.owe(now, PATIENCE), Some(due));
-        assert_eq!(debts.owe(now + PATIENCE / 2, PATIENCE), None);
-        assert_eq!(debts.due.get(), Some(due));
-        debts.paid();
-        assert_eq!(debts.owe(due, PATIENCE), Some(due + PATIENCE));
+        assert_eq!(delay.owe(now, PATIENCE), Some(due));
+        assert_eq!(delay.owe(now + PATIENCE / 2, PATIENCE), None);
+        assert_eq!(delay.due.get(), Some(due));
+        delay.sent();
+        assert_eq!(delay.owe(due, PATIENCE), Some(due + PATIENCE));
     }
 
     #[test]
     fn what_must_be_paid_sooner_moves_the_time() {
-        let debts = Debts::default();
+        let delay = AckDelay::default();
         let now = Instant::now();
-        assert!(debts.owe(now, FLOW_PATIENCE).is_some());
-        assert_eq!(debts.owe(now, PATIENCE), Some(now + PATIENCE));
-        assert_eq!(debts.owe(now, FLOW_PATIENCE), None);
+        assert!(delay.owe(now, FLOW_PATIENCE).is_some());
+        assert_eq!(delay.owe(now, PATIENCE), Some(now + PATIENCE));
+        assert_eq!(delay.owe(now, FLOW_PATIENCE), None);
     }
 }

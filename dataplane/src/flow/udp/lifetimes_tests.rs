@@ -1,5 +1,5 @@
-//! Lives against a naive model of them, by seeded simulation, with strangers who flood and a clock
-//! that jumps. Every run repeats by its seed: `QMUX_SEED=7 cargo test --workspace udp::lives`.
+//! Lifetimes against a naive model of them, by seeded simulation, with strangers who flood and a clock
+//! that jumps. Every run repeats by its seed: `QMUX_SEED=7 cargo test --workspace udp::lifetimes`.
 
 use std::cell::Cell;
 use std::net::Ipv4Addr;
@@ -45,7 +45,7 @@ struct Seen {
 struct Simulation {
     random: StdRng,
     now: Instant,
-    lives: Lives<(u64, bool)>,
+    lifetimes: Lifetimes<(u64, bool)>,
     /// By the number of the flow, in the order of opening.
     model: Vec<Known>,
     events: u64,
@@ -63,7 +63,7 @@ impl Simulation {
         Simulation {
             random: StdRng::seed_from_u64(seed),
             now: Instant::now(),
-            lives: Lives::new(LIMITS),
+            lifetimes: Lifetimes::new(LIMITS),
             model: Vec::new(),
             events: 0,
             opened: 0,
@@ -144,7 +144,7 @@ impl Simulation {
     }
 
     fn open(&mut self, ip: IpAddr) {
-        let room = self.lives.room_for(ip);
+        let room = self.lifetimes.room_for(ip);
         assert_eq!(room, self.expected_room(ip));
         match room {
             Room::Free => {}
@@ -171,7 +171,7 @@ impl Simulation {
         }
         let kept = self.random.random_bool(0.05);
         let number = self.opened;
-        let key = self.lives.open(ip, (number, kept), self.now);
+        let key = self.lifetimes.open(ip, (number, kept), self.now);
         self.opened += 1;
         self.model.push(Known {
             key,
@@ -191,7 +191,7 @@ impl Simulation {
 
     fn take_out(&mut self, at: usize) {
         let flow = self.model.remove(at);
-        let value = self.lives.remove(flow.key);
+        let value = self.lifetimes.remove(flow.key);
         assert_eq!(value, Some((flow.number, flow.kept)));
         self.ended += 1;
     }
@@ -204,7 +204,7 @@ impl Simulation {
         if flow.stage == Stage::Answered {
             flow.stage = Stage::Established;
         }
-        self.lives.asked(flow.key, self.now);
+        self.lifetimes.asked(flow.key, self.now);
     }
 
     fn answered(&mut self) {
@@ -217,7 +217,7 @@ impl Simulation {
             flow.stage = Stage::Answered;
             self.seen.honest_answered += 1;
         }
-        assert_eq!(self.lives.answered(flow.key, self.now), first);
+        assert_eq!(self.lifetimes.answered(flow.key, self.now), first);
     }
 
     fn remove(&mut self) {
@@ -226,9 +226,9 @@ impl Simulation {
         }
         // Nobody's key does nothing.
         let unused = 10 * LIMITS.flows_max;
-        self.lives.asked(unused, self.now);
-        assert!(!self.lives.answered(unused, self.now));
-        assert_eq!(self.lives.remove(unused), None);
+        self.lifetimes.asked(unused, self.now);
+        assert!(!self.lifetimes.answered(unused, self.now));
+        assert_eq!(self.lifetimes.remove(unused), None);
     }
 
     fn is_due(&self, flow: &Known) -> bool {
@@ -247,7 +247,7 @@ impl Simulation {
                 work.set(work.get() + 1);
                 value.1
             };
-            let Some(key) = self.lives.next_expired(self.now, kept) else {
+            let Some(key) = self.lifetimes.next_expired(self.now, kept) else {
                 break;
             };
             let at = self.at(key);
@@ -276,7 +276,7 @@ impl Simulation {
     }
 
     fn check(&self) {
-        let lives = &self.lives;
+        let lives = &self.lifetimes;
         assert_eq!(lives.len(), self.model.len());
         assert!(lives.len() <= LIMITS.flows_max);
         assert_eq!(self.opened, self.ended + self.model.len() as u64);
@@ -351,7 +351,7 @@ fn a_flood_costs_no_exchange_that_goes_on_and_no_newcomer_its_answer() {
             unanswered_timeout: Duration::from_secs(30),
             session_timeout: Duration::from_secs(300),
         };
-        let mut lives = Lives::new(limits);
+        let mut lives = Lifetimes::new(limits);
         let mut now = Instant::now();
         let honest: IpAddr = Ipv4Addr::new(192, 0, 2, 1).into();
         let old = lives.open(honest, 0, now);

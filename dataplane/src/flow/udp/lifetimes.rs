@@ -97,7 +97,7 @@ struct Life<T> {
 
 /// Flows with their lifetimes, by slab keys.
 #[derive(Debug)]
-pub(crate) struct Lives<T> {
+pub(crate) struct Lifetimes<T> {
     limits: Limits,
     flows: Slab<Life<T>>,
     next_serial: u64,
@@ -114,9 +114,9 @@ pub(crate) struct Lives<T> {
     expiry: Expiry<(usize, u64)>,
 }
 
-impl<T> Lives<T> {
-    pub(crate) fn new(limits: Limits) -> Lives<T> {
-        Lives {
+impl<T> Lifetimes<T> {
+    pub(crate) fn new(limits: Limits) -> Lifetimes<T> {
+        Lifetimes {
             limits,
             flows: Slab::new(),
             next_serial: 0,
@@ -339,5 +339,5 @@ pub(crate) fn source(ip: IpAddr) -> IpAddr {
 }
 
 #[cfg(test)]
-#[path = "lives_tests.rs"]
+#[path = "lifetimes_tests.rs"]
 mod tests;

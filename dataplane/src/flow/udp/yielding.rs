@@ -25,7 +25,7 @@ const MEMORY: Duration = Duration::from_secs(10);
 
 thread_local! {
     /// A core yields with all of its work.
-    static OF_THIS_CORE: Courtesy = Courtesy::default();
+    static OF_THIS_CORE: Yielding = Yielding::default();
 }
 
 /// Yields the CPU if a batch of `datagrams` is worth that, and yielding has not cost much lately.
@@ -33,22 +33,22 @@ pub(super) fn after_batch(datagrams: usize) {
     if datagrams < BATCH_MIN {
         return;
     }
-    OF_THIS_CORE.with(|courtesy| {
+    OF_THIS_CORE.with(|yielding| {
         let before = Instant::now();
-        if courtesy.may(before) {
+        if yielding.may(before) {
             std::thread::yield_now();
-            courtesy.took(before, Instant::now());
+            yielding.took(before, Instant::now());
         }
     });
 }
 
 /// The time of the next yield.
 #[derive(Debug, Default)]
-struct Courtesy {
+struct Yielding {
     again_at: Cell<Option<Instant>>,
 }
 
-impl Courtesy {
+impl Yielding {
     fn may(&self, now: Instant) -> bool {
         self.again_at.get().is_none_or(|at| at <= now)
     }
@@ -67,13 +67,13 @@ mod tests {
     /// Simulates batches that come every `pause`, and yields that take `takes`. Returns how many
     /// yields there are, and how much time they take, within `of`.
     fn run(pause: Duration, takes: Duration, of: Duration) -> (u32, Duration) {
-        let courtesy = Courtesy::default();
+        let yielding = Yielding::default();
         let begin = Instant::now();
         let (mut now, mut yields) = (begin, 0);
         while now < begin + of {
-            if courtesy.may(now) {
+            if yielding.may(now) {
                 yields += 1;
-                courtesy.took(now, now + takes);
+                yielding.took(now, now + takes);
                 now += takes;
             }
             now += pause;
@@ -100,11 +100,11 @@ mod tests {
 
     #[test]
     fn one_long_yield_is_forgotten() {
-        let courtesy = Courtesy::default();
+        let yielding = Yielding::default();
         let now = Instant::now();
         let long = Duration::from_secs(60);
-        courtesy.took(now, now + long);
-        assert!(!courtesy.may(now + long));
-        assert!(courtesy.may(now + long + MEMORY));
+        yielding.took(now, now + long);
+        assert!(!yielding.may(now + long));
+        assert!(yielding.may(now + long + MEMORY));
     }
 }
