@@ -1,7 +1,7 @@
 //! Session ticket keys in a file, so that several servers share them and they survive a restart.
 //!
-//! One key a line, as base64 or hexadecimal; or the whole file is one key in raw bytes, the form that
-//! other servers use. The first key seals new tickets, all of them open tickets.
+//! One key a line, as base64 or hexadecimal; or the whole file is one key in raw bytes, the form
+//! that other servers use. The first key seals new tickets, all of them open tickets.
 
 use std::fmt;
 use std::path::Path;
@@ -116,7 +116,8 @@ pub fn read_ticket_keys(path: &Path) -> Result<Vec<TicketKey>, String> {
 ///
 /// # Errors As for [`read_ticket_keys`].
 pub fn parse_ticket_keys(content: &[u8]) -> Result<Vec<TicketKey>, String> {
-    // A random key of 48 bytes is text once in some 10^14 times; text with a comment may well be 48 or 80 bytes long.
+    // A random key of 48 bytes is text once in some 10^14 times; text with a comment may well be 48
+    // or 80 bytes long.
     if !content.is_ascii()
         && let Some(key) = TicketKey::new(content.to_vec())
     {

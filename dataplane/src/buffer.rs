@@ -1,8 +1,9 @@
 //! Buffers of a core: pooled, reference-counted, never shared between threads.
 //!
-//! A [`Block`] is filled from a TCP socket and handed to quiche as a [`StreamBuf`] without a copy; it comes back to
-//! the pool when its last reference goes, which is when the peer has acknowledged its bytes. A [`Datagram`] is the
-//! same for DATAGRAM frames. The pools are thread-local: each core has its own, and steady state allocates nothing.
+//! A [`Block`] is filled from a TCP socket and handed to quiche as a [`StreamBuf`] without a copy;
+//! it comes back to the pool when its last reference goes, which is when the peer has acknowledged
+//! its bytes. A [`Datagram`] is the same for DATAGRAM frames. The pools are thread-local: each core
+//! has its own, and steady state allocates nothing.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -12,8 +13,8 @@ use quiche::{BufFactory, BufSplit};
 
 use crate::sys::heap;
 
-/// Bytes of a large block: reads of 128 KB and more cost half of what 8 KB reads do, and above 256 KB nothing is
-/// gained (measured).
+/// Bytes of a large block: reads of 128 KB and more cost half of what 8 KB reads do, and above 256
+/// KB nothing is gained (measured).
 pub(crate) const LARGE_BLOCK_BYTES: usize = 128 << 10;
 
 /// Bytes of a medium block, for flows that have no room for more. What is read holds its whole

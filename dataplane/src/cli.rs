@@ -11,8 +11,8 @@ use crate::sys::CORES_MAX;
 /// The package's version and the commit that a release build is of (see `build.rs`).
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("QMUX_BUILD"), ")");
 
-/// L4 reverse tunnel: publishes services behind NAT through public servers. TCP rides QUIC streams, UDP rides QUIC
-/// datagrams.
+/// L4 reverse tunnel: publishes services behind NAT through public servers. TCP rides QUIC streams,
+/// UDP rides QUIC datagrams.
 #[derive(Debug, Parser)]
 #[command(
     name = "qmux-dp",

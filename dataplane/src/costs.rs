@@ -1,13 +1,15 @@
-//! What the things cost that cores share, or that every visitor passes: the measured part of how far a machine with more
-//! cores than one has at hand will carry.
+//! The cost of things that cores share, or that every visitor passes: the measured part of how far
+//! a machine with more cores than one has at hand will scale.
 //!
-//! Measures, ignored in plain tests, because a time is never asserted:
+//! These are measurements, which plain tests ignore, because a time is never asserted:
 //!
 //! ```sh
-//! cargo test --release -p qmux-dp --bin qmux-dp costs -- --ignored --nocapture --test-threads=1
+//! cargo test --release --locked --workspace --bin qmux-dp costs -- --ignored --nocapture \
+//!     --test-threads=1
 //! ```
 //!
-//! Two threads on two CPUs show whether a thing is shared at all: what is not costs each of them what it costs one alone.
+//! Two threads on two CPUs show whether a thing is shared at all: if it is not, it costs each of
+//! them as much as it costs one alone.
 
 use std::collections::HashMap;
 use std::hint::black_box;

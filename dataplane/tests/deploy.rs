@@ -1,4 +1,5 @@
-//! What `scripts/deploy` offers: it parses, what it refers to is there, its configs are accepted, its times fit together.
+//! What `scripts/deploy` offers: it parses, what it refers to is there, its configs are accepted,
+//! its times fit together.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +69,8 @@ const MOUNTS: [(&str, &str); 2] = [
     ("certs", "/etc/qmux-dp/certs"),
 ];
 
-/// Lays the config out as it is mounted (`config/dp.toml` beside `certs/`) and loads it as `qmux-dp` does.
+/// Lays the config out as it is mounted (`config/dp.toml` beside `certs/`) and loads it as
+/// `qmux-dp` does.
 fn load(config_map: &YamlOwned, keys_of: &str) -> Config {
     let site = TempDir::new().expect("directory");
     let (config, certs) = (site.path().join("config"), site.path().join("certs"));

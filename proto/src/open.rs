@@ -1,5 +1,6 @@
 //! The Open header: the first bytes of a TCP flow's stream, from the server to the client. It tells
-//! the client which service to dial and for whom. After it come the visitor's bytes and nothing else.
+//! the client which service to dial and for whom. After it come the visitor's bytes and nothing
+//! else.
 //!
 //! A varint says how many bytes follow; what a later version appends is skipped by that length.
 

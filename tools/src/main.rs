@@ -1,9 +1,9 @@
 //! `qmux-ctl`: what an operator needs before `qmux-dp` can start, and when it does not work.
 //!
 //! Makes certificates and ticket keys, adds clients, writes commented example configs, translates
-//! QMux's YAML, finds out why a tunnel does not work, and shows what a running program does. Of what
-//! it does only `drain` and `reload` touch a running tunnel, and it never overwrites a file that it
-//! was not told to.
+//! QMux's YAML, finds out why a tunnel does not work, and shows what a running program does. Of
+//! what it does only `drain` and `reload` touch a running tunnel, and it never overwrites a file
+//! that it was not told to.
 
 #![forbid(unsafe_code)]
 // These macros panic when nobody reads.

@@ -31,7 +31,8 @@ use crate::ready::Readiness;
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// A server of so many cores that accepts each registration, and does what the test says after that.
+/// A server of so many cores that accepts each registration, and does what the test says after
+/// that.
 #[derive(Default)]
 struct PlayedServer {
     register: RefCell<Option<Register>>,

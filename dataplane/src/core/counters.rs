@@ -137,7 +137,8 @@ counters! {
     /// Packets of a lane that came from another address than the peer's while the peer was still
     /// heard at its old one; the lane stayed there.
     quic_packets_astray,
-    /// Packets that reached a core that does not own their lane and were handed to the one that does.
+    /// Packets that reached a core that does not own their lane and were handed to the one that
+    /// does.
     quic_packets_handed_over,
     /// Packets that should have been handed over to the core that owns their lane, but could not
     /// be.
@@ -320,7 +321,8 @@ counters! {
     /// TCP visitors of whom less was kept for a second attempt, because others hold the memory for
     /// it.
     retry_memory_short,
-    /// TCP visitors or UDP flows handed to another core, because this one has no lane of the client.
+    /// TCP visitors or UDP flows handed to another core, because this one has no lane of the
+    /// client.
     visitors_handed_over,
     /// TCP visitors that could not be handed over to the core of their client's lane, which had no
     /// room for one more.
@@ -334,7 +336,8 @@ counters! {
     tcp_flows_opened,
     /// TCP flows that ended with both directions complete.
     tcp_flows_completed,
-    /// TCP flows that ended by a reset from either side, a client's refusal or the end of their lane.
+    /// TCP flows that ended by a reset from either side, a client's refusal or the end of their
+    /// lane.
     tcp_flows_reset,
     /// TCP flows reset because the visitor or the service took nothing for the stall timeout.
     tcp_flows_stalled,
@@ -353,9 +356,11 @@ counters! {
     tcp_dials_failed,
     /// TCP flows refused by this client because they are for a service that it does not offer.
     tcp_flows_unknown_service,
-    /// TCP flows refused by this client because no port of the service belongs to their traffic port.
+    /// TCP flows refused by this client because no port of the service belongs to their traffic
+    /// port.
     tcp_flows_without_port,
-    /// TCP flows refused by this client for want of descriptors, ports or memory of its own machine.
+    /// TCP flows refused by this client for want of descriptors, ports or memory of its own
+    /// machine.
     tcp_dials_refused_own_limits,
     /// Health checks that could not be made for want of descriptors, ports or memory of this
     /// machine; they say nothing about the service.
@@ -387,13 +392,16 @@ counters! {
     udp_flows_evicted_of_source,
     /// UDP flows ended because nobody listens at the service's address, and nobody ever had.
     udp_flows_refused,
-    /// UDP flows dialled anew, because the service has another address or does not listen at the one that was tried.
+    /// UDP flows dialled anew, because the service has another address or does not listen at the
+    /// one that was tried.
     udp_flows_redialled,
-    /// UDP flows that could not be dialled because this machine or process lacks descriptors, ports or memory.
+    /// UDP flows that could not be dialled because this machine or process lacks descriptors, ports
+    /// or memory.
     udp_dials_short,
     /// UDP flows refused by this client because they are for a service that it does not offer.
     udp_flows_unknown_service,
-    /// UDP flows refused by this client because no port of the service belongs to their traffic port.
+    /// UDP flows refused by this client because no port of the service belongs to their traffic
+    /// port.
     udp_flows_without_port,
     /// UDP flows that a client could not serve and that began anew at another one.
     udp_flows_failed_over,
@@ -454,7 +462,8 @@ counters! {
     udp_dropped_lane_ended,
     /// Datagrams sent on a lane and lost on the way to its peer, as far as QUIC can tell.
     udp_datagrams_lost,
-    /// Datagrams of new flows dropped because the server has not said yet which ports the service has.
+    /// Datagrams of new flows dropped because the server has not said yet which ports the service
+    /// has.
     udp_dropped_before_answers,
     /// Datagrams of new flows dropped because too many flows wait for a socket.
     udp_dropped_opening,

@@ -1,4 +1,5 @@
-//! A sticky event for one waiting task on the same thread: set before or during the wait, it is never lost.
+//! A sticky event for one waiting task on the same thread: set before or during the wait, it is
+//! never lost.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{Future, poll_fn};

@@ -1,4 +1,5 @@
-//! Seeded steps of cores that send and one that takes, with what must always hold; and the same with real threads.
+//! Seeded steps of cores that send and one that takes, with what must always hold; and the same
+//! with real threads.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -70,7 +70,8 @@ pub(crate) fn contained<F: Future>(work: F) -> Contained<F> {
 pin_project! {
     /// See [`contained`].
     //
-    // Not an `async fn`: that would keep the work in two places, and most of an idle flow's memory is its task.
+    // Not an `async fn`: that would keep the work in two places, and most of an idle flow's memory
+    // is its task.
     #[must_use = "it does nothing unless it is awaited"]
     pub(crate) struct Contained<F> {
         // `None` once the work is over.

@@ -1,4 +1,5 @@
-//! `qmux-dp demo`: two services, a server and a client in one process on loopback, with fresh certificates.
+//! `qmux-dp demo`: two services, a server and a client in one process on loopback, with fresh
+//! certificates.
 
 #[cfg(feature = "count-allocations")]
 mod allocations;

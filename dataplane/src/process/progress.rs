@@ -15,8 +15,8 @@ pub(crate) const LOOK: Duration = Duration::from_secs(1);
 
 const _: () = assert!(LOOK.as_millis() >= 2 * BEAT.as_millis());
 
-/// Looks in a row without progress after which a core counts as stuck. A healthy core's turns take milliseconds, but a
-/// machine can be so busy that a thread gets no CPU for a second or two.
+/// Looks in a row without progress after which a core counts as stuck. A healthy core's turns take
+/// milliseconds, but a machine can be so busy that a thread gets no CPU for a second or two.
 const LOOKS_MAX: u32 = 5;
 
 /// The progress of the cores, as `main` has seen it.
@@ -41,7 +41,8 @@ impl Progress {
         }
     }
 
-    /// Looks at the cores' counters; does nothing if the last look was less than [`LOOK`] ago. Returns whether it looked.
+    /// Looks at the cores' counters; does nothing if the last look was less than [`LOOK`] ago.
+    /// Returns whether it looked.
     pub(crate) fn look(&mut self, beats: impl IntoIterator<Item = u64>, now: Instant) -> bool {
         if self
             .last_look

@@ -91,7 +91,8 @@ pub(crate) enum CoreReport {
     Ended(Result<(), String>),
 }
 
-/// Starts the thread of one core. Reports go to `report`; the last one is [`CoreReport::Ended`], also after a panic.
+/// Starts the thread of one core. Reports go to `report`; the last one is [`CoreReport::Ended`],
+/// also after a panic.
 ///
 /// # Errors
 /// If the thread cannot be started.

@@ -1,4 +1,5 @@
-//! Reading the control stream of a lane: messages, deadlines and the lane's end as one sequence of events.
+//! Reading the control stream of a lane: messages, deadlines and the lane's end as one sequence of
+//! events.
 
 use std::rc::Rc;
 use std::time::Instant;

@@ -529,8 +529,8 @@ mod tests {
         assert!(!roaming.follows());
     }
 
-    /// Whatever the order of packets, answers and time: what goes to an unproved address is bounded, and without
-    /// probation the lane is where a proof was given.
+    /// Whatever the order of packets, answers and time: what goes to an unproved address is
+    /// bounded, and without probation the lane is where a proof was given.
     #[test]
     fn simulated_peers_are_followed_within_bounds() {
         for seed in 0..200 {

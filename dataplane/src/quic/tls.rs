@@ -202,8 +202,9 @@ pub(crate) fn expect_server(ssl: &mut SslRef, server_name: &str) -> Result<(), E
     ssl.param_mut().set_host(server_name)
 }
 
-/// Makes a client's connection check the server's certificate against an IP address. (A DNS name is passed to quiche,
-/// which checks it and sends it as SNI; an address may not be sent as SNI, RFC 6066 section 3.)
+/// Makes a client's connection check the server's certificate against an IP address. (A DNS name is
+/// passed to quiche, which checks it and sends it as SNI; an address may not be sent as SNI, RFC
+/// 6066 section 3.)
 pub(crate) fn expect_server_ip(ssl: &mut SslRef, ip: IpAddr) -> Result<(), ErrorStack> {
     ssl.verify_param_mut().set_ip(ip)
 }

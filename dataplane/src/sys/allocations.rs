@@ -157,8 +157,8 @@ fn count(bytes: usize) {
     }
 }
 
-// SAFETY: every call is passed on unchanged to an allocator that keeps the contract; counting neither touches the memory nor
-// unwinds.
+// SAFETY: every call is passed on unchanged to an allocator that keeps the contract; counting
+// neither touches the memory nor unwinds.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());

@@ -1,7 +1,7 @@
 //! Binding: every listening socket of every core, with the options that it needs.
 //!
-//! Sockets are bound once, from one place, in core order, because a reuseport group numbers its members by the
-//! order in which they were bound, and steering relies on it.
+//! Sockets are bound once, from one place, in core order, because a reuseport group numbers its
+//! members by the order in which they were bound, and steering relies on it.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};

@@ -36,6 +36,7 @@ pub(crate) const CORES_MAX: usize = 256;
 
 /// Borrows the descriptor of a monoio socket, which offers only its number.
 fn borrow<T: AsRawFd>(socket: &T) -> BorrowedFd<'_> {
-    // SAFETY: `socket` owns the descriptor and is borrowed for as long as the result lives, so it stays open.
+    // SAFETY: `socket` owns the descriptor and is borrowed for as long as the result lives, so it
+    // stays open.
     unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
 }

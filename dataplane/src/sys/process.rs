@@ -29,7 +29,8 @@ pub(crate) fn usage() -> Usage {
     }
 }
 
-/// The host's name as far as it is made of letters, digits, dots and dashes; `client` if it has none.
+/// The host's name as far as it is made of letters, digits, dots and dashes; `client` if it has
+/// none.
 pub(crate) fn host_name() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     plain_name(&name)

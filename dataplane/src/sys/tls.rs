@@ -26,9 +26,10 @@ pub(crate) trait TicketKeySource: Send + Sync + 'static {
 /// Has the tickets of `tls` sealed and opened with the keys of `source`: AES-CBC, then HMAC-SHA-256
 /// (RFC 5077, section 4).
 pub(crate) fn set_ticket_keys(tls: &mut SslContextBuilder, source: impl TicketKeySource) {
-    // SAFETY: the callback must fill in the name and the initialization vector and set up both contexts when it seals,
-    // and set up both contexts when it opens, before it answers `Success` or `DecryptSuccessRenew`. It does, below; on
-    // any other way out it answers `Noop` (no ticket) or `Error`.
+    // SAFETY: the callback must fill in the name and the initialization vector and set up both
+    // contexts when it seals, and set up both contexts when it opens, before it answers `Success`
+    // or `DecryptSuccessRenew`. It does, below; on any other way out it answers `Noop` (no ticket)
+    // or `Error`.
     unsafe {
         tls.set_ticket_key_callback(move |_ssl, name, iv, cipher, mac, sealing| {
             let (key, renew) = if sealing {
@@ -64,7 +65,8 @@ pub(crate) fn set_ticket_keys(tls: &mut SslContextBuilder, source: impl TicketKe
 
 /// How long a session may be resumed after the handshake that made it, full or resumed, in seconds.
 pub(crate) fn set_session_lifetime(tls: &mut SslContextBuilder, seconds: u32) {
-    // SAFETY: the pointer is that of a live context that we alone hold, and the call only stores a number in it.
+    // SAFETY: the pointer is that of a live context that we alone hold, and the call only stores a
+    // number in it.
     unsafe { boring_sys::SSL_CTX_set_session_psk_dhe_timeout(tls.as_ptr(), seconds) }
 }
 
@@ -72,8 +74,8 @@ pub(crate) fn set_session_lifetime(tls: &mut SslContextBuilder, seconds: u32) {
 /// 9001, section 4.6.1). Sessions are resumed nevertheless. For servers, before the ClientHello is
 /// processed. False if there is no memory.
 pub(crate) fn set_early_data_context(ssl: &mut SslRef, context: &[u8]) -> bool {
-    // SAFETY: the connection is live and borrowed mutably; BoringSSL copies the bytes, whose length is passed with
-    // them.
+    // SAFETY: the connection is live and borrowed mutably; BoringSSL copies the bytes, whose length
+    // is passed with them.
     let set = unsafe {
         boring_sys::SSL_set_quic_early_data_context(ssl.as_ptr(), context.as_ptr(), context.len())
     };
@@ -320,9 +322,10 @@ fn inherit_expectations(
     ssl: &SslRef,
     purpose: &CStr,
 ) -> bool {
-    // SAFETY: all pointers are of live objects: `store` was initialized by the caller (we are inside `init`) and is
-    // borrowed mutably, `ssl` is borrowed, `purpose` is a C string. The parameters of the connection are null only if
-    // its configuration was shed, which is checked; they are copied.
+    // SAFETY: all pointers are of live objects: `store` was initialized by the caller (we are
+    // inside `init`) and is borrowed mutably, `ssl` is borrowed, `purpose` is a C string. The
+    // parameters of the connection are null only if its configuration was shed, which is checked;
+    // they are copied.
     unsafe {
         let expected = boring_sys::SSL_get0_param(ssl.as_ptr());
         boring_sys::X509_STORE_CTX_set_verify_cb(store.as_ptr(), Some(tolerate));

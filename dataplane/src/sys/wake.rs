@@ -1,4 +1,5 @@
-//! Waking a core from another thread: a datagram socket pair, because monoio can wait on it with either driver.
+//! Waking a core from another thread: a datagram socket pair, because monoio can wait on it with
+//! either driver.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;

@@ -121,7 +121,8 @@ fn an_address_family_without_a_route_is_said_once_and_tried_rarely() {
     client.wait_for_lines("a lane for each core", 2, registered);
     let lines = client.lines();
     let of_v6: Vec<&String> = lines.iter().filter(|line| of_v6(line)).collect();
-    // On a machine that is very busy, the other address may take longer than the patience with this one.
+    // On a machine that is very busy, the other address may take longer than the patience with this
+    // one.
     let serves = lines.iter().position(|line| registered(line));
     let after = lines.iter().skip(serves.expect("it does"));
     let warnings = after.filter(|line| line.contains("WARN") && line.contains("2001:db8::1"));

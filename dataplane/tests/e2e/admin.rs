@@ -162,7 +162,8 @@ fn metrics_count_a_transfer_to_the_byte() {
     assert_well_formed(&text);
 }
 
-/// The metrics once all bytes have been counted: a core counts what it has written after the peer may have read it.
+/// The metrics once all bytes have been counted: a core counts what it has written after the peer
+/// may have read it.
 fn metrics_with_bytes_out(admin: SocketAddr, bytes: usize) -> String {
     wait::until("each byte is counted, once", || {
         let text = http::get(admin, "/metrics").body;
@@ -369,7 +370,8 @@ fn an_address_that_cannot_be_had_is_named_with_its_key() {
 
 // ---- cores that make no progress ----
 
-/// One thread of a program, held still by the debugger's interface. It must be let go by the thread that holds it.
+/// One thread of a program, held still by the debugger's interface. It must be let go by the thread
+/// that holds it.
 struct Held(Pid);
 
 impl Held {

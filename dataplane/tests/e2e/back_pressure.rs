@@ -1,4 +1,5 @@
-//! Whoever reads slowly slows down whoever sends, and neither program of the tunnel stores what is between.
+//! Whoever reads slowly slows down whoever sends, and neither program of the tunnel stores what is
+//! between.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,8 +16,8 @@ use crate::support::wait::{self, PATIENCE};
 const LENGTH: usize = 64 << 20;
 /// What either program may take while [`LENGTH`] waits outside of it.
 const RESIDENT_BYTES_MAX: u64 = 200 << 20;
-/// A sender that has got rid of nothing for this long is taken to be stalled. Too short a time only makes the test
-/// look early.
+/// A sender that has got rid of nothing for this long is taken to be stalled. Too short a time only
+/// makes the test look early.
 const STALLED: Duration = Duration::from_secs(2);
 
 /// Waits until `progress` does not change for [`STALLED`].

@@ -1,4 +1,5 @@
-//! Cores that have more to do than they can: what they owe to time, to other cores and to others' visitors comes first.
+//! Cores that have more to do than they can: what they owe to time, to other cores and to others'
+//! visitors comes first.
 //!
 //! Only the order of events is asserted: what must happen happens while the flood goes on.
 

@@ -8,8 +8,9 @@ use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, client_laun
 use crate::support::visitor;
 use crate::support::wait;
 
-/// TLS alerts with which a server may refuse a client's certificate (RFC 8446, section 6): bad_certificate (42) to
-/// certificate_unknown (46), unknown_ca (48), decrypt_error (51), certificate_required (116).
+/// TLS alerts with which a server may refuse a client's certificate (RFC 8446, section 6):
+/// bad_certificate (42) to certificate_unknown (46), unknown_ca (48), decrypt_error (51),
+/// certificate_required (116).
 const ALERTS: [u8; 8] = [42, 43, 44, 45, 46, 48, 51, 116];
 
 fn assert_server_refuses(identity: Option<&Identity>) {
@@ -153,7 +154,8 @@ fn a_server_of_another_address_is_refused_by_the_client() {
     });
 }
 
-/// Clients whose certificate was good when they started, each with what the server and the client say of the new one.
+/// Clients whose certificate was good when they started, each with what the server and the client
+/// say of the new one.
 #[test]
 fn a_certificate_that_became_bad_is_named_on_both_sides() {
     if subject::only_wire("what exactly both sides log") {

@@ -35,7 +35,8 @@ fn a_thousand_concurrent_visitors_echo() {
                 for _ in 0..5 {
                     let length = random.between(1..=30_000);
                     let bytes = random.bytes(length);
-                    // Fits into the socket buffers, so that one thread can send all before it reads.
+                    // Fits into the socket buffers, so that one thread can send all before it
+                    // reads.
                     stream.write_all(&bytes).expect("sent");
                     let echo = visitor::read_exact(&mut stream, bytes.len());
                     assert!(echo == bytes, "visitor {seed} got wrong bytes");

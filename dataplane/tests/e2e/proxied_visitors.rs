@@ -96,8 +96,8 @@ impl Balanced {
         Ok(stream)
     }
 
-    /// Who the service is told a visitor is that comes from the balancer with these bytes; `None` if
-    /// it is reset.
+    /// Who the service is told a visitor is that comes from the balancer with these bytes; `None`
+    /// if it is reset.
     fn told(&self, sent: &[u8]) -> Option<SocketAddr> {
         let ending = visitor::ending_after(self.try_to_come(BALANCER), |stream| {
             stream.write_all(sent)?;

@@ -1,5 +1,5 @@
-//! Another configuration for a running server or client: what is taken up, what is refused, and that
-//! no flow notices.
+//! Another configuration for a running server or client: what is taken up, what is refused, and
+//! that no flow notices.
 
 mod client;
 mod files;

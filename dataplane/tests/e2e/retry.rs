@@ -1,4 +1,5 @@
-//! A client that cannot serve a visitor says so, and the visitor is served by another one without noticing.
+//! A client that cannot serve a visitor says so, and the visitor is served by another one without
+//! noticing.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -243,8 +244,8 @@ fn killing_one_client_of_three_fails_nobody_after_the_server_has_noticed() {
     });
     let killed = visits.elapsed();
     clients[0].kill();
-    // Nothing tells the server; visitors who are sent there are reset at the latest when it has noticed, by whichever of
-    // two timeouts of the same length.
+    // Nothing tells the server; visitors who are sent there are reset at the latest when it has
+    // noticed, by whichever of two timeouts of the same length.
     let noticed = |line: &str| line.contains("nothing heard within");
     server.program.wait_for_line("the server notices", noticed);
     let noticed = visits.elapsed();

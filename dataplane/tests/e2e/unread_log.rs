@@ -15,8 +15,8 @@ use crate::support::tunnel::{ClientSetup, Listener, Server, ServerSetup, Site, s
 use crate::support::visitor;
 use crate::support::wait;
 
-/// Visitors one after the other: each makes some dozen lines of the log at its finest level, and all
-/// of them together many more than a pipe holds.
+/// Visitors one after the other: each makes some dozen lines of the log at its finest level, and
+/// all of them together many more than a pipe holds.
 const VISITORS: usize = 200;
 
 /// A server whose standard error is a given one; ended with the test.

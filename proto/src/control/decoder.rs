@@ -10,8 +10,8 @@ pub const FEED_BYTES_MAX: usize = 64 * 1024;
 /// The most bytes that a [`Decoder`] holds: one feed and the unfinished message before it.
 pub const BUFFER_BYTES_MAX: usize = FEED_BYTES_MAX + varint::BYTES_MAX + MESSAGE_BYTES_MAX;
 
-/// The most bytes that stay allocated while nothing waits: enough for every frequent message, little
-/// enough for very many idle lanes.
+/// The most bytes that stay allocated while nothing waits: enough for every frequent message,
+/// little enough for very many idle lanes.
 const IDLE_BYTES_MAX: usize = 1024;
 
 /// Takes the bytes of the control stream in pieces of any size, and returns its messages.
@@ -60,12 +60,13 @@ impl Decoder {
         Ok(())
     }
 
-    /// The next complete message; `None` while more bytes are needed. Messages of types that are not
-    /// known are skipped and counted.
+    /// The next complete message; `None` while more bytes are needed. Messages of types that are
+    /// not known are skipped and counted.
     ///
     /// # Errors
     ///
-    /// Any [`DecodeError`]; a length above [`MESSAGE_BYTES_MAX`] is one before the message is there.
+    /// Any [`DecodeError`]; a length above [`MESSAGE_BYTES_MAX`] is one before the message is
+    /// there.
     #[expect(
         clippy::should_implement_trait,
         reason = "an Iterator would not come back from None once more bytes are fed"

@@ -1,7 +1,8 @@
-//! PathChallenge and PathResponse: the proof that a client receives at the address that its packets come from.
+//! PathChallenge and PathResponse: the proof that a client receives at the address that its packets
+//! come from.
 //!
-//! They do on the control stream what QUIC's frames of the same names do (RFC 9000 section 8.2) for a side to which a
-//! lane is one path under changing addresses.
+//! They do on the control stream what QUIC's frames of the same names do (RFC 9000 section 8.2) for
+//! a side to which a lane is one path under changing addresses.
 
 use crate::error::DecodeError;
 use crate::varint;

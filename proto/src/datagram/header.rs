@@ -118,7 +118,8 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// The traffic address that the visitor sends to, if the header introduces its flow and says so.
+    /// The traffic address that the visitor sends to, if the header introduces its flow and says
+    /// so.
     pub fn traffic(&self) -> Option<SocketAddr> {
         match *self {
             Self::First { traffic, .. } | Self::FirstFragment { traffic, .. } => traffic,
@@ -153,7 +154,8 @@ impl<'a> Header<'a> {
     ///
     /// # Panics
     ///
-    /// If a field breaks its limit, or if `out` has less room than [`encoded_len`](Self::encoded_len).
+    /// If a field breaks its limit, or if `out` has less room than
+    /// [`encoded_len`](Self::encoded_len).
     pub fn encode(&self, out: &mut impl BufMut) {
         let flow_id = self.flow_id();
         flow_id::assert_valid(flow_id);

@@ -88,7 +88,8 @@ impl Packet {
         Ok((bodies_bytes + body_bytes).min(UDP_PAYLOAD_MAX))
     }
 
-    /// Puts the fragment into the buffer, which has the bytes that [`check`](Self::check) asked for.
+    /// Puts the fragment into the buffer, which has the bytes that [`check`](Self::check) asked
+    /// for.
     pub(super) fn write(&mut self, index: u8, payload: &[u8]) {
         if self.is_tail(index) {
             self.tail_bytes = Some(payload.len());

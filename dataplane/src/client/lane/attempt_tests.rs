@@ -1,4 +1,5 @@
-//! Attempts against a server that is slow to answer: nothing that it has begun is lost when the lane is no longer wanted.
+//! Attempts against a server that is slow to answer: nothing that it has begun is lost when the
+//! lane is no longer wanted.
 
 use std::cell::RefCell;
 use std::io::{Read as _, Write as _};

@@ -443,7 +443,8 @@ mod tests {
         assert_eq!(listed(&roster).len(), 16);
     }
 
-    /// Whatever part of the addresses a resolver shows, servers whose lanes are up stay, and one that stops goes soon.
+    /// Whatever part of the addresses a resolver shows, servers whose lanes are up stay, and one
+    /// that stops goes soon.
     #[test]
     fn simulated_resolvers_that_show_a_part_make_no_lane_flap() {
         for seed in 0..200 {

@@ -3,9 +3,9 @@
 //!
 //! Each flow has a socket, and so a descriptor and a port, which TCP flows, lanes and other
 //! programs of this machine need as well. So all flows of a process have a part of them, and each
-//! core an equal part of that; within it [`Lifetimes`] says which flow goes first. Sockets are opened
-//! at a bounded [`Pace`]. New flows beyond it wait in a bounded queue; what has no room there is
-//! dropped and counted.
+//! core an equal part of that; within it [`Lifetimes`] says which flow goes first. Sockets are
+//! opened at a bounded [`Pace`]. New flows beyond it wait in a bounded queue; what has no room
+//! there is dropped and counted.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

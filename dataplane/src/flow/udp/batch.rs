@@ -65,8 +65,8 @@ impl Batcher {
         }
     }
 
-    /// Adds one datagram of up to [`UDP_PAYLOAD_BYTES_MAX`] bytes, which is sent at the latest by the next
-    /// [`Batcher::flush`].
+    /// Adds one datagram of up to [`UDP_PAYLOAD_BYTES_MAX`] bytes, which is sent at the latest by
+    /// the next [`Batcher::flush`].
     pub(crate) fn push(
         &mut self,
         socket: &UdpSocket,
@@ -139,7 +139,8 @@ impl Batcher {
         self.contents.clear();
     }
 
-    /// The last error since the last call, other than a full buffer: that the service cannot be reached, for example.
+    /// The last error since the last call, other than a full buffer: that the service cannot be
+    /// reached, for example.
     pub(crate) fn take_error(&mut self) -> Option<io::Error> {
         self.error.take()
     }

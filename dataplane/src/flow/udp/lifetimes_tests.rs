@@ -1,5 +1,6 @@
-//! Lifetimes against a naive model of them, by seeded simulation, with strangers who flood and a clock
-//! that jumps. Every run repeats by its seed: `QMUX_SEED=7 cargo test --workspace udp::lifetimes`.
+//! Lifetimes against a naive model of them, by seeded simulation, with strangers who flood and a
+//! clock that jumps. Every run repeats by its seed: `QMUX_SEED=7 cargo test --workspace
+//! udp::lifetimes`.
 
 use std::cell::Cell;
 use std::net::Ipv4Addr;

@@ -38,7 +38,8 @@ pub(crate) const FLOWS_PER_CORE_MAX: usize = 16_384;
 /// Receive calls before the core's other tasks get a turn, as for QUIC sockets.
 pub(crate) const RECEIVE_CALLS_PER_TURN: usize = 2;
 
-/// Longest time between two looks for expired flows and silent lanes: a flow outlives its timeout by no more than this.
+/// Longest time between two looks for expired flows and silent lanes: a flow outlives its timeout
+/// by no more than this.
 pub(crate) const SWEEP_INTERVAL_MAX: Duration = Duration::from_millis(250);
 
 /// Shortest time between two looks, so that a tiny timeout does not keep an idle core awake.
@@ -103,7 +104,8 @@ impl Rarely {
     }
 }
 
-/// Takes the core's receive buffers for the length of `with`, without a borrow that a call out could meet.
+/// Takes the core's receive buffers for the length of `with`, without a borrow that a call out
+/// could meet.
 pub(crate) fn with_receive_batch<R>(with: impl FnOnce(&mut ReceiveBatch) -> R) -> R {
     let mut batch = RECEIVE_BATCH
         .take()
@@ -113,7 +115,8 @@ pub(crate) fn with_receive_batch<R>(with: impl FnOnce(&mut ReceiveBatch) -> R) -
     result
 }
 
-/// The time, read once per turn of a lane: reading the clock for each datagram would cost 5 % of the core.
+/// The time, read once per turn of a lane: reading the clock for each datagram would cost 5 % of
+/// the core.
 #[derive(Debug, Default)]
 pub(crate) struct TurnClock(Cell<Option<Instant>>);
 

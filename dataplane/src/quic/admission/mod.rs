@@ -8,13 +8,13 @@
 //!   one alone gets half of them, two a third each, so that there is always a place for somebody
 //!   else. When all are taken, a lane that has held one for [`STALE_AFTER`] makes room.
 //! - **Handshakes per second.** The first ones begin at once. Above [`UNPROVED`] (or with a quarter
-//!   of the places taken) a stranger must first show that he receives at his address, by coming back
-//!   with the token of a Retry packet. Then [`PROVED`] holds.
+//!   of the places taken) a stranger must first show that he receives at his address, by coming
+//!   back with the token of a Retry packet. Then [`PROVED`] holds.
 //! - **Answers per second.** A stranger without a token costs one stateless answer at most, and
 //!   these are bounded by [`ANSWERS`].
 //!
-//! Both rates have a part for networks that ask for little, which those that flood cannot use up. So
-//! a flood from a hundred networks, however fast, takes nothing that others need; one with
+//! Both rates have a part for networks that ask for little, which those that flood cannot use up.
+//! So a flood from a hundred networks, however fast, takes nothing that others need; one with
 //! invented addresses of all networks makes honest clients repeat their first packet (RFC 9002,
 //! section 6.2) until an answer falls to them.
 //!

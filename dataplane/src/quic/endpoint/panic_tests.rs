@@ -1,4 +1,5 @@
-//! What a panic costs: real lanes between two endpoints, and panics where and when a test wants them.
+//! What a panic costs: real lanes between two endpoints, and panics where and when a test wants
+//! them.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;

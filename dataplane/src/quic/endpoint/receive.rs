@@ -1,4 +1,5 @@
-//! The receiving half of an endpoint: from the socket to the lanes, and the first packets of new lanes.
+//! The receiving half of an endpoint: from the socket to the lanes, and the first packets of new
+//! lanes.
 
 use std::cell::{Cell, RefCell};
 use std::io;

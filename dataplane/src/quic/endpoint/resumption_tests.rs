@@ -237,7 +237,8 @@ fn a_session_of_a_client_with_a_certificate_of_another_ca_is_not_resumed() {
     });
 }
 
-/// Whoever has recorded the first packets of a client may send them again, but cannot end the handshake.
+/// Whoever has recorded the first packets of a client may send them again, but cannot end the
+/// handshake.
 #[test]
 fn replayed_early_data_does_not_complete_a_handshake() {
     run(async |config| {

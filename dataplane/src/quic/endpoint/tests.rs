@@ -95,7 +95,8 @@ pub(crate) fn setup(config: &Config, accepts: bool) -> EndpointSetup {
         config: settings::transport(&config.quic, tls).expect("transport"),
         packet_bytes_max: settings::packet_bytes_max(&config.quic),
         accepts,
-        // A busy machine takes its time, and only to wait for the end of this has anybody to wait for it.
+        // A busy machine takes its time, and only to wait for the end of this has anybody to wait
+        // for it.
         handshake_timeout: PATIENCE,
         reset_key: None,
         counters: Arc::<CoreCounters>::default(),

@@ -9,12 +9,12 @@
 //! - one that brought a good many datagrams and nothing else,
 //! - one that brought bytes of flows in less than two full packets: a request or an answer. More
 //!   are bulk, whose sender needs acknowledgements to go on,
-//! - one that brought nothing for streams while an acknowledgement is due already: most often that is
-//!   an acknowledgement alone, which makes nothing due sooner.
+//! - one that brought nothing for streams while an acknowledgement is due already: most often that
+//!   is an acknowledgement alone, which makes nothing due sooner.
 //!
 //! Everything else, the control stream above all, is acknowledged at once. So are the first bytes
-//! of a flow that a socket gets ([`Lane::acknowledge_now`]).
-//! [`AckDelay`] knows no clock: time comes in as an argument.
+//! of a flow that a socket gets ([`Lane::acknowledge_now`]). [`AckDelay`] knows no clock: time
+//! comes in as an argument.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! A lane: one QUIC connection, owned by one core, with the tasks that wait for its streams.
 //!
-//! The lane owns the quiche connection. Flows read and write streams through it, never keep a borrow across an
-//! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
-//! which is told by [`Lane::mark_dirty`].
+//! The lane owns the quiche connection. Flows read and write streams through it, never keep a
+//! borrow across an `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to
+//! be sent is flushed by the endpoint, which is told by [`Lane::mark_dirty`].
 
 mod ack_delay;
 mod bundles;
@@ -75,14 +75,16 @@ const QUEUE_BYTES_MAX: usize = 256 << 10;
 /// keeps the estimate of what is queued from growing.
 const PACKET_OVERHEAD_MIN: usize = 1 + qmux_proto::CID_LEN + 1 + 16 + 2;
 
-/// Bytes of datagrams that may wait to be sent on a lane: about 30 ms at 1 Gbit/s. Newer ones are dropped and counted.
+/// Bytes of datagrams that may wait to be sent on a lane: about 30 ms at 1 Gbit/s. Newer ones are
+/// dropped and counted.
 pub(crate) const DATAGRAM_QUEUE_BYTES_MAX: usize = 4 << 20;
 
 /// Bytes of datagrams that may wait while the socket of the lane's TLS connection is full: they are
 /// late already, and TCP may take seconds to make room.
 const DATAGRAM_QUEUE_BYTES_MAX_FULL: usize = 64 << 10;
 
-/// Control messages that may wait for the peer to read its control stream: 64 KB is 4,000 FlowClosed messages.
+/// Control messages that may wait for the peer to read its control stream: 64 KB is 4,000
+/// FlowClosed messages.
 const CONTROL_BACKLOG_BYTES_MAX: usize = 64 << 10;
 
 /// How long the repetition of a FIN on the control stream is delayed, so that it is sent together

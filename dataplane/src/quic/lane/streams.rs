@@ -263,7 +263,8 @@ impl Lane {
         self.flush_control();
     }
 
-    /// Writes as much of the control backlog as the stream takes. Called again when stream 0 becomes writable.
+    /// Writes as much of the control backlog as the stream takes. Called again when stream 0
+    /// becomes writable.
     pub(crate) fn flush_control(&self) {
         let mut backlog = self.control_backlog.borrow_mut();
         if backlog.is_empty() {

@@ -92,7 +92,8 @@ fn a_client_that_cannot_serve_leaves_no_gap_in_the_turns() {
         let pool = pool(balancer);
         let lanes = ["a", "b", "c"].map(|id| join(&pool, id, 0));
         lanes[1].service_health(0, false);
-        // Flows that end at once: the neighbour of the one that is passed over must not get its share.
+        // Flows that end at once: the neighbour of the one that is passed over must not get its
+        // share.
         let mut chosen = BTreeMap::<_, usize>::new();
         for _ in 0..30 {
             let ticket = pick(&pool).expect("two serve");

@@ -1,9 +1,10 @@
-//! Thousands of seeded steps of what can happen to the clients of a listener, with what must always hold.
+//! Thousands of seeded steps of what can happen to the clients of a listener, with what must always
+//! hold.
 //!
-//! The pool, the lane tables and the choice of a way are the real ones; lanes, cores and clients
+//! The pool, the lane tables and the choice of a route are the real ones; lanes, cores and clients
 //! are made up. Mail between cores is lost, lanes fall silent and are heard again, news comes late
-//! and out of order, clocks jump. A failure prints its seed; `QMUX_SEED=7 cargo test -p qmux-dp
-//! server::simulation` repeats it.
+//! and out of order, clocks jump. A failure prints its seed; `QMUX_SEED=7 cargo test --workspace
+//! pool::simulation` repeats it.
 
 mod visitors;
 

@@ -1,4 +1,5 @@
-//! Visitors whose flow lives on another core: two traffic sockets on one thread, with mail between them.
+//! Visitors whose flow lives on another core: two traffic sockets on one thread, with mail between
+//! them.
 
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};

@@ -1,6 +1,6 @@
-//! The table's indexes against a model of them, by seeded simulation; who expires and who makes room
-//! is simulated in `lifetimes_tests.rs`. Every run repeats by its seed:
-//! `QMUX_SEED=7 cargo test --workspace udp::table`.
+//! The table's indexes against a model of them, by seeded simulation; who expires and who makes
+//! room is simulated in `lifetimes_tests.rs`. Every run repeats by its seed: `QMUX_SEED=7 cargo
+//! test --workspace udp::table`.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

@@ -1,4 +1,5 @@
-//! Clients that may not serve any more: they are told, drained and disconnected, and nobody else is.
+//! Clients that may not serve any more: they are told, drained and disconnected, and nobody else
+//! is.
 
 use qmux_proto::control::RegisterOutcome;
 

@@ -103,8 +103,9 @@ pub(crate) fn haproxy_with(site: &Site, backend: SocketAddr, words: &str) -> Pee
     )
 }
 
-/// HAProxy in TCP mode in front of several servers, each with its admin endpoint, which tells whether to send visitors
-/// there. The lines that matter are those of `scripts/deploy/haproxy.cfg`; checks are more frequent.
+/// HAProxy in TCP mode in front of several servers, each with its admin endpoint, which tells
+/// whether to send visitors there. The lines that matter are those of `scripts/deploy/haproxy.cfg`;
+/// checks are more frequent.
 pub(crate) fn haproxy_checking(site: &Site, backends: &[(SocketAddr, SocketAddr)]) -> Peer {
     let mut servers = String::new();
     for (index, (traffic, admin)) in backends.iter().enumerate() {
@@ -163,7 +164,8 @@ pub(crate) fn iperf3_server() -> Peer {
     )
 }
 
-/// Whether somebody listens there. A connection would find that out too, but HAProxy would pass it on.
+/// Whether somebody listens there. A connection would find that out too, but HAProxy would pass it
+/// on.
 fn listens(_program: &Program, address: SocketAddr) -> bool {
     const LISTEN: &str = "0A";
     let port = format!(":{:04X}", address.port());

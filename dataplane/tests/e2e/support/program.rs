@@ -78,7 +78,8 @@ impl Launch {
         self
     }
 
-    /// The same program in a mount namespace of its own, in which each second path shows the file of the first.
+    /// The same program in a mount namespace of its own, in which each second path shows the file
+    /// of the first.
     pub(crate) fn with_files(self, files: &[(&str, &str)]) -> Self {
         let mut script = String::new();
         let mut args: Vec<OsString> = Vec::new();
@@ -176,8 +177,8 @@ impl Launch {
     }
 
     fn command(&self) -> Command {
-        // The kernel kills the child when the test process dies, however it dies. setpriv sets that up and becomes
-        // the program itself, under the same process id.
+        // The kernel kills the child when the test process dies, however it dies. setpriv sets that
+        // up and becomes the program itself, under the same process id.
         let mut command = Command::new(find("setpriv".into()));
         command
             .args(["--pdeathsig", "KILL", "--"])
@@ -255,7 +256,8 @@ impl Program {
             .collect()
     }
 
-    /// Waits for the `count`th line of the present run that `matches`; panics if the program ends before.
+    /// Waits for the `count`th line of the present run that `matches`; panics if the program ends
+    /// before.
     pub(crate) fn wait_for_lines(
         &self,
         what: &str,
@@ -469,8 +471,8 @@ fn follow(
     })
 }
 
-/// The kernel ties "kill me when my parent dies" to the thread that started the child, and tests start programs from
-/// threads that end. One thread that never ends starts them all.
+/// The kernel ties "kill me when my parent dies" to the thread that started the child, and tests
+/// start programs from threads that end. One thread that never ends starts them all.
 fn spawn_command(command: Command) -> io::Result<Child> {
     type Request = (Command, Sender<io::Result<Child>>);
     static SPAWNER: OnceLock<Mutex<Sender<Request>>> = OnceLock::new();

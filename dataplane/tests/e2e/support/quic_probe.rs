@@ -1,5 +1,5 @@
-//! A bare QUIC client that shows a server any certificate, or none: the real client refuses bad ones of its own
-//! before it dials, so it cannot show what the server does about them.
+//! A bare QUIC client that shows a server any certificate, or none: the real client refuses bad
+//! ones of its own before it dials, so it cannot show what the server does about them.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -47,8 +47,8 @@ pub(crate) fn shake_hands(dir: &Path, server: SocketAddr, identity: Option<&Iden
             let alert = error.error_code & 0xff;
             return Some(Verdict::Refused(u8::try_from(alert).expect("one byte")));
         }
-        // A ticket comes only after the server has judged the client's certificate; that the handshake is complete
-        // on this side says nothing (RFC 8446, section 4.6.1).
+        // A ticket comes only after the server has judged the client's certificate; that the
+        // handshake is complete on this side says nothing (RFC 8446, section 4.6.1).
         connection.session().is_some().then_some(Verdict::Admitted)
     })
 }
@@ -95,8 +95,8 @@ impl Probe {
         panic!("waited {PATIENCE:?} for this: {what}");
     }
 
-    /// Asks to take the lane into the name of a client, and says what the server answers. The client
-    /// is one of before services had names.
+    /// Asks to take the lane into the name of a client, and says what the server answers. The
+    /// client is one of before services had names.
     pub(crate) fn register(&mut self, client_id: &str, instance: u8) -> RegisterOutcome {
         let capabilities = Capabilities::default();
         let request = request(client_id, instance, capabilities, Vec::new());

@@ -99,8 +99,9 @@ impl TcpService {
         self.accepted.load(Ordering::SeqCst)
     }
 
-    /// Waits until every connection has been served to its end; panics if one failed. Tests whose service is the last
-    /// to receive end with it, because a tunnel that is torn down takes what is on its way with it.
+    /// Waits until every connection has been served to its end; panics if one failed. Tests whose
+    /// service is the last to receive end with it, because a tunnel that is torn down takes what is
+    /// on its way with it.
     pub(crate) fn wait_until_done(&self) {
         wait::until_true("the service has served everybody", || {
             let failures = self.failures();
@@ -139,7 +140,8 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 pub(crate) fn echo(mut stream: TcpStream) {
     let mut bytes = vec![0; 64 << 10];
     loop {
-        // The visitor may reset or go at any time; it, not the service, says whether that was right.
+        // The visitor may reset or go at any time; it, not the service, says whether that was
+        // right.
         match stream.read(&mut bytes) {
             Ok(0) => {
                 let _gone = stream.shutdown(Shutdown::Write);

@@ -28,7 +28,8 @@ impl Site {
     /// With the good certificates in it.
     pub(crate) fn new() -> Self {
         limits::raise_open_files();
-        // On the disk that holds the build, because /tmp may be memory and one test makes a gigabyte.
+        // On the disk that holds the build, because /tmp may be memory and one test makes a
+        // gigabyte.
         let dir = TempDir::with_prefix_in("e2e-", env!("CARGO_TARGET_TMPDIR")).expect("directory");
         qmux_config::certs::write(certs::ours(), dir.path(), false).expect("certificates");
         Self { dir }

@@ -1,6 +1,6 @@
 //! A network between a client and a server that treats UDP and TCP at one address each in its own
-//! way: a relay with a switch for each direction of UDP, by the size of packets, one for UDP of each
-//! sender, and one for TCP.
+//! way: a relay with a switch for each direction of UDP, by the size of packets, one for UDP of
+//! each sender, and one for TCP.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{Read as _, Write as _};

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-/// UDP may lose datagrams on a machine that is short of CPUs. A tunnel that loses this many in a row is broken.
+/// UDP may lose datagrams on a machine that is short of CPUs. A tunnel that loses this many in a
+/// row is broken.
 const ATTEMPTS_MAX: usize = 8;
 /// Wait for a reply before the datagram is sent again.
 const REPLY_PATIENCE: Duration = Duration::from_secs(4);
@@ -57,7 +58,8 @@ impl UdpVisitor {
         self.transmit(payload);
     }
 
-    /// Sends `payload` and waits for its echo; panics if other bytes come back than this visitor ever sent.
+    /// Sends `payload` and waits for its echo; panics if other bytes come back than this visitor
+    /// ever sent.
     pub(crate) fn echo(&mut self, payload: &[u8]) {
         self.send(payload);
         for attempt in 0..ATTEMPTS_MAX {

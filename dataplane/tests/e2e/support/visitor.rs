@@ -11,7 +11,8 @@ use socket2::SockRef;
 use super::random::Random;
 use super::wait::{self, PATIENCE};
 
-/// Bytes that senders and receivers of random streams move at a time; a multiple of 8, see [`Random::fill`].
+/// Bytes that senders and receivers of random streams move at a time; a multiple of 8, see
+/// [`Random::fill`].
 const PIECE_BYTES: usize = 64 << 10;
 
 /// How a direction of a connection ended, with what came before.
@@ -47,8 +48,8 @@ pub(crate) fn try_connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Comes, says `request` and reads to the end: for visitors that may be reset at any moment, also while they connect and
-/// send.
+/// Comes, says `request` and reads to the end: for visitors that may be reset at any moment, also
+/// while they connect and send.
 pub(crate) fn ending_of(address: SocketAddr, request: &[u8]) -> Ending {
     ending_after(try_connect(address), |stream| stream.write_all(request))
 }
@@ -64,13 +65,15 @@ pub(crate) fn ending_after(
     });
     match said {
         Ok(mut stream) => read_to_end(&mut stream),
-        // It was faster than the return from connect(2) or write(2), which have told it: a read would not tell it again.
+        // It was faster than the return from connect(2) or write(2), which have told it: a read
+        // would not tell it again.
         Err(error) if error.kind() == ErrorKind::ConnectionReset => Ending::Reset(Vec::new()),
         Err(error) => panic!("connects and speaks: {error}"),
     }
 }
 
-/// Reads to the end; panics when nothing comes for long, or on an error that is neither FIN nor reset.
+/// Reads to the end; panics when nothing comes for long, or on an error that is neither FIN nor
+/// reset.
 pub(crate) fn read_to_end(stream: &mut TcpStream) -> Ending {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {

@@ -170,7 +170,8 @@ impl World {
             .collect()
     }
 
-    /// The choice that was made last must be one of the right ones. Earlier ones of the same search found no lane.
+    /// The choice that was made last must be one of the right ones. Earlier ones of the same search
+    /// found no lane.
     fn check_choice(
         &self,
         protocol: Protocol,
@@ -186,7 +187,8 @@ impl World {
             let mut lanes = self.lanes.iter().filter(|lane| lane.lane.client == *number);
             lanes.any(|lane| lane.lane.open.get() && !lane.lane.drains.get())
         };
-        // A client of which no lane is open any more, unknown to the pool, may have been passed over.
+        // A client of which no lane is open any more, unknown to the pool, may have been passed
+        // over.
         let all_usable = candidates.keys().all(usable);
         if !all_usable {
             return;
