@@ -11,7 +11,7 @@ use super::backoff::Backoff;
 /// Clients of the restart below.
 const CLIENTS: usize = 10_000;
 
-/// One step of its clock.
+/// One step of the simulated clock.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Handshakes that the server completes in a tick: 2,000 in a second.
@@ -34,22 +34,23 @@ const ALL_BACK_WITHIN_S: f64 = 30.0;
 /// One client of the restart.
 #[derive(Clone, Copy, PartialEq)]
 enum Client {
-    /// Begins an attempt then.
+    /// Begins an attempt at this time.
     Waits(Duration),
-    /// Repeats its first packet then, so many times already.
+    /// Repeats its first packet at this time, after this many repetitions.
     Repeats(Duration, usize),
     Queued,
     Registered,
 }
 
-/// What became of a restart.
+/// The result of a restart.
 struct Restart {
-    /// First packets, also repeated ones, in each second.
+    /// First packets, with repetitions, in each second.
     attempts: Vec<usize>,
     /// The most attempts in one tick after the server was up.
     peak: usize,
     refused: usize,
-    /// When so many clients were registered, in ticks after the server was up.
+    /// When half, nearly all, and all of the clients were registered, in ticks after the server was
+    /// up.
     half: usize,
     nearly_all: usize,
     all: usize,

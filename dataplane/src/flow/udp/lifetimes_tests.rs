@@ -26,7 +26,7 @@ struct Known {
     ip: IpAddr,
     stage: Stage,
     last_activity: Instant,
-    /// Orders what happened, where the clock does not.
+    /// The order of events, where the clock does not tell it.
     touched: u64,
     kept: bool,
 }
@@ -47,15 +47,15 @@ struct Simulation {
     random: StdRng,
     now: Instant,
     lifetimes: Lifetimes<(u64, bool)>,
-    /// By the number of the flow, in the order of opening.
+    /// The flows in the order in which they were opened.
     model: Vec<Known>,
     events: u64,
     opened: u64,
     ended: u64,
     seen: Seen,
-    /// How likely strangers are, of 100 steps: it changes, so that tables fill and empty.
+    /// How likely strangers are, per 100 steps. It changes, so that tables fill and empty.
     flood: u32,
-    /// Nothing ends but by the rule, so that exchanges that go on become all that there is.
+    /// Whether flows end only by the rule, so that in the end only established ones are left.
     crowded: bool,
 }
 
@@ -98,7 +98,7 @@ impl Simulation {
         }
     }
 
-    /// Of many networks, or of one that tries to take everything.
+    /// The address of a stranger: of many networks, or of one that tries to take everything.
     fn stranger(&mut self) -> IpAddr {
         let random = &mut self.random;
         if random.random_bool(0.3) {
@@ -123,7 +123,7 @@ impl Simulation {
         self.model.iter().filter(|flow| flow.stage == stage).count()
     }
 
-    /// What the rule says, told the long way round.
+    /// The rule, computed in the simplest way.
     fn expected_room(&self, ip: IpAddr) -> Room {
         let mine =
             |flow: &&Known| source(flow.ip) == source(ip) && flow.stage != Stage::Established;
@@ -161,7 +161,8 @@ impl Simulation {
                     (Why::Source, _) => self.seen.evicted_of_source += 1,
                     (_, Stage::Unanswered) => self.seen.evicted_unanswered += 1,
                     (_, Stage::Answered) => {
-                        // Only for other answered ones, never for those of silent services.
+                        // Answered flows are evicted only for other answered ones, never for those
+                        // of silent services.
                         assert!(self.count(Stage::Answered) > self.count(Stage::Unanswered));
                         self.seen.evicted_answered += 1;
                     }
@@ -225,7 +226,7 @@ impl Simulation {
         if let Some(at) = self.any() {
             self.take_out(at);
         }
-        // Nobody's key does nothing.
+        // A key that is not in use does nothing.
         let unused = 10 * LIMITS.flows_max;
         self.lifetimes.asked(unused, self.now);
         assert!(!self.lifetimes.answered(unused, self.now));
@@ -267,7 +268,8 @@ impl Simulation {
             let flow = &mut self.model[at];
             assert!(flow.kept, "{flow:?} outlived its time");
             self.seen.kept += 1;
-            // It counts as active from the sweep on; of an established one only its deadline knows.
+            // The flow counts as active from the sweep on; of an established one only its deadline
+            // shows that.
             if flow.stage != Stage::Established {
                 self.events += 1;
                 flow.touched = self.events;
@@ -343,7 +345,7 @@ fn lives_agree_with_a_naive_model_of_them() {
     }
 }
 
-/// The whole point, in numbers: strangers at ten thousand a second, and a table of a thousand.
+/// The purpose in numbers: strangers at ten thousand a second, and a table of a thousand flows.
 #[test]
 fn a_flood_costs_no_exchange_that_goes_on_and_no_newcomer_its_answer() {
     for strangers_are_answered in [false, true] {
@@ -369,7 +371,7 @@ fn a_flood_costs_no_exchange_that_goes_on_and_no_newcomer_its_answer() {
             if strangers_are_answered {
                 lives.answered(key, now);
             }
-            // Somebody honest every 5 ms, whose answer takes 20 ms.
+            // Every 5 ms there is an honest visitor, whose answer takes 20 ms.
             if stranger % 250 == 0 {
                 if let Room::Instead(key, _) = lives.room_for(honest) {
                     lives.remove(key);

@@ -24,10 +24,10 @@ use super::membership::LaneMembership;
 use super::registry::Joined;
 use visitors::Flow;
 
-/// Of both balancers together; each seed has one of them.
+/// Number of seeds for both balancers together; each seed uses one of them.
 const SEEDS: u64 = 1_000;
 const STEPS: usize = 3_000;
-/// All counts are compared so often: a full comparison costs more than ten steps.
+/// Steps after which all counts are compared; a full comparison costs more than ten steps.
 const STEPS_PER_CHECK: usize = 8;
 const CORES: usize = 3;
 const CLIENT_IDS: usize = 5;
@@ -67,9 +67,9 @@ impl Drop for PrintSeed {
 /// A lane on the server.
 struct Lane {
     client: u64,
-    /// False once it has begun to end, known to its core.
+    /// False once it has begun to end, as its core knows.
     open: Cell<bool>,
-    /// It has said that it takes no more.
+    /// Whether it has said that it takes no more flows.
     drains: Cell<bool>,
     silent: Cell<bool>,
     flows: Cell<usize>,
@@ -119,7 +119,7 @@ struct World {
     instances: u64,
     lanes: Vec<Registered>,
     flows: Vec<Flow>,
-    /// Visitors that came, and what became of them.
+    /// Number of visitors, and what became of them.
     visitors: usize,
     served: usize,
     refused: usize,
@@ -173,7 +173,7 @@ impl World {
         }
     }
 
-    /// Mostly some milliseconds; now and then a machine sleeps for an hour.
+    /// Lets time pass: mostly some milliseconds; now and then a machine sleeps for an hour.
     fn pass_time(&mut self) {
         self.now += match self.random.below(1_000) {
             0 => Duration::from_secs(3_600),
@@ -298,7 +298,7 @@ impl World {
     fn end_a_lane(&mut self) {
         if !self.lanes.is_empty() {
             let index = self.random.below(self.lanes.len());
-            // Often it is known before that it is about to end.
+            // Often it is known before that the lane is about to end.
             if self.random.chance(50) {
                 self.lanes[index].lane.open.set(false);
             } else {
