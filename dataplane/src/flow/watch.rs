@@ -1,24 +1,25 @@
 //! The TCP flows of one core, and what each of them waits for.
 //!
 //! A flow registers here when it begins and leaves when it ends, in whatever way. In between this
-//! table serves two purposes:
+//! table serves three purposes:
 //!
 //! - **Looks.** Some things that end a flow wake nobody: a reset of a socket that is not read at
 //!   that moment, a STOP_SENDING or RESET_STREAM that quiche does not report because the stream
-//!   counts as readable or writable already, time. So one task of the core ([`sweep`]) has every
-//!   flow look around once a second, and idle ones, for which nearly everything does wake, more
-//!   seldom. It costs less than a timer in each flow, and no wait has to name all that can end it.
+//!   counts as readable or writable already, the passing of time. So one task of the core
+//!   ([`sweep`]) has every flow look around once a second, and idle flows, which nearly everything
+//!   wakes, less often. This costs less than a timer in each flow, and no wait has to name
+//!   everything that can end it.
 //! - **Stalls.** A flow whose socket takes nothing, although bytes wait for it, is in a list, the
-//!   one that has stalled longest first. It ends when it has been there for `stall_timeout`, or
+//!   one that has stalled longest first. It is ended when it has been there for `stall_timeout`, or
 //!   earlier if memory is short ([`TcpFlows::end_most_stalled`]).
-//! - **Silence.** A flow that has an idle timeout ends when no byte was moved for so long in either
+//! - **Idle timeouts.** A flow that has one is ended when no byte was moved for so long in either
 //!   direction. The table counts that itself, so that idle flows need not be woken for it.
 //!
-//! A stall is judged by the end whose socket it is: the other one sees only that its stream has no
-//! room. It is measured in looks and not by a clock: time in which this process itself stood still
-//! (SIGSTOP, a suspended machine, a busy core) is nobody's fault, and silence is measured alike.
-//! Moving bytes costs a flow no more here than to note that it did, but for when its socket becomes
-//! full and when it takes something again.
+//! The end that has the socket judges a stall, because the other end sees only that its stream has
+//! no room. A stall is measured in looks and not by a clock, because time in which this process
+//! itself stood still (SIGSTOP, a suspended machine, a busy core) is nobody's fault; idle time is
+//! measured in the same way. Moving bytes costs a flow no more here than a note that it did, except
+//! when its socket becomes full and when it takes something again.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;

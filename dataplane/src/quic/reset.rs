@@ -1,25 +1,24 @@
-//! Stateless resets (RFC 9000 section 10.3), and the connection ids that get one: how a restarted
-//! server tells a client that its lane is gone. Without it a client would wait until it has asked
-//! in vain.
+//! Stateless resets (RFC 9000 section 10.3), and the connection ids that get one: by these a
+//! restarted server tells a client that its lane is gone. Without them the client would wait until
+//! its probes have failed.
 //!
-//! A reset ends a lane, so nobody but the lane's own server may be made to send it (section 21.11):
-//! whoever has seen a living lane's connection id could else show it to another server with the
-//! same key, and pass its answer on. So tokens are bound to where a lane lives, and so are
-//! connection ids, which carry a tag by which a server knows its own. The key is made of
+//! A reset ends a lane, so only the lane's own server may be made to send it (section 21.11).
+//! Otherwise anybody who has seen the connection id of a living lane could show it to another server
+//! with the same key, and pass the answer on. So tokens are bound to the place of a lane, and so are
+//! connection ids, which contain a tag by which a server recognises its own. The key is made of
 //!
 //! - the server's private key file and the machine's boot id, which survive a restart of the
-//!   process, so that the new one answers for connection ids of the old one, on any core;
-//! - the port that the listener has, and the local address that the packet came to: those of the
-//!   process's other listeners differ, as do those of replicas that share a key file, behind one
-//!   public address or several.
+//!   process, so that the new process answers for connection ids of the old one, on any core;
+//! - the port of the listener, and the local address that the packet came to. These differ between
+//!   the listeners of a process, and between replicas that share a key file, behind one public
+//!   address or several.
 //!
-//! What holds: another listener of the same process, and a replica with the same key file on
-//! another machine or under another local address, take such a packet for a stranger's and say
-//! nothing. The process that comes after this one at the same address answers at once. After a
-//! reboot, and at a replica that gets this one's packets by NAT or a balancer, there is no reset:
-//! the client finds out by questions that stay unanswered. Two processes in containers of one
-//! machine that have the same local address and port, in networks that do not know each other, are
-//! not told apart.
+//! So another listener of the same process, and a replica with the same key file on another machine
+//! or under another local address, do not recognise such a packet and say nothing. The process that
+//! comes after this one at the same address answers at once. After a reboot, and from a replica that
+//! gets this one's packets by NAT or a balancer, there is no reset, and the client finds out by
+//! probes that stay unanswered. Two processes in containers of one machine that have the same local
+//! address and port, in networks that do not know each other, are not told apart.
 
 use std::net::IpAddr;
 

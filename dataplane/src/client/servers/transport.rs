@@ -57,7 +57,7 @@ pub(crate) enum QuicProbe {
 pub(crate) struct Carried {
     /// The transport: TLS as soon as one lane rides it.
     pub(crate) by: Riding,
-    /// Since when.
+    /// Since when it has carried them.
     pub(crate) since: Instant,
     /// The reason; empty if the lanes have never been carried by anything else.
     pub(crate) why: String,

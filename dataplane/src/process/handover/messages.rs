@@ -1,4 +1,4 @@
-//! What the two processes say to each other, in order:
+//! The messages of a handover between two processes, in order:
 //!
 //! | who | says | with |
 //! | --- | --- | --- |

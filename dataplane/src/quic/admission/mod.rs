@@ -1,24 +1,25 @@
-//! Admission: which first packets of strangers cost this core anything, and how much.
+//! Admission control: which first packets of strangers cost this core anything, and how much.
 //!
-//! Whoever sends an Initial packet may be anybody, at any address that he likes to claim. What he
-//! can make a core do is bounded in three ways, each of them per core and listener:
+//! Anybody may send an Initial packet, with any source address. What strangers can make a core do
+//! is bounded in three ways, each of them per core and listener:
 //!
 //! - **Places.** A lane whose peer has not registered holds a place, of which there are
-//!   [`PLACES_MAX`]. One network (an IPv4 /24, an IPv6 /48) may hold no more than are still free:
-//!   one alone gets half of them, two a third each, so that there is always a place for somebody
-//!   else. When all are taken, a lane that has held one for [`STALE_AFTER`] makes room.
+//!   [`PLACES_MAX`]. One network (an IPv4 /24, an IPv6 /48) may hold no more places than are still
+//!   free: one network alone gets half of them, two get a third each, so that there is always a
+//!   place for somebody else. When all are taken, a lane that has held one for [`STALE_AFTER`] makes
+//!   room.
 //! - **Handshakes per second.** The first ones begin at once. Above [`UNPROVED`] (or with a quarter
-//!   of the places taken) a stranger must first show that he receives at his address, by coming
-//!   back with the token of a Retry packet. Then [`PROVED`] holds.
+//!   of the places taken) a stranger must first prove the address, by coming back with the token of
+//!   a Retry packet. Then [`PROVED`] is the limit.
 //! - **Answers per second.** A stranger without a token costs one stateless answer at most, and
-//!   these are bounded by [`ANSWERS`].
+//!   [`ANSWERS`] bounds these.
 //!
-//! Both rates have a part for networks that ask for little, which those that flood cannot use up.
-//! So a flood from a hundred networks, however fast, takes nothing that others need; one with
-//! invented addresses of all networks makes honest clients repeat their first packet (RFC 9002,
-//! section 6.2) until an answer falls to them.
+//! Both rates have a part for networks that ask for little, which flooding networks cannot use up.
+//! So a flood from a hundred networks, however fast, takes nothing that others need. A flood with
+//! forged addresses of all networks makes honest clients repeat their first packet (RFC 9002,
+//! section 6.2) until they get an answer.
 //!
-//! No I/O here, no clock and no randomness: time and the seed come in as arguments.
+//! There is no I/O, no clock and no randomness in here: time and the seed come in as arguments.
 
 mod rate;
 #[cfg(test)]
