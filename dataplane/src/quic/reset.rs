@@ -3,9 +3,10 @@
 //! its probes have failed.
 //!
 //! A reset ends a lane, so only the lane's own server may be made to send it (section 21.11).
-//! Otherwise anybody who has seen the connection id of a living lane could show it to another server
-//! with the same key, and pass the answer on. So tokens are bound to the place of a lane, and so are
-//! connection ids, which contain a tag by which a server recognises its own. The key is made of
+//! Otherwise anybody who has seen the connection id of a living lane could show it to another
+//! server with the same key, and pass the answer on. So tokens are bound to the place of a lane,
+//! and so are connection ids, which contain a tag by which a server recognises its own. The key is
+//! made of
 //!
 //! - the server's private key file and the machine's boot id, which survive a restart of the
 //!   process, so that the new process answers for connection ids of the old one, on any core;
@@ -15,10 +16,10 @@
 //!
 //! So another listener of the same process, and a replica with the same key file on another machine
 //! or under another local address, do not recognise such a packet and say nothing. The process that
-//! comes after this one at the same address answers at once. After a reboot, and from a replica that
-//! gets this one's packets by NAT or a balancer, there is no reset, and the client finds out by
-//! probes that stay unanswered. Two processes in containers of one machine that have the same local
-//! address and port, in networks that do not know each other, are not told apart.
+//! comes after this one at the same address answers at once. After a reboot, and from a replica
+//! that gets this one's packets by NAT or a balancer, there is no reset, and the client finds out
+//! by probes that stay unanswered. Two processes in containers of one machine that have the same
+//! local address and port, in networks that do not know each other, are not told apart.
 
 use std::net::IpAddr;
 

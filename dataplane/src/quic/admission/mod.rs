@@ -6,8 +6,8 @@
 //! - **Places.** A lane whose peer has not registered holds a place, of which there are
 //!   [`PLACES_MAX`]. One network (an IPv4 /24, an IPv6 /48) may hold no more places than are still
 //!   free: one network alone gets half of them, two get a third each, so that there is always a
-//!   place for somebody else. When all are taken, a lane that has held one for [`STALE_AFTER`] makes
-//!   room.
+//!   place for somebody else. When all are taken, a lane that has held one for [`STALE_AFTER`]
+//!   makes room.
 //! - **Handshakes per second.** The first ones begin at once. Above [`UNPROVED`] (or with a quarter
 //!   of the places taken) a stranger must first prove the address, by coming back with the token of
 //!   a Retry packet. Then [`PROVED`] is the limit.
