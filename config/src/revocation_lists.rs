@@ -94,8 +94,8 @@ fn covers_clients(scope: &IssuingDistributionPoint<'_>) -> bool {
         || relative)
 }
 
-/// When the next list after the first of a PEM text's lists is due, in seconds since 1970 (UTC);
-/// `None` if none of them says so, or they cannot be read.
+/// When the earliest of a PEM text's revocation lists is to be replaced by its next one, in seconds
+/// since 1970 (UTC); `None` if none of them says so, or they cannot be read.
 #[must_use]
 pub fn first_next_update_unix_s(pem: &[u8]) -> Option<i64> {
     let lists = lists(pem).ok()?;

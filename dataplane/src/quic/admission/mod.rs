@@ -217,8 +217,7 @@ impl Admission {
         }
     }
 
-    /// Whether a network may hold one more place, which is if it then has no more than are left for
-    /// others.
+    /// Whether a network may hold one more place: if it then has no more than are left for others.
     fn has_place_for(&self, network: Network) -> bool {
         let held = self.held.get(&network).copied().unwrap_or(0);
         held < self.places_max.saturating_sub(self.places.len())

@@ -28,8 +28,8 @@ use crate::quic::{settings, tls};
 use overlap::Addresses;
 use plan::{CoreChanges, DoorSockets, Numbers, Plan, SharedEntrance};
 
-/// Time after which every core has closed a socket for TCP visitors that is given up. A core
-/// accepts the last of them for two seconds at most; slow cores may take longer.
+/// Time after which even a slow core has closed a socket for TCP visitors that is given up; it
+/// accepts the last of them for two seconds at most.
 const LEAVING_TCP: Duration = Duration::from_secs(10);
 
 /// The configuration of a service, and its entrances.

@@ -66,7 +66,7 @@ impl Beginning {
     ) -> Result<Option<HeaderRead>, Refusal> {
         let mut piece = [0; HEADER_BYTES_MAX];
         loop {
-            // There is room, because what fills it is a header, or is not one.
+            // This is never zero: bytes that fill it were judged, as a header or as none.
             let room = HEADER_BYTES_MAX - self.bytes.len();
             match read(&mut piece[..room]) {
                 Ok(0) => self.ended = true,
