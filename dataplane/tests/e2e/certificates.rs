@@ -26,7 +26,7 @@ fn assert_server_refuses(identity: Option<&Identity>) {
         .wait_for_line("whom it refused, and why", |line| {
             line.contains("127.0.0.1") && is_about_certificates(line)
         });
-    // It serves those who may come, still.
+    // It still serves those who may come.
     let good = shake_hands(site.path(), server.quic(), Some(&Identity::client()));
     assert_eq!(good, Verdict::Admitted);
 }
@@ -61,7 +61,7 @@ fn a_client_with_a_self_signed_certificate_is_refused() {
     assert_server_refuses(Some(&Identity::self_signed_client()));
 }
 
-/// Starts a server and a client that do not go together, of which the client says what is wrong.
+/// Starts a server and a client that do not fit each other; the client says what is wrong.
 fn client_never_serves(
     site: &Site,
     server: &ServerSetup,
@@ -74,7 +74,7 @@ fn client_never_serves(
     // Where only the protocol counts, any word about the failure will do.
     let only_wire = subject::only_wire("what exactly the client logs");
     let says = |line: &str| says(line) || only_wire && line.contains("handshake");
-    // Visitors knock all the while.
+    // Visitors come all the time.
     wait::until_true("the client says what is wrong", || {
         let served = visitor::echo_works(server.traffic());
         assert!(!served, "a visitor was served");

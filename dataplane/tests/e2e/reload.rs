@@ -53,12 +53,12 @@ impl ConfigFile {
         self.write(&(self.text() + text));
     }
 
-    /// Has the program read it. The answer comes when all cores have done it.
+    /// Has the program read the file. The answer comes when all cores have taken it up.
     fn reload(&self) -> http::Answer {
         post(self.admin, "/reload")
     }
 
-    /// The same, and it must be taken up. Returns what is said to have changed.
+    /// Reloads; the file must be taken up. Returns the changes that are reported.
     fn taken_up(&self) -> String {
         let answer = self.reload();
         assert_eq!(answer.status, 200, "{}", answer.body);

@@ -26,7 +26,7 @@ const RESTARTS: usize = 5;
 
 const SHARED_KEYS: &str = "session_ticket_encryption_key_file = \"ticket.key\"";
 
-/// The token of servers and clients that go by one.
+/// The token of servers and clients that use one.
 const SERVER_TOKEN: &str = "method = \"token\"\ntoken = \"a token of the tests\"";
 const CLIENT_TOKEN: &str = "token = \"a token of the tests\"";
 
@@ -90,7 +90,7 @@ fn is_registered(line: &str) -> bool {
     line.contains("lane registered")
 }
 
-/// Restarts the server again and again under a client, and counts how its lanes came back.
+/// Restarts the server again and again, and counts how the client's lanes came back.
 fn reconnects_after_restarts(what: &str, auth: Option<&'static str>, mut client: ClientSetup) {
     if subject::only_wire(what) {
         return;
@@ -554,7 +554,7 @@ fn a_ticket_of_a_server_with_another_name_is_not_used() {
     let mut client = start_client(&site, &client_with_state(), server.quic(), service.address);
     wait_for_tickets_on_disk(&site);
     client.kill();
-    // The same server under the other name that its certificate has.
+    // This is the same server under the other name in its certificate.
     let other = ClientSetup {
         server_name: "127.0.0.1",
         ..client_with_state()

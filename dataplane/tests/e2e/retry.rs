@@ -74,7 +74,7 @@ fn a_dead_service_costs_no_visitor_and_gets_none_once_it_is_known() {
         start_client(&site, &setup, server.quic(), services[service].address)
     });
     let bytes = Random::new(1).bytes(10_000);
-    // Taking turns, three visitors are enough for one to be sent to the dead service.
+    // The clients take turns, so three visitors are enough for one to be sent to the dead service.
     let mut before = 0;
     let known = |line: &str| line.contains("cannot reach its service");
     while !server.program.lines().iter().any(|line| known(line)) {
@@ -123,7 +123,7 @@ fn what_a_visitor_has_sent_goes_to_the_next_client_on_another_core_too() {
         service.address,
     );
     let mut random = Random::new(2);
-    // At the same time: most have been sent somewhere before the first is refused.
+    // They come at the same time: most have been sent somewhere before the first is refused.
     let mut visitors: Vec<(TcpStream, Vec<u8>)> = (0..60)
         .map(|_| {
             let length = random.between(0..=40_000);

@@ -22,7 +22,7 @@ use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor;
 use crate::support::wait;
 
-/// How often a thread of the relay looks whether it should stop.
+/// How often a thread of the relay checks whether it should stop.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// Bursts of several lanes wait here.
@@ -31,13 +31,13 @@ const BUFFER_BYTES: usize = 4 << 20;
 /// Bytes of a transfer during which the client moves.
 const TRANSFER_BYTES: usize = 200 << 20;
 
-/// Where the client goes next: another port, then another address.
+/// The addresses to which the client moves: another port, then another address.
 const MOVES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
 
 /// One client's socket, as the server sees it.
 struct Mapping {
     outside: Arc<UdpSocket>,
-    /// Set when the client has moved: what comes then is lost.
+    /// Set when the client has moved; later packets are lost.
     gone: Arc<AtomicBool>,
 }
 
@@ -230,13 +230,13 @@ impl World {
 /// How far a transfer is.
 #[derive(Default)]
 struct Progress {
-    /// Bytes that have arrived.
+    /// Number of bytes that have arrived.
     arrived: AtomicUsize,
-    /// Of [`MOVES`], those that have been made.
+    /// How many of [`MOVES`] have been made.
     moves: AtomicUsize,
 }
 
-/// Makes each of [`MOVES`] when so much of a transfer has arrived.
+/// Makes each of [`MOVES`] when a part of a transfer has arrived.
 fn move_on_the_way(progress: &Progress, relay: &Relay) {
     for (index, address) in MOVES.into_iter().enumerate() {
         let mark = TRANSFER_BYTES / (MOVES.len() + 1) * (index + 1);
@@ -248,7 +248,7 @@ fn move_on_the_way(progress: &Progress, relay: &Relay) {
     }
 }
 
-/// Receives the random stream of `seed` and keeps account of it.
+/// Receives the random stream of `seed` and counts it.
 fn receive(stream: &mut std::net::TcpStream, seed: u64, progress: &Progress) {
     const PIECES: usize = 100;
     // Long after the last of the moves is due: where the thread that makes them has been kept

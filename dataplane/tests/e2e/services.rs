@@ -61,7 +61,7 @@ fn verdicts(
     Ok(answers.into_iter().map(|it| it.verdict).collect())
 }
 
-/// What the server has counted, after it has been told to stop.
+/// The counters of the server, after it has been told to stop.
 fn counted(door: &mut Door) -> impl Fn(&str) -> u64 {
     door.program.signal(Signal::TERM);
     assert_eq!(door.program.wait_for_exit().code(), Some(0));
@@ -282,7 +282,7 @@ impl Ten {
     }
 }
 
-/// A service that tells by which port it was reached.
+/// A service that sends the port by which it was reached.
 fn says_its_port(port: u16) -> TcpService {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("it was free");
     TcpService::start_on(listener, move |mut stream| {
@@ -375,7 +375,7 @@ fn a_dead_service_marks_only_itself() {
     };
     let _nas = nas.start(&site, door.quic[0]);
     visitor::wait_until_served(door.traffic("good"));
-    // By a visitor or by a check, whichever is first.
+    // The fault is found by a visitor or by a check, whichever is first.
     assert!(!visitor::echo_works(door.traffic("dead")));
     let says = |line: &str| line.contains("cannot reach its service");
     let line = door.program.wait_for_line("which service it is", says);

@@ -8,8 +8,8 @@ use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
 use crate::support::udp_visitor::UdpVisitor;
 use crate::support::{http, ports, subject, wait};
 
-/// Around every boundary: none, a header's, QUIC's smallest packet, Ethernet's, the largest QUIC
-/// packet, UDP's largest.
+/// Sizes around every boundary: none, a header's, QUIC's smallest packet, Ethernet's, the largest
+/// QUIC packet, UDP's largest.
 const SIZES: [usize; 17] = [
     0, 1, 2, 3, 100, 1_150, 1_199, 1_200, 1_472, 1_473, 8_192, 16_000, 16_383, 16_384, 40_000,
     65_506, 65_507,

@@ -38,7 +38,7 @@ impl TcpService {
         Self::start_on(listener, serve)
     }
 
-    /// The same on a listener that is there already.
+    /// Serves connections like [`Self::start`], on a listener that exists already.
     pub(crate) fn start_on(
         listener: TcpListener,
         serve: impl Fn(TcpStream) + Send + Sync + 'static,
@@ -168,12 +168,12 @@ impl UdpService {
         Self::echo_on(socket)
     }
 
-    /// The same on a socket that is there already.
+    /// Echoes like [`Self::echo`], on a socket that exists already.
     pub(crate) fn echo_on(socket: UdpSocket) -> Self {
         Self::echo_if(socket, |_| true)
     }
 
-    /// The same, but it answers only what is longer than `bytes`.
+    /// Echoes on this socket only datagrams that are longer than `bytes`.
     pub(crate) fn echo_longer_than(socket: UdpSocket, bytes: usize) -> Self {
         Self::echo_if(socket, move |length| length > bytes)
     }

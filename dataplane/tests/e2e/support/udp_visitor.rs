@@ -33,7 +33,7 @@ impl UdpVisitor {
         Self::coming_from(any.parse().expect("literal"), address)
     }
 
-    /// From this address of the host.
+    /// A visitor from this address of the host.
     pub(crate) fn coming_from(source: IpAddr, address: SocketAddr) -> Self {
         let socket = UdpSocket::bind((source, 0)).expect("a free port");
         let sizes = SockRef::from(&socket);
@@ -47,7 +47,7 @@ impl UdpVisitor {
         }
     }
 
-    /// Where it sends from.
+    /// The address that it sends from.
     pub(crate) fn address(&self) -> SocketAddr {
         self.socket.local_addr().expect("bound")
     }
@@ -77,7 +77,7 @@ impl UdpVisitor {
         );
     }
 
-    /// One attempt, for polling: whether the echo came.
+    /// Makes one attempt, for polling; returns whether the echo came.
     pub(crate) fn echo_works(&mut self, payload: &[u8]) -> bool {
         self.send(payload);
         self.receive(payload)
@@ -88,7 +88,7 @@ impl UdpVisitor {
         self.receive_within(REPLY_PATIENCE, payload)
     }
 
-    /// The same, with less patience for who comes after others have been waited for.
+    /// Waits like [`Self::receive`], with less patience, because others have been waited for.
     pub(crate) fn receive_within(&self, patience: Duration, payload: &[u8]) -> bool {
         let timeout = self.socket.set_read_timeout(Some(patience));
         timeout.expect("timeout");

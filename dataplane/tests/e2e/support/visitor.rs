@@ -31,7 +31,7 @@ pub(crate) fn set_deadlines(stream: &TcpStream) {
     stream.set_nodelay(true).expect("nodelay");
 }
 
-/// The same to a peer that may have closed already.
+/// Sends a FIN like [`finish`], to a peer that may have closed already.
 pub(crate) fn finish_if_open(stream: &TcpStream) {
     let _closed = stream.shutdown(Shutdown::Write);
 }
@@ -48,13 +48,13 @@ pub(crate) fn try_connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Comes, says `request` and reads to the end: for visitors that may be reset at any moment, also
-/// while they connect and send.
+/// Connects, sends `request` and reads to the end; for visitors that may be reset at any moment,
+/// also while they connect and send.
 pub(crate) fn ending_of(address: SocketAddr, request: &[u8]) -> Ending {
     ending_after(try_connect(address), |stream| stream.write_all(request))
 }
 
-/// Reads to the end of what has connected like this, once it has said something: as [`ending_of`].
+/// Reads to the end of a connection, once it has sent something, as [`ending_of`] does.
 pub(crate) fn ending_after(
     connected: io::Result<TcpStream>,
     say: impl FnOnce(&mut TcpStream) -> io::Result<()>,
@@ -107,7 +107,7 @@ pub(crate) fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// FIN to the peer; reading goes on.
+/// Sends a FIN to the peer; reading goes on.
 pub(crate) fn finish(stream: &TcpStream) {
     stream.shutdown(Shutdown::Write).expect("FIN");
 }
