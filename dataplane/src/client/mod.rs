@@ -338,7 +338,7 @@ impl ClientCore {
     pub(crate) fn has_delivered(&self, now: Instant) -> bool {
         // All lanes are asked, because the time that each may take runs from the first question.
         let (lanes, registering) = (self.lanes.borrow(), self.registering.borrow());
-        let waits = |lane: &&Rc<ClientLane>| !lane.lane.has_delivered(now);
+        let waits = |lane: &&Rc<ClientLane>| !lane.quic.has_delivered(now);
         lanes
             .values()
             .chain(registering.values())
@@ -351,7 +351,7 @@ impl ClientCore {
     pub(crate) fn drain(&self, timeout: Duration) {
         let away = going_away(timeout);
         for lane in self.lanes.borrow().values() {
-            lane.lane.send_control(&Message::GoAway(away));
+            lane.quic.send_control(&Message::GoAway(away));
         }
     }
 
@@ -363,7 +363,7 @@ impl ClientCore {
         let registered: Vec<_> = self.lanes.borrow().values().cloned().collect();
         let registering: Vec<_> = self.registering.borrow().values().cloned().collect();
         for lane in registered.iter().chain(&registering) {
-            lane.lane.close(LaneError::Shutdown, "");
+            lane.quic.close(LaneError::Shutdown, "");
         }
     }
 }

@@ -42,7 +42,7 @@ const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
 pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()> + 'static {
     // This happens at once, before the task has its first turn: later data of the stream belongs to
     // this flow, and a client that stops must count it.
-    let waiters = this.lane.attach(stream);
+    let waiters = this.quic.attach(stream);
     let counts = (FlowCount::new(&this.context.core), this.count_flow());
     async move {
         carry(this, stream, waiters).await;
@@ -53,22 +53,22 @@ pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()>
 async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
     let stall_timeout = this.shared.settings().config.limits.stall_timeout;
     let watch = this.context.flows.register(stall_timeout);
-    watch.rides(this.lane.key(), stream);
+    watch.rides(this.quic.key(), stream);
     this.context.counters.tcp_flows_opened.increment();
     // This is on the heap because it is large, and over long before the flow is.
     let opened = match Box::pin(open(&this, stream, &waiters, &watch)).await {
         Ok(opened) => opened,
         Err(error) => {
-            this.lane.reset(stream, error);
-            this.lane.stop(stream, error);
-            this.lane.detach(stream);
+            this.quic.reset(stream, error);
+            this.quic.stop(stream, error);
+            this.quic.detach(stream);
             this.context.counters.tcp_flows_reset.increment();
             return;
         }
     };
     let flow = TcpFlow {
         socket: opened.socket,
-        lane: Rc::clone(&this.lane),
+        lane: Rc::clone(&this.quic),
         stream,
         waiters,
         reset_reason: FlowError::ServiceReset,
@@ -140,7 +140,7 @@ async fn open(
     loop {
         let used = bytes.len();
         bytes.resize(FIRST_READ_BYTES, 0);
-        let (read, fin) = match this.lane.read(stream, &mut bytes[used..], waiters) {
+        let (read, fin) = match this.quic.read(stream, &mut bytes[used..], waiters) {
             StreamRead::Bytes(read, fin) => (read, fin),
             StreamRead::Blocked => {
                 bytes.truncate(used);
@@ -181,7 +181,7 @@ async fn open(
             Ok(None) | Err(_) => {
                 if let Some(suppressed) = this.context.connect_log.pass(Instant::now()) {
                     tracing::warn!(
-                        lane = this.lane.key(),
+                        lane = this.quic.key(),
                         suppressed,
                         "a stream without a valid Open header; flow reset"
                     );
@@ -247,7 +247,7 @@ impl Visitor<'_> {
         if !woken {
             return None;
         }
-        let lane = &self.this.lane;
+        let lane = &self.this.quic;
         if let Some(reason) = lane.stopped(self.stream) {
             return Some(reason);
         }

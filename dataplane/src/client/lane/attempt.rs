@@ -130,7 +130,7 @@ impl Dialed {
 
     /// Completes the handshake and registers the lane.
     pub(super) async fn complete(self, watch: &Watch) -> Result<Session, AttemptEnd> {
-        let lane = Rc::clone(&self.this.lane);
+        let lane = Rc::clone(&self.this.quic);
         if let Err(end) = lane.established().await {
             return Err(self.failed(&end));
         }
@@ -144,7 +144,7 @@ impl Dialed {
 
     /// Ends an attempt whose handshake has failed.
     fn failed(mut self, end: &LaneEnd) -> AttemptEnd {
-        self.resumption.failed(&self.this.lane, end);
+        self.resumption.failed(&self.this.quic, end);
         let why = explained(&self.core, &self.this, end);
         match end {
             LaneEnd::Unreachable(kind) if explain::is_without_route(*kind) => {
@@ -157,7 +157,7 @@ impl Dialed {
     /// Whether the server may consider the lane registered: it has received Register and the end of
     /// the handshake.
     fn may_be_registered(&self) -> bool {
-        self.resumption.is_offered() && self.this.lane.is_established()
+        self.resumption.is_offered() && self.this.quic.is_established()
     }
 
     /// Registers the lane, once the handshake is complete.
@@ -168,7 +168,7 @@ impl Dialed {
         let Some(client) = settings.client() else {
             return Err(no_client_section());
         };
-        let lane = Rc::clone(&self.this.lane);
+        let lane = Rc::clone(&self.this.quic);
         self.resumption.check(&lane)?;
         if !self.resumption.is_offered() {
             if core.context.draining.get() {
@@ -232,7 +232,7 @@ fn explained(core: &ClientCore, this: &ClientLane, end: &LaneEnd) -> String {
             ca_cert: &client.tls.ca_cert,
             client_cert: cert.map(|pair| &pair.cert),
             handshake_timeout: core.shared.settings().config.quic.handshake_idle_timeout,
-            was_answered: this.lane.was_answered(),
+            was_answered: this.quic.was_answered(),
         },
     )
 }
@@ -386,7 +386,7 @@ fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_ind
     if client.lanes == Lanes::Auto {
         capabilities = capabilities.union(Capabilities::HAND_OVERS);
     }
-    this.lane.send_control(&Message::Register(Register {
+    this.quic.send_control(&Message::Register(Register {
         protocol_version: PROTOCOL_VERSION,
         client_id: shared.client_id.clone(),
         instance_id: shared.instance_id,
@@ -413,11 +413,11 @@ async fn registered(
             ControlEvent::Message(Message::RegisterAck(ack)) => match ack.outcome {
                 RegisterOutcome::Accepted => return Ok(ack),
                 RegisterOutcome::Refused { reason, text } => {
-                    this.lane.close(LaneError::Refused, "");
+                    this.quic.close(LaneError::Refused, "");
                     // The server gives no hint, but it cannot mean anything else.
                     let text = match reason {
                         RefuseReason::Unauthenticated if proved => explain::WRONG_TOKEN.into(),
-                        RefuseReason::Unauthenticated if this.lane.handshake().resumed => {
+                        RefuseReason::Unauthenticated if this.quic.handshake().resumed => {
                             explain::STALE_SESSION.into()
                         }
                         _ => text,
@@ -427,23 +427,23 @@ async fn registered(
             },
             ControlEvent::Message(Message::AuthChallenge(challenge)) => {
                 let Some(token) = &client.auth.token else {
-                    this.lane.close(LaneError::Unauthenticated, "");
+                    this.quic.close(LaneError::Unauthenticated, "");
                     return Err(AttemptEnd::Refused(
                         RefuseReason::Unauthenticated,
                         explain::TOKEN_WANTED.into(),
                     ));
                 };
-                match token::prove(&this.lane, token, &challenge) {
+                match token::prove(&this.quic, token, &challenge) {
                     Ok(proof) => {
                         proved = true;
-                        this.lane.send_control(&Message::AuthProof(proof));
+                        this.quic.send_control(&Message::AuthProof(proof));
                     }
                     Err(error) => return Err(AttemptEnd::Failed(error.to_string())),
                 }
             }
             ControlEvent::Message(_) => {}
             ControlEvent::Deadline => {
-                this.lane
+                this.quic
                     .close(LaneError::HealthTimeout, "no answer to Register");
                 return Err(AttemptEnd::Failed(
                     "the server did not answer the registration".into(),
@@ -459,5 +459,5 @@ async fn registered(
 
 /// Waits for the end of a lane, which follows its last event closely.
 async fn ended(this: &ClientLane) -> LaneEnd {
-    this.lane.ended().await
+    this.quic.ended().await
 }

@@ -55,13 +55,13 @@ impl Session {
             Leaving::TakenOver => &"another lane has taken its place",
             Leaving::ServerReplaced => &"another server has taken its place",
         });
-        if !self.this.lane.is_open() {
+        if !self.this.quic.is_open() {
             return;
         }
         self.this.context.counters.lanes_left.increment();
         let _surplus = (leaving == Leaving::Surplus).then(|| Surplus::new(&self.this.server));
         let began = Instant::now();
-        let heard_before = self.lane().lane.packets_received();
+        let heard_before = self.lane().quic.packets_received();
         let farewell = (leaving != Leaving::ServerDecides).then(|| self.say_farewell());
         let deadline = (leaving == Leaving::Unwanted).then(|| began + self.drain_timeout);
         let mut idle_since = None;
@@ -80,14 +80,14 @@ impl Session {
             if deadline.is_some_and(|deadline| now >= deadline) {
                 break;
             }
-            let unheard = self.lane().lane.packets_received() == heard_before;
+            let unheard = self.lane().quic.packets_received() == heard_before;
             if leaving == Leaving::ServerReplaced && unheard {
                 if now >= began + PREDECESSOR_GRACE {
                     self.this.context.counters.lanes_unhealthy.increment();
-                    self.this.lane.close(LaneError::HealthTimeout, "");
+                    self.this.quic.close(LaneError::HealthTimeout, "");
                     return;
                 }
-                self.this.lane.ping();
+                self.this.quic.ping();
             }
             let may_last = matches!(leaving, Leaving::Surplus | Leaving::Renewed);
             let pause = if may_last && idle_since.is_none() {
@@ -99,13 +99,13 @@ impl Session {
                 return;
             }
         }
-        self.this.lane.close(LaneError::Shutdown, "");
+        self.this.quic.close(LaneError::Shutdown, "");
     }
 
     /// Tells the server to give this lane no new flow. Returns the number of the heartbeat whose
     /// acknowledgement shows that the server knows.
     fn say_farewell(&mut self) -> u64 {
-        self.this.lane.send_control(&Message::GoAway(GoAway {
+        self.this.quic.send_control(&Message::GoAway(GoAway {
             reason: GoAwayReason::Replaced,
             drain_timeout_ms: u64::try_from(self.drain_timeout.as_millis()).unwrap_or(u64::MAX),
         }));

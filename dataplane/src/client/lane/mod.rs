@@ -53,7 +53,7 @@ const _: () = assert!(
 
 /// One lane to one server.
 pub(super) struct ClientLane {
-    pub(super) lane: Rc<Lane>,
+    pub(super) quic: Rc<Lane>,
     pub(super) udp: Rc<ClientFlows>,
     pub(super) context: Rc<ClientContext>,
     pub(super) shared: Arc<ClientShared>,
@@ -92,7 +92,7 @@ impl ClientLane {
         settings: Arc<ClientSettings>,
     ) -> Rc<ClientLane> {
         Rc::new(ClientLane {
-            lane,
+            quic: lane,
             udp,
             context: Rc::clone(&core.context),
             shared: Arc::clone(&core.shared),
@@ -128,7 +128,7 @@ impl ClientLane {
                 service: service.name().to_owned(),
                 healthy,
             };
-            self.lane.send_control(&Message::ServiceHealth(news));
+            self.quic.send_control(&Message::ServiceHealth(news));
         }
     }
 
@@ -167,7 +167,7 @@ impl ClientLane {
     /// Whether no flow is on its way to this lane. Closing it earlier may lose a visitor.
     pub(super) fn is_settled(&self) -> bool {
         let in_all = self.flows_in_all.get();
-        !self.lane.is_open() || in_all.is_some_and(|flows| self.seen.borrow().all_of(flows))
+        !self.quic.is_open() || in_all.is_some_and(|flows| self.seen.borrow().all_of(flows))
     }
 
     /// What the lane has carried until now.
@@ -196,7 +196,7 @@ impl ClientLane {
 
     /// Whether the lane carries no flow, and the peer has all bytes of those that it has carried.
     pub(super) fn is_idle(&self) -> bool {
-        !self.has_flows() && self.lane.has_delivered(Instant::now())
+        !self.has_flows() && self.quic.has_delivered(Instant::now())
     }
 
     /// Counts a TCP flow until the result is dropped.

@@ -130,7 +130,7 @@ impl Session {
             heard: 0,
             acknowledged: 0,
             liveness: Liveness::new(jittered(client.probe_interval)),
-            losses: LossWatch::new(now, this.lane.packets_sent_and_lost()),
+            losses: LossWatch::new(now, this.quic.packets_sent_and_lost()),
             transports: Transports::new(core, &this),
             loss_told: LossTold::default(),
             adapts: client.lanes == Lanes::Auto,
@@ -143,7 +143,7 @@ impl Session {
         if client.probe_interval.is_zero() {
             session.ask_alone();
         } else if session.has_other_transports() {
-            let (every, heard) = (jittered(ASKS_ALONE), session.this.lane.answers());
+            let (every, heard) = (jittered(ASKS_ALONE), session.this.quic.answers());
             session.liveness.asks_aside(every, now, heard);
         }
         let server = &session.this.server;
@@ -169,7 +169,7 @@ impl Session {
             // may be on its way.
             session
                 .this
-                .lane
+                .quic
                 .send_control(&Message::GoAway(going_away(client.drain_timeout)));
         }
         Some(session)
@@ -293,11 +293,11 @@ impl Session {
                 self.message(message)
             }
             Some(ControlEvent::Deadline) => self.deadlines(Instant::now()),
-            Some(ControlEvent::Ended) => Some(AttemptEnd::Ended(self.this.lane.ended().await)),
+            Some(ControlEvent::Ended) => Some(AttemptEnd::Ended(self.this.quic.ended().await)),
             None => {
                 if self.this.take_alarm() {
                     self.claim_probing();
-                    let lane = &self.this.lane;
+                    let lane = &self.this.quic;
                     let (heard, rtt) = (lane.answers(), lane.rtt());
                     let duty = self.liveness.alarm(Instant::now(), heard, rtt);
                     self.perform(duty);
@@ -343,10 +343,10 @@ impl Session {
                 self.transports
                     .loses_most("the server", percent, Instant::now());
             }
-            Message::Finished(finished) => this.lane.announced(finished),
+            Message::Finished(finished) => this.quic.announced(finished),
             Message::NoMoreFlows(no_more) => this.no_more_flows(no_more.flows_opened),
             Message::PathChallenge(PathChallenge { nonce }) => this
-                .lane
+                .quic
                 .send_control(&Message::PathResponse(PathResponse { nonce })),
             Message::GoAway(away) => {
                 tracing::debug!(server = %this.server, reason = %away.reason, "this lane gets no new flow");
@@ -394,12 +394,12 @@ impl Session {
     fn deadlines(&mut self, now: Instant) -> Option<AttemptEnd> {
         if now >= self.last_heard + self.health_timeout {
             self.this.context.counters.lanes_unhealthy.increment();
-            self.this.lane.close(LaneError::HealthTimeout, "");
+            self.this.quic.close(LaneError::HealthTimeout, "");
             let end = LaneEnd::ClosedByUs(LaneError::HealthTimeout);
             return Some(AttemptEnd::Ended(end));
         }
         if now >= self.next_ping {
-            self.this.lane.ping();
+            self.this.quic.ping();
             self.next_ping = now + self.keep_alive_period;
         }
         if now >= self.next_beat {
@@ -414,12 +414,12 @@ impl Session {
             && now >= self.losses.next()
             && let Some(percent) = self
                 .losses
-                .look(now, self.this.lane.packets_sent_and_lost())
+                .look(now, self.this.quic.packets_sent_and_lost())
         {
             self.transports.loses_most("this side", percent, now);
         }
         if self.liveness.next().is_some_and(|next| now >= next) {
-            let lane = &self.this.lane;
+            let lane = &self.this.quic;
             let (heard, rtt) = (lane.answers(), lane.rtt());
             if self.liveness.is_for_itself() && !self.this.has_flows() {
                 self.liveness.skip(now, heard);
@@ -432,7 +432,7 @@ impl Session {
 
     /// Publishes the numbers of the path to the server for operators.
     fn note_path(&self) {
-        let sample = self.this.lane.path_sample();
+        let sample = self.this.quic.path_sample();
         let newly_lost = self.loss_told.news(&sample);
         sample.count(newly_lost, &self.core.context.core);
         self.this.server.path.note(&sample, newly_lost);
@@ -442,7 +442,7 @@ impl Session {
         self.next_ping = now + self.keep_alive_period;
         self.next_beat = now + jittered(self.heartbeat_interval);
         self.sent += 1;
-        self.this.lane.send_control(&Message::Heartbeat(Heartbeat {
+        self.this.quic.send_control(&Message::Heartbeat(Heartbeat {
             sequence: self.sent,
             acknowledged: self.heard,
         }));
@@ -452,7 +452,7 @@ impl Session {
         let counters = &self.this.context.counters;
         if duty.ping {
             counters.probes_sent.increment();
-            self.this.lane.ping();
+            self.this.quic.ping();
         }
         if duty.alarm {
             counters.probes_unanswered.increment();
@@ -461,7 +461,7 @@ impl Session {
     }
 
     fn unanswered_since(&mut self) -> Option<Instant> {
-        let lane = &self.this.lane;
+        let lane = &self.this.quic;
         self.liveness.unanswered_since(|| lane.answers())
     }
 
@@ -473,7 +473,7 @@ impl Session {
     /// Asks the server for this lane alone, if the lane that probes does not ask for it and it can
     /// move to another transport.
     fn ask_alone(&mut self) {
-        let lane = &self.this.lane;
+        let lane = &self.this.quic;
         self.liveness = if lane.is_open() && self.has_other_transports() {
             Liveness::alone(jittered(ASKS_ALONE), Instant::now(), lane.answers())
         } else {
@@ -487,7 +487,7 @@ impl Session {
             && self.this.server.claim_probing(self.this.serial)
         {
             self.liveness
-                .probe(Instant::now(), self.this.lane.answers());
+                .probe(Instant::now(), self.this.quic.answers());
         }
     }
 

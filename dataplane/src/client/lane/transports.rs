@@ -54,7 +54,7 @@ pub(super) struct Transports {
 impl Transports {
     pub(super) fn new(core: &Rc<ClientCore>, this: &Rc<ClientLane>) -> Transports {
         let transport = carrier::transport(core, &this.server);
-        let tls = this.lane.tls();
+        let tls = this.quic.tls();
         let riding = if tls.is_some() {
             Riding::Tls
         } else {
@@ -70,7 +70,7 @@ impl Transports {
             this: Rc::clone(this),
             tls,
             second: None,
-            answers_before: Cell::new(this.lane.answers()),
+            answers_before: Cell::new(this.quic.answers()),
             counted: Cell::new(riding),
         }
     }
@@ -116,13 +116,13 @@ impl Transports {
         Signs {
             unanswered_since,
             answered: self.fallback.waits_for_answer() && self.was_answered(),
-            rtt: self.this.lane.rtt(),
+            rtt: self.this.quic.rtt(),
         }
     }
 
     /// Whether anything was answered since the lane moved to its present transport.
     fn was_answered(&self) -> bool {
-        self.this.lane.answers() != self.answers_before.get()
+        self.this.quic.answers() != self.answers_before.get()
     }
 
     fn take_news(&mut self, now: Instant) {
@@ -138,7 +138,7 @@ impl Transports {
         }
         if let Some(dialled) = news.dialled.take() {
             let adopted = dialled.and_then(|connection| {
-                let adopted = self.this.lane.adopt_tls(connection);
+                let adopted = self.this.quic.adopt_tls(connection);
                 adopted.map_err(|error| error.to_string())
             });
             self.fallback.set_lost_pause(jittered(LOST_PAUSE));
@@ -203,8 +203,8 @@ impl Transports {
     fn ride_tls(&mut self, now: Instant, why: Why) {
         let silent =
             (why == Why::TlsIsSilent).then(|| std::mem::replace(&mut self.tls, self.second.take()));
-        self.answers_before.set(self.this.lane.answers());
-        let rides = self.tls.is_some_and(|id| self.this.lane.ride_tls(id));
+        self.answers_before.set(self.this.quic.answers());
+        let rides = self.tls.is_some_and(|id| self.this.quic.ride_tls(id));
         // Not earlier, or the lane would have no transport in between.
         self.close(silent.flatten());
         if !rides {
@@ -224,8 +224,8 @@ impl Transports {
     }
 
     fn ride_udp(&self, why: Why) {
-        self.answers_before.set(self.this.lane.answers());
-        self.this.lane.ride_udp();
+        self.answers_before.set(self.this.quic.answers());
+        self.this.quic.ride_udp();
         self.core.context.counters.lanes_moved_to_udp.increment();
         self.say(Riding::Udp, why);
     }
@@ -261,7 +261,7 @@ impl Transports {
         for known in [&mut self.tls, &mut self.second] {
             known.take_if(|it| *it == id);
         }
-        self.this.lane.close_tls(id);
+        self.this.quic.close_tls(id);
     }
 }
 

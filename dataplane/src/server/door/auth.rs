@@ -83,7 +83,7 @@ pub(crate) fn by_certificate(
     door: &Rc<Door>,
     settings: &ServerSettings,
 ) -> Result<Admission, Unauthentic> {
-    let resumed = this.lane.with_tls(|ssl| tls::is_resumed(ssl));
+    let resumed = this.quic.with_tls(|ssl| tls::is_resumed(ssl));
     let outdated = this.trusted != settings.credentials.trusted;
     if (resumed || outdated)
         && let Err(why) = check_now(this, settings)
@@ -112,7 +112,7 @@ pub(crate) fn by_certificate(
 fn check_now(this: &ServerLane, settings: &ServerSettings) -> Result<(), PeerRefused> {
     // There is a store wherever clients authenticate by certificate; without one nobody is let in.
     let store = settings.store.as_ref().ok_or(PeerRefused::Failed)?;
-    this.lane.with_tls(|ssl| check_client_against(ssl, store))
+    this.quic.with_tls(|ssl| check_client_against(ssl, store))
 }
 
 /// The answer to a client whose certificate was good, or was not asked for, when it shook hands.
@@ -140,7 +140,7 @@ fn not_good_now(
 
 /// The names in the certificate that the client has shown.
 pub(super) fn names_of(this: &ServerLane) -> CertificateNames {
-    let names = this.lane.with_tls(|ssl| {
+    let names = this.quic.with_tls(|ssl| {
         let certificate = ssl.peer_certificate()?.to_der().ok()?;
         CertificateNames::of(&certificate)
     });
@@ -155,7 +155,7 @@ pub(super) fn names_of(this: &ServerLane) -> CertificateNames {
 
 /// When the first of the certificates that the client has shown expires, in seconds since 1970.
 pub(super) fn expiry_of(this: &ServerLane) -> Option<i64> {
-    this.lane.with_tls(|ssl| {
+    this.quic.with_tls(|ssl| {
         let leaf = ssl.peer_certificate()?.to_pem().ok()?;
         first_expiry_unix_s(&leaf)
     })
@@ -184,7 +184,7 @@ pub(crate) fn by_token(
 ) -> Result<Admission, Unauthentic> {
     let why = match answer {
         ControlEvent::Message(Message::AuthProof(proof)) => {
-            let given = token::Given::on(&this.lane, challenge, &proof);
+            let given = token::Given::on(&this.quic, challenge, &proof);
             let admission = given.map_or(Admission::Refused, |given| {
                 settings.matcher.by_token(|token| given.proves(token))
             });
@@ -213,7 +213,7 @@ pub(crate) fn by_token(
 fn log(this: &Rc<ServerLane>, door: &Rc<Door>, why: &str) {
     if let Some(suppressed) = door.context().handshake_log.pass(Instant::now()) {
         tracing::warn!(
-            peer = address(&this.lane),
+            peer = address(&this.quic),
             why,
             suppressed,
             "client not authenticated"

@@ -29,7 +29,7 @@ use crate::server::udp::lane::LaneFlows;
 
 /// One lane of one client.
 pub(crate) struct ServerLane {
-    pub(crate) lane: Rc<Lane>,
+    pub(crate) quic: Rc<Lane>,
     pub(crate) door: Weak<Door>,
     /// The index of the door's address that the lane came to.
     pub(crate) address: usize,
@@ -73,7 +73,7 @@ impl ServerLane {
         udp: Option<Rc<LaneFlows>>,
     ) -> Rc<ServerLane> {
         Rc::new(ServerLane {
-            lane,
+            quic: lane,
             door,
             address,
             trusted,
@@ -96,7 +96,7 @@ impl ServerLane {
 
     /// The key that tells this lane from the door's other lanes on this core.
     pub(crate) fn key(&self) -> (usize, u64) {
-        (self.address, self.lane.key())
+        (self.address, self.quic.key())
     }
 
     /// Raises an alarm: the client may be gone, and the session is to ask it.
@@ -124,7 +124,7 @@ impl ServerLane {
     /// once and confirms this.
     pub(super) fn tell_hand_overs(&self) {
         self.tells_hand_overs.set(true);
-        self.lane
+        self.quic
             .send_control(&Message::HandOvers(self.hand_overs.get()));
     }
 
@@ -180,11 +180,11 @@ impl ServerLane {
 
 impl CarriesFlows for ServerLane {
     fn is_open(&self) -> bool {
-        self.lane.is_open()
+        self.quic.is_open()
     }
 
     fn is_silent(&self) -> bool {
-        self.lane.is_silent()
+        self.quic.is_silent()
     }
 
     fn flows(&self) -> usize {
@@ -227,7 +227,7 @@ fn close_if_still_silent(lane: Rc<ServerLane>) {
     crate::core::task::spawn(async move {
         crate::core::time::sleep(READ_FIRST).await;
         if let Some(door) = lane.door.upgrade()
-            && lane.lane.is_silent()
+            && lane.quic.is_silent()
         {
             door.close_replaced(&lane);
         }
@@ -401,7 +401,7 @@ mod tests {
             until("the control task", || lane.control_started.get()).await;
             // More data comes for the control stream after the control task has ended and left it
             // unread.
-            ServerLaneEvents(Rc::clone(&lane)).stream_opened(&lane.lane, CONTROL_STREAM);
+            ServerLaneEvents(Rc::clone(&lane)).stream_opened(&lane.quic, CONTROL_STREAM);
             assert!(lane.is_open());
             // A stream with an id that no client may use.
             let stream = dialed.open_stream().expect("allowed by QUIC") + 4;

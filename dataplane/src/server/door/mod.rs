@@ -217,7 +217,7 @@ impl Door {
 
     pub(crate) fn lane_registered(&self, lane: &Rc<ServerLane>) {
         if let Some(membership) = lane.membership.get() {
-            membership.rides_tls(lane.lane.tls().is_some());
+            membership.rides_tls(lane.quic.tls().is_some());
             self.lanes
                 .borrow_mut()
                 .add(membership.client().number, Rc::clone(lane));
@@ -267,11 +267,11 @@ impl Door {
         };
         for lane in self.registered_lanes(client) {
             self.lane_takes_no_more(&lane);
-            if lane.lane.is_silent() {
+            if lane.quic.is_silent() {
                 self.close_replaced(&lane);
             } else {
                 self.counters().lanes_superseded.increment();
-                lane.lane.send_control(&Message::GoAway(away));
+                lane.quic.send_control(&Message::GoAway(away));
                 lane.alarm();
             }
         }
@@ -280,7 +280,7 @@ impl Door {
     /// Closes a lane of a client that was replaced and does not answer.
     pub(crate) fn close_replaced(&self, lane: &Rc<ServerLane>) {
         self.counters().lanes_replaced.increment();
-        lane.lane.close(
+        lane.quic.close(
             LaneError::Replaced,
             "another instance registered with the same client_id",
         );
@@ -455,7 +455,7 @@ impl Door {
                 .unwrap_or(u64::MAX),
         };
         for lane in self.registered.borrow().values() {
-            lane.lane.send_control(&Message::GoAway(away));
+            lane.quic.send_control(&Message::GoAway(away));
         }
     }
 

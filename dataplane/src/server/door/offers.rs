@@ -70,7 +70,7 @@ impl Offers {
         if self.is_told {
             let answers = self.answers.clone();
             let message = Message::ServiceAnswers(ServiceAnswers { answers });
-            lane.lane.send_control(&message);
+            lane.quic.send_control(&message);
         }
     }
 
@@ -121,6 +121,6 @@ pub(super) fn tell_anew(
     if admitted.is_told && admission != Admission::Refused {
         let (answers, _) = judge(&door.services(), &admission, &claim.offers);
         let message = Message::ServiceAnswers(ServiceAnswers { answers });
-        lane.lane.send_control(&message);
+        lane.quic.send_control(&message);
     }
 }

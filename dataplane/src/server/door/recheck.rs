@@ -105,7 +105,7 @@ fn refusal(
         }
         let store = settings.store.as_ref()?;
         let checked = lane
-            .lane
+            .quic
             .with_tls(|ssl| sys::tls::check_client_against(ssl, store));
         if let Err(why) = checked {
             return Some(format!("its certificate is not good any more: {why}"));
@@ -121,7 +121,7 @@ fn withdraw(door: &Rc<Door>, lane: &Rc<ServerLane>, why: String) {
     if let Some(suppressed) = door.context().handshake_log.pass(Instant::now()) {
         tracing::warn!(
             client = lane.client_id(),
-            peer = address(&lane.lane),
+            peer = address(&lane.quic),
             why,
             suppressed,
             "client may not serve here any more; it gets no new flow and is disconnected"
@@ -129,7 +129,7 @@ fn withdraw(door: &Rc<Door>, lane: &Rc<ServerLane>, why: String) {
     }
     let timeout = door.settings().server().drain_timeout.min(DRAIN_MAX);
     door.lane_takes_no_more(lane);
-    lane.lane.send_control(&Message::GoAway(GoAway {
+    lane.quic.send_control(&Message::GoAway(GoAway {
         reason: GoAwayReason::Withdrawn,
         drain_timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
     }));
@@ -137,7 +137,7 @@ fn withdraw(door: &Rc<Door>, lane: &Rc<ServerLane>, why: String) {
     crate::core::task::spawn(async move {
         time::sleep(timeout).await;
         if let Some(lane) = lane.upgrade() {
-            lane.lane.close(LaneError::Unauthenticated, &why);
+            lane.quic.close(LaneError::Unauthenticated, &why);
         }
     });
 }

@@ -42,7 +42,7 @@ const LANES_OF_CLIENT_MAX: usize = 2 * LANES_MAX as usize;
 
 /// Handles the control stream until the lane ends.
 pub(crate) async fn run(this: Rc<ServerLane>) {
-    let mut reader = ControlReader::new(Rc::clone(&this.lane));
+    let mut reader = ControlReader::new(Rc::clone(&this.quic));
     let Some(door) = this.door.upgrade() else {
         return;
     };
@@ -57,14 +57,14 @@ async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlRe
     let request = match reader.next(deadline).await {
         ControlEvent::Message(Message::Register(request)) => request,
         ControlEvent::Message(_) => {
-            this.lane.close(
+            this.quic.close(
                 LaneError::ProtocolViolation,
                 "the first message must be Register",
             );
             return false;
         }
         ControlEvent::Deadline => {
-            this.lane
+            this.quic
                 .close(LaneError::Unauthenticated, "no Register message came");
             return false;
         }
@@ -79,11 +79,11 @@ async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlRe
         ServerAuth::Mtls { .. } => None,
     };
     if let Some(challenge) = challenge {
-        this.lane.send_control(&Message::AuthChallenge(challenge));
+        this.quic.send_control(&Message::AuthChallenge(challenge));
     }
     // Anyone who saw early data can replay it, so nothing is granted before the handshake is
     // complete.
-    if this.lane.established().await.is_err() {
+    if this.quic.established().await.is_err() {
         return false;
     }
     if request.protocol_version != PROTOCOL_VERSION {
@@ -133,19 +133,19 @@ fn refuse(
     if reason != RefuseReason::DuplicateClient
         && let Some(suppressed) = door.context().handshake_log.pass(Instant::now())
     {
-        tracing::warn!(claims = request.client_id, peer = address(&this.lane), %reason, suppressed, "registration refused");
+        tracing::warn!(claims = request.client_id, peer = address(&this.quic), %reason, suppressed, "registration refused");
     }
-    this.lane
+    this.quic
         .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Refused {
             reason,
             text: text.into(),
         })));
     // The lane belongs to no client any more, and must not take a place from those that may be let
     // in.
-    this.lane.give_place_back();
+    this.quic.give_place_back();
     if !door.let_linger(this, REFUSED_LANES_MAX) {
         door.counters().refusals_cut_short.increment();
-        this.lane.close(LaneError::Refused, text);
+        this.quic.close(LaneError::Refused, text);
         return false;
     }
     // The endpoint is not kept alive, not even its memory: a peer that comes, is refused and goes
@@ -153,7 +153,7 @@ fn refuse(
     let Some(endpoint) = door.endpoint(this.address).map(Rc::downgrade) else {
         return false; // It has come through that endpoint.
     };
-    let key = this.lane.key();
+    let key = this.quic.key();
     // The client closes the lane when it has read the answer; if it does not, the server does.
     crate::core::task::spawn(async move {
         crate::core::time::sleep(REFUSED_PATIENCE).await;
@@ -190,7 +190,7 @@ fn accept(
         name: identity.unwrap_or(&request.client_id),
         has_entry: identity.is_some(),
         instance_id: request.instance_id,
-        address: this.lane.peer_addr(),
+        address: this.quic.peer_addr(),
         services: offers.accepted(),
         claim: Some(&admitted.claim),
         generation: settings.generation,
@@ -253,7 +253,7 @@ fn meet_others(this: &ServerLane, door: &Rc<Door>, replaced: &[Replaced], beside
         if let Some(suppressed) = door.context().lane_log.pass(Instant::now()) {
             tracing::info!(
                 client = this.client_id(),
-                new = address(&this.lane),
+                new = address(&this.quic),
                 old = old.address.map(tracing::field::display),
                 old_drains = old.drains,
                 old_is_silent = old.silent,
@@ -274,12 +274,12 @@ fn meet_others(this: &ServerLane, door: &Rc<Door>, replaced: &[Replaced], beside
 fn registered(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers: &Offers) {
     let capabilities = request.capabilities;
     door.counters().registrations_accepted.increment();
-    this.lane.admit();
+    this.quic.admit();
     if capabilities.contains(Capabilities::PATH_CHALLENGE) {
-        this.lane.peer_answers_challenges();
+        this.quic.peer_answers_challenges();
     }
     if capabilities.contains(Capabilities::BUNDLES) {
-        this.lane.peer_takes_bundles();
+        this.quic.peer_takes_bundles();
     }
     if capabilities.contains(Capabilities::NAMED_SERVICES)
         && let Some(udp) = &this.udp
@@ -288,7 +288,7 @@ fn registered(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers
     }
     this.last_heard.set(Instant::now());
     door.lane_registered(this);
-    this.lane
+    this.quic
         .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Accepted)));
     offers.answer(this);
     if capabilities.contains(Capabilities::HAND_OVERS) {
@@ -297,7 +297,7 @@ fn registered(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers
     tracing::debug!(
         client = this.client_id(),
         instance = request.client_id,
-        peer = address(&this.lane),
+        peer = address(&this.quic),
         lane = request.lane_index,
         lanes = request.lane_count,
         services = offers.accepted().len(),
@@ -331,7 +331,7 @@ fn refuse_duplicate(
     if first && let Some(suppressed) = door.context().handshake_log.pass(Instant::now()) {
         tracing::warn!(
             client = request.client_id,
-            refused = address(&this.lane),
+            refused = address(&this.quic),
             serving = other,
             suppressed,
             "two clients use one client_id at the same time; the one that came later serves: give each its own client_id, or leave it empty"

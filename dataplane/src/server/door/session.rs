@@ -86,7 +86,7 @@ impl Session<'_> {
             door,
             reader,
             loss_told: LossTold::default(),
-            losses: LossWatch::new(now, this.lane.packets_sent_and_lost()),
+            losses: LossWatch::new(now, this.quic.packets_sent_and_lost()),
             next_hand_overs: now + HAND_OVERS_PAUSE,
         };
         session.note_path();
@@ -157,16 +157,16 @@ impl Session<'_> {
                     member.udp_refused(Instant::now());
                 }
             }
-            Message::Finished(finished) => this.lane.announced(finished),
+            Message::Finished(finished) => this.quic.announced(finished),
             Message::PathResponse(response) => {
                 // A response that comes too late, or for an earlier address, proves nothing.
-                let _proved = this.lane.path_response(response.nonce);
+                let _proved = this.quic.path_response(response.nonce);
             }
             Message::GoAway(away) => {
                 say_drains(this, door, &away);
                 door.lane_takes_no_more(this);
-                this.lane.send_control(&Message::NoMoreFlows(NoMoreFlows {
-                    flows_opened: this.lane.streams_opened(),
+                this.quic.send_control(&Message::NoMoreFlows(NoMoreFlows {
+                    flows_opened: this.quic.streams_opened(),
                 }));
             }
             Message::ServiceHealth(health) => service_health(this, door, &health),
@@ -183,11 +183,11 @@ impl Session<'_> {
             door.counters().lanes_unhealthy.increment();
             tracing::debug!(
                 client = this.client_id(),
-                peer = address(&this.lane),
+                peer = address(&this.quic),
                 "nothing heard within health_timeout; lane closed"
             );
             door.lane_takes_no_more(this);
-            this.lane.close(LaneError::HealthTimeout, "");
+            this.quic.close(LaneError::HealthTimeout, "");
             return false;
         }
         if this.back_until().is_some_and(|until| now >= until) && !self.stays_without_way(now) {
@@ -196,13 +196,13 @@ impl Session<'_> {
         self.tell_losses(now);
         let Self { this, door, .. } = self;
         if now >= self.next_ping {
-            this.lane.ping();
+            this.quic.ping();
             self.next_ping = now + door.keep_alive_period();
         }
         if now >= self.next_beat {
             self.next_ping = now + door.keep_alive_period();
             self.sent += 1;
-            this.lane.send_control(&Message::Heartbeat(Heartbeat {
+            this.quic.send_control(&Message::Heartbeat(Heartbeat {
                 sequence: self.sent,
                 acknowledged: self.heard,
             }));
@@ -212,7 +212,7 @@ impl Session<'_> {
             self.claim_probing();
         }
         if self.liveness.next().is_some_and(|next| now >= next) {
-            let lane = &self.this.lane;
+            let lane = &self.this.quic;
             let duty = self.liveness.due(now, lane.packets_received(), lane.rtt());
             self.perform(duty, now);
         }
@@ -227,7 +227,7 @@ impl Session<'_> {
             return true;
         };
         let others = this.membership.get();
-        if !this.lane.is_silent() {
+        if !this.quic.is_silent() {
             this.must_be_back(None);
         } else if now >= until + STOOD_STILL {
             this.must_be_back(Some(now + BACK_WITHIN));
@@ -237,11 +237,11 @@ impl Session<'_> {
             door.counters().lanes_hung_up.increment();
             tracing::debug!(
                 client = this.client_id(),
-                peer = address(&this.lane),
+                peer = address(&this.quic),
                 "its TLS connection has ended, and the client is not back; lane closed"
             );
             door.lane_takes_no_more(this);
-            this.lane.close(LaneError::HealthTimeout, "");
+            this.quic.close(LaneError::HealthTimeout, "");
             return false;
         }
         true
@@ -249,7 +249,7 @@ impl Session<'_> {
 
     /// Whether to watch for losses: over UDP, while there are flows to lose.
     fn looks_for_losses(&self) -> bool {
-        self.this.flows() > 0 && self.this.lane.tls().is_none()
+        self.this.flows() > 0 && self.this.quic.tls().is_none()
     }
 
     /// Tells the client when most of what is sent to it is lost, because it may have another path.
@@ -258,18 +258,18 @@ impl Session<'_> {
             && now >= self.losses.next()
             && let Some(lost_percent) = self
                 .losses
-                .look(now, self.this.lane.packets_sent_and_lost())
+                .look(now, self.this.quic.packets_sent_and_lost())
         {
             self.door.counters().lanes_losing_most.increment();
             self.this
-                .lane
+                .quic
                 .send_control(&Message::WayFails(WayFails { lost_percent }));
         }
     }
 
     /// Publishes the numbers of the path to the client for operators.
     fn note_path(&self) {
-        let sample = self.this.lane.path_sample();
+        let sample = self.this.quic.path_sample();
         let newly_lost = self.loss_told.news(&sample);
         sample.count(newly_lost, &self.door.context().core);
         if let Some(membership) = self.this.membership.get() {
@@ -282,7 +282,7 @@ impl Session<'_> {
         if self.this.has_hand_overs_to_tell() && now >= self.next_hand_overs {
             self.next_hand_overs = now + HAND_OVERS_PAUSE;
             let hand_overs = self.this.take_hand_overs();
-            self.this.lane.send_control(&Message::HandOvers(hand_overs));
+            self.this.quic.send_control(&Message::HandOvers(hand_overs));
         }
     }
 
@@ -291,7 +291,7 @@ impl Session<'_> {
         if self.this.take_alarm() {
             self.claim_probing();
             let now = Instant::now();
-            let lane = &self.this.lane;
+            let lane = &self.this.quic;
             let duty = self
                 .liveness
                 .alarm(now, lane.packets_received(), lane.rtt());
@@ -303,8 +303,8 @@ impl Session<'_> {
         let counters = self.door.counters();
         if duty.ping {
             counters.probes_sent.increment();
-            self.this.lane.ping();
-            self.this.lane.asked(now);
+            self.this.quic.ping();
+            self.this.quic.asked(now);
         }
         if duty.alarm {
             counters.probes_unanswered.increment();
@@ -317,7 +317,7 @@ impl Session<'_> {
             && let Some(membership) = self.this.membership.get()
             && membership.claim_probing()
         {
-            let heard = self.this.lane.packets_received();
+            let heard = self.this.quic.packets_received();
             self.liveness.probe(Instant::now(), heard);
         }
     }
@@ -326,7 +326,7 @@ impl Session<'_> {
 /// Logs a client that stops, in one line. A lane that ends for another reason is not logged here.
 fn say_drains(this: &ServerLane, door: &Door, away: &GoAway) {
     let (client, reason) = (this.client_id(), away.reason);
-    tracing::debug!(client, peer = address(&this.lane), %reason, "no new flow goes to this lane");
+    tracing::debug!(client, peer = address(&this.quic), %reason, "no new flow goes to this lane");
     let membership = this.membership.get();
     if away.reason == GoAwayReason::Shutdown
         && membership.is_some_and(|membership| membership.client().begins_to_drain())

@@ -164,7 +164,7 @@ impl Entrance {
 
     /// Opens a stream and sends the Open header. `None` if the lane takes no more.
     fn begin(&self, lane: &Rc<ServerLane>, visitor: &Visitor) -> Option<BegunStream> {
-        let stream = lane.lane.open_stream()?;
+        let stream = lane.quic.open_stream()?;
         let header = OpenHeader {
             flow_id: self.door().next_flow_id(),
             protocol: Protocol::Tcp,
@@ -175,15 +175,15 @@ impl Entrance {
         };
         let mut encoded = Vec::with_capacity(qmux_proto::open::OPEN_HEADER_BYTES_MAX);
         header.encode(&mut encoded);
-        let waiters = lane.lane.attach(stream);
+        let waiters = lane.quic.attach(stream);
         // This is written at once, not in the flow's task: the stream exists for QUIC only when
         // something was written to it, and until then its place could be given away again.
         let header = StreamBuf::copied(&encoded);
-        let Ok(header) = lane.lane.write(stream, header, false, &waiters) else {
-            lane.lane.detach(stream);
+        let Ok(header) = lane.quic.write(stream, header, false, &waiters) else {
+            lane.quic.detach(stream);
             return None;
         };
-        lane.lane.asked(Instant::now());
+        lane.quic.asked(Instant::now());
         self.counters().tcp_flows_opened.increment();
         Some(BegunStream {
             lane: LaneUse::new(lane),
@@ -240,10 +240,10 @@ impl Entrance {
         loop {
             let mut tried = visitor.tried;
             tried.unanswered(ticket.client().number);
-            watch.rides(begun.lane.lane.key(), begun.stream);
+            watch.rides(begun.lane.quic.key(), begun.stream);
             let opening = Opening {
                 socket: &socket,
-                lane: &begun.lane.lane,
+                lane: &begun.lane.quic,
                 stream: begun.stream,
                 waiters: &begun.waiters,
                 began: Instant::now(),
@@ -265,7 +265,7 @@ impl Entrance {
                     drop(sent);
                     let flow = TcpFlow {
                         socket,
-                        lane: Rc::clone(&begun.lane.lane),
+                        lane: Rc::clone(&begun.lane.quic),
                         stream: begun.stream,
                         waiters: begun.waiters,
                         reset_reason: FlowError::VisitorReset,
@@ -322,7 +322,7 @@ impl Entrance {
 
     /// The end of a flow that was on this lane.
     fn end_on(&self, lane: &LaneUse, end: End) -> End {
-        end.with_lane(lane.lane.is_open(), self.is_draining())
+        end.with_lane(lane.quic.is_open(), self.is_draining())
     }
 
     /// Writes the flow's line of the access log.
@@ -380,7 +380,7 @@ impl Entrance {
 
     /// Ends a stream whose flow did not get beyond its beginning.
     fn end(&self, begun: &BegunStream, reason: FlowError) {
-        let lane = &begun.lane.lane;
+        let lane = &begun.lane.quic;
         lane.reset(begun.stream, reason);
         lane.stop(begun.stream, reason);
         lane.detach(begun.stream);
