@@ -32,6 +32,8 @@ pub(super) struct Batch {
     to: Option<Way>,
     /// Whether the first packet goes alone.
     alone: bool,
+    /// The key of the lane whose packets are kept here until the socket takes them.
+    unsent_of: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -66,8 +68,8 @@ pub(super) enum Filled {
     More,
 }
 
-impl Batch {
-    pub(super) fn new() -> Batch {
+impl Default for Batch {
+    fn default() -> Batch {
         Batch {
             buffer: vec![0; GSO_BYTES_MAX + 2 * SPARE_BYTES],
             end: 0,
@@ -75,9 +77,12 @@ impl Batch {
             segment: 0,
             to: None,
             alone: false,
+            unsent_of: None,
         }
     }
+}
 
+impl Batch {
     /// Fills the batch from `lane` with packets of one size to one address; a shorter packet ends
     /// it.
     pub(super) fn fill(&mut self, lane: &Lane, segments_max: usize) -> Filled {
@@ -146,6 +151,22 @@ impl Batch {
             segment: self.segment,
             way,
         })
+    }
+
+    /// Keeps the packets of this lane that are ready, because the socket had no room for them.
+    /// Nothing may be filled in before they are sent.
+    pub(super) fn keep_for(&mut self, lane: u64) {
+        self.unsent_of = Some(lane);
+    }
+
+    /// Whether packets are kept.
+    pub(super) fn is_kept(&self) -> bool {
+        self.unsent_of.is_some()
+    }
+
+    /// Takes the key of the lane whose packets were kept and are to be sent now.
+    pub(super) fn take_kept(&mut self) -> Option<u64> {
+        self.unsent_of.take()
     }
 
     /// Whether a packet waits for the next batch.

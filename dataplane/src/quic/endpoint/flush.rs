@@ -55,7 +55,6 @@ async fn wake_flush(timer: Rc<FineTimer>, endpoint: Weak<Endpoint>) {
 
 impl Endpoint {
     pub(super) async fn flush_task(self: Rc<Self>) {
-        let mut batch = Batch::new();
         let mut lanes = VecDeque::new();
         loop {
             if self.closing.get() && self.lanes.borrow().is_empty() {
@@ -72,6 +71,8 @@ impl Endpoint {
             if self.dirty.borrow().is_empty() {
                 self.wait_for_work().await;
             }
+            let mut batch = self.batch.take().unwrap_or_default();
+            self.send_kept(&mut batch).await;
             let mut now = Instant::now();
             self.fire_timers(now);
             self.flush_delayed_acks(now);
@@ -81,9 +82,10 @@ impl Endpoint {
                 if let Some(lane) = lane {
                     lane.dirty.set(false);
                     lane.bare_fin.set(false);
+                    lane.unsent.flushed();
                     let flush = self.flush_lane(&lane, &mut batch, now);
                     if contained(flush).await.is_err() {
-                        batch = Batch::new();
+                        batch = Box::default();
                         self.lane_panicked(&lane);
                     }
                 }
@@ -94,6 +96,7 @@ impl Endpoint {
                     self.flush_delayed_acks(now);
                 }
             }
+            self.batch.set(Some(batch));
             if self.dirty.borrow().is_empty() {
                 self.flush_first.set(false);
             } else {
@@ -249,10 +252,7 @@ impl Endpoint {
             self.break_lane(lane);
             return;
         }
-        let segments = match self.no_gso_until.get() {
-            Some(until) if now < until => 1,
-            _ => self.socket.gso_segments(),
-        };
+        let segments = self.segments(now);
         self.note_path(lane);
         lane.close_bundle();
         if lane.hurries.get() {
@@ -302,6 +302,20 @@ impl Endpoint {
         lane.armed.set(armed);
     }
 
+    /// The number of packets that may go with one call.
+    pub(super) fn segments(&self, now: Instant) -> usize {
+        match self.no_gso_until.get() {
+            Some(until) if now < until => 1,
+            _ => self.socket.gso_segments(),
+        }
+    }
+
+    pub(super) fn count_sent(&self, ready: &Ready<'_>) {
+        self.counters.quic_send_batches.increment();
+        self.counters.quic_packets_sent.add(ready.packets() as u64);
+        self.counters.quic_bytes_sent.add(ready.bytes.len() as u64);
+    }
+
     fn note_path(&self, lane: &Lane) {
         let changes = lane.note_path();
         self.counters
@@ -339,7 +353,7 @@ impl Endpoint {
         }
     }
 
-    async fn send(self: &Rc<Self>, lane: &Lane, batch: &Batch) {
+    pub(super) async fn send(self: &Rc<Self>, lane: &Lane, batch: &Batch) {
         let Some(ready) = batch.ready() else { return };
         if let Some(id) = ready.way.tls {
             self.send_tls(id, &ready);
@@ -351,12 +365,7 @@ impl Endpoint {
                 .socket
                 .try_send(ready.bytes, ready.segment, to, from_ip)
             {
-                Ok(()) => {
-                    self.counters.quic_send_batches.increment();
-                    self.counters.quic_packets_sent.add(ready.packets() as u64);
-                    self.counters.quic_bytes_sent.add(ready.bytes.len() as u64);
-                    return;
-                }
+                Ok(()) => return self.count_sent(&ready),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.counters.quic_send_waits.increment();
                     if self.socket.writable().await.is_err() {

@@ -2,12 +2,14 @@
 //!
 //! Two tasks drive it. The receive task drains the socket in GRO batches, feeds quiche, and wakes
 //! the flows that can go on. The flush task runs after those flows and sends GSO batches for every
-//! lane that has something to send; it also owns the timers. An endpoint ends when it was asked to
-//! and its last lane is gone.
+//! lane that has something to send; it also owns the timers. Where many flows of a lane write in
+//! one turn, the lane is flushed before the turn ends ([`Endpoint::flush_early`]). An endpoint ends
+//! when it was asked to and its last lane is gone.
 
 mod broken;
 #[cfg(test)]
 mod datagram_tests;
+mod early;
 mod flush;
 mod over_tls;
 #[cfg(test)]
@@ -45,6 +47,7 @@ use super::retry::RetryKey;
 use super::roaming::{TlsId, Way};
 use super::settings;
 use super::timers::Timers;
+use super::transmit::Batch;
 use crate::core::counters::CoreCounters;
 use crate::core::event::Event;
 use crate::core::task::spawn_or;
@@ -150,6 +153,8 @@ pub(crate) struct Endpoint {
     dirty: RefCell<VecDeque<u64>>,
     touched: RefCell<Vec<Rc<Lane>>>,
     flush: Event,
+    /// The buffer in which packets are gathered, while no flush uses it.
+    batch: Cell<Option<Box<Batch>>>,
     timers: RefCell<Timers>,
     /// When lanes must send delayed acknowledgements. These deadlines have a heap of their own,
     /// because they may be a step late and are not worth a system call each.
@@ -209,6 +214,7 @@ impl Endpoint {
             dirty: RefCell::default(),
             touched: RefCell::default(),
             flush: Event::default(),
+            batch: Cell::default(),
             timers: RefCell::default(),
             delayed_acks: RefCell::default(),
             sleeps_until: Cell::new(None),

@@ -138,7 +138,8 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
 pub(crate) struct Pair {
     pub(crate) client_lane: Rc<Lane>,
     pub(crate) server_lane: Rc<Lane>,
-    _endpoints: [Rc<Endpoint>; 2],
+    _server: Rc<Endpoint>,
+    client: Rc<Endpoint>,
 }
 
 impl Pair {
@@ -156,8 +157,13 @@ impl Pair {
         Pair {
             client_lane,
             server_lane,
-            _endpoints: [server, client],
+            _server: server,
+            client,
         }
+    }
+
+    pub(super) fn client_endpoint(&self) -> &Rc<Endpoint> {
+        &self.client
     }
 }
 

@@ -116,6 +116,11 @@ impl Lane {
             Ok((sent, rest)) => {
                 self.unsent.wrote(sent);
                 self.room.took(waiters, sent);
+                if self.unsent.is_worth_a_flush()
+                    && let Some(endpoint) = self.endpoint.upgrade()
+                {
+                    endpoint.flush_early(self);
+                }
                 let rest = rest.filter(|rest| !rest.as_ref().is_empty());
                 Ok(rest.map(|rest| rest.uncharged()))
             }

@@ -1,0 +1,161 @@
+//! Early flushes: where many flows of a lane write in one turn of the core, what they have written
+//! is sent in parts, so that the peer works on the first part while the last flows are still read.
+//!
+//! Without early flushes both sides of a tunnel, and the service behind it, take turns: each waits
+//! for all that the other has to send in its turn, and idles meanwhile.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::Endpoint;
+use crate::quic::lane::Lane;
+use crate::quic::transmit::{Batch, Ready};
+
+impl Endpoint {
+    /// Sends what the lane has to send, in the turn of a flow that has just written, so that the
+    /// peer can begin with it. The flush task, which has its turn later, does the rest: packets
+    /// over TLS, packets for which the socket has no room, and timers.
+    pub(in crate::quic) fn flush_early(&self, lane: &Lane) {
+        self.flush_early_by(lane, |ready| {
+            let way = ready.way;
+            self.socket
+                .try_send(ready.bytes, ready.segment, way.peer, way.local)
+        });
+    }
+
+    fn flush_early_by(&self, lane: &Lane, mut send: impl FnMut(&Ready<'_>) -> io::Result<()>) {
+        lane.unsent.flushed();
+        if lane.way().tls.is_some() || lane.hurries.get() {
+            return;
+        }
+        // The flush task holds the batch while it waits for the socket.
+        let Some(mut batch) = self.batch.take() else {
+            return;
+        };
+        if !batch.is_kept() {
+            lane.close_bundle();
+            let segments = self.segments(Instant::now());
+            loop {
+                batch.fill(lane, segments);
+                let Some(ready) = batch.ready() else { break };
+                if send(&ready).is_err() {
+                    // The flush task meets the error again, and handles it.
+                    batch.keep_for(lane.key());
+                    break;
+                }
+                self.count_sent(&ready);
+                lane.note_sent(ready.bytes, ready.segment);
+                if !batch.carries() {
+                    break;
+                }
+            }
+        }
+        self.batch.set(Some(batch));
+    }
+
+    /// Sends the packets that an early flush could not send.
+    pub(super) async fn send_kept(self: &Rc<Self>, batch: &mut Box<Batch>) {
+        let Some(key) = batch.take_kept() else { return };
+        let lane = self.lanes.borrow().get(&key).cloned();
+        let Some(lane) = lane else {
+            // The lane is gone, and its packets with it.
+            **batch = Batch::default();
+            return;
+        };
+        loop {
+            self.send(&lane, batch).await;
+            if let Some(ready) = batch.ready() {
+                lane.note_sent(ready.bytes, ready.segment);
+            }
+            if !batch.carries() {
+                return;
+            }
+            batch.fill(&lane, self.segments(Instant::now()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Pair, run, until};
+    use super::*;
+    use crate::buffer::StreamBuf;
+
+    /// More flows than write before an early flush, but fewer than cause two.
+    const FLOWS: usize = 24;
+
+    /// Opens `FLOWS` streams and writes to each, all in one turn. Returns how many batches the
+    /// endpoint sent meanwhile.
+    fn write_to_all(pair: &Pair) -> u64 {
+        let endpoint = pair.client_endpoint();
+        let before = endpoint.counters.quic_send_batches.get();
+        let lane = &pair.client_lane;
+        for _ in 0..FLOWS {
+            let stream = lane.open_stream().expect("the peer allows it");
+            let waiters = lane.attach(stream);
+            let rest = lane.write(stream, StreamBuf::copied(b"a request"), false, &waiters);
+            assert!(rest.expect("open").is_none(), "there is room");
+        }
+        endpoint.counters.quic_send_batches.get() - before
+    }
+
+    async fn all_have_come(pair: &Pair) {
+        let came = || {
+            let conn = pair.server_lane.conn.borrow();
+            let mut streams = (0..FLOWS as u64).map(|number| 4 * number);
+            streams.all(|stream| conn.stream_readable(stream))
+        };
+        until("every stream", came).await;
+    }
+
+    #[test]
+    fn many_flows_that_write_in_one_turn_do_not_wait_for_the_last_of_them() {
+        run(async |config| {
+            let pair = Pair::connected(&config).await;
+            assert_eq!(write_to_all(&pair), 1, "once on the way");
+            all_have_come(&pair).await;
+        });
+    }
+
+    #[test]
+    fn what_the_socket_has_no_room_for_goes_before_everything_else() {
+        run(async |config| {
+            let pair = Pair::connected(&config).await;
+            let endpoint = pair.client_endpoint();
+            let lane = &pair.client_lane;
+            let stream = lane.open_stream().expect("the peer allows it");
+            let waiters = lane.attach(stream);
+            let written = lane.write(stream, StreamBuf::copied(b"first"), true, &waiters);
+            assert!(written.is_ok());
+            endpoint.flush_early_by(lane, |_| Err(io::ErrorKind::WouldBlock.into()));
+            // The batch is not filled again before those packets are sent.
+            endpoint.flush_early_by(lane, |_| panic!("nothing is sent meanwhile"));
+            let came = || pair.server_lane.conn.borrow().stream_readable(stream);
+            until("the stream", came).await;
+            let repeated = lane.conn.borrow().stats().stream_retrans_bytes;
+            assert_eq!(repeated, 0, "it was sent once");
+        });
+    }
+
+    #[test]
+    fn what_was_kept_of_a_lane_that_is_gone_is_forgotten() {
+        run(async |config| {
+            let pair = Pair::connected(&config).await;
+            let endpoint = pair.client_endpoint();
+            let mut batch = Box::<Batch>::default();
+            batch.keep_for(u64::MAX);
+            endpoint.batch.set(Some(batch));
+            pair.client_lane.ping();
+            let kept = || {
+                let batch = endpoint.batch.take();
+                let kept = batch.as_ref().is_some_and(|batch| batch.is_kept());
+                endpoint.batch.set(batch);
+                kept
+            };
+            until("it to be forgotten", || !kept()).await;
+            write_to_all(&pair);
+            all_have_come(&pair).await;
+        });
+    }
+}
