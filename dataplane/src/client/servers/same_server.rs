@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn other_servers_and_other_configured_servers_are_no_twins() {
+    fn other_servers_and_other_configured_servers_are_not_the_same_server() {
         let mut same_server = SameServer::default();
         assert_eq!(same_server.registered(1, 0, ONE), None);
         assert_eq!(same_server.registered(2, 0, TWO), None);
