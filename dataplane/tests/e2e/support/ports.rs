@@ -1,8 +1,9 @@
 //! Free ports for programs that must be told theirs.
 //!
-//! A port found by binding port 0 is one that the kernel may give to any outgoing connection right after its release,
-//! and these tests make thousands. Ports are therefore taken from below the range of such connections, each tried
-//! with a bind first. Whoever starts a program on one still retries with others should it be taken after all.
+//! A port found by binding port 0 is one that the kernel may give to any outgoing connection right
+//! after its release, and these tests make thousands. Ports are therefore taken from below the
+//! range of such connections, each tried with a bind first. Whoever starts a program on one still
+//! retries with others should it be taken after all.
 
 use std::collections::HashSet;
 use std::fs;
@@ -17,7 +18,8 @@ const LOWEST: u16 = 10_000;
 /// Where the kernel's range cannot be read: its default.
 const EPHEMERAL_LOWEST_DEFAULT: u16 = 32_768;
 
-/// An address on loopback whose port is free for TCP and UDP and that no other test of this process gets.
+/// An address on loopback whose port is free for TCP and UDP and that no other test of this process
+/// gets.
 pub(crate) fn free_address() -> SocketAddr {
     static TAKEN: Mutex<Option<(HashSet<u16>, Random)>> = Mutex::new(None);
     let mut guard = TAKEN.lock().expect("no test panics in here");

@@ -19,7 +19,7 @@ use super::wait::{self, PATIENCE};
 /// Log lines of each program that a failing test prints.
 const LINES_ON_FAILURE: usize = 100;
 
-/// The addresses of this host that a dp.toml has somebody listen at.
+/// The addresses of this host on which a dp.toml has somebody listen.
 fn listened_at(config: &str) -> Vec<SocketAddr> {
     let listens = |line: &&str| line.contains("_addr = ") || line.starts_with("listen = ");
     let address = |line: &str| line.split('"').nth(1)?.parse().ok();
@@ -29,7 +29,7 @@ fn listened_at(config: &str) -> Vec<SocketAddr> {
 /// How to start a program, again and again if need be.
 #[derive(Clone, Debug)]
 pub(crate) struct Launch {
-    /// What failures call it.
+    /// The program's name in failures.
     pub(crate) name: String,
     program: PathBuf,
     args: Vec<OsString>,
@@ -78,7 +78,8 @@ impl Launch {
         self
     }
 
-    /// The same program in a mount namespace of its own, in which each second path shows the file of the first.
+    /// The same program in a mount namespace of its own, in which each second path shows the file
+    /// of the first.
     pub(crate) fn with_files(self, files: &[(&str, &str)]) -> Self {
         let mut script = String::new();
         let mut args: Vec<OsString> = Vec::new();
@@ -161,14 +162,15 @@ impl Launch {
         program.stdout()
     }
 
-    /// For tests of what a program makes of its output: the child, with these.
+    /// Spawns the program with these outputs, for tests of what it does with them.
     pub(crate) fn spawn_with(&self, stdout: Stdio, stderr: Stdio) -> Child {
         let mut command = self.command();
         command.stdout(stdout).stderr(stderr);
         spawn_command(command).unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 
-    /// For programs whose output is too much to keep: the child, with standard output as a pipe.
+    /// Spawns the program with standard output as a pipe, for programs whose output is too much to
+    /// keep.
     pub(crate) fn spawn_piped(&self) -> Child {
         let mut command = self.command();
         command.stderr(Stdio::inherit());
@@ -176,8 +178,8 @@ impl Launch {
     }
 
     fn command(&self) -> Command {
-        // The kernel kills the child when the test process dies, however it dies. setpriv sets that up and becomes
-        // the program itself, under the same process id.
+        // The kernel kills the child when the test process dies, however it dies. setpriv sets that
+        // up and becomes the program itself, under the same process id.
         let mut command = Command::new(find("setpriv".into()));
         command
             .args(["--pdeathsig", "KILL", "--"])
@@ -255,7 +257,8 @@ impl Program {
             .collect()
     }
 
-    /// Waits for the `count`th line of the present run that `matches`; panics if the program ends before.
+    /// Waits for the `count`th line of the present run that `matches`; panics if the program ends
+    /// before.
     pub(crate) fn wait_for_lines(
         &self,
         what: &str,
@@ -341,7 +344,7 @@ impl Program {
         self.running.status
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL, and waits for the end.
     pub(crate) fn kill(&mut self) {
         self.running.kill();
     }
@@ -408,7 +411,8 @@ impl Running {
 }
 
 impl Log {
-    /// Also after a test has panicked while it looked: the lines are then what it wants to show.
+    /// Locks the lines, even after a test has panicked while it looked: they are then what it wants
+    /// to show.
     fn lock(&self) -> MutexGuard<'_, Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -469,8 +473,8 @@ fn follow(
     })
 }
 
-/// The kernel ties "kill me when my parent dies" to the thread that started the child, and tests start programs from
-/// threads that end. One thread that never ends starts them all.
+/// The kernel ties "kill me when my parent dies" to the thread that started the child, and tests
+/// start programs from threads that end. One thread that never ends starts them all.
 fn spawn_command(command: Command) -> io::Result<Child> {
     type Request = (Command, Sender<io::Result<Child>>);
     static SPAWNER: OnceLock<Mutex<Sender<Request>>> = OnceLock::new();
