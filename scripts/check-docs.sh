@@ -114,6 +114,23 @@ for file in $with_paths; do
     done >>"$wrong"
 done
 
+# Each key of dp.toml is in the operator's manual: by its own name, or by that of the file in whose place its text stands.
+sed -n 's/^ *"\([a-z0-9_.]*\)",$/\1/p' config/src/keys.rs | sed 's/.*\.//' | sort -u |
+    while read -r key; do
+        if ! grep -Eqw "$key|${key}_file" docs/operating.md; then
+            echo "docs/operating.md: does not name the key $key of config/src/keys.rs"
+        fi
+    done >>"$wrong"
+
+# Comments of code have as many columns as documents; rustfmt leaves them alone.
+find config dataplane proto tools -name '*.rs' ! -path '*/target/*' -exec awk -v max="$columns_max" '
+        /^ *\/\// {
+            seen = $0
+            gsub(/[\200-\277]/, "", seen)
+            if (length(seen) > max) print FILENAME ":" FNR ": is " length(seen) " columns wide, not " max
+        }
+    ' {} + >>"$wrong"
+
 length() { # file most
     lines=$(wc -l <"$1")
     if [ "$lines" -gt "$2" ]; then

@@ -98,6 +98,16 @@ step "lints" cargo clippy --locked --workspace --all-targets -- -D warnings || t
 step "lints of the counting build" cargo clippy --locked --workspace --features qmux-dp/count-allocations -- -D warnings || true
 step "documentation of the code" env RUSTDOCFLAGS="-D warnings" \
     cargo doc --locked --workspace --no-deps --document-private-items || true
+# Tools that would take longer to compile than all of this takes.
+for tool in machete deny; do
+    if ! command -v "cargo-$tool" >/dev/null; then
+        echo "==== cargo-$tool: left out, for it is not installed (cargo install --locked cargo-$tool)"
+    elif [ "$tool" = machete ]; then
+        step "dependencies that nobody uses" cargo machete || true
+    else
+        step "licences and duplicates" cargo deny --locked check bans licenses sources || true
+    fi
+done
 # Tests of binaries that do not build would only repeat that.
 step "build" cargo build --locked --workspace --bins || finish
 step "tests" tests cargo test --locked --workspace --no-fail-fast || true

@@ -1,4 +1,4 @@
-//! `[server] access_log`: where a line is written for each flow that has ended.
+//! `[server] access_log`: where to write a line for each flow that has ended.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -18,12 +18,12 @@ pub enum AccessLog {
     Off,
     /// To standard error, between the lines of the program's own log.
     Stderr,
-    /// To a file, behind what it holds.
+    /// To the end of a file.
     File(PathBuf),
 }
 
 impl fmt::Display for AccessLog {
-    /// As in dp.toml, with the whole path.
+    /// Writes it as in dp.toml, with the whole path.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Off => f.write_str(OFF),

@@ -37,10 +37,10 @@ pub(crate) fn required_listen(
     listen(section, key)
 }
 
-/// Whom to dial.
+/// The address of a peer to dial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Target<'a> {
-    /// As written.
+    /// The address as written.
     pub(crate) address: &'a str,
     /// A name or an IP address without brackets.
     pub(crate) host: &'a str,
@@ -135,11 +135,11 @@ pub(crate) fn is_host(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok() || is_host_name(text)
 }
 
-/// Whether `text` may be the name of a host: letters, digits, hyphens and underscores between
-/// dots. Underscores are no part of RFC 1123, but container networks use them.
+/// Whether `text` may be the name of a host: letters, digits, hyphens and underscores between dots.
+/// RFC 1123 does not allow underscores, but container networks use them.
 fn is_host_name(text: &str) -> bool {
     let name = text.strip_suffix('.').unwrap_or(text);
-    // Digits and dots alone are a mistyped IPv4 address.
+    // A name of digits and dots alone is a mistyped IPv4 address.
     let has_letter = name
         .bytes()
         .any(|byte| !(byte.is_ascii_digit() || byte == b'.'));

@@ -8,7 +8,7 @@ use crate::address;
 use crate::conflicts::Claims;
 use crate::section::Section;
 
-/// What stands before the path of a Unix socket.
+/// The prefix of the path of a Unix socket.
 const UNIX: &str = "unix:";
 
 /// Longest path of a Unix socket in bytes: `sun_path` has 108 with the zero at its end (unix(7)).
@@ -17,17 +17,17 @@ const UNIX_PATH_BYTES_MAX: usize = 107;
 const FORM: &str = "an IP address and a port, as in \"127.0.0.1:9600\", or a Unix socket, as in \
     \"unix:/run/qmux-dp/admin.sock\"";
 
-/// Where the admin endpoint listens.
+/// The address that the admin endpoint listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminListen {
-    /// At a TCP address.
+    /// A TCP address.
     Tcp(SocketAddr),
-    /// At a Unix socket, which only its owner may use.
+    /// A Unix socket, which only its owner may use.
     Unix(PathBuf),
 }
 
 impl fmt::Display for AdminListen {
-    /// As in dp.toml, with the whole path.
+    /// Writes it as in dp.toml, with the whole path.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
@@ -37,10 +37,9 @@ impl fmt::Display for AdminListen {
 }
 
 impl AdminListen {
-    /// Reads an address as dp.toml has it. A relative path begins at `directory`.
+    /// Reads an address in the form of dp.toml. A relative path begins at `directory`.
     ///
-    /// # Errors
-    /// What is wrong with it and what would be right.
+    /// # Errors What is wrong with it and what would be right.
     pub fn parse(text: &str, directory: &Path) -> Result<Self, String> {
         let Some(path) = text.strip_prefix(UNIX) else {
             let parsed = address::parse_listen(text);
@@ -67,7 +66,7 @@ impl AdminListen {
 /// The admin endpoint; without this section there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
-    /// Where it listens.
+    /// The address that it listens on.
     pub listen: AdminListen,
 }
 

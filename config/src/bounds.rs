@@ -1,4 +1,4 @@
-//! What a service on the server demands of its visitors: from where they may come, how many of them
+//! What a service on the server demands of its visitors: where they may come from, how many of them
 //! at a time, how often, and how long they may be silent.
 
 use std::net::IpAddr;
@@ -19,9 +19,9 @@ const LIMIT_MAX: i64 = 1 << 20;
 const IDLE_TIMEOUT_MAX: Duration = DAY.saturating_mul(30);
 
 /// Least bandwidth of a visitor, in bytes per second: below it a page is not there within a minute,
-/// and who asked for less meant another unit.
+/// and whoever asked for less meant another unit.
 const BANDWIDTH_MIN: u64 = 1 << 10;
-/// Most: a thousand times what a network card carries.
+/// Largest bandwidth of a visitor: a thousand times what a network card carries.
 const BANDWIDTH_MAX: u64 = 1 << 40;
 
 const WITHOUT_EFFECT: &str = "has no effect with the protocol of this service";
@@ -32,13 +32,14 @@ const FILE_FORM: &str = "the path of a file with one network in each line";
 /// What a service demands of its visitors, TCP and UDP. The default demands nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bounds {
-    /// Where visitors may come from; `None`: from everywhere.
+    /// Networks that visitors may come from; `None` if they may come from everywhere.
     pub allow: Option<Networks>,
-    /// Where they may not come from, whatever `allow` says.
+    /// Networks that visitors may not come from, whatever `allow` says.
     pub deny: Networks,
-    /// Balancers whose TCP visitors begin with a PROXY header, and count as the address in it.
+    /// Balancers whose TCP visitors begin with a PROXY header, and count as coming from the address
+    /// in it.
     pub accept_proxy_from: Networks,
-    /// TCP visitors at a time, of the whole process; zero: any number, as with those that follow.
+    /// TCP visitors at a time, of the whole process. Zero means no limit, as for the other limits.
     pub max_visitors: u32,
     /// TCP visitors at a time of one source: an IPv4 address, or an IPv6 network of 64 bits.
     pub max_visitors_per_source: u32,
@@ -46,10 +47,11 @@ pub struct Bounds {
     pub visitors_per_second_per_source: u32,
     /// UDP flows at a time of one source.
     pub max_udp_flows_per_source: u32,
-    /// Bytes per second that a TCP visitor or a UDP flow may have in each direction; zero: any number.
+    /// Bytes per second that a TCP visitor or a UDP flow may have in each direction; zero means no
+    /// limit.
     pub bandwidth_per_visitor: u64,
-    /// A TCP flow in which no byte is moved for this long in either direction is reset; zero: it
-    /// never is.
+    /// A TCP flow in which no byte is moved for this long in either direction is reset; zero means
+    /// never.
     pub idle_timeout: Duration,
 }
 
@@ -96,7 +98,7 @@ impl Bounds {
     }
 }
 
-/// A number of visitors or flows; zero, which is the default, for any number.
+/// Reads a number of visitors or flows; zero, which is the default, means no limit.
 fn read_limit(section: &Section<'_>, key: &'static str, has_effect: bool) -> u32 {
     let limit = section.integer(key, 0..=LIMIT_MAX);
     let limit = limit.and_then(|limit| u32::try_from(limit.into_inner()).ok());
@@ -107,7 +109,7 @@ fn read_limit(section: &Section<'_>, key: &'static str, has_effect: bool) -> u32
     limit
 }
 
-/// Bytes per second; zero, which is the default, for any number.
+/// Reads the bytes per second; zero, which is the default, means no limit.
 fn read_bandwidth(section: &Section<'_>) -> u64 {
     let key = "bandwidth_per_visitor";
     let Some(bandwidth) = section.size(key, 0..=BANDWIDTH_MAX) else {
@@ -134,7 +136,7 @@ fn read_idle_timeout(section: &Section<'_>, has_effect: bool) -> Duration {
     timeout
 }
 
-/// Balancers whose visitors say by a header who they are.
+/// Reads the balancers whose visitors begin with a PROXY header.
 fn read_balancers(section: &Section<'_>, has_effect: bool) -> Networks {
     let key = "accept_proxy_from";
     let networks = read_list(section, key, None).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What an operator wants to know of a certificate that was refused: whom it is for, who issued it,
-//! when it is valid.
+//! The facts that an operator needs about a certificate that was refused: whom it is for, who
+//! issued it, when it is valid.
 //!
 //! It may be an unknown peer's: the texts are short, and nothing in them can break a line of a log.
 
@@ -8,10 +8,10 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
-/// Names of one certificate that are told.
+/// Most names of one certificate that are shown.
 const NAMES_MAX: usize = 8;
 
-/// Characters of one text that are told.
+/// Most characters of one text that are shown.
 const TEXT_CHARS_MAX: usize = 100;
 
 /// The facts of one certificate.
@@ -21,15 +21,15 @@ pub struct CertificateFacts {
     pub subject: String,
     /// The issuer's distinguished name.
     pub issuer: String,
-    /// Host names and addresses; some of them, if there are many.
+    /// Host names and addresses; only some of them, if there are many.
     pub names: Vec<String>,
     /// Day and time (UTC) from which it is valid.
     pub not_before: String,
     /// Day and time (UTC) until which it is valid.
     pub not_after: String,
-    /// True if it is past its time now.
+    /// Whether it has expired.
     pub has_expired: bool,
-    /// True if its time has not come yet.
+    /// Whether it is not valid yet.
     pub is_early: bool,
 }
 
@@ -62,8 +62,8 @@ impl CertificateFacts {
     }
 }
 
-/// When the first of a PEM text's certificates expires, in seconds since 1970 (UTC); `None` if there
-/// is none that can be read.
+/// When the first of a PEM text's certificates expires, in seconds since 1970 (UTC); `None` if
+/// there is none that can be read.
 #[must_use]
 pub fn first_expiry_unix_s(pem: &[u8]) -> Option<i64> {
     let certs = boring::x509::X509::stack_from_pem(pem).ok()?;
@@ -75,8 +75,8 @@ pub fn first_expiry_unix_s(pem: &[u8]) -> Option<i64> {
     certs.iter().filter_map(expiry).min()
 }
 
-/// A time as RFC 3339 has it, as in `2027-01-31T12:00:00Z`; `seconds` are since 1970 (UTC). `None`
-/// if it is in no year that has four digits.
+/// Writes a time in the form of RFC 3339, as in `2027-01-31T12:00:00Z`; `seconds` are since 1970
+/// (UTC). `None` if the year does not have four digits.
 #[must_use]
 pub fn utc_text(seconds: i64) -> Option<String> {
     let at = ASN1Time::from_timestamp(seconds).ok()?.to_datetime();

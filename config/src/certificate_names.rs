@@ -1,4 +1,4 @@
-//! What a certificate is called: the names by which `[[server.clients]]` knows a client.
+//! The names in a certificate by which `[[server.clients]]` identifies a client.
 
 use boring::sha::sha256;
 use x509_parser::certificate::X509Certificate;
@@ -8,11 +8,11 @@ use x509_parser::prelude::FromDer;
 /// Bytes of a fingerprint.
 pub const FINGERPRINT_BYTES: usize = 32;
 
-/// The names and the fingerprint of one certificate. Who takes them for an identity has checked
-/// that the certificate is to be trusted.
+/// The names and the fingerprint of one certificate. Before using them as an identity, the caller
+/// must have checked that the certificate is trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateNames {
-    /// The subject's common names; one as a rule.
+    /// The subject's common names; usually one.
     pub common_names: Vec<String>,
     /// The DNS names, as they stand in the certificate.
     pub dns_names: Vec<String>,
@@ -51,7 +51,7 @@ impl CertificateNames {
     }
 }
 
-/// A fingerprint as in dp.toml.
+/// Writes a fingerprint as in dp.toml.
 #[must_use]
 pub fn show_fingerprint(fingerprint: &[u8; FINGERPRINT_BYTES]) -> String {
     let hex: String = fingerprint

@@ -1,15 +1,15 @@
-//! What differs between two texts of a config file, key by key, and which of it a running process
-//! takes up.
+//! The differences between two texts of a config file, key by key, and which of them a running
+//! process takes up.
 //!
-//! It is for people: the keys are those of the file, entries are called by their names, and secrets
-//! are not shown.
+//! The result is for people: the keys are those of the file, entries are called by their names, and
+//! secrets are not shown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use toml::Value;
 
-/// The keys that a running process takes up, with all below them.
+/// The keys whose change a running process takes up, with all keys below them.
 const TAKEN_UP: &[&str] = &[
     "server.load_balancer",
     "server.heartbeat_interval",
@@ -39,7 +39,7 @@ const TAKEN_UP: &[&str] = &[
     "limits.stall_timeout",
 ];
 
-/// Below an array of tables, by what an entry is called.
+/// The keys that name an entry of an array of tables.
 const NAMES: [&str; 3] = ["name", "address", "quic_addr"];
 
 /// Longest value that is shown whole, in bytes.
@@ -48,14 +48,14 @@ const SHOWN_BYTES_MAX: usize = 80;
 /// One key that differs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
-    /// Its full name.
+    /// The full name of the key.
     pub key: String,
     before: Option<String>,
     after: Option<String>,
 }
 
 impl Change {
-    /// Whether a running process takes it up.
+    /// Whether a running process takes the change up.
     #[must_use]
     pub fn is_taken_up(&self) -> bool {
         TAKEN_UP.iter().any(|known| {
@@ -78,7 +78,7 @@ impl fmt::Display for Change {
     }
 }
 
-/// What differs between two texts, each a config that has been found good.
+/// The differences between two texts, each a config that has been found valid.
 #[must_use]
 pub fn changes_between(before: &str, after: &str) -> Vec<Change> {
     let (before, after) = (leaves(before), leaves(after));
@@ -99,7 +99,7 @@ pub fn changes_between(before: &str, after: &str) -> Vec<Change> {
 
 fn leaves(text: &str) -> BTreeMap<String, Value> {
     let mut leaves = BTreeMap::new();
-    // It has been read before as what it is.
+    // The text has been read before, so it is valid TOML.
     if let Ok(table) = text.parse::<toml::Table>() {
         for (key, value) in table {
             walk(key, value, &mut leaves);

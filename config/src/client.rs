@@ -1,4 +1,4 @@
-//! `[client]`: the role beside the service.
+//! `[client]`: the role that runs beside the services.
 
 use std::fmt;
 use std::num::NonZeroU16;
@@ -21,14 +21,14 @@ use crate::units::{self, DAY, MILLISECOND, SECOND};
 
 /// Most lanes to one server: one for each core that a connection id can name in its one byte.
 pub const LANES_MAX: u16 = 256;
-/// Most servers of one client: QMux's limit is 10; four times that still are few lanes.
+/// Most servers of one client: QMux's limit is 10; four times that are still few lanes.
 const SERVERS_MAX: usize = 40;
 /// Longest client id, in bytes: room for a pod's full DNS name; the wire format has the same limit.
 pub const CLIENT_ID_BYTES_MAX: usize = 253;
 
-/// Default time between two probes of a server: so soon an idle client notices a restart.
+/// Default time between two probes of a server: this soon an idle client notices a restart.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
-/// Shortest one but none: faster probes find nothing sooner than a server can restart.
+/// Shortest time between two probes: faster ones find nothing sooner than a server can restart.
 const PROBE_INTERVAL_MIN: Duration = Duration::from_millis(50);
 /// Default time after which a name is resolved again: Kubernetes' answers live 5 to 30 seconds.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -47,7 +47,7 @@ pub enum Lanes {
 }
 
 impl fmt::Display for Lanes {
-    /// As in dp.toml.
+    /// Writes it as in dp.toml.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Auto => f.write_str("auto"),
@@ -69,11 +69,11 @@ pub struct ServerTarget {
     pub server_name: String,
     /// What carries the lanes.
     pub transport: Transport,
-    /// Which way TLS connections take.
+    /// The proxy that TLS connections go through.
     pub proxy: Proxy,
 }
 
-/// What the client proves besides its certificate.
+/// The secret by which the client authenticates, besides its certificate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientAuth {
     /// The secret for servers with `method = "token"`.
@@ -89,47 +89,49 @@ pub struct ClientCert {
     pub key: FileOrText,
 }
 
-/// Whom the client trusts and how it identifies itself.
+/// The CAs that the client trusts, and its own certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientTls {
     /// PEM: the CAs that may issue a server's certificate.
     pub ca_cert: FileOrText,
-    /// For servers with `method = "mtls"`.
+    /// The client's certificate, for servers with `method = "mtls"`.
     pub client_cert: Option<ClientCert>,
 }
 
 /// The client role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Client {
-    /// The name under which servers know this client; `None`: a fresh UUID at each start.
+    /// The name under which servers know this client; if `None`, a fresh UUID at each start.
     pub client_id: Option<String>,
-    /// How many QUIC connections to each server.
+    /// The number of QUIC connections to each server.
     pub lanes: Lanes,
     /// Time between two heartbeats to a server.
     pub heartbeat_interval: Duration,
-    /// A server that was not heard of for this long is dialled anew. Above `heartbeat_interval`.
+    /// A server from which nothing was heard for this long is dialled anew. It is longer than
+    /// `heartbeat_interval`.
     pub health_timeout: Duration,
-    /// Time between two probes of a server that is not heard of otherwise; zero: none.
+    /// Time between two probes of a server from which nothing else is heard; zero means none.
     pub probe_interval: Duration,
     /// Time after which the name of a server, or of a service, is resolved again.
     pub resolve_interval: Duration,
     /// How long open flows may go on after a signal to stop.
     pub drain_timeout: Duration,
-    /// Where session tickets are kept between runs; `None`: in memory only.
+    /// The directory in which session tickets are kept between runs; if `None`, they are in memory
+    /// only.
     pub state_dir: Option<PathBuf>,
-    /// At least one.
+    /// The servers; at least one.
     pub servers: Vec<ServerTarget>,
-    /// The services behind this client; at least one, no two of one name. The one without a name,
-    /// `[client.local]`, comes first.
+    /// The services behind this client: at least one, and no two of one name. The one without a
+    /// name, `[client.local]`, comes first.
     pub services: Vec<LocalService>,
-    /// What the client proves besides its certificate.
+    /// The secret by which the client authenticates, besides its certificate.
     pub auth: ClientAuth,
-    /// Whom the client trusts and how it identifies itself.
+    /// The CAs that the client trusts, and its own certificate.
     pub tls: ClientTls,
 }
 
 impl Client {
-    /// `server` is the other role of the same file, if it has one.
+    /// Reads the section. `server` is the other role of the same file, if it has one.
     pub(crate) fn read(section: Section<'_>, server: Option<&Server>) -> Option<Self> {
         let client_id = read_client_id(&section);
         let lanes = read_lanes(&section);
@@ -251,7 +253,8 @@ fn read_servers(section: &Section<'_>) -> Vec<ServerTarget> {
 }
 
 impl ServerTarget {
-    /// `seen` holds the addresses of the servers before this one, each with its line.
+    /// Reads one server. `seen` contains the addresses of the servers before this one, each with
+    /// its line.
     fn read(section: Section<'_>, seen: &mut Vec<(String, usize)>) -> Option<Self> {
         let target = address::required_target(&section, "address");
         let name = section.filled_string("server_name", SERVER_NAME_FORM);

@@ -1,4 +1,4 @@
-//! `[[server.clients]]`: who may serve which services.
+//! `[[server.clients]]`: the clients, and the services that each may serve.
 
 use std::collections::HashMap;
 
@@ -12,11 +12,10 @@ use crate::section::Section;
 use crate::server::ServerAuth;
 use crate::service_name::ServicePattern;
 
-/// Most entries by certificate: each is one look-up, however many there are; a name each in
-/// metrics.
+/// Most entries by certificate: each is one look-up, however many there are, and a name in metrics.
 const CERTIFICATE_ENTRIES_MAX: usize = 4_096;
-/// Most entries by token: a proof is tried against every one, a microsecond each, so that one
-/// attempt costs no more than a handshake does.
+/// Most entries by token: a proof is tried against every one, which takes a microsecond each, so
+/// that one attempt costs no more than a handshake does.
 const TOKEN_ENTRIES_MAX: usize = 512;
 /// Most patterns of one entry: twice the services that a client may offer.
 const PATTERNS_MAX: usize = 128;
@@ -29,14 +28,14 @@ const FINGERPRINT_FORM: &str = "\"sha256:\" and 64 hexadecimal digits, as from: 
 const SERVICES_FORM: &str = "a list of names and patterns of services, as in [\"web\", \
     \"ssh-*\"]; \"\" is the service without a name";
 
-/// By what a client is known.
+/// The kind of proof by which a client is identified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Certificate,
     Token,
 }
 
-/// By what a client is known to be the one of an entry.
+/// The proof by which a client is identified as the one of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
     /// Its certificate has this common name, DNS name or URI name.
@@ -50,31 +49,31 @@ pub enum Proof {
 /// A client that may serve some services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientEntry {
-    /// What the client is called everywhere; no two entries have the same.
+    /// The client's name in logs and metrics; no two entries have the same.
     pub name: String,
-    /// By what it is known; no two entries have the same.
+    /// The proof by which it is identified; no two entries have the same.
     pub proof: Proof,
-    /// What it may serve.
+    /// The services that it may serve.
     pub services: Vec<ServicePattern>,
 }
 
 impl ClientEntry {
-    /// Whether the client may serve the service of this name; the empty one is the service without
-    /// a name.
+    /// Whether the client may serve the service of this name; the empty name is that of the service
+    /// without a name.
     #[must_use]
     pub fn may_serve(&self, service: &str) -> bool {
         self.services.iter().any(|it| it.matches(service))
     }
 }
 
-/// An entry and where its patterns stand.
+/// An entry, and where its patterns stand.
 pub(crate) struct Read {
     pub(crate) entry: ClientEntry,
     section_key: String,
     patterns: Vec<Spanned<()>>,
 }
 
-/// What entries before this one have, each with its line.
+/// The names and proofs of earlier entries, each with its line.
 #[derive(Default)]
 struct Seen {
     names: HashMap<String, usize>,
@@ -83,8 +82,8 @@ struct Seen {
     tokens: HashMap<Vec<u8>, usize>,
 }
 
-/// All entries. `kind` is the one that fits the method, if that is known; `shared` is the token of
-/// `[server.auth]`, if it counts.
+/// Reads all entries. `kind` is the one that fits the method, if that is known; `shared` is the
+/// token of `[server.auth]`, if it counts.
 pub(crate) fn read_all(
     server: &Section<'_>,
     kind: Option<Kind>,
@@ -150,8 +149,8 @@ fn read_name(section: &Section<'_>, seen: &mut Seen) -> Option<String> {
     Some(text)
 }
 
-/// Reports what an earlier entry has as well. `what` says what it is, without its value, which may
-/// be a secret.
+/// Reports what an earlier entry has as well. `what` says what that is, without its value, which
+/// may be a secret.
 fn refuse_second<K: std::hash::Hash + Eq, T>(
     section: &Section<'_>,
     key: &'static str,
@@ -169,7 +168,7 @@ fn refuse_second<K: std::hash::Hash + Eq, T>(
     }
 }
 
-/// The one key by which the client is known.
+/// Reads the one key by which the client is identified.
 fn read_proof(section: &Section<'_>, kind: Option<Kind>, seen: &mut Seen) -> Option<Proof> {
     let keys = ["certificate", "fingerprint", "token", "token_file"];
     let present: Vec<&'static str> = keys.into_iter().filter(|key| section.has(key)).collect();
@@ -216,8 +215,8 @@ fn read_proof(section: &Section<'_>, kind: Option<Kind>, seen: &mut Seen) -> Opt
 fn read_certificate(section: &Section<'_>, seen: &mut Seen) -> Option<Proof> {
     let key = "certificate";
     let name = section.filled_string(key, CERTIFICATE_FORM)?;
-    // DNS names are the same in any case, so two names that differ by case alone could both mean
-    // one certificate.
+    // DNS names do not depend on case, so two names that differ by case alone could both mean one
+    // certificate.
     let plain = name.get_ref().to_ascii_lowercase();
     let what = "certificate name";
     refuse_second(section, key, &name, plain, &mut seen.certificates, what);
@@ -260,7 +259,7 @@ fn read_patterns(section: &Section<'_>) -> Option<Vec<(ServicePattern, Spanned<(
     Some(patterns)
 }
 
-/// Warns of services that no client may serve, and of patterns that stand for no service.
+/// Warns of services that no client may serve, and of patterns that match no service.
 pub(crate) fn warn_of_misfits(
     server: &Section<'_>,
     doors: &[Door],

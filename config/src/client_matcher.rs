@@ -1,7 +1,7 @@
-//! Which entry of `[[server.clients]]` an authenticated client has, and what it may serve then.
+//! Finds the entry of `[[server.clients]]` for an authenticated client, and so what it may serve.
 //!
-//! Built once from a configuration, then only read: it can be shared by all cores, and be replaced
-//! as a whole when the configuration changes.
+//! A matcher is built once from a configuration, then only read. So all cores can share it, and it
+//! is replaced as a whole when the configuration changes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,23 +11,24 @@ use crate::client_entry::{ClientEntry, Proof};
 use crate::secret::Secret;
 use crate::server::{Server, ServerAuth};
 
-/// What became of a client that has proved who it is, or tried to.
+/// The result for a client that has proved its identity, or tried to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// There are no entries: it may serve everything, and is called what it calls itself.
+    /// There are no entries: the client may serve everything, and has the name that it gives
+    /// itself.
     Anyone,
-    /// It is the client of this entry.
+    /// The client is the one of this entry.
     Entry(Arc<ClientEntry>),
-    /// It has no entry, but knows the token of all: it may serve the service without a name, and is
-    /// called what it calls itself.
+    /// The client has no entry, but knows the shared token: it may serve the service without a
+    /// name, and has the name that it gives itself.
     Nameless,
-    /// It has no entry, or proves nothing.
+    /// The client has no entry, or proves nothing.
     Refused,
 }
 
 impl Admission {
-    /// Whether the client may serve the service of this name; the empty one is the service without
-    /// a name.
+    /// Whether the client may serve the service of this name; the empty name is that of the service
+    /// without a name.
     #[must_use]
     pub fn may_serve(&self, service: &str) -> bool {
         match self {
@@ -38,7 +39,7 @@ impl Admission {
         }
     }
 
-    /// What the client is called, if that is not for itself to say.
+    /// The client's name, if the server's configuration gives it one.
     #[must_use]
     pub fn identity(&self) -> Option<&str> {
         match self {
@@ -48,14 +49,14 @@ impl Admission {
     }
 }
 
-/// The entries of one configuration, to be asked.
+/// The entries of one configuration.
 #[derive(Clone, Debug, Default)]
 pub struct ClientMatcher {
     entries: Vec<Arc<ClientEntry>>,
-    /// Names of certificates in lower case: no two entries differ by case alone.
+    /// Names of certificates in lower case, because no two entries differ by case alone.
     by_name: HashMap<String, usize>,
     by_fingerprint: HashMap<[u8; FINGERPRINT_BYTES], usize>,
-    /// The token of `[server.auth]`.
+    /// The shared token, of `[server.auth]`.
     shared: Option<Secret>,
 }
 
@@ -84,8 +85,8 @@ impl ClientMatcher {
         matcher
     }
 
-    /// The client that has shown a certificate which was found good. A fingerprint goes before
-    /// names; among the entries of several names, the first of the file is taken.
+    /// Finds the client for a certificate that was found valid. A fingerprint goes before names; if
+    /// several names have entries, the first entry of the file is taken.
     #[must_use]
     pub fn by_certificate(&self, names: &CertificateNames) -> Admission {
         if self.entries.is_empty() {
@@ -94,7 +95,7 @@ impl ClientMatcher {
         if let Some(index) = self.by_fingerprint.get(&names.fingerprint) {
             return self.entry(*index);
         }
-        // As they are written: only DNS names are the same in any case.
+        // These are compared as written: only DNS names do not depend on case.
         let exact = names.common_names.iter().chain(&names.uri_names);
         let exact = exact.filter_map(|name| self.named(name).filter(|(_, entry)| *entry == name));
         let dns = names.dns_names.iter().filter_map(|name| self.named(name));
@@ -104,8 +105,8 @@ impl ClientMatcher {
         }
     }
 
-    /// The client whose token `proves` accepts. It is asked about every token, whichever fits, so
-    /// that the time tells nothing of which one does.
+    /// Finds the client whose token `proves` accepts. It is called for every token, whichever fits,
+    /// so that the time does not reveal which one does.
     #[must_use]
     pub fn by_token(&self, proves: impl Fn(&Secret) -> bool) -> Admission {
         let mut found = None;
@@ -125,9 +126,9 @@ impl ClientMatcher {
         }
     }
 
-    /// What would become now of a client that an earlier configuration admitted, without asking it
-    /// again for a proof: `Refused` if it has to prove anew who it is. `token` is the secret by
-    /// which it was admitted, if it has no entry and there was one.
+    /// The result by this configuration for a client that an earlier one admitted, without asking
+    /// it for a proof again: `Refused` if it has to prove its identity again. `token` is the secret
+    /// by which it was admitted, if it has no entry and there was one.
     #[must_use]
     pub fn again(&self, earlier: &Admission, token: Option<&Secret>) -> Admission {
         match earlier {
@@ -147,7 +148,7 @@ impl ClientMatcher {
         }
     }
 
-    /// The token of `[server.auth]`, if clients may prove that they know it.
+    /// The shared token of `[server.auth]`, if there is one.
     #[must_use]
     pub fn shared_token(&self) -> Option<&Secret> {
         self.shared.as_ref()
@@ -159,7 +160,7 @@ impl ClientMatcher {
         })
     }
 
-    /// The entry for a name in any case, and how its name is written.
+    /// The entry for a name in any case, and how the entry writes the name.
     fn named(&self, name: &str) -> Option<(usize, &str)> {
         let index = *self.by_name.get(&name.to_ascii_lowercase())?;
         match &self.entries.get(index)?.proof {

@@ -1,4 +1,4 @@
-//! The file as a whole.
+//! The configuration file as a whole.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -26,9 +26,9 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 /// file, every certificate has been read, no two addresses collide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The file that it came from.
+    /// The path of the file.
     pub path: PathBuf,
-    /// The server role. At least one of the two roles is there.
+    /// The server role. At least one of the two roles exists.
     pub server: Option<Server>,
     /// The client role.
     pub client: Option<Client>,
@@ -36,40 +36,38 @@ pub struct Config {
     pub quic: Quic,
     /// UDP settings of both roles.
     pub udp: Udp,
-    /// What flows of both roles may hold of the machine.
+    /// The resources that flows of both roles may hold.
     pub limits: Limits,
     /// The admin endpoint, if there is to be one.
     pub admin: Option<Admin>,
-    /// What works, but the operator should know; one line each, in the form of a [`Problem`].
+    /// Warnings for the operator about what works nevertheless; one line each, in the form of a
+    /// [`Problem`].
     pub warnings: Vec<String>,
-    /// The files of their own that it names and that were read: certificates, keys, tokens, lists.
-    /// What comes to be in them is a part of the configuration too.
+    /// The files that the configuration names and that were read: certificates, keys, tokens,
+    /// lists. Their content is a part of the configuration too.
     pub files: Vec<PathBuf>,
 }
 
 impl Config {
     /// Reads and checks a file.
     ///
-    /// # Errors
-    /// Every problem that was found: the file cannot be read, is not TOML, holds a wrong value or
-    /// names a certificate that is not usable.
+    /// # Errors Every problem that was found: the file cannot be read, is not TOML, contains a
+    /// wrong value or names a certificate that is not usable.
     pub fn load(path: &Path) -> Result<Self, Errors> {
         Self::parse(&Self::text_of(path)?, path)
     }
 
-    /// The text of a config file, for [`Config::parse`].
+    /// Reads the text of a config file, for [`Config::parse`].
     ///
-    /// # Errors
-    /// If it cannot be read, or is no text.
+    /// # Errors If it cannot be read, or is not text.
     pub fn text_of(path: &Path) -> Result<String, Errors> {
         text_of(path)
     }
 
-    /// The same for a diagnosis: a certificate that has expired, or is not valid yet, is only warned
-    /// of, because the clock may be what is wrong.
+    /// Loads a file like [`Config::load`], for a diagnosis: a certificate that has expired, or is
+    /// not valid yet, only causes a warning, because the clock may be wrong.
     ///
-    /// # Errors
-    /// As for [`Config::load`].
+    /// # Errors As for [`Config::load`].
     pub fn load_whatever_the_time(path: &Path) -> Result<Self, Errors> {
         let text = text_of(path)?;
         let report = Report::new(Source { path, text: &text });
@@ -88,11 +86,10 @@ impl Config {
         Self::read(text, path, report, |name| std::env::var_os(name))
     }
 
-    /// As [`Config::parse`], with `environment` in the place of the process's own: what `${NAME}`
-    /// in a string stands for.
+    /// Parses a text like [`Config::parse`], with `environment` instead of the process's
+    /// environment as the values of `${NAME}` in strings.
     ///
-    /// # Errors
-    /// As for [`Config::load`].
+    /// # Errors As for [`Config::load`].
     pub fn parse_with(
         text: &str,
         path: &Path,
@@ -109,7 +106,7 @@ impl Config {
     ) -> Result<Self, Errors> {
         let (mut table, syntax_errors) = DeTable::parse_recoverable(text);
         if !syntax_errors.is_empty() {
-            // What a half-understood file lacks says nothing; syntax comes first.
+            // What a half-understood file lacks says nothing, so syntax errors come first.
             for error in syntax_errors {
                 let span = error.span().unwrap_or(0..0);
                 let message = error.message().lines().collect::<Vec<_>>().join(" ");
@@ -119,8 +116,8 @@ impl Config {
             unreachable!("syntax errors were reported");
         }
         if !expand::strings(table.get_mut(), &report, &environment) {
-            // What such a string would have meant nobody knows; this comes before what it should
-            // be.
+            // Nobody knows what such a string would have meant, so this comes before the checks of
+            // its value.
             report.finish()?;
             unreachable!("a string that cannot be expanded was reported");
         }
@@ -222,7 +219,7 @@ mod tests {
     use super::*;
     use crate::keys::KEYS;
 
-    /// Every section with a key that none of them knows, so that each lists those that it knows.
+    /// A file in which every section has an unknown key, so that each lists the keys that it knows.
     const STRANGER_EVERYWHERE: &str = "stranger = 1\n\
         [server]\nstranger = 1\n[[server.services]]\nstranger = 1\n\
         [[server.clients]]\nstranger = 1\n[[server.listeners]]\nstranger = 1\n\

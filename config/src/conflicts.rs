@@ -1,4 +1,4 @@
-//! Which addresses the program will bind, and whether two of them cannot be bound together.
+//! The addresses that the program will bind, and whether two of them conflict.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -42,7 +42,7 @@ impl Claims {
         self.claim(Transport::Udp, section, key, whole, address.span());
     }
 
-    /// Claims where clients connect: UDP, and TCP if that must be had.
+    /// Claims the addresses that clients connect to: UDP, and TCP if that is required.
     pub(crate) fn quic(
         &mut self,
         section: &Section<'_>,
@@ -56,7 +56,8 @@ impl Claims {
         }
     }
 
-    /// Claims where visitors connect, as far as they may; reports what an earlier claim overlaps.
+    /// Claims the addresses that visitors connect to, in the protocols of the service; reports what
+    /// an earlier claim overlaps.
     pub(crate) fn traffic(
         &mut self,
         section: &Section<'_>,
@@ -109,8 +110,8 @@ impl Claims {
     }
 }
 
-/// Whether one socket would get what is meant for another: a port in common, and the same address
-/// or a wildcard that includes the other one. `[::]` includes IPv4, as it does on Linux.
+/// Whether one socket would get what is meant for another: they have a port in common, and the same
+/// address or a wildcard that includes the other one. `[::]` includes IPv4, as it does on Linux.
 pub(crate) fn overlap(one: TrafficAddr, other: TrafficAddr) -> bool {
     one.ports().overlap(other.ports()) && {
         let (one, other) = (one.ip().to_canonical(), other.ip().to_canonical());

@@ -1,4 +1,4 @@
-//! Doors: where clients connect, and the services that they serve there.
+//! Doors: the addresses that clients connect to, and the services that they serve there.
 //!
 //! `[server] quic_addr` is the door of all `[[server.services]]`; each of `[[server.listeners]]` is
 //! a door of its own with one service that has no name.
@@ -19,8 +19,8 @@ use crate::section::Section;
 use crate::server::{Defaults, Listener, ListenerProtocol, LoadBalancer, PROTOCOLS};
 use crate::service_name;
 
-/// Most services of one server: the tables of a start and a reload are of this size, and each name
-/// is a label in metrics.
+/// Most services of one server: the tables of a start and a reload have this size, and each name is
+/// a label in metrics.
 pub const SERVICES_MAX: usize = 4_096;
 /// Most addresses of one door: one for each address of a host with several networks.
 const QUIC_ADDRS_MAX: usize = 16;
@@ -29,30 +29,30 @@ const QUIC_ADDR_FORM: &str = r#"an IP address and a port, as in "0.0.0.0:8443", 
 const TRAFFIC_FORM: &str = "an IP address and a port or a range of ports, as in \
     \"0.0.0.0:8080\" or \"0.0.0.0:30000-30099\"";
 
-/// Where clients connect, with the services that they may serve there.
+/// Addresses that clients connect to, with the services that they may serve there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Door {
-    /// Where clients connect (QUIC, so UDP); at least one address.
+    /// The addresses that clients connect to (QUIC, so UDP); at least one.
     pub quic_addrs: Vec<SocketAddr>,
-    /// At least one; no two of one name.
+    /// The services: at least one, and no two of one name.
     pub services: Vec<Service>,
 }
 
-/// What visitors can reach, and how.
+/// A service as visitors see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    /// The same on both sides; empty for the one service of a listener.
+    /// The name, which is the same on both sides; empty for the one service of a listener.
     pub name: String,
-    /// Where visitors connect.
+    /// The address that visitors connect to.
     pub traffic: TrafficAddr,
-    /// What visitors may speak.
+    /// The protocols that visitors may speak.
     pub protocol: ListenerProtocol,
-    /// How a client is picked for a visitor.
+    /// The rule by which a client is chosen for a visitor.
     pub load_balancer: LoadBalancer,
-    /// A visitor who takes nothing for this long, although bytes wait for it, is reset; zero: it
-    /// never is.
+    /// A visitor who takes nothing for this long, although bytes wait for it, is reset; zero means
+    /// never.
     pub stall_timeout: Duration,
-    /// What it demands of visitors.
+    /// What the service demands of visitors.
     pub bounds: Bounds,
     /// Whether the server counts as ready only while this service is up.
     pub required: bool,
@@ -75,7 +75,7 @@ impl Door {
         }
     }
 
-    /// The listener that this door is written as, if it can be.
+    /// This door in the form of a listener, if it has one.
     pub(crate) fn as_listener(&self) -> Option<Listener> {
         let ([quic_addr], [service]) = (&self.quic_addrs[..], &self.services[..]) else {
             return None;
@@ -89,7 +89,7 @@ impl Door {
         })
     }
 
-    /// How many sockets it takes on each core.
+    /// Number of sockets that the door takes on each core.
     #[must_use]
     pub fn sockets_per_core(&self) -> u64 {
         let traffic: u64 = self.services.iter().map(Service::sockets_per_core).sum();
@@ -98,14 +98,14 @@ impl Door {
 }
 
 impl Service {
-    /// How many sockets it takes on each core.
+    /// Number of sockets that the service takes on each core.
     #[must_use]
     pub fn sockets_per_core(&self) -> u64 {
         let protocols = u64::from(self.protocol.tcp()) + u64::from(self.protocol.udp());
         protocols * u64::from(self.traffic.ports().count())
     }
 
-    /// `seen` holds the names of the services before this one, each with its line.
+    /// Reads one service. `seen` contains the names of the services before it, each with its line.
     fn read(
         section: Section<'_>,
         defaults: &Defaults,
@@ -140,7 +140,7 @@ impl Service {
     }
 }
 
-/// Reports a name that an earlier service of `seen` has, and notes one that is new.
+/// Reports a name that an earlier service in `seen` has, and notes a new one.
 pub(crate) fn refuse_second(
     section: &Section<'_>,
     key: &'static str,

@@ -1,9 +1,9 @@
-//! Everything that is wrong with a config file, in the order of its lines.
+//! Every problem of a config file, in the order of its lines.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// One thing that is wrong with a config file.
+/// One problem of a config file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The config file.

@@ -1,8 +1,8 @@
-//! `${NAME}` in a string of the file: the value of an environment variable. `$${` is a literal
-//! `${`.
+//! `${NAME}` in a string of the file stands for the value of an environment variable. `$${` is a
+//! literal `${`.
 //!
-//! It happens after the file was parsed, so that a value cannot bring keys or quotes of its own
-//! with it; and it happens once, so that a value that holds `${` stays as it is.
+//! Variables are replaced after the file was parsed, so that a value cannot bring keys or quotes of
+//! its own with it; and only once, so that a value that contains `${` stays as it is.
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -74,8 +74,8 @@ impl Walk<'_> {
     }
 }
 
-/// The text with its variables replaced; or why that cannot be, without a word of the text itself,
-/// which may be a secret.
+/// The text with its variables replaced; or why that cannot be done, without a word of the text
+/// itself, which may be a secret.
 fn expand(text: &str, environment: &dyn Fn(&str) -> Option<OsString>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -111,7 +111,7 @@ fn expand(text: &str, environment: &dyn Fn(&str) -> Option<OsString>) -> Result<
     Ok(out)
 }
 
-/// The name at the front of what follows `${`, and what stands behind its brace.
+/// The variable's name at the front of what follows `${`, and the text behind its brace.
 fn variable(after: &str) -> Result<(&str, &str), String> {
     let end = after
         .bytes()
@@ -185,7 +185,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_can_be_written_with_two_dollars(text in ".*") {
-            // Only where no dollar precedes it, `${` needs another one.
+            // `${` needs another dollar only where none precedes it.
             let text = text.replace('$', "");
             let written = format!("{text}$${{{text}");
             prop_assert_eq!(expanded(&written), Ok(format!("{text}${{{text}")));

@@ -1,8 +1,8 @@
-//! Why there is no tunnel, in sentences for whoever runs this side: what is wrong, which file, key
-//! or port it is about, and what to do.
+//! Sentences that explain why there is no tunnel, for whoever runs this side: what is wrong, which
+//! file, key or port it is about, and what to do.
 //!
-//! Pure texts: what is known goes in, a sentence comes out. The client's log and `qmux-ctl doctor`
-//! say the same. A peer is told none of this.
+//! These are pure texts: the facts go in, a sentence comes out. The client's log and `qmux-ctl
+//! doctor` use the same ones. A peer is told none of this.
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -17,28 +17,28 @@ use crate::{CertificateFacts, FileOrText};
 pub mod alert {
     /// The certificate is corrupt or has a wrong signature.
     pub const BAD_CERTIFICATE: u64 = 0x12a;
-    /// It is for another purpose.
+    /// The certificate is for another purpose.
     pub const UNSUPPORTED_CERTIFICATE: u64 = 0x12b;
-    /// It was revoked.
+    /// The certificate was revoked.
     pub const CERTIFICATE_REVOKED: u64 = 0x12c;
-    /// It has expired, or is not valid yet.
+    /// The certificate has expired, or is not valid yet.
     pub const CERTIFICATE_EXPIRED: u64 = 0x12d;
-    /// It is not acceptable for another reason.
+    /// The certificate is not acceptable for another reason.
     pub const CERTIFICATE_UNKNOWN: u64 = 0x12e;
-    /// No trusted CA has issued it.
+    /// No trusted CA has issued the certificate.
     pub const UNKNOWN_CA: u64 = 0x130;
-    /// There is none.
+    /// There is no certificate.
     pub const CERTIFICATE_REQUIRED: u64 = 0x174;
     /// The other side does not speak this protocol.
     pub const NO_APPLICATION_PROTOCOL: u64 = 0x178;
 }
 
-/// What a client knows about an attempt.
+/// What a client knows about an attempt to connect.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientView<'a> {
-    /// Where the server is.
+    /// The address of the server.
     pub server: SocketAddr,
-    /// What its certificate must be for.
+    /// The name that the server's certificate must have.
     pub server_name: &'a str,
     /// The CAs that the client trusts.
     pub ca_cert: &'a FileOrText,
@@ -50,12 +50,12 @@ pub struct ClientView<'a> {
     pub was_answered: bool,
 }
 
-/// The same UDP port of the same host, in words that people look for.
+/// Names the UDP port of the server in words that people search for.
 fn udp(server: SocketAddr) -> String {
     format!("UDP port {} of {}", server.port(), server.ip())
 }
 
-/// Why a handshake did not complete in time.
+/// Explains why a handshake did not complete in time.
 pub fn no_handshake(view: &ClientView<'_>) -> String {
     if view.was_answered {
         return handshake_stalls(view.server, view.handshake_timeout);
@@ -63,7 +63,7 @@ pub fn no_handshake(view: &ClientView<'_>) -> String {
     silence(view.server, view.handshake_timeout)
 }
 
-/// The server has answered, but not to the end.
+/// Explains that the server has answered, but the handshake did not complete.
 pub fn handshake_stalls(server: SocketAddr, timeout: Duration) -> String {
     let udp = udp(server);
     format!(
@@ -72,7 +72,7 @@ pub fn handshake_stalls(server: SocketAddr, timeout: Duration) -> String {
     )
 }
 
-/// Nothing has come from the server.
+/// Explains that nothing has come from the server.
 pub fn silence(server: SocketAddr, timeout: Duration) -> String {
     let (udp, port) = (udp(server), server.port());
     format!(
@@ -82,8 +82,8 @@ pub fn silence(server: SocketAddr, timeout: Duration) -> String {
     )
 }
 
-/// The same for a host that does answer otherwise; how, stands in `otherwise`, as in "(it can be
-/// pinged)".
+/// Explains that nothing has come from a server whose host answers otherwise; `otherwise` says how,
+/// as in "(it can be pinged)".
 pub fn only_udp_is_silent(server: SocketAddr, timeout: Duration, otherwise: &str) -> String {
     let (udp, port) = (udp(server), server.port());
     format!(
@@ -93,8 +93,8 @@ pub fn only_udp_is_silent(server: SocketAddr, timeout: Duration, otherwise: &str
     )
 }
 
-/// The packets of a handshake are too large for the way to `server`; `carries` says what passes, as
-/// in "packets of up to 1,100 bytes".
+/// Explains that the packets of a handshake are too large for the path to `server`; `carries` says
+/// what passes, as in "packets of up to 1,100 bytes".
 pub fn too_large_for_the_path(server: SocketAddr, carries: &str) -> String {
     format!(
         "only {carries} pass between this host and {}, and QUIC needs \
@@ -108,7 +108,7 @@ pub fn too_large_for_the_path(server: SocketAddr, carries: &str) -> String {
 /// UDP payload of a handshake's packets (RFC 9000, section 14.1).
 pub const HANDSHAKE_UDP_PAYLOAD_BYTES: usize = 1_200;
 
-/// `host`, which stands in `setting`, has no address.
+/// Explains that `host`, which is configured in `setting`, has no address.
 pub fn unresolved(host: &str, why: &str, setting: &str) -> String {
     format!(
         "{host} cannot be resolved ({why}). Check {setting}, and this host's DNS: getent hosts \
@@ -116,11 +116,11 @@ pub fn unresolved(host: &str, why: &str, setting: &str) -> String {
     )
 }
 
-/// The server wants a token, and the client has none.
+/// Explains that the server wants a token, and the client has none.
 pub const TOKEN_WANTED: &str = "the server wants a token: set token in [client.auth]";
 
-/// Why packets to `server` cannot be sent, or do not get there, by the word of this host or the
-/// network.
+/// Explains why packets to `server` cannot be sent, or do not arrive, by the report of this host or
+/// the network.
 pub fn unreachable(kind: ErrorKind, server: SocketAddr) -> String {
     let udp = udp(server);
     match kind {
@@ -146,7 +146,7 @@ pub fn unreachable(kind: ErrorKind, server: SocketAddr) -> String {
     }
 }
 
-/// True if there is no way to `server` for a reason that its other addresses need not share: an
+/// Whether there is no route to `server` for a reason that need not concern its other addresses: an
 /// address family that this host does not have.
 pub fn is_without_route(kind: ErrorKind) -> bool {
     matches!(
@@ -155,7 +155,7 @@ pub fn is_without_route(kind: ErrorKind) -> bool {
     )
 }
 
-/// The client does not accept the server's certificate.
+/// Explains that the client does not accept the server's certificate.
 pub fn bad_server(
     why: X509VerifyError,
     facts: Option<&CertificateFacts>,
@@ -184,8 +184,8 @@ pub fn bad_server(
     }
 }
 
-/// The server does not accept the certificate of a client, which must be issued by a CA in
-/// `ca_cert`.
+/// Explains that the server does not accept the certificate of a client, which must be issued by a
+/// CA in `ca_cert`.
 pub fn bad_client(
     why: X509VerifyError,
     facts: Option<&CertificateFacts>,
@@ -195,7 +195,7 @@ pub fn bad_client(
     not_trusted(why, facts, "the client's certificate", &ca, "clientAuth")
 }
 
-/// The CAs of a section, as an operator finds them.
+/// Names the CAs of a section as an operator finds them.
 fn authorities(ca_cert: &FileOrText, section: &str) -> String {
     match ca_cert {
         FileOrText::File(path) => format!("a CA in ca_cert_file {} of [{section}]", path.display()),
@@ -203,7 +203,7 @@ fn authorities(ca_cert: &FileOrText, section: &str) -> String {
     }
 }
 
-/// What is wrong with the other side's certificate, other than its names.
+/// Explains what is wrong with the other side's certificate, other than its names.
 fn not_trusted(
     why: X509VerifyError,
     facts: Option<&CertificateFacts>,
@@ -248,12 +248,13 @@ fn not_trusted(
     }
 }
 
-/// A certificate in a file of this host is not valid now; `what` says why, as in "expired at …".
+/// Explains that a certificate in a file of this host is not valid now; `what` says why, as in
+/// "expired at …".
 pub fn own_out_of_time(of: &str, from: &FileOrText, what: &str) -> String {
     format!("{of} in {from} {what}: renew it")
 }
 
-/// The server has refused the registration; `why` are its words.
+/// Explains that the server has refused the registration; `why` are its words.
 pub fn registration_refused(server: SocketAddr, why: &str) -> String {
     format!(
         "the server at {} authenticates this client but does not let it serve: {why}. Change that \
@@ -262,7 +263,7 @@ pub fn registration_refused(server: SocketAddr, why: &str) -> String {
     )
 }
 
-/// The server does not let this client serve a service; `why` are its words.
+/// Explains that the server does not let this client serve a service; `why` are its words.
 pub fn service_refused(server: SocketAddr, name: &str, why: &str) -> String {
     format!(
         "service {name:?} of this client: {why} (says the server at {}). Its name must be the same \
@@ -272,7 +273,7 @@ pub fn service_refused(server: SocketAddr, name: &str, why: &str) -> String {
     )
 }
 
-/// The server has refused the registration because it stops.
+/// Explains that the server has refused the registration because it stops.
 pub fn server_stops(server: SocketAddr) -> String {
     format!(
         "the server at {} is shutting down and takes no client any more: start it again, or wait \
@@ -281,7 +282,8 @@ pub fn server_stops(server: SocketAddr) -> String {
     )
 }
 
-/// The connection ended before the server had answered the registration; `why` says how.
+/// Explains that the connection ended before the server had answered the registration; `why` says
+/// how.
 pub fn ended_early(server: SocketAddr, why: &str) -> String {
     format!(
         "the server at {} did not take this client: {why}; the server's log says more",
@@ -289,7 +291,7 @@ pub fn ended_early(server: SocketAddr, why: &str) -> String {
     )
 }
 
-/// The server has not answered the registration.
+/// Explains that the server has not answered the registration.
 pub fn registration_unanswered(server: SocketAddr) -> String {
     format!(
         "the server at {} completed the handshake but did not answer the registration: it is \
@@ -298,7 +300,7 @@ pub fn registration_unanswered(server: SocketAddr) -> String {
     )
 }
 
-/// The local service does not accept connections.
+/// Explains that the local service does not accept connections.
 pub fn service_unreachable(host: &str, port: u16, kind: ErrorKind, setting: &str) -> String {
     let why = match kind {
         ErrorKind::ConnectionRefused => "nobody listens there".to_owned(),
@@ -311,7 +313,7 @@ pub fn service_unreachable(host: &str, port: u16, kind: ErrorKind, setting: &str
     )
 }
 
-/// The server does not accept the client, by a TLS alert.
+/// Explains why the server does not accept the client, by a TLS alert.
 pub fn client_refused(code: u64, view: &ClientView<'_>) -> Option<String> {
     let cert = match view.client_cert {
         Some(cert) => format!("this client's certificate {cert}"),
@@ -348,7 +350,7 @@ pub fn client_refused(code: u64, view: &ClientView<'_>) -> Option<String> {
     Some(format!("the server does not accept {cert}: {why}"))
 }
 
-/// The client does not accept the server, by a TLS alert.
+/// Explains why the client does not accept the server, by a TLS alert.
 pub fn server_refused(code: u64) -> Option<String> {
     let why = match code {
         alert::UNKNOWN_CA => "it is not signed by a CA in the client's ca_cert_file",
@@ -368,16 +370,17 @@ pub fn server_refused(code: u64) -> Option<String> {
     ))
 }
 
-/// The server does not accept the certificate that the client showed when the session began.
+/// Explains that the server does not accept the certificate that the client showed when the session
+/// began.
 pub const STALE_SESSION: &str = "the certificate that this client showed for its earlier \
 session is not good any more for the server; the next handshake shows the present one";
 
-/// The server does not accept the client's token.
+/// Explains that the server does not accept the client's token.
 pub const WRONG_TOKEN: &str = "the server does not accept this client's token: token in \
 [client.auth] must be the same as token in [server.auth] of the server";
 
-/// Names a QUIC transport error; those from 0x100 are TLS alerts (RFC 9000 section 20.1, RFC 8446
-/// section 6).
+/// The name of a QUIC transport error; those from 0x100 are TLS alerts (RFC 9000 section 20.1, RFC
+/// 8446 section 6).
 pub fn transport_error(code: u64) -> String {
     let alert = match code {
         0x0 => return "no error".into(),

@@ -1,8 +1,8 @@
 //! A certificate, a key or ticket keys: in a file of their own, or as text in the config file
 //! itself.
 //!
-//! The difference matters to whoever uses them: a file may be replaced while the program runs and
-//! is worth watching; a text changes only with the config file.
+//! The difference matters to the user of the value: a file may be replaced while the program runs
+//! and is worth watching, while a text changes only with the config file.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,22 +10,23 @@ use std::path::{Path, PathBuf};
 use crate::pem::{self, read_pem};
 use crate::ticket_keys::{TicketKey, parse_ticket_keys, read_ticket_keys};
 
-/// Where certificates or keys come from.
+/// The source of certificates or keys.
 #[derive(Clone, PartialEq, Eq)]
 pub enum FileOrText {
     /// A file, which may change while the program runs.
     File(PathBuf),
-    /// A text of the config file. It may be a private key: neither `Debug` nor `Display` shows it.
+    /// A text in the config file. It may be a private key: neither `Debug` nor `Display` shows it.
     Text {
-        /// The full name of the key that holds it, as in `server.tls.server_key`, for messages.
+        /// The full name of the key that it stands under, as in `server.tls.server_key`, for
+        /// messages.
         key: String,
-        /// The text itself. Whoever takes it keeps it out of logs.
+        /// The text itself. The caller keeps it out of logs.
         text: String,
     },
 }
 
 impl FileOrText {
-    /// The file to watch, if it is one.
+    /// The file to watch, if it is in a file.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
         match self {
@@ -64,7 +65,7 @@ impl From<PathBuf> for FileOrText {
 }
 
 impl fmt::Display for FileOrText {
-    /// The path of the file, or the name of the key that holds the text.
+    /// Writes the path of the file, or the name of the key that the text stands under.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),

@@ -1,5 +1,5 @@
-//! `[server] handover`: where a running server can be asked for its sockets by the one that is to take
-//! its place.
+//! `[server] handover`: the Unix socket at which a running server gives its sockets to its
+//! successor.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::section::Section;
 const KEY: &str = "handover";
 const FORM: &str = "a Unix socket, as in \"unix:/run/qmux-dp/handover.sock\"";
 
-/// The path of the socket, if there is to be one.
+/// Reads the path of the socket, if there is to be one.
 pub(crate) fn read(section: &Section<'_>) -> Option<PathBuf> {
     let text = section.filled_string(KEY, FORM)?;
     let here = section.report().resolve("");

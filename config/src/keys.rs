@@ -1,6 +1,6 @@
 //! The names of all keys of dp.toml, for suggestions and for tests.
 
-/// The full name of every key that a file may hold; those of arrays stand without their index.
+/// The full name of every key that a file may contain; those of arrays stand without their index.
 pub(crate) const KEYS: &[&str] = &[
     "server.load_balancer",
     "server.heartbeat_interval",

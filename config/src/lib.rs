@@ -1,18 +1,18 @@
-//! `dp.toml`: what it may hold, what its values mean, and what is wrong with it.
+//! `dp.toml`: its keys, what their values mean, and what is wrong with a file.
 //!
 //! This crate turns the text of a configuration file into [`Config`], in which every value has its
 //! final type and has been checked: addresses are socket addresses, durations are durations,
-//! certificates have been read and belong to their keys. Whoever holds a [`Config`] need not look
-//! for mistakes in it again.
+//! certificates have been read and belong to their keys. Users of a [`Config`] need not look for
+//! mistakes in it again.
 //!
-//! Which client may serve what is answered here as well ([`ClientMatcher`]), because it follows
+//! It also says which client may serve which services ([`ClientMatcher`]), because that follows
 //! from the file alone.
 //!
 //! It never opens a socket and never changes a file, apart from [`certs::write`]. It reads
 //! certificates to check them, but does not keep them: the data plane loads them itself when it
 //! starts.
 //!
-//! Beside the file's own model stand what an operator needs to get one: fresh certificates
+//! Besides the model of the file there is what an operator needs to write one: fresh certificates
 //! ([`certs`]), commented examples ([`example`]) and the import from QMux's YAML ([`import`]).
 
 #![forbid(unsafe_code)]

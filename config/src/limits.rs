@@ -1,4 +1,4 @@
-//! `[limits]`: what flows may hold of the machine, the same for both roles.
+//! `[limits]`: the resources that flows may hold, the same for both roles.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::units::{self, DAY};
 
 /// Least memory that flows may be limited to, in bytes: a hundred flows of one 64 KiB block each.
 const MEMORY_BYTES_MIN: u64 = 8 << 20;
-/// Most memory that flows may be limited to, in bytes: more is a slip of the pen.
+/// Most memory that flows may be limited to, in bytes: more is a mistake.
 const MEMORY_BYTES_MAX: u64 = 1 << 42;
 /// Most descriptors that may be kept from flows.
 const DESCRIPTORS_RESERVED_MAX: i64 = 1 << 16;
@@ -22,20 +22,20 @@ const TIMEOUT_MIN: Duration = Duration::from_secs(1);
 pub enum MemoryLimit {
     /// Half of what the control group or, without one, the machine allows.
     Auto,
-    /// So many bytes.
+    /// This many bytes.
     Bytes(u64),
 }
 
-/// What flows may hold of the machine.
+/// The resources that flows may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Memory of all flows of the process: what was read and not yet written, queues, reassembly.
-    /// Above it the most stalled flows end first.
+    /// Above it the most stalled flows are ended first.
     pub memory: MemoryLimit,
     /// File descriptors that flows leave to the admin endpoint, to lanes and to files.
     pub descriptors_reserved: u32,
-    /// A flow whose peer takes nothing for this long, although bytes wait for it, is reset; zero: it
-    /// never is. A listener's own value goes before it.
+    /// A flow whose peer takes nothing for this long, although bytes wait for it, is reset; zero
+    /// means never. A listener's own value takes precedence.
     pub stall_timeout: Duration,
 }
 
@@ -43,7 +43,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             memory: MemoryLimit::Auto,
-            // A lane's socket and a file or two for each of some dozen lanes, and some scrapes.
+            // Enough for a lane's socket and a file or two for each of some dozen lanes, and some
+            // scrapes.
             descriptors_reserved: 64,
             // Twice the 30 s after which most programs give up a peer that does not answer.
             stall_timeout: Duration::from_secs(60),

@@ -1,4 +1,4 @@
-//! What a client serves: `[client.local]`, which has no name, and `[[client.services]]`.
+//! The services of a client: `[client.local]`, which has no name, and `[[client.services]]`.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,10 +31,10 @@ const ONE_PORT_FORM: &str = "a whole number from 1 to 65535";
 const PORTS_FORM: &str = "a number from 1 to 65535, a range as in \"30000-30099\", or \"same\" \
     for the port that the visitor connected to";
 
-/// Which port of the host a visitor gets.
+/// The port of the host for a visitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LocalPorts {
-    /// The one at the position that the visitor's port has in the server's range.
+    /// The port at the position that the visitor's port has in the server's range.
     These(Ports),
     /// The port that the visitor connected to.
     Same,
@@ -51,7 +51,7 @@ impl LocalPorts {
         }
     }
 
-    /// Whether it has as many ports as a service of `count`.
+    /// Whether it has as many ports as a service with `count` of them.
     #[must_use]
     pub fn fits(self, count: u16) -> bool {
         match self {
@@ -62,7 +62,7 @@ impl LocalPorts {
 }
 
 impl fmt::Display for LocalPorts {
-    /// As in dp.toml.
+    /// Writes it as in dp.toml.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::These(ports) => ports.fmt(f),
@@ -74,19 +74,19 @@ impl fmt::Display for LocalPorts {
 /// A service behind this client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalService {
-    /// The same on both sides; empty for `[client.local]`.
+    /// The name, which is the same on both sides; empty for `[client.local]`.
     pub name: String,
-    /// A name or an IP address without brackets.
+    /// The host: a name or an IP address without brackets.
     pub host: String,
     /// The port or ports, for TCP and UDP alike.
     pub ports: LocalPorts,
-    /// What it speaks.
+    /// The protocols that the service speaks.
     pub protocol: ListenerProtocol,
-    /// How it is told who its visitors are.
+    /// The PROXY protocol header that tells the service who its visitors are.
     pub proxy_protocol: ProxyProtocol,
-    /// Which datagrams tell it.
+    /// The datagrams that have this header.
     pub proxy_protocol_udp: ProxyProtocolUdp,
-    /// Pause between two checks of the service by a TCP connection; zero: there are none while
+    /// Pause between two checks of the service by a TCP connection; if zero, there are none while
     /// visitors get through.
     pub health_check_interval: Duration,
     /// How long a check may take.
@@ -104,7 +104,7 @@ impl LocalService {
     }
 }
 
-/// All services of a client; whatever is wrong with them, or that there is none, is reported.
+/// Reads all services of a client; reports whatever is wrong with them, or that there is none.
 /// `server` is the other role of the same file, if it has one.
 pub(crate) fn read_all(client: &Section<'_>, server: Option<&Server>) -> Vec<LocalService> {
     let local = client.table("local");
@@ -132,8 +132,8 @@ pub(crate) fn read_all(client: &Section<'_>, server: Option<&Server>) -> Vec<Loc
     services
 }
 
-/// Warns of ports that are not as many as those of the service of this name in the same file. No
-/// error: the client may serve another server.
+/// Warns if the service of this name in the same file has another number of ports. This is not an
+/// error, because the client may serve another server.
 fn warn_of_misfit(section: &Section<'_>, name: &str, ports: LocalPorts, server: &Server) {
     let services = server.doors.iter().flat_map(|door| &door.services);
     let LocalPorts::These(here) = ports else {
@@ -216,7 +216,7 @@ fn read_named(
     })
 }
 
-/// What the service speaks.
+/// Reads the protocols that the service speaks.
 fn read_protocol(section: &Section<'_>) -> ListenerProtocol {
     section
         .choice("protocol", &PROTOCOLS)
@@ -266,7 +266,7 @@ fn read_ports(section: &Section<'_>) -> Option<LocalPorts> {
     }
 }
 
-/// Pause between checks and time for one.
+/// Reads the pause between checks, and the time for one.
 fn read_checks(section: &Section<'_>, protocol: ListenerProtocol) -> (Duration, Duration) {
     let interval = section.duration("health_check_interval", Duration::ZERO..=SECOND * 3_600);
     if !protocol.tcp() {

@@ -1,7 +1,7 @@
-//! Lists of networks: what one looks like in a file, and whether an address is in one of them.
+//! Lists of networks: their form in a file, and whether an address is in one of them.
 //!
-//! A list may have as many networks as a country has, and is asked once for each visitor: so it is
-//! sorted and holds no network twice, and a question is a binary search.
+//! A list may have as many networks as a country has, and is asked once for each visitor. So it is
+//! sorted, contains no network twice, and a question is a binary search.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// What a network looks like, for messages.
+/// The form of a network, for messages.
 pub(crate) const NETWORK_FORM: &str =
     "a network or an address, as in \"192.0.2.0/24\", \"2001:db8::/32\" or \"192.0.2.7\"";
 
@@ -29,7 +29,7 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Whether one of them holds this address.
+    /// Whether one of the networks contains this address.
     #[must_use]
     pub fn contains(&self, ip: IpAddr) -> bool {
         match ip.to_canonical() {
@@ -57,14 +57,15 @@ impl std::str::FromStr for Networks {
 impl FromIterator<IpNet> for Networks {
     fn from_iter<I: IntoIterator<Item = IpNet>>(networks: I) -> Self {
         let mut all: Vec<IpNet> = networks.into_iter().collect();
-        // The wider one of two that begin alike comes first.
+        // Of two networks that begin alike, the wider one comes first.
         all.sort_unstable_by_key(|net| (net.network(), net.prefix_len()));
         let (mut v4, mut v6): (Vec<Ipv4Net>, Vec<Ipv6Net>) = Default::default();
         for network in all {
             match network {
                 IpNet::V4(it) if !v4.last().is_some_and(|last| last.contains(&it)) => v4.push(it),
                 IpNet::V6(it) if !v6.last().is_some_and(|last| last.contains(&it)) => v6.push(it),
-                // Within the one before it: networks lie within each other or apart.
+                // It lies within the one before it: of two networks, one contains the other, or
+                // they are disjoint.
                 IpNet::V4(_) | IpNet::V6(_) => {}
             }
         }
@@ -75,10 +76,9 @@ impl FromIterator<IpNet> for Networks {
     }
 }
 
-/// A network or a single address.
+/// Reads a network or a single address.
 ///
-/// # Errors
-/// What is wrong with it and what would be right.
+/// # Errors What is wrong with it and what would be right.
 pub(crate) fn parse(text: &str) -> Result<IpNet, String> {
     let wrong = || format!("{text:?} is no network; it must be {NETWORK_FORM}");
     let (ip, bits) = match text.split_once('/') {
@@ -113,10 +113,9 @@ fn as_ipv4(network: IpNet) -> Option<IpNet> {
     Ipv4Net::new(ip, bits).ok().map(IpNet::V4)
 }
 
-/// The networks of a file: one in each line; what follows a `#` is a comment.
+/// Reads the networks of a file: one in each line; a `#` begins a comment.
 ///
-/// # Errors
-/// What is wrong with the file, as the end of a sentence that begins with its path.
+/// # Errors What is wrong with the file, as the end of a sentence that begins with its path.
 pub(crate) fn read_file(path: &Path) -> Result<Vec<IpNet>, String> {
     let unreadable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => {

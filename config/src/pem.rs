@@ -1,5 +1,4 @@
-//! Reading certificate, key and CA files: what a start reads and what a check reads are the same
-//! bytes.
+//! Reading certificate, key and CA files, for the start and for the check alike.
 
 use std::path::Path;
 
@@ -10,10 +9,9 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// that begin with dashes, and would not find the first one.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The bytes of a PEM file, without a byte order mark.
+/// Reads a PEM file, without a byte order mark.
 ///
-/// # Errors
-/// What is wrong with the file, as the end of a sentence that begins with its path.
+/// # Errors What is wrong with the file, as the end of a sentence that begins with its path.
 pub fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
     let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
@@ -31,7 +29,7 @@ pub fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
     Ok(without_mark(&bytes).to_vec())
 }
 
-/// The bytes after a byte order mark, if they begin with one.
+/// The bytes without a byte order mark at their beginning.
 pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
     bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
 }

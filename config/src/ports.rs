@@ -1,4 +1,4 @@
-//! Ranges of ports, as in `30000-30099`, and traffic addresses with one.
+//! Ranges of ports, as in `30000-30099`, and traffic addresses with such a range.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -26,8 +26,8 @@ impl Ports {
         }
     }
 
-    /// From `first` to `last`, both included. `None` if that is no port at all, or port 0, or more
-    /// than [`RANGE_PORTS_MAX`].
+    /// A range from `first` to `last`, both included. `None` if it is empty, contains port 0, or
+    /// has more than [`RANGE_PORTS_MAX`] ports.
     #[must_use]
     pub fn range(first: u16, last: u16) -> Option<Self> {
         let count = last.checked_sub(first)?.checked_add(1)?;
@@ -46,7 +46,7 @@ impl Ports {
         self.first + (self.count - 1)
     }
 
-    /// How many there are, at least one.
+    /// Number of ports, at least one.
     #[must_use]
     pub fn count(self) -> u16 {
         self.count
@@ -95,7 +95,7 @@ impl Ports {
 }
 
 impl fmt::Display for Ports {
-    /// As in dp.toml.
+    /// Writes them as in dp.toml.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.count == 1 {
             self.first.fmt(f)
@@ -105,7 +105,7 @@ impl fmt::Display for Ports {
     }
 }
 
-/// Where visitors of a service connect: an address with one port or several in a row.
+/// The address that visitors of a service connect to, with one port or several in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TrafficAddr {
     first: SocketAddr,
@@ -128,7 +128,7 @@ impl TrafficAddr {
         self.first.ip()
     }
 
-    /// Puts another IP address in the place of this one.
+    /// Replaces the IP address.
     pub fn set_ip(&mut self, ip: IpAddr) {
         self.first.set_ip(ip);
     }
@@ -164,14 +164,14 @@ impl TrafficAddr {
             return address::parse_listen(text).map(Self::one);
         };
         let ports = Ports::parse(ports)?;
-        // The IP address is judged as it is where there is one port.
+        // The IP address is checked in the same way as where there is one port.
         let first = address::parse_listen(&format!("{host}:{}", ports.first()))?;
         Ok(Self { first, ports })
     }
 }
 
 impl fmt::Display for TrafficAddr {
-    /// As in dp.toml.
+    /// Writes it as in dp.toml.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.first.fmt(f)?;
         if self.ports.count() > 1 {

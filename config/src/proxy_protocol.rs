@@ -1,5 +1,5 @@
-//! How a service is told who its visitors are: a PROXY protocol header before their bytes, as the
-//! specification of HAProxy has it (`doc/proxy-protocol.txt`).
+//! How a service is told who its visitors are: by a PROXY protocol header before their bytes, as
+//! specified by HAProxy (`doc/proxy-protocol.txt`).
 
 use std::fmt;
 
@@ -8,25 +8,25 @@ use toml::Spanned;
 use crate::section::Section;
 use crate::server::ListenerProtocol;
 
-/// Which header a service gets.
+/// The header that a service gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ProxyProtocol {
-    /// None: the visitor's bytes are all that it gets.
+    /// There is none: the service gets the visitor's bytes alone.
     #[default]
     Off,
-    /// The line of text, for TCP only.
+    /// Version 1, a line of text, for TCP only.
     V1,
-    /// The binary one, for TCP and UDP.
+    /// Version 2, which is binary, for TCP and UDP.
     V2,
 }
 
-/// Which datagrams of a UDP flow have it.
+/// The datagrams of a UDP flow that have the header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ProxyProtocolUdp {
-    /// Every one.
+    /// Every datagram.
     #[default]
     Every,
-    /// The first one towards each socket address of the service.
+    /// The first datagram to each socket address of the service.
     First,
 }
 
@@ -42,7 +42,7 @@ const DATAGRAMS: [(&str, ProxyProtocolUdp); 2] = [
 ];
 
 impl fmt::Display for ProxyProtocol {
-    /// As in dp.toml.
+    /// Writes it as in dp.toml.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Off => "off",

@@ -1,4 +1,4 @@
-//! `[quic]`: the transport's settings, the same for both roles.
+//! `[quic]`: settings of the transport, the same for both roles.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const GIB: u64 = 1 << 30;
 /// Smallest receive window: one packet of the largest size (16,383 bytes) must fit, or a sender
 /// could never fill it.
 pub(crate) const RECEIVE_WINDOW_BYTES_MIN: u64 = 16 * KIB;
-/// Largest receive window: 10 Gbit/s over 800 ms; more is a slip of the pen rather than a network.
+/// Largest receive window: 10 Gbit/s over 800 ms; more is a mistake rather than a network.
 pub(crate) const RECEIVE_WINDOW_BYTES_MAX: u64 = GIB;
 /// Most streams that a peer may have open: a million idle flows are already more than the sockets
 /// that one address has ports for.
@@ -25,8 +25,8 @@ const UDP_PAYLOAD_BYTES_MIN: i64 = 1200;
 /// bytes) fits; only loopback carries more.
 const UDP_PAYLOAD_BYTES_MAX: i64 = 16_383;
 
-/// Keep-alive periods in an idle timeout where only one of the two is given: two lost PINGs are no
-/// reason to give up.
+/// Number of keep-alive periods in an idle timeout where only one of the two is given: two lost
+/// PINGs are no reason to give up.
 const PINGS_PER_TIMEOUT: u32 = 3;
 
 const _: () = assert!(RECEIVE_WINDOW_BYTES_MIN >= UDP_PAYLOAD_BYTES_MAX as u64);
@@ -52,9 +52,10 @@ pub struct Quic {
     /// Upper bound of a stream's window, in bytes, however fast it is read.
     pub max_stream_receive_window: u64,
     /// Bytes that a peer may send on a new connection, over all streams. The data plane has no such
-    /// bound: flows that nobody reads would use it up for all others. `[limits] memory` bounds them.
+    /// bound, because flows that nobody reads would use it up for all others; `[limits] memory`
+    /// bounds them.
     pub initial_connection_receive_window: u64,
-    /// Upper bound of a connection's window, in bytes; without effect, as above.
+    /// Upper bound of a connection's window, in bytes; it has no effect, like the initial one.
     pub max_connection_receive_window: u64,
     /// Streams that a peer may have open at a time on one connection.
     pub max_incoming_streams: u64,
@@ -73,15 +74,15 @@ pub struct Quic {
 impl Default for Quic {
     fn default() -> Self {
         Self {
-            // Loss that is no congestion is common where tunnels are used; BBR does not slow down
+            // Loss without congestion is common where tunnels are used, and BBR does not slow down
             // for it.
             congestion_control: CongestionControl::Bbr2,
             // 42 Mbit/s at 100 ms; it doubles with each round trip that uses it up.
             initial_stream_receive_window: 512 * KIB,
             // 640 Mbit/s at 100 ms for one flow.
             max_stream_receive_window: 8 * MIB,
-            // 64 flows at their maximum. Where it is in use, flows whose receiver has stopped reading
-            // keep their part of it, and the others stand still when that is half of it.
+            // 64 flows at their maximum. Where it is in use, flows whose receiver has stopped
+            // reading keep their part of it, and the others stand still when that is half of it.
             initial_connection_receive_window: GIB,
             max_connection_receive_window: GIB,
             // Visitors at a time on one lane; QMux's library stops at 100 unless told otherwise.
@@ -89,13 +90,14 @@ impl Default for Quic {
             // NATs are known to forget UDP mappings after 30 s (RFC 4787, section 4.3); a third of
             // that survives two lost PINGs.
             keep_alive_period: Duration::from_secs(10),
-            // Two retransmissions of the first flight at QUIC's initial RTT of 333 ms and then
-            // some (RFC 9002, section 6.2.2).
+            // Two retransmissions of the first flight at QUIC's initial RTT of 333 ms, and some
+            // more (RFC 9002, section 6.2.2).
             handshake_idle_timeout: Duration::from_secs(5),
             // Three keep-alive periods.
             max_idle_timeout: Duration::from_secs(30),
             allow_0rtt: true,
-            // Whatever the path carries, up to loopback and jumbo frames: discovery finds it.
+            // Whatever the path carries, up to loopback and jumbo frames; path MTU discovery finds
+            // it.
             max_udp_payload: 16_383,
         }
     }
@@ -166,8 +168,8 @@ impl Quic {
     }
 }
 
-/// A window's initial and maximal size. Where only one is given and lies beyond the default of the
-/// other, the other follows it.
+/// Reads a window's initial and maximal size. If only one is given and lies beyond the default of
+/// the other, the other follows it.
 fn read_window(
     section: &Section<'_>,
     (initial_key, initial_default): (&'static str, u64),
@@ -193,8 +195,8 @@ fn read_window(
     (initial_bytes, max_bytes)
 }
 
-/// The keep-alive period and the idle timeout. Where only one is given and the default of the other
-/// would not fit, the other follows it.
+/// Reads the keep-alive period and the idle timeout. If only one is given and the default of the
+/// other would not fit, the other follows it.
 fn read_idle(section: &Section<'_>, defaults: &Quic) -> (Duration, Duration) {
     let period = section.duration("keep_alive_period", MILLISECOND * 100..=SECOND * 1_200);
     let timeout = section

@@ -1,4 +1,4 @@
-//! Collects what is wrong while a file is being read, so that one run tells everything.
+//! Collects all problems while a file is being read, so that one run reports everything.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::errors::{Errors, Problem};
 use crate::source::{Position, Source};
 
-/// The problems and warnings of one file. Shared by every section of it, hence the cells; one
+/// The problems and warnings of one file. Every section of it shares this, hence the cells; one
 /// thread only.
 pub(crate) struct Report<'a> {
     source: Source<'a>,
@@ -29,7 +29,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// A certificate that has expired, or is not valid yet, is only warned of.
+    /// Has certificates that have expired, or are not valid yet, only cause a warning.
     pub(crate) fn whatever_the_time(self) -> Self {
         Self {
             times_matter: false,
@@ -73,14 +73,14 @@ impl<'a> Report<'a> {
         self.source.position(span.start).line
     }
 
-    /// Whether the value at `span` holds a variable of the environment, so that it is a string
-    /// whatever it is to be.
+    /// Whether the value at `span` contains an environment variable, so that it is a string
+    /// whatever type it is to have.
     pub(crate) fn is_expanded(&self, span: &Range<usize>) -> bool {
         let text = self.source.text.get(span.clone());
         text.is_some_and(|text| text.contains("${"))
     }
 
-    /// A path from the file, made relative to the directory of the file.
+    /// A path from the file, relative to the directory of the file.
     pub(crate) fn resolve(&self, path: &str) -> PathBuf {
         self.source
             .path
@@ -89,12 +89,12 @@ impl<'a> Report<'a> {
             .join(path)
     }
 
-    /// Notes that a part of the configuration is in a file of its own.
+    /// Notes a file that contains a part of the configuration.
     pub(crate) fn reads(&self, file: &Path) {
         self.files.borrow_mut().insert(file.to_owned());
     }
 
-    /// The warnings and the files that were read, if nothing is wrong.
+    /// Returns the warnings and the files that were read, if nothing is wrong.
     pub(crate) fn finish(self) -> Result<(Vec<String>, Vec<PathBuf>), Errors> {
         let problems = self.problems.into_inner();
         if problems.is_empty() {

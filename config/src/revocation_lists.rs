@@ -1,5 +1,4 @@
-//! Lists of revoked certificates: whether they are some that can be gone by, and when the next ones are
-//! due.
+//! Lists of revoked certificates: whether they can be used, and when the next ones are due.
 
 use x509_parser::extensions::{DistributionPointName, IssuingDistributionPoint, ParsedExtension};
 use x509_parser::oid_registry::{
@@ -9,21 +8,20 @@ use x509_parser::prelude::{FromDer, Pem, X509Extension};
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
 
-/// What is to be known of a list before it is used.
+/// The properties of a list that are checked before it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct List {
     /// When the CA has issued it, by the CA's clock.
     pub(crate) issued: ASN1Time,
-    /// When it is to be replaced by the next one, if it says so.
+    /// When the next list is due, if it says so.
     pub(crate) next_update: Option<ASN1Time>,
-    /// It is only about the certificates that name the place where it is published.
+    /// Whether it covers only certificates that name the place where it is published.
     pub(crate) is_of_a_part: bool,
 }
 
 /// The lists of a PEM text.
 ///
-/// # Errors
-/// What is wrong with the text, for who knows where it is from.
+/// # Errors What is wrong with the text; the caller adds where it is from.
 pub(crate) fn lists(pem: &[u8]) -> Result<Vec<List>, &'static str> {
     let wrong =
         "holds no list of revoked certificates in valid PEM form (-----BEGIN X509 CRL-----)";
@@ -60,8 +58,8 @@ pub(crate) fn lists(pem: &[u8]) -> Result<Vec<List>, &'static str> {
     Ok(lists)
 }
 
-/// Whether something in it must be understood to use it, and is not: TLS then refuses everybody whose
-/// certificate is of this CA.
+/// Whether the list contains a condition that must be understood to use it, and is not: TLS then
+/// refuses everybody whose certificate is of this CA.
 fn has_unknown_conditions(list: &CertificateRevocationList<'_>) -> bool {
     let is_unknown = |extension: &X509Extension<'_>| {
         extension.critical
@@ -73,7 +71,7 @@ fn has_unknown_conditions(list: &CertificateRevocationList<'_>) -> bool {
         || revoked.any(|it| it.extensions().iter().any(|extension| extension.critical))
 }
 
-/// Which certificates it is about, if it says so.
+/// The certificates that the list covers, if it says so.
 fn scope<'a>(list: &'a CertificateRevocationList<'_>) -> Option<&'a IssuingDistributionPoint<'a>> {
     let mut extensions = list.extensions().iter();
     extensions.find_map(|extension| match extension.parsed_extension() {
@@ -82,8 +80,8 @@ fn scope<'a>(list: &'a CertificateRevocationList<'_>) -> Option<&'a IssuingDistr
     })
 }
 
-/// Whether client certificates are looked for on a list with this scope. On others, TLS looks for none,
-/// and so it would let in who is on them.
+/// Whether TLS looks for client certificates on a list with this scope. On others it does not, and
+/// so would let in clients who are on them.
 fn covers_clients(scope: &IssuingDistributionPoint<'_>) -> bool {
     let relative = matches!(
         scope.distribution_point,
@@ -96,8 +94,8 @@ fn covers_clients(scope: &IssuingDistributionPoint<'_>) -> bool {
         || relative)
 }
 
-/// When the first of a PEM text's lists of revoked certificates is to be replaced by the next one, in
-/// seconds since 1970 (UTC); `None` if none says so, or they cannot be read.
+/// When the earliest of a PEM text's revocation lists is to be replaced by its next one, in seconds
+/// since 1970 (UTC); `None` if none of them says so, or they cannot be read.
 #[must_use]
 pub fn first_next_update_unix_s(pem: &[u8]) -> Option<i64> {
     let lists = lists(pem).ok()?;

@@ -9,10 +9,10 @@ use crate::section::Section;
 use crate::tls_files::{EXPOSED, is_exposed};
 
 /// Shortest token that is accepted, in bytes: 128 bits if every byte were random, the least that
-/// resists guessing offline. QMux has the same limit.
+/// resists offline guessing. QMux has the same limit.
 pub const SECRET_BYTES_MIN: usize = 16;
 
-/// Largest file with a secret, in bytes: a hundred times what anybody draws.
+/// Largest file with a secret, in bytes: a hundred times what anybody uses.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// A shared secret. Neither `Debug` nor `Display` shows it; [`Secret::expose`] is the only way to
@@ -21,12 +21,12 @@ const FILE_BYTES_MAX: u64 = 64 << 10;
 pub struct Secret(String);
 
 impl Secret {
-    /// What a secret must be, for messages.
+    /// The form of a secret, for messages.
     pub(crate) const FORM: &'static str = "at least 16 bytes that nobody can guess, for example \
         from: openssl rand -base64 32";
 
-    /// The secret under `token`, or in the file that `token_file` names, if one of the two is there
-    /// and holds a long enough one; with the place where it was found.
+    /// Reads the secret under `token`, or in the file that `token_file` names, if one of the two is
+    /// there and it is long enough; with the place where it was found.
     pub(crate) fn read(section: &Section<'_>) -> Option<Spanned<Self>> {
         let (key, file_key) = ("token", "token_file");
         let text = section.string(key, Self::FORM);
@@ -55,9 +55,9 @@ impl Secret {
         None
     }
 
-    /// Whether the file holds a token, in whatever form.
+    /// Whether the section has a token, in whatever form.
     pub(crate) fn is_in(section: &Section<'_>) -> bool {
-        // Both are asked for, so that both are known.
+        // Both are asked for, so that neither is reported as unknown.
         let (text, file) = (section.has("token"), section.has("token_file"));
         text || file
     }
@@ -74,7 +74,7 @@ impl Secret {
             section.problem_at(key, &file.span(), message);
         };
         let text = read_file(&path).map_err(problem).ok()?;
-        // An editor, or `echo`, ends the line; nobody means that to be a part of it.
+        // An editor, or `echo`, ends the line, which nobody means to be a part of the secret.
         let secret = text.trim();
         if secret.len() < SECRET_BYTES_MIN {
             problem(format!(
@@ -107,8 +107,8 @@ impl Secret {
     }
 }
 
-/// The text of a file with a secret; or what is wrong, as the end of a sentence that begins with
-/// its path.
+/// Reads the text of a file with a secret; or returns what is wrong, as the end of a sentence that
+/// begins with its path.
 pub(crate) fn read_file(path: &Path) -> Result<String, String> {
     let cannot = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => "does not exist".to_owned(),

@@ -1,7 +1,7 @@
 //! Typed access to one table of the file.
 //!
-//! A [`Section`] answers each question about a key with a checked value or with `None`; whenever it
-//! says `None` about a key that is there, it has put the reason into the report. It remembers which
+//! A [`Section`] answers each question about a key with a checked value or with `None`; if it
+//! returns `None` for a key that exists, it has put the reason into the report. It remembers which
 //! keys were asked for, and [`Section::finish`] reports every other one: the code that reads a
 //! section is also the list of its keys.
 
@@ -33,7 +33,8 @@ pub(crate) struct Section<'a> {
 enum Content<'a> {
     Present(&'a DeTable<'a>),
     Absent,
-    /// There, but no table; reported already, so that nothing in it is reported as missing.
+    /// It exists, but is not a table. That has been reported, so nothing in it is reported as
+    /// missing.
     Broken,
 }
 
@@ -57,12 +58,12 @@ impl<'a> Section<'a> {
         self.report
     }
 
-    /// Whether the file holds this section, in whatever form.
+    /// Whether the file has this section, in whatever form.
     pub(crate) fn is_present(&self) -> bool {
         !matches!(self.content, Content::Absent)
     }
 
-    /// Whether the file holds `key`, right or wrong.
+    /// Whether the file has `key`, right or wrong.
     pub(crate) fn has(&self, key: &'static str) -> bool {
         self.find(key).is_some()
     }
@@ -86,7 +87,7 @@ impl<'a> Section<'a> {
         self.report.problem(self.key(key), span, message);
     }
 
-    /// Reports `key` as missing unless the file holds it; `allowed` says what it should be.
+    /// Reports `key` as missing unless the file has it; `allowed` says what it should be.
     pub(crate) fn require(&self, key: &'static str, allowed: &str) {
         if !matches!(self.content, Content::Broken) && !self.has(key) {
             self.report.problem(
@@ -97,7 +98,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Reports an array that is there, but empty.
+    /// Reports an array that exists, but is empty.
     pub(crate) fn refuse_empty_array(&self, key: &'static str, allowed: &str) {
         if let Some(value) = self.find(key)
             && matches!(value.as_ref(), DeValue::Array(array) if array.is_empty())
@@ -110,14 +111,14 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Warns of a key that is there, as a rule because it has no effect.
+    /// Warns of a key that exists, usually because it has no effect.
     pub(crate) fn warn_unused(&self, key: &'static str, why: &str) {
         if let Some(value) = self.find(key) {
             self.report.warning(&self.key(key), &value.span(), why);
         }
     }
 
-    /// Where a key stands that is not known here, but deserves a message of its own.
+    /// The place of a key that is unknown here, but deserves a message of its own.
     pub(crate) fn stray(&self, key: &'static str) -> Option<Range<usize>> {
         let Content::Present(table) = self.content else {
             return None;
@@ -187,7 +188,7 @@ impl<'a> Section<'a> {
         None
     }
 
-    /// A string that must not be empty.
+    /// Reads a string that must not be empty.
     pub(crate) fn filled_string(
         &self,
         key: &'static str,
@@ -201,8 +202,8 @@ impl<'a> Section<'a> {
         None
     }
 
-    /// The strings of an array; `allowed` says what the whole is to be. An element of another type
-    /// is reported and left out.
+    /// Reads the strings of an array; `allowed` says what the whole should be. An element of
+    /// another type is reported and left out.
     pub(crate) fn strings(
         &self,
         key: &'static str,
@@ -235,7 +236,7 @@ impl<'a> Section<'a> {
         None
     }
 
-    /// One of a few words.
+    /// Reads one of a few words.
     pub(crate) fn choice<T: Copy>(
         &self,
         key: &'static str,
@@ -273,7 +274,7 @@ impl<'a> Section<'a> {
         let value = self.find(key)?;
         let number = match value.as_ref() {
             DeValue::Integer(_) => whole_number(value.as_ref()),
-            // The environment knows nothing but strings.
+            // The environment has nothing but strings.
             DeValue::String(text) if self.report.is_expanded(&value.span()) => text.parse().ok(),
             other => {
                 self.wrong_type(key, &value.span(), other, &allowed);
@@ -328,7 +329,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A size in bytes.
+    /// Reads a size in bytes.
     pub(crate) fn size(
         &self,
         key: &'static str,
@@ -363,7 +364,8 @@ impl<'a> Section<'a> {
         self.find(key)
     }
 
-    /// Reports a value of the wrong type. Says the type only: the value itself may be a secret.
+    /// Reports a value of the wrong type. It names the type only, because the value itself may be a
+    /// secret.
     pub(crate) fn wrong_type(
         &self,
         key: &str,
@@ -446,7 +448,7 @@ impl fmt::Debug for Section<'_> {
     }
 }
 
-/// The full name of a key that is known, but in another section.
+/// The full name of a key that exists in another section.
 fn elsewhere(name: &str) -> Option<&'static str> {
     crate::keys::KEYS
         .iter()

@@ -23,8 +23,8 @@ use crate::timing::Timing;
 use crate::tls_files::{self, Keys, Purpose};
 use crate::units::{self, DAY};
 
-/// Most listeners of one server: each takes three sockets per core, and 64 of them on 64 cores
-/// already are 12,288 sockets.
+/// Most listeners of one server: each takes three sockets per core, so 64 of them on 64 cores are
+/// already 12,288 sockets.
 const LISTENERS_MAX: usize = 64;
 /// Longest time between two ticket keys: a TLS 1.3 ticket lives seven days at most (RFC 8446,
 /// section 4.6.1), and a key that lives longer only widens what its theft exposes.
@@ -51,14 +51,14 @@ const CRL_KEYS: Keys = Keys {
     text: "crl",
 };
 
-/// The words for what visitors may speak.
+/// The words for the protocols that visitors may speak.
 pub(crate) const PROTOCOLS: [(&str, ListenerProtocol); 3] = [
     ("tcp", ListenerProtocol::Tcp),
     ("udp", ListenerProtocol::Udp),
     ("both", ListenerProtocol::Both),
 ];
 
-/// What holds for every service that does not say otherwise.
+/// The settings of every service that has none of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Defaults {
     pub(crate) load_balancer: LoadBalancer,
@@ -66,7 +66,7 @@ pub(crate) struct Defaults {
     pub(crate) tls_fallback: TlsFallback,
 }
 
-/// How the server picks a client for a visitor.
+/// How the server chooses a client for a visitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoadBalancer {
     /// The client with the fewest open flows.
@@ -76,7 +76,7 @@ pub enum LoadBalancer {
 }
 
 impl fmt::Display for LoadBalancer {
-    /// As in dp.toml.
+    /// Writes it as in dp.toml.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::LeastConnections => "least-connections",
@@ -97,7 +97,7 @@ impl LoadBalancer {
     }
 }
 
-/// What visitors may speak at a traffic address.
+/// The protocols that visitors may speak at a traffic address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerProtocol {
     /// TCP only.
@@ -109,7 +109,7 @@ pub enum ListenerProtocol {
 }
 
 impl fmt::Display for ListenerProtocol {
-    /// As in dp.toml.
+    /// Writes it as in dp.toml.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Tcp => "tcp",
@@ -133,13 +133,13 @@ impl ListenerProtocol {
     }
 }
 
-/// Whether clients may come over TLS where UDP does not pass: TCP at the addresses for QUIC.
+/// Whether clients may connect over TLS where UDP does not pass: by TCP at the addresses for QUIC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TlsFallback {
-    /// If nobody else has the TCP port.
+    /// Yes, unless another program has the TCP port.
     #[default]
     IfFree,
-    /// Yes; that the TCP port is taken is an error.
+    /// Yes; it is an error if the TCP port is taken.
     On,
     /// No.
     Off,
@@ -155,36 +155,36 @@ impl TlsFallback {
     }
 }
 
-/// One pair of addresses, with its own pool of clients.
+/// A pair of addresses, with a pool of clients of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// Where clients connect (QUIC, so UDP).
+    /// The address that clients connect to (QUIC, so UDP).
     pub quic_addr: SocketAddr,
-    /// Where visitors connect.
+    /// The address that visitors connect to.
     pub traffic_addr: SocketAddr,
-    /// What visitors may speak.
+    /// The protocols that visitors may speak.
     pub protocol: ListenerProtocol,
-    /// A visitor who takes nothing for this long, although bytes wait for it, is reset; zero: it
-    /// never is.
+    /// A visitor who takes nothing for this long, although bytes wait for it, is reset; zero means
+    /// never.
     pub stall_timeout: Duration,
-    /// What it demands of visitors.
+    /// What the service demands of visitors.
     pub bounds: Bounds,
 }
 
-/// How clients prove who they are.
+/// How clients authenticate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerAuth {
     /// By a certificate that one of the CAs in the file has issued.
     Mtls {
         /// PEM, at least one CA certificate.
         ca_cert: FileOrText,
-        /// PEM: the lists of certificates that these CAs have revoked, if there are any.
+        /// PEM: the revocation lists of these CAs, if there are any.
         crl: Option<FileOrText>,
     },
-    /// By knowing a secret: the one here, or that of one of [`Server::clients`].
+    /// By knowing a secret: this one, or that of one of [`Server::clients`].
     Token {
-        /// At least [`crate::SECRET_BYTES_MIN`] bytes. Beside [`Server::clients`] it is the right
-        /// to serve the service without a name, and nothing else; `None` only beside them.
+        /// At least [`crate::SECRET_BYTES_MIN`] bytes. If there are [`Server::clients`], it is the
+        /// right to serve the service without a name, and nothing else; only then it may be `None`.
         token: Option<Secret>,
     },
 }
@@ -200,35 +200,36 @@ pub struct ServerTls {
     pub session_ticket_encryption_key_rotation_interval: Duration,
     /// How many earlier ticket keys still open tickets.
     pub session_ticket_encryption_key_rotation_overlap: u8,
-    /// Where ticket keys are kept, to be shared with other servers and across restarts; `None`:
-    /// each process draws its own.
+    /// The ticket keys, to be shared with other servers and across restarts; if `None`, each
+    /// process draws its own.
     pub session_ticket_encryption_key: Option<FileOrText>,
 }
 
 /// The server role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
-    /// How the server picks a client for a visitor.
+    /// How the server chooses a client for a visitor.
     pub load_balancer: LoadBalancer,
     /// Time between two heartbeats to a client.
     pub heartbeat_interval: Duration,
-    /// A client that was not heard of for this long gets no new flows. Above `heartbeat_interval`.
+    /// A client from which nothing was heard for this long gets no new flows. It is longer than
+    /// `heartbeat_interval`.
     pub health_timeout: Duration,
     /// How long open flows may go on after a signal to stop.
     pub drain_timeout: Duration,
-    /// Whether clients may come over TLS.
+    /// Whether clients may connect over TLS.
     pub tls_fallback: TlsFallback,
-    /// Where a line is written for each flow that has ended.
+    /// Where to write a line for each flow that has ended.
     pub access_log: AccessLog,
-    /// The Unix socket at which a successor of the process gets its sockets.
+    /// The Unix socket at which the process gives its sockets to its successor.
     pub handover: Option<PathBuf>,
-    /// Where clients connect and what they serve there; at least one. The door of named services
-    /// comes first, then those of listeners in their order.
+    /// The addresses that clients connect to, and the services there; at least one door. The door
+    /// of named services comes first, then those of listeners in their order.
     pub doors: Vec<Door>,
-    /// Who may serve what, in the order of the file; empty: every authenticated client may serve
-    /// everything. [`crate::ClientMatcher`] answers from them.
+    /// The clients and what each may serve, in the order of the file. If it is empty, every
+    /// authenticated client may serve everything. [`crate::ClientMatcher`] is made from it.
     pub clients: Vec<ClientEntry>,
-    /// How clients prove who they are.
+    /// How clients authenticate.
     pub auth: ServerAuth,
     /// The server's own certificate and its ticket keys.
     pub tls: ServerTls,
@@ -274,7 +275,7 @@ impl Server {
         self.doors.iter().filter_map(Door::as_listener).collect()
     }
 
-    /// Whether visitors come to this address, or to one that includes it, by TCP.
+    /// Whether visitors come by TCP to this address, or to one that includes it.
     #[must_use]
     pub fn takes_tcp_at(&self, address: SocketAddr) -> bool {
         let services = self.doors.iter().flat_map(|door| &door.services);
@@ -282,7 +283,7 @@ impl Server {
         tcp.any(|service| overlap(service.traffic, TrafficAddr::one(address)))
     }
 
-    /// How many sockets all doors take on `cores` cores: each core has its own of each.
+    /// Number of sockets that all doors take on `cores` cores: each core has its own of each.
     #[must_use]
     pub fn sockets(&self, cores: usize) -> u64 {
         let per_core: u64 = self.doors.iter().map(Door::sockets_per_core).sum();
@@ -358,12 +359,12 @@ enum Method {
     Token,
 }
 
-/// How clients prove who they are, and who they may be.
+/// Reads how clients authenticate, and which clients there are.
 fn read_auth(section: &Section<'_>) -> (Option<ServerAuth>, Vec<client_entry::Read>) {
     let auth = section.table("auth");
     let methods = [("mtls", Method::Mtls), ("token", Method::Token)];
     let method = auth.choice("method", &methods).map(Spanned::into_inner);
-    // A method that is there but wrong is reported; asking for the keys of another one would only
+    // A method that exists but is wrong is reported; asking for the keys of another one would only
     // confuse.
     let method = if auth.has("method") {
         method
@@ -396,7 +397,7 @@ impl ServerAuth {
                 section.warn_unused("token", why);
                 section.warn_unused("token_file", why);
                 let ca_cert = tls_files::ca(section, CA_KEYS);
-                // One that is wrong has been reported, and with it there is no config.
+                // A wrong list has been reported, and then there is no configuration.
                 let crl = tls_files::crl(section, CRL_KEYS);
                 ca_cert.map(|ca_cert| Self::Mtls { ca_cert, crl })
             }

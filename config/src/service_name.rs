@@ -1,4 +1,4 @@
-//! Names of services and the patterns that stand for several.
+//! Names of services, and patterns that match several of them.
 
 use std::fmt;
 
@@ -7,13 +7,13 @@ use crate::section::Section;
 /// Longest name of a service, in bytes: the label of a metric and the column of a table.
 pub const SERVICE_NAME_BYTES_MAX: usize = 64;
 
-/// What a name must be, for messages.
+/// The form of a name, for messages.
 pub(crate) const NAME_FORM: &str = "1 to 64 of A-Z a-z 0-9 . _ -";
-/// What a pattern must be, for messages.
+/// The form of a pattern, for messages.
 const PATTERN_FORM: &str =
     "at most 64 of A-Z a-z 0-9 . _ - and *, which stands for any characters, or none";
 
-/// The name under `key`, which must be there.
+/// Reads the name under `key`, which must be there.
 pub(crate) fn read<'a>(section: &Section<'a>, key: &'static str) -> Option<toml::Spanned<&'a str>> {
     section.require(key, NAME_FORM);
     let name = section.string(key, NAME_FORM)?;
@@ -33,13 +33,13 @@ fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-')
 }
 
-/// A name of a service, in which `*` stands for any characters, or none. The empty pattern is the
-/// service without a name.
+/// A pattern for names of services, in which `*` stands for any characters, or none. The empty
+/// pattern matches the service without a name.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ServicePattern(String);
 
 impl ServicePattern {
-    /// A pattern; or what it must be, for a message.
+    /// Reads a pattern; or returns what it must be, for a message.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let is_valid = text.len() <= SERVICE_NAME_BYTES_MAX
             && text.bytes().all(|byte| is_name_byte(byte) || byte == b'*');
@@ -50,7 +50,7 @@ impl ServicePattern {
         }
     }
 
-    /// Whether it stands for the service of this name.
+    /// Whether it matches the service of this name.
     #[must_use]
     pub fn matches(&self, service: &str) -> bool {
         let mut parts = self.0.split('*');
@@ -63,7 +63,8 @@ impl ServicePattern {
         let Some(mut rest) = rest.strip_suffix(last) else {
             return false;
         };
-        // Each part as early as it can be: what follows has the most room then.
+        // Each part is matched as early as possible, which leaves the most room for the parts after
+        // it.
         for part in parts {
             let Some(at) = rest.find(part) else {
                 return false;
@@ -73,7 +74,7 @@ impl ServicePattern {
         true
     }
 
-    /// As in dp.toml.
+    /// The pattern as in dp.toml.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -87,7 +88,7 @@ impl fmt::Debug for ServicePattern {
 }
 
 impl fmt::Display for ServicePattern {
-    /// As in dp.toml.
+    /// Writes it as in dp.toml.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -149,7 +150,7 @@ mod tests {
         assert!(ServicePattern::parse("[ab]").is_err());
     }
 
-    /// What `*` means, without any thought of speed.
+    /// The meaning of `*`, without any thought of speed.
     fn slow(pattern: &[u8], name: &[u8]) -> bool {
         match pattern.split_first() {
             None => name.is_empty(),

@@ -1,14 +1,14 @@
-//! The text of a client's file of sessions: one a line, a digest at the end.
+//! The format of a client's file of sessions: one session a line, a digest at the end.
 //!
-//! Anybody may have written to the file: whatever it holds, reading it ends with sessions or with
-//! nothing. Nothing of it is ever shown.
+//! Anybody may have written to the file: whatever it contains, reading it ends with sessions or
+//! with nothing. Nothing of it is ever shown.
 
 use std::net::SocketAddr;
 
 use boring::base64;
 use boring::sha::sha256;
 
-/// Its first line; a file of another version is not read.
+/// The first line of the file; a file of another version is not read.
 const HEADER: &str = "qmux-dp sessions 1";
 
 /// Bytes of the digest of the certificates that a session was made with.
@@ -19,13 +19,13 @@ pub const SESSION_IDENTITY_BYTES: usize = 32;
 pub struct SavedSession {
     /// Host and port of the server, as configured.
     pub address: String,
-    /// What the server's certificate must be for.
+    /// The name that the server's certificate must have.
     pub name: String,
     /// A digest of the certificates that the session was made with.
     pub identity: [u8; SESSION_IDENTITY_BYTES],
-    /// The address that it came from.
+    /// The address that gave the session.
     pub peer: SocketAddr,
-    /// Seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub expires_at: u64,
     /// The session itself, a secret.
     pub session: Vec<u8>,

@@ -1,9 +1,9 @@
-//! The text of a config file: where a byte stands in it, and what of it may be shown.
+//! The text of a config file: the position of a byte in it, and which lines may be shown.
 
 use std::ops::Range;
 use std::path::Path;
 
-/// The longest line that a message quotes, in characters: longer ones would hide the message
+/// The longest line that a message quotes, in characters: a longer one would hide the message
 /// itself.
 const EXCERPT_CHARS_MAX: usize = 160;
 
@@ -22,7 +22,7 @@ pub(crate) struct Position {
 }
 
 impl<'a> Source<'a> {
-    /// Where the byte at `offset` stands. An offset past the end or inside a character counts as
+    /// The position of the byte at `offset`. An offset past the end or inside a character counts as
     /// the one before it.
     pub(crate) fn position(&self, offset: usize) -> Position {
         let before = self.before(offset);
@@ -71,8 +71,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Whether a line assigns to something that is called, or nearly called, a token or a key.
-/// Misspelled keys count: the message about `tokne = "…"` must not print what follows.
+/// Whether a line assigns to a key that is called, or nearly called, a token or a key. Misspelled
+/// keys count: the message about `tokne = "…"` must not print what follows.
 fn may_hold_secret(line: &str) -> bool {
     const SECRET_LIKE: f64 = 0.7;
     line.split('=').rev().skip(1).any(|assigned| {

@@ -1,4 +1,4 @@
-//! Did you mean …? The nearest of the known words.
+//! Suggestions for misspelled words: the nearest of the known ones.
 
 /// Fewer edits than this, per three letters of the longer word, count as a typing mistake.
 const LETTERS_PER_EDIT: usize = 3;

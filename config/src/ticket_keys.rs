@@ -1,26 +1,26 @@
 //! Session ticket keys in a file, so that several servers share them and they survive a restart.
 //!
-//! One key a line, as base64 or hexadecimal; or the whole file is one key in raw bytes, the form that
-//! other servers use. The first key seals new tickets, all of them open tickets.
+//! One key a line, as base64 or hexadecimal; or the whole file is one key in raw bytes, the form
+//! that other servers use. The first key seals new tickets, all of them open tickets.
 
 use std::fmt;
 use std::path::Path;
 
 use boring::base64;
 
-/// Most keys of a file: one that seals and as many old ones as rotation may keep.
+/// Most keys of a file: one that seals tickets, and as many old ones as rotation may keep.
 pub const TICKET_KEYS_MAX: usize = 1 + crate::server::TICKET_KEY_ROTATION_OVERLAP_MAX as usize;
 
 /// Largest file, in bytes: the most keys in the longest form, with room for comments.
 const FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// Bytes of a key's name, which stands in every ticket that it seals (RFC 5077, section 4).
+/// Bytes of a key's name, which is part of every ticket that it seals (RFC 5077, section 4).
 pub const TICKET_KEY_NAME_BYTES: usize = 16;
 
-/// Bytes of a key with 128-bit and one with 256-bit secrets.
+/// Bytes of a key with 128-bit secrets, and of one with 256-bit secrets.
 const KEY_BYTES: [usize; 2] = [48, 80];
 
-/// What a line must be, for messages.
+/// The form of a line, for messages.
 const FORM: &str =
     "48 or 80 bytes in base64 or hexadecimal, for example from: openssl rand -hex 80";
 
@@ -31,7 +31,7 @@ pub struct TicketKey {
 }
 
 impl TicketKey {
-    /// Bytes of the longer form, to draw a key from.
+    /// Bytes of the longer form, for drawing a key.
     pub const BYTES: usize = 80;
 
     /// A key of 48 bytes (AES-128, a MAC key of 128 bits) or 80 (256 bits each): name, MAC key,
@@ -43,7 +43,7 @@ impl TicketKey {
             .then_some(TicketKey { bytes })
     }
 
-    /// A key with 256-bit secrets that nobody has had before; `None` if the system gives no randomness.
+    /// Draws a key with 256-bit secrets; `None` if the system gives no randomness.
     #[must_use]
     pub fn draw() -> Option<Self> {
         let mut bytes = vec![0; Self::BYTES];
@@ -51,7 +51,7 @@ impl TicketKey {
         Self::new(bytes)
     }
 
-    /// The line of a file that holds this key. The caller keeps it out of logs.
+    /// The line of a file for this key. The caller keeps it out of logs.
     #[must_use]
     pub fn to_line(&self) -> String {
         self.bytes
@@ -60,7 +60,7 @@ impl TicketKey {
             .collect()
     }
 
-    /// The name. It is no secret.
+    /// The name, which is no secret.
     #[must_use]
     pub fn name(&self) -> [u8; TICKET_KEY_NAME_BYTES] {
         // Both lengths are larger than a name.
@@ -91,10 +91,10 @@ impl fmt::Debug for TicketKey {
     }
 }
 
-/// Reads the keys of a file, the one that seals first.
+/// Reads the keys of a file; the first one seals tickets.
 ///
-/// # Errors
-/// A text that continues a sentence which starts with the file's path. It holds nothing of the file.
+/// # Errors A text that continues a sentence which starts with the file's path. It shows nothing of
+/// the file.
 pub fn read_ticket_keys(path: &Path) -> Result<Vec<TicketKey>, String> {
     let cannot = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => {
@@ -112,12 +112,12 @@ pub fn read_ticket_keys(path: &Path) -> Result<Vec<TicketKey>, String> {
     parse_ticket_keys(&std::fs::read(path).map_err(cannot)?)
 }
 
-/// The keys of a file's content, as [`read_ticket_keys`].
+/// Reads the keys from a file's content, as [`read_ticket_keys`] does.
 ///
-/// # Errors
-/// As for [`read_ticket_keys`].
+/// # Errors As for [`read_ticket_keys`].
 pub fn parse_ticket_keys(content: &[u8]) -> Result<Vec<TicketKey>, String> {
-    // A random key of 48 bytes is text once in some 10^14 times; text with a comment may well be 48 or 80 bytes long.
+    // A random key of 48 bytes is text once in some 10^14 times; text with a comment may well be 48
+    // or 80 bytes long.
     if !content.is_ascii()
         && let Some(key) = TicketKey::new(content.to_vec())
     {

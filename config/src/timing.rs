@@ -1,4 +1,4 @@
-//! The times that both roles have: heartbeats, health, draining.
+//! The times that both roles have: heartbeats, health, drain.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// Default time without a heartbeat after which a peer is unhealthy: as in QMux, two lost ones are
 /// no reason.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(30);
-/// Where only one of the two is given, the other one keeps this ratio, so that shortening one in a
+/// Number of heartbeats in a timeout where only one of the two is given, so that changing one in a
 /// config file does not make the other one wrong.
 const HEARTBEATS_PER_TIMEOUT: u32 = 3;
 /// Default time for open flows to end: as long as orchestrators usually wait before they kill.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Heartbeats, health, draining.
+/// The times of heartbeats, health and drain.
 pub(crate) struct Timing {
     pub(crate) heartbeat_interval: Duration,
     pub(crate) health_timeout: Duration,

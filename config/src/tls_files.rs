@@ -1,4 +1,4 @@
-//! Certificates and keys, in files or in the config itself: whether TLS will accept them, found out
+//! Certificates and keys, in files or in the config itself: whether TLS will accept them, checked
 //! before anything starts.
 
 use std::ops::Range;
@@ -15,35 +15,35 @@ use crate::revocation_lists;
 use crate::section::Section;
 use crate::tls_keys;
 
-/// A certificate that ends within this time is worth a warning: two weeks leave room for a weekend
-/// and for whoever is on holiday.
+/// A certificate that expires within this time causes a warning: two weeks leave room for a weekend
+/// and for holidays.
 const EXPIRY_WARNING: std::time::Duration = std::time::Duration::from_secs(14 * 24 * 60 * 60);
 
-/// What a certificate is to prove.
+/// The side that a certificate authenticates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Server,
     Client,
 }
 
-/// The two keys of a section one of which holds a certificate or key.
+/// The two keys of a section of which one holds a certificate or key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Keys {
     /// The key with the path of a file.
     pub(crate) file: &'static str,
-    /// Its twin with the text itself.
+    /// The key with the text itself.
     pub(crate) text: &'static str,
 }
 
 impl Keys {
-    /// Whether the file holds one of them.
+    /// Whether the section has one of them.
     pub(crate) fn any(self, section: &Section<'_>) -> bool {
-        // Both are asked for, so that both are known.
+        // Both are asked for, so that neither is reported as unknown.
         let (file, text) = (section.has(self.file), section.has(self.text));
         file || text
     }
 
-    /// Warns that they are there without effect.
+    /// Warns that the keys have no effect.
     pub(crate) fn warn_unused(self, section: &Section<'_>, why: &str) {
         section.warn_unused(self.file, why);
         section.warn_unused(self.text, why);
@@ -57,7 +57,7 @@ pub(crate) struct Identity {
     pub(crate) key: FileOrText,
 }
 
-/// The CA certificates under one of `keys`, which must be there.
+/// Reads the CA certificates under one of `keys`, which must be there.
 pub(crate) fn ca(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
     let file = Source::named(
         section,
@@ -123,8 +123,8 @@ pub(crate) fn ca(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
     Some(file.from)
 }
 
-/// The lists of revoked certificates under one of `keys`, if there are any. Whether a CA has signed
-/// them is for those to say who have the CAs.
+/// Reads the revocation lists under one of `keys`, if there are any. Whether a CA has signed them
+/// is checked by those who have the CAs.
 pub(crate) fn crl(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
     let form = "the path of a PEM file with the lists of revoked certificates of the CAs";
     let file = Source::maybe(section, keys, form)?;
@@ -136,8 +136,9 @@ pub(crate) fn crl(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
             return None;
         }
     };
-    // Warnings, no errors: handshakes take such a list too, and whoever forgets to renew it, or has a
-    // CA whose clock is ahead, must not lose what else changes, the server's next certificate for one.
+    // These are warnings and not errors, because handshakes accept such a list too. An operator who
+    // forgets to renew it, or has a CA whose clock is ahead, must not lose other changes, such as
+    // the server's next certificate.
     for list in lists {
         if ASN1Time::now() < list.issued {
             let message = format!(
@@ -166,20 +167,20 @@ pub(crate) fn crl(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
     Some(file.from)
 }
 
-/// The session ticket keys under one of `keys`, if there are any.
+/// Reads the session ticket keys under one of `keys`, if there are any.
 pub(crate) fn ticket_keys(section: &Section<'_>, keys: Keys) -> Option<FileOrText> {
     let file = Source::maybe(section, keys, "the path of a file with session ticket keys")?;
     if let Err(message) = file.from.read_ticket_keys() {
         file.problem(section, &message);
         return None;
     }
-    // A warning, no error: Kubernetes mounts secrets for everybody of the container unless told
-    // otherwise.
+    // This is a warning and not an error, because Kubernetes mounts secrets for everybody in the
+    // container unless told otherwise.
     file.warn_if_exposed(section);
     Some(file.from)
 }
 
-/// The certificate and key under two keys, which must both be there.
+/// Reads the certificate and key under two keys, which must both be there.
 pub(crate) fn identity(
     section: &Section<'_>,
     cert_keys: Keys,
@@ -219,8 +220,8 @@ pub(crate) fn identity(
     })
 }
 
-/// The first certificate of a file, if it may be used for `purpose` now with those that come with
-/// it.
+/// The first certificate of a file, if it may be used for `purpose` now with the others in the
+/// file.
 fn leaf(section: &Section<'_>, file: &Source, purpose: Purpose) -> Option<X509> {
     let certs = file.certificates(section)?;
     let leaf = certs.first()?;
@@ -272,8 +273,8 @@ fn chain_holds(section: &Section<'_>, file: &Source, certs: &[X509]) -> bool {
     let chain = tls_keys::chain(certs, is_good);
     for (above, cert) in chain.iter().enumerate() {
         let name = subject(cert);
-        // A peer may trust a newer one of the same name as the last one; it need not then look at
-        // this.
+        // A peer may trust a newer certificate with the name of the last one, and then does not
+        // look at this one.
         let replaceable = above > 0 && above + 1 == chain.len();
         let why = match validity(cert) {
             Validity::Valid => tls_keys::weak_authority(cert),
@@ -299,7 +300,7 @@ fn chain_holds(section: &Section<'_>, file: &Source, certs: &[X509]) -> bool {
     true
 }
 
-/// What one of two twin keys names or holds.
+/// The value under one of two such keys.
 struct Source {
     key: &'static str,
     span: Range<usize>,
@@ -307,7 +308,7 @@ struct Source {
 }
 
 impl Source {
-    /// What one of `keys` holds; it must be there, as `allowed` says.
+    /// Reads the value under one of `keys`; it must be there, as `allowed` says.
     fn named(section: &Section<'_>, keys: Keys, allowed: &str) -> Option<Self> {
         if !section.has(keys.text) {
             section.require(keys.file, allowed);
@@ -362,7 +363,8 @@ impl Source {
     fn private_key(&self, section: &Section<'_>) -> Option<PKey<Private>> {
         let pem = self.read(section)?;
         self.warn_if_exposed(section);
-        // An empty passphrase instead of a prompt: nobody sits at a server's terminal.
+        // An empty passphrase is given instead of a prompt, because nobody sits at a server's
+        // terminal.
         if let Ok(key) = PKey::private_key_from_pem_callback(&pem, |_| Ok(0)) {
             return Some(key);
         }
@@ -394,7 +396,7 @@ impl Source {
         }
     }
 
-    /// Notes that a certificate is not valid now. False if that is only to be warned of.
+    /// Notes that a certificate is not valid now. False if that is only a warning.
     fn is_refused_for_its_time(&self, section: &Section<'_>, message: &str) -> bool {
         if section.report().times_matter() {
             self.problem(section, message);
@@ -414,7 +416,8 @@ impl Source {
         section.report().warning(&key, &self.span, &message);
     }
 
-    /// A sentence about the file; one about a text follows the name of its key, which is enough.
+    /// A sentence about the file. A sentence about a text follows the name of its key, which is
+    /// enough.
     fn sentence(&self, message: &str) -> String {
         match &self.from {
             FileOrText::File(path) => format!("{} {message}", path.display()),
@@ -423,11 +426,11 @@ impl Source {
     }
 }
 
-/// What is said of a secret file that [`is_exposed`].
+/// The warning about a secret file that [`is_exposed`].
 pub(crate) const EXPOSED: &str =
     "can be read by every user of this host; chmod 600 would stop that";
 
-/// Whether users of this host may read the file who are neither its owner nor in its group: a group
+/// Whether users of this host who are neither its owner nor in its group may read the file. A group
 /// is a common way to let a service read its key.
 #[cfg(unix)]
 pub(crate) fn is_exposed(path: &Path) -> bool {
@@ -492,7 +495,7 @@ fn may_serve(cert: &X509, purpose: Purpose) -> bool {
     })
 }
 
-/// Whether its key may sign a handshake: where there are key usages, digitalSignature must be among
+/// Whether its key may sign a handshake: if there are key usages, digitalSignature must be among
 /// them (RFC 8446, section 4.4.2.2).
 fn may_sign(cert: &X509) -> bool {
     with_extensions(cert, true, |cert| match cert.key_usage() {
@@ -501,15 +504,15 @@ fn may_sign(cert: &X509) -> bool {
     })
 }
 
-/// Whom the certificate is for, in one line.
+/// The subject of the certificate in one line.
 fn subject(cert: &X509) -> String {
     with_extensions(cert, "an unknown subject".to_owned(), |cert| {
         format!("{:?}", cert.subject().to_string())
     })
 }
 
-/// Looks into a certificate's extensions, which BoringSSL's binding does not show. One that does
-/// not parse gets `unknown`; the handshake will judge it.
+/// Looks into a certificate's extensions, which BoringSSL's binding does not show. If one does not
+/// parse, the result is `unknown`, and the handshake will decide.
 fn with_extensions<T>(cert: &X509, unknown: T, look: impl FnOnce(&X509Certificate<'_>) -> T) -> T {
     let Ok(der) = cert.to_der() else {
         return unknown;

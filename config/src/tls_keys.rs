@@ -1,9 +1,9 @@
-//! Which certificates TLS can use: kinds of keys, and the chain above a leaf.
+//! The certificates that TLS can use: kinds of keys, and the chain above a leaf.
 //!
 //! A leaf's key signs the handshake, and the other side accepts what BoringSSL accepts by default:
 //! ECDSA with P-256 and P-384, and RSA. Ed25519 could be turned on, but only in peers that are new
 //! enough, and a certificate that works with some of them is worse than one that is refused at
-//! once. Keys of CAs only sign certificates; there BoringSSL takes P-521 and Ed25519, too.
+//! once. Keys of CAs only sign certificates; for these BoringSSL also accepts P-521 and Ed25519.
 
 use boring::nid::Nid;
 use boring::pkey::{Id, PKeyRef, Public};
@@ -13,10 +13,10 @@ use boring::x509::X509;
 /// broken).
 const RSA_BITS_MIN: u32 = 2_048;
 
-/// What a leaf may have, for messages.
+/// The kinds of keys that a leaf may have, for messages.
 const ALLOWED: &str = "ECDSA with P-256 or P-384, or RSA of 2048 bits or more";
 
-/// Why no peer would accept the key of this leaf; `None` if it would.
+/// Why no peer would accept the key of this leaf; `None` if peers would.
 pub(crate) fn useless_for_leaf(leaf: &X509) -> Option<String> {
     let Ok(key) = leaf.public_key() else {
         return Some(format!(
@@ -42,7 +42,7 @@ pub(crate) fn useless_for_leaf(leaf: &X509) -> Option<String> {
     ))
 }
 
-/// Why this CA or intermediate certificate must not be relied on; `None` if it may.
+/// Why this CA or intermediate certificate must not be relied on; `None` if it may be.
 pub(crate) fn weak_authority(cert: &X509) -> Option<String> {
     match cert.public_key() {
         Ok(key) => weak(&key),
@@ -64,8 +64,8 @@ fn curve(key: &PKeyRef<Public>) -> Option<Nid> {
     key.ec_key().ok()?.group().curve_name()
 }
 
-/// The certificates above `certs[0]` that vouch for it, lowest first, as far as the file holds
-/// them. Where several of one name do, one that `is_good` is taken before others.
+/// The chain of certificates above `certs[0]`, lowest first, as far as the file has them. If
+/// several of one name could be next, one that `is_good` is preferred.
 pub(crate) fn chain(certs: &[X509], is_good: impl Fn(&X509) -> bool) -> Vec<&X509> {
     let Some(mut below) = certs.first() else {
         return Vec::new();

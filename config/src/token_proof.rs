@@ -18,14 +18,14 @@ const MAC_LABEL: &[u8] = b"qmux-dp/1 token proof";
 
 const EXPORTED_BYTES: usize = 64;
 
-/// What of a TLS session its proofs are bound to. Taken once, it gives the proofs of many tokens.
+/// The part of a TLS session that proofs are bound to. Exported once, it serves for the proofs of
+/// many tokens.
 pub struct Session([u8; EXPORTED_BYTES]);
 
 impl Session {
-    /// That of `ssl`.
+    /// Exports it from `ssl`.
     ///
-    /// # Errors
-    /// If the session has no keying material yet (the handshake is not complete).
+    /// # Errors If the session has no keying material yet, because the handshake is not complete.
     pub fn of(ssl: &SslRef) -> Result<Self, ErrorStack> {
         let mut exported = [0u8; EXPORTED_BYTES];
         ssl.export_keying_material(&mut exported, EXPORTER_LABEL, None)?;
@@ -43,8 +43,7 @@ impl Session {
 
 /// The proof for a server's `nonce` in the session of `ssl`.
 ///
-/// # Errors
-/// If the session has no keying material yet (the handshake is not complete).
+/// # Errors If the session has no keying material yet, because the handshake is not complete.
 pub fn prove(ssl: &SslRef, token: &Secret, nonce: &[u8]) -> Result<[u8; 64], ErrorStack> {
     Session::of(ssl)?.prove(token, nonce)
 }

@@ -16,7 +16,7 @@ const CREDENTIAL_BYTES_MAX: usize = 255;
 const PROXY_FORM: &str = "\"http://host:port\" or \"socks5://host:port\", with user@ or \
     user:password@ before the host where the proxy wants it, or \"env\"";
 
-/// What carries the lanes to a server.
+/// The transport that carries the lanes to a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
     /// QUIC over UDP, and where that does not pass, TLS over TCP.
@@ -29,7 +29,7 @@ pub enum Transport {
 }
 
 impl fmt::Display for Transport {
-    /// As in dp.toml.
+    /// Writes it as in dp.toml.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Auto => "auto",
@@ -51,7 +51,7 @@ impl Transport {
     }
 }
 
-/// What a proxy speaks.
+/// The protocol that a proxy speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyProtocolOut {
     /// HTTP with the method CONNECT (RFC 9110, section 9.3.6).
@@ -63,20 +63,20 @@ pub enum ProxyProtocolOut {
 /// A proxy that TLS connections go through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyAddress {
-    /// What it speaks.
+    /// The protocol that it speaks.
     pub protocol: ProxyProtocolOut,
-    /// A name or an IP address without brackets.
+    /// The host: a name or an IP address without brackets.
     pub host: String,
     /// Its TCP port.
     pub port: u16,
-    /// Who asks; empty: nobody in particular.
+    /// The user name; empty if the proxy needs none.
     pub user: String,
     /// The user's password.
     pub password: Option<Secret>,
 }
 
 impl fmt::Display for ProxyAddress {
-    /// Without the credentials.
+    /// Writes it without the credentials.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = match self.protocol {
             ProxyProtocolOut::Http => "http",
@@ -90,15 +90,16 @@ impl fmt::Display for ProxyAddress {
     }
 }
 
-/// Which way TLS connections take.
+/// The route of TLS connections.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Proxy {
-    /// Straight to the server.
+    /// Directly to the server.
     #[default]
     None,
-    /// Through this one.
+    /// Through this proxy.
     Fixed(ProxyAddress),
-    /// As the variables `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` say at the start.
+    /// Through the proxy that the variables `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` name at the
+    /// start.
     Environment,
 }
 
@@ -160,7 +161,7 @@ fn read_password(
     let path = section.report().resolve(file.get_ref());
     let wrong = |why: String| format!("{} {why}", path.display());
     let text = secret::read_file(&path).map_err(wrong)?;
-    // An editor, or `echo`, ends the line; nobody means that to be a part of it.
+    // An editor, or `echo`, ends the line, which nobody means to be a part of the password.
     let password = text.trim_end_matches(['\r', '\n']);
     fits(password, "password").map_err(|why| wrong(format!("holds a {why}")))?;
     warn_if_exposed(section, file, &path);
@@ -195,16 +196,15 @@ fn fits(text: &str, what: &str) -> Result<(), String> {
 }
 
 impl ProxyAddress {
-    /// Reads an address as in dp.toml, or as in a variable of the environment.
+    /// Reads an address in the form of dp.toml, or of a variable of the environment.
     ///
-    /// # Errors
-    /// What is wrong with it, as a message that shows no password.
+    /// # Errors What is wrong with it, as a message that shows no password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let form = || format!("is no proxy; it must be {PROXY_FORM}");
         let (scheme, rest) = text.split_once("://").ok_or_else(form)?;
         let protocol = match scheme.to_ascii_lowercase().as_str() {
             "http" => ProxyProtocolOut::Http,
-            // The name is resolved by the proxy in any case.
+            // The proxy resolves the name in any case.
             "socks5" | "socks5h" => ProxyProtocolOut::Socks5,
             _ => {
                 return Err(format!(

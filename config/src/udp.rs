@@ -8,12 +8,12 @@ use crate::units::{DAY, MILLISECOND};
 /// Settings for UDP flows, the same for both roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Udp {
-    /// A UDP flow without a packet in either direction for this long ends.
+    /// A UDP flow without a packet in either direction for this long is ended.
     pub session_timeout: Duration,
-    /// A UDP flow whose service has not answered yet ends after this long without a packet; at most
-    /// `session_timeout`.
+    /// A UDP flow whose service has not answered yet is ended after this long without a packet; at
+    /// most `session_timeout`.
     pub unanswered_timeout: Duration,
-    /// Whether packets too large for one QUIC datagram are sent in pieces; otherwise they are
+    /// Whether packets too large for one QUIC datagram are sent in fragments; otherwise they are
     /// dropped and counted.
     pub enable_fragmentation: bool,
 }
@@ -21,13 +21,14 @@ pub struct Udp {
 impl Default for Udp {
     fn default() -> Self {
         Self {
-            // RFC 4787, REQ-5: a NAT keeps a UDP mapping for at least two minutes and is advised
-            // to keep it for five. A tunnel should not forget sooner than the NATs around it.
+            // RFC 4787, REQ-5: a NAT keeps a UDP mapping for at least two minutes, and five are
+            // recommended. A tunnel should not forget sooner than the NATs around it.
             session_timeout: Duration::from_secs(5 * 60),
-            // What a stranger sends once to a port must not be remembered for minutes; no program asks
-            // again after a longer silence than this.
+            // What a stranger sends once to a port must not be remembered for minutes, and no
+            // program asks again after a longer silence than this.
             unanswered_timeout: Duration::from_secs(30),
-            // As in QMux: a visitor expects that what an IP network carries passes the tunnel.
+            // As in QMux: a visitor expects that whatever an IP network carries passes through the
+            // tunnel.
             enable_fragmentation: true,
         }
     }

@@ -1,4 +1,4 @@
-//! Durations and sizes as `dp.toml` spells them, read and written.
+//! Durations and sizes in the notation of `dp.toml`, read and written.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
 /// Writes a duration so that [`parse_duration`] reads the same one back, without the blanks between
 /// its parts.
 pub(crate) fn format_duration(duration: Duration) -> String {
-    // Days at most: humantime's years and months are averages, which nobody expects in a config
-    // file.
+    // The largest unit is the day: humantime's years and months are averages, which nobody expects
+    // in a config file.
     const DAY_S: u64 = 24 * 60 * 60;
     let days = duration.as_secs() / DAY_S;
     let rest = duration - Duration::from_secs(days * DAY_S);

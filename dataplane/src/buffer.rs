@@ -1,8 +1,9 @@
 //! Buffers of a core: pooled, reference-counted, never shared between threads.
 //!
-//! A [`Block`] is filled from a TCP socket and handed to quiche as a [`StreamBuf`] without a copy; it comes back to
-//! the pool when its last reference goes, which is when the peer has acknowledged its bytes. A [`Datagram`] is the
-//! same for DATAGRAM frames. The pools are thread-local: each core has its own, and steady state allocates nothing.
+//! A [`Block`] is filled from a TCP socket and handed to quiche as a [`StreamBuf`] without a copy;
+//! it comes back to the pool when its last reference goes, which is when the peer has acknowledged
+//! its bytes. A [`Datagram`] is the same for DATAGRAM frames. The pools are thread-local: each core
+//! has its own, and steady state allocates nothing.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -12,29 +13,31 @@ use quiche::{BufFactory, BufSplit};
 
 use crate::sys::heap;
 
-/// Bytes of a large block: reads of 128 KB and more cost half of what 8 KB reads do, and above 256 KB nothing is
-/// gained (measured).
+/// Bytes of a large block: reads of 128 KB and more cost half of what 8 KB reads do, and above 256
+/// KB nothing is gained (measured).
 pub(crate) const LARGE_BLOCK_BYTES: usize = 128 << 10;
 
-/// Bytes of a medium block, for flows that have room for no more: what is read holds its whole block
-/// until it is acknowledged, and among many flows each has room for little.
+/// Bytes of a medium block, for flows that have no room for more. What is read holds its whole
+/// block until it is acknowledged, and among many flows each has room for little.
 const MEDIUM_BLOCK_BYTES: usize = 64 << 10;
 
 /// Bytes of a small block, for flows that move little at a time.
 pub(crate) const SMALL_BLOCK_BYTES: usize = 16 << 10;
 
-/// Reads that fill less than one part in so many of their block are copied out of it, instead of holding it until they
-/// are acknowledged: 1,000 flows with 64 bytes in flight each must not hold 1,000 blocks.
+/// Reads that fill less than this fraction of their block are copied out of it, instead of holding
+/// it until they are acknowledged: 1,000 flows with 64 bytes in flight each must not hold 1,000
+/// blocks.
 const COPY_BELOW: usize = 8;
 
-/// Bytes of the blocks that such reads are copied to: a keystroke, a small request, and what is less than an eighth of a
-/// large block.
+/// Sizes of the blocks that such reads are copied to: for a keystroke, for a small request, and for
+/// less than an eighth of a large block.
 const COPY_BYTES: [usize; 3] = [256, COPIED_BYTES, SMALL_BLOCK_BYTES];
 
-/// What is copied out of a small block into one of this size.
+/// Size of the block for what is copied out of a small block.
 pub(crate) const COPIED_BYTES: usize = SMALL_BLOCK_BYTES / COPY_BELOW;
 
-/// Bytes of free blocks kept per size and core, and how many at most; what is above goes back to the allocator.
+/// Most bytes of free blocks that are kept per size and core; further ones go back to the
+/// allocator.
 const FREE_BYTES_MAX: usize = 8 << 20;
 const FREE_BLOCKS_MAX: usize = 1_024;
 
@@ -77,7 +80,7 @@ impl Pool {
         }
     }
 
-    /// What lies here.
+    /// Bytes of the free blocks in this pool.
     fn bytes(&self) -> usize {
         let Pool {
             tiny,
@@ -108,7 +111,7 @@ impl Pool {
     }
 }
 
-/// A block of so many bytes with one owner, from the pool if it has one.
+/// A block of this size with one owner, from the pool if it has one.
 fn take(bytes: usize) -> Rc<[u8]> {
     let pooled = POOL.with(|pool| pool.borrow_mut().free_list(bytes).and_then(Vec::pop));
     if let Some(block) = pooled {
@@ -123,21 +126,22 @@ fn give_back(mut bytes: Rc<[u8]>) {
     if Rc::get_mut(&mut bytes).is_none() {
         return;
     }
-    // At thread exit the pool may be gone before the last block; the block then simply goes to the allocator.
+    // At thread exit the pool may be gone before the last block, which then simply goes to the
+    // allocator.
     let _exiting = POOL.try_with(|pool| {
         let mut pool = pool.borrow_mut();
         let most = (FREE_BYTES_MAX / bytes.len().max(1)).min(FREE_BLOCKS_MAX);
         if let Some(free) = pool.free_list(bytes.len())
             && free.len() < most
         {
-            // What lies here is nobody's.
+            // Free blocks are held by nobody, and so are not counted.
             heap::count(-heap::signed(bytes.len()));
             free.push(bytes);
         }
     });
 }
 
-/// Gives what lies in this core's pools back to the allocator.
+/// Gives the free blocks of this core's pools back to the allocator.
 pub(crate) fn release_free() {
     let freed = POOL.with(|pool| pool.replace(Pool::new()));
     heap::count(heap::signed(freed.bytes()));
@@ -158,8 +162,8 @@ pub(crate) enum BlockSize {
 }
 
 impl BlockSize {
-    /// The size for a flow whose last transfer moved `bytes`: grows when a small block was filled, shrinks when a
-    /// large one was hardly used.
+    /// The size for the next read of a flow whose last one moved `bytes`: grows when a small block
+    /// was filled, shrinks when a large one was hardly used.
     pub(crate) fn after(self, bytes: usize) -> BlockSize {
         match self {
             BlockSize::Small if bytes >= SMALL_BLOCK_BYTES => BlockSize::Large,
@@ -168,7 +172,7 @@ impl BlockSize {
         }
     }
 
-    /// The same, but no larger than is of use with room for `bytes`.
+    /// This size, but no larger than is useful with room for `bytes`.
     pub(crate) fn within(self, bytes: usize) -> BlockSize {
         match self {
             BlockSize::Small => BlockSize::Small,
@@ -200,8 +204,8 @@ impl Block {
         self.0.as_deref().unwrap_or_default()
     }
 
-    /// Turns the first `length` bytes into a buffer for quiche: without a copy, unless they are so few that holding
-    /// the block for them would be wasteful.
+    /// Turns the first `length` bytes into a buffer for quiche. They are not copied, unless they
+    /// are so few that holding the block for them would be wasteful.
     pub(crate) fn freeze(mut self, length: usize) -> StreamBuf {
         if length * COPY_BELOW <= self.bytes().len() {
             return StreamBuf::copied(&self.bytes()[..length]);
@@ -241,19 +245,19 @@ pub(crate) struct StreamBuf {
     charge: Option<Charge>,
 }
 
-/// The memory that blocks keep for one flow, in bytes: of those that quiche has, until the peer has
+/// The memory that blocks hold for one flow, in bytes: those that quiche has, until the peer has
 /// acknowledged what is in them. A block that was split counts once for each part.
 #[derive(Debug, Default)]
 pub(crate) struct Holdings(Cell<usize>);
 
 impl Holdings {
-    /// How much it is.
+    /// The number of bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.0.get()
     }
 }
 
-/// One block among a flow's holdings, for as long as this lives.
+/// Counts one block among a flow's holdings for as long as this lives.
 struct Charge {
     to: Rc<Holdings>,
     bytes: usize,
@@ -282,7 +286,8 @@ impl Drop for Charge {
 }
 
 impl StreamBuf {
-    /// A buffer of its own with a copy of `bytes`: from the pool, unless they are more than any copied read.
+    /// A buffer of its own with a copy of `bytes`: from the pool, unless they are more than any
+    /// copied read.
     pub(crate) fn copied(bytes: &[u8]) -> StreamBuf {
         let length = bytes.len();
         let copy = (length > 0).then(|| {
@@ -317,14 +322,15 @@ impl StreamBuf {
             .is_none_or(|it| Rc::strong_count(it) == 1)
     }
 
-    /// The same bytes, counted among a flow's holdings for as long as this and its parts live.
+    /// The same bytes, counted among a flow's holdings for as long as the result and its parts
+    /// live.
     pub(crate) fn charged_to(&self, holdings: &Rc<Holdings>) -> StreamBuf {
         let mut charged = self.uncharged();
         charged.charge = Some(Charge::new(holdings, self.held_bytes()));
         charged
     }
 
-    /// The same bytes, which count among no flow's holdings.
+    /// The same bytes, counted among no flow's holdings.
     pub(crate) fn uncharged(&self) -> StreamBuf {
         StreamBuf {
             bytes: self.bytes.clone(),

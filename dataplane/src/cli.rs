@@ -11,8 +11,8 @@ use crate::sys::CORES_MAX;
 /// The package's version and the commit that a release build is of (see `build.rs`).
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("QMUX_BUILD"), ")");
 
-/// L4 reverse tunnel: publishes services behind NAT through public servers. TCP rides QUIC streams, UDP rides QUIC
-/// datagrams.
+/// L4 reverse tunnel: publishes services behind NAT through public servers. TCP rides QUIC streams,
+/// UDP rides QUIC datagrams.
 #[derive(Debug, Parser)]
 #[command(
     name = "qmux-dp",
@@ -70,7 +70,7 @@ impl Cli {
 /// The exit code for a bad command line, as clap has it.
 const USAGE_ERROR: i32 = 2;
 
-/// What to say to somebody who gave a config without `--config`; `None` for any other mistake.
+/// The hint for somebody who gave a config without `--config`; `None` for any other mistake.
 fn config_hint(error: &clap::Error) -> Option<String> {
     if error.kind() != ErrorKind::InvalidSubcommand {
         return None;

@@ -1,13 +1,15 @@
-//! What the things cost that cores share, or that every visitor passes: the measured part of how far a machine with more
-//! cores than one has at hand will carry.
+//! The cost of things that cores share, or that every visitor passes: the measured part of how far
+//! a machine with more cores than one has at hand will scale.
 //!
-//! Measures, ignored in plain tests, because a time is never asserted:
+//! These are measurements, which plain tests ignore, because a time is never asserted:
 //!
 //! ```sh
-//! cargo test --release -p qmux-dp --bin qmux-dp costs -- --ignored --nocapture --test-threads=1
+//! cargo test --release --locked --workspace --bin qmux-dp costs -- --ignored --nocapture \
+//!     --test-threads=1
 //! ```
 //!
-//! Two threads on two CPUs show whether a thing is shared at all: what is not costs each of them what it costs one alone.
+//! Two threads on two CPUs show whether a thing is shared at all: if it is not, it costs each of
+//! them as much as it costs one alone.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -33,13 +35,13 @@ use crate::server::pool::service::{ClientPool, FlowTicket};
 use crate::sys::tcp::refuse;
 use crate::sys::{bind, cpu, steering};
 
-/// How long one thing is repeated.
+/// How long one thing is measured.
 const MEASURED: Duration = Duration::from_millis(200);
 
 /// Repetitions between two looks at the clock.
 const CHUNK: u32 = 256;
 
-/// Cores of the machine that is asked about.
+/// Number of cores of the machine that the measurements are about.
 const CORES: usize = 64;
 
 /// Repeats something and returns what one time takes, in nanoseconds.
@@ -68,7 +70,8 @@ fn pin(nth: usize) {
     }
 }
 
-/// The same on so many threads at a time, each on a CPU of its own as far as there are some; the mean over the threads.
+/// Measures on this many threads at a time, each on a CPU of its own as far as there are enough;
+/// returns the mean over the threads.
 pub(crate) fn each_ns_on<T: Send>(
     threads: usize,
     make: impl Fn(usize) -> T + Sync,
@@ -107,7 +110,7 @@ fn print(name: &str, ns: f64) {
     println!("{name:<68} {ns:>9.1} ns");
 }
 
-/// A pool with so many clients, each with a lane on every core.
+/// A pool with this many clients, each with a lane on every core.
 fn pool_of(clients: usize, balancer: LoadBalancer) -> (OneService, Vec<LaneMembership>) {
     let pool = OneService::new(balancer, CORES);
     let mut lanes = Vec::new();
@@ -182,7 +185,7 @@ fn mailboxes() {
         mailbox.send(ClientMail::ServiceHealth).expect("room");
         black_box(mailbox.take());
     };
-    // The first one leaves a wake-up pending, as for a core that is awake.
+    // The first message leaves a wake-up pending, as for a core that is awake.
     print(
         "mail to a core that is awake, put in and taken out",
         each_ns(awake),
@@ -231,7 +234,7 @@ fn next(mailbox: &Mailbox<ClientMail>, wake: &UnixDatagram) -> ClientMail {
         if let Some(mail) = mailbox.take() {
             return mail;
         }
-        // Adopted sockets do not block; here one waits.
+        // Adopted sockets do not block; this one is to wait.
         wake.set_nonblocking(false).expect("a socket");
         let _woken = wake.recv(&mut [0; 8]);
     }
@@ -251,7 +254,7 @@ fn lookups() {
             .collect();
         let mut turn = 0;
         let ns = each_ns(|| {
-            // Not in the order of insertion, so that caches help as little as they would.
+            // The order is not that of insertion, so that caches help as little as in practice.
             turn = (turn + 7_919) % ids.len();
             black_box(by_cid.get(&ids[turn]));
         });
@@ -290,7 +293,8 @@ fn lookups() {
     }
 }
 
-/// What sending a packet over loopback costs, its delivery to a socket of the group included; taking it out is not.
+/// The cost of sending a packet over loopback, with its delivery to a socket of the group, but
+/// without taking it out.
 fn delivery_ns(group: &[UdpSocket], addr: SocketAddr) -> f64 {
     const PACKETS: usize = 64;
     let sender = UdpSocket::bind("127.0.0.1:0").expect("bind");
@@ -342,7 +346,7 @@ fn accepting() {
             }
             accepting += began.elapsed();
             count += accepted.len() as u32;
-            // By a reset, so that no port waits.
+            // The visitors are reset, so that no port waits.
             visitors.into_iter().for_each(refuse);
             let began = Instant::now();
             drop(accepted);
@@ -359,7 +363,7 @@ fn accepting() {
         );
         print("closing it after a reset", each(closing));
     }
-    // Two cores that accept at a time, each from its own socket, each with its own visitors.
+    // Two cores accept at a time, each from its own socket, each with its own visitors.
     print_on_both(
         "connect, accept, reset, a listener and visitors of each thread's own",
         |_| bind::tcp_alone(any).expect("bind"),

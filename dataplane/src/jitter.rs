@@ -1,22 +1,23 @@
-//! Jitter: what thousands of programs do at intervals must not happen in step.
+//! Jitter: thousands of programs must not do at the same time what each does at intervals.
 //!
-//! Clients that were started, or whose server came back, at the same moment would otherwise beat
-//! and resolve together for ever. An interval only gets shorter: what is configured stays the most
-//! that passes between two beats, so that no timeout that was chosen for it is in danger.
+//! Clients that were started, or whose server came back, at the same moment would otherwise send
+//! heartbeats and resolve names together for ever. Jitter only shortens an interval: the configured
+//! value stays the longest time between two heartbeats, so that no timeout that was chosen for it
+//! is in danger.
 
 use std::time::Duration;
 
-/// The part of an interval that is drawn by lot: the result is within 12.5 % of its mean. Less than
-/// a tenth would leave beats together for minutes; more than a quarter would cost noticeably more
-/// beats than were asked for.
+/// The random part of an interval: the result is within 12.5 % of its mean. Less than a tenth would
+/// leave heartbeats together for minutes; more than a quarter would cost noticeably more of them
+/// than were asked for.
 const DRAWN: f64 = 0.25;
 
-/// `interval` without up to a quarter of it. `random` is uniform in `0.0..1.0`.
+/// `interval` shortened by up to a quarter. `random` is uniform in `0.0..1.0`.
 pub(crate) fn spread(interval: Duration, random: f64) -> Duration {
     interval.mul_f64(1.0 - DRAWN * random.clamp(0.0, 1.0))
 }
 
-/// The same with a random number of this thread.
+/// `interval` shortened by a random number of this thread, as [`spread`] does.
 pub(crate) fn jittered(interval: Duration) -> Duration {
     spread(interval, rand::random())
 }

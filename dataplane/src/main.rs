@@ -1,6 +1,6 @@
 //! `qmux-dp`: an L4 reverse tunnel. See `ARCHITECTURE.md` for the layers and the path of a byte.
 
-// `println!` and `eprintln!` panic when nobody reads, and wait for whoever reads slowly.
+// `println!` and `eprintln!` panic when nobody reads, and wait for a slow reader.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 mod buffer;

@@ -1,5 +1,5 @@
-//! What the program says on standard output: lines for whoever runs it by hand. Nothing depends on
-//! their being read, so a closed or full standard output is no failure.
+//! What the program prints on standard output: lines for whoever runs it by hand. Nothing depends
+//! on their being read, so a closed or full standard output is no failure.
 
 use std::fmt::Display;
 use std::io::Write as _;

@@ -1,5 +1,5 @@
-//! What the process as a whole is at: starting, ready, draining. Said once per role in the log and once for all to the
-//! service manager; the admin endpoint asks.
+//! The state of the whole process: starting, ready, draining. It is logged once per role, and the
+//! service manager is told once for all roles; the admin endpoint asks for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ pub(crate) struct Readiness {
 }
 
 impl Readiness {
-    /// For `roles` roles, at least 1.
+    /// The state of a process with this many roles, at least 1.
     pub(crate) fn new(roles: usize) -> Readiness {
         Readiness {
             missing: AtomicUsize::new(roles),
@@ -24,7 +24,8 @@ impl Readiness {
         }
     }
 
-    /// One role is ready; each calls this once. The last one tells the service manager (sd_notify(3)).
+    /// Notes that a role is ready; each role calls this once. The last one tells the service
+    /// manager (sd_notify(3)).
     pub(crate) fn role_ready(&self, role: &'static str) {
         tracing::info!(role, "ready");
         if self.missing.fetch_sub(1, Ordering::AcqRel) == 1
@@ -39,39 +40,39 @@ impl Readiness {
         self.missing.load(Ordering::Acquire) == 0
     }
 
-    /// The server role: every listener is bound and served by every core.
+    /// Notes that the server role listens: every listener is bound and served by every core.
     pub(crate) fn set_listening(&self) {
         self.listening.store(true, Ordering::Release);
     }
 
-    /// Whether that was said.
+    /// Whether the server role listens.
     pub(crate) fn is_listening(&self) -> bool {
         self.listening.load(Ordering::Acquire)
     }
 
-    /// The process was told to stop.
+    /// Notes that the process was told to stop.
     pub(crate) fn set_draining(&self) {
         self.draining.store(true, Ordering::Release);
     }
 
-    /// Whether it was.
+    /// Whether the process was told to stop.
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// The client role: a lane is registered until the result is dropped.
+    /// Notes that the client role has a registered lane, until the result is dropped.
     pub(crate) fn lane_registered(self: &Arc<Self>) -> RegisteredLane {
         self.client_lanes.fetch_add(1, Ordering::AcqRel);
         RegisteredLane(Arc::clone(self))
     }
 
-    /// Lanes of the client role that are registered now.
+    /// Number of lanes of the client role that are registered now.
     pub(crate) fn client_lanes(&self) -> usize {
         self.client_lanes.load(Ordering::Acquire)
     }
 }
 
-/// A registered lane of the client role, for as long as it lives.
+/// Stands for a registered lane of the client role, for as long as that lives.
 #[derive(Debug)]
 pub(crate) struct RegisteredLane(Arc<Readiness>);
 

@@ -1,7 +1,8 @@
-//! Names: the addresses behind `host:port`, kept fresh by one background thread for each.
+//! Name resolution: the addresses behind `host:port`, kept fresh by one background thread for each
+//! name.
 //!
-//! Resolving blocks, for seconds if the resolver is away, so no core does it, and no name waits for another one: cores
-//! read the last good answer. A literal address never changes and costs nothing.
+//! Resolving blocks, for seconds if the resolver is away. So no core does it, and no name waits for
+//! another one: cores read the last good answer. A literal address never changes and costs nothing.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,10 +14,11 @@ use arc_swap::ArcSwap;
 
 use crate::jitter::jittered;
 
-/// How soon a name that could not be resolved is asked for again, unless it is asked for more often anyway.
+/// How soon a name that could not be resolved is tried again, unless it is resolved more often
+/// anyway.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often it is said again that a name cannot be resolved.
+/// How often the log repeats that a name cannot be resolved.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 
 /// A host and port with its current addresses.
@@ -24,22 +26,22 @@ const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 pub(crate) struct Name {
     host: String,
     port: u16,
-    /// Where the name stands in the config, for messages.
+    /// Where the name stands in the configuration, for messages.
     setting: &'static str,
     literal: bool,
     addresses: ArcSwap<Vec<SocketAddr>>,
     complaints: Mutex<Complaints>,
-    /// It has been asked for, with or without success.
+    /// Whether it has been looked up, with or without success.
     asked: AtomicBool,
-    /// Nobody wants to know any more.
+    /// Whether nobody wants to know its addresses any more.
     given_up: AtomicBool,
 }
 
-/// What to say of an attempt to resolve a name.
+/// What to log about an attempt to resolve a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Say {
     Nothing,
-    /// It fails; so many attempts have failed in a row.
+    /// It fails; this many attempts have failed in a row.
     Fails(u32),
     /// It works again.
     Works,
@@ -72,8 +74,8 @@ impl Complaints {
 }
 
 impl Name {
-    /// Does not resolve yet what needs a resolver: that may take long, and nobody must wait for it
-    /// at the start. `setting` says where the name stands in the config.
+    /// A name that is not resolved yet if it needs a resolver: that may take long, and nobody must
+    /// wait for it at the start. `setting` says where the name stands in the configuration.
     pub(crate) fn later(host: &str, port: u16, setting: &'static str) -> Arc<Name> {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let literal = bare.parse::<std::net::IpAddr>();
@@ -90,22 +92,22 @@ impl Name {
         })
     }
 
-    /// True if the name is an address.
+    /// Whether the name is a literal address.
     pub(crate) fn is_literal(&self) -> bool {
         self.literal
     }
 
-    /// It is not kept fresh any more; what is known of it stays.
+    /// Stops keeping the name fresh; its last addresses stay.
     pub(crate) fn give_up(&self) {
         self.given_up.store(true, Ordering::Release);
     }
 
-    /// Whether it is not kept fresh any more.
+    /// Whether the name is not kept fresh any more.
     pub(crate) fn is_given_up(&self) -> bool {
         self.given_up.load(Ordering::Acquire)
     }
 
-    /// Whether there has been an answer, or none came when there should have been.
+    /// Whether there has been an answer, or none came when there should have been one.
     pub(crate) fn was_asked(&self) -> bool {
         self.asked.load(Ordering::Acquire)
     }
@@ -115,14 +117,14 @@ impl Name {
         self.addresses.load_full()
     }
 
-    /// In place of an answer.
+    /// Sets the addresses, in place of an answer.
     #[cfg(test)]
     pub(crate) fn set(&self, addresses: &[SocketAddr]) {
         self.addresses.store(Arc::new(addresses.to_vec()));
     }
 
-    /// Resolves now. True if there is an answer with an address; the last such answer outlives a
-    /// failing resolver. Failures are logged, at most once a minute.
+    /// Resolves the name now. True if there is an answer with an address; the last such answer is
+    /// kept while the resolver fails. Failures are logged, at most once a minute.
     pub(crate) fn refresh(&self) -> bool {
         if self.literal {
             return true;
@@ -161,8 +163,7 @@ impl Name {
 
     /// Asks the resolver.
     ///
-    /// # Errors
-    /// Why there is no address.
+    /// # Errors The reason why there is no address.
     fn resolve(&self) -> Result<(), String> {
         let found = (self.host.as_str(), self.port).to_socket_addrs();
         // The part before the colon is always the same.
@@ -194,28 +195,27 @@ impl std::fmt::Display for Name {
     }
 }
 
-/// A thread that keeps a name fresh once it is told to begin, and ends if it never is.
+/// A thread that keeps a name fresh once it is told to begin. It ends if it never is.
 #[derive(Debug)]
 #[must_use = "the name is kept fresh only once it begins"]
 pub(crate) struct Keeper(Option<SyncSender<()>>);
 
 impl Keeper {
-    /// From now on the name is kept fresh, until it is given up.
+    /// Keeps the name fresh from now on, until it is given up.
     pub(crate) fn begin(self) {
         if let Some(begin) = self.0 {
-            // There is room for the one message of its life.
+            // The channel has room for the only message that is ever sent.
             let _begun = begin.send(());
         }
     }
 }
 
-/// Has everything that is needed to keep `name` fresh until it is given up: to resolve it at the
-/// beginning and after each `interval` (a little earlier, as clients that were started together
-/// must not ask together), and call `answered` with each good answer, whether it has changed or
-/// not. A literal address needs none of this.
+/// Prepares to keep `name` fresh until it is given up. It will be resolved at the beginning and
+/// after each `interval` (jittered, because clients that were started together must not ask
+/// together), and `answered` is called with each good answer, whether it has changed or not. A
+/// literal address needs none of this.
 ///
-/// # Errors
-/// If the thread cannot be started.
+/// # Errors If the thread cannot be started.
 pub(crate) fn keeper(
     name: &Arc<Name>,
     interval: Duration,
@@ -291,7 +291,7 @@ mod tests {
         let name = Name::later("localhost", 80, "a test");
         assert!(name.addresses().is_empty(), "not asked for yet");
         let keeper = keeper(&name, Duration::from_millis(1), move |addresses| {
-            // Fails only when the test is over.
+            // This fails only when the test is over.
             let _over = told.send(addresses.to_vec());
         });
         keeper.expect("a thread").begin();

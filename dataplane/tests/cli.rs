@@ -85,7 +85,7 @@ fn at(config: &str, quic: SocketAddr, traffic: SocketAddr) -> String {
         .replace("TRAFFIC", &traffic.to_string())
 }
 
-/// Runs to the end. Whatever would go on for ever is none of these tests' business.
+/// Runs the program to its end.
 fn qmux_dp(args: &[&str]) -> Output {
     Command::new("timeout")
         .args(["--signal=KILL", "60", env!("CARGO_BIN_EXE_qmux-dp")])
@@ -102,7 +102,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("UTF-8")
 }
 
-/// Ends with 2 and says all of `words`.
+/// Checks that the program ended with 2 and printed all of `words`.
 fn assert_refused(output: &Output, words: &[&str]) -> String {
     let text = stderr(output);
     assert_eq!(output.status.code(), Some(2), "{text}");
@@ -157,7 +157,7 @@ fn a_config_without_its_option_is_told_how() {
     let path = site.config();
     let path = path.to_str().expect("UTF-8");
     assert_refused(&qmux_dp(&[path]), &[&format!("qmux-dp --config {path}")]);
-    // Not there: it was meant for a config all the same.
+    // The file does not exist, but it was meant as a config.
     assert_refused(&qmux_dp(&["dp.toml"]), &["qmux-dp --config dp.toml"]);
 }
 
@@ -308,7 +308,7 @@ fn check_tries_the_state_directory_and_leaves_nothing_there() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stdout(&output).contains("deep/state"));
     assert!(!site.dir.path().join("deep").exists());
-    // A file in its way, and a place where nobody can make anything.
+    // A file in the way of the directory, and a place where nobody can make one.
     for dir in ["ca.crt", "ca.crt/state", "/proc/no-such/state"] {
         let site = Site::new(&with(dir));
         assert_refused(&site.run(&["--check"]), &["state_dir", dir, "not usable"]);

@@ -21,15 +21,15 @@ use qmux_bench::load::standing::{Standing, Work};
 /// The most that one unit of work may take on each side.
 struct Bound {
     work: Work,
-    /// What failures call a unit.
+    /// The name of a unit in failures.
     unit: &'static str,
-    /// How many are counted.
+    /// Number of units that are counted.
     units: u64,
     server: Most,
     client: Most,
 }
 
-/// Per unit of work.
+/// The bounds per unit of work.
 struct Most {
     calls: f64,
     /// Send calls for UDP: with one unit at a time, packets.
@@ -66,17 +66,17 @@ const BOUNDS: [Bound; 2] = [
     },
 ];
 
-/// Calls that each side may make in a second whatever is carried: timers, heartbeats, the watch. A
+/// Calls that each side may make in a second whatever it carries: timers, heartbeats, the watch. A
 /// loaded machine takes more seconds for the same work, which must not look like more work.
 const IDLE_CALLS_PER_SECOND: f64 = 100.0;
 
-/// The same of packets.
+/// Packets that each side may send in a second whatever it carries.
 const IDLE_SENDS_PER_SECOND: f64 = 10.0;
 
-/// How long is worked between two looks at what has been done.
+/// How long work goes on between two looks at what has been done.
 const SLICE: Duration = Duration::from_millis(50);
 
-/// Only to end a test that hangs.
+/// This only ends a test that hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn work_until(load: &mut Standing<'_>, units: u64) {
@@ -111,7 +111,7 @@ fn no_unit_of_work_takes_more_calls_than_it_did() {
     }
 }
 
-/// What was counted while so much was done.
+/// The counts for a number of units.
 struct Counted {
     units: f64,
     seconds: f64,
@@ -120,7 +120,7 @@ struct Counted {
 
 fn count(bound: &Bound, tunnel: &Tunnel, service: &Service) -> Counted {
     let mut load = Standing::start(bound.work, tunnel.visit, service).expect("ready");
-    // What happens once (path probes, tables that grow) is done before.
+    // Work that is done once (path probes, tables that grow) is done before.
     work_until(&mut load, bound.units / 10);
     let began = (Instant::now(), load.done());
     let attach = |role, pid| Tracer::attach("qmux-dp", pid).map(|tracer| (role, tracer));
@@ -178,7 +178,8 @@ impl Counted {
                  counted over {units} in {seconds:.1} s: {calls:#?}"
             );
         }
-        // Else nothing was counted. Some units may have been done before both tracers were there.
+        // Otherwise nothing was counted. Some units may have been done before both tracers were
+        // attached.
         assert!(sends as f64 >= self.units * 0.9, "{role:?}: {calls:#?}");
     }
 }

@@ -1,4 +1,5 @@
-//! What `scripts/deploy` offers: it parses, what it refers to is there, its configs are accepted, its times fit together.
+//! What `scripts/deploy` offers: it parses, what it refers to is there, its configs are accepted,
+//! its times fit together.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,8 @@ fn read(name: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The program if it is installed; daemons live in sbin, which is not on everybody's PATH.
+/// The path of the program, if it is installed; daemons are in sbin, which is not in everybody's
+/// PATH.
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin";
     std::env::split_paths(&path)
@@ -29,7 +31,7 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-// ---- Kubernetes ---------------------------------------------------------------------------------------------------
+// ---- Kubernetes ----
 
 /// The objects of one manifest.
 struct Manifest(Vec<YamlOwned>);
@@ -62,13 +64,14 @@ fn list(node: &YamlOwned) -> &[YamlOwned] {
     node.as_vec().unwrap_or_else(|| panic!("a list: {node:?}"))
 }
 
-/// Where a container finds its files.
+/// The places where a container finds its files.
 const MOUNTS: [(&str, &str); 2] = [
     ("config", "/etc/qmux-dp/config"),
     ("certs", "/etc/qmux-dp/certs"),
 ];
 
-/// Lays the config out as it is mounted (`config/dp.toml` beside `certs/`) and loads it as `qmux-dp` does.
+/// Lays the config out as it is mounted (`config/dp.toml` beside `certs/`) and loads it as
+/// `qmux-dp` does.
 fn load(config_map: &YamlOwned, keys_of: &str) -> Config {
     let site = TempDir::new().expect("directory");
     let (config, certs) = (site.path().join("config"), site.path().join("certs"));
@@ -92,7 +95,7 @@ fn load(config_map: &YamlOwned, keys_of: &str) -> Config {
     Config::load(&path).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
-/// What is the same for servers and clients.
+/// Checks what servers and clients have in common.
 fn check_pod(manifest: &Manifest, workload: &YamlOwned, config: &Config, role: &str) {
     let pod = &workload["spec"]["template"]["spec"];
     let container = &list(&pod["containers"])[0];
@@ -253,7 +256,7 @@ fn the_base_of_kustomize_names_the_manifests_and_their_image() {
     }
 }
 
-// ---- the others ---------------------------------------------------------------------------------------------------
+// ---- the others ----
 
 #[test]
 fn the_image_is_built_from_what_is_there() {
@@ -322,7 +325,7 @@ fn systemd_accepts_the_units() {
         let installed = "ExecStart=/usr/local/bin/qmux-dp --config /etc/qmux-dp/";
         assert!(unit.contains(&format!("{installed}{config}\n")));
         assert!(unit.contains("\nExecReload=/bin/kill -HUP $MAINPID\n"));
-        // It wants the program to be there.
+        // systemd-analyze requires that the program exists.
         let unit = unit.replace("/usr/local/bin/qmux-dp", env!("CARGO_BIN_EXE_qmux-dp"));
         let path = site.path().join(name);
         fs::write(&path, unit).expect("written");

@@ -15,7 +15,7 @@ const PROGRAM: &[&[&str]] = &[
     &["cli", "demo"],
 ];
 
-/// The same within the server: mail names things, and not the code that handles them.
+/// The parts within the server: mail names things, and not the code that handles them.
 const SERVER: &[&[&str]] = &[
     &[
         "ids",
@@ -35,7 +35,7 @@ const SERVER: &[&[&str]] = &[
     &["tcp::arrival"],
 ];
 
-/// And within the client: what is known of services and servers knows no lane.
+/// The parts within the client: what is known of services and servers knows no lane.
 const CLIENT: &[&[&str]] = &[
     &["mail"],
     &["services"],

@@ -1,8 +1,9 @@
-//! Socket addresses: a byte that says the family (4 or 6), the IP address, the port, big-endian.
+//! Socket addresses: a byte for the family (4 or 6), the IP address, and the port, big-endian.
 //!
-//! Where one address may be followed by a second one, a bit of its family says whether it is.
+//! Where an address may be followed by a second one, a bit of its family says whether it is.
 //!
-//! The flow label and the scope id of an IPv6 address stay behind: they mean nothing on another host.
+//! The flow label and the scope id of an IPv6 address are not sent, because they mean nothing on
+//! another host.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

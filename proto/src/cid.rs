@@ -1,15 +1,15 @@
 //! Connection ids that a server issues: one byte with the index of the core, then random bytes.
 //!
-//! The kernel reads that first byte to choose the socket of a packet, and with it the core: a server
-//! attaches a classic BPF program (SO_ATTACH_REUSEPORT_CBPF) to its group of sockets. Where the byte
-//! stands follows from RFC 8999, which holds for every version of QUIC:
+//! The kernel reads that first byte to choose the socket of a packet, and with it the core: a
+//! server attaches a classic BPF program (SO_ATTACH_REUSEPORT_CBPF) to its group of sockets. Where
+//! the byte stands follows from RFC 8999, which holds for every version of QUIC:
 //!
-//! - long header (bit 0x80 of byte 0 is set; section 5.1): byte 0, 4 bytes version, 1 byte length of
-//!   the destination connection id, then the id, whose first byte is byte 6;
+//! - long header (bit 0x80 of byte 0 is set; section 5.1): byte 0, 4 bytes version, 1 byte length
+//!   of the destination connection id, then the id, whose first byte is byte 6;
 //! - short header (section 5.2): byte 0, then the id, whose first byte is byte 1.
 //!
-//! In the first packets of a connection the id is the client's choice, so a client can aim a lane at
-//! a core; afterwards it is an id of the server. [`core_of_packet`] does what the program does.
+//! In the first packets of a connection the id is the client's choice, so a client can aim a lane
+//! at a core; afterwards it is an id of the server. [`core_of_packet`] does what the program does.
 
 /// The length in bytes of the connection ids that a server issues: the core and 88 random bits, too
 /// many to guess. RFC 9000 section 17.2 allows up to 20.
@@ -18,10 +18,12 @@ pub const CID_LEN: usize = 12;
 /// The random bytes of a connection id.
 pub const CID_RANDOM_LEN: usize = CID_LEN - 1;
 
-/// Where the destination connection id starts in a packet with a long header (RFC 8999 section 5.1).
+/// Where the destination connection id starts in a packet with a long header (RFC 8999 section
+/// 5.1).
 pub const LONG_HEADER_DCID_OFFSET: usize = 6;
 
-/// Where the destination connection id starts in a packet with a short header (RFC 8999 section 5.2).
+/// Where the destination connection id starts in a packet with a short header (RFC 8999 section
+/// 5.2).
 pub const SHORT_HEADER_DCID_OFFSET: usize = 1;
 
 /// The bit of byte 0 that tells a long header (RFC 8999 section 5).

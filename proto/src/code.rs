@@ -1,8 +1,8 @@
 //! Enums that are numbers on the wire. One table per enum gives the variants, their codes and their
 //! texts, so that the three cannot drift apart.
 
-/// Declares an enum with `code()`, `from_code()` and `Display`. Codes that this version does not know
-/// are kept in the last variant: a peer of a later version may send them.
+/// Declares an enum with `code()`, `from_code()` and `Display`. Codes that this version does not
+/// know are kept in the last variant: a peer of a later version may send them.
 macro_rules! code_enum {
     (
         $(#[$meta:meta])*

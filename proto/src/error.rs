@@ -1,4 +1,4 @@
-//! How things end: the codes that flows and lanes carry on the wire, and what a decoder finds wrong.
+//! The error codes of flows and lanes on the wire, and the errors of decoders.
 
 mod decode;
 mod flow;

@@ -4,7 +4,8 @@ use crate::error::DecodeError;
 use crate::varint;
 use crate::wire;
 
-/// The largest flow id, 2^60 − 1: two bits of the 62-bit varint in front of a datagram say its kind.
+/// The largest flow id, 2^60 − 1: two bits of the 62-bit varint in front of a datagram say its
+/// kind.
 pub const FLOW_ID_MAX: u64 = (1 << 60) - 1;
 
 const _: () = assert!((FLOW_ID_MAX << 2) | 0b11 == varint::MAX);

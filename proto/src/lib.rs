@@ -15,7 +15,8 @@
 //! | [`error`] | the codes with which flows and lanes end |
 //!
 //! Encoders panic on a value that breaks a limit of the format, because such a value is a fault of
-//! the program; decoders answer with a [`DecodeError`], because such a value is a fault of the peer.
+//! the program; decoders answer with a [`DecodeError`], because such a value is a fault of the
+//! peer.
 
 #![forbid(unsafe_code)]
 
@@ -44,8 +45,8 @@ pub use service::{SERVICE_NAME_BYTES_MAX, is_valid_service_name};
 /// The ALPN token of this protocol (RFC 7301).
 pub const ALPN: &[u8] = b"qmux-dp/1";
 
-/// The ALPN token of TLS connections that carry the packets of this protocol where UDP does not pass: each
-/// packet with its length in 2 bytes before it, the high one first.
+/// The ALPN token of TLS connections that carry the packets of this protocol where UDP does not
+/// pass: each packet with its length in 2 bytes before it, the high one first.
 pub const ALPN_OVER_TLS: &[u8] = b"qmux-dp-tls/1";
 
 /// The version that a client states in its Register message.

@@ -1,5 +1,6 @@
 //! The Open header: the first bytes of a TCP flow's stream, from the server to the client. It tells
-//! the client which service to dial and for whom. After it come the visitor's bytes and nothing else.
+//! the client which service to dial and for whom. After it come the visitor's bytes and nothing
+//! else.
 //!
 //! A varint says how many bytes follow; what a later version appends is skipped by that length.
 
@@ -27,14 +28,15 @@ const ENCODED_BYTES_MAX: usize = 2 // length
 
 const _: () = assert!(ENCODED_BYTES_MAX <= OPEN_HEADER_BYTES_MAX);
 
-/// What a client must know to open its end of a flow.
+/// The information that a client needs to open its end of a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenHeader {
     /// The id of the flow, at most [`FLOW_ID_MAX`](crate::FLOW_ID_MAX).
     pub flow_id: u64,
     /// The protocol of the service.
     pub protocol: Protocol,
-    /// The name of the service, at most [`SERVICE_NAME_BYTES_MAX`] bytes; empty for the one without a name.
+    /// The name of the service, at most [`SERVICE_NAME_BYTES_MAX`] bytes; empty for the service
+    /// without a name.
     pub service: String,
     /// The address of the visitor, as the server sees it.
     pub visitor: SocketAddr,
@@ -70,8 +72,9 @@ impl OpenHeader {
         debug_assert_eq!(out.len() - start, body_bytes);
     }
 
-    /// Reads a header from the front of `bytes`: the header and the bytes that it took, or `None`
-    /// while more bytes are needed. An incomplete header costs the reading of its length alone.
+    /// Reads a header from the front of `bytes`: returns the header and the number of bytes that it
+    /// took, or `None` while more bytes are needed. An incomplete header costs only the reading of
+    /// its length.
     ///
     /// # Errors
     ///

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::error::DecodeError;
 
-/// What a visitor speaks with the traffic address, and a client with its service.
+/// The protocol between a visitor and the traffic address, and between a client and its service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// A TCP connection on a QUIC stream.
@@ -25,11 +25,11 @@ impl Protocol {
         }
     }
 
-    /// The protocol of a byte on the wire.
+    /// The protocol for a byte on the wire.
     ///
     /// # Errors
     ///
-    /// [`DecodeError::OutOfRange`] for a byte that names no protocol.
+    /// [`DecodeError::OutOfRange`] for a byte that stands for no protocol.
     pub fn from_code(code: u8) -> Result<Self, DecodeError> {
         match code {
             Self::TCP => Ok(Self::Tcp),

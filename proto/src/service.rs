@@ -9,8 +9,8 @@ use crate::wire;
 /// that the first datagram of a flow still has room for a packet.
 pub const SERVICE_NAME_BYTES_MAX: usize = 128;
 
-/// Whether a name can stand on the wire: at most [`SERVICE_NAME_BYTES_MAX`] bytes and no control
-/// characters, because names are logged. The empty name is the service without a name.
+/// Whether a name is allowed on the wire: at most [`SERVICE_NAME_BYTES_MAX`] bytes and no control
+/// characters, because names are logged. The empty name is that of the service without a name.
 pub fn is_valid_service_name(name: &str) -> bool {
     name.len() <= SERVICE_NAME_BYTES_MAX && !name.chars().any(char::is_control)
 }

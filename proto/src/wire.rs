@@ -1,5 +1,5 @@
-//! The pieces that every encoding is made of: bytes, numbers and texts, read from a slice that
-//! shrinks from its front. Each reader names the field that it reads, so that an error can.
+//! The parts that every encoding consists of: bytes, numbers and texts, read from a slice that
+//! shrinks from its front. Each reader names the field that it reads, so that an error can name it.
 
 use bytes::BufMut;
 

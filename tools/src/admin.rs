@@ -1,4 +1,5 @@
-//! A running program's admin endpoint, asked over TCP or a Unix socket: one request, one answer.
+//! The admin endpoint of a running program, asked over TCP or a Unix socket: one request, one
+//! answer.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -17,13 +18,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of an answer that are read: the status of thousands of services has some MB.
 const ANSWER_BYTES_MAX: u64 = 32 << 20;
 
-/// Lines of an answer's head: the endpoint sends five.
+/// Most header lines of an answer: the endpoint sends five.
 const HEADERS_MAX: usize = 64;
 
-/// Which program is asked.
+/// The program to ask.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Asked {
-    /// Where its admin endpoint is, as in dp.toml: "127.0.0.1:9600" or "unix:/run/qmux-dp/admin.sock".
+    /// Where its admin endpoint is, as in dp.toml: "127.0.0.1:9600" or
+    /// "unix:/run/qmux-dp/admin.sock".
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
     /// Its config, which says where its admin endpoint is.
@@ -32,10 +34,9 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Where to ask.
+    /// The endpoint to ask.
     ///
-    /// # Errors
-    /// If neither the address nor the config says it.
+    /// # Errors If neither the address nor the config names it.
     pub(crate) fn endpoint(&self) -> Result<Endpoint, Failure> {
         match (&self.admin, &self.config) {
             (Some(text), _) => {
@@ -53,7 +54,7 @@ impl Asked {
     }
 }
 
-/// Where an admin endpoint is.
+/// The address of an admin endpoint.
 #[derive(Debug)]
 pub(crate) struct Endpoint(AdminListen);
 
@@ -66,10 +67,10 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// What it has said.
+/// An answer of the endpoint.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// 200 if all is well.
+    /// The status code; 200 if all is well.
     pub(crate) status: u16,
     /// The text.
     pub(crate) body: String,
@@ -83,10 +84,9 @@ impl Endpoint {
         })
     }
 
-    /// That of the program with this config.
+    /// The endpoint of the program with this config.
     ///
-    /// # Errors
-    /// If the config cannot be used, or has none.
+    /// # Errors If the config cannot be used, or has no endpoint.
     pub(crate) fn of_config(path: &Path) -> Result<Endpoint, Failure> {
         let config = Config::load(path).map_err(|errors| Failure::Input(errors.to_string()))?;
         let Some(admin) = config.admin else {
@@ -107,18 +107,16 @@ impl Endpoint {
         self.ask("GET", path, PATIENCE)
     }
 
-    /// Has `path` done.
+    /// Sends an order to `path`.
     ///
-    /// # Errors
-    /// If there is no answer.
+    /// # Errors If there is no answer.
     pub(crate) fn post(&self, path: &str) -> Result<Answer, Failure> {
         self.ask("POST", path, PATIENCE)
     }
 
-    /// The same for what may take this long.
+    /// Sends an order to `path` that may take this long.
     ///
-    /// # Errors
-    /// If there is no answer.
+    /// # Errors If there is no answer.
     pub(crate) fn post_for(&self, path: &str, patience: Duration) -> Result<Answer, Failure> {
         self.ask("POST", path, patience)
     }
@@ -151,7 +149,7 @@ impl Endpoint {
     }
 }
 
-/// Where to reach what listens there.
+/// The address at which a program that listens there can be reached.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -161,8 +159,8 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-/// Sends a request and reads the answer to the connection's end, which `Connection: close` makes the
-/// answer's end.
+/// Sends a request and reads the answer up to the end of the connection, which `Connection: close`
+/// makes the end of the answer.
 fn exchange(
     mut stream: impl Read + Write,
     method: &str,

@@ -28,7 +28,7 @@ pub(crate) fn load(dir: &Path) -> Result<Authority, Failure> {
     })
 }
 
-/// What the CA says of a file.
+/// The CA's refusal as a failure about a file.
 pub(crate) fn refused(path: &Path, error: &AuthorityError) -> Failure {
     match error {
         AuthorityError::Library(_) | AuthorityError::Boring(_) => {
@@ -39,7 +39,8 @@ pub(crate) fn refused(path: &Path, error: &AuthorityError) -> Failure {
     }
 }
 
-/// A file's text; or what is wrong, as the end of a sentence that begins with its path.
+/// Reads a file's text; or returns what is wrong, as the end of a sentence that begins with its
+/// path.
 pub(crate) fn read(path: &Path) -> Result<String, String> {
     let metadata = fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => "does not exist".to_owned(),

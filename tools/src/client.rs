@@ -60,7 +60,7 @@ fn add(args: &Add) -> Result<(), Failure> {
     let host = certs::server_host(&args.server)
         .map_err(|message| Failure::Input(format!("--server {message}")))?;
     let authority = authority::load(&args.certs)?;
-    // Where the server's certificate lies beside the CA, its names are known; elsewhere the host is
+    // If the server's certificate lies beside the CA, its names are known; otherwise the host is
     // the best guess, and dp.toml's default.
     let server_name = authority::read(&args.certs.join("server.crt"))
         .ok()
@@ -106,6 +106,6 @@ fn add(args: &Add) -> Result<(), Failure> {
     output::to_stderr(format_args!(
         "\nOn the client: qmux-dp --config {shown}\nIn the server's dp.toml:\n"
     ));
-    // Alone on standard output, so that it can be appended to a file.
+    // It is the only thing on standard output, so that it can be appended to a file.
     output::to_stdout(&file.entry())
 }

@@ -1,5 +1,5 @@
-//! `qmux-ctl drain`: has a running program stop as SIGTERM does: no new flows, and an end when those
-//! that are open have ended, at the latest after its `drain_timeout`.
+//! `qmux-ctl drain`: has a running program stop as SIGTERM does: no new flows, and an end when
+//! those that are open have ended, at the latest after its `drain_timeout`.
 
 use crate::admin::Asked;
 use crate::failure::Failure;

@@ -1,10 +1,10 @@
-//! How a command ends that did not succeed.
+//! The failures of a command.
 
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// What the exit code says to scripts: the same as for `qmux-dp`.
+/// Exit code for a failure while running, the same as that of `qmux-dp`.
 const FAILED_WHILE_RUNNING: u8 = 1;
 const BAD_INPUT: u8 = 2;
 
@@ -14,18 +14,18 @@ pub(crate) enum Failure {
     /// What was asked for cannot be done; nothing was written.
     #[error("{0}")]
     Input(String),
-    /// The system refused while it was being done.
+    /// The system refused while the command was running.
     #[error("{} cannot be written: {error}", path.display())]
     Write {
-        /// Where to.
+        /// The file that was to be written.
         path: PathBuf,
         /// What the system said.
         error: io::Error,
     },
-    /// What was looked for was found, and said on standard output.
+    /// The fault that was looked for was found, and printed on standard output.
     #[error("see above")]
     Told,
-    /// Something that depends neither on input nor on a file.
+    /// A failure that depends neither on input nor on a file.
     #[error("{0}")]
     Internal(String),
 }

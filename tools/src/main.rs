@@ -1,12 +1,12 @@
 //! `qmux-ctl`: what an operator needs before `qmux-dp` can start, and when it does not work.
 //!
 //! Makes certificates and ticket keys, adds clients, writes commented example configs, translates
-//! QMux's YAML, finds out why a tunnel does not work, and shows what a running program does. Of what
-//! it does only `drain` and `reload` touch a running tunnel, and it never overwrites a file that it
-//! was not told to.
+//! QMux's YAML, finds out why a tunnel does not work, and shows what a running program does. Of
+//! what it does only `drain` and `reload` touch a running tunnel, and it never overwrites a file
+//! that it was not told to.
 
 #![forbid(unsafe_code)]
-// They panic when nobody reads.
+// These macros panic when nobody reads.
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
 mod admin;
@@ -82,7 +82,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // A bad command line exits with 2, by clap.
+    // clap ends the program with 2 for a bad command line.
     let result = match Cli::parse().command {
         Command::Certs(args) => certs::run(args),
         Command::Client(args) => client::run(&args),

@@ -1,7 +1,7 @@
-//! `qmux-ctl man`: manual pages, made of the command line's own help.
+//! `qmux-ctl man`: manual pages, made from the help of the command line.
 //!
-//! That of `qmux-dp` is written by hand, because its command line is in the program itself; a test
-//! holds it against `qmux-dp --help`.
+//! The page of `qmux-dp` is written by hand, because its command line is in the program itself; a
+//! test compares it with `qmux-dp --help`.
 
 use std::io;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    // Its help is in the pages already.
+    // The help command is part of the pages already.
     let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
     let failed = |error: io::Error| Failure::Internal(format!("a manual page: {error}"));

@@ -1,4 +1,4 @@
-//! Writes a text to where it was asked for.
+//! Writes a text to a file or to standard output.
 
 use std::fmt::Display;
 use std::fs::{self, Permissions};
@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 
-/// Who may read a file that is written.
+/// The users who may read a file that is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Readers {
-    /// Whoever the umask lets.
+    /// Those whom the umask allows.
     Usual,
-    /// The owner alone: the text holds a secret.
+    /// Only the owner, because the text contains a secret.
     Owner,
 }
 
-/// Writes `text` to a file, which must not be there yet unless `force` is set. The file appears as
-/// a whole or not at all; its directory is made if need be.
+/// Writes `text` to a file, which must not exist unless `force` is set. The file appears as a whole
+/// or not at all; its directory is made if need be.
 pub(crate) fn to_file(
     path: &Path,
     text: &str,
@@ -27,7 +27,8 @@ pub(crate) fn to_file(
     write(path, text, readers, force, " (--force replaces it)")
 }
 
-/// As [`to_file`], for a file that is never replaced; `way_out` says what to do if it is there.
+/// Writes `text` like [`to_file`] to a file that is never replaced; `way_out` says what to do if it
+/// exists.
 pub(crate) fn to_new_file(
     path: &Path,
     text: &str,
@@ -37,10 +38,10 @@ pub(crate) fn to_new_file(
     write(path, text, readers, false, way_out)
 }
 
-/// Puts `text` in the place of what a file holds: whoever reads it sees the old text or the new one,
-/// and the file's rights stay.
+/// Replaces the content of a file by `text`: whoever reads it sees the old text or the new one, and
+/// the file's mode stays.
 pub(crate) fn replace(path: &Path, text: &str) -> Result<(), Failure> {
-    // What the path leads to, so that a link stays a link.
+    // The target of the path is replaced, so that a link stays a link.
     let failed = |error| Failure::Write {
         path: path.to_owned(),
         error,
@@ -78,7 +79,7 @@ fn write(
             path.display()
         ))
     };
-    // Said before any work is done; the decision is made by the system when the file appears.
+    // This is reported before any work is done; the system decides when the file is made.
     if !force && path.symlink_metadata().is_ok() {
         return Err(exists());
     }
@@ -124,7 +125,7 @@ fn permissions(readers: Readers) -> Permissions {
     })
 }
 
-/// Writes `text` to standard output. Whoever reads it may stop early, as `head` does.
+/// Writes `text` to standard output. The reader may stop early, as `head` does.
 pub(crate) fn to_stdout(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout
@@ -139,7 +140,7 @@ pub(crate) fn to_stdout(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Writes one line to standard error. Nobody is left to tell if that is gone or full.
+/// Writes one line to standard error. There is nobody to tell if that is closed or full.
 pub(crate) fn to_stderr(line: impl Display) {
     let _lost = writeln!(io::stderr(), "{line}");
 }

@@ -7,7 +7,7 @@ use crate::admin::Asked;
 use crate::failure::Failure;
 use crate::output;
 
-/// How long it may take: every new address is tried, and every core is waited for.
+/// How long a reload may take: every new address is tried, and every core is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let body = answer.body.trim();
     match answer.status {
         200..300 => output::to_stdout(&format!("{body}\n")),
-        // The configuration is what is wrong.
+        // The configuration cannot be used.
         422 => Err(Failure::Input(body.to_owned())),
         _ => Err(Failure::Internal(format!("{endpoint}/reload says: {body}"))),
     }

@@ -1,7 +1,7 @@
-//! `qmux-ctl certs renew`: a new certificate in the place of one that ends.
+//! `qmux-ctl certs renew`: renews a certificate.
 //!
-//! By the same CA and with the same key: one file is replaced at once, the pair fits at any moment,
-//! and what a server derives from its key survives. No other file is touched.
+//! The CA and the key stay the same: one file is replaced at once, the pair fits at any moment, and
+//! what a server derives from its key survives. No other file is touched.
 
 use std::path::{Path, PathBuf};
 

@@ -7,7 +7,8 @@ use qmux_config::{TICKET_KEYS_MAX, TicketKey, read_ticket_keys};
 use crate::failure::Failure;
 use crate::output::{self, Readers};
 
-/// Old keys that rotation keeps unless told otherwise: as many as a server keeps that draws its own.
+/// Old keys that rotation keeps unless told otherwise: as many as a server keeps that draws its
+/// own.
 const KEEP_DEFAULT: u8 = 2;
 
 #[derive(Debug, clap::Args)]

@@ -82,7 +82,8 @@ struct Lines {
 }
 
 impl Log {
-    /// Also after somebody has panicked while he looked: the lines are then what is wanted.
+    /// Locks the lines, even after somebody has panicked while he looked: they are then what is
+    /// wanted.
     fn lock(&self) -> MutexGuard<'_, Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -287,7 +288,7 @@ impl Program {
         }
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL, and waits for the end.
     pub fn kill(&mut self) {
         if self.ended.is_none() {
             // Fails only if it has ended by itself.

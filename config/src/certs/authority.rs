@@ -1,4 +1,4 @@
-//! A CA that is there already: further certificates of it, and new ones for those that end.
+//! An existing CA: it issues further certificates, and renews those that expire.
 
 use boring::pkey::PKey;
 use boring::x509::X509;
@@ -42,10 +42,11 @@ impl std::fmt::Debug for Authority {
     }
 }
 
-/// Why a CA makes no certificate. Each is the end of a sentence that begins with what was given.
+/// Why a CA does not issue a certificate. Each text is the end of a sentence that begins with what
+/// was given.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    /// The CA's certificate cannot be read, or is none of a CA.
+    /// The CA's certificate cannot be read, or does not belong to a CA.
     #[error("is no CA certificate in PEM form (-----BEGIN CERTIFICATE-----)")]
     NoAuthority,
     /// The CA has expired.
@@ -54,19 +55,19 @@ pub enum AuthorityError {
     /// The CA's key cannot be read.
     #[error("is no private key in PEM form without a passphrase (-----BEGIN PRIVATE KEY-----)")]
     NoKey,
-    /// The key is another one's.
+    /// The key belongs to another certificate.
     #[error("does not belong to the CA certificate")]
     OtherKey,
     /// The certificate to renew cannot be read.
     #[error("is no certificate in PEM form (-----BEGIN CERTIFICATE-----)")]
     NoCertificate,
-    /// Another CA has issued it.
+    /// Another CA has issued the certificate to renew.
     #[error("was issued by another CA ({0}), which alone can renew it")]
     OtherIssuer(String),
-    /// The key of the certificate to renew is another one's.
+    /// The key does not belong to the certificate to renew.
     #[error("does not belong to its key")]
     OtherLeafKey,
-    /// It is a CA itself.
+    /// The certificate to renew is that of a CA.
     #[error("is a CA certificate; only those of a server or a client can be renewed")]
     IsAuthority,
     /// The validity is out of range.
@@ -81,10 +82,9 @@ pub enum AuthorityError {
 }
 
 impl Authority {
-    /// The CA of a certificate and its key, both in PEM form.
+    /// Reads the certificate and the key of a CA, both in PEM form.
     ///
-    /// # Errors
-    /// They are not what they should be, do not belong together, or the CA has expired.
+    /// # Errors They are not what they should be, do not belong together, or the CA has expired.
     pub fn from_pem(cert_pem: &str, key_pem: &str) -> Result<Self, AuthorityError> {
         let cert = X509::from_pem(cert_pem.as_bytes()).map_err(|_| AuthorityError::NoAuthority)?;
         let der = cert.to_der()?;
@@ -116,11 +116,10 @@ impl Authority {
         &self.pem
     }
 
-    /// Makes a key and a certificate for a client of this name, valid for so many days or as long
-    /// as the CA.
+    /// Issues a certificate, with a new key, for a client of this name. It is valid for this many
+    /// days, or as long as the CA.
     ///
-    /// # Errors
-    /// The days are out of range, or the system gives no randomness.
+    /// # Errors The days are out of range, or the system gives no randomness.
     pub fn issue_client(&self, name: &str, days: u32) -> Result<Issued, AuthorityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = params(name, self.validity(days)?);
@@ -131,13 +130,13 @@ impl Authority {
         })
     }
 
-    /// Makes a new certificate in the place of one that this CA has issued: the same key, subject,
-    /// names and purposes; only the validity and the serial number are new. The key stays, so that
-    /// one file is replaced and no moment passes in which the pair does not fit, and because what a
-    /// server derives from its key survives.
+    /// Renews a certificate that this CA has issued: with the same key, subject, names and
+    /// purposes; only the validity and the serial number are new. The key stays, so that one file
+    /// is replaced and there is no moment at which the pair does not fit, and because what a server
+    /// derives from its key survives.
     ///
-    /// # Errors
-    /// Another CA has issued it, it does not belong to its key, or one of them cannot be read.
+    /// # Errors Another CA has issued it, it does not belong to its key, or one of them cannot be
+    /// read.
     pub fn renew(
         &self,
         cert_pem: &str,
@@ -172,7 +171,7 @@ impl Authority {
             return Err(AuthorityError::Days(days));
         }
         let now = OffsetDateTime::now_utc();
-        // Nobody accepts a certificate whose CA has ended.
+        // Nobody accepts a certificate whose CA has expired.
         let until = (now + Duration::days(i64::from(days))).min(self.ends);
         Ok((now - BACKDATED, until))
     }
@@ -185,7 +184,7 @@ impl Authority {
     }
 }
 
-/// A private key for both libraries, whichever of the usual forms its PEM text has.
+/// A private key for both libraries, in whichever of the usual forms its PEM text has.
 fn read_key(pem: &str) -> Result<(KeyPair, PKey<boring::pkey::Private>), AuthorityError> {
     let private = PKey::private_key_from_pem_callback(pem.as_bytes(), |_| Ok(0))
         .map_err(|_| AuthorityError::NoKey)?;

@@ -14,7 +14,7 @@ use crate::local_service::LocalPorts;
 use crate::ports::Ports;
 use crate::service_name::is_name;
 
-/// Where a service is, unless it is said.
+/// The host of a service, if none is given.
 const HOST: &str = "127.0.0.1";
 const PORT: u16 = 3_000;
 
@@ -22,7 +22,7 @@ const PORT: u16 = 3_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OfferedService {
     name: String,
-    /// Host and ports; `None`: to be edited.
+    /// Host and ports; `None` if they are to be filled in later.
     place: Option<(String, LocalPorts)>,
 }
 
@@ -70,14 +70,14 @@ impl OfferedService {
         &self.name
     }
 
-    /// Whether nobody has said where it is.
+    /// Whether its place is to be filled in later.
     #[must_use]
     pub fn is_to_be_edited(&self) -> bool {
         self.place.is_none()
     }
 }
 
-/// What goes into the file.
+/// The content of the file.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientFile<'a> {
     /// The client's name.
@@ -86,7 +86,7 @@ pub struct ClientFile<'a> {
     pub server: &'a str,
     /// The name that the server's certificate has.
     pub server_name: &'a str,
-    /// Empty: the service without a name.
+    /// The services; if there are none, the service without a name.
     pub services: &'a [OfferedService],
     /// The CA's certificate, in PEM form.
     pub ca_cert_pem: &'a str,
@@ -95,10 +95,9 @@ pub struct ClientFile<'a> {
 }
 
 impl ClientFile<'_> {
-    /// The text of the file. It holds a private key.
+    /// The text of the file. It contains a private key.
     ///
-    /// # Errors
-    /// What [`Config`] would say of it.
+    /// # Errors The problem that [`Config`] would report about it.
     pub fn text(&self) -> Result<String, String> {
         let mut text = String::new();
         // Writing to a string cannot fail.
@@ -175,7 +174,7 @@ pub fn server_host(server: &str) -> Result<&str, String> {
 }
 
 /// The name to expect in the certificate of a server that is dialled at `host`: the host, if it is
-/// among the certificate's names; otherwise the first of them that is no pattern.
+/// among the certificate's names; otherwise the first of them that is not a pattern.
 #[must_use]
 pub fn server_name(cert_pem: &str, host: &str) -> Option<String> {
     let cert = X509::from_pem(cert_pem.as_bytes()).ok()?;
@@ -201,16 +200,15 @@ pub enum RenewInFileError {
     /// The file is not TOML.
     #[error("is not valid TOML: {0}")]
     Syntax(String),
-    /// The CA did not make one.
+    /// The CA has not issued one.
     #[error("its client_cert {0}")]
     Authority(#[from] AuthorityError),
 }
 
-/// The text of a client's file with a new certificate in the place of its own; all else stays as it
-/// is. Also gives the new certificate.
+/// The text of a client's file with its certificate renewed, and the new certificate; all else
+/// stays as it is.
 ///
-/// # Errors
-/// There is none in it, or [`Authority::renew`] refuses it.
+/// # Errors There is no certificate in the file, or [`Authority::renew`] refuses it.
 pub fn renew_in_file(
     text: &str,
     authority: &Authority,

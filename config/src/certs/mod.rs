@@ -1,8 +1,8 @@
-//! Certificates: a private CA to start with, one certificate for the server, one for the client;
-//! and what comes later, a file for each further client, and new certificates for those that end.
+//! Certificates: a private CA to start with, one certificate for the server and one for the client.
+//! Later come a file for each further client, and new certificates for those that expire.
 //!
-//! Enough for a tunnel between two hosts of one owner. Who runs a CA of their own uses that one;
-//! nothing here is needed for it.
+//! This is enough for a tunnel between two hosts of one owner. Operators with a CA of their own use
+//! that one, and need nothing of this.
 
 mod authority;
 mod client_file;
@@ -26,12 +26,12 @@ pub use client_file::{
 pub use write::{FILE_NAMES, WriteError, write};
 
 /// How long certificates are valid unless told otherwise: ten years, as in QMux. Both ends are this
-/// program, so the shorter limits of browsers do not count.
+/// program, so the shorter limits of browsers do not apply.
 pub const DAYS_DEFAULT: u32 = 3_650;
 /// Longest validity: a hundred years; more runs into the four digits of a year.
 pub const DAYS_MAX: u32 = 36_500;
 
-/// Certificates are valid from this long ago, because clocks differ.
+/// Certificates are valid from this long before they are issued, because clocks differ.
 const BACKDATED: Duration = Duration::HOUR;
 
 /// What certificates to make.
@@ -49,7 +49,7 @@ pub struct CertsRequest {
 pub struct Generated {
     /// The CA's certificate: both sides trust it.
     pub ca_cert_pem: String,
-    /// The CA's key: to be kept away from both sides; it makes further certificates.
+    /// The CA's key, which issues further certificates; to be kept away from both sides.
     pub ca_key_pem: String,
     /// The server's certificate.
     pub server_cert_pem: String,
@@ -104,7 +104,7 @@ pub fn generate(request: &CertsRequest) -> Result<Generated, GenerateError> {
 
     let ca_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut ca = params("qmux-dp CA", validity);
-    // No CA below this one: it issues the certificates of peers and nothing else.
+    // There is no CA below this one: it issues the certificates of peers and nothing else.
     ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let ca_cert = ca.self_signed(&ca_key)?;
@@ -134,7 +134,8 @@ fn issue(
     usage: ExtendedKeyUsagePurpose,
     issuer: &Issuer<'_, &KeyPair>,
 ) -> Result<(Certificate, KeyPair), GenerateError> {
-    // Not merely absent: TLS libraries differ on whether a certificate that says nothing is a CA.
+    // This is said explicitly, because TLS libraries differ on whether a certificate that says
+    // nothing is a CA.
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![usage];

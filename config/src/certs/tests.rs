@@ -1,4 +1,4 @@
-//! Whether TLS accepts the certificates for what they are for, and for nothing else.
+//! Whether TLS accepts the certificates for their purposes, and for nothing else.
 
 use std::fs;
 use std::io;
@@ -23,7 +23,7 @@ fn certs(names: &[&str]) -> Generated {
     .expect("certificates")
 }
 
-/// Mutual TLS over a socket pair; `Err` says which side objected first.
+/// Performs mutual TLS over a socket pair; `Err` says which side objected first.
 fn handshake(
     ca_pem: &str,
     server: (&str, &str),
@@ -66,7 +66,7 @@ fn handshake(
         .build()
         .connect(name, near)
         .map_err(|error| error.to_string());
-    // The client of TLS 1.3 is done before the server has judged it.
+    // The client of TLS 1.3 is done before the server has checked its certificate.
     let client = client.map(drop);
     let server = server.join().expect("server thread");
     client.map_err(|error| format!("client: {error}"))?;
@@ -138,8 +138,8 @@ fn neither_certificate_serves_in_the_other_role() {
     assert!(error.starts_with("server: "), "{error}");
 }
 
-/// What the check of config files relies on: a server certificate whose extended key usage is "any"
-/// and not also serverAuth is worth nothing to TLS.
+/// The check of config files relies on this: TLS does not accept a server certificate whose
+/// extended key usage is "any" and not also serverAuth.
 #[test]
 fn any_extended_usage_is_not_enough_for_a_server() {
     let now = OffsetDateTime::now_utc();

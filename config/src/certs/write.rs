@@ -1,4 +1,4 @@
-//! Puts certificates and keys into files.
+//! Writes certificates and keys into files.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -16,21 +16,21 @@ pub const FILE_NAMES: [&str; 6] = [
     "client.key",
 ];
 
-/// Rights of a key file: its owner's alone.
+/// Mode of a key file: only its owner may read and write it.
 #[cfg(unix)]
 const KEY_MODE: u32 = 0o600;
 
 /// Why certificates were not written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// Some of the files are there already; nothing was written.
+    /// Some of the files exist already; nothing was written.
     #[error(
         "{} already there: {}; nothing was written",
         if .0.len() == 1 { "this file is" } else { "these files are" },
         .0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
     Exists(Vec<PathBuf>),
-    /// The system refused; files that were new are removed again.
+    /// The system refused; new files were removed again.
     #[error("{} cannot be written: {error}", path.display())]
     Io {
         /// The file or directory.
@@ -45,8 +45,7 @@ pub enum WriteError {
 /// Key files are readable by their owner alone from the moment they exist. With `force`, each file
 /// is replaced as a whole: whoever reads it meanwhile sees the old or the new one.
 ///
-/// # Errors
-/// Without `force`, any of the files is there already; or the system refuses.
+/// # Errors Without `force`, any of the files exists already; or the system refuses.
 pub fn write(certs: &Generated, dir: &Path, force: bool) -> Result<Vec<PathBuf>, WriteError> {
     let contents = [
         &certs.ca_cert_pem,
@@ -72,11 +71,12 @@ pub fn write(certs: &Generated, dir: &Path, force: bool) -> Result<Vec<PathBuf>,
         error,
     })?;
 
-    // All under temporary names first, so that a full disk leaves the old files in place.
+    // All files are written under temporary names first, so that a full disk leaves the old files
+    // in place.
     let staged: Vec<PathBuf> = paths.iter().map(|path| staging_name(path)).collect();
     let result = stage_all(&staged, &contents).and_then(|()| publish_all(&staged, &paths, force));
     for path in &staged {
-        // Gone already where all went well.
+        // It is gone already where everything went well.
         let _ = fs::remove_file(path);
     }
     result.map(|()| paths)

@@ -1,6 +1,7 @@
-//! Commented configurations to start from, one for each role, with every key that there is.
+//! Commented configurations to start from, one for each role, with every key that exists.
 
-/// A configuration of the server role: the certificates that `qmux-ctl certs` makes, one listener.
+/// A configuration of the server role, with the certificates that `qmux-ctl certs` makes and one
+/// listener.
 #[must_use]
 pub fn server() -> &'static str {
     concat!(include_str!("server.toml"), include_str!("common.toml"))

@@ -1,4 +1,4 @@
-//! The examples must work, and must leave nothing out.
+//! The examples must work, and must contain every key.
 
 use std::path::{Path, PathBuf};
 
@@ -42,8 +42,7 @@ fn switched_on(text: &str, token: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The keys that stand in the place of another one, or have no default, which the examples have as
-/// well.
+/// Keys that replace another one, or have no default, which the examples have as well.
 const ALTERNATIVES: &[&str] = &[
     "ca_cert",
     "crl_file",

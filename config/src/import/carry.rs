@@ -66,7 +66,7 @@ pub(super) fn boolean(
     None
 }
 
-/// `value`, brought into `range` with a note if it lies outside.
+/// Brings `value` into `range`, with a note if it lies outside.
 pub(super) fn clamped<T: Copy + PartialOrd>(
     scalar: &Scalar,
     value: T,
@@ -164,7 +164,7 @@ pub(super) fn string(from: &mut Mapping<'_>, key: &str, draft: &mut Draft) -> Op
     Some(scalar)
 }
 
-/// Copies an address to listen on. Go takes `:8443` and names; an IP address is needed here.
+/// Copies an address to listen on. Go accepts `:8443` and names; an IP address is needed here.
 pub(super) fn listen(
     from: &mut Mapping<'_>,
     key: &str,
@@ -191,7 +191,7 @@ pub(super) fn listen(
     Some(scalar)
 }
 
-/// Copies `[udp]` out of the mappings of that name; what they disagree about is noted.
+/// Copies `[udp]` from the mappings of that name; contradictions among them are noted.
 pub(super) fn udp(from: Vec<Mapping<'_>>, draft: &mut Draft) {
     let mut settled: Option<bool> = None;
     for mut mapping in from {

@@ -9,7 +9,7 @@ use crate::units;
 const HEAD: &str = "# Imported from a QMux config. Keys that are not here have their defaults; \
     `qmux-ctl config server`\n# and `qmux-ctl config client` show all of them.\n";
 
-/// Text so far, and notes so far.
+/// The text so far, and the notes so far.
 pub(super) struct Draft {
     text: String,
     /// The header of a section that has no key yet; it is written with its first one.
@@ -49,7 +49,7 @@ impl Draft {
         self.raw(key, &format!("\"{}\"", units::format_size(bytes)));
     }
 
-    /// A number or a boolean.
+    /// Writes a number or a boolean.
     pub(super) fn plain(&mut self, key: &str, value: impl std::fmt::Display) {
         self.raw(key, &value.to_string());
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// A Go duration such as `1h30m`, `1.5h`, `100ms` or `0`; a bare number is nanoseconds, as it is
+/// Reads a Go duration such as `1h30m`, `1.5h`, `100ms` or `0`. A bare number is nanoseconds, as
 /// for QMux's YAML reader. Negative ones are `None`.
 pub(super) fn duration(text: &str) -> Option<Duration> {
     let text = text.strip_prefix('+').unwrap_or(text);
@@ -59,7 +59,7 @@ fn unit_nanos(unit: &str) -> Option<u64> {
     })
 }
 
-/// A whole number as YAML writes it: decimal, `0x`, `0o`, `0b`, with underscores.
+/// Reads a whole number as YAML writes it: decimal, `0x`, `0o`, `0b`, with underscores.
 pub(super) fn unsigned(text: &str) -> Option<u64> {
     let plain = text.replace('_', "");
     let (digits, radix) = match plain.get(..2) {
@@ -74,7 +74,7 @@ pub(super) fn unsigned(text: &str) -> Option<u64> {
     u64::from_str_radix(digits, radix).ok()
 }
 
-/// A boolean; QMux's YAML reader also takes YAML 1.1's words for it.
+/// Reads a boolean; QMux's YAML reader also accepts the words of YAML 1.1.
 pub(super) fn boolean(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" | "y" => Some(true),

@@ -20,16 +20,16 @@ use crate::config::Config;
 use draft::Draft;
 use yaml::Mapping;
 
-/// What came out of a YAML file.
+/// The result of importing a YAML file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Imported {
     /// The text of a `dp.toml`.
     pub toml: String,
-    /// What could not be carried over as it was, in the order of the YAML's lines.
+    /// What could not be carried over unchanged, in the order of the YAML's lines.
     pub notes: Vec<Note>,
 }
 
-/// Something that did not carry over as it was.
+/// Something that was not carried over unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {
     /// The line of the YAML, from 1; absent where the note is about the result.
@@ -58,9 +58,9 @@ pub enum ImportError {
     /// The text is not YAML.
     #[error("{line}:{column}: is not valid YAML: {message}")]
     Syntax {
-        /// From 1.
+        /// The line, from 1.
         line: usize,
-        /// From 1.
+        /// The column, from 1.
         column: usize,
         /// What the YAML reader says.
         message: String,
@@ -103,7 +103,7 @@ pub fn import(yaml: &str, target: &Path) -> Result<Imported, ImportError> {
     Ok(Imported { toml, notes })
 }
 
-/// What the result's own check still objects to, apart from the certificates.
+/// The problems that the check of the result still finds, apart from the certificates.
 fn remaining_problems(toml: &str, target: &Path) -> Vec<Note> {
     let Err(errors) = Config::parse(toml, target) else {
         return Vec::new();

@@ -58,8 +58,8 @@ impl Settings {
         }
     }
 
-    /// Fills what is not set here from `other`, the settings of a later listener, with a note, as
-    /// it holds for all of them; what both set differently is noted, too.
+    /// Fills settings that are missing here from `other`, those of a later listener, with a note,
+    /// because they hold for all listeners. Settings that differ are noted too.
     pub(super) fn merge(&mut self, other: Self, draft: &mut Draft) {
         for (mine, theirs) in self.windows.iter_mut().zip(other.windows) {
             keep_first(mine, theirs, units::format_size, draft);
@@ -92,7 +92,7 @@ impl Settings {
         self.merge_0rtt(other.allow_0rtt, draft);
     }
 
-    /// Whoever turned early data off had a reason: it is off for all then.
+    /// Merges the setting of early data: if one listener has turned it off, it is off for all.
     fn merge_0rtt(&mut self, other: Found<bool>, draft: &mut Draft) {
         let first = self.allow_0rtt.as_ref().map(|(_, allow)| *allow);
         match other {
@@ -139,7 +139,7 @@ impl Settings {
     }
 }
 
-/// Takes a time and brings it into a range of milliseconds.
+/// Reads a time and brings it into a range of milliseconds.
 fn time(
     from: &mut Mapping<'_>,
     key: &str,
@@ -204,8 +204,8 @@ fn write_window(
     }
 }
 
-/// QMux's library never lets the keep-alive period pass half of the idle timeout; here that would
-/// be refused, so it is brought down to a third.
+/// Writes the keep-alive period and the idle timeout. QMux's library limits the period to half of
+/// the timeout; here that would be refused, so it is reduced to a third.
 fn write_idle(period: Found<Duration>, timeout: Found<Duration>, draft: &mut Draft) {
     let mut timeout = timeout.map(|(_, timeout)| timeout);
     if let Some((scalar, mut period)) = period {

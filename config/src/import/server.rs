@@ -69,7 +69,7 @@ fn carry_tls(mut tls: Mapping<'_>, draft: &mut Draft) {
     let interval_key = "session_ticket_encryption_key_rotation_interval";
     if let Some(scalar) = tls.scalar(interval_key, &mut draft.notes) {
         match go::duration(&scalar.text) {
-            // Zero turns rotation off here as there.
+            // Zero turns rotation off, here as in QMux.
             Some(Duration::ZERO) => draft.duration(interval_key, Duration::ZERO),
             Some(interval) => {
                 let range = (Duration::from_secs(1), TICKET_KEY_ROTATION_INTERVAL_MAX);

@@ -1,4 +1,4 @@
-//! QMux's own layouts, with everything that they may hold.
+//! QMux's own layouts, with everything that they may contain.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -81,7 +81,7 @@ fn target() -> (tempfile::TempDir, PathBuf) {
     (dir, path)
 }
 
-/// Imports, and loads what came out.
+/// Imports a text, and loads the result.
 fn imported(yaml: &str) -> (Config, Vec<String>) {
     let (_dir, path) = target();
     let imported = import(yaml, &path).expect("imported");

@@ -1,12 +1,12 @@
-//! A view of the YAML that remembers what was asked for, so that the rest can be noted.
+//! A view of the YAML that remembers which keys were asked for, so that the others can be noted.
 
 use saphyr::{MarkedYaml, YamlData, YamlLoader};
 use saphyr_parser::Parser;
 
 use super::{ImportError, Note};
 
-/// Parses a text of which the first document counts. Scalars stay as they are written: what type
-/// they have is for the key to say, as in Go.
+/// Parses a text, of which the first document counts. Scalars stay as they are written; their type
+/// depends on the key, as in Go.
 pub(super) fn parse(text: &str) -> Result<MarkedYaml<'_>, ImportError> {
     let syntax = |error: &saphyr::ScanError| ImportError::Syntax {
         line: error.marker().line(),
@@ -101,8 +101,8 @@ impl<'a> Mapping<'a> {
         }
     }
 
-    /// Takes a scalar. An absent one and a null are `None`, as in Go; so is something else, with a
-    /// note.
+    /// Takes a scalar. The result is `None` for an absent one and a null, as in Go, and for
+    /// something else, which is noted.
     pub(super) fn scalar(&mut self, key: &str, notes: &mut Vec<Note>) -> Option<Scalar> {
         let entry = self.take(key)?;
         let full = self.full(&entry.key);
@@ -127,7 +127,8 @@ impl<'a> Mapping<'a> {
         }
     }
 
-    /// Takes a mapping; an absent one is empty, and so is something else, with a note.
+    /// Takes a mapping. The result is empty for an absent one, and for something else, which is
+    /// noted.
     pub(super) fn mapping(&mut self, key: &str, notes: &mut Vec<Note>) -> Mapping<'a> {
         let empty = |name| Mapping {
             name,
@@ -180,7 +181,7 @@ impl<'a> Mapping<'a> {
         mappings
     }
 
-    /// Notes everything that was not taken, with `why` in the place of the usual words.
+    /// Notes everything that was not taken, with `why` instead of the usual words.
     pub(super) fn note_rest(self, why: &str, notes: &mut Vec<Note>) {
         for entry in &self.entries {
             let key = self.full(&entry.key);
@@ -201,8 +202,8 @@ impl<'a> Mapping<'a> {
     }
 }
 
-/// Whether a key in the file is the one asked for. QMux writes some keys with underscores and some
-/// without; neither is wrong here.
+/// Whether a key in the file is the one that is asked for. QMux writes some keys with underscores
+/// and some without; both are accepted here.
 fn matches(found: &str, asked: &str) -> bool {
     found
         .replace('_', "")

@@ -11,7 +11,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::fixture::{CLIENT, SERVER, dir};
 
-/// A directory of its own, with the certificates of the fixture, to spoil one of them.
+/// A directory with the certificates of the fixture, for a test that spoils one of them.
 fn certs() -> TempDir {
     let own = tempfile::tempdir().expect("a directory");
     fs::create_dir(own.path().join("certs")).expect("a directory");
@@ -46,8 +46,8 @@ fn warnings(text: &str, dir: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Puts a self-signed certificate of `days` from `start` with `edit` applied, and its key, in the
-/// place of `name`.
+/// Replaces `name` by a self-signed certificate of `days` from `start` with `edit` applied, and its
+/// key.
 fn replace(
     dir: &Path,
     name: &str,
@@ -306,12 +306,13 @@ fn for_a_diagnosis_a_certificate_out_of_its_time_is_a_warning() {
     assert!(Config::load_whatever_the_time(&path).is_err());
 }
 
-/// A list of the fixture's form that revokes nobody, due to be replaced in so many days.
+/// A list in the form of the fixture that revokes nobody, due to be replaced in so many days.
 fn list_due_in(days: i64) -> String {
     list_between(-30, days, None)
 }
 
-/// The same, issued in so many days, and perhaps not about all certificates.
+/// A list that is issued in so many days and due after so many, and perhaps does not cover all
+/// certificates.
 fn list_between(
     issued: i64,
     days: i64,
@@ -388,7 +389,7 @@ fn scope(scope: rcgen::CrlScope) -> rcgen::CrlIssuingDistributionPoint {
     }
 }
 
-/// Made by OpenSSL: a delta list, which a critical extension says.
+/// A delta list made by OpenSSL, which a critical extension marks as such.
 const DELTA_LIST: &str = "-----BEGIN X509 CRL-----
 MIG1MFwCAQEwCgYIKoZIzj0EAwIwDDEKMAgGA1UEAwwBeBcNMjYxMTI5MTAwMTAx
 WhgPMjA4MTA5MDExMDAxMDFaoB0wGzANBgNVHRsBAf8EAwIBATAKBgNVHRQEAwIB
@@ -397,7 +398,7 @@ ATAKBggqhkjOPQQDAgNJADBGAiEAg6LcmW7ZXOgA0WELwFwBzid/4962K663N6fZ
 -----END X509 CRL-----
 ";
 
-/// Made by OpenSSL: a list of those alone whose keys are known to others.
+/// A list made by OpenSSL that covers only certificates revoked for some reasons.
 const LIST_OF_SOME_REASONS: &str = "-----BEGIN X509 CRL-----
 MIG2MF8CAQEwCgYIKoZIzj0EAwIwDDEKMAgGA1UEAwwBeBcNMjYxMTI5MTAwMTAx
 WhgPMjA4MTA5MDExMDAxMDFaoCAwHjAQBgNVHRwBAf8EBjAEgwIGQDAKBgNVHRQE
@@ -417,7 +418,7 @@ fn a_list_that_tls_cannot_go_by_is_refused_with_what_would_be_right() {
         (LIST_OF_SOME_REASONS, "list of all that the CA has revoked"),
         (&of_cas, "list of all that the CA has revoked"),
     ] {
-        // Beside one that is good.
+        // The list stands beside a valid one.
         fs::write(&path, list_due_in(1) + list).expect("written");
         let problem = problem(&text, own.path());
         assert!(

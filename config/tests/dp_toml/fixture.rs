@@ -54,7 +54,7 @@ client_cert_file = "certs/client.crt"
 client_key_file = "certs/client.key"
 "#;
 
-/// The directory in which the texts' certificates are.
+/// The directory of the texts' certificates.
 pub(crate) fn dir() -> &'static Path {
     DIR.path()
 }

@@ -9,7 +9,7 @@ use qmux_config::{
 
 use crate::fixture::{CLIENT, SERVER, accept, dir, edited, problem, problems};
 
-/// What stands for `[[server.listeners]]` in the other texts.
+/// The text that stands for `[[server.listeners]]` in the other texts.
 const LISTENER: &str = "[[server.listeners]]\nquic_addr = \"0.0.0.0:8443\"\n\
     traffic_addr = \"0.0.0.0:8080\"\nprotocol = \"both\"\n";
 const DOOR: &str = "quic_addr = \"0.0.0.0:8443\"\n";
@@ -62,7 +62,7 @@ fn services_share_one_door_and_take_what_they_do_not_say_from_the_server() {
     assert_eq!(ssh.stall_timeout, Duration::from_secs(5));
     assert!(!web.required && ssh.required);
     assert!(server.listeners().is_empty());
-    // The door, with UDP and with TCP for TLS, two sockets for web, a hundred for ssh.
+    // The door, with UDP and with TCP for TLS; two sockets for web, a hundred for ssh.
     assert_eq!(server.sockets(1), 104);
     assert_eq!(server.sockets(4), 416);
 }

@@ -7,7 +7,7 @@ use qmux_config::{Config, Errors, FileOrText, ServerAuth};
 
 use crate::fixture::{CLIENT, SERVER, accept, dir, edited, path, problem};
 
-/// `text` with the PEM of `name` in the place of the key that names the file.
+/// `text` with the PEM of `name` in place of the key that names the file.
 fn inline(text: &str, key: &str, name: &str) -> String {
     let pem = std::fs::read_to_string(dir().join("certs").join(name)).expect("read");
     let line = format!("{key}_file = \"certs/{name}\"");

@@ -43,7 +43,7 @@ fn ed25519() -> PKey<Private> {
     PKey::private_key_from_pem(pem.as_bytes()).expect("a key")
 }
 
-/// What a certificate is made of.
+/// The properties of a certificate.
 struct Plan<'a> {
     name: &'a str,
     is_ca: bool,
@@ -120,7 +120,8 @@ fn issue(plan: &Plan<'_>, key: &PKey<Private>, issuer: &str, issuer_key: &PKey<P
     cert.build()
 }
 
-/// A leaf with its key and what is above it, lowest first; the last one is the CA that is trusted.
+/// A leaf with its key and the certificates above it, lowest first; the last one is the CA that is
+/// trusted.
 struct Chain {
     key: PKey<Private>,
     leaf: X509,
@@ -138,7 +139,7 @@ impl Chain {
         }
     }
 
-    /// With an intermediate of these days between the leaf and the CA.
+    /// A chain with an intermediate of these days between the leaf and the CA.
     fn with_intermediate(days: (i64, i64)) -> Chain {
         let [key, between, ca_key] = [(); 3].map(|()| ec(Nid::X9_62_PRIME256V1));
         let plan = Plan {
@@ -163,7 +164,7 @@ impl Chain {
         &self.above[..self.above.len() - 1]
     }
 
-    /// Whether both sides come to terms when both show this chain.
+    /// Whether a handshake works in which both sides show this chain.
     fn works(&self) -> bool {
         let context = || {
             let mut tls = SslContextBuilder::new(SslMethod::tls()).expect("a context");
@@ -193,7 +194,8 @@ impl Chain {
         let mut ssl = boring::ssl::Ssl::new(&client).expect("a connection");
         ssl.param_mut().set_host("server.example.com").expect("set");
         let mut stream = SslStream::new(ssl, ours).expect("a stream");
-        // The server judges the client after the client is done: only an answer proves it.
+        // The server checks the client's certificate after the client is done, so only an answer
+        // proves it.
         let mut answer = [0; 4];
         let asked = stream.connect().is_ok()
             && stream.write_all(b"ping").is_ok()
@@ -202,7 +204,7 @@ impl Chain {
         serving.join().expect("it ends") && asked && answer == *b"ping"
     }
 
-    /// What the check says of it, as a server's and as a client's.
+    /// The verdict of the check, for a server and for a client.
     fn judged(&self) -> Result<(), String> {
         let dir = TempDir::new().expect("a directory");
         let certs = dir.path().join("certs");

@@ -4,7 +4,7 @@ use qmux_config::CLIENT_ID_BYTES_MAX;
 
 use crate::fixture::{CLIENT, SERVER, accept, edited, problem};
 
-/// Each line of `cases`: what stands in `text`, what to put there, what is said then.
+/// Checks each line of `cases`: what stands in `text`, what to put there, and the expected message.
 fn check(text: &str, cases: &[(&str, &str, &str)]) {
     for (from, to, expected) in cases {
         let message = problem(&edited(text, from, to));

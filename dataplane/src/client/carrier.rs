@@ -1,4 +1,4 @@
-//! TLS connections to servers, for lanes where UDP does not pass.
+//! Dialling TLS connections to servers, for lanes where UDP does not pass.
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -19,10 +19,10 @@ use crate::sys::tcp::TcpSocket;
 /// Addresses of a proxy that are tried, one after the other.
 const PROXY_ADDRESSES_MAX: usize = 3;
 
-/// Dials TLS at the server's address, which is where its QUIC is. Dropping this ends the attempt.
+/// Dials TLS at the server's address, which is the address of its QUIC. Dropping this future ends
+/// the attempt.
 ///
-/// # Errors
-/// Why there is no connection, for the operator.
+/// # Errors The reason why there is no connection, for the operator.
 pub(super) async fn dial(
     core: &Rc<ClientCore>,
     server: &ServerState,
@@ -59,12 +59,12 @@ async fn connect(core: &Rc<ClientCore>, server: &ServerState) -> Result<TlsConne
         .map_err(|failure| failure.to_string())
 }
 
-/// What is configured of the server.
+/// The configuration of the server.
 fn target(core: &ClientCore, server: &ServerState) -> Option<Arc<Target>> {
     core.shared.targets().get(server.target).cloned()
 }
 
-/// What is to carry lanes to the server.
+/// The configured transport for lanes to the server.
 pub(super) fn transport(core: &ClientCore, server: &ServerState) -> Transport {
     target(core, server).map_or(Transport::Quic, |it| it.configured.transport)
 }
@@ -106,8 +106,8 @@ async fn connect_through(
     Err(named(last))
 }
 
-/// What the proxy is asked for: the name of the dp.toml, which it may know better than this host,
-/// unless that name stands for several servers.
+/// The destination that the proxy is asked for: the name in dp.toml, which the proxy may resolve
+/// better than this host does, unless that name stands for several servers.
 fn place(core: &ClientCore, server: &ServerState, target: &Target) -> Place {
     let only = core.shared.other_addresses(server).is_empty();
     let configured = &target.configured;

@@ -1,25 +1,25 @@
-//! What the client role of one core tells that of the others. All of it is for every core.
+//! What the client role of one core tells that of the others. Every message is for all cores.
 
 use std::fmt;
 
 use crate::core::mailbox::{Kind, Mail};
 
-/// One piece of news.
+/// One message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum ClientMail {
-    /// The servers, or what is known about their cores, have changed.
+    /// The servers have changed, or what is known about their cores: plan again.
     Plan,
     /// This server may be gone: ask it on each lane.
     Alarm {
         /// The server's number.
         server: u64,
     },
-    /// A lane to this server has registered: those that wait to try again need not wait long.
+    /// A lane to this server has registered: lanes that wait to try again need not wait long.
     Found {
         /// The server's number.
         server: u64,
     },
-    /// What is known of a service has changed.
+    /// The health of a service has changed.
     ServiceHealth,
 }
 

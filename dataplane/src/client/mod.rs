@@ -41,20 +41,21 @@ pub(crate) use shared::ClientShared;
 pub(crate) use shared::change::Prepared;
 use udp::CoreFlows;
 
-/// Bits of a lane's serial number that count the lanes of one core; the others are the core's.
+/// Bits of a lane's serial number that count the lanes of one core; the other bits are the core's
+/// index.
 const SERIAL_BITS: u32 = 48;
 
 /// How soon the resolver's thread, or a core, tries again to put mail into a full mailbox.
 const MAIL_PAUSE: Duration = Duration::from_millis(10);
 
-/// Pause between two looks whether it is known where the services are, at the start.
+/// Pause between two looks whether the addresses of the services are known, at the start.
 const SERVICE_POLL: Duration = Duration::from_millis(5);
 
-/// How long lanes wait for the names of some services when those of others are known: a resolver
-/// mostly answers within this time, and visitors of the others wait.
+/// How long lanes wait for the names of some services when those of others are known. A resolver
+/// mostly answers within this time, and visitors of the other services wait.
 const SERVICES_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The core of a client.
+/// The context of the client role on one core.
 pub(crate) type ClientContext = RoleContext<ClientMail>;
 
 /// The client role on one core.
@@ -62,25 +63,26 @@ pub(crate) struct ClientCore {
     context: Rc<ClientContext>,
     shared: Arc<ClientShared>,
     plan: RefCell<Plan>,
-    /// Lanes may be opened: it is known where the services are.
+    /// Whether lanes may be opened, because the addresses of the services are known.
     planning: Cell<bool>,
     supervisors: RefCell<HashMap<LaneId, Rc<Supervisor>>>,
-    /// Lanes that are registered now, by serial number; also those that are being left.
+    /// Lanes that are registered now, by serial number, with those that are being left.
     lanes: RefCell<HashMap<u64, Rc<ClientLane>>>,
-    /// Lanes that wait for the answer to their registration. The server may take them for registered.
+    /// Lanes that wait for the answer to their registration. The server may consider them
+    /// registered.
     registering: RefCell<HashMap<u64, Rc<ClientLane>>>,
     next_serial: Cell<u64>,
     /// For each core, whether this one still has to tell it to plan.
     plans_owed: Vec<Cell<bool>>,
-    /// They check the services, if that is this core's part.
+    /// The health checkers of the services, on the core that has this task.
     checkers: RefCell<Vec<Rc<Checker>>>,
-    /// The configuration that lanes and checks are by.
+    /// The number of the configuration by which there are lanes and checks.
     generation: Cell<u64>,
     /// The UDP flows of all lanes.
     udp: Rc<CoreFlows>,
 }
 
-/// What the UDP flows of one core share.
+/// The state that the UDP flows of one core share.
 fn udp_flows(context: &ClientContext, shared: &ClientShared) -> Rc<CoreFlows> {
     let flows_max = udp::flows_max(
         limits::flow_descriptors_max(),
@@ -94,7 +96,7 @@ fn udp_flows(context: &ClientContext, shared: &ClientShared) -> Rc<CoreFlows> {
     )
 }
 
-/// What servers are told when this process stops.
+/// The message that tells servers that this process stops.
 fn going_away(drain_timeout: Duration) -> GoAway {
     GoAway {
         reason: GoAwayReason::Shutdown,
@@ -129,8 +131,9 @@ impl ClientCore {
         this
     }
 
-    /// A lane brings flows at once, and they need to know where their services are; or that nobody
-    /// knows. One name that takes long must not keep the other services waiting.
+    /// Plans the first lanes once the addresses of the services are known, or known to be unknown:
+    /// a lane brings flows at once. One name that takes long must not keep the other services
+    /// waiting.
     async fn plan_once_services_were_asked(self: Rc<Self>) {
         let began = Instant::now();
         let services = Arc::clone(&self.shared.settings().services);
@@ -145,7 +148,7 @@ impl ClientCore {
         self.plan();
     }
 
-    /// Takes what the same role of this or another core has sent.
+    /// Handles a message from the client role on this or another core.
     pub(crate) fn mail(self: &Rc<Self>, mail: ClientMail) {
         match mail {
             ClientMail::ServiceHealth => self.service_health_changed(),
@@ -205,7 +208,7 @@ impl ClientCore {
         }
     }
 
-    /// The services may be others than before.
+    /// Takes up settings that may have other services.
     fn follow_settings(self: &Rc<Self>) {
         let settings = self.shared.settings();
         if self.generation.replace(settings.generation) != settings.generation {
@@ -216,20 +219,20 @@ impl ClientCore {
         }
     }
 
-    /// A server said how many cores it has: all cores plan again if that is news.
+    /// Notes how many cores a server has; all cores plan again if that is news.
     fn server_has_cores(self: &Rc<Self>, server: &ServerState, server_cores: usize) {
         if server.has_cores(server_cores, self.context.cluster.cores(), Instant::now()) {
             self.tell_all(&ClientMail::Plan);
         }
     }
 
-    /// `lanes` of dp.toml.
+    /// The setting `lanes` of dp.toml.
     fn lanes_setting(&self) -> Lanes {
         let settings = self.shared.settings();
         settings.client().map_or(Lanes::Auto, |client| client.lanes)
     }
 
-    /// A server is to have more lanes, or fewer.
+    /// Changes the number of lanes to a server.
     fn lanes_change(self: &Rc<Self>, server: &ServerState, change: Change) {
         let counters = &self.context.counters;
         match change {
@@ -241,7 +244,7 @@ impl ClientCore {
         self.tell_all(&ClientMail::Plan);
     }
 
-    /// The server may be gone: all lanes ask it.
+    /// Has all lanes to the server ask it, because it may be gone.
     fn alarm(self: &Rc<Self>, server: &ServerState) {
         if server.may_alarm(Instant::now()) {
             self.context.counters.lanes_alarmed.increment();
@@ -262,7 +265,8 @@ impl ClientCore {
     fn tell_all(self: &Rc<Self>, mail: &ClientMail) {
         self.mail(*mail);
         for core in 0..self.context.cluster.cores() {
-            // The others are mere hints. Without this one the core would lack lanes, or keep some, for ever.
+            // The other messages are mere hints. Without this one the core would lack lanes, or
+            // keep some, for ever.
             let must_arrive = matches!(mail, ClientMail::Plan);
             if must_arrive && self.plans_owed[core].get() {
                 continue;
@@ -297,7 +301,7 @@ impl ClientCore {
         });
     }
 
-    /// Tells another core; nothing to this one.
+    /// Tells another core; does nothing for this one.
     fn tell(&self, core: usize, mail: ClientMail) -> Result<(), ClientMail> {
         if core == self.context.index {
             return Ok(());
@@ -320,7 +324,8 @@ impl ClientCore {
         }
     }
 
-    /// Whether the servers have answered [`ClientCore::drain`] and no flow is on its way here any more.
+    /// Whether the servers have answered [`ClientCore::drain`] and no flow is on its way here any
+    /// more.
     pub(crate) fn is_settled(&self) -> bool {
         let (lanes, registering) = (self.lanes.borrow(), self.registering.borrow());
         lanes
@@ -329,11 +334,11 @@ impl ClientCore {
             .all(|lane| lane.is_settled())
     }
 
-    /// Whether the servers have all bytes of the flows that have ended.
+    /// Whether the servers have received all bytes of the flows that have ended.
     pub(crate) fn has_delivered(&self, now: Instant) -> bool {
-        // All are asked: the time that each may take runs from the first question.
+        // All lanes are asked, because the time that each may take runs from the first question.
         let (lanes, registering) = (self.lanes.borrow(), self.registering.borrow());
-        let waits = |lane: &&Rc<ClientLane>| !lane.lane.has_delivered(now);
+        let waits = |lane: &&Rc<ClientLane>| !lane.quic.has_delivered(now);
         lanes
             .values()
             .chain(registering.values())
@@ -342,11 +347,11 @@ impl ClientCore {
             == 0
     }
 
-    /// Tells the servers to send no new flow, and takes none.
+    /// Tells the servers to send no new flow, and accepts none.
     pub(crate) fn drain(&self, timeout: Duration) {
         let away = going_away(timeout);
         for lane in self.lanes.borrow().values() {
-            lane.lane.send_control(&Message::GoAway(away));
+            lane.quic.send_control(&Message::GoAway(away));
         }
     }
 
@@ -358,7 +363,7 @@ impl ClientCore {
         let registered: Vec<_> = self.lanes.borrow().values().cloned().collect();
         let registering: Vec<_> = self.registering.borrow().values().cloned().collect();
         for lane in registered.iter().chain(&registering) {
-            lane.lane.close(LaneError::Shutdown, "");
+            lane.quic.close(LaneError::Shutdown, "");
         }
     }
 }

@@ -31,17 +31,17 @@ use crate::ready::Readiness;
 
 const LONG: Duration = Duration::from_secs(20);
 
-/// A server of so many cores that accepts each registration, and does what the test says after that.
+/// A server with some cores that accepts each registration, and then does what the test says.
 #[derive(Default)]
 struct PlayedServer {
     register: RefCell<Option<Register>>,
     registered: Event,
-    /// 0 stands for 1.
+    /// Number of cores; 0 stands for 1.
     cores: Cell<u64>,
     /// Lanes that have registered.
     lanes: Cell<usize>,
     lane: RefCell<Option<Rc<Lane>>>,
-    /// What it was told of services.
+    /// The reports about services that it got.
     health: RefCell<Vec<(String, bool)>>,
 }
 
@@ -108,8 +108,8 @@ impl PlayedServer {
         self.lane().send_control(&Message::ServiceAnswers(answers));
     }
 
-    /// A visitor of `service` at the traffic port: what the service sends back, or how the flow
-    /// ends.
+    /// Sends a visitor of `service` at the traffic port; returns what the service sends back, or
+    /// how the flow ends.
     async fn visit(&self, service: &str, traffic_port: u16) -> Result<Vec<u8>, FlowError> {
         let lane = self.lane();
         let stream = lane.open_stream().expect("room for a stream");
@@ -125,7 +125,7 @@ impl PlayedServer {
         .encode(&mut bytes);
         bytes.extend_from_slice(b"?");
         let waiters = lane.attach(stream);
-        // Fails where the lane is closed, which the test tells by what it reads.
+        // This fails where the lane is closed, which the test sees by what it reads.
         let _sent = lane.write(stream, StreamBuf::copied(&bytes), true, &waiters);
         let (mut buffer, mut received) = ([0; 256], Vec::new());
         loop {
@@ -143,7 +143,7 @@ impl PlayedServer {
     }
 }
 
-/// A service that tells each visitor what it has said, behind `name`.
+/// A service that sends `name` and then what the visitor has sent.
 fn service(name: &'static str) -> u16 {
     serve_on(TcpListener::bind("127.0.0.1:0").expect("bind"), name)
 }
@@ -301,7 +301,7 @@ fn a_visitor_of_a_range_gets_the_port_of_its_position_even_before_the_answers() 
         let services = vec![local("pair", ports, ListenerProtocol::Tcp)];
         let world = registered(config, services).await;
         let server = Rc::clone(&world.server);
-        // The visitor is there first: packets may be lost, and streams overtake each other.
+        // The visitor comes first: packets may be lost, and streams overtake each other.
         let early = monoio::spawn(async move { server.visit("pair", 30_001).await });
         let counters = &world.core.context.counters;
         until("the flow to wait", || counters.tcp_flows_opened.get() == 1).await;
@@ -338,7 +338,7 @@ fn a_dead_service_marks_only_itself_and_comes_back_alone() {
         let refused = server.visit("dead", 81).await;
         assert_eq!(refused, Err(FlowError::DialRefused));
         assert_eq!(server.visit("web", 82).await, Ok(b"web?".to_vec()));
-        // The core's own mailbox is not run here: the mail that a core gets from itself.
+        // The mailbox is not run here, so this is the mail that a core gets from itself.
         world.core.service_health_changed();
         until("the server to be told", || {
             *server.health.borrow() == [("dead".to_owned(), false)]
@@ -350,7 +350,7 @@ fn a_dead_service_marks_only_itself_and_comes_back_alone() {
             services[index].counts.dials_failed.get()
         };
         assert_eq!([counted(0), counted(1), counted(2)], [0, 1, 0]);
-        // It is checked from then on.
+        // The service is checked from then on.
         holder.listen(8).expect("listen");
         let dead = Arc::clone(&world.core.shared.settings().services.all()[1]);
         until("the check to find it", || dead.is_healthy()).await;
@@ -402,7 +402,7 @@ fn a_server_of_an_older_version_serves_the_nameless_service_and_no_other() {
         assert_eq!(server.visit("", 8_080).await, Ok(b"nameless?".to_vec()));
         let web = Arc::clone(&world.core.shared.settings().services.all()[1]);
         web.state.dialled(false, &web, &world.core.context);
-        // It answers no names, and goes on with what it has always said.
+        // The server knows no names, and goes on with what it has always sent.
         server.lane().send_control(&Message::Heartbeat(Heartbeat {
             sequence: 1,
             acknowledged: 0,
@@ -410,7 +410,7 @@ fn a_server_of_an_older_version_serves_the_nameless_service_and_no_other() {
         world.until_answered(1).await;
         world.core.service_health_changed();
         assert_eq!(server.visit("", 8_080).await, Ok(b"nameless?".to_vec()));
-        // It would take them for news of its own service.
+        // It would take them for reports about its own service.
         assert_eq!(*server.health.borrow(), []);
     });
 }
@@ -452,7 +452,7 @@ fn a_server_that_tells_hand_overs_has_as_many_lanes_as_the_client_has_cores_unti
         server.answer(vec![accepted("web", 80, 1)]);
         world.until_answered(1).await;
         assert_eq!(server.lanes.get(), 1);
-        // Told now and then, as a server does; for longer than one burst takes.
+        // The reports come now and then, as from a server, for longer than one burst takes.
         let mut visitors = 0;
         while server.lanes.get() < 2 {
             visitors += 10_000;

@@ -1,4 +1,4 @@
-//! What the log says of servers that come and go: one line each, however many lanes there are.
+//! The log lines about servers that connect and go: one line each, however many lanes there are.
 
 use std::fmt::Display;
 use std::rc::Rc;
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use super::ClientCore;
 use super::lane::ClientLane;
 use super::servers::server::ServerState;
-use super::services::answers::{News, Standing, complaint};
+use super::services::answers::{ChangedAnswer, Standing, complaint};
 
-/// How long the lanes to a server are given to come, before they are counted.
+/// How long to wait for further lanes to a server, before they are counted for its log line.
 const LANES_COME: Duration = Duration::from_millis(500);
 
-/// The first lane to a server, or to another instance of it, has registered. Says so when the
-/// others have had time to come.
+/// Logs a server, or another instance of it, to which the first lane has registered, once the other
+/// lanes have had time to come.
 pub(super) fn say_up(core: &Rc<ClientCore>, server: &Arc<ServerState>) {
     let (core, server) = (Rc::clone(core), Arc::clone(server));
     crate::core::task::spawn(async move {
@@ -30,7 +30,7 @@ pub(super) fn say_up(core: &Rc<ClientCore>, server: &Arc<ServerState>) {
     });
 }
 
-/// The last lane to a server has ended, or is being left.
+/// Logs a server whose last lane has ended, or is being left.
 pub(super) fn say_down(core: &ClientCore, server: &ServerState, why: &dyn Display) {
     if core.context.draining.get() {
         return; // It is this client that ends.
@@ -41,7 +41,7 @@ pub(super) fn say_down(core: &ClientCore, server: &ServerState, why: &dyn Displa
     }
 }
 
-/// A server says that it stops.
+/// Logs that a server stops.
 pub(super) fn say_drains(core: &ClientCore, server: &ServerState) {
     if server.begins_to_drain()
         && let Some(suppressed) = core.context.lane_log.pass(Instant::now())
@@ -51,8 +51,8 @@ pub(super) fn say_drains(core: &ClientCore, server: &ServerState) {
     }
 }
 
-/// A server lets this client serve no more, or wants it to prove anew who it is: what comes of the
-/// next attempt says which.
+/// Logs that a server withdraws this client's services, or wants it to prove its identity again;
+/// the result of the next attempt says which.
 pub(super) fn say_withdrawn(core: &ClientCore, server: &ServerState) {
     if let Some(suppressed) = core.context.lane_log.pass(Instant::now()) {
         tracing::warn!(
@@ -64,10 +64,9 @@ pub(super) fn say_withdrawn(core: &ClientCore, server: &ServerState) {
     }
 }
 
-/// A server has changed its mind about a service, or has said for the first time what it makes of
-/// it: one line for each service and server. Only a server that goes on changing its mind is
-/// limited.
-pub(super) fn say_standing(lane: &ClientLane, server: &str, news: &News) {
+/// Logs a changed answer of a server about a service, or its first one: one line for each service
+/// and server. The rate is limited only for a server that goes on changing its mind.
+pub(super) fn say_standing(lane: &ClientLane, server: &str, news: &ChangedAnswer) {
     let first = news.before == Standing::Unsaid;
     let pass = || lane.context.lane_log.pass(Instant::now());
     let Some(suppressed) = (if first { Some(None) } else { pass() }) else {

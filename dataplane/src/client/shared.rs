@@ -1,5 +1,5 @@
-//! What all cores of the client role share: which servers there are, who this client is, and where
-//! its services are.
+//! What all cores of the client role share: the servers, the identity of this client, and its
+//! services.
 
 pub(crate) mod change;
 
@@ -15,8 +15,8 @@ use super::MAIL_PAUSE;
 use super::mail::ClientMail;
 use super::proxy;
 use super::servers::roster::{self, Roster};
+use super::servers::same_server::{self, SameServer};
 use super::servers::server::ServerState;
-use super::servers::twins::{self, Twins};
 use super::services::Services;
 use crate::core::mailbox::Post;
 use crate::quic::credentials::KeptCredentials;
@@ -30,19 +30,19 @@ const _: () = assert!(
     "every client id that the configuration allows can be sent"
 );
 
-/// Where a server's name stands in the config.
+/// The place in the configuration where a server is named.
 const SERVER_SETTING: &str = "address in [[client.servers]]";
 
-/// Where a proxy's name stands in the config.
+/// The place in the configuration where a proxy is named.
 const PROXY_SETTING: &str = "proxy in [[client.servers]]";
 /// One configuration of the client role. It never changes; another one takes its place.
 #[derive(Debug)]
 pub(crate) struct ClientSettings {
     /// The whole configuration.
     pub(crate) config: Arc<Config>,
-    /// What is behind this client.
+    /// The services behind this client.
     pub(crate) services: Arc<Services>,
-    /// Another number means that lanes are to be registered anew.
+    /// The number of the configuration; lanes are registered anew when it changes.
     pub(super) generation: u64,
 }
 
@@ -56,17 +56,17 @@ impl ClientSettings {
 /// One configured server. Each address that its name resolves to is a server of its own.
 #[derive(Debug)]
 pub(crate) struct Target {
-    /// Where it is.
+    /// The name and port of the server.
     pub(crate) name: Arc<Name>,
-    /// What its certificate must be for.
+    /// The name that the server's certificate must have.
     pub(crate) server_name: String,
-    /// As configured.
+    /// The configuration of the server.
     pub(super) configured: ServerTarget,
-    /// The proxy that TLS goes through, and where that is; or why there can be none.
+    /// The proxy that TLS connections go through, if any; or why it cannot be used.
     pub(super) proxy: Result<Option<ProxyTarget>, String>,
 }
 
-/// A proxy and where it is.
+/// A proxy and its name.
 #[derive(Debug)]
 pub(super) struct ProxyTarget {
     pub(super) proxy: ProxyAddress,
@@ -100,29 +100,31 @@ pub(crate) struct ClientShared {
     settings: ArcSwap<ClientSettings>,
     /// The configured id, or one drawn at this start.
     pub(crate) client_id: String,
-    /// At which server core lanes begin; drawn at this start.
+    /// The server core of the first lane; drawn at this start.
     pub(super) begins_at: u8,
-    /// Drawn at this start.
+    /// The id of this instance; drawn at this start.
     pub(crate) instance_id: [u8; 16],
-    /// Those that were configured once are among them: their places are theirs.
+    /// The configured servers. Those that were removed stay in the list, so that the indexes of the
+    /// others do not change.
     targets: ArcSwap<Vec<Arc<Target>>>,
-    /// Changed by the resolvers' threads, and by another configuration.
+    /// The list of servers; changed by the resolvers' threads, and by another configuration.
     pub(super) roster: Mutex<Roster>,
     /// The servers of the roster, for the cores to read.
     pub(super) servers: ArcSwap<Vec<Arc<ServerState>>>,
-    /// Which addresses of a name lead to one server.
-    pub(super) twins: Mutex<Twins>,
-    /// Told when the first lane is registered.
+    /// Which addresses of a name lead to the same server.
+    pub(super) same_server: Mutex<SameServer>,
+    /// Set when the first lane is registered.
     pub(crate) readiness: Arc<Readiness>,
     pub(super) registered_once: AtomicBool,
-    /// Sessions that lanes may go on from.
+    /// Sessions that lanes may resume.
     pub(super) sessions: SessionCache,
-    /// Its certificate, and the CAs that it trusts.
+    /// The client's certificate, and the CAs that it trusts.
     pub(super) credentials: KeptCredentials,
 }
 
 impl ClientShared {
-    /// Draws ids. All names are resolved in the background ([`Self::keep_names_fresh`]).
+    /// The shared state, with ids drawn anew. All names are resolved in the background
+    /// ([`Self::keep_names_fresh`]).
     pub(crate) fn new(
         config: &Arc<Config>,
         client: &Client,
@@ -143,7 +145,7 @@ impl ClientShared {
             roster: Mutex::new(Roster::new(names)),
             targets: ArcSwap::from_pointee(targets),
             servers: ArcSwap::default(),
-            twins: Mutex::default(),
+            same_server: Mutex::default(),
             readiness: Arc::clone(readiness),
             registered_once: AtomicBool::new(false),
             sessions: SessionCache::default(),
@@ -159,8 +161,7 @@ impl ClientShared {
 
     /// Keeps sessions in the state directory, if one is configured.
     ///
-    /// # Errors
-    /// With a text if it cannot be used.
+    /// # Errors With a text if the directory cannot be used.
     pub(crate) fn keep_sessions(&self) -> Result<(), String> {
         let settings = self.settings();
         match settings
@@ -174,8 +175,7 @@ impl ClientShared {
 
     /// Reads the certificates, now and whenever they change, so that no core has to.
     ///
-    /// # Errors
-    /// With a text if they cannot be used.
+    /// # Errors With a text if they cannot be used.
     pub(crate) fn keep_certificates(&self) -> Result<(), String> {
         match self.settings().client() {
             Some(client) => self.credentials.keep(client),
@@ -183,7 +183,7 @@ impl ClientShared {
         }
     }
 
-    /// The settings now.
+    /// The settings that are in force now.
     pub(crate) fn settings(&self) -> Arc<ClientSettings> {
         self.settings.load_full()
     }
@@ -196,8 +196,7 @@ impl ClientShared {
     /// Resolves all names now and from time to time, each in a thread of its own, and tells the
     /// cores by `post` when the servers have changed.
     ///
-    /// # Errors
-    /// If a thread cannot be started.
+    /// # Errors If a thread cannot be started.
     pub(crate) fn keep_names_fresh(
         self: &Arc<Self>,
         post: &Arc<dyn Post<ClientMail>>,
@@ -222,7 +221,7 @@ impl ClientShared {
         resolve::keeper(host, self.resolve_interval(), |_| {})
     }
 
-    /// Of the names of a configured server: its own, and its proxy's.
+    /// Starts resolving the names of a configured server: its own and its proxy's.
     fn target_keepers(
         self: &Arc<Self>,
         index: usize,
@@ -244,17 +243,17 @@ impl ClientShared {
         Ok(keepers)
     }
 
-    /// Takes in an address of the configuration. True if the servers have changed.
+    /// Takes an address from the configuration. True if the servers have changed.
     pub(super) fn resolved(&self, target: usize, addresses: &[SocketAddr]) -> bool {
         let roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
         self.take_in(roster, target, addresses)
     }
 
-    /// Takes in what a configured server's name has resolved to, unless it has been given up: then
-    /// its server is removed, and must not come back by an answer that was on its way. True if the
-    /// servers have changed.
+    /// Takes what a configured server's name has resolved to, unless the name has been given up:
+    /// then its server is removed, and must not come back by an answer that was on its way. True if
+    /// the servers have changed.
     fn answered(&self, name: &Name, target: usize, addresses: &[SocketAddr]) -> bool {
-        // Who removes the server gives up the name before, and then waits for this lock.
+        // Whoever removes the server gives up the name first, and then waits for this lock.
         let roster = self.roster.lock().unwrap_or_else(PoisonError::into_inner);
         !name.is_given_up() && self.take_in(roster, target, addresses)
     }
@@ -275,9 +274,9 @@ impl ClientShared {
         true
     }
 
-    fn say_news(&self, target: usize, news: &roster::News) {
+    fn say_news(&self, target: usize, news: &roster::RosterChange) {
         for server in &news.vanished {
-            self.twins().vanished(server.number);
+            self.same_server().vanished(server.number);
         }
         let targets = self.targets();
         if targets
@@ -303,20 +302,23 @@ impl ClientShared {
         }
     }
 
-    pub(super) fn twins(&self) -> MutexGuard<'_, Twins> {
-        // Only when a lane has registered or ended.
-        self.twins.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn same_server(&self) -> MutexGuard<'_, SameServer> {
+        // It is locked only when a lane has registered or ended.
+        self.same_server
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A lane to `server` has registered with the process of this id. True if the cores must plan
     /// again.
     pub(super) fn registered_with(&self, server: &ServerState, instance_id: [u8; 16]) -> bool {
-        // Held until it is written: two cores must not write in another order than they decided.
-        let mut twins = self.twins();
-        let change = twins.registered(server.number, server.target, instance_id);
+        // The lock is held until the result is written, because two cores must not write in another
+        // order than they decided.
+        let mut same_server = self.same_server();
+        let change = same_server.registered(server.number, server.target, instance_id);
         if change.is_some() {
             server.set_rests(true);
-            drop(twins);
+            drop(same_server);
             tracing::info!(
                 server = self.title(server),
                 "another address of a server that is served already; it is dialled when that one fails"
@@ -327,24 +329,24 @@ impl ClientShared {
 
     /// A lane to `server` has ended. True if the cores must plan again.
     pub(super) fn lane_ended(&self, server: &ServerState) -> bool {
-        let mut twins = self.twins();
-        let changes = twins.ended(server.number);
+        let mut same_server = self.same_server();
+        let changes = same_server.ended(server.number);
         self.write_rests(&changes);
-        drop(twins);
+        drop(same_server);
         !changes.is_empty()
     }
 
     /// Nobody answers on any lane to `server` any more, or somebody does again. True if the cores
     /// must plan again.
     pub(super) fn server_unanswered(&self, server: &ServerState, unanswered: bool) -> bool {
-        let mut twins = self.twins();
-        let changes = twins.unanswered(server.number, unanswered);
+        let mut same_server = self.same_server();
+        let changes = same_server.unanswered(server.number, unanswered);
         self.write_rests(&changes);
-        drop(twins);
+        drop(same_server);
         !changes.is_empty()
     }
 
-    pub(super) fn write_rests(&self, changes: &[twins::Change]) {
+    pub(super) fn write_rests(&self, changes: &[same_server::RestChange]) {
         let servers = self.servers.load();
         for change in changes {
             if let Some(server) = servers.iter().find(|it| it.number == change.number) {
@@ -368,7 +370,7 @@ impl ClientShared {
         others.iter().any(|it| it.has_lanes())
     }
 
-    /// Whether lanes are registered, but no server with lanes takes a single service of this
+    /// Whether lanes are registered, but no server with lanes accepts a single service of this
     /// client.
     pub(crate) fn serves_nothing(&self) -> bool {
         let servers = self.servers.load();
@@ -380,7 +382,7 @@ impl ClientShared {
         accepted.peek().is_some() && accepted.all(|accepted| accepted == Some(0))
     }
 
-    /// A server as logs name it.
+    /// The name of a server in logs.
     pub(super) fn title(&self, server: &ServerState) -> String {
         match self.targets().get(server.target) {
             Some(target) if !target.name.is_literal() => format!("{} ({server})", target.name),
@@ -388,7 +390,7 @@ impl ClientShared {
         }
     }
 
-    /// The lane counts as registered until the result is dropped.
+    /// Counts a lane as registered until the result is dropped.
     pub(super) fn lane_registered(&self) -> RegisteredLane {
         let lane = self.readiness.lane_registered();
         if !self.registered_once.swap(true, Ordering::AcqRel) {
@@ -398,14 +400,14 @@ impl ClientShared {
     }
 }
 
-/// An id that tells people which host it is, and no two clients have.
+/// A random id that tells people which host this is.
 fn drawn_client_id() -> String {
     let [a, b, c, d, ..] = *uuid::Uuid::new_v4().as_bytes();
     let random = u32::from_be_bytes([a, b, c, d]);
     format!("{}-{random:08x}", process::host_name())
 }
 
-/// For threads that are no core: waits for room in each mailbox.
+/// Sends mail to all cores, for threads that are not cores: waits for room in each mailbox.
 fn tell_all_cores(post: &dyn Post<ClientMail>, mail: ClientMail) {
     for core in 0..post.cores() {
         while post.send(core, mail).is_err() {

@@ -26,14 +26,14 @@ const ADDRESSES: u8 = 8;
 /// Names of one client.
 const TARGETS: usize = 3;
 
-/// Where the client's first lane goes: to no core that a server has by that index.
+/// The core of the client's first lane: no server has a core with that index.
 const BEGINS_AT: u8 = 201;
 
-/// Runs, and the steps of one.
+/// Number of runs.
 const SEEDS: u64 = 1_000;
 const STEPS: usize = 3_000;
 
-/// Runs settle, and are compared as a whole, after so many steps.
+/// Steps after which a run settles, and is compared as a whole.
 const STEPS_PER_SETTLE: usize = 1_000;
 
 /// Longest delay that a back-off gives.
@@ -58,7 +58,7 @@ fn address(last: u8) -> SocketAddr {
 struct Host {
     state: HostState,
     cores: usize,
-    /// Tells runs of it apart.
+    /// Tells the instances of the host apart.
     instance: u64,
 }
 
@@ -66,7 +66,7 @@ struct Host {
 enum HostState {
     Up,
     Down,
-    /// It refuses registrations.
+    /// The host refuses registrations.
     Drains,
 }
 
@@ -75,9 +75,9 @@ struct Supervised {
     core: usize,
     server: Arc<ServerState>,
     backoff: Backoff,
-    /// With this run of the server.
+    /// The instance of the server that it is registered with.
     registered: Option<u64>,
-    /// Nobody answers its questions.
+    /// Whether nobody answers its questions.
     unanswered: bool,
     /// When the next attempt is made.
     next: Duration,
@@ -93,9 +93,9 @@ struct World {
     roster: Roster,
     hosts: BTreeMap<SocketAddr, Host>,
     plans: Vec<Plan>,
-    /// Mail that says "plan", per core.
+    /// Messages that say "plan", per core.
     mail: Vec<VecDeque<()>>,
-    /// Which run of a draining server refused the lane that asks last, and when.
+    /// For each server, the draining instance that last refused the lane that asks, and when.
     refused: BTreeMap<u64, (u64, Duration)>,
     supervised: BTreeMap<LaneId, Supervised>,
 }
@@ -244,7 +244,7 @@ impl World {
                 supervised.server.lane_ended();
                 supervised.last_attempt = self.now;
                 supervised.backoff.reset();
-                // One that drains says so; the lane that asks asks at once.
+                // A host that drains says so, and the lane that asks does so at once.
                 let told = state == HostState::Drains && *lane != 0;
                 let random = self.random.random();
                 supervised.next = self.now

@@ -1,4 +1,4 @@
-//! A TCP flow on the client: read the Open header, dial the service, then pump.
+//! A TCP flow on the client: reads the Open header, dials the service, then pumps.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -28,11 +28,11 @@ use crate::sys::tcp::TcpSocket;
 /// repeated after 1 and 3 seconds (tcp(7)).
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a flow waits for the server's answer to the services, without which its port is not
-/// known. It was sent before the flow, and came later only if packets were lost.
+/// How long a flow waits for the server's answer about the services, without which its port is not
+/// known. The answer was sent before the flow, and comes later only if packets were lost.
 const ANSWERS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pause between two looks whether it has come.
+/// Pause between two looks whether the answer has come.
 const ANSWERS_POLL: Duration = Duration::from_millis(5);
 
 /// Bytes read together with the Open header. A visitor's first request mostly fits.
@@ -40,9 +40,9 @@ const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
 
 /// Runs the flow on `stream` to its end.
 pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()> + 'static {
-    // At once, before the task has its first turn: what else comes of the stream is this flow's,
-    // and a client that stops must count it.
-    let waiters = this.lane.attach(stream);
+    // This happens at once, before the task has its first turn: later data of the stream belongs to
+    // this flow, and a client that stops must count it.
+    let waiters = this.quic.attach(stream);
     let counts = (FlowCount::new(&this.context.core), this.count_flow());
     async move {
         carry(this, stream, waiters).await;
@@ -53,22 +53,22 @@ pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()>
 async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
     let stall_timeout = this.shared.settings().config.limits.stall_timeout;
     let watch = this.context.flows.register(stall_timeout);
-    watch.rides(this.lane.key(), stream);
+    watch.rides(this.quic.key(), stream);
     this.context.counters.tcp_flows_opened.increment();
-    // On the heap, as it is large, and over long before the flow is.
+    // This is on the heap because it is large, and over long before the flow is.
     let opened = match Box::pin(open(&this, stream, &waiters, &watch)).await {
         Ok(opened) => opened,
         Err(error) => {
-            this.lane.reset(stream, error);
-            this.lane.stop(stream, error);
-            this.lane.detach(stream);
+            this.quic.reset(stream, error);
+            this.quic.stop(stream, error);
+            this.quic.detach(stream);
             this.context.counters.tcp_flows_reset.increment();
             return;
         }
     };
     let flow = TcpFlow {
         socket: opened.socket,
-        lane: Rc::clone(&this.lane),
+        lane: Rc::clone(&this.quic),
         stream,
         waiters,
         reset_reason: FlowError::ServiceReset,
@@ -81,7 +81,7 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
         early: opened.early,
         own_bytes: opened.own_bytes,
         early_fin: opened.fin,
-        // Few services speak first.
+        // Few services send first.
         empty: true,
         first: if opened.service.closes_behind_answer() {
             Until::Empty
@@ -118,12 +118,12 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
     }
 }
 
-struct Opened {
+struct Dialled {
     header: OpenHeader,
     service: Arc<Service>,
     socket: TcpSocket,
-    /// What the service gets first: the PROXY header, if it wants one, and what came behind the
-    /// Open header.
+    /// The bytes that the service gets first: the PROXY header, if it wants one, and what came
+    /// behind the Open header.
     early: Vec<u8>,
     /// The length of the PROXY header.
     own_bytes: usize,
@@ -135,12 +135,12 @@ async fn open(
     stream: u64,
     waiters: &StreamWaiters,
     watch: &FlowWatch,
-) -> Result<Opened, FlowError> {
+) -> Result<Dialled, FlowError> {
     let mut bytes = Vec::with_capacity(FIRST_READ_BYTES);
     loop {
         let used = bytes.len();
         bytes.resize(FIRST_READ_BYTES, 0);
-        let (read, fin) = match this.lane.read(stream, &mut bytes[used..], waiters) {
+        let (read, fin) = match this.quic.read(stream, &mut bytes[used..], waiters) {
             StreamRead::Bytes(read, fin) => (read, fin),
             StreamRead::Blocked => {
                 bytes.truncate(used);
@@ -168,7 +168,7 @@ async fn open(
                 let mut early = before_visitor(&service, &header);
                 let own_bytes = early.len();
                 early.extend_from_slice(&bytes[length..]);
-                return Ok(Opened {
+                return Ok(Dialled {
                     header,
                     service,
                     socket,
@@ -181,7 +181,7 @@ async fn open(
             Ok(None) | Err(_) => {
                 if let Some(suppressed) = this.context.connect_log.pass(Instant::now()) {
                     tracing::warn!(
-                        lane = this.lane.key(),
+                        lane = this.quic.key(),
                         suppressed,
                         "a stream without a valid Open header; flow reset"
                     );
@@ -192,7 +192,7 @@ async fn open(
     }
 }
 
-/// What the service gets before a visitor's bytes.
+/// The bytes that the service gets before those of a visitor.
 fn before_visitor(service: &Service, header: &OpenHeader) -> Vec<u8> {
     let OpenHeader {
         visitor, traffic, ..
@@ -201,19 +201,19 @@ fn before_visitor(service: &Service, header: &OpenHeader) -> Vec<u8> {
     proxy_header::of_visitor(version, Protocol::Tcp, visitor, traffic)
 }
 
-/// The visitor of a flow whose service is being dialled, as its stream shows it.
+/// The visitor of a flow whose service is being dialled, as far as its stream shows it.
 struct Visitor<'a> {
     this: &'a ClientLane,
     stream: u64,
     waiters: &'a StreamWaiters,
     watch: &'a FlowWatch,
-    /// The FIN of the stream has been read.
+    /// Whether the FIN of the stream has been read.
     all_read: Cell<bool>,
 }
 
 impl Visitor<'_> {
-    /// Runs `dial`, but not beyond the end of the lane, or longer than the visitor waits for it:
-    /// one who has reset its connection, also after its FIN, wants no connection to the service.
+    /// Runs `dial`, but not beyond the end of the lane, nor longer than the visitor waits: one who
+    /// has reset its connection, even after its FIN, wants no connection to the service.
     async fn while_there<T>(
         &self,
         dial: impl Future<Output = Result<T, FlowError>>,
@@ -228,12 +228,14 @@ impl Visitor<'_> {
         .await
     }
 
-    /// Why nobody waits for the service any more. What wakes this flow is the same as in [`tcp`];
-    /// the pumps, when they begin, look at the stream before they wait for it.
+    /// The reason why nobody waits for the service any more, if that is so. The same events wake
+    /// this flow as in [`tcp`]; the pumps, when they begin, look at the stream before they wait for
+    /// it.
     fn gone(&self, cx: &mut Context<'_>) -> Option<FlowError> {
         self.watch.attend(cx);
         let mut woken = self.watch.take_look().is_some();
-        // Until each waits again: an event that was ready wakes nobody the next time.
+        // Each is polled until it is pending, because an event that was ready wakes nobody the next
+        // time.
         for event in [&self.waiters.readable, &self.waiters.writable] {
             while event.poll(cx).is_ready() {
                 woken = true;
@@ -245,7 +247,7 @@ impl Visitor<'_> {
         if !woken {
             return None;
         }
-        let lane = &self.this.lane;
+        let lane = &self.this.quic;
         if let Some(reason) = lane.stopped(self.stream) {
             return Some(reason);
         }
@@ -274,8 +276,8 @@ async fn reach(
     Ok((Arc::clone(service), socket))
 }
 
-/// The port of the service that the visitor gets. What the server has said of its ports may come
-/// after the first visitor.
+/// The port of the service for the visitor. The server's answer about its ports may come after the
+/// first visitor.
 async fn port(this: &ClientLane, header: &OpenHeader, service: &Service) -> Result<u16, FlowError> {
     let deadline = Instant::now() + ANSWERS_TIMEOUT;
     let traffic = header.traffic.port();
@@ -302,7 +304,7 @@ async fn port(this: &ClientLane, header: &OpenHeader, service: &Service) -> Resu
     }
 }
 
-/// The server wants a service that is not offered, or not for TCP. Another client may have it.
+/// Refuses a flow for a service that is not offered, or not for TCP. Another client may have it.
 fn refused_unknown(this: &ClientLane, header: &OpenHeader) -> FlowError {
     this.context.counters.tcp_flows_unknown_service.increment();
     if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
@@ -314,8 +316,8 @@ fn refused_unknown(this: &ClientLane, header: &OpenHeader) -> FlowError {
     FlowError::DialFailed
 }
 
-/// Connects to the service, and takes note of whether that works. What this machine lacks for it
-/// says nothing of the service.
+/// Connects to the service, and notes whether that works. What this machine lacks for it says
+/// nothing about the service.
 async fn dial(
     this: &ClientLane,
     header: &OpenHeader,

@@ -1,4 +1,4 @@
-//! Servers and services of a client as operators see them: plain values, read when somebody asks.
+//! Servers and services of a client as operators see them: plain values, read on request.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,30 +13,30 @@ use super::shared::ClientShared;
 /// One address of a server.
 #[derive(Debug)]
 pub(crate) struct ServerView {
-    /// Where it is.
+    /// The address.
     pub(crate) address: SocketAddr,
     /// Lanes registered with it now.
     pub(crate) lanes: usize,
-    /// What carries them, since when and why.
+    /// What carries the lanes, since when and why.
     pub(crate) carried: Carried,
-    /// Those of them that ride TLS.
+    /// Lanes among them that ride TLS.
     pub(crate) lanes_over_tls: usize,
-    /// Round trip time as a lane last told it; 0 if none has.
+    /// Round trip time as a lane last measured it; 0 if none has.
     pub(crate) rtt_us: u64,
-    /// How it does, in a word.
+    /// The state of the server, in a word.
     pub(crate) state: &'static str,
 }
 
 /// One service of this client.
 #[derive(Debug)]
 pub(crate) struct LocalServiceView {
-    /// Empty for that of `[client.local]`.
+    /// The service's name; empty for that of `[client.local]`.
     pub(crate) name: String,
-    /// Its host and port, as in dp.toml.
+    /// The host and port, as in dp.toml.
     pub(crate) address: String,
-    /// Whether it can be reached, as far as is known.
+    /// Whether the service can be reached, as far as is known.
     pub(crate) up: bool,
-    /// Flows that it has now.
+    /// Flows that the service has now.
     pub(crate) flows: usize,
 }
 
@@ -72,14 +72,14 @@ impl ClientShared {
         servers.iter().map(|server| server.view()).collect()
     }
 
-    /// Lanes that ride TLS.
+    /// Number of lanes that ride TLS.
     pub(crate) fn lanes_over_tls(&self) -> usize {
         let servers = self.servers.load();
         let over_tls = servers.iter().map(|it| it.transport.lanes_over_tls());
         over_tls.sum()
     }
 
-    /// Lanes that there are to be to all servers.
+    /// Number of lanes that there are to be to all servers.
     pub(crate) fn lanes_wanted(&self) -> usize {
         let settings = self.settings();
         let lanes = settings.client().map_or(Lanes::Auto, |client| client.lanes);

@@ -50,13 +50,14 @@ counters! {
     CoreCounters:
     /// UDP packets received that carry QUIC.
     quic_packets_received,
-    /// Receive calls that brought at least one of them.
+    /// Receive calls that brought at least one UDP packet that carries QUIC.
     quic_receive_batches,
-    /// Turns of a lane whose acknowledgement was put off: messages, and datagrams in bulk.
+    /// Turns of a lane whose acknowledgement was put off (ack delay): messages, and datagrams in
+    /// bulk.
     quic_acknowledgements_deferred,
     /// UDP packets sent that carry QUIC.
     quic_packets_sent,
-    /// Send calls for them (one GSO batch each).
+    /// Send calls for UDP packets that carry QUIC (one GSO batch each).
     quic_send_batches,
     /// Bytes of QUIC packets received.
     quic_bytes_received,
@@ -66,21 +67,22 @@ counters! {
     quic_sends_too_large,
     /// Times that a lane followed its peer to another address.
     migrations,
-    /// Addresses of lanes' peers that had to be proved.
+    /// Addresses of lanes' peers that had to be validated, because they were new.
     paths_new,
-    /// Proofs that a peer receives at its new address.
+    /// Addresses of lanes' peers that were validated: the peer receives there.
     paths_validated,
-    /// Addresses that were not proved in time; the lane went back to the last one that was.
+    /// Addresses of lanes' peers that were not validated in time; the lane went back to the last
+    /// one that was.
     paths_failed,
-    /// Paths suspected of carrying no large packets any more, so that their size was searched for anew.
+    /// Paths suspected of not carrying large packets any more, whose MTU was searched for again.
     path_mtu_distrusted,
-    /// Packets that registered lanes have sent and that were lost, as far as their heartbeats have told.
+    /// Packets sent by registered lanes that were lost, as far as their heartbeats have reported.
     quic_packets_lost,
     /// Sends that failed for another reason than a full buffer.
     quic_sends_failed,
     /// Waits for room in a UDP socket's send buffer.
     quic_send_waits,
-    /// TLS connections for lanes that began: shaken hands, or handed over by another core.
+    /// TLS connections for lanes that began: by a handshake, or handed over by another core.
     tls_connections_opened,
     /// TLS connections for lanes that ended.
     tls_connections_ended,
@@ -92,27 +94,29 @@ counters! {
     tls_handovers_dropped,
     /// TLS connections dialled by this client.
     tls_dials,
-    /// The same in vain.
+    /// TLS connections that this client dialled without success.
     tls_dials_failed,
-    /// Times that a lane went from UDP to TLS with its flows, or to another TLS connection.
+    /// Times that a lane moved with its flows from UDP to TLS, or to another TLS connection.
     lanes_moved_to_tls,
-    /// Lanes that went, with their flows, from a TLS connection that was over or silent to another one.
+    /// Times that a lane moved with its flows from a TLS connection that was over or silent to
+    /// another one.
     lanes_moved_to_other_tls,
     /// Times that a client was told that most of what is sent to it over UDP is lost.
     lanes_losing_most,
-    /// Times that a lane went from TLS to UDP with its flows.
+    /// Times that a lane moved with its flows from TLS to UDP.
     lanes_moved_to_udp,
-    /// Tries whether QUIC gets through while lanes ride TLS.
+    /// Probes of whether QUIC gets through while lanes ride TLS.
     quic_probes,
-    /// Lanes dialled over TLS because QUIC was not heard, beside it.
+    /// Lanes dialled over TLS beside QUIC, because QUIC was not heard.
     lanes_raced,
     /// TCP connections for lanes accepted.
     tls_accepted,
-    /// The same, closed at once: too many were not claimed by a lane, or too many came per second.
+    /// TCP connections for lanes closed at once: too many were not claimed by a lane, or too many
+    /// came per second.
     tls_refused,
     /// TLS handshakes for lanes that failed or took too long.
     tls_handshakes_failed,
-    /// Packets on a TLS connection for another core than its first one was for.
+    /// Packets on a TLS connection that were for another core than its first packet.
     tls_packets_astray,
     /// Packets that could not be sent because the TLS connection was over.
     tls_sends_lost,
@@ -120,37 +124,41 @@ counters! {
     tls_send_waits,
     /// Packets of no known connection.
     quic_packets_unknown,
-    /// Packets of an unknown connection whose id was not issued here: noise, or somebody who shows
-    /// us a living lane of another server. They get no answer.
+    /// Packets of an unknown connection whose id was not issued here: noise, or somebody who
+    /// replays a living lane of another server. They are not answered.
     quic_packets_foreign,
     /// Packets that QUIC could not parse, or that broke its rules.
     quic_packets_invalid,
-    /// Packets of a lane that brought nothing: they do not decrypt, have come before, or came after
-    /// its end.
+    /// Packets of a lane that had no effect: they do not decrypt, are duplicates, or came after its
+    /// end.
     quic_packets_ignored,
     /// Packets on a client's socket that did not come from its server.
     quic_packets_from_others,
-    /// Packets of a lane that came from another address than the peer's, which is heard where it was: the lane stayed.
+    /// Packets of a lane that came from another address than the peer's while the peer was still
+    /// heard at its old one; the lane stayed there.
     quic_packets_astray,
-    /// Packets that reached a core that does not own their lane and were handed to the one that does.
+    /// Packets that reached a core that does not own their lane and were handed to the one that
+    /// does.
     quic_packets_handed_over,
-    /// Packets that could not be handed over.
+    /// Packets that should have been handed over to the core that owns their lane, but could not
+    /// be.
     quic_packets_handover_dropped,
-    /// QUIC packets that were for lanes of the process before this one, and were passed on to it.
+    /// QUIC packets for lanes of the process before this one that were passed on to it.
     quic_packets_passed_on,
-    /// Those that it took too slowly.
+    /// QUIC packets for the process before this one that were dropped, because it took them too
+    /// slowly.
     quic_packets_pass_on_dropped,
-    /// Packets that were not passed on: they came by the thousand, with connection ids that are none of
-    /// this server.
+    /// QUIC packets for the process before this one that were not passed on: they came by the
+    /// thousand, with connection ids that are none of this server.
     quic_packets_pass_on_refused,
     /// QUIC packets passed on by the successor that a core had no room for.
     quic_packets_passed_on_dropped,
     /// TLS connections closed because they were for lanes of the process before this one.
     tls_connections_for_predecessor,
-    /// First packets of connections that were none: they do not decrypt.
+    /// First packets of connections that do not decrypt, and so began none.
     initials_invalid,
-    /// First packets of connections left without an answer: more than a core answers in a second,
-    /// or one network gets.
+    /// First packets of connections that were not answered: a core answers only so many in a
+    /// second, in all and to one network.
     initials_dropped,
     /// Retry packets sent, because many handshakes began, or many lanes were not registered yet.
     retries_sent,
@@ -160,74 +168,79 @@ counters! {
     stateless_answers_lost,
     /// Stateless resets sent for packets of unknown connections.
     stateless_resets_sent,
-    /// The same, not sent because there were too many.
+    /// Stateless resets not sent for packets of unknown connections, because there were too many.
     stateless_resets_suppressed,
     /// Handshakes refused because too many were incomplete.
     handshakes_refused,
-    /// The same, because one network had begun so many that only places for others were left.
+    /// Handshakes refused because one network had begun so many that only places for others were
+    /// left.
     handshakes_refused_network,
-    /// Handshakes refused because more began per second than a core takes, or one network may
-    /// begin.
+    /// Handshakes refused because more began per second than a core takes in all, or of one
+    /// network.
     handshakes_refused_rate,
-    /// Incomplete handshakes given up because somebody else needed their place.
+    /// Incomplete handshakes given up because another one needed their place.
     handshakes_displaced,
     /// Handshakes that failed or timed out.
     handshakes_failed,
     /// Handshakes completed in full, with certificates.
     handshakes_full,
-    /// Handshakes completed by going on from an earlier session, without certificates.
+    /// Handshakes completed by resuming an earlier session, without certificates.
     handshakes_resumed,
-    /// Handshakes whose early data (0-RTT) the server took.
+    /// Handshakes whose early data (0-RTT) the server accepted.
     early_data_accepted,
-    /// Handshakes whose early data the server did not take; what it carried was sent again. A server counts only those
-    /// that it resumed.
+    /// Handshakes whose early data the server did not accept; its content was sent again. A server
+    /// counts only those that it resumed.
     early_data_rejected,
     /// Session tickets made by this server.
     tickets_issued,
     /// Session tickets that no present key of this server opens; the handshake was a full one.
     tickets_refused,
-    /// Session ticket keys changed: by rotation, or because their file did.
+    /// Times that the session ticket keys changed: by rotation, or because their file did.
     ticket_keys_rotated,
-    /// Looks at the file of session ticket keys that found no good keys there; those of before go on.
+    /// Times that the file of session ticket keys had no good keys; the earlier ones stay in use.
     ticket_key_files_refused,
-    /// Sessions that this client has kept to be resumed.
+    /// Sessions that this client has kept, to resume them.
     sessions_kept,
-    /// Sessions that this client could not use, or not keep.
+    /// Sessions that this client could not use, or could not keep.
     sessions_unusable,
     /// Resumed sessions not let in, because the peer's certificate is not good any more.
     sessions_refused,
-    /// Clients not let in because, since their handshake, what certificates are held against has become something else by
-    /// which theirs is not good, or is missing. They are told to try again.
+    /// Clients not let in because the CAs or revocation lists have changed since their handshake,
+    /// and by these their certificate is not good, or is missing. They are told to try again.
     clients_outdated,
     /// Clients not let in because they did not prove that they know the token.
     tokens_refused,
-    /// Clients not let in because their certificate, though good, is that of none of those who may serve here.
+    /// Clients not let in because their certificate, though good, belongs to none of those who may
+    /// serve here.
     clients_not_admitted,
     /// Lanes established.
     lanes_opened,
     /// Lanes ended after they were established.
     lanes_ended,
-    /// Lanes that we closed although their peer had not acknowledged all bytes of flows that had ended.
+    /// Lanes that this side closed although their peer had not acknowledged all bytes of flows that
+    /// had ended.
     lanes_cut_off,
     /// Registrations accepted.
     registrations_accepted,
-    /// Lanes whose client's id another instance took: they answered, and were told that they get no
+    /// Lanes whose client's id another instance took. They answered, and were told that they get no
     /// new flow.
     lanes_superseded,
     /// Lanes closed because another instance took their client's id and they did not answer.
     lanes_replaced,
     /// Lanes that get no new flow because their client may not serve here any more: its certificate
-    /// has expired or was revoked, or its entry is gone or another one.
+    /// has expired or was revoked, or its entry is gone or was changed.
     lanes_withdrawn,
     /// Registrations refused.
     registrations_refused,
-    /// The same, because another living instance has the client's id.
+    /// Registrations refused because another living instance has the client's id.
     registrations_duplicate,
-    /// The same, because the client has as many lanes as one may have.
+    /// Registrations refused because the client has as many lanes as one may have.
     registrations_limited,
-    /// Services that clients offered and that were not accepted, because there is none of that name at the door.
+    /// Services that clients offered and that were not accepted, because there is none of that name
+    /// at the door.
     services_unknown,
-    /// The same, because the client may not serve them.
+    /// Services that clients offered and that were not accepted, because the client may not serve
+    /// them.
     services_not_allowed,
     /// Services that clients offered and that speak another protocol here.
     services_of_other_protocol,
@@ -236,18 +249,20 @@ counters! {
     refusals_cut_short,
     /// Clients that said that their service cannot be reached.
     services_down,
-    /// Clients that said that it can be reached again.
+    /// Clients that said that their service can be reached again.
     services_up,
-    /// Lanes whose client left unanswered what was sent, for a while or for ever; new flows go to other clients.
+    /// Lanes whose client left unanswered what was sent, for a while or for ever; new flows go to
+    /// other clients.
     lanes_silent,
     /// Lanes closed because nothing was heard within the health timeout.
     lanes_unhealthy,
-    /// Lanes closed because their client had ended the TLS connection that they rode, and was not back
-    /// within 3 seconds on any lane.
+    /// Lanes closed because their client had ended the TLS connection that they rode, and was not
+    /// back in time on any lane.
     lanes_hung_up,
-    /// Probes of a peer from which nothing was heard for a while, and of lanes that were alarmed.
+    /// Liveness probes of peers from which nothing was heard for a while, and of lanes that were
+    /// alarmed.
     probes_sent,
-    /// Alarms given because a probe was not answered.
+    /// Alarms given because a liveness probe was not answered.
     probes_unanswered,
     /// Alarms given to all lanes of a peer because one has ended or is not answered, or another
     /// instance answers.
@@ -256,14 +271,15 @@ counters! {
     lanes_dialed_beside,
     /// Lanes that were given up because one dialled beside them was registered.
     lanes_taken_over,
-    /// Lanes left to their last flows: their server drains or is none any more, or they are too many.
+    /// Lanes left to their last flows: their server drains or was removed, or there are too many
+    /// lanes to it.
     lanes_left,
-    /// Lanes that a client opened beyond one for each of its cores: its server had much to hand over
-    /// to those that it had, or is of a version that does not tell.
+    /// Lanes that a client opened beyond one for each of its cores: its server had to hand over
+    /// much, or is of a version that does not report that.
     lanes_grown,
     /// Lanes that a client gave up, or did not open, because little came through all of them.
     lanes_shrunk,
-    /// Handshakes given up because the network says that nobody listens at the address.
+    /// Handshakes given up because the network reports that nobody listens at the address.
     handshakes_unreachable,
     /// Mail to the client role of another core that did not fit its mailbox.
     client_mail_dropped,
@@ -271,8 +287,8 @@ counters! {
     evictions_dropped,
     /// Times that another core could not be told to ask a client that may be gone (mailbox full).
     client_alarms_dropped,
-    /// Times that another core could not be told what became known of the service (mailbox full); its lanes tell it with
-    /// their next heartbeat.
+    /// Times that another core could not be told the health of a service (mailbox full); its lanes
+    /// report it with their next heartbeat.
     service_news_dropped,
     /// Heartbeats received.
     heartbeats_received,
@@ -280,52 +296,57 @@ counters! {
     visitors_accepted,
     /// Failures to accept a TCP visitor (too few file descriptors, mostly).
     accepts_failed,
-    /// TCP visitors accepted after the stop had begun, whose handshake was under way then.
+    /// TCP visitors accepted after the drain had begun, whose handshake was under way then.
     visitors_accepted_late,
     /// TCP visitors reset because the file descriptors that are left are not for visitors.
     visitors_refused_descriptors,
     /// TCP visitors reset because no client could serve them.
     visitors_refused,
-    /// TCP visitors or flows not taken because memory is used up and no flow stalls.
+    /// TCP visitors or flows not accepted because memory is used up and no flow stalls.
     visitors_refused_memory,
     /// TCP visitors reset because the lists or limits of their service do not let them in.
     visitors_refused_bounds,
-    /// TCP visitors reset because they did not say who they are by a PROXY header, which their
-    /// service expects from where they come.
+    /// TCP visitors reset because they sent no valid PROXY header, which their service expects from
+    /// where they come.
     visitors_refused_proxy_header,
     /// TCP visitors whose client left everything unanswered before there was any sign that it had
-    /// anything of them: sent to another lane or client that answers, or reset if there is none.
+    /// anything of them. They were sent to another lane or client that answers, or reset if there
+    /// is none.
     visitors_unheard,
     /// TCP visitors that one client refused, or did not answer, and that were sent to another one.
     visitors_retried,
     /// TCP visitors reset because a client refused them, or did not answer, and no other could be
     /// tried, or too much had been sent.
     visitors_retry_exhausted,
-    /// TCP visitors of whom less was kept for a second attempt, because others hold the memory for it.
+    /// TCP visitors of whom less was kept for a second attempt, because others hold the memory for
+    /// it.
     retry_memory_short,
-    /// TCP visitors or UDP flows handed to another core, because this one has no lane of the client.
+    /// TCP visitors or UDP flows handed to another core, because this one has no lane of the
+    /// client.
     visitors_handed_over,
-    /// TCP visitors that could not be handed over to the core of their client's lane: it had no place for one more.
+    /// TCP visitors that could not be handed over to the core of their client's lane, which had no
+    /// room for one more.
     visitors_handover_dropped,
     /// Times that a TCP flow was woken because its lane had room for what it sends.
     stream_writers_woken,
-    /// Times that a TCP flow had to wait with what it sends, because memory is short and its peer
-    /// has not acknowledged what it had sent before.
+    /// Times that a TCP flow had to wait before it could send, because memory is short and its peer
+    /// has not acknowledged earlier data.
     stream_writers_held_back,
-    /// TCP flows that rode a lane of this core.
+    /// TCP flows opened on lanes of this core.
     tcp_flows_opened,
     /// TCP flows that ended with both directions complete.
     tcp_flows_completed,
-    /// TCP flows that ended by a reset from either side, a client's refusal or the end of their lane.
+    /// TCP flows that ended by a reset from either side, a client's refusal or the end of their
+    /// lane.
     tcp_flows_reset,
-    /// The same, because the visitor or the service took nothing for the stall timeout.
+    /// TCP flows reset because the visitor or the service took nothing for the stall timeout.
     tcp_flows_stalled,
-    /// Times that a TCP flow stood still because the bandwidth that its service allows each visitor
+    /// Times that a TCP flow had to wait because the bandwidth that its service allows each visitor
     /// was used up.
     tcp_bandwidth_waits,
     /// TCP flows reset because no byte was moved in either direction for the idle timeout.
     tcp_flows_idle,
-    /// The same, because memory was short and they had stalled longest.
+    /// TCP flows reset because memory was short and they had stalled longest.
     tcp_flows_ended_for_memory,
     /// TCP flows reset because their service was removed, or moved, and drain_timeout was over.
     tcp_flows_ended_drained,
@@ -335,43 +356,52 @@ counters! {
     tcp_dials_failed,
     /// TCP flows refused by this client because they are for a service that it does not offer.
     tcp_flows_unknown_service,
-    /// TCP flows refused by this client because no port of the service belongs to their traffic port.
+    /// TCP flows refused by this client because no port of the service belongs to their traffic
+    /// port.
     tcp_flows_without_port,
-    /// TCP flows refused by this client for want of descriptors, ports or memory of its own machine.
+    /// TCP flows refused by this client for want of descriptors, ports or memory of its own
+    /// machine.
     tcp_dials_refused_own_limits,
-    /// Checks of the service that could not be made for such a want; they say nothing of the service.
+    /// Health checks that could not be made for want of descriptors, ports or memory of this
+    /// machine; they say nothing about the service.
     service_checks_not_made,
-    /// Checks of the service made.
+    /// Health checks of services made.
     service_checks,
-    /// Checks of the service that failed.
+    /// Health checks of services that failed.
     service_checks_failed,
     /// Bytes from TCP sockets into the tunnel.
     tcp_bytes_in,
     /// Bytes from the tunnel to TCP sockets.
     tcp_bytes_out,
-    /// FINs that were lost by QUIC and learned from the control stream.
+    /// FINs that were lost by QUIC and recovered by the control stream.
     fins_recovered,
     /// UDP flows opened.
     udp_flows_opened,
     /// UDP flows ended.
     udp_flows_ended,
-    /// UDP flows ended because nothing passed within the session timeout, or the shorter one without an answer.
+    /// UDP flows ended because nothing passed within the session timeout, or within the shorter one
+    /// for flows without an answer.
     udp_flows_expired,
-    /// The same, of those whose service had not answered.
+    /// UDP flows whose service had not answered, ended because nothing passed within their timeout.
     udp_flows_unanswered,
-    /// UDP flows that were not established, ended to make room for new ones because there were as many as may be.
+    /// UDP flows that were not established, ended to make room for new ones because the table was
+    /// full.
     udp_flows_evicted,
-    /// The same, because there were as many of one source address.
+    /// UDP flows that were not established, ended to make room for new ones because their source
+    /// address had too many.
     udp_flows_evicted_of_source,
     /// UDP flows ended because nobody listens at the service's address, and nobody ever had.
     udp_flows_refused,
-    /// UDP flows dialled anew, because the service has another address or does not listen at the one that was tried.
+    /// UDP flows dialled anew, because the service has another address or does not listen at the
+    /// one that was tried.
     udp_flows_redialled,
-    /// UDP flows that could not be dialled because this machine or process lacks descriptors, ports or memory.
+    /// UDP flows that could not be dialled because this machine or process lacks descriptors, ports
+    /// or memory.
     udp_dials_short,
     /// UDP flows refused by this client because they are for a service that it does not offer.
     udp_flows_unknown_service,
-    /// UDP flows refused by this client because no port of the service belongs to their traffic port.
+    /// UDP flows refused by this client because no port of the service belongs to their traffic
+    /// port.
     udp_flows_without_port,
     /// UDP flows that a client could not serve and that began anew at another one.
     udp_flows_failed_over,
@@ -393,9 +423,9 @@ counters! {
     udp_datagrams_bundled,
     /// Bundles sent.
     udp_bundles_sent,
-    /// Bundles received that could not be read to their end; what was left of them is dropped.
+    /// Bundles received that could not be read to their end; the rest of each was dropped.
     udp_bundles_invalid,
-    /// Datagrams put together again from fragments.
+    /// Datagrams reassembled from fragments.
     udp_datagrams_reassembled,
     /// Datagrams dropped because the lane's queue was full.
     udp_dropped_queue_full,
@@ -405,7 +435,8 @@ counters! {
     udp_dropped_no_client,
     /// Datagrams of new visitors dropped because their service was removed, or has moved.
     udp_dropped_removed,
-    /// Visitors' datagrams dropped because the core of their client's lane had no place for one more.
+    /// Visitors' datagrams dropped because the core of their client's lane had no room for one
+    /// more.
     udp_dropped_handover,
     /// Datagrams dropped because their flow is not known.
     udp_dropped_unknown_flow,
@@ -431,23 +462,25 @@ counters! {
     udp_dropped_lane_ended,
     /// Datagrams sent on a lane and lost on the way to its peer, as far as QUIC can tell.
     udp_datagrams_lost,
-    /// Datagrams of new flows dropped because the server has not said yet which ports the service has.
+    /// Datagrams of new flows dropped because the server has not said yet which ports the service
+    /// has.
     udp_dropped_before_answers,
     /// Datagrams of new flows dropped because too many flows wait for a socket.
     udp_dropped_opening,
     /// Datagrams or fragments that could not be decoded.
     udp_dropped_malformed,
-    /// Incomplete datagrams given up (a fragment was lost, or a limit was reached).
+    /// Incomplete datagrams given up, because a fragment was lost or a limit was reached.
     udp_dropped_incomplete,
     /// GSO sends that the kernel refused and that were repeated as single sends.
     gso_fallbacks,
-    /// Panics: bugs of this program. Each has cost a flow, a lane or a task, and is logged once per place.
+    /// Panics: bugs of this program. Each has cost a flow, a lane or a task, and is logged once per
+    /// place in the source.
     panics,
-    /// Lanes ended because a panic has interrupted their connection.
+    /// Lanes ended because a panic has interrupted a change of their connection.
     lanes_broken,
     /// Mail taken from the mailbox.
     mail_received,
-    /// Turns of the core's own clock, two a second. They stand still when the core is stuck.
+    /// Turns of the core's own clock, two a second. They stop when the core is stuck.
     beats,
     /// Errors of a core's own sockets that should not happen.
     internal_errors,

@@ -1,4 +1,5 @@
-//! A sticky event for one waiting task on the same thread: set before or during the wait, it is never lost.
+//! A sticky event for one waiting task on the same thread: set before or during the wait, it is
+//! never lost.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{Future, poll_fn};
@@ -43,8 +44,8 @@ impl Event {
         poll_fn(|cx| self.poll(cx)).await;
     }
 
-    /// Runs `work` to its end, or until the event is set: then `None`, and the event is cleared. Dropping `work` half-way
-    /// must lose nothing.
+    /// Runs `work` to its end, or until the event is set; then the result is `None`, and the event
+    /// is cleared. Dropping `work` half-way must lose nothing.
     pub(crate) async fn cuts_short<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         poll_fn(|cx| {
@@ -70,8 +71,9 @@ thread_local! {
 
 /// Gives every task that is ready now a turn before the caller goes on.
 ///
-/// A task that wakes itself while it runs goes to the *front* of monoio's queue (`scheduler.rs`: `yield_now`), so that
-/// nobody else gets a turn. Here another task, at the back of the queue, does the waking.
+/// A task that wakes itself while it runs goes to the *front* of monoio's queue (`scheduler.rs`:
+/// `yield_now`), so that nobody else gets a turn. So another task, at the back of the queue, does
+/// the waking.
 pub(crate) async fn yield_now() {
     let yielded = YIELDED.with(|cell| {
         Rc::clone(cell.get_or_init(|| {

@@ -7,12 +7,12 @@ use super::counters::Counter;
 /// Most bounds that a histogram has: each is a line in every answer to a scraper.
 const BOUNDS_MAX: usize = 12;
 
-/// Upper bounds in seconds for what takes from a fraction of a millisecond to half a minute.
+/// Upper bounds in seconds for times from a fraction of a millisecond to half a minute.
 const SECONDS: [f64; BOUNDS_MAX] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 30.0,
 ];
 
-/// The same for how long flows live: from one request to days.
+/// Upper bounds in seconds for the lifetimes of flows: from one request to days.
 const LIVES: [f64; BOUNDS_MAX] = [
     0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 28_800.0, 86_400.0,
 ];
@@ -22,17 +22,18 @@ const BYTES: [f64; BOUNDS_MAX] = [
     8e3, 16e3, 32e3, 64e3, 128e3, 256e3, 512e3, 1e6, 2e6, 4e6, 8e6, 16e6,
 ];
 
-/// Fixed point of the sum: microseconds, or millionths of a byte, which are too small to matter.
+/// Unit of the fixed-point sum: microseconds, or millionths of a byte, which are too small to
+/// matter.
 const SUM_PER_UNIT: f64 = 1e6;
 
 /// A histogram that only its core writes.
 #[derive(Debug)]
 pub(crate) struct Histogram {
     bounds: &'static [f64; BOUNDS_MAX],
-    /// How many were at most as large as the bound of this place and above the one before; the last
-    /// is for those above all bounds.
+    /// Number of values up to the bound with the same index and above the one before; the last is
+    /// for those above all bounds.
     counts: [Counter; BOUNDS_MAX + 1],
-    /// In millionths.
+    /// The sum of the values, in millionths.
     sum: Counter,
 }
 
@@ -45,14 +46,14 @@ impl Histogram {
         }
     }
 
-    /// Takes in one value. Only the owning core may call this.
+    /// Adds a value. Only the owning core may call this.
     pub(crate) fn observe(&self, value: f64) {
         let place = self.bounds.iter().position(|bound| value <= *bound);
         self.counts[place.unwrap_or(BOUNDS_MAX)].increment();
         self.sum.add((value * SUM_PER_UNIT) as u64);
     }
 
-    /// Takes in a time.
+    /// Adds a time.
     pub(crate) fn observe_time(&self, time: Duration) {
         self.observe(time.as_secs_f64());
     }
@@ -91,13 +92,13 @@ impl Total {
         self.sum
     }
 
-    /// How many there were.
+    /// Number of values.
     pub(crate) fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// For each bound how many values came to lie below it and above the one before; the last
-    /// bound is infinite.
+    /// For each bound, the number of values up to it and above the one before; the last bound is
+    /// infinite.
     pub(crate) fn buckets(&self) -> Vec<(f64, u64)> {
         let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         bounds.zip(self.counts).collect()

@@ -18,7 +18,7 @@ pub(crate) struct LogLimit {
 }
 
 impl LogLimit {
-    /// Nothing logged yet.
+    /// A limit under which nothing was logged yet.
     pub(crate) fn new(now: Instant) -> LogLimit {
         LogLimit {
             since: Cell::new(now),
@@ -27,8 +27,8 @@ impl LogLimit {
         }
     }
 
-    /// Whether to log now; if so, how many lines were suppressed since the last one that passed, as a field of the line:
-    /// without a value it is not printed.
+    /// Whether to log now. If so, the inner value is the number of lines that were suppressed since
+    /// the last one that passed, as a field of the line; `None` is not printed.
     #[expect(
         clippy::option_option,
         reason = "the outer one says whether, the inner one is the field's value"
@@ -92,7 +92,7 @@ mod tests {
         }
     }
 
-    /// What was logged.
+    /// The lines that were logged.
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
 

@@ -1,10 +1,10 @@
 //! Lines on their way to a log, of the program or of its flows: a bounded queue, and the one thread
 //! that writes.
 //!
-//! Whoever logs must not wait for whoever reads: a pipe that nobody reads, a terminal that is
-//! stopped or a full disk would otherwise hold up a core with all its flows. So a line is put into
-//! a queue without a lock. If there is no room, or the line cannot be written, it is dropped and
-//! counted, and the log says how many were as soon as a line can be written again.
+//! Whoever logs must not wait for the reader of the log. A pipe that nobody reads, a terminal that
+//! is stopped, or a full disk would otherwise hold up a core with all its flows. So a line is put
+//! into a queue without a lock. If there is no room, or the line cannot be written, it is dropped
+//! and counted, and the log says how many lines are missing as soon as one can be written again.
 
 use std::io::{self, Write};
 use std::sync::OnceLock;
@@ -14,14 +14,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 
-/// Lines that wait at most. At debug level a busy core writes some ten thousand a second: this
-/// bridges the moments in which a healthy reader does not come to read.
+/// Most lines that wait. At debug level a busy core writes some ten thousand a second; this bridges
+/// the moments in which a healthy reader does not come to read.
 const LINES_MAX: usize = 8_192;
 
-/// Bytes that wait at most: as many lines of 512 bytes, which few reach.
+/// Most bytes that wait: as many lines of 512 bytes, which few lines reach.
 const BYTES_MAX: usize = LINES_MAX * 512;
 
-/// Pause between two looks whether all is written, at the end of the process.
+/// Pause between two looks whether everything is written, at the end of the process.
 const FLUSH_POLL: Duration = Duration::from_millis(1);
 
 /// The queue.
@@ -30,12 +30,12 @@ pub(crate) struct LogQueue {
     lines: ArrayQueue<Box<[u8]>>,
     lines_max: usize,
     bytes: AtomicUsize,
-    /// Lines that were taken in, and those of them that are written or have failed.
+    /// Lines that were put in, and lines among them that are written or have failed.
     taken: AtomicU64,
     settled: AtomicU64,
     dropped: AtomicU64,
     failed: AtomicU64,
-    /// Lines that were dropped or failed and that the log has not told of yet.
+    /// Lines that were dropped or failed and that the log has not reported yet.
     untold: AtomicU64,
     writer: OnceLock<Thread>,
 }
@@ -60,7 +60,7 @@ impl LogQueue {
         }
     }
 
-    /// Takes in a line with its line feed, or drops it if there is no room. Never waits.
+    /// Puts a line in, with its line feed, or drops it if there is no room. It never waits.
     pub(crate) fn push(&self, line: &[u8]) {
         let waiting = self.bytes.fetch_add(line.len(), Ordering::AcqRel);
         self.taken.fetch_add(1, Ordering::AcqRel);
@@ -79,17 +79,17 @@ impl LogQueue {
         self.lines.is_empty()
     }
 
-    /// Lines that were dropped for want of room.
+    /// Number of lines that were dropped for want of room.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Lines that could not be written.
+    /// Number of lines that could not be written.
     pub(crate) fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Waits until all lines are written or dropped, for `at_most` so long.
+    /// Waits until all lines are written or dropped, but no longer than `at_most`.
     pub(crate) fn flush(&self, at_most: Duration) {
         let deadline = Instant::now() + at_most;
         let waiting = || self.settled.load(Ordering::Acquire) < self.taken.load(Ordering::Acquire);
@@ -98,9 +98,9 @@ impl LogQueue {
         }
     }
 
-    /// The thread that is in [`Self::write_to`]: to be said before anything is pushed.
+    /// Names the thread that will call [`Self::write_to`]; to be called before anything is pushed.
     pub(crate) fn is_written_by(&self, writer: Thread) {
-        // Only one thread writes.
+        // There is only one thread that writes.
         let _first = self.writer.set(writer);
     }
 
@@ -111,9 +111,10 @@ impl LogQueue {
         }
     }
 
-    /// Writes lines to `out` for ever, on this thread, and flushes it when no more are there. `tell`
-    /// is to log how many lines are missing at this place. Behind a line it lets further ones gather
-    /// for `linger`: to wake it costs whoever pushes a system call, and nothing while it is up.
+    /// Writes lines to `out` for ever, on this thread, and flushes it when there are no more.
+    /// `tell` is to log how many lines are missing at this place. After a line it lets further ones
+    /// gather for `linger`, because waking this thread costs the core that pushes a system call,
+    /// and nothing while it is awake.
     pub(crate) fn write_to(&self, out: &mut impl Write, linger: Duration, tell: impl Fn(u64)) {
         let mut torn = false;
         let mut has_written = false;
@@ -123,12 +124,12 @@ impl LogQueue {
                 has_written = true;
                 continue;
             }
-            // What `out` cannot write it says itself.
+            // `out` reports itself what it cannot write.
             let _said = out.flush();
             if std::mem::take(&mut has_written) && !linger.is_zero() {
                 thread::sleep(linger);
             } else {
-                // Whoever has pushed since then has unparked this thread, which is then not parked.
+                // A thread that has pushed since then has unparked this one, so this does not park.
                 thread::park();
             }
         }
@@ -146,7 +147,8 @@ impl LogQueue {
         self.settled.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Whether what is told now is likely to be taken in, and not to be followed by more at once.
+    /// Whether a report about missing lines is likely to be taken in, and not to be followed by
+    /// another one at once.
     fn has_room(&self) -> bool {
         self.lines.len() <= self.lines_max / 2
             && self.bytes.load(Ordering::Acquire) <= BYTES_MAX / 2
@@ -182,7 +184,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Takes a line when it is told to, with the outcome that it is told.
+    /// A writer that takes a line when it is told to, with the result that it is told.
     struct Reader {
         orders: mpsc::Receiver<io::Result<()>>,
         written: Arc<Mutex<Vec<u8>>>,
@@ -190,7 +192,7 @@ mod tests {
 
     impl Write for Reader {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Without anybody who gives orders it takes all.
+            // Without anybody who gives orders it takes every line.
             self.orders.recv().unwrap_or(Ok(()))?;
             self.written.lock().expect("written").extend(bytes);
             Ok(bytes.len())
@@ -203,7 +205,7 @@ mod tests {
     type Orders = mpsc::Sender<io::Result<()>>;
     type Written = Arc<Mutex<Vec<u8>>>;
 
-    /// A queue with its writer, which waits for orders; what is written.
+    /// A queue with a writer that waits for orders, and what it has written.
     fn started(lines_max: usize) -> (Arc<LogQueue>, Orders, Written) {
         started_with(lines_max, Duration::ZERO)
     }
@@ -237,7 +239,7 @@ mod tests {
             queue.push(format!("line {line}\n").as_bytes());
         }
         let dropped = queue.dropped();
-        // Ten wait, and the writer may hold one.
+        // Ten lines wait, and the writer may hold one.
         assert!((989..=990).contains(&dropped), "{dropped}");
         drop(order);
         queue.flush(PATIENCE);
@@ -282,7 +284,7 @@ mod tests {
     fn the_end_waits_for_a_reader_that_stands_still_only_so_long() {
         let (queue, _order, _) = started(10);
         queue.push(b"nobody reads this\n");
-        // Comes back at all.
+        // It returns at all.
         queue.flush(Duration::from_millis(10));
     }
 

@@ -1,11 +1,13 @@
-//! Mailboxes: how another thread hands something to a core. Bounded, lock-free, and the only way in.
+//! Mailboxes, by which another thread hands something to a core. They are bounded, lock-free, and
+//! the only way in.
 //!
-//! Each kind of mail has a queue of its own ([`Kind`]), so that none can take another's place: a flood of datagrams fills
-//! the datagrams' queue, and costs datagrams. A core handles a bounded number of each kind in one turn
-//! ([`Mailbox::turn`]), what `main` and the other cores want of it first.
+//! Each kind of mail has a queue of its own ([`Kind`]), so that no kind can take another's place: a
+//! flood of datagrams fills the datagrams' queue, and costs datagrams. A core handles a bounded
+//! number of each kind in one turn ([`Mailbox::turn`]), beginning with what `main` and the other
+//! cores want of it.
 //!
-//! What mail there is, is not known here: each role has an enum of its own, and sends by a [`Post`] that takes nothing
-//! else. The process puts them together.
+//! The messages themselves are not known here: each role has an enum of its own, and sends by a
+//! [`Post`] that takes nothing else. The process puts these together.
 
 use std::fmt;
 use std::io;
@@ -18,54 +20,56 @@ use crate::sys::wake::{self, WakeSender};
 
 /// What one core (or `main`) hands to another.
 pub(crate) trait Mail: fmt::Debug + Send + 'static {
-    /// The queue that it waits in.
+    /// The queue that this mail waits in.
     fn kind(&self) -> Kind;
 }
 
-/// By which one part of a core sends mail of its own type to the same part of other cores.
+/// Sends mail of one role's type to the same role on other cores.
 pub(crate) trait Post<T>: fmt::Debug + Send + Sync {
     /// Number of cores.
     fn cores(&self) -> usize;
 
     /// Puts mail into a core's mailbox and wakes the core.
     ///
-    /// # Errors
-    /// Gives the mail back if there is no place for one more of its kind; the caller counts what it drops.
+    /// # Errors Returns the mail if there is no place for one more of its kind; the caller counts
+    /// what it drops.
     fn send(&self, core: usize, mail: T) -> Result<(), T>;
 }
 
-/// Which queue mail waits in; the first goes first.
+/// The kinds of mail, each with a queue of its own; the first kind goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// What a core is to do: few, and each counts.
+    /// Orders to a core: few, and each matters.
     Control,
     /// TCP visitors.
     Visitor,
     /// QUIC packets, which are repeated if they are lost.
     Packet,
-    /// Visitors' datagrams, which are not.
+    /// Visitors' datagrams, which are not repeated.
     Datagram,
 }
 
 impl Kind {
     const ALL: [Kind; 4] = [Kind::Control, Kind::Visitor, Kind::Packet, Kind::Datagram];
 
-    /// How many may wait for one core.
+    /// Number of messages of this kind that may wait for one core.
     const fn places(self) -> usize {
         match self {
-            // Many clients replaced at once; what finds no place is counted by its sender.
+            // Enough for many clients that are replaced at once. The sender counts what finds no
+            // place.
             Kind::Control => 512,
-            // A second's worth of accepts.
+            // A second's worth of accepted visitors.
             Kind::Visitor => 4_096,
-            // Those of a client whose packets go astray in bulk: 10 ms at 1 Gbit/s. 1.5 MB as they mostly are, 16 MB at
-            // the worst.
+            // The packets of a client that arrive on a wrong core in bulk: 10 ms at 1 Gbit/s. They
+            // mostly take 1.5 MB, at worst 16 MB.
             Kind::Packet => 1_024,
-            // 2 ms at a million a second; of 2 KB each at the most but for a few.
+            // 2 ms at a million datagrams a second. They have 2 KB each at most, but for a few.
             Kind::Datagram => 2_048,
         }
     }
 
-    /// How many are handled in one turn: some hundred microseconds' worth of each.
+    /// Number of messages of this kind that are handled in one turn: some hundred microseconds'
+    /// worth of each.
     const fn per_turn(self) -> usize {
         match self {
             Kind::Control | Kind::Packet => 64,
@@ -75,7 +79,7 @@ impl Kind {
         }
     }
 
-    /// Whether the core must have handled such mail to go on.
+    /// Whether the core cannot go on without having handled such mail.
     pub(crate) fn is_vital(self) -> bool {
         self == Kind::Control
     }
@@ -94,7 +98,7 @@ impl<T> Queues<T> {
         &self.0[kind as usize]
     }
 
-    /// The oldest of the first kind of which `may` says that it may.
+    /// Takes the oldest message of the first kind for which `may` is true.
     fn pop(&self, mut may: impl FnMut(Kind) -> bool) -> Option<(Kind, T)> {
         Kind::ALL
             .into_iter()
@@ -107,7 +111,7 @@ impl<T> Queues<T> {
     }
 }
 
-/// A bounded part of what waits; see [`Mailbox::turn`].
+/// A bounded part of the waiting mail; see [`Mailbox::turn`].
 #[derive(Debug)]
 pub(crate) struct Turn<'a, T> {
     queues: &'a Queues<T>,
@@ -117,7 +121,7 @@ pub(crate) struct Turn<'a, T> {
 impl<T> Iterator for Turn<'_, T> {
     type Item = T;
 
-    /// Looks at the first kind first, each time.
+    /// Takes the next message, looking at the first kind first each time.
     fn next(&mut self) -> Option<T> {
         let may = |kind: Kind| self.taken[kind as usize] < kind.per_turn();
         let (kind, mail) = self.queues.pop(may)?;
@@ -148,26 +152,26 @@ impl<M: Mail> Mailbox<M> {
 
     /// Puts mail in and wakes the core.
     ///
-    /// # Errors
-    /// Gives the mail back if there is no place for one more of its kind; the caller counts what it drops.
+    /// # Errors Returns the mail if there is no place for one more of its kind; the caller counts
+    /// what it drops.
     pub(crate) fn send(&self, mail: M) -> Result<(), M> {
         self.queues.of(mail.kind()).push(mail)?;
         self.wake.wake();
         Ok(())
     }
 
-    /// Wakes the core, for something else than mail.
+    /// Wakes the core for something other than mail.
     pub(crate) fn wake(&self) {
         self.wake.wake();
     }
 
-    /// For the owning core: call before taking mail out after a wake-up.
+    /// To be called by the owning core after a wake-up, before it takes mail out.
     pub(crate) fn rearm(&self) {
         self.wake.rearm();
     }
 
-    /// For the owning core: what it is to handle before others get their turn. Some may be left
-    /// ([`Self::is_empty`]), of which no wake-up tells.
+    /// The mail that the owning core is to handle before others get their turn. Some may be left
+    /// ([`Self::is_empty`]), for which no wake-up comes.
     pub(crate) fn turn(&self) -> Turn<'_, M> {
         Turn {
             queues: &self.queues,
@@ -175,17 +179,18 @@ impl<M: Mail> Mailbox<M> {
         }
     }
 
-    /// Whether nothing waits.
+    /// Whether no mail waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.queues.is_empty()
     }
 
-    /// Whether no visitor waits. Those that were sent before the caller learned that no more would come are seen.
+    /// Whether no visitor waits. This sees the visitors that were sent before the caller learned
+    /// that no more would come.
     pub(crate) fn has_no_visitor(&self) -> bool {
         self.queues.of(Kind::Visitor).is_empty()
     }
 
-    /// For the tests: takes the first one out.
+    /// For tests: takes the first message out.
     #[cfg(test)]
     pub(crate) fn take(&self) -> Option<M> {
         self.queues.pop(|_| true).map(|(_, mail)| mail)
@@ -203,10 +208,9 @@ impl<M> Clone for Mailboxes<M> {
 }
 
 impl<M: Mail> Mailboxes<M> {
-    /// Makes one for each core, with the sockets by which the cores are woken.
+    /// Makes a mailbox for each core, with the sockets by which the cores are woken.
     ///
-    /// # Errors
-    /// If there are no descriptors left.
+    /// # Errors If there are no descriptors left.
     pub(crate) fn new(cores: usize) -> io::Result<(Mailboxes<M>, Vec<UnixDatagram>)> {
         let made: Vec<_> = (0..cores)
             .map(|_| Mailbox::new())
@@ -220,7 +224,7 @@ impl<M: Mail> Mailboxes<M> {
         self.0.len()
     }
 
-    /// One core's.
+    /// The mailbox of one core.
     pub(crate) fn of(&self, core: usize) -> &Mailbox<M> {
         &self.0[core]
     }

@@ -1,4 +1,5 @@
-//! Seeded steps of cores that send and one that takes, with what must always hold; and the same with real threads.
+//! Seeded steps of cores that send and one that takes, with what must always hold; and the same
+//! with real threads.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,12 +11,12 @@ use crate::sys::wake::WakeReceiver;
 const SEEDS: u64 = 1_000;
 const STEPS: usize = 3_000;
 
-/// Few, so that queues are full now and then.
+/// The queues are short, so that they are full now and then.
 fn few_places(kind: Kind) -> usize {
     [3, 40, 7, 150][kind as usize]
 }
 
-/// Mail of which there is one of each kind.
+/// A message of this kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Letter(Kind);
 
@@ -56,9 +57,9 @@ struct World {
     sent: u64,
     dropped: u64,
     handled: u64,
-    /// A wake-up is under way to the core.
+    /// Whether a wake-up is on its way to the core.
     woken: bool,
-    /// The core has left some, and comes back for it by itself.
+    /// Whether the core has left some mail, and comes back for it by itself.
     comes_back: bool,
 }
 
@@ -78,7 +79,7 @@ impl World {
 
     fn step(&mut self) {
         match self.random.below(8) {
-            // Datagrams in floods, all else now and then.
+            // Datagrams come in floods, everything else now and then.
             0..=2 => {
                 let flood = self.random.below(30) == 0;
                 let most = if flood { 400 } else { 8 };
@@ -200,7 +201,7 @@ fn a_core_that_goes_to_sleep_after_each_turn_misses_no_wake_up() {
         let wake = WakeReceiver::new(wake).expect("adopted");
         let mut taken = 0;
         while taken < SENDERS * EACH {
-            // A wake-up that is missed is waited for in vain.
+            // A wake-up that is lost would be waited for in vain.
             let woken = timeout(Duration::from_secs(60), wake.wait()).await;
             assert!(matches!(woken, Ok(Ok(()))), "{taken} taken: {woken:?}");
             mailbox.rearm();

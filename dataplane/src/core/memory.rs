@@ -1,19 +1,20 @@
-//! The memory limit: when what the process holds comes near it, flows that stall give up theirs.
+//! The memory limit: when the memory of the process comes near it, flows that stall are ended.
 //!
 //! Bytes that nobody takes are what grows without bound: each stalled flow keeps a window of up to
-//! 8 MiB full. Above three quarters of the limit the flow that has stalled longest ends, then the
-//! next, until there is less. Flows that move are left alone as long as one stalls. Just below the
-//! limit any flow counts whose socket takes nothing at that moment; at the limit, if there is none
-//! either, new visitors are refused.
+//! 8 MiB full. Above three quarters of the limit the flow that has stalled longest is ended, then
+//! the next, until there is less. Flows that move are left alone as long as any flow stalls. Just
+//! below the limit a flow counts as stalled if its socket takes nothing at that moment. At the
+//! limit, if there is no such flow either, new visitors are refused.
 //!
-//! Nothing stalls where a long, fast path has more in flight than the limit is. So a flow is given
-//! less to send the less memory is left ([`spare`]): one that has much in flight waits until its
-//! peer has acknowledged it, and small requests go on.
+//! On a long, fast path more can be in flight than the limit, without anything stalling. So the
+//! less memory is left, the less a flow is given to send ([`spare`]): a flow that has much in
+//! flight waits until its peer has acknowledged it, and small requests go on.
 //!
-//! [`decide`] knows no clock, no flows and no cores. Each core looks on its own, when it has
-//! received something while memory is short, and a few times a second, and acts only if no other
-//! core has a flow that has stalled longer. What is held is the allocator's count ([`heap`])
-//! without what the process held when it was ready, what lies in pools, and an allowance for lanes.
+//! [`decide`] knows no clock, no flows and no cores. Each core checks for itself, when it has
+//! received something while memory is short, and a few times a second. It acts only if no other
+//! core has a flow that has stalled longer. The memory held by flows is the allocator's count
+//! ([`heap`]) without what the process held when it was ready, what lies in pools, and an allowance
+//! for lanes.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -29,40 +30,40 @@ use super::event::{Event, yield_now};
 use crate::buffer;
 use crate::sys::{CORES_MAX, heap, memory};
 
-/// Each core looks this often, beside the looks after what it receives.
+/// How often each core checks, besides the checks after it has received something.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// A flow must have stalled for this long to be ended while there is room left: shorter ones may be
-/// a matter of a lost packet on the visitor's way.
+/// A flow must have stalled for this long to be ended while there is room left. Shorter stalls may
+/// be caused by a lost packet on the visitor's path.
 const STALLED_MIN: Duration = Duration::from_secs(1);
 
-/// Flows that end before the next look at what is held, when hardly any room is left. One turn of
-/// receiving brings up to 256 KB, and a flow that stalls holds at least a block of 16 KB.
+/// Flows that are ended before the next check when hardly any room is left. One turn of receiving
+/// brings up to 256 KB, and a stalled flow holds at least a block of 16 KB.
 const ENDED_AT_ONCE: usize = 16;
 
-/// Looks in a row before other things of the core get more than a turn.
+/// Checks in a row before other tasks of the core get more than a turn.
 const LOOKS_IN_A_ROW: usize = 64;
 
-/// What an idle lane holds in our memory: it is no flow's, and does not count.
+/// Memory that an idle lane holds. It belongs to no flow, and is not counted.
 const LANE_BYTES: usize = 32 << 10;
 
 /// What a flow takes at a time while memory is short: one small block, which it holds until the
 /// peer has acknowledged it.
 const TAKEN_WHILE_SHORT_BYTES: usize = buffer::SMALL_BLOCK_BYTES;
 
-/// The same when hardly any is left. It is copied out of its block, so that ten thousand flows
-/// together hold 20 MB.
+/// What a flow takes at a time when hardly any memory is left. It is copied out of its block, so
+/// that ten thousand flows together hold 20 MB.
 const TAKEN_WHILE_OUT_BYTES: usize = buffer::COPIED_BYTES;
 
-/// What is allowed where neither the configuration nor the system says.
+/// The limit where neither the configuration nor the system names one.
 const FALLBACK_BYTES: u64 = 1 << 30;
 
-/// How much is left.
+/// How much memory is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Supply {
     /// More than a quarter of the limit.
     Ample,
-    /// Less than that.
+    /// Less than a quarter of the limit.
     Short,
     /// Hardly any.
     Out,
@@ -71,7 +72,7 @@ pub(crate) enum Supply {
 }
 
 impl Supply {
-    /// Of a `limit`, with so much held.
+    /// The supply under this limit, with this much held.
     pub(crate) fn of(held_bytes: usize, limit_bytes: usize) -> Supply {
         if held_bytes < limit_bytes / 4 * 3 {
             Supply::Ample
@@ -85,20 +86,20 @@ impl Supply {
     }
 }
 
-/// What a core does about it.
+/// What a core is to do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Nothing.
     Rest,
-    /// So many flows end, the most stalled first.
+    /// End this many flows, the most stalled first.
     End(usize),
-    /// Nothing stalls anywhere, and nothing is left: new visitors are refused.
+    /// Refuse new visitors, because no flow stalls and no memory is left.
     Refuse,
 }
 
-/// Decides for one core: `own` is its longest stall, `others` the longest one of all other cores,
-/// as they said last. Of two cores with the same one both act. Above the limit nobody waits for
-/// others.
+/// Decides for one core. `own` is the longest stall of its flows, `others` the longest of all other
+/// cores, as they last reported. If two cores have the same, both act. Above the limit no core
+/// waits for others.
 pub(crate) fn decide(supply: Supply, own: Option<Duration>, others: Option<Duration>) -> Order {
     let first = own.is_some() && own >= others;
     match supply {
@@ -106,13 +107,13 @@ pub(crate) fn decide(supply: Supply, own: Option<Duration>, others: Option<Durat
         Supply::Out if first => Order::End(ENDED_AT_ONCE),
         Supply::Over if own.is_some() => Order::End(ENDED_AT_ONCE),
         Supply::Over if others.is_none() => Order::Refuse,
-        // There is enough, or it is for another core to end one.
+        // There is enough memory, or another core is to end a flow.
         Supply::Ample | Supply::Short | Supply::Out | Supply::Over => Order::Rest,
     }
 }
 
-/// How many bytes a flow may take to send that holds so many which its peer has not acknowledged.
-/// Zero only if it holds any: the peer's acknowledgement will let it go on.
+/// Bytes that a flow may take to send, if its peer has yet to acknowledge this many. The result is
+/// zero only if there are any: the peer's acknowledgement will let the flow go on.
 pub(crate) fn spare(supply: Supply, holds_bytes: usize) -> usize {
     match supply {
         Supply::Ample => usize::MAX,
@@ -122,32 +123,31 @@ pub(crate) fn spare(supply: Supply, holds_bytes: usize) -> usize {
     }
 }
 
-// ---- what the process shares
-// --------------------------------------------------------------------------------------
+// ---- what the process shares ----
 
-/// What flows may hold; zero until it is known.
+/// The memory that flows may hold; unlimited until it is set.
 static LIMIT_BYTES: AtomicUsize = AtomicUsize::new(usize::MAX);
 
-/// What the process held when it was ready.
+/// The memory that the process held when it was ready.
 static BASE_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// Each core's longest stall in milliseconds, plus one; zero: none.
+/// The longest stall on each core in milliseconds, plus one; zero if nothing stalls.
 static STALLS_MS: [CachePadded<AtomicU64>; CORES_MAX] =
     [const { CachePadded::new(AtomicU64::new(0)) }; CORES_MAX];
 
 thread_local! {
-    /// Wakes this core's look.
+    /// Wakes this core's check.
     static LOOK_NOW: RefCell<Option<Rc<Event>>> = const { RefCell::new(None) };
     static REFUSES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Sets the limit. What is held now does not count: no flow holds it.
+/// Sets the limit. What is held now does not count, because no flow holds it.
 pub(crate) fn set_limit(limit: MemoryLimit) {
     BASE_BYTES.store(heap::held_bytes(), Ordering::Relaxed);
     change_limit(limit);
 }
 
-/// Sets another limit while there are flows.
+/// Changes the limit while there are flows.
 pub(crate) fn change_limit(limit: MemoryLimit) {
     let bytes = match limit {
         MemoryLimit::Bytes(bytes) => bytes,
@@ -170,12 +170,12 @@ pub(crate) fn held_bytes() -> usize {
     heap::held_bytes().saturating_sub(BASE_BYTES.load(Ordering::Relaxed))
 }
 
-/// How much is left now.
+/// How much memory is left now.
 pub(crate) fn supply() -> Supply {
     Supply::of(held_bytes(), limit_bytes())
 }
 
-/// To be called when the core has received something: has it look if memory is short.
+/// To be called when the core has received something: starts a check if memory is short.
 pub(crate) fn received() {
     if supply() > Supply::Ample {
         LOOK_NOW.with_borrow(|look| {
@@ -191,12 +191,12 @@ pub(crate) fn refuses_newcomers() -> bool {
     REFUSES.get() && supply() == Supply::Over
 }
 
-/// Keeps an allowance out of what counts, for as long as a lane lives.
+/// Takes an allowance out of the count for as long as a lane lives.
 #[derive(Debug)]
 pub(crate) struct LaneAllowance(());
 
 impl LaneAllowance {
-    /// For a new lane.
+    /// The allowance of a new lane.
     pub(crate) fn new() -> LaneAllowance {
         heap::count(-heap::signed(LANE_BYTES));
         LaneAllowance(())
@@ -209,36 +209,36 @@ impl Drop for LaneAllowance {
     }
 }
 
-// ---- a core's look
-// ------------------------------------------------------------------------------------------------
+// ---- a core's look ----
 
-/// Keeps the process within its limit, as far as this core's flows can, for as long as it runs.
+/// Keeps the process within its limit, as far as this core's flows can, for as long as the core
+/// runs.
 pub(crate) async fn keep_within_limit(context: Rc<CoreContext>, flows: Rc<impl Stalling>) {
     let look_now = Rc::<Event>::default();
     LOOK_NOW.set(Some(Rc::clone(&look_now)));
     loop {
-        // Set or not: it is time.
+        // Whether the event was set or not, it is time to check.
         let _received = look_now.cuts_short(super::time::sleep(LOOK)).await;
         for _ in 0..LOOKS_IN_A_ROW {
             if !look(&context, &*flows, Instant::now()) {
                 break;
             }
-            // Those that were told to end give up their memory in their own turn.
+            // Flows that were told to end give up their memory in their own turn.
             yield_now().await;
         }
     }
 }
 
-/// A core's flows, as far as the memory limit has to do with them.
+/// A core's flows, as far as the memory limit is concerned.
 pub(crate) trait Stalling {
-    /// How long the flow that has stalled longest has, as far as is known.
+    /// For how long the flow that has stalled longest has stalled, as far as is known.
     fn longest_stall(&self) -> Option<Duration>;
 
-    /// Tells that flow to end; `reason` is what its far end is told. False if no flow stalls.
+    /// Ends that flow; `reason` is what its far end is told. False if no flow stalls.
     fn end_most_stalled(&self, reason: FlowError) -> bool;
 }
 
-/// One look. True if another one is due after what was done.
+/// Makes one check. True if another one is due after what was done.
 fn look(context: &CoreContext, flows: &impl Stalling, now: Instant) -> bool {
     let own = flows.longest_stall();
     publish(context.index, own);

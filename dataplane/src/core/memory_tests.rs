@@ -1,4 +1,4 @@
-//! What is decided when memory is short, and a simulation of cores whose flows stall.
+//! The decisions when memory is short, and a simulation of cores whose flows stall.
 
 use std::collections::BTreeSet;
 
@@ -61,18 +61,18 @@ fn a_flow_is_given_less_to_send_the_less_is_left_and_waits_only_for_what_it_hold
     assert_eq!(given(Supply::Over), [little, 0, 0, 0]);
 }
 
-/// The most that one turn of receiving brings.
+/// Most bytes of one turn of receiving.
 const TURN_BYTES: usize = 256 << 10;
-/// The most that a flow keeps when it stalls.
+/// Most bytes that a stalled flow holds.
 const WINDOW_BYTES: usize = 8 << 20;
-/// What a flow holds that moves.
+/// Bytes that a moving flow holds.
 const MOVING_BYTES: usize = 16 << 10;
 const FLOWS_MAX: usize = 300;
 
 #[derive(Clone, Copy)]
 struct Flow {
     held: usize,
-    /// Since when its socket takes nothing.
+    /// Since when its socket has taken nothing.
     stalled_at_ms: Option<u64>,
 }
 
@@ -81,7 +81,7 @@ struct Flow {
 struct Core {
     flows: Slab<Flow>,
     stalls: BTreeSet<(u64, usize)>,
-    /// What it has said of its longest stall.
+    /// The longest stall that it has reported.
     said: Option<Duration>,
     refuses: bool,
 }
@@ -90,9 +90,9 @@ struct World {
     rng: SmallRng,
     now_ms: u64,
     cores: Vec<Core>,
-    /// What all flows hold.
+    /// Bytes that all flows hold.
     held: usize,
-    /// Flows that do not stall.
+    /// Number of flows that do not stall.
     moving: usize,
     ended: usize,
 }
@@ -175,7 +175,7 @@ impl World {
     }
 
     fn toggle_stall(&mut self, core: usize) {
-        // Most stay.
+        // Most flows stay.
         let wakes = self.rng.random_bool(0.2);
         let Some(key) = self.any(core) else { return };
         let Core { flows, stalls, .. } = &mut self.cores[core];
@@ -209,7 +209,7 @@ impl World {
         }
     }
 
-    /// A turn's bytes, for flows of this core; those that move hold none of them.
+    /// Receives a turn's bytes for flows of this core; moving flows hold none of them.
     fn receive(&mut self, core: usize) {
         let bytes = self.rng.random_range(0..=TURN_BYTES);
         if let Some(key) = self.any(core) {
@@ -225,7 +225,7 @@ impl World {
         }
     }
 
-    /// What [`keep_within_limit`] does.
+    /// Does what [`keep_within_limit`] does.
     fn look(&mut self, core: usize) {
         for _ in 0..LOOKS_IN_A_ROW {
             let own = self.longest_stall(core);
@@ -260,7 +260,7 @@ impl World {
         assert!(self.held <= most, "{} bytes are held", self.held);
     }
 
-    /// What was counted on the way is what is there.
+    /// Checks that the counts agree with the flows.
     fn check_counts(&self) {
         let flows = || {
             let cores = self.cores.iter();

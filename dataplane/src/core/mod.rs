@@ -1,6 +1,6 @@
-//! Cores: one pinned thread each, with its own runtime; mailboxes between them.
+//! Cores: one pinned thread each, with its own runtime, and mailboxes between them.
 //!
-//! A core shares nothing with the others but what is listed here: its mailbox, its counters, and the immutable state
+//! A core shares nothing with the others except its mailbox, its counters, and the immutable state
 //! that it was started with. `main` starts the cores, tells them to drain, and joins them.
 
 pub(crate) mod counters;
@@ -31,7 +31,7 @@ use log_limit::LogLimit;
 use turn::LongestTurn;
 use udp_activity::UdpActivity;
 
-/// What all cores know of each other. Mail goes by [`mailbox`].
+/// What all cores know of each other. Mail is sent by [`mailbox`].
 #[derive(Debug)]
 pub(crate) struct Cluster {
     /// One set of counters per core, by index.
@@ -40,16 +40,17 @@ pub(crate) struct Cluster {
     pub(crate) histograms: Vec<Arc<CoreHistograms>>,
     /// The longest turn of each core, by index.
     pub(crate) turns: Vec<Arc<LongestTurn>>,
-    /// Cores that make no progress, by index: what `main` has found out.
+    /// Whether each core makes no progress, by index, as `main` has found out.
     pub(crate) stuck: Vec<AtomicBool>,
-    /// Sockets of all cores that take TCP visitors.
+    /// Number of sockets of all cores that take TCP visitors.
     acceptors: AtomicUsize,
-    /// TCP flows of all cores, and visitors that one core has mailed to another. Changes only when one begins or ends.
+    /// Number of TCP flows of all cores, and of visitors that one core has mailed to another. It
+    /// changes only when one begins or ends.
     tcp_flows: CachePadded<AtomicUsize>,
 }
 
 impl Cluster {
-    /// Of so many cores.
+    /// The state of a process with this many cores.
     pub(crate) fn new(cores: usize) -> Cluster {
         Cluster {
             counters: (0..cores).map(|_| Arc::default()).collect(),
@@ -61,13 +62,14 @@ impl Cluster {
         }
     }
 
-    /// True once no core takes TCP visitors any more: all that they handed to other cores is in the mailboxes.
+    /// Whether no core takes TCP visitors any more. Then all that were handed to other cores are in
+    /// the mailboxes.
     pub(crate) fn all_visitors_are_in(&self) -> bool {
         self.acceptors.load(Ordering::Acquire) == 0
     }
 
-    /// True if no core has a TCP flow and no visitor is on its way from one to another. Once this is so and
-    /// [`Self::all_visitors_are_in`], it stays so on a server.
+    /// Whether no core has a TCP flow and no visitor is on its way from one core to another. Once
+    /// this and [`Self::all_visitors_are_in`] hold, they stay so on a server.
     pub(crate) fn all_tcp_flows_have_ended(&self) -> bool {
         self.tcp_flows.load(Ordering::Acquire) == 0
     }
@@ -78,7 +80,7 @@ impl Cluster {
     }
 }
 
-/// What the parts of one core share.
+/// The state that the parts of one core share.
 #[derive(Debug)]
 pub(crate) struct CoreContext {
     /// Index of this core.
@@ -97,19 +99,19 @@ pub(crate) struct CoreContext {
     pub(crate) stall_log: LogLimit,
     /// Bounds the log lines about handshakes that failed.
     pub(crate) handshake_log: LogLimit,
-    /// Bounds the log lines about lanes that end or cannot be had.
+    /// Bounds the log lines about lanes that end or cannot be established.
     pub(crate) connect_log: LogLimit,
     /// Bounds the log lines about clients and servers that come, go, or are replaced.
     pub(crate) lane_log: LogLimit,
     /// Bounds the log lines about services that cannot be reached.
     pub(crate) dial_log: LogLimit,
-    /// Bounds the log lines about what becomes known of services and peers that are connected.
+    /// Bounds the log lines about the health of services and of connected peers.
     pub(crate) health_log: LogLimit,
-    /// True once the process has been told to stop.
+    /// Whether the process has been told to stop.
     pub(crate) draining: Cell<bool>,
-    /// True while `main` is to be told that the core cannot do its work any more.
+    /// Whether `main` is to be told that the core cannot do its work any more.
     pub(crate) broken: Cell<bool>,
-    /// When UDP last passed; draining looks at it.
+    /// When UDP last passed, which the drain checks.
     pub(crate) udp_activity: UdpActivity,
 }
 
@@ -136,7 +138,7 @@ impl CoreContext {
     }
 }
 
-/// Counts one socket that takes TCP visitors for as long as it may bring one.
+/// Counts one socket that takes TCP visitors, for as long as it may bring one.
 #[derive(Debug)]
 pub(crate) struct AcceptorCount(Arc<Cluster>);
 
@@ -150,17 +152,18 @@ impl AcceptorCount {
 
 impl Drop for AcceptorCount {
     fn drop(&mut self) {
-        // Releases what was mailed before.
+        // The ordering makes what was mailed before visible to whoever reads the count.
         self.0.acceptors.fetch_sub(1, Ordering::Release);
     }
 }
 
-/// Counts one TCP flow of the process: one that a core has, or a visitor on its way from one core to another.
+/// Counts one TCP flow of the process: one that a core has, or a visitor on its way from one core
+/// to another.
 #[derive(Debug)]
 pub(crate) struct OneFlow(Arc<Cluster>);
 
 impl OneFlow {
-    /// For a visitor: before it is mailed.
+    /// Counts a visitor; to be called before the visitor is mailed.
     pub(crate) fn new(cluster: &Arc<Cluster>) -> OneFlow {
         cluster.tcp_flows.fetch_add(1, Ordering::Relaxed);
         OneFlow(Arc::clone(cluster))

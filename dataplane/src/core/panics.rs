@@ -1,8 +1,9 @@
-//! Panics: bugs of this program, each of which is to cost as little as possible.
+//! Panics: bugs of this program, each of which should cost as little as possible.
 //!
-//! Whoever knows what a panic costs runs the work by [`contain`] (or a task by [`super::task`]): it is then over, counted
-//! (counter `panics`), and logged once per place in the source; all else goes on. What cannot go on
-//! without the work says so ([`super::task::spawn_vital`]), and the process drains.
+//! Code that knows what a panic costs runs the work by [`contain`] (or a task by [`super::task`]).
+//! After a panic that work is over; it is counted (counter `panics`) and logged once per place in
+//! the source, and everything else goes on. If the core cannot go on without the work, its code
+//! says so ([`super::task::spawn_vital`]), and the process drains.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -13,7 +14,8 @@ use std::sync::Once;
 
 use super::CoreContext;
 
-/// Places that are remembered as logged, per core; panics at further ones are only counted.
+/// Places in the source that are remembered as logged, per core. Panics at further ones are only
+/// counted.
 const PLACES_MAX: usize = 64;
 
 /// A panic was contained: the work is over, and what it held was dropped.
@@ -21,17 +23,17 @@ const PLACES_MAX: usize = 64;
 #[error("a bug of this program: the log says where")]
 pub(crate) struct Panicked;
 
-/// What the hook has learned of a panic.
+/// What the panic hook has recorded of a panic.
 struct Report {
     place: String,
     message: String,
     backtrace: std::backtrace::Backtrace,
 }
 
-/// The core whose thread it is.
+/// The core that this thread belongs to.
 struct ThisCore {
     context: Rc<CoreContext>,
-    /// Has the core look whether it is broken.
+    /// Has the core check whether it is broken.
     wake: Box<dyn Fn()>,
 }
 
@@ -39,13 +41,13 @@ thread_local! {
     /// The core of this thread.
     static CORE: ManuallyDrop<RefCell<Option<ThisCore>>> =
         const { ManuallyDrop::new(RefCell::new(None)) };
-    /// How many [`contain`]s are running.
+    /// Number of [`contain`]s that are running.
     static CONTAINED: Cell<usize> = const { Cell::new(0) };
     static LAST: RefCell<Option<Report>> = const { RefCell::new(None) };
     static LOGGED: RefCell<HashSet<String>> = RefCell::new(HashSet::new());
 }
 
-/// Has the panics of this thread counted as those of a core, once it has one. `wake` has the core look whether it is
+/// Counts the panics of this thread as those of its core. `wake` has the core check whether it is
 /// broken.
 pub(crate) fn watch_this_thread(context: &Rc<CoreContext>, wake: impl Fn() + 'static) {
     let core = ThisCore {
@@ -55,7 +57,8 @@ pub(crate) fn watch_this_thread(context: &Rc<CoreContext>, wake: impl Fn() + 'st
     CORE.with(|this| *this.borrow_mut() = Some(core));
 }
 
-/// Has panics that are contained logged by us, not written to stderr. For the whole process.
+/// Has contained panics logged like other events instead of written to stderr, for the whole
+/// process.
 pub(crate) fn install_hook() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -85,10 +88,10 @@ impl Report {
     }
 }
 
-/// Runs `work`. What it holds must be fit for use after a panic: counts fall when they are dropped, borrows end.
+/// Runs `work`. What it uses must be fit for use after a panic: counts fall when they are dropped,
+/// borrows end.
 ///
-/// # Errors
-/// If it panicked.
+/// # Errors If it panicked.
 pub(crate) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     CONTAINED.set(CONTAINED.get() + 1);
     let result = catch_unwind(AssertUnwindSafe(work));
@@ -97,14 +100,15 @@ pub(crate) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
         if !contains_here() {
             std::panic::resume_unwind(payload);
         }
-        // Dropping what was thrown may panic as well; whoever throws such things gets what he deserves.
+        // Dropping the payload may panic as well; whoever throws such things gets what they
+        // deserve.
         let _dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
         note();
         Panicked
     })
 }
 
-/// This core cannot do its work any more: `main` is told, and has the process drain.
+/// Marks this core as unable to do its work any more: `main` is told, and has the process drain.
 pub(crate) fn core_is_broken() {
     CORE.with(|core| {
         if let Some(ThisCore { context, wake }) = &*core.borrow() {
@@ -139,7 +143,8 @@ fn note() {
     }
 }
 
-/// Always, but in tests: there a panic is a test's failure, unless the test is about panics.
+/// Whether panics are contained. In tests they are not, because a panic is a test's failure, unless
+/// the test is about panics.
 fn contains_here() -> bool {
     #[cfg(test)]
     return injected::ARE_EXPECTED.get();
@@ -166,14 +171,15 @@ pub(crate) mod injected {
         static NEXT: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// From now on panics of this thread are contained; the next time that it comes to `place`, it panics.
+    /// From now on panics of this thread are contained; the next time that it reaches `place`, it
+    /// panics.
     pub(crate) fn expect_at(place: &'static str) {
         super::install_hook();
         ARE_EXPECTED.set(true);
         NEXT.with_borrow_mut(|next| next.push(place));
     }
 
-    /// Whether all that were wanted have happened.
+    /// Whether all expected panics have happened.
     pub(crate) fn all_happened() -> bool {
         NEXT.with_borrow(Vec::is_empty)
     }

@@ -3,11 +3,11 @@
 use super::counters::counters;
 
 counters! {
-    /// What one core counts of one service. It stands in the core's own counters as well.
+    /// What one core counts for one service. It is part of the core's own counters as well.
     ServiceCounters:
     /// TCP visitors accepted.
     visitors,
-    /// TCP visitors reset before they reached a client, whatever for.
+    /// TCP visitors reset before they reached a client, for any reason.
     visitors_refused,
     /// Bytes of TCP visitors into the tunnel.
     tcp_bytes_in,

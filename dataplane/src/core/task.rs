@@ -1,8 +1,8 @@
-//! Tasks of a core: the one place where they are started.
+//! Tasks of a core; this is the only place where they are started.
 //!
-//! Each poll is a turn ([`super::turn`]), and a panic ends the task alone ([`super::panics`]). Who starts a task
-//! says what its panic costs: nothing else ([`spawn`]), something that has to be cleaned up ([`spawn_or`]), or
-//! the core ([`spawn_vital`]).
+//! Each poll is a turn ([`super::turn`]), and a panic ends the task alone ([`super::panics`]). The
+//! caller that starts a task says what its panic costs: nothing else ([`spawn`]), something that
+//! has to be cleaned up ([`spawn_or`]), or the core ([`spawn_vital`]).
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,12 +13,12 @@ use pin_project_lite::pin_project;
 use super::panics::{self, Panicked, contain};
 use super::turn;
 
-/// Starts a task on this core. If it panics, it is over.
+/// Starts a task on this core. A panic ends it.
 pub(crate) fn spawn(task: impl Future<Output = ()> + 'static) {
     spawn_or(task, || {});
 }
 
-/// Starts a task on this core. If it panics, it is over and `clean_up` is called.
+/// Starts a task on this core. A panic ends it, and `clean_up` is called.
 pub(crate) fn spawn_or(
     task: impl Future<Output = ()> + 'static,
     clean_up: impl FnOnce() + 'static,
@@ -29,13 +29,13 @@ pub(crate) fn spawn_or(
     });
 }
 
-/// Starts a task on this core without which the core is of no use. If it panics, the process drains and ends.
+/// Starts a task without which the core is of no use. If it panics, the process drains and ends.
 pub(crate) fn spawn_vital(task: impl Future<Output = ()> + 'static) {
     spawn_or(task, panics::core_is_broken);
 }
 
 pin_project! {
-    /// A task as the runtime has it.
+    /// A task in the form in which the runtime gets it.
     struct Task<F, C> {
         #[pin]
         task: Contained<F>,
@@ -60,10 +60,9 @@ impl<F: Future<Output = ()>, C: FnOnce()> Future for Task<F, C> {
     }
 }
 
-/// Runs `work` to its end or to a panic, which is its end, too.
+/// Runs `work` to its end or to a panic, which ends it too.
 ///
-/// # Errors
-/// If it panicked.
+/// # Errors If it panicked.
 pub(crate) fn contained<F: Future>(work: F) -> Contained<F> {
     Contained { work: Some(work) }
 }
@@ -71,10 +70,11 @@ pub(crate) fn contained<F: Future>(work: F) -> Contained<F> {
 pin_project! {
     /// See [`contained`].
     //
-    // Not an `async fn`: that would keep the work in two places, and most of an idle flow's memory is its task.
+    // Not an `async fn`: that would keep the work in two places, and most of an idle flow's memory
+    // is its task.
     #[must_use = "it does nothing unless it is awaited"]
     pub(crate) struct Contained<F> {
-        // None once it is over.
+        // `None` once the work is over.
         #[pin]
         work: Option<F>,
     }
@@ -93,7 +93,7 @@ impl<F: Future> Future for Contained<F> {
             Ok(Poll::Ready(result)) => Ok(result),
             Err(panicked) => Err(panicked),
         };
-        // What it still holds may panic, too.
+        // Dropping what it still holds may panic as well.
         let dropped = contain(|| this.work.set(None));
         Poll::Ready(result.and_then(|result| dropped.map(|()| result)))
     }

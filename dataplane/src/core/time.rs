@@ -1,13 +1,14 @@
 //! The core's timers: the only ones that tasks wait for.
 //!
-//! The runtime looks at its own timers only when it goes to sleep, and it does not sleep while a task is ready. A core
-//! that has always something to do, be it a flood, would then fire none: no heartbeat, no limit of a drain, no expiry.
-//! So the deadlines are kept here, and looked at after every turn of every task ([`super::task`]), at the
-//! cost of one comparison with the time that the turn reads anyway. A single timer of the runtime is left: the
-//! one that ends an idle core's sleep.
+//! The runtime looks at its own timers only when it goes to sleep, and it does not sleep while a
+//! task is ready. On a core that always has something to do, for example under a flood, no timer
+//! would fire: no heartbeat, no end of a drain, no expiry. So the deadlines are kept here, and
+//! checked after every turn of every task ([`super::task`]), at the cost of one comparison with the
+//! time that the turn reads anyway. A single timer of the runtime is left, which ends an idle
+//! core's sleep.
 //!
-//! Deadlines are exact while the core is busy; an idle core wakes up to a millisecond late, which is the step of the
-//! runtime's timer.
+//! Deadlines are exact while the core is busy. An idle core wakes up to a millisecond late, which
+//! is the step of the runtime's timer.
 
 mod deadlines;
 
@@ -21,7 +22,8 @@ use std::time::{Duration, Instant};
 
 use deadlines::{Deadlines, Key};
 
-/// Tasks that one look wakes at most: the others are woken at the next, one turn later. Waking one takes some 50 ns.
+/// Most tasks that one check wakes; the others are woken by the next check, one turn later. Waking
+/// one takes some 50 ns.
 const WOKEN_PER_LOOK_MAX: usize = 1_024;
 
 /// The step of the runtime's timer.
@@ -33,18 +35,19 @@ const FAR: Duration = Duration::from_secs(365 * 24 * 3_600);
 /// The timers of this thread.
 struct Timers {
     deadlines: RefCell<Deadlines>,
-    /// The earliest of them.
+    /// The earliest deadline.
     next: Cell<Option<Instant>>,
-    /// The runtime's timer: what an idle core wakes up by.
+    /// The timer of the runtime that wakes an idle core.
     alarm: RefCell<Option<Pin<Box<monoio::time::Sleep>>>>,
-    /// When it goes off: not later than `next`.
+    /// When it fires: not later than `next`.
     alarm_at: Cell<Option<Instant>>,
     /// Whether the task that waits for it has been started.
     driven: Cell<bool>,
 }
 
 thread_local! {
-    /// A thread has one runtime and ends with it. What tasks it leaves then must not be dropped after it.
+    /// The timers are never dropped: a thread has one runtime and ends with it, and the tasks that
+    /// it leaves must not be dropped after it.
     static TIMERS: ManuallyDrop<Timers> = const {
         ManuallyDrop::new(Timers {
             deadlines: RefCell::new(Deadlines::new()),
@@ -73,8 +76,7 @@ pub(crate) fn sleep_until(at: Instant) -> Sleep {
 
 /// Runs `work` to its end, for at most `duration`. Dropping `work` half-way must lose nothing.
 ///
-/// # Errors
-/// If the time is over first.
+/// # Errors If the time is over first.
 pub(crate) async fn timeout<T>(
     duration: Duration,
     work: impl Future<Output = T>,
@@ -95,12 +97,12 @@ pub(crate) async fn timeout<T>(
 #[error("the time is over")]
 pub(crate) struct Elapsed;
 
-/// Ready at its deadline.
+/// A future that is ready at its deadline.
 #[derive(Debug)]
 #[must_use = "it does nothing unless it is awaited"]
 pub(crate) struct Sleep {
     at: Instant,
-    /// From the first poll on.
+    /// The entry among the deadlines; there is one from the first poll on.
     key: Option<Key>,
     _of_this_thread: PhantomData<*const ()>,
 }
@@ -140,7 +142,7 @@ impl Drop for Sleep {
     }
 }
 
-/// Wakes whoever's deadline is not after `now`. For the end of each turn.
+/// Wakes everybody whose deadline is not after `now`. To be called at the end of each turn.
 pub(super) fn look(now: Instant) {
     TIMERS.with(|timers| {
         if timers.next.get().is_some_and(|next| next <= now) {
@@ -159,7 +161,7 @@ impl Timers {
         key
     }
 
-    /// Whether the sleeper's time has come; until then `waker` is the one to be woken.
+    /// Whether the deadline of this entry has passed; until then `waker` is the one to be woken.
     fn is_out(&self, key: Key, waker: &Waker) -> bool {
         if self.deadlines.borrow().is_out(key) {
             return true;
@@ -193,13 +195,13 @@ impl Timers {
         }
     }
 
-    /// Wakes who is due whenever the alarm has gone off. Never ready.
+    /// Wakes tasks that are due whenever the alarm has fired. It is never ready.
     fn poll_alarm(&self, cx: &mut Context<'_>) -> Poll<()> {
         while self.poll_alarm_once(cx).is_ready() {
             let now = Instant::now();
             self.alarm_at.set(None);
             self.wake_due(now);
-            // Those whom this look did not wake are for the end of this turn, or for that of the next.
+            // Tasks that this check did not wake are woken at the end of this turn, or of the next.
             let at = self.next.get().unwrap_or(now + FAR).max(now + STEP);
             self.alarm_at.set(Some(at));
             self.reset_alarm(at);
@@ -220,7 +222,7 @@ impl Timers {
         }
     }
 
-    /// Has the core woken at `at`, should it sleep then.
+    /// Has the core woken at `at`, if it sleeps then.
     fn set_alarm(&self, at: Instant) {
         if !self.driven.replace(true) {
             super::task::spawn(drive());

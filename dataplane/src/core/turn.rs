@@ -1,9 +1,10 @@
-//! Turns: what a core does between two looks at its timers.
+//! Turns: what a core does between two checks of its timers.
 //!
-//! Each time that a task is polled is a turn. It begins and ends with a look at the clock (some 25 ns each, no system
-//! call), and at its end those are woken whose deadline has come ([`super::time`]). So no task, and no number of
-//! tasks that are always ready, can keep a timer from firing for longer than one turn takes. What has much to do
-//! asks [`share_is_used`] and yields. How long the longest turn took is shown ([`LongestTurn`]).
+//! Each poll of a task is a turn. It begins and ends with reading the clock (some 25 ns each, no
+//! system call), and at its end those tasks are woken whose deadline has come ([`super::time`]). So
+//! no task, and no number of tasks that are always ready, can keep a timer from firing for longer
+//! than one turn takes. A task that has much to do asks [`share_is_used`] and yields. The duration
+//! of the longest turn is published ([`LongestTurn`]).
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -16,11 +17,12 @@ use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
 
-/// What one turn should take at most. Then the others wait a few milliseconds at the worst, and what a turn costs by
-/// itself, about 0.3 µs with the system call that may follow, does not count.
+/// How long one turn should take at most. Other tasks then wait a few milliseconds at worst, and
+/// the cost of a turn itself, about 0.3 µs with the system call that may follow, does not matter.
 const SHARE: Duration = Duration::from_millis(1);
 
-/// The longest turn is that of the last one to two of these. Scrapers come every minute or more often.
+/// The longest turn is that of the last one to two windows of this length. Scrapers come every
+/// minute or more often.
 const WINDOW: Duration = Duration::from_secs(60);
 
 thread_local! {
@@ -47,7 +49,8 @@ pub(super) fn take<T>(poll: impl FnOnce() -> T) -> T {
 pin_project! {
     /// A task each of whose polls is a turn.
     //
-    // Not an `async fn`: that would keep the task in two places, and most of an idle flow's memory is its task.
+    // Not an `async fn`: that would keep the task in two places, and most of an idle flow's memory
+    // is its task.
     pub(crate) struct ByTurns<F> {
         #[pin]
         task: F,
@@ -68,29 +71,29 @@ impl<F: Future> Future for ByTurns<F> {
     }
 }
 
-/// True once the current turn has taken what a turn should: time to yield.
+/// Whether the current turn has taken as long as a turn should, so that it is time to yield.
 pub(crate) fn share_is_used() -> bool {
     BEGAN.get().is_some_and(|began| began.elapsed() >= SHARE)
 }
 
-/// The longest turn of one core, of the last one to two minutes. Written by the core alone.
+/// The longest turn of one core in the last one to two minutes. Only the core writes it.
 #[derive(Debug, Default)]
 pub(crate) struct LongestTurn {
-    /// Nanoseconds, in the window that has begun last.
+    /// Nanoseconds of the longest turn in the window that began last.
     current: AtomicU64,
-    /// The same in the window before.
+    /// Nanoseconds of the longest turn in the window before.
     before: AtomicU64,
-    /// Milliseconds from the core's start to the begin of the last window.
+    /// Milliseconds from the core's start to the beginning of the last window.
     window_began: AtomicU64,
 }
 
 impl LongestTurn {
-    /// Has the turns of this thread noted.
+    /// Records the turns of this thread here.
     pub(crate) fn watch_this_thread(self: &Arc<Self>) {
         LONGEST.with(|longest| *longest.borrow_mut() = Some(Arc::clone(self)));
     }
 
-    /// Takes note of a turn.
+    /// Records a turn.
     pub(crate) fn note(&self, turn: Duration) {
         let nanoseconds = u64::try_from(turn.as_nanos()).unwrap_or(u64::MAX);
         if nanoseconds > self.current.load(Ordering::Relaxed) {
@@ -98,7 +101,8 @@ impl LongestTurn {
         }
     }
 
-    /// Begins a new window if it is time to. For the core, now and then; `running` is the time since its start.
+    /// Begins a new window if it is time to. The core calls this now and then; `running` is the
+    /// time since its start.
     pub(crate) fn forget_old(&self, running: Duration) {
         let running = u64::try_from(running.as_millis()).unwrap_or(u64::MAX);
         let window_began = self.window_began.load(Ordering::Relaxed);
@@ -109,7 +113,7 @@ impl LongestTurn {
         }
     }
 
-    /// How long it took.
+    /// The duration of the longest turn.
     pub(crate) fn get(&self) -> Duration {
         let current = self.current.load(Ordering::Relaxed);
         Duration::from_nanos(current.max(self.before.load(Ordering::Relaxed)))

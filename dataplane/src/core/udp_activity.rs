@@ -1,14 +1,15 @@
-//! Whether UDP still passes on a core: what draining wants to know of flows that have no end. No I/O; time comes in.
+//! Whether UDP still passes on a core, which the drain needs to know because UDP flows have no end.
+//! It does no I/O; time comes in as an argument.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// A core through which no datagram passed for this long has no exchange under way: a question that is answered at
-/// all is mostly answered within a second, and the one who asks repeats it otherwise.
+/// A core through which no datagram passed for this long has no exchange under way. A question that
+/// is answered at all is mostly answered within a second, and otherwise repeated.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Draining waits no longer than this for UDP: a stream of datagrams (a game, a call) has no end to wait for, and every
-/// second of it is one more in which its successor cannot start.
+/// The drain waits no longer than this for UDP. A stream of datagrams (a game, a call) has no end
+/// to wait for, and every second of it is one more in which the successor cannot start.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// When a core's datagrams last passed.
@@ -19,14 +20,14 @@ pub(crate) struct UdpActivity {
 }
 
 impl UdpActivity {
-    /// Takes note that until `now` so many datagrams have passed.
+    /// Notes the number of datagrams that have passed until `now`.
     pub(crate) fn note(&self, datagrams: u64, now: Instant) {
         if self.datagrams.replace(datagrams) != datagrams {
             self.last.set(Some(now));
         }
     }
 
-    /// True if a drain that began at `began` need not wait for UDP any more.
+    /// Whether a drain that began at `began` need not wait for UDP any more.
     pub(crate) fn is_over(&self, began: Instant, now: Instant) -> bool {
         let quiet = |last: Instant| now.saturating_duration_since(last) >= QUIET;
         self.last.get().is_none_or(quiet) || now.saturating_duration_since(began) >= PATIENCE

@@ -1,8 +1,8 @@
-//! `qmux-dp allocations`: what the tunnel allocates once its traffic flows steadily, counted by the allocator itself. Only in
-//! builds with the feature `count-allocations`.
+//! `qmux-dp allocations`: what the tunnel allocates once its traffic flows steadily, counted by the
+//! allocator itself. It is only in builds with the feature `count-allocations`.
 //!
-//! One core is server and client, so that a packet is both sent and received by it. Fails if the steady state allocates anything of
-//! ours for a packet.
+//! One core is server and client, so that a packet is both sent and received by it. The command
+//! fails if in the steady state this program's own code allocates anything for a packet.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -15,34 +15,35 @@ use crate::output;
 use crate::process::run::Running;
 use crate::sys::allocations::{self, Source};
 
-/// Until pools, windows and packet sizes have settled.
+/// Time until pools, windows and packet sizes have settled.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-/// How long is counted.
+/// For how long allocations are counted.
 const COUNTED: Duration = Duration::from_secs(1);
 
-/// Allocations whose stacks are recorded.
+/// Number of allocations whose stacks are recorded.
 const RECORDED: usize = 10_000;
 
-/// Recording must have had time for that many, where there are so many.
+/// Longest time for recording them; there may be fewer.
 const RECORDING_MAX: Duration = Duration::from_secs(2);
 
-/// Places that are listed for each load.
+/// Number of places that are listed for each load.
 const PLACES: usize = 12;
 
 /// Bytes written or read at once.
 const CHUNK_BYTES: usize = 128 << 10;
 
-/// Datagrams on their way at a time: fewer than the service's socket buffer holds.
+/// Datagrams in flight at a time: fewer than the service's socket buffer holds.
 const DATAGRAMS_IN_FLIGHT: usize = 16;
 
-/// A datagram that is not back by then was lost.
+/// A datagram that is not back after this time was lost.
 const DATAGRAM_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Ours per packet that is not "none per packet": timers, heartbeats and sweeps are per second.
+/// Most allocations of our own per packet that still count as none: timers, heartbeats and sweeps
+/// allocate per second.
 const OURS_PER_PACKET_MAX: f64 = 0.05;
 
-/// A load: runs until it is told to stop.
+/// A load, which runs until it is told to stop.
 type Load = fn(Visit, &AtomicBool) -> io::Result<()>;
 
 const LOADS: [(&str, Load); 5] = [
@@ -61,8 +62,7 @@ const LOADS: [(&str, Load); 5] = [
 
 /// Runs every load and prints what it allocates.
 ///
-/// # Errors
-/// If a load fails, or allocates anything of ours for a packet.
+/// # Errors If a load fails, or if our own code allocates anything for a packet.
 pub(super) fn run(running: &Running, visit: Visit) -> Result<(), String> {
     super::traffic::wait_ready(visit.web)?;
     let mut failures = Vec::new();
@@ -89,7 +89,7 @@ pub(super) fn run(running: &Running, visit: Visit) -> Result<(), String> {
     Err(failures.join("; "))
 }
 
-/// Counts and prints; returns how many of ours there are per packet.
+/// Counts and prints; returns the number of our own allocations per packet.
 fn measure(running: &Running, name: &str) -> f64 {
     thread::sleep(WARM_UP);
     let packets = || running.total(|counters| counters.quic_packets_received.get());

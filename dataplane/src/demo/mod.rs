@@ -1,4 +1,5 @@
-//! `qmux-dp demo`: two services, a server and a client in one process on loopback, with fresh certificates.
+//! `qmux-dp demo`: two services, a server and a client in one process on loopback, with fresh
+//! certificates.
 
 #[cfg(feature = "count-allocations")]
 mod allocations;
@@ -18,16 +19,16 @@ use crate::output;
 use crate::process::exit::Failure;
 use crate::process::run::{self, Events, Running};
 
-/// Free ports are found by binding and letting go; someone may be quicker, so try again.
+/// Free ports are found by binding them and letting go. Another program may take one meanwhile, so
+/// the start is tried again.
 const START_ATTEMPTS: usize = 5;
 
-/// The demo's own flows need no longer to finish.
+/// How long the demo's own flows may take to finish.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs the demo: until a signal, or once with traffic of its own.
 ///
-/// # Errors
-/// If something cannot be set up, or if a byte did not come back right.
+/// # Errors If something cannot be set up, or if a byte did not come back right.
 pub(crate) fn run(once: bool, cores: Option<usize>) -> Result<(), Failure> {
     let cores = run::core_count(cores);
     let Tunnel {
@@ -60,8 +61,7 @@ pub(crate) fn run(once: bool, cores: Option<usize>) -> Result<(), Failure> {
 
 /// Counts what the demo's tunnel allocates, on one core.
 ///
-/// # Errors
-/// If something cannot be set up, or if a packet costs an allocation of ours.
+/// # Errors If something cannot be set up, or if a packet costs an allocation of our own.
 #[cfg(feature = "count-allocations")]
 pub(crate) fn count_allocations() -> Result<(), Failure> {
     let mut tunnel = set_up(1, false)?;
@@ -70,7 +70,7 @@ pub(crate) fn count_allocations() -> Result<(), Failure> {
     result.map_err(|why| Failure::Running(format!("allocations: {why}")))
 }
 
-/// Where the demo's visitors go.
+/// The addresses that the demo's visitors connect to.
 #[derive(Debug, Clone, Copy)]
 struct Visit {
     /// The service "web": TCP.
@@ -84,7 +84,7 @@ struct Tunnel {
     running: Running,
     visit: Visit,
     service: SocketAddr,
-    /// Deleted at the end.
+    /// The certificates, which are deleted at the end.
     _certificates: TempDir,
 }
 

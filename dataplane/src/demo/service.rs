@@ -1,4 +1,5 @@
-//! The demo's service: echoes TCP and UDP, and answers a browser with a page. Plain threads: it is no part of the tunnel.
+//! The demo's service: echoes TCP and UDP, and answers a browser with a page. It uses plain
+//! threads, because it is not part of the tunnel.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,7 +12,7 @@ const PAGE: &str = "<!doctype html><meta charset=utf-8><title>qmux-dp</title>\
 /// Bytes echoed at once.
 const ECHO_BYTES: usize = 128 << 10;
 
-/// Ports that are tried: one that is free for TCP may be taken for UDP.
+/// Number of ports that are tried: one that is free for TCP may be taken for UDP.
 const PORTS_TRIED_MAX: usize = 32;
 
 /// A port of loopback that is free for TCP and UDP.

@@ -26,11 +26,11 @@ const CONNECTS: usize = 500;
 const UDP_SIZES: [usize; 8] = [0, 1, 64, 1_150, 1_472, 8_192, 16_384, 65_507];
 const UDP_ROUNDS: usize = 50;
 
-/// A datagram may be lost; this often it is sent again before the demo fails.
+/// How often a datagram that may have been lost is sent before the demo fails.
 const UDP_ATTEMPTS: usize = 5;
 const UDP_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The tunnel must serve its first visitor within this time.
+/// Time within which the tunnel must serve its first visitor.
 const READY_TIMEOUT: Duration = Duration::from_secs(15);
 const READY_POLL: Duration = Duration::from_millis(20);
 
@@ -42,11 +42,11 @@ const IO_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Measured {
     /// Bytes that went through and came back.
     pub(super) bulk_bytes: u64,
-    /// How long that took.
+    /// Time that they took.
     pub(super) bulk_time: Duration,
     /// Round trips of 64 bytes, in nanoseconds.
     pub(super) pings: Histogram<u64>,
-    /// Connect, echo, close; in nanoseconds.
+    /// Visitors that connect, echo and close; in nanoseconds.
     pub(super) connects: Histogram<u64>,
     /// UDP round trips, in nanoseconds.
     pub(super) datagrams: Histogram<u64>,
@@ -58,8 +58,7 @@ pub(super) struct Measured {
 
 /// Sends everything.
 ///
-/// # Errors
-/// What did not come back, or came back wrong.
+/// # Errors What did not come back, or came back wrong.
 pub(super) fn send(visit: Visit) -> Result<Measured, String> {
     let Visit { web, echo } = visit;
     wait_ready(web)?;
@@ -219,7 +218,7 @@ fn datagrams(addr: SocketAddr) -> io::Result<(Histogram<u64>, u64)> {
     Ok((times, lost))
 }
 
-/// False on a timeout.
+/// Waits for the echo of a datagram. False on a timeout.
 fn await_datagram(socket: &UdpSocket, sent: &[u8]) -> io::Result<bool> {
     let mut back = vec![0; 1 << 16];
     match socket.recv(&mut back) {

@@ -1,30 +1,30 @@
-//! How many bytes a flow may carry: a token bucket for each direction. No clock: time comes in as an
-//! argument.
+//! The bandwidth of a flow: a token bucket for each direction. There is no clock in here: time
+//! comes in as an argument.
 //!
-//! A bucket may be overdrawn, by a datagram that is larger than what is left or by bytes that were
-//! read before anybody asked it: what was carried is paid back before more is.
+//! A bucket may be overdrawn, by a datagram that is larger than what is left, or by bytes that were
+//! read before the bucket was asked. Then the flow waits until that is made up for.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::buffer::SMALL_BLOCK_BYTES;
 
-/// A bucket holds what flows in one part in so many of a second: enough that nobody waits for a timer
-/// at each read, and little enough that a second carries what it may.
+/// The size of a bucket, as a fraction of what flows in per second: enough that nobody waits for a
+/// timer at each read, and little enough that a second carries what it may.
 const BURST_PARTS: u64 = 8;
 
-/// And at least this: a request and its answer mostly pass at once.
+/// The least size of a bucket: a request and its answer mostly pass at once.
 const BURST_BYTES_MIN: u64 = SMALL_BLOCK_BYTES as u64;
 
-/// Who has to wait does so until one part in so many of a second has flowed in: so a flow is woken
-/// that many times a second at most, however slow it is.
+/// A flow that has to wait does so until this fraction of a second's bytes has flowed in. So it is
+/// woken at most that many times a second, however slow it is.
 const WAKES_PER_SECOND: u64 = 32;
 
 const NANOSECONDS: u128 = 1_000_000_000;
 
 const _: () = assert!(WAKES_PER_SECOND > BURST_PARTS);
 
-/// What one direction may carry.
+/// The token bucket of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bucket {
     bytes_per_s: u64,
@@ -33,7 +33,7 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// A full one, into which so much flows; at least one byte a second.
+    /// A full bucket into which this many bytes flow per second; at least one.
     pub(crate) fn new(bytes_per_s: u64, now: Instant) -> Bucket {
         Bucket {
             bytes_per_s: bytes_per_s.max(1),
@@ -45,12 +45,12 @@ impl Bucket {
         (self.bytes_per_s / BURST_PARTS).max(BURST_BYTES_MIN)
     }
 
-    /// What is worth waking for.
+    /// Number of bytes that are worth waking the flow for.
     fn quantum(&self) -> u64 {
         (self.bytes_per_s / WAKES_PER_SECOND).clamp(1, self.burst())
     }
 
-    /// How long so many bytes take to flow in.
+    /// How long this many bytes take to flow in.
     fn time_of(&self, bytes: u64) -> Duration {
         let nanos = (u128::from(bytes) * NANOSECONDS).div_ceil(u128::from(self.bytes_per_s));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
@@ -67,26 +67,26 @@ impl Bucket {
         self.burst().saturating_sub(missing)
     }
 
-    /// So many bytes are carried.
+    /// Takes bytes that are carried.
     pub(crate) fn take(&mut self, bytes: u64, now: Instant) {
         let from = self.full_at.max(now);
         // A bucket that is full in a thousand years carries as little.
         self.full_at = from.checked_add(self.time_of(bytes)).unwrap_or(from);
     }
 
-    /// When it is worth to ask again; `None` if it is now.
+    /// When it is worth asking again; `None` if it is now.
     pub(crate) fn wait_until(&self, now: Instant) -> Option<Instant> {
         if self.available(now) >= self.quantum() {
             return None;
         }
         let before_full = self.time_of(self.burst() - self.quantum());
         let at = self.full_at.checked_sub(before_full).unwrap_or(now);
-        // By rounding it may be over already.
+        // By rounding that time may be over already.
         Some(at.max(now + Duration::from_nanos(1)))
     }
 }
 
-/// Which way bytes go.
+/// The direction of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
     /// From the visitor.
@@ -95,7 +95,7 @@ pub(crate) enum Direction {
     Out,
 }
 
-/// What a flow may carry in each direction.
+/// The bandwidth of a flow in both directions.
 #[derive(Debug)]
 pub(crate) struct Bandwidth {
     inward: Cell<Bucket>,
@@ -103,7 +103,7 @@ pub(crate) struct Bandwidth {
 }
 
 impl Bandwidth {
-    /// Of a flow that begins now; `None` for any amount if the number is zero.
+    /// The bandwidth of a flow that begins now; `None` if the number is zero, which means no limit.
     pub(crate) fn of(bytes_per_s: u64, now: Instant) -> Option<Box<Bandwidth>> {
         let full = || Cell::new(Bucket::new(bytes_per_s, now));
         (bytes_per_s > 0).then(|| {
@@ -130,7 +130,7 @@ impl Bandwidth {
         }
     }
 
-    /// So many bytes were carried.
+    /// Counts bytes that were carried.
     pub(crate) fn carried(&self, direction: Direction, bytes: u64, now: Instant) {
         let cell = self.bucket(direction);
         let mut bucket = cell.get();
@@ -138,7 +138,7 @@ impl Bandwidth {
         cell.set(bucket);
     }
 
-    /// Whether a datagram of so many bytes may be carried; then it counts as carried.
+    /// Whether a datagram of this size may be carried; if so, it is counted.
     pub(crate) fn carries(&self, direction: Direction, bytes: u64, now: Instant) -> bool {
         let may = self.bucket(direction).get().available(now) > 0;
         if may {
@@ -176,8 +176,8 @@ mod tests {
         assert_eq!(bucket.available(now + 9 * second), 1 << 17, "never more");
     }
 
-    /// Some hours in the life of a bucket: whoever takes what there is, in pieces of any size, at any
-    /// time, gets what the rate allows and no more.
+    /// Some hours in the life of a bucket: a flow that takes everything there is, in pieces of any
+    /// size, at any time, gets what the rate allows and no more.
     #[test]
     fn whoever_takes_all_that_there_is_gets_the_rate_and_never_more() {
         for seed in 0..20 {
@@ -205,8 +205,8 @@ mod tests {
                     let most = bucket.bytes_in(now - began) + bucket.burst();
                     assert!(taken <= most, "seed {seed}, rate {rate}: {taken} of {most}");
                 }
-                // Whoever is never later than the bucket takes to fill loses nothing, but for what
-                // the roundings take.
+                // A flow that is never later than the bucket takes to fill loses nothing, except by
+                // rounding.
                 let due = bucket.bytes_in(now - began);
                 let least = (due - due / 50).saturating_sub(bucket.burst());
                 assert!(taken >= least, "seed {seed}, rate {rate}: {taken} of {due}");

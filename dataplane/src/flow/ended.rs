@@ -1,4 +1,4 @@
-//! How a TCP flow ended, and what it had carried.
+//! The end of a TCP flow, and what the flow has carried.
 
 use qmux_proto::FlowError;
 
@@ -7,9 +7,9 @@ use qmux_proto::FlowError;
 pub(crate) enum TcpFlowEnd {
     /// Both directions ended with a FIN.
     Completed,
-    /// Reset, by whom and why.
+    /// Reset, by one of the sides and for this reason.
     Reset(FlowError),
-    /// Reset by us, as our socket took nothing for the stall timeout.
+    /// Reset by us, because our socket took nothing for the stall timeout.
     Stalled,
 }
 
@@ -26,12 +26,12 @@ impl std::fmt::Display for TcpFlowEnd {
 /// A TCP flow that has ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ended {
-    /// How.
+    /// How it ended.
     pub(crate) how: TcpFlowEnd,
     /// Bytes that were read from its socket.
     pub(crate) bytes_in: u64,
     /// Bytes that were written to its socket.
     pub(crate) bytes_out: u64,
-    /// The socket had one message and closed behind it, before the other end did.
+    /// Whether the socket had one message and closed behind it, before the other end did.
     pub(crate) closed_behind_first: bool,
 }

@@ -1,4 +1,4 @@
-//! Reading what a socket has, and what follows it.
+//! Reading everything that a socket has, and what follows it.
 
 use std::io;
 
@@ -16,15 +16,15 @@ pub(crate) enum Next {
     Error,
 }
 
-/// How much is asked of a socket at once.
+/// How much to read from a socket at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Until {
     /// Until a call says that nothing is left. So a FIN that follows the last bytes closely is seen
     /// with them and rides in their frame, and the segments of bulk are gathered.
     #[default]
     Empty,
-    /// Until a call brings less than it could: nothing was left at that moment, and what comes
-    /// later is told by the next wait. That is one call less for each message.
+    /// Until a call brings less than it could: nothing was left at that moment, and the next wait
+    /// reports what comes later. That is one call less for each message.
     Short,
 }
 

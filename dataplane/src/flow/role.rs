@@ -1,4 +1,5 @@
-//! What a role has of its core: the core's context, its TCP flows, and the way to the same role on other cores.
+//! The part of a core that belongs to one role: the core's context, its TCP flows, and the mail to
+//! the same role on other cores.
 
 use std::fmt;
 use std::ops::Deref;
@@ -9,18 +10,18 @@ use super::watch::TcpFlows;
 use crate::core::CoreContext;
 use crate::core::mailbox::Post;
 
-/// A core's context as one role has it, whose mail to other cores is a `T`.
+/// The context of one role on one core, whose mail to other cores is a `T`.
 pub(crate) struct RoleContext<T> {
-    /// What all parts of the core share. Reachable by [`Deref`], too.
+    /// The state that all parts of the core share, which is also reached by [`Deref`].
     pub(crate) core: Rc<CoreContext>,
-    /// By which the other cores are told.
+    /// Sends mail to the other cores.
     pub(crate) post: Arc<dyn Post<T>>,
     /// The core's TCP flows, and what each of them waits for.
     pub(crate) flows: Rc<TcpFlows>,
 }
 
 impl<T> RoleContext<T> {
-    /// Of one role.
+    /// The context of one role.
     pub(crate) fn new(
         core: &Rc<CoreContext>,
         post: Arc<dyn Post<T>>,

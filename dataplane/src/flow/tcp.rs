@@ -1,12 +1,12 @@
-//! A TCP flow: one socket, one stream, two pumps. The same on both sides of the tunnel.
+//! A TCP flow: one socket, one stream, two pumps. It is the same on both sides of the tunnel.
 //!
 //! Each pump moves bytes one way with back-pressure end to end: nothing is read before there is
-//! room for it, and an idle flow holds no buffer. FIN maps to `shutdown(SHUT_WR)` and back in each
+//! room for it, and an idle flow holds no buffer. FIN maps to `shutdown(SHUT_WR)` and back, in each
 //! direction on its own. A socket's reset becomes RESET_STREAM and STOP_SENDING, and these become a
 //! reset of the other socket, so that the far side never sees a clean end with bytes missing.
 //!
 //! A pump waits for one thing at a time ([`Flow::wait`]) and knows nothing of what else can happen.
-//! That is seen to in one place, at each turn of the flow's task and whatever the pumps wait for
+//! That is handled in one place, at each turn of the flow's task and whatever the pumps wait for
 //! ([`Flow::look_around`], [`Flow::hear_peer`]): a reset or a stop by the peer, the end of the
 //! lane, an error of the socket, an order to end, a socket that takes nothing for too long. What
 //! ends the flow drops both pumps where they are.
@@ -36,7 +36,7 @@ pub(crate) use super::ended::{Ended, TcpFlowEnd};
 use super::fill::{Next, Until, fill};
 use super::watch::{FlowWatch, LOOK_INTERVAL, Waits};
 
-/// Bytes that one pump moves before the other tasks of the core get a turn.
+/// Bytes that one pump moves before the core's other tasks get a turn.
 const BYTES_PER_TURN: usize = 2 * LARGE_BLOCK_BYTES;
 
 /// A flow's two ends.
@@ -47,46 +47,46 @@ pub(crate) struct TcpFlow {
     pub(crate) lane: Rc<Lane>,
     /// The flow's stream on that lane.
     pub(crate) stream: u64,
-    /// What waits for that stream, from [`Lane::attach`].
+    /// The waiters of that stream, from [`Lane::attach`].
     pub(crate) waiters: Rc<StreamWaiters>,
-    /// The reason told to the peer when our socket is reset.
+    /// The reason that the peer is told when our socket is reset.
     pub(crate) reset_reason: FlowError,
-    /// Its place among the core's flows.
+    /// The flow's place among those of the core.
     pub(crate) watch: FlowWatch,
     /// The core's counters.
     pub(crate) counters: Arc<CoreCounters>,
-    /// On a server, those of the visitor's service.
+    /// On a server, the counters of the visitor's service.
     pub(crate) service: Option<Arc<ServiceCounters>>,
-    /// What it may carry, if that is limited.
+    /// The bandwidth of the flow, if it is limited.
     pub(crate) bandwidth: Option<Box<Bandwidth>>,
 }
 
-/// What was done of a flow before its pumps start.
+/// What was done for a flow before its pumps start.
 #[derive(Default)]
 pub(crate) struct Begun {
-    /// Bytes read from the stream that the socket has not got.
+    /// Bytes that were read from the stream and not written to the socket.
     pub(crate) early: Vec<u8>,
-    /// The first so many of them are ours, and not the visitor's.
+    /// Number of bytes at the front of these that are ours, and not the visitor's.
     pub(crate) own_bytes: usize,
-    /// The stream has ended behind them.
+    /// Whether the stream has ended behind them.
     pub(crate) early_fin: bool,
-    /// Bytes read from the socket that the stream has not got.
+    /// Bytes that were read from the socket and not written to the stream.
     pub(crate) unsent: VecDeque<StreamBuf>,
-    /// The socket has ended behind them.
+    /// Whether the socket has ended behind them.
     pub(crate) ended: bool,
-    /// The stream has got that FIN, too.
+    /// Whether that FIN has been sent on the stream as well.
     pub(crate) fin_sent: bool,
-    /// The socket had nothing when it was last looked at, or is not likely to: it is waited for
-    /// before it is read.
+    /// Whether the socket had nothing when it was last looked at, or is not likely to: then it is
+    /// waited for before it is read.
     pub(crate) empty: bool,
-    /// How the socket's first bytes are read: whoever closes behind them is best read until it is
-    /// empty.
+    /// How the socket's first bytes are read: a socket that closes behind them is best read until
+    /// it is empty.
     pub(crate) first: Until,
     /// Bytes read from the socket so far.
     pub(crate) bytes_in: u64,
 }
 
-/// What of [`Begun`] concerns the pump from the socket.
+/// The part of [`Begun`] that concerns the pump from the socket.
 struct Beginning {
     unsent: VecDeque<StreamBuf>,
     ended: bool,
@@ -94,7 +94,7 @@ struct Beginning {
     first: Until,
 }
 
-/// Why a pump stopped before its direction's FIN.
+/// A pump has stopped before its direction's FIN.
 struct Stopped;
 
 /// Runs the flow to its end.
@@ -154,22 +154,22 @@ struct Flow {
     ends: TcpFlow,
     /// Set when the flow must end in both directions at once.
     aborted: Cell<Option<FlowError>>,
-    /// That was because our socket took nothing for too long.
+    /// Whether that was because our socket took nothing for too long.
     stalled: Cell<bool>,
-    /// Why the peer wanted no more of what our socket still sends.
+    /// The reason why the peer wanted no more of what our socket still sends.
     stopped: Cell<Option<FlowError>>,
-    /// Our socket took no more, although the stream had not ended.
+    /// Whether our socket took no more, although the stream had not ended.
     cut: Cell<bool>,
-    /// A write met the socket's reset and so took the error away from the next read, which then
-    /// looks like a FIN.
+    /// Whether a write met the socket's reset and so took the error away from the next read, which
+    /// then looks like a FIN.
     broken: Cell<bool>,
-    /// The stream's FIN was read while bytes before it wait for the socket.
+    /// Whether the stream's FIN was read while bytes before it wait for the socket.
     fin_read: Cell<bool>,
-    /// See [`Ended`].
+    /// See [`Ended::closed_behind_first`].
     closed_behind_first: Cell<bool>,
-    /// The socket gets so many bytes of ours before those of the visitor.
+    /// Number of bytes of ours that the socket gets before those of the visitor.
     own_bytes: u64,
-    /// For the log: see [`Ended`].
+    /// See [`Ended::bytes_in`].
     bytes_in: Cell<u64>,
     bytes_out: Cell<u64>,
 }
@@ -198,8 +198,8 @@ impl Flow {
         } = &self.ends;
         lane.detach(*stream);
         let cut = self.cut.get().then_some(self.ends.reset_reason);
-        // Of a flow that was stopped or cut, somebody has sent what nobody took: a clean close
-        // would claim otherwise.
+        // If a flow was stopped or cut, somebody has sent what nobody took, and a clean close would
+        // claim otherwise.
         let error = self.aborted.get().or(self.stopped.get()).or(cut);
         let Some(error) = error else {
             socket.close_with_fin();
@@ -214,7 +214,7 @@ impl Flow {
         TcpFlowEnd::Reset(error)
     }
 
-    /// The socket has given so many bytes.
+    /// Counts bytes that came from the socket.
     fn count_in(&self, bytes: u64) {
         self.ends.watch.has_moved();
         self.ends.counters.tcp_bytes_in.add(bytes);
@@ -225,7 +225,7 @@ impl Flow {
         self.pay(Direction::In, bytes);
     }
 
-    /// The socket has taken so many bytes.
+    /// Counts bytes that went into the socket.
     fn count_out(&self, bytes: u64) {
         self.ends.watch.has_moved();
         self.ends.counters.tcp_bytes_out.add(bytes);
@@ -236,7 +236,7 @@ impl Flow {
         self.pay(Direction::Out, bytes);
     }
 
-    // ---- bandwidth ------------------------------------------------------------------------------
+    // ---- bandwidth ----
 
     fn pay(&self, way: Direction, bytes: u64) {
         if let Some(bandwidth) = &self.ends.bandwidth {
@@ -244,7 +244,7 @@ impl Flow {
         }
     }
 
-    /// Waits until more may be carried that way, and says how much.
+    /// Waits until more may be carried in this direction; returns how much.
     async fn allowed(&self, way: Direction, direction: &Cell<Waits>) -> usize {
         let Some(bandwidth) = &self.ends.bandwidth else {
             return usize::MAX;
@@ -267,9 +267,9 @@ impl Flow {
         }
     }
 
-    // ---- what ends a flow -----------------------------------------------------------------------
+    // ---- what ends a flow ----
 
-    /// Ends both directions: the stream is reset and stopped, the socket will be reset.
+    /// Ends both directions: the stream is reset and stopped, and the socket will be reset.
     fn abort(&self, error: FlowError) {
         if self.aborted.get().is_none() {
             self.aborted.set(Some(error));
@@ -279,7 +279,8 @@ impl Flow {
         }
     }
 
-    /// The peer's socket does not take what ours sends. What it has sent still comes through.
+    /// Ends the inward direction, because the peer's socket does not take what ours sends. What the
+    /// peer has sent still comes through.
     fn stop_inward(&self, error: FlowError) {
         let TcpFlow { lane, stream, .. } = &self.ends;
         if lane.is_open() {
@@ -291,7 +292,8 @@ impl Flow {
         }
     }
 
-    /// The socket takes no more, although the stream has not ended.
+    /// Ends the outward direction, because our socket takes no more although the stream has not
+    /// ended.
     fn cut_outward(&self) {
         let TcpFlow {
             lane,
@@ -305,9 +307,9 @@ impl Flow {
         lane.stop(*stream, self.ends.reset_reason);
     }
 
-    /// The socket was reset. EPIPE: its peer had sent a FIN before (tcp_reset() in the kernel), so
-    /// the bytes that are still to be read are complete and go their way. That is how a program
-    /// ends that has no use for an answer.
+    /// Handles a reset of the socket. EPIPE means that its peer had sent a FIN before (tcp_reset()
+    /// in the kernel), so the bytes that are still to be read are complete and are carried. That is
+    /// how a program ends that has no use for an answer.
     fn socket_failed(&self, error: &io::Error) {
         if error.kind() == io::ErrorKind::BrokenPipe && self.goes_on(self.inward()) {
             if self.goes_on(self.outward()) {
@@ -318,7 +320,7 @@ impl Flow {
         }
     }
 
-    /// Orders, and what wakes nobody: looked for when the core's table of flows says so.
+    /// Checks for orders, and for what wakes nobody, when the core's table of flows says so.
     fn look_around(&self, cx: &mut Context<'_>) {
         let TcpFlow {
             socket,
@@ -344,14 +346,14 @@ impl Flow {
             self.stalled.set(true);
             return self.abort(FlowError::Stalled);
         }
-        // Whoever waits for these, a pump or `hear_peer`, asks the stream again.
+        // Whoever waits for these events, a pump or `hear_peer`, asks the stream again.
         waiters.readable.set();
         waiters.writable.set();
     }
 
-    /// What the peer does to the stream while a pump waits for the socket, or for its bandwidth. A
-    /// pump that waits for the stream finds it out by itself. No wake-up is lost for the pumps: after
-    /// these they try the stream before they wait for it.
+    /// Handles what the peer does to the stream while a pump waits for the socket, or for its
+    /// bandwidth; a pump that waits for the stream finds it out by itself. No wake-up is lost for
+    /// the pumps, which try the stream before they wait for it.
     fn hear_peer(&self, cx: &mut Context<'_>) {
         let TcpFlow {
             lane,
@@ -385,10 +387,10 @@ impl Flow {
         }
     }
 
-    // ---- socket → stream ------------------------------------------------------------------------
+    // ---- socket → stream ----
 
     async fn socket_to_stream(&self, beginning: Beginning) {
-        // Why is noted where it happens.
+        // The reason is noted where it happens.
         let _early = self.pump_inward(beginning).await;
     }
 
@@ -405,7 +407,8 @@ impl Flow {
         }
         let mut size = BlockSize::Small;
         let mut moved = 0;
-        // How many have brought bytes: many a connection has one message and its end.
+        // Counts reads that have brought bytes: many connections have one message and then their
+        // end.
         let mut messages = usize::from(self.bytes_in.get() > 0);
         loop {
             let allowed = self.allowed(Direction::In, self.inward()).await;
@@ -457,13 +460,13 @@ impl Flow {
         }
     }
 
-    /// Waits until the socket has something. An error is found again by the read that follows.
+    /// Waits until the socket has something. The read that follows finds an error again.
     async fn wait_for_socket(&self) {
         let readable = self.ends.socket.readable();
         let _ready = Self::wait(self.inward(), Waits::Socket, readable).await;
     }
 
-    /// Waits for `ready` alone; everything else that matters is seen to at each turn of the flow's
+    /// Waits for `ready` alone; everything else that matters is handled at each turn of the flow's
     /// task.
     async fn wait<T>(direction: &Cell<Waits>, waits: Waits, ready: impl Future<Output = T>) -> T {
         direction.set(waits);
@@ -472,7 +475,7 @@ impl Flow {
         result
     }
 
-    /// Gives all of `bytes` to the stream. There was room a moment ago; should quiche take less,
+    /// Gives all of `bytes` to the stream. There was room a moment ago; if quiche takes less, this
     /// waits for more.
     async fn write_stream(&self, bytes: StreamBuf, fin: bool) -> Result<(), Stopped> {
         let TcpFlow {
@@ -541,10 +544,10 @@ impl Flow {
         }
     }
 
-    // ---- stream → socket ------------------------------------------------------------------------
+    // ---- stream → socket ----
 
     async fn stream_to_socket(&self, early: Vec<u8>, early_fin: bool) {
-        // Why is noted where it happens.
+        // The reason is noted where it happens.
         let _early = self.pump_outward(early, early_fin).await;
     }
 
@@ -567,7 +570,7 @@ impl Flow {
                 false => self.allowed(Direction::Out, self.outward()).await,
             };
             if self.fin_read.get() {
-                // The end of both directions: the close, which comes now, sends the FIN.
+                // At the end of both directions the close, which comes now, sends the FIN.
                 if self.inward().get() != Waits::Over || self.stopped.get().is_some() {
                     // A socket that is gone already is found by the other pump.
                     let _gone = socket.shutdown_write();
@@ -609,8 +612,8 @@ impl Flow {
         } = &self.ends;
         let (own, given) = (self.own_bytes, self.bytes_out.get());
         if self.bytes_in.get() == 0 && holds_first_byte(own, given, bytes.len()) {
-            // A server that has heard nothing of them gives them to another client when this one
-            // dies, and no service must get them twice. So it hears of them first.
+            // A server that has heard nothing of these bytes gives them to another client when this
+            // one dies, and no service must get them twice. So the server hears of them first.
             lane.acknowledge_now().await;
             if lane.end().is_some() {
                 self.abort(FlowError::Internal);
@@ -626,11 +629,11 @@ impl Flow {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     watch.socket_is_full();
-                    // An error is found again by the write that follows.
+                    // The write that follows finds an error again.
                     let _ready = Self::wait(self.outward(), Waits::Socket, socket.writable()).await;
                 }
-                // What it has sent may still be there to read. EPIPE: see `socket_failed`. Anything
-                // else: not all of it.
+                // What the peer has sent may still be there to read. For EPIPE see `socket_failed`;
+                // with any other error it is not complete.
                 Err(error) => {
                     self.broken.set(error.kind() != io::ErrorKind::BrokenPipe);
                     self.cut_outward();
@@ -642,8 +645,8 @@ impl Flow {
     }
 }
 
-/// Whether the first byte of the visitor is among the next `bytes` that the socket gets: it has got
-/// `given`, and `own` come before the visitor's.
+/// Whether the first byte of the visitor is among the next `bytes` for the socket, which has got
+/// `given` so far and gets `own` bytes before the visitor's.
 fn holds_first_byte(own: u64, given: u64, bytes: usize) -> bool {
     given <= own && given + bytes as u64 > own
 }
@@ -656,7 +659,7 @@ mod tests {
     fn the_first_byte_of_a_visitor_is_told_from_those_before_and_behind_it() {
         assert!(holds_first_byte(0, 0, 1) && !holds_first_byte(0, 0, 0));
         assert!(!holds_first_byte(0, 1, 100));
-        // A header of ours alone, and then the visitor's; or both at once.
+        // A header of ours alone, and then the visitor's bytes; or both at once.
         assert!(!holds_first_byte(28, 0, 28) && holds_first_byte(28, 28, 1));
         assert!(holds_first_byte(28, 0, 29) && !holds_first_byte(28, 29, 1));
     }

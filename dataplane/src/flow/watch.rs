@@ -1,24 +1,25 @@
 //! The TCP flows of one core, and what each of them waits for.
 //!
 //! A flow registers here when it begins and leaves when it ends, in whatever way. In between this
-//! table serves two purposes:
+//! table serves three purposes:
 //!
 //! - **Looks.** Some things that end a flow wake nobody: a reset of a socket that is not read at
 //!   that moment, a STOP_SENDING or RESET_STREAM that quiche does not report because the stream
-//!   counts as readable or writable already, time. So one task of the core ([`sweep`]) has every
-//!   flow look around once a second, and idle ones, for which nearly everything does wake, more
-//!   seldom. It costs less than a timer in each flow, and no wait has to name all that can end it.
+//!   counts as readable or writable already, the passing of time. So one task of the core
+//!   ([`sweep`]) has every flow look around once a second, and idle flows, which nearly everything
+//!   wakes, less often. This costs less than a timer in each flow, and no wait has to name
+//!   everything that can end it.
 //! - **Stalls.** A flow whose socket takes nothing, although bytes wait for it, is in a list, the
-//!   one that has stalled longest first. It ends when it has been there for `stall_timeout`, or
+//!   one that has stalled longest first. It is ended when it has been there for `stall_timeout`, or
 //!   earlier if memory is short ([`TcpFlows::end_most_stalled`]).
-//! - **Silence.** A flow that has an idle timeout ends when no byte was moved for so long in either
+//! - **Idle timeouts.** A flow that has one is ended when no byte was moved for so long in either
 //!   direction. The table counts that itself, so that idle flows need not be woken for it.
 //!
-//! A stall is judged by the end whose socket it is: the other one sees only that its stream has no
-//! room. It is measured in looks and not by a clock: time in which this process itself stood still
-//! (SIGSTOP, a suspended machine, a busy core) is nobody's fault, and silence is measured alike.
-//! Moving bytes costs a flow no more here than to note that it did, but for when its socket becomes
-//! full and when it takes something again.
+//! The end that has the socket judges a stall, because the other end sees only that its stream has
+//! no room. A stall is measured in looks and not by a clock, because time in which this process
+//! itself stood still (SIGSTOP, a suspended machine, a busy core) is nobody's fault; idle time is
+//! measured in the same way. Moving bytes costs a flow no more here than a note that it did, except
+//! when its socket becomes full and when it takes something again.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -37,13 +38,14 @@ use crate::core::memory::Stalling;
 /// Pause between two looks of a flow that is not idle.
 pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An idle flow looks at every so many of them only. 10,000 idle flows are 625 looks a second.
+/// An idle flow looks only in every round with this distance. 10,000 idle flows are 625 looks a
+/// second.
 const IDLE_ROUNDS: usize = 16;
 
-/// What counts of the time between two looks: more has passed only if this process stood still.
+/// Most time that is counted between two looks: more has passed only if this process stood still.
 const LOOK_COUNTS_MAX: Duration = Duration::from_secs(2);
 
-/// Flows that are told to look before the other tasks of the core get a turn.
+/// Flows that are told to look before the core's other tasks get a turn.
 const LOOKS_PER_TURN: usize = 256;
 
 /// What one direction of a flow waits for.
@@ -69,7 +71,7 @@ impl Waits {
     }
 }
 
-/// How long a flow's socket has taken nothing. Knows no clock.
+/// How long a flow's socket has taken nothing. There is no clock in here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Stall {
     /// Time that passed between looks.
@@ -79,8 +81,8 @@ struct Stall {
 }
 
 impl Stall {
-    /// A look, `step` after the last one. True if the peer has taken something since, however
-    /// little: then the time begins anew. Room in the socket shows that only when a good part of
+    /// Makes a look, `step` after the last one. True if the peer has taken something since, however
+    /// little; then the time begins anew. Room in the socket shows that only when a good part of
     /// its buffer is free.
     fn look(&mut self, step: Duration, untaken_bytes: u32) -> bool {
         let before = self.untaken_bytes.replace(untaken_bytes);
@@ -88,7 +90,8 @@ impl Stall {
         if progress {
             self.lasted = Duration::ZERO;
         } else if before.is_some() {
-            // The time before the first look is not counted: nobody knows how much of it there was.
+            // The time before the first look is not counted, because nobody knows how much of it
+            // there was.
             self.lasted += step;
         }
         progress
@@ -99,33 +102,33 @@ impl Stall {
     }
 }
 
-/// What the table and a flow's own task know of it.
+/// The state of a flow that the table and the flow's own task share.
 #[derive(Default)]
 struct FlowState {
-    /// From the socket to the stream.
+    /// What the direction from the socket to the stream waits for.
     inward: Cell<Waits>,
-    /// From the stream to the socket.
+    /// What the direction from the stream to the socket waits for.
     outward: Cell<Waits>,
-    /// The key of its lane, and its stream there.
+    /// The key of the flow's lane, and its stream there.
     carried_by: Cell<(u64, u64)>,
     stall: Cell<Option<Stall>>,
-    /// Time since its last look, if it is to look again.
+    /// Time since the flow's last look, if it is to look again.
     look: Cell<Option<Duration>>,
-    /// How long it may move nothing; zero: for ever.
+    /// How long the flow may move nothing; zero means for ever.
     idle_timeout: Cell<Duration>,
-    /// How long it has moved nothing, as far as rounds of the sweep tell.
+    /// How long the flow has moved nothing, as far as rounds of the sweep tell.
     silent_for: Cell<Duration>,
-    /// It has moved something since the last round.
+    /// Whether the flow has moved something since the last round.
     moved: Cell<bool>,
-    /// What its owner knows it by, together with others.
+    /// The group by which its owner refers to it and to others.
     group: Cell<Option<u64>>,
-    /// Set once it has been told to end.
+    /// Set once the flow has been told to end.
     told: Cell<Option<FlowError>>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl FlowState {
-    /// Whether everything that can happen to it wakes it, but for rare cases.
+    /// Whether everything that can happen to the flow wakes it, except in rare cases.
     fn is_idle(&self) -> bool {
         self.inward.get() == Waits::Socket && self.outward.get() == Waits::Stream
     }
@@ -136,13 +139,15 @@ impl FlowState {
         self.wake();
     }
 
-    /// A round of the sweep, `step` after the last one. True if it has moved nothing for too long.
+    /// Makes a round of the sweep, `step` after the last one. True if the flow has moved nothing
+    /// for too long.
     fn has_been_silent(&self, step: Duration) -> bool {
         let timeout = self.idle_timeout.get();
         if timeout.is_zero() || self.told.get().is_some() {
             return false;
         }
-        // From the round on that is the first after its last byte: never too early.
+        // The time counts from the first round after the flow's last byte, so it is never too
+        // early.
         let silent_for = match self.moved.replace(false) {
             true => Duration::ZERO,
             false => self.silent_for.get() + step,
@@ -165,7 +170,7 @@ struct Entry {
     after: Option<usize>,
 }
 
-/// The flows by key, and the list of those that stall. Knows no clock and wakes nobody.
+/// The flows by key, and the list of those that stall. It knows no clock and wakes nobody.
 #[derive(Default)]
 struct Table {
     entries: Slab<Entry>,
@@ -209,7 +214,7 @@ impl Table {
         }
     }
 
-    /// A stalled flow looks. True if its time is over.
+    /// Makes a look of a stalled flow. True if its time is over.
     fn look(&mut self, key: usize, step: Duration, untaken_bytes: u32, timeout: Duration) -> bool {
         let state = &self.entries[key].state;
         let Some(mut stall) = state.stall.get() else {
@@ -218,7 +223,7 @@ impl Table {
         let progress = stall.look(step, untaken_bytes);
         state.stall.set(Some(stall));
         if progress {
-            // Behind those that stall already.
+            // The flow goes behind those that stall already.
             self.end_stall(key);
             self.begin_stall(key);
             self.entries[key].state.stall.set(Some(stall));
@@ -235,9 +240,9 @@ impl Table {
 /// A flow that was told to end because it stalled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EndedFlow {
-    /// The key of its lane.
+    /// The key of the flow's lane.
     pub(crate) lane: u64,
-    /// Its stream there.
+    /// The flow's stream there.
     pub(crate) stream: u64,
 }
 
@@ -248,7 +253,7 @@ pub(crate) struct TcpFlows {
 }
 
 impl TcpFlows {
-    /// Without any flow.
+    /// A table without any flow.
     pub(crate) fn new(counters: Arc<CoreCounters>) -> Rc<TcpFlows> {
         Rc::new(TcpFlows {
             table: RefCell::default(),
@@ -256,7 +261,7 @@ impl TcpFlows {
         })
     }
 
-    /// Registers a flow of the calling task. Zero as `stall_timeout`: it may stall for ever.
+    /// Registers a flow of the calling task. If `stall_timeout` is zero it may stall for ever.
     pub(crate) fn register(self: &Rc<Self>, stall_timeout: Duration) -> FlowWatch {
         let state = Rc::<FlowState>::default();
         let key = self.table.borrow_mut().entries.insert(Entry {
@@ -272,7 +277,7 @@ impl TcpFlows {
         }
     }
 
-    /// Flows whose sockets take nothing although bytes wait for them.
+    /// Number of flows whose sockets take nothing although bytes wait for them.
     #[cfg_attr(not(test), expect(dead_code, reason = "for whoever wants to know"))]
     pub(crate) fn stalled(&self) -> usize {
         self.table.borrow().stalled
@@ -285,9 +290,9 @@ impl TcpFlows {
         Some(stall.lasted)
     }
 
-    /// Tells the flow that has stalled longest to end, because memory is short; `reason` is what its
-    /// far end is told. It has left the list when this returns, and gives up its memory when its task
-    /// runs. `None` if no flow stalls.
+    /// Tells the flow that has stalled longest to end, because memory is short; `reason` is what
+    /// its far end is told. It has left the list when this returns, and gives up its memory when
+    /// its task runs. `None` if no flow stalls.
     pub(crate) fn end_most_stalled(&self, reason: FlowError) -> Option<EndedFlow> {
         let state = {
             let mut table = self.table.borrow_mut();
@@ -302,8 +307,8 @@ impl TcpFlows {
         Some(EndedFlow { lane, stream })
     }
 
-    /// Tells all flows of a group to end; `reason` is what their far ends are told. Returns how many
-    /// there were.
+    /// Tells all flows of a group to end; `reason` is what their far ends are told. Returns how
+    /// many there were.
     pub(crate) fn end_all_of(&self, group: u64, reason: FlowError) -> usize {
         let table = self.table.borrow();
         let states = table.entries.iter().map(|(_, entry)| &entry.state);
@@ -376,7 +381,7 @@ pub(crate) async fn sweep(flows: Rc<TcpFlows>) {
     }
 }
 
-/// A flow's own place in the table; leaves it when dropped. For one task.
+/// A flow's own place in the table, which it leaves when this is dropped. For one task.
 pub(crate) struct FlowWatch {
     flows: Rc<TcpFlows>,
     state: Rc<FlowState>,
@@ -385,24 +390,24 @@ pub(crate) struct FlowWatch {
 }
 
 impl FlowWatch {
-    /// It ends when it has moved nothing for so long; zero: it never does.
+    /// Sets how long the flow may move nothing before it ends; zero means for ever.
     pub(crate) fn with_idle_timeout(self, timeout: Duration) -> FlowWatch {
         self.state.idle_timeout.set(timeout);
         self.state.moved.set(true);
         self
     }
 
-    /// The flow has moved at least one byte, in whichever direction.
+    /// Notes that the flow has moved at least one byte, in whichever direction.
     pub(crate) fn has_moved(&self) {
         self.state.moved.set(true);
     }
 
-    /// The flow is one of this group.
+    /// Adds the flow to this group.
     pub(crate) fn belongs_to(&self, group: u64) {
         self.state.group.set(Some(group));
     }
 
-    /// Says which stream carries the flow.
+    /// Notes which stream carries the flow.
     pub(crate) fn rides(&self, lane: u64, stream: u64) {
         self.state.carried_by.set((lane, stream));
     }
@@ -416,12 +421,12 @@ impl FlowWatch {
         }
     }
 
-    /// Why the flow must end, if it has been told to.
+    /// The reason why the flow must end, if it has been told to.
     pub(crate) fn told(&self) -> Option<FlowError> {
         self.state.told.get()
     }
 
-    /// If the flow is to look around: the time since it did so last.
+    /// The time since the flow last looked around, if it is to do so now.
     pub(crate) fn take_look(&self) -> Option<Duration> {
         self.state.look.take()
     }
@@ -436,27 +441,27 @@ impl FlowWatch {
         &self.state.outward
     }
 
-    /// The socket took none of the bytes that wait for it.
+    /// Notes that the socket took none of the bytes that wait for it.
     pub(crate) fn socket_is_full(&self) {
         if self.state.stall.get().is_none() && self.state.told.get().is_none() {
             self.flows.table.borrow_mut().begin_stall(self.key);
         }
     }
 
-    /// The socket took some.
+    /// Notes that the socket took some.
     pub(crate) fn socket_took(&self) {
         if self.state.stall.get().is_some() {
             self.flows.table.borrow_mut().end_stall(self.key);
         }
     }
 
-    /// True while bytes wait for the socket and it takes none.
+    /// Whether bytes wait for the socket and it takes none.
     pub(crate) fn is_stalled(&self) -> bool {
         self.state.stall.get().is_some()
     }
 
-    /// A look while the flow is stalled: `step` after the last one, the socket's peer has not taken
-    /// `untaken_bytes` of what the socket has. True if the flow has stalled for too long.
+    /// Makes a look while the flow is stalled, `step` after the last one. The socket's peer has not
+    /// taken `untaken_bytes` of what the socket has. True if the flow has stalled for too long.
     pub(crate) fn has_stalled(&self, step: Duration, untaken_bytes: u32) -> bool {
         let mut table = self.flows.table.borrow_mut();
         table.look(self.key, step, untaken_bytes, self.stall_timeout)

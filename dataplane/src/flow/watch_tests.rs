@@ -51,7 +51,7 @@ fn a_flow_that_moves_nothing_for_the_whole_idle_timeout_is_told_to_end() {
         pass(seconds);
         assert_eq!(watch.told(), None);
     }
-    // Also one that waits for nothing but its socket and its stream, which looks more seldom.
+    // A flow that waits for nothing but its socket and its stream, which looks more seldom, too.
     watch.inward().set(Waits::Socket);
     watch.outward().set(Waits::Stream);
     pass(1);
@@ -102,7 +102,7 @@ fn the_flow_that_has_stalled_longest_ends_first() {
     assert_eq!(flows.counters.tcp_flows_ended_for_memory.get(), 4);
     for watch in &watches {
         assert_eq!(watch.told(), Some(FlowError::LimitReached));
-        // Told once, it is not told again.
+        // A flow that was told once is not told again.
         watch.socket_is_full();
     }
     assert_eq!(ended(), None);
@@ -167,11 +167,11 @@ impl Drop for PrintSeed {
 /// A flow as the simulation knows it.
 struct Flow {
     watch: FlowWatch,
-    /// What its peer has not taken of what the socket has.
+    /// Bytes of the socket that its peer has not taken.
     untaken: u32,
-    /// Bytes wait for the full socket.
+    /// Whether bytes wait for the full socket.
     full: bool,
-    /// Time that its core was awake, from its first look of this stall on, or since the peer last
+    /// Time that the core was awake, from the first look of this stall on, or since the peer last
     /// took something.
     stalled_for: Option<Duration>,
     told: bool,
@@ -180,7 +180,7 @@ struct Flow {
 struct World {
     flows: Rc<TcpFlows>,
     alive: BTreeMap<u64, Flow>,
-    /// Streams of those that stall, in the order in which they must end.
+    /// Streams of the stalled flows, in the order in which they must end.
     order: VecDeque<u64>,
     next: u64,
     rounds: usize,
@@ -245,7 +245,7 @@ impl World {
         }
     }
 
-    /// The socket has room again and takes what waits.
+    /// The socket has room again and takes the bytes that wait.
     fn takes(&mut self, stream: u64) {
         let flow = self.flow(stream);
         flow.watch.socket_took();
@@ -370,7 +370,7 @@ impl World {
 }
 
 impl Flow {
-    /// What the last look saw.
+    /// What the last look found.
     fn seen(&self) -> Option<u32> {
         self.watch
             .state

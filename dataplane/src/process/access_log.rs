@@ -1,13 +1,13 @@
-//! The one who writes the access log: a thread of its own, to standard error or into a file.
+//! The writer of the access log: a thread of its own, to standard error or into a file.
 //!
-//! A file is opened where the log is set, so that whoever asks for it hears what is wrong with it; the
-//! thread takes it over when it has written what came before. What cannot be written (the disk is
-//! full) is lost and counted, and the log of the program says once that it is so and once that it is
-//! over.
+//! A file is opened when the log is configured, so that whoever asks for it is told what is wrong
+//! with it; the thread takes it over when it has written what came before. What cannot be written
+//! (because the disk is full) is lost and counted, and the log of the program says once that this
+//! has begun and once that it is over.
 //!
-//! The thread itself opens a file again: a file system that answers nobody then costs lines, which are
-//! counted, and never holds up whoever takes signals. Nobody opens, writes or closes a file while the
-//! orders are locked.
+//! The thread itself opens a file again, so a file system that answers nobody costs lines, which
+//! are counted, and never holds up the handling of signals. Nobody opens, writes or closes a file
+//! while the orders are locked.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -22,17 +22,17 @@ use super::exit::Failure;
 use super::logging::StandardError;
 use crate::server::AccessLog;
 
-/// How long further lines gather behind one that was written: flows that end in crowds then wake the
-/// thread twenty times a second and not once each.
+/// How long further lines are gathered after one that was written: flows that end in crowds then
+/// wake the thread twenty times a second and not once each.
 const LINGER: Duration = Duration::from_millis(50);
 
-/// Whoever may read the log of a new file: its owner and group, as it names visitors.
+/// Mode of a new log file: its owner and group may read it, because it names visitors.
 const FILE_MODE: u32 = 0o640;
 
-/// The log of this process.
+/// The access log of this process.
 static LOG: LazyLock<Arc<AccessLog>> = LazyLock::new(|| Arc::new(AccessLog::off()));
 
-/// What the thread is told.
+/// The orders to the thread.
 static ORDERS: Mutex<Orders> = Mutex::new(Orders {
     setting: Setting::Off,
     next: None,
@@ -40,20 +40,20 @@ static ORDERS: Mutex<Orders> = Mutex::new(Orders {
     has_writer: false,
 });
 
-/// Where lines go, and where they are to go.
+/// Where lines are written, and where they are to be written.
 #[derive(Debug)]
 struct Orders {
-    /// What was set last.
+    /// The setting that was set last.
     setting: Setting,
-    /// What the thread is to take over.
+    /// The target that the thread is to take over.
     next: Option<Target>,
-    /// It is to open the file that it has again.
+    /// Whether it is to open its file again.
     again: bool,
-    /// The thread has been started.
+    /// Whether the thread has been started.
     has_writer: bool,
 }
 
-/// What lines are written to.
+/// The target of lines.
 #[derive(Debug)]
 enum Target {
     Nothing,
@@ -70,17 +70,17 @@ pub(crate) fn shared() -> Arc<AccessLog> {
     Arc::clone(&LOG)
 }
 
-/// Another place for lines, which is open.
+/// A target for lines that has been opened.
 #[derive(Debug)]
 pub(crate) struct Prepared(Option<(Setting, Target)>);
 
 impl Prepared {
-    /// Lines go there from now on.
+    /// Writes lines to this target from now on.
     pub(crate) fn take_up(self) {
         let Some((setting, next)) = self.0 else {
             return;
         };
-        // Lines are made only while there is where they go.
+        // Lines are made only while there is a target for them.
         let is_on = setting != Setting::Off;
         if !is_on {
             LOG.switch(false);
@@ -99,10 +99,9 @@ impl Prepared {
     }
 }
 
-/// Opens a place for lines. Nothing changes yet.
+/// Opens a target for lines. Nothing changes yet.
 ///
-/// # Errors
-/// If the file cannot be opened, or the thread cannot be had.
+/// # Errors If the file cannot be opened, or the thread cannot be started.
 pub(crate) fn prepare(setting: &Setting) -> Result<Prepared, Failure> {
     if orders().setting == *setting {
         return Ok(Prepared(None));
@@ -117,7 +116,7 @@ pub(crate) fn prepare(setting: &Setting) -> Result<Prepared, Failure> {
 }
 
 /// Has the file opened again, which may have been renamed or removed. If it cannot be opened, lines
-/// go on into the one that is open. Does not wait for that.
+/// go on into the open one. This does not wait.
 pub(crate) fn reopen() {
     let mut orders = orders();
     if matches!(orders.setting, Setting::File(_)) {
@@ -126,22 +125,21 @@ pub(crate) fn reopen() {
     }
 }
 
-/// Waits until the lines of flows that have ended are written, for `at_most` so long.
+/// Waits until the lines of flows that have ended are written, but no longer than `at_most`.
 pub(crate) fn flush(at_most: Duration) {
     if LOG.is_on() {
         LOG.queue().flush(at_most);
     }
 }
 
-/// Lines that were dropped for want of room, and those that could not be written.
+/// Number of lines that were dropped for want of room, and of those that could not be written.
 pub(crate) fn lost() -> (u64, u64) {
     (LOG.queue().dropped(), LOG.queue().failed())
 }
 
-/// Whether a start could write there. Makes no file.
+/// Whether a start could write to this target. Makes no file.
 ///
-/// # Errors
-/// What is wrong, and what would be right.
+/// # Errors What is wrong, and what would be right.
 pub(crate) fn probe(setting: &Setting) -> Result<(), Failure> {
     let Setting::File(path) = setting else {
         return Ok(());
@@ -183,10 +181,10 @@ fn open(setting: &Setting) -> Result<Target, String> {
     };
     let mut options = OpenOptions::new();
     options.append(true).create(true).mode(FILE_MODE);
-    // A named pipe that nobody reads would hold up whoever opens it: so it is an error.
+    // Opening a named pipe that nobody reads would wait, so it is an error.
     options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
     let file = options.open(path).and_then(|file| {
-        // The thread may wait for whoever reads a pipe: then lines are dropped, and counted.
+        // The thread may wait for the reader of a pipe; then lines are dropped, and counted.
         rustix::io::ioctl_fionbio(&file, false)?;
         Ok(file)
     });
@@ -218,10 +216,10 @@ fn tell_of_missing(lines: u64) {
     );
 }
 
-/// The thread's end of it.
+/// The thread's end of the log.
 struct Out {
     target: Target,
-    /// The last write has failed, and that was said.
+    /// Whether the last write has failed, which has been logged.
     is_broken: bool,
 }
 
@@ -284,7 +282,7 @@ impl Write for Out {
         result
     }
 
-    /// Lets go of a file that lines do not go into any more, also while none come.
+    /// Closes a file that lines are not written to any more, even while no lines come.
     fn flush(&mut self) -> io::Result<()> {
         self.take_over();
         Ok(())
@@ -376,7 +374,7 @@ mod tests {
         }
     }
 
-    /// Reads what is there of a pipe; how much that was with what was `read` before.
+    /// Reads what is in a pipe; returns how much that was, with what was `read` before.
     fn read_into(pipe: &mut File, read: &mut usize) -> usize {
         match io::Read::read(pipe, &mut [0; 4_096]) {
             Ok(bytes) => *read += bytes,

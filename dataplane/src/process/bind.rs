@@ -1,4 +1,5 @@
-//! Binding every socket of every core, once and in order, before any core runs: errors come from one place.
+//! Binding every socket of every core, once and in order, before any core runs: errors come from
+//! one place.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -14,8 +15,8 @@ use crate::sys::bind::{
 };
 use crate::sys::steering;
 
-/// Where this machine has no IPv6 at all, `[::]`, which means every address, becomes `0.0.0.0`,
-/// with a warning. `has_ipv6` is asked only if there is such an address.
+/// Replaces `[::]`, which means every address, by `0.0.0.0`, with a warning, if this machine has no
+/// IPv6 at all. `has_ipv6` is called only if there is such an address.
 pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) -> Config {
     let admin = config
         .admin
@@ -46,11 +47,10 @@ pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) 
     config
 }
 
-/// The sockets of everything that a plan opens, per core: `result[core][door]`. `is_ours` says of
-/// addresses that nobody can have because this process has them.
+/// The sockets of everything that a plan opens, per core: `result[core][door]`. `is_ours` returns
+/// true for addresses that are not free because this process has them.
 ///
-/// # Errors
-/// The first address that cannot be bound, with the reason. Then nothing is bound.
+/// # Errors The first address that cannot be bound, with the reason. Then nothing is bound.
 pub(crate) fn all(
     plan: &Plan,
     cores: usize,
@@ -101,7 +101,7 @@ pub(crate) fn all(
     Ok(per_core)
 }
 
-/// Where sockets come from: those of the process before this one first.
+/// The source of sockets: those of the process before this one first.
 struct Source<'a>(Option<&'a mut Inherited>);
 
 impl Source<'_> {
@@ -131,8 +131,9 @@ impl Source<'_> {
     }
 }
 
-/// Adds the sockets for TLS at the addresses of new doors, after all others: where a port is taken, and nobody has said
-/// that it must be had, there is none. The process before this one, if there is one, has its own beside them.
+/// Adds the sockets for TLS at the addresses of new doors, after all others: where a port is taken,
+/// and the configuration does not require TLS, there is none. The process before this one, if there
+/// is one, has its own beside them.
 fn bind_tls(plan: &Plan, per_core: &mut [Vec<DoorSockets>], inherits: bool) -> Result<(), Failure> {
     let server = plan.server();
     if server.tls_fallback == TlsFallback::Off {
@@ -153,13 +154,12 @@ fn bind_tls(plan: &Plan, per_core: &mut [Vec<DoorSockets>], inherits: bool) -> R
     Ok(())
 }
 
-/// Whether TLS can be had at this address; a warning if not.
+/// Whether TLS can be offered at this address, with a warning if not.
 ///
-/// # Errors
-/// If it must be had.
+/// # Errors If the configuration requires it.
 fn is_for_tls(server: &Server, address: SocketAddr) -> Result<bool, Failure> {
     let error = if server.takes_tcp_at(address) {
-        // For visitors; nothing to wait for.
+        // The address is one for visitors, so there is nothing to wait for.
         std::io::ErrorKind::AddrInUse.into()
     } else {
         match probe_free(address, true) {
@@ -189,7 +189,7 @@ fn probe_one(address: SocketAddr, tcp: bool) -> Result<(), Failure> {
     probe_free(address, tcp).map_err(|error| cannot(address, protocol, &error))
 }
 
-/// Why visitors cannot come in at an address that is not free.
+/// The reason why visitors cannot be taken at an address that is not free.
 fn for_visitors(plan: &Plan, address: SocketAddr, tcp: bool, error: &std::io::Error) -> Failure {
     let is_taken = error.kind() == std::io::ErrorKind::AddrInUse;
     if !(tcp && is_taken && plan.is_of_a_door_that_stays(address)) {
@@ -203,10 +203,9 @@ fn for_visitors(plan: &Plan, address: SocketAddr, tcp: bool, error: &std::io::Er
     ))
 }
 
-/// Fails if an address of `door` is not free or not of this machine.
+/// Checks the addresses of `door`.
 ///
-/// # Errors
-/// The address and the reason.
+/// # Errors The first address that is not free or not of this machine, and the reason.
 pub(crate) fn probe(door: &Door) -> Result<(), Failure> {
     for address in &door.quic_addrs {
         probe_one(*address, false)?;
@@ -233,11 +232,9 @@ pub(crate) fn descriptors(server: &Server, cores: usize) -> u64 {
     server.sockets(cores) + tcp_ports * cores as u64
 }
 
-/// Fails if more descriptors are needed for sockets than may be open (`None`: unlimited). `Some` text
-/// if few are left for flows.
+/// Checks the limit of open files (`None`: unlimited). Returns a warning if few are left for flows.
 ///
-/// # Errors
-/// What is needed, what there is and what to do.
+/// # Errors What is needed, what there is and what to do, if the sockets need more than that.
 pub(crate) fn judge_descriptors(
     server: &Server,
     cores: usize,
@@ -271,7 +268,7 @@ fn quic(
             None => udp_reuseport(*address).map_err(failed)?,
         };
         let granted = raise_udp_buffers(&socket).map_err(failed)?;
-        // The answer is the same for all; warned of once.
+        // The result is the same for all sockets, and is logged once.
         if !*warned {
             *warned = warn_of_small_buffers(granted);
         }
@@ -306,7 +303,7 @@ fn entrances(
     sockets.collect()
 }
 
-/// Why an address cannot be had, with what to do.
+/// The reason why an address cannot be bound, with what to do.
 pub(super) fn cannot(addr: SocketAddr, protocol: &str, error: &std::io::Error) -> Failure {
     let hint = match error.kind() {
         std::io::ErrorKind::AddrInUse => "; another program (or another qmux-dp) uses it",
@@ -317,7 +314,7 @@ pub(super) fn cannot(addr: SocketAddr, protocol: &str, error: &std::io::Error) -
     Failure::Input(format!("cannot bind {protocol} {addr}: {error}{hint}"))
 }
 
-/// True if a warning was logged.
+/// Warns of small buffers. True if a warning was logged.
 fn warn_of_small_buffers(granted: GrantedBuffers) -> bool {
     let smallest = granted.receive_bytes.min(granted.send_bytes);
     if smallest >= UDP_BUFFER_BYTES {

@@ -1,8 +1,9 @@
-//! When the certificates in use expire, and lists of revoked ones are due, for whoever asks.
+//! When the certificates in use expire, and when revocation lists are due, for the admin endpoint
+//! and the log.
 //!
-//! A server takes up what comes to be in its files by a reload, and until then goes on with what it
-//! has, whatever the files hold. A client takes it up by itself, so its files are read again, on the
-//! thread of whoever asks, and not more often than [`READ_AGAIN`].
+//! A server takes up new files by a reload, and until then goes on with what it has, whatever the
+//! files contain. A client takes them up by itself, so its files are read again, on the thread of
+//! whoever asks, and not more often than [`READ_AGAIN`].
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -11,28 +12,28 @@ use qmux_config::{
     Config, FileOrText, ServerAuth, first_expiry_unix_s, first_next_update_unix_s, utc_text,
 };
 
-/// How old what was read from a file may be.
+/// The greatest age of what was read from a file.
 const READ_AGAIN: Duration = Duration::from_secs(10);
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Certificates.
     Certificates,
-    /// Lists of revoked ones.
+    /// Revocation lists.
     RevocationLists,
 }
 
-/// A certificate or list, or a file of several.
+/// A certificate or list, or a file with several.
 #[derive(Debug)]
 struct Source {
     kind: Kind,
     from: FileOrText,
-    /// What comes to be in the file is in use soon.
+    /// Whether the process soon uses what is put into the file.
     follows_file: bool,
-    /// Of the one that expires first, in seconds since 1970.
+    /// The expiry of the one that expires first, in seconds since 1970.
     expiry_s: Option<i64>,
-    /// It has expired, and that is known.
+    /// Whether it is known that it has expired.
     is_known_as_expired: bool,
 }
 
@@ -46,7 +47,7 @@ impl Source {
             is_known_as_expired: false,
         };
         source.read();
-        // Of one that has expired already the configuration warns.
+        // The check of the configuration warns of one that has expired already.
         source.is_known_as_expired = source.has_expired(now_s);
         source
     }
@@ -56,7 +57,7 @@ impl Source {
     }
 
     fn read(&mut self) {
-        // A file that is being replaced leaves what was known.
+        // While a file is being replaced, what was known stays.
         if let Ok(pem) = self.from.read_pem() {
             let expiry_s = match self.kind {
                 Kind::Certificates => first_expiry_unix_s(&pem),
@@ -67,36 +68,36 @@ impl Source {
     }
 }
 
-/// One of them as operators see it.
+/// A certificate or list as operators see it.
 #[derive(Debug)]
 pub(crate) struct CertificateView {
-    /// The file, or the key of the config that holds the text.
+    /// The file, or the key of the configuration that contains the text.
     pub(crate) file: String,
-    /// When it expires, in seconds since 1970; of several the first.
+    /// When it expires, in seconds since 1970; the first one of several.
     pub(crate) expiry_s: i64,
-    /// The same as text.
+    /// When it expires, as text.
     pub(crate) not_after: String,
-    /// Whole days until then; negative afterwards.
+    /// Whole days until it expires; negative afterwards.
     pub(crate) days_left: i64,
 }
 
-/// All certificates that the config names.
+/// All certificates that the configuration names.
 #[derive(Debug)]
 pub(crate) struct Certificates(Mutex<(Instant, Vec<Source>)>);
 
 impl Certificates {
-    /// Reads those of both roles.
+    /// Reads the certificates of both roles.
     pub(crate) fn of(config: &Config) -> Certificates {
         Certificates(Mutex::new((Instant::now(), sources(config))))
     }
 
-    /// Those of another configuration.
+    /// Changes to the certificates of another configuration.
     pub(crate) fn change(&self, config: &Config) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), sources(config));
     }
 
-    /// The files with lists of revoked certificates the first of which has expired since this was
-    /// asked last. Reads none: one that has changed is taken up as another configuration.
+    /// The files with revocation lists of which the first has expired since the last call. It reads
+    /// none: a list that has changed is taken up as another configuration.
     pub(crate) fn lists_just_expired(&self) -> Vec<String> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now_s = now_s();
@@ -110,7 +111,7 @@ impl Certificates {
         expired.collect()
     }
 
-    /// What is known of these now. May read files.
+    /// What is known of these now. It may read files.
     pub(crate) fn views(&self, kind: Kind) -> Vec<CertificateView> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (read_at, sources) = &mut *known;

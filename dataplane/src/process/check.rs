@@ -13,10 +13,9 @@ use crate::quic::{sessions, settings, tls};
 use crate::ready::Readiness;
 use crate::sys::limits;
 
-/// Builds what a start would build, short of running it.
+/// Builds what a start would build, without running it.
 ///
-/// # Errors
-/// The first thing that is wrong.
+/// # Errors The first thing that is wrong.
 pub(crate) fn tls_contexts(config: &Config) -> Result<(), Failure> {
     let input = |error: &dyn std::fmt::Display| Failure::Input(error.to_string());
     if let Some(server) = &config.server {
@@ -34,7 +33,7 @@ pub(crate) fn tls_contexts(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints who may come and where, and finds out whether it can be bound.
+/// Prints who may come and where, and checks whether the addresses can be bound.
 fn check_server(
     server: &Server,
     cores: usize,
@@ -102,7 +101,7 @@ fn check_server(
     Ok(())
 }
 
-/// The service without a name has one for people.
+/// The pattern in words; the service without a name has a word for people.
 fn show_pattern(pattern: &ServicePattern) -> String {
     match pattern.to_string() {
         name if name.is_empty() => "the service without a name".into(),
@@ -118,16 +117,15 @@ fn show_service(service: &Service) -> String {
     )
 }
 
-/// Validates and prints what would run.
+/// Validates the configuration and prints what would run.
 ///
-/// # Errors
-/// The first thing that is wrong.
+/// # Errors The first thing that is wrong.
 pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
     tls_contexts(&config)?;
     let config = std::sync::Arc::new(config);
     let mut out = std::io::stdout().lock();
     let mut say = |line: String| {
-        // A closed standard output is no reason to call a good config bad.
+        // A closed standard output is no reason to call a good configuration bad.
         let _closed = writeln!(out, "{line}");
     };
     if let Some(server) = &config.server {

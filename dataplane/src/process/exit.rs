@@ -1,14 +1,14 @@
-//! Why the program ends, and with which exit code.
+//! The reasons for which the program ends, and their exit codes.
 
 use std::process::ExitCode;
 
 /// A reason to end that is worth a message.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// Bad command line, config, certificate or address: exit code 2.
+    /// A bad command line, configuration, certificate or address: exit code 2.
     #[error("{0}")]
     Input(String),
-    /// Failed while running: exit code 1.
+    /// A failure while running: exit code 1.
     #[error("{0}")]
     Running(String),
 }

@@ -1,16 +1,16 @@
 //! `--log-level`: levels, and levels of modules.
 //!
-//! The filter's own parser takes every single word that is no level for the name of a module, and
-//! then shows that module alone: a misspelled level would silence the program. Here a word must be
-//! a level, and a module needs one.
+//! The filter's own parser takes every word that is not a level for the name of a module, and then
+//! shows that module alone: a misspelled level would silence the program. Here a word must be a
+//! level, and a module needs one.
 
 /// The levels, from the fewest lines to the most.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
-/// Checks what was given; the filter makes sense of the rest.
+/// Checks the argument, which the filter then interprets.
 ///
-/// # Errors
-/// The first part that is neither a level nor `module=level`, with what may have been meant.
+/// # Errors The first part that is neither a level nor `module=level`, with what may have been
+/// meant.
 pub(crate) fn parse(text: &str) -> Result<String, String> {
     for part in text.split(',').map(str::trim) {
         let level = match part.rsplit_once('=') {
@@ -30,7 +30,7 @@ pub(crate) fn parse(text: &str) -> Result<String, String> {
 
 fn unknown(part: &str, level: &str) -> String {
     let lower = level.to_lowercase();
-    // `warning` is what others call it.
+    // Others call `warn` `warning`.
     let longer = || LEVELS.into_iter().find(|known| lower.starts_with(known));
     let meant = qmux_config::nearest(level, LEVELS).or_else(longer);
     let hint = match (meant, part == level && part.contains("::")) {

@@ -1,6 +1,8 @@
-//! Logging: to standard error, as text or JSON, by a thread of its own ([`crate::core::log_queue`]).
+//! Logging: to standard error, as text or JSON, by a thread of its own
+//! ([`crate::core::log_queue`]).
 //!
-//! Nothing that becomes of standard error reaches anybody who logs: no wait, no error, no panic.
+//! Whatever happens to standard error does not affect code that logs: there is no wait, no error,
+//! no panic.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -23,13 +25,13 @@ use crate::process::warnings::Warnings;
 /// How long the end of the process waits for the last lines to be written.
 pub(crate) const FLUSH_AT_END: Duration = Duration::from_secs(2);
 
-/// The same when it ends at once.
+/// How long an end at once waits for the last lines to be written.
 pub(crate) const FLUSH_AT_ONCE: Duration = Duration::from_millis(500);
 
 /// How long one wait for room in standard error lasts, if somebody made it non-blocking.
 const ROOM_WAIT_SECONDS: i64 = 1;
 
-/// What and how to log.
+/// Options of the log.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct LogOptions {
     /// error, warn, info, debug or trace; or per module, as `info,qmux_dp::quic=debug`
@@ -41,7 +43,7 @@ pub(crate) struct LogOptions {
     pub(crate) log_format: LogFormat,
 }
 
-/// How a log event is written.
+/// The format of a log event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// For people.
@@ -52,16 +54,15 @@ pub(crate) enum LogFormat {
 
 static QUEUE: LazyLock<LogQueue> = LazyLock::new(LogQueue::new);
 
-/// What the status page shows of the log.
+/// The warnings that the status page shows.
 static WARNINGS: Warnings = Warnings::new();
 
-/// The queue has its writer.
+/// Whether the queue has its writer.
 static STARTED: AtomicBool = AtomicBool::new(false);
 
 /// Starts logging for the whole process.
 ///
-/// # Errors
-/// If the level cannot be understood, or the thread that writes cannot be had.
+/// # Errors If the level cannot be understood, or the thread that writes cannot be started.
 pub(crate) fn start(options: &LogOptions) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(&options.log_level).map_err(|error| {
         Failure::Input(format!(
@@ -90,25 +91,26 @@ pub(crate) fn start(options: &LogOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Says one line on standard error, whatever the log's level.
+/// Prints one line on standard error, whatever the log's level.
 pub(crate) fn say(line: &str) {
     let line = format!("{line}\n");
     if STARTED.load(Ordering::Acquire) {
         QUEUE.push(line.as_bytes());
     } else {
-        // Nobody is left to complain to.
+        // There is nobody left to complain to.
         let _lost = StandardError.write_all(line.as_bytes());
     }
 }
 
-/// Waits until what was logged is written, for `at_most` so long.
+/// Waits until what was logged is written, but no longer than `at_most`.
 pub(crate) fn flush(at_most: Duration) {
     if STARTED.load(Ordering::Acquire) {
         QUEUE.flush(at_most);
     }
 }
 
-/// Lines of the log that were dropped for want of room, and those that could not be written.
+/// Number of lines of the log that were dropped for want of room, and of those that could not be
+/// written.
 pub(crate) fn lost() -> (u64, u64) {
     (QUEUE.dropped(), QUEUE.failed())
 }
@@ -125,7 +127,7 @@ fn tell_of_missing(lines: u64) {
     );
 }
 
-/// Instead of the standard library's, which writes to standard error itself.
+/// Logs a panic, in place of the standard library's hook, which writes to standard error itself.
 fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let backtrace = Backtrace::capture();
@@ -147,7 +149,7 @@ fn words(payload: &(dyn Any + Send)) -> &str {
     text.or_else(owned).unwrap_or("without a message")
 }
 
-/// Makes what the subscriber writes an event to.
+/// Makes the writers that the subscriber writes an event to.
 struct Lines;
 
 impl<'a> MakeWriter<'a> for Lines {
@@ -164,9 +166,9 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// What the subscriber writes an event to, with one call.
+/// A writer that the subscriber writes an event to, with one call.
 struct Line {
-    /// It is a warning or an error.
+    /// Whether it is a warning or an error.
     warns: bool,
 }
 
@@ -184,7 +186,7 @@ impl Write for Line {
     }
 }
 
-/// Standard error itself. Waits for room, also if another process has made it non-blocking.
+/// Standard error itself. Writing waits for room, even if another process has made it non-blocking.
 pub(crate) struct StandardError;
 
 impl Write for StandardError {
@@ -208,6 +210,6 @@ fn wait_for_room() {
         tv_sec: ROOM_WAIT_SECONDS,
         tv_nsec: 0,
     };
-    // Whatever it says, the next write says more.
+    // Whatever the result is, the next write tells more.
     let _ready = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], Some(&pause));
 }

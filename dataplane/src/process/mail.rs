@@ -1,4 +1,4 @@
-//! What is in a core's mailbox: what its roles are told by those of other cores, and what `main` tells it.
+//! The mail of a core: messages for its roles from those of other cores, and orders from `main`.
 
 use std::time::Duration;
 
@@ -6,20 +6,21 @@ use crate::client::mail::ClientMail;
 use crate::core::mailbox::{Kind, Mail, Mailboxes, Post};
 use crate::server::mail::ServerMail;
 
-/// Mail of a core.
+/// A message to a core.
 #[derive(Debug)]
 pub(super) enum CoreMail {
     /// For the server role.
     Server(ServerMail),
     /// For the client role.
     Client(ClientMail),
-    /// Take nothing new, tell the peers, let flows finish within this time.
+    /// An order to take nothing new, tell the peers, and let flows finish.
     Drain {
-        /// The time that flows get.
+        /// How long flows may go on.
         timeout: Duration,
     },
-    /// Close everything and end. Comes when all cores have drained: until then each must take packets for the others,
-    /// because a socket that leaves a reuseport group changes who gets what.
+    /// An order to close everything and end. It comes when all cores have drained: until then each
+    /// must take packets for the others, because a socket that leaves a reuseport group changes
+    /// which socket gets what.
     Close,
 }
 

@@ -1,7 +1,8 @@
-//! The process: it starts the cores and their roles, tells them to drain, watches them, and answers for them.
+//! The process: it starts the cores and their roles, tells them to drain, watches them, and reports
+//! their state.
 //!
-//! It stands on top of the roles, and is the only one that knows them both. `main` runs [`run`], each core's thread
-//! [`thread`].
+//! It stands on top of the roles, and is the only layer that knows both of them. `main` runs
+//! [`run`], each core's thread [`thread`].
 
 pub(crate) mod access_log;
 pub(crate) mod admin;

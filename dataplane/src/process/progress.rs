@@ -1,8 +1,9 @@
-//! Whether the cores make progress. Each counts the turns of its own clock ([`BEAT`]); `main` looks at the counters every
-//! [`LOOK`]. No I/O; time comes in as an argument.
+//! Whether the cores make progress. Each counts the turns of its own clock ([`BEAT`]); `main` looks
+//! at the counters every [`LOOK`]. No I/O; time comes in as an argument.
 //!
-//! Looks are counted rather than time, so that a process that was stopped as a whole (a debugger, a frozen container,
-//! a paused virtual machine) does not find its cores stuck when it goes on.
+//! Looks are counted rather than time, so that a process that was stopped as a whole (by a
+//! debugger, a frozen container, a paused virtual machine) does not find its cores stuck when it
+//! goes on.
 
 use std::time::{Duration, Instant};
 
@@ -14,11 +15,11 @@ pub(crate) const LOOK: Duration = Duration::from_secs(1);
 
 const _: () = assert!(LOOK.as_millis() >= 2 * BEAT.as_millis());
 
-/// Looks in a row without progress after which a core counts as stuck. A healthy core's turns take milliseconds, but a
-/// machine can be so busy that a thread gets no CPU for a second or two.
+/// Looks in a row without progress after which a core counts as stuck. A healthy core's turns take
+/// milliseconds, but a machine can be so busy that a thread gets no CPU for a second or two.
 const LOOKS_MAX: u32 = 5;
 
-/// What `main` has seen of the cores.
+/// The progress of the cores, as `main` has seen it.
 #[derive(Debug)]
 pub(crate) struct Progress {
     cores: Vec<Seen>,
@@ -32,7 +33,7 @@ struct Seen {
 }
 
 impl Progress {
-    /// Of `cores` cores.
+    /// The progress of `cores` cores.
     pub(crate) fn new(cores: usize) -> Progress {
         Progress {
             cores: vec![Seen::default(); cores],
@@ -40,7 +41,8 @@ impl Progress {
         }
     }
 
-    /// Looks at the cores' counters; does nothing if the last look was less than [`LOOK`] ago. Returns whether it looked.
+    /// Looks at the cores' counters; does nothing if the last look was less than [`LOOK`] ago.
+    /// Returns whether it looked.
     pub(crate) fn look(&mut self, beats: impl IntoIterator<Item = u64>, now: Instant) -> bool {
         if self
             .last_look
@@ -62,7 +64,7 @@ impl Progress {
         true
     }
 
-    /// Cores and whether each is stuck.
+    /// Whether each core is stuck.
     pub(crate) fn stuck(&self) -> impl Iterator<Item = bool> {
         self.cores
             .iter()

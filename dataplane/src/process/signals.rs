@@ -1,8 +1,8 @@
 //! What each signal means to a process that serves.
 //!
 //! A signal that nobody handles ends a process without a word, with all its flows. So those that
-//! operators, terminals and tools send by habit are taken and answered by a line in the log. The
-//! handlers are there before anything else begins.
+//! operators, terminals and tools send by habit are handled, and answered by a line in the log. The
+//! handlers are installed before anything else begins.
 
 use std::ffi::c_int;
 use std::time::Instant;
@@ -14,8 +14,8 @@ use signal_hook::low_level::signal_name;
 use crate::core::log_limit::LogLimit;
 use crate::process::{access_log, logging};
 
-/// All that are taken; SIGPIPE is ignored by Rust's runtime. SIGXFSZ comes when a file, the log
-/// mostly, reaches the largest size allowed: the write fails as well, and that is counted.
+/// All signals that are handled; SIGPIPE is ignored by Rust's runtime. SIGXFSZ comes when a file,
+/// mostly the log, reaches the largest size allowed: the write fails as well, and that is counted.
 const TAKEN: [c_int; 8] = [
     SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGXFSZ,
 ];
@@ -27,7 +27,7 @@ enum Wish {
     Reload,
     Succeed,
     Nothing,
-    /// A line about it would cause the next one.
+    /// Nothing, because a log line about it would cause the next one.
     NothingSaid,
 }
 
@@ -43,12 +43,11 @@ impl Wish {
     }
 }
 
-/// Calls `stop` for the first signal that asks for it, and `reload`, which says whether it can be
-/// done, for each that asks for that, and `succeed` alike for a successor; the second one that asks
-/// to stop ends the process at once.
+/// Calls `stop` for the first signal that asks for it; the second one ends the process at once.
+/// Calls `reload`, which returns whether a reload can be done, and `succeed`, for a successor, for
+/// each signal that asks for them.
 ///
-/// # Errors
-/// If the handlers or their thread cannot be had.
+/// # Errors If the handlers or their thread cannot be installed.
 pub(crate) fn listen(
     stop: impl Fn() + Send + 'static,
     reload: impl Fn() -> bool + Send + 'static,

@@ -1,4 +1,4 @@
-//! What the process is at, for whoever asks: the admin endpoint and the service manager.
+//! The state of the process, for the admin endpoint and the service manager.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use crate::ready::Readiness;
 use crate::server::ServerShared;
 use crate::server::pool::views::ServiceView;
 
-/// A view of everything that cores share and that tells how the process does. Reading it costs the cores nothing.
+/// A view of everything that cores share and that shows the state of the process. Reading it costs
+/// the cores nothing.
 #[derive(Debug)]
 pub(crate) struct Status {
     /// The cores.
@@ -22,7 +23,7 @@ pub(crate) struct Status {
     pub(crate) server: Option<Arc<ServerShared>>,
     /// The client role, if it runs.
     pub(crate) client: Option<Arc<ClientShared>>,
-    /// Starting, ready, draining.
+    /// The state: starting, ready, draining.
     pub(crate) readiness: Arc<Readiness>,
     /// When the certificates expire.
     pub(crate) certificates: Certificates,
@@ -32,7 +33,7 @@ pub(crate) struct Status {
     pub(crate) started: (Instant, SystemTime),
 }
 
-/// There is no service of the name that was asked for.
+/// There is no service with the name that was asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct UnknownService;
 
@@ -54,8 +55,8 @@ impl Status {
             .sum()
     }
 
-    /// In one word: `starting` until each role has been ready once, then `ready`, at last
-    /// `draining`. Whether visitors find anybody is another question ([`Self::not_ready`]).
+    /// The state in one word: `starting` until each role has been ready once, then `ready`, at last
+    /// `draining`. Whether visitors can be served is another question ([`Self::not_ready`]).
     pub(crate) fn state(&self) -> &'static str {
         if self.readiness.is_draining() {
             "draining"
@@ -66,8 +67,9 @@ impl Status {
         }
     }
 
-    /// Why no visitor should be sent here; empty if one may. A service of a server needs `clients`
-    /// clients that answer and reach it: each that is `required` does, or if none is, any one.
+    /// The reasons why no visitor should be sent here; empty if visitors may. A service of a server
+    /// needs `clients` clients that answer and reach it: each that is `required` does, or if none
+    /// is, any one.
     pub(crate) fn not_ready(&self, clients: usize) -> Vec<String> {
         let mut reasons = self.not_up();
         if let Some(server) = &self.server {
@@ -82,10 +84,9 @@ impl Status {
         reasons
     }
 
-    /// The same for the service of this name alone.
+    /// The reasons why no visitor should be sent to the service with this name.
     ///
-    /// # Errors
-    /// If neither role has one of this name.
+    /// # Errors If neither role has a service of this name.
     pub(crate) fn service_not_ready(
         &self,
         name: &str,
@@ -116,7 +117,7 @@ impl Status {
         }
     }
 
-    /// Why the process as a whole takes no visitors.
+    /// The reasons why the process as a whole takes no visitors.
     fn not_up(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.readiness.is_draining() {
@@ -183,7 +184,7 @@ fn lack(service: &ServiceView, clients: usize) -> Option<String> {
     })
 }
 
-/// For the tests of those who ask.
+/// For tests of the users of a status.
 #[cfg(test)]
 pub(crate) mod fixture {
     use std::path::Path;

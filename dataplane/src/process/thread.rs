@@ -1,4 +1,5 @@
-//! A core's thread: pinned, with its own runtime, on io_uring where the system allows it and on epoll elsewhere.
+//! A core's thread: pinned, with its own runtime, on io_uring where the system allows it and on
+//! epoll elsewhere.
 
 use std::cell::Cell;
 use std::io;
@@ -24,7 +25,7 @@ use crate::server::{ServerCore, ServerShared};
 use crate::sys::wake::WakeReceiver;
 use crate::sys::{cpu, heap};
 
-/// How a completion reaches a core that runs.
+/// How a completion is reported to a core that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Interrupts {
     /// With its next system call (IORING_SETUP_COOP_TASKRUN).
@@ -43,34 +44,34 @@ const RINGS: [(u32, Interrupts); 4] = [
     (256, Interrupts::Always),
 ];
 
-/// How often a draining core looks whether the last flow has ended.
+/// How often a draining core checks whether the last flow has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 
-/// How long a client that stops waits for its servers to say that no flow is on its way. One that does not answer must
-/// not hold it up.
+/// How long a client that stops waits for its servers to say that no flow is on its way. A server
+/// that does not answer must not hold it up.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time for the last packets (CONNECTION_CLOSE) to leave.
 const LAST_FLUSH: Duration = Duration::from_millis(30);
 
-/// What a core is started with.
+/// The parameters of a core.
 pub(crate) struct CoreSetup {
-    /// Its index.
+    /// The index of the core.
     pub(crate) index: usize,
     /// All cores.
     pub(crate) cluster: Arc<Cluster>,
-    /// Everybody's mailbox.
+    /// The mailboxes of all cores.
     pub(super) mailboxes: Mailboxes<CoreMail>,
     /// The CPU that its thread is pinned to, if it is.
     pub(crate) cpu: Option<usize>,
-    /// By which its mailbox wakes it.
+    /// The socket by which its mailbox wakes it.
     pub(crate) wake: UnixDatagram,
     /// The server role, if configured, with what this core is to open.
     pub(crate) server: Option<(Arc<ServerShared>, CoreChanges)>,
     /// The client role, if configured.
     pub(crate) client: Option<Arc<ClientShared>>,
-    /// Where it hears once, after [`CoreReport::Opened`], that it may begin; it ends if nobody is
-    /// left to say so.
+    /// Sends the order to begin, once, after [`CoreReport::Opened`]; the core ends if nobody is
+    /// left to give it.
     pub(crate) begins: Receiver<()>,
 }
 
@@ -81,15 +82,17 @@ pub(crate) enum CoreReport {
     Opened,
     /// All its parts run.
     Started,
-    /// Something without which it is of no use has panicked. The rest of it goes on.
+    /// A task without which it is of no use has panicked. The rest of it goes on.
     Broken,
-    /// Told to drain, it has no more flows and gets none (no core has TCP flows), or their time is over.
+    /// It was told to drain, and has no more flows and gets none (no core has TCP flows), or their
+    /// time is over.
     Drained,
     /// It has ended: as told, or by a failure.
     Ended(Result<(), String>),
 }
 
-/// Starts the thread of one core. Reports go to `report`; the last one is [`CoreReport::Ended`], also after a panic.
+/// Starts the thread of one core. Reports go to `report`; the last one is [`CoreReport::Ended`],
+/// also after a panic.
 ///
 /// # Errors
 /// If the thread cannot be started.
@@ -132,7 +135,7 @@ fn run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(), String> {
                 .build();
             match built {
                 Ok(mut runtime) => return runtime.block_on(by_turns(async_run(setup, report))),
-                // Before Linux 5.19.
+                // This is the error before Linux 5.19.
                 Err(error)
                     if interrupts == Interrupts::Never
                         && error.kind() == io::ErrorKind::InvalidInput => {}
@@ -171,12 +174,12 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
         None => None,
     };
     report(CoreReport::Opened);
-    // Without a pause of this task: the others, which the sockets have been given to, begin with the
-    // first one. Until then another process may serve with the same sockets.
+    // This blocks the thread, so that no other task runs: tasks to which the sockets have been
+    // given begin with the first one. Until then another process may serve with the same sockets.
     let told = setup.begins.recv();
     told.map_err(|_| "the process ended before it began to serve".to_owned())?;
     yield_now().await;
-    // Neither what opening took nor the wait counts as a turn.
+    // Neither the time for opening nor the wait counts as a turn.
     context.cluster.turns[context.index].watch_this_thread();
     let client = setup.client.map(|shared| {
         let post = Arc::new(setup.mailboxes.clone());
@@ -192,18 +195,18 @@ async fn async_run(setup: CoreSetup, report: &impl Fn(CoreReport)) -> Result<(),
         report,
     };
     let timeout = loop {
-        if let Some(Told::Drain(timeout)) = roles.mail(&wake, None).await? {
+        if let Some(Order::Drain(timeout)) = roles.mail(&wake, None).await? {
             break timeout;
         }
     };
     roles.drain(&wake, timeout).await?;
     report(CoreReport::Drained);
-    while !matches!(roles.mail(&wake, None).await?, Some(Told::Close)) {}
+    while !matches!(roles.mail(&wake, None).await?, Some(Order::Close)) {}
     roles.close().await;
     Ok(())
 }
 
-/// The core's own clock: shows that its tasks get their turns, and watches what passes without being asked to.
+/// The core's own clock: shows that its tasks get their turns, and watches what nobody reports.
 async fn beat(context: Rc<CoreContext>) {
     let began = Instant::now();
     loop {
@@ -224,38 +227,39 @@ fn note_udp(context: &CoreContext, now: Instant) {
     context.udp_activity.note(datagrams, now);
 }
 
-/// What `main` tells a core.
-enum Told {
+/// An order of `main` to a core.
+enum Order {
     Drain(Duration),
     Close,
 }
 
-/// A core's parts, for as long as it runs.
+/// The parts of a core, for as long as it runs.
 struct Roles<'a> {
     context: &'a CoreContext,
     mailbox: &'a Mailbox<CoreMail>,
     server: Option<&'a Rc<ServerCore>>,
     client: Option<&'a Rc<ClientCore>>,
-    /// The last turn has left mail.
+    /// Whether the last turn has left mail.
     mail_left: Cell<bool>,
     report: &'a dyn Fn(CoreReport),
 }
 
 impl Roles<'_> {
-    /// Waits for mail (for `at_most` so long) and handles a turn's worth of it, up to the first word from `main`.
+    /// Waits for mail (no longer than `at_most`) and handles a turn's worth of it, up to the first
+    /// order from `main`.
     async fn mail(
         &self,
         wake: &WakeReceiver,
         at_most: Option<Duration>,
-    ) -> Result<Option<Told>, String> {
+    ) -> Result<Option<Order>, String> {
         let woken = match at_most {
-            // What the last turn has left has no wake-up of its own.
+            // There is no wake-up for mail that the last turn has left.
             _ if self.mail_left.get() => {
                 yield_now().await;
                 Ok(())
             }
             None => wake.wait().await,
-            // Cancelling this wait loses nothing: the wake-up stays in the socket.
+            // Cancelling this wait loses nothing, because the wake-up stays in the socket.
             Some(time) => time::timeout(time, wake.wait()).await.unwrap_or(Ok(())),
         };
         woken.map_err(|error| format!("waiting for mail: {error}"))?;
@@ -268,18 +272,18 @@ impl Roles<'_> {
         Ok(told)
     }
 
-    /// Handles mail as long as the turn may take, up to the first word from `main`.
-    fn handle(&self, turn: impl Iterator<Item = CoreMail>) -> Option<Told> {
+    /// Handles mail for as long as a turn may take, up to the first order from `main`.
+    fn handle(&self, turn: impl Iterator<Item = CoreMail>) -> Option<Order> {
         for mail in turn {
             self.context.counters.mail_received.increment();
             let is_vital = mail.kind().is_vital();
             let handled = match mail {
-                CoreMail::Drain { timeout } => return Some(Told::Drain(timeout)),
-                CoreMail::Close => return Some(Told::Close),
+                CoreMail::Drain { timeout } => return Some(Order::Drain(timeout)),
+                CoreMail::Close => return Some(Order::Close),
                 CoreMail::Server(mail) => contain(|| self.server.map(|server| server.mail(mail))),
                 CoreMail::Client(mail) => contain(|| self.client.map(|client| client.mail(mail))),
             };
-            // A visitor, a packet, a datagram: it costs no more than itself.
+            // It was a visitor, a packet or a datagram, and costs no more than that.
             if handled.is_err() && is_vital {
                 core_is_broken();
             }
@@ -290,7 +294,7 @@ impl Roles<'_> {
         None
     }
 
-    /// Takes nothing new and lets flows finish for `timeout` at most.
+    /// Drains: takes nothing new and lets flows finish for `timeout` at most.
     async fn drain(&self, wake: &WakeReceiver, timeout: Duration) -> Result<(), String> {
         let context = self.context;
         let began = Instant::now();
@@ -305,14 +309,16 @@ impl Roles<'_> {
         }
         let settled_by = began + timeout.min(SETTLE_TIMEOUT);
         loop {
-            // In this order: what another core mails before it stops taking visitors is found in the mailbox.
+            // The order matters: what another core mails before it stops taking visitors is found
+            // in the mailbox.
             let visitors_are_in = context.cluster.all_visitors_are_in();
             self.mail(wake, Some(DRAIN_POLL)).await?;
             let visitors_are_in = visitors_are_in && self.mailbox.has_no_visitor();
             let now = Instant::now();
             note_udp(context, now);
             let settled = now >= settled_by || self.client.is_none_or(|client| client.is_settled());
-            // Those of other cores too: while one has a flow, that may come here to begin anew.
+            // Flows of other cores count as well: while one has a flow, that may come here to begin
+            // anew.
             if visitors_are_in
                 && settled
                 && context.cluster.all_tcp_flows_have_ended()

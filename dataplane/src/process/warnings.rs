@@ -1,18 +1,18 @@
 //! The last warnings and errors of the log, for the status page.
 //!
-//! Whoever logs never waits: if somebody reads them at that moment, a line is left out here. The log
-//! itself has it all the same.
+//! Code that logs never waits: if somebody reads the warnings at that moment, a line is left out
+//! here. The log itself has it all the same.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-/// Lines that are kept: a page of them.
+/// Most lines that are kept: a page of them.
 const LINES_MAX: usize = 20;
 
-/// Bytes of a line that are kept.
+/// Most bytes of a line that are kept.
 const LINE_BYTES_MAX: usize = 1_024;
 
-/// Some lines.
+/// The lines that are kept.
 #[derive(Debug)]
 pub(super) struct Warnings(Mutex<VecDeque<String>>);
 
@@ -21,7 +21,7 @@ impl Warnings {
         Warnings(Mutex::new(VecDeque::new()))
     }
 
-    /// Keeps a line of the log, and forgets the oldest one if there are too many.
+    /// Keeps a line of the log, and drops the oldest one if there are too many.
     pub(super) fn note(&self, line: &[u8]) {
         let Ok(mut lines) = self.0.try_lock() else {
             return;
@@ -40,7 +40,7 @@ impl Warnings {
     }
 }
 
-/// Without the colours that a terminal gets, and the line feed.
+/// The line without the colours for a terminal, and without the line feed.
 fn plain(line: &str) -> String {
     let mut text = String::with_capacity(line.len());
     let mut parts = line.trim_end().split('\u{1b}');

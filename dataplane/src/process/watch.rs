@@ -1,4 +1,5 @@
-//! What `main` does while the cores work: looks whether they make progress, and keeps the service manager informed.
+//! What `main` does while the cores work: it checks whether they make progress, and keeps the
+//! service manager informed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,17 +13,19 @@ use crate::process::status::Status;
 /// A status line with other numbers is sent no more often than this.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The service manager gets this much more time than the drain takes, to see the end.
+/// How much more time than the drain takes the service manager is asked for, so that it sees the
+/// end.
 const END_TAKES: Duration = Duration::from_secs(10);
 
-/// How much time the service manager is asked for at once while the process stops. It takes the
-/// process for hung if it is not asked again before (EXTEND_TIMEOUT_USEC, sd_notify(3)).
+/// How much time the service manager is asked for at once while the process stops. If it is not
+/// asked again before that is over, it takes the process for hung (EXTEND_TIMEOUT_USEC,
+/// sd_notify(3)).
 const EXTEND_BY: Duration = Duration::from_secs(30);
 
-/// How soon it is asked again: five such questions may be late or lost.
+/// How often it is asked: five requests may be late or lost.
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 
-/// The time that a stopping process still asks for. Knows no clock.
+/// The time that a stopping process still asks for. There is no clock in here.
 #[derive(Debug)]
 struct Stopping {
     ends: Instant,
@@ -37,8 +40,8 @@ impl Stopping {
         }
     }
 
-    /// What to ask for now, if it is time to. Nothing beyond the end: a process that has not ended
-    /// by then is hung.
+    /// The time to ask for now, if it is time to. Nothing is asked for beyond the end: a process
+    /// that has not ended by then is hung.
     fn extension(&mut self, now: Instant) -> Option<Duration> {
         let left = self.ends.saturating_duration_since(now);
         if now < self.ask || left.is_zero() {
@@ -49,25 +52,25 @@ impl Stopping {
     }
 }
 
-/// `main`'s eye on the cores.
+/// `main`'s view of the cores.
 #[derive(Debug)]
 pub(crate) struct Watch {
     status: Arc<Status>,
     progress: Progress,
-    /// Half of what the service manager allows, if it wants to hear from us (`WATCHDOG_USEC`).
+    /// Half of the time that the service manager allows, if it wants a watchdog (`WATCHDOG_USEC`).
     watchdog: Option<Duration>,
     pinged: Instant,
     said: String,
     said_at: Option<Instant>,
     complained: bool,
-    /// The service manager hears of the successor alone.
+    /// Whether a successor serves, so that the service manager hears of that alone.
     is_succeeded: bool,
-    /// Once the process has been told to stop.
+    /// Set once the process has been told to stop.
     stopping: Option<Stopping>,
 }
 
 impl Watch {
-    /// Of all cores.
+    /// The watch over all cores.
     pub(crate) fn new(status: Arc<Status>, now: Instant) -> Watch {
         Watch {
             progress: Progress::new(status.cluster.cores()),
@@ -110,7 +113,7 @@ impl Watch {
             && now >= self.pinged + every
         {
             self.pinged = now;
-            // Silence is how the service manager learns of it, and then restarts us.
+            // The service manager learns of a stuck core by silence, and then restarts the process.
             if self.status.stuck_cores().is_empty() {
                 self.notify(&[NotifyState::Watchdog]);
             }
@@ -122,12 +125,12 @@ impl Watch {
         }
     }
 
-    /// A successor serves, and the service manager knows it.
+    /// Notes that a successor serves, and that the service manager knows it.
     pub(crate) fn succeeded(&mut self) {
         self.is_succeeded = true;
     }
 
-    /// The process was told to stop, and takes no longer than `drain_timeout` for it.
+    /// Notes that the process was told to stop, and takes no longer than `drain_timeout` for that.
     pub(crate) fn stopping(&mut self, drain_timeout: Duration, now: Instant) {
         self.notify(&[NotifyState::Stopping]);
         self.stopping = Some(Stopping::new(drain_timeout, now));

@@ -1,4 +1,5 @@
-//! Reading the control stream of a lane: messages, deadlines and the lane's end as one sequence of events.
+//! Reading the control stream of a lane: messages, deadlines and the lane's end as one sequence of
+//! events.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -36,7 +37,7 @@ pub(crate) struct ControlReader {
 }
 
 impl ControlReader {
-    /// Attaches to the control stream.
+    /// Starts to read the lane's control stream.
     pub(crate) fn new(lane: Rc<Lane>) -> ControlReader {
         ControlReader {
             waiters: lane.attach(CONTROL_STREAM),
@@ -45,7 +46,7 @@ impl ControlReader {
         }
     }
 
-    /// The next message, or the deadline, or the end.
+    /// The next message, or the deadline, or the end of the lane.
     pub(crate) async fn next(&mut self, deadline: Instant) -> ControlEvent {
         loop {
             match self.decoder.next() {
@@ -79,7 +80,7 @@ impl ControlReader {
         }
     }
 
-    /// False if the deadline came first.
+    /// Waits for data. False if the deadline came first.
     async fn wait(&self, deadline: Instant) -> bool {
         if deadline <= Instant::now() {
             return false;
@@ -90,7 +91,7 @@ impl ControlReader {
 
     fn violation(&self, what: &str) -> ControlEvent {
         if self.lane.is_open() {
-            // Anybody can, who completes a handshake.
+            // Anybody who completes a handshake can cause this line.
             if let Some(suppressed) = VIOLATION_LOG.with(|log| log.pass(Instant::now())) {
                 tracing::warn!(
                     lane = self.lane.key(),

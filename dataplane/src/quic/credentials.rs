@@ -1,8 +1,8 @@
 //! Certificates, keys and CAs as read from their files, ready for a TLS context.
 //!
-//! Reading a file may take long (a network file system that is away), so no core does it: they are
-//! read at the start, and a client's again by a thread of its own when the files change. Whoever
-//! shakes hands takes what was read last.
+//! Reading a file may take long (a network file system may be away), so no core does it. The files
+//! are read at the start, and those of a client again by a thread of its own when they change. A
+//! handshake uses what was read last.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use qmux_config::{Client, FileOrText, Server, ServerAuth};
 
 use super::sessions::Identity;
 
-/// How often the files are looked at: three system calls.
+/// How often the files are checked for a change; this takes three system calls.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
-/// Looks in a row that find the files unusable before it is said: a renewal that replaces one file
-/// after the other is not to be reported half-way.
+/// Checks in a row that find the files unusable before it is logged: a renewal that replaces one
+/// file after the other is not to be reported half-way.
 const UNUSABLE_LOOKS_MAX: u32 = 3;
 
 /// A certificate, key or CA file that TLS refused.
@@ -44,12 +44,12 @@ pub(super) fn failed<E: std::fmt::Display>(
     }
 }
 
-/// The CAs of a file.
+/// The CA certificates of a file.
 #[derive(Debug)]
 pub(super) struct Authorities {
     pub(super) from: FileOrText,
     pub(super) certs: Vec<X509>,
-    /// The PEM text.
+    /// The PEM text of the file.
     pub(super) pem: Vec<u8>,
 }
 
@@ -69,12 +69,12 @@ impl Authorities {
 pub(super) struct Pair {
     pub(super) cert_from: FileOrText,
     pub(super) key_from: FileOrText,
-    /// The leaf first.
+    /// The certificates, with the leaf first.
     pub(super) chain: Vec<X509>,
     pub(super) key: PKey<Private>,
-    /// The certificate's PEM text.
+    /// The PEM text of the certificates.
     pem: Vec<u8>,
-    /// The digest of both texts: a key that replaces one that does not fit is another pair.
+    /// The digest of both texts: a key that replaces one that does not fit makes another pair.
     identity: Identity,
 }
 
@@ -90,7 +90,7 @@ impl Pair {
             cert_from: cert_from.clone(),
             key_from: key_from.clone(),
             chain: certificates(cert_from, &pem)?,
-            // Without a passphrase: nobody is there to be asked.
+            // An empty passphrase is given, because there is nobody to be asked for one.
             key: PKey::private_key_from_pem_callback(&key, |_| Ok(0))
                 .map_err(failed(key_from, "is no usable private key"))?,
             identity: digest([pem.as_slice(), key.as_slice()]),
@@ -107,31 +107,30 @@ fn certificates(from: &FileOrText, pem: &[u8]) -> Result<Vec<X509>, TlsError> {
     Ok(certs)
 }
 
-/// Whose certificates clients must have.
+/// The CAs that clients' certificates must come from.
 #[derive(Debug)]
 pub(super) struct TrustedClients {
     pub(super) authorities: Authorities,
-    /// The PEM text of the lists of those that are revoked, if there are any.
+    /// The PEM text of the revocation lists, if there are any.
     pub(super) revoked: Option<(FileOrText, Vec<u8>)>,
 }
 
-/// What a server shows, and which clients it lets in.
+/// The certificates that a server shows, and the CAs that it trusts.
 #[derive(Debug)]
 pub(crate) struct ServerCredentials {
     pub(super) pair: Pair,
-    /// `None`: clients show no certificate.
+    /// The CAs for clients; `None` if clients show no certificate.
     pub(super) clients: Option<TrustedClients>,
     /// The digest of what the server shows.
     pub(crate) shown: Identity,
-    /// The digest of what clients are held against.
+    /// The digest of the CAs and revocation lists by which clients are checked.
     pub(crate) trusted: Identity,
 }
 
 impl ServerCredentials {
-    /// Reads the files.
+    /// Reads the files of a server.
     ///
-    /// # Errors
-    /// The first one that is not usable.
+    /// # Errors The first file that is not usable.
     pub(crate) fn read(server: &Server) -> Result<ServerCredentials, TlsError> {
         let pair = Pair::read(&server.tls.server_cert, &server.tls.server_key)?;
         let clients = match &server.auth {
@@ -169,7 +168,7 @@ fn digest<'a>(texts: impl IntoIterator<Item = &'a [u8]>) -> Identity {
     digest.finish()
 }
 
-/// What a client shows, and whom it trusts.
+/// The certificate that a client shows, and the CAs that it trusts.
 #[derive(Debug)]
 pub(crate) struct ClientCredentials {
     pub(super) authorities: Authorities,
@@ -179,10 +178,9 @@ pub(crate) struct ClientCredentials {
 }
 
 impl ClientCredentials {
-    /// Reads the files.
+    /// Reads the files of a client.
     ///
-    /// # Errors
-    /// The first one that is not usable.
+    /// # Errors The first file that is not usable.
     pub(crate) fn read(client: &Client) -> Result<ClientCredentials, TlsError> {
         let authorities = Authorities::read(&client.tls.ca_cert)?;
         let pair = client.tls.client_cert.as_ref();
@@ -199,19 +197,18 @@ impl ClientCredentials {
     }
 }
 
-/// A client's credentials, as they were read last.
+/// A client's credentials, as they were last read.
 #[derive(Debug, Default)]
 pub(crate) struct KeptCredentials {
     kept: Arc<ArcSwapOption<ClientCredentials>>,
-    /// Which files are watched.
+    /// The configuration whose files are watched.
     of: Arc<ArcSwapOption<Client>>,
 }
 
 impl KeptCredentials {
     /// Reads the files now, and again whenever they change, for as long as the process runs.
     ///
-    /// # Errors
-    /// If they cannot be used now, or the thread cannot be started.
+    /// # Errors If the files cannot be used now, or the thread cannot be started.
     pub(crate) fn keep(&self, client: &Client) -> Result<(), String> {
         let mut look = Look {
             last: stamps(client),
@@ -252,26 +249,26 @@ impl KeptCredentials {
         Ok(())
     }
 
-    /// Another configuration: what was read of its files is used, and they are watched from now on.
+    /// Takes up another configuration: uses what was read of its files, and watches these from now
+    /// on.
     pub(crate) fn change(&self, credentials: Arc<ClientCredentials>, client: &Client) {
         self.kept.store(Some(credentials));
         self.of.store(Some(Arc::new(client.clone())));
     }
 
-    /// What the files of a configuration hold now.
+    /// Reads the files of a configuration.
     ///
-    /// # Errors
-    /// If a context would refuse it: that must not take the place of what works.
+    /// # Errors If a TLS context would refuse what they contain, which must not take the place of
+    /// what works.
     pub(crate) fn usable(client: &Client) -> Result<Arc<ClientCredentials>, TlsError> {
         let credentials = Arc::new(ClientCredentials::read(client)?);
         drop(super::tls::client_with(&credentials)?);
         Ok(credentials)
     }
 
-    /// What was read last; reads now if nothing was.
+    /// The credentials that were last read; reads them now if there are none.
     ///
-    /// # Errors
-    /// If it has to be read and cannot be used.
+    /// # Errors If they have to be read and cannot be used.
     pub(crate) fn get(&self, client: &Client) -> Result<Arc<ClientCredentials>, TlsError> {
         match self.kept.load_full() {
             Some(credentials) => Ok(credentials),
@@ -286,8 +283,8 @@ impl KeptCredentials {
     }
 }
 
-/// What tells a file from one that was put in its place: its time, length and number (`None`: it is
-/// not there).
+/// Tells a file from one that was put in its place: modification time, length and inode (`None` if
+/// there is no file).
 type Stamp = Option<(SystemTime, u64, u64)>;
 
 fn stamps(client: &Client) -> Vec<Stamp> {
@@ -304,20 +301,21 @@ fn stamps(client: &Client) -> Vec<Stamp> {
     sources.filter_map(FileOrText::file).map(stamp).collect()
 }
 
-/// What is worth a line of the log.
+/// A result that is worth a line of the log.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Renewed,
     Unusable,
 }
 
-/// Decides when to read again, and what to say.
+/// Decides when to read the files again, and what to log.
 #[derive(Debug, Default)]
 struct Look {
     last: Vec<Stamp>,
-    /// They have changed, and are read when they rest: half of a file may be good PEM.
+    /// Whether the files have changed and are not at rest yet. They are read when they rest,
+    /// because half of a file may be good PEM.
     restless: bool,
-    /// Looks in a row that found the files unusable; they are read again each time.
+    /// Checks in a row that found the files unusable; then they are read each time.
     unusable: u32,
 }
 
@@ -332,7 +330,7 @@ impl Look {
         std::mem::take(&mut self.restless) || self.unusable > 0
     }
 
-    /// They were read, and were usable or not.
+    /// Takes the result of reading: whether the files were usable.
     fn read(&mut self, usable: bool) -> Option<Outcome> {
         if usable {
             self.unusable = 0;

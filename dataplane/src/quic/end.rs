@@ -1,4 +1,4 @@
-//! Why a lane ended, told from the connection's last state.
+//! Why a lane ended, derived from the last state of its connection.
 
 use boring::ssl::SslRef;
 use boring::x509::X509VerifyError;
@@ -8,12 +8,12 @@ use qmux_proto::LaneError;
 
 use super::lane::Connection;
 
-/// A certificate of the peer that we do not accept.
+/// A certificate of the peer that this side does not accept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BadCertificate {
-    /// The QUIC error code that the peer is sent.
+    /// The QUIC error code that is sent to the peer.
     pub(crate) code: u64,
-    /// What is wrong.
+    /// What is wrong with the certificate.
     pub(crate) why: X509VerifyError,
     /// What the certificate says of itself.
     pub(crate) facts: Option<CertificateFacts>,
@@ -22,17 +22,17 @@ pub(crate) struct BadCertificate {
 /// Why a lane ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LaneEnd {
-    /// The peer closed it with one of our codes.
+    /// The peer closed the lane with one of our codes.
     ClosedByPeer(LaneError, String),
-    /// The peer's QUIC stack closed it (transport or TLS error code).
+    /// The peer's QUIC stack closed the lane (transport or TLS error code).
     TransportErrorByPeer(u64, String),
-    /// We closed it.
+    /// This side closed the lane.
     ClosedByUs(LaneError),
-    /// Our QUIC stack closed it (transport or TLS error code).
+    /// This side's QUIC stack closed the lane (transport or TLS error code).
     TransportErrorByUs(u64, String),
-    /// We do not accept the peer's certificate.
+    /// This side does not accept the peer's certificate.
     BadCertificate(Box<BadCertificate>),
-    /// The peer does not know the lane any more: it was restarted.
+    /// The peer does not know the lane any more, because it was restarted.
     StatelessReset,
     /// Nothing was heard within the idle timeout.
     IdleTimeout,
@@ -40,7 +40,7 @@ pub(crate) enum LaneEnd {
     NotRegistered,
     /// The handshake did not complete in time.
     HandshakeTimeout,
-    /// The network says that nobody listens at the address.
+    /// The network reports that nobody listens at the address.
     Unreachable(std::io::ErrorKind),
     /// A bug of this program; the log says where it panicked.
     Broken,
@@ -89,7 +89,7 @@ impl std::fmt::Display for LaneEnd {
 }
 
 impl BadCertificate {
-    /// What `ssl` has found wrong with the peer's certificate, if anything.
+    /// The fault that `ssl` has found in the peer's certificate, if any.
     fn of(code: u64, ssl: &SslRef) -> Option<BadCertificate> {
         let why = ssl.verify_result().err()?;
         let der = ssl.peer_certificate().and_then(|cert| cert.to_der().ok());
@@ -99,14 +99,16 @@ impl BadCertificate {
 }
 
 impl LaneEnd {
-    /// The reason, once `conn` is closed or closing; `None` before. `closed_by_us` is the code given to it by us.
+    /// The reason why the lane ended, once `conn` is closed or closing; `None` before.
+    /// `closed_by_us` is the code with which this side has closed it.
     pub(super) fn of(
         conn: &mut Connection,
         closed_by_us: Option<LaneError>,
         was_established: bool,
         given_up: bool,
     ) -> Option<LaneEnd> {
-        // Our close may never leave: a server must not send more than three times what it received (RFC 9000, 8.1).
+        // The close may never be sent: a server must not send more than three times what it
+        // received (RFC 9000, 8.1).
         if given_up {
             return Some(if was_established {
                 LaneEnd::NotRegistered
@@ -114,11 +116,13 @@ impl LaneEnd {
                 LaneEnd::HandshakeTimeout
             });
         }
-        // Draining: a CONNECTION_CLOSE was sent or received, nothing more will pass (RFC 9000 section 10.2.2).
+        // The connection is draining: a CONNECTION_CLOSE was sent or received, and nothing more
+        // will pass (RFC 9000 section 10.2.2).
         if !conn.is_closed() && !conn.is_draining() {
             return None;
         }
-        // From the peer, perhaps an unknown one: it must not be able to write lines of our log.
+        // The text is the peer's, perhaps an unknown one's, and must not be able to write lines of
+        // our log.
         let text = |reason: &[u8]| {
             let reason = &reason[..reason.len().min(REASON_BYTES_MAX)];
             String::from_utf8_lossy(reason).escape_debug().to_string()
@@ -151,7 +155,7 @@ impl LaneEnd {
     }
 }
 
-/// Bytes of a peer's reason that are shown.
+/// Most bytes of a peer's reason that are shown.
 const REASON_BYTES_MAX: usize = 200;
 
 /// QUIC error codes that carry a TLS alert (RFC 9001 section 4.8).

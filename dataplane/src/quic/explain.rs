@@ -1,5 +1,5 @@
-//! Why a lane ended, in sentences for whoever runs this side; the sentences themselves are
-//! [`qmux_config::explain`]'s, which `qmux-ctl doctor` says as well.
+//! Why a lane ended, in sentences for whoever runs this side. The sentences themselves are those of
+//! [`qmux_config::explain`], which `qmux-ctl doctor` uses as well.
 
 pub(crate) use qmux_config::explain::{
     ClientView, STALE_SESSION, TOKEN_WANTED, WRONG_TOKEN, is_without_route, unreachable,

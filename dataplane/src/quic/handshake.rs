@@ -1,16 +1,16 @@
-//! What a completed handshake was: full or resumed, and what became of early data.
+//! The kind of a completed handshake: full or resumed, and what became of early data.
 
 use super::lane::Connection;
 use crate::core::counters::CoreCounters;
 
-/// What became of early data (0-RTT).
+/// The fate of early data (0-RTT).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EarlyData {
-    /// None was offered.
+    /// No early data was offered.
     None,
-    /// The server took it.
+    /// The server accepted it.
     Accepted,
-    /// The server did not take it: what it carried was sent again after the handshake.
+    /// The server did not accept it; its content was sent again after the handshake.
     Rejected,
 }
 
@@ -24,12 +24,12 @@ impl std::fmt::Display for EarlyData {
     }
 }
 
-/// What a completed handshake was.
+/// The kind of a completed handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Handshake {
-    /// Nobody showed a certificate: both went on from an earlier session.
+    /// Whether an earlier session was resumed, so that nobody showed a certificate.
     pub(crate) resumed: bool,
-    /// What became of early data.
+    /// The fate of early data.
     pub(crate) early_data: EarlyData,
 }
 
@@ -45,12 +45,12 @@ mod reason {
 }
 
 impl Handshake {
-    /// Of a connection whose handshake is complete.
+    /// The kind of the handshake of a connection on which it is complete.
     pub(super) fn of(conn: &Connection) -> Handshake {
         let early_data = match (conn.early_data_reason(), conn.is_server()) {
             (reason::ACCEPTED, _) => EarlyData::Accepted,
-            // The client knows whether it sent any, and sets these only then. A server cannot tell for a session that
-            // it does not resume.
+            // A client knows whether it has sent any, and sets these reasons only then. A server
+            // cannot tell for a session that it does not resume.
             (reason::PEER_DECLINED | reason::SESSION_NOT_RESUMED, false)
             | (
                 reason::HELLO_RETRY_REQUEST
@@ -67,7 +67,7 @@ impl Handshake {
         }
     }
 
-    /// Counts it, once per lane.
+    /// Counts the handshake, once per lane.
     pub(super) fn count(self, counters: &CoreCounters) {
         if self.resumed {
             counters.handshakes_resumed.increment();

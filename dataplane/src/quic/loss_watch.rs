@@ -1,40 +1,40 @@
-//! Whether most of what is sent along a way is lost, for some seconds on end.
+//! Heavy losses: whether most of what is sent along a path is lost for several seconds.
 //!
 //! Networks that do not like UDP may drop it, which is silence, or let a trickle of it pass. Then
 //! everything is answered now and then, and nothing gets on: through a policer of 64 kbit/s a lane
 //! sends 145 packets per second, of which 8 arrive. A congested path, or a bad one, loses a part of
-//! the packets for long, or most of them for a moment; congestion control sees to that. Only most
-//! of them for seconds is a way that fails.
+//! the packets for long, or most of them for a moment, which congestion control handles. Only a
+//! path that loses most of them for seconds has failed.
 //!
-//! No I/O, no clock: time and counts come in as arguments.
+//! There is no I/O and no clock in here: time and counts come in as arguments.
 
 use std::time::{Duration, Instant};
 
-/// The counts of so long are judged together. Several round trips of most paths.
+/// The counts of this long are judged together: several round trips of most paths.
 pub(crate) const WINDOW: Duration = Duration::from_secs(2);
 
-/// So many in a row must be bad.
+/// Windows in a row that must be bad.
 const BAD_MAX: u32 = 2;
 
-/// Fewer lost packets in a window say nothing: they may have been all of a burst.
+/// Fewer lost packets in a window prove nothing, because they may have been all of a burst.
 const LOST_MIN: u64 = 24;
 
-/// At least so many in a hundred of a bad window were lost: more than any path that is of use.
+/// Percentage of packets that must be lost in a bad window: more than on any path that is of use.
 const LOST_PERCENT_MIN: u64 = 50;
 
-/// See the module.
+/// Watches one lane for heavy losses; see the module.
 #[derive(Debug)]
 pub(crate) struct LossWatch {
     since: Instant,
     sent: u64,
     lost: u64,
     bad: u32,
-    /// Of the last window.
+    /// Percentage of packets lost in the last window.
     percent: u64,
 }
 
 impl LossWatch {
-    /// So many packets have been sent, and so many of them were lost, up to now.
+    /// A watch that begins now; `sent` packets have been sent so far, and `lost` of them were lost.
     pub(crate) fn new(now: Instant, (sent, lost): (u64, u64)) -> LossWatch {
         LossWatch {
             since: now,
@@ -50,18 +50,18 @@ impl LossWatch {
         self.since + WINDOW
     }
 
-    /// How many packets in a hundred are lost, if the way fails. To be asked from [`Self::next`] on,
-    /// with what was sent and lost up to now.
+    /// The percentage of packets that are lost, if the path fails. To be called from [`Self::next`]
+    /// on, with the numbers of packets sent and lost so far.
     pub(crate) fn look(&mut self, now: Instant, (sent, lost): (u64, u64)) -> Option<u64> {
         if now > self.next() + WINDOW {
-            // Nobody looked for a while: the lane went along another way, or was idle.
+            // Nobody looked for a while, because the lane took another path or was idle.
             *self = LossWatch::new(now, (sent, lost));
             return None;
         }
         if now >= self.next() {
             let sent_now = sent.saturating_sub(self.sent);
             let lost_now = lost.saturating_sub(self.lost);
-            // What was sent before may be known to be lost now only.
+            // Losses of packets that were sent earlier may be detected only now.
             self.percent = (lost_now * 100 / sent_now.max(1)).min(100);
             let is_bad = lost_now >= LOST_MIN && self.percent >= LOST_PERCENT_MIN;
             self.bad = if is_bad { self.bad + 1 } else { 0 };
@@ -75,7 +75,7 @@ impl LossWatch {
 mod tests {
     use super::*;
 
-    /// What the watch says after each window in which so many were sent and lost.
+    /// What the watch reports after each window in which so many packets were sent and lost.
     fn says(windows: &[(u64, u64)]) -> Vec<bool> {
         let begin = Instant::now();
         let mut watch = LossWatch::new(begin, (1_000, 10));

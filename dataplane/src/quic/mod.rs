@@ -1,7 +1,8 @@
 //! QUIC on a core: one [`endpoint::Endpoint`] per socket, one [`lane::Lane`] per connection.
 //!
-//! Flows never touch the socket: they read and write streams of a lane, which marks the lane as having something to
-//! say; the endpoint's tasks receive in batches, wake the flows that can go on, and flush every such lane once.
+//! Flows never touch the socket. They read and write streams of a lane, which marks the lane as
+//! having something to send. The endpoint's tasks receive in batches, wake the flows that can go
+//! on, and flush every marked lane once.
 
 mod admission;
 pub(crate) mod control;
@@ -11,6 +12,7 @@ pub(crate) mod endpoint;
 pub(crate) mod explain;
 pub(crate) mod handshake;
 pub(crate) mod lane;
+pub(crate) mod liveness;
 pub(crate) mod loss_watch;
 pub(crate) mod over_tls;
 pub(crate) mod path_numbers;
@@ -24,4 +26,3 @@ pub(crate) mod timers;
 pub(crate) mod tls;
 pub(crate) mod token;
 mod transmit;
-pub(crate) mod vigil;

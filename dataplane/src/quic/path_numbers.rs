@@ -1,7 +1,7 @@
-//! What operators see of the way to a peer: round trip time and lost packets.
+//! Measurements of the path to a peer for operators: round trip time and lost packets.
 //!
-//! A core writes them now and then, with a lane's heartbeats; whoever is asked reads what was
-//! written last. Nobody asks a core.
+//! A core publishes them now and then, with a lane's heartbeats. Readers get the last ones, without
+//! asking a core.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use crate::core::CoreContext;
 
-/// What one lane knows of its path at one moment.
+/// The measurements of one lane at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PathSample {
     /// The smoothed round trip time.
     pub(crate) rtt: Duration,
     /// Packets that were declared lost since the lane began.
     pub(crate) lost_packets: u64,
-    /// Bytes that may be in flight.
+    /// The congestion window in bytes.
     pub(crate) window_bytes: u64,
 }
 
 impl PathSample {
-    /// Takes it into the core's metrics.
+    /// Adds the measurements to the core's metrics.
     pub(crate) fn count(&self, newly_lost: u64, core: &CoreContext) {
         core.counters.quic_packets_lost.add(newly_lost);
         core.histograms.lane_rtt_seconds.observe_time(self.rtt);
@@ -30,19 +30,19 @@ impl PathSample {
     }
 }
 
-/// How many of its lost packets a lane has told of.
+/// The number of lost packets that a lane has reported so far.
 #[derive(Debug, Default)]
 pub(crate) struct LossTold(Cell<u64>);
 
 impl LossTold {
-    /// Packets lost since the last time.
+    /// Packets lost since the last report.
     pub(crate) fn news(&self, sample: &PathSample) -> u64 {
         let before = self.0.replace(sample.lost_packets);
         sample.lost_packets.saturating_sub(before)
     }
 }
 
-/// The same of all lanes of a peer together.
+/// The measurements of all lanes of a peer together.
 #[derive(Debug, Default)]
 pub(crate) struct PathNumbers {
     rtt_us: AtomicU64,
@@ -50,7 +50,7 @@ pub(crate) struct PathNumbers {
 }
 
 impl PathNumbers {
-    /// A lane tells what it knows: the newest round trip time counts, losses add up.
+    /// Takes the report of a lane: the newest round trip time counts, losses add up.
     pub(crate) fn note(&self, sample: &PathSample, newly_lost: u64) {
         let rtt_us = u64::try_from(sample.rtt.as_micros()).unwrap_or(u64::MAX);
         self.rtt_us.store(rtt_us, Ordering::Relaxed);
@@ -59,7 +59,7 @@ impl PathNumbers {
         }
     }
 
-    /// Round trip time in microseconds; 0 before any lane has told.
+    /// Round trip time in microseconds; 0 before any lane has reported.
     pub(crate) fn rtt_us(&self) -> u64 {
         self.rtt_us.load(Ordering::Relaxed)
     }

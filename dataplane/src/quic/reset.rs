@@ -1,25 +1,25 @@
-//! Stateless resets (RFC 9000 section 10.3), and the connection ids that get one: how a restarted
-//! server tells a client that its lane is gone. Without it a client would wait until it has asked
-//! in vain.
+//! Stateless resets (RFC 9000 section 10.3), and the connection ids that get one: by these a
+//! restarted server tells a client that its lane is gone. Without them the client would wait until
+//! its probes have failed.
 //!
-//! A reset ends a lane, so nobody but the lane's own server may be made to send it (section 21.11):
-//! whoever has seen a living lane's connection id could else show it to another server with the
-//! same key, and pass its answer on. So tokens are bound to where a lane lives, and so are
-//! connection ids, which carry a tag by which a server knows its own. The key is made of
+//! A reset ends a lane, so only the lane's own server may be made to send it (section 21.11).
+//! Otherwise anybody who has seen the connection id of a living lane could show it to another
+//! server with the same key, and pass the answer on. So tokens are bound to the place of a lane,
+//! and so are connection ids, which contain a tag by which a server recognises its own. The key is
+//! made of
 //!
 //! - the server's private key file and the machine's boot id, which survive a restart of the
-//!   process, so that the new one answers for connection ids of the old one, on any core;
-//! - the port that the listener has, and the local address that the packet came to: those of the
-//!   process's other listeners differ, as do those of replicas that share a key file, behind one
-//!   public address or several.
+//!   process, so that the new process answers for connection ids of the old one, on any core;
+//! - the port of the listener, and the local address that the packet came to. These differ between
+//!   the listeners of a process, and between replicas that share a key file, behind one public
+//!   address or several.
 //!
-//! What holds: another listener of the same process, and a replica with the same key file on
-//! another machine or under another local address, take such a packet for a stranger's and say
-//! nothing. The process that comes after this one at the same address answers at once. After a
-//! reboot, and at a replica that gets this one's packets by NAT or a balancer, there is no reset:
-//! the client finds out by questions that stay unanswered. Two processes in containers of one
-//! machine that have the same local address and port, in networks that do not know each other, are
-//! not told apart.
+//! So another listener of the same process, and a replica with the same key file on another machine
+//! or under another local address, do not recognise such a packet and say nothing. The process that
+//! comes after this one at the same address answers at once. After a reboot, and from a replica
+//! that gets this one's packets by NAT or a balancer, there is no reset, and the client finds out
+//! by probes that stay unanswered. Two processes in containers of one machine that have the same
+//! local address and port, in networks that do not know each other, are not told apart.
 
 use std::net::IpAddr;
 
@@ -31,54 +31,54 @@ use qmux_proto::cid::{CID_RANDOM_LEN, ConnectionId};
 /// Separates this use of the private key's bytes from any other.
 const LABEL: &[u8] = b"qmux-dp/2 stateless reset key";
 
-/// Drawn by the kernel when the machine starts; the same in all its containers.
+/// The boot id: drawn by the kernel when the machine starts, and the same in all its containers.
 const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Smallest packet that can be a stateless reset (RFC 9000 section 10.3).
 const RESET_BYTES_MIN: usize = 21;
 
-/// Largest one that we send: enough to look like a packet with a short header.
+/// Largest stateless reset that is sent: enough to look like a packet with a short header.
 const RESET_BYTES_MAX: usize = 42;
 
 const TOKEN_BYTES: usize = 16;
 
-/// Last bytes of a connection id: one in four billion foreign ones passes for ours.
+/// Number of bytes at the end of a connection id that authenticate it: one in four billion foreign
+/// ids passes for ours.
 const TAG_BYTES: usize = 4;
 
-/// Bytes of a connection id that are drawn, behind the core's.
+/// Number of random bytes of a connection id, after the byte of the core.
 const DRAWN_BYTES: usize = CID_RANDOM_LEN - TAG_BYTES;
 
-/// What a MAC is for.
+/// The purpose of a MAC.
 #[derive(Clone, Copy)]
 enum Use {
     Tag = 1,
     Token = 2,
 }
 
-/// What a packet of no known lane gets.
+/// The answer to a packet of no known lane.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// This stateless reset.
+    /// A stateless reset.
     Reset(Vec<u8>),
-    /// Nothing: its connection id was not issued here.
+    /// No answer: the connection id was not issued here.
     Foreign,
-    /// Nothing: it is so small that the answer would not be smaller, and two endpoints could answer
-    /// each other for ever.
+    /// No answer: the packet is so small that the answer would not be smaller, and two endpoints
+    /// could answer each other for ever.
     TooSmall,
 }
 
-/// Makes connection ids, knows them again, and derives their reset tokens.
+/// Makes connection ids, recognises them, and derives their reset tokens.
 #[derive(Clone)]
 pub(crate) struct ResetKey([u8; 32]);
 
 impl ResetKey {
     /// The key of the listener with this port, of the server with this private key file.
     ///
-    /// # Errors
-    /// With a text if the file cannot be read.
+    /// # Errors With a text if the file cannot be read.
     pub(crate) fn from_key(key: &FileOrText, port: u16) -> Result<ResetKey, String> {
         let secret = key.read_pem().map_err(|error| format!("{key} {error}"))?;
-        // Where there is none, machines are told apart by their addresses alone.
+        // Without a boot id, machines are told apart by their addresses alone.
         let machine = std::fs::read(BOOT_ID_FILE).unwrap_or_default();
         ResetKey::of(&secret, &machine, port)
     }
@@ -90,7 +90,7 @@ impl ResetKey {
             .map_err(|error| error.to_string())
     }
 
-    /// A connection id for a lane of `core` whose client reaches us at `local`.
+    /// A connection id for a lane of `core` whose client sends to `local`.
     pub(super) fn issue(&self, core: u8, local: IpAddr) -> ConnectionId {
         let mut rest: [u8; CID_RANDOM_LEN] = rand::random();
         let drawn = ConnectionId::new(core, rest);
@@ -99,12 +99,12 @@ impl ResetKey {
     }
 
     /// Whether `id` was issued here, by this process or one before it, for a lane whose client
-    /// reaches us at `local`.
+    /// sends to `local`.
     pub(super) fn issued(&self, id: &[u8; CID_LEN], local: IpAddr) -> bool {
         boring::memcmp::eq(&self.tag(id, local), &id[CID_LEN - TAG_BYTES..])
     }
 
-    /// The token of a connection id that was issued for a lane whose client reaches us at `local`.
+    /// The reset token of a connection id that was issued for a lane whose client sends to `local`.
     pub(super) fn token(&self, id: &[u8; CID_LEN], local: IpAddr) -> u128 {
         let mac = self.mac(Use::Token, id, local);
         mac.first_chunk::<TOKEN_BYTES>()
@@ -144,7 +144,7 @@ impl ResetKey {
         input[0] = what as u8;
         input[1..17].copy_from_slice(&local.octets());
         input[17..17 + id.len()].copy_from_slice(id);
-        // HMAC fails only for want of memory; a random MAC then merely cannot be recognized.
+        // HMAC fails only for want of memory; then a random MAC merely cannot be recognised.
         hmac_sha256(&self.0, &input).unwrap_or_else(|_| rand::random())
     }
 }
@@ -201,8 +201,8 @@ mod tests {
         };
         let (ours, here) = (key(b"secret", b"machine", 443), ip("10.0.0.5"));
         let packet = packet(ours.issue(0, here));
-        // A second listener, a replica on another machine, one with another key, one with another
-        // address.
+        // A second listener, a replica on another machine, one with another key, and one with
+        // another address.
         for (other, local) in [
             (key(b"secret", b"machine", 444), here),
             (key(b"secret", b"another", 443), here),
@@ -211,12 +211,13 @@ mod tests {
         ] {
             assert_eq!(other.answer(&packet, local), Answer::Foreign);
         }
-        // The process after this one; how the kernel writes its own address does not matter.
+        // This is the process after this one. How the kernel writes its own address does not
+        // matter.
         let next = key(b"secret", b"machine", 443);
         for local in [here, ip("::ffff:10.0.0.5")] {
             assert!(matches!(next.answer(&packet, local), Answer::Reset(_)));
         }
-        // Noise.
+        // This packet is noise.
         let mut noise = packet;
         noise[3] ^= 1;
         assert_eq!(ours.answer(&noise, here), Answer::Foreign);

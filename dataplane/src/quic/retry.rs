@@ -1,11 +1,11 @@
-//! Retry tokens (RFC 9000 section 8.1.2): a client proves that it receives at its address before
-//! it costs us a lane.
+//! Retry tokens (RFC 9000 section 8.1.2): a client proves that it receives at its address before a
+//! lane is made for it.
 //!
-//! Asked for when [`super::admission`] says so. A token names the address, the first destination
-//! connection id, the connection id that the client is to use instead, and the time, under a MAC
-//! with a key of this endpoint alone: a client's next packet comes to the same core, because the
-//! new connection id says so. A packet with another connection id than that one does not go with
-//! the token: else its sender would choose an id that is ours to choose.
+//! [`super::admission`] says when this is asked for. A token contains the address, the client's
+//! first destination connection id, the connection id that the client is to use instead, and the
+//! time, under a MAC with a key of this endpoint alone: the client's next packet comes to the same
+//! core, because the new connection id says so. A token is valid only together with that new id.
+//! Otherwise its sender could choose a connection id that is for the server to choose.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use boring::hash::hmac_sha256;
 use qmux_proto::CID_LEN;
 
-/// A token is good for this long: a client answers a Retry at once.
+/// How long a token is valid: a client answers a Retry at once.
 const LIFETIME: Duration = Duration::from_secs(10);
 
 const MAC_BYTES: usize = 32;
@@ -51,8 +51,8 @@ impl RetryKey {
         token
     }
 
-    /// The first destination connection id that `token` was made for, if it is ours, of `peer`,
-    /// goes with the connection id `used` now, and is young enough.
+    /// Verifies a token: it must be ours, for `peer` and the connection id `used` now, and young
+    /// enough. Returns the first destination connection id that it was made for.
     pub(super) fn verify<'t>(
         &self,
         peer: SocketAddr,
@@ -75,7 +75,7 @@ impl RetryKey {
         let mut input = peer.to_string().into_bytes();
         input.push(0);
         input.extend_from_slice(named);
-        // HMAC fails only for want of memory; a random MAC then fits nothing.
+        // HMAC fails only for want of memory; then a random MAC fits nothing.
         hmac_sha256(&self.key, &input).unwrap_or_else(|_| rand::random())
     }
 }

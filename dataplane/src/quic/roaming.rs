@@ -1,47 +1,52 @@
-//! Where a lane's packets go, while the peer's address changes under it.
+//! Connection migration: where a lane's packets go while its peer's address changes.
 //!
-//! A server follows its client: genuine packets from another address move the lane there, whether a NAT has chosen a new
-//! port or the client has joined another network. The first one does so if the peer has not been heard lately where it
-//! was; else it takes several in a row, so that packets that come late, or a NAT that sends one lane's packets from two
-//! addresses, do not throw the lane to and fro. Until the client has proved that it receives at
-//! the new address, no more than three times what came from there is sent to it (RFC 9000 section 9.3.1); without the
-//! proof the lane goes back to the last address that was proved (section 9.3.2). Addresses that were proved lately need no
-//! new proof (section 9.3).
+//! A server follows its client: genuine packets from another address move the lane there, whether a
+//! NAT has chosen a new port or the client has joined another network. The first such packet does
+//! so if the peer has not been heard lately at the old address. Otherwise it takes several in a
+//! row, so that packets that come late, or a NAT that sends one lane's packets from two addresses,
+//! do not move the lane to and fro. Until the client has proved that it receives at the new
+//! address, no more than three times what came from there is sent to it (RFC 9000 section 9.3.1).
+//! Without the proof the lane goes back to the last proved address (section 9.3.2). Addresses that
+//! were proved lately need no new proof (section 9.3).
 //!
-//! To quiche a lane is one path for all its life, under the addresses that it began with. A path of its own for each
-//! address would make quiche forget what is in flight: it repeats what was sent on the old path two packets at a time
-//! with doubling pauses, and it sends on the new one without looking for its MTU. On one path the next acknowledgement
-//! tells what was lost, whatever address it came from. What is kept with the path is the congestion window and the round-trip
-//! time, which after a change of the port alone are right (section 9.4), and which BBR corrects within some round
+//! To quiche a lane is one path for all its life, under the addresses that it began with. If each
+//! address had a path of its own, quiche would forget what is in flight: it repeats what was sent
+//! on the old path two packets at a time with doubling pauses, and sends on the new one without
+//! looking for its MTU. On one path the next acknowledgement shows what was lost, whatever address
+//! it came from. The congestion window and the round-trip time are kept with the path. They are
+//! right after a change of the port alone (section 9.4), and BBR corrects them within some round
 //! trips after a change of network.
 //!
-//! No I/O here, no clock and no randomness.
+//! There is no I/O, no clock and no randomness in here.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// How long a peer has to prove its new address. The challenge is repeated as any lost data is, and behind a window that
-/// is full of what went to a dead address it waits for probe timeouts that double: 30 s hold most of them. A peer that is
-/// still at the proved address takes the lane back with its next packet, a heartbeat at the latest.
+/// How long a peer has to prove its new address. The challenge is repeated as any lost data is, and
+/// behind a window that is full of what went to a dead address it waits for probe timeouts that
+/// double: 30 s hold most of them. A peer that is still at the proved address takes the lane back
+/// with its next packet, a heartbeat at the latest.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A peer that was heard within this time where it was is thought to be there still. One that has moved and sends little
-/// is followed with its next packet after this time: a client asks when it has heard nothing for a second.
+/// A peer that was heard at its address within this time is thought to be there still. One that has
+/// moved and sends little is followed with its next packet after this time: a client asks when it
+/// has heard nothing for a second.
 const STILL_THERE: Duration = Duration::from_millis(200);
 
-/// It has moved all the same if so many packets in a row came from elsewhere.
+/// Packets in a row from another address that move the lane in any case.
 const IN_A_ROW: u32 = 3;
 
-/// Addresses that need no new proof, the last one among them: a peer with two ways out has two.
+/// Proved addresses that are remembered, with the current one: a peer with two uplinks has two.
 const PROVED_MAX: usize = 4;
 
-/// For how long after the lane has left them.
+/// How long an address that the lane has left counts as proved.
 const PROVED_FOR: Duration = Duration::from_secs(60);
 
-/// Bytes sent to an address that is not proved, for each byte received from it (RFC 9000 section 8).
+/// Bytes sent to an address that is not proved, for each byte received from it (RFC 9000 section
+/// 8).
 const AMPLIFICATION_MAX: u64 = 3;
 
-/// One TLS connection of an endpoint: never used twice.
+/// The number of a TLS connection of an endpoint; numbers are never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct TlsId(u64);
 
@@ -55,19 +60,19 @@ impl TlsId {
     }
 }
 
-/// The two ends of a lane's path, as this side sees them.
+/// The path of a lane's packets: its two ends, as this side sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Way {
     /// The peer's address.
     pub(crate) peer: SocketAddr,
-    /// The local address that the peer uses, where the kernel tells.
+    /// The local address that the peer uses, if the kernel tells it.
     pub(crate) local: Option<IpAddr>,
-    /// The TLS connection that carries the packets; `None`: UDP does.
+    /// The TLS connection that carries the packets; `None` if UDP does.
     pub(crate) tls: Option<TlsId>,
 }
 
 impl Way {
-    /// Between these addresses.
+    /// The path over UDP between these addresses.
     pub(crate) fn over_udp(peer: SocketAddr, local: Option<IpAddr>) -> Way {
         Way {
             peer,
@@ -77,19 +82,19 @@ impl Way {
     }
 }
 
-/// What a packet from another address than the current one did.
+/// The effect of a packet from another address than the current one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Moved {
-    /// The lane goes there now; the peer is to prove it with this nonce.
+    /// The lane moves there; the peer is to prove the address with this nonce.
     Challenge(u64),
-    /// The lane goes there now, without a proof: it was given earlier.
+    /// The lane moves there, without a new proof, because the address was proved earlier.
     Known,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Probation {
     nonce: u64,
-    /// What came from the address, and what was sent there.
+    /// Bytes that came from the address, and bytes that were sent there.
     received: u64,
     sent: u64,
     deadline: Instant,
@@ -101,23 +106,24 @@ struct Strays {
     way: Way,
     packets: u32,
     bytes: u64,
-    /// What had come from where the lane is when the first of them came.
+    /// Number of packets that had come from the current address when the first of them came.
     heard_before: u64,
 }
 
-/// Where a lane's packets go.
+/// The path of a lane's packets, and the addresses that its peer has proved.
 #[derive(Debug)]
 pub(crate) struct Roaming {
     current: Way,
-    /// The addresses that were proved, each with the time when the lane left it; the last one first. The handshake proves
-    /// the first one.
+    /// The proved addresses, each with the time when the lane left it; the last one first. The
+    /// handshake proves the first address.
     proved: Vec<(Way, Option<Instant>)>,
     probation: Option<Probation>,
     /// When the peer was last heard at the current address.
     heard_at: Option<Instant>,
     strays: Option<Strays>,
-    /// The peer was heard at a proved address again before it had proved the next one: until then it does not leave
-    /// a proved address for one that is not while it is heard there.
+    /// Set when the peer was heard at a proved address again before it had proved the next one:
+    /// until then the lane does not leave a proved address for an unproved one while the peer is
+    /// heard there.
     wary_until: Option<Instant>,
     /// Whether the peer answers challenges.
     answers: bool,
@@ -136,35 +142,38 @@ impl Roaming {
         }
     }
 
-    /// The peer has said that it answers challenges.
+    /// Notes that the peer answers challenges.
     pub(crate) fn peer_answers(&mut self) {
         self.answers = true;
     }
 
-    /// Where packets go now.
+    /// The path of the packets now.
     pub(crate) fn current(&self) -> Way {
         self.current
     }
 
-    /// Whether the lane follows its peer at all: without a proof, anybody's address could be flooded.
+    /// Whether the lane follows its peer at all. Without a proof, anybody's address could be
+    /// flooded.
     pub(crate) fn follows(&self) -> bool {
         self.answers
     }
 
-    /// A genuine packet of `bytes` came from where packets go. Needed only while the address is not proved.
+    /// Counts a genuine packet of `bytes` from the current address. Needed only while that is not
+    /// proved.
     pub(crate) fn received(&mut self, bytes: usize) {
         if let Some(probation) = &mut self.probation {
             probation.received += bytes as u64;
         }
     }
 
-    /// The peer was heard at the current address.
+    /// Notes that the peer was heard at the current address.
     pub(crate) fn heard(&mut self, now: Instant) {
         self.heard_at = Some(now);
     }
 
-    /// A genuine packet of `bytes` came along another way than packets go; along that one `heard_here` packets have come in
-    /// all. `nonce` is used if the lane moves and must not be guessable.
+    /// Handles a genuine packet of `bytes` that came along another path than the current one;
+    /// `heard_here` packets have come along the current one in all. `nonce` is used if the lane
+    /// moves, and must not be guessable.
     pub(crate) fn strayed(
         &mut self,
         way: Way,
@@ -224,7 +233,8 @@ impl Roaming {
             nonce,
             received,
             sent: 0,
-            // A peer that goes from one address to the next without a proof does not put off the way back.
+            // A peer that goes from one address to the next without a proof does not put off the
+            // return.
             deadline: self
                 .probation
                 .map_or(now + PROOF_TIMEOUT, |earlier| earlier.deadline),
@@ -232,7 +242,8 @@ impl Roaming {
         Moved::Challenge(nonce)
     }
 
-    /// Where `way` stands among the proved ones. The last one stays good; it is where the lane goes back to.
+    /// The index of `way` among the proved paths. The last one stays valid, because the lane
+    /// returns to it.
     fn position_of_proved(&self, way: Way, now: Instant) -> Option<usize> {
         let at = self.proved.iter().position(|(proved, _)| *proved == way)?;
         let lately = self.proved[at]
@@ -241,7 +252,7 @@ impl Roaming {
         (at == 0 || lately).then_some(at)
     }
 
-    /// Bytes that may be sent now, if that is limited.
+    /// Number of bytes that may be sent now, if that is limited.
     pub(crate) fn budget(&self) -> Option<usize> {
         let probation = self.probation?;
         // TCP has shown that the peer receives there.
@@ -252,14 +263,14 @@ impl Roaming {
         Some(usize::try_from(left).unwrap_or(usize::MAX))
     }
 
-    /// So many bytes were sent.
+    /// Counts bytes that were sent.
     pub(crate) fn sent(&mut self, bytes: usize) {
         if let Some(probation) = &mut self.probation {
             probation.sent += bytes as u64;
         }
     }
 
-    /// The peer answers a challenge. True if it proves the current address.
+    /// Handles the answer to a challenge. True if it proves the current address.
     pub(crate) fn answered(&mut self, nonce: u64) -> bool {
         let proves = self.probation.is_some_and(|it| it.nonce == nonce);
         if proves {
@@ -273,7 +284,7 @@ impl Roaming {
         proves
     }
 
-    /// This side, which needs no proof of its own server, sends along `way` from now on.
+    /// Sends along `way` from now on; for the side that needs no proof of its own server.
     pub(crate) fn choose(&mut self, way: Way) {
         self.current = way;
         self.probation = None;
@@ -287,7 +298,7 @@ impl Roaming {
         Some(self.probation?.deadline)
     }
 
-    /// Goes back to the last proved address if the time for a proof is over. True if so.
+    /// Returns to the last proved address if the time for a proof is over. True if so.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
         let over = self.deadline().is_some_and(|deadline| deadline <= now);
         if over {
@@ -358,7 +369,7 @@ mod tests {
         assert_eq!((roaming.current(), roaming.budget()), (over_tls, None));
         assert!(roaming.expire(now + PROOF_TIMEOUT), "nobody has answered");
         assert_eq!(roaming.current(), way(1));
-        // Another connection from the same port is another way.
+        // Another connection from the same port is another path.
         let next = Way {
             tls: Some(TlsId::new(6)),
             ..way(2)
@@ -392,7 +403,7 @@ mod tests {
     fn a_peer_that_is_still_heard_is_followed_after_several_packets_in_a_row() {
         let mut now = Instant::now();
         let mut roaming = answering(1);
-        // Alternately from both: it stays where it is.
+        // The packets come from both addresses by turns, and the lane stays where it is.
         for heard in 0..100 {
             roaming.heard(now);
             now += MS;
@@ -434,7 +445,7 @@ mod tests {
             assert_eq!(roaming.strayed(to, 100, now, 8, 0), Some(Moved::Known));
             assert_eq!((roaming.current(), roaming.budget()), (to, None));
         }
-        // What was left lately is good; what was left long ago is proved anew.
+        // An address that was left lately is valid; one that was left long ago is proved anew.
         now += PROVED_FOR - MS;
         let moved = roaming.strayed(way(1), 100, now, 9, 0);
         assert_eq!(moved, Some(Moved::Known));
@@ -518,8 +529,8 @@ mod tests {
         assert!(!roaming.follows());
     }
 
-    /// Whatever the order of packets, answers and time: what goes to an unproved address is bounded, and without
-    /// probation the lane is where a proof was given.
+    /// Whatever the order of packets, answers and time: what goes to an unproved address is
+    /// bounded, and without probation the lane is where a proof was given.
     #[test]
     fn simulated_peers_are_followed_within_bounds() {
         for seed in 0..200 {

@@ -1,12 +1,13 @@
-//! The client's session tickets: kept per server, shared by the lanes of the process, in memory and, if there is a
-//! state directory, in a file.
+//! The client's session tickets: kept per server, shared by the lanes of the process, in memory
+//! and, if there is a state directory, in a file.
 //!
-//! A ticket is offered once (RFC 8446, appendix C.4), newest first; one that got no answer is kept for the next attempt.
-//! Only the last one of a server is offered again, so that lanes that start together need not be full handshakes: what
-//! an observer could learn, that they belong together, their addresses and times tell already.
-//! Tickets belong to a server's configured address and name, and to the certificates that the client had when it got
-//! them: with a renewed certificate or another CA the old ones are not used. Neither tickets nor the file's content are
-//! ever logged.
+//! A ticket is offered once (RFC 8446, appendix C.4), the newest first; one that got no answer is
+//! kept for the next attempt. Only the last ticket of a server is offered again, so that lanes that
+//! start together need not be full handshakes. What an observer could learn from that, namely that
+//! they belong together, is also told by their addresses and times. Tickets belong to a server's
+//! configured address and name, and to the certificates that the client had when it got them: with
+//! a renewed certificate or another CA the old ones are not used. Neither tickets nor the file's
+//! content are ever logged.
 
 mod file;
 
@@ -19,28 +20,29 @@ use std::time::SystemTime;
 use boring::ssl::SslSession;
 use crossbeam::channel::{Sender, bounded};
 
-/// Tickets kept per server at least, though it has fewer lanes: some for attempts that fail.
+/// Tickets that are kept for a server even if it has fewer lanes: some are for attempts that fail.
 const TICKETS_MIN: usize = 8;
 
-/// Tickets kept per server at most: one per lane.
+/// Most tickets kept for a server: one per lane.
 const TICKETS_MAX: usize = qmux_config::LANES_MAX as usize;
 
-/// Servers with tickets at most; a client has 40 at most, the others are of earlier configurations.
+/// Most servers with tickets. A client has 40 at most; the others are of earlier configurations.
 const SERVERS_MAX: usize = 64;
 
-/// Servers that do not share ticket keys may do so later. A try costs no more than the ticket and a full handshake.
+/// How long servers count as not sharing their ticket keys; they may do so later. A try costs no
+/// more than the ticket and a full handshake.
 const UNSHARED_FOR_S: u64 = 3_600;
 
-/// Largest session that is kept. A ticket holds the client's certificate chain, the session the server's: 4 KB
-/// together, mostly.
+/// Largest session that is kept. A ticket contains the client's certificate chain, the session the
+/// server's: mostly 4 KB together.
 const SESSION_BYTES_MAX: usize = 32 << 10;
 
-/// The lane's server, as configured.
+/// The server of a lane, as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Server {
+pub(crate) struct TicketServer {
     /// Host and port.
     pub(crate) address: String,
-    /// What its certificate must be for.
+    /// The name that the server's certificate must have.
     pub(crate) name: String,
 }
 
@@ -50,13 +52,13 @@ pub(crate) type Identity = [u8; qmux_config::SESSION_IDENTITY_BYTES];
 /// A session that can be resumed.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Ticket {
-    /// As quiche serializes it. Shared, so that a copy for the file costs little.
+    /// The session as quiche serialises it. It is shared, so that a copy for the file costs little.
     session: Arc<[u8]>,
-    /// The address that it came from.
+    /// The address that gave the ticket.
     peer: SocketAddr,
-    /// Seconds since 1970.
+    /// When it expires, in seconds since 1970.
     expires_at: u64,
-    /// Tickets of one process, in the order in which they came.
+    /// The number of the ticket: those of one process count up in the order in which they came.
     number: u64,
 }
 
@@ -77,25 +79,26 @@ impl std::fmt::Debug for Ticket {
 #[derive(Debug, Default)]
 struct Entry {
     identity: Identity,
-    /// Oldest first.
+    /// The tickets, oldest first.
     tickets: Vec<Ticket>,
-    /// A ticket of one of the server's addresses was declined by another: they do not share ticket keys. Until then, in
-    /// seconds since 1970, none is offered across addresses again.
+    /// Until when, in seconds since 1970, tickets are not offered across the addresses of the
+    /// server: one of its addresses has declined a ticket of another, so that they do not share
+    /// ticket keys.
     unshared_until: u64,
 }
 
-/// One server's part of the file.
-type Saved = (Server, Identity, Vec<Ticket>);
+/// The part of the file that belongs to one server.
+type Saved = (TicketServer, Identity, Vec<Ticket>);
 
-/// All tickets; no clock, no file, no lock.
+/// All tickets; this has no clock, no file and no lock.
 #[derive(Debug, Default)]
 struct Tickets {
-    servers: HashMap<Server, Entry>,
+    servers: HashMap<TicketServer, Entry>,
     next_number: u64,
 }
 
 impl Tickets {
-    fn entry(&mut self, server: &Server, identity: Identity) -> Option<&mut Entry> {
+    fn entry(&mut self, server: &TicketServer, identity: Identity) -> Option<&mut Entry> {
         if !self.servers.contains_key(server) && self.servers.len() >= SERVERS_MAX {
             self.servers.retain(|_, entry| !entry.tickets.is_empty());
             if self.servers.len() >= SERVERS_MAX {
@@ -118,13 +121,13 @@ impl Tickets {
         }
     }
 
-    fn put(&mut self, server: &Server, identity: Identity, mut ticket: Ticket, keep: usize) {
+    fn put(&mut self, server: &TicketServer, identity: Identity, mut ticket: Ticket, keep: usize) {
         ticket.number = self.next_number;
         self.next_number += 1;
         self.insert(server, identity, ticket, keep);
     }
 
-    fn insert(&mut self, server: &Server, identity: Identity, ticket: Ticket, keep: usize) {
+    fn insert(&mut self, server: &TicketServer, identity: Identity, ticket: Ticket, keep: usize) {
         let Some(entry) = self.entry(server, identity) else {
             return;
         };
@@ -144,10 +147,11 @@ impl Tickets {
         entry.tickets.drain(..surplus);
     }
 
-    /// The newest ticket from `peer`, or else, for servers that share their keys, from another address of this server.
+    /// The newest ticket from `peer`, or else, for servers that share their keys, from another
+    /// address of this server.
     fn take(
         &mut self,
-        server: &Server,
+        server: &TicketServer,
         identity: Identity,
         peer: SocketAddr,
         now: u64,
@@ -167,8 +171,9 @@ impl Tickets {
         })
     }
 
-    /// The server did not resume the session of `ticket`: those before it are of no more use.
-    fn declined(&mut self, server: &Server, ticket: &Ticket, by: SocketAddr, now: u64) {
+    /// The server did not resume the session of `ticket`, so that earlier ones are of no use
+    /// either.
+    fn declined(&mut self, server: &TicketServer, ticket: &Ticket, by: SocketAddr, now: u64) {
         let Some(entry) = self.servers.get_mut(server) else {
             return;
         };
@@ -181,11 +186,11 @@ impl Tickets {
         }
     }
 
-    fn forget(&mut self, server: &Server) {
+    fn forget(&mut self, server: &TicketServer) {
         self.servers.remove(server);
     }
 
-    /// What goes to the file.
+    /// Everything that goes to the file.
     fn to_save(&self) -> Vec<Saved> {
         self.servers
             .iter()
@@ -203,10 +208,9 @@ pub(crate) struct SessionCache {
 }
 
 impl SessionCache {
-    /// Takes over the tickets of the file in `dir`, and keeps them there from now on.
+    /// Loads the tickets of the file in `dir`, and saves them there from now on.
     ///
-    /// # Errors
-    /// With a text if the directory cannot be made or written to.
+    /// # Errors With a text if the directory cannot be made or written to.
     pub(crate) fn keep_in(&self, dir: &Path) -> Result<(), String> {
         let failed = |error| unusable(dir, &error);
         file::make_dir(dir).map_err(failed)?;
@@ -218,7 +222,7 @@ impl SessionCache {
             Ok(loaded) => {
                 let mut tickets = self.lock();
                 for (server, identity, ticket) in loaded {
-                    // What BoringSSL does not take now would only cost an attempt later.
+                    // A ticket that BoringSSL does not take now would only cost an attempt later.
                     if expiry(&ticket.session).is_some() {
                         tickets.put(&server, identity, ticket, TICKETS_MAX);
                     }
@@ -253,10 +257,10 @@ impl SessionCache {
         Ok(())
     }
 
-    /// A ticket for a lane to `server` at `peer`.
+    /// Takes a ticket for a lane to `server` at `peer`.
     pub(crate) fn take(
         &self,
-        server: &Server,
+        server: &TicketServer,
         identity: Identity,
         peer: SocketAddr,
     ) -> Option<Ticket> {
@@ -267,10 +271,10 @@ impl SessionCache {
         ticket
     }
 
-    /// Keeps a session that `peer` gave, at most `lanes` of them; false if it is none that could be resumed.
+    /// Keeps a session that `peer` gave, at most `lanes` of them. False if it cannot be resumed.
     pub(crate) fn put(
         &self,
-        server: &Server,
+        server: &TicketServer,
         identity: Identity,
         peer: SocketAddr,
         session: &[u8],
@@ -290,20 +294,20 @@ impl SessionCache {
         true
     }
 
-    /// A ticket that was taken and did not reach the server.
-    pub(crate) fn give_back(&self, server: &Server, identity: Identity, ticket: Ticket) {
+    /// Gives back a ticket that was taken and did not reach the server.
+    pub(crate) fn give_back(&self, server: &TicketServer, identity: Identity, ticket: Ticket) {
         self.lock().insert(server, identity, ticket, TICKETS_MAX);
         self.save_soon();
     }
 
     /// The server at `by` made a full handshake in spite of `ticket`.
-    pub(crate) fn declined(&self, server: &Server, ticket: &Ticket, by: SocketAddr) {
+    pub(crate) fn declined(&self, server: &TicketServer, ticket: &Ticket, by: SocketAddr) {
         self.lock().declined(server, ticket, by, unix_now());
         self.save_soon();
     }
 
-    /// The server lets in no session of before.
-    pub(crate) fn forget(&self, server: &Server) {
+    /// Drops the server's tickets, because it lets in no resumed session.
+    pub(crate) fn forget(&self, server: &TicketServer) {
         self.lock().forget(server);
         self.save_soon();
     }
@@ -314,16 +318,16 @@ impl SessionCache {
 
     fn save_soon(&self) {
         if let Some(sender) = self.changed.get() {
-            // Full: the thread has a wake-up before it that it has not taken yet.
+            // If the channel is full, the thread has a wake-up before it that it has not taken yet.
             let _woken_already = sender.try_send(());
         }
     }
 }
 
-/// Whether [`SessionCache::keep_in`] could use `dir`, and what is dangerous about it. Leaves nothing behind.
+/// Checks whether [`SessionCache::keep_in`] could use `dir`, and returns what is dangerous about
+/// it. Leaves nothing behind.
 ///
-/// # Errors
-/// With the text that it would give.
+/// # Errors The text that `keep_in` would give.
 pub(crate) fn probe_dir(dir: &Path) -> Result<Option<&'static str>, String> {
     file::probe(dir).map_err(|error| unusable(dir, &error))?;
     Ok(file::danger(dir))
@@ -334,12 +338,13 @@ fn unusable(dir: &Path, error: &std::io::Error) -> String {
 }
 
 fn lock(tickets: &Mutex<Tickets>) -> MutexGuard<'_, Tickets> {
-    // A core that panicked has left whole tickets behind: each change is one call.
+    // A core that panicked has left whole tickets behind, because each change is one call.
     tickets.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn save(tickets: &Mutex<Tickets>, path: &Path) -> std::io::Result<()> {
-    // A core that takes or keeps a ticket meanwhile must not wait for the encoding, nor for the disk.
+    // A core that takes or keeps a ticket meanwhile must not wait for the encoding, nor for the
+    // disk.
     let to_save = {
         let mut tickets = lock(tickets);
         tickets.expire(unix_now());
@@ -354,8 +359,8 @@ fn unix_now() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-/// When a session as quiche serializes it (length and TLS session, length and transport parameters) ends, in seconds
-/// since 1970.
+/// When a session expires, in seconds since 1970. quiche serialises it as length and TLS session,
+/// length and transport parameters.
 fn expiry(session: &[u8]) -> Option<u64> {
     if session.len() > SESSION_BYTES_MAX {
         return None;

@@ -1,4 +1,5 @@
-//! From dp.toml's `[quic]` to a `quiche::Config`: windows, limits, congestion control, packet sizes.
+//! From dp.toml's `[quic]` to a `quiche::Config`: windows, limits, congestion control, packet
+//! sizes.
 
 use std::net::SocketAddr;
 
@@ -8,77 +9,84 @@ use qmux_config::{CongestionControl, Quic};
 use crate::sys::route;
 use crate::sys::udp::GSO_BYTES_MAX;
 
-/// Largest packet that we send. Four of this size fill a GSO send ([`GSO_BYTES_MAX`]) exactly; quiche's own limit of
-/// 16,383 would waste a quarter of it.
+/// Largest packet that is sent. Four of this size fill a GSO send ([`GSO_BYTES_MAX`]) exactly;
+/// quiche's own limit of 16,383 would waste a quarter of it.
 pub(crate) const PACKET_BYTES_MAX: usize = GSO_BYTES_MAX / 4;
 
 /// Datagrams that may wait to be sent on a lane; they are counted and bounded in bytes as well (see
 /// `lane::DATAGRAM_QUEUE_BYTES_MAX`).
 const DATAGRAM_SEND_QUEUE: usize = 16_384;
 
-/// Datagrams that one receive turn may bring before they are handed on; the queue is drained above half of it. One
-/// packet of 16 KB carries at most 5,461 datagrams.
+/// Datagrams that one receive turn may bring before they are handed on; the queue is drained above
+/// half of it. One packet of 16 KB carries at most 5,461 datagrams.
 pub(crate) const DATAGRAM_RECEIVE_QUEUE: usize = 16_384;
 
 /// What a lane's peer may send beyond what was read, over all streams: no bound at all, as no lane
 /// ever carries so much.
 ///
 /// QUIC counts what waits in a stream that nobody reads against its connection's window, and when
-/// half of that window waits, quiche grants no more of it: with 64 visitors who stop reading, at 8 MiB
-/// each, a window of 1 GiB is closed for all the others, and for heartbeats. So streams are bounded by
-/// their own windows, and their sum by `[limits] memory` ([`crate::core::memory`]), which ends those
-/// that stall.
+/// half of that window waits, quiche grants no more of it: with 64 visitors who stop reading, at 8
+/// MiB each, a window of 1 GiB is closed for all the others, and for heartbeats. So streams are
+/// bounded by their own windows, and their sum by `[limits] memory` ([`crate::core::memory`]),
+/// which ends those that stall.
 const LANE_WINDOW_BYTES: u64 = 1 << 60;
 
-/// Connection ids that a peer may hold at once: one in use, spare ones for a change of address (RFC 9000, 5.1.1).
+/// Connection ids that a peer may hold at once: one in use, spare ones for a change of address (RFC
+/// 9000, 5.1.1).
 const ACTIVE_CONNECTION_IDS: u64 = 4;
 
-/// Packets in the first flight: RFC 9002 allows 10; behind a tunnel the path is usually known to carry more, and
-/// hystart or BBR find the limit.
+/// Packets in the first flight: RFC 9002 allows 10; behind a tunnel the path is usually known to
+/// carry more, and hystart or BBR find the limit.
 const INITIAL_WINDOW_PACKETS: usize = 32;
 
-/// Share of lost packets in a round trip that BBR takes for a full path. quiche's 1.5 % is what radio links lose while
-/// they are idle: where 3 % got lost at random, a third of the path was used, and with 10 % some 70 % (`qmux-bench link`,
-/// 200 Mbit/s, 40 ms; single runs, 5 to 8 points apart). 5 and 20 % could not be told from it.
+/// Share of lost packets in a round trip that BBR takes for a full path. quiche's 1.5 % is what
+/// radio links lose while they are idle: where 3 % got lost at random, a third of the path was
+/// used, and with 10 % some 70 % (`qmux-bench link`, 200 Mbit/s, 40 ms; single runs, 5 to 8 points
+/// apart). 5 and 20 % could not be told from it.
 const BBR_LOSS_MAX: f32 = 0.1;
 
 const _: () = assert!(PACKET_BYTES_MAX <= 16_383 && PACKET_BYTES_MAX * 4 <= GSO_BYTES_MAX);
 
-/// While BBR probes for more bandwidth, so much of what the path carries in a round trip may be on its way: the path
-/// full, and a queue of half a round trip (quiche's 2.25: of more than a whole one). It must exceed
-/// [`BBR_FULL_PATH`], or a probe would never end. 1.3 keeps the queue shorter still, but where round trips vary by more than
-/// that, as on radio links, it leaves the path empty in part.
+/// While BBR probes for more bandwidth, so much of what the path carries in a round trip may be on
+/// its way: the path full, and a queue of half a round trip (quiche's 2.25: of more than a whole
+/// one). It must exceed [`BBR_FULL_PATH`], or a probe would never end. 1.3 keeps the queue shorter
+/// still, but where round trips vary by more than that, as on radio links, it leaves the path empty
+/// in part.
 const BBR_PROBE_WINDOW: f32 = 1.5;
 
 /// What quiche takes for a full path, in the same measure (`full_bw_threshold`).
 const BBR_FULL_PATH: f32 = 1.25;
 
-/// A probe for more bandwidth ends after so many round trips in a row on a full path, or with more loss than
-/// [`BBR_LOSS_MAX`].
+/// A probe for more bandwidth ends after so many round trips in a row on a full path, or with more
+/// loss than [`BBR_LOSS_MAX`].
 ///
-/// Between two probes quiche lowers its estimate, and its window, in each round trip in which anything was lost, to what
-/// arrived of it: with 3 % lost at random by 1.5 % each time, to half within the two seconds to the next probe. During
-/// a probe it does not. A short probe (quiche: 2 round trips) leaves the path to that most of the time, a long one does not;
-/// with [`BBR_PROBE_WINDOW`] it need not fill the queue. It is bounded because only its end shows that a path has become
-/// slower without losing much, or its round trip longer: the time until then is 4 s at 40 ms.
+/// Between two probes quiche lowers its estimate, and its window, in each round trip in which
+/// anything was lost, to what arrived of it: with 3 % lost at random by 1.5 % each time, to half
+/// within the two seconds to the next probe. During a probe it does not. A short probe (quiche: 2
+/// round trips) leaves the path to that most of the time, a long one does not; with
+/// [`BBR_PROBE_WINDOW`] it need not fill the queue. It is bounded because only its end shows that a
+/// path has become slower without losing much, or its round trip longer: the time until then is 4 s
+/// at 40 ms.
 const BBR_PROBE_ROUNDS: usize = 100;
 
 const _: () = assert!(BBR_PROBE_WINDOW > BBR_FULL_PATH);
 
 /// What differs from quiche's parameters of BBR.
 ///
-/// The two parameters of the probes raise what is used of a 200 Mbit/s link with 40 ms and 3 % lost at random from 77 to
-/// 83 % (medians of 6 runs of 6 s by `qmux-bench link --profile reference,loss-percent=3 --seconds 6 --repeats 6`, which
-/// differ by 9 %); with 1 %, behind a policer and on radio links the difference is within the noise. By a simulation of the
-/// link without loss, they halve the queue at its 99th percentile, and the lane shares the link with a CUBIC flow about
-/// evenly, where it took four fifths.
+/// The two parameters of the probes raise what is used of a 200 Mbit/s link with 40 ms and 3 % lost
+/// at random from 77 to 83 % (medians of 6 runs of 6 s by `qmux-bench link --profile
+/// reference,loss-percent=3 --seconds 6 --repeats 6`, which differ by 9 %); with 1 %, behind a
+/// policer and on radio links the difference is within the noise. By a simulation of the link
+/// without loss, they halve the queue at its 99th percentile, and the lane shares the link with a
+/// CUBIC flow about evenly, where it took four fifths.
 ///
-/// Tried and not taken: other ways to lower the estimate on loss (`bw_lo_reduction_strategy`) lower it while a connection
-/// starts, too, where one early loss stops its growth; pacing faster by the share that gets lost does not help, as the
-/// window shrinks all the same; `probe_bw_cwnd_gain` and `disable_probe_down_early_exit` gain nothing; gentler probes
-/// (`probe_bw_probe_up_pacing_gain` 1.1) do not notice that a small queue is full. What is left of 1 % and 3 % is the look
-/// for the shortest round trip every 10 s: quiche takes losses of that time, too, for a sign of a slower path, and keeps to
-/// it for two seconds.
+/// Tried and not taken: other ways to lower the estimate on loss (`bw_lo_reduction_strategy`) lower
+/// it while a connection starts, too, where one early loss stops its growth; pacing faster by the
+/// share that gets lost does not help, as the window shrinks all the same; `probe_bw_cwnd_gain` and
+/// `disable_probe_down_early_exit` gain nothing; gentler probes (`probe_bw_probe_up_pacing_gain`
+/// 1.1) do not notice that a small queue is full. What is left of 1 % and 3 % is the look for the
+/// shortest round trip every 10 s: quiche takes losses of that time, too, for a sign of a slower
+/// path, and keeps to it for two seconds.
 fn bbr() -> quiche::BbrParams {
     quiche::BbrParams {
         loss_threshold: Some(BBR_LOSS_MAX),
@@ -88,18 +96,20 @@ fn bbr() -> quiche::BbrParams {
     }
 }
 
-/// The largest packet that may be sent, wherever to.
+/// The largest packet that may be sent, whatever the path.
 pub(crate) fn packet_bytes_max(quic: &Quic) -> usize {
     usize::from(quic.max_udp_payload).min(PACKET_BYTES_MAX)
 }
 
-/// Bounds the search for the path's largest packet by what leaves this machine towards `peer` at all.
+/// Bounds the search for the path's largest packet by what leaves this machine towards `peer` at
+/// all.
 ///
-/// quiche's search begins with the largest size, and quiche takes that for the size of its packets meanwhile, in
-/// everything but the packets: the congestion window and its lower bound are up to 13 times too large for an Ethernet,
-/// for about 40 round trips. With the interface's MTU as the bound the first probe mostly fits.
+/// quiche's search begins with the largest size, and quiche takes that for the size of its packets
+/// meanwhile, in everything but the packets: the congestion window and its lower bound are up to 13
+/// times too large for an Ethernet, for about 40 round trips. With the interface's MTU as the bound
+/// the first probe mostly fits.
 pub(crate) fn fit_to_route(config: &mut quiche::Config, packet_bytes_max: usize, peer: SocketAddr) {
-    // Without a route nothing will be sent; whatever the size.
+    // Without a route nothing will be sent, so the size does not matter.
     let leaves = route::udp_payload_max(peer).unwrap_or(packet_bytes_max);
     config.set_max_send_udp_payload_size(
         packet_bytes_max
@@ -108,8 +118,8 @@ pub(crate) fn fit_to_route(config: &mut quiche::Config, packet_bytes_max: usize,
     );
 }
 
-/// Inside a TLS connection a packet may be as large as QUIC takes it: what is paid per packet is paid rarely. A lane that
-/// goes over UDP later searches for what fits there.
+/// Sets the packet size inside a TLS connection to the largest that QUIC takes, so that the cost
+/// per packet is paid rarely. A lane that moves to UDP later searches for what fits there.
 pub(crate) fn fit_to_tls(config: &mut quiche::Config, packet_bytes_max: usize) {
     config.set_max_send_udp_payload_size(packet_bytes_max.max(quiche::MIN_CLIENT_INITIAL_LEN));
 }
@@ -157,8 +167,9 @@ pub(crate) fn transport(
     Ok(config)
 }
 
-/// Has a server take early data only under the limits that its ticket was made under: the client goes by those, and a
-/// server that has lowered them must not accept it (RFC 9000, section 7.4.1). quiche binds early data to nothing.
+/// Has a server take early data only under the limits under which its ticket was made. The client
+/// applies those, and a server that has lowered its limits must not accept the early data (RFC
+/// 9000, section 7.4.1). quiche ties early data to nothing.
 fn bind_early_data(quic: &Quic, tls: &mut SslContextBuilder) {
     let context = format!(
         "qmux-dp/1 early data {} {} {}",

@@ -1,8 +1,9 @@
-//! Session ticket keys of the server: shared by all cores of the process, rotated, or read from a file that several
-//! servers share.
+//! Session ticket keys of the server: shared by all cores of the process; either rotated, or read
+//! from a file that several servers share.
 //!
-//! A [`KeyRing`] decides which keys there are; it knows no clock and no randomness of its own. The cores read an
-//! immutable [`KeySet`], swapped on change: no lock per handshake. One task of the first core keeps the set up to date.
+//! A [`KeyRing`] decides which keys there are; it knows no clock and no randomness of its own. The
+//! cores read an immutable [`KeySet`] that is swapped on change, so a handshake takes no lock. One
+//! task of the first core keeps the set up to date.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,36 +16,37 @@ use qmux_config::{FileOrText, ServerTls, TICKET_KEY_NAME_BYTES, TicketKey, read_
 use crate::core::counters::CoreCounters;
 use crate::sys::tls::{self, TicketKeySource};
 
-/// A key file is looked at this often, or more often if the rotation interval is shorter.
+/// How often a key file is checked for a change, or more often if the rotation interval is shorter.
 const FILE_CHECK: Duration = Duration::from_secs(60);
 
-/// The keys of a moment: the first one seals, all of them open.
+/// The keys at one moment: the first one seals tickets, and all of them open tickets.
 #[derive(Debug)]
 pub(crate) struct KeySet(Vec<TicketKey>);
 
 impl KeySet {
-    /// The key with this name, and whether another one seals now.
+    /// The key with this name, and whether another one seals tickets now.
     fn find(&self, name: &[u8; TICKET_KEY_NAME_BYTES]) -> Option<(&TicketKey, bool)> {
         let at = self.0.iter().position(|key| key.name() == *name)?;
         Some((&self.0[at], at > 0))
     }
 }
 
-/// Keys that are drawn here and grow old.
+/// Keys that are drawn here and expire.
 ///
-/// Time is cut into slots of one rotation interval. A key is drawn in a slot, seals during that slot, and opens for
-/// `overlap` slots more. A tick that comes late (a process that was stopped) never makes a key live longer.
+/// Time is cut into slots of one rotation interval. A key is drawn in a slot, seals tickets during
+/// that slot, and opens them for `overlap` slots more. A tick that comes late (because the process
+/// was stopped) never makes a key live longer.
 #[derive(Debug)]
 pub(crate) struct KeyRing {
-    /// Newest first, each with the start of its slot; never empty.
+    /// The keys, newest first, each with the start of its slot; never empty.
     keys: Vec<(Instant, TicketKey)>,
-    /// Zero: no rotation.
+    /// The rotation interval; zero if keys are not rotated.
     interval: Duration,
     overlap: u32,
 }
 
 impl KeyRing {
-    /// With one key, whose slot starts now.
+    /// A ring with one key, whose slot starts now.
     pub(crate) fn new(now: Instant, interval: Duration, overlap: u8, key: TicketKey) -> KeyRing {
         KeyRing {
             keys: vec![(now, key)],
@@ -53,7 +55,8 @@ impl KeyRing {
         }
     }
 
-    /// Rotates if it is time to, with the key that `draw` gives. Returns whether anything changed.
+    /// Rotates the keys if it is time to, with the key that `draw` returns. Returns whether
+    /// anything changed.
     pub(crate) fn tick(&mut self, now: Instant, draw: impl FnOnce() -> Option<TicketKey>) -> bool {
         let Some(due) = self.next_tick() else {
             return false;
@@ -64,7 +67,8 @@ impl KeyRing {
         let (newest, _) = self.keys[0];
         let slots = now.duration_since(newest).as_nanos() / self.interval.as_nanos().max(1);
         let slot = newest + self.interval * u32::try_from(slots).unwrap_or(u32::MAX);
-        // Without a new key the newest one goes on sealing: better than no tickets, and tried again at the next tick.
+        // If no key can be drawn, the newest one goes on sealing. That is better than no tickets,
+        // and the next tick tries again.
         let drawn = draw();
         let count = self.keys.len();
         let rotated = drawn.is_some();
@@ -79,7 +83,7 @@ impl KeyRing {
         rotated || self.keys.len() != count
     }
 
-    /// When to tick; `None` if never.
+    /// When the next tick is due; `None` if never.
     pub(crate) fn next_tick(&self) -> Option<Instant> {
         (!self.interval.is_zero()).then(|| self.keys[0].0 + self.interval)
     }
@@ -89,16 +93,16 @@ impl KeyRing {
     }
 }
 
-/// Where the keys come from.
+/// The origin of the keys.
 #[derive(Debug)]
 enum Origin {
     Drawn(KeyRing),
-    /// The config file holds them; they stay as they are.
+    /// The configuration file contains the keys; they stay as they are.
     Text,
     File {
         path: PathBuf,
         check: Duration,
-        /// What was wrong with it at the last look, so that it is said once.
+        /// The fault that the last look at the file found, so that it is logged once.
         wrong: Option<String>,
     },
 }
@@ -109,7 +113,7 @@ pub(crate) struct TicketKeys {
     current: ArcSwap<KeySet>,
 }
 
-/// Changes [`TicketKeys`]; there is one.
+/// Changes [`TicketKeys`]; there is only one keeper.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     keys: Arc<TicketKeys>,
@@ -119,8 +123,7 @@ pub(crate) struct Keeper {
 impl TicketKeys {
     /// Draws the first key, or reads the file.
     ///
-    /// # Errors
-    /// A text for the log.
+    /// # Errors A text for the log.
     pub(crate) fn start(tls: &ServerTls) -> Result<(Arc<TicketKeys>, Keeper), String> {
         let interval = tls.session_ticket_encryption_key_rotation_interval;
         let (origin, set) = match &tls.session_ticket_encryption_key {
@@ -162,8 +165,8 @@ impl TicketKeys {
         Ok((keys, keeper))
     }
 
-    /// Has the tickets of a server's context sealed and opened with these keys. The context must stay on the core whose
-    /// counters these are.
+    /// Has the tickets of a server's context sealed and opened with these keys. The context must
+    /// stay on the core that owns the counters.
     pub(crate) fn serve(self: &Arc<Self>, context: &mut SslContextBuilder, of: &Arc<CoreCounters>) {
         tls::set_ticket_keys(context, self.source(of));
     }
@@ -207,7 +210,7 @@ impl Keeper {
                 Origin::Text => None,
             };
             let Some(wake) = wake else { return };
-            // Never at once: a system without randomness must not keep the core busy.
+            // There is always a pause: a system without randomness must not keep the core busy.
             let wake = wake.max(Instant::now() + Duration::from_millis(100));
             crate::core::time::sleep_until(wake).await;
             self.tick(&counters);
@@ -238,8 +241,8 @@ impl Keeper {
     }
 }
 
-/// Takes the keys of a file if they are others than before. The file is small, and local like the certificates, which
-/// cores read as well.
+/// Takes the keys of a file if they have changed. The file is small, and local like the
+/// certificates, which cores read as well.
 fn look(keys: &TicketKeys, path: &Path, counters: &CoreCounters) -> Result<(), String> {
     let read = read_ticket_keys(path)?;
     if read != keys.current.load().0 {
@@ -292,7 +295,8 @@ mod tests {
         assert_eq!(ring.set().0, [key(2)], "the first one is too old by now");
     }
 
-    /// Thousands of steps: handshakes that seal or open, ticks that are on time or late.
+    /// Thousands of steps: handshakes that seal or open tickets, and ticks that are on time or
+    /// late.
     #[test]
     fn tickets_open_as_long_as_they_should_and_never_longer() {
         for seed in 1..=200 {
@@ -392,7 +396,8 @@ mod tests {
         assert_eq!((opens(3), opens(2)), (Some(false), None));
     }
 
-    /// Beside those in `costs`. What sealing and opening themselves cost is part of a handshake.
+    /// Measured beside those in `costs`. What sealing and opening themselves cost is part of a
+    /// handshake.
     #[test]
     #[ignore = "measures"]
     fn what_a_ticket_key_costs() {

@@ -1,8 +1,8 @@
 //! Deadlines of an endpoint's lanes: a heap with lazy deletion.
 //!
-//! QUIC timers mostly move into the future with every packet. A lane therefore keeps its earliest entry in the heap;
-//! when that comes up, the lane's true deadline is looked at and, if later, entered again. So a packet costs no heap
-//! operation.
+//! QUIC timers mostly move into the future with every packet. So a lane keeps its earliest entry in
+//! the heap. When that entry comes due, the lane's real deadline is checked and, if it is later,
+//! entered again. So a packet costs no heap operation.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,8 +15,8 @@ pub(crate) struct Timers {
 }
 
 impl Timers {
-    /// Makes sure that `key` comes up at `deadline` or before. `armed` is the caller's memory of the earliest entry of
-    /// that key, kept up to date here.
+    /// Makes sure that `key` comes due at `deadline` or before. `armed` is the caller's record of
+    /// the earliest entry of that key, which is kept up to date here.
     pub(crate) fn arm(&mut self, key: u64, deadline: Option<Instant>, armed: &mut Option<Instant>) {
         let Some(deadline) = deadline else { return };
         if armed.is_none_or(|at| deadline < at) {
@@ -25,7 +25,7 @@ impl Timers {
         }
     }
 
-    /// The earliest entry's time.
+    /// The time of the earliest entry.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|Reverse((at, _))| *at)
     }

@@ -1,11 +1,13 @@
 //! TLS contexts on boring: who must show which certificate, and what is checked of it.
 //!
-//! `quiche::Config::verify_peer` alone would let clients in without a certificate. A server therefore builds its own
-//! context: mTLS requires a certificate, and boring checks the chain to `ca_cert`, the validity period and the
-//! purpose (extended key usage `clientAuth`). A client checks the chain, the purpose `serverAuth` and the server's name.
+//! `quiche::Config::verify_peer` alone would let clients in without a certificate. A server
+//! therefore builds its own context: mTLS requires a certificate, and boring checks the chain to
+//! `ca_cert`, the validity period and the purpose (extended key usage `clientAuth`). A client
+//! checks the chain, the purpose `serverAuth` and the server's name.
 //!
-//! BoringSSL checks certificates at full handshakes only. So a session that is resumed was made under the same rules
-//! (its context names the CAs), and its certificate is checked again by [`check_resumed_peer`].
+//! BoringSSL checks certificates in full handshakes only. So a session can be resumed only under
+//! the rules under which it was made (its context names the CAs), and the peer's certificate is
+//! checked again by [`check_resumed_peer`].
 
 use std::net::IpAddr;
 
@@ -24,13 +26,14 @@ use super::credentials::{
 };
 use super::over_tls;
 
-/// Separates the session contexts of the two ways of authentication.
+/// Separates the session contexts of the two kinds of authentication.
 const SESSION_CONTEXT_MTLS: &[u8] = b"qmux-dp/1 mtls";
 const SESSION_CONTEXT_TOKEN: &[u8] = b"qmux-dp/1 token";
 
-/// How long a session may be resumed after the last handshake: two days, BoringSSL's default. Resumed again and again
-/// it ends a week after the last certificate was shown (`SSL_DEFAULT_SESSION_AUTH_TIMEOUT`), and long before that when
-/// the keys of its tickets are gone.
+/// How long a session may be resumed after the last handshake: two days, BoringSSL's default. A
+/// session that is resumed again and again ends a week after the last certificate was shown
+/// (`SSL_DEFAULT_SESSION_AUTH_TIMEOUT`), and long before that when the keys of its tickets are
+/// gone.
 const SESSION_LIFETIME_SECONDS: u32 = 2 * 24 * 60 * 60;
 
 fn base() -> Result<SslContextBuilder, TlsError> {
@@ -105,16 +108,15 @@ pub(crate) fn server_with(credentials: &ServerCredentials) -> Result<SslContextB
         }
         None => context.update(SESSION_CONTEXT_TOKEN),
     }
-    // What a session must have been made under to be resumed: the same way of authentication, with
-    // the same CAs. Others are full handshakes, in which a client has to show what is asked for
-    // now.
+    // A session is resumed only with the same kind of authentication and the same CAs. Any other
+    // handshake is a full one, in which a client has to show what is asked for now.
     tls.set_session_id_context(&context.finish())
         .map_err(failed("(session tickets)", "session id context"))?;
     crate::sys::tls::set_session_lifetime(&mut tls, SESSION_LIFETIME_SECONDS);
     Ok(tls)
 }
 
-/// Those of whom clients' certificates must be, and which of these are revoked.
+/// Adds the CAs of clients' certificates to the store, and the revocation lists.
 fn admit(store: &mut X509StoreBuilderRef, trusted: &TrustedClients) -> Result<(), TlsError> {
     trust(store, &trusted.authorities)?;
     if let Some((from, pem)) = &trusted.revoked {
@@ -124,10 +126,10 @@ fn admit(store: &mut X509StoreBuilderRef, trusted: &TrustedClients) -> Result<()
     Ok(())
 }
 
-/// What a client's certificate is held against that was let in before; `None` if none is asked for.
+/// The store by which certificates of clients that were let in are checked again; `None` if none is
+/// asked for.
 ///
-/// # Errors
-/// If the files are not usable.
+/// # Errors If the files are not usable.
 pub(crate) fn client_store(credentials: &ServerCredentials) -> Result<Option<X509Store>, TlsError> {
     let Some(trusted) = &credentials.clients else {
         return Ok(None);
@@ -138,12 +140,13 @@ pub(crate) fn client_store(credentials: &ServerCredentials) -> Result<Option<X50
     Ok(Some(store.build()))
 }
 
-/// True if the handshake went on from an earlier session whose certificates nobody has looked at this time.
+/// Whether the handshake resumed an earlier session, so that certificates were not checked.
 pub(crate) fn is_resumed(ssl: &SslRef) -> bool {
     ssl.session_reused()
 }
 
-/// Checks the certificate of a resumed session's peer as a full handshake would now: chain, validity, purpose, name.
+/// Checks the certificate of a resumed session's peer as a full handshake would now: chain,
+/// validity, purpose, name.
 pub(crate) fn check_resumed_peer(
     ssl: &SslRef,
     we_are_server: bool,
@@ -167,8 +170,9 @@ pub(crate) fn client_with(credentials: &ClientCredentials) -> Result<SslContextB
     Ok(tls)
 }
 
-/// The server's context for TLS connections that carry lanes: they show its certificate and ask for none, because QUIC
-/// inside them does. No tickets: going on from an earlier session would spare a signature, and keep a state.
+/// The server's context for TLS connections that carry lanes. It shows the server's certificate and
+/// asks for none, because QUIC does so inside. It makes no tickets: resuming a session would spare
+/// a signature, and keep a state.
 pub(crate) fn carrier_server(credentials: &ServerCredentials) -> Result<SslContext, TlsError> {
     let mut tls = base()?;
     take_pair(&mut tls, &credentials.pair)?;
@@ -179,7 +183,7 @@ pub(crate) fn carrier_server(credentials: &ServerCredentials) -> Result<SslConte
     Ok(tls.build())
 }
 
-/// The client's context for them.
+/// The client's context for TLS connections that carry lanes.
 pub(crate) fn carrier_client(credentials: &ClientCredentials) -> Result<SslContext, TlsError> {
     let mut tls = base()?;
     trust(tls.cert_store_mut(), &credentials.authorities)?;
@@ -198,8 +202,9 @@ pub(crate) fn expect_server(ssl: &mut SslRef, server_name: &str) -> Result<(), E
     ssl.param_mut().set_host(server_name)
 }
 
-/// Makes a client's connection check the server's certificate against an IP address. (A DNS name is passed to quiche,
-/// which checks it and sends it as SNI; an address may not be sent as SNI, RFC 6066 section 3.)
+/// Makes a client's connection check the server's certificate against an IP address. (A DNS name is
+/// passed to quiche, which checks it and sends it as SNI; an address may not be sent as SNI, RFC
+/// 6066 section 3.)
 pub(crate) fn expect_server_ip(ssl: &mut SslRef, ip: IpAddr) -> Result<(), ErrorStack> {
     ssl.verify_param_mut().set_ip(ip)
 }

@@ -1,4 +1,4 @@
-//! Token authentication of a lane; what the proof is: [`qmux_config::token_proof`].
+//! Token authentication of a lane. The proof is defined by [`qmux_config::token_proof`].
 
 use boring::error::ErrorStack;
 use qmux_config::{Secret, token_proof};
@@ -15,8 +15,7 @@ pub(crate) fn challenge() -> AuthChallenge {
 
 /// The proof for `challenge` on `lane`.
 ///
-/// # Errors
-/// If the session has no keying material yet (the handshake is not complete).
+/// # Errors If the session has no keying material yet, because the handshake is not complete.
 pub(crate) fn prove(
     lane: &Lane,
     token: &Secret,
@@ -26,7 +25,7 @@ pub(crate) fn prove(
     Ok(AuthProof { mac: mac.to_vec() })
 }
 
-/// A proof that was given for a challenge, to be held against tokens.
+/// A proof that was given for a challenge, to be checked against tokens.
 pub(crate) struct Given<'a> {
     session: token_proof::Session,
     challenge: &'a AuthChallenge,
@@ -34,10 +33,9 @@ pub(crate) struct Given<'a> {
 }
 
 impl<'a> Given<'a> {
-    /// What the peer of `lane` has given.
+    /// The proof that the peer of `lane` has given.
     ///
-    /// # Errors
-    /// If the session has no keying material yet (the handshake is not complete).
+    /// # Errors If the session has no keying material yet, because the handshake is not complete.
     pub(crate) fn on(
         lane: &Lane,
         challenge: &'a AuthChallenge,
@@ -50,7 +48,7 @@ impl<'a> Given<'a> {
         })
     }
 
-    /// True if whoever gave it knows this token. Takes the same time for every wrong one.
+    /// Whether the peer knows this token. It takes the same time for every wrong one.
     pub(crate) fn proves(&self, token: &Secret) -> bool {
         let Ok(expected) = self.session.prove(token, &self.challenge.nonce) else {
             return false;

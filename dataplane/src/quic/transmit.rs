@@ -1,4 +1,4 @@
-//! From a lane to the socket: packets gathered into GSO batches, pacing honoured.
+//! From a lane to the socket: packets are gathered into GSO batches, and paced.
 
 use std::time::{Duration, Instant};
 
@@ -6,20 +6,22 @@ use super::lane::{CONTROL_STREAM, Lane};
 use super::roaming::Way;
 use crate::sys::udp::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX};
 
-/// A packet may leave this much before its time, so that several leave at once. It bounds a burst: what the path takes
-/// in one millisecond is 17 packets of 1,472 bytes at 200 Mbit/s.
+/// How much before its time a packet may leave, so that several leave at once. It bounds a burst:
+/// what the path takes in one millisecond is 17 packets of 1,472 bytes at 200 Mbit/s.
 const PACING_BURST: Duration = Duration::from_millis(1);
 
-/// With so much of a burst still ahead, the lane gets its next turn. quiche's pacer does not make up for lost time: a
-/// turn must come before the last packet's time is over, and half a burst is ten times what a fine timer is late.
+/// The lane gets its next turn when this much of a burst is still ahead. quiche's pacer does not
+/// make up for lost time: a turn must come before the last packet's time is over, and half a burst
+/// is ten times what a fine timer is late.
 const PACING_REST: Duration = Duration::from_micros(500);
 
 const _: () = assert!(PACING_REST.as_micros() < PACING_BURST.as_micros());
 
-/// Room behind a full batch for the packet that does not fit it: quiche may produce its largest one, a probe.
+/// Room behind a full batch for the packet that does not fit it: quiche may produce its largest
+/// packet, a probe.
 const SPARE_BYTES: usize = 16_384;
 
-/// Bytes gathered for one send call, and where they go.
+/// The bytes for one send call, and their destination.
 #[derive(Debug)]
 pub(super) struct Batch {
     buffer: Vec<u8>,
@@ -28,9 +30,9 @@ pub(super) struct Batch {
     carried: Option<Packet>,
     segment: usize,
     to: Option<Way>,
-    /// True if the first packet goes alone.
+    /// Whether the first packet goes alone.
     alone: bool,
-    /// The lane whose bytes these are, while the socket has not taken them yet.
+    /// The key of the lane whose packets are kept here until the socket takes them.
     unsent_of: Option<u64>,
 }
 
@@ -38,11 +40,12 @@ pub(super) struct Batch {
 struct Packet {
     length: usize,
     to: Way,
-    /// A probe of the path's MTU: where it is refused, nothing else must be refused with it.
+    /// Whether the batch is a probe of the path's MTU: if it is refused, nothing else must be
+    /// refused with it.
     probe: bool,
 }
 
-/// One send call's worth.
+/// What one send call sends.
 #[derive(Debug)]
 pub(super) struct Ready<'a> {
     pub(super) bytes: &'a [u8],
@@ -56,7 +59,7 @@ impl Ready<'_> {
     }
 }
 
-/// Whether a lane has more to say.
+/// Whether a lane has more to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Filled {
     /// Everything that may be sent now is in the batch.
@@ -80,7 +83,8 @@ impl Default for Batch {
 }
 
 impl Batch {
-    /// Fills the batch from `lane`: packets of one size to one address; a shorter one ends it.
+    /// Fills the batch from `lane` with packets of one size to one address; a shorter packet ends
+    /// it.
     pub(super) fn fill(&mut self, lane: &Lane, segments_max: usize) -> Filled {
         self.begin();
         let now = Instant::now();
@@ -88,8 +92,9 @@ impl Batch {
         let to = lane.way();
         let mut conn = lane.conn.borrow_mut();
         lane.release_at.set(None);
-        // TCP has a pace of its own, and says when it is full. After a time without any acknowledgement quiche's next packet
-        // may be seconds away, and on a new way nothing is in front of it.
+        // TCP has a pace of its own, and says when it is full. After a time without any
+        // acknowledgement quiche's next packet may be seconds away, and on a new path nothing is in
+        // front of it.
         let unpaced = lane.hurries.take() || to.tls.is_some();
         loop {
             let used = self.end;
@@ -116,11 +121,13 @@ impl Batch {
             let Some(room) = lane.send_budget(self.buffer.len() - self.end) else {
                 return Filled::All;
             };
-            // Not before: a lane whose pace, or whose way, lets nothing go still owes what it owed.
-            lane.debts_paid();
+            // Not earlier: a lane whose pace, or whose path, lets nothing go still owes its
+            // acknowledgements.
+            lane.acks_sent();
             let out = &mut self.buffer[self.end..self.end + room];
             let Ok((length, _addresses)) = conn.send(out) else {
-                // `Done`, or an error that has closed the connection, which `is_closed` tells.
+                // The result is `Done`, or an error that has closed the connection, which
+                // `is_closed` tells.
                 let capacity = conn.stream_capacity(CONTROL_STREAM).ok();
                 lane.unsent.stopped(capacity, lane.packet_bytes_max());
                 return Filled::All;
@@ -135,7 +142,7 @@ impl Batch {
         }
     }
 
-    /// What is to be sent now.
+    /// What is to be sent now, if anything.
     pub(super) fn ready(&self) -> Option<Ready<'_>> {
         let way = self.to?;
         let bytes = &self.buffer[..self.end];
@@ -146,28 +153,28 @@ impl Batch {
         })
     }
 
-    /// The socket had no room for what is ready, of this lane. Nothing may be filled in before it is
-    /// sent.
+    /// Keeps the packets of this lane that are ready, because the socket had no room for them.
+    /// Nothing may be filled in before they are sent.
     pub(super) fn keep_for(&mut self, lane: u64) {
         self.unsent_of = Some(lane);
     }
 
-    /// Whether bytes are kept.
+    /// Whether packets are kept.
     pub(super) fn is_kept(&self) -> bool {
         self.unsent_of.is_some()
     }
 
-    /// Whose bytes were kept, which are to be sent now.
+    /// Takes the key of the lane whose packets were kept and are to be sent now.
     pub(super) fn take_kept(&mut self) -> Option<u64> {
         self.unsent_of.take()
     }
 
-    /// True if a packet waits for the next batch.
+    /// Whether a packet waits for the next batch.
     pub(super) fn carries(&self) -> bool {
         self.carried.is_some()
     }
 
-    /// Starts a batch, with the packet that did not fit the last one, if any.
+    /// Starts a batch, with the packet that did not fit the last one, if there is one.
     fn begin(&mut self) {
         let end = std::mem::take(&mut self.end);
         self.to = None;

@@ -1,7 +1,7 @@
 //! The access log: one line of JSON for each flow that has ended, TCP and UDP.
 //!
-//! A line is put into a queue that never waits ([`LogQueue`]); who writes it where is the process's
-//! matter. While the log is off, a flow's end costs one look at a flag.
+//! A line is put into a queue that never waits ([`LogQueue`]). The process decides which thread
+//! writes the queue and where to. While the log is off, the end of a flow costs one look at a flag.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,15 +18,16 @@ const LINE_BYTES: usize = 256;
 /// How a flow ended, in the words of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// As it should: with both directions' FIN, or the client has closed its UDP flow.
+    /// The flow ended well: both directions saw a FIN, or the client has closed its UDP flow.
     Closed,
     /// The visitor has reset its connection.
     VisitorReset,
-    /// The service has.
+    /// The service has reset its connection.
     ServiceReset,
     /// The visitor or the service took nothing for the stall timeout, or memory was short.
     Stalled,
-    /// Nothing came for the idle timeout, or of a UDP flow for the session timeout.
+    /// No byte moved for the idle timeout; or, of a UDP flow, no datagram came for the session
+    /// timeout.
     Idle,
     /// A UDP flow had to make room for another one.
     Evicted,
@@ -34,16 +35,16 @@ pub(crate) enum End {
     Moved,
     /// The server or the client stops, and the time to drain is over.
     Drained,
-    /// The lane that carried it has ended, or its client does not answer.
+    /// The lane that carried the flow has ended, or its client does not answer.
     LaneLost,
-    /// No client's service took the flow; why, by the last one that was asked.
+    /// No client's service took the flow; the reason is that of the last client that was asked.
     Refused(FlowError),
     /// A fault of one of the programs.
     Failed,
 }
 
 impl End {
-    /// By the code that has ended the flow.
+    /// The end that the code of a flow's end stands for.
     pub(crate) fn of(reason: FlowError) -> End {
         match reason {
             FlowError::NoError => End::Closed,
@@ -64,7 +65,8 @@ impl End {
         }
     }
 
-    /// The same of a flow whose lane has ended, if that is why: by no code of the peer's.
+    /// Corrects the end of a flow whose lane has ended: such a flow was ended by the loss of the
+    /// lane, and by no code of the peer's.
     pub(crate) fn with_lane(self, lane_is_open: bool, draining: bool) -> End {
         match self {
             End::Failed if !lane_is_open && draining => End::Drained,
@@ -98,21 +100,21 @@ impl Serialize for End {
 /// A flow that has ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FinishedFlow<'a> {
-    /// Its service; empty for that of a listener.
+    /// The name of the flow's service; empty for the service of a listener.
     pub(crate) service: &'a str,
-    /// The client that served it last.
+    /// The client that served the flow last.
     pub(crate) client: &'a str,
-    /// Its visitor.
+    /// The address of the visitor.
     pub(crate) visitor: SocketAddr,
-    /// Over which protocol.
+    /// The protocol that the visitor speaks.
     pub(crate) protocol: Protocol,
-    /// Payload of the visitor.
+    /// Payload bytes from the visitor.
     pub(crate) bytes_in: u64,
-    /// Payload for the visitor.
+    /// Payload bytes to the visitor.
     pub(crate) bytes_out: u64,
-    /// Since it was accepted.
+    /// Time since the visitor was accepted.
     pub(crate) lasted: Duration,
-    /// How it ended.
+    /// How the flow ended.
     pub(crate) end: End,
 }
 
@@ -148,7 +150,7 @@ impl FinishedFlow<'_> {
             end: self.end,
         };
         let mut text = Vec::with_capacity(LINE_BYTES);
-        // Texts, numbers and memory: nothing of it can fail.
+        // Texts and numbers, written to memory: nothing of this can fail.
         let _written = serde_json::to_writer(&mut text, &line);
         text.push(b'\n');
         text
@@ -163,7 +165,7 @@ pub(crate) struct AccessLog {
 }
 
 impl AccessLog {
-    /// One that takes nothing until it is switched on.
+    /// An access log that drops every line until it is switched on.
     pub(crate) fn off() -> AccessLog {
         AccessLog {
             is_on: AtomicBool::new(false),
@@ -171,23 +173,23 @@ impl AccessLog {
         }
     }
 
-    /// From now on it takes lines, or none.
+    /// Switches the log on or off.
     pub(crate) fn switch(&self, on: bool) {
         self.is_on.store(on, Ordering::Release);
     }
 
-    /// Whether it takes lines.
+    /// Whether the log is on.
     pub(crate) fn is_on(&self) -> bool {
         self.is_on.load(Ordering::Acquire)
     }
 
-    /// Where its lines wait.
+    /// The queue in which lines wait to be written.
     pub(crate) fn queue(&self) -> &LogQueue {
         &self.queue
     }
 
-    /// Takes note of a flow that has ended. Never waits: a line for which there is no room is dropped
-    /// and counted.
+    /// Writes the line of a flow that has ended. It never waits: a line that the queue has no room
+    /// for is dropped and counted.
     pub(crate) fn finished(&self, flow: &FinishedFlow<'_>) {
         if self.is_on() {
             self.queue.push(&flow.line(SystemTime::now()));

@@ -1,9 +1,10 @@
-//! By what the cores name doors and entrances to each other. None is used again: mail for one that is gone finds nobody.
+//! The numbers by which cores refer to doors and entrances in their mail. No number is used twice:
+//! mail for a door that is gone is dropped.
 
-/// A door: where clients of some services come in, with the same number on every core.
+/// The number of a door, where clients of some services connect; the same on every core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct DoorId(pub(crate) u64);
 
-/// An entrance: one port of one service, with the same number on every core.
+/// The number of an entrance, which is one port of one service; the same on every core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct EntranceId(pub(crate) u64);

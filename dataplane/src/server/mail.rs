@@ -1,4 +1,4 @@
-//! What the server role of one core hands to that of another.
+//! What the server role of one core sends to that of another.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
@@ -14,75 +14,77 @@ use crate::core::mailbox::{Kind, Mail};
 use crate::flow::role::RoleContext;
 use crate::quic::over_tls::TlsConnection;
 
-/// The core of a server.
+/// The context of the server role on one core.
 pub(crate) type ServerContext = RoleContext<ServerMail>;
 
-/// One hand-over.
+/// One message between cores.
 #[derive(Debug)]
 pub(crate) enum ServerMail {
-    /// A visitor whose client has no lane on the core that accepted it.
+    /// A visitor whose client has no lane on the core that accepted the visitor.
     Visitor {
-        /// Where it came in.
+        /// The entrance that the visitor came to.
         entrance: EntranceId,
         /// The accepted socket.
         stream: TcpStream,
-        /// Who it is, and what is known of it.
+        /// The visitor's address, and what is known of the visitor.
         visitor: Box<Visitor>,
-        /// The client chosen for it.
+        /// The client that was chosen for the visitor.
         ticket: FlowTicket,
     },
     /// A datagram of a visitor whose flow lives on the receiving core.
     Datagram {
-        /// Where it came in.
+        /// The entrance that the datagram came to.
         entrance: EntranceId,
         /// The datagram.
         packet: ForwardedUdp,
     },
     /// A QUIC packet for a lane of the receiving core.
     Packet {
-        /// Whose socket received it.
+        /// The door whose socket received the packet.
         door: DoorId,
-        /// Which of the door's sockets.
+        /// The index of the address that it came to.
         address: usize,
         /// The packet.
         data: Vec<u8>,
-        /// Who sent it.
+        /// The sender's address.
         from: SocketAddr,
         /// The local address that it was sent to.
         to_ip: Option<IpAddr>,
-        /// So many that the successor has passed on found no place before it.
+        /// Number of packets passed on by a successor that were dropped before this one, for want
+        /// of room.
         lost_before: u64,
     },
     /// A TLS connection that carries a lane of the receiving core.
     TlsConnection {
-        /// Whose socket accepted it.
+        /// The door whose socket accepted the connection.
         door: DoorId,
-        /// Which of the door's addresses.
+        /// The index of the address that it came to.
         address: usize,
         /// The connection.
         connection: Box<TlsConnection>,
     },
-    /// A client was replaced by a newer instance: its lanes take no new flow, and are closed if
+    /// A client was replaced by a newer instance. Its lanes take no new flow, and are closed if
     /// they do not answer.
     Evict {
-        /// The door that it was registered at.
+        /// The door that the client was registered at.
         door: DoorId,
-        /// Its number there.
+        /// The client's number there.
         client: u64,
     },
-    /// A lane of this client is not answered: have its other lanes ask.
+    /// A lane of this client is not answered. The client's other lanes should ask it for a sign of
+    /// life.
     ClientMayBeGone {
-        /// The door that it is registered at.
+        /// The door that the client is registered at.
         door: DoorId,
-        /// Its number there.
+        /// The client's number there.
         client: u64,
     },
     /// The configuration has changed.
     Change(Box<CoreChanges>),
     /// A successor wants descriptors of the core's sockets.
     Lend(Sender<Vec<Lent>>),
-    /// The successor has them: it reads them from now on, and this core does no more. Told when that
-    /// is so.
+    /// The successor has the descriptors and reads the sockets from now on. This core stops reading
+    /// them and then answers by the channel.
     HandedOver(Sender<()>),
 }
 

@@ -1,8 +1,9 @@
-//! The server role on one core: its share of every door, where clients come in, and every entrance, where visitors do.
+//! The server role on one core: its share of every door, where clients connect, and of every
+//! entrance, where visitors do.
 //!
-//! A door has some services, each of them an entrance for every port where its visitors come; a listener of dp.toml is a
-//! door with one entrance. What cores share of the clients of a door and of each service is in [`pool`]. The flows of
-//! visitors are in [`tcp`] and [`udp`].
+//! A door has some services, and each service has an entrance for every port to which its visitors
+//! connect. A listener of dp.toml is a door with one entrance. What cores share of the clients of a
+//! door and of each service is in [`pool`]. The flows of visitors are in [`tcp`] and [`udp`].
 
 pub(crate) mod access_log;
 pub(crate) mod bounds;
@@ -39,7 +40,7 @@ pub(crate) struct ServerCore {
     context: Rc<ServerContext>,
     shared: Arc<ServerShared>,
     doors: RefCell<HashMap<DoorId, Rc<Door>>>,
-    /// Those that drain among them, until they are closed.
+    /// The entrances on this core, with those that drain until they are closed.
     entrances: RefCell<HashMap<EntranceId, Rc<Entrance>>>,
 }
 
@@ -59,7 +60,7 @@ impl ServerCore {
             doors: RefCell::default(),
             entrances: RefCell::default(),
         });
-        // Where they listen another process may, too, until this one has begun.
+        // Another process may be listening at these addresses as well until this one has begun.
         let (entrances, problems) = this.open(opened, |_| ());
         if let Some(why) = problems.into_iter().next() {
             return Err(why);
@@ -80,8 +81,9 @@ impl ServerCore {
         Ok(this)
     }
 
-    /// Opens what is new, and says what cannot be opened here; of that `unserved` gets the sockets
-    /// for TCP visitors. The entrances do not accept yet.
+    /// Opens new doors and entrances, and returns the problems of those that cannot be opened on
+    /// this core; their sockets for TCP visitors are given to `unserved`. The entrances do not
+    /// accept yet.
     fn open(
         &self,
         changes: CoreChanges,
@@ -109,7 +111,7 @@ impl ServerCore {
         (entrances, problems)
     }
 
-    /// `None` if its door could not be opened, which was said.
+    /// Opens an entrance. `None` if its door could not be opened, which has been reported.
     fn open_entrance(
         &self,
         opened: OpenedEntrance,
@@ -121,8 +123,8 @@ impl ServerCore {
             entrance,
             sockets,
         } = opened;
-        // `main` has the sockets for TCP visitors once more: those that are not accepted from must
-        // not go on listening there.
+        // `main` holds the sockets for TCP visitors as well, so dropping one does not close it. A
+        // socket that nobody accepts from must not go on listening.
         let again = match sockets.tcp.as_ref().map(TcpListener::try_clone).transpose() {
             Ok(again) => again,
             Err(error) => {
@@ -141,11 +143,12 @@ impl ServerCore {
         opened.map(Some)
     }
 
-    /// The configuration has changed.
+    /// Takes up another configuration.
     fn change(self: &Rc<Self>, mut changes: CoreChanges) {
         let done = changes.done.take();
         if self.context.draining.get() {
-            // Everything ends anyway; what was to be opened is closed with the mail.
+            // The process ends anyway. The sockets that were to be opened are closed with the
+            // message.
             drop(done);
             return;
         }
@@ -178,12 +181,12 @@ impl ServerCore {
             false => Err(problems.join("; ")),
         };
         if let Some(done) = done {
-            // Nobody may be left who waits for it.
+            // There may be nobody left who waits for the result.
             let _told = done.send(result);
         }
     }
 
-    /// An entrance takes nobody from now on, or one half of it does not; flows may finish.
+    /// Closes an entrance, or one half of it, to new visitors; flows may finish.
     fn close_entrance(self: &Rc<Self>, closed: ClosedEntrance, timeout: Duration) {
         let id = closed.entrance.id;
         let Some(entrance) = self.entrances.borrow().get(&id).cloned() else {
@@ -202,7 +205,7 @@ impl ServerCore {
         });
     }
 
-    /// A door takes nobody from now on; flows may finish, and then its lanes end.
+    /// Closes a door to new clients. Flows may finish, and then its lanes end.
     fn close_door(self: &Rc<Self>, id: DoorId, timeout: Duration) {
         let Some(door) = self.doors.borrow().get(&id).cloned() else {
             return;
@@ -226,7 +229,8 @@ impl ServerCore {
         self.doors.borrow().get(&id).cloned()
     }
 
-    /// Takes what the same role of another core has sent. What is for a door or an entrance that is not here is dropped.
+    /// Handles a message from the server role on another core. A message for a door or an entrance
+    /// that is not here is dropped.
     pub(crate) fn mail(self: &Rc<Self>, mail: ServerMail) {
         match mail {
             ServerMail::Visitor {
@@ -290,7 +294,7 @@ impl ServerCore {
         }
     }
 
-    /// Descriptors of all sockets, for a successor. What cannot be had it binds itself.
+    /// Descriptors of all sockets, for a successor. It binds sockets itself that cannot be lent.
     fn lend(&self) -> Vec<Lent> {
         let doors = self.doors.borrow();
         let entrances = self.entrances.borrow();
@@ -299,7 +303,7 @@ impl ServerCore {
         of_doors.chain(of_entrances).collect()
     }
 
-    /// The successor has taken sockets: those are read here no more, and stay open.
+    /// The successor has taken the sockets: this core stops reading them, and keeps them open.
     fn handed_over(&self) {
         for door in self.doors.borrow().values() {
             door.handed_over();
@@ -309,7 +313,7 @@ impl ServerCore {
         }
     }
 
-    /// Takes no new visitor and tells the clients so.
+    /// Takes no new visitors, and tells the clients so.
     pub(crate) fn drain(&self, timeout: Duration) {
         for entrance in self.entrances.borrow().values() {
             entrance.drain(timeout);
@@ -319,14 +323,14 @@ impl ServerCore {
         }
     }
 
-    /// Whether the clients have all bytes of the flows that have ended.
+    /// Whether the clients have received all bytes of the flows that have ended.
     pub(crate) fn has_delivered(&self, now: Instant) -> bool {
-        // All are asked: the time that each may take runs from the first question.
+        // All doors are asked, because the time that each may take runs from the first question.
         let waits = |door: &&Rc<Door>| !door.has_delivered(now);
         self.doors.borrow().values().filter(waits).count() == 0
     }
 
-    /// Closes all lanes. They are told in the next flush.
+    /// Closes all lanes. Their clients are told in the next flush.
     pub(crate) fn close(&self) {
         for entrance in self.entrances.borrow().values() {
             entrance.close();

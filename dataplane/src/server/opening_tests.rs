@@ -1,4 +1,4 @@
-//! What is left on a core where not all can be opened.
+//! What is left on a core that cannot open everything.
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -17,7 +17,7 @@ use crate::server::shared::plan::{DoorSockets, EntranceSockets};
 use crate::server::succession::{SocketUse, Taken};
 use crate::sys::bind::tcp_reuseport;
 
-/// A server of three services. What is bound in the tests stands for these addresses.
+/// A server with three services. The sockets that tests bind stand for these addresses.
 fn config() -> (tempfile::TempDir, Arc<Config>) {
     let dir = tempfile::tempdir().expect("a directory");
     let request = qmux_config::certs::CertsRequest {
@@ -56,12 +56,12 @@ fn nothing() -> CoreChanges {
     }
 }
 
-/// One core that serves nothing yet.
+/// A core that serves nothing yet.
 struct World {
     core: Rc<ServerCore>,
     cluster: Arc<Cluster>,
     config: Arc<Config>,
-    /// Of the certificates.
+    /// The directory of the certificates.
     _dir: tempfile::TempDir,
 }
 
@@ -87,7 +87,7 @@ impl World {
         }
     }
 
-    /// Reloads with the door and its services at these sockets; what the core says of that.
+    /// Reloads with the door and its services at these sockets; returns the report of the core.
     fn reload(&self, quic: UdpSocket, services: Vec<EntranceSockets>) -> Result<(), String> {
         let server = self.config.server.as_ref().expect("a server");
         let shared = &self.core.shared;
@@ -144,7 +144,7 @@ fn an_entrance_that_cannot_be_opened_keeps_nobody_waiting_and_costs_no_other_one
         TcpStream::connect(at_b).expect_err("nobody listens where nobody is accepted");
         let _visitors = [at_a, at_c].map(|at| TcpStream::connect(at).expect("it listens"));
         until("both are accepted", || world.accepted() == 2).await;
-        // As the cores do when the process stops.
+        // The cores do this when the process stops.
         world.core.context.draining.set(true);
         world.core.drain(Duration::ZERO);
         until("nobody can come any more", || {

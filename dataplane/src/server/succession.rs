@@ -1,9 +1,9 @@
-//! One process after another on the same sockets: what the one lends, and how the other passes on
-//! what is still for the first.
+//! Handover between processes on the server: the sockets that the predecessor lends, and the
+//! packets that the successor passes on.
 //!
-//! Both have the same sockets. The successor alone reads those for QUIC, so a packet of a lane that
-//! the predecessor still has comes to it, and it knows no such lane: it passes the packet on, and the
-//! predecessor answers from its own descriptor.
+//! Both processes have the same sockets. Only the successor reads those for QUIC, so a packet for a
+//! lane of the predecessor comes to the successor, which does not know the lane. It passes the
+//! packet on, and the predecessor answers from its own descriptor.
 
 use std::collections::HashSet;
 use std::io;
@@ -16,34 +16,34 @@ use socket2::Socket;
 /// What a socket is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum SocketUse {
-    /// Clients, QUIC.
+    /// For clients, QUIC.
     Quic,
-    /// TCP visitors.
+    /// For TCP visitors.
     Tcp,
-    /// UDP visitors.
+    /// For UDP visitors.
     Udp,
 }
 
 /// A socket that a core lends.
 #[derive(Debug)]
 pub(crate) struct Lent {
-    /// What it is for.
+    /// What the socket is for.
     pub(crate) used_for: SocketUse,
-    /// Where it is bound, as configured.
+    /// The address that it is bound to, as configured.
     pub(crate) address: SocketAddr,
     /// The core that has it.
     pub(crate) core: usize,
-    /// A descriptor of its own.
+    /// A descriptor for the successor.
     pub(crate) fd: OwnedFd,
 }
 
-/// Which of the lent sockets a successor has taken, by their use and address: those of all cores at
-/// once.
+/// The lent sockets that a successor has taken, by use and address; each entry stands for the
+/// sockets of all cores.
 #[derive(Debug, Default)]
 pub(crate) struct Taken(HashSet<(SocketUse, SocketAddr)>);
 
 impl Taken {
-    /// Whether the sockets of this use at this address are the successor's.
+    /// Whether a successor has taken the sockets of this use at this address.
     pub(crate) fn has(&self, used_for: SocketUse, address: SocketAddr) -> bool {
         self.0.contains(&(used_for, address))
     }
@@ -58,11 +58,11 @@ impl FromIterator<(SocketUse, SocketAddr)> for Taken {
 /// A QUIC packet on its way to the predecessor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PassedOn<'a> {
-    /// The core whose socket it came to, which is that of its lane.
+    /// The core whose socket received the packet, which is the core of its lane.
     pub(crate) core: usize,
     /// The door's address.
     pub(crate) door: SocketAddr,
-    /// Who sent it.
+    /// The sender's address.
     pub(crate) from: SocketAddr,
     /// The local address that it was sent to.
     pub(crate) to_ip: Option<IpAddr>,
@@ -96,7 +96,7 @@ fn put_address(into: &mut Vec<u8>, address: SocketAddr) {
     into.extend(scope.to_be_bytes());
 }
 
-/// Takes bytes from the front.
+/// Takes bytes from the front of a slice.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
@@ -140,7 +140,7 @@ impl<'a> PassedOn<'a> {
         bytes
     }
 
-    /// Reads what [`Predecessor::pass_on`] has sent; `None` if that is something else.
+    /// Reads what [`Predecessor::pass_on`] has sent; `None` if the bytes are something else.
     pub(crate) fn decode(bytes: &'a [u8]) -> Option<PassedOn<'a>> {
         let mut reader = Reader(bytes);
         Some(PassedOn {
@@ -161,10 +161,9 @@ pub(crate) struct Predecessor {
 }
 
 impl Predecessor {
-    /// The one at the other end of this socket.
+    /// The predecessor at the other end of this socket.
     ///
-    /// # Errors
-    /// If the socket cannot be made non-blocking.
+    /// # Errors If the socket cannot be made non-blocking.
     pub(crate) fn at(socket: Socket) -> io::Result<Predecessor> {
         socket.set_nonblocking(true)?;
         Ok(Predecessor {
@@ -173,13 +172,13 @@ impl Predecessor {
         })
     }
 
-    /// Whether anybody is there to whom packets can be passed on.
+    /// Whether the predecessor is still there to take packets.
     pub(crate) fn is_there(&self) -> bool {
         !self.is_gone.load(Ordering::Relaxed)
     }
 
-    /// Passes a packet on. `None` if nobody is there any more; false if it was dropped, because the
-    /// predecessor takes packets too slowly.
+    /// Passes a packet on. `None` if the predecessor is gone; false if the packet was dropped
+    /// because the predecessor takes packets too slowly.
     pub(crate) fn pass_on(&self, packet: &PassedOn<'_>) -> Option<bool> {
         if !self.is_there() {
             return None;

@@ -1,8 +1,10 @@
-//! Counts what the cores' threads allocate, and where from: only in builds with the feature `count-allocations`.
+//! Counts what the cores' threads allocate, and where from; only in builds with the feature
+//! `count-allocations`.
 //!
-//! Each thread that is watched counts its allocations. The next ones, as many as are asked for, are also recorded with their
-//! call stacks; the owner of an allocation is the innermost crate on its stack that is not a library of data structures.
-//! What BoringSSL allocates goes to C's `malloc` and is not seen here; it allocates nothing for a packet.
+//! Each watched thread counts its allocations. The next ones, as many as are asked for, are also
+//! recorded with their call stacks. The owner of an allocation is the innermost crate on its stack
+//! that is not a library of data structures. What BoringSSL allocates goes to C's `malloc` and is
+//! not seen here; it allocates nothing for a packet.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::backtrace::Backtrace;
@@ -13,8 +15,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::heap::Metered;
 
-/// Folders that the sources of possible owners lie in, as the debug information has them, and what they are called. Data
-/// structures of other crates allocate on behalf of one of these.
+/// Folders of the sources of possible owners, as the debug information names them, and the owners'
+/// names. Data structures of other crates allocate on behalf of one of these.
 const OWNERS: [(&str, &str); 9] = [
     ("/dataplane/src/", "qmux-dp"),
     ("/proto/src/", "qmux-proto"),
@@ -30,25 +32,25 @@ const OWNERS: [(&str, &str); 9] = [
 /// The file of the innermost frames, which are this module's own.
 const OWN_FILE: &str = "sys/allocations.rs";
 
-/// The allocator of such builds.
+/// The allocator of builds that count.
 #[derive(Debug)]
 pub(crate) struct Counting;
 
-/// How many allocations were made, and of how many bytes, since the start.
+/// Number of allocations, and of their bytes, since the start.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Counted {
-    /// Calls that returned memory, growing a block among them.
+    /// Calls that returned memory; growing a block is one of them.
     pub(crate) allocations: u64,
     /// Bytes asked for.
     pub(crate) bytes: u64,
 }
 
-/// Where allocations come from.
+/// Where an allocation comes from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Source {
     /// The crate.
     pub(crate) owner: String,
-    /// The function in it, with its file and line.
+    /// The function in the crate, with its file and line.
     pub(crate) place: String,
 }
 
@@ -79,7 +81,7 @@ pub(crate) fn record(count: usize) {
     RECORDS_LEFT.store(count, Ordering::Relaxed);
 }
 
-/// Stops recording, and says where the recorded allocations came from and how many came from each place.
+/// Stops recording; returns how many of the recorded allocations came from each place.
 pub(crate) fn recorded() -> BTreeMap<Source, u64> {
     RECORDS_LEFT.store(0, Ordering::Relaxed);
     let records = RECORDS
@@ -93,8 +95,9 @@ pub(crate) fn recorded() -> BTreeMap<Source, u64> {
     sources
 }
 
-/// Finds the owner in a stack as [`Backtrace`] prints it: innermost first, a line with a number and a function, then one with
-/// the place in a file. Functions that were inlined may have no path, so that the file tells the crate.
+/// Finds the owner in a stack as [`Backtrace`] prints it: innermost first, a line with a number and
+/// a function, then one with the place in a file. Functions that were inlined may have no path, so
+/// the file tells the crate.
 fn source(stack: &str) -> Source {
     let mut function = "";
     let mut outermost = Source {
@@ -106,7 +109,7 @@ fn source(stack: &str) -> Source {
             function = line.split_once(": ").map_or(line, |(_number, name)| name);
             continue;
         };
-        // The entrances that the compiler generates lie where the allocator is chosen.
+        // The entry points that the compiler generates lie where the allocator is chosen.
         if file.contains(OWN_FILE) || function.contains("__rust_") {
             continue;
         }
@@ -144,7 +147,7 @@ fn count(bytes: usize) {
     let left = RECORDS_LEFT.load(Ordering::Relaxed);
     if left > 0 {
         RECORDS_LEFT.store(left - 1, Ordering::Relaxed);
-        // What recording allocates itself does not count.
+        // What recording allocates itself is not counted.
         WATCHED.set(false);
         let record = Backtrace::force_capture();
         if let Ok(mut records) = RECORDS.lock() {
@@ -154,8 +157,8 @@ fn count(bytes: usize) {
     }
 }
 
-// SAFETY: every call is passed on unchanged to an allocator that keeps the contract; counting neither touches the memory nor
-// unwinds.
+// SAFETY: every call is passed on unchanged to an allocator that keeps the contract; counting
+// neither touches the memory nor unwinds.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());

@@ -1,7 +1,7 @@
 //! Binding: every listening socket of every core, with the options that it needs.
 //!
-//! Sockets are bound once, from one place, in core order, because a reuseport group numbers its members by the
-//! order in which they were bound, and steering relies on it.
+//! Sockets are bound once, from one place, in core order, because a reuseport group numbers its
+//! members by the order in which they were bound, and steering relies on it.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -11,23 +11,25 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::tcp::set_flow_options;
 
-/// Receive and send buffer asked for on QUIC and UDP traffic sockets, in bytes.
+/// Receive and send buffer that is asked for on QUIC and UDP traffic sockets, in bytes.
 ///
-/// One GRO batch is up to 64 KB and a core may be away for a millisecond at several Gbit/s: 4 MiB holds about 8 ms
-/// of 4 Gbit/s. It is also the default `net.core.rmem_max` of current distributions' tuned profiles.
+/// One GRO batch is up to 64 KB and a core may be away for a millisecond at several Gbit/s: 4 MiB
+/// holds about 8 ms of 4 Gbit/s. It is also the default `net.core.rmem_max` of current
+/// distributions' tuned profiles.
 pub(crate) const UDP_BUFFER_BYTES: usize = 4 << 20;
 
-/// How long an address in use is waited for.
+/// How long to wait for an address that is in use.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
 const RELEASE_POLL: Duration = Duration::from_millis(20);
 
 /// Length of the accept queue; the kernel clamps it to `net.core.somaxconn`.
 const ACCEPT_BACKLOG: i32 = 4096;
 
-/// What the kernel granted of [`UDP_BUFFER_BYTES`].
+/// What the kernel has granted of [`UDP_BUFFER_BYTES`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GrantedBuffers {
-    /// Receive buffer in bytes as usable by payload accounting (the kernel reports twice what was set).
+    /// Receive buffer in bytes, as far as payload can use it (the kernel reports twice what was
+    /// set).
     pub(crate) receive_bytes: usize,
     /// Send buffer in bytes.
     pub(crate) send_bytes: usize,
@@ -35,11 +37,12 @@ pub(crate) struct GrantedBuffers {
 
 /// Fails if `addr` is already in use by another program (or another instance of this one).
 ///
-/// An address in use is tried again for [`RELEASE_TIMEOUT`]: the kernel closes the sockets of a process that was killed
-/// with io_uring requests in flight a moment after the process is gone, and its successor must not fail for that.
+/// An address in use is tried again for [`RELEASE_TIMEOUT`]. If a process was killed with io_uring
+/// requests in flight, the kernel closes its sockets a moment after the process is gone, and its
+/// successor must not fail for that.
 ///
-/// A reuseport group can be joined silently by any process of the same user; half of the traffic would then go to
-/// it. A plain bind without `SO_REUSEPORT` finds that out first.
+/// Any process of the same user can join a reuseport group silently, and would get half of the
+/// traffic. A plain bind without `SO_REUSEPORT` finds that out first.
 pub(crate) fn probe_free(addr: SocketAddr, tcp: bool) -> io::Result<()> {
     let deadline = Instant::now() + RELEASE_TIMEOUT;
     loop {
@@ -73,17 +76,18 @@ pub(crate) fn udp_reuseport(addr: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Binds a UDP socket on a free port of the wildcard address of `peer`'s family: a client's side of a lane.
+/// Binds a UDP socket on a free port of the wildcard address of `peer`'s family, for a client's
+/// side of a lane.
 pub(crate) fn udp_towards(peer: SocketAddr) -> io::Result<UdpSocket> {
     UdpSocket::bind(any_towards(peer))
 }
 
-/// Whether this machine has IPv6, be it without a single address.
+/// Whether this machine has IPv6, even if it has no IPv6 address.
 pub(crate) fn has_ipv6() -> bool {
     !Socket::new(Domain::IPV6, Type::DGRAM, None).is_err_and(|error| is_family_missing(&error))
 }
 
-/// True if a socket cannot be had because this machine has no such address family
+/// Whether a socket cannot be made because this machine has no such address family
 /// (`ipv6.disable=1`, or a sandbox).
 pub(crate) fn is_family_missing(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error())
@@ -122,7 +126,7 @@ pub(crate) fn tcp_alone(addr: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Raises the socket's buffers as far as the kernel allows and says what was granted.
+/// Raises the socket's buffers as far as the kernel allows; returns what was granted.
 pub(crate) fn raise_udp_buffers(socket: &UdpSocket) -> io::Result<GrantedBuffers> {
     let socket = socket2::SockRef::from(socket);
     socket.set_recv_buffer_size(UDP_BUFFER_BYTES)?;
@@ -134,7 +138,7 @@ pub(crate) fn raise_udp_buffers(socket: &UdpSocket) -> io::Result<GrantedBuffers
     })
 }
 
-/// `[::]` accepts IPv4 too, as users of Go's listeners expect.
+/// Lets `[::]` accept IPv4 as well, as users of Go's listeners expect.
 fn dual_stack(socket: &Socket, addr: SocketAddr) -> io::Result<()> {
     if addr.is_ipv6() {
         socket.set_only_v6(!addr.ip().is_unspecified())?;

@@ -1,10 +1,10 @@
-//! CPUs: how many cores are of use, and which CPU each core's thread is pinned to.
+//! CPUs: how many cores are useful, and which CPU each core's thread is pinned to.
 //!
 //! Processes do not know of each other, so none may take fixed CPUs: two clients of one host would
 //! share one while others are idle. A process looks where the threads of other processes of this
-//! program are pinned, and takes the CPUs with the fewest of them. Under a quota of CPU time nothing
-//! is pinned: the CPUs are then more than the process may use, and shared with others that nobody
-//! here can see; the system's scheduler can.
+//! program are pinned, and takes the CPUs with the fewest of them. Under a quota of CPU time
+//! nothing is pinned: there are then more CPUs than the process may use, and it shares them with
+//! processes that it cannot see but the system's scheduler can.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,20 +14,20 @@ use core_affinity::CoreId;
 
 use super::cpu_quota;
 
-/// How the names of cores' threads begin.
+/// The beginning of the names of cores' threads.
 pub(crate) const CORE_THREAD: &str = "core-";
 
-/// The CPUs of this process.
+/// The CPUs that this process may use.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Allowed {
-    /// CPUs that it may run on (its affinity mask), at least 1.
+    /// Number of CPUs of its affinity mask, at least 1.
     pub(crate) cpus: usize,
     /// CPU time per time that its control groups allow, if that is less.
     pub(crate) quota: Option<f64>,
 }
 
 impl Allowed {
-    /// What the system says.
+    /// Asks the system.
     pub(crate) fn now() -> Allowed {
         let cpus = core_affinity::get_core_ids().map_or(1, |ids| ids.len().max(1));
         Allowed {
@@ -36,7 +36,7 @@ impl Allowed {
         }
     }
 
-    /// Cores that can use it all.
+    /// Number of cores that can use all of it.
     pub(crate) fn cores(self) -> usize {
         self.quota.map_or(self.cpus, |quota| {
             cpu_quota::cores_for(quota).min(self.cpus)
@@ -44,8 +44,8 @@ impl Allowed {
     }
 }
 
-/// The CPU of each core's thread, counted around when there are more cores than CPUs; `None`: the
-/// scheduler chooses.
+/// The CPU of each core's thread, counted around when there are more cores than CPUs; `None` if the
+/// scheduler is to choose.
 pub(crate) fn places(cores: usize, allowed: Allowed, from_end: bool) -> Vec<Option<usize>> {
     let ids = core_affinity::get_core_ids().unwrap_or_default();
     let mut cpus: Vec<usize> = ids.iter().map(|id| id.id).collect();
@@ -55,13 +55,14 @@ pub(crate) fn places(cores: usize, allowed: Allowed, from_end: bool) -> Vec<Opti
     if from_end {
         cpus.reverse();
     }
-    // Where all CPUs are taken, others change nothing.
+    // If all CPUs are used, the other processes make no difference.
     let taken = if cores < cpus.len() {
         taken_by_others(Path::new("/proc"))
     } else {
         HashMap::new()
     };
-    // Not the process id: in containers every process is the first one.
+    // A random number is used instead of the process id, because in containers every process is the
+    // first one.
     let first = usize::from(rand::random::<u16>());
     let order = order(&cpus, first, &taken);
     order.into_iter().cycle().take(cores).map(Some).collect()
@@ -72,9 +73,9 @@ pub(crate) fn pin_current_thread(cpu: usize) -> bool {
     core_affinity::set_for_current(CoreId { id: cpu })
 }
 
-/// `cpus` in the order in which they are to be used: those that the fewest threads have `taken`
-/// first, and among them in their order from the `first` one on. Processes that start at the same
-/// moment, or do not see each other, begin at different ones.
+/// Orders `cpus` by preference: those that the fewest threads have `taken` first, and among them in
+/// their order from the `first` one on. Processes that start at the same moment, or do not see each
+/// other, begin at different ones.
 fn order(cpus: &[usize], first: usize, taken: &HashMap<usize, usize>) -> Vec<usize> {
     let mut order = cpus.to_vec();
     let first = first.checked_rem(order.len()).unwrap_or_default();
@@ -84,7 +85,7 @@ fn order(cpus: &[usize], first: usize, taken: &HashMap<usize, usize>) -> Vec<usi
 }
 
 /// How many cores' threads of other processes of this program are pinned to each CPU. What cannot
-/// be read is as if it was not there.
+/// be read is ignored.
 fn taken_by_others(proc: &Path) -> HashMap<usize, usize> {
     let mut taken = HashMap::new();
     let name = |process: &Path| fs::read_to_string(process.join("comm")).ok();
@@ -118,7 +119,7 @@ fn pinned_core(status: &str) -> Option<usize> {
         line.map(str::trim)
     };
     value("Name:")?.strip_prefix(CORE_THREAD)?;
-    // A list or a range of CPUs is no number.
+    // A list or a range of CPUs is not a number.
     value("Cpus_allowed_list:")?.parse().ok()
 }
 

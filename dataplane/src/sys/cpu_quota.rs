@@ -1,5 +1,5 @@
-//! How much CPU time the control groups of this process allow it: cgroups(7), version 2's `cpu.max`
-//! and version 1's `cpu.cfs_quota_us`.
+//! The quota of CPU time that the control groups of this process set: cgroups(7), version 2's
+//! `cpu.max` and version 1's `cpu.cfs_quota_us`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ pub(crate) fn cpus() -> Option<f64> {
     strictest(&folders(&groups, &mounts))
 }
 
-/// The smallest number of cores that can use it all.
+/// The smallest number of cores that can use all of it.
 pub(crate) fn cores_for(cpus: f64) -> usize {
     // A sensible quota is far from the limits of both types, and the cast saturates.
     (cpus.ceil() as usize).max(1)
@@ -37,7 +37,7 @@ fn folders(groups: &str, mounts: &str) -> Vec<(PathBuf, PathBuf)> {
         };
         let mount = mounts.lines().find_map(|line| mount_point(line, wanted));
         if let Some((point, root)) = mount {
-            // In a container without a namespace for control groups, the mount shows a part only.
+            // In a container without a namespace for control groups, the mount shows only a part.
             let inside = Path::new(group).strip_prefix(root);
             let inside = inside.unwrap_or(Path::new(group));
             folders.push((point.into(), relative(inside)));
@@ -63,7 +63,7 @@ fn relative(path: &Path) -> PathBuf {
         .collect()
 }
 
-/// The least that the groups and those above them allow.
+/// The smallest quota of the groups and of those above them.
 fn strictest(folders: &[(PathBuf, PathBuf)]) -> Option<f64> {
     let each = folders.iter().flat_map(|(mount, group)| {
         let of_groups = group
@@ -83,7 +83,7 @@ fn allowed_in(folder: &Path) -> Option<f64> {
     share(&read("cpu.cfs_quota_us")?, &read("cpu.cfs_period_us")?)
 }
 
-/// `max` and −1 stand for no limit.
+/// Reads a quota; `max` and −1 stand for no limit.
 fn share(quota: &str, period: &str) -> Option<f64> {
     let quota: f64 = quota.trim().parse().ok()?;
     let period: f64 = period.trim().parse().ok()?;

@@ -1,12 +1,13 @@
 //! How much memory the program holds, counted where it is allocated.
 //!
-//! What flows hold lies in many places: in quiche's queues, in blocks, in tables, in tasks. Counted
-//! at each of them, something would be forgotten, and quiche does not tell how much waits to be
-//! read. So the allocator counts: bytes that were asked for and not given back. A core's thread
-//! counts for itself and adds to the total when [`STEP_BYTES`] have come together, so that a byte's
-//! way costs one addition per allocation and touches nothing shared.
+//! The memory of flows lies in many places: in quiche's queues, in blocks, in tables, in tasks.
+//! Counting at each of them would forget something, and quiche does not tell how much waits to be
+//! read. So the allocator counts the bytes that were asked for and not given back. A core's thread
+//! counts for itself and adds to the total when [`STEP_BYTES`] have come together, so that
+//! forwarding costs one addition per allocation and touches nothing shared.
 //!
-//! Not seen here: what C code allocates (BoringSSL, per lane), and the kernel's socket buffers.
+//! Two things are not seen here: what C code allocates (BoringSSL, per lane), and the kernel's
+//! socket buffers.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
@@ -14,8 +15,8 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 
 use mimalloc::MiMalloc;
 
-/// A core's thread adds to the total when it has this much to add. The total is wrong by this much
-/// per core at most.
+/// A core's thread adds to the total when it has this much to add. So the total is wrong by this
+/// much per core at most.
 pub(crate) const STEP_BYTES: usize = 128 << 10;
 
 /// The program's allocator.
@@ -25,24 +26,26 @@ pub(crate) struct Metered;
 static HELD_BYTES: AtomicIsize = AtomicIsize::new(0);
 
 thread_local! {
-    /// What this thread has not added yet.
+    /// Bytes that this thread has not added to the total yet.
     static PENDING_BYTES: Cell<isize> = const { Cell::new(0) };
-    /// How much it may keep back. Threads that are no cores end one day: they keep nothing.
+    /// How many bytes this thread may keep back. Threads that are not cores end one day, and keep
+    /// nothing back.
     static KEEP_BYTES: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The calling thread is a core's, which lives as long as the process and allocates all the time.
+/// Marks the calling thread as a core's, which lives as long as the process and allocates all the
+/// time.
 pub(crate) fn this_thread_is_a_core() {
     KEEP_BYTES.set(STEP_BYTES);
 }
 
-/// Bytes that the process holds.
+/// Number of bytes that the process holds.
 pub(crate) fn held_bytes() -> usize {
     usize::try_from(HELD_BYTES.load(Ordering::Relaxed)).unwrap_or(0)
 }
 
-/// Bytes were allocated that are not to be counted (negative), or given back that were not counted
-/// (positive): what lies in a pool is held by nobody.
+/// Corrects the count for bytes that were allocated and are not to be counted (negative), or are
+/// given back and were not counted (positive): nobody holds what lies in a pool.
 pub(crate) fn count(bytes: isize) {
     let pending = PENDING_BYTES.get() + bytes;
     if pending.unsigned_abs() > KEEP_BYTES.get() {
@@ -53,7 +56,7 @@ pub(crate) fn count(bytes: isize) {
     }
 }
 
-/// No allocation is larger than `isize::MAX` ([`Layout`]).
+/// Converts a size; no allocation is larger than `isize::MAX` ([`Layout`]).
 #[expect(clippy::cast_possible_wrap, reason = "a Layout's size fits")]
 pub(crate) fn signed(bytes: usize) -> isize {
     bytes as isize
@@ -94,7 +97,7 @@ mod tests {
 
     #[test]
     fn what_is_allocated_is_counted_until_it_is_given_back_by_whichever_thread() {
-        // Far more than what other tests of this process allocate meanwhile.
+        // This is far more than what other tests of this process allocate meanwhile.
         const BYTES: usize = 1 << 30;
         let block = std::thread::spawn(|| {
             this_thread_is_a_core();

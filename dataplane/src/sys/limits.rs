@@ -1,8 +1,8 @@
 //! Process limits: file descriptors, and which of them flows may have.
 //!
-//! The kernel gives a new descriptor the lowest free number. So a flow that got number *n* tells
-//! that at least *n* are in use, and if no flow keeps a number from a certain one on, the numbers
-//! from there on are always free for the admin endpoint, for lanes and for files. That is exact,
+//! The kernel gives a new descriptor the lowest free number. So a flow that got number *n* shows
+//! that at least *n* descriptors are in use. If no flow keeps a number above a certain one, the
+//! numbers above it are always free for the admin endpoint, for lanes and for files. This is exact,
 //! needs no count that cores would have to share, and costs a comparison.
 
 use std::io;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The first descriptor that flows must leave alone. Set once, before any core runs.
+/// The first descriptor that flows may not have. It is set once, before any core runs.
 static FLOWS_END: AtomicI32 = AtomicI32::new(RawFd::MAX);
 
 /// Raises the soft limit of open files to the hard limit and returns the resulting soft limit
@@ -41,14 +41,14 @@ pub(crate) fn keep_from_flows(reserved: u32, allowed: Option<u64>) {
     FLOWS_END.store(flows_end(reserved, allowed), Ordering::Relaxed);
 }
 
-/// Whether a flow may keep this descriptor, which it has just got; if not, it must close it and end
-/// or refuse what it was for.
+/// Whether a flow may keep this descriptor, which it has just got. If not, it must close the
+/// descriptor and end or refuse what it was for.
 pub(crate) fn is_for_flows(descriptor: &impl AsFd) -> bool {
     descriptor.as_fd().as_raw_fd() < FLOWS_END.load(Ordering::Relaxed)
 }
 
-/// How many descriptors flows of both protocols, and all that the process had open before them, may
-/// take together: a bound for tables of flows that have one each.
+/// Number of descriptors that flows of both protocols, and everything that the process had open
+/// before them, may take together: a bound for tables of flows that have one each.
 pub(crate) fn flow_descriptors_max() -> usize {
     usize::try_from(FLOWS_END.load(Ordering::Relaxed)).unwrap_or_default()
 }
@@ -65,8 +65,8 @@ pub(crate) fn for_flows(descriptor: &impl AsFd) -> io::Result<()> {
     }
 }
 
-/// The ports that the kernel gives to sockets which ask for any, as ip(7) describes them; its default
-/// where they cannot be read.
+/// The range of ports from which the kernel chooses for sockets that ask for any (ip(7)); the
+/// kernel's default if it cannot be read.
 pub(crate) fn ephemeral_ports() -> RangeInclusive<u16> {
     std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
         .ok()
@@ -81,10 +81,10 @@ fn parse_ports(text: &str) -> Option<RangeInclusive<u16>> {
 }
 
 /// Whether a call on a socket failed because this machine or process lacks something: descriptors,
-/// ports, memory. That says nothing of the peer that the call was about.
+/// ports, memory. Then it says nothing about the peer.
 ///
-/// The errors are those of socket(2), connect(2), ip(7) and tcp(7). EAGAIN is what connect(2) and
-/// bind(2) say of an unbound UDP socket if there is no free port.
+/// The errors are those of socket(2), connect(2), ip(7) and tcp(7). connect(2) and bind(2) return
+/// EAGAIN for an unbound UDP socket if there is no free port.
 pub(crate) fn is_own_want(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

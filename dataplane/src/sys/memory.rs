@@ -1,4 +1,4 @@
-//! How much memory this process may use: of the machine, or of its control groups.
+//! How much memory this process may use: that of the machine, or of its control groups.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,15 +10,15 @@ const MOUNTS: [(&str, &str, &str); 3] = [
     ("", "/sys/fs/cgroup/unified", "memory.max"),
 ];
 
-/// Bytes that this process may use; `None` if nobody says.
+/// Number of bytes that this process may use; `None` if it cannot be found out.
 pub(crate) fn allowed_bytes() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let machine = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     allowed_by(&groups, &machine, |path| fs::read_to_string(path).ok())
 }
 
-/// The least of what the machine has and what the control groups allow; `groups` is as in
-/// cgroups(7), `machine` as in proc_meminfo(5).
+/// The least of what the machine has and what the control groups allow; `groups` is in the format
+/// of cgroups(7), `machine` in that of proc_meminfo(5).
 fn allowed_by(groups: &str, machine: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
     let total = machine
         .lines()
@@ -34,7 +34,7 @@ fn allowed_by(groups: &str, machine: &str, read: impl Fn(&Path) -> Option<String
             .filter(move |(name, ..)| controllers.split(',').any(|of| of == *name))
             .flat_map(move |(_, mount, file)| files(mount, &path, file))
     });
-    // "max" is no number: no limit.
+    // "max" is not a number, and stands for no limit.
     let limits = limits.filter_map(|file| read(&file)?.trim().parse::<u64>().ok());
     limits.chain(total).min()
 }

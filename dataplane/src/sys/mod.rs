@@ -1,10 +1,11 @@
-//! What the operating system gives us: sockets, steering, affinity, limits.
+//! The interface to the operating system: sockets, steering, affinity, limits.
 //!
-//! Owns every `unsafe` block of the program and every system call that monoio does not make for us. It knows
-//! nothing of QUIC, lanes or flows. I/O is done by readiness: io_uring (or epoll) only says *when* a socket is
-//! ready, the bytes move by a plain non-blocking call into a buffer that we still own. That makes every wait
-//! cancellable without losing data, which a submitted io_uring read is not, and an idle flow needs no buffer.
-//! Measured beside completion-based reads it costs the same per byte (see `docs/decisions.md`).
+//! This layer owns every `unsafe` block of the program and every system call that monoio does not
+//! make for us. It knows nothing of QUIC, lanes or flows. I/O is done by readiness: io_uring (or
+//! epoll) only says *when* a socket is ready, and the bytes move by a plain non-blocking call into
+//! a buffer that we still own. That makes every wait cancellable without losing data, which a
+//! submitted io_uring read is not, and an idle flow needs no buffer. It costs the same per byte as
+//! completion-based reads, by measurement (see `docs/decisions.md`).
 
 #[cfg(feature = "count-allocations")]
 pub(crate) mod allocations;
@@ -29,12 +30,13 @@ pub(crate) mod wake;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Cores of one process: the index is one byte of a connection id (`qmux_proto::cid`), by which [`steering`] finds the
-/// core.
+/// Most cores of one process: the index is one byte of a connection id (`qmux_proto::cid`), by
+/// which [`steering`] finds the core.
 pub(crate) const CORES_MAX: usize = 256;
 
 /// Borrows the descriptor of a monoio socket, which offers only its number.
 fn borrow<T: AsRawFd>(socket: &T) -> BorrowedFd<'_> {
-    // SAFETY: `socket` owns the descriptor and is borrowed for as long as the result lives, so it stays open.
+    // SAFETY: `socket` owns the descriptor and is borrowed for as long as the result lives, so it
+    // stays open.
     unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
 }

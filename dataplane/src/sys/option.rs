@@ -1,13 +1,11 @@
-//! Socket options, and what a socket can be asked, that no crate of ours has a call for: the one
-//! place that says so to the kernel.
+//! Socket options, and questions to a socket, for which no crate of ours has a call.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _};
 
 /// Sets the option `name` of `level` to a C int.
 ///
-/// # Errors
-/// `setsockopt(2)`'s.
+/// # Errors Those of `setsockopt(2)`.
 pub(super) fn set_int(
     socket: impl AsFd,
     level: libc::c_int,
@@ -19,8 +17,8 @@ pub(super) fn set_int(
 
 /// Attaches a classic BPF program to the reuseport group of `socket` (`SO_ATTACH_REUSEPORT_CBPF`).
 ///
-/// # Errors
-/// `setsockopt(2)`'s, when the kernel lacks it (before Linux 4.5), or the program is none.
+/// # Errors Those of `setsockopt(2)`, if the kernel lacks the option (before Linux 4.5) or the
+/// program is not valid.
 pub(super) fn attach_reuseport_program(
     socket: impl AsFd,
     program: &mut [libc::sock_filter],
@@ -52,11 +50,11 @@ pub(super) fn unacknowledged_bytes(socket: impl AsFd) -> u32 {
     }
 }
 
-/// Who is at the other end of a Unix socket (`SO_PEERCRED`, unix(7)). Its process id is 0 if it has
-/// none that is known here, as in another container; so no type that cannot be 0 may hold it.
+/// The credentials of the process at the other end of a Unix socket (`SO_PEERCRED`, unix(7)). The
+/// process id is 0 if it has none that is known here, as in another container, so no type that
+/// cannot be 0 may hold it.
 ///
-/// # Errors
-/// `getsockopt(2)`'s.
+/// # Errors Those of `getsockopt(2)`.
 pub(super) fn peer_credentials(socket: impl AsFd) -> io::Result<libc::ucred> {
     let mut peer = libc::ucred {
         pid: 0,
@@ -82,10 +80,12 @@ pub(super) fn peer_credentials(socket: impl AsFd) -> io::Result<libc::ucred> {
     }
 }
 
-/// Not for others: what pointers in `value` point at must be as the option wants it.
+/// Sets an option. Only for this module: what pointers in `value` point at must be as the option
+/// wants it.
 fn set<T>(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
-    // SAFETY: the descriptor is open for as long as it is borrowed; `value` is valid for the length passed, which is its
-    // own, and the kernel only reads it. Its callers above see to it that what it points at is valid, too.
+    // SAFETY: the descriptor is open for as long as it is borrowed; `value` is valid for the length
+    // passed, which is its own, and the kernel only reads it. Its callers above make sure that what
+    // it points at is valid, too.
     let result = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),

@@ -1,5 +1,5 @@
 //! Messages between two processes of this machine, each with a descriptor if need be (unix(7),
-//! SCM_RIGHTS), over sockets that keep their bounds (SOCK_SEQPACKET).
+//! SCM_RIGHTS), over sockets that keep message boundaries (SOCK_SEQPACKET).
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -17,8 +17,7 @@ const SPACE_BYTES: usize = rustix::cmsg_space!(ScmRights(1));
 
 /// Sends one message, with `fd` if there is one.
 ///
-/// # Errors
-/// Those of sendmsg(2).
+/// # Errors Those of sendmsg(2).
 pub(crate) fn send(socket: impl AsFd, text: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); SPACE_BYTES];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -31,11 +30,10 @@ pub(crate) fn send(socket: impl AsFd, text: &[u8], fd: Option<BorrowedFd<'_>>) -
     Ok(())
 }
 
-/// Receives one message into `into`: its length, and the descriptor that came with it. Nothing at the
-/// end of the connection.
+/// Receives one message into `into`; returns its length, and the descriptor that came with it.
+/// `None` at the end of the connection.
 ///
-/// # Errors
-/// Those of recvmsg(2).
+/// # Errors Those of recvmsg(2).
 pub(crate) fn receive(
     socket: impl AsFd,
     into: &mut [u8],
@@ -51,24 +49,23 @@ pub(crate) fn receive(
             fd = fds.last();
         }
     }
-    // No message of ours is empty.
+    // No message of ours is empty, so zero bytes are the end.
     Ok((received.bytes > 0).then_some((received.bytes, fd)))
 }
 
-/// Who is at the other end of a Unix socket: whoever listened there, or connected.
+/// The process at the other end of a Unix socket, which has listened there or connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Peer {
-    /// Its process, if that has a number here.
+    /// The process id, if it has one that is known here.
     pub(crate) pid: Option<NonZeroU32>,
-    /// Its user.
+    /// The user id.
     pub(crate) uid: u32,
 }
 
 impl Peer {
-    /// Of this connection.
+    /// Asks for the peer of this connection.
     ///
-    /// # Errors
-    /// Those of getsockopt(2).
+    /// # Errors Those of getsockopt(2).
     pub(crate) fn of(connection: impl AsFd) -> io::Result<Peer> {
         let credentials = super::option::peer_credentials(connection)?;
         Ok(Peer {

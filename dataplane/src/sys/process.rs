@@ -1,4 +1,4 @@
-//! What this process uses of the machine.
+//! The resources of the machine that this process uses.
 
 use std::fs;
 use std::time::Duration;
@@ -9,18 +9,18 @@ use rustix::time::{ClockId, clock_gettime};
 /// Bytes of a host's name that are used: Linux allows no more (gethostname(2)).
 const HOST_NAME_BYTES_MAX: usize = 64;
 
-/// What the kernel tells of this process; `None` where it does not.
+/// What the kernel tells about this process; `None` where it does not.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Usage {
     /// Resident memory in bytes.
     pub(crate) resident_bytes: Option<u64>,
     /// Open file descriptors.
     pub(crate) open_files: Option<u64>,
-    /// How many may be open; `None` also if there is no limit.
+    /// Most file descriptors that may be open; `None` also if there is no limit.
     pub(crate) open_files_max: Option<u64>,
 }
 
-/// What this process uses now.
+/// Asks the kernel.
 pub(crate) fn usage() -> Usage {
     Usage {
         resident_bytes: resident_bytes(),
@@ -29,7 +29,8 @@ pub(crate) fn usage() -> Usage {
     }
 }
 
-/// The host's name as far as it is made of letters, digits, dots and dashes; `client` if it has none.
+/// The host's name as far as it is made of letters, digits, dots and dashes; `client` if it has
+/// none.
 pub(crate) fn host_name() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     plain_name(&name)
@@ -49,7 +50,7 @@ fn plain_name(name: &str) -> String {
     }
 }
 
-/// CPU time of all threads.
+/// CPU time of all threads of this process.
 pub(crate) fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
@@ -66,7 +67,8 @@ fn resident_bytes() -> Option<u64> {
     Some(kilobytes * 1024)
 }
 
-/// Since Linux 6.2 the folder's size is the number; before, they are counted.
+/// Number of open files. Since Linux 6.2 it is the size of the folder; before that, entries are
+/// counted.
 fn open_files() -> Option<u64> {
     const FOLDER: &str = "/proc/self/fd";
     match fs::metadata(FOLDER).ok()?.len() {

@@ -1,4 +1,4 @@
-//! What the kernel knows of the way to a peer.
+//! The kernel's route to a peer.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,25 +13,27 @@ const HEADERS_V4_BYTES: usize = 20 + 8;
 /// Bytes of the headers of IPv6 and UDP.
 const HEADERS_V6_BYTES: usize = 40 + 8;
 
-/// How long an answer is used again: routes change, and a client may dial just when they do.
+/// How long an answer is reused: routes change, and a client may dial just when they do.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
-/// Answers kept at most. Anybody can begin handshakes from any number of addresses.
+/// Most answers that are kept. Anybody can begin handshakes from any number of addresses.
 const ANSWERS_MAX: usize = 256;
 
 thread_local! {
     static ANSWERS: RefCell<Answers> = RefCell::default();
 }
 
-/// The largest UDP payload that may leave towards `peer` unfragmented, as far as this machine knows: the MTU of the
-/// interface, or less if a router has said so. What lies behind may carry less. `None` if there is no way.
+/// The largest UDP payload that may leave towards `peer` unfragmented, as far as this machine
+/// knows: by the MTU of the interface, or less if a router has said so. The path beyond may carry
+/// less. `None` if there is no route.
 ///
-/// It costs five system calls, about 5 µs, and no packet; for the same address again within a second, nothing.
+/// It costs five system calls, about 5 µs, and no packet; for the same address again within a
+/// second, nothing.
 pub(crate) fn udp_payload_max(peer: SocketAddr) -> Option<usize> {
     ANSWERS.with_borrow_mut(|answers| answers.get(peer, Instant::now(), ask))
 }
 
-/// What was asked lately.
+/// The recent answers.
 #[derive(Debug, Default)]
 struct Answers(HashMap<(IpAddr, u32), (Instant, usize)>);
 
@@ -55,7 +57,7 @@ impl Answers {
         }
         let answer = ask(peer)?;
         if self.0.len() >= ANSWERS_MAX {
-            // At most once for so many new addresses.
+            // This happens at most once for so many new addresses.
             self.0.clear();
         }
         self.0.insert(key, (now, answer));
@@ -65,7 +67,7 @@ impl Answers {
 
 fn ask(peer: SocketAddr) -> Option<usize> {
     let socket = UdpSocket::bind(super::bind::any_towards(peer)).ok()?;
-    // Looks up the route, and keeps it with the socket.
+    // This looks up the route, and keeps it with the socket.
     socket.connect(peer).ok()?;
     let (mtu, headers) = match peer {
         SocketAddr::V4(_) => (sockopt::ip_mtu(&socket).ok()?, HEADERS_V4_BYTES),
@@ -91,7 +93,7 @@ mod tests {
 
     #[test]
     fn an_address_that_nothing_leads_to_has_no_size() {
-        // The unspecified port 0 with a reserved network: connect() refuses or there is no route.
+        // The address is in a reserved network, so connect() refuses or there is no route.
         let nowhere = udp_payload_max("255.255.255.255:9".parse().expect("literal"));
         assert_eq!(nowhere, None);
     }

@@ -1,9 +1,10 @@
 //! Steering: which core's socket of a reuseport group gets a packet.
 //!
-//! A classic BPF program on the group reads the first bytes of the QUIC packet itself: the byte of the destination
-//! connection id that holds the server core's index (see `qmux_proto::cid`), modulo the number of sockets. So a
-//! lane stays on its core when NAT gives the client another port, or the client another address, which the
-//! kernel's own choice by address hash would not survive. Attaching it needs no privilege.
+//! A classic BPF program on the group reads the first bytes of the QUIC packet itself: the byte of
+//! the destination connection id that holds the server core's index (see `qmux_proto::cid`), modulo
+//! the number of sockets. So a lane stays on its core when a NAT gives the client another port, or
+//! the client gets another address; the kernel's own choice by a hash of the addresses would not
+//! survive that. Attaching the program needs no privilege.
 
 use std::io;
 use std::net::UdpSocket;
@@ -23,7 +24,8 @@ const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
     libc::sock_filter { code, jt, jf, k }
 }
 
-/// The steering program for a group of `sockets` sockets. A packet too short to load from goes to socket 0.
+/// The steering program for a group of `sockets` sockets. A packet that is too short to load from
+/// goes to socket 0.
 fn program(sockets: u32) -> [libc::sock_filter; PROGRAM_LENGTH] {
     [
         instruction(LOAD_BYTE_ABSOLUTE, 0, 0, 0),
@@ -36,10 +38,11 @@ fn program(sockets: u32) -> [libc::sock_filter; PROGRAM_LENGTH] {
     ]
 }
 
-/// Attaches the steering program to the reuseport group that `socket` belongs to, of `sockets` members.
+/// Attaches the steering program to the reuseport group that `socket` belongs to, of `sockets`
+/// members.
 ///
-/// # Errors
-/// `setsockopt(2)`'s, when the kernel lacks `SO_ATTACH_REUSEPORT_CBPF` (before Linux 4.5).
+/// # Errors Those of `setsockopt(2)`, if the kernel lacks `SO_ATTACH_REUSEPORT_CBPF` (before Linux
+/// 4.5).
 pub(crate) fn attach(socket: &UdpSocket, sockets: usize) -> io::Result<()> {
     debug_assert!((1..=super::CORES_MAX).contains(&sockets));
     let mut filter = program(u32::try_from(sockets).map_err(io::Error::other)?);

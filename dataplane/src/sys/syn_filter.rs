@@ -1,9 +1,10 @@
 //! A filter that keeps new connections away from a listening socket, without closing it.
 //!
-//! Closing a listening socket resets everyone in its accept queue: visitors whose handshake is complete and who have sent
-//! their request already. So a socket that is to be closed first gets a classic BPF program that drops SYNs; what
-//! had begun before comes to the queue and is accepted; then the socket is closed. Who sent the SYN that was dropped
-//! repeats it after a second (RFC 6298, section 2.1) and is refused, so that a load balancer in front goes elsewhere.
+//! Closing a listening socket resets everyone in its accept queue: visitors whose handshake is
+//! complete and who have already sent their request. So a socket that is to be closed first gets a
+//! classic BPF program that drops SYNs. Connections that had begun before come to the queue and are
+//! accepted; then the socket is closed. A visitor whose SYN was dropped repeats it after a second
+//! (RFC 6298, section 2.1) and is refused, so that a load balancer in front goes elsewhere.
 //! Attaching the program needs no privilege.
 
 use std::io;
@@ -17,7 +18,8 @@ const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
 const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
-/// Where the flags are in a TCP header, at which the program's view of a packet begins (RFC 9293, section 3.1).
+/// The offset of the flags in a TCP header, which is where the program's view of a packet begins
+/// (RFC 9293, section 3.1).
 const TCP_FLAGS_OFFSET: u32 = 13;
 const SYN: u32 = 0x02;
 const ACK: u32 = 0x10;
@@ -33,18 +35,16 @@ const PROGRAM: [SockFilter; 5] = [
     SockFilter::new(RETURN, 0, 0, PASS),
 ];
 
-/// From now on no new connection begins at `listener`; those that have begun go on.
+/// Keeps new connections from `listener`; those that have begun go on.
 ///
-/// # Errors
-/// `setsockopt(2)`'s.
+/// # Errors Those of `setsockopt(2)`.
 pub(crate) fn attach(listener: &TcpListener) -> io::Result<()> {
     SockRef::from(listener).attach_filter(&PROGRAM)
 }
 
-/// New connections begin at `listener` again, if they were kept away; true if they were.
+/// Lets new connections come to `listener` again; returns whether they were kept away.
 ///
-/// # Errors
-/// `setsockopt(2)`'s.
+/// # Errors Those of `setsockopt(2)`.
 pub(crate) fn detach(listener: &TcpListener) -> io::Result<bool> {
     match SockRef::from(listener).detach_filter() {
         Ok(()) => Ok(true),
@@ -61,7 +61,7 @@ mod tests {
     use std::net::{SocketAddr, TcpStream};
     use std::time::Duration;
 
-    /// Long for a handshake on loopback, and shorter than the first repetition of a SYN.
+    /// A long time for a handshake on loopback, and shorter than the first repetition of a SYN.
     const NO_HANDSHAKE: Duration = Duration::from_millis(300);
 
     fn keeps_new_ones_away_and_lets_old_ones_in(listen: &str, dial: &str) {

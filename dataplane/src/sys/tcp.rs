@@ -1,10 +1,10 @@
 //! A TCP socket driven by readiness: monoio waits, plain non-blocking calls move the bytes.
 //!
-//! Closing a socket of a flow is a reset until [`TcpSocket::close_with_fin`] says otherwise,
-//! whoever closes it. When a process is killed the kernel closes its sockets, and a FIN in the
-//! middle of a transfer would tell the peer that it has everything. The sockets that listen for
-//! visitors hand this down to those that they accept, with the other options of
-//! [`set_flow_options`], so that accepting one costs no further call.
+//! Closing a flow's socket resets the connection until [`TcpSocket::close_with_fin`] says
+//! otherwise, whoever closes it. When a process is killed the kernel closes its sockets, and a FIN
+//! in the middle of a transfer would tell the peer that it has everything. Accepted sockets inherit
+//! this from the listening ones, with the other options of [`set_flow_options`], so that accepting
+//! costs no further call.
 
 use std::cell::Cell;
 use std::io;
@@ -17,29 +17,30 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use super::limits;
 
-/// A peer that vanished without a FIN (power, NAT) is noticed after two minutes of silence and
-/// three more probes. Its flow would otherwise hold a stream of the lane for ever.
+/// Idle time before keep-alive probes. A peer that vanished without a FIN (power, NAT) is noticed
+/// after this and three probes. Its flow would otherwise hold a stream of the lane for ever.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(120);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// A peer of a lane's connection that acknowledges nothing for this long is gone. As long a silence ends a lane.
+/// A lane's TCP connection whose peer acknowledges nothing for this long is over. The same silence
+/// ends a lane.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes that the kernel takes of a lane's connection beyond what it has sent: 5 ms at 100 Mbit/s. Less would wake the
-/// writer for every record; more is delay for whatever comes later.
+/// Bytes that the kernel takes of a lane's TCP connection beyond what it has sent: 5 ms at 100
+/// Mbit/s. Less would wake the writer for every record; more delays whatever comes later.
 const CARRIER_UNSENT_BYTES_MAX: libc::c_int = 64 << 10;
-/// A first write of this size leaves at once as one segment, whatever Nagle's algorithm does: every
-/// path takes as much (RFC 9293, section 3.7.1).
+/// A first write of this size leaves at once as one segment, whatever Nagle's algorithm does,
+/// because every path takes as much (RFC 9293, section 3.7.1).
 const ONE_SEGMENT_BYTES: usize = 536;
 
-/// An option that a socket of our own gets when it first matters: most connections to services are
+/// The state of an option that a socket gets only when it matters: most connections to services are
 /// over before that, and each option is a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Later {
-    /// It is set, or was handed down by the listener.
+    /// It is set, or was inherited from the listening socket.
     Set,
-    /// It matters as soon as something has been written.
+    /// It must be set as soon as something has been written.
     Unset,
 }
 
@@ -54,7 +55,7 @@ pub(crate) struct TcpSocket {
 
 impl TcpSocket {
     /// Adopts a connected socket on the current core: one that an [`Acceptor`] has accepted, which
-    /// has all options from its listener, or one made by [`TcpSocket::connect`].
+    /// has all options from its listening socket, or one made by [`TcpSocket::connect`].
     pub(crate) fn adopt(stream: TcpStream) -> io::Result<TcpSocket> {
         Ok(TcpSocket {
             io: monoio::net::TcpStream::from_std(stream)?,
@@ -67,8 +68,7 @@ impl TcpSocket {
     /// Connects to `addr`, by a descriptor that flows may have. Cancel-safe: the attempt ends when
     /// this is dropped.
     ///
-    /// # Errors
-    /// What socket(2) and connect(2) report ([`limits::is_own_want`]).
+    /// # Errors Those of socket(2) and connect(2) ([`limits::is_own_want`]).
     pub(crate) async fn connect(addr: SocketAddr) -> io::Result<TcpSocket> {
         let kind = Type::STREAM.nonblocking();
         let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
@@ -77,7 +77,8 @@ impl TcpSocket {
         TcpSocket::finish_connecting(socket, addr).await
     }
 
-    /// Adopts a connected socket that carries a lane: small unsent data, so that what is newest waits for little.
+    /// Adopts a connected socket that carries a lane. It keeps little unsent data, so that new data
+    /// waits for little.
     pub(crate) fn adopt_carrier(stream: TcpStream) -> io::Result<TcpSocket> {
         set_carrier_options(&stream)?;
         TcpSocket::adopt(stream)
@@ -85,8 +86,7 @@ impl TcpSocket {
 
     /// Connects to `addr` for a lane. Cancel-safe: the attempt ends when this is dropped.
     ///
-    /// # Errors
-    /// What socket(2) and connect(2) report.
+    /// # Errors Those of socket(2) and connect(2).
     pub(crate) async fn connect_carrier(addr: SocketAddr) -> io::Result<TcpSocket> {
         let kind = Type::STREAM.nonblocking();
         let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
@@ -96,7 +96,7 @@ impl TcpSocket {
     async fn finish_connecting(socket: Socket, addr: SocketAddr) -> io::Result<TcpSocket> {
         let mut pending = begin_to_connect(&socket, addr)?;
         if pending && addr.ip().is_loopback() {
-            // This machine has answered meanwhile, and says so if it is asked again.
+            // On loopback the answer is there already, and asking again tells it.
             pending = begin_to_connect(&socket, addr)?;
         }
         let socket = TcpSocket::adopt(socket.into())?;
@@ -111,17 +111,17 @@ impl TcpSocket {
         Ok(socket)
     }
 
-    /// Ends both directions, whoever else holds the descriptor: all waits for the socket are over. What was written is
-    /// still sent.
+    /// Ends both directions, whoever else holds the descriptor: all waits for the socket are over.
+    /// What was written is still sent.
     pub(crate) fn shut(&self) {
-        // Fails only on a socket that is already gone.
+        // This fails only on a socket that is already gone.
         let _gone = rustix::net::shutdown(super::borrow(&self.io), Shutdown::Both);
     }
 
-    /// The same connection for another core. It stays open when this socket is dropped.
+    /// A descriptor of the same connection for another core. It stays open when this socket is
+    /// dropped.
     ///
-    /// # Errors
-    /// If there are too many open files.
+    /// # Errors If there are too many open files.
     pub(crate) fn try_clone(&self) -> io::Result<TcpStream> {
         Ok(SockRef::from(&super::borrow(&self.io)).try_clone()?.into())
     }
@@ -233,35 +233,33 @@ impl Acceptor {
         Ok((socket.into(), addr.try_into()?))
     }
 
-    /// The same socket for another process.
+    /// A descriptor of the same socket for another process.
     ///
-    /// # Errors
-    /// If there are too many open files.
+    /// # Errors If there are too many open files.
     pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
         super::borrow(&self.io).try_clone_to_owned()
     }
 
-    /// Stops listening now, whoever else still holds the descriptor (a wait that io_uring has not
-    /// given up yet). Who comes after it is refused; who is still in the queue is reset.
+    /// Stops listening now, whoever else still holds the descriptor (for example a wait that
+    /// io_uring has not given up yet). Later visitors are refused; those in the queue are reset.
     pub(crate) fn close(&self) {
         stop_listening(super::borrow(&self.io));
     }
 }
 
-/// What [`Acceptor::close`] does, for a socket that no core has adopted.
+/// Does what [`Acceptor::close`] does, for a socket that no core has adopted.
 pub(crate) fn stop_listening(listener: impl AsFd) {
-    // Fails only on a socket that is broken already, which takes nobody either.
+    // This fails only on a socket that is broken already, which takes no visitors either.
     let _broken = rustix::net::shutdown(listener, Shutdown::Both);
 }
 
-/// Sets what every socket of a flow has; on a listening socket, for those that it accepts. A socket
-/// that [`TcpSocket::connect`] makes gets some of it later.
+/// Sets the options of every flow's socket; on a listening socket, for those that it accepts. A
+/// socket that [`TcpSocket::connect`] makes gets some of them later.
 ///
 /// Nagle's algorithm is switched off: the tunnel forwards bytes when they come and must not add a
 /// delay of its own.
 ///
-/// # Errors
-/// `setsockopt(2)`'s.
+/// # Errors Those of `setsockopt(2)`.
 pub(super) fn set_flow_options(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;
@@ -275,7 +273,7 @@ fn keepalive() -> TcpKeepalive {
         .with_retries(KEEPALIVE_PROBES)
 }
 
-/// Begins to connect, or asks what has become of it. True if it is not known yet.
+/// Begins to connect, or asks for the result. True if that is not known yet.
 fn begin_to_connect(socket: &Socket, addr: SocketAddr) -> io::Result<bool> {
     match socket.connect(&SockAddr::from(addr)) {
         Ok(()) => Ok(false),
@@ -286,7 +284,8 @@ fn begin_to_connect(socket: &Socket, addr: SocketAddr) -> io::Result<bool> {
     }
 }
 
-/// Sets what a socket has that carries a lane. An end is no reset here: QUIC inside tells whether anything is missing.
+/// Sets the options of a socket that carries a lane. Closing it is no reset, because QUIC inside
+/// tells whether anything is missing.
 fn set_carrier_options(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
@@ -326,7 +325,7 @@ mod tests {
         let listener = bind::tcp_reuseport(any).expect("bind");
         let addr = listener.local_addr().expect("bound");
         let mut visitor = TcpStream::connect(addr).expect("connected");
-        // It never blocks, and the connection is in the queue when connect(2) returns.
+        // It never blocks, because the connection is in the queue when connect(2) returns.
         let (accepted, _) = listener.accept().expect("queued");
         let options = SockRef::from(&accepted);
         assert_eq!(options.linger().expect("linger"), Some(Duration::ZERO));
@@ -339,7 +338,7 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
 
-    /// Runs `test` on a socket that has connected to a service, whose end it gets, too.
+    /// Runs `test` on a socket that has connected to a service, and on the service's end.
     fn with_connected(test: impl FnOnce(TcpSocket, TcpStream)) {
         let service = TcpListener::bind("127.0.0.1:0").expect("bind");
         let addr = service.local_addr().expect("bound");

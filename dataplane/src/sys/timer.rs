@@ -1,7 +1,7 @@
 //! A timer finer than the runtime's, whose wheel has steps of one millisecond: a `timerfd`.
 //!
-//! Pacing needs it. A packet that leaves a millisecond late leaves the line idle for that long, and quiche's pacer does
-//! not make up for lost time.
+//! Pacing needs it: a packet that leaves a millisecond late leaves the line idle for that long, and
+//! quiche's pacer does not make up for lost time.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -15,8 +15,8 @@ use rustix::time::{
 /// A timer that can be set again at any time, with the resolution of the kernel's clock.
 #[derive(Debug)]
 pub(crate) struct FineTimer {
-    // The runtime can wait for the readiness of its socket types only. This descriptor is none, and is never used as
-    // one: it is polled and read.
+    // The runtime can wait for the readiness of its own socket types only. This descriptor is not a
+    // socket, and is never used as one: it is polled and read.
     io: monoio::net::unix::UnixDatagram,
 }
 
@@ -32,13 +32,13 @@ impl FineTimer {
         })
     }
 
-    /// Has the timer fire once, `after` from now, instead of whatever it was set to.
+    /// Has the timer fire once, `after` from now, instead of when it was set to.
     pub(crate) fn set(&self, after: Duration) -> io::Result<()> {
         let zero = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        // All zero would switch it off.
+        // A value of zero would switch it off.
         let after = after.max(Duration::from_nanos(1));
         let value = Timespec {
             tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
@@ -62,7 +62,7 @@ impl FineTimer {
             let mut count = [0u8; 8];
             match rustix::io::read(super::borrow(&self.io), &mut count) {
                 Ok(_) => return Ok(()),
-                // It was set again meanwhile.
+                // The timer was set again meanwhile.
                 Err(rustix::io::Errno::AGAIN) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -1,5 +1,5 @@
-//! What BoringSSL offers and its safe binding does not: ticket key callbacks, session lifetimes, the context of early
-//! data, and checking a peer's certificate again.
+//! Functions of BoringSSL that its safe binding lacks: ticket key callbacks, session lifetimes, the
+//! context of early data, and checking a peer's certificate again.
 
 use std::ffi::{CStr, c_int};
 
@@ -14,20 +14,22 @@ use boring::x509::{X509, X509Name, X509NameRef, X509StoreContext, X509VerifyErro
 use foreign_types::{ForeignType as _, ForeignTypeRef};
 use qmux_config::{TICKET_KEY_NAME_BYTES, TicketKey};
 
-/// Where a context gets its ticket keys from, at each ticket.
+/// The source of a context's ticket keys, which is asked at each ticket.
 pub(crate) trait TicketKeySource: Send + Sync + 'static {
     /// The key that seals a new ticket.
     fn seal(&self) -> TicketKey;
-    /// The key that opens a ticket, by the name that stands in it, and whether new tickets get another one.
+    /// The key that opens a ticket, by the name in the ticket, and whether new tickets get another
+    /// one.
     fn open(&self, name: &[u8; TICKET_KEY_NAME_BYTES]) -> Option<(TicketKey, bool)>;
 }
 
-/// Has the tickets of `tls` sealed and opened with the keys of `source`: AES-CBC, then HMAC-SHA-256 (RFC 5077, section
-/// 4).
+/// Has the tickets of `tls` sealed and opened with the keys of `source`: AES-CBC, then HMAC-SHA-256
+/// (RFC 5077, section 4).
 pub(crate) fn set_ticket_keys(tls: &mut SslContextBuilder, source: impl TicketKeySource) {
-    // SAFETY: the callback must fill in the name and the initialization vector and set up both contexts when it seals,
-    // and set up both contexts when it opens, before it answers `Success` or `DecryptSuccessRenew`. It does, below; on
-    // any other way out it answers `Noop` (no ticket) or `Error`.
+    // SAFETY: the callback must fill in the name and the initialization vector and set up both
+    // contexts when it seals, and set up both contexts when it opens, before it answers `Success`
+    // or `DecryptSuccessRenew`. It does, below; on any other way out it answers `Noop` (no ticket)
+    // or `Error`.
     unsafe {
         tls.set_ticket_key_callback(move |_ssl, name, iv, cipher, mac, sealing| {
             let (key, renew) = if sealing {
@@ -63,15 +65,17 @@ pub(crate) fn set_ticket_keys(tls: &mut SslContextBuilder, source: impl TicketKe
 
 /// How long a session may be resumed after the handshake that made it, full or resumed, in seconds.
 pub(crate) fn set_session_lifetime(tls: &mut SslContextBuilder, seconds: u32) {
-    // SAFETY: the pointer is that of a live context that we alone hold, and the call only stores a number in it.
+    // SAFETY: the pointer is that of a live context that we alone hold, and the call only stores a
+    // number in it.
     unsafe { boring_sys::SSL_CTX_set_session_psk_dhe_timeout(tls.as_ptr(), seconds) }
 }
 
-/// What must be the same now as when a ticket was made, for early data to be taken (RFC 9001, section 4.6.1). Sessions
-/// are resumed nevertheless. For servers, before the ClientHello is processed. False if there is no memory.
+/// Sets what must be the same now as when a ticket was made, for early data to be accepted (RFC
+/// 9001, section 4.6.1). Sessions are resumed nevertheless. For servers, before the ClientHello is
+/// processed. False if there is no memory.
 pub(crate) fn set_early_data_context(ssl: &mut SslRef, context: &[u8]) -> bool {
-    // SAFETY: the connection is live and borrowed mutably; BoringSSL copies the bytes, whose length is passed with
-    // them.
+    // SAFETY: the connection is live and borrowed mutably; BoringSSL copies the bytes, whose length
+    // is passed with them.
     let set = unsafe {
         boring_sys::SSL_set_quic_early_data_context(ssl.as_ptr(), context.as_ptr(), context.len())
     };
@@ -97,41 +101,41 @@ pub(crate) fn copy_name(name: &X509NameRef) -> Result<X509Name, ErrorStack> {
 /// Why a peer's certificate is not good now.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PeerRefused {
-    /// The session has none.
+    /// The session has no certificate.
     #[error("the session has no certificate")]
     NoCertificate,
-    /// It does not pass.
+    /// The certificate is not valid.
     #[error("{0}")]
     Invalid(X509VerifyError),
-    /// It could not be checked.
+    /// The certificate could not be checked.
     #[error("the certificate could not be checked")]
     Failed,
 }
 
-/// Why lists of revoked certificates are not taken.
+/// Why revocation lists are not accepted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ListRefused {
-    /// There is none.
+    /// There is no list.
     #[error("holds no list of revoked certificates in valid PEM form (-----BEGIN X509 CRL-----)")]
     Unreadable,
-    /// Anybody may have made it.
+    /// Anybody may have made the list.
     #[error(
         "holds a list that none of the CAs in ca_cert_file has signed; it must be theirs, all of it"
     )]
     NotSigned,
-    /// TLS would refuse everybody.
+    /// With this list TLS would refuse everybody.
     #[error(
         "holds a list whose CA in ca_cert_file must not sign lists; the key usage of the CA's \
          certificate must include cRLSign"
     )]
     MayNotSign,
-    /// TLS might hold the list of one against the clients of the other, and refuse them.
+    /// TLS might apply the list of one CA to the clients of the other, and refuse them.
     #[error(
         "holds a list without the key identifier of the CA that has signed it, and ca_cert_file \
          has several of that name; the list must have an authority key identifier"
     )]
     Ambiguous,
-    /// It could not be checked.
+    /// The list could not be checked.
     #[error("could not be taken up")]
     Failed,
 }
@@ -139,8 +143,7 @@ pub(crate) enum ListRefused {
 /// Has `store` refuse the certificates on the lists of `pem`, each of which one of `authorities`
 /// must have signed.
 ///
-/// # Errors
-/// What is wrong with them; the store is not to be used then.
+/// # Errors What is wrong with the lists; the store is not to be used then.
 pub(crate) fn refuse_revoked(
     store: &mut X509StoreBuilderRef,
     pem: &[u8],
@@ -184,7 +187,7 @@ pub(crate) fn refuse_revoked(
     Ok(())
 }
 
-/// Whether there was no more PEM text, rather than one that could not be read.
+/// Whether the PEM text has ended, rather than contained something that could not be read.
 fn is_end_of_pem(errors: &ErrorStack) -> bool {
     let last = errors.errors().last();
     last.is_none_or(|error| {
@@ -193,11 +196,10 @@ fn is_end_of_pem(errors: &ErrorStack) -> bool {
     })
 }
 
-/// Whether TLS can go by a list: not only must a CA have signed it, but each CA that it may be held
-/// to be of.
+/// Whether TLS can use a list: each CA that the list may be taken to belong to must be able to sign
+/// it, not only the one that has signed it.
 ///
-/// # Safety
-/// `list` must be one that lives.
+/// # Safety `list` must be one that lives.
 unsafe fn judge_list(
     list: *mut boring_sys::X509_CRL,
     authorities: &[X509],
@@ -219,7 +221,7 @@ unsafe fn judge_list(
         if signers.is_empty() {
             return Err(ListRefused::NotSigned);
         }
-        // All bits are set where the certificate does not restrict what its key is for.
+        // All bits are set where the certificate does not restrict the use of its key.
         let may_sign = |authority: &&&&X509| {
             let usage = boring_sys::X509_get_key_usage(authority.as_ptr());
             usage & boring_sys::X509v3_KU_CRL_SIGN.cast_unsigned() != 0
@@ -236,10 +238,10 @@ unsafe fn judge_list(
     Ok(())
 }
 
-/// Whether a certificate is good in spite of this: its CA has no list of revoked ones here, or none
-/// that is about it; or the list should have been replaced by a later one, or was issued by a CA
-/// whose clock is ahead. What is on it is refused all the same; who forgets to renew it, or has a
-/// wrong clock, must not lose every client by that.
+/// Whether a certificate is accepted in spite of this error: its CA has no revocation list here, or
+/// none that covers it; or the list should have been replaced by a later one, or was issued by a CA
+/// whose clock is ahead. Certificates on the list are refused all the same. An operator who forgets
+/// to renew it, or has a wrong clock, must not lose every client by that.
 pub(crate) fn is_tolerated(error: c_int) -> bool {
     matches!(
         error,
@@ -250,7 +252,7 @@ pub(crate) fn is_tolerated(error: c_int) -> bool {
     )
 }
 
-/// [`is_tolerated`], as BoringSSL asks for it. What is tolerated leaves no trace.
+/// Calls [`is_tolerated`] from BoringSSL. A tolerated error leaves no trace.
 unsafe extern "C" fn tolerate(ok: c_int, context: *mut boring_sys::X509_STORE_CTX) -> c_int {
     // SAFETY: BoringSSL calls this with the context that it verifies with.
     unsafe {
@@ -262,17 +264,17 @@ unsafe extern "C" fn tolerate(ok: c_int, context: *mut boring_sys::X509_STORE_CT
     1
 }
 
-/// Checks the certificate of a client that has been let in against what `store` holds now: chain,
-/// validity, purpose, revocation.
+/// Checks the certificate of a registered client against what `store` holds now: chain, validity,
+/// purpose, revocation.
 ///
-/// # Errors
-/// If it would not be let in.
+/// # Errors If the client would not be let in.
 pub(crate) fn check_client_against(ssl: &SslRef, store: &X509StoreRef) -> Result<(), PeerRefused> {
     check_against(ssl, store, true)
 }
 
-/// Checks the certificate of the peer of a resumed session as a full handshake would: chain, validity now, purpose, and
-/// what this connection expects of the name. BoringSSL itself does that at full handshakes only.
+/// Checks the certificate of the peer of a resumed session as a full handshake would: chain,
+/// validity now, purpose, and the name that this connection expects. BoringSSL itself does that in
+/// full handshakes only.
 pub(crate) fn check_peer_again(ssl: &SslRef, we_are_server: bool) -> Result<(), PeerRefused> {
     check_against(ssl, ssl.ssl_context().cert_store(), we_are_server)
 }
@@ -313,15 +315,17 @@ fn check_against(
         .map_err(|_| PeerRefused::Failed)?
 }
 
-/// The purpose, then whatever the connection expects beyond its defaults, as `ssl_x509.cc` does it.
+/// Sets the purpose, and then whatever the connection expects beyond its defaults, as `ssl_x509.cc`
+/// does.
 fn inherit_expectations(
     store: &mut boring::x509::X509StoreContextRef,
     ssl: &SslRef,
     purpose: &CStr,
 ) -> bool {
-    // SAFETY: all pointers are of live objects: `store` was initialized by the caller (we are inside `init`) and is
-    // borrowed mutably, `ssl` is borrowed, `purpose` is a C string. The parameters of the connection are null only if
-    // its configuration was shed, which is checked; they are copied.
+    // SAFETY: all pointers are of live objects: `store` was initialized by the caller (we are
+    // inside `init`) and is borrowed mutably, `ssl` is borrowed, `purpose` is a C string. The
+    // parameters of the connection are null only if its configuration was shed, which is checked;
+    // they are copied.
     unsafe {
         let expected = boring_sys::SSL_get0_param(ssl.as_ptr());
         boring_sys::X509_STORE_CTX_set_verify_cb(store.as_ptr(), Some(tolerate));

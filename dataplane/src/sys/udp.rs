@@ -8,16 +8,18 @@ use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 
 use super::option;
 
-/// One GRO batch fits in this: the largest IP packet.
+/// Bytes of a buffer for one GRO batch: the largest IP packet.
 const GRO_BUFFER_BYTES: usize = 1 << 16;
 
-/// GRO batches that one receive call may fill on a QUIC socket. Measured on TCP over loopback, with 2 MB of second-level
-/// cache: what one call brings is copied three times more before it leaves the core, so more than 256 KB costs 4 to 5 % by
-/// cache misses; 64 KB costs 40 to 50 %, because each call is followed by acknowledgements and a turn of every flow.
+/// GRO batches that one receive call may fill on a QUIC socket. Measured on TCP over loopback, with
+/// 2 MB of second-level cache: what one call brings is copied three times more before it leaves the
+/// core, so more than 256 KB costs 4 to 5 % by cache misses; 64 KB costs 40 to 50 %, because each
+/// call is followed by acknowledgements and a turn of every flow.
 const QUIC_BATCHES: usize = 4;
 
-/// The same for visitors and services, whose datagrams mostly come one by one: what one call brings should fill QUIC
-/// packets of 16 KB, and a GSO batch of these. With 4, `iperf3 -u -b 500M` costs a quarter more.
+/// GRO batches that one receive call may fill on the sockets of visitors and services, whose
+/// datagrams mostly come one by one: what one call brings should fill QUIC packets of 16 KB, and a
+/// GSO batch of these. With 4, `iperf3 -u -b 500M` costs a quarter more.
 const TRAFFIC_BATCHES: usize = 16;
 
 /// The larger of both.
@@ -28,11 +30,11 @@ const _: () = assert!(QUIC_BATCHES <= BATCHES_MAX);
 /// Segments of one GSO send that the kernel accepts (`UDP_MAX_SEGMENTS`).
 pub(crate) const GSO_SEGMENTS_MAX: usize = 64;
 
-/// Bytes of one GSO send. 65,507 is the limit of IPv4; up to this value the batch still arrives as one GRO buffer on
-/// loopback, above it falls apart into single datagrams (measured).
+/// Bytes of one GSO send. 65,507 is the limit of IPv4; up to this value the batch still arrives as
+/// one GRO buffer on loopback, above it falls apart into single datagrams (measured).
 pub(crate) const GSO_BYTES_MAX: usize = 65_494;
 
-/// What the socket is for: it decides what happens to packets larger than the path's MTU.
+/// What the socket is for, which decides how packets larger than the path's MTU are handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// Carries QUIC: never fragmented by IP, too large a packet is an error (RFC 9000, section 14).
@@ -47,8 +49,9 @@ pub(crate) struct UdpSocket {
     io: monoio::net::udp::UdpSocket,
     state: UdpSocketState,
     local: SocketAddr,
-    /// GSO as it was found at the start. Owners keep account of refusals themselves: one destination's trouble is no
-    /// reason to stop GSO towards all others for good, as `quinn-udp` does.
+    /// Segments of GSO that the kernel supported at the start. Owners remember refusals themselves:
+    /// one destination's trouble is no reason to stop GSO towards all others for good, as
+    /// `quinn-udp` does.
     gso_segments: usize,
 }
 
@@ -65,14 +68,15 @@ pub(crate) struct ReceiveBatch {
 pub(crate) struct Received<'a> {
     /// The payload.
     pub(crate) data: &'a mut [u8],
-    /// Who sent it.
+    /// The sender's address.
     pub(crate) from: SocketAddr,
     /// The local address that it was sent to, where the kernel tells.
     pub(crate) to_ip: Option<IpAddr>,
 }
 
 impl ReceiveBatch {
-    /// Allocates the buffers for sockets of this purpose: 256 KB or, most of it untouched while datagrams are small, 1 MB.
+    /// Allocates the buffers for sockets of this purpose: 256 KB or, most of it untouched while
+    /// datagrams are small, 1 MB.
     pub(crate) fn new(purpose: Purpose) -> ReceiveBatch {
         let batches = match purpose {
             Purpose::Quic => QUIC_BATCHES,
@@ -85,8 +89,9 @@ impl ReceiveBatch {
         }
     }
 
-    /// Whether there may be more to receive at once. If the last call did not fill the batch, the socket was empty at its
-    /// end, and waiting for [`UdpSocket::readable`] is cheaper than a call that finds nothing.
+    /// Whether there may be more to receive at once. If the last call did not fill the batch, the
+    /// socket was empty at its end, and waiting for [`UdpSocket::readable`] is cheaper than a call
+    /// that finds nothing.
     pub(crate) fn is_full(&self) -> bool {
         self.filled == self.meta.len()
     }
@@ -131,10 +136,9 @@ impl UdpSocket {
         })
     }
 
-    /// The same socket for another process.
+    /// A descriptor of the same socket for another process.
     ///
-    /// # Errors
-    /// If there are too many open files.
+    /// # Errors If there are too many open files.
     pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
         super::borrow(&self.io).try_clone_to_owned()
     }
@@ -144,7 +148,7 @@ impl UdpSocket {
         self.local
     }
 
-    /// Segments that one send may carry: 1 where the kernel cannot do GSO.
+    /// Segments that one send may carry: 1 where the kernel does not support GSO.
     pub(crate) fn gso_segments(&self) -> usize {
         self.gso_segments
     }
@@ -159,7 +163,8 @@ impl UdpSocket {
         self.io.writable(false).await
     }
 
-    /// Whether the network's word that nobody listens at a peer becomes an error of this socket.
+    /// Sets whether the network's report that nobody listens at a peer (ICMP) becomes an error of
+    /// this socket.
     pub(crate) fn hear_unreachable(&self, hear: bool) -> io::Result<()> {
         super::unreachable::hear(super::borrow(&self.io), self.local.is_ipv4(), hear)
     }
@@ -178,8 +183,8 @@ impl UdpSocket {
         Ok(())
     }
 
-    /// Sends `contents`, as segments of `segment` bytes if that is shorter; `WouldBlock` means wait for
-    /// [`UdpSocket::writable`].
+    /// Sends `contents`, as segments of `segment` bytes if that is shorter; `WouldBlock` means wait
+    /// for [`UdpSocket::writable`].
     pub(crate) fn try_send(
         &self,
         contents: &[u8],

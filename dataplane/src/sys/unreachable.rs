@@ -1,12 +1,14 @@
-//! The network's word that nobody listens at a peer (ICMP), as an error of an unconnected UDP socket.
+//! The network's report that nobody listens at a peer (ICMP), as an error of an unconnected UDP
+//! socket.
 //!
-//! A connected socket would hear it without being asked, but it is bound to one local address, and a client's lane must
-//! outlive a change of network.
+//! A connected socket would get it without being asked, but it is bound to one local address, and a
+//! client's lane must outlive a change of network.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
-/// Turns it on or off. Turning it off drops the errors that wait (`IP_RECVERR` in ip(7), `IPV6_RECVERR` in ipv6(7)).
+/// Turns these errors on or off. Turning them off drops those that wait (`IP_RECVERR` in ip(7),
+/// `IPV6_RECVERR` in ipv6(7)).
 pub(super) fn hear(socket: BorrowedFd<'_>, ipv4: bool, hear: bool) -> io::Result<()> {
     let (level, name) = if ipv4 {
         (libc::IPPROTO_IP, libc::IP_RECVERR)
@@ -25,7 +27,8 @@ mod tests {
 
     #[test]
     fn a_port_without_a_listener_is_an_error_of_the_next_receive() {
-        // The IPv4 address is one of its own, of which no other test gets the port meanwhile.
+        // The IPv4 address belongs to this test alone, so that no other test gets the port
+        // meanwhile.
         for (place, any) in [("127.0.0.78:0", "127.0.0.1:0"), ("[::1]:0", "[::1]:0")] {
             let any: SocketAddr = any.parse().expect("literal");
             let Ok(gone) = UdpSocket::bind(place) else {
@@ -38,7 +41,7 @@ mod tests {
             socket.send_to(b"anybody?", nobody).expect("sent");
             let error = socket.recv(&mut [0; 16]).expect_err("nobody");
             assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-            // What waits is dropped with the option.
+            // Errors that wait are dropped with the option.
             socket.send_to(b"anybody?", nobody).expect("sent");
             hear(socket.as_fd(), any.is_ipv4(), false).expect("an option of Linux");
         }

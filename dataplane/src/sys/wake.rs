@@ -1,4 +1,5 @@
-//! Waking a core from another thread: a datagram socket pair, because monoio can wait on it with either driver.
+//! Waking a core from another thread: a datagram socket pair, because monoio can wait on it with
+//! either driver.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug)]
 pub(crate) struct WakeSender {
     socket: UnixDatagram,
-    /// True while a wake-up is on its way: saves the system call for all senders but the first.
+    /// Whether a wake-up is on its way, which saves the system call for all senders but the first.
     pending: AtomicBool,
 }
 
@@ -18,7 +19,8 @@ pub(crate) struct WakeReceiver {
     socket: monoio::net::unix::UnixDatagram,
 }
 
-/// Makes both halves; the receiving one is still a plain socket, to be adopted on the core's own thread.
+/// Makes both halves; the receiving one is still a plain socket, to be adopted on the core's own
+/// thread.
 pub(crate) fn pair() -> io::Result<(WakeSender, UnixDatagram)> {
     let (sender, receiver) = UnixDatagram::pair()?;
     sender.set_nonblocking(true)?;
@@ -38,13 +40,15 @@ impl WakeSender {
         if self.pending.swap(true, Ordering::AcqRel) {
             return;
         }
-        // A full socket buffer cannot happen while `pending` guards it; a closed one means that the core has ended.
+        // `pending` keeps the socket buffer from filling up; a closed socket means that the core
+        // has ended.
         let _ended = self.socket.send(&[1]);
     }
 
-    /// Called by the receiving core before it looks at what it was woken for.
+    /// To be called by the receiving core before it looks at what it was woken for.
     pub(crate) fn rearm(&self) {
-        // A swap, not a store: it must read the senders' swaps to see what they wrote before them.
+        // This is a swap and not a store, because it must read the senders' swaps to see what they
+        // wrote before them.
         self.pending.swap(false, Ordering::AcqRel);
     }
 }

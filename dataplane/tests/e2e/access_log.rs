@@ -21,7 +21,7 @@ use crate::support::wait;
 
 const TO_FILE: &str = "access_log = \"access.log\"";
 
-/// The lines of a file so far; the last one may be under way.
+/// The complete lines of a file so far.
 fn lines(path: &PathBuf) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap_or_default();
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
@@ -29,7 +29,7 @@ fn lines(path: &PathBuf) -> Vec<Value> {
     whole.lines().map(read).collect()
 }
 
-/// The line of a visitor, once it is there.
+/// The line of a visitor, once it has been written.
 fn line_of(path: &PathBuf, visitor: SocketAddr) -> Value {
     let visitor = visitor.to_string();
     wait::until("the visitor's line", || {
@@ -37,7 +37,7 @@ fn line_of(path: &PathBuf, visitor: SocketAddr) -> Value {
     })
 }
 
-/// How a TCP flow ends, by the log, that `end` ends.
+/// The end in the log of a TCP flow that `end` ends.
 fn end_of(tunnel: &Tunnel, end: impl FnOnce(std::net::TcpStream)) -> Value {
     let stream = visitor::connect(tunnel.traffic());
     let from = stream.local_addr().expect("connected");
@@ -112,7 +112,7 @@ fn a_flow_of_either_protocol_has_a_line_that_says_whose_it_was_and_what_it_carri
     let time = line["time"].as_str().expect("a text");
     humantime::parse_rfc3339(time).expect("RFC 3339");
 
-    // Datagrams may be lost, and are sent again: so their number is not known.
+    // Datagrams may be lost and sent again, so their number is not known.
     let mut visitor = UdpVisitor::new(traffic);
     visitor.echo(b"seven b");
     let is_udp = |line: &Value| line["protocol"] == "udp";
@@ -258,7 +258,7 @@ fn a_line_tells_a_client_that_died_from_a_server_that_was_stopped() {
     server.program.signal(Signal::TERM);
     visitor::read_to_end(&mut stream);
     assert_eq!(server.program.wait_for_exit().code(), Some(0));
-    // The process has ended: so all lines are there.
+    // The process has ended, so all lines have been written.
     let line = lines(&log)
         .into_iter()
         .find(|it| it["visitor"] == from.to_string());

@@ -85,8 +85,8 @@ fn two_addresses_of_one_server_have_the_lanes_of_one_and_stand_in_for_each_other
         move |line: &str| line.contains("lane registered") && line.contains(&at)
     };
     client.wait_for_lines("a lane for each core", 2, registered(serving));
-    // The network to the one that serves fails; the other one takes over, with a lane for each
-    // core.
+    // The network to the address that serves fails, and the other address takes over, with a lane
+    // for each core.
     in_network_of(
         &server,
         &format!(
@@ -114,14 +114,15 @@ fn an_address_family_without_a_route_is_said_once_and_tried_rarely() {
     let (server, port) = server(&site, "");
     let client = client(&site, &server, port, &["2001:db8::1", "127.0.0.1"]);
     let of_v6 = |line: &str| line.contains("no route") && line.contains("2001:db8::1");
-    // Without another address that serves it is tried some times in the first seconds.
+    // While no other address serves, it is tried several times in the first seconds.
     let line = client.wait_for_line("that it has no route", of_v6);
     assert!(line.contains("IPv6"), "{line}");
     let registered = |line: &str| line.contains("lane registered");
     client.wait_for_lines("a lane for each core", 2, registered);
     let lines = client.lines();
     let of_v6: Vec<&String> = lines.iter().filter(|line| of_v6(line)).collect();
-    // On a machine that is very busy, the other address may take longer than the patience with this one.
+    // On a machine that is very busy, the other address may take longer than the patience with this
+    // one.
     let serves = lines.iter().position(|line| registered(line));
     let after = lines.iter().skip(serves.expect("it does"));
     let warnings = after.filter(|line| line.contains("WARN") && line.contains("2001:db8::1"));

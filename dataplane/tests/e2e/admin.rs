@@ -24,7 +24,7 @@ use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor;
 use crate::support::wait;
 
-/// Longer than any test runs.
+/// This is longer than any test runs.
 const DRAIN_LONG: &str = "drain_timeout = \"10m\"";
 
 fn server_setup() -> ServerSetup {
@@ -162,7 +162,8 @@ fn metrics_count_a_transfer_to_the_byte() {
     assert_well_formed(&text);
 }
 
-/// The metrics once all bytes have been counted: a core counts what it has written after the peer may have read it.
+/// The metrics once all bytes have been counted: a core counts what it has written after the peer
+/// may have read it.
 fn metrics_with_bytes_out(admin: SocketAddr, bytes: usize) -> String {
     wait::until("each byte is counted, once", || {
         let text = http::get(admin, "/metrics").body;
@@ -172,7 +173,8 @@ fn metrics_with_bytes_out(admin: SocketAddr, bytes: usize) -> String {
     })
 }
 
-/// Each sample belongs to a family that was introduced before it, and no family comes twice.
+/// Checks that each sample belongs to a family that was introduced before it, and that no family
+/// comes twice.
 fn assert_well_formed(text: &str) {
     let mut families = Vec::new();
     for line in text.lines() {
@@ -235,7 +237,7 @@ fn a_connection_serves_one_request_after_the_other() {
         }
         assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"));
     }
-    // What HAProxy's checks send by default.
+    // This is what HAProxy's checks send by default.
     let old = http::request(admin, "GET /healthz HTTP/1.0\r\n\r\n");
     assert_eq!(old.expect("an answer").status, 200);
 }
@@ -268,7 +270,7 @@ fn garbage_is_refused_and_harms_nobody() {
     requests.extend((0..50).map(|length| random.bytes(length * 40 + 1)));
     for request in &requests {
         let mut stream = visitor::connect(admin);
-        // It may be refused before all of it is sent.
+        // The request may be refused before all of it is sent.
         let _refused = stream.write_all(request);
         visitor::finish_if_open(&stream);
         let mut answer = Vec::new();
@@ -304,7 +306,7 @@ fn slow_and_silent_peers_keep_nobody_out() {
     let mut slow: Vec<_> = (0..400).map(|_| visitor::connect(admin)).collect();
     for round in 0..10 {
         for stream in &mut slow {
-            // The oldest ones have been cut off to make way.
+            // The oldest connections have been cut off to make way.
             let _cut_off = stream.write_all(if round == 0 { b"GET /metr" } else { b"i" });
         }
         assert_healthy(admin);
@@ -367,9 +369,10 @@ fn an_address_that_cannot_be_had_is_named_with_its_key() {
     }
 }
 
-// ---- cores that make no progress ----------------------------------------------------------------------------------
+// ---- cores that make no progress ----
 
-/// One thread of a program, held still by the debugger's interface. It must be let go by the thread that holds it.
+/// One thread of a program, held still by the debugger's interface. It must be let go by the thread
+/// that holds it.
 struct Held(Pid);
 
 impl Held {
@@ -429,7 +432,8 @@ fn a_core_that_stands_still_is_named_until_it_goes_on() {
         metrics.contains("qmux_dp_core_stuck{core=\"1\"} 1.0"),
         "{metrics}"
     );
-    // What was sent before it was found; then nothing, five times as long as pings are apart.
+    // The lines that were sent before the stuck core was noticed; then none, for five times as long
+    // as pings are apart.
     manager.lines_within(Duration::from_millis(500));
     let pings = manager.lines_within(Duration::from_secs(1));
     assert!(!pings.iter().any(|line| line == "WATCHDOG=1"), "{pings:?}");

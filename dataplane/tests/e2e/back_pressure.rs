@@ -1,4 +1,5 @@
-//! Whoever reads slowly slows down whoever sends, and neither program of the tunnel stores what is between.
+//! Whoever reads slowly slows down whoever sends, and neither program of the tunnel stores what is
+//! between.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,12 +12,12 @@ use crate::support::tunnel::Tunnel;
 use crate::support::visitor::{self, Ending};
 use crate::support::wait::{self, PATIENCE};
 
-/// More than all windows and socket buffers on the way hold together.
+/// This is more than all windows and socket buffers on the path hold together.
 const LENGTH: usize = 64 << 20;
-/// What either program may take while [`LENGTH`] waits outside of it.
+/// Memory that either program may take while [`LENGTH`] waits outside of it.
 const RESIDENT_BYTES_MAX: u64 = 200 << 20;
-/// A sender that has got rid of nothing for this long is taken to be stalled. Too short a time only makes the test
-/// look early.
+/// A sender that has sent nothing for this long counts as stalled. If the time is too short, the
+/// test merely looks too early.
 const STALLED: Duration = Duration::from_secs(2);
 
 /// Waits until `progress` does not change for [`STALLED`].
@@ -110,7 +111,7 @@ fn a_slow_reader_gets_every_byte() {
     let tunnel = Tunnel::to(service.address);
     let mut stream = visitor::connect(tunnel.traffic());
     for piece in 0..SLOW_LENGTH / (64 << 10) {
-        // Not a wait for anything: the slowness itself.
+        // This waits for nothing; it is the slowness itself.
         thread::sleep(Duration::from_millis(5));
         let mut bytes = visitor::read_exact(&mut stream, 64 << 10);
         if piece == 0 {
@@ -130,7 +131,7 @@ fn a_stalled_flow_does_not_hold_up_the_others() {
         let mut kind = [0; 1];
         stream.read_exact(&mut kind).expect("a byte");
         if kind == *b"s" {
-            // Until the visitor goes.
+            // It sends until the visitor goes.
             let _gone = visitor::send_random(&mut stream, 3, 1 << 30);
         } else {
             crate::support::service::echo(stream);

@@ -17,12 +17,12 @@ use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor::{self, Ending};
 use crate::support::wait;
 
-/// Bytes per second with which nothing large ever ends: what it could carry within a day is less
-/// than three times [`LARGE`].
+/// A bandwidth at which nothing large ever ends: what it could carry within a day is less than
+/// three times [`LARGE`].
 const CRAWLS: &str = "bandwidth_per_visitor = \"1KiB\"";
 const LARGE: usize = 32 << 20;
 
-/// More than passes at once and in any time that a test takes: some twenty minutes' worth.
+/// This is more than passes at once and in any time that a test takes: some twenty minutes' worth.
 const CRAWLED_MAX: usize = 1 << 20;
 
 /// A server with the service `free` and, limited by these keys, `limited`; one client and one lane
@@ -68,7 +68,7 @@ impl Limited {
     }
 }
 
-/// Sends [`LARGE`] bytes to whoever comes and has said a byte.
+/// A service that sends [`LARGE`] bytes to a visitor who has sent a byte.
 fn sender() -> TcpService {
     TcpService::start(|mut stream| {
         let mut byte = [0; 1];
@@ -98,7 +98,7 @@ fn a_download_that_has_used_up_its_bandwidth_waits_and_others_of_its_lane_do_not
     wait::until_true("it has to wait", || {
         limited.counted("qmux_dp_tcp_bandwidth_waits_total") > 0.0
     });
-    // All of one that is not limited, by the same lane, while the other one waits.
+    // A flow that is not limited gets everything, by the same lane, while the other one waits.
     let mut fast = ask(limited.door.traffic("free"));
     visitor::receive_random(&mut fast, 7, LARGE);
     slow.set_nonblocking(true).expect("set");
@@ -168,7 +168,7 @@ fn a_limited_flow_loses_no_byte_and_passes_its_ends() {
         let mut byte = [0; 1];
         stream.read_exact(&mut byte).expect("a byte");
         stream.write_all(&[0; 200_000]).expect("sent");
-        // The visitor's second byte: it has seen the first ones.
+        // With its second byte the visitor shows that it has seen the first ones.
         stream.read_exact(&mut byte).expect("a byte");
         visitor::reset(stream);
     });
@@ -200,7 +200,7 @@ fn datagrams_above_the_bandwidth_of_their_flow_are_dropped_and_counted_and_no_ot
         }
         limited.counted("qmux_dp_udp_dropped_bandwidth_total") > 0.0
     });
-    // Each flow has its own, and another service none.
+    // Each flow has a limit of its own, and another service has none.
     UdpVisitor::new(address).echo(b"another visitor");
     let mut free = UdpVisitor::new(limited.door.traffic("free"));
     for number in 0_u32..50 {

@@ -1,4 +1,5 @@
-//! Cores that have more to do than they can: what they owe to time, to other cores and to others' visitors comes first.
+//! Cores that have more to do than they can: what they owe to time, to other cores and to others'
+//! visitors comes first.
 //!
 //! Only the order of events is asserted: what must happen happens while the flood goes on.
 
@@ -17,14 +18,14 @@ use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor;
 use crate::support::wait;
 
-/// Heartbeats often, and patience enough for a machine that is short of CPUs.
+/// Heartbeats are frequent, and the patience is enough for a machine that is short of CPUs.
 const ROLES_CLOCKS: [&str; 2] = ["heartbeat_interval = \"500ms\"", "health_timeout = \"20s\""];
 const QUIC_CLOCKS: [&str; 2] = [
     "keep_alive_period = \"500ms\"",
     "max_idle_timeout = \"20s\"",
 ];
 
-/// Of the core's own clock: two a second.
+/// Turns of the core's own clock, of which there are two a second.
 const BEATS: f64 = 6.0;
 
 fn metric(tunnel_admin: std::net::SocketAddr, name: &str) -> f64 {
@@ -84,9 +85,10 @@ fn a_flood_of_datagrams_stops_no_clock_of_the_core() {
 fn a_flood_of_datagrams_for_another_core_takes_no_visitors_place() {
     let (tcp, _udp) = echo_both();
     let mut tunnel = with_one_lane(&tcp);
-    // Enough sockets that each core has some, and but one core has the lane.
+    // There are enough sockets that each core has some, and only one core has the lane.
     let flood = Flood::start(tunnel.traffic(), 16);
-    // Several at a time: on a machine that is short of CPUs each waits for a turn of many threads.
+    // Several visitors come at a time: on a machine that is short of CPUs each waits for a turn of
+    // many threads.
     thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {

@@ -8,8 +8,9 @@ use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, client_laun
 use crate::support::visitor;
 use crate::support::wait;
 
-/// TLS alerts with which a server may refuse a client's certificate (RFC 8446, section 6): bad_certificate (42) to
-/// certificate_unknown (46), unknown_ca (48), decrypt_error (51), certificate_required (116).
+/// TLS alerts with which a server may refuse a client's certificate (RFC 8446, section 6):
+/// bad_certificate (42) to certificate_unknown (46), unknown_ca (48), decrypt_error (51),
+/// certificate_required (116).
 const ALERTS: [u8; 8] = [42, 43, 44, 45, 46, 48, 51, 116];
 
 fn assert_server_refuses(identity: Option<&Identity>) {
@@ -25,7 +26,7 @@ fn assert_server_refuses(identity: Option<&Identity>) {
         .wait_for_line("whom it refused, and why", |line| {
             line.contains("127.0.0.1") && is_about_certificates(line)
         });
-    // It serves those who may come, still.
+    // It still serves those who may come.
     let good = shake_hands(site.path(), server.quic(), Some(&Identity::client()));
     assert_eq!(good, Verdict::Admitted);
 }
@@ -60,7 +61,7 @@ fn a_client_with_a_self_signed_certificate_is_refused() {
     assert_server_refuses(Some(&Identity::self_signed_client()));
 }
 
-/// Starts a server and a client that do not go together, of which the client says what is wrong.
+/// Starts a server and a client that do not fit each other; the client says what is wrong.
 fn client_never_serves(
     site: &Site,
     server: &ServerSetup,
@@ -73,7 +74,7 @@ fn client_never_serves(
     // Where only the protocol counts, any word about the failure will do.
     let only_wire = subject::only_wire("what exactly the client logs");
     let says = |line: &str| says(line) || only_wire && line.contains("handshake");
-    // Visitors knock all the while.
+    // Visitors come all the time.
     wait::until_true("the client says what is wrong", || {
         let served = visitor::echo_works(server.traffic());
         assert!(!served, "a visitor was served");
@@ -153,7 +154,8 @@ fn a_server_of_another_address_is_refused_by_the_client() {
     });
 }
 
-/// Clients whose certificate was good when they started, each with what the server and the client say of the new one.
+/// Clients whose certificate was good when they started, each with what the server and the client
+/// say of the new one.
 #[test]
 fn a_certificate_that_became_bad_is_named_on_both_sides() {
     if subject::only_wire("what exactly both sides log") {

@@ -12,13 +12,14 @@ use crate::support::tunnel::{
 };
 use crate::support::visitor;
 
-/// File descriptors of a process under test. Half of them are kept from flows.
+/// File descriptors of a process under test. Half of them are reserved.
 const DESCRIPTORS: usize = 128;
 
 /// Visitors that are more than such a process can have.
 const VISITORS: usize = DESCRIPTORS;
 
-/// Visitors who come one after the other and stay: those who were served, and how many were reset.
+/// Visitors who come one after the other and stay. Returns those who were served, and how many were
+/// reset.
 fn crowd(traffic: SocketAddr) -> (Vec<TcpStream>, usize) {
     let (mut served, mut reset) = (Vec::new(), 0);
     for _ in 0..VISITORS {

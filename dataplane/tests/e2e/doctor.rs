@@ -20,7 +20,7 @@ use crate::support::{ports, visitor};
 
 const DAY_S: i64 = 24 * 60 * 60;
 
-/// What the doctor said.
+/// The output of the doctor.
 struct Said {
     code: Option<i32>,
     lines: Vec<String>,
@@ -33,7 +33,7 @@ impl Said {
         words.find_map(|mut words| (words.next() == Some(step)).then(|| words.next())?)
     }
 
-    /// Asserts on the step that fails, that those before it do not, and on the last line.
+    /// Checks the step that fails, that those before it do not, and the last line.
     fn assert_finds(&self, step: &str, fine: &[&str], words: &[&str]) {
         let said = self.lines.join("\n");
         assert_eq!(self.code, Some(1), "{said}");
@@ -56,7 +56,7 @@ impl Said {
     }
 }
 
-/// How to run it with a client's config.
+/// The command that runs it with a client's config.
 fn doctor_launch(site: &Site, setup: &ClientSetup, server: &str, service: SocketAddr) -> Launch {
     let file = format!("{}-doctor.toml", setup.name);
     let config = site.write(&file, &client_config(setup, &[server], service));
@@ -76,7 +76,7 @@ fn run(launch: Launch) -> Said {
     Said { code, lines }
 }
 
-/// It asks nobody for the time.
+/// Runs it without asking anybody for the time.
 fn examine(site: &Site, setup: &ClientSetup, server: SocketAddr, service: SocketAddr) -> Said {
     let launch = doctor_launch(site, setup, &server.to_string(), service);
     run(launch.args(["--time-server", "none"]))
@@ -309,7 +309,7 @@ fn with_clock_off(launch: Launch, seconds: i64) -> Launch {
         .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
 }
 
-/// Somebody who knows the time (RFC 4330), for as long as the tests run.
+/// A time server (RFC 4330), for as long as the tests run.
 fn time_server() -> String {
     const NTP_TO_UNIX_S: u64 = 2_208_988_800;
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
@@ -374,7 +374,7 @@ fn a_server_certificate_that_has_expired_is_told_with_its_end() {
         ..ServerSetup::default()
     };
     let listener = Listener::free(false);
-    // It has run for long, by its clock.
+    // By its clock the server has been running for long.
     let launch = Server::launch(&site, &setup, &[listener]);
     let program = with_clock_off(launch, -20 * DAY_S).start();
     program.wait_until_ready().expect("it serves");
@@ -435,7 +435,7 @@ fn a_clock_that_is_wrong_is_told_from_a_certificate_that_is() {
             &ours,
             ["ahead of the time of", "timedatectl"],
         ),
-        // By the server's word.
+        // The server's answer tells.
         (
             -2_000 * DAY_S,
             &nobody,
@@ -455,7 +455,7 @@ fn a_clock_that_is_wrong_is_told_from_a_certificate_that_is() {
         said.assert_finds("clock", &NETWORK, &words);
     }
 
-    // By the client's own files alone.
+    // The client's own files tell.
     let setup = ServerSetup {
         name: "server-with-token",
         auth: Some("method = \"token\"\ntoken = \"correct horse battery\""),

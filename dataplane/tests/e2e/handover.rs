@@ -49,7 +49,7 @@ fn successor(site: &Site, setup: &ServerSetup, listeners: &[Listener]) -> Progra
     Server::launch(site, setup, listeners).start()
 }
 
-/// Visits without end until it is told to stop: what became of them.
+/// Visits without end until it is told to stop, with their results.
 struct Visits {
     stop: Arc<AtomicBool>,
     failed: Arc<Mutex<Vec<String>>>,
@@ -86,7 +86,7 @@ impl Visits {
         }
     }
 
-    /// How many there were; none has failed.
+    /// Ends them; returns how many there were, of which none has failed.
     fn end(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         let all = self.threads.into_iter();
@@ -155,7 +155,7 @@ fn a_successor_takes_over_and_no_visitor_is_refused_and_no_flow_is_cut() {
         .program
         .wait_for_line("that it has handed over", says);
     exchange_all(&mut lasting);
-    // A bulk of each flow that the predecessor has, by packets that the successor passes on.
+    // Each flow of the predecessor transfers a bulk, by packets that the successor passes on.
     for stream in &mut lasting[..2] {
         visitor::exchange(stream, &vec![7; BULK_BYTES]);
     }
@@ -295,7 +295,7 @@ fn a_signal_starts_a_successor_and_one_after_the_other_takes_over() {
     let digits: String = digits.chars().take_while(char::is_ascii_digit).collect();
     let pid = Pid::from_raw(digits.parse().expect("a number")).expect("a process");
     let stop = Stop(pid);
-    // Its log goes on: the successor's goes there, too.
+    // Its log goes on, because the successor's goes there as well.
     let status = wait::until("the first process ends", || server.program.exited());
     assert_eq!(status.code(), Some(0));
     wait::until_true("the successor serves", || {

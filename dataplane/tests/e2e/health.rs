@@ -82,7 +82,8 @@ fn a_service_that_comes_back_serves_again() {
     wait_until_down(&server, 1);
     let back = start_service(address);
     wait_until_up(&server, 1);
-    // The check that found it was a connection, too; for the client it was one before this process had taken it.
+    // The check that found it was a connection, too; for the client it was one before this process
+    // had taken it.
     wait::until_true("the check is accepted", || back.accepted() > 0);
     let before = back.accepted();
     for _ in 0..20 {

@@ -12,7 +12,7 @@ use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, start_clien
 use crate::support::visitor::{self, Ending};
 use crate::support::wait;
 
-/// With both of its lanes.
+/// Starts a client, and waits until it has both of its lanes.
 fn twin(site: &Site, name: &'static str, server: &Server, service: &TcpService) -> Program {
     let setup = ClientSetup {
         name,
@@ -44,7 +44,7 @@ fn of_two_living_clients_with_one_id_the_later_serves_and_the_earlier_is_told() 
         told.contains("127.0.0.1:"),
         "without the other's address: {told}"
     );
-    // Each lane has tried more than once: they do not take turns.
+    // Each lane has tried more than once, so they do not take turns.
     let refused = |line: &str| line.contains("a newer client with this client_id");
     earlier.wait_for_lines("several refusals", 4, refused);
     let before = services[0].accepted();
@@ -90,7 +90,7 @@ fn a_successor_does_not_cut_off_what_its_predecessor_finishes() {
     visitor::exchange(&mut stream, b"a flow that lasts");
     old.signal(Signal::TERM);
     let drains = |line: &str| line.contains("no new flow goes to this lane");
-    // Both of its lanes.
+    // Both lanes of the client.
     server
         .program
         .wait_for_lines("the old one drains", 2, drains);

@@ -1,4 +1,5 @@
-//! iperf3 through the tunnel: TCP in each direction, parallel streams, UDP. That it arrives; how fast is for `bench`.
+//! iperf3 through the tunnel: TCP in each direction, parallel streams, UDP. That it arrives; how
+//! fast is for `bench`.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -11,15 +12,18 @@ use crate::support::tunnel::Tunnel;
 
 /// Bytes of each TCP test.
 const TCP_BYTES: u64 = 256 << 20;
-/// iperf3 counts what the receiver has when the sender has sent all: less by what windows and buffers hold.
+/// iperf3 counts what the receiver has when the sender has sent all, which is less by what windows
+/// and buffers hold.
 const TCP_BYTES_ON_THE_WAY_MAX: u64 = 64 << 20;
 /// Bytes of each UDP test: at its rate below, about two seconds.
 const UDP_BYTES: u64 = 5 << 20;
 /// Slow enough for two cores that run other tests, too.
 const UDP_BITS_PER_SECOND: &str = "20M";
-/// What iperf3 may miss: on a busy machine its own socket overflows, and only counters tell that from the tunnel's.
+/// Datagrams that iperf3 may miss: on a busy machine its own socket overflows, and only counters
+/// tell that from losses in the tunnel.
 const UDP_LOST_PERCENT_MAX: f64 = 50.0;
-/// What the tunnel may lose, in thousandths, by its counters: at this rate nothing should be short of room.
+/// What the tunnel may lose, in thousandths, by its counters: at this rate nothing should be short
+/// of room.
 const UDP_LOST_IN_TUNNEL_PER_MILLE_MAX: u64 = 1;
 
 fn iperf3(args: &[&str], bytes: u64) -> Value {
@@ -74,8 +78,9 @@ fn tcp_in_parallel_streams() {
 
 #[test]
 fn tcp_both_ways_at_once() {
-    // iperf3 tells its two connections apart by the order in which they arrive. One core keeps that order; a program
-    // that dials from several tasks or threads need not, and iperf3 then sends from both ends of one connection.
+    // iperf3 tells its two connections apart by the order in which they arrive. One core keeps that
+    // order; a program that dials from several tasks or threads need not, and iperf3 then sends
+    // from both ends of one connection.
     if subject::only_wire("tcp_both_ways_at_once") {
         return;
     }

@@ -29,7 +29,7 @@ enum Side {
     Client,
 }
 
-/// A tunnel of which each side notices soon that the other is gone.
+/// A tunnel whose sides notice soon that the other one is gone.
 fn tunnel(service: SocketAddr) -> Tunnel {
     let server = ServerSetup {
         server: ROLE_NOTICES_SOON.to_vec(),
@@ -51,7 +51,7 @@ fn kill(tunnel: &mut Tunnel, side: Side) {
     }
 }
 
-/// Transfers without an end, of which each has moved some bytes or not yet.
+/// Transfers without an end, and how many of them have moved some bytes.
 #[derive(Default)]
 struct UnderWay(AtomicUsize);
 
@@ -95,7 +95,7 @@ fn downloads_when_killed(side: Side) {
     let service = TcpService::start(|mut stream| send(&mut stream));
     let under_way = UnderWay::default();
     thread::scope(|scope| {
-        // Here, so that it is gone, and the transfers with it, when the test fails.
+        // It is made here, so that it ends, and the transfers with it, when the test fails.
         let mut tunnel = tunnel(service.address);
         let traffic = tunnel.traffic();
         for _ in 0..TRANSFERS {
@@ -169,7 +169,7 @@ fn short_downloads_when_killed(side: Side) {
         return;
     }
     let service = TcpService::start(|mut stream| {
-        // Whoever is cut off is not served, and does not say more than that.
+        // A visitor who is cut off is not served, and reports no more than that.
         let served = stream
             .read_exact(&mut [0; 1])
             .and_then(|()| stream.write_all(&vec![b'x'; SHORT_BYTES]));

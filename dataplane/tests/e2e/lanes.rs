@@ -48,7 +48,7 @@ fn while_visitors_come(traffic: SocketAddr, done: impl FnOnce()) {
     });
 }
 
-/// Also when a condition is waited for in vain.
+/// Stops the visitors, even when a condition is waited for in vain.
 struct StopOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
@@ -186,7 +186,7 @@ fn a_fixed_number_of_lanes_stays_whatever_comes() {
     let tunnel = Tunnel::with(&server, &client, tcp.address);
     wait_for(admin, "client_lanes", 2.0);
     while_visitors_come(tunnel.traffic(), || {
-        // More than would bring a lane for each core.
+        // These are more than would bring a lane for each core.
         wait::until_true("many are handed over", || {
             metric(of_server, "visitors_handed_over_total") >= 500.0
         });

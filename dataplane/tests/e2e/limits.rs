@@ -25,8 +25,8 @@ struct Limited {
 }
 
 impl Limited {
-    /// Starts it with these files in its directory, and waits until a visitor from `source` is
-    /// served.
+    /// Starts the server with these files in its directory, and waits until a visitor from `source`
+    /// is served.
     fn start(keys: &str, files: &[(&str, &str)], source: IpAddr) -> Self {
         let site = Site::new();
         for (name, text) in files {
@@ -34,7 +34,7 @@ impl Limited {
         }
         let setup = DoorSetup {
             services: vec![published("web", "both")],
-            // What follows the table of the last service belongs to it.
+            // What follows the table of the last service belongs to that table.
             config: format!("{keys}\n"),
             cores: 2,
             ..DoorSetup::default()
@@ -64,12 +64,12 @@ impl Limited {
         self.door.traffic("web")
     }
 
-    /// Whether a visitor from there is served, and not reset.
+    /// Whether a visitor from this address is served, and not reset.
     fn serves(&self, source: IpAddr) -> bool {
         self.visit(source).is_ok()
     }
 
-    /// A visitor from there whose bytes have come back.
+    /// Serves a visitor from this address; returns the connection when its bytes have come back.
     fn visit(&self, source: IpAddr) -> io::Result<TcpStream> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.bind(&SockAddr::from(SocketAddr::new(source, 0)))?;
@@ -81,13 +81,13 @@ impl Limited {
         Ok(stream)
     }
 
-    /// A visitor from there is reset.
+    /// Checks that a visitor from this address is reset.
     fn resets(&self, source: IpAddr) {
         let error = self.visit(source).expect_err("it is reset");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
     }
 
-    /// A metric of the service.
+    /// The value of a metric of the service.
     fn metric(&self, name: &str, labels: &str) -> u64 {
         let metrics = http::get(self.door.admin, "/metrics").body;
         let line = format!("qmux_dp_{name}{{{labels}}} ");
@@ -96,7 +96,7 @@ impl Limited {
         value.parse().expect("a number")
     }
 
-    /// How many were refused for this reason.
+    /// How many visitors were refused for this reason.
     fn refused(&self, reason: &str) -> u64 {
         let labels = format!("service=\"web\",reason=\"{reason}\"");
         self.metric("service_refused_total", &labels)

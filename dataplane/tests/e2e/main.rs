@@ -1,8 +1,9 @@
 //! The tunnel end to end: real processes, real sockets, real peers.
 //!
-//! By default both roles are `qmux-dp`. `QMUX_E2E_SERVER` and `QMUX_E2E_CLIENT` name other programs that keep the
-//! same contracts, and `QMUX_E2E_SUBSET=wire` leaves out what is not about the protocol (counters, runtimes).
-//! `QMUX_E2E_FILE_MB`, `QMUX_E2E_SEQUENTIAL` and `QMUX_E2E_CONCURRENT` scale the largest tests.
+//! By default both roles are `qmux-dp`. `QMUX_E2E_SERVER` and `QMUX_E2E_CLIENT` name other programs
+//! that keep the same contracts, and `QMUX_E2E_SUBSET=wire` leaves out what is not about the
+//! protocol (counters, runtimes). `QMUX_E2E_FILE_MB`, `QMUX_E2E_SEQUENTIAL` and
+//! `QMUX_E2E_CONCURRENT` scale the largest tests.
 //!
 //! No test asserts how long anything takes. What is slow is measured in `bench`.
 

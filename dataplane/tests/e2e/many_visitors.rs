@@ -28,14 +28,15 @@ fn a_thousand_concurrent_visitors_echo() {
                     stream.read_exact(&mut [0; 1])?;
                     Ok(stream)
                 });
-                // Whoever fails must not keep the others waiting.
+                // A visitor that fails must not keep the others waiting.
                 all_connected.wait();
                 let mut stream = served.expect("the first byte");
                 let mut random = Random::new(seed as u64);
                 for _ in 0..5 {
                     let length = random.between(1..=30_000);
                     let bytes = random.bytes(length);
-                    // Fits into the socket buffers, so that one thread can send all before it reads.
+                    // The bytes fit into the socket buffers, so one thread can send all before it
+                    // reads.
                     stream.write_all(&bytes).expect("sent");
                     let echo = visitor::read_exact(&mut stream, bytes.len());
                     assert!(echo == bytes, "visitor {seed} got wrong bytes");
@@ -84,7 +85,8 @@ fn visitors_that_come_and_go_at_random_do_not_disturb_each_other() {
                     match random.between(0..=3) {
                         0 => visitor::reset(stream),
                         1 => {
-                            // Leaves without having read all: the service may see a reset.
+                            // The visitor leaves without having read all, so the service may see a
+                            // reset.
                             let _late = stream.write_all(&bytes);
                         }
                         _ => {

@@ -14,7 +14,7 @@ use crate::support::{counters, subject, wait};
 
 const WHY: &str = "only qmux-dp speaks TLS";
 
-/// Longer than any test waits.
+/// These times are longer than any test waits.
 const NOTICES_NEVER: [&str; 2] = [
     "health_timeout = \"10m\"",
     "load_balancer = \"round-robin\"",

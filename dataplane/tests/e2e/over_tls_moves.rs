@@ -28,7 +28,7 @@ const TRANSFER_BYTES: usize = 64 << 20;
 /// Seed of a transfer's bytes.
 const SEED: u64 = 4;
 
-/// A service for two kinds of visitors: to whom says `d` it sends a transfer, others get an echo.
+/// A service for two kinds of visitors: those who send `d` get a transfer, others an echo.
 fn service() -> TcpService {
     TcpService::start(|mut stream| {
         let mut first = [0];
@@ -60,9 +60,9 @@ struct World {
     path: TwoWays,
     _service: TcpService,
     _site: Site,
-    /// Of what is typed.
+    /// The bytes that are typed.
     random: Random,
-    /// Of what is downloaded.
+    /// The bytes that are downloaded.
     expected: Random,
 }
 
@@ -71,7 +71,7 @@ impl World {
         Self::with(cores, &ClientSetup::default(), |_| {})
     }
 
-    /// With this client, and with a network that is so from the start.
+    /// A world with this client, whose network is changed by `network` from the start.
     fn with(cores: usize, client: &ClientSetup, network: impl FnOnce(&TwoWays)) -> Self {
         let (site, service) = (Site::new(), service());
         let server = Server::start(
@@ -190,7 +190,7 @@ fn flows_go_on_when_udp_is_dropped_on_the_way_to_a_server_that_keeps_sending() {
     }
     let mut world = World::new(1);
     world.type_a_little();
-    // As often as a question may stay unanswered for a lane to move.
+    // As often as a question may stay unanswered before a lane moves.
     let mut talking = visitor::connect(world.server.traffic());
     talking.write_all(b"t").expect("sent");
     let mut answers = talking.try_clone().expect("a copy");
@@ -234,7 +234,8 @@ fn flows_go_on_when_udp_is_dropped_though_idle_servers_are_not_probed() {
     world.finish();
 }
 
-/// Whichever of them it is: one lane to a server probes it, and the others must find out, too.
+/// It holds for each of the lanes: one lane to a server probes it, and the others must find out,
+/// too.
 #[test]
 fn flows_go_on_when_udp_of_one_lane_of_several_is_dropped() {
     if subject::only_wire(WHY) {

@@ -14,13 +14,14 @@ use crate::support::{counters, subject, visitor};
 
 const WHY: &str = "only qmux-dp speaks TLS";
 
-/// More than a core has places for.
+/// More strangers than a core has places for.
 const STRANGERS: usize = 1_500;
 
-/// What the server may take for them, in bytes: some tens of kilobytes for each that has a place.
+/// Memory that the server may take for them, in bytes: some tens of kilobytes for each that has a
+/// place.
 const MEMORY_BYTES_MAX: u64 = 128 << 20;
 
-/// From another network than honest clients come from.
+/// Connects from another network than that of honest clients.
 fn come_to(address: SocketAddr) -> Option<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     let from = SocketAddr::from((Ipv4Addr::new(127, 0, 77, 1), 0));
@@ -56,7 +57,7 @@ fn floods_of_every_kind_at_the_tls_port_leave_honest_lanes_unharmed() {
         };
         // A stranger that was refused has been reset.
         let _said = match number % 4 {
-            // Silent, slow, and noisy ones.
+            // Strangers are silent, slow, or noisy.
             0 => Ok(()),
             1 => stream.write_all(&HALF_A_HELLO),
             2 => stream.write_all(&random.bytes(1_000)),
@@ -69,7 +70,7 @@ fn floods_of_every_kind_at_the_tls_port_leave_honest_lanes_unharmed() {
     }
     let grown = server.program.resident_bytes().saturating_sub(before);
     assert!(grown <= MEMORY_BYTES_MAX, "{grown} bytes for strangers");
-    // Somebody comes in the midst of it.
+    // An honest client comes in the midst of it.
     drop(client);
     let client = start_client(&site, &over_tls, server.quic(), service.address);
     visitor::echo(server.traffic(), &random.bytes(1_000_003));

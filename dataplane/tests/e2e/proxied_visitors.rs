@@ -25,7 +25,7 @@ fn host(last: u8) -> IpAddr {
 /// Where the balancers of these tests come from.
 const BALANCER: u8 = 3;
 
-/// Who the visitors of these tests say they are.
+/// The address that the visitors of these tests claim.
 const SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 const SOURCE_PORT: u16 = 4_711;
 
@@ -71,8 +71,8 @@ impl Balanced {
         balanced
     }
 
-    /// Waits until the visitor from this port of [`SOURCE`], who was served, takes up nothing any
-    /// more: it has its line in the access log.
+    /// Waits until the visitor from this port of [`SOURCE`], who was served, counts no longer for
+    /// any limit: it has its line in the access log.
     fn wait_until_gone(&self, port: u16) {
         let log = self.site.path().join("access.log");
         let visitor = format!("\"visitor\":\"{SOURCE}:{port}\"");
@@ -85,7 +85,7 @@ impl Balanced {
         self.try_to_come(last).expect("connected")
     }
 
-    /// Who may be refused may be reset before `connect` returns.
+    /// Connects; a visitor that may be refused may be reset before `connect` returns.
     fn try_to_come(&self, last: u8) -> io::Result<TcpStream> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
         socket.bind(&SockAddr::from(SocketAddr::new(host(last), 0)))?;
@@ -96,8 +96,8 @@ impl Balanced {
         Ok(stream)
     }
 
-    /// Who the service is told a visitor is that comes from the balancer with these bytes; `None` if
-    /// it is reset.
+    /// The address that the service is told for a visitor that comes from the balancer with these
+    /// bytes; `None` if it is reset.
     fn told(&self, sent: &[u8]) -> Option<SocketAddr> {
         let ending = visitor::ending_after(self.try_to_come(BALANCER), |stream| {
             stream.write_all(sent)?;
@@ -110,7 +110,7 @@ impl Balanced {
         }
     }
 
-    /// Whatever follows `sent` is refused for this reason.
+    /// Checks that a visitor who begins with `sent` is refused for this reason.
     fn refuses(&self, sent: &[u8], reason: &str) {
         let before = self.refused(reason);
         assert_eq!(self.told(sent), None, "{reason}");
@@ -126,7 +126,8 @@ impl Balanced {
     }
 }
 
-/// The service: says who the visitor is and where it came, then what it has sent.
+/// The service: sends back the visitor's address and the traffic address, then what the visitor has
+/// sent.
 fn tell_and_echo(mut stream: TcpStream) {
     let header = visitor::read_exact(&mut stream, 16 + 12);
     let header = v2::Header::try_from(&header[..]).expect("a header of version 2");
@@ -145,7 +146,8 @@ fn tell_and_echo(mut stream: TcpStream) {
         .and_then(|()| stream.write_all(&rest));
 }
 
-/// What the service has said: who the visitor is, the traffic port, and what it has sent.
+/// The parts of what the service has sent: the visitor's address, the traffic port, and what the
+/// visitor has sent.
 fn parted(said: &[u8]) -> (SocketAddr, u16, &[u8]) {
     let end = said.iter().position(|it| *it == b'\n').expect("a line");
     let line = std::str::from_utf8(&said[..end]).expect("text");
@@ -251,7 +253,7 @@ fn a_header_is_read_however_it_arrives_and_what_follows_it_is_the_visitors() {
             let traffic = balanced.door.traffic("web").port();
             assert_eq!(parted(&said), (source(), traffic, &b"PROXY hello\r\n"[..]));
         }
-        // One who waits for the service to speak first, after a header that comes in two parts.
+        // This visitor waits for the service to send first, after a header that comes in two parts.
         let mut stream = balanced.come(BALANCER);
         let (first, second) = header.split_at(header.len() / 2);
         stream.write_all(first).expect("sent");
@@ -341,7 +343,7 @@ fn what_is_no_header_is_refused_and_counted_by_reason() {
     balanced.refuses(&long, "proxy_header_too_long");
     balanced.refuses(b"PROXY TCP4 192.", "proxy_header_missing");
     balanced.refuses(b"", "proxy_header_missing");
-    // One who says nothing more is let go after some seconds.
+    // A visitor who sends nothing more is reset after some seconds.
     let before = balanced.refused("proxy_header_late");
     let mut silent = balanced.come(BALANCER);
     silent.write_all(b"PROXY").expect("sent");
@@ -366,7 +368,7 @@ fn who_has_not_said_who_it_is_takes_up_one_of_the_services_visitors() {
         let before = balanced.refused("max_visitors");
         port += 1;
         if balanced.told(&text_header(SOURCE, port)).is_some() {
-            // It came in first. Whoever comes before it has gone is refused.
+            // It came in first. A visitor who comes before it has gone is refused.
             balanced.wait_until_gone(port);
             return None;
         }

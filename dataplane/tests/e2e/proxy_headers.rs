@@ -32,7 +32,7 @@ fn tunnel(local: &[&'static str], service: SocketAddr) -> Tunnel {
     Tunnel::with(&ServerSetup::default(), &client(local), service)
 }
 
-/// A service that answers nothing and tells all that each connection has brought.
+/// A service that answers nothing and reports all that each connection has brought.
 fn listening_service() -> (TcpService, Receiver<Vec<u8>>) {
     let (brought, connections) = mpsc::channel();
     let service = TcpService::start(move |mut stream| {
@@ -201,7 +201,7 @@ struct Udp {
     visitor: UdpSocket,
 }
 
-/// Before a datagram is sent again, which may have been lost.
+/// Pause before a datagram that may have been lost is sent again.
 const AGAIN: Duration = Duration::from_secs(2);
 
 impl Udp {
@@ -211,7 +211,7 @@ impl Udp {
         socket
     }
 
-    /// Sends until the service has something new: that, and where it came from.
+    /// Sends until the service has something new; returns that, and where it came from.
     fn deliver(&self, payload: &[u8], is_new: impl Fn(&[u8]) -> bool) -> (Vec<u8>, SocketAddr) {
         let mut bytes = vec![0; 1 << 16];
         wait::until("a datagram arrives", || {
@@ -232,7 +232,7 @@ impl Udp {
         })
     }
 
-    /// Answers until the visitor has it, as it was sent.
+    /// Answers until the visitor has the answer, as it was sent.
     fn answer(&self, payload: &[u8], to: SocketAddr) {
         let mut bytes = vec![0; 1 << 16];
         let received = wait::until("the answer arrives", || {

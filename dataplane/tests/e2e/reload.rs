@@ -1,5 +1,5 @@
-//! Another configuration for a running server or client: what is taken up, what is refused, and that
-//! no flow notices.
+//! Another configuration for a running server or client: what is taken up, what is refused, and
+//! that no flow notices.
 
 mod client;
 mod files;
@@ -53,12 +53,12 @@ impl ConfigFile {
         self.write(&(self.text() + text));
     }
 
-    /// Has the program read it. The answer comes when all cores have done it.
+    /// Has the program read the file. The answer comes when all cores have taken it up.
     fn reload(&self) -> http::Answer {
         post(self.admin, "/reload")
     }
 
-    /// The same, and it must be taken up. Returns what is said to have changed.
+    /// Reloads; the file must be taken up. Returns the changes that are reported.
     fn taken_up(&self) -> String {
         let answer = self.reload();
         assert_eq!(answer.status, 200, "{}", answer.body);
@@ -130,7 +130,7 @@ fn has_line(path: &Path, text: &str) -> bool {
     std::fs::read_to_string(path).is_ok_and(|all| all.contains(text))
 }
 
-// ---- services ----------------------------------------------------------------------------------
+// ---- services ----
 
 #[test]
 fn a_service_that_is_added_is_served_at_once_by_who_has_offered_it_all_along() {
@@ -322,7 +322,7 @@ fn a_listener_comes_and_goes_with_its_door() {
     drop(door);
 }
 
-// ---- what is refused ---------------------------------------------------------------------------
+// ---- what is refused ----
 
 #[test]
 fn a_configuration_that_cannot_be_used_changes_nothing_and_says_why() {

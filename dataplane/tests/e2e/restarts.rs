@@ -186,8 +186,8 @@ fn worst_and_median(mut times: Vec<Duration>) -> (Duration, Duration) {
     (times[times.len() - 1], times[times.len() / 2])
 }
 
-/// Kills the server again and again while nothing passes, and measures how long visitors of the next one wait. What is
-/// printed is shown by `--nocapture`.
+/// Kills the server again and again while nothing passes, and measures how long visitors of the
+/// next one wait. What is printed is shown by `--nocapture`.
 fn idle_rounds(test: &str, server: &ServerSetup, client: &ClientSetup) {
     let rounds = subject::scale("QMUX_E2E_RESTARTS", 20);
     let service = TcpService::echo();
@@ -196,7 +196,8 @@ fn idle_rounds(test: &str, server: &ServerSetup, client: &ClientSetup) {
     let mut random = Random::new(1);
     let mut times = Vec::new();
     for _ in 0..rounds {
-        // Not a wait: the client is idle for some time, so that the end comes anywhere between two of its probes.
+        // Not a wait: the client is idle for some time, so that the end comes anywhere between two
+        // of its probes.
         let idle_ms = u64::try_from(random.between(0..=700)).expect("small");
         std::thread::sleep(Duration::from_millis(idle_ms));
         tunnel.server.program.kill();

@@ -19,13 +19,14 @@ use crate::support::tunnel::{
 use crate::support::visitor;
 use crate::support::wait;
 
-/// Lanes that come back after each restart, and restarts: their product is the number of reconnects that are counted.
+/// Lanes that come back after each restart, and restarts: their product is the number of reconnects
+/// that are counted.
 const LANES: usize = 4;
 const RESTARTS: usize = 5;
 
 const SHARED_KEYS: &str = "session_ticket_encryption_key_file = \"ticket.key\"";
 
-/// The token of servers and clients that go by one.
+/// The token of servers and clients that use one.
 const SERVER_TOKEN: &str = "method = \"token\"\ntoken = \"a token of the tests\"";
 const CLIENT_TOKEN: &str = "token = \"a token of the tests\"";
 
@@ -89,7 +90,7 @@ fn is_registered(line: &str) -> bool {
     line.contains("lane registered")
 }
 
-/// Restarts the server again and again under a client, and counts how its lanes came back.
+/// Restarts the server again and again, and counts how the client's lanes came back.
 fn reconnects_after_restarts(what: &str, auth: Option<&'static str>, mut client: ClientSetup) {
     if subject::only_wire(what) {
         return;
@@ -124,7 +125,8 @@ fn reconnects_after_restarts(what: &str, auth: Option<&'static str>, mut client:
     let lanes = back.len();
     println!("{what}: of {lanes} reconnects {resumed} resumed, {early} with early data");
     assert_eq!((resumed, early), (lanes, lanes), "{lines:#?}");
-    // A server that stops has handshakes with lanes that it then refuses: more than lanes, but none without early data.
+    // A server that stops has handshakes with lanes that it then refuses: more than lanes, but none
+    // without early data.
     let accepted = at_server("early_data_accepted");
     assert!(
         accepted >= LANES as u64,
@@ -159,7 +161,8 @@ fn a_server_that_draws_its_keys_anew_gets_a_full_handshake_and_the_registration(
     let mut server = Server::start(&site, &ServerSetup::default());
     let client = ClientSetup::default();
     let mut client = start_client(&site, &client, server.quic(), service.address);
-    // A lane that a busy machine loses comes back to the same server, resumed: that is no such line.
+    // A lane that a busy machine loses comes back to the same server, resumed: that is no such
+    // line.
     let is_rejected = |line: &str| {
         is_registered(line)
             && line.contains("resumed=false")
@@ -456,7 +459,8 @@ fn a_certificate_that_has_expired_is_not_let_in_by_a_ticket() {
         });
     assert!(line.contains("certificate has expired"), "{line}");
     // The next attempt is a full handshake, which fails as it does without tickets. The client may
-    // say nothing of the first: that was beside a lane whose server turns out to have been restarted.
+    // say nothing of the first: that was beside a lane whose server turns out to have been
+    // restarted.
     client.wait_for_line("the full handshake's failure", |line| {
         line.contains("cannot connect") && line.contains("certificate expired")
     });
@@ -550,7 +554,7 @@ fn a_ticket_of_a_server_with_another_name_is_not_used() {
     let mut client = start_client(&site, &client_with_state(), server.quic(), service.address);
     wait_for_tickets_on_disk(&site);
     client.kill();
-    // The same server under the other name that its certificate has.
+    // This is the same server under the other name in its certificate.
     let other = ClientSetup {
         server_name: "127.0.0.1",
         ..client_with_state()
@@ -598,8 +602,8 @@ fn a_server_whose_certificate_has_expired_is_not_accepted_for_a_ticket() {
         });
     drop(another);
     server.program.kill();
-    // A server does not start with an expired certificate, so the new one has a good one: what the ticket stands for is
-    // the old one still, and the client does not go by that.
+    // A server does not start with an expired certificate, so the new one has a good one: what the
+    // ticket stands for is the old one still, and the client does not go by that.
     setup.identity = "server";
     let again = Server::launch(&site, &setup, &server.listeners).start();
     again.wait_until_ready().expect("it starts again");
@@ -612,7 +616,8 @@ fn a_server_whose_certificate_has_expired_is_not_accepted_for_a_ticket() {
     assert!(at_client("handshakes_full") >= 2);
 }
 
-/// Prints how long a client takes from its first packet to its registration, with and without a ticket.
+/// Prints how long a client takes from its first packet to its registration, with and without a
+/// ticket.
 #[test]
 #[ignore = "measures: cargo test --release -p qmux-dp --test e2e how_long -- --ignored --nocapture"]
 fn how_long_a_registration_takes() {

@@ -1,4 +1,5 @@
-//! A client that cannot serve a visitor says so, and the visitor is served by another one without noticing.
+//! A client that cannot serve a visitor says so, and the visitor is served by another one without
+//! noticing.
 
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -73,7 +74,7 @@ fn a_dead_service_costs_no_visitor_and_gets_none_once_it_is_known() {
         start_client(&site, &setup, server.quic(), services[service].address)
     });
     let bytes = Random::new(1).bytes(10_000);
-    // Taking turns, three visitors are enough for one to be sent to the dead service.
+    // The clients take turns, so three visitors are enough for one to be sent to the dead service.
     let mut before = 0;
     let known = |line: &str| line.contains("cannot reach its service");
     while !server.program.lines().iter().any(|line| known(line)) {
@@ -122,7 +123,7 @@ fn what_a_visitor_has_sent_goes_to_the_next_client_on_another_core_too() {
         service.address,
     );
     let mut random = Random::new(2);
-    // At the same time: most have been sent somewhere before the first is refused.
+    // They come at the same time: most have been sent somewhere before the first is refused.
     let mut visitors: Vec<(TcpStream, Vec<u8>)> = (0..60)
         .map(|_| {
             let length = random.between(0..=40_000);
@@ -243,8 +244,8 @@ fn killing_one_client_of_three_fails_nobody_after_the_server_has_noticed() {
     });
     let killed = visits.elapsed();
     clients[0].kill();
-    // Nothing tells the server; visitors who are sent there are reset at the latest when it has noticed, by whichever of
-    // two timeouts of the same length.
+    // Nothing tells the server; visitors who are sent there are reset at the latest when it has
+    // noticed, by whichever of two timeouts of the same length.
     let noticed = |line: &str| line.contains("nothing heard within");
     server.program.wait_for_line("the server notices", noticed);
     let noticed = visits.elapsed();

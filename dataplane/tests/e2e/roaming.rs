@@ -1,7 +1,8 @@
-//! A client moves while bytes flow: to another port, as a NAT does that has forgotten it, and to another address.
+//! A client moves while bytes flow: to another port, as a NAT does that has forgotten it, and to
+//! another address.
 //!
-//! Between client and server is a relay that does what the network would: it sends on from other sockets than before,
-//! and what still comes to the earlier ones is lost.
+//! Between client and server is a relay that does what the network would: it sends on from other
+//! sockets than before, and what still comes to the earlier ones is lost.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -21,7 +22,7 @@ use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor;
 use crate::support::wait;
 
-/// How often a thread of the relay looks whether it should stop.
+/// How often a thread of the relay checks whether it should stop.
 const GLANCE: Duration = Duration::from_millis(20);
 
 /// Bursts of several lanes wait here.
@@ -30,13 +31,13 @@ const BUFFER_BYTES: usize = 4 << 20;
 /// Bytes of a transfer during which the client moves.
 const TRANSFER_BYTES: usize = 200 << 20;
 
-/// Where the client goes next: another port, then another address.
+/// The addresses to which the client moves: another port, then another address.
 const MOVES: [Ipv4Addr; 2] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];
 
 /// One client's socket, as the server sees it.
 struct Mapping {
     outside: Arc<UdpSocket>,
-    /// Set when the client has moved: what comes then is lost.
+    /// Set when the client has moved; later packets are lost.
     gone: Arc<AtomicBool>,
 }
 
@@ -139,7 +140,8 @@ impl Shared {
         let mut bytes = vec![0; 1 << 16];
         while !self.stop.load(Ordering::SeqCst) {
             let received = outside.recv_from(&mut bytes);
-            // After a move the socket stays open, unread: a closed port would tell the server that nobody is there.
+            // After a move the socket stays open, unread: a closed port would tell the server that
+            // nobody is there.
             if !gone.load(Ordering::SeqCst)
                 && let Ok((length, _)) = received
             {
@@ -196,7 +198,8 @@ impl World {
         }
     }
 
-    /// Stops both; the lanes must be those that there were at the start, on the cores where they were.
+    /// Stops both; the lanes must be those that there were at the start, on the cores where they
+    /// were.
     fn assert_lanes_survived(mut self, moves: u64) {
         for program in [&mut self.client, &mut self.server.program] {
             program.signal(Signal::TERM);
@@ -211,7 +214,8 @@ impl World {
                 assert_eq!(counters.get(name), 0, "{name} of core {core}");
             }
         }
-        // At least the lane of the transfer was heard from every address, and proved the last one at the latest.
+        // At least the lane of the transfer was heard from every address, and proved the last one
+        // at the latest.
         assert!(counters::total(&server, "migrations") >= moves);
         assert!(counters::total(&server, "paths_validated") >= 1);
         let ended = self
@@ -226,13 +230,13 @@ impl World {
 /// How far a transfer is.
 #[derive(Default)]
 struct Progress {
-    /// Bytes that have arrived.
+    /// Number of bytes that have arrived.
     arrived: AtomicUsize,
-    /// Of [`MOVES`], those that have been made.
+    /// How many of [`MOVES`] have been made.
     moves: AtomicUsize,
 }
 
-/// Makes each of [`MOVES`] when so much of a transfer has arrived.
+/// Makes each of [`MOVES`] when a part of a transfer has arrived.
 fn move_on_the_way(progress: &Progress, relay: &Relay) {
     for (index, address) in MOVES.into_iter().enumerate() {
         let mark = TRANSFER_BYTES / (MOVES.len() + 1) * (index + 1);
@@ -244,11 +248,11 @@ fn move_on_the_way(progress: &Progress, relay: &Relay) {
     }
 }
 
-/// Receives the random stream of `seed` and keeps account of it.
+/// Receives the random stream of `seed` and counts it.
 fn receive(stream: &mut std::net::TcpStream, seed: u64, progress: &Progress) {
     const PIECES: usize = 100;
-    // Long after the last of the moves is due: where the thread that makes them has been kept waiting, the transfer must
-    // not end before.
+    // Long after the last of the moves is due: where the thread that makes them has been kept
+    // waiting, the transfer must not end before.
     const PIECES_BEFORE_LAST_MOVE_MAX: usize = 80;
     for piece in 0..PIECES {
         if piece == PIECES_BEFORE_LAST_MOVE_MAX {

@@ -1,5 +1,5 @@
-//! Rolling restart: two servers behind HAProxy, three clients connected to both, visitors all the time. Each server is
-//! stopped and started once, and no visitor fails.
+//! Rolling restart: two servers behind HAProxy, three clients connected to both, visitors all the
+//! time. Each server is stopped and started once, and no visitor fails.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr};
@@ -22,7 +22,8 @@ use crate::support::wait;
 /// Longer than the transfers, which last until both servers have been told to stop.
 const DRAIN: &str = "drain_timeout = \"2m\"";
 
-/// Visitors with a small exchange: so many threads, each with one visitor per period, are 200 a second.
+/// Visitors with a small exchange: so many threads, each with one visitor per period, are 200 a
+/// second.
 const THREADS: usize = 20;
 const PERIOD: Duration = Duration::from_millis(100);
 
@@ -171,7 +172,8 @@ fn a_rolling_restart_of_two_servers_behind_haproxy_fails_nobody() {
             load.wait_for_more_visitors();
             let told = Instant::now();
             server.program.signal(Signal::TERM);
-            // Visitors come while it drains with its transfers; HAProxy has noticed when it refuses.
+            // Visitors come while it drains with its transfers; HAProxy has noticed when it
+            // refuses.
             http::wait_for(*admin, "/readyz", 503);
             load.wait_for_more_visitors();
             done.store(true, Ordering::SeqCst);

@@ -1,4 +1,5 @@
-//! One client, many servers: each is served, whatever the others do, also when their addresses change.
+//! One client, many servers: each is served, whatever the others do, also when their addresses
+//! change.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -61,7 +62,8 @@ fn a_server_that_is_away_from_the_start_delays_no_other_one() {
     away.program.kill();
     let there = server(&site, "there", 1);
     let addresses = [
-        // A name that no resolver knows, an address that nobody listens at, and one that somebody does.
+        // A name that no resolver knows, an address that nobody listens at, and one that somebody
+        // does.
         "no-such-host.invalid:8443".to_owned(),
         away.quic().to_string(),
         there.quic().to_string(),
@@ -114,7 +116,8 @@ fn registrations(server: &mut Server) -> u64 {
     counters::total(&counters::of(&server.program), "registrations_accepted")
 }
 
-/// Whether a client had to dial a lane again, as it may have on a busy machine: then there are more registrations.
+/// Whether a client had to dial a lane again, as it may have on a busy machine: then there are more
+/// registrations.
 fn has_lost_a_lane(client: &Program) -> bool {
     client.lines().iter().any(|it| it.contains("lane ended"))
 }

@@ -61,7 +61,7 @@ fn verdicts(
     Ok(answers.into_iter().map(|it| it.verdict).collect())
 }
 
-/// What the server has counted, after it has been told to stop.
+/// The counters of the server, after it has been told to stop.
 fn counted(door: &mut Door) -> impl Fn(&str) -> u64 {
     door.program.signal(Signal::TERM);
     assert_eq!(door.program.wait_for_exit().code(), Some(0));
@@ -69,7 +69,7 @@ fn counted(door: &mut Door) -> impl Fn(&str) -> u64 {
     move |name| counters::total(&counters, name)
 }
 
-// ---- who may serve what ------------------------------------------------------------------------
+// ---- who may serve what ----
 
 #[test]
 fn a_client_is_told_which_of_its_services_it_serves() {
@@ -216,7 +216,7 @@ fn a_client_that_knows_no_names_is_told_so_at_a_door_of_named_services() {
     assert!(text.contains("[[client.services]]"), "{text}");
 }
 
-// ---- what visitors get -------------------------------------------------------------------------
+// ---- what visitors get ----
 
 /// Ports of the service that is a range.
 const RANGE_PORTS: u16 = 3;
@@ -282,7 +282,7 @@ impl Ten {
     }
 }
 
-/// A service that tells by which port it was reached.
+/// A service that sends the port by which it was reached.
 fn says_its_port(port: u16) -> TcpService {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("it was free");
     TcpService::start_on(listener, move |mut stream| {
@@ -375,7 +375,7 @@ fn a_dead_service_marks_only_itself() {
     };
     let _nas = nas.start(&site, door.quic[0]);
     visitor::wait_until_served(door.traffic("good"));
-    // By a visitor or by a check, whichever is first.
+    // The fault is found by a visitor or by a check, whichever is first.
     assert!(!visitor::echo_works(door.traffic("dead")));
     let says = |line: &str| line.contains("cannot reach its service");
     let line = door.program.wait_for_line("which service it is", says);
@@ -438,7 +438,7 @@ fn listeners_and_named_services_stand_in_one_file() {
     assert_eq!(http::metric(&metrics, "qmux_dp_service_clients"), 1.0);
 }
 
-// ---- before the start --------------------------------------------------------------------------
+// ---- before the start ----
 
 #[test]
 fn a_check_shows_services_and_clients_and_counts_what_sockets_take() {

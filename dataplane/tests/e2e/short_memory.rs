@@ -23,7 +23,7 @@ const DELAY: Duration = Duration::from_millis(100);
 /// Visitors who read as fast as they can. Their windows together are far above the limit.
 const DOWNLOADS: usize = 16;
 
-/// Each of them goes on, or a wake-up was lost.
+/// Bytes that each of them must receive further, or a wake-up was lost.
 const PROGRESS_BYTES: u64 = 256 << 10;
 
 /// Visitors with a small request each, and how many come at a time.
@@ -50,7 +50,7 @@ fn service() -> TcpService {
     })
 }
 
-/// A visitor who reads without end, and how much he has got.
+/// A visitor who reads without end, and the number of bytes that it has got.
 fn download(traffic: SocketAddr) -> (Arc<AtomicU64>, JoinHandle<()>) {
     let got = Arc::<AtomicU64>::default();
     let counter = Arc::clone(&got);

@@ -18,7 +18,7 @@ use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor::{self, Ending};
 use crate::support::wait::{self, PATIENCE};
 
-/// Longer than any test runs: whoever ends earlier does not end because of it.
+/// This is longer than any test runs: a program that ends earlier does not end because of it.
 const DRAIN_LONG: &str = "drain_timeout = \"10m\"";
 const DRAIN_SHORT: &str = "drain_timeout = \"1s\"";
 
@@ -265,7 +265,7 @@ fn a_second_server_on_the_same_ports_names_the_address() {
     assert_eq!(visitor::read_exact(&mut stream, 1), b"x");
 }
 
-/// What became of a visitor who came while a server stopped.
+/// The result for a visitor who came while a server stopped.
 #[derive(Debug, PartialEq, Eq)]
 enum Visit {
     Served,

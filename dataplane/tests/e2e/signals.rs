@@ -1,4 +1,5 @@
-//! What signals do: three stop the program, the others that people and tools send are answered by a line.
+//! What signals do: three stop the program, the others that people and tools send are answered by a
+//! line.
 
 use rustix::process::Signal;
 

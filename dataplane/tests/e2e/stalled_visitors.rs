@@ -22,7 +22,7 @@ use crate::support::{counters, http, ports, subject, visitor};
 /// [`MEMORY`], at least.
 const STALLED: usize = 40;
 
-/// What a stalled flow holds: its window, which it fills.
+/// The window of a stalled flow, which it fills.
 const WINDOW: [&str; 2] = [
     "initial_stream_receive_window = \"2MiB\"",
     "max_stream_receive_window = \"2MiB\"",
@@ -32,8 +32,8 @@ const WINDOW: [&str; 2] = [
 const MEMORY: &str = "memory = \"16MiB\"";
 const MEMORY_BYTES: u64 = 16 << 20;
 
-/// What a program may take beyond the limit: pools, stacks, what the allocator has not given back
-/// yet.
+/// Memory that a program may take beyond the limit: pools, stacks, what the allocator has not given
+/// back yet.
 const SPARE_BYTES: u64 = 24 << 20;
 
 /// A socket buffer that is soon full.
@@ -63,7 +63,7 @@ fn service() -> TcpService {
             _ => {
                 let small = SockRef::from(&stream).set_recv_buffer_size(SMALL_BUFFER_BYTES);
                 small.expect("a small buffer");
-                // Without reading: an error tells that the flow has ended.
+                // It does not read: an error shows that the flow has ended.
                 wait::until("the flow ends", || {
                     let failed = stream.take_error().expect("asked");
                     (failed.is_some() || has_ended(&stream)).then_some(())

@@ -44,7 +44,7 @@ fn setups() -> (ServerSetup, ClientSetup) {
     (server, client)
 }
 
-/// Each of these keys is there, and holds a number.
+/// Checks that each of these keys exists and is a number.
 fn assert_numbers(of: &Value, keys: &[&str]) {
     for key in keys {
         assert!(of[key].is_u64(), "{key}: {of}");

@@ -1,4 +1,5 @@
-//! One visitor at a time: bytes come back unchanged, whoever speaks first and however much there is.
+//! One visitor at a time: bytes come back unchanged, whoever speaks first and however much there
+//! is.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;

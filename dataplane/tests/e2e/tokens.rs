@@ -1,4 +1,5 @@
-//! Authentication by token: who knows it is served, without a client certificate; whoever does not learns nothing.
+//! Authentication by token: who knows it is served, without a client certificate; whoever does not
+//! learns nothing.
 
 use rustix::process::Signal;
 
@@ -157,8 +158,8 @@ fn a_certificate_with_the_wrong_purpose_does_not_replace_the_token() {
     visitor::echo(server.traffic(), b"served");
 }
 
-/// Starts two that do not go together: each says what is wrong, nobody is served, and the client goes on trying with
-/// pauses. Returns the client's line.
+/// Starts two that do not go together: each says what is wrong, nobody is served, and the client
+/// goes on trying with pauses. Returns the client's line.
 fn refused(
     server: &ServerSetup,
     client: &ClientSetup,

@@ -37,7 +37,7 @@ fn metric(admin: SocketAddr, name: &str) -> f64 {
     http::metric(&metrics, &format!("qmux_dp_{name}_total"))
 }
 
-/// So many visitors at the same time, each of whom must get its echo.
+/// Checks that so many visitors at the same time each get their echo.
 fn all_are_served(address: SocketAddr, visitors: usize) {
     thread::scope(|scope| {
         for _ in 0..visitors {
@@ -119,7 +119,7 @@ impl Switched {
         Self::start_with(lanes, Vec::new())
     }
 
-    /// With these lines of the client's `[quic]`.
+    /// A tunnel with these lines in the client's `[quic]`.
     fn start_with(lanes: &'static str, quic: Vec<&'static str>) -> Self {
         let site = Site::new();
         let service = TcpService::echo();

@@ -24,7 +24,7 @@ const AFTER: Duration = Duration::from_secs(5);
 /// UDP visitors with a flow that is there already: some of them ride what dies.
 const UDP_VISITORS: usize = 6;
 
-/// A UDP visitor asks again so often.
+/// How often a UDP visitor asks again.
 const UDP_PATIENCE: Duration = Duration::from_millis(50);
 
 /// A TCP visitor who took longer than this was hit by the death.

@@ -115,7 +115,7 @@ fn nft(script: &str) {
     assert!(status.success(), "{script}");
 }
 
-/// The network drops what `way` says.
+/// Has the network drop what `way` says.
 fn block(way: &Way, door: SocketAddr) {
     let port = door.port().to_string();
     let mut script =
@@ -130,8 +130,8 @@ fn pass_again() {
     nft("delete table ip t");
 }
 
-/// `d` asks for a download of so many bytes, a zero is the first byte of a visitor's request, and
-/// whatever else is typed comes back.
+/// A service: `d` asks for a download of so many bytes, a zero is the first byte of a visitor's
+/// request, and whatever else is typed comes back.
 fn service(download_bytes: usize) -> TcpService {
     TcpService::start(move |mut stream| {
         let mut first = [0];
@@ -168,7 +168,7 @@ fn send_download(stream: &mut TcpStream, bytes: usize) {
     visitor::finish(stream);
 }
 
-/// All that is under way while the network changes.
+/// All traffic while the network changes.
 struct Traffic {
     stop: Arc<AtomicBool>,
     download: JoinHandle<Duration>,
@@ -177,7 +177,7 @@ struct Traffic {
     visits: Visits,
 }
 
-/// What it came to.
+/// What was observed.
 struct Seen {
     /// The longest time without a byte of the download, without an answer to a line, and without
     /// an answer to a datagram.
@@ -218,7 +218,7 @@ impl Traffic {
     }
 }
 
-/// Reads a whole download, of which each byte must be right. The longest pause.
+/// Reads a whole download, of which each byte must be right. Returns the longest pause.
 fn download(traffic: SocketAddr, bytes: usize) -> Duration {
     let mut stream = visitor::connect(traffic);
     stream.write_all(b"d").expect("sent");
@@ -273,7 +273,7 @@ struct World {
 }
 
 impl World {
-    /// The network blocks from the start what `from_start` says. Also how long it took until a
+    /// A world whose network blocks what `from_start` says; returns also how long it took until a
     /// visitor was served.
     fn new(download_bytes: usize, from_start: Option<&Way>) -> (Self, Duration) {
         let (site, tcp) = (Site::new(), service(download_bytes));

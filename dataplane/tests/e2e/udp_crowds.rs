@@ -20,7 +20,7 @@ use crate::support::udp_visitor::UdpVisitor;
 use crate::support::visitor;
 use crate::support::wait;
 
-/// More than the tunnel has room for, on either side, with what it is allowed here.
+/// More strangers than the tunnel has room for, on either side, with what it is allowed here.
 const STRANGERS: u16 = 20_000;
 
 /// One datagram from each of many addresses.
@@ -34,7 +34,7 @@ fn flood(traffic: SocketAddr) {
     }
 }
 
-/// A service that answers strangers, or one that does not: then only what is longer is answered.
+/// A service that answers strangers, or one that does not: then only longer datagrams are answered.
 fn service(answers_strangers: bool) -> (TcpService, UdpService) {
     if answers_strangers {
         return echo_both();

@@ -8,12 +8,14 @@ use crate::support::tunnel::{ClientSetup, ServerSetup, Tunnel};
 use crate::support::udp_visitor::UdpVisitor;
 use crate::support::{http, ports, subject, wait};
 
-/// Around every boundary: none, a header's, QUIC's smallest packet, Ethernet's, the largest QUIC packet, UDP's largest.
+/// Sizes around every boundary: none, a header's, QUIC's smallest packet, Ethernet's, the largest
+/// QUIC packet, UDP's largest.
 const SIZES: [usize; 17] = [
     0, 1, 2, 3, 100, 1_150, 1_199, 1_200, 1_472, 1_473, 8_192, 16_000, 16_383, 16_384, 40_000,
     65_506, 65_507,
 ];
-/// Datagrams that may have to be sent again in one test, of dozens: a busy machine loses one now and then.
+/// Datagrams that may have to be sent again in one test, of dozens: a busy machine loses one now
+/// and then.
 const REPEATED_MAX: usize = 3;
 
 fn assert_echoes(tunnel: &Tunnel, sizes: &[usize]) {
@@ -70,7 +72,8 @@ fn the_first_packet_of_a_flow_may_have_any_size() {
     let service = UdpService::echo();
     let tunnel = Tunnel::to(service.address);
     let mut random = Random::new(3);
-    // All stay until the end: the port of one that is gone may be given to the next, which then has the same flow.
+    // All stay until the end: the port of one that is gone may be given to the next, which then has
+    // the same flow.
     let mut visitors: Vec<_> = SIZES
         .iter()
         .map(|_| UdpVisitor::new(tunnel.traffic()))
@@ -140,7 +143,8 @@ fn without_fragmentation_small_datagrams_pass_and_large_ones_do_not() {
     let mut visitor = UdpVisitor::new(tunnel.traffic());
     visitor.echo(&[1; 1_000]);
     visitor.send(&[2; 65_507]);
-    // Datagrams of a flow keep their order here, so whatever came of the large one would have come by now.
+    // Datagrams of a flow keep their order here, so whatever came of the large one would have come
+    // by now.
     visitor.echo(&[3; 1_000]);
     // One that was repeated may have been lost before the service or behind it.
     let received = service.received();

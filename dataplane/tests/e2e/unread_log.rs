@@ -15,8 +15,8 @@ use crate::support::tunnel::{ClientSetup, Listener, Server, ServerSetup, Site, s
 use crate::support::visitor;
 use crate::support::wait;
 
-/// Visitors one after the other: each makes some dozen lines of the log at its finest level, and all
-/// of them together many more than a pipe holds.
+/// Visitors one after the other: each makes some dozen lines of the log at its finest level, and
+/// all of them together many more than a pipe holds.
 const VISITORS: usize = 200;
 
 /// A server whose standard error is a given one; ended with the test.
@@ -50,7 +50,7 @@ impl Victim {
         http::metric(&http::get(self.admin, "/metrics").body, name)
     }
 
-    /// SIGTERM; the exit code.
+    /// Sends SIGTERM; returns the exit code.
     fn stop(&mut self) -> Option<i32> {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM).expect("it lives");
@@ -67,7 +67,7 @@ impl Drop for Victim {
     }
 }
 
-/// A client, one flow that lasts, and many visitors while the log is as it is.
+/// Serves a client, one flow that lasts, and many visitors while the log is as it is.
 fn serves_all_the_same(site: &Site, victim: &mut Victim) {
     let service = TcpService::echo();
     let client = ClientSetup::default();

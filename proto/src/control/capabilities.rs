@@ -1,33 +1,34 @@
-//! What a client can do beyond the least that its protocol version asks for.
+//! The capabilities of a client: what it can do beyond the least that its protocol version
+//! requires.
 
 use std::ops::BitOr;
 
 use crate::varint;
 
-/// A set of abilities, one bit each. Bits that this version does not know are kept and have no
+/// A set of capabilities, one bit each. Bits that this version does not know are kept and have no
 /// effect: a peer of a later version may send them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Capabilities(u64);
 
 impl Capabilities {
-    /// No ability.
+    /// No capability.
     pub const NONE: Self = Self(0);
-    /// TCP flows.
+    /// The client carries TCP flows.
     pub const TCP: Self = Self(1 << 0);
-    /// UDP flows in QUIC datagrams.
+    /// The client carries UDP flows in QUIC datagrams.
     pub const UDP: Self = Self(1 << 1);
-    /// UDP packets in fragments.
+    /// The client takes UDP packets in fragments.
     pub const FRAGMENTATION: Self = Self(1 << 2);
-    /// ServiceHealth messages.
+    /// The client sends ServiceHealth messages.
     pub const SERVICE_HEALTH: Self = Self(1 << 3);
-    /// Services with names: ServiceAnswers messages, and the traffic address in the first datagrams of
-    /// a UDP flow.
+    /// The client knows services by name: it reads ServiceAnswers messages, and the traffic address
+    /// in the first datagrams of a UDP flow.
     pub const NAMED_SERVICES: Self = Self(1 << 4);
-    /// HandOvers messages: it opens as many lanes as they ask for.
+    /// The client reads HandOvers messages, and opens as many lanes as they call for.
     pub const HAND_OVERS: Self = Self(1 << 5);
-    /// Bundles of small UDP packets in one QUIC datagram.
+    /// The client reads bundles of small UDP packets in one QUIC datagram.
     pub const BUNDLES: Self = Self(1 << 6);
-    /// Answers to PathChallenge messages.
+    /// The client answers PathChallenge messages.
     pub const PATH_CHALLENGE: Self = Self(1 << 8);
 
     /// The set with these bits; `None` if they do not fit into a varint.
@@ -44,12 +45,12 @@ impl Capabilities {
         self.0
     }
 
-    /// Whether every ability of `other` is in this set.
+    /// Whether every capability of `other` is in this set.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
-    /// The abilities that are in this set or in `other`.
+    /// The capabilities that are in this set or in `other`.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)

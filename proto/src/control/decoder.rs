@@ -1,4 +1,4 @@
-//! The cutting of the control stream into messages, however the stream's bytes arrive.
+//! Cutting the control stream into messages, however the stream's bytes arrive.
 
 use super::message::{MESSAGE_BYTES_MAX, Message};
 use crate::error::DecodeError;
@@ -10,21 +10,21 @@ pub const FEED_BYTES_MAX: usize = 64 * 1024;
 /// The most bytes that a [`Decoder`] holds: one feed and the unfinished message before it.
 pub const BUFFER_BYTES_MAX: usize = FEED_BYTES_MAX + varint::BYTES_MAX + MESSAGE_BYTES_MAX;
 
-/// The most bytes that stay allocated while nothing waits: enough for every frequent message, little
-/// enough for very many idle lanes.
+/// The most bytes that stay allocated while nothing waits: enough for every frequent message,
+/// little enough for very many idle lanes.
 const IDLE_BYTES_MAX: usize = 1024;
 
-/// Takes the bytes of the control stream in pieces of any size and gives its messages.
+/// Takes the bytes of the control stream in pieces of any size, and returns its messages.
 ///
-/// After each [`feed`](Self::feed) call [`next`](Self::next) until it gives `None`: then at most one
-/// unfinished message stays behind, and the next feed of up to [`FEED_BYTES_MAX`] bytes always fits.
-/// Looking at an unfinished message costs the reading of its length alone, and each byte is moved at
-/// most twice, so that a peer gains nothing by sending single bytes.
+/// After each [`feed`](Self::feed) call [`next`](Self::next) until it returns `None`. Then at most
+/// one unfinished message is left, and the next feed of up to [`FEED_BYTES_MAX`] bytes always fits.
+/// Looking at an unfinished message costs only the reading of its length, and each byte is moved at
+/// most twice, so a peer gains nothing by sending single bytes.
 ///
-/// The first error is final: a stream cannot be read on behind it.
+/// The first error is final, because the rest of the stream cannot be read.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// Bytes before `start` are done with.
+    /// Bytes before `start` have been used.
     buffer: Vec<u8>,
     start: usize,
     skipped: u64,
@@ -60,12 +60,13 @@ impl Decoder {
         Ok(())
     }
 
-    /// The next complete message; `None` while more bytes are needed. Messages of types that are not
-    /// known are skipped and counted.
+    /// The next complete message; `None` while more bytes are needed. Messages of types that are
+    /// not known are skipped and counted.
     ///
     /// # Errors
     ///
-    /// Any [`DecodeError`]; a length above [`MESSAGE_BYTES_MAX`] is one before the message is there.
+    /// Any [`DecodeError`]; a length above [`MESSAGE_BYTES_MAX`] is one before the message is
+    /// there.
     #[expect(
         clippy::should_implement_trait,
         reason = "an Iterator would not come back from None once more bytes are fed"
@@ -77,17 +78,17 @@ impl Decoder {
         self.advance().or_else(|failure| self.fail(failure))
     }
 
-    /// How many messages were skipped because their type is not known.
+    /// Number of messages that were skipped because their type is not known.
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
 
-    /// How many bytes wait for the rest of their message.
+    /// Number of bytes that wait for the rest of their message.
     pub fn buffered(&self) -> usize {
         self.buffer.len() - self.start
     }
 
-    /// The bytes that the buffer occupies, used or not.
+    /// Number of bytes that the buffer occupies, used or not.
     pub fn allocated_bytes(&self) -> usize {
         self.buffer.capacity()
     }
@@ -115,8 +116,8 @@ impl Decoder {
         }
     }
 
-    /// Makes room in front of new bytes. Bytes are moved only when at least as many are done with,
-    /// which keeps the cost per byte constant.
+    /// Makes room for new bytes. Bytes are moved only when at least as many have been used, which
+    /// keeps the cost per byte constant.
     fn compact(&mut self) {
         if self.start >= self.buffer.len() - self.start {
             self.buffer.drain(..self.start);
@@ -124,7 +125,7 @@ impl Decoder {
         }
     }
 
-    /// Forgets what is done with, and gives back memory that a rare large message needed.
+    /// Drops bytes that have been used, and gives back memory that a rare large message needed.
     fn reset(&mut self) {
         self.start = 0;
         self.buffer.clear();

@@ -1,8 +1,9 @@
 //! Finished: the final size of a TCP flow's stream in the sender's direction.
 //!
-//! It repeats what the stream's FIN says. A QUIC stack may forget a FIN without data when it is lost
-//! after all data was acknowledged (RFC 9000 section 13.3 asks for it to be repeated); the control
-//! stream does not. A receiver that has read `final_size` bytes treats this message as the FIN.
+//! It repeats what the stream's FIN says. A QUIC stack may forget a FIN without data when it is
+//! lost after all data was acknowledged (RFC 9000 section 13.3 asks for it to be repeated); the
+//! control stream does not. A receiver that has read `final_size` bytes treats this message as the
+//! FIN.
 
 use crate::error::DecodeError;
 use crate::varint;
@@ -13,7 +14,7 @@ use crate::wire;
 pub struct Finished {
     /// The QUIC stream (RFC 9000 section 2.1).
     pub stream_id: u64,
-    /// Its length in bytes in the sender's direction, an Open header included.
+    /// The length of the stream in bytes in the sender's direction, with the Open header.
     pub final_size: u64,
 }
 

@@ -10,7 +10,7 @@ use crate::wire;
 pub struct FlowClosed {
     /// The flow, at most [`FLOW_ID_MAX`](crate::FLOW_ID_MAX).
     pub flow_id: u64,
-    /// Why it ended.
+    /// The reason for which it ended.
     pub reason: FlowError,
 }
 

@@ -8,23 +8,23 @@ use crate::wire;
 /// The sender takes no new flows on this lane. Open flows may finish until the drain timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GoAway {
-    /// Why the lane will end.
+    /// The reason for which the lane will end.
     pub reason: GoAwayReason,
     /// How long open flows may go on, in milliseconds.
     pub drain_timeout_ms: u64,
 }
 
 code_enum! {
-    /// Why a lane will end.
+    /// The reason for which a lane will end.
     pub enum GoAwayReason {
         /// The program stops.
         Shutdown = 0 => "shutdown",
-        /// The lane is not needed any more: another one takes its place.
+        /// The lane is not needed any more, because another one takes its place.
         Replaced = 1 => "replaced by another lane",
-        /// The sender has too much to do.
+        /// The sender is overloaded.
         Overloaded = 2 => "overloaded",
-        /// The peer may not serve here any more: its certificate has expired or was revoked, or it
-        /// is known no more.
+        /// The peer may not serve here any more: its certificate has expired or was revoked, or its
+        /// entry is gone.
         Withdrawn = 3 => "this client may not serve there any more, or must prove anew who it is",
         _ => Other(u64), "going away with code {}",
     }

@@ -10,7 +10,7 @@ use crate::wire;
 pub struct Heartbeat {
     /// The number of this heartbeat, counted from 1 by each side for itself.
     pub sequence: u64,
-    /// The highest sequence heard from the peer, 0 for none.
+    /// The highest sequence number heard from the peer; 0 if none was heard.
     pub acknowledged: u64,
 }
 

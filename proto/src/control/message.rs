@@ -7,8 +7,9 @@ use super::{
 use crate::error::DecodeError;
 use crate::varint;
 
-/// The longest message in bytes, type byte included, length not. A Register with every service
-/// offered takes 8.5 KiB, the answers to it 9; the rest is for the fields of later versions.
+/// The longest message in bytes, with the type byte but without the length. A Register with every
+/// service offered takes 8.5 KiB, the answers to it 9; the rest is for the fields of later
+/// versions.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 
 const _: () = assert!(Register::ENCODED_BYTES_MAX < MESSAGE_BYTES_MAX / 2 + 1024);
@@ -34,17 +35,17 @@ const PATH_RESPONSE: u8 = 21;
 /// A message of the control stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// Client: who it is and what it offers. The first message of a lane.
+    /// Client: its name and what it offers. The first message of a lane.
     Register(Register),
-    /// Server: whether it takes the lane.
+    /// Server: whether it accepts the lane.
     RegisterAck(RegisterAck),
     /// Both: a sign of life.
     Heartbeat(Heartbeat),
     /// Both: a UDP flow is over.
     FlowClosed(FlowClosed),
-    /// Both: no new flows, please; the lane will end.
+    /// Both: no new flows on this lane, which will end.
     GoAway(GoAway),
-    /// Server: prove that you know the token.
+    /// Server: asks for proof that the client knows the token.
     AuthChallenge(AuthChallenge),
     /// Client: the proof.
     AuthProof(AuthProof),
@@ -52,17 +53,17 @@ pub enum Message {
     ServiceHealth(ServiceHealth),
     /// Both: a TCP flow's stream is complete at this size.
     Finished(Finished),
-    /// Server: the answer to GoAway.
+    /// Server: the answer to GoAway, with the number of flows that were opened.
     NoMoreFlows(NoMoreFlows),
-    /// Server: what became of each service that was offered.
+    /// Server: the answer about each service that was offered.
     ServiceAnswers(ServiceAnswers),
-    /// Server: what came to this lane for want of another one.
+    /// Server: what it had to hand over to this lane for want of another one.
     HandOvers(HandOvers),
-    /// Server: most of what it sends is lost on its way.
+    /// Server: most of what it sends is lost on the lane's path.
     WayFails(WayFails),
-    /// Server: prove that you receive at your new address.
+    /// Server: asks for proof that the client receives at its new address.
     PathChallenge(PathChallenge),
-    /// Client: the proof.
+    /// Client: the proof that was asked for.
     PathResponse(PathResponse),
 }
 

@@ -1,7 +1,8 @@
 //! NoMoreFlows: the answer to a client's GoAway.
 //!
-//! A client that stops must not close its lane while a flow is on its way to it: the visitor would be
-//! lost, and nobody could tell whether the service has seen it. The count says what is still to come.
+//! A client that stops must not close its lane while a flow is on its way to it: the visitor would
+//! be lost, and nobody could tell whether the service has seen it. The count says what is still to
+//! come.
 
 use crate::error::DecodeError;
 use crate::varint;
@@ -10,7 +11,7 @@ use crate::wire;
 /// The server has heard GoAway and opens no further TCP flow on this lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoMoreFlows {
-    /// How many TCP flows it has opened on this lane in all.
+    /// How many TCP flows it has opened on this lane.
     pub flows_opened: u64,
 }
 

@@ -13,11 +13,11 @@ pub const CLIENT_ID_BYTES_MAX: usize = 253;
 /// The bytes of an instance id: a UUID (RFC 9562).
 pub const INSTANCE_ID_BYTES: usize = 16;
 
-/// The most services that one client offers. It bounds what a server keeps per client.
+/// The most services that one client offers. This bounds what a server keeps per client.
 pub const SERVICES_MAX: usize = 64;
 
-/// A client asks to take this lane into its name. Whether the numbers make sense together (versions,
-/// `lane_index` below `lane_count`) is for the server to judge: it answers with a reason.
+/// A client asks to register this lane under its name. The server judges whether the numbers make
+/// sense together (versions, `lane_index` below `lane_count`), and answers with a reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Register {
     /// The protocol version of the client, see [`PROTOCOL_VERSION`](crate::PROTOCOL_VERSION).
@@ -29,7 +29,7 @@ pub struct Register {
     pub instance_id: [u8; INSTANCE_ID_BYTES],
     /// The index of this lane, from 0.
     pub lane_index: u64,
-    /// How many lanes the client means to open in all.
+    /// How many lanes the client intends to open.
     pub lane_count: u64,
     /// What the client can do.
     pub capabilities: Capabilities,
@@ -42,7 +42,7 @@ pub struct Register {
 pub struct ServiceOffer {
     /// The name, 0 to [`SERVICE_NAME_BYTES_MAX`] bytes without control characters.
     pub name: String,
-    /// What it speaks.
+    /// The protocols that the service speaks.
     pub protocols: Protocols,
 }
 
@@ -59,14 +59,14 @@ impl ServiceOffer {
 /// The protocols of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protocols {
-    /// It takes TCP flows.
+    /// The service takes TCP flows.
     pub tcp: bool,
-    /// It takes UDP flows.
+    /// The service takes UDP flows.
     pub udp: bool,
 }
 
 impl Protocols {
-    /// TCP and UDP: what a client speaks that says nothing of it.
+    /// TCP and UDP, which is assumed for a client that does not say.
     pub const BOTH: Self = Self {
         tcp: true,
         udp: true,
@@ -80,7 +80,7 @@ impl Protocols {
         (tcp * Self::TCP_BIT) | (udp * Self::UDP_BIT)
     }
 
-    /// Bits that this version does not know have no effect.
+    /// Reads the bits; those that this version does not know have no effect.
     fn from_bits(bits: u8) -> Self {
         Self {
             tcp: bits & Self::TCP_BIT != 0,
@@ -89,7 +89,7 @@ impl Protocols {
     }
 }
 
-/// Whether an id can stand in a Register: 1 to [`CLIENT_ID_BYTES_MAX`] bytes and no control
+/// Whether a Register may contain this id: 1 to [`CLIENT_ID_BYTES_MAX`] bytes and no control
 /// characters, because ids are logged.
 pub fn is_valid_client_id(id: &str) -> bool {
     (1..=CLIENT_ID_BYTES_MAX).contains(&id.len()) && !id.chars().any(char::is_control)
@@ -125,8 +125,9 @@ impl Register {
         for offer in &self.services {
             service::put(out, &offer.name);
         }
-        // Appended, so that older servers skip it. Written also where it says what they assume: what
-        // a later version appends must not be taken for it.
+        // These are appended, so that older servers skip them. They are written even if they say
+        // what such servers assume, because what a later version appends must not be taken for
+        // them.
         out.extend(self.services.iter().map(|it| it.protocols.bits()));
     }
 

@@ -12,10 +12,11 @@ pub const REFUSAL_TEXT_BYTES_MAX: usize = 1024;
 const ACCEPTED: u8 = 0;
 const REFUSED: u8 = 1;
 
-/// A server's answer, with what the client must know to aim its lanes at the server's cores.
+/// A server's answer to Register, with what the client must know to aim its lanes at the server's
+/// cores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegisterAck {
-    /// Whether the lane is taken.
+    /// Whether the lane is accepted.
     pub outcome: RegisterOutcome,
     /// Random bytes of this run of the server.
     pub server_instance_id: [u8; INSTANCE_ID_BYTES],
@@ -25,7 +26,7 @@ pub struct RegisterAck {
     pub lane_core: u64,
 }
 
-/// Whether a server takes a lane.
+/// Whether a server accepts a lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegisterOutcome {
     /// The lane is registered.
@@ -33,20 +34,20 @@ pub enum RegisterOutcome {
     /// The lane is refused and will be closed with
     /// [`LaneError::Refused`](crate::error::LaneError::Refused).
     Refused {
-        /// Why.
+        /// The reason as a code.
         reason: RefuseReason,
-        /// The same for people. On the wire it is cut to [`REFUSAL_TEXT_BYTES_MAX`] bytes and its
+        /// The reason in words. On the wire it is cut to [`REFUSAL_TEXT_BYTES_MAX`] bytes and its
         /// control characters become spaces.
         text: String,
     },
 }
 
 code_enum! {
-    /// Why a server refuses a lane.
+    /// The reason for which a server refuses a lane.
     pub enum RefuseReason {
         /// The server does not speak the client's protocol version.
         UnsupportedVersion = 1 => "the protocol version is not supported",
-        /// The client did not prove who it is.
+        /// The client did not prove its identity.
         Unauthenticated = 2 => "the client is not authenticated",
         /// Another instance is registered under the same client id.
         DuplicateClient = 3 => "the client id is in use by another instance",
@@ -56,7 +57,7 @@ code_enum! {
         LimitReached = 5 => "a limit is reached",
         /// The Register message makes no sense.
         BadRequest = 6 => "the request is not valid",
-        /// The client is authenticated, but none of those that may serve here.
+        /// The client is authenticated, but is none of those that may serve here.
         NotAdmitted = 7 => "the client is not among those that may serve here",
         _ => Other(u64), "refused with code {}",
     }
@@ -111,8 +112,8 @@ fn decode_outcome(buf: &mut &[u8]) -> Result<RegisterOutcome, DecodeError> {
     }
 }
 
-/// The text as a decoder takes it. A text may quote an error of the system, so it is made to fit
-/// rather than asserted.
+/// The text in the form that a decoder accepts. It may quote an error of the system, so it is made
+/// to fit rather than asserted.
 fn printable(text: &str) -> String {
     let mut end = text.len().min(REFUSAL_TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {

@@ -1,8 +1,9 @@
-//! ServiceAnswers: what a server makes of each service that a client has offered.
+//! ServiceAnswers: a server's answer about each service that a client has offered.
 //!
-//! It follows a RegisterAck that accepts, to clients with the ability
-//! [`Capabilities::NAMED_SERVICES`](super::Capabilities::NAMED_SERVICES), and comes again whenever
-//! an answer changes. Each message holds the answers to all services of the Register, in its order.
+//! The message follows a RegisterAck that accepts the lane, for clients with the capability
+//! [`Capabilities::NAMED_SERVICES`](super::Capabilities::NAMED_SERVICES), and is sent again
+//! whenever an answer changes. Each message contains the answers about all services of the
+//! Register, in its order.
 
 use super::SERVICES_MAX;
 use crate::code::code_enum;
@@ -11,21 +12,21 @@ use crate::service::{self, SERVICE_NAME_BYTES_MAX};
 use crate::varint;
 use crate::wire;
 
-/// The answers to all services that a client has offered.
+/// The answers about all services that a client has offered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceAnswers {
     /// One for each service offered, at most [`SERVICES_MAX`].
     pub answers: Vec<ServiceAnswer>,
 }
 
-/// The answer to one service.
+/// The answer about one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceAnswer {
     /// The name, as it was offered.
     pub name: String,
     /// Whether the client serves it from now on.
     pub verdict: ServiceVerdict,
-    /// Where visitors connect; `None` unless the service is accepted.
+    /// The ports that visitors connect to; `None` unless the service is accepted.
     pub ports: Option<TrafficPorts>,
 }
 
@@ -35,12 +36,12 @@ pub struct ServiceAnswer {
 pub struct TrafficPorts {
     /// The lowest port.
     pub first: u16,
-    /// How many there are, at least one; all are ports.
+    /// The number of ports, at least one; none of them exceeds 65,535.
     pub count: u16,
 }
 
 code_enum! {
-    /// What became of a service that a client has offered.
+    /// The verdict on a service that a client has offered.
     pub enum ServiceVerdict {
         /// The client serves it from now on.
         Accepted = 0 => "accepted",
@@ -55,7 +56,7 @@ code_enum! {
 }
 
 impl TrafficPorts {
-    /// Ports in a row; `None` if there is none, or one of them would be no port.
+    /// A range of ports; `None` if it is empty, or contains a number that is not a port.
     pub fn new(first: u16, count: u16) -> Option<Self> {
         let last = u32::from(first) + u32::from(count.checked_sub(1)?);
         (first > 0 && last <= u32::from(u16::MAX)).then_some(Self { first, count })
@@ -76,7 +77,8 @@ impl ServiceAnswers {
         for answer in &self.answers {
             service::put(out, &answer.name);
             varint::put(out, answer.verdict.code());
-            // Also where there are none, so that answers of later versions have the same shape.
+            // The numbers are written even if there are no ports, so that answers of later versions
+            // have the same shape.
             let ports = answer.ports.filter(|_| answer.is_accepted());
             let (first, count) = ports.map_or((0, 0), |ports| (ports.first, ports.count));
             out.extend_from_slice(&first.to_be_bytes());
@@ -111,7 +113,7 @@ impl ServiceAnswer {
         let first = u16::from_be_bytes(wire::array(buf, "first traffic port")?);
         let count = u16::from_be_bytes(wire::array(buf, "traffic ports")?);
         let ports = match verdict {
-            // A server of a later version may say nothing of ports.
+            // A server of a later version may leave the ports out.
             ServiceVerdict::Accepted if (first, count) != (0, 0) => {
                 let ports = TrafficPorts::new(first, count);
                 Some(ports.ok_or(DecodeError::OutOfRange {

@@ -4,12 +4,12 @@ use crate::error::DecodeError;
 use crate::service;
 use crate::wire;
 
-/// A client tells whether a service that it offers can be reached.
+/// A client reports whether it reaches a service that it offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceHealth {
     /// The name of the service, as it was offered.
     pub service: String,
-    /// Whether it can be reached.
+    /// Whether the client reaches it.
     pub healthy: bool,
 }
 

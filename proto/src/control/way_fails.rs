@@ -1,16 +1,16 @@
-//! WayFails: most of what the server sends along the lane's way is lost.
+//! WayFails: most of what the server sends along the lane's path is lost.
 //!
-//! Which way a lane takes is the client's to choose, and it sees nothing of what does not arrive: a
-//! network that lets a trickle of UDP pass looks alive to it.
+//! The client chooses the path of a lane, and sees nothing of what does not arrive: to the client,
+//! a network that lets a trickle of UDP pass looks alive.
 
 use crate::error::DecodeError;
 use crate::varint;
 use crate::wire;
 
-/// A server repeats it every few seconds for as long as it is so.
+/// The path fails. A server repeats this every few seconds for as long as it is true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WayFails {
-    /// Packets in a hundred that were lost, of late.
+    /// The percentage of packets that were lost lately.
     pub lost_percent: u64,
 }
 

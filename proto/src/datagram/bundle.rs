@@ -15,13 +15,13 @@
 use crate::error::DecodeError;
 use crate::varint;
 
-/// What a bundle begins with.
+/// The bytes that a bundle begins with.
 pub const BUNDLE_MARK: [u8; 8] = [0xff; 8];
 
 /// A datagram that may be a bundle.
 ///
-/// An iterator over its packets, each as it would be in a datagram of its own. What is left after
-/// an error cannot be read.
+/// This is an iterator over its packets, each as it would be in a datagram of its own. After an
+/// error the rest cannot be read.
 #[derive(Clone, Debug)]
 pub struct Bundle<'a> {
     rest: &'a [u8],
@@ -67,7 +67,7 @@ pub fn begin_bundle(out: &mut Vec<u8>) {
     out.extend_from_slice(&BUNDLE_MARK);
 }
 
-/// Announces the next packet of a bundle, which has to follow.
+/// Writes the length of the next packet of a bundle; the packet has to follow.
 pub fn put_bundled_len(out: &mut Vec<u8>, packet: usize) {
     varint::put(out, packet as u64);
 }

@@ -19,8 +19,8 @@ const KIND_FIRST: u64 = 1;
 const KIND_FRAGMENT: u64 = 2;
 const KIND_FIRST_FRAGMENT: u64 = 3;
 
-/// What stands in front of the payload of a datagram. It borrows from the datagram: neither encoding
-/// nor decoding allocates.
+/// The bytes in front of the payload of a datagram. A header borrows from the datagram: neither
+/// encoding nor decoding allocates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header<'a> {
     /// A whole packet of a flow that the peer knows.
@@ -118,7 +118,8 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// The traffic address that the visitor sends to, if the header introduces its flow and says so.
+    /// The traffic address that the visitor sends to, if the header introduces its flow and says
+    /// so.
     pub fn traffic(&self) -> Option<SocketAddr> {
         match *self {
             Self::First { traffic, .. } | Self::FirstFragment { traffic, .. } => traffic,
@@ -153,7 +154,8 @@ impl<'a> Header<'a> {
     ///
     /// # Panics
     ///
-    /// If a field breaks its limit, or if `out` has less room than [`encoded_len`](Self::encoded_len).
+    /// If a field breaks its limit, or if `out` has less room than
+    /// [`encoded_len`](Self::encoded_len).
     pub fn encode(&self, out: &mut impl BufMut) {
         let flow_id = self.flow_id();
         flow_id::assert_valid(flow_id);
@@ -173,12 +175,12 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// Reads the header of a datagram: the header and the payload.
+    /// Reads a datagram: returns the header and the payload.
     ///
     /// # Errors
     ///
-    /// Any [`DecodeError`]. A datagram is dropped and counted then; the lane can go on, because each
-    /// datagram stands for itself.
+    /// Any [`DecodeError`]. The caller then drops and counts the datagram; the lane can go on,
+    /// because each datagram stands for itself.
     pub fn decode(datagram: &'a [u8]) -> Result<(Self, &'a [u8]), DecodeError> {
         let mut rest = datagram;
         let buf = &mut rest;

@@ -1,4 +1,4 @@
-//! The cutting of a packet into fragments: as few as possible, all of one length but the last, which
+//! Cutting a packet into fragments: as few as possible, all of one length except the last, which
 //! may be shorter. The reassembler relies on that: an index and a length give the place of a part.
 
 use std::iter::FusedIterator;
@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::{FRAGMENTS_MAX, UDP_PAYLOAD_MAX};
 
-/// The fragments of one packet: index, count and the range of the payload, in order.
+/// The fragments of one packet, in order: index, count and the range of the payload.
 #[derive(Clone, Debug)]
 pub struct Split {
     payload_bytes: usize,
@@ -15,8 +15,8 @@ pub struct Split {
     count: u8,
 }
 
-/// Cuts a payload of `payload_len` bytes into fragments of at most `room` bytes: what a datagram can
-/// hold, less the longest header that the fragments will have.
+/// Cuts a payload of `payload_len` bytes into fragments of at most `room` bytes, which is what a
+/// datagram can hold, less the longest header that the fragments will have.
 ///
 /// The lengths are balanced, so the last fragment is never a mere rest. A payload that fits into
 /// `room` gives one fragment; a caller sends such a packet whole.
@@ -40,7 +40,7 @@ pub fn split(payload_len: usize, room: usize) -> Option<Split> {
 }
 
 impl Split {
-    /// How many fragments there are in all, 1 to [`FRAGMENTS_MAX`].
+    /// The number of fragments, 1 to [`FRAGMENTS_MAX`].
     pub fn fragments(&self) -> u8 {
         self.count
     }

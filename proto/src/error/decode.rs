@@ -1,4 +1,4 @@
-//! What a decoder finds wrong with the bytes of a peer.
+//! Errors in the bytes of a peer that a decoder finds.
 
 use thiserror::Error;
 

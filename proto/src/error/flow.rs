@@ -3,10 +3,11 @@
 use crate::code::code_enum;
 
 code_enum! {
-    /// Why a flow ended: the application error code of RESET_STREAM and STOP_SENDING (RFC 9000
-    /// sections 19.4, 19.5 and 20.2) for a TCP flow, of FlowClosed for a UDP flow.
+    /// The reason for which a flow ended: the application error code of RESET_STREAM and
+    /// STOP_SENDING (RFC 9000 sections 19.4, 19.5 and 20.2) for a TCP flow, of FlowClosed for a UDP
+    /// flow.
     pub enum FlowError {
-        /// The flow ended as it should.
+        /// The flow ended well.
         NoError = 0 => "no error",
         /// The service refused the connection.
         DialRefused = 1 => "the service refused the connection",
@@ -26,7 +27,7 @@ code_enum! {
         Expired = 8 => "the session timeout is over",
         /// The peer named a flow that this side does not know.
         UnknownFlow = 9 => "the flow is not known",
-        /// No client is there that could take the flow.
+        /// There is no client that could take the flow.
         NoClient = 10 => "no client is available",
         /// A limit on flows is reached.
         LimitReached = 11 => "a limit is reached",
@@ -39,9 +40,9 @@ code_enum! {
 }
 
 impl FlowError {
-    /// Whether a client that resets a TCP flow with this code says that its service has seen nothing of
-    /// it: no connection was made, not a byte was delivered. Such a flow may begin anew on another
-    /// client. A client sends these codes for nothing else.
+    /// Whether a client that resets a TCP flow with this code says that its service has seen
+    /// nothing of it: no connection was made, and not a byte was delivered. Such a flow may begin
+    /// anew on another client. A client sends these codes for nothing else.
     pub const fn is_untouched(self) -> bool {
         matches!(
             self,

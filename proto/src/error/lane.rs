@@ -3,8 +3,8 @@
 use crate::code::code_enum;
 
 code_enum! {
-    /// Why a lane ended: the application error code of CONNECTION_CLOSE (RFC 9000 sections 19.19
-    /// and 20.2).
+    /// The reason for which a lane ended: the application error code of CONNECTION_CLOSE (RFC 9000
+    /// sections 19.19 and 20.2).
     pub enum LaneError {
         /// The peer has stopped; nothing went wrong.
         Shutdown = 0 => "shutdown",
@@ -18,7 +18,7 @@ code_enum! {
         Replaced = 4 => "replaced by a newer lane",
         /// The drain timeout is over.
         Draining = 5 => "the drain timeout is over",
-        /// The peer did not prove who it is.
+        /// The peer did not prove its identity.
         Unauthenticated = 6 => "not authenticated",
         /// A fault of the program that ends the lane.
         Internal = 7 => "internal error",

@@ -1,5 +1,5 @@
-//! The buffers of incomplete packets: sizes are powers of two, so that a buffer fits again, and
-//! what is allocated never exceeds the limit.
+//! The buffers of incomplete packets. Their sizes are powers of two, so that a buffer can be
+//! reused, and the allocated bytes never exceed the limit.
 
 use crate::datagram::UDP_PAYLOAD_MAX;
 
@@ -9,13 +9,13 @@ const BUFFER_BYTES_MIN: usize = 2 * 1024;
 /// The largest buffer: it holds the largest UDP packet.
 pub(super) const BUFFER_BYTES_MAX: usize = 64 * 1024;
 
-/// How many sizes there are.
+/// Number of sizes.
 const CLASSES: usize = (BUFFER_BYTES_MAX / BUFFER_BYTES_MIN).ilog2() as usize + 1;
 
 const _: () = assert!(BUFFER_BYTES_MAX >= UDP_PAYLOAD_MAX);
 const _: () = assert!(BUFFER_BYTES_MIN << (CLASSES - 1) == BUFFER_BYTES_MAX);
 
-/// The buffers that wait to be used again, and the sum of all that exist.
+/// The buffers that wait to be reused, and the bytes of all that exist.
 #[derive(Debug)]
 pub(super) struct Buffers {
     bytes_max: usize,
@@ -52,7 +52,7 @@ impl Buffers {
         Some(vec![0; class_bytes].into_boxed_slice())
     }
 
-    /// Takes a buffer back. The empty one, which never came from here, is no buffer.
+    /// Takes a buffer back. The empty one never came from here, and is dropped.
     pub(super) fn give(&mut self, buffer: Box<[u8]>) {
         if !buffer.is_empty() {
             self.free[class_of(buffer.len())].push(buffer);

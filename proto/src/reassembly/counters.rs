@@ -1,4 +1,4 @@
-//! What a reassembler has done.
+//! The counters of a reassembler.
 
 /// Totals since the reassembler was made. Every packet that was started ends in exactly one of
 /// `completed`, `expired`, `evicted`, `forgotten` and `broken`; every fragment that was not used is
@@ -7,7 +7,7 @@
 pub struct Counters {
     /// Packets given back whole.
     pub completed: u64,
-    /// Fragments that were there already.
+    /// Fragments that were duplicates.
     pub duplicates: u64,
     /// Fragments of packets that were already completed or given up.
     pub late: u64,

@@ -5,7 +5,7 @@ use thiserror::Error;
 /// Why a fragment was not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum DropReason {
-    /// The fragment is there already.
+    /// The fragment is a duplicate.
     #[error("the fragment is there already")]
     Duplicate,
     /// The packet was already completed or given up.

@@ -1,4 +1,4 @@
-//! What is remembered of a flow: its incomplete packets, and which packets are over.
+//! The state of a flow: its incomplete packets, and the packet ids that are over.
 
 use super::list::List;
 

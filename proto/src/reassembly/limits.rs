@@ -1,4 +1,4 @@
-//! What a reassembler may hold.
+//! The limits of a reassembler.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use super::buffers::BUFFER_BYTES_MAX;
 /// smaller buffer to the largest, and holds both meanwhile.
 pub const BYTES_MAX_MIN: usize = 2 * BUFFER_BYTES_MAX;
 
-/// What one reassembler may hold. Past a limit the oldest incomplete packet is given up, one of the
+/// The limits of one reassembler. At a limit the oldest incomplete packet is given up, one of the
 /// same flow if there is one, so that one flow's loss stays its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Flows that are remembered, with or without an incomplete packet. Past it the flow that has
-    /// not started a packet for the longest time is forgotten.
+    /// Flows that are remembered, with or without an incomplete packet. At this limit the flow that
+    /// has not started a packet for the longest time is forgotten.
     pub flows_max: usize,
     /// Incomplete packets in all.
     pub packets_max: usize,

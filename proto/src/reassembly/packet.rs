@@ -1,7 +1,7 @@
-//! A packet of which fragments are missing: which are there, and where each one goes.
+//! A packet of which fragments are missing: which ones have come, and where each one goes.
 //!
-//! All fragments but the last have one length, so index and length give the place. When the last one
-//! comes first its place is not known yet; it waits at the front of the buffer.
+//! All fragments except the last have one length, so index and length give the place. When the last
+//! one comes first its place is not known yet, and it waits at the front of the buffer.
 
 use std::time::Instant;
 
@@ -19,11 +19,11 @@ pub(super) struct Packet {
     pub(super) opened_at: Instant,
     pub(super) buffer: Box<[u8]>,
     count: u8,
-    /// Bit n: fragment n is there.
+    /// Bit n is set if fragment n has come.
     seen: u64,
-    /// The length of every fragment but the last, once one is there.
+    /// The length of every fragment except the last, once one of them has come.
     body_bytes: Option<usize>,
-    /// The length of the last fragment, once it is there.
+    /// The length of the last fragment, once it has come.
     tail_bytes: Option<usize>,
 }
 
@@ -56,8 +56,8 @@ impl Packet {
         }
     }
 
-    /// Whether a possible fragment goes with those that are there: the bytes that the buffer must
-    /// have to take it.
+    /// Checks whether a possible fragment fits the others; returns the number of bytes that the
+    /// buffer needs for it.
     pub(super) fn check(&self, index: u8, count: u8, length: usize) -> Result<usize, DropReason> {
         if count != self.count {
             return Err(DropReason::Inconsistent);
@@ -88,7 +88,8 @@ impl Packet {
         Ok((bodies_bytes + body_bytes).min(UDP_PAYLOAD_MAX))
     }
 
-    /// Puts the fragment into the buffer, which has the bytes that [`check`](Self::check) asked for.
+    /// Puts the fragment into the buffer, which has the bytes that [`check`](Self::check) asked
+    /// for.
     pub(super) fn write(&mut self, index: u8, payload: &[u8]) {
         if self.is_tail(index) {
             self.tail_bytes = Some(payload.len());
@@ -101,7 +102,7 @@ impl Packet {
         self.seen |= 1 << index;
     }
 
-    /// Moves what is there into a larger buffer; gives the smaller one back.
+    /// Moves the content into a larger buffer; returns the smaller one.
     pub(super) fn grow(&mut self, mut buffer: Box<[u8]>) -> Box<[u8]> {
         debug_assert!(buffer.len() > self.buffer.len());
         buffer[..self.buffer.len()].copy_from_slice(&self.buffer);
@@ -115,7 +116,7 @@ impl Packet {
             .then(|| self.bodies() * self.body_bytes.unwrap_or(0) + self.tail_bytes.unwrap_or(0))
     }
 
-    /// The last fragment waits at the front of the buffer: its place is known now.
+    /// Moves the last fragment from the front of the buffer to its place, which is known now.
     fn place_tail(&mut self) {
         if let (Some(body_bytes), Some(tail_bytes)) = (self.body_bytes, self.tail_bytes) {
             self.buffer
@@ -123,7 +124,7 @@ impl Packet {
         }
     }
 
-    /// How many fragments come before the last one.
+    /// Number of fragments before the last one.
     fn bodies(&self) -> usize {
         usize::from(self.count) - 1
     }

@@ -18,7 +18,7 @@ pub struct Reassembler {
     limits: Limits,
     counters: Counters,
     buffers: Buffers,
-    /// The packet that the last push gave back.
+    /// The packet that the last push returned.
     completed: Box<[u8]>,
 
     packets: Slots<Packet>,
@@ -68,7 +68,7 @@ impl Reassembler {
     ///
     /// # Errors
     ///
-    /// The [`DropReason`] if the fragment was not used. It is counted already.
+    /// The [`DropReason`] if the fragment was not used. It has been counted.
     pub fn push(
         &mut self,
         now: Instant,
@@ -96,7 +96,7 @@ impl Reassembler {
         Ok(Some(&self.completed[..length]))
     }
 
-    /// Gives up the packets whose fragments have taken longer than the limit: how many.
+    /// Gives up the packets whose fragments have taken longer than the limit; returns their number.
     /// [`push`](Self::push) does so too; call this when [`next_expiry`](Self::next_expiry) comes.
     pub fn expire(&mut self, now: Instant) -> usize {
         self.recycle_completed();
@@ -130,17 +130,17 @@ impl Reassembler {
         }
     }
 
-    /// What was done so far.
+    /// The counters.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// How many packets are incomplete.
+    /// Number of incomplete packets.
     pub fn packets(&self) -> usize {
         self.packets.len()
     }
 
-    /// How many flows are remembered.
+    /// Number of flows that are remembered.
     pub fn flows(&self) -> usize {
         self.flows.len()
     }
@@ -250,7 +250,7 @@ impl Reassembler {
         self.counters.evicted += 1;
     }
 
-    /// Forgets a flow: how many incomplete packets it had.
+    /// Forgets a flow; returns the number of incomplete packets that it had.
     fn drop_flow(&mut self, flow: Slot) -> u64 {
         let mut packets = 0;
         while let Some(oldest) = self.flows.get(flow).packets.oldest() {
@@ -268,7 +268,7 @@ impl Reassembler {
         self.buffers.give(buffer);
     }
 
-    /// Ends a packet and hands out its buffer. Its id is over from now on.
+    /// Ends a packet and returns its buffer. Its id is over from now on.
     fn close(&mut self, slot: Slot) -> Box<[u8]> {
         let packet = self.packets.remove(slot);
         self.packet_of.remove(&(packet.flow_id, packet.packet_id));

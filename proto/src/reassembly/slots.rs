@@ -1,4 +1,4 @@
-//! Values with a number that stays the same as long as they are there. Numbers are used again.
+//! Values with a number that stays the same as long as they exist. Numbers are reused.
 
 /// The number of a value.
 pub(super) type Slot = u32;

@@ -31,7 +31,7 @@ fn frame_of_unknown_type(length: usize) -> Vec<u8> {
     out
 }
 
-/// What a stream gives: its messages, how many were skipped, and the error at its end.
+/// The result of a stream: its messages, how many were skipped, and the error at its end.
 type Outcome = (Vec<Message>, u64, Option<DecodeError>);
 
 fn decode_in_pieces<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {

@@ -1,4 +1,4 @@
-//! What time it is elsewhere (SNTP, RFC 4330), and whether this host's clock explains that a
+//! The time by another clock (SNTP, RFC 4330), and whether this host's clock explains that a
 //! certificate is not valid.
 
 use std::net::UdpSocket;
@@ -10,23 +10,23 @@ use super::credentials::{is_begun_at, is_valid_at};
 
 /// Port of NTP.
 const NTP_PORT: u16 = 123;
-/// Questions, as one may get lost.
+/// Number of questions, because one may get lost.
 const TRIES: u32 = 3;
-/// How long each may take.
+/// How long each answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of a message without extensions.
 const MESSAGE_BYTES: usize = 48;
-/// No leap warning, version 4, a client's question.
+/// The first byte of a client's question: no leap warning, version 4.
 const QUESTION: u8 = 0b00_100_011;
 /// Mode of a server's answer.
 const MODE_SERVER: u8 = 4;
-/// Where the time stands at which the answer was sent, in seconds.
+/// Offset of the time at which the answer was sent, in seconds.
 const TRANSMITTED_AT: usize = 40;
-/// Where the time stands that the answer is to repeat.
+/// Offset of the time that the answer repeats from the question.
 const ORIGINATED_AT: usize = 24;
-/// Seconds from 1900, NTP's epoch, to 1970, Unix'.
+/// Seconds from 1900, the epoch of NTP, to 1970, that of Unix.
 const NTP_TO_UNIX_S: i64 = 2_208_988_800;
-/// Seconds until NTP's count begins anew, which it does in 2036.
+/// Seconds until NTP's count begins anew, as in 2036.
 const NTP_ERA_S: i64 = 1 << 32;
 
 /// This host's time, in seconds of Unix time.
@@ -35,7 +35,7 @@ pub(super) fn now() -> i64 {
     since.map_or(0, |it| i64::try_from(it.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// The time by an NTP server, named HOST or HOST:PORT; `None` if there is no answer.
+/// The time by an NTP server, given as HOST or HOST:PORT; `None` if there is no answer.
 pub(super) fn asked(server: &str) -> Option<i64> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     let reached = match server.rsplit_once(':') {
@@ -47,7 +47,7 @@ pub(super) fn asked(server: &str) -> Option<i64> {
     (0..TRIES).find_map(|_| {
         let mut question = [0; MESSAGE_BYTES];
         question[0] = QUESTION;
-        // Any number that the answer must repeat.
+        // A random number that the answer must repeat.
         let mark: [u8; 8] = super::connection::random();
         question[TRANSMITTED_AT..].copy_from_slice(&mark);
         socket.send(&question).ok()?;
@@ -57,7 +57,7 @@ pub(super) fn asked(server: &str) -> Option<i64> {
     })
 }
 
-/// The time that an answer tells.
+/// The time in an answer.
 fn read(answer: &[u8], mark: [u8; 8]) -> Option<i64> {
     if answer.len() < MESSAGE_BYTES {
         return None;
@@ -70,7 +70,7 @@ fn read(answer: &[u8], mark: [u8; 8]) -> Option<i64> {
     }
     let seconds = answer.get(TRANSMITTED_AT..)?.first_chunk::<4>()?;
     let seconds = i64::from(u32::from_be_bytes(*seconds));
-    // Before 1970 by the first era: the second one.
+    // A time before 1970 by the first era belongs to the second one.
     let era = if seconds < NTP_TO_UNIX_S {
         NTP_ERA_S
     } else {
@@ -79,22 +79,22 @@ fn read(answer: &[u8], mark: [u8; 8]) -> Option<i64> {
     Some(seconds + era - NTP_TO_UNIX_S)
 }
 
-/// What is known when a certificate is not valid by this host's clock.
+/// The facts when a certificate is not valid by this host's clock.
 pub(super) struct Evidence<'a> {
     /// This host's time.
     pub(super) now: i64,
-    /// That of `time_server`, if it answered.
+    /// The time of `time_server`, if it answered.
     pub(super) elsewhere: Option<i64>,
     pub(super) time_server: &'a str,
     /// Every certificate that must be valid: the server's, the client's, the CA's.
     pub(super) certs: &'a [X509],
-    /// Those of them that this host has in its own files.
+    /// Certificates among them that this host has in its own files.
     pub(super) own: &'a [X509],
-    /// The server has checked this client's certificate, and accepted it.
+    /// Whether the server has checked this client's certificate, and accepted it.
     pub(super) own_was_accepted: bool,
 }
 
-/// Why the clock is wrong, as a sentence; `None` if it is not known to be.
+/// A sentence that explains why the clock is wrong; `None` if it is not known to be.
 pub(super) fn is_wrong(evidence: &Evidence<'_>) -> Option<String> {
     const REMEDY: &str = "set it (timedatectl set-ntp true), because certificates are judged by it";
     let Evidence {
@@ -119,7 +119,7 @@ pub(super) fn is_wrong(evidence: &Evidence<'_>) -> Option<String> {
             shown(now)
         ));
     }
-    // Nobody gives out certificates of the future.
+    // Nobody issues certificates of the future.
     if own.iter().any(|cert| !is_begun_at(cert, now)) {
         return Some(format!(
             "this host's clock says {}, which is before the certificates in this client's own \
@@ -145,7 +145,7 @@ fn difference(here: i64, there: i64) -> String {
     )
 }
 
-/// A time of Unix in words.
+/// A Unix time in words.
 pub(super) fn shown(unix_s: i64) -> String {
     boring::asn1::Asn1Time::from_unix(unix_s).map_or_else(
         |_| format!("{unix_s} s after 1970"),

@@ -1,8 +1,8 @@
-//! One connection to a server, as a client makes it, and how it went.
+//! One connection to a server, made in the way of a client, and how it ended.
 //!
-//! It blocks, on one socket. It registers without an ability under a name of its own and says
-//! GoAway with the same packet where it can, so that no visitor is sent here; one that comes all
-//! the same is sent on to another client.
+//! It blocks, on one socket. It registers without capabilities under a name of its own, and sends
+//! GoAway with the same packet where it can, so that no visitor is sent here. A visitor that comes
+//! nevertheless is sent on to another client.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -29,8 +29,8 @@ const CONTROL_STREAM: u64 = 0;
 /// Longest wait for a packet before the clock is looked at.
 const WAIT_MAX: Duration = Duration::from_millis(100);
 
-/// How long the size of the path's packets may be looked for, once the lane is registered: some ten
-/// probes, each of a round trip.
+/// How long to search for the path MTU once the lane is registered: some ten probes, each of a
+/// round trip.
 const SIZE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long a server may take to answer Register beyond the time of a handshake: it may wait for a
@@ -46,7 +46,7 @@ const WINDOW_BYTES: u64 = 1 << 16;
 /// Streams that a server may open before it knows that this client takes none.
 const STREAMS_MAX: u64 = 64;
 
-/// What is needed for it.
+/// What an attempt needs.
 pub(super) struct Attempt<'a> {
     pub(super) client: &'a Client,
     pub(super) quic: &'a Quic,
@@ -55,40 +55,40 @@ pub(super) struct Attempt<'a> {
     pub(super) peer: SocketAddr,
 }
 
-/// How it went.
+/// The result of an attempt.
 pub(super) struct Seen {
-    /// Where the server was looked for.
+    /// The address of the server.
     pub(super) peer: SocketAddr,
-    /// A packet of the connection came back.
+    /// Whether a packet of the connection came back.
     pub(super) was_answered: bool,
-    /// How it ended.
+    /// How the connection ended.
     pub(super) end: End,
-    /// The first service that the server does not let this client serve, and why.
+    /// The first service that the server does not let this client serve, and the reason.
     pub(super) refused_service: Option<(String, String)>,
     /// The largest UDP payload that leaves this host towards the server; `None` if it is not known.
     pub(super) leaves: Option<usize>,
     /// The largest UDP payload that was tried, if it was.
     pub(super) aimed: usize,
-    /// The largest UDP payload that gets there, if that was found out.
+    /// The largest UDP payload that reaches the server, if that was found out.
     pub(super) carried: Option<usize>,
     /// The server's certificate.
     pub(super) server_cert: Option<X509>,
-    /// The server's certificate, or one above it, is not valid by this host's clock.
+    /// Set if the server's certificate, or one above it, is not valid by this host's clock.
     pub(super) of_time: Option<X509VerifyError>,
 }
 
 /// How a connection ended.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The system or the network says that there is no way.
+    /// The system or the network reports that there is no route, or that nobody listens.
     Unreachable(ErrorKind),
     /// The handshake was not complete in time.
     Silence,
-    /// The server's certificate is not acceptable, for more than its time.
+    /// The server's certificate is not acceptable, and not only for its time.
     BadServer(X509VerifyError),
-    /// The server's QUIC stack closed it, with a TLS alert perhaps.
+    /// The server's QUIC stack closed the connection, perhaps with a TLS alert.
     ClosedByPeer(u64),
-    /// It ended otherwise.
+    /// It ended for another reason.
     Broken(String),
     /// The server asks for a token, and there is none.
     TokenWanted,
@@ -96,14 +96,14 @@ pub(super) enum End {
     Refused {
         reason: RefuseReason,
         text: String,
-        /// After a token's proof.
+        /// Whether a token was proved.
         proved: bool,
     },
     /// The server did not answer the registration.
     Unregistered,
-    /// The server took the registration.
+    /// The server accepted the registration.
     Accepted {
-        /// After a token's proof.
+        /// Whether a token was proved.
         proved: bool,
     },
 }
@@ -210,7 +210,7 @@ impl Attempt<'_> {
     }
 }
 
-/// A connection that is under way.
+/// A connection that is being established.
 struct Dialed<'a> {
     attempt: &'a Attempt<'a>,
     connection: Connection,
@@ -253,7 +253,7 @@ impl Dialed<'_> {
         }
     }
 
-    /// Why the connection is over, if it is.
+    /// Returns how the connection ended, if it has.
     fn closed(&mut self) -> Option<End> {
         if let Some(error) = self.connection.peer_error() {
             if !error.is_app {
@@ -282,17 +282,17 @@ impl Dialed<'_> {
         is_over.then(|| End::Broken("the server does not know the connection any more".into()))
     }
 
-    /// Sends what is to be sent and takes one packet, if one comes soon.
+    /// Sends what is to be sent, and receives one packet if one comes soon.
     fn exchange(&mut self) {
         let mut packet = vec![0; 1 << 14];
-        // `Done`: nothing to send for now.
+        // `Done` means that there is nothing to send for now.
         while let Ok((length, _)) = self.connection.send(&mut packet) {
             if let Err(error) = self.socket.send(&packet[..length]) {
                 self.failed(&error);
             }
         }
         let wait = self.connection.timeout().unwrap_or(WAIT_MAX).min(WAIT_MAX);
-        // Zero would be for ever.
+        // Zero would mean for ever.
         let wait = wait.max(Duration::from_millis(1));
         let _set = self.socket.set_read_timeout(Some(wait));
         let mut bytes = vec![0; 1 << 16];
@@ -310,7 +310,7 @@ impl Dialed<'_> {
             return;
         };
         let from = self.attempt.peer;
-        // What cannot be read is left out, as QUIC wants it.
+        // Packets that cannot be read are ignored, as QUIC requires.
         let _invalid = self.connection.recv(packet, RecvInfo { from, to });
         if self.connection.stats().recv > 0 {
             self.was_answered = true;
@@ -340,7 +340,7 @@ impl Dialed<'_> {
         }
     }
 
-    /// Registers; the end, once the server has answered.
+    /// Registers; returns the end once the server has answered.
     fn registering(&mut self) -> Option<End> {
         if !self.has_registered {
             self.has_registered = true;
@@ -369,8 +369,8 @@ impl Dialed<'_> {
         }
     }
 
-    /// What the server says of the services, which comes right after its answer to Register, from
-    /// servers that say it.
+    /// The server's answer about the services, which comes right after its answer to Register, from
+    /// servers that send one.
     fn refused_service(&mut self) -> Option<(String, String)> {
         let mut bytes = [0; 1_024];
         while let Ok((length, _)) = self.connection.stream_recv(CONTROL_STREAM, &mut bytes) {
@@ -447,11 +447,12 @@ impl Dialed<'_> {
         for message in messages {
             message.encode(&mut bytes);
         }
-        // Some hundred bytes on a fresh stream: there is room, unless the connection is over.
+        // These are some hundred bytes on a fresh stream: there is room, unless the connection is
+        // over.
         let _over = self.connection.stream_send(CONTROL_STREAM, &bytes, false);
     }
 
-    /// Waits until quiche has found the largest packet that gets there.
+    /// Waits until quiche has found the largest packet that reaches the server.
     fn size_of_the_path(&mut self) -> Option<usize> {
         let began = Instant::now();
         while began.elapsed() < SIZE_PATIENCE && self.connection.pmtu().is_none() {
@@ -473,19 +474,19 @@ impl Dialed<'_> {
     }
 }
 
-/// A service, as a client offers it.
+/// A service in the form in which a client offers it.
 fn offer(service: &LocalService) -> ServiceOffer {
     ServiceOffer::new(service.name.clone())
 }
 
-/// Takes no visitor, from now on.
+/// Accepts no visitor from now on.
 const GO_AWAY: Message = Message::GoAway(GoAway {
     reason: GoAwayReason::Replaced,
     drain_timeout_ms: 0,
 });
 
-/// A socket whose packets are never cut into pieces, as those of a tunnel, and which hears what the
-/// network says of them.
+/// A socket whose packets are never fragmented by IP, like those of a tunnel, and which gets the
+/// network's ICMP errors about them.
 fn socket(peer: SocketAddr) -> io::Result<UdpSocket> {
     let any: IpAddr = match peer {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -497,7 +498,7 @@ fn socket(peer: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Has the packets of a socket towards `peer` be refused rather than cut into pieces.
+/// Has packets to `peer` refused rather than fragmented.
 pub(super) fn never_fragment(socket: impl std::os::fd::AsFd, peer: SocketAddr) -> io::Result<()> {
     use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
     match peer {
@@ -512,7 +513,7 @@ pub(super) fn leaves(peer: SocketAddr) -> Option<usize> {
     payload_that_leaves(&socket(peer).ok()?, peer)
 }
 
-/// What the interface carries, or less if a router has said so.
+/// The payload that the interface carries, or less if a router has said so.
 fn payload_that_leaves(socket: &UdpSocket, peer: SocketAddr) -> Option<usize> {
     let (mtu, headers) = match peer {
         SocketAddr::V4(_) => (sockopt::ip_mtu(socket).ok()?, HEADERS_V4_BYTES),
@@ -536,7 +537,7 @@ fn kind_of(error: &io::Error) -> ErrorKind {
 /// Random bytes.
 pub(super) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // It fails only where the system has no randomness at all; and nothing here is a secret.
+    // This fails only where the system has no randomness at all; and nothing here is a secret.
     let _same = boring::rand::rand_bytes(&mut bytes);
     bytes
 }

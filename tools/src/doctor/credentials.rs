@@ -1,5 +1,5 @@
-//! The client's certificate and whom it trusts, and a TLS context of them that tells everything it
-//! finds wrong.
+//! The client's certificate and the CAs that it trusts, and a TLS context that reports everything
+//! that it finds wrong.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +10,7 @@ use boring::ssl::{SslContextBuilder, SslMethod, SslVerifyMode, SslVersion};
 use boring::x509::{X509, X509Ref, X509VerifyError};
 use qmux_config::{CertificateFacts, Client, FileOrText};
 
-/// What a client shows, and whom it trusts.
+/// The certificate that a client shows, and the CAs that it trusts.
 pub(super) struct Credentials {
     /// The CAs.
     pub(super) authorities: Vec<X509>,
@@ -24,7 +24,7 @@ impl Credentials {
         let pair = client.tls.client_cert.as_ref();
         let pair = pair.map(|pair| -> Result<_, String> {
             let key = read(&pair.key)?;
-            // Without a passphrase: the data plane has none either.
+            // An empty passphrase is given, as in the data plane.
             let key = PKey::private_key_from_pem_callback(&key, |_| Ok(0));
             let key = key.map_err(|error| format!("{}: {error}", pair.key))?;
             Ok((certificates(&pair.cert)?, key))
@@ -40,10 +40,9 @@ impl Credentials {
         self.pair.as_ref().and_then(|(chain, _)| chain.first())
     }
 
-    /// A client's context as the data plane has it, but for time: that a certificate has expired,
-    /// or is not valid yet, is noted in the second value and does not end the handshake. The clock
-    /// may be what is wrong, and what the server says of this client's certificate is then worth to
-    /// be heard.
+    /// A client's context as in the data plane, except for time. That a certificate has expired, or
+    /// is not valid yet, is noted in the second value and does not end the handshake: the clock may
+    /// be wrong, and then the server's verdict on this client's certificate is worth knowing.
     pub(super) fn context(&self) -> Result<(SslContextBuilder, Noted), ErrorStack> {
         let mut tls = SslContextBuilder::new(SslMethod::tls())?;
         tls.set_min_proto_version(Some(SslVersion::TLS1_3))?;
@@ -81,7 +80,7 @@ impl Credentials {
     }
 }
 
-/// Whether a certificate is refused for the time alone.
+/// Whether a certificate is refused only for its time.
 fn is_of_time(why: X509VerifyError) -> bool {
     matches!(
         why,
@@ -89,7 +88,7 @@ fn is_of_time(why: X509VerifyError) -> bool {
     )
 }
 
-/// What was found wrong with a server's certificate, while it was checked.
+/// The faults of a server's certificate that were found while it was checked.
 #[derive(Clone, Default)]
 pub(super) struct Noted(Arc<Mutex<Notes>>);
 
@@ -100,7 +99,7 @@ struct Notes {
 }
 
 impl Noted {
-    /// That it has expired or is not valid yet.
+    /// The error that it has expired or is not valid yet.
     pub(super) fn of_time(&self) -> Option<X509VerifyError> {
         self.0
             .lock()
@@ -108,7 +107,7 @@ impl Noted {
             .of_time
     }
 
-    /// What ended the handshake.
+    /// The error that ended the handshake.
     pub(super) fn other(&self) -> Option<X509VerifyError> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).other
     }
@@ -122,7 +121,7 @@ fn certificates(from: &FileOrText) -> Result<Vec<X509>, String> {
     X509::stack_from_pem(&read(from)?).map_err(|error| format!("{from}: {error}"))
 }
 
-/// What a certificate says of itself.
+/// The facts about a certificate.
 pub(super) fn facts(cert: &X509Ref) -> Option<CertificateFacts> {
     CertificateFacts::of(&cert.to_der().ok()?)
 }
@@ -132,7 +131,7 @@ pub(super) fn is_valid_at(cert: &X509Ref, unix_s: i64) -> bool {
     is_begun_at(cert, unix_s) && !has_ended_at(cert, unix_s)
 }
 
-/// Whether its time has come.
+/// Whether its validity has begun at this second of Unix time.
 pub(super) fn is_begun_at(cert: &X509Ref, unix_s: i64) -> bool {
     let at = Asn1Time::from_unix(unix_s);
     at.and_then(|at| cert.not_before().compare(&at))

@@ -1,7 +1,7 @@
 //! Whether a host answers a packet of a given size: an echo request of ICMP (RFC 792, RFC 4443).
 //!
 //! It needs no rights where `net.ipv4.ping_group_range` includes the user (icmp(7)); root may
-//! always.
+//! always send one.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
@@ -11,9 +11,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::connection::never_fragment;
 
-/// Requests of one size before a size counts as one that does not pass.
+/// Requests of one size that must fail before that size counts as one that does not pass.
 const TRIES: u16 = 3;
-/// How long each may take.
+/// How long each reply may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 const REQUEST_V4: u8 = 8;
@@ -58,14 +58,15 @@ fn asked(socket: &Socket, ip: IpAddr, sequence: u16, payload: usize) -> io::Resu
     }
 }
 
-/// `mark` stands after the header: a raw socket hears the replies to everybody.
+/// The request. `mark` stands after the header, because a raw socket receives the replies to
+/// everybody.
 fn request(ip: IpAddr, sequence: u16, payload: usize, mark: [u8; 4]) -> Vec<u8> {
     let mut packet = vec![0; HEADER_BYTES + payload.max(mark.len())];
     packet[0] = if ip.is_ipv4() { REQUEST_V4 } else { REQUEST_V6 };
     packet[4..6].copy_from_slice(&mark[2..]);
     packet[6..8].copy_from_slice(&sequence.to_be_bytes());
     packet[HEADER_BYTES..HEADER_BYTES + mark.len()].copy_from_slice(&mark);
-    // The kernel fills in that of ICMPv6.
+    // The kernel fills in the checksum of ICMPv6.
     if ip.is_ipv4() {
         let sum = checksum(&packet);
         packet[2..4].copy_from_slice(&sum.to_be_bytes());

@@ -1,4 +1,4 @@
-//! What the end of a connection says of certificates, names, clocks, tokens and permission.
+//! What the end of a connection says about certificates, names, clocks, tokens and permission.
 
 use boring::x509::{X509, X509VerifyError};
 use qmux_config::explain::{self, ClientView, alert};
@@ -8,26 +8,26 @@ use super::Doctor;
 use super::clock::{self, Evidence};
 use super::connection::{End, Seen};
 use super::credentials::{facts, is_valid_at};
-use super::path::Way;
+use super::path::Findings;
 use super::report::{Cause, Step};
 
 /// Judges a connection that was answered.
-pub(super) fn judge(doctor: &Doctor<'_>, seen: &Seen) -> Way {
+pub(super) fn judge(doctor: &Doctor<'_>, seen: &Seen) -> Findings {
     let mut fine = Vec::new();
     let cause = certificates(doctor, seen);
-    // Steps in order: what comes before the one that fails works.
+    // The steps are in order: those before the one that fails work.
     let last = cause.as_ref().map(|cause| cause.step);
     for (step, what) in shown(doctor, seen) {
         if Some(step) == last {
             break;
         }
-        // A connection that ended for another reason says nothing of what comes later.
+        // A connection that ended for another reason says nothing about later steps.
         fine.push((step, what));
     }
-    Way { fine, cause }
+    Findings { fine, cause }
 }
 
-/// What is said of each step that works.
+/// The line for each step that works.
 fn shown(doctor: &Doctor<'_>, seen: &Seen) -> Vec<(Step, String)> {
     let until = |cert: Option<&X509>| {
         let facts = cert.and_then(|cert| facts(cert));
@@ -145,11 +145,11 @@ fn view<'a>(doctor: &'a Doctor<'_>, seen: &Seen) -> ClientView<'a> {
     }
 }
 
-/// Whether anything is refused for the time alone, and whose fault that is.
+/// Whether anything is refused only for its time, and whose fault that is.
 fn time(doctor: &Doctor<'_>, seen: &Seen, view: &ClientView<'_>) -> Option<Cause> {
     let now = clock::now();
     let server_says = matches!(seen.end, End::ClosedByPeer(alert::CERTIFICATE_EXPIRED));
-    // Of several CAs, one that has expired may have a successor.
+    // If one of several CAs has expired, it may have a successor.
     let ca = match doctor.credentials.authorities.as_slice() {
         [only] => Some(only.clone()),
         _ => None,
@@ -191,7 +191,7 @@ fn time(doctor: &Doctor<'_>, seen: &Seen, view: &ClientView<'_>) -> Option<Cause
     ))
 }
 
-/// Which certificate is not valid, with this host's clock right as far as is known.
+/// The certificate that is not valid, if this host's clock is right as far as is known.
 fn out_of_time(
     doctor: &Doctor<'_>,
     seen: &Seen,
@@ -226,7 +226,7 @@ fn out_of_time(
     )
 }
 
-/// When a certificate is valid, in words.
+/// The validity of a certificate in words.
 fn described(cert: &X509) -> String {
     facts(cert).map_or_else(String::new, |facts| {
         if facts.is_early {

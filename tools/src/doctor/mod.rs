@@ -1,21 +1,21 @@
 //! `qmux-ctl doctor`: finds out from a client's machine why a tunnel does not work.
 //!
-//! It goes the way of a client, step by step: resolves the server's name, shakes hands over QUIC,
-//! registers, and takes its leave at once, before it could be given a visitor to serve; then it
-//! connects to the local service. The registration is under a name of its own, so that a client
-//! that runs meanwhile keeps its place.
+//! It does what a client does, step by step: it resolves the server's name, completes a QUIC
+//! handshake, registers, and says at once that it stops, before it could be given a visitor to
+//! serve. Then it connects to the local service. It registers under a name of its own, so that a
+//! client that runs meanwhile keeps its place.
 //!
 //! | file | what it owns |
 //! | --- | --- |
 //! | `report` | the lines and the sentence |
 //! | `name` | addresses of the server |
-//! | `connection` | the handshake and the registration, as they went |
+//! | `connection` | the handshake and the registration |
 //! | `over_tls` | whether TLS over TCP gets through |
-//! | `path` | what a connection in vain says of the way to the server |
+//! | `path` | what a connection that failed says about the path to the server |
 //! | `echo` | whether packets of a size are answered (ICMP) |
-//! | `credentials` | certificates and whom to trust |
-//! | `clock` | what time it is elsewhere, and whom that acquits |
-//! | `judge` | what the end of a connection says of certificates, token and permission |
+//! | `credentials` | certificates, and the CAs that are trusted |
+//! | `clock` | the time by another clock, and whether this one is wrong |
+//! | `judge` | what the end of a connection says about certificates, token and permission |
 //! | `service` | the local service |
 
 mod clock;
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     report.finish()
 }
 
-/// What is known of one server before anything is sent.
+/// The facts about one server before anything is sent.
 struct Doctor<'a> {
     args: &'a Args,
     config: &'a Config,
@@ -96,7 +96,7 @@ struct Doctor<'a> {
 }
 
 impl Doctor<'_> {
-    /// The steps up to the registration. What is wrong is the inner error.
+    /// Examines the steps up to the registration. What is wrong is the inner error.
     fn examine(&self, report: &Report) -> Result<Result<(), Cause>, Failure> {
         let addresses = match name::resolve(self.server) {
             Ok(addresses) => addresses,
@@ -107,11 +107,11 @@ impl Doctor<'_> {
             return self.examine_tls(report, &addresses);
         }
         let seen = self.connect(&addresses)?;
-        let way = path::judge(&seen, self.config.quic.handshake_idle_timeout);
-        for (step, what) in &way.fine {
+        let findings = path::judge(&seen, self.config.quic.handshake_idle_timeout);
+        for (step, what) in &findings.fine {
             report.ok(*step, what)?;
         }
-        if let Some(mut cause) = way.cause {
+        if let Some(mut cause) = findings.cause {
             if matches!(cause.step, Step::Udp | Step::Mtu) {
                 cause.sentence += &over_tls::beside_udp(self.server, self.credentials, seen.peer);
             }
@@ -124,8 +124,8 @@ impl Doctor<'_> {
         Ok(judged.cause.map_or(Ok(()), Err))
     }
 
-    /// Of a server that is reached over TLS alone: whether that gets through. What it makes of the client, the client's log
-    /// says.
+    /// Examines a server that is reached over TLS alone: whether TLS gets through. What the server
+    /// thinks of the client is in the client's log.
     fn examine_tls(
         &self,
         report: &Report,
@@ -144,7 +144,7 @@ impl Doctor<'_> {
         Ok(Err(Cause::new(Step::Tls, last)))
     }
 
-    /// The first attempt that was answered, or the last one.
+    /// Tries the addresses; returns the first attempt that was answered, or the last one.
     fn connect(&self, addresses: &[SocketAddr]) -> Result<Seen, Failure> {
         let mut last = None;
         for &peer in addresses.iter().take(ADDRESSES_MAX) {

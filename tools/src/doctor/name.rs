@@ -14,7 +14,7 @@ use super::report::{Cause, Step};
 /// resolv.conf(5) has by default.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The addresses, in the resolver's order; at least one.
+/// Resolves the name: the addresses are in the resolver's order; at least one.
 pub(super) fn resolve(server: &ServerTarget) -> Result<Vec<SocketAddr>, Cause> {
     if let Ok(ip) = server.host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, server.port)]);
@@ -29,11 +29,11 @@ pub(super) fn resolve(server: &ServerTarget) -> Result<Vec<SocketAddr>, Cause> {
     Err(Cause::new(Step::Name, sentence))
 }
 
-/// `None` if there was no answer in time.
+/// Asks the resolver. `None` if there was no answer in time.
 fn asked(host: &str, port: u16) -> Option<io::Result<Vec<SocketAddr>>> {
     let (answer, answered) = mpsc::channel();
     let host = host.to_owned();
-    // It may outlive this; the process then ends with it.
+    // The thread may outlive this call, and ends with the process.
     thread::spawn(move || {
         let result = (host.as_str(), port).to_socket_addrs();
         let _nobody_waits = answer.send(result.map(Iterator::collect));
@@ -41,7 +41,7 @@ fn asked(host: &str, port: u16) -> Option<io::Result<Vec<SocketAddr>>> {
     answered.recv_timeout(PATIENCE).ok()
 }
 
-/// What was found, for the report.
+/// The addresses, for the report.
 pub(super) fn shown(server: &ServerTarget, addresses: &[SocketAddr]) -> String {
     if server.host.parse::<IpAddr>().is_ok() {
         return format!("{} is an address", server.host);

@@ -13,7 +13,7 @@ use super::credentials::Credentials;
 /// How long TCP may take to connect, and each step of the handshake.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What to add to a sentence that says that UDP does not get through; empty where TLS is not to be
+/// The addition to a sentence that says that UDP does not get through; empty where TLS is not to be
 /// tried.
 pub(super) fn beside_udp(
     server: &ServerTarget,
@@ -38,10 +38,9 @@ pub(super) fn beside_udp(
     }
 }
 
-/// Shakes hands over TLS.
+/// Tries a TLS handshake.
 ///
-/// # Errors
-/// Why that does not work.
+/// # Errors The reason why it does not work.
 pub(super) fn try_it(
     server: &ServerTarget,
     credentials: &Credentials,

@@ -1,4 +1,4 @@
-//! What a connection says of the way to the server: route, UDP, and the size of packets.
+//! What a connection says about the path to the server: route, UDP, and the size of packets.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
@@ -10,23 +10,23 @@ use super::connection::{End, Seen};
 use super::echo;
 use super::report::{Cause, Step};
 
-/// UDP payload of a small packet: it passes wherever anything does (RFC 791 has every network carry
-/// 68 bytes).
+/// UDP payload of a small packet, which passes wherever anything does (RFC 791 has every network
+/// carry 68 bytes).
 const SMALL_PAYLOAD_BYTES: usize = 32;
 
-/// How long a TCP handshake may take that shows that the host is there: a SYN that is lost is
+/// How long a TCP handshake may take that shows that the host exists: a SYN that is lost is
 /// repeated after a second (tcp(7)).
 const TCP_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What works, and what does not.
-pub(super) struct Way {
+pub(super) struct Findings {
     pub(super) fine: Vec<(Step, String)>,
     pub(super) cause: Option<Cause>,
 }
 
-pub(super) fn judge(seen: &Seen, handshake_timeout: Duration) -> Way {
+pub(super) fn judge(seen: &Seen, handshake_timeout: Duration) -> Findings {
     let peer = seen.peer;
-    let way = |works: &[(Step, String)], cause: Cause| Way {
+    let findings = |works: &[(Step, String)], cause: Cause| Findings {
         fine: works.to_vec(),
         cause: Some(cause),
     };
@@ -34,10 +34,10 @@ pub(super) fn judge(seen: &Seen, handshake_timeout: Duration) -> Way {
     match seen.end {
         End::Unreachable(ErrorKind::ConnectionRefused) => {
             let sentence = explain::unreachable(ErrorKind::ConnectionRefused, peer);
-            return way(&[route], Cause::new(Step::Udp, sentence));
+            return findings(&[route], Cause::new(Step::Udp, sentence));
         }
         End::Unreachable(kind) => {
-            return way(
+            return findings(
                 &[],
                 Cause::new(Step::Route, explain::unreachable(kind, peer)),
             );
@@ -50,29 +50,29 @@ pub(super) fn judge(seen: &Seen, handshake_timeout: Duration) -> Way {
             peer,
             &format!("packets of up to {leaves} bytes of UDP payload"),
         );
-        return way(&[route], Cause::new(Step::Mtu, sentence));
+        return findings(&[route], Cause::new(Step::Mtu, sentence));
     }
     let small = echo::is_answered(peer.ip(), SMALL_PAYLOAD_BYTES);
     if small == Some(true) {
         let large = echo::is_answered(peer.ip(), HANDSHAKE_UDP_PAYLOAD_BYTES);
         if large == Some(false) {
             let sentence = explain::too_large_for_the_path(peer, "small packets");
-            return way(&[route], Cause::new(Step::Mtu, sentence));
+            return findings(&[route], Cause::new(Step::Mtu, sentence));
         }
     }
     if seen.was_answered {
         let sentence = explain::handshake_stalls(peer, handshake_timeout);
-        return way(&[route], Cause::new(Step::Udp, sentence));
+        return findings(&[route], Cause::new(Step::Udp, sentence));
     }
     let sentence = match answers_otherwise(peer, small) {
         Some(otherwise) => explain::only_udp_is_silent(peer, handshake_timeout, &otherwise),
         None => explain::silence(peer, handshake_timeout),
     };
-    way(&[route], Cause::new(Step::Udp, sentence))
+    findings(&[route], Cause::new(Step::Udp, sentence))
 }
 
-/// The server has answered, whatever it said.
-fn works(seen: &Seen, route: (Step, String)) -> Way {
+/// The result for a server that has answered, whatever it said.
+fn works(seen: &Seen, route: (Step, String)) -> Findings {
     let mtu = match (seen.carried, seen.aimed) {
         (Some(carried), aimed) if carried < aimed => format!(
             "packets of {carried} bytes pass; those of {aimed} bytes, which this host can send, do \
@@ -88,20 +88,20 @@ fn works(seen: &Seen, route: (Step, String)) -> Way {
         seen.peer.port(),
         seen.peer.ip()
     );
-    Way {
+    Findings {
         fine: vec![route, (Step::Udp, udp), (Step::Mtu, mtu)],
         cause: None,
     }
 }
 
 /// The largest UDP payload that leaves towards `peer` by now, if a handshake does not fit: a router
-/// may have said so meanwhile.
+/// may have reported a smaller MTU meanwhile.
 fn leaves_too_little(peer: SocketAddr, before: Option<usize>) -> Option<usize> {
     let now = super::connection::leaves(peer).or(before)?;
     (now < HANDSHAKE_UDP_PAYLOAD_BYTES).then_some(now)
 }
 
-/// What else the host answers, in words.
+/// How else the host answers, in words.
 fn answers_otherwise(peer: SocketAddr, ping: Option<bool>) -> Option<String> {
     let tcp = match TcpStream::connect_timeout(&peer, TCP_PATIENCE) {
         Ok(_) => Some("accepts TCP"),

@@ -1,24 +1,24 @@
-//! What the doctor says: a line for each step, and one sentence at the end.
+//! The output of the doctor: a line for each step, and one sentence at the end.
 
 use crate::failure::Failure;
 use crate::output;
 
-/// What is looked at, in the order in which a tunnel needs it.
+/// The steps that are examined, in the order in which a tunnel needs them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// The server's name has an address.
     Name,
-    /// There is a way to the address.
+    /// There is a route to the address.
     Route,
-    /// Packets of UDP get there and back.
+    /// UDP packets get there and back.
     Udp,
     /// TLS over TCP gets through.
     Tls,
-    /// So do those of the size that QUIC needs.
+    /// Packets of the size that QUIC needs get through.
     Mtu,
     /// Both certificates are valid.
     Certificate,
-    /// The server's is for `server_name`.
+    /// The server's certificate is for `server_name`.
     ServerName,
     /// This host's clock is right.
     Clock,
@@ -51,12 +51,12 @@ impl Step {
     }
 }
 
-/// Why a tunnel does not work.
+/// The reason why a tunnel does not work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Cause {
     /// The step that fails.
     pub(super) step: Step,
-    /// The whole truth, and what to do.
+    /// A sentence that says what is wrong and what to do.
     pub(super) sentence: String,
 }
 
@@ -69,25 +69,25 @@ impl Cause {
     }
 }
 
-/// The lines that were said, and the first cause.
+/// The report so far, and the first cause.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     cause: Option<Cause>,
 }
 
 impl Report {
-    /// Says that the steps that follow are about this.
+    /// Prints what the following steps are about.
     pub(super) fn heading(&self, text: &str) -> Result<(), Failure> {
         output::to_stdout(&format!("{text}\n"))
     }
 
-    /// Says that a step works.
+    /// Prints that a step works.
     pub(super) fn ok(&self, step: Step, what: &str) -> Result<(), Failure> {
         self.line(step, "ok", what)
     }
 
-    /// Says that a step fails. Of several causes the first one is told at the end: what comes after
-    /// it may follow from it.
+    /// Prints that a step fails. Of several causes the first one is repeated at the end, because
+    /// later ones may follow from it.
     pub(super) fn failed(&mut self, cause: Cause) -> Result<(), Failure> {
         let what = match self.cause {
             None => "the reason is in the last line",
@@ -102,7 +102,7 @@ impl Report {
         output::to_stdout(&format!("{:<12} {state:<7} {what}\n", step.name()))
     }
 
-    /// Says the sentence of the end.
+    /// Prints the sentence at the end.
     pub(super) fn finish(self) -> Result<(), Failure> {
         match self.cause {
             None => output::to_stdout("\nall is well: a tunnel with this config should work\n"),

@@ -1,4 +1,4 @@
-//! Whether the local service accepts what a client brings.
+//! Whether the local service accepts connections and datagrams of a client.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
@@ -9,12 +9,12 @@ use qmux_config::{Client, explain};
 use super::report::{Cause, Report, Step};
 use crate::failure::Failure;
 
-/// How long an answer of ICMP may take that nobody listens at a port of UDP, on a local network.
+/// How long an ICMP message may take that nobody listens at a UDP port, on a local network.
 const UDP_PATIENCE: Duration = Duration::from_millis(500);
 
 /// One local service.
 struct Local<'a> {
-    /// Its section of the config.
+    /// The section of the config that it is in.
     section: String,
     host: &'a str,
     port: u16,
@@ -31,7 +31,7 @@ pub(super) fn examine(client: &Client, report: &mut Report) -> Result<(), Failur
         Some(Local {
             section,
             host: &service.host,
-            // A port that is the visitor's cannot be tried.
+            // A port that depends on the visitor cannot be tried.
             port: service.check_port()?,
             timeout: service.health_check_timeout,
         })
@@ -46,7 +46,7 @@ pub(super) fn examine(client: &Client, report: &mut Report) -> Result<(), Failur
 }
 
 impl Local<'_> {
-    /// What works, or what does not and what to do.
+    /// The line that it works; or what does not, and what to do.
     fn tried(&self) -> Result<String, String> {
         let setting = format!("host and port in {}", self.section);
         let addresses = (self.host, self.port).to_socket_addrs();
@@ -71,7 +71,7 @@ impl Local<'_> {
     }
 }
 
-/// False if the network says that nobody listens, or that there is no way.
+/// False if the network reports that nobody listens, or that there is no route.
 fn may_take_udp(address: SocketAddr) -> bool {
     let tried = || -> std::io::Result<()> {
         let any = if address.is_ipv4() {
@@ -82,7 +82,7 @@ fn may_take_udp(address: SocketAddr) -> bool {
         let socket = UdpSocket::bind(any)?;
         socket.connect(address)?;
         socket.set_read_timeout(Some(UDP_PATIENCE))?;
-        // Without a byte: it means nothing to any service.
+        // The datagram is empty, which means nothing to any service.
         socket.send(&[])?;
         socket.recv(&mut [0; 1]).map(|_| ())
     };

@@ -1,4 +1,4 @@
-//! `qmux-ctl status`: what a running program serves, for whom, and how it does.
+//! `qmux-ctl status`: what a running program serves, for whom, and in which state it is.
 
 pub(crate) mod model;
 pub(crate) mod units;
@@ -11,7 +11,7 @@ use crate::output;
 use model::{Certificate, Client, Server, Status};
 use units::{bytes, count, rtt, service, time, up};
 
-/// Certificates that expire within this are pointed out.
+/// Certificates that expire within this time are pointed out.
 const SOON_DAYS: i64 = 21;
 
 #[derive(Debug, clap::Args)]
@@ -154,7 +154,7 @@ fn add_certificates(text: &mut String, certificates: &[Certificate]) {
     );
 }
 
-/// Adds columns that are as wide as they need to be, after an empty line.
+/// Adds a table whose columns are as wide as they need to be, after an empty line.
 fn table(text: &mut String, head: &[&str], rows: Vec<Vec<String>>) {
     let head = head.iter().map(|it| (*it).to_owned()).collect();
     let lines: Vec<Vec<String>> = [head].into_iter().chain(rows).collect();

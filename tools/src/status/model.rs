@@ -1,4 +1,5 @@
-//! `/status` as a running program answers it. What an older or newer one lacks or adds is no error.
+//! The answer of a running program to `/status`. Fields that an older or newer version lacks or
+//! adds are no error.
 
 use serde::Deserialize;
 
@@ -108,8 +109,7 @@ pub(crate) struct Certificate {
 
 /// Asks for the text of the answer.
 ///
-/// # Errors
-/// If there is none, or it is an error.
+/// # Errors If there is no answer, or it is an error.
 pub(crate) fn text(endpoint: &Endpoint) -> Result<String, Failure> {
     let answer = endpoint.get("/status")?;
     match answer.status {
@@ -126,8 +126,7 @@ pub(crate) fn text(endpoint: &Endpoint) -> Result<String, Failure> {
 
 /// Asks for the answer.
 ///
-/// # Errors
-/// As those of [`text`], or if it is no JSON object of ours.
+/// # Errors Those of [`text`], or if the answer is not a JSON object of ours.
 pub(crate) fn ask(endpoint: &Endpoint) -> Result<Status, Failure> {
     serde_json::from_str(&text(endpoint)?).map_err(|error| {
         Failure::Internal(format!(

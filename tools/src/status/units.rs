@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Numbers in the form in which people read them.
 
 /// A count with at most five characters.
 pub(crate) fn count(value: f64) -> String {
@@ -15,12 +15,12 @@ pub(crate) fn count(value: f64) -> String {
     }
 }
 
-/// Bytes.
+/// A number of bytes.
 pub(crate) fn bytes(value: u64) -> String {
     count(value as f64) + "B"
 }
 
-/// Microseconds.
+/// A round trip time in microseconds.
 pub(crate) fn rtt(us: u64) -> String {
     match us {
         0 => "-".into(),
@@ -29,7 +29,7 @@ pub(crate) fn rtt(us: u64) -> String {
     }
 }
 
-/// Seconds, by the largest unit that fits.
+/// A time in seconds, in the largest unit that fits.
 pub(crate) fn time(seconds: u64) -> String {
     for (size, unit) in [(86_400, "d"), (3_600, "h"), (60, "min")] {
         if seconds >= size {
@@ -39,12 +39,12 @@ pub(crate) fn time(seconds: u64) -> String {
     format!("{seconds}s")
 }
 
-/// A service's name, also if it has none.
+/// The name of a service, also if it has none.
 pub(crate) fn service(name: &str) -> &str {
     if name.is_empty() { "(nameless)" } else { name }
 }
 
-/// A yes or no of health.
+/// The word for whether something is up.
 pub(crate) fn up(up: bool) -> &'static str {
     if up { "up" } else { "down" }
 }

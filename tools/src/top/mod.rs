@@ -1,6 +1,6 @@
-//! `qmux-ctl top`: a running program live in the terminal.
+//! `qmux-ctl top`: a live view of a running program in the terminal.
 //!
-//! A thread of its own asks, so that keys are taken while an answer is waited for.
+//! A thread of its own asks the program, so that keys are handled while it waits for an answer.
 
 mod tables;
 mod view;
@@ -21,7 +21,7 @@ use view::{Seen, View, Wish};
 /// Pause between two questions.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a key is waited for before it is seen whether there is an answer.
+/// How long to wait for a key before looking for an answer.
 const KEY_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             "top needs a terminal; `qmux-ctl status` prints the same once".into(),
         ));
     }
-    // Before the terminal is taken: what is wrong then stands where it is read.
+    // This comes before the terminal is taken over, so that an error is printed where it is read.
     let first = model::ask(&endpoint)?;
     let answers = ask_on(endpoint)?;
     let mut terminal = ratatui::try_init().map_err(|error| failed(&error))?;

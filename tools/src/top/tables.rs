@@ -1,4 +1,4 @@
-//! What `top` shows: tables made of a status and of the one before it, which gives rates.
+//! The tables of `top`, made from a status and the one before it, by which rates are computed.
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -6,17 +6,17 @@ use std::time::Duration;
 use crate::status::model::{Client, Server, Status};
 use crate::status::units::{bytes, count, rtt, service, time, up};
 
-/// A cell: what is shown, and by what it is sorted.
+/// A cell: its text, and the key by which it is sorted.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Cell {
-    /// By the alphabet.
+    /// A cell that is sorted alphabetically.
     Text(String),
-    /// By the number.
+    /// A cell that is sorted by the number.
     Number(String, f64),
 }
 
 impl Cell {
-    /// What is shown.
+    /// The text of the cell.
     pub(super) fn shown(&self) -> &str {
         match self {
             Cell::Text(text) | Cell::Number(text, _) => text,
@@ -36,12 +36,12 @@ impl Cell {
 pub(super) struct Table {
     pub(super) title: &'static str,
     pub(super) columns: &'static [&'static str],
-    /// Each with as many cells as there are columns.
+    /// The rows, each with as many cells as there are columns.
     pub(super) rows: Vec<Vec<Cell>>,
 }
 
 impl Table {
-    /// Leaves only rows in which a text holds `filter`, in the order of a column.
+    /// Keeps only rows in which a text contains `filter`, in the order of a column.
     pub(super) fn arrange(&mut self, filter: &str, column: usize, descending: bool) {
         let wanted = filter.to_lowercase();
         self.rows.retain(|row| {
@@ -66,7 +66,7 @@ fn number(value: u64) -> Cell {
     Cell::Number(count(value as f64), value as f64)
 }
 
-/// By how much a count has grown in a second; 0 if it began anew.
+/// By how much a counter has grown per second; 0 if it began anew.
 fn per_second(now: u64, before: u64, passed: Duration) -> f64 {
     let seconds = passed.as_secs_f64().max(1e-3);
     now.saturating_sub(before) as f64 / seconds
@@ -76,9 +76,9 @@ fn rate(value: f64, unit: &str) -> Cell {
     Cell::Number(count(value) + unit, value)
 }
 
-/// All tables of a program. `before` is its status of a while ago, and how long that is.
+/// All tables of a program. `before` is its status of a while ago, and how long ago that was.
 pub(super) fn of(now: &Status, before: Option<(&Status, Duration)>) -> Vec<Table> {
-    // Another process's counts say nothing about this one's.
+    // The counters of another process say nothing about this one's.
     let before = before.filter(|(status, _)| status.instance == now.instance);
     let mut tables = Vec::new();
     if let Some(server) = &now.server {

@@ -1,4 +1,5 @@
-//! What the user of `top` has chosen, by keys, and the picture that comes of it. Knows no terminal.
+//! What the user of `top` has chosen by keys, and the resulting picture. This module knows no
+//! terminal.
 
 use std::time::Duration;
 
@@ -16,47 +17,47 @@ use crate::status::units::time;
 /// Characters of a filter.
 const FILTER_CHARS_MAX: usize = 60;
 
-/// What the keys mean, at the bottom.
+/// The meaning of the keys, shown at the bottom.
 const KEYS: &str = "q quit  Tab next table  s/S sort by next/previous column  r reverse  / filter  \
     Up/Down scroll";
 
-/// The choices.
+/// The choices of the user.
 #[derive(Debug, Default)]
 pub(super) struct View {
-    /// Which of the tables is shown.
+    /// The index of the table that is shown.
     table: usize,
-    /// By which column it is sorted.
+    /// The index of the column by which it is sorted.
     column: usize,
     descending: bool,
     filter: String,
-    /// Keys go into the filter.
+    /// Whether keys go into the filter.
     typing: bool,
-    /// Rows above the first that is shown.
+    /// Number of rows above the first one that is shown.
     scrolled: usize,
 }
 
-/// What a key leads to.
+/// The effect of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
-    /// A new picture.
+    /// Draw a new picture.
     Go,
-    /// The end.
+    /// End the program.
     Quit,
 }
 
-/// What is known of the program.
+/// What is known of the program that is watched.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     /// The newest status.
     pub(super) now: Status,
-    /// The one before it, and the time between them.
+    /// The status before it, and the time between them.
     pub(super) before: Option<(Status, Duration)>,
-    /// Why there is no newer one.
+    /// The reason why there is no newer one.
     pub(super) trouble: Option<String>,
 }
 
 impl View {
-    /// Takes a key in.
+    /// Handles a key.
     pub(super) fn key(&mut self, key: KeyCode) -> Wish {
         if self.typing {
             match key {
@@ -85,7 +86,7 @@ impl View {
                 (self.column, self.scrolled) = (0, 0);
             }
             KeyCode::Char('s') => self.column += 1,
-            // Around to the last: the picture knows how many there are.
+            // This goes around to the last column; the drawing knows how many there are.
             KeyCode::Char('S') => self.column = self.column.checked_sub(1).unwrap_or(usize::MAX),
             KeyCode::Char('r') => self.descending = !self.descending,
             KeyCode::Char('/') => self.typing = true,
@@ -99,7 +100,7 @@ impl View {
         Wish::Go
     }
 
-    /// The table that is chosen, arranged as it is to be.
+    /// The chosen table, sorted and filtered.
     fn chosen(&mut self, seen: &Seen) -> Option<(Table, Vec<&'static str>)> {
         let before = seen.before.as_ref();
         let mut tables = tables::of(&seen.now, before.map(|(status, passed)| (status, *passed)));

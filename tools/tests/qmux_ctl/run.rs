@@ -75,7 +75,7 @@ impl Place {
         }
     }
 
-    /// Runs what must succeed.
+    /// Runs a command that must succeed.
     #[track_caller]
     pub(crate) fn ok(&self, args: &[&str]) -> Ran {
         let ran = self.run(args);
@@ -83,7 +83,7 @@ impl Place {
         ran
     }
 
-    /// Runs what must be refused as bad input, and returns what is said.
+    /// Runs a command that must be refused as bad input; returns its message.
     #[track_caller]
     pub(crate) fn refused(&self, args: &[&str]) -> String {
         let ran = self.run(args);

@@ -1,20 +1,21 @@
-//! At which server core a lane is aimed: the lanes of one client evenly around the server's cores,
-//! those of many clients all over them.
+//! The server core that each lane is aimed at: the lanes of one client evenly around the server's
+//! cores, the first lanes of many clients all over them.
 //!
 //! A visitor on a core without a lane of the client goes to the next core that has one, counted
 //! around. So lanes with the same distance from each other get the same share of these visitors,
-//! and a lane more halves the largest distance. Where the first lane goes is drawn by each client:
-//! the first cores of a server with many small clients would otherwise have all the work.
+//! and each further lane halves the largest distance. Each client draws the core of its first lane
+//! at random: otherwise the first cores of a server with many small clients would have all the
+//! work.
 
 /// The first byte of the connection id by which a lane is aimed. A server takes it modulo the
-/// number of its cores, so that the first lane arrives where it should also while that number (then
-/// `server_cores` is 0) is not known. `begins_at` is where the client's first lane goes.
+/// number of its cores, so the first lane arrives at the right core even while that number is not
+/// known (`server_cores` is 0 then). `begins_at` is the core of the client's first lane.
 pub(crate) fn first_byte(begins_at: u8, lane: usize, server_cores: usize) -> u8 {
     if server_cores == 0 {
         return begins_at;
     }
     let core = (usize::from(begins_at) + spread(lane % server_cores, server_cores)) % server_cores;
-    // A connection id names no more cores than its first byte can.
+    // A connection id can name no more cores than its first byte has values.
     u8::try_from(core).unwrap_or(0)
 }
 
@@ -23,15 +24,16 @@ pub(crate) fn core_of(first_byte: u8, server_cores: usize) -> usize {
     usize::from(first_byte) % server_cores.max(1)
 }
 
-/// The place of number `index` below `count` if each is put into the middle of the largest gap
-/// between those before it, around a circle of `count` places: for 8 it is 0, 4, 2, 6, 1, 5, 3, 7.
+/// The place of number `index` below `count` if each number is put into the middle of the largest
+/// gap between those before it, around a circle of `count` places: for 8 this is 0, 4, 2, 6, 1, 5,
+/// 3, 7.
 fn spread(index: usize, count: usize) -> usize {
     if count <= 1 {
         return 0;
     }
     let bits = count.next_power_of_two().trailing_zeros();
     let place = |number: usize| ((number.reverse_bits() >> (usize::BITS - bits)) * count) >> bits;
-    // Some numbers may fall into one place: the first of them has it.
+    // Some numbers may fall into one place; the first of them gets it.
     let mut taken = [false; crate::sys::CORES_MAX];
     let mut nth = 0;
     for number in 0..1 << bits {

@@ -1,4 +1,4 @@
-//! One attempt of a lane: socket, handshake, registration; then the lane is a session.
+//! One attempt to bring up a lane: socket, handshake, registration. Then the lane is a session.
 
 use std::fmt::Display;
 use std::io::ErrorKind;
@@ -36,7 +36,7 @@ use crate::quic::{settings, tls, token};
 use crate::sys::bind;
 use crate::sys::udp::{Purpose, UdpSocket};
 
-/// Runs one attempt of the lane of `supervisor` to its end.
+/// Runs one attempt for the lane of `supervisor` to its end.
 pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> AttemptEnd {
     let watch = Rc::<Watch>::default();
     let mut reaching = another(core, &supervisor.server, supervisor.lane, &watch);
@@ -44,7 +44,8 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
         Some(Ok(session)) => session,
         Some(Err(end)) => return end,
         None => {
-            // The server may have accepted it already and opened a flow: it is left as if it had been registered before.
+            // The server may have accepted the lane already and opened a flow, so the lane is left
+            // as one that was registered before.
             reach::leave_once_registered(reaching, &watch, supervisor.leaving());
             return AttemptEnd::Retired;
         }
@@ -54,7 +55,7 @@ pub(super) async fn run(core: &Rc<ClientCore>, supervisor: &Supervisor) -> Attem
     end
 }
 
-/// Dials a lane, and registers it.
+/// Dials another lane beside the one of this supervisor, and registers it.
 pub(super) fn another(
     core: &Rc<ClientCore>,
     server: &Arc<ServerState>,
@@ -69,7 +70,7 @@ pub(super) fn another(
     ))
 }
 
-/// A lane until it is registered.
+/// A lane that is not registered yet.
 pub(super) struct Dialed {
     core: Rc<ClientCore>,
     this: Rc<ClientLane>,
@@ -77,13 +78,13 @@ pub(super) struct Dialed {
     reader: ControlReader,
     resumption: Resumption,
     lane_index: usize,
-    /// By which first byte of its connection id it was aimed.
+    /// The first byte of the connection id by which the lane was aimed.
     aim: u8,
     began: Instant,
 }
 
 impl Dialed {
-    /// Dials, over UDP or along a TLS connection.
+    /// Dials a lane, over UDP or along a TLS connection.
     pub(super) fn begin(
         core: &Rc<ClientCore>,
         server: &Arc<ServerState>,
@@ -107,11 +108,12 @@ impl Dialed {
             Arc::clone(&settings),
         );
         lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
-        // The endpoint lives as long as its one lane, and that as long as this attempt or what it leaves behind.
+        // The endpoint lives as long as its one lane, and the lane as long as this attempt or what
+        // it leaves behind.
         endpoint.stop_when_empty();
         watch.dialed(&lane);
         if resumption.is_offered() {
-            // As early data, if the session allows it.
+            // Register is sent as early data, if the session allows it.
             send_register(core, client, &this, lane_index);
         }
         Ok(Dialed {
@@ -126,23 +128,23 @@ impl Dialed {
         })
     }
 
-    /// Shakes hands and registers.
+    /// Completes the handshake and registers the lane.
     pub(super) async fn complete(self, watch: &Watch) -> Result<Session, AttemptEnd> {
-        let lane = Rc::clone(&self.this.lane);
+        let lane = Rc::clone(&self.this.quic);
         if let Err(end) = lane.established().await {
             return Err(self.failed(&end));
         }
         if watch.is_given_up() && !self.may_be_registered() {
-            // A ticket that nobody has seen is kept.
+            // The ticket has been shown to nobody, and is kept.
             self.failed(&LaneEnd::ClosedByUs(LaneError::Shutdown));
             return Err(AttemptEnd::Retired);
         }
         self.register().await
     }
 
-    /// There was no handshake.
+    /// Ends an attempt whose handshake has failed.
     fn failed(mut self, end: &LaneEnd) -> AttemptEnd {
-        self.resumption.failed(&self.this.lane, end);
+        self.resumption.failed(&self.this.quic, end);
         let why = explained(&self.core, &self.this, end);
         match end {
             LaneEnd::Unreachable(kind) if explain::is_without_route(*kind) => {
@@ -152,12 +154,13 @@ impl Dialed {
         }
     }
 
-    /// Whether the server may take the lane for registered: it has Register, and the end of the handshake.
+    /// Whether the server may consider the lane registered: it has received Register and the end of
+    /// the handshake.
     fn may_be_registered(&self) -> bool {
-        self.resumption.is_offered() && self.this.lane.is_established()
+        self.resumption.is_offered() && self.this.quic.is_established()
     }
 
-    /// Registers, once the handshake is complete.
+    /// Registers the lane, once the handshake is complete.
     async fn register(mut self) -> Result<Session, AttemptEnd> {
         let core = Rc::clone(&self.core);
         let server = Arc::clone(&self.this.server);
@@ -165,7 +168,7 @@ impl Dialed {
         let Some(client) = settings.client() else {
             return Err(no_client_section());
         };
-        let lane = Rc::clone(&self.this.lane);
+        let lane = Rc::clone(&self.this.quic);
         self.resumption.check(&lane)?;
         if !self.resumption.is_offered() {
             if core.context.draining.get() {
@@ -207,7 +210,7 @@ impl Dialed {
         drop(registering);
         core.server_has_cores(&server, server_cores);
         if misaimed {
-            // It is registered, so that a visitor may be on its way there.
+            // The lane is registered, so a visitor may be on its way to it.
             crate::core::task::spawn(session.leave(Leaving::Unwanted));
             return Err(AttemptEnd::Misaimed);
         }
@@ -215,7 +218,7 @@ impl Dialed {
     }
 }
 
-/// A lane's end in words for the operator.
+/// The end of a lane in words for the operator.
 fn explained(core: &ClientCore, this: &ClientLane, end: &LaneEnd) -> String {
     let Some(client) = this.settings.client() else {
         return end.to_string();
@@ -229,7 +232,7 @@ fn explained(core: &ClientCore, this: &ClientLane, end: &LaneEnd) -> String {
             ca_cert: &client.tls.ca_cert,
             client_cert: cert.map(|pair| &pair.cert),
             handshake_timeout: core.shared.settings().config.quic.handshake_idle_timeout,
-            was_answered: this.lane.was_answered(),
+            was_answered: this.quic.was_answered(),
         },
     )
 }
@@ -238,7 +241,8 @@ fn no_client_section() -> AttemptEnd {
     AttemptEnd::Failed("no [client] section".into())
 }
 
-/// Lists a lane among those that register, until it is dropped: the core knows that a flow may be on its way.
+/// Lists a lane among those that are registering, until this is dropped, so that the core knows
+/// that a flow may be on its way.
 struct Registering {
     core: Rc<ClientCore>,
     serial: u64,
@@ -263,7 +267,7 @@ impl Drop for Registering {
     }
 }
 
-/// Closes the lane when the attempt is over or given up; does nothing to one that has ended.
+/// Closes the lane when the attempt is over or given up, unless it has ended.
 pub(super) struct CloseOnDrop(Rc<Lane>);
 
 impl Drop for CloseOnDrop {
@@ -274,7 +278,7 @@ impl Drop for CloseOnDrop {
     }
 }
 
-/// A lane that is never registered, to find out whether QUIC gets through.
+/// Dials a lane that is never registered, to find out whether QUIC gets through.
 pub(super) fn dial_scout(
     core: &Rc<ClientCore>,
     server: &ServerState,
@@ -287,7 +291,7 @@ pub(super) fn dial_scout(
     dialed.map_err(|error| AttemptEnd::Failed(error.to_string()))
 }
 
-/// A socket of its own towards the server.
+/// Opens a socket for one lane to the server.
 fn open_endpoint(
     core: &Rc<ClientCore>,
     client: &Client,
@@ -298,16 +302,16 @@ fn open_endpoint(
     let peer = server.address;
     let failed = |error: &dyn Display| AttemptEnd::Failed(error.to_string());
     let socket = bind::udp_towards(peer).map_err(|error| no_socket(&error, peer))?;
-    // A smaller buffer than asked for was warned of at the start.
+    // The operator was warned at the start if the buffers are smaller than asked for.
     let _granted = bind::raise_udp_buffers(&socket);
-    // As they were read last: renewed certificates are picked up, and no file keeps the core
-    // waiting.
+    // The credentials are those that were read last: renewed certificates are picked up, and no
+    // core waits for a file.
     let credentials = core.shared.credentials.get(client);
     let tls = credentials.and_then(|credentials| tls::client_with(&credentials));
     let tls = tls.map_err(|error| failed(&error))?;
     let config = settings::transport(quic, tls).map_err(|error| failed(&error))?;
     let socket = UdpSocket::adopt(socket, Purpose::Quic).map_err(|error| failed(&error))?;
-    // Where it cannot be had, a handshake in vain merely takes its whole time.
+    // Where these errors cannot be had, a handshake in vain takes its whole time.
     let _heard = socket.hear_unreachable(true);
     Ok(Endpoint::start(
         EndpointSetup {
@@ -355,7 +359,8 @@ fn dial(
     Ok((endpoint, lane, aim, resumption))
 }
 
-/// There is no socket for packets to `peer`: without its address family there never is one.
+/// The error when there is no socket for packets to `peer`. If the host lacks the address family,
+/// there never will be one.
 fn no_socket(error: &std::io::Error, peer: SocketAddr) -> AttemptEnd {
     let kind = if bind::is_family_missing(error) {
         ErrorKind::NetworkUnreachable
@@ -381,7 +386,7 @@ fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_ind
     if client.lanes == Lanes::Auto {
         capabilities = capabilities.union(Capabilities::HAND_OVERS);
     }
-    this.lane.send_control(&Message::Register(Register {
+    this.quic.send_control(&Message::Register(Register {
         protocol_version: PROTOCOL_VERSION,
         client_id: shared.client_id.clone(),
         instance_id: shared.instance_id,
@@ -392,7 +397,7 @@ fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_ind
     }));
 }
 
-/// Waits for the server's answer to Register, and proves on the way what it asks for.
+/// Waits for the server's answer to Register, and sends the proof that it asks for on the way.
 async fn registered(
     core: &ClientCore,
     client: &Client,
@@ -408,11 +413,11 @@ async fn registered(
             ControlEvent::Message(Message::RegisterAck(ack)) => match ack.outcome {
                 RegisterOutcome::Accepted => return Ok(ack),
                 RegisterOutcome::Refused { reason, text } => {
-                    this.lane.close(LaneError::Refused, "");
-                    // The server gives no hint, but there is nothing else that it could mean.
+                    this.quic.close(LaneError::Refused, "");
+                    // The server gives no hint, but it cannot mean anything else.
                     let text = match reason {
                         RefuseReason::Unauthenticated if proved => explain::WRONG_TOKEN.into(),
-                        RefuseReason::Unauthenticated if this.lane.handshake().resumed => {
+                        RefuseReason::Unauthenticated if this.quic.handshake().resumed => {
                             explain::STALE_SESSION.into()
                         }
                         _ => text,
@@ -422,23 +427,23 @@ async fn registered(
             },
             ControlEvent::Message(Message::AuthChallenge(challenge)) => {
                 let Some(token) = &client.auth.token else {
-                    this.lane.close(LaneError::Unauthenticated, "");
+                    this.quic.close(LaneError::Unauthenticated, "");
                     return Err(AttemptEnd::Refused(
                         RefuseReason::Unauthenticated,
                         explain::TOKEN_WANTED.into(),
                     ));
                 };
-                match token::prove(&this.lane, token, &challenge) {
+                match token::prove(&this.quic, token, &challenge) {
                     Ok(proof) => {
                         proved = true;
-                        this.lane.send_control(&Message::AuthProof(proof));
+                        this.quic.send_control(&Message::AuthProof(proof));
                     }
                     Err(error) => return Err(AttemptEnd::Failed(error.to_string())),
                 }
             }
             ControlEvent::Message(_) => {}
             ControlEvent::Deadline => {
-                this.lane
+                this.quic
                     .close(LaneError::HealthTimeout, "no answer to Register");
                 return Err(AttemptEnd::Failed(
                     "the server did not answer the registration".into(),
@@ -452,7 +457,7 @@ async fn registered(
     }
 }
 
-/// The reason of a lane's end, which follows its last event closely.
+/// Waits for the end of a lane, which follows its last event closely.
 async fn ended(this: &ClientLane) -> LaneEnd {
-    this.lane.ended().await
+    this.quic.ended().await
 }

@@ -1,4 +1,5 @@
-//! Attempts against a server that is slow to answer: nothing that it has begun is lost when the lane is no longer wanted.
+//! Attempts against a server that is slow to answer: nothing that it has begun is lost when the
+//! lane is no longer wanted.
 
 use std::cell::RefCell;
 use std::io::{Read as _, Write as _};
@@ -29,14 +30,14 @@ const LONG: Duration = Duration::from_secs(20);
 /// A server that answers a registration when it is told to, and opens a flow with the answer.
 #[derive(Default)]
 struct SlowServer {
-    /// A Register message has come.
+    /// Set when a Register message has come.
     asked: Event,
-    /// It may be answered now.
+    /// Set when it may be answered.
     answer: Rc<Event>,
     lane: RefCell<Option<Rc<Lane>>>,
     /// What came back on the flow.
     echoed: RefCell<Vec<u8>>,
-    /// It has heard that it is to open no further flow.
+    /// Set when the client has said that it takes no further flow.
     said_goodbye: Event,
 }
 
@@ -102,7 +103,7 @@ async fn serve(this: Rc<SlowServer>, lane: Rc<Lane>) {
     }
 }
 
-/// A visitor that says something and waits for the echo.
+/// Handles a flow: a visitor that sends something and waits for the echo.
 async fn visit(this: Rc<SlowServer>, lane: Rc<Lane>) {
     let Some(stream) = lane.open_stream() else {
         return;
@@ -119,7 +120,7 @@ async fn visit(this: Rc<SlowServer>, lane: Rc<Lane>) {
     .encode(&mut bytes);
     bytes.extend_from_slice(b"hello");
     let waiters = lane.attach(stream);
-    // Fails where the lane is closed, which the test tells by the echo.
+    // This fails where the lane is closed, which the test sees by the echo.
     let _sent = lane.write(stream, StreamBuf::copied(&bytes), false, &waiters);
     let mut buffer = [0; 64];
     loop {
@@ -139,7 +140,7 @@ async fn visit(this: Rc<SlowServer>, lane: Rc<Lane>) {
     }
 }
 
-/// A service that sends back what its first visitor says.
+/// A service that echoes what its first visitor sends.
 fn echo_service() -> u16 {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = listener.local_addr().expect("bound").port();
@@ -179,7 +180,7 @@ async fn registering(mut config: Config) -> (Rc<SlowServer>, Rc<ClientCore>, Rc<
     (server, core, endpoint)
 }
 
-/// A context of the first of so many cores, and the mailboxes of all.
+/// The context of the first of this many cores, and the mailboxes of all.
 fn first_core_of(cores: usize) -> (Rc<ClientContext>, Mailboxes<ClientMail>) {
     let (mailboxes, _wakes) = Mailboxes::new(cores).expect("socket pairs");
     let cluster = Arc::new(Cluster::new(cores));
@@ -200,11 +201,11 @@ fn a_lane_retired_while_it_registers_serves_what_the_server_has_begun() {
             .map(Rc::downgrade)
             .collect();
         assert_eq!(supervisors.len(), 1);
-        // Its address is gone.
+        // The server's address is gone.
         core.shared.servers.store(Arc::default());
         core.plan();
         assert!(core.supervisors.borrow().is_empty());
-        // Only when the client has left the lane to itself, the server answers.
+        // The server answers only when the client has left the lane to itself.
         until("the supervisor to end", || {
             supervisors.iter().all(|it| it.upgrade().is_none())
         })
@@ -251,7 +252,7 @@ fn a_core_with_a_full_mailbox_hears_of_a_new_plan_in_the_end() {
         take_all();
         let found = found.take();
         assert!(matches!(found[..], [ClientMail::Plan]), "{found:?}");
-        // Nothing is owed any more: the next one goes at once.
+        // Nothing is left to be told, so the next message is sent at once.
         core.tell_all(&ClientMail::Plan);
         assert!(matches!(other.take(), Some(ClientMail::Plan)));
     });

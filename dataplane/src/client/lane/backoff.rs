@@ -1,4 +1,5 @@
-//! Reconnect back-off: exponential with full jitter, so that thousands of clients do not come back in step.
+//! Reconnect back-off: exponential with full jitter, so that thousands of clients do not come back
+//! at the same time.
 
 use std::time::Duration;
 
@@ -8,19 +9,19 @@ const FIRST: Duration = Duration::from_millis(200);
 /// Upper bound of every later delay.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Failures with one bound: it then grows about as fast as the time since the first failure, so that whoever was away
-/// for a moment is found a moment later.
+/// Failures with one bound. The bound then grows about as fast as the time since the first failure,
+/// so a server that was away for a moment is found a moment later.
 const FAILURES_PER_BOUND: u32 = 2;
 
-/// While a server drains, one lane asks once in this time (up to a quarter more) whether its
-/// successor is there.
+/// How often one lane to a draining server asks whether the server's successor is there (up to a
+/// quarter more).
 const DRAINING: Duration = Duration::from_secs(1);
 
-/// The others wait to be told, and ask themselves only to be sure: the one that asks may have been
-/// told to go.
+/// How often the other lanes to a draining server ask. They are told by the one that asks more
+/// often, and ask only in case that one has been told to go.
 const DRAINING_OTHERS: Duration = Duration::from_secs(8);
 
-/// The part of a delay to a draining server that is drawn by lot.
+/// The part of the delay to a draining server that is random.
 const DRAINING_DRAWN: f64 = 0.25;
 
 /// Doublings after which the bound has reached [`LONGEST`].
@@ -28,40 +29,43 @@ const DOUBLINGS_MAX: u32 = 6;
 
 const _: () = assert!(FIRST.as_millis() << DOUBLINGS_MAX >= LONGEST.as_millis());
 
-/// The delays of one lane.
+/// The back-off of one lane.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// The delay before the next attempt: uniform between zero and a bound that doubles with every second failure.
-    /// `random` is uniform in `0.0..1.0`.
+    /// The delay before the next attempt: uniform between zero and a bound that doubles with every
+    /// second failure. `random` is uniform in `0.0..1.0`.
     pub(crate) fn next(&mut self, random: f64) -> Duration {
         let bound = self.bound();
         self.failures = self.failures.saturating_add(1);
         bound.mul_f64(random.clamp(0.0, 1.0))
     }
 
-    /// The same for a server that is draining: however often it has refused, it is going to be
-    /// replaced soon. `asks`: this is the lane that finds out.
+    /// The delay before the next attempt at a server that is draining. It does not grow, because
+    /// that server is going to be replaced soon. `asks` says whether this lane is the one that
+    /// finds out.
     pub(crate) fn next_while_draining(asks: bool, random: f64) -> Duration {
         let shortest = if asks { DRAINING } else { DRAINING_OTHERS };
         shortest.mul_f64(1.0 + DRAINING_DRAWN * random.clamp(0.0, 1.0))
     }
 
-    /// Another lane has found the server: begin anew, with the delay that this returns.
+    /// Resets the back-off because another lane has reached the server. Returns the delay before
+    /// the next attempt.
     pub(crate) fn found(&mut self, random: f64) -> Duration {
         self.reset();
         self.next(random)
     }
 
-    /// The lane has served for a while: begin anew.
+    /// Resets the back-off because the lane has served for a while.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// The server has said that it will not change its mind soon: take the longest delays.
+    /// Goes to the longest delays, because the server has said that it will not change its mind
+    /// soon.
     pub(crate) fn discourage(&mut self) {
         self.failures = self.failures.max(DOUBLINGS_MAX * FAILURES_PER_BOUND);
     }

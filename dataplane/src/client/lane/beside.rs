@@ -1,15 +1,15 @@
-//! Dialling beside a lane that nobody answers.
+//! Dialling a second lane beside one that nobody answers.
 //!
-//! Behind one address there may be another server from one moment to the next: a DNAT rule or a
-//! balancer was changed, and still sends what it knows, the lane's old port, to where nobody is. A
-//! restarted server that is asked says that it does not know the lane; nobody says nothing, and the
-//! health timeout is half a minute. So after two seconds without any answer another lane is dialled
-//! from a new port, while the old one goes on asking. Whichever is heard first has won:
-//! - The old one is heard: the new one is left, with whatever the server may have given it
+//! There may be another server behind an address from one moment to the next: a DNAT rule or a
+//! balancer was changed, and still sends the old lane's packets to a server that is gone. A
+//! restarted server answers that it does not know the lane; a server that is gone says nothing, and
+//! the health timeout is half a minute. So after two seconds without any answer another lane is
+//! dialled from a new port, while the old one goes on asking. The lane that is heard first wins:
+//! - If it is the old lane, the new one is left, with any flow that the server may have given it
 //!   meanwhile.
-//! - The new one is registered: it serves. With another server, the old lane is closed soon, and
-//!   its flows are reset. With the same server, only the old path is broken, and the old lane may
-//!   carry on with its flows when it is heard again.
+//! - If the new lane is registered, it serves. With another server, the old lane is closed soon,
+//!   and its flows are reset. With the same server, only the old path is broken, and the old lane
+//!   may carry on with its flows when it is heard again.
 
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
@@ -26,11 +26,11 @@ use super::session::Session;
 use super::supervisor::Supervisor;
 use crate::client::ClientCore;
 
-/// What came of dialling beside.
+/// The result of dialling a second lane.
 enum Outcome {
     /// The old lane serves on.
     Old,
-    /// The new lane has taken its place.
+    /// The new lane has taken the place of the old one.
     New(Box<Session>),
     /// The old lane has stopped serving.
     Over(AttemptEnd),
@@ -69,7 +69,7 @@ pub(super) async fn serve(
     }
 }
 
-/// The lane `new` has taken the place of `old`.
+/// Leaves the lane `old`, whose place `new` has taken.
 fn give_up(core: &ClientCore, old: Session, new: &Session) {
     core.context.counters.lanes_taken_over.increment();
     let same_server = new.has_server_of(&old);
@@ -114,8 +114,9 @@ async fn dial(core: &Rc<ClientCore>, supervisor: &Supervisor, old: &mut Session)
             log_in_vain(supervisor, &why);
             Outcome::Old
         }
-        // The server is there again, and answers whoever dials now. The first packets of the new
-        // lane may have been lost before, and the next ones come only after seconds.
+        // The server is back, and answers whoever dials now. The first packets of the new lane may
+        // have been lost before that, and its next ones come only after seconds, so it is dialled
+        // again.
         Err(Some(AttemptEnd::Ended(end))) if Causes::of(&end).restart => {
             leave_once_registered(new, &watch, Leaving::Unwanted);
             Outcome::Over(AttemptEnd::Ended(end))

@@ -1,9 +1,9 @@
-//! The ends of a lane, and what each of them causes: one table.
+//! The ends of a lane and their consequences, in one table.
 //!
-//! A lane's end ([`LaneEnd`]) says something about its server, so that the other lanes ask it; about
-//! the session that it went on from; and about when to try again. An attempt ends with its lane, or
-//! before there is one, or because the supervisor goes on without the lane, which then lives on with
-//! the flows that it has.
+//! The end of a lane ([`LaneEnd`]) says something about its server, so that the other lanes ask the
+//! server; about the session that it resumed; and about when to try again. An attempt ends together
+//! with its lane, or before there is one, or because the supervisor goes on without the lane, which
+//! then lives on with the flows that it has.
 
 use std::fmt::{self, Display};
 use std::time::Duration;
@@ -14,63 +14,67 @@ use qmux_proto::control::RefuseReason;
 use super::leaving::Leaving;
 use crate::quic::end::LaneEnd;
 
-/// A lane that served this long ended for a reason of its own: the back-off begins anew.
+/// A lane that has served for this long ended for a reason of its own, so the back-off is reset.
 const STEADY: Duration = Duration::from_secs(5);
 
 /// How an attempt ended.
 #[derive(Debug)]
 pub(super) enum AttemptEnd {
-    /// There was no handshake.
+    /// The handshake has failed.
     Failed(String),
-    /// This host has no way to the address.
+    /// This host has no route to the address.
     NoRoute(String),
-    /// The server answered the registration with a refusal.
+    /// The server has refused the registration.
     Refused(RefuseReason, String),
-    /// The server has another number of cores than the lane was aimed by: dial again, at once.
+    /// The server has another number of cores than the lane was aimed by; the lane is to be dialled
+    /// again at once.
     Misaimed,
     /// The lane was registered and has ended.
     Ended(LaneEnd),
-    /// The lane was registered, and its server drains: it lives on with the flows that it has, without a supervisor.
+    /// The lane was registered, and its server drains. It lives on without a supervisor, with the
+    /// flows that it has.
     ServerDrains,
-    /// The same, because a newer instance has this client's id.
+    /// A newer instance has this client's id. The lane lives on as with [`Self::ServerDrains`].
     Superseded,
-    /// The supervisor was retired. A lane that was registered lives on likewise.
+    /// The supervisor was retired. A lane that was registered lives on in the same way.
     Retired,
 }
 
 /// When the next attempt is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Retry {
-    /// Never.
+    /// There is no further attempt.
     Never,
-    /// At once: it will be aimed better.
+    /// At once, because the lane will be aimed better.
     AtOnce,
     /// After a delay that grows with each failure.
     Later,
-    /// The same, as after the first failure: the server is there again, or will be soon.
+    /// After the delay of a first failure, because the server is back, or will be soon.
     Anew,
-    /// After the longest delay: sooner it can only do harm.
+    /// After the longest delay, because an earlier attempt can only do harm.
     MuchLater,
-    /// The server drains, and will have a successor. `refused`: it has said so to a new lane.
+    /// Often, because the server drains and will have a successor. `refused` says whether it has
+    /// refused a new lane for that.
     WithSuccessor { refused: bool },
     /// When the network has changed.
     WithRoute,
 }
 
-/// What the end of a lane causes.
+/// The consequences of the end of a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Causes {
-    /// The other lanes to the server ask whether it is still there.
+    /// Whether the other lanes to the server should ask if it is still there.
     pub(super) alarm: bool,
-    /// The server is there: it was restarted, or stops to be.
+    /// Whether the server is back or will be: it was restarted, or is shutting down.
     pub(super) restart: bool,
-    /// If it was an end before registration: the session that it went on from is not offered again.
+    /// Whether the session that the lane resumed must not be offered again, if the lane ended
+    /// before it was registered.
     pub(super) session_is_spent: bool,
     retry: Retry,
 }
 
 impl Causes {
-    /// The table.
+    /// The consequences of each end of a lane: the table.
     #[rustfmt::skip] // Its columns stay columns.
     #[expect(clippy::match_same_arms, reason = "a row for each kind of end")]
     pub(super) fn of(end: &LaneEnd) -> Causes {
@@ -116,8 +120,8 @@ impl AttemptEnd {
         }
     }
 
-    /// How the lane is left that was registered; `None` if there is none. `retired` is how it is
-    /// left if it is not to be had any more.
+    /// How a registered lane is left; `None` if there is none. `retired` is the way to leave it if
+    /// the supervisor was retired.
     pub(super) fn leaving(&self, retired: Leaving) -> Option<Leaving> {
         match self {
             AttemptEnd::ServerDrains | AttemptEnd::Superseded => Some(Leaving::ServerDecides),
@@ -150,7 +154,7 @@ impl Display for AttemptEnd {
 mod tests {
     use super::*;
 
-    /// Every kind of end.
+    /// One end of every kind.
     fn ends() -> Vec<LaneEnd> {
         let codes = [
             LaneError::Shutdown,

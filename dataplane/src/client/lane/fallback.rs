@@ -1,23 +1,24 @@
-//! Fallback: when a lane goes from UDP to TLS, and when it comes back.
+//! Fallback: when a lane moves from UDP to TLS, and when it moves back.
 //!
-//! The sign that UDP does not pass any more is silence on it while a TLS connection to the same
-//! address can be had. So a lane whose questions stay unanswered dials TLS, and when that is there
-//! and it still is not answered, it rides it. A lost packet, or a network that is away altogether,
-//! moves nothing.
+//! **From UDP to TLS.** The sign that UDP does not pass any more is silence on it while a TLS
+//! connection to the same address can be opened. So a lane whose questions stay unanswered dials
+//! TLS, and moves to it if it still is not answered when the connection is open. A lost packet, or
+//! a network that is away altogether, moves nothing. A network may also let a trickle of UDP pass:
+//! then everything is answered, but nothing gets on. So a lane also moves if either side says that
+//! most of what it sends is lost.
 //!
-//! While it rides TLS, QUIC is tried from another port every 30 s, and when it gets through the lane
-//! goes back. The TLS connection is kept for a while, so that a path that lets handshakes through
-//! and nothing else costs one short pause. Each time that UDP fails soon after a return, the next
-//! return waits twice as long.
+//! **Back to UDP.** While a lane rides TLS, QUIC is tried from another port every 30 s, and when it
+//! gets through the lane moves back. The TLS connection is kept for a while, so that a path that
+//! lets handshakes through and nothing else costs one short pause. Each time that UDP fails soon
+//! after a return, the next return waits twice as long.
 //!
-//! A network may also let a trickle of UDP pass: then all is answered, and nothing gets on. So a
-//! lane of which either side says that most of what it sends is lost does the same.
+//! **From TLS to TLS.** A TLS connection may fall silent as well: the client has moved to another
+//! network, or a firewall has forgotten the connection without a word to either side. So a lane
+//! that rides TLS and is not answered dials a second connection beside the first, and moves to it
+//! if it still is not answered.
 //!
-//! A TLS connection may fall silent, too: the client has come to another network, or a firewall has
-//! forgotten the connection without a word to either side. So a lane that rides one and is not
-//! answered dials another one beside it, and rides that if it still is not answered.
-//!
-//! No I/O, no clock, no randomness: time comes in as an argument. Each lane has one of its own.
+//! This is a state machine without I/O, clock or randomness: time comes in as an argument. Each
+//! lane has one.
 
 use std::time::{Duration, Instant};
 
@@ -25,65 +26,65 @@ use qmux_config::Transport;
 
 use crate::client::servers::transport::Riding;
 
-/// A lane whose questions were left unanswered for this long dials TLS: several of them, and longer
-/// than most round trips. Together with the time until the first question is asked, and two round
-/// trips of the dial, that is a pause of some two seconds.
+/// A lane whose questions have been unanswered for this long dials TLS. It has asked several times
+/// by then, and this is longer than most round trips. Together with the time until the first
+/// question, and two round trips of the dial, the pause is some two seconds.
 pub(super) const SILENCE: Duration = Duration::from_millis(600);
 
-/// On long paths an answer is waited for twice the round trip, but not longer than this.
+/// On long paths the lane waits for twice the round trip, but not longer than this.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
-/// Pause between two tries of QUIC.
+/// Pause between two probes of QUIC.
 const QUIC_PAUSE: Duration = Duration::from_secs(30);
 
-/// The one before the first is doubled up to this often: a quarter of an hour.
+/// How often the pause before the first probe is doubled at most: to a quarter of an hour.
 const DOUBLINGS_MAX: u32 = 5;
 
-/// A lane that rides TLS and is not answered may try QUIC sooner, but not more often than this.
+/// A lane that rides TLS and is not answered may probe QUIC sooner, but not more often than this.
 const QUIC_PAUSE_SILENT: Duration = Duration::from_secs(5);
 
-/// Pause after the first TLS connection that could not be had, or brought no answer; it is doubled
-/// likewise. The same after the first one that was dialled beside another.
+/// Pause after a TLS connection could not be opened, or brought no answer; it is doubled in the
+/// same way. It holds also after the first connection that was dialled beside another.
 const DIAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// The latter is doubled up to this often: where the first one is silent for good, what its lane
-/// carries waits for another one, and a lane has one at a time.
+/// How often the pause before another second connection is doubled at most. If the first connection
+/// is silent for good, the flows of its lane wait for the second one, so the pause must stay short.
 const SECOND_DOUBLINGS_MAX: u32 = 2;
 
-/// A lane that has lost the TLS connection that it rode dials so long this often, jittered: the
-/// server keeps its flows for as long.
+/// For how long a lane that has lost its TLS connection dials at [`LOST_PAUSE`]: the server keeps
+/// its flows for as long.
 const LOST_FOR: Duration = Duration::from_secs(5);
 
-/// See [`LOST_FOR`].
+/// Pause between the dials of a lane that has lost its TLS connection, jittered.
 pub(super) const LOST_PAUSE: Duration = Duration::from_millis(500);
 
-/// A lane that had no need of a second TLS connection for this long may have the next one at once.
+/// A lane that has not needed a second TLS connection for this long may have the next one at once.
 const LASTS: Duration = Duration::from_secs(60);
 
-/// What was said of a way holds for this long; it is said again while it is so.
+/// How long a report of heavy losses holds; it is repeated while it is true.
 const SAID_FOR: Duration = Duration::from_secs(6);
 
 /// How long a TLS connection is kept that is not needed any more: as long as a path may take that
-/// lets UDP pass for a while only.
+/// lets UDP pass only for a while.
 const SPARE_FOR: Duration = Duration::from_secs(45);
 
-/// UDP that has carried a lane for this long is not distrusted for what was before.
+/// UDP that has carried a lane for this long is trusted again, whatever happened before.
 const STEADY: Duration = Duration::from_secs(10 * 60);
 
-/// Why a lane moves, in words for the log.
+/// The reason why a lane moves, in words for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
-    /// To TLS.
+    /// To TLS: UDP is silent.
     UdpIsSilent,
-    /// The same.
+    /// To TLS: most of what is sent over UDP is lost.
     UdpLosesMost,
-    /// To UDP.
+    /// To UDP: QUIC gets through.
     QuicPasses,
-    /// To UDP, for want of another way.
+    /// To UDP, because the TLS connection is lost and there is no other way.
     TlsIsLost,
-    /// To a new TLS connection.
+    /// To a new TLS connection, after the old one was lost.
     TlsIsBack,
-    /// The same, while the one before is still open.
+    /// To a second TLS connection, while the first one is open and silent.
     TlsIsSilent,
 }
 
@@ -102,29 +103,29 @@ impl std::fmt::Display for Why {
     }
 }
 
-/// What is to be done.
+/// What the owner of the lane is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Dial TLS, and say what came of it by [`Fallback::dialled`].
+    /// Dial TLS, and report the result by [`Fallback::dialled`].
     DialTls,
-    /// Try QUIC from another port, and say what came of it by [`Fallback::probed`]. What was found
-    /// out so long ago is good enough.
+    /// Probe QUIC from another port, and report the result by [`Fallback::probed`]. A result that
+    /// is no older than this is good enough.
     ProbeQuic(Duration),
-    /// Ride this. With [`Why::TlsIsSilent`] it is the second TLS connection, which is the first one
-    /// from then on; that one goes.
+    /// Move the lane to this transport. With [`Why::TlsIsSilent`] that is the second TLS
+    /// connection, which becomes the first one; the old first one is closed.
     Ride(Riding, Why),
-    /// The second TLS connection is not needed.
+    /// Close the second TLS connection, which is not needed.
     CloseSecond,
-    /// The TLS connection is not needed any more.
+    /// Close the TLS connection, which is not needed any more.
     CloseTls,
 }
 
-/// What a lane knows of its way.
+/// What a lane knows of its path.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Signs {
-    /// Nothing has been answered since, although something was asked.
+    /// Since when a question has been unanswered, and nothing else was answered.
     pub(super) unanswered_since: Option<Instant>,
-    /// Something was answered since the lane came to what it rides.
+    /// Whether anything was answered since the lane moved to its present transport.
     pub(super) answered: bool,
     /// How long an answer takes.
     pub(super) rtt: Duration,
@@ -137,49 +138,51 @@ enum Tls {
     Open,
 }
 
-/// See the module.
+/// The fallback of one lane; see the module.
 #[derive(Debug)]
 pub(super) struct Fallback {
     transport: Transport,
     riding: Riding,
     tls: Tls,
-    /// TLS is not dialled before.
+    /// TLS is not dialled before this time.
     dial_from: Instant,
     dials_failed: u32,
-    /// Connections in a row that ended without an answer.
+    /// TLS connections in a row that ended without an answer.
     in_vain: u32,
-    /// Another connection, beside one that is silent.
+    /// The second connection, beside one that is silent.
     second: Tls,
-    /// It is not dialled before.
+    /// The second connection is not dialled before this time.
     second_from: Instant,
-    /// How many of them were dialled in a row.
+    /// How many second connections were dialled in a row.
     seconds: u32,
-    /// Most of what is sent over UDP is lost, as far as was said of late.
+    /// Until when most of what is sent over UDP counts as lost, by the last report.
     loses_until: Option<Instant>,
-    /// The lane has lost the connection that it rode: the next one is ridden at once.
+    /// Whether the lane has lost the connection that it rode, so that it moves to the next one at
+    /// once.
     lost: bool,
-    /// Since when, unless it was one of several in vain.
+    /// Since when the lane has been without a connection, unless the lost one was one of several in
+    /// vain.
     lost_at: Instant,
-    /// The next pause of those that are short.
+    /// The next of the short pauses after a lost connection.
     lost_pause: Duration,
-    /// Until when a connection that is not ridden is kept.
+    /// Until when a connection that carries nothing is kept.
     spare_until: Instant,
     probing: bool,
     probe_at: Instant,
-    /// Somebody else tries it: what comes of that is not asked for before.
+    /// While another lane probes QUIC, its result is not asked for before this time.
     look_at: Instant,
-    /// When it was found out last.
+    /// When QUIC was probed last.
     probed_at: Option<Instant>,
-    /// It is tried sooner than it should be, for the silence of TLS.
+    /// Whether QUIC is probed earlier than planned, because TLS is silent.
     early: bool,
     quic_passes: bool,
-    /// When the lane came to what it rides: what was asked before was asked elsewhere.
+    /// When the lane moved to its present transport; earlier questions were asked elsewhere.
     rides_since: Instant,
-    /// It came from TLS.
+    /// Whether the lane has come back from TLS.
     returned: bool,
-    /// Times in a row that UDP has failed soon after a return.
+    /// How many times in a row UDP has failed soon after a return.
     relapses: u32,
-    /// What was known the last time that [`Fallback::next`] was asked.
+    /// The signs with which [`Fallback::next`] was asked last.
     signs: Signs,
 }
 
@@ -216,19 +219,20 @@ impl Fallback {
         }
     }
 
-    /// What the lane may be carried by.
+    /// The transports that the lane may use.
     pub(super) fn transport(&self) -> Transport {
         self.transport
     }
 
-    /// Most of what this side or the other one sends is lost, although something is answered.
+    /// Notes a report that most of what this side or the peer sends is lost, although something is
+    /// answered.
     pub(super) fn loses_most(&mut self, now: Instant) {
         if self.transport == Transport::Auto && self.riding == Riding::Udp {
             self.loses_until = Some(now + SAID_FOR);
         }
     }
 
-    /// Whether it matters how much is lost.
+    /// Whether reports of losses matter.
     pub(super) fn minds_losses(&self) -> bool {
         self.transport == Transport::Auto && self.riding == Riding::Udp
     }
@@ -238,18 +242,18 @@ impl Fallback {
         self.riding == Riding::Udp && self.lost
     }
 
-    /// What carries the lane.
+    /// The transport that carries the lane.
     #[cfg(test)]
     pub(super) fn riding(&self) -> Riding {
         self.riding
     }
 
-    /// What is to be done now, to be asked until it is nothing.
+    /// The next thing to do now. It is to be asked until there is nothing.
     pub(super) fn next(&mut self, now: Instant, signs: Signs) -> Option<Action> {
         self.signs = signs;
         let silent = self.silent_at().is_some_and(|at| now >= at);
         if self.waits_for_answer() && signs.answered {
-            // UDP carries it: another TLS connection is for the next silence.
+            // UDP carries the lane again; a further TLS connection is for the next silence.
             self.lost = false;
         }
         match (self.transport, self.riding) {
@@ -312,7 +316,7 @@ impl Fallback {
         beside
     }
 
-    /// What is to be done about a TLS connection that is open, and may be silent.
+    /// The next thing to do about a TLS connection that is open, and may be silent.
     fn next_beside_tls(&mut self, now: Instant, silent: bool) -> Option<Action> {
         match self.second {
             Tls::Open if silent => {
@@ -337,7 +341,7 @@ impl Fallback {
         Action::CloseSecond
     }
 
-    /// When the lane has been left unanswered for too long.
+    /// When the lane will have been left unanswered for too long.
     fn silent_at(&self) -> Option<Instant> {
         let since = self.signs.unanswered_since?;
         let patience = (self.signs.rtt * 2).clamp(SILENCE, SILENCE_MAX);
@@ -383,12 +387,13 @@ impl Fallback {
         Action::Ride(Riding::Udp, why)
     }
 
-    /// About [`LOST_PAUSE`], for the next dial that fails.
+    /// Sets a jittered [`LOST_PAUSE`] for the next dial that fails.
     pub(super) fn set_lost_pause(&mut self, pause: Duration) {
         self.lost_pause = pause;
     }
 
-    /// The TLS connection that was dialled is there, or not. True if it is the second one.
+    /// Takes the result of a dial: the TLS connection is open, or failed. True if it is the second
+    /// one.
     pub(super) fn dialled(&mut self, now: Instant, there: bool) -> bool {
         let is_second = self.second == Tls::Dialling;
         if is_second {
@@ -406,14 +411,14 @@ impl Fallback {
             self.tls = Tls::None;
             self.dial_from = now + pause(self.dials_failed);
             self.dials_failed += 1;
-            // Should UDP be silent, too, that is reason enough to dial again.
+            // If UDP is silent as well, that is reason enough to dial again.
             self.lost &= self.transport == Transport::Tls || self.signs.unanswered_since.is_some();
         }
         is_second
     }
 
-    /// The TLS connection is over. If there is a second one, that is the first from now on.
-    /// `answered`: something was answered since the lane came to what it rides.
+    /// The TLS connection is over. A second one becomes the first. `answered` says whether anything
+    /// was answered since the lane moved to its present transport.
     pub(super) fn lost_tls(&mut self, now: Instant, answered: bool) {
         if self.tls != Tls::Open {
             return;
@@ -422,7 +427,8 @@ impl Fallback {
         self.dial_from = now;
         if self.riding == Riding::Tls {
             self.lost = true;
-            // One without an answer is as good as none. The first may have been a mishap.
+            // A connection without an answer is as good as none. The first one may have been a
+            // mishap.
             self.in_vain = if answered { 0 } else { self.in_vain + 1 };
             if self.in_vain <= 1 {
                 self.lost_at = now;
@@ -439,7 +445,8 @@ impl Fallback {
         }
     }
 
-    /// QUIC gets through from another port, or not, as was found at `found`.
+    /// Takes the result of a probe at the time `found`: whether QUIC gets through from another
+    /// port.
     pub(super) fn probed(&mut self, found: Instant, passes: bool) {
         self.probing = false;
         self.probed_at = Some(found);
@@ -448,7 +455,7 @@ impl Fallback {
         self.probe_at = self.probe_at.max(found + QUIC_PAUSE);
     }
 
-    /// Somebody else tries QUIC now: ask again at `at`, if there is still reason to.
+    /// Another lane is probing QUIC now. Ask again at `at`, if there still is reason to.
     pub(super) fn probe_later(&mut self, at: Instant) {
         self.probing = false;
         self.look_at = at;
@@ -461,7 +468,7 @@ impl Fallback {
         }
         let silent_at = self.silent_at();
         match (self.riding, self.tls) {
-            // What comes of it is told.
+            // The result of the dial is reported.
             (_, Tls::Dialling) => None,
             (Riding::Udp, Tls::None) if self.lost => Some(self.dial_from),
             (Riding::Udp, Tls::None) => silent_at.map(|at| at.max(self.dial_from)),
@@ -484,7 +491,7 @@ impl Fallback {
     }
 }
 
-/// The pause after so many that were in vain before.
+/// The pause after this many failures.
 fn pause(before: u32) -> Duration {
     DIAL_PAUSE * (1 << before.min(DOUBLINGS_MAX))
 }

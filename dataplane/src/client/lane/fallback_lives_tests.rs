@@ -6,27 +6,27 @@ use rand::{RngExt as _, SeedableRng as _};
 use super::tests::{ask, on_udp};
 use super::*;
 
-/// What the network does with UDP at a time after the start.
+/// Whether the network lets a UDP packet pass.
 type Udp = fn(&mut StdRng, Passage) -> bool;
 
 /// Whether a TLS connection that was dialled at the first time carries anything at the second one.
 type Tls = fn(Duration, Duration) -> bool;
 
-/// A question that wants to pass.
+/// A question that is sent.
 #[derive(Clone, Copy)]
 struct Passage {
     at: Duration,
-    /// Since the lane has come to UDP.
+    /// How long the lane has been on UDP.
     ridden: Duration,
-    /// From another port than the lane's.
+    /// Whether it is sent from another port than the lane's.
     scout: bool,
 }
 
-/// What came of a lane.
+/// The record of a lane.
 #[derive(Debug, Default)]
 struct Life {
     moves: usize,
-    /// The longest time without an answer while one of the two ways was good.
+    /// The longest time without an answer while one of the two transports was good.
     longest_pause: Duration,
     on_tls: Duration,
     on_udp: Duration,
@@ -48,14 +48,14 @@ fn live(seed: u64, udp: Udp, tcp_passes: bool) -> Life {
     )
 }
 
-/// The same. A dial succeeds if the connection carries something at that time.
+/// Runs a lane like [`live`]. A dial succeeds if the connection carries something at that time.
 fn live_with(seed: u64, udp: Udp, tls: Tls) -> Life {
     let mut random = StdRng::seed_from_u64(seed);
     let start = Instant::now();
     let mut lane = on_udp(start);
     let (mut life, mut answered, mut rides_since) = (Life::default(), start, start);
     let (mut dialled_at, mut probed_at) = (None::<Instant>, None);
-    // When the connection that is there was dialled, and the second one.
+    // When the connection that exists was dialled, and the second one.
     let (mut first, mut second) = (start, start);
     let mut asked_since = None;
     for step in 1..72_000 {
@@ -195,7 +195,7 @@ fn udp_that_passes_again_after_hours_is_taken_back_within_half_a_minute() {
 
 #[test]
 fn where_udp_does_not_pass_connections_that_a_firewall_forgets_cost_a_pause_each() {
-    // Each carries something for 5 minutes from its beginning.
+    // Each connection works for 5 minutes from its beginning.
     let udp: Udp = |_, it| it.at < Duration::from_secs(10);
     let tls: Tls = |dialled, at| at < dialled + Duration::from_secs(300);
     for _ in 0..20 {
@@ -209,7 +209,7 @@ fn where_udp_does_not_pass_connections_that_a_firewall_forgets_cost_a_pause_each
 #[test]
 fn where_nothing_passes_for_a_while_a_lane_on_tls_is_back_soon_after() {
     let udp: Udp = |_, it| it.at < Duration::from_secs(10);
-    // From one network to another: what was dialled before is dead for good.
+    // The client moves from one network to another: earlier connections are dead for good.
     let tls: Tls = |dialled, at| {
         let gap = |at: Duration| (1_000..1_060).contains(&at.as_secs());
         !gap(at) && (at.as_secs() < 1_000 || dialled.as_secs() >= 1_060)
@@ -217,7 +217,7 @@ fn where_nothing_passes_for_a_while_a_lane_on_tls_is_back_soon_after() {
     for _ in 0..20 {
         let seed = rand::random();
         let life = live_with(seed, udp, tls);
-        // Those that were dialled in vain have made the pauses grow.
+        // The dials that failed have made the pauses grow.
         let most = Duration::from_secs(60 + 8);
         assert!(life.longest_pause <= most, "seed {seed}: {life:?}");
         assert!(

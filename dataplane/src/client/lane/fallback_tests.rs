@@ -10,7 +10,7 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// What is to be done with a lane that nobody has answered since then.
+/// The next action for a lane that nobody has answered since this time.
 pub(super) fn ask(
     lane: &mut Fallback,
     now: Instant,
@@ -27,7 +27,7 @@ pub(super) fn on_udp(now: Instant) -> Fallback {
     Fallback::new(Transport::Auto, Riding::Udp, now)
 }
 
-/// A lane that has gone to TLS, whose QUIC was tried in vain as often as `failures` says.
+/// A lane that has moved to TLS, and whose QUIC probes have failed this many times.
 fn on_tls(now: Instant) -> Fallback {
     let mut lane = on_udp(now);
     let since = Some(now);
@@ -81,7 +81,7 @@ fn a_lane_of_which_most_is_lost_goes_to_tls_although_it_is_answered() {
     lane.dialled(now + ms(100), true);
     let ride = Action::Ride(Riding::Tls, Why::UdpLosesMost);
     assert_eq!(ask(&mut lane, now + ms(100), None), Some(ride));
-    // What is lost on TLS is none of its business.
+    // Losses on TLS are none of its business.
     lane.loses_most(now + s(1));
     assert_eq!(ask(&mut lane, now + s(1), None), None);
     // A trickle lets the probe through: the next return waits twice as long.
@@ -171,7 +171,7 @@ fn damped(now: Instant) -> Fallback {
     lane
 }
 
-/// Has the lane fall silent, so that it wants to know of QUIC: when it asks, which is returned.
+/// Has the lane fall silent, so that it wants to probe QUIC; returns when it does.
 fn asks_in_silence(lane: &mut Fallback, since: Instant) -> Instant {
     let silent = since + SILENCE;
     let dials = ask(lane, silent, Some(since));
@@ -184,7 +184,7 @@ fn asks_in_silence(lane: &mut Fallback, since: Instant) -> Instant {
 #[test]
 fn a_short_silence_of_tls_does_not_shorten_the_wait_for_udp_that_was_bad() {
     let now = Instant::now() + s(1_000);
-    // Another lane tries for all when this one asks.
+    // Another lane is probing for all when this one asks.
     let mut lane = damped(now);
     let asked = asks_in_silence(&mut lane, now + s(5));
     lane.probe_later(asked + s(1));
@@ -203,7 +203,7 @@ fn a_short_silence_of_tls_does_not_shorten_the_wait_for_udp_that_was_bad() {
         ask(&mut lane, at, None),
         Some(Action::ProbeQuic(QUIC_PAUSE))
     );
-    // It tries itself, and what it finds comes when TLS is answered again.
+    // This lane probes itself, and the result comes when TLS is answered again.
     let mut lane = damped(now);
     let asked = asks_in_silence(&mut lane, now + s(5));
     lane.dialled(asked + ms(100), false);
@@ -249,7 +249,7 @@ fn a_lane_whose_tls_connection_ends_goes_over_udp_until_there_is_another_one() {
     lane.dialled(now + ms(50), true);
     let back = Action::Ride(Riding::Tls, Why::TlsIsBack);
     assert_eq!(ask(&mut lane, now + ms(50), None), Some(back));
-    // In vain, and UDP is heard: it stays there.
+    // The probe fails, but UDP is heard, so the lane stays there.
     lane.lost_tls(now + s(1), true);
     assert_eq!(ask(&mut lane, now + s(1), None), Some(ride));
     assert_eq!(ask(&mut lane, now + s(1), None), Some(Action::DialTls));
@@ -298,7 +298,7 @@ fn a_lane_on_a_silent_tls_connection_dials_another_one_and_rides_it_if_still_una
         let ride = Action::Ride(Riding::Tls, Why::TlsIsSilent);
         assert_eq!(ask(&mut lane, there, since), Some(ride));
         assert_eq!(ask(&mut lane, there, since), None, "it is asked anew");
-        // Another one that is silent is not left at once for a third.
+        // A second connection that is silent is not left at once for a third.
         assert_eq!(ask(&mut lane, there + SILENCE, since), None);
         let next = there + DIAL_PAUSE;
         assert_eq!(lane.deadline(), Some(next));
@@ -312,7 +312,7 @@ fn a_second_tls_connection_goes_again_if_the_first_is_answered_meanwhile() {
     let mut lane = Fallback::new(Transport::Tls, Riding::Tls, start);
     let mut now = start;
     let mut dials = 0;
-    // It stalls for as long as a dial takes, again and again.
+    // The connection stalls for as long as a dial takes, again and again.
     while now < start + s(50) {
         if ask(&mut lane, now + SILENCE, Some(now)) == Some(Action::DialTls) {
             dials += 1;
@@ -413,7 +413,7 @@ fn connections_that_end_without_an_answer_are_not_dialled_often_for_ever() {
     lane.lost_tls(now, true);
     while now < start + s(300) {
         match ask(&mut lane, now, Some(start)) {
-            // Every other one can be had, and ends at once.
+            // Every other connection can be opened, and ends at once.
             Some(Action::DialTls) => {
                 dials += 1;
                 lane.dialled(now, dials % 2 == 0);

@@ -1,4 +1,5 @@
-//! A registered lane that its supervisor goes on without: it lives until its flows have ended.
+//! Leaving a registered lane whose supervisor goes on without it: the lane lives until its flows
+//! have ended.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,39 +11,41 @@ use super::ending::AttemptEnd;
 use super::session::Session;
 use crate::client::servers::server::ServerState;
 
-/// A lane that is left must have been idle for this long: a flow, or the end of one, may be on its way.
+/// A lane that is left must have been idle for this long before it is closed, because a flow, or
+/// the end of one, may be on its way.
 const LINGER: Duration = Duration::from_millis(250);
 
-/// Pause between two looks whether a lane that may take its time has become idle: its flows may last
-/// for days, and there may be many such lanes.
+/// Pause between two looks whether a lane has become idle that may take as long as it needs: its
+/// flows may last for days, and there may be many such lanes.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
-/// Where another server answers at the address, the lane to the one before must be heard within
-/// this time. The path is good: if that server lived, it would have answered several questions.
+/// If another server answers at the address, the lane to the earlier one must be heard within this
+/// time. The path is good, so if that server lived it would have answered several questions.
 const PREDECESSOR_GRACE: Duration = Duration::from_millis(1_500);
 
 /// How a lane is left to its flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Leaving {
-    /// Its server drains, and decides how long they may go on.
+    /// Its server drains, and decides how long the flows may go on.
     ServerDecides,
-    /// It is not wanted any more: they get `drain_timeout`.
+    /// The lane is not wanted any more: its flows get `drain_timeout`.
     Unwanted,
-    /// Its server is to have fewer lanes: they get all the time they take.
+    /// The number of lanes to the server is reduced: the flows get as long as they take.
     Surplus,
-    /// Another lane has taken its place, registered with what this client serves now: they get all
-    /// the time they take.
+    /// Another lane has taken its place, registered with what this client serves now: the flows get
+    /// as long as they take.
     Renewed,
-    /// Another lane to the same server has taken its place because it was not answered. It may be
-    /// heard again.
+    /// Another lane to the same server has taken its place because this one was not answered. It
+    /// may be heard again.
     TakenOver,
-    /// The same, with another server at this address: the one before is probably gone.
+    /// Another lane has taken its place because it was not answered, and leads to another server.
+    /// The earlier server is probably gone.
     ServerReplaced,
 }
 
 impl Session {
-    /// Leaves the lane to the flows that it has: it ends with the last of them, at the latest when
-    /// `leaving` says so.
+    /// Leaves the lane to the flows that it has. It ends with the last of them, or when `leaving`
+    /// says so.
     pub(super) async fn leave(mut self, leaving: Leaving) {
         self.stop_counting(match leaving {
             Leaving::ServerDecides => &"it drains",
@@ -52,19 +55,20 @@ impl Session {
             Leaving::TakenOver => &"another lane has taken its place",
             Leaving::ServerReplaced => &"another server has taken its place",
         });
-        if !self.this.lane.is_open() {
+        if !self.this.quic.is_open() {
             return;
         }
         self.this.context.counters.lanes_left.increment();
         let _surplus = (leaving == Leaving::Surplus).then(|| Surplus::new(&self.this.server));
         let began = Instant::now();
-        let heard_before = self.lane().lane.packets_received();
+        let heard_before = self.lane().quic.packets_received();
         let farewell = (leaving != Leaving::ServerDecides).then(|| self.say_farewell());
         let deadline = (leaving == Leaving::Unwanted).then(|| began + self.drain_timeout);
         let mut idle_since = None;
         loop {
             let now = Instant::now();
-            // The server reads a lane's control stream in order: it has stopped before it acknowledges the heartbeat.
+            // The server reads the control stream in order, so it has stopped opening flows when it
+            // acknowledges the heartbeat.
             let server_has_stopped = farewell.is_none_or(|beat| self.acknowledged >= beat);
             if server_has_stopped && self.this.is_idle() {
                 if now >= *idle_since.get_or_insert(now) + LINGER {
@@ -76,14 +80,14 @@ impl Session {
             if deadline.is_some_and(|deadline| now >= deadline) {
                 break;
             }
-            let unheard = self.lane().lane.packets_received() == heard_before;
+            let unheard = self.lane().quic.packets_received() == heard_before;
             if leaving == Leaving::ServerReplaced && unheard {
                 if now >= began + PREDECESSOR_GRACE {
                     self.this.context.counters.lanes_unhealthy.increment();
-                    self.this.lane.close(LaneError::HealthTimeout, "");
+                    self.this.quic.close(LaneError::HealthTimeout, "");
                     return;
                 }
-                self.this.lane.ping();
+                self.this.quic.ping();
             }
             let may_last = matches!(leaving, Leaving::Surplus | Leaving::Renewed);
             let pause = if may_last && idle_since.is_none() {
@@ -95,12 +99,13 @@ impl Session {
                 return;
             }
         }
-        self.this.lane.close(LaneError::Shutdown, "");
+        self.this.quic.close(LaneError::Shutdown, "");
     }
 
-    /// Tells the server to give this lane no new flow. Returns the heartbeat whose acknowledgement says that it knows.
+    /// Tells the server to give this lane no new flow. Returns the number of the heartbeat whose
+    /// acknowledgement shows that the server knows.
     fn say_farewell(&mut self) -> u64 {
-        self.this.lane.send_control(&Message::GoAway(GoAway {
+        self.this.quic.send_control(&Message::GoAway(GoAway {
             reason: GoAwayReason::Replaced,
             drain_timeout_ms: u64::try_from(self.drain_timeout.as_millis()).unwrap_or(u64::MAX),
         }));
@@ -109,7 +114,7 @@ impl Session {
     }
 }
 
-/// Counts a lane that its server was not to have any more, until it has ended.
+/// Counts a surplus lane of a server until it has ended.
 struct Surplus(Arc<ServerState>);
 
 impl Surplus {

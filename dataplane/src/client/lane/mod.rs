@@ -1,4 +1,5 @@
-//! A lane as the client sees it: flows that the server opens, datagrams that it sends.
+//! A lane as the client sees it: the flows that its server opens, and the datagrams that the server
+//! sends.
 
 pub(super) mod aim;
 mod attempt;
@@ -18,7 +19,7 @@ mod session;
 #[cfg(test)]
 mod stampede_tests;
 pub(super) mod supervisor;
-mod ways;
+mod transports;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -43,7 +44,7 @@ use crate::quic::lane::{Lane, LaneEvents};
 use crate::quic::roaming::TlsId;
 pub(super) use leaving::Leaving;
 use seen::FlowsSeen;
-use ways::News;
+use transports::TransportNews;
 
 const _: () = assert!(
     qmux_config::CLIENT_SERVICES_MAX <= u64::BITS as usize,
@@ -52,31 +53,32 @@ const _: () = assert!(
 
 /// One lane to one server.
 pub(super) struct ClientLane {
-    pub(super) lane: Rc<Lane>,
+    pub(super) quic: Rc<Lane>,
     pub(super) udp: Rc<ClientFlows>,
     pub(super) context: Rc<ClientContext>,
     pub(super) shared: Arc<ClientShared>,
     pub(super) server: Arc<ServerState>,
-    /// With which it registers: another configuration does not change a lane.
+    /// The settings with which the lane registers; another configuration does not change them.
     pub(super) settings: Arc<ClientSettings>,
-    /// Tells lanes of this process apart; never 0.
+    /// Tells the lanes of this process apart; never 0.
     pub(super) serial: u64,
     tcp_flows: Cell<usize>,
-    /// Wakes the lane's session: its supervisor was retired, or there was an alarm.
+    /// Wakes the lane's session when its supervisor was retired or there was an alarm.
     pub(super) wake: Event,
     alarmed: Cell<bool>,
-    /// UDP packets that have come.
+    /// Number of UDP packets that have come.
     datagrams: Cell<u64>,
-    /// Flows that the server has opened here.
+    /// The flows that the server has opened on this lane.
     seen: RefCell<FlowsSeen>,
-    /// How many it will have opened in all, once it has said that there are no more.
+    /// The number of flows that the server has opened on this lane, once it has said that there
+    /// will be no more.
     flows_in_all: Cell<Option<u64>>,
-    /// What was found out about its ways, for its session.
-    news: News,
-    /// What the server makes of the services.
+    /// What was found out about the lane's transports, for its session.
+    news: TransportNews,
+    /// The server's answers to the services that this client offers.
     pub(super) answers: Rc<LaneAnswers>,
-    /// The services of which the server was told last that they are down, a bit for each by its
-    /// place; nothing is the same as good news.
+    /// The services that the server was last told are down, one bit for each index. A service that
+    /// was not mentioned counts as up.
     told_down: Cell<u64>,
 }
 
@@ -90,7 +92,7 @@ impl ClientLane {
         settings: Arc<ClientSettings>,
     ) -> Rc<ClientLane> {
         Rc::new(ClientLane {
-            lane,
+            quic: lane,
             udp,
             context: Rc::clone(&core.context),
             shared: Arc::clone(&core.shared),
@@ -103,17 +105,17 @@ impl ClientLane {
             datagrams: Cell::new(0),
             seen: RefCell::default(),
             flows_in_all: Cell::new(None),
-            news: News::default(),
+            news: TransportNews::default(),
             answers,
             told_down: Cell::new(0),
         })
     }
 
-    /// Tells the server whether the services that it lets this client serve can be reached, as far
+    /// Tells the server which of the services that it lets this client serve can be reached, as far
     /// as that is news to it. Only for registered lanes.
     pub(super) fn tell_health(&self) {
         for service in self.settings.services.all() {
-            // One without a name is known to every server from the start.
+            // Every server knows the service without a name from the start.
             let standing = self.answers.standing(service.index);
             let always = service.name().is_empty() && standing == Standing::Unsaid;
             let (down, told) = (1_u64 << service.index, self.told_down.get());
@@ -126,14 +128,15 @@ impl ClientLane {
                 service: service.name().to_owned(),
                 healthy,
             };
-            self.lane.send_control(&Message::ServiceHealth(news));
+            self.quic.send_control(&Message::ServiceHealth(news));
         }
     }
 
-    /// The server says what it makes of the services.
+    /// Takes the server's answers to the offered services.
     pub(super) fn answered(&self, standings: Vec<Standing>) {
         for (index, standing) in standings.iter().enumerate() {
-            // One that it did not let this client serve counts as reachable from its new start.
+            // A service that the server did not let this client serve counts as reachable when it
+            // starts anew.
             if standing.is_accepted()
                 && matches!(self.answers.standing(index), Standing::Refused(_))
             {
@@ -148,8 +151,8 @@ impl ClientLane {
         self.tell_health();
     }
 
-    /// The server has shown what it knows of services: if it has not said, it is of an older
-    /// version that knows none with names.
+    /// The server has shown which services it knows. If it has not answered by now, it is of an
+    /// older version that knows no names.
     pub(super) fn answers_are_due(&self) {
         if self.answers.is_empty() {
             self.answered(answers::standings_at_old_server(&self.settings.services));
@@ -161,13 +164,13 @@ impl ClientLane {
         self.flows_in_all.set(Some(flows_opened));
     }
 
-    /// Whether no flow is on its way to this lane. Until then closing it may lose a visitor.
+    /// Whether no flow is on its way to this lane. Closing it earlier may lose a visitor.
     pub(super) fn is_settled(&self) -> bool {
         let in_all = self.flows_in_all.get();
-        !self.lane.is_open() || in_all.is_some_and(|flows| self.seen.borrow().all_of(flows))
+        !self.quic.is_open() || in_all.is_some_and(|flows| self.seen.borrow().all_of(flows))
     }
 
-    /// What it has carried until now.
+    /// What the lane has carried until now.
     fn carried(&self) -> Work {
         Work {
             visitors: self.seen.borrow().count() + self.udp.flows_opened(),
@@ -175,25 +178,25 @@ impl ClientLane {
         }
     }
 
-    /// The server may be gone: have it asked.
+    /// Raises an alarm: the server may be gone, and is to be asked.
     pub(super) fn alarm(&self) {
         self.alarmed.set(true);
         self.wake.set();
     }
 
-    /// True once after each alarm.
+    /// Takes the alarm: true once after each.
     pub(super) fn take_alarm(&self) -> bool {
         self.alarmed.take()
     }
 
-    /// Whether flows ride this lane.
+    /// Whether the lane carries flows.
     pub(super) fn has_flows(&self) -> bool {
         self.tcp_flows.get() > 0 || self.udp.flow_count() > 0
     }
 
-    /// True if no flow rides this lane, and the peer has all bytes of those that did.
+    /// Whether the lane carries no flow, and the peer has all bytes of those that it has carried.
     pub(super) fn is_idle(&self) -> bool {
-        !self.has_flows() && self.lane.has_delivered(Instant::now())
+        !self.has_flows() && self.quic.has_delivered(Instant::now())
     }
 
     /// Counts a TCP flow until the result is dropped.
@@ -217,14 +220,14 @@ impl Drop for LaneFlow {
     }
 }
 
-/// Handler of the lane's events.
+/// The handler of the lane's events.
 pub(super) struct ClientLaneEvents(pub(super) Rc<ClientLane>);
 
 impl LaneEvents for ClientLaneEvents {
     fn stream_opened(&self, lane: &Rc<Lane>, stream: u64) {
         let ClientLaneEvents(this) = self;
         if !this.seen.borrow_mut().arrived(stream) {
-            // Late data, or the end, of a flow that was refused or has ended.
+            // This is late data, or the end, of a flow that was refused or has ended.
             lane.discard(stream);
             return;
         }
@@ -236,7 +239,7 @@ impl LaneEvents for ClientLaneEvents {
         }
         if memory::refuses_newcomers() {
             this.context.counters.visitors_refused_memory.increment();
-            // Its service has seen nothing of it: another client may have room.
+            // The flow's service has seen nothing of it, and another client may have room for it.
             lane.reset(stream, FlowError::DialFailed);
             lane.stop(stream, FlowError::DialFailed);
             return;
@@ -261,7 +264,7 @@ impl LaneEvents for ClientLaneEvents {
     }
 
     fn silence(&self, _lane: &Rc<Lane>, silent: bool) {
-        // It may be its own way alone, which the lane that probes knows nothing of.
+        // The cause may be this lane's own path alone, of which the lane that probes knows nothing.
         if silent {
             self.0.alarm();
         }

@@ -1,14 +1,16 @@
-//! Which lanes one core keeps: told from the servers, how many lanes each is to have, and the core's own place.
+//! The plan of which lanes one core keeps, made from the servers, the number of lanes to each, and
+//! the index of the core.
 //!
-//! Every core has the same rules, so that the cores agree without talking: lane `k` belongs to client core
-//! `k % client cores`. The plan does no I/O; its owner starts and retires supervisors as told.
+//! Every core applies the same rules, so the cores agree without talking to each other: lane `k`
+//! belongs to client core `k % client cores`. The plan does no I/O; its owner starts and retires
+//! supervisors as told.
 
 use std::collections::BTreeSet;
 
-/// A lane by its server's number and its own index.
+/// A lane, by the number of its server and its own index.
 pub(crate) type LaneId = (u64, usize);
 
-/// What to do to follow the plan.
+/// What the owner must do to follow the plan.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
     pub(crate) start: Vec<LaneId>,
@@ -24,7 +26,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// No lane yet. `core` is the index of this core among `cores`.
+    /// An empty plan for core `core` of `cores`.
     pub(crate) fn new(core: usize, cores: usize) -> Plan {
         Plan {
             core,
@@ -33,7 +35,7 @@ impl Plan {
         }
     }
 
-    /// Brings the plan in line with `servers`: their numbers, each with how many lanes it is to have.
+    /// Brings the plan in line with `servers`: their numbers, each with its number of lanes.
     pub(crate) fn update(&mut self, servers: impl Iterator<Item = (u64, usize)>) -> Changes {
         let mut wanted = BTreeSet::new();
         for (server, count) in servers {

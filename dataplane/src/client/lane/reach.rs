@@ -1,8 +1,8 @@
 //! Reaching a server: over QUIC, over TLS, or over whichever of them gets through.
 //!
 //! With `transport = "auto"` QUIC goes first. If nothing is heard for [`QUIC_ALONE`], TLS is
-//! dialled beside it, and the first of the two to register serves; what becomes of the other one
-//! later is left like a lane that is not wanted any more. Where QUIC has been in vain lately, TLS
+//! dialled beside it, and the first of the two lanes to register serves. If the other one registers
+//! later, it is left like a lane that is not wanted any more. Where QUIC has failed lately, TLS
 //! does not wait.
 
 use std::cell::{Cell, RefCell};
@@ -29,16 +29,17 @@ use crate::quic::lane::Lane;
 /// round trip of a satellite and one lost packet.
 const QUIC_ALONE: Duration = Duration::from_secs(2);
 
-/// The same if something was heard, but the handshake goes no further: more is lost than passes.
+/// How long QUIC gets if something was heard but the handshake goes no further, because more is
+/// lost than passes.
 const QUIC_HEARD_ALONE: Duration = Duration::from_secs(4);
 
-/// What is known of an attempt by whoever may give it up.
+/// What is known of an attempt to those who may give it up.
 #[derive(Default)]
 pub(super) struct Watch {
     given_up: Cell<bool>,
-    /// The lanes that it has dialled.
+    /// The lanes that the attempt has dialled.
     lanes: RefCell<Vec<Rc<Lane>>>,
-    /// Attempts that it consists of.
+    /// The attempts that this one consists of.
     parts: RefCell<Vec<Rc<Watch>>>,
 }
 
@@ -55,7 +56,8 @@ impl Watch {
         self.lanes.borrow_mut().push(Rc::clone(lane));
     }
 
-    /// Nobody wants the lane any more. What the server cannot have accepted yet ends now.
+    /// Gives the attempt up, because the lane is not wanted any more. Lanes that the server cannot
+    /// have accepted yet end now.
     pub(super) fn give_up(&self) {
         self.given_up.set(true);
         for lane in &*self.lanes.borrow() {
@@ -72,7 +74,7 @@ impl Watch {
         self.given_up.get()
     }
 
-    /// Whether the server was heard on any of its lanes.
+    /// Whether the server was heard on any of the lanes.
     fn was_answered(&self) -> bool {
         self.lanes.borrow().iter().any(|lane| lane.was_answered())
     }
@@ -83,8 +85,7 @@ pub(super) type Reaching = Pin<Box<dyn Future<Output = Result<Session, AttemptEn
 
 /// Dials a lane to the server and registers it.
 ///
-/// # Errors
-/// Why there is none.
+/// # Errors The reason why there is no lane.
 pub(super) async fn server(
     core: Rc<ClientCore>,
     server: Arc<ServerState>,
@@ -128,7 +129,8 @@ async fn over_tls(
     dialed.complete(&watch).await
 }
 
-/// The server may have accepted it already and opened a flow: it is left like any other.
+/// Lets an attempt complete whose lane the server may have accepted already, with a flow opened on
+/// it. The lane is then left like any other.
 pub(super) fn leave_once_registered(reaching: Reaching, watch: &Watch, leaving: Leaving) {
     watch.give_up();
     crate::core::task::spawn(async move {
@@ -138,7 +140,7 @@ pub(super) fn leave_once_registered(reaching: Reaching, watch: &Watch, leaving: 
     });
 }
 
-/// QUIC, and TLS beside it if that is not heard.
+/// Tries QUIC, and TLS beside it if QUIC is not heard.
 async fn race(
     core: Rc<ClientCore>,
     server: Arc<ServerState>,
@@ -207,7 +209,7 @@ async fn race(
     }
 }
 
-/// What came of QUIC, if it is over while TLS waits.
+/// Runs QUIC while TLS waits, and returns the result if there is one in that time.
 async fn alone(quic: &mut Reaching, watch: &Watch) -> Option<Result<Session, AttemptEnd>> {
     let unheard = time::timeout(QUIC_ALONE, quic.as_mut()).await;
     match unheard {
@@ -220,7 +222,7 @@ async fn alone(quic: &mut Reaching, watch: &Watch) -> Option<Result<Session, Att
     }
 }
 
-/// Whether there was no handshake, so that another transport may do better. Everything else is the
+/// Whether there was no handshake, so that another transport may do better. Any other end is the
 /// server's word.
 fn is_unheard(end: &AttemptEnd) -> bool {
     matches!(end, AttemptEnd::Failed(_) | AttemptEnd::NoRoute(_))

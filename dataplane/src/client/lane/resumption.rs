@@ -1,4 +1,4 @@
-//! Going on from earlier sessions: one attempt's ticket, from taking it to keeping the next one.
+//! Session resumption: the ticket of one attempt, from its use to keeping the next one.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -15,21 +15,21 @@ use crate::client::{ClientCore, ClientShared};
 use crate::core::counters::CoreCounters;
 use crate::quic::end::LaneEnd;
 use crate::quic::lane::Lane;
-use crate::quic::sessions::{Identity, Server, Ticket};
+use crate::quic::sessions::{Identity, Ticket, TicketServer};
 use crate::quic::tls;
 
-/// A server sends its tickets with the end of the handshake. Should the packet be lost, they are looked for again this
-/// often.
+/// A server sends its tickets with the end of the handshake. If the packet is lost, the client
+/// looks for them this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// How many times.
+/// How many times the client looks for tickets.
 const LOOKS_MAX: usize = 30;
 
 /// The part of an attempt that concerns sessions.
 pub(super) struct Resumption {
     shared: Arc<ClientShared>,
     counters: Arc<CoreCounters>,
-    server: Server,
+    server: TicketServer,
     identity: Option<Identity>,
     peer: SocketAddr,
     lanes: usize,
@@ -41,15 +41,16 @@ impl Resumption {
     pub(super) fn prepare(core: &ClientCore, client: &Client, server: &ServerState) -> Resumption {
         let shared = Arc::clone(&core.shared);
         let peer = server.address;
-        // Tickets are kept by the configured address: the servers that its name stands for may share their keys.
+        // Tickets are kept by the configured address, because the servers that its name stands for
+        // may share their keys.
         let targets = shared.targets();
         let configured = targets.get(server.target);
-        let target = Server {
+        let target = TicketServer {
             address: configured.map_or_else(|| peer.to_string(), |it| it.name.to_string()),
             name: server.server_name.clone(),
         };
         let lanes = server.lanes_wanted(client.lanes);
-        // Certificates that cannot be read end the attempt elsewhere.
+        // If certificates cannot be read, the attempt ends elsewhere.
         let credentials = shared.credentials.get(client).ok();
         let identity = credentials.map(|credentials| credentials.identity);
         let ticket = identity.and_then(|identity| shared.sessions.take(&target, identity, peer));
@@ -69,12 +70,12 @@ impl Resumption {
         self.ticket.as_ref().map(Ticket::session)
     }
 
-    /// True if the Register message may be sent before the handshake is complete.
+    /// Whether Register may be sent before the handshake is complete.
     pub(super) fn is_offered(&self) -> bool {
         self.ticket.is_some()
     }
 
-    /// quiche does not take the session.
+    /// Drops a session that quiche does not accept.
     pub(super) fn unusable(&mut self) {
         self.ticket = None;
         self.counters.sessions_unusable.increment();
@@ -88,17 +89,16 @@ impl Resumption {
         if Causes::of(end).session_is_spent {
             self.shared.sessions.forget(&self.server);
         } else if !lane.was_answered() {
-            // Nobody has seen it but the network: it is as good as before.
+            // Only the network has seen the ticket, so it is as good as before.
             self.shared
                 .sessions
                 .give_back(&self.server, identity, ticket);
         }
     }
 
-    /// The handshake is complete: whether the server is still who it must be.
+    /// Checks, after the handshake, whether the server is still the one that it must be.
     ///
-    /// # Errors
-    /// Why not, for the log.
+    /// # Errors The reason why it is not, for the log.
     pub(super) fn check(&self, lane: &Lane) -> Result<(), AttemptEnd> {
         let resumed = lane.handshake().resumed;
         if !resumed {
@@ -120,8 +120,9 @@ impl Resumption {
             })
     }
 
-    /// The registration was not accepted. A session may be the reason, if it is authentication: none is offered next
-    /// time. Otherwise (the server drains, mostly) the ticket of this lane is as good as that of any other.
+    /// The registration was not accepted. If authentication has failed, the session may be the
+    /// reason, and none is offered the next time. Otherwise (mostly because the server drains) the
+    /// ticket of this lane is as good as that of any other.
     pub(super) fn not_registered(&self, lane: &Lane, end: &AttemptEnd) {
         if matches!(end, AttemptEnd::Refused(RefuseReason::Unauthenticated, _)) {
             self.shared.sessions.forget(&self.server);

@@ -1,8 +1,9 @@
-//! A scout: finds out whether QUIC gets through to a server, without disturbing any lane.
+//! The scout: a probe that finds out whether QUIC gets through to a server, without disturbing any
+//! lane.
 //!
-//! It shakes hands from a port of its own and leaves. The first packets of a handshake are as large
-//! as every path of QUIC must carry (RFC 9000, section 14.1), in both directions, so packets of
-//! that size get through if it completes; larger ones are searched for by the lane itself.
+//! It completes a handshake from a port of its own, and leaves. The first packets of a handshake
+//! are as large as every path of QUIC must carry in both directions (RFC 9000, section 14.1), so
+//! packets of that size get through if it completes. Larger ones are probed by the lane itself.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,17 +16,17 @@ use crate::client::ClientCore;
 use crate::client::servers::server::ServerState;
 use crate::core::time;
 
-/// A handshake that takes longer is no good news.
+/// A handshake that takes longer counts as a failure.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// After the handshake so many questions, one after the other, must be answered: a path that loses
-/// most packets may let a handshake through.
+/// Number of questions that must be answered after the handshake, one after the other: a path that
+/// loses most packets may let a handshake through.
 const QUESTIONS: u32 = 3;
 
 /// Pause between two looks for an answer.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Whether QUIC gets through.
+/// Probes whether QUIC gets through.
 pub(super) async fn quic_passes(core: &Rc<ClientCore>, server: &Arc<ServerState>) -> bool {
     let Ok(lane) = attempt::dial_scout(core, server) else {
         return false;

@@ -1,23 +1,24 @@
-//! Which of the flows that a server has opened on a lane have arrived: a client that stops must know.
+//! Which of the flows that a server has opened on a lane have arrived. A client that stops needs to
+//! know.
 
 use std::collections::BTreeSet;
 
 /// Distance of the streams that one side opens in one direction (RFC 9000 section 2.1).
 const STREAM_STEP: u64 = 4;
 
-/// The flows of one lane.
+/// The flows of one lane that have arrived.
 #[derive(Debug, Default)]
 pub(super) struct FlowsSeen {
-    /// Flows up to the latest one that has arrived.
+    /// Number of flows up to the latest one that has arrived.
     count: u64,
-    /// Those before it that have not. Packets are rarely reordered, so it is mostly empty; the peer's limit of open
-    /// streams bounds it.
+    /// Streams before the latest one that have not arrived. Packets are rarely reordered, so this
+    /// is mostly empty; the peer's limit of open streams bounds it.
     missing: BTreeSet<u64>,
 }
 
 impl FlowsSeen {
-    /// The flow on `stream` has arrived. True the first time; what comes later of a flow that has
-    /// ended is no new one.
+    /// Notes that data for the flow on `stream` has arrived. True the first time: later data of a
+    /// flow that has ended does not make it a new one.
     pub(super) fn arrived(&mut self, stream: u64) -> bool {
         let flow = stream / STREAM_STEP;
         if flow < self.count {
@@ -28,7 +29,7 @@ impl FlowsSeen {
         true
     }
 
-    /// How many have come, with those before them that are still on their way.
+    /// Number of flows that have arrived, with those before them that are still on their way.
     pub(super) fn count(&self) -> u64 {
         self.count
     }

@@ -1,10 +1,11 @@
-//! The life of a registered lane: heartbeats, probes, what the server says.
+//! The life of a registered lane: heartbeats, probes, and what the server says.
 //!
-//! A lane serves until it ends, or until it is to be left ([`super::leaving`]): because its server
-//! drains, or because it is not wanted any more. Then its supervisor goes on without it.
+//! A lane serves until it ends, or until it is left ([`super::leaving`]) because its server drains
+//! or because it is not wanted any more. Then its supervisor goes on without it.
 //!
-//! A lane whose questions nobody answers goes on asking, and its supervisor dials beside it from a
-//! new port ([`super::beside`]): behind the server's address there may be another server now.
+//! A lane whose questions nobody answers goes on asking, and its supervisor dials a second one
+//! beside it from a new port ([`super::beside`]), because there may be another server behind the
+//! address now.
 
 use std::fmt::Display;
 use std::future::{Future, poll_fn};
@@ -24,7 +25,7 @@ use super::ClientLane;
 use super::attempt::CloseOnDrop;
 use super::ending::{AttemptEnd, Causes};
 use super::supervisor::Supervisor;
-use super::ways::Ways;
+use super::transports::Transports;
 use crate::client::presence;
 use crate::client::servers::demand::Work;
 use crate::client::servers::server;
@@ -33,31 +34,32 @@ use crate::client::{ClientCore, ClientMail, going_away};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
 use crate::quic::end::LaneEnd;
+use crate::quic::liveness::{Duty, Liveness};
 use crate::quic::loss_watch::LossWatch;
 use crate::quic::path_numbers::LossTold;
-use crate::quic::vigil::{Duty, Vigil};
 use crate::ready::RegisteredLane;
 
-/// A lane without any answer to its questions for this long is dialled beside.
+/// A second lane is dialled beside a lane whose questions have been unanswered for this long.
 const UNANSWERED_MAX: Duration = Duration::from_secs(2);
 
-/// How often a lane asks for itself while flows ride it and it is not the one that probes: the
-/// silence of its own way must be known, so that it can go along another one.
+/// How often a lane that is not the one that probes asks for itself while it carries flows. The
+/// silence of its own path must be noticed, so that the lane can move to another transport.
 const ASKS_ALONE: Duration = Duration::from_secs(1);
 
-/// Where a registered lane is in its life. Before, it is a [`Dialed`](super::attempt) one.
+/// The phase of a registered lane's life. Before it is registered, a lane is a
+/// [`Dialed`](super::attempt).
 enum Phase {
-    /// It serves. The client is ready while there is such a lane.
+    /// The lane serves, and is answered. The client is ready while there is such a lane.
     Answered(RegisteredLane),
-    /// The same, but nobody has answered its questions for [`UNANSWERED_MAX`].
+    /// The lane serves, but nobody has answered its questions for [`UNANSWERED_MAX`].
     Unanswered(RegisteredLane),
-    /// It has ended, or is left to the flows that it has: another one is to take its place.
+    /// The lane has ended, or is left to the flows that it has. Another one is to take its place.
     Left,
 }
 
 impl Phase {
-    /// The lane is answered, or is not any more. True if that is news, which it never is of one that
-    /// is left.
+    /// Notes that the lane is answered, or is not any more. True if that is news, which it never is
+    /// of a lane that is left.
     fn turns(&mut self, unanswered: bool) -> bool {
         let (next, news) = match (std::mem::replace(self, Phase::Left), unanswered) {
             (Phase::Answered(registered), true) => (Phase::Unanswered(registered), true),
@@ -83,26 +85,26 @@ pub(super) struct Session {
     last_heard: Instant,
     next_beat: Instant,
     next_ping: Instant,
-    /// Heartbeats sent, heard, and of those sent: acknowledged.
+    /// Numbers of heartbeats: sent, heard, and acknowledged of those sent.
     pub(super) sent: u64,
     heard: u64,
     pub(super) acknowledged: u64,
-    vigil: Vigil,
+    liveness: Liveness,
     losses: LossWatch,
-    ways: Ways,
-    /// Which run of the server it is registered with.
+    transports: Transports,
+    /// The number of the server instance that the lane is registered with.
     instance: u64,
     loss_told: LossTold,
-    /// The number of lanes follows what they are needed for.
+    /// Whether the number of lanes follows the load.
     adapts: bool,
-    /// What the server has said that it had to hand over to this lane.
+    /// What the server has said in all that it had to hand over to this lane.
     handed_over: Option<Work>,
-    /// What this lane has said that it has carried.
+    /// What this lane has reported in all that it has carried.
     carried: Work,
 }
 
 impl Session {
-    /// Begins the life of a lane that `ack` has accepted.
+    /// The session of a lane that `ack` has accepted.
     pub(super) fn begin(
         core: &Rc<ClientCore>,
         this: Rc<ClientLane>,
@@ -127,9 +129,9 @@ impl Session {
             sent: 0,
             heard: 0,
             acknowledged: 0,
-            vigil: Vigil::new(jittered(client.probe_interval)),
-            losses: LossWatch::new(now, this.lane.packets_sent_and_lost()),
-            ways: Ways::new(core, &this),
+            liveness: Liveness::new(jittered(client.probe_interval)),
+            losses: LossWatch::new(now, this.quic.packets_sent_and_lost()),
+            transports: Transports::new(core, &this),
             loss_told: LossTold::default(),
             adapts: client.lanes == Lanes::Auto,
             handed_over: None,
@@ -140,9 +142,9 @@ impl Session {
         };
         if client.probe_interval.is_zero() {
             session.ask_alone();
-        } else if session.has_other_ways() {
-            let (every, heard) = (jittered(ASKS_ALONE), session.this.lane.answers());
-            session.vigil.asks_aside(every, now, heard);
+        } else if session.has_other_transports() {
+            let (every, heard) = (jittered(ASKS_ALONE), session.this.quic.answers());
+            session.liveness.asks_aside(every, now, heard);
         }
         let server = &session.this.server;
         let registered = server.lane_registered(session.instance);
@@ -156,34 +158,36 @@ impl Session {
         if core.shared.registered_with(server, ack.server_instance_id) {
             core.tell_all(&ClientMail::Plan);
         }
-        // After the alarm, which this lane need not hear.
+        // The lane is added after the alarm, which it need not hear.
         core.lanes
             .borrow_mut()
             .insert(session.this.serial, Rc::clone(&session.this));
         session.note_path();
         session.this.tell_health();
         if core.context.draining.get() {
-            // The servers have been told already, but not on this lane, and a flow may be on its way.
+            // The servers have been told that this client stops, but not on this lane, and a flow
+            // may be on its way.
             session
                 .this
-                .lane
+                .quic
                 .send_control(&Message::GoAway(going_away(client.drain_timeout)));
         }
         Some(session)
     }
 
-    /// The lane.
+    /// The lane of this session.
     pub(super) fn lane(&self) -> &Rc<ClientLane> {
         &self.this
     }
 
-    /// Whether both lanes are registered with the same run of a server.
+    /// Whether both lanes are registered with the same instance of a server.
     pub(super) fn has_server_of(&self, other: &Session) -> bool {
         self.instance == other.instance
     }
 
-    /// Serves until the lane ends or is to be left. `None`: nobody has answered it for
-    /// [`UNANSWERED_MAX`], and another one may be dialled beside it (not before `beside_from`).
+    /// Serves until the lane ends or is to be left. `None` if nobody has answered it for
+    /// [`UNANSWERED_MAX`], so that another lane may be dialled beside it (not before
+    /// `beside_from`).
     pub(super) async fn serve(
         &mut self,
         supervisor: &Supervisor,
@@ -205,8 +209,8 @@ impl Session {
         }
     }
 
-    /// Serves on while another lane is dialled beside, until it ends or is to be left. `None`: it is
-    /// heard again.
+    /// Serves on while another lane is dialled beside this one, until this one ends or is to be
+    /// left. `None` if it is heard again.
     pub(super) async fn serve_unanswered(&mut self, supervisor: &Supervisor) -> Option<AttemptEnd> {
         loop {
             if supervisor.is_retired() {
@@ -247,30 +251,36 @@ impl Session {
         }
     }
 
-    /// While no lane to the server is answered, the one that probes it finds out for all whether
-    /// another server is there.
+    /// Whether another lane may be dialled beside this one. While no lane to the server is
+    /// answered, only the lane that probes the server does so, and finds out for all whether there
+    /// is another server.
     fn may_be_dialed_beside(&self) -> bool {
         let server = &self.this.server;
         let probes = server.is_prober(self.this.serial);
         self.is_unanswered() && (probes || server.is_heard_elsewhere(self.instance))
     }
 
-    /// Waits for the next thing to happen, until `until` at the latest, and deals with it. Whatever
-    /// it returns, the lane has ended, or the server gives it no new flow.
+    /// Waits for the next event, until `until` at the latest, and handles it. If it returns
+    /// something, the lane has ended, or the server gives it no new flow.
     pub(super) async fn step(&mut self, until: Option<Instant>) -> Option<AttemptEnd> {
         let now = Instant::now();
         let since = self.unanswered_since();
-        self.ways.mind(now, since);
+        self.transports.mind(now, since);
         let losses = self.looks_for_losses().then(|| self.losses.next());
-        let deadline = [until, self.vigil.next(), self.ways.deadline(), losses]
-            .into_iter()
-            .flatten()
-            .fold(self.next_beat.min(self.next_ping), Instant::min)
-            .min(self.last_heard + self.health_timeout);
+        let deadline = [
+            until,
+            self.liveness.next(),
+            self.transports.deadline(),
+            losses,
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.next_beat.min(self.next_ping), Instant::min)
+        .min(self.last_heard + self.health_timeout);
         let event = {
             let mut next = pin!(self.reader.next(deadline));
             let wake = &self.this.wake;
-            // Reading is cancel-safe: what was read is in the decoder.
+            // Reading is cancel-safe: what was read stays in the decoder.
             poll_fn(|cx| match next.as_mut().poll(cx) {
                 Poll::Ready(event) => Poll::Ready(Some(event)),
                 Poll::Pending => wake.poll(cx).map(|()| None),
@@ -283,13 +293,13 @@ impl Session {
                 self.message(message)
             }
             Some(ControlEvent::Deadline) => self.deadlines(Instant::now()),
-            Some(ControlEvent::Ended) => Some(AttemptEnd::Ended(self.this.lane.ended().await)),
+            Some(ControlEvent::Ended) => Some(AttemptEnd::Ended(self.this.quic.ended().await)),
             None => {
                 if self.this.take_alarm() {
                     self.claim_probing();
-                    let lane = &self.this.lane;
+                    let lane = &self.this.quic;
                     let (heard, rtt) = (lane.answers(), lane.rtt());
-                    let duty = self.vigil.alarm(Instant::now(), heard, rtt);
+                    let duty = self.liveness.alarm(Instant::now(), heard, rtt);
                     self.perform(duty);
                 }
                 None
@@ -298,7 +308,7 @@ impl Session {
     }
 
     fn looks_for_losses(&self) -> bool {
-        self.ways.minds_losses() && self.this.has_flows()
+        self.transports.minds_losses() && self.this.has_flows()
     }
 
     fn is_unanswered(&self) -> bool {
@@ -312,7 +322,7 @@ impl Session {
                 self.heard = beat.sequence;
                 self.acknowledged = beat.acknowledged;
                 this.context.counters.heartbeats_received.increment();
-                // A server that knows services with names has said so before.
+                // A server that knows services by name has answered before this.
                 this.answers_are_due();
                 if self.adapts && self.handed_over.is_none() {
                     self.handed_over = Some(Work::default());
@@ -330,12 +340,13 @@ impl Session {
             }
             Message::WayFails(said) => {
                 let percent = said.lost_percent;
-                self.ways.loses_most("the server", percent, Instant::now());
+                self.transports
+                    .loses_most("the server", percent, Instant::now());
             }
-            Message::Finished(finished) => this.lane.announced(finished),
+            Message::Finished(finished) => this.quic.announced(finished),
             Message::NoMoreFlows(no_more) => this.no_more_flows(no_more.flows_opened),
             Message::PathChallenge(PathChallenge { nonce }) => this
-                .lane
+                .quic
                 .send_control(&Message::PathResponse(PathResponse { nonce })),
             Message::GoAway(away) => {
                 tracing::debug!(server = %this.server, reason = %away.reason, "this lane gets no new flow");
@@ -354,7 +365,7 @@ impl Session {
         None
     }
 
-    /// The server says what it had to hand over to this lane, in all.
+    /// Takes the server's report of what it had to hand over to this lane, in all.
     fn hear_hand_overs(&mut self, said: HandOvers) {
         let said = Work {
             visitors: said.visitors,
@@ -367,7 +378,7 @@ impl Session {
         }
     }
 
-    /// Says what this lane has carried since it last did.
+    /// Reports what this lane has carried since the last report.
     fn say_carried(&mut self, now: Instant) {
         if !self.adapts {
             return;
@@ -383,12 +394,12 @@ impl Session {
     fn deadlines(&mut self, now: Instant) -> Option<AttemptEnd> {
         if now >= self.last_heard + self.health_timeout {
             self.this.context.counters.lanes_unhealthy.increment();
-            self.this.lane.close(LaneError::HealthTimeout, "");
+            self.this.quic.close(LaneError::HealthTimeout, "");
             let end = LaneEnd::ClosedByUs(LaneError::HealthTimeout);
             return Some(AttemptEnd::Ended(end));
         }
         if now >= self.next_ping {
-            self.this.lane.ping();
+            self.this.quic.ping();
             self.next_ping = now + self.keep_alive_period;
         }
         if now >= self.next_beat {
@@ -396,32 +407,32 @@ impl Session {
             self.beat(now);
             self.note_path();
             self.say_carried(now);
-            // A role that was given back unseen is taken up here.
+            // If the lane that probed has ended without having probed, this one takes over here.
             self.claim_probing();
         }
         if self.looks_for_losses()
             && now >= self.losses.next()
             && let Some(percent) = self
                 .losses
-                .look(now, self.this.lane.packets_sent_and_lost())
+                .look(now, self.this.quic.packets_sent_and_lost())
         {
-            self.ways.loses_most("this side", percent, now);
+            self.transports.loses_most("this side", percent, now);
         }
-        if self.vigil.next().is_some_and(|next| now >= next) {
-            let lane = &self.this.lane;
+        if self.liveness.next().is_some_and(|next| now >= next) {
+            let lane = &self.this.quic;
             let (heard, rtt) = (lane.answers(), lane.rtt());
-            if self.vigil.is_for_itself() && !self.this.has_flows() {
-                self.vigil.skip(now, heard);
+            if self.liveness.is_for_itself() && !self.this.has_flows() {
+                self.liveness.skip(now, heard);
             }
-            let duty = self.vigil.due(now, heard, rtt);
+            let duty = self.liveness.due(now, heard, rtt);
             self.perform(duty);
         }
         None
     }
 
-    /// Writes down what operators see of the way to the server.
+    /// Publishes the numbers of the path to the server for operators.
     fn note_path(&self) {
-        let sample = self.this.lane.path_sample();
+        let sample = self.this.quic.path_sample();
         let newly_lost = self.loss_told.news(&sample);
         sample.count(newly_lost, &self.core.context.core);
         self.this.server.path.note(&sample, newly_lost);
@@ -431,7 +442,7 @@ impl Session {
         self.next_ping = now + self.keep_alive_period;
         self.next_beat = now + jittered(self.heartbeat_interval);
         self.sent += 1;
-        self.this.lane.send_control(&Message::Heartbeat(Heartbeat {
+        self.this.quic.send_control(&Message::Heartbeat(Heartbeat {
             sequence: self.sent,
             acknowledged: self.heard,
         }));
@@ -441,7 +452,7 @@ impl Session {
         let counters = &self.this.context.counters;
         if duty.ping {
             counters.probes_sent.increment();
-            self.this.lane.ping();
+            self.this.quic.ping();
         }
         if duty.alarm {
             counters.probes_unanswered.increment();
@@ -450,35 +461,37 @@ impl Session {
     }
 
     fn unanswered_since(&mut self) -> Option<Instant> {
-        let lane = &self.this.lane;
-        self.vigil.unanswered_since(|| lane.answers())
+        let lane = &self.this.quic;
+        self.liveness.unanswered_since(|| lane.answers())
     }
 
-    /// Whether it can go along another way than the one that it rides.
-    fn has_other_ways(&self) -> bool {
-        self.ways.transport() != Transport::Quic
+    /// Whether the lane can move to another transport.
+    fn has_other_transports(&self) -> bool {
+        self.transports.transport() != Transport::Quic
     }
 
-    /// Nobody asks for this lane: it does so itself, if it can go along another way.
+    /// Asks the server for this lane alone, if the lane that probes does not ask for it and it can
+    /// move to another transport.
     fn ask_alone(&mut self) {
-        let lane = &self.this.lane;
-        self.vigil = if lane.is_open() && self.has_other_ways() {
-            Vigil::alone(jittered(ASKS_ALONE), Instant::now(), lane.answers())
+        let lane = &self.this.quic;
+        self.liveness = if lane.is_open() && self.has_other_transports() {
+            Liveness::alone(jittered(ASKS_ALONE), Instant::now(), lane.answers())
         } else {
-            Vigil::new(Duration::ZERO)
+            Liveness::new(Duration::ZERO)
         };
     }
 
     fn claim_probing(&mut self) {
         if !matches!(self.phase, Phase::Left)
-            && self.vigil.wants_to_probe()
+            && self.liveness.wants_to_probe()
             && self.this.server.claim_probing(self.this.serial)
         {
-            self.vigil.probe(Instant::now(), self.this.lane.answers());
+            self.liveness
+                .probe(Instant::now(), self.this.quic.answers());
         }
     }
 
-    /// The lane is no longer one that its server has: another one is to take its place, and the probing.
+    /// Takes the lane off the server's count: another one is to take its place, and its probing.
     pub(super) fn stop_counting(&mut self, why: &dyn Display) {
         let was_unanswered = self.is_unanswered();
         if matches!(std::mem::replace(&mut self.phase, Phase::Left), Phase::Left) {
@@ -493,7 +506,7 @@ impl Session {
             if !server.rests() {
                 presence::say_down(&self.core, server, why);
             }
-            // Those that wait long, because this one has served, try now.
+            // Lanes to other addresses that wait long because this one has served should try now.
             for other in self.core.shared.other_addresses(server) {
                 self.core.found(&other);
             }

@@ -11,17 +11,19 @@ use super::backoff::Backoff;
 /// Clients of the restart below.
 const CLIENTS: usize = 10_000;
 
-/// One step of its clock.
+/// One step of the simulated clock.
 const TICK: Duration = Duration::from_millis(10);
 
 /// Handshakes that the server completes in a tick: 2,000 in a second.
 const HANDSHAKES_PER_TICK: usize = 20;
 
-/// Handshakes that may wait at the server; more are refused (`UNADMITTED_LANES_MAX` of an endpoint).
+/// Handshakes that may wait at the server; more are refused (`PLACES_MAX` of
+/// `quic/admission`).
 const WAITING_MAX: usize = 1_024;
 
-/// A client whose handshake was refused hears nothing: it repeats its first packet after these pauses (RFC 9002
-/// section 6.2, from an initial round trip time of 333 ms), and gives up after 5 s in all (`handshake_idle_timeout`).
+/// A client whose handshake was refused hears nothing: it repeats its first packet after these
+/// pauses (RFC 9002 section 6.2, from an initial round trip time of 333 ms), and gives up after 5 s
+/// in all (`handshake_idle_timeout`).
 const REPEATS_MS: [u64; 2] = [1_000, 2_000];
 const REPEATS: usize = REPEATS_MS.len() + 1;
 const GIVES_UP_AFTER_MS: u64 = 2_000;
@@ -32,31 +34,33 @@ const ALL_BACK_WITHIN_S: f64 = 30.0;
 /// One client of the restart.
 #[derive(Clone, Copy, PartialEq)]
 enum Client {
-    /// Begins an attempt then.
+    /// Begins an attempt at this time.
     Waits(Duration),
-    /// Repeats its first packet then, so many times already.
+    /// Repeats its first packet at this time, after this many repetitions.
     Repeats(Duration, usize),
     Queued,
     Registered,
 }
 
-/// What became of a restart.
+/// The result of a restart.
 struct Restart {
-    /// First packets, also repeated ones, in each second.
+    /// First packets, with repetitions, in each second.
     attempts: Vec<usize>,
     /// The most attempts in one tick after the server was up.
     peak: usize,
     refused: usize,
-    /// When so many clients were registered, in ticks after the server was up.
+    /// When half, nearly all, and all of the clients were registered, in ticks after the server was
+    /// up.
     half: usize,
     nearly_all: usize,
     all: usize,
-    /// Handshakes completed while some client waited, as a share of what the server could do until the last one.
+    /// Handshakes completed while some client waited, as a share of what the server could do until
+    /// the last one.
     busy: f64,
 }
 
-/// All clients lose their lane at once; attempts fail at once while the server is down, for `down`. `jitter` draws the
-/// numbers of the back-off.
+/// All clients lose their lane at once; attempts fail at once while the server is down, for `down`.
+/// `jitter` draws the numbers of the back-off.
 fn restart(down: Duration, seed: u64, jitter: fn(&mut StdRng) -> f64) -> Restart {
     let mut random = StdRng::seed_from_u64(seed);
     let mut backoffs: Vec<Backoff> = (0..CLIENTS).map(|_| Backoff::default()).collect();
@@ -146,7 +150,8 @@ fn ten_thousand_clients_come_back_after_a_restart_without_a_stampede() {
     println!(
         "{CLIENTS} clients, a server that completes 2,000 handshakes/s, {WAITING_MAX} waiting at most"
     );
-    // Where probes wait for the server rather than attempts, all come within the first delay: as if it was not away.
+    // Where probes wait for the server rather than attempts, all come within the first delay: as if
+    // it was not away.
     for down_s in [0, 1, 5, 30] {
         let down = Duration::from_secs(down_s);
         let jitter = restart(down, 1, full);
@@ -175,7 +180,8 @@ fn ten_thousand_clients_come_back_after_a_restart_without_a_stampede() {
         );
         assert!(jitter.half <= in_step.half && jitter.all <= in_step.all);
         if down_s == 0 {
-            // Within the first delay come five times as many as may wait: the others get in when they come again.
+            // Within the first delay come five times as many as may wait: the others get in when
+            // they come again.
             assert!(jitter.refused >= CLIENTS / 2, "{}", jitter.refused);
             let seconds = jitter.all as f64 / 100.0;
             assert!(seconds <= ALL_BACK_WITHIN_S, "{seconds} s");

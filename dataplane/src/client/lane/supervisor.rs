@@ -1,4 +1,5 @@
-//! A supervisor keeps one lane up: attempt after attempt, with back-off in between, until it is retired.
+//! The supervisor of a lane: it makes attempt after attempt, with back-off in between, until it is
+//! retired.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -20,33 +21,34 @@ use crate::client::servers::server::ServerState;
 use crate::core::event::Event;
 use crate::core::task::contained;
 
-/// Attempts in a row that may be made anew at once because the server has another number of cores than was thought.
-/// More of them means that several servers with different numbers are behind one address.
+/// Attempts in a row that may be repeated at once because the server has another number of cores
+/// than was thought. If there are more, several servers with different numbers are behind one
+/// address.
 const MISAIMED_MAX: u32 = 2;
 
-/// Longest delay to an address that this host has no way to, while another address of the same
+/// Longest delay to an address that this host has no route to, while another address of the same
 /// server serves: networks change, if rarely.
 const NO_ROUTE: Duration = Duration::from_secs(120);
 
-/// How long an address without a way is no reason for a warning: the name's other addresses may be
-/// about to serve.
+/// How long an address without a route causes no warning, because another address of the name may
+/// be about to serve.
 const NO_ROUTE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Keeps one lane up.
 pub(crate) struct Supervisor {
     pub(super) server: Arc<ServerState>,
     pub(super) lane: usize,
-    /// It has been retired; how its lane is left.
+    /// Set once the supervisor is retired: how its lane is left.
     retired: Cell<Option<Leaving>>,
-    /// Another lane has found the server.
+    /// Whether another lane has reached the server.
     found: Cell<bool>,
-    /// Set with each of the two.
+    /// Set when `retired` or `found` is.
     told: Event,
-    /// Of the configuration that its lanes register with.
+    /// The number of the configuration with which its lanes register.
     generation: u64,
-    /// Those that go on until a lane of this one serves.
+    /// Supervisors that go on until a lane of this one serves.
     predecessors: RefCell<Vec<Rc<Supervisor>>>,
-    /// The lane while it serves.
+    /// The lane, while it serves.
     serving: RefCell<Option<Rc<ClientLane>>>,
 }
 
@@ -60,8 +62,8 @@ impl Supervisor {
         Supervisor::start_after(core, server, lane, generation, Vec::new())
     }
 
-    /// Starts another one for the same lane, by another configuration. This one goes on until that
-    /// one serves.
+    /// Starts another supervisor for the same lane, by another configuration. This one goes on
+    /// until that one serves.
     pub(crate) fn succeed(
         self: &Rc<Self>,
         core: &Rc<ClientCore>,
@@ -71,7 +73,7 @@ impl Supervisor {
         if predecessors.is_empty() {
             predecessors.push(Rc::clone(self));
         } else {
-            // It has not served yet, so that those before it still do.
+            // This supervisor has not served yet, so those before it still do.
             self.retire(Leaving::Renewed);
         }
         Supervisor::start_after(core, &self.server, self.lane, generation, predecessors)
@@ -98,7 +100,8 @@ impl Supervisor {
         this
     }
 
-    /// No further attempt; a lane that serves is left to its flows.
+    /// Retires the supervisor: it makes no further attempt, and a lane that serves is left to its
+    /// flows.
     pub(crate) fn retire(&self, leaving: Leaving) {
         self.retired.set(Some(leaving));
         self.told.set();
@@ -110,12 +113,12 @@ impl Supervisor {
         }
     }
 
-    /// Of the configuration that its lanes register with.
+    /// The number of the configuration with which its lanes register.
     pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Another lane to the same server has just registered: try again soon.
+    /// Another lane to the same server has just registered, so this one should try again soon.
     pub(crate) fn found(&self) {
         self.found.set(true);
         self.told.set();
@@ -125,12 +128,12 @@ impl Supervisor {
         self.retired.get().is_some()
     }
 
-    /// How a lane is left that is not to be had any more.
+    /// How to leave a lane that is not wanted any more.
     pub(super) fn leaving(&self) -> Leaving {
         self.retired.get().unwrap_or(Leaving::Unwanted)
     }
 
-    /// Says which lane is to be told when this supervisor is retired.
+    /// Sets the lane that is told when this supervisor is retired.
     pub(super) fn serves(&self, lane: Option<&Rc<ClientLane>>) {
         *self.serving.borrow_mut() = lane.cloned();
         if lane.is_some() {
@@ -152,7 +155,7 @@ impl Supervisor {
         .await
     }
 
-    /// True if `what` was told; the task is woken when anything is.
+    /// Whether `what` holds; otherwise the task is woken when anything was told.
     fn poll_told(&self, cx: &mut Context<'_>, what: impl Fn() -> bool) -> bool {
         loop {
             if what() {
@@ -222,7 +225,8 @@ impl Supervisor {
         }
     }
 
-    /// Waits for `delay`, or until retired, or for a short time after another lane has found the server.
+    /// Waits for `delay`, or until retired, or for a short time after another lane has reached the
+    /// server.
     async fn pause(&self, delay: Duration, backoff: &mut Backoff) {
         let until = Instant::now() + delay;
         let found = {
@@ -242,10 +246,10 @@ impl Supervisor {
         }
     }
 
-    /// Whether enough was said of an address that there is no way to since then: a host with one
-    /// address family is nothing to complain of while another address serves.
+    /// Whether enough was logged about an address without a route since `since`. A host with one
+    /// address family has nothing to complain of while another address serves.
     fn lacks_route(&self, core: &ClientCore, since: Instant) -> bool {
-        // One lane speaks for all.
+        // Only the first lane logs this, for all lanes.
         let first = self.lane == 0 && self.server.lacks_route();
         let others = !core.shared.other_addresses(&self.server).is_empty();
         let waits =
@@ -253,7 +257,7 @@ impl Supervisor {
         !first && others && waits
     }
 
-    /// One lane speaks for all to its server at the levels that operators see.
+    /// Logs the end of an attempt. Only one lane to a server logs at the levels that operators see.
     fn log(&self, core: &ClientCore, end: &AttemptEnd, delay: Duration) {
         if self.lane > 0 {
             let next_ms = delay.as_millis() as u64;

@@ -4,16 +4,15 @@ use std::net::IpAddr;
 
 use qmux_config::{Networks, ProxyAddress};
 
-/// Where a proxy for TLS is looked for, the first one first.
+/// The environment variables that may name a proxy for TLS, the first one first.
 const PROXY_VARIABLES: [&str; 4] = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
 
-/// Where it is looked for which servers need none.
+/// The environment variables that may list hosts which need no proxy.
 const EXCEPTION_VARIABLES: [&str; 2] = ["no_proxy", "NO_PROXY"];
 
 /// The proxy for `host`, if the environment names one.
 ///
-/// # Errors
-/// If what it names is none.
+/// # Errors If the value is not the address of a proxy.
 pub(super) fn proxy_for(
     host: &str,
     port: u16,
@@ -33,7 +32,7 @@ pub(super) fn proxy_for(
         return Ok(None);
     };
     let value = value.trim();
-    // As curl does.
+    // A value without a scheme is an HTTP proxy, as for curl.
     let whole = if value.contains("://") {
         value.to_owned()
     } else {
@@ -45,7 +44,8 @@ pub(super) fn proxy_for(
         .map_err(|why| format!("the variable {name} {why}"))
 }
 
-/// Whether a list holds `host`: by its name, that of a domain above it, its address, or a network.
+/// Whether a list contains `host`: by its name, that of a domain above it, its address, or a
+/// network.
 fn is_excepted(host: &str, port: u16, list: &str) -> bool {
     let ip: Option<IpAddr> = host.parse().ok();
     let host = host.to_ascii_lowercase();

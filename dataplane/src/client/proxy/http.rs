@@ -4,7 +4,7 @@ use qmux_config::{ProxyAddress, Secret};
 
 use super::{Place, Step};
 
-/// The largest status line and headers that are taken for an answer have so many headers.
+/// Most headers of an answer that is accepted.
 const HEADERS_MAX: usize = 64;
 
 /// Base64 (RFC 4648, section 4).
@@ -12,7 +12,7 @@ fn base64(bytes: &[u8]) -> String {
     boring::base64::encode_block(bytes)
 }
 
-/// What is asked.
+/// The request for a tunnel to `place`.
 pub(super) fn request(proxy: &ProxyAddress, place: &Place) -> Vec<u8> {
     let (host, port) = (place.host(), place.port());
     let mut request = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n");
@@ -27,10 +27,9 @@ pub(super) fn request(proxy: &ProxyAddress, place: &Place) -> Vec<u8> {
     request.into_bytes()
 }
 
-/// What the proxy says to it, as far as it came.
+/// Reads the proxy's answer, as far as it came.
 ///
-/// # Errors
-/// What it says against it.
+/// # Errors The proxy's refusal, in words.
 pub(super) fn answer(said: &[u8]) -> Result<Step, String> {
     if !said.ends_with(b"\n") {
         return Ok(Step::Wait);
@@ -47,7 +46,7 @@ pub(super) fn answer(said: &[u8]) -> Result<Step, String> {
     }
     let reason = response.reason.unwrap_or_default();
     let advice = match code {
-        // tinyproxy says 401 to a wrong password.
+        // tinyproxy answers 401 to a wrong password.
         401 | 407 => {
             ": it wants a user and a password, or others than these; set proxy = \
                 \"http://user@host:port\" and password_file"
@@ -75,7 +74,7 @@ mod tests {
         };
         let plain = "CONNECT server.example.com:8443 HTTP/1.1\r\nHost: server.example.com:8443\r\n";
         assert_eq!(ask("http://proxy:3128"), format!("{plain}\r\n"));
-        // RFC 7617, section 2.
+        // The example of RFC 7617, section 2.
         let known = "Proxy-Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==\r\n";
         let asked = ask("http://Aladdin:open%20sesame@proxy:3128");
         assert_eq!(asked, format!("{plain}{known}\r\n"));

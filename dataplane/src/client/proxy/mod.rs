@@ -1,9 +1,8 @@
-//! Proxies that TLS connections go through: which one, and the few words that open a way through
+//! Proxies that TLS connections go through: which one, and the dialogue that opens a tunnel through
 //! it.
 //!
 //! The dialogues themselves ([`http`], [`socks5`]) know no sockets: they say what to send, and take
-//! what comes. Here is the one place that reads and writes, with a bound on how much a proxy may
-//! say.
+//! what comes. Only this module reads and writes, with a bound on how much a proxy may say.
 
 mod environment;
 mod http;
@@ -16,21 +15,21 @@ use qmux_config::{Proxy, ProxyAddress, ProxyProtocolOut};
 
 use crate::sys::tcp::TcpSocket;
 
-/// What a proxy may say in all before there is a way: the headers of a page that tells why not are
-/// less.
+/// Most bytes that a proxy may send before the tunnel is open; the headers of an error page are
+/// shorter.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 
-/// Where a way through a proxy leads.
+/// The destination of a tunnel through a proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
-    /// To an address.
+    /// An address.
     Address(SocketAddr),
-    /// To a name, which the proxy resolves.
+    /// A name, which the proxy resolves, and a port.
     Name(String, u16),
 }
 
 impl Place {
-    /// The host as it stands in a URL.
+    /// The host as it is written in a URL.
     fn host(&self) -> String {
         match self {
             Place::Name(name, _) => name.clone(),
@@ -49,21 +48,20 @@ impl Place {
     }
 }
 
-/// What a dialogue does next.
+/// The next step of a dialogue.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
-    /// More must come.
+    /// Wait for more bytes.
     Wait,
-    /// This is to be sent.
+    /// Send these bytes.
     Say(Vec<u8>),
-    /// There is a way.
+    /// The tunnel is open.
     Through,
 }
 
 /// The proxy for a server at `host`, if there is one.
 ///
-/// # Errors
-/// If the environment names one that is none.
+/// # Errors If the environment names something that is not a proxy.
 pub(crate) fn of(proxy: &Proxy, host: &str, port: u16) -> Result<Option<ProxyAddress>, String> {
     match proxy {
         Proxy::None => Ok(None),
@@ -72,10 +70,9 @@ pub(crate) fn of(proxy: &Proxy, host: &str, port: u16) -> Result<Option<ProxyAdd
     }
 }
 
-/// Opens a way to `place` through the proxy that `socket` is connected to.
+/// Opens a tunnel to `place` through the proxy that `socket` is connected to.
 ///
-/// # Errors
-/// What the proxy says against it.
+/// # Errors The proxy's refusal, in words.
 pub(super) async fn open(
     socket: &TcpSocket,
     proxy: &ProxyAddress,
@@ -94,8 +91,8 @@ pub(super) async fn open(
     }
 }
 
-/// Reads what the proxy says, byte by byte at its end: what comes after it is TLS. `next` is given
-/// all that came since the last thing that was said.
+/// Runs a dialogue. What the proxy sends is read byte by byte towards its end, because TLS follows
+/// it. `next` is given everything that came since this side sent something.
 async fn converse(
     socket: &TcpSocket,
     mut next: impl FnMut(&[u8]) -> Result<Step, String>,

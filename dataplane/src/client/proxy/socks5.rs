@@ -8,14 +8,14 @@ const VERSION: u8 = 5;
 const NO_AUTHENTICATION: u8 = 0;
 const USER_AND_PASSWORD: u8 = 2;
 const NONE_ACCEPTABLE: u8 = 0xff;
-/// Of the negotiation with a password.
+/// The version of the negotiation with a password.
 const PASSWORD_VERSION: u8 = 1;
 const CONNECT: u8 = 1;
 const IPV4: u8 = 1;
 const NAME: u8 = 3;
 const IPV6: u8 = 4;
 
-/// What is waited for.
+/// The answer that the dialogue waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Waits {
     Method,
@@ -33,8 +33,9 @@ pub(super) struct Dialogue {
 }
 
 impl Dialogue {
-    /// # Errors
-    /// If the place cannot be said in this protocol.
+    /// Begins a dialogue.
+    ///
+    /// # Errors If the destination cannot be expressed in this protocol.
     pub(super) fn new(proxy: &ProxyAddress, place: &Place) -> Result<Dialogue, String> {
         let mut request = vec![VERSION, CONNECT, 0];
         match place {
@@ -65,7 +66,7 @@ impl Dialogue {
         })
     }
 
-    /// What is said first.
+    /// The first message to the proxy.
     pub(super) fn greeting(&self) -> Vec<u8> {
         if self.user.is_empty() {
             vec![VERSION, 1, NO_AUTHENTICATION]
@@ -74,10 +75,9 @@ impl Dialogue {
         }
     }
 
-    /// What the proxy has said since this side said something, as far as it came.
+    /// Takes everything that the proxy has sent since this side sent something, as far as it came.
     ///
-    /// # Errors
-    /// What it says against it.
+    /// # Errors The proxy's refusal, in words.
     pub(super) fn next(&mut self, said: &[u8]) -> Result<Step, String> {
         match self.waits {
             Waits::Method => self.method(said),
@@ -97,7 +97,7 @@ impl Dialogue {
                 self.waits = Waits::Password;
                 let mut words = vec![PASSWORD_VERSION];
                 for word in [&self.user, &self.password] {
-                    // dp.toml and the environment have no longer ones.
+                    // dp.toml and the environment allow no longer ones.
                     words.push(u8::try_from(word.len()).map_err(|_| "a password is too long")?);
                     words.extend_from_slice(word);
                 }

@@ -1,17 +1,17 @@
 //! How many lanes a client keeps to a server with `lanes = "auto"`.
 //!
-//! It begins with one for each of its own cores: more of them do not carry more bytes, as it has no
-//! more cores to carry them with. A server may have many more cores, and visitors who come to one
-//! without a lane are handed to another core. That costs little as long as they are few. The server
-//! says how many they are ([`HandOvers`](qmux_proto::control::HandOvers)), and if a lane more is
-//! worth its keep, the number doubles, up to one lane for each core of the server. If all that the
-//! lanes carry would cost little to hand over, the number halves again. What is gained must be four
-//! times what would be lost, and a change that proves wrong makes the next one wait longer: the
-//! number does not go to and fro.
+//! The client begins with one lane for each of its own cores. More lanes do not carry more bytes,
+//! because it has no more cores to carry them with. A server may have many more cores, and visitors
+//! who come to a core without a lane are handed to another core. That costs little as long as they
+//! are few. The server reports how many they are ([`HandOvers`](qmux_proto::control::HandOvers)).
+//! If a further lane is worth its cost, the number doubles, up to one lane for each core of the
+//! server. If all that the lanes carry would cost little to hand over, the number halves again.
+//! What is gained must be four times what would be lost, and a change that proves wrong makes the
+//! next one wait longer, so that the number does not oscillate.
 //!
-//! A server of a version that says nothing of hand-overs gets a lane for each of its cores at once.
+//! A server of a version that reports no hand-overs gets a lane for each of its cores at once.
 //!
-//! A pure state machine: time comes in as an argument.
+//! This is a pure state machine: time comes in as an argument.
 
 use std::time::{Duration, Instant};
 
@@ -24,34 +24,35 @@ const _: () = assert!(
     "each core of either side may have a lane"
 );
 
-/// Hand-overs are counted for at least this long before they are judged. Servers tell them as often.
+/// Hand-overs are counted for at least this long before they are judged. Servers report them as
+/// often.
 const ASK_WINDOW: Duration = Duration::from_secs(1);
 
-/// A window that lasted longer is none of a load that lasts: a server tells nothing while there is
-/// nothing to tell.
+/// A window that lasted longer than this shows no lasting load: a server reports nothing while
+/// there is nothing to report.
 const ASK_WINDOW_LONGEST: Duration = Duration::from_secs(3);
 
-/// Windows in a row that must ask for more lanes: one burst of visitors is none that lasts.
+/// Windows in a row that must ask for more lanes, because one burst of visitors is no lasting load.
 const ASK_WINDOWS: u32 = 2;
 
-/// Heartbeats of a lane in a window in which the lanes must have carried little: each lane says with
-/// its heartbeats what it has carried.
+/// Heartbeats of a lane in a window in which the lanes must have carried little. Each lane reports
+/// with its heartbeats what it has carried.
 const CALM_BEATS: u32 = 6;
 
 /// Longest such window, as a multiple of the shortest one.
 const CALM_LONGEST: u32 = 16;
 
-/// What handing over a visitor costs, in units of a datagram: a mail that wakes a core and a place
-/// in two tables, some 2 µs, as against 0.2 µs for a datagram among others
-/// (`cargo test --release costs`, mail to another core).
+/// The cost of handing over a visitor, in units of a datagram: a message that wakes a core, and an
+/// entry in two tables, take some 2 µs, as against 0.2 µs for a datagram among others (`cargo test
+/// --release costs`, mail to another core).
 const VISITOR_POINTS: u64 = 10;
 
-/// Points per second on each server core without a lane from which on a lane there is worth its
-/// keep. A lane costs some 20 µs per second (a handshake of 0.7 ms once in a minute, heartbeats and
+/// Points per second on each server core without a lane above which a lane there is worth its cost.
+/// A lane costs some 20 µs per second (a handshake of 0.7 ms once in a minute, heartbeats and
 /// probes) and some 280 KiB on both sides together: as much time as 10 visitors or 100 datagrams.
 const GROW_POINTS: f64 = 100.0;
 
-/// Points per second for each server core below which lanes may go.
+/// Points per second for each server core below which lanes may be given up.
 const SHRINK_POINTS: f64 = 25.0;
 
 const _: () = assert!(
@@ -59,7 +60,7 @@ const _: () = assert!(
     "half of the lanes are not missed at once"
 );
 
-/// What was handed over, or carried.
+/// An amount of work that was handed over, or carried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Work {
     /// TCP connections and UDP flows that began.
@@ -69,7 +70,7 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    /// What has come since `earlier`. A peer that counts backwards says that nothing has.
+    /// The work since `earlier`. For a peer that counts backwards this is nothing.
     pub(crate) fn since(self, earlier: Work) -> Work {
         Work {
             visitors: self.visitors.saturating_sub(earlier.visitors),
@@ -84,7 +85,7 @@ impl Work {
     }
 }
 
-/// Points since some time.
+/// Points that were counted since some time.
 #[derive(Debug, Clone, Copy, Default)]
 struct Window {
     points: u64,
@@ -99,8 +100,8 @@ impl Window {
         };
     }
 
-    /// Adds to it. Points per second, and how long it has lasted, if that is `length`; then it begins
-    /// anew.
+    /// Adds work. When the window has lasted for `length`, returns the points per second and how
+    /// long it has lasted, and begins it anew.
     fn add(&mut self, work: Work, length: Duration, now: Instant) -> Option<(f64, Duration)> {
         let since = *self.since.get_or_insert(now);
         self.points = self.points.saturating_add(work.points());
@@ -114,36 +115,37 @@ impl Window {
     }
 }
 
-/// A change of the number of lanes, by how many.
+/// A change of the number of lanes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// So many more.
+    /// There are to be this many more.
     Grown(usize),
-    /// So many fewer.
+    /// There are to be this many fewer.
     Shrunk(usize),
 }
 
-/// The lanes that one client wants to have to one server.
+/// The number of lanes that one client wants to one server.
 #[derive(Debug, Default)]
 pub(crate) struct Demand {
     client_cores: usize,
-    /// 0 until the server has said it.
+    /// The server's number of cores; 0 until the server has said it.
     server_cores: usize,
     wanted: usize,
-    /// The server has shown that it is of a version that says nothing of hand-overs.
+    /// Whether the server has shown that it is of a version that reports no hand-overs.
     tells_nothing: bool,
     asked: Window,
-    /// Windows in a row that asked for more.
+    /// Windows in a row that asked for more lanes.
     asked_in_a_row: u32,
     carried: Window,
-    /// How many times the shortest window must be calm.
+    /// For how many of the shortest windows the load must be low before the number halves.
     patience: u32,
-    /// Nothing has asked for more since it has shrunk, but not for a whole window yet.
+    /// Whether nothing has asked for more lanes since the number was halved, but not for a whole
+    /// window yet.
     has_just_shrunk: bool,
 }
 
 impl Demand {
-    /// How many lanes it is to be; 0 until the server has said how many cores it has.
+    /// The number of lanes that are wanted; 0 until the server has said how many cores it has.
     pub(crate) fn wanted(&self) -> usize {
         self.wanted
     }
@@ -152,13 +154,13 @@ impl Demand {
         self.client_cores.max(1)
     }
 
-    /// One for each core of either side.
+    /// The largest number of lanes: one for each core of the side that has more.
     fn most(&self) -> usize {
         self.fewest().max(self.server_cores)
     }
 
-    /// The server has said how many cores it has, perhaps after a restart. What was asked for
-    /// holds, as far as there are cores for it.
+    /// The server has said how many cores it has, perhaps after a restart. The number of lanes that
+    /// was reached stays, as far as there are cores for it.
     pub(crate) fn has_cores(&mut self, server_cores: usize, client_cores: usize, now: Instant) {
         self.client_cores = client_cores;
         self.server_cores = server_cores.min(CORES_MAX);
@@ -172,14 +174,15 @@ impl Demand {
         self.carried.restart(now);
     }
 
-    /// The server has sent a heartbeat on a lane, and has not said before that it tells hand-overs.
+    /// The server has sent a heartbeat on a lane without having said that it reports hand-overs.
     pub(crate) fn is_told_nothing(&mut self) -> Option<Change> {
         self.tells_nothing = true;
         self.grow_to(self.most())
     }
 
-    /// The server tells of hand-overs. `left` lanes to it have been left to the flows that they
-    /// have: they count, so that there are never more than twice as many as are of use.
+    /// Takes the server's report of hand-overs. `left` lanes to the server are being left to the
+    /// flows that they have. They count, so that there are never more than twice as many lanes as
+    /// are useful.
     pub(crate) fn handed_over(&mut self, work: Work, left: usize, now: Instant) -> Option<Change> {
         self.tells_nothing = false;
         let (rate, lasted) = self.asked.add(work, ASK_WINDOW, now)?;
@@ -195,7 +198,7 @@ impl Demand {
         if self.asked_in_a_row < ASK_WINDOWS {
             return None;
         }
-        // If as much comes in the next window, it goes on.
+        // If as much comes in the next window, the number grows further.
         self.asked_in_a_row = ASK_WINDOWS - 1;
         let room = (2 * self.most()).saturating_sub(left);
         let change = self.grow_to((2 * self.wanted).min(self.most()).min(room));
@@ -208,8 +211,8 @@ impl Demand {
         change
     }
 
-    /// A lane has carried this since it last said so. Lanes send a heartbeat, and say this, every
-    /// `heartbeat_interval`.
+    /// Takes what a lane has carried since its last report. Lanes report this with each heartbeat,
+    /// every `heartbeat_interval`.
     pub(crate) fn carried(
         &mut self,
         work: Work,

@@ -57,7 +57,7 @@ impl World {
         self.check();
     }
 
-    /// A second in which visitors come and datagrams, equally many to each server core.
+    /// A second in which visitors and datagrams come, equally many to each server core.
     fn second(&mut self, visitors: u64, datagrams: u64) {
         self.second += 1;
         let (wanted, cores) = (self.demand.wanted(), self.server_cores as u64);
@@ -70,7 +70,7 @@ impl World {
             let change = self.demand.handed_over(handed_over, self.left, self.now());
             self.note(change);
         }
-        // One lane after the other beats, so that each does once in ten seconds.
+        // One lane after the other sends a heartbeat, each once in ten seconds.
         let carried = Work {
             visitors,
             datagrams,
@@ -230,7 +230,7 @@ fn an_old_server_gets_a_lane_for_each_core_and_keeps_it() {
     }
     world.restart(32);
     assert_eq!(world.demand.wanted(), 32);
-    // The next version of it tells: what is not needed goes.
+    // The next version of the server reports hand-overs, and lanes that are not needed go.
     let now = world.now();
     world.demand.handed_over(Work::default(), 0, now);
     for _ in 0..600 {
@@ -253,7 +253,7 @@ fn lanes_left_to_long_flows_count_so_that_there_are_never_more_than_twice_as_man
         for _ in 0..2_000 {
             world.second(0, 0);
         }
-        // None of those that go ever ends.
+        // None of the lanes that are given up ever ends.
         world.left += most - world.demand.wanted();
     }
     assert!(world.left <= 128);

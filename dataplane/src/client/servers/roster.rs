@@ -1,13 +1,14 @@
-//! The roster: which servers there are, told from what the configured names resolve to.
+//! The roster: the list of servers, made from what the configured names resolve to.
 //!
-//! Each resolved address is a server of its own: with its own lanes, its own number of cores, its own back-off. The
-//! roster only decides who is on it; it does no I/O and knows no clock.
+//! Each resolved address is a server of its own, with its own lanes, number of cores and back-off.
+//! The roster only decides which addresses are on it. It does no I/O and knows no clock.
 //!
-//! An address that an answer lacks may be gone, or merely not be shown: some resolvers answer with a part of the
-//! addresses, another one each time. A lack counts for something if lanes to the address are not up either (a server
-//! that stops says so, and one that has died is found out), or if the answer is smaller than the one that showed the
-//! address last, and that one seemed to hold all there are: then what is gone is all that the answers differ in. A part
-//! proves nothing by being smaller than another part.
+//! An address that an answer lacks may be gone, or merely not be shown: some resolvers answer with
+//! a part of the addresses, and with another part each time. A lack counts in two cases. Lanes to
+//! the address are not up either (a server that stops says so, and one that has died is found out).
+//! Or the answer is smaller than the one that showed the address last, and that one seemed to hold
+//! all addresses: then the answers differ only by what is gone. That a part is smaller than another
+//! part proves nothing.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,29 +16,32 @@ use std::time::{Duration, Instant};
 
 use super::server::ServerState;
 
-/// Answers in a row that an address must be missing from, and each count for something, before its server is given up.
+/// Answers in a row that an address must be missing from, each of which counts, before its server
+/// is given up.
 const MISSED_ANSWERS_MAX: u32 = 3;
 
-/// An address whose lanes are up is given up, however many addresses the answers have, when it was missing for so long
-/// and ought to have been shown so often, had each answer drawn its addresses by lot. Whatever part is shown, that happens
-/// by accident once in e^30 times.
+/// An address whose lanes are up is given up, however many addresses the answers have, when it has
+/// been missing for this long, and should have been shown at least [`OVERDUE_MAX`] times if each
+/// answer drew its addresses at random. Whatever part is shown, that happens by accident once in
+/// e^30 times.
 const UNSHOWN_FOR_MAX: Duration = Duration::from_secs(600);
 const OVERDUE_MAX: f64 = 30.0;
 
-/// Servers of one client. Each costs a lane for each core of either side, and an answer is somebody else's word.
+/// Most servers of one client. Each costs a lane for each core of either side, and the answer of a
+/// resolver is somebody else's word.
 pub(crate) const SERVERS_MAX: usize = 256;
 
-/// What changed with an answer.
+/// What has changed with an answer.
 #[derive(Debug, Default)]
-pub(crate) struct News {
+pub(crate) struct RosterChange {
     pub(crate) appeared: Vec<Arc<ServerState>>,
     pub(crate) vanished: Vec<Arc<ServerState>>,
-    /// Addresses left out because there are [`SERVERS_MAX`] servers.
+    /// Number of addresses left out because there are [`SERVERS_MAX`] servers.
     pub(crate) surplus: usize,
 }
 
-impl News {
-    /// True if nothing changed.
+impl RosterChange {
+    /// Whether nothing has changed.
     pub(crate) fn is_empty(&self) -> bool {
         self.appeared.is_empty() && self.vanished.is_empty()
     }
@@ -47,20 +51,20 @@ impl News {
 #[derive(Debug)]
 struct Known {
     address: SocketAddr,
-    /// When an answer showed it last.
+    /// When an answer showed the address last.
     shown_at: Instant,
-    /// Addresses of that answer, if it seemed to hold all there are; otherwise 0.
+    /// Number of addresses in that answer, if it seemed to hold all there are; otherwise 0.
     shown_among_all: usize,
-    /// Answers in a row without it.
+    /// Answers in a row without the address.
     missed: u32,
-    /// The last so many of them count for something.
+    /// How many of the last answers without it count.
     missed_in_earnest: u32,
-    /// How often these answers ought to have shown it, had they drawn by lot.
+    /// How often these answers should have shown the address, had they drawn at random.
     overdue: f64,
 }
 
 impl Known {
-    /// It was missing from an answer.
+    /// Notes that the address was missing from an answer.
     fn miss(&mut self, in_earnest: bool, chance: f64) {
         self.missed = self.missed.saturating_add(1);
         self.missed_in_earnest = if in_earnest {
@@ -94,7 +98,8 @@ pub(crate) struct Roster {
 }
 
 impl Roster {
-    /// Without any address yet. `server_names` are those of the configured servers, in their order.
+    /// A roster without addresses. `server_names` are those of the configured servers, in their
+    /// order.
     pub(crate) fn new(server_names: impl IntoIterator<Item = String>) -> Roster {
         let targets = server_names.into_iter().map(|server_name| Target {
             server_name,
@@ -112,13 +117,19 @@ impl Roster {
         &self.servers
     }
 
-    /// Takes in what the name of the configured server `target` has resolved to. An empty answer says nothing.
-    pub(crate) fn answer(&mut self, target: usize, addresses: &[SocketAddr], now: Instant) -> News {
+    /// Takes what the name of the configured server `target` has resolved to. An empty answer says
+    /// nothing.
+    pub(crate) fn answer(
+        &mut self,
+        target: usize,
+        addresses: &[SocketAddr],
+        now: Instant,
+    ) -> RosterChange {
         let Some(known) = self.targets.get_mut(target).map(|target| &mut target.known) else {
-            return News::default();
+            return RosterChange::default();
         };
         if addresses.is_empty() {
-            return News::default();
+            return RosterChange::default();
         }
         let mut shown: Vec<SocketAddr> = addresses.iter().copied().map(canonical).collect();
         shown.sort_unstable();
@@ -126,7 +137,7 @@ impl Roster {
         let is_known = |address: &SocketAddr| known.iter().any(|known| known.address == *address);
         let unknown = shown.iter().filter(|address| !is_known(address)).count();
         let chance = shown.len() as f64 / (known.len() + unknown) as f64;
-        // Whether it lacks only what seems to be gone.
+        // Whether the answer lacks only addresses that seem to be gone.
         let mut holds_all = true;
         for known in known.iter_mut() {
             if shown.binary_search(&known.address).is_ok() {
@@ -140,7 +151,8 @@ impl Roster {
             holds_all &= in_earnest;
         }
         if unknown > 0 && !holds_all {
-            // Some are new and others are missing: the answers before this one may have been parts, too.
+            // Some addresses are new and others are missing, so the earlier answers may have been
+            // parts as well.
             for known in known.iter_mut() {
                 known.shown_among_all = 0;
             }
@@ -160,13 +172,13 @@ impl Roster {
             }
         }
         known.retain(|known| !known.is_gone(now));
-        // What a resolver makes up anew with each answer must not pile up.
+        // Addresses that a resolver makes up anew with each answer must not pile up.
         known.sort_by_key(|known| known.missed);
         known.truncate(SERVERS_MAX);
         self.renew()
     }
 
-    /// One more configured server; its place.
+    /// Adds a configured server, and returns its index.
     pub(crate) fn add(&mut self, server_name: String) -> usize {
         self.targets.push(Target {
             server_name,
@@ -175,17 +187,18 @@ impl Roster {
         self.targets.len() - 1
     }
 
-    /// A configured server is no more; its place stays.
-    pub(crate) fn remove(&mut self, target: usize) -> News {
+    /// Removes a configured server; its index is not used again.
+    pub(crate) fn remove(&mut self, target: usize) -> RosterChange {
         if let Some(target) = self.targets.get_mut(target) {
             target.known.clear();
         }
         self.renew()
     }
 
-    /// Lists all addresses of all targets, each once: the first target that has it names its server.
-    fn renew(&mut self) -> News {
-        let mut news = News::default();
+    /// Lists all addresses of all targets, each once. The first target that has an address names
+    /// its server.
+    fn renew(&mut self) -> RosterChange {
+        let mut news = RosterChange::default();
         let mut servers: Vec<Arc<ServerState>> = Vec::new();
         for (target, Target { server_name, known }) in self.targets.iter().enumerate() {
             for Known { address, .. } in known {
@@ -218,7 +231,7 @@ impl Roster {
     }
 }
 
-/// `::ffff:192.0.2.1` is 192.0.2.1.
+/// Turns `::ffff:192.0.2.1` into 192.0.2.1.
 fn canonical(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V6(six) if six.ip().to_ipv4_mapped().is_some() => {
@@ -247,7 +260,7 @@ mod tests {
     }
 
     /// An answer at no particular time.
-    fn answer(roster: &mut Roster, target: usize, addresses: &[SocketAddr]) -> News {
+    fn answer(roster: &mut Roster, target: usize, addresses: &[SocketAddr]) -> RosterChange {
         roster.answer(target, addresses, Instant::now())
     }
 
@@ -321,7 +334,7 @@ mod tests {
         assert_eq!(listed(&roster), [1, 2]);
         assert_eq!(news.appeared[0].server_name, "server0");
         assert_eq!(news.vanished[0].server_name, "server1");
-        // The other name keeps it alive when the first one loses it.
+        // The other name keeps the address alive when the first one loses it.
         for _ in 0..3 {
             answer(&mut roster, 0, &addresses(&[3]));
         }
@@ -342,7 +355,7 @@ mod tests {
         assert_eq!(answer(&mut roster, 1, &addresses(&[1])).surplus, 1);
     }
 
-    /// A lane to each server is up, or to none.
+    /// Brings a lane to each server up, or to none.
     fn lanes_are_up(roster: &Roster, up: bool) {
         for server in roster.servers() {
             if up && !server.has_lanes() {
@@ -388,7 +401,7 @@ mod tests {
         assert_eq!(replaced(u32::MAX), 60, "ten minutes");
     }
 
-    /// As behind a headless service, whose answers hold all pods that are ready.
+    /// The answers are those of a headless service, which hold all pods that are ready.
     #[test]
     fn addresses_that_leave_full_answers_one_after_the_other_go_after_three_each() {
         let mut roster = roster(1);
@@ -406,7 +419,7 @@ mod tests {
         }
         assert_eq!(left, [0, 0, 1, 1, 1, 0]);
         assert_eq!(listed(&roster), [1, 2]);
-        // One more is ready, and one is not any more.
+        // One more pod is ready, and one is not any more.
         answer(&mut roster, 0, &addresses(&[1, 2, 3]));
         lanes_are_up(&roster, true);
         for vanished in [0, 0, 1] {
@@ -430,14 +443,15 @@ mod tests {
         assert_eq!(listed(&roster).len(), 16);
     }
 
-    /// Whatever part of the addresses a resolver shows, servers whose lanes are up stay, and one that stops goes soon.
+    /// Whatever part of the addresses a resolver shows, servers whose lanes are up stay, and one
+    /// that stops goes soon.
     #[test]
     fn simulated_resolvers_that_show_a_part_make_no_lane_flap() {
         for seed in 0..200 {
             let mut random = StdRng::seed_from_u64(seed);
             let mut all: Vec<u8> = (0..16).collect();
             let shown_min = random.random_range(1..=12);
-            // The same number in each answer, or another one.
+            // Each answer has the same number of addresses, or another one.
             let shown_max = if random.random_bool(0.5) {
                 shown_min
             } else {

@@ -1,4 +1,5 @@
-//! One server as all cores of the client see it: an address, and what its lanes have learned about it.
+//! One server as all cores of the client see it: an address, and what its lanes have learned about
+//! it.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,58 +14,60 @@ use crate::client::services::answers::Told;
 use crate::quic::path_numbers::PathNumbers;
 use crate::sys::CORES_MAX;
 
-/// An alarm is not given again within this time: the lanes that heard it ask until they are answered.
+/// Least time between two alarms. The lanes that heard an alarm ask until they are answered.
 const ALARM_PAUSE: Duration = Duration::from_millis(100);
 
-/// Lanes that may be left to their flows for as long as these take.
+/// Most lanes that may be left to their flows for as long as these take.
 const LEFT_MAX: usize = 2 * CORES_MAX;
 
-/// Nobody has the probing role.
+/// The serial number that stands for no lane: none probes the server.
 const NOBODY: u64 = 0;
 
-/// Not known yet.
+/// The instance is not known yet.
 const UNKNOWN: u64 = 0;
 
 /// One server.
 #[derive(Debug)]
 pub(crate) struct ServerState {
-    /// Tells servers of this process apart, also successive ones at one address.
+    /// Tells the servers of this process apart, also successive ones at one address.
     pub(crate) number: u64,
-    /// Which of the configured servers it came from.
+    /// The index of the configured server that it comes from.
     pub(crate) target: usize,
-    /// Where it is.
+    /// The address of the server.
     pub(crate) address: SocketAddr,
-    /// What its certificate must be for.
+    /// The name that the server's certificate must have.
     pub(crate) server_name: String,
-    /// Its number of cores as it last said; 0 until then.
+    /// The number of cores that the server last reported; 0 until then.
     cores: AtomicUsize,
-    /// A part of the instance id that it last said; several servers may be behind one address.
+    /// A part of the instance id that the server last reported; several servers may be behind one
+    /// address.
     instance: AtomicU64,
-    /// How many lanes it is to have if nobody has said how many; asked when it or one of its lanes
-    /// says something, never by a flow.
+    /// How many lanes there are to be if the configuration does not say. It is used when the server
+    /// or one of its lanes reports something, never by a flow.
     demand: Mutex<Demand>,
-    /// What that says last.
+    /// The last result of `demand`.
     demanded: AtomicUsize,
-    /// Lanes that it was not to have any more, and that carry flows on.
+    /// Surplus lanes that carry on with their flows.
     left: AtomicUsize,
-    /// Lanes registered with it now, on all cores.
+    /// Lanes registered with the server now, on all cores.
     registered: AtomicUsize,
-    /// It keeps no lane while another address of the same server serves (see [`super::twins`]).
+    /// Whether the address keeps no lane because another address of the same server serves (see
+    /// [`super::same_server`]).
     rests: AtomicBool,
-    /// It was said that this host has no way to it.
+    /// Whether it was logged that this host has no route to the server.
     no_route_said: AtomicBool,
-    /// Those of them whose questions nobody answers.
+    /// Registered lanes whose questions nobody answers.
     unanswered: AtomicUsize,
-    /// What the log has of its answers to the services that this client offers.
+    /// What was logged of the server's answers to the services that this client offers.
     pub(crate) told: Told,
-    /// The lane that probes it, by its serial number.
+    /// The serial number of the lane that probes the server.
     prober: AtomicU64,
-    /// What its lanes have told of the way to it.
+    /// Numbers of the path to the server, as its lanes have measured them.
     pub(crate) path: PathNumbers,
-    /// The log has it that it stops.
+    /// Whether it was logged that the server stops.
     told_to_drain: AtomicBool,
     started: Instant,
-    /// What carries its lanes.
+    /// What carries the server's lanes.
     pub(crate) transport: TransportState,
     /// When the last alarm was given, in milliseconds after `started`, plus 1.
     last_alarm_ms: AtomicU64,
@@ -73,9 +76,11 @@ pub(crate) struct ServerState {
 /// What a registration tells about the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Registered {
-    /// It is the first lane, or the first one with another instance than before: who waits should try now.
+    /// Whether it is the first lane, or the first one with another instance than before, so that
+    /// waiting lanes should try now.
     pub(crate) back: bool,
-    /// Another instance answers than before: the lanes that were registered before may be dead.
+    /// Whether another instance answers than before, so that the lanes that were registered before
+    /// may be dead.
     pub(crate) other_instance: bool,
 }
 
@@ -116,12 +121,12 @@ impl ServerState {
         })
     }
 
-    /// Its number of cores as it last said; 0 until then.
+    /// The number of cores that the server last reported; 0 until then.
     pub(crate) fn cores(&self) -> usize {
         self.cores.load(Ordering::Relaxed)
     }
 
-    /// The server said how many cores it has; this client has `own`. True if that is news.
+    /// Notes how many cores the server has; this client has `own`. True if that is news.
     pub(crate) fn has_cores(&self, cores: usize, own: usize, now: Instant) -> bool {
         if self.cores.swap(cores, Ordering::Relaxed) == cores {
             return false;
@@ -132,28 +137,30 @@ impl ServerState {
         true
     }
 
-    /// How many lanes it is to have.
+    /// How many lanes to the server there are to be.
     pub(crate) fn lanes_wanted(&self, lanes: Lanes) -> usize {
         match lanes {
-            // One lane first: it brings the number of cores, which the others need to aim.
+            // One lane is opened first: it learns the number of cores, by which the others are
+            // aimed.
             _ if self.cores() == 0 => 1,
             Lanes::Count(count) => usize::from(count.get()),
             Lanes::Auto => self.demanded.load(Ordering::Relaxed).max(1),
         }
     }
 
-    /// It says on a lane what it had to hand over to it since it last said so.
+    /// Takes what the server had to hand over to a lane since its last report.
     pub(crate) fn handed_over(&self, work: Work, now: Instant) -> Option<Change> {
         let left = self.left.load(Ordering::Relaxed);
         self.demand_says(|demand| demand.handed_over(work, left, now))
     }
 
-    /// It has shown on a lane that it will say nothing of hand-overs.
+    /// Notes that the server has shown on a lane that it will report no hand-overs.
     pub(crate) fn tells_nothing(&self) -> Option<Change> {
         self.demand_says(Demand::is_told_nothing)
     }
 
-    /// What a lane has carried since it last said so, as it does every `heartbeat_interval`.
+    /// Takes what a lane has carried since its last report, which it makes every
+    /// `heartbeat_interval`.
     pub(crate) fn carried(
         &self,
         work: Work,
@@ -174,14 +181,14 @@ impl ServerState {
         self.demand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether lanes that it is not to have any more get all the time that their flows take. Of a
-    /// server that keeps its word there are never so many (see [`Demand::handed_over`]); one that
-    /// says another number of cores again and again would have more and more of them.
+    /// Whether surplus lanes get as long as their flows take. With a server that keeps its word
+    /// there are never as many as the limit (see [`Demand::handed_over`]); with one that says
+    /// another number of cores again and again there would be more and more.
     pub(crate) fn may_leave_lanes(&self) -> bool {
         self.left.load(Ordering::Relaxed) < LEFT_MAX
     }
 
-    /// A lane is left to the flows that it has, or has ended after that.
+    /// Counts a surplus lane that begins to be left to its flows, or has ended after that.
     pub(crate) fn lane_left(&self, begins: bool) {
         if begins {
             self.left.fetch_add(1, Ordering::Relaxed);
@@ -190,7 +197,7 @@ impl ServerState {
         }
     }
 
-    /// A lane has registered.
+    /// Counts a lane that has registered.
     pub(crate) fn lane_registered(&self, instance: u64) -> Registered {
         let before = self.instance.swap(instance, Ordering::AcqRel);
         let earlier = self.registered.fetch_add(1, Ordering::AcqRel);
@@ -205,12 +212,12 @@ impl ServerState {
         }
     }
 
-    /// A registered lane has ended. True if it was the last one.
+    /// Counts a registered lane that has ended. True if it was the last one.
     pub(crate) fn lane_ended(&self) -> bool {
         self.registered.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
-    /// Nobody answers the questions of a registered lane any more, or somebody does again.
+    /// Counts a registered lane whose questions nobody answers any more, or somebody answers again.
     pub(crate) fn lane_unanswered(&self, unanswered: bool) {
         if unanswered {
             self.unanswered.fetch_add(1, Ordering::AcqRel);
@@ -219,15 +226,14 @@ impl ServerState {
         }
     }
 
-    /// Whether nobody answers on any of its lanes.
+    /// Whether nobody answers on any of the server's lanes.
     pub(crate) fn is_unanswered(&self) -> bool {
         let registered = self.registered.load(Ordering::Acquire);
         registered > 0 && self.unanswered.load(Ordering::Acquire) >= registered
     }
 
-    /// Whether a lane that is registered with the run `instance` of the server, and is not
-    /// answered, may think that the fault is its own: another run has answered since, or other
-    /// lanes are answered.
+    /// Whether a lane that is registered with `instance` and is not answered may blame itself:
+    /// another instance has answered since, or other lanes are answered.
     pub(crate) fn is_heard_elsewhere(&self, instance: u64) -> bool {
         self.instance.load(Ordering::Acquire) != instance
             || self.unanswered.load(Ordering::Acquire) < self.registered.load(Ordering::Acquire)
@@ -238,28 +244,29 @@ impl ServerState {
         self.prober.load(Ordering::Relaxed) == serial
     }
 
-    /// Lanes registered with it now.
+    /// Number of lanes registered with the server now.
     pub(crate) fn lanes(&self) -> usize {
         self.registered.load(Ordering::Relaxed)
     }
 
-    /// It says on one of its lanes that it stops. True for the first one of this instance.
+    /// The server says on one of its lanes that it stops. True for the first lane of this instance
+    /// that says so.
     pub(crate) fn begins_to_drain(&self) -> bool {
         !self.told_to_drain.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether it has said that it stops.
+    /// Whether the server has said that it stops.
     pub(crate) fn is_draining(&self) -> bool {
         self.told_to_drain.load(Ordering::Relaxed)
     }
 
-    /// True while lanes are registered with it, and it has not said that it stops; or with another
-    /// address of it.
+    /// Whether lanes are registered with the server, or with another address of it, and it has not
+    /// said that it stops.
     pub(crate) fn has_lanes(&self) -> bool {
         self.registered.load(Ordering::Relaxed) > 0 || self.rests()
     }
 
-    /// Whether it keeps no lane, as another address of it serves.
+    /// Whether the address keeps no lane because another address of the server serves.
     pub(crate) fn rests(&self) -> bool {
         self.rests.load(Ordering::Acquire)
     }
@@ -268,12 +275,14 @@ impl ServerState {
         self.rests.store(rests, Ordering::Release);
     }
 
-    /// True the first time that this host has no way to it; a lane makes it news again.
+    /// True the first time that this host has no route to the server, and the first time after a
+    /// lane was up.
     pub(crate) fn lacks_route(&self) -> bool {
         !self.no_route_said.swap(true, Ordering::AcqRel)
     }
 
-    /// Takes the probing role for the lane `serial` if nobody has it. True if that lane has it now.
+    /// Takes the probing role for the lane `serial` if no lane has it. True if that lane has it
+    /// now.
     pub(crate) fn claim_probing(&self, serial: u64) -> bool {
         self.prober.load(Ordering::Relaxed) == serial
             || self
@@ -289,7 +298,8 @@ impl ServerState {
             .is_ok()
     }
 
-    /// True if an alarm is due: each of many lanes that end at once asks, and one alarm is enough.
+    /// Whether an alarm is due. Each of many lanes that end at once asks this, and one alarm is
+    /// enough.
     pub(crate) fn may_alarm(&self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.started).as_millis();
         let now_ms = u64::try_from(since).unwrap_or(u64::MAX - 1) + 1;

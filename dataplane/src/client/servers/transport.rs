@@ -1,5 +1,5 @@
-//! What carries the lanes to one server, since when and why, and what is known of whether QUIC gets
-//! through; for all cores of the client.
+//! What carries the lanes to one server, since when and why, and whether QUIC is known to get
+//! through. All cores of the client share it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ pub(crate) enum Riding {
 }
 
 impl Riding {
-    /// As `/status` names it.
+    /// The name of the transport in `/status`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Riding::Udp => "quic",
@@ -22,48 +22,48 @@ impl Riding {
     }
 }
 
-/// For how long QUIC is not waited for after it was unheard.
+/// How long QUIC is not waited for after it was unheard.
 const IN_VAIN_FOR: Duration = Duration::from_secs(60);
 
-/// That QUIC gets through holds for all lanes for this long.
+/// How long the result that QUIC gets through holds, for all lanes.
 const PROBE_HOLDS: Duration = Duration::from_secs(4);
 
-/// A try that has said nothing for this long has died.
+/// A probe without a result after this time has died.
 const PROBE_LASTS: Duration = Duration::from_secs(10);
 
-/// A try of QUIC by one lane, for all.
+/// A probe of QUIC by one lane, for all.
 #[derive(Debug, Clone, Copy)]
 struct Tried {
     at: Instant,
-    /// Not known yet.
+    /// The result; `None` if it is not known yet.
     passes: Option<bool>,
 }
 
-/// Who finds out whether QUIC gets through.
+/// The state of the probe, for a lane that asks whether QUIC gets through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum QuicProbe {
-    /// Whoever asks.
+    /// The lane that asks is to probe.
     Yours,
-    /// Another lane does just now.
+    /// Another lane is probing just now.
     UnderWay,
-    /// QUIC gets through: it was found out a moment ago.
+    /// QUIC gets through, by a probe a moment ago.
     Passes,
-    /// It does not, as was found out then.
+    /// QUIC does not get through, by a probe at this time.
     PassesNot(Instant),
 }
 
 /// What carries the lanes, as operators see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Carried {
-    /// TLS as soon as one lane rides it.
+    /// The transport: TLS as soon as one lane rides it.
     pub(crate) by: Riding,
-    /// Since when.
+    /// Since when it has carried them.
     pub(crate) since: Instant,
-    /// Why; empty if they have never been carried by anything else.
+    /// The reason; empty if the lanes have never been carried by anything else.
     pub(crate) why: String,
 }
 
-/// See the module.
+/// The transport of one server's lanes; see the module.
 #[derive(Debug)]
 pub(crate) struct TransportState {
     /// Registered lanes that ride TLS.
@@ -72,7 +72,7 @@ pub(crate) struct TransportState {
     carried: Mutex<Carried>,
     quic_tried: Mutex<Option<Tried>>,
     started: Instant,
-    /// Until when QUIC is thought not to get through, in milliseconds after `started`; 0: it is
+    /// Until when QUIC is thought not to get through, in milliseconds after `started`; 0 if it is
     /// not.
     in_vain_until_ms: AtomicU64,
 }
@@ -92,26 +92,27 @@ impl TransportState {
         }
     }
 
-    /// QUIC was not heard while TLS was: who dials next need not wait to find that out.
+    /// Notes that QUIC was not heard while TLS was, so that the next lanes need not wait to find
+    /// that out.
     pub(crate) fn quic_was_in_vain(&self, now: Instant) {
         let until = now.saturating_duration_since(self.started) + IN_VAIN_FOR;
         let until_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
         self.in_vain_until_ms.store(until_ms, Ordering::Relaxed);
     }
 
-    /// Whether that was found out lately.
+    /// Whether QUIC was lately found not to get through.
     pub(crate) fn quic_is_in_vain(&self, now: Instant) -> bool {
         let since = now.saturating_duration_since(self.started).as_millis();
         since < u128::from(self.in_vain_until_ms.load(Ordering::Relaxed))
     }
 
-    /// QUIC gets through.
+    /// Notes that QUIC gets through.
     pub(crate) fn quic_passes(&self) {
         self.in_vain_until_ms.store(0, Ordering::Relaxed);
     }
 
-    /// A lane that rides TLS wants to know whether QUIC gets through. That it does not may be known
-    /// since less than `as_of`.
+    /// Asks for a lane that rides TLS whether QUIC gets through. A result that it does not holds if
+    /// it is newer than `as_of`.
     pub(crate) fn begin_quic_probe(&self, now: Instant, as_of: Duration) -> QuicProbe {
         let mut tried = self.tried();
         match *tried {
@@ -134,7 +135,7 @@ impl TransportState {
         }
     }
 
-    /// What came of it.
+    /// Takes the result of a probe.
     pub(crate) fn quic_probed(&self, passes: bool, now: Instant) {
         *self.tried() = Some(Tried {
             at: now,
@@ -151,14 +152,14 @@ impl TransportState {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A registered lane rides this from now on.
+    /// Counts a registered lane that moves to this transport.
     pub(crate) fn lane_rides(&self, riding: Riding, why: &str, now: Instant) {
         if riding == Riding::Tls && self.over_tls.fetch_add(1, Ordering::AcqRel) == 0 {
             self.note(Riding::Tls, why, now);
         }
     }
 
-    /// A registered lane does not ride this any more.
+    /// Counts a registered lane that leaves this transport.
     pub(crate) fn lane_leaves(&self, riding: Riding, why: &str, now: Instant) {
         if riding == Riding::Tls && self.over_tls.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.note(Riding::Udp, why, now);
@@ -167,7 +168,7 @@ impl TransportState {
 
     fn note(&self, by: Riding, why: &str, now: Instant) {
         let mut carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
-        // Two lanes may come and leave at a time; the count is what holds.
+        // Two lanes may come and leave at the same time; the count is what holds.
         if (self.lanes_over_tls() > 0) == (by == Riding::Tls) {
             *carried = Carried {
                 by,
@@ -177,7 +178,7 @@ impl TransportState {
         }
     }
 
-    /// Lanes that ride TLS now.
+    /// Number of lanes that ride TLS now.
     pub(crate) fn lanes_over_tls(&self) -> usize {
         self.over_tls.load(Ordering::Acquire)
     }

@@ -1,8 +1,8 @@
-//! What servers make of the services that this client offers.
+//! The servers' answers to the services that this client offers.
 //!
 //! A lane keeps the latest answers of its own server, which flows need to find their port. A server
-//! keeps what the operator was told of each service, so that it is told once, however many lanes
-//! there are, and again only when it changes.
+//! keeps what was logged for the operator about each service, so that it is logged once, however
+//! many lanes there are, and again only when it changes.
 
 use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
@@ -11,17 +11,18 @@ use qmux_proto::control::{ServiceAnswers, ServiceVerdict, TrafficPorts};
 
 use super::{Service, Services};
 
-/// What a server makes of one service.
+/// A server's answer about one service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Standing {
-    /// It has not said.
+    /// The server has not answered.
     #[default]
     Unsaid,
-    /// This client serves it; these are its ports there, if the server has said them.
+    /// This client serves the service; these are its ports at the server, if the server has said
+    /// them.
     Accepted(Option<TrafficPorts>),
-    /// This client does not serve it.
+    /// This client does not serve the service.
     Refused(ServiceVerdict),
-    /// The server knows no services with names, so this client does not serve it.
+    /// The server knows no services by name, so this client does not serve it.
     TooOld,
 }
 
@@ -35,18 +36,18 @@ impl Standing {
 /// The answers that came on one lane.
 #[derive(Debug, Default)]
 pub(crate) struct LaneAnswers {
-    /// In the order of the services; empty until the server has said something.
+    /// The answers in the order of the services; empty until the server has answered.
     standings: RefCell<Vec<Standing>>,
 }
 
 impl LaneAnswers {
-    /// What the server makes of the service at `index`.
+    /// The answer about the service at `index`.
     pub(crate) fn standing(&self, index: usize) -> Standing {
         let standings = self.standings.borrow();
         standings.get(index).copied().unwrap_or_default()
     }
 
-    /// The service's ports at the server, if it has said them.
+    /// The service's ports at the server, if the server has said them.
     pub(crate) fn ports(&self, index: usize) -> Option<TrafficPorts> {
         match self.standing(index) {
             Standing::Accepted(ports) => ports,
@@ -54,19 +55,19 @@ impl LaneAnswers {
         }
     }
 
-    /// Whether the server has said nothing yet.
+    /// Whether the server has not answered yet.
     pub(crate) fn is_empty(&self) -> bool {
         self.standings.borrow().is_empty()
     }
 
-    /// Takes what the server says.
+    /// Replaces the answers.
     pub(crate) fn set(&self, standings: Vec<Standing>) {
         *self.standings.borrow_mut() = standings;
     }
 }
 
-/// The answers of a message, in the order of the services. A service that it leaves out is none
-/// that the server knows.
+/// The answers of a message, in the order of the services. A service that the message leaves out is
+/// unknown to the server.
 pub(crate) fn standings(services: &Services, message: &ServiceAnswers) -> Vec<Standing> {
     let of = |service: &Service| {
         let answer = message.answers.iter().find(|it| it.name == service.name());
@@ -79,8 +80,7 @@ pub(crate) fn standings(services: &Services, message: &ServiceAnswers) -> Vec<St
     services.all().iter().map(|service| of(service)).collect()
 }
 
-/// What holds with a server that answers no names: it serves the nameless service, as it always
-/// has.
+/// The answers of a server that knows no names: it serves the nameless service, as it always has.
 pub(crate) fn standings_at_old_server(services: &Services) -> Vec<Standing> {
     let of = |service: &Service| match service.name() {
         "" => Standing::Accepted(None),
@@ -93,29 +93,29 @@ pub(crate) fn standings_at_old_server(services: &Services) -> Vec<Standing> {
 #[derive(Debug, Default)]
 pub(crate) struct Told(Mutex<OfServices>);
 
-/// Of each service of one configuration.
+/// The answers about each service of one configuration.
 #[derive(Debug, Default)]
 struct OfServices {
     generation: u64,
     standings: Vec<Standing>,
 }
 
-/// Something that is news to the operator.
+/// A changed answer, which the operator is to be told.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct News {
-    /// The service, by its place.
+pub(crate) struct ChangedAnswer {
+    /// The index of the service.
     pub(crate) index: usize,
-    /// What was told before.
+    /// The answer that the operator was told before.
     pub(crate) before: Standing,
-    /// What holds now.
+    /// The answer now.
     pub(crate) now: Standing,
 }
 
 impl Told {
-    /// Takes what a lane was answered that is registered with the services of this configuration;
-    /// the result is what has changed.
-    pub(crate) fn news(&self, generation: u64, standings: &[Standing]) -> Vec<News> {
-        // Only when a lane has registered, or the server's config has changed.
+    /// Takes the answers on a lane that is registered with the services of this configuration.
+    /// Returns what has changed.
+    pub(crate) fn news(&self, generation: u64, standings: &[Standing]) -> Vec<ChangedAnswer> {
+        // This happens only when a lane has registered, or the server's configuration has changed.
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if generation < told.generation {
             return Vec::new(); // A lane that is about to be left.
@@ -128,12 +128,12 @@ impl Told {
         let pairs = told.standings.iter_mut().zip(standings).enumerate();
         let changed = pairs.filter_map(|(index, (told, &now))| {
             let before = std::mem::replace(told, now);
-            (before != now).then_some(News { index, before, now })
+            (before != now).then_some(ChangedAnswer { index, before, now })
         });
         changed.collect()
     }
 
-    /// How many services the server lets this client serve; `None` if it has not said.
+    /// How many services the server lets this client serve; `None` if it has not answered.
     pub(crate) fn accepted(&self) -> Option<usize> {
         let told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let accepted = told.standings.iter().filter(|it| it.is_accepted()).count();
@@ -141,7 +141,7 @@ impl Told {
     }
 }
 
-/// Why nobody, or not everybody, comes to `service` from `server`, and what to do; `None` if all is
+/// Why no visitors, or not all, come to `service` from `server`, and what to do; `None` if all is
 /// well.
 pub(crate) fn complaint(server: &str, service: &Service, standing: Standing) -> Option<String> {
     let name = match service.name() {
@@ -269,7 +269,7 @@ mod tests {
         let changed = told.news(0, &[Standing::Accepted(None); 2]);
         assert_eq!(
             changed,
-            [News {
+            [ChangedAnswer {
                 index: 1,
                 before: refused,
                 now: Standing::Accepted(None)

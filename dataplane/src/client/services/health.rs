@@ -1,16 +1,16 @@
-//! Whether this client reaches a service by TCP, found out by flows that dial it and by checks of
-//! its own.
+//! The health of the services: whether this client reaches each by TCP, found out by flows that
+//! dial it and by checks of its own.
 //!
 //! A flow's failed dial is proof enough that the service is down: servers are told on every lane,
-//! and send TCP visitors elsewhere while there are other clients. From then on core 0 tries the
-//! service, more and more seldom, until a connection comes about; that, or a flow's dial that works
+//! and send TCP visitors elsewhere while there are other clients. From then on core 0 checks the
+//! service, less and less often, until a connection succeeds. That, or a flow's dial that works
 //! after all (though not within [`DIALS_DOUBTED_FOR`]), is proof that it is up. With
-//! `health_check_interval` the service is also tried while it is thought to be up. Of a range of
+//! `health_check_interval` the service is also checked while it is thought to be up. In a range of
 //! ports the first one stands for all, and the others for themselves alone.
 //!
-//! What is known is one flag for each service in the whole process. A core that changes it mails
-//! all cores, each of which tells it on its lanes; a lane that missed that tells it with its next
-//! heartbeat.
+//! The result is one flag for each service in the whole process. A core that changes it mails all
+//! cores, and each of them reports it on its lanes. A lane that missed the mail reports it with its
+//! next heartbeat.
 
 use std::cell::Cell;
 use std::io;
@@ -31,19 +31,19 @@ use crate::sys::tcp::TcpSocket;
 /// The core that makes the checks.
 const CHECKING_CORE: usize = 0;
 
-/// Checks that must fail in a row before a service that was up counts as down: one may be lost in a
-/// restart.
+/// Checks that must fail in a row before a service that was up counts as down, because one may be
+/// lost in a restart.
 const FAILURES_TO_DOWN: u32 = 2;
 
-/// Pause after the first failed check or dial. Doubles with each further one.
+/// Pause after the first failed check or dial; it doubles with each further one.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 
 /// Longest pause between two checks of a service that is down: how long it may be up unnoticed.
 const PAUSE_LONGEST: Duration = Duration::from_secs(5);
 
 /// How long after a failure only a check may find that the service is up again. Where some dials
-/// fail and others work, each flow would otherwise change what is thought of it, and tell all
-/// servers so.
+/// fail and others work, each flow would otherwise change the result, and have it reported to all
+/// servers.
 const DIALS_DOUBTED_FOR: Duration = Duration::from_secs(1);
 
 /// Doublings after which the pause has reached [`PAUSE_LONGEST`].
@@ -51,11 +51,11 @@ const DOUBLINGS_MAX: u32 = 5;
 
 const _: () = assert!(PAUSE_FIRST.as_millis() << DOUBLINGS_MAX >= PAUSE_LONGEST.as_millis());
 
-/// What the whole process knows of one service.
+/// The health of one service, for the whole process.
 #[derive(Debug)]
 pub(crate) struct ServiceState {
     down: AtomicBool,
-    /// When it was last found to be down, in milliseconds since `began`.
+    /// When the service was last found to be down, in milliseconds since `began`.
     down_at_ms: AtomicU64,
     began: Instant,
 }
@@ -68,7 +68,7 @@ enum By {
 }
 
 impl ServiceState {
-    /// Up, until something else is known.
+    /// The state of a service that counts as up until something else is known.
     pub(crate) fn new(now: Instant) -> ServiceState {
         ServiceState {
             down: AtomicBool::new(false),
@@ -82,26 +82,26 @@ impl ServiceState {
         !self.down.load(Ordering::Acquire)
     }
 
-    /// A flow's dial says whether it can. Costs a dial that works one load. All cores are told of a
-    /// change.
+    /// Takes the result of a flow's dial. If it worked and the service was up, this costs one load.
+    /// All cores are told of a change.
     pub(crate) fn dialled(&self, worked: bool, service: &Service, context: &ClientContext) {
         if self.healthy() != worked && self.change(worked, By::Flow, Instant::now()) {
             Self::tell(worked, service, context);
         }
     }
 
-    /// A check has found out whether it can. All cores are told of a change.
+    /// Takes the result of a check. All cores are told of a change.
     fn checked(&self, healthy: bool, service: &Service, context: &ClientContext) {
         if self.change(healthy, By::Check, Instant::now()) {
             Self::tell(healthy, service, context);
         }
     }
 
-    /// True if this is news.
+    /// Changes the result. True if this is news.
     fn change(&self, healthy: bool, by: By, now: Instant) -> bool {
         let now_ms = u64::try_from(now.duration_since(self.began).as_millis()).unwrap_or(u64::MAX);
         if !healthy {
-            // Before the flag: who sees that finds this.
+            // The time is stored before the flag, so that whoever sees the flag finds the time.
             self.down_at_ms.store(now_ms, Ordering::Relaxed);
         } else if by == By::Flow {
             let down_for = now_ms.saturating_sub(self.down_at_ms.load(Ordering::Relaxed));
@@ -125,7 +125,7 @@ impl ServiceState {
             }
         }
         for core in 0..context.post.cores() {
-            // A full mailbox: the lanes of that core tell it with their next heartbeat.
+            // If the mailbox is full, the lanes of that core report it with their next heartbeat.
             if context.post.send(core, ClientMail::ServiceHealth).is_err() {
                 context.counters.service_news_dropped.increment();
             }
@@ -133,11 +133,11 @@ impl ServiceState {
     }
 }
 
-/// When the service is checked, and what the checks mean. Knows no clock: time comes in as an
-/// argument.
+/// When the service is checked, and what the checks mean. There is no clock in here: time comes in
+/// as an argument.
 #[derive(Debug)]
 struct Checks {
-    /// Pause between checks while the service is up; `None`: there are none.
+    /// Pause between checks while the service is up; `None` if there are none.
     interval: Option<Duration>,
     down: bool,
     failures: u32,
@@ -159,7 +159,7 @@ impl Checks {
         self.next
     }
 
-    /// Flows have found out whether the service is up. News only.
+    /// Takes what flows have found out about the service; only if it is news.
     fn told(&mut self, healthy: bool, now: Instant) {
         if self.down == healthy {
             self.down = !healthy;
@@ -168,7 +168,7 @@ impl Checks {
         }
     }
 
-    /// A check has ended. Returns what is thought now, if that is news.
+    /// Takes the result of a check. Returns the new state of the service, if that is news.
     fn checked(&mut self, worked: bool, now: Instant) -> Option<bool> {
         let was_down = self.down;
         if worked {
@@ -182,7 +182,7 @@ impl Checks {
         (self.down != was_down).then_some(!self.down)
     }
 
-    /// This machine lacked what the check needed, so that nothing was learned.
+    /// Nothing was learned, because this machine lacked what the check needed.
     fn not_made(&mut self, now: Instant) {
         self.plan(now);
     }
@@ -199,17 +199,17 @@ impl Checks {
     }
 }
 
-/// Makes the checks of one service; on one core only.
+/// Makes the health checks of one service, on one core only.
 pub(crate) struct Checker {
     service: Arc<Service>,
     told: Event,
-    /// The service is no more, or another one.
+    /// Whether the service is removed, or is another one now.
     over: Cell<bool>,
 }
 
 impl Checker {
-    /// Starts those of all services that can be checked, if this is the core for it. Of `running`
-    /// those go on whose service is the same; the others end.
+    /// Starts the checkers of all services that can be checked, if this core has that task. Those
+    /// of `running` whose service is the same go on; the others end.
     pub(crate) fn start_all(
         context: &Rc<ClientContext>,
         services: &[Arc<Service>],
@@ -245,7 +245,7 @@ impl Checker {
         checkers
     }
 
-    /// What is known of a service has changed.
+    /// Wakes the checker, because the health of a service has changed.
     pub(crate) fn told(&self) {
         self.told.set();
     }
@@ -258,7 +258,7 @@ impl Checker {
         while !host.was_asked() {
             crate::core::time::sleep(PAUSE_FIRST).await;
         }
-        // Clients of one service that were started together must not check it together.
+        // Clients that were started together must not check one service together.
         let interval = interval.map(jittered);
         let mut checks = Checks::new(interval, Instant::now());
         while !context.draining.get() && !self.over.get() {
@@ -284,8 +284,8 @@ impl Checker {
                 context.counters.service_checks_failed.increment();
                 self.service.counts.checks_failed.increment();
             }
-            // A flow may have found out more meanwhile: what it says is older than this check, or
-            // true.
+            // A flow may have found out more meanwhile; its result is either older than this check,
+            // or true.
             checks.told(state.healthy(), Instant::now());
             if let Some(healthy) = checks.checked(worked, Instant::now()) {
                 state.checked(healthy, &self.service, &context);
@@ -312,12 +312,12 @@ impl Checker {
             return self.told.wait().await;
         };
         let sleep = crate::core::time::sleep_until(until);
-        // Whichever comes first.
+        // Whichever of the two comes first.
         let _time_or_news = self.told.cuts_short(sleep).await;
     }
 }
 
-/// Connects to `port` at the first address of the service that answers, each within `timeout`.
+/// Connects to `port` at the first address of the service that answers; each gets `timeout`.
 pub(crate) async fn connect(
     service: &Service,
     port: u16,
@@ -332,7 +332,8 @@ pub(crate) async fn connect(
         let attempt = TcpSocket::connect(service.at(*host, port));
         match crate::core::time::timeout(timeout, attempt).await {
             Ok(Ok(socket)) => return Ok(socket),
-            // What this host lacks for one address says less than what another one has answered.
+            // That this host lacks what it needs for one address says less than the answer of
+            // another one.
             Ok(Err(error)) if answered && limits::is_own_want(&error) => {}
             Ok(Err(error)) => {
                 answered = !limits::is_own_want(&error);
@@ -353,8 +354,7 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(2);
 
-    /// Checks until `count` have been made, each of which ends at once; the pauses before them in
-    /// milliseconds.
+    /// Makes `count` checks that end at once; returns the pauses before them, in milliseconds.
     fn pauses(checks: &mut Checks, mut now: Instant, count: usize, worked: bool) -> Vec<u128> {
         (0..count)
             .map(|_| {

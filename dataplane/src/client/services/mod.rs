@@ -1,8 +1,8 @@
-//! The services behind this client, as all its cores see them: where each one is, whether it can be
-//! reached, and what is counted of it.
+//! The services behind this client, as all its cores see them: the address of each, its health, and
+//! its counters.
 //!
-//! A service is found by the name that a flow brings. Its port is the one of the same position as
-//! the traffic port that the visitor connected to, so it takes the server's answer to know it
+//! A service is found by the name that a flow brings. Its port is the one at the position of the
+//! traffic port that the visitor connected to, so the server's answer is needed to know it
 //! ([`answers`]).
 
 pub(crate) mod answers;
@@ -28,7 +28,7 @@ const _: () = assert!(
     "every service that the configuration allows can be offered"
 );
 
-/// Where the name of a service's host stands in the config.
+/// The place in the configuration where the host of the service is named.
 const LOCAL_SETTING: &str = "host in [client.local]";
 const NAMED_SETTING: &str = "host in [[client.services]]";
 
@@ -42,38 +42,38 @@ pub(crate) struct Services {
 /// One of them.
 #[derive(Debug)]
 pub(crate) struct Service {
-    /// Its place among the services of this client.
+    /// The index among the services of this client.
     pub(super) index: usize,
-    /// As configured.
+    /// The configuration of the service.
     pub(crate) local: LocalService,
-    /// Its host, with the port that checks connect to; port 0 if there is none.
+    /// The host, with the port that health checks connect to; port 0 if there is none.
     pub(crate) host: Arc<Name>,
-    /// Whether it can be reached.
+    /// The health of the service.
     pub(super) state: Arc<ServiceState>,
-    /// What has happened to it.
+    /// What was counted for the service.
     pub(crate) counts: Arc<ServiceCounts>,
-    /// Flows that it has now, TCP and UDP.
+    /// Flows that the service has now, TCP and UDP.
     flows: Arc<AtomicUsize>,
-    /// Its last connection was closed by it, behind one answer.
+    /// Whether the service closed its last connection right after one answer.
     closes_behind_answer: AtomicBool,
 }
 
-/// What is counted of each service, by all cores together: at most a few times per flow.
+/// What is counted for each service, by all cores together: at most a few times per flow.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceCounts {
-    /// TCP flows that reached it.
+    /// TCP flows that reached the service.
     pub(crate) tcp_flows: Count,
-    /// UDP flows opened to it.
+    /// UDP flows opened to the service.
     pub(crate) udp_flows: Count,
-    /// TCP flows that did not reach it.
+    /// TCP flows that did not reach the service.
     pub(crate) dials_failed: Count,
     /// TCP and UDP flows for a traffic port that has no port here.
     pub(crate) flows_without_port: Count,
-    /// Checks that failed.
+    /// Health checks that failed.
     pub(crate) checks_failed: Count,
 }
 
-/// A count that all cores may add to.
+/// A counter that all cores may add to.
 #[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
 
@@ -87,12 +87,12 @@ impl Count {
     }
 }
 
-/// Counts a flow among those that a service has, until dropped.
+/// Counts a flow of a service until this is dropped.
 #[derive(Debug)]
 pub(super) struct ServedFlow(Arc<Service>);
 
 impl ServedFlow {
-    /// A flow begins.
+    /// Counts a flow that begins.
     pub(super) fn new(service: &Arc<Service>) -> ServedFlow {
         service.flows.fetch_add(1, Ordering::Relaxed);
         ServedFlow(Arc::clone(service))
@@ -105,19 +105,19 @@ impl Drop for ServedFlow {
     }
 }
 
-/// Which port of a service a visitor gets.
+/// The port of a service for a visitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum VisitorPort {
-    /// This one.
+    /// This port.
     Known(u16),
-    /// It takes the server's answer to know it, and that has not come yet.
+    /// The server's answer is needed to know the port, and has not come yet.
     NotYet,
-    /// None: the server's range is longer, or lies elsewhere.
+    /// There is no such port: the server's range is longer, or lies elsewhere.
     Missing,
 }
 
 impl Services {
-    /// Those of the configuration. Services at the same place share what is known of the place.
+    /// The services of the first configuration. Services at the same address share its health.
     pub(super) fn new(configured: &[LocalService]) -> Services {
         let none = Services {
             all: Vec::new(),
@@ -126,7 +126,8 @@ impl Services {
         Services::after(&none, configured)
     }
 
-    /// Those of another configuration. What is known of a place, and counted of a name, goes on.
+    /// The services of another configuration. The health of an address, and the counters of a name,
+    /// go on.
     pub(super) fn after(before: &Services, configured: &[LocalService]) -> Services {
         let mut hosts: HashMap<(String, u16), Arc<Name>> = HashMap::new();
         for service in &before.all {
@@ -182,7 +183,7 @@ impl Services {
         }
     }
 
-    /// One without a name, at the addresses of `host`.
+    /// For tests: one service without a name, at the addresses of `host`.
     #[cfg(test)]
     pub(crate) fn only(host: &Arc<Name>) -> Arc<Services> {
         let port = LocalPorts::These(qmux_config::Ports::one(53));
@@ -200,13 +201,13 @@ impl Services {
         self.all.get(*self.by_name.get(name)?)
     }
 
-    /// The service of this name, if it speaks `protocol`.
+    /// The service with this name, if it speaks `protocol`.
     pub(super) fn find(&self, name: &str, protocol: Protocol) -> Option<&Arc<Service>> {
         let service = self.all.get(*self.by_name.get(name)?)?;
         service.speaks(protocol).then_some(service)
     }
 
-    /// What Register offers.
+    /// The services that Register offers.
     pub(super) fn offers(&self) -> Vec<ServiceOffer> {
         let offers = self.all.iter().map(|service| ServiceOffer {
             name: service.local.name.clone(),
@@ -218,12 +219,12 @@ impl Services {
         offers.collect()
     }
 
-    /// Whether all hosts have been asked for, with or without success.
+    /// Whether the names of all hosts have been looked up, with or without success.
     pub(super) fn are_known(&self) -> bool {
         self.all.iter().all(|service| service.host.was_asked())
     }
 
-    /// Whether one of them has.
+    /// Whether the name of any host has been looked up.
     pub(super) fn is_any_known(&self) -> bool {
         self.all.iter().any(|service| service.host.was_asked())
     }
@@ -241,13 +242,13 @@ impl Services {
 }
 
 impl Service {
-    /// Whether it is likely to close a connection right behind its answer, as HTTP without
-    /// keep-alive does: what it did last.
+    /// Whether the service is likely to close a connection right after its answer, as HTTP without
+    /// keep-alive does: it did so the last time.
     pub(super) fn closes_behind_answer(&self) -> bool {
         self.closes_behind_answer.load(Ordering::Relaxed)
     }
 
-    /// A connection has ended: whether it was the service that closed it, behind one answer.
+    /// Notes, at the end of a connection, whether the service has closed it right after one answer.
     pub(super) fn note_close(&self, behind_answer: bool) {
         if self.closes_behind_answer() != behind_answer {
             self.closes_behind_answer
@@ -262,13 +263,13 @@ impl Service {
         }
     }
 
-    /// Its name as a label of metrics and in sentences.
+    /// The service's name as a label of metrics and in sentences.
     pub(crate) fn name(&self) -> &str {
         &self.local.name
     }
 
     /// The port for a visitor of the traffic port `traffic`, which servers of older versions do not
-    /// tell for UDP. `there`: the service's ports at the server, once it has said them.
+    /// tell for UDP. `there` are the service's ports at the server, once the server has said them.
     pub(super) fn port_for(
         &self,
         traffic: Option<u16>,
@@ -281,7 +282,7 @@ impl Service {
             (LocalPorts::Same, None) => not_yet(there.map(|there| there.first)),
             (LocalPorts::These(ports), None) => VisitorPort::Known(ports.first()),
             (LocalPorts::These(ports), Some(traffic)) => match there {
-                // It is the one, whatever number it has there.
+                // There is only one, whatever number it has at the server.
                 None if ports.count() == 1 => VisitorPort::Known(ports.first()),
                 None => VisitorPort::NotYet,
                 Some(there) if ports.count() == 1 && there.count == 1 => {
@@ -292,18 +293,19 @@ impl Service {
         }
     }
 
-    /// Whether reaching `port`, or not, says something of the whole service: that is the port that
-    /// checks connect to. Other ports of a range may be dead or alive by themselves.
+    /// Whether the health of `port` is that of the whole service: it is the port that health checks
+    /// connect to. Other ports of a range may be dead or alive by themselves.
     pub(super) fn stands_for_all(&self, port: u16) -> bool {
         self.local.check_port() == Some(port)
     }
 
-    /// Whether a TCP connection can tell if it works, without a visitor who says which port.
+    /// Whether a TCP connection can tell if the service works, without a visitor who says which
+    /// port.
     pub(super) fn is_checked(&self) -> bool {
         self.local.protocol.tcp() && self.local.check_port().is_some()
     }
 
-    /// An address of its host with the port `port`.
+    /// An address of the service's host with the port `port`.
     pub(super) fn at(&self, mut host: SocketAddr, port: u16) -> SocketAddr {
         if !self.stands_for_all(port) {
             host.set_port(port);
@@ -311,7 +313,7 @@ impl Service {
         host
     }
 
-    /// What it is, in a line for people.
+    /// The service in a line for people.
     pub(crate) fn summary(&self) -> String {
         let protocol = match self.local.protocol {
             ListenerProtocol::Tcp => "TCP",
@@ -326,12 +328,12 @@ impl Service {
         format!("{self}, {protocol}{header}")
     }
 
-    /// Flows that it has now, TCP and UDP.
+    /// Flows that the service has now, TCP and UDP.
     pub(crate) fn flows(&self) -> usize {
         self.flows.load(Ordering::Relaxed)
     }
 
-    /// Where it is, as in dp.toml.
+    /// The address of the service, as in dp.toml.
     pub(crate) fn place(&self) -> String {
         let LocalService { host, ports, .. } = &self.local;
         if host.contains(':') {
@@ -341,14 +343,14 @@ impl Service {
         }
     }
 
-    /// Whether it can be reached by TCP, as far as is known.
+    /// Whether the service can be reached by TCP, as far as is known.
     pub(crate) fn is_healthy(&self) -> bool {
         self.state.healthy()
     }
 }
 
 impl fmt::Display for Service {
-    /// Its name, and where it is.
+    /// Writes the service's name and address.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let LocalService {
             name, host, ports, ..
@@ -375,7 +377,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A service on this host.
+    /// For tests: a service on this host.
     pub(crate) fn local(name: &str, ports: LocalPorts, protocol: ListenerProtocol) -> LocalService {
         LocalService {
             name: name.into(),

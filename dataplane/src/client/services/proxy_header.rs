@@ -1,5 +1,5 @@
-//! The PROXY protocol headers that services are sent: who a visitor is, or that it is this client
-//! itself. Pure; a header is made once for each flow.
+//! The PROXY protocol headers that services are sent: who the visitor is, or that the connection is
+//! this client's own. This module is pure; a header is made once for each flow.
 
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -9,7 +9,7 @@ use qmux_config::ProxyProtocol;
 use qmux_proto::Protocol;
 
 /// The header for a visitor who came to the traffic address `traffic`; empty if the service wants
-/// none. The first version has none for UDP, which the configuration does not allow.
+/// none. Version 1 has none for UDP, which the configuration does not allow.
 pub(crate) fn of_visitor(
     version: ProxyProtocol,
     protocol: Protocol,
@@ -39,7 +39,7 @@ pub(crate) fn of_visitor(
     }
 }
 
-/// The header of a connection that this client makes for itself, as a check does.
+/// The header of a connection that this client makes for itself, such as a health check.
 pub(crate) fn of_ourselves(version: ProxyProtocol) -> Vec<u8> {
     match version {
         ProxyProtocol::Off => Vec::new(),
@@ -52,7 +52,7 @@ pub(crate) fn of_ourselves(version: ProxyProtocol) -> Vec<u8> {
     }
 }
 
-/// In place of a traffic address that the server has not told.
+/// Stands in place of a traffic address that the server has not told.
 pub(crate) fn unknown_traffic(visitor: SocketAddr) -> SocketAddr {
     match visitor.ip().to_canonical() {
         IpAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
@@ -60,7 +60,7 @@ pub(crate) fn unknown_traffic(visitor: SocketAddr) -> SocketAddr {
     }
 }
 
-/// It only fails if a header is longer than 64 KB.
+/// Unwraps a header; building one fails only if it is longer than 64 KB.
 fn built(header: io::Result<Vec<u8>>) -> Vec<u8> {
     header.unwrap_or_default()
 }
@@ -71,8 +71,8 @@ enum Pair {
     V6(v2::IPv6),
 }
 
-/// IPv4-mapped addresses are IPv4. If only one of the two is, both are written as IPv6, as a header
-/// has one family.
+/// The pair of two addresses. IPv4-mapped addresses are IPv4. If only one of the two is IPv4, both
+/// are written as IPv6, because a header has one family.
 fn pair(visitor: SocketAddr, traffic: SocketAddr) -> Pair {
     let (from, to) = (visitor.ip().to_canonical(), traffic.ip().to_canonical());
     if let (IpAddr::V4(from), IpAddr::V4(to)) = (from, to) {
@@ -117,7 +117,7 @@ mod tests {
                 "[2001:db8::2]:80",
                 "TCP6 2001:db8::1 2001:db8::2 1234 80",
             ),
-            // What a listener on [::] sees of IPv4.
+            // A listener on [::] sees IPv4 addresses in this form.
             (
                 "[::ffff:192.0.2.1]:1234",
                 "[::ffff:198.51.100.2]:80",
@@ -140,7 +140,7 @@ mod tests {
 
     const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-    /// Byte by byte as the specification has it (section 2.2).
+    /// The bytes are those of the specification (section 2.2).
     #[test]
     fn the_binary_form_is_that_of_the_specification() {
         let visitor = address("192.0.2.1:258");

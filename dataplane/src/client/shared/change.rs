@@ -1,4 +1,5 @@
-//! Another configuration of the client role: all that can fail is done before anything changes.
+//! Taking up another configuration of the client role: everything that can fail is done before
+//! anything changes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,27 +18,29 @@ use crate::resolve::{Keeper, Name};
 /// How long another configuration waits for the names of its services.
 const HOSTS_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Pause between two looks whether they are known.
+/// Pause between two looks whether the names are known.
 const HOSTS_POLL: Duration = Duration::from_millis(5);
 
-/// How long a core whose mailbox is full is told again. One that takes nothing for so long is stuck.
+/// How long to retry telling a core whose mailbox is full. A core that takes nothing for so long is
+/// stuck.
 const PLAN_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What has been read and started, and only has to be used. Dropped, it leaves nothing behind.
+/// Everything that has been read and started for another configuration, and only has to be used.
+/// Dropped, it leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     config: Arc<Config>,
     credentials: Arc<ClientCredentials>,
     services: Arc<Services>,
-    /// Hosts of services that are no more.
+    /// Hosts of services that are removed.
     hosts_gone: Vec<Arc<Name>>,
     hosts_new: Vec<Keeper>,
-    /// Places of configured servers that are no more.
+    /// Indexes of configured servers that are removed.
     targets_gone: Vec<usize>,
     targets_new: Vec<NewTarget>,
 }
 
-/// A configured server that was none before.
+/// A configured server that is new.
 #[derive(Debug)]
 struct NewTarget {
     place: usize,
@@ -48,8 +51,7 @@ struct NewTarget {
 impl ClientShared {
     /// Prepares for another configuration, whose section is `client`. Nothing changes yet.
     ///
-    /// # Errors
-    /// If a certificate cannot be used, or there is no thread for a name.
+    /// # Errors If a certificate cannot be used, or a thread for a name cannot be started.
     pub(crate) fn prepare(
         self: &Arc<Self>,
         config: &Arc<Config>,
@@ -106,7 +108,7 @@ impl ClientShared {
                 continue;
             }
             let target = Arc::new(Target::new(configured));
-            // One that was configured once has its place.
+            // A server that was configured before has its index already.
             let place = known.unwrap_or(targets.len());
             match targets.get_mut(place) {
                 Some(before) => *before = Arc::clone(&target),
@@ -122,7 +124,7 @@ impl ClientShared {
     }
 
     /// Takes up what is prepared, and tells the cores by `post`. Lanes whose services have changed
-    /// are made anew: the new ones register before the old ones are left to their flows. Returns
+    /// are replaced: the new ones register before the old ones are left to their flows. Returns
     /// what did not work.
     pub(crate) fn take_up(&self, prepared: Prepared, post: &dyn Post<ClientMail>) -> Vec<String> {
         let before = self.settings();
@@ -160,7 +162,7 @@ impl ClientShared {
         tell_cores_to_plan(post)
     }
 
-    /// A configured server is no more.
+    /// Removes a configured server.
     fn remove_target(&self, place: usize) {
         if let Some(target) = self.targets().get(place) {
             target.name.give_up();
@@ -190,7 +192,7 @@ impl ClientShared {
         if target.name.is_literal() {
             self.resolved(place, &target.name.addresses());
         }
-        // Only now that there is a place for their answers.
+        // Only now there is a place for their answers.
         keepers.into_iter().for_each(Keeper::begin);
     }
 
@@ -202,8 +204,8 @@ impl ClientShared {
     }
 }
 
-/// Waits until it is known where the services are, or that nobody knows, but not for long: a lane
-/// brings flows at once.
+/// Waits until the addresses of the services are known, or known to be unknown, but not for long: a
+/// lane brings flows at once.
 fn wait_until_asked(services: &Services) {
     let until = Instant::now() + HOSTS_PATIENCE;
     while !services.are_known() && Instant::now() < until {
@@ -211,8 +213,8 @@ fn wait_until_asked(services: &Services) {
     }
 }
 
-/// Tells the cores, which are waited for if their mailboxes are full, but not for ever. Returns what
-/// did not work.
+/// Tells the cores to plan, and waits for a while if their mailboxes are full. Returns what did not
+/// work.
 fn tell_cores_to_plan(post: &dyn Post<ClientMail>) -> Vec<String> {
     let until = Instant::now() + PLAN_PATIENCE;
     let mut problems = Vec::new();
@@ -339,7 +341,7 @@ mod tests {
         let answer = ["192.0.2.1:8443".parse().expect("literal")];
         assert!(world.shared.answered(&name, 0, &answer));
         assert!(world.addresses().contains(&answer[0]));
-        // The resolver has found the name wanted, and then:
+        // The resolver has found the name wanted, and then the following happens:
         name.give_up();
         world.shared.on_roster(|roster| roster.remove(0));
         assert!(!world.shared.answered(&name, 0, &answer));

@@ -1,5 +1,5 @@
-//! Where the service of UDP flows is: which of its addresses a flow tries, and whether a flow's
-//! address is still one of them. Pure, but for the question for the addresses of now.
+//! The addresses of the service of UDP flows: which of them a flow tries, and whether a flow's
+//! address is still one of them. This module is pure, except that it reads the current addresses.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::resolve::Name;
 
-/// The service of one core's flows.
+/// The addresses of one service, for one core's flows.
 pub(super) struct Addresses {
     name: Arc<Name>,
     known: RefCell<Arc<Vec<SocketAddr>>>,
@@ -28,12 +28,12 @@ impl Addresses {
         }
     }
 
-    /// Whether they are those of this host.
+    /// Whether these are the addresses of this host.
     pub(super) fn are_of(&self, name: &Arc<Name>) -> bool {
         Arc::ptr_eq(&self.name, name)
     }
 
-    /// Looks for a change. The result tells apart what the addresses were and are.
+    /// Looks for a change. The result differs whenever the addresses do.
     pub(super) fn version(&self) -> u64 {
         let now = self.name.addresses();
         let mut known = self.known.borrow_mut();
@@ -46,12 +46,12 @@ impl Addresses {
         self.version.get()
     }
 
-    /// The same without looking.
+    /// The version without looking for a change.
     pub(super) fn known_version(&self) -> u64 {
         self.version.get()
     }
 
-    /// How many there are.
+    /// Number of addresses.
     pub(super) fn len(&self) -> usize {
         self.known.borrow().len()
     }
@@ -60,7 +60,8 @@ impl Addresses {
         self.known.borrow().contains(&address)
     }
 
-    /// The next one to try when those of `tried` have failed: first the one that answered last.
+    /// The next address to try when those in `tried` have failed, beginning with the one that
+    /// answered last.
     pub(super) fn next(&self, tried: &[SocketAddr]) -> Option<SocketAddr> {
         let known = self.known.borrow();
         let good = self.good.get().filter(|good| known.contains(good));
@@ -68,17 +69,17 @@ impl Addresses {
         all.find(|address| !tried.contains(address))
     }
 
-    /// Whether it is known which one answers.
+    /// Whether it is known which address answers.
     pub(super) fn is_sure(&self) -> bool {
         self.len() < 2 || self.good.get().is_some_and(|good| self.contains(good))
     }
 
-    /// The service has answered from there.
+    /// Notes that the service has answered from this address.
     pub(super) fn answered(&self, address: SocketAddr) {
         self.good.set(Some(address));
     }
 
-    /// Nobody listens there.
+    /// Notes that nobody listens at this address.
     pub(super) fn refused(&self, address: SocketAddr) {
         if self.good.get() == Some(address) {
             self.good.set(None);

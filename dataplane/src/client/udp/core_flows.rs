@@ -1,10 +1,11 @@
-//! What the lanes of one core share on the client: how many flows there may be, and how fast their
-//! sockets are opened.
+//! What the lanes of one core share on the client: how many UDP flows there may be, and how fast
+//! their sockets are opened.
 //!
-//! Each flow has a socket, and so a descriptor and a port, which TCP flows, lanes and other programs
-//! of this machine need, too. So all flows of a process have a part of them, each core an equal part
-//! of that; within it [`Lives`] says who goes first. Sockets are opened at a bounded [`Pace`]: new
-//! flows beyond it wait, in a bounded queue, and what finds no place in it is dropped and counted.
+//! Each flow has a socket, and so a descriptor and a port, which TCP flows, lanes and other
+//! programs of this machine need as well. So all flows of a process have a part of them, and each
+//! core an equal part of that; within it [`Lifetimes`] says which flow goes first. Sockets are
+//! opened at a bounded [`Pace`]. New flows beyond it wait in a bounded queue; what has no room
+//! there is dropped and counted.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -20,33 +21,33 @@ use super::flow::Flow;
 use super::flows::ClientFlows;
 use super::pace::{Pace, SLICE};
 use crate::core::counters::CoreCounters;
-use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
+use crate::flow::udp::lifetimes::{Lifetimes, Limits, Room, Stage, Why};
 use crate::flow::udp::{FLOWS_PER_CORE_MAX, Rarely, UdpSettings};
 
-/// A process takes this part of the machine's ports for UDP flows: two clients on one machine then
-/// leave half of them to all others.
+/// The part of the machine's ports that a process takes for UDP flows: two clients on one machine
+/// then leave half of the ports to all others.
 const PORTS_PART: usize = 4;
 
-/// And this part of its descriptors: TCP flows have at least as many.
+/// The part of the process's descriptors that UDP flows get: TCP flows have at least as many.
 const DESCRIPTORS_PART: usize = 2;
 
 /// Flows that each core may have even where next to nothing is allowed.
 const FLOWS_PER_CORE_MIN: usize = 8;
 
-/// Datagrams of flows that wait to be opened: an eighth of a second's worth.
+/// Most datagrams of flows that wait to be opened: an eighth of a second's worth.
 const WAITING_MAX: usize = 1_024;
 
-/// Their bytes: 1,024 of the size of an Ethernet frame.
+/// Most bytes of these datagrams: 1,024 of the size of an Ethernet frame.
 const WAITING_BYTES_MAX: usize = 1_536 << 10;
 
-/// How many flows each of `cores` cores may have, with so many descriptors for all flows of the
-/// process (and what it had open before), and these ports for all programs of the machine.
+/// How many flows each of `cores` cores may have, given the descriptors for all flows of the
+/// process (with what it had open before), and the ports for all programs of the machine.
 pub(crate) fn flows_max(descriptors: usize, ports: &RangeInclusive<u16>, cores: usize) -> usize {
     let of_process = (descriptors / DESCRIPTORS_PART).min(ports.len() / PORTS_PART);
     (of_process / cores.max(1)).clamp(FLOWS_PER_CORE_MIN, FLOWS_PER_CORE_MAX)
 }
 
-/// One flow, and the lane that it rides.
+/// One flow, and the lane that carries it.
 pub(super) struct Owned {
     pub(super) lane: Weak<ClientFlows>,
     pub(super) flow: Rc<Flow>,
@@ -64,18 +65,18 @@ pub(crate) struct CoreFlows {
     /// The addresses of the services' hosts.
     addresses: RefCell<Vec<Rc<Addresses>>>,
     pub(super) counters: Arc<CoreCounters>,
-    pub(super) lives: RefCell<Lives<Owned>>,
+    pub(super) lifetimes: RefCell<Lifetimes<Owned>>,
     pace: RefCell<Pace>,
     waiting: RefCell<VecDeque<Waiting>>,
     waiting_bytes: Cell<usize>,
-    /// A task opens what waits.
+    /// Whether a task is opening the flows that wait.
     opening: Cell<bool>,
     pub(super) full_log: Rarely,
     pub(super) dial_log: Rarely,
 }
 
 impl CoreFlows {
-    /// For at most `flows_max` flows to all services together.
+    /// The shared state for at most `flows_max` flows to all services together.
     pub(crate) fn new(
         settings: UdpSettings,
         flows_max: usize,
@@ -83,7 +84,7 @@ impl CoreFlows {
     ) -> Rc<CoreFlows> {
         Rc::new(CoreFlows {
             addresses: RefCell::default(),
-            lives: RefCell::new(Lives::new(Limits {
+            lifetimes: RefCell::new(Lifetimes::new(Limits {
                 flows_max,
                 unanswered_timeout: settings.unanswered_timeout,
                 session_timeout: settings.session_timeout,
@@ -99,7 +100,7 @@ impl CoreFlows {
         })
     }
 
-    /// The addresses of each service, in their order.
+    /// The addresses of each service, in the order of the services.
     pub(super) fn addresses(&self, services: &Services) -> Vec<Rc<Addresses>> {
         let mut known = self.addresses.borrow_mut();
         let of = |service: &Arc<Service>| {
@@ -113,7 +114,7 @@ impl CoreFlows {
         services.all().iter().map(of).collect()
     }
 
-    /// Those are the services from now on; lanes of before keep what they have.
+    /// Replaces the services. Lanes of before keep those that they have.
     pub(crate) fn services_are(&self, services: &Services) {
         let hosts = services.hosts();
         let is_one = |it: &Rc<Addresses>| hosts.iter().any(|host| it.are_of(host));
@@ -129,7 +130,7 @@ impl CoreFlows {
 
     /// Whether a flow of `visitor` may be opened; ends another one for it if need be.
     pub(super) fn make_room(&self, visitor: SocketAddr, now: Instant) -> bool {
-        let room = self.lives.borrow().room_for(visitor.ip());
+        let room = self.lifetimes.borrow().room_for(visitor.ip());
         let (key, why) = match room {
             Room::Free => return true,
             Room::Instead(key, why) => (key, why),
@@ -152,14 +153,14 @@ impl CoreFlows {
     fn say_full(&self, what: &str) {
         if self.full_log.pass(Instant::now()) {
             tracing::warn!(
-                flows = self.lives.borrow().len(),
+                flows = self.lifetimes.borrow().len(),
                 "{what}: this core has as many as it may have of the machine's descriptors and ports"
             );
         }
     }
 
     fn end_one(&self, key: usize, end: impl FnOnce(&ClientFlows, &Flow)) {
-        let owned = self.lives.borrow_mut().remove(key);
+        let owned = self.lifetimes.borrow_mut().remove(key);
         if let Some(owned) = owned
             && let Some(lane) = owned.lane.upgrade()
         {
@@ -167,10 +168,10 @@ impl CoreFlows {
         }
     }
 
-    /// Ends one flow whose time is over. False if there is none.
+    /// Ends one flow that has expired. False if there is none.
     pub(super) fn expire_one(&self, now: Instant) -> bool {
         let due = {
-            let mut lives = self.lives.borrow_mut();
+            let mut lives = self.lifetimes.borrow_mut();
             let key = lives.next_expired(now, |_| false);
             key.and_then(|key| Some((key, lives.stage(key)?)))
         };
@@ -185,14 +186,14 @@ impl CoreFlows {
         true
     }
 
-    // ---- opening -------------------------------------------------------------------------------
+    // ---- opening ----
 
-    /// Whether a socket may be opened in this very moment, before all that wait.
+    /// Whether a socket may be opened at this moment, before all flows that wait.
     pub(super) fn may_open(&self, now: Instant) -> bool {
         self.waiting.borrow().is_empty() && self.pace.borrow_mut().may_open(now)
     }
 
-    /// Runs `open`, which opens a socket, and takes note of the time that it takes.
+    /// Runs `open`, which opens a socket, and counts the time that it takes.
     pub(super) fn timed<R>(&self, open: impl FnOnce() -> R) -> R {
         let began = Instant::now();
         let result = open();
@@ -200,7 +201,7 @@ impl CoreFlows {
         result
     }
 
-    /// Keeps a datagram until its flow can be opened. Dropped and counted if too many wait.
+    /// Keeps a datagram until its flow can be opened. It is dropped and counted if too many wait.
     pub(super) fn wait(self: &Rc<Self>, lane: &Rc<ClientFlows>, datagram: &[u8]) {
         let bytes = self.waiting_bytes.get() + datagram.len();
         let mut waiting = self.waiting.borrow_mut();

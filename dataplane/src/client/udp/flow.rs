@@ -1,4 +1,4 @@
-//! One UDP flow on the client: where it goes, and the socket by which it gets there.
+//! One UDP flow on the client: its destination, and its socket.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -13,11 +13,11 @@ use crate::sys::bind::{any_towards, raise_udp_buffers};
 use crate::sys::limits;
 use crate::sys::udp::{Purpose, UdpSocket};
 
-/// How a flow gets to its service.
-pub(super) struct Way {
+/// The socket and destination of a flow.
+pub(super) struct ServiceSocket {
     /// One of the addresses of the service's host.
     pub(super) host: SocketAddr,
-    /// The same with the port that the visitor gets.
+    /// That address with the port for the visitor.
     pub(super) to: SocketAddr,
     pub(super) socket: UdpSocket,
 }
@@ -26,33 +26,33 @@ pub(super) struct Way {
 pub(super) struct Flow {
     pub(super) id: u64,
     pub(super) wanted: Wanted,
-    /// It counts among the service's flows.
+    /// Counts the flow among those of its service.
     pub(super) _served: ServedFlow,
-    pub(super) way: Way,
+    pub(super) service: ServiceSocket,
     /// Addresses of the service's host at which nobody listened.
     pub(super) refused_at: Vec<SocketAddr>,
-    /// Of the host's addresses, when `way` was chosen or found to be good still.
+    /// The version of the host's addresses when `service` was chosen, or last found to be good.
     pub(super) version: Cell<u64>,
     pub(super) packet_id: Cell<u64>,
-    /// Its key among the core's flows.
+    /// The flow's key among the core's flows.
     pub(super) life: Cell<usize>,
     /// The first datagram, while another address may have to be tried with it.
     pub(super) first: RefCell<Option<Box<[u8]>>>,
-    /// The service has been told of the visitor at this address.
+    /// Whether the service at this address has been sent a PROXY header about the visitor.
     pub(super) introduced: Cell<bool>,
     pub(super) closed: Cell<bool>,
     pub(super) receive_over: Event,
-    /// It has been logged that the service cannot be reached.
+    /// Whether it has been logged that the service cannot be reached.
     pub(super) complained: Cell<bool>,
 }
 
 impl Flow {
-    pub(super) fn new(id: u64, wanted: Wanted, way: Way, version: u64) -> Flow {
+    pub(super) fn new(id: u64, wanted: Wanted, service: ServiceSocket, version: u64) -> Flow {
         Flow {
             id,
             _served: ServedFlow::new(&wanted.service),
             wanted,
-            way,
+            service,
             refused_at: Vec::new(),
             version: Cell::new(version),
             packet_id: Cell::new(0),
@@ -65,7 +65,7 @@ impl Flow {
         }
     }
 
-    /// What is to stand in front of the datagram that goes to the service next.
+    /// The bytes that go before the next datagram to the service.
     pub(super) fn prefix(&self) -> &[u8] {
         let every = self.wanted.service.local.proxy_protocol_udp == ProxyProtocolUdp::Every;
         if every || !self.introduced.get() {
@@ -86,8 +86,9 @@ pub(super) fn connect(service: SocketAddr) -> io::Result<UdpSocket> {
     let socket = StdUdpSocket::bind(any_towards(service))?;
     limits::for_flows(&socket)?;
     socket.connect(service)?;
-    // As large as the kernel allows; what it grants was told for the sockets of the core. A service
-    // may answer in bursts, and the default holds about 90 datagrams of 1,000 bytes.
+    // The buffers are as large as the kernel allows; what it grants was logged for the sockets of
+    // the core. A service may answer in bursts, and the default holds about 90 datagrams of 1,000
+    // bytes.
     let _granted = raise_udp_buffers(&socket);
     UdpSocket::adopt(socket, Purpose::Traffic)
 }

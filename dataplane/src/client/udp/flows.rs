@@ -1,10 +1,10 @@
-//! The client's side: the UDP flows of one lane, each with a socket of its own towards the service.
+//! The UDP flows of one lane on the client, each with a socket of its own towards the service.
 //!
-//! A socket of its own gives each flow the service's view of a visitor of its own, and because it
-//! is connected only the service's datagrams are taken and ICMP errors arrive. Nobody listening at
-//! any of the service's addresses ends a flow that was never answered, and the server is told, so
-//! that it can try another client; a flow that was answered outlives that, because UDP services
-//! come and go.
+//! By a socket of its own the service sees each visitor at another address. Because the socket is
+//! connected, only the service's datagrams are taken, and ICMP errors arrive. If nobody listens at
+//! any of the service's addresses, a flow that was never answered ends, and the server is told so
+//! that it can try another client. A flow that was answered goes on, because UDP services come and
+//! go.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -24,14 +24,14 @@ use super::super::services::{Service, Services};
 use super::addresses::Addresses;
 pub(crate) use super::core_flows::CoreFlows;
 use super::core_flows::Owned;
-use super::flow::{Flow, Way, connect};
+use super::flow::{Flow, ServiceSocket, connect};
 use super::wanted::{Introduction, Lacking, Wanted};
 use crate::core::counters::CoreCounters;
 use crate::core::event::{Event, yield_now};
 use crate::flow::udp::batch::{Batcher, UDP_PAYLOAD_BYTES_MAX};
 use crate::flow::udp::encode::{self, FlowLane};
 use crate::flow::udp::incoming::Incoming;
-use crate::flow::udp::lives::Stage;
+use crate::flow::udp::lifetimes::Stage;
 use crate::flow::udp::notices::Notices;
 use crate::flow::udp::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, TurnClock, WAIT_ERROR_PAUSE, with_receive_batch,
@@ -39,19 +39,19 @@ use crate::flow::udp::{
 use crate::sys::limits;
 use crate::sys::udp::ReceiveBatch;
 
-/// The first datagram of a flow is kept up to this size while another address may have to be tried.
+/// Largest first datagram of a flow that is kept while another address may have to be tried.
 const KEPT_BYTES_MAX: usize = 1_500;
 
 /// The flows of one lane.
 pub(crate) struct ClientFlows {
     lane: Rc<dyn FlowLane>,
     core: Rc<CoreFlows>,
-    /// With which the lane was registered, and the addresses of each.
+    /// The services with which the lane was registered, and the addresses of each.
     services: Arc<Services>,
     addresses: Vec<Rc<Addresses>>,
-    /// What the server makes of the services.
+    /// The server's answers to these services.
     answers: Rc<LaneAnswers>,
-    // The server counts its flow ids up from 0, and is authenticated: a fast hash is safe.
+    // The server counts its flow ids up from 0, and is authenticated, so a fast hash is safe.
     flows: RefCell<HashMap<u64, Rc<Flow>, FxBuildHasher>>,
     incoming: RefCell<Incoming>,
     notices: RefCell<Notices>,
@@ -59,16 +59,16 @@ pub(crate) struct ClientFlows {
     /// The flow whose datagrams are in the batcher.
     batching: RefCell<Option<Rc<Flow>>>,
     clock: TurnClock,
-    /// Flows opened in all.
+    /// Number of flows that were opened.
     opened: Cell<u64>,
     ended: Cell<bool>,
     sweep_over: Event,
-    /// The operator has been told that the service cannot be reached.
+    /// Whether the operator has been told that the service cannot be reached.
     warned: Cell<bool>,
 }
 
 impl ClientFlows {
-    /// Makes room for the flows of `lane`.
+    /// An empty table for the flows of `lane`.
     pub(crate) fn new(
         lane: Rc<impl FlowLane + 'static>,
         core: &Rc<CoreFlows>,
@@ -100,7 +100,7 @@ impl ClientFlows {
         &self.core.counters
     }
 
-    /// The flows that are open.
+    /// Number of flows that are open.
     pub(crate) fn flow_count(&self) -> usize {
         self.flows.borrow().len()
     }
@@ -109,23 +109,23 @@ impl ClientFlows {
         &self.addresses[service.index]
     }
 
-    /// Flows that it has opened in all.
+    /// Number of flows that were opened on this lane.
     pub(crate) fn flows_opened(&self) -> u64 {
         self.opened.get()
     }
 
-    /// A datagram came from the server: it goes to the service, in a batch with others of its flow.
+    /// Takes a datagram from the server, and batches it with others of its flow for the service.
     pub(crate) fn datagram(self: &Rc<Self>, data: &[u8]) {
         self.take(data, false);
     }
 
-    /// A datagram that waited until its flow could be opened.
+    /// Takes a datagram that waited until its flow could be opened.
     pub(super) fn waited(self: &Rc<Self>, data: &[u8]) {
         self.take(data, true);
         self.datagrams_done();
     }
 
-    /// `has_waited`: a new flow is opened now, not later.
+    /// Takes a datagram. `has_waited` says that a new flow is opened now, not later.
     fn take(self: &Rc<Self>, data: &[u8], has_waited: bool) {
         if self.ended.get() {
             self.counters().udp_dropped_unknown_flow.increment();
@@ -160,7 +160,7 @@ impl ClientFlows {
             }
         };
         let Some(flow) = flow else { return };
-        self.core.lives.borrow_mut().asked(flow.life.get(), now);
+        self.core.lifetimes.borrow_mut().asked(flow.life.get(), now);
         self.batch_for(&flow);
         let mut incoming = self.incoming.borrow_mut();
         if let Some(packet) = incoming.packet(&header, payload, now) {
@@ -168,7 +168,7 @@ impl ClientFlows {
         }
     }
 
-    /// The datagrams of this turn have been delivered: what was batched is sent.
+    /// Sends what was batched, when all datagrams of this turn have been delivered.
     pub(crate) fn datagrams_done(self: &Rc<Self>) {
         self.flush();
         self.incoming.borrow_mut().report(self.counters());
@@ -176,7 +176,7 @@ impl ClientFlows {
         self.clock.turn_over();
     }
 
-    /// The server says that a flow is over, or that it does not know it.
+    /// The server says that a flow is over, or that it does not know the flow.
     pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) {
         let flow = self.flows.borrow().get(&flow_id).cloned();
         if let Some(flow) = flow {
@@ -184,7 +184,7 @@ impl ClientFlows {
         }
     }
 
-    /// The lane has ended, and with it its flows.
+    /// Ends all flows of a lane that has ended.
     pub(crate) fn lane_ended(self: &Rc<Self>) {
         if self.ended.replace(true) {
             return;
@@ -197,9 +197,10 @@ impl ClientFlows {
         }
     }
 
-    // ---- flows ---------------------------------------------------------------------------------------------------
+    // ---- flows ----
 
-    /// Opens a flow that is introduced. Otherwise the datagram is dropped, and the server told why.
+    /// Opens a flow that the datagram introduces. If it introduces none, it is dropped, and the
+    /// server told why.
     fn introduced(
         self: &Rc<Self>,
         id: u64,
@@ -227,20 +228,20 @@ impl ClientFlows {
             return None;
         }
         let mut refused_at = Vec::new();
-        let Some(way) = self.dial(&wanted, &mut refused_at) else {
+        let Some(service) = self.dial(&wanted, &mut refused_at) else {
             self.counters().udp_dropped_socket_error.increment();
             self.tell_closed(id, FlowError::DialFailed, now);
             return None;
         };
         let visitor = wanted.visitor;
-        let (lane, to) = (self.lane.key(), way.to);
+        let (lane, to) = (self.lane.key(), service.to);
         tracing::debug!(lane, flow = id, %visitor, service = %to, "UDP flow opened");
         self.counters().udp_flows_opened.increment();
         self.opened.set(self.opened.get() + 1);
         wanted.service.counts.udp_flows.increment();
         let flow = Rc::new(Flow {
             refused_at,
-            ..Flow::new(id, wanted, way, version)
+            ..Flow::new(id, wanted, service, version)
         });
         if !addresses.is_sure() {
             let kept = whole.filter(|payload| payload.len() <= KEPT_BYTES_MAX);
@@ -250,14 +251,18 @@ impl ClientFlows {
             lane: Rc::downgrade(self),
             flow: Rc::clone(&flow),
         };
-        let life = self.core.lives.borrow_mut().open(visitor.ip(), owned, now);
+        let life = self
+            .core
+            .lifetimes
+            .borrow_mut()
+            .open(visitor.ip(), owned, now);
         flow.life.set(life);
         self.begin(&flow);
         Some(flow)
     }
 
-    /// What a flow that is introduced wants, if this client has it. Otherwise the server is told,
-    /// as another client may have it.
+    /// The service and port for an introduced flow, if this client has them. Otherwise the server
+    /// is told, because another client may have them.
     fn wanted(&self, id: u64, introduction: &Introduction<'_>, now: Instant) -> Option<Wanted> {
         let lacking = match Wanted::by(introduction, &self.services, &self.answers) {
             Ok(wanted) => return Some(wanted),
@@ -266,7 +271,7 @@ impl ClientFlows {
         let visitor = introduction.visitor;
         match lacking {
             Lacking::Answers => {
-                // The flow is introduced again by what the visitor sends next.
+                // The visitor's next datagram introduces the flow again.
                 self.counters().udp_dropped_before_answers.increment();
                 return None;
             }
@@ -304,20 +309,19 @@ impl ClientFlows {
         crate::core::task::spawn(Rc::clone(self).receive_task(Rc::clone(flow)));
     }
 
-    /// A socket to the first of the service's addresses that takes one and is not among
-    /// `refused_at`.
-    fn dial(&self, wanted: &Wanted, refused_at: &mut Vec<SocketAddr>) -> Option<Way> {
+    /// A socket to the first of the service's addresses that takes one and is not in `refused_at`.
+    fn dial(&self, wanted: &Wanted, refused_at: &mut Vec<SocketAddr>) -> Option<ServiceSocket> {
         let addresses = self.addresses(&wanted.service);
         while let Some(host) = addresses.next(refused_at) {
             let to = wanted.service.at(host, wanted.port);
             match self.core.timed(|| connect(to)) {
-                Ok(socket) => return Some(Way { host, to, socket }),
+                Ok(socket) => return Some(ServiceSocket { host, to, socket }),
                 Err(error) => {
                     let own_want = limits::is_own_want(&error);
                     if self.core.dial_log.pass(Instant::now()) {
                         tracing::warn!(service = %to, %error, "no socket for a UDP flow");
                     }
-                    // That there is no address of its family says nothing of the others.
+                    // A missing address family says nothing about addresses of another one.
                     let of_family = error.kind() == io::ErrorKind::AddrNotAvailable;
                     if own_want && !of_family {
                         // Another address would need the same.
@@ -331,7 +335,7 @@ impl ClientFlows {
         None
     }
 
-    /// The flow, with another socket if the service is not any more where it was.
+    /// Returns the flow, with another socket if the service has moved to other addresses.
     fn where_the_service_is(self: &Rc<Self>, flow: Rc<Flow>, now: Instant) -> Rc<Flow> {
         let addresses = self.addresses(&flow.wanted.service);
         let version = addresses.known_version();
@@ -339,9 +343,9 @@ impl ClientFlows {
             return flow;
         }
         let stays = if self.is_unanswered(&flow) {
-            addresses.next(&[]) == Some(flow.way.host)
+            addresses.next(&[]) == Some(flow.service.host)
         } else {
-            addresses.contains(flow.way.host)
+            addresses.contains(flow.service.host)
         };
         if stays || addresses.len() == 0 {
             flow.version.set(version);
@@ -354,7 +358,7 @@ impl ClientFlows {
         self.redial(&flow, &mut refused_at).unwrap_or(flow)
     }
 
-    /// Goes on with another socket, to an address that is not among `refused_at`.
+    /// Gives the flow another socket, to an address that is not in `refused_at`.
     fn redial(
         self: &Rc<Self>,
         flow: &Rc<Flow>,
@@ -362,17 +366,17 @@ impl ClientFlows {
     ) -> Option<Rc<Flow>> {
         let addresses = self.addresses(&flow.wanted.service);
         let version = addresses.known_version();
-        let way = self.dial(&flow.wanted, refused_at)?;
-        let (lane, to) = (self.lane.key(), way.to);
+        let service = self.dial(&flow.wanted, refused_at)?;
+        let (lane, to) = (self.lane.key(), service.to);
         tracing::debug!(lane, flow = flow.id, service = %to, "UDP flow dialled anew");
         self.counters().udp_flows_redialled.increment();
         let again = Rc::new(Flow {
             refused_at: std::mem::take(refused_at),
             packet_id: Cell::new(flow.packet_id.get()),
             life: Cell::new(flow.life.get()),
-            ..Flow::new(flow.id, flow.wanted.clone(), way, version)
+            ..Flow::new(flow.id, flow.wanted.clone(), service, version)
         });
-        if let Some(owned) = self.core.lives.borrow_mut().get_mut(flow.life.get()) {
+        if let Some(owned) = self.core.lifetimes.borrow_mut().get_mut(flow.life.get()) {
             owned.flow = Rc::clone(&again);
         }
         flow.close();
@@ -381,23 +385,23 @@ impl ClientFlows {
     }
 
     fn is_unanswered(&self, flow: &Flow) -> bool {
-        self.core.lives.borrow().stage(flow.life.get()) == Some(Stage::Unanswered)
+        self.core.lifetimes.borrow().stage(flow.life.get()) == Some(Stage::Unanswered)
     }
 
-    /// The core has ended the flow because its time is over.
+    /// Ends a flow that has expired.
     pub(super) fn expired(&self, flow: &Flow, now: Instant) {
         self.close(flow, FlowError::Expired);
         self.tell_closed(flow.id, FlowError::Expired, now);
     }
 
-    /// The core has ended the flow to make room. The server takes that like an end of its time, and
-    /// so begins it nowhere else.
+    /// Ends a flow to make room. The server handles that like the expiry of the flow, and so begins
+    /// it nowhere else.
     pub(super) fn evicted(&self, flow: &Flow, now: Instant) {
         self.expired(flow, now);
     }
 
     fn end_flow(&self, flow: &Flow, reason: FlowError) {
-        let owned = self.core.lives.borrow_mut().remove(flow.life.get());
+        let owned = self.core.lifetimes.borrow_mut().remove(flow.life.get());
         drop(owned);
         self.close(flow, reason);
     }
@@ -421,7 +425,7 @@ impl ClientFlows {
         may
     }
 
-    // ---- to the service ------------------------------------------------------------------------------------------
+    // ---- to the service ----
 
     /// Makes `flow` the one that the batcher collects for.
     fn batch_for(self: &Rc<Self>, flow: &Rc<Flow>) {
@@ -436,14 +440,14 @@ impl ClientFlows {
         }
     }
 
-    /// Gives a datagram of `flow`, which is collected for, to the batcher.
+    /// Adds a datagram of `flow`, which is collected for, to the batcher.
     fn push(&self, flow: &Flow, packet: &[u8]) {
         let prefix = flow.prefix();
         if prefix.len() + packet.len() > UDP_PAYLOAD_BYTES_MAX {
             self.counters().udp_dropped_too_large.increment();
             return;
         }
-        let Way { socket, to, .. } = &flow.way;
+        let ServiceSocket { socket, to, .. } = &flow.service;
         let mut batcher = self.batcher.borrow_mut();
         batcher.push_after(prefix, socket, *to, None, packet);
         flow.introduced.set(true);
@@ -455,7 +459,7 @@ impl ClientFlows {
         };
         let error = {
             let mut batcher = self.batcher.borrow_mut();
-            batcher.flush(&flow.way.socket);
+            batcher.flush(&flow.service.socket);
             batcher.take_error()
         };
         if let Some(error) = error {
@@ -463,8 +467,8 @@ impl ClientFlows {
         }
     }
 
-    /// A datagram did not reach the service. If it never has been reached, the flow goes on at its
-    /// next address, or ends if there is none.
+    /// A datagram did not reach the service. If the service was never reached, the flow goes on at
+    /// its next address, or ends if there is none.
     fn bounced(self: &Rc<Self>, flow: &Rc<Flow>, error: &io::Error) {
         self.complain(flow, error);
         let nobody = matches!(
@@ -476,7 +480,7 @@ impl ClientFlows {
         if !nobody || flow.closed.get() || !self.is_unanswered(flow) {
             return;
         }
-        let host = flow.way.host;
+        let host = flow.service.host;
         self.addresses(&flow.wanted.service).refused(host);
         let mut refused_at = flow.refused_at.clone();
         refused_at.push(host);
@@ -497,13 +501,13 @@ impl ClientFlows {
         }
     }
 
-    /// Says that the service cannot be reached: once per flow in detail, once per lane for the
+    /// Logs that the service cannot be reached: once per flow in detail, once per lane for the
     /// operator.
     fn complain(&self, flow: &Flow, error: &io::Error) {
         if flow.complained.replace(true) {
             return;
         }
-        let (lane, service) = (self.lane.key(), flow.way.to);
+        let (lane, service) = (self.lane.key(), flow.service.to);
         if self.warned.replace(true) {
             tracing::debug!(lane, flow = flow.id, %service, %error, "UDP service");
         } else {
@@ -511,13 +515,13 @@ impl ClientFlows {
         }
     }
 
-    // ---- from the service ----------------------------------------------------------------------------------------
+    // ---- from the service ----
 
     async fn receive_task(self: Rc<Self>, flow: Rc<Flow>) {
         loop {
             let ready = flow
                 .receive_over
-                .cuts_short(flow.way.socket.readable())
+                .cuts_short(flow.service.socket.readable())
                 .await;
             match ready {
                 None => return,
@@ -534,7 +538,7 @@ impl ClientFlows {
         }
     }
 
-    /// Some receive calls. False once the socket is drained.
+    /// Makes some receive calls. False once the socket is drained.
     fn receive_turn(self: &Rc<Self>, flow: &Rc<Flow>) -> bool {
         with_receive_batch(|batch| {
             (0..RECEIVE_CALLS_PER_TURN).all(|_| self.receive_once(flow, batch))
@@ -542,7 +546,7 @@ impl ClientFlows {
     }
 
     fn receive_once(self: &Rc<Self>, flow: &Rc<Flow>, batch: &mut ReceiveBatch) -> bool {
-        match flow.way.socket.try_receive(batch) {
+        match flow.service.socket.try_receive(batch) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
             Err(error) => {
@@ -554,9 +558,14 @@ impl ClientFlows {
             }
         }
         let life = flow.life.get();
-        if self.core.lives.borrow_mut().answered(life, Instant::now()) {
+        if self
+            .core
+            .lifetimes
+            .borrow_mut()
+            .answered(life, Instant::now())
+        {
             let addresses = self.addresses(&flow.wanted.service);
-            addresses.answered(flow.way.host);
+            addresses.answered(flow.service.host);
             flow.first.take();
         }
         batch.for_each(|received| {
@@ -573,7 +582,7 @@ impl ClientFlows {
         batch.is_full()
     }
 
-    // ---- expiry --------------------------------------------------------------------------------------------------
+    // ---- expiry ----
 
     async fn sweep_task(self: Rc<Self>) {
         loop {
@@ -593,7 +602,7 @@ impl ClientFlows {
         }
     }
 
-    /// Ends some of the core's flows that are due. True if there may be more.
+    /// Ends some of the core's flows that have expired. True if there may be more.
     fn expire(&self, now: Instant) -> bool {
         (0..EXPIRED_PER_TURN).all(|_| self.core.expire_one(now))
     }

@@ -173,7 +173,7 @@ fn a_proxy_header_stands_in_front_of_every_datagram_and_answers_are_plain() {
         let datagram = world.lane.take().remove(0);
         let (_, answer) = Header::decode(&datagram).expect("our own");
         assert_eq!(answer, b"answer");
-        // No server of an older version says where the visitor came to.
+        // Servers of older versions do not say which address the visitor sent to.
         world.introduce(2, "told", None, b"?");
         let unknown = proxy_header::unknown_traffic(visitor());
         let expected = [&header(unknown)[..], b"?"].concat();
@@ -190,7 +190,7 @@ fn a_proxy_header_may_stand_in_front_of_the_first_datagram_alone() {
         told.proxy_protocol_udp = ProxyProtocolUdp::First;
         let world = world(&[told]);
         world.introduce(1, "told", Some(traffic(53)), b"one");
-        // Introduced once more, as nothing came back; it is the same flow.
+        // The flow is introduced once more, because nothing came back; it is the same flow.
         world.introduce(1, "told", Some(traffic(53)), b"two");
         world.introduce(2, "told", Some(traffic(53)), b"another");
         let with_header = |payload: &[u8]| [&header(traffic(53)), payload].concat();

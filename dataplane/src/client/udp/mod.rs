@@ -1,7 +1,8 @@
 //! UDP on the client: the flows of each lane, each with a socket of its own towards the service.
 //!
-//! [`ClientFlows`] owns the flows of one lane, [`CoreFlows`] what those of all lanes of a core share. All of it lives
-//! on one core. No borrow of a `RefCell` is held across an `await` or a call to another module.
+//! [`ClientFlows`] owns the flows of one lane, [`CoreFlows`] what those of all lanes of a core
+//! share. All of this lives on one core. No borrow of a `RefCell` is held across an `await` or a
+//! call to another module.
 
 mod addresses;
 mod core_flows;

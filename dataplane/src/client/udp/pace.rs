@@ -1,16 +1,16 @@
-//! How fast a core opens sockets for new flows: strangers may ask for as many as they can send
-//! datagrams, and the core has other work. Pure; time comes in as an argument.
+//! The rate at which a core opens sockets for new flows. Strangers may ask for as many as they can
+//! send datagrams, and the core has other work. This module is pure; time comes in as an argument.
 
 use std::time::{Duration, Instant};
 
-/// The openings of one slice of time count together. Two of the runtime's timer steps.
+/// The openings of one slice of time are counted together. It is two of the runtime's timer steps.
 pub(super) const SLICE: Duration = Duration::from_millis(2);
 
-/// Openings in a slice: 8,000 a second, several times what a busy DNS service gets.
+/// Most openings in a slice: 8,000 a second, several times what a busy DNS service gets.
 pub(super) const OPENINGS_PER_SLICE: u32 = 16;
 
-/// A slice's openings stop when they have taken this long: one takes 20 to 50 µs, but where free
-/// ports are rare the kernel looks for one for milliseconds.
+/// The openings of a slice stop when they have taken this long. One takes 20 to 50 µs, but where
+/// free ports are rare the kernel looks for one for milliseconds.
 pub(super) const TIME_PER_SLICE: Duration = Duration::from_micros(500);
 
 /// The openings of the present slice.
@@ -34,7 +34,7 @@ impl Pace {
         self.openings < OPENINGS_PER_SLICE && self.taken < TIME_PER_SLICE
     }
 
-    /// One was opened, or could not be, which took this long.
+    /// Counts an opening, or a failed one, which took this long.
     pub(super) fn opened(&mut self, took: Duration) {
         self.openings += 1;
         self.taken += took;

@@ -1,4 +1,5 @@
-//! What the first datagram of a UDP flow asks for, and what this client has for it. Pure.
+//! What the first datagram of a UDP flow asks for, and what this client has for it. This module is
+//! pure.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -14,25 +15,25 @@ use super::super::services::{Service, Services, VisitorPort};
 #[derive(Clone, Copy)]
 pub(super) struct Introduction<'a> {
     pub(super) visitor: SocketAddr,
-    /// Where the visitor has come to; servers of older versions do not say.
+    /// The address that the visitor sent to; servers of older versions do not say it.
     pub(super) traffic: Option<SocketAddr>,
     pub(super) service: &'a str,
 }
 
-/// Whom a flow is for, and what it wants.
+/// The destination of a new flow.
 #[derive(Clone)]
 pub(super) struct Wanted {
     pub(super) visitor: SocketAddr,
     pub(super) service: Arc<Service>,
-    /// The port of the service that the visitor gets.
+    /// The port of the service for the visitor.
     pub(super) port: u16,
-    /// The PROXY header that tells the service of the visitor; empty if it wants none.
+    /// The PROXY header that tells the service about the visitor; empty if it wants none.
     pub(super) header: Rc<[u8]>,
 }
 
 /// Why a flow cannot be opened.
 pub(super) enum Lacking {
-    /// No service of that name that speaks UDP is offered.
+    /// This client offers no service of that name that speaks UDP.
     Service,
     /// The server has not said yet which ports the service has.
     Answers,
@@ -41,7 +42,7 @@ pub(super) enum Lacking {
 }
 
 impl Wanted {
-    /// What an introduction asks for.
+    /// The destination that an introduction asks for.
     pub(super) fn by(
         introduction: &Introduction<'_>,
         services: &Services,

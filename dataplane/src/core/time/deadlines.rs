@@ -1,7 +1,8 @@
 //! The deadlines of one core's sleeping tasks: a binary heap whose entries can be taken out.
 //!
-//! Pure: no clock, no runtime. A sleep that is cut short takes its deadline out, so the heap holds no more than is waited
-//! for. Entries are reused: a core that has once had so many sleepers allocates nothing more for them.
+//! It is pure: no clock, no runtime. A sleep that is cut short takes its deadline out, so the heap
+//! holds no more deadlines than are waited for. Entries are reused: a core that has once had so
+//! many sleepers allocates nothing more for them.
 
 use std::task::Waker;
 use std::time::Instant;
@@ -9,28 +10,30 @@ use std::time::Instant;
 /// The entry of one sleeper, until [`Deadlines::remove`].
 pub(super) type Key = u32;
 
-/// Deadlines with who waits for them; the earliest comes out first, equal ones in the order in which they came in.
+/// Deadlines, each with the task that waits for it. The earliest comes out first, equal ones in the
+/// order in which they were added.
 #[derive(Debug)]
 pub(super) struct Deadlines {
     entries: Vec<Entry>,
-    /// Entries that are nobody's.
+    /// Entries that are not in use.
     free: Vec<Key>,
-    /// Entries that are not due yet: each is no earlier than its parent, at half its index.
+    /// Entries that are not due yet, as a heap: each is no earlier than its parent, at half its
+    /// index.
     heap: Vec<Key>,
     inserted: u64,
 }
 
 #[derive(Debug)]
 struct Entry {
-    /// The second part tells equal ones apart.
+    /// The deadline, and a number that tells equal ones apart.
     at: (Instant, u64),
     waker: Option<Waker>,
-    /// Its index in the heap; `None` once it has come out, or if it is nobody's.
+    /// The index in the heap; `None` once the entry has come out, or while it is not in use.
     place: Option<usize>,
 }
 
 impl Deadlines {
-    /// None yet.
+    /// No deadlines.
     pub(super) const fn new() -> Deadlines {
         Deadlines {
             entries: Vec::new(),
@@ -40,7 +43,7 @@ impl Deadlines {
         }
     }
 
-    /// Takes in a deadline.
+    /// Adds a deadline.
     pub(super) fn insert(&mut self, at: Instant, waker: Waker) -> Key {
         self.inserted += 1;
         let entry = Entry {
@@ -61,13 +64,13 @@ impl Deadlines {
         key
     }
 
-    /// True once the deadline has come out.
+    /// Whether the deadline has come out.
     pub(super) fn is_out(&self, key: Key) -> bool {
         self.entries[key as usize].place.is_none()
     }
 
-    /// Has `waker` woken when the deadline comes out. The one that was to be woken before is given back, to be dropped
-    /// when nothing is borrowed: it may be the last to hold a task.
+    /// Has `waker` woken when the deadline comes out. Returns the previous waker, which is to be
+    /// dropped when nothing is borrowed, because it may be the last to hold a task.
     #[must_use]
     pub(super) fn set_waker(&mut self, key: Key, waker: &Waker) -> Option<Waker> {
         let known = &mut self.entries[key as usize].waker;
@@ -77,7 +80,8 @@ impl Deadlines {
         known.replace(waker.clone())
     }
 
-    /// Gives the entry up, whether it has come out or not. The waker is given back, as by [`Self::set_waker`].
+    /// Frees the entry, whether it has come out or not. Returns the waker, as [`Self::set_waker`]
+    /// does.
     #[must_use]
     pub(super) fn remove(&mut self, key: Key) -> Option<Waker> {
         if let Some(place) = self.entries[key as usize].place {
@@ -93,7 +97,7 @@ impl Deadlines {
         Some(self.entries[first as usize].at.0)
     }
 
-    /// Has one deadline come out that is due at `now`; says whom to wake.
+    /// Takes out one deadline that is due at `now`; returns the waker.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<Waker> {
         if self.next()? > now {
             return None;
@@ -117,7 +121,7 @@ impl Deadlines {
         }
     }
 
-    /// Swaps the entry upwards as far as it belongs; says where it is now.
+    /// Moves the entry upwards as far as it belongs; returns its new index.
     fn rise(&mut self, mut place: usize) -> usize {
         while place > 0 {
             let parent = (place - 1) / 2;

@@ -34,7 +34,7 @@ impl Drop for PrintSeed {
     }
 }
 
-/// Says who was woken last.
+/// Records which sleeper was woken last.
 struct Sleeper(u64, Arc<AtomicU64>);
 
 impl Wake for Sleeper {
@@ -91,7 +91,7 @@ impl World {
     }
 
     fn begin(&mut self, number: u64) {
-        // Few different deadlines, so that many are equal; some have passed already.
+        // There are few different deadlines, so that many are equal; some have passed already.
         let at = self.now + Duration::from_millis(self.random.below(40)) - Duration::from_millis(5);
         let key = self.deadlines.insert(at, self.waker(number));
         let place = self.sleepers.partition_point(|(other, ..)| *other <= at);
@@ -108,7 +108,7 @@ impl World {
         assert!(self.deadlines.remove(key).is_some(), "who was to be woken");
     }
 
-    /// Those who were woken take note of it.
+    /// Sleepers that were woken start anew.
     fn reuse(&mut self) {
         for key in self.out.drain(..) {
             assert!(self.deadlines.is_out(key));

@@ -1,19 +1,21 @@
-//! Giving UDP datagrams to a socket: consecutive ones of one size and one destination go in one GSO send.
+//! Sending UDP datagrams to a socket: consecutive ones of one size and one destination are sent
+//! together by GSO.
 //!
-//! A single send costs ten times what a datagram costs within a batch (measured on loopback: 4.6 µs against 0.35 µs).
-//! Nothing is kept longer than its turn, and the order of a destination's datagrams is kept.
+//! A single send costs ten times what a datagram costs within a batch (measured on loopback: 4.6 µs
+//! against 0.35 µs). Nothing is kept longer than its turn, and the order of a destination's
+//! datagrams is kept.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::courtesy;
+use super::yielding;
 use crate::core::counters::CoreCounters;
 use crate::sys::udp::{GSO_BYTES_MAX, GSO_SEGMENTS_MAX, UdpSocket};
 
-/// Datagrams sent singly, because GSO was refused for their size, until GSO is tried with them again. What was refused
-/// may have been the MTU of one visitor's path; it must not slow all the others for good. One refused call in this
-/// many does not matter.
+/// Datagrams that are sent singly, because GSO was refused for their size, before GSO is tried with
+/// them again. The cause may have been the MTU of one visitor's path, which must not slow all the
+/// others for good. One refused call in this many does not matter.
 const RETRY_GSO_AFTER: u32 = 4_096;
 
 /// The longest payload of a UDP datagram: what IPv4 leaves of 64 KB (RFC 768, RFC 791).
@@ -21,7 +23,8 @@ pub(crate) const UDP_PAYLOAD_BYTES_MAX: usize = 65_507;
 
 const _: () = assert!(GSO_BYTES_MAX <= UDP_PAYLOAD_BYTES_MAX);
 
-/// A batch of datagrams on its way to one socket. Whoever pushes to another socket flushes to the former one first.
+/// A batch of datagrams on its way to one socket. Before pushing to another socket, the caller
+/// flushes to the previous one.
 #[derive(Debug)]
 pub(crate) struct Batcher {
     contents: Vec<u8>,
@@ -31,13 +34,13 @@ pub(crate) struct Batcher {
     from_ip: Option<IpAddr>,
     /// Datagrams of this size and above are sent singly.
     refused_from: usize,
-    /// Datagrams sent singly for that reason.
+    /// Number of datagrams that were sent singly for that reason.
     sent_singly: u32,
     error: Option<io::Error>,
     counters: Arc<CoreCounters>,
 }
 
-/// What became of one send.
+/// The result of one send.
 enum Sent {
     Done,
     /// The socket's buffer is full.
@@ -46,8 +49,8 @@ enum Sent {
 }
 
 impl Batcher {
-    /// An empty batch. It takes its memory (64 KB: a batch, or one datagram alone) when it is first used: a server has one for each
-    /// traffic socket, and may have thousands of these.
+    /// An empty batch. It takes its memory (64 KB: a batch, or one datagram alone) when it is first
+    /// used, because a server has one for each traffic socket, and may have thousands of these.
     pub(crate) fn new(counters: Arc<CoreCounters>) -> Batcher {
         Batcher {
             contents: Vec::new(),
@@ -62,8 +65,8 @@ impl Batcher {
         }
     }
 
-    /// Adds one datagram of up to [`UDP_PAYLOAD_BYTES_MAX`] bytes, which is sent at the latest by the next
-    /// [`Batcher::flush`].
+    /// Adds one datagram of up to [`UDP_PAYLOAD_BYTES_MAX`] bytes, which is sent at the latest by
+    /// the next [`Batcher::flush`].
     pub(crate) fn push(
         &mut self,
         socket: &UdpSocket,
@@ -74,7 +77,8 @@ impl Batcher {
         self.push_after(&[], socket, to, from_ip, payload);
     }
 
-    /// The same with `prefix` in front of the payload, which together are no longer than that.
+    /// Adds one datagram like [`Self::push`], with `prefix` in front of the payload; together they
+    /// have at most as many bytes.
     pub(crate) fn push_after(
         &mut self,
         prefix: &[u8],
@@ -113,7 +117,7 @@ impl Batcher {
         }
     }
 
-    /// What is added from now on are datagrams of this size with these addresses.
+    /// Begins a batch of datagrams of this size with these addresses.
     fn begin(&mut self, segment: usize, to: SocketAddr, from_ip: Option<IpAddr>) {
         self.contents.reserve(UDP_PAYLOAD_BYTES_MAX);
         self.segment = segment;
@@ -121,9 +125,10 @@ impl Batcher {
         self.from_ip = from_ip;
     }
 
-    /// Sends what is there. What the socket does not take now is dropped and counted.
+    /// Sends the batch. What the socket does not take now is dropped and counted.
     pub(crate) fn flush(&mut self, socket: &UdpSocket) {
-        // Taken out for the length of the call, so that parts of it can be sent by `self`.
+        // The contents are taken out for the length of the call, so that parts of them can be sent
+        // by `self`.
         let contents = std::mem::take(&mut self.contents);
         match std::mem::take(&mut self.count) {
             0 => {}
@@ -134,7 +139,8 @@ impl Batcher {
         self.contents.clear();
     }
 
-    /// The last error since the last call, other than a full buffer: that the service cannot be reached, for example.
+    /// The last error since the last call, other than a full buffer: that the service cannot be
+    /// reached, for example.
     pub(crate) fn take_error(&mut self) -> Option<io::Error> {
         self.error.take()
     }
@@ -148,7 +154,7 @@ impl Batcher {
     }
 
     fn may_begin_batch(&mut self, socket: &UdpSocket, length: usize) -> bool {
-        // A second one must fit; an empty one cannot be a segment.
+        // A second one must fit, and an empty one cannot be a segment.
         if length == 0 || length >= GSO_BYTES_MAX || socket.gso_segments() < 2 {
             return false;
         }
@@ -167,13 +173,13 @@ impl Batcher {
         match self.try_send(socket, contents, self.segment, self.to, self.from_ip) {
             Sent::Done => {
                 self.count_sent(count, contents.len());
-                courtesy::after_batch(count);
+                yielding::after_batch(count);
             }
             Sent::Full => self.counters.udp_dropped_socket_full.add(count as u64),
             Sent::Failed(error) if is_refusal_of_gso(&error) => {
                 self.counters.gso_fallbacks.increment();
                 if self.send_singly(socket, contents) {
-                    // It was the batch that was refused, not its destination.
+                    // The batch was refused, not its destination.
                     self.refuse_gso(&error);
                 }
             }
@@ -184,7 +190,7 @@ impl Batcher {
         }
     }
 
-    /// Sends the segments of a batch one by one. True if one of them went out.
+    /// Sends the segments of a batch one by one. True if one of them was sent.
     fn send_singly(&mut self, socket: &UdpSocket, contents: &[u8]) -> bool {
         let mut any = false;
         let mut payloads = contents.chunks(self.segment);
@@ -237,7 +243,8 @@ impl Batcher {
         if let Err(error) = &result
             && error.kind() == io::ErrorKind::ConnectionRefused
         {
-            // Not about this send: it reports (and clears) that an earlier datagram bounced, and sent nothing.
+            // The error is not about this send: it reports (and clears) that an earlier datagram
+            // bounced, and nothing was sent.
             self.counters.udp_dropped_socket_error.increment();
             self.error = result.err();
             result = socket.try_send(contents, segment, to, from_ip);
@@ -268,8 +275,9 @@ impl Batcher {
     }
 }
 
-/// The kernel says so if a segment is larger than the interface's MTU (`EINVAL`, since Linux 6.9 `EMSGSIZE`) or if the
-/// interface computes no checksums (`EIO`); `udp_send_skb` in net/ipv4/udp.c.
+/// Whether the kernel refuses GSO: if a segment is larger than the interface's MTU (`EINVAL`, since
+/// Linux 6.9 `EMSGSIZE`) or if the interface computes no checksums (`EIO`); see `udp_send_skb` in
+/// net/ipv4/udp.c.
 fn is_refusal_of_gso(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

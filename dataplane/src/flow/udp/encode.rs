@@ -1,4 +1,5 @@
-//! Sending one UDP packet into a lane: as one datagram if it fits, else as fragments if that is allowed.
+//! Sending one UDP packet into a lane: as one datagram if it fits, otherwise as fragments if that
+//! is allowed.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -11,26 +12,27 @@ use crate::buffer::Datagram;
 use crate::core::counters::CoreCounters;
 use crate::quic::lane::{DatagramRefused, Lane};
 
-/// What a UDP flow needs of its lane. Tests put a lane of their own in its place.
+/// The part of a lane that a UDP flow needs. Tests put a lane of their own in its place.
 pub(crate) trait FlowLane {
     /// Number of the lane, for the log.
     fn key(&self) -> u64;
-    /// The largest datagram that one packet carries now. 0: none can be sent.
+    /// The largest datagram that one packet carries now. 0 if none can be sent.
     fn datagram_room(&self) -> usize;
     /// Queues a datagram.
     ///
     /// # Errors
     /// The datagram is gone in each case; the caller counts it.
     fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused>;
-    /// Puts a small packet to others of this turn. `None` if it must go as a datagram of its own.
+    /// Adds a small packet to others of this turn. `None` if it must be sent as a datagram of its
+    /// own.
     fn bundle(&self, header: &Header<'_>, payload: &[u8]) -> Option<Result<(), DatagramRefused>>;
     /// Queues a control message.
     fn send_control(&self, message: &Message);
-    /// Something was queued that the peer must acknowledge.
+    /// Notes that something was queued that the peer must acknowledge.
     fn asked(&self, now: Instant);
     /// Whether the peer leaves unanswered what was sent to it.
     fn is_silent(&self) -> bool;
-    /// Counts the datagrams that were lost on the lane since the last time.
+    /// Counts the datagrams that were lost on the lane since the last call.
     fn count_datagrams(&self);
 }
 
@@ -71,15 +73,17 @@ impl FlowLane for Lane {
 /// What the peer must know to make a flow.
 #[derive(Clone, Copy)]
 pub(crate) struct Introduction<'a> {
-    /// Who sends.
+    /// The visitor's address.
     pub(crate) visitor: SocketAddr,
-    /// Whereto, for peers that can read it.
+    /// The address that the visitor sends to, for peers that can read it.
     pub(crate) traffic: Option<SocketAddr>,
     /// The name of the service.
     pub(crate) service: &'a str,
 }
 
-/// Sends one packet of `flow_id`. With an `introduction` the peer can make the flow of it. `packet_id` counts the flow's packets that are cut. What cannot be sent is dropped and counted.
+/// Sends one packet of `flow_id`. With an `introduction` the peer can make the flow from it.
+/// `packet_id` counts the flow's packets that are cut into fragments. What cannot be sent is
+/// dropped and counted.
 pub(crate) fn send(
     lane: &dyn FlowLane,
     flow_id: u64,
@@ -120,7 +124,8 @@ pub(crate) fn send(
         }
         Err(DatagramRefused::QueueFull) => counters.udp_dropped_queue_full.increment(),
         Err(DatagramRefused::TooLarge) => counters.udp_dropped_too_large.increment(),
-        // The lane has ended a moment ago, or its peer takes no datagrams: there is nobody to serve this packet.
+        // The lane has ended a moment ago, or its peer takes no datagrams: there is no client for
+        // this packet.
         Err(DatagramRefused::Closed) => counters.udp_dropped_no_client.increment(),
     }
 }
@@ -140,7 +145,8 @@ fn send_datagram(
     lane.send_datagram(datagram)
 }
 
-/// Sends all fragments of a packet, or as many as the lane takes: without one of them the others are of no use.
+/// Sends all fragments of a packet, or as many as the lane takes; if one of them is missing the
+/// others are useless.
 fn send_fragments(
     lane: &dyn FlowLane,
     header: &Header<'_>,

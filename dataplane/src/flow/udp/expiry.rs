@@ -1,7 +1,9 @@
-//! When flows expire: each key is watched with one entry, and looked at again when that entry comes due.
+//! The expiry of flows: each key is watched with one entry, and looked at again when that entry
+//! comes due.
 //!
-//! A datagram only stores its time in its flow; nothing is moved. When an entry comes due and its flow has been active
-//! since, the entry is put back for the time that follows from it. That costs one heap operation per flow and timeout.
+//! A datagram only stores its time in its flow; nothing is moved. When an entry comes due and its
+//! flow has been active since, the entry is put back for the time that follows from that. This
+//! costs one heap operation per flow and timeout.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use super::room;
 
-/// Entries of closed flows that are kept until they come due, beyond one for each flow. Above it they are swept out,
-/// so that flows which open and close quickly do not fill the memory for a whole timeout.
+/// Entries of closed flows that are kept until they come due, beyond one for each flow. If there
+/// are more they are swept out, so that flows which open and close quickly do not fill the memory
+/// for a whole timeout.
 const STALE_MAX: usize = 4_096;
 
 /// The deadlines of a set of flows with one timeout.
@@ -28,7 +31,8 @@ impl<K: Copy + Ord> Expiry<K> {
         }
     }
 
-    /// Watches a new key, never used before. `live` says how many keys there are with it, `is_live` which.
+    /// Watches a new key, never used before. `live` is the number of keys that are in use, with
+    /// this one; `is_live` tells which they are.
     pub(super) fn watch(&mut self, key: K, now: Instant, live: usize, is_live: impl Fn(K) -> bool) {
         if self.deadlines.len() > 2 * live + STALE_MAX {
             self.deadlines.retain(|Reverse((_, key))| is_live(*key));
@@ -36,8 +40,8 @@ impl<K: Copy + Ord> Expiry<K> {
         self.deadlines.push(Reverse((now + self.timeout, key)));
     }
 
-    /// The next key whose flow was last active a timeout ago or longer. `last_activity` is `None` for a closed one.
-    /// The key is not watched any more: its flow must be closed.
+    /// The next key whose flow was last active a timeout ago or longer. `last_activity` returns
+    /// `None` for a closed flow. The key is not watched any more; its flow must be closed.
     pub(super) fn next_due(
         &mut self,
         now: Instant,
@@ -67,7 +71,7 @@ impl<K: Copy + Ord> Expiry<K> {
         }
     }
 
-    /// Entries, of live and of closed flows.
+    /// Number of entries, of live and of closed flows.
     #[cfg(test)]
     pub(super) fn entries(&self) -> usize {
         self.deadlines.len()
@@ -78,7 +82,7 @@ impl<K: Copy + Ord> Expiry<K> {
         self.deadlines.capacity()
     }
 
-    /// Entries that are allowed with `live` flows.
+    /// Number of entries that are allowed with `live` flows.
     #[cfg(test)]
     pub(super) fn entries_max(live: usize) -> usize {
         2 * live + STALE_MAX + 1

@@ -23,7 +23,7 @@ pub(crate) struct FakeLane {
     pub(crate) control: RefCell<VecDeque<Message>>,
     pub(crate) asked: Cell<usize>,
     pub(crate) silent: Cell<bool>,
-    /// Something was sent.
+    /// Set when something was sent.
     pub(crate) sent: Event,
 }
 

@@ -9,29 +9,30 @@ use qmux_proto::{DecodeError, Reassembler};
 use super::FLOWS_PER_CORE_MAX;
 use crate::core::counters::CoreCounters;
 
-/// What a lane's peer may make us hold of packets that are not complete.
+/// How much the peer of a lane may make us hold of packets that are not complete.
 const LIMITS: Limits = Limits {
-    // So that a flow of the lane is never forgotten for another one.
+    // As many as there may be flows, so that no flow of the lane is forgotten for another one.
     flows_max: FLOWS_PER_CORE_MAX,
     packets_max: 1_024,
     // Far more than overlap on a path that reorders; one flow must not take what all share.
     packets_per_flow_max: 64,
-    // As much as a lane's queue of datagrams holds, twice.
+    // Twice as much as a lane's queue of datagrams holds.
     bytes_max: 8 << 20,
-    // The parts of a packet are sent in one go: 64 KB take half a second at 1 Mbit/s. Twice that, and a long path.
+    // The fragments of a packet are sent together: 64 KB take half a second at 1 Mbit/s. This is
+    // twice that, and a long path.
     age_max: Duration::from_secs(2),
 };
 
 const _: () = assert!(LIMITS.bytes_max >= 2 * crate::quic::lane::DATAGRAM_QUEUE_BYTES_MAX);
 
-/// The packets of one lane that are on their way in.
+/// The incomplete packets of one lane.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     reassembler: Reassembler,
     reported: Counters,
 }
 
-/// What [`Incoming::decode`] found.
+/// The result of [`Incoming::decode`].
 pub(crate) type Decoded<'a> = (Header<'a>, &'a [u8]);
 
 impl Incoming {
@@ -68,7 +69,8 @@ impl Incoming {
         self.reassembler.forget_flow(flow_id);
     }
 
-    /// Gives up what took too long, and adds what happened since the last call to the core's counters.
+    /// Gives up packets that took too long, and adds what happened since the last call to the
+    /// core's counters.
     pub(crate) fn sweep(&mut self, now: Instant, counters: &CoreCounters) {
         self.reassembler.expire(now);
         self.report(counters);

@@ -1,22 +1,25 @@
-//! UDP flows: one visitor's source address each, carried by the DATAGRAM frames of a lane (RFC 9221).
+//! UDP flows: one visitor's source address each, carried by the DATAGRAM frames of a lane (RFC
+//! 9221).
 //!
-//! What both ends of a lane do: send through [`encode`], take datagrams through [`incoming`], give them to sockets
-//! through a [`batch::Batcher`], let flows live by the rules of [`lives`], and tell the other end within the bounds of
-//! [`notices`]. The flows of visitors are the server's (`server/udp`), those with a socket towards the service the
-//! client's (`client/udp`). Nothing here waits for room: a UDP datagram that finds none is dropped and counted, as it
-//! would be by a router.
+//! This is what both ends of a lane do: send through [`encode`], take datagrams through
+//! [`incoming`], give them to sockets through a [`batch::Batcher`], let flows live by the rules of
+//! [`lifetimes`], and tell the other end within the bounds of [`notices`]. The flows of visitors
+//! are the server's (`server/udp`), those with a socket towards the service the client's
+//! (`client/udp`). Nothing here waits for room: a UDP datagram that finds none is dropped and
+//! counted, as it would be by a router.
 //!
-//! All of it lives on one core. No borrow of a `RefCell` is held across an `await` or a call to another module.
+//! All of this lives on one core. No borrow of a `RefCell` is held across an `await` or a call to
+//! another module.
 
 pub(crate) mod batch;
-mod courtesy;
 pub(crate) mod encode;
 mod expiry;
 pub(crate) mod incoming;
-pub(crate) mod lives;
+pub(crate) mod lifetimes;
 pub(crate) mod notices;
 mod order;
 pub(crate) mod room;
+mod yielding;
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -28,39 +31,42 @@ use std::time::{Duration, Instant};
 
 use crate::sys::udp::{Purpose, ReceiveBatch};
 
-/// Flows of one core, whatever the machine allows: with 50 KB of buffers each 800 MB in the worst
-/// case. It is also what the reassembly of a lane remembers.
+/// Most flows of one core, whatever the machine allows: with 50 KB of buffers each they take 800 MB
+/// in the worst case. The reassembly of a lane remembers as many.
 pub(crate) const FLOWS_PER_CORE_MAX: usize = 16_384;
 
-/// Receive calls before the other tasks of the core get a turn; as for QUIC sockets.
+/// Receive calls before the core's other tasks get a turn, as for QUIC sockets.
 pub(crate) const RECEIVE_CALLS_PER_TURN: usize = 2;
 
-/// Longest time between two looks for expired flows and silent lanes: a flow outlives its timeout by no more than this.
+/// Longest time between two looks for expired flows and silent lanes: a flow outlives its timeout
+/// by no more than this.
 pub(crate) const SWEEP_INTERVAL_MAX: Duration = Duration::from_millis(250);
 
 /// Shortest time between two looks, so that a tiny timeout does not keep an idle core awake.
 pub(crate) const SWEEP_INTERVAL_MIN: Duration = Duration::from_millis(50);
 
-/// Flows that expire before the other tasks of the core get a turn: closing a socket takes some 10 µs.
+/// Flows that are expired before the core's other tasks get a turn: closing a socket takes some 10
+/// µs.
 pub(crate) const EXPIRED_PER_TURN: usize = 32;
 
-/// One kind of trouble with flows is logged once in this time.
+/// How often one kind of trouble with flows is logged at most.
 pub(crate) const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Wait after an error of waiting itself, so that an error that persists does not spin.
 pub(crate) const WAIT_ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 thread_local! {
-    /// The receive buffers of a core, shared by all sockets towards services: 1 MB for each would be too much.
+    /// The receive buffers of a core, shared by all sockets towards services; 1 MB for each would
+    /// be too much.
     static RECEIVE_BATCH: Cell<Option<ReceiveBatch>> = const { Cell::new(None) };
 }
 
-/// What `[udp]` of dp.toml says.
+/// The settings of `[udp]` in dp.toml.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct UdpSettings {
     /// How long a flow lives without a datagram in either direction.
     pub(crate) session_timeout: Duration,
-    /// The same while the service has not answered.
+    /// How long a flow lives without a datagram while the service has not answered.
     pub(crate) unanswered_timeout: Duration,
     /// Whether a datagram that is larger than the path's packets may be sent as several.
     pub(crate) fragmentation: bool,
@@ -83,7 +89,7 @@ impl From<&qmux_config::Udp> for UdpSettings {
     }
 }
 
-/// Lets something be logged once in [`LOG_PAUSE`]; how often it happened, counters tell.
+/// Limits a log line to one in [`LOG_PAUSE`]; counters tell how often the event happened.
 #[derive(Debug, Default)]
 pub(crate) struct Rarely(Cell<Option<Instant>>);
 
@@ -98,7 +104,8 @@ impl Rarely {
     }
 }
 
-/// Takes the core's receive buffers for the length of `with`, without a borrow that a call out could meet.
+/// Takes the core's receive buffers for the length of `with`, without a borrow that a call out
+/// could meet.
 pub(crate) fn with_receive_batch<R>(with: impl FnOnce(&mut ReceiveBatch) -> R) -> R {
     let mut batch = RECEIVE_BATCH
         .take()
@@ -108,7 +115,8 @@ pub(crate) fn with_receive_batch<R>(with: impl FnOnce(&mut ReceiveBatch) -> R) -
     result
 }
 
-/// The time, read once per turn of a lane: reading the clock for each datagram would cost 5 % of the core.
+/// The time, read once per turn of a lane: reading the clock for each datagram would cost 5 % of
+/// the core.
 #[derive(Debug, Default)]
 pub(crate) struct TurnClock(Cell<Option<Instant>>);
 

@@ -1,14 +1,14 @@
-//! How often a lane's peer is told that a flow is over.
+//! The bound on notices to a lane's peer that a flow is over.
 //!
-//! A `FlowClosed` message saves the peer work, but nothing depends on it: the peer has a timeout of its own, and a
-//! datagram of a flow that is not known is answered by another notice. So notices are bounded, and what is above the
-//! bound is left out, because the control stream also carries heartbeats, and a lane whose control stream backs up is
-//! closed.
+//! A `FlowClosed` message saves the peer work, but nothing depends on it: the peer has a timeout of
+//! its own, and a datagram of a flow that is not known is answered by another notice. So notices
+//! are bounded, and those above the bound are left out, because the control stream also carries
+//! heartbeats, and a lane whose control stream backs up is closed.
 
 use std::time::{Duration, Instant};
 
-/// Notices within one [`INTERVAL`]. A message takes at most 20 bytes, so it takes a peer that has not read its control
-/// stream for 12 seconds to collect a backlog of 64 KB, at which the lane is closed.
+/// Most notices within one [`INTERVAL`]. A message takes at most 20 bytes, so a peer that does not
+/// read its control stream collects in 12 seconds a backlog of 64 KB, at which the lane is closed.
 const NOTICES_PER_INTERVAL: usize = 256;
 
 /// See [`NOTICES_PER_INTERVAL`].
@@ -17,7 +17,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The notices of one lane.
 #[derive(Debug, Default)]
 pub(crate) struct Notices {
-    /// Flows told of in this turn: once is enough, however many of their datagrams follow.
+    /// Flows that the peer was told of in this turn: once is enough, however many of their
+    /// datagrams follow.
     told: Vec<u64>,
     interval_start: Option<Instant>,
     used: usize,
@@ -41,7 +42,7 @@ impl Notices {
         true
     }
 
-    /// A turn is over: the same flow may be told of again.
+    /// Ends a turn: the peer may be told of the same flow again.
     pub(crate) fn turn_over(&mut self) {
         self.told.clear();
     }

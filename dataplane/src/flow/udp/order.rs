@@ -1,6 +1,6 @@
-//! Lists of slab keys in an order of their own. A key leaves from anywhere in constant time, because
-//! the links lie beside the values: one [`Links`] serves any number of lists, as long as each key is
-//! in one of them.
+//! Lists of slab keys, each in an order of its own. A key leaves from anywhere in constant time,
+//! because the links lie beside the values: one [`Links`] serves any number of lists, as long as
+//! each key is in one of them.
 
 /// Neighbours of every key.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ impl List {
 }
 
 impl Links {
-    /// No key is as great as this: memory for greater ones is given back.
+    /// Gives back the memory of keys that are not less than `keys`; none of them is in a list.
     pub(super) fn shrink_to(&mut self, keys: usize) {
         self.0.truncate(keys);
         self.0.shrink_to_fit();

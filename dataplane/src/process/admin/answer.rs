@@ -21,11 +21,11 @@ const HTML: &str = "text/html; charset=utf-8";
 /// The status page: it asks for `/status` again and again.
 const PAGE: &str = include_str!("page.html");
 
-/// What the page may do: nothing but that.
+/// The policy of the page: it may do nothing else.
 const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; \
     style-src 'unsafe-inline'; img-src data:; base-uri 'none'; frame-ancestors 'none'";
 
-/// The answer to whoever must ask by address.
+/// The answer to a request that must name the endpoint by its address.
 const BY_NAME: &str = "this is answered only if the Host header has an IP address or localhost, \
     and no other name: a web page could have its own name lead here. Ask by the address, as in \
     http://127.0.0.1:9600/status; a proxy in front must set Host to the address. /metrics, \
@@ -34,38 +34,38 @@ const BY_NAME: &str = "this is answered only if the Host header has an IP addres
 const READ: &str = "GET, HEAD";
 const WRITE: &str = "POST";
 
-/// What becomes of a request.
+/// The result of a request.
 pub(super) enum Answer {
-    /// This is the answer.
+    /// The answer is known now.
     Now(Response<String>),
-    /// It is known when the process has done what was asked for.
+    /// The answer is known when the process has done what was asked for.
     Later(oneshot::Receiver<reload::Outcome>),
 }
 
-/// How a request has come.
+/// The kind of connection that a request came by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
-    /// Over TCP, by which a browser may have been led here.
+pub(super) enum ReachedBy {
+    /// TCP, to which a browser may have been led.
     Tcp,
-    /// By the Unix socket, where no browser comes.
+    /// The Unix socket, which no browser can use.
     Unix,
 }
 
 /// The answer to one request. Bodies of requests are not read.
 pub(super) fn to(
     sources: &Sources,
-    way: Way,
+    way: ReachedBy,
     method: &Method,
     uri: &Uri,
     headers: &HeaderMap,
 ) -> Answer {
-    if way == Way::Tcp && needs_an_address(uri.path()) && comes_by_name(uri, headers) {
+    if way == ReachedBy::Tcp && needs_an_address(uri.path()) && comes_by_name(uri, headers) {
         return Answer::Now(text(StatusCode::FORBIDDEN, BY_NAME.into()));
     }
     if uri.path() == "/reload" && method == Method::POST && !comes_from_elsewhere(headers) {
         let (sender, receiver) = oneshot::channel();
         let answer = move |outcome| {
-            // Who asked may have gone.
+            // The client may have gone.
             let _told = sender.send(outcome);
         };
         if sources.orders.reload.give(Box::new(answer)) {
@@ -77,7 +77,7 @@ pub(super) fn to(
     Answer::Now(at_once(sources, method, uri, headers))
 }
 
-/// What a reload has come to.
+/// The answer after a reload.
 pub(super) fn of_reload(
     outcome: Result<reload::Outcome, oneshot::error::RecvError>,
 ) -> Response<String> {
@@ -150,8 +150,8 @@ fn page() -> Response<String> {
     page
 }
 
-/// Whether a browser sends this for a page of another site: whoever looks at one must not stop a
-/// tunnel on the same machine by that.
+/// Whether a browser sends this for a page of another site: looking at a page must not stop a
+/// tunnel on the same machine.
 fn comes_from_elsewhere(headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(ORIGIN) else {
         return false; // No browser.
@@ -161,22 +161,22 @@ fn comes_from_elsewhere(headers: &HeaderMap) -> bool {
     origin.is_none_or(|(_, origin)| Some(origin) != host)
 }
 
-/// Whether a web page must not get at this: it changes something, or tells who the clients are.
-/// What scrapers and balancers ask for, mostly by a name, tells no more than numbers.
+/// Whether a web page must not get at this path, because it changes something, or tells who the
+/// clients are. What scrapers and balancers ask for, mostly by a name, tells no more than numbers.
 fn needs_an_address(path: &str) -> bool {
     matches!(path, "/" | "/status" | "/drain" | "/reload")
 }
 
-/// Whether the request names this endpoint by what a stranger may let lead here. A page that is
-/// loaded by a name of its site counts as of the same origin when that name leads to this endpoint
-/// afterwards (DNS rebinding): its requests are marked by nothing but that name.
+/// Whether the request names this endpoint by a name that a stranger may let lead here. A page that
+/// was loaded by a name of its site counts as of the same origin when that name leads to this
+/// endpoint afterwards (DNS rebinding): only that name marks its requests.
 fn comes_by_name(uri: &Uri, headers: &HeaderMap) -> bool {
     let is_name = |host: &str| {
         let literal = host.trim_start_matches('[').trim_end_matches(']');
         let is_literal = literal.parse::<std::net::IpAddr>().is_ok();
         !is_literal && !host.eq_ignore_ascii_case("localhost")
     };
-    // Every browser sends one.
+    // Every browser sends a Host header.
     let of_header = !headers.get_all(HOST).iter().all(|host| {
         let authority = Authority::try_from(host.as_bytes());
         authority.is_ok_and(|it| !is_name(it.host()))
@@ -184,8 +184,8 @@ fn comes_by_name(uri: &Uri, headers: &HeaderMap) -> bool {
     of_header || uri.host().is_some_and(is_name)
 }
 
-/// 200 while every core makes progress. Panics that were contained are shown, and are no reason to end a process that
-/// serves all others.
+/// The answer to `/healthz`: 200 while every core makes progress. Panics that were contained are
+/// shown, and are no reason to end a process that serves all others.
 fn health(status: &Status) -> Response<String> {
     let panics = match status.panics() {
         0 => String::new(),
@@ -204,7 +204,8 @@ fn health(status: &Status) -> Response<String> {
     )
 }
 
-/// 200 while visitors (for a server) or flows (for a client) are welcome and can be served.
+/// The answer to `/readyz`: 200 while visitors (for a server) or flows (for a client) can be
+/// served.
 fn readiness(status: &Status, query: &str) -> Response<String> {
     let wanted = match wanted(query) {
         Ok(wanted) => wanted,

@@ -114,7 +114,7 @@ fn a_page_of_another_site_cannot_have_the_process_drained() {
 #[test]
 fn a_name_that_leads_here_gets_at_numbers_alone_and_an_address_at_all() {
     let (sources, drains) = sources();
-    let code = |way: Way, method: &Method, path: &str, hosts: &[&'static str]| {
+    let code = |way: ReachedBy, method: &Method, path: &str, hosts: &[&'static str]| {
         let mut headers = HeaderMap::new();
         for host in hosts {
             headers.append(HOST, HeaderValue::from_static(host));
@@ -140,27 +140,42 @@ fn a_name_that_leads_here_gets_at_numbers_alone_and_an_address_at_all() {
             (&post, "/reload"),
         ] {
             assert_eq!(
-                code(Way::Tcp, method, path, &[name]),
+                code(ReachedBy::Tcp, method, path, &[name]),
                 403,
                 "{name:?} {path}"
             );
         }
         assert_eq!(
-            code(Way::Tcp, &get, "/status", &["127.0.0.1", name]),
+            code(ReachedBy::Tcp, &get, "/status", &["127.0.0.1", name]),
             403,
             "{name:?}"
         );
-        assert_eq!(code(Way::Unix, &get, "/status", &[name]), 200, "{name:?}");
-        assert_eq!(code(Way::Tcp, &get, "/metrics", &[name]), 200, "{name:?}");
-        assert_eq!(code(Way::Tcp, &get, "/healthz", &[name]), 200, "{name:?}");
         assert_eq!(
-            code(Way::Tcp, &get, "/readyz", &[name]),
+            code(ReachedBy::Unix, &get, "/status", &[name]),
+            200,
+            "{name:?}"
+        );
+        assert_eq!(
+            code(ReachedBy::Tcp, &get, "/metrics", &[name]),
+            200,
+            "{name:?}"
+        );
+        assert_eq!(
+            code(ReachedBy::Tcp, &get, "/healthz", &[name]),
+            200,
+            "{name:?}"
+        );
+        assert_eq!(
+            code(ReachedBy::Tcp, &get, "/readyz", &[name]),
             503,
             "not ready, {name:?}"
         );
     }
     let by_proxy = "http://evil.example/status";
-    assert_eq!(code(Way::Tcp, &get, by_proxy, &["127.0.0.1:9600"]), 403);
+    assert_eq!(
+        code(ReachedBy::Tcp, &get, by_proxy, &["127.0.0.1:9600"]),
+        403
+    );
     assert_eq!(drains.load(Ordering::Relaxed), 0);
     for host in [
         "127.0.0.1:9600",
@@ -169,11 +184,19 @@ fn a_name_that_leads_here_gets_at_numbers_alone_and_an_address_at_all() {
         "localhost:9600",
         "LOCALHOST",
     ] {
-        assert_eq!(code(Way::Tcp, &get, "/status", &[host]), 200, "{host}");
-        assert_eq!(code(Way::Tcp, &get, "/", &[host]), 200, "{host}");
+        assert_eq!(
+            code(ReachedBy::Tcp, &get, "/status", &[host]),
+            200,
+            "{host}"
+        );
+        assert_eq!(code(ReachedBy::Tcp, &get, "/", &[host]), 200, "{host}");
     }
-    assert_eq!(code(Way::Tcp, &get, "/status", &[]), 200, "no browser");
-    assert_eq!(code(Way::Tcp, &post, "/drain", &["[::1]:9600"]), 202);
+    assert_eq!(
+        code(ReachedBy::Tcp, &get, "/status", &[]),
+        200,
+        "no browser"
+    );
+    assert_eq!(code(ReachedBy::Tcp, &post, "/drain", &["[::1]:9600"]), 202);
 }
 
 #[test]

@@ -1,6 +1,7 @@
-//! The metrics as text: OpenMetrics for those who ask for it, Prometheus' older format for all others.
+//! The metrics as text: OpenMetrics for clients that ask for it, Prometheus' older format for all
+//! others.
 //!
-//! Every value is read from where its owner keeps it when somebody asks; nothing is collected in between.
+//! Every value is read from its owner on request; nothing is collected in between.
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,10 +28,10 @@ use crate::process::{access_log, logging};
 use crate::server::ServerShared;
 use crate::sys::process;
 
-/// Before each of our own names.
+/// The prefix of each of our own names.
 const PREFIX: &str = "qmux_dp";
 
-/// How metrics are written.
+/// The format of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     /// Version 1.0.0.
@@ -40,7 +41,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// By the values of a request's Accept headers.
+    /// The format for the values of a request's Accept headers.
     pub(super) fn wanted_by<'a>(mut accept: impl Iterator<Item = &'a str>) -> Format {
         if accept.any(|value| value.contains("application/openmetrics-text")) {
             Format::OpenMetrics
@@ -49,7 +50,7 @@ impl Format {
         }
     }
 
-    /// What the answer calls itself.
+    /// The content type of the answer.
     pub(super) fn content_type(self) -> &'static str {
         match self {
             Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -103,9 +104,9 @@ fn lone_gauge(
     ConstGauge::new(value).encode(family)
 }
 
-// ---- counters -----------------------------------------------------------------------------------------------------
+// ---- counters ----
 
-/// What every core counts.
+/// The counters of the cores.
 #[derive(Debug)]
 struct Counters(Arc<Cluster>);
 
@@ -144,9 +145,9 @@ fn counter(
     Ok(())
 }
 
-// ---- the log ------------------------------------------------------------------------------------------------------
+// ---- the log ----
 
-/// What became of lines of the log, which belong to no core.
+/// The counters of lines of the log, which belong to no core.
 #[derive(Debug)]
 struct LogMetrics;
 
@@ -184,9 +185,9 @@ impl Collector for LogMetrics {
     }
 }
 
-// ---- state --------------------------------------------------------------------------------------------------------
+// ---- state ----
 
-/// What is, rather than what has happened.
+/// The state of the process.
 #[derive(Debug)]
 struct StateMetrics {
     ready: bool,
@@ -197,9 +198,9 @@ struct StateMetrics {
     services: Vec<ServiceStates>,
     client_lanes: Option<usize>,
     client_lanes_wanted: Option<usize>,
-    /// Of a client and of a server.
+    /// Lanes over TLS, of the client and of the server.
     lanes_over_tls: [Option<usize>; 2],
-    /// Configurations taken up, not by all, or refused.
+    /// Configurations taken up, taken up incompletely, and refused.
     reloads: [(&'static str, u64); 3],
 }
 
@@ -323,9 +324,9 @@ impl Collector for StateMetrics {
     }
 }
 
-// ---- the process --------------------------------------------------------------------------------------------------
+// ---- the process ----
 
-/// The names that every Prometheus client library uses for a process; holds its start.
+/// The metrics that every Prometheus client library has for a process; contains its start.
 #[derive(Debug)]
 struct ProcessMetrics(SystemTime);
 
@@ -473,7 +474,8 @@ mod tests {
         }
     }
 
-    /// Beside those in `costs`: an answer of a machine with 64 cores. The cores notice only that their counters are read.
+    /// Measured beside those in `costs`: an answer of a machine with 64 cores. The cores notice
+    /// only that their counters are read.
     #[test]
     #[ignore = "measures"]
     fn what_an_answer_costs() {

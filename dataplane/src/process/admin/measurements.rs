@@ -1,5 +1,5 @@
-//! Metrics that are no counters: histograms of what cores have measured, and when certificates
-//! expire.
+//! Metrics that are not counters: histograms of what cores have measured, and the expiry of
+//! certificates.
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl Collector for Histograms {
     }
 }
 
-/// When each certificate expires, and each list of revoked ones.
+/// The expiry of each certificate and each revocation list.
 #[derive(Debug)]
 pub(super) struct Expiries([(&'static str, &'static str, Vec<CertificateView>); 2]);
 

@@ -1,10 +1,10 @@
 //! The admin endpoint: health, readiness, metrics and status over HTTP, on a thread of its own.
 //!
-//! It reads what the cores share and never asks a core anything, so that it answers when one is stuck, and costs none of
-//! them anything. It keeps answering while the process drains, to its end.
+//! It reads what the cores share and never asks a core anything. So it answers when a core is
+//! stuck, and costs none of them anything. It keeps answering while the process drains, to its end.
 //!
-//! Nobody is asked who they are. What a peer can cost is bounded: connections (the oldest makes way for the newest, so
-//! that slow ones keep nobody out), bytes of a request's head, and time.
+//! It does not authenticate anybody. What a peer can cost is bounded: connections (the oldest makes
+//! way for the newest, so that slow ones keep nobody out), bytes of a request's head, and time.
 
 mod answer;
 mod exposition;
@@ -34,40 +34,43 @@ use crate::core::log_limit::LogLimit;
 use crate::process::reload;
 use crate::process::status::Status;
 
-use answer::Way;
+use answer::ReachedBy;
 pub(crate) use socket::{AdminSocket, bind, probe};
 
-/// Connections at a time. Those who scrape and check are few; a hundred more in parallel are still served.
+/// Connections at a time. There are few scrapers and health checks; a hundred more in parallel are
+/// still served.
 const CONNECTIONS_MAX: usize = 256;
 
-/// Time for a request's head to come, also on a connection that waits for its next request. Scrapers that keep a
-/// connection for longer open another.
+/// Time for a request's head to come, also on a connection that waits for its next request.
+/// Scrapers that keep a connection for longer open another one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection takes no further request when it is this old, and then has as long as a head may take to end.
+/// A connection takes no further request when it is this old, and then has as long as a head may
+/// take to end.
 const CONNECTION_AGE_MAX: Duration = Duration::from_secs(60);
 
-/// Bytes of a request's head. Ours have about a hundred; proxies in front add some hundred more.
+/// Bytes of a request's head. Usual ones have about a hundred; proxies in front add some hundred
+/// more.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 
-/// Pause after accept(2) failed, mostly for want of file descriptors.
+/// Pause after accept(2) has failed, mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the endpoint may have the process do.
+/// Orders that the endpoint can give to the process.
 pub(crate) struct Orders {
-    /// Stops it as SIGTERM does. Called again it does nothing more.
+    /// Stops the process as SIGTERM does. A second call does nothing more.
     pub(crate) drain: Box<dyn Fn() + Send + Sync>,
-    /// Has it read its configuration again.
+    /// Has the process read its configuration again.
     pub(crate) reload: reload::Orders,
 }
 
-/// What answers are made of.
+/// The sources of the answers.
 struct Sources {
     status: Arc<Status>,
     orders: Orders,
 }
 
-/// The socket as the endpoint's runtime has it.
+/// The socket in the form that the endpoint's runtime needs.
 enum Listening {
     Tcp(TcpListener),
     Unix(UnixListener),
@@ -97,8 +100,7 @@ impl Listening {
 
 /// Starts the endpoint's thread, which ends with the process.
 ///
-/// # Errors
-/// If the thread or its runtime cannot be had.
+/// # Errors If the thread or its runtime cannot be started.
 pub(crate) fn start(
     socket: AdminSocket,
     admin: &Admin,
@@ -118,9 +120,9 @@ pub(crate) fn start(
     let closer = Closer(accepts.abort_handle());
     std::thread::Builder::new()
         .name("admin".into())
-        // Who is connected is answered to the end.
+        // Open connections are served to their end.
         .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
-    // Not its paths: a line with the word `ready` says that the process serves.
+    // Its paths are not in this line: a line with the word `ready` says that the process serves.
     tracing::info!(address = %admin.listen, "the admin endpoint listens");
     Ok(closer)
 }
@@ -130,7 +132,7 @@ pub(crate) fn start(
 pub(crate) struct Closer(AbortHandle);
 
 impl Closer {
-    /// Nobody new is answered from some moment soon on.
+    /// Stops accepting new connections, from some moment soon on.
     pub(crate) fn close(&self) {
         self.0.abort();
     }
@@ -146,7 +148,7 @@ async fn accept(listening: Listening, sources: Arc<Sources>) {
                 if let Some(suppressed) = log.pass(Instant::now()) {
                     tracing::warn!(%error, suppressed, "the admin endpoint cannot accept a connection; trying again");
                 }
-                // Ours may be what the process has too many of.
+                // The connections of this endpoint may be what the process has too many of.
                 make_room(&mut connections, 1);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
@@ -155,8 +157,8 @@ async fn accept(listening: Listening, sources: Arc<Sources>) {
         make_room(&mut connections, CONNECTIONS_MAX);
         let sources = Arc::clone(&sources);
         let task = match accepted {
-            Accepted::Tcp(stream) => tokio::spawn(serve(stream, Way::Tcp, sources)),
-            Accepted::Unix(stream) => tokio::spawn(serve(stream, Way::Unix, sources)),
+            Accepted::Tcp(stream) => tokio::spawn(serve(stream, ReachedBy::Tcp, sources)),
+            Accepted::Unix(stream) => tokio::spawn(serve(stream, ReachedBy::Unix, sources)),
         };
         connections.push_back(task.abort_handle());
     }
@@ -174,8 +176,8 @@ fn make_room(connections: &mut VecDeque<AbortHandle>, most: usize) {
     }
 }
 
-/// Serves one connection until its end, which its peer's mistakes and delays are, too.
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, way: Way, sources: Arc<Sources>) {
+/// Serves one connection until its end, which a mistake or delay of its peer brings about, too.
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, way: ReachedBy, sources: Arc<Sources>) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let sources = Arc::clone(&sources);
         async move {

@@ -1,13 +1,14 @@
-//! What the query of a request to the admin endpoint may say. It uses nothing of this crate, so
-//! that the fuzz targets can have it.
+//! The query of a request to the admin endpoint. It uses nothing of this crate, so that the fuzz
+//! targets can include it.
 
-/// Clients that a service needs for visitors to be sent to it, unless the request says otherwise.
+/// Number of clients that a service needs for visitors to be sent to it, unless the request says
+/// otherwise.
 const CLIENTS_DEFAULT: usize = 1;
 
 /// Longest name of a service in a query: what the longest one takes with every byte escaped.
 const NAME_BYTES_MAX: usize = 3 * 64;
 
-/// What `/readyz` is asked about.
+/// The question to `/readyz`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
     /// `clients=N`: how many clients a service needs to count as ready.
@@ -38,7 +39,7 @@ pub(crate) fn wanted(query: &str) -> Result<Wanted, &'static str> {
     Ok(wanted)
 }
 
-/// Text in which `%2E` stands for a dot.
+/// Decodes text in which `%2E` stands for a dot.
 fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();

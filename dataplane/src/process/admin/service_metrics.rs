@@ -1,5 +1,5 @@
 //! Metrics of the services that this process offers as a client, each with the label `service`: as
-//! many values as the config has services, whatever visitors or servers do.
+//! many values as the configuration has services, whatever visitors or servers do.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::client::services::{Service, Services};
 #[derive(Debug)]
 pub(super) struct ServiceMetrics(pub(super) Arc<Services>);
 
-/// A name, an explanation, and the way to the value.
+/// A name, an explanation, and the function that returns the value.
 type Known = (&'static str, &'static str, fn(&Service) -> u64);
 
 const COUNTERS: [Known; 5] = [

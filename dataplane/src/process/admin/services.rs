@@ -1,4 +1,4 @@
-//! The metrics of each service: its clients, and what came and went for its visitors.
+//! The metrics of each service: its clients, and the traffic of its visitors.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::server::bounds::{Gate, RefusalCounters};
 use crate::server::pool::service::PoolTotals;
 use crate::server::{ServedService, ServerShared};
 
-/// A name, an explanation, and the way to the value.
+/// A name, an explanation, and the function that returns the value.
 type Gauge = (&'static str, String, fn(&PoolTotals) -> usize);
 
-/// One service: what it is told by, its clients.
+/// One service: its labels, clients and counters.
 #[derive(Debug)]
 struct ServiceState {
     labels: Vec<(&'static str, String)>,
@@ -25,16 +25,17 @@ struct ServiceState {
     gate: Arc<Gate>,
 }
 
-/// The services whose metrics have names that begin alike.
+/// The services whose metrics begin with the same prefix.
 #[derive(Debug)]
 pub(super) struct ServiceStates {
-    /// What they are called there.
+    /// The prefix.
     prefix: &'static str,
     states: Vec<ServiceState>,
 }
 
 impl ServiceStates {
-    /// Those of listeners, by the listener's index and addresses, and those that have names, by these.
+    /// The services of listeners, labelled by the listener's index and addresses, and those with
+    /// names, labelled by these.
     pub(super) fn of(server: &ServerShared) -> [ServiceStates; 2] {
         let state = |labels, service: &ServedService| ServiceState {
             labels,
@@ -70,7 +71,7 @@ impl ServiceStates {
         ]
     }
 
-    /// All of them; nothing if there is none.
+    /// Encodes all metrics; nothing if there is no service.
     pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         if self.states.is_empty() {
             return Ok(());
@@ -80,7 +81,7 @@ impl ServiceStates {
         self.refusals(encoder)
     }
 
-    /// Visitors who were refused, by reason.
+    /// Encodes the number of refused visitors, by reason ([`RefusalCounters`]).
     fn refusals(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let name = format!("{}_refused", self.prefix);
         let help =
@@ -135,7 +136,7 @@ impl ServiceStates {
         Ok(())
     }
 
-    /// The sums over all cores: there may be thousands of services.
+    /// Encodes the sums over all cores, because there may be thousands of services.
     fn counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let sums: Vec<Vec<u64>> = self.states.iter().map(ServiceState::sums).collect();
         let mut row = 0;
@@ -153,7 +154,7 @@ impl ServiceStates {
 }
 
 impl ServiceState {
-    /// How many visitors were refused for each reason, on all cores.
+    /// Number of visitors that were refused for each reason, on all cores.
     fn refusals(&self) -> Vec<(&'static str, u64)> {
         let mut sums = Vec::new();
         RefusalCounters::default().for_each(|reason, _, _| sums.push((reason, 0)));

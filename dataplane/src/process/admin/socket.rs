@@ -1,9 +1,9 @@
 //! The admin endpoint's listening socket: TCP, or a Unix socket that only its owner may use.
 //!
-//! A Unix socket outlives its process as a file. One that nobody listens at is replaced; one that
-//! somebody listens at is another process's, and an error. The new one is bound under another name,
-//! gets its rights, listens, and is then moved to its place: at no time can others connect to it,
-//! and nobody finds a place without one.
+//! A Unix socket outlives its process as a file. A socket that nobody listens at is replaced; one
+//! that somebody listens at belongs to another process, and is an error. The new socket is bound
+//! under another name, gets its mode, listens, and is then moved to its place. So other users can
+//! connect to it at no time, and the place is never empty.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Permissions};
@@ -20,7 +20,7 @@ use crate::process::bind::cannot;
 use crate::process::exit::Failure;
 use crate::sys::bind::{probe_free, tcp_alone};
 
-/// The key that names it.
+/// The key that configures it.
 const KEY: &str = "admin.listen";
 
 /// Connections that wait to be accepted.
@@ -29,16 +29,15 @@ const BACKLOG: i32 = 128;
 /// A bound socket.
 #[derive(Debug)]
 pub(crate) enum AdminSocket {
-    /// At a TCP address.
+    /// A socket at a TCP address.
     Tcp(TcpListener),
-    /// At a path.
+    /// A socket at a path.
     Unix(UnixListener),
 }
 
 /// Binds the admin endpoint's socket.
 ///
-/// # Errors
-/// The key, the address and the reason.
+/// # Errors The key, the address and the reason.
 pub(crate) fn bind(admin: &Admin) -> Result<AdminSocket, Failure> {
     match &admin.listen {
         AdminListen::Tcp(address) => probe_free(*address, true)
@@ -55,8 +54,7 @@ pub(crate) fn bind(admin: &Admin) -> Result<AdminSocket, Failure> {
 
 /// Finds out whether [`bind`] would work, and changes nothing.
 ///
-/// # Errors
-/// As those of [`bind`].
+/// # Errors Those of [`bind`].
 pub(crate) fn probe(admin: &Admin) -> Result<(), Failure> {
     match &admin.listen {
         AdminListen::Tcp(address) => {
@@ -98,10 +96,10 @@ fn cannot_unix(path: &Path, error: &io::Error) -> Failure {
     ))
 }
 
-/// Whether a socket may come to `path`: there is nothing, or a socket that nobody listens at.
+/// Checks whether a socket may be put at `path`: there is nothing, or a socket that nobody listens
+/// at.
 ///
-/// # Errors
-/// What is there instead; `key` is what names the path.
+/// # Errors What is there instead; `key` is the key that configures the path.
 pub(in crate::process) fn check_place(path: &Path, key: &str) -> Result<(), Failure> {
     check_kind(path, key)?;
     if is_live(path) {
@@ -113,10 +111,9 @@ pub(in crate::process) fn check_place(path: &Path, key: &str) -> Result<(), Fail
     Ok(())
 }
 
-/// The same, whoever listens at a socket that is there.
+/// Checks like [`check_place`], whether or not somebody listens at a socket that is there.
 ///
-/// # Errors
-/// What is there instead.
+/// # Errors What is there instead.
 pub(in crate::process) fn check_kind(path: &Path, key: &str) -> Result<(), Failure> {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(()); // What else is wrong with it, binding says.
@@ -130,7 +127,7 @@ pub(in crate::process) fn check_kind(path: &Path, key: &str) -> Result<(), Failu
     )))
 }
 
-/// Whether somebody listens. Does not wait: a full queue is a sign of life, too.
+/// Whether somebody listens. This does not wait: a full queue also shows that somebody does.
 fn is_live(path: &Path) -> bool {
     let connect = || -> io::Result<()> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -148,22 +145,21 @@ fn is_live(path: &Path) -> bool {
 
 /// Binds a socket that listens at `path` and that only this user may use.
 ///
-/// # Errors
-/// Those of the system.
+/// # Errors Those of the system.
 pub(in crate::process) fn bind_unix(path: &Path, kind: Type) -> io::Result<Socket> {
     let (socket, beside) = bind_beside(path, kind)?;
     beside.move_to_place()?;
     Ok(socket)
 }
 
-/// The same, but for the name: nobody finds the socket until it is moved to its place.
+/// Binds a socket for `path` under another name, so that nobody finds it until it is moved to its
+/// place.
 ///
-/// # Errors
-/// Those of the system.
+/// # Errors Those of the system.
 pub(in crate::process) fn bind_beside(path: &Path, kind: Type) -> io::Result<(Socket, Beside)> {
     let socket = Socket::new(Domain::UNIX, kind, None)?;
     let name = beside(path);
-    // Of a process of the same number that did not get further.
+    // There may be one of an earlier process with the same number that did not get further.
     let _none = fs::remove_file(&name);
     socket.bind(&SockAddr::unix(&name)?)?;
     let beside = Beside {
@@ -176,7 +172,7 @@ pub(in crate::process) fn bind_beside(path: &Path, kind: Type) -> io::Result<(So
     Ok((socket, beside))
 }
 
-/// The name of a socket that is not at its place yet. It goes with this.
+/// The name of a socket that is not at its place yet; the name is removed when this is dropped.
 #[derive(Debug)]
 pub(in crate::process) struct Beside {
     name: PathBuf,
@@ -184,10 +180,9 @@ pub(in crate::process) struct Beside {
 }
 
 impl Beside {
-    /// Gives the socket its place, whatever socket was there before.
+    /// Moves the socket to its place, whatever socket was there before.
     ///
-    /// # Errors
-    /// Those of rename(2).
+    /// # Errors Those of rename(2).
     pub(in crate::process) fn move_to_place(self) -> io::Result<()> {
         fs::rename(&self.name, &self.place)
     }
@@ -195,12 +190,12 @@ impl Beside {
 
 impl Drop for Beside {
     fn drop(&mut self) {
-        // It is not there if it was moved.
+        // If it was moved it is not there.
         let _moved = fs::remove_file(&self.name);
     }
 }
 
-/// A name in the same directory that is no longer than the path's: that has room.
+/// A name in the same directory that is no longer than the path's, which is known to fit.
 fn beside(path: &Path) -> PathBuf {
     let mut name = OsString::from(format!(".{}", std::process::id() % 10_000_000));
     let own = path.file_name().map_or(0, OsStr::len);

@@ -1,7 +1,7 @@
-//! `GET /status`: all that operators see, as one JSON object.
+//! `GET /status`: everything that operators see, as one JSON object.
 //!
-//! Counts and bytes are numbers and count from the process's start. Programs read it: keys are only
-//! ever added.
+//! Counts and bytes are numbers and count from the process's start. Programs read it, so keys are
+//! only ever added.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use crate::process::status::Status;
 use crate::server::ServerShared;
 use crate::server::pool::views::{ClientView, ServiceView};
 
-/// What the names of counters hold that count somebody or something turned away.
+/// Parts of the names of counters that count refused visitors, dropped datagrams and the like.
 const REFUSALS: [&str; 3] = ["_refused", "_dropped", "_exhausted"];
 
 /// The whole answer.
@@ -136,7 +136,7 @@ fn certificates(status: &Status, kind: Kind, end: &str) -> Vec<Value> {
     views.map(value).collect()
 }
 
-/// Each counter of somebody or something turned away that is not zero, of all cores together.
+/// Each counter of refusals or drops that is not zero, over all cores.
 fn refusals(status: &Status) -> Value {
     let mut totals = serde_json::Map::new();
     for core in &status.cluster.counters {

@@ -1,5 +1,5 @@
-//! The predecessor's part: it listens for a successor, lends its sockets, and gives up reading those
-//! that the successor takes.
+//! The predecessor's part of a handover: it listens for a successor, lends its sockets, and stops
+//! reading those that the successor takes.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -32,8 +32,8 @@ use crate::sys::pass::{self, Peer};
 
 const KEY: &str = "server.handover";
 
-/// How long a successor may take between two messages. It reads its configuration before it comes,
-/// and binds what is new and starts its cores in between.
+/// How long a successor may take between two messages. It reads its configuration before it
+/// connects, and in between binds what is new and starts its cores.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the cores may take.
@@ -42,31 +42,31 @@ const CORES_PATIENCE: Duration = Duration::from_secs(10);
 /// Pause before a core with a full mailbox is told again.
 const FULL_MAILBOX_PAUSE: Duration = Duration::from_millis(1);
 
-/// Pause after accept(2) failed.
+/// Pause after accept(2) has failed.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// What waits of passed-on packets: some milliseconds at a gigabit per second.
+/// Buffer for passed-on packets: some milliseconds at a gigabit per second.
 const PACKETS_BUFFER_BYTES: usize = 4 << 20;
 
 /// Largest packet that is passed on: what a receive call may bring.
 const PACKET_BYTES_MAX: usize = 1 << 16;
 
-/// Who gives the sockets away.
+/// The giving side of a handover.
 pub(crate) struct Giver {
     pub(crate) cores: usize,
     pub(crate) server: Arc<ServerShared>,
     pub(in crate::process) mailboxes: Mailboxes<CoreMail>,
-    /// Where it is decided who has the sockets.
+    /// The place where it is decided who has the sockets.
     pub(in crate::process) listening: Arc<Listening>,
     /// Whether this process is about to end.
     pub(crate) is_draining: Box<dyn Fn() -> bool + Send>,
-    /// Gives up the admin endpoint's address.
+    /// Stops the admin endpoint from listening at its address.
     pub(crate) close_admin: Box<dyn Fn() + Send>,
-    /// Told once, with the successor's process id, when it serves.
+    /// Called once, with the successor's process id, when the successor serves.
     pub(crate) handed_over: Box<dyn Fn(u32) + Send>,
 }
 
-/// A [`Giver`] that listens already, but where nobody finds it.
+/// A [`Giver`] that listens already, but under a name that nobody knows.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     beside: Beside,
@@ -74,10 +74,9 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// From now on it is found.
+    /// Moves its socket to the configured path, where successors find it.
     ///
-    /// # Errors
-    /// If its socket cannot be moved to its place.
+    /// # Errors If the socket cannot be moved.
     pub(crate) fn be_found(self) -> Result<(), Failure> {
         let path = self.path;
         self.beside
@@ -94,11 +93,10 @@ fn cannot_bind(path: &Path, error: &io::Error) -> Failure {
 }
 
 impl Giver {
-    /// Listens from now on, on a thread of its own, for those who will come to `path`. `succeeds`
-    /// says that this process is about to take the place of the one that listens there.
+    /// Listens from now on, on a thread of its own, for successors at `path`. `succeeds` says that
+    /// this process is about to take the place of the one that listens there.
     ///
-    /// # Errors
-    /// If that cannot be.
+    /// # Errors If that is not possible.
     pub(crate) fn start(self, path: &Path, succeeds: bool) -> Result<Waiting, Failure> {
         if succeeds {
             check_kind(path, KEY)?;
@@ -124,7 +122,7 @@ impl Giver {
             match listener.accept() {
                 Ok((connection, _)) => match self.lend(&connection) {
                     Ok(Some(packets)) => {
-                        // The successor listens there for its own.
+                        // The successor listens there itself.
                         drop(listener);
                         self.give_up(&connection);
                         return pass_packets(&packets, &self);
@@ -143,8 +141,8 @@ impl Giver {
         }
     }
 
-    /// Lends the sockets. What comes back is where packets of this process's lanes will come from;
-    /// nothing if the successor was refused.
+    /// Lends the sockets. Returns the socket from which passed-on packets of this process's lanes
+    /// will come; `None` if the successor was refused.
     fn lend(&self, connection: &Socket) -> io::Result<Option<Socket>> {
         connection.set_read_timeout(Some(PATIENCE))?;
         connection.set_write_timeout(Some(PATIENCE))?;
@@ -166,7 +164,7 @@ impl Giver {
         let mut taken: HashSet<_> = lent.iter().map(|it| (it.used_for, it.address)).collect();
         drop(lent);
         if let Err(error) = wait_for_take(connection, &mut taken) {
-            // If it is merely late it must not believe that nobody is here any more.
+            // If the successor is merely late it must not believe that nobody is here any more.
             let why = "no word came from the new one in time, or a wrong one";
             let _gone = keep(connection, why);
             return Err(error);
@@ -203,7 +201,7 @@ impl Giver {
         })
     }
 
-    /// The successor could serve at once, and from here on it does.
+    /// Hands the sockets over to a successor that is ready to serve.
     fn give_up(&self, connection: &Socket) {
         let (done, answers) = bounded(self.cores);
         self.tell(|| ServerMail::HandedOver(done.clone()));
@@ -214,7 +212,8 @@ impl Giver {
         (self.close_admin)();
         let pid = Peer::of(connection).ok().and_then(|peer| peer.pid);
         if let Some(pid) = pid {
-            // Before the successor says that it is ready: only the main process is believed.
+            // This comes before the successor says that it is ready, because only the main process
+            // is believed.
             let _no_manager = sd_notify::notify(&[NotifyState::MainPid(pid.get())]);
         }
         if let Err(error) = pass::send(connection, &messages::text(&Answer::Gone), None) {
@@ -242,7 +241,8 @@ impl Giver {
     }
 }
 
-/// Offers the sockets, and makes a way for packets of this process's lanes: this end of it.
+/// Offers the sockets, and a socket pair for packets of this process's lanes, of which it returns
+/// this end.
 fn offer(connection: &Socket, lent: &[Lent]) -> io::Result<Socket> {
     let offer = Offer::Sockets(lent.len());
     pass::send(connection, &messages::text(&offer), None)?;
@@ -257,13 +257,14 @@ fn offer(connection: &Socket, lent: &[Lent]) -> io::Result<Socket> {
         pass::send(connection, &text, Some(fd.as_fd()))?;
     }
     let (ours, theirs) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
-    // Less than that is enough as well.
+    // A smaller buffer is enough as well.
     let _smaller = theirs.set_send_buffer_size(PACKETS_BUFFER_BYTES);
     pass::send(connection, PACKETS, Some(theirs.as_fd()))?;
     Ok(ours)
 }
 
-/// Returns when the successor takes what is then in `taken`, which has what was offered.
+/// Waits until the successor takes the sockets. They are then in `taken`, which has contained what
+/// was offered.
 fn wait_for_take(
     connection: &Socket,
     taken: &mut HashSet<(SocketUse, SocketAddr)>,
@@ -275,7 +276,7 @@ fn wait_for_take(
         }
         let left: Left = serde_json::from_slice(&text)?;
         let place = left.used_for().map(|used_for| (used_for, left.address));
-        // Each at most once, so that this comes to an end.
+        // Each is removed at most once, so this comes to an end.
         if !place.is_some_and(|place| taken.remove(&place)) {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -294,14 +295,14 @@ fn next(connection: &Socket) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// One answer of each core.
+/// Collects one answer of each core.
 fn all<T>(answers: &Receiver<T>, cores: usize) -> io::Result<Vec<T>> {
     let until = Instant::now() + CORES_PATIENCE;
     let answer = |_| answers.recv_deadline(until).map_err(io::Error::other);
     (0..cores).map(answer).collect()
 }
 
-/// Gives the cores what the successor passes on, until it or this process ends.
+/// Gives the cores the packets that the successor passes on, until it or this process ends.
 fn pass_packets(packets: &Socket, giver: &Giver) {
     let mut doors: HashMap<SocketAddr, (DoorId, usize)> = HashMap::new();
     for door in giver.server.doors().iter() {
@@ -328,14 +329,14 @@ fn pass_packets(packets: &Socket, giver: &Giver) {
             to_ip: passed.to_ip,
             lost_before: *lost,
         };
-        // Without room it is dropped, as a socket does: that one core is busy is no reason for the
-        // others to wait.
+        // If there is no room the packet is dropped, as by a socket: that one core is busy is no
+        // reason for the others to wait.
         let sent = giver.mailboxes.of(passed.core).send(CoreMail::Server(mail));
         *lost = sent.map_or(*lost + 1, |()| 0);
     }
 }
 
-/// Starts successors of this process when somebody asks for one.
+/// Starts successors of this process on request.
 #[derive(Debug)]
 pub(crate) struct Successors {
     program: PathBuf,
@@ -343,11 +344,10 @@ pub(crate) struct Successors {
 }
 
 impl Successors {
-    /// Of this process: the program at its path, which may be another one by then, with the same
-    /// arguments.
+    /// Successors of this process: the program at its path, which may be another version by then,
+    /// with the same arguments.
     ///
-    /// # Errors
-    /// If the path is not known.
+    /// # Errors If the path is not known.
     pub(crate) fn of_this_process() -> io::Result<Successors> {
         Ok(Successors {
             program: std::env::current_exe()?,
@@ -355,7 +355,7 @@ impl Successors {
         })
     }
 
-    /// Starts one, unless one has been started that still runs.
+    /// Starts a successor, unless one that was started still runs.
     pub(crate) fn start(&self) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(child) = &mut *running {
@@ -367,7 +367,7 @@ impl Successors {
         }
         let mut command = Command::new(&self.program);
         command.args(std::env::args_os().skip(1));
-        // That of this process: the successor would take itself for somebody else.
+        // This is for the present process: the successor would not recognise itself.
         command.env_remove("WATCHDOG_PID");
         match command.spawn() {
             Ok(child) => {

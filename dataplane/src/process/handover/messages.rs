@@ -1,4 +1,4 @@
-//! What the two processes say to each other, in order:
+//! The messages of a handover between two processes, in order:
 //!
 //! | who | says | with |
 //! | --- | --- | --- |
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::server::succession::SocketUse;
 
-/// Of this exchange. Others are refused.
+/// The version of this exchange; others are refused.
 pub(super) const VERSION: u32 = 2;
 
 /// Longest message.
@@ -27,14 +27,14 @@ pub(super) const MESSAGE_BYTES_MAX: usize = 4_096;
 pub(super) const PACKETS: &[u8] = b"packets";
 pub(super) const TAKE: &[u8] = b"take";
 
-/// Who asks.
+/// The successor's request.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Hello {
     pub(super) version: u32,
     pub(super) cores: usize,
 }
 
-/// What is there, or why not.
+/// The predecessor's offer, or the reason why there is none.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Offer {
     Sockets(usize),
@@ -49,7 +49,7 @@ pub(super) struct Socket {
     pub(super) core: usize,
 }
 
-/// Sockets that the predecessor is to keep: those of all cores.
+/// Sockets that the predecessor is to keep; each entry stands for those of all cores.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Left {
     used_for: String,
@@ -59,9 +59,9 @@ pub(super) struct Left {
 /// What becomes of the sockets.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
-    /// They are the successor's, and the predecessor reads them no more.
+    /// The successor has them, and the predecessor does not read them any more.
     Gone,
-    /// The predecessor keeps them all, and this is why.
+    /// The predecessor keeps them all, for this reason.
     Kept(String),
 }
 
@@ -108,7 +108,7 @@ impl Left {
     }
 }
 
-/// As it is sent. Nothing of it can fail.
+/// The message as it is sent. Nothing of this can fail.
 pub(super) fn text(message: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(message).unwrap_or_default()
 }

@@ -1,17 +1,18 @@
-//! One process takes the place of another on this machine, and nobody is lost: the successor gets
-//! descriptors of all the sockets of the one that runs, over a Unix socket that only their owner may
-//! use.
+//! Handover: one process takes the place of another on this machine without losing anybody. The
+//! successor gets descriptors of all sockets of the running process, over a Unix socket that only
+//! their owner may use.
 //!
 //! Until the successor could serve at once (its threads run, and whatever it needs is bound) it
-//! changes nothing. Then it says which sockets it takes; the predecessor reads those no more, neither
-//! for packets nor for visitors, and lets its flows finish, which the successor passes packets on for
-//! ([`crate::server::succession`]). Its clients are told that it drains, and come back to the
-//! successor within a moment; visitors who come in that moment wait in the queues of the sockets,
-//! which both processes share. What the successor has no use for, the door of an address that the
-//! configuration does not name any more, the predecessor keeps until the flows there have ended.
+//! changes nothing. Then it says which sockets it takes. The predecessor stops reading those, both
+//! for packets and for visitors, and lets its flows finish, for which the successor passes packets
+//! on ([`crate::server::succession`]). Its clients are told that it drains, and connect to the
+//! successor within a moment. Visitors who come in that moment wait in the queues of the sockets,
+//! which both processes share. Sockets that the successor has no use for, such as the door of an
+//! address that the configuration does not name any more, stay with the predecessor until the flows
+//! there have ended.
 //!
-//! Who has the sockets is decided once, at one place ([`Listening::hand_over`]): a process that has
-//! begun to close them hands nothing over, and one that has handed over closes nothing of it.
+//! It is decided once, in one place ([`Listening::hand_over`]), who has the sockets: a process that
+//! has begun to close them hands nothing over, and one that has handed over closes nothing of it.
 
 mod giving;
 mod messages;
@@ -28,17 +29,16 @@ use super::reload::Listening;
 pub(crate) use giving::{Giver, Successors, Waiting};
 pub(crate) use taking::Inherited;
 
-/// How long the admin endpoint's address is waited for, which the predecessor gives up when it is
+/// How long to wait for the admin endpoint's address, which the predecessor gives up when it is
 /// told to.
 const ADMIN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Pause between two attempts.
 const ADMIN_PAUSE: Duration = Duration::from_millis(20);
 
-/// From here on this process serves, and passes on what is for lanes of the one before.
+/// Serves from now on in place of the predecessor, and passes on packets for its lanes.
 ///
-/// # Errors
-/// If that one keeps its sockets.
+/// # Errors If the predecessor keeps its sockets.
 pub(crate) fn serve_after(inherited: Inherited, listening: &Listening) -> Result<(), Failure> {
     inherited.serve()?;
     listening.let_in();
@@ -46,7 +46,7 @@ pub(crate) fn serve_after(inherited: Inherited, listening: &Listening) -> Result
     Ok(())
 }
 
-/// The admin endpoint's socket, once the predecessor has given it up; without it if that takes too
+/// The admin endpoint's socket, once the predecessor has given it up. `None` if that takes too
 /// long, because visitors come first.
 pub(crate) fn bind_after(admin: &Admin) -> Option<AdminSocket> {
     let until = Instant::now() + ADMIN_PATIENCE;

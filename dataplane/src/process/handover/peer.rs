@@ -1,5 +1,5 @@
-//! Who is at the other end of a handover. Both ends are one server, so both belong to one user: a
-//! path in a directory that others can write to is no proof of that.
+//! The process at the other end of a handover. Both ends are one server, so both belong to one
+//! user; a path in a directory that others can write to is no proof of that.
 
 use std::fmt;
 use std::io;
@@ -12,7 +12,7 @@ use crate::sys::pass::Peer;
 
 const ROOT: u32 = 0;
 
-/// Somebody whom this process hands nothing to, and takes nothing from.
+/// A process to which this one hands nothing over, and from which it takes nothing.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Stranger(Peer);
 
@@ -24,10 +24,9 @@ impl fmt::Display for Stranger {
     }
 }
 
-/// The other end, unless it belongs to this process's user or to root.
+/// Returns the other end, unless it belongs to this process's user or to root.
 ///
-/// # Errors
-/// Those of getsockopt(2).
+/// # Errors Those of getsockopt(2).
 pub(super) fn stranger(connection: &Socket) -> io::Result<Option<Stranger>> {
     let peer = Peer::of(connection)?;
     let may = may_hand_over(peer.uid, geteuid().as_raw());

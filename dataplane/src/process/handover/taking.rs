@@ -1,4 +1,4 @@
-//! The successor's part: what it gets, and the moment from which it serves.
+//! The successor's part of a handover: what it gets, and the moment from which it serves.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -21,12 +21,12 @@ use crate::sys::pass;
 /// How long the predecessor may take for an answer. Its cores need milliseconds.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What the process that runs has lent.
+/// The sockets that the running process has lent.
 #[derive(Debug)]
 pub(crate) struct Inherited {
     connection: Socket,
     sockets: HashMap<(SocketUse, SocketAddr, usize), OwnedFd>,
-    /// Where some of them are, whether they were taken or not.
+    /// The addresses of these, whether they were taken or not.
     places: HashSet<(SocketUse, SocketAddr)>,
     packets: Option<OwnedFd>,
 }
@@ -34,8 +34,7 @@ pub(crate) struct Inherited {
 impl Inherited {
     /// Asks the process that listens at `path` for its sockets; `None` if there is none.
     ///
-    /// # Errors
-    /// If there is one that does not give them.
+    /// # Errors If there is one that does not give them.
     pub(crate) fn ask(path: &Path, cores: usize) -> Result<Option<Inherited>, Failure> {
         let failed = |why: &dyn std::fmt::Display| {
             Failure::Input(format!(
@@ -51,7 +50,7 @@ impl Inherited {
                 _ => return Err(failed(&error)),
             },
         };
-        // Its descriptors could be of sockets that somebody else reads, too.
+        // Its descriptors could be those of sockets that somebody else reads, too.
         match peer::stranger(&connection) {
             Ok(None) => {}
             Ok(Some(stranger)) => return Err(not_ours(path, &stranger)),
@@ -115,7 +114,7 @@ impl Inherited {
         self.places.contains(&(used_for, address))
     }
 
-    /// The socket of one core, which is then no more here.
+    /// Takes the socket of one core out.
     pub(crate) fn take(
         &mut self,
         used_for: SocketUse,
@@ -125,30 +124,29 @@ impl Inherited {
         self.sockets.remove(&(used_for, address, core))
     }
 
-    /// Where packets of the predecessor's lanes are to be sent; once.
+    /// The predecessor to which packets of its lanes are passed on; taken out once.
     ///
-    /// # Errors
-    /// If the socket cannot be used.
+    /// # Errors If the socket cannot be used.
     pub(crate) fn predecessor(&mut self) -> Result<Option<Predecessor>, Failure> {
         let packets = self.packets.take().map(Socket::from);
         let predecessor = packets.map(Predecessor::at).transpose();
         predecessor.map_err(|error| Failure::Running(format!("packets of the handover: {error}")))
     }
 
-    /// From here on this process serves, with the sockets that it has taken: the predecessor reads
-    /// them no more when this returns.
+    /// Serves from now on, with the sockets that were taken: when this returns, the predecessor has
+    /// stopped reading them.
     ///
-    /// # Errors
-    /// If the predecessor keeps them, with its reason.
+    /// # Errors If the predecessor keeps them, with its reason.
     pub(crate) fn serve(mut self) -> Result<(), Failure> {
-        // What it says is read even if it does not listen any more: it may have lost patience.
+        // The answer is read even if the predecessor does not listen any more: it may have lost
+        // patience.
         let _told = self.say_take();
         match self.message::<Answer>() {
             Ok((Answer::Gone, _)) => Ok(()),
             Ok((Answer::Kept(why), _)) => Err(Failure::Running(format!(
                 "the process before this one keeps its sockets: {why}"
             ))),
-            // It has died, or is stuck: its sockets are here, and somebody must serve.
+            // The predecessor has died, or is stuck: its sockets are here, and somebody must serve.
             Err(error) => {
                 tracing::warn!(
                     %error,

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// What tells a file from one that was put in its place: device, number, length, and both times
-/// (`None`: it is not there). A link stands for what it leads to.
+/// Tells a file from one that was put in its place: device, number, length, and both times (`None`
+/// if there is no file). A link stands for its target.
 type Stamp = Option<(u64, u64, u64, (i64, i64), (i64, i64))>;
 
 fn stamp(path: &Path) -> Stamp {
@@ -23,13 +23,13 @@ fn stamp(path: &Path) -> Stamp {
 /// something adds a line each second must not keep out the next certificate.
 const RESTLESS_LOOKS_MAX: u32 = 10;
 
-/// A file, and what it was like.
+/// A file, and its state.
 #[derive(Debug)]
 struct File {
     path: PathBuf,
-    /// When it was read.
+    /// Its stamp when it was read.
     used: Stamp,
-    /// At the last look.
+    /// Its stamp at the last look.
     seen: Stamp,
 }
 
@@ -37,36 +37,36 @@ struct File {
 #[derive(Debug, Default)]
 pub(crate) struct Watched {
     files: Vec<File>,
-    /// What was found at the last look could not be used: it is tried again at each.
+    /// Whether what the last look found could not be used; then every look tries again.
     unusable: bool,
-    /// They were read a little before their stamps were taken, and may have changed in between; or
-    /// whoever read them did not use them.
+    /// Whether the files may have changed since they were read: they were read a little before
+    /// their stamps were taken, or what was read was not used.
     doubtful: bool,
-    /// Looks in a row that found them changing.
+    /// Looks in a row that found the files changing.
     restless: u32,
 }
 
-/// What a look has found.
+/// The result of a look.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Look {
     /// There is nothing to do.
     AsBefore,
-    /// Some change, or have just changed: half of a file may be good as well, so they are used when
-    /// they rest.
+    /// Some files are changing, or have just changed. Half of a file may be valid as well, so they
+    /// are used when they rest.
     Restless,
-    /// They are to be read, because of these.
+    /// The files are to be read, because these have changed.
     Read(Vec<PathBuf>),
-    /// The same, although some change, which has lasted for long.
+    /// The files are to be read, because some have been changing for long.
     ReadAnyway {
         files: Vec<PathBuf>,
-        /// One that changes, if it is to be said: each time when it has lasted for twice as long.
+        /// One that changes, if it is to be logged: each time when it has lasted for twice as long.
         news: Option<PathBuf>,
     },
 }
 
 impl Watched {
-    /// From now on it is these, which have just been read. Those of them that are new are read once
-    /// more at the next look.
+    /// Watches these files from now on, which have just been read. New ones among them are read
+    /// once more at the next look.
     pub(super) fn watch(&mut self, files: &[PathBuf]) {
         let before = std::mem::take(&mut self.files);
         let mut known: HashMap<PathBuf, File> =
@@ -86,7 +86,7 @@ impl Watched {
         self.unusable = false;
     }
 
-    /// They are about to be read: what changes after this is found at the next look.
+    /// Notes that the files are about to be read: a change after this is found at the next look.
     pub(super) fn read_now(&mut self) {
         for file in &mut self.files {
             file.seen = stamp(&file.path);
@@ -95,12 +95,12 @@ impl Watched {
         self.doubtful = false;
     }
 
-    /// Nobody has used what was read: it is read again at the next look, changed or not.
+    /// Notes that nobody has used what was read: it is read again at the next look, changed or not.
     pub(super) fn doubt(&mut self) {
         self.doubtful = true;
     }
 
-    /// Looks at them. If they are to be read, this counts as the beginning of that.
+    /// Looks at the files. If they are to be read, this counts as the beginning of that.
     pub(super) fn look(&mut self) -> Look {
         let mut restless = None;
         for file in &mut self.files {
@@ -129,7 +129,7 @@ impl Watched {
         }
     }
 
-    /// Those that are not as they were when they were read; they are about to be.
+    /// The files that are not as they were when they were read; they are about to be read.
     fn changed(&mut self) -> Vec<PathBuf> {
         let changed = self.files.iter_mut().filter(|it| it.used != it.seen);
         let changed = changed.map(|it| {
@@ -139,7 +139,7 @@ impl Watched {
         changed.collect()
     }
 
-    /// They cannot be used as they are. True if that is news.
+    /// Notes that the files cannot be used as they are. True if that is news.
     pub(super) fn unusable(&mut self) -> bool {
         !std::mem::replace(&mut self.unusable, true)
     }

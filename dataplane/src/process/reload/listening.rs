@@ -1,10 +1,10 @@
-//! The cores' sockets for TCP visitors once more, and the one place where it is decided who has
-//! them: this process, a successor, or nobody.
+//! A second handle of the cores' sockets for TCP visitors, and the one place where it is decided
+//! who has them: this process, a successor, or nobody.
 //!
-//! Those that close are closed to new ones together, because the cores share ports, and who is kept
-//! away from one must not come to another that is about to close. What is done to a socket is done
-//! to the successor's, too: so a stop and a handover never both happen to one. Whichever comes first
-//! under this lock is what happens.
+//! Sockets that close are closed to new visitors together, because the cores share ports, and a
+//! visitor who is kept away from one must not come to another that is about to close. What is done
+//! to a socket is done to the successor's as well, so a stop and a handover never both happen to
+//! one. Whichever comes first under this lock is what happens.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,7 +16,7 @@ use crate::server::shared::plan::{DoorSockets, Plan};
 use crate::server::succession::{SocketUse, Taken};
 use crate::sys::syn_filter;
 
-/// Of one entrance, each with where it is.
+/// The sockets of each entrance, with their addresses.
 type Sockets = HashMap<EntranceId, Vec<(SocketAddr, TcpListener)>>;
 
 /// The sockets by their entrances.
@@ -30,9 +30,9 @@ pub(crate) struct Listening {
 struct State {
     sockets: Sockets,
     whose: Whose,
-    /// The cores follow a plan that closes something.
+    /// Whether the cores are following a plan that closes something.
     is_changing: bool,
-    /// How many such plans there were.
+    /// Number of such plans so far.
     closings: u64,
 }
 
@@ -40,13 +40,13 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whose {
     Ours,
-    /// Without those that are a successor's. Nothing is opened any more.
+    /// This process, except for those of a successor. Nothing is opened any more.
     OursNoMore,
-    /// Closed, or about to be.
+    /// Nobody: they are closed, or about to be.
     Nobodys,
 }
 
-/// A plan has been taken in, which the cores follow until this is dropped.
+/// Stands for a plan that the cores follow, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Changing<'a>(&'a Listening);
 
@@ -57,7 +57,7 @@ impl Drop for Changing<'_> {
     }
 }
 
-/// What this process listened at when its sockets were lent.
+/// The state of the sockets when they were lent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AsOf(u64);
 
@@ -71,7 +71,7 @@ pub(crate) enum Kept {
 }
 
 impl Listening {
-    /// None yet.
+    /// No sockets yet.
     pub(crate) fn new() -> Listening {
         Listening {
             state: Mutex::new(State {
@@ -84,11 +84,10 @@ impl Listening {
         }
     }
 
-    /// Takes in the sockets that a plan opens, and keeps new visitors from those that it closes.
-    /// `None` if the process is about to end: then nothing may be opened any more.
+    /// Adds the sockets that a plan opens, and keeps new visitors from those that it closes. `None`
+    /// if the process is about to end: then nothing may be opened any more.
     ///
-    /// # Errors
-    /// If a socket cannot be duplicated; nothing has changed then.
+    /// # Errors If a socket cannot be duplicated; nothing has changed then.
     pub(crate) fn open(
         &self,
         plan: &Plan,
@@ -122,18 +121,18 @@ impl Listening {
         Ok(Some(Changing(self)))
     }
 
-    /// What is listened at, once no plan is being followed: to be asked before sockets are lent.
+    /// The state of the sockets, once no plan is being followed; to be asked before sockets are
+    /// lent.
     pub(crate) fn as_of(&self) -> AsOf {
         let changing = |state: &mut State| state.is_changing;
         let state = self.has_changed.wait_while(self.lock(), changing);
         AsOf(state.unwrap_or_else(PoisonError::into_inner).closings)
     }
 
-    /// A successor has `taken` these of the sockets that were lent then: from now on they are its
-    /// own, whatever becomes of this process. `into` says so to the cores.
+    /// Hands sockets over to a successor that has `taken` these of the lent ones: from now on they
+    /// are its own, whatever becomes of this process. `into` tells the cores.
     ///
-    /// # Errors
-    /// Why it does not get them.
+    /// # Errors The reason why the successor does not get them.
     pub(crate) fn hand_over(
         &self,
         lent: AsOf,
@@ -151,14 +150,14 @@ impl Listening {
         for sockets in state.sockets.values_mut() {
             sockets.retain(|(address, _)| !taken.has(SocketUse::Tcp, *address));
         }
-        // Under the lock: who closes sockets later, by whatever order, finds it.
+        // This is under the lock, so that whoever closes sockets later finds it.
         let _first = into.set(taken);
         Ok(())
     }
 
-    /// No new TCP connection begins at any core's sockets from now on, and none is opened any more.
-    /// Those that have begun are for the cores to take. What a successor has is left alone; true if
-    /// there is one.
+    /// Keeps new TCP connections from all cores' sockets, and lets none be opened any more. The
+    /// cores accept those that have begun. Sockets of a successor are left alone; true if there is
+    /// one.
     pub(crate) fn close(&self) -> bool {
         let mut state = self.lock();
         let before = std::mem::replace(&mut state.whose, Whose::Nobodys);
@@ -202,7 +201,8 @@ mod tests {
     use super::*;
     use crate::sys::bind::tcp_reuseport;
 
-    /// Sockets of two entrances, in a [`Listening`] and once more, as a core or a successor has them.
+    /// Sockets of two entrances, in a [`Listening`] and once more, as a core or a successor has
+    /// them.
     fn two() -> (Listening, [(SocketAddr, TcpListener); 2]) {
         let listening = Listening::new();
         let again = [0, 1].map(|number| {

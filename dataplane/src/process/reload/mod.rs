@@ -1,12 +1,12 @@
-//! Another configuration for a running process: by a signal, by the admin endpoint, or because a
-//! file that the configuration names has changed.
+//! Reload: another configuration for a running process, by a signal, by the admin endpoint, or
+//! because a file that the configuration names has changed.
 //!
-//! It happens on a thread of its own, which reads and judges all of it, and binds what is new,
-//! before anything changes: a configuration that cannot be had changes nothing. What changes is
-//! swapped as a whole; the cores are told, and flows keep what they began with. When a file has
-//! changed, the text of the config file is the one that was taken up last: who is editing it is not
-//! surprised by half of his work. For the same reason a file is used when it has not changed for a
-//! moment, unless somebody orders a reload.
+//! A reload runs on a thread of its own. It reads and checks everything, and binds what is new,
+//! before anything changes: a configuration that cannot be used changes nothing. What changes is
+//! swapped as a whole; the cores are told, and flows keep the settings that they began with. If a
+//! file has changed, the text of the config file is the one that was taken up last, so that
+//! somebody who is editing it is not surprised by half of the work. For the same reason a file is
+//! used only when it has not changed for a moment, unless a reload is ordered.
 
 mod files;
 mod listening;
@@ -53,12 +53,12 @@ const CORES_PATIENCE: Duration = Duration::from_secs(10);
 /// Pause before a core with a full mailbox is told again.
 const FULL_MAILBOX_PAUSE: Duration = Duration::from_millis(1);
 
-/// Why a configuration was not taken up, or not by all.
+/// Why a configuration was not taken up, or not completely.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// It is wrong, or something in it cannot be had.
+    /// It is wrong, or something that it needs cannot be had.
     Unusable(String),
-    /// It is the one of now, but something does not go by it, for these reasons.
+    /// It is in force, but something does not follow it, for these reasons.
     Incomplete(Vec<String>),
     /// The process is about to end.
     Draining,
@@ -74,13 +74,13 @@ impl std::fmt::Display for Refused {
     }
 }
 
-/// What came of an order: one line for each change.
+/// The result of an order: one line for each change.
 pub(crate) type Outcome = Result<Vec<String>, Refused>;
 
-/// Where the answer to an order goes.
+/// Where the result of an order is sent.
 pub(crate) type Answer = Box<dyn FnOnce(Outcome) + Send>;
 
-/// Who reloads.
+/// Carries out reloads.
 pub(super) struct Reloader {
     pub(super) path: PathBuf,
     pub(super) texts: Texts,
@@ -93,31 +93,31 @@ pub(super) struct Reloader {
     pub(super) mailboxes: Mailboxes<CoreMail>,
     pub(super) listening: Arc<Listening>,
     pub(super) watched: Watched,
-    /// The warnings of the configuration that was judged last.
+    /// The warnings of the configuration that was checked last.
     pub(super) warned: Vec<String>,
-    /// What does not go by the configuration of now.
+    /// What does not follow the configuration that is in force.
     pub(super) problems: Vec<String>,
 }
 
 /// Why the configuration is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
-    /// Somebody wants it, and sees what there is to be said.
+    /// Somebody has ordered it, and sees what there is to report.
     Order,
     /// A look at the files.
     Look,
 }
 
-/// A configuration was taken up.
+/// A configuration that was taken up.
 struct Taken {
     lines: Vec<String>,
-    /// What does not go by it.
+    /// What does not follow it.
     problems: Vec<String>,
-    /// It is not the one of before.
+    /// Whether it differs from the one before.
     changed: bool,
 }
 
-/// What has been read and bound and only has to be used.
+/// Everything that has been read and bound, and only has to be used.
 struct Ready {
     config: Arc<Config>,
     server: Option<(Plan, Vec<Vec<DoorSockets>>)>,
@@ -128,12 +128,11 @@ struct Ready {
 impl Reloader {
     /// Starts the thread, which ends with the process.
     ///
-    /// # Errors
-    /// If it cannot be had.
+    /// # Errors If it cannot be started.
     pub(super) fn start(mut self, orders: Receiver<Answer>) -> std::io::Result<()> {
         let config = self.config.load_full();
         self.watched.watch(&config.files);
-        // They have been said at the start.
+        // These were logged at the start.
         self.warned = config.warnings.clone();
         if let Some(server) = &config.server {
             let judged = bind::judge_descriptors(server, self.cores, self.allowed_descriptors);
@@ -161,7 +160,8 @@ impl Reloader {
         Ok(())
     }
 
-    /// Nothing else tells who has to renew them: no client is refused for that.
+    /// Logs revocation lists that have expired. Nothing else tells those who have to renew them,
+    /// because no client is refused for that.
     fn say_expired_lists(&self) {
         for list in self.status.certificates.lists_just_expired() {
             tracing::warn!(
@@ -172,8 +172,8 @@ impl Reloader {
         }
     }
 
-    /// A panic, which is a defect of ours, is the end of this reload, and of none that follows. The
-    /// files are read again.
+    /// Contains a panic, which is a defect of ours, so that it ends this reload and none that
+    /// follows. The files are read again.
     fn contained(&mut self, work: impl FnOnce(&mut Reloader) -> Outcome) -> Outcome {
         let work = std::panic::AssertUnwindSafe(|| work(self));
         std::panic::catch_unwind(work).unwrap_or_else(|_| {
@@ -184,12 +184,12 @@ impl Reloader {
         })
     }
 
-    /// Somebody wants the file to be read again.
+    /// Handles an order to read the file again.
     fn ordered(&mut self) -> Outcome {
         let path = self.path.display().to_string();
         let text = Config::text_of(&self.path);
         let text = text.map_err(|errors| Refused::Unusable(errors.to_string()));
-        // Those that have changed as well are read with it.
+        // Files that have changed as well are read with it.
         self.watched.read_now();
         let outcome = text.and_then(|text| self.take_up(text, Cause::Order));
         self.count(&outcome);
@@ -208,7 +208,7 @@ impl Reloader {
                 tracing::warn!("no reload: the process is about to end");
             }
             Err(refused) => {
-                // They may have changed, and with the text of before they may be usable.
+                // They may have changed, and with the earlier text they may be usable.
                 self.watched.doubt();
                 tracing::error!(
                     config = path,
@@ -225,7 +225,7 @@ impl Reloader {
         }
     }
 
-    /// Looks whether files have changed that the configuration names. Returns when to look again.
+    /// Checks whether files that the configuration names have changed. Returns when to check again.
     fn look(&mut self) -> Duration {
         let files = match self.watched.look() {
             Look::AsBefore => return LOOK_PAUSE,
@@ -304,7 +304,7 @@ impl Reloader {
         if taken.changed {
             self.problems = self.apply(ready)?;
         }
-        // Nothing is tried again when nothing has changed: what did not work then does not now.
+        // If nothing has changed nothing is tried again: what did not work then does not work now.
         taken.problems.clone_from(&self.problems);
         self.texts.take(text, roles);
         self.watched.watch(&files);
@@ -315,9 +315,10 @@ impl Reloader {
         Config::parse(text, &self.path).map_err(|errors| Refused::Unusable(errors.to_string()))
     }
 
-    /// The section of a role that goes on although the text has none: it is read from the last text
-    /// that had one, for the files that it names may change. If that text cannot be used any more,
-    /// which may be for what else stands in it, the role goes on as it is: those roles are returned.
+    /// Adds the section of a role that goes on although the text has none. It is read from the last
+    /// text that had one, because the files that it names may change. If that text cannot be used
+    /// any more, which may be caused by other parts of it, the role goes on as it is; such roles
+    /// are returned.
     fn with_sections_that_stay(&self, mut wanted: Config) -> (Config, Roles) {
         let now = self.config.load();
         let mut as_they_are = Roles::default();
@@ -345,8 +346,8 @@ impl Reloader {
         (wanted, as_they_are)
     }
 
-    /// The configuration of the last text with a section that is gone. If it is of no use, `wanted`
-    /// gets a warning.
+    /// The configuration of the last text with a section that is gone. If it cannot be used,
+    /// `wanted` gets a warning.
     fn last_text(&self, text: &str, section: &str, wanted: &mut Config) -> Option<Config> {
         match self.read(text) {
             Ok(last) => {
@@ -364,7 +365,8 @@ impl Reloader {
         }
     }
 
-    /// What of these warnings is to be said now: all of them to who asks, and else what is news.
+    /// The warnings that are to be logged now: all of them after an order, otherwise those that are
+    /// news.
     fn news(&mut self, warnings: Vec<String>, cause: Cause) -> Vec<String> {
         let before = std::mem::replace(&mut self.warned, warnings);
         let is_due = |it: &&String| cause == Cause::Order || !before.contains(it);
@@ -382,7 +384,7 @@ impl Reloader {
         as_now == **now && shown.is_none_or(|((plan, _), it)| !plan.changes_credentials(it))
     }
 
-    /// The configuration with what only a start takes up as it was at the start.
+    /// The configuration in which everything that only a start takes up is as it was at the start.
     fn with_what_stays(&self, wanted: Config) -> Config {
         let now = self.config.load();
         let server = match (&now.server, wanted.server) {
@@ -411,8 +413,8 @@ impl Reloader {
         }
     }
 
-    /// Reads and binds all that is needed, and notes what is to be warned of. Nothing changes yet,
-    /// and nothing is read for the roles that stay `as_they_are`.
+    /// Reads and binds everything that is needed, and notes warnings. Nothing changes yet, and
+    /// nothing is read for the roles that stay `as_they_are`.
     fn prepare(
         &self,
         config: Arc<Config>,
@@ -462,7 +464,7 @@ impl Reloader {
         Arc::new(self.mailboxes.clone())
     }
 
-    /// The lanes of a door that was removed have its address until they end.
+    /// Refuses a door at an address that a removed door still has, until its lanes end.
     fn refuse_door_that_drains(&self, shared: &ServerShared, plan: &Plan) -> Result<(), Refused> {
         let new = plan.doors.iter().filter(|door| door.is_new);
         for address in new.flat_map(DoorPlan::quic_addrs) {
@@ -477,8 +479,8 @@ impl Reloader {
         Ok(())
     }
 
-    /// Uses what is ready: from here on nothing is refused any more, but for the first step. Returns
-    /// what did not work.
+    /// Uses what is ready: after the first step nothing is refused any more. Returns what did not
+    /// work.
     fn apply(&self, ready: Ready) -> Result<Vec<String>, Refused> {
         let Ready {
             config,
@@ -537,14 +539,14 @@ impl Reloader {
     }
 }
 
-/// What did not work although nothing was refused.
+/// Logs what did not work although nothing was refused.
 fn say_problems(problems: &[String]) {
     for problem in problems {
         tracing::error!(problem, "the configuration is not in use everywhere");
     }
 }
 
-/// What the cores say, until all have done their part.
+/// Collects the cores' reports, until all have done their part.
 fn answers(receiver: &Receiver<Result<(), String>>, until: Instant) -> Vec<String> {
     let mut problems = Vec::new();
     loop {
@@ -568,30 +570,30 @@ fn server_with_what_stays(now: &Server, wanted: Server) -> Server {
     Server { tls, ..wanted }
 }
 
-/// How others have the process reload.
+/// The way in which others order a reload.
 #[derive(Debug, Clone)]
 pub(crate) struct Orders(Sender<Answer>);
 
 impl Orders {
-    /// With the end where they arrive.
+    /// A sender of orders, and the end where they arrive.
     pub(crate) fn new() -> (Orders, Receiver<Answer>) {
         let (sender, receiver) = bounded(ORDERS_MAX);
         (Orders(sender), receiver)
     }
 
-    /// Orders a reload. False if too many wait already, or this process has no config file; then the
-    /// answer is never given.
+    /// Orders a reload. False if too many wait already, or this process has no config file; then
+    /// there is never an answer.
     pub(crate) fn give(&self, answer: Answer) -> bool {
         self.0.try_send(answer).is_ok()
     }
 }
 
-/// What is counted of reloads.
+/// The counters of reloads.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
-    /// Configurations taken up, because somebody wanted it or a file has changed.
+    /// Configurations taken up, because of an order or because a file has changed.
     pub(crate) done: AtomicU64,
-    /// Configurations taken up that something does not go by.
+    /// Configurations taken up that something does not follow.
     pub(crate) incomplete: AtomicU64,
     /// Configurations that could not be used.
     pub(crate) refused: AtomicU64,

@@ -142,7 +142,7 @@ fn a_section_that_stays_without_its_text_goes_by_its_files() {
     world.reloader.look();
     world.reloader.look();
     assert!(world.denied());
-    // The text with both again, as it was.
+    // The text has both sections again, as at the start.
     world.write("dp.toml", &[SERVER, CLIENT].concat());
     world.reloader.ordered().expect("usable");
     assert!(world.denied());
@@ -153,7 +153,7 @@ fn a_section_that_stays_does_not_keep_out_what_else_changes_when_its_text_is_of_
     let mut world = World::new(&[SERVER, CLIENT].concat());
     world.write("dp.toml", SERVER);
     world.reloader.ordered().expect("usable");
-    // Only the text that is gone names it.
+    // Only the text that is gone names the file.
     fs::remove_file(world.dir.path().join("ca.crt")).expect("removed");
     world.write("deny.txt", "198.51.100.0/24\n");
     world.reloader.ordered().expect("usable");

@@ -1,11 +1,11 @@
-//! The texts that the configuration of now comes from.
+//! The texts of the configuration that is in force.
 
 use qmux_config::{Change, Config, changes_between};
 
-/// Lines of an answer: a file of thousands of services may differ in every line.
+/// Most lines of an answer: a file of thousands of services may differ in every line.
 const LINES_MAX: usize = 1_000;
 
-/// Which roles there are: those of a server and of a client.
+/// The roles that there are: server, client, or both.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Roles {
     pub(super) server: bool,
@@ -24,18 +24,18 @@ impl Roles {
 /// Texts of the config file.
 #[derive(Debug)]
 pub(crate) struct Texts {
-    /// Of the start: what only a start takes up is as it was then.
+    /// The text at the start; what only a start takes up is as it was then.
     started: String,
-    /// The one that was taken up last.
+    /// The text that was taken up last.
     taken: String,
-    /// The last one with each section, if that is another one: a role whose section is removed goes
-    /// on until the process ends.
+    /// The last text with each section, if that is another one: a role whose section is removed
+    /// goes on until the process ends.
     last_with_server: Option<String>,
     last_with_client: Option<String>,
 }
 
 impl Texts {
-    /// The process has started with this one.
+    /// The texts of a process that has started with this one.
     pub(crate) fn new(started: String) -> Texts {
         Texts {
             taken: started.clone(),
@@ -45,22 +45,22 @@ impl Texts {
         }
     }
 
-    /// The one that was taken up last.
+    /// The text that was taken up last.
     pub(super) fn taken(&self) -> &str {
         &self.taken
     }
 
-    /// The last one with a `[server]` section, if there was any.
+    /// The last text with a `[server]` section, if there was any.
     pub(super) fn of_server(&self) -> &str {
         self.last_with_server.as_ref().unwrap_or(&self.taken)
     }
 
-    /// The last one with a `[client]` section, if there was any.
+    /// The last text with a `[client]` section, if there was any.
     pub(super) fn of_client(&self) -> &str {
         self.last_with_client.as_ref().unwrap_or(&self.taken)
     }
 
-    /// Another one is taken up, which has the sections of these roles.
+    /// Takes up another text, which has the sections of these roles.
     pub(super) fn take(&mut self, text: String, roles: Roles) {
         let before = std::mem::replace(&mut self.taken, text);
         let keep = |last: &mut Option<String>, has_it| match has_it {
@@ -73,14 +73,15 @@ impl Texts {
         keep(&mut self.last_with_client, roles.client);
     }
 
-    /// What differs in `text`, which has the sections of the roles `wanted`, from before, and what a
-    /// start alone would take up of it; `running` are the roles that there are.
+    /// The differences between `text`, which has the sections of the roles `wanted`, and the
+    /// earlier one, and which of them only a start would take up; `running` are the roles that
+    /// there are.
     pub(super) fn lines(&self, text: &str, running: Roles, wanted: Roles) -> Vec<String> {
         let sections = [
             ("[server]", "server.", running.server, wanted.server),
             ("[client]", "client.", running.client, wanted.client),
         ];
-        // One line for a role that comes or goes, in the place of all its keys.
+        // A role that comes or goes has one line, in place of all its keys.
         let of_roles = sections.iter().filter_map(|(name, _, running, wanted)| {
             let how = match (running, wanted) {
                 (true, false) => "removed; this role goes on as it was",

@@ -1,4 +1,4 @@
-//! Running cores: their start ([`start()`]), signals, drain, and the counters at the end.
+//! Running cores: their start ([`start()`]), signals, the drain, and the counters at the end.
 
 mod start;
 
@@ -28,11 +28,11 @@ pub(crate) use start::{core_count, start};
 /// Pause before a core with a full mailbox is told again: waiting must not take its CPU time.
 const FULL_MAILBOX_PAUSE: Duration = Duration::from_millis(1);
 
-/// A core that has no place for an order for this long is stuck: it takes hundreds of them in one
+/// A core that has no room for an order for this long is stuck: it handles hundreds of them in one
 /// turn.
 const ORDER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running process's cores.
+/// The cores of a running process.
 pub(crate) struct Running {
     cluster: Arc<Cluster>,
     mailboxes: Mailboxes<CoreMail>,
@@ -41,36 +41,36 @@ pub(crate) struct Running {
     ended: Vec<bool>,
     /// Why the process ends, if not because it was told to.
     failure: Option<Failure>,
-    /// A signal came before all cores had started.
+    /// Whether a signal came before all cores had started.
     stop_at_once: bool,
-    /// [`ORDER_PATIENCE`].
+    /// [`ORDER_PATIENCE`], which tests change.
     order_patience: Duration,
     readiness: Arc<Readiness>,
     watch: Watch,
-    /// The cores' sockets for TCP visitors once more.
+    /// A second handle of the cores' sockets for TCP visitors.
     listening: Arc<Listening>,
-    /// The configuration now.
+    /// The configuration that is in force.
     config: Arc<ArcSwap<Config>>,
     server: Option<Arc<ServerShared>>,
     client: Option<Arc<ClientShared>>,
     status: Arc<Status>,
     allowed_descriptors: Option<u64>,
-    /// Where orders to reload arrive.
+    /// The end where orders to reload arrive.
     reloads: Option<Receiver<reload::Answer>>,
 }
 
-/// What happens to a run, as `main` learns of it.
+/// The events of a run, as `main` learns of them.
 pub(crate) struct Events {
     sender: Sender<Event>,
     receiver: Receiver<Event>,
     orders: reload::Orders,
     reloads: Receiver<reload::Answer>,
-    /// Once successors may come.
+    /// Starts successors; set once they may come.
     successors: Arc<OnceLock<Successors>>,
 }
 
 impl Events {
-    /// Only the caller stops the run; signals do what the system has them do.
+    /// Events without signals, which then have their default effect; only the caller stops the run.
     pub(crate) fn without_signals() -> Events {
         let (sender, receiver) = unbounded();
         let (orders, reloads) = reload::Orders::new();
@@ -83,18 +83,17 @@ impl Events {
         }
     }
 
-    /// Signals are taken from now on ([`signals`]).
+    /// Handles signals from now on ([`signals`]).
     ///
-    /// # Errors
-    /// If their handlers cannot be had.
+    /// # Errors If their handlers cannot be installed.
     pub(crate) fn with_signals() -> Result<Events, Failure> {
         let events = Events::without_signals();
         let (sender, orders) = (events.sender.clone(), events.orders.clone());
         let stop = move || {
-            // Fails only when `main` is ending already.
+            // This fails only when `main` is ending already.
             let _ended = sender.send(Event::Signal);
         };
-        // What came of it is in the log.
+        // The result is in the log.
         let reload = move || orders.give(Box::new(|_| ()));
         let successors = Arc::clone(&events.successors);
         let succeed = move || successors.get().map(Successors::start).is_some();
@@ -103,8 +102,8 @@ impl Events {
         Ok(events)
     }
 
-    /// What the admin endpoint may ask for. A second stop is no event, unlike a second signal: the
-    /// process drains to its end.
+    /// The orders that the admin endpoint may give. A second order to stop is no event, unlike a
+    /// second signal: the process drains to its end.
     fn orders(&self) -> admin::Orders {
         let sender = self.sender.clone();
         admin::Orders {
@@ -134,11 +133,10 @@ impl Running {
         self.cluster.counters.iter().map(|core| counter(core)).sum()
     }
 
-    /// Reads the configuration again from this file whenever somebody wants it, and what it names
-    /// when that changes. `text` is what it was started with.
+    /// Reads the configuration again from this file on every order, and the files that it names
+    /// when they change. `text` is the one that the process was started with.
     ///
-    /// # Errors
-    /// If there is no thread for that.
+    /// # Errors If the thread for that cannot be started.
     pub(crate) fn reload_from(&mut self, path: &Path, text: String) -> Result<(), Failure> {
         let Some(orders) = self.reloads.take() else {
             return Ok(());
@@ -163,11 +161,10 @@ impl Running {
             .map_err(|error| Failure::Running(format!("thread for reloads: {error}")))
     }
 
-    /// Runs until a signal or a core's failure, then drains, for as long as the configuration says
-    /// if it is not said here. A second signal ends the process at once.
+    /// Runs until a signal or a core's failure, then drains, for as long as `drain_timeout` or else
+    /// the configuration says. A second signal ends the process at once.
     ///
-    /// # Errors
-    /// If a core failed.
+    /// # Errors If a core failed.
     pub(crate) fn until_signal(mut self, drain_timeout: Option<Duration>) -> Result<(), Failure> {
         let event = if self.stop_at_once {
             Some(Event::Signal)
@@ -222,7 +219,7 @@ impl Running {
     pub(crate) fn stop(&mut self, drain_timeout: Duration) -> Result<(), Failure> {
         self.readiness.set_draining();
         if self.listening.close() {
-            // Decided, even if nobody has said so here yet.
+            // It is decided, even if nobody has said so here yet.
             self.watch.succeeded();
         }
         self.watch.stopping(drain_timeout, Instant::now());
@@ -263,7 +260,7 @@ impl Running {
         self.failure.take().map_or(Ok(()), Err)
     }
 
-    /// A core has failed: the process is to drain, and to end with this failure.
+    /// Notes that a core has failed: the process is to drain, and to end with this failure.
     fn note_failure(&mut self, core: usize, why: &str) {
         tracing::error!(
             core,
@@ -295,7 +292,7 @@ impl Running {
         }
     }
 
-    /// One line per core with every counter that is not zero.
+    /// Logs one line per core with every counter that is not zero.
     fn log_counters(&self) {
         for (core, counters) in self.cluster.counters.iter().enumerate() {
             let mut text = String::new();
@@ -310,7 +307,7 @@ impl Running {
     }
 }
 
-/// The longer of both roles' times.
+/// The longer of both roles' drain timeouts.
 fn configured_drain_timeout(config: &Config) -> Duration {
     let server = config.server.as_ref().map(|server| server.drain_timeout);
     let client = config.client.as_ref().map(|client| client.drain_timeout);

@@ -1,7 +1,7 @@
-//! From a validated config to running cores.
+//! The start: from a validated configuration to running cores.
 //!
-//! All that can fail comes before this process takes the place of another one: once that has given
-//! its sockets up, nobody else serves.
+//! Everything that can fail comes before this process takes the place of another one: once that has
+//! given its sockets up, nobody else serves.
 
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, OnceLock};
@@ -33,10 +33,11 @@ use crate::server::shared::plan::CoreChanges;
 use crate::sys::cpu::{self, Allowed};
 use crate::sys::limits;
 
-/// Descriptors below which a busy server runs out: one per TCP flow.
+/// A busy server with fewer descriptors runs out of them: it needs one per TCP flow.
 const OPEN_FILES_WANTED: u64 = 65_536;
 
-/// Number of cores to run: as asked for, or what can use the CPU time that we may have.
+/// Number of cores to run: as asked for, or as many as can use the CPU time that the process may
+/// have.
 pub(crate) fn core_count(asked: Option<usize>) -> usize {
     let allowed = Allowed::now();
     let cores = asked.unwrap_or(allowed.cores()).min(crate::sys::CORES_MAX);
@@ -57,8 +58,7 @@ pub(crate) fn core_count(asked: Option<usize>) -> usize {
 
 /// Binds, starts all cores, and returns when each has started.
 ///
-/// # Errors
-/// What could not be bound or started.
+/// # Errors What could not be bound or started.
 pub(crate) fn start(
     config: &Arc<Config>,
     cores: usize,
@@ -111,12 +111,12 @@ pub(crate) fn start(
         endpoint.into_iter().for_each(Endpoint::start_after);
     }
     for _ in 0..cores {
-        // One that has ended has said so.
+        // A core that has ended has reported that.
         let _ended = may_begin.send(());
     }
     running.wait_for(|report| matches!(report, CoreReport::Started))?;
     memory::set_limit(config.limits.memory);
-    // Before anybody hears that it is ready, and may want to replace it.
+    // This comes before anybody hears that the process is ready, and may want to replace it.
     if let Some(waiting) = waiting {
         be_found(waiting, succeeds, &successors)?;
     }
@@ -130,8 +130,8 @@ pub(crate) fn start(
     Ok(running)
 }
 
-/// From now on a successor finds this process. It serves already if it has succeeded another one;
-/// then what fails here is not the end.
+/// Lets successors find this process. If it has succeeded another one it serves already, and a
+/// failure here is not its end.
 fn be_found(
     waiting: Waiting,
     succeeds: bool,
@@ -156,7 +156,7 @@ struct Endpoint<'a> {
     admin: &'a Admin,
     status: Arc<Status>,
     orders: admin::Orders,
-    /// By which a successor gets its address.
+    /// Set for the handover, by which a successor gets the endpoint's address.
     closer: Arc<OnceLock<admin::Closer>>,
 }
 
@@ -168,8 +168,8 @@ impl Endpoint<'_> {
         Ok(())
     }
 
-    /// When this process has taken the place of another one, and must serve without the endpoint if
-    /// that is how it is.
+    /// Starts the endpoint when this process has taken the place of another one, and must serve
+    /// without the endpoint if that fails.
     fn start_after(self) {
         if let Some(socket) = handover::bind_after(self.admin)
             && let Err(error) = self.start(socket)
@@ -289,7 +289,7 @@ impl Roles {
 }
 
 impl Running {
-    /// Starts the threads. Each opens its sockets, and then waits for a word that it may begin.
+    /// Starts the threads. Each opens its sockets, and then waits for the order to begin.
     fn start_threads(
         &self,
         wakes: Vec<UnixDatagram>,
@@ -297,7 +297,8 @@ impl Running {
         events: &Sender<Event>,
     ) -> Result<Sender<()>, Failure> {
         let (may_begin, begins) = bounded(self.ended.len());
-        // A client alone prefers the CPUs from the end, a server those from the start.
+        // A process with the client role alone prefers the CPUs from the end, a server those from
+        // the start.
         let places = cpu::places(self.ended.len(), Allowed::now(), self.server.is_none());
         let of_cores = wakes.into_iter().zip(opened).zip(places).enumerate();
         for (index, ((wake, opened), cpu)) in of_cores {
@@ -313,7 +314,7 @@ impl Running {
             };
             let sender = events.clone();
             thread::start(setup, move |report| {
-                // Fails only when `main` has returned already.
+                // This fails only when `main` has returned already.
                 let _ended = sender.send(Event::Core(index, report));
             })
             .map_err(|error| Failure::Running(format!("thread of core {index}: {error}")))?;
@@ -321,7 +322,7 @@ impl Running {
         Ok(may_begin)
     }
 
-    /// Waits until every core has said this.
+    /// Waits until every core has reported this.
     fn wait_for(&mut self, is_it: fn(&CoreReport) -> bool) -> Result<(), Failure> {
         let mut waits_for = self.ended.len();
         while waits_for > 0 {
@@ -344,8 +345,7 @@ impl Running {
 
     /// Takes the place of the process that has lent its sockets.
     ///
-    /// # Errors
-    /// If that process serves on. Whatever fails after this, nobody else serves.
+    /// # Errors If that process serves on. Whatever fails after this, nobody else serves.
     fn take_over(&self, inherited: Inherited) -> Result<(), Failure> {
         if self.stop_at_once {
             let why = "this process was stopped before it took the place of the one before";
@@ -354,7 +354,7 @@ impl Running {
         handover::serve_after(inherited, &self.listening)
     }
 
-    /// Who gives the sockets to a successor.
+    /// The giving side of the next handover.
     fn giver(
         &self,
         events: &Sender<Event>,
@@ -381,7 +381,7 @@ impl Running {
     }
 }
 
-/// How many files may be open, if that is limited.
+/// Raises the limit of open files and reserves some; returns the limit, if there is one.
 fn prepare_process(descriptors_reserved: u32) -> Option<u64> {
     let allowed = limits::raise_open_files();
     limits::keep_from_flows(descriptors_reserved, allowed);
@@ -401,7 +401,7 @@ fn prepare_process(descriptors_reserved: u32) -> Option<u64> {
     allowed
 }
 
-/// Binds all that a server has, and says what each core is to open.
+/// Binds everything that a server has; returns what each core is to open.
 fn open_server(
     config: &Arc<Config>,
     server: &Server,

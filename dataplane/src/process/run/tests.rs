@@ -6,7 +6,7 @@ use super::*;
 use crate::client::mail::ClientMail;
 use crate::process::status::fixture::client_of_two_cores;
 
-/// Two cores that are played by threads: each does as it is told, and says what it was told.
+/// Two cores that are played by threads: each does what it is told, and records it.
 struct World {
     running: Running,
     sender: Sender<Event>,
@@ -130,18 +130,18 @@ fn a_core_that_ends_amid_the_drain_holds_nobody_up() {
     assert_eq!(other.join().expect("no panic"), ["drain", "close"]);
 }
 
-/// Some order.
+/// An order to a core.
 fn order() -> CoreMail {
     CoreMail::Client(ClientMail::ServiceHealth)
 }
 
-/// Fills the mailbox of a core, which takes nothing out.
+/// Fills the mailbox of a core that takes nothing out.
 fn stick(world: &World, core: usize) {
     let mailbox = world.mailboxes.of(core);
     while mailbox.send(order()).is_ok() {}
 }
 
-/// How the process ends, if it does before patience ends.
+/// The end of the process, if it comes before patience ends.
 fn end_in_time(world: World) -> Option<String> {
     let (ended, when) = unbounded();
     thread::spawn(move || ended.send(world.end()));

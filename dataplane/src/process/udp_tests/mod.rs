@@ -1,4 +1,5 @@
-//! UDP from visitor to service and back: the server's and the client's flows, joined by lanes in memory.
+//! UDP from visitor to service and back: the server's and the client's flows, joined by lanes in
+//! memory.
 
 mod crowds;
 mod hostile_peers;

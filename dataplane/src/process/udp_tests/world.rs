@@ -45,7 +45,7 @@ pub(super) struct Joined {
     pub(super) server_end: Rc<FakeLane>,
     pub(super) client_end: Rc<FakeLane>,
     pub(super) server: Rc<LaneFlows>,
-    /// Until it is taken, the client takes flows.
+    /// The client's membership; it takes flows until this is taken.
     pub(super) membership: Cell<Option<LaneMembership>>,
     pub(super) client: Rc<ClientFlows>,
     pub(super) counters: Arc<CoreCounters>,
@@ -71,12 +71,12 @@ impl World {
         World::on(socket(), session_timeout)
     }
 
-    /// With this traffic socket.
+    /// A world with this traffic socket.
     pub(super) fn on(socket: UdpSocket, session_timeout: Duration) -> World {
         World::with(socket, settings(session_timeout))
     }
 
-    /// The same with these settings.
+    /// A world with this traffic socket and these settings.
     pub(super) fn with(socket: UdpSocket, settings: UdpSettings) -> World {
         let pool = Rc::new(OneService::new(LoadBalancer::RoundRobin, 1));
         World::of(socket, settings, &pool, &Rc::default(), &Arc::default())
@@ -129,7 +129,7 @@ impl World {
         self.join_with(&[service], settings(session_timeout), FLOWS_PER_CORE_MAX)
     }
 
-    /// The same with a service of these addresses, and with so many flows.
+    /// Joins a client with a service at these addresses, which may have this many flows.
     pub(super) fn join_with(
         &self,
         service: &[SocketAddr],

@@ -1,24 +1,25 @@
-//! Admission: which first packets of strangers cost this core anything, and how much.
+//! Admission control: which first packets of strangers cost this core anything, and how much.
 //!
-//! Whoever sends an Initial packet may be anybody, at any address that he likes to claim. What he
-//! can make a core do is bounded in three ways, each of them per core and listener:
+//! Anybody may send an Initial packet, with any source address. What strangers can make a core do
+//! is bounded in three ways, each of them per core and listener:
 //!
 //! - **Places.** A lane whose peer has not registered holds a place, of which there are
-//!   [`PLACES_MAX`]. One network (an IPv4 /24, an IPv6 /48) may hold no more than are still free:
-//!   one alone gets half of them, two a third each, so that there is always a place for somebody
-//!   else. When all are taken, a lane that has held one for [`STALE_AFTER`] makes room.
+//!   [`PLACES_MAX`]. One network (an IPv4 /24, an IPv6 /48) may hold no more places than are still
+//!   free: one network alone gets half of them, two get a third each, so that there is always a
+//!   place for somebody else. When all are taken, a lane that has held one for [`STALE_AFTER`]
+//!   makes room.
 //! - **Handshakes per second.** The first ones begin at once. Above [`UNPROVED`] (or with a quarter
-//!   of the places taken) a stranger must first show that he receives at his address, by coming back
-//!   with the token of a Retry packet. Then [`PROVED`] holds.
+//!   of the places taken) a stranger must first prove the address, by coming back with the token of
+//!   a Retry packet. Then [`PROVED`] is the limit.
 //! - **Answers per second.** A stranger without a token costs one stateless answer at most, and
-//!   these are bounded by [`ANSWERS`].
+//!   [`ANSWERS`] bounds these.
 //!
-//! Both rates have a part for networks that ask for little, which those that flood cannot use up. So
-//! a flood from a hundred networks, however fast, takes nothing that others need; one with
-//! invented addresses of all networks makes honest clients repeat their first packet (RFC 9002,
-//! section 6.2) until an answer falls to them.
+//! Both rates have a part for networks that ask for little, which flooding networks cannot use up.
+//! So a flood from a hundred networks, however fast, takes nothing that others need. A flood with
+//! forged addresses of all networks makes honest clients repeat their first packet (RFC 9002,
+//! section 6.2) until they get an answer.
 //!
-//! No I/O here, no clock and no randomness: time and the seed come in as arguments.
+//! There is no I/O, no clock and no randomness in here: time and the seed come in as arguments.
 
 mod rate;
 #[cfg(test)]
@@ -30,13 +31,13 @@ use std::time::{Duration, Instant};
 
 use rate::{Meter, Rate, Rates, Shares};
 
-/// Lanes that nobody has registered on. One costs about 40 KB.
+/// Lanes that may be open without having registered. One costs about 40 KB.
 pub(super) const PLACES_MAX: usize = 1_024;
 
-/// As few as that are still enough for honest clients that come one after the other.
+/// Least number of places that is still enough for honest clients that come one after the other.
 const PLACES_MIN: usize = 16;
 
-/// Above so many of them a stranger must show that he receives at his address: those who invent
+/// When more places than this are taken, a stranger must first prove the address: those who forge
 /// theirs get no more.
 pub(super) const PLACES_UNPROVED_MAX: usize = PLACES_MAX / 4;
 
@@ -44,23 +45,23 @@ pub(super) const PLACES_UNPROVED_MAX: usize = PLACES_MAX / 4;
 /// round trips of the slowest path that is tested, 750 ms, and a repeated packet.
 const STALE_AFTER: Duration = Duration::from_secs(4);
 
-/// Handshakes that begin without a proof of the address. A full one costs 0.35 ms of a core with a
-/// P-256 key, so 128 are 5 % of it, and the burst 0.1 s; a few clients that come back together get
-/// in without the round trip of a Retry.
+/// Rate of handshakes that begin without a proof of the address. A full handshake costs 0.35 ms of
+/// a core with a P-256 key, so 128 are 5 % of it, and the burst 0.1 s. A few clients that come back
+/// together get in without the round trip of a Retry.
 const UNPROVED: Rate = Rate::new(128, 256);
 
-/// Handshakes that begin with a proof: 18 % of a core in all. The burst lets 1,000 clients come back
-/// at once.
+/// Rates of handshakes that begin with a proof of the address: 18 % of a core in all. The burst
+/// lets 1,000 clients come back at once.
 const PROVED: Rates = Rates {
-    // A client with two lanes to each core is quiet, and the second client of its network, too.
+    // A client with two lanes to each core is quiet, and so is a second client of its network.
     quiet_network: Rate::new(8, 32),
     quiet: Rate::new(256, 512),
-    // Clients behind one NAT share it.
+    // The clients behind one NAT share this rate.
     network: Rate::new(128, 512),
     all: Rate::new(256, 1_024),
 };
 
-/// Stateless answers: 5 to 10 % of a core at 5 to 10 µs each, most of it the system call.
+/// Rates of stateless answers: 5 to 10 % of a core at 5 to 10 µs each, most of it the system call.
 const ANSWERS: Rates = Rates {
     quiet_network: Rate::new(8, 32),
     quiet: Rate::new(3_000, 3_000),
@@ -68,18 +69,17 @@ const ANSWERS: Rates = Rates {
     all: Rate::new(7_000, 1_000),
 };
 
-/// What is done with the first packet of a stranger.
+/// The verdict on the first packet of a stranger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// A lane begins, and takes a place ([`Admission::take`]). If there was none left, this lane
-    /// makes room.
+    /// A lane begins, and takes a place ([`Admission::take`]).
     Begin {
-        /// The lane to be given up first.
+        /// The lane to be given up first, if there was no place left.
         displaces: Option<u64>,
     },
-    /// He is asked to show that he receives at his address.
+    /// The sender is asked to prove the address.
     Retry,
-    /// Nothing is answered; he may repeat the packet.
+    /// Nothing is answered; the sender may repeat the packet.
     Refuse(Refused),
 }
 
@@ -88,15 +88,16 @@ pub(super) enum Verdict {
 pub(super) enum Refused {
     /// All places are taken by lanes that have come lately.
     NoPlace,
-    /// His network holds as many places as are left for others.
+    /// The sender's network holds as many places as are left for others.
     NoPlaceForNetwork,
-    /// More handshakes than this core begins in a second, or begins for one network.
+    /// This core begins no more handshakes per second, or no more for one network.
     Handshakes,
-    /// More stateless answers than this core gives in a second, or gives to one network.
+    /// This core gives no more stateless answers per second, or no more to one network.
     Answers,
 }
 
-/// Whose addresses count as one: a /24 of IPv4, a /48 of IPv6, which is what one customer gets.
+/// A network, whose addresses count as one: a /24 of IPv4 or a /48 of IPv6, which is what one
+/// customer gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Network(u64);
 
@@ -104,7 +105,7 @@ impl Network {
     fn of(ip: IpAddr) -> Network {
         match ip.to_canonical() {
             IpAddr::V4(ip) => Network(u64::from(u32::from(ip) >> 8)),
-            // Above any number of IPv4.
+            // The numbers of IPv6 networks are above any number of an IPv4 network.
             IpAddr::V6(ip) => Network(1 << 63 | (ip.to_bits() >> 80) as u64),
         }
     }
@@ -116,13 +117,13 @@ struct Place {
     since: Instant,
 }
 
-/// What strangers hold and have been given.
+/// The places that strangers hold, and the rates that they have used.
 #[derive(Debug)]
 pub(super) struct Admission {
     places_max: usize,
-    /// By the lanes' numbers, which count up: the first one is the oldest.
+    /// The places by the number of their lane. Numbers count up, so the first place is the oldest.
     places: BTreeMap<u64, Place>,
-    /// Places of each network that has any.
+    /// Number of places of each network that has any.
     held: HashMap<Network, usize>,
     unproved: Meter,
     proved: Shares,
@@ -130,7 +131,7 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    /// `seed` must not be guessable: it decides which networks share a meter.
+    /// A new admission. `seed` must not be guessable: it decides which networks share a meter.
     pub(super) fn new(seed: u64, now: Instant) -> Admission {
         Admission {
             places_max: PLACES_MAX,
@@ -142,18 +143,19 @@ impl Admission {
         }
     }
 
-    /// With fewer places than [`PLACES_MAX`], where each takes something that is short.
+    /// Sets a smaller number of places than [`PLACES_MAX`], where each takes something that is
+    /// scarce.
     pub(super) fn set_places(&mut self, places_max: usize) {
         self.places_max = places_max.clamp(PLACES_MIN, PLACES_MAX);
     }
 
-    /// Places taken.
+    /// Number of places that are taken.
     pub(super) fn places(&self) -> usize {
         self.places.len()
     }
 
-    /// Judges the first packet of a lane from `ip`. `proved` says whether it shows that its sender
-    /// receives there.
+    /// Judges the first packet of a lane from `ip`. `proved` says whether the packet proves that
+    /// its sender receives there.
     pub(super) fn judge(&mut self, ip: IpAddr, proved: bool, now: Instant) -> Verdict {
         let network = Network::of(ip);
         if !proved {
@@ -185,12 +187,12 @@ impl Admission {
         }
     }
 
-    /// Whether one more stateless answer may go to `ip`; it is counted as given.
+    /// Whether one more stateless answer may go to `ip`; if so, it is counted as given.
     pub(super) fn may_answer(&mut self, ip: IpAddr, now: Instant) -> bool {
         self.answers.take(Network::of(ip), now)
     }
 
-    /// The lane of this number holds a place from now on.
+    /// Takes a place for the lane of this number.
     pub(super) fn take(&mut self, lane: u64, ip: IpAddr, now: Instant) {
         let network = Network::of(ip);
         let place = Place {
@@ -202,7 +204,7 @@ impl Admission {
         *self.held.entry(network).or_default() += 1;
     }
 
-    /// The lane gives its place back: it is registered, refused or gone.
+    /// Gives back the place of a lane that is registered, refused or gone.
     pub(super) fn give_back(&mut self, lane: u64) {
         let Some(place) = self.places.remove(&lane) else {
             return;
@@ -215,7 +217,7 @@ impl Admission {
         }
     }
 
-    /// Whether a network may hold one more place: no more than there would be left for others.
+    /// Whether a network may hold one more place: if it then has no more than are left for others.
     fn has_place_for(&self, network: Network) -> bool {
         let held = self.held.get(&network).copied().unwrap_or(0);
         held < self.places_max.saturating_sub(self.places.len())
@@ -247,7 +249,7 @@ mod tests {
         let now = Instant::now();
         let mut admission = Admission::new(1, now);
         for _ in 0..UNPROVED.burst {
-            // Garbage: it gives its place back at once.
+            // Garbage gives its place back at once.
             begin(&mut admission, 1, ip(1, 1), false, now);
             admission.give_back(1);
         }
@@ -317,7 +319,7 @@ mod tests {
             .count();
         let most = ANSWERS.network.burst + ANSWERS.quiet_network.burst;
         assert_eq!(answered, most as usize);
-        // Many networks that flood use up what is not kept for others.
+        // Many networks that flood use up what is not reserved for others.
         for network in 0..64 {
             while admission.may_answer(IpAddr::from([10, 0, network, 1]), now) {}
         }

@@ -1,23 +1,24 @@
-//! Rates: how many of something may happen, for all and for each network, in memory that no flood
-//! makes grow.
+//! Rate limits for all networks and for each one, in a fixed amount of memory that no flood makes
+//! grow.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, Instant};
 
 use super::Network;
 
-/// Rows of meters. A network has one meter in each, and company in all of them only by bad luck.
+/// Rows of meters. A network has one meter in each row, and shares all of them with a flooding
+/// network only by bad luck.
 const ROWS: usize = 3;
 
-/// Meters of a row. With ten networks that flood, another one has such company in all rows in 7
-/// cases of a million.
+/// Meters of a row. If ten networks flood, another one shares its meter with one of them in all
+/// rows in 7 cases of a million.
 const METERS: usize = 512;
 
-/// After this time the networks are dealt to the meters anew, so that bad company does not last.
+/// After this time the networks are assigned to the meters anew, so that bad luck does not last.
 /// Each gets its burst again, which adds a few per second to the rate.
 const DEAL_AFTER: Duration = Duration::from_secs(30);
 
-/// So many per second, and so many at once after a rest.
+/// A rate: this many per second, and this many at once after a rest.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rate {
     pub(super) per_second: u32,
@@ -35,7 +36,7 @@ impl Rate {
     }
 }
 
-/// A token bucket, kept as the time when it is full again (the generic cell rate algorithm, ITU-T
+/// A token bucket, stored as the time when it is full again (the generic cell rate algorithm, ITU-T
 /// I.371).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Meter(Instant);
@@ -45,7 +46,7 @@ impl Meter {
         Meter(now)
     }
 
-    /// Takes one out, if there is one.
+    /// Takes a token, if there is one.
     pub(super) fn take(&mut self, rate: Rate, now: Instant) -> bool {
         let full_at = self.0.max(now);
         let missing = full_at.saturating_duration_since(now);
@@ -82,15 +83,15 @@ impl NetworkMeters {
         }
     }
 
-    /// Takes one out of the network's meters, if any of them has one.
+    /// Takes a token from the network's meters, if any of them has one.
     pub(super) fn take(&mut self, network: Network, rate: Rate, now: Instant) -> bool {
         if now.saturating_duration_since(self.dealt_at) >= DEAL_AFTER {
             self.deal(now);
         }
         let mut taken = false;
         for row in &mut self.rows {
-            // From each that has one: a network alone on its meters gets the rate once, not three
-            // times.
+            // A token is taken from each meter that has one, so that a network alone on its meters
+            // gets the rate once, not three times.
             taken |= row.meter(network).take(rate, now);
         }
         taken
@@ -112,20 +113,20 @@ impl Row {
     }
 }
 
-/// How often something may happen: for one network, and for all together.
+/// The rates for one network, and for all networks together.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rates {
     /// A network that asks for no more than this is quiet.
     pub(super) quiet_network: Rate,
-    /// What is kept for quiet ones.
+    /// The rate that is reserved for quiet networks.
     pub(super) quiet: Rate,
-    /// Any other network.
+    /// The rate for any other network.
     pub(super) network: Rate,
-    /// All of these.
+    /// The rate for all other networks together.
     pub(super) all: Rate,
 }
 
-/// Keeps to [`Rates`].
+/// Applies [`Rates`].
 #[derive(Debug)]
 pub(super) struct Shares {
     rates: Rates,
@@ -146,18 +147,18 @@ impl Shares {
         }
     }
 
-    /// Takes one for the network, if there is one.
+    /// Takes a token for the network, if there is one.
     pub(super) fn take(&mut self, network: Network, now: Instant) -> bool {
         let rates = self.rates;
         let quiet = self.quiet_networks.take(network, rates.quiet_network, now);
-        // The network's own first: what it is refused must not be taken from all.
+        // The network's own meter is asked first: what is refused by it must not be taken from all.
         (quiet && self.quiet.take(rates.quiet, now))
             || (self.networks.take(network, rates.network, now) && self.all.take(rates.all, now))
     }
 }
 
-/// Not to be guessed by who does not know the salt, so that nobody can choose whose company he
-/// keeps.
+/// A hash that nobody who does not know the salt can predict, so that nobody can choose whose meter
+/// to share.
 fn salted(salt: u64, value: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     (salt, value).hash(&mut hasher);

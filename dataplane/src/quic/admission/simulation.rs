@@ -27,7 +27,7 @@ struct Client {
     pause: Duration,
 }
 
-/// What a lane's peer does.
+/// What the peer of a lane does.
 struct Open {
     honest: bool,
     since: Instant,
@@ -54,9 +54,9 @@ struct World {
     clients: Vec<Client>,
     /// Networks that the attackers own, and receive in.
     attackers: u16,
-    /// So few that nobody else may suffer.
+    /// Whether the attackers have so few networks that nobody else may suffer.
     few: bool,
-    /// They also invent addresses of any network.
+    /// Whether they also forge addresses of any network.
     invent: bool,
     packets_per_step_max: u32,
     step_us_max: u64,
@@ -92,7 +92,7 @@ impl World {
 
     fn step(&mut self) {
         let jump = self.random.random_range(0..1_000) == 0;
-        // A machine that was suspended: nobody's clock has run meanwhile but this one.
+        // After the machine was suspended, nobody's clock has run meanwhile except this one.
         let us = if jump {
             self.random.random_range(0..60_000_000)
         } else {
@@ -121,7 +121,7 @@ impl World {
         self.check();
     }
 
-    /// Registered, failed or given up.
+    /// Ends lanes that are registered, failed or given up.
     fn end_lanes(&mut self) {
         let now = self.now;
         let ended: Vec<u64> = self
@@ -150,12 +150,12 @@ impl World {
         } else {
             IpAddr::from(self.random.random::<[u8; 4]>())
         };
-        // Only who receives at an address can prove it.
+        // Only those who receive at an address can prove it.
         let proved = owned && self.random.random();
         if let Some(lane) = self.first_packet(ip, proved, false)
             && self.random.random()
         {
-            // Garbage: it is found at once.
+            // Garbage is found at once.
             self.lanes.remove(&lane);
             self.admission.give_back(lane);
         }
@@ -169,7 +169,7 @@ impl World {
             };
             let given_up = self.now.saturating_duration_since(came) > PATIENCE;
             if given_up {
-                // Against those who own thousands of networks there is no promise.
+                // Nothing is promised against attackers with thousands of networks.
                 assert!(!self.few, "an honest client did not get in");
                 self.counts.honest_late += 1;
                 self.clients.swap_remove(at);
@@ -192,7 +192,7 @@ impl World {
         }
     }
 
-    /// As the endpoint does; the lane that begins.
+    /// Handles a first packet as the endpoint does; returns the lane that begins.
     fn first_packet(&mut self, ip: IpAddr, proved: bool, honest: bool) -> Option<u64> {
         let before = self.admission.places();
         match self.admission.judge(ip, proved, self.now) {

@@ -1,5 +1,5 @@
-//! What a panic costs an endpoint: a flow where that is all that was under way, a lane where the lane itself was, and
-//! everything only where the endpoint's own tasks cannot go on.
+//! What a panic costs an endpoint: a flow if only that was at work, a lane if the lane itself was,
+//! and everything only if the endpoint's own tasks cannot go on.
 
 use std::rc::Rc;
 
@@ -10,7 +10,7 @@ use crate::core::panics::{contain, core_is_broken};
 use crate::quic::lane::Lane;
 
 impl Endpoint {
-    /// Runs `work`, which is for `lane`. If it panics, the lane ends.
+    /// Runs `work` for `lane`. If it panics, the lane ends.
     pub(super) fn contain_for<T>(&self, lane: &Rc<Lane>, work: impl FnOnce() -> T) -> Option<T> {
         let result = contain(work);
         if result.is_err() {
@@ -19,7 +19,7 @@ impl Endpoint {
         result.ok()
     }
 
-    /// Something that was done for the lane has panicked: nobody knows how far it came.
+    /// Ends the lane after a panic in work for it, because nobody knows how far that came.
     pub(in crate::quic) fn lane_panicked(&self, lane: &Rc<Lane>) {
         let closed = contain(|| lane.close(LaneError::Internal, ""));
         if closed.is_err() || lane.conn.was_interrupted() {
@@ -27,7 +27,7 @@ impl Endpoint {
         }
     }
 
-    /// A flow of one of the lanes has panicked.
+    /// Cleans up after a panic in a flow of one of the lanes.
     pub(crate) fn flow_panicked(&self) {
         for lane in self.lanes() {
             let cleaned = contain(|| lane.abandon_orphans());
@@ -37,7 +37,7 @@ impl Endpoint {
         }
     }
 
-    /// One of the endpoint's own tasks has panicked.
+    /// Cleans up after a panic in one of the endpoint's own tasks.
     pub(super) fn task_panicked(&self) {
         if self.accepts {
             core_is_broken();
@@ -49,8 +49,8 @@ impl Endpoint {
         self.stopped.set();
     }
 
-    /// Forgets the lane at once, without asking its connection anything. The peer learns of it by a stateless reset, or
-    /// by silence.
+    /// Forgets the lane at once, without using its connection. The peer learns of it by a stateless
+    /// reset, or by silence.
     pub(super) fn break_lane(&self, lane: &Rc<Lane>) {
         self.counters.lanes_broken.increment();
         lane.break_off();

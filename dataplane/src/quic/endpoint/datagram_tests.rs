@@ -1,4 +1,4 @@
-//! Datagrams that quiche drops without a word.
+//! Datagrams that quiche drops silently.
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -10,7 +10,7 @@ use crate::buffer::Datagram;
 use crate::quic::lane::Lane;
 use crate::quic::settings::DATAGRAM_RECEIVE_QUEUE;
 
-/// Nobody reads what its lanes receive.
+/// An owner that reads nothing of what its lanes receive.
 #[derive(Default)]
 struct Deaf(RefCell<Vec<Rc<Lane>>>);
 

@@ -1,8 +1,8 @@
-//! Flushing a lane on the way: where many flows write in one turn of the core, what they have written is
-//! sent in parts, so that the peer is at work on the first while the last are still being read.
+//! Early flushes: where many flows of a lane write in one turn of the core, what they have written
+//! is sent in parts, so that the peer works on the first part while the last flows are still read.
 //!
-//! Without it both sides of a tunnel, and the service behind it, take turns: each waits for the whole
-//! bunch of the other, and none has anything to do meanwhile.
+//! Without early flushes both sides of a tunnel, and the service behind it, take turns: each waits
+//! for all that the other has to send in its turn, and idles meanwhile.
 
 use std::io;
 use std::rc::Rc;
@@ -13,9 +13,9 @@ use crate::quic::lane::Lane;
 use crate::quic::transmit::{Batch, Ready};
 
 impl Endpoint {
-    /// Sends what the lane has to say now, in the turn of a flow that has just written, so that the
-    /// peer can begin with it. The flush task, which has its turn later, sees to the rest: what goes
-    /// over TLS, what finds no room in the socket, timers.
+    /// Sends what the lane has to send, in the turn of a flow that has just written, so that the
+    /// peer can begin with it. The flush task, which has its turn later, does the rest: packets
+    /// over TLS, packets for which the socket has no room, and timers.
     pub(in crate::quic) fn flush_early(&self, lane: &Lane) {
         self.flush_early_by(lane, |ready| {
             let way = ready.way;
@@ -29,7 +29,7 @@ impl Endpoint {
         if lane.way().tls.is_some() || lane.hurries.get() {
             return;
         }
-        // The flush task has it while it waits for the socket.
+        // The flush task holds the batch while it waits for the socket.
         let Some(mut batch) = self.batch.take() else {
             return;
         };
@@ -40,7 +40,7 @@ impl Endpoint {
                 batch.fill(lane, segments);
                 let Some(ready) = batch.ready() else { break };
                 if send(&ready).is_err() {
-                    // The flush task meets it again.
+                    // The flush task meets the error again, and handles it.
                     batch.keep_for(lane.key());
                     break;
                 }
@@ -54,12 +54,12 @@ impl Endpoint {
         self.batch.set(Some(batch));
     }
 
-    /// Sends what an early flush could not.
+    /// Sends the packets that an early flush could not send.
     pub(super) async fn send_kept(self: &Rc<Self>, batch: &mut Box<Batch>) {
         let Some(key) = batch.take_kept() else { return };
         let lane = self.lanes.borrow().get(&key).cloned();
         let Some(lane) = lane else {
-            // Nobody gets what is in it.
+            // The lane is gone, and its packets with it.
             **batch = Batch::default();
             return;
         };
@@ -82,11 +82,11 @@ mod tests {
     use super::*;
     use crate::buffer::StreamBuf;
 
-    /// More than are written before a flush, and not twice as many.
+    /// More flows than write before an early flush, but fewer than cause two.
     const FLOWS: usize = 24;
 
-    /// Opens so many streams and writes to each, all in one turn. Returns the batches that have been
-    /// sent when it is over.
+    /// Opens `FLOWS` streams and writes to each, all in one turn. Returns how many batches the
+    /// endpoint sent meanwhile.
     fn write_to_all(pair: &Pair) -> u64 {
         let endpoint = pair.client_endpoint();
         let before = endpoint.counters.quic_send_batches.get();
@@ -129,7 +129,7 @@ mod tests {
             let written = lane.write(stream, StreamBuf::copied(b"first"), true, &waiters);
             assert!(written.is_ok());
             endpoint.flush_early_by(lane, |_| Err(io::ErrorKind::WouldBlock.into()));
-            // It is not filled in anew before that has gone.
+            // The batch is not filled again before those packets are sent.
             endpoint.flush_early_by(lane, |_| panic!("nothing is sent meanwhile"));
             let came = || pair.server_lane.conn.borrow().stream_readable(stream);
             until("the stream", came).await;

@@ -1,4 +1,5 @@
-//! The sending half of an endpoint: turns of dirty lanes, GSO batches, timers, and the end of lanes.
+//! The sending half of an endpoint: turns of dirty lanes, GSO batches, timers, and the end of
+//! lanes.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -19,10 +20,11 @@ use crate::quic::lane::Lane;
 use crate::quic::transmit::{Batch, Filled, Ready};
 use crate::sys::timer::FineTimer;
 
-/// The runtime's timers have this resolution.
+/// Resolution of the runtime's timers.
 const TIMER_STEP: Duration = Duration::from_millis(1);
 
-/// Nearer deadlines than this are the fine timer's: those of pacing. Others may be a step late.
+/// Nearer deadlines than this, which are those of pacing, use the fine timer. Others may be a step
+/// late.
 const FINE_BELOW: Duration = Duration::from_millis(4);
 
 /// How long a socket goes without GSO after the kernel has refused it.
@@ -31,7 +33,8 @@ const GSO_PAUSE: Duration = Duration::from_secs(1);
 /// GSO batches that one lane may send before the next lane gets its turn.
 const BATCHES_PER_TURN: usize = 4;
 
-/// Whether a send may have failed for GSO: other errors, as of a network that is gone, do not.
+/// Whether GSO may be the cause of a failed send: other errors have other causes, such as a network
+/// that is gone.
 fn may_be_gso(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO))
 }
@@ -59,7 +62,8 @@ impl Endpoint {
                 self.close_all_tls();
                 *self.owner.borrow_mut() = None;
                 if let Some(Some(timer)) = self.fine_timer.get() {
-                    // Its task finds the endpoint gone, or at its end. Failing, it goes with the runtime.
+                    // Its task finds the endpoint gone, or at its end. If this fails, the task ends
+                    // with the runtime.
                     let _failed = timer.set(Duration::ZERO);
                 }
                 return;
@@ -71,7 +75,7 @@ impl Endpoint {
             self.send_kept(&mut batch).await;
             let mut now = Instant::now();
             self.fire_timers(now);
-            self.call_in_debts(now);
+            self.flush_delayed_acks(now);
             std::mem::swap(&mut lanes, &mut *self.dirty.borrow_mut());
             while let Some(key) = lanes.pop_front() {
                 let lane = self.lanes.borrow().get(&key).cloned();
@@ -89,7 +93,7 @@ impl Endpoint {
                     yield_now().await;
                     now = Instant::now();
                     self.fire_timers(now);
-                    self.call_in_debts(now);
+                    self.flush_delayed_acks(now);
                 }
             }
             self.batch.set(Some(batch));
@@ -103,12 +107,12 @@ impl Endpoint {
 
     /// Waits for a dirty lane or the earliest deadline.
     async fn wait_for_work(self: &Rc<Self>) {
-        // Before anything costs a system call.
+        // This is checked before anything that costs a system call.
         if poll_fn(|cx| Poll::Ready(self.flush.poll(cx).is_ready())).await {
             return;
         }
         let fine = self.timers.borrow().next();
-        let soon = self.debts.borrow().next();
+        let soon = self.delayed_acks.borrow().next();
         let Some(at) = [fine, soon].into_iter().flatten().min() else {
             self.flush.wait().await;
             return;
@@ -122,7 +126,7 @@ impl Endpoint {
             self.set_fine_timer(fine, fine - now);
         }
         self.sleeps_until.set(Some(at));
-        // Beside the fine timer, too: should that fail, the lanes are merely late.
+        // This also waits beside the fine timer: should that fail, the lanes are merely late.
         let mut sleep = pin!(crate::core::time::sleep_until(at));
         poll_fn(|cx| {
             if self.flush.poll(cx).is_ready() {
@@ -134,38 +138,39 @@ impl Endpoint {
         self.sleeps_until.set(None);
     }
 
-    /// Has the lane pay its debts at `due`, a few milliseconds later at most.
-    pub(in crate::quic) fn arm_debts(&self, lane: &Lane, due: Instant) {
-        let mut armed = lane.debts_armed.get();
-        self.debts
+    /// Has the lane flushed for its delayed acknowledgements at `due`, or a few milliseconds later.
+    pub(in crate::quic) fn arm_delayed_acks(&self, lane: &Lane, due: Instant) {
+        let mut armed = lane.acks_armed.get();
+        self.delayed_acks
             .borrow_mut()
             .arm(lane.key(), Some(due), &mut armed);
-        lane.debts_armed.set(armed);
+        lane.acks_armed.set(armed);
         if self.sleeps_until.get().is_none_or(|until| due < until) {
             self.flush.set();
         }
     }
 
-    /// Has the lanes flushed whose debts are due.
-    fn call_in_debts(&self, now: Instant) {
+    /// Has the lanes flushed whose delayed acknowledgements are due.
+    fn flush_delayed_acks(&self, now: Instant) {
         loop {
-            let entry = self.debts.borrow_mut().pop_due(now);
+            let entry = self.delayed_acks.borrow_mut().pop_due(now);
             let Some((at, key)) = entry else { return };
             let lane = self.lanes.borrow().get(&key).cloned();
-            let Some(lane) = lane.filter(|lane| lane.debts_armed.get() == Some(at)) else {
+            let Some(lane) = lane.filter(|lane| lane.acks_armed.get() == Some(at)) else {
                 continue;
             };
-            lane.debts_armed.set(None);
-            match lane.debts_due() {
+            lane.acks_armed.set(None);
+            match lane.acks_due() {
                 Some(due) if due <= now => lane.mark_dirty(),
-                // Those were paid, and there are others.
-                Some(due) => self.arm_debts(&lane, due),
+                // Those have been sent, and there are others.
+                Some(due) => self.arm_delayed_acks(&lane, due),
                 None => {}
             }
         }
     }
 
-    /// Has the flush task woken at `at`, which is `after` from now, if there is such a timer here.
+    /// Has the flush task woken at `at`, which is `after` from now, if this endpoint has a fine
+    /// timer.
     fn set_fine_timer(self: &Rc<Self>, at: Instant, after: Duration) {
         if self.fine_timer_at.replace(Some(at)) == Some(at) {
             return;
@@ -223,7 +228,7 @@ impl Endpoint {
             if overdue {
                 lane.admission_deadline.set(None);
                 lane.given_up.set(true);
-                // `Done`: it is closing already.
+                // `Done` means that it is closing already.
                 let _closing = conn.close(true, LaneError::Unauthenticated.code(), b"");
             }
             (timed_out, overdue)
@@ -277,7 +282,8 @@ impl Endpoint {
             self.remove(lane);
             return;
         }
-        // Never now: a deadline that stays due must not keep the core from everything else. A release is never now.
+        // The time is always in the future: a deadline that stays due must not keep the core from
+        // everything else, and a release is never now.
         let soonest = Instant::now() + TIMER_STEP;
         let deadline = [
             lane.conn.borrow().timeout_instant(),
@@ -296,7 +302,7 @@ impl Endpoint {
         lane.armed.set(armed);
     }
 
-    /// Packets that may go with one call.
+    /// The number of packets that may go with one call.
     pub(super) fn segments(&self, now: Instant) -> usize {
         match self.no_gso_until.get() {
             Some(until) if now < until => 1,
@@ -317,7 +323,8 @@ impl Endpoint {
             .add(changes.datagrams_dropped as u64);
     }
 
-    /// The lane has come to another way: sends there what was left unanswered last, if so much may be sent.
+    /// The lane has moved to another path: sends the last unanswered packet there, if that much may
+    /// be sent.
     fn send_again(self: &Rc<Self>, lane: &Lane) {
         let Some(packet) = lane.unanswered_packet() else {
             return;
@@ -366,8 +373,8 @@ impl Endpoint {
                         return;
                     }
                 }
-                // A path MTU probe that the local interface already refuses: quiche sees it as lost. Or that interface
-                // has a smaller MTU than it had.
+                // A path MTU probe that the local interface already refuses, which quiche sees as
+                // lost. Or that interface has a smaller MTU than it had.
                 Err(error) if quinn_udp::is_msg_size_err(&error) => {
                     self.counters.quic_sends_too_large.increment();
                     if !self.accepts {
@@ -379,7 +386,7 @@ impl Endpoint {
                     }
                     return;
                 }
-                // The network's answer to an earlier packet.
+                // This is the network's answer to an earlier packet.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     self.counters.quic_sends_failed.increment();
                     self.socket_error(&error);
@@ -393,7 +400,7 @@ impl Endpoint {
                     self.counters.gso_fallbacks.increment();
                     self.no_gso_until.set(Some(Instant::now() + GSO_PAUSE));
                     for packet in ready.bytes.chunks(ready.segment) {
-                        // What is lost here is repeated by QUIC.
+                        // QUIC repeats what is lost here.
                         let sent = self.socket.try_send(packet, packet.len(), to, from_ip);
                         if sent.is_err() {
                             self.counters.quic_sends_failed.increment();
@@ -437,7 +444,8 @@ impl Endpoint {
             }
         }
         while conn.scids_left() > 0 {
-            // Where the client has begun, wherever it has moved: packets of a lane that is gone come there.
+            // The address is the one at which the client has begun, wherever it has moved: packets
+            // of a lane that is gone come there.
             let local_ip = self.local_ip(lane.first_way().local);
             let id = self.new_cid(local_ip);
             let reset_token = self
@@ -454,7 +462,7 @@ impl Endpoint {
         }
     }
 
-    /// No longer counts the lane among those that may be anybody's.
+    /// Stops counting the lane among those of strangers.
     pub(in crate::quic) fn admitted(&self, lane: &Lane) {
         if lane.counted_unadmitted.replace(false)
             && let Some(admission) = &self.admission
@@ -472,7 +480,7 @@ impl Endpoint {
         }
     }
 
-    /// The lane is none any more: its place, its number and its connection ids are free.
+    /// Forgets a lane that has ended: its place, its number and its connection ids are free.
     pub(super) fn forget(&self, lane: &Rc<Lane>) {
         self.lanes.borrow_mut().remove(&lane.key());
         self.close_tls_of(lane.key());

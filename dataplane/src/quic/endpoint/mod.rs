@@ -1,9 +1,10 @@
 //! An endpoint: one UDP socket with its lanes, on one core.
 //!
-//! Two tasks drive it. The receive task drains the socket in GRO batches, feeds quiche, and wakes the flows that can
-//! go on. The flush task runs after those flows and sends, for every lane that has something to say, GSO batches; it
-//! also owns the timers. Where many flows of a lane write in one turn, the lane is flushed on the way
-//! ([`Endpoint::flush_early`]). An endpoint ends when it was asked to and its last lane is gone.
+//! Two tasks drive it. The receive task drains the socket in GRO batches, feeds quiche, and wakes
+//! the flows that can go on. The flush task runs after those flows and sends GSO batches for every
+//! lane that has something to send; it also owns the timers. Where many flows of a lane write in
+//! one turn, the lane is flushed before the turn ends ([`Endpoint::flush_early`]). An endpoint ends
+//! when it was asked to and its last lane is gone.
 
 mod broken;
 #[cfg(test)]
@@ -53,11 +54,13 @@ use crate::core::task::spawn_or;
 use crate::sys::timer::FineTimer;
 use crate::sys::udp::UdpSocket;
 
-/// What owns an endpoint and is told of what concerns more than one lane.
+/// The owner of an endpoint, which handles what concerns more than one lane.
 pub(crate) trait EndpointOwner {
-    /// A peer begins a handshake: say who handles the lane's events. Not called on endpoints that only dial.
+    /// A peer begins a handshake; the owner names the handler of the lane's events. Not called on
+    /// endpoints that only dial.
     fn lane_accepted(&self, lane: &Rc<Lane>);
-    /// A packet arrived whose connection id names another core. Returns false if it could not be handed over.
+    /// A packet arrived whose connection id names another core. Returns false if it could not be
+    /// handed over.
     fn hand_over(
         &self,
         core: usize,
@@ -69,22 +72,23 @@ pub(crate) trait EndpointOwner {
     fn has_predecessor(&self) -> bool {
         false
     }
-    /// A packet arrived for a lane that is not here, and may be one of the process that had the
-    /// socket before. `None` if there is none any more; false if the packet was dropped.
+    /// A packet arrived for a lane that is not here, and may belong to the process that had the
+    /// socket before. `None` if that process is gone; false if the packet was dropped.
     fn pass_on(&self, packet: &[u8], from: SocketAddr, to_ip: Option<IpAddr>) -> Option<bool> {
         let _nobody = (packet, from, to_ip);
         None
     }
 
-    /// A TLS connection carries packets for another core. Returns false if it could not be handed over.
+    /// A TLS connection carries packets for another core. Returns false if it could not be handed
+    /// over.
     fn hand_over_tls(&self, _core: usize, _connection: TlsConnection) -> bool {
         false
     }
 }
 
-/// How an endpoint is set up.
+/// The parameters of an endpoint.
 pub(crate) struct EndpointSetup {
-    /// The socket that it owns.
+    /// The socket, which the endpoint owns.
     pub(crate) socket: UdpSocket,
     /// Index of this core: the first byte of the connection ids that the endpoint issues.
     pub(crate) core: usize,
@@ -92,13 +96,13 @@ pub(crate) struct EndpointSetup {
     pub(crate) group: usize,
     /// Transport settings and TLS.
     pub(crate) config: quiche::Config,
-    /// The largest packet that may be sent, wherever to.
+    /// The largest packet that may be sent, whatever the path.
     pub(crate) packet_bytes_max: usize,
     /// Whether peers may begin lanes.
     pub(crate) accepts: bool,
     /// How long a handshake may take.
     pub(crate) handshake_timeout: Duration,
-    /// Derives reset tokens; an endpoint that dials has none.
+    /// Derives reset tokens; an endpoint that only dials has none.
     pub(crate) reset_key: Option<ResetKey>,
     /// The core's counters.
     pub(crate) counters: Arc<CoreCounters>,
@@ -114,55 +118,59 @@ pub(crate) struct Endpoint {
     config: RefCell<quiche::Config>,
     packet_bytes_max: usize,
     reset_key: Option<ResetKey>,
-    /// Stateless resets sent in the current second.
+    /// Number of stateless resets sent in the current second.
     resets: Cell<(Instant, u32)>,
-    /// Packets of nobody knows whose lanes that were passed on in the current second.
+    /// Number of packets of unknown lanes passed on in the current second, whose connection ids are
+    /// not of this server.
     passed_on: Cell<(Instant, u32)>,
     owner: RefCell<Option<Rc<dyn EndpointOwner>>>,
     lanes: RefCell<HashMap<u64, Rc<Lane>, FxBuildHasher>>,
-    /// Connections that carry packets where UDP does not pass.
+    /// TLS connections that carry packets where UDP does not pass.
     tls_ways: RefCell<HashMap<TlsId, Rc<TlsWay>, FxBuildHasher>>,
     next_tls: Cell<u64>,
-    /// What those of them have who may be anybody. Endpoints that only dial have no strangers.
+    /// Places of TLS connections that belong to strangers. Endpoints that only dial have none.
     tls_admission: Option<RefCell<Admission>>,
-    /// Handshakes of TLS connections, each with what ends it.
+    /// Handshakes of TLS connections, each with the event that ends it.
     tls_handshakes: RefCell<HashMap<TlsId, Rc<Event>, FxBuildHasher>>,
-    /// What they are shown.
+    /// The context with which they are accepted.
     tls_context: RefCell<Option<SslContext>>,
-    /// No TLS connection is to be accepted any more.
+    /// Set when no TLS connection is to be accepted any more.
     tls_stop: Event,
-    /// Connection ids that we issued. Only we choose the keys, so a fast hash is safe.
+    /// Lanes by the connection ids that this side has issued. Only this side chooses the keys, so a
+    /// fast hash is safe.
     by_cid: RefCell<HashMap<[u8; CID_LEN], Rc<Lane>, FxBuildHasher>>,
-    /// First destination connection ids, chosen by clients: hashed so that they cannot choose collisions.
+    /// Lanes by their first destination connection ids. Clients choose these, so the hash is one
+    /// for which they cannot choose collisions.
     by_initial: RefCell<HashMap<Box<[u8]>, Rc<Lane>>>,
-    /// What those have who may be anybody. Endpoints that only dial have no strangers.
+    /// Places of lanes that belong to strangers. Endpoints that only dial have none.
     admission: Option<RefCell<Admission>>,
     /// When it was last logged that handshakes are refused.
     crowded_logged_at: Cell<Option<Instant>>,
-    /// While set and not past, no GSO: the kernel has refused it.
+    /// While set and not past, there is no GSO, because the kernel has refused it.
     no_gso_until: Cell<Option<Instant>>,
     /// Authenticates the tokens of Retry packets.
     retry_key: RetryKey,
     dirty: RefCell<VecDeque<u64>>,
     touched: RefCell<Vec<Rc<Lane>>>,
     flush: Event,
-    /// Where packets are gathered, while nobody does.
+    /// The buffer in which packets are gathered, while no flush uses it.
     batch: Cell<Option<Box<Batch>>>,
     timers: RefCell<Timers>,
-    /// When lanes must acknowledge, at the latest: apart, because these deadlines may be a step late, and are not worth a
-    /// system call each.
-    debts: RefCell<Timers>,
-    /// While the flush task sleeps for a deadline: which one.
+    /// When lanes must send delayed acknowledgements. These deadlines have a heap of their own,
+    /// because they may be a step late and are not worth a system call each.
+    delayed_acks: RefCell<Timers>,
+    /// The deadline for which the flush task sleeps, while it does.
     sleeps_until: Cell<Option<Instant>>,
-    /// For deadlines that the runtime's timers are too coarse for; made when the first one comes.
+    /// A timer for deadlines that the runtime's timers are too coarse for; made when the first one
+    /// comes.
     fine_timer: OnceCell<Option<Rc<FineTimer>>>,
-    /// What it was set for, until it has fired.
+    /// When the fine timer will fire, until it has.
     fine_timer_at: Cell<Option<Instant>>,
     next_key: Cell<u64>,
-    /// True while received packets must wait for a flush.
+    /// Whether received packets must wait for a flush.
     flush_first: Cell<bool>,
     closing: Cell<bool>,
-    /// Another process reads the socket.
+    /// Whether another process reads the socket.
     is_handed_over: Cell<bool>,
     stopped: Event,
     counters: Arc<CoreCounters>,
@@ -208,7 +216,7 @@ impl Endpoint {
             flush: Event::default(),
             batch: Cell::default(),
             timers: RefCell::default(),
-            debts: RefCell::default(),
+            delayed_acks: RefCell::default(),
             sleeps_until: Cell::new(None),
             fine_timer: OnceCell::new(),
             fine_timer_at: Cell::new(None),
@@ -232,13 +240,13 @@ impl Endpoint {
         endpoint
     }
 
-    /// Begins a lane towards `peer`, aimed at the server core `aim` by the first byte of its connection id.
+    /// Begins a lane to `peer`, aimed at the server core `aim` by the first byte of its connection
+    /// id.
     ///
-    /// With a `session` it goes on from that one if the server still can, and what is sent before the handshake is
+    /// A `session` is resumed if the server still can, and what is sent before the handshake is
     /// complete may travel as early data.
     ///
-    /// # Errors
-    /// If quiche refuses the parameters or the session.
+    /// # Errors If quiche refuses the parameters or the session.
     pub(crate) fn dial(
         self: &Rc<Self>,
         peer: SocketAddr,
@@ -249,10 +257,10 @@ impl Endpoint {
         self.dial_along(peer, None, server_name, aim, session)
     }
 
-    /// The same along one of this endpoint's TLS connections, if there is one to go along.
+    /// Begins a lane like [`Endpoint::dial`], along one of this endpoint's TLS connections if that
+    /// is open.
     ///
-    /// # Errors
-    /// As [`Endpoint::dial`].
+    /// # Errors As [`Endpoint::dial`].
     pub(crate) fn dial_along(
         self: &Rc<Self>,
         peer: SocketAddr,
@@ -291,7 +299,7 @@ impl Endpoint {
         Ok(lane)
     }
 
-    /// The next lane's packets may be as large as this way takes them.
+    /// Sets the packet size of the next lane to the largest for this path.
     fn fit_packets_to(&self, way: Way) {
         let (mut config, bytes_max) = (self.config.borrow_mut(), self.packet_bytes_max);
         match way.tls {
@@ -307,12 +315,12 @@ impl Endpoint {
         self.flush.set();
     }
 
-    /// Lanes that begin from now on have these transport settings and this TLS context.
+    /// Sets the transport settings and the TLS context of lanes that begin from now on.
     pub(crate) fn configure(&self, config: quiche::Config) {
         *self.config.borrow_mut() = config;
     }
 
-    /// The lane of this number, if it has not ended.
+    /// The lane with this number, if it has not ended.
     pub(crate) fn lane(&self, key: u64) -> Option<Rc<Lane>> {
         self.lanes.borrow().get(&key).cloned()
     }
@@ -322,7 +330,7 @@ impl Endpoint {
         self.lanes.borrow().values().cloned().collect()
     }
 
-    /// Processes a packet that another core received.
+    /// Handles a packet that another core received.
     pub(crate) fn inject(
         self: &Rc<Self>,
         packet: &mut [u8],
@@ -333,13 +341,14 @@ impl Endpoint {
         self.finish_turn();
     }
 
-    /// The same socket for a successor; `None` if there are too many open files.
+    /// A descriptor of the socket for a successor; `None` if there are too many open files.
     pub(crate) fn lend(&self) -> Option<OwnedFd> {
         self.socket.try_clone().ok()
     }
 
-    /// The successor reads the socket; what is for lanes that are here comes by [`Self::inject`]. It
-    /// has a socket of its own for TLS, which takes whoever comes from now on.
+    /// Stops reading the socket, because the successor reads it. Packets for lanes that are here
+    /// come by [`Self::inject`]. The successor has a socket of its own for TLS, which takes new
+    /// connections from now on.
     pub(crate) fn receive_no_more(&self) {
         self.is_handed_over.set(true);
         self.stopped.set();
@@ -351,7 +360,8 @@ impl Endpoint {
         &self.counters
     }
 
-    /// Holds back the next packets until what is to be sent has been sent once (see [`Lane::finish`]).
+    /// Holds the next packets back until what is to be sent has been sent once (see
+    /// [`Lane::finish`]).
     pub(super) fn flush_before_receiving(&self) {
         self.flush_first.set(true);
     }
@@ -380,7 +390,7 @@ impl Endpoint {
         lane
     }
 
-    /// A new connection id for a lane whose client reaches us at `local`.
+    /// A new connection id for a lane whose client sends to `local`.
     fn new_cid(&self, local: IpAddr) -> [u8; CID_LEN] {
         // The number of cores is at most 256 (`sys::CORES_MAX`).
         let core = u8::try_from(self.core).unwrap_or(u8::MAX);

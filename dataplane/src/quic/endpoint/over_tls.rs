@@ -16,9 +16,10 @@ use crate::quic::over_tls::way::{Sent, Taken, TlsWay};
 use crate::quic::roaming::{TlsId, Way};
 use crate::quic::transmit::Ready;
 
-/// A connection that no lane rides, and that brought nothing, is looked at this often.
+/// How often to check a connection that carries no lane and brought nothing.
 ///
-/// Longer than a client keeps one that it may need again (`SPARE_FOR` of `client/fallback.rs`).
+/// It is longer than a client keeps one that it may need again (`SPARE_FOR` of
+/// `client/lane/fallback.rs`).
 const IDLE_LOOK: Duration = Duration::from_secs(60);
 
 /// Connections that one lane may have at a time on a server: the one that it rides, and a new one
@@ -28,8 +29,7 @@ const PER_LANE_MAX: usize = 2;
 impl Endpoint {
     /// Takes packets from this connection from now on, and sends those of lanes that ride it.
     ///
-    /// # Errors
-    /// If its socket cannot be used on this core.
+    /// # Errors If its socket cannot be used on this core.
     pub(crate) fn adopt_tls(self: &Rc<Self>, connection: TlsConnection) -> io::Result<TlsId> {
         let id = self.next_tls_id();
         self.adopt_tls_as(id, connection)?;
@@ -61,7 +61,7 @@ impl Endpoint {
         Ok(())
     }
 
-    /// The way along one of this endpoint's connections, while it is open.
+    /// The path along one of this endpoint's connections, while it is open.
     pub(crate) fn tls_way(&self, id: TlsId) -> Option<Way> {
         Some(self.tls_ways.borrow().get(&id)?.way)
     }
@@ -114,7 +114,7 @@ impl Endpoint {
         }
     }
 
-    /// Waits until there is something to read, or says why the connection is to end.
+    /// Waits until there is something to read, or returns why the connection is to end.
     async fn wait_for_tls(self: &Rc<Self>, way: &Rc<TlsWay>) -> Option<String> {
         loop {
             if self.closing.get() && self.lanes.borrow().is_empty() {
@@ -146,7 +146,8 @@ impl Endpoint {
         self.counters.quic_packets_received.increment();
         self.counters.quic_bytes_received.add(packet.len() as u64);
         if self.other_core_of(packet).is_some() {
-            // A lane of another core that is asked for here would be answered as one that is gone.
+            // If this core looked for another core's lane here, it would answer as for a lane that
+            // is gone.
             self.counters.tls_packets_astray.increment();
             return;
         }
@@ -166,7 +167,7 @@ impl Endpoint {
         rides.then_some(lane)
     }
 
-    /// A connection that a registered lane rides is nobody's any more.
+    /// Notes that a registered lane rides a connection, which then is no stranger's any more.
     fn note_claim(&self, way: &TlsWay) {
         if way.claim_until.get().is_none() {
             return;
@@ -207,7 +208,7 @@ impl Endpoint {
         counter.increment();
     }
 
-    /// The connection is over.
+    /// Handles the end of a connection.
     fn end_tls(self: &Rc<Self>, id: TlsId) {
         let Some(way) = self.tls_ways.borrow_mut().remove(&id) else {
             return;
@@ -227,7 +228,7 @@ impl Endpoint {
         }
     }
 
-    /// A lane has ended: nobody rides what it rode.
+    /// Closes the connections of a lane that has ended.
     pub(super) fn close_tls_of(&self, lane: u64) {
         for way in self.tls_ways.borrow().values() {
             if way.lane.get() == Some(lane) {
@@ -236,14 +237,14 @@ impl Endpoint {
         }
     }
 
-    /// The lane whose packet came along a connection.
+    /// Notes which lane's packet came along a connection.
     pub(super) fn note_tls_lane(&self, id: TlsId, lane: u64) {
         if let Some(way) = self.tls_ways.borrow().get(&id) {
             way.lane.set(Some(lane));
         }
     }
 
-    /// True while the lane's packets must wait for room in the socket of its connection. It is
+    /// Whether the lane's packets must wait for room in the socket of its connection. The lane is
     /// flushed when there is some.
     pub(in crate::quic) fn must_wait_for_tls(&self, lane: &Lane) -> bool {
         let Some(id) = lane.way().tls else {

@@ -1,4 +1,4 @@
-//! What strangers, and clients of the process before this one, get along TLS connections.
+//! TLS connections of strangers, and of clients of the process before this one.
 
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use super::tests::{run, setup, until};
 use super::*;
 use crate::quic::tls;
 
-/// A process with another one before it, which takes all that it is passed.
+/// A process with a predecessor that takes everything that it is passed.
 struct Successor {
     passed: Cell<u32>,
     has_predecessor: bool,

@@ -1,4 +1,5 @@
-//! What a panic costs: real lanes between two endpoints, and panics where and when a test wants them.
+//! What a panic costs: real lanes between two endpoints, and panics where and when a test wants
+//! them.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -125,7 +126,7 @@ impl World {
         ends.collect()
     }
 
-    /// Exactly one lane of the server has ended, and the other one serves.
+    /// Waits until exactly one lane of the server has ended, and checks that the other one serves.
     async fn one_lane_is_left(&self) {
         until("one lane to end", || self.server.lanes().len() == 1).await;
         assert_eq!(super::tests::places(&self.server), 1);
@@ -152,7 +153,7 @@ fn send_datagram(lane: &Rc<Lane>) {
     let _gone = lane.send_datagram(datagram);
 }
 
-/// Sends `bytes` on a stream and says how the answer ends.
+/// Sends `bytes` on a stream; returns the end of the answer.
 async fn ask(lane: &Lane, stream: u64, waiters: &Rc<StreamWaiters>, bytes: &[u8]) -> StreamRead {
     let sent = lane.write(stream, StreamBuf::copied(bytes), false, waiters);
     assert!(matches!(sent, Ok(None)), "room for a few bytes");
@@ -222,7 +223,7 @@ fn a_panic_in_a_flows_task_resets_that_flow_and_its_lane_carries_the_others_on()
 fn a_panic_of_a_client_ends_its_lane_at_once_and_wakes_its_flows() {
     run(async |config| {
         let world = World::new(&config).await;
-        // Only one is left that a packet may come for.
+        // Only one lane is left that a packet may come for.
         world.lanes[1].close(LaneError::Shutdown, "");
         until("the other lane to be gone", || {
             world.server.lanes().len() == 1 && world.clients[1].lanes().is_empty()
@@ -237,7 +238,7 @@ fn a_panic_of_a_client_ends_its_lane_at_once_and_wakes_its_flows() {
         assert_eq!(answer, StreamRead::Reset(FlowError::Internal));
         assert_eq!(world.lanes[0].ended().await, LaneEnd::Broken);
         assert!(world.clients[0].lanes().is_empty());
-        // Nothing is asked of the connection any more.
+        // The connection is not used any more.
         assert!(!world.lanes[0].is_open());
         world.lanes[0].close(LaneError::Shutdown, "");
     });

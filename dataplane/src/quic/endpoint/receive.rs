@@ -1,4 +1,5 @@
-//! The receiving half of an endpoint: from the socket to the lanes, and the first packets of new lanes.
+//! The receiving half of an endpoint: from the socket to the lanes, and the first packets of new
+//! lanes.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -20,42 +21,43 @@ use crate::sys::udp::{Purpose, ReceiveBatch};
 /// Turns that a receive waits for a flush that should come first.
 const FLUSH_TURNS_MAX: usize = 8;
 
-/// Datagrams of a lane that may wait before they are handed on: in small portions, because the sockets of services and
-/// visitors, 208 KB by default, take fewer than 100 at once.
+/// Datagrams of a lane that may wait before they are delivered. They are delivered in small
+/// portions, because the sockets of services and visitors, 208 KB by default, take fewer than 100
+/// at once.
 const DELIVER_AT: usize = 32;
 
-/// What one turn takes at most, in receive calls, where each brings few packets because they come
-/// from many peers. Acknowledgements, and a turn of every flow, come once per turn, not once per
-/// call.
+/// Most receive calls of one turn, where each brings few packets because they come from many peers.
+/// Acknowledgements, and a turn of every flow, come once per turn, not once per call.
 const CALLS_PER_TURN_MAX: usize = 8;
 
-/// The same in packets: 64 cost some 100 µs.
+/// Most packets of one turn: 64 cost some 100 µs.
 const PACKETS_PER_TURN_MAX: u64 = 64;
 
-/// The same in bytes: no call begins above it, so that in bulk a turn is one call (see
+/// Bytes after which a turn makes no further call, so that in bulk a turn is one call (see
 /// `QUIC_BATCHES` in `sys/udp.rs`).
 const BYTES_PER_TURN_MAX: u64 = 128 << 10;
 
-/// The same in time: no call begins after it. Four first packets of new lanes may take 2 ms, for
-/// their signatures.
+/// Time after which a turn makes no further call. Four first packets of new lanes may take 2 ms,
+/// for their signatures.
 const TURN_TIME_MAX: Duration = Duration::from_micros(500);
 
 /// Packets per second that one endpoint passes on to the process before this one although their
-/// connection ids do not look like those of this server. Garbage must not cost more; but if the
-/// server's private key was changed, that process has issued its ids by another one, and its flows
-/// get through, even though slowly.
+/// connection ids do not look like those of this server. Garbage must not cost more. But if the
+/// server's private key was changed, that process has issued its ids with another one, and its
+/// flows get through, if slowly.
 const PASSED_ON_UNKNOWN_MAX: u32 = 10_000;
 
 thread_local! {
-    /// The receive buffers of this core, shared by its endpoints: they are used only within one call.
+    /// The receive buffers of this core, shared by its endpoints, because they are used only within
+    /// one call.
     static RECEIVE: RefCell<ReceiveBatch> = RefCell::new(ReceiveBatch::new(Purpose::Quic));
 }
 
-/// What a receive call brought.
+/// The result of a receive call.
 struct OneCall {
     packets: u64,
     bytes: u64,
-    /// There may be more.
+    /// Whether there may be more to receive.
     more: bool,
 }
 
@@ -71,8 +73,8 @@ impl Endpoint {
                 continue;
             }
             loop {
-                // A flush that waits for room in the socket is not waited for: the acknowledgements to be received
-                // may be what it needs.
+                // A flush that waits for room in the socket is not waited for, because it may need
+                // the acknowledgements that are to be received.
                 for _ in 0..FLUSH_TURNS_MAX {
                     if !self.flush_first.get() {
                         break;
@@ -92,7 +94,7 @@ impl Endpoint {
         }
     }
 
-    /// As many receive calls as make a turn. False once the socket is drained.
+    /// Makes as many receive calls as make a turn. False once the socket is drained.
     fn receive_turn(self: &Rc<Self>, batch: &mut ReceiveBatch) -> bool {
         let began = Instant::now();
         let (mut packets, mut bytes) = (0, 0);
@@ -113,12 +115,12 @@ impl Endpoint {
         true
     }
 
-    /// One receive call. `None` if there was nothing.
+    /// Makes one receive call. `None` if there was nothing.
     fn receive_once(self: &Rc<Self>, batch: &mut ReceiveBatch) -> Option<OneCall> {
         match self.socket.try_receive(batch) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-            // An ICMP error of an earlier send; the next call goes on (udp(7)).
+            // This is the ICMP error of an earlier send; the next call goes on (udp(7)).
             Err(error) => {
                 tracing::debug!(%error, "receive on a QUIC socket");
                 self.socket_error(&error);
@@ -130,7 +132,7 @@ impl Endpoint {
         batch.for_each(|received| {
             packets += 1;
             bytes += received.data.len() as u64;
-            // Anybody can send one: it costs no more than itself.
+            // Anybody can send such a packet, so a panic costs no more than the packet.
             let _counted = contain(|| {
                 let way = Way::over_udp(received.from, received.to_ip);
                 self.packet(received.data, way, false);
@@ -145,7 +147,7 @@ impl Endpoint {
         })
     }
 
-    /// On an endpoint that dials: gives up the handshake if the network says that it is in vain.
+    /// Gives up the handshake on an endpoint that dials, if the network reports that it is in vain.
     pub(super) fn socket_error(&self, error: &io::Error) {
         if self.accepts {
             return;
@@ -157,7 +159,7 @@ impl Endpoint {
             io::ErrorKind::ConnectionRefused
                 | io::ErrorKind::HostUnreachable
                 | io::ErrorKind::NetworkUnreachable
-                // Of this host's own firewall.
+                // This is the answer of this host's own firewall.
                 | io::ErrorKind::PermissionDenied
         ) {
             return;
@@ -169,8 +171,8 @@ impl Endpoint {
         }
     }
 
-    /// The network's word about the peer counts only before the handshake is complete; errors that are left unread
-    /// would keep the socket ready for ever.
+    /// Stops listening for ICMP errors: they count only before the handshake is complete, and
+    /// errors that are left unread would keep the socket ready for ever.
     pub(super) fn stop_hearing_unreachable(&self) {
         if let Err(error) = self.socket.hear_unreachable(false) {
             tracing::debug!(%error, "IP_RECVERR");
@@ -179,7 +181,8 @@ impl Endpoint {
 
     pub(super) fn packet(self: &Rc<Self>, data: &mut [u8], way: Way, handed_over: bool) {
         if way.peer.port() == 0 {
-            // Nobody can be answered there (RFC 768), and the kernel calls the attempt an invalid argument.
+            // Nobody can be answered there (RFC 768), and the kernel calls the attempt an invalid
+            // argument.
             self.counters.quic_packets_invalid.increment();
             return;
         }
@@ -198,12 +201,12 @@ impl Endpoint {
     fn feed_lane(self: &Rc<Self>, lane: &Rc<Lane>, data: &mut [u8], way: Way) {
         let over_tls = way.tls.is_some();
         if !self.accepts && !over_tls && !is_same_peer(way.peer, lane.first_way().peer) {
-            // A client's server does not move (RFC 9000 section 9): it is somebody else.
+            // A client's server does not move (RFC 9000 section 9), so this is somebody else.
             self.counters.quic_packets_from_others.increment();
             return;
         }
         let elsewhere = self.accepts && way != lane.way();
-        // Whoever has not registered may be anybody, and is not followed.
+        // A peer that has not registered may be anybody, and is not followed.
         let followed = elsewhere && !lane.counted_unadmitted.get() && lane.follows();
         // quiche knows a lane by the addresses that it began with.
         let named = lane.first_way();
@@ -234,7 +237,7 @@ impl Endpoint {
         } else if let Some(id) = way.tls {
             self.note_tls_lane(id, lane.key());
         }
-        lane.owes_for_packet(length);
+        lane.ack_packet(length);
         if queued > DELIVER_AT {
             lane.deliver_datagrams();
         }
@@ -243,8 +246,8 @@ impl Endpoint {
         }
     }
 
-    /// After the packets of a turn: deliver what they changed, and have their lanes flushed, at once or, if that would
-    /// only acknowledge, soon.
+    /// Ends a turn: delivers what its packets changed, and has their lanes flushed, at once or, if
+    /// that would only acknowledge, soon.
     pub(super) fn finish_turn(self: &Rc<Self>) {
         memory::received();
         let now = Instant::now();
@@ -257,7 +260,7 @@ impl Endpoint {
                 lane.touched.set(false);
                 self.contain_for(&lane, || self.finish_turn_of(&lane, now));
             }
-            // What a handler has touched meanwhile is next; else the allocation is kept.
+            // What a handler has touched meanwhile is next; otherwise the allocation is kept.
             let mut next = self.touched.borrow_mut();
             if next.is_empty() {
                 *next = touched;
@@ -270,7 +273,7 @@ impl Endpoint {
         let turn = lane.end_turn();
         self.counters.quic_packets_ignored.add(turn.ignored);
         if turn.genuine {
-            // Anybody may send in the peer's name: only what decrypts is a sign of life.
+            // Anybody may send in the peer's name, so only what decrypts is a sign of life.
             lane.received(turn.bytes);
             if !self.accepts {
                 lane.watch_for_silence(now);
@@ -280,11 +283,12 @@ impl Endpoint {
             return;
         }
         let brought = lane.dispatch(now);
-        lane.owes_for_turn(brought, now);
+        lane.ack_turn(brought, now);
     }
 
-    /// The local address that quiche knows the path by. A server tells its addresses apart, so that it answers from
-    /// the one that was asked; a client's wildcard socket is one path whatever the network does.
+    /// The local address under which quiche knows the path. A server tells its addresses apart, so
+    /// that it answers from the one that was asked. A client's wildcard socket is one path whatever
+    /// the network does.
     pub(super) fn local_addr(&self, to_ip: Option<IpAddr>) -> SocketAddr {
         let local = self.socket.local_addr();
         match to_ip {
@@ -336,15 +340,16 @@ impl Endpoint {
         }
     }
 
-    /// Whether the packet is left to the process that had the socket before, which gets it or not.
+    /// Whether the packet is left to the process that had the socket before, whether that gets it
+    /// or not.
     fn is_predecessors(&self, data: &[u8], way: Way) -> bool {
         let owner = self.owner.borrow().clone();
         let Some(owner) = owner.filter(|owner| owner.has_predecessor()) else {
             return false;
         };
         if let Some(id) = way.tls {
-            // It could not answer here. Without this connection the client goes back at once to where
-            // it can: by UDP, what it sends is passed on.
+            // That process could not answer here. Without this connection the client goes back at
+            // once to UDP, where what it sends is passed on.
             self.counters.tls_connections_for_predecessor.increment();
             self.close_tls(id);
             return true;
@@ -363,7 +368,7 @@ impl Endpoint {
         passed.is_some()
     }
 
-    /// Whether the packet's connection id is one of this server, as it is now.
+    /// Whether the packet's connection id was issued by this server with its present key.
     fn has_issued(&self, data: &[u8], way: Way) -> bool {
         let is_long = data.first().is_some_and(|it| it & LONG_HEADER_BIT != 0);
         let id = if is_long {
@@ -375,7 +380,7 @@ impl Endpoint {
         key.zip(id).is_some_and(|(key, id)| key.issued(id, local))
     }
 
-    /// A genuine packet of `bytes` came along another way than the lane's.
+    /// Handles a genuine packet of `bytes` that came along another path than the lane's.
     fn follow(&self, lane: &Lane, way: Way, bytes: usize) {
         match lane.follow(way, bytes) {
             None => self.counters.quic_packets_astray.increment(),
@@ -400,8 +405,8 @@ pub(super) fn one_of(counted: &Cell<(Instant, u32)>, per_second_max: u32, now: I
     may
 }
 
-/// Whether a packet may be one of a lane that another process has begun: anything but those with which
-/// a connection begins (RFC 9000, sections 17.2.2 and 17.2.3).
+/// Whether a packet may belong to a lane that another process has begun: anything except those with
+/// which a connection begins (RFC 9000, sections 17.2.2 and 17.2.3).
 fn may_be_of_a_lane(packet: &[u8]) -> bool {
     const TYPE_BITS: u8 = 0x30;
     const EARLY_DATA: u8 = 0x10;
@@ -409,7 +414,7 @@ fn may_be_of_a_lane(packet: &[u8]) -> bool {
     first & LONG_HEADER_BIT == 0 || first & TYPE_BITS > EARLY_DATA
 }
 
-/// Whether two addresses are the same, whatever the kernel adds to those of IPv6.
+/// Whether two addresses are the same, apart from what the kernel adds to those of IPv6.
 fn is_same_peer(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port() && one.ip() == other.ip()
 }

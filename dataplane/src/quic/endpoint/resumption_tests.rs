@@ -1,4 +1,4 @@
-//! Lanes that go on from an earlier session: early data that is taken, declined, and replayed.
+//! Lanes that resume an earlier session: early data that is accepted, declined, and replayed.
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +19,7 @@ use crate::quic::lane::{Lane, LaneEvents};
 use crate::quic::tickets::TicketKeys;
 use crate::quic::{settings, tls};
 
-/// What the client says first.
+/// The first message of the client.
 const FIRST: Heartbeat = Heartbeat {
     sequence: 7,
     acknowledged: 3,
@@ -52,7 +52,7 @@ impl LaneEvents for Events {
     fn ended(&self, _lane: &Rc<Lane>, _end: &LaneEnd) {}
 }
 
-/// Owns a server; knows its lanes.
+/// The owner of a server, which keeps its lanes.
 #[derive(Default)]
 struct Owner(RefCell<Vec<Rc<Peer>>>);
 
@@ -115,7 +115,7 @@ fn dial(client: &Rc<Endpoint>, server: &Endpoint, session: Option<&[u8]>) -> Rc<
     lane
 }
 
-/// A session of a full handshake with `server`.
+/// A session from a full handshake with `server`.
 async fn session(config: &Config, server: &Endpoint) -> Vec<u8> {
     let client = Endpoint::start(setup(config, false), None);
     let lane = dial(&client, server, None);
@@ -129,7 +129,7 @@ async fn session(config: &Config, server: &Endpoint) -> Vec<u8> {
     lane.session().expect("a session")
 }
 
-/// What the newest lane of the server received first.
+/// The first message that the newest lane of the server received.
 async fn received(owner: &Owner) -> Message {
     let opened = || owner.newest().is_some_and(|peer| peer.opened.get());
     until("the control stream", opened).await;
@@ -217,7 +217,7 @@ fn a_session_of_a_client_with_a_certificate_of_another_ca_is_not_resumed() {
     run(async |config| {
         let (first, _) = start(server_with_key(&config, 1));
         let session = session(&config, &first).await;
-        // The same keys, but other CAs: the client's certificate is asked for again.
+        // The keys are the same, but not the CAs, so the client's certificate is asked for again.
         let ca = config
             .client
             .as_ref()
@@ -237,7 +237,8 @@ fn a_session_of_a_client_with_a_certificate_of_another_ca_is_not_resumed() {
     });
 }
 
-/// Whoever has recorded the first packets of a client may send them again, but cannot end the handshake.
+/// Whoever has recorded the first packets of a client may send them again, but cannot end the
+/// handshake.
 #[test]
 fn replayed_early_data_does_not_complete_a_handshake() {
     run(async |config| {

@@ -1,7 +1,7 @@
-//! Packets of no known lane: the first ones of new lanes, and what is answered to the others.
+//! Packets of no known lane: the first packets of new lanes, and the answers to others.
 //!
-//! Who sends them may be anybody. What that may cost is decided by [`crate::quic::admission`]; each
-//! packet that gets neither a lane nor an answer has its counter.
+//! Anybody may send them. [`crate::quic::admission`] decides what that may cost. Each packet that
+//! gets neither a lane nor an answer is counted.
 
 use std::io;
 use std::rc::Rc;
@@ -17,21 +17,23 @@ use crate::quic::reset::Answer;
 use crate::quic::roaming::Way;
 use crate::quic::transmit::Ready;
 
-/// That handshakes are refused is logged this often at most; how many, counters tell.
+/// How often refused handshakes are logged at most; counters tell how many there were.
 const CROWDED_LOG_PAUSE: Duration = Duration::from_secs(60);
 
-/// A Retry packet: header, two connection ids of up to 20 bytes, token of up to 72, tag of 16.
+/// Longest Retry packet: header, two connection ids of up to 20 bytes, token of up to 72, tag of
+/// 16.
 const RETRY_BYTES_MAX: usize = 256;
 
-/// Stateless resets that one endpoint sends per second. After a restart every lane needs one; a
-/// flood must not make us answer without bound.
+/// Most stateless resets that one endpoint sends per second. After a restart every lane needs one,
+/// but a flood must not make us answer without bound.
 const RESETS_PER_SECOND_MAX: u32 = 10_000;
 
 /// Shortest first destination connection id that a client may choose (RFC 9000 section 7.2).
 const INITIAL_DCID_BYTES_MIN: usize = 8;
 
 impl Endpoint {
-    /// On a client: a stateless reset, perhaps; only the lane can tell, by its token.
+    /// Handles a packet on a client that may be a stateless reset; only the lane can tell, by its
+    /// token.
     pub(super) fn maybe_reset(self: &Rc<Self>, data: &mut [u8], way: Way) {
         let lane = self.lanes.borrow().values().next().cloned();
         match lane {
@@ -40,8 +42,8 @@ impl Endpoint {
         }
     }
 
-    /// On a server: a packet of a lane of an earlier process, mostly. It gets a stateless reset, if
-    /// the lane was ours.
+    /// Handles a packet on a server that mostly belongs to a lane of an earlier process. It is
+    /// answered with a stateless reset, if the lane was ours.
     pub(super) fn answer_short_header(self: &Rc<Self>, data: &[u8], way: Way) {
         self.counters.quic_packets_unknown.increment();
         let Some(key) = &self.reset_key else { return };
@@ -61,13 +63,14 @@ impl Endpoint {
         self.answer(&answer, way);
     }
 
-    /// The first packet of a connection (RFC 9000 section 5.2.2).
+    /// Handles the first packet of a connection (RFC 9000 section 5.2.2).
     pub(super) fn begin_handshake(self: &Rc<Self>, data: &mut [u8], way: Way) {
         let Ok(header) = quiche::Header::from_slice(data, CID_LEN) else {
             self.counters.quic_packets_invalid.increment();
             return;
         };
-        // No answer to small ones: it must not be larger than the question (RFC 9000 section 6.1).
+        // Small packets get no answer, which must not be larger than the question (RFC 9000 section
+        // 6.1).
         if data.len() < quiche::MIN_CLIENT_INITIAL_LEN {
             self.counters.quic_packets_unknown.increment();
             return;
@@ -87,7 +90,7 @@ impl Endpoint {
             .filter(|token| !token.is_empty())
             .and_then(|token| self.retry_key.verify(way.peer, &header.dcid, token, now))
             .map(quiche::ConnectionId::from_ref);
-        // TCP has shown it.
+        // TCP has shown that the peer receives there.
         let receives = original.is_some() || way.tls.is_some();
         let Some(admission) = &self.admission else {
             return; // Nobody begins lanes here: `unknown_packet` sees to it.
@@ -114,8 +117,8 @@ impl Endpoint {
         };
         self.feed(&lane, data, way);
         if lane.conn.borrow().stats().recv == 0 {
-            // Not a packet of QUIC after all: nobody is told of its lane, and it leaves nothing
-            // behind.
+            // It was not a packet of QUIC after all: nobody is told of the lane, and it leaves
+            // nothing behind.
             self.counters.initials_invalid.increment();
             self.forget(&lane);
             return;
@@ -125,8 +128,8 @@ impl Endpoint {
         }
     }
 
-    /// A lane for a client whose first packet has this `header`; after a Retry, `original` is the
-    /// first connection id.
+    /// Makes a lane for a client whose first packet has this `header`. After a Retry, `original` is
+    /// the client's first destination connection id.
     fn accept_lane(
         self: &Rc<Self>,
         header: &quiche::Header<'_>,
@@ -134,7 +137,7 @@ impl Endpoint {
         way: Way,
     ) -> Option<Rc<Lane>> {
         let local_ip = self.local_ip(way.local);
-        // After a Retry the client uses the connection id that we gave it there: the token says so.
+        // After a Retry the client uses the connection id that we gave it, as its token says.
         let scid = match <[u8; CID_LEN]>::try_from(header.dcid.as_ref()) {
             Ok(id) if original.is_some() => id,
             _ => self.new_cid(local_ip),
@@ -162,7 +165,7 @@ impl Endpoint {
         Some(lane)
     }
 
-    /// Gives up a lane that has had its place for long, because somebody else needs one.
+    /// Gives up a lane that has had its place for long, because another one needs it.
     fn displace(&self, lane: u64) {
         self.counters.handshakes_displaced.increment();
         if let Some(admission) = &self.admission {
@@ -173,8 +176,9 @@ impl Endpoint {
         }
     }
 
-    /// Nothing is answered. The client repeats its first packet after a second (RFC 9002 section
-    /// 6.2.2), and gets in when as many handshakes as a core completes meanwhile are over.
+    /// Refuses a handshake without an answer. The client repeats its first packet after a second
+    /// (RFC 9002 section 6.2.2), and gets in when as many handshakes as a core completes meanwhile
+    /// are over.
     fn refuse_handshake(&self, why: Refused, now: Instant) {
         let (counter, text) = match why {
             Refused::NoPlace => (
@@ -244,12 +248,12 @@ impl Endpoint {
         }
     }
 
-    /// Best effort: who asked asks again.
+    /// Sends an answer if there is room; otherwise the peer asks again.
     fn answer(self: &Rc<Self>, answer: &[u8], way: Way) {
         if let Some(id) = way.tls {
             let ways = self.tls_ways.borrow();
             if ways.get(&id).is_some_and(|way| way.has_waiting()) {
-                // Whoever reads nothing is not answered without end.
+                // A peer that reads nothing is not answered without end.
                 self.counters.stateless_answers_lost.increment();
                 return;
             }

@@ -95,7 +95,8 @@ pub(crate) fn setup(config: &Config, accepts: bool) -> EndpointSetup {
         config: settings::transport(&config.quic, tls).expect("transport"),
         packet_bytes_max: settings::packet_bytes_max(&config.quic),
         accepts,
-        // A busy machine takes its time, and only to wait for the end of this has anybody to wait for it.
+        // A busy machine takes its time, and only to wait for the end of this has anybody to wait
+        // for it.
         handshake_timeout: PATIENCE,
         reset_key: None,
         counters: Arc::<CoreCounters>::default(),
@@ -117,7 +118,7 @@ pub(crate) fn run<T>(test: impl AsyncFnOnce(Config) -> T) -> T {
 /// How long anything may take before a test counts as failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The same for handshakes that are to be given up.
+/// Gives handshakes less time, for tests in which they are given up.
 pub(super) fn that_gives_up_soon(setup: EndpointSetup) -> EndpointSetup {
     EndpointSetup {
         handshake_timeout: Duration::from_secs(1),
@@ -133,7 +134,7 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// A lane with both of its ends, which nobody has registered on.
+/// A lane with both of its ends, not registered.
 pub(crate) struct Pair {
     pub(crate) client_lane: Rc<Lane>,
     pub(crate) server_lane: Rc<Lane>,
@@ -166,13 +167,13 @@ impl Pair {
     }
 }
 
-/// Lanes that nobody has registered on.
+/// Number of lanes that are not registered.
 pub(super) fn places(endpoint: &Endpoint) -> usize {
     let admission = endpoint.admission.as_ref();
     admission.map_or(0, |admission| admission.borrow().places())
 }
 
-/// As many lanes of others, each of another network, take places.
+/// Takes as many places for lanes of others, each of another network.
 pub(super) fn crowd(endpoint: &Endpoint, others: u64) {
     for other in 0..others {
         let [.., high, low] = other.to_be_bytes();
@@ -183,7 +184,7 @@ pub(super) fn crowd(endpoint: &Endpoint, others: u64) {
     }
 }
 
-/// They give them back.
+/// Gives these places back.
 fn everybody_leaves(endpoint: &Endpoint, others: u64) {
     for other in 0..others {
         let admission = endpoint.admission.as_ref().expect("it accepts");
@@ -273,7 +274,7 @@ fn above_a_rate_of_first_packets_strangers_must_prove_their_address_and_honest_o
                     .expect("sent");
             }
         };
-        // No lane is ever open for longer than it takes to see that it is none.
+        // Such a lane is never open for longer than it takes to find out.
         until("a Retry", || {
             flood(50);
             server.counters.retries_sent.get() > 0
@@ -299,7 +300,7 @@ fn above_a_rate_of_first_packets_strangers_must_prove_their_address_and_honest_o
 
 #[test]
 fn what_a_handler_touches_while_a_turn_ends_is_not_forgotten() {
-    /// Feeds the other lane while its own is told of a new stream.
+    /// A handler that feeds the other lane while its own is told of a new stream.
     struct Feeder {
         endpoint: Weak<Endpoint>,
         other: Weak<Lane>,
@@ -428,7 +429,7 @@ fn a_server_says_nothing_of_connection_ids_that_it_did_not_issue() {
         let address = home.socket.local_addr();
         let lane = client.dial(address, "localhost", 0, None).expect("dial");
         lane.established().await.expect("established");
-        // What somebody on the path sees of it.
+        // What somebody on the path sees of the lane.
         let mut seen = [0x41; 100];
         let id = lane.conn.borrow().destination_id().to_vec();
         seen[1..=id.len()].copy_from_slice(&id);
@@ -442,7 +443,7 @@ fn a_server_says_nothing_of_connection_ids_that_it_did_not_issue() {
         .await;
         assert_eq!(other.counters.stateless_resets_sent.get(), 0);
         assert!(lane.is_open());
-        // The process that comes after the lane's own at its address.
+        // This is the process that comes after the lane's own at its address.
         home.forget(&owner.accepted.borrow()[0].upgrade().expect("alive"));
         lane.ping();
         assert_eq!(lane.ended().await, LaneEnd::StatelessReset);
@@ -491,7 +492,7 @@ fn many_unadmitted_lanes_make_new_clients_prove_their_address() {
             .dial(server.socket.local_addr(), "localhost", 0, None)
             .expect("dial");
         lane.established().await.expect("established after a Retry");
-        // One for each packet of the client's first flight.
+        // There is one for each packet of the client's first flight.
         assert!(server.counters.retries_sent.get() >= 1);
     });
 }
@@ -515,7 +516,7 @@ fn a_client_that_finds_no_place_gets_one_when_its_first_packet_is_repeated() {
         .await;
         let logged = server.crowded_logged_at.get();
         assert!(logged.is_some() && server.lanes().is_empty());
-        // The others' handshakes are over.
+        // The handshakes of the others are over.
         everybody_leaves(&server, 1_024);
         lane.established().await.expect("established");
         assert_eq!(server.crowded_logged_at.get(), logged, "logged once");
@@ -533,7 +534,7 @@ fn datagrams_are_measured_by_what_the_path_is_known_to_carry() {
             .expect("dial");
         lane.handle_events(Rc::new(Holder(Rc::clone(&lane))));
         lane.established().await.expect("established");
-        // The probe under way is no knowledge, whatever quiche says.
+        // The size of the probe under way is not known to pass, whatever quiche says.
         let known = lane.packet_bytes_max();
         assert!(lane.datagram_room() < known, "{known}");
         until("the path to be measured", || {
@@ -565,7 +566,7 @@ fn datagrams_in_bulk_are_acknowledged_although_not_at_once() {
             .expect("dial");
         lane.handle_events(Rc::new(Holder(Rc::clone(&lane))));
         lane.established().await.expect("established");
-        // As a client does: without a control stream a lane never has only datagrams.
+        // A client does the same: a lane without a control stream never has only datagrams.
         lane.send_control(&Message::Heartbeat(Heartbeat {
             sequence: 1,
             acknowledged: 0,
@@ -592,7 +593,7 @@ fn datagrams_in_bulk_are_acknowledged_although_not_at_once() {
             (stats.acked_bytes, stats.sent_bytes)
         };
         until("the acknowledgement", || {
-            accepted.debts_due().is_none() && lane.conn.borrow().stats().acked_bytes > acknowledged
+            accepted.acks_due().is_none() && lane.conn.borrow().stats().acked_bytes > acknowledged
         })
         .await;
         assert!(sent > acknowledged, "something was left to acknowledge");

@@ -1,11 +1,11 @@
-//! A server's TCP port for TLS connections that carry lanes: accepting, and what strangers may
+//! A server's TCP port for TLS connections that carry lanes: accepting them, and what strangers may
 //! cost.
 //!
-//! A connection counts as a stranger's from accept(2) until a registered lane rides it. As such it
-//! holds a place, as a lane does whose peer has not registered, under the same rules
+//! A connection counts as a stranger's from accept(2) until a registered lane rides it. Meanwhile
+//! it holds a place, like a lane whose peer has not registered, under the same rules
 //! ([`crate::quic::admission`]): places in all and for one network, connections per second, and the
 //! oldest makes room when it has been a stranger's for long. So a flood of slow handshakes, or of
-//! connections that say nothing, costs a bounded number of descriptors and bytes, and honest
+//! connections that send nothing, costs a bounded number of descriptors and bytes, and honest
 //! clients get in beside it.
 
 use std::io;
@@ -25,24 +25,25 @@ use crate::quic::roaming::TlsId;
 use crate::sys::limits;
 use crate::sys::tcp::{self, Acceptor, TcpSocket};
 
-/// Connections accepted before the other tasks of the core get a turn.
+/// Connections that are accepted before the core's other tasks get a turn.
 const ACCEPTS_PER_TURN: usize = 32;
 
-/// Pause after accept(2) failed for want of file descriptors or memory.
+/// Pause after accept(2) has failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// That connections are refused is logged this often at most; how many, a counter tells.
+/// How often refused connections are logged at most; a counter tells how many there were.
 const REFUSED_LOG_PAUSE: Duration = Duration::from_secs(60);
 
-/// How long a stranger's connection may take to be a lane's, beyond two handshakes: as long as a
-/// lane may take to register.
+/// How long a stranger's connection may take to carry a registered lane, beyond two handshakes: as
+/// long as a lane may take to register.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The part of the descriptors that strangers' connections may have, in the whole process: 1 in so
-/// many. Each takes a descriptor that visitors need as well.
+/// The fraction of the descriptors that strangers' connections may have, in the whole process. Each
+/// takes a descriptor that visitors need as well.
 const DESCRIPTORS_PART: usize = 8;
 
-/// Endpoints of this process that take TLS connections: those of each door and address, on each core.
+/// Number of endpoints of this process that take TLS connections: those of each door and address,
+/// on each core.
 static PORTS: AtomicUsize = AtomicUsize::new(0);
 
 /// Counts an endpoint among them.
@@ -61,13 +62,13 @@ impl Drop for Port {
     }
 }
 
-/// The places of one of so many ports, of so many descriptors.
+/// The places of one of `ports`, given the descriptors of the process.
 fn places_of_one(descriptors: usize, ports: usize) -> usize {
     descriptors / DESCRIPTORS_PART / ports.max(1)
 }
 
 impl Endpoint {
-    /// What TLS connections that begin from now on are shown.
+    /// Sets the context of TLS connections that begin from now on.
     pub(crate) fn show_over_tls(&self, context: SslContext) {
         *self.tls_context.borrow_mut() = Some(context);
     }
@@ -183,7 +184,7 @@ impl Endpoint {
         adopted.is_ok()
     }
 
-    /// A place for a stranger's connection, if there is one.
+    /// Takes a place for a stranger's connection, if there is one.
     fn take_tls_place(&self, peer: SocketAddr, now: Instant) -> Option<TlsId> {
         let admission = self.tls_admission.as_ref()?;
         let ports = PORTS.load(Ordering::Relaxed);
@@ -227,7 +228,8 @@ impl Endpoint {
         self.close_tls(id);
     }
 
-    /// The connection is a registered lane's, another core's, or over.
+    /// Gives the place of a connection back that a registered lane rides, that another core has, or
+    /// that is over.
     pub(super) fn give_tls_place_back(&self, id: TlsId) {
         if let Some(admission) = &self.tls_admission {
             admission.borrow_mut().give_back(id.number());

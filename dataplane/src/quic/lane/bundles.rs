@@ -1,10 +1,10 @@
-//! Small UDP packets of one turn, together in one DATAGRAM frame.
+//! Bundles: small UDP packets of one turn, together in one DATAGRAM frame.
 //!
 //! Each frame costs quiche an allocation, an entry in its queues and some look-ups, on both sides,
-//! which for a packet of 64 bytes is most of what it costs. The packets of a turn leave in the same
-//! QUIC packet anyway, so putting them into one frame loses no more and delays nothing: a bundle
-//! ends at the room of the packet, at a packet that is not small, or at the flush, which comes at
-//! the end of the turn. A packet that stays alone goes as it always did.
+//! which is most of the cost of a packet of 64 bytes. The packets of a turn leave in the same QUIC
+//! packet anyway, so putting them into one frame loses no more and delays nothing. A bundle ends
+//! when the QUIC packet is full, at a packet that is not small, or at the flush, which comes at the
+//! end of the turn. A packet that stays alone is sent as a frame of its own.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -14,31 +14,33 @@ use qmux_proto::datagram::{self, Bundle, Header};
 use super::{DatagramRefused, Lane, LaneEvents};
 use crate::buffer::Datagram;
 
-/// What is longer, header included, gains little: a packet of 1,500 bytes has room for two.
+/// Longest packet that is bundled, with its header. Longer ones gain little: a packet of 1,500
+/// bytes has room for two.
 const SMALL_BYTES_MAX: usize = 512;
 
-/// See the module.
+/// The bundles of one lane; see the module.
 #[derive(Debug, Default)]
 pub(super) struct Bundles {
-    /// The peer takes them.
+    /// Whether the peer takes bundles.
     taken: Cell<bool>,
-    /// The peer knows that this end takes them: a client by the first that it gets.
+    /// Whether the peer knows that this side takes them: a client learns it by the first that it
+    /// gets.
     shown: Cell<bool>,
     open: RefCell<Option<Open>>,
 }
 
-/// What waits for the rest of its turn.
+/// A bundle that waits for the rest of its turn.
 #[derive(Debug)]
 struct Open {
     datagram: Datagram,
     packets: usize,
-    /// Bytes that it may have.
+    /// Most bytes that it may have.
     room: usize,
     is_bundle: bool,
 }
 
 impl Open {
-    /// Makes a bundle of the one packet that is there.
+    /// Makes a bundle of the only packet that is there.
     fn become_bundle(&mut self) {
         let mut bundle = Datagram::with_capacity(self.room);
         let first = self.datagram.as_ref();
@@ -49,7 +51,8 @@ impl Open {
         self.is_bundle = true;
     }
 
-    /// True if a packet of `length` bytes has been given its place, which has to be filled.
+    /// Makes a place for a packet of `length` bytes, which the caller has to fill. False if there
+    /// is no room.
     fn takes(&mut self, length: usize) -> bool {
         let used = if self.is_bundle {
             self.datagram.as_ref().len()
@@ -73,12 +76,13 @@ impl Lane {
         self.conn.borrow().is_server()
     }
 
-    /// The peer has said that it takes bundles.
+    /// Notes that the peer takes bundles.
     pub(crate) fn peer_takes_bundles(&self) {
         self.bundles.taken.set(true);
     }
 
-    /// Puts a small packet to others of this turn. `None` if it must go as a datagram of its own.
+    /// Adds a small packet to others of this turn. `None` if it must be sent as a datagram of its
+    /// own.
     pub(crate) fn bundle(
         &self,
         header: &Header<'_>,
@@ -117,7 +121,7 @@ impl Lane {
             room,
             is_bundle: false,
         };
-        // A client learns by the first that it may send them.
+        // A client learns by the first bundle that it may send them.
         let fits = datagram::BUNDLE_MARK.len() + datagram::bundled_len(length) <= room;
         if fits && !self.bundles.shown.replace(true) && self.is_servers() {
             open.become_bundle();
@@ -127,7 +131,7 @@ impl Lane {
         Some(Ok(()))
     }
 
-    /// What has come together so far is queued.
+    /// Queues the bundle that has been collected so far.
     pub(in crate::quic) fn close_bundle(&self) {
         let Some(open) = self.bundles.open.borrow_mut().take() else {
             return;
@@ -149,13 +153,13 @@ impl Lane {
         }
     }
 
-    /// The lane has ended. How many packets had come together.
+    /// Drops the bundle of a lane that has ended; returns the number of its packets.
     pub(super) fn drop_bundle(&self) -> usize {
         let open = self.bundles.open.borrow_mut().take();
         open.map_or(0, |open| open.packets)
     }
 
-    /// Hands on what is in a bundle that was received.
+    /// Delivers the packets of a bundle that was received.
     pub(super) fn unbundle(self: &Rc<Self>, bundle: Bundle<'_>, events: &dyn LaneEvents) {
         if !self.is_servers() {
             self.bundles.taken.set(true);

@@ -1,11 +1,11 @@
-//! Coalescing of wake-ups: a stream whose flow was woken a moment ago is reported together with
-//! what comes for it in the next moment.
+//! Coalescing of wake-ups: a flow that was woken a moment ago is woken again only for everything
+//! that comes for its stream in the next moment.
 //!
 //! Over a slow path packets come one by one. With one bulk flow, each lost packet holds back those
-//! behind it, so that its flow reads much at once; with a hundred flows each packet would wake a
+//! behind it, so that the flow reads much at once. With a hundred flows each packet would wake a
 //! flow that reads and writes a kilobyte, at twice the CPU time per byte. So the wake-ups of one
-//! flow keep a distance of a 32nd of the round trip, and of a millisecond at most: nobody notices
-//! that on such a path, and on a fast one it is nothing.
+//! flow keep a distance of a 32nd of the round trip, and of a millisecond at most. Nobody notices
+//! that on a slow path, and on a fast one it is nothing.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 
 use super::Lane;
 
-/// The distance of two wake-ups in parts of the round trip.
+/// The distance of two wake-ups, as a fraction of the round trip.
 const ROUND_TRIP_PARTS: u32 = 32;
 
 /// The longest distance: a millisecond brings 100 packets at 1 Gbit/s.
 const DISTANCE_MAX: Duration = Duration::from_millis(1);
 
-/// A shorter distance is none: two turns of a core are further apart.
+/// A shorter distance counts as none: two turns of a core are further apart.
 const DISTANCE_MIN: Duration = Duration::from_micros(50);
 
-/// How often the round trip is asked for.
+/// How often the round trip time is updated.
 const REFRESH_AFTER: Duration = Duration::from_millis(100);
 
 /// Streams that have become readable, and whose flows have not been told.
@@ -31,9 +31,9 @@ pub(super) struct Coalesced {
     streams: RefCell<Vec<u64>>,
     /// When their flows are told.
     due: Cell<Option<Instant>>,
-    /// The distance of wake-ups, and when that was found.
+    /// The distance of wake-ups, and when it was computed.
     distance: Cell<Option<(Duration, Instant)>>,
-    /// A task sees to it that they are told, whatever else comes.
+    /// Whether a task makes sure that they are told, whatever else comes.
     has_task: Cell<bool>,
 }
 
@@ -48,8 +48,8 @@ fn distance(rtt: Duration) -> Duration {
 }
 
 impl Lane {
-    /// Tells the flow of `stream` that there is something to read, now or soon. False if the
-    /// stream has no flow.
+    /// Tells the flow of `stream` that there is something to read, now or soon. False if the stream
+    /// has no flow.
     pub(super) fn stream_readable(self: &Rc<Self>, stream: u64, now: Instant) -> bool {
         let waiters = self.waiters.borrow();
         let Some(waiters) = waiters.get(&stream) else {
@@ -74,7 +74,7 @@ impl Lane {
         true
     }
 
-    /// Tells the flows of streams that have waited long enough.
+    /// Tells the flows whose streams have waited long enough.
     pub(super) fn tell_coalesced(&self, now: Instant) {
         if self.coalesced.due.get().is_none_or(|due| now < due) {
             return;
@@ -88,13 +88,13 @@ impl Lane {
                 waiters.readable.set();
                 continue;
             }
-            // Its flow has been given up meanwhile: what came is nobody's, and quiche would keep
-            // the stream for it. A lane that has ended asks its connection nothing any more.
+            // The flow has been given up meanwhile. Nobody wants what came, and quiche would keep
+            // the stream for it. A lane that has ended does not use its connection any more.
             if self.is_open() {
                 self.discard(stream);
             }
         }
-        // Nobody else has added any: what is woken runs later. So the allocation is kept.
+        // Nothing has been added, because woken tasks run later. So the allocation is kept.
         *self.coalesced.streams.borrow_mut() = streams;
     }
 
@@ -109,7 +109,7 @@ impl Lane {
         }
     }
 
-    /// Packets mostly bring the moment; this is for when none come.
+    /// Makes sure that flows are told even if no packets come, which mostly are the occasion.
     fn see_to_coalesced(self: &Rc<Self>, distance: Duration) {
         if self.coalesced.has_task.replace(true) {
             return;

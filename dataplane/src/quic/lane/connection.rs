@@ -1,7 +1,7 @@
-//! The connection of a lane, in a cell that remembers whether a panic has interrupted its change.
+//! The connection of a lane, in a cell that remembers whether a panic has interrupted a change.
 //!
-//! quiche is not made for being used after that. So the lane is given up then, and nothing is asked of the connection
-//! any more; a panic elsewhere costs only a flow.
+//! quiche is not made for being used after that. So the lane is given up then, and its connection
+//! is not used any more; a panic elsewhere costs only a flow.
 
 use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::ops::{Deref, DerefMut};
@@ -22,12 +22,12 @@ impl ConnectionCell {
         }
     }
 
-    /// To look at it.
+    /// Borrows the connection to look at it.
     pub(in crate::quic) fn borrow(&self) -> Ref<'_, Connection> {
         self.connection.borrow()
     }
 
-    /// To change it.
+    /// Borrows the connection to change it.
     pub(in crate::quic) fn borrow_mut(&self) -> Change<'_> {
         Change {
             connection: self.connection.borrow_mut(),
@@ -46,7 +46,7 @@ impl ConnectionCell {
 pub(in crate::quic) struct Change<'a> {
     connection: RefMut<'a, Connection>,
     interrupted: &'a Cell<bool>,
-    /// It was begun because of a panic.
+    /// Whether it was begun because of a panic.
     cleans_up: bool,
 }
 

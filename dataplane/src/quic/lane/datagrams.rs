@@ -1,4 +1,4 @@
-//! What becomes of a lane's datagrams inside quiche, which drops some without a word: counted by
+//! Losses of a lane's datagrams inside quiche, which drops some silently. They are counted by
 //! comparing what went in with what came out.
 
 use std::cell::Cell;
@@ -10,33 +10,33 @@ use super::Lane;
 pub(crate) enum DatagramRefused {
     /// The lane's queue is full.
     QueueFull,
-    /// Larger than a packet of this path carries.
+    /// The datagram is larger than a packet of this path carries.
     TooLarge,
     /// The lane has ended or the peer takes no datagrams.
     Closed,
 }
 
-/// Datagrams of one lane, so far.
+/// The numbers of datagrams of one lane, so far.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    /// Given to quiche to be sent.
+    /// Datagrams given to quiche to be sent.
     pub(super) queued: Cell<u64>,
-    /// Dropped from its queue by us, and counted.
+    /// Datagrams that this side has dropped from quiche's queue, and counted.
     pub(super) purged: Cell<u64>,
-    /// Taken out of its receive queue.
+    /// Datagrams taken out of the receive queue.
     pub(super) delivered: Cell<u64>,
-    /// What the counters know.
+    /// The losses that the counters contain already.
     reported: Cell<Losses>,
 }
 
 /// Datagrams that quiche has dropped.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Losses {
-    /// Sent, and taken for lost on the path.
+    /// Datagrams that were sent, and declared lost on the path.
     on_the_path: u64,
-    /// Received, and pushed out of the receive queue by newer ones.
+    /// Datagrams that were received, and pushed out of the receive queue by newer ones.
     unread: u64,
-    /// Found too large when a packet was made.
+    /// Datagrams that were found too large when a packet was made.
     too_large: u64,
 }
 
@@ -47,8 +47,8 @@ impl Tally {
 }
 
 impl Lane {
-    /// Adds what quiche has dropped since the last call to the core's counters. Some hundred
-    /// nanoseconds: not for each packet.
+    /// Adds the datagrams that quiche has dropped since the last call to the core's counters. This
+    /// takes some hundred nanoseconds, so it is not called for each packet.
     pub(crate) fn count_datagrams(&self) {
         let Some(endpoint) = self.endpoint.upgrade() else {
             return;
@@ -85,7 +85,7 @@ impl Lane {
             .add(more(now.too_large, before.too_large));
     }
 
-    /// The lane has ended: what waits is dropped with it.
+    /// Counts the datagrams that are dropped with a lane that has ended.
     pub(super) fn count_last_datagrams(&self) {
         self.count_datagrams();
         let left = self.conn.borrow().dgram_send_queue_len() + self.drop_bundle();

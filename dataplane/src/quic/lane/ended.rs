@@ -1,26 +1,28 @@
-//! Which flows have ended here while the peer may not have all of their bytes.
+//! Flows that have ended on this side while the peer may not have all of their bytes.
 //!
-//! quiche sends nothing but CONNECTION_CLOSE once a connection is closed: a lane that is closed earlier cuts off what is
-//! unsent or unacknowledged, and a FIN that only a message would have told.
+//! quiche sends nothing but CONNECTION_CLOSE once a connection is closed. A lane that is closed
+//! earlier cuts off what is unsent or unacknowledged, and a FIN that only a message would have
+//! told.
 //!
-//! quiche forgets a stream only when one of its frames is acknowledged or read, and so may keep one that is over. Hence
-//! the limit on waiting without progress.
+//! quiche forgets a stream only when one of its frames is acknowledged or read, and so may keep one
+//! that is over. Hence the limit on waiting without progress.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use super::{CONTROL_STREAM, Lane};
 
-/// Streams that are remembered before those that are over are dropped.
+/// Number of streams that are remembered before those that are over are dropped.
 const STREAMS: usize = 32;
 
-/// A lane that has delivered nothing for so long delivers nothing more: its peer is gone, or quiche does not say.
+/// A lane that has delivered nothing for this long delivers nothing more: its peer is gone, or
+/// quiche does not tell.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The same in round trips, for long paths: a lost packet is repeated twice in that time.
+/// The same limit in round trips, for long paths: a lost packet is repeated twice in that time.
 const PATIENCE_ROUND_TRIPS: u32 = 8;
 
-/// Bytes whose acknowledgement is progress; heartbeats and the like stay below.
+/// Number of acknowledged bytes that count as progress; heartbeats and the like stay below it.
 const PROGRESS_BYTES: u64 = 1_200;
 
 /// How far delivery has come.
@@ -31,7 +33,7 @@ struct Progress {
     since: Instant,
 }
 
-/// Streams of ended flows.
+/// The streams of flows that have ended.
 #[derive(Default)]
 pub(super) struct EndedStreams {
     streams: RefCell<Vec<u64>>,
@@ -39,8 +41,8 @@ pub(super) struct EndedStreams {
 }
 
 impl Lane {
-    /// Whether the peer has all bytes of the flows that have ended, as far as that can be known at `now`, or will not get
-    /// them. Ask repeatedly.
+    /// Whether the peer has all bytes of the flows that have ended, as far as that can be known at
+    /// `now`, or will not get them. To be asked repeatedly.
     pub(crate) fn has_delivered(&self, now: Instant) -> bool {
         if !self.is_open() {
             return true;
@@ -70,7 +72,7 @@ impl Lane {
         now.saturating_duration_since(before.since) >= patience
     }
 
-    /// Whether closing the lane now cuts anything off, as far as that can be known.
+    /// Whether closing the lane now would cut anything off, as far as that can be known.
     pub(super) fn cuts_off(&self) -> bool {
         let streams = self.ended.streams.borrow();
         streams.iter().any(|stream| self.has_stream(*stream))
@@ -82,7 +84,8 @@ impl Lane {
             return;
         }
         let mut streams = self.ended.streams.borrow_mut();
-        // Looked through when it has doubled, so that it costs little however many are not over yet.
+        // The list is searched when it has doubled, so that this costs little however many streams
+        // are not over yet.
         if streams.len() == streams.capacity() {
             streams.retain(|stream| self.has_stream(*stream));
             let room = streams.len().max(STREAMS);
@@ -91,7 +94,8 @@ impl Lane {
         streams.push(stream);
     }
 
-    /// False once the stream is over in both directions and the peer has acknowledged all of its bytes.
+    /// False once the stream is over in both directions and the peer has acknowledged all of its
+    /// bytes.
     fn has_stream(&self, stream: u64) -> bool {
         let capacity = self.conn.borrow_mut().stream_capacity(stream);
         !matches!(capacity, Err(quiche::Error::InvalidStreamState(_)))

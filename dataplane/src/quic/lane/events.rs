@@ -1,4 +1,4 @@
-//! What a lane tells its role.
+//! The events of a lane, which its role handles.
 
 use std::rc::Rc;
 
@@ -6,8 +6,7 @@ use super::Lane;
 use crate::quic::end::LaneEnd;
 use crate::quic::roaming::TlsId;
 
-/// What a role does with a lane's events. All calls come from the endpoint's tasks, outside of any
-/// borrow.
+/// The handler of a lane's events. All calls come from the endpoint's tasks, outside of any borrow.
 pub(crate) trait LaneEvents {
     /// The peer opened a stream that nobody has attached to.
     fn stream_opened(&self, lane: &Rc<Lane>, stream: u64);
@@ -19,11 +18,11 @@ pub(crate) trait LaneEvents {
     fn silence(&self, _lane: &Rc<Lane>, _silent: bool) {}
     /// On a server: the peer is at another address, or comes along another connection.
     fn moved(&self, _lane: &Rc<Lane>) {}
-    /// A TLS connection is over. If the lane rode it, there is no way to its peer until another one
-    /// is chosen.
+    /// A TLS connection is over. If the lane rode it, there is no path to its peer until another
+    /// one is chosen.
     fn way_lost(&self, _lane: &Rc<Lane>, _id: TlsId) {}
-    /// It was the peer, or whoever is between, who ended the TLS connection that the lane rode. The
-    /// lane counts as silent until it is heard by another way.
+    /// The peer, or somebody between, has ended the TLS connection that the lane rode. The lane
+    /// counts as silent until it is heard by another path.
     fn hung_up(&self, _lane: &Rc<Lane>) {}
     /// The lane has ended; its streams have been woken.
     fn ended(&self, lane: &Rc<Lane>, end: &LaneEnd);

@@ -1,11 +1,11 @@
 //! Flows of a lane that take nothing while memory is short, because they hold much already.
 //!
-//! What is in flight may be more than the memory limit on a long, fast path, and nobody stalls
-//! then. So a flow takes less the less memory is left ([`memory::spare`]), and nothing if the peer
-//! has not acknowledged what it sent. It then waits here.
+//! On a long, fast path more can be in flight than the memory limit, without anything stalling. So
+//! a flow takes less the less memory is left ([`memory::spare`]), and nothing if the peer has not
+//! acknowledged what it sent. It then waits here.
 //!
 //! No wake-up is lost: only flows that hold something wait here, so the peer will acknowledge
-//! something, or the lane ends. Each time that packets have been received, those that may take
+//! something, or the lane ends. Each time that packets have been received, flows that may take
 //! something again, because they hold less or there is more memory, join the others that wait for
 //! room in the lane.
 
@@ -21,7 +21,7 @@ use crate::core::memory;
 pub(super) struct HeldBack(RefCell<Vec<Rc<StreamWaiters>>>);
 
 impl HeldBack {
-    /// The flow waits. True if it did not before.
+    /// Adds a flow. True if it did not wait here before.
     fn add(&self, flow: &Rc<StreamWaiters>) -> bool {
         let added = !flow.held_back.replace(true);
         if added {
@@ -30,8 +30,8 @@ impl HeldBack {
         added
     }
 
-    /// Those that may take something wait for room instead; `spare` says how much that is for a
-    /// flow that holds so many bytes.
+    /// Moves flows that may take something to those that wait for room; `spare` returns how much a
+    /// flow may take that holds this many bytes.
     fn release(&self, room: &RoomQueue, spare: impl Fn(usize) -> usize) {
         self.0.borrow_mut().retain(|flow| {
             if !flow.held_back.get() {
@@ -48,7 +48,7 @@ impl HeldBack {
 }
 
 impl Lane {
-    /// The flow waits until it holds less, or there is more memory.
+    /// Has the flow wait until it holds less, or there is more memory.
     pub(super) fn hold_back(&self, flow: &Rc<StreamWaiters>) {
         if self.held_back.add(flow)
             && let Some(endpoint) = self.endpoint.upgrade()
@@ -57,7 +57,7 @@ impl Lane {
         }
     }
 
-    /// Has flows wait for room again that waited for memory and need not any more.
+    /// Has flows that waited for memory, and need not any more, wait for room again.
     pub(super) fn let_held_back_go_on(&self) {
         if !self.held_back.0.borrow().is_empty() {
             let supply = memory::supply();

@@ -1,4 +1,4 @@
-//! Who waits for memory, and that nobody does for ever.
+//! Flows that wait for memory, none of them for ever.
 
 use std::task::{Context, Waker};
 
@@ -71,7 +71,7 @@ struct World {
     supply: Supply,
     held_back: HeldBack,
     room: RoomQueue,
-    /// Each flow, and what of it is in flight.
+    /// Each flow, with its buffers in flight.
     flows: Vec<(Rc<StreamWaiters>, Vec<StreamBuf>)>,
     block: StreamBuf,
     waited: usize,
@@ -109,7 +109,7 @@ impl World {
         }
     }
 
-    /// What [`Lane::room`] and [`Lane::write`] do.
+    /// Does what [`Lane::room`] and [`Lane::write`] do.
     fn send(&mut self, at: usize) {
         let (flow, in_flight) = &mut self.flows[at];
         if flow.held_back.get() || flow.share.is_queued() {
@@ -124,7 +124,7 @@ impl World {
         }
     }
 
-    /// Some packets come, and then all that wait are looked at.
+    /// Receives some packets, and then looks at all flows that wait.
     fn acknowledge(&mut self, at: usize) {
         self.flows[at].1.pop();
         let supply = self.supply;

@@ -1,14 +1,14 @@
 //! A lane: one QUIC connection, owned by one core, with the tasks that wait for its streams.
 //!
-//! The lane owns the quiche connection. Flows read and write streams through it, never keep a borrow across an
-//! `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to be sent is flushed by the endpoint,
-//! which is told by [`Lane::mark_dirty`].
+//! The lane owns the quiche connection. Flows read and write streams through it, never keep a
+//! borrow across an `await`, and learn by [`Event`]s when to try again. Whatever a call leaves to
+//! be sent is flushed by the endpoint, which is told by [`Lane::mark_dirty`].
 
+mod ack_delay;
 mod bundles;
 mod coalesce;
 mod connection;
 mod datagrams;
-mod debts;
 mod ended;
 mod events;
 mod held_back;
@@ -39,13 +39,13 @@ use crate::buffer::{Holdings, PooledBuffers};
 use crate::core::event::Event;
 use crate::core::memory::LaneAllowance;
 use crate::core::panics::contain;
+use ack_delay::AckDelay;
+pub(in crate::quic) use ack_delay::Brought;
 use bundles::Bundles;
 use coalesce::Coalesced;
 use connection::ConnectionCell;
 pub(crate) use datagrams::DatagramRefused;
 use datagrams::Tally;
-pub(in crate::quic) use debts::Brought;
-use debts::Debts;
 use ended::EndedStreams;
 pub(crate) use events::LaneEvents;
 use held_back::HeldBack;
@@ -61,37 +61,43 @@ pub(crate) type Connection = quiche::Connection<PooledBuffers>;
 /// The control stream (client-initiated, bidirectional; RFC 9000 section 2.1).
 pub(crate) const CONTROL_STREAM: u64 = 0;
 
-/// The most urgent stream of all (RFC 9218): control, which is little and must not wait for flows.
+/// The urgency of the control stream, the highest (RFC 9218): control messages are small and must
+/// not wait for flows.
 const URGENCY_FIRST: u8 = 0;
 
-/// Bytes that flows may leave unsent in quiche, per lane. More costs cache misses (15 to 25 % of throughput) and makes
-/// the other flows of the lane wait; less starves GSO batches (measured: 128 to 256 KB).
+/// Bytes that flows may leave unsent in quiche, per lane. More costs cache misses (15 to 25 % of
+/// throughput) and makes the other flows of the lane wait; less starves GSO batches (measured: 128
+/// to 256 KB).
 const QUEUE_BYTES_MAX: usize = 256 << 10;
 
-/// Bytes of a packet that are certainly not payload: header with a connection id, one byte of packet number, tag, the
-/// smallest stream frame header. Subtracting less than the truth keeps the estimate of what is queued from growing.
+/// Bytes of a packet that are certainly not payload: header with a connection id, one byte of
+/// packet number, tag, the smallest stream frame header. Subtracting less than the real number
+/// keeps the estimate of what is queued from growing.
 const PACKET_OVERHEAD_MIN: usize = 1 + qmux_proto::CID_LEN + 1 + 16 + 2;
 
-/// Bytes of datagrams that may wait to be sent on a lane: about 30 ms at 1 Gbit/s. Newer ones are dropped and counted.
+/// Bytes of datagrams that may wait to be sent on a lane: about 30 ms at 1 Gbit/s. Newer ones are
+/// dropped and counted.
 pub(crate) const DATAGRAM_QUEUE_BYTES_MAX: usize = 4 << 20;
 
-/// The same while the socket of the TLS connection that the lane rides is full: what waits there is late already, and TCP
-/// may take seconds to make room.
+/// Bytes of datagrams that may wait while the socket of the lane's TLS connection is full: they are
+/// late already, and TCP may take seconds to make room.
 const DATAGRAM_QUEUE_BYTES_MAX_FULL: usize = 64 << 10;
 
-/// Control messages that may wait for the peer to read its control stream: 64 KB is 4,000 FlowClosed messages.
+/// Control messages that may wait for the peer to read its control stream: 64 KB is 4,000
+/// FlowClosed messages.
 const CONTROL_BACKLOG_BYTES_MAX: usize = 64 << 10;
 
-/// A FIN is repeated on the control stream this much later, together with all others of that time.
+/// How long the repetition of a FIN on the control stream is delayed, so that it is sent together
+/// with others.
 const ANNOUNCE_AFTER: Duration = Duration::from_millis(50);
 
 /// A peer that has completed the handshake must register within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What waits for one stream.
+/// The state of one stream, and of the flow that waits for it.
 #[derive(Debug, Default)]
 pub(crate) struct StreamWaiters {
-    /// Which one.
+    /// The id of the stream.
     stream: u64,
     /// Set when there may be something to read (also: FIN, reset, end of the lane).
     pub(crate) readable: Event,
@@ -99,21 +105,22 @@ pub(crate) struct StreamWaiters {
     pub(crate) writable: Event,
     /// When `readable` was last set because bytes came.
     told_readable: Cell<Option<Instant>>,
-    /// It will be, soon.
+    /// Whether `readable` will be set soon (see [`coalesce`]).
     coalesced: Cell<bool>,
-    /// Its flow's part of the room in the lane.
+    /// The flow's share of the room in the lane.
     share: Share,
-    /// What quiche has of its flow and the peer has not acknowledged.
+    /// Bytes that quiche has of the flow and that the peer has not acknowledged.
     holds: Rc<Holdings>,
-    /// It is among those that wait for memory.
+    /// Whether the flow waits for memory.
     held_back: Cell<bool>,
-    /// Its direction towards the peer was reset: nothing of it is to be delivered any more.
+    /// Whether the direction towards the peer was reset, so that nothing of it is to be delivered
+    /// any more.
     was_reset: Cell<bool>,
     /// Bytes written to the stream.
     written: Cell<u64>,
-    /// Bytes read from it.
+    /// Bytes read from the stream.
     received: Cell<u64>,
-    /// How many the peer says that there will be in all ([`Finished`]).
+    /// The final size of the stream, if the peer has told it ([`Finished`]).
     announced: Cell<Option<u64>>,
 }
 
@@ -122,7 +129,7 @@ pub(crate) struct StreamWaiters {
 pub(crate) enum StreamRead {
     /// This many bytes were read; the flag says that no more will come (FIN).
     Bytes(usize, bool),
-    /// Nothing now: wait for `readable`.
+    /// There is nothing now: wait for `readable`.
     Blocked,
     /// The peer reset the stream, or the lane has ended.
     Reset(FlowError),
@@ -131,9 +138,9 @@ pub(crate) enum StreamRead {
 /// Outcome of asking for room in a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum StreamRoom {
-    /// So many bytes may be written now (at least 1).
+    /// This many bytes may be written now (at least 1).
     Bytes(usize),
-    /// None now: wait for `writable`.
+    /// There is no room now: wait for `writable`.
     Blocked,
     /// The peer does not want more (STOP_SENDING), or the lane has ended.
     Stopped(FlowError),
@@ -151,31 +158,33 @@ pub(crate) struct Lane {
     coalesced: Coalesced,
     /// Flows that wait for memory.
     held_back: HeldBack,
-    /// Taken away at the lane's end: the handler holds the lane, which would otherwise live for ever.
+    /// The handler. It is removed at the lane's end, because it holds the lane, which would
+    /// otherwise live for ever.
     events: RefCell<Option<Rc<dyn LaneEvents>>>,
     pub(super) dirty: Cell<bool>,
     pub(super) touched: Cell<bool>,
-    /// Earliest entry in the endpoint's timers.
+    /// The earliest entry in the endpoint's timers.
     pub(super) armed: Cell<Option<Instant>>,
-    /// The same among its deadlines of debts.
-    pub(super) debts_armed: Cell<Option<Instant>>,
-    /// The lane has come to another way: the next packets wait for no pacing.
+    /// The earliest entry among the endpoint's deadlines of delayed acknowledgements.
+    pub(super) acks_armed: Cell<Option<Instant>>,
+    /// Whether the lane has just moved to another path, so that the next packets are not paced.
     pub(super) hurries: Cell<bool>,
     /// When pacing lets the next packet go.
     pub(super) release_at: Cell<Option<Instant>>,
-    /// When a lane is given up that has not completed its handshake, or (on a server) not registered.
+    /// When a lane is given up that has not completed its handshake, or (on a server) not
+    /// registered.
     pub(super) admission_deadline: Cell<Option<Instant>>,
-    /// Set when that has happened.
+    /// Whether the lane was given up at that deadline.
     pub(super) given_up: Cell<bool>,
-    /// Set with it, if it is because nobody can be reached.
+    /// The error for which it was given up, if nobody can be reached.
     unreachable: Cell<Option<std::io::ErrorKind>>,
-    /// True while the endpoint counts this lane among those that may be anybody's.
+    /// Whether the endpoint counts this lane among those of strangers.
     pub(super) counted_unadmitted: Cell<bool>,
-    /// True once the endpoint has counted this lane as established.
+    /// Whether the endpoint has counted this lane as established.
     pub(super) counted_opened: Cell<bool>,
     /// The destination connection id of the client's first packet, until the handshake is complete.
     pub(super) initial_id: RefCell<Option<Box<[u8]>>>,
-    /// What waits in quiche to be sent.
+    /// The bytes that wait in quiche to be sent.
     pub(super) unsent: Unsent,
     established: Event,
     was_established: Cell<bool>,
@@ -184,7 +193,7 @@ pub(crate) struct Lane {
     next_stream: Cell<u64>,
     /// Control messages that stream 0 has not taken yet.
     control_backlog: RefCell<Vec<u8>>,
-    /// True while a FIN without data waits to be sent.
+    /// Whether a FIN without data waits to be sent.
     pub(super) bare_fin: Cell<bool>,
     /// FINs to be repeated on the control stream.
     announcements: RefCell<Vec<Finished>>,
@@ -192,10 +201,10 @@ pub(crate) struct Lane {
     silence: Silence,
     datagrams: Tally,
     bundles: Bundles,
-    debts: Debts,
+    ack_delay: AckDelay,
     /// What the turn of receiving that is under way has brought.
     pub(super) turn: turn::Turn,
-    /// What is known of the path.
+    /// The state of the path.
     path: path::PathState,
     _allowance: LaneAllowance,
     this: Weak<Lane>,
@@ -209,7 +218,8 @@ impl Lane {
         handshake_deadline: Instant,
         way: Way,
     ) -> Rc<Lane> {
-        // Streams that we open are bidirectional: types 0 (client) and 1 (server); RFC 9000 section 2.1.
+        // Streams that we open are bidirectional: types 0 (client) and 1 (server); RFC 9000 section
+        // 2.1.
         let next_stream = u64::from(conn.is_server());
         Rc::new_cyclic(|this| Lane {
             key,
@@ -223,7 +233,7 @@ impl Lane {
             dirty: Cell::new(false),
             touched: Cell::new(false),
             armed: Cell::new(None),
-            debts_armed: Cell::new(None),
+            acks_armed: Cell::new(None),
             hurries: Cell::new(false),
             release_at: Cell::new(None),
             admission_deadline: Cell::new(Some(handshake_deadline)),
@@ -245,7 +255,7 @@ impl Lane {
             silence: Silence::default(),
             datagrams: Tally::default(),
             bundles: Bundles::default(),
-            debts: Debts::default(),
+            ack_delay: AckDelay::default(),
             turn: turn::Turn::default(),
             path: path::PathState::new(way),
             _allowance: LaneAllowance::new(),
@@ -258,13 +268,13 @@ impl Lane {
         self.key
     }
 
-    /// Says who handles this lane's events; once, right after it was made.
+    /// Sets the handler of this lane's events; called once, right after the lane was made.
     pub(crate) fn handle_events(&self, events: Rc<dyn LaneEvents>) {
         let earlier = self.events.borrow_mut().replace(events);
         debug_assert!(earlier.is_none(), "a lane has one handler");
     }
 
-    /// Puts another handler in the place of the first.
+    /// Replaces the handler.
     #[cfg(test)]
     pub(super) fn handle_events_anew(&self, events: Rc<dyn LaneEvents>) {
         *self.events.borrow_mut() = Some(events);
@@ -299,7 +309,7 @@ impl Lane {
         }
     }
 
-    /// Waits until the lane begins to end, and says why.
+    /// Waits until the lane begins to end; returns why.
     pub(crate) async fn ended(&self) -> LaneEnd {
         loop {
             if let Some(end) = self.end() {
@@ -317,7 +327,8 @@ impl Lane {
         self.end.borrow().clone()
     }
 
-    /// The peer has registered: the lane no longer counts among those that may be anybody's.
+    /// Notes that the peer has registered, so that the lane no longer counts among those of
+    /// strangers.
     pub(crate) fn admit(&self) {
         self.admission_deadline.set(None);
         if let Some(endpoint) = self.endpoint.upgrade() {
@@ -325,7 +336,8 @@ impl Lane {
         }
     }
 
-    /// The peer was refused: the lane, which is about to end, takes no place from others.
+    /// Notes that the peer was refused, so that the lane, which is about to end, takes no place
+    /// from others.
     pub(crate) fn give_place_back(&self) {
         if let Some(endpoint) = self.endpoint.upgrade() {
             endpoint.admitted(self);
@@ -344,17 +356,17 @@ impl Lane {
         with(self.conn.borrow_mut().as_mut())
     }
 
-    /// What the handshake was, once it is complete.
+    /// The kind of the handshake, once it is complete.
     pub(crate) fn handshake(&self) -> Handshake {
         Handshake::of(&self.conn.borrow())
     }
 
-    /// The newest session that the peer has given, to be resumed later; `None` until it came.
+    /// The newest session that the peer has given, to be resumed later; `None` before one has come.
     pub(crate) fn session(&self) -> Option<Vec<u8>> {
         self.conn.borrow().session().map(<[u8]>::to_vec)
     }
 
-    /// True if any packet of the peer has arrived.
+    /// Whether any packet of the peer has arrived.
     pub(crate) fn was_answered(&self) -> bool {
         self.conn.borrow().stats().recv > 0
     }
@@ -366,8 +378,9 @@ impl Lane {
         self.mark_dirty();
     }
 
-    /// The network says that nobody listens at the peer's address: a lane that shakes hands need not wait. Anybody who
-    /// guesses its port can say so (RFC 9000, section 14.2.1), which is why it is no word about a lane that is up.
+    /// Gives up a handshake because the network reports that nobody listens at the peer's address.
+    /// Anybody who guesses the port can forge such a report (RFC 9000, section 14.2.1), so it is
+    /// ignored by a lane that is up.
     pub(super) fn nobody_listens(&self, kind: std::io::ErrorKind) -> bool {
         let waits = !self.was_established.get() && self.is_open();
         if waits {
@@ -377,7 +390,7 @@ impl Lane {
         waits
     }
 
-    /// Genuine packets received so far: more of them are a sign of life.
+    /// Number of genuine packets received so far: more of them are a sign of life.
     pub(crate) fn packets_received(&self) -> u64 {
         self.genuine_packets()
     }
@@ -406,7 +419,7 @@ impl Lane {
                     "closed before the peer had acknowledged all of what had been sent"
                 );
             }
-            // `Done`: it is closing already.
+            // `Done` means that it is closing already.
             let _closing = self
                 .conn
                 .borrow_mut()
@@ -425,19 +438,20 @@ impl Lane {
         }
     }
 
-    /// Has a PING sent with the next flush, so that NATs and the peer's idle timer know that the lane is in use.
+    /// Sends a PING with the next flush, so that NATs and the peer's idle timer know that the lane
+    /// is in use.
     pub(crate) fn ping(&self) {
         if self.is_open() {
-            // Fails only on a connection that is closing.
+            // This fails only on a connection that is closing.
             let _closing = self.conn.borrow_mut().send_ack_eliciting();
             self.mark_dirty();
         }
     }
 
-    // ---- called by the endpoint ----------------------------------------------------------------------------------
+    // ---- called by the endpoint ----
 
     /// Delivers what the last packets or timers changed: establishment, streams, datagrams, the
-    /// end. Says what there was for streams.
+    /// end. Returns what there was for streams.
     pub(super) fn dispatch(self: &Rc<Self>, now: Instant) -> Brought {
         let mut brought = Brought::NothingForStreams;
         let conn = self.conn.borrow_mut();
@@ -453,7 +467,7 @@ impl Lane {
             self.established.set();
         }
         drop(conn);
-        // Before any flow: what the lane says for itself waits for nobody.
+        // This comes before any flow: what the lane itself has to send waits for nobody.
         self.flush_control();
         if self.note_writable() {
             brought = Brought::Flows;
@@ -471,7 +485,8 @@ impl Lane {
             drop(conn);
             let known = self.stream_readable(stream, now);
             conn = self.conn.borrow_mut();
-            // A stream of ours without waiters has been detached: late data for a flow that was given up.
+            // A stream of ours without waiters has been detached: this is late data for a flow that
+            // was given up.
             let theirs = (stream & 1 == 1) != conn.is_server();
             if !known && theirs {
                 drop(conn);
@@ -490,7 +505,8 @@ impl Lane {
         brought
     }
 
-    /// Hands received datagrams on. Called more often than [`Lane::dispatch`] when many come in one turn.
+    /// Delivers received datagrams. It is called more often than [`Lane::dispatch`] when many come
+    /// in one turn.
     pub(super) fn deliver_datagrams(self: &Rc<Self>) {
         let Some(events) = self.events() else {
             return;
@@ -511,7 +527,8 @@ impl Lane {
         }
     }
 
-    /// Reads and drops what is left of a stream that nobody waits for any more, so that it can be collected.
+    /// Reads and drops the rest of a stream that nobody waits for any more, so that it can be
+    /// collected.
     pub(crate) fn discard(&self, stream: u64) {
         let mut conn = self.conn.borrow_mut();
         while conn.stream_discard(stream, usize::MAX).is_ok() {}
@@ -541,7 +558,8 @@ impl Lane {
         true
     }
 
-    /// Ends the lane at once and asks nothing of its connection any more, which a panic has interrupted.
+    /// Ends the lane at once, and does not use its connection any more, because a panic has
+    /// interrupted it.
     pub(super) fn break_off(self: &Rc<Self>) {
         if self.end.borrow().is_some() {
             return;
@@ -554,8 +572,8 @@ impl Lane {
         }
     }
 
-    /// Gives up the streams of flows that are gone without a word, because their tasks have panicked: nobody but this
-    /// lane knows them any more.
+    /// Resets the streams of flows whose tasks have panicked; nobody but this lane knows them any
+    /// more.
     pub(super) fn abandon_orphans(&self) {
         let is_orphan = |waiters: &Rc<StreamWaiters>| {
             let listed = [waiters.share.is_queued(), waiters.held_back.get()];
@@ -572,14 +590,14 @@ impl Lane {
         }
     }
 
-    /// Something that was done for the lane has panicked: it ends.
+    /// Ends the lane after a panic in work for it.
     pub(crate) fn panicked(self: &Rc<Self>) {
         if let Some(endpoint) = self.endpoint.upgrade() {
             endpoint.lane_panicked(self);
         }
     }
 
-    /// One of the lane's flows has panicked: cleans up after it.
+    /// Cleans up after a panic in one of the lane's flows.
     pub(crate) fn flow_panicked(&self) {
         if let Some(endpoint) = self.endpoint.upgrade() {
             endpoint.flow_panicked();

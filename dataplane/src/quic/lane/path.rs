@@ -1,8 +1,9 @@
-//! What a lane knows of its path: where it leads, and the largest packet that it carries.
+//! The path of a lane: where it leads, and the largest packet that it carries.
 //!
-//! quiche searches for it with probes (RFC 8899) and tells by events. Its own estimate of what fits a packet follows
-//! the *probes* (`max_send_udp_payload_size` is the size of the probe under way), so datagrams measured by it would
-//! wait behind a probe that fails, and then be dropped without a word.
+//! quiche searches for that with probes (RFC 8899) and tells by events. Its own estimate of what
+//! fits a packet follows the *probes* (`max_send_udp_payload_size` is the size of the probe under
+//! way), so datagrams measured by it would wait behind a probe that fails, and then be dropped
+//! silently.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -20,45 +21,49 @@ use crate::quic::roaming::{Moved, Roaming, TlsId, Way};
 /// Every path of QUIC carries packets of this size (RFC 9000 section 14).
 pub(crate) const PACKET_BYTES_SURE: usize = quiche::MIN_CLIENT_INITIAL_LEN;
 
-/// So many timeouts in a row without an acknowledged packet make a path suspect of losing large packets only: the
-/// second one comes after three probe timeouts, and a mere outage costs one round trip with small packets.
+/// Timeouts in a row without an acknowledged packet that make a path suspect of losing only large
+/// packets. The second one comes after three probe timeouts, and a mere outage costs one round trip
+/// with small packets.
 const TIMEOUTS_SUSPECT: u32 = 2;
 
-/// A lane that was in use and has heard nothing for this long sends a PING, which is repeated until it is answered: if
-/// this side's address has changed, the peer learns the new one by it, and not only with the next heartbeat.
+/// A lane that was in use and has heard nothing for this long sends a PING, which is repeated until
+/// it is answered. If this side's address has changed, the peer learns the new one by it, and not
+/// only with the next heartbeat.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
 
-/// A lane is in use if it has received so many bytes since its last such PING: more than an idle one gets in minutes.
+/// A lane is in use if it has received this many bytes since its last such PING: more than an idle
+/// one gets in minutes.
 const IN_USE_BYTES: u64 = 1_500;
 
 /// Pause between two PINGs of a lane whose packets do not leave this machine.
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(250);
 
-/// With less left for an address that is not proved, nothing is sent: a packet with a challenge takes about 70 bytes.
+/// If less than this is left for an address that is not proved, nothing is sent: a packet with a
+/// challenge takes about 70 bytes.
 const BUDGET_BYTES_MIN: usize = 100;
 
-/// See the module.
+/// The state of a lane's path; see the module.
 #[derive(Debug)]
 pub(super) struct PathState {
     roaming: RefCell<Roaming>,
-    /// The way that the lane began with: by its addresses quiche knows the path for ever.
+    /// The path that the lane began with; quiche knows it by these addresses for ever.
     first: Way,
-    /// True while the peer's address is not proved.
+    /// Whether the peer's address is not proved.
     on_probation: Cell<bool>,
-    /// Bytes received, also when the last PING against silence was sent.
+    /// Bytes received, now and when the last PING against silence was sent.
     received: Cell<u64>,
     received_at_ping: Cell<u64>,
-    /// Genuine packets from where packets go, up to the last turn.
+    /// Genuine packets along the current path, up to the last turn.
     heard_here: Cell<u64>,
-    /// Genuine packets from elsewhere.
+    /// Genuine packets along other paths.
     strayed: Cell<u64>,
-    /// When there has been silence for too long.
+    /// When there will have been silence for too long.
     silence_at: Cell<Option<Instant>>,
     /// The largest packet that the path is known to carry.
     packet_bytes_max: Cell<usize>,
     /// Timeouts since this many bytes were acknowledged.
     timeouts: Cell<(u64, u32)>,
-    /// Genuine packets when it was last asked what was acknowledged, and the answer.
+    /// Genuine packets when the acknowledged ones were last counted, and the result.
     answers: Cell<(u64, u64)>,
 }
 
@@ -80,7 +85,7 @@ impl PathState {
     }
 }
 
-/// What a path did since it was last asked.
+/// The changes of a path since the last call.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(in crate::quic) struct PathChanges {
     /// Datagrams dropped because they no longer fit a packet.
@@ -88,23 +93,23 @@ pub(in crate::quic) struct PathChanges {
 }
 
 impl Lane {
-    /// Where packets go now.
+    /// The current path of packets.
     pub(in crate::quic) fn way(&self) -> Way {
         self.path.roaming.borrow().current()
     }
 
-    /// The way that quiche knows the path by.
+    /// The path under which quiche knows the lane.
     pub(in crate::quic) fn first_way(&self) -> Way {
         self.path.first
     }
 
-    /// For a client: packets go along `way` from now on.
+    /// For a client: sends packets along `way` from now on.
     pub(crate) fn choose_way(&self, way: Way) {
         self.path.roaming.borrow_mut().choose(way);
         self.path.on_probation.set(false);
     }
 
-    /// Whether the TLS connection that it rides, if it does, takes no packet now.
+    /// Whether the lane rides a TLS connection that takes no packet now.
     pub(super) fn must_wait_for_tls(&self) -> bool {
         self.tls().is_some()
             && self
@@ -113,22 +118,21 @@ impl Lane {
                 .is_some_and(|endpoint| endpoint.must_wait_for_tls(self))
     }
 
-    /// The TLS connection that it rides.
+    /// The TLS connection that the lane rides.
     pub(crate) fn tls(&self) -> Option<TlsId> {
         self.way().tls
     }
 
-    /// For a client: has its endpoint take packets from a TLS connection, too.
+    /// For a client: has its endpoint take packets from a TLS connection as well.
     ///
-    /// # Errors
-    /// If its socket cannot be used, or the lane is gone.
+    /// # Errors If its socket cannot be used, or the lane is gone.
     pub(crate) fn adopt_tls(&self, connection: TlsConnection) -> std::io::Result<TlsId> {
         let gone = || std::io::Error::other("the lane has ended");
         let endpoint = self.endpoint.upgrade().ok_or_else(gone)?;
         endpoint.adopt_tls(connection)
     }
 
-    /// For a client: packets go along this TLS connection from now on. False if it is over.
+    /// For a client: sends packets along this TLS connection from now on. False if it is over.
     pub(crate) fn ride_tls(&self, id: TlsId) -> bool {
         let way = self.endpoint.upgrade().and_then(|it| it.tls_way(id));
         if let Some(way) = way {
@@ -137,30 +141,30 @@ impl Lane {
         way.is_some()
     }
 
-    /// For a client: packets go over UDP from now on.
+    /// For a client: sends packets over UDP from now on.
     pub(crate) fn ride_udp(&self) {
         self.move_to(self.first_way());
-        // What passed along TLS need not pass here.
+        // A packet size that passed along TLS need not pass here.
         self.distrust_packet_size();
     }
 
     fn move_to(&self, way: Way) {
         self.choose_way(way);
-        // The peer learns of it by the next packet. And a packet that is acknowledged tells what was lost before, however
-        // full the window is.
+        // The peer learns of it by the next packet. And a packet that is acknowledged tells what
+        // was lost before, however full the window is.
         self.ping();
         self.hurries.set(true);
         self.mark_dirty();
     }
 
-    /// For a client: a TLS connection is not needed any more.
+    /// For a client: closes a TLS connection that is not needed any more.
     pub(crate) fn close_tls(&self, id: TlsId) {
         if let Some(endpoint) = self.endpoint.upgrade() {
             endpoint.close_tls(id);
         }
     }
 
-    /// A TLS connection that the lane rides, or might have ridden, is over.
+    /// Handles the end of a TLS connection that the lane rides, or might have ridden.
     pub(in crate::quic) fn way_lost(self: &Rc<Self>, id: TlsId, rides: bool) {
         if rides && self.nobody_listens(std::io::ErrorKind::ConnectionReset) {
             return;
@@ -173,24 +177,24 @@ impl Lane {
         }
     }
 
-    /// It was the peer who ended the connection that the lane rode.
+    /// Handles the end of the lane's TLS connection by the peer.
     pub(in crate::quic) fn peer_hung_up(self: &Rc<Self>) {
         if let Some(events) = self.events() {
             events.hung_up(self);
         }
     }
 
-    /// Whether packets go where the peer's come from.
+    /// Whether packets follow the peer to the address that its own come from.
     pub(in crate::quic) fn follows(&self) -> bool {
         self.path.roaming.borrow().follows()
     }
 
-    /// The peer answers PathChallenge messages.
+    /// Notes that the peer answers PathChallenge messages.
     pub(crate) fn peer_answers_challenges(&self) {
         self.path.roaming.borrow_mut().peer_answers();
     }
 
-    /// A packet of `bytes` came from where packets go.
+    /// Counts a packet of `bytes` along the current path.
     pub(in crate::quic) fn received(&self, bytes: usize) {
         self.path
             .received
@@ -200,8 +204,9 @@ impl Lane {
         }
     }
 
-    /// The packets of a turn have been processed: if any came from where packets go, the peer is there.
-    pub(super) fn note_whereabouts(&self) {
+    /// Ends a turn, whose packets have been processed: if any came along the current path, the peer
+    /// is there.
+    pub(super) fn note_peer_here(&self) {
         if !self.follows() {
             return;
         }
@@ -213,17 +218,17 @@ impl Lane {
         }
     }
 
-    /// Packets that were what they claimed to be: not those that anybody may send in the peer's name.
+    /// Number of packets that decrypted, which nobody else may have sent in the peer's name.
     pub(in crate::quic) fn genuine_packets(&self) -> u64 {
         let conn = self.conn.borrow();
-        // Not `stats()`, which visits every stream.
+        // `stats()` is not used because it visits every stream.
         conn.path_stats().map(|path| path.recv as u64).sum()
     }
 
-    /// Grows whenever the peer acknowledges what was sent to it. That packets come says less: the path
-    /// may be broken in the other direction alone.
+    /// A number that grows whenever the peer acknowledges what was sent to it. That packets come
+    /// says less, because the path may be broken in the other direction alone.
     ///
-    /// It visits every stream if packets have come since it was last called.
+    /// It visits every stream if packets have come since the last call.
     pub(crate) fn answers(&self) -> u64 {
         let genuine = self.genuine_packets();
         let (before, known) = self.path.answers.get();
@@ -235,7 +240,8 @@ impl Lane {
         answers
     }
 
-    /// Packets that were sent since the lane began, and those of them that were declared lost.
+    /// Number of packets sent since the lane began, and of those among them that were declared
+    /// lost.
     pub(crate) fn packets_sent_and_lost(&self) -> (u64, u64) {
         let conn = self.conn.borrow();
         let counts = conn.path_stats().map(|path| (path.sent, path.lost));
@@ -244,7 +250,7 @@ impl Lane {
         })
     }
 
-    /// What operators see of the path.
+    /// Measurements of the path for operators.
     pub(crate) fn path_sample(&self) -> PathSample {
         let conn = self.conn.borrow();
         let mut sample = PathSample {
@@ -262,7 +268,8 @@ impl Lane {
         sample
     }
 
-    /// A genuine packet of `bytes` came along another way than packets go: whether the lane follows, and how.
+    /// Handles a genuine packet of `bytes` that came along another path: returns whether the lane
+    /// follows, and how.
     pub(in crate::quic) fn follow(&self, way: Way, bytes: usize) -> Option<Moved> {
         let earlier = self.way();
         self.path.strayed.set(self.path.strayed.get() + 1);
@@ -274,7 +281,7 @@ impl Lane {
             nonce,
             self.path.heard_here.get(),
         )?;
-        // What came earlier in this turn came from where packets went.
+        // What came earlier in this turn came along the previous path.
         self.turn.moved();
         tracing::debug!(
             lane = self.key,
@@ -283,12 +290,13 @@ impl Lane {
             to_be_proved = matches!(moved, Moved::Challenge(_)),
             "the peer's address has changed"
         );
-        // What is lost meanwhile is known when this is acknowledged, however full the window is.
+        // When this is acknowledged, losses in between are known, however full the window is.
         self.ping();
         self.hurries.set(true);
         let from_tls = earlier.tls.is_some() && way.tls.is_none();
         if way.tls.is_none() && (from_tls || earlier.peer.ip() != way.peer.ip()) {
-            // Another network. With a new port alone, the path is what it was (RFC 9000 section 9.4).
+            // This is another network. With a new port alone, the path is what it was (RFC 9000
+            // section 9.4).
             self.distrust_packet_size();
         }
         match moved {
@@ -309,7 +317,7 @@ impl Lane {
         }
     }
 
-    /// The peer answers a challenge. True if that proves where it is.
+    /// Handles the answer to a challenge. True if it proves the peer's address.
     pub(crate) fn path_response(&self, nonce: u64) -> bool {
         let proved = self.path.roaming.borrow_mut().answered(nonce);
         if proved {
@@ -323,7 +331,7 @@ impl Lane {
         proved
     }
 
-    /// How large the next packet may be. `None`: nothing may be sent now.
+    /// How large the next packet may be. `None` if nothing may be sent now.
     pub(in crate::quic) fn send_budget(&self, room: usize) -> Option<usize> {
         if !self.path.on_probation.get() {
             return Some(room);
@@ -339,14 +347,14 @@ impl Lane {
         }
     }
 
-    /// The packets of a turn have been processed, at `now`.
+    /// Restarts the watch for silence at `now`, after the packets of a turn have been processed.
     pub(in crate::quic) fn watch_for_silence(&self, now: Instant) {
         if self.path.received.get() - self.path.received_at_ping.get() > IN_USE_BYTES {
             self.path.silence_at.set(Some(now + SILENCE_MAX));
         }
     }
 
-    /// Nothing leaves this machine towards the peer: try again soon.
+    /// Notes that nothing leaves this machine towards the peer, so that the lane tries again soon.
     pub(in crate::quic) fn unreachable(&self) {
         if self.path.silence_at.get().is_none() {
             self.path
@@ -368,7 +376,7 @@ impl Lane {
             .min()
     }
 
-    /// Does what is due with the path. True if the peer has not proved its address in time.
+    /// Does what is due for the path. True if the peer has not proved its address in time.
     pub(in crate::quic) fn path_due(&self, now: Instant) -> bool {
         if self.path.silence_at.get().is_some_and(|at| at <= now) {
             self.path.silence_at.set(None);
@@ -389,7 +397,8 @@ impl Lane {
         self.path.packet_bytes_max.get()
     }
 
-    /// The largest datagram that one packet carries now; it changes with the path. 0: none can be sent.
+    /// The largest datagram that one packet carries now; it changes with the path. 0 if none can be
+    /// sent.
     pub(crate) fn datagram_room(&self) -> usize {
         let conn = self.conn.borrow();
         let room = conn.dgram_max_writable_len().unwrap_or(0);
@@ -399,7 +408,7 @@ impl Lane {
         room.saturating_sub(unsure)
     }
 
-    /// Takes what quiche has learned of the path.
+    /// Takes what quiche has learned about the path.
     pub(in crate::quic) fn note_path(&self) -> PathChanges {
         let mut changes = PathChanges::default();
         loop {
@@ -429,8 +438,8 @@ impl Lane {
         dropped
     }
 
-    /// A timer of the connection has fired. True if the path is now suspected of losing large packets: the search for
-    /// their size begins anew.
+    /// Counts a timeout of the connection. True if the path is now suspected of losing large
+    /// packets, and the search for their size begins anew.
     pub(in crate::quic) fn suspects_packet_size(&self) -> bool {
         let acknowledged = self.conn.borrow().stats().acked_bytes;
         let (mark, count) = self.path.timeouts.get();
@@ -439,12 +448,13 @@ impl Lane {
             return false;
         }
         self.path.timeouts.set((mark, count.saturating_add(1)));
-        // Again and again while nothing helps: a search that was under way could not be begun anew.
+        // This repeats while nothing helps, because a search that was under way could not be begun
+        // anew.
         (count + 1).is_multiple_of(TIMEOUTS_SUSPECT) && self.distrust_packet_size()
     }
 
-    /// Has the search for the largest packet begin anew, from small ones. False if it is at the smallest already, or has
-    /// not ended yet.
+    /// Begins the search for the largest packet anew, from small ones. False if it is at the
+    /// smallest already, or has not ended yet.
     pub(in crate::quic) fn distrust_packet_size(&self) -> bool {
         if self.path.packet_bytes_max.get() <= PACKET_BYTES_SURE {
             return false;

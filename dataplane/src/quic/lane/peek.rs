@@ -1,20 +1,20 @@
-//! What the peer has done to a stream, asked without reading or writing it.
+//! What the peer has done to a stream, found out without reading or writing it.
 //!
-//! quiche reports each stream as readable or writable once. A RESET_STREAM that comes while bytes
-//! wait to be read, or a STOP_SENDING while there is room, is therefore no news to it: a flow that
-//! waits for something else meanwhile must ask.
+//! quiche reports each stream as readable or writable once. So it does not report a RESET_STREAM
+//! that comes while bytes wait to be read, or a STOP_SENDING while there is room: a flow that waits
+//! for something else meanwhile must ask.
 
 use qmux_proto::FlowError;
 
 use super::Lane;
 use super::streams::flow_error;
 
-/// What is found at the front of a stream.
+/// What is at the front of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StreamFront {
     /// Bytes, or nothing yet.
     Open,
-    /// The peer's FIN, with nothing before it that was not read. It will not be given again.
+    /// The peer's FIN, with no unread bytes before it. It will not be reported again.
     Fin,
     /// The peer has reset the stream, or the lane has ended.
     Reset(FlowError),
@@ -35,7 +35,7 @@ impl Lane {
             let reset = self.reset_behind_fin(stream);
             return reset.map_or(StreamFront::Open, StreamFront::Reset);
         }
-        // Readable without bytes: a FIN or a reset.
+        // The stream is readable without bytes: a FIN or a reset.
         match conn.stream_recv(stream, &mut []) {
             Ok((_, true)) => StreamFront::Fin,
             Ok((_, false)) | Err(quiche::Error::Done) => StreamFront::Open,
@@ -43,9 +43,9 @@ impl Lane {
         }
     }
 
-    /// The peer's reset of a stream whose FIN had come before it, while bytes were unread: quiche
-    /// drops these, takes the stream for finished and says nothing, not even the code. To be asked
-    /// when there is nothing to read of a stream whose FIN was not read.
+    /// The peer's reset of a stream whose FIN had come before it, while bytes were unread. quiche
+    /// drops these bytes, considers the stream finished and reports nothing, not even the code. To
+    /// be asked when there is nothing to read of a stream whose FIN was not read.
     pub(super) fn reset_behind_fin(&self, stream: u64) -> Option<FlowError> {
         let conn = self.conn.borrow();
         let reset = if conn.is_server() {
@@ -56,8 +56,8 @@ impl Lane {
         conn.stream_finished(stream).then_some(reset)
     }
 
-    /// Why the peer takes no more of a stream whose FIN was not sent: STOP_SENDING, or the end of
-    /// the lane.
+    /// The reason why the peer takes no more of a stream whose FIN was not sent: STOP_SENDING, or
+    /// the end of the lane.
     pub(crate) fn stopped(&self, stream: u64) -> Option<FlowError> {
         if !self.is_open() {
             return Some(FlowError::Internal);
@@ -155,7 +155,7 @@ mod tests {
             let lanes = joined(&config, true).await;
             assert_eq!(lanes.server.front(lanes.stream), StreamFront::Open);
             lanes.client.reset(lanes.stream, FlowError::VisitorReset);
-            // The code is lost. Whoever opened the stream is the far end.
+            // The code is lost. The side that has opened the stream is the far end.
             let reset = FlowError::ServiceReset;
             until("the reset", || {
                 lanes.server.front(lanes.stream) == StreamFront::Reset(reset)

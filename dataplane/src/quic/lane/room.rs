@@ -1,16 +1,16 @@
-//! Who may write next: the flows of a lane that wait for room in its queue or its congestion
-//! window.
+//! Scheduling of flows: which of those that wait for room in the lane's queue or its congestion
+//! window may write next.
 //!
-//! quiche says which streams have become writable, which after an acknowledgement are all that
-//! wait: were they all woken, the first few would take the room, and the others would have run for
-//! nothing, a thousand at a time. So they wait here, and only as many are woken as there is room
-//! for.
+//! quiche reports which streams have become writable; after an acknowledgement these are all that
+//! wait. If all of them were woken, the first few would take the room, and the others would have
+//! run for nothing, a thousand at a time. So they wait here, and only as many are woken as there is
+//! room for.
 //!
-//! Fairness is that of deficit round robin with new flows first (RFC 8290, section 4): a flow that
-//! is woken may take [`SHARE_BYTES`]; once it has, and others wait, it goes to the end. One that
+//! Fairness is that of deficit round robin with new flows first (RFC 8290, section 4). A flow that
+//! is woken may take [`SHARE_BYTES`]; once it has, and others wait, it goes to the end. A flow that
 //! has taken little while the others took much goes first: a request need not wait behind a
-//! thousand downloads. Of those there may be many, too: after [`JUMPED_BYTES_MAX`] of them, one of
-//! the others has its turn.
+//! thousand downloads. There may be many such flows as well: after [`JUMPED_BYTES_MAX`] of them,
+//! one of the others has its turn.
 //!
 //! No wake-up is lost: a flow leaves the queue only by being woken, by leaving the lane, or because
 //! quiche has been told to report its stream (its own window is full). A flow that is woken and has
@@ -25,16 +25,16 @@ use super::{CONTROL_STREAM, Connection, Lane, QUEUE_BYTES_MAX, StreamWaiters};
 /// Bytes that a flow may take before it is the turn of others that wait.
 pub(super) const SHARE_BYTES: usize = 64 << 10;
 
-/// Nobody is woken for less room than this while there are bytes to be sent: a flow that reads and
+/// No flow is woken for less room than this while there are bytes to be sent: a flow that reads and
 /// writes little at a time costs several times as much per byte.
 const WAKE_AT_BYTES: usize = 32 << 10;
 
-/// When others have taken so many bytes since a flow got its last share, beside a share for each
-/// that waits, it has a new one without waiting. More than a whole round, or those whose turn it is
-/// would never end it.
+/// When others have taken this many bytes since a flow got its last share, besides a share for each
+/// that waits, it has a new one without waiting. The number exceeds a whole round, or those whose
+/// turn it is would never end it.
 const FRESH_AFTER_BYTES: usize = 4 * QUEUE_BYTES_MAX;
 
-/// So many bytes may be written by flows that go first before one of the others has its turn.
+/// Bytes that flows which go first may write before one of the others has its turn.
 pub(super) const JUMPED_BYTES_MAX: usize = QUEUE_BYTES_MAX;
 
 const _: () = assert!(SHARE_BYTES <= QUEUE_BYTES_MAX);
@@ -43,26 +43,26 @@ const _: () = assert!(WAKE_AT_BYTES < QUEUE_BYTES_MAX);
 /// What a stream may take at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Capacity {
-    /// So many bytes, or it has been stopped, which its flow must be told.
+    /// This many bytes; or it has been stopped, which its flow must be told.
     Bytes(usize),
-    /// Nothing, as for all others: the congestion window is full.
+    /// Nothing, like all other streams: the congestion window is full.
     LaneFull,
     /// Nothing, because of its own window; quiche will report the stream.
     StreamFull,
 }
 
-/// A flow's part in this.
+/// The state of a flow in the schedule.
 #[derive(Debug, Default)]
 pub(super) struct Share {
-    /// It waits for room, in the queue or until quiche reports its stream.
+    /// Whether it waits for room, in the queue or until quiche reports its stream.
     waits: Cell<bool>,
-    /// It is in the queue.
+    /// Whether it is in the queue.
     queued: Cell<bool>,
     /// Bytes that it has taken of its share.
     taken: Cell<usize>,
-    /// Bytes that others had written when it got its share.
+    /// Bytes that all flows had written when it got its share.
     since: Cell<u64>,
-    /// It got its share when its turn came.
+    /// Whether it got its share when its turn came.
     in_turn: Cell<bool>,
 }
 
@@ -72,7 +72,7 @@ impl Share {
         self.queued.get()
     }
 
-    /// The flow has gone.
+    /// Removes a flow that has gone.
     pub(super) fn leave(&self) {
         self.waits.set(false);
     }
@@ -81,18 +81,18 @@ impl Share {
 /// The flows of one lane that wait.
 #[derive(Debug, Default)]
 pub(super) struct RoomQueue {
-    /// Those that have something left of their share.
+    /// Flows that have something left of their share.
     first: RefCell<VecDeque<Rc<StreamWaiters>>>,
-    /// Those that have used it up.
+    /// Flows that have used up their share.
     then: RefCell<VecDeque<Rc<StreamWaiters>>>,
     /// Bytes that all flows have written.
     written: Cell<u64>,
-    /// Bytes that were written before those whose turn it is.
+    /// Bytes that were written by flows that went first.
     jumped: Cell<usize>,
 }
 
 impl RoomQueue {
-    /// How many wait.
+    /// Number of flows that wait.
     pub(super) fn len(&self) -> usize {
         self.first.borrow().len() + self.then.borrow().len()
     }
@@ -114,7 +114,7 @@ impl RoomQueue {
         SHARE_BYTES.saturating_sub(flow.share.taken.get())
     }
 
-    /// The flow has written `bytes`.
+    /// Counts bytes that the flow has written.
     pub(super) fn took(&self, flow: &StreamWaiters, bytes: usize) {
         self.written.set(self.written.get() + bytes as u64);
         flow.written.set(flow.written.get() + bytes as u64);
@@ -125,12 +125,12 @@ impl RoomQueue {
         share.taken.set(share.taken.get().saturating_add(bytes));
     }
 
-    /// The flow waits until quiche reports its stream.
+    /// Has the flow wait until quiche reports its stream.
     pub(super) fn waits_for_quiche(flow: &StreamWaiters) {
         flow.share.waits.set(true);
     }
 
-    /// The flow waits for room.
+    /// Has the flow wait for room.
     pub(super) fn wait(&self, flow: &Rc<StreamWaiters>) {
         flow.share.waits.set(true);
         if flow.share.queued.replace(true) {
@@ -139,14 +139,15 @@ impl RoomQueue {
         if flow.share.taken.get() >= SHARE_BYTES {
             self.then.borrow_mut().push_back(Rc::clone(flow));
         } else if flow.share.in_turn.get() {
-            // Its turn goes on, so that its bytes travel together.
+            // The flow's turn goes on, so that its bytes travel together.
             self.first.borrow_mut().push_front(Rc::clone(flow));
         } else {
             self.first.borrow_mut().push_back(Rc::clone(flow));
         }
     }
 
-    /// quiche reports the flow's stream as writable. True if that puts the flow into the queue.
+    /// Handles quiche's report that the flow's stream is writable. True if that puts the flow into
+    /// the queue.
     pub(super) fn reported(&self, flow: &Rc<StreamWaiters>) -> bool {
         let waits = flow.share.waits.get();
         if waits {
@@ -155,8 +156,8 @@ impl RoomQueue {
         waits
     }
 
-    /// Wakes as many flows as `room` bytes are enough for; `capacity` says what each could take.
-    /// The number of those that were woken.
+    /// Wakes as many flows as `room` bytes are enough for; `capacity` returns what each could take.
+    /// Returns the number of flows that were woken.
     pub(super) fn wake(&self, mut room: usize, capacity: impl Fn(u64) -> Capacity) -> u64 {
         let mut woken = 0;
         while room > 0 {
@@ -172,7 +173,7 @@ impl RoomQueue {
                         self.jumped.set(0);
                     }
                     let left = SHARE_BYTES - flow.share.taken.get();
-                    // At least a byte, so that the work is bounded by the room.
+                    // At least one byte is counted, so that the work is bounded by the room.
                     room = room.saturating_sub(bytes.min(left).max(1));
                     flow.writable.set();
                     woken += 1;
@@ -191,7 +192,7 @@ impl RoomQueue {
         self.written.get().saturating_sub(flow.written.get())
     }
 
-    /// Whether one of those that have used up their share has waited long enough.
+    /// Whether one of the flows that have used up their share has waited long enough.
     fn others_are_due(&self) -> bool {
         self.jumped.get() >= JUMPED_BYTES_MAX && !self.then.borrow().is_empty()
     }
@@ -213,7 +214,7 @@ impl RoomQueue {
         Some(flow)
     }
 
-    /// To where it was.
+    /// Puts a flow back to where it was.
     fn put_back(&self, flow: Rc<StreamWaiters>) {
         flow.share.queued.set(true);
         let queue = if flow.share.taken.get() < SHARE_BYTES {
@@ -249,12 +250,13 @@ impl Lane {
             endpoint.counters().stream_writers_woken.add(woken);
         }
         if self.room.len() > 0 {
-            // Those woken may have nothing to write: the next flush wakes the next ones.
+            // The flows that were woken may have nothing to write; then the next flush wakes the
+            // next ones.
             self.mark_dirty();
         }
     }
 
-    /// Takes note of the streams that quiche reports as writable. True if there are any.
+    /// Handles the streams that quiche reports as writable. True if there are any.
     pub(super) fn note_writable(&self) -> bool {
         let mut any = false;
         loop {
@@ -280,8 +282,8 @@ impl Lane {
     }
 }
 
-/// What the congestion window has free, as far as one stream shows it; there is none before the
-/// first.
+/// The free part of the congestion window, as far as one stream shows it; there is none before the
+/// first stream.
 pub(super) fn window_of(conn: &mut Connection) -> usize {
     match conn.stream_capacity(CONTROL_STREAM) {
         Ok(bytes) if bytes > 0 => bytes,
@@ -300,7 +302,7 @@ fn room_of(conn: &mut Connection, stream: u64) -> Capacity {
             _ => Capacity::LaneFull,
         },
         Ok(bytes) => Capacity::Bytes(bytes),
-        // Stopped: its flow finds out.
+        // The stream was stopped, which its flow finds out.
         Err(_) => Capacity::Bytes(1),
     }
 }

@@ -1,4 +1,4 @@
-//! Who is woken for room: counts, fairness, and a simulation of a lane with many flows.
+//! Scheduling of flows: counts, fairness, and a simulation of a lane with many flows.
 
 use std::task::{Context, Waker};
 
@@ -8,7 +8,7 @@ use slab::Slab;
 
 use super::*;
 
-/// What one look at the queue may hand out.
+/// Bytes that one look at the queue may hand out.
 const WINDOW_BYTES: usize = 4 * SHARE_BYTES;
 
 /// Flows of the simulated lane.
@@ -131,7 +131,7 @@ fn a_flow_whose_own_window_is_full_comes_back_when_quiche_reports_it() {
 struct World {
     rng: SmallRng,
     queue: RoomQueue,
-    /// By the number of the stream.
+    /// The flows by the number of their stream.
     flows: Slab<Sender>,
     room: usize,
     woken: u64,
@@ -140,13 +140,13 @@ struct World {
 
 struct Sender {
     waiters: Rc<StreamWaiters>,
-    /// It has so many bytes to send.
+    /// Bytes that it has to send.
     backlog: usize,
-    /// Its stream takes so many.
+    /// Bytes that its stream takes.
     window: usize,
-    /// Its task waits for the event.
+    /// Whether its task waits for the event.
     asleep: bool,
-    /// Reported by quiche once the window grows.
+    /// Whether quiche reports it once the window grows.
     armed: bool,
     /// Bytes that others had written when it began to wait.
     waiting_since: Option<u64>,
@@ -226,7 +226,7 @@ impl World {
         self.room = (self.room + more).min(WINDOW_BYTES);
     }
 
-    /// What a turn of the core does: wake, let those woken run, and again while any was woken.
+    /// A turn of the core: wakes flows, lets them run, and repeats that while any was woken.
     fn turn(&mut self) {
         for _ in 0..100 {
             let flows = RefCell::new(std::mem::take(&mut self.flows));
@@ -256,7 +256,7 @@ impl World {
         panic!("the turn does not end");
     }
 
-    /// The flow's task, if it does not sleep: writes while it may.
+    /// Runs the flow's task, if it does not sleep: it writes while it may.
     fn run(&mut self, key: usize) -> bool {
         let Some(sender) = self.flows.get_mut(key) else {
             return false;
@@ -291,7 +291,7 @@ impl World {
     }
 
     fn check(&self) {
-        // Each of those before it has its turn once.
+        // Each flow before it has its turn once.
         let most = (FLOWS_MAX + 8) * (JUMPED_BYTES_MAX + 2 * SHARE_BYTES);
         let senders = self.flows.iter().map(|(_, sender)| sender);
         for sender in senders.filter(|sender| sender.asleep) {

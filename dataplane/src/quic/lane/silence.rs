@@ -1,14 +1,14 @@
-//! Silence: the peer leaves unanswered what was sent to it.
+//! Failure detection: silence of the peer, which leaves unanswered what was sent to it.
 //!
 //! Long before a timeout of seconds says that a peer is dead, QUIC's probe timeouts do (RFC 9002
 //! section 6.2): packets that ask for an acknowledgement get none, and neither do the probes that
 //! follow. That is no reason to close a lane, but one to send new flows elsewhere until the peer is
-//! heard again, and to let those go elsewhere that have no answer yet.
+//! heard again, and to let flows move that have no answer yet.
 //!
 //! Probe timeouts alone would not do: each packet that is sent puts them off, so a lane that gets
-//! visitors all the time has none. So new flows and the probes of a vigil ([`crate::quic::vigil`]),
-//! which every peer acknowledges at once, count as questions, too. [`Silence`] knows no clock: time
-//! comes in as an argument.
+//! visitors all the time has none. So new flows and liveness probes ([`crate::quic::liveness`]),
+//! which every peer acknowledges at once, count as questions as well. [`Silence`] knows no clock:
+//! time comes in as an argument.
 
 use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
@@ -19,14 +19,15 @@ use super::Lane;
 /// Probe timeouts in a row that make a silence. One is a lost packet, two a lost burst.
 const TIMEOUTS_MIN: usize = 3;
 
-/// How long after the first of them, or after the first question: where a round trip takes less than a millisecond, three
-/// timeouts come within 200 ms, which a busy machine may well take to answer.
+/// Least time after the first of them, or after the first question. Where a round trip takes less
+/// than a millisecond, three timeouts come within 200 ms, which a busy machine may well take to
+/// answer.
 const SILENCE_MIN: Duration = Duration::from_millis(300);
 
 /// Round trips that an answer to a question may take beyond that.
 const ROUND_TRIPS_MAX: u32 = 3;
 
-/// For how long the last packet that was left unanswered is kept.
+/// For how long the last unanswered packet is kept.
 const KEPT_FOR: Duration = Duration::from_secs(20);
 
 /// What is known of a peer's silence.
@@ -37,7 +38,7 @@ pub(super) struct Silence {
     timeouts: Cell<usize>,
     /// The first timeout or question since then.
     since: Cell<Option<Instant>>,
-    /// When it was noticed that the peer is silent.
+    /// When the silence was noticed.
     noticed: Cell<Option<Instant>>,
     /// The last packet that was sent while something was unanswered, and when.
     last_packet: RefCell<Vec<u8>>,
@@ -54,7 +55,8 @@ pub(crate) struct Silent {
 }
 
 impl Silence {
-    /// The connection has had so many probe timeouts in all. True if the peer counts as silent from now on.
+    /// Takes the number of the connection's probe timeouts. True if the peer counts as silent from
+    /// now on.
     fn timed_out(&self, timeouts: usize, now: Instant) -> bool {
         if timeouts == self.timeouts.replace(timeouts) {
             return false; // Another timer.
@@ -65,7 +67,8 @@ impl Silence {
         in_a_row >= TIMEOUTS_MIN && now >= since + SILENCE_MIN && self.notice(now)
     }
 
-    /// The peer is sent what it must acknowledge. True if it counts as silent from now on.
+    /// Notes that the peer is sent something that it must acknowledge. True if it counts as silent
+    /// from now on.
     fn asked(&self, now: Instant, round_trip: impl FnOnce() -> Duration) -> bool {
         let Some(since) = self.since.get() else {
             self.since.set(Some(now));
@@ -77,7 +80,8 @@ impl Silence {
             && self.notice(now)
     }
 
-    /// What was left unanswered long ago was answered since, or is lost for good.
+    /// Forgets a packet that was left unanswered long ago: it was answered since, or is lost for
+    /// good.
     fn forget_old_packet(&self) {
         let Some(at) = self.last_packet_at.get() else {
             return;
@@ -88,13 +92,13 @@ impl Silence {
         }
     }
 
-    /// Nothing can be heard any more. True if that is news.
+    /// Notes that nothing can be heard any more. True if that is news.
     fn cut_off(&self, now: Instant) -> bool {
         self.since.set(Some(self.since.get().unwrap_or(now)));
         self.notice(now)
     }
 
-    /// True if it is news.
+    /// Notes the silence. True if it is news.
     fn notice(&self, now: Instant) -> bool {
         let news = self.noticed.get().is_none();
         if news {
@@ -109,7 +113,7 @@ impl Silence {
         Some(Silent { since, noticed })
     }
 
-    /// Something came from the peer. True if it counted as silent until now.
+    /// Notes that something came from the peer. True if it counted as silent until now.
     fn heard(&self) -> bool {
         if self.since.take().is_none() {
             return false;
@@ -126,7 +130,7 @@ impl Lane {
         self.silence.noticed.get().is_some()
     }
 
-    /// One of the connection's timers has fired.
+    /// Handles a timer of the connection that has fired.
     pub(in crate::quic) fn timed_out(self: &Rc<Self>, now: Instant) {
         let timeouts = {
             let conn = self.conn.borrow();
@@ -137,7 +141,8 @@ impl Lane {
         }
     }
 
-    /// The peer is sent what it must acknowledge: a new flow begins on the lane, or it is probed.
+    /// Notes that the peer is sent something that it must acknowledge: a new flow begins on the
+    /// lane, or it is probed.
     pub(crate) fn asked(self: &Rc<Self>, now: Instant) {
         if self.silence.asked(now, || self.rtt()) {
             self.fell_silent();
@@ -149,7 +154,8 @@ impl Lane {
         self.silence.silent()
     }
 
-    /// A packet is sent: while nothing is answered, the last one is kept, for [`Lane::unanswered_packet`].
+    /// Notes packets that are sent: while nothing is answered, the last one is kept, for
+    /// [`Lane::unanswered_packet`].
     pub(in crate::quic) fn note_sent(&self, packets: &[u8], segment: usize) {
         if self.silence.since.get().is_some()
             && let Some(last) = packets.chunks(segment.max(1)).next_back()
@@ -161,19 +167,21 @@ impl Lane {
         }
     }
 
-    /// The last packet that was left unanswered.
+    /// The last unanswered packet.
     ///
-    /// To be sent once more, as it is, when the lane comes to another way. What was lost on the way before fills the
-    /// window, in which not even a PING finds room, and quiche's next probe may be seconds away; but when this packet is
-    /// acknowledged, all before it are known to be lost. A peer that has it already ignores it. The peer may be heard
-    /// meanwhile, where only one direction is broken.
+    /// It is sent again, as it is, when the lane moves to another path. Packets that were lost on
+    /// the previous path fill the window, in which not even a PING finds room, and quiche's next
+    /// probe may be seconds away; but when this packet is acknowledged, all before it are known to
+    /// be lost. A peer that has it already ignores it. The peer may be heard meanwhile, if only one
+    /// direction is broken.
     pub(in crate::quic) fn unanswered_packet(&self) -> Option<Ref<'_, Vec<u8>>> {
         self.silence.forget_old_packet();
         let kept = self.silence.last_packet.borrow();
         (!kept.is_empty()).then_some(kept)
     }
 
-    /// There is no way to the peer: it is silent until it is heard by another one.
+    /// Notes that there is no path to the peer: it counts as silent until it is heard by another
+    /// one.
     pub(super) fn is_cut_off(self: &Rc<Self>) {
         let now = Instant::now();
         if self.silence.cut_off(now) {
@@ -182,7 +190,7 @@ impl Lane {
     }
 
     fn fell_silent(self: &Rc<Self>) {
-        // Flows without an answer may go elsewhere. For others it is a wake-up in vain, once in a
+        // Flows without an answer may move. For others this is a needless wake-up, once in a
         // silence.
         self.wake_all();
         if let Some(events) = self.events() {
@@ -190,9 +198,9 @@ impl Lane {
         }
     }
 
-    /// Packets of the peer have arrived.
+    /// Notes that packets of the peer have arrived.
     pub(in crate::quic) fn heard(self: &Rc<Self>) {
-        self.note_whereabouts();
+        self.note_peer_here();
         if self.silence.heard()
             && let Some(events) = self.events()
         {

@@ -1,4 +1,4 @@
-//! A lane's streams and datagrams, as flows use them.
+//! A lane's streams and datagrams, in the form in which flows use them.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use crate::buffer::{Datagram, StreamBuf};
 use crate::core::memory;
 
 impl Lane {
-    /// Opens the next stream of ours, or says that the peer allows no more now.
+    /// Opens the next stream of ours. `None` if the peer allows no more now.
     pub(crate) fn open_stream(&self) -> Option<u64> {
         let conn = self.conn.borrow();
         if conn.peer_streams_left_bidi() == 0 || !self.is_open() {
@@ -28,7 +28,7 @@ impl Lane {
         Some(stream)
     }
 
-    /// How many streams we have opened.
+    /// Number of streams that we have opened.
     pub(crate) fn streams_opened(&self) -> u64 {
         self.next_stream.get() / 4
     }
@@ -45,7 +45,7 @@ impl Lane {
         waiters
     }
 
-    /// Ends the registration. Call it when the stream is done with in both directions.
+    /// Ends the registration. To be called when the stream is over in both directions.
     pub(crate) fn detach(&self, stream: u64) {
         let waiters = self.waiters.borrow_mut().remove(&stream);
         let was_reset = waiters.as_ref().is_some_and(|it| it.was_reset.get());
@@ -83,7 +83,7 @@ impl Lane {
         if capacity > 0 {
             return StreamRoom::Bytes(capacity.min(may).min(want));
         }
-        // Arms `stream_writable_next`, and tells the peer what blocks us.
+        // This arms `stream_writable_next`, and tells the peer what blocks us.
         match conn.stream_writable(stream, 1) {
             Ok(true) => StreamRoom::Bytes(1),
             Ok(false) => {
@@ -94,10 +94,9 @@ impl Lane {
         }
     }
 
-    /// Gives bytes to `stream` without copying them. Returns what found no room.
+    /// Gives bytes to `stream` without copying them. Returns those that found no room.
     ///
-    /// # Errors
-    /// The peer's reason if it stopped the stream.
+    /// # Errors The peer's reason if it stopped the stream.
     pub(crate) fn write(
         &self,
         stream: u64,
@@ -108,8 +107,8 @@ impl Lane {
         if !self.is_open() {
             return Err(FlowError::Internal);
         }
-        // Only what quiche takes counts among what the flow holds: it waits for that to be
-        // acknowledged, and must never wait for what it has itself.
+        // Only what quiche takes counts among what the flow holds: the flow waits for that to be
+        // acknowledged, and must never wait for bytes that it has itself.
         let charged = bytes.charged_to(&waiters.holds);
         let result = self.conn.borrow_mut().stream_send_zc(stream, charged, fin);
         self.mark_dirty();
@@ -130,14 +129,15 @@ impl Lane {
         }
     }
 
-    /// Sends a FIN on `stream`; true if it was taken, false if the stream must become writable first.
+    /// Sends a FIN on `stream`. True if it was taken, false if the stream must become writable
+    /// first.
     ///
-    /// A FIN without data is not safe with quiche: it forgets the stream, FIN and all, once both directions are known
-    /// to be complete and all *data* is acknowledged (cloudflare/quiche issue 2525). So the endpoint sends it before
-    /// the next packet is processed, and a [`Finished`] message follows on the control stream in case it is lost.
+    /// A FIN without data is not safe with quiche: it forgets the stream, FIN and all, once both
+    /// directions are known to be complete and all *data* is acknowledged (cloudflare/quiche issue
+    /// 2525). So the endpoint sends it before the next packet is processed, and a [`Finished`]
+    /// message follows on the control stream in case it is lost.
     ///
-    /// # Errors
-    /// The peer's reason if it stopped the stream.
+    /// # Errors The peer's reason if it stopped the stream.
     pub(crate) fn finish(&self, stream: u64, waiters: &StreamWaiters) -> Result<bool, FlowError> {
         if !self.is_open() {
             return Err(FlowError::Internal);
@@ -165,7 +165,8 @@ impl Lane {
         }
     }
 
-    /// Repeats a FIN on the control stream, together with others of the same moment: it is rarely needed.
+    /// Repeats a FIN on the control stream, together with others of the same moment; it is rarely
+    /// needed.
     fn announce(&self, finished: Finished) {
         let first = {
             let mut pending = self.announcements.borrow_mut();
@@ -183,7 +184,7 @@ impl Lane {
         }
     }
 
-    /// The peer repeats a FIN.
+    /// Handles a FIN that the peer repeats on the control stream.
     pub(crate) fn announced(&self, finished: Finished) {
         if let Some(waiters) = self.waiters.borrow().get(&finished.stream_id) {
             waiters.announced.set(Some(finished.final_size));
@@ -191,7 +192,7 @@ impl Lane {
         }
     }
 
-    /// Reads what is there of `stream`.
+    /// Reads what there is of `stream`.
     pub(crate) fn read(&self, stream: u64, into: &mut [u8], waiters: &StreamWaiters) -> StreamRead {
         if self.end.borrow().is_some() || self.conn.was_interrupted() {
             return StreamRead::Reset(FlowError::Internal);
@@ -200,7 +201,7 @@ impl Lane {
         match result {
             Ok((read, fin)) => {
                 waiters.received.set(waiters.received.get() + read as u64);
-                self.owes_for_read(read);
+                self.credit_read(read);
                 StreamRead::Bytes(read, fin)
             }
             Err(quiche::Error::Done) if waiters.announced.get() == Some(waiters.received.get()) => {
@@ -208,7 +209,7 @@ impl Lane {
                 if let Some(endpoint) = self.endpoint.upgrade() {
                     endpoint.counters().fins_recovered.increment();
                 }
-                // Should the FIN still come, it must not look like a new stream.
+                // If the FIN still comes, it must not look like a new stream.
                 self.stop(stream, FlowError::NoError);
                 StreamRead::Bytes(0, true)
             }
@@ -234,7 +235,7 @@ impl Lane {
 
     fn shutdown(&self, stream: u64, direction: quiche::Shutdown, error: FlowError) {
         if self.is_open() {
-            // `Done`: that direction is over already.
+            // `Done` means that the direction is over already.
             let _over = self
                 .conn
                 .borrow_mut()
@@ -243,7 +244,8 @@ impl Lane {
         }
     }
 
-    /// Queues a control message on stream 0. What quiche does not take now follows when the stream is writable.
+    /// Queues a control message on stream 0. What quiche does not take now follows when the stream
+    /// is writable.
     ///
     /// A peer that does not read its control stream would make the backlog grow: above
     /// [`CONTROL_BACKLOG_BYTES_MAX`] the lane is closed.
@@ -266,7 +268,8 @@ impl Lane {
         self.flush_control();
     }
 
-    /// Writes as much of the control backlog as the stream takes. Called again when stream 0 becomes writable.
+    /// Writes as much of the control backlog as the stream takes. Called again when stream 0
+    /// becomes writable.
     pub(crate) fn flush_control(&self) {
         let mut backlog = self.control_backlog.borrow_mut();
         if backlog.is_empty() {
@@ -274,7 +277,8 @@ impl Lane {
         }
         let result = {
             let mut conn = self.conn.borrow_mut();
-            // Before what flows have written, however much that is. Fails where the next call does.
+            // The control stream goes before everything that flows have written. This fails where
+            // the next call does.
             let _closing = conn.stream_priority(CONTROL_STREAM, URGENCY_FIRST, true);
             conn.stream_send(CONTROL_STREAM, &backlog, false)
         };
@@ -296,12 +300,11 @@ impl Lane {
         }
     }
 
-    // ---- datagrams -----------------------------------------------------------------------------------------------
+    // ---- datagrams ----
 
     /// Queues a datagram.
     ///
-    /// # Errors
-    /// The datagram is gone in each case; the caller counts it.
+    /// # Errors The datagram is dropped in each case; the caller counts it.
     pub(crate) fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused> {
         if !self.is_open() {
             return Err(DatagramRefused::Closed);
@@ -334,7 +337,7 @@ impl Lane {
         }
     }
 
-    /// Datagrams were queued, which the peer must acknowledge.
+    /// Notes that datagrams were queued, which the peer must acknowledge.
     pub(crate) fn asked_by_datagram(&self, now: Instant) {
         if let Some(lane) = self.this.upgrade() {
             lane.asked(now);
@@ -342,7 +345,7 @@ impl Lane {
     }
 }
 
-/// What a stream error means for its flow.
+/// The error of a flow for an error of its stream.
 pub(super) fn flow_error(error: quiche::Error) -> FlowError {
     match error {
         quiche::Error::StreamReset(code) | quiche::Error::StreamStopped(code) => {

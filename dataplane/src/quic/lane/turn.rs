@@ -1,43 +1,43 @@
-//! What one turn of receiving brought a lane, and what of it was its peer's.
+//! What one turn of receiving brought a lane, and how much of it was genuine.
 //!
 //! Anybody who knows a lane's address or connection id can send it packets. quiche takes them all
-//! without a word, and counts those that it could decrypt: only these are a sign of life, and only
-//! they are worth an acknowledgement.
+//! silently, and counts those that it could decrypt: only these are a sign of life, and only they
+//! are worth an acknowledgement.
 
 use std::cell::Cell;
 
 use super::Lane;
 
-/// Counted while a turn lasts.
+/// The counts of a turn while it lasts.
 #[derive(Debug, Default)]
 pub(in crate::quic) struct Turn {
     /// Datagrams that quiche was given.
     datagrams: Cell<u64>,
-    /// Bytes of those that came from where packets go.
+    /// Bytes of datagrams that came along the current path.
     bytes: Cell<usize>,
-    /// Packets that quiche had decrypted, in all, at the end of the last turn.
+    /// Number of packets that quiche had decrypted at the end of the last turn.
     genuine_before: Cell<u64>,
 }
 
-/// A turn that is over.
+/// The result of a turn that is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::quic) struct TurnOver {
-    /// Something came from the peer.
+    /// Whether something came from the peer.
     pub(in crate::quic) genuine: bool,
-    /// Datagrams that brought nothing.
+    /// Number of datagrams that had no effect.
     pub(in crate::quic) ignored: u64,
-    /// Bytes that came from where packets go.
+    /// Bytes that came along the current path.
     pub(in crate::quic) bytes: usize,
 }
 
 impl Turn {
-    /// quiche was given a datagram; `bytes` of it came from where packets go.
+    /// Counts a datagram that quiche was given; `bytes` of it came along the current path.
     pub(in crate::quic) fn fed(&self, bytes: usize) {
         self.datagrams.set(self.datagrams.get() + 1);
         self.bytes.set(self.bytes.get() + bytes);
     }
 
-    /// Packets go elsewhere from now on.
+    /// Notes that the path has changed.
     pub(super) fn moved(&self) {
         self.bytes.set(0);
     }
@@ -46,7 +46,7 @@ impl Turn {
         let new = genuine.saturating_sub(self.genuine_before.replace(genuine));
         TurnOver {
             genuine: new > 0,
-            // While hands are shaken, one datagram may bring several packets.
+            // During the handshake, one datagram may bring several packets.
             ignored: self.datagrams.take().saturating_sub(new),
             bytes: self.bytes.take(),
         }
@@ -54,14 +54,14 @@ impl Turn {
 }
 
 impl Lane {
-    /// The packets of a turn have been given to quiche.
+    /// Ends the turn, after its packets have been given to quiche.
     pub(in crate::quic) fn end_turn(&self) -> TurnOver {
         self.turn.over(self.genuine_packets())
     }
 
-    /// Whether packets that are not the peer's change nothing for the lane: it is up and goes on.
-    /// While hands are shaken they raise the amplification limit (RFC 9000 section 8.1), or wait
-    /// for their keys; one may be a stateless reset.
+    /// Whether packets that are not the peer's change nothing for the lane, because it is up and
+    /// goes on. During the handshake they raise the amplification limit (RFC 9000 section 8.1), or
+    /// wait for their keys; and one may be a stateless reset.
     pub(in crate::quic) fn is_unmoved_by_noise(&self) -> bool {
         let conn = self.conn.borrow();
         self.counted_opened.get()

@@ -1,90 +1,91 @@
 //! How much of what flows have written still waits in quiche to be sent, and how much more they may
 //! write.
 //!
-//! quiche lets streams write as much as the congestion window has free, and after each packet
-//! received counts that anew, whatever waits already: where the window is what limits a lane, more
-//! and more waits, of ever more streams, and goes out one packet of each stream at a time. So what
-//! waits behind a full window counts as a part of what the window has free.
+//! quiche lets streams write as much as the congestion window has free, and counts that anew after
+//! each packet received, whatever waits already. Where the window limits a lane, more and more
+//! would wait, of ever more streams, and be sent one packet of each stream at a time. So what waits
+//! behind a full window is subtracted from what the window has free.
 
 use std::cell::Cell;
 
 use super::{PACKET_OVERHEAD_MIN, QUEUE_BYTES_MAX};
 
-/// So much of one flow may wait behind a full window: a batch, which goes out with the next
-/// acknowledgement, before the flow has had its turn. Of several flows it is the less, because their
-/// packets would take turns.
+/// Bytes of one flow that may wait behind a full window: a batch, which is sent with the next
+/// acknowledgement, before the flow has had its turn. With several flows each has less, because
+/// their packets would take turns.
 const BEHIND_WINDOW_BYTES_MAX: usize = 64 << 10;
 
-/// After so many writes the lane is flushed without waiting for the other flows of the turn: the peer
-/// begins with what there is while they are still at it. A flush costs about as much as two of the
-/// writes with what is around them.
+/// Writes after which a lane is flushed without waiting for the other flows of the turn. The peer
+/// begins with these while the other flows are still being read. A flush costs about as much as two
+/// writes with the work around them.
 const WRITES_PER_FLUSH: u32 = 16;
 
-/// All in bytes, but for the writes. What waits is an estimate: quiche does not tell.
+/// The unsent bytes of one lane, and how often it was written to. What waits is an estimate,
+/// because quiche does not tell.
 #[derive(Debug, Default)]
 pub(in crate::quic) struct Unsent {
     waiting: Cell<usize>,
-    /// What was waiting when the window was last found full.
+    /// Bytes that waited when the window was last found full.
     behind_window: Cell<usize>,
-    /// Written since the last packet came.
+    /// Bytes written since the last packet came.
     written: Cell<usize>,
-    /// Sent since then.
+    /// Bytes sent since the last packet came.
     sent: Cell<usize>,
     /// Calls of [`Unsent::wrote`] since the last flush.
     writes: Cell<u32>,
 }
 
 impl Unsent {
-    /// What waits.
+    /// Bytes that wait.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.get()
     }
 
-    /// Flows have written so much.
+    /// Counts bytes that flows have written.
     pub(super) fn wrote(&self, bytes: usize) {
         self.waiting.set(self.waiting.get() + bytes);
         self.written.set(self.written.get() + bytes);
         self.writes.set(self.writes.get() + 1);
     }
 
-    /// The lane is being flushed.
+    /// Notes that the lane is being flushed.
     pub(in crate::quic) fn flushed(&self) {
         self.writes.set(0);
     }
 
-    /// Whether the peer should not be kept waiting any longer.
+    /// Whether the lane was written to so often that it is flushed before the turn ends.
     pub(super) fn is_worth_a_flush(&self) -> bool {
         self.writes.get() >= WRITES_PER_FLUSH
     }
 
-    /// A packet of so many bytes was taken out.
+    /// Counts a packet of this size that was taken out.
     pub(in crate::quic) fn packet_sent(&self, bytes: usize) {
         let payload = bytes.saturating_sub(PACKET_OVERHEAD_MIN);
         self.waiting.set(self.waiting.get().saturating_sub(payload));
         self.sent.set(self.sent.get() + bytes);
     }
 
-    /// A packet came, and quiche has counted anew what the window has free.
+    /// Notes that a packet came, after which quiche has counted anew what the window has free.
     pub(in crate::quic) fn window_counted(&self) {
         self.written.set(0);
         self.sent.set(0);
     }
 
-    /// quiche has no packet to send, of `packet` bytes at the most, although pacing would let it
-    /// go. `capacity` is what it would take of streams.
+    /// Notes that quiche has no packet to send, of `packet` bytes at most, although pacing would
+    /// allow it. `capacity` is what it would take of streams.
     pub(in crate::quic) fn stopped(&self, capacity: Option<usize>, packet: usize) {
         let window = capacity.map(|capacity| capacity + self.written.get());
         if window.is_some_and(|window| self.sent.get() + packet > window) {
             self.behind_window.set(self.waiting.get());
         } else {
-            // Everything has gone; what the estimate has left over went with streams that were
+            // Everything has been sent; what the estimate has left belonged to streams that were
             // reset.
             self.waiting.set(0);
             self.behind_window.set(0);
         }
     }
 
-    /// How much flows may write, where quiche would take `capacity` and so many flows want to.
+    /// How much flows may write, if quiche would take `capacity` and this many flows want to write.
     pub(super) fn room(&self, capacity: usize, flows: usize) -> usize {
         let queue = QUEUE_BYTES_MAX.saturating_sub(self.waiting.get());
         let window = capacity.saturating_add(BEHIND_WINDOW_BYTES_MAX / flows.max(1));

@@ -1,4 +1,4 @@
-//! A TLS connection until an endpoint has it: the handshake, on both sides.
+//! A TLS connection before an endpoint owns it: the handshake, on both sides.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -11,10 +11,10 @@ use crate::core::time;
 use crate::quic::tls;
 use crate::sys::tcp::TcpSocket;
 
-/// What one read of a handshake takes: a certificate chain comes in some of them.
+/// Bytes of one read in a handshake; a certificate chain takes several reads.
 const CHUNK_BYTES: usize = 4 << 10;
 
-/// What a peer may send before the handshake is complete. A chain of certificates is some
+/// Bytes that a peer may send before the handshake is complete. A chain of certificates is some
 /// kilobytes.
 const HANDSHAKE_BYTES_MAX: usize = 128 << 10;
 
@@ -24,13 +24,13 @@ pub(crate) enum TlsFailure {
     /// The connection to the network failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// The peer ended the connection in the handshake.
+    /// The peer ended the connection during the handshake.
     #[error("the peer closed the connection in the TLS handshake")]
     Closed,
-    /// It took too long.
+    /// The handshake took too long.
     #[error("the TLS handshake did not complete in {} s", .0.as_secs())]
     Slow(Duration),
-    /// It speaks TLS, but not this protocol in it.
+    /// The peer speaks TLS, but not this protocol in it.
     #[error(
         "a TLS server answers there, but it is no server of qmux-dp, or one with tls_fallback = false"
     )]
@@ -38,36 +38,35 @@ pub(crate) enum TlsFailure {
     /// The peer's certificate was refused.
     #[error("the server's certificate is not accepted: {0}")]
     BadCertificate(String),
-    /// TLS failed otherwise.
+    /// TLS has failed for another reason.
     #[error("TLS: {0}")]
     Tls(String),
-    /// The peer sent more than a handshake is.
+    /// The peer sent more than belongs to a handshake.
     #[error("the peer sent too much in the TLS handshake")]
     TooMuch,
 }
 
-/// A TLS connection whose handshake is complete, on its way to the endpoint that will own it,
-/// which may be another core's.
+/// A TLS connection whose handshake is complete, on its way to the endpoint that will own it, which
+/// may be on another core.
 #[derive(Debug)]
 pub(crate) struct TlsConnection {
     pub(super) stream: TcpStream,
     pub(super) pipe: TlsPipe,
-    /// Clear bytes that came and are no whole packet, or have not been looked at.
+    /// Clear bytes that have come and are not a whole packet, or have not been looked at.
     pub(super) rest: Vec<u8>,
-    /// The peer as TCP knows it.
+    /// The peer's address, as TCP knows it.
     pub(crate) peer: SocketAddr,
     /// The local address.
     pub(crate) local: IpAddr,
-    /// On a server: when a registered lane must ride it, at the latest.
+    /// On a server, the deadline for a registered lane to use the connection.
     pub(crate) claim_until: Option<Instant>,
-    /// It has been handed over from the core that accepted it.
+    /// Whether the core that accepted the connection has handed it over.
     pub(super) handed_over: bool,
 }
 
-/// Shakes hands as a client on a connected socket.
+/// Performs the handshake of a client on a connected socket.
 ///
-/// # Errors
-/// Why not.
+/// # Errors The reason why it failed.
 pub(crate) async fn connect(
     socket: TcpSocket,
     context: &SslContext,
@@ -80,10 +79,9 @@ pub(crate) async fn connect(
     shake_hands(socket, ssl, Side::Client, patience).await
 }
 
-/// Shakes hands as a server on an accepted socket.
+/// Performs the handshake of a server on an accepted socket.
 ///
-/// # Errors
-/// Why not.
+/// # Errors The reason why it failed.
 pub(crate) async fn accept(
     socket: TcpSocket,
     context: &SslContext,
@@ -118,12 +116,13 @@ async fn shake_hands(
 }
 
 async fn complete(socket: &TcpSocket, pipe: &mut TlsPipe) -> Result<(), TlsFailure> {
-    // Not in the future, which would be as large for each stranger several times over.
+    // The buffer is not in the future, which would then be as large for each stranger several times
+    // over.
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut came = 0;
     loop {
         let done = pipe.handshake();
-        // An alert, too: it tells the peer why.
+        // An alert is sent as well: it tells the peer the reason.
         send_all(socket, pipe.outgoing()).await?;
         match done {
             Ok(true) => return Ok(()),
@@ -169,7 +168,7 @@ fn explain(pipe: &TlsPipe, error: &boring::ssl::Error) -> TlsFailure {
     TlsFailure::Tls(text)
 }
 
-/// Sends what is there, however long the socket takes.
+/// Sends all bytes, however long the socket takes.
 async fn send_all(socket: &TcpSocket, bytes: &mut Vec<u8>) -> io::Result<()> {
     let mut sent = 0;
     while sent < bytes.len() {

@@ -1,17 +1,17 @@
-//! Packets in a stream of bytes: each has its length in front, 2 bytes, the high one first.
+//! Packets in a stream of bytes: each has its length in front, 2 bytes in network byte order.
 //!
-//! No I/O here. A length that no packet has ends the connection: what comes after it would be read
-//! at the wrong places.
+//! There is no I/O in here. A length that no packet can have ends the connection, because
+//! everything after it would be read at the wrong places.
 
 /// Bytes in front of a packet.
 pub(super) const HEADER_BYTES: usize = 2;
 
-/// Largest packet: what QUIC takes in one (`PACKET_BYTES_MAX` of [`crate::quic::settings`] is
+/// Largest packet: the largest that QUIC takes (`PACKET_BYTES_MAX` of [`crate::quic::settings`] is
 /// less).
 pub(super) const PACKET_BYTES_MAX: usize = 16_384;
 
-/// Smallest one: the header of a short one, its packet number, and 16 bytes that authenticate it
-/// are more.
+/// Smallest packet: a short header, its packet number and an authentication tag of 16 bytes are
+/// more.
 pub(super) const PACKET_BYTES_MIN: usize = 16;
 
 const _: () = assert!(crate::quic::settings::PACKET_BYTES_MAX <= PACKET_BYTES_MAX);
@@ -25,7 +25,7 @@ pub(super) struct BadLength {
     length: usize,
 }
 
-/// Appends a packet to what is to be sent. One that is too large is left out: quiche makes none.
+/// Appends a packet to the bytes to be sent. One that is too large is left out; quiche makes none.
 pub(super) fn append(packet: &[u8], to: &mut Vec<u8>) {
     if let Ok(length) = u16::try_from(packet.len())
         && packet.len() <= PACKET_BYTES_MAX
@@ -35,10 +35,9 @@ pub(super) fn append(packet: &[u8], to: &mut Vec<u8>) {
     }
 }
 
-/// Calls `each` with every packet that is whole, in order, and says how many bytes they took.
+/// Calls `each` with every whole packet, in order, and returns how many bytes they took.
 ///
-/// # Errors
-/// If the bytes are no packets.
+/// # Errors If the bytes are not packets.
 pub(super) fn split(
     mut bytes: &mut [u8],
     mut each: impl FnMut(&mut [u8]),

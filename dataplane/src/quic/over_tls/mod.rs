@@ -1,12 +1,11 @@
 //! QUIC packets inside TLS over TCP, for networks where UDP does not pass.
 //!
 //! A TLS connection carries the packets of one lane, each with its length in front ([`framing`]).
-//! It is a [`crate::quic::roaming::Way`] like any other: a lane that rides it knows nothing of it,
-//! and moves between UDP and TLS as it moves between two addresses. The TLS connection only has to
-//! pass middleboxes and to show the client that the server is the right one; who the client is,
-//! QUIC finds out inside.
+//! To the lane it is a [`crate::quic::roaming::Way`] like any other, and the lane moves between UDP
+//! and TLS as it moves between two addresses. The TLS connection only has to pass middleboxes and
+//! to show the client that the server is the right one; QUIC authenticates the client inside.
 //!
-//! Nothing here knows a lane: an endpoint feeds lanes with what comes ([`way`]).
+//! Nothing in here knows a lane: an endpoint feeds lanes with the packets that come ([`way`]).
 
 mod connection;
 mod framing;
@@ -17,8 +16,8 @@ use qmux_proto::ALPN_OVER_TLS;
 
 pub(crate) use connection::{TlsConnection, accept, connect};
 
-/// The protocol that both ends agree on in the TLS handshake, as it stands there, with its length
-/// in front.
+/// The protocol that both ends agree on in the TLS handshake, in the form of the ALPN extension,
+/// with its length in front.
 pub(crate) const ALPN_LIST: &[u8] = b"\x0dqmux-dp-tls/1";
 
 const _: () = assert!(

@@ -1,20 +1,20 @@
-//! TLS over memory: bytes of the network go in and out, and so do bytes in the clear.
+//! TLS over memory: encrypted and clear bytes go in and out.
 //!
-//! No I/O here. Whoever owns a pipe moves what is in [`TlsPipe::outgoing`] to a socket, and gives
-//! it what came from there, many records at a time.
+//! There is no I/O in here. The owner of a pipe writes what is in [`TlsPipe::outgoing`] to a
+//! socket, and feeds the pipe with what it reads there, many records at a time.
 
 use std::io::{self, Read, Write};
 
 use boring::error::ErrorStack;
 use boring::ssl::{Error, ErrorCode, Ssl, SslRef, SslStream};
 
-/// The two directions of the network.
+/// The encrypted bytes of both directions.
 #[derive(Debug, Default)]
 struct Wire {
-    /// What came, from `taken` on.
+    /// Bytes that have come; those before `taken` are used up.
     incoming: Vec<u8>,
     taken: usize,
-    /// What is to be sent.
+    /// Bytes to be sent.
     outgoing: Vec<u8>,
 }
 
@@ -46,19 +46,19 @@ impl Write for Wire {
     }
 }
 
-/// Which side of the handshake this is.
+/// The side of the handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Side {
     Client,
     Server,
 }
 
-/// What a read of the clear bytes brought.
+/// The result of reading clear bytes.
 #[derive(Debug)]
 pub(super) enum Clear {
-    /// So many bytes.
+    /// This many bytes were read.
     Bytes(usize),
-    /// None until more comes.
+    /// There are none until more comes from the network.
     Nothing,
     /// The peer sends no more.
     End,
@@ -77,10 +77,9 @@ impl TlsPipe {
         Ok(TlsPipe { stream, side })
     }
 
-    /// Goes on with the handshake. True once it is complete.
+    /// Continues the handshake. True once it is complete.
     ///
-    /// # Errors
-    /// If it has failed; an alert for the peer may be among what is to be sent.
+    /// # Errors If it has failed; an alert for the peer may be among the bytes to be sent.
     pub(super) fn handshake(&mut self) -> Result<bool, Error> {
         let result = match self.side {
             Side::Client => self.stream.connect(),
@@ -101,7 +100,7 @@ impl TlsPipe {
         self.stream.ssl()
     }
 
-    /// Takes in what came from the network.
+    /// Takes bytes that came from the network.
     pub(super) fn came(&mut self, bytes: &[u8]) {
         let wire = self.stream.get_mut();
         if wire.taken > 0 {
@@ -113,8 +112,7 @@ impl TlsPipe {
 
     /// Reads clear bytes.
     ///
-    /// # Errors
-    /// If what came is no TLS of this connection.
+    /// # Errors If the bytes from the network are not TLS of this connection.
     pub(super) fn read(&mut self, into: &mut [u8]) -> Result<Clear, Error> {
         match self.stream.ssl_read(into) {
             Ok(0) => Ok(Clear::End),
@@ -125,10 +123,9 @@ impl TlsPipe {
         }
     }
 
-    /// Encrypts bytes; they are among what is to be sent.
+    /// Encrypts bytes, and adds them to those to be sent.
     ///
-    /// # Errors
-    /// If the connection is over.
+    /// # Errors If the connection is over.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         while !bytes.is_empty() {
             let count = self.stream.ssl_write(bytes)?;
@@ -137,7 +134,7 @@ impl TlsPipe {
         Ok(())
     }
 
-    /// What is to be sent to the network; whoever sends it takes it out.
+    /// The bytes to be sent to the network; whoever sends them takes them out.
     pub(super) fn outgoing(&mut self) -> &mut Vec<u8> {
         &mut self.stream.get_mut().outgoing
     }

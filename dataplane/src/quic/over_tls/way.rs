@@ -1,4 +1,4 @@
-//! A TLS connection of an endpoint: what is sent leaves at once, or waits for room in the socket.
+//! A TLS connection of an endpoint: packets are sent at once, or wait for room in the socket.
 //!
 //! What waits is bounded: while the socket is full ([`TlsWay::is_full`]) the lane is not asked for
 //! packets, so that no more than one batch waits here, and little in the kernel
@@ -16,14 +16,13 @@ use super::pipe::{Clear, TlsPipe};
 use crate::quic::roaming::{TlsId, Way};
 use crate::sys::tcp::TcpSocket;
 
-/// What one read of the socket takes.
+/// Bytes of one read of the socket.
 const READ_BYTES: usize = 64 << 10;
 
-/// Clear bytes of one turn: what one read brings, after the beginning of a packet that came
-/// earlier.
+/// Clear bytes of one turn: those of one read, after the beginning of a packet that came earlier.
 const CLEAR_BYTES: usize = READ_BYTES + HEADER_BYTES + PACKET_BYTES_MAX;
 
-/// Buffers of this core, shared by all connections: they are used only within one call.
+/// Buffers of this core, shared by all connections, because each is used only within one call.
 struct Scratch {
     cipher: Vec<u8>,
     clear: Vec<u8>,
@@ -38,12 +37,12 @@ thread_local! {
     static SEND: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What a read brought.
+/// The result of a read.
 #[derive(Debug)]
 pub(in crate::quic) enum Taken {
-    /// Packets, and there may be more.
+    /// Packets have come, and there may be more.
     More,
-    /// All that there was.
+    /// Everything has been read.
     All,
     /// The connection is over.
     Over(String),
@@ -52,7 +51,7 @@ pub(in crate::quic) enum Taken {
 /// What became of packets that were to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::quic) enum Sent {
-    /// They are with the kernel.
+    /// The kernel has taken them all.
     All,
     /// Some wait for room: see [`TlsWay::write_rest`].
     Waits,
@@ -63,23 +62,23 @@ pub(in crate::quic) enum Sent {
 /// One TLS connection.
 #[derive(Debug)]
 pub(in crate::quic) struct TlsWay {
-    /// How lanes name it.
+    /// The path by which lanes refer to the connection.
     pub(in crate::quic) way: Way,
     socket: TcpSocket,
     pipe: RefCell<TlsPipe>,
-    /// The beginning of a packet that is not whole.
+    /// The beginning of a packet that is not whole yet.
     rest: RefCell<Vec<u8>>,
     full: Cell<bool>,
     over: Cell<bool>,
-    /// It was the peer who ended it, or whoever is between.
+    /// Whether the peer, or somebody between, has ended the connection.
     hung_up: Cell<bool>,
     /// The lane that is to be told when there is room.
     pub(in crate::quic) waits: Cell<Option<u64>>,
     /// The lane whose packets came last.
     pub(in crate::quic) lane: Cell<Option<u64>>,
-    /// On a server: when a registered lane must ride it, at the latest; `None` once one does.
+    /// On a server, the deadline for a registered lane to use the connection; `None` once one does.
     pub(in crate::quic) claim_until: Cell<Option<Instant>>,
-    /// It is known that its lane is, or will be, this core's.
+    /// Whether its lane is known to be, or to become, one of this core.
     pub(in crate::quic) settled: Cell<bool>,
 }
 
@@ -106,10 +105,10 @@ impl TlsWay {
         }))
     }
 
-    /// Takes the connection apart for another core. What came of it comes there again.
+    /// Takes the connection apart for another core, where the bytes that have come are looked at
+    /// again.
     ///
-    /// # Errors
-    /// If there are too many open files.
+    /// # Errors If there are too many open files.
     pub(in crate::quic) fn leave(self: Rc<TlsWay>) -> io::Result<Option<TlsConnection>> {
         let stream = self.socket.try_clone()?;
         let Some(this) = Rc::into_inner(self) else {
@@ -126,13 +125,14 @@ impl TlsWay {
         }))
     }
 
-    /// Waits until there is something to read. Cancel-safe.
+    /// Waits until there is something to read. This is cancel-safe.
     pub(in crate::quic) async fn readable(&self) -> io::Result<()> {
         self.socket.readable().await
     }
 
-    /// Reads once and calls `each` with every packet that is whole now. `elsewhere` says of the
-    /// first one whether it is another core's: then that one, and what comes after it, is kept.
+    /// Reads once, and calls `each` with every packet that is whole now. `elsewhere` says of the
+    /// first packet whether it belongs to another core; then that packet and everything after it
+    /// are kept.
     pub(in crate::quic) fn receive(
         &self,
         elsewhere: impl FnOnce(&[u8]) -> bool,
@@ -149,7 +149,7 @@ impl TlsWay {
     ) -> Taken {
         let Scratch { cipher, clear } = scratch;
         let (filled, mut taken) = match self.decrypt(clear) {
-            // All that came earlier is read.
+            // Everything that came earlier has been read.
             (filled, Taken::All) => match self.socket.try_read(cipher) {
                 Ok(0) => {
                     self.note_hung_up();
@@ -193,11 +193,12 @@ impl TlsWay {
         taken
     }
 
-    /// Puts the beginning of a packet, and all clear bytes that there are, to the front of `clear`.
+    /// Copies the beginning of a packet, and all clear bytes that there are, to the front of
+    /// `clear`.
     fn decrypt(&self, clear: &mut [u8]) -> (usize, Taken) {
         let filled = {
             let rest = self.rest.borrow();
-            // A whole batch after a hand-over.
+            // After a hand-over this may be a whole batch.
             let count = rest.len().min(clear.len());
             clear[..count].copy_from_slice(&rest[..count]);
             count
@@ -268,18 +269,18 @@ impl TlsWay {
         Sent::Waits
     }
 
-    /// True while packets wait for room in the socket.
+    /// Whether packets wait for room in the socket.
     pub(in crate::quic) fn has_waiting(&self) -> bool {
         self.full.get()
     }
 
-    /// Encrypted bytes that wait.
+    /// Number of encrypted bytes that wait.
     #[cfg(test)]
     pub(in crate::quic) fn waiting_bytes(&self) -> usize {
         self.pipe.borrow_mut().outgoing().len()
     }
 
-    /// True while packets wait for room in the socket; `lane` is told when there is some.
+    /// Whether packets wait for room in the socket; if so, `lane` is told when there is some.
     pub(in crate::quic) fn is_full(&self, lane: u64) -> bool {
         let full = self.full.get();
         if full {
@@ -288,12 +289,13 @@ impl TlsWay {
         full
     }
 
-    /// Packets wait from now on. True if nobody has called [`TlsWay::write_rest`] for them yet.
+    /// Notes that packets wait from now on. True if nobody has called [`TlsWay::write_rest`] for
+    /// them yet.
     pub(in crate::quic) fn begins_to_wait(&self) -> bool {
         !self.full.replace(true)
     }
 
-    /// Sends what waits, however long it takes, or until the connection is over.
+    /// Sends what waits, however long that takes, or until the connection is over.
     pub(in crate::quic) async fn write_rest(&self) {
         while self.full.get() && !self.over.get() {
             if self.socket.writable().await.is_err() {
@@ -307,8 +309,8 @@ impl TlsWay {
         self.full.set(false);
     }
 
-    /// Whether the peer's socket has ended the connection, or was closed with its process. Not if this
-    /// side did, nor if nothing was acknowledged for too long.
+    /// Whether the peer has ended the connection, or its process has died. False if this side has
+    /// ended it, or if nothing was acknowledged for too long.
     pub(in crate::quic) fn was_hung_up(&self) -> bool {
         self.hung_up.get()
     }
@@ -326,7 +328,7 @@ impl TlsWay {
         }
     }
 
-    /// Ends the connection. What the kernel has is still sent.
+    /// Ends the connection. What the kernel has taken is still sent.
     pub(in crate::quic) fn close(&self) {
         if !self.over.replace(true) {
             self.socket.shut();

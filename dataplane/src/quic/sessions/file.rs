@@ -1,5 +1,5 @@
-//! The file of session tickets: read and replaced as a whole. What its text looks like,
-//! `qmux-config` knows.
+//! The file of session tickets: read and replaced as a whole. The format of its text is known to
+//! `qmux-config`.
 
 use std::fs::DirBuilder;
 use std::io::{self, Write as _};
@@ -9,13 +9,13 @@ use std::path::Path;
 use qmux_config::{SavedSession, decode_sessions, encode_sessions};
 use tempfile::NamedTempFile;
 
-use super::{Identity, SERVERS_MAX, Saved, Server, TICKETS_MAX, Ticket};
+use super::{Identity, SERVERS_MAX, Saved, TICKETS_MAX, Ticket, TicketServer};
 
-/// Its name in the state directory.
+/// The name of the file in the state directory.
 pub(super) const NAME: &str = "sessions";
 
-/// Largest file that is read: as many servers as there may be with as many tickets as they may have, of 4 KB each, in
-/// base64. Some kilobytes are usual.
+/// Largest file that is read: as many servers as there may be, with as many tickets as they may
+/// have, of 4 KB each, in base64. Some kilobytes are usual.
 const FILE_BYTES_MAX: u64 = 96 << 20;
 
 const _: () = assert!((SERVERS_MAX * TICKETS_MAX * 4_096 * 4 / 3) as u64 <= FILE_BYTES_MAX);
@@ -28,10 +28,9 @@ pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// Whether [`make_dir`] and [`replace`] would work. Leaves nothing behind.
+/// Checks whether [`make_dir`] and [`replace`] would work. Leaves nothing behind.
 ///
-/// # Errors
-/// Why they would not.
+/// # Errors The reason why they would not.
 pub(super) fn probe(dir: &Path) -> io::Result<()> {
     for place in dir.ancestors() {
         let place = if place.as_os_str().is_empty() {
@@ -47,7 +46,7 @@ pub(super) fn probe(dir: &Path) -> io::Result<()> {
                 }
                 return temporary(dir).map(drop);
             }
-            // It is to be made there.
+            // The directory would have to be made there.
             Ok(_) => return tempfile::tempdir_in(place).map(drop),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -56,7 +55,8 @@ pub(super) fn probe(dir: &Path) -> io::Result<()> {
     Err(io::ErrorKind::NotFound.into())
 }
 
-/// What is dangerous about the directory, if anything. No error: in a container nobody else may be there.
+/// What is dangerous about the directory, if anything. This is not an error, because in a container
+/// there may be nobody else.
 pub(super) fn danger(dir: &Path) -> Option<&'static str> {
     let open_to_all = std::fs::metadata(dir).is_ok_and(|it| it.mode() & MODE_ALL_WRITE != 0);
     open_to_all.then_some(
@@ -80,12 +80,13 @@ pub(super) fn encode(saved: &[Saved]) -> String {
             (ticket.number, line)
         }));
     }
-    // Oldest first over all, which is the order when they are read back.
+    // The lines are sorted by age over all servers, oldest first, which is the order when they are
+    // read back.
     lines.sort_by_key(|(number, _)| *number);
     encode_sessions(lines.iter().map(|(_, line)| line))
 }
 
-/// Puts `text` in the place of the file, readable by its owner alone.
+/// Replaces the file by `text`, readable by its owner alone.
 pub(super) fn replace(path: &Path, text: &str) -> io::Result<()> {
     let mut file = temporary(path.parent().unwrap_or(Path::new(".")))?;
     file.write_all(text.as_bytes())?;
@@ -93,7 +94,7 @@ pub(super) fn replace(path: &Path, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// A file in `dir` that is gone when it is dropped. Its mode is 0600.
+/// A file in `dir` that is removed when dropped. Its mode is 0600.
 fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
     tempfile::Builder::new()
         .prefix(".sessions-")
@@ -102,9 +103,8 @@ fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
 
 /// The tickets of the file; none if there is no file.
 ///
-/// # Errors
-/// Why nothing of it is used; shows nothing of it.
-pub(super) fn load(path: &Path) -> Result<Vec<(Server, Identity, Ticket)>, String> {
+/// # Errors The reason why nothing of it is used, without showing any of it.
+pub(super) fn load(path: &Path) -> Result<Vec<(TicketServer, Identity, Ticket)>, String> {
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -120,10 +120,10 @@ pub(super) fn load(path: &Path) -> Result<Vec<(Server, Identity, Ticket)>, Strin
     decode(&bytes).ok_or_else(|| "it is damaged, or of another program or version".into())
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Option<Vec<(Server, Identity, Ticket)>> {
+pub(super) fn decode(bytes: &[u8]) -> Option<Vec<(TicketServer, Identity, Ticket)>> {
     let saved = decode_sessions(bytes)?.into_iter();
     let sessions = saved.map(|saved| {
-        let server = Server {
+        let server = TicketServer {
             address: saved.address,
             name: saved.name,
         };

@@ -8,8 +8,8 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
 
-fn server(number: u64) -> Server {
-    Server {
+fn server(number: u64) -> TicketServer {
+    TicketServer {
         address: format!("server-{number}.test:8443"),
         name: format!("server-{number}.test"),
     }
@@ -66,7 +66,7 @@ fn addresses_that_do_not_share_keys_are_not_offered_each_others_tickets() {
     tickets.declined(&server(1), &strange, peer(2), 1);
     assert_eq!(tickets.take(&server(1), [0; 32], peer(2), 1), None);
     assert!(tickets.take(&server(1), [0; 32], peer(1), 1).is_some());
-    // They may share them later.
+    // They may share their keys later.
     let much_later = 1 + UNSHARED_FOR_S;
     let tried = tickets.take(&server(1), [0; 32], peer(2), much_later);
     tickets.declined(&server(1), &tried.expect("one try"), peer(2), much_later);
@@ -148,7 +148,7 @@ fn a_ticket_is_used_once_in_time_and_for_its_server_and_identity_alone() {
                     }
                 }
                 7 => {
-                    // No answer, a decline or a refusal for one that is on its way.
+                    // A ticket in flight gets no answer, or is declined or refused.
                     if let Some((to, identity, ticket)) = in_flight.pop() {
                         match random.random_range(0..3) {
                             0 if identity == identities[to as usize] => {

@@ -1,6 +1,7 @@
-//! What a service demands of its visitors before they cost it anything: one gate for each service,
-//! which all cores ask. It is asked when a visitor comes, TCP or UDP, and told when its flow ends,
-//! and never for its bytes or for a datagram of a flow that is known.
+//! What a service demands of its visitors before they cost it anything: each service has one gate,
+//! shared by all cores. The gate is asked when a visitor comes, TCP or UDP, and is told when the
+//! visitor's flow ends. It is never asked for the bytes of a flow, nor for a datagram of a flow
+//! that is known.
 
 mod refusals;
 mod sources;
@@ -16,21 +17,22 @@ use arc_swap::ArcSwap;
 use qmux_config::Bounds;
 
 use crate::flow::bandwidth::Bandwidth;
-use crate::flow::udp::lives::source;
+use crate::flow::udp::lifetimes::source;
 pub(crate) use refusals::{Refusal, RefusalCounters};
 use sources::{SourceLimits, Sources};
 use udp_sources::UdpSources;
 
-/// Parts of a table of sources, each with a lock of its own: so that cores seldom wait for each
-/// other.
+/// Number of shards of a table of sources. Each has a lock of its own, so that cores seldom wait
+/// for each other.
 const SHARDS: usize = 16;
 
-/// Sources of TCP visitors of one service that are known at a time: some 10 MiB, and more than
-/// visitors have descriptors on most machines. Each has completed a handshake, so its address is
-/// its own. Those of UDP may be forged, and have a table without such a bound ([`udp_sources`]).
+/// Most sources of TCP visitors that one service knows at a time: some 10 MiB, and more than
+/// visitors have descriptors on most machines. Each source has completed a handshake, so its
+/// address is its own. Sources of UDP may be forged, and are kept in a table without such a bound
+/// ([`udp_sources`]).
 const SOURCES_MAX: usize = 131_072;
 
-/// What a source takes up.
+/// What a source is counted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// A TCP visitor.
@@ -42,19 +44,20 @@ enum Kind {
 /// The gate of one service.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    /// They may change; who is in stays.
+    /// The configured bounds. A reload may replace them; visitors who are in stay.
     bounds: ArcSwap<Bounds>,
-    /// TCP visitors who are in that came while their number was limited.
+    /// Number of TCP visitors who are in, not counting those who came while their number was
+    /// unlimited.
     visitors: AtomicU32,
-    /// Once TCP visitors were limited by source.
+    /// The sources of TCP visitors; set once these were limited by source.
     sources: OnceLock<Shards<Sources>>,
-    /// Once UDP flows were.
+    /// The sources of UDP flows; set once these were limited by source.
     udp_sources: OnceLock<Shards<UdpSources>>,
-    /// Of each core.
+    /// The refusals that each core has counted.
     refusals: Vec<RefusalCounters>,
 }
 
-/// The sources of a service.
+/// A table of a service's sources, in shards.
 #[derive(Debug)]
 struct Shards<T> {
     // Visitors choose their addresses, and must not be able to choose one shard for all of them.
@@ -78,7 +81,7 @@ impl<T> Shards<T> {
 }
 
 impl Shards<Sources> {
-    /// Other limits hold from now on.
+    /// Replaces the limits. They hold for visitors who come from now on.
     fn limit(&self, limits: SourceLimits) {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,13 +90,13 @@ impl Shards<Sources> {
     }
 }
 
-/// What a visitor or a flow takes up at a gate; gives it back when dropped.
+/// What a visitor or a flow takes up at a gate. It is given back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     gate: Arc<Gate>,
-    /// It is one of all visitors.
+    /// The visitor is counted among all visitors.
     of_all: bool,
-    /// It is one of its source.
+    /// The source that the visitor or flow is counted for, if any.
     of_source: Option<(IpAddr, Kind)>,
 }
 
@@ -109,7 +112,7 @@ impl Drop for Permit {
 }
 
 impl Gate {
-    /// Of a service with these bounds.
+    /// The gate of a service with these bounds.
     pub(crate) fn new(bounds: &Bounds, cores: usize) -> Gate {
         let gate = Gate {
             bounds: ArcSwap::default(),
@@ -122,11 +125,25 @@ impl Gate {
         gate
     }
 
-    /// Demands this of those who come from now on.
+    /// Replaces the bounds. They hold for visitors who come from now on.
     pub(crate) fn demand(&self, bounds: &Bounds) {
+        // Every key is named here, so that the program does not compile when a new key is added
+        // until somebody has decided what uses it: this function, the admission of a visitor, or a
+        // method that flows ask.
+        let Bounds {
+            allow: _,
+            deny: _,
+            accept_proxy_from: _,
+            max_visitors: _,
+            max_visitors_per_source,
+            visitors_per_second_per_source,
+            max_udp_flows_per_source,
+            bandwidth_per_visitor: _,
+            idle_timeout: _,
+        } = *bounds;
         let limits = SourceLimits {
-            visitors_max: bounds.max_visitors_per_source,
-            visitors_per_second: bounds.visitors_per_second_per_source,
+            visitors_max: max_visitors_per_source,
+            visitors_per_second: visitors_per_second_per_source,
             sources_max: SOURCES_MAX / SHARDS,
         };
         match self.sources.get() {
@@ -136,7 +153,7 @@ impl Gate {
             }
             None => {}
         }
-        if bounds.max_udp_flows_per_source > 0 {
+        if max_udp_flows_per_source > 0 {
             let _known = self
                 .udp_sources
                 .get_or_init(|| Shards::new(UdpSources::default));
@@ -144,26 +161,25 @@ impl Gate {
         self.bounds.store(Arc::new(bounds.clone()));
     }
 
-    /// How long a TCP flow may move nothing; zero: for ever.
+    /// How long a TCP flow may go without a byte; zero means for ever.
     pub(crate) fn idle_timeout(&self) -> Duration {
         self.bounds.load().idle_timeout
     }
 
-    /// What a flow that begins now may carry, TCP or UDP; `None`: as much as it can.
+    /// The bandwidth of a flow that begins now, TCP or UDP; `None` if it is not limited.
     pub(crate) fn bandwidth(&self, now: Instant) -> Option<Box<Bandwidth>> {
         Bandwidth::of(self.bounds.load().bandwidth_per_visitor, now)
     }
 
-    /// What each core has refused.
+    /// The refusals that each core has counted.
     pub(crate) fn refusals(&self) -> &[RefusalCounters] {
         &self.refusals
     }
 
-    /// Whether a TCP visitor may come in that has come to `core`. What it is given it holds until
-    /// its flow ends; nothing if nothing is limited.
+    /// Admits a TCP visitor who has come to `core`, if the bounds allow it. The caller keeps the
+    /// permit until the visitor's flow ends; there is none if nothing is limited.
     ///
-    /// # Errors
-    /// Why not; it has been counted.
+    /// # Errors The reason for which the visitor is refused, which has been counted.
     pub(crate) fn admit_visitor(
         self: &Arc<Self>,
         core: usize,
@@ -178,23 +194,22 @@ impl Gate {
         })
     }
 
-    /// Whether TCP visitors from there must begin with a PROXY header.
+    /// Whether TCP visitors from this address must begin with a PROXY header.
     pub(crate) fn expects_proxy_header(&self, peer: IpAddr) -> bool {
         self.bounds.load().accept_proxy_from.contains(peer)
     }
 
-    /// The first half of [`Self::admit_visitor`], for one whose address is not known yet.
+    /// The first half of [`Self::admit_visitor`], for a visitor whose address is not known yet.
     ///
-    /// # Errors
-    /// Why not; it has been counted.
+    /// # Errors The reason for which the visitor is refused, which has been counted.
     pub(crate) fn admit_unknown(self: &Arc<Self>, core: usize) -> Result<Option<Permit>, Refusal> {
         self.counted(core, || self.one_of_all(&self.bounds.load()))
     }
 
-    /// The second half: its address is known now.
+    /// The second half of [`Self::admit_visitor`], for a visitor whose address was not known
+    /// before.
     ///
-    /// # Errors
-    /// Why not; it has been counted.
+    /// # Errors The reason for which the visitor is refused, which has been counted.
     pub(crate) fn admit_known(
         self: &Arc<Self>,
         core: usize,
@@ -236,10 +251,9 @@ impl Gate {
         Ok(permit)
     }
 
-    /// The same for a UDP visitor that has no flow.
+    /// Admits a UDP visitor who has no flow, as [`Self::admit_visitor`] does for TCP.
     ///
-    /// # Errors
-    /// Why not; it has been counted.
+    /// # Errors The reason for which the visitor is refused, which has been counted.
     pub(crate) fn admit_udp_flow(
         self: &Arc<Self>,
         core: usize,
@@ -305,7 +319,7 @@ impl Gate {
     }
 }
 
-/// Whether the visitor comes from where it may.
+/// Checks `deny` and `allow` for the visitor's address.
 fn judge(bounds: &Bounds, visitor: IpAddr) -> Result<(), Refusal> {
     if bounds.denies(visitor) {
         return Err(Refusal::Denied);
@@ -424,7 +438,7 @@ mod tests {
             bounds.max_udp_flows_per_source = 1;
             bounds.max_visitors_per_source = 1;
         });
-        // More than eight cores have flows for, each from an address of its own.
+        // These are more flows than eight cores can have, each from an address of its own.
         let of = |number: u32| IpAddr::from(number.to_be_bytes());
         let forged: Vec<_> = (0..600_000)
             .map(|number| it.admit_udp_flow(0, of(number)).expect("in"))

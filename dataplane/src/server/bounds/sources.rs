@@ -1,10 +1,10 @@
-//! How many TCP visitors each source has at a time, and how often it comes. No clock: time comes in
-//! as an argument.
+//! How many TCP visitors each source has at a time, and how often it comes. There is no clock in
+//! here: time comes in as an argument.
 //!
 //! A source is an IPv4 address or an IPv6 network of 64 bits, which is what one subscriber has. The
-//! table is bounded. A source that has nothing and whose rate has recovered is forgotten; if as many
-//! as there may be have something, further ones are refused, because to forget one of these would
-//! be to let it in again and again.
+//! table is bounded. A source that has no visitor and whose rate has recovered is forgotten. When
+//! the table is full of sources that cannot be forgotten, new sources are refused, because
+//! forgetting one of the others would let it in again and again.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,22 +12,22 @@ use std::time::{Duration, Instant};
 
 use super::refusals::Refusal;
 
-/// Time between two searches for sources to forget.
+/// Time between two searches for sources that can be forgotten.
 const FORGET_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a source may have of TCP visitors; zero: as many as it likes.
+/// The limits for TCP visitors of each source; zero means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct SourceLimits {
-    /// At a time.
+    /// TCP visitors of one source at a time.
     pub(super) visitors_max: u32,
-    /// Per second, and as many at once.
+    /// New TCP visitors of one source per second, and as many at once.
     pub(super) visitors_per_second: u32,
-    /// Sources that are known at a time.
+    /// Sources that the table holds at a time.
     pub(super) sources_max: usize,
 }
 
 impl SourceLimits {
-    /// Whether sources have to be known at all.
+    /// Whether sources have to be tracked at all.
     pub(super) fn limit_something(&self) -> bool {
         self.visitors_max > 0 || self.visitors_per_second > 0
     }
@@ -35,11 +35,12 @@ impl SourceLimits {
 
 #[derive(Debug)]
 struct Source {
-    /// TCP visitors who are in, if their number is limited: a rate alone keeps no source known for
-    /// as long as its visitors stay.
+    /// TCP visitors of the source who are in, if their number is limited. With a limit of the rate
+    /// alone nothing is counted here, so that a source can be forgotten while its visitors stay.
     visitors: u32,
-    /// When its rate has recovered from all visitors so far (the generic cell rate algorithm's
-    /// theoretical arrival time): the later, the more have come of late.
+    /// When the rate of the source has recovered from all visitors so far (the theoretical arrival
+    /// time of the generic cell rate algorithm). The more visitors have come of late, the later
+    /// this is.
     recovered_at: Instant,
 }
 
@@ -49,11 +50,11 @@ impl Source {
     }
 }
 
-/// The sources that have something, or have come of late.
+/// The sources that have visitors, or have had new ones of late.
 #[derive(Debug)]
 pub(super) struct Sources {
     limits: SourceLimits,
-    // Visitors choose their addresses: hashed so that they cannot choose collisions.
+    // Visitors choose their addresses, so the hash is one for which they cannot choose collisions.
     known: HashMap<IpAddr, Source>,
     forget_at: Option<Instant>,
 }
@@ -67,13 +68,13 @@ impl Sources {
         }
     }
 
-    /// Other limits hold from now on.
+    /// Replaces the limits. They hold for visitors who come from now on.
     pub(super) fn limit(&mut self, limits: SourceLimits) {
         self.limits = limits;
     }
 
-    /// A source wants one more; it has it if this is no error. True if it must be told when the
-    /// source has it no more.
+    /// Counts one more visitor of a source, or refuses it. True if [`Self::close`] must be called
+    /// when the visitor has gone.
     pub(super) fn open(&mut self, source: IpAddr, now: Instant) -> Result<bool, Refusal> {
         if self.forget_at.is_none_or(|at| at <= now) {
             self.known.retain(|_, source| !source.is_idle(now));
@@ -102,7 +103,7 @@ impl Sources {
         Ok(counts)
     }
 
-    /// A source has one less.
+    /// Counts one visitor of a source less.
     pub(super) fn close(&mut self, source: IpAddr, now: Instant) {
         let Some(entry) = self.known.get_mut(&source) else {
             return;
@@ -114,7 +115,7 @@ impl Sources {
     }
 }
 
-/// The time that one visitor takes up of its source's rate.
+/// The share of its source's rate that one visitor takes, as a time.
 fn interval(per_second: u32) -> Option<Duration> {
     Duration::from_secs(1).checked_div(per_second)
 }

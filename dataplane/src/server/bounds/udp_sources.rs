@@ -1,10 +1,11 @@
 //! How many UDP flows each source has at a time.
 //!
-//! Anybody can send a datagram under any address, so this table has no bound of its own at which it
-//! would refuse newcomers: strangers could reach it, and close the service to all whom it does not
-//! know yet. A source is in here while it has a flow, and whoever has no room for one more flow
-//! ends the oldest that nobody has answered ([`crate::flow::udp::lives`]). So the table is bounded
-//! by the flow tables of the cores, and a place here costs a tenth of the flow that holds it.
+//! Anybody can send a datagram with any source address. A bound of this table at which newcomers
+//! are refused could be reached by strangers, and would close the service to everybody whom it does
+//! not know yet; so there is none. A source is in the table while it has a flow. A core that has no
+//! room for one more flow ends the oldest flow that no service has answered
+//! ([`crate::flow::udp::lifetimes`]). So the flow tables of the cores bound this table too, and an
+//! entry here costs a tenth of the flow that holds it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -13,15 +14,15 @@ use std::net::IpAddr;
 use super::refusals::Refusal;
 use crate::flow::udp::room;
 
-/// The sources that have flows.
+/// The number of flows of each source that has any.
 #[derive(Debug, Default)]
 pub(super) struct UdpSources {
-    // Visitors choose their addresses: hashed so that they cannot choose collisions.
+    // Visitors choose their addresses, so the hash is one for which they cannot choose collisions.
     flows: HashMap<IpAddr, u32>,
 }
 
 impl UdpSources {
-    /// A source wants one more flow, of `most` at a time; it has it if this is no error.
+    /// Counts one more flow of a source, which may have `most` at a time, or refuses it.
     pub(super) fn open(&mut self, source: IpAddr, most: u32) -> Result<(), Refusal> {
         let flows = self.flows.entry(source).or_insert(0);
         if *flows >= most {
@@ -31,7 +32,7 @@ impl UdpSources {
         Ok(())
     }
 
-    /// A source has one flow less.
+    /// Counts one flow of a source less.
     pub(super) fn close(&mut self, source: IpAddr) {
         let Entry::Occupied(mut flows) = self.flows.entry(source) else {
             return;
@@ -39,7 +40,7 @@ impl UdpSources {
         *flows.get_mut() -= 1;
         if *flows.get() == 0 {
             flows.remove();
-            // A flood may go from service to service.
+            // A flood may go from one service to the next, so each gives its memory back.
             room::give_back(&mut self.flows);
         }
     }

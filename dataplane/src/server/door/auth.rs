@@ -1,8 +1,8 @@
-//! Whether a client that wants to register is who it must be, and who that is: by its certificate,
-//! or by knowing a token.
+//! Authentication of a client that wants to register, by its certificate or by a token: whether it
+//! may, and who it is.
 //!
-//! The log says what was wrong. The peer is told what it can do about it if its certificate is
-//! good, and else nothing.
+//! The log says what was wrong. The peer is told what it can do about it only if its certificate is
+//! good.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -24,32 +24,33 @@ use crate::sys::tls::{PeerRefused, check_client_against};
 /// Most bytes of a certificate's name in a text for people.
 const SHOWN_NAME_BYTES_MAX: usize = 128;
 
-/// By what a lane was let in: it must hold as long as the lane does.
+/// The grounds on which a lane was let in. They must hold for as long as the lane lives.
 pub(crate) struct Admitted {
-    /// What is judged anew when the configuration changes.
+    /// What the client has shown and offered, which is judged again when the configuration changes.
     pub(crate) claim: Arc<Claim>,
-    /// The client can read what becomes of its services.
+    /// Whether the client can read what becomes of its services.
     pub(crate) is_told: bool,
-    /// By the certificate that it has shown.
+    /// Whether the client was authenticated by its certificate.
     pub(crate) by_certificate: bool,
-    /// When that expires, in seconds since 1970.
+    /// When the client's certificate expires, in seconds since 1970.
     pub(crate) expiry_s: Option<i64>,
-    /// By which settings it was found to be right, the last time that it was looked at.
+    /// The settings by which the lane was judged last.
     pub(crate) judged: Cell<Judged>,
 }
 
-/// Settings by which a lane was judged. Each lane has its own: it may be let in by settings that
-/// another thread replaces in the same moment.
+/// The settings by which a lane was judged. Each lane keeps its own, because it may be let in by
+/// settings that another thread replaces at the same moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Judged {
-    /// Their number.
+    /// The number of the settings ([`ServerSettings::generation`]).
     pub(crate) generation: u64,
-    /// The digest of what its certificate was held against.
+    /// The digest of the CAs and revocation lists that the client's certificate was checked
+    /// against.
     pub(crate) trusted: Identity,
 }
 
 impl Judged {
-    /// By these settings.
+    /// The mark of these settings.
     pub(crate) fn by(settings: &ServerSettings) -> Judged {
         Judged {
             generation: settings.generation,
@@ -60,29 +61,29 @@ impl Judged {
 
 /// Why a client is not let in.
 pub(crate) enum Unauthentic {
-    /// It must be told so, with this reason and text.
+    /// The client must be told so, with this reason and text.
     Refused(RefuseReason, String),
-    /// It has gone by itself.
+    /// The client has gone by itself.
     Gone,
 }
 
 impl Unauthentic {
-    /// One attempt per lane, and no hint at what was wrong.
+    /// A refusal that gives no hint at what was wrong; a lane has one attempt only.
     fn without_hint() -> Unauthentic {
         Unauthentic::Refused(RefuseReason::Unauthenticated, String::new())
     }
 }
 
-/// The handshake has authenticated the client. Its certificate is checked again if that was some
-/// time ago, for a resumed session, or against something else than is trusted now: a client may
-/// complete a handshake, wait for a list that revokes its certificate, and register then. Its names
-/// say who it is.
+/// Authenticates a client by its certificate, which the handshake has checked. It is checked again
+/// if the handshake was some time ago, if the session was resumed, or if other CAs or revocation
+/// lists are in force now: a client could complete a handshake, wait until its certificate is
+/// revoked, and register then. The names in the certificate say who the client is.
 pub(crate) fn by_certificate(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,
     settings: &ServerSettings,
 ) -> Result<Admission, Unauthentic> {
-    let resumed = this.lane.with_tls(|ssl| tls::is_resumed(ssl));
+    let resumed = this.quic.with_tls(|ssl| tls::is_resumed(ssl));
     let outdated = this.trusted != settings.credentials.trusted;
     if (resumed || outdated)
         && let Err(why) = check_now(this, settings)
@@ -107,14 +108,14 @@ pub(crate) fn by_certificate(
     Err(Unauthentic::Refused(RefuseReason::NotAdmitted, text))
 }
 
-/// Whether the client's certificate is good by what is trusted now.
+/// Checks the client's certificate against the CAs and revocation lists that are in force now.
 fn check_now(this: &ServerLane, settings: &ServerSettings) -> Result<(), PeerRefused> {
-    // There is one where clients authenticate by certificate; without it nobody is let in.
+    // There is a store wherever clients authenticate by certificate; without one nobody is let in.
     let store = settings.store.as_ref().ok_or(PeerRefused::Failed)?;
-    this.lane.with_tls(|ssl| check_client_against(ssl, store))
+    this.quic.with_tls(|ssl| check_client_against(ssl, store))
 }
 
-/// What to answer a client whose certificate was good, or was not asked for, when it shook hands.
+/// The answer to a client whose certificate was good, or was not asked for, when it shook hands.
 fn not_good_now(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,
@@ -125,9 +126,9 @@ fn not_good_now(
         door.counters().clients_outdated.increment();
         let why = format!("what is trusted has changed since its handshake: {why}");
         log(this, door, &why);
-        // Its next handshake, which comes within some seconds for this reason (see the client's
-        // back-off while a server drains), is judged by what is trusted now and tells it what is
-        // wrong; it may as well have been asked for no certificate in this one.
+        // The client comes again within some seconds for this reason (see its back-off while a
+        // server drains). That handshake is judged by what is trusted then, and tells the client
+        // what is wrong. In this handshake it may not even have been asked for a certificate.
         let text = "the configuration of this server has just changed";
         return Unauthentic::Refused(RefuseReason::Draining, text.into());
     }
@@ -137,13 +138,13 @@ fn not_good_now(
     Unauthentic::without_hint()
 }
 
-/// The names of the certificate that the client has shown.
+/// The names in the certificate that the client has shown.
 pub(super) fn names_of(this: &ServerLane) -> CertificateNames {
-    let names = this.lane.with_tls(|ssl| {
+    let names = this.quic.with_tls(|ssl| {
         let certificate = ssl.peer_certificate()?.to_der().ok()?;
         CertificateNames::of(&certificate)
     });
-    // A certificate that cannot be read has no names; where nobody has an entry it needs none.
+    // A certificate that cannot be read has no names. It needs none where no client has an entry.
     names.unwrap_or_else(|| CertificateNames {
         common_names: Vec::new(),
         dns_names: Vec::new(),
@@ -152,15 +153,15 @@ pub(super) fn names_of(this: &ServerLane) -> CertificateNames {
     })
 }
 
-/// When the certificates expire that the client has shown, in seconds since 1970: the first of them.
+/// When the first of the certificates that the client has shown expires, in seconds since 1970.
 pub(super) fn expiry_of(this: &ServerLane) -> Option<i64> {
-    this.lane.with_tls(|ssl| {
+    this.quic.with_tls(|ssl| {
         let leaf = ssl.peer_certificate()?.to_pem().ok()?;
         first_expiry_unix_s(&leaf)
     })
 }
 
-/// What to call a certificate: by what an entry would name it.
+/// What to call a certificate in a message: by the name that an entry of dp.toml would use.
 fn shown_name(names: &CertificateNames) -> String {
     let all = names.common_names.iter().chain(&names.dns_names);
     let name = all.chain(&names.uri_names).find(|name| !name.is_empty());
@@ -172,8 +173,8 @@ fn shown_name(names: &CertificateNames) -> String {
     name[..end].to_owned()
 }
 
-/// The client must prove that it knows a token, on every lane, resumed or not: the proof is bound
-/// to this session. The token says who it is.
+/// Authenticates a client by a token: the client must prove on every lane, resumed or not, that it
+/// knows the token. The proof is bound to this session. The token says who the client is.
 pub(crate) fn by_token(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,
@@ -183,7 +184,7 @@ pub(crate) fn by_token(
 ) -> Result<Admission, Unauthentic> {
     let why = match answer {
         ControlEvent::Message(Message::AuthProof(proof)) => {
-            let given = token::Given::on(&this.lane, challenge, &proof);
+            let given = token::Given::on(&this.quic, challenge, &proof);
             let admission = given.map_or(Admission::Refused, |given| {
                 settings.matcher.by_token(|token| given.proves(token))
             });
@@ -212,7 +213,7 @@ pub(crate) fn by_token(
 fn log(this: &Rc<ServerLane>, door: &Rc<Door>, why: &str) {
     if let Some(suppressed) = door.context().handshake_log.pass(Instant::now()) {
         tracing::warn!(
-            peer = address(&this.lane),
+            peer = address(&this.quic),
             why,
             suppressed,
             "client not authenticated"

@@ -1,4 +1,5 @@
-//! A lane as the server sees it: whose it is, whether it takes flows, what to do with its events.
+//! A lane as the server sees it: which client it belongs to, whether it takes flows, and what to do
+//! with its events.
 
 use std::cell::{Cell, OnceCell};
 use std::net::SocketAddr;
@@ -28,37 +29,38 @@ use crate::server::udp::lane::LaneFlows;
 
 /// One lane of one client.
 pub(crate) struct ServerLane {
-    pub(crate) lane: Rc<Lane>,
+    pub(crate) quic: Rc<Lane>,
     pub(crate) door: Weak<Door>,
-    /// By which of the door's addresses it came.
+    /// The index of the door's address that the lane came to.
     pub(crate) address: usize,
-    /// The digest of what its handshake holds the client's certificate against.
+    /// The digest of the CAs and revocation lists by which the lane's handshake checks the client.
     pub(crate) trusted: Identity,
-    /// Set by a successful registration.
+    /// The lane's claim on its client; set by a successful registration.
     pub(crate) membership: OnceCell<LaneMembership>,
-    /// By what it was let in; set with the membership.
+    /// The grounds on which the lane was let in; set together with the membership.
     pub(crate) admitted: OnceCell<Admitted>,
-    /// It gets no new flow because its client may not serve here any more.
+    /// Whether the lane gets no new flow because its client may not serve here any more.
     pub(crate) withdrawn: Cell<bool>,
     /// The lane's UDP flows, if visitors of UDP come to the door's entrances.
     pub(crate) udp: Option<Rc<LaneFlows>>,
     /// TCP flows on this lane: one [`LaneUse`] each.
     tcp_flows: Cell<usize>,
-    /// When the peer was last heard on the control stream.
+    /// When anything was last read from the control stream.
     pub(crate) last_heard: Cell<Instant>,
     control_started: Cell<bool>,
-    /// Wakes the lane's session: there was an alarm, or there are hand-overs to be told.
+    /// Wakes the lane's session when there was an alarm, or when there are hand-overs to report.
     pub(crate) wake: Event,
     alarmed: Cell<bool>,
-    /// Its client has ended the connection that it rode: it must be back by then.
+    /// The deadline for a client that has ended the TLS connection of the lane to be back.
     back_until: Cell<Option<Instant>>,
-    /// What came to it from cores without a lane of the client.
+    /// Visitors and datagrams that cores without a lane of the client have handed over to this
+    /// lane.
     hand_overs: Cell<HandOvers>,
-    /// Its client asks to be told of them.
+    /// Whether the client asks for reports of hand-overs.
     tells_hand_overs: Cell<bool>,
-    /// There are some that it has not been told of.
+    /// Whether there are hand-overs that the client has not been told of.
     hand_overs_untold: Cell<bool>,
-    /// It was refused, and stays until its client has read why.
+    /// Whether the lane was refused, and stays only until its client has read why.
     pub(crate) lingers: Cell<bool>,
 }
 
@@ -71,7 +73,7 @@ impl ServerLane {
         udp: Option<Rc<LaneFlows>>,
     ) -> Rc<ServerLane> {
         Rc::new(ServerLane {
-            lane,
+            quic: lane,
             door,
             address,
             trusted,
@@ -92,54 +94,55 @@ impl ServerLane {
         })
     }
 
-    /// What tells it apart from the door's other lanes on this core.
+    /// The key that tells this lane from the door's other lanes on this core.
     pub(crate) fn key(&self) -> (usize, u64) {
-        (self.address, self.lane.key())
+        (self.address, self.quic.key())
     }
 
-    /// The client may be gone: have it asked.
+    /// Raises an alarm: the client may be gone, and the session is to ask it.
     pub(crate) fn alarm(&self) {
         self.alarmed.set(true);
         self.wake.set();
     }
 
-    /// True once after each alarm.
+    /// Takes the alarm: true once after each.
     pub(crate) fn take_alarm(&self) -> bool {
         self.alarmed.take()
     }
 
-    /// When its client must be back that has ended the connection that it rode.
+    /// When a client that has ended the TLS connection of its lane must be back.
     pub(super) fn back_until(&self) -> Option<Instant> {
         self.back_until.get()
     }
 
-    /// Its client must be back by then.
+    /// Sets or clears the time by which the client must be back.
     pub(super) fn must_be_back(&self, until: Option<Instant>) {
         self.back_until.set(until);
     }
 
-    /// The client asks to be told of hand-overs. It is told at once that it will be.
+    /// The client asks for reports of hand-overs. The first report, which may be empty, is due at
+    /// once and confirms this.
     pub(super) fn tell_hand_overs(&self) {
         self.tells_hand_overs.set(true);
-        self.lane
+        self.quic
             .send_control(&Message::HandOvers(self.hand_overs.get()));
     }
 
-    /// A core without a lane of the client has handed a visitor over to this lane.
+    /// Counts a visitor that a core without a lane of the client has handed over to this lane.
     pub(crate) fn visitor_handed_over(&self) {
         let mut hand_overs = self.hand_overs.get();
         hand_overs.visitors += 1;
         self.note_hand_overs(hand_overs);
     }
 
-    /// The same with a datagram of a UDP visitor.
+    /// Counts a datagram of a UDP visitor that was handed over in the same way.
     pub(crate) fn datagram_handed_over(&self) {
         let mut hand_overs = self.hand_overs.get();
         hand_overs.datagrams += 1;
         self.note_hand_overs(hand_overs);
     }
 
-    /// The lane's session tells them when it is time.
+    /// Notes new hand-overs, which the lane's session reports when it is time.
     fn note_hand_overs(&self, hand_overs: HandOvers) {
         self.hand_overs.set(hand_overs);
         if self.tells_hand_overs.get() && !self.hand_overs_untold.replace(true) {
@@ -152,20 +155,20 @@ impl ServerLane {
         self.hand_overs_untold.get()
     }
 
-    /// The hand-overs that the client is told now.
+    /// Takes the hand-overs that are reported now.
     pub(super) fn take_hand_overs(&self) -> HandOvers {
         self.hand_overs_untold.set(false);
         self.hand_overs.get()
     }
 
-    /// Whether it belongs to the client with this number.
+    /// Whether the lane belongs to the client with this number.
     pub(crate) fn is_of(&self, client: u64) -> bool {
         self.membership
             .get()
             .is_some_and(|membership| membership.client().number == client)
     }
 
-    /// Who the client is, for logs.
+    /// The name of the client, for logs.
     pub(crate) fn client_id(&self) -> &str {
         self.membership
             .get()
@@ -177,11 +180,11 @@ impl ServerLane {
 
 impl CarriesFlows for ServerLane {
     fn is_open(&self) -> bool {
-        self.lane.is_open()
+        self.quic.is_open()
     }
 
     fn is_silent(&self) -> bool {
-        self.lane.is_silent()
+        self.quic.is_silent()
     }
 
     fn flows(&self) -> usize {
@@ -189,7 +192,7 @@ impl CarriesFlows for ServerLane {
     }
 }
 
-/// A TCP flow's claim on its lane: counts it until dropped.
+/// A TCP flow's use of its lane, counted until this is dropped.
 pub(crate) struct LaneUse(Rc<ServerLane>);
 
 impl LaneUse {
@@ -213,25 +216,25 @@ impl Drop for LaneUse {
     }
 }
 
-/// Where the lane's peer is, as a field of a log line: without one it is not printed.
+/// The address of the lane's peer, as a field of a log line that is left out if there is none.
 pub(crate) fn address(lane: &Lane) -> Option<DisplayValue<SocketAddr>> {
     lane.peer_addr().map(tracing::field::display)
 }
 
-/// Closes a lane of a replaced client, unless what has come meanwhile shows that it lives: this
-/// process may have stood still, and its timers fire before it reads.
+/// Closes a lane of a replaced client, unless something has come meanwhile that shows that the
+/// client lives: after this process stood still, its timers fire before it reads.
 fn close_if_still_silent(lane: Rc<ServerLane>) {
     crate::core::task::spawn(async move {
         crate::core::time::sleep(READ_FIRST).await;
         if let Some(door) = lane.door.upgrade()
-            && lane.lane.is_silent()
+            && lane.quic.is_silent()
         {
             door.close_replaced(&lane);
         }
     });
 }
 
-/// Handler of the lane's events; holds the lane's state until it has ended.
+/// The handler of the lane's events. It holds the lane's state until the lane has ended.
 pub(crate) struct ServerLaneEvents(pub(crate) Rc<ServerLane>);
 
 impl LaneEvents for ServerLaneEvents {
@@ -248,7 +251,8 @@ impl LaneEvents for ServerLaneEvents {
                 lane.panicked();
             });
         }
-        // Else it has been refused, and what it said meanwhile is not read any more: the refusal must reach it first.
+        // Otherwise the lane has been refused. What it says after that is not read, because the
+        // refusal must reach the client first.
     }
 
     fn datagram(&self, _lane: &Rc<Lane>, data: &[u8]) {
@@ -331,7 +335,7 @@ impl LaneEvents for ServerLaneEvents {
                 presence::say_down(context, membership.client(), end);
             }
         } else if matches!(end, LaneEnd::ClosedByPeer(LaneError::Shutdown, _)) {
-            // A client that stops, or has only wanted to know whether QUIC gets through.
+            // The client stops, or it has only tried whether QUIC gets through.
             tracing::debug!(peer = address(lane), %end, "lane left before it was registered");
         } else if let Some(suppressed) = context.handshake_log.pass(Instant::now()) {
             let what = if lane.is_established() {
@@ -361,7 +365,7 @@ mod tests {
     use crate::quic::endpoint::tests::{run, setup, until};
     use crate::quic::endpoint::{Endpoint, EndpointOwner};
 
-    /// Reads nothing: the door of its lanes is gone.
+    /// Reads nothing, because the door of its lanes is gone.
     #[derive(Default)]
     struct Owner(std::cell::RefCell<Option<Rc<ServerLane>>>);
 
@@ -381,7 +385,7 @@ mod tests {
         run(async |config| {
             let owner = Rc::new(Owner::default());
             let (mut accepting, mut dialing) = (setup(&config, true), setup(&config, false));
-            // A busy machine takes its time.
+            // A busy machine needs its time.
             accepting.handshake_timeout = Duration::from_secs(20);
             dialing.handshake_timeout = Duration::from_secs(20);
             let address = accepting.socket.local_addr();
@@ -395,10 +399,11 @@ mod tests {
             }));
             let lane = owner.0.borrow().clone().expect("accepted");
             until("the control task", || lane.control_started.get()).await;
-            // More of it, which the control task, having ended, has not read.
-            ServerLaneEvents(Rc::clone(&lane)).stream_opened(&lane.lane, CONTROL_STREAM);
+            // More data comes for the control stream after the control task has ended and left it
+            // unread.
+            ServerLaneEvents(Rc::clone(&lane)).stream_opened(&lane.quic, CONTROL_STREAM);
             assert!(lane.is_open());
-            // A stream that is none of a client's.
+            // A stream with an id that no client may use.
             let stream = dialed.open_stream().expect("allowed by QUIC") + 4;
             let waiters = dialed.attach(stream);
             let bytes = crate::buffer::StreamBuf::copied(b"x");

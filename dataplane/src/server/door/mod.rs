@@ -1,5 +1,6 @@
-//! A door on one core, where the clients of some services come in, by one address or several, and register. It has their
-//! lanes, and tells them what the process is about.
+//! A door on one core: where the clients of some services connect, at one address or several, and
+//! register. The door owns their lanes, and tells them when the process drains or its configuration
+//! changes.
 
 mod auth;
 pub(crate) mod lane;
@@ -46,34 +47,34 @@ use lane::ServerLane;
 pub(crate) struct Door {
     context: Rc<ServerContext>,
     shared: Arc<ServerShared>,
-    /// What all cores share of it.
+    /// What all cores share of this door.
     of_all_cores: Arc<SharedDoor>,
-    /// One for each of its addresses.
+    /// The door's endpoints, one for each of its addresses.
     endpoints: OnceCell<Vec<Rc<Endpoint>>>,
     /// Lanes that take new flows.
     lanes: RefCell<LaneTable<ServerLane>>,
-    /// All registered lanes, by their key at their endpoint.
+    /// All registered lanes, by their endpoint and their key there.
     registered: RefCell<HashMap<(usize, u64), Rc<ServerLane>, FxBuildHasher>>,
     next_flow: Cell<u64>,
-    /// Refused lanes that wait for their client to read why.
+    /// Number of refused lanes that wait for their client to read why.
     lingering: Cell<usize>,
-    /// Entrances that still take TCP visitors.
+    /// Number of entrances that still accept TCP visitors.
     accepting: Cell<usize>,
-    /// Of the drain, once it has begun.
+    /// How long the drain may take; set when it begins.
     drain_timeout: Cell<Duration>,
-    /// It takes no client from now on, and tells those that it has.
+    /// Whether the door takes no more clients, and has told those that it has.
     leaves: Cell<bool>,
     /// Set when the settings have changed.
     recheck: Event,
-    /// What its endpoints show to clients, and hold them against.
+    /// The digests of what the door's endpoints show to clients, and of what they check clients
+    /// against.
     shows: Cell<(Identity, Identity)>,
 }
 
 impl Door {
-    /// Lets clients in at these sockets.
+    /// Opens the door at these sockets, and lets clients in.
     ///
-    /// # Errors
-    /// With a text for the log if a socket or a TLS context cannot be set up on this core.
+    /// # Errors With a text for the log if a socket or a TLS context cannot be set up on this core.
     pub(crate) fn open(
         context: &Rc<ServerContext>,
         shared: &Arc<ServerShared>,
@@ -95,10 +96,11 @@ impl Door {
             recheck: Event::default(),
             shows: Cell::default(),
         });
-        // The same for all: they may be replaced meanwhile, and what is shown must be known.
+        // The settings are read once: they may be replaced meanwhile, and the digests must belong
+        // to what all endpoints show.
         let settings = shared.settings();
         if let Err(why) = this.open_addresses(sockets, tls_sockets, &settings) {
-            // Those that are open already would let clients in who find no door here.
+            // Endpoints that are open already would let clients in which find no door.
             this.close();
             return Err(why);
         }
@@ -107,7 +109,7 @@ impl Door {
         Ok(this)
     }
 
-    /// The settings now.
+    /// The settings that are in force now.
     pub(crate) fn settings(&self) -> Arc<ServerSettings> {
         self.shared.settings()
     }
@@ -141,19 +143,19 @@ impl Door {
         }
     }
 
-    /// The task of a flow has panicked.
+    /// Counts a panic in the task of a flow.
     pub(crate) fn flow_panicked(&self) {
         for endpoint in self.endpoints() {
             endpoint.flow_panicked();
         }
     }
 
-    /// The service of this name.
+    /// The service with this name.
     pub(crate) fn service(&self, name: &str) -> Option<Arc<ServedService>> {
         self.services().by_name(name).cloned()
     }
 
-    /// Its services now.
+    /// The door's services at this moment.
     pub(crate) fn services(&self) -> Arc<ServiceTable> {
         self.of_all_cores.services()
     }
@@ -166,8 +168,8 @@ impl Door {
         self.context.cluster.cores()
     }
 
-    /// The id by which clients tell this door of this process from others: those that reach the
-    /// same one by several addresses need the lanes of one only.
+    /// The id by which clients recognise this door of this process: a client that reaches the same
+    /// door by several addresses needs the lanes of one of them only.
     pub(crate) fn server_instance_id(&self) -> [u8; 16] {
         let mut id = self.shared.instance_id;
         for (byte, of_index) in id.iter_mut().zip(self.id().0.to_be_bytes()) {
@@ -190,20 +192,20 @@ impl Door {
         id
     }
 
-    // ---- lanes ---------------------------------------------------------------------------------------------------
+    // ---- lanes ----
 
     pub(crate) fn join(&self, applicant: &Applicant<'_>) -> Result<Joined, NotJoined> {
         let registry = &self.of_all_cores.registry;
         registry.join(applicant, self.core(), Instant::now())
     }
 
-    /// Lanes on all cores that the client which wants one more has already.
+    /// Number of lanes, on all cores, of the client that wants one more.
     pub(crate) fn lanes_of(&self, applicant: &Applicant<'_>) -> usize {
         self.of_all_cores.registry.lanes_of(applicant)
     }
 
-    /// A refused lane stays until its client has read why, unless `most` do already. False if it
-    /// must go.
+    /// Keeps a refused lane until its client has read why, unless `most` others are kept already.
+    /// False if the lane must be closed.
     pub(crate) fn let_linger(&self, lane: &ServerLane, most: usize) -> bool {
         let lingering = self.lingering.get();
         let may = lingering < most;
@@ -215,7 +217,7 @@ impl Door {
 
     pub(crate) fn lane_registered(&self, lane: &Rc<ServerLane>) {
         if let Some(membership) = lane.membership.get() {
-            membership.rides_tls(lane.lane.tls().is_some());
+            membership.rides_tls(lane.quic.tls().is_some());
             self.lanes
                 .borrow_mut()
                 .add(membership.client().number, Rc::clone(lane));
@@ -225,7 +227,7 @@ impl Door {
         }
     }
 
-    /// The lane carries on with the flows that it has.
+    /// Takes the lane out of the choice for new flows; it carries on with the flows that it has.
     pub(crate) fn lane_takes_no_more(&self, lane: &Rc<ServerLane>) {
         let Some(membership) = lane.membership.get() else {
             return;
@@ -236,7 +238,7 @@ impl Door {
             .remove(membership.client().number, lane);
     }
 
-    /// True if that was the last lane of a client.
+    /// Removes a lane that has ended. True if it was the last one of its client.
     pub(crate) fn lane_ended(&self, lane: &Rc<ServerLane>) -> bool {
         self.lane_takes_no_more(lane);
         let membership = lane.membership.get();
@@ -248,15 +250,16 @@ impl Door {
         last
     }
 
-    /// This core's registered lanes of `client`.
+    /// The registered lanes of `client` on this core.
     fn registered_lanes(&self, client: u64) -> Vec<Rc<ServerLane>> {
         let registered = self.registered.borrow();
         let lanes = registered.values().filter(|lane| lane.is_of(client));
         lanes.cloned().collect()
     }
 
-    /// The lanes of a client that was replaced get no new flow. While it answers it is told so, and
-    /// what it carries goes on; it may as well be dead, which is found out at once.
+    /// Takes the lanes of a replaced client out of the choice for new flows. A client that still
+    /// answers is told so, and keeps the flows that it carries. Whether it is dead is found out at
+    /// once.
     pub(crate) fn evict(&self, client: u64) {
         let away = GoAway {
             reason: GoAwayReason::Replaced,
@@ -264,11 +267,11 @@ impl Door {
         };
         for lane in self.registered_lanes(client) {
             self.lane_takes_no_more(&lane);
-            if lane.lane.is_silent() {
+            if lane.quic.is_silent() {
                 self.close_replaced(&lane);
             } else {
                 self.counters().lanes_superseded.increment();
-                lane.lane.send_control(&Message::GoAway(away));
+                lane.quic.send_control(&Message::GoAway(away));
                 lane.alarm();
             }
         }
@@ -277,13 +280,13 @@ impl Door {
     /// Closes a lane of a client that was replaced and does not answer.
     pub(crate) fn close_replaced(&self, lane: &Rc<ServerLane>) {
         self.counters().lanes_replaced.increment();
-        lane.lane.close(
+        lane.quic.close(
             LaneError::Replaced,
             "another instance registered with the same client_id",
         );
     }
 
-    /// The same as [`Door::evict`] on all cores.
+    /// Does on all cores what [`Door::evict`] does on this one.
     pub(crate) fn evict_everywhere(&self, client: u64) {
         self.evict(client);
         for core in 0..self.cores() {
@@ -292,7 +295,8 @@ impl Door {
                 client,
             };
             if core != self.core() && self.context.post.send(core, mail).is_err() {
-                // They get no new flow: the whole client is marked as replaced.
+                // Without the message those lanes get no new flow either: the whole client is
+                // marked as replaced.
                 self.counters().evictions_dropped.increment();
                 if let Some(suppressed) = self.context.connect_log.pass(Instant::now()) {
                     tracing::warn!(
@@ -305,7 +309,8 @@ impl Door {
         }
     }
 
-    /// `lane` is not answered: it asks on, and so do the client's other lanes, on every core.
+    /// The client of `lane` does not answer: this lane keeps asking, and so do the client's other
+    /// lanes on every core.
     pub(crate) fn client_may_be_gone(&self, lane: &Rc<ServerLane>, now: Instant) {
         lane.alarm();
         if let Some(membership) = lane.membership.get() {
@@ -313,7 +318,7 @@ impl Door {
         }
     }
 
-    /// All lanes of a client ask it, on every core.
+    /// Has all lanes of a client ask it for a sign of life, on every core.
     pub(crate) fn alarm_everywhere(&self, client: &Client, now: Instant) {
         if !client.may_alarm(now) {
             return;
@@ -329,29 +334,29 @@ impl Door {
                 && client.lanes_on(core) > 0
                 && self.context.post.send(core, mail).is_err()
             {
-                // The lanes there find out by themselves when they are next used.
+                // Those lanes find out by themselves when they are used next.
                 self.counters().client_alarms_dropped.increment();
             }
         }
     }
 
-    /// This core's lanes of the client ask it.
+    /// Has this core's lanes of the client ask it for a sign of life.
     pub(crate) fn alarm(&self, client: u64) {
         for lane in self.registered_lanes(client) {
             lane.alarm();
         }
     }
 
-    // ---- another configuration -----------------------------------------------------------------------------------
+    // ---- another configuration ----
 
-    /// Lanes that begin from now on are made by the settings of now, and those that there are must
-    /// still be right.
+    /// Takes up changed settings: lanes that begin from now on are made by them, and existing ones
+    /// are checked again.
     pub(crate) fn settings_have_changed(&self) {
         self.show(&self.settings());
         self.recheck.set();
     }
 
-    /// A client serves other services now, or on other terms: it is told on each lane.
+    /// Tells a client, on each of its lanes, that it serves other services now, or on other terms.
     pub(crate) fn tell_services(&self, client: u64) {
         let settings = self.settings();
         for lane in self.registered_lanes(client) {
@@ -364,7 +369,7 @@ impl Door {
         }
     }
 
-    /// It takes no client any more; what its lanes carry may go on for this long.
+    /// Closes the door to clients. What its lanes carry may go on for this long.
     pub(crate) fn leave(&self, timeout: Duration) {
         self.leaves.set(true);
         self.drain_timeout.set(timeout);
@@ -379,14 +384,14 @@ impl Door {
         self.lanes.borrow().pick(client, rule)
     }
 
-    // ---- one process after another ----------------------------------------------------------------
+    // ---- one process after another ----
 
-    /// Whether another process had the sockets before this one, which lets its flows finish.
+    /// Whether another process had the sockets before this one and still lets its flows finish.
     pub(crate) fn has_predecessor(&self) -> bool {
         self.shared.predecessor.get().is_some()
     }
 
-    /// Descriptors of its sockets, for a successor.
+    /// Descriptors of the door's sockets, for a successor.
     pub(crate) fn lend(&self) -> Vec<Lent> {
         let endpoints = self.endpoints().iter().zip(&self.of_all_cores.quic_addrs);
         let lent = |(endpoint, address): (&Rc<Endpoint>, &SocketAddr)| {
@@ -406,8 +411,9 @@ impl Door {
         taken.is_some_and(|taken| taken.has(used_for, address))
     }
 
-    /// The successor reads what it has taken of the sockets from now on, and passes on what is for
-    /// lanes that are here. The others are read until those lanes have ended.
+    /// The successor reads the sockets that it has taken from now on, and passes on packets for
+    /// lanes that live here. Sockets that it has not taken are read here until the lanes have
+    /// ended.
     pub(crate) fn handed_over(&self) {
         let endpoints = self.endpoints().iter().zip(&self.of_all_cores.quic_addrs);
         for (endpoint, address) in endpoints {
@@ -417,14 +423,15 @@ impl Door {
         }
     }
 
-    // ---- the end -------------------------------------------------------------------------------------------------
+    // ---- the end ----
 
-    /// An entrance takes TCP visitors for the clients of this door.
+    /// Counts an entrance that accepts TCP visitors for the clients of this door.
     pub(crate) fn begins_to_accept(&self) {
         self.accepting.set(self.accepting.get() + 1);
     }
 
-    /// It takes no more of them. Once no entrance does because the process stops, the clients are told.
+    /// Counts an entrance that has stopped accepting. When none accepts any more because the
+    /// process stops, the clients are told.
     pub(crate) fn accepts_no_more(&self) {
         self.accepting.set(self.accepting.get() - 1);
         if self.is_draining() && self.accepting.get() == 0 {
@@ -432,7 +439,8 @@ impl Door {
         }
     }
 
-    /// The clients are told that the process stops when those visitors are in that had begun to come.
+    /// Begins the drain. The clients are told that the process stops once those visitors are in who
+    /// had begun to connect.
     pub(crate) fn drain(&self, timeout: Duration) {
         self.drain_timeout.set(timeout);
         if self.accepting.get() == 0 {
@@ -447,7 +455,7 @@ impl Door {
                 .unwrap_or(u64::MAX),
         };
         for lane in self.registered.borrow().values() {
-            lane.lane.send_control(&Message::GoAway(away));
+            lane.quic.send_control(&Message::GoAway(away));
         }
     }
 

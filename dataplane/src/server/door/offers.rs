@@ -1,4 +1,4 @@
-//! What becomes of the services that a client offers: which of them it serves, and what it is told.
+//! The answers to the services that a client offers: which of them it serves, and what it is told.
 
 use std::rc::Rc;
 use std::time::Instant;
@@ -15,18 +15,18 @@ use crate::server::pool::registry::Offered;
 use crate::server::shared::ServerSettings;
 use crate::server::shared::judge::judge;
 
-/// The services that a client offers, each with what becomes of it.
+/// The services that a client offers, each with its verdict.
 pub(crate) struct Offers {
     offers: Vec<ServiceOffer>,
     answers: Vec<ServiceAnswer>,
     accepted: Vec<Offered>,
-    /// The client can read the answers.
+    /// Whether the client can read the answers.
     is_told: bool,
 }
 
 impl Offers {
-    /// Judges what a client offers. One that knows no names offers the service without a name,
-    /// whatever it says.
+    /// Judges what a client offers. A client of an old version, which knows no names, offers the
+    /// service without a name whatever it says.
     pub(crate) fn judge(door: &Door, admission: &Admission, request: &Register) -> Offers {
         let is_told = request.capabilities.contains(Capabilities::NAMED_SERVICES);
         let nameless = [ServiceOffer::new("")];
@@ -44,7 +44,7 @@ impl Offers {
         }
     }
 
-    /// What the client offers.
+    /// The services that the client offers.
     pub(crate) fn offers(&self) -> &[ServiceOffer] {
         &self.offers
     }
@@ -59,22 +59,22 @@ impl Offers {
         self.is_told
     }
 
-    /// Whether to register the client would help nobody: it serves nothing, and could not be told
+    /// Whether registering the client would help nobody: it serves nothing, and could not be told
     /// why.
     pub(crate) fn are_pointless(&self) -> bool {
         self.accepted.is_empty() && !self.is_told
     }
 
-    /// Tells the client.
+    /// Tells the client the answers.
     pub(crate) fn answer(&self, lane: &ServerLane) {
         if self.is_told {
             let answers = self.answers.clone();
             let message = Message::ServiceAnswers(ServiceAnswers { answers });
-            lane.lane.send_control(&message);
+            lane.quic.send_control(&message);
         }
     }
 
-    /// Counts what was not accepted, and says so in the log: once for each client.
+    /// Counts the offers that were not accepted, and logs them once for each client.
     pub(crate) fn tell_operator(&self, lane: &Rc<ServerLane>, door: &Door) {
         let of = |verdict: ServiceVerdict| {
             let names = self.answers.iter().filter(move |it| it.verdict == verdict);
@@ -106,7 +106,7 @@ impl Offers {
     }
 }
 
-/// Tells a client on one of its lanes what has become of its services by other settings.
+/// Tells a client, on one of its lanes, how other settings judge its services.
 pub(super) fn tell_anew(
     lane: &ServerLane,
     door: &Door,
@@ -117,10 +117,10 @@ pub(super) fn tell_anew(
     let admission = settings
         .matcher
         .again(&claim.admission, claim.token.as_ref());
-    // One that must prove anew who it is, is told that.
+    // A client that must prove its identity again is told that instead.
     if admitted.is_told && admission != Admission::Refused {
         let (answers, _) = judge(&door.services(), &admission, &claim.offers);
         let message = Message::ServiceAnswers(ServiceAnswers { answers });
-        lane.lane.send_control(&message);
+        lane.quic.send_control(&message);
     }
 }

@@ -1,4 +1,4 @@
-//! A door begins on one core: an endpoint for each of its addresses, with TLS beside it.
+//! Opening a door on one core: an endpoint for each of its addresses, and the TLS port beside it.
 
 use std::net::{TcpListener, UdpSocket as StdUdpSocket};
 use std::rc::Rc;
@@ -14,10 +14,9 @@ use crate::sys::tcp::Acceptor;
 use crate::sys::udp::{Purpose, UdpSocket};
 
 impl Door {
-    /// Opens all of them. What could be opened is the door's in any case.
+    /// Opens all addresses. Those that could be opened are added to the door even if one fails.
     ///
-    /// # Errors
-    /// With a text for the log if one cannot be opened.
+    /// # Errors With a text for the log if an address cannot be opened.
     pub(super) fn open_addresses(
         self: &Rc<Self>,
         sockets: Vec<StdUdpSocket>,
@@ -73,7 +72,7 @@ impl Door {
         Ok(Endpoint::start(setup, Some(Rc::new(owner))))
     }
 
-    /// Lets clients in over TLS, too.
+    /// Lets clients in over TLS as well.
     fn open_tls(
         &self,
         endpoint: &Rc<Endpoint>,

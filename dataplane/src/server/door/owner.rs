@@ -1,5 +1,5 @@
-//! A door as one of its endpoints knows it: where lanes that begin there belong, and where packets go
-//! that are for another core or process.
+//! A door as the owner of an endpoint: it gives each lane that begins there its state, and sends
+//! packets that belong to another core or process on their way.
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -13,10 +13,10 @@ use crate::server::mail::ServerMail;
 use crate::server::succession::{PassedOn, Predecessor};
 use crate::server::udp::lane::LaneFlows;
 
-/// The door as one of its endpoints knows it.
+/// The owner of one of a door's endpoints.
 pub(super) struct Owner {
     pub(super) door: Rc<Door>,
-    /// Which of the door's endpoints that is.
+    /// The index of the endpoint in the door.
     pub(super) address: usize,
 }
 
@@ -25,9 +25,9 @@ impl EndpointOwner for Owner {
         let Owner { door, address } = self;
         let fragmentation = door.settings().config.udp.enable_fragmentation;
         let counters = &door.context.counters;
-        // A service that takes UDP may come later.
+        // Every lane gets one, because a service that takes UDP may be added later.
         let udp = Some(LaneFlows::new(Rc::clone(lane), fragmentation, counters));
-        // The endpoint has just begun the lane with what this says.
+        // The endpoint has just made the lane by these.
         let (_, trusted) = door.shows.get();
         let of_door = Rc::downgrade(door);
         let state = ServerLane::new(Rc::clone(lane), of_door, *address, trusted, udp);

@@ -1,4 +1,4 @@
-//! What the log says of clients that come and go: one line each, however many lanes they have.
+//! The log lines about clients that connect and go: one line each, however many lanes a client has.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,10 +8,11 @@ use crate::core::CoreContext;
 use crate::quic::end::LaneEnd;
 use crate::server::pool::client::Client;
 
-/// How long the lanes of a client that has come are given to come, before they are counted.
+/// How long to wait for further lanes of a client that has just connected, before they are counted
+/// for its log line.
 const LANES_COME: Duration = Duration::from_millis(500);
 
-/// The client has its first lane. Says so when the others have had time to come.
+/// Logs a client whose first lane has registered, once its other lanes have had time to come.
 pub(crate) fn say_up(context: &Rc<CoreContext>, client: &Arc<Client>) {
     let (context, client) = (Rc::clone(context), Arc::clone(client));
     crate::core::task::spawn(async move {
@@ -32,7 +33,7 @@ pub(crate) fn say_up(context: &Rc<CoreContext>, client: &Arc<Client>) {
     });
 }
 
-/// The last lane of a client has ended.
+/// Logs a client whose last lane has ended.
 pub(crate) fn say_down(context: &CoreContext, client: &Client, why: &LaneEnd) {
     let now = Instant::now();
     if let Some(suppressed) = context.lane_log.pass(now) {

@@ -1,9 +1,9 @@
-//! Whether the clients that are there may still serve: their certificates expire and are revoked,
-//! and the configuration changes.
+//! Whether registered clients may still serve: their certificates expire or are revoked, and the
+//! configuration changes.
 //!
-//! Each door looks at its lanes again from time to time, and at once when the settings have changed.
-//! A lane whose client would not be let in now gets no new flow, is told so, and ends when what it
-//! carries has had some time.
+//! Each door checks its lanes from time to time, and at once when the settings have changed. A lane
+//! whose client would not be let in now gets no new flow, is told so, and is closed when its flows
+//! have had some time to finish.
 
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -20,16 +20,17 @@ use crate::core::time;
 use crate::server::shared::ServerSettings;
 use crate::sys;
 
-/// Pause between two looks.
+/// Pause between two checks of all lanes.
 const PAUSE: Duration = Duration::from_secs(10);
 
 /// How long the flows of a client that may not serve any more may go on, at most.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 
-/// Certificates that are checked before the other tasks of the core get a turn: some milliseconds.
+/// Certificates that are checked before the core's other tasks get a turn; these take some
+/// milliseconds.
 const CHECKS_PER_TURN: usize = 16;
 
-/// Runs for as long as the door is there.
+/// Checks the lanes of a door for as long as the door is there.
 pub(super) async fn run(door: Weak<Door>) {
     loop {
         let Some(here) = door.upgrade() else { return };
@@ -61,9 +62,9 @@ pub(super) async fn run(door: Weak<Door>) {
     }
 }
 
-/// Why the lane's client would not be let in now. Once for each configuration, and its certificate
-/// is held against what is trusted only when that is something else: it costs some hundred
-/// microseconds.
+/// The reason for which the lane's client would not be let in now, if there is one. It is judged
+/// once for each configuration. The certificate is verified only if the CAs or revocation lists
+/// have changed, because that costs some hundred microseconds.
 fn refusal(
     lane: &ServerLane,
     admitted: &Admitted,
@@ -104,7 +105,7 @@ fn refusal(
         }
         let store = settings.store.as_ref()?;
         let checked = lane
-            .lane
+            .quic
             .with_tls(|ssl| sys::tls::check_client_against(ssl, store));
         if let Err(why) = checked {
             return Some(format!("its certificate is not good any more: {why}"));
@@ -113,14 +114,14 @@ fn refusal(
     None
 }
 
-/// The lane gets no new flow, is told so, and ends after a while.
+/// Withdraws a lane: it gets no new flow, its client is told so, and it ends after a while.
 fn withdraw(door: &Rc<Door>, lane: &Rc<ServerLane>, why: String) {
     lane.withdrawn.set(true);
     door.counters().lanes_withdrawn.increment();
     if let Some(suppressed) = door.context().handshake_log.pass(Instant::now()) {
         tracing::warn!(
             client = lane.client_id(),
-            peer = address(&lane.lane),
+            peer = address(&lane.quic),
             why,
             suppressed,
             "client may not serve here any more; it gets no new flow and is disconnected"
@@ -128,7 +129,7 @@ fn withdraw(door: &Rc<Door>, lane: &Rc<ServerLane>, why: String) {
     }
     let timeout = door.settings().server().drain_timeout.min(DRAIN_MAX);
     door.lane_takes_no_more(lane);
-    lane.lane.send_control(&Message::GoAway(GoAway {
+    lane.quic.send_control(&Message::GoAway(GoAway {
         reason: GoAwayReason::Withdrawn,
         drain_timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
     }));
@@ -136,7 +137,7 @@ fn withdraw(door: &Rc<Door>, lane: &Rc<ServerLane>, why: String) {
     crate::core::task::spawn(async move {
         time::sleep(timeout).await;
         if let Some(lane) = lane.upgrade() {
-            lane.lane.close(LaneError::Unauthenticated, &why);
+            lane.quic.close(LaneError::Unauthenticated, &why);
         }
     });
 }

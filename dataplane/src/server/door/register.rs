@@ -1,4 +1,4 @@
-//! The server's end of a control stream until the lane is registered: authentication, admission,
+//! The server's end of a control stream until the lane is registered: authentication, admission and
 //! refusals.
 
 use std::cell::Cell;
@@ -28,21 +28,21 @@ use crate::server::shared::ServerSettings;
 /// A client that has completed the handshake must register within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client closes a lane when it has read why it was refused; after this time the server does, on
-/// a path of 750 ms too.
+/// How long a refused lane is kept. A client closes the lane when it has read why it was refused;
+/// after this time the server does. It is enough for a path of 750 ms.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Refused lanes that wait for that, per core and door. What is more is closed at once: its
-/// client learns less.
+/// Refused lanes that are kept in this way, per core and door. Further ones are closed at once, and
+/// their clients learn less.
 const REFUSED_LANES_MAX: usize = 64;
 
-/// Lanes that one client may have at a door: as many as it can be told to open, and those of
-/// before that their server does not know to be dead yet.
+/// Lanes that one client may have at a door: as many as it can be told to open, and as many again
+/// that have died without the server's knowledge.
 const LANES_OF_CLIENT_MAX: usize = 2 * LANES_MAX as usize;
 
-/// Runs until the lane ends.
+/// Handles the control stream until the lane ends.
 pub(crate) async fn run(this: Rc<ServerLane>) {
-    let mut reader = ControlReader::new(Rc::clone(&this.lane));
+    let mut reader = ControlReader::new(Rc::clone(&this.quic));
     let Some(door) = this.door.upgrade() else {
         return;
     };
@@ -51,37 +51,39 @@ pub(crate) async fn run(this: Rc<ServerLane>) {
     }
 }
 
-/// True once the lane is registered.
+/// Registers the lane. True once that has succeeded.
 async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlReader) -> bool {
     let deadline = Instant::now() + REGISTER_TIMEOUT;
     let request = match reader.next(deadline).await {
         ControlEvent::Message(Message::Register(request)) => request,
         ControlEvent::Message(_) => {
-            this.lane.close(
+            this.quic.close(
                 LaneError::ProtocolViolation,
                 "the first message must be Register",
             );
             return false;
         }
         ControlEvent::Deadline => {
-            this.lane
+            this.quic
                 .close(LaneError::Unauthenticated, "no Register message came");
             return false;
         }
         ControlEvent::Ended => return false,
     };
-    // A challenge grants nothing, and a client that resumes answers it together with the end of its handshake.
-    // One configuration from here to the end; if it changes on the way, the client tries again.
+    // Sending a challenge grants nothing, and a client that resumes answers it together with the
+    // end of its handshake. The settings are read once for the whole registration; if they change
+    // on the way, the client tries again.
     let settings = door.settings();
     let challenge = match &settings.server().auth {
         ServerAuth::Token { .. } => Some(token::challenge()),
         ServerAuth::Mtls { .. } => None,
     };
     if let Some(challenge) = challenge {
-        this.lane.send_control(&Message::AuthChallenge(challenge));
+        this.quic.send_control(&Message::AuthChallenge(challenge));
     }
-    // Early data can be replayed by anyone who saw it: nothing is granted before the handshake is complete.
-    if this.lane.established().await.is_err() {
+    // Anyone who saw early data can replay it, so nothing is granted before the handshake is
+    // complete.
+    if this.quic.established().await.is_err() {
         return false;
     }
     if request.protocol_version != PROTOCOL_VERSION {
@@ -105,7 +107,8 @@ async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlRe
         None => auth::by_certificate(this, door, &settings),
     };
     match authentic {
-        // The stop may have come while the proof was waited for: a lane accepted now would miss the GoAway.
+        // The drain may have begun while the proof was waited for. A lane that is accepted now
+        // would miss the GoAway.
         Ok(_) if door.is_draining() => refuse_draining(this, door, &request),
         Ok(admission) => accept(this, door, &settings, &request, admission),
         Err(Unauthentic::Gone) => false,
@@ -126,30 +129,32 @@ fn refuse(
     text: &str,
 ) -> bool {
     door.counters().registrations_refused.increment();
-    // Duplicates are told once, with both addresses, where they are found.
+    // Duplicates are logged once, with both addresses, where they are found.
     if reason != RefuseReason::DuplicateClient
         && let Some(suppressed) = door.context().handshake_log.pass(Instant::now())
     {
-        tracing::warn!(claims = request.client_id, peer = address(&this.lane), %reason, suppressed, "registration refused");
+        tracing::warn!(claims = request.client_id, peer = address(&this.quic), %reason, suppressed, "registration refused");
     }
-    this.lane
+    this.quic
         .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Refused {
             reason,
             text: text.into(),
         })));
-    // It is nobody's any more, and takes no place from those who may be let in.
-    this.lane.give_place_back();
+    // The lane belongs to no client any more, and must not take a place from those that may be let
+    // in.
+    this.quic.give_place_back();
     if !door.let_linger(this, REFUSED_LANES_MAX) {
         door.counters().refusals_cut_short.increment();
-        this.lane.close(LaneError::Refused, text);
+        this.quic.close(LaneError::Refused, text);
         return false;
     }
-    // Not held, not even its memory: a peer that comes, is refused and goes must leave nothing behind.
+    // The endpoint is not kept alive, not even its memory: a peer that comes, is refused and goes
+    // must leave nothing behind.
     let Some(endpoint) = door.endpoint(this.address).map(Rc::downgrade) else {
         return false; // It has come through that endpoint.
     };
-    let key = this.lane.key();
-    // The client closes when it has read the answer; should it not, the server does.
+    let key = this.quic.key();
+    // The client closes the lane when it has read the answer; if it does not, the server does.
     crate::core::task::spawn(async move {
         crate::core::time::sleep(REFUSED_PATIENCE).await;
         if let Some(lane) = endpoint.upgrade().and_then(|endpoint| endpoint.lane(key)) {
@@ -159,7 +164,7 @@ fn refuse(
     false
 }
 
-/// True if the lane is registered now.
+/// Accepts the lane if its client may serve. True if the lane is registered now.
 fn accept(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,
@@ -185,7 +190,7 @@ fn accept(
         name: identity.unwrap_or(&request.client_id),
         has_entry: identity.is_some(),
         instance_id: request.instance_id,
-        address: this.lane.peer_addr(),
+        address: this.quic.peer_addr(),
         services: offers.accepted(),
         claim: Some(&admitted.claim),
         generation: settings.generation,
@@ -204,7 +209,8 @@ fn accept(
             return refuse_limit(this, door, request, &text);
         }
         Err(NotJoined::Outdated) => {
-            // The reason has clients try again within some seconds, however often they were refused.
+            // This reason has clients try again within some seconds, however often they were
+            // refused.
             let text = "the configuration of this server has just changed";
             return refuse(this, door, request, RefuseReason::Draining, text);
         }
@@ -218,7 +224,7 @@ fn accept(
     true
 }
 
-/// By what the lane is let in.
+/// The grounds on which the lane is let in.
 fn admitted(
     this: &ServerLane,
     settings: &ServerSettings,
@@ -241,13 +247,13 @@ fn admitted(
     }
 }
 
-/// What comes of a new instance to those that have, or had, the same name.
+/// Deals with other instances of the same name when a new one registers.
 fn meet_others(this: &ServerLane, door: &Rc<Door>, replaced: &[Replaced], beside: &[Arc<Client>]) {
     for old in replaced {
         if let Some(suppressed) = door.context().lane_log.pass(Instant::now()) {
             tracing::info!(
                 client = this.client_id(),
-                new = address(&this.lane),
+                new = address(&this.quic),
                 old = old.address.map(tracing::field::display),
                 old_drains = old.drains,
                 old_is_silent = old.silent,
@@ -257,22 +263,23 @@ fn meet_others(this: &ServerLane, door: &Rc<Door>, replaced: &[Replaced], beside
         }
         door.evict_everywhere(old.client);
     }
-    // One that has died without a word would get its share of the visitors until it is missed.
+    // An instance that has died silently would get its share of the visitors until its death is
+    // noticed.
     for client in beside {
         door.alarm_everywhere(client, Instant::now());
     }
 }
 
-/// The lane has its client: what follows from that.
+/// Starts what follows from the registration of a lane.
 fn registered(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers: &Offers) {
     let capabilities = request.capabilities;
     door.counters().registrations_accepted.increment();
-    this.lane.admit();
+    this.quic.admit();
     if capabilities.contains(Capabilities::PATH_CHALLENGE) {
-        this.lane.peer_answers_challenges();
+        this.quic.peer_answers_challenges();
     }
     if capabilities.contains(Capabilities::BUNDLES) {
-        this.lane.peer_takes_bundles();
+        this.quic.peer_takes_bundles();
     }
     if capabilities.contains(Capabilities::NAMED_SERVICES)
         && let Some(udp) = &this.udp
@@ -281,7 +288,7 @@ fn registered(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers
     }
     this.last_heard.set(Instant::now());
     door.lane_registered(this);
-    this.lane
+    this.quic
         .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Accepted)));
     offers.answer(this);
     if capabilities.contains(Capabilities::HAND_OVERS) {
@@ -290,7 +297,7 @@ fn registered(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers
     tracing::debug!(
         client = this.client_id(),
         instance = request.client_id,
-        peer = address(&this.lane),
+        peer = address(&this.quic),
         lane = request.lane_index,
         lanes = request.lane_count,
         services = offers.accepted().len(),
@@ -310,7 +317,8 @@ fn refuse_limit(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, text
     refuse(this, door, request, RefuseReason::LimitReached, text)
 }
 
-/// Two programs that live share one name. The one that came later has it.
+/// Refuses one of two programs that live and share one name; the one that came later keeps the
+/// name.
 fn refuse_duplicate(
     this: &Rc<ServerLane>,
     door: &Rc<Door>,
@@ -323,7 +331,7 @@ fn refuse_duplicate(
     if first && let Some(suppressed) = door.context().handshake_log.pass(Instant::now()) {
         tracing::warn!(
             client = request.client_id,
-            refused = address(&this.lane),
+            refused = address(&this.quic),
             serving = other,
             suppressed,
             "two clients use one client_id at the same time; the one that came later serves: give each its own client_id, or leave it empty"

@@ -1,14 +1,16 @@
 //! The life of a registered lane on the server: heartbeats, probes, and what the client says.
 //!
-//! One lane of each client probes it whenever nothing was heard for a while ([`Vigil`]); clients
-//! that probe their server make that needless. When its answer stays away, or any lane falls
-//! silent, all lanes of that client ask, on every core: a client that has died is known by all of
-//! them within a second, and one whose other lanes answer keeps these.
+//! **Liveness.** One lane of each client probes the client whenever nothing was heard for a while
+//! ([`Liveness`]), unless the client probes the server, which makes that needless. When an answer
+//! stays away, or any lane falls silent, all lanes of that client on every core ask for a sign of
+//! life. So all of them know within a second that a client has died, and a client whose other lanes
+//! answer keeps those.
 //!
-//! A client whose process has died closes the TLS connections that its lanes ride, which says more
-//! than silence does: one that lives dials again at once. So such a lane waits no longer than
-//! [`BACK_WITHIN`] for it, unless another lane of the client is answered. (Whoever is between can
-//! end a connection as well: a proxy that is away for longer costs the flows.)
+//! **Lost TLS connections.** When the process of a client dies, the TLS connections of its lanes
+//! are closed, which says more than silence does: a client that lives dials again at once. So such
+//! a lane waits for its client no longer than [`BACK_WITHIN`], unless another lane of the client is
+//! answered. (A proxy on the way can end a connection as well; one that stays away for longer costs
+//! the flows.)
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -25,27 +27,28 @@ use super::Door;
 use super::lane::{ServerLane, address};
 use crate::jitter::jittered;
 use crate::quic::control::{ControlEvent, ControlReader};
+use crate::quic::liveness::{Duty, Liveness};
 use crate::quic::loss_watch::LossWatch;
 use crate::quic::path_numbers::LossTold;
-use crate::quic::vigil::{Duty, Vigil};
 use crate::server::pool::lanes::CarriesFlows as _;
 
-/// A client from which nothing was heard for this long is asked. Clients ask the server as often
-/// (`probe_interval`).
+/// A client from which nothing was heard for this long is asked for a sign of life. Clients ask the
+/// server as often (`probe_interval`).
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a lane waits for a client that has ended the TLS connection that it rode: several
-/// round trips of two handshakes, and the tries of a client whose proxy starts anew, every 0.5 s.
+/// How long a lane waits for a client that has ended its TLS connection: several round trips of two
+/// handshakes, and the attempts of a client whose proxy is restarting, every 0.5 s.
 pub(super) const BACK_WITHIN: Duration = Duration::from_secs(5);
 
-/// While another lane of the client is answered, it is looked at this often whether that still holds.
+/// How often to check whether another lane of the client is still answered.
 const OTHERS_LOOK: Duration = Duration::from_secs(1);
 
-/// A deadline that is noticed this much later says that this process stood still: what came
-/// meanwhile is yet to be read.
+/// A deadline that is noticed this much too late shows that the process stood still, and that what
+/// came meanwhile has yet to be read.
 const STOOD_STILL: Duration = Duration::from_secs(1);
 
-/// A client is told at most this often what was handed over to a lane: it counts over as long.
+/// The least time between two reports of hand-overs to a client, which counts them over the same
+/// time.
 const HAND_OVERS_PAUSE: Duration = Duration::from_secs(1);
 
 /// One registered lane.
@@ -55,18 +58,18 @@ pub(crate) struct Session<'a> {
     reader: &'a mut ControlReader,
     next_beat: Instant,
     next_ping: Instant,
-    /// Heartbeats sent and heard.
+    /// Numbers of heartbeats sent and heard.
     sent: u64,
     heard: u64,
-    vigil: Vigil,
+    liveness: Liveness,
     loss_told: LossTold,
     losses: LossWatch,
-    /// When hand-overs may be told again.
+    /// When hand-overs may be reported again.
     next_hand_overs: Instant,
 }
 
 impl Session<'_> {
-    /// Begins the life of a lane that was registered just now.
+    /// The session of a lane that has just been registered.
     pub(crate) fn begin<'a>(
         this: &'a Rc<ServerLane>,
         door: &'a Rc<Door>,
@@ -78,19 +81,19 @@ impl Session<'_> {
             next_ping: now + door.keep_alive_period(),
             sent: 0,
             heard: 0,
-            vigil: Vigil::new(jittered(PROBE_INTERVAL)),
+            liveness: Liveness::new(jittered(PROBE_INTERVAL)),
             this,
             door,
             reader,
             loss_told: LossTold::default(),
-            losses: LossWatch::new(now, this.lane.packets_sent_and_lost()),
+            losses: LossWatch::new(now, this.quic.packets_sent_and_lost()),
             next_hand_overs: now + HAND_OVERS_PAUSE,
         };
         session.note_path();
         session
     }
 
-    /// Serves until the lane ends.
+    /// Runs the session until the lane ends.
     pub(crate) async fn serve(mut self) {
         self.claim_probing();
         loop {
@@ -100,7 +103,7 @@ impl Session<'_> {
                 Some(self.next_beat),
                 Some(self.next_ping),
                 Some(self.this.last_heard.get() + health_timeout),
-                self.vigil.next(),
+                self.liveness.next(),
                 self.this.back_until(),
                 self.looks_for_losses().then(|| self.losses.next()),
                 self.this
@@ -124,12 +127,12 @@ impl Session<'_> {
         }
     }
 
-    /// The next event of the control stream; `None` if the lane was alarmed, or has hand-overs to
-    /// tell.
+    /// The next event of the control stream. `None` if the lane was alarmed, or has hand-overs to
+    /// report.
     async fn next(&mut self, deadline: Instant) -> Option<ControlEvent> {
         let mut next = pin!(self.reader.next(deadline));
         let wake = &self.this.wake;
-        // Reading is cancel-safe: what was read is in the decoder.
+        // Reading is cancel-safe: what was read stays in the decoder.
         poll_fn(|cx| match next.as_mut().poll(cx) {
             Poll::Ready(event) => Poll::Ready(Some(event)),
             Poll::Pending => wake.poll(cx).map(|()| None),
@@ -154,16 +157,16 @@ impl Session<'_> {
                     member.udp_refused(Instant::now());
                 }
             }
-            Message::Finished(finished) => this.lane.announced(finished),
+            Message::Finished(finished) => this.quic.announced(finished),
             Message::PathResponse(response) => {
-                // One that comes too late, or for an address before the last one, proves nothing.
-                let _proved = this.lane.path_response(response.nonce);
+                // A response that comes too late, or for an earlier address, proves nothing.
+                let _proved = this.quic.path_response(response.nonce);
             }
             Message::GoAway(away) => {
                 say_drains(this, door, &away);
                 door.lane_takes_no_more(this);
-                this.lane.send_control(&Message::NoMoreFlows(NoMoreFlows {
-                    flows_opened: this.lane.streams_opened(),
+                this.quic.send_control(&Message::NoMoreFlows(NoMoreFlows {
+                    flows_opened: this.quic.streams_opened(),
                 }));
             }
             Message::ServiceHealth(health) => service_health(this, door, &health),
@@ -171,7 +174,7 @@ impl Session<'_> {
         }
     }
 
-    /// Does what is due. False if the lane was closed.
+    /// Does everything that is due. False if the lane was closed.
     fn deadlines(&mut self, now: Instant) -> bool {
         let Self { this, door, .. } = self;
         let settings = door.settings();
@@ -180,11 +183,11 @@ impl Session<'_> {
             door.counters().lanes_unhealthy.increment();
             tracing::debug!(
                 client = this.client_id(),
-                peer = address(&this.lane),
+                peer = address(&this.quic),
                 "nothing heard within health_timeout; lane closed"
             );
             door.lane_takes_no_more(this);
-            this.lane.close(LaneError::HealthTimeout, "");
+            this.quic.close(LaneError::HealthTimeout, "");
             return false;
         }
         if this.back_until().is_some_and(|until| now >= until) && !self.stays_without_way(now) {
@@ -193,38 +196,38 @@ impl Session<'_> {
         self.tell_losses(now);
         let Self { this, door, .. } = self;
         if now >= self.next_ping {
-            this.lane.ping();
+            this.quic.ping();
             self.next_ping = now + door.keep_alive_period();
         }
         if now >= self.next_beat {
             self.next_ping = now + door.keep_alive_period();
             self.sent += 1;
-            this.lane.send_control(&Message::Heartbeat(Heartbeat {
+            this.quic.send_control(&Message::Heartbeat(Heartbeat {
                 sequence: self.sent,
                 acknowledged: self.heard,
             }));
             self.next_beat = now + jittered(server.heartbeat_interval);
             self.note_path();
-            // A role that was given back unseen is taken up here.
+            // If the lane that probed has ended without having probed, this one takes over here.
             self.claim_probing();
         }
-        if self.vigil.next().is_some_and(|next| now >= next) {
-            let lane = &self.this.lane;
-            let duty = self.vigil.due(now, lane.packets_received(), lane.rtt());
+        if self.liveness.next().is_some_and(|next| now >= next) {
+            let lane = &self.this.quic;
+            let duty = self.liveness.due(now, lane.packets_received(), lane.rtt());
             self.perform(duty, now);
         }
         true
     }
 
-    /// The client has ended the connection that the lane rode and is not back. False if the lane was
-    /// closed.
+    /// Handles a lane whose client has ended its TLS connection and is not back. False if the lane
+    /// was closed.
     fn stays_without_way(&self, now: Instant) -> bool {
         let Self { this, door, .. } = self;
         let Some(until) = this.back_until() else {
             return true;
         };
         let others = this.membership.get();
-        if !this.lane.is_silent() {
+        if !this.quic.is_silent() {
             this.must_be_back(None);
         } else if now >= until + STOOD_STILL {
             this.must_be_back(Some(now + BACK_WITHIN));
@@ -234,39 +237,39 @@ impl Session<'_> {
             door.counters().lanes_hung_up.increment();
             tracing::debug!(
                 client = this.client_id(),
-                peer = address(&this.lane),
+                peer = address(&this.quic),
                 "its TLS connection has ended, and the client is not back; lane closed"
             );
             door.lane_takes_no_more(this);
-            this.lane.close(LaneError::HealthTimeout, "");
+            this.quic.close(LaneError::HealthTimeout, "");
             return false;
         }
         true
     }
 
-    /// Over UDP, and while there is something to be lost.
+    /// Whether to watch for losses: over UDP, while there are flows to lose.
     fn looks_for_losses(&self) -> bool {
-        self.this.flows() > 0 && self.this.lane.tls().is_none()
+        self.this.flows() > 0 && self.this.quic.tls().is_none()
     }
 
-    /// Tells the client if most of what is sent to it is lost: it may have another way.
+    /// Tells the client when most of what is sent to it is lost, because it may have another path.
     fn tell_losses(&mut self, now: Instant) {
         if self.looks_for_losses()
             && now >= self.losses.next()
             && let Some(lost_percent) = self
                 .losses
-                .look(now, self.this.lane.packets_sent_and_lost())
+                .look(now, self.this.quic.packets_sent_and_lost())
         {
             self.door.counters().lanes_losing_most.increment();
             self.this
-                .lane
+                .quic
                 .send_control(&Message::WayFails(WayFails { lost_percent }));
         }
     }
 
-    /// Writes down what operators see of the way to the client.
+    /// Publishes the numbers of the path to the client for operators.
     fn note_path(&self) {
-        let sample = self.this.lane.path_sample();
+        let sample = self.this.quic.path_sample();
         let newly_lost = self.loss_told.news(&sample);
         sample.count(newly_lost, &self.door.context().core);
         if let Some(membership) = self.this.membership.get() {
@@ -274,22 +277,24 @@ impl Session<'_> {
         }
     }
 
-    /// Tells the client what was handed over to this lane, if it is time to.
+    /// Reports to the client what was handed over to this lane, if that is due.
     fn tell_hand_overs(&mut self, now: Instant) {
         if self.this.has_hand_overs_to_tell() && now >= self.next_hand_overs {
             self.next_hand_overs = now + HAND_OVERS_PAUSE;
             let hand_overs = self.this.take_hand_overs();
-            self.this.lane.send_control(&Message::HandOvers(hand_overs));
+            self.this.quic.send_control(&Message::HandOvers(hand_overs));
         }
     }
 
-    /// The client may be gone.
+    /// Handles an alarm: the client may be gone.
     fn alarmed(&mut self) {
         if self.this.take_alarm() {
             self.claim_probing();
             let now = Instant::now();
-            let lane = &self.this.lane;
-            let duty = self.vigil.alarm(now, lane.packets_received(), lane.rtt());
+            let lane = &self.this.quic;
+            let duty = self
+                .liveness
+                .alarm(now, lane.packets_received(), lane.rtt());
             self.perform(duty, now);
         }
     }
@@ -298,8 +303,8 @@ impl Session<'_> {
         let counters = self.door.counters();
         if duty.ping {
             counters.probes_sent.increment();
-            self.this.lane.ping();
-            self.this.lane.asked(now);
+            self.this.quic.ping();
+            self.this.quic.asked(now);
         }
         if duty.alarm {
             counters.probes_unanswered.increment();
@@ -308,20 +313,20 @@ impl Session<'_> {
     }
 
     fn claim_probing(&mut self) {
-        if self.vigil.wants_to_probe()
+        if self.liveness.wants_to_probe()
             && let Some(membership) = self.this.membership.get()
             && membership.claim_probing()
         {
-            let heard = self.this.lane.packets_received();
-            self.vigil.probe(Instant::now(), heard);
+            let heard = self.this.quic.packets_received();
+            self.liveness.probe(Instant::now(), heard);
         }
     }
 }
 
-/// One line for a client that stops; a lane that is left for another reason is no news.
+/// Logs a client that stops, in one line. A lane that ends for another reason is not logged here.
 fn say_drains(this: &ServerLane, door: &Door, away: &GoAway) {
     let (client, reason) = (this.client_id(), away.reason);
-    tracing::debug!(client, peer = address(&this.lane), %reason, "no new flow goes to this lane");
+    tracing::debug!(client, peer = address(&this.quic), %reason, "no new flow goes to this lane");
     let membership = this.membership.get();
     if away.reason == GoAwayReason::Shutdown
         && membership.is_some_and(|membership| membership.client().begins_to_drain())
@@ -331,7 +336,7 @@ fn say_drains(this: &ServerLane, door: &Door, away: &GoAway) {
     }
 }
 
-/// A client says whether it reaches one of its services.
+/// Takes up a client's word on whether it reaches one of its services.
 fn service_health(this: &Rc<ServerLane>, door: &Door, health: &ServiceHealth) {
     let Some(membership) = this.membership.get() else {
         return;

@@ -1,5 +1,5 @@
-//! What a door's endpoints show to clients, and what they hold clients' certificates against: made
-//! from the settings, whole, and made anew when these have others.
+//! What a door's endpoints show to clients, and what they check clients' certificates against. Both
+//! are made from the settings as a whole, and made anew when the settings differ.
 
 use boring::ssl::SslContext;
 
@@ -8,14 +8,14 @@ use crate::quic::sessions::Identity;
 use crate::quic::{settings, tls};
 use crate::server::shared::ServerSettings;
 
-/// What tells whether endpoints have to be configured anew.
+/// The digests that tell whether endpoints have to be configured anew.
 pub(super) fn by(settings: &ServerSettings) -> (Identity, Identity) {
     let credentials = &settings.credentials;
     (credentials.shown, credentials.trusted)
 }
 
 impl Door {
-    /// The transport of lanes that begin from now on.
+    /// The transport configuration for lanes that begin from now on.
     pub(super) fn transport(&self, settings: &ServerSettings) -> Result<quiche::Config, String> {
         let mut tls = tls::server_with(&settings.credentials).map_err(|it| it.to_string())?;
         self.shared
@@ -24,10 +24,11 @@ impl Door {
         settings::transport(&settings.config.quic, tls).map_err(|error| error.to_string())
     }
 
-    /// Endpoints show what is in these settings, if that is something else. If it cannot be had,
-    /// which was tried before they became those of now, all stays as it is until the next time.
+    /// Has the endpoints use the credentials of these settings, if they differ. If that fails,
+    /// which was tried before the settings came into force, the endpoints stay as they are until
+    /// the next change.
     pub(super) fn show(&self, settings: &ServerSettings) {
-        // What has not changed keeps its sessions' context, and costs nothing.
+        // Unchanged credentials keep the TLS context with its sessions, and cost nothing.
         if self.shows.get() == by(settings) {
             return;
         }
@@ -46,7 +47,8 @@ impl Door {
         }
     }
 
-    /// A transport for each endpoint, and what all show over TLS.
+    /// A transport configuration for each endpoint, and the TLS context that all of them use for
+    /// TLS over TCP.
     fn made_of(
         &self,
         settings: &ServerSettings,

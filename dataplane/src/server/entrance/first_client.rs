@@ -1,23 +1,23 @@
 //! Visitors who come before any client does, at the start of a server.
 //!
-//! Clients whose server was restarted come back within a second; a visitor who comes before them (a
-//! load balancer's second attempt, mostly) would otherwise be reset. One task of each core looks for
-//! the first client of every service: a server may have thousands of entrances.
+//! Clients whose server was restarted come back within a second. A visitor who comes before them
+//! (mostly the second attempt of a load balancer) would otherwise be reset. One task of each core
+//! waits for the first client of every service, because a server may have thousands of entrances.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::Entrance;
 
-/// How long after its start a server leaves visitors in the queue while it has no client to send
-/// them to.
+/// How long after its start a server leaves visitors in the accept queue while it has no client for
+/// them.
 const FIRST_CLIENT_WAIT: Duration = Duration::from_secs(5);
 
 /// Pause between two looks for first clients.
 const FIRST_CLIENT_POLL: Duration = Duration::from_millis(10);
 
-/// Lets each entrance accept when its service has a client, or they have waited long enough for one,
-/// or the process stops.
+/// Lets each entrance accept visitors when its service has a client, when the wait for one is over,
+/// or when the process stops.
 pub(crate) async fn wait_for_first_clients(mut entrances: Vec<Rc<Entrance>>) {
     let deadline = Instant::now() + FIRST_CLIENT_WAIT;
     loop {

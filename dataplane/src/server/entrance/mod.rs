@@ -1,5 +1,5 @@
-//! An entrance: one port of a service on one core, where visitors come in, TCP and UDP. Whom it sends them to, the pool
-//! of the service says; the lanes are the door's.
+//! An entrance: one port of a service on one core, where visitors connect, TCP and UDP. The pool of
+//! the service chooses the client for each visitor; the lanes belong to the door.
 
 pub(crate) mod first_client;
 pub(crate) mod proxy_header;
@@ -35,27 +35,28 @@ use crate::server::udp::traffic::TrafficSocket;
 use crate::sys::tcp::Acceptor;
 use crate::sys::udp::{Purpose, UdpSocket};
 
-/// Visitors accepted before the other tasks of the core get a turn.
+/// Visitors that are accepted before the core's other tasks get a turn.
 const ACCEPTS_PER_TURN: usize = 32;
 
-/// Visitors who come closer to each other than this come in numbers.
+/// Visitors who come within this time of each other are taken for a crowd.
 const VISITORS_TOGETHER: Duration = Duration::from_micros(200);
 
-/// Pause after accept(2) failed for want of file descriptors or memory.
+/// Pause after accept(2) has failed for want of file descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a draining core waits for visitors whose handshake had begun when the stop came: one round trip of the
-/// farthest ones. New ones are kept away meanwhile ([`crate::sys::syn_filter`]); they repeat their SYN after a second, so
-/// any value below that costs them the same.
+/// How long a draining core waits for visitors whose handshake had begun when the stop came: one
+/// round trip of the farthest ones. New ones are kept away meanwhile ([`crate::sys::syn_filter`]).
+/// They repeat their SYN after a second, so any value below that costs them the same.
 const HANDSHAKES_FINISH: Duration = Duration::from_millis(300);
 
-/// The queue must then have been empty for so long.
+/// How long the accept queue must have been empty before a draining core closes it.
 const NOBODY_FOR: Duration = Duration::from_millis(100);
 
-/// Whatever comes (the kernel may not have taken the filter), nobody is accepted for longer than this.
+/// Longest time for which a draining core goes on accepting, whatever comes: the kernel may not
+/// have taken the filter.
 const LAST_VISITORS_MAX: Duration = Duration::from_secs(2);
 
-/// Pause between two looks at the queue.
+/// Pause between two looks at the accept queue of a draining core.
 const LAST_VISITORS_POLL: Duration = Duration::from_millis(20);
 
 /// One entrance on one core.
@@ -64,30 +65,31 @@ pub(crate) struct Entrance {
     context: Rc<ServerContext>,
     door: Rc<Door>,
     service: Arc<ServedService>,
-    /// Of the service, on this core.
+    /// This core's counters of the service.
     service_counters: Arc<ServiceCounters>,
-    /// The UDP traffic socket, if it takes UDP. Its tasks hold it until they have closed it.
+    /// The UDP traffic socket, if the service takes UDP. Its tasks keep it alive until they have
+    /// closed it.
     traffic: OnceCell<Weak<TrafficSocket>>,
     held: Rc<Held>,
     may_accept: Event,
     stop_accepting: Event,
-    /// When a visitor was accepted by a turn of its own.
+    /// When the last visitor was accepted in a turn of its own.
     last_visitor: Cell<Option<Instant>>,
-    /// It takes no TCP visitor from now on but those who have begun to come.
+    /// Whether the entrance takes no more TCP visitors, except those who have begun to connect.
     tcp_leaves: Cell<bool>,
-    /// It has no TCP visitor any more, or never had one.
+    /// Whether the entrance has no TCP visitors any more, or never had any.
     tcp_is_over: Cell<bool>,
-    /// Of the drain, once it has begun.
+    /// How long the drain may take; set when it begins.
     drain_timeout: Cell<Duration>,
-    /// Where TCP visitors are accepted, while they are.
+    /// The socket that accepts TCP visitors, while it does.
     acceptor: RefCell<Weak<Acceptor>>,
 }
 
 impl Entrance {
-    /// Takes visitors of `service` from these sockets, for those of its clients that have lanes at `door`.
+    /// Opens the entrance at these sockets, for visitors of `service`, who are sent to those of its
+    /// clients that have lanes at `door`.
     ///
-    /// # Errors
-    /// With a text for the log if a socket cannot be used on this core.
+    /// # Errors With a text for the log if a socket cannot be used on this core.
     pub(crate) fn open(
         entrance: SharedEntrance,
         door: &Rc<Door>,
@@ -96,7 +98,8 @@ impl Entrance {
     ) -> Result<Rc<Entrance>, String> {
         let text = |error: io::Error| error.to_string();
         let context = door.context();
-        // Both before anything begins: then nothing is left of an entrance that lacks one.
+        // Both sockets are adopted before anything starts, so that nothing is left of an entrance
+        // that lacks one.
         let udp = sockets.udp.map(|it| UdpSocket::adopt(it, Purpose::Traffic));
         let udp = udp.transpose().map_err(text)?;
         let tcp = sockets.tcp.map(Acceptor::adopt);
@@ -193,7 +196,7 @@ impl Entrance {
         &self.service
     }
 
-    /// What this core counts of the service.
+    /// This core's counters of the service.
     pub(crate) fn service_counters(&self) -> &Arc<ServiceCounters> {
         &self.service_counters
     }
@@ -202,17 +205,17 @@ impl Entrance {
         self.entrance.traffic_addr
     }
 
-    /// This core's lane of `client` for its next flow.
+    /// The lane of `client` on this core that its next flow should use.
     pub(crate) fn local_lane(&self, client: u64) -> Option<Rc<ServerLane>> {
         self.door.local_lane(client, self.pool().balancer())
     }
 
-    /// How long a visitor may take nothing of what waits for it.
+    /// How long a visitor may take nothing although bytes wait for it.
     pub(crate) fn stall_timeout(&self) -> Duration {
         self.service.stall_timeout()
     }
 
-    /// Memory that the beginnings of flows hold.
+    /// The memory that is held by flows whose service has not answered yet.
     pub(crate) fn held(&self) -> &Rc<Held> {
         &self.held
     }
@@ -221,7 +224,7 @@ impl Entrance {
         self.context.draining.get() || self.tcp_leaves.get()
     }
 
-    // ---- TCP visitors --------------------------------------------------------------------------------------------
+    // ---- TCP visitors ----
 
     async fn accept_task(self: Rc<Self>, acceptor: Rc<Acceptor>, count: AcceptorCount) {
         self.may_accept.wait().await;
@@ -233,7 +236,8 @@ impl Entrance {
             self.last_visitors(&acceptor).await;
         }
         if self.tcp_is_handed_over() {
-            // The queue and who waits in it are the successor's, and so would be the end of it.
+            // The accept queue belongs to the successor now, with the visitors in it; this process
+            // must not reset them.
             drop(acceptor);
         } else {
             acceptor.close();
@@ -242,7 +246,7 @@ impl Entrance {
         self.door.accepts_no_more();
     }
 
-    /// Visitors may be taken out of the queue from now on.
+    /// Starts to take visitors out of the accept queue.
     pub(crate) fn begin_to_accept(&self) {
         self.may_accept.set();
         if let Some(traffic) = self.traffic() {
@@ -250,7 +254,7 @@ impl Entrance {
         }
     }
 
-    /// Descriptors of its sockets, for a successor.
+    /// Descriptors of the entrance's sockets, for a successor.
     pub(crate) fn lend(&self) -> Vec<Lent> {
         let acceptor = self.acceptor.borrow().upgrade();
         let tcp = acceptor.filter(|_| !self.tcp_leaves.get());
@@ -267,8 +271,9 @@ impl Entrance {
         tcp.into_iter().chain(udp).map(lent).collect()
     }
 
-    /// Whether a successor has the socket for TCP visitors, too, and takes who comes. One that is
-    /// left was not lent: what has its address is another entrance.
+    /// Whether a successor has the socket for TCP visitors as well, and accepts from it. A socket
+    /// of this entrance that was not lent is none of the successor's, even if another entrance has
+    /// its address.
     fn tcp_is_handed_over(&self) -> bool {
         !self.tcp_leaves.get() && self.is_taken(SocketUse::Tcp)
     }
@@ -277,7 +282,8 @@ impl Entrance {
         self.door.is_taken(used_for, self.traffic_addr())
     }
 
-    /// The successor takes who comes from now on, where it has taken the socket, which stays open.
+    /// The successor accepts visitors from now on, where it has taken the socket, which stays open
+    /// here.
     pub(crate) fn handed_over(&self) {
         if self.tcp_is_handed_over() {
             self.may_accept.set();
@@ -290,7 +296,7 @@ impl Entrance {
         }
     }
 
-    /// Waits for visitors; false when no more are to be accepted.
+    /// Waits for visitors. False when no more are to be accepted.
     async fn visitors_wait(&self, acceptor: &Acceptor) -> bool {
         match self.stop_accepting.cuts_short(acceptor.readable()).await {
             None => false,
@@ -302,7 +308,7 @@ impl Entrance {
         }
     }
 
-    /// Accepts some of those who wait, and says how many.
+    /// Accepts some of the visitors who wait, and returns how many.
     async fn accept_turn(self: &Rc<Self>, acceptor: &Acceptor) -> u64 {
         let mut accepted = 0;
         for _ in 0..ACCEPTS_PER_TURN {
@@ -330,15 +336,16 @@ impl Entrance {
         accepted
     }
 
-    /// Whether the last visitor before this one came a moment ago. Then more may be waiting already,
-    /// and are looked for; others are told by the wait that follows anyway.
+    /// Whether the last visitor came a moment before this one. Then more may be waiting already,
+    /// and are looked for at once; otherwise the wait that follows reports them.
     fn comes_in_numbers(&self) -> bool {
         let now = Instant::now();
         let last = self.last_visitor.replace(Some(now));
         last.is_some_and(|last| now.duration_since(last) < VISITORS_TOGETHER)
     }
 
-    /// Accepts those whose handshake was complete or under way when the stop came: closing the socket would reset them.
+    /// Accepts the visitors whose handshake was complete or under way when the stop came; closing
+    /// the socket would reset them.
     async fn last_visitors(self: &Rc<Self>, acceptor: &Acceptor) {
         let began = Instant::now();
         let deadline = began + self.drain_timeout.get().min(LAST_VISITORS_MAX);
@@ -361,15 +368,15 @@ impl Entrance {
         }
     }
 
-    /// Waiting for visitors failed, which only a socket that is gone does.
+    /// Handles a failed wait for visitors, which happens only if the socket is gone.
     fn accept_broken(&self) {
         self.counters().internal_errors.increment();
         tracing::error!(addr = %self.traffic_addr(), "the socket for visitors is broken; this core takes no more");
     }
 
-    // ---- the end -------------------------------------------------------------------------------------------------
+    // ---- the end ----
 
-    /// Takes no new visitors but those that had begun to come.
+    /// Takes no new visitors, except those who have begun to connect.
     pub(crate) fn drain(&self, timeout: Duration) {
         self.drain_timeout.set(timeout);
         self.may_accept.set();
@@ -379,8 +386,8 @@ impl Entrance {
         }
     }
 
-    /// What `closed` names takes nobody from now on but those who have begun to come; flows may
-    /// finish.
+    /// Closes the halves of the entrance that `closed` names to new visitors, except those who have
+    /// begun to connect. Flows may finish.
     pub(crate) fn leave(&self, closed: &ClosedEntrance, timeout: Duration) {
         if closed.entrance.tcp {
             self.drain_timeout.set(timeout);
@@ -399,7 +406,7 @@ impl Entrance {
         }
     }
 
-    /// The time of what was left is over.
+    /// Ends the flows of a closed entrance when their time is over.
     pub(crate) fn end_what_was_left(&self, left: &SharedEntrance) {
         if left.tcp {
             let ended = self
@@ -421,7 +428,7 @@ impl Entrance {
         }
     }
 
-    /// Whether nothing can come here any more.
+    /// Whether no visitor and no datagram can come here any more.
     pub(crate) fn is_over(&self) -> bool {
         self.tcp_is_over.get() && self.traffic().is_none_or(|traffic| traffic.is_closed())
     }

@@ -1,8 +1,9 @@
-//! The PROXY protocol header that a visitor begins with who comes through a trusted balancer: whose
-//! connection it is. Pure; whoever reads the socket asks again with more bytes.
+//! The PROXY protocol header with which a visitor begins who comes through a trusted balancer; it
+//! says whose connection this is. This module is pure: whoever reads the socket asks again with
+//! more bytes.
 //!
-//! Both versions of the specification (haproxy.org, proxy-protocol.txt) are read. The text form's end
-//! is found here, because `ppp` takes a line that has not wholly arrived for a wrong one.
+//! Both versions of the specification (haproxy.org, proxy-protocol.txt) are read. The end of the
+//! text form is found here, because `ppp` rejects a line that has not wholly arrived.
 
 use std::net::SocketAddr;
 
@@ -12,42 +13,41 @@ use ppp::{PartialResult as _, v1, v2};
 /// fit as well.
 pub(crate) const HEADER_BYTES_MAX: usize = 4_096;
 
-/// Longest header in text form, with its line's end (section 2.1 of the specification).
+/// Longest header in text form, with the end of its line (section 2.1 of the specification).
 const TEXT_BYTES_MAX: usize = 107;
 
-/// Bytes of a binary header before its addresses.
+/// Length of a binary header without its addresses.
 const BINARY_FIXED_BYTES: usize = 16;
 
 const _: () = assert!(TEXT_BYTES_MAX <= HEADER_BYTES_MAX);
 
-/// What the bytes so far are.
+/// What the bytes that have come so far are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// The beginning of a header.
+    /// They are the beginning of a header, and more are needed.
     More,
-    /// A header of so many bytes, and maybe bytes of the visitor behind it.
+    /// They begin with a whole header, which the visitor's own bytes may follow.
     Header {
-        /// The header's length.
+        /// The length of the header in bytes.
         bytes: usize,
-        /// Who the visitor is; `None` if the connection is the balancer's own, as its checks are, or
-        /// one that has no IP address.
+        /// The visitor's address; `None` if the connection is the balancer's own (a health check),
+        /// or one without an IP address.
         visitor: Option<SocketAddr>,
     },
 }
 
-/// Why bytes are no header.
+/// Why bytes are not a PROXY header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flaw {
-    /// They cannot become one, whatever follows.
+    /// The bytes cannot become a header, whatever follows.
     Bad,
-    /// It is longer than [`HEADER_BYTES_MAX`].
+    /// The header is longer than [`HEADER_BYTES_MAX`].
     TooLong,
 }
 
 /// Judges what a visitor has sent so far.
 ///
-/// # Errors
-/// If it cannot become a header.
+/// # Errors If the bytes cannot become a header.
 pub(crate) fn read(bytes: &[u8]) -> Result<Progress, Flaw> {
     if begins_alike(bytes, v2::PROTOCOL_PREFIX) {
         return read_binary(bytes);
@@ -112,7 +112,8 @@ fn read_text(bytes: &[u8]) -> Result<Progress, Flaw> {
     Ok(found(line.len(), visitor))
 }
 
-/// IPv4 addresses that are written as IPv6 ones count as what they are.
+/// The result for a whole header. IPv4 addresses that are written as IPv6 ones become IPv4
+/// addresses.
 fn found(bytes: usize, visitor: Option<SocketAddr>) -> Progress {
     let visitor = visitor.map(|it| SocketAddr::new(it.ip().to_canonical(), it.port()));
     Progress::Header { bytes, visitor }
@@ -135,10 +136,10 @@ mod tests {
         [SIGNATURE, &[command, family], &length.to_be_bytes(), rest].concat()
     }
 
-    /// 192.0.2.1:258 to 198.51.100.2:80.
+    /// The addresses 192.0.2.1:258 and 198.51.100.2:80.
     const FOUR: [u8; 12] = [192, 0, 2, 1, 198, 51, 100, 2, 1, 2, 0, 80];
 
-    /// Headers as they are sent, and who they are of.
+    /// Headers as they are sent, each with the visitor that it names.
     fn headers() -> Vec<(Vec<u8>, Option<SocketAddr>)> {
         let six = |from: &str| {
             let address = from.parse::<std::net::Ipv6Addr>().expect("literal");
@@ -175,7 +176,7 @@ mod tests {
             (binary(0x20, 0x11, &FOUR), None),
             (binary(0x21, 0x00, &[]), None),
             (binary(0x21, 0x31, &unix), None),
-            // Of a datagram, on a TCP connection.
+            // A header for a datagram, on a TCP connection.
             (binary(0x21, 0x12, &FOUR), None),
         ];
         let texts = texts.into_iter();

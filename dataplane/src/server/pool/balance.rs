@@ -1,15 +1,16 @@
-//! The rule by which one of several is chosen. It knows no clock, no socket and no lock: a number that counts up is all
-//! the memory that it needs.
+//! The rule by which one of several clients or lanes is chosen. It knows no clock, no socket and no
+//! lock; all the memory that it needs is a number that counts up.
 
-/// Clients that one visitor is sent to before it is refused. Each may take its dial timeout to say no, and a visitor
-/// whom three refuse would hardly be better off with a fourth.
+/// Most clients that one visitor is sent to before it is refused. Each may take its dial timeout to
+/// say no, and a visitor whom three refuse would hardly be better off with a fourth.
 pub(crate) const CLIENTS_TRIED_MAX: usize = 3;
 
-/// Chooses among those of `items` that have a load, are not above any other, and so are as good as each other: the
-/// `turn`th of them, counted around. With equal loads this is round-robin; with counts of flows it is
+/// Chooses one of those `items` that have a load and whose load is the least: the `turn`th of them,
+/// counted around. With equal loads this is round-robin; with counts of flows it is
 /// least-connections with ties that rotate.
 ///
-/// Loads may change meanwhile, by other cores: then one is chosen that was among the least when first looked at.
+/// Other cores may change the loads meanwhile. Then one is chosen whose load was among the least
+/// when it was first looked at.
 pub(crate) fn choose<T: Copy, L: Ord>(
     items: impl Iterator<Item = T> + Clone,
     turn: usize,
@@ -32,20 +33,21 @@ pub(crate) fn choose<T: Copy, L: Ord>(
         .or(Some(first))
 }
 
-/// The clients that one visitor has been sent to, by their numbers: none gets it twice.
+/// The clients that one visitor has been sent to, by their numbers; none gets the visitor twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tried {
     clients: [u64; CLIENTS_TRIED_MAX],
     count: usize,
-    /// It has waited in vain for one that did not answer.
+    /// Whether only clients that answer may be chosen, because the visitor has waited in vain for
+    /// one that did not.
     must_answer: bool,
 }
 
-/// A place whose client may be tried again.
+/// The mark of an entry whose client may be tried again.
 const FORGOTTEN: u64 = u64::MAX;
 
 impl Tried {
-    /// Nobody yet, but only those come into question who answer.
+    /// An empty list for a visitor who needs a client that answers.
     pub(crate) fn who_must_answer() -> Tried {
         Tried {
             must_answer: true,
@@ -53,7 +55,7 @@ impl Tried {
         }
     }
 
-    /// Notes a client.
+    /// Adds a client to the list.
     pub(crate) fn add(&mut self, client: u64) {
         if let Some(place) = self.clients.get_mut(self.count) {
             *place = client;
@@ -61,8 +63,8 @@ impl Tried {
         }
     }
 
-    /// The visitor was at this client, on a lane whose peer has left it unanswered: another lane of
-    /// it will do, but nobody who does not answer either.
+    /// Notes that the visitor was at this client, on a lane whose peer did not answer. Another lane
+    /// of that client may be chosen, but no client that does not answer.
     pub(crate) fn unanswered(&mut self, client: u64) {
         self.require_answer();
         for place in &mut self.clients[..self.count] {
@@ -72,22 +74,22 @@ impl Tried {
         }
     }
 
-    /// Only those come into question who answer.
+    /// From now on only clients that answer may be chosen.
     pub(crate) fn require_answer(&mut self) {
         self.must_answer = true;
     }
 
-    /// Whether only those come into question who answer.
+    /// Whether only clients that answer may be chosen.
     pub(crate) fn must_answer(&self) -> bool {
         self.must_answer
     }
 
-    /// Whether the visitor has been there.
+    /// Whether the visitor has been sent to this client.
     pub(crate) fn contains(&self, client: u64) -> bool {
         self.clients[..self.count].contains(&client)
     }
 
-    /// Whether it has been to as many as a visitor may.
+    /// Whether the visitor has been sent to as many clients as it may.
     pub(crate) fn is_full(&self) -> bool {
         self.count == CLIENTS_TRIED_MAX
     }

@@ -1,5 +1,5 @@
-//! A client of a door: an instance of a program that registered, with its lanes, whatever it
-//! serves.
+//! A client of a door: one instance of a program that has registered, with its lanes, whatever
+//! services it serves.
 //!
 //! All cores share it, without a lock.
 
@@ -13,57 +13,56 @@ use crate::quic::path_numbers::PathNumbers;
 
 use super::registry::{Applicant, InstanceId};
 
-/// No lane has the probing role.
+/// The serial number that stands for no lane: none probes the client.
 pub(super) const NOBODY: u64 = 0;
 
-/// An alarm is not given again within this time: the lanes that heard it ask until they are
-/// answered.
+/// Least time between two alarms. The lanes that heard an alarm ask until they are answered.
 pub(super) const ALARM_PAUSE: Duration = Duration::from_millis(100);
 
-/// Lanes of one client on one core.
+/// Number of lanes of one client on one core.
 #[derive(Debug, Default)]
 pub(super) struct LaneCounts {
-    /// Those that take new flows.
+    /// Lanes that take new flows.
     pub(super) open: AtomicUsize,
-    /// Those of them whose peer answers.
+    /// Lanes among them whose peer answers.
     pub(super) answering: AtomicUsize,
 }
 
-/// One client: an instance of a program, with what it offers.
+/// One client: an instance of a program, and its lanes.
 #[derive(Debug)]
 pub(crate) struct Client {
-    /// Tells clients of a door apart, also successive instances of one client.
+    /// Tells apart the clients of a door, and successive instances of one client.
     pub(crate) number: u64,
-    /// What it is called: by its entry among those who may serve, or by itself.
+    /// The client's name: by its entry in dp.toml, or as the client calls itself.
     pub(crate) client_id: String,
-    /// Its name is that of its entry, and not for itself to choose.
+    /// Whether the name comes from an entry, and is not for the client to choose.
     pub(super) has_entry: bool,
-    /// Drawn at the client's start.
+    /// The id that the client drew at its start.
     pub(super) instance_id: InstanceId,
-    /// Where its first lane came from.
+    /// The address that the client's first lane came from.
     address: Option<SocketAddr>,
-    /// An instance that had the name before has been told to stay out, and the operator that it
-    /// was.
+    /// Whether an instance that had the name before has been told to stay out, and the operator
+    /// that this happened.
     pub(super) contested: AtomicBool,
-    /// When its first lane came.
+    /// When the client's first lane came.
     since: Instant,
-    /// Lanes registered that have not ended, whether they take flows or not.
+    /// Registered lanes that have not ended, whether they take flows or not.
     pub(super) lanes_up: AtomicUsize,
-    /// Those of them that ride TLS.
+    /// Lanes among them that ride TLS.
     pub(super) lanes_over_tls: AtomicUsize,
-    /// The log has it that it stops.
+    /// Whether the log has said that the client stops.
     told_to_drain: AtomicBool,
-    /// Lanes per core.
+    /// Number of lanes on each core.
     pub(super) lanes: Box<[CachePadded<LaneCounts>]>,
-    /// The same, in all.
+    /// Number of lanes on all cores.
     pub(super) lanes_total: LaneCounts,
-    /// Lanes registered, in all; the client leaves the list with its last one.
+    /// Registered lanes on all cores; the client leaves the registry with the last one.
     pub(super) registered: AtomicUsize,
-    /// What its lanes have told of the way to it.
+    /// Numbers of the path to the client, as its lanes have measured them.
     pub(crate) path: PathNumbers,
-    /// A newer instance has taken its name.
+    /// Whether a newer instance has taken the client's name.
     pub(super) replaced: AtomicBool,
-    /// The lane that probes it, by its serial number.
+    /// The serial number of the lane that probes the client.
     pub(super) prober: AtomicU64,
     /// When the last alarm was given, in milliseconds since the registry began, plus 1.
     last_alarm_ms: AtomicU64,
@@ -72,7 +71,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Of an applicant that has no lane yet.
+    /// A client that has no lane yet.
     pub(super) fn new(
         number: u64,
         applicant: &Applicant<'_>,
@@ -101,39 +100,39 @@ impl Client {
         }
     }
 
-    /// Where its first lane came from.
+    /// The address that the client's first lane came from.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.address
     }
 
-    /// When its first lane came.
+    /// When the client's first lane came.
     pub(crate) fn since(&self) -> Instant {
         self.since
     }
 
-    /// Lanes that it has now.
+    /// Number of lanes that the client has now.
     pub(crate) fn lanes_up(&self) -> usize {
         self.lanes_up.load(Ordering::Relaxed)
     }
 
-    /// Lanes registered with it, in all.
+    /// Number of lanes that are registered with the client, on all cores.
     pub(crate) fn registered(&self) -> usize {
         self.registered.load(Ordering::Relaxed)
     }
 
-    /// It says on one of its lanes that it stops. True for the first one.
+    /// The client says on one of its lanes that it stops. True for the first lane that says so.
     pub(crate) fn begins_to_drain(&self) -> bool {
         !self.told_to_drain.swap(true, Ordering::Relaxed)
     }
 
-    /// Lanes on `core` that take new flows.
+    /// Number of lanes on `core` that take new flows.
     pub(crate) fn lanes_on(&self, core: usize) -> usize {
         self.lanes
             .get(core)
             .map_or(0, |lanes| lanes.open.load(Ordering::Relaxed))
     }
 
-    /// Those of them whose peer answers.
+    /// Number of lanes on `core` that take new flows and whose peer answers.
     pub(crate) fn answering_on(&self, core: usize) -> usize {
         self.lanes
             .get(core)
@@ -141,12 +140,13 @@ impl Client {
     }
 
     /// The first core after `core` (counted around) with a lane that takes new flows and whose peer
-    /// answers; `core` itself is not looked at.
+    /// answers; `core` itself is not considered.
     pub(crate) fn other_core_that_answers(&self, core: usize) -> Option<usize> {
         self.core_between(core, core, |core| self.answering_on(core) > 0)
     }
 
-    /// The same, whether the peer answers or not.
+    /// The first core after `core` with a lane that takes new flows, whether its peer answers or
+    /// not.
     pub(crate) fn other_core_with_lane(&self, core: usize) -> Option<usize> {
         self.core_with_lane_between(core, core)
     }
@@ -173,24 +173,24 @@ impl Client {
             .find(|core| has_lane(*core))
     }
 
-    /// Whether it seems to be dead or out of reach: what is sent is not answered on any lane that
-    /// takes flows.
+    /// Whether the client seems to be dead or unreachable: what is sent to it stays unanswered on
+    /// every lane that takes flows.
     pub(crate) fn is_silent(&self) -> bool {
         self.takes_flows() && !self.answers()
     }
 
-    /// Whether a lane that takes flows is answered.
+    /// Whether the peer of a lane that takes flows answers.
     pub(crate) fn answers(&self) -> bool {
         self.lanes_total.answering.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether a newer instance has taken its name.
+    /// Whether a newer instance has taken the client's name.
     pub(crate) fn is_replaced(&self) -> bool {
         self.replaced.load(Ordering::Relaxed)
     }
 
-    /// True if an alarm is due: each of many lanes that fall silent at once asks, and one alarm is
-    /// enough.
+    /// Whether an alarm is due. Each of many lanes that fall silent at once asks this, and one
+    /// alarm is enough.
     pub(crate) fn may_alarm(&self, now: Instant) -> bool {
         let age = now.saturating_duration_since(self.epoch);
         let now_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX - 1) + 1;
@@ -203,7 +203,7 @@ impl Client {
             .is_ok()
     }
 
-    /// Whether it takes new flows.
+    /// Whether the client takes new flows.
     pub(crate) fn usable(&self) -> bool {
         self.takes_flows() && !self.is_replaced()
     }
@@ -212,8 +212,8 @@ impl Client {
         self.lanes_total.open.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether it is called so, by its entry or by itself. One that names itself has nothing of a
-    /// client of that name that has an entry.
+    /// Whether the client has this name, by an entry or by its own word. A client that names itself
+    /// has nothing in common with a client of that name that has an entry.
     pub(super) fn is_called(&self, name: &str, by_entry: bool) -> bool {
         self.has_entry == by_entry && self.client_id == name
     }

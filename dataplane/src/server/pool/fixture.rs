@@ -20,7 +20,7 @@ pub(crate) struct OneService {
 }
 
 impl OneService {
-    /// Without clients.
+    /// A service without clients.
     pub(crate) fn new(balancer: LoadBalancer, cores: usize) -> OneService {
         let pool = Arc::new(ClientPool::new(balancer));
         let registry = Arc::new(Registry::of_pools(&[Arc::clone(&pool)], cores));

@@ -1,4 +1,5 @@
-//! The lanes of one door on one core that take new flows, by their client. One core owns it; it does no I/O.
+//! The lanes of one door on one core that take new flows, by their client. One core owns this
+//! table, which does no I/O.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -9,20 +10,20 @@ use rustc_hash::FxBuildHasher;
 
 use super::balance::choose;
 
-/// What the choice of a lane depends on.
+/// A lane, as far as the choice among lanes depends on it.
 pub(crate) trait CarriesFlows {
-    /// False once it has begun to end.
+    /// Whether the lane has not begun to end.
     fn is_open(&self) -> bool;
-    /// True while its client leaves unanswered what was sent on it.
+    /// Whether the client leaves unanswered what was sent on the lane.
     fn is_silent(&self) -> bool;
-    /// Flows that it carries now.
+    /// Number of flows that the lane carries now.
     fn flows(&self) -> usize;
 }
 
 /// Lanes by the number of their client.
 #[derive(Debug)]
 pub(crate) struct LaneTable<L> {
-    // Numbers are counted up by ourselves: a fast hash is safe.
+    // Clients' numbers are our own and count up, so a fast hash is safe.
     clients: HashMap<u64, Lanes<L>, FxBuildHasher>,
 }
 
@@ -39,7 +40,7 @@ impl<L: CarriesFlows> LaneTable<L> {
         }
     }
 
-    /// The lane takes new flows from now on.
+    /// Adds a lane, which takes new flows from now on.
     pub(crate) fn add(&mut self, client: u64, lane: Rc<L>) {
         self.clients
             .entry(client)
@@ -51,7 +52,7 @@ impl<L: CarriesFlows> LaneTable<L> {
             .push(lane);
     }
 
-    /// The lane takes no more.
+    /// Removes a lane, which takes no more flows.
     pub(crate) fn remove(&mut self, client: u64, lane: &Rc<L>) {
         if let Some(of_client) = self.clients.get_mut(&client) {
             of_client.lanes.retain(|other| !Rc::ptr_eq(other, lane));
@@ -61,8 +62,8 @@ impl<L: CarriesFlows> LaneTable<L> {
         }
     }
 
-    /// The client's lane for its next flow here, chosen by the same rule as the client was: the lanes serve
-    /// all of the client's services.
+    /// The lane of a client for its next flow on this core, chosen by the same rule as the client
+    /// was. Every lane serves all of the client's services.
     pub(crate) fn pick(&self, client: u64, balancer: LoadBalancer) -> Option<Rc<L>> {
         let of_client = self.clients.get(&client)?;
         let turn = of_client.turn.get();
@@ -77,7 +78,7 @@ impl<L: CarriesFlows> LaneTable<L> {
         .cloned()
     }
 
-    /// True if no client has a lane here that takes flows.
+    /// Whether no client has a lane on this core that takes flows.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.clients.is_empty()

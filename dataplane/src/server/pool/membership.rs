@@ -1,4 +1,5 @@
-//! A registered lane's claim on its client, and what the lane has said of the client's services.
+//! The membership of a registered lane in its client, and what the lane has reported about the
+//! client's services.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use super::client::{Client, NOBODY};
 use super::registry::Registry;
 use super::service::{ClientPool, Member};
 
-/// A service that a client serves, by the door's number of it.
+/// A service that a client serves, by its number at the door.
 #[derive(Debug, Clone)]
 pub(super) struct Served {
     pub(super) service: usize,
@@ -18,33 +19,34 @@ pub(super) struct Served {
     pub(super) member: Arc<Member>,
 }
 
-/// What a client serves: the configuration may change it while the client is there.
+/// The services that a client serves; the configuration may change them while the client is there.
 pub(super) type Serves = ArcSwap<Vec<Served>>;
 
-/// A registered lane's claim on its client.
+/// The membership of a registered lane in its client.
 #[derive(Debug)]
 pub(crate) struct LaneMembership {
     registry: Arc<Registry>,
     client: Arc<Client>,
-    /// What the client serves.
+    /// The services that the client serves.
     serves: Arc<Serves>,
     core: usize,
     /// Tells lanes of this registry apart; never 0.
     serial: u64,
     takes_flows: Cell<bool>,
-    /// The services that the lane has called down; some of them the client may serve no more.
+    /// The services that the lane has reported as down; the client may no longer serve some of
+    /// them.
     down: RefCell<Vec<Arc<Member>>>,
     silent: Cell<bool>,
-    /// It counts among the answering ones.
+    /// Whether the lane is counted among those whose peer answers.
     answering: Cell<bool>,
     over: Cell<bool>,
-    /// It counts among those that ride TLS.
+    /// Whether the lane is counted among those that ride TLS.
     over_tls: Cell<bool>,
     first: bool,
 }
 
 impl LaneMembership {
-    /// Of a lane that takes flows from now on.
+    /// The membership of a lane that takes flows from now on.
     pub(super) fn begin(
         registry: &Arc<Registry>,
         client: Arc<Client>,
@@ -74,24 +76,24 @@ impl LaneMembership {
         membership
     }
 
-    /// The client.
+    /// The client that the lane belongs to.
     pub(crate) fn client(&self) -> &Arc<Client> {
         &self.client
     }
 
-    /// The client as one of those of a service, by the door's number of it.
+    /// The client as a member of one of its services, by the service's number at the door.
     pub(crate) fn member(&self, service: usize) -> Option<Arc<Member>> {
         let serves = self.serves.load();
         let served = serves.iter().find(|it| it.service == service)?;
         Some(Arc::clone(&served.member))
     }
 
-    /// The client had no other lane when this one came.
+    /// Whether the client had no other lane when this one came.
     pub(crate) fn is_first(&self) -> bool {
         self.first
     }
 
-    /// The lane takes no new flow from now on (it drains or is unhealthy).
+    /// Takes the lane out of the choice for new flows, because it drains or is unhealthy.
     pub(crate) fn take_no_more(&self) {
         if self.takes_flows.replace(false) {
             let client = &self.client;
@@ -115,8 +117,8 @@ impl LaneMembership {
         }
     }
 
-    /// Takes the probing role for this lane if no other one of the client has it. True if it has it
-    /// now.
+    /// Takes the probing role for this lane, if no other lane of the client has it. True if this
+    /// lane has it now.
     pub(crate) fn claim_probing(&self) -> bool {
         let prober = &self.client.prober;
         !self.over.get()
@@ -134,7 +136,7 @@ impl LaneMembership {
             .is_ok()
     }
 
-    /// What carries the lane from now on.
+    /// Notes whether the lane rides TLS from now on.
     pub(crate) fn rides_tls(&self, over_tls: bool) {
         if self.over.get() || self.over_tls.replace(over_tls) == over_tls {
             return;
@@ -147,8 +149,9 @@ impl LaneMembership {
         }
     }
 
-    /// The lane has ended. Its last flow may go on for some time, and must not keep alive what the
-    /// lane said or did not say: its successor knows better. True if the client has no other lane.
+    /// Ends the membership of a lane that has ended. The lane's last flow may go on for some time,
+    /// and must not keep alive what the lane has reported: later lanes know better. True if the
+    /// client has no other lane.
     pub(crate) fn lane_ended(&self) -> bool {
         self.take_no_more();
         self.silence(false);
@@ -160,8 +163,8 @@ impl LaneMembership {
         !self.over.replace(true) && self.client.lanes_up.fetch_sub(1, Ordering::Relaxed) == 1
     }
 
-    /// The lane says whether the client reaches a service. True if that changes what is thought of
-    /// it: the client's service is down while any of its lanes says so.
+    /// The lane reports whether the client reaches a service. True if that changes the state of the
+    /// service at this client, which is down while any lane reports so.
     pub(crate) fn service_health(&self, service: usize, healthy: bool) -> bool {
         let Some(member) = self.member(service) else {
             return false;
@@ -183,8 +186,8 @@ impl LaneMembership {
         }
     }
 
-    /// The client serves other services now: what the lane has said of those that it serves no more
-    /// is forgotten.
+    /// The client serves other services now. What the lane has reported about services that it
+    /// serves no more is forgotten.
     pub(crate) fn services_changed(&self) {
         let serves = self.serves.load();
         let is_served =
@@ -192,7 +195,7 @@ impl LaneMembership {
         self.down.borrow_mut().retain(is_served);
     }
 
-    /// Whether what is sent on this lane is left unanswered.
+    /// Notes whether what is sent on this lane stays unanswered.
     pub(crate) fn silence(&self, silent: bool) {
         if !self.over.get() {
             self.silent.set(silent);

@@ -1,16 +1,17 @@
-//! The clients of one door, who they are, and what each of them serves.
+//! The registry of one door: its clients, who they are, and which services each of them serves.
 //!
-//! It changes under a mutex that no visitor takes, when a lane is registered or has ended.
+//! It changes when a lane registers or ends, under a mutex that no visitor takes.
 //!
-//! Clients that have an entry among those who may serve are known by it: nobody else can have their
-//! name, and several instances of one serve side by side. Others name themselves, and two programs
-//! may come under one name. Either the first is dead and the second its successor, who must not
-//! wait until the server has noticed; or both live, by a mistake, and must not drive each other out
-//! for ever. So the newer instance takes over at once, and an instance that was driven out stays
-//! out while its successor is there. What it carries may go on as long as it answers.
+//! **Clients with an entry** in dp.toml are known by it. Nobody else can have their name, and
+//! several instances of one serve side by side. **Other clients** name themselves, so two programs
+//! may come under one name. Either the first is dead and the second is its successor, which must
+//! not wait until the server has noticed; or both live, by a mistake, and must not drive each other
+//! out for ever. So the newer instance takes over at once, and an instance that was driven out
+//! stays out while its successor is there. The flows of a replaced instance may go on as long as it
+//! answers.
 //!
-//! An instance that comes to offer other services than before is another client for a while: its
-//! new lanes carry the flows of those, and its old ones end.
+//! An instance that changes the services that it offers is another client for a while: its new
+//! lanes carry the flows of the new services, and its old lanes end.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -25,107 +26,108 @@ use super::client::Client;
 use super::membership::{LaneMembership, Served, Serves};
 use super::service::ClientPool;
 
-/// Instances that are remembered to have been replaced, 16 KiB in all. More live programs than this
-/// under ids of others would drive each other out by turns.
+/// Replaced instances that are remembered: 16 KiB in all. If more live programs than this come
+/// under ids of others, they drive each other out by turns.
 const REPLACED_MAX: usize = 1_024;
 
-/// Instances of one client with an entry at the same time: enough for whoever scales a service out,
-/// and one certificate that is misused fills no memory.
+/// Instances that one client with an entry may have at a time: enough for whoever scales a service
+/// out, and few enough that a misused certificate fills no memory.
 pub(crate) const INSTANCES_MAX: usize = 64;
 
-/// Drawn by a client at its start.
+/// The id of a client's instance, which it draws at its start.
 pub(crate) type InstanceId = [u8; INSTANCE_ID_BYTES];
 
 /// A service that a client offers and may serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Offered {
-    /// The door's number of it.
+    /// The service's number at the door.
     pub(crate) service: usize,
-    /// What the client's end of it speaks.
+    /// The protocols that the client's service speaks.
     pub(crate) protocols: Protocols,
 }
 
-/// Who wants to register a lane.
+/// A client that wants to register a lane.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Applicant<'a> {
-    /// The name that it has by its entry, or wants to be known by.
+    /// The name of the client's entry, or the one that it wants to be known by.
     pub(crate) name: &'a str,
-    /// Whether it has that name by its entry.
+    /// Whether the name comes from an entry.
     pub(crate) has_entry: bool,
-    /// Which run of the client it is.
+    /// The id of the client's instance.
     pub(crate) instance_id: InstanceId,
-    /// Where the lane comes from.
+    /// The address that the lane comes from.
     pub(crate) address: Option<SocketAddr>,
-    /// What it is to serve, each service once.
+    /// The services that the client is to serve, each once.
     pub(crate) services: &'a [Offered],
-    /// By what it came to that, in case the configuration changes.
+    /// The grounds for that, in case the configuration changes.
     pub(crate) claim: Option<&'a Arc<Claim>>,
-    /// The configuration by which that was judged.
+    /// The number of the configuration by which the client was judged.
     pub(crate) generation: u64,
 }
 
-/// By what a client has come to what it serves: to be judged again when the configuration changes.
+/// The grounds on which a client serves its services. They are judged again when the configuration
+/// changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Claim {
-    /// Who it has proved to be.
+    /// The identity that the client has proved.
     pub(crate) admission: Admission,
-    /// By this token, if it has no entry.
+    /// The token by which it has proved it, if it has no entry.
     pub(crate) token: Option<Secret>,
-    /// What it offers.
+    /// The services that the client offers.
     pub(crate) offers: Vec<ServiceOffer>,
 }
 
-/// What a door's services are after a change of the configuration.
+/// The services of a door after a change of the configuration.
 #[derive(Debug)]
 pub(crate) struct Changed {
-    /// Counts configurations.
+    /// The number of the configuration.
     pub(crate) generation: u64,
-    /// The pools of all services, by their numbers.
+    /// The pools of all services, by the services' numbers.
     pub(crate) pools: HashMap<usize, Arc<ClientPool>>,
 }
 
-/// A lane was registered.
+/// The result of a lane's registration.
 #[derive(Debug)]
 pub(crate) struct Joined {
-    /// The lane's claim on its client.
+    /// The lane's membership in its client.
     pub(crate) membership: LaneMembership,
-    /// Another instance had the name until now.
+    /// Instances that had the name until now.
     pub(crate) replaced: Vec<Replaced>,
-    /// Other instances of the same client, if this one is new: one of them may be its predecessor,
+    /// Other instances of the same client, if this one is new. One of them may be its predecessor,
     /// and dead.
     pub(crate) beside: Vec<Arc<Client>>,
 }
 
-/// An instance that lost its name to a newer one.
+/// An instance that has lost its name to a newer one.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Replaced {
-    /// Its number.
+    /// The number of its client.
     pub(crate) client: u64,
-    /// Where it came from.
+    /// The address that it came from.
     pub(crate) address: Option<SocketAddr>,
-    /// It was about to stop, and knows that it gets no new flow.
+    /// Whether it was about to stop, and so expects no new flow.
     pub(crate) drains: bool,
-    /// It has left everything unanswered for a while.
+    /// Whether it has left everything unanswered for a while.
     pub(crate) silent: bool,
 }
 
 /// Why a lane was not registered.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NotJoined {
-    /// The name belongs to a newer instance, which lives.
+    /// The name belongs to a newer instance, which is alive.
     Duplicate {
-        /// Where that one came from.
+        /// The address that the newer instance came from.
         address: Option<SocketAddr>,
-        /// It is the first time that this is found: to be logged.
+        /// Whether this is found for the first time, and should be logged.
         first: bool,
     },
     /// The client has [`INSTANCES_MAX`] instances already.
     TooManyInstances,
-    /// The configuration by which it was judged is not that of now any more.
+    /// The configuration by which the client was judged is not in force any more.
     Outdated,
 }
 
-/// A client with what it serves.
+/// A client and the services that it serves.
 #[derive(Debug)]
 struct Registered {
     client: Arc<Client>,
@@ -135,7 +137,8 @@ struct Registered {
 }
 
 impl Registered {
-    /// It serves these from now on. What stays as it was keeps its flows, health and blame.
+    /// Changes the services of the client. Those that stay as they were keep their flows and their
+    /// health.
     fn serve(
         &mut self,
         offered: Vec<Offered>,
@@ -159,7 +162,7 @@ impl Registered {
                 gone.pool.leave(&self.client);
             }
         }
-        // One that was replaced is in no pool, and comes to none.
+        // A client that was replaced is in no pool, and joins none.
         if !self.client.is_replaced() {
             let added = added.into_iter();
             kept.extend(added.filter_map(|offer| serve(pools, &self.client, offer, now)));
@@ -169,7 +172,7 @@ impl Registered {
     }
 }
 
-/// Has a client serve one more service, if that is there.
+/// Adds a service to a client, if the service exists.
 fn serve(
     pools: &HashMap<usize, Arc<ClientPool>>,
     client: &Arc<Client>,
@@ -184,19 +187,19 @@ fn serve(
     })
 }
 
-/// What only those need who change the list.
+/// The part of the registry that is needed only to change the list of clients.
 #[derive(Debug, Default)]
 struct State {
     clients: Vec<Registered>,
-    /// The next client's number.
+    /// The number for the next client.
     next_number: u64,
-    /// The last lane's serial number.
+    /// The serial number of the last lane.
     last_serial: u64,
-    /// Instances that lost their name to a newer one, the latest last.
+    /// Instances that have lost their name to a newer one, the latest last.
     replaced: VecDeque<InstanceId>,
-    /// One for each of the door's services, by its number.
+    /// The pool of each service of the door, by the service's number.
     pools: HashMap<usize, Arc<ClientPool>>,
-    /// Counts configurations.
+    /// The number of the configuration.
     generation: u64,
 }
 
@@ -208,22 +211,22 @@ impl State {
         self.replaced.push_back(instance);
     }
 
-    /// Those that the applicant shares its name with.
+    /// The clients that share their name with the applicant.
     fn namesakes(&self, applicant: &Applicant<'_>) -> impl Iterator<Item = &Registered> {
         let (name, has_entry) = (applicant.name, applicant.has_entry);
         let clients = self.clients.iter();
         clients.filter(move |it| it.client.is_called(name, has_entry))
     }
 
-    /// Why the applicant cannot be one more client.
+    /// The reason for which the applicant cannot become one more client, if there is one.
     fn refusal(&self, applicant: &Applicant<'_>) -> Option<NotJoined> {
         let others = || {
             let all = self.namesakes(applicant).map(|it| &it.client);
             all.filter(|it| it.instance_id != applicant.instance_id)
         };
         if applicant.has_entry {
-            // One instance may be here several times while what it offers changes, and those that
-            // do not answer are about to go.
+            // One instance may be here several times while its offer changes. Instances that do not
+            // answer are about to go, and are not counted.
             let living = others().filter(|it| !it.is_silent());
             let instances: HashSet<_> = living.map(|it| it.instance_id).collect();
             return (instances.len() >= INSTANCES_MAX).then_some(NotJoined::TooManyInstances);
@@ -246,7 +249,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Of a door of a process of `cores` cores, without services.
+    /// The registry of a door without services, in a process with `cores` cores.
     pub(crate) fn new(cores: usize) -> Registry {
         Registry {
             epoch: Instant::now(),
@@ -255,7 +258,7 @@ impl Registry {
         }
     }
 
-    /// A door whose services have these pools, by their numbers.
+    /// The registry of a door whose services have these pools, by their numbers.
     #[cfg(test)]
     pub(crate) fn of_pools(pools: &[Arc<ClientPool>], cores: usize) -> Registry {
         let registry = Registry::new(cores);
@@ -272,9 +275,8 @@ impl Registry {
 
     /// Registers a lane on `core`.
     ///
-    /// # Errors
-    /// If the applicant was replaced by a newer instance that takes flows, or there are too many, or
-    /// it must be judged anew.
+    /// # Errors If a newer instance that takes flows has replaced the applicant, if there are too
+    /// many instances, or if the applicant must be judged again.
     pub(crate) fn join(
         self: &Arc<Self>,
         applicant: &Applicant<'_>,
@@ -314,7 +316,7 @@ impl Registry {
         })
     }
 
-    /// One more client.
+    /// Adds a client.
     fn enter(
         &self,
         state: &mut State,
@@ -336,9 +338,9 @@ impl Registry {
         (client, serves)
     }
 
-    /// The configuration has changed: `judge` says what a client serves from now on; `None` leaves
-    /// it with what it has of the services that there still are. Returns the numbers of those that
-    /// serve something else than before, or on other terms.
+    /// Takes up another configuration: `judge` returns the services of a client from now on, or
+    /// `None` to leave it those of its services that still exist. Returns the numbers of clients
+    /// whose services, or their terms, have changed.
     pub(crate) fn change(
         &self,
         changed: Changed,
@@ -362,7 +364,7 @@ impl Registry {
                     .collect()
             };
             let offered: Vec<Offered> = judged.unwrap_or_else(left);
-            // One that registered while the services were being changed may lack some.
+            // A client that registered while the services were being changed may lack some.
             let serves = registered.serves.load().len();
             if *registered.offered != *offered || serves != offered.len() {
                 registered.serve(offered, pools, now);
@@ -372,14 +374,14 @@ impl Registry {
         numbers
     }
 
-    /// A lane of the client is gone.
+    /// Removes a lane of the client.
     pub(super) fn leave(&self, client: &Arc<Client>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if client.registered.fetch_sub(1, Ordering::Relaxed) > 1 {
             return;
         }
         let at = |it: &Registered| Arc::ptr_eq(&it.client, client);
-        // One that was replaced has left already.
+        // A client that was replaced has left already.
         if let Some(at) = state.clients.iter().position(at) {
             let gone = state.clients.remove(at);
             for served in gone.serves.load().iter() {
@@ -388,7 +390,7 @@ impl Registry {
         }
     }
 
-    /// Registered lanes of an instance of a client, on all cores.
+    /// Number of registered lanes of an instance of a client, on all cores.
     pub(crate) fn lanes_of(&self, applicant: &Applicant<'_>) -> usize {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let lanes = state.namesakes(applicant).map(|it| &it.client);
@@ -398,7 +400,7 @@ impl Registry {
             .sum()
     }
 
-    /// The clients now.
+    /// The clients at this moment.
     pub(crate) fn clients(&self) -> Vec<Arc<Client>> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let clients = state.clients.iter();

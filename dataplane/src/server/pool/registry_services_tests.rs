@@ -12,7 +12,7 @@ use crate::server::pool::balance::Tried;
 /// Cores of the process.
 const CORES: usize = 2;
 
-/// A door with so many services.
+/// A door with this many services.
 fn door(services: usize) -> (Arc<Registry>, Vec<Arc<ClientPool>>) {
     let pools = (0..services).map(|_| Arc::new(ClientPool::new(LoadBalancer::RoundRobin)));
     let pools: Vec<_> = pools.collect();
@@ -89,7 +89,7 @@ fn a_service_that_is_down_marks_only_itself() {
         (pools[0].totals().reachable, pools[1].totals().reachable),
         (2, 1)
     );
-    // Flows of one service count for that one alone, and so does blame.
+    // Flows of one service count for that one alone, and so does passive health.
     let now = Instant::now();
     for _ in 0..20 {
         pick(&pools[0]).expect("a client").ended_early(now);
@@ -132,7 +132,7 @@ fn instances_of_a_client_with_an_entry_serve_side_by_side() {
     let first = enter(&registry, "a", 1, &offers(&[0])).expect("an instance");
     let second = enter(&registry, "a", 2, &offers(&[0])).expect("another");
     assert!(second.replaced.is_empty());
-    // Should the first one be its dead predecessor, it is found out at once.
+    // If the first one is its dead predecessor, that is found out at once.
     assert_eq!(second.beside.len(), 1);
     assert!(Arc::ptr_eq(&second.beside[0], first.membership.client()));
     let more = enter(&registry, "a", 2, &offers(&[0])).expect("one more lane of it");

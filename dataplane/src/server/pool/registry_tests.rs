@@ -22,7 +22,7 @@ fn address(last: u8) -> Option<SocketAddr> {
     Some(([192, 0, 2, last], 4_433).into())
 }
 
-/// A lane of the instance that is told by one byte, which is also where it comes from.
+/// Registers a lane of the instance with this byte, which is also its address.
 fn apply(pool: &OneService, id: &str, instance: u8, core: usize) -> Result<Joined, NotJoined> {
     let instance_id = [instance; INSTANCE_ID_BYTES];
     pool.join(id, instance_id, address(instance), core, Instant::now())
@@ -92,7 +92,8 @@ fn a_client_that_cannot_serve_leaves_no_gap_in_the_turns() {
         let pool = pool(balancer);
         let lanes = ["a", "b", "c"].map(|id| join(&pool, id, 0));
         lanes[1].service_health(0, false);
-        // Flows that end at once: the neighbour of the one that is passed over must not get its share.
+        // The flows end at once. The neighbour of a client that is passed over must not get its
+        // share.
         let mut chosen = BTreeMap::<_, usize>::new();
         for _ in 0..30 {
             let ticket = pick(&pool).expect("two serve");
@@ -184,7 +185,7 @@ fn a_visitor_is_not_sent_to_a_client_twice() {
     }
 }
 
-// ---- services ----------------------------------------------------------------------------------------------------
+// ---- services ----
 
 #[test]
 fn a_client_without_its_service_gets_tcp_visitors_only_if_no_other_has_one() {
@@ -255,7 +256,7 @@ fn a_silent_client_gets_flows_only_if_all_are_silent() {
         let pool = pool(balancer);
         let (a, b) = (join(&pool, "a", 0), join(&pool, "b", 0));
         a.silence(true);
-        // One that answers, and be it with a refusal, comes before one that does not.
+        // A client that answers, even with a refusal, comes before one that does not.
         b.service_health(0, false);
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let ticket = pool
@@ -317,8 +318,7 @@ fn one_lane_of_a_client_probes_it_at_a_time() {
     assert!(second.client().may_alarm(now + ALARM_PAUSE * 2));
 }
 
-// ---- who gets how many
-// -------------------------------------------------------------------------------------------
+// ---- who gets how many ----
 
 #[test]
 fn a_client_whose_service_ends_flows_at_once_gets_only_a_few() {
@@ -381,14 +381,14 @@ fn a_client_that_has_just_come_does_not_get_everybody() {
     let share = counts(&at_once)["new"];
     assert!((8..=12).contains(&share), "{share} of 30");
     tickets.extend(at_once);
-    // After a while it is filled up.
+    // After a while it has as many flows as the others.
     let settled = came_at + Duration::from_secs(60);
     tickets.extend((0..100).filter_map(|_| pick_at(&pool, settled)));
     let counts = counts(&tickets);
     assert!(counts.values().all(|count| *count >= 100), "{counts:?}");
 }
 
-// ---- one id, several instances -----------------------------------------------------------------------------------
+// ---- one id, several instances ----
 
 #[test]
 fn a_new_instance_replaces_the_old_one_at_once() {
@@ -426,7 +426,7 @@ fn an_instance_that_was_replaced_stays_out_while_its_successor_lives() {
     }
     let ticket = pick(&pool).expect("the new one serves");
     assert_eq!(ticket.client().number, new.membership.client().number);
-    // Another id is another matter.
+    // Another id is not affected.
     apply(&pool, "b", 1, 0).expect("nobody else has this id");
 }
 
@@ -501,7 +501,7 @@ fn a_client_that_could_not_serve_udp_comes_after_others_for_udp_alone() {
     assert_eq!(last.client().client_id, "bad");
 }
 
-// ---- cores at the same time --------------------------------------------------------------------------------------
+// ---- cores at the same time ----
 
 #[test]
 fn cores_that_choose_at_the_same_time_differ_by_at_most_one_flow_each() {

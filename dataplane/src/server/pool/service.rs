@@ -1,8 +1,7 @@
-//! The clients of one service, and which of them gets the next visitor.
+//! The clients of one service, and the choice of one for the next visitor.
 //!
-//! All cores share it. Visitors read an immutable snapshot of the list and per-client atomics,
-//! without a lock; the list changes only when a client joins or leaves, which is the registry's
-//! matter.
+//! All cores share it. Visitors read an immutable snapshot of the list and counters of each client,
+//! without a lock. The list changes only when a client joins or leaves, which the registry does.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -17,28 +16,28 @@ use qmux_proto::Protocol;
 use qmux_proto::control::Protocols;
 
 use super::balance::{Tried, choose};
-use super::blame::Blame;
 use super::client::Client;
-use super::head_start::HeadStart;
+use super::passive_health::PassiveHealth;
+use super::slow_start::SlowStart;
 use super::udp_refusals::UdpRefusals;
 
-/// A client as one of those of a service: what is known of it there. The rest is the client's, and
-/// reachable by [`Deref`].
+/// A client as a member of one service: what is known of it there. The client itself is reached by
+/// [`Deref`].
 #[derive(Debug)]
 pub(crate) struct Member {
     client: Arc<Client>,
-    /// What its service speaks.
+    /// The protocols that the client's service speaks.
     protocols: Protocols,
-    /// Flows that it carries now for this service, over all cores.
+    /// Flows that the client carries now for this service, over all cores.
     flows: CachePadded<AtomicUsize>,
-    /// Lanes that have said last that the service cannot be reached.
+    /// Number of lanes that have reported last that the client cannot reach the service.
     service_down: AtomicUsize,
-    /// UDP visitors that it could not serve.
+    /// UDP visitors that the client could not serve.
     udp_refusals: UdpRefusals,
-    /// What its service has done to visitors.
-    blame: Blame,
-    /// What it counts for in addition to its flows, because it has just come.
-    head_start: HeadStart,
+    /// Passive health: how the service has treated visitors.
+    passive_health: PassiveHealth,
+    /// Slow start: the load that the client is counted with in addition, because it has just come.
+    slow_start: SlowStart,
     /// When the pool began.
     epoch: Instant,
 }
@@ -52,51 +51,52 @@ impl Deref for Member {
 }
 
 impl Member {
-    /// Flows that it carries now.
+    /// Flows that the client carries now for this service.
     pub(crate) fn flows(&self) -> usize {
         self.flows.load(Ordering::Relaxed)
     }
 
-    /// It could not serve a UDP visitor.
+    /// Notes that the client could not serve a UDP visitor.
     pub(crate) fn udp_refused(&self, now: Instant) {
         self.udp_refusals.refused(now);
     }
 
-    /// Whether it has said that its service cannot be reached by TCP.
+    /// Whether the client has reported that it cannot reach the service by TCP.
     pub(crate) fn service_is_down(&self) -> bool {
         self.service_down.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether it takes new flows, answers, and has not said that its service cannot be reached.
+    /// Whether the client takes new flows, answers, and has not reported that it cannot reach the
+    /// service.
     pub(crate) fn is_reachable(&self) -> bool {
         self.usable() && !self.is_silent() && !self.service_is_down()
     }
 
-    /// Whether its service has ended flows at once.
+    /// Whether the service at this client has ended flows at once.
     pub(crate) fn is_failing(&self, now: Instant) -> bool {
-        self.blame.is_failing(self.age(now))
+        self.passive_health.is_failing(self.age(now))
     }
 
-    /// Flows that it is taken to have when the fewest are looked for.
+    /// The number of flows that the client is counted with in the choice by fewest flows.
     pub(crate) fn load(&self, now: Instant) -> usize {
-        self.flows() + self.head_start.flows(self.age(now))
+        self.flows() + self.slow_start.flows(self.age(now))
     }
 
-    /// One more lane says that the service cannot be reached. True if it is the only one.
+    /// One more lane reports that the service cannot be reached. True if it is the only one.
     pub(super) fn one_lane_says_down(&self) -> bool {
         self.service_down.fetch_add(1, Ordering::Relaxed) == 0
     }
 
-    /// One of them says so no more. True if none is left.
+    /// One lane less reports that the service cannot be reached. True if none is left.
     pub(super) fn one_lane_says_up(&self) -> bool {
         let news = self.service_down.fetch_sub(1, Ordering::Relaxed) == 1;
         if news {
-            self.blame.forgive();
+            self.passive_health.forgive();
         }
         news
     }
 
-    /// Since the pool began.
+    /// Time since the pool began.
     fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.epoch)
     }
@@ -109,7 +109,8 @@ impl Member {
     }
 }
 
-/// A flow's claim on its client: counts it until dropped, on whichever core that happens.
+/// A flow's place at its client: it is counted until this is dropped, on whichever core that
+/// happens.
 #[derive(Debug)]
 pub(crate) struct FlowTicket(Arc<Member>);
 
@@ -124,14 +125,14 @@ impl FlowTicket {
         &self.0
     }
 
-    /// The client's service has answered.
+    /// Notes that the client's service has answered.
     pub(crate) fn answered(&self, now: Instant) {
-        self.0.blame.answered(self.0.age(now));
+        self.0.passive_health.answered(self.0.age(now));
     }
 
-    /// It has ended the flow before it had said a byte.
+    /// Notes that the service has ended the flow before it had sent a byte.
     pub(crate) fn ended_early(&self, now: Instant) {
-        self.0.blame.ended_early(self.0.age(now));
+        self.0.passive_health.ended_early(self.0.age(now));
     }
 }
 
@@ -147,8 +148,9 @@ pub(crate) struct ClientPool {
     balancer: AtomicCell<LoadBalancer>,
     epoch: Instant,
     members: ArcSwap<Vec<Arc<Member>>>,
-    /// Choices made so far: rotates ties, and is the whole of round-robin. One for each protocol,
-    /// because visitors of both who come by turns would otherwise each get every other client only.
+    /// Number of choices so far. It rotates ties, and is all that round-robin needs. There is one
+    /// for each protocol: otherwise, if visitors of both protocols came by turns, each protocol
+    /// would get only every other client.
     tcp_turn: CachePadded<AtomicUsize>,
     udp_turn: CachePadded<AtomicUsize>,
 }
@@ -170,7 +172,7 @@ impl ClientPool {
         }
     }
 
-    /// Takes a client in. One change at a time: the registry's lock is held.
+    /// Adds a client. The caller holds the registry's lock, so there is one change at a time.
     pub(super) fn join(
         &self,
         client: &Arc<Client>,
@@ -188,8 +190,8 @@ impl ClientPool {
             flows: CachePadded::default(),
             service_down: AtomicUsize::new(0),
             udp_refusals: UdpRefusals::new(Instant::now()),
-            blame: Blame::default(),
-            head_start: HeadStart::beside(others.map(|other| other.flows()), age),
+            passive_health: PassiveHealth::default(),
+            slow_start: SlowStart::beside(others.map(|other| other.flows()), age),
             epoch: self.epoch,
         });
         let list = current
@@ -201,7 +203,7 @@ impl ClientPool {
         member
     }
 
-    /// Leaves a client out. The registry's lock is held.
+    /// Removes a client. The caller holds the registry's lock.
     pub(super) fn leave(&self, client: &Client) {
         let current = self.members.load();
         let stay = current
@@ -210,24 +212,24 @@ impl ClientPool {
         self.members.store(Arc::new(stay.cloned().collect()));
     }
 
-    /// How a client, and then a lane of it, is chosen.
+    /// The rule by which a client, and then a lane of it, is chosen.
     pub(crate) fn balancer(&self) -> LoadBalancer {
         self.balancer.load()
     }
 
-    /// Another rule holds for those who come from now on.
+    /// Changes the rule, for visitors who come from now on.
     pub(crate) fn balance_by(&self, balancer: LoadBalancer) {
         self.balancer.store(balancer);
     }
 
-    /// Picks a client that is not among `tried` for a new flow and counts the flow, or `None` if no
+    /// Picks a client that is not among `tried` for a new flow, and counts the flow. `None` if no
     /// client can take it.
     ///
-    /// A flow goes to a client that is silent only if all are, and a TCP flow to one whose service
-    /// is down, or ends flows at once, only if there is no better one: then the client itself says
-    /// no, or finds that its service has come back. For a UDP flow that does not count, because
-    /// what is known is about TCP; clients that could not serve a UDP visitor a short while ago
-    /// come after others instead.
+    /// A flow goes to a silent client only if all are silent. A TCP flow goes to a client whose
+    /// service is down, or ends flows at once, only if there is no better one; then the client
+    /// itself refuses the flow, or finds that its service has come back. For UDP flows that does
+    /// not matter, because it is about TCP; for them, clients that could not serve a UDP visitor a
+    /// short while ago come last.
     pub(crate) fn pick(
         &self,
         protocol: Protocol,
@@ -263,7 +265,7 @@ impl ClientPool {
         chosen.map(|member| FlowTicket::new(Arc::clone(member)))
     }
 
-    /// Whether there is a client that answers for a TCP visitor who has been to those.
+    /// Whether there is a client that answers for a TCP visitor who has been to those in `tried`.
     pub(crate) fn has_better(&self, tried: &Tried) -> bool {
         let better = |member: &Arc<Member>| {
             member.usable()
@@ -279,12 +281,12 @@ impl ClientPool {
         self.members.load().iter().any(|member| member.usable())
     }
 
-    /// The clients now.
+    /// The clients at this moment.
     pub(crate) fn clients(&self) -> Arc<Vec<Arc<Member>>> {
         self.members.load_full()
     }
 
-    /// For the admin endpoint; the numbers are read one after the other.
+    /// The totals for the admin endpoint; the numbers are read one after the other.
     pub(crate) fn totals(&self) -> PoolTotals {
         let mut totals = PoolTotals::default();
         for member in self.members.load().iter() {
@@ -298,14 +300,14 @@ impl ClientPool {
     }
 }
 
-/// What the clients of one service amount to.
+/// Totals over the clients of one service.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PoolTotals {
     /// Registered clients.
     pub(crate) clients: usize,
-    /// Those of them that take new flows.
+    /// Clients that take new flows.
     pub(crate) usable: usize,
-    /// Those of these that answer and have not said that their service cannot be reached.
+    /// Clients among these that answer and have not reported that they cannot reach their service.
     pub(crate) reachable: usize,
     /// Registered lanes.
     pub(crate) lanes: usize,

@@ -1,9 +1,10 @@
-//! Thousands of seeded steps of what can happen to the clients of a listener, with what must always hold.
+//! Thousands of seeded steps of what can happen to the clients of a listener, with what must always
+//! hold.
 //!
-//! The pool, the lane tables and the choice of a way are the real ones; lanes, cores and clients
+//! The pool, the lane tables and the choice of a route are the real ones; lanes, cores and clients
 //! are made up. Mail between cores is lost, lanes fall silent and are heard again, news comes late
-//! and out of order, clocks jump. A failure prints its seed; `QMUX_SEED=7 cargo test -p qmux-dp
-//! server::simulation` repeats it.
+//! and out of order, clocks jump. A failure prints its seed; `QMUX_SEED=7 cargo test --workspace
+//! pool::simulation` repeats it.
 
 mod visitors;
 
@@ -23,10 +24,10 @@ use super::membership::LaneMembership;
 use super::registry::Joined;
 use visitors::Flow;
 
-/// Of both balancers together; each seed has one of them.
+/// Number of seeds for both balancers together; each seed uses one of them.
 const SEEDS: u64 = 1_000;
 const STEPS: usize = 3_000;
-/// All counts are compared so often: a full comparison costs more than ten steps.
+/// Steps after which all counts are compared; a full comparison costs more than ten steps.
 const STEPS_PER_CHECK: usize = 8;
 const CORES: usize = 3;
 const CLIENT_IDS: usize = 5;
@@ -66,9 +67,9 @@ impl Drop for PrintSeed {
 /// A lane on the server.
 struct Lane {
     client: u64,
-    /// False once it has begun to end, known to its core.
+    /// False once it has begun to end, as its core knows.
     open: Cell<bool>,
-    /// It has said that it takes no more.
+    /// Whether it has said that it takes no more flows.
     drains: Cell<bool>,
     silent: Cell<bool>,
     flows: Cell<usize>,
@@ -118,7 +119,7 @@ struct World {
     instances: u64,
     lanes: Vec<Registered>,
     flows: Vec<Flow>,
-    /// Visitors that came, and what became of them.
+    /// Number of visitors, and what became of them.
     visitors: usize,
     served: usize,
     refused: usize,
@@ -172,7 +173,7 @@ impl World {
         }
     }
 
-    /// Mostly some milliseconds; now and then a machine sleeps for an hour.
+    /// Lets time pass: mostly some milliseconds; now and then a machine sleeps for an hour.
     fn pass_time(&mut self) {
         self.now += match self.random.below(1_000) {
             0 => Duration::from_secs(3_600),
@@ -186,7 +187,7 @@ impl World {
         self.now - Duration::from_millis(self.random.below(30) as u64)
     }
 
-    // ---- clients -------------------------------------------------------------------------------------------------
+    // ---- clients ----
 
     /// A client opens one more lane.
     fn register(&mut self) {
@@ -297,7 +298,7 @@ impl World {
     fn end_a_lane(&mut self) {
         if !self.lanes.is_empty() {
             let index = self.random.below(self.lanes.len());
-            // Often it is known before that it is about to end.
+            // Often it is known before that the lane is about to end.
             if self.random.chance(50) {
                 self.lanes[index].lane.open.set(false);
             } else {
@@ -385,7 +386,7 @@ impl World {
         }
     }
 
-    // ---- what always holds ---------------------------------------------------------------------------------------
+    // ---- what always holds ----
 
     fn check_counts(&self) {
         let clients = self.pool.clients();

@@ -1,9 +1,9 @@
-//! Whether a client could not serve a UDP visitor a short while ago: its service's name does not
-//! resolve, nobody listens there, or it has no socket left. Checks of the service cannot tell,
-//! because they go by TCP.
+//! Whether a client could not serve a UDP visitor a short while ago: the name of its service does
+//! not resolve, nobody listens there, or it has no socket left. Health checks of the service cannot
+//! tell, because they go by TCP.
 //!
-//! All cores share it, without a lock. Such a client comes after others for a while; if all are such,
-//! visitors go to them all the same.
+//! All cores share this, without a lock. Such a client comes after others for a while; if all
+//! clients are such, visitors go to them all the same.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ const COUNTS: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct UdpRefusals {
     epoch: Instant,
-    /// When the last one counts no more, in milliseconds since then; 0: there was none.
+    /// When the last refusal stops to count, in milliseconds since `epoch`; 0: there was none.
     over_at_ms: AtomicU64,
 }
 
@@ -28,13 +28,13 @@ impl UdpRefusals {
         }
     }
 
-    /// The client could not serve a visitor.
+    /// Notes that the client could not serve a visitor.
     pub(crate) fn refused(&self, now: Instant) {
         let over_at_ms = self.millis(now + COUNTS);
         self.over_at_ms.store(over_at_ms, Ordering::Relaxed);
     }
 
-    /// Whether that was a short while ago.
+    /// Whether the last refusal still counts.
     pub(crate) fn count(&self, now: Instant) -> bool {
         self.millis(now) < self.over_at_ms.load(Ordering::Relaxed)
     }

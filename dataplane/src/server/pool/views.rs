@@ -1,4 +1,4 @@
-//! Services and clients as operators see them: plain values, read when somebody asks.
+//! Services and clients as operators see them: plain values, read on request.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -28,22 +28,22 @@ pub(crate) struct ServiceCounts {
 /// One service.
 #[derive(Debug)]
 pub(crate) struct ServiceView {
-    /// Empty for that of a listener.
+    /// The service's name; empty for the service of a listener.
     pub(crate) name: String,
-    /// As in dp.toml: an address, or one with a range of ports.
+    /// The traffic address as in dp.toml: an address, or one with a range of ports.
     pub(crate) traffic_addr: String,
-    /// What visitors may speak.
+    /// The protocols that visitors may speak.
     pub(crate) protocol: ListenerProtocol,
-    /// Readiness depends on it.
+    /// Whether the readiness of the process depends on the service.
     pub(crate) required: bool,
-    /// Its clients.
+    /// Totals over the service's clients.
     pub(crate) totals: PoolTotals,
-    /// What has been counted.
+    /// What has been counted for the service.
     pub(crate) counts: ServiceCounts,
 }
 
 impl ServiceView {
-    /// As messages name it.
+    /// The service's name in messages.
     pub(crate) fn title(&self) -> String {
         if self.name.is_empty() {
             format!("listener {}", self.traffic_addr)
@@ -52,39 +52,39 @@ impl ServiceView {
         }
     }
 
-    /// Clients that answer and reach the service.
+    /// Whether the service has clients that answer and reach it.
     pub(crate) fn is_up(&self) -> bool {
         self.totals.reachable > 0
     }
 }
 
-/// One client with all that it serves.
+/// One client, with all services that it serves.
 #[derive(Debug)]
 pub(crate) struct ClientView {
-    /// Its identity.
+    /// The client's name.
     pub(crate) name: String,
-    /// Which run of its program it is.
+    /// The id of the client's instance.
     pub(crate) instance_id: InstanceId,
-    /// Where its first lane came from.
+    /// The address that the client's first lane came from.
     pub(crate) address: Option<SocketAddr>,
-    /// Lanes that it has.
+    /// Number of the client's lanes.
     pub(crate) lanes: usize,
-    /// Those of them that ride TLS.
+    /// Number of lanes among them that ride TLS.
     pub(crate) lanes_over_tls: usize,
-    /// Round trip time as a lane last told it; 0 if none has.
+    /// Round trip time as a lane last measured it; 0 if none has.
     pub(crate) rtt_us: u64,
-    /// Packets to it that were lost.
+    /// Packets to the client that were lost.
     pub(crate) lost_packets: u64,
-    /// When its first lane came.
+    /// When the client's first lane came.
     pub(crate) since: Instant,
-    /// Flows that it carries, of all its services.
+    /// Flows that the client carries, for all of its services.
     pub(crate) flows: usize,
-    /// Each service's name and whether it is up there.
+    /// The name of each service of the client, and whether it is up there.
     pub(crate) services: Vec<(String, bool)>,
 }
 
 impl ClientView {
-    /// Of a client that nothing is known to serve yet.
+    /// The view of a client without its services.
     pub(crate) fn of(client: &Client) -> ClientView {
         ClientView {
             name: client.client_id.clone(),

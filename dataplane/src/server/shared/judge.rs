@@ -1,4 +1,5 @@
-//! What becomes of the services that a client offers, by what the door has and the client may serve.
+//! Judging the services that a client offers, by the services of the door and the rights of the
+//! client.
 
 use qmux_config::{Admission, ListenerProtocol};
 use qmux_proto::control::{Protocols, ServiceAnswer, ServiceOffer, ServiceVerdict, TrafficPorts};
@@ -6,7 +7,8 @@ use qmux_proto::control::{Protocols, ServiceAnswer, ServiceOffer, ServiceVerdict
 use super::{ServedService, ServiceTable};
 use crate::server::pool::registry::Offered;
 
-/// What becomes of each service that a client offers, and which of them it is to serve.
+/// Judges each service that a client offers. Returns the verdicts, and the services that the client
+/// is to serve.
 pub(crate) fn judge(
     table: &ServiceTable,
     admission: &Admission,
@@ -32,15 +34,15 @@ pub(crate) fn judge(
             ports: service.and_then(|service| ports(service)),
         });
     }
-    // Whoever offers the same in another order is the same client.
+    // Sorted, so that a client that offers the same services in another order is the same client.
     accepted.sort_unstable_by_key(|it| it.service);
     (answers, accepted)
 }
 
-/// What there is not allowed to a client is not shown to it either way: who may not serve a name
-/// does not learn whether there is such a service.
+/// Judges one service. A client without the right to serve a name does not learn whether there is
+/// such a service.
 ///
-/// `protocols` are those that both sides speak, if the service is there.
+/// `protocols` are those that both sides speak, if the service exists.
 fn verdict(protocols: Option<Protocols>, is_allowed: bool) -> ServiceVerdict {
     match protocols {
         _ if !is_allowed => ServiceVerdict::NotAllowed,

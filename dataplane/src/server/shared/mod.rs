@@ -1,4 +1,4 @@
-//! What the server role of all cores shares, and what each core gets of it.
+//! What all cores of the server role share, and what each core is told to change.
 
 pub(crate) mod judge;
 mod overlap;
@@ -28,35 +28,35 @@ use crate::quic::{settings, tls};
 use overlap::Addresses;
 use plan::{CoreChanges, DoorSockets, Numbers, Plan, SharedEntrance};
 
-/// A core that turns slowly has closed a socket for TCP visitors by then, which takes the last of
-/// them for two seconds at most.
+/// Time after which even a slow core has closed a socket for TCP visitors that is given up; it
+/// accepts the last of them for two seconds at most.
 const LEAVING_TCP: Duration = Duration::from_secs(10);
 
-/// What a configuration says of a service, and where its visitors come in.
+/// The configuration of a service, and its entrances.
 #[derive(Debug)]
 pub(crate) struct ServiceTerms {
-    /// As configured.
+    /// The service as configured.
     pub(crate) service: Service,
-    /// Its entrances, those that still drain not among them.
+    /// The service's entrances, without those that still drain.
     pub(crate) entrances: Vec<SharedEntrance>,
 }
 
-/// A service as its entrances and the clients know it: one for all cores.
+/// A service as its entrances and clients know it, shared by all cores.
 #[derive(Debug)]
 pub(crate) struct ServedService {
-    /// Its name; empty for the one service of a listener.
+    /// The name; empty for the one service of a listener.
     pub(crate) name: String,
-    /// Its number at its door; no other service there has it before or after.
+    /// The number at the door; no other service there has it before or after.
     pub(crate) number: usize,
     /// What a change of the configuration may change.
     terms: ArcSwap<ServiceTerms>,
-    /// What it demands of visitors.
+    /// The gate that visitors have to pass.
     pub(crate) gate: Arc<Gate>,
-    /// Its clients.
+    /// The clients of the service.
     pub(crate) pool: Arc<ClientPool>,
-    /// What each core counts of it.
+    /// The counters of the service on each core.
     pub(crate) counters: Vec<Arc<ServiceCounters>>,
-    /// Told of each flow that ends.
+    /// The access log, which gets a line for each flow that ends.
     pub(crate) access_log: Arc<AccessLog>,
 }
 
@@ -85,22 +85,22 @@ impl ServedService {
         self.terms.load()
     }
 
-    /// Where visitors connect.
+    /// The address that visitors connect to.
     pub(crate) fn traffic(&self) -> TrafficAddr {
         self.terms().service.traffic
     }
 
-    /// What visitors may speak.
+    /// The protocols that visitors may speak.
     pub(crate) fn protocol(&self) -> ListenerProtocol {
         self.terms().service.protocol
     }
 
-    /// How long a visitor may take nothing of what waits for it.
+    /// How long a visitor may take nothing although bytes wait for it.
     pub(crate) fn stall_timeout(&self) -> Duration {
         self.terms().service.stall_timeout
     }
 
-    /// Other terms hold from now on. True if clients are to be told.
+    /// Replaces the terms. True if clients are to be told.
     fn change(&self, service: &Service, entrances: Vec<SharedEntrance>) -> bool {
         let before = self.terms.swap(Arc::new(ServiceTerms {
             service: service.clone(),
@@ -113,7 +113,7 @@ impl ServedService {
         before.service.traffic != service.traffic
     }
 
-    /// As operators see it.
+    /// The service as operators see it.
     fn view(&self) -> ServiceView {
         let mut counts = ServiceCounts::default();
         for core in &self.counters {
@@ -134,7 +134,7 @@ impl ServedService {
         }
     }
 
-    /// The service of a test: without a name, for these clients.
+    /// For tests: a service without a name, with these clients.
     #[cfg(test)]
     pub(crate) fn nameless(pool: &Arc<ClientPool>, cores: usize) -> Arc<ServedService> {
         let service = Service {
@@ -155,9 +155,9 @@ impl ServedService {
 /// The services of a door.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceTable {
-    /// In the order of the configuration.
+    /// The services in the order of the configuration.
     pub(crate) all: Vec<Arc<ServedService>>,
-    /// Their places.
+    /// The index of each service in `all`.
     by_name: HashMap<String, usize>,
 }
 
@@ -168,7 +168,7 @@ impl ServiceTable {
         ServiceTable { all, by_name }
     }
 
-    /// The service of this name.
+    /// The service with this name.
     pub(crate) fn by_name(&self, name: &str) -> Option<&Arc<ServedService>> {
         self.all.get(*self.by_name.get(name)?)
     }
@@ -177,15 +177,15 @@ impl ServiceTable {
 /// A door as all cores share it.
 #[derive(Debug)]
 pub(crate) struct SharedDoor {
-    /// Its number.
+    /// The number of the door.
     pub(crate) id: DoorId,
-    /// Where clients connect.
+    /// The addresses that clients connect to.
     pub(crate) quic_addrs: Vec<SocketAddr>,
-    /// Its clients.
+    /// The clients of the door.
     pub(crate) registry: Arc<Registry>,
-    /// Its services.
+    /// The services of the door.
     services: ArcSwap<ServiceTable>,
-    /// Numbers that its services have had.
+    /// How many numbers have been given to services of the door.
     numbers_used: AtomicUsize,
 }
 
@@ -200,7 +200,7 @@ impl SharedDoor {
         })
     }
 
-    /// Its services now.
+    /// The services of the door at this moment.
     pub(crate) fn services(&self) -> Arc<ServiceTable> {
         self.services.load_full()
     }
@@ -209,7 +209,7 @@ impl SharedDoor {
         self.numbers_used.load(Ordering::Relaxed)
     }
 
-    /// It has these services from now on. Returns the clients to be told, by their numbers.
+    /// Replaces the services of the door. Returns the numbers of the clients to be told.
     fn change(&self, services: &[plan::ServicePlan], settings: &ServerSettings) -> Vec<u64> {
         let mut to_be_told = false;
         for plan in services {
@@ -230,14 +230,14 @@ impl SharedDoor {
         let table = self.services();
         let judge = |claim: &Claim| settings.judge(claim, &table);
         let numbers = self.registry.change(changed, judge);
-        // A client may be waiting for a service that has come.
+        // A client may have been waiting for a service that was added.
         if to_be_told || !as_before {
             return self.registry.clients().iter().map(|it| it.number).collect();
         }
         numbers
     }
 
-    /// Its clients, as operators see them.
+    /// The door's clients, as operators see them.
     fn clients(&self) -> Vec<ClientView> {
         let clients = self.registry.clients();
         let mut views: HashMap<u64, ClientView> = HashMap::new();
@@ -246,7 +246,7 @@ impl SharedDoor {
         }
         for service in &self.services().all {
             for member in service.pool.clients().iter() {
-                // One that has come or gone meanwhile is seen the next time.
+                // A client that has come or gone meanwhile is seen the next time.
                 if let Some(view) = views.get_mut(&member.number) {
                     view.flows += member.flows();
                     let served = (service.name.clone(), member.is_reachable());
@@ -262,15 +262,15 @@ impl SharedDoor {
 
 /// One configuration of the server role. It never changes; another one takes its place.
 pub(crate) struct ServerSettings {
-    /// The whole configuration.
+    /// The whole configuration of the process.
     pub(crate) config: Arc<Config>,
-    /// Counts configurations.
+    /// The number of the configuration, which counts up.
     pub(crate) generation: u64,
-    /// Who may serve what.
+    /// Says which client may serve what.
     pub(crate) matcher: ClientMatcher,
-    /// What the server shows, and whom it trusts.
+    /// The certificates and keys that the server shows, and the CAs that it trusts.
     pub(crate) credentials: Arc<ServerCredentials>,
-    /// What certificates are held against of clients that have been let in.
+    /// The CAs and revocation lists by which certificates of registered clients are checked.
     pub(crate) store: Option<X509Store>,
 }
 
@@ -281,15 +281,14 @@ impl std::fmt::Debug for ServerSettings {
 }
 
 impl ServerSettings {
-    /// The settings after `generation` others.
+    /// The settings after `generation` earlier ones.
     ///
-    /// # Errors
-    /// If a certificate or a list of them cannot be used.
+    /// # Errors If a certificate or a revocation list cannot be used.
     fn new(config: &Arc<Config>, server: &Server, generation: u64) -> Result<Self, String> {
         let credentials = ServerCredentials::read(server).map_err(|error| error.to_string())?;
         let store = tls::client_store(&credentials).map_err(|error| error.to_string())?;
-        // What each core will make of them, from the same bytes: no core is to find out later that
-        // a key does not belong to its certificate.
+        // Each core will make the same from the same bytes; no core is to find out later that a key
+        // does not belong to its certificate.
         let tls = tls::server_with(&credentials).map_err(|error| error.to_string())?;
         settings::transport(&config.quic, tls).map_err(|error| error.to_string())?;
         tls::carrier_server(&credentials).map_err(|error| error.to_string())?;
@@ -304,13 +303,13 @@ impl ServerSettings {
 
     /// The `[server]` section.
     pub(crate) fn server(&self) -> &Server {
-        // There are settings of this role only for a file that has it (`ServerShared::new`).
+        // Settings of this role exist only for a file that has the section (`ServerShared::new`).
         let server = self.config.server.as_ref();
         server.unwrap_or_else(|| unreachable!("settings without [server]"))
     }
 
-    /// What a client serves by these settings that has come to what it serves by `claim`; `None` if
-    /// it has to prove anew who it is.
+    /// The services that a client serves by these settings, given the grounds of its registration.
+    /// `None` if the client has to prove its identity again.
     fn judge(&self, claim: &Claim, table: &ServiceTable) -> Option<Vec<Offered>> {
         let admission = self.matcher.again(&claim.admission, claim.token.as_ref());
         let is_admitted = admission != qmux_config::Admission::Refused;
@@ -318,15 +317,15 @@ impl ServerSettings {
     }
 }
 
-/// Entrances that are closed and whose UDP flows have some time left.
+/// Closed entrances whose UDP flows have some time left, and until when.
 type Draining = Vec<(SharedEntrance, Instant)>;
 
-/// Addresses that cores are about to give up, and until when they may still have them.
+/// Addresses that cores are about to give up, and until when they may still be bound.
 #[derive(Debug, Default)]
 struct LeavingTcp(Vec<(SocketAddr, Instant)>);
 
 impl LeavingTcp {
-    /// Those that may still be had now.
+    /// The addresses that may still be bound now.
     fn still(&mut self, now: Instant) -> Vec<SocketAddr> {
         self.0.retain(|(_, until)| *until > now);
         self.0.iter().map(|(it, _)| *it).collect()
@@ -340,31 +339,30 @@ pub(crate) struct ServerShared {
     doors: ArcSwap<Vec<Arc<SharedDoor>>>,
     numbers: Mutex<Numbers>,
     draining: Mutex<Draining>,
-    /// Addresses of entrances that are closed, while their cores may take the last TCP visitors.
+    /// Addresses of closed entrances, while cores may still accept the last TCP visitors.
     leaving_tcp: Mutex<LeavingTcp>,
-    /// Addresses of doors that were removed, and until when their lanes may have them.
+    /// Addresses of removed doors, and until when their lanes may still use them.
     leaving_doors: Mutex<Vec<(SocketAddr, Instant)>>,
     cores: usize,
     /// The process that had the sockets before, while it lets its flows finish.
     pub(crate) predecessor: OnceLock<Predecessor>,
-    /// What a successor has taken, from the moment on in which that is decided.
+    /// The sockets that a successor has taken; set at the moment when that is decided.
     pub(crate) handed_over: OnceLock<Taken>,
-    /// Told of each flow that ends, whatever its service.
+    /// The access log, which gets a line for each flow that ends, of any service.
     access_log: Arc<AccessLog>,
-    /// Drawn at this process's start.
+    /// A random number drawn at the start of this process.
     pub(crate) instance_id: [u8; 16],
-    /// The session ticket keys of all cores.
+    /// The session ticket keys, shared by all cores.
     pub(crate) ticket_keys: Arc<TicketKeys>,
-    /// Keeps them up to date; the first core takes it.
+    /// The task that keeps the ticket keys up to date; the first core takes it.
     pub(crate) ticket_keeper: Mutex<Option<Keeper>>,
 }
 
 impl ServerShared {
-    /// Of a server whose section of `config` is `server`, without any door: its first plan opens
-    /// them.
+    /// The shared state of a server with the section `server`, without any door; the first plan
+    /// opens the doors.
     ///
-    /// # Errors
-    /// If a certificate cannot be used.
+    /// # Errors If a certificate cannot be used.
     pub(crate) fn new(
         config: &Arc<Config>,
         server: &Server,
@@ -391,15 +389,14 @@ impl ServerShared {
         })
     }
 
-    /// The settings now.
+    /// The settings that are in force now.
     pub(crate) fn settings(&self) -> Arc<ServerSettings> {
         self.settings.load_full()
     }
 
-    /// Plans the way to another configuration, whose section is `server`. Nothing changes yet.
+    /// Plans the change to another configuration with the section `server`. Nothing changes yet.
     ///
-    /// # Errors
-    /// If a certificate cannot be used.
+    /// # Errors If a certificate cannot be used.
     pub(crate) fn plan(&self, config: &Arc<Config>, server: &Server) -> Result<Plan, String> {
         let generation = self.settings().generation + 1;
         let settings = Arc::new(ServerSettings::new(config, server, generation)?);
@@ -411,13 +408,13 @@ impl ServerShared {
         Ok(plan)
     }
 
-    /// Where UDP flows of entrances that are closed still go on.
+    /// Addresses of closed entrances whose UDP flows still go on.
     pub(crate) fn draining(&self) -> Addresses {
         let draining = lock(&self.draining);
         draining.iter().map(|(it, _)| it.traffic_addr).collect()
     }
 
-    /// How long a door that was removed has this address still, if one does.
+    /// How long a removed door still has this address, if one does.
     pub(crate) fn door_drains_at(&self, address: SocketAddr, now: Instant) -> Option<Duration> {
         let leaving = lock(&self.leaving_doors);
         let of = leaving
@@ -426,7 +423,7 @@ impl ServerShared {
         of.map(|(_, until)| until.saturating_duration_since(now))
     }
 
-    /// Goes the way that was planned. Returns what each core has to do.
+    /// Carries a plan out. Returns what each core has to do.
     pub(crate) fn follow(&self, plan: &Plan, sockets: Vec<Vec<DoorSockets>>) -> Vec<CoreChanges> {
         let superseded = self.note_draining(plan, Instant::now());
         let mut told = Vec::new();
@@ -443,8 +440,8 @@ impl ServerShared {
         plan::for_cores(plan, sockets, told, &superseded)
     }
 
-    /// Notes which entrances drain from now on; returns those of them that must end because others
-    /// have their addresses now.
+    /// Notes which entrances drain from now on. Returns draining entrances that must end because
+    /// others have their addresses now.
     fn note_draining(&self, plan: &Plan, now: Instant) -> Vec<SharedEntrance> {
         let mut draining = lock(&self.draining);
         draining.retain(|(_, until)| *until > now);
@@ -456,7 +453,8 @@ impl ServerShared {
             .filter(is_taken)
             .collect();
         draining.retain(|(it, _)| !is_taken(it));
-        // As long as the old or the new configuration lets them drain, and a little longer.
+        // Entrances drain as long as the old or the new configuration lets them, and a little
+        // longer.
         let timeout = plan.settings.server().drain_timeout + Duration::from_secs(5);
         let closed = plan.closed.iter().filter(|it| it.udp && !is_taken(it));
         draining.extend(closed.map(|it| (*it, now + timeout)));
@@ -472,7 +470,7 @@ impl ServerShared {
         superseded
     }
 
-    /// The doors now.
+    /// The doors at this moment.
     pub(crate) fn doors(&self) -> Arc<Vec<Arc<SharedDoor>>> {
         self.doors.load_full()
     }
@@ -483,7 +481,7 @@ impl ServerShared {
         services.iter().map(|(_, service)| service.view()).collect()
     }
 
-    /// Lanes that ride TLS.
+    /// Number of lanes that ride TLS.
     pub(crate) fn lanes_over_tls(&self) -> usize {
         let clients = self.client_views();
         clients.iter().map(|client| client.lanes_over_tls).sum()
@@ -495,7 +493,7 @@ impl ServerShared {
         doors.iter().flat_map(|door| door.clients()).collect()
     }
 
-    /// The services of all doors.
+    /// The services of all doors, each with its door.
     pub(crate) fn services(&self) -> Vec<(Arc<SharedDoor>, Arc<ServedService>)> {
         let mut services = Vec::new();
         for door in self.doors().iter() {
@@ -507,7 +505,7 @@ impl ServerShared {
     }
 }
 
-/// Held by whoever changes the configuration, one at a time.
+/// Locks a mutex that whoever changes the configuration holds, one at a time.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

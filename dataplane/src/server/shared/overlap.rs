@@ -1,15 +1,15 @@
-//! Whether addresses get in each other's way: those of one port do if they are of one IP address, or
-//! if one of them stands for all.
+//! Whether addresses overlap, so that two sockets cannot both have their visitors: those of one
+//! port do if they have the same IP address, or if one of them is the unspecified address.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
-/// Some addresses, to be asked.
+/// A set of addresses that can be asked for overlaps.
 #[derive(Debug, Default)]
 pub(crate) struct Addresses(HashMap<u16, Vec<IpAddr>>);
 
 impl Addresses {
-    /// Whether one of them gets in the way of this one.
+    /// Whether one of the addresses overlaps with this one.
     pub(crate) fn overlap(&self, address: SocketAddr) -> bool {
         let ips = self.0.get(&address.port()).map_or(&[][..], Vec::as_slice);
         let ip = address.ip();

@@ -1,9 +1,10 @@
-//! From one configuration to the next: which doors, services and entrances stay, come and go.
+//! The plan from one configuration to the next: which doors, services and entrances stay, are
+//! opened and are closed.
 //!
-//! A plan is made and its sockets are bound before anything changes, so that a configuration that
-//! cannot be had changes nothing. What stays keeps its numbers, clients, counters and flows: a door
-//! is the same if its clients connect to the same addresses, a service if it has the same name at
-//! its door, an entrance if it is the same port.
+//! The plan is made and its sockets are bound before anything changes, so that a configuration that
+//! cannot be carried out changes nothing. What stays keeps its numbers, clients, counters and
+//! flows. A door stays if its clients connect to the same addresses, a service if it has the same
+//! name at its door, an entrance if it has the same port.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -19,68 +20,70 @@ use crate::server::access_log::AccessLog;
 use crate::server::ids::{DoorId, EntranceId};
 use crate::sys::tcp::stop_listening;
 
-/// One port of a service as all cores know it.
+/// One port of a service, as all cores know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SharedEntrance {
-    /// Its number.
+    /// The number of the entrance.
     pub(crate) id: EntranceId,
-    /// Where visitors connect.
+    /// The address that visitors connect to.
     pub(crate) traffic_addr: SocketAddr,
     /// Whether TCP visitors come here.
     pub(crate) tcp: bool,
-    /// Whether UDP visitors do.
+    /// Whether UDP visitors come here.
     pub(crate) udp: bool,
 }
 
-/// What becomes of a service.
+/// The plan for one service.
 #[derive(Debug)]
 pub(crate) struct ServicePlan {
     pub(in crate::server) service: Arc<ServedService>,
     pub(in crate::server) wanted: Service,
     pub(in crate::server) kept: Vec<SharedEntrance>,
-    /// To be opened.
+    /// Entrances to be opened.
     pub(crate) opened: Vec<SharedEntrance>,
 }
 
-/// What becomes of a door.
+/// The plan for one door.
 #[derive(Debug)]
 pub(crate) struct DoorPlan {
     pub(in crate::server) door: Arc<SharedDoor>,
-    /// It is to be opened.
+    /// Whether the door is to be opened.
     pub(crate) is_new: bool,
     pub(crate) services: Vec<ServicePlan>,
 }
 
 impl DoorPlan {
-    /// Where its clients connect.
+    /// The addresses that the door's clients connect to.
     pub(crate) fn quic_addrs(&self) -> &[SocketAddr] {
         &self.door.quic_addrs
     }
 }
 
-/// The way to another configuration.
+/// The plan from one configuration to the next.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(in crate::server) settings: Arc<ServerSettings>,
-    /// All doors that there will be.
+    /// All doors of the next configuration.
     pub(crate) doors: Vec<DoorPlan>,
     pub(in crate::server) doors_closed: Vec<Arc<SharedDoor>>,
-    /// Entrances that take nobody from then on.
+    /// Entrances to be closed to new visitors.
     pub(in crate::server) closed: Vec<SharedEntrance>,
-    /// Services that are no more.
+    /// Services that are removed.
     pub(in crate::server) removed: Vec<Arc<ServedService>>,
-    /// Where an earlier plan's entrances take the last of their TCP visitors.
+    /// Addresses at which entrances that an earlier plan has closed accept the last of their TCP
+    /// visitors.
     pub(in crate::server) leaving_tcp: Vec<SocketAddr>,
 }
 
 impl Plan {
-    /// What is to hold.
+    /// The `[server]` section of the next configuration.
     pub(crate) fn server(&self) -> &Server {
         self.settings.server()
     }
 
-    /// Where this process takes visitors of TCP, or of UDP, and gives that up, or is about to have
-    /// done so: nobody else can have these addresses, and it may take them again.
+    /// Addresses at which this process takes visitors, of TCP or of UDP, and which this plan gives
+    /// up or an earlier one is about to have given up. No other process can have them, and this one
+    /// may bind them again.
     pub(crate) fn given_up(&self, tcp: bool) -> Addresses {
         let of = self
             .closed
@@ -98,7 +101,7 @@ impl Plan {
         addresses.overlap(address)
     }
 
-    /// Where UDP visitors are to be taken.
+    /// Addresses at which UDP visitors are to be taken.
     pub(in crate::server) fn opens_udp(&self) -> Addresses {
         let services = self.doors.iter().flat_map(|door| &door.services);
         let opened = services.flat_map(|service| &service.opened);
@@ -108,19 +111,20 @@ impl Plan {
             .collect()
     }
 
-    /// Whether the server would show another certificate, or hold clients' against something else.
+    /// Whether the server will show another certificate, or check clients' certificates against
+    /// other CAs or revocation lists.
     pub(crate) fn changes_credentials(&self, shared: &ServerShared) -> bool {
         let (now, then) = (shared.settings(), &self.settings);
         let digests = |it: &ServerSettings| (it.credentials.shown, it.credentials.trusted);
         digests(&now) != digests(then)
     }
 
-    /// Whether it closes doors or entrances.
+    /// Whether the plan closes doors or entrances.
     pub(crate) fn closes_something(&self) -> bool {
         !self.doors_closed.is_empty() || !self.closed.is_empty()
     }
 
-    /// Where no TCP visitor is to come any more.
+    /// Entrances that TCP visitors are not to come to any more.
     pub(crate) fn closes_tcp(&self) -> impl Iterator<Item = EntranceId> {
         self.closed.iter().filter(|it| it.tcp).map(|it| it.id)
     }
@@ -129,20 +133,20 @@ impl Plan {
 /// The sockets of one door on one core.
 #[derive(Debug)]
 pub(crate) struct DoorSockets {
-    /// For QUIC, one for each of its addresses, if the door is new.
+    /// Sockets for QUIC, one for each of the door's addresses, if the door is new.
     pub(crate) quic: Vec<UdpSocket>,
-    /// For TLS at the same addresses, where it is to be had.
+    /// Sockets for TLS at the same addresses, where they could be bound.
     pub(crate) tls: Vec<Option<TcpListener>>,
-    /// Of each of its services, those of the entrances to be opened.
+    /// For each of the door's services, the sockets of the entrances to be opened.
     pub(crate) services: Vec<Vec<EntranceSockets>>,
 }
 
 /// The sockets of one entrance on one core.
 #[derive(Debug)]
 pub(crate) struct EntranceSockets {
-    /// For TCP visitors, if the service takes them.
+    /// The socket for TCP visitors, if the service takes them.
     pub(crate) tcp: Option<TcpListener>,
-    /// For UDP visitors, if the service takes them.
+    /// The socket for UDP visitors, if the service takes them.
     pub(crate) udp: Option<UdpSocket>,
 }
 
@@ -163,7 +167,7 @@ pub(in crate::server) struct OpenedEntrance {
     pub(in crate::server) sockets: EntranceSockets,
 }
 
-/// What one core has to do to follow a plan.
+/// What one core has to do to carry a plan out.
 #[derive(Debug)]
 pub(crate) struct CoreChanges {
     pub(in crate::server) doors_opened: Vec<OpenedDoor>,
@@ -172,15 +176,15 @@ pub(crate) struct CoreChanges {
     pub(in crate::server) closed: Vec<ClosedEntrance>,
     /// Clients that serve other services now, or on other terms, by door and number.
     pub(in crate::server) told: Arc<Vec<(DoorId, u64)>>,
-    /// The time that flows get of what is closed.
+    /// How long the flows of what is closed may go on.
     pub(in crate::server) drain_timeout: Duration,
-    /// Told when that is done; the text is for the log.
+    /// Where to report that it is done; the text is for the log.
     pub(crate) done: Option<Sender<Result<(), String>>>,
 }
 
 impl CoreChanges {
-    /// No core will do this: nobody may be left waiting at its sockets. Others of this process have
-    /// them as well, so that to drop them is not enough.
+    /// Gives up the sockets because no core will use them: no visitor may be left waiting at them.
+    /// Other parts of this process hold them as well, so dropping them here is not enough.
     pub(crate) fn give_up(self) {
         let of_doors = self.doors_opened.iter().flat_map(|door| &door.tls_sockets);
         let of_doors = of_doors.flatten();
@@ -193,11 +197,11 @@ impl CoreChanges {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClosedEntrance {
     pub(crate) entrance: SharedEntrance,
-    /// Its UDP flows cannot have their time: another entrance has the address.
+    /// Whether its UDP flows must end at once, because another entrance has the address.
     pub(crate) udp_at_once: bool,
 }
 
-/// Hands the sockets out, per core: `sockets[core][door]`.
+/// Distributes the sockets to the cores: `sockets[core][door]`.
 pub(in crate::server) fn for_cores(
     plan: &Plan,
     sockets: Vec<Vec<DoorSockets>>,
@@ -256,7 +260,7 @@ impl CoreChanges {
     }
 }
 
-/// Draws numbers that no door and no entrance has had before.
+/// The source of numbers for doors and entrances, none of which is given twice.
 #[derive(Debug, Default)]
 pub(in crate::server) struct Numbers {
     doors: u64,
@@ -275,7 +279,7 @@ impl Numbers {
     }
 }
 
-/// Plans the way from `current` to the doors of `settings`.
+/// Plans the change from the doors `current` to those of `settings`.
 pub(in crate::server) fn plan(
     current: &[Arc<SharedDoor>],
     settings: &Arc<ServerSettings>,
@@ -360,8 +364,8 @@ fn plan_services(
     plans
 }
 
-/// The entrances of a service that stay, and those to be opened. A port that changes what it takes
-/// keeps the half that stays; the other half is an entrance of its own.
+/// Plans which entrances of a service stay and which are opened. If a port changes the protocols
+/// that it takes, the half that stays keeps its entrance; the other half is an entrance of its own.
 fn plan_entrances(
     service: &ServedService,
     wanted: &Service,

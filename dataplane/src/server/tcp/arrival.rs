@@ -1,12 +1,12 @@
-//! A TCP visitor arrives: whether it is let in, and who it is. One who comes through a trusted
-//! balancer says so first, by a PROXY header.
+//! The arrival of a TCP visitor: whether it is let in, and what its address is. A visitor who comes
+//! through a trusted balancer says that first, by a PROXY header.
 
 use std::io::{self, ErrorKind, Read as _};
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::announced::{HEADER_TIMEOUT, Place};
+use super::header_wait::{HEADER_TIMEOUT, Place};
 use super::visitor::Visitor;
 use crate::core::task::spawn_or;
 use crate::core::{OneFlow, memory};
@@ -23,11 +23,10 @@ const USUAL_HEADER_BYTES: usize = 128;
 /// A visitor who has just been accepted.
 #[derive(Debug)]
 struct Arrival {
-    /// Who is at the other end of its connection, as it knows itself: a socket of both families sees
-    /// IPv4 addresses mapped into IPv6.
+    /// The address of its peer; a socket of both families sees IPv4 addresses mapped into IPv6.
     peer: SocketAddr,
     accepted: Instant,
-    /// The same in microseconds since the Unix epoch.
+    /// When it was accepted, in microseconds since the Unix epoch.
     accepted_at_us: u64,
 }
 
@@ -44,30 +43,30 @@ impl Arrival {
     }
 }
 
-/// What a visitor has sent so far of its header, with what came behind it.
+/// The bytes of its header that a visitor has sent so far, with those that came behind it.
 #[derive(Debug)]
 struct Beginning {
     bytes: Vec<u8>,
-    /// It has sent a FIN behind that.
+    /// Whether the visitor has sent a FIN behind them.
     ended: bool,
 }
 
-/// Who a visitor is, by the header that [`Beginning`] holds.
+/// The visitor's address by the header that [`Beginning`] holds.
 #[derive(Debug, Clone, Copy)]
-struct Told {
+struct HeaderRead {
     header_bytes: usize,
     visitor: Option<SocketAddr>,
 }
 
 impl Beginning {
-    /// Takes what the visitor has sent, by `read`; `None` if more of the header is to come.
+    /// Takes what the visitor has sent, by `read`. `None` if more of the header is to come.
     fn take(
         &mut self,
         read: impl Fn(&mut [u8]) -> io::Result<usize>,
-    ) -> Result<Option<Told>, Refusal> {
+    ) -> Result<Option<HeaderRead>, Refusal> {
         let mut piece = [0; HEADER_BYTES_MAX];
         loop {
-            // There is room: what fills it is a header, or none.
+            // This is never zero: bytes that fill it were judged, as a header or as none.
             let room = HEADER_BYTES_MAX - self.bytes.len();
             match read(&mut piece[..room]) {
                 Ok(0) => self.ended = true,
@@ -78,7 +77,7 @@ impl Beginning {
             }
             match proxy_header::read(&self.bytes) {
                 Ok(Progress::Header { bytes, visitor }) => {
-                    return Ok(Some(Told {
+                    return Ok(Some(HeaderRead {
                         header_bytes: bytes,
                         visitor,
                     }));
@@ -93,7 +92,7 @@ impl Beginning {
 }
 
 impl Entrance {
-    /// A visitor was accepted.
+    /// Handles a visitor that was accepted.
     pub(crate) fn visitor(self: &Rc<Self>, stream: TcpStream, peer: SocketAddr) {
         self.counters().visitors_accepted.increment();
         self.service_counters().visitors.increment();
@@ -101,7 +100,7 @@ impl Entrance {
         let peer = arrival.peer;
         let gate = &self.service().gate;
         if gate.expects_proxy_header(peer.ip()) {
-            return self.announced(stream, arrival);
+            return self.await_header(stream, arrival);
         }
         match gate.admit_visitor(self.core(), peer.ip(), arrival.accepted) {
             Ok(permit) => {
@@ -115,9 +114,9 @@ impl Entrance {
         }
     }
 
-    /// A visitor is to begin with a PROXY header. It takes up one of the service's visitors from now
-    /// on; all else is for the address in the header.
-    fn announced(self: &Rc<Self>, stream: TcpStream, arrival: Arrival) {
+    /// Handles a visitor who must begin with a PROXY header. It counts among the service's visitors
+    /// from now on; all other limits are for the address in the header.
+    fn await_header(self: &Rc<Self>, stream: TcpStream, arrival: Arrival) {
         let peer = arrival.peer;
         let permit = match self.service().gate.admit_unknown(self.core()) {
             Ok(permit) => permit,
@@ -130,7 +129,7 @@ impl Entrance {
             bytes: Vec::with_capacity(USUAL_HEADER_BYTES),
             ended: false,
         };
-        // Most have sent it by now.
+        // Most visitors have sent it by now.
         match beginning.take(|into| (&stream).read(into)) {
             Ok(Some(told)) => self.introduced(stream, &arrival, told, beginning, permit),
             Ok(None) => {
@@ -166,7 +165,7 @@ impl Entrance {
         let place = Place::on_this_core();
         let comes = async {
             loop {
-                // An error is found again by the read that follows.
+                // The read that follows finds an error again.
                 let _ready = socket.readable().await;
                 match beginning.take(|into| socket.try_read(into)) {
                     Ok(Some(told)) => return Ok(told),
@@ -181,7 +180,7 @@ impl Entrance {
             None => Err(Refusal::ProxyHeaderCrowd),
         };
         drop(place);
-        // The runtime keeps its own descriptor for a moment; a reset when it is dropped.
+        // The runtime keeps its own descriptor for a moment; this one is reset when it is dropped.
         match (result, socket.try_clone()) {
             (Ok(told), Ok(stream)) if limits::is_for_flows(&stream) => {
                 self.introduced(stream, &arrival, told, beginning, permit);
@@ -197,12 +196,12 @@ impl Entrance {
         }
     }
 
-    /// A visitor has said who it is.
+    /// Handles a visitor whose PROXY header has come.
     fn introduced(
         self: &Rc<Self>,
         stream: TcpStream,
         arrival: &Arrival,
-        told: Told,
+        told: HeaderRead,
         beginning: Beginning,
         permit: Option<Permit>,
     ) {
@@ -220,13 +219,13 @@ impl Entrance {
         }
     }
 
-    /// What came behind the header is the visitor's, and is counted as what is read later.
+    /// Counts the bytes behind the header, which are the visitor's, like those that are read later.
     fn count_first_bytes(&self, bytes: usize) {
         self.counters().tcp_bytes_in.add(bytes as u64);
         self.service_counters().tcp_bytes_in.add(bytes as u64);
     }
 
-    /// A visitor may come in, who has sent `sent`, and a FIN behind it if `ended`.
+    /// Lets a visitor in who has sent `sent`, and a FIN behind it if `ended`.
     fn admitted(
         self: &Rc<Self>,
         stream: TcpStream,
@@ -251,7 +250,8 @@ impl Entrance {
         self.send_to_a_client(stream, Box::new(visitor));
     }
 
-    /// Where a visitor has connected to. The socket is asked only if it is open to several addresses.
+    /// The address that a visitor has connected to. The socket is asked only if it is open to
+    /// several addresses.
     fn where_to(&self, stream: &TcpStream) -> SocketAddr {
         let bound = self.traffic_addr();
         if !bound.ip().is_unspecified() {
@@ -262,9 +262,10 @@ impl Entrance {
         })
     }
 
-    // ---- refusals --------------------------------------------------------------------------------
+    // ---- refusals ----
 
-    /// Whether there are memory and descriptors for one more visitor; if not, that is counted.
+    /// Whether there are memory and descriptors for one more visitor. If not, the refusal is
+    /// counted.
     fn has_means_for(&self, stream: &TcpStream, peer: SocketAddr) -> bool {
         if memory::refuses_newcomers() {
             self.counters().visitors_refused_memory.increment();
@@ -278,7 +279,7 @@ impl Entrance {
         has_descriptor
     }
 
-    /// The descriptors that are left are not for visitors.
+    /// Counts and logs that the descriptors that are left are not for visitors.
     fn note_want_of_descriptors(&self, visitor: SocketAddr) {
         self.counters().visitors_refused_descriptors.increment();
         self.refusals().descriptors.increment();
@@ -310,7 +311,7 @@ impl Entrance {
         self.service_counters().visitors_refused.increment();
     }
 
-    /// What this core counts of those whom the service has refused.
+    /// This core's counters of visitors whom the service has refused.
     pub(super) fn refusals(&self) -> &RefusalCounters {
         &self.service().gate.refusals()[self.core()]
     }
@@ -322,11 +323,11 @@ impl Entrance {
     }
 }
 
-/// The header, if it comes in time.
+/// Waits for the header until its time is over.
 async fn timeout(
     left: Duration,
-    comes: impl Future<Output = Result<Told, Refusal>>,
-) -> Result<Told, Refusal> {
+    comes: impl Future<Output = Result<HeaderRead, Refusal>>,
+) -> Result<HeaderRead, Refusal> {
     let result = crate::core::time::timeout(left, comes).await;
     result.unwrap_or(Err(Refusal::ProxyHeaderLate))
 }

@@ -1,4 +1,4 @@
-//! A TCP visitor's way to a client, and to another one if the first refuses it.
+//! Carrying a TCP visitor's flow: to a client, and to another one if the first refuses it.
 
 use std::net::TcpStream;
 use std::rc::Rc;
@@ -18,31 +18,31 @@ use crate::server::access_log::{End, FinishedFlow};
 use crate::server::door::lane::{LaneUse, ServerLane};
 use crate::server::entrance::Entrance;
 use crate::server::mail::ServerMail;
-use crate::server::pool::route::{self, Way};
+use crate::server::pool::route::{self, Route};
 use crate::server::pool::service::FlowTicket;
 use crate::sys::tcp::TcpSocket;
 
 /// A stream on which a flow has begun with its Open header.
-struct Begun {
+struct BegunStream {
     lane: LaneUse,
     stream: u64,
     waiters: Rc<StreamWaiters>,
-    /// What the stream has not taken of the header.
+    /// The part of the header that the stream has not taken.
     header: Option<StreamBuf>,
 }
 
-/// Where a flow goes on that was refused.
+/// Where a refused flow goes on.
 enum Again {
     /// Through another lane of this core.
-    Here(Box<(Box<Visitor>, Begun, FlowTicket)>),
-    /// Another core has the visitor.
+    Here(Box<(Box<Visitor>, BegunStream, FlowTicket)>),
+    /// On another core, which has the visitor now.
     Elsewhere,
-    /// Nobody can take it.
+    /// Nowhere, because no client can take it.
     Nowhere(Box<Visitor>),
 }
 
-/// What the beginning of a flow tells about the service, for the choice of clients for the next
-/// visitors. True if it tells nothing yet.
+/// Tells the choice of clients what the beginning of a flow shows about the service. True if it
+/// shows nothing yet.
 fn judge_beginning(first: &tcp::Begun, ticket: &FlowTicket) -> bool {
     if !first.early.is_empty() {
         ticket.answered(Instant::now());
@@ -52,7 +52,8 @@ fn judge_beginning(first: &tcp::Begun, ticket: &FlowTicket) -> bool {
     first.early.is_empty() && !first.early_fin
 }
 
-/// The same of the end of a flow whose service had said nothing at first.
+/// Tells the choice of clients what the end of a flow shows whose service had sent nothing at
+/// first.
 fn judge_end(ended: tcp::Ended, ticket: &FlowTicket) {
     if ended.bytes_out > 0 {
         ticket.answered(Instant::now());
@@ -62,7 +63,7 @@ fn judge_end(ended: tcp::Ended, ticket: &FlowTicket) {
 }
 
 impl Entrance {
-    /// Another core has chosen a client that has a lane here.
+    /// Handles a visitor for whom another core has chosen a client that has a lane here.
     pub(crate) fn visitor_from_other_core(
         self: &Rc<Self>,
         stream: TcpStream,
@@ -97,10 +98,10 @@ impl Entrance {
     ) {
         loop {
             match self.way(&mut visitor) {
-                Some(Way::Here(begun, ticket)) => {
+                Some(Route::Here(begun, ticket)) => {
                     return self.serve(stream, visitor, begun, ticket);
                 }
-                Some(Way::Elsewhere(core, ticket)) => {
+                Some(Route::Elsewhere(core, ticket)) => {
                     match self.hand_over(core, stream, visitor, ticket) {
                         Ok(()) => return,
                         Err(back) => (stream, visitor) = back,
@@ -116,7 +117,7 @@ impl Entrance {
         }
     }
 
-    fn way(&self, visitor: &mut Visitor) -> Option<Way<Begun>> {
+    fn way(&self, visitor: &mut Visitor) -> Option<Route<BegunStream>> {
         let mut tried = visitor.tried;
         let way = route::find(
             self.pool(),
@@ -132,7 +133,7 @@ impl Entrance {
         way
     }
 
-    /// Gives the visitor back if the other core's mailbox is full.
+    /// Hands the visitor over to another core. Returns it if that core's mailbox is full.
     fn hand_over(
         &self,
         core: usize,
@@ -162,8 +163,8 @@ impl Entrance {
     }
 
     /// Opens a stream and sends the Open header. `None` if the lane takes no more.
-    fn begin(&self, lane: &Rc<ServerLane>, visitor: &Visitor) -> Option<Begun> {
-        let stream = lane.lane.open_stream()?;
+    fn begin(&self, lane: &Rc<ServerLane>, visitor: &Visitor) -> Option<BegunStream> {
+        let stream = lane.quic.open_stream()?;
         let header = OpenHeader {
             flow_id: self.door().next_flow_id(),
             protocol: Protocol::Tcp,
@@ -174,17 +175,17 @@ impl Entrance {
         };
         let mut encoded = Vec::with_capacity(qmux_proto::open::OPEN_HEADER_BYTES_MAX);
         header.encode(&mut encoded);
-        let waiters = lane.lane.attach(stream);
-        // At once, not in the flow's task: the stream exists for QUIC only when something was written to it, and until
-        // then its place could be given away again.
+        let waiters = lane.quic.attach(stream);
+        // This is written at once, not in the flow's task: the stream exists for QUIC only when
+        // something was written to it, and until then its place could be given away again.
         let header = StreamBuf::copied(&encoded);
-        let Ok(header) = lane.lane.write(stream, header, false, &waiters) else {
-            lane.lane.detach(stream);
+        let Ok(header) = lane.quic.write(stream, header, false, &waiters) else {
+            lane.quic.detach(stream);
             return None;
         };
-        lane.lane.asked(Instant::now());
+        lane.quic.asked(Instant::now());
         self.counters().tcp_flows_opened.increment();
-        Some(Begun {
+        Some(BegunStream {
             lane: LaneUse::new(lane),
             stream,
             waiters,
@@ -196,7 +197,7 @@ impl Entrance {
         self: &Rc<Self>,
         stream: TcpStream,
         mut visitor: Box<Visitor>,
-        begun: Begun,
+        begun: BegunStream,
         ticket: FlowTicket,
     ) {
         let socket = match TcpSocket::adopt(stream) {
@@ -223,7 +224,7 @@ impl Entrance {
         self: Rc<Self>,
         socket: TcpSocket,
         mut visitor: Box<Visitor>,
-        mut begun: Begun,
+        mut begun: BegunStream,
         mut ticket: FlowTicket,
     ) {
         let mut sent = Sent::new(
@@ -239,10 +240,10 @@ impl Entrance {
         loop {
             let mut tried = visitor.tried;
             tried.unanswered(ticket.client().number);
-            watch.rides(begun.lane.lane.key(), begun.stream);
+            watch.rides(begun.lane.quic.key(), begun.stream);
             let opening = Opening {
                 socket: &socket,
-                lane: &begun.lane.lane,
+                lane: &begun.lane.quic,
                 stream: begun.stream,
                 waiters: &begun.waiters,
                 began: Instant::now(),
@@ -251,7 +252,7 @@ impl Entrance {
                 counters: self.counters(),
                 service: self.service_counters(),
             };
-            // On the heap, as it is large, and over long before the flow is.
+            // This is on the heap because it is large, and over long before the flow is.
             let opened = Box::pin(opening.run(begun.header.take(), &mut sent)).await;
             let end = match opened {
                 Opened::Flow(first) => {
@@ -264,7 +265,7 @@ impl Entrance {
                     drop(sent);
                     let flow = TcpFlow {
                         socket,
-                        lane: Rc::clone(&begun.lane.lane),
+                        lane: Rc::clone(&begun.lane.quic),
                         stream: begun.stream,
                         waiters: begun.waiters,
                         reset_reason: FlowError::VisitorReset,
@@ -301,8 +302,8 @@ impl Entrance {
                     self.counters().visitors_unheard.increment();
                     tracing::debug!(visitor = %visitor.addr, client = begun.lane.client_id(), "the client does not answer");
                     visitor.tried = tried;
-                    // Behind the visitor's bytes, should the client go on: it must not serve what
-                    // is served elsewhere.
+                    // The reset comes behind the visitor's bytes, in case the client goes on: it
+                    // must not serve what is served elsewhere.
                     self.end(&begun, FlowError::VisitorReset);
                     End::LaneLost
                 }
@@ -319,12 +320,12 @@ impl Entrance {
         }
     }
 
-    /// How a flow ended that has ridden this lane.
+    /// The end of a flow that was on this lane.
     fn end_on(&self, lane: &LaneUse, end: End) -> End {
-        end.with_lane(lane.lane.is_open(), self.is_draining())
+        end.with_lane(lane.quic.is_open(), self.is_draining())
     }
 
-    /// A line in the access log.
+    /// Writes the flow's line of the access log.
     fn note_end(&self, visitor: &Visitor, client: &str, bytes: (u64, u64), end: End) {
         let service = self.service();
         service.access_log.finished(&FinishedFlow {
@@ -377,9 +378,9 @@ impl Entrance {
         }
     }
 
-    /// Ends a stream that did not get beyond its beginning.
-    fn end(&self, begun: &Begun, reason: FlowError) {
-        let lane = &begun.lane.lane;
+    /// Ends a stream whose flow did not get beyond its beginning.
+    fn end(&self, begun: &BegunStream, reason: FlowError) {
+        let lane = &begun.lane.quic;
         lane.reset(begun.stream, reason);
         lane.stop(begun.stream, reason);
         lane.detach(begun.stream);
@@ -390,12 +391,13 @@ impl Entrance {
     fn retry(self: &Rc<Self>, socket: &TcpSocket, mut visitor: Box<Visitor>, sent: &Sent) -> Again {
         loop {
             match self.way(&mut visitor) {
-                Some(Way::Here(begun, ticket)) => {
+                Some(Route::Here(begun, ticket)) => {
                     self.counters().visitors_retried.increment();
                     return Again::Here(Box::new((visitor, begun, ticket)));
                 }
-                Some(Way::Elsewhere(core, ticket)) => {
-                    // The other core's socket is another descriptor: ours is closed when the kernel has let go of it.
+                Some(Route::Elsewhere(core, ticket)) => {
+                    // The other core gets another descriptor of the socket; ours is closed when the
+                    // kernel has let go of it.
                     let Ok(stream) = socket.try_clone() else {
                         self.counters().accepts_failed.increment();
                         continue;

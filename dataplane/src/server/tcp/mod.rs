@@ -1,7 +1,7 @@
-//! TCP on the server: a visitor's way to a client, and its flow until the service answers.
+//! TCP on the server: a visitor's arrival, its route to a client, and its flow.
 
-mod announced;
 mod arrival;
 mod carry;
+mod header_wait;
 pub(crate) mod opening;
 pub(crate) mod visitor;

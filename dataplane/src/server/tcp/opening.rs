@@ -1,22 +1,23 @@
 //! The first part of a TCP flow on the server: from the Open header until the service has answered.
 //!
-//! The visitor's bytes follow the header at once, without a round trip. A client that refuses the flow before its
-//! service took the connection says so by its code ([`FlowError::is_untouched`]). So until the service has answered, what
-//! was sent is kept ([`Sent`]), and a refused flow can begin anew on another client without the visitor noticing. A lane
-//! that just ends may have delivered everything, and a request must not be delivered twice: there, only a flow of whose
-//! visitor nothing was sent yet can.
+//! The visitor's bytes follow the header at once, without a round trip. A client that refuses the
+//! flow before its service accepted the connection says so by its code
+//! ([`FlowError::is_untouched`]). So until the service has answered, what was sent is kept
+//! ([`Sent`]), and a refused flow can begin anew on another client without the visitor noticing. A
+//! lane that just ends may have delivered everything, and a request must not be delivered twice;
+//! then only a flow of whose visitor nothing was sent yet can begin anew.
 //!
-//! A lane may also fall silent, long before it ends: its client has died, or its path is broken. A
-//! flow of whose visitor nothing was sent yet leaves it as soon as there is a better one. One that
-//! has sent something stays for [`UNHEARD_MAX`]. If by then the client has not acknowledged its
-//! first byte, it begins anew elsewhere, or is refused: a client acknowledges that byte before its
-//! service gets it. What it acknowledges of other flows says nothing: it may have been on its way
-//! when the byte was sent. (A client that was merely stopped finds the flow's reset behind its
-//! bytes when it goes on.) If the byte was acknowledged, the service may be at work on it: the flow
-//! waits for the lane's end.
+//! A lane may also fall silent, long before it ends, because its client has died or its path is
+//! broken. A flow of whose visitor nothing was sent yet leaves the lane as soon as there is a
+//! better one. A flow that has sent something stays for [`UNHEARD_MAX`]. If the client has not
+//! acknowledged its first byte by then, it begins anew elsewhere, or is refused: a client
+//! acknowledges that byte before its service gets it. What the client acknowledges of other flows
+//! says nothing, because it may have been on its way when the byte was sent. (A client that was
+//! merely stopped finds the flow's reset behind its bytes when it goes on.) If the byte was
+//! acknowledged, the service may be at work on it, and the flow waits for the lane's end.
 //!
-//! Once the service has answered, or too much or for too long was kept, the flow goes on as any other
-//! ([`crate::flow::tcp`]), and this part costs it nothing any more.
+//! Once the service has answered, or too much was kept or for too long, the flow goes on like any
+//! other ([`crate::flow::tcp`]), and this part costs it nothing any more.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -37,14 +38,16 @@ use crate::flow::watch::FlowWatch;
 use crate::quic::lane::{Lane, Silent, StreamRead, StreamRoom, StreamWaiters};
 use crate::sys::tcp::TcpSocket;
 
-/// Bytes of a visitor that are kept. Requests are smaller; who sends more has an answer before, or sends a file.
+/// Bytes of a visitor that are kept. Requests are smaller; a visitor who sends more has had an
+/// answer before, or sends a file.
 const SENT_BYTES_MAX: usize = 64 << 10;
 
-/// Memory that the flows of one core may hold for it: a thousand flows with as much as one may have.
+/// Memory for this that the flows of one core may hold: a thousand flows with as much as one may
+/// have.
 const HELD_BYTES_MAX: usize = 64 << 20;
 
-/// How long they are kept: a client gives each address of its service 10 seconds, and few services have more than
-/// three. A flow that has been silent for longer was accepted.
+/// How long the bytes are kept: a client gives each address of its service 10 seconds, and few
+/// services have more than three. A flow that has been silent for longer was accepted.
 const KEPT_FOR: Duration = Duration::from_secs(30);
 
 /// How long a flow without an answer stays on a lane whose peer leaves everything unanswered, so
@@ -56,12 +59,12 @@ const UNHEARD_MAX: Duration = Duration::from_millis(1_500);
 /// still, and its timers fire before it reads.
 pub(crate) const READ_FIRST: Duration = Duration::from_millis(100);
 
-/// A buffer of which less than one part in so many is used is not kept as it is, but copied out.
+/// A buffer of which a smaller fraction is used is not kept as it is, but copied out.
 const KEPT_WHOLE_ABOVE: usize = 2;
 
 const _: () = assert!(SENT_BYTES_MAX * KEPT_WHOLE_ABOVE <= HELD_BYTES_MAX);
 
-/// Memory that the beginnings of flows hold.
+/// Memory that is held by flows whose service has not answered yet.
 #[derive(Debug, Default)]
 pub(crate) struct Held(Cell<usize>);
 
@@ -70,27 +73,28 @@ thread_local! {
 }
 
 impl Held {
-    /// That of this core: visitors may come to a thousand ports.
+    /// The counter of this core: visitors may come to a thousand ports.
     pub(crate) fn of_this_core() -> Rc<Held> {
         HELD.with(Rc::clone)
     }
 }
 
-/// What a visitor has sent so far, from its first byte on.
+/// The bytes that a visitor has sent so far, from the first one on.
 pub(crate) struct Sent {
     pieces: Vec<StreamBuf>,
     bytes: usize,
     held_bytes: usize,
     ended: bool,
-    /// Its first byte, apart from the others, as the lane got it.
+    /// The first byte, apart from the others, as the lane got it.
     first: Option<StreamBuf>,
-    /// Packets that the lane had received when a visitor without any byte had ended.
+    /// Number of packets that the lane had received when a visitor who sent nothing had ended.
     heard_before: Option<u64>,
     held: Rc<Held>,
 }
 
 impl Sent {
-    /// What was read from the visitor before, by another core. It is there already, so it may be above the bound.
+    /// Begins with bytes that another core has read from the visitor. They exist already, so they
+    /// may be above the bound.
     pub(crate) fn new(held: &Rc<Held>, bytes: &[u8], ended: bool) -> Sent {
         let mut sent = Sent {
             pieces: Vec::new(),
@@ -107,18 +111,18 @@ impl Sent {
         sent
     }
 
-    /// In one piece, for another core.
+    /// The bytes in one piece, for another core.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let pieces: Vec<&[u8]> = self.pieces.iter().map(AsRef::as_ref).collect();
         pieces.concat()
     }
 
-    /// Whether a client may have had anything of the visitor but that it is there.
+    /// Whether a client cannot have got any byte or FIN of the visitor.
     fn is_empty(&self) -> bool {
         self.bytes == 0 && !self.ended
     }
 
-    /// How many bytes the visitor has sent.
+    /// Number of bytes that the visitor has sent.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes as u64
     }
@@ -137,16 +141,16 @@ impl Sent {
         }
     }
 
-    /// Another lane gets all of it, from the beginning.
+    /// Returns everything from the beginning, for another lane.
     fn begin_anew(&mut self) -> Vec<StreamBuf> {
         (self.first, self.heard_before) = (None, None);
         let pieces = self.pieces.clone();
         pieces.into_iter().flat_map(|it| self.parts(it)).collect()
     }
 
-    /// A piece as the lane is to have it: the very first byte apart, in a block of its own. quiche
-    /// lets go of a block when all that is in it was acknowledged; of this one, when the client has
-    /// anything of the visitor.
+    /// Cuts a piece into the parts that the lane is to get: the very first byte is a block of its
+    /// own. quiche lets go of a block when all that is in it was acknowledged; of this one, when
+    /// the client has anything of the visitor.
     fn parts(&mut self, mut piece: StreamBuf) -> impl Iterator<Item = StreamBuf> + use<> {
         let first = (self.first.is_none() && !piece.as_ref().is_empty()).then(|| {
             let first = StreamBuf::copied(&piece.as_ref()[..1]);
@@ -167,7 +171,7 @@ impl Sent {
         }
     }
 
-    /// Whether nothing says that the client of `lane` has anything of the visitor.
+    /// Whether nothing shows that the client of `lane` has anything of the visitor.
     fn is_unheard(&self, lane: &Lane) -> bool {
         let same = |before| before == lane.packets_received();
         match &self.first {
@@ -195,37 +199,38 @@ impl Drop for Sent {
     }
 }
 
-/// How the first part of a flow ended.
+/// The result of the first part of a flow.
 pub(crate) enum Opened {
-    /// The flow goes on as any other.
+    /// The flow goes on like any other.
     Flow(Begun),
-    /// The client refused it, and its service has seen nothing of it; or the lane ended before there was anything to see.
+    /// The client refused the flow, and its service has seen nothing of it; or the lane ended
+    /// before there was anything to see.
     Refused(FlowError),
-    /// Its lane is silent, and nothing says that the client has anything of it.
+    /// The lane is silent, and nothing shows that the client has anything of the flow.
     Unheard,
-    /// It was reset by either side.
+    /// The flow was reset by either side.
     Reset(FlowError),
 }
 
 /// A flow that has just begun.
 pub(crate) struct Opening<'a> {
-    /// The visitor's.
+    /// The visitor's socket.
     pub(crate) socket: &'a TcpSocket,
     /// The lane that carries the flow.
     pub(crate) lane: &'a Lane,
     /// The flow's stream.
     pub(crate) stream: u64,
-    /// What waits for it.
+    /// The waiters of the stream.
     pub(crate) waiters: &'a Rc<StreamWaiters>,
-    /// When it began on this lane.
+    /// When the flow began on this lane.
     pub(crate) began: Instant,
-    /// Whether there is a lane or a client that answers, now that this one does not.
+    /// Whether there is a lane or a client that answers, while this one does not.
     pub(crate) better: &'a dyn Fn() -> bool,
-    /// Its place among the core's flows.
+    /// The flow's place among those of the core.
     pub(crate) watch: &'a FlowWatch,
     /// The core's counters.
     pub(crate) counters: &'a CoreCounters,
-    /// Those of the visitor's service.
+    /// The counters of the visitor's service.
     pub(crate) service: &'a ServiceCounters,
 }
 
@@ -236,11 +241,11 @@ enum Wait {
     Visitor,
     /// Room in the stream.
     Room,
-    /// Nothing: the visitor has ended.
+    /// Nothing else, because the visitor has ended.
     Answer,
 }
 
-/// What came.
+/// What has come.
 #[derive(Clone, Copy, Default)]
 struct Ready {
     answer: bool,
@@ -249,8 +254,8 @@ struct Ready {
 }
 
 impl Opening<'_> {
-    /// Sends what is left of the Open header and what the visitor has sent, and passes on what it goes on to send, until
-    /// the service answers.
+    /// Sends the rest of the Open header and what the visitor has sent, and passes on what it goes
+    /// on to send, until the service answers.
     pub(crate) async fn run(&self, header: Option<StreamBuf>, sent: &mut Sent) -> Opened {
         let mut begun = Begun {
             bytes_in: sent.bytes as u64,
@@ -300,7 +305,8 @@ impl Opening<'_> {
         leaves_at(silent, self.began, unheard, at_once)
     }
 
-    /// Moves what can be moved from the visitor to the client now, and says what more needs.
+    /// Moves what can be moved from the visitor to the client now; returns what must be waited for
+    /// to move more.
     fn pass_on(&self, sent: &mut Sent, begun: &mut Begun) -> Result<Wait, Stop> {
         begun.empty = false;
         loop {
@@ -333,7 +339,8 @@ impl Opening<'_> {
         }
     }
 
-    /// Gives the stream what it has not taken yet, with the FIN if the visitor has ended. True if it took all.
+    /// Gives the stream what it has not taken yet, with the FIN if the visitor has ended. True if
+    /// it took all.
     fn push(&self, begun: &mut Begun) -> Result<bool, FlowError> {
         while let Some(piece) = begun.unsent.pop_front() {
             let fin = begun.ended && begun.unsent.is_empty();
@@ -387,7 +394,7 @@ impl Opening<'_> {
         Ok(true)
     }
 
-    /// What the client or its service has said, if anything.
+    /// The answer of the client or its service, if there is one.
     fn answer(&self, sent: &Sent, begun: &mut Begun) -> Option<Opened> {
         let mut block = Block::take(BlockSize::Small);
         match self.lane.read(self.stream, block.bytes_mut(), self.waiters) {
@@ -414,14 +421,15 @@ impl Opening<'_> {
         mut too_long: Pin<&mut crate::core::time::Sleep>,
         unheard: Option<Instant>,
     ) -> Ready {
-        // Only on a lane that is silent: there, and on the heap, it costs nobody else anything.
+        // There is a timer only on a lane that is silent; and it is on the heap, so it costs other
+        // flows nothing.
         let mut unheard = unheard.map(|at| Box::pin(crate::core::time::sleep_until(at)));
         let mut readable = pin!(self.socket.readable());
         poll_fn(|cx| {
             let ended = self.look_around(wait, cx);
             let answer = self.waiters.readable.poll(cx).is_ready();
             let mut other = self.waiters.writable.poll(cx).is_ready();
-            // An error is found again by the read that follows.
+            // The read that follows finds an error again.
             if wait == Wait::Visitor {
                 other |= readable.as_mut().poll(cx).is_ready();
             }
@@ -441,8 +449,9 @@ impl Opening<'_> {
         .await
     }
 
-    /// Orders to end, and a reset of the visitor's socket while nothing is read from it: nothing
-    /// else would tell of that, whether there is no room for its bytes or it has sent its FIN.
+    /// Checks for orders to end, and for a reset of the visitor's socket while nothing is read from
+    /// it. Nothing else would report that, whether there is no room for its bytes or it has sent
+    /// its FIN.
     fn look_around(&self, wait: Wait, cx: &mut Context<'_>) -> Option<FlowError> {
         self.watch.attend(cx);
         let told = self.watch.told();
@@ -453,14 +462,14 @@ impl Opening<'_> {
     }
 }
 
-/// Whether a flow that ended with `error` may begin on another client: its service has seen nothing of it.
+/// Whether a flow that ended with `error` may begin on another client, because its service has seen
+/// nothing of it.
 fn may_begin_anew(error: FlowError, lane_is_open: bool, nothing_sent: bool) -> bool {
     error.is_untouched() || (!lane_is_open && nothing_sent)
 }
 
-/// When a flow that began at `began` leaves a lane that is silent. `unheard`: nothing says that
-/// the client has anything of its visitor; `at_once`: none was, and there is a better
-/// lane.
+/// When a flow that began at `began` leaves a lane that is silent. `unheard`: nothing shows that
+/// the client has anything of its visitor; `at_once`: nothing was sent, and there is a better lane.
 fn leaves_at(silent: Silent, began: Instant, unheard: bool, at_once: bool) -> Option<Instant> {
     // What came while this process stood still may not have been read yet.
     let first = silent.noticed + READ_FIRST;

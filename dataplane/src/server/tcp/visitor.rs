@@ -10,25 +10,25 @@ use crate::server::pool::balance::Tried;
 /// A visitor that no client serves yet, as cores hand it over with its socket.
 #[derive(Debug)]
 pub(crate) struct Visitor {
-    /// Who it is.
+    /// The visitor's address.
     pub(super) addr: SocketAddr,
-    /// Where it has connected to.
+    /// The address that the visitor has connected to.
     pub(super) traffic: SocketAddr,
-    /// When it was accepted.
+    /// When the visitor was accepted.
     pub(super) accepted: Instant,
-    /// The same in microseconds since the Unix epoch, for the client.
+    /// When the visitor was accepted, in microseconds since the Unix epoch, for the client.
     pub(super) accepted_at_us: u64,
-    /// The core that chose a client for it last. Others are asked in turn, and it is not: so there are fewer hand-overs
-    /// than cores.
+    /// The core that last chose a client for the visitor. The others are asked in turn, and this
+    /// one is not, so that there are fewer hand-overs than cores.
     pub(super) chosen_by: usize,
-    /// The clients that it has been sent to.
+    /// The clients that the visitor has been sent to.
     pub(super) tried: Tried,
-    /// What has been read from it.
+    /// Bytes that were read from the visitor.
     pub(super) sent: Vec<u8>,
-    /// It has sent a FIN behind that.
+    /// Whether the visitor has sent a FIN behind them.
     pub(super) ended: bool,
-    /// Held while it is between two cores, so that none of them ends before it.
+    /// Counts the flow while it is between two cores, so that none of them ends before it.
     pub(super) under_way: Option<OneFlow>,
-    /// What it takes up of the limits of its service, until its flow ends.
+    /// The visitor's place in the limits of its service, until its flow ends.
     pub(super) _permit: Option<Permit>,
 }

@@ -1,17 +1,17 @@
-//! What the traffic sockets of one core may hold together: a service of a thousand ports has a
-//! thousand sockets on each core, and a stranger who may send to one may send to all.
+//! The bound for the flows of all traffic sockets of one core together. A service of a thousand
+//! ports has a thousand sockets on each core, and a stranger who may send to one may send to all.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// UDP flows of one core. Source addresses can be forged, so there must be a limit; one flow costs
-/// about 400 bytes in a table.
+/// Most UDP flows of one core. Source addresses can be forged, so there must be a limit; one flow
+/// costs about 400 bytes in a table.
 pub(super) const FLOWS_PER_CORE_MAX: usize = 65_536;
 
-/// Flows that a socket may have however many the others have.
+/// Flows that a socket may have, however many the other sockets have.
 const FLOWS_PER_SOCKET_MIN: usize = 32;
 
-/// The flows of the sockets that share it. No I/O.
+/// The count of flows of the sockets that share a core. No I/O.
 #[derive(Debug, Default)]
 pub(super) struct Budget {
     flows: Cell<usize>,
@@ -19,29 +19,29 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// One more socket shares it, or one fewer.
+    /// Counts one more socket.
     pub(super) fn joined(&self) {
         self.tables.set(self.tables.get() + 1);
     }
 
-    /// A socket that had so many flows is gone.
+    /// Counts one socket less, and its flows.
     pub(super) fn left(&self, flows: usize) {
         self.tables.set(self.tables.get().saturating_sub(1));
         self.flows.set(self.flows.get().saturating_sub(flows));
     }
 
-    /// A flow has begun.
+    /// Counts a flow that has begun.
     pub(super) fn opened(&self) {
         self.flows.set(self.flows.get() + 1);
     }
 
-    /// A flow has ended.
+    /// Counts a flow that has ended.
     pub(super) fn closed(&self) {
         self.flows.set(self.flows.get().saturating_sub(1));
     }
 
-    /// How many flows a socket may have that has `own` of them: its equal share, which nobody can
-    /// take away, and whatever all of them leave of the core's.
+    /// How many flows a socket that has `own` of them may have: its equal share, which nobody can
+    /// take away, and whatever all sockets together leave of the core's.
     pub(super) fn allowed(&self, own: usize) -> usize {
         let share = FLOWS_PER_CORE_MAX / self.tables.get().max(1);
         let left = FLOWS_PER_CORE_MAX.saturating_sub(self.flows.get());
@@ -54,12 +54,12 @@ thread_local! {
     static KEPT_BYTES: Rc<Cell<usize>> = Rc::default();
 }
 
-/// That of this core.
+/// The budget of this core.
 pub(super) fn of_this_core() -> Rc<Budget> {
     BUDGET.with(Rc::clone)
 }
 
-/// Bytes of first datagrams that the sockets of this core keep.
+/// Number of bytes of first datagrams that the sockets of this core keep.
 pub(super) fn kept_bytes_of_this_core() -> Rc<Cell<usize>> {
     KEPT_BYTES.with(Rc::clone)
 }
@@ -99,7 +99,7 @@ mod tests {
         let budget = Budget::default();
         let mut sockets = vec![0_usize; 1_000];
         sockets.iter().for_each(|_| budget.joined());
-        // A stranger fills them one after the other.
+        // A stranger fills the sockets one after the other.
         for own in &mut sockets {
             while *own < budget.allowed(*own) {
                 *own += 1;

@@ -1,5 +1,5 @@
-//! Where a visitor's UDP flow begins, and where it goes on: at another client if the one that was
-//! chosen cannot serve it, through another lane if its own has fallen silent.
+//! Failover of a visitor's UDP flow: where it begins, to which other client it goes if the chosen
+//! one cannot serve it, and to which other lane if its own has fallen silent.
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -15,17 +15,17 @@ use super::lane::{LaneFlows, canonical};
 use super::table::{Admission, Flow, LaneToken};
 use super::traffic::TrafficSocket;
 use crate::core::memory;
-use crate::flow::udp::lives::Why;
+use crate::flow::udp::lifetimes::Why;
 use crate::server::access_log::End;
 use crate::server::bounds::Permit;
 use crate::server::pool::balance::Tried;
-use crate::server::pool::route::Way;
+use crate::server::pool::route::Route;
 use crate::server::pool::service::FlowTicket;
 
-/// A flow's first datagram is kept for another client up to this size, that of an Ethernet frame.
+/// Largest first datagram of a flow that is kept for another client: that of an Ethernet frame.
 const KEPT_BYTES_MAX: usize = 1_500;
 
-/// All of them together, for each core.
+/// Most bytes of first datagrams that each core keeps.
 const KEPT_BYTES_IN_ALL_MAX: usize = 4 << 20;
 
 /// The first datagram of a flow that has no answer yet.
@@ -54,25 +54,26 @@ impl Drop for Kept {
     }
 }
 
-/// A flow that is to begin.
+/// A flow that is about to begin.
 #[derive(Clone, Copy)]
 pub(super) struct Beginning<'a> {
     pub(super) visitor: SocketAddr,
-    /// The address that the visitor uses.
+    /// The local address that the visitor sends to.
     pub(super) to_ip: Option<IpAddr>,
-    /// Its first datagram; `None` if that is lost.
+    /// The flow's first datagram; `None` if it is lost.
     pub(super) payload: Option<&'a [u8]>,
-    /// The clients that could not serve it.
+    /// The clients that could not serve the visitor.
     pub(super) tried: Tried,
 }
 
-/// Whether a client that ends a flow for this reason says that it could not serve it.
+/// Whether a client that ends a flow for this reason could not serve it.
 fn could_not_serve(reason: FlowError) -> bool {
     reason.is_untouched() || reason == FlowError::LimitReached
 }
 
 impl TrafficSocket {
-    /// A visitor has no flow. `earlier` is what a flow of it that is gone has left.
+    /// Routes a visitor who has no flow. `earlier` is the permit that an earlier flow of the
+    /// visitor has left.
     pub(super) fn new_visitor(
         self: &Rc<Self>,
         visitor: SocketAddr,
@@ -113,16 +114,16 @@ impl TrafficSocket {
         }
     }
 
-    fn route(&self, tried: Tried) -> Option<Way<Rc<LaneFlows>>> {
+    fn route(&self, tried: Tried) -> Option<Route<Rc<LaneFlows>>> {
         self.routes()?.find(tried)
     }
 
-    /// Begins a flow there. What cannot be is dropped and counted.
+    /// Begins a flow on this route. What cannot be done is dropped and counted.
     fn begin(
         self: &Rc<Self>,
         beginning: Beginning<'_>,
         permit: Option<Permit>,
-        way: Way<Rc<LaneFlows>>,
+        way: Route<Rc<LaneFlows>>,
         now: Instant,
     ) {
         if !self.make_room(beginning.visitor, now) {
@@ -130,12 +131,12 @@ impl TrafficSocket {
             return;
         }
         match way {
-            Way::Here(lane, ticket) => {
+            Route::Here(lane, ticket) => {
                 let client = ticket.client().number;
                 let claim = Claim::Own(ticket);
                 self.open_local(beginning, permit, lane, client, claim, now);
             }
-            Way::Elsewhere(core, ticket) => {
+            Route::Elsewhere(core, ticket) => {
                 self.open_remote(&beginning, permit, core, ticket, now);
             }
         }
@@ -194,7 +195,7 @@ impl TrafficSocket {
             tried,
         } = beginning;
         if !lane.is_open() {
-            // It has ended a moment ago.
+            // The lane has ended a moment ago.
             self.counters.udp_dropped_no_client.increment();
             return;
         }
@@ -276,8 +277,9 @@ impl TrafficSocket {
         }
     }
 
-    /// The client of a flow that has ended, and never was answered, could not serve it: it begins
-    /// anew at another one. A flow that came from another core does so with its next datagram.
+    /// Begins a flow anew at another client, because its client has ended it unanswered and so
+    /// could not serve it. If the visitor's datagrams come to another core, that core does so with
+    /// the next one.
     pub(super) fn fail_over(self: &Rc<Self>, flow: Flow<Place>, now: Instant) {
         let Flow { visitor, data, .. } = flow;
         let Place::Local(local) = data else { return };
@@ -290,7 +292,7 @@ impl TrafficSocket {
         let to_ip = local.to_ip.get();
         let permit = local.permit.take();
         drop(local);
-        // The search gives up if the visitor has been to as many as it may.
+        // The search gives up if the visitor has been to as many clients as it may.
         let Some(way) = self.route(tried) else {
             self.counters.udp_failovers_exhausted.increment();
             return;
@@ -305,9 +307,9 @@ impl TrafficSocket {
         self.begin(beginning, permit, way, now);
     }
 
-    /// Ends a flow whose lane has been silent for a while and whose visitor another core hears: by
-    /// its ticket that core learns of it, and routes the visitor's next datagram anew. False if no
-    /// client answers.
+    /// Ends a flow whose lane has been silent for a while and whose visitor another core receives.
+    /// That core learns of the end by the flow's link, and routes the visitor's next datagram anew.
+    /// False if no client answers.
     pub(super) fn leave_to_other_core(
         &self,
         local: &Rc<LocalFlow>,
@@ -326,13 +328,13 @@ impl TrafficSocket {
                 .lane
                 .closed(&flow, FlowError::NoError, End::Moved, Some(now));
         }
-        // The datagram that has found it so.
+        // The datagram that revealed the silence is dropped.
         self.counters.udp_dropped_no_client.increment();
         true
     }
 
-    /// Moves a flow whose lane has been silent for a while, with a datagram that has just come, to
-    /// a lane that is not. False if there is none.
+    /// Moves a flow whose lane has been silent for a while to a lane that is not, together with a
+    /// datagram that has just come. False if there is no such lane.
     pub(super) fn move_on(
         self: &Rc<Self>,
         local: &Rc<LocalFlow>,
@@ -349,7 +351,8 @@ impl TrafficSocket {
         let flow = self.table.borrow_mut().close_visitor(visitor, token);
         if let Some(flow) = flow {
             self.counters.udp_flows_moved.increment();
-            // Heard when the client is again. Until then it keeps a socket for nothing.
+            // The client hears of this when it can be reached again. Until then it keeps a socket
+            // for nothing.
             local
                 .lane
                 .closed(&flow, FlowError::NoError, End::Moved, Some(now));
@@ -366,12 +369,13 @@ impl TrafficSocket {
 }
 
 impl LaneFlows {
-    /// The client says that a flow is over, or that it does not know it. The number of the service
-    /// if it could not serve its visitor.
+    /// The client says that a flow is over, or that it does not know the flow. Returns the number
+    /// of the flow's service if the client could not serve its visitor.
     pub(crate) fn flow_closed(&self, flow_id: u64, reason: FlowError) -> Option<usize> {
         let traffic = self.traffic_of(flow_id)?;
         if reason == FlowError::UnknownFlow {
-            // We know it, so the client has lost it: the next datagram introduces it again.
+            // This side knows the flow, so the client has lost it; the next datagram introduces it
+            // again.
             let mut table = traffic.table.borrow_mut();
             table.introduce_again(self.token(), flow_id);
             return None;

@@ -23,7 +23,8 @@ use crate::server::shared::ServedService;
 pub(super) enum Place {
     /// Into a lane of this core.
     Local(Rc<LocalFlow>),
-    /// To another core. Such entries have a lane of their own in the table, whose flow ids nobody names.
+    /// To another core. In the table such entries have a lane of their own, whose flow ids nobody
+    /// refers to.
     Remote(Rc<RemoteFlow>),
 }
 
@@ -32,15 +33,15 @@ pub(super) struct RemoteFlow {
     pub(super) core: usize,
     pub(super) client: u64,
     pub(super) state: Arc<LinkState>,
-    /// What it takes up of the limits of its service.
+    /// The flow's place in the limits of its service.
     pub(super) permit: RefCell<Option<Permit>>,
 }
 
 /// What a flow of this core holds for as long as it lives.
 pub(super) enum Claim {
-    /// It was routed here.
+    /// The ticket of a flow that was routed on this core.
     Own(FlowTicket),
-    /// It came from another core.
+    /// The link to the core from which the flow came.
     Link(Link),
 }
 
@@ -57,27 +58,28 @@ impl RemoteFlow {
 /// A flow that rides a lane of this core.
 pub(super) struct LocalFlow {
     pub(super) lane: Rc<LaneFlows>,
-    /// The address that the visitor uses: replies must come from it.
+    /// The local address that the visitor sends to; replies must come from it.
     pub(super) to_ip: Cell<Option<IpAddr>>,
     pub(super) packet_id: Cell<u64>,
-    /// The client, by the router's own number.
+    /// The number of the client.
     pub(super) client: u64,
-    /// Its first datagram, until the service has answered: another client may need it.
+    /// The flow's first datagram, until the service has answered: another client may need it.
     pub(super) first: RefCell<Option<Kept>>,
-    /// The clients that could not serve it.
+    /// The clients that could not serve the visitor.
     pub(super) tried: Tried,
     pub(super) service: Arc<ServedService>,
-    /// The address of the socket that the visitor sends to, as it is bound.
+    /// The bound address of the socket that the visitor sends to.
     pub(super) bound: SocketAddr,
-    /// Dropped with the flow.
+    /// What the flow holds; dropped with it.
     pub(super) claim: RefCell<Claim>,
-    /// When it began, and what it has carried since.
+    /// When the flow began, and what it has carried since.
     pub(super) began: Instant,
-    /// What it may carry, if that is limited.
+    /// The bandwidth of the flow, if it is limited.
     pub(super) bandwidth: Option<Box<Bandwidth>>,
     pub(super) bytes_in: Cell<u64>,
     pub(super) bytes_out: Cell<u64>,
-    /// What it takes up of the limits of its service, if the visitor's datagrams come here.
+    /// The flow's place in the limits of its service, if this core receives the visitor's
+    /// datagrams.
     pub(super) permit: RefCell<Option<Permit>>,
 }
 
@@ -88,13 +90,14 @@ impl LocalFlow {
         canonical(SocketAddr::new(ip, self.bound.port()))
     }
 
-    /// Whether a datagram of so many bytes may go that way; then it counts.
+    /// Whether the bandwidth allows a datagram of this size in this direction; if so, it is
+    /// counted.
     pub(super) fn may_carry(&self, way: Direction, bytes: u64, now: Instant) -> bool {
         let bandwidth = self.bandwidth.as_ref();
         bandwidth.is_none_or(|it| it.carries(way, bytes, now))
     }
 
-    /// A line in the access log.
+    /// Writes the flow's line of the access log.
     pub(super) fn note_end(&self, visitor: SocketAddr, now: Instant, end: End) {
         let claim = self.claim.borrow();
         let ticket = match &*claim {
@@ -113,7 +116,7 @@ impl LocalFlow {
         });
     }
 
-    /// The service has answered for the first time.
+    /// Notes that the service has answered for the first time.
     pub(super) fn answered(&self) {
         self.first.take();
         if let Claim::Link(link) = &*self.claim.borrow() {
@@ -126,8 +129,9 @@ impl LocalFlow {
         matches!(*self.claim.borrow(), Claim::Link(_))
     }
 
-    /// The core that receives the visitor's datagrams had forgotten the flow and has routed the
-    /// visitor anew, to the same client: by this link it will know how the flow fares.
+    /// Keeps the link to a core that receives the visitor's datagrams, had forgotten the flow, and
+    /// has routed the visitor to the same client again. By the link that core learns how the flow
+    /// fares.
     pub(super) fn keep(&self, link: Link, is_answered: bool) {
         let earlier = self.claim.replace(Claim::Link(link));
         drop(earlier);

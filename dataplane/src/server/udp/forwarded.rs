@@ -1,4 +1,5 @@
-//! What two cores tell each other of a flow: the one that receives its visitor's datagrams, and the one that has its lane.
+//! What two cores tell each other of a UDP flow: the core that receives its visitor's datagrams,
+//! and the core that has its lane.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,36 +10,36 @@ use crate::server::pool::service::FlowTicket;
 /// A visitor's datagram on its way to the core that has its flow.
 #[derive(Debug)]
 pub(crate) struct ForwardedUdp {
-    /// The visitor.
+    /// The visitor's address.
     pub(crate) visitor: SocketAddr,
-    /// The address that the visitor sent it to.
+    /// The local address that the visitor sent it to.
     pub(crate) to_ip: Option<IpAddr>,
     /// Its payload.
     pub(crate) payload: Vec<u8>,
-    /// With the first datagram only.
+    /// The link between the cores; with the first datagram only.
     pub(super) link: Option<Link>,
-    /// From the route: the client whose lane carries the flow.
+    /// The number of the client whose lane carries the flow.
     pub(crate) client: u64,
 }
 
 impl ForwardedUdp {
-    /// Whether it is the first of its flow.
+    /// Whether this is the first datagram of its flow.
     pub(crate) fn begins_a_flow(&self) -> bool {
         self.link.is_some()
     }
 }
 
-/// What the core that has a flow tells the one that receives its visitor's datagrams.
+/// What the core that has a flow tells the core that receives its visitor's datagrams.
 #[derive(Debug, Default)]
 pub(super) struct LinkState {
-    /// The flow is gone there, or was lost on the way to it.
+    /// Whether the flow has ended there, or was lost on the way to that core.
     gone: AtomicBool,
-    /// Its service has answered.
+    /// Whether the flow's service has answered.
     answered: AtomicBool,
 }
 
 impl LinkState {
-    /// Says on the core that has the flow that the service has answered.
+    /// Called on the core that has the flow, when the service has answered.
     pub(super) fn is_answered_now(&self) {
         self.answered.store(true, Ordering::Relaxed);
     }
@@ -52,7 +53,7 @@ impl LinkState {
     }
 }
 
-/// The ticket of a flow on its way to another core, and then there.
+/// The ticket of a flow, sent to another core and kept there with the flow.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) state: Arc<LinkState>,

@@ -1,4 +1,5 @@
-//! Visitors whose flow lives on another core: two traffic sockets on one thread, with mail between them.
+//! Visitors whose flow lives on another core: two traffic sockets on one thread, with mail between
+//! them.
 
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
@@ -27,10 +28,10 @@ use crate::sys::udp::UdpSocket;
 
 const LONG: Duration = Duration::from_secs(300);
 
-/// The core of whoever has a lane.
+/// The core that has the lane.
 const OWNER: usize = 1;
 
-/// Of both sockets.
+/// The entrance of both sockets.
 const ENTRANCE: EntranceId = EntranceId(7);
 
 fn join(pool: &OneService, client_id: &str) -> LaneMembership {
@@ -47,7 +48,7 @@ struct Cores {
     routes: Rc<UdpRoutes>,
     mailboxes: Mailboxes<ServerMail>,
     pool: OneService,
-    /// Of the client, whose only lane is on the other core.
+    /// The membership of the client, whose only lane is on the other core.
     membership: LaneMembership,
     visitor: UdpSocket,
 }
@@ -125,7 +126,7 @@ impl Cores {
         self.owner.packet_from_other_core(packet, lane.cloned());
     }
 
-    /// The client goes, and another one is there.
+    /// Replaces the client by another one.
     fn have_another_client(&mut self) {
         self.membership = join(&self.pool, "another");
     }
@@ -296,7 +297,7 @@ fn the_receiving_core_keeps_its_entry_as_long_as_the_flow_lives() {
         let cores = Cores::new(TIMEOUT);
         let (_, flows) = cores.lane();
         cores.visit_through(Some(&flows)).await;
-        // Only the service talks, for several timeouts.
+        // Only the service sends, for several timeouts.
         let mut reply = Vec::new();
         Header::Whole { flow_id: 0 }.encode(&mut reply);
         let began = Instant::now();

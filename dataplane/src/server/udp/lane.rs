@@ -1,4 +1,4 @@
-//! The UDP flows of one lane on the server: what its client sends and says.
+//! The UDP flows of one lane on the server, and what the lane's client sends and says about them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -24,51 +24,52 @@ use crate::flow::udp::notices::Notices;
 use crate::server::access_log::End;
 use crate::server::pool::lanes::CarriesFlows;
 
-/// A lane's peer is asked for a sign of life this often while visitors send: an ask costs little, but
-/// not nothing.
+/// How often a lane's peer is asked for a sign of life while visitors send. A probe costs little,
+/// but not nothing.
 const ASK_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a lane must have been silent until its flows go elsewhere. A silence is known after 0.3 s
-/// and seen within 0.25 s, so flows move within 2 s of the death of their lane; sooner, each hiccup of
-/// the network would tear exchanges from the client that knows of them.
+/// How long a lane must have been silent until its flows move. Silence is known after 0.3 s and
+/// noticed within 0.25 s, so flows move within 2 s of the death of their lane. If they moved
+/// sooner, each hiccup of the network would tear exchanges from the client that knows of them.
 const LEAVE_AFTER: Duration = Duration::from_millis(1_400);
 
-/// Pause between two looks for a better lane that is not there.
+/// Pause between two searches for a better lane, after one has failed.
 const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 thread_local! {
-    /// The last one that a lane of this core got.
+    /// The last token that was given to a lane of this core.
     static LAST_TOKEN: Cell<LaneToken> = const { Cell::new(LaneToken::ELSEWHERE) };
 }
 
-/// The flows of one lane, whichever socket their visitors come to.
+/// The flows of one lane, whichever socket their visitors send to.
 pub(crate) struct LaneFlows {
     token: LaneToken,
     lane: Rc<dyn FlowLane>,
     fragmentation: bool,
-    /// The client can read introductions with a traffic address.
+    /// Whether the client can read introductions that contain a traffic address.
     reads_traffic_addresses: Cell<bool>,
     counters: Arc<CoreCounters>,
-    /// Ids are counted up from 0, for all sockets together: the peer knows flows by nothing else.
+    /// The id of the next flow. Ids count up from 0 for all sockets together, because the peer
+    /// knows flows by their id alone.
     next_id: Cell<u64>,
-    /// Each flow's socket. Ids are ours, so a fast hash is safe.
+    /// The socket of each flow, by the flow's id. Ids are our own, so a fast hash is safe.
     flows: RefCell<HashMap<u64, Rc<TrafficSocket>, FxBuildHasher>>,
-    /// Sockets that have got something for their visitors in this turn.
+    /// Sockets with datagrams for visitors that were batched in this turn.
     to_flush: RefCell<Vec<Rc<TrafficSocket>>>,
     incoming: RefCell<Incoming>,
     notices: RefCell<Notices>,
     clock: TurnClock,
     ended: Cell<bool>,
-    /// When the client was last known to be asked something.
+    /// When the client was last known to be asked for a sign of life.
     asked_at: Cell<Option<Instant>>,
     /// When the lane was first found to be silent.
     silent_since: Cell<Option<Instant>>,
-    /// When its flows may look for another one.
+    /// When the lane's flows may look for another lane.
     leave_at: Cell<Option<Instant>>,
 }
 
 impl LaneFlows {
-    /// Of a lane that has none yet.
+    /// The flows of a lane that has none yet.
     pub(crate) fn new(
         lane: Rc<impl FlowLane + 'static>,
         fragmentation: bool,
@@ -99,7 +100,7 @@ impl LaneFlows {
         self.token
     }
 
-    /// The client has said that it can read introductions with a traffic address.
+    /// Notes that the client can read introductions that contain a traffic address.
     pub(crate) fn peer_reads_traffic_addresses(&self) {
         self.reads_traffic_addresses.set(true);
     }
@@ -108,24 +109,24 @@ impl LaneFlows {
         self.lane.key()
     }
 
-    /// False once the lane has ended.
+    /// Whether the lane has not ended.
     pub(crate) fn is_open(&self) -> bool {
         !self.ended.get()
     }
 
-    /// The flows that ride the lane.
+    /// Number of flows on the lane.
     pub(crate) fn flow_count(&self) -> usize {
         self.flows.borrow().len()
     }
 
-    /// The id of the lane's next flow.
+    /// The id for the lane's next flow.
     pub(super) fn next_id(&self) -> u64 {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         id
     }
 
-    /// A flow with one of the lane's ids has begun; it ends with [`Self::closed`].
+    /// Notes that a flow with one of the lane's ids has begun; it ends with [`Self::closed`].
     pub(super) fn opened(&self, id: u64, traffic: &Rc<TrafficSocket>) {
         self.flows.borrow_mut().insert(id, Rc::clone(traffic));
     }
@@ -135,14 +136,14 @@ impl LaneFlows {
         self.flows.borrow().get(&id).cloned()
     }
 
-    /// A datagram came from the client: it goes to its flow's visitor, in a batch with others.
+    /// Takes a datagram from the client and batches it for its flow's visitor.
     pub(crate) fn datagram(&self, data: &[u8]) {
         let Ok((header, payload)) = Incoming::decode(data) else {
             self.counters.udp_dropped_malformed.increment();
             return;
         };
         if header.introduction().is_some() {
-            // Only a server introduces flows.
+            // Only servers introduce flows.
             self.counters.udp_dropped_malformed.increment();
             return;
         }
@@ -172,17 +173,17 @@ impl LaneFlows {
         }
     }
 
-    /// The socket has got something for a visitor.
+    /// Notes that the socket has datagrams to send in this turn.
     fn flush_later(&self, traffic: Rc<TrafficSocket>) {
         let mut to_flush = self.to_flush.borrow_mut();
-        // Mostly the last one.
+        // It is mostly the last one in the list.
         let known = |it: &Rc<TrafficSocket>| Rc::ptr_eq(it, &traffic);
         if !to_flush.iter().rev().any(known) {
             to_flush.push(traffic);
         }
     }
 
-    /// The datagrams of this turn have been delivered: what was batched is sent.
+    /// Sends what was batched, when all datagrams of this turn have been delivered.
     pub(crate) fn datagrams_done(&self) {
         self.flush();
         self.incoming.borrow_mut().report(&self.counters);
@@ -190,7 +191,8 @@ impl LaneFlows {
         self.clock.turn_over();
     }
 
-    /// The lane has ended: so have its flows. Their visitors are routed anew with their next datagram.
+    /// Ends all flows of a lane that has ended. Their visitors are routed anew with their next
+    /// datagram.
     pub(crate) fn lane_ended(&self) {
         if self.ended.replace(true) {
             return;
@@ -242,17 +244,17 @@ impl LaneFlows {
         }
     }
 
-    /// Whether flows should go on elsewhere, as the lane has been silent for a while.
+    /// Whether the lane has been silent for so long that its flows should move.
     pub(super) fn is_to_be_left(&self, now: Instant) -> bool {
         self.leave_at.get().is_some_and(|at| now >= at)
     }
 
-    /// There is no better lane; flows ask again, but not with each datagram.
+    /// Notes that there is no better lane, so that flows do not search again with each datagram.
     pub(super) fn nowhere_to_go(&self, now: Instant) {
         self.leave_at.set(Some(now + LOOK_PAUSE));
     }
 
-    /// Takes note of whether the client answers.
+    /// Notes whether the client answers.
     pub(crate) fn note_silence(&self, now: Instant) {
         if !self.lane.is_silent() {
             self.silent_since.set(None);
@@ -271,7 +273,8 @@ impl LaneFlows {
         }
     }
 
-    /// Counts and logs the end of a flow that was taken out of its table, and tells the client if `tell_at` is given.
+    /// Counts and logs the end of a flow that was taken out of its table. Tells the client if
+    /// `tell_at` is given.
     pub(super) fn closed(
         &self,
         flow: &Flow<Place>,
@@ -305,7 +308,8 @@ impl LaneFlows {
     }
 }
 
-/// The address as the visitor knows it: a socket of both families sees IPv4 addresses mapped into IPv6.
+/// The address as the visitor knows it: a socket of both families sees IPv4 addresses mapped into
+/// IPv6.
 pub(super) fn canonical(visitor: SocketAddr) -> SocketAddr {
     SocketAddr::new(visitor.ip().to_canonical(), visitor.port())
 }

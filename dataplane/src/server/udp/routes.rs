@@ -1,4 +1,4 @@
-//! Where a UDP visitor goes: to which client, through which core's lane.
+//! The routes of UDP visitors: to which client, and through which core's lane.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,28 +14,29 @@ use crate::server::ids::EntranceId;
 use crate::server::mail::ServerMail;
 use crate::server::pool::balance::Tried;
 use crate::server::pool::lanes::CarriesFlows as _;
-use crate::server::pool::route::{self, Way};
+use crate::server::pool::route::{self, Route};
 use crate::server::pool::service::ClientPool;
 
-/// This core's lane of a client for its next flow.
+/// Returns this core's lane of a client, by the client's number, for the client's next flow.
 type LaneOf = Box<dyn Fn(u64) -> Option<Rc<LaneFlows>>>;
 
-/// The ways of one entrance's visitors, as one core knows them.
+/// The routes of one entrance's visitors, as one core knows them.
 pub(crate) struct UdpRoutes {
     entrance: EntranceId,
-    /// This core.
+    /// The index of this core.
     core: usize,
     pool: Arc<ClientPool>,
     lane_of: LaneOf,
     post: Arc<dyn Post<ServerMail>>,
     counters: Arc<CoreCounters>,
-    /// How often a way was asked for.
+    /// How often a route was asked for.
     #[cfg(test)]
     asked: std::cell::Cell<usize>,
 }
 
 impl UdpRoutes {
-    /// Of an entrance on core `core`, whose lanes `lane_of` finds by the number of their client.
+    /// The routes of an entrance on core `core`; `lane_of` finds lanes by the number of their
+    /// client.
     pub(crate) fn new(
         entrance: EntranceId,
         core: usize,
@@ -56,8 +57,8 @@ impl UdpRoutes {
         })
     }
 
-    /// A way for a flow of a visitor that could not be served by those of `tried`.
-    pub(super) fn find(&self, mut tried: Tried) -> Option<Way<Rc<LaneFlows>>> {
+    /// Finds a route for a flow of a visitor whom the clients in `tried` could not serve.
+    pub(super) fn find(&self, mut tried: Tried) -> Option<Route<Rc<LaneFlows>>> {
         #[cfg(test)]
         self.asked.set(self.asked.get() + 1);
         let must_answer = tried.must_answer();
@@ -73,7 +74,7 @@ impl UdpRoutes {
                 (!silent && lane.is_open()).then(|| Rc::clone(lane))
             },
         )?;
-        if let Way::Elsewhere(_, ticket) = &way {
+        if let Route::Elsewhere(_, ticket) = &way {
             if must_answer && ticket.client().is_silent() {
                 return None;
             }
@@ -82,12 +83,13 @@ impl UdpRoutes {
         Some(way)
     }
 
-    /// True if no client takes new flows.
+    /// Whether no client takes new flows.
     pub(super) fn nobody_is_left(&self) -> bool {
         !self.pool.is_served()
     }
 
-    /// Hands a datagram of a visitor whose flow lives on another core to it. False if that cannot be done now.
+    /// Sends a datagram to the other core that has the visitor's flow. False if that cannot be done
+    /// now.
     pub(super) fn forward(&self, core: usize, packet: ForwardedUdp) -> bool {
         let mail = ServerMail::Datagram {
             entrance: self.entrance,
@@ -96,7 +98,7 @@ impl UdpRoutes {
         self.post.send(core, mail).is_ok()
     }
 
-    /// How often a way was asked for.
+    /// How often a route was asked for.
     #[cfg(test)]
     pub(crate) fn asked(&self) -> usize {
         self.asked.get()

@@ -1,4 +1,5 @@
-//! The server's UDP flows of one traffic socket, by visitor and by flow id. No I/O; time comes in as an argument.
+//! The server's UDP flows of one traffic socket, by visitor and by flow id. It does no I/O; time
+//! comes in as an argument.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -8,18 +9,18 @@ use std::time::Instant;
 use rustc_hash::FxBuildHasher;
 
 use super::budget::Budget;
-use crate::flow::udp::lives::{Limits, Lives, Room, Stage, Why};
+use crate::flow::udp::lifetimes::{Lifetimes, Limits, Room, Stage, Why};
 use crate::flow::udp::room;
 
-/// A lane as tables know it. Never used again on its core.
+/// A lane as tables know it. Tokens are never used twice on a core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct LaneToken(u64);
 
 impl LaneToken {
-    /// In place of a lane, for flows that ride lanes of other cores.
+    /// Stands in place of a lane for flows on lanes of other cores.
     pub(super) const ELSEWHERE: LaneToken = LaneToken(0);
 
-    /// The one after this one, which begins with [`Self::ELSEWHERE`].
+    /// The token after this one; the first one is [`Self::ELSEWHERE`].
     pub(super) fn next(self) -> LaneToken {
         LaneToken(self.0 + 1)
     }
@@ -28,64 +29,65 @@ impl LaneToken {
 /// One visitor's flow.
 #[derive(Debug)]
 pub(super) struct Flow<T> {
-    /// Where its datagrams come from.
+    /// The address that the flow's datagrams come from.
     pub(super) visitor: SocketAddr,
-    /// The lane that carries it.
+    /// The lane that carries the flow.
     pub(super) lane: LaneToken,
-    /// Its number on that lane, by which the peer knows it. Never used again.
+    /// The flow's id on that lane, by which the peer knows it. Ids are never used twice.
     pub(super) id: u64,
-    /// True once the peer has shown that it knows the flow; until then datagrams introduce it.
+    /// Whether the peer has shown that it knows the flow; until then datagrams introduce it.
     pub(super) known: bool,
-    /// What the owner keeps of it.
+    /// What the owner of the table keeps with the flow.
     pub(super) data: T,
 }
 
-/// There are as many flows as there may be.
+/// The table has as many flows as it may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TableFull;
 
-/// The flows of one lane by their id. Ids are ours, so a fast hash is safe.
+/// The flows of one lane by their id. Ids are our own, so a fast hash is safe.
 type ById = HashMap<u64, usize, FxBuildHasher>;
 
-/// Whether a visitor that has no flow may get one.
+/// Whether a visitor who has no flow may get one.
 #[derive(Debug)]
 pub(super) enum Admission<T> {
-    /// It may.
+    /// There is room for the flow.
     Free,
-    /// It may: this flow has been ended for it.
+    /// There is room, because this flow was ended.
     Instead(Flow<T>, Why),
-    /// It may not.
+    /// There is no room.
     None,
 }
 
-/// The flows, their two indexes and their lives.
+/// The flows with their two indexes and their lifetimes.
 #[derive(Debug)]
 pub(super) struct Table<T> {
-    flows: Lives<Flow<T>>,
-    // Visitors choose their addresses: hashed so that they cannot choose collisions.
+    flows: Lifetimes<Flow<T>>,
+    // Visitors choose their addresses, so the hash is one for which they cannot choose collisions.
     by_visitor: HashMap<SocketAddr, usize>,
-    /// Those that have flows here.
+    /// The lanes that have flows in this table.
     lanes: HashMap<LaneToken, ById, FxBuildHasher>,
     flows_max: usize,
-    /// What all tables of the core may hold together.
+    /// The bound for all tables of the core together.
     budget: Rc<Budget>,
 }
 
 impl<T> Table<T> {
-    /// A table that shares `budget` with others.
+    /// An empty table that shares `budget` with others.
     pub(super) fn new(limits: Limits, budget: Rc<Budget>) -> Table<T> {
         budget.joined();
         Table {
             budget,
-            flows: Lives::new(limits),
+            flows: Lifetimes::new(limits),
             by_visitor: HashMap::new(),
             lanes: HashMap::default(),
             flows_max: limits.flows_max,
         }
     }
 
-    /// Makes room for a flow of `visitor`, at the cost of another one if need be. Those of which
-    /// `answered` says that their service has answered elsewhere count as answered.
+    /// Makes room for a flow of `visitor`, at the cost of another one if need be. A flow for which
+    /// `answered` returns true, because its service has answered on another core, counts as
+    /// answered.
     pub(super) fn make_room(
         &mut self,
         visitor: SocketAddr,
@@ -100,13 +102,13 @@ impl<T> Table<T> {
                 Room::None => return Admission::None,
                 Room::Instead(key, why) => (key, why),
             };
-            // Each flow once in its life, so that this costs little in the end.
+            // Each flow passes this once in its life, so it costs little on the whole.
             let unanswered = self.flows.stage(key) == Some(Stage::Unanswered);
             if unanswered && self.flows.get(key).is_some_and(|flow| answered(&flow.data)) {
                 self.flows.answered(key, now);
                 if why == Why::Source {
-                    // What another core has for its visitor is as good as established: it keeps
-                    // its own rules.
+                    // A visitor's flow on another core counts as established, because that core
+                    // applies its own rules to it.
                     self.flows.asked(key, now);
                 }
                 continue;
@@ -118,7 +120,7 @@ impl<T> Table<T> {
         }
     }
 
-    /// How many flows there is memory for.
+    /// How many flows the table has memory for.
     #[cfg(test)]
     pub(super) fn places(&self) -> usize {
         let of_lanes = self.lanes.values().map(ById::capacity);
@@ -126,17 +128,18 @@ impl<T> Table<T> {
         most.max(self.flows.places())
     }
 
-    /// All flows.
+    /// Number of flows.
     pub(super) fn len(&self) -> usize {
         self.flows.len()
     }
 
-    /// The flows of one lane.
+    /// Number of flows of one lane.
     pub(super) fn lane_len(&self, lane: LaneToken) -> usize {
         self.lanes.get(&lane).map_or(0, ById::len)
     }
 
-    /// Opens the flow of a visitor that has none. [`Table::make_room`] has been asked. The lane has counted the `id`.
+    /// Opens the flow of a visitor who has none. The caller has called [`Table::make_room`], and
+    /// has got the `id` from the lane.
     pub(super) fn open(
         &mut self,
         visitor: SocketAddr,
@@ -166,7 +169,7 @@ impl<T> Table<T> {
         self.flows.get_mut(key).ok_or(TableFull)
     }
 
-    /// A datagram came from `visitor`: its flow, if it has one.
+    /// Handles a datagram from `visitor`: returns the visitor's flow, if it has one.
     pub(super) fn packet_from(
         &mut self,
         visitor: SocketAddr,
@@ -177,7 +180,8 @@ impl<T> Table<T> {
         self.flows.get_mut(key)
     }
 
-    /// A datagram of a flow came through `lane`, so the peer knows that flow. True with the first.
+    /// Handles a datagram of a flow that came through `lane`, by which the peer shows that it knows
+    /// the flow. True with the first one.
     pub(super) fn packet_through(
         &mut self,
         lane: LaneToken,
@@ -191,20 +195,21 @@ impl<T> Table<T> {
         Some((flow, first))
     }
 
-    /// How far the exchange of a visitor's flow has come.
+    /// The stage of a visitor's flow.
     #[cfg(test)]
     pub(super) fn stage_of(&self, visitor: SocketAddr) -> Option<Stage> {
         self.flows.stage(*self.by_visitor.get(&visitor)?)
     }
 
-    /// True if there is such a flow and its service has sent nothing.
+    /// Whether there is such a flow and its service has sent nothing.
     pub(super) fn is_unanswered(&self, lane: LaneToken, id: u64) -> bool {
         let lane = self.lanes.get(&lane);
         let key = lane.and_then(|lane| lane.get(&id));
         key.is_some_and(|key| self.flows.stage(*key) == Some(Stage::Unanswered))
     }
 
-    /// The peer does not know the flow (any more): it is introduced again. False if we do not know it either.
+    /// Has the flow's next datagram introduce it, because the peer does not know the flow (any
+    /// more). False if there is no such flow here either.
     pub(super) fn introduce_again(&mut self, lane: LaneToken, id: u64) -> bool {
         let key = self
             .lanes
@@ -214,7 +219,7 @@ impl<T> Table<T> {
         flow.map(|flow| flow.known = false).is_some()
     }
 
-    /// Ends a flow.
+    /// Ends a flow and returns it.
     pub(super) fn close(&mut self, lane: LaneToken, id: u64) -> Option<Flow<T>> {
         let key = *self.lanes.get(&lane)?.get(&id)?;
         self.take_out(key)
@@ -231,7 +236,7 @@ impl<T> Table<T> {
         there.then(|| self.take_out(key)).flatten()
     }
 
-    /// Ends all flows of a lane.
+    /// Ends all flows of a lane and returns them.
     pub(super) fn end_lane(&mut self, lane: LaneToken) -> Vec<Flow<T>> {
         let Some(lane) = self.lanes.remove(&lane) else {
             return Vec::new();
@@ -240,7 +245,7 @@ impl<T> Table<T> {
         keys.filter_map(|key| self.take_out(key)).collect()
     }
 
-    /// Ends the next flow whose time is over. Those that are `kept` live on.
+    /// Ends the next flow that has expired. Flows for which `kept` is true live on.
     pub(super) fn expire_next(
         &mut self,
         now: Instant,

@@ -1,6 +1,6 @@
-//! The table's indexes against a model of them, by seeded simulation; who expires and who makes room
-//! is simulated in `lives_tests.rs`. Every run repeats by its seed:
-//! `QMUX_SEED=7 cargo test --workspace udp::table`.
+//! The table's indexes against a model of them, by seeded simulation. Expiry and eviction are
+//! simulated in `lifetimes_tests.rs`. Every run repeats by its seed: `QMUX_SEED=7 cargo test
+//! --workspace udp::table`.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ const STEPS: usize = 3_000;
 /// Counts itself, as a ticket does.
 struct Ticket {
     open: Rc<Cell<usize>>,
-    /// The flow lives elsewhere too, and must not expire here.
+    /// Whether the flow lives elsewhere too, and must not expire here.
     kept: bool,
 }
 
@@ -128,7 +128,7 @@ impl Simulation {
         (!from.is_empty()).then(|| from[self.random.random_range(0..from.len())])
     }
 
-    /// A flow that there is, or a name that there is not.
+    /// A flow that exists, or an id that does not.
     fn flow(&mut self) -> Option<(LaneToken, u64)> {
         let lane = self.lane()?;
         let known: Vec<u64> = self
@@ -418,7 +418,7 @@ fn the_table_agrees_with_its_model() {
 const FLOOD: u32 = 40_000;
 
 fn visitor(number: u32) -> SocketAddr {
-    // Each from a network of its own: none is bounded by its source.
+    // Each comes from a network of its own, so none is bounded by its source.
     (Ipv4Addr::from(0x0a00_0000 + number), 4_000).into()
 }
 
@@ -447,7 +447,7 @@ fn a_flood_leaves_no_memory_behind_at_a_socket_and_who_was_there_before_stays() 
     }
     for number in 4..FLOOD {
         open(&mut table, number, start);
-        // Answered strangers are a flood, too.
+        // Answered strangers are a flood as well.
         if number % 2 == 0 {
             establish(&mut table, number, start);
         }

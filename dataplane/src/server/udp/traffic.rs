@@ -1,9 +1,9 @@
-//! The server's side: a core's UDP traffic socket of one entrance, and the flows of its visitors.
+//! A core's UDP traffic socket of one entrance, and the flows of its visitors.
 //!
-//! A new visitor is routed once; its flow then stays with its lane until it expires, is closed or the lane ends, unless
-//! its client cannot serve it or the lane falls silent ([`super::failover`]). If
-//! the lane is on another core, the visitor's datagrams are handed over to it one by one, and that core answers from
-//! its own socket of the same port.
+//! A new visitor is routed once. Its flow then stays with its lane until it expires, is closed or
+//! the lane ends, unless its client cannot serve it or the lane falls silent ([`super::failover`]).
+//! If the lane is on another core, the visitor's datagrams are sent to that core one by one, and it
+//! answers from its own socket of the same port.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ use crate::core::event::{Event, yield_now};
 use crate::core::service_counters::ServiceCounters;
 use crate::flow::bandwidth::Direction;
 use crate::flow::udp::batch::Batcher;
-use crate::flow::udp::lives::{Limits, Stage};
+use crate::flow::udp::lifetimes::{Limits, Stage};
 use crate::flow::udp::{
     EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, Rarely, UdpSettings, WAIT_ERROR_PAUSE,
     with_receive_batch,
@@ -49,24 +49,25 @@ pub(crate) struct TrafficSocket {
     pub(super) service: Arc<ServedService>,
     pub(super) counters: Arc<CoreCounters>,
     pub(super) table: RefCell<Table<Place>>,
-    /// Counts the flows that live on other cores: their ids nobody names.
+    /// The next id for flows on other cores, which nobody refers to.
     pub(super) next_remote: Cell<u64>,
-    /// Lanes that carry flows of this socket.
+    /// The lanes that carry flows of this socket.
     pub(super) lanes: RefCell<HashMap<LaneToken, Rc<LaneFlows>, FxBuildHasher>>,
     pub(super) batcher: RefCell<Batcher>,
-    /// Bytes of first datagrams that are kept.
+    /// Number of bytes of first datagrams that this core keeps.
     pub(crate) kept_bytes: Rc<Cell<usize>>,
     pub(super) full_log: Rarely,
     stopping: Cell<bool>,
-    /// It takes no new flow, and those that it has may go on until then.
+    /// Set when the socket takes no new flow: existing flows may go on until then.
     leaves_until: Cell<Option<Instant>>,
     closed: Cell<bool>,
-    /// Visitors' datagrams are left in the socket until there is somebody to send them to.
+    /// Whether datagrams are left in the socket until there is a client for them.
     is_held_back: Cell<bool>,
     may_receive: Event,
-    /// Another process reads them.
+    /// Whether another process reads the socket.
     is_handed_over: Cell<bool>,
-    /// One event for each task, because an event wakes one.
+    /// Ends the socket's tasks; there is an event for each of them, because an event wakes only
+    /// one.
     receive_over: Event,
     sweep_over: Event,
 }
@@ -114,14 +115,16 @@ impl TrafficSocket {
         traffic
     }
 
-    /// The process drains. New visitors are served as long as a client is there: unlike a TCP visitor, who is reset and
-    /// tries elsewhere, a UDP visitor would only meet silence, and draining does not wait for UDP for long anyway. With
-    /// the last client the socket closes, so that the kernel says to whoever comes that nobody listens.
+    /// Begins the drain. New visitors are served as long as a client is there: a TCP visitor can be
+    /// reset and tries elsewhere, but a UDP visitor would only meet silence, and draining does not
+    /// wait for UDP for long anyway. The socket closes with the last client, so that the kernel
+    /// tells later visitors that nobody listens.
     pub(crate) fn stop(&self) {
         self.stopping.set(true);
     }
 
-    /// To be called at once: visitors' datagrams wait in the socket for [`Self::begin_to_receive`].
+    /// Leaves visitors' datagrams in the socket until [`Self::begin_to_receive`]; to be called
+    /// right after the start.
     pub(crate) fn hold_back(&self) {
         self.is_held_back.set(true);
     }
@@ -130,15 +133,15 @@ impl TrafficSocket {
         self.may_receive.set();
     }
 
-    /// The same socket for a successor; `None` while it is not read, or if there are too many open
-    /// files.
+    /// A descriptor of the socket for a successor. `None` while the socket is not read, or if there
+    /// are too many open files.
     pub(crate) fn lend(&self) -> Option<OwnedFd> {
         let is_read = self.receives() && !self.is_leaving();
         is_read.then(|| self.socket.try_clone().ok()).flatten()
     }
 
-    /// The successor reads what visitors send; what comes for them from clients is still sent. What
-    /// is left here was not lent, and is read to its end.
+    /// The successor reads the socket from now on; what clients send to its visitors is still sent
+    /// here. A socket that was not lent is read here to its end.
     pub(crate) fn handed_over(&self) {
         if self.is_leaving() {
             return;
@@ -151,8 +154,8 @@ impl TrafficSocket {
         !self.closed.get() && !self.is_handed_over.get()
     }
 
-    /// Its service is no more, or not here: no flow begins any more, and those that there are may go
-    /// on until then.
+    /// Takes no new flows, because the service is removed or has left this core. Existing flows may
+    /// go on until then.
     pub(crate) fn leave(&self, until: Instant) {
         self.leaves_until.set(Some(until));
     }
@@ -161,19 +164,19 @@ impl TrafficSocket {
         self.leaves_until.get().is_some()
     }
 
-    /// Whether all its flows have ended for good.
+    /// Whether the socket has been closed and all of its flows have ended.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.get()
     }
 
-    /// Whether nobody is here to stay for: the last flow of an entrance that is given up has ended,
-    /// or its time is over.
+    /// Whether a socket that takes no new flows can be closed: its last flow has ended, or their
+    /// time is over.
     fn has_left(&self, now: Instant) -> bool {
         let until = self.leaves_until.get();
         until.is_some_and(|until| now >= until || self.table.borrow().len() == 0)
     }
 
-    /// Flows that ride lanes of this core.
+    /// Number of flows on lanes of this core.
     #[cfg(test)]
     pub(crate) fn flow_count(&self) -> usize {
         let table = self.table.borrow();
@@ -199,7 +202,7 @@ impl TrafficSocket {
         drop(routes);
     }
 
-    /// Ends the flows that ride `lane`, and tells its client why if `tell_at` is given.
+    /// Ends the flows on `lane`. Tells its client why if `tell_at` is given.
     pub(super) fn end_lane(&self, lane: &LaneFlows, reason: FlowError, tell_at: Option<Instant>) {
         let flows = self.table.borrow_mut().end_lane(lane.token());
         for flow in flows {
@@ -211,7 +214,7 @@ impl TrafficSocket {
         }
     }
 
-    /// A flow has left a lane; maybe it was the last one of this socket.
+    /// Notes that a flow has left a lane; it may have been this socket's last one there.
     pub(super) fn flow_left(&self, lane: LaneToken) {
         if self.table.borrow().lane_len(lane) == 0 {
             let lane = self.lanes.borrow_mut().remove(&lane);
@@ -219,9 +222,9 @@ impl TrafficSocket {
         }
     }
 
-    // ---- from clients --------------------------------------------------------------------------------------------
+    // ---- from clients ----
 
-    /// A datagram of a flow has come through its lane: which flow that is, and for which visitor.
+    /// Takes a datagram that has come through a flow's lane, and returns the flow and its visitor.
     pub(super) fn reply(
         &self,
         lane: LaneToken,
@@ -239,15 +242,17 @@ impl TrafficSocket {
         Some((flow.visitor, Rc::clone(local)))
     }
 
-    /// Sends what has been collected for visitors.
+    /// Sends what was batched for visitors.
     pub(super) fn flush(&self) {
         let mut batcher = self.batcher.borrow_mut();
         batcher.flush(&self.socket);
-        // Counted. A visitor that cannot be reached is its own matter.
+        // The failure has been counted. That a visitor cannot be reached concerns only that
+        // visitor.
         let _unreachable = batcher.take_error();
     }
 
-    /// Processes a datagram that another core received. `lane` is the client's lane on this core, if there is one.
+    /// Handles a datagram that another core received. `lane` is the client's lane on this core, if
+    /// there is one.
     pub(crate) fn packet_from_other_core(
         self: &Rc<Self>,
         mut packet: ForwardedUdp,
@@ -297,14 +302,15 @@ impl TrafficSocket {
             self.open_local(beginning, None, lane, client, Claim::Link(link), now);
             return;
         }
-        // The lane or the flow has ended meanwhile. The core that received the datagram knows by the ticket that is
-        // gone, and routes the visitor's next one anew.
+        // The lane or the flow has ended meanwhile. The core that received the datagram learns by
+        // its link that the flow is gone, and routes the visitor's next datagram anew.
         self.counters.udp_dropped_no_client.increment();
     }
 
-    /// A datagram from another core has found a flow. If a link came with it, that core does not
-    /// know of the flow, and would route each datagram anew if the link were dropped. So the flow
-    /// keeps it, or ends if the visitor now goes to another client; then this is true.
+    /// Handles a link that came with a datagram for an existing flow. The core that received the
+    /// datagram does not know of the flow, and would route each datagram anew if the link were
+    /// dropped. So the flow keeps the link. If the visitor now goes to another client, the flow
+    /// must end, and this returns true.
     fn gives_way(
         &self,
         flow: &LocalFlow,
@@ -338,7 +344,7 @@ impl TrafficSocket {
         drop(flow);
     }
 
-    // ---- from visitors -------------------------------------------------------------------------------------------
+    // ---- from visitors ----
 
     async fn receive_task(self: Rc<Self>) {
         if self.is_held_back.get() {
@@ -365,7 +371,7 @@ impl TrafficSocket {
         }
     }
 
-    /// Some receive calls. False once the socket is drained.
+    /// Makes some receive calls. False once the socket is drained.
     fn receive_turn(self: &Rc<Self>) -> bool {
         with_receive_batch(|batch| (0..RECEIVE_CALLS_PER_TURN).all(|_| self.receive_once(batch)))
     }
@@ -374,7 +380,7 @@ impl TrafficSocket {
         match self.socket.try_receive(batch) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            // An ICMP error of an earlier send; the next call goes on (udp(7)).
+            // This is the ICMP error of an earlier send; the next call goes on (udp(7)).
             Err(error) => {
                 tracing::debug!(%error, "receive on a UDP traffic socket");
                 return false;
@@ -432,18 +438,19 @@ impl TrafficSocket {
         flow.lane.send(flow, visitor, id, known, payload, now);
     }
 
-    /// What this core counts of the service.
+    /// This core's counters of the service.
     pub(super) fn service_counters(&self) -> &ServiceCounters {
         &self.service.counters[self.core]
     }
 
-    /// Bytes for a visitor have come.
+    /// Counts bytes that have come for a visitor.
     pub(super) fn count_out(&self, flow: &LocalFlow, bytes: u64) {
         self.service_counters().udp_bytes_out.add(bytes);
         flow.bytes_out.set(flow.bytes_out.get() + bytes);
     }
 
-    /// The flow of a visitor that has just sent something: its place, its id and whether the peer knows it.
+    /// The flow of a visitor who has just sent something: its place, its id, and whether the peer
+    /// knows it.
     fn find(&self, visitor: SocketAddr, now: Instant) -> Option<(Place, u64, bool)> {
         let mut table = self.table.borrow_mut();
         let flow = table.packet_from(visitor, now)?;
@@ -477,7 +484,7 @@ impl TrafficSocket {
         self.routes.borrow().clone()
     }
 
-    // ---- expiry --------------------------------------------------------------------------------------------------
+    // ---- expiry ----
 
     async fn sweep_task(self: Rc<Self>) {
         loop {
@@ -502,9 +509,10 @@ impl TrafficSocket {
         }
     }
 
-    /// Ends some of the flows that are due. True if there may be more.
+    /// Ends some of the flows that have expired. True if there may be more.
     fn expire(&self, now: Instant) -> bool {
-        // An entry for another core lives as long as the flow does there, which also sees the client's datagrams.
+        // An entry for another core lives as long as the flow does there, because that core also
+        // sees the client's datagrams.
         let lives_elsewhere =
             |place: &Place| matches!(place, Place::Remote(flow) if !flow.is_gone());
         for _ in 0..EXPIRED_PER_TURN {

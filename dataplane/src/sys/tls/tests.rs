@@ -1,4 +1,4 @@
-//! Which lists of revoked certificates are taken.
+//! Revocation lists that are accepted, and those that are not.
 
 use boring::x509::store::X509StoreBuilder;
 use rcgen::{
@@ -19,7 +19,7 @@ fn authority(key: &KeyPair, usages: &[KeyUsagePurpose]) -> X509 {
     X509::from_pem(cert.pem().as_bytes()).expect("a certificate")
 }
 
-/// A list that it has signed.
+/// A revocation list that this key has signed.
 fn list(key: &KeyPair) -> String {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "a CA");
@@ -66,7 +66,7 @@ fn a_list_is_taken_of_a_ca_that_may_sign_it_and_of_no_other() {
     }
 }
 
-/// Made by OpenSSL by a CA named x, without any extension that says by which one.
+/// A list that OpenSSL made for a CA named x, without any extension that identifies the key.
 const WITHOUT_IDENTIFIER: (&str, &str) = (
     "-----BEGIN CERTIFICATE-----
 MIIBcDCCARWgAwIBAgIUCdbezrllpzV23/+LV0DpU8iFyeEwCgYIKoZIzj0EAwIw

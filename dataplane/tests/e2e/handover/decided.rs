@@ -15,15 +15,15 @@ use crate::support::subject;
 use crate::support::tunnel::{ClientSetup, Listener, Server, ServerSetup, Site, start_client};
 use crate::support::{visitor, wait};
 
-/// Handovers for each moment of the stop: each may go either way.
+/// Handovers for each moment of the stop: each may end either way.
 const RACES: usize = 4;
 
 /// When the predecessor is told to stop.
 #[derive(Debug, Clone, Copy)]
 enum Stop {
-    /// Together with the successor's word: it was asleep when both came.
+    /// Together with the successor's message: it was asleep when both came.
     AsItIsAsked,
-    /// Just after that word.
+    /// Just after that message.
     AfterItIsAsked,
     /// When it has answered.
     AfterItsAnswer,
@@ -88,7 +88,7 @@ fn handed_over_despite(stop: Stop) -> bool {
     }
 }
 
-/// Visitors come to every socket that the successor has there.
+/// Checks that visitors come to every socket that the successor has there.
 fn comes_in_at_each(successor: &Successor, traffic: SocketAddr) {
     let mut waiting = successor.listeners(traffic);
     assert_eq!(waiting.len(), 2, "one for each core");
@@ -177,7 +177,7 @@ fn a_server_takes_no_sockets_of_another_user_who_listens_at_its_path() {
         return;
     }
     let (site, admin) = (Site::new(), ports::free_address());
-    // Where everybody may write, as in /tmp.
+    // Everybody may write to the directory, as in /tmp.
     let dir = tempfile::TempDir::with_prefix("handover-").expect("directory");
     let everybody = std::fs::Permissions::from_mode(0o1777);
     std::fs::set_permissions(dir.path(), everybody).expect("set");

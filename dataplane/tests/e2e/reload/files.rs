@@ -11,7 +11,7 @@ use crate::support::visitor;
 
 use super::wait_until_refused;
 
-/// A server whose pair is `pair.crt` and `pair.key`, ours at first.
+/// A server whose pair is in `pair.crt` and `pair.key`, at first ours.
 fn server(site: &Site) -> Server {
     Identity::server().write(site.path(), "pair");
     start(site)
@@ -35,7 +35,7 @@ fn other_pair() -> Identity {
     }
 }
 
-/// A client that trusts the other CA only, and is served if the server shows its certificate.
+/// A client that trusts only the other CA, and is served if the server shows its certificate.
 fn serves_with_the_other_ca(site: &Site, server: &Server, service: &TcpService) {
     site.write("other-ca.crt", &strangers().ca_cert_pem);
     let setup = ClientSetup {
@@ -67,7 +67,7 @@ fn a_pair_that_is_swapped_by_a_link_is_shown_to_new_clients() {
         return;
     }
     let site = Site::new();
-    // As Kubernetes mounts secrets: files are links through one that is swapped.
+    // Kubernetes mounts secrets like this: files are links through one that is swapped.
     for (dir, pair) in [("data-1", Identity::server()), ("data-2", other_pair())] {
         std::fs::create_dir(site.path().join(dir)).expect("a directory");
         pair.write(&site.path().join(dir), "pair");
@@ -100,7 +100,7 @@ fn a_pair_that_does_not_fit_is_kept_out_until_it_does() {
         .program
         .wait_for_line("that it does not fit", kept_out);
     serves_with_our_ca(&site, "before", &server, &service);
-    // Half of the certificate, as while it is being written.
+    // This is half of the certificate, as while it is being written.
     site.write("pair.crt", &next.cert_pem[..next.cert_pem.len() / 2]);
     serves_with_our_ca(&site, "meanwhile", &server, &service);
     site.write("pair.crt", &next.cert_pem);
@@ -131,7 +131,8 @@ fn a_list_of_networks_holds_when_its_file_has_changed() {
     let offering = super::offering("client", &["a"], service.address);
     let _client = offering.start(&site, door.quic[0]);
     visitor::wait_until_served(door.traffic("a"));
-    // Whoever edits the config has not finished: nothing of it is taken up with the list.
+    // Somebody is editing the config and has not finished: nothing of that is taken up with the
+    // list.
     file.append("half = \"a change\"\n");
     site.write("deny.txt", "127.0.0.0/8\n");
     wait_until_refused(door.traffic("a"));

@@ -20,10 +20,10 @@ use super::{ConfigFile, door, offering, service_table};
 /// Reloads of the server; of the client a quarter as many.
 const RELOADS: usize = 200;
 
-/// After so many all tables and pools have their size.
+/// After this many reloads all tables and pools have their size.
 const WARM_UP: usize = 60;
 
-/// What a process may have grown by since then. An allocator keeps a little of everything.
+/// How much a process may grow after that. An allocator keeps a little of everything.
 const GROWTH_BYTES_MAX: u64 = 48 << 20;
 
 const TRANSFERS: usize = 3;
@@ -98,7 +98,7 @@ fn variation(text: &str, round: usize, others: &[SocketAddr]) -> String {
     text
 }
 
-/// New pairs all the time: now whole, now key first, now cut in half.
+/// Writes new pairs all the time: sometimes whole, sometimes the key first, sometimes cut in half.
 fn renew_pair(site: &Site, round: usize) {
     let next = Identity::server_between(-3_600, 86_400 * 20);
     match round % 4 {

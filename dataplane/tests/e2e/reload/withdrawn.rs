@@ -1,4 +1,5 @@
-//! Clients that may not serve any more: they are told, drained and disconnected, and nobody else is.
+//! Clients that may not serve any more: they are told, drained and disconnected, and nobody else
+//! is.
 
 use qmux_proto::control::RegisterOutcome;
 
@@ -14,7 +15,7 @@ use crate::support::visitor::{self, Ending};
 
 use super::{ConfigFile, offering, wait_until_refused};
 
-/// What flows get of a client that may not serve any more.
+/// How long the flows of a client that may not serve any more may go on.
 const DRAIN: &str = "[server]\ndrain_timeout = \"2s\"\n";
 
 fn by_certificate(site: &Site, auth: &'static str, clients: &[String]) -> (Door, ConfigFile) {
@@ -84,11 +85,11 @@ fn a_client_whose_certificate_is_revoked_is_drained_and_does_not_come_back() {
     visitor::echo(door.traffic("b"), b"and is served");
 }
 
-/// A client that has shaken hands and keeps its registration for later.
+/// A client that has completed the handshake and keeps its registration for later.
 fn spare_connection(site: &Site, door: &Door, identity: Option<&Identity>) -> Probe {
     let mut config = quic_probe::config(site.path(), identity);
     let mut probe = Probe::dial(door.quic[0], &mut config);
-    // The ticket says that the server has judged it.
+    // The ticket shows that the server has checked it.
     probe.until("the end of the handshake", |connection| {
         connection.session().is_some().then_some(())
     });

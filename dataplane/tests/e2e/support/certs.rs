@@ -21,7 +21,7 @@ pub(crate) fn ours() -> &'static Generated {
     OURS.get_or_init(fresh)
 }
 
-/// The same by a CA that nobody trusts, of the same name.
+/// The CA that nobody trusts, with the same name, and its certificates.
 pub(crate) fn strangers() -> &'static Generated {
     static STRANGERS: OnceLock<Generated> = OnceLock::new();
     STRANGERS.get_or_init(fresh)
@@ -43,7 +43,7 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Our client's.
+    /// The identity of our client.
     pub(crate) fn client() -> Self {
         Self {
             cert_pem: ours().client_cert_pem.clone(),
@@ -51,7 +51,7 @@ impl Identity {
         }
     }
 
-    /// A client's, by a CA that nobody trusts.
+    /// The identity of a client, by a CA that nobody trusts.
     pub(crate) fn strange_client() -> Self {
         Self {
             cert_pem: strangers().client_cert_pem.clone(),
@@ -59,7 +59,7 @@ impl Identity {
         }
     }
 
-    /// Our server's, which is for servers alone.
+    /// The identity of our server, which is valid for servers alone.
     pub(crate) fn server() -> Self {
         Self {
             cert_pem: ours().server_cert_pem.clone(),
@@ -67,12 +67,12 @@ impl Identity {
         }
     }
 
-    /// A client's by our CA with this common name.
+    /// The identity of a client by our CA, with this common name.
     pub(crate) fn client_named(common_name: &str) -> Self {
         issue(&leaf(common_name))
     }
 
-    /// A client's by our CA that ended yesterday.
+    /// The identity of a client by our CA, which expired yesterday.
     pub(crate) fn expired_client() -> Self {
         let now = OffsetDateTime::now_utc();
         let mut params = leaf("qmux-dp client");
@@ -81,7 +81,7 @@ impl Identity {
         issue(&params)
     }
 
-    /// A client's by our CA that starts tomorrow.
+    /// The identity of a client by our CA, which is valid from tomorrow.
     pub(crate) fn future_client() -> Self {
         let now = OffsetDateTime::now_utc();
         let mut params = leaf("qmux-dp client");
@@ -90,21 +90,21 @@ impl Identity {
         issue(&params)
     }
 
-    /// A client's by our CA that ends in so many seconds, and when that is.
+    /// The identity of a client by our CA that expires in so many seconds, and when that is.
     pub(crate) fn client_for_seconds(seconds: i64) -> (Self, OffsetDateTime) {
         let mut params = leaf("qmux-dp client");
         params.not_after = now() + Duration::seconds(seconds);
         (issue(&params), params.not_after + Duration::seconds(1))
     }
 
-    /// The same for a server.
+    /// The identity of a server by our CA that expires in so many seconds, and when that is.
     pub(crate) fn server_for_seconds(seconds: i64) -> (Self, OffsetDateTime) {
         let mut params = server_leaf();
         params.not_after = now() + Duration::seconds(seconds);
         (issue(&params), params.not_after + Duration::seconds(1))
     }
 
-    /// A server's by our CA that is valid between these seconds from now.
+    /// The identity of a server by our CA that is valid between these seconds from now.
     pub(crate) fn server_between(from: i64, until: i64) -> Self {
         let mut params = server_leaf();
         params.not_before = now() + Duration::seconds(from);
@@ -112,7 +112,7 @@ impl Identity {
         issue(&params)
     }
 
-    /// A client's that nobody but itself vouches for.
+    /// The identity of a client that only itself vouches for.
     pub(crate) fn self_signed_client() -> Self {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
         let cert = leaf("qmux-dp client").self_signed(&key).expect("signed");
@@ -132,7 +132,7 @@ impl Identity {
     }
 }
 
-/// The time by which certificates are judged.
+/// The time at which certificates are checked.
 pub(crate) fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
 }
@@ -160,17 +160,18 @@ fn server_leaf() -> CertificateParams {
     params
 }
 
-/// The list by which a CA, ours or not, revokes these certificates.
+/// The revocation list of a CA, ours or not, with these certificates.
 pub(crate) fn revoking(revoked: &[&Identity], by: &Generated) -> String {
     revoking_for_seconds(7 * 24 * 60 * 60, revoked, by)
 }
 
-/// The same, to be replaced by the next one in so many seconds.
+/// A revocation list that is to be replaced in so many seconds.
 pub(crate) fn revoking_for_seconds(seconds: i64, revoked: &[&Identity], by: &Generated) -> String {
     revoking_between(-2 * 60 * 60, seconds, revoked, by)
 }
 
-/// The same, issued in so many seconds by the CA's clock.
+/// A revocation list that is issued in so many seconds by the CA's clock, and to be replaced after
+/// so many.
 pub(crate) fn revoking_between(
     issued: i64,
     seconds: i64,

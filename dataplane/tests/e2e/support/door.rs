@@ -82,7 +82,7 @@ impl Door {
         panic!("the server found its ports in use {STARTS_MAX} times");
     }
 
-    /// How to start a server on ports that are free, and what it is once it has started.
+    /// The command that starts a server on ports that are free, and the server once it has started.
     pub(crate) fn prepare(
         site: &Site,
         setup: &DoorSetup,
@@ -154,27 +154,27 @@ pub(crate) fn entry(name: &str, services: &[&str]) -> String {
     entry_by(name, &format!("certificate = \"{name}\""), services)
 }
 
-/// The same by another key.
+/// A table of `[[server.clients]]` with another key.
 pub(crate) fn entry_by(name: &str, key: &str, services: &[&str]) -> String {
     format!("[[server.clients]]\nname = \"{name}\"\n{key}\nservices = {services:?}\n")
 }
 
 /// What differs between clients.
 pub(crate) struct Offering<'a> {
-    /// What failures call it.
+    /// The client's name in failures.
     pub(crate) name: &'static str,
     /// The common name of its certificate.
     pub(crate) certificate: &'a str,
-    /// Its token instead.
+    /// Its token, in place of a certificate.
     pub(crate) token: Option<&'a str>,
-    /// Name, protocol and first local address of its services, and how many ports they have.
+    /// Name, protocol and first local address of each of its services, and the number of ports.
     pub(crate) services: Vec<(&'a str, &'a str, SocketAddr, u16)>,
     /// Further lines of `[client]`.
     pub(crate) client: &'a str,
 }
 
 impl Offering<'_> {
-    /// How to start it.
+    /// The command that starts it.
     pub(crate) fn launch(&self, site: &Site, quic: SocketAddr) -> Launch {
         let mut text = format!(
             "[client]\n{}\n[[client.servers]]\naddress = \"{quic}\"\n\

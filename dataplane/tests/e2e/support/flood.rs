@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::wait::{self, PATIENCE};
 
-/// Looked at for the end after so many.
+/// Number of datagrams after which it checks whether to end.
 const BURST: usize = 64;
 
 /// A flood that lasts until this is dropped, or all patience has ended.

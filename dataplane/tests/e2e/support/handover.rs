@@ -64,7 +64,7 @@ impl Successor {
         send(&self.connection, b"take", None);
     }
 
-    /// What the other process makes of it.
+    /// The answer of the other process.
     pub(crate) fn answer(&self) -> Answer {
         let (text, _) = hear(&self.connection).expect("an answer");
         match json(&text) {
@@ -114,7 +114,7 @@ impl Predecessor {
     }
 }
 
-/// What is between the two until the sockets have changed hands. It ends without a word.
+/// The connection between the two until the sockets have changed hands. It ends without a message.
 pub(crate) struct Lending {
     connection: Socket,
     _packets: Socket,

@@ -1,7 +1,8 @@
-//! What the scenarios stand on: programs that cannot outlive the tests, free ports, certificates, services, visitors.
+//! What the scenarios stand on: programs that cannot outlive the tests, free ports, certificates,
+//! services, visitors.
 //!
-//! Nothing here knows how the tunnel works inside: the harness speaks only the contracts (command line, dp.toml, log
-//! lines, sockets), so that it runs any pair of programs that keep them.
+//! Nothing here knows how the tunnel works inside: the harness speaks only the contracts (command
+//! line, dp.toml, log lines, sockets), so that it runs any pair of programs that keep them.
 
 pub(crate) mod certs;
 pub(crate) mod counters;

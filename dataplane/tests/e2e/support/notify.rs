@@ -21,7 +21,8 @@ impl ServiceManager {
         let dir = TempDir::with_prefix("notify-").expect("directory");
         let socket = UnixDatagram::bind(dir.path().join("socket")).expect("bound");
         let (sender, lines) = mpsc::channel();
-        // Always read, because a full queue holds the sender up. Ends when nobody wants the lines any more.
+        // Always read, because a full queue holds the sender up. Ends when nobody wants the lines
+        // any more.
         thread::spawn(move || {
             let mut bytes = [0; 4096];
             socket

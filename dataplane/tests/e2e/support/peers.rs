@@ -53,7 +53,7 @@ pub(crate) fn nginx(site: &Site, root: &str) -> Peer {
     nginx_with(site, root, "", "access_log off;")
 }
 
-/// The same, told by PROXY headers who its visitors are. What it was told stands in `visitors.log`.
+/// nginx that is told by PROXY headers who its visitors are, and writes that to `visitors.log`.
 pub(crate) fn nginx_behind_proxy(site: &Site, root: &str) -> Peer {
     let log = format!(
         "log_format told '$proxy_protocol_addr $proxy_protocol_port $proxy_protocol_server_addr \
@@ -88,7 +88,7 @@ pub(crate) fn haproxy(site: &Site, backend: SocketAddr) -> Peer {
     haproxy_with(site, backend, "")
 }
 
-/// The same with further words for the server, as "send-proxy".
+/// HAProxy in TCP mode with further words for the server, such as "send-proxy".
 pub(crate) fn haproxy_with(site: &Site, backend: SocketAddr, words: &str) -> Peer {
     Peer::start(
         |address| {
@@ -103,8 +103,9 @@ pub(crate) fn haproxy_with(site: &Site, backend: SocketAddr, words: &str) -> Pee
     )
 }
 
-/// HAProxy in TCP mode in front of several servers, each with its admin endpoint, which tells whether to send visitors
-/// there. The lines that matter are those of `scripts/deploy/haproxy.cfg`; checks are more frequent.
+/// HAProxy in TCP mode in front of several servers, each with its admin endpoint, which tells
+/// whether to send visitors there. The lines that matter are those of `scripts/deploy/haproxy.cfg`;
+/// checks are more frequent.
 pub(crate) fn haproxy_checking(site: &Site, backends: &[(SocketAddr, SocketAddr)]) -> Peer {
     let mut servers = String::new();
     for (index, (traffic, admin)) in backends.iter().enumerate() {
@@ -163,7 +164,8 @@ pub(crate) fn iperf3_server() -> Peer {
     )
 }
 
-/// Whether somebody listens there. A connection would find that out too, but HAProxy would pass it on.
+/// Whether somebody listens there. A connection would find that out too, but HAProxy would pass it
+/// on.
 fn listens(_program: &Program, address: SocketAddr) -> bool {
     const LISTEN: &str = "0A";
     let port = format!(":{:04X}", address.port());

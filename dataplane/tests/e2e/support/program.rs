@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use super::memory_group::MemoryGroup;
 use super::wait::{self, PATIENCE};
 
-/// The addresses of this host that a dp.toml has somebody listen at.
+/// The addresses of this host on which a dp.toml has somebody listen.
 fn listened_at(config: &str) -> Vec<SocketAddr> {
     let listens = |line: &&str| line.contains("_addr = ") || line.starts_with("listen = ");
     let address = |line: &str| line.split('"').nth(1)?.parse().ok();
@@ -122,14 +122,15 @@ impl Launch {
         program.stdout()
     }
 
-    /// For tests of what a program makes of its output: the child, with these.
+    /// Spawns the program with these outputs, for tests of what it does with them.
     pub(crate) fn spawn_with(&self, stdout: Stdio, stderr: Stdio) -> Child {
         let mut command = self.0.command();
         command.stdout(stdout).stderr(stderr);
         told(self.0.spawn(command))
     }
 
-    /// For programs whose output is too much to keep: the child, with standard output as a pipe.
+    /// Spawns the program with standard output as a pipe, for programs whose output is too much to
+    /// keep.
     pub(crate) fn spawn_piped(&self) -> Child {
         self.spawn_with(Stdio::piped(), Stdio::inherit())
     }
@@ -205,7 +206,7 @@ impl Program {
         told(self.0.exited())
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL, and waits for the end.
     pub(crate) fn kill(&mut self) {
         self.0.kill();
     }
@@ -235,8 +236,8 @@ impl Program {
     }
 }
 
-/// The kernel ties "kill me when my parent dies" to the thread that started the child, and tests start
-/// programs from threads that end. One thread that never ends starts them all.
+/// The kernel ties "kill me when my parent dies" to the thread that started the child, and tests
+/// start programs from threads that end. One thread that never ends starts them all.
 fn spawn(command: Command) -> io::Result<Child> {
     type Request = (Command, Sender<io::Result<Child>>);
     static SPAWNER: OnceLock<Mutex<Sender<Request>>> = OnceLock::new();

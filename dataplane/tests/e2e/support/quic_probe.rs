@@ -1,5 +1,5 @@
-//! A bare QUIC client that shows a server any certificate, or none: the real client refuses bad ones of its own
-//! before it dials, so it cannot show what the server does about them.
+//! A bare QUIC client that shows a server any certificate, or none: the real client refuses bad
+//! ones of its own before it dials, so it cannot show what the server does about them.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -26,7 +26,7 @@ const PACKET_BYTES_MAX: usize = 1350;
 /// CRYPTO_ERROR codes: 0x0100 plus the TLS alert (RFC 9001, section 4.8).
 const CRYPTO_ERRORS: std::ops::RangeInclusive<u64> = 0x0100..=0x01ff;
 
-/// What a server made of a client.
+/// The verdict of a server on a client.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It closed the connection with this TLS alert (RFC 8446, section 6).
@@ -35,7 +35,7 @@ pub(crate) enum Verdict {
     Admitted,
 }
 
-/// Shakes hands with `server`, showing `identity`.
+/// Completes a handshake with `server`, showing `identity`.
 pub(crate) fn shake_hands(dir: &Path, server: SocketAddr, identity: Option<&Identity>) -> Verdict {
     let mut probe = Probe::dial(server, &mut config(dir, identity));
     probe.until("the server admits or refuses this client", |connection| {
@@ -47,8 +47,8 @@ pub(crate) fn shake_hands(dir: &Path, server: SocketAddr, identity: Option<&Iden
             let alert = error.error_code & 0xff;
             return Some(Verdict::Refused(u8::try_from(alert).expect("one byte")));
         }
-        // A ticket comes only after the server has judged the client's certificate; that the handshake is complete
-        // on this side says nothing (RFC 8446, section 4.6.1).
+        // A ticket comes only after the server has checked the client's certificate; that the
+        // handshake is complete on this side says nothing (RFC 8446, section 4.6.1).
         connection.session().is_some().then_some(Verdict::Admitted)
     })
 }
@@ -95,8 +95,8 @@ impl Probe {
         panic!("waited {PATIENCE:?} for this: {what}");
     }
 
-    /// Asks to take the lane into the name of a client, and says what the server answers. The client
-    /// is one of before services had names.
+    /// Registers the lane under the name of a client; returns the server's answer. The client is of
+    /// a version that knows no named services.
     pub(crate) fn register(&mut self, client_id: &str, instance: u8) -> RegisterOutcome {
         let capabilities = Capabilities::default();
         let request = request(client_id, instance, capabilities, Vec::new());
@@ -106,7 +106,7 @@ impl Probe {
         })
     }
 
-    /// Asks to serve some services, and says what becomes of each; or why the client is refused.
+    /// Offers some services; returns the answer about each, or why the client is refused.
     pub(crate) fn offer(
         &mut self,
         client_id: &str,
@@ -198,7 +198,7 @@ pub(crate) fn config(dir: &Path, identity: Option<&Identity>) -> Config {
 
 fn send(connection: &mut Connection, socket: &UdpSocket) {
     let mut packet = [0; PACKET_BYTES_MAX];
-    // `Done`: nothing to send for now.
+    // `Done` means that there is nothing to send for now.
     while let Ok((length, info)) = connection.send(&mut packet) {
         // Nobody there yet is a loss like any other.
         let _lost = socket.send_to(&packet[..length], info.to);
@@ -214,7 +214,7 @@ fn receive(connection: &mut Connection, socket: &UdpSocket, local: SocketAddr) {
     match socket.recv_from(&mut bytes) {
         Ok((length, from)) => {
             let info = RecvInfo { from, to: local };
-            // What cannot be read is left out, as QUIC wants it.
+            // Packets that cannot be read are ignored, as QUIC requires.
             let _invalid = connection.recv(&mut bytes[..length], info);
         }
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}

@@ -1,4 +1,5 @@
-//! Random bytes from a seed: the same at both ends of a tunnel, quick to make, impossible to compress.
+//! Random bytes from a seed: the same at both ends of a tunnel, quick to make, impossible to
+//! compress.
 
 /// xorshift64* (Vigna 2016, "An experimental exploration of Marsaglia's xorshift generators").
 #[derive(Clone, Debug)]
@@ -31,7 +32,8 @@ impl Random {
         low + usize::try_from(self.next() % span).expect("below a usize")
     }
 
-    /// Overwrites `bytes`. Filling in pieces of a multiple of 8 bytes gives the same as filling at once.
+    /// Overwrites `bytes`. Filling in pieces of a multiple of 8 bytes gives the same as filling at
+    /// once.
     pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
             let random = self.next().to_le_bytes();

@@ -1,7 +1,8 @@
 //! A resolver whose answers change, and programs that ask it instead of the system's.
 //!
-//! A program's resolver is whatever `/etc/resolv.conf` names, always at port 53. So dnsmasq listens there, on a loopback
-//! address of its own, and the program sees another file: that takes a mount namespace, and root.
+//! A program's resolver is whatever `/etc/resolv.conf` names, always at port 53. So dnsmasq listens
+//! there, on a loopback address of its own, and the program sees another file: that takes a mount
+//! namespace, and root.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};

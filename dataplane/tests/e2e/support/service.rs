@@ -38,7 +38,7 @@ impl TcpService {
         Self::start_on(listener, serve)
     }
 
-    /// The same on a listener that is there already.
+    /// Serves connections like [`Self::start`], on a listener that exists already.
     pub(crate) fn start_on(
         listener: TcpListener,
         serve: impl Fn(TcpStream) + Send + Sync + 'static,
@@ -99,8 +99,9 @@ impl TcpService {
         self.accepted.load(Ordering::SeqCst)
     }
 
-    /// Waits until every connection has been served to its end; panics if one failed. Tests whose service is the last
-    /// to receive end with it, because a tunnel that is torn down takes what is on its way with it.
+    /// Waits until every connection has been served to its end; panics if one failed. Tests whose
+    /// service is the last to receive end with it, because a tunnel that is torn down takes what is
+    /// on its way with it.
     pub(crate) fn wait_until_done(&self) {
         wait::until_true("the service has served everybody", || {
             let failures = self.failures();
@@ -139,7 +140,8 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 pub(crate) fn echo(mut stream: TcpStream) {
     let mut bytes = vec![0; 64 << 10];
     loop {
-        // The visitor may reset or go at any time; it, not the service, says whether that was right.
+        // The visitor may reset or go at any time; it, not the service, says whether that was
+        // right.
         match stream.read(&mut bytes) {
             Ok(0) => {
                 let _gone = stream.shutdown(Shutdown::Write);
@@ -166,12 +168,12 @@ impl UdpService {
         Self::echo_on(socket)
     }
 
-    /// The same on a socket that is there already.
+    /// Echoes like [`Self::echo`], on a socket that exists already.
     pub(crate) fn echo_on(socket: UdpSocket) -> Self {
         Self::echo_if(socket, |_| true)
     }
 
-    /// The same, but it answers only what is longer than `bytes`.
+    /// Echoes on this socket only datagrams that are longer than `bytes`.
     pub(crate) fn echo_longer_than(socket: UdpSocket, bytes: usize) -> Self {
         Self::echo_if(socket, move |length| length > bytes)
     }

@@ -19,7 +19,7 @@ pub(crate) struct SlowPath {
 }
 
 impl SlowPath {
-    /// To `server`, with this delay each way.
+    /// A path to `server`, with this delay each way.
     pub(crate) fn to(server: SocketAddr, delay: Duration) -> Self {
         let near = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));
         let far = Arc::new(UdpSocket::bind("127.0.0.1:0").expect("a port"));

@@ -16,8 +16,8 @@ fn from_env(name: &str) -> PathBuf {
     std::env::var_os(name).map_or_else(|| env!("CARGO_BIN_EXE_qmux-dp").into(), PathBuf::from)
 }
 
-/// Whether `QMUX_E2E_SUBSET=wire` asks only for what any program that speaks the protocol offers: then tests of
-/// counters, steering and runtimes say so and return.
+/// Whether `QMUX_E2E_SUBSET=wire` asks only for what any program that speaks the protocol offers:
+/// then tests of counters, steering and runtimes say so and return.
 pub(crate) fn only_wire(test: &str) -> bool {
     let only = std::env::var("QMUX_E2E_SUBSET").is_ok_and(|subset| subset == "wire");
     if only {

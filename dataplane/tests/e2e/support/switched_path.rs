@@ -24,11 +24,11 @@ struct Way {
 /// What its threads share.
 struct State {
     near: UdpSocket,
-    /// Where new senders are sent.
+    /// The server that new senders are connected to.
     server: Mutex<SocketAddr>,
-    /// In the order in which they came.
+    /// The paths of the senders, in the order in which they came.
     ways: Mutex<Vec<Way>>,
-    /// New senders are swallowed, too.
+    /// Whether new senders are swallowed, too.
     all_broken: AtomicBool,
     over: AtomicBool,
 }
@@ -62,12 +62,13 @@ impl SwitchedPath {
         self.state.ways.lock().expect("ways").len()
     }
 
-    /// Swallows what one sender says and hears.
+    /// Swallows everything that one sender sends and should receive.
     pub(crate) fn break_one(&self, sender: usize) {
         self.state.ways.lock().expect("ways")[sender].set_broken(true);
     }
 
-    /// Swallows no more what one sender says and hears, nor what senders say who are yet to come.
+    /// Passes everything again that one sender sends and should receive, and that later senders
+    /// send.
     pub(crate) fn mend_one(&self, sender: usize) {
         self.state.all_broken.store(false, Ordering::SeqCst);
         self.state.ways.lock().expect("ways")[sender].set_broken(false);
@@ -81,7 +82,7 @@ impl SwitchedPath {
         }
     }
 
-    /// Another server is behind the address from now on. What is remembered of earlier senders
+    /// Puts another server behind the address from now on. What is remembered of earlier senders
     /// leads nowhere.
     pub(crate) fn redirect(&self, server: SocketAddr) {
         *self.state.server.lock().expect("server") = server;

@@ -15,7 +15,7 @@ const STARTS_MAX: usize = 5;
 /// Timings for tests in which a side must notice that the other one is gone.
 pub(crate) const ROLE_NOTICES_SOON: [&str; 2] =
     ["heartbeat_interval = \"500ms\"", "health_timeout = \"4s\""];
-/// The same for the transport.
+/// Timings of the transport for tests in which a side must notice that the other one is gone.
 pub(crate) const QUIC_NOTICES_SOON: [&str; 2] =
     ["keep_alive_period = \"500ms\"", "max_idle_timeout = \"4s\""];
 
@@ -25,10 +25,11 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// With the good certificates in it.
+    /// A directory with the valid certificates.
     pub(crate) fn new() -> Self {
         limits::raise_open_files();
-        // On the disk that holds the build, because /tmp may be memory and one test makes a gigabyte.
+        // On the disk that holds the build, because /tmp may be memory and one test makes a
+        // gigabyte.
         let dir = TempDir::with_prefix_in("e2e-", env!("CARGO_TARGET_TMPDIR")).expect("directory");
         qmux_config::certs::write(certs::ours(), dir.path(), false).expect("certificates");
         Self { dir }
@@ -48,7 +49,7 @@ impl Site {
 
 /// What differs from a plain server.
 pub(crate) struct ServerSetup {
-    /// What failures call it; servers of one site need different names.
+    /// The server's name in failures; servers of one site need different names.
     pub(crate) name: &'static str,
     pub(crate) cores: usize,
     /// One listener for each: tcp, udp or both.
@@ -97,7 +98,7 @@ impl Default for ServerSetup {
 
 /// What differs from a plain client.
 pub(crate) struct ClientSetup {
-    /// What failures call it; clients of one site need different names.
+    /// The client's name in failures; clients of one site need different names.
     pub(crate) name: &'static str,
     pub(crate) cores: usize,
     pub(crate) server_name: &'static str,
@@ -151,7 +152,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// On ports that are free.
+    /// A pair of addresses whose ports are free.
     pub(crate) fn free(ipv6: bool) -> Self {
         let mut listener = Self {
             quic: ports::free_address(),
@@ -198,7 +199,7 @@ impl Server {
         program.stderr()
     }
 
-    /// How to start a server on these addresses.
+    /// The command that starts a server on these addresses.
     pub(crate) fn launch(site: &Site, setup: &ServerSetup, listeners: &[Listener]) -> Launch {
         let file = format!("{}.toml", setup.name);
         let config = site.write(&file, &server_config(setup, listeners));
@@ -246,7 +247,7 @@ fn server_config(setup: &ServerSetup, listeners: &[Listener]) -> String {
         + &admin_section(setup.admin)
 }
 
-/// How to start a client of the server at `quic` with the service at `service`.
+/// The command that starts a client of the server at `quic` with the service at `service`.
 pub(crate) fn client_launch(
     site: &Site,
     setup: &ClientSetup,
@@ -256,7 +257,7 @@ pub(crate) fn client_launch(
     client_launch_to(site, setup, &[&quic.to_string()], service)
 }
 
-/// The same for several servers, by name or address, each with its port.
+/// The command that starts a client of several servers, by name or address, each with its port.
 pub(crate) fn client_launch_to(
     site: &Site,
     setup: &ClientSetup,
@@ -363,7 +364,7 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    /// One core on each side, everything at its default.
+    /// A tunnel with one core on each side, and everything at its default.
     pub(crate) fn to(service: SocketAddr) -> Self {
         Self::with(&ServerSetup::default(), &ClientSetup::default(), service)
     }
@@ -379,7 +380,7 @@ impl Tunnel {
         }
     }
 
-    /// Where visitors go.
+    /// The address that visitors connect to.
     pub(crate) fn traffic(&self) -> SocketAddr {
         self.server.traffic()
     }

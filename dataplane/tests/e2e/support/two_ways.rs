@@ -1,6 +1,6 @@
 //! A network between a client and a server that treats UDP and TCP at one address each in its own
-//! way: a relay with a switch for each direction of UDP, by the size of packets, one for UDP of each
-//! sender, and one for TCP.
+//! way: a relay with a switch for each direction of UDP, by the size of packets, one for UDP of
+//! each sender, and one for TCP.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{Read as _, Write as _};
@@ -28,17 +28,17 @@ struct Shared {
     server: SocketAddr,
     inside: UdpSocket,
     outsides: Mutex<HashMap<SocketAddr, Arc<UdpSocket>>>,
-    /// Whose UDP does not pass.
+    /// Senders whose UDP does not pass.
     cut_off: Mutex<HashSet<SocketAddr>>,
     /// Largest UDP payloads that pass to the server, and back.
     forth_max: AtomicUsize,
     back_max: AtomicUsize,
-    /// UDP packets swallowed.
+    /// Number of UDP packets that were swallowed.
     swallowed: AtomicUsize,
     tcp_passes: AtomicBool,
     streams: Mutex<Vec<TcpStream>>,
     connections: AtomicUsize,
-    /// So many of them, from the first on, carry nothing any more.
+    /// Number of connections, from the first on, that carry nothing any more.
     forgotten: AtomicUsize,
     stop: AtomicBool,
 }
@@ -60,7 +60,7 @@ fn udp_socket(address: SocketAddr) -> UdpSocket {
 }
 
 impl TwoWays {
-    /// Everything passes.
+    /// A relay to `server` that passes everything.
     pub(crate) fn to(server: SocketAddr) -> Self {
         let address = ports::free_address();
         let shared = Arc::new(Shared {
@@ -85,13 +85,13 @@ impl TwoWays {
         Self { address, shared }
     }
 
-    /// Only UDP payloads of up to so many bytes pass to the server, and back; 0: none does.
+    /// Passes only UDP payloads of up to so many bytes to the server, and back; with 0 none.
     pub(crate) fn limit_udp(&self, forth_bytes: usize, back_bytes: usize) {
         self.shared.forth_max.store(forth_bytes, Ordering::SeqCst);
         self.shared.back_max.store(back_bytes, Ordering::SeqCst);
     }
 
-    /// All of UDP passes.
+    /// Passes all of UDP.
     pub(crate) fn pass_udp(&self) {
         self.limit_udp(usize::MAX, usize::MAX);
     }
@@ -123,7 +123,7 @@ impl TwoWays {
         self.shared.forgotten.store(connections, Ordering::SeqCst);
     }
 
-    /// Resets all TCP connections; whether new ones pass.
+    /// Resets all TCP connections; `passes` says whether new ones pass.
     pub(crate) fn cut_tcp(&self, passes: bool) {
         self.shared.tcp_passes.store(passes, Ordering::SeqCst);
         for stream in self.shared.streams.lock().expect("streams").drain(..) {
@@ -212,7 +212,7 @@ impl Shared {
         }
     }
 
-    /// Until either side is over; then both are.
+    /// Copies until either side is over; then both are.
     fn copy(&self, mut from: TcpStream, mut to: TcpStream, connection: usize) {
         let mut bytes = vec![0; PIECE_BYTES];
         while let Ok(length @ 1..) = from.read(&mut bytes) {

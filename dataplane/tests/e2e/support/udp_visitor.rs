@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-/// UDP may lose datagrams on a machine that is short of CPUs. A tunnel that loses this many in a row is broken.
+/// UDP may lose datagrams on a machine that is short of CPUs. A tunnel that loses this many in a
+/// row is broken.
 const ATTEMPTS_MAX: usize = 8;
 /// Wait for a reply before the datagram is sent again.
 const REPLY_PATIENCE: Duration = Duration::from_secs(4);
@@ -32,7 +33,7 @@ impl UdpVisitor {
         Self::coming_from(any.parse().expect("literal"), address)
     }
 
-    /// From this address of the host.
+    /// A visitor from this address of the host.
     pub(crate) fn coming_from(source: IpAddr, address: SocketAddr) -> Self {
         let socket = UdpSocket::bind((source, 0)).expect("a free port");
         let sizes = SockRef::from(&socket);
@@ -46,7 +47,7 @@ impl UdpVisitor {
         }
     }
 
-    /// Where it sends from.
+    /// The address that it sends from.
     pub(crate) fn address(&self) -> SocketAddr {
         self.socket.local_addr().expect("bound")
     }
@@ -57,7 +58,8 @@ impl UdpVisitor {
         self.transmit(payload);
     }
 
-    /// Sends `payload` and waits for its echo; panics if other bytes come back than this visitor ever sent.
+    /// Sends `payload` and waits for its echo; panics if other bytes come back than this visitor
+    /// ever sent.
     pub(crate) fn echo(&mut self, payload: &[u8]) {
         self.send(payload);
         for attempt in 0..ATTEMPTS_MAX {
@@ -75,7 +77,7 @@ impl UdpVisitor {
         );
     }
 
-    /// One attempt, for polling: whether the echo came.
+    /// Makes one attempt, for polling; returns whether the echo came.
     pub(crate) fn echo_works(&mut self, payload: &[u8]) -> bool {
         self.send(payload);
         self.receive(payload)
@@ -86,7 +88,7 @@ impl UdpVisitor {
         self.receive_within(REPLY_PATIENCE, payload)
     }
 
-    /// The same, with less patience for who comes after others have been waited for.
+    /// Waits like [`Self::receive`], with less patience, because others have been waited for.
     pub(crate) fn receive_within(&self, patience: Duration, payload: &[u8]) -> bool {
         let timeout = self.socket.set_read_timeout(Some(patience));
         timeout.expect("timeout");

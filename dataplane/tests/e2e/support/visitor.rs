@@ -11,7 +11,8 @@ use socket2::SockRef;
 use super::random::Random;
 use super::wait::{self, PATIENCE};
 
-/// Bytes that senders and receivers of random streams move at a time; a multiple of 8, see [`Random::fill`].
+/// Bytes that senders and receivers of random streams move at a time; a multiple of 8, see
+/// [`Random::fill`].
 const PIECE_BYTES: usize = 64 << 10;
 
 /// How a direction of a connection ended, with what came before.
@@ -30,7 +31,7 @@ pub(crate) fn set_deadlines(stream: &TcpStream) {
     stream.set_nodelay(true).expect("nodelay");
 }
 
-/// The same to a peer that may have closed already.
+/// Sends a FIN like [`finish`], to a peer that may have closed already.
 pub(crate) fn finish_if_open(stream: &TcpStream) {
     let _closed = stream.shutdown(Shutdown::Write);
 }
@@ -47,13 +48,13 @@ pub(crate) fn try_connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Comes, says `request` and reads to the end: for visitors that may be reset at any moment, also while they connect and
-/// send.
+/// Connects, sends `request` and reads to the end; for visitors that may be reset at any moment,
+/// also while they connect and send.
 pub(crate) fn ending_of(address: SocketAddr, request: &[u8]) -> Ending {
     ending_after(try_connect(address), |stream| stream.write_all(request))
 }
 
-/// Reads to the end of what has connected like this, once it has said something: as [`ending_of`].
+/// Reads to the end of a connection, once it has sent something, as [`ending_of`] does.
 pub(crate) fn ending_after(
     connected: io::Result<TcpStream>,
     say: impl FnOnce(&mut TcpStream) -> io::Result<()>,
@@ -64,13 +65,15 @@ pub(crate) fn ending_after(
     });
     match said {
         Ok(mut stream) => read_to_end(&mut stream),
-        // It was faster than the return from connect(2) or write(2), which have told it: a read would not tell it again.
+        // It was faster than the return from connect(2) or write(2), which have told it: a read
+        // would not tell it again.
         Err(error) if error.kind() == ErrorKind::ConnectionReset => Ending::Reset(Vec::new()),
         Err(error) => panic!("connects and speaks: {error}"),
     }
 }
 
-/// Reads to the end; panics when nothing comes for long, or on an error that is neither FIN nor reset.
+/// Reads to the end; panics when nothing comes for long, or on an error that is neither FIN nor
+/// reset.
 pub(crate) fn read_to_end(stream: &mut TcpStream) -> Ending {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
@@ -104,7 +107,7 @@ pub(crate) fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// FIN to the peer; reading goes on.
+/// Sends a FIN to the peer; reading goes on.
 pub(crate) fn finish(stream: &TcpStream) {
     stream.shutdown(Shutdown::Write).expect("FIN");
 }

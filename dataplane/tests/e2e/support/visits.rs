@@ -27,7 +27,7 @@ impl Delivered {
         self.service_that(|| {})
     }
 
-    /// The same; with each request it does this before it answers.
+    /// A service that notes each request, calls `then`, and sends the request back.
     pub(crate) fn service_that(&self, then: impl Fn() + Send + Sync + 'static) -> TcpService {
         let Delivered(delivered) = self.clone();
         TcpService::start(move |mut stream| {
@@ -106,7 +106,7 @@ impl Visits {
         self.start.elapsed()
     }
 
-    /// Nobody comes any more; waits for those who are there.
+    /// Ends the visits; waits for the visitors who are there.
     pub(crate) fn finish(self) -> Vec<Visit> {
         self.stop.store(true, Ordering::SeqCst);
         let visitors = self.source.join().expect("the source");
@@ -141,7 +141,7 @@ fn exchange(address: SocketAddr, number: u64) -> io::Result<()> {
     }
 }
 
-/// What a set of visitors came to, for the test's output.
+/// A summary of a set of visitors, for the test's output.
 pub(crate) fn summary(visits: &[Visit]) -> String {
     let failed: Vec<&Visit> = visits
         .iter()

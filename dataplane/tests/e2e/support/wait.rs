@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long anything may take before the run counts as broken. Generous: two cores run several tunnels at a time.
+/// How long anything may take before the run counts as broken. Generous: two cores run several
+/// tunnels at a time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Pause between two looks at a condition.

@@ -10,12 +10,13 @@ use qmux_proto::Protocol;
 use super::{CORES, Lane, World};
 use crate::server::pool::balance::CLIENTS_TRIED_MAX;
 use crate::server::pool::balance::Tried;
-use crate::server::pool::route::{self, Way};
+use crate::server::pool::route::{self, Route};
 use crate::server::pool::service::FlowTicket;
 
 const FLOWS_MAX: usize = 100;
 
-/// Visitors of a time in which nothing else happens: as many as make up for all that others have.
+/// Visitors of a time in which nothing else happens: as many as make up for the flows that the
+/// others have.
 const SETTLED_ROUNDS: usize = FLOWS_MAX * super::CLIENT_IDS;
 
 pub(crate) struct Flow {
@@ -59,12 +60,12 @@ impl World {
             let now = self.some_now();
             let client = flow.ticket.client().number;
             if flow.lane.silent.get() && self.random.chance(60) {
-                // Nobody is heard: elsewhere, or nowhere.
+                // Nobody answers: the flow goes elsewhere, or nowhere.
                 tried.unanswered(client);
                 continue;
             }
             match self.random.below(10) {
-                // A refusal sends it on, as often as is allowed.
+                // A refusal sends the visitor on, as often as is allowed.
                 0..3 => {}
                 3 => {
                     flow.ticket.ended_early(now);
@@ -104,16 +105,16 @@ impl World {
                 );
                 return None;
             };
-            let (Way::Here(_, ticket) | Way::Elsewhere(_, ticket)) = &way;
+            let (Route::Here(_, ticket) | Route::Elsewhere(_, ticket)) = &way;
             self.check_choice(protocol, ticket, &before, &earlier, now);
             match way {
-                Way::Here(lane, ticket) => {
+                Route::Here(lane, ticket) => {
                     assert_eq!(lane.client, ticket.client().number);
                     self.check_lane(&lane, at);
                     self.check_silent_lane(&lane, at);
                     return Some(Flow::on(&lane, ticket));
                 }
-                Way::Elsewhere(other, ticket) => {
+                Route::Elsewhere(other, ticket) => {
                     *core = other;
                     let lane = self.tables[other]
                         .borrow()
@@ -127,7 +128,7 @@ impl World {
         }
     }
 
-    /// What each client counts for.
+    /// The load that each client is counted with.
     fn loads(&self, now: Instant) -> BTreeMap<u64, usize> {
         let clients = self.pool.clients();
         clients
@@ -136,10 +137,10 @@ impl World {
             .collect()
     }
 
-    /// Clients among which the choice is, with what they count for: of those with a lane that takes
-    /// flows the ones that answer on one of these, if there are any, and for TCP of these the ones
-    /// whose service is up, if there are any, and of these the ones whose service does not end
-    /// flows at once. Who waited in vain gets only one that answers.
+    /// The clients that may be chosen, with their loads. Of those with a lane that takes flows
+    /// these are the ones that answer on such a lane, if there are any; for TCP, of these, the ones
+    /// whose service is up, if there are any; and of these the ones whose service does not end
+    /// flows at once. A visitor who waited in vain gets only a client that answers.
     fn candidates(&self, protocol: Protocol, tried: &Tried, now: Instant) -> BTreeMap<u64, usize> {
         let clients = self.pool.clients();
         let of = |client: u64| {
@@ -170,7 +171,8 @@ impl World {
             .collect()
     }
 
-    /// The choice that was made last must be one of the right ones. Earlier ones of the same search found no lane.
+    /// The choice that was made last must be one of the right ones. Earlier ones of the same search
+    /// found no lane.
     fn check_choice(
         &self,
         protocol: Protocol,
@@ -186,7 +188,8 @@ impl World {
             let mut lanes = self.lanes.iter().filter(|lane| lane.lane.client == *number);
             lanes.any(|lane| lane.lane.open.get() && !lane.lane.drains.get())
         };
-        // A client of which no lane is open any more, unknown to the pool, may have been passed over.
+        // A client of which no lane is open any more, unknown to the pool, may have been passed
+        // over.
         let all_usable = candidates.keys().all(usable);
         if !all_usable {
             return;
@@ -243,7 +246,7 @@ impl World {
 
     /// While nothing else happens, every client that serves gets its share.
     pub(crate) fn settled_choices(&mut self) {
-        // Newcomers have caught up by then.
+        // Slow start is over by then.
         let now = self.now + Duration::from_secs(60);
         let serving = self.candidates(Protocol::Tcp, &Tried::default(), now);
         if serving.is_empty() {

@@ -1,7 +1,7 @@
-//! The ways of a registered lane: does what [`super::fallback`] decides.
+//! The transports of a registered lane: carries out what [`super::fallback`] decides.
 //!
-//! What takes time (dialling TLS, trying QUIC) runs in tasks of its own, which leave what came of
-//! it here and wake the lane's session.
+//! What takes time (dialling TLS, probing QUIC) runs in tasks of its own, which leave their result
+//! here and wake the lane's session.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -18,43 +18,43 @@ use crate::jitter::jittered;
 use crate::quic::over_tls::TlsConnection;
 use crate::quic::roaming::TlsId;
 
-/// While another lane tries QUIC, its result is asked for this often.
+/// How often the result is asked for while another lane probes QUIC.
 const PROBE_LOOK: Duration = Duration::from_secs(1);
 
-/// What tasks have left for a lane's session.
+/// Results that tasks have left for a lane's session.
 #[derive(Default)]
-pub(super) struct News {
+pub(super) struct TransportNews {
     dialled: RefCell<Option<Result<TlsConnection, String>>>,
     probed: Cell<Option<bool>>,
     lost: RefCell<Vec<TlsId>>,
 }
 
-impl News {
-    /// A TLS connection of the lane is over.
+impl TransportNews {
+    /// Notes that a TLS connection of the lane is over.
     pub(super) fn tls_lost(&self, id: TlsId) {
         self.lost.borrow_mut().push(id);
     }
 }
 
-/// The ways of one lane.
-pub(super) struct Ways {
+/// The transports of one lane.
+pub(super) struct Transports {
     core: Rc<ClientCore>,
     this: Rc<ClientLane>,
     fallback: Fallback,
-    /// The connection that is open.
+    /// The TLS connection that is open.
     tls: Option<TlsId>,
-    /// One that was dialled beside it, because it is silent.
+    /// A second TLS connection, dialled beside the first because that is silent.
     second: Option<TlsId>,
-    /// What the server had answered when the lane came to what it rides.
+    /// The server's count of answers when the lane moved to its present transport.
     answers_before: Cell<u64>,
-    /// What its server counts it as.
+    /// The transport under which the lane is counted at its server.
     counted: Cell<Riding>,
 }
 
-impl Ways {
-    pub(super) fn new(core: &Rc<ClientCore>, this: &Rc<ClientLane>) -> Ways {
+impl Transports {
+    pub(super) fn new(core: &Rc<ClientCore>, this: &Rc<ClientLane>) -> Transports {
         let transport = carrier::transport(core, &this.server);
-        let tls = this.lane.tls();
+        let tls = this.quic.tls();
         let riding = if tls.is_some() {
             Riding::Tls
         } else {
@@ -64,34 +64,34 @@ impl Ways {
         this.server
             .transport
             .lane_rides(riding, why, Instant::now());
-        Ways {
+        Transports {
             fallback: Fallback::new(transport, riding, Instant::now()),
             core: Rc::clone(core),
             this: Rc::clone(this),
             tls,
             second: None,
-            answers_before: Cell::new(this.lane.answers()),
+            answers_before: Cell::new(this.quic.answers()),
             counted: Cell::new(riding),
         }
     }
 
-    /// What the lane may be carried by.
+    /// The transports that the lane may use.
     pub(super) fn transport(&self) -> Transport {
         self.fallback.transport()
     }
 
-    /// Whether it matters how much is lost.
+    /// Whether reports of losses matter.
     pub(super) fn minds_losses(&self) -> bool {
         self.fallback.minds_losses()
     }
 
-    /// So many packets in a hundred are lost, as one side says.
+    /// Takes the report of one side that this many packets in a hundred are lost.
     pub(super) fn loses_most(&mut self, who: &'static str, percent: u64, now: Instant) {
         tracing::debug!(server = %self.this.server, lane = self.this.serial, who, percent, "most of what is sent over UDP is lost");
         self.fallback.loses_most(now);
     }
 
-    /// When [`Ways::mind`] may have something to do.
+    /// When [`Transports::mind`] may have something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.fallback.deadline()
     }
@@ -116,13 +116,13 @@ impl Ways {
         Signs {
             unanswered_since,
             answered: self.fallback.waits_for_answer() && self.was_answered(),
-            rtt: self.this.lane.rtt(),
+            rtt: self.this.quic.rtt(),
         }
     }
 
-    /// Whether anything was answered since the lane came to what it rides.
+    /// Whether anything was answered since the lane moved to its present transport.
     fn was_answered(&self) -> bool {
-        self.this.lane.answers() != self.answers_before.get()
+        self.this.quic.answers() != self.answers_before.get()
     }
 
     fn take_news(&mut self, now: Instant) {
@@ -138,7 +138,7 @@ impl Ways {
         }
         if let Some(dialled) = news.dialled.take() {
             let adopted = dialled.and_then(|connection| {
-                let adopted = self.this.lane.adopt_tls(connection);
+                let adopted = self.this.quic.adopt_tls(connection);
                 adopted.map_err(|error| error.to_string())
             });
             self.fallback.set_lost_pause(jittered(LOST_PAUSE));
@@ -172,11 +172,12 @@ impl Ways {
         );
     }
 
-    /// One lane tries for all to its server.
+    /// Probes QUIC, one lane for all of its server.
     fn probe_quic(&mut self, now: Instant, as_of: Duration) {
         match self.this.server.transport.begin_quic_probe(now, as_of) {
             QuicProbe::Passes => self.fallback.probed(now, true),
-            // From then on, so that all lanes ask at the same time and there is one try for all.
+            // The time is that of the probe, so that all lanes ask at the same time and one probe
+            // is enough.
             QuicProbe::PassesNot(found) => self.fallback.probed(found, false),
             QuicProbe::UnderWay => self.fallback.probe_later(now + jittered(PROBE_LOOK)),
             QuicProbe::Yours => {
@@ -202,12 +203,12 @@ impl Ways {
     fn ride_tls(&mut self, now: Instant, why: Why) {
         let silent =
             (why == Why::TlsIsSilent).then(|| std::mem::replace(&mut self.tls, self.second.take()));
-        self.answers_before.set(self.this.lane.answers());
-        let rides = self.tls.is_some_and(|id| self.this.lane.ride_tls(id));
-        // Not before: the lane would have no way in between.
+        self.answers_before.set(self.this.quic.answers());
+        let rides = self.tls.is_some_and(|id| self.this.quic.ride_tls(id));
+        // Not earlier, or the lane would have no transport in between.
         self.close(silent.flatten());
         if !rides {
-            // Its end is among the news that come next.
+            // The end of the connection is among the news that come next.
             return;
         }
         let counters = &self.core.context.counters;
@@ -223,8 +224,8 @@ impl Ways {
     }
 
     fn ride_udp(&self, why: Why) {
-        self.answers_before.set(self.this.lane.answers());
-        self.this.lane.ride_udp();
+        self.answers_before.set(self.this.quic.answers());
+        self.this.quic.ride_udp();
         self.core.context.counters.lanes_moved_to_udp.increment();
         self.say(Riding::Udp, why);
     }
@@ -254,17 +255,17 @@ impl Ways {
         }
     }
 
-    /// Ends a connection that is not needed any more.
+    /// Closes a connection that is not needed any more.
     fn close(&mut self, id: Option<TlsId>) {
         let Some(id) = id else { return };
         for known in [&mut self.tls, &mut self.second] {
             known.take_if(|it| *it == id);
         }
-        self.this.lane.close_tls(id);
+        self.this.quic.close_tls(id);
     }
 }
 
-impl Drop for Ways {
+impl Drop for Transports {
     fn drop(&mut self) {
         let transport = &self.this.server.transport;
         transport.lane_leaves(self.counted.get(), "its lane ended", Instant::now());

@@ -1,55 +1,55 @@
-//! Twins: addresses of one name that lead to the same server, mostly its IPv4 and its IPv6 address.
+//! Which addresses of one name lead to the same server, mostly its IPv4 and its IPv6 address.
 //!
-//! Each of them would get all the lanes that the server is to have. So while one address serves,
+//! Each address would get all the lanes that the server is to have. So while one address serves,
 //! the others that have turned out to lead to the same server process (by its instance id) rest:
-//! they keep no lane, and are dialled when the one that serves has lost its last lane. Different
-//! servers behind one name are no twins, nor are two configured servers: whoever writes both wants
-//! both.
+//! they keep no lane, and are dialled when the one that serves has lost its last lane. This does
+//! not concern different servers behind one name, nor two configured servers: whoever configures
+//! both wants both.
 //!
-//! It decides, does no I/O, and knows no clock.
+//! This module decides, does no I/O, and knows no clock.
 
 use std::collections::HashMap;
 
-/// A server by its number (see [`super::server::ServerState`]).
+/// The number of a server (see [`super::server::ServerState`]).
 type Number = u64;
 
-/// What is known of one address with lanes, or that rests.
+/// The state of one address that has lanes or rests.
 #[derive(Debug)]
 struct Address {
-    /// Which of the configured servers it came from.
+    /// The index of the configured server that the address comes from.
     target: usize,
     lanes: usize,
     /// The instance that a lane to it last registered with.
     instance: [u8; 16],
-    /// Nobody answers on its lanes.
+    /// Whether nobody answers on its lanes.
     unanswered: bool,
-    /// While it rests: the address that serves.
+    /// The address that serves, while this one rests.
     rests_for: Option<Number>,
 }
 
 /// An address that is to rest, or to be dialled again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Change {
+pub(crate) struct RestChange {
     pub(crate) number: Number,
     pub(crate) rests: bool,
 }
 
 /// The addresses of one client that have lanes or rest.
 #[derive(Debug, Default)]
-pub(crate) struct Twins {
+pub(crate) struct SameServer {
     addresses: HashMap<Number, Address>,
 }
 
-impl Twins {
+impl SameServer {
     /// A lane to the address `number` of `target` has registered with `instance`. The first lane
-    /// decides: an address that has some is never put to rest, whatever a balancer leads the next
-    /// one to.
+    /// decides: an address that has lanes is never put to rest, whatever server a balancer leads
+    /// its next lane to.
     pub(crate) fn registered(
         &mut self,
         number: Number,
         target: usize,
         instance: [u8; 16],
-    ) -> Option<Change> {
+    ) -> Option<RestChange> {
         let serving = self.addresses.iter().find(|(other, it)| {
             **other != number
                 && it.target == target
@@ -72,15 +72,15 @@ impl Twins {
             return None;
         }
         address.rests_for = serving;
-        serving.map(|_| Change {
+        serving.map(|_| RestChange {
             number,
             rests: true,
         })
     }
 
-    /// A lane to the address `number` has ended. Those that rested for it are dialled if it was the
-    /// last one.
-    pub(crate) fn ended(&mut self, number: Number) -> Vec<Change> {
+    /// A lane to the address `number` has ended. If it was the last one, the addresses that rested
+    /// for it are dialled.
+    pub(crate) fn ended(&mut self, number: Number) -> Vec<RestChange> {
         let Some(address) = self.addresses.get_mut(&number) else {
             return Vec::new();
         };
@@ -94,9 +94,9 @@ impl Twins {
         self.dial_those_that_rest_for(number)
     }
 
-    /// Nobody answers on the lanes to the address `number` any more, or somebody does again. Those
-    /// that rested for it are dialled if nobody does.
-    pub(crate) fn unanswered(&mut self, number: Number, unanswered: bool) -> Vec<Change> {
+    /// Nobody answers on the lanes to the address `number` any more, or somebody does again. If
+    /// nobody does, the addresses that rested for it are dialled.
+    pub(crate) fn unanswered(&mut self, number: Number, unanswered: bool) -> Vec<RestChange> {
         let Some(address) = self.addresses.get_mut(&number) else {
             return Vec::new();
         };
@@ -108,19 +108,19 @@ impl Twins {
         }
     }
 
-    fn dial_those_that_rest_for(&mut self, number: Number) -> Vec<Change> {
+    fn dial_those_that_rest_for(&mut self, number: Number) -> Vec<RestChange> {
         let rest_for_it = |it: &Address| it.rests_for == Some(number);
-        let mut changes: Vec<Change> = self
+        let mut changes: Vec<RestChange> = self
             .addresses
             .iter()
             .filter(|(_, it)| rest_for_it(it))
-            .map(|(number, _)| Change {
+            .map(|(number, _)| RestChange {
                 number: *number,
                 rests: false,
             })
             .collect();
         changes.sort_unstable_by_key(|change| change.number);
-        for Change { number, .. } in &changes {
+        for RestChange { number, .. } in &changes {
             if let Some(address) = self.addresses.get_mut(number) {
                 address.rests_for = None;
             }
@@ -154,15 +154,15 @@ mod tests {
     const ONE: [u8; 16] = [1; 16];
     const TWO: [u8; 16] = [2; 16];
 
-    fn rest(number: Number) -> Option<Change> {
-        Some(Change {
+    fn rest(number: Number) -> Option<RestChange> {
+        Some(RestChange {
             number,
             rests: true,
         })
     }
 
-    fn dial(number: Number) -> Change {
-        Change {
+    fn dial(number: Number) -> RestChange {
+        RestChange {
             number,
             rests: false,
         }
@@ -170,74 +170,78 @@ mod tests {
 
     #[test]
     fn an_address_that_rests_is_dialled_while_nobody_answers_at_the_one_that_serves() {
-        let mut twins = Twins::default();
-        assert_eq!(twins.registered(1, 0, ONE), None);
-        assert_eq!(twins.registered(2, 0, ONE), rest(2));
-        assert!(twins.ended(2).is_empty());
-        let dialled = Change {
+        let mut same_server = SameServer::default();
+        assert_eq!(same_server.registered(1, 0, ONE), None);
+        assert_eq!(same_server.registered(2, 0, ONE), rest(2));
+        assert!(same_server.ended(2).is_empty());
+        let dialled = RestChange {
             number: 2,
             rests: false,
         };
-        assert_eq!(twins.unanswered(1, true), [dialled]);
-        assert_eq!(twins.registered(2, 0, ONE), None, "it does not rest again");
-        assert!(twins.unanswered(1, false).is_empty());
-        assert!(twins.ended(1).is_empty() && twins.ended(2).is_empty());
-        assert!(twins.addresses.is_empty());
+        assert_eq!(same_server.unanswered(1, true), [dialled]);
+        assert_eq!(
+            same_server.registered(2, 0, ONE),
+            None,
+            "it does not rest again"
+        );
+        assert!(same_server.unanswered(1, false).is_empty());
+        assert!(same_server.ended(1).is_empty() && same_server.ended(2).is_empty());
+        assert!(same_server.addresses.is_empty());
     }
 
     #[test]
     fn the_second_address_of_a_server_rests_until_the_first_has_lost_its_last_lane() {
-        let mut twins = Twins::default();
-        assert_eq!(twins.registered(4, 0, ONE), None);
-        assert_eq!(twins.registered(4, 0, ONE), None);
-        assert_eq!(twins.registered(6, 0, ONE), rest(6));
-        // Its lane goes, as it was put to rest.
-        assert_eq!(twins.ended(6), []);
-        assert_eq!(twins.ended(4), []);
-        assert_eq!(twins.ended(4), [dial(6)]);
-        // Whichever is there first serves now.
-        assert_eq!(twins.registered(6, 0, TWO), None);
-        assert_eq!(twins.registered(4, 0, TWO), rest(4));
+        let mut same_server = SameServer::default();
+        assert_eq!(same_server.registered(4, 0, ONE), None);
+        assert_eq!(same_server.registered(4, 0, ONE), None);
+        assert_eq!(same_server.registered(6, 0, ONE), rest(6));
+        // Its lane ends, because the address was put to rest.
+        assert_eq!(same_server.ended(6), []);
+        assert_eq!(same_server.ended(4), []);
+        assert_eq!(same_server.ended(4), [dial(6)]);
+        // The address that is reached first serves now.
+        assert_eq!(same_server.registered(6, 0, TWO), None);
+        assert_eq!(same_server.registered(4, 0, TWO), rest(4));
     }
 
     #[test]
-    fn other_servers_and_other_configured_servers_are_no_twins() {
-        let mut twins = Twins::default();
-        assert_eq!(twins.registered(1, 0, ONE), None);
-        assert_eq!(twins.registered(2, 0, TWO), None);
-        assert_eq!(twins.registered(3, 1, ONE), None);
+    fn other_servers_and_other_configured_servers_are_not_the_same_server() {
+        let mut same_server = SameServer::default();
+        assert_eq!(same_server.registered(1, 0, ONE), None);
+        assert_eq!(same_server.registered(2, 0, TWO), None);
+        assert_eq!(same_server.registered(3, 1, ONE), None);
     }
 
     #[test]
     fn an_address_that_serves_is_not_put_to_rest_by_a_balancer() {
-        let mut twins = Twins::default();
-        assert_eq!(twins.registered(1, 0, ONE), None);
-        assert_eq!(twins.registered(2, 0, TWO), None);
-        assert_eq!(twins.registered(2, 0, ONE), None);
+        let mut same_server = SameServer::default();
+        assert_eq!(same_server.registered(1, 0, ONE), None);
+        assert_eq!(same_server.registered(2, 0, TWO), None);
+        assert_eq!(same_server.registered(2, 0, ONE), None);
     }
 
     #[test]
     fn one_that_vanishes_while_it_rests_leaves_nothing() {
-        let mut twins = Twins::default();
-        assert_eq!(twins.registered(1, 0, ONE), None);
-        assert_eq!(twins.registered(2, 0, ONE), rest(2));
-        twins.vanished(2);
-        assert_eq!(twins.ended(2), []);
-        assert_eq!(twins.ended(1), []);
-        assert!(twins.addresses.is_empty());
+        let mut same_server = SameServer::default();
+        assert_eq!(same_server.registered(1, 0, ONE), None);
+        assert_eq!(same_server.registered(2, 0, ONE), rest(2));
+        same_server.vanished(2);
+        assert_eq!(same_server.ended(2), []);
+        assert_eq!(same_server.ended(1), []);
+        assert!(same_server.addresses.is_empty());
     }
 
-    /// What the addresses of a simulated client are at.
+    /// The state of a simulated client's addresses.
     struct World {
-        twins: Twins,
-        /// Lanes of each address.
+        same_server: SameServer,
+        /// Number of lanes of each address.
         lanes: HashMap<Number, usize>,
         resting: HashSet<Number>,
         gone: HashSet<Number>,
     }
 
     impl World {
-        fn apply(&mut self, change: Change) {
+        fn apply(&mut self, change: RestChange) {
             let news = if change.rests {
                 self.resting.insert(change.number)
             } else {
@@ -251,24 +255,24 @@ mod tests {
             let target = usize::try_from(number % 2).expect("small");
             let instance = [random.random_range(1..=3); 16];
             match random.random_range(0..10) {
-                // One that rests may have lanes on their way, too.
+                // An address that rests may have lanes on their way as well.
                 0..5 if !self.gone.contains(&number) => {
                     *self.lanes.entry(number).or_default() += 1;
-                    if let Some(change) = self.twins.registered(number, target, instance) {
+                    if let Some(change) = self.same_server.registered(number, target, instance) {
                         self.apply(change);
                     }
                 }
                 5..9 if self.lanes.get(&number).is_some_and(|lanes| *lanes > 0) => {
                     *self.lanes.entry(number).or_default() -= 1;
-                    for change in self.twins.ended(number) {
+                    for change in self.same_server.ended(number) {
                         self.apply(change);
                     }
                 }
                 9 => {
-                    self.twins.vanished(number);
+                    self.same_server.vanished(number);
                     self.resting.remove(&number);
-                    // It may come back; its number would be another one, which makes no difference
-                    // here.
+                    // The address may come back; its number would be another one, which makes no
+                    // difference here.
                     if self.gone.insert(number) && random.random_bool(0.9) {
                         self.gone.remove(&number);
                     }
@@ -278,20 +282,20 @@ mod tests {
         }
 
         fn check(&self) {
-            for (number, address) in &self.twins.addresses {
+            for (number, address) in &self.same_server.addresses {
                 let lanes = self.lanes.get(number).copied().unwrap_or_default();
                 assert_eq!(address.lanes, lanes, "lanes of {number}");
                 assert!(lanes > 0 || address.rests_for.is_some(), "{number} leaks");
                 assert_eq!(address.rests_for.is_some(), self.resting.contains(number));
-                // Nobody rests for one that does not serve: some address of a server is always
+                // No address rests for one that does not serve: some address of a server is always
                 // dialled.
                 if let Some(serving) = address.rests_for {
-                    let serving = &self.twins.addresses[&serving];
+                    let serving = &self.same_server.addresses[&serving];
                     assert!(serving.lanes > 0 && serving.target == address.target);
                 }
             }
             for number in &self.resting {
-                assert!(self.twins.addresses.contains_key(number), "{number}");
+                assert!(self.same_server.addresses.contains_key(number), "{number}");
             }
         }
     }
@@ -301,7 +305,7 @@ mod tests {
         for seed in 0..1_000 {
             let mut random = StdRng::seed_from_u64(seed);
             let mut world = World {
-                twins: Twins::default(),
+                same_server: SameServer::default(),
                 lanes: HashMap::new(),
                 resting: HashSet::new(),
                 gone: HashSet::new(),

@@ -1,21 +1,23 @@
-//! How long flows live, and who goes when there is no room: the same rule at both ends of a lane. No
-//! I/O; time comes in as an argument.
+//! The lifetimes of flows, and which flow is evicted when there is no room: the same rules at both
+//! ends of a lane. No I/O; time comes in as an argument.
 //!
-//! Anybody can send a datagram under any address, so a flow must earn its keep. It begins
-//! *unanswered*; the service's first datagram makes it *answered*; the visitor's next one after that
-//! makes it *established*, because it shows that somebody receives at that address and that the
-//! exchange goes on. An unanswered flow lives for a shorter time without a datagram than others do.
+//! Anybody can send a datagram with any source address, so a flow must earn its place. It begins
+//! *unanswered*; the service's first datagram makes it *answered*; the visitor's next one after
+//! that makes it *established*, because it shows that somebody receives at that address and that
+//! the exchange goes on. An unanswered flow lives for a shorter time without a datagram than others
+//! do.
 //!
-//! When there is no room for a new flow, one that is not established makes it: of the unanswered and
-//! the answered ones those that are more give the one that has been quiet for longest. So strangers
-//! whom the service does not answer never cost an answered flow, and strangers whom it does answer
-//! (it is a DNS server, say) never cost a newcomer the time that its answer takes. Established flows
-//! never go; if all are, the new one is refused.
+//! When there is no room for a new flow, one that is not established is evicted: either among the
+//! unanswered or among the answered flows, whichever are more, the one that has been quiet for
+//! longest. So strangers whom the service does not answer never cost an answered flow, and
+//! strangers whom it does answer (for example a DNS server) never cost a newcomer the time that its
+//! answer takes. Established flows are never evicted; if all are established, the new one is
+//! refused.
 //!
-//! One source (an IPv4 address, or an IPv6 network of 64 bits) may have only a part of all flows that
-//! are not established; above it, the oldest of its own makes room.
+//! One source (an IPv4 address, or an IPv6 network of 64 bits) may have only a part of all flows
+//! that are not established; above it, the oldest flow of that source is evicted.
 //!
-//! All of it takes constant time per call, but for the deadlines of established flows, which cost one
+//! Every call takes constant time, except for the deadlines of established flows, which cost one
 //! heap operation per flow and timeout.
 
 use std::collections::HashMap;
@@ -28,21 +30,21 @@ use super::expiry::Expiry;
 use super::order::{Links, List};
 use super::room;
 
-/// A source may have one in so many of the flows, as long as they are not established: eight
+/// The fraction of all flows that one source may have, as long as they are not established: eight
 /// strangers with a network each must conspire to fill a table.
 const SOURCES_TO_FILL: usize = 8;
 
-/// But so many in any case: several programs behind one NAT.
+/// Flows that one source may have in any case: several programs behind one NAT.
 const PER_SOURCE_MIN: usize = 16;
 
-/// What the flows of one table may be and have.
+/// The limits of one table of flows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// All flows.
+    /// Most flows.
     pub(crate) flows_max: usize,
     /// How long an unanswered flow lives without a datagram.
     pub(crate) unanswered_timeout: Duration,
-    /// How long any other one does.
+    /// How long any other flow lives without a datagram.
     pub(crate) session_timeout: Duration,
 }
 
@@ -59,27 +61,27 @@ pub(crate) enum Stage {
     Unanswered,
     /// The service has sent something.
     Answered,
-    /// Then the visitor has.
+    /// After the answer the visitor has sent something.
     Established,
 }
 
-/// Why a flow has to make room for another one.
+/// Why a flow is evicted for another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// There are as many flows as there may be.
+    /// The table is full.
     Full,
-    /// There are as many of this source.
+    /// The source has as many as it may have.
     Source,
 }
 
 /// Whether there is room for another flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Room {
-    /// There is.
+    /// There is room.
     Free,
-    /// There is when this flow has been taken out.
+    /// There is room when this flow has been taken out.
     Instead(usize, Why),
-    /// There is none: all flows are established.
+    /// There is no room: all flows are established.
     None,
 }
 
@@ -93,27 +95,28 @@ struct Life<T> {
     value: T,
 }
 
-/// Flows with their lives, by slab keys.
+/// Flows with their lifetimes, by slab keys.
 #[derive(Debug)]
-pub(crate) struct Lives<T> {
+pub(crate) struct Lifetimes<T> {
     limits: Limits,
     flows: Slab<Life<T>>,
     next_serial: u64,
-    /// Links of the two lists below, each by last activity.
+    /// Links of the two lists below, each ordered by last activity.
     by_activity: Links,
     unanswered: List,
     answered: List,
-    /// Links of the lists of each source: its flows that are not established, as they were opened.
+    /// Links of the lists of each source: its flows that are not established, in the order in which
+    /// they were opened.
     by_opening: Links,
-    // Visitors choose their addresses: hashed so that they cannot choose collisions.
+    // Visitors choose their addresses, so the hash is one for which they cannot choose collisions.
     sources: HashMap<IpAddr, List>,
-    /// Deadlines of the established ones.
+    /// Deadlines of the established flows.
     expiry: Expiry<(usize, u64)>,
 }
 
-impl<T> Lives<T> {
-    pub(crate) fn new(limits: Limits) -> Lives<T> {
-        Lives {
+impl<T> Lifetimes<T> {
+    pub(crate) fn new(limits: Limits) -> Lifetimes<T> {
+        Lifetimes {
             limits,
             flows: Slab::new(),
             next_serial: 0,
@@ -126,17 +129,17 @@ impl<T> Lives<T> {
         }
     }
 
-    /// From now on there may be so many flows.
+    /// Sets how many flows there may be from now on.
     pub(crate) fn set_flows_max(&mut self, flows_max: usize) {
         self.limits.flows_max = flows_max;
     }
 
-    /// All flows.
+    /// Number of flows.
     pub(crate) fn len(&self) -> usize {
         self.flows.len()
     }
 
-    /// How many there is memory for.
+    /// Number of flows that there is memory for.
     #[cfg(test)]
     pub(crate) fn places(&self) -> usize {
         let links = self.by_activity.places().max(self.by_opening.places());
@@ -154,12 +157,12 @@ impl<T> Lives<T> {
         self.flows.get_mut(key).map(|life| &mut life.value)
     }
 
-    /// How far a flow has come.
+    /// The stage of a flow.
     pub(crate) fn stage(&self, key: usize) -> Option<Stage> {
         self.flows.get(key).map(|life| life.stage)
     }
 
-    /// Whether a flow of a visitor at `ip` may be opened, and at whose cost.
+    /// Whether a flow of a visitor at `ip` may be opened, and which flow is to be evicted for it.
     pub(crate) fn room_for(&self, ip: IpAddr) -> Room {
         let of_source = self.sources.get(&source(ip));
         if let Some(list) = of_source
@@ -181,7 +184,8 @@ impl<T> Lives<T> {
             .map_or(Room::None, |oldest| Room::Instead(oldest, Why::Full))
     }
 
-    /// Takes in a new flow, unanswered, of a visitor at `ip`. [`Lives::room_for`] has been asked.
+    /// Adds a new flow, unanswered, of a visitor at `ip`. The caller has asked
+    /// [`Lifetimes::room_for`].
     pub(crate) fn open(&mut self, ip: IpAddr, value: T, now: Instant) -> usize {
         let source = source(ip);
         let key = self.flows.insert(Life {
@@ -198,7 +202,7 @@ impl<T> Lives<T> {
         key
     }
 
-    /// The visitor has sent a datagram.
+    /// Notes that the visitor has sent a datagram.
     pub(crate) fn asked(&mut self, key: usize, now: Instant) {
         let Some(life) = self.flows.get_mut(key) else {
             return;
@@ -221,7 +225,7 @@ impl<T> Lives<T> {
         }
     }
 
-    /// The service has sent a datagram. True if it is the flow's first.
+    /// Notes that the service has sent a datagram. True if it is the flow's first.
     pub(crate) fn answered(&mut self, key: usize, now: Instant) -> bool {
         let Some(life) = self.flows.get_mut(key) else {
             return false;
@@ -240,7 +244,7 @@ impl<T> Lives<T> {
         false
     }
 
-    /// Takes a flow out.
+    /// Removes a flow.
     pub(crate) fn remove(&mut self, key: usize) -> Option<T> {
         let life = self.flows.try_remove(key)?;
         match life.stage {
@@ -252,8 +256,8 @@ impl<T> Lives<T> {
         Some(life.value)
     }
 
-    /// After a flood. Keys stay, so it is what lies behind the last flow that goes: those that outlive
-    /// a flood were there before it, mostly.
+    /// Gives memory back after a flood. Keys stay the same, so only the places behind the last flow
+    /// can be freed; flows that outlive a flood were mostly there before it.
     fn give_room_back(&mut self) {
         self.expiry.give_room_back();
         if self.flows.capacity() > room::CAPACITY_KEPT
@@ -276,9 +280,9 @@ impl<T> Lives<T> {
         }
     }
 
-    /// The next flow whose time is over. It must be taken out. Those that are `kept` count as active
-    /// now instead. To be asked until there is none, now and then: only then is memory given back,
-    /// which may walk over all places.
+    /// The next flow that has expired, which must be removed. Flows for which `kept` is true count
+    /// as active now instead. To be called now and then until there is none: only then is memory
+    /// given back, which may walk over all places.
     pub(crate) fn next_expired(
         &mut self,
         now: Instant,
@@ -323,7 +327,7 @@ impl<T> Lives<T> {
     }
 }
 
-/// What counts as one source.
+/// The source that an address belongs to.
 pub(crate) fn source(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => {
@@ -335,5 +339,5 @@ pub(crate) fn source(ip: IpAddr) -> IpAddr {
 }
 
 #[cfg(test)]
-#[path = "lives_tests.rs"]
+#[path = "lifetimes_tests.rs"]
 mod tests;

@@ -1,6 +1,6 @@
-//! Visitors who are yet to say who they are, by a PROXY header: how long, and how many of them on a
-//! core. Who waits longest goes first when there are too many, because a balancer sends its header
-//! with the connection.
+//! Visitors whose PROXY header has yet to come: how long they may take, and how many of them a core
+//! waits for. If there are too many, the one that has waited longest is given up, because a
+//! balancer sends its header with the connection.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -9,50 +9,52 @@ use std::time::Duration;
 
 use crate::core::event::Event;
 
-/// How long a visitor may take for its header, from when it was accepted.
+/// How long a visitor may take for its header, counted from when it was accepted.
 pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Visitors of one core who are waited for, whatever their service: each holds a descriptor and up to
-/// 4 KiB. At ten thousand visitors a second it is full if headers come a tenth of a second late.
-const ANNOUNCED_MAX: usize = 1_024;
+/// Visitors of one core that are waited for, whatever their service: each holds a descriptor and up
+/// to 4 KiB. At ten thousand visitors a second this is full if headers come a tenth of a second
+/// late.
+const HEADER_WAITS_MAX: usize = 1_024;
 
-/// Those of one core.
+/// The visitors of one core that are waited for.
 #[derive(Debug, Default)]
-pub(super) struct Announced {
+pub(super) struct HeaderWaits {
     next: u64,
-    /// In the order of their coming; set tells one to go.
+    /// The events of these visitors, in the order of their coming; an event that is set tells its
+    /// visitor to go.
     waiting: BTreeMap<u64, Rc<Event>>,
 }
 
 thread_local! {
-    static ANNOUNCED: Rc<RefCell<Announced>> = Rc::default();
+    static HEADER_WAITS: Rc<RefCell<HeaderWaits>> = Rc::default();
 }
 
-/// The place of one who is waited for; given up when dropped.
+/// The place of a visitor that is waited for; given up when dropped.
 #[derive(Debug)]
 pub(super) struct Place {
-    all: Rc<RefCell<Announced>>,
+    all: Rc<RefCell<HeaderWaits>>,
     number: u64,
-    /// Set if somebody else needs the place.
+    /// Set if another visitor needs the place.
     pub(super) must_go: Rc<Event>,
 }
 
 impl Place {
-    /// One more on this core, at the cost of the one who has waited longest if need be.
+    /// Takes a place on this core, if need be that of the visitor who has waited longest.
     pub(super) fn on_this_core() -> Place {
-        ANNOUNCED.with(|all| Place::among(all, ANNOUNCED_MAX))
+        HEADER_WAITS.with(|all| Place::among(all, HEADER_WAITS_MAX))
     }
 
-    fn among(all: &Rc<RefCell<Announced>>, most: usize) -> Place {
-        let mut announced = all.borrow_mut();
-        if announced.waiting.len() >= most
-            && let Some((_, longest)) = announced.waiting.pop_first()
+    fn among(all: &Rc<RefCell<HeaderWaits>>, most: usize) -> Place {
+        let mut waits = all.borrow_mut();
+        if waits.waiting.len() >= most
+            && let Some((_, longest)) = waits.waiting.pop_first()
         {
             longest.set();
         }
-        let (number, must_go) = (announced.next, Rc::<Event>::default());
-        announced.next += 1;
-        announced.waiting.insert(number, Rc::clone(&must_go));
+        let (number, must_go) = (waits.next, Rc::<Event>::default());
+        waits.next += 1;
+        waits.waiting.insert(number, Rc::clone(&must_go));
         Place {
             all: Rc::clone(all),
             number,

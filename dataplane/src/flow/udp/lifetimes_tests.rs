@@ -1,5 +1,6 @@
-//! Lives against a naive model of them, by seeded simulation, with strangers who flood and a clock
-//! that jumps. Every run repeats by its seed: `QMUX_SEED=7 cargo test --workspace udp::lives`.
+//! Lifetimes against a naive model of them, by seeded simulation, with strangers who flood and a
+//! clock that jumps. Every run repeats by its seed: `QMUX_SEED=7 cargo test --workspace
+//! udp::lifetimes`.
 
 use std::cell::Cell;
 use std::net::Ipv4Addr;
@@ -25,7 +26,7 @@ struct Known {
     ip: IpAddr,
     stage: Stage,
     last_activity: Instant,
-    /// Orders what happened, where the clock does not.
+    /// The order of events, where the clock does not tell it.
     touched: u64,
     kept: bool,
 }
@@ -45,16 +46,16 @@ struct Seen {
 struct Simulation {
     random: StdRng,
     now: Instant,
-    lives: Lives<(u64, bool)>,
-    /// By the number of the flow, in the order of opening.
+    lifetimes: Lifetimes<(u64, bool)>,
+    /// The flows in the order in which they were opened.
     model: Vec<Known>,
     events: u64,
     opened: u64,
     ended: u64,
     seen: Seen,
-    /// How likely strangers are, of 100 steps: it changes, so that tables fill and empty.
+    /// How likely strangers are, per 100 steps. It changes, so that tables fill and empty.
     flood: u32,
-    /// Nothing ends but by the rule, so that exchanges that go on become all that there is.
+    /// Whether flows end only by the rule, so that in the end only established ones are left.
     crowded: bool,
 }
 
@@ -63,7 +64,7 @@ impl Simulation {
         Simulation {
             random: StdRng::seed_from_u64(seed),
             now: Instant::now(),
-            lives: Lives::new(LIMITS),
+            lifetimes: Lifetimes::new(LIMITS),
             model: Vec::new(),
             events: 0,
             opened: 0,
@@ -97,7 +98,7 @@ impl Simulation {
         }
     }
 
-    /// Of many networks, or of one that tries to take everything.
+    /// The address of a stranger: of many networks, or of one that tries to take everything.
     fn stranger(&mut self) -> IpAddr {
         let random = &mut self.random;
         if random.random_bool(0.3) {
@@ -122,7 +123,7 @@ impl Simulation {
         self.model.iter().filter(|flow| flow.stage == stage).count()
     }
 
-    /// What the rule says, told the long way round.
+    /// The rule, computed in the simplest way.
     fn expected_room(&self, ip: IpAddr) -> Room {
         let mine =
             |flow: &&Known| source(flow.ip) == source(ip) && flow.stage != Stage::Established;
@@ -144,7 +145,7 @@ impl Simulation {
     }
 
     fn open(&mut self, ip: IpAddr) {
-        let room = self.lives.room_for(ip);
+        let room = self.lifetimes.room_for(ip);
         assert_eq!(room, self.expected_room(ip));
         match room {
             Room::Free => {}
@@ -160,7 +161,8 @@ impl Simulation {
                     (Why::Source, _) => self.seen.evicted_of_source += 1,
                     (_, Stage::Unanswered) => self.seen.evicted_unanswered += 1,
                     (_, Stage::Answered) => {
-                        // Only for other answered ones, never for those of silent services.
+                        // Answered flows are evicted only for other answered ones, never for those
+                        // of silent services.
                         assert!(self.count(Stage::Answered) > self.count(Stage::Unanswered));
                         self.seen.evicted_answered += 1;
                     }
@@ -171,7 +173,7 @@ impl Simulation {
         }
         let kept = self.random.random_bool(0.05);
         let number = self.opened;
-        let key = self.lives.open(ip, (number, kept), self.now);
+        let key = self.lifetimes.open(ip, (number, kept), self.now);
         self.opened += 1;
         self.model.push(Known {
             key,
@@ -191,7 +193,7 @@ impl Simulation {
 
     fn take_out(&mut self, at: usize) {
         let flow = self.model.remove(at);
-        let value = self.lives.remove(flow.key);
+        let value = self.lifetimes.remove(flow.key);
         assert_eq!(value, Some((flow.number, flow.kept)));
         self.ended += 1;
     }
@@ -204,7 +206,7 @@ impl Simulation {
         if flow.stage == Stage::Answered {
             flow.stage = Stage::Established;
         }
-        self.lives.asked(flow.key, self.now);
+        self.lifetimes.asked(flow.key, self.now);
     }
 
     fn answered(&mut self) {
@@ -217,18 +219,18 @@ impl Simulation {
             flow.stage = Stage::Answered;
             self.seen.honest_answered += 1;
         }
-        assert_eq!(self.lives.answered(flow.key, self.now), first);
+        assert_eq!(self.lifetimes.answered(flow.key, self.now), first);
     }
 
     fn remove(&mut self) {
         if let Some(at) = self.any() {
             self.take_out(at);
         }
-        // Nobody's key does nothing.
+        // A key that is not in use does nothing.
         let unused = 10 * LIMITS.flows_max;
-        self.lives.asked(unused, self.now);
-        assert!(!self.lives.answered(unused, self.now));
-        assert_eq!(self.lives.remove(unused), None);
+        self.lifetimes.asked(unused, self.now);
+        assert!(!self.lifetimes.answered(unused, self.now));
+        assert_eq!(self.lifetimes.remove(unused), None);
     }
 
     fn is_due(&self, flow: &Known) -> bool {
@@ -247,7 +249,7 @@ impl Simulation {
                 work.set(work.get() + 1);
                 value.1
             };
-            let Some(key) = self.lives.next_expired(self.now, kept) else {
+            let Some(key) = self.lifetimes.next_expired(self.now, kept) else {
                 break;
             };
             let at = self.at(key);
@@ -266,7 +268,8 @@ impl Simulation {
             let flow = &mut self.model[at];
             assert!(flow.kept, "{flow:?} outlived its time");
             self.seen.kept += 1;
-            // It counts as active from the sweep on; of an established one only its deadline knows.
+            // The flow counts as active from the sweep on; of an established one only its deadline
+            // shows that.
             if flow.stage != Stage::Established {
                 self.events += 1;
                 flow.touched = self.events;
@@ -276,7 +279,7 @@ impl Simulation {
     }
 
     fn check(&self) {
-        let lives = &self.lives;
+        let lives = &self.lifetimes;
         assert_eq!(lives.len(), self.model.len());
         assert!(lives.len() <= LIMITS.flows_max);
         assert_eq!(self.opened, self.ended + self.model.len() as u64);
@@ -342,7 +345,7 @@ fn lives_agree_with_a_naive_model_of_them() {
     }
 }
 
-/// The whole point, in numbers: strangers at ten thousand a second, and a table of a thousand.
+/// The purpose in numbers: strangers at ten thousand a second, and a table of a thousand flows.
 #[test]
 fn a_flood_costs_no_exchange_that_goes_on_and_no_newcomer_its_answer() {
     for strangers_are_answered in [false, true] {
@@ -351,7 +354,7 @@ fn a_flood_costs_no_exchange_that_goes_on_and_no_newcomer_its_answer() {
             unanswered_timeout: Duration::from_secs(30),
             session_timeout: Duration::from_secs(300),
         };
-        let mut lives = Lives::new(limits);
+        let mut lives = Lifetimes::new(limits);
         let mut now = Instant::now();
         let honest: IpAddr = Ipv4Addr::new(192, 0, 2, 1).into();
         let old = lives.open(honest, 0, now);
@@ -368,7 +371,7 @@ fn a_flood_costs_no_exchange_that_goes_on_and_no_newcomer_its_answer() {
             if strangers_are_answered {
                 lives.answered(key, now);
             }
-            // Somebody honest every 5 ms, whose answer takes 20 ms.
+            // Every 5 ms there is an honest visitor, whose answer takes 20 ms.
             if stranger % 250 == 0 {
                 if let Room::Instead(key, _) = lives.room_for(honest) {
                     lives.remove(key);
