@@ -1,5 +1,5 @@
-//! Programs under test and their peers: started, watched, and dead when the test is. What goes wrong
-//! is a panic of the test, which then prints their last log lines.
+//! Programs under test and their peers: started, watched, and dead when the test is. What goes
+//! wrong is a panic of the test, which then prints their last log lines.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -64,8 +64,8 @@ impl Launch {
         Self(self.0.env(name, value))
     }
 
-    /// The same program in a mount namespace of its own, in which each second path shows the file of
-    /// the first.
+    /// The same program in a mount namespace of its own, in which each second path shows the file
+    /// of the first.
     pub(crate) fn with_files(self, files: &[(&str, &str)]) -> Self {
         let mount = "mount --bind \"$1\" \"$2\" && shift 2 && ".repeat(files.len());
         let script = mount + "exec \"$@\"";
@@ -177,7 +177,8 @@ impl Program {
         self.wait_for_lines(what, 1, matches)
     }
 
-    /// Waits for the line that says that the program serves; `Err` with its log if it ended instead.
+    /// Waits for the line that says that the program serves; `Err` with its log if it ended
+    /// instead.
     pub(crate) fn wait_until_ready(&self) -> Result<(), String> {
         match self.0.wait_for_line("readiness", PATIENCE, says_ready) {
             Ok(_) => Ok(()),
