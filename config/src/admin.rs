@@ -39,7 +39,8 @@ impl fmt::Display for AdminListen {
 impl AdminListen {
     /// Reads an address in the form of dp.toml. A relative path begins at `directory`.
     ///
-    /// # Errors What is wrong with it and what would be right.
+    /// # Errors
+    /// What is wrong with it and what would be right.
     pub fn parse(text: &str, directory: &Path) -> Result<Self, String> {
         let Some(path) = text.strip_prefix(UNIX) else {
             let parsed = address::parse_listen(text);

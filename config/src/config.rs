@@ -51,7 +51,8 @@ pub struct Config {
 impl Config {
     /// Reads and checks a file.
     ///
-    /// # Errors Every problem that was found: the file cannot be read, is not TOML, contains a
+    /// # Errors
+    /// Every problem that was found: the file cannot be read, is not TOML, contains a
     /// wrong value or names a certificate that is not usable.
     pub fn load(path: &Path) -> Result<Self, Errors> {
         Self::parse(&Self::text_of(path)?, path)
@@ -59,7 +60,8 @@ impl Config {
 
     /// Reads the text of a config file, for [`Config::parse`].
     ///
-    /// # Errors If it cannot be read, or is not text.
+    /// # Errors
+    /// If it cannot be read, or is not text.
     pub fn text_of(path: &Path) -> Result<String, Errors> {
         text_of(path)
     }
@@ -67,7 +69,8 @@ impl Config {
     /// Loads a file like [`Config::load`], for a diagnosis: a certificate that has expired, or is
     /// not valid yet, only causes a warning, because the clock may be wrong.
     ///
-    /// # Errors As for [`Config::load`].
+    /// # Errors
+    /// As for [`Config::load`].
     pub fn load_whatever_the_time(path: &Path) -> Result<Self, Errors> {
         let text = text_of(path)?;
         let report = Report::new(Source { path, text: &text });
@@ -89,7 +92,8 @@ impl Config {
     /// Parses a text like [`Config::parse`], with `environment` instead of the process's
     /// environment as the values of `${NAME}` in strings.
     ///
-    /// # Errors As for [`Config::load`].
+    /// # Errors
+    /// As for [`Config::load`].
     pub fn parse_with(
         text: &str,
         path: &Path,

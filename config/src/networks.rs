@@ -78,7 +78,8 @@ impl FromIterator<IpNet> for Networks {
 
 /// Reads a network or a single address.
 ///
-/// # Errors What is wrong with it and what would be right.
+/// # Errors
+/// What is wrong with it and what would be right.
 pub(crate) fn parse(text: &str) -> Result<IpNet, String> {
     let wrong = || format!("{text:?} is no network; it must be {NETWORK_FORM}");
     let (ip, bits) = match text.split_once('/') {
@@ -115,7 +116,8 @@ fn as_ipv4(network: IpNet) -> Option<IpNet> {
 
 /// Reads the networks of a file: one in each line; a `#` begins a comment.
 ///
-/// # Errors What is wrong with the file, as the end of a sentence that begins with its path.
+/// # Errors
+/// What is wrong with the file, as the end of a sentence that begins with its path.
 pub(crate) fn read_file(path: &Path) -> Result<Vec<IpNet>, String> {
     let unreadable = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::NotFound => {

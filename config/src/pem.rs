@@ -11,7 +11,8 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// Reads a PEM file, without a byte order mark.
 ///
-/// # Errors What is wrong with the file, as the end of a sentence that begins with its path.
+/// # Errors
+/// What is wrong with the file, as the end of a sentence that begins with its path.
 pub fn read_pem(path: &Path) -> Result<Vec<u8>, String> {
     let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {

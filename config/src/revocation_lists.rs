@@ -21,7 +21,8 @@ pub(crate) struct List {
 
 /// The lists of a PEM text.
 ///
-/// # Errors What is wrong with the text; the caller adds where it is from.
+/// # Errors
+/// What is wrong with the text; the caller adds where it is from.
 pub(crate) fn lists(pem: &[u8]) -> Result<Vec<List>, &'static str> {
     let wrong =
         "holds no list of revoked certificates in valid PEM form (-----BEGIN X509 CRL-----)";

@@ -93,7 +93,8 @@ impl fmt::Debug for TicketKey {
 
 /// Reads the keys of a file; the first one seals tickets.
 ///
-/// # Errors A text that continues a sentence which starts with the file's path. It shows nothing of
+/// # Errors
+/// A text that continues a sentence which starts with the file's path. It shows nothing of
 /// the file.
 pub fn read_ticket_keys(path: &Path) -> Result<Vec<TicketKey>, String> {
     let cannot = |error: std::io::Error| match error.kind() {
@@ -114,7 +115,8 @@ pub fn read_ticket_keys(path: &Path) -> Result<Vec<TicketKey>, String> {
 
 /// Reads the keys from a file's content, as [`read_ticket_keys`] does.
 ///
-/// # Errors As for [`read_ticket_keys`].
+/// # Errors
+/// As for [`read_ticket_keys`].
 pub fn parse_ticket_keys(content: &[u8]) -> Result<Vec<TicketKey>, String> {
     // A random key of 48 bytes is text once in some 10^14 times; text with a comment may well be 48
     // or 80 bytes long.

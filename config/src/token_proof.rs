@@ -25,7 +25,8 @@ pub struct Session([u8; EXPORTED_BYTES]);
 impl Session {
     /// Exports it from `ssl`.
     ///
-    /// # Errors If the session has no keying material yet, because the handshake is not complete.
+    /// # Errors
+    /// If the session has no keying material yet, because the handshake is not complete.
     pub fn of(ssl: &SslRef) -> Result<Self, ErrorStack> {
         let mut exported = [0u8; EXPORTED_BYTES];
         ssl.export_keying_material(&mut exported, EXPORTER_LABEL, None)?;
@@ -43,7 +44,8 @@ impl Session {
 
 /// The proof for a server's `nonce` in the session of `ssl`.
 ///
-/// # Errors If the session has no keying material yet, because the handshake is not complete.
+/// # Errors
+/// If the session has no keying material yet, because the handshake is not complete.
 pub fn prove(ssl: &SslRef, token: &Secret, nonce: &[u8]) -> Result<[u8; 64], ErrorStack> {
     Session::of(ssl)?.prove(token, nonce)
 }

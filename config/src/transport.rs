@@ -198,7 +198,8 @@ fn fits(text: &str, what: &str) -> Result<(), String> {
 impl ProxyAddress {
     /// Reads an address in the form of dp.toml, or of a variable of the environment.
     ///
-    /// # Errors What is wrong with it, as a message that shows no password.
+    /// # Errors
+    /// What is wrong with it, as a message that shows no password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let form = || format!("is no proxy; it must be {PROXY_FORM}");
         let (scheme, rest) = text.split_once("://").ok_or_else(form)?;

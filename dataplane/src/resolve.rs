@@ -163,7 +163,8 @@ impl Name {
 
     /// Asks the resolver.
     ///
-    /// # Errors The reason why there is no address.
+    /// # Errors
+    /// The reason why there is no address.
     fn resolve(&self) -> Result<(), String> {
         let found = (self.host.as_str(), self.port).to_socket_addrs();
         // The part before the colon is always the same.
@@ -215,7 +216,8 @@ impl Keeper {
 /// together), and `answered` is called with each good answer, whether it has changed or not. A
 /// literal address needs none of this.
 ///
-/// # Errors If the thread cannot be started.
+/// # Errors
+/// If the thread cannot be started.
 pub(crate) fn keeper(
     name: &Arc<Name>,
     interval: Duration,

@@ -36,7 +36,8 @@ pub(crate) struct Asked {
 impl Asked {
     /// The endpoint to ask.
     ///
-    /// # Errors If neither the address nor the config names it.
+    /// # Errors
+    /// If neither the address nor the config names it.
     pub(crate) fn endpoint(&self) -> Result<Endpoint, Failure> {
         match (&self.admin, &self.config) {
             (Some(text), _) => {
@@ -86,7 +87,8 @@ impl Endpoint {
 
     /// The endpoint of the program with this config.
     ///
-    /// # Errors If the config cannot be used, or has no endpoint.
+    /// # Errors
+    /// If the config cannot be used, or has no endpoint.
     pub(crate) fn of_config(path: &Path) -> Result<Endpoint, Failure> {
         let config = Config::load(path).map_err(|errors| Failure::Input(errors.to_string()))?;
         let Some(admin) = config.admin else {
@@ -109,14 +111,16 @@ impl Endpoint {
 
     /// Sends an order to `path`.
     ///
-    /// # Errors If there is no answer.
+    /// # Errors
+    /// If there is no answer.
     pub(crate) fn post(&self, path: &str) -> Result<Answer, Failure> {
         self.ask("POST", path, PATIENCE)
     }
 
     /// Sends an order to `path` that may take this long.
     ///
-    /// # Errors If there is no answer.
+    /// # Errors
+    /// If there is no answer.
     pub(crate) fn post_for(&self, path: &str, patience: Duration) -> Result<Answer, Failure> {
         self.ask("POST", path, patience)
     }

@@ -84,7 +84,8 @@ pub enum AuthorityError {
 impl Authority {
     /// Reads the certificate and the key of a CA, both in PEM form.
     ///
-    /// # Errors They are not what they should be, do not belong together, or the CA has expired.
+    /// # Errors
+    /// They are not what they should be, do not belong together, or the CA has expired.
     pub fn from_pem(cert_pem: &str, key_pem: &str) -> Result<Self, AuthorityError> {
         let cert = X509::from_pem(cert_pem.as_bytes()).map_err(|_| AuthorityError::NoAuthority)?;
         let der = cert.to_der()?;
@@ -119,7 +120,8 @@ impl Authority {
     /// Issues a certificate, with a new key, for a client of this name. It is valid for this many
     /// days, or as long as the CA.
     ///
-    /// # Errors The days are out of range, or the system gives no randomness.
+    /// # Errors
+    /// The days are out of range, or the system gives no randomness.
     pub fn issue_client(&self, name: &str, days: u32) -> Result<Issued, AuthorityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = params(name, self.validity(days)?);
@@ -135,7 +137,8 @@ impl Authority {
     /// is replaced and there is no moment at which the pair does not fit, and because what a server
     /// derives from its key survives.
     ///
-    /// # Errors Another CA has issued it, it does not belong to its key, or one of them cannot be
+    /// # Errors
+    /// Another CA has issued it, it does not belong to its key, or one of them cannot be
     /// read.
     pub fn renew(
         &self,

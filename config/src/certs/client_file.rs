@@ -97,7 +97,8 @@ pub struct ClientFile<'a> {
 impl ClientFile<'_> {
     /// The text of the file. It contains a private key.
     ///
-    /// # Errors The problem that [`Config`] would report about it.
+    /// # Errors
+    /// The problem that [`Config`] would report about it.
     pub fn text(&self) -> Result<String, String> {
         let mut text = String::new();
         // Writing to a string cannot fail.
@@ -208,7 +209,8 @@ pub enum RenewInFileError {
 /// The text of a client's file with its certificate renewed, and the new certificate; all else
 /// stays as it is.
 ///
-/// # Errors There is no certificate in the file, or [`Authority::renew`] refuses it.
+/// # Errors
+/// There is no certificate in the file, or [`Authority::renew`] refuses it.
 pub fn renew_in_file(
     text: &str,
     authority: &Authority,

@@ -45,7 +45,8 @@ pub enum WriteError {
 /// Key files are readable by their owner alone from the moment they exist. With `force`, each file
 /// is replaced as a whole: whoever reads it meanwhile sees the old or the new one.
 ///
-/// # Errors Without `force`, any of the files exists already; or the system refuses.
+/// # Errors
+/// Without `force`, any of the files exists already; or the system refuses.
 pub fn write(certs: &Generated, dir: &Path, force: bool) -> Result<Vec<PathBuf>, WriteError> {
     let contents = [
         &certs.ca_cert_pem,

@@ -22,7 +22,8 @@ const PROXY_ADDRESSES_MAX: usize = 3;
 /// Dials TLS at the server's address, which is the address of its QUIC. Dropping this future ends
 /// the attempt.
 ///
-/// # Errors The reason why there is no connection, for the operator.
+/// # Errors
+/// The reason why there is no connection, for the operator.
 pub(super) async fn dial(
     core: &Rc<ClientCore>,
     server: &ServerState,

@@ -161,7 +161,8 @@ impl ClientShared {
 
     /// Keeps sessions in the state directory, if one is configured.
     ///
-    /// # Errors With a text if the directory cannot be used.
+    /// # Errors
+    /// With a text if the directory cannot be used.
     pub(crate) fn keep_sessions(&self) -> Result<(), String> {
         let settings = self.settings();
         match settings
@@ -175,7 +176,8 @@ impl ClientShared {
 
     /// Reads the certificates, now and whenever they change, so that no core has to.
     ///
-    /// # Errors With a text if they cannot be used.
+    /// # Errors
+    /// With a text if they cannot be used.
     pub(crate) fn keep_certificates(&self) -> Result<(), String> {
         match self.settings().client() {
             Some(client) => self.credentials.keep(client),
@@ -196,7 +198,8 @@ impl ClientShared {
     /// Resolves all names now and from time to time, each in a thread of its own, and tells the
     /// cores by `post` when the servers have changed.
     ///
-    /// # Errors If a thread cannot be started.
+    /// # Errors
+    /// If a thread cannot be started.
     pub(crate) fn keep_names_fresh(
         self: &Arc<Self>,
         post: &Arc<dyn Post<ClientMail>>,

@@ -31,7 +31,8 @@ pub(crate) trait Post<T>: fmt::Debug + Send + Sync {
 
     /// Puts mail into a core's mailbox and wakes the core.
     ///
-    /// # Errors Returns the mail if there is no place for one more of its kind; the caller counts
+    /// # Errors
+    /// Returns the mail if there is no place for one more of its kind; the caller counts
     /// what it drops.
     fn send(&self, core: usize, mail: T) -> Result<(), T>;
 }
@@ -152,7 +153,8 @@ impl<M: Mail> Mailbox<M> {
 
     /// Puts mail in and wakes the core.
     ///
-    /// # Errors Returns the mail if there is no place for one more of its kind; the caller counts
+    /// # Errors
+    /// Returns the mail if there is no place for one more of its kind; the caller counts
     /// what it drops.
     pub(crate) fn send(&self, mail: M) -> Result<(), M> {
         self.queues.of(mail.kind()).push(mail)?;
@@ -210,7 +212,8 @@ impl<M> Clone for Mailboxes<M> {
 impl<M: Mail> Mailboxes<M> {
     /// Makes a mailbox for each core, with the sockets by which the cores are woken.
     ///
-    /// # Errors If there are no descriptors left.
+    /// # Errors
+    /// If there are no descriptors left.
     pub(crate) fn new(cores: usize) -> io::Result<(Mailboxes<M>, Vec<UnixDatagram>)> {
         let made: Vec<_> = (0..cores)
             .map(|_| Mailbox::new())

@@ -91,7 +91,8 @@ impl Report {
 /// Runs `work`. What it uses must be fit for use after a panic: counts fall when they are dropped,
 /// borrows end.
 ///
-/// # Errors If it panicked.
+/// # Errors
+/// If it panicked.
 pub(crate) fn contain<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     CONTAINED.set(CONTAINED.get() + 1);
     let result = catch_unwind(AssertUnwindSafe(work));

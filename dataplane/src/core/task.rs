@@ -62,7 +62,8 @@ impl<F: Future<Output = ()>, C: FnOnce()> Future for Task<F, C> {
 
 /// Runs `work` to its end or to a panic, which ends it too.
 ///
-/// # Errors If it panicked.
+/// # Errors
+/// If it panicked.
 pub(crate) fn contained<F: Future>(work: F) -> Contained<F> {
     Contained { work: Some(work) }
 }

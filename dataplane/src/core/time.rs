@@ -76,7 +76,8 @@ pub(crate) fn sleep_until(at: Instant) -> Sleep {
 
 /// Runs `work` to its end, for at most `duration`. Dropping `work` half-way must lose nothing.
 ///
-/// # Errors If the time is over first.
+/// # Errors
+/// If the time is over first.
 pub(crate) async fn timeout<T>(
     duration: Duration,
     work: impl Future<Output = T>,

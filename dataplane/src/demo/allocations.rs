@@ -62,7 +62,8 @@ const LOADS: [(&str, Load); 5] = [
 
 /// Runs every load and prints what it allocates.
 ///
-/// # Errors If a load fails, or if our own code allocates anything for a packet.
+/// # Errors
+/// If a load fails, or if our own code allocates anything for a packet.
 pub(super) fn run(running: &Running, visit: Visit) -> Result<(), String> {
     super::traffic::wait_ready(visit.web)?;
     let mut failures = Vec::new();

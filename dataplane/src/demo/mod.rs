@@ -28,7 +28,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs the demo: until a signal, or once with traffic of its own.
 ///
-/// # Errors If something cannot be set up, or if a byte did not come back right.
+/// # Errors
+/// If something cannot be set up, or if a byte did not come back right.
 pub(crate) fn run(once: bool, cores: Option<usize>) -> Result<(), Failure> {
     let cores = run::core_count(cores);
     let Tunnel {
@@ -61,7 +62,8 @@ pub(crate) fn run(once: bool, cores: Option<usize>) -> Result<(), Failure> {
 
 /// Counts what the demo's tunnel allocates, on one core.
 ///
-/// # Errors If something cannot be set up, or if a packet costs an allocation of our own.
+/// # Errors
+/// If something cannot be set up, or if a packet costs an allocation of our own.
 #[cfg(feature = "count-allocations")]
 pub(crate) fn count_allocations() -> Result<(), Failure> {
     let mut tunnel = set_up(1, false)?;

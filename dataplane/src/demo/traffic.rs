@@ -58,7 +58,8 @@ pub(super) struct Measured {
 
 /// Sends everything.
 ///
-/// # Errors What did not come back, or came back wrong.
+/// # Errors
+/// What did not come back, or came back wrong.
 pub(super) fn send(visit: Visit) -> Result<Measured, String> {
     let Visit { web, echo } = visit;
     wait_ready(web)?;

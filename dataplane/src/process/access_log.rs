@@ -101,7 +101,8 @@ impl Prepared {
 
 /// Opens a target for lines. Nothing changes yet.
 ///
-/// # Errors If the file cannot be opened, or the thread cannot be started.
+/// # Errors
+/// If the file cannot be opened, or the thread cannot be started.
 pub(crate) fn prepare(setting: &Setting) -> Result<Prepared, Failure> {
     if orders().setting == *setting {
         return Ok(Prepared(None));
@@ -139,7 +140,8 @@ pub(crate) fn lost() -> (u64, u64) {
 
 /// Whether a start could write to this target. Makes no file.
 ///
-/// # Errors What is wrong, and what would be right.
+/// # Errors
+/// What is wrong, and what would be right.
 pub(crate) fn probe(setting: &Setting) -> Result<(), Failure> {
     let Setting::File(path) = setting else {
         return Ok(());

@@ -50,7 +50,8 @@ pub(crate) fn without_ipv6(mut config: Config, has_ipv6: impl FnOnce() -> bool) 
 /// The sockets of everything that a plan opens, per core: `result[core][door]`. `is_ours` returns
 /// true for addresses that are not free because this process has them.
 ///
-/// # Errors The first address that cannot be bound, with the reason. Then nothing is bound.
+/// # Errors
+/// The first address that cannot be bound, with the reason. Then nothing is bound.
 pub(crate) fn all(
     plan: &Plan,
     cores: usize,
@@ -156,7 +157,8 @@ fn bind_tls(plan: &Plan, per_core: &mut [Vec<DoorSockets>], inherits: bool) -> R
 
 /// Whether TLS can be offered at this address, with a warning if not.
 ///
-/// # Errors If the configuration requires it.
+/// # Errors
+/// If the configuration requires it.
 fn is_for_tls(server: &Server, address: SocketAddr) -> Result<bool, Failure> {
     let error = if server.takes_tcp_at(address) {
         // The address is one for visitors, so there is nothing to wait for.
@@ -205,7 +207,8 @@ fn for_visitors(plan: &Plan, address: SocketAddr, tcp: bool, error: &std::io::Er
 
 /// Checks the addresses of `door`.
 ///
-/// # Errors The first address that is not free or not of this machine, and the reason.
+/// # Errors
+/// The first address that is not free or not of this machine, and the reason.
 pub(crate) fn probe(door: &Door) -> Result<(), Failure> {
     for address in &door.quic_addrs {
         probe_one(*address, false)?;
@@ -234,7 +237,8 @@ pub(crate) fn descriptors(server: &Server, cores: usize) -> u64 {
 
 /// Checks the limit of open files (`None`: unlimited). Returns a warning if few are left for flows.
 ///
-/// # Errors What is needed, what there is and what to do, if the sockets need more than that.
+/// # Errors
+/// What is needed, what there is and what to do, if the sockets need more than that.
 pub(crate) fn judge_descriptors(
     server: &Server,
     cores: usize,

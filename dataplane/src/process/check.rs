@@ -15,7 +15,8 @@ use crate::sys::limits;
 
 /// Builds what a start would build, without running it.
 ///
-/// # Errors The first thing that is wrong.
+/// # Errors
+/// The first thing that is wrong.
 pub(crate) fn tls_contexts(config: &Config) -> Result<(), Failure> {
     let input = |error: &dyn std::fmt::Display| Failure::Input(error.to_string());
     if let Some(server) = &config.server {
@@ -119,7 +120,8 @@ fn show_service(service: &Service) -> String {
 
 /// Validates the configuration and prints what would run.
 ///
-/// # Errors The first thing that is wrong.
+/// # Errors
+/// The first thing that is wrong.
 pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
     tls_contexts(&config)?;
     let config = std::sync::Arc::new(config);

@@ -9,7 +9,8 @@ const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// Checks the argument, which the filter then interprets.
 ///
-/// # Errors The first part that is neither a level nor `module=level`, with what may have been
+/// # Errors
+/// The first part that is neither a level nor `module=level`, with what may have been
 /// meant.
 pub(crate) fn parse(text: &str) -> Result<String, String> {
     for part in text.split(',').map(str::trim) {

@@ -62,7 +62,8 @@ static STARTED: AtomicBool = AtomicBool::new(false);
 
 /// Starts logging for the whole process.
 ///
-/// # Errors If the level cannot be understood, or the thread that writes cannot be started.
+/// # Errors
+/// If the level cannot be understood, or the thread that writes cannot be started.
 pub(crate) fn start(options: &LogOptions) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(&options.log_level).map_err(|error| {
         Failure::Input(format!(

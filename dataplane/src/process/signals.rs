@@ -47,7 +47,8 @@ impl Wish {
 /// Calls `reload`, which returns whether a reload can be done, and `succeed`, for a successor, for
 /// each signal that asks for them.
 ///
-/// # Errors If the handlers or their thread cannot be installed.
+/// # Errors
+/// If the handlers or their thread cannot be installed.
 pub(crate) fn listen(
     stop: impl Fn() + Send + 'static,
     reload: impl Fn() -> bool + Send + 'static,

@@ -86,7 +86,8 @@ impl Status {
 
     /// The reasons why no visitor should be sent to the service with this name.
     ///
-    /// # Errors If neither role has a service of this name.
+    /// # Errors
+    /// If neither role has a service of this name.
     pub(crate) fn service_not_ready(
         &self,
         name: &str,

@@ -130,7 +130,8 @@ pub(crate) struct ServerCredentials {
 impl ServerCredentials {
     /// Reads the files of a server.
     ///
-    /// # Errors The first file that is not usable.
+    /// # Errors
+    /// The first file that is not usable.
     pub(crate) fn read(server: &Server) -> Result<ServerCredentials, TlsError> {
         let pair = Pair::read(&server.tls.server_cert, &server.tls.server_key)?;
         let clients = match &server.auth {
@@ -180,7 +181,8 @@ pub(crate) struct ClientCredentials {
 impl ClientCredentials {
     /// Reads the files of a client.
     ///
-    /// # Errors The first file that is not usable.
+    /// # Errors
+    /// The first file that is not usable.
     pub(crate) fn read(client: &Client) -> Result<ClientCredentials, TlsError> {
         let authorities = Authorities::read(&client.tls.ca_cert)?;
         let pair = client.tls.client_cert.as_ref();
@@ -208,7 +210,8 @@ pub(crate) struct KeptCredentials {
 impl KeptCredentials {
     /// Reads the files now, and again whenever they change, for as long as the process runs.
     ///
-    /// # Errors If the files cannot be used now, or the thread cannot be started.
+    /// # Errors
+    /// If the files cannot be used now, or the thread cannot be started.
     pub(crate) fn keep(&self, client: &Client) -> Result<(), String> {
         let mut look = Look {
             last: stamps(client),
@@ -258,7 +261,8 @@ impl KeptCredentials {
 
     /// Reads the files of a configuration.
     ///
-    /// # Errors If a TLS context would refuse what they contain, which must not take the place of
+    /// # Errors
+    /// If a TLS context would refuse what they contain, which must not take the place of
     /// what works.
     pub(crate) fn usable(client: &Client) -> Result<Arc<ClientCredentials>, TlsError> {
         let credentials = Arc::new(ClientCredentials::read(client)?);
@@ -268,7 +272,8 @@ impl KeptCredentials {
 
     /// The credentials that were last read; reads them now if there are none.
     ///
-    /// # Errors If they have to be read and cannot be used.
+    /// # Errors
+    /// If they have to be read and cannot be used.
     pub(crate) fn get(&self, client: &Client) -> Result<Arc<ClientCredentials>, TlsError> {
         match self.kept.load_full() {
             Some(credentials) => Ok(credentials),

@@ -75,7 +75,8 @@ pub(crate) struct ResetKey([u8; 32]);
 impl ResetKey {
     /// The key of the listener with this port, of the server with this private key file.
     ///
-    /// # Errors With a text if the file cannot be read.
+    /// # Errors
+    /// With a text if the file cannot be read.
     pub(crate) fn from_key(key: &FileOrText, port: u16) -> Result<ResetKey, String> {
         let secret = key.read_pem().map_err(|error| format!("{key} {error}"))?;
         // Without a boot id, machines are told apart by their addresses alone.

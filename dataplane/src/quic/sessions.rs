@@ -210,7 +210,8 @@ pub(crate) struct SessionCache {
 impl SessionCache {
     /// Loads the tickets of the file in `dir`, and saves them there from now on.
     ///
-    /// # Errors With a text if the directory cannot be made or written to.
+    /// # Errors
+    /// With a text if the directory cannot be made or written to.
     pub(crate) fn keep_in(&self, dir: &Path) -> Result<(), String> {
         let failed = |error| unusable(dir, &error);
         file::make_dir(dir).map_err(failed)?;
@@ -327,7 +328,8 @@ impl SessionCache {
 /// Checks whether [`SessionCache::keep_in`] could use `dir`, and returns what is dangerous about
 /// it. Leaves nothing behind.
 ///
-/// # Errors The text that `keep_in` would give.
+/// # Errors
+/// The text that `keep_in` would give.
 pub(crate) fn probe_dir(dir: &Path) -> Result<Option<&'static str>, String> {
     file::probe(dir).map_err(|error| unusable(dir, &error))?;
     Ok(file::danger(dir))

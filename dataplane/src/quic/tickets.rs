@@ -123,7 +123,8 @@ pub(crate) struct Keeper {
 impl TicketKeys {
     /// Draws the first key, or reads the file.
     ///
-    /// # Errors A text for the log.
+    /// # Errors
+    /// A text for the log.
     pub(crate) fn start(tls: &ServerTls) -> Result<(Arc<TicketKeys>, Keeper), String> {
         let interval = tls.session_ticket_encryption_key_rotation_interval;
         let (origin, set) = match &tls.session_ticket_encryption_key {

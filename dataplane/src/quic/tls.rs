@@ -129,7 +129,8 @@ fn admit(store: &mut X509StoreBuilderRef, trusted: &TrustedClients) -> Result<()
 /// The store by which certificates of clients that were let in are checked again; `None` if none is
 /// asked for.
 ///
-/// # Errors If the files are not usable.
+/// # Errors
+/// If the files are not usable.
 pub(crate) fn client_store(credentials: &ServerCredentials) -> Result<Option<X509Store>, TlsError> {
     let Some(trusted) = &credentials.clients else {
         return Ok(None);

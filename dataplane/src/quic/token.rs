@@ -15,7 +15,8 @@ pub(crate) fn challenge() -> AuthChallenge {
 
 /// The proof for `challenge` on `lane`.
 ///
-/// # Errors If the session has no keying material yet, because the handshake is not complete.
+/// # Errors
+/// If the session has no keying material yet, because the handshake is not complete.
 pub(crate) fn prove(
     lane: &Lane,
     token: &Secret,
@@ -35,7 +36,8 @@ pub(crate) struct Given<'a> {
 impl<'a> Given<'a> {
     /// The proof that the peer of `lane` has given.
     ///
-    /// # Errors If the session has no keying material yet, because the handshake is not complete.
+    /// # Errors
+    /// If the session has no keying material yet, because the handshake is not complete.
     pub(crate) fn on(
         lane: &Lane,
         challenge: &'a AuthChallenge,

@@ -163,7 +163,8 @@ pub(crate) struct Predecessor {
 impl Predecessor {
     /// The predecessor at the other end of this socket.
     ///
-    /// # Errors If the socket cannot be made non-blocking.
+    /// # Errors
+    /// If the socket cannot be made non-blocking.
     pub(crate) fn at(socket: Socket) -> io::Result<Predecessor> {
         socket.set_nonblocking(true)?;
         Ok(Predecessor {

@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, AsRawFd as _};
 
 /// Sets the option `name` of `level` to a C int.
 ///
-/// # Errors Those of `setsockopt(2)`.
+/// # Errors
+/// Those of `setsockopt(2)`.
 pub(super) fn set_int(
     socket: impl AsFd,
     level: libc::c_int,
@@ -17,7 +18,8 @@ pub(super) fn set_int(
 
 /// Attaches a classic BPF program to the reuseport group of `socket` (`SO_ATTACH_REUSEPORT_CBPF`).
 ///
-/// # Errors Those of `setsockopt(2)`, if the kernel lacks the option (before Linux 4.5) or the
+/// # Errors
+/// Those of `setsockopt(2)`, if the kernel lacks the option (before Linux 4.5) or the
 /// program is not valid.
 pub(super) fn attach_reuseport_program(
     socket: impl AsFd,
@@ -54,7 +56,8 @@ pub(super) fn unacknowledged_bytes(socket: impl AsFd) -> u32 {
 /// process id is 0 if it has none that is known here, as in another container, so no type that
 /// cannot be 0 may hold it.
 ///
-/// # Errors Those of `getsockopt(2)`.
+/// # Errors
+/// Those of `getsockopt(2)`.
 pub(super) fn peer_credentials(socket: impl AsFd) -> io::Result<libc::ucred> {
     let mut peer = libc::ucred {
         pid: 0,

@@ -17,7 +17,8 @@ const SPACE_BYTES: usize = rustix::cmsg_space!(ScmRights(1));
 
 /// Sends one message, with `fd` if there is one.
 ///
-/// # Errors Those of sendmsg(2).
+/// # Errors
+/// Those of sendmsg(2).
 pub(crate) fn send(socket: impl AsFd, text: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); SPACE_BYTES];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -33,7 +34,8 @@ pub(crate) fn send(socket: impl AsFd, text: &[u8], fd: Option<BorrowedFd<'_>>) -
 /// Receives one message into `into`; returns its length, and the descriptor that came with it.
 /// `None` at the end of the connection.
 ///
-/// # Errors Those of recvmsg(2).
+/// # Errors
+/// Those of recvmsg(2).
 pub(crate) fn receive(
     socket: impl AsFd,
     into: &mut [u8],
@@ -65,7 +67,8 @@ pub(crate) struct Peer {
 impl Peer {
     /// Asks for the peer of this connection.
     ///
-    /// # Errors Those of getsockopt(2).
+    /// # Errors
+    /// Those of getsockopt(2).
     pub(crate) fn of(connection: impl AsFd) -> io::Result<Peer> {
         let credentials = super::option::peer_credentials(connection)?;
         Ok(Peer {

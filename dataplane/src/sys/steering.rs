@@ -41,7 +41,8 @@ fn program(sockets: u32) -> [libc::sock_filter; PROGRAM_LENGTH] {
 /// Attaches the steering program to the reuseport group that `socket` belongs to, of `sockets`
 /// members.
 ///
-/// # Errors Those of `setsockopt(2)`, if the kernel lacks `SO_ATTACH_REUSEPORT_CBPF` (before Linux
+/// # Errors
+/// Those of `setsockopt(2)`, if the kernel lacks `SO_ATTACH_REUSEPORT_CBPF` (before Linux
 /// 4.5).
 pub(crate) fn attach(socket: &UdpSocket, sockets: usize) -> io::Result<()> {
     debug_assert!((1..=super::CORES_MAX).contains(&sockets));

@@ -37,14 +37,16 @@ const PROGRAM: [SockFilter; 5] = [
 
 /// Keeps new connections from `listener`; those that have begun go on.
 ///
-/// # Errors Those of `setsockopt(2)`.
+/// # Errors
+/// Those of `setsockopt(2)`.
 pub(crate) fn attach(listener: &TcpListener) -> io::Result<()> {
     SockRef::from(listener).attach_filter(&PROGRAM)
 }
 
 /// Lets new connections come to `listener` again; returns whether they were kept away.
 ///
-/// # Errors Those of `setsockopt(2)`.
+/// # Errors
+/// Those of `setsockopt(2)`.
 pub(crate) fn detach(listener: &TcpListener) -> io::Result<bool> {
     match SockRef::from(listener).detach_filter() {
         Ok(()) => Ok(true),

@@ -68,7 +68,8 @@ impl TcpSocket {
     /// Connects to `addr`, by a descriptor that flows may have. Cancel-safe: the attempt ends when
     /// this is dropped.
     ///
-    /// # Errors Those of socket(2) and connect(2) ([`limits::is_own_want`]).
+    /// # Errors
+    /// Those of socket(2) and connect(2) ([`limits::is_own_want`]).
     pub(crate) async fn connect(addr: SocketAddr) -> io::Result<TcpSocket> {
         let kind = Type::STREAM.nonblocking();
         let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
@@ -86,7 +87,8 @@ impl TcpSocket {
 
     /// Connects to `addr` for a lane. Cancel-safe: the attempt ends when this is dropped.
     ///
-    /// # Errors Those of socket(2) and connect(2).
+    /// # Errors
+    /// Those of socket(2) and connect(2).
     pub(crate) async fn connect_carrier(addr: SocketAddr) -> io::Result<TcpSocket> {
         let kind = Type::STREAM.nonblocking();
         let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
@@ -121,7 +123,8 @@ impl TcpSocket {
     /// A descriptor of the same connection for another core. It stays open when this socket is
     /// dropped.
     ///
-    /// # Errors If there are too many open files.
+    /// # Errors
+    /// If there are too many open files.
     pub(crate) fn try_clone(&self) -> io::Result<TcpStream> {
         Ok(SockRef::from(&super::borrow(&self.io)).try_clone()?.into())
     }
@@ -235,7 +238,8 @@ impl Acceptor {
 
     /// A descriptor of the same socket for another process.
     ///
-    /// # Errors If there are too many open files.
+    /// # Errors
+    /// If there are too many open files.
     pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
         super::borrow(&self.io).try_clone_to_owned()
     }
@@ -259,7 +263,8 @@ pub(crate) fn stop_listening(listener: impl AsFd) {
 /// Nagle's algorithm is switched off: the tunnel forwards bytes when they come and must not add a
 /// delay of its own.
 ///
-/// # Errors Those of `setsockopt(2)`.
+/// # Errors
+/// Those of `setsockopt(2)`.
 pub(super) fn set_flow_options(socket: &Socket) -> io::Result<()> {
     socket.set_tcp_nodelay(true)?;
     socket.set_linger(Some(Duration::ZERO))?;

@@ -143,7 +143,8 @@ pub(crate) enum ListRefused {
 /// Has `store` refuse the certificates on the lists of `pem`, each of which one of `authorities`
 /// must have signed.
 ///
-/// # Errors What is wrong with the lists; the store is not to be used then.
+/// # Errors
+/// What is wrong with the lists; the store is not to be used then.
 pub(crate) fn refuse_revoked(
     store: &mut X509StoreBuilderRef,
     pem: &[u8],
@@ -199,7 +200,8 @@ fn is_end_of_pem(errors: &ErrorStack) -> bool {
 /// Whether TLS can use a list: each CA that the list may be taken to belong to must be able to sign
 /// it, not only the one that has signed it.
 ///
-/// # Safety `list` must be one that lives.
+/// # Safety
+/// `list` must be one that lives.
 unsafe fn judge_list(
     list: *mut boring_sys::X509_CRL,
     authorities: &[X509],
@@ -267,7 +269,8 @@ unsafe extern "C" fn tolerate(ok: c_int, context: *mut boring_sys::X509_STORE_CT
 /// Checks the certificate of a registered client against what `store` holds now: chain, validity,
 /// purpose, revocation.
 ///
-/// # Errors If the client would not be let in.
+/// # Errors
+/// If the client would not be let in.
 pub(crate) fn check_client_against(ssl: &SslRef, store: &X509StoreRef) -> Result<(), PeerRefused> {
     check_against(ssl, store, true)
 }

@@ -138,7 +138,8 @@ impl UdpSocket {
 
     /// A descriptor of the same socket for another process.
     ///
-    /// # Errors If there are too many open files.
+    /// # Errors
+    /// If there are too many open files.
     pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
         super::borrow(&self.io).try_clone_to_owned()
     }

@@ -40,7 +40,8 @@ pub(super) fn beside_udp(
 
 /// Tries a TLS handshake.
 ///
-/// # Errors The reason why it does not work.
+/// # Errors
+/// The reason why it does not work.
 pub(super) fn try_it(
     server: &ServerTarget,
     credentials: &Credentials,

@@ -109,7 +109,8 @@ pub(crate) struct Certificate {
 
 /// Asks for the text of the answer.
 ///
-/// # Errors If there is no answer, or it is an error.
+/// # Errors
+/// If there is no answer, or it is an error.
 pub(crate) fn text(endpoint: &Endpoint) -> Result<String, Failure> {
     let answer = endpoint.get("/status")?;
     match answer.status {
@@ -126,7 +127,8 @@ pub(crate) fn text(endpoint: &Endpoint) -> Result<String, Failure> {
 
 /// Asks for the answer.
 ///
-/// # Errors Those of [`text`], or if the answer is not a JSON object of ours.
+/// # Errors
+/// Those of [`text`], or if the answer is not a JSON object of ours.
 pub(crate) fn ask(endpoint: &Endpoint) -> Result<Status, Failure> {
     serde_json::from_str(&text(endpoint)?).map_err(|error| {
         Failure::Internal(format!(

@@ -85,7 +85,8 @@ pub(super) type Reaching = Pin<Box<dyn Future<Output = Result<Session, AttemptEn
 
 /// Dials a lane to the server and registers it.
 ///
-/// # Errors The reason why there is no lane.
+/// # Errors
+/// The reason why there is no lane.
 pub(super) async fn server(
     core: Rc<ClientCore>,
     server: Arc<ServerState>,

@@ -98,7 +98,8 @@ impl Resumption {
 
     /// Checks, after the handshake, whether the server is still the one that it must be.
     ///
-    /// # Errors The reason why it is not, for the log.
+    /// # Errors
+    /// The reason why it is not, for the log.
     pub(super) fn check(&self, lane: &Lane) -> Result<(), AttemptEnd> {
         let resumed = lane.handshake().resumed;
         if !resumed {

@@ -12,7 +12,8 @@ const EXCEPTION_VARIABLES: [&str; 2] = ["no_proxy", "NO_PROXY"];
 
 /// The proxy for `host`, if the environment names one.
 ///
-/// # Errors If the value is not the address of a proxy.
+/// # Errors
+/// If the value is not the address of a proxy.
 pub(super) fn proxy_for(
     host: &str,
     port: u16,

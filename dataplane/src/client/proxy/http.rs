@@ -29,7 +29,8 @@ pub(super) fn request(proxy: &ProxyAddress, place: &Place) -> Vec<u8> {
 
 /// Reads the proxy's answer, as far as it came.
 ///
-/// # Errors The proxy's refusal, in words.
+/// # Errors
+/// The proxy's refusal, in words.
 pub(super) fn answer(said: &[u8]) -> Result<Step, String> {
     if !said.ends_with(b"\n") {
         return Ok(Step::Wait);

@@ -61,7 +61,8 @@ enum Step {
 
 /// The proxy for a server at `host`, if there is one.
 ///
-/// # Errors If the environment names something that is not a proxy.
+/// # Errors
+/// If the environment names something that is not a proxy.
 pub(crate) fn of(proxy: &Proxy, host: &str, port: u16) -> Result<Option<ProxyAddress>, String> {
     match proxy {
         Proxy::None => Ok(None),
@@ -72,7 +73,8 @@ pub(crate) fn of(proxy: &Proxy, host: &str, port: u16) -> Result<Option<ProxyAdd
 
 /// Opens a tunnel to `place` through the proxy that `socket` is connected to.
 ///
-/// # Errors The proxy's refusal, in words.
+/// # Errors
+/// The proxy's refusal, in words.
 pub(super) async fn open(
     socket: &TcpSocket,
     proxy: &ProxyAddress,

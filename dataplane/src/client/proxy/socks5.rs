@@ -35,7 +35,8 @@ pub(super) struct Dialogue {
 impl Dialogue {
     /// Begins a dialogue.
     ///
-    /// # Errors If the destination cannot be expressed in this protocol.
+    /// # Errors
+    /// If the destination cannot be expressed in this protocol.
     pub(super) fn new(proxy: &ProxyAddress, place: &Place) -> Result<Dialogue, String> {
         let mut request = vec![VERSION, CONNECT, 0];
         match place {
@@ -77,7 +78,8 @@ impl Dialogue {
 
     /// Takes everything that the proxy has sent since this side sent something, as far as it came.
     ///
-    /// # Errors The proxy's refusal, in words.
+    /// # Errors
+    /// The proxy's refusal, in words.
     pub(super) fn next(&mut self, said: &[u8]) -> Result<Step, String> {
         match self.waits {
             Waits::Method => self.method(said),

@@ -51,7 +51,8 @@ struct NewTarget {
 impl ClientShared {
     /// Prepares for another configuration, whose section is `client`. Nothing changes yet.
     ///
-    /// # Errors If a certificate cannot be used, or a thread for a name cannot be started.
+    /// # Errors
+    /// If a certificate cannot be used, or a thread for a name cannot be started.
     pub(crate) fn prepare(
         self: &Arc<Self>,
         config: &Arc<Config>,

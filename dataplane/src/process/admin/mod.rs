@@ -100,7 +100,8 @@ impl Listening {
 
 /// Starts the endpoint's thread, which ends with the process.
 ///
-/// # Errors If the thread or its runtime cannot be started.
+/// # Errors
+/// If the thread or its runtime cannot be started.
 pub(crate) fn start(
     socket: AdminSocket,
     admin: &Admin,

@@ -37,7 +37,8 @@ pub(crate) enum AdminSocket {
 
 /// Binds the admin endpoint's socket.
 ///
-/// # Errors The key, the address and the reason.
+/// # Errors
+/// The key, the address and the reason.
 pub(crate) fn bind(admin: &Admin) -> Result<AdminSocket, Failure> {
     match &admin.listen {
         AdminListen::Tcp(address) => probe_free(*address, true)
@@ -54,7 +55,8 @@ pub(crate) fn bind(admin: &Admin) -> Result<AdminSocket, Failure> {
 
 /// Finds out whether [`bind`] would work, and changes nothing.
 ///
-/// # Errors Those of [`bind`].
+/// # Errors
+/// Those of [`bind`].
 pub(crate) fn probe(admin: &Admin) -> Result<(), Failure> {
     match &admin.listen {
         AdminListen::Tcp(address) => {
@@ -99,7 +101,8 @@ fn cannot_unix(path: &Path, error: &io::Error) -> Failure {
 /// Checks whether a socket may be put at `path`: there is nothing, or a socket that nobody listens
 /// at.
 ///
-/// # Errors What is there instead; `key` is the key that configures the path.
+/// # Errors
+/// What is there instead; `key` is the key that configures the path.
 pub(in crate::process) fn check_place(path: &Path, key: &str) -> Result<(), Failure> {
     check_kind(path, key)?;
     if is_live(path) {
@@ -113,7 +116,8 @@ pub(in crate::process) fn check_place(path: &Path, key: &str) -> Result<(), Fail
 
 /// Checks like [`check_place`], whether or not somebody listens at a socket that is there.
 ///
-/// # Errors What is there instead.
+/// # Errors
+/// What is there instead.
 pub(in crate::process) fn check_kind(path: &Path, key: &str) -> Result<(), Failure> {
     let Ok(metadata) = fs::symlink_metadata(path) else {
         return Ok(()); // What else is wrong with it, binding says.
@@ -145,7 +149,8 @@ fn is_live(path: &Path) -> bool {
 
 /// Binds a socket that listens at `path` and that only this user may use.
 ///
-/// # Errors Those of the system.
+/// # Errors
+/// Those of the system.
 pub(in crate::process) fn bind_unix(path: &Path, kind: Type) -> io::Result<Socket> {
     let (socket, beside) = bind_beside(path, kind)?;
     beside.move_to_place()?;
@@ -155,7 +160,8 @@ pub(in crate::process) fn bind_unix(path: &Path, kind: Type) -> io::Result<Socke
 /// Binds a socket for `path` under another name, so that nobody finds it until it is moved to its
 /// place.
 ///
-/// # Errors Those of the system.
+/// # Errors
+/// Those of the system.
 pub(in crate::process) fn bind_beside(path: &Path, kind: Type) -> io::Result<(Socket, Beside)> {
     let socket = Socket::new(Domain::UNIX, kind, None)?;
     let name = beside(path);
@@ -182,7 +188,8 @@ pub(in crate::process) struct Beside {
 impl Beside {
     /// Moves the socket to its place, whatever socket was there before.
     ///
-    /// # Errors Those of rename(2).
+    /// # Errors
+    /// Those of rename(2).
     pub(in crate::process) fn move_to_place(self) -> io::Result<()> {
         fs::rename(&self.name, &self.place)
     }

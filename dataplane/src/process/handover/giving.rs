@@ -76,7 +76,8 @@ pub(crate) struct Waiting {
 impl Waiting {
     /// Moves its socket to the configured path, where successors find it.
     ///
-    /// # Errors If the socket cannot be moved.
+    /// # Errors
+    /// If the socket cannot be moved.
     pub(crate) fn be_found(self) -> Result<(), Failure> {
         let path = self.path;
         self.beside
@@ -96,7 +97,8 @@ impl Giver {
     /// Listens from now on, on a thread of its own, for successors at `path`. `succeeds` says that
     /// this process is about to take the place of the one that listens there.
     ///
-    /// # Errors If that is not possible.
+    /// # Errors
+    /// If that is not possible.
     pub(crate) fn start(self, path: &Path, succeeds: bool) -> Result<Waiting, Failure> {
         if succeeds {
             check_kind(path, KEY)?;
@@ -347,7 +349,8 @@ impl Successors {
     /// Successors of this process: the program at its path, which may be another version by then,
     /// with the same arguments.
     ///
-    /// # Errors If the path is not known.
+    /// # Errors
+    /// If the path is not known.
     pub(crate) fn of_this_process() -> io::Result<Successors> {
         Ok(Successors {
             program: std::env::current_exe()?,

@@ -38,7 +38,8 @@ const ADMIN_PAUSE: Duration = Duration::from_millis(20);
 
 /// Serves from now on in place of the predecessor, and passes on packets for its lanes.
 ///
-/// # Errors If the predecessor keeps its sockets.
+/// # Errors
+/// If the predecessor keeps its sockets.
 pub(crate) fn serve_after(inherited: Inherited, listening: &Listening) -> Result<(), Failure> {
     inherited.serve()?;
     listening.let_in();

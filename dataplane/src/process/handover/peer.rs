@@ -26,7 +26,8 @@ impl fmt::Display for Stranger {
 
 /// Returns the other end, unless it belongs to this process's user or to root.
 ///
-/// # Errors Those of getsockopt(2).
+/// # Errors
+/// Those of getsockopt(2).
 pub(super) fn stranger(connection: &Socket) -> io::Result<Option<Stranger>> {
     let peer = Peer::of(connection)?;
     let may = may_hand_over(peer.uid, geteuid().as_raw());

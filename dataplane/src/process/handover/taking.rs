@@ -34,7 +34,8 @@ pub(crate) struct Inherited {
 impl Inherited {
     /// Asks the process that listens at `path` for its sockets; `None` if there is none.
     ///
-    /// # Errors If there is one that does not give them.
+    /// # Errors
+    /// If there is one that does not give them.
     pub(crate) fn ask(path: &Path, cores: usize) -> Result<Option<Inherited>, Failure> {
         let failed = |why: &dyn std::fmt::Display| {
             Failure::Input(format!(
@@ -126,7 +127,8 @@ impl Inherited {
 
     /// The predecessor to which packets of its lanes are passed on; taken out once.
     ///
-    /// # Errors If the socket cannot be used.
+    /// # Errors
+    /// If the socket cannot be used.
     pub(crate) fn predecessor(&mut self) -> Result<Option<Predecessor>, Failure> {
         let packets = self.packets.take().map(Socket::from);
         let predecessor = packets.map(Predecessor::at).transpose();
@@ -136,7 +138,8 @@ impl Inherited {
     /// Serves from now on, with the sockets that were taken: when this returns, the predecessor has
     /// stopped reading them.
     ///
-    /// # Errors If the predecessor keeps them, with its reason.
+    /// # Errors
+    /// If the predecessor keeps them, with its reason.
     pub(crate) fn serve(mut self) -> Result<(), Failure> {
         // The answer is read even if the predecessor does not listen any more: it may have lost
         // patience.

@@ -87,7 +87,8 @@ impl Listening {
     /// Adds the sockets that a plan opens, and keeps new visitors from those that it closes. `None`
     /// if the process is about to end: then nothing may be opened any more.
     ///
-    /// # Errors If a socket cannot be duplicated; nothing has changed then.
+    /// # Errors
+    /// If a socket cannot be duplicated; nothing has changed then.
     pub(crate) fn open(
         &self,
         plan: &Plan,
@@ -132,7 +133,8 @@ impl Listening {
     /// Hands sockets over to a successor that has `taken` these of the lent ones: from now on they
     /// are its own, whatever becomes of this process. `into` tells the cores.
     ///
-    /// # Errors The reason why the successor does not get them.
+    /// # Errors
+    /// The reason why the successor does not get them.
     pub(crate) fn hand_over(
         &self,
         lent: AsOf,

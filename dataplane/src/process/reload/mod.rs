@@ -128,7 +128,8 @@ struct Ready {
 impl Reloader {
     /// Starts the thread, which ends with the process.
     ///
-    /// # Errors If it cannot be started.
+    /// # Errors
+    /// If it cannot be started.
     pub(super) fn start(mut self, orders: Receiver<Answer>) -> std::io::Result<()> {
         let config = self.config.load_full();
         self.watched.watch(&config.files);

@@ -85,7 +85,8 @@ impl Events {
 
     /// Handles signals from now on ([`signals`]).
     ///
-    /// # Errors If their handlers cannot be installed.
+    /// # Errors
+    /// If their handlers cannot be installed.
     pub(crate) fn with_signals() -> Result<Events, Failure> {
         let events = Events::without_signals();
         let (sender, orders) = (events.sender.clone(), events.orders.clone());
@@ -136,7 +137,8 @@ impl Running {
     /// Reads the configuration again from this file on every order, and the files that it names
     /// when they change. `text` is the one that the process was started with.
     ///
-    /// # Errors If the thread for that cannot be started.
+    /// # Errors
+    /// If the thread for that cannot be started.
     pub(crate) fn reload_from(&mut self, path: &Path, text: String) -> Result<(), Failure> {
         let Some(orders) = self.reloads.take() else {
             return Ok(());
@@ -164,7 +166,8 @@ impl Running {
     /// Runs until a signal or a core's failure, then drains, for as long as `drain_timeout` or else
     /// the configuration says. A second signal ends the process at once.
     ///
-    /// # Errors If a core failed.
+    /// # Errors
+    /// If a core failed.
     pub(crate) fn until_signal(mut self, drain_timeout: Option<Duration>) -> Result<(), Failure> {
         let event = if self.stop_at_once {
             Some(Event::Signal)

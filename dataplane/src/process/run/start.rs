@@ -58,7 +58,8 @@ pub(crate) fn core_count(asked: Option<usize>) -> usize {
 
 /// Binds, starts all cores, and returns when each has started.
 ///
-/// # Errors What could not be bound or started.
+/// # Errors
+/// What could not be bound or started.
 pub(crate) fn start(
     config: &Arc<Config>,
     cores: usize,
@@ -345,7 +346,8 @@ impl Running {
 
     /// Takes the place of the process that has lent its sockets.
     ///
-    /// # Errors If that process serves on. Whatever fails after this, nobody else serves.
+    /// # Errors
+    /// If that process serves on. Whatever fails after this, nobody else serves.
     fn take_over(&self, inherited: Inherited) -> Result<(), Failure> {
         if self.stop_at_once {
             let why = "this process was stopped before it took the place of the one before";

@@ -246,7 +246,8 @@ impl Endpoint {
     /// A `session` is resumed if the server still can, and what is sent before the handshake is
     /// complete may travel as early data.
     ///
-    /// # Errors If quiche refuses the parameters or the session.
+    /// # Errors
+    /// If quiche refuses the parameters or the session.
     pub(crate) fn dial(
         self: &Rc<Self>,
         peer: SocketAddr,
@@ -260,7 +261,8 @@ impl Endpoint {
     /// Begins a lane like [`Endpoint::dial`], along one of this endpoint's TLS connections if that
     /// is open.
     ///
-    /// # Errors As [`Endpoint::dial`].
+    /// # Errors
+    /// As [`Endpoint::dial`].
     pub(crate) fn dial_along(
         self: &Rc<Self>,
         peer: SocketAddr,

@@ -29,7 +29,8 @@ const PER_LANE_MAX: usize = 2;
 impl Endpoint {
     /// Takes packets from this connection from now on, and sends those of lanes that ride it.
     ///
-    /// # Errors If its socket cannot be used on this core.
+    /// # Errors
+    /// If its socket cannot be used on this core.
     pub(crate) fn adopt_tls(self: &Rc<Self>, connection: TlsConnection) -> io::Result<TlsId> {
         let id = self.next_tls_id();
         self.adopt_tls_as(id, connection)?;

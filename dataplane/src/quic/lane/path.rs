@@ -125,7 +125,8 @@ impl Lane {
 
     /// For a client: has its endpoint take packets from a TLS connection as well.
     ///
-    /// # Errors If its socket cannot be used, or the lane is gone.
+    /// # Errors
+    /// If its socket cannot be used, or the lane is gone.
     pub(crate) fn adopt_tls(&self, connection: TlsConnection) -> std::io::Result<TlsId> {
         let gone = || std::io::Error::other("the lane has ended");
         let endpoint = self.endpoint.upgrade().ok_or_else(gone)?;

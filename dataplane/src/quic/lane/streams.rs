@@ -96,7 +96,8 @@ impl Lane {
 
     /// Gives bytes to `stream` without copying them. Returns those that found no room.
     ///
-    /// # Errors The peer's reason if it stopped the stream.
+    /// # Errors
+    /// The peer's reason if it stopped the stream.
     pub(crate) fn write(
         &self,
         stream: u64,
@@ -137,7 +138,8 @@ impl Lane {
     /// 2525). So the endpoint sends it before the next packet is processed, and a [`Finished`]
     /// message follows on the control stream in case it is lost.
     ///
-    /// # Errors The peer's reason if it stopped the stream.
+    /// # Errors
+    /// The peer's reason if it stopped the stream.
     pub(crate) fn finish(&self, stream: u64, waiters: &StreamWaiters) -> Result<bool, FlowError> {
         if !self.is_open() {
             return Err(FlowError::Internal);
@@ -304,7 +306,8 @@ impl Lane {
 
     /// Queues a datagram.
     ///
-    /// # Errors The datagram is dropped in each case; the caller counts it.
+    /// # Errors
+    /// The datagram is dropped in each case; the caller counts it.
     pub(crate) fn send_datagram(&self, datagram: Datagram) -> Result<(), DatagramRefused> {
         if !self.is_open() {
             return Err(DatagramRefused::Closed);

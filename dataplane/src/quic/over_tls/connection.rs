@@ -66,7 +66,8 @@ pub(crate) struct TlsConnection {
 
 /// Performs the handshake of a client on a connected socket.
 ///
-/// # Errors The reason why it failed.
+/// # Errors
+/// The reason why it failed.
 pub(crate) async fn connect(
     socket: TcpSocket,
     context: &SslContext,
@@ -81,7 +82,8 @@ pub(crate) async fn connect(
 
 /// Performs the handshake of a server on an accepted socket.
 ///
-/// # Errors The reason why it failed.
+/// # Errors
+/// The reason why it failed.
 pub(crate) async fn accept(
     socket: TcpSocket,
     context: &SslContext,

@@ -37,7 +37,8 @@ pub(super) fn append(packet: &[u8], to: &mut Vec<u8>) {
 
 /// Calls `each` with every whole packet, in order, and returns how many bytes they took.
 ///
-/// # Errors If the bytes are not packets.
+/// # Errors
+/// If the bytes are not packets.
 pub(super) fn split(
     mut bytes: &mut [u8],
     mut each: impl FnMut(&mut [u8]),

@@ -79,7 +79,8 @@ impl TlsPipe {
 
     /// Continues the handshake. True once it is complete.
     ///
-    /// # Errors If it has failed; an alert for the peer may be among the bytes to be sent.
+    /// # Errors
+    /// If it has failed; an alert for the peer may be among the bytes to be sent.
     pub(super) fn handshake(&mut self) -> Result<bool, Error> {
         let result = match self.side {
             Side::Client => self.stream.connect(),
@@ -112,7 +113,8 @@ impl TlsPipe {
 
     /// Reads clear bytes.
     ///
-    /// # Errors If the bytes from the network are not TLS of this connection.
+    /// # Errors
+    /// If the bytes from the network are not TLS of this connection.
     pub(super) fn read(&mut self, into: &mut [u8]) -> Result<Clear, Error> {
         match self.stream.ssl_read(into) {
             Ok(0) => Ok(Clear::End),
@@ -125,7 +127,8 @@ impl TlsPipe {
 
     /// Encrypts bytes, and adds them to those to be sent.
     ///
-    /// # Errors If the connection is over.
+    /// # Errors
+    /// If the connection is over.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         while !bytes.is_empty() {
             let count = self.stream.ssl_write(bytes)?;

@@ -108,7 +108,8 @@ impl TlsWay {
     /// Takes the connection apart for another core, where the bytes that have come are looked at
     /// again.
     ///
-    /// # Errors If there are too many open files.
+    /// # Errors
+    /// If there are too many open files.
     pub(in crate::quic) fn leave(self: Rc<TlsWay>) -> io::Result<Option<TlsConnection>> {
         let stream = self.socket.try_clone()?;
         let Some(this) = Rc::into_inner(self) else {

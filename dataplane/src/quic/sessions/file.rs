@@ -30,7 +30,8 @@ pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
 
 /// Checks whether [`make_dir`] and [`replace`] would work. Leaves nothing behind.
 ///
-/// # Errors The reason why they would not.
+/// # Errors
+/// The reason why they would not.
 pub(super) fn probe(dir: &Path) -> io::Result<()> {
     for place in dir.ancestors() {
         let place = if place.as_os_str().is_empty() {
@@ -103,7 +104,8 @@ fn temporary(dir: &Path) -> io::Result<NamedTempFile> {
 
 /// The tickets of the file; none if there is no file.
 ///
-/// # Errors The reason why nothing of it is used, without showing any of it.
+/// # Errors
+/// The reason why nothing of it is used, without showing any of it.
 pub(super) fn load(path: &Path) -> Result<Vec<(TicketServer, Identity, Ticket)>, String> {
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,

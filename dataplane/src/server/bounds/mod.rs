@@ -179,7 +179,8 @@ impl Gate {
     /// Admits a TCP visitor who has come to `core`, if the bounds allow it. The caller keeps the
     /// permit until the visitor's flow ends; there is none if nothing is limited.
     ///
-    /// # Errors The reason for which the visitor is refused, which has been counted.
+    /// # Errors
+    /// The reason for which the visitor is refused, which has been counted.
     pub(crate) fn admit_visitor(
         self: &Arc<Self>,
         core: usize,
@@ -201,7 +202,8 @@ impl Gate {
 
     /// The first half of [`Self::admit_visitor`], for a visitor whose address is not known yet.
     ///
-    /// # Errors The reason for which the visitor is refused, which has been counted.
+    /// # Errors
+    /// The reason for which the visitor is refused, which has been counted.
     pub(crate) fn admit_unknown(self: &Arc<Self>, core: usize) -> Result<Option<Permit>, Refusal> {
         self.counted(core, || self.one_of_all(&self.bounds.load()))
     }
@@ -209,7 +211,8 @@ impl Gate {
     /// The second half of [`Self::admit_visitor`], for a visitor whose address was not known
     /// before.
     ///
-    /// # Errors The reason for which the visitor is refused, which has been counted.
+    /// # Errors
+    /// The reason for which the visitor is refused, which has been counted.
     pub(crate) fn admit_known(
         self: &Arc<Self>,
         core: usize,
@@ -253,7 +256,8 @@ impl Gate {
 
     /// Admits a UDP visitor who has no flow, as [`Self::admit_visitor`] does for TCP.
     ///
-    /// # Errors The reason for which the visitor is refused, which has been counted.
+    /// # Errors
+    /// The reason for which the visitor is refused, which has been counted.
     pub(crate) fn admit_udp_flow(
         self: &Arc<Self>,
         core: usize,

@@ -74,7 +74,8 @@ pub(crate) struct Door {
 impl Door {
     /// Opens the door at these sockets, and lets clients in.
     ///
-    /// # Errors With a text for the log if a socket or a TLS context cannot be set up on this core.
+    /// # Errors
+    /// With a text for the log if a socket or a TLS context cannot be set up on this core.
     pub(crate) fn open(
         context: &Rc<ServerContext>,
         shared: &Arc<ServerShared>,

@@ -16,7 +16,8 @@ use crate::sys::udp::{Purpose, UdpSocket};
 impl Door {
     /// Opens all addresses. Those that could be opened are added to the door even if one fails.
     ///
-    /// # Errors With a text for the log if an address cannot be opened.
+    /// # Errors
+    /// With a text for the log if an address cannot be opened.
     pub(super) fn open_addresses(
         self: &Rc<Self>,
         sockets: Vec<StdUdpSocket>,

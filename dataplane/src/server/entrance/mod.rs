@@ -89,7 +89,8 @@ impl Entrance {
     /// Opens the entrance at these sockets, for visitors of `service`, who are sent to those of its
     /// clients that have lanes at `door`.
     ///
-    /// # Errors With a text for the log if a socket cannot be used on this core.
+    /// # Errors
+    /// With a text for the log if a socket cannot be used on this core.
     pub(crate) fn open(
         entrance: SharedEntrance,
         door: &Rc<Door>,

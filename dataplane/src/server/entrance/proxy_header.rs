@@ -47,7 +47,8 @@ pub(crate) enum Flaw {
 
 /// Judges what a visitor has sent so far.
 ///
-/// # Errors If the bytes cannot become a header.
+/// # Errors
+/// If the bytes cannot become a header.
 pub(crate) fn read(bytes: &[u8]) -> Result<Progress, Flaw> {
     if begins_alike(bytes, v2::PROTOCOL_PREFIX) {
         return read_binary(bytes);

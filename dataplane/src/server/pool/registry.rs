@@ -275,7 +275,8 @@ impl Registry {
 
     /// Registers a lane on `core`.
     ///
-    /// # Errors If a newer instance that takes flows has replaced the applicant, if there are too
+    /// # Errors
+    /// If a newer instance that takes flows has replaced the applicant, if there are too
     /// many instances, or if the applicant must be judged again.
     pub(crate) fn join(
         self: &Arc<Self>,

@@ -283,7 +283,8 @@ impl std::fmt::Debug for ServerSettings {
 impl ServerSettings {
     /// The settings after `generation` earlier ones.
     ///
-    /// # Errors If a certificate or a revocation list cannot be used.
+    /// # Errors
+    /// If a certificate or a revocation list cannot be used.
     fn new(config: &Arc<Config>, server: &Server, generation: u64) -> Result<Self, String> {
         let credentials = ServerCredentials::read(server).map_err(|error| error.to_string())?;
         let store = tls::client_store(&credentials).map_err(|error| error.to_string())?;
@@ -362,7 +363,8 @@ impl ServerShared {
     /// The shared state of a server with the section `server`, without any door; the first plan
     /// opens the doors.
     ///
-    /// # Errors If a certificate cannot be used.
+    /// # Errors
+    /// If a certificate cannot be used.
     pub(crate) fn new(
         config: &Arc<Config>,
         server: &Server,
@@ -396,7 +398,8 @@ impl ServerShared {
 
     /// Plans the change to another configuration with the section `server`. Nothing changes yet.
     ///
-    /// # Errors If a certificate cannot be used.
+    /// # Errors
+    /// If a certificate cannot be used.
     pub(crate) fn plan(&self, config: &Arc<Config>, server: &Server) -> Result<Plan, String> {
         let generation = self.settings().generation + 1;
         let settings = Arc::new(ServerSettings::new(config, server, generation)?);
