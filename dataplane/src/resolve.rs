@@ -213,8 +213,9 @@ impl Keeper {
 
 /// Prepares to keep `name` fresh until it is given up. It will be resolved at the beginning and
 /// after each `interval` (jittered, because clients that were started together must not ask
-/// together), and `answered` is called with each good answer, whether it has changed or not. A
-/// literal address needs none of this.
+/// together), and `answered` is called with each good answer, whether it has changed or not, and
+/// with none after each attempt that fails before there was one. A literal address needs none of
+/// this.
 ///
 /// # Errors
 /// If the thread cannot be started.
@@ -236,8 +237,9 @@ pub(crate) fn keeper(
             }
             while !name.is_given_up() {
                 let good = name.refresh();
-                if good && !name.is_given_up() {
-                    answered(&name.addresses());
+                let addresses = name.addresses();
+                if (good || addresses.is_empty()) && !name.is_given_up() {
+                    answered(&addresses);
                 }
                 let pause = if good { interval } else { RETRY.min(interval) };
                 std::thread::sleep(jittered(pause));

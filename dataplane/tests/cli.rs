@@ -317,6 +317,24 @@ fn check_tries_the_state_directory_and_leaves_nothing_there() {
 }
 
 #[test]
+fn check_wants_the_name_of_a_server_resolved_unless_a_proxy_does_that() {
+    // No resolver knows it (RFC 6761, section 6.4).
+    let unknown = "tunnel.example.invalid:8443";
+    let config = CLIENT.replacen("127.0.0.1:8443", unknown, 1);
+    let refused = Site::new(&config).run(&["--check"]);
+    assert_refused(&refused, &[unknown, "cannot be resolved"]);
+    let proxy = format!("{unknown}\"\nproxy = \"http://127.0.0.1:3128");
+    let config = CLIENT.replacen("127.0.0.1:8443", &proxy, 1);
+    let output = Site::new(&config).run(&["--check"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(
+        text.contains(unknown) && text.contains("its proxy"),
+        "{text}"
+    );
+}
+
+#[test]
 fn check_finds_a_taken_address() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let address = taken.local_addr().expect("bound");

@@ -10,6 +10,7 @@ use qmux_config::Transport;
 use super::ClientCore;
 use super::proxy::{self, Place};
 use super::servers::server::ServerState;
+use super::servers::stand_in;
 use super::shared::{ProxyTarget, Target};
 use crate::core::time;
 use crate::quic::over_tls::{self, TlsConnection};
@@ -35,7 +36,7 @@ pub(super) async fn dial(
         Err(_) => &counters.tls_dials_failed,
     };
     counter.increment();
-    dialed.map_err(|why| format!("TLS to {}: {why}", server.address))
+    dialed.map_err(|why| format!("TLS to {server}: {why}"))
 }
 
 async fn connect(core: &Rc<ClientCore>, server: &ServerState) -> Result<TlsConnection, String> {
@@ -65,8 +66,11 @@ fn target(core: &ClientCore, server: &ServerState) -> Option<Arc<Target>> {
     core.shared.targets().get(server.target).cloned()
 }
 
-/// The configured transport for lanes to the server.
+/// The configured transport for lanes to the server; TLS alone if only its proxy knows its address.
 pub(super) fn transport(core: &ClientCore, server: &ServerState) -> Transport {
+    if stand_in::is_one(server.address) {
+        return Transport::Tls;
+    }
     target(core, server).map_or(Transport::Quic, |it| it.configured.transport)
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use qmux_config::{Client, Config, ProxyAddress, ServerTarget};
+use qmux_config::{Client, Config, ProxyAddress, ServerTarget, Transport};
 
 use super::MAIL_PAUSE;
 use super::mail::ClientMail;
@@ -17,6 +17,7 @@ use super::proxy;
 use super::servers::roster::{self, Roster};
 use super::servers::same_server::{self, SameServer};
 use super::servers::server::ServerState;
+use super::servers::stand_in;
 use super::services::Services;
 use crate::core::mailbox::Post;
 use crate::quic::credentials::KeptCredentials;
@@ -91,6 +92,11 @@ impl Target {
             proxy: ProxyTarget::of(configured),
             configured: configured.clone(),
         }
+    }
+
+    /// Whether a proxy is given the server's name while this host cannot resolve it.
+    pub(crate) fn asks_its_proxy(&self) -> bool {
+        matches!(self.proxy, Ok(Some(_))) && self.configured.transport != Transport::Quic
     }
 }
 
@@ -238,7 +244,14 @@ impl ClientShared {
         let (shared, post) = (Arc::clone(self), Arc::clone(post));
         let name = Arc::clone(&target.name);
         let interval = self.resolve_interval();
+        let stand_in = target
+            .asks_its_proxy()
+            .then(|| stand_in::of(index, target.configured.port));
         keepers.push(resolve::keeper(&target.name, interval, move |addresses| {
+            let addresses = match &stand_in {
+                Some(stand_in) if addresses.is_empty() => std::slice::from_ref(stand_in),
+                _ => addresses,
+            };
             if shared.answered(&name, index, addresses) {
                 tell_all_cores(&*post, ClientMail::Plan);
             }
@@ -287,7 +300,14 @@ impl ClientShared {
             .is_some_and(|target| !target.name.is_literal())
         {
             for server in &news.appeared {
-                tracing::info!(server = self.title(server), "a server has appeared");
+                if stand_in::is_one(server.address) {
+                    tracing::info!(
+                        server = self.title(server),
+                        "its proxy is asked for the name that this host cannot resolve"
+                    );
+                } else {
+                    tracing::info!(server = self.title(server), "a server has appeared");
+                }
             }
             for server in &news.vanished {
                 tracing::info!(

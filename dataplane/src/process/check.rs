@@ -152,18 +152,21 @@ pub(crate) fn run(config: Config, cores: usize) -> Result<(), Failure> {
         for server in shared.targets().iter() {
             server.name.refresh();
             let addresses = server.name.addresses();
-            if addresses.is_empty() {
+            if addresses.is_empty() && !server.asks_its_proxy() {
                 return Err(Failure::Input(format!(
                     "server address {} cannot be resolved",
                     server.name
                 )));
             }
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            let found = if addresses.is_empty() {
+                "its proxy is asked for the name, which this host cannot resolve".into()
+            } else {
+                addresses.join(", ")
+            };
             say(format!(
-                "  server {} ({}), certificate for {}",
-                server.name,
-                addresses.join(", "),
-                server.server_name
+                "  server {} ({found}), certificate for {}",
+                server.name, server.server_name
             ));
         }
         for service in shared.settings().services.all() {

@@ -1,14 +1,18 @@
 //! Lanes over TLS through proxies as they are found in offices: tinyproxy (CONNECT) and microsocks
 //! (SOCKS5).
 
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
 
 use rustix::process::Signal;
 
 use crate::support::program::{Launch, Program};
 use crate::support::random::Random;
 use crate::support::service::TcpService;
-use crate::support::tunnel::{ClientSetup, Server, ServerSetup, Site, client_launch};
+use crate::support::tunnel::{
+    ClientSetup, Server, ServerSetup, Site, client_launch, client_launch_to,
+};
 use crate::support::{ports, subject, visitor, wait};
 
 const WHY: &str = "only qmux-dp goes through proxies";
@@ -176,4 +180,73 @@ fn the_proxy_of_the_environment_is_taken_and_its_exceptions_hold() {
         "{}",
         client.stderr()
     );
+}
+
+/// A name that no resolver knows (RFC 6761, section 6.4).
+const INSIDE: &str = "tunnel.example.invalid";
+
+/// A proxy that knows [`INSIDE`]: it is where `server` is.
+fn proxy_that_resolves(server: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+    let address = listener.local_addr().expect("bound");
+    let wanted = format!("CONNECT {INSIDE}:{} HTTP/1.1\r\n", server.port());
+    thread::spawn(move || {
+        for near in listener.incoming() {
+            let (near, wanted) = (near.expect("a client"), wanted.clone());
+            thread::spawn(move || carry(&near, &wanted, server));
+        }
+    });
+    address
+}
+
+/// Answers one request of a client, and carries its bytes.
+fn carry(near: &TcpStream, wanted: &str, server: SocketAddr) -> io::Result<()> {
+    let mut head = Vec::new();
+    let mut reader = BufReader::with_capacity(1, near);
+    while !head.ends_with(b"\r\n\r\n") {
+        if reader.read_until(b'\n', &mut head)? == 0 {
+            return Ok(());
+        }
+    }
+    let mut near = near;
+    if !head.starts_with(wanted.as_bytes()) {
+        return near.write_all(b"HTTP/1.1 404 No such host\r\n\r\n");
+    }
+    let far = TcpStream::connect(server)?;
+    near.write_all(b"HTTP/1.1 200 Connected\r\n\r\n")?;
+    let (from, to) = (near.try_clone()?, far.try_clone()?);
+    thread::spawn(move || io::copy(&mut &from, &mut &to));
+    io::copy(&mut &far, &mut &*near)?;
+    Ok(())
+}
+
+#[test]
+fn a_server_whose_name_only_the_proxy_can_resolve_is_reached_by_that_name() {
+    if subject::only_wire(WHY) {
+        return;
+    }
+    let site = Site::new();
+    let server = Server::start(&site, &ServerSetup::default());
+    let service = TcpService::echo();
+    let proxy = proxy_that_resolves(server.quic());
+    let address = format!("{INSIDE}:{}", server.quic().port());
+    for transport in ["tls", "auto"] {
+        let setup = ClientSetup {
+            server: vec![
+                line(format!("transport = {transport:?}")),
+                line(format!("proxy = \"http://{proxy}\"")),
+            ],
+            ..ClientSetup::default()
+        };
+        let mut client = client_launch_to(&site, &setup, &[&address], service.address).start();
+        if let Err(log) = client.wait_until_ready() {
+            panic!("the client ended instead of becoming ready:\n{log}");
+        }
+        client.wait_for_line("who resolves it", |line| {
+            line.contains(INSIDE) && line.contains("its proxy is asked for the name")
+        });
+        visitor::echo(server.traffic(), &Random::new(1).bytes(100_003));
+        client.signal(Signal::TERM);
+        client.wait_for_exit();
+    }
 }

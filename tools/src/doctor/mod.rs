@@ -100,7 +100,10 @@ impl Doctor<'_> {
     fn examine(&self, report: &Report) -> Result<Result<(), Cause>, Failure> {
         let addresses = match name::resolve(self.server) {
             Ok(addresses) => addresses,
-            Err(cause) => return Ok(Err(cause)),
+            Err(mut cause) => {
+                cause.sentence += &over_tls::beside_the_name(self.server);
+                return Ok(Err(cause));
+            }
         };
         report.ok(Step::Name, &name::shown(self.server, &addresses))?;
         if self.server.transport == Transport::Tls && self.server.proxy == Proxy::None {

@@ -13,6 +13,17 @@ use super::credentials::Credentials;
 /// How long TCP may take to connect, and each step of the handshake.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+const THROUGH_A_PROXY: &str = "; whether TLS gets through the proxy, the client's log says";
+
+/// The addition to a sentence that says that the server's name cannot be resolved; empty where no
+/// proxy is asked for it.
+pub(super) fn beside_the_name(server: &ServerTarget) -> String {
+    match (server.transport, &server.proxy) {
+        (Transport::Quic, _) | (_, Proxy::None) => String::new(),
+        _ => format!("; the client gives the name to its proxy{THROUGH_A_PROXY}"),
+    }
+}
+
 /// The addition to a sentence that says that UDP does not get through; empty where TLS is not to be
 /// tried.
 pub(super) fn beside_udp(
@@ -25,9 +36,7 @@ pub(super) fn beside_udp(
             "; transport = \"quic\" keeps the client from going over TLS, which \"auto\" does not"
                 .into()
         }
-        (_, Proxy::Fixed(_) | Proxy::Environment) => {
-            "; whether TLS gets through the proxy, the client's log says".into()
-        }
+        (_, Proxy::Fixed(_) | Proxy::Environment) => THROUGH_A_PROXY.into(),
         (_, Proxy::None) => match try_it(server, credentials, peer) {
             Ok(()) => format!(
                 "; TLS to {peer} over TCP gets through, so the client serves over it meanwhile, and goes \

@@ -7,4 +7,5 @@ mod demand_tests;
 pub(crate) mod roster;
 pub(crate) mod same_server;
 pub(crate) mod server;
+pub(crate) mod stand_in;
 pub(crate) mod transport;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::server::ServerState;
+use super::stand_in;
 
 /// Answers in a row that an address must be missing from, each of which counts, before its server
 /// is given up.
@@ -131,6 +132,9 @@ impl Roster {
         if addresses.is_empty() {
             return RosterChange::default();
         }
+        // Once an address is known, nobody stands in for it.
+        known
+            .retain(|known| addresses.contains(&known.address) || !stand_in::is_one(known.address));
         let mut shown: Vec<SocketAddr> = addresses.iter().copied().map(canonical).collect();
         shown.sort_unstable();
         shown.dedup();
@@ -284,6 +288,21 @@ mod tests {
         assert_eq!((news.appeared.len(), news.vanished.len()), (2, 0));
         assert_eq!(listed(&roster), [1, 2]);
         assert!(answer(&mut roster, 0, &addresses(&[2, 1])).is_empty());
+    }
+
+    #[test]
+    fn an_address_that_is_found_takes_the_place_of_its_stand_in_at_once() {
+        let mut roster = roster(2);
+        for target in 0..2 {
+            let news = answer(&mut roster, target, &[stand_in::of(target, 8443)]);
+            assert_eq!(news.appeared.len(), 1);
+            assert!(answer(&mut roster, target, &[stand_in::of(target, 8443)]).is_empty());
+        }
+        let news = answer(&mut roster, 0, &addresses(&[7]));
+        assert_eq!((news.appeared.len(), news.vanished.len()), (1, 1));
+        assert_eq!(news.vanished[0].address, stand_in::of(0, 8443));
+        let left: Vec<_> = roster.servers().iter().map(|it| it.address).collect();
+        assert_eq!(left, [addresses(&[7])[0], stand_in::of(1, 8443)]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use qmux_config::Lanes;
 
 use super::demand::{Change, Demand, Work};
+use super::stand_in;
 use super::transport::TransportState;
 use crate::client::services::answers::Told;
 use crate::quic::path_numbers::PathNumbers;
@@ -315,7 +316,11 @@ impl ServerState {
 
 impl std::fmt::Display for ServerState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.address.fmt(f)
+        if stand_in::is_one(self.address) {
+            f.write_str("an address that its proxy knows")
+        } else {
+            self.address.fmt(f)
+        }
     }
 }
 
