@@ -112,11 +112,13 @@ async fn connect_through(
 }
 
 /// The destination that the proxy is asked for: the name in dp.toml, which the proxy may resolve
-/// better than this host does, unless that name stands for several servers.
+/// better than this host does, unless that name stands for several servers whose addresses are
+/// known.
 fn place(core: &ClientCore, server: &ServerState, target: &Target) -> Place {
     let only = core.shared.other_addresses(server).is_empty();
     let configured = &target.configured;
-    if only && configured.host.parse::<IpAddr>().is_err() {
+    let is_name_alone = only || stand_in::is_one(server.address);
+    if is_name_alone && configured.host.parse::<IpAddr>().is_err() {
         Place::Name(configured.host.clone(), configured.port)
     } else {
         Place::Address(server.address)

@@ -132,9 +132,15 @@ impl Roster {
         if addresses.is_empty() {
             return RosterChange::default();
         }
-        // Once an address is known, nobody stands in for it.
-        known
-            .retain(|known| addresses.contains(&known.address) || !stand_in::is_one(known.address));
+        // Once an address is known, nobody stands in for it, unless its lanes are up: they must not
+        // end before others serve.
+        let servers = &self.servers;
+        known.retain(|known| {
+            let mut named = servers.iter().filter(|it| it.address == known.address);
+            !stand_in::is_one(known.address)
+                || addresses.contains(&known.address)
+                || named.any(|it| it.has_lanes())
+        });
         let mut shown: Vec<SocketAddr> = addresses.iter().copied().map(canonical).collect();
         shown.sort_unstable();
         shown.dedup();
@@ -303,6 +309,10 @@ mod tests {
         assert_eq!(news.vanished[0].address, stand_in::of(0, 8443));
         let left: Vec<_> = roster.servers().iter().map(|it| it.address).collect();
         assert_eq!(left, [addresses(&[7])[0], stand_in::of(1, 8443)]);
+        // One that serves stays beside the address that has been found.
+        roster.servers()[1].lane_registered(1);
+        let news = answer(&mut roster, 1, &addresses(&[8]));
+        assert_eq!((news.appeared.len(), news.vanished.len()), (1, 0));
     }
 
     #[test]

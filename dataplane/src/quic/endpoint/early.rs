@@ -71,6 +71,10 @@ impl Endpoint {
             if !batch.carries() {
                 return;
             }
+            if lane.conn.was_interrupted() {
+                **batch = Batch::default();
+                return;
+            }
             batch.fill(&lane, self.segments(Instant::now()));
         }
     }

@@ -72,7 +72,10 @@ impl Endpoint {
                 self.wait_for_work().await;
             }
             let mut batch = self.batch.take().unwrap_or_default();
-            self.send_kept(&mut batch).await;
+            if contained(self.send_kept(&mut batch)).await.is_err() {
+                // The lane is broken when its own flush finds it interrupted.
+                batch = Box::default();
+            }
             let mut now = Instant::now();
             self.fire_timers(now);
             self.flush_delayed_acks(now);
