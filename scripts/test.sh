@@ -61,29 +61,6 @@ finish() {
     exit "$failed"
 }
 
-# Runs a cargo test; tests that failed get a second run on their own. On two busy cores a wait may
-# end too soon without anything being wrong with the program. The summary names such tests: each is
-# a defect, of the test or of the program, and to be mended.
-# shellcheck disable=SC2317 # called by step
-tests() { # command…
-    local log names crashed=false
-    log=$(mktemp)
-    if "$@" 2>&1 | tee "$log"; then
-        rm "$log"
-        return 0
-    fi
-    mapfile -t names < <(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log" | sort -u)
-    ! grep -q "process didn't exit successfully" "$log" || crashed=true
-    rm "$log"
-    # More than a few are no accident; none means that something else failed, a build for example.
-    if $crashed || [ "${#names[@]}" -eq 0 ] || [ "${#names[@]}" -gt 3 ]; then
-        return 1
-    fi
-    echo "==== once more, alone: ${names[*]}"
-    "$@" -- --exact "${names[@]}" || return 1
-    summary+=("UNSURE  passed only at the second run: ${names[*]}")
-}
-
 step "format" cargo fmt --all --check || true
 step "scripts" shellcheck -x scripts/*.sh scripts/examples/*.sh proto/fuzz/*.sh .ci/run || true
 # Links, lengths, the page of tests, spelling (crate, fro: as in "to and fro").
@@ -110,7 +87,7 @@ for tool in machete deny; do
 done
 # Tests of binaries that do not build would only repeat that.
 step "build" cargo build --locked --workspace --bins || finish
-step "tests" tests cargo test --locked --workspace --no-fail-fast || true
+step "tests" cargo test --locked --workspace --no-fail-fast || true
 step "ten services" scripts/examples/ten-services.sh "${CARGO_TARGET_DIR:-target}/debug" || true
 # The wire protocol against another QUIC stack, in both directions, by the same end-to-end tests.
 # shellcheck disable=SC2317 # called by step
@@ -119,7 +96,7 @@ other_stack() { # server client
     bin=$(realpath "${CARGO_TARGET_DIR:-target}")/debug
     QMUX_E2E_SUBSET=wire QMUX_E2E_SERVER=$bin/$1 QMUX_E2E_CLIENT=$bin/$2 \
         QMUX_E2E_FILE_MB=64 QMUX_E2E_SEQUENTIAL=500 QMUX_E2E_CONCURRENT=200 \
-        tests cargo test --locked --workspace --test e2e
+        cargo test --locked --workspace --test e2e
 }
 if ! $quick; then
     step "quinn-dp on both sides" other_stack quinn-dp quinn-dp || true
