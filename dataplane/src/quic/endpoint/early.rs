@@ -26,7 +26,9 @@ impl Endpoint {
 
     fn flush_early_by(&self, lane: &Lane, mut send: impl FnMut(&Ready<'_>) -> io::Result<()>) {
         lane.unsent.flushed();
-        if lane.way().tls.is_some() || lane.hurries.get() {
+        // Before the handshake is complete, an error of the network says whether anybody is there:
+        // the flush task must see it, and the kernel tells it once.
+        if !lane.is_established() || lane.way().tls.is_some() || lane.hurries.get() {
             return;
         }
         // The flush task holds the batch while it waits for the socket.
