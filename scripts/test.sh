@@ -20,6 +20,9 @@ case ${1-} in
 esac
 
 fuzz_seconds=5
+# Most of what an end-to-end test does is wait. Two at a time for each core keep a machine busy, and are far from what
+# makes one run into its patience.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) * 2))}
 if $quick; then
     export QMUX_E2E_FILE_MB=${QMUX_E2E_FILE_MB:-64}
     export QMUX_E2E_SEQUENTIAL=${QMUX_E2E_SEQUENTIAL:-500}
