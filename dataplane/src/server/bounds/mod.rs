@@ -18,7 +18,7 @@ use qmux_config::Bounds;
 
 use crate::flow::bandwidth::Bandwidth;
 use crate::flow::udp::lifetimes::source;
-pub(crate) use refusals::{Refusal, RefusalCounters, Refuser};
+pub(crate) use refusals::{Refusal, RefusalCounters};
 use sources::{SourceLimits, Sources};
 use udp_sources::UdpSources;
 

@@ -4,5 +4,4 @@ mod arrival;
 mod carry;
 mod header_wait;
 pub(crate) mod opening;
-mod refused;
 pub(crate) mod visitor;
