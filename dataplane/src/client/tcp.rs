@@ -39,41 +39,41 @@ const ANSWERS_POLL: Duration = Duration::from_millis(5);
 const FIRST_READ_BYTES: usize = OPEN_HEADER_BYTES_MAX + 1_536;
 
 /// Runs the flow on `stream` to its end.
-pub(super) fn run(this: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()> + 'static {
+pub(super) fn run(lane: Rc<ClientLane>, stream: u64) -> impl Future<Output = ()> + 'static {
     // This happens at once, before the task has its first turn: later data of the stream belongs to
     // this flow, and a client that stops must count it.
-    let waiters = this.quic.attach(stream);
-    let counts = (FlowCount::new(&this.context.core), this.count_flow());
+    let waiters = lane.quic.attach(stream);
+    let counts = (FlowCount::new(&lane.context.core), lane.count_flow());
     async move {
-        carry(this, stream, waiters).await;
+        carry(lane, stream, waiters).await;
         drop(counts);
     }
 }
 
-async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
-    let stall_timeout = this.shared.settings().config.limits.stall_timeout;
-    let watch = this.context.flows.register(stall_timeout);
-    watch.rides(this.quic.key(), stream);
-    this.context.counters.tcp_flows_opened.increment();
+async fn carry(lane: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
+    let stall_timeout = lane.shared.settings().config.limits.stall_timeout;
+    let watch = lane.context.flows.register(stall_timeout);
+    watch.rides(lane.quic.key(), stream);
+    lane.context.counters.tcp_flows_opened.increment();
     // This is on the heap because it is large, and over long before the flow is.
-    let opened = match Box::pin(open(&this, stream, &waiters, &watch)).await {
+    let opened = match Box::pin(open(&lane, stream, &waiters, &watch)).await {
         Ok(opened) => opened,
         Err(error) => {
-            this.quic.reset(stream, error);
-            this.quic.stop(stream, error);
-            this.quic.detach(stream);
-            this.context.counters.tcp_flows_reset.increment();
+            lane.quic.reset(stream, error);
+            lane.quic.stop(stream, error);
+            lane.quic.detach(stream);
+            lane.context.counters.tcp_flows_reset.increment();
             return;
         }
     };
     let flow = TcpFlow {
         socket: opened.socket,
-        lane: Rc::clone(&this.quic),
+        lane: Rc::clone(&lane.quic),
         stream,
         waiters,
         reset_reason: FlowError::ServiceReset,
         watch,
-        counters: Arc::clone(&this.context.counters),
+        counters: Arc::clone(&lane.context.counters),
         service: None,
         bandwidth: None,
     };
@@ -105,7 +105,7 @@ async fn carry(this: Rc<ClientLane>, stream: u64, waiters: Rc<StreamWaiters>) {
     match how {
         TcpFlowEnd::Completed | TcpFlowEnd::Reset(_) => {}
         TcpFlowEnd::Stalled => {
-            if let Some(suppressed) = this.context.stall_log.pass(Instant::now()) {
+            if let Some(suppressed) = lane.context.stall_log.pass(Instant::now()) {
                 tracing::warn!(
                     service = %opened.service,
                     %visitor,
@@ -131,7 +131,7 @@ struct Dialled {
 }
 
 async fn open(
-    this: &ClientLane,
+    lane: &ClientLane,
     stream: u64,
     waiters: &StreamWaiters,
     watch: &FlowWatch,
@@ -140,7 +140,7 @@ async fn open(
     loop {
         let used = bytes.len();
         bytes.resize(FIRST_READ_BYTES, 0);
-        let (read, fin) = match this.quic.read(stream, &mut bytes[used..], waiters) {
+        let (read, fin) = match lane.quic.read(stream, &mut bytes[used..], waiters) {
             StreamRead::Bytes(read, fin) => (read, fin),
             StreamRead::Blocked => {
                 bytes.truncate(used);
@@ -156,13 +156,13 @@ async fn open(
                     return Err(FlowError::ProtocolViolation);
                 }
                 let visitor = Visitor {
-                    this,
+                    lane,
                     stream,
                     waiters,
                     watch,
                     all_read: Cell::new(fin),
                 };
-                let reach = reach(this, &header);
+                let reach = reach(lane, &header);
                 let (service, socket) = visitor.while_there(reach).await?;
                 let fin = visitor.all_read.get();
                 let mut early = before_visitor(&service, &header);
@@ -179,9 +179,9 @@ async fn open(
             }
             Ok(None) if !fin => {}
             Ok(None) | Err(_) => {
-                if let Some(suppressed) = this.context.connect_log.pass(Instant::now()) {
+                if let Some(suppressed) = lane.context.connect_log.pass(Instant::now()) {
                     tracing::warn!(
-                        lane = this.quic.key(),
+                        lane = lane.quic.key(),
                         suppressed,
                         "a stream without a valid Open header; flow reset"
                     );
@@ -203,7 +203,7 @@ fn before_visitor(service: &Service, header: &OpenHeader) -> Vec<u8> {
 
 /// The visitor of a flow whose service is being dialled, as far as its stream shows it.
 struct Visitor<'a> {
-    this: &'a ClientLane,
+    lane: &'a ClientLane,
     stream: u64,
     waiters: &'a StreamWaiters,
     watch: &'a FlowWatch,
@@ -247,14 +247,14 @@ impl Visitor<'_> {
         if !woken {
             return None;
         }
-        let lane = &self.this.quic;
-        if let Some(reason) = lane.stopped(self.stream) {
+        let quic = &self.lane.quic;
+        if let Some(reason) = quic.stopped(self.stream) {
             return Some(reason);
         }
         if self.all_read.get() {
             return None;
         }
-        match lane.front(self.stream) {
+        match quic.front(self.stream) {
             StreamFront::Open => {}
             StreamFront::Fin => self.all_read.set(true),
             StreamFront::Reset(reason) => return Some(reason),
@@ -265,24 +265,24 @@ impl Visitor<'_> {
 
 /// Finds the service that the visitor wants, and connects to it.
 async fn reach(
-    this: &ClientLane,
+    lane: &ClientLane,
     header: &OpenHeader,
 ) -> Result<(Arc<Service>, TcpSocket), FlowError> {
-    let Some(service) = this.settings.services.find(&header.service, Protocol::Tcp) else {
-        return Err(refused_unknown(this, header));
+    let Some(service) = lane.settings.services.find(&header.service, Protocol::Tcp) else {
+        return Err(refused_unknown(lane, header));
     };
-    let port = port(this, header, service).await?;
-    let socket = dial(this, header, service, port).await?;
+    let port = port(lane, header, service).await?;
+    let socket = dial(lane, header, service, port).await?;
     Ok((Arc::clone(service), socket))
 }
 
 /// The port of the service for the visitor. The server's answer about its ports may come after the
 /// first visitor.
-async fn port(this: &ClientLane, header: &OpenHeader, service: &Service) -> Result<u16, FlowError> {
+async fn port(lane: &ClientLane, header: &OpenHeader, service: &Service) -> Result<u16, FlowError> {
     let deadline = Instant::now() + ANSWERS_TIMEOUT;
     let traffic = header.traffic.port();
     loop {
-        let there = this.answers.ports(service.index);
+        let there = lane.answers.ports(service.index);
         match service.port_for(Some(traffic), there) {
             VisitorPort::Known(port) => return Ok(port),
             VisitorPort::NotYet if Instant::now() < deadline => {
@@ -290,8 +290,8 @@ async fn port(this: &ClientLane, header: &OpenHeader, service: &Service) -> Resu
             }
             VisitorPort::NotYet | VisitorPort::Missing => {
                 service.counts.flows_without_port.increment();
-                this.context.counters.tcp_flows_without_port.increment();
-                if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+                lane.context.counters.tcp_flows_without_port.increment();
+                if let Some(suppressed) = lane.context.dial_log.pass(Instant::now()) {
                     tracing::warn!(
                         %service, visitor = %header.visitor, traffic, suppressed,
                         "no port of this service belongs to the visitor's traffic port; flow \
@@ -305,11 +305,11 @@ async fn port(this: &ClientLane, header: &OpenHeader, service: &Service) -> Resu
 }
 
 /// Refuses a flow for a service that is not offered, or not for TCP. Another client may have it.
-fn refused_unknown(this: &ClientLane, header: &OpenHeader) -> FlowError {
-    this.context.counters.tcp_flows_unknown_service.increment();
-    if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+fn refused_unknown(lane: &ClientLane, header: &OpenHeader) -> FlowError {
+    lane.context.counters.tcp_flows_unknown_service.increment();
+    if let Some(suppressed) = lane.context.dial_log.pass(Instant::now()) {
         tracing::warn!(
-            server = %this.server, service = header.service, visitor = %header.visitor, suppressed,
+            server = %lane.server, service = header.service, visitor = %header.visitor, suppressed,
             "the server sends a TCP visitor for a service that is not offered; flow refused"
         );
     }
@@ -319,7 +319,7 @@ fn refused_unknown(this: &ClientLane, header: &OpenHeader) -> FlowError {
 /// Connects to the service, and notes whether that works. What this machine lacks for it says
 /// nothing about the service.
 async fn dial(
-    this: &ClientLane,
+    lane: &ClientLane,
     header: &OpenHeader,
     service: &Service,
     port: u16,
@@ -327,17 +327,17 @@ async fn dial(
     let began = Instant::now();
     let result = connect(service, port, DIAL_TIMEOUT).await;
     if result.is_ok() {
-        let histograms = &this.context.histograms;
+        let histograms = &lane.context.histograms;
         histograms.dial_seconds.observe_time(began.elapsed());
     }
     if let Err(error) = &result
         && limits::is_own_want(error)
     {
-        return Err(refused_for_own_want(this, header, error));
+        return Err(refused_for_own_want(lane, header, error));
     }
     if service.stands_for_all(port) {
         let worked = result.is_ok();
-        service.state.dialled(worked, service, &this.context);
+        service.state.dialled(worked, service, &lane.context);
     }
     let last = match result {
         Ok(socket) => {
@@ -347,13 +347,13 @@ async fn dial(
         Err(error) => error,
     };
     service.counts.dials_failed.increment();
-    this.context.counters.tcp_dials_failed.increment();
+    lane.context.counters.tcp_dials_failed.increment();
     let reason = match last.kind() {
         io::ErrorKind::ConnectionRefused => FlowError::DialRefused,
         io::ErrorKind::TimedOut => FlowError::DialTimeout,
         _ => FlowError::DialFailed,
     };
-    if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+    if let Some(suppressed) = lane.context.dial_log.pass(Instant::now()) {
         let visitor = header.visitor;
         tracing::warn!(
             %service,
@@ -368,12 +368,12 @@ async fn dial(
     Err(reason)
 }
 
-fn refused_for_own_want(this: &ClientLane, header: &OpenHeader, error: &io::Error) -> FlowError {
-    this.context
+fn refused_for_own_want(lane: &ClientLane, header: &OpenHeader, error: &io::Error) -> FlowError {
+    lane.context
         .counters
         .tcp_dials_refused_own_limits
         .increment();
-    if let Some(suppressed) = this.context.dial_log.pass(Instant::now()) {
+    if let Some(suppressed) = lane.context.dial_log.pass(Instant::now()) {
         tracing::warn!(
             visitor = %header.visitor,
             %error,

@@ -73,7 +73,7 @@ pub(super) fn another(
 /// A lane that is not registered yet.
 pub(super) struct Dialed {
     core: Rc<ClientCore>,
-    this: Rc<ClientLane>,
+    lane: Rc<ClientLane>,
     guard: CloseOnDrop,
     reader: ControlReader,
     resumption: Resumption,
@@ -97,30 +97,30 @@ impl Dialed {
             return Err(no_client_section());
         };
         let began = Instant::now();
-        let (endpoint, lane, aim, resumption) = dial(core, client, server, lane_index, over)?;
+        let (endpoint, quic, aim, resumption) = dial(core, client, server, lane_index, over)?;
         let answers = Rc::<LaneAnswers>::default();
-        let this = ClientLane::new(
-            Rc::clone(&lane),
-            ClientFlows::new(Rc::clone(&lane), &core.udp, &settings.services, &answers),
+        let lane = ClientLane::new(
+            Rc::clone(&quic),
+            ClientFlows::new(Rc::clone(&quic), &core.udp, &settings.services, &answers),
             answers,
             core,
             Arc::clone(server),
             Arc::clone(&settings),
         );
-        lane.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&this))));
+        quic.handle_events(Rc::new(ClientLaneEvents(Rc::clone(&lane))));
         // The endpoint lives as long as its one lane, and the lane as long as this attempt or what
         // it leaves behind.
         endpoint.stop_when_empty();
-        watch.dialed(&lane);
+        watch.dialed(&quic);
         if resumption.is_offered() {
             // Register is sent as early data, if the session allows it.
-            send_register(core, client, &this, lane_index);
+            send_register(core, client, &lane, lane_index);
         }
         Ok(Dialed {
             core: Rc::clone(core),
-            guard: CloseOnDrop(Rc::clone(&lane)),
-            reader: ControlReader::new(lane),
-            this,
+            guard: CloseOnDrop(Rc::clone(&quic)),
+            reader: ControlReader::new(quic),
+            lane,
             resumption,
             lane_index,
             aim,
@@ -130,8 +130,8 @@ impl Dialed {
 
     /// Completes the handshake and registers the lane.
     pub(super) async fn complete(self, watch: &Watch) -> Result<Session, AttemptEnd> {
-        let lane = Rc::clone(&self.this.quic);
-        if let Err(end) = lane.established().await {
+        let quic = Rc::clone(&self.lane.quic);
+        if let Err(end) = quic.established().await {
             return Err(self.failed(&end));
         }
         if watch.is_given_up() && !self.may_be_registered() {
@@ -144,8 +144,8 @@ impl Dialed {
 
     /// Ends an attempt whose handshake has failed.
     fn failed(mut self, end: &LaneEnd) -> AttemptEnd {
-        self.resumption.failed(&self.this.quic, end);
-        let why = explained(&self.core, &self.this, end);
+        self.resumption.failed(&self.lane.quic, end);
+        let why = explained(&self.core, &self.lane, end);
         match end {
             LaneEnd::Unreachable(kind) if explain::is_without_route(*kind) => {
                 AttemptEnd::NoRoute(why)
@@ -157,36 +157,36 @@ impl Dialed {
     /// Whether the server may consider the lane registered: it has received Register and the end of
     /// the handshake.
     fn may_be_registered(&self) -> bool {
-        self.resumption.is_offered() && self.this.quic.is_established()
+        self.resumption.is_offered() && self.lane.quic.is_established()
     }
 
     /// Registers the lane, once the handshake is complete.
     async fn register(mut self) -> Result<Session, AttemptEnd> {
         let core = Rc::clone(&self.core);
-        let server = Arc::clone(&self.this.server);
-        let settings = Arc::clone(&self.this.settings);
+        let server = Arc::clone(&self.lane.server);
+        let settings = Arc::clone(&self.lane.settings);
         let Some(client) = settings.client() else {
             return Err(no_client_section());
         };
-        let lane = Rc::clone(&self.this.quic);
-        self.resumption.check(&lane)?;
+        let quic = Rc::clone(&self.lane.quic);
+        self.resumption.check(&quic)?;
         if !self.resumption.is_offered() {
             if core.context.draining.get() {
                 return Err(AttemptEnd::Retired);
             }
-            send_register(&core, client, &self.this, self.lane_index);
+            send_register(&core, client, &self.lane, self.lane_index);
         }
-        let registering = Registering::new(&self.this, &core);
-        let ack = match registered(&core, client, &self.this, &mut self.reader).await {
+        let registering = Registering::new(&self.lane, &core);
+        let ack = match registered(&core, client, &self.lane, &mut self.reader).await {
             Ok(ack) => ack,
             Err(end) => {
-                self.resumption.not_registered(&lane, &end);
+                self.resumption.not_registered(&quic, &end);
                 return Err(end);
             }
         };
-        let handshake = lane.handshake();
+        let handshake = quic.handshake();
         let took_us = self.began.elapsed().as_micros() as u64;
-        self.resumption.keep_next(&lane);
+        self.resumption.keep_next(&quic);
         let server_cores = usize::try_from(ack.server_cores)
             .unwrap_or(1)
             .clamp(1, crate::sys::CORES_MAX);
@@ -205,7 +205,7 @@ impl Dialed {
                 "lane registered"
             );
         }
-        let session = Session::begin(&core, self.this, self.reader, self.guard, &ack)
+        let session = Session::begin(&core, self.lane, self.reader, self.guard, &ack)
             .ok_or_else(no_client_section)?;
         drop(registering);
         core.server_has_cores(&server, server_cores);
@@ -219,20 +219,20 @@ impl Dialed {
 }
 
 /// The end of a lane in words for the operator.
-fn explained(core: &ClientCore, this: &ClientLane, end: &LaneEnd) -> String {
-    let Some(client) = this.settings.client() else {
+fn explained(core: &ClientCore, lane: &ClientLane, end: &LaneEnd) -> String {
+    let Some(client) = lane.settings.client() else {
         return end.to_string();
     };
     let cert = client.tls.client_cert.as_ref();
     explain::at_client(
         end,
         &ClientView {
-            server: this.server.address,
-            server_name: &this.server.server_name,
+            server: lane.server.address,
+            server_name: &lane.server.server_name,
             ca_cert: &client.tls.ca_cert,
             client_cert: cert.map(|pair| &pair.cert),
             handshake_timeout: core.shared.settings().config.quic.handshake_idle_timeout,
-            was_answered: this.quic.was_answered(),
+            was_answered: lane.quic.was_answered(),
         },
     )
 }
@@ -374,7 +374,7 @@ fn no_socket(error: &std::io::Error, peer: SocketAddr) -> AttemptEnd {
     }
 }
 
-fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_index: usize) {
+fn send_register(core: &ClientCore, client: &Client, lane: &ClientLane, lane_index: usize) {
     let shared = &core.shared;
     let mut capabilities = Capabilities::TCP
         .union(Capabilities::UDP)
@@ -386,14 +386,14 @@ fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_ind
     if client.lanes == Lanes::Auto {
         capabilities = capabilities.union(Capabilities::HAND_OVERS);
     }
-    this.quic.send_control(&Message::Register(Register {
+    lane.quic.send_control(&Message::Register(Register {
         protocol_version: PROTOCOL_VERSION,
         client_id: shared.client_id.clone(),
         instance_id: shared.instance_id,
         lane_index: lane_index as u64,
-        lane_count: this.server.lanes_wanted(client.lanes) as u64,
+        lane_count: lane.server.lanes_wanted(client.lanes) as u64,
         capabilities,
-        services: this.settings.services.offers(),
+        services: lane.settings.services.offers(),
     }));
 }
 
@@ -401,11 +401,11 @@ fn send_register(core: &ClientCore, client: &Client, this: &ClientLane, lane_ind
 async fn registered(
     core: &ClientCore,
     client: &Client,
-    this: &ClientLane,
+    lane: &ClientLane,
     reader: &mut ControlReader,
 ) -> Result<RegisterAck, AttemptEnd> {
     let deadline = Instant::now()
-        + this.settings.config.quic.handshake_idle_timeout
+        + lane.settings.config.quic.handshake_idle_timeout
         + client.heartbeat_interval;
     let mut proved = false;
     loop {
@@ -413,11 +413,11 @@ async fn registered(
             ControlEvent::Message(Message::RegisterAck(ack)) => match ack.outcome {
                 RegisterOutcome::Accepted => return Ok(ack),
                 RegisterOutcome::Refused { reason, text } => {
-                    this.quic.close(LaneError::Refused, "");
+                    lane.quic.close(LaneError::Refused, "");
                     // The server gives no hint, but it cannot mean anything else.
                     let text = match reason {
                         RefuseReason::Unauthenticated if proved => explain::WRONG_TOKEN.into(),
-                        RefuseReason::Unauthenticated if this.quic.handshake().resumed => {
+                        RefuseReason::Unauthenticated if lane.quic.handshake().resumed => {
                             explain::STALE_SESSION.into()
                         }
                         _ => text,
@@ -427,37 +427,37 @@ async fn registered(
             },
             ControlEvent::Message(Message::AuthChallenge(challenge)) => {
                 let Some(token) = &client.auth.token else {
-                    this.quic.close(LaneError::Unauthenticated, "");
+                    lane.quic.close(LaneError::Unauthenticated, "");
                     return Err(AttemptEnd::Refused(
                         RefuseReason::Unauthenticated,
                         explain::TOKEN_WANTED.into(),
                     ));
                 };
-                match token::prove(&this.quic, token, &challenge) {
+                match token::prove(&lane.quic, token, &challenge) {
                     Ok(proof) => {
                         proved = true;
-                        this.quic.send_control(&Message::AuthProof(proof));
+                        lane.quic.send_control(&Message::AuthProof(proof));
                     }
                     Err(error) => return Err(AttemptEnd::Failed(error.to_string())),
                 }
             }
             ControlEvent::Message(_) => {}
             ControlEvent::Deadline => {
-                this.quic
+                lane.quic
                     .close(LaneError::HealthTimeout, "no answer to Register");
                 return Err(AttemptEnd::Failed(
                     "the server did not answer the registration".into(),
                 ));
             }
             ControlEvent::Ended => {
-                let end = ended(this).await;
-                return Err(AttemptEnd::Failed(explained(core, this, &end)));
+                let end = ended(lane).await;
+                return Err(AttemptEnd::Failed(explained(core, lane, &end)));
             }
         }
     }
 }
 
 /// Waits for the end of a lane, which follows its last event closely.
-async fn ended(this: &ClientLane) -> LaneEnd {
-    this.quic.ended().await
+async fn ended(lane: &ClientLane) -> LaneEnd {
+    lane.quic.ended().await
 }

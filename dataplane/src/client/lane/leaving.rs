@@ -55,11 +55,11 @@ impl Session {
             Leaving::TakenOver => &"another lane has taken its place",
             Leaving::ServerReplaced => &"another server has taken its place",
         });
-        if !self.this.quic.is_open() {
+        if !self.lane.quic.is_open() {
             return;
         }
-        self.this.context.counters.lanes_left.increment();
-        let _surplus = (leaving == Leaving::Surplus).then(|| Surplus::new(&self.this.server));
+        self.lane.context.counters.lanes_left.increment();
+        let _surplus = (leaving == Leaving::Surplus).then(|| Surplus::new(&self.lane.server));
         let began = Instant::now();
         let heard_before = self.lane().quic.packets_received();
         let farewell = (leaving != Leaving::ServerDecides).then(|| self.say_farewell());
@@ -70,7 +70,7 @@ impl Session {
             // The server reads the control stream in order, so it has stopped opening flows when it
             // acknowledges the heartbeat.
             let server_has_stopped = farewell.is_none_or(|beat| self.acknowledged >= beat);
-            if server_has_stopped && self.this.is_idle() {
+            if server_has_stopped && self.lane.is_idle() {
                 if now >= *idle_since.get_or_insert(now) + LINGER {
                     break;
                 }
@@ -83,11 +83,11 @@ impl Session {
             let unheard = self.lane().quic.packets_received() == heard_before;
             if leaving == Leaving::ServerReplaced && unheard {
                 if now >= began + PREDECESSOR_GRACE {
-                    self.this.context.counters.lanes_unhealthy.increment();
-                    self.this.quic.close(LaneError::HealthTimeout, "");
+                    self.lane.context.counters.lanes_unhealthy.increment();
+                    self.lane.quic.close(LaneError::HealthTimeout, "");
                     return;
                 }
-                self.this.quic.ping();
+                self.lane.quic.ping();
             }
             let may_last = matches!(leaving, Leaving::Surplus | Leaving::Renewed);
             let pause = if may_last && idle_since.is_none() {
@@ -99,13 +99,13 @@ impl Session {
                 return;
             }
         }
-        self.this.quic.close(LaneError::Shutdown, "");
+        self.lane.quic.close(LaneError::Shutdown, "");
     }
 
     /// Tells the server to give this lane no new flow. Returns the number of the heartbeat whose
     /// acknowledgement shows that the server knows.
     fn say_farewell(&mut self) -> u64 {
-        self.this.quic.send_control(&Message::GoAway(GoAway {
+        self.lane.quic.send_control(&Message::GoAway(GoAway {
             reason: GoAwayReason::Replaced,
             drain_timeout_ms: u64::try_from(self.drain_timeout.as_millis()).unwrap_or(u64::MAX),
         }));

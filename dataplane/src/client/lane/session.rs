@@ -74,7 +74,7 @@ impl Phase {
 /// One registered lane.
 pub(super) struct Session {
     pub(super) core: Rc<ClientCore>,
-    pub(super) this: Rc<ClientLane>,
+    pub(super) lane: Rc<ClientLane>,
     reader: ControlReader,
     _guard: CloseOnDrop,
     phase: Phase,
@@ -107,12 +107,12 @@ impl Session {
     /// The session of a lane that `ack` has accepted.
     pub(super) fn begin(
         core: &Rc<ClientCore>,
-        this: Rc<ClientLane>,
+        lane: Rc<ClientLane>,
         reader: ControlReader,
         guard: CloseOnDrop,
         ack: &RegisterAck,
     ) -> Option<Session> {
-        let settings = Arc::clone(&this.settings);
+        let settings = Arc::clone(&lane.settings);
         let client = settings.client()?;
         let now = Instant::now();
         let mut session = Session {
@@ -130,23 +130,23 @@ impl Session {
             heard: 0,
             acknowledged: 0,
             liveness: Liveness::new(jittered(client.probe_interval)),
-            losses: LossWatch::new(now, this.quic.packets_sent_and_lost()),
-            transports: Transports::new(core, &this),
+            losses: LossWatch::new(now, lane.quic.packets_sent_and_lost()),
+            transports: Transports::new(core, &lane),
             loss_told: LossTold::default(),
             adapts: client.lanes == Lanes::Auto,
             handed_over: None,
             carried: Work::default(),
             instance: server::instance_number(&ack.server_instance_id),
             core: Rc::clone(core),
-            this,
+            lane,
         };
         if client.probe_interval.is_zero() {
             session.ask_alone();
         } else if session.has_other_transports() {
-            let (every, heard) = (jittered(ASKS_ALONE), session.this.quic.answers());
+            let (every, heard) = (jittered(ASKS_ALONE), session.lane.quic.answers());
             session.liveness.asks_aside(every, now, heard);
         }
-        let server = &session.this.server;
+        let server = &session.lane.server;
         let registered = server.lane_registered(session.instance);
         if registered.other_instance {
             core.alarm(server);
@@ -161,14 +161,14 @@ impl Session {
         // The lane is added after the alarm, which it need not hear.
         core.lanes
             .borrow_mut()
-            .insert(session.this.serial, Rc::clone(&session.this));
+            .insert(session.lane.serial, Rc::clone(&session.lane));
         session.note_path();
-        session.this.tell_health();
+        session.lane.tell_health();
         if core.context.draining.get() {
             // The servers have been told that this client stops, but not on this lane, and a flow
             // may be on its way.
             session
-                .this
+                .lane
                 .quic
                 .send_control(&Message::GoAway(going_away(client.drain_timeout)));
         }
@@ -177,7 +177,7 @@ impl Session {
 
     /// The lane of this session.
     pub(super) fn lane(&self) -> &Rc<ClientLane> {
-        &self.this
+        &self.lane
     }
 
     /// Whether both lanes are registered with the same instance of a server.
@@ -231,7 +231,7 @@ impl Session {
         if let AttemptEnd::Ended(end) = &over {
             self.stop_counting(end);
             if Causes::of(end).alarm {
-                self.core.alarm(&self.this.server);
+                self.core.alarm(&self.lane.server);
             }
         }
         Some(over)
@@ -242,7 +242,7 @@ impl Session {
         let since = self.unanswered_since();
         let unanswered = since.is_some_and(|since| now >= since + UNANSWERED_MAX);
         if self.phase.turns(unanswered) {
-            let server = &self.this.server;
+            let server = &self.lane.server;
             server.lane_unanswered(unanswered);
             let nobody = server.is_unanswered();
             if nobody == unanswered && self.core.shared.server_unanswered(server, nobody) {
@@ -255,8 +255,8 @@ impl Session {
     /// answered, only the lane that probes the server does so, and finds out for all whether there
     /// is another server.
     fn may_be_dialed_beside(&self) -> bool {
-        let server = &self.this.server;
-        let probes = server.is_prober(self.this.serial);
+        let server = &self.lane.server;
+        let probes = server.is_prober(self.lane.serial);
         self.is_unanswered() && (probes || server.is_heard_elsewhere(self.instance))
     }
 
@@ -279,7 +279,7 @@ impl Session {
         .min(self.last_heard + self.health_timeout);
         let event = {
             let mut next = pin!(self.reader.next(deadline));
-            let wake = &self.this.wake;
+            let wake = &self.lane.wake;
             // Reading is cancel-safe: what was read stays in the decoder.
             poll_fn(|cx| match next.as_mut().poll(cx) {
                 Poll::Ready(event) => Poll::Ready(Some(event)),
@@ -293,12 +293,12 @@ impl Session {
                 self.message(message)
             }
             Some(ControlEvent::Deadline) => self.deadlines(Instant::now()),
-            Some(ControlEvent::Ended) => Some(AttemptEnd::Ended(self.this.quic.ended().await)),
+            Some(ControlEvent::Ended) => Some(AttemptEnd::Ended(self.lane.quic.ended().await)),
             None => {
-                if self.this.take_alarm() {
+                if self.lane.take_alarm() {
                     self.claim_probing();
-                    let lane = &self.this.quic;
-                    let (heard, rtt) = (lane.answers(), lane.rtt());
+                    let quic = &self.lane.quic;
+                    let (heard, rtt) = (quic.answers(), quic.rtt());
                     let duty = self.liveness.alarm(Instant::now(), heard, rtt);
                     self.perform(duty);
                 }
@@ -308,7 +308,7 @@ impl Session {
     }
 
     fn looks_for_losses(&self) -> bool {
-        self.transports.minds_losses() && self.this.has_flows()
+        self.transports.minds_losses() && self.lane.has_flows()
     }
 
     fn is_unanswered(&self) -> bool {
@@ -316,44 +316,44 @@ impl Session {
     }
 
     fn message(&mut self, message: Message) -> Option<AttemptEnd> {
-        let this = &self.this;
+        let lane = &self.lane;
         match message {
             Message::Heartbeat(beat) => {
                 self.heard = beat.sequence;
                 self.acknowledged = beat.acknowledged;
-                this.context.counters.heartbeats_received.increment();
+                lane.context.counters.heartbeats_received.increment();
                 // A server that knows services by name has answered before this.
-                this.answers_are_due();
+                lane.answers_are_due();
                 if self.adapts && self.handed_over.is_none() {
                     self.handed_over = Some(Work::default());
-                    if let Some(change) = this.server.tells_nothing() {
-                        self.core.lanes_change(&this.server, change);
+                    if let Some(change) = lane.server.tells_nothing() {
+                        self.core.lanes_change(&lane.server, change);
                     }
                 }
             }
             Message::HandOvers(said) if self.adapts => self.hear_hand_overs(said),
             Message::ServiceAnswers(said) => {
-                this.answered(answers::standings(&this.settings.services, &said));
+                lane.answered(answers::standings(&lane.settings.services, &said));
             }
             Message::FlowClosed(closed) => {
-                this.udp.flow_closed(closed.flow_id, closed.reason);
+                lane.udp.flow_closed(closed.flow_id, closed.reason);
             }
             Message::WayFails(said) => {
                 let percent = said.lost_percent;
                 self.transports
                     .loses_most("the server", percent, Instant::now());
             }
-            Message::Finished(finished) => this.quic.announced(finished),
-            Message::NoMoreFlows(no_more) => this.no_more_flows(no_more.flows_opened),
-            Message::PathChallenge(PathChallenge { nonce }) => this
+            Message::Finished(finished) => lane.quic.announced(finished),
+            Message::NoMoreFlows(no_more) => lane.no_more_flows(no_more.flows_opened),
+            Message::PathChallenge(PathChallenge { nonce }) => lane
                 .quic
                 .send_control(&Message::PathResponse(PathResponse { nonce })),
             Message::GoAway(away) => {
-                tracing::debug!(server = %this.server, reason = %away.reason, "this lane gets no new flow");
+                tracing::debug!(server = %lane.server, reason = %away.reason, "this lane gets no new flow");
                 match away.reason {
                     GoAwayReason::Replaced => {}
-                    GoAwayReason::Withdrawn => presence::say_withdrawn(&self.core, &this.server),
-                    _ => presence::say_drains(&self.core, &this.server),
+                    GoAwayReason::Withdrawn => presence::say_withdrawn(&self.core, &lane.server),
+                    _ => presence::say_drains(&self.core, &lane.server),
                 }
                 return Some(match away.reason {
                     GoAwayReason::Replaced => AttemptEnd::Superseded,
@@ -372,7 +372,7 @@ impl Session {
             datagrams: said.datagrams,
         };
         let before = self.handed_over.replace(said).unwrap_or_default();
-        let server = &self.this.server;
+        let server = &self.lane.server;
         if let Some(change) = server.handed_over(said.since(before), Instant::now()) {
             self.core.lanes_change(server, change);
         }
@@ -383,9 +383,9 @@ impl Session {
         if !self.adapts {
             return;
         }
-        let carried = self.this.carried();
+        let carried = self.lane.carried();
         let news = carried.since(std::mem::replace(&mut self.carried, carried));
-        let server = &self.this.server;
+        let server = &self.lane.server;
         if let Some(change) = server.carried(news, self.heartbeat_interval, now) {
             self.core.lanes_change(server, change);
         }
@@ -393,17 +393,17 @@ impl Session {
 
     fn deadlines(&mut self, now: Instant) -> Option<AttemptEnd> {
         if now >= self.last_heard + self.health_timeout {
-            self.this.context.counters.lanes_unhealthy.increment();
-            self.this.quic.close(LaneError::HealthTimeout, "");
+            self.lane.context.counters.lanes_unhealthy.increment();
+            self.lane.quic.close(LaneError::HealthTimeout, "");
             let end = LaneEnd::ClosedByUs(LaneError::HealthTimeout);
             return Some(AttemptEnd::Ended(end));
         }
         if now >= self.next_ping {
-            self.this.quic.ping();
+            self.lane.quic.ping();
             self.next_ping = now + self.keep_alive_period;
         }
         if now >= self.next_beat {
-            self.this.tell_health();
+            self.lane.tell_health();
             self.beat(now);
             self.note_path();
             self.say_carried(now);
@@ -414,14 +414,14 @@ impl Session {
             && now >= self.losses.next()
             && let Some(percent) = self
                 .losses
-                .look(now, self.this.quic.packets_sent_and_lost())
+                .look(now, self.lane.quic.packets_sent_and_lost())
         {
             self.transports.loses_most("this side", percent, now);
         }
         if self.liveness.next().is_some_and(|next| now >= next) {
-            let lane = &self.this.quic;
-            let (heard, rtt) = (lane.answers(), lane.rtt());
-            if self.liveness.is_for_itself() && !self.this.has_flows() {
+            let quic = &self.lane.quic;
+            let (heard, rtt) = (quic.answers(), quic.rtt());
+            if self.liveness.is_for_itself() && !self.lane.has_flows() {
                 self.liveness.skip(now, heard);
             }
             let duty = self.liveness.due(now, heard, rtt);
@@ -432,37 +432,37 @@ impl Session {
 
     /// Publishes the numbers of the path to the server for operators.
     fn note_path(&self) {
-        let sample = self.this.quic.path_sample();
+        let sample = self.lane.quic.path_sample();
         let newly_lost = self.loss_told.news(&sample);
         sample.count(newly_lost, &self.core.context.core);
-        self.this.server.path.note(&sample, newly_lost);
+        self.lane.server.path.note(&sample, newly_lost);
     }
 
     pub(super) fn beat(&mut self, now: Instant) {
         self.next_ping = now + self.keep_alive_period;
         self.next_beat = now + jittered(self.heartbeat_interval);
         self.sent += 1;
-        self.this.quic.send_control(&Message::Heartbeat(Heartbeat {
+        self.lane.quic.send_control(&Message::Heartbeat(Heartbeat {
             sequence: self.sent,
             acknowledged: self.heard,
         }));
     }
 
     fn perform(&self, duty: Duty) {
-        let counters = &self.this.context.counters;
+        let counters = &self.lane.context.counters;
         if duty.ping {
             counters.probes_sent.increment();
-            self.this.quic.ping();
+            self.lane.quic.ping();
         }
         if duty.alarm {
             counters.probes_unanswered.increment();
-            self.core.alarm(&self.this.server);
+            self.core.alarm(&self.lane.server);
         }
     }
 
     fn unanswered_since(&mut self) -> Option<Instant> {
-        let lane = &self.this.quic;
-        self.liveness.unanswered_since(|| lane.answers())
+        let quic = &self.lane.quic;
+        self.liveness.unanswered_since(|| quic.answers())
     }
 
     /// Whether the lane can move to another transport.
@@ -473,9 +473,9 @@ impl Session {
     /// Asks the server for this lane alone, if the lane that probes does not ask for it and it can
     /// move to another transport.
     fn ask_alone(&mut self) {
-        let lane = &self.this.quic;
-        self.liveness = if lane.is_open() && self.has_other_transports() {
-            Liveness::alone(jittered(ASKS_ALONE), Instant::now(), lane.answers())
+        let quic = &self.lane.quic;
+        self.liveness = if quic.is_open() && self.has_other_transports() {
+            Liveness::alone(jittered(ASKS_ALONE), Instant::now(), quic.answers())
         } else {
             Liveness::new(Duration::ZERO)
         };
@@ -484,10 +484,10 @@ impl Session {
     fn claim_probing(&mut self) {
         if !matches!(self.phase, Phase::Left)
             && self.liveness.wants_to_probe()
-            && self.this.server.claim_probing(self.this.serial)
+            && self.lane.server.claim_probing(self.lane.serial)
         {
             self.liveness
-                .probe(Instant::now(), self.this.quic.answers());
+                .probe(Instant::now(), self.lane.quic.answers());
         }
     }
 
@@ -498,7 +498,7 @@ impl Session {
             return;
         }
         self.ask_alone();
-        let server = &self.this.server;
+        let server = &self.lane.server;
         if was_unanswered {
             server.lane_unanswered(false);
         }
@@ -514,7 +514,7 @@ impl Session {
         if self.core.shared.lane_ended(server) {
             self.core.tell_all(&ClientMail::Plan);
         }
-        if server.leave_probing(self.this.serial) {
+        if server.leave_probing(self.lane.serial) {
             self.core.tell_all(&ClientMail::Alarm {
                 server: server.number,
             });
@@ -525,6 +525,6 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.stop_counting(&"its lane was given up");
-        self.core.lanes.borrow_mut().remove(&self.this.serial);
+        self.core.lanes.borrow_mut().remove(&self.lane.serial);
     }
 }

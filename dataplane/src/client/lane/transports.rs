@@ -39,7 +39,7 @@ impl TransportNews {
 /// The transports of one lane.
 pub(super) struct Transports {
     core: Rc<ClientCore>,
-    this: Rc<ClientLane>,
+    lane: Rc<ClientLane>,
     fallback: Fallback,
     /// The TLS connection that is open.
     tls: Option<TlsId>,
@@ -52,25 +52,25 @@ pub(super) struct Transports {
 }
 
 impl Transports {
-    pub(super) fn new(core: &Rc<ClientCore>, this: &Rc<ClientLane>) -> Transports {
-        let transport = carrier::transport(core, &this.server);
-        let tls = this.quic.tls();
+    pub(super) fn new(core: &Rc<ClientCore>, lane: &Rc<ClientLane>) -> Transports {
+        let transport = carrier::transport(core, &lane.server);
+        let tls = lane.quic.tls();
         let riding = if tls.is_some() {
             Riding::Tls
         } else {
             Riding::Udp
         };
         let why = "QUIC was not heard";
-        this.server
+        lane.server
             .transport
             .lane_rides(riding, why, Instant::now());
         Transports {
             fallback: Fallback::new(transport, riding, Instant::now()),
             core: Rc::clone(core),
-            this: Rc::clone(this),
+            lane: Rc::clone(lane),
             tls,
             second: None,
-            answers_before: Cell::new(this.quic.answers()),
+            answers_before: Cell::new(lane.quic.answers()),
             counted: Cell::new(riding),
         }
     }
@@ -87,7 +87,7 @@ impl Transports {
 
     /// Takes the report of one side that this many packets in a hundred are lost.
     pub(super) fn loses_most(&mut self, who: &'static str, percent: u64, now: Instant) {
-        tracing::debug!(server = %self.this.server, lane = self.this.serial, who, percent, "most of what is sent over UDP is lost");
+        tracing::debug!(server = %self.lane.server, lane = self.lane.serial, who, percent, "most of what is sent over UDP is lost");
         self.fallback.loses_most(now);
     }
 
@@ -116,17 +116,17 @@ impl Transports {
         Signs {
             unanswered_since,
             answered: self.fallback.waits_for_answer() && self.was_answered(),
-            rtt: self.this.quic.rtt(),
+            rtt: self.lane.quic.rtt(),
         }
     }
 
     /// Whether anything was answered since the lane moved to its present transport.
     fn was_answered(&self) -> bool {
-        self.this.quic.answers() != self.answers_before.get()
+        self.lane.quic.answers() != self.answers_before.get()
     }
 
     fn take_news(&mut self, now: Instant) {
-        let news = &self.this.news;
+        let news = &self.lane.news;
         for id in news.lost.take() {
             if self.second == Some(id) {
                 self.second = None;
@@ -138,7 +138,7 @@ impl Transports {
         }
         if let Some(dialled) = news.dialled.take() {
             let adopted = dialled.and_then(|connection| {
-                let adopted = self.this.quic.adopt_tls(connection);
+                let adopted = self.lane.quic.adopt_tls(connection);
                 adopted.map_err(|error| error.to_string())
             });
             self.fallback.set_lost_pause(jittered(LOST_PAUSE));
@@ -147,7 +147,7 @@ impl Transports {
                 Ok(id) if is_second => self.second = Some(id),
                 Ok(id) => self.tls = Some(id),
                 Err(why) => {
-                    tracing::debug!(server = %self.this.server, why, "no TLS connection for a lane");
+                    tracing::debug!(server = %self.lane.server, why, "no TLS connection for a lane");
                 }
             }
         }
@@ -157,13 +157,13 @@ impl Transports {
     }
 
     fn dial_tls(&self) {
-        let (core, this) = (Rc::clone(&self.core), Rc::clone(&self.this));
-        let failed = Rc::clone(&this);
+        let (core, lane) = (Rc::clone(&self.core), Rc::clone(&self.lane));
+        let failed = Rc::clone(&lane);
         crate::core::task::spawn_or(
             async move {
-                let dialled = carrier::dial(&core, &this.server).await;
-                *this.news.dialled.borrow_mut() = Some(dialled);
-                this.wake.set();
+                let dialled = carrier::dial(&core, &lane.server).await;
+                *lane.news.dialled.borrow_mut() = Some(dialled);
+                lane.wake.set();
             },
             move || {
                 *failed.news.dialled.borrow_mut() = Some(Err("a panic".into()));
@@ -174,7 +174,7 @@ impl Transports {
 
     /// Probes QUIC, one lane for all of its server.
     fn probe_quic(&mut self, now: Instant, as_of: Duration) {
-        match self.this.server.transport.begin_quic_probe(now, as_of) {
+        match self.lane.server.transport.begin_quic_probe(now, as_of) {
             QuicProbe::Passes => self.fallback.probed(now, true),
             // The time is that of the probe, so that all lanes ask at the same time and one probe
             // is enough.
@@ -182,14 +182,14 @@ impl Transports {
             QuicProbe::UnderWay => self.fallback.probe_later(now + jittered(PROBE_LOOK)),
             QuicProbe::Yours => {
                 self.core.context.counters.quic_probes.increment();
-                let (core, this) = (Rc::clone(&self.core), Rc::clone(&self.this));
-                let failed = Rc::clone(&this);
+                let (core, lane) = (Rc::clone(&self.core), Rc::clone(&self.lane));
+                let failed = Rc::clone(&lane);
                 crate::core::task::spawn_or(
                     async move {
-                        let passes = scout::quic_passes(&core, &this.server).await;
-                        this.server.transport.quic_probed(passes, Instant::now());
-                        this.news.probed.set(Some(passes));
-                        this.wake.set();
+                        let passes = scout::quic_passes(&core, &lane.server).await;
+                        lane.server.transport.quic_probed(passes, Instant::now());
+                        lane.news.probed.set(Some(passes));
+                        lane.wake.set();
                     },
                     move || {
                         failed.news.probed.set(Some(false));
@@ -203,8 +203,8 @@ impl Transports {
     fn ride_tls(&mut self, now: Instant, why: Why) {
         let silent =
             (why == Why::TlsIsSilent).then(|| std::mem::replace(&mut self.tls, self.second.take()));
-        self.answers_before.set(self.this.quic.answers());
-        let rides = self.tls.is_some_and(|id| self.this.quic.ride_tls(id));
+        self.answers_before.set(self.lane.quic.answers());
+        let rides = self.tls.is_some_and(|id| self.lane.quic.ride_tls(id));
         // Not earlier, or the lane would have no transport in between.
         self.close(silent.flatten());
         if !rides {
@@ -213,7 +213,7 @@ impl Transports {
         }
         let counters = &self.core.context.counters;
         if matches!(why, Why::UdpIsSilent | Why::UdpLosesMost) {
-            self.this.server.transport.quic_was_in_vain(now);
+            self.lane.server.transport.quic_was_in_vain(now);
         }
         if self.counted.get() == Riding::Udp {
             counters.lanes_moved_to_tls.increment();
@@ -224,21 +224,21 @@ impl Transports {
     }
 
     fn ride_udp(&self, why: Why) {
-        self.answers_before.set(self.this.quic.answers());
-        self.this.quic.ride_udp();
+        self.answers_before.set(self.lane.quic.answers());
+        self.lane.quic.ride_udp();
         self.core.context.counters.lanes_moved_to_udp.increment();
         self.say(Riding::Udp, why);
     }
 
     fn say(&self, riding: Riding, why: Why) {
-        let server = &self.this.server;
+        let server = &self.lane.server;
         let (before, now) = (self.counted.replace(riding), Instant::now());
         server.transport.lane_leaves(before, &why.to_string(), now);
         server.transport.lane_rides(riding, &why.to_string(), now);
         let Some(suppressed) = self.core.context.connect_log.pass(Instant::now()) else {
             return;
         };
-        let (title, lane) = (self.core.shared.title(server), self.this.serial);
+        let (title, lane) = (self.core.shared.title(server), self.lane.serial);
         match riding {
             Riding::Tls if before == Riding::Tls => tracing::info!(
                 server = title, lane, %why, suppressed,
@@ -261,13 +261,13 @@ impl Transports {
         for known in [&mut self.tls, &mut self.second] {
             known.take_if(|it| *it == id);
         }
-        self.this.quic.close_tls(id);
+        self.lane.quic.close_tls(id);
     }
 }
 
 impl Drop for Transports {
     fn drop(&mut self) {
-        let transport = &self.this.server.transport;
+        let transport = &self.lane.server.transport;
         transport.lane_leaves(self.counted.get(), "its lane ended", Instant::now());
     }
 }

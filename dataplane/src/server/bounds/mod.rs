@@ -18,7 +18,7 @@ use qmux_config::Bounds;
 
 use crate::flow::bandwidth::Bandwidth;
 use crate::flow::udp::lifetimes::source;
-pub(crate) use refusals::{Refusal, RefusalCounters};
+pub(crate) use refusals::{Refusal, RefusalCounters, Refuser};
 use sources::{SourceLimits, Sources};
 use udp_sources::UdpSources;
 

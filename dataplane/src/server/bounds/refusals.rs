@@ -1,42 +1,68 @@
 //! The reasons for which a visitor is refused, and how often each has happened. Each reason is
-//! written once, in the list below: with its counter, its explanation, and the value that a gate
-//! answers with. The counters are shown as `qmux_dp_service_refused_total{service,reason}`.
+//! written once, in the list below: with its counter, its explanation, and the value that names
+//! it in code. The counters are shown as `qmux_dp_service_refused_total{service,reason}`.
 
 use crate::core::counters::{Counter, counters};
 
-/// Declares [`RefusalCounters`], and [`Refusal`] for the reasons that have a value.
+/// Declares [`RefusalCounters`] and [`Refusal`].
 macro_rules! refusals {
     (
-        values { $($(#[doc = $doc:literal])+ $label:ident = $value:ident,)+ }
-        counted_by_their_callers { $($(#[doc = $other_doc:literal])+ $other_label:ident,)+ }
+        of_the_gate { $($(#[doc = $gate_doc:literal])+ $gate_label:ident = $gate:ident,)+ }
+        of_a_proxy_header { $($(#[doc = $header_doc:literal])+ $header_label:ident = $header:ident,)+ }
+        of_the_server { $($(#[doc = $server_doc:literal])+ $server_label:ident = $server:ident,)+ }
     ) => {
         counters! {
             /// Visitors of one service that one core has refused, by reason; the names are those of
             /// the label in metrics. Of UDP, datagrams of visitors that have no flow.
             RefusalCounters:
-            $($(#[doc = $doc])+ $label,)+
-            $($(#[doc = $other_doc])+ $other_label,)+
+            $($(#[doc = $gate_doc])+ $gate_label,)+
+            $($(#[doc = $header_doc])+ $header_label,)+
+            $($(#[doc = $server_doc])+ $server_label,)+
         }
 
-        /// What a gate, or the wait for a PROXY header, refuses a visitor for.
+        /// What a visitor is refused for.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum Refusal {
-            $($(#[doc = $doc])+ $value,)+
+            $($(#[doc = $gate_doc])+ $gate,)+
+            $($(#[doc = $header_doc])+ $header,)+
+            $($(#[doc = $server_doc])+ $server,)+
         }
 
         impl Refusal {
             /// The counter of this reason.
             pub(crate) fn counter(self, counters: &RefusalCounters) -> &Counter {
                 match self {
-                    $(Refusal::$value => &counters.$label,)+
+                    $(Refusal::$gate => &counters.$gate_label,)+
+                    $(Refusal::$header => &counters.$header_label,)+
+                    $(Refusal::$server => &counters.$server_label,)+
+                }
+            }
+
+            /// Who refuses.
+            pub(crate) fn refuser(self) -> Refuser {
+                match self {
+                    $(Refusal::$gate)|+ => Refuser::Gate,
+                    $(Refusal::$header)|+ => Refuser::ProxyHeader,
+                    $(Refusal::$server)|+ => Refuser::Server,
                 }
             }
         }
     };
 }
 
+/// Who refuses a visitor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refuser {
+    /// The service's gate, which counts the reason itself.
+    Gate,
+    /// The wait for a PROXY header.
+    ProxyHeader,
+    /// The server, for which this visitor is one too many, or in vain.
+    Server,
+}
+
 refusals! {
-    values {
+    of_the_gate {
         /// `deny` names the visitor's address.
         denied = Denied,
         /// `allow` does not name the visitor's address.
@@ -49,6 +75,10 @@ refusals! {
         visitors_per_second_per_source = RateOfSource,
         /// The visitor's source has as many flows as it may have. UDP only.
         max_udp_flows_per_source = UdpFlowsOfSource,
+        /// The table of sources has no room for the visitor's. TCP only.
+        sources_full = SourcesFull,
+    }
+    of_a_proxy_header {
         /// What the visitor sent first is not a PROXY header. TCP only, as the four that follow.
         proxy_header_bad = ProxyHeaderBad,
         /// The PROXY header is longer than 4 KiB, or in text form than 107 bytes.
@@ -59,15 +89,13 @@ refusals! {
         proxy_header_missing = ProxyHeaderMissing,
         /// The core waits for as many other PROXY headers as it can.
         proxy_header_crowd = ProxyHeaderCrowd,
-        /// The table of sources has no room for the visitor's. TCP only.
-        sources_full = SourcesFull,
     }
-    counted_by_their_callers {
+    of_the_server {
         /// Memory is used up and no flow stalls.
-        memory,
+        memory = Memory,
         /// The file descriptors that are left are not for visitors. TCP only.
-        descriptors,
+        descriptors = Descriptors,
         /// No client could serve the visitor. TCP only.
-        no_client,
+        no_client = NoClient,
     }
 }

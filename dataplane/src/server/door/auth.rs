@@ -79,18 +79,18 @@ impl Unauthentic {
 /// lists are in force now: a client could complete a handshake, wait until its certificate is
 /// revoked, and register then. The names in the certificate say who the client is.
 pub(crate) fn by_certificate(
-    this: &Rc<ServerLane>,
+    lane: &Rc<ServerLane>,
     door: &Rc<Door>,
     settings: &ServerSettings,
 ) -> Result<Admission, Unauthentic> {
-    let resumed = this.quic.with_tls(|ssl| tls::is_resumed(ssl));
-    let outdated = this.trusted != settings.credentials.trusted;
+    let resumed = lane.quic.with_tls(|ssl| tls::is_resumed(ssl));
+    let outdated = lane.trusted != settings.credentials.trusted;
     if (resumed || outdated)
-        && let Err(why) = check_now(this, settings)
+        && let Err(why) = check_now(lane, settings)
     {
-        return Err(not_good_now(this, door, outdated, &why));
+        return Err(not_good_now(lane, door, outdated, &why));
     }
-    let names = names_of(this);
+    let names = names_of(lane);
     let admission = settings.matcher.by_certificate(&names);
     if admission != Admission::Refused {
         return Ok(admission);
@@ -100,7 +100,7 @@ pub(crate) fn by_certificate(
     let fingerprint = show_fingerprint(&names.fingerprint);
     let why =
         format!("no entry of [[server.clients]] has its certificate {name:?} ({fingerprint})");
-    log(this, door, &why);
+    log(lane, door, &why);
     let text = format!(
         "this server has no entry for the certificate {name:?}: have its operator add \
          [[server.clients]] with certificate = {name:?} or fingerprint = {fingerprint:?}"
@@ -109,15 +109,15 @@ pub(crate) fn by_certificate(
 }
 
 /// Checks the client's certificate against the CAs and revocation lists that are in force now.
-fn check_now(this: &ServerLane, settings: &ServerSettings) -> Result<(), PeerRefused> {
+fn check_now(lane: &ServerLane, settings: &ServerSettings) -> Result<(), PeerRefused> {
     // There is a store wherever clients authenticate by certificate; without one nobody is let in.
     let store = settings.store.as_ref().ok_or(PeerRefused::Failed)?;
-    this.quic.with_tls(|ssl| check_client_against(ssl, store))
+    lane.quic.with_tls(|ssl| check_client_against(ssl, store))
 }
 
 /// The answer to a client whose certificate was good, or was not asked for, when it shook hands.
 fn not_good_now(
-    this: &Rc<ServerLane>,
+    lane: &Rc<ServerLane>,
     door: &Rc<Door>,
     outdated: bool,
     why: &PeerRefused,
@@ -125,7 +125,7 @@ fn not_good_now(
     if outdated {
         door.counters().clients_outdated.increment();
         let why = format!("what is trusted has changed since its handshake: {why}");
-        log(this, door, &why);
+        log(lane, door, &why);
         // The client comes again within some seconds for this reason (see its back-off while a
         // server drains). That handshake is judged by what is trusted then, and tells the client
         // what is wrong. In this handshake it may not even have been asked for a certificate.
@@ -134,13 +134,13 @@ fn not_good_now(
     }
     door.counters().sessions_refused.increment();
     let why = format!("the certificate of its earlier session: {why}");
-    log(this, door, &why);
+    log(lane, door, &why);
     Unauthentic::without_hint()
 }
 
 /// The names in the certificate that the client has shown.
-pub(super) fn names_of(this: &ServerLane) -> CertificateNames {
-    let names = this.quic.with_tls(|ssl| {
+pub(super) fn names_of(lane: &ServerLane) -> CertificateNames {
+    let names = lane.quic.with_tls(|ssl| {
         let certificate = ssl.peer_certificate()?.to_der().ok()?;
         CertificateNames::of(&certificate)
     });
@@ -154,8 +154,8 @@ pub(super) fn names_of(this: &ServerLane) -> CertificateNames {
 }
 
 /// When the first of the certificates that the client has shown expires, in seconds since 1970.
-pub(super) fn expiry_of(this: &ServerLane) -> Option<i64> {
-    this.quic.with_tls(|ssl| {
+pub(super) fn expiry_of(lane: &ServerLane) -> Option<i64> {
+    lane.quic.with_tls(|ssl| {
         let leaf = ssl.peer_certificate()?.to_pem().ok()?;
         first_expiry_unix_s(&leaf)
     })
@@ -176,7 +176,7 @@ fn shown_name(names: &CertificateNames) -> String {
 /// Authenticates a client by a token: the client must prove on every lane, resumed or not, that it
 /// knows the token. The proof is bound to this session. The token says who the client is.
 pub(crate) fn by_token(
-    this: &Rc<ServerLane>,
+    lane: &Rc<ServerLane>,
     door: &Rc<Door>,
     settings: &ServerSettings,
     challenge: &AuthChallenge,
@@ -184,7 +184,7 @@ pub(crate) fn by_token(
 ) -> Result<Admission, Unauthentic> {
     let why = match answer {
         ControlEvent::Message(Message::AuthProof(proof)) => {
-            let given = token::Given::on(&this.quic, challenge, &proof);
+            let given = token::Given::on(&lane.quic, challenge, &proof);
             let admission = given.map_or(Admission::Refused, |given| {
                 settings.matcher.by_token(|token| given.proves(token))
             });
@@ -198,7 +198,7 @@ pub(crate) fn by_token(
         ControlEvent::Ended => {
             door.counters().tokens_refused.increment();
             log(
-                this,
+                lane,
                 door,
                 "it left instead of proving that it knows the token",
             );
@@ -206,14 +206,14 @@ pub(crate) fn by_token(
         }
     };
     door.counters().tokens_refused.increment();
-    log(this, door, why);
+    log(lane, door, why);
     Err(Unauthentic::without_hint())
 }
 
-fn log(this: &Rc<ServerLane>, door: &Rc<Door>, why: &str) {
+fn log(lane: &Rc<ServerLane>, door: &Rc<Door>, why: &str) {
     if let Some(suppressed) = door.context().handshake_log.pass(Instant::now()) {
         tracing::warn!(
-            peer = address(&this.quic),
+            peer = address(&lane.quic),
             why,
             suppressed,
             "client not authenticated"

@@ -41,30 +41,30 @@ const REFUSED_LANES_MAX: usize = 64;
 const LANES_OF_CLIENT_MAX: usize = 2 * LANES_MAX as usize;
 
 /// Handles the control stream until the lane ends.
-pub(crate) async fn run(this: Rc<ServerLane>) {
-    let mut reader = ControlReader::new(Rc::clone(&this.quic));
-    let Some(door) = this.door.upgrade() else {
+pub(crate) async fn run(lane: Rc<ServerLane>) {
+    let mut reader = ControlReader::new(Rc::clone(&lane.quic));
+    let Some(door) = lane.door.upgrade() else {
         return;
     };
-    if register(&this, &door, &mut reader).await {
-        Session::begin(&this, &door, &mut reader).serve().await;
+    if register(&lane, &door, &mut reader).await {
+        Session::begin(&lane, &door, &mut reader).serve().await;
     }
 }
 
 /// Registers the lane. True once that has succeeded.
-async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlReader) -> bool {
+async fn register(lane: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlReader) -> bool {
     let deadline = Instant::now() + REGISTER_TIMEOUT;
     let request = match reader.next(deadline).await {
         ControlEvent::Message(Message::Register(request)) => request,
         ControlEvent::Message(_) => {
-            this.quic.close(
+            lane.quic.close(
                 LaneError::ProtocolViolation,
                 "the first message must be Register",
             );
             return false;
         }
         ControlEvent::Deadline => {
-            this.quic
+            lane.quic
                 .close(LaneError::Unauthenticated, "no Register message came");
             return false;
         }
@@ -79,17 +79,17 @@ async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlRe
         ServerAuth::Mtls { .. } => None,
     };
     if let Some(challenge) = challenge {
-        this.quic.send_control(&Message::AuthChallenge(challenge));
+        lane.quic.send_control(&Message::AuthChallenge(challenge));
     }
     // Anyone who saw early data can replay it, so nothing is granted before the handshake is
     // complete.
-    if this.quic.established().await.is_err() {
+    if lane.quic.established().await.is_err() {
         return false;
     }
     if request.protocol_version != PROTOCOL_VERSION {
         let text = format!("this server speaks protocol version {PROTOCOL_VERSION}");
         return refuse(
-            this,
+            lane,
             door,
             &request,
             RefuseReason::UnsupportedVersion,
@@ -97,32 +97,32 @@ async fn register(this: &Rc<ServerLane>, door: &Rc<Door>, reader: &mut ControlRe
         );
     }
     if door.is_draining() {
-        return refuse_draining(this, door, &request);
+        return refuse_draining(lane, door, &request);
     }
     let authentic = match challenge {
         Some(challenge) => {
             let proof = reader.next(deadline).await;
-            auth::by_token(this, door, &settings, &challenge, proof)
+            auth::by_token(lane, door, &settings, &challenge, proof)
         }
-        None => auth::by_certificate(this, door, &settings),
+        None => auth::by_certificate(lane, door, &settings),
     };
     match authentic {
         // The drain may have begun while the proof was waited for. A lane that is accepted now
         // would miss the GoAway.
-        Ok(_) if door.is_draining() => refuse_draining(this, door, &request),
-        Ok(admission) => accept(this, door, &settings, &request, admission),
+        Ok(_) if door.is_draining() => refuse_draining(lane, door, &request),
+        Ok(admission) => accept(lane, door, &settings, &request, admission),
         Err(Unauthentic::Gone) => false,
-        Err(Unauthentic::Refused(reason, text)) => refuse(this, door, &request, reason, &text),
+        Err(Unauthentic::Refused(reason, text)) => refuse(lane, door, &request, reason, &text),
     }
 }
 
-fn refuse_draining(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register) -> bool {
+fn refuse_draining(lane: &Rc<ServerLane>, door: &Rc<Door>, request: &Register) -> bool {
     let text = "this server is shutting down";
-    refuse(this, door, request, RefuseReason::Draining, text)
+    refuse(lane, door, request, RefuseReason::Draining, text)
 }
 
 fn refuse(
-    this: &Rc<ServerLane>,
+    lane: &Rc<ServerLane>,
     door: &Rc<Door>,
     request: &Register,
     reason: RefuseReason,
@@ -133,32 +133,32 @@ fn refuse(
     if reason != RefuseReason::DuplicateClient
         && let Some(suppressed) = door.context().handshake_log.pass(Instant::now())
     {
-        tracing::warn!(claims = request.client_id, peer = address(&this.quic), %reason, suppressed, "registration refused");
+        tracing::warn!(claims = request.client_id, peer = address(&lane.quic), %reason, suppressed, "registration refused");
     }
-    this.quic
+    lane.quic
         .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Refused {
             reason,
             text: text.into(),
         })));
     // The lane belongs to no client any more, and must not take a place from those that may be let
     // in.
-    this.quic.give_place_back();
-    if !door.let_linger(this, REFUSED_LANES_MAX) {
+    lane.quic.give_place_back();
+    if !door.let_linger(lane, REFUSED_LANES_MAX) {
         door.counters().refusals_cut_short.increment();
-        this.quic.close(LaneError::Refused, text);
+        lane.quic.close(LaneError::Refused, text);
         return false;
     }
     // The endpoint is not kept alive, not even its memory: a peer that comes, is refused and goes
     // must leave nothing behind.
-    let Some(endpoint) = door.endpoint(this.address).map(Rc::downgrade) else {
+    let Some(endpoint) = door.endpoint(lane.address).map(Rc::downgrade) else {
         return false; // It has come through that endpoint.
     };
-    let key = this.quic.key();
+    let key = lane.quic.key();
     // The client closes the lane when it has read the answer; if it does not, the server does.
     crate::core::task::spawn(async move {
         crate::core::time::sleep(REFUSED_PATIENCE).await;
-        if let Some(lane) = endpoint.upgrade().and_then(|endpoint| endpoint.lane(key)) {
-            lane.close(LaneError::Refused, "");
+        if let Some(refused) = endpoint.upgrade().and_then(|endpoint| endpoint.lane(key)) {
+            refused.close(LaneError::Refused, "");
         }
     });
     false
@@ -166,7 +166,7 @@ fn refuse(
 
 /// Accepts the lane if its client may serve. True if the lane is registered now.
 fn accept(
-    this: &Rc<ServerLane>,
+    lane: &Rc<ServerLane>,
     door: &Rc<Door>,
     settings: &ServerSettings,
     request: &Register,
@@ -176,57 +176,57 @@ fn accept(
     if offers.are_pointless() {
         let text = "this client offers the service without a name, which is not for it to serve here: \
                     give it [[client.services]], and a version that knows them";
-        return refuse(this, door, request, RefuseReason::BadRequest, text);
+        return refuse(lane, door, request, RefuseReason::BadRequest, text);
     }
     let is_of_entry = |name: &str| settings.server().clients.iter().any(|it| it.name == name);
     if admission.identity().is_none() && is_of_entry(&request.client_id) {
         let text = "this client's client_id is the name of another client: give it another one, \
                     or none";
-        return refuse(this, door, request, RefuseReason::BadRequest, text);
+        return refuse(lane, door, request, RefuseReason::BadRequest, text);
     }
-    let admitted = admitted(this, settings, admission, &offers);
+    let admitted = admitted(lane, settings, admission, &offers);
     let identity = admitted.claim.admission.identity();
     let applicant = Applicant {
         name: identity.unwrap_or(&request.client_id),
         has_entry: identity.is_some(),
         instance_id: request.instance_id,
-        address: this.quic.peer_addr(),
+        address: lane.quic.peer_addr(),
         services: offers.accepted(),
         claim: Some(&admitted.claim),
         generation: settings.generation,
     };
     if door.lanes_of(&applicant) >= LANES_OF_CLIENT_MAX {
         let text = format!("this client has {LANES_OF_CLIENT_MAX} lanes already");
-        return refuse_limit(this, door, request, &text);
+        return refuse_limit(lane, door, request, &text);
     }
     let joined = match door.join(&applicant) {
         Ok(joined) => joined,
         Err(NotJoined::Duplicate { address, first }) => {
-            return refuse_duplicate(this, door, request, address, first);
+            return refuse_duplicate(lane, door, request, address, first);
         }
         Err(NotJoined::TooManyInstances) => {
             let text = format!("this client has {INSTANCES_MAX} instances already");
-            return refuse_limit(this, door, request, &text);
+            return refuse_limit(lane, door, request, &text);
         }
         Err(NotJoined::Outdated) => {
             // This reason has clients try again within some seconds, however often they were
             // refused.
             let text = "the configuration of this server has just changed";
-            return refuse(this, door, request, RefuseReason::Draining, text);
+            return refuse(lane, door, request, RefuseReason::Draining, text);
         }
     };
-    if this.membership.set(joined.membership).is_err() {
+    if lane.membership.set(joined.membership).is_err() {
         return false; // A second Register on one lane is read by `serve`, never here.
     }
-    let _first = this.admitted.set(admitted);
-    meet_others(this, door, &joined.replaced, &joined.beside);
-    registered(this, door, request, &offers);
+    let _first = lane.admitted.set(admitted);
+    meet_others(lane, door, &joined.replaced, &joined.beside);
+    registered(lane, door, request, &offers);
     true
 }
 
 /// The grounds on which the lane is let in.
 fn admitted(
-    this: &ServerLane,
+    lane: &ServerLane,
     settings: &ServerSettings,
     admission: Admission,
     offers: &Offers,
@@ -242,18 +242,18 @@ fn admitted(
         }),
         is_told: offers.is_told(),
         by_certificate: shows_certificate,
-        expiry_s: shows_certificate.then(|| auth::expiry_of(this)).flatten(),
+        expiry_s: shows_certificate.then(|| auth::expiry_of(lane)).flatten(),
         judged: Cell::new(Judged::by(settings)),
     }
 }
 
 /// Deals with other instances of the same name when a new one registers.
-fn meet_others(this: &ServerLane, door: &Rc<Door>, replaced: &[Replaced], beside: &[Arc<Client>]) {
+fn meet_others(lane: &ServerLane, door: &Rc<Door>, replaced: &[Replaced], beside: &[Arc<Client>]) {
     for old in replaced {
         if let Some(suppressed) = door.context().lane_log.pass(Instant::now()) {
             tracing::info!(
-                client = this.client_id(),
-                new = address(&this.quic),
+                client = lane.client_id(),
+                new = address(&lane.quic),
                 old = old.address.map(tracing::field::display),
                 old_drains = old.drains,
                 old_is_silent = old.silent,
@@ -271,56 +271,56 @@ fn meet_others(this: &ServerLane, door: &Rc<Door>, replaced: &[Replaced], beside
 }
 
 /// Starts what follows from the registration of a lane.
-fn registered(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers: &Offers) {
+fn registered(lane: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, offers: &Offers) {
     let capabilities = request.capabilities;
     door.counters().registrations_accepted.increment();
-    this.quic.admit();
+    lane.quic.admit();
     if capabilities.contains(Capabilities::PATH_CHALLENGE) {
-        this.quic.peer_answers_challenges();
+        lane.quic.peer_answers_challenges();
     }
     if capabilities.contains(Capabilities::BUNDLES) {
-        this.quic.peer_takes_bundles();
+        lane.quic.peer_takes_bundles();
     }
     if capabilities.contains(Capabilities::NAMED_SERVICES)
-        && let Some(udp) = &this.udp
+        && let Some(udp) = &lane.udp
     {
         udp.peer_reads_traffic_addresses();
     }
-    this.last_heard.set(Instant::now());
-    door.lane_registered(this);
-    this.quic
+    lane.last_heard.set(Instant::now());
+    door.lane_registered(lane);
+    lane.quic
         .send_control(&Message::RegisterAck(door.ack(RegisterOutcome::Accepted)));
-    offers.answer(this);
+    offers.answer(lane);
     if capabilities.contains(Capabilities::HAND_OVERS) {
-        this.tell_hand_overs();
+        lane.tell_hand_overs();
     }
     tracing::debug!(
-        client = this.client_id(),
+        client = lane.client_id(),
         instance = request.client_id,
-        peer = address(&this.quic),
+        peer = address(&lane.quic),
         lane = request.lane_index,
         lanes = request.lane_count,
         services = offers.accepted().len(),
         core = door.core(),
         "lane registered"
     );
-    if let Some(membership) = this.membership.get()
+    if let Some(membership) = lane.membership.get()
         && membership.is_first()
     {
-        offers.tell_operator(this, door);
+        offers.tell_operator(lane, door);
         presence::say_up(&door.context().core, membership.client());
     }
 }
 
-fn refuse_limit(this: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, text: &str) -> bool {
+fn refuse_limit(lane: &Rc<ServerLane>, door: &Rc<Door>, request: &Register, text: &str) -> bool {
     door.counters().registrations_limited.increment();
-    refuse(this, door, request, RefuseReason::LimitReached, text)
+    refuse(lane, door, request, RefuseReason::LimitReached, text)
 }
 
 /// Refuses one of two programs that live and share one name; the one that came later keeps the
 /// name.
 fn refuse_duplicate(
-    this: &Rc<ServerLane>,
+    lane: &Rc<ServerLane>,
     door: &Rc<Door>,
     request: &Register,
     other: Option<SocketAddr>,
@@ -331,14 +331,14 @@ fn refuse_duplicate(
     if first && let Some(suppressed) = door.context().handshake_log.pass(Instant::now()) {
         tracing::warn!(
             client = request.client_id,
-            refused = address(&this.quic),
+            refused = address(&lane.quic),
             serving = other,
             suppressed,
             "two clients use one client_id at the same time; the one that came later serves: give each its own client_id, or leave it empty"
         );
     }
     let text = format!("a newer client with this client_id is connected from {other}");
-    refuse(this, door, request, RefuseReason::DuplicateClient, &text)
+    refuse(lane, door, request, RefuseReason::DuplicateClient, &text)
 }
 
 impl Door {

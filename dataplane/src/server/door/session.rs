@@ -53,7 +53,7 @@ const HAND_OVERS_PAUSE: Duration = Duration::from_secs(1);
 
 /// One registered lane.
 pub(crate) struct Session<'a> {
-    this: &'a Rc<ServerLane>,
+    lane: &'a Rc<ServerLane>,
     door: &'a Rc<Door>,
     reader: &'a mut ControlReader,
     next_beat: Instant,
@@ -71,7 +71,7 @@ pub(crate) struct Session<'a> {
 impl Session<'_> {
     /// The session of a lane that has just been registered.
     pub(crate) fn begin<'a>(
-        this: &'a Rc<ServerLane>,
+        lane: &'a Rc<ServerLane>,
         door: &'a Rc<Door>,
         reader: &'a mut ControlReader,
     ) -> Session<'a> {
@@ -82,11 +82,11 @@ impl Session<'_> {
             sent: 0,
             heard: 0,
             liveness: Liveness::new(jittered(PROBE_INTERVAL)),
-            this,
+            lane,
             door,
             reader,
             loss_told: LossTold::default(),
-            losses: LossWatch::new(now, this.quic.packets_sent_and_lost()),
+            losses: LossWatch::new(now, lane.quic.packets_sent_and_lost()),
             next_hand_overs: now + HAND_OVERS_PAUSE,
         };
         session.note_path();
@@ -102,11 +102,11 @@ impl Session<'_> {
             let deadline = [
                 Some(self.next_beat),
                 Some(self.next_ping),
-                Some(self.this.last_heard.get() + health_timeout),
+                Some(self.lane.last_heard.get() + health_timeout),
                 self.liveness.next(),
-                self.this.back_until(),
+                self.lane.back_until(),
                 self.looks_for_losses().then(|| self.losses.next()),
-                self.this
+                self.lane
                     .has_hand_overs_to_tell()
                     .then_some(self.next_hand_overs),
             ]
@@ -131,7 +131,7 @@ impl Session<'_> {
     /// report.
     async fn next(&mut self, deadline: Instant) -> Option<ControlEvent> {
         let mut next = pin!(self.reader.next(deadline));
-        let wake = &self.this.wake;
+        let wake = &self.lane.wake;
         // Reading is cancel-safe: what was read stays in the decoder.
         poll_fn(|cx| match next.as_mut().poll(cx) {
             Poll::Ready(event) => Poll::Ready(Some(event)),
@@ -141,68 +141,68 @@ impl Session<'_> {
     }
 
     fn message(&mut self, message: Message) {
-        let Self { this, door, .. } = self;
-        this.last_heard.set(Instant::now());
+        let Self { lane, door, .. } = self;
+        lane.last_heard.set(Instant::now());
         match message {
             Message::Heartbeat(beat) => {
                 self.heard = beat.sequence;
                 door.counters().heartbeats_received.increment();
             }
             Message::FlowClosed(closed) => {
-                if let Some(udp) = &this.udp
+                if let Some(udp) = &lane.udp
                     && let Some(service) = udp.flow_closed(closed.flow_id, closed.reason)
-                    && let Some(membership) = this.membership.get()
+                    && let Some(membership) = lane.membership.get()
                     && let Some(member) = membership.member(service)
                 {
                     member.udp_refused(Instant::now());
                 }
             }
-            Message::Finished(finished) => this.quic.announced(finished),
+            Message::Finished(finished) => lane.quic.announced(finished),
             Message::PathResponse(response) => {
                 // A response that comes too late, or for an earlier address, proves nothing.
-                let _proved = this.quic.path_response(response.nonce);
+                let _proved = lane.quic.path_response(response.nonce);
             }
             Message::GoAway(away) => {
-                say_drains(this, door, &away);
-                door.lane_takes_no_more(this);
-                this.quic.send_control(&Message::NoMoreFlows(NoMoreFlows {
-                    flows_opened: this.quic.streams_opened(),
+                say_drains(lane, door, &away);
+                door.lane_takes_no_more(lane);
+                lane.quic.send_control(&Message::NoMoreFlows(NoMoreFlows {
+                    flows_opened: lane.quic.streams_opened(),
                 }));
             }
-            Message::ServiceHealth(health) => service_health(this, door, &health),
+            Message::ServiceHealth(health) => service_health(lane, door, &health),
             other => tracing::debug!(?other, "message without meaning here"),
         }
     }
 
     /// Does everything that is due. False if the lane was closed.
     fn deadlines(&mut self, now: Instant) -> bool {
-        let Self { this, door, .. } = self;
+        let Self { lane, door, .. } = self;
         let settings = door.settings();
         let server = settings.server();
-        if now >= this.last_heard.get() + server.health_timeout {
+        if now >= lane.last_heard.get() + server.health_timeout {
             door.counters().lanes_unhealthy.increment();
             tracing::debug!(
-                client = this.client_id(),
-                peer = address(&this.quic),
+                client = lane.client_id(),
+                peer = address(&lane.quic),
                 "nothing heard within health_timeout; lane closed"
             );
-            door.lane_takes_no_more(this);
-            this.quic.close(LaneError::HealthTimeout, "");
+            door.lane_takes_no_more(lane);
+            lane.quic.close(LaneError::HealthTimeout, "");
             return false;
         }
-        if this.back_until().is_some_and(|until| now >= until) && !self.stays_without_way(now) {
+        if lane.back_until().is_some_and(|until| now >= until) && !self.stays_without_way(now) {
             return false;
         }
         self.tell_losses(now);
-        let Self { this, door, .. } = self;
+        let Self { lane, door, .. } = self;
         if now >= self.next_ping {
-            this.quic.ping();
+            lane.quic.ping();
             self.next_ping = now + door.keep_alive_period();
         }
         if now >= self.next_beat {
             self.next_ping = now + door.keep_alive_period();
             self.sent += 1;
-            this.quic.send_control(&Message::Heartbeat(Heartbeat {
+            lane.quic.send_control(&Message::Heartbeat(Heartbeat {
                 sequence: self.sent,
                 acknowledged: self.heard,
             }));
@@ -212,8 +212,8 @@ impl Session<'_> {
             self.claim_probing();
         }
         if self.liveness.next().is_some_and(|next| now >= next) {
-            let lane = &self.this.quic;
-            let duty = self.liveness.due(now, lane.packets_received(), lane.rtt());
+            let quic = &self.lane.quic;
+            let duty = self.liveness.due(now, quic.packets_received(), quic.rtt());
             self.perform(duty, now);
         }
         true
@@ -222,26 +222,26 @@ impl Session<'_> {
     /// Handles a lane whose client has ended its TLS connection and is not back. False if the lane
     /// was closed.
     fn stays_without_way(&self, now: Instant) -> bool {
-        let Self { this, door, .. } = self;
-        let Some(until) = this.back_until() else {
+        let Self { lane, door, .. } = self;
+        let Some(until) = lane.back_until() else {
             return true;
         };
-        let others = this.membership.get();
-        if !this.quic.is_silent() {
-            this.must_be_back(None);
+        let others = lane.membership.get();
+        if !lane.quic.is_silent() {
+            lane.must_be_back(None);
         } else if now >= until + STOOD_STILL {
-            this.must_be_back(Some(now + BACK_WITHIN));
+            lane.must_be_back(Some(now + BACK_WITHIN));
         } else if others.is_some_and(|it| it.client().answers()) {
-            this.must_be_back(Some(now + OTHERS_LOOK));
+            lane.must_be_back(Some(now + OTHERS_LOOK));
         } else {
             door.counters().lanes_hung_up.increment();
             tracing::debug!(
-                client = this.client_id(),
-                peer = address(&this.quic),
+                client = lane.client_id(),
+                peer = address(&lane.quic),
                 "its TLS connection has ended, and the client is not back; lane closed"
             );
-            door.lane_takes_no_more(this);
-            this.quic.close(LaneError::HealthTimeout, "");
+            door.lane_takes_no_more(lane);
+            lane.quic.close(LaneError::HealthTimeout, "");
             return false;
         }
         true
@@ -249,7 +249,7 @@ impl Session<'_> {
 
     /// Whether to watch for losses: over UDP, while there are flows to lose.
     fn looks_for_losses(&self) -> bool {
-        self.this.flows() > 0 && self.this.quic.tls().is_none()
+        self.lane.flows() > 0 && self.lane.quic.tls().is_none()
     }
 
     /// Tells the client when most of what is sent to it is lost, because it may have another path.
@@ -258,10 +258,10 @@ impl Session<'_> {
             && now >= self.losses.next()
             && let Some(lost_percent) = self
                 .losses
-                .look(now, self.this.quic.packets_sent_and_lost())
+                .look(now, self.lane.quic.packets_sent_and_lost())
         {
             self.door.counters().lanes_losing_most.increment();
-            self.this
+            self.lane
                 .quic
                 .send_control(&Message::WayFails(WayFails { lost_percent }));
         }
@@ -269,32 +269,32 @@ impl Session<'_> {
 
     /// Publishes the numbers of the path to the client for operators.
     fn note_path(&self) {
-        let sample = self.this.quic.path_sample();
+        let sample = self.lane.quic.path_sample();
         let newly_lost = self.loss_told.news(&sample);
         sample.count(newly_lost, &self.door.context().core);
-        if let Some(membership) = self.this.membership.get() {
+        if let Some(membership) = self.lane.membership.get() {
             membership.client().path.note(&sample, newly_lost);
         }
     }
 
     /// Reports to the client what was handed over to this lane, if that is due.
     fn tell_hand_overs(&mut self, now: Instant) {
-        if self.this.has_hand_overs_to_tell() && now >= self.next_hand_overs {
+        if self.lane.has_hand_overs_to_tell() && now >= self.next_hand_overs {
             self.next_hand_overs = now + HAND_OVERS_PAUSE;
-            let hand_overs = self.this.take_hand_overs();
-            self.this.quic.send_control(&Message::HandOvers(hand_overs));
+            let hand_overs = self.lane.take_hand_overs();
+            self.lane.quic.send_control(&Message::HandOvers(hand_overs));
         }
     }
 
     /// Handles an alarm: the client may be gone.
     fn alarmed(&mut self) {
-        if self.this.take_alarm() {
+        if self.lane.take_alarm() {
             self.claim_probing();
             let now = Instant::now();
-            let lane = &self.this.quic;
+            let quic = &self.lane.quic;
             let duty = self
                 .liveness
-                .alarm(now, lane.packets_received(), lane.rtt());
+                .alarm(now, quic.packets_received(), quic.rtt());
             self.perform(duty, now);
         }
     }
@@ -303,31 +303,31 @@ impl Session<'_> {
         let counters = self.door.counters();
         if duty.ping {
             counters.probes_sent.increment();
-            self.this.quic.ping();
-            self.this.quic.asked(now);
+            self.lane.quic.ping();
+            self.lane.quic.asked(now);
         }
         if duty.alarm {
             counters.probes_unanswered.increment();
-            self.door.client_may_be_gone(self.this, now);
+            self.door.client_may_be_gone(self.lane, now);
         }
     }
 
     fn claim_probing(&mut self) {
         if self.liveness.wants_to_probe()
-            && let Some(membership) = self.this.membership.get()
+            && let Some(membership) = self.lane.membership.get()
             && membership.claim_probing()
         {
-            let heard = self.this.quic.packets_received();
+            let heard = self.lane.quic.packets_received();
             self.liveness.probe(Instant::now(), heard);
         }
     }
 }
 
 /// Logs a client that stops, in one line. A lane that ends for another reason is not logged here.
-fn say_drains(this: &ServerLane, door: &Door, away: &GoAway) {
-    let (client, reason) = (this.client_id(), away.reason);
-    tracing::debug!(client, peer = address(&this.quic), %reason, "no new flow goes to this lane");
-    let membership = this.membership.get();
+fn say_drains(lane: &ServerLane, door: &Door, away: &GoAway) {
+    let (client, reason) = (lane.client_id(), away.reason);
+    tracing::debug!(client, peer = address(&lane.quic), %reason, "no new flow goes to this lane");
+    let membership = lane.membership.get();
     if away.reason == GoAwayReason::Shutdown
         && membership.is_some_and(|membership| membership.client().begins_to_drain())
         && let Some(suppressed) = door.context().lane_log.pass(Instant::now())
@@ -337,8 +337,8 @@ fn say_drains(this: &ServerLane, door: &Door, away: &GoAway) {
 }
 
 /// Takes up a client's word on whether it reaches one of its services.
-fn service_health(this: &Rc<ServerLane>, door: &Door, health: &ServiceHealth) {
-    let Some(membership) = this.membership.get() else {
+fn service_health(lane: &Rc<ServerLane>, door: &Door, health: &ServiceHealth) {
+    let Some(membership) = lane.membership.get() else {
         return;
     };
     let Some(service) = door.service(&health.service) else {
@@ -352,7 +352,7 @@ fn service_health(this: &Rc<ServerLane>, door: &Door, health: &ServiceHealth) {
     } else {
         door.counters().services_down.increment();
     }
-    let client = this.client_id();
+    let client = lane.client_id();
     let Some(suppressed) = door.context().health_log.pass(Instant::now()) else {
         return;
     };

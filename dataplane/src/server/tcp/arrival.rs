@@ -10,12 +10,12 @@ use super::header_wait::{HEADER_TIMEOUT, Place};
 use super::visitor::Visitor;
 use crate::core::task::spawn_or;
 use crate::core::{OneFlow, memory};
-use crate::server::bounds::{Permit, Refusal, RefusalCounters};
+use crate::server::bounds::{Permit, Refusal};
 use crate::server::entrance::Entrance;
 use crate::server::entrance::proxy_header::{self, Flaw, HEADER_BYTES_MAX, Progress};
 use crate::server::pool::balance::Tried;
 use crate::sys::limits;
-use crate::sys::tcp::{TcpSocket, refuse};
+use crate::sys::tcp::TcpSocket;
 
 /// Room for a header as balancers send it, without a second allocation.
 const USUAL_HEADER_BYTES: usize = 128;
@@ -102,15 +102,10 @@ impl Entrance {
         if gate.expects_proxy_header(peer.ip()) {
             return self.await_header(stream, arrival);
         }
-        match gate.admit_visitor(self.core(), peer.ip(), arrival.accepted) {
-            Ok(permit) => {
-                if self.has_means_for(&stream, peer) {
-                    self.admitted(stream, &arrival, peer, Vec::new(), false, permit);
-                } else {
-                    self.refuse(stream);
-                }
-            }
-            Err(refusal) => self.refuse_at_the_gate(stream, peer, refusal),
+        let permit = gate.admit_visitor(self.core(), peer.ip(), arrival.accepted);
+        match permit.and_then(|permit| means_for(&stream).map(|()| permit)) {
+            Ok(permit) => self.admitted(stream, &arrival, peer, Vec::new(), false, permit),
+            Err(why) => self.refuse(stream, peer, why),
         }
     }
 
@@ -118,13 +113,11 @@ impl Entrance {
     /// from now on; all other limits are for the address in the header.
     fn await_header(self: &Rc<Self>, stream: TcpStream, arrival: Arrival) {
         let peer = arrival.peer;
-        let permit = match self.service().gate.admit_unknown(self.core()) {
+        let permit = self.service().gate.admit_unknown(self.core());
+        let permit = match permit.and_then(|permit| means_for(&stream).map(|()| permit)) {
             Ok(permit) => permit,
-            Err(refusal) => return self.refuse_at_the_gate(stream, peer, refusal),
+            Err(why) => return self.refuse(stream, peer, why),
         };
-        if !self.has_means_for(&stream, peer) {
-            return self.refuse(stream);
-        }
         let mut beginning = Beginning {
             bytes: Vec::with_capacity(USUAL_HEADER_BYTES),
             ended: false,
@@ -133,16 +126,16 @@ impl Entrance {
         match beginning.take(|into| (&stream).read(into)) {
             Ok(Some(told)) => self.introduced(stream, &arrival, told, beginning, permit),
             Ok(None) => {
-                let (this, cleans_up) = (Rc::clone(self), Rc::clone(self));
+                let (entrance, cleans_up) = (Rc::clone(self), Rc::clone(self));
                 let under_way = OneFlow::new(&self.context().cluster);
                 let task = async move {
-                    this.wait_for_header(stream, arrival, beginning, permit)
-                        .await;
+                    let wait = entrance.wait_for_header(stream, arrival, beginning, permit);
+                    wait.await;
                     drop(under_way);
                 };
                 spawn_or(task, move || cleans_up.door().flow_panicked());
             }
-            Err(refusal) => self.refuse_header(stream, peer, refusal),
+            Err(why) => self.refuse(stream, peer, why),
         }
     }
 
@@ -157,9 +150,8 @@ impl Entrance {
         let socket = match TcpSocket::adopt(stream) {
             Ok(socket) => socket,
             Err(error) => {
-                self.count_refused_header(Refusal::ProxyHeaderMissing);
                 tracing::debug!(%peer, %error, "visitor lost before its PROXY header");
-                return;
+                return self.count_refused(peer, Refusal::ProxyHeaderMissing);
             }
         };
         let place = Place::on_this_core();
@@ -170,7 +162,7 @@ impl Entrance {
                 match beginning.take(|into| socket.try_read(into)) {
                     Ok(Some(told)) => return Ok(told),
                     Ok(None) => {}
-                    Err(refusal) => return Err(refusal),
+                    Err(why) => return Err(why),
                 }
             }
         };
@@ -185,14 +177,8 @@ impl Entrance {
             (Ok(told), Ok(stream)) if limits::is_for_flows(&stream) => {
                 self.introduced(stream, &arrival, told, beginning, permit);
             }
-            (Ok(_), _) => {
-                self.note_want_of_descriptors(peer);
-                self.service_counters().visitors_refused.increment();
-            }
-            (Err(refusal), _) => {
-                self.count_refused_header(refusal);
-                tracing::debug!(%peer, ?refusal, "visitor reset instead of its PROXY header");
-            }
+            (Ok(_), _) => self.count_refused(peer, Refusal::Descriptors),
+            (Err(why), _) => self.count_refused(peer, why),
         }
     }
 
@@ -215,7 +201,7 @@ impl Entrance {
                 self.count_first_bytes(bytes.len());
                 self.admitted(stream, arrival, visitor, bytes, ended, permit);
             }
-            Err(refusal) => self.refuse_at_the_gate(stream, visitor, refusal),
+            Err(why) => self.refuse(stream, visitor, why),
         }
     }
 
@@ -261,66 +247,17 @@ impl Entrance {
             SocketAddr::new(local.ip().to_canonical(), local.port())
         })
     }
+}
 
-    // ---- refusals ----
-
-    /// Whether there are memory and descriptors for one more visitor. If not, the refusal is
-    /// counted.
-    fn has_means_for(&self, stream: &TcpStream, peer: SocketAddr) -> bool {
-        if memory::refuses_newcomers() {
-            self.counters().visitors_refused_memory.increment();
-            self.refusals().memory.increment();
-            return false;
-        }
-        let has_descriptor = limits::is_for_flows(stream);
-        if !has_descriptor {
-            self.note_want_of_descriptors(peer);
-        }
-        has_descriptor
+/// Whether there are memory and descriptors for one more visitor.
+fn means_for(stream: &TcpStream) -> Result<(), Refusal> {
+    if memory::refuses_newcomers() {
+        return Err(Refusal::Memory);
     }
-
-    /// Counts and logs that the descriptors that are left are not for visitors.
-    fn note_want_of_descriptors(&self, visitor: SocketAddr) {
-        self.counters().visitors_refused_descriptors.increment();
-        self.refusals().descriptors.increment();
-        if let Some(suppressed) = self.context().dial_log.pass(Instant::now()) {
-            tracing::warn!(
-                %visitor,
-                descriptors = limits::flow_descriptors_max(),
-                suppressed,
-                "no file descriptor is left for visitors (ulimit -n); this one is reset"
-            );
-        }
+    if !limits::is_for_flows(stream) {
+        return Err(Refusal::Descriptors);
     }
-
-    fn refuse_at_the_gate(&self, stream: TcpStream, visitor: SocketAddr, refusal: Refusal) {
-        self.counters().visitors_refused_bounds.increment();
-        tracing::debug!(%visitor, ?refusal, "visitor reset at the gate");
-        self.refuse(stream);
-    }
-
-    fn refuse_header(&self, stream: TcpStream, peer: SocketAddr, refusal: Refusal) {
-        self.count_refused_header(refusal);
-        tracing::debug!(%peer, ?refusal, "visitor reset instead of its PROXY header");
-        refuse(stream);
-    }
-
-    fn count_refused_header(&self, refusal: Refusal) {
-        refusal.counter(self.refusals()).increment();
-        self.counters().visitors_refused_proxy_header.increment();
-        self.service_counters().visitors_refused.increment();
-    }
-
-    /// This core's counters of visitors whom the service has refused.
-    pub(super) fn refusals(&self) -> &RefusalCounters {
-        &self.service().gate.refusals()[self.core()]
-    }
-
-    /// Resets a visitor who has not reached a client.
-    pub(super) fn refuse(&self, stream: TcpStream) {
-        self.service_counters().visitors_refused.increment();
-        refuse(stream);
-    }
+    Ok(())
 }
 
 /// Waits for the header until its time is over.

@@ -15,6 +15,7 @@ use crate::core::{FlowCount, OneFlow};
 use crate::flow::tcp::{self, TcpFlow, TcpFlowEnd};
 use crate::quic::lane::StreamWaiters;
 use crate::server::access_log::{End, FinishedFlow};
+use crate::server::bounds::Refusal;
 use crate::server::door::lane::{LaneUse, ServerLane};
 use crate::server::entrance::Entrance;
 use crate::server::mail::ServerMail;
@@ -107,12 +108,7 @@ impl Entrance {
                         Err(back) => (stream, visitor) = back,
                     }
                 }
-                None => {
-                    self.counters().visitors_refused.increment();
-                    self.refusals().no_client.increment();
-                    tracing::debug!(visitor = %visitor.addr, "no client can take this visitor; reset");
-                    return self.refuse(stream);
-                }
+                None => return self.refuse(stream, visitor.addr, Refusal::NoClient),
             }
         }
     }

@@ -4,4 +4,5 @@ mod arrival;
 mod carry;
 mod header_wait;
 pub(crate) mod opening;
+mod refused;
 pub(crate) mod visitor;
