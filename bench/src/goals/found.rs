@@ -21,37 +21,52 @@ pub(super) const ALLOCATIONS_OTHERS: &str = "others_per_packet";
 /// The part of a report that goals are about.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-struct Report {
+pub(crate) struct Report {
     command: Option<String>,
-    machine: Value,
-    cases: Vec<Case>,
+    pub(crate) machine: Value,
+    pub(crate) metrics: Vec<Shown>,
+    pub(crate) cases: Vec<Case>,
+}
+
+/// A metric, as it is shown.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Shown {
+    pub(crate) name: String,
+    pub(crate) unit: String,
+    /// Older reports do not say.
+    #[serde(default = "decimals_default")]
+    pub(crate) decimals: usize,
+}
+
+fn decimals_default() -> usize {
+    2
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct Case {
-    case: String,
-    tunnels: Vec<Runs>,
+pub(crate) struct Case {
+    pub(crate) case: String,
+    pub(crate) tunnels: Vec<Runs>,
 }
 
 /// All runs of a tunnel in one case.
 #[derive(Clone, Debug, Deserialize)]
-struct Runs {
-    tunnel: String,
+pub(crate) struct Runs {
+    pub(crate) tunnel: String,
     #[serde(default)]
-    summary: BTreeMap<String, Summary>,
+    pub(crate) summary: BTreeMap<String, Summary>,
     runs: Vec<Run>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(default)]
-struct Summary {
-    median: Option<f64>,
+pub(crate) struct Summary {
+    pub(crate) median: Option<f64>,
     max: Option<f64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-struct Run {
+pub(crate) struct Run {
     values: BTreeMap<String, Option<f64>>,
     error: Option<String>,
 }
@@ -69,8 +84,7 @@ impl Found {
         let mut found = Self::default();
         for probe in PROBES {
             let file = format!("{}/{}.json", probe.name, probe.bench);
-            let text = std::fs::read_to_string(directory.join(file)).ok();
-            if let Some(report) = text.and_then(|text| serde_json::from_str(&text).ok()) {
+            if let Some(report) = Report::read(&directory.join(file)) {
                 found.reports.insert(probe.name.to_owned(), report);
             }
         }
@@ -114,6 +128,11 @@ impl Found {
         Some(format!("{command} ({date}, commit {commit})"))
     }
 
+    /// What was measured.
+    pub(crate) fn reports(&self) -> impl Iterator<Item = &Report> {
+        self.reports.values()
+    }
+
     /// The commits that the probes were run on, each with its probes.
     pub fn commits(&self) -> BTreeMap<&str, Vec<&'static str>> {
         let mut commits: BTreeMap<&str, Vec<&'static str>> = BTreeMap::new();
@@ -150,9 +169,7 @@ impl Found {
     }
 
     fn tunnel(&self, probe: &str, case: &str, tunnel: Tunnel) -> Option<&Runs> {
-        let mut cases = self.reports.get(probe)?.cases.iter();
-        let mut tunnels = cases.find(|it| it.case == case)?.tunnels.iter();
-        tunnels.find(|it| it.tunnel == tunnel.label())
+        self.reports.get(probe)?.runs(case, tunnel.label())
     }
 
     /// How many runs of a tunnel failed, of how many.
@@ -195,7 +212,23 @@ impl Found {
 }
 
 impl Report {
-    fn word(&self, key: &str) -> &str {
+    /// Reads one; `None` if it is not there or is none.
+    pub(crate) fn read(file: &Path) -> Option<Self> {
+        serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()
+    }
+
+    fn runs(&self, case: &str, tunnel: &str) -> Option<&Runs> {
+        let mut cases = self.cases.iter();
+        let mut tunnels = cases.find(|it| it.case == case)?.tunnels.iter();
+        tunnels.find(|it| it.tunnel == tunnel)
+    }
+
+    /// The median of a metric over the rounds.
+    pub(crate) fn median(&self, case: &str, tunnel: &str, metric: &str) -> Option<f64> {
+        self.runs(case, tunnel)?.summary.get(metric)?.median
+    }
+
+    pub(crate) fn word(&self, key: &str) -> &str {
         self.machine[key].as_str().unwrap_or("unknown")
     }
 
@@ -229,6 +262,7 @@ impl Report {
         Self {
             command: Some(ALLOCATIONS_COMMAND.to_owned()),
             machine: serde_json::json!({"date": word("date"), "commit": word("commit")}),
+            metrics: Vec::new(),
             cases: vec![Case {
                 case: ANY_LOAD.to_owned(),
                 tunnels: vec![runs],

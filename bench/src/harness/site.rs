@@ -23,6 +23,8 @@ pub struct Overrides {
     pub limits: Vec<String>,
     /// For `[client]`.
     pub client: Vec<String>,
+    /// For the one of `[[client.servers]]`.
+    pub servers: Vec<String>,
 }
 
 /// The addresses of a tunnel.
@@ -106,12 +108,13 @@ pub fn client_toml(addresses: &Addresses, overrides: &Overrides) -> String {
     let (host, port) = (service.ip(), service.port());
     format!(
         "[client]\n{DRAIN}\n{}\
-         [[client.servers]]\naddress = \"{quic}\"\nserver_name = \"{SERVER_NAME}\"\n\
+         [[client.servers]]\naddress = \"{quic}\"\nserver_name = \"{SERVER_NAME}\"\n{}\
          [client.local]\nhost = \"{host}\"\nport = {port}\n\
          [client.tls]\nca_cert_file = \"ca.crt\"\nclient_cert_file = \"client.crt\"\n\
          client_key_file = \"client.key\"\n\
          {}",
         lines(&overrides.client),
+        lines(&overrides.servers),
         shared_toml(overrides)
     )
 }
@@ -148,6 +151,7 @@ mod tests {
             udp: vec!["session_timeout = \"7s\"".into()],
             limits: vec!["stall_timeout = \"9s\"".into()],
             client: vec!["lanes = 3".into()],
+            servers: vec!["transport = \"tls\"".into()],
         };
         let server = site.write("server.toml", &server_toml(&addresses, &overrides));
         let server = Config::load(&server.expect("written")).expect("valid");
@@ -162,6 +166,7 @@ mod tests {
         let client = site.write("client.toml", &client_toml(&addresses, &overrides));
         let client = Config::load(&client.expect("written")).expect("valid");
         let role = client.client.expect("a client");
+        assert_eq!(role.servers[0].transport, qmux_config::Transport::Tls);
         assert_eq!(role.services[0].check_port(), Some(3_000));
         let server_drain = server.server.map(|server| server.drain_timeout);
         assert_eq!(Some(role.drain_timeout), server_drain);

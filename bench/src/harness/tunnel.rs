@@ -260,6 +260,9 @@ fn overrides(spec: &Spec, setup: &Setup) -> Overrides {
     {
         overrides.quic.push(format!("{KEY} = \"{name}\""));
     }
+    if spec.kind == Kind::QmuxDpTls {
+        overrides.servers.push("transport = \"tls\"".into());
+    }
     overrides
 }
 

@@ -24,7 +24,6 @@ pub struct Metric {
     /// Which direction is good.
     pub better: Better,
     /// Digits behind the point.
-    #[serde(skip)]
     pub decimals: usize,
     /// Whether tables have a column of ratios to each baseline.
     #[serde(skip)]

@@ -5,7 +5,10 @@
 //! inside of QUIC, the loopback's delivery inside of a send) is found first, and what no rule knows
 //! is shown as such.
 
+use serde::Serialize;
+
 use super::flamegraph::Stacks;
+use crate::harness::machine::Machine;
 
 /// What is looked at of a stack.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +92,7 @@ pub struct Stage {
 }
 
 /// What went through meanwhile, and what the system says that it cost.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Traffic {
     /// Bytes of payload.
     pub bytes: f64,
@@ -97,6 +100,20 @@ pub struct Traffic {
     pub packets: f64,
     /// CPU seconds of the process by the system's own account.
     pub cpu_seconds: f64,
+}
+
+/// All of it, for programs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Profile {
+    /// What was profiled under which load.
+    pub title: String,
+    /// On what.
+    pub machine: Machine,
+    /// What went through.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// Each stage with its CPU time in nanoseconds.
+    pub stages: Vec<(&'static str, u64)>,
 }
 
 /// Where in a frame's name the path begins of the crate that it is of; `None` if that is not known.

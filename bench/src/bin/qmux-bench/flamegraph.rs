@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::admin::Scrape;
+use qmux_bench::harness::machine::Machine;
 use qmux_bench::harness::meter::{Meter, Metered, Role};
 use qmux_bench::harness::spec::Spec;
 use qmux_bench::harness::tunnel::{Placement, Setup, Tunnel};
@@ -16,7 +17,7 @@ use qmux_bench::load::connect;
 use qmux_bench::load::service::Service;
 use qmux_bench::load::udp_source::{Stream, UdpSource};
 use qmux_bench::report::flamegraph::Stacks;
-use qmux_bench::report::stages::{self, Traffic};
+use qmux_bench::report::stages::{self, Profile, Traffic};
 use qmux_harness::Launch;
 
 use crate::discard::BURST;
@@ -324,7 +325,19 @@ fn present(args: &ProfileArgs, stacks: &Stacks, traffic: &Traffic) -> Result<(),
     let stem = format!("flamegraph-{label}-{scenario}-{side}");
     let mut top = format!("{title}: {}", stacks.top(SYMBOLS));
     if args.stages {
-        let stages = stages::table(&stages::stages(stacks), traffic);
+        let stages = stages::stages(stacks);
+        let programs = args.programs.clone();
+        let programs = programs.unwrap_or_else(qmux_harness::own_directory);
+        let profile = Profile {
+            title: title.clone(),
+            machine: Machine::describe(std::slice::from_ref(&args.tunnel), &programs),
+            traffic: *traffic,
+            stages: stages.iter().map(|it| (it.name, it.ns)).collect(),
+        };
+        let json = serde_json::to_string_pretty(&profile)
+            .map_err(|error| BenchError::Failed(format!("the stages as JSON: {error}")))?;
+        write(&directory.join(format!("{stem}.json")), &json)?;
+        let stages = stages::table(&stages, traffic);
         let packets = match args.scenario {
             Scenario::Udp => "datagrams",
             Scenario::Tcp | Scenario::TcpReverse => "QUIC packets",

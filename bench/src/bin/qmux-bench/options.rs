@@ -18,8 +18,8 @@ const TUNNELS_OF_RATHOLE: [&str; 2] = ["rathole", "rathole-noise"];
 /// How to measure, and where results go.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Common {
-    /// Tunnels: raw, qmux-dp, quinn-dp, quinn-dp-tuned, quinn-dp-bbr, rathole, rathole-noise, each
-    /// as KIND, LABEL=KIND or LABEL=KIND:PROGRAM [default: those that are there]
+    /// Tunnels: raw, qmux-dp, qmux-dp-tls (lanes over TLS), quinn-dp, quinn-dp-tuned,
+    /// quinn-dp-bbr, rathole, rathole-noise, each as KIND, LABEL=KIND or LABEL=KIND:PROGRAM [default: those that are there]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) tunnels: Vec<Spec>,
     /// Tunnels that ratios refer to [default: the first one]
@@ -182,8 +182,8 @@ impl Common {
         Overrides {
             quic: self.quic.clone(),
             udp: self.udp.clone(),
-            limits: Vec::new(),
             client: self.client.clone(),
+            ..Overrides::default()
         }
     }
 
