@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::goals::{Found, Page, Report, in_turn};
-use crate::report::Table;
+use crate::goals::{Found, Page, in_turn};
+use crate::report::{Report, Table};
 
 /// What begins and ends such a line, and what ends what stands under it.
 const DIRECTIVE: &str = "<!-- measured ";
@@ -155,8 +155,8 @@ impl<'a> Directive<'a> {
                 let cell = |tunnel: &&str| {
                     let values: Vec<String> = reports
                         .iter()
-                        .map(|report| match report.median(case, tunnel, name) {
-                            Some(median) => format!("{median:.*}", metric.decimals),
+                        .map(|report| match report.summary(case, tunnel, name) {
+                            Some(found) => format!("{:.*}", metric.decimals, found.median),
                             None => "–".into(),
                         })
                         .collect();
@@ -274,14 +274,12 @@ fn origin(reports: &[Report]) -> String {
     let mut commits = BTreeSet::new();
     let mut machines: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for report in reports {
-        let date = report.word("date");
-        dates.insert(date.split(' ').next().unwrap_or(date));
-        commits.insert(report.word("commit"));
-        if let Some(cpus) = report.machine["cpus"].as_u64() {
-            let (cpu, kernel) = (report.word("cpu"), report.word("kernel"));
-            let prices = machines.entry(format!("{cpus} × {cpu}, Linux {kernel}"));
-            let price = report.machine["system_call_ns"].as_f64();
-            prices.or_default().extend(price);
+        let machine = &report.machine;
+        dates.insert(machine.date.split(' ').next().unwrap_or_default());
+        commits.insert(machine.commit.as_str());
+        if machine.cpus > 0 {
+            let prices = machines.entry(machine.kind()).or_default();
+            prices.push(machine.system_call_ns);
         }
     }
     let joined = |it: BTreeSet<&str>| it.into_iter().collect::<Vec<_>>().join(", ");

@@ -13,7 +13,6 @@ mod probe;
 mod table;
 
 pub use found::Found;
-pub(crate) use found::Report;
 pub use page::Page;
 pub(crate) use page::in_turn;
 pub use probe::{ALLOCATIONS, GOALS, PROBES, Probe, Tunnel};

@@ -8,6 +8,7 @@ use super::found::Found;
 use super::judge::{Judge, Verdict};
 use super::probe::Tunnel;
 use super::table::{ROWS, Row};
+use crate::harness::machine::Machine;
 use crate::report::Table;
 
 /// The columns, where any line has a number of them.
@@ -25,7 +26,7 @@ const COLUMNS: [(Tunnel, &str); 7] = [
 #[derive(Clone, Debug, Serialize)]
 pub struct Page {
     /// On what was measured.
-    machine: Option<serde_json::Value>,
+    machine: Option<Machine>,
     goals: Vec<Line>,
     /// Each probe and its command.
     commands: Vec<(&'static str, String)>,
@@ -177,17 +178,7 @@ impl Page {
     fn notes(&self) -> String {
         let mut text = format!("{}\n", self.summary());
         if let Some(machine) = &self.machine {
-            let word = |key: &str| match &machine[key] {
-                serde_json::Value::String(word) => word.clone(),
-                serde_json::Value::Null => String::new(),
-                other => other.to_string(),
-            };
-            text.push_str(&format!(
-                "{} × {}, Linux {}\n",
-                word("cpus"),
-                word("cpu"),
-                word("kernel"),
-            ));
+            text.push_str(&format!("{}\n", machine.kind()));
         }
         for note in &self.notes {
             text.push_str(&format!("note: {note}\n"));

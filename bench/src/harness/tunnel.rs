@@ -28,11 +28,12 @@ const STARTS_MAX: usize = 4;
 const COMPLAINTS_MAX: usize = 20;
 
 /// Which CPUs server and client get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
     /// Different ones where there are enough: they would be on different machines. Else as the
     /// programs want it.
+    #[default]
     Apart,
     /// As the programs want it.
     Free,
@@ -140,7 +141,7 @@ impl Tunnel {
         cores: usize,
         service: SocketAddr,
     ) -> Result<Self, BenchError> {
-        let has_admin = setup.admin && spec.kind == Kind::QmuxDp;
+        let has_admin = setup.admin && matches!(spec.kind, Kind::QmuxDp | Kind::QmuxDpTls);
         let addresses = Addresses {
             admin: has_admin
                 .then(|| ports::free(setup.place.server_ip))

@@ -1,14 +1,14 @@
 //! Visitors that come, say something small and go.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::latency::Times;
 use super::service::GREETING;
-use super::wire::{Command, MESSAGE_BYTES};
+use super::wire::{self, Command, MESSAGE_BYTES};
 
 /// How long a visit may take before it counts as failed.
 const VISIT_LIMIT: Duration = Duration::from_secs(10);
@@ -32,6 +32,16 @@ pub struct Period {
     pub warm_up: Duration,
     /// While it is.
     pub measure: Duration,
+}
+
+impl Period {
+    /// Recorded from the first visitor on.
+    pub fn of(measure: Duration) -> Self {
+        Self {
+            warm_up: Duration::ZERO,
+            measure,
+        }
+    }
 }
 
 /// What came of the visits.
@@ -99,9 +109,7 @@ pub fn sequential(visit: SocketAddr, ask: Ask, period: Period) -> Visits {
 }
 
 fn visit_once(visit: SocketAddr, ask: Ask) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&visit, VISIT_LIMIT)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(VISIT_LIMIT))?;
+    let mut stream = wire::connect(visit, VISIT_LIMIT)?;
     match ask {
         Ask::Echo => {
             let mut answer = [0; MESSAGE_BYTES];

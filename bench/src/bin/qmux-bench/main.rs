@@ -10,6 +10,7 @@
 
 mod attack;
 mod connect;
+mod counting;
 mod discard;
 mod faults;
 mod flamegraph;

@@ -1,6 +1,7 @@
 //! The options that every measurement has.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
@@ -65,6 +66,30 @@ pub(crate) struct Common {
     /// Write JSON, Markdown and charts
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+}
+
+/// Values of an option, with commas between them.
+#[derive(Clone, Debug)]
+pub(crate) struct List<T>(Vec<T>);
+
+impl<T> std::ops::Deref for List<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T: FromStr<Err: std::fmt::Display>> FromStr for List<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split(',').map(|it| {
+            let wrong = |error| format!("{it:?}: {error}");
+            it.parse().map_err(wrong)
+        });
+        parsed.collect::<Result<_, _>>().map(Self)
+    }
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
