@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod attack;
+mod background;
 mod connect;
 mod counting;
 mod discard;
