@@ -12,19 +12,33 @@ use super::cleanup::{Guard, Undo};
 /// The name in the server's certificate.
 const SERVER_NAME: &str = "server.bench.example";
 
-/// Lines for sections of dp.toml, as given on the command line, to try settings out.
+/// Lines for sections of dp.toml, to try settings out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Overrides {
-    /// For `[quic]`.
-    pub quic: Vec<String>,
-    /// For `[udp]`.
-    pub udp: Vec<String>,
-    /// For `[limits]`; programs that do not know it are given none.
-    pub limits: Vec<String>,
-    /// For `[client]`.
-    pub client: Vec<String>,
-    /// For the one of `[[client.servers]]`.
-    pub servers: Vec<String>,
+pub struct Overrides(Vec<(&'static str, String)>);
+
+impl Overrides {
+    /// Adds a line for `[quic]`, `[udp]`, `[limits]`, `[client]` or the one of `[[client.servers]]`.
+    pub fn add(&mut self, section: &'static str, line: impl Into<String>) {
+        self.0.push((section, line.into()));
+    }
+
+    /// Each line, with its section before it.
+    pub fn list(&self) -> Vec<String> {
+        let lines = self.0.iter();
+        lines
+            .map(|(section, line)| format!("[{section}] {line}"))
+            .collect()
+    }
+
+    /// Those of a section.
+    pub(super) fn of(&self, section: &str) -> impl Iterator<Item = &str> {
+        let lines = self.0.iter().filter(move |(own, _)| *own == section);
+        lines.map(|(_, line)| line.as_str())
+    }
+
+    fn lines(&self, section: &str) -> String {
+        self.of(section).flat_map(|line| [line, "\n"]).collect()
+    }
 }
 
 /// The addresses of a tunnel.
@@ -113,23 +127,20 @@ pub fn client_toml(addresses: &Addresses, overrides: &Overrides) -> String {
          [client.tls]\nca_cert_file = \"ca.crt\"\nclient_cert_file = \"client.crt\"\n\
          client_key_file = \"client.key\"\n\
          {}",
-        lines(&overrides.client),
-        lines(&overrides.servers),
+        overrides.lines("client"),
+        overrides.lines("client.servers"),
         shared_toml(overrides)
     )
 }
 
 fn shared_toml(overrides: &Overrides) -> String {
-    let (quic, udp) = (lines(&overrides.quic), lines(&overrides.udp));
-    let limits = match overrides.limits.as_slice() {
-        [] => String::new(),
-        limits => format!("[limits]\n{}", lines(limits)),
+    let (quic, udp) = (overrides.lines("quic"), overrides.lines("udp"));
+    // Programs that do not know this section are given none.
+    let limits = match overrides.lines("limits") {
+        limits if limits.is_empty() => limits,
+        limits => format!("[limits]\n{limits}"),
     };
     format!("[quic]\n{quic}[udp]\n{udp}{limits}")
-}
-
-fn lines(lines: &[String]) -> String {
-    lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
 #[cfg(test)]
@@ -146,13 +157,16 @@ mod tests {
             service: ([127, 0, 0, 1], 3_000).into(),
             admin: Some(([127, 0, 0, 1], 9_600).into()),
         };
-        let overrides = Overrides {
-            quic: vec!["congestion_control = \"cubic\"".into()],
-            udp: vec!["session_timeout = \"7s\"".into()],
-            limits: vec!["stall_timeout = \"9s\"".into()],
-            client: vec!["lanes = 3".into()],
-            servers: vec!["transport = \"tls\"".into()],
-        };
+        let mut overrides = Overrides::default();
+        for (section, line) in [
+            ("quic", "congestion_control = \"cubic\""),
+            ("udp", "session_timeout = \"7s\""),
+            ("limits", "stall_timeout = \"9s\""),
+            ("client", "lanes = 3"),
+            ("client.servers", "transport = \"tls\""),
+        ] {
+            overrides.add(section, line);
+        }
         let server = site.write("server.toml", &server_toml(&addresses, &overrides));
         let server = Config::load(&server.expect("written")).expect("valid");
         let listener = &server.server.as_ref().expect("a server").listeners()[0];

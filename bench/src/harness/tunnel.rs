@@ -253,16 +253,15 @@ fn overrides(spec: &Spec, setup: &Setup) -> Overrides {
     const KEY: &str = "congestion_control";
     let mut overrides = setup.overrides.clone();
     let is_set = overrides
-        .quic
-        .iter()
+        .of("quic")
         .any(|line| line.trim_start().starts_with(KEY));
     if let Some(name) = spec.kind.congestion_control()
         && !is_set
     {
-        overrides.quic.push(format!("{KEY} = \"{name}\""));
+        overrides.add("quic", format!("{KEY} = \"{name}\""));
     }
     if spec.kind == Kind::QmuxDpTls {
-        overrides.servers.push("transport = \"tls\"".into());
+        overrides.add("client.servers", "transport = \"tls\"");
     }
     overrides
 }
@@ -344,15 +343,13 @@ mod tests {
     #[test]
     fn the_tuned_baseline_has_cubic_unless_told_otherwise() {
         let tuned = "quinn-dp-tuned".parse().expect("a tunnel");
-        let cubic = "congestion_control = \"cubic\"".to_owned();
         let mut setup = setup();
-        assert_eq!(overrides(&tuned, &setup).quic, [cubic]);
-        let reno = "congestion_control = \"reno\"".to_owned();
-        setup.overrides.quic.push(reno.clone());
-        assert_eq!(overrides(&tuned, &setup).quic, [reno]);
+        let list = overrides(&tuned, &setup).list();
+        assert_eq!(list, ["[quic] congestion_control = \"cubic\""]);
         let ours = "qmux-dp".parse().expect("a tunnel");
-        setup.overrides.quic.clear();
-        assert!(overrides(&ours, &setup).quic.is_empty());
+        assert!(overrides(&ours, &setup).list().is_empty());
+        setup.overrides.add("quic", "congestion_control = \"reno\"");
+        assert_eq!(overrides(&tuned, &setup), setup.overrides);
     }
 
     #[test]

@@ -78,8 +78,11 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         Kind::Stalled => Place::link(&long_way())?,
     };
     let mut setup = args.one.setup(place)?;
-    let memory = args.memory.iter();
-    setup.overrides.limits = memory.map(|size| format!("memory = \"{size}\"")).collect();
+    if let Some(size) = &args.memory {
+        setup
+            .overrides
+            .add("limits", format!("memory = \"{size}\""));
+    }
     let (_service, tunnel) = args.one.start(&setup, args.cores, WORKS_LIMIT)?;
     println!(
         "| | honest requests: p50, p99 ms (failed) | UDP: p50, p99 ms (lost) | server: MiB, \

@@ -129,7 +129,7 @@ fn try_link(scenario: &Scenario, args: &Args) -> Result<Findings, BenchError> {
     let link = scenario.link();
     let round_trip = link.round_trip();
     let mut setup = args.one.setup(Place::link(&link)?)?;
-    setup.overrides.udp.push(SESSION_TIMEOUT.into());
+    setup.overrides.add("udp", SESSION_TIMEOUT);
     let faults = setup
         .place
         .faults()

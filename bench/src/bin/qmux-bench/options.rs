@@ -60,9 +60,6 @@ pub(crate) struct Common {
     /// A line for [client] in the client's dp.toml
     #[arg(long, value_name = "LINE")]
     client: Vec<String>,
-    /// Write everything that was recorded as JSON
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
     /// Write JSON, Markdown and charts
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -204,27 +201,16 @@ impl Common {
 
     /// Lines for dp.toml.
     pub(crate) fn overrides(&self) -> Overrides {
-        Overrides {
-            quic: self.quic.clone(),
-            udp: self.udp.clone(),
-            client: self.client.clone(),
-            ..Overrides::default()
-        }
-    }
-
-    /// The same as one list, for the report.
-    pub(crate) fn override_lines(&self) -> Vec<String> {
+        let mut overrides = Overrides::default();
         let sections = [
             ("quic", &self.quic),
             ("udp", &self.udp),
             ("client", &self.client),
         ];
-        sections
-            .into_iter()
-            .flat_map(|(section, lines)| {
-                lines.iter().map(move |line| format!("[{section}] {line}"))
-            })
-            .collect()
+        for (section, lines) in sections {
+            lines.iter().for_each(|line| overrides.add(section, line));
+        }
+        overrides
     }
 
     /// How long each run is measured.

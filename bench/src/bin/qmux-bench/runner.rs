@@ -201,7 +201,7 @@ pub(crate) fn new_report(
             repeats: common.repeats,
             seconds: common.seconds,
             warm_up_seconds: common.warm_up,
-            overrides: common.override_lines(),
+            overrides: common.overrides().list(),
         },
         baselines: common.baselines(&specs)?,
         metrics: metrics.iter().chain(USAGE).cloned().collect(),
@@ -419,10 +419,6 @@ pub(crate) fn finish(common: &Common, mut report: Report) -> Result<bool, BenchE
     report.summarise();
     println!("\n{}", Table::of(&report).to_text());
     print!("{}", page::notes(&report));
-    if let Some(file) = &common.json {
-        page::write_json(&report, file)?;
-        println!("wrote {}", file.display());
-    }
     if let Some(directory) = &common.out {
         for path in page::write_all(&report, directory)? {
             println!("wrote {}", path.display());

@@ -85,7 +85,7 @@ struct Watched {
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     let mut setup = args.one.setup(Place::loopback())?;
-    setup.overrides.udp.push(SESSION_TIMEOUT.into());
+    setup.overrides.add("udp", SESSION_TIMEOUT);
     let (_service, tunnel) = args.one.start(&setup, args.cores, WORKS_LIMIT)?;
     let mut load = Load::start(tunnel.visit);
     let mut samples = Vec::new();

@@ -34,26 +34,22 @@ pub(crate) struct Args {
     rate: u32,
 }
 
-/// Of each side. Those from `wait` to `other` are the [`KINDS`] in their order.
-const METRICS: &[Metric] = &[
-    lower("calls", "calls", 2).main(),
-    lower("wait", "enter, wait", 2),
-    lower("udp_send", "UDP send", 2),
-    lower("udp_receive", "UDP receive", 2),
-    lower("tcp_send", "TCP send", 2),
-    lower("tcp_receive", "TCP receive", 2),
-    lower("begin", "accept, connect", 2),
-    lower("options", "options", 2),
-    lower("end", "close", 2),
-    lower("other", "other", 2),
-    lower("failed_calls", "in vain", 2),
-    lower("wake_ups", "wake-ups", 2),
-    lower("packets_out", "packets out", 2),
-    lower("packets_in", "packets in", 2),
-    lower("cpu_us", "CPU µs", 2),
-    neither("units", "units", 0),
-    lower("lost_percent", "lost %", 2),
-];
+/// Of each side.
+fn metrics() -> Vec<Metric> {
+    let by_kind = KINDS.map(|(name, head, _)| lower(name, head, 2));
+    let mut metrics = vec![lower("calls", "calls", 2).main()];
+    metrics.extend(by_kind);
+    metrics.extend([
+        lower("failed_calls", "in vain", 2),
+        lower("wake_ups", "wake-ups", 2),
+        lower("packets_out", "packets out", 2),
+        lower("packets_in", "packets in", 2),
+        lower("cpu_us", "CPU µs", 2),
+        neither("units", "units", 0),
+        lower("lost_percent", "lost %", 2),
+    ]);
+    metrics
+}
 
 /// How long a load has stood still before counting begins or ends.
 const SETTLE: Duration = Duration::from_millis(150);
@@ -79,10 +75,11 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         }
     };
     let cases: Vec<Case<'_>> = works(args).into_iter().map(case).collect();
-    let mut report = runner::new_report(&common, "syscalls", METRICS)?;
+    let metrics = metrics();
+    let mut report = runner::new_report(&common, "syscalls", &metrics)?;
     let place = common.path.open()?;
     report.settings.path.clone_from(&place.name);
-    report.cases = runner::measure(&common, place, METRICS, &cases)?
+    report.cases = runner::measure(&common, place, &metrics, &cases)?
         .iter()
         .flat_map(sides)
         .collect();
@@ -138,9 +135,9 @@ fn measure(
 /// Calls of each kind for each unit of work.
 fn per_unit(role: Role, calls: &Calls, units: f64) -> Vec<OfSide> {
     let all = calls::all(calls);
-    let by_kind = KINDS.iter().zip(&METRICS[1..]);
+    let by_kind = KINDS.map(|(name, ..)| (name, calls::of_kind(calls, name).calls));
     let counts = by_kind
-        .map(|(kind, metric)| (&*metric.name, calls::of_kind(calls, *kind).calls))
+        .into_iter()
         .chain([("calls", all.calls), ("failed_calls", all.failed)]);
     counts
         .map(|(name, count)| (role, name, exact(count) / units))
@@ -218,7 +215,7 @@ fn sides(case: &CaseReport) -> [CaseReport; 2] {
 /// The values of this side, and those of the whole.
 fn of_side(run: &Run, role: Role) -> Run {
     let mut values = run.values.clone();
-    for metric in METRICS {
+    for metric in metrics() {
         let [server, client] = [Role::Server, Role::Client]
             .map(|it| values.remove(&runner::of_side(it, &metric.name)));
         let own = if role == Role::Server { server } else { client };
