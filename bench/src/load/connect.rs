@@ -62,6 +62,13 @@ impl Visits {
         count / self.seconds
     }
 
+    fn note<E>(&mut self, result: &Result<(), E>, start: Instant) {
+        match result {
+            Ok(()) => self.times.record(start.elapsed()),
+            Err(_) => self.failed += 1,
+        }
+    }
+
     fn take(&mut self, other: &Self) {
         self.times.merge(&other.times);
         self.failed += other.failed;
@@ -95,12 +102,8 @@ pub fn sequential(visit: SocketAddr, ask: Ask, period: Period) -> Visits {
             return visits;
         }
         let result = visit_once(visit, ask);
-        let time = start.elapsed();
         if start >= recording {
-            match result {
-                Ok(()) => visits.times.record(time),
-                Err(_) => visits.failed += 1,
-            }
+            visits.note(&result, start);
         }
         if result.is_err() {
             std::thread::sleep(PAUSE_AFTER_FAILURE);
@@ -157,17 +160,13 @@ async fn come_again(visit: SocketAddr, ask: Ask, recording: Instant, end: Instan
         if start >= end {
             return visits;
         }
-        let result = tokio::time::timeout(VISIT_LIMIT, visit_asynchronously(visit, ask)).await;
-        let succeeded = matches!(result, Ok(Ok(())));
-        let time = start.elapsed();
+        let visiting = visit_asynchronously(visit, ask);
+        let result = tokio::time::timeout(VISIT_LIMIT, visiting).await;
+        let result = result.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
         if start >= recording {
-            if succeeded {
-                visits.times.record(time);
-            } else {
-                visits.failed += 1;
-            }
+            visits.note(&result, start);
         }
-        if !succeeded {
+        if result.is_err() {
             tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
         }
     }

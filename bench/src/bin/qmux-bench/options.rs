@@ -163,24 +163,18 @@ impl Common {
 
     /// The labels that ratios refer to.
     pub(crate) fn baselines(&self, specs: &[Spec]) -> Result<Vec<String>, BenchError> {
-        let Some(wrong) = self
-            .baseline
-            .iter()
-            .find(|label| specs.iter().all(|spec| spec.label != **label))
-        else {
-            return Ok(if self.baseline.is_empty() {
-                specs
-                    .iter()
-                    .take(1)
-                    .map(|spec| spec.label.clone())
-                    .collect()
-            } else {
-                self.baseline.clone()
-            });
-        };
-        Err(BenchError::Failed(format!(
-            "--baseline: {wrong} is not among the tunnels"
-        )))
+        if self.baseline.is_empty() {
+            let first = specs.iter().take(1);
+            return Ok(first.map(|spec| spec.label.clone()).collect());
+        }
+        let is_there = |label: &str| specs.iter().any(|spec| spec.label == label);
+        match self.baseline.iter().find(|label| !is_there(label)) {
+            Some(wrong) => {
+                let problem = format!("--baseline: {wrong} is not among the tunnels");
+                Err(BenchError::Failed(problem))
+            }
+            None => Ok(self.baseline.clone()),
+        }
     }
 
     /// Whether a case of this name was asked for.
