@@ -92,7 +92,7 @@ impl Place {
         const SEED: u64 = 1;
         let home = Home::here()?;
         let (down, up) = (link.left_to_right.clone(), link.right_to_left.clone());
-        let network = Network::new(down, up, SEED).map_err(failed)?;
+        let network = Network::new(down, up, SEED).map_err(|error| failed(&error))?;
         let names = [Side::Left, Side::Right].map(|side| network.namespace(side).to_owned());
         let place = Self {
             name: format!("link {} ({})", link.name, link.summary),
@@ -131,14 +131,14 @@ impl Place {
     /// so call it first of all.
     pub fn veth(mtu: u32) -> Result<Self, BenchError> {
         let home = Home::here()?;
-        let namespaces = Namespace::pair().map_err(failed)?;
+        let namespaces = Namespace::pair().map_err(|error| failed(&error))?;
         let [near, far] = namespaces.each_ref().map(|it| it.name().to_owned());
         let mtu_text = mtu.to_string();
         let peer = [
             "type", "veth", "peer", "name", DEVICE, "mtu", &mtu_text, "netns", &far,
         ];
         let add = ["-n", &near, "link", "add", DEVICE, "mtu", &mtu_text];
-        ip(&[&add[..], &peer].concat()).map_err(failed)?;
+        ip(&[&add[..], &peer].concat()).map_err(|error| failed(&error))?;
         for (name, address) in [(&near, NEAR), (&far, FAR)] {
             let address = format!("{address}/{PREFIX_LENGTH}");
             for rest in [
@@ -146,7 +146,7 @@ impl Place {
                 &["link", "set", DEVICE, "up"],
                 &["link", "set", "lo", "up"],
             ] {
-                ip(&[&["-n", name], rest].concat()).map_err(failed)?;
+                ip(&[&["-n", name], rest].concat()).map_err(|error| failed(&error))?;
             }
         }
         enter_namespace(&near)?;
@@ -176,6 +176,6 @@ fn guards(namespaces: [&String; 2]) -> Vec<Guard> {
     namespaces.into_iter().map(guard).collect()
 }
 
-fn failed(error: LinkError) -> BenchError {
+fn failed(error: &LinkError) -> BenchError {
     BenchError::Failed(error.to_string())
 }

@@ -63,7 +63,7 @@ pub(crate) struct Wrong(Arc<Mutex<Vec<String>>>);
 
 impl Wrong {
     /// Adds something; what is too much is not kept.
-    pub(crate) fn add(&self, wrong: impl ToString) {
+    pub(crate) fn add(&self, wrong: &impl ToString) {
         let mut all = lock(&self.0);
         if all.len() < WRONG_MAX {
             all.push(wrong.to_string());
@@ -102,7 +102,7 @@ impl Background {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
-                self.wrong.add("a visitor's thread panicked");
+                self.wrong.add(&"a visitor's thread panicked");
             }
         }
         self.wrong.list()

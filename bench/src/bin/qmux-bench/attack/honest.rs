@@ -65,7 +65,7 @@ impl Honest {
             lock(&requests).record(took);
             // What honest visitors must never get.
             if let Err(exact::Wrong::Bytes(bytes)) = result {
-                wrong.add(bytes);
+                wrong.add(&bytes);
             }
             began + EVERY
         });
