@@ -50,10 +50,13 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Its options as the words of a command line. A value may have spaces.
-    pub fn words(&self) -> impl Iterator<Item = String> {
-        let options = self.options.split("--").filter_map(|it| it.split_once(' '));
-        options.flat_map(|(name, value)| [format!("--{name}"), value.trim_end().to_owned()])
+    /// Its options, each name with its value. A value may have spaces.
+    pub fn pairs(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let options = self
+            .options
+            .split(" --")
+            .map(|it| it.trim_start_matches("--"));
+        options.filter_map(|it| it.split_once(' '))
     }
 }
 

@@ -89,21 +89,28 @@ impl Args {
             .iter()
             .filter_map(|tunnel| self.spec(*tunnel))
             .collect();
-        let mut options = vec![probe.bench.to_owned()];
-        options.extend(probe.words());
-        options.extend(["--tunnels".into(), tunnels.join(",")]);
         let programs = self.programs.as_ref().map(|it| it.display().to_string());
-        // Those that are there already are overridden.
-        let more = [
-            ("--seconds", self.seconds.clone()),
-            ("--repeats", self.repeats.clone()),
-            ("--programs", programs),
-            ("--out", Some(out.display().to_string())),
+        let given = [
+            ("tunnels", Some(tunnels.join(","))),
+            ("seconds", self.seconds.clone()),
+            ("repeats", self.repeats.clone()),
+            ("programs", programs),
+            ("out", Some(out.display().to_string())),
         ];
-        let more = more
-            .into_iter()
-            .filter_map(|(name, value)| Some([name.to_owned(), value?]));
-        options.extend(more.flatten());
+        let is_given = |name: &str| {
+            given
+                .iter()
+                .any(|(it, value)| *it == name && value.is_some())
+        };
+        let own = probe.pairs().filter(|(name, _)| !is_given(name));
+        let own = own.map(|(name, value)| (name, value.to_owned()));
+        let given = given
+            .iter()
+            .filter_map(|(name, value)| Some((*name, value.clone()?)));
+        let words = own.chain(given);
+        let words = words.flat_map(|(name, value)| [format!("--{name}"), value]);
+        let mut options = vec![probe.bench.to_owned()];
+        options.extend(words);
         options
     }
 }
