@@ -41,6 +41,9 @@ static ALLOCATOR: sys::allocations::Counting = sys::allocations::Counting;
 
 fn main() -> ExitCode {
     let cli = Cli::from_arguments();
+    if !cli.check {
+        sys::copies::make_fast();
+    }
     let code = match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

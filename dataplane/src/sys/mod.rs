@@ -10,6 +10,7 @@
 #[cfg(feature = "count-allocations")]
 pub(crate) mod allocations;
 pub(crate) mod bind;
+pub(crate) mod copies;
 pub(crate) mod cpu;
 mod cpu_quota;
 pub(crate) mod heap;

@@ -1,4 +1,7 @@
-//! Where io_uring is forbidden (old kernels, containers), epoll does the same work.
+//! What the machine offers to the programs: where io_uring is forbidden (old kernels, containers),
+//! epoll does the same work, and where glibc copies slowly, it is told not to.
+
+use std::fs;
 
 use crate::support::random::Random;
 use crate::support::service::echo_both;
@@ -54,4 +57,33 @@ fn a_server_on_epoll_and_a_client_on_io_uring_go_together() {
     let tunnel = Tunnel::with(&server, &ClientSetup::default(), tcp.address);
     visitor::echo(tunnel.traffic(), &Random::new(2).bytes(1_000_000));
     UdpVisitor::new(tunnel.traffic()).echo(b"datagram");
+}
+
+#[test]
+fn a_program_that_starts_itself_once_more_for_fast_copies_stays_what_it_was() {
+    const USERS: &str = "glibc.malloc.tcache_count=5";
+    if subject::only_wire("a_program_that_starts_itself_once_more_for_fast_copies…") {
+        return;
+    }
+    let (tcp, _udp) = echo_both();
+    let server = ServerSetup {
+        env: Some(("GLIBC_TUNABLES", USERS)),
+        ..ServerSetup::default()
+    };
+    let tunnel = Tunnel::with(&server, &ClientSetup::default(), tcp.address);
+    visitor::echo(tunnel.traffic(), &Random::new(3).bytes(1_000_000));
+
+    // The harness knows the process by the number that it began with, and `pgrep` by its name.
+    let id = tunnel.server.program.id();
+    let name = fs::read_to_string(format!("/proc/{id}/comm")).expect("its name");
+    assert_eq!(name.trim_end(), "qmux-dp");
+    // glibc has put an end behind each tunable that it has read.
+    let environment = fs::read_to_string(format!("/proc/{id}/environ")).expect("its environment");
+    let has = |variable: &str| environment.split('\0').any(|one| one == variable);
+    let ours = environment.matches("x86_rep_movsb_threshold").count();
+    assert!(environment.contains(&format!("GLIBC_TUNABLES={USERS}")));
+    // Only some CPUs and versions of glibc need it.
+    let again = environment.contains("QMUX_DP_STARTED_ANEW");
+    assert_eq!(has(&format!("QMUX_DP_STARTED_ANEW={id}")), again);
+    assert_eq!(ours, usize::from(again));
 }
