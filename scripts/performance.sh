@@ -12,6 +12,8 @@
 #                                            template's
 set -euo pipefail
 
+# A directory is meant from where it was typed.
+typed_in=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 page=docs/performance.md
 template=$page.in
@@ -19,6 +21,13 @@ template=$page.in
 fail() {
     echo "performance.sh: $*" >&2
     exit 2
+}
+
+from_here() { # path
+    case $1 in
+        /*) printf '%s' "$1" ;;
+        *) printf '%s/%s' "$typed_in" "$1" ;;
+    esac
 }
 
 # The template with the blocks of the page: what the page is if nobody edited it.
@@ -41,13 +50,16 @@ while [ $# -gt 0 ]; do
             ;;
         --out)
             [ $# -gt 1 ] || fail "--out needs a directory"
-            out=$2
+            out=$(from_here "$2")
             shift 2
             ;;
         --from)
             shift
             while [ $# -gt 0 ] && [[ $1 != --* ]]; do
-                from+=(--from "$1")
+                directory=$(from_here "${1#*=}")
+                [ -d "$directory" ] || fail "--from: there is no directory ${1#*=}"
+                case $1 in *=*) directory=${1%%=*}=$directory ;; esac
+                from+=(--from "$directory")
                 shift
             done
             [ ${#from[@]} -gt 0 ] || fail "--from needs directories"
@@ -107,6 +119,8 @@ if [ ${#from[@]} -eq 0 ]; then
 else
     cargo build --locked --release --bin qmux-bench
 fi
-"$bin/qmux-bench" performance --template "$template" "${from[@]}" >"$page.new"
-mv "$page.new" "$page"
+made=$(mktemp)
+trap 'rm -f "$made"' EXIT
+"$bin/qmux-bench" performance --template "$template" "${from[@]}" >"$made"
+cat "$made" >"$page"
 echo "performance: wrote $page"

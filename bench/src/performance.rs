@@ -376,8 +376,9 @@ mod tests {
     #[test]
     fn nanoseconds_are_taken_from_what_a_test_prints() {
         let directory = tempfile::tempdir().expect("a directory");
-        let printed = "running 2 tests\ntest costs::a ... atomic add   4.9 ns   two threads, each 43.5 ns\n\
-                       mail   18.0 ns\nok\n";
+        let printed = "running 2 tests\n\
+            test costs::a ... atomic add   4.9 ns   two threads, each 43.5 ns\n\
+            mail   18.0 ns\nok\n";
         std::fs::write(directory.path().join("costs.txt"), printed).expect("a file");
         let mut results = Results::default();
         let from = format!("costs={}", directory.path().display());

@@ -93,7 +93,8 @@ pub const PROBES: &[Probe] = &[
         goals: &[3],
         bench: "iperf",
         options: "--udp-sizes 1150,8192 --udp-rates 500M,1G,2G --udp-streams 1,2 --cases \
-                  =udp 1150 B 1G,=udp 1150 B 2×500M,=udp 1150 B 2×1G,=udp 8192 B 2G --seconds 2 --repeats 2",
+                  =udp 1150 B 1G,=udp 1150 B 2×500M,=udp 1150 B 2×1G,=udp 8192 B 2G \
+                  --seconds 2 --repeats 2",
         tunnels: TUNNELS,
     },
     Probe {
@@ -108,7 +109,8 @@ pub const PROBES: &[Probe] = &[
         goals: &[4],
         bench: "latency",
         options: "--warm-up 0.5 --cases =ping-pong,=ping-pong + bulk up,=ping-pong + bulk down,\
-                  =open loop 1000/s + bulk up,=open loop 1000/s + bulk down --seconds 2 --repeats 2",
+                  =open loop 1000/s + bulk up,=open loop 1000/s + bulk down \
+                  --seconds 2 --repeats 2",
         tunnels: &[Raw, Quinn, Rathole, Before, Ours],
     },
     Probe {
@@ -130,7 +132,8 @@ pub const PROBES: &[Probe] = &[
         goals: &[6],
         bench: "link",
         options: "--profile reference,loss-percent=0.1 --profile reference --profile \
-                  reference,loss-percent=3 --profile policer --cases to service --seconds 4 --repeats 1",
+                  reference,loss-percent=3 --profile policer --cases to service \
+                  --seconds 4 --repeats 1",
         tunnels: &[Quinn, QuinnBbr, Rathole, Before, Ours],
     },
     Probe {
@@ -144,7 +147,8 @@ pub const PROBES: &[Probe] = &[
         name: "syscalls",
         goals: &[9],
         bench: "syscalls",
-        options: "--warm-up 0.5 --visitors 1 --cases a round trip,a visitor --seconds 2 --repeats 2",
+        options: "--warm-up 0.5 --visitors 1 --cases a round trip,a visitor \
+                  --seconds 2 --repeats 2",
         tunnels: TUNNELS,
     },
     Probe {

@@ -17,7 +17,8 @@ const SERVER_NAME: &str = "server.bench.example";
 pub struct Overrides(Vec<(&'static str, String)>);
 
 impl Overrides {
-    /// Adds a line for `[quic]`, `[udp]`, `[limits]`, `[client]` or the one of `[[client.servers]]`.
+    /// Adds a line for `[quic]`, `[udp]`, `[limits]`, `[client]`, or `client.servers` for the one
+    /// of `[[client.servers]]`.
     pub fn add(&mut self, section: &'static str, line: impl Into<String>) {
         self.0.push((section, line.into()));
     }

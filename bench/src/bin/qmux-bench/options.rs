@@ -20,7 +20,8 @@ const TUNNELS_OF_RATHOLE: [&str; 2] = ["rathole", "rathole-noise"];
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Common {
     /// Tunnels: raw, qmux-dp, qmux-dp-tls (lanes over TLS), quinn-dp, quinn-dp-tuned,
-    /// quinn-dp-bbr, rathole, rathole-noise, each as KIND, LABEL=KIND or LABEL=KIND:PROGRAM [default: those that are there]
+    /// quinn-dp-bbr, rathole, rathole-noise, each as KIND, LABEL=KIND or LABEL=KIND:PROGRAM
+    /// [default: those that are there]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) tunnels: Vec<Spec>,
     /// Tunnels that ratios refer to [default: the first one]
