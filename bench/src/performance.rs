@@ -335,7 +335,8 @@ mod tests {
             std::fs::create_dir_all(&below).expect("a directory");
             let report = format!(
                 r#"{{"machine": {{"date": "2026-01-0{run} 1:00", "commit": "{run}"}},
-                    "metrics": [{{"name": "speed", "unit": "Gbit/s", "decimals": 1}}],
+                    "metrics": [{{"name": "speed", "unit": "Gbit/s", "better": "higher",
+                        "decimals": 1}}],
                     "cases": [{{"case": "tcp", "tunnels": [{tunnels}]}}]}}"#
             );
             std::fs::write(below.join("x.json"), report).expect("a file");
