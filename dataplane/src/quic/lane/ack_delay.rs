@@ -187,8 +187,9 @@ impl Lane {
     }
 
     /// Has everything that has come acknowledged, whatever else there is to send, and waits for
-    /// that. This mostly takes one turn of the other tasks, and not longer than the ack delay,
-    /// should a full TLS connection or pacing hold the acknowledgement back.
+    /// that. Over UDP this is mostly done in the caller's turn, over TLS it takes one turn of the
+    /// other tasks, and not longer than the ack delay, should a full connection or pacing hold the
+    /// acknowledgement back.
     pub(crate) async fn acknowledge_now(&self) {
         if !self.ack_delay.are_open() {
             return;
@@ -196,6 +197,12 @@ impl Lane {
         let times_sent = self.ack_delay.times_sent.get();
         let until = Instant::now() + FLOW_PATIENCE;
         self.mark_dirty();
+        if let Some(endpoint) = self.endpoint.upgrade() {
+            endpoint.flush_early(self);
+            if self.ack_delay.times_sent.get() != times_sent {
+                return;
+            }
+        }
         for turn in 1.. {
             if turn <= TURNS_MAX {
                 yield_now().await;

@@ -94,11 +94,34 @@ impl Lane {
         }
     }
 
-    /// Gives bytes to `stream` without copying them. Returns those that found no room.
+    /// Gives bytes to `stream` without copying them, to be sent after the tasks that are ready now.
+    /// Returns those that found no room.
     ///
     /// # Errors
     /// The peer's reason if it stopped the stream.
     pub(crate) fn write(
+        &self,
+        stream: u64,
+        bytes: StreamBuf,
+        fin: bool,
+        waiters: &StreamWaiters,
+    ) -> Result<Option<StreamBuf>, FlowError> {
+        let result = self.write_unflushed(stream, bytes, fin, waiters);
+        self.mark_dirty();
+        if self.unsent.is_worth_a_flush()
+            && let Some(endpoint) = self.endpoint.upgrade()
+        {
+            endpoint.flush_early(self);
+        }
+        result
+    }
+
+    /// Gives bytes to `stream` as [`Lane::write`] does, but has nothing sent: more is to go with
+    /// them, and whoever writes that sees to it.
+    ///
+    /// # Errors
+    /// The peer's reason if it stopped the stream.
+    pub(crate) fn write_unflushed(
         &self,
         stream: u64,
         bytes: StreamBuf,
@@ -112,16 +135,10 @@ impl Lane {
         // acknowledged, and must never wait for bytes that it has itself.
         let charged = bytes.charged_to(&waiters.holds);
         let result = self.conn.borrow_mut().stream_send_zc(stream, charged, fin);
-        self.mark_dirty();
         match result {
             Ok((sent, rest)) => {
                 self.unsent.wrote(sent);
                 self.room.took(waiters, sent);
-                if self.unsent.is_worth_a_flush()
-                    && let Some(endpoint) = self.endpoint.upgrade()
-                {
-                    endpoint.flush_early(self);
-                }
                 let rest = rest.filter(|rest| !rest.as_ref().is_empty());
                 Ok(rest.map(|rest| rest.uncharged()))
             }

@@ -162,7 +162,8 @@ impl Entrance {
         }
     }
 
-    /// Opens a stream and sends the Open header. `None` if the lane takes no more.
+    /// Opens a stream and gives it the Open header, which leaves with the flow's first bytes if
+    /// these are there when its task begins. `None` if the lane takes no more.
     fn begin(&self, lane: &Rc<ServerLane>, visitor: &Visitor) -> Option<BegunStream> {
         let stream = lane.quic.open_stream()?;
         let header = OpenHeader {
@@ -179,7 +180,7 @@ impl Entrance {
         // This is written at once, not in the flow's task: the stream exists for QUIC only when
         // something was written to it, and until then its place could be given away again.
         let header = StreamBuf::copied(&encoded);
-        let Ok(header) = lane.quic.write(stream, header, false, &waiters) else {
+        let Ok(header) = lane.quic.write_unflushed(stream, header, false, &waiters) else {
             lane.quic.detach(stream);
             return None;
         };

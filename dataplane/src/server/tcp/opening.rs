@@ -263,6 +263,9 @@ impl Opening<'_> {
             ended: sent.ended,
             ..Begun::default()
         };
+        // The header that the stream has got so far goes behind this turn, in one packet with what
+        // the visitor has sent by now.
+        self.lane.mark_dirty();
         let mut too_long = pin!(crate::core::time::sleep(KEPT_FOR));
         loop {
             sent.note_heard(self.lane);
