@@ -3,7 +3,7 @@
 #
 #   scripts/flamegraph.sh SCENARIO server|client [--seconds N] [--out DIR] [OPTIONS]
 #
-# SCENARIO is tcp (visitor to service), tcp-reverse or udp. Results go to results/flamegraph unless told otherwise.
+# SCENARIO is tcp (visitor to service), tcp-reverse or udp; several scenarios and both sides as tcp,udp server,client. Results go to results/flamegraph unless told otherwise.
 # OPTIONS are further ones of `qmux-bench profile`, as --tunnel quinn-dp-tuned or --path veth; --stages adds what each stage
 # of a byte's way costs, per GB and per packet, and whether the stages add up to the whole.
 #
@@ -25,14 +25,8 @@ usage="usage: scripts/flamegraph.sh tcp|tcp-reverse|udp server|client [--seconds
 [ $# -ge 2 ] || fail "$usage"
 scenario=$1 side=$2
 shift 2
-case $scenario in
-    tcp | tcp-reverse | udp) ;;
-    *) fail "unknown scenario '$scenario'; $usage" ;;
-esac
-case $side in
-    server | client) ;;
-    *) fail "unknown side '$side'; $usage" ;;
-esac
+[[ $scenario =~ ^(tcp|tcp-reverse|udp)(,(tcp|tcp-reverse|udp))*$ ]] || fail "unknown scenario '$scenario'; $usage"
+[[ $side =~ ^(server|client)(,(server|client))?$ ]] || fail "unknown side '$side'; $usage"
 
 scripts/setup.sh
 command -v perf >/dev/null || fail "there is no perf; on Debian install linux-perf, on Ubuntu linux-tools-generic"
@@ -47,4 +41,8 @@ echo "flamegraph: building; the first time takes some minutes, most of them for 
 cargo build --locked --profile profiling --bin qmux-dp --bin quinn-dp --bin qmux-bench
 bin=${CARGO_TARGET_DIR:-target}/profiling
 
-exec "$bin/qmux-bench" profile "$scenario" "$side" --out results/flamegraph "$@"
+for load in ${scenario//,/ }; do
+    for process in ${side//,/ }; do
+        "$bin/qmux-bench" profile "$load" "$process" --out results/flamegraph "$@"
+    done
+done

@@ -9,5 +9,6 @@
 pub mod goals;
 pub mod harness;
 pub mod load;
+pub mod performance;
 pub mod report;
 pub mod stats;

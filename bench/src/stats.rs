@@ -4,10 +4,11 @@
 //! ever makes it worse; the extremes rather than a deviation, because three to seven values have no
 //! distribution to speak of.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What repeated measurements of one thing come to.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Summary {
     /// The middle value; the mean of the two middle ones of an even number.
     pub median: f64,

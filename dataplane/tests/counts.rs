@@ -8,7 +8,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use qmux_bench::harness::calls::{self, Kind};
+use qmux_bench::harness::calls;
 use qmux_bench::harness::meter::Role;
 use qmux_bench::harness::place::Place;
 use qmux_bench::harness::site::{Overrides, Site};
@@ -156,7 +156,7 @@ impl Counted {
             (count - idle_per_second * self.seconds).max(0.0) / self.units
         };
         let all = calls::all(calls).calls;
-        let sends = calls::of_kind(calls, Kind::UdpSend).calls;
+        let sends = calls::of_kind(calls, "udp_send").calls;
         let found = [
             (
                 "system calls",

@@ -45,6 +45,7 @@ mod stats;
 
 pub use error::LinkError;
 pub use faults::Faults;
+pub use namespace::{Namespace, ip};
 pub use network::{Network, Side};
 pub use preset::{PRESETS, Preset, preset};
 pub use profile::{Loss, MTU_BYTES_DEFAULT, Profile, ProfileError, QueueLimit};

@@ -69,7 +69,11 @@ fn ip_program() -> Option<PathBuf> {
 }
 
 /// Runs `ip` with these arguments and returns what it prints.
-pub(super) fn ip(arguments: &[&str]) -> Result<String, LinkError> {
+///
+/// # Errors
+///
+/// What it refused.
+pub fn ip(arguments: &[&str]) -> Result<String, LinkError> {
     let command = format!("ip {}", arguments.join(" "));
     let output = ip_command()
         .args(arguments)
@@ -91,14 +95,18 @@ pub(super) fn ip_command() -> Command {
 
 /// A network namespace. Dropping it ends the processes in it and removes it.
 #[derive(Debug)]
-pub(super) struct Namespace {
+pub struct Namespace {
     name: String,
     handle: File,
 }
 
 impl Namespace {
     /// Two namespaces of one network, with names that nobody else uses.
-    pub(super) fn pair() -> Result<[Self; 2], LinkError> {
+    ///
+    /// # Errors
+    ///
+    /// Without the rights or the kernel for it.
+    pub fn pair() -> Result<[Self; 2], LinkError> {
         let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed);
         let owner = Owner::this_process()?;
         let name = |side| {
@@ -129,7 +137,8 @@ impl Namespace {
         }
     }
 
-    pub(super) fn name(&self) -> &str {
+    /// For `ip netns exec`.
+    pub fn name(&self) -> &str {
         &self.name
     }
 

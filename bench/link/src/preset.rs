@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
-
 use super::profile::{Loss, Profile, QueueLimit};
 
 /// A link with a name. Left is the public side, right is the side behind the access line: left to
 /// right is "down".
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Preset {
     /// What it is called on a command line.
     pub name: &'static str,

@@ -3,7 +3,6 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use serde::Serialize;
 use thiserror::Error;
 
 /// The MTU of Ethernet, which most paths have, in bytes of IP packet.
@@ -36,16 +35,14 @@ pub(super) const QUEUE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 const REORDER_AHEAD_DEFAULT: Duration = Duration::from_millis(1);
 
 /// One direction of a link. Rates, queues and the MTU count bytes of IP packets.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
     /// How fast the line is; `None`: as fast as this machine.
     pub rate_bits_per_s: Option<u64>,
     /// From the end of the line to the other side, one way.
-    #[serde(rename = "delay_s", serialize_with = "seconds")]
     pub delay: Duration,
     /// The delay wanders between `delay - jitter` and `delay + jitter`, slowly enough to keep
     /// packets in order.
-    #[serde(rename = "jitter_s", serialize_with = "seconds")]
     pub jitter: Duration,
     /// Packets that get lost behind the line: they have used its time.
     pub loss: Loss,
@@ -53,7 +50,6 @@ pub struct Profile {
     pub reorder: f64,
     /// How much earlier such a packet arrives, at most by its delay. It overtakes what was sent
     /// less than that before it.
-    #[serde(rename = "reorder_ahead_s", serialize_with = "seconds")]
     pub reorder_ahead: Duration,
     /// The probability of a packet to arrive twice.
     pub duplicate: f64,
@@ -68,8 +64,7 @@ pub struct Profile {
 }
 
 /// How packets get lost.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Loss {
     /// Not at all.
     None,
@@ -106,8 +101,7 @@ impl Loss {
 }
 
 /// What waits in front of the line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueLimit {
     /// A queue of rate × two delays, at least 128 KiB; packets that do not fit are dropped.
     BandwidthDelayProduct,
@@ -260,14 +254,6 @@ impl Profile {
         }
         all
     }
-}
-
-/// A duration as a number that needs no explanation in JSON.
-pub(super) fn seconds<S: serde::Serializer>(
-    duration: &Duration,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(duration.as_secs_f64())
 }
 
 fn require(

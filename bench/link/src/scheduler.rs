@@ -10,7 +10,6 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use rand::{Rng, RngExt};
-use serde::Serialize;
 
 use super::jitter::Jitter;
 use super::line::Line;
@@ -40,7 +39,7 @@ pub struct Scheduler<P> {
 ///
 /// `offered + duplicated = delivered + lost + dropped_by_queue + dropped_by_mtu + those on the
 /// link`, in packets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Packets that came to the link.
     pub offered_packets: u64,

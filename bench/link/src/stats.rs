@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::Serialize;
 
-use super::profile::seconds;
 use super::scheduler::Counters;
 
 /// Both directions of a link.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
     /// From [`Side::Left`](super::Side::Left).
     pub left_to_right: DirectionStats,
@@ -18,7 +16,7 @@ pub struct Stats {
 }
 
 /// One direction of a link.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirectionStats {
     /// What happened to packets.
     pub counters: Counters,
@@ -30,21 +28,17 @@ pub struct DirectionStats {
     /// How much later than due packets left the link.
     pub lateness: Lateness,
     /// The processor time that the router used for this direction.
-    #[serde(rename = "cpu_s", serialize_with = "seconds")]
     pub cpu: Duration,
 }
 
 /// How much later than due packets left the link.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lateness {
     /// Half of the packets were not later.
-    #[serde(rename = "p50_s", serialize_with = "seconds")]
     pub p50: Duration,
     /// 99 % of the packets were not later.
-    #[serde(rename = "p99_s", serialize_with = "seconds")]
     pub p99: Duration,
     /// No packet was later.
-    #[serde(rename = "max_s", serialize_with = "seconds")]
     pub max: Duration,
 }
 

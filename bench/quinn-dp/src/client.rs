@@ -3,7 +3,6 @@
 mod backoff;
 mod dial;
 mod lane;
-mod udp_flow;
 mod udp_service;
 
 use std::fmt::Write as _;
@@ -15,11 +14,10 @@ use std::time::Duration;
 use qmux_config::{
     Client, Lanes, ListenerProtocol, LocalService, ProxyProtocol, ServerTarget, Udp,
 };
-use qmux_proto::LaneError;
 use qmux_proto::control::{INSTANCE_ID_BYTES, is_valid_client_id};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::control::Timing;
 use crate::flows::FlowCount;
@@ -167,17 +165,7 @@ impl Shared {
             lane.send_go_away(drain_timeout);
         }
         sleep(GO_AWAY_GRACE.min(drain_timeout)).await;
-        let drained = self.tcp_flows.drained(drain_timeout).await;
-        let error = if drained {
-            LaneError::Shutdown
-        } else {
-            let left = self.tcp_flows.get();
-            warn!(
-                left,
-                "the drain timeout is over: the flows that are left are reset"
-            );
-            LaneError::Draining
-        };
+        let error = self.tcp_flows.drain(drain_timeout).await;
         let lanes = self.lanes().clone();
         for lane in &lanes {
             lane.close(error, "the client stops");

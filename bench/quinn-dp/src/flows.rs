@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use qmux_proto::LaneError;
 use tokio::sync::Notify;
 use tokio::time::timeout;
+use tracing::warn;
 
 /// How many flows are open.
 #[derive(Debug, Default)]
@@ -23,6 +25,19 @@ impl FlowCount {
     pub(crate) fn open(self: &Arc<Self>) -> OpenFlow {
         self.open.fetch_add(1, Ordering::Relaxed);
         OpenFlow(Arc::clone(self))
+    }
+
+    /// Waits until no flow is open, at most for `limit`. Returns what lanes end with then.
+    pub(crate) async fn drain(&self, limit: Duration) -> LaneError {
+        if self.drained(limit).await {
+            return LaneError::Shutdown;
+        }
+        let left = self.get();
+        warn!(
+            left,
+            "the drain timeout is over: the flows that are left are reset"
+        );
+        LaneError::Draining
     }
 
     /// Waits until no flow is open, at most for `limit`. Whether none is.

@@ -5,23 +5,6 @@ use std::io::IsTerminal;
 use clap::ValueEnum;
 use tracing_subscriber::filter::LevelFilter;
 
-/// How much is logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogLevel {
-    /// Nothing.
-    Off,
-    /// What ends something.
-    Error,
-    /// What an operator should look at.
-    Warn,
-    /// What happens a few times an hour.
-    Info,
-    /// What happens with each flow.
-    Debug,
-    /// What happens with each packet.
-    Trace,
-}
-
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -34,12 +17,12 @@ pub(crate) enum LogFormat {
 /// The options of the log, to be flattened into a program's own.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct LogOptions {
-    /// How much to log
+    /// How much to log: off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
-    pub(crate) log_level: LogLevel,
+    log_level: LevelFilter,
     /// How to log
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    pub(crate) log_format: LogFormat,
+    log_format: LogFormat,
 }
 
 impl LogOptions {
@@ -49,16 +32,8 @@ impl LogOptions {
     ///
     /// If logging was started before.
     pub(crate) fn start(self) {
-        let level = match self.log_level {
-            LogLevel::Off => LevelFilter::OFF,
-            LogLevel::Error => LevelFilter::ERROR,
-            LogLevel::Warn => LevelFilter::WARN,
-            LogLevel::Info => LevelFilter::INFO,
-            LogLevel::Debug => LevelFilter::DEBUG,
-            LogLevel::Trace => LevelFilter::TRACE,
-        };
         let log = tracing_subscriber::fmt()
-            .with_max_level(level)
+            .with_max_level(self.log_level)
             .with_writer(std::io::stderr)
             .with_ansi(std::io::stderr().is_terminal());
         match self.log_format {

@@ -44,6 +44,7 @@ mod shutdown;
 mod start_error;
 mod tls;
 mod transport;
+mod udp_flow;
 
 use std::process::ExitCode;
 

@@ -13,14 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qmux_config::{ListenerProtocol, LoadBalancer, Server, Udp};
-use qmux_proto::LaneError;
 use qmux_proto::control::INSTANCE_ID_BYTES;
 use qmux_udp::BatchSocket;
 use quinn::Endpoint;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::control::Timing;
 use crate::endpoint::{self, QuicServer};
@@ -258,17 +257,7 @@ impl Running {
             endpoint.set_server_config(None);
             listener.registry.drain(shared.drain_timeout);
         }
-        let drained = shared.tcp_flows.drained(shared.drain_timeout).await;
-        let error = if drained {
-            LaneError::Shutdown
-        } else {
-            let left = shared.tcp_flows.get();
-            warn!(
-                left,
-                "the drain timeout is over: the flows that are left are reset"
-            );
-            LaneError::Draining
-        };
+        let error = shared.tcp_flows.drain(shared.drain_timeout).await;
         for (_, listener) in &self.endpoints {
             listener.registry.close(error);
         }

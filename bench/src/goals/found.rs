@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
-use serde_json::Value;
-
 use super::probe::{ALLOCATIONS, PROBES, Tunnel};
-use crate::stats::paired_ratio;
+use crate::harness::machine::Machine;
+use crate::report::{CaseReport, MetricSummary, Report, TunnelReport};
+use crate::stats::{Summary, paired_ratio};
 
 /// How allocations are counted again.
 const ALLOCATIONS_COMMAND: &str =
@@ -17,44 +16,6 @@ const ALLOCATIONS_COMMAND: &str =
 pub(super) const ANY_LOAD: &str = "any load";
 pub(super) const ALLOCATIONS_OURS: &str = "ours_per_packet";
 pub(super) const ALLOCATIONS_OTHERS: &str = "others_per_packet";
-
-/// The part of a report that goals are about.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct Report {
-    command: Option<String>,
-    machine: Value,
-    cases: Vec<Case>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Case {
-    case: String,
-    tunnels: Vec<Runs>,
-}
-
-/// All runs of a tunnel in one case.
-#[derive(Clone, Debug, Deserialize)]
-struct Runs {
-    tunnel: String,
-    #[serde(default)]
-    summary: BTreeMap<String, Summary>,
-    runs: Vec<Run>,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(default)]
-struct Summary {
-    median: Option<f64>,
-    max: Option<f64>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-struct Run {
-    values: BTreeMap<String, Option<f64>>,
-    error: Option<String>,
-}
 
 /// The reports that are there, by probe.
 #[derive(Clone, Debug, Default)]
@@ -69,28 +30,27 @@ impl Found {
         let mut found = Self::default();
         for probe in PROBES {
             let file = format!("{}/{}.json", probe.name, probe.bench);
-            let text = std::fs::read_to_string(directory.join(file)).ok();
-            if let Some(report) = text.and_then(|text| serde_json::from_str(&text).ok()) {
+            if let Some(report) = Report::read(&directory.join(file)) {
                 found.reports.insert(probe.name.to_owned(), report);
             }
         }
         let file = format!("{ALLOCATIONS}/allocations.txt");
         if let Ok(printed) = std::fs::read_to_string(directory.join(file)) {
-            let report = Report::of_allocations(&printed);
+            let report = of_allocations(&printed);
             found.reports.insert(ALLOCATIONS.to_owned(), report);
         }
         found
     }
 
     #[cfg(test)]
-    pub(super) fn add(&mut self, probe: &str, report: Value) {
+    pub(super) fn add(&mut self, probe: &str, report: serde_json::Value) {
         let report = serde_json::from_value(report).expect("a report");
         self.reports.insert(probe.to_owned(), report);
     }
 
     #[cfg(test)]
     pub(super) fn add_allocations(&mut self, printed: &str) {
-        let report = Report::of_allocations(printed);
+        let report = of_allocations(printed);
         self.reports.insert(ALLOCATIONS.to_owned(), report);
     }
 
@@ -109,17 +69,21 @@ impl Found {
     /// may be of another run.
     pub fn command(&self, probe: &str) -> Option<String> {
         let report = self.reports.get(probe)?;
-        let (date, commit) = (report.word("date"), report.word("commit"));
-        let command = report.command.as_ref()?;
-        Some(format!("{command} ({date}, commit {commit})"))
+        let Machine { date, commit, .. } = &report.machine;
+        Some(format!("{} ({date}, commit {commit})", report.command))
+    }
+
+    /// What was measured.
+    pub(crate) fn reports(&self) -> impl Iterator<Item = &Report> {
+        self.reports.values()
     }
 
     /// The commits that the probes were run on, each with its probes.
     pub fn commits(&self) -> BTreeMap<&str, Vec<&'static str>> {
         let mut commits: BTreeMap<&str, Vec<&'static str>> = BTreeMap::new();
         for name in self.probes() {
-            let commit = self.reports[name].word("commit");
-            commits.entry(commit).or_default().push(name);
+            let commit = &self.reports[name].machine.commit;
+            commits.entry(commit.as_str()).or_default().push(name);
         }
         commits
     }
@@ -130,7 +94,7 @@ impl Found {
     }
 
     /// What the numbers were measured on, as the first report has it: machine, date, commit.
-    pub fn machine(&self) -> Option<&Value> {
+    pub fn machine(&self) -> Option<&Machine> {
         let mut reports = self.reports.iter();
         let first = reports.find(|(probe, _)| *probe != ALLOCATIONS);
         first.map(|(_, report)| &report.machine)
@@ -149,10 +113,8 @@ impl Found {
         failures
     }
 
-    fn tunnel(&self, probe: &str, case: &str, tunnel: Tunnel) -> Option<&Runs> {
-        let mut cases = self.reports.get(probe)?.cases.iter();
-        let mut tunnels = cases.find(|it| it.case == case)?.tunnels.iter();
-        tunnels.find(|it| it.tunnel == tunnel.label())
+    fn tunnel(&self, probe: &str, case: &str, tunnel: Tunnel) -> Option<&TunnelReport> {
+        self.reports.get(probe)?.runs(case, tunnel.label())
     }
 
     /// How many runs of a tunnel failed, of how many.
@@ -163,17 +125,16 @@ impl Found {
         (failed.count(), runs.len())
     }
 
-    /// The median of a metric over the rounds.
-    pub fn median(&self, probe: &str, case: &str, tunnel: Tunnel, metric: &str) -> Option<f64> {
-        self.tunnel(probe, case, tunnel)?
-            .summary
-            .get(metric)?
-            .median
-    }
-
-    /// The largest value of a metric in any round.
-    pub fn largest(&self, probe: &str, case: &str, tunnel: Tunnel, metric: &str) -> Option<f64> {
-        self.tunnel(probe, case, tunnel)?.summary.get(metric)?.max
+    /// Median and extremes of a metric over the rounds.
+    pub fn summary(
+        &self,
+        probe: &str,
+        case: &str,
+        tunnel: Tunnel,
+        metric: &str,
+    ) -> Option<&Summary> {
+        let report = self.reports.get(probe)?;
+        report.summary(case, tunnel.label(), metric)
     }
 
     /// How many times as much of a metric the first case and tunnel has as the second: the median
@@ -184,55 +145,54 @@ impl Found {
         ours: (&str, Tunnel),
         baseline: (&str, Tunnel),
     ) -> Option<f64> {
-        let rounds = |(case, tunnel)| -> Vec<Option<f64>> {
+        let rounds = |(case, tunnel)| {
             let runs = self.tunnel(probe, case, tunnel);
-            let runs = runs.into_iter().flat_map(|it| &it.runs);
-            runs.map(|run| run.values.get(metric).copied().flatten())
-                .collect()
+            runs.map_or(Vec::new(), |it| it.values(metric))
         };
         paired_ratio(&rounds(ours), &rounds(baseline))
     }
 }
 
-impl Report {
-    fn word(&self, key: &str) -> &str {
-        self.machine[key].as_str().unwrap_or("unknown")
-    }
-
-    /// What `qmux-dp allocations` has printed, of its own and of others, each the most of all
-    /// loads.
-    fn of_allocations(printed: &str) -> Self {
-        let word = |key: &str| {
-            let mut lines = printed.lines();
-            lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(": "))
+/// What `qmux-dp allocations` has printed, of its own and of others, each the most of all loads.
+fn of_allocations(printed: &str) -> Report {
+    let word = |key: &str| {
+        let mut lines = printed.lines();
+        let word = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
+        word.unwrap_or("unknown").to_owned()
+    };
+    let counts = printed.lines().filter_map(|line| {
+        let (_, rest) = line.split_once("; ours ")?;
+        let (ours, others) = rest.split_once(" per packet, others' ")?;
+        let others = others.trim_end_matches('.');
+        Some((ours.parse::<f64>().ok()?, others.parse::<f64>().ok()?))
+    });
+    let most = counts.reduce(|(a, b), (ours, others)| (a.max(ours), b.max(others)));
+    let of = |(metric, count): (&str, f64)| {
+        let summary = MetricSummary {
+            summary: Summary::of([count])?,
+            ratios: BTreeMap::new(),
         };
-        let counts = printed.lines().filter_map(|line| {
-            let (_, rest) = line.split_once("; ours ")?;
-            let (ours, others) = rest.split_once(" per packet, others' ")?;
-            let others = others.trim_end_matches('.');
-            Some((ours.parse::<f64>().ok()?, others.parse::<f64>().ok()?))
-        });
-        let most = counts.reduce(|(a, b), (ours, others)| (a.max(ours), b.max(others)));
-        let of = |count: f64| Summary {
-            median: Some(count),
-            max: Some(count),
-        };
-        let summary = most.into_iter().flat_map(|(ours, others)| {
-            [(ALLOCATIONS_OURS, ours), (ALLOCATIONS_OTHERS, others)]
-                .map(|(metric, count)| (metric.to_owned(), of(count)))
-        });
-        let runs = Runs {
-            tunnel: Tunnel::Ours.label().to_owned(),
-            summary: summary.collect(),
-            runs: Vec::new(),
-        };
-        Self {
-            command: Some(ALLOCATIONS_COMMAND.to_owned()),
-            machine: serde_json::json!({"date": word("date"), "commit": word("commit")}),
-            cases: vec![Case {
-                case: ANY_LOAD.to_owned(),
-                tunnels: vec![runs],
+        Some((metric.to_owned(), summary))
+    };
+    let metrics = most.map(|(ours, others)| {
+        let metrics = [(ALLOCATIONS_OURS, ours), (ALLOCATIONS_OTHERS, others)];
+        metrics.into_iter().filter_map(of).collect()
+    });
+    Report {
+        command: ALLOCATIONS_COMMAND.to_owned(),
+        machine: Machine {
+            date: word("date"),
+            commit: word("commit"),
+            ..Machine::default()
+        },
+        cases: vec![CaseReport {
+            case: ANY_LOAD.to_owned(),
+            tunnels: vec![TunnelReport {
+                tunnel: Tunnel::Ours.label().to_owned(),
+                summary: metrics.unwrap_or_default(),
+                runs: Vec::new(),
             }],
-        }
+        }],
+        ..Report::default()
     }
 }

@@ -228,8 +228,8 @@ impl Judge<'_> {
     }
 
     fn median_in(&self, case: &str, tunnel: Tunnel, metric: Metric) -> Option<Shown> {
-        let median = self.found.median(self.row.probe, case, tunnel, metric.0)?;
-        Some(Shown(median, metric.1))
+        let summary = self.found.summary(self.row.probe, case, tunnel, metric.0)?;
+        Some(Shown(summary.median, metric.1))
     }
 
     fn median(&self, tunnel: Tunnel, metric: Metric) -> Option<Shown> {
@@ -237,8 +237,8 @@ impl Judge<'_> {
     }
 
     fn largest_in(&self, case: &str, tunnel: Tunnel, metric: Metric) -> Option<Shown> {
-        let most = self.found.largest(self.row.probe, case, tunnel, metric.0)?;
-        Some(Shown(most, metric.1))
+        let summary = self.found.summary(self.row.probe, case, tunnel, metric.0)?;
+        Some(Shown(summary.max, metric.1))
     }
 
     /// What the worst run lost, in percent.

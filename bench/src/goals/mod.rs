@@ -14,6 +14,7 @@ mod table;
 
 pub use found::Found;
 pub use page::Page;
+pub(crate) use page::in_turn;
 pub use probe::{ALLOCATIONS, GOALS, PROBES, Probe, Tunnel};
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::found::Found;
 use super::judge::{Judge, Verdict};
 use super::probe::Tunnel;
 use super::table::{ROWS, Row};
+use crate::harness::machine::Machine;
 use crate::report::Table;
 
 /// The columns, where any line has a number of them.
@@ -25,7 +26,7 @@ const COLUMNS: [(Tunnel, &str); 7] = [
 #[derive(Clone, Debug, Serialize)]
 pub struct Page {
     /// On what was measured.
-    machine: Option<serde_json::Value>,
+    machine: Option<Machine>,
     goals: Vec<Line>,
     /// Each probe and its command.
     commands: Vec<(&'static str, String)>,
@@ -79,6 +80,15 @@ impl Line {
     }
 }
 
+/// What each run has, once if all have the same.
+pub(crate) fn in_turn<'a>(values: impl Iterator<Item = &'a str>) -> String {
+    let mut values: Vec<&str> = values.collect();
+    if values.windows(2).all(|pair| pair[0] == pair[1]) {
+        values.truncate(1);
+    }
+    values.join("; ")
+}
+
 /// Every line, in the order of the goals.
 pub(super) fn lines(found: &Found) -> Vec<Line> {
     ROWS.iter().map(|row| Line::of(row, found)).collect()
@@ -109,27 +119,34 @@ impl Page {
         }
     }
 
-    fn table(&self) -> Table {
-        let has = |label: &str| self.goals.iter().any(|row| row.values.contains_key(label));
+    /// The table of one run, or of several of which each cell has all values, in their order.
+    fn table(runs: &[Self]) -> Table {
+        let goals = || runs.iter().flat_map(|run| &run.goals);
+        let has = |label: &str| goals().any(|row| row.values.contains_key(label));
         let columns = COLUMNS.map(|(tunnel, head)| (tunnel.label(), head));
         let columns: Vec<_> = columns.iter().filter(|(label, _)| has(label)).collect();
         let mut head = vec!["goal", "what", "limit"];
         head.extend(columns.iter().map(|(_, head)| head));
         head.extend(["verdict", "by"]);
         let mut table = Table::new(head.len(), head);
-        for row in &self.goals {
+        for at in 0..ROWS.len() {
+            let rows: Vec<&Line> = runs.iter().filter_map(|run| run.goals.get(at)).collect();
+            let Some(row) = rows.first() else { break };
             let mut cells = vec![row.goal.to_string(), row.what.into(), row.limit.clone()];
-            let values = columns
-                .iter()
-                .map(|(label, _)| row.values.get(label).cloned());
-            cells.extend(values.map(|value| value.unwrap_or_else(|| "–".into())));
-            cells.extend([row.verdict(), row.command.into()]);
+            cells.extend(columns.iter().map(|(label, _)| {
+                let values = rows.iter().map(|row| row.values.get(label));
+                in_turn(values.map(|value| value.map_or("–", String::as_str)))
+            }));
+            let verdicts: Vec<String> = rows.iter().map(|row| row.verdict()).collect();
+            let verdict = in_turn(verdicts.iter().map(String::as_str));
+            cells.extend([verdict, row.command.into()]);
             table.push(cells);
         }
         table
     }
 
-    fn summary(&self) -> String {
+    /// How many goals are reached.
+    pub(crate) fn summary(&self) -> String {
         let count = |verdict| self.goals.iter().filter(|it| it.verdict == verdict).count();
         let (missed, unknown) = (count("missed"), count("not measured"));
         let all = self.goals.len();
@@ -139,29 +156,29 @@ impl Page {
 
     /// For a terminal.
     pub fn to_text(&self) -> String {
-        format!("{}\n{}\n", self.table().to_text(), self.notes())
+        format!(
+            "{}\n{}\n",
+            Self::table(std::slice::from_ref(self)).to_text(),
+            self.notes()
+        )
     }
 
     /// For readers.
     pub fn to_markdown(&self) -> String {
-        let table = self.table().to_markdown().replace("MISSED", "**missed**");
+        let table = Self::markdown_of(std::slice::from_ref(self));
         format!("# Goals\n\n{table}\n```text\n{}```\n", self.notes())
+    }
+
+    /// The table of some runs.
+    pub(crate) fn markdown_of(runs: &[Self]) -> String {
+        let table = Self::table(runs).to_markdown();
+        table.replace("MISSED", "**missed**")
     }
 
     fn notes(&self) -> String {
         let mut text = format!("{}\n", self.summary());
         if let Some(machine) = &self.machine {
-            let word = |key: &str| match &machine[key] {
-                serde_json::Value::String(word) => word.clone(),
-                serde_json::Value::Null => String::new(),
-                other => other.to_string(),
-            };
-            text.push_str(&format!(
-                "{} × {}, Linux {}\n",
-                word("cpus"),
-                word("cpu"),
-                word("kernel"),
-            ));
+            text.push_str(&format!("{}\n", machine.kind()));
         }
         for note in &self.notes {
             text.push_str(&format!("note: {note}\n"));

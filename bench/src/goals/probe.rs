@@ -45,19 +45,18 @@ pub struct Probe {
     pub bench: &'static str,
     /// Its options, each with its value.
     pub options: &'static str,
-    /// Seconds of each run.
-    pub seconds: &'static str,
-    /// Rounds.
-    pub repeats: &'static str,
     /// What is measured.
     pub tunnels: &'static [Tunnel],
 }
 
 impl Probe {
-    /// Its options as the words of a command line. A value may have spaces.
-    pub fn words(&self) -> impl Iterator<Item = String> {
-        let options = self.options.split("--").filter_map(|it| it.split_once(' '));
-        options.flat_map(|(name, value)| [format!("--{name}"), value.trim_end().to_owned()])
+    /// Its options, each name with its value. A value may have spaces.
+    pub fn pairs(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let options = self
+            .options
+            .split(" --")
+            .map(|it| it.trim_start_matches("--"));
+        options.filter_map(|it| it.split_once(' '))
     }
 }
 
@@ -79,18 +78,14 @@ pub const PROBES: &[Probe] = &[
         name: "tcp",
         goals: &[1],
         bench: "iperf",
-        options: "--streams 1,4 --cases =tcp ×1,=tcp ×4,=tcp reverse",
-        seconds: "2",
-        repeats: "3",
+        options: "--streams 1,4 --cases =tcp ×1,=tcp ×4,=tcp reverse --seconds 2 --repeats 3",
         tunnels: TUNNELS,
     },
     Probe {
         name: "veth",
         goals: &[2],
         bench: "iperf",
-        options: "--path veth:1500 --streams 1 --cases =tcp ×1",
-        seconds: "2",
-        repeats: "3",
+        options: "--path veth:1500 --streams 1 --cases =tcp ×1 --seconds 2 --repeats 3",
         tunnels: TUNNELS,
     },
     Probe {
@@ -98,18 +93,15 @@ pub const PROBES: &[Probe] = &[
         goals: &[3],
         bench: "iperf",
         options: "--udp-sizes 1150,8192 --udp-rates 500M,1G,2G --udp-streams 1,2 --cases \
-                  =udp 1150 B 1G,=udp 1150 B 2×500M,=udp 1150 B 2×1G,=udp 8192 B 2G",
-        seconds: "2",
-        repeats: "2",
+                  =udp 1150 B 1G,=udp 1150 B 2×500M,=udp 1150 B 2×1G,=udp 8192 B 2G \
+                  --seconds 2 --repeats 2",
         tunnels: TUNNELS,
     },
     Probe {
         name: "packets",
         goals: &[3],
         bench: "udp",
-        options: "--sizes 64,1150,8192 --warm-up 0.5",
-        seconds: "1",
-        repeats: "1",
+        options: "--sizes 64,1150,8192 --warm-up 0.5 --seconds 1 --repeats 1",
         tunnels: QUIC,
     },
     Probe {
@@ -117,27 +109,22 @@ pub const PROBES: &[Probe] = &[
         goals: &[4],
         bench: "latency",
         options: "--warm-up 0.5 --cases =ping-pong,=ping-pong + bulk up,=ping-pong + bulk down,\
-                  =open loop 1000/s + bulk up,=open loop 1000/s + bulk down",
-        seconds: "2",
-        repeats: "2",
+                  =open loop 1000/s + bulk up,=open loop 1000/s + bulk down \
+                  --seconds 2 --repeats 2",
         tunnels: &[Raw, Quinn, Rathole, Before, Ours],
     },
     Probe {
         name: "connect",
         goals: &[5],
         bench: "connect",
-        options: "--warm-up 0.5 --visitors 1,64 --cases echo",
-        seconds: "2",
-        repeats: "2",
+        options: "--warm-up 0.5 --visitors 1,64 --cases echo --seconds 2 --repeats 2",
         tunnels: ALL,
     },
     Probe {
         name: "flows",
         goals: &[5],
         bench: "flows",
-        options: "--flows 10000",
-        seconds: "1",
-        repeats: "1",
+        options: "--flows 10000 --seconds 1 --repeats 1",
         tunnels: QUIC,
     },
     Probe {
@@ -145,36 +132,30 @@ pub const PROBES: &[Probe] = &[
         goals: &[6],
         bench: "link",
         options: "--profile reference,loss-percent=0.1 --profile reference --profile \
-                  reference,loss-percent=3 --profile policer --cases to service",
-        seconds: "4",
-        repeats: "1",
+                  reference,loss-percent=3 --profile policer --cases to service \
+                  --seconds 4 --repeats 1",
         tunnels: &[Quinn, QuinnBbr, Rathole, Before, Ours],
     },
     Probe {
         name: "scale",
         goals: &[7],
         bench: "scale",
-        options: "--core-counts 1,2,4,8 --warm-up 0.5",
-        seconds: "2",
-        repeats: "3",
+        options: "--core-counts 1,2,4,8 --warm-up 0.5 --seconds 2 --repeats 3",
         tunnels: &[Before, Ours],
     },
     Probe {
         name: "syscalls",
         goals: &[9],
         bench: "syscalls",
-        options: "--warm-up 0.5 --visitors 1 --cases a round trip,a visitor",
-        seconds: "2",
-        repeats: "2",
+        options: "--warm-up 0.5 --visitors 1 --cases a round trip,a visitor \
+                  --seconds 2 --repeats 2",
         tunnels: TUNNELS,
     },
     Probe {
         name: "programs",
         goals: &[10],
         bench: "programs",
-        options: "--connections 64",
-        seconds: "2",
-        repeats: "2",
+        options: "--connections 64 --seconds 2 --repeats 2",
         tunnels: TUNNELS,
     },
 ];

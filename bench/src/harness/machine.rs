@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use procfs::{CpuInfo, Current as _, LoadAverage, Meminfo};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -16,7 +16,8 @@ use qmux_harness::Launch;
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 
 /// The machine, the programs and the moment.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Machine {
     /// When, in UTC.
     pub date: String,
@@ -68,15 +69,16 @@ impl Machine {
 
     /// In one line.
     pub fn summary(&self) -> String {
+        let (kind, gib, price) = (self.kind(), self.memory_bytes >> 30, self.system_call_ns);
+        format!("{kind}, {gib} GiB, {price:.0} ns per getppid")
+    }
+
+    /// Its processors and kernel.
+    pub fn kind(&self) -> String {
         let Self {
-            cpu,
-            cpus,
-            kernel,
-            system_call_ns: price,
-            ..
+            cpus, cpu, kernel, ..
         } = self;
-        let gib = self.memory_bytes >> 30;
-        format!("{cpus} × {cpu}, {gib} GiB, Linux {kernel}, {price:.0} ns per getppid")
+        format!("{cpus} × {cpu}, Linux {kernel}")
     }
 }
 

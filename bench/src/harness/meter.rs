@@ -26,6 +26,15 @@ pub enum Role {
 }
 
 impl Role {
+    /// In metrics and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Client => "client",
+            Self::Load => "load",
+        }
+    }
+
     /// Whether the process is part of what is measured.
     pub fn is_tunnel(self) -> bool {
         self != Self::Load
@@ -79,6 +88,12 @@ impl Usage {
     /// CPU seconds of server and client together.
     pub fn tunnel_cpu_seconds(&self) -> f64 {
         self.sum(|process| process.cpu.seconds())
+    }
+
+    /// The same for each of so many units of work, in µs; `None` without a tunnel.
+    pub fn tunnel_cpu_us_per(&self, units: f64) -> Option<f64> {
+        self.has_tunnel()
+            .then(|| self.tunnel_cpu_seconds() * 1e6 / units)
     }
 
     /// The sum of something over server and client.

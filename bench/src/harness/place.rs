@@ -7,7 +7,6 @@
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd as _;
-use std::process::Command;
 use std::sync::Arc;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -15,7 +14,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::BenchError;
 use super::cleanup::{Guard, Undo};
 use qmux_harness::Where;
-use qmux_link::{Faults, LinkError, Network, Preset, Side, Stats};
+use qmux_link::{Faults, LinkError, Namespace, Network, Preset, Side, Stats, ip};
 
 /// Addresses of the two ends of a link, in namespaces of our own.
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 203, 0, 1);
@@ -38,8 +37,9 @@ pub struct Place {
     /// The far side's network namespace, if it has one.
     pub far_namespace: Option<String>,
     link: Option<Network>,
-    // After the link in the order of dropping: whatever is still there then.
-    _namespaces: Vec<Guard>,
+    // Should a signal end this process.
+    _guards: Vec<Guard>,
+    _veth: Option<[Namespace; 2]>,
     home: Option<Home>,
 }
 
@@ -79,7 +79,8 @@ impl Place {
             service_ip: Ipv4Addr::LOCALHOST.into(),
             far_namespace: None,
             link: None,
-            _namespaces: Vec::new(),
+            _guards: Vec::new(),
+            _veth: None,
             home: None,
         }
     }
@@ -89,10 +90,9 @@ impl Place {
     pub fn link(link: &Preset) -> Result<Self, BenchError> {
         /// The same decisions about the same packets for every tunnel and every run.
         const SEED: u64 = 1;
-        let failed = |error: LinkError| BenchError::Failed(error.to_string());
         let home = Home::here()?;
         let (down, up) = (link.left_to_right.clone(), link.right_to_left.clone());
-        let network = Network::new(down, up, SEED).map_err(failed)?;
+        let network = Network::new(down, up, SEED).map_err(|error| failed(&error))?;
         let names = [Side::Left, Side::Right].map(|side| network.namespace(side).to_owned());
         let place = Self {
             name: format!("link {} ({})", link.name, link.summary),
@@ -100,10 +100,8 @@ impl Place {
             service_ip: network.addr(Side::Right),
             far_namespace: Some(names[1].clone()),
             link: Some(network),
-            _namespaces: names
-                .clone()
-                .map(|name| Guard::new(Undo::Namespace(name)))
-                .into(),
+            _guards: guards([&names[0], &names[1]]),
+            _veth: None,
             home: Some(home),
         };
         enter_namespace(&names[0])?;
@@ -132,37 +130,34 @@ impl Place {
     /// calling thread into the near one. Threads and programs that it starts later are there, too;
     /// so call it first of all.
     pub fn veth(mtu: u32) -> Result<Self, BenchError> {
-        let id = std::process::id();
-        let (near, far) = (
-            format!("qmux-bench-{id}-near"),
-            format!("qmux-bench-{id}-far"),
-        );
         let home = Home::here()?;
-        let mut guards = Vec::new();
-        for name in [&near, &far] {
-            ip(&["netns", "add", name])?;
-            guards.push(Guard::new(Undo::Namespace(name.clone())));
-        }
+        let namespaces = Namespace::pair().map_err(|error| failed(&error))?;
+        let [near, far] = namespaces.each_ref().map(|it| it.name().to_owned());
         let mtu_text = mtu.to_string();
         let peer = [
             "type", "veth", "peer", "name", DEVICE, "mtu", &mtu_text, "netns", &far,
         ];
         let add = ["-n", &near, "link", "add", DEVICE, "mtu", &mtu_text];
-        ip(&[&add[..], &peer].concat())?;
+        ip(&[&add[..], &peer].concat()).map_err(|error| failed(&error))?;
         for (name, address) in [(&near, NEAR), (&far, FAR)] {
             let address = format!("{address}/{PREFIX_LENGTH}");
-            ip(&["-n", name, "address", "add", &address, "dev", DEVICE])?;
-            ip(&["-n", name, "link", "set", DEVICE, "up"])?;
-            ip(&["-n", name, "link", "set", "lo", "up"])?;
+            for rest in [
+                &["address", "add", &address, "dev", DEVICE][..],
+                &["link", "set", DEVICE, "up"],
+                &["link", "set", "lo", "up"],
+            ] {
+                ip(&[&["-n", name], rest].concat()).map_err(|error| failed(&error))?;
+            }
         }
         enter_namespace(&near)?;
         Ok(Self {
             name: format!("veth, MTU {mtu}"),
             server_ip: NEAR.into(),
             service_ip: FAR.into(),
-            far_namespace: Some(far),
+            far_namespace: Some(far.clone()),
             link: None,
-            _namespaces: guards,
+            _guards: guards([&near, &far]),
+            _veth: Some(namespaces),
             home: Some(home),
         })
     }
@@ -176,17 +171,11 @@ pub fn enter_namespace(name: &str) -> Result<(), BenchError> {
         .map_err(|error| BenchError::io(entering())(error.into()))
 }
 
-fn ip(args: &[&str]) -> Result<(), BenchError> {
-    let what = format!("ip {}", args.join(" "));
-    let output = Command::new("ip")
-        .args(args)
-        .output()
-        .map_err(BenchError::io(what.clone()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(BenchError::Output {
-        what,
-        problem: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-    })
+fn guards(namespaces: [&String; 2]) -> Vec<Guard> {
+    let guard = |name: &String| Guard::new(Undo::Namespace(name.clone()));
+    namespaces.into_iter().map(guard).collect()
+}
+
+fn failed(error: &LinkError) -> BenchError {
+    BenchError::Failed(error.to_string())
 }

@@ -12,17 +12,34 @@ use super::cleanup::{Guard, Undo};
 /// The name in the server's certificate.
 const SERVER_NAME: &str = "server.bench.example";
 
-/// Lines for sections of dp.toml, as given on the command line, to try settings out.
+/// Lines for sections of dp.toml, to try settings out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Overrides {
-    /// For `[quic]`.
-    pub quic: Vec<String>,
-    /// For `[udp]`.
-    pub udp: Vec<String>,
-    /// For `[limits]`; programs that do not know it are given none.
-    pub limits: Vec<String>,
-    /// For `[client]`.
-    pub client: Vec<String>,
+pub struct Overrides(Vec<(&'static str, String)>);
+
+impl Overrides {
+    /// Adds a line for `[quic]`, `[udp]`, `[limits]`, `[client]`, or `client.servers` for the one
+    /// of `[[client.servers]]`.
+    pub fn add(&mut self, section: &'static str, line: impl Into<String>) {
+        self.0.push((section, line.into()));
+    }
+
+    /// Each line, with its section before it.
+    pub fn list(&self) -> Vec<String> {
+        let lines = self.0.iter();
+        lines
+            .map(|(section, line)| format!("[{section}] {line}"))
+            .collect()
+    }
+
+    /// Those of a section.
+    pub(super) fn of(&self, section: &str) -> impl Iterator<Item = &str> {
+        let lines = self.0.iter().filter(move |(own, _)| *own == section);
+        lines.map(|(_, line)| line.as_str())
+    }
+
+    fn lines(&self, section: &str) -> String {
+        self.of(section).flat_map(|line| [line, "\n"]).collect()
+    }
 }
 
 /// The addresses of a tunnel.
@@ -106,27 +123,25 @@ pub fn client_toml(addresses: &Addresses, overrides: &Overrides) -> String {
     let (host, port) = (service.ip(), service.port());
     format!(
         "[client]\n{DRAIN}\n{}\
-         [[client.servers]]\naddress = \"{quic}\"\nserver_name = \"{SERVER_NAME}\"\n\
+         [[client.servers]]\naddress = \"{quic}\"\nserver_name = \"{SERVER_NAME}\"\n{}\
          [client.local]\nhost = \"{host}\"\nport = {port}\n\
          [client.tls]\nca_cert_file = \"ca.crt\"\nclient_cert_file = \"client.crt\"\n\
          client_key_file = \"client.key\"\n\
          {}",
-        lines(&overrides.client),
+        overrides.lines("client"),
+        overrides.lines("client.servers"),
         shared_toml(overrides)
     )
 }
 
 fn shared_toml(overrides: &Overrides) -> String {
-    let (quic, udp) = (lines(&overrides.quic), lines(&overrides.udp));
-    let limits = match overrides.limits.as_slice() {
-        [] => String::new(),
-        limits => format!("[limits]\n{}", lines(limits)),
+    let (quic, udp) = (overrides.lines("quic"), overrides.lines("udp"));
+    // Programs that do not know this section are given none.
+    let limits = match overrides.lines("limits") {
+        limits if limits.is_empty() => limits,
+        limits => format!("[limits]\n{limits}"),
     };
     format!("[quic]\n{quic}[udp]\n{udp}{limits}")
-}
-
-fn lines(lines: &[String]) -> String {
-    lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
 #[cfg(test)]
@@ -143,12 +158,16 @@ mod tests {
             service: ([127, 0, 0, 1], 3_000).into(),
             admin: Some(([127, 0, 0, 1], 9_600).into()),
         };
-        let overrides = Overrides {
-            quic: vec!["congestion_control = \"cubic\"".into()],
-            udp: vec!["session_timeout = \"7s\"".into()],
-            limits: vec!["stall_timeout = \"9s\"".into()],
-            client: vec!["lanes = 3".into()],
-        };
+        let mut overrides = Overrides::default();
+        for (section, line) in [
+            ("quic", "congestion_control = \"cubic\""),
+            ("udp", "session_timeout = \"7s\""),
+            ("limits", "stall_timeout = \"9s\""),
+            ("client", "lanes = 3"),
+            ("client.servers", "transport = \"tls\""),
+        ] {
+            overrides.add(section, line);
+        }
         let server = site.write("server.toml", &server_toml(&addresses, &overrides));
         let server = Config::load(&server.expect("written")).expect("valid");
         let listener = &server.server.as_ref().expect("a server").listeners()[0];
@@ -162,6 +181,7 @@ mod tests {
         let client = site.write("client.toml", &client_toml(&addresses, &overrides));
         let client = Config::load(&client.expect("written")).expect("valid");
         let role = client.client.expect("a client");
+        assert_eq!(role.servers[0].transport, qmux_config::Transport::Tls);
         assert_eq!(role.services[0].check_port(), Some(3_000));
         let server_drain = server.server.map(|server| server.drain_timeout);
         assert_eq!(Some(role.drain_timeout), server_drain);

@@ -10,6 +10,8 @@ pub enum Kind {
     Raw,
     /// This project's.
     QmuxDp,
+    /// The same with its lanes over TLS instead of QUIC.
+    QmuxDpTls,
     /// The baseline with quinn's defaults.
     QuinnDp,
     /// The baseline with qmux-dp's settings, and cubic: what it is best with where little is lost.
@@ -22,9 +24,10 @@ pub enum Kind {
     RatholeNoise,
 }
 
-const KINDS: [(&str, Kind); 7] = [
+const KINDS: [(&str, Kind); 8] = [
     ("raw", Kind::Raw),
     ("qmux-dp", Kind::QmuxDp),
+    ("qmux-dp-tls", Kind::QmuxDpTls),
     ("quinn-dp", Kind::QuinnDp),
     ("quinn-dp-tuned", Kind::QuinnDpTuned),
     ("quinn-dp-bbr", Kind::QuinnDpBbr),
@@ -36,7 +39,7 @@ impl Kind {
     fn program_name(self) -> Option<&'static str> {
         match self {
             Self::Raw => None,
-            Self::QmuxDp => Some("qmux-dp"),
+            Self::QmuxDp | Self::QmuxDpTls => Some("qmux-dp"),
             Self::QuinnDp | Self::QuinnDpTuned | Self::QuinnDpBbr => Some("quinn-dp"),
             Self::Rathole | Self::RatholeNoise => Some("rathole"),
         }

@@ -30,6 +30,15 @@ pub struct Count {
     pub failed: u64,
 }
 
+impl std::iter::Sum for Count {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |sum, count| Self {
+            calls: sum.calls + count.calls,
+            failed: sum.failed + count.failed,
+        })
+    }
+}
+
 /// The calls that a process has made, by name.
 pub type Calls = BTreeMap<String, Count>;
 

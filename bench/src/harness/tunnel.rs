@@ -28,11 +28,12 @@ const STARTS_MAX: usize = 4;
 const COMPLAINTS_MAX: usize = 20;
 
 /// Which CPUs server and client get.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
     /// Different ones where there are enough: they would be on different machines. Else as the
     /// programs want it.
+    #[default]
     Apart,
     /// As the programs want it.
     Free,
@@ -140,7 +141,7 @@ impl Tunnel {
         cores: usize,
         service: SocketAddr,
     ) -> Result<Self, BenchError> {
-        let has_admin = setup.admin && spec.kind == Kind::QmuxDp;
+        let has_admin = setup.admin && matches!(spec.kind, Kind::QmuxDp | Kind::QmuxDpTls);
         let addresses = Addresses {
             admin: has_admin
                 .then(|| ports::free(setup.place.server_ip))
@@ -252,13 +253,15 @@ fn overrides(spec: &Spec, setup: &Setup) -> Overrides {
     const KEY: &str = "congestion_control";
     let mut overrides = setup.overrides.clone();
     let is_set = overrides
-        .quic
-        .iter()
+        .of("quic")
         .any(|line| line.trim_start().starts_with(KEY));
     if let Some(name) = spec.kind.congestion_control()
         && !is_set
     {
-        overrides.quic.push(format!("{KEY} = \"{name}\""));
+        overrides.add("quic", format!("{KEY} = \"{name}\""));
+    }
+    if spec.kind == Kind::QmuxDpTls {
+        overrides.add("client.servers", "transport = \"tls\"");
     }
     overrides
 }
@@ -340,15 +343,13 @@ mod tests {
     #[test]
     fn the_tuned_baseline_has_cubic_unless_told_otherwise() {
         let tuned = "quinn-dp-tuned".parse().expect("a tunnel");
-        let cubic = "congestion_control = \"cubic\"".to_owned();
         let mut setup = setup();
-        assert_eq!(overrides(&tuned, &setup).quic, [cubic]);
-        let reno = "congestion_control = \"reno\"".to_owned();
-        setup.overrides.quic.push(reno.clone());
-        assert_eq!(overrides(&tuned, &setup).quic, [reno]);
+        let list = overrides(&tuned, &setup).list();
+        assert_eq!(list, ["[quic] congestion_control = \"cubic\""]);
         let ours = "qmux-dp".parse().expect("a tunnel");
-        setup.overrides.quic.clear();
-        assert!(overrides(&ours, &setup).quic.is_empty());
+        assert!(overrides(&ours, &setup).list().is_empty());
+        setup.overrides.add("quic", "congestion_control = \"reno\"");
+        assert_eq!(overrides(&tuned, &setup), setup.overrides);
     }
 
     #[test]

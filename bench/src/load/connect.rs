@@ -1,14 +1,14 @@
 //! Visitors that come, say something small and go.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::latency::Times;
 use super::service::GREETING;
-use super::wire::{Command, MESSAGE_BYTES};
+use super::wire::{self, Command, MESSAGE_BYTES};
 
 /// How long a visit may take before it counts as failed.
 const VISIT_LIMIT: Duration = Duration::from_secs(10);
@@ -34,6 +34,16 @@ pub struct Period {
     pub measure: Duration,
 }
 
+impl Period {
+    /// Recorded from the first visitor on.
+    pub fn of(measure: Duration) -> Self {
+        Self {
+            warm_up: Duration::ZERO,
+            measure,
+        }
+    }
+}
+
 /// What came of the visits.
 #[derive(Clone, Debug, Default)]
 pub struct Visits {
@@ -50,6 +60,13 @@ impl Visits {
     pub fn per_second(&self) -> f64 {
         let count = self.times.count() as f64;
         count / self.seconds
+    }
+
+    fn note<E>(&mut self, result: &Result<(), E>, start: Instant) {
+        match result {
+            Ok(()) => self.times.record(start.elapsed()),
+            Err(_) => self.failed += 1,
+        }
     }
 
     fn take(&mut self, other: &Self) {
@@ -85,12 +102,8 @@ pub fn sequential(visit: SocketAddr, ask: Ask, period: Period) -> Visits {
             return visits;
         }
         let result = visit_once(visit, ask);
-        let time = start.elapsed();
         if start >= recording {
-            match result {
-                Ok(()) => visits.times.record(time),
-                Err(_) => visits.failed += 1,
-            }
+            visits.note(&result, start);
         }
         if result.is_err() {
             std::thread::sleep(PAUSE_AFTER_FAILURE);
@@ -99,9 +112,7 @@ pub fn sequential(visit: SocketAddr, ask: Ask, period: Period) -> Visits {
 }
 
 fn visit_once(visit: SocketAddr, ask: Ask) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&visit, VISIT_LIMIT)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(VISIT_LIMIT))?;
+    let mut stream = wire::connect(visit, VISIT_LIMIT)?;
     match ask {
         Ask::Echo => {
             let mut answer = [0; MESSAGE_BYTES];
@@ -149,17 +160,13 @@ async fn come_again(visit: SocketAddr, ask: Ask, recording: Instant, end: Instan
         if start >= end {
             return visits;
         }
-        let result = tokio::time::timeout(VISIT_LIMIT, visit_asynchronously(visit, ask)).await;
-        let succeeded = matches!(result, Ok(Ok(())));
-        let time = start.elapsed();
+        let visiting = visit_asynchronously(visit, ask);
+        let result = tokio::time::timeout(VISIT_LIMIT, visiting).await;
+        let result = result.unwrap_or(Err(io::ErrorKind::TimedOut.into()));
         if start >= recording {
-            if succeeded {
-                visits.times.record(time);
-            } else {
-                visits.failed += 1;
-            }
+            visits.note(&result, start);
         }
-        if !succeeded {
+        if result.is_err() {
             tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
         }
     }

@@ -2,7 +2,7 @@
 //! answered, and short visitors. They judge whether a tunnel is right, not whether it is fast.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::wire::{Command, PacketHeader, PacketKind};
+use super::wire::{self, Command, PacketHeader, PacketKind};
 
 /// Bytes written and read at a time.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -67,14 +67,8 @@ pub fn echo(
     patience: Duration,
     seen: &AtomicU64,
 ) -> Result<(), Wrong> {
-    let stream = TcpStream::connect_timeout(&visit, patience).map_err(io_failed("connecting"))?;
+    let stream = wire::connect(visit, patience).map_err(io_failed("connecting"))?;
     let writer = stream.try_clone().map_err(io_failed("a second handle"))?;
-    for stream in [&stream, &writer] {
-        stream
-            .set_read_timeout(Some(patience))
-            .and_then(|()| stream.set_write_timeout(Some(patience)))
-            .map_err(io_failed("timeouts"))?;
-    }
     thread::scope(|scope| {
         let sending = scope.spawn(|| send_random(writer, bytes, seed));
         let received = expect_random(stream, bytes, seed, seen);
@@ -158,12 +152,7 @@ pub fn questions(
     pause: Duration,
     patience: Duration,
 ) -> Result<Answers, Wrong> {
-    let any = match visit.ip() {
-        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0)).map_err(io_failed("a UDP socket"))?;
-    socket.connect(visit).map_err(io_failed("a UDP socket"))?;
+    let socket = wire::udp_visitor(visit, pause).map_err(io_failed("a UDP socket"))?;
     let deadline = Instant::now() + patience;
     let mut answers = Answers::default();
     for first in (0..count).step_by(UDP_WINDOW) {
@@ -284,12 +273,7 @@ pub fn visits(visit: SocketAddr, count: usize, at_a_time: usize, patience: Durat
 /// # Errors
 /// If not all of it comes back, or without a clean end.
 pub fn visit(visit: SocketAddr, patience: Duration) -> Result<u64, Wrong> {
-    let mut stream =
-        TcpStream::connect_timeout(&visit, patience).map_err(io_failed("connecting"))?;
-    stream
-        .set_read_timeout(Some(patience))
-        .and_then(|()| stream.set_write_timeout(Some(patience)))
-        .map_err(io_failed("timeouts"))?;
+    let mut stream = wire::connect(visit, patience).map_err(io_failed("connecting"))?;
     let mut sent = [0; VISIT_BYTES];
     rand::rng().fill_bytes(&mut sent);
     stream

@@ -1,7 +1,7 @@
 //! Many flows that are open at a time and do next to nothing.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -9,7 +9,8 @@ use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use super::wire::{Command, MESSAGE_BYTES, PacketHeader, PacketKind};
+use super::ping_pong;
+use super::wire::{Command, MESSAGE_BYTES};
 
 /// TCP flows that are opened at a time.
 const OPENING_MAX: usize = 64;
@@ -17,8 +18,7 @@ const OPENING_MAX: usize = 64;
 /// How long one flow may take to open or to answer.
 const FLOW_LIMIT: Duration = Duration::from_secs(20);
 
-/// How long a UDP answer may take, and how often it is asked for.
-const UDP_ANSWER_LIMIT: Duration = Duration::from_millis(500);
+/// How often a UDP answer is asked for.
 const UDP_TRIES_MAX: usize = 6;
 
 /// Flows that stay open until they are dropped.
@@ -27,7 +27,7 @@ pub enum Flows {
     /// TCP connections.
     Tcp(TcpFlows),
     /// Sockets, each a source of its own.
-    Udp(Vec<UdpSocket>),
+    Udp(Vec<ping_pong::Udp>),
 }
 
 /// TCP connections and the runtime that they live on.
@@ -49,20 +49,13 @@ impl Flows {
 
     /// Opens UDP flows; each has had a packet echoed.
     pub fn open_udp(visit: SocketAddr, count: usize) -> io::Result<Self> {
-        let local = if visit.is_ipv4() {
-            "0.0.0.0:0"
-        } else {
-            "[::]:0"
-        };
-        let mut sockets = Vec::with_capacity(count);
+        let mut visitors = Vec::with_capacity(count);
         for _ in 0..count {
-            let socket = UdpSocket::bind(local)?;
-            socket.connect(visit)?;
-            socket.set_read_timeout(Some(UDP_ANSWER_LIMIT))?;
-            echo_packet(&socket)?;
-            sockets.push(socket);
+            let mut visitor = ping_pong::Udp::open(visit)?;
+            echo_packet(&mut visitor)?;
+            visitors.push(visitor);
         }
-        Ok(Self::Udp(sockets))
+        Ok(Self::Udp(visitors))
     }
 
     /// Has small messages echoed, by one flow after the other, at this rate over all flows or as
@@ -85,10 +78,11 @@ impl Flows {
                 }
                 Ok(messages)
             }),
-            Self::Udp(sockets) => {
+            Self::Udp(visitors) => {
                 while start.elapsed() < duration {
                     std::thread::sleep(wait(messages));
-                    echo_packet(&sockets[messages as usize % sockets.len()])?;
+                    let index = messages as usize % visitors.len();
+                    echo_packet(&mut visitors[index])?;
                     messages += 1;
                 }
                 Ok(messages)
@@ -143,21 +137,11 @@ async fn echo_message(stream: &mut TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-fn echo_packet(socket: &UdpSocket) -> io::Result<()> {
-    let mut packet = [0x5a; MESSAGE_BYTES];
-    let header = PacketHeader {
-        kind: PacketKind::Echo,
-        run: 0,
-        number: 0,
-    };
-    header.write(&mut packet);
+fn echo_packet(visitor: &mut ping_pong::Udp) -> io::Result<()> {
     for _ in 0..UDP_TRIES_MAX {
-        socket.send(&packet)?;
-        match socket.recv(&mut [0; MESSAGE_BYTES]) {
-            Ok(_) => return Ok(()),
-            // Lost: the right of a UDP packet.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+        // One that is lost is the right of a UDP packet.
+        if visitor.round_trip()?.is_some() {
+            return Ok(());
         }
     }
     Err(io::ErrorKind::TimedOut.into())

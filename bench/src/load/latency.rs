@@ -52,6 +52,17 @@ impl Times {
     pub fn max_us(&self) -> f64 {
         micros(self.0.max())
     }
+
+    /// What tables show of them, each with its metric's name.
+    pub fn values(&self) -> [(&'static str, f64); 5] {
+        [
+            ("p50_us", self.percentile_us(50.0)),
+            ("p90_us", self.percentile_us(90.0)),
+            ("p99_us", self.percentile_us(99.0)),
+            ("p999_us", self.percentile_us(99.9)),
+            ("max_us", self.max_us()),
+        ]
+    }
 }
 
 fn micros(ns: u64) -> f64 {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::thread::set_current_timer_slack;
 
 use super::latency::Times;
-use super::wire::{Command, MESSAGE_BYTES};
+use super::wire::{self, Command, MESSAGE_BYTES};
 
 /// Connections that take turns, so that one slow answer does not delay the next by TCP's order.
 const CONNECTIONS: u32 = 8;
@@ -66,11 +66,7 @@ pub fn run(visit: SocketAddr, schedule: Schedule) -> io::Result<Answers> {
     let start = Instant::now();
     let mut streams = Vec::new();
     for _ in 0..CONNECTIONS {
-        let mut stream = TcpStream::connect(visit)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        stream.write_all(&[Command::PingPong.byte()])?;
-        streams.push(stream);
+        streams.push(wire::connect_for(Command::PingPong, visit, ANSWER_LIMIT)?);
     }
     let start = start.max(Instant::now());
     let mut readers = Vec::new();

@@ -6,90 +6,115 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use super::latency::Times;
-use super::wire::{Command, MESSAGE_BYTES, PacketHeader, PacketKind};
+use super::wire::{self, Command, MESSAGE_BYTES, PacketHeader, PacketKind};
 
-/// How long an answer may take before the connection counts as dead.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long an answer may take before the connection counts as dead; a traced tunnel is slow.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long a UDP answer may take before it counts as lost.
 const UDP_ANSWER_LIMIT: Duration = Duration::from_millis(500);
 
-/// Over one TCP connection. What happens during the warm-up is not recorded.
-pub fn tcp(visit: SocketAddr, warm_up: Duration, measure: Duration) -> io::Result<Times> {
-    let mut stream = TcpStream::connect(visit)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-    stream.write_all(&[Command::PingPong.byte()])?;
-    let mut number = 0_u64;
-    let mut message = [0x5a; MESSAGE_BYTES];
-    let mut answer = [0; MESSAGE_BYTES];
-    let mut times = Times::new();
-    let recording = Instant::now() + warm_up;
-    let end = recording + measure;
-    loop {
-        message[..8].copy_from_slice(&number.to_be_bytes());
+/// One TCP connection.
+#[derive(Debug)]
+pub struct Tcp {
+    stream: TcpStream,
+    number: u64,
+}
+
+impl Tcp {
+    /// Connects.
+    pub fn open(visit: SocketAddr) -> io::Result<Self> {
+        let stream = wire::connect_for(Command::PingPong, visit, ANSWER_LIMIT)?;
+        Ok(Self { stream, number: 0 })
+    }
+
+    /// One message, there and back.
+    pub fn round_trip(&mut self) -> io::Result<Duration> {
+        let mut message = [0x5a; MESSAGE_BYTES];
+        let mut answer = [0; MESSAGE_BYTES];
+        message[..8].copy_from_slice(&self.number.to_be_bytes());
+        self.number += 1;
         let sent = Instant::now();
-        if sent >= end {
-            return Ok(times);
-        }
-        stream.write_all(&message)?;
-        stream.read_exact(&mut answer)?;
+        self.stream.write_all(&message)?;
+        self.stream.read_exact(&mut answer)?;
         let time = sent.elapsed();
         if answer != message {
             return Err(io::Error::other("an answer is not what was sent"));
         }
-        if sent >= recording {
-            times.record(time);
-        }
-        number += 1;
+        Ok(time)
     }
+}
+
+/// One UDP socket.
+#[derive(Debug)]
+pub struct Udp {
+    socket: UdpSocket,
+    number: u64,
+}
+
+impl Udp {
+    /// With a port of its own.
+    pub fn open(visit: SocketAddr) -> io::Result<Self> {
+        let socket = wire::udp_visitor(visit, UDP_ANSWER_LIMIT)?;
+        Ok(Self { socket, number: 0 })
+    }
+
+    /// One packet, there and back; `None` if no answer came in time.
+    pub fn round_trip(&mut self) -> io::Result<Option<Duration>> {
+        let mut message = [0x5a; MESSAGE_BYTES];
+        let mut answer = [0; MESSAGE_BYTES];
+        PacketHeader {
+            kind: PacketKind::Echo,
+            run: 0,
+            number: self.number,
+        }
+        .write(&mut message);
+        self.number += 1;
+        let sent = Instant::now();
+        self.socket.send(&message)?;
+        loop {
+            match self.socket.recv(&mut answer) {
+                Ok(_) if answer == message => return Ok(Some(sent.elapsed())),
+                // A late answer to an earlier message was counted as lost already.
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Over one TCP connection. What happens during the warm-up is not recorded.
+pub fn tcp(visit: SocketAddr, warm_up: Duration, measure: Duration) -> io::Result<Times> {
+    let mut visitor = Tcp::open(visit)?;
+    let (times, _) = repeated(warm_up, measure, || visitor.round_trip().map(Some))?;
+    Ok(times)
 }
 
 /// Over UDP. Returns the times and how many answers were lost.
 pub fn udp(visit: SocketAddr, warm_up: Duration, measure: Duration) -> io::Result<(Times, u64)> {
-    let local = if visit.is_ipv4() {
-        "0.0.0.0:0"
-    } else {
-        "[::]:0"
-    };
-    let socket = UdpSocket::bind(local)?;
-    socket.connect(visit)?;
-    socket.set_read_timeout(Some(UDP_ANSWER_LIMIT))?;
-    let mut header = PacketHeader {
-        kind: PacketKind::Echo,
-        run: 0,
-        number: 0,
-    };
-    let mut message = [0x5a; MESSAGE_BYTES];
-    let mut answer = [0; MESSAGE_BYTES];
-    let mut times = Times::new();
-    let mut lost = 0;
+    let mut visitor = Udp::open(visit)?;
+    repeated(warm_up, measure, || visitor.round_trip())
+}
+
+fn repeated(
+    warm_up: Duration,
+    measure: Duration,
+    mut round_trip: impl FnMut() -> io::Result<Option<Duration>>,
+) -> io::Result<(Times, u64)> {
+    let (mut times, mut lost) = (Times::new(), 0);
     let recording = Instant::now() + warm_up;
     let end = recording + measure;
     loop {
-        header.write(&mut message);
-        let sent = Instant::now();
-        if sent >= end {
+        let now = Instant::now();
+        if now >= end {
             return Ok((times, lost));
         }
-        socket.send(&message)?;
-        let answered = loop {
-            match socket.recv(&mut answer) {
-                // A late answer to an earlier message was counted as lost already.
-                Ok(_) if answer[..PacketHeader::BYTES] != message[..PacketHeader::BYTES] => {}
-                Ok(_) => break true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break false,
-                Err(error) => return Err(error),
-            }
-        };
-        if sent >= recording {
-            if answered {
-                times.record(sent.elapsed());
-            } else {
-                lost += 1;
-            }
+        match round_trip()? {
+            _ if now < recording => {}
+            Some(time) => times.record(time),
+            None => lost += 1,
         }
-        header.number += 1;
     }
 }
 

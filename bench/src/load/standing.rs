@@ -2,20 +2,16 @@
 //! tunnel does for each unit of their work can be counted exactly, by whatever is begun and ended
 //! while they stand.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::bulk::{Bulk, Way};
 use super::connect::{self, Ask, Period};
+use super::ping_pong;
 use super::service::Service;
 use super::udp_source::{Stream, UdpSource};
-use super::wire::{Command, MESSAGE_BYTES};
 use crate::harness::BenchError;
-
-/// How long an answer may take before the connection counts as dead: a traced tunnel is slow.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// What is done over and over.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,7 +57,11 @@ impl<'a> Standing<'a> {
     pub fn start(work: Work, visit: SocketAddr, service: &'a Service) -> Result<Self, BenchError> {
         let state = match work {
             Work::Idle => State::Idle(Instant::now()),
-            Work::RoundTrips => State::RoundTrips(RoundTrips::start(visit)?),
+            Work::RoundTrips => State::RoundTrips(RoundTrips {
+                visitor: ping_pong::Tcp::open(visit)
+                    .map_err(BenchError::io(format!("connecting to {visit}")))?,
+                done: 0,
+            }),
             Work::Visitors(at_a_time) => State::Visitors(Visitors {
                 visit,
                 at_a_time,
@@ -130,36 +130,16 @@ impl<'a> Standing<'a> {
 
 #[derive(Debug)]
 struct RoundTrips {
-    stream: TcpStream,
+    visitor: ping_pong::Tcp,
     done: u64,
 }
 
 impl RoundTrips {
-    fn start(visit: SocketAddr) -> Result<Self, BenchError> {
-        let connect = || {
-            let mut stream = TcpStream::connect(visit)?;
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-            stream.write_all(&[Command::PingPong.byte()])?;
-            Ok(stream)
-        };
-        let stream = connect().map_err(BenchError::io(format!("connecting to {visit}")))?;
-        Ok(Self { stream, done: 0 })
-    }
-
     fn work(&mut self, duration: Duration) -> Result<(), BenchError> {
-        let failed = || BenchError::io("a round trip");
-        let mut message = [0x5a; MESSAGE_BYTES];
-        let mut answer = [0; MESSAGE_BYTES];
         let start = Instant::now();
         while start.elapsed() < duration {
-            message[..8].copy_from_slice(&self.done.to_be_bytes());
-            self.stream.write_all(&message).map_err(failed())?;
-            self.stream.read_exact(&mut answer).map_err(failed())?;
-            if answer != message {
-                let problem = "an answer is not what was sent";
-                return Err(BenchError::Failed(problem.into()));
-            }
+            let round_trip = self.visitor.round_trip();
+            round_trip.map_err(BenchError::io("a round trip"))?;
             self.done += 1;
         }
         Ok(())
@@ -175,10 +155,7 @@ struct Visitors {
 
 impl Visitors {
     fn work(&mut self, duration: Duration) -> Result<(), BenchError> {
-        let period = Period {
-            warm_up: Duration::ZERO,
-            measure: duration,
-        };
+        let period = Period::of(duration);
         let visits = match self.at_a_time {
             0 | 1 => connect::sequential(self.visit, Ask::Echo, period),
             _ => connect::concurrent(self.visit, Ask::Echo, self.at_a_time, period)

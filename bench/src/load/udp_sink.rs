@@ -1,8 +1,8 @@
 //! The service's UDP side: counts packets, or sends them back.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use socket2::{Domain, Socket, Type};
@@ -27,14 +27,37 @@ pub struct Counts {
     pub reordered: u64,
 }
 
-/// Only the sink's thread counts; it starts again when it sees a new run.
+/// What visitors and the sink's thread share.
 #[derive(Debug, Default)]
 struct Shared {
+    /// Its packets are counted; others are what a former run has left.
     run: AtomicU16,
-    counted_run: AtomicU16,
-    packets: AtomicU64,
-    bytes: AtomicU64,
-    reordered: AtomicU64,
+    /// The run that was counted last; once per batch.
+    counted: Mutex<Run>,
+}
+
+impl Shared {
+    fn counted(&self) -> MutexGuard<'_, Run> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The packets of a run.
+#[derive(Clone, Copy, Debug, Default)]
+struct Run {
+    number: u16,
+    counts: Counts,
+    /// The number of the packet after the highest.
+    next: u64,
+}
+
+impl Run {
+    fn count(&mut self, header: PacketHeader, bytes: usize) {
+        self.counts.packets += 1;
+        self.counts.bytes += bytes as u64;
+        self.counts.reordered += u64::from(header.number < self.next);
+        self.next = self.next.max(header.number + 1);
+    }
 }
 
 /// A UDP service that runs. It ends when dropped.
@@ -83,15 +106,11 @@ impl UdpSink {
 
     /// What has arrived of the present run so far.
     pub fn counts(&self) -> Counts {
-        let shared = &self.shared;
-        if shared.counted_run.load(Ordering::Acquire) != shared.run.load(Ordering::Relaxed) {
-            return Counts::default();
+        let run = *self.shared.counted();
+        if run.number == self.shared.run.load(Ordering::Relaxed) {
+            return run.counts;
         }
-        Counts {
-            packets: shared.packets.load(Ordering::Relaxed),
-            bytes: shared.bytes.load(Ordering::Relaxed),
-            reordered: shared.reordered.load(Ordering::Relaxed),
-        }
+        Counts::default()
     }
 }
 
@@ -110,38 +129,6 @@ struct Echo {
     to: SocketAddr,
     from: Option<IpAddr>,
     payload: Vec<u8>,
-}
-
-/// Counts of the present run before they are published, once per batch.
-#[derive(Default)]
-struct Run {
-    number: u16,
-    counts: Counts,
-    next: u64,
-}
-
-impl Run {
-    fn count(&mut self, header: PacketHeader, bytes: usize) {
-        if header.number < self.next {
-            self.counts.reordered += 1;
-        } else {
-            self.next = header.number + 1;
-        }
-        self.counts.packets += 1;
-        self.counts.bytes += bytes as u64;
-    }
-
-    fn publish(&self, shared: &Shared) {
-        let Counts {
-            packets,
-            bytes,
-            reordered,
-        } = self.counts;
-        shared.packets.store(packets, Ordering::Relaxed);
-        shared.bytes.store(bytes, Ordering::Relaxed);
-        shared.reordered.store(reordered, Ordering::Relaxed);
-        shared.counted_run.store(self.number, Ordering::Release);
-    }
 }
 
 async fn serve(socket: &BatchSocket, shared: &Shared) {
@@ -166,7 +153,7 @@ async fn serve(socket: &BatchSocket, shared: &Shared) {
             Some(header) if header.run == run.number => run.count(header, packet.payload.len()),
             _ => {}
         });
-        run.publish(shared);
+        *shared.counted() = run;
         for echo in echoes.drain(..) {
             let _ = batch.push(socket, echo.to, echo.from, &echo.payload).await;
         }

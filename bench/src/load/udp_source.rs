@@ -1,7 +1,7 @@
 //! UDP packets at a fixed rate.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use rustix::thread::set_current_timer_slack;
 
 use super::service::Service;
 use super::udp_sink::{self, Counts};
-use super::wire::{PacketHeader, PacketKind};
+use super::wire::{PacketHeader, PacketKind, any_port};
 use qmux_udp::{BatchSocket, SendBatch};
 
 /// How long the source sleeps when nothing is due.
@@ -65,6 +65,15 @@ impl Delivery {
         exact(self.arrived.bytes) * 8.0 / self.seconds / 1e9
     }
 
+    /// What tables show of it, each with its metric's name.
+    pub fn values(&self) -> [(&'static str, f64); 3] {
+        [
+            ("throughput_gbit_s", self.gbit_per_second()),
+            ("lost_percent", self.lost_percent()),
+            ("packets_per_second", self.arrived_per_second()),
+        ]
+    }
+
     /// Percent of the packets that did not arrive.
     pub fn lost_percent(&self) -> f64 {
         if self.sent == 0 {
@@ -93,12 +102,7 @@ impl UdpSource {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()?;
-        let any = if visit.is_ipv4() {
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED)
-        } else {
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-        };
-        let socket = udp_sink::bind(SocketAddr::new(any, 0))?;
+        let socket = udp_sink::bind(any_port(visit))?;
         let socket = {
             let _context = runtime.enter();
             BatchSocket::new(socket)?

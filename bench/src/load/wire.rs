@@ -4,6 +4,10 @@
 //! packet begins with a kind, a run and a number, so that what a former run left on the way is not
 //! counted.
 
+use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
 /// Length of a small message, in bytes.
 pub const MESSAGE_BYTES: usize = 64;
 
@@ -41,6 +45,42 @@ impl Command {
             .into_iter()
             .find(|command| command.byte() == byte)
     }
+}
+
+/// A visitor who waits so long for anything at all.
+pub fn connect(visit: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&visit, patience)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    Ok(stream)
+}
+
+/// The same, who has told the service what to do.
+pub fn connect_for(
+    command: Command,
+    visit: SocketAddr,
+    patience: Duration,
+) -> io::Result<TcpStream> {
+    let mut stream = connect(visit, patience)?;
+    stream.write_all(&[command.byte()])?;
+    Ok(stream)
+}
+
+/// The address of any port on any interface, of the same family.
+pub fn any_port(visit: SocketAddr) -> SocketAddr {
+    match visit {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+/// A UDP visitor who waits so long for a packet.
+pub fn udp_visitor(visit: SocketAddr, patience: Duration) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(any_port(visit))?;
+    socket.connect(visit)?;
+    socket.set_read_timeout(Some(patience))?;
+    Ok(socket)
 }
 
 /// What the service does with a UDP packet.

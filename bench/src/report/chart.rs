@@ -66,7 +66,7 @@ const FAINT: &str = "font-size=\"12\" fill=\"#6e7378\"";
 pub fn bars(report: &Report, metric: &Metric) -> String {
     let has = |case: &&CaseReport| {
         let mut tunnels = case.tunnels.iter();
-        tunnels.any(|it| it.summary.contains_key(metric.name))
+        tunnels.any(|it| it.summary.contains_key(&*metric.name))
     };
     let cases: Vec<&CaseReport> = report.cases.iter().filter(has).collect();
     let panel_height = |case: &CaseReport| PANEL_TITLE + ROW * case.tunnels.len() + PANEL_GAP;
@@ -114,7 +114,7 @@ fn row(
     report: &Report,
     top: usize,
 ) {
-    let found = |tunnel: &TunnelReport| tunnel.summary.get(metric.name).cloned();
+    let found = |tunnel: &TunnelReport| tunnel.summary.get(&*metric.name).cloned();
     let all = case.tunnels.iter().filter_map(found);
     let longest = all
         .map(|it| it.summary.max)

@@ -1,9 +1,11 @@
 //! What is measured, with its unit and how it is shown.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 /// Which direction is good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Better {
     /// More is better.
@@ -15,16 +17,16 @@ pub enum Better {
 }
 
 /// A measured quantity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Metric {
     /// Its name in JSON.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Its unit, or what it is where that says it: the head of its column.
-    pub unit: &'static str,
+    pub unit: Cow<'static, str>,
     /// Which direction is good.
     pub better: Better,
-    /// Digits behind the point.
-    #[serde(skip)]
+    /// Digits behind the point. Older reports do not say.
+    #[serde(default = "decimals_default")]
     pub decimals: usize,
     /// Whether tables have a column of ratios to each baseline.
     #[serde(skip)]
@@ -34,12 +36,16 @@ pub struct Metric {
     pub has_chart: bool,
 }
 
+fn decimals_default() -> usize {
+    2
+}
+
 impl Metric {
     /// A quantity without ratios and chart.
     const fn new(name: &'static str, unit: &'static str, better: Better, decimals: usize) -> Self {
         Self {
-            name,
-            unit,
+            name: Cow::Borrowed(name),
+            unit: Cow::Borrowed(unit),
             better,
             decimals,
             has_ratio: false,

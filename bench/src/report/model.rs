@@ -1,8 +1,9 @@
 //! A report: every run with all that was recorded of it, and what the runs come to.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::metric::Metric;
 use crate::harness::machine::Machine;
@@ -15,7 +16,7 @@ use crate::stats::{Summary, paired_ratio};
 const ELSEWHERE_PERCENT_MAX: f64 = 25.0;
 
 /// How it was measured.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Settings {
     /// Cores of each side of a tunnel.
     pub cores: usize,
@@ -35,16 +36,18 @@ pub struct Settings {
 }
 
 /// One run: a fresh tunnel, one case, once.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Run {
     /// In which round, from 1.
     pub round: usize,
     /// What was measured, by metric.
-    pub values: BTreeMap<&'static str, f64>,
+    pub values: BTreeMap<String, f64>,
     /// What the processes used.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
     /// What the programs told at their end.
+    #[serde(skip_deserializing)]
     pub farewell: Farewell,
     /// The load's command, where it is a program.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,28 +61,30 @@ pub struct Run {
 }
 
 /// What the runs of one metric come to.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct MetricSummary {
     /// Median and extremes.
     #[serde(flatten)]
     pub summary: Summary,
     /// How many times as large as that of each baseline, within the rounds.
+    #[serde(default)]
     pub ratios: BTreeMap<String, f64>,
 }
 
 /// All runs of a tunnel in one case.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct TunnelReport {
     /// The tunnel's label.
     pub tunnel: String,
     /// By metric.
-    pub summary: BTreeMap<&'static str, MetricSummary>,
+    #[serde(default)]
+    pub summary: BTreeMap<String, MetricSummary>,
     /// One for each round.
     pub runs: Vec<Run>,
 }
 
 /// All tunnels in one case.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct CaseReport {
     /// The case.
     pub case: String,
@@ -88,7 +93,8 @@ pub struct CaseReport {
 }
 
 /// All of a measurement.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Report {
     /// Which measurement.
     pub bench: String,
@@ -97,6 +103,7 @@ pub struct Report {
     /// What it was made on and with.
     pub machine: Machine,
     /// How it was made.
+    #[serde(skip_deserializing)]
     pub settings: Settings,
     /// The tunnels that ratios refer to.
     pub baselines: Vec<String>,
@@ -106,9 +113,18 @@ pub struct Report {
     pub cases: Vec<CaseReport>,
 }
 
+impl Run {
+    /// Adds values; what is no number was not measured.
+    pub fn take(&mut self, values: impl IntoIterator<Item = (&'static str, f64)>) {
+        let values = values.into_iter().filter(|(_, value)| value.is_finite());
+        let values = values.map(|(metric, value)| (metric.to_owned(), value));
+        self.values.extend(values);
+    }
+}
+
 impl TunnelReport {
     /// The values of one metric, one for each run.
-    fn values(&self, metric: &str) -> Vec<Option<f64>> {
+    pub(crate) fn values(&self, metric: &str) -> Vec<Option<f64>> {
         let values = self.runs.iter().map(|run| run.values.get(metric));
         values.map(Option::<&f64>::copied).collect()
     }
@@ -122,11 +138,11 @@ impl CaseReport {
                 .iter()
                 .filter_map(|label| {
                     let baseline = self.tunnels.iter().find(|it| it.tunnel == *label)?;
-                    Some((label.clone(), baseline.values(metric.name)))
+                    Some((label.clone(), baseline.values(&metric.name)))
                 })
                 .collect();
             for tunnel in &mut self.tunnels {
-                let values = tunnel.values(metric.name);
+                let values = tunnel.values(&metric.name);
                 let Some(summary) = Summary::of(values.iter().copied().flatten()) else {
                     continue;
                 };
@@ -137,13 +153,30 @@ impl CaseReport {
                     })
                     .collect();
                 let summary = MetricSummary { summary, ratios };
-                tunnel.summary.insert(metric.name, summary);
+                tunnel.summary.insert(metric.name.to_string(), summary);
             }
         }
     }
 }
 
 impl Report {
+    /// Reads one; `None` if it is not there or is none.
+    pub fn read(file: &Path) -> Option<Self> {
+        serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()
+    }
+
+    /// All runs of a tunnel in a case.
+    pub(crate) fn runs(&self, case: &str, tunnel: &str) -> Option<&TunnelReport> {
+        let mut cases = self.cases.iter();
+        let mut tunnels = cases.find(|it| it.case == case)?.tunnels.iter();
+        tunnels.find(|it| it.tunnel == tunnel)
+    }
+
+    /// Median and extremes of a metric.
+    pub(crate) fn summary(&self, case: &str, tunnel: &str, metric: &str) -> Option<&Summary> {
+        Some(&self.runs(case, tunnel)?.summary.get(metric)?.summary)
+    }
+
     /// Works out medians, spreads and ratios of all runs.
     pub fn summarise(&mut self) {
         for case in &mut self.cases {
@@ -155,7 +188,7 @@ impl Report {
     pub fn measured(&self) -> Vec<&Metric> {
         let has = |metric: &Metric| {
             self.tunnels()
-                .any(|tunnel| tunnel.summary.contains_key(metric.name))
+                .any(|tunnel| tunnel.summary.contains_key(&*metric.name))
         };
         self.metrics.iter().filter(|metric| has(metric)).collect()
     }
@@ -232,62 +265,33 @@ fn without_time(line: &str) -> &str {
 pub(super) mod examples {
     use super::super::metric::higher;
     use super::*;
-    use std::path::Path;
+    use serde_json::json;
 
     pub(in super::super) const SPEED: Metric = higher("throughput_gbit_s", "Gbit/s", 2).main();
 
-    fn run(round: usize, speed: f64) -> Run {
-        Run {
-            round,
-            values: BTreeMap::from([(SPEED.name, speed)]),
-            ..Run::default()
-        }
-    }
-
-    fn tunnel(label: &str, speeds: &[f64]) -> TunnelReport {
-        let runs = (1..).zip(speeds).map(|(round, speed)| run(round, *speed));
-        TunnelReport {
-            tunnel: label.into(),
-            summary: BTreeMap::new(),
-            runs: runs.collect(),
-        }
-    }
-
     /// Two cases, in the second of which a tunnel has failed.
     pub(in super::super) fn report() -> Report {
-        let mut failed = tunnel("ours", &[]);
-        failed.runs.push(Run {
-            round: 1,
-            error: Some("it hung".into()),
-            ..Run::default()
-        });
-        let case = |name: &str, tunnels| CaseReport {
-            case: name.into(),
-            tunnels,
+        let runs = |speeds: &[f64]| -> serde_json::Value {
+            let runs = (1..).zip(speeds);
+            runs.map(|(round, speed)| json!({"round": round, "values": {&*SPEED.name: speed}}))
+                .collect()
         };
-        let mut report = Report {
-            bench: "example".into(),
-            command: "qmux-bench example".into(),
-            machine: Machine::describe(&[], Path::new("/nowhere")),
-            settings: Settings {
-                cores: 1,
-                placement: Placement::Apart,
-                path: "loopback".into(),
-                repeats: 2,
-                seconds: 1.0,
-                warm_up_seconds: 0.0,
-                overrides: Vec::new(),
-            },
-            baselines: vec!["raw".into()],
-            metrics: vec![SPEED],
-            cases: vec![
-                case(
-                    "tcp",
-                    vec![tunnel("raw", &[20.0, 10.0]), tunnel("ours", &[10.0, 5.0])],
-                ),
-                case("udp", vec![tunnel("raw", &[1.0]), failed]),
+        let tunnel = |tunnel: &str, runs| json!({"tunnel": tunnel, "runs": runs});
+        let failed = json!([{"round": 1, "error": "it hung"}]);
+        let report = json!({
+            "bench": "example",
+            "command": "qmux-bench example",
+            "baselines": ["raw"],
+            "cases": [
+                {"case": "tcp", "tunnels": [
+                    tunnel("raw", runs(&[20.0, 10.0])),
+                    tunnel("ours", runs(&[10.0, 5.0])),
+                ]},
+                {"case": "udp", "tunnels": [tunnel("raw", runs(&[1.0])), tunnel("ours", failed)]},
             ],
-        };
+        });
+        let mut report: Report = serde_json::from_value(report).expect("a report");
+        report.metrics = vec![SPEED];
         report.summarise();
         report
     }
@@ -301,7 +305,7 @@ mod tests {
     #[test]
     fn medians_and_ratios_are_worked_out() {
         let report = report();
-        let ours = &report.cases[0].tunnels[1].summary[SPEED.name];
+        let ours = &report.cases[0].tunnels[1].summary[&*SPEED.name];
         assert_eq!(ours.summary.median, 7.5);
         // Half as fast in each round, however different the rounds were.
         assert_eq!(ours.ratios["raw"], 0.5);
@@ -344,11 +348,10 @@ mod tests {
     }
 
     #[test]
-    fn it_is_valid_json() {
-        let json = serde_json::to_value(report()).expect("JSON");
-        let tunnels = &json["cases"][0]["tunnels"];
-        assert_eq!(tunnels[1]["summary"][SPEED.name]["median"], 7.5);
-        assert_eq!(tunnels[0]["runs"][1]["values"][SPEED.name], 10.0);
-        assert_eq!(json["settings"]["placement"], "apart");
+    fn it_is_read_as_it_was_written() {
+        let written = serde_json::to_string(&report()).expect("JSON");
+        let mut read: Report = serde_json::from_str(&written).expect("a report");
+        read.metrics = vec![SPEED];
+        assert_eq!(read, report());
     }
 }

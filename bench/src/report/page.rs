@@ -67,19 +67,14 @@ pub fn write_all(report: &Report, directory: &Path) -> Result<Vec<PathBuf>, Benc
         charts.push(path);
     }
     let json = directory.join(format!("{}.json", report.bench));
-    write_json(report, &json)?;
+    let text = serde_json::to_string_pretty(report)
+        .map_err(|error| BenchError::Failed(format!("the report as JSON: {error}")))?;
+    std::fs::write(&json, text + "\n").map_err(BenchError::io(failed(&json)))?;
     let page = directory.join(format!("{}.md", report.bench));
     std::fs::write(&page, markdown(report, &charts)).map_err(BenchError::io(failed(&page)))?;
     let mut paths = vec![json, page];
     paths.extend(charts);
     Ok(paths)
-}
-
-/// Writes a report's JSON.
-pub fn write_json(report: &Report, path: &Path) -> Result<(), BenchError> {
-    let json = serde_json::to_string_pretty(report)
-        .map_err(|error| BenchError::Failed(format!("the report as JSON: {error}")))?;
-    std::fs::write(path, json + "\n").map_err(BenchError::io(format!("writing {}", path.display())))
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@
 //! inside of QUIC, the loopback's delivery inside of a send) is found first, and what no rule knows
 //! is shown as such.
 
+use serde::Serialize;
+
 use super::flamegraph::Stacks;
+use crate::harness::machine::Machine;
 
 /// What is looked at of a stack.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +92,7 @@ pub struct Stage {
 }
 
 /// What went through meanwhile, and what the system says that it cost.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Traffic {
     /// Bytes of payload.
     pub bytes: f64,
@@ -97,6 +100,20 @@ pub struct Traffic {
     pub packets: f64,
     /// CPU seconds of the process by the system's own account.
     pub cpu_seconds: f64,
+}
+
+/// All of it, for programs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Profile {
+    /// What was profiled under which load.
+    pub title: String,
+    /// On what.
+    pub machine: Machine,
+    /// What went through.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+    /// Each stage with its CPU time in nanoseconds.
+    pub stages: Vec<(&'static str, u64)>,
 }
 
 /// Where in a frame's name the path begins of the crate that it is of; `None` if that is not known.
@@ -210,77 +227,45 @@ core-0;start_thread;a_function_of_the_future 10
         assert_eq!(ns("interrupts"), 30);
     }
 
+    /// Lines of `STACK => STAGE`, the beginning of its name, each below these frames.
+    fn expect(root: &str, lines: &str) {
+        for line in lines.trim().lines() {
+            let (stack, wanted) = line.trim().split_once(" => ").expect("a stage");
+            let stack = format!("{root};{stack}");
+            let frames: Vec<&str> = stack.split(';').collect();
+            assert!(stage_of(&frames).starts_with(wanted), "{stack}");
+        }
+    }
+
     #[test]
     fn the_innermost_frame_of_a_known_crate_tells_whose_time_it_is() {
-        const ROOT: &str = "start_thread;monoio::runtime::Runtime::block_on;qmux_dp::core::run";
-        for (inner, wanted) in [
-            (
-                "quiche::Connection<F>::recv;core::slice::sort",
-                "the rest of quiche",
-            ),
-            (
-                "qmux_dp::lane::turn;alloc::vec::Vec::push",
-                "qmux-dp itself",
-            ),
-            ("monoio::task::raw::poll<qmux_dp::lane::Lane>", "runtime"),
-            (
-                "<qmux_dp::lane::Lane as monoio::Future>::poll",
-                "qmux-dp itself",
-            ),
-            ("monoio::driver::uring::IoUringDriver::submit", WAITING),
-            (
-                "monoio::driver::uring::with;qmux_dp::lane::turn",
-                "qmux-dp itself",
-            ),
-            (
-                "__close;do_syscall_64;__x64_sys_close",
-                "system calls of other kinds",
-            ),
-            ("memcpy;asm_exc_page_fault;clear_page_erms", "page faults"),
-            (
-                "quiche::send;memcpy_orig;do_syscall_64;memcpy_orig",
-                "system calls of other kinds",
-            ),
-        ] {
-            let stack = format!("{ROOT};{inner}");
-            let frames: Vec<&str> = stack.split(';').collect();
-            assert_eq!(stage_of(&frames), wanted, "{inner}");
-        }
+        expect(
+            "start_thread;monoio::runtime::Runtime::block_on;qmux_dp::core::run",
+            "quiche::Connection<F>::recv;core::slice::sort => the rest of quiche
+             qmux_dp::lane::turn;alloc::vec::Vec::push => qmux-dp itself
+             monoio::task::raw::poll<qmux_dp::lane::Lane> => runtime
+             <qmux_dp::lane::Lane as monoio::Future>::poll => qmux-dp itself
+             monoio::driver::uring::IoUringDriver::submit => waiting and being woken
+             monoio::driver::uring::with;qmux_dp::lane::turn => qmux-dp itself
+             __close;do_syscall_64;__x64_sys_close => system calls of other kinds
+             memcpy;asm_exc_page_fault;clear_page_erms => page faults
+             quiche::send;memcpy_orig;do_syscall_64;memcpy_orig => system calls of other kinds",
+        );
         assert_eq!(stage_of(&["start_thread", "my_monoio::run"]), OTHER);
     }
 
     #[test]
     fn a_system_call_is_billed_to_the_socket_that_it_is_of() {
-        for (stack, wanted) in [
-            (
-                "do_syscall_64;__x64_sys_recvfrom;udp_recvmsg;copy",
-                UDP_RECEIVE,
-            ),
-            (
-                "do_syscall_64;__x64_sys_sendto;udpv6_sendmsg;tcp_v4_rcv",
-                UDP_SEND,
-            ),
-            (
-                "do_syscall_64;__x64_sys_sendmsg;tcp_sendmsg_locked;copy",
-                "TCP send, with the loopback's delivery",
-            ),
-            ("do_syscall_64;__x64_sys_sendmsg;sockfd_lookup", UDP_SEND),
-            ("io_uring_enter;io_recv;tcp_recvmsg", "TCP receive"),
-            (
-                "do_syscall_64;__x64_sys_read;timerfd_read",
-                "system calls of other kinds",
-            ),
-            (
-                "do_syscall_64;__x64_sys_write;eventfd_write",
-                "system calls of other kinds",
-            ),
-        ] {
-            let frames: Vec<&str> = ["qmux_dp::core::run"]
-                .into_iter()
-                .chain(stack.split(';'))
-                .collect();
-            assert_eq!(stage_of(&frames), wanted, "{stack}");
-        }
+        expect(
+            "qmux_dp::core::run",
+            "do_syscall_64;__x64_sys_recvfrom;udp_recvmsg;copy => UDP receive
+             do_syscall_64;__x64_sys_sendto;udpv6_sendmsg;tcp_v4_rcv => UDP send
+             do_syscall_64;__x64_sys_sendmsg;tcp_sendmsg_locked;copy => TCP send
+             do_syscall_64;__x64_sys_sendmsg;sockfd_lookup => UDP send
+             io_uring_enter;io_recv;tcp_recvmsg => TCP receive
+             do_syscall_64;__x64_sys_read;timerfd_read => system calls of other kinds
+             do_syscall_64;__x64_sys_write;eventfd_write => system calls of other kinds",
+        );
     }
 
     #[test]

@@ -37,7 +37,7 @@ impl Table {
         let metrics = report.measured();
         let mut table = Self::new(NAME_COLUMNS, ["case", "tunnel"]);
         for metric in &metrics {
-            table.head.push(metric.unit.into());
+            table.head.push(metric.unit.to_string());
             if metric.has_ratio {
                 let ratios = report
                     .baselines
@@ -50,10 +50,10 @@ impl Table {
             for tunnel in &case.tunnels {
                 let mut row = vec![case.case.clone(), tunnel.tunnel.clone()];
                 for metric in &metrics {
-                    row.push(cell(tunnel, metric.name, metric.decimals));
+                    row.push(cell(tunnel, &metric.name, metric.decimals));
                     if metric.has_ratio {
                         let ratios = report.baselines.iter();
-                        row.extend(ratios.map(|baseline| ratio(tunnel, metric.name, baseline)));
+                        row.extend(ratios.map(|baseline| ratio(tunnel, &metric.name, baseline)));
                     }
                 }
                 if tunnel.summary.is_empty()

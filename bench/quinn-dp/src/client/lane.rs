@@ -21,6 +21,7 @@ use super::{Shared, dial};
 use crate::control::{self, ControlError, ControlReader};
 use crate::endpoint;
 use crate::lane::{self, Lane};
+use crate::udp_flow;
 
 /// A lane that lived this long shows that its server works: the next wait is short.
 const STABLE: Duration = Duration::from_secs(5);
@@ -184,7 +185,7 @@ async fn serve(
         read = read_messages(&lane, reader, &shared, &udp, going_away) => read,
         written = control::write_messages(&lane, send, messages, interval) => written,
         () = dial::accept_flows(&lane, &shared) => Ok(()),
-        () = Arc::clone(&udp).deliver() => Ok(()),
+        () = udp_flow::deliver(&lane, &udp) => Ok(()),
     };
     shared.remove_lane(&lane);
     udp.end_flows();

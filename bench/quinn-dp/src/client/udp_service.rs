@@ -1,23 +1,25 @@
-//! UDP flows of a lane on the client: datagrams to the service, and its answers back.
+//! UDP flows of a lane on the client: the service's answers, and sockets for its flows.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
+use qmux_proto::FlowError;
 use qmux_proto::datagram::Header;
-use qmux_proto::{FlowError, Reassembler};
-use qmux_udp::SendBatch;
+use qmux_udp::BatchSocket;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::lookup_host;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use super::Shared;
-use super::udp_flow::UdpFlow;
 use crate::clock::now_ms;
-use crate::datagram::{self, DatagramWriter, NotSent, UnknownFlows};
+use crate::datagram::{DatagramWriter, NotSent};
+use crate::endpoint;
 use crate::lane::Lane;
+use crate::transport::Settings;
+use crate::udp_flow::{FindFlow, UdpFlow};
 
 /// UDP flows of one lane: each is a socket.
 const FLOWS_MAX: usize = 65_536;
@@ -56,80 +58,13 @@ impl UdpService {
         }
     }
 
-    /// Delivers the lane's datagrams to the service until the lane ends.
-    pub(super) async fn deliver(self: Arc<Self>) {
-        let mut reassembler = Reassembler::new(datagram::REASSEMBLY_LIMITS);
-        let mut unknown = UnknownFlows::default();
-        let mut sending = SendBatch::new();
-        let mut datagrams = Vec::new();
-        // The flow of the packet before: packets of one flow come in runs.
-        let mut last: Option<Arc<UdpFlow>> = None;
-        while datagram::receive(&self.lane.connection, &mut datagrams)
-            .await
-            .is_ok()
-        {
-            let (now, now_ms) = (Instant::now(), now_ms());
-            for datagram in datagrams.drain(..) {
-                let Ok((header, payload)) = Header::decode(&datagram) else {
-                    continue;
-                };
-                let id = header.flow_id();
-                if !last
-                    .as_ref()
-                    .is_some_and(|flow| flow.id == id && !flow.has_ended())
-                {
-                    // Each flow has a socket of its own.
-                    flush(last.as_deref(), &mut sending).await;
-                    last = self.find_or_open(&header).await;
-                }
-                let Some(flow) = &last else {
-                    unknown.report(&self.lane, id);
-                    continue;
-                };
-                flow.seen.set(now_ms);
-                let packet = match header.fragment() {
-                    None => Some(payload),
-                    // What is not used is counted by the reassembler.
-                    Some((packet_id, index, count)) => reassembler
-                        .push(now, id, packet_id, index, count, payload)
-                        .unwrap_or(None),
-                };
-                if let Some(packet) = packet {
-                    let pushed = sending.push(&flow.socket, flow.service, None, packet);
-                    // The service refuses packets, or refused earlier ones; UDP has no way to tell
-                    // anybody.
-                    let _refused = pushed.await;
-                }
-            }
-            flush(last.as_deref(), &mut sending).await;
-        }
-    }
-
-    /// The flow of a datagram; one that introduces its flow opens it.
-    async fn find_or_open(self: &Arc<Self>, header: &Header<'_>) -> Option<Arc<UdpFlow>> {
-        let id = header.flow_id();
-        if let Some(flow) = self.flows().get(&id) {
-            return Some(Arc::clone(flow));
-        }
-        let (visitor, _service) = header.introduction()?;
-        match self.open(id).await {
-            Ok(flow) => {
-                debug!(flow = id, %visitor, "UDP flow opened");
-                Some(flow)
-            }
-            Err(error) => {
-                warn!(flow = id, %visitor, %error, "no socket for a UDP flow");
-                None
-            }
-        }
-    }
-
     async fn open(self: &Arc<Self>, id: u64) -> io::Result<Arc<UdpFlow>> {
         if self.flows().len() >= FLOWS_MAX {
             return Err(io::Error::other("the limit of flows is reached"));
         }
         let service = self.service_addr().await?;
-        let flow = Arc::new(UdpFlow::open(id, service, &self.shared.settings)?);
+        let socket = connected(service, &self.shared.settings)?;
+        let flow = Arc::new(UdpFlow::new(id, socket, (service, None), Vec::new()));
         self.flows().insert(id, Arc::clone(&flow));
         tokio::spawn(Arc::clone(self).answer(Arc::clone(&flow)));
         Ok(flow)
@@ -187,10 +122,32 @@ impl UdpService {
     }
 }
 
-/// Sends what waits for a flow.
-async fn flush(flow: Option<&UdpFlow>, sending: &mut SendBatch) {
-    if let Some(flow) = flow {
-        // The service refuses packets, or refused earlier ones; UDP has no way to tell anybody.
-        let _refused = sending.flush(&flow.socket).await;
+impl FindFlow for Arc<UdpService> {
+    /// One that introduces its flow opens it.
+    async fn find_flow(&self, header: &Header<'_>) -> Option<Arc<UdpFlow>> {
+        let id = header.flow_id();
+        if let Some(flow) = self.flows().get(&id) {
+            return Some(Arc::clone(flow));
+        }
+        let (visitor, _service) = header.introduction()?;
+        match self.open(id).await {
+            Ok(flow) => {
+                debug!(flow = id, %visitor, "UDP flow opened");
+                Some(flow)
+            }
+            Err(error) => {
+                warn!(flow = id, %visitor, %error, "no socket for a UDP flow");
+                None
+            }
+        }
     }
+}
+
+/// A socket to the service. Call it on the runtime.
+fn connected(service: SocketAddr, settings: &Settings) -> io::Result<Arc<BatchSocket>> {
+    let domain = Domain::for_address(service);
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    endpoint::set_buffers(&socket, settings);
+    socket.connect(&service.into())?;
+    BatchSocket::new(socket.into()).map(Arc::new)
 }

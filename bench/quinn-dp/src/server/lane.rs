@@ -2,20 +2,21 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use qmux_proto::control::{Message, RefuseReason, Register, RegisterAck, RegisterOutcome};
+use qmux_proto::datagram::Header;
 use qmux_proto::{LaneError, PROTOCOL_VERSION};
 use quinn::{Endpoint, Incoming, SendStream};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::registry::Registry;
-use super::udp_flow::UdpFlow;
-use super::{Listener, Shared, udp_traffic};
+use super::{Listener, Shared};
 use crate::cid::ONLY_CORE;
 use crate::control::{self, ControlError, ControlReader};
 use crate::lane::{self, Lane};
+use crate::udp_flow::{self, FindFlow, UdpFlow};
 
 /// The server's part of a lane.
 #[derive(Debug)]
@@ -31,38 +32,31 @@ impl ServerLane {
         self.register.lane_index
     }
 
-    pub(super) fn add_udp_flow(&self, flow: &Arc<UdpFlow>) {
-        let mut flows = self
-            .udp_flows
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        flows.insert(flow.id(), Arc::clone(flow));
+    fn udp_flows(&self) -> RwLockWriteGuard<'_, HashMap<u64, Arc<UdpFlow>>> {
+        let flows = self.udp_flows.write();
+        flows.unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn udp_flow(&self, flow_id: u64) -> Option<Arc<UdpFlow>> {
-        let flows = self
-            .udp_flows
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        flows.get(&flow_id).cloned()
+    pub(super) fn add_udp_flow(&self, flow: &Arc<UdpFlow>) {
+        self.udp_flows().insert(flow.id, Arc::clone(flow));
     }
 
     pub(super) fn remove_udp_flow(&self, flow_id: u64) -> Option<Arc<UdpFlow>> {
-        let mut flows = self
-            .udp_flows
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        flows.remove(&flow_id)
+        self.udp_flows().remove(&flow_id)
     }
 
     fn end_udp_flows(&self) {
-        let mut flows = self
-            .udp_flows
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        for (_, flow) in flows.drain() {
+        for (_, flow) in self.udp_flows().drain() {
             flow.end();
         }
+    }
+}
+
+impl FindFlow for ServerLane {
+    async fn find_flow(&self, header: &Header<'_>) -> Option<Arc<UdpFlow>> {
+        let flows = self.udp_flows.read();
+        let flows = flows.unwrap_or_else(PoisonError::into_inner);
+        flows.get(&header.flow_id()).cloned()
     }
 }
 
@@ -192,10 +186,10 @@ async fn run(
     registry.add(&lane, &lane.register);
     info!(%peer, client, lane = index, "lane registered");
 
-    let datagrams = listener
-        .udp
-        .clone()
-        .map(|socket| tokio::spawn(udp_traffic::deliver(Arc::clone(&lane), socket)));
+    let datagrams = listener.udp.is_some().then(|| {
+        let lane = Arc::clone(&lane);
+        tokio::spawn(async move { udp_flow::deliver(&lane.lane, &*lane).await })
+    });
     let interval = shared.timing.heartbeat_interval;
     let end = tokio::select! {
         read = read_messages(&lane, reader, shared, registry) => read,

@@ -1,26 +1,24 @@
-//! UDP visitors: packets from the traffic socket to lanes, and back.
+//! UDP visitors: packets from the traffic socket to lanes.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use qmux_proto::FlowError;
 use qmux_proto::control::Capabilities;
-use qmux_proto::datagram::Header;
-use qmux_proto::{FlowError, Reassembler};
-use qmux_udp::{BatchSocket, Packet, SendBatch};
+use qmux_udp::{BatchSocket, Packet};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
 use super::Listener;
-use super::lane::ServerLane;
-use super::registry::Registry;
-use super::udp_flow::{UdpFlow, UdpFlowSender};
+use super::udp_flow::UdpFlowSender;
 use super::visitor::next_flow_id;
 use crate::clock::now_ms;
-use crate::datagram::{self, DatagramWriter, NotSent, UnknownFlows};
+use crate::datagram::{DatagramWriter, NotSent};
+use crate::udp_flow::UdpFlow;
 
 /// UDP flows of one listener. Past it, new visitors are not served until others have expired.
 const FLOWS_MAX: usize = 65_536;
@@ -114,11 +112,11 @@ impl Flows {
         match self.by_visitor.entry(packet.source) {
             Entry::Occupied(entry) if !entry.get().flow.has_ended() => Ok(entry.into_mut()),
             Entry::Occupied(mut entry) => {
-                entry.insert(open(packet, &self.listener.registry)?);
+                entry.insert(open(packet, &self.listener)?);
                 Ok(entry.into_mut())
             }
             Entry::Vacant(_) if is_full => Err(Dropped::TooManyFlows),
-            Entry::Vacant(entry) => Ok(entry.insert(open(packet, &self.listener.registry)?)),
+            Entry::Vacant(entry) => Ok(entry.insert(open(packet, &self.listener)?)),
         }
     }
 
@@ -127,8 +125,8 @@ impl Flows {
             let UdpFlowSender { flow, lane, .. } = sender;
             if !flow.has_ended() && flow.seen.age() >= session_timeout {
                 flow.end();
-                if lane.remove_udp_flow(flow.id()).is_some() {
-                    lane.lane.send_flow_closed(flow.id(), FlowError::Expired);
+                if lane.remove_udp_flow(flow.id).is_some() {
+                    lane.lane.send_flow_closed(flow.id, FlowError::Expired);
                 }
             }
             !flow.has_ended()
@@ -136,12 +134,13 @@ impl Flows {
     }
 }
 
-fn open(packet: Packet<'_>, registry: &Registry) -> Result<UdpFlowSender, Dropped> {
-    let choice = registry
-        .choose(Capabilities::UDP)
-        .ok_or(Dropped::NoClient)?;
+fn open(packet: Packet<'_>, listener: &Listener) -> Result<UdpFlowSender, Dropped> {
+    let choice = listener.registry.choose(Capabilities::UDP);
+    let (choice, socket) = choice.zip(listener.udp.clone()).ok_or(Dropped::NoClient)?;
     let (id, visitor) = (next_flow_id(), packet.source);
-    let flow = Arc::new(UdpFlow::new(id, visitor, packet.local_ip, &choice));
+    let counted = vec![choice.client_flows.open(), choice.lane.lane.flows.open()];
+    let way = (visitor, packet.local_ip);
+    let flow = Arc::new(UdpFlow::new(id, socket, way, counted));
     choice.lane.add_udp_flow(&flow);
     debug!(flow = id, %visitor, "UDP flow opened");
     Ok(UdpFlowSender::new(flow, choice.lane))
@@ -163,53 +162,5 @@ impl Drops {
         if drops.no_client + drops.too_many_flows + drops.too_large + drops.lane_closed > 0 {
             warn!(?drops, "UDP packets of visitors dropped");
         }
-    }
-}
-
-/// Delivers a lane's datagrams to visitors until the lane ends.
-pub(super) async fn deliver(lane: Arc<ServerLane>, socket: Arc<BatchSocket>) {
-    let mut reassembler = Reassembler::new(datagram::REASSEMBLY_LIMITS);
-    let mut unknown = UnknownFlows::default();
-    let mut sending = SendBatch::new();
-    let mut datagrams = Vec::new();
-    // The flow of the packet before: packets of one flow come in runs.
-    let mut last: Option<Arc<UdpFlow>> = None;
-    while datagram::receive(&lane.lane.connection, &mut datagrams)
-        .await
-        .is_ok()
-    {
-        let (now, now_ms) = (Instant::now(), now_ms());
-        for datagram in datagrams.drain(..) {
-            let Ok((header, payload)) = Header::decode(&datagram) else {
-                continue;
-            };
-            let id = header.flow_id();
-            if !last
-                .as_ref()
-                .is_some_and(|flow| flow.id() == id && !flow.has_ended())
-            {
-                last = lane.udp_flow(id);
-            }
-            let Some(flow) = &last else {
-                unknown.report(&lane.lane, id);
-                continue;
-            };
-            flow.set_known();
-            flow.seen.set(now_ms);
-            let packet = match header.fragment() {
-                None => Some(payload),
-                // What is not used is counted by the reassembler.
-                Some((packet_id, index, count)) => reassembler
-                    .push(now, id, packet_id, index, count, payload)
-                    .unwrap_or(None),
-            };
-            if let Some(packet) = packet {
-                let pushed = sending.push(&socket, flow.visitor, flow.local_ip, packet);
-                // The visitor's network refuses packets; UDP has no way to tell anybody.
-                let _refused = pushed.await;
-            }
-        }
-        // As above.
-        let _refused = sending.flush(&socket).await;
     }
 }

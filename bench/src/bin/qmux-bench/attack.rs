@@ -7,9 +7,8 @@
 
 mod honest;
 
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,13 +17,11 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::harness::meter::Role;
 use qmux_bench::harness::place::Place;
 use qmux_bench::harness::proc_stat;
-use qmux_bench::harness::spec::Spec;
-use qmux_bench::harness::tunnel::{Setup, Tunnel};
-use qmux_bench::load::connect;
-use qmux_bench::load::service::Service;
-use qmux_bench::load::wire::Command;
+use qmux_bench::harness::tunnel::Tunnel;
+use qmux_bench::load::wire::{self, Command};
 use qmux_link::{Preset, Profile};
 
+use crate::background::One;
 use honest::Honest;
 
 /// How long the first visitor may take.
@@ -62,9 +59,8 @@ pub(crate) struct Args {
     /// How many sources or visitors [default: 40000 sources, 300 visitors]
     #[arg(long, value_name = "N")]
     count: Option<usize>,
-    /// The tunnel: qmux-dp or LABEL=KIND:PROGRAM
-    #[arg(long, value_name = "TUNNEL", default_value = "qmux-dp")]
-    tunnel: Spec,
+    #[command(flatten)]
+    one: One,
     /// Cores of each side
     #[arg(long, value_name = "N", default_value_t = 1)]
     cores: usize,
@@ -74,9 +70,6 @@ pub(crate) struct Args {
     /// Memory of flows of each side, as in `[limits] memory`
     #[arg(long, value_name = "SIZE")]
     memory: Option<String>,
-    /// Where qmux-dp is [default: where qmux-bench is]
-    #[arg(long, value_name = "DIR")]
-    programs: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
@@ -84,13 +77,13 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         Kind::Sources => Place::loopback(),
         Kind::Stalled => Place::link(&long_way())?,
     };
-    let mut setup = Setup::new(args.programs.as_ref(), place)?;
-    let memory = args.memory.iter();
-    setup.overrides.limits = memory.map(|size| format!("memory = \"{size}\"")).collect();
-    let service = Service::start(&setup.place, &[])?;
-    let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;
-    connect::until_it_works(tunnel.visit, WORKS_LIMIT)
-        .map_err(BenchError::io("the first visitor through the tunnel"))?;
+    let mut setup = args.one.setup(place)?;
+    if let Some(size) = &args.memory {
+        setup
+            .overrides
+            .add("limits", format!("memory = \"{size}\""));
+    }
+    let (_service, tunnel) = args.one.start(&setup, args.cores, WORKS_LIMIT)?;
     println!(
         "| | honest requests: p50, p99 ms (failed) | UDP: p50, p99 ms (lost) | server: MiB, \
          descriptors | client |\n| --- | --- | --- | --- | --- |"
@@ -182,9 +175,7 @@ fn one_datagram_each(visit: SocketAddr, count: usize) {
 
 fn readers_who_stop(visit: SocketAddr, count: usize) -> Vec<TcpStream> {
     let read_and_stop = || -> std::io::Result<TcpStream> {
-        let mut stream = TcpStream::connect_timeout(&visit, READ_PATIENCE)?;
-        stream.set_read_timeout(Some(READ_PATIENCE))?;
-        stream.write_all(&[Command::Source.byte()])?;
+        let mut stream = wire::connect_for(Command::Source, visit, READ_PATIENCE)?;
         let mut buffer = vec![0; 256 << 10];
         let mut read = 0;
         while read < READ_BEFORE_STOPPING {
@@ -247,12 +238,10 @@ impl Watch {
             over.store(true, Ordering::Relaxed);
             (result, looking.join().unwrap_or_default())
         });
-        let noticed = honest.take();
+        let [requests, questions] = honest.take();
         println!(
-            "| {name} ({:.0} s) | {} | {} | {} MiB, {} | {} MiB, {} |",
+            "| {name} ({:.0} s) | {requests} | {questions} | {} MiB, {} | {} MiB, {} |",
             began.elapsed().as_secs_f64(),
-            noticed.requests,
-            noticed.questions,
             most[0].0,
             most[0].1,
             most[1].0,

@@ -1,11 +1,13 @@
 //! `qmux-bench connect`: visitors that come and go.
 
+use std::time::Duration;
+
 use qmux_bench::harness::{BenchError, cpus};
 use qmux_bench::load::connect::{self, Ask, Period};
 use qmux_bench::report::{Metric, higher, lower};
 
-use crate::options::Common;
-use crate::runner::{self, Bench, Case, Outcome, Session};
+use crate::options::{Common, List};
+use crate::runner::{self, Behind, Case, Outcome, Session};
 
 /// How new visitors are measured.
 #[derive(Clone, Debug, clap::Args)]
@@ -13,13 +15,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
     /// Visitors at a time
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "1,64"
-    )]
-    visitors: Vec<usize>,
+    #[arg(long, value_name = "LIST", default_value = "1,64")]
+    visitors: List<usize>,
 }
 
 const METRICS: &[Metric] = &[
@@ -34,21 +31,21 @@ const METRICS: &[Metric] = &[
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     let mut cases = Vec::new();
     for (ask, name) in [(Ask::Echo, "echo"), (Ask::Greeting, "first byte")] {
-        for &visitors in &args.visitors {
+        for &visitors in args.visitors.iter() {
             let name = format!("connect, {name} ×{visitors}");
             let case = Case::new(name, move |session| {
                 measure(session, ask, visitors, &args.common)
             });
             // One visitor at a time is a round trip, many at a time are throughput.
-            cases.push(if visitors > 1 { case } else { case.apart() });
+            let behind = if visitors > 1 {
+                Behind::Own
+            } else {
+                Behind::OwnApart
+            };
+            cases.push(Case { behind, ..case });
         }
     }
-    let bench = Bench {
-        name: "connect",
-        metrics: METRICS,
-        cases,
-    };
-    runner::run(&args.common, &bench)
+    runner::run(&args.common, "connect", METRICS, &cases)
 }
 
 fn measure(
@@ -67,14 +64,9 @@ fn measure(
     };
     visit(Period {
         warm_up: common.warm_up(),
-        measure: std::time::Duration::ZERO,
+        measure: Duration::ZERO,
     })?;
-    let meter = session.meter();
-    let visits = visit(Period {
-        warm_up: std::time::Duration::ZERO,
-        measure: common.measure(),
-    });
-    let usage = meter.stop();
+    let (visits, usage) = session.metered(|| visit(Period::of(common.measure())));
     let visits = visits?;
     if visits.times.count() == 0 {
         return Err(BenchError::Failed(format!(
@@ -82,20 +74,12 @@ fn measure(
             visits.failed
         )));
     }
-    let (count, failed) = (visits.times.count() as f64, visits.failed as f64);
-    let mut values = vec![
+    let mut values = visits.times.values().to_vec();
+    values.extend([
         ("visits_per_second", visits.per_second()),
-        ("p50_us", visits.times.percentile_us(50.0)),
-        ("p99_us", visits.times.percentile_us(99.0)),
-        ("max_us", visits.times.max_us()),
-        ("failed", failed),
-    ];
-    if usage.has_tunnel() {
-        values.push(("cpu_us_per_visit", usage.tunnel_cpu_seconds() * 1e6 / count));
-    }
-    Ok(Outcome {
-        values,
-        usage: Some(usage),
-        ..Outcome::default()
-    })
+        ("failed", visits.failed as f64),
+    ]);
+    let cpu_us = usage.tunnel_cpu_us_per(visits.times.count() as f64);
+    values.extend(cpu_us.map(|it| ("cpu_us_per_visit", it)));
+    Ok(Outcome::of(values, usage))
 }

@@ -9,8 +9,8 @@ use qmux_bench::load::bulk::{Bulk, Way};
 use qmux_bench::load::udp_source::{Stream, UdpSource};
 use qmux_bench::report::{Metric, higher, lower};
 
-use crate::options::Common;
-use crate::runner::{self, Bench, Case, Outcome, Session};
+use crate::options::{Common, List};
+use crate::runner::{self, Case, Outcome, Session};
 
 /// How throughput is measured by an own source and sink.
 #[derive(Clone, Debug, clap::Args)]
@@ -18,21 +18,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
     /// Parallel TCP connections
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "1,4"
-    )]
-    connections: Vec<usize>,
+    #[arg(long, value_name = "LIST", default_value = "1,4")]
+    connections: List<usize>,
     /// Bytes of UDP payloads
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "1150,8192"
-    )]
-    udp_sizes: Vec<usize>,
+    #[arg(long, value_name = "LIST", default_value = "1150,8192")]
+    udp_sizes: List<usize>,
     /// Gbit/s that UDP offers
     #[arg(long, value_name = "RATE", default_value_t = 1.0)]
     udp_gbit: f64,
@@ -52,14 +42,14 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     let common = &args.common;
     let mut cases = Vec::new();
     for (way, name) in [(Way::Up, "up"), (Way::Down, "down")] {
-        for &connections in &args.connections {
+        for &connections in args.connections.iter() {
             let name = format!("tcp {name} ×{connections}");
             cases.push(Case::new(name, move |session| {
                 measure_tcp(session, way, connections, common)
             }));
         }
     }
-    for &payload_bytes in &args.udp_sizes {
+    for &payload_bytes in args.udp_sizes.iter() {
         let name = format!("udp {payload_bytes} B {} Gbit/s", args.udp_gbit);
         let rate = args.udp_gbit * 1e9 / 8.0 / payload_bytes as f64;
         let stream = Stream {
@@ -72,12 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
             measure_udp(session, &stream, common.warm_up())
         }));
     }
-    let bench = Bench {
-        name: "discard",
-        metrics: METRICS,
-        cases,
-    };
-    runner::run(common, &bench)
+    runner::run(common, "discard", METRICS, &cases)
 }
 
 /// Bulk over TCP.
@@ -90,28 +75,23 @@ pub(crate) fn measure_tcp(
     let service = session.service()?;
     let bulk = Bulk::start(session.visit, way, connections)?;
     thread::sleep(common.warm_up());
-    let meter = session.meter();
-    let (start, before) = (Instant::now(), bulk.arrived_bytes(service));
-    thread::sleep(common.measure());
-    let (seconds, after) = (start.elapsed(), bulk.arrived_bytes(service));
-    let usage = meter.stop();
+    let ((bytes, time), usage) = session.metered(|| {
+        let (start, before) = (Instant::now(), bulk.arrived_bytes(service));
+        thread::sleep(common.measure());
+        let bytes = bulk.arrived_bytes(service) - before;
+        (bytes as f64, start.elapsed())
+    });
     if bulk.is_broken() {
         return Err(BenchError::Failed("a bulk connection broke".into()));
     }
-    let bytes = (after - before) as f64;
     if bytes == 0.0 {
         return Err(BenchError::Failed("nothing arrived".into()));
     }
+    let gbit_per_second = bytes * 8.0 / time.as_secs_f64() / 1e9;
     Ok(Outcome {
-        values: vec![("throughput_gbit_s", gbit_per_second(bytes, seconds))],
-        usage: Some(usage),
         bytes: Some(bytes),
-        load_command: None,
+        ..Outcome::of(vec![("throughput_gbit_s", gbit_per_second)], usage)
     })
-}
-
-fn gbit_per_second(bytes: f64, time: Duration) -> f64 {
-    bytes * 8.0 / time.as_secs_f64() / 1e9
 }
 
 /// UDP at a fixed rate.
@@ -128,19 +108,10 @@ pub(crate) fn measure_udp(
         ..*stream
     };
     source.deliver(&warm_up, service).map_err(failed())?;
-    let meter = session.meter();
-    let delivered = source.deliver(stream, service);
-    let usage = meter.stop();
+    let (delivered, usage) = session.metered(|| source.deliver(stream, service));
     let delivered = delivered.map_err(failed())?;
-    let bytes = delivered.arrived.bytes as f64;
     Ok(Outcome {
-        values: vec![
-            ("throughput_gbit_s", delivered.gbit_per_second()),
-            ("lost_percent", delivered.lost_percent()),
-            ("packets_per_second", delivered.arrived_per_second()),
-        ],
-        usage: Some(usage),
-        bytes: Some(bytes),
-        load_command: None,
+        bytes: Some(delivered.arrived.bytes as f64),
+        ..Outcome::of(delivered.values().into(), usage)
     })
 }

@@ -8,7 +8,6 @@
 
 mod scenario;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -17,12 +16,11 @@ use std::time::{Duration, Instant};
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::admin::Scrape;
 use qmux_bench::harness::place::Place;
-use qmux_bench::harness::spec::Spec;
-use qmux_bench::harness::tunnel::{Farewell, Setup, Tunnel};
-use qmux_bench::load::connect;
+use qmux_bench::harness::tunnel::{Farewell, Tunnel};
 use qmux_bench::load::exact::{self, Answers, Visits};
-use qmux_bench::load::service::Service;
 use qmux_link::Faults;
+
+use crate::background::One;
 
 use scenario::{Disturbance, SCENARIOS, Scenario};
 
@@ -47,9 +45,8 @@ const POLL: Duration = Duration::from_millis(5);
 /// How links with faults are tried.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The tunnel: qmux-dp, quinn-dp or LABEL=KIND:PROGRAM
-    #[arg(long, value_name = "TUNNEL", default_value = "qmux-dp")]
-    tunnel: Spec,
+    #[command(flatten)]
+    one: One,
     /// Only links whose name contains one of these
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     links: Vec<String>,
@@ -65,9 +62,6 @@ pub(crate) struct Args {
     /// Cores of each side
     #[arg(long, value_name = "N", default_value_t = 1)]
     cores: usize,
-    /// Where qmux-dp and quinn-dp are [default: where qmux-bench is]
-    #[arg(long, value_name = "DIR")]
-    programs: Option<PathBuf>,
 }
 
 /// What was found on one link.
@@ -134,17 +128,14 @@ fn print_row(scenario: &Scenario, findings: &Findings) {
 fn try_link(scenario: &Scenario, args: &Args) -> Result<Findings, BenchError> {
     let link = scenario.link();
     let round_trip = link.round_trip();
-    let mut setup = Setup::new(args.programs.as_ref(), Place::link(&link)?)?;
-    setup.overrides.udp.push(SESSION_TIMEOUT.into());
+    let mut setup = args.one.setup(Place::link(&link)?)?;
+    setup.overrides.add("udp", SESSION_TIMEOUT);
     let faults = setup
         .place
         .faults()
         .ok_or_else(|| BenchError::Failed("a place without a link".into()))?;
-    let service = Service::start(&setup.place, &[])?;
     scenario.disturbance.before_the_handshake(&faults);
-    let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;
-    connect::until_it_works(tunnel.visit, PATIENCE)
-        .map_err(BenchError::io("the first visitor through the tunnel"))?;
+    let (_service, tunnel) = args.one.start(&setup, args.cores, PATIENCE)?;
     scenario.disturbance.after_the_handshake(&faults);
     let mut findings = Findings::default();
     put_through(&tunnel, scenario, args, &faults, round_trip, &mut findings);

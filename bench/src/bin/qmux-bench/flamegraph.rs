@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use qmux_bench::harness::BenchError;
 use qmux_bench::harness::admin::Scrape;
+use qmux_bench::harness::machine::Machine;
 use qmux_bench::harness::meter::{Meter, Metered, Role};
-use qmux_bench::harness::spec::Spec;
 use qmux_bench::harness::tunnel::{Placement, Setup, Tunnel};
 use qmux_bench::load::bulk::{Bulk, Way};
-use qmux_bench::load::connect;
 use qmux_bench::load::service::Service;
 use qmux_bench::load::udp_source::{Stream, UdpSource};
 use qmux_bench::report::flamegraph::Stacks;
-use qmux_bench::report::stages::{self, Traffic};
+use qmux_bench::report::stages::{self, Profile, Traffic};
 use qmux_harness::Launch;
 
+use crate::background::One;
 use crate::discard::BURST;
 
 /// What to draw a flamegraph of.
@@ -42,9 +42,8 @@ pub(crate) struct ProfileArgs {
     /// How long, in seconds
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// The tunnel, as --tunnels of the measurements has it
-    #[arg(long, value_name = "TUNNEL", default_value = "qmux-dp")]
-    tunnel: Spec,
+    #[command(flatten)]
+    one: One,
     /// Cores of each side
     #[arg(long, value_name = "N", default_value_t = 1)]
     cores: usize,
@@ -65,9 +64,6 @@ pub(crate) struct ProfileArgs {
     /// beside what was measured
     #[arg(long)]
     stages: bool,
-    /// Where the programs are [default: where qmux-bench is]
-    #[arg(long, value_name = "DIR")]
-    programs: Option<PathBuf>,
     /// Where the flamegraph, the symbols and the stacks go
     #[arg(long, value_name = "DIR", default_value = "results")]
     out: PathBuf,
@@ -137,18 +133,15 @@ pub(crate) fn profile(args: &ProfileArgs) -> Result<bool, BenchError> {
     // Packets are counted by the admin endpoint.
     let setup = Setup {
         placement: Placement::Apart,
-        ..Setup::new(args.programs.as_ref(), args.path.open()?)?
+        ..args.one.setup(args.path.open()?)?
     };
-    let service = Service::start(&setup.place, &[])?;
-    let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;
-    connect::until_it_works(tunnel.visit, PERF_OVERHEAD)
-        .map_err(BenchError::io("the first visitor through the tunnel"))?;
+    let (service, tunnel) = args.one.start(&setup, args.cores, PERF_OVERHEAD)?;
     let processes = tunnel.processes();
     let process = processes.iter().find(|it| it.role == args.side.role());
     let process = process.ok_or_else(|| {
         BenchError::Failed(format!(
             "{} has no process to be profiled",
-            args.tunnel.label
+            args.one.tunnel.label
         ))
     })?;
     let data = setup.site.path().join("perf.data");
@@ -316,7 +309,7 @@ fn present(args: &ProfileArgs, stacks: &Stacks, traffic: &Traffic) -> Result<(),
     };
     let scenario = name(args.scenario.to_possible_value());
     let side = name(args.side.to_possible_value());
-    let label = &args.tunnel.label;
+    let label = &args.one.tunnel.label;
     let title = format!("{label} {side}, {scenario}");
     let directory = &args.out;
     std::fs::create_dir_all(directory)
@@ -324,7 +317,19 @@ fn present(args: &ProfileArgs, stacks: &Stacks, traffic: &Traffic) -> Result<(),
     let stem = format!("flamegraph-{label}-{scenario}-{side}");
     let mut top = format!("{title}: {}", stacks.top(SYMBOLS));
     if args.stages {
-        let stages = stages::table(&stages::stages(stacks), traffic);
+        let stages = stages::stages(stacks);
+        let programs = args.one.programs.clone();
+        let programs = programs.unwrap_or_else(qmux_harness::own_directory);
+        let profile = Profile {
+            title: title.clone(),
+            machine: Machine::describe(std::slice::from_ref(&args.one.tunnel), &programs),
+            traffic: *traffic,
+            stages: stages.iter().map(|it| (it.name, it.ns)).collect(),
+        };
+        let json = serde_json::to_string_pretty(&profile)
+            .map_err(|error| BenchError::Failed(format!("the stages as JSON: {error}")))?;
+        write(&directory.join(format!("{stem}.json")), &json)?;
+        let stages = stages::table(&stages, traffic);
         let packets = match args.scenario {
             Scenario::Udp => "datagrams",
             Scenario::Tcp | Scenario::TcpReverse => "QUIC packets",

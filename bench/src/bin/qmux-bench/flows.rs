@@ -11,8 +11,8 @@ use qmux_bench::harness::proc_stat;
 use qmux_bench::load::idle::Flows;
 use qmux_bench::report::{Metric, lower, neither};
 
-use crate::options::Common;
-use crate::runner::{self, Bench, Case, Outcome, Session};
+use crate::options::{Common, List};
+use crate::runner::{self, Behind, Case, Outcome, Session};
 
 /// How open flows are measured.
 #[derive(Clone, Debug, clap::Args)]
@@ -20,13 +20,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
     /// Flows at a time
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "1000,10000"
-    )]
-    flows: Vec<usize>,
+    #[arg(long, value_name = "LIST", default_value = "1000,10000")]
+    flows: List<usize>,
     /// Small messages per second, over all flows, that active flows exchange
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     rate: u32,
@@ -50,18 +45,16 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     let kinds: [(&str, Open); 2] = [("tcp", Flows::open_tcp), ("udp", Flows::open_udp)];
     let mut cases = Vec::new();
     for (kind, open) in kinds {
-        for &flows in &args.flows {
+        for &flows in args.flows.iter() {
             let name = format!("{flows} {kind} flows");
             let case = Case::new(name, move |session| measure(session, open, flows, args));
-            cases.push(case.in_process());
+            cases.push(Case {
+                behind: Behind::OwnProcess,
+                ..case
+            });
         }
     }
-    let bench = Bench {
-        name: "flows",
-        metrics: METRICS,
-        cases,
-    };
-    runner::run(&args.common, &bench)
+    runner::run(&args.common, "flows", METRICS, &cases)
 }
 
 /// Resident bytes of the processes of a role.
@@ -92,13 +85,10 @@ fn measure(
     let before = roles.map(|(_, role)| resident(&session.processes, role));
     let mut flows = open(session.visit, count).map_err(failed("opening"))?;
     thread::sleep(SETTLE);
-    let meter = session.meter();
-    thread::sleep(args.common.measure());
-    let idle = meter.stop();
+    let ((), idle) = session.metered(|| thread::sleep(args.common.measure()));
     let after = roles.map(|(_, role)| resident(&session.processes, role));
-    let meter = session.meter();
-    let messages = flows.chatter(args.rate, args.common.measure());
-    let active = meter.stop();
+    let chatter = || flows.chatter(args.rate, args.common.measure());
+    let (messages, active) = session.metered(chatter);
     let messages = messages.map_err(failed("talking over"))?;
 
     let mut values = Vec::new();
@@ -111,13 +101,7 @@ fn measure(
         values.push(("idle_cpu_percent", cpu_percent(&idle)));
         values.push(("active_cpu_percent", cpu_percent(&active)));
     }
-    values.push((
-        "active_messages_per_second",
-        f64::from(messages) / active.seconds,
-    ));
-    Ok(Outcome {
-        values,
-        usage: Some(active),
-        ..Outcome::default()
-    })
+    let rate = f64::from(messages) / active.seconds;
+    values.push(("active_messages_per_second", rate));
+    Ok(Outcome::of(values, active))
 }

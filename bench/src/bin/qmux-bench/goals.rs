@@ -69,14 +69,6 @@ impl Args {
         !self.table && by_goal && by_name
     }
 
-    fn programs(&self) -> PathBuf {
-        self.programs.clone().unwrap_or_else(|| {
-            let own = std::env::current_exe().ok();
-            own.and_then(|it| Some(it.parent()?.to_owned()))
-                .unwrap_or_default()
-        })
-    }
-
     /// A tunnel as `--tunnels` has it; `None` if it is not there.
     fn spec(&self, tunnel: Tunnel) -> Option<String> {
         let label = tunnel.label();
@@ -97,17 +89,28 @@ impl Args {
             .iter()
             .filter_map(|tunnel| self.spec(*tunnel))
             .collect();
-        let seconds = self.seconds.as_deref().unwrap_or(probe.seconds);
-        let repeats = self.repeats.as_deref().unwrap_or(probe.repeats);
+        let programs = self.programs.as_ref().map(|it| it.display().to_string());
+        let given = [
+            ("tunnels", Some(tunnels.join(","))),
+            ("seconds", self.seconds.clone()),
+            ("repeats", self.repeats.clone()),
+            ("programs", programs),
+            ("out", Some(out.display().to_string())),
+        ];
+        let is_given = |name: &str| {
+            given
+                .iter()
+                .any(|(it, value)| *it == name && value.is_some())
+        };
+        let own = probe.pairs().filter(|(name, _)| !is_given(name));
+        let own = own.map(|(name, value)| (name, value.to_owned()));
+        let given = given
+            .iter()
+            .filter_map(|(name, value)| Some((*name, value.clone()?)));
+        let words = own.chain(given);
+        let words = words.flat_map(|(name, value)| [format!("--{name}"), value]);
         let mut options = vec![probe.bench.to_owned()];
-        options.extend(probe.words());
-        options.extend(["--tunnels".into(), tunnels.join(",")]);
-        options.extend(["--seconds".into(), seconds.to_owned()]);
-        options.extend(["--repeats".into(), repeats.to_owned()]);
-        if let Some(programs) = &self.programs {
-            options.extend(["--programs".into(), programs.display().to_string()]);
-        }
-        options.extend(["--out".into(), out.display().to_string()]);
+        options.extend(words);
         options
     }
 }
@@ -131,7 +134,7 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         }
         let out = args.out.join(probe.name);
         // One that dies before it writes must not be judged by what another run left.
-        remove_reports(&out, probe.bench)?;
+        remove(&out.join(format!("{}.json", probe.bench)))?;
         let options = args.options(probe, &out);
         eprintln!("== {}: qmux-bench {}", probe.name, options.join(" "));
         // A program of its own, whose command stands in its report. If this one is ended it is told
@@ -162,30 +165,15 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     Ok(complete)
 }
 
-/// Removes what a probe has written, if it has: nothing else of the directory, which somebody may
-/// have named by mistake.
-fn remove_reports(directory: &Path, bench: &str) -> Result<(), BenchError> {
-    let failed = |error| BenchError::io(format!("emptying {}", directory.display()))(error);
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-    };
-    for entry in entries {
-        let entry = entry.map_err(failed)?;
-        if is_report(&entry.file_name().to_string_lossy(), bench) {
-            std::fs::remove_file(entry.path()).map_err(failed)?;
-        }
+/// Removes a file, if it is there.
+fn remove(file: &Path) -> Result<(), BenchError> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(BenchError::io(format!(
+            "removing {}",
+            file.display()
+        ))(error)),
+        _ => Ok(()),
     }
-    Ok(())
-}
-
-fn is_report(file: &str, bench: &str) -> bool {
-    let rest = file.strip_prefix(bench);
-    rest.is_some_and(|rest| {
-        let is_chart = rest.starts_with('-') && rest.ends_with(".svg");
-        is_chart || rest == ".json" || rest == ".md"
-    })
 }
 
 /// Whether what was counted can be judged: the program went through all loads. Then it ends well,
@@ -199,15 +187,10 @@ fn has_counted(ended: &Ended) -> bool {
 fn count_allocations(args: &Args) -> Result<bool, BenchError> {
     let directory = args.out.join(ALLOCATIONS);
     let file = directory.join("allocations.txt");
-    match std::fs::remove_file(&file) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(BenchError::io(format!("removing {}", file.display()))(
-                error,
-            ));
-        }
-        _ => {}
-    }
-    let beside = args.programs().join("qmux-dp-counting");
+    remove(&file)?;
+    let programs = args.programs.clone();
+    let programs = programs.unwrap_or_else(qmux_harness::own_directory);
+    let beside = programs.join("qmux-dp-counting");
     let program = args.counting.clone().unwrap_or(beside);
     if !program.is_file() {
         eprintln!(
@@ -251,25 +234,6 @@ fn write(page: &Page, directory: &Path) -> Result<(), BenchError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_reports_are_removed() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let names = [
-            "link.json",
-            "link.md",
-            "link-share.svg",
-            "link.rs",
-            "mod.rs",
-        ];
-        for name in names {
-            std::fs::write(directory.path().join(name), "").expect("written");
-        }
-        remove_reports(directory.path(), "link").expect("removed");
-        let left = names.map(|name| directory.path().join(name).exists());
-        assert_eq!(left, [false, false, false, true, true]);
-        remove_reports(&directory.path().join("none"), "link").expect("nothing to do");
-    }
 
     #[test]
     fn a_count_that_broke_off_is_none() {

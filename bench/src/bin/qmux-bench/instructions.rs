@@ -3,18 +3,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
-use qmux_bench::harness::callgrind::{self, Counted, Counting};
-use qmux_bench::harness::meter::Role;
-use qmux_bench::load::bulk::Way;
-use qmux_bench::load::standing::{Standing, Work};
+use qmux_bench::harness::callgrind::{self, Counted, Counting as Valgrind};
+use qmux_bench::harness::meter::Metered;
+use qmux_bench::load::standing::Work;
 use qmux_bench::report::{Metric, lower, neither};
 
-use crate::options::Common;
-use crate::runner::{self, Bench, Case, Outcome, Session};
+use crate::counting::{self, Counting, Unit, exact};
+use crate::options::{Common, List};
+use crate::runner::{self, Case, Outcome, Session};
 
 /// How instructions are counted.
 #[derive(Clone, Debug, clap::Args)]
@@ -22,13 +21,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
     /// Bytes of UDP payloads
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "64,1150"
-    )]
-    sizes: Vec<usize>,
+    #[arg(long, value_name = "LIST", default_value = "64,1150")]
+    sizes: List<usize>,
     /// UDP packets per second; few enough that a counted tunnel, which is slow, loses none
     #[arg(long, value_name = "PACKETS", default_value_t = 2_000,
           value_parser = clap::value_parser!(u32).range(1..))]
@@ -64,39 +58,25 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         fs::create_dir_all(directory)
             .map_err(BenchError::io(format!("making {}", directory.display())))?;
     }
-    let bench = Bench {
-        name: "instructions",
-        metrics: METRICS,
-        cases: cases(args, &common),
-    };
-    runner::run(&common, &bench)
-}
-
-fn cases<'a>(args: &'a Args, common: &'a Common) -> Vec<Case<'a>> {
     let mut works = vec![
         ("a round trip of 64 B".to_owned(), Work::RoundTrips, 1.0),
         ("a visitor ×1".to_owned(), Work::Visitors(1), 1.0),
     ];
-    works.extend(args.sizes.iter().map(|&payload_bytes| {
-        let name = format!("a datagram of {payload_bytes} B at {}/s", args.rate);
-        let work = Work::Datagrams {
-            payload_bytes,
-            rate: f64::from(args.rate),
-            burst_packets: 1,
-        };
-        (name, work, 1.0)
-    }));
-    for (way, name) in [(Way::Up, "service"), (Way::Down, "visitor")] {
-        let name = format!("1000 bytes to the {name}");
-        works.push((name, Work::Bulk(way), BYTES_SHOWN));
-    }
-    let case = |(name, work, shown): (String, Work, f64)| {
+    let datagrams = counting::datagrams(&args.sizes, args.rate, 1, ("a datagram", 1.0));
+    works.extend(datagrams);
+    works.extend(counting::bytes("1000 bytes", BYTES_SHOWN));
+    let case = |(name, work, shown): Unit| {
         let label = name.clone();
+        let common = &common;
         let measure =
             move |session: &Session<'_>| measure(session, &label, (work, shown), args, common);
-        Case::new(name, measure).by_instructions()
+        Case {
+            by_instructions: true,
+            ..Case::new(name, measure)
+        }
     };
-    works.into_iter().map(case).collect()
+    let cases: Vec<Case<'_>> = works.into_iter().map(case).collect();
+    runner::run(&common, "instructions", METRICS, &cases)
 }
 
 fn measure(
@@ -106,50 +86,23 @@ fn measure(
     args: &Args,
     common: &Common,
 ) -> Result<Outcome, BenchError> {
-    let mut load = Standing::start(work, session.visit, session.service()?)?;
-    load.work(common.warm_up())?;
-    thread::sleep(SETTLE);
-    let sent = load.sent();
-    let mut started = Vec::new();
-    for process in &session.processes {
-        let (metric, side) = match process.role {
-            Role::Server => ("server_instructions", "server"),
-            Role::Client => ("client_instructions", "client"),
-            Role::Load => continue,
-        };
-        let counting = Counting::start(side, process.pid, session.site)?;
-        started.push((metric, side, counting, load.done()));
-    }
-    load.work(common.measure())?;
-    thread::sleep(SETTLE);
-    let mut values = Vec::new();
-    for (metric, side, counting, began) in started {
-        let ended = load.done();
-        let counted = counting.stop()?;
-        let units = exact(ended - began) / shown;
-        if units <= 0.0 {
-            return Err(BenchError::Failed("no work was done".into()));
-        }
+    let mut counting = Counting::start(session, work, shown, common, SETTLE)?;
+    let attach =
+        |process: &Metered| Valgrind::start(process.role.name(), process.pid, session.site);
+    let (counted, values) = counting.count(attach, Valgrind::stop)?;
+    let mut of_sides = Vec::new();
+    for (role, counted, units) in counted {
         if let Some(directory) = &args.functions {
-            let what = [case, session.label, side].join(", ");
+            let what = [case, session.label, role.name()].join(", ");
             write_functions(directory, &what, units, &counted)?;
         }
-        values.push((metric, exact(counted.instructions) / units));
-        values.push(("units", units));
-    }
-    if let Some((before, after)) = sent.zip(load.sent()) {
-        let arrived = values.last().map_or(0.0, |(_, units)| units * shown);
-        let lost = 1.0 - arrived / exact(after - before).max(1.0);
-        values.push(("lost_percent", lost * 100.0));
+        of_sides.push((role, "instructions", exact(counted.instructions) / units));
     }
     Ok(Outcome {
         values,
+        of_sides,
         ..Outcome::default()
     })
-}
-
-fn exact(count: u64) -> f64 {
-    count as f64
 }
 
 /// In a file whose name a shell takes as it is.

@@ -4,11 +4,11 @@ use std::thread;
 use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
-use qmux_bench::harness::iperf3::{self, Direction, Extent, Measured, Test, Udp};
+use qmux_bench::harness::iperf3::{self, Direction, Extent, Test, Udp};
 use qmux_bench::report::{Metric, higher, lower};
 
-use crate::options::Common;
-use crate::runner::{self, Behind, Bench, Case, Outcome, Session};
+use crate::options::{Common, List};
+use crate::runner::{self, Behind, Case, Outcome, Session};
 
 /// How throughput is measured by iperf3.
 #[derive(Clone, Debug, clap::Args)]
@@ -16,32 +16,17 @@ pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
     /// Bit rates that each UDP stream offers, as iperf3 has them
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "500M,1G"
-    )]
-    udp_rates: Vec<String>,
+    #[arg(long, value_name = "LIST", default_value = "500M,1G")]
+    udp_rates: List<String>,
     /// Bytes of UDP payloads
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "1150,8192"
-    )]
-    udp_sizes: Vec<u64>,
+    #[arg(long, value_name = "LIST", default_value = "1150,8192")]
+    udp_sizes: List<u64>,
     /// Parallel TCP streams
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "1,2,4"
-    )]
-    streams: Vec<usize>,
+    #[arg(long, value_name = "LIST", default_value = "1,2,4")]
+    streams: List<usize>,
     /// Parallel UDP streams
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1")]
-    udp_streams: Vec<usize>,
+    #[arg(long, value_name = "LIST", default_value = "1")]
+    udp_streams: List<usize>,
 }
 
 const METRICS: &[Metric] = &[
@@ -60,21 +45,12 @@ const TRIES_MAX: usize = 10;
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
-    let cases = tests(args)
-        .into_iter()
-        .map(|(name, test)| {
-            let measure = move |session: &Session<'_>| measure(session, &test, &args.common);
-            let mut case = Case::new(name, measure);
-            case.behind = Behind::Iperf3;
-            case
-        })
-        .collect();
-    let bench = Bench {
-        name: "iperf",
-        metrics: METRICS,
-        cases,
+    let case = |(name, test): (String, Test)| Case {
+        behind: Behind::Iperf3,
+        ..Case::new(name, move |session| measure(session, &test, &args.common))
     };
-    runner::run(&args.common, &bench)
+    let cases: Vec<Case<'_>> = tests(args).into_iter().map(case).collect();
+    runner::run(&args.common, "iperf", METRICS, &cases)
 }
 
 fn tests(args: &Args) -> Vec<(String, Test)> {
@@ -83,21 +59,16 @@ fn tests(args: &Args) -> Vec<(String, Test)> {
         streams,
         direction,
     };
-    let mut tests: Vec<(String, Test)> = args
-        .streams
-        .iter()
-        .map(|streams| {
-            (
-                format!("tcp ×{streams}"),
-                tcp(*streams, Direction::ToService),
-            )
-        })
-        .collect();
+    let mut tests = Vec::new();
+    for streams in args.streams.iter() {
+        let test = tcp(*streams, Direction::ToService);
+        tests.push((format!("tcp ×{streams}"), test));
+    }
     tests.push(("tcp reverse".into(), tcp(1, Direction::ToVisitor)));
     tests.push(("tcp both ways".into(), tcp(1, Direction::Both)));
-    for streams in &args.udp_streams {
-        for payload_bytes in &args.udp_sizes {
-            for rate in &args.udp_rates {
+    for streams in args.udp_streams.iter() {
+        for payload_bytes in args.udp_sizes.iter() {
+            for rate in args.udp_rates.iter() {
                 let udp = Udp {
                     payload_bytes: *payload_bytes,
                     rate: rate.clone(),
@@ -121,22 +92,14 @@ fn measure(session: &Session<'_>, test: &Test, common: &Common) -> Result<Outcom
     warm_up(session, test, common)?;
     // iperf3 takes whole seconds.
     let extent = Extent::Seconds(common.seconds.ceil().max(1.0) as u64);
-    let meter = session.meter();
-    let measured = iperf3::run(test, extent, session.visit);
-    let usage = meter.stop();
+    let (measured, usage) = session.metered(|| iperf3::run(test, extent, session.visit));
     let measured = measured?;
-    let Measured {
-        bytes,
-        lost_percent,
-        ..
-    } = measured;
     let mut values = vec![("throughput_gbit_s", measured.gbit_per_second())];
-    values.extend(lost_percent.map(|lost| ("lost_percent", lost)));
+    values.extend(measured.lost_percent.map(|lost| ("lost_percent", lost)));
     Ok(Outcome {
-        values,
-        usage: Some(usage),
-        bytes: Some(bytes),
+        bytes: Some(measured.bytes),
         load_command: Some(iperf3::launch(test, extent, session.visit).command_line()),
+        ..Outcome::of(values, usage)
     })
 }
 

@@ -11,7 +11,7 @@ use qmux_bench::load::ping_pong;
 use qmux_bench::report::{Metric, higher, lower, neither};
 
 use crate::options::Common;
-use crate::runner::{self, Bench, Case, Outcome, Session};
+use crate::runner::{self, Behind, Case, Outcome, Session};
 
 /// How round trips are measured.
 #[derive(Clone, Debug, clap::Args)]
@@ -58,15 +58,13 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
         for (with, bulk) in beside {
             let name = format!("{name}{with}");
             let case = Case::new(name, move |session| measure(session, messages, bulk, args));
-            cases.push(case.apart());
+            cases.push(Case {
+                behind: Behind::OwnApart,
+                ..case
+            });
         }
     }
-    let bench = Bench {
-        name: "latency",
-        metrics: METRICS,
-        cases,
-    };
-    runner::run(&args.common, &bench)
+    runner::run(&args.common, "latency", METRICS, &cases)
 }
 
 fn measure(
@@ -81,40 +79,30 @@ fn measure(
         .transpose()?;
     let (warm_up, measure) = (args.common.warm_up(), args.common.measure());
     let arrived = || bulk.as_ref().map(|bulk| bulk.arrived_bytes(service));
-    let meter = session.meter();
-    let (start, before) = (Instant::now(), arrived());
-    let failed = BenchError::io("round trips");
-    let (times, lost) = cpus::run_on(&session.layout.visitor, || {
-        send(session.visit, messages, warm_up, measure, args.rate)
-    })
-    .map_err(failed)?;
-    let (time, after) = (start.elapsed(), arrived());
-    let usage = meter.stop();
+    let ((sent, time, before, after), usage) = session.metered(|| {
+        let (start, before) = (Instant::now(), arrived());
+        let sent = cpus::run_on(&session.layout.visitor, || {
+            send(session.visit, messages, warm_up, measure, args.rate)
+        });
+        (sent, start.elapsed(), before, arrived())
+    });
+    let (times, lost) = sent.map_err(BenchError::io("round trips"))?;
     if bulk.as_ref().is_some_and(Bulk::is_broken) {
         return Err(BenchError::Failed("the bulk connection broke".into()));
     }
     if times.count() == 0 {
         return Err(BenchError::Failed("no message came back".into()));
     }
-    let mut values = vec![
-        ("p50_us", times.percentile_us(50.0)),
-        ("p90_us", times.percentile_us(90.0)),
-        ("p99_us", times.percentile_us(99.0)),
-        ("p999_us", times.percentile_us(99.9)),
-        ("max_us", times.max_us()),
-        ("messages", times.count() as f64),
-        ("lost", lost as f64),
-    ];
+    let mut values = times.values().to_vec();
+    values.extend([("messages", times.count() as f64), ("lost", lost as f64)]);
     let bytes = before
         .zip(after)
         .map(|(before, after)| (after - before) as f64);
     values.extend(bytes.map(|bytes| ("bulk_gbit_s", bytes * 8.0 / time.as_secs_f64() / 1e9)));
     Ok(Outcome {
-        values,
-        usage: Some(usage),
         // What a byte costs is the bulk's; without bulk there are too few bytes to speak of.
         bytes,
-        load_command: None,
+        ..Outcome::of(values, usage)
     })
 }
 

@@ -117,19 +117,13 @@ fn link_values(
 fn round_trips(session: &Session<'_>, common: &Common) -> Result<Outcome, BenchError> {
     // A round trip may take longer than a short measurement.
     thread::sleep(Duration::from_millis(100));
-    let meter = session.meter();
-    let times = ping_pong::tcp(session.visit, common.warm_up(), common.measure());
-    let usage = meter.stop();
+    let round_trips = || ping_pong::tcp(session.visit, common.warm_up(), common.measure());
+    let (times, usage) = session.metered(round_trips);
     let times = times.map_err(BenchError::io("round trips"))?;
     if times.count() == 0 {
         return Err(BenchError::Failed("no message came back".into()));
     }
-    Ok(Outcome {
-        values: vec![
-            ("p50_ms", times.percentile_us(50.0) / 1e3),
-            ("p99_ms", times.percentile_us(99.0) / 1e3),
-        ],
-        usage: Some(usage),
-        ..Outcome::default()
-    })
+    let ms = |percent| times.percentile_us(percent) / 1e3;
+    let values = vec![("p50_ms", ms(50.0)), ("p99_ms", ms(99.0))];
+    Ok(Outcome::of(values, usage))
 }

@@ -9,7 +9,9 @@
 #![forbid(unsafe_code)]
 
 mod attack;
+mod background;
 mod connect;
+mod counting;
 mod discard;
 mod faults;
 mod flamegraph;
@@ -21,6 +23,7 @@ mod latency;
 mod link;
 mod options;
 mod path;
+mod performance;
 mod programs;
 mod runner;
 mod scale;
@@ -77,6 +80,8 @@ enum Command {
     Soak(soak::Args),
     /// Everything that the goals are about, in one table
     Goals(goals::Args),
+    /// Writes docs/performance.md from what other commands have measured
+    Performance(performance::Args),
     /// Profiles a tunnel's server or client under load (with perf), and draws the flamegraph
     Profile(flamegraph::ProfileArgs),
     /// Draws a flamegraph of what `perf script` has printed
@@ -118,6 +123,7 @@ fn run(command: &Command) -> Result<bool, BenchError> {
         Command::Attack(args) => attack::run(args),
         Command::Soak(args) => soak::run(args),
         Command::Goals(args) => goals::run(args),
+        Command::Performance(args) => performance::run(args),
         Command::Profile(args) => flamegraph::profile(args),
         Command::Flamegraph(args) => flamegraph::draw(args),
         Command::Service(args) => service::run(args),

@@ -1,6 +1,7 @@
 //! The options that every measurement has.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
@@ -18,8 +19,9 @@ const TUNNELS_OF_RATHOLE: [&str; 2] = ["rathole", "rathole-noise"];
 /// How to measure, and where results go.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Common {
-    /// Tunnels: raw, qmux-dp, quinn-dp, quinn-dp-tuned, quinn-dp-bbr, rathole, rathole-noise, each
-    /// as KIND, LABEL=KIND or LABEL=KIND:PROGRAM [default: those that are there]
+    /// Tunnels: raw, qmux-dp, qmux-dp-tls (lanes over TLS), quinn-dp, quinn-dp-tuned,
+    /// quinn-dp-bbr, rathole, rathole-noise, each as KIND, LABEL=KIND or LABEL=KIND:PROGRAM
+    /// [default: those that are there]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) tunnels: Vec<Spec>,
     /// Tunnels that ratios refer to [default: the first one]
@@ -59,12 +61,33 @@ pub(crate) struct Common {
     /// A line for [client] in the client's dp.toml
     #[arg(long, value_name = "LINE")]
     client: Vec<String>,
-    /// Write everything that was recorded as JSON
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
     /// Write JSON, Markdown and charts
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+}
+
+/// Values of an option, with commas between them.
+#[derive(Clone, Debug)]
+pub(crate) struct List<T>(Vec<T>);
+
+impl<T> std::ops::Deref for List<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T: FromStr<Err: std::fmt::Display>> FromStr for List<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split(',').map(|it| {
+            let wrong = |error| format!("{it:?}: {error}");
+            it.parse().map_err(wrong)
+        });
+        parsed.collect::<Result<_, _>>().map(Self)
+    }
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -141,24 +164,18 @@ impl Common {
 
     /// The labels that ratios refer to.
     pub(crate) fn baselines(&self, specs: &[Spec]) -> Result<Vec<String>, BenchError> {
-        let Some(wrong) = self
-            .baseline
-            .iter()
-            .find(|label| specs.iter().all(|spec| spec.label != **label))
-        else {
-            return Ok(if self.baseline.is_empty() {
-                specs
-                    .iter()
-                    .take(1)
-                    .map(|spec| spec.label.clone())
-                    .collect()
-            } else {
-                self.baseline.clone()
-            });
-        };
-        Err(BenchError::Failed(format!(
-            "--baseline: {wrong} is not among the tunnels"
-        )))
+        if self.baseline.is_empty() {
+            let first = specs.iter().take(1);
+            return Ok(first.map(|spec| spec.label.clone()).collect());
+        }
+        let is_there = |label: &str| specs.iter().any(|spec| spec.label == label);
+        match self.baseline.iter().find(|label| !is_there(label)) {
+            Some(wrong) => {
+                let problem = format!("--baseline: {wrong} is not among the tunnels");
+                Err(BenchError::Failed(problem))
+            }
+            None => Ok(self.baseline.clone()),
+        }
     }
 
     /// Whether a case of this name was asked for.
@@ -179,27 +196,16 @@ impl Common {
 
     /// Lines for dp.toml.
     pub(crate) fn overrides(&self) -> Overrides {
-        Overrides {
-            quic: self.quic.clone(),
-            udp: self.udp.clone(),
-            limits: Vec::new(),
-            client: self.client.clone(),
-        }
-    }
-
-    /// The same as one list, for the report.
-    pub(crate) fn override_lines(&self) -> Vec<String> {
+        let mut overrides = Overrides::default();
         let sections = [
             ("quic", &self.quic),
             ("udp", &self.udp),
             ("client", &self.client),
         ];
-        sections
-            .into_iter()
-            .flat_map(|(section, lines)| {
-                lines.iter().map(move |line| format!("[{section}] {line}"))
-            })
-            .collect()
+        for (section, lines) in sections {
+            lines.iter().for_each(|line| overrides.add(section, line));
+        }
+        overrides
     }
 
     /// How long each run is measured.

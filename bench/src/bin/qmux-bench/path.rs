@@ -85,14 +85,9 @@ impl FromStr for Link {
                 apply(profile, change)?;
             }
         }
-        preset
-            .left_to_right
-            .check()
-            .map_err(|error| error.to_string())?;
-        preset
-            .right_to_left
-            .check()
-            .map_err(|error| error.to_string())?;
+        for profile in [&preset.left_to_right, &preset.right_to_left] {
+            profile.check().map_err(|error| error.to_string())?;
+        }
         Ok(Self {
             name: text.to_owned(),
             preset,

@@ -1,6 +1,7 @@
 //! `qmux-bench programs`: what most tunnels carry, small requests over some connections, by
 //! programs that everybody knows: redis-benchmark against redis-server, wrk against nginx.
 
+use std::num::{NonZeroU8, NonZeroU16};
 use std::time::Duration;
 
 use qmux_bench::harness::BenchError;
@@ -8,8 +9,8 @@ use qmux_bench::harness::requests::{Measured, Requests};
 use qmux_bench::harness::{redis, wrk};
 use qmux_bench::report::{Metric, higher, lower};
 
-use crate::options::Common;
-use crate::runner::{self, Behind, Bench, Case, Outcome, Session};
+use crate::options::{Common, List};
+use crate::runner::{self, Behind, Case, Outcome, Session};
 
 /// How requests of real programs are measured.
 #[derive(Clone, Debug, clap::Args)]
@@ -17,13 +18,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
     /// Connections at a time
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,64,512",
-          value_parser = clap::value_parser!(u16).range(1..))]
-    connections: Vec<u16>,
+    #[arg(long, value_name = "LIST", default_value = "1,64,512")]
+    connections: List<NonZeroU16>,
     /// Cores of each side, in place of --cores
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,2",
-          value_parser = clap::value_parser!(u8).range(1..))]
-    core_counts: Vec<u8>,
+    #[arg(long, value_name = "LIST", default_value = "1,2")]
+    core_counts: List<NonZeroU8>,
 }
 
 const METRICS: &[Metric] = &[
@@ -40,29 +39,25 @@ const REDIS_TRIAL_REQUESTS: u64 = 2_000;
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     let mut cases = Vec::new();
     for (kind, name) in Requests::ALL {
-        for &connections in &args.connections {
-            for &cores in &args.core_counts {
+        for connections in args.connections.iter().map(|it| it.get()) {
+            for cores in args.core_counts.iter().map(|it| it.get()) {
                 let measure = move |session: &Session<'_>| {
                     measure(session, kind, usize::from(connections), &args.common)
                 };
                 let plural = if cores == 1 { "core" } else { "cores" };
                 let name = format!("{name} ×{connections} by {cores} {plural}");
-                let mut case = Case::new(name, measure);
-                case.cores = Some(usize::from(cores));
-                case.behind = Behind::Requests(kind);
-                if args.common.wants(&case.name) {
+                if args.common.wants(&name) {
                     find_programs(kind)?;
                 }
-                cases.push(case);
+                cases.push(Case {
+                    cores: Some(usize::from(cores)),
+                    behind: Behind::Requests(kind),
+                    ..Case::new(name, measure)
+                });
             }
         }
     }
-    let bench = Bench {
-        name: "programs",
-        metrics: METRICS,
-        cases,
-    };
-    runner::run(&args.common, &bench)
+    runner::run(&args.common, "programs", METRICS, &cases)
 }
 
 fn find_programs(kind: Requests) -> Result<(), BenchError> {
@@ -105,9 +100,7 @@ fn measure(
             (Box::new(load), command)
         }
     };
-    let meter = session.meter();
-    let measured = load();
-    let usage = meter.stop();
+    let (measured, usage) = session.metered(load);
     let measured = measured?;
     let mut values = vec![
         ("requests_per_second", measured.per_second),
@@ -115,15 +108,11 @@ fn measure(
         ("p99_us", measured.p99_us),
         ("failed", measured.failed),
     ];
-    if usage.has_tunnel() {
-        let cpu_us = usage.tunnel_cpu_seconds() * 1e6 / measured.requests;
-        values.push(("cpu_us_per_request", cpu_us));
-    }
+    let cpu_us = usage.tunnel_cpu_us_per(measured.requests);
+    values.extend(cpu_us.map(|it| ("cpu_us_per_request", it)));
     Ok(Outcome {
-        values,
-        usage: Some(usage),
         load_command: Some(command),
-        ..Outcome::default()
+        ..Outcome::of(values, usage)
     })
 }
 

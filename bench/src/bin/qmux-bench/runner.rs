@@ -9,7 +9,7 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::harness::cpus::Layout;
 use qmux_bench::harness::iperf3;
 use qmux_bench::harness::machine::Machine;
-use qmux_bench::harness::meter::{Meter, Metered, Usage};
+use qmux_bench::harness::meter::{Meter, Metered, Role, Usage};
 use qmux_bench::harness::place::Place;
 use qmux_bench::harness::requests::{self, Requests};
 use qmux_bench::harness::server::Server;
@@ -80,7 +80,7 @@ pub(crate) struct Case<'a> {
     /// Whether qmux-dp's server is asked for its counters meanwhile.
     pub(crate) asks: bool,
     /// Whether the tunnel's instructions are counted.
-    by_instructions: bool,
+    pub(crate) by_instructions: bool,
     /// Measures it once.
     pub(crate) measure: Box<Measure<'a>>,
 }
@@ -101,35 +101,6 @@ impl<'a> Case<'a> {
             asks: false,
             by_instructions: false,
             measure: Box::new(measure),
-        }
-    }
-
-    /// With the service in a process of its own.
-    pub(crate) fn in_process(self) -> Self {
-        Self {
-            behind: Behind::OwnProcess,
-            ..self
-        }
-    }
-
-    /// With counters that are asked for meanwhile.
-    pub(crate) fn asking(self) -> Self {
-        Self { asks: true, ..self }
-    }
-
-    /// With a tunnel whose instructions can be counted.
-    pub(crate) fn by_instructions(self) -> Self {
-        Self {
-            by_instructions: true,
-            ..self
-        }
-    }
-
-    /// With the service on other CPUs than visitors.
-    pub(crate) fn apart(self) -> Self {
-        Self {
-            behind: Behind::OwnApart,
-            ..self
         }
     }
 }
@@ -162,9 +133,11 @@ impl Session<'_> {
         self.service.ok_or_else(defect)
     }
 
-    /// Starts metering the processes.
-    pub(crate) fn meter(&self) -> Meter {
-        Meter::start(&self.processes)
+    /// Does something, and meters the processes meanwhile.
+    pub(crate) fn metered<T>(&self, work: impl FnOnce() -> T) -> (T, Usage) {
+        let meter = Meter::start(&self.processes);
+        let done = work();
+        (done, meter.stop())
     }
 }
 
@@ -173,6 +146,8 @@ impl Session<'_> {
 pub(crate) struct Outcome {
     /// By metric; the first one is shown while it goes on.
     pub(crate) values: Vec<(&'static str, f64)>,
+    /// The same of one side of the tunnel each; see [`of_side`].
+    pub(crate) of_sides: Vec<(Role, &'static str, f64)>,
     /// What the processes used meanwhile.
     pub(crate) usage: Option<Usage>,
     /// Bytes that were delivered meanwhile.
@@ -181,22 +156,29 @@ pub(crate) struct Outcome {
     pub(crate) load_command: Option<String>,
 }
 
-/// A measurement.
-pub(crate) struct Bench<'a> {
-    /// Its name in reports and of their files.
-    pub(crate) name: &'static str,
-    /// What is measured beside what processes use.
-    pub(crate) metrics: &'static [Metric],
-    /// In which cases.
-    pub(crate) cases: Vec<Case<'a>>,
+impl Outcome {
+    /// Values beside what the processes used.
+    pub(crate) fn of(values: Vec<(&'static str, f64)>, usage: Usage) -> Self {
+        Self {
+            values,
+            usage: Some(usage),
+            ..Self::default()
+        }
+    }
 }
 
-/// Runs a measurement and presents it. Whether every run succeeded.
-pub(crate) fn run(common: &Common, bench: &Bench<'_>) -> Result<bool, BenchError> {
-    let mut report = new_report(common, bench.name, bench.metrics)?;
+/// Measures every case and presents what came of it. The name is also that of the report's files;
+/// the metrics are those beside what processes use. Whether every run succeeded.
+pub(crate) fn run(
+    common: &Common,
+    name: &str,
+    metrics: &[Metric],
+    cases: &[Case<'_>],
+) -> Result<bool, BenchError> {
+    let mut report = new_report(common, name, metrics)?;
     let place = common.path.open()?;
     report.settings.path.clone_from(&place.name);
-    report.cases = measure(common, place, bench.metrics, &bench.cases)?;
+    report.cases = measure(common, place, metrics, cases)?;
     finish(common, report)
 }
 
@@ -219,10 +201,10 @@ pub(crate) fn new_report(
             repeats: common.repeats,
             seconds: common.seconds,
             warm_up_seconds: common.warm_up,
-            overrides: common.override_lines(),
+            overrides: common.overrides().list(),
         },
         baselines: common.baselines(&specs)?,
-        metrics: metrics.iter().chain(USAGE).copied().collect(),
+        metrics: metrics.iter().chain(USAGE).cloned().collect(),
         cases: Vec::new(),
     })
 }
@@ -303,10 +285,15 @@ fn brief(run: &Run, metrics: &[Metric]) -> String {
         return format!("failed: {error}");
     }
     let shown = metrics.iter().filter_map(|metric| {
-        let value = run.values.get(metric.name)?;
+        let value = run.values.get(&*metric.name)?;
         Some(format!("{value:.*} {}", metric.decimals, metric.unit))
     });
     shown.collect::<Vec<_>>().join(", ")
+}
+
+/// What a metric of one side is called.
+pub(crate) fn of_side(role: Role, metric: &str) -> String {
+    format!("{}_{metric}", role.name())
 }
 
 /// One case, one tunnel, once.
@@ -318,9 +305,12 @@ fn run_once(case: &Case<'_>, spec: &Spec, setup: &Setup, cores: usize, round: us
     let mut farewell = Farewell::default();
     match with_tunnel(case, spec, setup, cores, &mut farewell) {
         Ok(outcome) => {
-            run.values = outcome.values.iter().copied().collect();
+            run.take(outcome.values);
+            let of_sides = outcome.of_sides.into_iter();
+            let of_sides = of_sides.map(|(role, name, value)| (of_side(role, name), value));
+            run.values.extend(of_sides);
             if let Some(usage) = &outcome.usage {
-                run.values.extend(usage_values(usage, outcome.bytes));
+                run.take(usage_values(usage, outcome.bytes));
             }
             run.usage = outcome.usage;
             run.load_command = outcome.load_command;
@@ -328,7 +318,7 @@ fn run_once(case: &Case<'_>, spec: &Spec, setup: &Setup, cores: usize, round: us
         Err(error) => run.error = Some(error.to_string()),
     }
     if run.error.is_none() {
-        run.values.extend(counted_values(&farewell));
+        run.take(counted_values(&farewell));
     }
     run.farewell = farewell;
     run
@@ -429,10 +419,6 @@ pub(crate) fn finish(common: &Common, mut report: Report) -> Result<bool, BenchE
     report.summarise();
     println!("\n{}", Table::of(&report).to_text());
     print!("{}", page::notes(&report));
-    if let Some(file) = &common.json {
-        page::write_json(&report, file)?;
-        println!("wrote {}", file.display());
-    }
     if let Some(directory) = &common.out {
         for path in page::write_all(&report, directory)? {
             println!("wrote {}", path.display());

@@ -15,8 +15,8 @@ use qmux_bench::load::connect::{self, Ask, Period};
 use qmux_bench::report::{Metric, higher, lower, neither};
 
 use crate::discard;
-use crate::options::Common;
-use crate::runner::{self, Bench, Case, Outcome, Session};
+use crate::options::{Common, List};
+use crate::runner::{self, Case, Outcome, Session};
 
 /// How growing is measured.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,13 +24,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
     /// Cores of each side (in place of --cores)
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "1,2,4,8"
-    )]
-    core_counts: Vec<usize>,
+    #[arg(long, value_name = "LIST", default_value = "1,2,4,8")]
+    core_counts: List<usize>,
     /// TCP connections at a time
     #[arg(long, value_name = "N", default_value_t = 16)]
     connections: usize,
@@ -61,18 +56,15 @@ const VISITS_TIME: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     let mut cases = Vec::new();
-    for &cores in &args.core_counts {
+    for &cores in args.core_counts.iter() {
         let measure = move |session: &Session<'_>| measure(session, cores, args);
-        let mut case = Case::new(format!("{cores} core(s)"), measure).asking();
-        case.cores = Some(cores);
-        cases.push(case);
+        cases.push(Case {
+            cores: Some(cores),
+            asks: true,
+            ..Case::new(format!("{cores} core(s)"), measure)
+        });
     }
-    let bench = Bench {
-        name: "scale",
-        metrics: METRICS,
-        cases,
-    };
-    runner::run(&args.common, &bench)
+    runner::run(&args.common, "scale", METRICS, &cases)
 }
 
 fn measure(session: &Session<'_>, cores: usize, args: &Args) -> Result<Outcome, BenchError> {
@@ -83,11 +75,7 @@ fn measure(session: &Session<'_>, cores: usize, args: &Args) -> Result<Outcome, 
         return Ok(outcome);
     };
     // After the bulk, so that they cost it nothing.
-    let period = Period {
-        warm_up: Duration::ZERO,
-        measure: VISITS_TIME,
-    };
-    connect::concurrent(session.visit, Ask::Echo, VISITORS, period)
+    connect::concurrent(session.visit, Ask::Echo, VISITORS, Period::of(VISITS_TIME))
         .map_err(BenchError::io("visitors"))?;
     let after = Scrape::read(admin)?;
     let counters = [

@@ -19,12 +19,10 @@ use qmux_bench::harness::BenchError;
 use qmux_bench::harness::meter::Role;
 use qmux_bench::harness::place::Place;
 use qmux_bench::harness::proc_stat;
-use qmux_bench::harness::spec::Spec;
-use qmux_bench::harness::tunnel::{Setup, Tunnel};
-use qmux_bench::load::connect;
-use qmux_bench::load::service::Service;
+use qmux_bench::harness::tunnel::Tunnel;
 use qmux_harness::Program;
 
+use crate::background::One;
 use load::{Load, Tally};
 
 /// One sample.
@@ -49,9 +47,8 @@ const GROWTH_MAX: f64 = 1.15;
 /// How to soak.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The tunnel: qmux-dp or LABEL=KIND:PROGRAM
-    #[arg(long, value_name = "TUNNEL", default_value = "qmux-dp")]
-    tunnel: Spec,
+    #[command(flatten)]
+    one: One,
     /// How long
     #[arg(long, value_name = "N", default_value_t = 15.0)]
     minutes: f64,
@@ -61,9 +58,6 @@ pub(crate) struct Args {
     /// Where the picture goes
     #[arg(long, value_name = "FILE", default_value = "soak.svg")]
     svg: PathBuf,
-    /// Where qmux-dp is [default: where qmux-bench is]
-    #[arg(long, value_name = "DIR")]
-    programs: Option<PathBuf>,
 }
 
 /// What was seen in one interval.
@@ -90,16 +84,13 @@ struct Watched {
 }
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
-    let mut setup = Setup::new(args.programs.as_ref(), Place::loopback())?;
-    setup.overrides.udp.push(SESSION_TIMEOUT.into());
-    let service = Service::start(&setup.place, &[])?;
-    let tunnel = Tunnel::start(&args.tunnel, &setup, args.cores, service.address)?;
-    connect::until_it_works(tunnel.visit, WORKS_LIMIT)
-        .map_err(BenchError::io("the first visitor through the tunnel"))?;
-    let load = Load::start(tunnel.visit);
+    let mut setup = args.one.setup(Place::loopback())?;
+    setup.overrides.add("udp", SESSION_TIMEOUT);
+    let (_service, tunnel) = args.one.start(&setup, args.cores, WORKS_LIMIT)?;
+    let mut load = Load::start(tunnel.visit);
     let mut samples = Vec::new();
     let soaked = soak(args, &tunnel, &load, &mut samples);
-    let tally = load.stop();
+    let wrong = load.stop();
     let farewell = tunnel.stop();
     let kills = soaked?;
     fs::write(
@@ -108,7 +99,14 @@ pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
     )
     .map_err(BenchError::io(format!("writing {}", args.svg.display())))?;
     println!("wrote {}", args.svg.display());
-    Ok(report(&samples, &tally, kills, &farewell.complaints))
+    print_tally(&load.tally, kills);
+    for line in farewell.complaints.iter().take(5) {
+        println!("complaint: {line}");
+    }
+    for line in &wrong {
+        println!("**wrong**: {line}");
+    }
+    Ok(is_flat(&samples) && wrong.is_empty())
 }
 
 /// Samples and kills until the time is over. Returns how often the second client was killed.
@@ -181,22 +179,14 @@ impl Watched {
     }
 }
 
-/// Prints the table, and says whether everything was right and flat.
-fn report(samples: &[Sample], tally: &Tally, kills: usize, complaints: &[String]) -> bool {
+/// Prints the table, and says whether memory and descriptors stayed as they were.
+fn is_flat(samples: &[Sample]) -> bool {
     type Value = fn(&Sample) -> Option<f64>;
     let rows: [(&str, Value, bool); 7] = [
         ("server, MiB in memory", |it| Some(it.server_mib), true),
         ("client, MiB in memory", |it| Some(it.client_mib), true),
-        (
-            "server, descriptors",
-            |it| Some(it.server_descriptors),
-            true,
-        ),
-        (
-            "client, descriptors",
-            |it| Some(it.client_descriptors),
-            true,
-        ),
+        ("server, files", |it| Some(it.server_descriptors), true),
+        ("client, files", |it| Some(it.client_descriptors), true),
         ("CPU s/GB", |it| it.cpu_seconds_per_gb, false),
         ("requests, p50 ms", |it| Some(it.p50_ms), false),
         ("requests, p99 ms", |it| Some(it.p99_ms), false),
@@ -216,6 +206,13 @@ fn report(samples: &[Sample], tally: &Tally, kills: usize, complaints: &[String]
         println!("| {name} | {before:.2} | {after:.2} | {ratio:.2} |");
         flat &= !is_judged || ratio <= GROWTH_MAX;
     }
+    if !flat {
+        println!("**not flat**: memory or files grew by more than {GROWTH_MAX} ×");
+    }
+    flat
+}
+
+fn print_tally(tally: &Tally, kills: usize) {
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     println!(
         "\n{} requests ({} reset), {} long echoes ({} reset), {} UDP questions ({} asked again), \
@@ -229,15 +226,4 @@ fn report(samples: &[Sample], tally: &Tally, kills: usize, complaints: &[String]
         count(&tally.aborts),
         count(&tally.stalled),
     );
-    for line in complaints.iter().take(5) {
-        println!("complaint: {line}");
-    }
-    let wrong = tally.wrong();
-    for line in &wrong {
-        println!("**wrong**: {line}");
-    }
-    if !flat {
-        println!("**not flat**: memory or descriptors grew by more than {GROWTH_MAX} ×");
-    }
-    flat && wrong.is_empty()
 }

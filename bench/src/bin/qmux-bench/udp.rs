@@ -7,8 +7,8 @@ use qmux_bench::load::udp_source::{Delivery, Stream, UdpSource};
 use qmux_bench::report::{Metric, higher, lower, neither};
 
 use crate::discard::BURST;
-use crate::options::Common;
-use crate::runner::{self, Bench, Case, Outcome, Session};
+use crate::options::{Common, List};
+use crate::runner::{self, Case, Outcome, Session};
 
 /// How packet rates are measured.
 #[derive(Clone, Debug, clap::Args)]
@@ -16,13 +16,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
     /// Bytes of payloads
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "64,512,1150,8192"
-    )]
-    sizes: Vec<usize>,
+    #[arg(long, value_name = "LIST", default_value = "64,512,1150,8192")]
+    sizes: List<usize>,
 }
 
 const METRICS: &[Metric] = &[
@@ -63,20 +58,14 @@ const LOWERED_MAX: usize = 5;
 const LOWERED_BY: f64 = 0.9;
 
 pub(crate) fn run(args: &Args) -> Result<bool, BenchError> {
-    let cases = args
-        .sizes
-        .iter()
+    let sizes = args.sizes.iter();
+    let cases: Vec<Case<'_>> = sizes
         .map(|&payload_bytes| {
             let name = format!("udp {payload_bytes} B");
             Case::new(name, move |session| measure(session, payload_bytes, args))
         })
         .collect();
-    let bench = Bench {
-        name: "udp",
-        metrics: METRICS,
-        cases,
-    };
-    runner::run(&args.common, &bench)
+    runner::run(&args.common, "udp", METRICS, &cases)
 }
 
 /// What a trial showed.
@@ -159,23 +148,27 @@ fn measure(
     }
     let mut lowered = 0;
     loop {
-        let meter = session.meter();
-        let delivered = source.deliver(&stream(rate, args.common.measure()), service);
-        let usage = meter.stop();
-        let delivery = delivered.map_err(failed())?;
+        let stream = stream(rate, args.common.measure());
+        let (delivery, usage) = session.metered(|| source.deliver(&stream, service));
+        let delivery = delivery.map_err(failed())?;
         if delivery.lost_percent() > LOST_PERCENT_MAX && lowered < LOWERED_MAX {
             rate *= LOWERED_BY;
             lowered += 1;
             continue;
         }
-        let mut outcome = outcome(&delivery, source_limited);
-        if usage.has_tunnel() {
-            let packets = delivery.arrived.packets as f64;
-            let ns = usage.tunnel_cpu_seconds() * 1e9 / packets;
-            outcome.values.push(("cpu_ns_per_packet", ns));
-        }
-        outcome.usage = Some(usage);
-        return Ok(outcome);
+        let packets = delivery.arrived.packets as f64;
+        let reordered = delivery.arrived.reordered as f64 / packets.max(1.0) * 100.0;
+        let mut values = delivery.values().to_vec();
+        values.extend([
+            ("reordered_percent", reordered),
+            ("source_limited", f64::from(u8::from(source_limited))),
+        ]);
+        let cpu_us = usage.tunnel_cpu_us_per(packets);
+        values.extend(cpu_us.map(|us| ("cpu_ns_per_packet", us * 1e3)));
+        return Ok(Outcome {
+            bytes: Some(delivery.arrived.bytes as f64),
+            ..Outcome::of(values, usage)
+        });
     }
 }
 
@@ -186,25 +179,6 @@ fn judge(delivery: &Delivery, rate: f64) -> Trial {
         Trial::SourceLimited
     } else {
         Trial::Passed
-    }
-}
-
-fn outcome(delivery: &Delivery, source_limited: bool) -> Outcome {
-    let (bytes, packets, reordered) = (
-        delivery.arrived.bytes as f64,
-        delivery.arrived.packets as f64,
-        delivery.arrived.reordered as f64,
-    );
-    Outcome {
-        values: vec![
-            ("packets_per_second", delivery.arrived_per_second()),
-            ("throughput_gbit_s", delivery.gbit_per_second()),
-            ("lost_percent", delivery.lost_percent()),
-            ("reordered_percent", reordered / packets.max(1.0) * 100.0),
-            ("source_limited", f64::from(u8::from(source_limited))),
-        ],
-        bytes: Some(bytes),
-        ..Outcome::default()
     }
 }
 
