@@ -155,7 +155,16 @@ pub const PROBES: &[Probe] = &[
         name: "programs",
         goals: &[10],
         bench: "programs",
-        options: "--connections 64 --seconds 2 --repeats 2",
+        options: "--connections 64 --core-counts 1 --seconds 2 --repeats 2",
         tunnels: TUNNELS,
+    },
+    // A second core is compared with the first where the system places both alike: kept apart, one
+    // core a side has a CPU of its own, and two share theirs with the other side.
+    Probe {
+        name: "cores",
+        goals: &[10],
+        bench: "programs",
+        options: "--placement free --connections 64 --core-counts 1,2 --seconds 2 --repeats 2",
+        tunnels: &[Before, Ours],
     },
 ];

@@ -220,7 +220,7 @@ pub(super) const ROWS: &[Row] = rows! {
         "redis-benchmark GET, 64 at a time: CPU µs/request of both sides",
             Median(REQUEST_CPU), CHEAPER_REQUESTS;
     }
-    10 "programs" ["redis GET ×64 by 1 core", "redis GET ×64 by 2 cores"] {
+    10 "cores" ["redis GET ×64 by 1 core", "redis GET ×64 by 2 cores"] {
         "redis-benchmark GET, 64 at a time, by 2 cores a side: CPU µs/request",
             Median(REQUEST_CPU), SECOND_CORE;
     }
@@ -230,7 +230,7 @@ pub(super) const ROWS: &[Row] = rows! {
         "wrk, kept connections, 64 at a time: CPU µs/request of both sides",
             Median(REQUEST_CPU), CHEAPER_REQUESTS;
     }
-    10 "programs" ["http keep-alive ×64 by 1 core", "http keep-alive ×64 by 2 cores"] {
+    10 "cores" ["http keep-alive ×64 by 1 core", "http keep-alive ×64 by 2 cores"] {
         "wrk, kept connections, 64 at a time, by 2 cores a side: CPU µs/request",
             Median(REQUEST_CPU), SECOND_CORE;
     }
@@ -240,7 +240,7 @@ pub(super) const ROWS: &[Row] = rows! {
         "wrk, a connection per request, 64 at a time: CPU µs/request of both sides",
             Median(REQUEST_CPU), CHEAPER_REQUESTS;
     }
-    10 "programs" ["http close ×64 by 1 core", "http close ×64 by 2 cores"] {
+    10 "cores" ["http close ×64 by 1 core", "http close ×64 by 2 cores"] {
         "wrk, a connection per request, 64 at a time, by 2 cores a side: CPU µs/request",
             Median(REQUEST_CPU), SECOND_CORE;
     }
