@@ -131,7 +131,7 @@ find config dataplane proto tools -name '*.rs' ! -path '*/target/*' -exec awk -v
         }
     ' {} + >>"$wrong"
 
-# The page of measurements is its template's prose, and nobody has edited it.
+# The page of measurements has the prose of its template.
 if ! scripts/performance.sh --check 2>>"$wrong"; then :; fi
 
 length() { # file most

@@ -16,6 +16,9 @@ fail() {
     exit 1
 }
 
+# What is for programs to be tried is not for packages.
+unset HOST_CMAKE_TOOLCHAIN_FILE
+
 profile=release
 test=false
 for option in "$@"; do

@@ -84,7 +84,7 @@ measure() {
     sed -n 's/^<!-- measured \([a-z]*\) \([^ :]*\)[^:]*: \(.*\) -->$/\1 \2 \3/p' "$template" | sort -s -k1,1 |
         while read -r kind names command; do
             for name in ${names//,/ }; do
-                if [ -n "$(find "$out" -path "*/$name/*" -print -quit)" ]; then
+                if [ -n "$(cd "$out" && find . -path "*/$name/*" -print -quit)" ]; then
                     continue
                 fi
                 echo "performance: $name: $command"

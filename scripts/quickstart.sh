@@ -2,7 +2,7 @@
 # From a fresh clone to a working tunnel: installs what the build needs, builds, and sends real traffic through a
 # tunnel on this machine. Ends with 0 only if every byte came back right.
 #
-# What it builds is for trying (the profile `quick` of Cargo.toml): half the work of a release, and slower.
+# What it builds is for trying (the profile `quick` of Cargo.toml): two thirds of the work of a release, and slower.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -31,6 +31,7 @@ const SERVER: &[&[&str]] = &[
     &["tcp::opening", "udp"],
     &["door"],
     &["entrance"],
+    &["tcp::refused"],
     &["tcp::carry"],
     &["tcp::arrival"],
 ];

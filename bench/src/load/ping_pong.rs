@@ -12,7 +12,7 @@ use super::wire::{self, Command, MESSAGE_BYTES, PacketHeader, PacketKind};
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long a UDP answer may take before it counts as lost.
-const UDP_ANSWER_LIMIT: Duration = Duration::from_millis(500);
+const UDP_ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// One TCP connection.
 #[derive(Debug)]

@@ -23,8 +23,8 @@ const TUNABLE: &str = "glibc.cpu.x86_rep_movsb_threshold";
 /// More bytes than are ever copied at once.
 const NEVER_BYTES: usize = 1 << 30;
 
-/// Holds the number of the process that has started itself once more. A program with capabilities
-/// of its own gets no tunables, and would do it for ever.
+/// Holds the number of the process that has started itself once more, so that it does not do so for
+/// ever, should the tunable not reach it.
 const STARTED_ANEW: &str = "QMUX_DP_STARTED_ANEW";
 
 /// The first version of glibc that makes no use of `rep movsb` on AMD.
@@ -34,11 +34,29 @@ const MENDED: (u32, u32) = (2, 39);
 /// called before the program has threads or open files.
 pub(crate) fn make_fast() {
     let tunables = env::var_os(TUNABLES);
-    if !is_slow(tunables.as_deref()) || is_again(env::var_os(STARTED_ANEW).as_deref(), id()) {
+    let is_slow = has_slow_movsb() && glibc_version().is_some_and(|version| version < MENDED);
+    if !is_slow
+        || is_told(tunables.as_deref())
+        || is_again(env::var_os(STARTED_ANEW).as_deref(), id())
+        || !may_start_anew()
+    {
         return;
     }
     // Without it the program is slower and right.
     let _not_started = start_anew(tunables);
+    // What failed has undone that Rust's runtime ignores SIGPIPE.
+    // SAFETY: no handler is set, so none can be wrong.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Whether the program that would start is this one, and the tunable would reach it. Not if it was
+/// given to the dynamic loader as an argument, which is then the program; and not if it has
+/// capabilities of its own (setcap(8)), for which glibc takes no tunables from anybody.
+fn may_start_anew() -> bool {
+    // SAFETY: the function reads a table that the kernel has made, and answers 0 for what is not in
+    // it (getauxval(3)).
+    let of_the_kernel = |kind| unsafe { libc::getauxval(kind) };
+    of_the_kernel(libc::AT_SECURE) == 0 && of_the_kernel(libc::AT_BASE) != 0
 }
 
 fn start_anew(tunables: Option<OsString>) -> io::Result<Infallible> {
@@ -70,10 +88,9 @@ fn with_ours(tunables: Option<OsString>) -> OsString {
     all
 }
 
-/// Whether glibc would use `rep movsb` on this CPU and nobody has told it what to do.
-fn is_slow(tunables: Option<&OsStr>) -> bool {
-    let is_told = tunables.is_some_and(|all| all.to_string_lossy().contains(TUNABLE));
-    !is_told && has_slow_movsb() && glibc_version().is_some_and(|version| version < MENDED)
+/// Whether somebody has told glibc already what to do.
+fn is_told(tunables: Option<&OsStr>) -> bool {
+    tunables.is_some_and(|all| all.to_string_lossy().contains(TUNABLE))
 }
 
 /// Whether the CPU is AMD's and calls `rep movsb` fast, as those since Zen 3 do.
@@ -82,10 +99,18 @@ fn has_slow_movsb() -> bool {
     use std::arch::x86_64::__cpuid_count;
     /// Leaf 7, EBX (AMD64 Architecture Programmer's Manual, volume 3, appendix E).
     const ERMS: u32 = 1 << 9;
-    let vendor = __cpuid_count(0, 0);
-    let is_amd = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes)
-        == [*b"Auth", *b"enti", *b"cAMD"];
-    is_amd && vendor.eax >= 7 && __cpuid_count(7, 0).ebx & ERMS != 0
+    #[allow(
+        unused_unsafe,
+        reason = "the function is safe in later versions of Rust"
+    )]
+    // SAFETY: every x86-64 has the instruction, and answers for each leaf up to the highest, which
+    // leaf 0 tells.
+    unsafe {
+        let vendor = __cpuid_count(0, 0);
+        let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+        let is_amd = name == [*b"Auth", *b"enti", *b"cAMD"];
+        is_amd && vendor.eax >= 7 && __cpuid_count(7, 0).ebx & ERMS != 0
+    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -130,16 +155,13 @@ mod tests {
     #[test]
     fn a_tunable_of_the_user_stays_and_ours_is_added_once() {
         let ours = with_ours(None);
-        assert!(!is_slow(Some(&ours)));
-        let both = with_ours(Some("glibc.malloc.check=1".into()));
-        let both = both.to_string_lossy();
-        assert!(
-            both.starts_with("glibc.malloc.check=1:glibc.cpu."),
-            "{both}"
-        );
-        assert!(!is_slow(Some(OsStr::new(
-            "glibc.cpu.x86_rep_movsb_threshold=4096"
-        ))));
+        assert!(is_told(Some(&ours)) && !is_told(None));
+        let users = OsString::from("glibc.malloc.check=1");
+        assert!(!is_told(Some(&users)));
+        let both = with_ours(Some(users)).into_string().expect("text");
+        let wanted = format!("glibc.malloc.check=1:{TUNABLE}={NEVER_BYTES}");
+        assert_eq!(both, wanted);
+        assert!(is_told(Some(OsStr::new(&wanted))));
     }
 
     #[test]

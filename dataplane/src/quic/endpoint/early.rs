@@ -1,5 +1,7 @@
-//! Early flushes: where many flows of a lane write in one turn of the core, what they have written
-//! is sent in parts, so that the peer works on the first part while the last flows are still read.
+//! Early flushes, in the turn of a flow. Where many flows of a lane write in one turn of the core,
+//! what they have written is sent in parts, so that the peer works on the first part while the last
+//! flows are still read. And a flow that must not go on before something is acknowledged has the
+//! acknowledgement sent.
 //!
 //! Without early flushes both sides of a tunnel, and the service behind it, take turns: each waits
 //! for all that the other has to send in its turn, and idles meanwhile.
@@ -13,27 +15,34 @@ use crate::quic::lane::Lane;
 use crate::quic::transmit::{Batch, Ready};
 
 impl Endpoint {
-    /// Sends what the lane has to send, in the turn of a flow that has just written, so that the
-    /// peer can begin with it. The flush task, which has its turn later, does the rest: packets
-    /// over TLS, packets for which the socket has no room, and timers.
-    pub(in crate::quic) fn flush_early(&self, lane: &Lane) {
+    /// Sends what the lane has to send, so that the peer can begin with it. The flush task, which
+    /// has its turn later, does the rest: packets over TLS, packets for which the socket has no
+    /// room, and timers. True if the socket took all that could be sent.
+    pub(in crate::quic) fn flush_early(&self, lane: &Lane) -> bool {
         self.flush_early_by(lane, |ready| {
             let way = ready.way;
             self.socket
                 .try_send(ready.bytes, ready.segment, way.peer, way.local)
-        });
+        })
     }
 
-    fn flush_early_by(&self, lane: &Lane, mut send: impl FnMut(&Ready<'_>) -> io::Result<()>) {
+    fn flush_early_by(
+        &self,
+        lane: &Lane,
+        mut send: impl FnMut(&Ready<'_>) -> io::Result<()>,
+    ) -> bool {
         lane.unsent.flushed();
+        if lane.conn.was_interrupted() {
+            return false; // The flush task ends it.
+        }
         // Before the handshake is complete, an error of the network says whether anybody is there:
         // the flush task must see it, and the kernel tells it once.
         if !lane.is_established() || lane.way().tls.is_some() || lane.hurries.get() {
-            return;
+            return false;
         }
         // The flush task holds the batch while it waits for the socket.
         let Some(mut batch) = self.batch.take() else {
-            return;
+            return false;
         };
         if !batch.is_kept() {
             lane.close_bundle();
@@ -53,7 +62,9 @@ impl Endpoint {
                 }
             }
         }
+        let all_sent = !batch.is_kept();
         self.batch.set(Some(batch));
+        all_sent
     }
 
     /// Sends the packets that an early flush could not send.
@@ -84,6 +95,10 @@ impl Endpoint {
 
 #[cfg(test)]
 mod tests {
+    use std::future::{Future, poll_fn};
+    use std::pin::pin;
+    use std::task::Poll;
+
     use super::super::tests::{Pair, run, until};
     use super::*;
     use crate::buffer::StreamBuf;
@@ -121,6 +136,24 @@ mod tests {
             let pair = Pair::connected(&config).await;
             assert_eq!(write_to_all(&pair), 1, "once on the way");
             all_have_come(&pair).await;
+        });
+    }
+
+    #[test]
+    fn what_a_flow_must_acknowledge_before_it_goes_on_leaves_in_its_own_turn() {
+        run(async |config| {
+            let pair = Pair::connected(&config).await;
+            let lane = &pair.server_lane;
+            // A packet to acknowledge, and something that goes with it.
+            lane.ack_packet(100);
+            lane.ping();
+            let batches = &pair.server_endpoint().counters.quic_send_batches;
+            let before = batches.get();
+            let mut acknowledged = pin!(lane.acknowledge_now());
+            let at_once =
+                poll_fn(|cx| Poll::Ready(acknowledged.as_mut().poll(cx).is_ready())).await;
+            assert!(at_once, "no other task has had its turn");
+            assert_eq!(batches.get(), before + 1);
         });
     }
 

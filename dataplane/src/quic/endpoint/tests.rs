@@ -138,7 +138,7 @@ pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
 pub(crate) struct Pair {
     pub(crate) client_lane: Rc<Lane>,
     pub(crate) server_lane: Rc<Lane>,
-    _server: Rc<Endpoint>,
+    server: Rc<Endpoint>,
     client: Rc<Endpoint>,
 }
 
@@ -157,13 +157,17 @@ impl Pair {
         Pair {
             client_lane,
             server_lane,
-            _server: server,
+            server,
             client,
         }
     }
 
     pub(super) fn client_endpoint(&self) -> &Rc<Endpoint> {
         &self.client
+    }
+
+    pub(super) fn server_endpoint(&self) -> &Rc<Endpoint> {
+        &self.server
     }
 }
 

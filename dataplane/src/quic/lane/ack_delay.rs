@@ -198,8 +198,8 @@ impl Lane {
         let until = Instant::now() + FLOW_PATIENCE;
         self.mark_dirty();
         if let Some(endpoint) = self.endpoint.upgrade() {
-            endpoint.flush_early(self);
-            if self.ack_delay.times_sent.get() != times_sent {
+            let all_sent = endpoint.flush_early(self);
+            if all_sent && self.ack_delay.times_sent.get() != times_sent {
                 return;
             }
         }

@@ -108,6 +108,7 @@ impl Lane {
     ) -> Result<Option<StreamBuf>, FlowError> {
         let result = self.write_unflushed(stream, bytes, fin, waiters);
         self.mark_dirty();
+        self.unsent.count_write();
         if self.unsent.is_worth_a_flush()
             && let Some(endpoint) = self.endpoint.upgrade()
         {

@@ -31,7 +31,7 @@ pub(in crate::quic) struct Unsent {
     written: Cell<usize>,
     /// Bytes sent since the last packet came.
     sent: Cell<usize>,
-    /// Calls of [`Unsent::wrote`] since the last flush.
+    /// Writes since the last flush that were to be flushed.
     writes: Cell<u32>,
 }
 
@@ -45,6 +45,10 @@ impl Unsent {
     pub(super) fn wrote(&self, bytes: usize) {
         self.waiting.set(self.waiting.get() + bytes);
         self.written.set(self.written.get() + bytes);
+    }
+
+    /// Counts a write that is to be flushed.
+    pub(super) fn count_write(&self) {
         self.writes.set(self.writes.get() + 1);
     }
 

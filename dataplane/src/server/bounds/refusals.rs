@@ -57,7 +57,8 @@ pub(crate) enum Refuser {
     Gate,
     /// The wait for a PROXY header.
     ProxyHeader,
-    /// The server, for which this visitor is one too many, or in vain.
+    /// The server, for which this visitor is one too many, or in vain. Each of its reasons has a
+    /// counter over all services as well, named where TCP is refused.
     Server,
 }
 
