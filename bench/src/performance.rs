@@ -7,10 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::goals::{Found, Page, in_turn};
-use crate::report::{Report, Table};
+use crate::harness::machine::Machine;
+use crate::report::stages::Profile;
+use crate::report::{Metric, Report, Table};
 
 /// What begins and ends such a line, and what ends what stands under it.
 const DIRECTIVE: &str = "<!-- measured ";
@@ -25,19 +27,16 @@ const DEPTH_MAX: usize = 3;
 
 /// Directories of results, each under the name that it is looked for by.
 #[derive(Clone, Debug, Default)]
-pub struct Results(Vec<(String, PathBuf)>);
+pub(crate) struct Results(Vec<(String, PathBuf)>);
 
 impl Results {
     /// Of `DIR` with what is below it, or of `NAME=DIR`, which is taken as if it had that name.
-    pub fn add(&mut self, from: &str) -> Result<(), String> {
-        let (name, path) = match from.split_once('=') {
-            Some((name, path)) => (Some(name), Path::new(path)),
-            None => (None, Path::new(from)),
-        };
-        if !path.is_dir() {
-            return Err(format!("--from: there is no directory {}", path.display()));
-        }
-        self.add_below(name, path, DEPTH_MAX);
+    pub(crate) fn add(&mut self, from: &str) -> Result<()> {
+        let named = from.split_once('=');
+        let (name, path) = named.map_or((None, from), |(name, path)| (Some(name), path));
+        let is_there = Path::new(path).is_dir();
+        ensure!(is_there, "--from: there is no directory {path}");
+        self.add_below(name, Path::new(path), DEPTH_MAX);
         Ok(())
     }
 
@@ -59,6 +58,12 @@ impl Results {
         files.filter(ends).collect()
     }
 
+    /// The same as texts.
+    fn texts(&self, name: &str, ending: &str) -> impl Iterator<Item = String> {
+        let files = self.files(name, ending).into_iter();
+        files.filter_map(|it| std::fs::read_to_string(it).ok())
+    }
+
     fn reports(&self, name: &str) -> Vec<Report> {
         let files = self.files(name, ".json");
         files.iter().filter_map(|it| Report::read(it)).collect()
@@ -74,16 +79,14 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// The whole page.
-pub fn page(template: &str, results: &Results) -> Result<String, String> {
+pub(crate) fn page(template: &str, results: &Results) -> Result<String> {
     let mut page = String::new();
     for (number, line) in template.lines().enumerate() {
-        page.push_str(line);
-        page.push('\n');
+        page += &format!("{line}\n");
         if let Some(rest) = line.strip_prefix(DIRECTIVE) {
-            let wrong = |what: String| format!("line {} of the template: {what}", number + 1);
-            let directive = Directive::of(rest).map_err(wrong)?;
-            let block = directive.block(results).map_err(wrong)?;
-            page.push_str(&format!("\n{block}\n{BLOCK_END}\n"));
+            let block = Directive::of(rest).and_then(|it| it.block(results));
+            let block = block.with_context(|| format!("line {} of the template", number + 1))?;
+            page += &format!("\n{block}\n{BLOCK_END}\n");
         }
     }
     Ok(page)
@@ -100,30 +103,31 @@ struct Directive<'a> {
 }
 
 impl<'a> Directive<'a> {
-    fn of(rest: &'a str) -> Result<Self, String> {
-        let wrong =
-            || format!("{DIRECTIVE}KIND NAME [METRICS]: COMMAND{DIRECTIVE_END} is expected");
-        let rest = rest.strip_suffix(DIRECTIVE_END).ok_or_else(wrong)?;
-        let (words, command) = rest.split_once(": ").ok_or_else(wrong)?;
-        let mut words = words.split(' ');
-        let (kind, name) = words.next().zip(words.next()).ok_or_else(wrong)?;
-        let metrics = words.next().unwrap_or_default();
-        Ok(Self {
-            kind,
-            name,
-            metrics: metrics.split(',').filter(|it| !it.is_empty()).collect(),
-            command,
-        })
+    fn of(rest: &'a str) -> Result<Self> {
+        let parse = || {
+            let (words, command) = rest.strip_suffix(DIRECTIVE_END)?.split_once(": ")?;
+            let mut words = words.split(' ');
+            let (kind, name) = (words.next()?, words.next()?);
+            let metrics = words.next().unwrap_or_default().split(',');
+            Some(Self {
+                kind,
+                name,
+                metrics: metrics.filter(|it| !it.is_empty()).collect(),
+                command,
+            })
+        };
+        let wanted = "KIND NAME [METRICS]: COMMAND";
+        parse().with_context(|| format!("{DIRECTIVE}{wanted}{DIRECTIVE_END} is expected"))
     }
 
     /// What stands under it: that it was not measured, if so.
-    fn block(&self, results: &Results) -> Result<String, String> {
+    fn block(&self, results: &Results) -> Result<String> {
         let (runs, table) = match self.kind {
             "goals" => goals(results),
             "table" => (results.reports(self.name), self.table(results)),
             "stages" => stages(results, self.name),
             "nanoseconds" => nanoseconds(results, self.name),
-            kind => return Err(format!("there is no kind {kind:?}")),
+            kind => bail!("there is no kind {kind:?}"),
         };
         let command = self.command;
         Ok(match table {
@@ -140,37 +144,37 @@ impl<'a> Directive<'a> {
         let mut reports = results.reports(self.name);
         reports.retain(|report| !report.cases.is_empty());
         let first = reports.first()?;
-        let mut tunnels: Vec<&str> = Vec::new();
-        for runs in first.cases.iter().flat_map(|case| &case.tunnels) {
-            if !tunnels.contains(&runs.tunnel.as_str()) {
-                tunnels.push(&runs.tunnel);
-            }
-        }
+        let tunnels = first.cases.iter().flat_map(|case| &case.tunnels);
+        let tunnels = distinct(tunnels.map(|it| it.tunnel.as_str()));
+        let metric = |name: &&str| first.metrics.iter().find(|it| it.name == **name);
+        let metrics: Vec<&Metric> = self.metrics.iter().filter_map(metric).collect();
         let mut table = Table::new(1, ["what"].iter().chain(&tunnels).copied());
         for case in first.cases.iter().map(|it| &it.case) {
-            for name in &self.metrics {
-                let Some(metric) = first.metrics.iter().find(|it| it.name == *name) else {
-                    continue;
-                };
+            for metric in &metrics {
                 let cell = |tunnel: &&str| {
-                    let values: Vec<String> = reports
-                        .iter()
-                        .map(|report| match report.summary(case, tunnel, name) {
-                            Some(found) => format!("{:.*}", metric.decimals, found.median),
-                            None => "–".into(),
+                    let values = reports.iter().map(|report| {
+                        let found = report.summary(case, tunnel, &metric.name);
+                        found.map_or("–".into(), |it| {
+                            format!("{:.*}", metric.decimals, it.median)
                         })
-                        .collect();
-                    in_turn(values.iter().map(String::as_str))
+                    });
+                    in_turn(values)
                 };
-                let mut row = vec![format!("{case}: {}", metric.unit)];
-                row.extend(tunnels.iter().map(cell));
-                if row.iter().skip(1).any(|cell| cell != "–") {
-                    table.push(row);
+                let cells: Vec<String> = tunnels.iter().map(cell).collect();
+                if cells.iter().any(|cell| cell != "–") {
+                    let what = format!("{case}: {}", metric.unit);
+                    table.push([vec![what], cells].concat());
                 }
             }
         }
         Some(table.to_markdown())
     }
+}
+
+/// Each once, in the order of their first ones.
+fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut seen = BTreeSet::new();
+    all.filter(|it| seen.insert(*it)).collect()
 }
 
 /// The goals of all runs; a directory of one has its table.
@@ -180,78 +184,53 @@ fn goals(results: &Results) -> (Vec<Report>, Option<String>) {
     let found: Vec<Found> = paths.map(|it| Found::read(it)).collect();
     let pages: Vec<Page> = found.iter().map(Page::of).collect();
     let reports = found.iter().flat_map(Found::reports).cloned().collect();
-    if pages.is_empty() {
-        return (reports, None);
-    }
     let summaries: Vec<String> = pages.iter().map(Page::summary).collect();
     let summaries = wrapped(&(summaries.join("; ") + "."));
-    let table = Page::markdown_of(&pages);
-    (reports, Some(format!("{summaries}\n{table}")))
+    let page = || format!("{summaries}\n{}", Page::markdown_of(&pages));
+    (reports, (!pages.is_empty()).then(page))
 }
 
-/// The stages of one process, as `qmux-bench profile --stages` has written them.
-#[derive(Deserialize)]
-struct Profile {
-    title: String,
-    bytes: f64,
-    packets: Option<f64>,
-    cpu_seconds: f64,
-    stages: Vec<(String, f64)>,
-}
-
-/// One column for each process.
+/// What `qmux-bench profile --stages` has written, one column for each process.
 fn stages(results: &Results, name: &str) -> (Vec<Report>, Option<String>) {
-    let files = results.files(name, ".json");
-    let texts = files
-        .iter()
-        .filter_map(|it| std::fs::read_to_string(it).ok());
-    let profiles: Vec<Profile> = texts
-        .filter_map(|text| serde_json::from_str(&text).ok())
-        .collect();
+    let texts = results.texts(name, ".json");
+    let profiles = texts.filter_map(|text| serde_json::from_str(&text).ok());
+    let profiles: Vec<Profile> = profiles.collect();
     let titles = profiles.iter().map(|it| it.title.as_str());
     let mut table = Table::new(1, ["stage"].into_iter().chain(titles));
-    let mut names: Vec<&str> = Vec::new();
-    for (stage, _) in profiles.iter().flat_map(|it| &it.stages) {
-        if !names.contains(&stage.as_str()) {
-            names.push(stage);
-        }
-    }
     let mut push = |name: &str, ns: &dyn Fn(&Profile) -> Option<f64>| {
         let cell = |profile: &Profile| {
             let ns = ns(profile)?;
-            let per_gb = ns / profile.bytes;
-            Some(match profile.packets {
+            let per_gb = ns / profile.traffic.bytes;
+            Some(match profile.traffic.packets {
                 Some(packets) => format!("{per_gb:.3} ({:.0})", ns / packets),
                 None => format!("{per_gb:.3}"),
             })
         };
-        let cells = profiles
-            .iter()
-            .map(|it| cell(it).unwrap_or_else(|| "–".into()));
+        let cells = profiles.iter().map(|it| cell(it).unwrap_or("–".into()));
         table.push([name.to_owned()].into_iter().chain(cells).collect());
     };
-    for name in names {
+    let names = profiles.iter().flat_map(|it| &it.stages);
+    for name in distinct(names.map(|(stage, _)| stage.as_ref())) {
         push(name, &|profile| {
             let mut stages = profile.stages.iter();
-            stages.find(|(stage, _)| stage == name).map(|it| it.1)
+            let (_, ns) = stages.find(|(stage, _)| stage == name)?;
+            Some(*ns as f64)
         });
     }
-    let sum = |profile: &Profile| Some(profile.stages.iter().map(|(_, ns)| ns).sum());
+    let sum = |profile: &Profile| Some(profile.stages.iter().map(|it| it.1 as f64).sum());
     push("sum", &sum);
-    push("measured by the system", &|it| Some(it.cpu_seconds * 1e9));
+    push("measured by the system", &|it| {
+        Some(it.traffic.cpu_seconds * 1e9)
+    });
     let table = (!profiles.is_empty()).then(|| table.to_markdown());
     (results.reports(name), table)
 }
 
 /// Lines of `THING … N ns`, as a test has printed them.
 fn nanoseconds(results: &Results, name: &str) -> (Vec<Report>, Option<String>) {
-    let files = results.files(name, ".txt");
-    let texts = files
-        .iter()
-        .filter_map(|it| std::fs::read_to_string(it).ok());
     let mut table = Table::new(1, ["what", "ns"]);
     let mut any = false;
-    for text in texts {
+    for text in results.texts(name, ".txt") {
         for line in text.lines().filter(|line| line.ends_with(" ns")) {
             // The name of the test stands before what it prints first.
             let line = line.split_once(" ... ").map_or(line, |(_, rest)| rest);
@@ -264,26 +243,26 @@ fn nanoseconds(results: &Results, name: &str) -> (Vec<Report>, Option<String>) {
             table.push(vec![what.to_owned(), ns.join(" ").replace(" ns;", ";")]);
         }
     }
-    let reports = results.reports(name);
-    (reports, any.then(|| table.to_markdown()))
+    (results.reports(name), any.then(|| table.to_markdown()))
 }
 
 /// When, on what source, and on which machine.
 fn origin(reports: &[Report]) -> String {
-    let mut dates = BTreeSet::new();
-    let mut commits = BTreeSet::new();
     let mut machines: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for report in reports {
-        let machine = &report.machine;
-        dates.insert(machine.date.split(' ').next().unwrap_or_default());
-        commits.insert(machine.commit.as_str());
-        if machine.cpus > 0 {
-            let prices = machines.entry(machine.kind()).or_default();
-            prices.push(machine.system_call_ns);
-        }
+    for machine in reports
+        .iter()
+        .map(|it| &it.machine)
+        .filter(|it| it.cpus > 0)
+    {
+        let prices = machines.entry(machine.kind()).or_default();
+        prices.push(machine.system_call_ns);
     }
-    let joined = |it: BTreeSet<&str>| it.into_iter().collect::<Vec<_>>().join(", ");
-    let mut parts = vec![joined(dates), format!("commit {}", joined(commits))];
+    let joined = |of: fn(&Machine) -> &str| {
+        let all: BTreeSet<&str> = reports.iter().map(|it| of(&it.machine)).collect();
+        all.into_iter().collect::<Vec<_>>().join(", ")
+    };
+    let dates = joined(|it| it.date.split(' ').next().unwrap_or_default());
+    let mut parts = vec![dates, format!("commit {}", joined(|it| &it.commit))];
     parts.extend(machines.into_iter().map(|(machine, prices)| {
         let least = prices.iter().copied().fold(f64::INFINITY, f64::min);
         let most = prices.iter().copied().fold(0.0, f64::max);
@@ -298,48 +277,45 @@ fn origin(reports: &[Report]) -> String {
 
 /// In lines of a document.
 fn wrapped(text: &str) -> String {
-    let mut lines = vec![String::new()];
+    let (mut wrapped, mut columns) = (String::new(), 0);
     for word in text.split(' ') {
-        let line = lines.last_mut().map_or(0, |it| it.chars().count());
-        if line > 0 && line + 1 + word.chars().count() > COLUMNS_MAX {
-            lines.push(String::new());
-        }
-        if let Some(last) = lines.last_mut() {
-            let gap = if last.is_empty() { "" } else { " " };
-            last.push_str(&format!("{gap}{word}"));
-        }
+        let length = word.chars().count();
+        let gap = match columns {
+            0 => "",
+            _ if columns + 1 + length > COLUMNS_MAX => "\n",
+            _ => " ",
+        };
+        columns = if gap == " " {
+            columns + 1 + length
+        } else {
+            length
+        };
+        wrapped += &format!("{gap}{word}");
     }
-    lines.join("\n") + "\n"
+    wrapped + "\n"
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     const TEMPLATE: &str = "prose\n<!-- measured table loop speed: run it -->\nmore\n";
 
     /// Results of two runs that differ.
     fn two_runs(directory: &Path) -> Results {
         let mut results = Results::default();
-        for (run, tunnels) in [
-            (
-                "a",
-                r#"{"tunnel": "ours", "runs": [], "summary": {"speed": {"median": 1.25}}}"#,
-            ),
-            (
-                "b",
-                r#"{"tunnel": "ours", "runs": [], "summary": {"speed": {"median": 2}}}"#,
-            ),
-        ] {
+        for (run, speed) in [("a", 1.25), ("b", 2.0)] {
             let below = directory.join(run).join("loop");
             std::fs::create_dir_all(&below).expect("a directory");
-            let report = format!(
-                r#"{{"machine": {{"date": "2026-01-0{run} 1:00", "commit": "{run}"}},
-                    "metrics": [{{"name": "speed", "unit": "Gbit/s", "better": "higher",
-                        "decimals": 1}}],
-                    "cases": [{{"case": "tcp", "tunnels": [{tunnels}]}}]}}"#
-            );
-            std::fs::write(below.join("x.json"), report).expect("a file");
+            let tunnel =
+                json!({"tunnel": "ours", "runs": [], "summary": {"speed": {"median": speed}}});
+            let report = json!({
+                "machine": {"date": format!("2026-01-0{run} 1:00"), "commit": run},
+                "metrics": [{"name": "speed", "unit": "Gbit/s", "better": "higher", "decimals": 1}],
+                "cases": [{"case": "tcp", "tunnels": [tunnel]}],
+            });
+            std::fs::write(below.join("x.json"), report.to_string()).expect("a file");
             let run = directory.join(run);
             results.add(run.to_str().expect("UTF-8")).expect("results");
         }
@@ -352,11 +328,8 @@ mod tests {
         let page = page(TEMPLATE, &two_runs(directory.path())).expect("a page");
         assert!(page.starts_with("prose\n<!-- measured table loop speed: run it -->\n\n| what |"));
         assert!(page.contains("| tcp: Gbit/s | 1.2; 2.0 |"), "{page}");
-        assert!(
-            page.contains(
-                "By `run it`: 2026-01-0a, 2026-01-0b; commit a, b.\n\n<!-- end -->\nmore"
-            )
-        );
+        let by = "By `run it`: 2026-01-0a, 2026-01-0b; commit a, b.\n\n<!-- end -->\nmore";
+        assert!(page.contains(by), "{page}");
     }
 
     #[test]
@@ -370,7 +343,7 @@ mod tests {
         for wrong in ["table loop: run", "chart loop: run -->", "table -->"] {
             let template = format!("prose\n{DIRECTIVE}{wrong}\n");
             let error = page(&template, &Results::default()).expect_err("no page");
-            assert!(error.starts_with("line 2 of the template: "), "{error}");
+            assert_eq!(error.to_string(), "line 2 of the template");
         }
     }
 

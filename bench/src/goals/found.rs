@@ -19,14 +19,14 @@ pub(super) const ALLOCATIONS_OTHERS: &str = "others_per_packet";
 
 /// The reports that are there, by probe.
 #[derive(Clone, Debug, Default)]
-pub struct Found {
+pub(crate) struct Found {
     reports: BTreeMap<String, Report>,
 }
 
 impl Found {
     /// Reads what probes have left under a directory. What is not there, or cannot be read, was
     /// not measured.
-    pub fn read(directory: &Path) -> Self {
+    pub(crate) fn read(directory: &Path) -> Self {
         let mut found = Self::default();
         for probe in PROBES {
             let file = format!("{}/{}.json", probe.name, probe.bench);
@@ -36,8 +36,7 @@ impl Found {
         }
         let file = format!("{ALLOCATIONS}/allocations.txt");
         if let Ok(printed) = std::fs::read_to_string(directory.join(file)) {
-            let report = of_allocations(&printed);
-            found.reports.insert(ALLOCATIONS.to_owned(), report);
+            found.add_allocations(&printed);
         }
         found
     }
@@ -48,26 +47,26 @@ impl Found {
         self.reports.insert(probe.to_owned(), report);
     }
 
-    #[cfg(test)]
+    /// What `qmux-dp allocations` has printed.
     pub(super) fn add_allocations(&mut self, printed: &str) {
         let report = of_allocations(printed);
         self.reports.insert(ALLOCATIONS.to_owned(), report);
     }
 
     /// Whether a probe was measured.
-    pub fn has(&self, probe: &str) -> bool {
+    pub(crate) fn has(&self, probe: &str) -> bool {
         self.reports.contains_key(probe)
     }
 
     /// What was measured, in the order of the probes.
-    pub fn probes(&self) -> impl Iterator<Item = &'static str> {
+    pub(crate) fn probes(&self) -> impl Iterator<Item = &'static str> {
         let names = PROBES.iter().map(|probe| probe.name).chain([ALLOCATIONS]);
         names.filter(|name| self.has(name))
     }
 
     /// The command that a probe's numbers come from, with when it was run and on what commit: each
     /// may be of another run.
-    pub fn command(&self, probe: &str) -> Option<String> {
+    pub(crate) fn command(&self, probe: &str) -> Option<String> {
         let report = self.reports.get(probe)?;
         let Machine { date, commit, .. } = &report.machine;
         Some(format!("{} ({date}, commit {commit})", report.command))
@@ -79,7 +78,7 @@ impl Found {
     }
 
     /// The commits that the probes were run on, each with its probes.
-    pub fn commits(&self) -> BTreeMap<&str, Vec<&'static str>> {
+    pub(crate) fn commits(&self) -> BTreeMap<&str, Vec<&'static str>> {
         let mut commits: BTreeMap<&str, Vec<&'static str>> = BTreeMap::new();
         for name in self.probes() {
             let commit = &self.reports[name].machine.commit;
@@ -89,28 +88,29 @@ impl Found {
     }
 
     /// What stands before the lines of `qmux-dp allocations`, which itself tells neither.
-    pub fn allocations_head(date: &str, commit: &str) -> String {
+    pub(crate) fn allocations_head(date: &str, commit: &str) -> String {
         format!("date: {date}\ncommit: {commit}\n")
     }
 
     /// What the numbers were measured on, as the first report has it: machine, date, commit.
-    pub fn machine(&self) -> Option<&Machine> {
+    pub(crate) fn machine(&self) -> Option<&Machine> {
         let mut reports = self.reports.iter();
         let first = reports.find(|(probe, _)| *probe != ALLOCATIONS);
         first.map(|(_, report)| &report.machine)
     }
 
     /// Runs of a probe that failed, each with case, tunnel and reason.
-    pub fn failures(&self, probe: &str) -> Vec<String> {
-        let mut failures = Vec::new();
-        for case in self.reports.get(probe).into_iter().flat_map(|it| &it.cases) {
-            for tunnel in &case.tunnels {
-                let errors = tunnel.runs.iter().filter_map(|run| run.error.as_ref());
-                let place = format!("{probe}, {}, {}", case.case, tunnel.tunnel);
-                failures.extend(errors.map(|error| format!("{place}: {error}")));
-            }
-        }
-        failures
+    pub(crate) fn failures(&self, probe: &str) -> Vec<String> {
+        let runs = self
+            .reports
+            .get(probe)
+            .into_iter()
+            .flat_map(Report::each_run);
+        let failures = runs.filter_map(|(case, tunnel, run)| {
+            let error = run.error.as_ref()?;
+            Some(format!("{probe}, {case}, {tunnel}: {error}"))
+        });
+        failures.collect()
     }
 
     fn tunnel(&self, probe: &str, case: &str, tunnel: Tunnel) -> Option<&TunnelReport> {
@@ -118,7 +118,7 @@ impl Found {
     }
 
     /// How many runs of a tunnel failed, of how many.
-    pub fn runs(&self, probe: &str, case: &str, tunnel: Tunnel) -> (usize, usize) {
+    pub(crate) fn runs(&self, probe: &str, case: &str, tunnel: Tunnel) -> (usize, usize) {
         let runs = self.tunnel(probe, case, tunnel);
         let runs = runs.map(|it| it.runs.as_slice()).unwrap_or_default();
         let failed = runs.iter().filter(|run| run.error.is_some());
@@ -126,7 +126,7 @@ impl Found {
     }
 
     /// Median and extremes of a metric over the rounds.
-    pub fn summary(
+    pub(crate) fn summary(
         &self,
         probe: &str,
         case: &str,
@@ -139,7 +139,7 @@ impl Found {
 
     /// How many times as much of a metric the first case and tunnel has as the second: the median
     /// of the ratios within a round.
-    pub fn times(
+    pub(crate) fn times(
         &self,
         (probe, metric): (&str, &str),
         ours: (&str, Tunnel),

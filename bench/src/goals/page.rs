@@ -24,7 +24,7 @@ const COLUMNS: [(Tunnel, &str); 7] = [
 
 /// Everything that the table shows, also for programs.
 #[derive(Clone, Debug, Serialize)]
-pub struct Page {
+pub(crate) struct Page {
     /// On what was measured.
     machine: Option<Machine>,
     goals: Vec<Line>,
@@ -68,21 +68,20 @@ impl Line {
     }
 
     pub(super) fn verdict(&self) -> String {
-        let verdict = match self.verdict {
-            "missed" => "MISSED",
-            other => other,
-        };
-        if self.found.is_empty() {
-            verdict.to_owned()
-        } else {
-            format!("{verdict}: {}", self.found)
-        }
+        let verdict = self.verdict.replace("missed", "MISSED");
+        let found = self.found.as_str();
+        [
+            verdict.as_str(),
+            if found.is_empty() { "" } else { ": " },
+            found,
+        ]
+        .concat()
     }
 }
 
 /// What each run has, once if all have the same.
-pub(crate) fn in_turn<'a>(values: impl Iterator<Item = &'a str>) -> String {
-    let mut values: Vec<&str> = values.collect();
+pub(crate) fn in_turn(values: impl Iterator<Item = String>) -> String {
+    let mut values: Vec<String> = values.collect();
     if values.windows(2).all(|pair| pair[0] == pair[1]) {
         values.truncate(1);
     }
@@ -96,17 +95,15 @@ pub(super) fn lines(found: &Found) -> Vec<Line> {
 
 /// That not everything was measured on one commit.
 fn of_several_commits(found: &Found) -> Option<String> {
-    let commits = found.commits();
-    let parts: Vec<String> = commits
-        .iter()
-        .map(|(commit, probes)| format!("{} of {commit}", probes.join(", ")))
-        .collect();
+    let commits = found.commits().into_iter();
+    let parts = commits.map(|(commit, probes)| format!("{} of {commit}", probes.join(", ")));
+    let parts: Vec<String> = parts.collect();
     (parts.len() > 1).then(|| format!("measured on different commits: {}", parts.join("; ")))
 }
 
 impl Page {
     /// What was found, judged.
-    pub fn of(found: &Found) -> Self {
+    pub(crate) fn of(found: &Found) -> Self {
         let commands = found.probes();
         let commands = commands.filter_map(|probe| Some((probe, found.command(probe)?)));
         let failures = found.probes().flat_map(|probe| found.failures(probe));
@@ -134,11 +131,10 @@ impl Page {
             let Some(row) = rows.first() else { break };
             let mut cells = vec![row.goal.to_string(), row.what.into(), row.limit.clone()];
             cells.extend(columns.iter().map(|(label, _)| {
-                let values = rows.iter().map(|row| row.values.get(label));
-                in_turn(values.map(|value| value.map_or("–", String::as_str)))
+                let values = rows.iter().map(|row| row.values.get(label).cloned());
+                in_turn(values.map(|value| value.unwrap_or("–".into())))
             }));
-            let verdicts: Vec<String> = rows.iter().map(|row| row.verdict()).collect();
-            let verdict = in_turn(verdicts.iter().map(String::as_str));
+            let verdict = in_turn(rows.iter().map(|row| row.verdict()));
             cells.extend([verdict, row.command.into()]);
             table.push(cells);
         }
@@ -155,16 +151,13 @@ impl Page {
     }
 
     /// For a terminal.
-    pub fn to_text(&self) -> String {
-        format!(
-            "{}\n{}\n",
-            Self::table(std::slice::from_ref(self)).to_text(),
-            self.notes()
-        )
+    pub(crate) fn to_text(&self) -> String {
+        let table = Self::table(std::slice::from_ref(self)).to_text();
+        format!("{table}\n{}\n", self.notes())
     }
 
     /// For readers.
-    pub fn to_markdown(&self) -> String {
+    pub(crate) fn to_markdown(&self) -> String {
         let table = Self::markdown_of(std::slice::from_ref(self));
         format!("# Goals\n\n{table}\n```text\n{}```\n", self.notes())
     }
@@ -176,19 +169,13 @@ impl Page {
     }
 
     fn notes(&self) -> String {
-        let mut text = format!("{}\n", self.summary());
-        if let Some(machine) = &self.machine {
-            text.push_str(&format!("{}\n", machine.kind()));
-        }
-        for note in &self.notes {
-            text.push_str(&format!("note: {note}\n"));
-        }
-        for failure in &self.failures {
-            text.push_str(&format!("failed: {failure}\n"));
-        }
-        for (name, command) in &self.commands {
-            text.push_str(&format!("{name}: {command}\n"));
-        }
-        text
+        let machine = self.machine.iter().map(Machine::kind);
+        let notes = self.notes.iter().map(|note| format!("note: {note}"));
+        let failures = self.failures.iter().map(|it| format!("failed: {it}"));
+        let commands = self.commands.iter();
+        let commands = commands.map(|(name, command)| format!("{name}: {command}"));
+        let lines = [self.summary()].into_iter().chain(machine).chain(notes);
+        let lines = lines.chain(failures).chain(commands);
+        lines.map(|line| line + "\n").collect()
     }
 }

@@ -2,7 +2,7 @@
 
 /// Which tunnels a probe is about. Those that are not there are left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tunnel {
+pub(crate) enum Tunnel {
     /// No tunnel.
     Raw,
     /// The baseline with quinn's defaults.
@@ -21,7 +21,7 @@ pub enum Tunnel {
 
 impl Tunnel {
     /// What reports call it.
-    pub const fn label(self) -> &'static str {
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Quinn => "quinn-dp",
@@ -36,22 +36,22 @@ impl Tunnel {
 
 /// One measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Probe {
+pub(crate) struct Probe {
     /// Its name, also of the directory that its results go to.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// The goals that it is for.
-    pub goals: &'static [u8],
+    pub(crate) goals: &'static [u8],
     /// The subcommand of `qmux-bench`, whose report has the same name.
-    pub bench: &'static str,
+    pub(crate) bench: &'static str,
     /// Its options, each with its value.
-    pub options: &'static str,
+    pub(crate) options: &'static str,
     /// What is measured.
-    pub tunnels: &'static [Tunnel],
+    pub(crate) tunnels: &'static [Tunnel],
 }
 
 impl Probe {
     /// Its options, each name with its value. A value may have spaces.
-    pub fn pairs(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let options = self
             .options
             .split(" --")
@@ -61,10 +61,10 @@ impl Probe {
 }
 
 /// Goals are numbered from 1 to this.
-pub const GOALS: u8 = 10;
+pub(crate) const GOALS: u8 = 10;
 
 /// The measurement that is made by a build of qmux-dp of its own rather than by `qmux-bench`.
-pub const ALLOCATIONS: &str = "allocations";
+pub(crate) const ALLOCATIONS: &str = "allocations";
 
 use Tunnel::{Before, Ours, Quinn, QuinnBbr, QuinnTuned, Rathole, Raw};
 
@@ -73,7 +73,7 @@ const TUNNELS: &[Tunnel] = &[Quinn, QuinnTuned, Rathole, Before, Ours];
 const QUIC: &[Tunnel] = &[Quinn, QuinnTuned, Before, Ours];
 
 /// All of them: some 25 minutes with rathole and an older program, less without.
-pub const PROBES: &[Probe] = &[
+pub(crate) const PROBES: &[Probe] = &[
     Probe {
         name: "tcp",
         goals: &[1],
