@@ -78,7 +78,6 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// The whole page.
 pub(crate) fn page(template: &str, results: &Results) -> Result<String> {
     let mut page = String::new();
     for (number, line) in template.lines().enumerate() {

@@ -9,5 +9,5 @@ pub(crate) mod stages;
 mod table;
 
 pub(crate) use metric::{Metric, USAGE, higher, lower, neither};
-pub(crate) use model::{CaseReport, MetricSummary, Report, Run, Settings, TunnelReport};
+pub(crate) use model::{CaseReport, Report, Run, Settings, TunnelReport};
 pub(crate) use table::Table;

@@ -12,11 +12,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Summary {
     /// The middle value; the mean of the two middle ones of an even number.
     pub(crate) median: f64,
-    /// The smallest.
     pub(crate) min: f64,
-    /// The largest.
     pub(crate) max: f64,
-    /// How many there were.
     pub(crate) samples: usize,
 }
 

@@ -58,7 +58,6 @@ enum Kind {
     Stalled,
 }
 
-/// What to attack, and how.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// How

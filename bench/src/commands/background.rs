@@ -23,7 +23,6 @@ const STEP: Duration = Duration::from_millis(100);
 /// Failures that are kept in words.
 const WRONG_MAX: usize = 10;
 
-/// The tunnel.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct One {
     /// The tunnel, as --tunnels of the measurements has it
@@ -60,7 +59,6 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What went wrong, in words.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wrong(Arc<Mutex<Vec<String>>>);
 

@@ -9,7 +9,6 @@ use crate::load::connect::{self, Ask};
 use crate::load::latency::Period;
 use crate::report::{Metric, higher, lower};
 
-/// How new visitors are measured.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -13,7 +13,6 @@ use crate::report::{Metric, higher, lower};
 use crate::commands::options::{Common, List};
 use crate::commands::runner::{self, Case, Outcome, Session};
 
-/// How throughput is measured by an own source and sink.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -56,7 +55,6 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     runner::run(common, "discard", METRICS, &cases)
 }
 
-/// Bulk over TCP.
 pub(crate) fn measure_tcp(
     session: &Session<'_>,
     way: Way,

@@ -8,8 +8,9 @@
 
 mod scenario;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ use crate::harness::place::Place;
 use crate::harness::tunnel::{Farewell, Tunnel};
 use crate::load::exact::{self, Answers, Visits};
 
-use scenario::{Disturbance, SCENARIOS, Scenario};
+use scenario::{SCENARIOS, Scenario};
 
 /// How long a load waits for anything at all before it counts as lost.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,7 +44,6 @@ const LEFT_OVER_LIMIT: Duration = Duration::from_secs(30);
 /// How often a disturbance looks whether its moment has come.
 const POLL: Duration = Duration::from_millis(5);
 
-/// How links with faults are tried.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -65,7 +65,6 @@ pub(crate) struct Args {
     cores: usize,
 }
 
-/// What was found on one link.
 #[derive(Debug, Default)]
 struct Findings {
     echo: Option<Duration>,
@@ -132,9 +131,10 @@ fn try_link(scenario: &Scenario, args: &Args) -> Result<Findings> {
     let mut setup = args.one.setup(Place::link(&link)?)?;
     setup.overrides.add("udp", SESSION_TIMEOUT);
     let faults = setup.place.faults().context("a place without a link")?;
-    scenario.disturbance.before_the_handshake(&faults);
+    faults.set_loss(scenario.handshake_loss);
+    faults.set_corruption(scenario.corruption);
     let (_service, tunnel) = args.one.start(&setup, args.cores, PATIENCE)?;
-    scenario.disturbance.after_the_handshake(&faults);
+    faults.set_loss(0.0);
     let mut findings = put_through(&tunnel, scenario, args, &faults, round_trip);
     if let Some(admin) = tunnel.admin {
         let no_flow = |scrape: &Scrape| scrape.get("listener_flows") == 0.0;
@@ -172,9 +172,15 @@ fn put_through(
     let (done, is_done) = mpsc::channel::<()>();
     let pause = Duration::from_millis(500) + 3 * round_trip;
     let (echo, answers, visits) = thread::scope(|scope| {
-        let disturbance = scenario.disturbance.scaled(args.megabytes / 20.0);
+        // Rebinding as often per byte, but a black hole as long as ever.
+        let scale = (args.megabytes / 20.0).clamp(0.02, 1.0);
+        let rebinding = scenario.rebinding.mul_f64(scale);
+        let black_hole = scenario.black_hole;
         let under_way = || seen.load(Ordering::Relaxed) >= bytes / 4;
-        let disturbing = scope.spawn(move || disturb(&disturbance, faults, under_way, &is_done));
+        let disturbing = scope.spawn(move || {
+            let goes_on = |pause| is_done.recv_timeout(pause) == Err(RecvTimeoutError::Timeout);
+            disturb(faults, black_hole, rebinding, under_way, goes_on);
+        });
         let echo = scope.spawn(|| {
             let began = Instant::now();
             exact::echo(visit, bytes, 1, PATIENCE, &seen).map(|()| began.elapsed())
@@ -211,31 +217,26 @@ fn told<T>(what: &str, found: thread::Result<Result<T>>, wrong: &mut Vec<String>
         .ok()
 }
 
-/// Lets go wrong what is to go wrong, until the loads are done.
+/// Lets go wrong what is to go wrong, as long as it `goes_on` behind a pause.
 fn disturb(
-    disturbance: &Disturbance,
     faults: &Faults,
+    black_hole: Duration,
+    rebinding: Duration,
     under_way: impl Fn() -> bool,
-    is_done: &mpsc::Receiver<()>,
+    goes_on: impl Fn(Duration) -> bool,
 ) {
-    let goes_on = |pause| is_done.recv_timeout(pause) == Err(mpsc::RecvTimeoutError::Timeout);
-    match *disturbance {
-        Disturbance::None | Disturbance::LossInHandshake(_) | Disturbance::Corruption(_) => {}
-        Disturbance::BlackHole(lasts) => {
-            while !under_way() {
-                if !goes_on(POLL) {
-                    return;
-                }
-            }
-            faults.set_black_hole(true);
-            let _done = goes_on(lasts);
-            faults.set_black_hole(false);
-        }
-        Disturbance::Rebinding(every) => {
-            while goes_on(every) {
-                faults.rebind();
+    if !black_hole.is_zero() {
+        while !under_way() {
+            if !goes_on(POLL) {
+                return;
             }
         }
+        faults.set_black_hole(true);
+        let _done = goes_on(black_hole);
+        faults.set_black_hole(false);
+    }
+    while !rebinding.is_zero() && goes_on(rebinding) {
+        faults.rebind();
     }
 }
 

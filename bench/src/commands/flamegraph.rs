@@ -32,7 +32,6 @@ pub(crate) struct Args {
     svg: PathBuf,
 }
 
-/// What to profile.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ProfileArgs {
     /// The load
@@ -69,7 +68,6 @@ pub(crate) struct ProfileArgs {
     out: PathBuf,
 }
 
-/// A load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Scenario {
     /// One TCP connection, from the visitor to the service
@@ -80,7 +78,6 @@ enum Scenario {
     Udp,
 }
 
-/// A process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Side {
     /// The tunnel's server
@@ -146,9 +143,13 @@ pub(crate) fn profile(args: &ProfileArgs) -> Result<bool> {
     let label = &args.one.tunnel.label;
     let process = process.with_context(|| format!("{label} has no process to be profiled"))?;
     let data = setup.site.path().join("perf.data");
-    let traffic = under_load(args, &tunnel, &service, &processes, || {
-        record(args, process, &data)
-    })?;
+    let under = Under {
+        args,
+        tunnel: &tunnel,
+        service: &service,
+        processes: &processes,
+    };
+    let traffic = under.load(|| record(args, process, &data))?;
     for complaint in tunnel.stop().complaints {
         eprintln!("{complaint}");
     }
@@ -160,87 +161,75 @@ pub(crate) fn profile(args: &ProfileArgs) -> Result<bool> {
     Ok(true)
 }
 
-/// Records, and meters what happens meanwhile: not from the first to the last moment, because perf
-/// itself takes CPU time from the load when it starts and when it writes what it has. Returns the
-/// traffic of as many seconds as are recorded.
-fn metered(
-    args: &ProfileArgs,
-    tunnel: &Tunnel,
-    processes: &[Metered],
-    bytes: impl Fn() -> u64,
-    record: impl FnOnce() -> Result<()> + Send,
-) -> Result<Traffic> {
-    let recorded = Duration::from_secs(args.seconds);
-    let length = recorded.saturating_sub(2 * PERF_START);
-    // An older program may have no such endpoint; then there are no packets to count.
-    let scrape = || Scrape::read(tunnel.admin?).ok();
-    thread::scope(|scope| {
-        let recording = scope.spawn(record);
-        thread::sleep(PERF_START);
-        let (scrape_before, bytes_before) = (scrape(), bytes());
-        let (began, meter) = (Instant::now(), Meter::start(processes));
-        thread::sleep(length.max(PERF_START));
-        let bytes = (bytes() - bytes_before) as f64;
-        let share = recorded.as_secs_f64() / began.elapsed().as_secs_f64();
-        let usage = meter.stop();
-        let grown = scrape_before.zip(scrape());
-        let counter = args.scenario.counter();
-        let packets = grown.map(|(before, after)| after.growth(&before, counter) * share);
-        let recorded = recording.join();
-        recorded.unwrap_or_else(|_| bail!("recording has panicked"))?;
-        Ok(Traffic {
-            bytes: bytes * share,
-            packets,
-            cpu_seconds: usage.tunnel_cpu_seconds() * share,
-        })
-    })
+/// What is recorded under which load.
+struct Under<'a> {
+    args: &'a ProfileArgs,
+    tunnel: &'a Tunnel,
+    service: &'a Service,
+    processes: &'a [Metered],
 }
 
-/// Runs `record` while the load runs.
-fn under_load(
-    args: &ProfileArgs,
-    tunnel: &Tunnel,
-    service: &Service,
-    processes: &[Metered],
-    record: impl FnOnce() -> Result<()> + Send,
-) -> Result<Traffic> {
-    let way = match args.scenario {
-        Scenario::Tcp => Way::Up,
-        Scenario::TcpReverse => Way::Down,
-        Scenario::Udp => return under_udp(args, tunnel, service, processes, record),
-    };
-    let bulk = Bulk::start(tunnel.visit, way, 1)?;
-    thread::sleep(WARM_UP);
-    metered(
-        args,
-        tunnel,
-        processes,
-        || bulk.arrived_bytes(service),
-        record,
-    )
-}
-
-fn under_udp(
-    args: &ProfileArgs,
-    tunnel: &Tunnel,
-    service: &Service,
-    processes: &[Metered],
-    record: impl FnOnce() -> Result<()> + Send,
-) -> Result<Traffic> {
-    let mut source = UdpSource::new(tunnel.visit)?;
-    let duration = WARM_UP + Duration::from_secs(args.seconds) + WARM_UP;
-    let stream = Stream::of_gbit(args.udp_size, args.udp_gbit, duration);
-    thread::scope(|scope| {
-        let sending = scope.spawn(|| source.deliver(&stream, service));
+impl Under<'_> {
+    /// Records while the load runs.
+    fn load(&self, record: impl FnOnce() -> Result<()> + Send) -> Result<Traffic> {
+        let (args, visit) = (self.args, self.tunnel.visit);
+        let way = match args.scenario {
+            Scenario::Tcp => Way::Up,
+            Scenario::TcpReverse => Way::Down,
+            Scenario::Udp => {
+                let mut source = UdpSource::new(visit)?;
+                let duration = WARM_UP + Duration::from_secs(args.seconds) + WARM_UP;
+                let stream = Stream::of_gbit(args.udp_size, args.udp_gbit, duration);
+                return thread::scope(|scope| {
+                    let sending = scope.spawn(|| source.deliver(&stream, self.service));
+                    thread::sleep(WARM_UP);
+                    let recorded = self.metered(|| self.service.udp.counts().bytes, record);
+                    let delivery = sending.join();
+                    let delivery = delivery.unwrap_or_else(|_| bail!("the source has panicked"))?;
+                    let (rate, lost) = (delivery.arrived_per_second(), delivery.lost_percent());
+                    say!("{rate:.0} packets/s arrived, {lost:.2} % were lost");
+                    recorded
+                });
+            }
+        };
+        let bulk = Bulk::start(visit, way, 1)?;
         thread::sleep(WARM_UP);
-        let bytes = || service.udp.counts().bytes;
-        let recorded = metered(args, tunnel, processes, bytes, record);
-        let delivery = sending.join();
-        let delivery = delivery.unwrap_or_else(|_| bail!("the source has panicked"))?;
-        let (rate, lost) = (delivery.arrived_per_second(), delivery.lost_percent());
-        say!("{rate:.0} packets/s arrived, {lost:.2} % were lost");
-        recorded
-    })
+        self.metered(|| bulk.arrived_bytes(self.service), record)
+    }
+
+    /// Records, and meters what happens meanwhile: not from the first to the last moment, because
+    /// perf itself takes CPU time from the load when it starts and when it writes what it has.
+    /// Returns the traffic of as many seconds as are recorded.
+    fn metered(
+        &self,
+        bytes: impl Fn() -> u64,
+        record: impl FnOnce() -> Result<()> + Send,
+    ) -> Result<Traffic> {
+        let recorded = Duration::from_secs(self.args.seconds);
+        let length = recorded.saturating_sub(2 * PERF_START);
+        // An older program may have no such endpoint; then there are no packets to count.
+        let scrape = || Scrape::read(self.tunnel.admin?).ok();
+        thread::scope(|scope| {
+            let recording = scope.spawn(record);
+            thread::sleep(PERF_START);
+            let (scrape_before, bytes_before) = (scrape(), bytes());
+            let (began, meter) = (Instant::now(), Meter::start(self.processes));
+            thread::sleep(length.max(PERF_START));
+            let bytes = (bytes() - bytes_before) as f64;
+            let share = recorded.as_secs_f64() / began.elapsed().as_secs_f64();
+            let usage = meter.stop();
+            let grown = scrape_before.zip(scrape());
+            let counter = self.args.scenario.counter();
+            let packets = grown.map(|(before, after)| after.growth(&before, counter) * share);
+            let recorded = recording.join();
+            recorded.unwrap_or_else(|_| bail!("recording has panicked"))?;
+            Ok(Traffic {
+                bytes: bytes * share,
+                packets,
+                cpu_seconds: usage.tunnel_cpu_seconds() * share,
+            })
+        })
+    }
 }
 
 /// Records the stacks of a process. `cpu-clock` needs no hardware counters, which virtual machines

@@ -14,7 +14,6 @@ use crate::report::{Metric, lower, neither};
 use crate::commands::options::{Common, List};
 use crate::commands::runner::{self, Behind, Case, Outcome, Session};
 
-/// How open flows are measured.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -38,7 +37,6 @@ const METRICS: &[Metric] = &[
 /// After the flows are open, what they have stirred up settles.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Opens so many flows.
 type Open = fn(SocketAddr, usize) -> io::Result<Flows>;
 
 pub(crate) fn run(args: &Args) -> Result<bool> {

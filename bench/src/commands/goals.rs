@@ -12,7 +12,6 @@ use crate::goals::{ALLOCATIONS, Found, GOALS, PROBES, Page, Probe, Tunnel};
 use crate::harness::cleanup::say;
 use crate::harness::{machine, make, write};
 
-/// Which goals are measured.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Only these goals
@@ -157,7 +156,6 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     Ok(complete)
 }
 
-/// Removes a file, if it is there.
 fn remove(file: &Path) -> Result<()> {
     match std::fs::remove_file(file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -15,7 +15,6 @@ use crate::harness::{make, write};
 use crate::load::standing::Work;
 use crate::report::{Metric, lower, neither};
 
-/// How instructions are counted.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -10,7 +10,6 @@ use crate::report::{Metric, higher, lower};
 use crate::commands::options::{Common, List};
 use crate::commands::runner::{self, Behind, Case, Outcome, Session};
 
-/// How throughput is measured by iperf3.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -15,7 +15,6 @@ use crate::load::ping_pong::{RoundTrip as _, Tcp, Udp};
 use crate::load::wire::Command;
 use crate::report::{Metric, higher, lower, neither};
 
-/// How round trips are measured.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

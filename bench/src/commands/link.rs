@@ -18,7 +18,6 @@ use crate::load::ping_pong::{RoundTrip as _, Tcp};
 use crate::load::wire::Command;
 use crate::report::{Metric, higher, lower, neither};
 
-/// How links are measured.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -17,7 +17,6 @@ const TUNNELS_DEFAULT: [&str; 4] = ["raw", "quinn-dp", "quinn-dp-tuned", "qmux-d
 /// The same where rathole is installed.
 const TUNNELS_OF_RATHOLE: [&str; 2] = ["rathole", "rathole-noise"];
 
-/// How to measure, and where results go.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Common {
     /// Tunnels: raw, qmux-dp, qmux-dp-tls (lanes over TLS), quinn-dp, quinn-dp-tuned,
@@ -109,7 +108,6 @@ fn duration(text: &str) -> Result<f64, String> {
 }
 
 impl Common {
-    /// The tunnels to measure.
     pub(crate) fn specs(&self) -> Result<Vec<Spec>> {
         let programs = self.programs();
         let is_there = |spec: &Spec| {

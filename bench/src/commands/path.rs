@@ -13,11 +13,9 @@ const VETH_MTU_DEFAULT: u32 = 1_500;
 /// `loopback`, `veth[:MTU]` or `link:NAME[,KEY=VALUE…]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Path {
-    /// Both sides on loopback.
     Loopback,
     /// A pair of virtual Ethernet devices with this MTU.
     Veth(u32),
-    /// An emulated link.
     Link(Box<Link>),
 }
 

@@ -8,7 +8,6 @@ use crate::harness::cleanup::say;
 use crate::harness::read;
 use crate::performance::{Results, page};
 
-/// What the page is made of.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// The prose, with lines that say what was measured stands under them
@@ -19,7 +18,6 @@ pub(crate) struct Args {
     from: Vec<String>,
 }
 
-/// Prints it.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let template = read(&args.template)?;
     let mut results = Results::default();

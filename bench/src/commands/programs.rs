@@ -11,7 +11,6 @@ use crate::commands::runner::{self, Behind, Case, Outcome, Session};
 use crate::harness::requests::{self, Requests};
 use crate::report::{Metric, higher, lower};
 
-/// How requests of real programs are measured.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

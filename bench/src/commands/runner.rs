@@ -39,7 +39,6 @@ pub(crate) enum Behind {
     Requests(Requests),
 }
 
-/// A service that runs.
 enum Running {
     Own(Service),
     Other(Server),
@@ -66,7 +65,6 @@ impl Running {
 
 /// One case of a measurement.
 pub(crate) struct Case<'a> {
-    /// Its name in reports.
     pub(crate) name: String,
     /// Cores of each side, if not those of the command line.
     pub(crate) cores: Option<usize>,
@@ -76,11 +74,9 @@ pub(crate) struct Case<'a> {
     pub(crate) asks: bool,
     /// Whether the tunnel's instructions are counted.
     pub(crate) by_instructions: bool,
-    /// Measures it once.
     pub(crate) measure: Box<Measure<'a>>,
 }
 
-/// Measures a case once.
 type Measure<'a> = dyn Fn(&Session<'_>) -> Result<Outcome> + 'a;
 
 impl<'a> Case<'a> {
@@ -102,7 +98,6 @@ impl<'a> Case<'a> {
 
 /// A tunnel that works, to be measured.
 pub(crate) struct Session<'a> {
-    /// Where visitors go.
     pub(crate) visit: SocketAddr,
     /// Where qmux-dp's server tells what it counts, if the case asks and it is one.
     pub(crate) admin: Option<SocketAddr>,
@@ -110,13 +105,10 @@ pub(crate) struct Session<'a> {
     pub(crate) is_other_build: bool,
     /// The tunnel's processes, and those of the load.
     pub(crate) processes: Vec<Metered>,
-    /// What reports call the tunnel.
     pub(crate) label: &'a str,
     /// Where the tunnel's programs keep their files.
     pub(crate) site: &'a Path,
-    /// Where everything runs.
     pub(crate) place: &'a Place,
-    /// On which CPUs.
     pub(crate) layout: Layout,
     service: Option<&'a Service>,
 }
@@ -135,18 +127,14 @@ impl Session<'_> {
     }
 }
 
-/// What was measured.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
     /// By metric; the first one is shown while it goes on.
     pub(crate) values: Vec<(&'static str, f64)>,
     /// The same of one side of the tunnel each; see [`of_side`].
     pub(crate) of_sides: Vec<(Role, &'static str, f64)>,
-    /// What the processes used meanwhile.
     pub(crate) usage: Option<Usage>,
-    /// Bytes that were delivered meanwhile.
     pub(crate) bytes: Option<f64>,
-    /// The load's command, where it is a program.
     pub(crate) load_command: Option<String>,
 }
 
@@ -176,7 +164,6 @@ pub(crate) fn run(
     finish(common, report)
 }
 
-/// A report without results.
 pub(crate) fn new_report(common: &Common, name: &str, metrics: &[Metric]) -> Result<Report> {
     let specs = common.specs()?;
     let words: Vec<String> = std::env::args().map(quoted).collect();
@@ -208,7 +195,6 @@ fn quoted(word: String) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Measures every case with every tunnel.
 pub(crate) fn measure(
     common: &Common,
     place: Place,

@@ -19,7 +19,6 @@ use crate::commands::discard;
 use crate::commands::options::{Common, List};
 use crate::commands::runner::{self, Case, Outcome, Session};
 
-/// How growing is measured.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -17,7 +17,6 @@ const LISTEN_LIMIT: Duration = Duration::from_secs(10);
 /// What stands before the address in the line that says that it listens.
 const LISTENS: &str = "listening on ";
 
-/// Where to listen.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// The address; its port is chosen
@@ -25,7 +24,6 @@ pub(crate) struct Args {
     ip: IpAddr,
 }
 
-/// Serves until it is killed.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let mut place = Place::loopback();
     place.service_ip = args.ip;

@@ -41,7 +41,6 @@ const SESSION_TIMEOUT: &str = "session_timeout = \"15s\"";
 /// as flat.
 const GROWTH_MAX: f64 = 1.15;
 
-/// How to soak.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -16,7 +16,6 @@ use crate::load::standing::Work;
 use crate::load::udp_source::BURST;
 use crate::report::{CaseReport, Metric, Run, lower, neither};
 
-/// How system calls are counted.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -60,7 +59,6 @@ const MILLISECONDS_SHOWN: f64 = 1_000.0;
 /// A tunnel takes many datagrams with one call.
 const DATAGRAMS_SHOWN: f64 = 1_000.0;
 
-/// A value of one side.
 type OfSide = (Role, &'static str, f64);
 
 pub(crate) fn run(args: &Args) -> Result<bool> {

@@ -9,7 +9,6 @@ use crate::commands::runner::{self, Case, Outcome, Session};
 use crate::load::udp_source::{BURST, Delivery, Stream, UdpSource};
 use crate::report::{Metric, higher, lower, neither};
 
-/// How packet rates are measured.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -67,14 +66,10 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     runner::run(&args.common, "udp", METRICS, &cases)
 }
 
-/// What a trial showed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trial {
-    /// Next to nothing was lost.
     Passed,
-    /// More was lost.
     Lost,
-    /// The source could not send as much.
     SourceLimited,
 }
 

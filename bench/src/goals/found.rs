@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde_json::json;
+
 use super::probe::{ALLOCATIONS, PROBES, Tunnel};
 use crate::harness::machine::Machine;
-use crate::report::{CaseReport, MetricSummary, Report, TunnelReport};
+use crate::report::{Report, TunnelReport};
 use crate::stats::{Summary, paired_ratio};
 
 /// How allocations are counted again.
@@ -53,12 +55,10 @@ impl Found {
         self.reports.insert(ALLOCATIONS.to_owned(), report);
     }
 
-    /// Whether a probe was measured.
     pub(crate) fn has(&self, probe: &str) -> bool {
         self.reports.contains_key(probe)
     }
 
-    /// What was measured, in the order of the probes.
     pub(crate) fn probes(&self) -> impl Iterator<Item = &'static str> {
         let names = PROBES.iter().map(|probe| probe.name).chain([ALLOCATIONS]);
         names.filter(|name| self.has(name))
@@ -72,7 +72,6 @@ impl Found {
         Some(format!("{} ({date}, commit {commit})", report.command))
     }
 
-    /// What was measured.
     pub(crate) fn reports(&self) -> impl Iterator<Item = &Report> {
         self.reports.values()
     }
@@ -125,7 +124,6 @@ impl Found {
         (failed.count(), runs.len())
     }
 
-    /// Median and extremes of a metric over the rounds.
     pub(crate) fn summary(
         &self,
         probe: &str,
@@ -158,7 +156,7 @@ fn of_allocations(printed: &str) -> Report {
     let word = |key: &str| {
         let mut lines = printed.lines();
         let word = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
-        word.unwrap_or("unknown").to_owned()
+        word.unwrap_or("unknown")
     };
     let counts = printed.lines().filter_map(|line| {
         let (_, rest) = line.split_once("; ours ")?;
@@ -167,32 +165,15 @@ fn of_allocations(printed: &str) -> Report {
         Some((ours.parse::<f64>().ok()?, others.parse::<f64>().ok()?))
     });
     let most = counts.reduce(|(a, b), (ours, others)| (a.max(ours), b.max(others)));
-    let of = |(metric, count): (&str, f64)| {
-        let summary = MetricSummary {
-            summary: Summary::of([count])?,
-            ratios: BTreeMap::new(),
-        };
-        Some((metric.to_owned(), summary))
-    };
-    let metrics = most.map(|(ours, others)| {
-        let metrics = [(ALLOCATIONS_OURS, ours), (ALLOCATIONS_OTHERS, others)];
-        metrics.into_iter().filter_map(of).collect()
+    let summary = |value: f64| json!({"median": value, "min": value, "max": value, "samples": 1});
+    let summaries = most.map_or(json!({}), |(ours, others)| {
+        json!({ALLOCATIONS_OURS: summary(ours), ALLOCATIONS_OTHERS: summary(others)})
     });
-    Report {
-        command: ALLOCATIONS_COMMAND.to_owned(),
-        machine: Machine {
-            date: word("date"),
-            commit: word("commit"),
-            ..Machine::default()
-        },
-        cases: vec![CaseReport {
-            case: ANY_LOAD.to_owned(),
-            tunnels: vec![TunnelReport {
-                tunnel: Tunnel::Ours.label().to_owned(),
-                summary: metrics.unwrap_or_default(),
-                runs: Vec::new(),
-            }],
-        }],
-        ..Report::default()
-    }
+    let tunnel = json!({"tunnel": Tunnel::Ours.label(), "summary": summaries, "runs": []});
+    let report = json!({
+        "command": ALLOCATIONS_COMMAND,
+        "machine": {"date": word("date"), "commit": word("commit")},
+        "cases": [{"case": ANY_LOAD, "tunnels": [tunnel]}],
+    });
+    serde_json::from_value(report).unwrap_or_default()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::found::Found;
-use super::judge::{Judge, Verdict};
+use super::judge::Judge;
 use super::probe::Tunnel;
 use super::table::{ROWS, Row};
 use crate::harness::machine::Machine;
@@ -25,10 +25,8 @@ const COLUMNS: [(Tunnel, &str); 7] = [
 /// Everything that the table shows, also for programs.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Page {
-    /// On what was measured.
     machine: Option<Machine>,
     goals: Vec<Line>,
-    /// Each probe and its command.
     commands: Vec<(&'static str, String)>,
     failures: Vec<String>,
     /// What a reader must know before comparing lines with each other.
@@ -49,11 +47,10 @@ pub(super) struct Line {
 impl Line {
     fn of(row: &Row, found: &Found) -> Self {
         let judge = Judge { found, row };
-        let Verdict { reached, found } = judge.verdict();
-        let verdict = match reached {
-            Some(true) => "reached",
-            Some(false) => "missed",
-            None => "not measured",
+        let (verdict, found) = match judge.verdict() {
+            Some((true, found)) => ("reached", found),
+            Some((false, found)) => ("missed", found),
+            None => ("not measured", String::new()),
         };
         let cell = |(tunnel, _): (Tunnel, _)| Some((tunnel.label(), judge.cell(tunnel)?));
         Self {
@@ -88,7 +85,6 @@ pub(crate) fn in_turn(values: impl Iterator<Item = String>) -> String {
     values.join("; ")
 }
 
-/// Every line, in the order of the goals.
 pub(super) fn lines(found: &Found) -> Vec<Line> {
     ROWS.iter().map(|row| Line::of(row, found)).collect()
 }
@@ -102,7 +98,6 @@ fn of_several_commits(found: &Found) -> Option<String> {
 }
 
 impl Page {
-    /// What was found, judged.
     pub(crate) fn of(found: &Found) -> Self {
         let commands = found.probes();
         let commands = commands.filter_map(|probe| Some((probe, found.command(probe)?)));
@@ -141,7 +136,6 @@ impl Page {
         table
     }
 
-    /// How many goals are reached.
     pub(crate) fn summary(&self) -> String {
         let count = |verdict| self.goals.iter().filter(|it| it.verdict == verdict).count();
         let (missed, unknown) = (count("missed"), count("not measured"));
@@ -150,19 +144,16 @@ impl Page {
         format!("{reached} of {all} lines reached, {missed} missed, {unknown} not measured")
     }
 
-    /// For a terminal.
     pub(crate) fn to_text(&self) -> String {
         let table = Self::table(std::slice::from_ref(self)).to_text();
         format!("{table}\n{}\n", self.notes())
     }
 
-    /// For readers.
     pub(crate) fn to_markdown(&self) -> String {
         let table = Self::markdown_of(std::slice::from_ref(self));
         format!("# Goals\n\n{table}\n```text\n{}```\n", self.notes())
     }
 
-    /// The table of some runs.
     pub(crate) fn markdown_of(runs: &[Self]) -> String {
         let table = Self::table(runs).to_markdown();
         table.replace("MISSED", "**missed**")

@@ -51,7 +51,6 @@ fn report(text: &str) -> Value {
     json!({"command": "qmux-bench", "cases": cases})
 }
 
-/// The line about something.
 fn line(found: &Found, what: &str) -> Line {
     let mut lines = lines(found).into_iter();
     let line = lines.find(|line| line.what.contains(what));

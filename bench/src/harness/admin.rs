@@ -23,7 +23,6 @@ const PREFIX: &str = "qmux_dp_";
 pub(crate) struct Scrape(BTreeMap<String, f64>);
 
 impl Scrape {
-    /// Asks for the metrics.
     pub(crate) fn read(admin: SocketAddr) -> Result<Self> {
         Self::ask(admin).with_context(|| format!("the metrics of {admin}"))
     }
@@ -83,7 +82,6 @@ impl Scrape {
         self.0.get(name).copied().unwrap_or_default()
     }
 
-    /// How much a counter has grown since.
     pub(crate) fn growth(&self, before: &Self, name: &str) -> f64 {
         self.get(name) - before.get(name)
     }

@@ -49,7 +49,6 @@ pub(crate) struct Counting {
     directory: PathBuf,
 }
 
-/// What was counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Counted {
     /// Instructions of all threads.

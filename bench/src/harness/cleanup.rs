@@ -18,12 +18,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
 const EXIT_SIGNAL: i32 = 128 + SIGINT;
 const EXIT_PIPE: i32 = 128 + SIGPIPE;
 
-/// Something to undo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Undo {
-    /// Delete a directory with all that is in it.
     Directory(PathBuf),
-    /// Delete a network namespace.
     Namespace(String),
 }
 
@@ -55,7 +52,6 @@ fn pending() -> MutexGuard<'static, Vec<Undo>> {
 pub(crate) struct Guard(Undo);
 
 impl Guard {
-    /// From now on this will be undone.
     pub(crate) fn new(undo: Undo) -> Self {
         pending().push(undo.clone());
         Self(undo)

@@ -36,18 +36,15 @@ pub(crate) fn server(place: &Place) -> Result<Server> {
     Ok(server)
 }
 
-/// What to measure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Test {
     /// UDP's bytes of payload and bit rate that each stream offers, as iperf3 has it (`500M`);
     /// `None` for TCP.
     pub(crate) udp: Option<(u64, String)>,
-    /// How many streams at a time.
     pub(crate) streams: usize,
     pub(crate) direction: Direction,
 }
 
-/// Which way the bytes of a test go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direction {
     ToService,
@@ -55,7 +52,6 @@ pub(crate) enum Direction {
     Both,
 }
 
-/// How much of a test to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
     Seconds(u64),
@@ -63,7 +59,6 @@ pub(crate) enum Extent {
     Bytes(u64),
 }
 
-/// What iperf3 has measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Measured {
     /// Bytes that arrived, all streams and directions together.
@@ -94,7 +89,6 @@ pub(crate) fn launch(test: &Test, extent: Extent, visit: SocketAddr) -> Launch {
     Launch::new("iperf3", "iperf3").words(&words)
 }
 
-/// Runs iperf3 towards `visit`.
 pub(crate) fn run(test: &Test, extent: Extent, visit: SocketAddr) -> Result<Measured> {
     let measuring = match extent {
         Extent::Seconds(seconds) => Duration::from_secs(seconds),

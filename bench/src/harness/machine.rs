@@ -19,18 +19,14 @@ const VERSION_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub(crate) struct Machine {
-    /// When, in UTC.
     pub(crate) date: String,
-    /// The kernel's release.
     pub(crate) kernel: String,
-    /// The CPU's model.
     pub(crate) cpu: String,
     /// What the cheapest system call takes (`getppid`), in ns: it differs by a factor of ten
     /// between machines.
     pub(crate) system_call_ns: f64,
     /// How many CPUs this process may use.
     pub(crate) cpus: usize,
-    /// Bytes of memory.
     pub(crate) memory_bytes: u64,
     /// The largest buffers that sockets may ask for, in bytes: receive, send.
     pub(crate) socket_buffers_max: (u64, u64),
@@ -45,7 +41,6 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Finds everything out.
     pub(crate) fn describe(specs: &[Spec], programs: &Path) -> Self {
         let cpu = CpuInfo::current().ok();
         let cpu = cpu.and_then(|it| Some(it.model_name(0)?.to_owned()));
@@ -67,13 +62,11 @@ impl Machine {
         }
     }
 
-    /// In one line.
     pub(crate) fn summary(&self) -> String {
         let (kind, gib, price) = (self.kind(), self.memory_bytes >> 30, self.system_call_ns);
         format!("{kind}, {gib} GiB, {price:.0} ns per getppid")
     }
 
-    /// Its processors and kernel.
     pub(crate) fn kind(&self) -> String {
         let Self {
             cpus, cpu, kernel, ..

@@ -62,11 +62,9 @@ impl Metered {
     }
 }
 
-/// What one process has used.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct ProcessUsage {
     role: Role,
-    /// How it was started.
     command: String,
     #[serde(flatten)]
     pub(crate) cpu: CpuTime,
@@ -80,10 +78,8 @@ pub(crate) struct ProcessUsage {
     pub(crate) rss_peak_bytes: u64,
 }
 
-/// What all of them have used.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Usage {
-    /// How long was metered.
     pub(crate) seconds: f64,
     pub(crate) processes: Vec<ProcessUsage>,
     /// CPU time that neither these processes nor this one with its children account for, in percent
@@ -139,7 +135,6 @@ impl Meter {
         }
     }
 
-    /// Ends metering.
     pub(crate) fn stop(self) -> Usage {
         let seconds = self.started.elapsed().as_secs_f64();
         let elsewhere = seconds_elsewhere() - self.elsewhere;
@@ -176,7 +171,6 @@ fn sample(mut tracks: Vec<Track>, stop: &AtomicBool) -> Vec<Track> {
     }
 }
 
-/// One process, followed.
 #[derive(Debug)]
 struct Track {
     process: Metered,

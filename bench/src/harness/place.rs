@@ -28,7 +28,6 @@ const DEVICE: &str = "veth0";
 /// on the far side.
 #[derive(Debug)]
 pub struct Place {
-    /// What reports call it.
     pub(crate) name: String,
     pub(crate) server_ip: IpAddr,
     pub(crate) service_ip: IpAddr,

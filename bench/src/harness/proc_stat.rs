@@ -7,14 +7,12 @@ use serde::Serialize;
 /// CPU time of a process, all of its threads together, also those that have ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct CpuTime {
-    /// Seconds in user space.
     pub(crate) user_seconds: f64,
     /// Seconds in the kernel on behalf of the process.
     pub(crate) system_seconds: f64,
 }
 
 impl CpuTime {
-    /// Both together.
     pub(crate) fn seconds(self) -> f64 {
         self.user_seconds + self.system_seconds
     }
@@ -29,10 +27,8 @@ impl CpuTime {
     }
 }
 
-/// Memory of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Memory {
-    /// Bytes in memory now.
     pub(crate) resident_bytes: u64,
     /// The most so far, or since [`reset_peak`].
     pub(crate) peak_bytes: u64,

@@ -19,7 +19,6 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Lets rathole make them.
     pub(super) fn generate(program: &Path) -> Result<Self> {
         let launch = Launch::new("rathole --genkey", program).args(["--genkey"]);
         let output = launch.output(GENKEY_LIMIT)?;
@@ -39,7 +38,6 @@ impl Keys {
     }
 }
 
-/// The configs of server and client.
 pub(super) fn configs(addresses: &Addresses, keys: Option<&Keys>) -> [String; 2] {
     let Addresses {
         quic,

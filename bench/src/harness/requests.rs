@@ -59,10 +59,8 @@ impl Server {
     }
 }
 
-/// What a program has measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Measured {
-    /// Requests that were answered.
     pub(crate) requests: f64,
     pub(crate) per_second: f64,
     pub(crate) p50_us: f64,
@@ -71,7 +69,6 @@ pub(crate) struct Measured {
     pub(crate) failed: f64,
 }
 
-/// A kind of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Requests {
     /// redis-benchmark asks redis-server for one key.
@@ -91,14 +88,12 @@ pub(crate) struct Load {
 }
 
 impl Requests {
-    /// All kinds, with their names.
     pub(crate) const ALL: [(Self, &'static str); 3] = [
         (Self::RedisGet, "redis GET"),
         (Self::KeepAlive, "http keep-alive"),
         (Self::Close, "http close"),
     ];
 
-    /// The programs that it needs.
     pub(crate) fn programs(self) -> [&'static str; 2] {
         match self {
             Self::RedisGet => ["redis-server", "redis-benchmark"],

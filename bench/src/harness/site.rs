@@ -30,7 +30,6 @@ impl Overrides {
         self.0.iter().map(line).collect()
     }
 
-    /// Those of a section.
     pub(super) fn of(&self, section: &str) -> impl Iterator<Item = &str> {
         let lines = self.0.iter().filter(move |(own, _)| *own == section);
         lines.map(|(_, line)| line.as_str())
@@ -41,12 +40,10 @@ impl Overrides {
     }
 }
 
-/// The addresses of a tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Addresses {
     /// Where the client dials the server.
     pub(crate) quic: SocketAddr,
-    /// Where visitors go.
     pub(crate) traffic: SocketAddr,
     /// What the client dials for them.
     pub(crate) service: SocketAddr,
@@ -54,7 +51,6 @@ pub(crate) struct Addresses {
     pub(crate) admin: Option<SocketAddr>,
 }
 
-/// The directory.
 #[derive(Debug)]
 pub(crate) struct Site {
     directory: TempDir,
@@ -77,12 +73,10 @@ impl Site {
         })
     }
 
-    /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    /// Writes a file and returns its path.
     pub(crate) fn write(&self, name: &str, content: &str) -> Result<PathBuf> {
         let path = self.path().join(name);
         write(&path, content)?;
@@ -94,7 +88,6 @@ impl Site {
 /// for a program's end.
 const DRAIN: &str = "drain_timeout = \"1s\"";
 
-/// The dp.toml of server and client.
 pub(super) fn configs(addresses: &Addresses, overrides: &Overrides) -> [String; 2] {
     let Addresses {
         quic,

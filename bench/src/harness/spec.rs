@@ -5,7 +5,6 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Error, Result, ensure};
 
-/// A kind of tunnel.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Kind {
     name: &'static str,
@@ -79,7 +78,6 @@ static KINDS: [Kind; 8] = [
 /// One tunnel under test: `KIND`, `LABEL=KIND` or `LABEL=KIND:PROGRAM`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spec {
-    /// What reports call it.
     pub(crate) label: String,
     pub(crate) kind: &'static Kind,
     program: Option<PathBuf>,

@@ -43,15 +43,11 @@ pub enum Placement {
 /// How tunnels are set up.
 #[derive(Debug)]
 pub struct Setup {
-    /// Where the programs are.
     pub(crate) programs: PathBuf,
-    /// Where they run.
     pub(crate) place: Place,
     /// Which CPUs they get.
     pub placement: Placement,
-    /// Settings to try out.
     pub(crate) overrides: Overrides,
-    /// Their certificates and configs.
     pub(crate) site: Site,
     /// Whether qmux-dp's server is to have an admin endpoint, to be asked while it runs.
     pub admin: bool,
@@ -172,7 +168,6 @@ impl Tunnel {
             .collect()
     }
 
-    /// The process of one side.
     pub(crate) fn pid(&self, role: Role) -> Option<u32> {
         let process = self.processes().into_iter().find(|it| it.role == role);
         process.map(|it| it.pid)
@@ -189,7 +184,6 @@ impl Tunnel {
         )
     }
 
-    /// Ends it.
     pub(crate) fn stop(mut self) -> Farewell {
         let mut farewell = Farewell::default();
         // Before the end: that one side is gone is no complaint then.
@@ -213,7 +207,6 @@ fn start_client(launch: &Launch) -> Result<Program> {
 }
 
 impl Farewell {
-    /// The counters of each side.
     pub(crate) fn sides(&self) -> [(&'static str, &BTreeMap<String, u64>); 2] {
         [
             ("server", &self.server_counters),
@@ -248,7 +241,6 @@ fn overrides(spec: &Spec, setup: &Setup) -> Overrides {
     overrides
 }
 
-/// How server and client are started.
 fn launches(
     spec: &Spec,
     setup: &Setup,

@@ -25,7 +25,6 @@ pub enum Way {
 #[derive(Debug)]
 pub(crate) struct Bulk {
     way: Way,
-    /// Bytes that visitors have received.
     received: Arc<AtomicU64>,
     streams: Vec<TcpStream>,
     threads: Vec<JoinHandle<()>>,
@@ -95,28 +94,6 @@ impl Drop for Bulk {
         }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::load::testing::service;
-    use std::time::Duration;
-
-    #[test]
-    fn bytes_reach_the_service_and_the_visitor() {
-        let service = service();
-        for way in [Way::Up, Way::Down] {
-            let bulk = Bulk::start(service.address, way, 2).expect("bulk");
-            let (deadline, before) = (Duration::from_secs(60), bulk.arrived_bytes(&service));
-            let start = Instant::now();
-            while bulk.arrived_bytes(&service) < before + (8 << 20) {
-                assert!(start.elapsed() < deadline, "nothing arrives");
-                thread::sleep(Duration::from_millis(1));
-            }
-            bulk.check().expect("no connection broke");
         }
     }
 }

@@ -16,10 +16,8 @@ const VISIT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a visitor waits after a failure, so that failures are not the fastest visits.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(1);
 
-/// What a visitor comes for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
-    /// Its message back.
     Echo,
     /// The first byte, which the service sends unasked.
     Greeting,

@@ -105,7 +105,6 @@ fn block_of(left: u64) -> usize {
     usize::try_from(left).unwrap_or(usize::MAX).min(BLOCK_BYTES)
 }
 
-/// What became of UDP questions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Answers {
     /// Questions that were answered, however often they were asked.
@@ -185,12 +184,10 @@ fn take_answers(socket: &UdpSocket, open: &mut Vec<usize>, until: Instant) -> Re
     Ok(())
 }
 
-/// What became of short visitors.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Visits {
     /// Visitors who got back what they had sent, and a clean end.
     pub(crate) served: usize,
-    /// What was wrong with the others.
     pub(crate) wrong: Vec<String>,
     /// The longest that one took.
     pub(crate) slowest: Duration,

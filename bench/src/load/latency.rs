@@ -10,13 +10,11 @@ const LONGEST_NS: u64 = 120_000_000_000;
 /// Significant digits that are kept: 0.1 % is finer than any machine repeats.
 const DIGITS: u8 = 3;
 
-/// Times, from which percentiles are taken.
 #[derive(Clone, Debug)]
 pub(crate) struct Times {
     histogram: Histogram<u64>,
     /// What was tried and has no time: lost answers, visits that failed.
     pub(crate) failed: u64,
-    /// How long was recorded.
     pub(crate) seconds: f64,
 }
 
@@ -43,14 +41,12 @@ impl Times {
         }
     }
 
-    /// Adds all of another.
     pub(crate) fn merge(&mut self, other: &Self) {
         // Cannot fail: both have the same bounds.
         let _ = self.histogram.add(&other.histogram);
         self.failed += other.failed;
     }
 
-    /// How many there are.
     pub(crate) fn count(&self) -> u64 {
         self.histogram.len()
     }
@@ -83,9 +79,7 @@ impl Times {
 /// For how long something is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Period {
-    /// Before anything is recorded.
     pub(crate) warm_up: Duration,
-    /// While it is.
     pub(crate) measure: Duration,
 }
 

@@ -21,7 +21,6 @@ const CONNECTIONS: u32 = 8;
 /// How long answers may still come after the last request; those that do not come are lost.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Schedule {
     /// Requests per second, over all connections.
@@ -35,13 +34,11 @@ impl Schedule {
         Duration::from_secs(1) * index / self.rate
     }
 
-    /// How many are made in all.
     fn requests(&self) -> u32 {
         let seconds = (self.period.warm_up + self.period.measure).as_secs_f64();
         (seconds * f64::from(self.rate)) as u32
     }
 
-    /// The first request that is recorded.
     fn first_recorded(&self) -> u32 {
         let mut requests = 0..self.requests();
         let first = requests.find(|index| self.due(*index) >= self.period.warm_up);

@@ -24,7 +24,6 @@ const BACKLOG: u32 = 4_096;
 /// Bytes that an echo reads at a time.
 const ECHO_BUFFER_BYTES: usize = 4_096;
 
-/// The byte of a greeting.
 pub(crate) const GREETING: u8 = b'!';
 
 /// What the service counts and how it behaves, shared with its connections.

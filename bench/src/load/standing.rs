@@ -122,18 +122,21 @@ mod tests {
     #[test]
     fn work_is_counted_over_several_times() {
         let service = service();
-        let datagrams = Stream {
-            payload_bytes: 64,
-            rate: 1_000.0,
-            burst_packets: 1,
-            duration: Duration::ZERO,
+        let datagrams = |burst_packets| {
+            Work::Datagrams(Stream {
+                payload_bytes: 64,
+                rate: 5_000.0,
+                burst_packets,
+                duration: Duration::ZERO,
+            })
         };
         for work in [
             Work::Idle,
             Work::RoundTrips,
             Work::Visitors(1),
             Work::Visitors(4),
-            Work::Datagrams(datagrams),
+            datagrams(1),
+            datagrams(16),
             Work::Bulk(Way::Up),
             Work::Bulk(Way::Down),
         ] {

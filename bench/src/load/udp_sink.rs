@@ -18,12 +18,9 @@ use super::wire::{PacketHeader, PacketKind};
 /// loses packets.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 
-/// Packets of the present run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    /// How many arrived.
     pub(crate) packets: u64,
-    /// Their payload.
     pub(crate) bytes: u64,
     /// How many of them arrived after one with a higher number.
     pub(crate) reordered: u64,
@@ -44,7 +41,6 @@ impl Shared {
     }
 }
 
-/// The packets of a run.
 #[derive(Clone, Copy, Debug, Default)]
 struct Run {
     number: u16,
@@ -121,7 +117,6 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<(Runtime, BatchSocket)> {
     Ok((runtime, socket))
 }
 
-/// An echo that waits to be sent.
 struct Echo {
     to: SocketAddr,
     from: Option<IpAddr>,

@@ -19,7 +19,6 @@ const BULK_BUFFER_BYTES: usize = 256 * 1_024;
 /// What the service does with a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Send back what comes.
     Echo,
     /// The same on a thread of its own, which answers sooner but costs a thread.
     PingPong,
@@ -30,7 +29,6 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Its byte.
     pub(crate) const fn byte(self) -> u8 {
         match self {
             Self::Echo => b'E',
@@ -40,7 +38,6 @@ impl Command {
         }
     }
 
-    /// The command of a byte.
     pub(crate) fn of(byte: u8) -> Option<Self> {
         let mut all = [Self::Echo, Self::PingPong, Self::Discard, Self::Source].into_iter();
         all.find(|command| command.byte() == byte)
@@ -105,16 +102,12 @@ pub(crate) fn udp_visitor(visit: SocketAddr, patience: Duration) -> io::Result<U
 /// What the service does with a UDP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PacketKind {
-    /// Count it.
     Count,
-    /// Send it back.
     Echo,
 }
 
-/// The beginning of a UDP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PacketHeader {
-    /// What to do with it.
     pub(crate) kind: PacketKind,
     /// Which run it belongs to.
     pub(crate) run: u16,

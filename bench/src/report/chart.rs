@@ -106,7 +106,6 @@ pub(crate) fn bars(report: &Report, metric: &Metric) -> String {
     svg.0 + "</svg>\n"
 }
 
-/// One tunnel in one case.
 fn row(
     svg: &mut Svg,
     (case, tunnel, index): (&CaseReport, &TunnelReport, usize),

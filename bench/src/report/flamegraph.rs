@@ -28,7 +28,6 @@ impl Stacks {
         Ok(Self(folded))
     }
 
-    /// The flamegraph.
     pub(crate) fn svg(&self, title: &str) -> Result<String> {
         let mut options = flamegraph::Options::default();
         options.title = title.to_owned();

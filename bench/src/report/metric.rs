@@ -4,26 +4,20 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-/// Which direction is good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Better {
-    /// More is better.
     Higher,
-    /// Less is better.
     Lower,
     /// It only describes the measurement.
     Neither,
 }
 
-/// A measured quantity.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Metric {
-    /// Its name in JSON.
     pub(crate) name: Cow<'static, str>,
     /// Its unit, or what it is where that says it: the head of its column.
     pub(crate) unit: Cow<'static, str>,
-    /// Which direction is good.
     pub(crate) better: Better,
     /// Digits behind the point. Older reports do not say.
     #[serde(default = "decimals_default")]
@@ -31,7 +25,6 @@ pub(crate) struct Metric {
     /// Whether tables have a column of ratios to each baseline.
     #[serde(skip)]
     pub(crate) has_ratio: bool,
-    /// Whether it gets a chart.
     #[serde(skip)]
     pub(crate) has_chart: bool,
 }
@@ -61,7 +54,6 @@ impl Metric {
         self
     }
 
-    /// With a chart.
     #[must_use]
     pub(crate) const fn charted(mut self) -> Self {
         self.has_chart = true;

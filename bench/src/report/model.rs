@@ -15,18 +15,15 @@ use crate::stats::{Summary, paired_ratio};
 /// own work for the tunnel's packets outside of any process is within it.
 const ELSEWHERE_PERCENT_MAX: f64 = 25.0;
 
-/// How it was measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Settings {
     pub(crate) cores: usize,
     pub(crate) placement: Placement,
-    /// What lay between the sides.
     pub(crate) path: String,
     pub(crate) repeats: usize,
     pub(crate) seconds: f64,
     /// Before that, how long it ran unmeasured.
     pub(crate) warm_up_seconds: f64,
-    /// Lines that were added to dp.toml.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) overrides: Vec<String>,
 }
@@ -37,14 +34,12 @@ pub(crate) struct Settings {
 pub(crate) struct Run {
     /// In which round, from 1.
     pub(crate) round: usize,
-    /// What was measured, by metric.
     pub(crate) values: BTreeMap<String, f64>,
     #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
     pub(crate) usage: Option<Usage>,
     /// What the programs told at their end.
     #[serde(skip_deserializing)]
     pub(crate) farewell: Farewell,
-    /// The load's command, where it is a program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) load_command: Option<String>,
     /// Why the first attempt failed, if this is the second one.
@@ -65,34 +60,28 @@ pub(crate) struct MetricSummary {
     pub(crate) ratios: BTreeMap<String, f64>,
 }
 
-/// All runs of a tunnel in one case.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub(crate) struct TunnelReport {
     pub(crate) tunnel: String,
     #[serde(default)]
     pub(crate) summary: BTreeMap<String, MetricSummary>,
-    /// One for each round.
     pub(crate) runs: Vec<Run>,
 }
 
-/// All tunnels in one case.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub(crate) struct CaseReport {
     pub(crate) case: String,
     pub(crate) tunnels: Vec<TunnelReport>,
 }
 
-/// All of a measurement.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub(crate) struct Report {
     pub(crate) bench: String,
-    /// The command that reproduces it.
     pub(crate) command: String,
     pub(crate) machine: Machine,
     #[serde(skip_deserializing)]
     pub(crate) settings: Settings,
-    /// The tunnels that ratios refer to.
     pub(crate) baselines: Vec<String>,
     pub(crate) metrics: Vec<Metric>,
     pub(crate) cases: Vec<CaseReport>,
@@ -108,7 +97,6 @@ impl Run {
 }
 
 impl TunnelReport {
-    /// The values of one metric, one for each run.
     pub(crate) fn values(&self, metric: &str) -> Vec<Option<f64>> {
         let values = self.runs.iter().map(|run| run.values.get(metric));
         values.map(Option::<&f64>::copied).collect()
@@ -116,7 +104,6 @@ impl TunnelReport {
 }
 
 impl CaseReport {
-    /// Fills the summaries in.
     fn summarise(&mut self, metrics: &[Metric], baselines: &[String]) {
         for metric in metrics.iter().map(|it| &*it.name) {
             let is_baseline = |it: &&TunnelReport| baselines.contains(&it.tunnel);
@@ -146,14 +133,12 @@ impl Report {
         serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()
     }
 
-    /// All runs of a tunnel in a case.
     pub(crate) fn runs(&self, case: &str, tunnel: &str) -> Option<&TunnelReport> {
         let mut cases = self.cases.iter();
         let mut tunnels = cases.find(|it| it.case == case)?.tunnels.iter();
         tunnels.find(|it| it.tunnel == tunnel)
     }
 
-    /// Median and extremes of a metric.
     pub(crate) fn summary(&self, case: &str, tunnel: &str, metric: &str) -> Option<&Summary> {
         Some(&self.runs(case, tunnel)?.summary.get(metric)?.summary)
     }

@@ -35,7 +35,6 @@ pub(crate) fn notes(report: &Report) -> String {
     text
 }
 
-/// The page.
 fn markdown(report: &Report, charts: &[PathBuf]) -> String {
     let mut text = format!(
         "# {}\n\n{}\n\

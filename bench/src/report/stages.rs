@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use super::flamegraph::Stacks;
 use crate::harness::machine::Machine;
 
-/// What is looked at of a stack.
 #[derive(Clone, Copy, Debug)]
 enum Of {
     /// Parts of names of the innermost frame.
@@ -90,7 +89,6 @@ pub(crate) type Stage = (&'static str, u64);
 /// What went through meanwhile, and what the system says that it cost.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub(crate) struct Traffic {
-    /// Bytes of payload.
     pub(crate) bytes: f64,
     /// `None` where they were not counted.
     pub(crate) packets: Option<f64>,
@@ -101,7 +99,6 @@ pub(crate) struct Traffic {
 /// All of it, for programs.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Profile {
-    /// What was profiled under which load.
     pub(crate) title: String,
     pub(crate) machine: Machine,
     #[serde(flatten)]

@@ -5,7 +5,6 @@ use super::model::{MetricSummary, Report, TunnelReport};
 /// A spread below this is not worth a reader's attention, in percent.
 const SPREAD_SHOWN_PERCENT: f64 = 0.5;
 
-/// Rows of text under a head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Table {
     head: Vec<String>,
@@ -27,7 +26,6 @@ impl Table {
         }
     }
 
-    /// Adds a row.
     pub(crate) fn push(&mut self, row: Vec<String>) {
         self.rows.push(row);
     }
@@ -64,7 +62,6 @@ impl Table {
         table
     }
 
-    /// For a terminal.
     pub(crate) fn to_text(&self) -> String {
         let widths = self.widths();
         let mut text = String::new();
@@ -82,7 +79,6 @@ impl Table {
         text
     }
 
-    /// For Markdown.
     pub(crate) fn to_markdown(&self) -> String {
         let marks = (0..self.head.len()).map(|column| match column {
             column if column < self.names => "---".to_owned(),

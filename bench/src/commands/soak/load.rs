@@ -37,7 +37,6 @@ const ABORTED_AFTER_BYTES: usize = 100_000;
 /// How long a visitor who has stopped reading is there.
 const STALLS: Duration = Duration::from_secs(10);
 
-/// What happened so far.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     requests: AtomicU64,
@@ -58,7 +57,6 @@ fn add(counter: &AtomicU64, count: u64) {
 }
 
 impl Tally {
-    /// In words.
     pub(super) fn summary(&self) -> String {
         let [
             requests,

@@ -36,7 +36,6 @@ fn panels() -> [(&'static str, Vec<Line>); 4] {
     ]
 }
 
-/// Draws the samples as an SVG.
 pub(super) fn draw(samples: &[Sample]) -> Result<String> {
     let mut svg = String::new();
     draw_panels(
