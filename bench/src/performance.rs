@@ -58,7 +58,6 @@ impl Results {
         files.filter(ends).collect()
     }
 
-    /// The same as texts.
     fn texts(&self, name: &str, ending: &str) -> impl Iterator<Item = String> {
         let files = self.files(name, ending).into_iter();
         files.filter_map(|it| std::fs::read_to_string(it).ok())
@@ -70,7 +69,6 @@ impl Results {
     }
 }
 
-/// What is in a directory, by name.
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
@@ -91,7 +89,6 @@ pub(crate) fn page(template: &str, results: &Results) -> Result<String> {
     Ok(page)
 }
 
-/// One of those lines.
 #[derive(Debug, PartialEq, Eq)]
 struct Directive<'a> {
     kind: &'a str,
@@ -170,7 +167,6 @@ impl<'a> Directive<'a> {
     }
 }
 
-/// Each once, in the order of their first ones.
 fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut seen = BTreeSet::new();
     all.filter(|it| seen.insert(*it)).collect()
@@ -301,7 +297,6 @@ mod tests {
 
     const TEMPLATE: &str = "prose\n<!-- measured table loop speed: run it -->\nmore\n";
 
-    /// Results of two runs that differ.
     fn two_runs(directory: &Path) -> Results {
         let mut results = Results::default();
         for (run, speed) in [("a", 1.25), ("b", 2.0)] {

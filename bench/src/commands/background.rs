@@ -4,10 +4,11 @@
 use anyhow::{Context as _, Error, Result, anyhow};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::harness::lock;
 use crate::harness::place::Place;
 use crate::harness::spec::Spec;
 use crate::harness::tunnel::{Setup, Tunnel};
@@ -34,7 +35,6 @@ pub(crate) struct One {
 }
 
 impl One {
-    /// How it is set up in this place.
     pub(crate) fn setup(&self, place: Place) -> Result<Setup> {
         Setup::new(self.programs.as_ref(), place)
     }
@@ -52,11 +52,6 @@ impl One {
             .context("the first visitor through the tunnel")?;
         Ok((service, tunnel))
     }
-}
-
-/// What a mutex holds, whoever panicked with it.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Clone, Debug, Default)]

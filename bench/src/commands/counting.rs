@@ -34,7 +34,6 @@ pub(crate) fn datagrams<'a>(
     })
 }
 
-/// Bytes each way.
 pub(crate) fn bytes(name: &str, shown: f64) -> [Unit; 2] {
     let ways = [(Way::Up, "service"), (Way::Down, "visitor")];
     ways.map(|(way, to)| (format!("{name} to the {to}"), Work::Bulk(way), shown))
@@ -74,19 +73,16 @@ impl<'a> Counting<'a> {
         })
     }
 
-    /// What has been done so far.
     pub(crate) fn done(&self) -> u64 {
         self.load.done()
     }
 
-    /// Works, and stands still again.
     pub(crate) fn work(&mut self) -> Result<()> {
         self.load.work(self.measure)?;
         thread::sleep(self.settle);
         Ok(())
     }
 
-    /// How many units were done since then.
     pub(crate) fn units(&self, began: u64) -> Result<f64> {
         let done = self.done() - began;
         ensure!(done > 0, "no work was done");

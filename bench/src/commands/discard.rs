@@ -75,7 +75,6 @@ pub(crate) fn measure_tcp(
     })
 }
 
-/// UDP at a fixed rate.
 pub(crate) fn measure_udp(
     session: &Session<'_>,
     stream: &Stream,

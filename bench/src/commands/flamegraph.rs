@@ -21,7 +21,6 @@ use crate::load::udp_source::{Stream, UdpSource};
 use crate::report::flamegraph::Stacks;
 use crate::report::stages::{self, Profile, Traffic};
 
-/// What to draw a flamegraph of.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// The output of `perf script`

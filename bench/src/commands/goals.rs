@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use qmux_harness::{Ended, Launch};
 
-use crate::goals::{ALLOCATIONS, Found, GOALS, PROBES, Page, Probe, Tunnel};
+use crate::goals::{ALLOCATIONS, BEFORE, Found, GOALS, PROBES, Page, Probe, RATHOLE};
 use crate::harness::cleanup::say;
 use crate::harness::{machine, make, write};
 
@@ -71,21 +71,20 @@ impl Args {
     }
 
     /// A tunnel as `--tunnels` has it; `None` if it is not there.
-    fn spec(&self, tunnel: Tunnel) -> Option<String> {
-        let label = tunnel.label();
+    fn spec(&self, tunnel: &str) -> Option<String> {
         match tunnel {
-            Tunnel::Before => {
+            BEFORE => {
                 let program = self.before.as_ref()?;
-                Some(format!("{label}=qmux-dp:{}", program.display()))
+                Some(format!("{BEFORE}=qmux-dp:{}", program.display()))
             }
-            Tunnel::Rathole => qmux_harness::find("rathole").map(|_| label.to_owned()),
-            _ => Some(label.to_owned()),
+            RATHOLE => qmux_harness::find(RATHOLE).map(|_| tunnel.to_owned()),
+            _ => Some(tunnel.to_owned()),
         }
     }
 
     /// The words of a probe's command: its own options but for those that were given.
     fn words(&self, probe: &Probe, out: &Path) -> Vec<String> {
-        let tunnels = probe.tunnels.iter().filter_map(|tunnel| self.spec(*tunnel));
+        let tunnels = probe.tunnels.iter().filter_map(|tunnel| self.spec(tunnel));
         let tunnels: Vec<String> = tunnels.collect();
         let programs = self.programs.as_ref().map(|it| it.display().to_string());
         let given = [

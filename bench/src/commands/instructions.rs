@@ -84,14 +84,15 @@ fn measure(
     common: &Common,
 ) -> Result<Outcome> {
     let mut counting = Counting::start(session, work, common, SETTLE)?;
-    let attach =
-        |process: &Metered| Valgrind::start(process.role.name(), process.pid, session.site);
+    let attach = |process: &Metered| {
+        Valgrind::start(process.role.name(), process.pid, session.setup.site.path())
+    };
     let (counted, values) = counting.count(attach, Valgrind::stop)?;
     let mut of_sides = Vec::new();
     for (role, counted, units) in counted {
         let each = counted.instructions as f64 / units;
         if let Some(directory) = &args.functions {
-            let what = [case, session.label, role.name()].join(", ");
+            let what = [case, session.spec.label.as_str(), role.name()].join(", ");
             // A shell takes the file's name as it is.
             let name = what.replace(|it: char| !it.is_ascii_alphanumeric(), "-");
             let head = format!("{what}: {each:.0} instructions each, over {units:.0} of them\n");

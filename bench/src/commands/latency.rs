@@ -78,10 +78,7 @@ fn measure(session: &Session<'_>, send: Send, way: Option<Way>, args: &Args) -> 
     let service = session.service()?;
     let bulk = way.map(|way| Bulk::start(session.visit, way, 1));
     let bulk = bulk.transpose()?;
-    let period = Period {
-        warm_up: args.common.warm_up(),
-        measure: args.common.measure(),
-    };
+    let period = args.common.period();
     let visitor = &session.layout.visitor;
     let send = || cpus::run_on(visitor, || send(session.visit, period, args.rate));
     let ((times, bytes), usage) = session.metered(|| match &bulk {

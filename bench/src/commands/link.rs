@@ -13,7 +13,6 @@ use crate::commands::path::{Link, Path};
 use crate::commands::runner::{self, Case, Outcome, Session};
 use crate::harness::place::Place;
 use crate::load::bulk::Way;
-use crate::load::latency::Period;
 use crate::load::ping_pong::{RoundTrip as _, Tcp};
 use crate::load::wire::Command;
 use crate::report::{Metric, higher, lower, neither};
@@ -67,7 +66,7 @@ fn cases<'a>(link: &'a Link, args: &'a Args) -> Vec<Case<'a>> {
         cases.push(Case::new(
             format!("{}: {name}", link.name),
             move |session| {
-                let before = crossed(session.place, way);
+                let before = crossed(&session.setup.place, way);
                 let mut outcome =
                     discard::measure_tcp(session, way, args.connections, &args.common)?;
                 if let Some(rate) = rate {
@@ -75,7 +74,7 @@ fn cases<'a>(link: &'a Link, args: &'a Args) -> Vec<Case<'a>> {
                     let share = gbit * 1e9 / rate as f64 * 100.0;
                     outcome.values.push(("link_share_percent", share));
                 }
-                if let Some((before, after)) = before.zip(crossed(session.place, way)) {
+                if let Some((before, after)) = before.zip(crossed(&session.setup.place, way)) {
                     outcome.values.extend(link_values(&before, &after));
                 }
                 Ok(outcome)
@@ -113,11 +112,7 @@ fn link_values(before: &DirectionStats, after: &DirectionStats) -> [(&'static st
 fn round_trips(session: &Session<'_>, common: &Common) -> Result<Outcome> {
     // A round trip may take longer than a short measurement.
     thread::sleep(Duration::from_millis(100));
-    let period = Period {
-        warm_up: common.warm_up(),
-        measure: common.measure(),
-    };
-    let round_trips = || Tcp::open(session.visit, Command::PingPong)?.repeat(period);
+    let round_trips = || Tcp::open(session.visit, Command::PingPong)?.repeat(common.period());
     let (times, usage) = session.metered(round_trips);
     let times = times.context("round trips")?;
     ensure!(times.count() > 0, "no message came back");

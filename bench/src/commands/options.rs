@@ -9,13 +9,12 @@ use anyhow::{Result, bail, ensure};
 use crate::harness::site::Overrides;
 use crate::harness::spec::Spec;
 use crate::harness::tunnel::Placement;
+use crate::load::latency::Period;
 
 use crate::commands::path::Path;
 
 /// Measured if nothing else is asked for, as far as they are there.
-const TUNNELS_DEFAULT: [&str; 4] = ["raw", "quinn-dp", "quinn-dp-tuned", "qmux-dp"];
-/// The same where rathole is installed.
-const TUNNELS_OF_RATHOLE: [&str; 2] = ["rathole", "rathole-noise"];
+const TUNNELS_DEFAULT: &str = "raw quinn-dp quinn-dp-tuned qmux-dp rathole rathole-noise";
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Common {
@@ -114,12 +113,8 @@ impl Common {
             spec.kind.is_raw() || spec.program(&programs).is_some_and(|it| it.is_file())
         };
         if self.tunnels.is_empty() {
-            let mut names = TUNNELS_DEFAULT.to_vec();
-            if qmux_harness::find("rathole").is_some() {
-                names.extend(TUNNELS_OF_RATHOLE);
-            }
-            let specs = names.iter().filter_map(|name| name.parse().ok());
-            return Ok(specs.filter(is_there).collect());
+            let specs = TUNNELS_DEFAULT.split(' ').map(str::parse);
+            return Ok(specs.flatten().filter(is_there).collect());
         }
         for (index, spec) in self.tunnels.iter().enumerate() {
             let (label, programs) = (&spec.label, programs.display());
@@ -153,7 +148,6 @@ impl Common {
         Ok(common)
     }
 
-    /// The labels that ratios refer to.
     pub(crate) fn baselines(&self, specs: &[Spec]) -> Result<Vec<String>> {
         let labels = specs.iter().map(|spec| spec.label.clone());
         if self.baseline.is_empty() {
@@ -166,7 +160,6 @@ impl Common {
         Ok(self.baseline.clone())
     }
 
-    /// Whether a case of this name was asked for.
     pub(crate) fn wants(&self, case: &str) -> bool {
         let matches = |part: &String| match part.strip_prefix('=') {
             Some(name) => case == name,
@@ -175,13 +168,11 @@ impl Common {
         self.cases.is_empty() || self.cases.iter().any(matches)
     }
 
-    /// Where programs are looked for first.
     pub(crate) fn programs(&self) -> PathBuf {
         let programs = self.programs.clone();
         programs.unwrap_or_else(qmux_harness::own_directory)
     }
 
-    /// Lines for dp.toml.
     pub(crate) fn overrides(&self) -> Overrides {
         let mut overrides = Overrides::default();
         for (section, lines) in [
@@ -194,13 +185,18 @@ impl Common {
         overrides
     }
 
-    /// How long each run is measured.
     pub(crate) fn measure(&self) -> Duration {
-        Duration::from_secs_f64(self.seconds)
+        self.period().measure
     }
 
-    /// How long it runs before.
     pub(crate) fn warm_up(&self) -> Duration {
-        Duration::from_secs_f64(self.warm_up)
+        self.period().warm_up
+    }
+
+    pub(crate) fn period(&self) -> Period {
+        Period {
+            warm_up: Duration::from_secs_f64(self.warm_up),
+            measure: Duration::from_secs_f64(self.seconds),
+        }
     }
 }

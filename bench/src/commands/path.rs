@@ -42,7 +42,6 @@ impl Path {
         }
     }
 
-    /// Whether bytes may be slow there.
     pub(crate) fn is_slow(&self) -> bool {
         matches!(self, Self::Link(_))
     }

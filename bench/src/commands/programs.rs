@@ -105,7 +105,6 @@ fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs_f64().ceil().max(1.0) as u64
 }
 
-/// How many requests fill so much time at this rate.
 fn requests_of(per_second: f64, duration: Duration) -> u64 {
     let requests = (per_second * duration.as_secs_f64()) as u64;
     requests.max(REDIS_TRIAL_REQUESTS)

@@ -3,7 +3,6 @@
 use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
 
 use crate::harness::cleanup::say;
 use crate::harness::cpus::Layout;
@@ -23,7 +22,6 @@ use crate::commands::background::WORKS_LIMIT;
 use crate::commands::options::Common;
 use crate::commands::service;
 
-/// What is behind the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Behind {
     /// This program's own service.
@@ -33,9 +31,7 @@ pub(crate) enum Behind {
     /// The same as a process of its own: with ten thousand connections at each of its ends, one
     /// process may not have enough files.
     OwnProcess,
-    /// iperf3's server.
     Iperf3,
-    /// The server that a kind of requests goes to.
     Requests(Requests),
 }
 
@@ -63,12 +59,10 @@ impl Running {
     }
 }
 
-/// One case of a measurement.
 pub(crate) struct Case<'a> {
     pub(crate) name: String,
     /// Cores of each side, if not those of the command line.
     pub(crate) cores: Option<usize>,
-    /// What is behind the tunnel.
     pub(crate) behind: Behind,
     /// Whether qmux-dp's server is asked for its counters meanwhile.
     pub(crate) asks: bool,
@@ -98,17 +92,12 @@ impl<'a> Case<'a> {
 
 /// A tunnel that works, to be measured.
 pub(crate) struct Session<'a> {
+    pub(crate) setup: &'a Setup,
+    pub(crate) spec: &'a Spec,
+    pub(crate) tunnel: &'a Tunnel,
     pub(crate) visit: SocketAddr,
-    /// Where qmux-dp's server tells what it counts, if the case asks and it is one.
-    pub(crate) admin: Option<SocketAddr>,
-    /// Whether the program may be another build, which need not have such an endpoint.
-    pub(crate) is_other_build: bool,
     /// The tunnel's processes, and those of the load.
     pub(crate) processes: Vec<Metered>,
-    pub(crate) label: &'a str,
-    /// Where the tunnel's programs keep their files.
-    pub(crate) site: &'a Path,
-    pub(crate) place: &'a Place,
     pub(crate) layout: Layout,
     service: Option<&'a Service>,
 }
@@ -139,7 +128,6 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// Values beside what the processes used.
     pub(crate) fn of(values: Vec<(&'static str, f64)>, usage: Usage) -> Self {
         Self {
             values,
@@ -249,7 +237,6 @@ fn empty_report(case: &Case<'_>, specs: &[Spec]) -> CaseReport {
     }
 }
 
-/// What is shown while it goes on.
 fn brief(run: &Run, metrics: &[Metric]) -> String {
     if let Some(error) = &run.error {
         return format!("failed: {error}");
@@ -261,7 +248,6 @@ fn brief(run: &Run, metrics: &[Metric]) -> String {
     shown.collect::<Vec<_>>().join(", ")
 }
 
-/// What a metric of one side is called.
 pub(crate) fn of_side(role: Role, metric: &str) -> String {
     format!("{}_{metric}", role.name())
 }
@@ -272,9 +258,9 @@ fn run_once(case: &Case<'_>, spec: &Spec, setup: &Setup, cores: usize, round: us
         round,
         ..Run::default()
     };
-    let mut farewell = Farewell::default();
-    match with_tunnel(case, spec, setup, cores, &mut farewell) {
+    match with_tunnel(case, spec, setup, cores, &mut run.farewell) {
         Ok(outcome) => {
+            run.take(counted_values(&run.farewell));
             run.take(outcome.values);
             let of_sides = outcome.of_sides.into_iter();
             let of_sides = of_sides.map(|(role, name, value)| (of_side(role, name), value));
@@ -287,10 +273,6 @@ fn run_once(case: &Case<'_>, spec: &Spec, setup: &Setup, cores: usize, round: us
         }
         Err(error) => run.error = Some(format!("{error:#}")),
     }
-    if run.error.is_none() {
-        run.take(counted_values(&farewell));
-    }
-    run.farewell = farewell;
     run
 }
 
@@ -319,13 +301,11 @@ fn with_tunnel(
             .context("the first visitor through the tunnel")?;
     }
     let outcome = (case.measure)(&Session {
+        setup,
+        spec,
+        tunnel: &tunnel,
         visit: tunnel.visit,
-        admin: tunnel.admin,
-        is_other_build: spec.names_program(),
         processes,
-        label: &spec.label,
-        site: setup.site.path(),
-        place: &setup.place,
         layout,
         service,
     });

@@ -68,7 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 }
 
 fn measure(session: &Session<'_>, cores: usize, args: &Args) -> Result<Outcome> {
-    let admin = admin(session.admin, session.is_other_build)?;
+    let admin = admin(session.tunnel.admin, session.spec.names_program())?;
     let before = admin.map(|admin| all_lanes(admin, cores)).transpose()?;
     let mut outcome = discard::measure_tcp(session, Way::Up, args.connections, &args.common)?;
     let Some((admin, before)) = admin.zip(before) else {

@@ -56,7 +56,6 @@ pub(crate) struct Args {
     svg: PathBuf,
 }
 
-/// What was seen in one interval.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sample {
     /// Seconds since the start, at its end.

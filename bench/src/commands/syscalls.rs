@@ -32,7 +32,6 @@ pub(crate) struct Args {
     rate: u32,
 }
 
-/// Of each side.
 fn metrics() -> Vec<Metric> {
     let by_kind = KINDS.map(|(name, head, _)| lower(name, head, 2));
     let mut metrics = vec![lower("calls", "calls", 2).main()];
@@ -103,7 +102,7 @@ fn measure(session: &Session<'_>, work: (Work, f64), common: &Common) -> Result<
     let mut counting = Counting::start(session, work, common, SETTLE)?;
     // An older program may have no admin endpoint. The question costs the server something itself,
     // which is left out.
-    let scrape = || Scrape::read(session.admin?).ok();
+    let scrape = || Scrape::read(session.tunnel.admin?).ok();
     let asked = scrape();
     let before = used(session);
     let began = counting.done();
@@ -141,7 +140,6 @@ fn measure(session: &Session<'_>, work: (Work, f64), common: &Common) -> Result<
     })
 }
 
-/// Calls of each kind for each unit of work.
 fn per_unit(role: Role, calls: &Calls, units: f64) -> Vec<OfSide> {
     let by_kind = KINDS.map(|(name, ..)| (name, calls.of_kind(name).calls));
     let all = [

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::probe::{ALLOCATIONS, PROBES, Tunnel};
+use super::probe::{ALLOCATIONS, OURS, PROBES};
 use crate::harness::machine::Machine;
 use crate::report::{Report, TunnelReport};
 use crate::stats::{Summary, paired_ratio};
@@ -19,7 +19,6 @@ pub(super) const ANY_LOAD: &str = "any load";
 pub(super) const ALLOCATIONS_OURS: &str = "ours_per_packet";
 pub(super) const ALLOCATIONS_OTHERS: &str = "others_per_packet";
 
-/// The reports that are there, by probe.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Found {
     reports: BTreeMap<String, Report>,
@@ -44,8 +43,7 @@ impl Found {
     }
 
     #[cfg(test)]
-    pub(super) fn add(&mut self, probe: &str, report: serde_json::Value) {
-        let report = serde_json::from_value(report).expect("a report");
+    pub(super) fn add(&mut self, probe: &str, report: Report) {
         self.reports.insert(probe.to_owned(), report);
     }
 
@@ -76,7 +74,6 @@ impl Found {
         self.reports.values()
     }
 
-    /// The commits that the probes were run on, each with its probes.
     pub(crate) fn commits(&self) -> BTreeMap<&str, Vec<&'static str>> {
         let mut commits: BTreeMap<&str, Vec<&'static str>> = BTreeMap::new();
         for name in self.probes() {
@@ -112,12 +109,12 @@ impl Found {
         failures.collect()
     }
 
-    fn tunnel(&self, probe: &str, case: &str, tunnel: Tunnel) -> Option<&TunnelReport> {
-        self.reports.get(probe)?.runs(case, tunnel.label())
+    fn tunnel(&self, probe: &str, case: &str, tunnel: &str) -> Option<&TunnelReport> {
+        self.reports.get(probe)?.runs(case, tunnel)
     }
 
     /// How many runs of a tunnel failed, of how many.
-    pub(crate) fn runs(&self, probe: &str, case: &str, tunnel: Tunnel) -> (usize, usize) {
+    pub(crate) fn runs(&self, probe: &str, case: &str, tunnel: &str) -> (usize, usize) {
         let runs = self.tunnel(probe, case, tunnel);
         let runs = runs.map(|it| it.runs.as_slice()).unwrap_or_default();
         let failed = runs.iter().filter(|run| run.error.is_some());
@@ -128,11 +125,11 @@ impl Found {
         &self,
         probe: &str,
         case: &str,
-        tunnel: Tunnel,
+        tunnel: &str,
         metric: &str,
     ) -> Option<&Summary> {
         let report = self.reports.get(probe)?;
-        report.summary(case, tunnel.label(), metric)
+        report.summary(case, tunnel, metric)
     }
 
     /// How many times as much of a metric the first case and tunnel has as the second: the median
@@ -140,8 +137,8 @@ impl Found {
     pub(crate) fn times(
         &self,
         (probe, metric): (&str, &str),
-        ours: (&str, Tunnel),
-        baseline: (&str, Tunnel),
+        ours: (&str, &str),
+        baseline: (&str, &str),
     ) -> Option<f64> {
         let rounds = |(case, tunnel)| {
             let runs = self.tunnel(probe, case, tunnel);
@@ -169,7 +166,7 @@ fn of_allocations(printed: &str) -> Report {
     let summaries = most.map_or(json!({}), |(ours, others)| {
         json!({ALLOCATIONS_OURS: summary(ours), ALLOCATIONS_OTHERS: summary(others)})
     });
-    let tunnel = json!({"tunnel": Tunnel::Ours.label(), "summary": summaries, "runs": []});
+    let tunnel = json!({"tunnel": OURS, "summary": summaries, "runs": []});
     let report = json!({
         "command": ALLOCATIONS_COMMAND,
         "machine": {"date": word("date"), "commit": word("commit")},

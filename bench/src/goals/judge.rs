@@ -6,7 +6,7 @@
 use std::fmt;
 
 use super::found::Found;
-use super::probe::Tunnel::{self, Ours, Quinn, Rathole, Raw};
+use super::probe::{OURS, QUINN, RATHOLE, RAW};
 use super::table::Row;
 use crate::stats::Summary;
 
@@ -40,7 +40,6 @@ const LOST: Metric = Metric("lost_percent", 3);
 /// What may be lost where next to nothing is to be, in percent.
 const LOST_PERCENT_MAX: f64 = 0.1;
 
-/// What is shown of a tunnel.
 #[derive(Clone, Copy)]
 pub(super) enum Cell {
     Median(Metric),
@@ -82,10 +81,10 @@ pub(super) enum Rule {
     /// The number that is shown is within a bound.
     Within(Bound, &'static str),
     /// So many times as much as other tunnels have; it is the best of them that counts.
-    Times(&'static [Tunnel], &'static str, Bound),
+    Times(&'static [&'static str], &'static str, Bound),
     /// Throughput so many times as good as another tunnel's; or else work per byte, where the
     /// machine is the limit: with throughput that is at least level.
-    TimesOrCpu(Tunnel, f64),
+    TimesOrCpu(&'static str, f64),
     /// So many times as much as in the first case, shown with so many digits.
     Grown(Bound, usize, &'static str),
     /// Within a bound, and below rathole if that is there.
@@ -110,7 +109,7 @@ pub(super) enum Also {
     /// compare with.
     HeldLoss,
     /// How many times less CPU time it takes than that tunnel is said, not judged.
-    TimesCheaper(Tunnel),
+    TimesCheaper(&'static str),
 }
 
 impl Bound {
@@ -150,7 +149,6 @@ impl Rule {
             | Self::BelowRathole(bound, text) => text.replace("{}", &bound.to_string()),
             Self::Times(_, whom, bound) => format!("{bound} × {whom}"),
             Self::TimesOrCpu(whom, factor) => {
-                let whom = whom.label();
                 format!("≥ {factor} × {whom}, or no slower and CPU ÷ {factor}")
             }
             Self::Lossless(gbit) => format!("{gbit} offered, < {LOST_PERCENT_MAX} % lost"),
@@ -193,30 +191,28 @@ impl Judge<'_> {
         self.row.cases.last().copied().unwrap_or_default()
     }
 
-    fn summary(&self, case: &str, tunnel: Tunnel, metric: Metric) -> Option<&Summary> {
+    fn summary(&self, case: &str, tunnel: &str, metric: Metric) -> Option<&Summary> {
         self.found.summary(self.row.probe, case, tunnel, metric.0)
     }
 
-    fn median(&self, tunnel: Tunnel, metric: Metric) -> Option<Shown> {
+    fn median(&self, tunnel: &str, metric: Metric) -> Option<Shown> {
         let summary = self.summary(self.case(), tunnel, metric)?;
         Some(Shown(summary.median, metric.1))
     }
 
-    /// The largest of any run.
-    fn largest(&self, tunnel: Tunnel, metric: Metric) -> Option<Shown> {
+    fn largest(&self, tunnel: &str, metric: Metric) -> Option<Shown> {
         let summary = self.summary(self.case(), tunnel, metric)?;
         Some(Shown(summary.max, metric.1))
     }
 
-    /// The median in each case.
-    fn each(&self, tunnel: Tunnel, metric: Metric) -> Vec<Option<Shown>> {
+    fn each(&self, tunnel: &str, metric: Metric) -> Vec<Option<Shown>> {
         let cases = self.row.cases.iter();
         let each = cases.map(|case| self.summary(case, tunnel, metric));
         each.map(|it| Some(Shown(it?.median, metric.1))).collect()
     }
 
     /// The most of any run in any case, and in how many cases it was counted.
-    fn largest_of_each(&self, tunnel: Tunnel, metric: Metric) -> Option<(Shown, usize)> {
+    fn largest_of_each(&self, tunnel: &str, metric: Metric) -> Option<(Shown, usize)> {
         let cases = self.row.cases.iter();
         let counted = cases.filter_map(|case| self.summary(case, tunnel, metric));
         let most = counted.clone().map(|it| it.max).reduce(f64::max)?;
@@ -224,13 +220,13 @@ impl Judge<'_> {
     }
 
     /// How many times as much ours has as another tunnel.
-    fn times(&self, metric: Metric, baseline: Tunnel) -> Option<f64> {
+    fn times(&self, metric: Metric, baseline: &str) -> Option<f64> {
         let (case, of) = (self.case(), (self.row.probe, metric.0));
-        self.found.times(of, (case, Ours), (case, baseline))
+        self.found.times(of, (case, OURS), (case, baseline))
     }
 
     /// What stands in a tunnel's column.
-    pub(super) fn cell(&self, tunnel: Tunnel) -> Option<String> {
+    pub(super) fn cell(&self, tunnel: &str) -> Option<String> {
         let median = |metric| self.median(tunnel, metric);
         Some(match self.row.cell {
             Cell::Median(metric) => median(metric)?.to_string(),
@@ -265,7 +261,7 @@ impl Judge<'_> {
     }
 
     /// The number that a rule is about.
-    fn number(&self, tunnel: Tunnel) -> Option<Shown> {
+    fn number(&self, tunnel: &str) -> Option<Shown> {
         match self.row.cell {
             Cell::Each(metric) => {
                 let all: Option<Vec<Shown>> = self.each(tunnel, metric).into_iter().collect();
@@ -276,7 +272,6 @@ impl Judge<'_> {
         }
     }
 
-    /// What it comes to.
     pub(super) fn verdict(&self) -> Verdict {
         self.also(self.if_none_failed(self.judged()))
     }
@@ -288,22 +283,22 @@ impl Judge<'_> {
             Some((bound.allows(ratio), format!("{ratio} ×")))
         };
         match self.row.rule {
-            Rule::Within(bound, _) => plain(bound.allows(self.number(Ours)?)),
+            Rule::Within(bound, _) => plain(bound.allows(self.number(OURS)?)),
             Rule::Times(others, _, bound) => {
-                let ratio = |it: &Tunnel| self.times(self.row.cell.metric(), *it);
+                let ratio = |it: &&str| self.times(self.row.cell.metric(), *it);
                 let ratios = others.iter().filter_map(ratio);
                 by_ratio(bound, ratios.reduce(|a, b| bound.worse(a, b))?, 2)
             }
             Rule::TimesOrCpu(baseline, factor) => self.times_or_cpu(baseline, factor),
             Rule::Grown(bound, decimals, _) => {
-                self.number(Ours)?;
+                self.number(OURS)?;
                 let (metric, first) = (self.row.cell.metric(), self.row.cases.first()?);
                 let of = (self.row.probe, metric.0);
-                let ratio = self.found.times(of, (self.case(), Ours), (first, Ours))?;
+                let ratio = self.found.times(of, (self.case(), OURS), (first, OURS))?;
                 by_ratio(bound, ratio, decimals)
             }
             Rule::BelowRathole(bound, _) => {
-                let (ours, theirs) = (self.number(Ours)?, self.number(Rathole));
+                let (ours, theirs) = (self.number(OURS)?, self.number(RATHOLE));
                 let below = theirs.is_none_or(|it| ours.rounded() < it.rounded());
                 let beside = theirs.map(|it| format!("rathole {it}"));
                 let beside = beside.unwrap_or("rathole is not installed".into());
@@ -311,19 +306,19 @@ impl Judge<'_> {
             }
             Rule::Lossless(offered_gbit) => {
                 // What iperf3 itself cannot offer is not delivered either.
-                let complete = self.number(Ours)?.rounded() >= offered_gbit * 0.99;
-                plain(complete && is_lossless(self.largest(Ours, LOST)?))
+                let complete = self.number(OURS)?.rounded() >= offered_gbit * 0.99;
+                plain(complete && is_lossless(self.largest(OURS, LOST)?))
             }
             Rule::LikeOneFlow { lossless } => {
-                let one = self.summary(self.row.cases.first()?, Ours, GBIT)?.median;
-                let (two, lost) = (self.median(Ours, GBIT)?, self.largest(Ours, LOST)?);
+                let one = self.summary(self.row.cases.first()?, OURS, GBIT)?.median;
+                let (two, lost) = (self.median(OURS, GBIT)?, self.largest(OURS, LOST)?);
                 let passed = !lossless || is_lossless(lost);
                 let (like_one, found) = by_ratio(Bound::AtLeast(1.0), two.0 / one, 2)?;
                 Some((like_one && passed, found))
             }
             Rule::PingPong { rathole_adds_us } => self.ping_pong(rathole_adds_us),
             Rule::NoneAnywhere => {
-                let (most, counted) = self.largest_of_each(Ours, self.row.cell.metric())?;
+                let (most, counted) = self.largest_of_each(OURS, self.row.cell.metric())?;
                 let verdict = plain(most.0 == 0.0);
                 let all = self.row.cases.len();
                 if counted < all {
@@ -335,7 +330,7 @@ impl Judge<'_> {
         }
     }
 
-    fn times_or_cpu(&self, baseline: Tunnel, factor: f64) -> Verdict {
+    fn times_or_cpu(&self, baseline: &str, factor: f64) -> Verdict {
         let gbit = Shown(self.times(GBIT, baseline)?, 2);
         let cpu = Shown(1.0 / self.times(CPU, baseline)?, 2);
         let by_gbit = gbit.rounded() >= factor;
@@ -346,8 +341,8 @@ impl Judge<'_> {
 
     fn ping_pong(&self, rathole_adds_us: f64) -> Verdict {
         let rounded = |tunnel| self.number(tunnel).map(Shown::rounded);
-        let (ours, raw) = (rounded(Ours)?, rounded(Raw));
-        let limits = [rounded(Rathole), raw.map(|raw| raw + rathole_adds_us)];
+        let (ours, raw) = (rounded(OURS)?, rounded(RAW));
+        let limits = [rounded(RATHOLE), raw.map(|raw| raw + rathole_adds_us)];
         let limit = limits.into_iter().flatten().reduce(f64::min)?;
         let added = raw.map_or(String::new(), |raw| format!(", ours raw + {}", ours - raw));
         Some((ours <= limit, format!("limit {limit}{added}")))
@@ -357,7 +352,7 @@ impl Judge<'_> {
     /// missed if none survived.
     fn if_none_failed(&self, judged: Verdict) -> Verdict {
         let cases = self.row.cases.iter();
-        let runs = cases.map(|case| self.found.runs(self.row.probe, case, Ours));
+        let runs = cases.map(|case| self.found.runs(self.row.probe, case, OURS));
         let (failed, all) = runs.fold((0, 0), |(a, b), (failed, all)| (a + failed, b + all));
         if failed == 0 || judged.is_none() && failed < all {
             return judged;
@@ -373,7 +368,7 @@ impl Judge<'_> {
     fn also(&self, judged: Verdict) -> Verdict {
         match self.row.also {
             None => judged,
-            Some(Also::NoneOf(metric, what)) => match self.largest(Ours, Metric(metric, 0)) {
+            Some(Also::NoneOf(metric, what)) => match self.largest(OURS, Metric(metric, 0)) {
                 None => not_known(judged),
                 Some(Shown(count, _)) if count > 0.0 => {
                     let (_, found) = judged?;
@@ -391,14 +386,14 @@ impl Judge<'_> {
     }
 
     fn held(&self, judged: Verdict) -> Verdict {
-        let judged = match self.median(Ours, Metric("source_limited", 0)) {
+        let judged = match self.median(OURS, Metric("source_limited", 0)) {
             Some(limited) if limited.0 > 0.0 => saying(judged, ", the source could send no more"),
             _ => judged,
         };
         let held = |lost: Shown| lost.rounded() <= LOST_PERCENT_MAX;
         match (
-            self.largest(Ours, LOST),
-            self.largest(Quinn, LOST).map(held),
+            self.largest(OURS, LOST),
+            self.largest(QUINN, LOST).map(held),
         ) {
             (Some(lost), _) if !held(lost) => saying(missed(judged), &format!(", {lost} % lost")),
             (Some(_), Some(true)) => judged,

@@ -15,7 +15,7 @@ mod table;
 pub(crate) use found::Found;
 pub(crate) use page::Page;
 pub(crate) use page::in_turn;
-pub(crate) use probe::{ALLOCATIONS, GOALS, PROBES, Probe, Tunnel};
+pub(crate) use probe::{ALLOCATIONS, BEFORE, GOALS, PROBES, Probe, RATHOLE};
 
 #[cfg(test)]
 mod tests;

@@ -6,20 +6,20 @@ use serde::Serialize;
 
 use super::found::Found;
 use super::judge::Judge;
-use super::probe::Tunnel;
+use super::probe::{BEFORE, OURS, QUINN, QUINN_BBR, QUINN_TUNED, RATHOLE, RAW};
 use super::table::{ROWS, Row};
 use crate::harness::machine::Machine;
 use crate::report::Table;
 
 /// The columns, where any line has a number of them.
-const COLUMNS: [(Tunnel, &str); 7] = [
-    (Tunnel::Raw, "no tunnel"),
-    (Tunnel::Quinn, "quinn-dp"),
-    (Tunnel::QuinnTuned, "quinn-dp tuned"),
-    (Tunnel::QuinnBbr, "quinn-dp BBR"),
-    (Tunnel::Rathole, "rathole"),
-    (Tunnel::Before, "qmux-dp before"),
-    (Tunnel::Ours, "qmux-dp"),
+const COLUMNS: [(&str, &str); 7] = [
+    (RAW, "no tunnel"),
+    (QUINN, "quinn-dp"),
+    (QUINN_TUNED, "quinn-dp tuned"),
+    (QUINN_BBR, "quinn-dp BBR"),
+    (RATHOLE, "rathole"),
+    (BEFORE, "qmux-dp before"),
+    (OURS, "qmux-dp"),
 ];
 
 /// Everything that the table shows, also for programs.
@@ -52,7 +52,7 @@ impl Line {
             Some((false, found)) => ("missed", found),
             None => ("not measured", String::new()),
         };
-        let cell = |(tunnel, _): (Tunnel, _)| Some((tunnel.label(), judge.cell(tunnel)?));
+        let cell = |(tunnel, _)| Some((tunnel, judge.cell(tunnel)?));
         Self {
             goal: row.goal,
             what: row.what,
@@ -115,8 +115,7 @@ impl Page {
     fn table(runs: &[Self]) -> Table {
         let goals = || runs.iter().flat_map(|run| &run.goals);
         let has = |label: &str| goals().any(|row| row.values.contains_key(label));
-        let columns = COLUMNS.map(|(tunnel, head)| (tunnel.label(), head));
-        let columns: Vec<_> = columns.iter().filter(|(label, _)| has(label)).collect();
+        let columns: Vec<_> = COLUMNS.iter().filter(|(label, _)| has(label)).collect();
         let mut head = vec!["goal", "what", "limit"];
         head.extend(columns.iter().map(|(_, head)| head));
         head.extend(["verdict", "by"]);

@@ -1,45 +1,23 @@
 //! The measurements behind the goals, each one command of `qmux-bench`.
 
-/// Which tunnels a probe is about. Those that are not there are left out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tunnel {
-    Raw,
-    /// The baseline with quinn's defaults.
-    Quinn,
-    /// The baseline with qmux-dp's settings.
-    QuinnTuned,
-    /// The baseline with BBR.
-    QuinnBbr,
-    Rathole,
-    /// qmux-dp as it was.
-    Before,
-    /// qmux-dp.
-    Ours,
-}
-
-impl Tunnel {
-    pub(crate) const fn label(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Quinn => "quinn-dp",
-            Self::QuinnTuned => "quinn-dp-tuned",
-            Self::QuinnBbr => "quinn-dp-bbr",
-            Self::Rathole => "rathole",
-            Self::Before => "before",
-            Self::Ours => "qmux-dp",
-        }
-    }
-}
+// The tunnels that probes are about, by their labels. Those that are not there are left out.
+pub(super) const RAW: &str = "raw";
+pub(super) const QUINN: &str = "quinn-dp";
+pub(super) const QUINN_TUNED: &str = "quinn-dp-tuned";
+pub(super) const QUINN_BBR: &str = "quinn-dp-bbr";
+pub(crate) const RATHOLE: &str = "rathole";
+/// qmux-dp as it was.
+pub(crate) const BEFORE: &str = "before";
+pub(super) const OURS: &str = "qmux-dp";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Probe {
     /// Its name, also of the directory that its results go to.
     pub(crate) name: &'static str,
     pub(crate) goals: &'static [u8],
-    pub(crate) tunnels: &'static [Tunnel],
+    pub(crate) tunnels: &'static [&'static str],
     /// The subcommand of `qmux-bench`, whose report has the same name.
     pub(crate) bench: &'static str,
-    /// Its options, each with its value.
     options: &'static str,
 }
 
@@ -71,11 +49,9 @@ pub(crate) const GOALS: u8 = 10;
 /// The measurement that is made by a build of qmux-dp of its own rather than by `qmux-bench`.
 pub(crate) const ALLOCATIONS: &str = "allocations";
 
-use Tunnel::{Before, Ours, Quinn, QuinnBbr, QuinnTuned, Rathole, Raw};
-
-const ALL: [Tunnel; 6] = [Raw, Quinn, QuinnTuned, Rathole, Before, Ours];
-const TUNNELS: [Tunnel; 5] = [Quinn, QuinnTuned, Rathole, Before, Ours];
-const QUIC: [Tunnel; 4] = [Quinn, QuinnTuned, Before, Ours];
+const ALL: [&str; 6] = [RAW, QUINN, QUINN_TUNED, RATHOLE, BEFORE, OURS];
+const TUNNELS: [&str; 5] = [QUINN, QUINN_TUNED, RATHOLE, BEFORE, OURS];
+const QUIC: [&str; 4] = [QUINN, QUINN_TUNED, BEFORE, OURS];
 
 /// All of them: some 25 minutes with rathole and an older program, less without.
 pub(crate) const PROBES: &[Probe] = probes! {
@@ -89,7 +65,7 @@ pub(crate) const PROBES: &[Probe] = probes! {
         --seconds 2 --repeats 2";
     "packets" [3] QUIC "udp"
         "--sizes 64,1150,8192 --warm-up 0.5 --seconds 1 --repeats 1";
-    "latency" [4] [Raw, Quinn, Rathole, Before, Ours] "latency"
+    "latency" [4] [RAW, QUINN, RATHOLE, BEFORE, OURS] "latency"
         "--warm-up 0.5 --cases =ping-pong,=ping-pong + bulk up,=ping-pong + bulk down,\
         =open loop 1000/s + bulk up,=open loop 1000/s + bulk down \
         --seconds 2 --repeats 2";
@@ -97,11 +73,11 @@ pub(crate) const PROBES: &[Probe] = probes! {
         "--warm-up 0.5 --visitors 1,64 --cases echo --seconds 2 --repeats 2";
     "flows" [5] QUIC "flows"
         "--flows 10000 --seconds 1 --repeats 1";
-    "link" [6] [Quinn, QuinnBbr, Rathole, Before, Ours] "link"
+    "link" [6] [QUINN, QUINN_BBR, RATHOLE, BEFORE, OURS] "link"
         "--profile reference,loss-percent=0.1 --profile reference --profile \
         reference,loss-percent=3 --profile policer --cases to service \
         --seconds 4 --repeats 1";
-    "scale" [7] [Before, Ours] "scale"
+    "scale" [7] [BEFORE, OURS] "scale"
         "--core-counts 1,2,4,8 --warm-up 0.5 --seconds 2 --repeats 3";
     "syscalls" [9] TUNNELS "syscalls"
         "--warm-up 0.5 --visitors 1 --cases a round trip,a visitor \
@@ -110,6 +86,6 @@ pub(crate) const PROBES: &[Probe] = probes! {
         "--connections 64 --core-counts 1 --seconds 2 --repeats 2";
     // A second core is compared with the first where the system places both alike: kept apart, one
     // core a side has a CPU of its own, and two share theirs with the other side.
-    "cores" [10] [Before, Ours] "programs"
+    "cores" [10] [BEFORE, OURS] "programs"
         "--placement free --connections 64 --core-counts 1,2 --seconds 2 --repeats 2";
 };

@@ -2,7 +2,7 @@
 
 use super::found::{ALLOCATIONS_OTHERS, ALLOCATIONS_OURS, ANY_LOAD};
 use super::judge::{Also, Bound, CPU, Cell, GBIT, Metric, Rule};
-use super::probe::Tunnel::{self, Quinn, QuinnTuned, Rathole};
+use super::probe::{QUINN, QUINN_TUNED, RATHOLE};
 
 use Also::{HeldLoss, NoneOf, TimesCheaper};
 use Bound::{AtLeast, AtMost, Below};
@@ -16,7 +16,6 @@ pub(super) struct Row {
     /// The cases that its numbers are from; if there is but one number, it is that of the last.
     pub(super) cases: &'static [&'static str],
     pub(super) what: &'static str,
-    /// What is shown of each tunnel.
     pub(super) cell: Cell,
     pub(super) rule: Rule,
     /// What must hold beside it.
@@ -73,13 +72,13 @@ const RATHOLE_CPU: Rule = Rule::BelowRathole(Below(1.9), "< rathole in plain tex
 const FLOW_KIB: Rule = Within(AtMost(8.0), "{} (the goal's KB taken as 1,024 B)");
 
 /// A request beside each of the other tunnels; the best of them counts.
-const OTHERS: &[Tunnel] = &[Quinn, QuinnTuned, Rathole];
+const OTHERS: &[&str] = &[QUINN, QUINN_TUNED, RATHOLE];
 const OTHERS_NAMES: &str = "the best of quinn-dp, tuned, rathole";
 const MORE_REQUESTS: Rule = Times(OTHERS, OTHERS_NAMES, AtLeast(1.1));
 const CHEAPER_REQUESTS: Rule = Times(OTHERS, OTHERS_NAMES, AtMost(0.9));
 const SECOND_CORE: Rule = Grown(AtMost(1.05), 2, "{} × by 1 core");
 
-const THREE_TIMES_QUINN: Rule = Times(&[Quinn], "quinn-dp", AtLeast(3.0));
+const THREE_TIMES_QUINN: Rule = Times(&[QUINN], "quinn-dp", AtLeast(3.0));
 const REQUESTS_FAILED: Also = NoneOf("failed", "requests failed");
 const REQUESTS_LOST: Also = NoneOf("lost", "requests lost");
 const VISITS_FAILED: Also = NoneOf("failed", "visits failed");
@@ -87,14 +86,14 @@ const VISITS_FAILED: Also = NoneOf("failed", "visits failed");
 /// All of them, in the order of the goals.
 pub(super) const ROWS: &[Row] = rows! {
     1 "tcp" ["tcp ×1"] {
-        "TCP, one connection: Gbit/s (CPU s/GB)", GBIT_CPU, TimesOrCpu(Quinn, 2.0);
-        "TCP, one connection: Gbit/s (CPU s/GB)", GBIT_CPU, TimesOrCpu(QuinnTuned, 1.3);
+        "TCP, one connection: Gbit/s (CPU s/GB)", GBIT_CPU, TimesOrCpu(QUINN, 2.0);
+        "TCP, one connection: Gbit/s (CPU s/GB)", GBIT_CPU, TimesOrCpu(QUINN_TUNED, 1.3);
         "TCP, one connection: 5 times QMux, Gbit/s", Median(GBIT), QMUX_TIMES_FIVE;
         "TCP, one connection: CPU s/GB", Median(CPU), RATHOLE_CPU;
     }
     1 "tcp" ["tcp reverse"] {
-        "TCP, one connection, reverse: Gbit/s (CPU s/GB)", GBIT_CPU, TimesOrCpu(Quinn, 2.0);
-        "TCP, one connection, reverse: Gbit/s (CPU s/GB)", GBIT_CPU, TimesOrCpu(QuinnTuned, 1.3);
+        "TCP, one connection, reverse: Gbit/s (CPU s/GB)", GBIT_CPU, TimesOrCpu(QUINN, 2.0);
+        "TCP, one connection, reverse: Gbit/s (CPU s/GB)", GBIT_CPU, TimesOrCpu(QUINN_TUNED, 1.3);
         "TCP, one connection, reverse: 5 times QMux, Gbit/s", Median(GBIT), QMUX_TIMES_FIVE;
         "TCP, one connection, reverse: CPU s/GB", Median(CPU), RATHOLE_CPU;
     }
@@ -105,7 +104,7 @@ pub(super) const ROWS: &[Row] = rows! {
     2 "veth" ["tcp ×1"] {
         "TCP, packets of 1,500 bytes: CPU s/GB", Median(CPU), Within(AtMost(2.2), "{}");
         "TCP, packets of 1,500 bytes: Gbit/s (CPU s/GB)", GBIT_CPU,
-            Times(&[QuinnTuned], "quinn-dp-tuned", AtLeast(1.5)), TimesCheaper(QuinnTuned);
+            Times(&[QUINN_TUNED], "quinn-dp-tuned", AtLeast(1.5)), TimesCheaper(QUINN_TUNED);
     }
     3 "udp" ["udp 1150 B 1G"] {
         "UDP, 1,150 bytes: Gbit/s, most lost in a run", Delivered { cpu: false }, Lossless(1.0);

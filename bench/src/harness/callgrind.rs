@@ -51,7 +51,6 @@ pub(crate) struct Counting {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Counted {
-    /// Instructions of all threads.
     pub(crate) instructions: u64,
     /// By function, as callgrind_annotate reads it.
     file: PathBuf,
@@ -69,7 +68,6 @@ impl Counting {
         Ok(counting)
     }
 
-    /// Until now.
     pub(crate) fn stop(self) -> Result<Counted> {
         self.tell("instrumentation off")?;
         self.tell("dump")?;

@@ -8,8 +8,9 @@ use std::fmt::Arguments;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
+use super::lock;
 use anyhow::{Context as _, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM};
 
@@ -43,17 +44,13 @@ impl Undo {
 
 static PENDING: Mutex<Vec<Undo>> = Mutex::new(Vec::new());
 
-fn pending() -> MutexGuard<'static, Vec<Undo>> {
-    PENDING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Undoes its entry when dropped.
 #[derive(Debug)]
 pub(crate) struct Guard(Undo);
 
 impl Guard {
     pub(crate) fn new(undo: Undo) -> Self {
-        pending().push(undo.clone());
+        lock(&PENDING).push(undo.clone());
         Self(undo)
     }
 }
@@ -61,13 +58,13 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.0.run();
-        pending().retain(|undo| *undo != self.0);
+        lock(&PENDING).retain(|undo| *undo != self.0);
     }
 }
 
 /// Undoes everything and ends the process.
 fn end(code: i32) -> ! {
-    for undo in pending().drain(..).rev() {
+    for undo in lock(&PENDING).drain(..).rev() {
         undo.run();
     }
     std::process::exit(code);
@@ -115,9 +112,9 @@ mod tests {
         std::fs::create_dir_all(path.join("inner")).expect("directory");
         let undo = Undo::Directory(path.clone());
         let guard = Guard::new(undo.clone());
-        assert!(pending().contains(&undo));
+        assert!(lock(&PENDING).contains(&undo));
         drop(guard);
         assert!(!path.exists());
-        assert!(!pending().contains(&undo));
+        assert!(!lock(&PENDING).contains(&undo));
     }
 }

@@ -31,7 +31,6 @@ pub(crate) fn raise_open_files() {
     }
 }
 
-/// The CPUs that the calling thread may run on.
 pub(crate) fn allowed() -> Vec<usize> {
     let Ok(set) = sched_getaffinity(None) else {
         return Vec::new();

@@ -23,7 +23,6 @@ const OVERHEAD_LIMIT: Duration = Duration::from_secs(12);
 /// millisecond.
 const UDP_SOCKET_BUFFER: u64 = 2 << 20;
 
-/// Starts iperf3's server and waits until it listens.
 pub(crate) fn server(place: &Place) -> Result<Server> {
     let server = Server::start(place, 5_201, |address| {
         let (ip, port) = (address.ip(), address.port());
@@ -68,7 +67,6 @@ pub(crate) struct Measured {
     pub(crate) lost_percent: Option<f64>,
 }
 
-/// iperf3's command line towards `visit`.
 pub(crate) fn launch(test: &Test, extent: Extent, visit: SocketAddr) -> Launch {
     let (ip, port, streams) = (visit.ip(), visit.port(), test.streams);
     let mut words = format!("--json --client {ip} --port {port} --parallel {streams}");

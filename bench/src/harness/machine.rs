@@ -15,7 +15,6 @@ use qmux_harness::Launch;
 /// How long a program may take to tell its version.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 
-/// The machine, the programs and the moment.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub(crate) struct Machine {
@@ -25,7 +24,6 @@ pub(crate) struct Machine {
     /// What the cheapest system call takes (`getppid`), in ns: it differs by a factor of ten
     /// between machines.
     pub(crate) system_call_ns: f64,
-    /// How many CPUs this process may use.
     pub(crate) cpus: usize,
     pub(crate) memory_bytes: u64,
     /// The largest buffers that sockets may ask for, in bytes: receive, send.
@@ -36,7 +34,6 @@ pub(crate) struct Machine {
     pub(crate) load_average_before: f64,
     /// The commit of the source, with a mark if the source differs from it.
     pub(crate) commit: String,
-    /// Versions of the programs, as they tell them.
     pub(crate) versions: Vec<String>,
 }
 

@@ -27,7 +27,6 @@ pub enum Role {
 }
 
 impl Role {
-    /// In metrics and messages.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Server => "server",
@@ -36,7 +35,6 @@ impl Role {
         }
     }
 
-    /// Whether the process is part of what is measured.
     pub(crate) fn is_tunnel(self) -> bool {
         self != Self::Load
     }
@@ -68,9 +66,7 @@ pub(crate) struct ProcessUsage {
     command: String,
     #[serde(flatten)]
     pub(crate) cpu: CpuTime,
-    /// Of one CPU, over the whole.
     pub(crate) cpu_percent_average: f64,
-    /// Of one CPU, in the busiest sample.
     pub(crate) cpu_percent_max: f64,
     /// The mean of the resident memory over the samples.
     pub(crate) rss_average_bytes: f64,
@@ -88,7 +84,6 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// CPU seconds of server and client together.
     pub(crate) fn tunnel_cpu_seconds(&self) -> f64 {
         self.sum(|process| process.cpu.seconds())
     }
@@ -99,13 +94,11 @@ impl Usage {
         self.has_tunnel().then(|| us / units)
     }
 
-    /// The sum of something over server and client.
     pub(crate) fn sum(&self, what: impl Fn(&ProcessUsage) -> f64) -> f64 {
         let tunnel = self.processes.iter().filter(|it| it.role.is_tunnel());
         tunnel.map(what).sum()
     }
 
-    /// Whether there was a server or a client at all.
     pub(crate) fn has_tunnel(&self) -> bool {
         self.processes.iter().any(|it| it.role.is_tunnel())
     }
@@ -173,65 +166,66 @@ fn sample(mut tracks: Vec<Track>, stop: &AtomicBool) -> Vec<Track> {
 
 #[derive(Debug)]
 struct Track {
-    process: Metered,
+    pid: u32,
+    usage: ProcessUsage,
     started: (Instant, CpuTime),
     last: (Instant, CpuTime),
-    cpu_percent_max: f64,
-    rss_sum: f64,
     rss_samples: f64,
-    rss_peak_bytes: u64,
 }
 
 impl Track {
     fn start(process: &Metered) -> Self {
-        proc_stat::reset_peak(process.pid);
-        let cpu = proc_stat::cpu_time(process.pid).unwrap_or_default();
-        let now = (Instant::now(), cpu);
+        let pid = process.pid;
+        proc_stat::reset_peak(pid);
+        let now = (Instant::now(), proc_stat::cpu_time(pid).unwrap_or_default());
         Self {
-            process: process.clone(),
+            pid,
+            usage: ProcessUsage {
+                role: process.role,
+                command: process.command_line.clone(),
+                cpu: CpuTime::default(),
+                cpu_percent_average: 0.0,
+                cpu_percent_max: 0.0,
+                rss_average_bytes: 0.0,
+                rss_peak_bytes: 0,
+            },
             started: now,
             last: now,
-            cpu_percent_max: 0.0,
-            rss_sum: 0.0,
             rss_samples: 0.0,
-            rss_peak_bytes: 0,
         }
     }
 
     fn sample(&mut self, is_last: bool) {
+        let usage = &mut self.usage;
         // A process that is gone keeps what was last seen of it.
-        if let Some(cpu) = proc_stat::cpu_time(self.process.pid) {
+        if let Some(cpu) = proc_stat::cpu_time(self.pid) {
             let now = Instant::now();
             let seconds = (now - self.last.0).as_secs_f64();
             let percent = cpu.since(self.last.1).seconds() / seconds * 100.0;
             // A last sample of a few milliseconds would be all rounding.
             if !is_last || seconds >= PERIOD.as_secs_f64() / 2.0 {
-                self.cpu_percent_max = self.cpu_percent_max.max(percent);
+                usage.cpu_percent_max = usage.cpu_percent_max.max(percent);
             }
             self.last = (now, cpu);
         }
-        if let Some(memory) = proc_stat::memory(self.process.pid) {
-            self.rss_sum += memory.resident_bytes as f64;
+        if let Some(memory) = proc_stat::memory(self.pid) {
             self.rss_samples += 1.0;
-            self.rss_peak_bytes = memory.peak_bytes;
+            let more = memory.resident_bytes as f64 - usage.rss_average_bytes;
+            usage.rss_average_bytes += more / self.rss_samples;
+            usage.rss_peak_bytes = memory.peak_bytes;
         }
     }
 
     fn finish(self) -> ProcessUsage {
-        let cpu = self.last.1.since(self.started.1);
+        let mut usage = self.usage;
+        usage.cpu = self.last.1.since(self.started.1);
         let seconds = (self.last.0 - self.started.0).as_secs_f64();
-        let percent = cpu.seconds() / seconds * 100.0;
-        let cpu_percent_average = if seconds > 0.0 { percent } else { 0.0 };
-        ProcessUsage {
-            role: self.process.role,
-            command: self.process.command_line,
-            cpu,
-            cpu_percent_average,
-            // No sample can be busier than all of them, but for the rounding to ticks.
-            cpu_percent_max: self.cpu_percent_max.max(cpu_percent_average),
-            rss_average_bytes: self.rss_sum / self.rss_samples.max(1.0),
-            rss_peak_bytes: self.rss_peak_bytes,
+        if seconds > 0.0 {
+            usage.cpu_percent_average = usage.cpu.seconds() / seconds * 100.0;
         }
+        // No sample can be busier than all of them, but for the rounding to ticks.
+        usage.cpu_percent_max = usage.cpu_percent_max.max(usage.cpu_percent_average);
+        usage
     }
 }
 

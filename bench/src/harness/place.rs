@@ -31,7 +31,6 @@ pub struct Place {
     pub(crate) name: String,
     pub(crate) server_ip: IpAddr,
     pub(crate) service_ip: IpAddr,
-    /// The far side's network namespace, if it has one.
     pub(crate) far_namespace: Option<String>,
     link: Option<Network>,
     // Should a signal end this process.

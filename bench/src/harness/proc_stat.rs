@@ -8,7 +8,6 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct CpuTime {
     pub(crate) user_seconds: f64,
-    /// Seconds in the kernel on behalf of the process.
     pub(crate) system_seconds: f64,
 }
 
@@ -17,7 +16,6 @@ impl CpuTime {
         self.user_seconds + self.system_seconds
     }
 
-    /// What was used since `earlier`.
     #[must_use]
     pub(crate) fn since(self, earlier: Self) -> Self {
         Self {
@@ -46,7 +44,6 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / procfs::ticks_per_second() as f64
 }
 
-/// CPU time of a process; `None` if it is gone.
 pub(crate) fn cpu_time(pid: u32) -> Option<CpuTime> {
     let stat = stat(pid)?;
     Some(CpuTime {

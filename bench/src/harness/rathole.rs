@@ -11,7 +11,6 @@ use super::site::Addresses;
 /// How long `rathole --genkey` may take.
 const GENKEY_LIMIT: Duration = Duration::from_secs(10);
 
-/// A key pair of the noise transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Keys {
     private: String,

@@ -45,7 +45,6 @@ impl Server {
         Ok(Self::of(program, address))
     }
 
-    /// A program that has said where it listens.
     pub(crate) fn of(program: Program, address: SocketAddr) -> Self {
         Self {
             address,
@@ -136,7 +135,6 @@ pub(crate) fn set(visit: SocketAddr) -> Result<Measured> {
     redis_benchmark(visit, "set", 1, 1, 0).run()
 }
 
-/// A server that keeps everything in memory.
 fn redis_server(address: SocketAddr, directory: &Path) -> Launch {
     let (ip, port) = (address.ip(), address.port());
     Launch::new("redis-server", "redis-server")

@@ -24,7 +24,6 @@ impl Overrides {
         self.0.push((section, line.into()));
     }
 
-    /// Each line, with its section before it.
     pub(crate) fn list(&self) -> Vec<String> {
         let line = |(section, line): &(&str, String)| format!("[{section}] {line}");
         self.0.iter().map(line).collect()

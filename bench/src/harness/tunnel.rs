@@ -70,7 +70,6 @@ impl Setup {
         })
     }
 
-    /// Who runs where, with so many cores on each side.
     pub(crate) fn layout(&self, cores: usize) -> Layout {
         match self.placement {
             Placement::Apart => Layout::apart(&cpus::allowed(), cores),

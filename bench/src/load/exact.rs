@@ -189,7 +189,6 @@ pub(crate) struct Visits {
     /// Visitors who got back what they had sent, and a clean end.
     pub(crate) served: usize,
     pub(crate) wrong: Vec<String>,
-    /// The longest that one took.
     pub(crate) slowest: Duration,
 }
 

@@ -14,7 +14,6 @@ const OPENING_MAX: usize = 64;
 /// How often a UDP answer is asked for.
 const UDP_TRIES_MAX: usize = 6;
 
-/// Flows that stay open until they are dropped.
 pub(crate) struct Flows(Vec<Box<dyn RoundTrip>>);
 
 impl Flows {

@@ -30,7 +30,6 @@ impl Default for Times {
 }
 
 impl Times {
-    /// Adds one, or that it failed.
     pub(crate) fn note(&mut self, time: Option<Duration>) {
         match time {
             Some(time) => {
@@ -76,7 +75,6 @@ impl Times {
     }
 }
 
-/// For how long something is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Period {
     pub(crate) warm_up: Duration,

@@ -40,7 +40,6 @@ struct Shared {
 pub struct Service {
     /// Where it listens.
     pub address: SocketAddr,
-    /// What became of UDP packets.
     pub(crate) udp: UdpSink,
     shared: Arc<Shared>,
     _stop: oneshot::Sender<()>,
@@ -97,7 +96,6 @@ impl Service {
         })
     }
 
-    /// Bytes that were discarded so far, over all connections.
     pub(crate) fn discarded_bytes(&self) -> u64 {
         self.shared.discarded_bytes.load(Ordering::Relaxed)
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use anyhow::{Context as _, Result};
@@ -11,6 +11,8 @@ use qmux_udp::{BatchSocket, SendBatch};
 use socket2::{Domain, Socket, Type};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
+
+use crate::harness::lock;
 
 use super::wire::{PacketHeader, PacketKind};
 
@@ -26,19 +28,12 @@ pub(crate) struct Counts {
     pub(crate) reordered: u64,
 }
 
-/// What visitors and the sink's thread share.
 #[derive(Debug, Default)]
 struct Shared {
     /// Its packets are counted; others are what a former run has left.
     run: AtomicU16,
     /// The run that was counted last; once per batch.
     counted: Mutex<Run>,
-}
-
-impl Shared {
-    fn counted(&self) -> MutexGuard<'_, Run> {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -95,7 +90,7 @@ impl UdpSink {
 
     /// What has arrived of the present run so far.
     pub(crate) fn counts(&self) -> Counts {
-        let run = *self.shared.counted();
+        let run = *lock(&self.shared.counted);
         if run.number == self.shared.run.load(Ordering::Relaxed) {
             return run.counts;
         }
@@ -145,7 +140,7 @@ async fn serve(socket: &BatchSocket, shared: &Shared) {
             Some(header) if header.run == run.number => run.count(header, packet.payload.len()),
             _ => {}
         });
-        *shared.counted() = run;
+        *lock(&shared.counted) = run;
         for echo in echoes.drain(..) {
             let _ = batch.push(socket, echo.to, echo.from, &echo.payload).await;
         }

@@ -42,7 +42,6 @@ pub struct Stream {
 pub(crate) const BURST: usize = 16;
 
 impl Stream {
-    /// Of so many Gbit/s.
     pub(crate) fn of_gbit(payload_bytes: usize, gbit: f64, duration: Duration) -> Self {
         Self {
             payload_bytes,
@@ -65,7 +64,6 @@ impl Delivery {
         self.sent as f64 / self.seconds
     }
 
-    /// Packets that arrived per second of sending.
     pub(crate) fn arrived_per_second(&self) -> f64 {
         self.arrived.packets as f64 / self.seconds
     }

@@ -16,26 +16,22 @@ pub(crate) const MESSAGE_BYTES: usize = 64;
 /// nothing on loopback.
 const BULK_BUFFER_BYTES: usize = 256 * 1_024;
 
-/// What the service does with a TCP connection.
+/// What the service does with a TCP connection, by its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Command {
-    Echo,
+    Echo = b'E',
     /// The same on a thread of its own, which answers sooner but costs a thread.
-    PingPong,
+    PingPong = b'P',
     /// Count what comes and throw it away.
-    Discard,
+    Discard = b'D',
     /// Send as much as possible.
-    Source,
+    Source = b'S',
 }
 
 impl Command {
     pub(crate) const fn byte(self) -> u8 {
-        match self {
-            Self::Echo => b'E',
-            Self::PingPong => b'P',
-            Self::Discard => b'D',
-            Self::Source => b'S',
-        }
+        self as u8
     }
 
     pub(crate) fn of(byte: u8) -> Option<Self> {
@@ -99,17 +95,17 @@ pub(crate) fn udp_visitor(visit: SocketAddr, patience: Duration) -> io::Result<U
     Ok(socket)
 }
 
-/// What the service does with a UDP packet.
+/// What the service does with a UDP packet: count it or send it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum PacketKind {
-    Count,
-    Echo,
+    Count = b'C',
+    Echo = b'E',
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PacketHeader {
     pub(crate) kind: PacketKind,
-    /// Which run it belongs to.
     pub(crate) run: u16,
     /// The number of the packet in its run, from 0.
     pub(crate) number: u64,
@@ -125,25 +121,19 @@ impl PacketHeader {
     ///
     /// If the packet is shorter than the header.
     pub(crate) fn write(self, packet: &mut [u8]) {
-        packet[0] = match self.kind {
-            PacketKind::Count => b'C',
-            PacketKind::Echo => b'E',
-        };
+        packet[0] = self.kind as u8;
         packet[1..3].copy_from_slice(&self.run.to_be_bytes());
         packet[3..Self::BYTES].copy_from_slice(&self.number.to_be_bytes());
     }
 
     /// Reads it from the front of a packet; `None` if there is none.
     pub(crate) fn read(packet: &[u8]) -> Option<Self> {
-        let (&kind, rest) = packet.split_first()?;
+        let (&byte, rest) = packet.split_first()?;
+        let mut kinds = [PacketKind::Count, PacketKind::Echo].into_iter();
         let (run, rest) = rest.split_first_chunk()?;
         let (number, _) = rest.split_first_chunk()?;
         Some(Self {
-            kind: match kind {
-                b'C' => PacketKind::Count,
-                b'E' => PacketKind::Echo,
-                _ => return None,
-            },
+            kind: kinds.find(|kind| *kind as u8 == byte)?,
             run: u16::from_be_bytes(*run),
             number: u64::from_be_bytes(*number),
         })

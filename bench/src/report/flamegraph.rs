@@ -16,7 +16,6 @@ use inferno::flamegraph;
 pub(crate) struct Stacks(String);
 
 impl Stacks {
-    /// Folds the output of `perf script`.
     pub(crate) fn of_perf_script(output: &str) -> Result<Self> {
         let mut folder = Folder::from(inferno::collapse::perf::Options::default());
         let mut folded = Vec::new();
@@ -42,7 +41,6 @@ impl Stacks {
         &self.0
     }
 
-    /// Of such lines.
     #[cfg(test)]
     pub(super) fn of_folded(folded: &str) -> Self {
         Self(folded.to_owned())
@@ -55,7 +53,6 @@ impl Stacks {
         })
     }
 
-    /// The time that was sampled, in nanoseconds of CPU time.
     pub(crate) fn sampled_ns(&self) -> u64 {
         self.each().map(|(_, ns)| ns).sum()
     }

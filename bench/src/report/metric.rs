@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Better {
     Higher,
     Lower,
-    /// It only describes the measurement.
     Neither,
 }
 
@@ -66,7 +65,6 @@ pub(crate) const fn higher(name: &'static str, unit: &'static str, decimals: usi
     Metric::new(name, unit, Better::Higher, decimals)
 }
 
-/// The same where less is better.
 pub(crate) const fn lower(name: &'static str, unit: &'static str, decimals: usize) -> Metric {
     Metric::new(name, unit, Better::Lower, decimals)
 }

@@ -45,12 +45,10 @@ pub(crate) struct Run {
     /// Why the first attempt failed, if this is the second one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) repeated_after: Option<String>,
-    /// Why nothing was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
 }
 
-/// What the runs of one metric come to.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub(crate) struct MetricSummary {
     #[serde(flatten)]
@@ -143,21 +141,18 @@ impl Report {
         Some(&self.runs(case, tunnel)?.summary.get(metric)?.summary)
     }
 
-    /// Works out medians, spreads and ratios of all runs.
     pub(crate) fn summarise(&mut self) {
         for case in &mut self.cases {
             case.summarise(&self.metrics, &self.baselines);
         }
     }
 
-    /// Metrics that at least one run has.
     pub(crate) fn measured(&self) -> Vec<&Metric> {
         let tunnels = || self.cases.iter().flat_map(|case| &case.tunnels);
         let has = |metric: &&Metric| tunnels().any(|it| it.summary.contains_key(&*metric.name));
         self.metrics.iter().filter(has).collect()
     }
 
-    /// Every run with its case and tunnel.
     pub(crate) fn each_run(&self) -> impl Iterator<Item = (&str, &str, &Run)> {
         let tunnels = self.cases.iter().flat_map(|case| {
             let tunnels = case.tunnels.iter();

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::commands::background::{Background, lock};
+use crate::commands::background::Background;
+use crate::harness::lock;
 use crate::load::exact;
 use crate::load::latency::Times;
 use crate::load::ping_pong::{RoundTrip as _, Udp};
@@ -69,7 +70,6 @@ impl Honest {
         })
     }
 
-    /// Ends it, and says what was wrong.
     pub(super) fn stop(mut self) -> Vec<String> {
         self.visitors.stop()
     }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Error;
 
-use crate::commands::background::{self, Background, lock};
+use crate::commands::background::{self, Background};
+use crate::harness::lock;
 use crate::load::exact::{self, Answers};
 use crate::load::latency::Times;
 use crate::load::wire::{self, Command};
@@ -130,7 +131,6 @@ impl Tally {
         ECHO_PAUSE
     }
 
-    /// A download that is given up.
     fn abort(&self, visit: SocketAddr) -> Duration {
         let mut some = vec![0; ABORTED_AFTER_BYTES];
         if download(visit).is_ok_and(|mut stream| stream.read_exact(&mut some).is_ok()) {
@@ -144,7 +144,6 @@ fn download(visit: SocketAddr) -> std::io::Result<TcpStream> {
     wire::connect_for(Command::Source, visit, PATIENCE)
 }
 
-/// Visitors who come all the time.
 pub(super) struct Load {
     visitors: Background,
     pub(super) tally: Arc<Tally>,
@@ -189,7 +188,6 @@ impl Load {
         (latency.percentile_ms(50.0), latency.percentile_ms(99.0))
     }
 
-    /// Ends it, and says what was wrong.
     pub(super) fn stop(&mut self) -> Vec<String> {
         self.visitors.stop()
     }

@@ -13,7 +13,6 @@ type Line = (&'static str, RGBColor, fn(&Sample) -> Option<f64>);
 const BLUE: RGBColor = RGBColor(59, 120, 216);
 const ORANGE: RGBColor = RGBColor(232, 113, 10);
 
-/// What each panel shows.
 fn panels() -> [(&'static str, Vec<Line>); 4] {
     let memory: [Line; 2] = [
         ("server", BLUE, |it| Some(it.server_mib)),
