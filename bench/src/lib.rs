@@ -10,7 +10,6 @@ mod commands;
 mod goals;
 pub mod harness;
 pub mod load;
-mod performance;
 mod report;
 mod stats;
 

@@ -27,7 +27,6 @@ pub(crate) fn datagrams<'a>(
             payload_bytes,
             rate: f64::from(rate),
             burst_packets,
-            duration: Duration::ZERO,
         };
         let name = format!("{name} of {payload_bytes} B at {rate}/s");
         (name, Work::Datagrams(stream), shown)

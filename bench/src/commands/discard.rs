@@ -2,7 +2,6 @@
 //! tunnel's as possible.
 
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
@@ -47,9 +46,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     for &payload_bytes in args.udp_sizes.iter() {
         let name = format!("udp {payload_bytes} B {} Gbit/s", args.udp_gbit);
-        let stream = Stream::of_gbit(payload_bytes, args.udp_gbit, common.measure());
+        let stream = Stream::of_gbit(payload_bytes, args.udp_gbit);
         cases.push(Case::new(name, move |session| {
-            measure_udp(session, &stream, common.warm_up())
+            measure_udp(session, &stream, common)
         }));
     }
     runner::run(common, "discard", METRICS, &cases)
@@ -75,19 +74,12 @@ pub(crate) fn measure_tcp(
     })
 }
 
-pub(crate) fn measure_udp(
-    session: &Session<'_>,
-    stream: &Stream,
-    warm_up: Duration,
-) -> Result<Outcome> {
+fn measure_udp(session: &Session<'_>, stream: &Stream, common: &Common) -> Result<Outcome> {
     let service = session.service()?;
     let mut source = UdpSource::new(session.visit)?;
-    let warm_up = Stream {
-        duration: warm_up,
-        ..*stream
-    };
-    source.deliver(&warm_up, service)?;
-    let (delivered, usage) = session.metered(|| source.deliver(stream, service));
+    source.deliver(stream, common.warm_up(), service)?;
+    let deliver = || source.deliver(stream, common.measure(), service);
+    let (delivered, usage) = session.metered(deliver);
     let delivered = delivered?;
     Ok(Outcome {
         bytes: Some(delivered.arrived.bytes as f64),

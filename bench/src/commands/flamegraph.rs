@@ -178,9 +178,9 @@ impl Under<'_> {
             Scenario::Udp => {
                 let mut source = UdpSource::new(visit)?;
                 let duration = WARM_UP + Duration::from_secs(args.seconds) + WARM_UP;
-                let stream = Stream::of_gbit(args.udp_size, args.udp_gbit, duration);
+                let stream = Stream::of_gbit(args.udp_size, args.udp_gbit);
                 return thread::scope(|scope| {
-                    let sending = scope.spawn(|| source.deliver(&stream, self.service));
+                    let sending = scope.spawn(|| source.deliver(&stream, duration, self.service));
                     thread::sleep(WARM_UP);
                     let recorded = self.metered(|| self.service.udp.counts().bytes, record);
                     let delivery = sending.join();

@@ -1,5 +1,5 @@
-//! The commands of `qmux-bench`, which measures tunnels side by side, so that every number stands beside the same number
-//! without a tunnel and with others, from the same run.
+//! The commands of `qmux-bench`, which measures tunnels side by side, so that every number stands
+//! beside the same number without a tunnel and with others, from the same run.
 //!
 //! Each measurement is a list of cases. Every round runs every case with every tunnel in turn (A B
 //! A B), each time with a fresh tunnel, so that what else happens on the machine hits all of them

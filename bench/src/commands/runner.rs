@@ -316,10 +316,11 @@ fn with_tunnel(
 /// The metrics of what the tunnel's processes used.
 fn usage_values(usage: &Usage, bytes: Option<f64>) -> Vec<(&'static str, f64)> {
     const MIB: f64 = 1_048_576.0;
+    type Of = fn(&ProcessUsage) -> f64;
     if !usage.has_tunnel() {
         return Vec::new();
     }
-    let sums: [(&str, fn(&ProcessUsage) -> f64); 4] = [
+    let sums: [(&str, Of); 4] = [
         ("cpu_percent_average", |it| it.cpu_percent_average),
         ("cpu_percent_max", |it| it.cpu_percent_max),
         ("memory_average_mib", |it| it.rss_average_bytes / MIB),

@@ -115,9 +115,8 @@ fn measure(session: &Session<'_>, payload_bytes: usize, args: &Args) -> Result<O
             payload_bytes,
             rate,
             burst_packets: BURST,
-            duration,
         };
-        source.deliver(&stream, service)
+        source.deliver(&stream, duration, service)
     };
     deliver(RATE_FIRST, args.common.warm_up())?;
     let (mut rate, source_limited) = search(|rate| {

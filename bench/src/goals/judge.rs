@@ -285,7 +285,7 @@ impl Judge<'_> {
         match self.row.rule {
             Rule::Within(bound, _) => plain(bound.allows(self.number(OURS)?)),
             Rule::Times(others, _, bound) => {
-                let ratio = |it: &&str| self.times(self.row.cell.metric(), *it);
+                let ratio = |it: &&str| self.times(self.row.cell.metric(), it);
                 let ratios = others.iter().filter_map(ratio);
                 by_ratio(bound, ratios.reduce(|a, b| bound.worse(a, b))?, 2)
             }

@@ -87,8 +87,8 @@ fn what_was_not_measured_is_neither_reached_nor_missed() {
     }
 }
 
-/// What must hold, below it a probe and a part of a goal's name, then lines of reports, the last one
-/// of each with `=>` and the verdict behind it, perhaps with our cell after a semicolon.
+/// What must hold, below it a probe and a part of a goal's name, then lines of reports, the last of
+/// each with `=>` and the verdict behind it, perhaps with our cell after a semicolon.
 const EXAMPLES: &str = "
 # a limit is compared as it is shown
 @ connect: one after the other
@@ -124,7 +124,7 @@ ping-pong | qmux-dp | p50_us=120 => reached: limit 140
 tcp ×1 | quinn-dp | throughput_gbit_s=10 cpu_seconds_per_gb=2
 tcp ×1 | qmux-dp | throughput_gbit_s=8 cpu_seconds_per_gb=1 => MISSED: 0.80 ×, CPU ÷ 2.00
 tcp ×1 | quinn-dp | throughput_gbit_s=10 cpu_seconds_per_gb=2
-tcp ×1 | qmux-dp | throughput_gbit_s=9.96 cpu_seconds_per_gb=1 => reached: by CPU: 1.00 ×, CPU ÷ 2.00
+tcp ×1|qmux-dp|cpu_seconds_per_gb=1 throughput_gbit_s=9.96 => reached: by CPU: 1.00 ×, CPU ÷ 2.00
 tcp ×1 | quinn-dp | throughput_gbit_s=10 cpu_seconds_per_gb=2
 tcp ×1 | qmux-dp | throughput_gbit_s=12 cpu_seconds_per_gb=1.1 => MISSED: 1.20 ×, CPU ÷ 1.82
 tcp ×1 | quinn-dp | throughput_gbit_s=10 cpu_seconds_per_gb=2

@@ -10,7 +10,7 @@ pub(crate) struct Kind {
     name: &'static str,
     /// `None` if there is no tunnel: visitors reach the service itself.
     program: Option<&'static str>,
-    /// A line of dp.toml that this kind has, unless its key is set: the section, the key, the value.
+    /// A line of dp.toml that this kind has unless its key is set: section, key, value.
     pub(super) own: Option<(&'static str, &'static str, &'static str)>,
     /// Whether the baseline gets qmux-dp's settings.
     pub(super) is_tuned: bool,

@@ -90,8 +90,7 @@ impl<'a> Standing<'a> {
                 ensure!(times.failed == 0, "{} visits failed", times.failed);
             }
             State::Datagrams(source, stream) => {
-                stream.duration = duration;
-                let delivery = source.deliver(stream, self.service)?;
+                let delivery = source.deliver(stream, duration, self.service)?;
                 self.sent = self.sent.map(|sent| sent + delivery.sent);
                 self.done += delivery.arrived.packets;
             }
@@ -127,7 +126,6 @@ mod tests {
                 payload_bytes: 64,
                 rate: 5_000.0,
                 burst_packets,
-                duration: Duration::ZERO,
             })
         };
         for work in [

@@ -34,7 +34,6 @@ pub struct Stream {
     /// the network card or the kernel hands over many at a time; on loopback only a call with many
     /// does that.
     pub(crate) burst_packets: usize,
-    pub(crate) duration: Duration,
 }
 
 /// The most UDP packets of one system call of a visitor: so many come together from a network card
@@ -42,12 +41,11 @@ pub struct Stream {
 pub(crate) const BURST: usize = 16;
 
 impl Stream {
-    pub(crate) fn of_gbit(payload_bytes: usize, gbit: f64, duration: Duration) -> Self {
+    pub(crate) fn of_gbit(payload_bytes: usize, gbit: f64) -> Self {
         Self {
             payload_bytes,
             rate: gbit * 1e9 / 8.0 / payload_bytes as f64,
             burst_packets: BURST,
-            duration,
         }
     }
 }
@@ -106,11 +104,16 @@ impl UdpSource {
         })
     }
 
-    /// Sends a stream and waits until the service has what it will get of it.
-    pub(crate) fn deliver(&mut self, stream: &Stream, service: &Service) -> Result<Delivery> {
+    /// Sends a stream for so long, and waits until the service has what it will get of it.
+    pub(crate) fn deliver(
+        &mut self,
+        stream: &Stream,
+        lasts: Duration,
+        service: &Service,
+    ) -> Result<Delivery> {
         let run = service.udp.begin_run();
         let _ = set_current_timer_slack(NonZeroU64::new(1));
-        let sent = self.send(stream, run);
+        let sent = self.send(stream, lasts, run);
         let _ = set_current_timer_slack(None);
         let (sent, seconds) = sent.context("sending UDP")?;
         let mut arrived = service.udp.counts();
@@ -130,7 +133,7 @@ impl UdpSource {
         })
     }
 
-    fn send(&mut self, stream: &Stream, run: u16) -> io::Result<(u64, f64)> {
+    fn send(&mut self, stream: &Stream, lasts: Duration, run: u16) -> io::Result<(u64, f64)> {
         let mut packet = vec![0x5a; stream.payload_bytes.max(PacketHeader::BYTES)];
         let mut header = PacketHeader {
             kind: PacketKind::Count,
@@ -151,7 +154,7 @@ impl UdpSource {
         runtime.block_on(async {
             loop {
                 let elapsed = start.elapsed();
-                if elapsed >= stream.duration {
+                if elapsed >= lasts {
                     return Ok((header.number, elapsed.as_secs_f64()));
                 }
                 let due = pace.due(elapsed);
