@@ -66,6 +66,7 @@ pub(crate) struct ProcessUsage {
     command: String,
     #[serde(flatten)]
     pub(crate) cpu: CpuTime,
+    /// Of one CPU, over the whole; then that of the busiest sample.
     pub(crate) cpu_percent_average: f64,
     pub(crate) cpu_percent_max: f64,
     /// The mean of the resident memory over the samples.

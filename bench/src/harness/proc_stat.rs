@@ -44,6 +44,7 @@ fn seconds(ticks: u64) -> f64 {
     ticks as f64 / procfs::ticks_per_second() as f64
 }
 
+/// CPU time of a process; `None` if it is gone.
 pub(crate) fn cpu_time(pid: u32) -> Option<CpuTime> {
     let stat = stat(pid)?;
     Some(CpuTime {

@@ -60,7 +60,7 @@ impl Flows {
     pub(crate) fn chatter(&mut self, per_second: u32, duration: Duration) -> io::Result<u32> {
         let start = Instant::now();
         let (mut messages, all) = (0, self.0.len());
-        while start.elapsed() < duration {
+        while all > 0 && start.elapsed() < duration {
             let due = start + Duration::from_secs(1) * messages / per_second;
             thread::sleep(due.saturating_duration_since(Instant::now()));
             echo(&mut *self.0[messages as usize % all])?;

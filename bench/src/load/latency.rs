@@ -15,6 +15,7 @@ pub(crate) struct Times {
     histogram: Histogram<u64>,
     /// What was tried and has no time: lost answers, visits that failed.
     pub(crate) failed: u64,
+    /// How long was recorded.
     pub(crate) seconds: f64,
 }
 
@@ -30,6 +31,7 @@ impl Default for Times {
 }
 
 impl Times {
+    /// Adds one, or that it failed.
     pub(crate) fn note(&mut self, time: Option<Duration>) {
         match time {
             Some(time) => {
@@ -75,6 +77,7 @@ impl Times {
     }
 }
 
+/// For how long something is repeated, and from when on it is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Period {
     pub(crate) warm_up: Duration,

@@ -42,6 +42,7 @@ pub(crate) const BURST: usize = 16;
 
 impl Stream {
     pub(crate) fn of_gbit(payload_bytes: usize, gbit: f64) -> Self {
+        let payload_bytes = payload_bytes.max(PacketHeader::BYTES);
         Self {
             payload_bytes,
             rate: gbit * 1e9 / 8.0 / payload_bytes as f64,

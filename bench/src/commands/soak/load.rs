@@ -1,8 +1,9 @@
 //! What visitors do all the time.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -40,58 +41,45 @@ const STALLS: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    requests: AtomicU64,
-    requests_reset: AtomicU64,
-    echoes: AtomicU64,
-    echoes_reset: AtomicU64,
-    questions: AtomicU64,
-    questions_again: AtomicU64,
-    aborts: AtomicU64,
-    stalled: AtomicU64,
-    bytes: AtomicU64,
+    counts: Mutex<BTreeMap<&'static str, u64>>,
     latency: Mutex<Times>,
     wrong: background::Wrong,
 }
 
-fn add(counter: &AtomicU64, count: u64) {
-    counter.fetch_add(count, Ordering::Relaxed);
-}
+/// Payload that has passed the tunnel, in both directions.
+const BYTES: &str = "bytes";
 
 impl Tally {
+    fn add(&self, what: &'static str, count: u64) {
+        *lock(&self.counts).entry(what).or_default() += count;
+    }
+
+    fn count(&self, what: &str) -> u64 {
+        lock(&self.counts).get(what).copied().unwrap_or_default()
+    }
+
     pub(super) fn summary(&self) -> String {
-        let [
-            requests,
-            reset,
-            echoes,
-            echoes_reset,
-            questions,
-            again,
-            aborts,
-            stalled,
-        ] = [
-            &self.requests,
-            &self.requests_reset,
-            &self.echoes,
-            &self.echoes_reset,
-            &self.questions,
-            &self.questions_again,
-            &self.aborts,
-            &self.stalled,
-        ]
-        .map(|counter| counter.load(Ordering::Relaxed));
+        let of = |what| self.count(what);
         format!(
-            "{requests} requests ({reset} reset), {echoes} long echoes ({echoes_reset} reset), \
-             {questions} UDP questions ({again} asked again), {aborts} downloads aborted, \
-             {stalled} visitors who stopped reading"
+            "{} requests ({} reset), {} long echoes ({} reset), {} UDP questions ({} asked again), \
+             {} downloads aborted, {} visitors who stopped reading",
+            of("requests"),
+            of("requests reset"),
+            of("echoes"),
+            of("echoes reset"),
+            of("questions"),
+            of("questions again"),
+            of("aborts"),
+            of("stalled"),
         )
     }
 
     /// A visitor was not served. That its client was killed shows as a reset; everything else is a
     /// defect.
-    fn failed(&self, wrong: &Error, resets: &AtomicU64) {
+    fn failed(&self, wrong: &Error, resets: &'static str) {
         use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset};
         match exact::io_kind(wrong) {
-            Some(BrokenPipe | ConnectionRefused | ConnectionReset) => add(resets, 1),
+            Some(BrokenPipe | ConnectionRefused | ConnectionReset) => self.add(resets, 1),
             _ => self.wrong.add(wrong),
         }
     }
@@ -101,40 +89,40 @@ impl Tally {
         match exact::visit(visit, PATIENCE) {
             Ok(bytes) => {
                 lock(&self.latency).note(Some(began.elapsed()));
-                add(&self.bytes, bytes);
-                add(&self.requests, 1);
+                self.add(BYTES, bytes);
+                self.add("requests", 1);
             }
-            Err(wrong) => self.failed(&wrong, &self.requests_reset),
+            Err(wrong) => self.failed(&wrong, "requests reset"),
         }
         REQUEST_PAUSE
     }
 
     fn echo(&self, visit: SocketAddr) -> Duration {
-        let seed = self.echoes.load(Ordering::Relaxed);
         let seen = AtomicU64::new(0);
-        match exact::echo(visit, ECHO_BYTES, seed, PATIENCE, &seen) {
-            Ok(()) => add(&self.echoes, 1),
-            Err(wrong) => self.failed(&wrong, &self.echoes_reset),
+        match exact::echo(visit, ECHO_BYTES, self.count("echoes"), PATIENCE, &seen) {
+            Ok(()) => self.add("echoes", 1),
+            Err(wrong) => self.failed(&wrong, "echoes reset"),
         }
-        add(&self.bytes, 2 * seen.into_inner());
+        self.add(BYTES, 2 * seen.into_inner());
         ECHO_PAUSE
     }
 
     fn ask(&self, visit: SocketAddr) -> Duration {
         match exact::questions(visit, QUESTIONS, Duration::from_secs(1), PATIENCE) {
             Ok(Answers { answered, at_once }) => {
-                add(&self.questions, answered as u64);
-                add(&self.questions_again, (answered - at_once) as u64);
+                self.add("questions", answered as u64);
+                self.add("questions again", (answered - at_once) as u64);
             }
-            Err(wrong) => self.failed(&wrong, &self.questions_again),
+            Err(wrong) => self.failed(&wrong, "questions again"),
         }
         ECHO_PAUSE
     }
 
+    /// A download that is given up.
     fn abort(&self, visit: SocketAddr) -> Duration {
         let mut some = vec![0; ABORTED_AFTER_BYTES];
         if download(visit).is_ok_and(|mut stream| stream.read_exact(&mut some).is_ok()) {
-            add(&self.aborts, 1);
+            self.add("aborts", 1);
         }
         ABORT_PAUSE
     }
@@ -171,15 +159,14 @@ impl Load {
         visitors.repeat(move || {
             drop(stalled.take());
             stalled = download(visit).ok();
-            add(&shared.stalled, u64::from(stalled.is_some()));
+            shared.add("stalled", u64::from(stalled.is_some()));
             Instant::now() + STALLS
         });
         Self { visitors, tally }
     }
 
-    /// Payload that has passed the tunnel, in both directions.
     pub(super) fn bytes(&self) -> u64 {
-        self.tally.bytes.load(Ordering::Relaxed)
+        self.tally.count(BYTES)
     }
 
     /// Median and 99th percentile of the requests since the last call, in milliseconds.
