@@ -6,6 +6,11 @@
 //! alike. What comes out are medians, spreads and ratios, with everything that is needed to repeat
 //! it.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "brackets in the help of options are no links"
+)]
+
 mod attack;
 mod background;
 mod connect;

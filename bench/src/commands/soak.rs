@@ -56,18 +56,26 @@ pub(crate) struct Args {
     svg: PathBuf,
 }
 
+/// What is sampled: the panel of the picture, its line there, its row in the table, and whether it
+/// must stay as it was.
+const SERIES: [(&str, &str, &str, bool); 7] = [
+    ("memory, MiB", "server", "server, MiB in memory", true),
+    ("memory, MiB", "client", "client, MiB in memory", true),
+    ("open descriptors", "server", "server, files", true),
+    ("open descriptors", "client", "client, files", true),
+    (CPU, "CPU s/GB", "CPU s/GB", false),
+    ("requests, ms", "p50", "requests, p50 ms", false),
+    ("requests, ms", "p99", "requests, p99 ms", false),
+];
+const CPU: &str = "CPU seconds per GB, server and client";
+
+/// One interval.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Sample {
-    /// Seconds since the start, at its end.
-    at: f64,
-    server_mib: f64,
-    client_mib: f64,
-    server_descriptors: f64,
-    client_descriptors: f64,
-    /// Of the server and the client that lives on; `None` if too few bytes passed to tell.
-    cpu_seconds_per_gb: Option<f64>,
-    p50_ms: f64,
-    p99_ms: f64,
+struct Sample {
+    /// Since the start, at its end.
+    minutes: f64,
+    /// Of each of [`SERIES`]; `None` where too few bytes passed to tell what one costs.
+    values: [Option<f64>; SERIES.len()],
 }
 
 /// The processes that live through it all.
@@ -151,37 +159,31 @@ impl Watched {
         let (used, moved) = (cpu - self.cpu, bytes - self.bytes);
         (self.cpu, self.bytes) = (cpu, bytes);
         let (p50_ms, p99_ms) = load.take_latency_ms();
+        let descriptors = |pid| Some(proc_stat::descriptors(pid) as f64);
         Sample {
-            at: at.as_secs_f64(),
-            server_mib: mib(self.server),
-            client_mib: mib(self.client),
-            server_descriptors: proc_stat::descriptors(self.server) as f64,
-            client_descriptors: proc_stat::descriptors(self.client) as f64,
-            cpu_seconds_per_gb: (moved >= BYTES_MIN).then(|| used / (moved as f64 / 1e9)),
-            p50_ms,
-            p99_ms,
+            minutes: at.as_secs_f64() / 60.0,
+            values: [
+                Some(mib(self.server)),
+                Some(mib(self.client)),
+                descriptors(self.server),
+                descriptors(self.client),
+                (moved >= BYTES_MIN).then(|| used / (moved as f64 / 1e9)),
+                Some(p50_ms),
+                Some(p99_ms),
+            ],
         }
     }
 }
 
 /// Prints the table, and says whether memory and descriptors stayed as they were.
 fn is_flat(samples: &[Sample]) -> bool {
-    type Value = fn(&Sample) -> Option<f64>;
-    let rows: [(&str, Value, bool); 7] = [
-        ("server, MiB in memory", |it| Some(it.server_mib), true),
-        ("client, MiB in memory", |it| Some(it.client_mib), true),
-        ("server, files", |it| Some(it.server_descriptors), true),
-        ("client, files", |it| Some(it.client_descriptors), true),
-        ("CPU s/GB", |it| it.cpu_seconds_per_gb, false),
-        ("requests, p50 ms", |it| Some(it.p50_ms), false),
-        ("requests, p99 ms", |it| Some(it.p99_ms), false),
-    ];
     say!("\n| what | second quarter | last quarter | ratio |\n| --- | --- | --- | --- |");
     let quarter = samples.len() / 4;
     let mut flat = true;
-    for (name, value, is_judged) in rows {
+    for (index, (.., name, is_judged)) in SERIES.into_iter().enumerate() {
         let median = |part: &[Sample]| {
-            let mut values: Vec<f64> = part.iter().filter_map(value).collect();
+            let values = part.iter().filter_map(|it| it.values[index]);
+            let mut values: Vec<f64> = values.collect();
             values.sort_by(f64::total_cmp);
             values.get(values.len() / 2).copied().unwrap_or(0.0)
         };

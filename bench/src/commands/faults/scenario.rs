@@ -11,7 +11,7 @@ const MBIT: u64 = 1_000_000;
 pub(super) struct Scenario {
     pub(super) name: &'static str,
     pub(super) summary: &'static str,
-    /// Both directions, changed from [`line`].
+    /// Both directions, changed from [`line()`].
     change: fn(&mut Profile),
     /// Packets get lost with this probability until the tunnel is up.
     pub(super) handshake_loss: f64,

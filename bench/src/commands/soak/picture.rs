@@ -3,37 +3,12 @@
 use anyhow::Result;
 use plotters::prelude::*;
 
-use super::Sample;
+use super::{SERIES, Sample};
 
 const SIZE: (u32, u32) = (1_100, 1_000);
 
-/// A line of a panel: what it is called, its colour, its values.
-type Line = (&'static str, RGBColor, fn(&Sample) -> Option<f64>);
-
-const BLUE: RGBColor = RGBColor(59, 120, 216);
-const ORANGE: RGBColor = RGBColor(232, 113, 10);
-
-fn panels() -> [(&'static str, Vec<Line>); 4] {
-    let memory: [Line; 2] = [
-        ("server", BLUE, |it| Some(it.server_mib)),
-        ("client", ORANGE, |it| Some(it.client_mib)),
-    ];
-    let descriptors: [Line; 2] = [
-        ("server", BLUE, |it| Some(it.server_descriptors)),
-        ("client", ORANGE, |it| Some(it.client_descriptors)),
-    ];
-    let cpu: [Line; 1] = [("CPU s/GB", BLUE, |it| it.cpu_seconds_per_gb)];
-    let requests: [Line; 2] = [
-        ("p50", BLUE, |it| Some(it.p50_ms)),
-        ("p99", ORANGE, |it| Some(it.p99_ms)),
-    ];
-    [
-        ("memory, MiB", memory.into()),
-        ("open descriptors", descriptors.into()),
-        ("CPU seconds per GB, server and client", cpu.into()),
-        ("requests, ms", requests.into()),
-    ]
-}
+/// Of the lines of a panel.
+const COLOURS: [RGBColor; 2] = [RGBColor(59, 120, 216), RGBColor(232, 113, 10)];
 
 pub(super) fn draw(samples: &[Sample]) -> Result<String> {
     let mut svg = String::new();
@@ -49,17 +24,20 @@ fn draw_panels(
     samples: &[Sample],
 ) -> Result<()> {
     area.fill(&WHITE)?;
-    let minutes = samples.last().map_or(1.0, |it| it.at / 60.0).max(0.1);
-    let panels = panels();
+    let minutes = samples.last().map_or(1.0, |it| it.minutes).max(0.1);
+    let panels: Vec<_> = SERIES.chunk_by(|a, b| a.0 == b.0).collect();
     let areas = area.split_evenly((panels.len(), 1));
-    for (panel, (title, lines)) in areas.iter().zip(panels) {
-        let lines = lines.into_iter();
-        let values = lines.clone();
-        let values = values.flat_map(|(.., value)| samples.iter().filter_map(value));
+    let mut index = 0;
+    for (panel, lines) in areas.iter().zip(panels) {
+        let points = |index: usize| {
+            let points = samples.iter();
+            points.filter_map(move |it| Some((it.minutes, it.values[index]?)))
+        };
+        let all = (index..index + lines.len()).flat_map(points);
         // From zero, so that what is flat looks flat.
-        let top = values.fold(0.0, f64::max) * 1.15 + 0.1;
+        let top = all.map(|(_, value)| value).fold(0.0, f64::max) * 1.15 + 0.1;
         let mut chart = ChartBuilder::on(panel)
-            .caption(title, ("sans-serif", 18))
+            .caption(lines[0].0, ("sans-serif", 18))
             .margin(12)
             .x_label_area_size(32)
             .y_label_area_size(56)
@@ -69,13 +47,12 @@ fn draw_panels(
             .light_line_style(WHITE)
             .x_desc("minutes")
             .draw()?;
-        for (name, colour, value) in lines {
-            let points = samples.iter();
-            let points = points.filter_map(|it| Some((it.at / 60.0, value(it)?)));
+        for ((_, name, ..), colour) in lines.iter().zip(COLOURS) {
             chart
-                .draw_series(LineSeries::new(points, colour.stroke_width(2)))?
-                .label(name)
+                .draw_series(LineSeries::new(points(index), colour.stroke_width(2)))?
+                .label(*name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour));
+            index += 1;
         }
         chart
             .configure_series_labels()
@@ -93,19 +70,16 @@ mod tests {
     #[test]
     fn every_panel_and_line_is_in_the_picture() {
         let samples: Vec<Sample> = (1..20)
-            .map(|at| Sample {
-                at: f64::from(at) * 5.0,
-                server_mib: 20.0,
-                cpu_seconds_per_gb: (at % 2 == 0).then_some(1.0),
-                ..Sample::default()
+            .map(|at| {
+                let mut values = [Some(20.0); SERIES.len()];
+                values[4] = (at % 2 == 0).then_some(1.0);
+                let minutes = f64::from(at) / 12.0;
+                Sample { minutes, values }
             })
             .collect();
         let svg = draw(&samples).expect("drawn");
-        for (title, lines) in panels() {
-            assert!(svg.contains(title), "{title}");
-            for (name, ..) in lines {
-                assert!(svg.contains(name), "{name}");
-            }
+        for (title, name, ..) in SERIES {
+            assert!(svg.contains(title) && svg.contains(name), "{title}, {name}");
         }
         assert!(draw(&[]).is_ok(), "a run that was cut short");
     }
