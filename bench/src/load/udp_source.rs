@@ -29,6 +29,7 @@ const SETTLED: Duration = Duration::from_millis(150);
 pub struct Stream {
     /// Bytes of each packet's payload.
     pub(crate) payload_bytes: usize,
+    /// Packets per second.
     pub(crate) rate: f64,
     /// The most packets of one system call. Visitors on real networks send single packets, which
     /// the network card or the kernel hands over many at a time; on loopback only a call with many
