@@ -11,6 +11,7 @@ pub(crate) mod log_queue;
 pub(crate) mod mailbox;
 pub(crate) mod memory;
 pub(crate) mod panics;
+pub(crate) mod pause;
 pub(crate) mod service_counters;
 pub(crate) mod task;
 pub(crate) mod time;

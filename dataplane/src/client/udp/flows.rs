@@ -33,11 +33,10 @@ use crate::flow::udp::encode::{self, FlowLane};
 use crate::flow::udp::incoming::Incoming;
 use crate::flow::udp::lifetimes::Stage;
 use crate::flow::udp::notices::Notices;
-use crate::flow::udp::{
-    EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, TurnClock, WAIT_ERROR_PAUSE, with_receive_batch,
-};
+use crate::flow::udp::receiving::{Receiver, receive_all};
+use crate::flow::udp::{EXPIRED_PER_TURN, TurnClock};
 use crate::sys::limits;
-use crate::sys::udp::ReceiveBatch;
+use crate::sys::udp::{ReceiveBatch, UdpSocket};
 
 /// Largest first datagram of a flow that is kept while another address may have to be tried.
 const KEPT_BYTES_MAX: usize = 1_500;
@@ -306,7 +305,11 @@ impl ClientFlows {
 
     fn begin(self: &Rc<Self>, flow: &Rc<Flow>) {
         self.flows.borrow_mut().insert(flow.id, Rc::clone(flow));
-        crate::core::task::spawn(Rc::clone(self).receive_task(Rc::clone(flow)));
+        let service = FromService {
+            flows: Rc::clone(self),
+            flow: Rc::clone(flow),
+        };
+        crate::core::task::spawn(async move { receive_all(&service).await });
     }
 
     /// A socket to the first of the service's addresses that takes one and is not in `refused_at`.
@@ -515,73 +518,6 @@ impl ClientFlows {
         }
     }
 
-    // ---- from the service ----
-
-    async fn receive_task(self: Rc<Self>, flow: Rc<Flow>) {
-        loop {
-            let ready = flow
-                .receive_over
-                .cuts_short(flow.service.socket.readable())
-                .await;
-            match ready {
-                None => return,
-                Some(Ok(())) => {}
-                Some(Err(error)) => {
-                    self.counters().internal_errors.increment();
-                    tracing::error!(%error, "waiting for a UDP service's socket failed");
-                    crate::core::time::sleep(WAIT_ERROR_PAUSE).await;
-                }
-            }
-            while !flow.closed.get() && self.receive_turn(&flow) {
-                yield_now().await;
-            }
-        }
-    }
-
-    /// Makes some receive calls. False once the socket is drained.
-    fn receive_turn(self: &Rc<Self>, flow: &Rc<Flow>) -> bool {
-        with_receive_batch(|batch| {
-            (0..RECEIVE_CALLS_PER_TURN).all(|_| self.receive_once(flow, batch))
-        })
-    }
-
-    fn receive_once(self: &Rc<Self>, flow: &Rc<Flow>, batch: &mut ReceiveBatch) -> bool {
-        match flow.service.socket.try_receive(batch) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(error) => {
-                // A datagram of ours bounced: the port is closed or the host is away (ICMP;
-                // udp(7)).
-                self.counters().udp_dropped_socket_error.increment();
-                self.bounced(flow, &error);
-                return false;
-            }
-        }
-        let life = flow.life.get();
-        if self
-            .core
-            .lifetimes
-            .borrow_mut()
-            .answered(life, Instant::now())
-        {
-            let addresses = self.addresses(&flow.wanted.service);
-            addresses.answered(flow.service.host);
-            flow.first.take();
-        }
-        batch.for_each(|received| {
-            encode::send(
-                &*self.lane,
-                flow.id,
-                None,
-                received.data,
-                &flow.packet_id,
-                self.core.settings.fragmentation,
-                &self.core.counters,
-            );
-        });
-        batch.is_full()
-    }
-
     // ---- expiry ----
 
     async fn sweep_task(self: Rc<Self>) {
@@ -611,5 +547,60 @@ impl ClientFlows {
 impl fmt::Debug for ClientFlows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ClientFlows(lane {})", self.lane.key())
+    }
+}
+
+/// What a service sends to one flow.
+struct FromService {
+    flows: Rc<ClientFlows>,
+    flow: Rc<Flow>,
+}
+
+impl Receiver for FromService {
+    fn socket(&self) -> &UdpSocket {
+        &self.flow.service.socket
+    }
+
+    fn counters(&self) -> &CoreCounters {
+        self.flows.counters()
+    }
+
+    fn over(&self) -> &Event {
+        &self.flow.receive_over
+    }
+
+    fn receives(&self) -> bool {
+        !self.flow.closed.get()
+    }
+
+    fn handle(&self, batch: &mut ReceiveBatch) -> u32 {
+        let FromService { flows, flow } = self;
+        let life = flow.life.get();
+        let now = Instant::now();
+        if flows.core.lifetimes.borrow_mut().answered(life, now) {
+            let addresses = flows.addresses(&flow.wanted.service);
+            addresses.answered(flow.service.host);
+            flow.first.take();
+        }
+        let mut datagrams = 0;
+        batch.for_each(|received| {
+            datagrams += 1;
+            encode::send(
+                &*flows.lane,
+                flow.id,
+                None,
+                received.data,
+                &flow.packet_id,
+                flows.core.settings.fragmentation,
+                &flows.core.counters,
+            );
+        });
+        datagrams
+    }
+
+    /// A datagram of ours bounced: the port is closed or the host is away.
+    fn failed(&self, error: &io::Error) {
+        self.counters().udp_dropped_socket_error.increment();
+        self.flows.bounced(&self.flow, error);
     }
 }

@@ -1,12 +1,12 @@
 //! UDP flows: one visitor's source address each, carried by the DATAGRAM frames of a lane (RFC
 //! 9221).
 //!
-//! This is what both ends of a lane do: send through [`encode`], take datagrams through
-//! [`incoming`], give them to sockets through a [`batch::Batcher`], let flows live by the rules of
-//! [`lifetimes`], and tell the other end within the bounds of [`notices`]. The flows of visitors
-//! are the server's (`server/udp`), those with a socket towards the service the client's
-//! (`client/udp`). Nothing here waits for room: a UDP datagram that finds none is dropped and
-//! counted, as it would be by a router.
+//! This is what both ends of a lane do: read sockets by [`receiving`], send through [`encode`],
+//! take datagrams through [`incoming`], give them to sockets through a [`batch::Batcher`], let
+//! flows live by the rules of [`lifetimes`], and tell the other end within the bounds of
+//! [`notices`]. The flows of visitors are the server's (`server/udp`), those with a socket towards
+//! the service the client's (`client/udp`). Nothing here waits for room: a UDP datagram that finds
+//! none is dropped and counted, as it would be by a router.
 //!
 //! All of this lives on one core. No borrow of a `RefCell` is held across an `await` or a call to
 //! another module.
@@ -16,8 +16,10 @@ pub(crate) mod encode;
 mod expiry;
 pub(crate) mod incoming;
 pub(crate) mod lifetimes;
+mod moderation;
 pub(crate) mod notices;
 mod order;
+pub(crate) mod receiving;
 pub(crate) mod room;
 mod yielding;
 
@@ -36,7 +38,7 @@ use crate::sys::udp::{Purpose, ReceiveBatch};
 pub(crate) const FLOWS_PER_CORE_MAX: usize = 16_384;
 
 /// Receive calls before the core's other tasks get a turn, as for QUIC sockets.
-pub(crate) const RECEIVE_CALLS_PER_TURN: usize = 2;
+const RECEIVE_CALLS_PER_TURN: usize = 2;
 
 /// Longest time between two looks for expired flows and silent lanes: a flow outlives its timeout
 /// by no more than this.
@@ -53,7 +55,7 @@ pub(crate) const EXPIRED_PER_TURN: usize = 32;
 pub(crate) const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// Wait after an error of waiting itself, so that an error that persists does not spin.
-pub(crate) const WAIT_ERROR_PAUSE: Duration = Duration::from_millis(100);
+const WAIT_ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 thread_local! {
     /// The receive buffers of a core, shared by all sockets towards services; 1 MB for each would
@@ -106,7 +108,7 @@ impl Rarely {
 
 /// Takes the core's receive buffers for the length of `with`, without a borrow that a call out
 /// could meet.
-pub(crate) fn with_receive_batch<R>(with: impl FnOnce(&mut ReceiveBatch) -> R) -> R {
+fn with_receive_batch<R>(with: impl FnOnce(&mut ReceiveBatch) -> R) -> R {
     let mut batch = RECEIVE_BATCH
         .take()
         .unwrap_or_else(|| ReceiveBatch::new(Purpose::Traffic));

@@ -31,10 +31,8 @@ use crate::core::service_counters::ServiceCounters;
 use crate::flow::bandwidth::Direction;
 use crate::flow::udp::batch::Batcher;
 use crate::flow::udp::lifetimes::{Limits, Stage};
-use crate::flow::udp::{
-    EXPIRED_PER_TURN, RECEIVE_CALLS_PER_TURN, Rarely, UdpSettings, WAIT_ERROR_PAUSE,
-    with_receive_batch,
-};
+use crate::flow::udp::receiving::{Receiver, receive_all};
+use crate::flow::udp::{EXPIRED_PER_TURN, Rarely, UdpSettings};
 use crate::server::access_log::End;
 use crate::server::pool::balance::Tried;
 use crate::server::shared::ServedService;
@@ -353,42 +351,7 @@ impl TrafficSocket {
                 return;
             }
         }
-        while !self.is_handed_over.get() {
-            let ready = self.receive_over.cuts_short(self.socket.readable()).await;
-            match ready {
-                None => return,
-                Some(Ok(())) => {}
-                Some(Err(error)) => {
-                    self.counters.internal_errors.increment();
-                    tracing::error!(%error, "waiting for a UDP traffic socket failed");
-                    crate::core::time::sleep(WAIT_ERROR_PAUSE).await;
-                    continue;
-                }
-            }
-            while self.receives() && self.receive_turn() {
-                yield_now().await;
-            }
-        }
-    }
-
-    /// Makes some receive calls. False once the socket is drained.
-    fn receive_turn(self: &Rc<Self>) -> bool {
-        with_receive_batch(|batch| (0..RECEIVE_CALLS_PER_TURN).all(|_| self.receive_once(batch)))
-    }
-
-    fn receive_once(self: &Rc<Self>, batch: &mut ReceiveBatch) -> bool {
-        match self.socket.try_receive(batch) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-            // This is the ICMP error of an earlier send; the next call goes on (udp(7)).
-            Err(error) => {
-                tracing::debug!(%error, "receive on a UDP traffic socket");
-                return false;
-            }
-        }
-        let now = Instant::now();
-        batch.for_each(|received| self.packet(received.from, received.to_ip, received.data, now));
-        batch.is_full()
+        receive_all(&self).await;
     }
 
     fn packet(
@@ -531,6 +494,38 @@ impl TrafficSocket {
             }
         }
         true
+    }
+}
+
+impl Receiver for Rc<TrafficSocket> {
+    fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
+    fn counters(&self) -> &CoreCounters {
+        &self.counters
+    }
+
+    fn over(&self) -> &Event {
+        &self.receive_over
+    }
+
+    fn receives(&self) -> bool {
+        TrafficSocket::receives(self)
+    }
+
+    fn handle(&self, batch: &mut ReceiveBatch) -> u32 {
+        let now = Instant::now();
+        let mut datagrams = 0;
+        batch.for_each(|received| {
+            datagrams += 1;
+            self.packet(received.from, received.to_ip, received.data, now);
+        });
+        datagrams
+    }
+
+    fn failed(&self, error: &io::Error) {
+        tracing::debug!(%error, "receive on a UDP traffic socket");
     }
 }
 
